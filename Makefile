@@ -1,0 +1,29 @@
+# Four verbs. `make demo` on a bare machine (python3 and git) installs into .venv and trains; nothing else is needed.
+PYTHON ?= python3
+CUDA ?= cu13
+PY := .venv/bin/python
+
+.PHONY: install demo test soak
+
+install: .venv/.installed
+
+.venv/.installed: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Duet needs Python 3.11 to 3.13, but $(PYTHON) is $$($(PYTHON) -V): make PYTHON=python3.12 ..."; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "$(PYTHON) has no venv module: apt install python3-venv, then run make again"; exit 2; }
+	$(PY) -m pip install -q --disable-pip-version-check torch -c constraints.txt
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[$(CUDA),test]' -c constraints.txt
+	@touch $@
+
+demo: install
+	$(PY) -m trainer --exp demo
+
+test: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+	$(PY) -m pytest -n 2 --dist worksteal
+
+soak: install
+	$(PY) -m pytest -m soak -v

@@ -1,0 +1,32 @@
+"""Settings that must precede every import of torch and Triton, and the fixtures that several packages share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Read when a @triton.jit function is defined, so it has to be set before any fused.py is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+torch.set_num_threads(1)  # two pytest workers on two cores; results do not depend on it
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Folder with outputs of the published code (environment variable DUET_FIXTURES); skips where it is absent."""
+    folder = Path(os.environ.get("DUET_FIXTURES", SHARED / "fixtures"))
+    if not folder.is_dir():
+        pytest.skip(f"no fixtures of the published code in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path:
+    """Folder with real NTU videos (environment variable DUET_REAL); skips where it is absent."""
+    folder = Path(os.environ.get("DUET_REAL", SHARED / "real"))
+    if not folder.is_dir():
+        pytest.skip(f"no real videos in {folder}")
+    return folder
