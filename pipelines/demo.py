@@ -1,0 +1,152 @@
+"""The demo's data set, made once, from nothing: real H.264 files and skeletons. `python -m pipelines.demo --out DIR`
+
+An NTU-like set of 12 classes in 4 groups. In the pairs MOTION_ONLY every single frame of the two classes looks
+alike and only the order or tempo of the joints tells them apart; in the pairs COLOUR_ONLY the joints are alike
+and only the held object's look differs. One training video is cut in half and cannot be opened; one training
+clip has no skeleton (M = 1, all zeros).
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from pipelines.demo_classes import (
+    COARSE_MAP,
+    COARSE_NAMES,
+    COLOUR_ONLY,
+    FINE_NAMES,
+    MOTION_ONLY,
+    TRAIN,
+    VAL,
+    ClipId,
+    DemoConfig,
+    clip_ids,
+)
+from pipelines.demo_clip import annotate, write_clip
+
+__all__ = [
+    "COARSE_MAP",
+    "COARSE_NAMES",
+    "COLOUR_ONLY",
+    "FINE_NAMES",
+    "MOTION_ONLY",
+    "DemoConfig",
+    "make_demo",
+]
+
+GENERATOR = 1  # raise it whenever the same DemoConfig yields other data, so that old folders are made anew
+RECORD, ANNOTATIONS, VIDEOS = "demo.json", "annotations.pkl", "videos"
+
+
+def make_demo(root: Path, config: DemoConfig, workers: int = 1) -> Path:
+    """Make the data set under `root`, or what is missing of it, and return the path of its annotations.
+
+    Layout: videos/<name>.mp4, annotations.pkl ({'split', 'annotations'}, reference/models.md B1), demo.json.
+    Bytes depend on `config` and the versions of the libraries, not on `workers`. A complete folder of the same
+    config is left as it is; one of another config is replaced; a folder with foreign videos is refused.
+    """
+    clips, videos, annotations = clip_ids(config), root / VIDEOS, root / ANNOTATIONS
+    claim(root, config)
+    missing = [clip for clip in clips if not (videos / f"{clip.name}.mp4").exists()]
+    if missing:
+        write_videos(missing, config, videos, workers)
+    if not annotations.exists():
+        splits = {split: [clip.name for clip in clips if clip.split == split] for split in (TRAIN, VAL)}
+        content = {"split": splits, "annotations": [annotate(config, clip) for clip in clips]}
+        write_whole(annotations, pickle.dumps(content, protocol=4))
+    return annotations
+
+
+def claim(root: Path, config: DemoConfig) -> None:
+    """Leave `root` holding videos of this very config only, and a record that says so."""
+    record, videos = root / RECORD, root / VIDEOS
+    content = {"generator": GENERATOR, "config": asdict(config)}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    if record.exists() and json.loads(record.read_text())["digest"] == digest:
+        return
+    if not record.exists() and videos.exists() and any(videos.iterdir()):
+        raise ValueError(f"{videos} holds files that the demo did not make: name another folder, or move them away.")
+    videos.mkdir(parents=True, exist_ok=True)
+    (root / ANNOTATIONS).unlink(missing_ok=True)
+    for file in [*videos.glob("*.mp4"), *videos.glob("*.tmp")]:
+        file.unlink()
+    write_whole(record, json.dumps({"digest": digest, **content}, indent=1).encode())
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """A reader sees the old file or the new one, never a part."""
+    part = file.with_suffix(".tmp")
+    part.write_bytes(content)
+    part.replace(file)
+
+
+def write_videos(clips: list[ClipId], config: DemoConfig, videos: Path, workers: int) -> None:
+    """Draw and encode `clips`, in `workers` processes where that is more than one, under a progress bar."""
+    job = partial(write_clip, config, folder=videos)
+    if workers == 1:
+        watch(map(job, clips), len(clips))
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=die_with_parent) as pool:
+        watch(pool.map(job, clips), len(clips))
+
+
+def die_with_parent() -> None:
+    """A killed run must not leave workers behind that write into the folder of the next."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def watch(done: Iterable[str], total: int) -> None:
+    """Drain `done` under a progress bar with rate and time left; where stderr is no terminal, a line every tenth."""
+    console = Console(stderr=True)
+    start = time.monotonic()
+    columns = (
+        TextColumn("demo videos"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, rate="")
+        for count, _ in enumerate(done, start=1):
+            rate = count / (time.monotonic() - start)
+            text = f"{rate:.1f} clips/s, {(total - count) / rate:.0f} s left"
+            bar.update(task, advance=1, rate=text)
+            if not console.is_terminal and count * 10 // total > (count - 1) * 10 // total:
+                console.print(f"demo videos {count}/{total}, {text}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the demo's data set: videos and skeletons.")
+    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder of the data set")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw and encode")
+    args = parser.parse_args()
+    try:
+        annotations = make_demo(args.out, DemoConfig(), args.workers)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+    print(f"demo data: {annotations}")
+
+
+if __name__ == "__main__":
+    main()
