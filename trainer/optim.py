@@ -1,0 +1,140 @@
+"""SGD that skips a bad step on the device, clipping, learning rates as pure functions of time, early stopping."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+Schedule = Literal["constant", "cosine", "cosine_per_step", "multistep"]
+
+
+def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Torch's fused SGD over all `parameters` in one group, biases and norms decayed too, as published.
+
+    Momentum starts as zeros, which gives torch's own first step (dampening 0); left to torch it would be
+    uninitialised memory whenever the very first step is skipped.
+    """
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    if momentum:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_and_check(parameters: Iterable[Parameter], max_norm: float | None) -> tuple[Tensor, Tensor]:
+    """Scale gradients in place so that their total 2-norm is at most `max_norm` (None: leave them).
+
+    Returns the total norm before clipping and whether it is finite, scalars on the device: nothing waits for it.
+    Same rule as torch.nn.utils.clip_grad_norm_. Under DDP every rank sees the same norm, so the same verdict.
+    """
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm, norm.isfinite()
+
+
+def step_if(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
+    """Step a fused optimizer where `ok` (bool scalar on the device), else leave weights and momentum bit-identical.
+
+    The kernel reads the verdict itself (GradScaler's found_inf protocol), so the host does not wait.
+    """
+    optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+class BufferGuard:
+    """Puts buffers that a forward pass has changed (BatchNorm statistics, prototypes) back after a bad step.
+
+    `hold()` before the forward pass, `settle(ok)` after the verdict; neither waits for the device. Contents are
+    chosen as integers of the same width: a float product would keep NaN alive.
+    """
+
+    def __init__(self, buffers: Iterable[Tensor]) -> None:
+        integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}  # integer type -> live, held
+        for buffer in buffers:
+            bits = buffer.detach().view(integers[buffer.itemsize])
+            live, held = self._groups.setdefault(bits.dtype, ([], []))
+            live.append(bits)
+            held.append(bits.clone())
+
+    def hold(self) -> None:
+        for live, held in self._groups.values():
+            torch._foreach_copy_(held, live)
+
+    def settle(self, ok: Tensor) -> None:
+        """Keep the new contents where `ok` (bool scalar on the device), else bring the held ones back."""
+        for integer, (live, held) in self._groups.items():
+            torch._foreach_mul_(live, ok.to(integer))
+            torch._foreach_mul_(held, (~ok).to(integer))
+            torch._foreach_add_(live, held)
+
+
+def learning_rate(
+    schedule: Schedule,
+    epoch: int,
+    step: int,
+    steps_per_epoch: int,
+    *,
+    base_lr: float,
+    num_epochs: int,
+    eta_min: float = 0.0,
+    warmup_epochs: int = 0,
+    milestones: Sequence[int] = (),
+    gamma: float = 0.1,
+) -> float:
+    """Learning rate of step `step` (from 0) of epoch `epoch` (from 0); depends on nothing before it.
+
+    Warm-up: factors from .1 to 1 in equal strides, epoch by epoch (5 epochs: .1 .325 .55 .775 1), which is
+    mmengine's LinearLR(start_factor=.1, by_epoch). Then `cosine` falls per epoch from base_lr to eta_min over the
+    epochs left, and `cosine_per_step` per step; `multistep` multiplies by `gamma` at each milestone (an epoch).
+    Source: models.md B2, C6.
+    """
+    if epoch < warmup_epochs:
+        return base_lr * (0.1 + 0.9 * epoch / max(warmup_epochs - 1, 1))
+    if schedule == "multistep":
+        return base_lr * gamma ** sum(epoch >= milestone for milestone in milestones)
+    if schedule == "constant":
+        return base_lr
+    done = epoch - warmup_epochs + (step / steps_per_epoch if schedule == "cosine_per_step" else 0)
+    return eta_min + (base_lr - eta_min) * (1 + math.cos(math.pi * done / (num_epochs - warmup_epochs))) / 2
+
+
+@dataclass(kw_only=True, slots=True)
+class EarlyStopping:
+    """Stops after `patience` validations in a row that did not reach best + min_delta (mmengine's hook, models.md C6).
+
+    A score that is not a number counts as no improvement. `state_dict` goes into the snapshot.
+    """
+
+    patience: int
+    min_delta: float = 0.0
+    best: float = -math.inf
+    waited: int = 0
+
+    def update(self, score: float) -> bool:
+        """Count one validation; True when it is time to stop."""
+        if score >= self.best + self.min_delta:
+            self.best = score
+            self.waited = 0
+        else:
+            self.waited += 1
+        return self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the count; patience and min_delta stay those of this run's experiment."""
+        self.best, self.waited = state["best"], state["waited"]
