@@ -1,0 +1,244 @@
+"""Skeleton annotations: the published pickles, read safely, as a columnar table that stays on the disk.
+
+`open_table` turns a pickle into a `ClipTable` once, in a cache keyed by the pickle's content, and memory-maps it from
+then on: opening costs milliseconds, and all ranks of a machine share one copy. Schemas: reference models.md A1, B1.
+"""
+
+import collections
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1  # raise when the columns change: older caches are then rebuilt
+
+
+class AnnotationError(ValueError):
+    """An annotation file that cannot be used; the text names the file, the value and the way out."""
+
+
+def _dtype(*args: Any) -> np.dtype:
+    dtype = np.dtype(*args)
+    if dtype.kind not in "biufSU":
+        raise pickle.UnpicklingError(f"arrays of kind '{dtype}' are not allowed")
+    return dtype
+
+
+def _encode(text: str, encoding: str = "latin1", errors: str = "strict") -> bytes:
+    return text.encode(encoding, errors)
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    from numpy._core import multiarray, numeric
+
+    table: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): _dtype,
+        ("_codecs", "encode"): _encode,
+        ("collections", "OrderedDict"): collections.OrderedDict,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        table[f"{core}.multiarray", "_reconstruct"] = multiarray._reconstruct  # type: ignore[attr-defined]
+        table[f"{core}.multiarray", "scalar"] = multiarray.scalar  # type: ignore[attr-defined]
+        table[f"{core}.numeric", "_frombuffer"] = numeric._frombuffer  # type: ignore[attr-defined]
+    return table
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    """Only names of the table are ever looked up, so a pickle can hold numbers, text and plain arrays, nothing else."""
+
+    names = _allowed()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.names:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which annotations never need")
+        return self.names[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it holds a persistent id")
+
+
+def read_pickle(path: Path) -> Any:
+    """Load numbers, text and plain arrays from a pickle without running anything that it contains."""
+    try:
+        with open(path, "rb") as file:
+            return _SafeUnpickler(file).load()
+    except FileNotFoundError:
+        raise AnnotationError(f"{path} does not exist; set data.annotations to the skeleton pickle") from None
+    except Exception as error:  # a hostile or torn pickle can raise anything
+        raise AnnotationError(f"{path} was not read: {error}; get the published skeleton pickle again") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ClipTable:
+    """All clips of an annotation file, one row a clip; joints stay memory-mapped.
+
+    names [n] str; label, total_frames, height, width, num_persons [n] int32; first_row [n] int64;
+    joints [sum(M*T), V, 3] float16 or float32 (x, y, score) in pixels of (height, width); splits: name -> rows.
+    """
+
+    digest: str
+    names: np.ndarray
+    label: np.ndarray
+    total_frames: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    num_persons: np.ndarray
+    first_row: np.ndarray
+    joints: np.ndarray
+    splits: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def num_joints(self) -> int:
+        return self.joints.shape[1]
+
+    def clip_joints(self, clip: int) -> np.ndarray:
+        """[M, T, V, 3] (x, y, score) of one clip, a view into the map; M may be 0."""
+        persons, frames, first = self.num_persons[clip], self.total_frames[clip], self.first_row[clip]
+        rows = self.joints[first : first + persons * frames]
+        return rows.reshape(persons, frames, self.num_joints, 3)
+
+    def rows_of(self, split: str | None) -> np.ndarray:
+        """Rows of a split; None stands for all clips (files that hold one list, as MA-52's do)."""
+        if split is None:
+            return np.arange(len(self))
+        if split not in self.splits:
+            raise AnnotationError(f"there is no split '{split}' here, only {sorted(self.splits) or 'a plain list'}")
+        return self.splits[split]
+
+
+def open_table(path: Path, cache: Path) -> ClipTable:
+    """The table of an annotation pickle, built into `cache` when this content is new."""
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:20]
+    except OSError as error:
+        raise AnnotationError(
+            f"{path} cannot be opened ({error.strerror}); set data.annotations to the skeleton pickle"
+        ) from None
+    folder = cache / f"{digest}-v{FORMAT}"
+    if not folder.is_dir():
+        _build(path, folder)
+    columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
+    splits = {
+        name: np.asarray(rows, np.int64) for name, rows in json.loads((folder / "splits.json").read_text()).items()
+    }
+    return ClipTable(digest=digest, splits=splits, **columns)
+
+
+_COLUMNS = ("names", "label", "total_frames", "height", "width", "num_persons", "first_row", "joints")
+
+
+def _build(path: Path, folder: Path) -> None:
+    """Write the columns beside the goal and rename them into place, so that a kill leaves no half cache."""
+    content = read_pickle(path)
+    clips, splits = _schema(path, content)
+    columns = _columns(path, clips)
+    row_of = {name: row for row, name in enumerate(columns["names"].tolist())}
+    if len(row_of) != len(clips):
+        twice = [name for name, count in collections.Counter(columns["names"].tolist()).items() if count > 1]
+        raise AnnotationError(f"{path} lists {len(twice)} clips twice, first {twice[0]}; remove the duplicates")
+    rows = {str(name): _split_rows(path, str(name), members, row_of) for name, members in splits.items()}
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True, exist_ok=True)
+    for name, column in columns.items():
+        np.save(temporary / f"{name}.npy", column)
+    (temporary / "splits.json").write_text(json.dumps(rows))
+    try:
+        temporary.rename(folder)
+    except OSError:  # another rank was faster: its content is the same
+        shutil.rmtree(temporary)
+
+
+def _schema(path: Path, content: Any) -> tuple[list[dict], dict]:
+    """Both published forms: {'split', 'annotations'} and the bare list of clips."""
+    if isinstance(content, dict) and {"split", "annotations"} <= content.keys():
+        clips, splits = content["annotations"], content["split"]
+    else:
+        clips, splits = content, {}
+    if not isinstance(clips, list) or not clips or not all(isinstance(clip, dict) for clip in clips):
+        raise AnnotationError(
+            f"{path} holds neither a list of clips nor {{'split', 'annotations'}}; see the README for the format"
+        )
+    return clips, splits
+
+
+def _split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> list[int]:
+    unknown = [name for name in members if name not in row_of]
+    if unknown:
+        raise AnnotationError(
+            f"split '{split}' of {path} lists {len(unknown)} clips without an annotation, first {unknown[0]}"
+        )
+    return [row_of[name] for name in members]
+
+
+def _columns(path: Path, clips: list[dict]) -> dict[str, np.ndarray]:
+    parsed = []
+    for number, clip in enumerate(clips):
+        try:
+            parsed.append(_parse(clip))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            name = clip.get("frame_dir", clip.get("filename", "?"))
+            reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
+            raise AnnotationError(f"{path}, clip {number} ({name}): {reason}") from None
+    joints = [clip["joints"] for clip in parsed]
+    num_joints = collections.Counter(j.shape[2] for j in joints).most_common()
+    if len(num_joints) > 1:
+        odd = next(clip["names"] for clip in parsed if clip["joints"].shape[2] != num_joints[0][0])
+        raise AnnotationError(f"{path} mixes {dict(num_joints)} joints a person (joints: clips), for example {odd}")
+    half = all(j.dtype == np.float16 for j in joints)
+    rows = np.array([j.shape[0] * j.shape[1] for j in joints], np.int64)
+    columns = {
+        name: np.array([clip[name] for clip in parsed], np.int32)
+        for name in ("label", "total_frames", "height", "width", "num_persons")
+    }
+    flat = np.concatenate([j.reshape(-1, *j.shape[2:]) for j in joints])
+    return columns | {
+        "names": np.array([clip["names"] for clip in parsed]),
+        "first_row": np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(np.int64),
+        "joints": flat.astype(np.float16 if half else np.float32, copy=False),
+    }
+
+
+def _parse(clip: dict) -> dict[str, Any]:
+    """One published annotation, checked; joints without scores get score 1, as in the published loader."""
+    name = clip["frame_dir"] if "frame_dir" in clip else clip["filename"]
+    keypoint = np.asarray(clip["keypoint"])
+    if keypoint.ndim != 4 or keypoint.shape[-1] not in (2, 3):
+        raise ValueError(f"keypoint has shape {keypoint.shape}, not (person, frame, joint, 2)")
+    frames = int(clip["total_frames"])
+    if not frames >= 1 or abs(keypoint.shape[1] - frames) > 2:
+        raise ValueError(f"total_frames is {frames}, but the skeleton has {keypoint.shape[1]} frames")
+    frames = min(frames, keypoint.shape[1])
+    dtype = np.float16 if keypoint.dtype == np.float16 else np.float32
+    score = clip.get("keypoint_score")
+    if score is None:
+        score = keypoint[..., 2] if keypoint.shape[-1] == 3 else np.ones(keypoint.shape[:3], dtype)
+    height, width = (int(side) for side in clip["img_shape"])
+    joints = np.concatenate([keypoint[..., :2], np.asarray(score).reshape(*keypoint.shape[:3], 1)], axis=-1)
+    return {
+        "names": _safe_name(str(name)),
+        "label": int(clip["label"]),
+        "total_frames": frames,
+        "height": height,
+        "width": width,
+        "num_persons": keypoint.shape[0],
+        "joints": np.nan_to_num(joints[:, :frames].astype(dtype), nan=0.0),
+    }
+
+
+def _safe_name(name: str) -> str:
+    """A clip's name is joined to the user's data folder, so it must not lead out of it."""
+    parts = name.replace("\\", "/").split("/")
+    if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
+        raise ValueError(f"the name {name!r} leads out of the data folder")
+    return name

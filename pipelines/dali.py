@@ -1,0 +1,81 @@
+"""The DALI graph: JPEG packets and regions in, frames of one size out. The only file that imports DALI.
+
+One code path for both devices: `fn.decoders.image` decodes on the GPU's JPEG engine (`mixed`) or by libjpeg-turbo
+(`cpu`). What DALI does and does not do: reference dali.md.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+
+# One step of the source: packets [N*T] of uint8, regions' starts and ends [N*T, 2] as (y, x) in packet pixels.
+Step = tuple[list[np.ndarray], np.ndarray, np.ndarray]
+
+
+def mirrored(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends [N, 2] (y, x) of boxes [N, 4]; a mirrored clip is a region whose x ends are swapped."""
+    left, top, right, bottom = box.T
+    start = np.stack([top, np.where(flip, right, left)], axis=1)
+    end = np.stack([bottom, np.where(flip, left, right)], axis=1)
+    return start.astype(np.float32), end.astype(np.float32)
+
+
+class FrameDecoder:
+    """Decodes and resizes `num_images` packets a step, `prefetch` steps ahead of the one who asks.
+
+    `source(step)` is called from step 0 on and raises StopIteration after the last. It runs on a DALI thread.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[int], Step],
+        num_images: int,
+        size: int,
+        device: torch.device,
+        *,
+        threads: int,
+        prefetch: int,
+        hw_decoder_load: float = 0.75,
+    ):
+        on_gpu = device.type == "cuda"
+        self.pipeline = _graph(
+            lambda info: source(info.iteration),
+            size,
+            "mixed" if on_gpu else "cpu",
+            hw_decoder_load,
+            batch_size=num_images,
+            num_threads=threads,
+            device_id=(device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=prefetch,
+        )
+        self.pipeline.build()
+
+    def next(self) -> torch.Tensor:
+        """Frames of the next step: uint8 [N*T, size, size, 3] in DALI's own memory, not copied."""
+        (frames,) = self.pipeline.run()
+        return torch.from_dlpack(frames.as_tensor())
+
+
+@pipeline_def(exec_dynamic=True)  # survives a failed batch; the older executor does not
+def _graph(source, size: int, decoder: str, hw_decoder_load: float):
+    packets, start, end = fn.external_source(
+        source=source,
+        num_outputs=3,
+        batch=True,  # a per-sample source would drop the last partial batch
+        batch_info=True,
+        dtype=[types.UINT8, types.FLOAT, types.FLOAT],
+        ndim=[1, 1, 1],
+    )
+    on_gpu = {"hw_decoder_load": hw_decoder_load} if decoder == "mixed" else {}
+    # Fancy upsampling makes both decoders agree.
+    frames = fn.decoders.image(packets, device=decoder, output_type=types.RGB, jpeg_fancy_upsampling=True, **on_gpu)
+    return fn.resize(
+        frames,
+        size=(size, size),
+        roi_start=start,
+        roi_end=end,
+        interp_type=types.INTERP_LINEAR,
+        antialias=False,
+    )

@@ -1,0 +1,123 @@
+"""Boxes: where a sample looks, what a pack must hold, how joints land on the heatmap. Pure functions of pixels.
+
+A box is (left, top, right, bottom) in pixels of the annotation. Source: MMCompact and RandomResizedCrop of MMAction2
+(reference models.md A3).
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+RESIZED = 256  # training crops are drawn on the compacted image resized to this many pixels
+CROP_AREA = (0.56, 1.0)
+CROP_ASPECT = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompactRule:
+    """MMCompact's settings; the defaults are those of every published RGB + pose recipe.
+
+    ratio: least height / width and its inverse's bound (None keeps the joints' own shape); pad: may leave the image.
+    """
+
+    padding: float = 0.25
+    threshold: float = 10
+    ratio: tuple[float, float] | None = (1.0, 1.0)
+    pad: bool = True
+
+
+COMPACT = CompactRule()
+
+
+def compact_box(joints: np.ndarray, height: int, width: int, rule: CompactRule = COMPACT) -> tuple[int, int, int, int]:
+    """The square box around all joints of a sample, a quarter larger, as published; it may leave the image.
+
+    joints [..., >=2] (x, y, ...); a coordinate of exactly 0 or NaN is missing. Without a person of at least 10 px the
+    whole frame is returned.
+    """
+    spans = [_span(joints[..., axis]) for axis in (0, 1)]
+    if any(not high - low >= rule.threshold for low, high in spans):
+        return 0, 0, width, height
+    # The sums are float32 and the rest double, as NumPy 1 evaluated the published lines.
+    half_x, half_y = (float(high - low) / 2 * (1 + rule.padding) for low, high in spans)
+    x, y = (float(low + high) / 2 for low, high in spans)
+    if rule.ratio is not None:
+        half_y = max(rule.ratio[0] * half_x, half_y)
+        half_x = max(1 / rule.ratio[1] * half_y, half_x)
+    box = (int(x - half_x), int(y - half_y), int(x + half_x), int(y + half_y))
+    if rule.pad:
+        return box
+    return max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])
+
+
+def _span(coordinates: np.ndarray) -> tuple[np.float32, np.float32]:
+    seen = np.asarray(coordinates, np.float32)
+    seen = seen[(seen != 0) & ~np.isnan(seen)]
+    if not seen.size:
+        return np.float32(0), np.float32(0)
+    return seen.min(), seen.max()
+
+
+def random_crop(rng: np.random.RandomState, side: int = RESIZED) -> tuple[int, int, int, int]:
+    """A random box (left, top, right, bottom) of 56-100 % area and 3:4 to 4:3 aspect within a square of `side` px."""
+    aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), size=10))
+    area = rng.uniform(*CROP_AREA, size=10) * side * side
+    widths = np.round(np.sqrt(area * aspect)).astype(np.int64)
+    heights = np.round(np.sqrt(area / aspect)).astype(np.int64)
+    for width, height in zip(widths.tolist(), heights.tolist(), strict=True):
+        if width <= side and height <= side:
+            left, top = rng.randint(0, side - width + 1), rng.randint(0, side - height + 1)
+            return left, top, left + width, top + height
+    return 0, 0, side, side
+
+
+def crop_of(box: tuple[int, int, int, int], crop: tuple[int, int, int, int]) -> np.ndarray:
+    """The part of `box` that `crop` (in pixels of the box resized to 256) selects: [4] float64 in annotation pixels."""
+    left, top, right, bottom = box
+    scale = np.array([right - left, bottom - top] * 2, np.float64) / RESIZED
+    return np.array([left, top, left, top], np.float64) + np.asarray(crop, np.float64) * scale
+
+
+def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tuple[tuple[int, int, int, int], float]:
+    """The region that holds every box which sampling `count` pose frames can ask for, and the smallest such box's side.
+
+    joints [M, T, V, >=2] of the whole clip. A box of width W and height H around any of its frames reaches at most
+    max(W/8, 5H/8) left and right of the joints, and max(H/8, 5W/8) above and below. When some sample may see no person,
+    the whole frame belongs to the region. Returns (left, top, right, bottom), side in pixels.
+    """
+    (left, right), (top, bottom) = (_span(joints[..., axis]) for axis in (0, 1))
+    wide, high = float(right - left), float(bottom - top)
+    margin_x, margin_y = max(wide / 8, high * 5 / 8), max(high / 8, wide * 5 / 8)
+    region = (
+        int(np.floor(left - margin_x)) - 1,
+        int(np.floor(top - margin_y)) - 1,
+        int(np.ceil(right + margin_x)) + 1,
+        int(np.ceil(bottom + margin_y)) + 1,
+    )
+    least = [_least_span(joints[..., axis], count) for axis in (0, 1)]
+    side = max(least) * (1 + COMPACT.padding)
+    if max(wide, high) < COMPACT.threshold or min(wide, high) < COMPACT.threshold:
+        return (0, 0, width, height), float(min(height, width))
+    if min(least) < COMPACT.threshold:
+        region = (min(region[0], 0), min(region[1], 0), max(region[2], width), max(region[3], height))
+        side = max(side, COMPACT.threshold * (1 + COMPACT.padding))
+    return region, side
+
+
+def _least_span(coordinates: np.ndarray, count: int) -> float:
+    """A lower bound of the joints' extent on one axis over every sample of `count` frames: [M, T, V] -> pixels.
+
+    A sample holds at least one frame of each span (of each pair of neighbours while total < 2 * count, all frames
+    when total < count), so the widest of the spans' narrowest frames is always exceeded.
+    """
+    total = coordinates.shape[1]
+    per_frame = np.array([high - low for low, high in (_span(coordinates[:, t]) for t in range(total))])
+    if total < count:
+        low, high = _span(coordinates)
+        return float(high - low)
+    if total < 2 * count:
+        pairs = per_frame[: total - total % 2].reshape(-1, 2)
+        return float(pairs.min(axis=1).max(initial=per_frame[-1] if total == count else 0))
+    edges = [i * total // count for i in range(count + 1)]
+    return float(max(per_frame[a:b].min() for a, b in itertools.pairwise(edges)))

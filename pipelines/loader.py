@@ -1,0 +1,160 @@
+"""From plans to batches: reads packets, lets DALI decode them ahead of time, and draws the heatmaps.
+
+No worker process and no state: an epoch can be entered at any batch. A damaged packet is named, replaced by the nearest
+good frame of its clip, and counted.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from kernels.heatmap import render_heatmaps
+from pipelines.annotations import ClipTable
+from pipelines.batch import Batch
+from pipelines.config import ClipConfig
+from pipelines.dali import FrameDecoder, Step, mirrored
+from pipelines.packs import Pack, PackError
+from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_train, sampled_joints
+
+
+@dataclass
+class Loader:
+    """Batches of one split on one rank.
+
+    `rows` are the table's rows to use, the same on every rank; `batch_size` is global. Training batches come in the
+    epoch's order, the last one filled up from its start; evaluation batches come in table order, the last one padded
+    with its last clip and marked by `Batch.valid`.
+    """
+
+    table: ClipTable
+    pack: Pack
+    rows: np.ndarray
+    config: ClipConfig
+    coarse_map: tuple[int, ...]
+    train: bool
+    batch_size: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    prefetch: int = 2
+    threads: int = field(default_factory=lambda: max(1, min(8, len(os.sched_getaffinity(0)) - 1)))
+    say: Callable[[str], None] = print
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world_size:
+            raise ValueError(
+                f"the global batch of {self.batch_size} clips does not divide over {self.world_size} ranks; "
+                f"set optim.batch_size to a multiple of {self.world_size}"
+            )
+        self.pack_rows = self.pack.rows_of(self.table)
+        self.coarse = torch.tensor(self.coarse_map, device=self.device)
+        self.partner = torch.from_numpy(self.config.skeleton.partner()).to(self.device)
+        self.damaged: set[tuple[str, int]] = set()
+
+    @property
+    def num_batches(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from batch `first` on."""
+        plans: dict[int, ClipPlan] = {}  # the source runs ahead of the batches; a plan waits here in between
+
+        def source(step: int) -> Step:
+            if first + step >= self.num_batches:
+                raise StopIteration
+            plans[step] = self.plan(epoch, first + step)
+            return self._read(plans[step])
+
+        frames = self.config.rgb_frames * self.batch_size // self.world_size
+        size = self.config.sizes(self.train)[0]
+        decoder = FrameDecoder(source, frames, size, self.device, threads=self.threads, prefetch=self.prefetch)
+        for step in range(self.num_batches - first):
+            rgb = decoder.next()
+            yield self._batch(plans.pop(step), first + step, rgb)
+
+    def plan(self, epoch: int, step: int) -> ClipPlan:
+        """This rank's plans for batch `step`."""
+        if self.train:
+            order = epoch_order(self.rows, self.seed, epoch)
+            rows = batch_rows(order, step, self.batch_size, self.rank, self.world_size)
+            return plan_train(self.table, rows, self.config, self.seed, epoch)
+        places = np.minimum(self._places(step), len(self.rows) - 1)
+        return plan_eval(self.table, self.rows[places], self.config)
+
+    def _places(self, step: int) -> np.ndarray:
+        return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
+
+    def _read(self, plan: ClipPlan) -> Step:
+        packets = [
+            packet
+            for row, frames in zip(plan.row, plan.rgb_frames, strict=True)
+            for packet in self._packets(int(row), frames)
+        ]
+        box = np.repeat(self._pack_boxes(plan), self.config.rgb_frames, axis=0)
+        return packets, *mirrored(box, np.repeat(plan.flip, self.config.rgb_frames))
+
+    def _packets(self, row: int, frames: np.ndarray) -> list[np.ndarray]:
+        """JPEG packets of the planned frames; a damaged one gives its place to the nearest good frame."""
+        pack_row = int(self.pack_rows[row])
+        packets, damaged = self.pack.read_frames(pack_row, frames.tolist())
+        for place in damaged:
+            frame = int(frames[place])
+            self._name_damage(str(self.table.names[row]), frame)
+            packets[place] = self._nearest_good(pack_row, frame)
+        return [np.frombuffer(packet, np.uint8) for packet in packets]
+
+    def _nearest_good(self, pack_row: int, frame: int) -> bytes:
+        num_frames = int(self.pack.num_frames[pack_row])
+        for other in sorted(range(num_frames), key=lambda other: abs(other - frame)):
+            (packet,), damaged = self.pack.read_frames(pack_row, [other])
+            if not damaged:
+                return packet
+        raise PackError(f"no frame of {self.pack.names[pack_row]} in {self.pack.folder} is readable; prepare it again")
+
+    def _name_damage(self, name: str, frame: int) -> None:
+        if (name, frame) not in self.damaged:
+            self.damaged.add((name, frame))
+            self.say(f"{name}: frame {frame} of its pack is damaged, its nearest good frame takes its place")
+
+    def _pack_boxes(self, plan: ClipPlan) -> np.ndarray:
+        """Boxes in packet pixels: annotation pixels -> pixels of the video -> pixels of the packed region."""
+        packed = self.pack_rows[plan.row]
+        annotated = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
+        to_video = self.pack.source_size[packed] / annotated
+        region = self.pack.region[packed]
+        to_pack = self.pack.frame_size[packed] / (region[:, 2:] - region[:, :2])
+        corners = plan.box.reshape(-1, 2, 2) * to_video[:, None]
+        return ((corners - region[:, None, :2]) * to_pack[:, None]).reshape(-1, 4)
+
+    def _batch(self, plan: ClipPlan, step: int, rgb: torch.Tensor) -> Batch:
+        size = self.config.sizes(self.train)[1]
+        scale = size / (plan.box[:, 2:] - plan.box[:, :2])
+        shift = -plan.box[:, :2] * scale
+        placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)  # ax, bx, ay, by
+        on_gpu = self.device.type == "cuda"
+        heatmap = render_heatmaps(
+            self._to_device(sampled_joints(self.table, plan)),
+            (size, size),
+            self.config.sigma,
+            placement=self._to_device(placement),
+            flip=self._to_device(plan.flip),
+            partner=self.partner,
+            limbs=self.config.skeleton.limbs if self.config.limbs else (),
+            dtype=torch.bfloat16 if on_gpu else torch.float32,
+        )
+        label = self._to_device(self.table.label[plan.row].astype(np.int64))
+        return Batch(
+            rgb=rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:]),
+            heatmap=heatmap,
+            label=label,
+            coarse_label=self.coarse[label],
+            index=self._to_device(plan.row.astype(np.int64)),
+            valid=self._to_device(self._places(step) < len(self.rows) if not self.train else plan.row >= 0),
+        )
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)

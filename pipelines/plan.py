@@ -1,0 +1,84 @@
+"""All luck of a clip, drawn once: a pure function of (seed, epoch, row). RGB frames and skeleton obey the same plan.
+
+Nothing here has a state, so batch k of epoch e is computable at once, on any number of ranks: resume is "start there".
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.annotations import ClipTable
+from pipelines.config import ClipConfig
+from pipelines.geometry import RESIZED, compact_box, crop_of, random_crop
+from pipelines.sampling import eval_frames, train_frames
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPlan:
+    """Plans of N clips: row [N]; rgb_frames [N, T]; pose_frames [N, T'] int64; box [N, 4] (left, top, right, bottom) in
+    annotation pixels; flip [N] bool.
+    """
+
+    row: np.ndarray
+    rgb_frames: np.ndarray
+    pose_frames: np.ndarray
+    box: np.ndarray
+    flip: np.ndarray
+
+
+def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The rows in this epoch's order, the same on every rank and every machine."""
+    return np.random.Generator(np.random.Philox(key=[seed, (1 << 63) + epoch])).permutation(rows)
+
+
+def batch_rows(order: np.ndarray, step: int, batch_size: int, rank: int, world_size: int) -> np.ndarray:
+    """This rank's part of global batch `step`; the last batch of an epoch is filled up from the order's start."""
+    places = np.arange(step * batch_size + rank, (step + 1) * batch_size, world_size)
+    return order[places % len(order)]
+
+
+def plan_train(table: ClipTable, rows: np.ndarray, config: ClipConfig, seed: int, epoch: int) -> ClipPlan:
+    """Random frames, crop and flip of each row for one epoch."""
+    return _stack(rows, [_train_clip(table, int(row), config, seed, epoch) for row in rows])
+
+
+def plan_eval(table: ClipTable, rows: np.ndarray, config: ClipConfig, clip: int = 0, num_clips: int = 1) -> ClipPlan:
+    """Fixed frames of each row and its whole compact box: sample `clip` of `num_clips`, as published."""
+    plans = []
+    for row in rows:
+        total = int(table.total_frames[row])
+        rgb = eval_frames(total, config.rgb_frames, num_clips)[clip]
+        samples = eval_frames(total, config.pose_frames, num_clips)
+        # The published box is drawn around all samples of a clip together.
+        box = _compact(table, int(row), samples.ravel())
+        plans.append((rgb, samples[clip], np.array(box, np.float64), False))
+    return _stack(rows, plans)
+
+
+def _train_clip(table: ClipTable, row: int, config: ClipConfig, seed: int, epoch: int) -> tuple:
+    rng = np.random.RandomState(np.random.Philox(key=[seed, (epoch << 32) + row]))
+    total = int(table.total_frames[row])
+    rgb = train_frames(total, config.rgb_frames, rng)
+    pose = train_frames(total, config.pose_frames, rng)
+    box = crop_of(_compact(table, row, pose), random_crop(rng, RESIZED))
+    return rgb, pose, box, rng.random_sample() < config.flip
+
+
+def _compact(table: ClipTable, row: int, frames: np.ndarray) -> tuple[int, int, int, int]:
+    joints = table.clip_joints(row)[:, frames, :, :2]
+    return compact_box(joints, int(table.height[row]), int(table.width[row]))
+
+
+def _stack(rows: np.ndarray, plans: list[tuple]) -> ClipPlan:
+    rgb, pose, box, flip = zip(*plans, strict=True)
+    return ClipPlan(np.asarray(rows), np.stack(rgb), np.stack(pose), np.stack(box), np.array(flip))
+
+
+def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
+    """[N, T', M, V, 3] float32 joints of the planned pose frames; people that a clip lacks have score 0."""
+    clips = [table.clip_joints(int(row))[:, frames] for row, frames in zip(plan.row, plan.pose_frames, strict=True)]
+    persons = max(1, *(len(clip) for clip in clips)) if len(clips) > 1 else max(1, len(clips[0]))
+    joints = np.zeros((len(clips), plan.pose_frames.shape[1], persons, table.num_joints, 3), np.float32)
+    for number, clip in enumerate(clips):
+        joints[number, :, : len(clip)] = clip.transpose(1, 0, 2, 3)
+    return joints

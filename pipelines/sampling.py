@@ -1,0 +1,42 @@
+"""Which frames of a clip are looked at: MMAction2's uniform sampling (models.md A3), index for index.
+
+The functions take their generator. With `numpy.random.RandomState(seed)` they give the published numbers; the plan
+hands them a `RandomState` over a counter-based generator, so training luck has no state to carry.
+"""
+
+import numpy as np
+
+TEST_SEED = 255  # the published seed of test-mode sampling, used anew for each stream of each clip
+
+
+def train_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:
+    """`count` frame numbers of a clip of `total` frames, one in each equal span; short clips wrap around.
+
+    Returns [count] int64 in [0, total).
+    """
+    frames = rng.randint(0, total) + np.arange(count) if total < count else _spread(total, count, rng)
+    return np.mod(frames, total)
+
+
+def eval_frames(total: int, count: int, num_clips: int) -> np.ndarray:
+    """`num_clips` fixed samples of a clip: [num_clips, count] int64; the first of ten equals the only one of one."""
+    rng = np.random.RandomState(TEST_SEED)
+    clips = []
+    for clip in range(num_clips):
+        if total < count:
+            start = clip if total < num_clips else clip * total // num_clips
+            frames = start + np.arange(count)
+        else:
+            frames = _spread(total, count, rng)
+        clips.append(np.mod(frames, total))
+    return np.stack(clips)
+
+
+def _spread(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:
+    """Sorted frame numbers for total >= count: skip single frames while few are left over, else one per span."""
+    if total < 2 * count:
+        skipped = np.zeros(count + 1, dtype=np.int64)
+        skipped[rng.choice(count + 1, total - count, replace=False)] = 1
+        return np.arange(count) + np.cumsum(skipped)[:-1]
+    edges = np.array([i * total // count for i in range(count + 1)])
+    return edges[:count] + rng.randint(np.diff(edges))
