@@ -1,4 +1,4 @@
-"""Duet is a source-tree application: clone, `make demo`, run from the root. Settings of the tools are in pyproject.toml."""
+"""Duet is a source-tree application: clone, `make demo`, run from the root. Tool settings: pyproject.toml."""
 
 from setuptools import find_packages, setup
 
@@ -14,14 +14,13 @@ setup(
     # tests and benchmarks run from the checkout and are never installed.
     packages=find_packages(include=["pipelines*", "kernels*", "models*", "trainer*"]),
     install_requires=[
-        # torch 2.9 has a broken bf16 conv3d (pytorch#166122), 2.10 was never tried here; trainer/cli.py says so to
-        # those who force an older one in.
+        # torch 2.9 has a broken bf16 conv3d (pytorch#166122), 2.10 was never tried here; trainer/cli.py refuses them by
+        # name.
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=2",
         "av>=14",
         "safetensors>=0.5",
-        "pyarrow>=18",
         "tyro>=0.9",
         "rich>=13",
         "tensorboard>=2.18",
