@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.heatmap.reference import FAR, MIN_SCORE, channel_pairs
+from kernels.heatmap.reference import FAR, MIN_SCORE
 
 BLOCK_P = 128
 
@@ -57,8 +57,12 @@ def render_heatmaps(
 
 @lru_cache
 def _pairs_on(device: torch.device, num_joints: int, limbs: tuple[tuple[int, int], ...], keypoints: bool) -> Tensor:
-    """The pairs of `channel_pairs`, copied once to the device and not at every call."""
-    return channel_pairs(num_joints, limbs, keypoints).to(device)
+    """The joints that each channel runs between, int64 [C, 2], copied once to the device, not at every call.
+
+    (v, v) for a joint, (a, b) for a limb: a joint is a limb without length.
+    """
+    points = [(v, v) for v in range(num_joints)] if keypoints else []
+    return torch.tensor([*points, *limbs], dtype=torch.int64, device=device).reshape(-1, 2)
 
 
 @triton.jit
@@ -130,7 +134,7 @@ def _place(joint, placement, clip, mirrored, W: tl.constexpr, MIN_SCORE: tl.cons
     x = tl.load(joint).to(tl.float32)
     y = tl.load(joint + 1).to(tl.float32)
     score = tl.load(joint + 2).to(tl.float32)
-    drawn = score.to(tl.float64) >= MIN_SCORE
+    drawn = score.to(tl.float64) - MIN_SCORE >= 0  # a comparison would round the constant to float32
     if placement is not None:
         drawn = drawn & ((x != 0) | (y != 0))
         x = tl.load(placement + clip * 4) * x + tl.load(placement + clip * 4 + 1)

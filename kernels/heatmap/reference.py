@@ -37,30 +37,15 @@ def render_heatmaps(
     Source: GeneratePoseTarget, reference/models.md A3.
     """
     placed = _place(joints, size[1], placement, flip, partner)
-    pairs = channel_pairs(joints.shape[3], limbs, keypoints).to(joints.device)
-    starts, ends, scores = _strokes(placed[..., pairs[:, 0], :], placed[..., pairs[:, 1], :])
-    pixel, stroke = _pixels(starts, ends, scores, size, sigma)
-    offset = pixel - starts[stroke]
-    along = ends[stroke] - starts[stroke]
-    # A joint is a limb without length: the projection onto it is its start.
-    position = (offset * along).sum(1) / (along * along).sum(1).clamp(min=1)
-    offset -= position.clamp(0, 1)[:, None] * along
-    value = torch.exp((offset * offset).sum(1) * (-0.5 / sigma**2)) * scores[stroke]
-
-    num_clips, num_frames, num_people = joints.shape[:3]
-    num_channels = len(pairs)
-    volume = torch.zeros(num_clips, num_frames, *size, num_channels, dtype=dtype, device=joints.device)
-    frame = stroke // (num_people * num_channels) if num_channels else stroke
-    column, row = pixel.long().unbind(1)
-    index = ((frame * size[0] + row) * size[1] + column) * num_channels + stroke % max(num_channels, 1)
-    volume.view(-1).scatter_reduce_(0, index, value.to(dtype), "amax")
-    return volume.permute(0, 1, 4, 2, 3)
-
-
-def channel_pairs(num_joints: int, limbs: tuple[tuple[int, int], ...], keypoints: bool) -> Tensor:
-    """The joints that each channel runs between, int64 [C, 2]: (v, v) for a joint, (a, b) for a limb."""
-    points = [(v, v) for v in range(num_joints)] if keypoints else []
-    return torch.tensor([*points, *limbs], dtype=torch.int64).reshape(-1, 2)
+    num_clips, num_frames, _, num_joints = joints.shape[:4]
+    points = num_joints if keypoints else 0
+    volume = torch.zeros(num_clips, num_frames, *size, points + len(limbs), device=joints.device)
+    if volume.numel() and keypoints:
+        _draw_points(volume, placed, sigma)
+    if volume.numel():
+        for channel, (a, b) in enumerate(limbs, start=points):
+            _draw_limb(volume, channel, placed[..., a, :], placed[..., b, :], sigma)
+    return volume.to(dtype).permute(0, 1, 4, 2, 3)
 
 
 def _place(joints: Tensor, width: int, placement: Tensor | None, flip: Tensor | None, partner: Tensor | None) -> Tensor:
@@ -80,26 +65,65 @@ def _place(joints: Tensor, width: int, placement: Tensor | None, flip: Tensor | 
     return torch.where(flip[:, None, None, None, None], placed[..., partner, :], placed)
 
 
-def _strokes(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Starts and ends [S, 2], scores [S] of S = N T M C strokes; below a pixel's length only the start counts."""
-    start, end = start.reshape(-1, 3), end.reshape(-1, 3)
-    points, ends, score = start[:, :2], end[:, :2], torch.minimum(start[:, 2], end[:, 2])
-    short = (points - ends).square().sum(1) < 1
-    ends = torch.where(short[:, None], points, ends)
-    return points, ends, torch.where(short & (score > 0), start[:, 2], score)
+def _draw_points(volume: Tensor, placed: Tensor, sigma: float) -> None:
+    """Draw all joints into the first channels: a Gaussian is the product of its row and its column."""
+    num_clips, num_frames, height, width, num_channels = volume.shape
+    columns, across = _profile(placed[..., 0], width, sigma)
+    rows, down = _profile(placed[..., 1], height, sigma)
+    value = (down * placed[..., 2:])[..., :, None] * across[..., None, :]
+    frame = torch.arange(num_clips * num_frames, device=volume.device).view(num_clips, num_frames, 1, 1, 1)
+    line = ((frame * height + rows) * width)[..., :, None]
+    channel = torch.arange(placed.shape[3], device=volume.device)[:, None, None]
+    index = (line + columns[..., None, :]) * num_channels + channel
+    volume.view(-1).scatter_reduce_(0, index.view(-1), value.view(-1), "amax")
 
 
-def _pixels(starts: Tensor, ends: Tensor, scores: Tensor, size: tuple[int, int], sigma: float) -> tuple[Tensor, Tensor]:
-    """All pixels (x, y) float32 [P, 2] of all windows, and the stroke [P] that each belongs to."""
+def _profile(center: Tensor, limit: int, sigma: float) -> tuple[Tensor, Tensor]:
+    """Pixels [..., K] int64 of the widest window on one axis and the Gaussian there, 0 past the window's end."""
+    first, end = _window(center, center, limit, sigma)
+    pixel = first[..., None] + torch.arange(math.floor(6 * sigma + 1e-6) + 2, device=center.device)
+    value = torch.exp((pixel - center[..., None]).square() * (-0.5 / sigma**2))
+    return pixel.clamp(max=limit - 1), value * (pixel < end[..., None])
+
+
+def _window(low: Tensor, high: Tensor, limit: int, sigma: float) -> tuple[Tensor, Tensor]:
+    """First pixel, and the one past the last, of the published windows around [low, high] on one axis."""
     # The published edges are computed in float64; a float32 sum may move them by a pixel.
-    reach = 3 * sigma
-    first = (torch.minimum(starts, ends).double() - reach).clamp(0, math.inf).trunc()
-    limit = torch.tensor([size[1], size[0]], device=starts.device)
-    last = torch.minimum((torch.maximum(starts, ends).double() + reach).trunc() + 1, limit)
-    extent = (last - first).clamp(min=0)
-    area = torch.where(scores > 0, extent.prod(1), 0).long()
-    stroke = torch.repeat_interleave(area)
-    inside = torch.arange(len(stroke), device=starts.device) - (area.cumsum(0) - area)[stroke]
-    width = extent[:, 0].long()[stroke]
-    row = torch.div(inside, width, rounding_mode="floor")
-    return first.float()[stroke] + torch.stack([inside - row * width, row], 1), stroke
+    first = (low.double() - 3 * sigma).long().clamp(min=0)
+    return first, ((high.double() + 3 * sigma).long() + 1).clamp(max=limit)
+
+
+def _draw_limb(volume: Tensor, channel: int, start: Tensor, end: Tensor, sigma: float) -> None:
+    """Draw the limbs from `start` to `end` [N, T, M, 3] into one channel."""
+    height, width, num_channels = volume.shape[2:]
+    frame = torch.arange(start[..., 0].numel(), device=volume.device) // start.shape[2]
+    (ax, ay, score), (bx, by, end_score) = start.reshape(-1, 3).unbind(1), end.reshape(-1, 3).unbind(1)
+    lower = torch.minimum(score, end_score)
+    short = (ax - bx).square() + (ay - by).square() < 1
+    bx, by = torch.where(short, ax, bx), torch.where(short, ay, by)
+    first_x, end_x = _window(torch.minimum(ax, bx), torch.maximum(ax, bx), width, sigma)
+    first_y, end_y = _window(torch.minimum(ay, by), torch.maximum(ay, by), height, sigma)
+    extent = end_x - first_x
+    area = extent.clamp(min=0) * (end_y - first_y).clamp(min=0) * (lower > 0)
+    limb, row, column = _cells(area, extent)
+
+    origin = ((frame * height + first_y) * width + first_x) * num_channels + channel
+    length = ((ax - bx).square() + (ay - by).square()).clamp(min=1)
+    peak = torch.where(short, score, lower)
+    table = torch.stack([first_x - ax, first_y - ay, bx - ax, by - ay, length, peak], 1)
+    left, top, along_x, along_y, length, peak = table.index_select(0, limb).unbind(1)
+    x, y = left + column, top + row
+    position = ((x * along_x + y * along_y) / length).clamp(0, 1)
+    squared = (x - position * along_x).square() + (y - position * along_y).square()
+    value = torch.exp(squared * (-0.5 / sigma**2)) * peak
+    index = origin[limb] + (row * width + column).long() * num_channels
+    volume.view(-1).scatter_reduce_(0, index, value, "amax")
+
+
+def _cells(area: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Every cell of a list of windows of `area` cells, `extent` wide: its window, row and column, each [sum(area)]."""
+    window = torch.repeat_interleave(area)
+    inside = torch.arange(len(window), device=area.device) - (area.cumsum(0) - area)[window]
+    width = extent[window].float()
+    row = ((inside + 0.5) / width).floor()  # exact for every window below 4M cells
+    return window, row, inside - row * width

@@ -1,0 +1,275 @@
+"""Heatmaps: nested loops over the contract guard the reference and the kernel, the published code guards all three."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from triton.runtime.errors import InterpreterError
+
+from kernels import heatmap
+from kernels.heatmap import fused, reference
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LIMBS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (1, 0), (3, 10), (11, 12), (13, 14))
+# float32: exp, and the rounding along limbs that run far off the map. bfloat16: half a step below 1.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
+
+CASES = {
+    # name: (people, joints, size, sigma, options)
+    "flipped limbs": (2, 17, (7, 13), 0.7, {"limbs": LIMBS, "placed": True, "flipped": True}),
+    "plain": (1, 17, (7, 13), 0.6, {}),
+    "crowd": (3, 17, (13, 17), 0.7, {}),
+    "placed": (2, 28, (7, 13), 0.6, {"placed": True}),
+    "flipped": (2, 17, (13, 17), 0.6, {"placed": True, "flipped": True}),
+    "flipped in heatmap pixels": (1, 17, (7, 13), 2.0, {"flipped": True}),
+    "joints and limbs": (2, 17, (13, 17), 0.6, {"limbs": LIMBS}),
+    "limbs only": (3, 28, (13, 9), 0.5, {"limbs": LIMBS, "keypoints": False}),
+    "bfloat16": (2, 17, (13, 17), 0.6, {"limbs": LIMBS, "placed": True, "dtype": torch.bfloat16}),
+}
+
+
+def make_case(num_people, num_joints, size, sigma, *, placed=False, flipped=False, **options):
+    """Joints with every clause of the contract, and the keyword arguments that go with them."""
+    generator = torch.Generator().manual_seed(num_people * 100 + num_joints)
+    shape = (2, 3, num_people, num_joints)
+    x = torch.rand(shape, generator=generator) * (size[1] + 12) - 6
+    y = torch.rand(shape, generator=generator) * (size[0] + 12) - 6
+    joints = torch.stack([x, y, torch.rand(shape, generator=generator)], -1)
+    joints[1, 1:, 1:, :, :2] = joints[1, 1:, :1, :, :2] + 0.3  # people who overlap
+    joints[0, :, :, 1] = joints[0, :, :, 0] + torch.tensor([0.5, 0.4, 0.0])  # a limb below a pixel
+    joints[0, :, :, 1, 2] *= 0.5  # ... which takes its start's score, the higher
+    joints[1, :, :, 3] = joints[1, :, :, 2]  # a limb without length
+    joints[0, 0, :, 5] = joints[0, 0, :, 4] + torch.tensor([1.0, 0.0, 0.0])  # a limb of one pixel
+    joints[0, 1, :, 6, :2] = torch.tensor([3.0, 3.0])
+    joints[0, 1, :, 7, :2] = torch.tensor([30.0, 4.0])  # a limb that leaves the map
+    for joint, score in enumerate((0.0, 0.9e-4, 1.1e-4, 1e-4, -1.0, float("nan")), start=8):
+        joints[1, 0, :, joint, 2] = score
+    joints[0, 2, 0, :6, 0] = torch.tensor([float("nan"), math.inf, -math.inf, 2e6, -2e6, 1.0])
+    joints[0, 2, 0, 6, 1] = float("nan")
+    edge = 3 * sigma  # window edges on both sides of an integer
+    joints[1, 2, 0, :6, 0] = torch.tensor([edge, -edge, -edge - 0.99, 1 + edge, 4 - edge, size[1] + edge])
+    joints[1, 2, 0, :6, 1] = size[0] / 2
+    if flipped:
+        swap = [v + 1 if v % 2 else v - 1 for v in range(1, num_joints - 1)]
+        options["partner"] = torch.tensor([0, *swap[: (num_joints - 1) // 2 * 2], num_joints - 1][:num_joints])
+        options["flip"] = torch.tensor([True, False])
+    if placed:
+        options["placement"] = torch.tensor([[0.25, -1.0, 0.5, 2.0], [0.3, 0.7, 0.2, -0.4]])
+        a, b = options["placement"][:, None, None, None, 0::2], options["placement"][:, None, None, None, 1::2]
+        joints[..., :2] = (joints[..., :2] - b) / a
+        joints[:, 1, 0, 11:13, :2] = 0.0  # missing, though their score says otherwise
+        joints[:, 1, 0, 12, 0] = 0.5 if num_people > 1 else 0.0  # a zero on one axis alone is a place
+    return joints, {"size": size, "sigma": sigma, **options}
+
+
+def oracle(joints, size, sigma, placement=None, flip=None, partner=None, limbs=(), keypoints=True, dtype=None):
+    """The contract as loops over clips, frames, people, channels and the pixels of a window."""
+    num_clips, num_frames, num_people, num_joints, _ = joints.shape
+    pairs = [(v, v) for v in range(num_joints) if keypoints] + list(limbs)
+    volume = np.zeros((num_clips, num_frames, len(pairs), *size))
+
+    def place(n, x, y, score):
+        x, y = np.float32(x), np.float32(y)
+        if not score >= 1e-4 or (placement is not None and x == 0 and y == 0):
+            return None
+        if placement is not None:
+            ax, bx, ay, by = placement[n].numpy()
+            x, y = ax * x + bx, ay * y + by
+        if flip is not None and flip[n]:
+            x = np.float32(size[1]) - x
+        return (float(x), float(y), score) if abs(x) < 1e6 and abs(y) < 1e6 else None
+
+    for n, t, m in np.ndindex(num_clips, num_frames, num_people):
+        body = [place(n, *joint) for joint in joints[n, t, m].tolist()]
+        if flip is not None and flip[n]:
+            body = [body[v] for v in partner.tolist()]
+        for c, (a, b) in enumerate(pairs):
+            if body[a] is not None and body[b] is not None:
+                draw_stroke(volume[n, t, c], body[a], body[b], sigma)
+    return torch.from_numpy(volume).to(dtype or torch.float32)
+
+
+def draw_stroke(image, start, end, sigma):
+    score = min(start[2], end[2])
+    if (start[0] - end[0]) ** 2 + (start[1] - end[1]) ** 2 < 1:
+        end, score = start, start[2]
+    a, b = np.array(start[:2]), np.array(end[:2])
+    for row in range(*window(a[1], b[1], sigma, image.shape[0])):
+        for column in range(*window(a[0], b[0], sigma, image.shape[1])):
+            pixel = np.array([column, row])
+            share = (pixel - a) @ (b - a) / max((b - a) @ (b - a), 1e-12)
+            squared = np.square(pixel - a - min(max(share, 0), 1) * (b - a)).sum()
+            image[row, column] = max(image[row, column], score * math.exp(-squared / (2 * sigma**2)))
+
+
+def window(a, b, sigma, limit):
+    return max(int(min(a, b) - 3 * sigma), 0), min(int(max(a, b) + 3 * sigma) + 1, limit)
+
+
+def draw_fused(module, joints, options) -> Tensor:
+    on_device = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in options.items()}
+    return module.render_heatmaps(joints.to(DEVICE), **on_device).cpu()
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory that arrives full of NaN, so that an element nobody writes is seen."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(math.nan))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reference_follows_the_contract(case):
+    *arguments, extra = CASES[case]
+    joints, options = make_case(*arguments, **extra)
+    expected, drawn = oracle(joints, **options), reference.render_heatmaps(joints, **options)
+    tolerance = TOLERANCE[drawn.dtype]
+    torch.testing.assert_close(drawn, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_follows_the_contract(case, poisoned):
+    *arguments, extra = CASES[case]
+    joints, options = make_case(*arguments, **extra)
+    expected, drawn = oracle(joints, **options), draw_fused(fused, joints, options)
+    tolerance = TOLERANCE[drawn.dtype]
+    torch.testing.assert_close(drawn, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("module", [reference, fused])
+def test_layout_strides_and_input_dtype(module, poisoned):
+    joints, options = make_case(2, 17, (7, 13), 0.6, limbs=LIMBS)
+    expected = oracle(joints, **options)
+    backwards = joints.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
+    drawn = draw_fused(module, backwards, options)
+    assert drawn.permute(0, 1, 3, 4, 2).is_contiguous()
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)
+    half = joints.half()
+    expected = oracle(half.float(), **options)
+    torch.testing.assert_close(draw_fused(module, half, options), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("module", [reference, fused])
+def test_check_value_of_the_published_rule(module):
+    joints = torch.tensor([10.3, 5.6, 0.9]).view(1, 1, 1, 1, 3)
+    drawn = draw_fused(module, joints, {"size": (16, 16), "sigma": 0.7})[0, 0, 0]
+    assert drawn[6, 10] == pytest.approx(0.69735, abs=1e-5)
+    assert drawn.nonzero().aminmax(dim=0).min.tolist() == [3, 8]
+    assert drawn.nonzero().aminmax(dim=0).max.tolist() == [7, 12]
+
+
+@pytest.mark.parametrize("module", [reference, fused])
+@pytest.mark.parametrize("shape", [(0, 2, 1, 17, 3), (2, 0, 1, 17, 3), (1, 1, 0, 17, 3)])
+def test_nothing_to_draw(module, shape):
+    drawn = draw_fused(module, torch.ones(shape), {"size": (4, 5), "sigma": 0.6})
+    assert drawn.shape == (*shape[:2], 17, 4, 5)
+    assert not drawn.any()
+    assert draw_fused(module, torch.ones(1, 1, 1, 17, 3), {"size": (0, 0), "sigma": 0.6}).numel() == 0
+    nobody = draw_fused(module, torch.ones(1, 1, 0, 17, 3), {"size": (4, 5), "sigma": 0.6, "limbs": LIMBS})
+    assert nobody.shape == (1, 1, 17 + len(LIMBS), 4, 5)
+    assert not nobody.any()
+
+
+def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
+    joints, options = make_case(1, 17, (7, 13), 0.6)
+    monkeypatch.setattr(fused, "render_heatmaps", None)
+    torch.testing.assert_close(heatmap.render_heatmaps(joints, **options), reference.render_heatmaps(joints, **options))
+
+
+def published(module, case) -> Tensor:
+    """Our volume [T, C, H, W] for one file of fixtures/heatmap, with the published oddities made here."""
+    settings = json.loads(str(case["params"]))
+    points = torch.from_numpy(case["keypoint"].astype(np.float32) * np.float32(settings["scaling"]))
+    scored = settings["use_score"] and "keypoint_score" in case
+    score = torch.from_numpy(case["keypoint_score"].astype(np.float32)) if scored else torch.ones_like(points[..., 0])
+    joints = torch.cat([points, score[..., None]], -1).transpose(0, 1)[None]
+    limbs = tuple((a, b) for a, b in settings["skeletons"]) if settings["with_limb"] else ()
+    size = tuple(int(side * settings["scaling"] + 0.5) for side in case["img_shape"].tolist())
+    options = {"size": size, "sigma": settings["sigma"], "limbs": limbs, "keypoints": settings["with_kp"]}
+    volume = draw_fused(module, joints, options)[0]
+    if settings["with_kp"] and limbs:  # the published code draws limbs over the joints' channels
+        volume[:, : len(limbs)] = volume[:, : len(limbs)].maximum(volume[:, points.shape[2] :])
+        volume[:, points.shape[2] :] = 0
+    if settings["double"]:
+        left, right = ("left_kp", "right_kp") if settings["with_kp"] else ("left_limb", "right_limb")
+        swapped = torch.arange(volume.shape[1])
+        swapped[settings[left]], swapped[settings[right]] = map(torch.tensor, (settings[right], settings[left]))
+        volume = torch.cat([volume, volume.flip(-1)[:, swapped]])
+    return volume
+
+
+@pytest.mark.parametrize("module", [reference, fused])
+def test_equal_to_the_published_code(module, fixtures, monkeypatch):
+    monkeypatch.setattr(fused, "BLOCK_P", 4096)  # the interpreter's time goes by programs, not by pixels
+    files = sorted((fixtures / "heatmap").glob("*.npz"))
+    if not files:
+        pytest.skip(f"no heatmap/*.npz in {fixtures}")
+    for file in files:
+        case = np.load(file)
+        expected = torch.from_numpy(case["out"])
+        # Limbs: 5e-6 is the published code's own float32 rounding.
+        torch.testing.assert_close(published(module, case), expected, atol=1e-5, rtol=0, msg=lambda m: f"{file}: {m}")  # noqa: B023
+
+
+MUTANTS = {
+    "sum of people": (
+        "tl.maximum(brightest, tl.where(inside, value, 0.0))",
+        "brightest + tl.where(inside, value, 0.0)",
+    ),
+    "last person": ("tl.maximum(brightest, tl.where(inside, value, 0.0))", "tl.where(inside, value, 0.0)"),
+    "no window": ("tl.where(inside, value, 0.0)", "value"),
+    "window floors": (".to(tl.int32)", ".to(tl.int32) - 1"),
+    "float32 edges": ("tl.float64) - REACH", "tl.float32) - (REACH + 1e-5)"),
+    "x and y swapped": ("(pixel % W)[:, None], (pixel // W)[:, None]", "(pixel // W)[:, None], (pixel % W)[:, None]"),
+    "channels first": (") * C + channel[None, :]", ") + channel[None, :] * (H * W)"),
+    "tail unwritten": ("(pixel < H * W)", "(pixel < H * W - 1)"),
+    "mirror off by one": ("W - x", "W - 1 - x"),
+    "partner ignored": ("tl.load(partner + start)", "start"),
+    "limb partner ignored": ("tl.load(partner + end)", "end"),
+    "zero joint drawn": ("(x != 0) | (y != 0)", "score > 0"),
+    "zero on one axis": ("(x != 0) | (y != 0)", "(x != 0) & (y != 0)"),
+    "lower score dropped": ("tl.where(short & (lower > 0), score, lower)", "score"),
+    "short limb, lower score": ("tl.where(short & (lower > 0), score, lower)", "lower"),
+    "a pixel is short": ("(ay - by) < 1", "(ay - by) <= 1"),
+    "limb without end": ("tl.minimum(tl.maximum(position, 0.0), 1.0)", "tl.maximum(position, 0.0)"),
+    "score off": (") * score[None, :]", ")"),
+    "any score": ("- MIN_SCORE >= 0", "> 0"),
+    "far joints": ("(tl.abs(x) < FAR) & ", ""),
+    "first clip places all": ("placement + clip * 4)", "placement)"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_die(name, tmp_path, poisoned):
+    old, new = MUTANTS[name]
+    source = Path(fused.__file__).read_text()
+    assert old in source
+    (tmp_path / "mutant.py").write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location("mutant", tmp_path / "mutant.py")
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    for *arguments, extra in CASES.values():
+        joints, options = make_case(*arguments, **extra)
+        expected = reference.render_heatmaps(joints, **options)
+        try:
+            drawn = draw_fused(mutant, joints, options)
+        except InterpreterError:  # NumPy's warning of a NaN cast to an integer
+            return
+        if not torch.allclose(drawn, expected, atol=TOLERANCE[expected.dtype], rtol=0):
+            return
+    pytest.fail("this mutant passes every case")
+
+
+@pytest.mark.gpu
+def test_kernel_on_a_gpu_at_training_size():
+    joints = torch.rand(16, 48, 2, 17, 3, generator=torch.Generator().manual_seed(0)) * 60
+    joints[..., 2] /= 60
+    for limbs in ((), LIMBS):
+        expected = reference.render_heatmaps(joints, (56, 56), 0.6, limbs=limbs)
+        drawn = heatmap.render_heatmaps(joints.cuda(), (56, 56), 0.6, limbs=limbs).cpu()
+        torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)
