@@ -1,0 +1,45 @@
+"""How fast the last steps were, and how much of that was waiting for data."""
+
+import time
+from collections import deque
+
+
+class Clock:
+    """Seconds, clips and waiting of the last 100 steps; the first step of a process (compilation) does not count."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, float, int]] = deque(maxlen=100)  # seconds, of them waiting, clips
+        self._last = time.perf_counter()
+        self._warm = False
+
+    def start(self) -> None:
+        """Time since the last step (a validation, say) is nobody's."""
+        self._last = time.perf_counter()
+
+    def tick(self, num_clips: int, waited: float) -> None:
+        now = time.perf_counter()
+        if len(self._steps) == 1 and not self._warm:
+            self._steps.clear()
+            self._warm = True
+        self._steps.append((now - self._last, waited, num_clips))
+        self._last = now
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self._sum(0) / max(len(self._steps), 1)
+
+    @property
+    def waited_per_step(self) -> float:
+        return self._sum(1) / max(len(self._steps), 1)
+
+    @property
+    def clips_per_second(self) -> float:
+        return self._sum(2) / max(self._sum(0), 1e-9)
+
+    @property
+    def data_share(self) -> float:
+        """Share of the time that the host spent waiting for data, 0 to 1."""
+        return min(self._sum(1) / max(self._sum(0), 1e-9), 1.0)
+
+    def _sum(self, column: int) -> float:
+        return sum(step[column] for step in self._steps)
