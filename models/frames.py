@@ -1,0 +1,37 @@
+"""The models' entry: batches as the loader makes them, folded to [N*T, C, H, W] channels_last."""
+
+import torch
+from torch import Tensor, nn
+
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+class FoldFrames(nn.Module):
+    """Fold both streams; normalise RGB frames that are bytes. One pass each when compiled, casts included.
+
+    rgb: [N, T, H, W, 3], uint8 in RGB order, or float that is normalised already.
+    heatmap: [N, T', V, H', W'] over channels-last memory. Returns ([N*T, 3, H, W], [N*T', V, H', W']) in the dtype that
+    convolutions compute in: autocast's, else the weights'.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN), persistent=False)
+        self.register_buffer("scale", 1 / torch.tensor(STD), persistent=False)
+
+    def forward(self, rgb: Tensor, heatmap: Tensor) -> tuple[Tensor, Tensor]:
+        frames = rgb.flatten(0, 1)
+        if not frames.is_floating_point():
+            frames = (frames.to(self.mean.dtype) - self.mean) * self.scale
+        dtype = compute_dtype(self.mean)
+        return frames.permute(0, 3, 1, 2).to(dtype), heatmap.flatten(0, 1).to(dtype)
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """What convolutions compute in: autocast's dtype where it is on, else the weights'."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

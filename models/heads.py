@@ -1,0 +1,85 @@
+"""From stream features to logits and losses."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import LossWeights
+from models.layers import clip_mean
+
+STREAMS = ("rgb", "pose")
+
+
+class Output(NamedTuple):
+    """What a model returns: logits [N, K] by stream and coarse head, weighted loss terms (none without labels)."""
+
+    logits: dict[str, Tensor]
+    losses: dict[str, Tensor]
+
+
+class TwoStreamHead(nn.Module):
+    """Global average, dropout, one linear layer per stream and label level; cross-entropy in float32 or wider.
+
+    Heads are named rgb, pose, rgb_coarse, pose_coarse (the last two where num_coarse > 0).
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        num_classes: int,
+        num_coarse: int,
+        loss_weights: LossWeights,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.weights: dict[str, float] = dict(
+            zip(("rgb", "pose", "rgb_coarse", "pose_coarse"), loss_weights, strict=True)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.levels = [("", num_classes), ("_coarse", num_coarse)][: 2 if num_coarse else 1]
+        for suffix, classes in self.levels:
+            for stream, width in zip(STREAMS, channels, strict=True):
+                self.add_module(f"fc_{stream}{suffix}", linear(width, classes))
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        num_frames: dict[str, int],
+        label: Tensor | None,
+        coarse_label: Tensor | None,
+    ) -> Output:
+        pooled = {stream: self.dropout(clip_mean(features[stream], num_frames[stream])) for stream in STREAMS}
+        logits = {
+            stream + suffix: self.get_submodule(f"fc_{stream}{suffix}")(pooled[stream])
+            for suffix, _ in self.levels
+            for stream in STREAMS
+        }
+        if label is None:
+            return Output(logits, {})
+        return Output(logits, self.cross_entropies(logits, label, coarse_label))
+
+    def cross_entropies(
+        self, logits: dict[str, Tensor], label: Tensor, coarse_label: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Weighted cross-entropy of every head, as loss_<head>."""
+        losses = {}
+        for name, scores in logits.items():
+            target = coarse_label if name.endswith("_coarse") else label
+            assert target is not None, "a model with coarse heads needs coarse labels"
+            losses[f"loss_{name}"] = self.weights[name] * F.cross_entropy(full_precision(scores), target)
+        return losses
+
+
+def linear(in_channels: int, out_channels: int) -> nn.Linear:
+    """A classifier's layer: weights normal (0, .01), bias 0."""
+    layer = nn.Linear(in_channels, out_channels)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Half-width floats as float32, others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,84 @@
+"""Layers on folded clips: [N*T, C, H, W], channels_last, T known.
+
+No convolution of these nets spans time and space at once, so a 2-D network computes exactly what the published 3-D
+ones do, on the path that cuDNN and Inductor serve best (performance.md 1b-1c).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, cat, nn
+
+
+class ConvBn(nn.Module):
+    """Convolution without bias, then batch normalisation."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel of a clip by a gate made from the clip's mean (over T, H and W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        reduced = squeeze_width(channels)
+        self.fc1 = nn.Linear(channels, reduced)
+        self.fc2 = nn.Linear(reduced, channels)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        rows = pixels(x, num_frames)  # [N, T*H*W, C]
+        gate = self.fc2(self.fc1(rows.mean(1)).relu()).sigmoid()
+        return unfold_pixels(rows * gate[:, None], x)
+
+
+def squeeze_width(channels: int) -> int:
+    """A sixteenth, rounded to a multiple of 8 that is at least 8 and not below nine tenths of it (models.md C1)."""
+    target = channels / 16
+    width = max(8, int(target + 4) // 8 * 8)
+    return width + 8 if width < 0.9 * target else width
+
+
+def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
+    """Channels [0, fold) from the next frame, [fold, 2 fold) from the one before; zeros beyond the clip (models.md C1).
+
+    x: [N*T, C, H, W] channels_last, as the result.
+    """
+    channels = x.shape[1]
+    frames = pixels(x, 1).reshape(x.shape[0] // num_frames, num_frames, -1, channels)  # [N, T, H*W, C]
+    later, earlier, same = frames.split([fold, fold, channels - 2 * fold], dim=-1)
+    later = F.pad(later, (0, 0, 0, 0, -1, 1))
+    earlier = F.pad(earlier, (0, 0, 0, 0, 1, -1))
+    return unfold_pixels(cat([later, earlier, same], dim=-1), x)
+
+
+def pixels(x: Tensor, num_frames: int) -> Tensor:
+    """[N*T, C, H, W] channels_last as [N, T*H*W, C]: a view."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0] // num_frames, -1, x.shape[1])
+
+
+def unfold_pixels(rows: Tensor, like: Tensor) -> Tensor:
+    """Any contiguous [..., C] with the pixels of `like` as [N*T, C, H, W] channels_last: a view."""
+    count, _, height, width = like.shape
+    return rows.reshape(count, height, width, -1).permute(0, 3, 1, 2)
+
+
+def clip_mean(x: Tensor, num_frames: int) -> Tensor:
+    """Mean of [N*T, C, H, W] over T, H and W: [N, C]."""
+    return pixels(x, num_frames).mean(1)
+
+
+def initialise(module: nn.Module) -> None:
+    """Convolutions Kaiming normal (fan out), batch norms 1 and 0, as the published nets."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, SqueezeExcite):
+            for part in (layer.fc1, layer.fc2):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(part.bias)

@@ -1,0 +1,79 @@
+"""Weights and inputs of the fixtures, remade from names (fixtures/README.md, "Weight fill"), and their comparison."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def det_u01(name: str, count: int) -> np.ndarray:
+    """`count` float64 in [0, 1) by SplitMix64 from the name."""
+    seed = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], "<u8")[0]
+    with np.errstate(over="ignore"):
+        z = seed + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def det_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+    """The weight published under `name`, float32 (int64 0 for a batch norm's counter)."""
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.int64)
+    u = det_u01(name, int(np.prod(shape))).reshape(shape)
+    if name.endswith("running_var"):
+        values = 0.5 + u
+    elif name.endswith(("running_mean", "bias")):
+        values = 0.2 * u - 0.1
+    elif len(shape) == 1:
+        values = (0.5 + 0.5 * u) * (0.3 if name.endswith("conv3.bn.weight") else 1)
+    else:
+        values = (2 * u - 1) * np.sqrt(3) * np.sqrt(2 / np.prod(shape[1:]))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def det_input(name: str, shape: tuple[int, ...]) -> Tensor:
+    """The input called `name`, float32."""
+    u = det_u01("input." + name, int(np.prod(shape))).reshape(shape)
+    return torch.from_numpy((u**8 if "heatmap" in name else 2 * u - 1).astype(np.float32))
+
+
+def fill(module: nn.Module, keys: list[list], prefix: str = "") -> None:
+    """Fill a module from a fixture's list of [key, shape, dtype]: our names follow `prefix`, shapes may be folded."""
+    own = module.state_dict()
+    published = {key.removeprefix(prefix): det_tensor(key, tuple(shape)) for key, shape, _ in keys}
+    assert set(published) == set(own), set(published) ^ set(own)
+    module.load_state_dict({name: value.reshape(own[name].shape) for name, value in published.items()})
+
+
+def load_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def folded(clip: Tensor) -> Tensor:
+    """Published [N, C, T, H, W] as our [N*T, C, H, W] channels_last."""
+    return clip.permute(0, 2, 3, 4, 1).flatten(0, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def unfolded(x: Tensor, num_frames: int) -> Tensor:
+    """Our [N*T, C, H, W] as published [N, C, T, H, W]."""
+    return x.unflatten(0, (-1, num_frames)).transpose(1, 2)
+
+
+def assert_close(ours: Tensor, published: np.ndarray | Tensor, tolerance: float) -> None:
+    """Largest difference over largest value stays under `tolerance`."""
+    published = torch.as_tensor(published, dtype=torch.float64)
+    error = (ours.detach().double() - published).abs().max() / published.abs().max()
+    assert ours.shape == published.shape
+    assert error < tolerance, f"relative difference {error:.2e}, allowed {tolerance:.0e}"
+
+
+def sample(tensor: Tensor, count: int) -> Tensor:
+    """Flat positions floor(j * n / count), or everything where there is less (C order)."""
+    flat = tensor.reshape(-1)
+    if flat.numel() <= count:
+        return flat
+    return flat[torch.arange(count) * flat.numel() // count]

@@ -1,0 +1,40 @@
+"""Small nets and batches for tests: every kind of block, odd sizes."""
+
+import torch
+from torch import Tensor, nn
+
+from models import X3DPairConfig, X3DStreamConfig
+
+SMALL_RGB = X3DStreamConfig(widths=(8, 16), blocks=(2, 1), stem_stride=2, shift_divisor=8)
+SMALL_POSE = X3DStreamConfig(widths=(16,), blocks=(3,), stem_stride=1, shift_divisor=4)
+SMALL_PAIR = X3DPairConfig(
+    num_classes=11,
+    num_coarse=3,
+    pose_channels=5,
+    loss_weights=(1.0, 1.5, 0.6, 1.2),
+    dropout=0.0,
+    rgb=SMALL_RGB,
+    pose=SMALL_POSE,
+)
+
+
+def batch(clips: int = 3, seed: int = 0, joints: int = 5, frames: tuple[int, int] = (3, 5)) -> dict[str, Tensor]:
+    """Arguments of a model: `frames` of both streams, images 37x29, heatmaps 13x9, 11 and 3 classes."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        "rgb": torch.randint(0, 256, (clips, frames[0], 37, 29, 3), generator=draw, dtype=torch.uint8),
+        "heatmap": torch.rand(clips, frames[1], 13, 9, joints, generator=draw).permute(0, 1, 4, 2, 3),
+        "label": torch.randint(0, 11, (clips,), generator=draw),
+        "coarse_label": torch.randint(0, 3, (clips,), generator=draw),
+    }
+
+
+def stir(net: nn.Module) -> nn.Module:
+    """Give every batch norm random scales, offsets and statistics, so that no block is silent."""
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1)
+            nn.init.uniform_(layer.bias, -0.5, 0.5)
+            layer.running_mean.uniform_(-0.5, 0.5)
+            layer.running_var.uniform_(0.5, 1.5)
+    return net
