@@ -133,7 +133,8 @@ def test_reference_follows_the_contract(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_kernel_follows_the_contract(case, poisoned):
+def test_kernel_follows_the_contract(case, poisoned, monkeypatch):
+    monkeypatch.setattr(fused, "TILE", 1 << 12)  # two or more programs a frame, and few: the interpreter counts them
     *arguments, extra = CASES[case]
     joints, options = make_case(*arguments, **extra)
     expected, drawn = oracle(joints, **options), draw_fused(fused, joints, options)
@@ -205,7 +206,7 @@ def published(module, case) -> Tensor:
 
 @pytest.mark.parametrize("module", [reference, fused])
 def test_equal_to_the_published_code(module, fixtures, monkeypatch):
-    monkeypatch.setattr(fused, "BLOCK_P", 4096)  # the interpreter's time goes by programs, not by pixels
+    monkeypatch.setattr(fused, "TILE", 1 << 17)
     files = sorted((fixtures / "heatmap").glob("*.npz"))
     if not files:
         pytest.skip(f"no heatmap/*.npz in {fixtures}")
@@ -253,6 +254,7 @@ def test_mutants_die(name, tmp_path, poisoned):
     spec = importlib.util.spec_from_file_location("mutant", tmp_path / "mutant.py")
     mutant = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mutant)
+    mutant.TILE = 1 << 12
     for *arguments, extra in CASES.values():
         joints, options = make_case(*arguments, **extra)
         expected = reference.render_heatmaps(joints, **options)
