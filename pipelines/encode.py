@@ -1,0 +1,256 @@
+"""One video -> one clip of a pack: decoded in order, cropped, scaled, written as Motion JPEG.
+
+Run as a program it is a worker of `prepare`: jobs come in as lines of JSON, results go out as lines of JSON. Frames are
+taken as the decoder hands them out: the timestamps of NTU's .avi files lie (reference data.md D1).
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import queue
+import resource
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from math import ceil, floor
+from pathlib import Path
+from typing import Any
+
+import av
+import av.filter
+
+READY = "ready"  # what a worker says first
+MEBIBYTE = 1 << 20
+MEMORY = 4 << 30  # bytes of address space that a worker may take: a hostile header asks for more
+MAX_PIXELS = 8192 * 8192
+SLACK = 2  # frames by which a video and its skeleton may differ in length (reference data.md D3)
+# No network, no playlists: a data set's files come from strangers.
+CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "avi,mov,mp4,matroska,webm,mpeg,mpegts"}
+# AVColorSpace -> the scale filter's name; what is not tagged is taken as BT.601, as OpenCV and decord do.
+MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+
+
+class VideoError(ValueError):
+    """A video that cannot become a clip; the text is the reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What to make of a video: `region` (left, top, right, bottom), its smallest sampled box `side` and (`height`,
+    `width`) are in pixels of the annotation; that box keeps `box_pixels` pixels."""
+
+    name: str
+    video: str
+    target: str
+    region: tuple[float, float, float, float]
+    side: float
+    height: int
+    width: int
+    num_frames: int
+    box_pixels: int
+    quality: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A clip as written: `region` in pixels of the video, `frame_size` and `source_size` (w, h); a packet a frame."""
+
+    source: str  # digest, size and time of last change (ns) of the video
+    source_bytes: int
+    source_time: int
+    source_size: list[int]
+    region: list[int]
+    frame_size: list[int]
+    clip_bytes: int
+    first: int  # the byte of the clip at which the packets start, one after another
+    sizes: list[int]
+    crcs: list[int]
+
+
+def encode_clip(job: Job) -> Encoded:
+    """Write the clip of a job, whole or not at all. Raises VideoError when the video is at fault."""
+    source, source_bytes, source_time = describe(Path(job.video))
+    frames = decode(Path(job.video), job.num_frames + SLACK)
+    try:
+        first = next(frames)
+        crop = Crop.of(job, first.width, first.height)
+        content, packets = write_jpegs(job, crop, first, frames)
+    except av.FFmpegError as error:
+        raise VideoError(f"it does not decode ({error.strerror})") from None
+    except StopIteration:
+        raise VideoError("it holds no frame") from None
+    if len(packets) < job.num_frames - SLACK:
+        raise VideoError(f"it has {len(packets)} frames, its skeleton {job.num_frames}")
+    target = Path(job.target)
+    part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    part.write_bytes(content)
+    part.replace(target)
+    return Encoded(
+        source=source,
+        source_bytes=source_bytes,
+        source_time=source_time,
+        source_size=[first.width, first.height],
+        region=list(crop.region),
+        frame_size=list(crop.frame_size),
+        clip_bytes=len(content),
+        first=content.index(b"mdat") + 4,
+        sizes=[len(packet) for packet in packets],
+        crcs=[zlib.crc32(packet) for packet in packets],
+    )
+
+
+def describe(video: Path) -> tuple[str, int, int]:
+    """A digest of the size and of the first and last MiB; the size; the time of the last change in ns."""
+    try:
+        with open(video, "rb") as file:
+            stat = os.fstat(file.fileno())
+            digest = hashlib.sha256(str(stat.st_size).encode())
+            for start in (0, max(0, stat.st_size - MEBIBYTE)):
+                file.seek(start)
+                digest.update(file.read(MEBIBYTE))
+    except OSError as error:
+        raise VideoError(f"it cannot be read ({error.strerror})") from None
+    return digest.hexdigest()[:20], stat.st_size, stat.st_mtime_ns
+
+
+def decode(video: Path, most: int) -> Iterator[av.VideoFrame]:
+    """Frames in the decoder's own order; more than `most` of them, or none to decode, is a VideoError."""
+    try:
+        with av.open(video, options=CONTAINERS) as container:
+            if not container.streams.video:
+                raise VideoError("it has no picture")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            for number, frame in enumerate(container.decode(stream)):
+                if number >= most:
+                    raise VideoError(f"it has more than {most} frames, its skeleton {most - SLACK}")
+                yield frame
+    except av.FFmpegError as error:
+        raise VideoError(f"it does not decode ({error.strerror})") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """`region` of the video (even pixels; it may leave the picture) becomes a frame of `frame_size` (w, h)."""
+
+    region: tuple[int, int, int, int]
+    frame_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, job: Job, width: int, height: int) -> "Crop":
+        """Room for the job's region at the scale that keeps its smallest box; never enlarged."""
+        transposed = abs(width / height / (job.height / job.width) - 1) < 0.02
+        if transposed and abs(width / height / (job.width / job.height) - 1) > 0.02:
+            raise VideoError(f"it is {width}x{height}, but its skeleton was found on {job.width}x{job.height}")
+        to_x, to_y = width / job.width, height / job.height
+        left, top, right, bottom = job.region
+        left, right, columns = _fit(left * to_x, right * to_x, job.box_pixels / (job.side * to_x))
+        top, bottom, rows = _fit(top * to_y, bottom * to_y, job.box_pixels / (job.side * to_y))
+        return cls((left, top, right, bottom), (columns, rows))
+
+    def filters(self, frame: av.VideoFrame) -> list[tuple[str, str]]:
+        """Cut, surround with black, scale, and turn into JPEG's colours (BT.601, full range)."""
+        left, top, right, bottom = self.region
+        # Chroma has every second pixel, so an odd last column or row counts as outside.
+        x0, x1 = max(left, 0), min(right, frame.width // 2 * 2)
+        y0, y1 = max(top, 0), min(bottom, frame.height // 2 * 2)
+        if x0 >= x1 or y0 >= y1:
+            raise VideoError("its skeleton lies outside the picture")
+        matrix = MATRICES.get(int(frame.colorspace), "bt601")
+        return [
+            ("crop", f"{x1 - x0}:{y1 - y0}:{x0}:{y0}"),
+            ("pad", f"{right - left}:{bottom - top}:{x0 - left}:{y0 - top}:color=black"),
+            (
+                "scale",
+                f"{self.frame_size[0]}:{self.frame_size[1]}:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
+                f":in_color_matrix={matrix}:out_color_matrix=bt601:out_range=full",
+            ),
+            ("format", "yuvj420p"),
+        ]
+
+
+def _fit(low: float, high: float, scale: float) -> tuple[int, int, int]:
+    """Widen an interval of source pixels, so that its ends are even and its scaled length stands in the short list."""
+    scale = min(1.0, scale)
+    start, end = 2 * floor(low / 2), 2 * ceil(high / 2)
+    pixels = listed_length((end - start) * scale)
+    length = 2 * floor(pixels / scale / 2)
+    start -= 2 * ((length - (end - start)) // 4)
+    return start, start + length, pixels
+
+
+def listed_length(length: float) -> int:
+    """The next side of the short list of frame sides: multiples of 32, above 512 of 64, above 1024 of 128."""
+    step = 32 if length <= 512 else 64 if length <= 1024 else 128
+    return step * max(1, ceil(length / step))
+
+
+def _graph(crop: Crop, frame: av.VideoFrame) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    graph.threads = 1
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 30))
+    filters = [graph.add(name, arguments) for name, arguments in crop.filters(frame)]
+    graph.link_nodes(source, *filters, graph.add("buffersink"))
+    graph.configure()
+    return graph
+
+
+def write_jpegs(job: Job, crop: Crop, first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> tuple[bytes, list[bytes]]:
+    """A .mov file of JPEG packets, and the packets. One thread: same bytes on every machine, no restart markers."""
+    graph, shape = _graph(crop, first), (first.width, first.height, first.format.name)
+    file, packets = io.BytesIO(), []
+    quality = {"qmin": str(job.quality), "qmax": str(job.quality), "flags": "+bitexact"}
+    with av.open(file, "w", format="mov", options={"fflags": "bitexact"}) as container:
+        stream = container.add_stream("mjpeg", rate=30, options=quality)
+        stream.width, stream.height = crop.frame_size
+        stream.pix_fmt = "yuvj420p"
+        stream.codec_context.thread_count = 1
+        for number, frame in enumerate(itertools.chain([first], rest)):
+            if (frame.width, frame.height, frame.format.name) != shape:
+                raise VideoError(f"its frame {number} has another size or pixel format than its first")
+            graph.push(frame)
+            picture = graph.pull()
+            assert isinstance(picture, av.VideoFrame)
+            picture.pts, picture.time_base = number, Fraction(1, 30)
+            for packet in stream.encode(picture):
+                packets.append(bytes(packet))
+                container.mux(packet)
+        assert not stream.encode(None)
+    return file.getvalue(), packets
+
+
+def main() -> None:
+    """Serve `prepare` until it closes our input: its death, even by SIGKILL, is ours at once."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            jobs.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    print(READY, flush=True)
+    while True:
+        print(json.dumps(_answer(Job(**json.loads(jobs.get())))), flush=True)
+
+
+def _answer(job: Job) -> dict[str, Any]:
+    try:
+        return {"encoded": asdict(encode_clip(job))}
+    except VideoError as error:
+        return {"bad": str(error)}
+    except MemoryError:
+        return {"bad": f"it needs more than {MEMORY >> 30} GiB of memory"}
+    except OSError as error:  # of the pack: a full or read-only disk is no fault of the video
+        return {"fatal": f"{job.target} cannot be written ({error.strerror})"}
+
+
+if __name__ == "__main__":
+    main()

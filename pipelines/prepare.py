@@ -1,0 +1,259 @@
+"""Videos -> a clip pack, once: `python -m pipelines.prepare ANNOTATIONS --videos DIR --out PACK`
+
+Any run goes on where the last one was stopped, by whatever; a run with nothing to do returns at once. What a clip was
+made from stands in the pack's manifest: when its video, skeleton or settings change, that clip is made anew.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import tyro
+from rich.console import Console
+
+from pipelines.annotations import ClipTable, open_table
+from pipelines.encode import Job
+from pipelines.geometry import crop_region
+from pipelines.packs import Pack, PackSettings, clip_file, index_is_current, open_pack, read_manifest, write_index
+from pipelines.prepare_pool import encode_all
+from pipelines.prepare_progress import Progress
+from pipelines.prepare_survey import Survey, joints_digest, survey
+
+NO_CLIP: dict[str, Any] = {
+    **{"source": "", "source_bytes": -1, "source_time": 0, "clip_bytes": 0, "first": 0},
+    **{"source_size": [0, 0], "region": [0, 0, 0, 0], "frame_size": [0, 0], "sizes": [], "crcs": []},
+}
+
+
+def prepare(
+    table: ClipTable,
+    videos: Path,
+    out: Path,
+    settings: PackSettings,
+    *,
+    workers: int | None = None,
+    max_bad: float = 0.01,
+    console: Console | None = None,
+) -> Pack:
+    """The pack in `out` with a clip for every row of the table, made or completed where need be.
+
+    A video that is missing or does not decode is named once and left out; more than `max_bad` of all clips is an
+    error. The pack's bytes depend neither on `workers` nor on interruptions.
+    """
+    console = console or Console(stderr=True)
+    found = survey(table, videos, out, settings)
+    if found.stale or found.touched or not index_is_current(out):
+        with _lock(out, console):
+            found = survey(table, videos, out, settings)  # another run may have done it meanwhile
+            _Run(table, out, settings, found, max_bad, console).make(workers or len(os.sched_getaffinity(0)))
+    elif found.bad:
+        name, reason = next(iter(found.bad.items()))
+        console.print(f"{len(found.bad)} of {len(table)} clips are left out, first {name}: {reason}", **PLAIN)
+    _check_limit(found.bad, len(table), max_bad)
+    return open_pack(out)
+
+
+# Names and reasons are data, not rich's markup, and stand on one line each however narrow the terminal.
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+
+
+class _Run:
+    """One run of `prepare` that has something to do."""
+
+    def __init__(
+        self, table: ClipTable, out: Path, settings: PackSettings, found: Survey, max_bad: float, console: Console
+    ):
+        self.table, self.out, self.settings, self.found = table, out, settings, found
+        self.max_bad, self.console = max_bad, console
+        self.lines = read_manifest(out)
+        self.row_of = {str(table.names[row]): row for row in found.stale}
+
+    def make(self, workers: int) -> None:
+        start = time.monotonic()
+        for part in (self.out / "clips").rglob("*.tmp"):
+            part.unlink()
+        self._say_why()
+        with _appending(self.out / "manifest.jsonl") as self.manifest:
+            self._without_video()
+            rows = [row for row in self.found.stale if isinstance(self._video(row), Path)]
+            if rows:
+                with Progress(self.console, "packing clips", len(rows)) as progress:
+                    for job, answer in encode_all(map(self._job, rows), min(workers, len(rows))):
+                        self._record(self.row_of[job.name], answer)
+                        progress.advance()
+            for row in self.found.touched:
+                self._retouch(row)
+        write_index(self.out, self.lines.values())
+        good = len(self.table) - len(self.found.bad)
+        seconds = time.monotonic() - start
+        self._say(f"{self.out}: {good} of {len(self.table)} clips, {len(rows)} made in {seconds:.0f} s")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, **PLAIN)
+
+    def _say_why(self) -> None:
+        reasons = Counter(self.found.stale.values())
+        parts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        if parts:
+            self._say(f"{self.out}: packing {len(self.found.stale)} of {len(self.table)} clips: {parts}")
+
+    def _video(self, row: int) -> Path | str:
+        assert self.found.videos is not None
+        return self.found.videos[row]
+
+    def _without_video(self) -> None:
+        """Clips whose video is not found; a wrong folder is one error, not thousands of names."""
+        reasons = {row: video for row in self.found.stale if isinstance(video := self._video(row), str)}
+        names = self.table.names
+        _check_limit(
+            self.found.bad | {str(names[row]): reason for row, reason in reasons.items()}, len(names), self.max_bad
+        )
+        for row, reason in reasons.items():
+            self._record(row, {"bad": reason})
+
+    def _job(self, row: int) -> Job:
+        table, name = self.table, str(self.table.names[row])
+        height, width = int(table.height[row]), int(table.width[row])
+        region, side = crop_region(table.clip_joints(row)[..., :2], height, width, self.settings.count)
+        target = clip_file(self.out, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Job(
+            name=name,
+            video=str(Path(self._video(row)).absolute()),
+            target=str(target.absolute()),
+            region=region,
+            side=side,
+            height=height,
+            width=width,
+            num_frames=int(table.total_frames[row]),
+            box_pixels=self.settings.box_pixels,
+            quality=self.settings.quality,
+        )
+
+    def _record(self, row: int, answer: dict[str, Any]) -> None:
+        """Write down what became of a clip, once its file is in place."""
+        if "fatal" in answer:
+            raise OSError(answer["fatal"])
+        name, bad = str(self.table.names[row]), answer.get("bad", "")
+        encoded: dict[str, Any] = answer.get("encoded") or NO_CLIP | self._stamp(row)
+        line = {
+            "name": name,
+            "settings": self.settings.digest(),
+            "table": self.table.digest,
+            "joints": joints_digest(self.table, row),
+            "num_frames": len(encoded["sizes"]),
+            "bad": bad,
+            **encoded,
+        }
+        self._append(line)
+        if bad:
+            self.found.bad[name] = bad
+            self._say(f"{name}: {bad}; left out")
+            _check_limit(self.found.bad, len(self.table), self.max_bad)
+
+    def _stamp(self, row: int) -> dict[str, int]:
+        """Size and time of a bad video, so that it is tried again when they change."""
+        video = self._video(row)
+        if isinstance(video, str):
+            return {}
+        stat = os.stat(video)
+        return {"source_bytes": stat.st_size, "source_time": stat.st_mtime_ns}
+
+    def _retouch(self, row: int) -> None:
+        video = Path(self._video(row))
+        self._append(self.lines[str(self.table.names[row])] | {"source_time": os.stat(video).st_mtime_ns})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self.lines[line["name"]] = line
+        self.manifest.write(json.dumps(line) + "\n")
+        self.manifest.flush()
+
+
+def _check_limit(bad: dict[str, str], total: int, max_bad: float) -> None:
+    if len(bad) > max_bad * total:
+        name, reason = next(iter(bad.items()))
+        raise ValueError(
+            f"{len(bad)} of {total} clips have no usable video, more than {max_bad:.1%} (--max-bad); "
+            f"the first is {name}: {reason}"
+        )
+
+
+@contextlib.contextmanager
+def _appending(manifest: Path) -> Iterator[TextIO]:
+    """The manifest, open for new lines; a line that a kill tore is closed first."""
+    with open(manifest, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+    with open(manifest, "a", encoding="utf-8") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _lock(out: Path, console: Console) -> Iterator[None]:
+    """One run at a time works on a pack; the kernel frees the lock of a killed one."""
+    try:
+        (out / "clips").mkdir(parents=True, exist_ok=True)
+        (out / "lock").touch()
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}); name another folder") from None
+    with open(out / "lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"{out}: another run is at work on this pack, waiting for it", **PLAIN)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main(
+    annotations: Annotated[Path, tyro.conf.Positional],
+    /,
+    videos: Path,
+    out: Path | None = None,
+    count: int = 48,
+    box_pixels: int = 256,
+    quality: int = 3,
+    workers: int | None = None,
+    max_bad: float = 0.01,
+    packs: Path = Path("data/packs"),
+    cache: Path = Path("data/cache"),
+) -> None:
+    """Turn videos into a clip pack that training reads frame by frame.
+
+    Args:
+        annotations: the skeleton pickle
+        videos: folder of the videos; names are matched with or without extension, `_rgb` and subfolders
+        out: folder of the pack (default: one under --packs, named by annotations and settings)
+        count: pose frames a sample; the pack holds every box that such a sample can ask for
+        box_pixels: pixels that the smallest such box keeps, where the video has them
+        quality: of the JPEG frames, 2 (best) to 31
+        workers: processes that encode (default: one a core)
+        max_bad: share of clips without a usable video that is put up with
+        packs: folder of all packs
+        cache: folder of the annotations' memory-mapped form
+    """
+    settings = PackSettings(count=count, box_pixels=box_pixels, quality=quality)
+    try:
+        table = open_table(annotations, cache)
+        folder = out or settings.folder(packs, table)
+        prepare(table, videos, folder, settings, workers=workers, max_bad=max_bad)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    print(folder)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
