@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pipelines.demo_classes import DemoConfig
 from pipelines.skeleton import Skeleton
 
 
@@ -9,17 +10,21 @@ from pipelines.skeleton import Skeleton
 class DataConfig:
     """Where the data lies. `split` names the pair '<split>_train' and '<split>_val' of the annotation file.
 
-    Data sets with one file a split (MA-52) set `val_annotations` and leave `split` None.
+    Data sets with one file a split (MA-52) set `val_annotations` and leave `split` None. `coarse_map` gives each fine
+    class its coarse one. `demo` set: the data are generated where they are missing.
     """
 
     annotations: str
     videos: str
     num_classes: int
+    coarse_map: tuple[int, ...]
+    class_names: tuple[str, ...] = ()
     val_annotations: str | None = None
     split: str | None = None
     packs: str = "data/packs"
     cache: str = "data/cache"
-    max_bad: float = 0.01
+    max_bad: float = 0.01  # share of videos that may be unusable
+    demo: DemoConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,60 @@
+"""Imports go one way: trainer -> {pipelines, models} -> kernels; DALI and Triton have one place each."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ALLOWED = {
+    "kernels": {"kernels"},
+    "pipelines": {"pipelines", "kernels"},
+    "models": {"models", "kernels"},
+    "trainer": {"trainer", "pipelines", "models", "kernels"},
+}
+OURS = {*ALLOWED, "benchmarks", "tests"}
+FILES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, functions' bodies included."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            modules.add(node.module)
+    return modules
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    package = path.relative_to(ROOT).parts[0]
+    ours = {module.partition(".")[0] for module in imported(path)} & OURS
+    assert ours <= ALLOWED[package]
+
+
+def test_dali_and_triton_have_one_place_each():
+    for path in FILES:
+        modules = {module.partition(".")[0] for module in imported(path)}
+        place = path.relative_to(ROOT)
+        assert "nvidia" not in modules or str(place) == "pipelines/dali.py", place
+        assert "triton" not in modules or (place.parts[0] == "kernels" and place.name == "fused.py"), place
+
+
+def test_models_load_without_dali_and_triton():
+    code = "import sys, models; print([m for m in ('nvidia.dali', 'pipelines', 'trainer') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_no_file_outgrows_its_reader():
+    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 300}
+    assert not long
+
+
+def test_every_package_is_a_real_package():
+    assert all((ROOT / package / "__init__.py").exists() for package in OURS - {"tests"})

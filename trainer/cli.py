@@ -1,0 +1,42 @@
+"""`python -m trainer --exp NAME`: reads the command line, starts the ranks, turns users' mistakes into one sentence."""
+
+import sys
+import traceback
+from types import TracebackType
+
+from trainer.origin import PACKAGES, check_origin, check_torch
+
+
+def main() -> None:
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """The exit code: 0 done, 2 a user's mistake, 143 and 130 ended by SIGTERM and Ctrl-C with a snapshot."""
+    try:
+        check_origin()
+        check_torch()
+        from trainer.commands import dispatch  # torch and DALI load behind the two checks
+
+        return dispatch(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not is_users_mistake(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def is_users_mistake(error: Exception) -> bool:
+    """A ValueError that our own code raised is a sentence for the user; the same from a library is our bug.
+
+    OSError (a disk that cannot be written) and ImportError (trainer/origin.py) likewise.
+    """
+    return isinstance(error, ValueError | OSError | ImportError) and _raised_by_us(error.__traceback__)
+
+
+def _raised_by_us(trace: TracebackType | None) -> bool:
+    frame, _ = list(traceback.walk_tb(trace))[-1]
+    return frame.f_globals.get("__name__", "").partition(".")[0] in PACKAGES

@@ -1,0 +1,115 @@
+"""What the command line can do, each command a function of typed options."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from models import build_model
+from trainer.config import Experiment, override
+from trainer.experiments import EXPERIMENTS
+from trainer.ranks import launch, started_by_launcher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Train an experiment: python -m trainer --exp ma52. Others: --list shows all experiments; `prepare --exp X` only
+    makes the clip packs.
+    """
+
+    exp: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """Experiment to train; --list shows them."""
+    work_dir: Path | None = None
+    """Folder of the run: snapshots, logs, pictures. Default: work_dirs/NAME."""
+    resume: bool = False
+    """Go on from the newest whole snapshot of the work dir, if there is one."""
+    max_steps: int | None = None
+    """Stop, with a snapshot, when the run has done this many steps in all."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Change one field of the experiment, as in --set optim.lr=0.004; can be given many times."""
+    ranks: int | None = None
+    """Processes to start on this machine. Default: one for each visible GPU, or one on the CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    list: bool = False
+    """Show the experiments and exit."""
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run the command that `arguments` name; returns the exit code."""
+    prepares = arguments[:1] == ["prepare"]
+    options = tyro.cli(Options, args=arguments[prepares:], prog="python -m trainer")
+    if options.list:
+        list_experiments()
+        return 0
+    return prepare_only(options) if prepares else train(options, arguments)
+
+
+def experiment_of(options: Options) -> Experiment:
+    """The experiment that is named, with every --set applied."""
+    if options.exp not in EXPERIMENTS:
+        near = get_close_matches(options.exp, EXPERIMENTS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
+        raise ValueError(
+            f"there is no experiment {options.exp!r}; {hint}" if options.exp else f"--exp is missing; {hint}"
+        )
+    experiment = EXPERIMENTS[options.exp]
+    for assignment in options.set:
+        experiment = override(experiment, assignment)
+    return experiment
+
+
+def train(options: Options, arguments: list[str]) -> int:
+    """Train, in this process or in as many as there are GPUs."""
+    experiment = experiment_of(options)
+    device = device_of(options.device)
+    num_ranks = 1 if started_by_launcher() else options.ranks or (torch.cuda.device_count() if device == "cuda" else 1)
+    for clips in (experiment.optim.batch_size, experiment.val.batch_size):
+        if clips % num_ranks:
+            raise ValueError(f"the global batch of {clips} clips does not divide over {num_ranks} ranks; see --ranks")
+    if num_ranks > 1:
+        return launch(num_ranks, arguments)
+    from trainer.session import train_here
+
+    work_dir = options.work_dir or Path("work_dirs") / experiment.name
+    return train_here(experiment, device, work_dir, resume=options.resume, max_steps=options.max_steps)
+
+
+def prepare_only(options: Options) -> int:
+    """Make what the experiment's training would make first: demo videos and clip packs."""
+    from trainer.data import open_sources
+
+    open_sources(experiment_of(options), Console(stderr=True))
+    return 0
+
+
+def device_of(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here; use --device cpu, or install the driver")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def list_experiments() -> None:
+    """All experiments as a table."""
+    table = Table("experiment", "data", "classes", "network", "parameters", "RGB", "pose", "batch", "schedule")
+    for name, experiment in EXPERIMENTS.items():
+        with torch.device("meta"):
+            num_parameters = sum(p.numel() for p in build_model(experiment.model).parameters())
+        clip, optim = experiment.clip, experiment.optim
+        table.add_row(
+            name,
+            Path(experiment.data.annotations).name,
+            str(experiment.data.num_classes),
+            type(experiment.model).__name__.removesuffix("Config"),
+            f"{num_parameters:,}",
+            f"{clip.rgb_frames}x{clip.rgb_size}",
+            f"{clip.pose_frames}x{clip.heatmap_size}",
+            str(optim.batch_size),
+            f"{optim.schedule} {optim.lr:g}, {optim.num_epochs} epochs",
+        )
+    Console().print(table)

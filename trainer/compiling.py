@@ -1,0 +1,33 @@
+"""torch.compile with the settings that training needs, where the machine can compile."""
+
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from trainer.config import Experiment
+
+
+def compiled(network: nn.Module, experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> nn.Module:
+    """The network as one compiled graph; the network itself where the experiment or the machine says no.
+
+    Shapes are static: automatic dynamic shapes would change gradients with the order of batch sizes.
+    """
+    wanted = experiment.compile if experiment.compile is not None else device.type == "cuda"
+    if not wanted:
+        return network
+    if not has_compiler():
+        say("no C compiler here: running uncompiled, slower (install gcc to have torch.compile)")
+        return network
+    module = torch.compile(network, fullgraph=True, dynamic=False)
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def has_compiler() -> bool:
+    """Inductor and Triton both need one, for kernels on a CPU and for launchers on a GPU."""
+    return any(
+        shutil.which(name) for name in (os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang") if name
+    )

@@ -1,0 +1,114 @@
+"""What an experiment is: the parts that decide its result, composed of the types that their packages own."""
+
+import ast
+import difflib
+import types
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, get_args, get_type_hints
+
+from models import X3DPairConfig
+from pipelines.config import ClipConfig, DataConfig
+from trainer.optim import Schedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """SGD with momentum. `batch_size` is global: ranks share it, and the learning rate is never changed for them."""
+
+    batch_size: int
+    num_epochs: int
+    lr: float
+    schedule: Schedule
+    eta_min: float = 0.0
+    warmup_epochs: int = 0
+    milestones: tuple[int, ...] = ()
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float | None = 40.0
+    max_bad_steps: int = 20  # as many steps in a row without finite gradients end the run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationConfig:
+    """Validate after epoch `begin` (from 1) and every `every` epochs from there, and after the last one.
+
+    The best snapshot goes by `metric`; training stops after `patience` validations in a row that did not reach the
+    best one by `min_delta` (None: never). `batch_size` is global.
+    """
+
+    batch_size: int
+    begin: int = 1
+    every: int = 1
+    metric: str = "acc/RGBPose_1:1_top1"
+    patience: int | None = None
+    min_delta: float = 0.0
+
+    def due(self, epoch: int, num_epochs: int) -> bool:
+        """Whether epoch `epoch` (from 1) ends with a validation."""
+        return epoch == num_epochs or (epoch >= self.begin and (epoch - self.begin) % self.every == 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """One named run. `compile` None: on a GPU only (Inductor needs minutes for one stream on a CPU)."""
+
+    name: str
+    data: DataConfig
+    clip: ClipConfig
+    model: X3DPairConfig
+    optim: OptimConfig
+    val: ValidationConfig
+    seed: int = 0
+    log_every: int = 20  # steps
+    snapshot_every: int = 500  # steps; every epoch ends with one too
+    compile: bool | None = None
+    prefetch: int = 2  # batches that the data pipeline is ahead
+
+
+def override(experiment: Experiment, assignment: str) -> Experiment:
+    """The experiment with one field changed: `optim.lr=0.004`. Raises ValueError for an unknown key or a wrong type."""
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise ValueError(f"--set {assignment} is no assignment; write it as --set optim.lr=0.004")
+    return _override(experiment, key.split("."), text, assignment)
+
+
+def _override(config: Any, path: list[str], text: str, assignment: str) -> Any:
+    names = [field.name for field in fields(config)]
+    name, *rest = path
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        raise ValueError(f"--set {assignment}: {type(config).__name__} has no field {name}; {hint}")
+    value = getattr(config, name)
+    if rest and not is_dataclass(value):
+        raise ValueError(f"--set {assignment}: {name} is a value and has no field {rest[0]}")
+    if rest:
+        return replace(config, **{name: _override(value, rest, text, assignment)})
+    return replace(config, **{name: _parse(text, get_type_hints(type(config))[name], assignment)})
+
+
+def _parse(text: str, hint: Any, assignment: str) -> Any:
+    """The value of `text` under a field's type: a number, a boolean, text, None, or a tuple of those."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    for kind in get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+        if _fits(value, kind):
+            return float(value) if kind is float else value
+        if kind is str:
+            return text
+    raise ValueError(f"--set {assignment}: {text!r} is no {hint.__name__ if isinstance(hint, type) else hint}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is type(None):
+        return value is None
+    if isinstance(kind, type) and not get_args(kind):
+        return type(value) is kind
+    if getattr(kind, "__origin__", None) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+    return value in get_args(kind)  # Literal

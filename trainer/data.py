@@ -1,0 +1,99 @@
+"""From an experiment to its two loaders; makes the demo's videos and the clip packs where they are missing."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from pipelines.annotations import AnnotationError, ClipTable, open_table
+from pipelines.demo import make_demo
+from pipelines.loader import Loader
+from pipelines.packs import Pack, PackSettings
+from pipelines.prepare import prepare
+from trainer.config import Experiment
+from trainer.ranks import Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An annotation file and the pack of its videos."""
+
+    table: ClipTable
+    pack: Pack
+
+    def rows_of(self, split: str | None) -> np.ndarray:
+        """Rows of a split whose video is usable."""
+        rows = self.table.rows_of(split)
+        usable = rows[self.pack.rows_of(self.table)[rows] >= 0]
+        if not len(usable):
+            raise AnnotationError(f"{self.pack.folder} has no clip of split {split}; set data.split")
+        return usable
+
+
+def open_sources(experiment: Experiment, console: Console) -> tuple[Source, Source]:
+    """Training and validation source of an experiment (one and the same for data sets in one file), made and packed
+    first where that has not been done yet.
+    """
+    data = experiment.data
+    if data.demo is not None:
+        make_demo(Path(data.annotations).parent, data.demo, workers=len(os.sched_getaffinity(0)))
+    train = _open(experiment, Path(data.annotations), console)
+    if data.val_annotations is None:
+        return train, train
+    return train, _open(experiment, Path(data.val_annotations), console)
+
+
+def _open(experiment: Experiment, annotations: Path, console: Console) -> Source:
+    data, settings = experiment.data, PackSettings.of(experiment.clip)
+    table = open_table(annotations, Path(data.cache))
+    check_table(experiment, annotations, table)
+    folder = settings.folder(Path(data.packs), table)
+    return Source(table, prepare(table, Path(data.videos), folder, settings, max_bad=data.max_bad, console=console))
+
+
+def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> None:
+    """Labels and joints must be those of the experiment."""
+    joints, classes = experiment.clip.skeleton.num_joints, experiment.data.num_classes
+    if table.num_joints != joints:
+        raise AnnotationError(
+            f"{annotations} has {table.num_joints} joints a person, experiment {experiment.name} draws {joints}"
+        )
+    low, high = int(table.label.min()), int(table.label.max())
+    if low < 0 or high >= classes:
+        raise AnnotationError(
+            f"{annotations} has labels {low} to {high}, experiment {experiment.name} has classes 0 to {classes - 1}; "
+            "set data.num_classes"
+        )
+
+
+def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Loader, Loader]:
+    """Training and validation loader of this rank."""
+    with ranks.in_turn():
+        sources = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads))
+    return build_loader(experiment, sources[0], True, ranks, say), build_loader(
+        experiment, sources[1], False, ranks, say
+    )
+
+
+def build_loader(
+    experiment: Experiment, source: Source, train: bool, ranks: Ranks, say: Callable[[str], None]
+) -> Loader:
+    split = experiment.data.split
+    return Loader(
+        table=source.table,
+        pack=source.pack,
+        rows=source.rows_of(None if split is None else f"{split}_{'train' if train else 'val'}"),
+        config=experiment.clip,
+        coarse_map=experiment.data.coarse_map,
+        train=train,
+        batch_size=(experiment.optim if train else experiment.val).batch_size,
+        device=ranks.device,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=experiment.seed,
+        prefetch=experiment.prefetch,
+        say=say,
+    )

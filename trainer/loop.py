@@ -1,0 +1,169 @@
+"""The course of a run: steps, validations, snapshots. Reads from top to bottom."""
+
+import time
+from collections.abc import Iterator
+
+import nvtx
+import torch
+from torch import Tensor
+
+from pipelines.batch import Batch
+from trainer.evaluate import score_split
+from trainer.metrics import Scores, summarize
+from trainer.optim import clip_and_check, learning_rate, set_lr, step_if
+from trainer.ranks import average_statistics
+from trainer.resume import state_of
+from trainer.run import Run, Stopped
+from trainer.snapshot import best_name
+
+
+def fit(run: Run, max_steps: int | None) -> Scores | None:
+    """Train from the run's cursor to the end of its experiment; scores of the best validation on the way, if any.
+
+    Ends early, with a snapshot, on a signal, after `max_steps` steps in all, or when validations stop improving.
+    """
+    cursor, experiment, scores = run.cursor, run.experiment, None
+    try:
+        while cursor.epoch < experiment.optim.num_epochs:
+            train_epoch(run, max_steps)
+            best = None
+            if experiment.val.due(cursor.epoch + 1, experiment.optim.num_epochs):
+                save(run)  # a run that dies in validation starts again with it
+                scored, best = validate(run)
+                scores = scored if best or scores is None else scores
+            cursor.epoch, cursor.step = cursor.epoch + 1, 0
+            save(run, best)
+            if run.stopping.waited >= run.stopping.patience:
+                run.journal.say(f"no better validation {run.stopping.patience} times in a row: training ends here")
+                break
+    except Stopped as reason:
+        save(run)
+        run.journal.say(f"stopped: {reason}; go on with --resume")
+    if run.writer is not None:
+        run.writer.close()
+    return scores
+
+
+def train_epoch(run: Run, max_steps: int | None) -> None:
+    """The steps of the cursor's epoch that are not done yet."""
+    cursor, experiment = run.cursor, run.experiment
+    batches, num_steps = run.train_loader.epoch(cursor.epoch, cursor.step), run.train_loader.num_batches
+    run.journal.start_epoch(cursor.epoch + 1, experiment.optim.num_epochs, cursor.step, num_steps)
+    stop_after(run, max_steps)
+    for batch, waited in timed(batches):
+        run.meter.add(train_step(run, batch))
+        cursor.step += 1
+        run.journal.step(experiment.optim.batch_size, waited)
+        if cursor.step % experiment.log_every == 0 or cursor.step == num_steps:
+            log(run)
+        stop_after(run, max_steps)
+        if run.told_to_stop():
+            raise Stopped("by a signal")
+        if cursor.step % experiment.snapshot_every == 0 and cursor.step < num_steps:
+            save(run)
+
+
+def stop_after(run: Run, max_steps: int | None) -> None:
+    done = run.cursor.epoch * run.train_loader.num_batches + run.cursor.step
+    if max_steps is not None and done >= max_steps:
+        raise Stopped(f"{done} steps are done")
+
+
+def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """One step of SGD; loss terms, accuracies and gradient norm as scalars on the device, for nobody to wait for."""
+    experiment, cursor = run.experiment, run.cursor
+    num_steps = run.train_loader.num_batches
+    set_lr(run.optimizer, rate(run))
+    torch.manual_seed(step_seed(experiment.seed, cursor.epoch * num_steps + cursor.step, run.ranks.rank))
+    run.guard.hold()
+    with nvtx.annotate("forward"), run.precision:
+        output = run.parallel(batch.rgb, batch.heatmap, batch.label, batch.coarse_label)
+        loss = torch.stack(list(output.losses.values())).sum()
+    with nvtx.annotate("backward"):
+        loss.backward()
+    with nvtx.annotate("optimizer"):
+        norm, ok = clip_and_check(run.network.parameters(), experiment.optim.clip_norm)
+        step_if(run.optimizer, ok)
+        run.guard.settle(ok)
+        run.optimizer.zero_grad()
+    cursor.count(ok)
+    return {"loss": loss, **output.losses, **accuracies(output.logits, batch), "grad_norm": norm}
+
+
+def rate(run: Run) -> float:
+    """The learning rate of the cursor's step."""
+    optim = run.experiment.optim
+    return learning_rate(
+        optim.schedule,
+        run.cursor.epoch,
+        run.cursor.step,
+        run.train_loader.num_batches,
+        base_lr=optim.lr,
+        num_epochs=optim.num_epochs,
+        eta_min=optim.eta_min,
+        warmup_epochs=optim.warmup_epochs,
+        milestones=optim.milestones,
+    )
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Dropout's luck belongs to the step, so that nothing of it needs to be saved."""
+    return ((seed << 40) + (step << 12) + rank) & ((1 << 63) - 1)
+
+
+def accuracies(logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    return {
+        f"{stream}_top1": (logits[stream].argmax(dim=1) == batch.label).float().mean()
+        for stream in ("rgb", "pose")
+        if stream in logits
+    }
+
+
+def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds that the host waited for it."""
+    while True:
+        start = time.perf_counter()
+        with nvtx.annotate("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - start
+
+
+def log(run: Run) -> None:
+    """Read the means since the last log from the device, and stop a run whose gradients stay broken."""
+    values = {"lr": rate(run), **run.meter.read(run.ranks)}
+    total, in_a_row = run.cursor.bad_steps.tolist()
+    if total:
+        values["bad_steps"] = total
+    run.journal.train(run.cursor.epoch + 1, run.cursor.step, values)
+    if in_a_row >= run.experiment.optim.max_bad_steps:
+        raise ValueError(
+            f"{in_a_row} steps in a row had no finite gradient: the last snapshot before them is kept; "
+            "lower optim.lr or set optim.clip_norm, then go on with --resume"
+        )
+
+
+def validate(run: Run) -> tuple[Scores, str | None]:
+    """Score the validation split; the file name of the new best snapshot, if it is the best so far."""
+    cursor, val, journal = run.cursor, run.experiment.val, run.journal
+    epoch, num_clips = cursor.epoch + 1, len(run.val_loader.rows)
+    journal.start_validation(epoch, num_clips)
+    scores = score_split(run)
+    metrics = summarize(scores)
+    journal.validation(epoch, num_clips, metrics)
+    score = metrics[val.metric]
+    run.stopping.update(score)
+    if score <= cursor.best:
+        return scores, None
+    cursor.best, cursor.best_file = score, best_name(val.metric, epoch)
+    journal.best(epoch, val.metric, score, cursor.best_file)
+    return scores, cursor.best_file
+
+
+def save(run: Run, best: str | None = None) -> None:
+    """A snapshot of the run where its cursor is, written while training goes on; `best` names a copy to keep."""
+    with nvtx.annotate("snapshot"):
+        average_statistics(run.network, run.ranks)
+        if run.writer is not None:
+            run.writer.save(state_of(run), run.cursor.epoch + 1, run.cursor.step, best)

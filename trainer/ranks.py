@@ -1,0 +1,115 @@
+"""Processes of a run: who am I, who goes first, what do all agree on. One process needs no process group."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+# Rank 0 may prepare hours of video while the others wait at `in_turn`; a stuck step is noticed much sooner.
+PATIENCE_FOR_DATA = timedelta(days=3)
+PATIENCE_FOR_STEP = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among `world_size`. `hosts` is a gloo group for what CPUs tell each other; None when alone."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    hosts: Any = None
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Rank 0 enters first, then the first rank of each other machine, then all: work on files is done once."""
+        turn = 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
+        for now in range(3):
+            if turn == now:
+                yield
+            if self.hosts is not None:
+                dist.barrier(self.hosts)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank; all ranks call it and all hear the same."""
+        if self.hosts is None:
+            return flag
+        flags = torch.tensor([flag], dtype=torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, self.hosts)
+        return bool(flags.item())
+
+
+def started_by_launcher() -> bool:
+    """True in a process that torchrun (or our own launcher, which is torchrun's) has started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def join(device: str) -> Iterator[Ranks]:
+    """This process's place, from the launcher's environment; the process group lives as long as the context."""
+    world_size = int(os.environ["WORLD_SIZE"]) if started_by_launcher() else 1
+    rank = int(os.environ["RANK"]) if started_by_launcher() else 0
+    local_rank = int(os.environ["LOCAL_RANK"]) if started_by_launcher() else 0
+    place = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if world_size == 1:
+        yield Ranks(rank, local_rank, world_size, place)
+        return
+    if place.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE_FOR_STEP)
+    try:
+        hosts = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
+        yield Ranks(rank, local_rank, world_size, place, hosts)
+    finally:
+        dist.destroy_process_group()
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module, ranks: Ranks) -> None:
+    """Give every rank the mean of all ranks' BatchNorm running statistics, by one all-reduce."""
+    if ranks.world_size == 1:
+        return
+    statistics = [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    flat = torch.cat([buffer.flatten() for buffer in statistics])
+    dist.all_reduce(flat)
+    flat /= ranks.world_size
+    for buffer, mean in zip(statistics, flat.split([b.numel() for b in statistics]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
+def launch(num_ranks: int, arguments: list[str]) -> int:
+    """Run `python -m trainer ARGUMENTS` as `num_ranks` processes of this machine; the exit code of the first failed.
+
+    torch's own elastic launcher, as torchrun has it.
+    """
+    import sys
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "trainer", *arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    return 0

@@ -1,0 +1,78 @@
+"""A run to a snapshot and back."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import Experiment
+from trainer.run import Run
+from trainer.snapshot import SnapshotError
+
+FORMAT = 1
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """What a snapshot holds: tensors, numbers and text only."""
+    cursor = run.cursor
+    return {
+        "format": FORMAT,
+        "experiment": json.dumps(asdict(run.experiment)),
+        "model": run.network.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "stopping": run.stopping.state_dict(),
+        "cursor": {
+            "epoch": cursor.epoch,
+            "step": cursor.step,
+            "best": cursor.best,
+            "best_file": cursor.best_file,
+            "bad_steps": cursor.bad_steps,
+        },
+        "exact_under": exact_under(run),
+    }
+
+
+def take_up(run: Run, state: dict[str, Any]) -> None:
+    """Put a fresh run where `state` left it; says what keeps the rest from being bit-exact, if anything does."""
+    run.network.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.stopping.load_state_dict(state["stopping"])
+    for name, value in state["cursor"].items():
+        setattr(run.cursor, name, value.to(run.ranks.device) if isinstance(value, torch.Tensor) else value)
+    before, now = state["exact_under"], exact_under(run)
+    differences = [f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
+    if differences:
+        run.journal.say(f"this resume is exact in batches and rates, not in every bit: {', '.join(differences)}")
+
+
+def exact_under(run: Run) -> dict[str, Any]:
+    """What must stay the same for a resumed run to equal an unbroken one bit for bit."""
+    return {
+        "torch": torch.__version__,
+        "device": run.ranks.device.type,
+        "ranks": run.ranks.world_size,
+        "threads": torch.get_num_threads(),
+        "compiled": run.forward is not run.network,
+    }
+
+
+def check_same(path: Path, state: dict[str, Any], experiment: Experiment, say: Callable[[str], None]) -> None:
+    """Refuse a snapshot of another network or version; say which other settings have changed since."""
+    if state.get("format") != FORMAT:
+        raise SnapshotError(f"{path} has format {state.get('format')}, this version reads {FORMAT}; train anew")
+    before, now = _flat(json.loads(state["experiment"])), _flat(json.loads(json.dumps(asdict(experiment))))
+    for key in (key for key in now if before.get(key) != now[key]):
+        if key.startswith("model."):
+            raise SnapshotError(
+                f"{path} was trained with {key}={before.get(key)}, not {now[key]}; choose another --work-dir"
+            )
+        say(f"{key} was {before.get(key)} in {path.name} and is now {now[key]}")
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix[:-1]: config}
+    return {key: value for name, part in config.items() for key, value in _flat(part, f"{prefix}{name}.").items()}

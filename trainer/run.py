@@ -1,0 +1,155 @@
+"""A run's parts in one place. What of them goes into a snapshot, and back: trainer/resume.py."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models import build_model
+from pipelines.loader import Loader
+from trainer.compiling import compiled
+from trainer.config import Experiment
+from trainer.interrupt import Interrupt
+from trainer.journal import Journal
+from trainer.optim import BufferGuard, EarlyStopping, build_sgd
+from trainer.ranks import Ranks
+from trainer.snapshot import Writer
+
+ASK_RANKS_EVERY = 8  # batches between two questions to all ranks whether one of them was told to stop
+
+
+class Stopped(Exception):
+    """The run was told to stop; the text says by what."""
+
+
+@dataclass
+class Cursor:
+    """Where a run is: `step` steps of `epoch` (from 0) are done; an epoch whose steps are all done awaits validation.
+
+    bad_steps [2] int64 on the device: steps without finite gradients, in all and in a row.
+    """
+
+    bad_steps: Tensor
+    epoch: int = 0
+    step: int = 0
+    best: float = -math.inf
+    best_file: str = ""
+
+    def count(self, ok: Tensor) -> None:
+        """Count a step that had finite gradients or (`ok` False, a scalar on the device) had not."""
+        bad = (~ok).long()
+        self.bad_steps += bad
+        self.bad_steps[1] *= bad
+
+
+class Meter:
+    """Sums of scalars on the device between two logs."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            kept = self._sums.get(name)
+            self._sums[name] = value.detach().float() if kept is None else kept + value.detach()
+        self._count += 1
+
+    def read(self, ranks: Ranks) -> dict[str, float]:
+        """Means over steps and ranks since the last read; this waits for the device."""
+        means = torch.stack(list(self._sums.values())) / self._count
+        if ranks.world_size > 1:
+            dist.all_reduce(means)
+            means /= ranks.world_size
+        names = list(self._sums)
+        self._sums, self._count = {}, 0
+        return dict(zip(names, means.tolist(), strict=True))
+
+
+@dataclass
+class Run:
+    """What the loop works on. `network` holds the weights; `forward` is what validation calls (the network, compiled
+    where that is on), `parallel` what training calls (the same under DDP when there are ranks). Only rank 0 writes.
+    """
+
+    experiment: Experiment
+    ranks: Ranks
+    train_loader: Loader
+    val_loader: Loader
+    network: nn.Module
+    forward: nn.Module
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    guard: BufferGuard
+    cursor: Cursor
+    stopping: EarlyStopping
+    journal: Journal
+    writer: Writer | None
+    interrupt: Interrupt
+    precision: AbstractContextManager
+    meter: Meter = field(default_factory=Meter)
+    asked: int = 0
+
+    def told_to_stop(self) -> bool:
+        """Whether a signal has asked any rank to stop; called once a batch on all ranks, which agree."""
+        self.asked += 1
+        if self.ranks.world_size > 1 and self.asked % ASK_RANKS_EVERY:
+            return False
+        return self.ranks.any(self.interrupt.received is not None)
+
+
+def build_run(
+    experiment: Experiment,
+    ranks: Ranks,
+    loaders: tuple[Loader, Loader],
+    journal: Journal,
+    writer: Writer | None,
+    interrupt: Interrupt,
+) -> Run:
+    """A run at its start: weights from the experiment's seed, momentum zero."""
+    torch.manual_seed(experiment.seed)
+    network = build_model(experiment.model).to(ranks.device)
+    optim, val = experiment.optim, experiment.val
+    forward = compiled(network, experiment, ranks.device, journal.say)
+    return Run(
+        experiment=experiment,
+        ranks=ranks,
+        train_loader=loaders[0],
+        val_loader=loaders[1],
+        network=network,
+        forward=forward,
+        parallel=parallel(forward, ranks),
+        optimizer=build_sgd(network.parameters(), optim.lr, optim.momentum, optim.weight_decay),
+        guard=BufferGuard(network.buffers()),
+        cursor=Cursor(torch.zeros(2, dtype=torch.int64, device=ranks.device)),
+        stopping=EarlyStopping(patience=val.patience or 1 << 30, min_delta=val.min_delta),
+        journal=journal,
+        writer=writer,
+        interrupt=interrupt,
+        precision=precision(ranks.device),
+    )
+
+
+def parallel(forward: nn.Module, ranks: Ranks) -> nn.Module:
+    """DDP around the compiled network, not the reverse: DDP's optimizer would split the graph."""
+    if ranks.world_size == 1:
+        return forward
+    return DistributedDataParallel(
+        forward,
+        device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+        broadcast_buffers=False,  # ranks.average_statistics makes them equal where it matters
+        gradient_as_bucket_view=True,
+        static_graph=True,
+        bucket_cap_mb=1024,  # one bucket: these nets are small
+    )
+
+
+def precision(device: torch.device) -> AbstractContextManager:
+    """bf16 where the device computes in it; float32 on CPUs, most of which only emulate bf16."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.autocast("cuda", torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,63 @@
+"""One process of a training: its place among the ranks, its work directory, start or resume, the report."""
+
+import itertools
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trainer.config import Experiment
+from trainer.data import build_loaders
+from trainer.interrupt import Interrupt
+from trainer.journal import Journal
+from trainer.loop import fit
+from trainer.ranks import join
+from trainer.resume import check_same, take_up
+from trainer.run import build_run
+from trainer.snapshot import Writer, newest_valid
+
+
+def train_here(experiment: Experiment, device: str, work_dir: Path, *, resume: bool, max_steps: int | None) -> int:
+    """Train in this process; the exit code is 0, or that of the signal which ended it."""
+    with Interrupt() as interrupt, join(device) as ranks:
+        with ranks.in_turn():
+            if ranks.leads:
+                claim(work_dir, experiment, resume)
+            found = newest_valid(work_dir, print if ranks.leads else _silent) if resume else None
+        journal = Journal(work_dir, ranks.rank, _resume_at(found))
+        if resume:
+            journal.say(f"going on from {found[0]}" if found else f"{work_dir} has no snapshot yet: a fresh start")
+        if found:
+            check_same(found[0], found[1], experiment, journal.say)
+        loaders = build_loaders(experiment, ranks, journal.say)
+        writer = Writer(work_dir, found[0] if found else None) if ranks.leads else None
+        run = build_run(experiment, ranks, loaders, journal, writer, interrupt)
+        if found:
+            take_up(run, found[1])
+        fit(run, max_steps)
+        journal.close()
+    return interrupt.exit_code
+
+
+def claim(work_dir: Path, experiment: Experiment, resume: bool) -> None:
+    """Make the work directory and write the resolved experiment there; a fresh run moves an earlier one aside."""
+    try:
+        if not resume and any(work_dir.glob("*.pth")):
+            aside = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
+            work_dir.rename(aside)
+            print(f"{work_dir} held an earlier run: it is now {aside} (--resume would have gone on with it)")
+        work_dir.mkdir(parents=True, exist_ok=True)
+        (work_dir / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
+
+
+def _resume_at(found: tuple[Path, dict[str, Any]] | None) -> tuple[int, int]:
+    if found is None:
+        return (1, 0)
+    cursor = found[1]["cursor"]
+    return cursor["epoch"] + 1, cursor["step"]
+
+
+def _silent(_: str) -> None:
+    pass
