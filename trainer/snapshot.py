@@ -1,33 +1,23 @@
-"""Snapshots: .pth files that survive kill -9 and full disks and that never load damaged.
+"""Which snapshots a run keeps: the newest two, a link to the last, the best one; written while training goes on.
 
-A file is torch's own zip archive, whose zip comment holds magic, length and the SHA-256 of all bytes before
-it: torch.load and unzip read it as it is, and no bit flips unseen (torch's reader alone misses half of them).
-Order of a write: temporary file in the same folder, fsync, rename, fsync of the folder; then an older one goes.
+An older one goes only when a newer one is durable (trainer/sealed.py), so a kill at any time leaves one to load.
 """
 
-import hashlib
 import os
 import re
-import shutil
-import struct
 import threading
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-TRAILER = struct.Struct("<8sQ32s")  # magic, length of the archive, its digest
-MAGIC = b"DUETSNAP"
+from trainer.sealed import SnapshotError, load, save, sync_folder
+
 ROLLING = re.compile(r"epoch_(\d+)_step_(\d+)\.pth")
 BEST = re.compile(r"best_.+_epoch_(\d+)\.pth")
 LATEST = "latest.pth"
-
-
-class SnapshotError(ValueError):
-    """A snapshot that cannot be read or written; the text names the file and what is wrong with it."""
 
 
 def rolling_name(epoch: int, step: int) -> str:
@@ -37,38 +27,6 @@ def rolling_name(epoch: int, step: int) -> str:
 def best_name(metric: str, epoch: int) -> str:
     """best_acc_RGBPose_1:1_top1_epoch_78.pth for acc/RGBPose_1:1_top1, as mmengine names it."""
     return f"best_{metric.replace('/', '_')}_epoch_{epoch}.pth"
-
-
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path`, wholly or not at all: a crash leaves the old file there, or none.
-
-    `state` holds tensors, numbers, strings and None in dicts, lists and tuples. Raises SnapshotError when the
-    disk does not take it.
-    """
-    tmp = path.with_name(path.name + ".tmp")
-    try:
-        _write_synced(tmp, state)
-        os.replace(tmp, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as RuntimeError
-        tmp.unlink(missing_ok=True)
-        raise SnapshotError(_why_not_written(path, error)) from error
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read a snapshot to the CPU, its digest verified before anything is parsed, no code of the file run.
-
-    Raises SnapshotError for a damaged, foreign or missing file.
-    """
-    try:
-        with open(path, "rb") as file:
-            _verify(path, file)
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except SnapshotError:
-        raise
-    except Exception as error:  # hostile files with a right digest: whatever zip, pickle and torch raise
-        reason = str(error).partition("\n")[0]
-        raise SnapshotError(f"{path} cannot be read as a snapshot: {reason}") from error
 
 
 def newest_valid(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
@@ -102,9 +60,9 @@ def stage(state: Any, buffers: dict[str, Tensor], at: str = "state") -> Any:
             buffers[at] = kept
         return kept.copy_(state.detach(), non_blocking=True)
     if isinstance(state, dict):
-        return {key: stage(value, buffers, f"{at}.{key}") for key, value in state.items()}
+        return {key: stage(value, buffers, f"{at}[{key!r}]") for key, value in state.items()}
     if isinstance(state, list | tuple):
-        items = [stage(value, buffers, f"{at}.{i}") for i, value in enumerate(state)]
+        items = [stage(value, buffers, f"{at}[{i}]") for i, value in enumerate(state)]
         return items if isinstance(state, list) else tuple(items)
     assert state is None or type(state) in (bool, int, float, str), f"{at}: {type(state)} in a snapshot"
     return state
@@ -157,10 +115,10 @@ class Writer:
         try:
             if copied is not None:
                 copied.synchronize()
+            if best is not None:  # before the one that a resume finds: that one takes the best file for written
+                save(self.folder / best, staged)
             save(self.folder / name, staged)
             _point_latest(self.folder, name)
-            if best is not None:
-                save(self.folder / best, staged)
             self._remove_old(name, best)
         except Exception as error:  # handed to the training thread by wait()
             self._error = error
@@ -172,47 +130,7 @@ class Writer:
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
             old_best = best is not None and BEST.fullmatch(path.name) and path.name != best
             if old_rolling or old_best:
-                path.unlink()
-
-
-def _write_synced(tmp: Path, state: dict[str, Any]) -> None:
-    torch.save(state, tmp)
-    with open(tmp, "rb+") as file:
-        # The last two bytes of a zip are the length of its comment.
-        file.seek(-2, os.SEEK_END)
-        file.write(struct.pack("<H", TRAILER.size))
-        length = file.tell()
-        file.seek(0)
-        file.write(TRAILER.pack(MAGIC, length, _digest(file, length)))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _verify(path: Path, file: BinaryIO) -> None:
-    """Raise SnapshotError unless `file` carries its own length and digest; leaves it at its start."""
-    size = file.seek(0, os.SEEK_END)
-    length = size - TRAILER.size
-    file.seek(max(length, 0))
-    trailer = file.read()
-    if length < 0 or not trailer.startswith(MAGIC):
-        raise SnapshotError(f"{path} ({size} bytes) is cut short, or is not a snapshot of this program")
-    _, stated, digest = TRAILER.unpack(trailer)
-    file.seek(0)
-    if stated != length or _digest(file, length) != digest:
-        raise SnapshotError(f"{path} is damaged: its bytes do not match the digest it carries")
-    # A right digest proves no good will: a small file must not unpack to a large one.
-    if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
-        raise SnapshotError(f"{path} is not a snapshot of this program: it unpacks to more than its {size} bytes")
-    file.seek(0)
-
-
-def _digest(file: BinaryIO, length: int) -> bytes:
-    """SHA-256 of the next `length` bytes."""
-    digest = hashlib.sha256()
-    while length > 0 and (block := file.read(min(length, 1 << 20))):
-        digest.update(block)
-        length -= len(block)
-    return digest.digest()
+                path.unlink(missing_ok=True)
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -233,22 +151,4 @@ def _point_latest(folder: Path, name: str) -> None:
     tmp.unlink(missing_ok=True)
     tmp.symlink_to(name)
     os.replace(tmp, folder / LATEST)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _why_not_written(path: Path, error: Exception) -> str:
-    reason = str(error.strerror) if isinstance(error, OSError) else "torch's writer failed"
-    if path.parent.is_dir():
-        reason += f", {shutil.disk_usage(path.parent).free / 1e6:.0f} MB free there"
-    return (
-        f"{path} could not be written ({reason}): the snapshots before it are intact, "
-        "free some space and go on with --resume"
-    )
+    sync_folder(folder)
