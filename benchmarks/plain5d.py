@@ -143,6 +143,6 @@ def clip_first(rgb: Tensor, dtype: torch.dtype) -> Tensor:
     """[N, T, H, W, 3] as contiguous [N, 3, T, H, W], bytes normalised."""
     clip = rgb.permute(0, 4, 1, 2, 3)
     if not rgb.is_floating_point():
-        mean, std = (torch.tensor(values, dtype=dtype).view(1, 3, 1, 1, 1) for values in (MEAN, STD))
+        mean, std = (torch.tensor(values, dtype=dtype, device=rgb.device).view(1, 3, 1, 1, 1) for values in (MEAN, STD))
         clip = (clip - mean) / std
     return clip.to(dtype).contiguous()

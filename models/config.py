@@ -1,6 +1,7 @@
 """Settings of the networks: plain values, no torch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 LossWeights = tuple[float, float, float, float]
 """Weights of the cross-entropies of rgb, pose, rgb_coarse, pose_coarse, in this order."""
@@ -30,8 +31,36 @@ X3D_POSE = X3DStreamConfig(widths=(24, 48, 96), blocks=(5, 11, 7), stem_stride=1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class X3DPairConfig:
-    """Two temporal-shift X3D nets, RGB and pose, that meet only in the fusion of their probabilities."""
+class ResNetPathConfig:
+    """One ResNet-50-like path of RGBPoseConv3D (models.md A4), a stage per entry."""
+
+    base_channels: int
+    blocks: tuple[int, ...]
+    inflate: tuple[bool, ...]
+    """Stages whose first convolution in each block spans three frames."""
+    strides: tuple[int, ...]
+    stem_stride: int
+    """Of the 7x7 convolution and of the 3x3 pool behind it."""
+
+    def width(self, stage: int) -> int:
+        return self.base_channels * 4 * 2**stage
+
+    @property
+    def out_channels(self) -> int:
+        return self.width(len(self.blocks) - 1)
+
+
+RESNET_RGB = ResNetPathConfig(
+    base_channels=64, blocks=(3, 4, 6, 3), inflate=(False, False, True, True), strides=(1, 2, 2, 2), stem_stride=2
+)
+RESNET_POSE = ResNetPathConfig(
+    base_channels=32, blocks=(4, 6, 3), inflate=(False, True, True), strides=(2, 2, 2), stem_stride=1
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TwoStreamConfig:
+    """What every two-stream net has: classes, joints, the four loss weights, dropout before the heads."""
 
     num_classes: int
     num_coarse: int
@@ -39,5 +68,34 @@ class X3DPairConfig:
     pose_channels: int = 17
     loss_weights: LossWeights = (1.0, 1.0, 1.0, 1.0)
     dropout: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class X3DPairConfig(TwoStreamConfig):
+    """Two temporal-shift X3D nets, RGB and pose, that meet only in the fusion of their probabilities."""
+
     rgb: X3DStreamConfig = X3D_RGB
     pose: X3DStreamConfig = X3D_POSE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RGBPoseConfig(TwoStreamConfig):
+    """RGBPoseConv3D: two ResNet paths with laterals both ways; four pose frames to an RGB frame (models.md A4)."""
+
+    interaction: bool = False
+    """PCAN's FeatureInteraction at both fusion points."""
+    drop_path: tuple[float, float] = (0.0, 0.0)
+    """Chance per training batch that the laterals into the RGB path, and those into the pose path, are silent."""
+    rgb: ResNetPathConfig = RESNET_RGB
+    pose: ResNetPathConfig = RESNET_POSE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SingleStreamConfig:
+    """One path of RGBPoseConv3D alone (SlowOnly), for staged training (models.md B2)."""
+
+    stream: Literal["rgb", "pose"]
+    num_classes: int
+    in_channels: int
+    path: ResNetPathConfig
+    dropout: float = 0.5

@@ -7,12 +7,10 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
-class FoldFrames(nn.Module):
-    """Fold both streams; normalise RGB frames that are bytes. One pass each when compiled, casts included.
+class FoldRGB(nn.Module):
+    """Fold RGB frames; normalise those that are bytes: one pass when compiled, the cast included.
 
-    rgb: [N, T, H, W, 3], uint8 in RGB order, or float that is normalised already.
-    heatmap: [N, T', V, H', W'] over channels-last memory. Returns ([N*T, 3, H, W], [N*T', V, H', W']) in the dtype that
-    convolutions compute in: autocast's, else the weights'.
+    rgb: [N, T, H, W, 3], uint8 in RGB order, or float that is normalised already. Returns [N*T, 3, H, W].
     """
 
     mean: Tensor
@@ -23,12 +21,16 @@ class FoldFrames(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN), persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(STD), persistent=False)
 
-    def forward(self, rgb: Tensor, heatmap: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, rgb: Tensor) -> Tensor:
         frames = rgb.flatten(0, 1)
         if not frames.is_floating_point():
             frames = (frames.to(self.mean.dtype) - self.mean) * self.scale
-        dtype = compute_dtype(self.mean)
-        return frames.permute(0, 3, 1, 2).to(dtype), heatmap.flatten(0, 1).to(dtype)
+        return frames.permute(0, 3, 1, 2).to(compute_dtype(self.mean))
+
+
+def fold_heatmap(heatmap: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, T, V, H, W] over channels-last memory as [N*T, V, H, W] channels_last."""
+    return heatmap.flatten(0, 1).to(dtype)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import LossWeights
+from models.config import TwoStreamConfig
 from models.layers import clip_mean
 
 STREAMS = ("rgb", "pose")
+HEADS = ("rgb", "pose", "rgb_coarse", "pose_coarse")
 
 
 class Output(NamedTuple):
@@ -25,23 +26,16 @@ class TwoStreamHead(nn.Module):
     Heads are named rgb, pose, rgb_coarse, pose_coarse (the last two where num_coarse > 0).
     """
 
-    def __init__(
-        self,
-        channels: tuple[int, int],
-        num_classes: int,
-        num_coarse: int,
-        loss_weights: LossWeights,
-        dropout: float,
-    ) -> None:
+    def __init__(self, config: TwoStreamConfig, channels: tuple[int, int]) -> None:
         super().__init__()
-        self.weights: dict[str, float] = dict(
-            zip(("rgb", "pose", "rgb_coarse", "pose_coarse"), loss_weights, strict=True)
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.levels = [("", num_classes), ("_coarse", num_coarse)][: 2 if num_coarse else 1]
-        for suffix, classes in self.levels:
+        self.weights: dict[str, float] = dict(zip(HEADS, config.loss_weights, strict=True))
+        self.dropout = nn.Dropout(config.dropout)
+        self.suffixes = ("", "_coarse") if config.num_coarse else ("",)
+        for suffix in self.suffixes:
             for stream, width in zip(STREAMS, channels, strict=True):
-                self.add_module(f"fc_{stream}{suffix}", linear(width, classes))
+                self.add_module(
+                    f"fc_{stream}{suffix}", linear(width, config.num_coarse if suffix else config.num_classes)
+                )
 
     def forward(
         self,
@@ -53,7 +47,7 @@ class TwoStreamHead(nn.Module):
         pooled = {stream: self.dropout(clip_mean(features[stream], num_frames[stream])) for stream in STREAMS}
         logits = {
             stream + suffix: self.get_submodule(f"fc_{stream}{suffix}")(pooled[stream])
-            for suffix, _ in self.levels
+            for suffix in self.suffixes
             for stream in STREAMS
         }
         if label is None:

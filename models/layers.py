@@ -20,6 +20,39 @@ class ConvBn(nn.Module):
         return self.bn(self.conv(x))
 
 
+class TemporalConv(nn.Module):
+    """Convolution over time alone, on [N*T, C, H, W] seen as an image of T rows and H*W columns: views both ways.
+
+    Without `norm` there is no batch norm; with `transposed` time grows by `stride`, else it shrinks by it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        norm: bool = True,
+        transposed: bool = False,
+    ) -> None:
+        super().__init__()
+        along, padding = (stride, 1), (kernel // 2, 0)
+        if transposed:
+            self.conv = nn.ConvTranspose2d(
+                in_channels, out_channels, (kernel, 1), along, padding, (stride - 1, 0), bias=False
+            )
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), along, padding, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels) if norm else None
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        y = self.conv(time_rows(x, num_frames))
+        if self.bn is not None:
+            y = self.bn(y)
+        return unfold_pixels(y.permute(0, 2, 3, 1), x)
+
+
 class SqueezeExcite(nn.Module):
     """Scale each channel of a clip by a gate made from the clip's mean (over T, H and W)."""
 
@@ -60,10 +93,15 @@ def pixels(x: Tensor, num_frames: int) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(x.shape[0] // num_frames, -1, x.shape[1])
 
 
+def time_rows(x: Tensor, num_frames: int) -> Tensor:
+    """[N*T, C, H, W] channels_last as [N, C, T, H*W] channels_last: a view."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0] // num_frames, num_frames, -1, x.shape[1]).permute(0, 3, 1, 2)
+
+
 def unfold_pixels(rows: Tensor, like: Tensor) -> Tensor:
-    """Any contiguous [..., C] with the pixels of `like` as [N*T, C, H, W] channels_last: a view."""
-    count, _, height, width = like.shape
-    return rows.reshape(count, height, width, -1).permute(0, 3, 1, 2)
+    """Any contiguous [..., C] of frames as large as those of `like` as [N*T, C, H, W] channels_last: a view."""
+    height, width = like.shape[2:]
+    return rows.reshape(-1, height, width, rows.shape[-1]).permute(0, 3, 1, 2)
 
 
 def clip_mean(x: Tensor, num_frames: int) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models import X3DPairConfig, X3DStreamConfig
+from models import ResNetPathConfig, RGBPoseConfig, X3DPairConfig, X3DStreamConfig
 
 SMALL_RGB = X3DStreamConfig(widths=(8, 16), blocks=(2, 1), stem_stride=2, shift_divisor=8)
 SMALL_POSE = X3DStreamConfig(widths=(16,), blocks=(3,), stem_stride=1, shift_divisor=4)
@@ -17,13 +17,32 @@ SMALL_PAIR = X3DPairConfig(
     pose=SMALL_POSE,
 )
 
+SMALL_PATHS = {
+    "rgb": ResNetPathConfig(
+        base_channels=8, blocks=(1, 2, 1, 1), inflate=(False, False, True, True), strides=(1, 2, 2, 2), stem_stride=2
+    ),
+    "pose": ResNetPathConfig(
+        base_channels=4, blocks=(2, 1, 1), inflate=(False, True, True), strides=(2, 2, 2), stem_stride=1
+    ),
+}
+SMALL_RGBPOSE = RGBPoseConfig(
+    num_classes=11,
+    num_coarse=3,
+    pose_channels=5,
+    loss_weights=(1.0, 1.2, 0.5, 0.8),
+    dropout=0.0,
+    interaction=True,
+    rgb=SMALL_PATHS["rgb"],
+    pose=SMALL_PATHS["pose"],
+)
+
 
 def batch(clips: int = 3, seed: int = 0, joints: int = 5, frames: tuple[int, int] = (3, 5)) -> dict[str, Tensor]:
-    """Arguments of a model: `frames` of both streams, images 37x29, heatmaps 13x9, 11 and 3 classes."""
+    """Arguments of a model: `frames` of both streams, images 37x29, heatmaps 10x7, 11 and 3 classes."""
     draw = torch.Generator().manual_seed(seed)
     return {
         "rgb": torch.randint(0, 256, (clips, frames[0], 37, 29, 3), generator=draw, dtype=torch.uint8),
-        "heatmap": torch.rand(clips, frames[1], 13, 9, joints, generator=draw).permute(0, 1, 4, 2, 3),
+        "heatmap": torch.rand(clips, frames[1], 10, 7, joints, generator=draw).permute(0, 1, 4, 2, 3),
         "label": torch.randint(0, 11, (clips,), generator=draw),
         "coarse_label": torch.randint(0, 3, (clips,), generator=draw),
     }
@@ -38,3 +57,14 @@ def stir(net: nn.Module) -> nn.Module:
             layer.running_mean.uniform_(-0.5, 0.5)
             layer.running_var.uniform_(0.5, 1.5)
     return net
+
+
+def assert_same_training(folded: nn.Module, plain: nn.Module) -> None:
+    """After backward in float64: every gradient and every running statistic agrees."""
+    gradients = {name: p.grad for name, p in folded.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        reference = parameter.grad.reshape(gradients[name].shape)
+        torch.testing.assert_close(gradients[name], reference, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+    after = dict(folded.named_buffers())
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(after[name], buffer, rtol=1e-12, atol=1e-14)

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from benchmarks.plain5d import X3DPair5d, load_folded
 from models import X3DPairConfig, build_model
 from models.layers import squeeze_width
-from tests.models.small import SMALL_PAIR, batch, stir
+from tests.models.small import SMALL_PAIR, assert_same_training, batch, stir
 
 
 @pytest.mark.parametrize("frames", [(3, 5), (1, 2)])
@@ -28,13 +28,7 @@ def test_folded_pair_equals_plain_5d(mode, frames):
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     loss.backward()
     expected.backward()
-    gradients = {name: p.grad for name, p in folded.named_parameters()}
-    for name, parameter in plain.named_parameters():
-        reference = parameter.grad.reshape(gradients[name].shape)
-        torch.testing.assert_close(gradients[name], reference, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
-    after = dict(folded.named_buffers())
-    for name, buffer in plain.named_buffers():
-        torch.testing.assert_close(after[name], buffer, rtol=1e-12, atol=1e-14)
+    assert_same_training(folded, plain)
 
 
 def test_losses_are_weighted_cross_entropies_of_every_head():

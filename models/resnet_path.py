@@ -1,0 +1,75 @@
+"""ResNet-50-like paths: bottlenecks whose first convolution may span three frames (models.md A4)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import ResNetPathConfig
+from models.layers import ConvBn, TemporalConv, initialise
+
+
+class Bottleneck(nn.Module):
+    """1x1 (or three frames), 3x3 with the stride, 1x1 to four times the width, plus the shortcut."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, inflate: bool) -> None:
+        super().__init__()
+        planes = width // 4
+        self.inflate = inflate
+        self.conv1 = TemporalConv(in_channels, planes, 3) if inflate else ConvBn(in_channels, planes, 1)
+        self.conv2 = ConvBn(planes, planes, 3, stride)
+        self.conv3 = ConvBn(planes, width, 1)
+        reshaped = stride != 1 or in_channels != width
+        self.downsample = ConvBn(in_channels, width, 1, stride) if reshaped else None
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        y = self.conv1(x, num_frames) if self.inflate else self.conv1(x)
+        y = self.conv3(self.conv2(y.relu_()).relu_())
+        return (y + (x if self.downsample is None else self.downsample(x))).relu_()
+
+
+class Stage(nn.ModuleList):
+    """Blocks in a row; the first reads `in_channels` and takes the stride."""
+
+    def __init__(self, config: ResNetPathConfig, stage: int, in_channels: int) -> None:
+        width, inflate = config.width(stage), config.inflate[stage]
+        blocks = [Bottleneck(in_channels, width, config.strides[stage], inflate)]
+        blocks += [Bottleneck(width, width, 1, inflate) for _ in range(config.blocks[stage] - 1)]
+        super().__init__(blocks)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        for block in self:
+            x = block(x, num_frames)
+        return x
+
+
+class ResNetPath(nn.Module):
+    """Stem and stages layer1, layer2, ...; stage i reads `extra[i]` channels more than stage i-1 writes.
+
+    Whoever owns the path calls `stem` and the stages, so that laterals can come between; `forward` runs it alone.
+    """
+
+    def __init__(self, config: ResNetPathConfig, in_channels: int, extra: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stride = config.stem_stride
+        self.conv1 = ConvBn(in_channels, config.base_channels, 7, self.stride)
+        before = config.base_channels
+        for stage, more in enumerate(extra):
+            self.add_module(f"layer{stage + 1}", Stage(config, stage, before + more))
+            before = config.width(stage)
+        self.num_stages = len(extra)
+        initialise(self)
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                nn.init.zeros_(module.conv3.bn.weight)
+
+    def stem(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.conv1(x).relu_(), 3, self.stride, 1)
+
+    def stage(self, number: int, x: Tensor, num_frames: int) -> Tensor:
+        """Stage `number`, counted from 1 as in the parameters' names."""
+        return self.get_submodule(f"layer{number}")(x, num_frames)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        x = self.stem(x)
+        for number in range(1, self.num_stages + 1):
+            x = self.stage(number, x, num_frames)
+        return x
