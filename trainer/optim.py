@@ -63,7 +63,7 @@ class BufferGuard:
     def __init__(self, buffers: Iterable[Tensor]) -> None:
         integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}  # integer type -> live, held
-        for buffer in buffers:
+        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():  # once each, also under two names
             bits = buffer.detach().view(integers[buffer.itemsize])
             live, held = self._groups.setdefault(bits.dtype, ([], []))
             live.append(bits)
