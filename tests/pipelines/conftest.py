@@ -1,0 +1,127 @@
+"""Videos with known content and their annotations, for the tests of pipelines."""
+
+import io
+import pickle
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pipelines.annotations import ClipTable, open_table
+from pipelines.packs import Pack, PackSettings
+from pipelines.prepare import prepare
+
+BITS = 8
+
+
+class Film:
+    """Makes videos whose frames carry their own number, and reads it back."""
+
+    @staticmethod
+    def frames(count: int, width: int, height: int, seed: int = 0) -> list[np.ndarray]:
+        """RGB frames of a moving texture; 8 black or white columns in the top left quarter spell the number."""
+        rng = np.random.default_rng(seed)
+        blocks = rng.integers(60, 200, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
+        texture = np.kron(blocks, np.ones((16, 16, 1), np.uint8))
+        frames = []
+        for number in range(count):
+            frame = np.roll(texture, 2 * number, axis=1)[:height, :width].copy()
+            bits = [(number >> bit) & 1 for bit in range(BITS)]
+            code = np.repeat(bits, width // 2 // BITS) * 255
+            frame[: height // 2, : len(code)] = code[None, :, None]
+            frames.append(frame)
+        return frames
+
+    @staticmethod
+    def number(picture: np.ndarray, box: tuple[float, float, float, float]) -> int:
+        """The number spelled in pixels [H, W, 3]; `box` is where the whole picture of the video lies in them."""
+        left, top, right, bottom = box
+        row = picture[int(top + (bottom - top) / 4)].mean(axis=1)
+        centres = left + (np.arange(BITS) + 0.5) * (right - left) / 2 / BITS
+        return sum(int(row[int(centre)] > 128) << bit for bit, centre in enumerate(centres))
+
+    @staticmethod
+    def write(path: Path, frames: list[np.ndarray], codec: str = "libx264", **options: str) -> Path:
+        """Encode RGB frames, with B-frames and one key frame."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = frames[0].shape[:2]
+        with av.open(path, "w") as container:
+            stream = container.add_stream(codec, rate=30, options={"bf": "2", "g": "250"} | options)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.codec_context.thread_count = 1
+            for number, pixels in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 30)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    @staticmethod
+    def person(count: int, width: int, height: int, seed: int = 0) -> np.ndarray:
+        """[1, count, 17, 3]: a person-sized cloud of joints that wanders through the picture."""
+        rng = np.random.default_rng(seed)
+        shape = rng.uniform(-0.5, 0.5, (17, 2)) * (0.15 * width, 0.6 * height)
+        path = np.linspace(rng.uniform(0.3, 0.7, 2), rng.uniform(0.3, 0.7, 2), count) * (width, height)
+        joints = (path[:, None] + shape).clip(1, (width - 2, height - 2))
+        return np.concatenate([joints, np.ones((count, 17, 1))], axis=-1)[None]
+
+    @staticmethod
+    def annotation(name: str, joints: np.ndarray, width: int, height: int, label: int = 0) -> dict:
+        return {
+            "frame_dir": name,
+            "label": label,
+            "img_shape": (height, width),
+            "total_frames": joints.shape[1],
+            "keypoint": joints[..., :2].astype(np.float16),
+            "keypoint_score": joints[..., 2].astype(np.float16),
+        }
+
+    @staticmethod
+    def table(folder: Path, clips: list[dict]) -> ClipTable:
+        path = folder / "annotations.pkl"
+        path.write_bytes(pickle.dumps(clips))
+        return open_table(path, folder / "cache")
+
+
+class Scene:
+    """A folder of videos of people, and what a test does with it. All clips' sizes are `size`."""
+
+    size = (160, 120)
+    settings = PackSettings(count=8, box_pixels=64)
+
+    def __init__(self, folder: Path, lengths: list[int]):
+        self.folder, self.videos, self.out = folder, folder / "videos", folder / "pack"
+        self.names = [f"S001C001P001R001A{number + 1:03}" for number in range(len(lengths))]
+        self.clips = []
+        for number, (name, length) in enumerate(zip(self.names, lengths, strict=True)):
+            Film.write(self.video(number), Film.frames(length, *self.size, seed=number), preset="ultrafast")
+            joints = Film.person(length, *self.size, seed=number)
+            self.clips.append(Film.annotation(name, joints, *self.size, label=number % 4))
+
+    def video(self, number: int) -> Path:
+        return self.videos / f"{self.names[number]}.mp4"
+
+    def table(self) -> ClipTable:
+        return Film.table(self.folder, self.clips)
+
+    def prepare(self, out: Path | None = None, settings: PackSettings | None = None, **options) -> tuple[Pack, str]:
+        """The pack and what was said about it."""
+        said = io.StringIO()
+        options = {"workers": 1, "max_bad": 0.5, "console": Console(file=said)} | options
+        pack = prepare(self.table(), self.videos, out or self.out, settings or self.settings, **options)
+        return pack, said.getvalue()
+
+
+@pytest.fixture(scope="session")
+def film() -> type[Film]:
+    return Film
+
+
+@pytest.fixture
+def scene(tmp_path) -> Callable[..., Scene]:
+    """Makes a Scene from the lengths of its videos in frames."""
+    return lambda *lengths: Scene(tmp_path, list(lengths))

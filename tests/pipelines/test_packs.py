@@ -1,0 +1,131 @@
+"""Frames of a pack are fetched one by one, and damage is found by name before any decoder sees it."""
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.packs import PackError, PackSettings, clip_file, columns_of, open_pack, read_manifest, write_index
+
+
+@pytest.fixture
+def made(scene):
+    work = scene(10, 12)
+    return work.prepare()[0]
+
+
+def flip_bit(path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+
+
+def packet_start(pack, row: int, frame: int) -> int:
+    first = int(pack.first_packet[row])
+    return int(pack.columns["first"][row]) + int(pack.packets[first : first + frame, 0].sum())
+
+
+def test_columns(made, scene):
+    assert made.names.tolist() == ["S001C001P001R001A001", "S001C001P001R001A002"]
+    assert made.num_frames.tolist() == [10, 12]
+    assert made.source_size.tolist() == [[160, 120]] * 2
+    assert made.frame_size.shape == (2, 2)
+    assert made.region.shape == (2, 4)
+    assert made.region.dtype == np.float64
+    assert made.bad == {}
+
+
+def test_frames_in_any_order_and_clamped(made, film):
+    packets, damaged = made.read_frames(1, [7, 0, 7, 11, 12, 999, -3])
+    assert damaged == []
+    scale = made.frame_size[1] / (made.region[1, 2:] - made.region[1, :2])
+    box = (np.array([[0, 0], [160, 120]]) - made.region[1, :2]) * scale
+    pictures = [np.asarray(Image.open(io.BytesIO(packet)).convert("RGB")) for packet in packets]
+    assert {picture.shape for picture in pictures} == {(*made.frame_size[1][::-1], 3)}
+    assert [film.number(picture, tuple(box.ravel())) for picture in pictures] == [7, 0, 7, 11, 11, 11, 0]
+
+
+def test_every_damaged_byte_is_found(made):
+    path = clip_file(made.folder, str(made.names[0]))
+    whole = path.read_bytes()
+    for number, position in enumerate(
+        np.linspace(packet_start(made, 0, 0), packet_start(made, 0, 10) - 1, 40).astype(int)
+    ):
+        flip_bit(path, position)
+        _, damaged = made.read_frames(0, list(range(10)))
+        assert len(damaged) == 1, number
+        assert packet_start(made, 0, damaged[0]) <= position < packet_start(made, 0, damaged[0] + 1)
+        path.write_bytes(whole)
+    assert made.read_frames(0, [3, 4])[1] == []
+
+
+def test_damage_is_reported_by_place_in_the_request(made):
+    flip_bit(clip_file(made.folder, str(made.names[0])), packet_start(made, 0, 4) + 100)
+    assert made.read_frames(0, [9, 4, 0, 4])[1] == [1, 3]
+    assert made.read_frames(1, [9, 4, 0, 4])[1] == []
+
+
+def test_cut_and_lost_clips_are_damage(made):
+    path = clip_file(made.folder, str(made.names[0]))
+    path.write_bytes(path.read_bytes()[: packet_start(made, 0, 6) + 1])
+    assert made.read_frames(0, list(range(10)))[1] == [6, 7, 8, 9]
+    path.unlink()
+    packets, damaged = made.read_frames(0, [1, 2])
+    assert packets == [b"", b""]
+    assert damaged == [0, 1]
+
+
+def test_threads_may_share_a_pack(made):
+    expected = [made.read_frames(row, list(range(10)))[0] for row in (0, 1)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda number: made.read_frames(number % 2, list(range(10)))[0], range(200)))
+    assert all(packets == expected[number % 2] for number, packets in enumerate(found))
+
+
+def test_rows_of_follow_the_table(scene):
+    work = scene(8, 9, 10)
+    work.video(1).write_bytes(b"no video")
+    pack, _ = work.prepare()
+    work.clips.reverse()
+    work.clips.append(work.clips[0] | {"frame_dir": "unknown"})
+    assert pack.rows_of(work.table()).tolist() == [2, -1, 0, -1]
+    assert list(pack.bad) == [work.names[1]]
+
+
+def test_unfinished_pack_is_one_sentence(tmp_path):
+    with pytest.raises(PackError, match=r"holds no finished pack; run python -m pipelines.prepare"):
+        open_pack(tmp_path)
+
+
+def test_torn_lines_are_left_out(tmp_path):
+    line = {"name": "a", "bad": "x}"}
+    whole = json.dumps(line)
+    for cut in range(len(whole)):
+        (tmp_path / "manifest.jsonl").write_text(whole + "\n" + json.dumps({"name": "b"})[:cut] + "\n" + "\0\0")
+        assert read_manifest(tmp_path).get("a") == line
+
+
+def test_index_depends_on_no_order(made, tmp_path):
+    lines = read_manifest(made.folder)
+    for number, order in enumerate((list(lines), list(reversed(lines)))):
+        (tmp_path / str(number)).mkdir()
+        write_index(tmp_path / str(number), [lines[name] for name in order])
+    files = [sorted(path for path in (tmp_path / number).rglob("*") if path.is_file()) for number in "01"]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+    assert columns_of(lines.values())["name"].tolist() == sorted(lines)
+
+
+def test_folder_depends_on_every_setting_and_the_annotations(scene, tmp_path):
+    work = scene(8)
+    table = work.table()
+    base = {"count": 48, "box_pixels": 256, "quality": 3}
+    folders = {
+        PackSettings(**base | change).folder(tmp_path, table)
+        for change in ({}, {"count": 32}, {"box_pixels": 128}, {"quality": 2})
+    }
+    work.clips[0]["label"] = 3
+    folders.add(PackSettings(**base).folder(tmp_path, work.table()))
+    assert len(folders) == 5

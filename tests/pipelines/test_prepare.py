@@ -1,0 +1,276 @@
+"""`prepare` ends with the same pack whatever happens on the way, does nothing twice, and names what is bad."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import prepare_pool
+from pipelines.config import ClipConfig
+from pipelines.geometry import crop_region
+from pipelines.packs import PackSettings, clip_file, read_manifest
+from pipelines.plan import plan_eval, plan_train
+from pipelines.skeleton import COCO_17
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Path within a pack -> digest, of all that counts."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def command(work, *more: str) -> list[str]:
+    table = work.table()
+    assert table
+    return [
+        *(sys.executable, "-m", "pipelines.prepare", str(work.folder / "annotations.pkl")),
+        *("--videos", str(work.videos), "--out", str(work.out), "--cache", str(work.folder / "cache")),
+        *("--count", "8", "--box-pixels", "64", *more),
+    ]
+
+
+def run(work, *more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(work, *more), cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_bytes_depend_on_no_number_of_workers(scene):
+    work = scene(8, 20, 9, 30, 10)
+    packs = []
+    for workers in (1, 3):
+        work.prepare(work.folder / f"pack{workers}", workers=workers)
+        packs.append(digests(work.folder / f"pack{workers}"))
+    assert packs[0] == packs[1]
+    assert sum(name.startswith("clips") for name in packs[0]) == 5
+
+
+def test_second_run_does_nothing(scene):
+    work = scene(8, 9)
+    _, said = work.prepare()
+    assert "2 that were not there" in said
+    before = {path: path.stat().st_mtime_ns for path in work.out.rglob("*")}
+    pack, said = work.prepare()
+    assert said == ""
+    assert {path: path.stat().st_mtime_ns for path in work.out.rglob("*")} == before
+    assert pack.num_frames.tolist() == [8, 9]
+
+
+def test_whatever_changes_is_made_anew_and_nothing_else(scene, film):
+    work = scene(8, 9, 10)
+    work.prepare()
+
+    def changed(expected: str, names: list[str], **options) -> None:
+        before = {name: clip_file(work.out, name).stat().st_mtime_ns for name in work.names if name not in lost}
+        _, said = work.prepare(**options)
+        assert expected in said
+        after = {name: clip_file(work.out, name).stat().st_mtime_ns for name in work.names}
+        assert [name for name in work.names if after[name] != before.get(name)] == names
+        assert work.prepare(**options)[1] == ""
+
+    lost: list[str] = []
+    film.write(work.video(1), film.frames(9, *work.size, seed=7))
+    changed("1 whose video changed", [work.names[1]])
+    work.clips[2]["keypoint"] = work.clips[2]["keypoint"] + np.float16(2)
+    changed("1 whose skeleton changed", [work.names[2]])
+    lost.append(work.names[0])
+    clip_file(work.out, work.names[0]).unlink()
+    changed("1 whose packed file is gone", [work.names[0]])
+    lost.clear()
+    changed("3 made with other settings", work.names, settings=PackSettings(count=8, box_pixels=64, quality=5))
+
+
+def test_new_time_of_an_old_video_costs_nothing(scene):
+    work = scene(8, 9)
+    work.prepare()
+    before = digests(work.out / "clips")
+    os.utime(work.video(0), ns=(1, 1))
+    _, said = work.prepare()
+    assert "made" not in said.replace("0 made", "")
+    assert digests(work.out / "clips") == before
+    assert read_manifest(work.out)[work.names[0]]["source_time"] == 1
+    assert work.prepare()[1] == ""
+
+
+def test_a_pack_takes_in_a_second_table(scene):
+    """MA-52 has one file a split."""
+    work = scene(8, 9)
+    both = work.clips
+    for clips in (both[:1], both[1:], both):
+        work.clips = clips
+        pack, said = work.prepare()
+    assert said == ""
+    assert pack.num_frames.tolist() == [8, 9]
+
+
+def test_a_complete_pack_needs_no_videos(scene):
+    work = scene(8)
+    work.prepare()
+    work.videos.rename(work.folder / "elsewhere")
+    assert work.prepare()[0].num_frames.tolist() == [8]
+    clip_file(work.out, work.names[0]).unlink()
+    with pytest.raises(ValueError, match="there is no folder"):
+        work.prepare()
+
+
+def test_bad_videos_are_named_once_and_left_out(scene):
+    work = scene(8, 9, 10, 11)
+    work.video(1).write_bytes(work.video(1).read_bytes()[:500])
+    work.video(3).unlink()
+    pack, said = work.prepare(max_bad=0.5)
+    assert said.count(f"{work.names[1]}: it does not decode") == 1
+    assert said.count(f"{work.names[3]}: there is no such video") == 1
+    assert pack.num_frames.tolist() == [8, 0, 10, 0]
+    _, said = work.prepare(max_bad=0.5)
+    assert said.startswith(f"2 of 4 clips are left out, first {work.names[1]}: it does not decode")
+    with pytest.raises(ValueError, match=r"2 of 4 clips have no usable video, more than 25.0% \(--max-bad\)"):
+        work.prepare(max_bad=0.25)
+
+
+def test_too_many_bad_videos_stop_the_run(scene):
+    work = scene(8, 9, 10, 11)
+    for number in (0, 1, 2):
+        work.video(number).write_bytes(b"\0" * 1000)
+    with pytest.raises(ValueError, match=f"2 of 4 .* the first is {work.names[0]}: it does not decode"):
+        work.prepare(max_bad=0.25)
+    assert not clip_file(work.out, work.names[3]).exists()
+
+
+def test_a_mended_video_is_taken_in(scene):
+    work = scene(8, 9)
+    whole = work.video(0).read_bytes()
+    work.video(0).write_bytes(whole[:500])
+    assert work.prepare()[0].num_frames.tolist() == [0, 9]
+    work.video(0).write_bytes(whole)
+    pack, said = work.prepare()
+    assert "1 whose video changed" in said
+    assert pack.num_frames.tolist() == [8, 9]
+
+
+def workers_of(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def test_killed_runs_go_on_to_the_same_bytes(scene):
+    work = scene(*[30 + number for number in range(12)])
+    expected_folder = work.folder / "unbroken"
+    work.prepare(expected_folder, workers=1)
+    made = []
+    for stop_at in (1, 4, 7):
+        process = subprocess.Popen(command(work, "--workers", "2"), cwd=ROOT, stderr=subprocess.DEVNULL)
+        while len(list((work.out / "clips").glob("*.mov"))) < stop_at:
+            assert process.poll() is None
+            time.sleep(0.005)
+        workers = workers_of(process.pid)
+        process.kill()
+        process.wait()
+        made.append(len(read_manifest(work.out)))
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{worker}").exists() for worker in workers):
+            assert time.monotonic() < deadline, "workers outlive their run"
+            time.sleep(0.01)
+    (work.out / "clips" / "torn.mov.123.tmp").write_bytes(b"half a clip")
+    with open(work.out / "manifest.jsonl", "a") as manifest:
+        manifest.write('{"name": "S001C0')  # a line that a kill tore
+    finished = run(work)
+    assert finished.returncode == 0, finished.stderr
+    assert made == sorted(made)
+    assert made[-1] < 12
+    assert digests(work.out) == digests(expected_folder)
+
+
+def test_crashed_and_hung_decoders_cost_one_clip_each(scene, monkeypatch):
+    """Workers that get a SIGKILL or SIGSTOP over their first job stand for decoders that crash or hang."""
+    work = scene(8, 9, 10, 11)
+    give = prepare_pool.Worker.give
+    strike = {work.names[0]: signal.SIGKILL, work.names[2]: signal.SIGSTOP}
+
+    def struck(self, job):
+        if job.name in strike:
+            self.process.send_signal(strike[job.name])
+            self.process.stdin.flush()
+        give(self, job)
+
+    monkeypatch.setattr(prepare_pool.Worker, "give", struck)
+    monkeypatch.setattr(prepare_pool, "time_limit", lambda job: 2 if job.name in strike else 60)
+    pack, said = work.prepare(workers=2)
+    assert pack.num_frames.tolist() == [0, 9, 0, 11]
+    assert f"{work.names[0]}: its decoder died of signal 9" in said
+    assert f"{work.names[2]}: it took longer than 2 s" in said
+
+
+def test_command_line(scene, tmp_path):
+    work = scene(8, 9)
+    good = run(work)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.strip() == str(work.out)
+    assert "packing clips 2/2" in good.stderr
+    for more, expected in (
+        (("--videos", str(tmp_path / "nowhere"), "--out", str(tmp_path / "p2")), "there is no folder"),
+        (("--out", "/proc/pack"), "/proc/pack cannot be written"),
+    ):
+        bad = run(work, *more)
+        assert bad.returncode == 2
+        assert expected in bad.stderr
+        assert bad.stderr.count("\n") == 1
+    (work.folder / "annotations.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    bad = subprocess.run(
+        [sys.executable, "-m", "pipelines.prepare", str(work.folder / "annotations.pkl"), "--videos", str(work.videos)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert bad.returncode == 2
+    assert "os.system" in bad.stderr
+
+
+CONFIG = ClipConfig(skeleton=COCO_17, rgb_frames=4, pose_frames=12)
+
+
+def joints_with_holes(
+    rng: np.random.RandomState, total: int, persons: int, spread: float, missing: float
+) -> np.ndarray:
+    """People of any size who wander, partly out of the 320x240 picture, and are not seen at times."""
+    walk = np.cumsum(rng.randn(persons, total, 1, 2) * spread / 10, axis=1)
+    shape = rng.randn(persons, 1, 17, 2) * spread
+    joints = rng.uniform(-20, 340, (persons, 1, 1, 2)) + walk + shape
+    joints[rng.random_sample(joints.shape[:3]) < missing] = 0
+    joints[rng.random_sample(joints.shape[:2]) < missing] = 0
+    return np.concatenate([joints, np.ones((*joints.shape[:3], 1))], axis=-1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**31),
+    total=st.integers(1, 40),
+    persons=st.integers(0, 3),
+    spread=st.sampled_from([0.5, 3, 10, 40, 150]),
+    missing=st.sampled_from([0, 0.1, 0.6, 0.95]),
+)
+def test_region_holds_every_sampled_box(tmp_path_factory, film, seed, total, persons, spread, missing):
+    rng = np.random.RandomState(seed)
+    joints = joints_with_holes(rng, total, persons, spread, missing)
+    folder = tmp_path_factory.mktemp("region")
+    table = film.table(folder, [film.annotation("clip", joints, 320, 240)])
+    region, side = crop_region(table.clip_joints(0)[..., :2], 240, 320, CONFIG.pose_frames)
+    rows = np.zeros(1, np.int64)
+    plans = [plan_train(table, rows, CONFIG, seed, epoch) for epoch in range(20)]
+    whole = [plan_eval(table, rows, CONFIG, clip, count) for clip, count in ((0, 1), (0, 10), (9, 10))]
+    for plan in [*plans, *whole]:
+        left, top, right, bottom = plan.box[0]
+        assert left >= region[0]
+        assert top >= region[1]
+        assert right <= region[2]
+        assert bottom <= region[3]
+    for plan in whole:
+        assert min(plan.box[0, 2:] - plan.box[0, :2]) >= side - 2  # corners are cut to whole pixels
