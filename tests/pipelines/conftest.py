@@ -86,6 +86,11 @@ class Film:
         path.write_bytes(pickle.dumps(clips))
         return open_table(path, folder / "cache")
 
+    @staticmethod
+    def prepare(table: ClipTable, folder: Path, count: int, box_pixels: int) -> Pack:
+        settings = PackSettings(count=count, box_pixels=box_pixels, quality=2)
+        return prepare(table, folder / "videos", folder / "pack", settings, workers=1, console=Console(quiet=True))
+
 
 class Scene:
     """A folder of videos of people, and what a test does with it. All clips' sizes are `size`."""
@@ -125,3 +130,8 @@ def film() -> type[Film]:
 def scene(tmp_path) -> Callable[..., Scene]:
     """Makes a Scene from the lengths of its videos in frames."""
     return lambda *lengths: Scene(tmp_path, list(lengths))
+
+
+@pytest.fixture(scope="session")
+def scene_class() -> type[Scene]:
+    return Scene
