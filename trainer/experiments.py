@@ -38,8 +38,8 @@ DEMO = Experiment(
         num_classes=len(FINE_NAMES),
         num_coarse=len(COARSE_NAMES),
         loss_weights=(1.0, 1.5, 0.6, 1.2),
-        rgb=X3DStreamConfig(widths=(16, 32, 64), blocks=(1, 2, 2), stem_stride=2, shift_divisor=8),
-        pose=X3DStreamConfig(widths=(24, 48), blocks=(2, 2), stem_stride=1, shift_divisor=4),
+        rgb=X3DStreamConfig(widths=(16, 32, 64), blocks=(1, 1, 2), stem_stride=2, shift_divisor=8),
+        pose=X3DStreamConfig(widths=(16, 32), blocks=(1, 2), stem_stride=1, shift_divisor=4),
     ),
     optim=OptimConfig(
         batch_size=16,

@@ -51,7 +51,7 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
 def exact_under(run: Run) -> dict[str, Any]:
     """What must stay the same for a resumed run to equal an unbroken one bit for bit."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "device": run.ranks.device.type,
         "ranks": run.ranks.world_size,
         "threads": torch.get_num_threads(),

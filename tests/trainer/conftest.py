@@ -1,0 +1,43 @@
+"""A demo data set of 40 + 24 clips, made and packed once for all test processes, and the arguments that train on it."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+SMALL_NETS = (
+    *("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)"),
+    *("clip.rgb_frames=4", "clip.pose_frames=8", "clip.rgb_size=48", "clip.rgb_size_val=56", "clip.box_pixels=56"),
+    *("clip.heatmap_size=12", "clip.heatmap_size_val=14"),
+)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, worker_id) -> list[str]:
+    """Arguments of `python -m trainer` for two epochs of five steps on the tiny demo, all data in place."""
+    from trainer.commands import dispatch
+
+    base = tmp_path_factory.getbasetemp()
+    root: Path = (base if worker_id == "master" else base.parent) / "tiny"
+    root.mkdir(exist_ok=True)
+    settings = (
+        f"data.annotations={root}/demo/annotations.pkl",
+        f"data.videos={root}/demo/videos",
+        f"data.packs={root}/packs",
+        f"data.cache={root}/cache",
+        *("data.demo.num_train=40", "data.demo.num_val=24", "data.demo.size=(160,120)", "data.max_bad=0.05"),
+        *("optim.num_epochs=2", "optim.batch_size=8", "val.batch_size=8", "val.every=1"),
+        *("log_every=2", "snapshot_every=2", "optim.warmup_epochs=1", *SMALL_NETS),
+    )
+    arguments = ["--exp", "demo", *(part for setting in settings for part in ("--set", setting))]
+    with open(root / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert dispatch(["prepare", *arguments]) == 0
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Of subprocesses: one thread each, so that runs under load neither crawl nor differ."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}

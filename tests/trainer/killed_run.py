@@ -1,0 +1,64 @@
+"""A training run, as `python -m trainer` is, that logs what it trains on and kills itself with SIGKILL at one point.
+
+Arguments: log file, point, then those of the trainer. Points: none; step:N in the Nth step of this process, before
+the weights change; validation:begin, validation:inside, validation:end; snapshot:N in the Nth write, when the
+temporary file is whole but not in place.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import trainer.evaluate
+import trainer.loop
+import trainer.sealed
+import trainer.snapshot
+from trainer.cli import main
+
+log, point = sys.argv[1:3]
+del sys.argv[1:3]
+counts = {"step": 0, "snapshot": 0, "scored": 0}
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(module, name, action):
+    """Call `action` with the same arguments whenever `module.name` is called, just before it."""
+    original = getattr(module, name)
+
+    def wrapped(*args, **kwargs):
+        action(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(module, name, wrapped)
+
+
+def count(kind: str) -> None:
+    counts[kind] += 1
+    if point == f"{kind}:{counts[kind]}":
+        die()
+
+
+def log_step(run, batch):
+    record = {
+        "epoch": run.cursor.epoch,
+        "step": run.cursor.step,
+        "lr": trainer.loop.rate(run),
+        "clips": batch.index.tolist(),
+        "pixels": int(batch.rgb.long().sum()),
+        "heat": float(batch.heatmap.double().sum()),
+    }
+    with open(log, "a") as file:
+        file.write(json.dumps(record) + "\n")
+    count("step")
+
+
+before(trainer.loop, "train_step", log_step)
+before(trainer.loop, "validate", lambda run: die() if point == "validation:begin" else None)
+before(trainer.evaluate, "score_batch", lambda *_: die() if point == "validation:inside" else None)
+before(trainer.loop, "summarize", lambda *_: die() if point == "validation:end" else None)
+before(os, "replace", lambda source, target: count("snapshot") if str(target).endswith(".pth") else None)
+main()
