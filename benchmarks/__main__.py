@@ -1,0 +1,97 @@
+"""`python -m benchmarks gpu | aot | input`: measures, prints a line a result, and writes records as results come."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from benchmarks.records import RECORDS
+from benchmarks.target import Part, Target
+
+
+def main() -> None:
+    commands = {"gpu": gpu, "aot": aot, "input": host}
+    try:
+        code = tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+class UsageError(ValueError):
+    """A mistake on the command line, in one sentence."""
+
+
+def gpu(
+    device: Literal["cuda", "cpu"] = "cuda",
+    toy: bool = False,
+    only: tuple[str, ...] = (),
+    records: Path | None = None,
+    minutes: float = 9.0,
+) -> int:
+    """Measure everything on one GPU, most valuable first.
+
+    Args:
+        device: where; cpu goes with --toy.
+        toy: tiny sizes, to try the control flow.
+        only: names of parts, all when empty.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+        minutes: no part goes on after them.
+    """
+    from benchmarks.parts import GPU_PARTS
+
+    if device == "cpu" and not toy:
+        raise UsageError("the full sizes would take hours on a CPU: add --toy, or leave --device cpu out")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"torch {torch.__version__} sees no CUDA device: run on a GPU machine, or try --device cpu --toy"
+        )
+    names = [part.name for part in GPU_PARTS]
+    for name in only:
+        if name not in names:
+            raise UsageError(f"--only {name}: there is no such part, choose from {', '.join(names)}")
+    parts = [part for part in GPU_PARTS if not only or part.name in only]
+    return _run(parts, device, toy, records, 60 * minutes)
+
+
+def host(toy: bool = False, records: Path | None = None) -> int:
+    """Measure what the host does for a batch, on one thread: plan, read, decode, draw.
+
+    Args:
+        toy: tiny sizes, to try the control flow.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+    """
+    from benchmarks.parts import INPUT_PARTS
+
+    return _run(INPUT_PARTS, "cpu", toy, records, 300)
+
+
+def aot(records: Path = RECORDS) -> int:
+    """Compile the Triton kernels for sm_80 and sm_90 without a GPU; registers, spills, shared memory.
+
+    Args:
+        records: folder for the record.
+    """
+    os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined, so before the next import
+    from benchmarks.aot import write_table
+
+    return 0 if write_table(records / "aot_heatmap.json") else 1
+
+
+def _run(parts: Sequence[Part], device: str, toy: bool, records: Path | None, seconds: float) -> int:
+    from benchmarks.suite import run_suite
+
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        kept = records or (scratch / "records" if toy else RECORDS)
+        return 0 if run_suite(parts, Target(torch.device(device), toy, scratch), kept, seconds) else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The parts of the suite in order of worth. What needs DALI comes last and is imported only when its turn has come."""
+
+from collections.abc import Iterator
+
+from benchmarks import heatmap, limits, step
+from benchmarks.target import Part, Result, Skipped, Target
+
+
+def decode(target: Target) -> Iterator[Result]:
+    _need_dali()
+    from benchmarks.decode import measure
+
+    yield from measure(target)
+
+
+def train(target: Target) -> Iterator[Result]:
+    _need_dali()
+    from benchmarks.train import measure
+
+    yield from measure(target)
+
+
+def host(target: Target) -> Iterator[Result]:
+    _need_dali()
+    from benchmarks.host import measure
+
+    yield from measure(target)
+
+
+def _need_dali() -> None:
+    try:
+        import pipelines.dali  # noqa: F401
+    except ImportError as error:
+        raise Skipped(f"DALI cannot be imported here ({error})") from None
+
+
+# Seconds: 525 of the nine minutes; the rest goes to starting processes.
+GPU_PARTS = (
+    Part("limits", 30, limits.measure),
+    Part("heatmap", 50, heatmap.measure),
+    Part("step", 240, step.measure),
+    Part("decode", 65, decode),
+    Part("train", 140, train),
+)
+INPUT_PARTS = (Part("input", 300, host),)

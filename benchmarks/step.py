@@ -1,0 +1,142 @@
+"""The ntu60_x3d training step, data left out: plain 5-D, folded to 2-D, folded and compiled, channels aligned to 8."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import ratio, spread, time_rounds
+from benchmarks.plain5d import X3DPair5d
+from benchmarks.target import Result, Target
+from models import X3DPairConfig, X3DStreamConfig, build_model
+from trainer.config import Experiment
+from trainer.experiments import NTU60_X3D
+from trainer.optim import BufferGuard, build_sgd, clip_and_check, step_if
+
+TOY = replace(
+    NTU60_X3D,
+    clip=replace(NTU60_X3D.clip, rgb_frames=2, pose_frames=3, rgb_size=16, heatmap_size=8),
+    model=replace(
+        NTU60_X3D.model,
+        rgb=X3DStreamConfig(widths=(8,), blocks=(1,), stem_stride=2, shift_divisor=8),
+        pose=X3DStreamConfig(widths=(8,), blocks=(1,), stem_stride=1, shift_divisor=4),
+    ),
+    optim=replace(NTU60_X3D.optim, batch_size=2),
+)
+
+# Ours over theirs, by the names that `measure` yields.
+RIVALS = (
+    ("folded_eager", "plain_5d_eager"),
+    ("folded_compiled", "folded_eager"),
+    ("folded_compiled", "plain_5d_eager"),
+    ("folded_compiled_aligned", "folded_compiled"),
+    ("folded_eager_aligned", "folded_eager"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlignedStream(X3DStreamConfig):
+    """Inner widths rounded up to a multiple of 8 (54 -> 56, 108 -> 112): loads of 16 bytes."""
+
+    def inner(self, stage: int) -> int:
+        return -(-X3DStreamConfig.inner(self, stage) // 8) * 8
+
+
+def measure(target: Target) -> Iterator[Result]:
+    experiment = TOY if target.toy else NTU60_X3D
+    batch, steps = random_batch(experiment, target.device), {}
+    for name, build in variants(experiment.model, target).items():
+        try:
+            steps[name], values = first_look(build(), experiment, batch, target)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            values = {"out_of_memory": True}
+        yield name, {"batch": experiment.optim.batch_size, **values}
+    samples = time_rounds(steps, target, seconds=20, warmup=1)
+    pairs = [(ours, theirs) for ours, theirs in RIVALS if ours in samples and theirs in samples]
+    yield "speedup", {f"{ours}/{theirs}": ratio(samples[ours], samples[theirs]) for ours, theirs in pairs}
+
+
+def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tuple[nn.Module, nn.Module]]]:
+    """Name -> the network and what is called in its place, most valuable first."""
+    aligned = replace(config, rgb=AlignedStream(**asdict(config.rgb)), pose=AlignedStream(**asdict(config.pose)))
+
+    def eager(network: nn.Module) -> tuple[nn.Module, nn.Module]:
+        network.to(target.device)
+        return network, network
+
+    def compiled(network: nn.Module) -> tuple[nn.Module, nn.Module]:
+        # Inductor takes minutes on a CPU; the toy only goes through the capture.
+        backend = "aot_eager" if target.toy else "inductor"
+        called = torch.compile(network.to(target.device), fullgraph=True, dynamic=False, backend=backend)
+        assert isinstance(called, nn.Module)
+        return network, called
+
+    return {
+        "folded_compiled": lambda: compiled(build_model(config)),
+        "folded_eager": lambda: eager(build_model(config)),
+        "plain_5d_eager": lambda: eager(X3DPair5d(config)),
+        "folded_compiled_aligned": lambda: compiled(build_model(aligned)),
+        "folded_eager_aligned": lambda: eager(build_model(aligned)),
+    }
+
+
+class TrainingStep:
+    """The loop's step on a batch that stays: forward, backward, clipping, SGD, nothing waited for."""
+
+    def __init__(self, network: nn.Module, called: nn.Module, experiment: Experiment, batch: tuple[Tensor, ...]):
+        optim = experiment.optim
+        self.called, self.batch, self.clip_norm = called, batch, optim.clip_norm
+        self.parameters = list(network.parameters())
+        self.optimizer = build_sgd(self.parameters, optim.lr, optim.momentum, optim.weight_decay)
+        self.guard = BufferGuard(network.buffers())
+        # As trainer.run does; it is not imported because it brings DALI.
+        self.precision = torch.autocast("cuda", torch.bfloat16, enabled=batch[0].is_cuda)
+
+    def __call__(self) -> None:
+        self.guard.hold()
+        with self.precision:
+            output = self.called(*self.batch)
+            loss = output if isinstance(output, Tensor) else torch.stack(list(output.losses.values())).sum()
+        loss.backward()
+        _, ok = clip_and_check(self.parameters, self.clip_norm)
+        step_if(self.optimizer, ok)
+        self.guard.settle(ok)
+        self.optimizer.zero_grad()
+
+
+def first_look(
+    built: tuple[nn.Module, nn.Module], experiment: Experiment, batch: tuple[Tensor, ...], target: Target
+) -> tuple[TrainingStep, dict]:
+    """The step of a variant, and its clips/s alone, seconds of the first step (compilation) and peak memory."""
+    step = TrainingStep(*built, experiment, batch)
+    on_gpu = target.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    step()
+    if on_gpu:
+        torch.cuda.synchronize()
+    first = time.perf_counter() - start
+    samples = time_rounds({"": step}, target, seconds=5)[""]
+    return step, {
+        "clips_per_s": spread(experiment.optim.batch_size / samples),
+        "step_ms": spread(samples * 1e3),
+        "first_step_s": first,
+        "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
+    }
+
+
+def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, ...]:
+    """rgb, heatmap, label, coarse label in the shapes, types and memory order of the loader."""
+    clip, count = experiment.clip, experiment.optim.batch_size
+    generator = torch.Generator().manual_seed(0)
+    side, small, channels = clip.rgb_size, clip.heatmap_size, clip.num_channels()
+    rgb = torch.randint(0, 256, (count, clip.rgb_frames, side, side, 3), dtype=torch.uint8, generator=generator)
+    heatmap = torch.rand(count, clip.pose_frames, small, small, channels, generator=generator)
+    heatmap = heatmap.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).permute(0, 1, 4, 2, 3)
+    label = torch.randint(0, experiment.model.num_classes, (count,), generator=generator)
+    coarse = torch.tensor(experiment.data.coarse_map)[label]
+    return rgb.to(device), heatmap, label.to(device), coarse.to(device)
