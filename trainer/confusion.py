@@ -1,0 +1,71 @@
+"""The picture of a confusion matrix: shares of each true class, groups side by side, the worst pairs in words."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+MOST_NUMBERED = 20  # classes; cells of larger matrices have no room for a number
+NUM_PAIRS = 10  # named beside the matrix
+
+
+def draw_confusion(counts: np.ndarray, class_names: Sequence[str] = (), groups: Sequence[int] = ()) -> Figure:
+    """counts [K, K] (row true, column predicted), K names (none: numbers), the coarse class of each class (or none).
+
+    Classes stand in the order of their groups, with a line between two groups.
+    """
+    num_classes = len(counts)
+    names = list(class_names) or [str(i) for i in range(num_classes)]
+    order = np.argsort(groups, kind="stable") if len(groups) else np.arange(num_classes)
+    counts, names = counts[np.ix_(order, order)], [names[i] for i in order]
+    side = max(5.5, 0.2 * num_classes)
+    figure = Figure(figsize=(side + 4.5, side + 1.0), dpi=110, layout="constrained")
+    matrix, pairs = figure.subplots(1, 2, width_ratios=(side, 3.2))
+    _draw_matrix(matrix, counts, names)
+    if len(groups):
+        _draw_groups(matrix, np.asarray(groups)[order])
+    _draw_pairs(pairs, counts, names)
+    return figure
+
+
+def _draw_matrix(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
+    share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    # The square root lets rare confusions be seen.
+    axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    size = float(np.clip(220 / len(names), 5, 9))
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted class", fontsize=9)
+    axes.set_ylabel("true class", fontsize=9)
+    right, total = int(counts.trace()), int(counts.sum())
+    axes.set_title(f"{right} of {total} clips right ({right / max(total, 1):.1%})", fontsize=10, loc="left")
+    if len(names) <= MOST_NUMBERED:
+        for row, column in np.argwhere(counts > 0):
+            color = "white" if share[row, column] > 0.3 else "#333333"
+            text = str(int(counts[row, column]))
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+
+
+def _draw_groups(axes: Axes, groups: np.ndarray) -> None:
+    for edge in np.flatnonzero(np.diff(groups)) + 0.5:
+        axes.axhline(edge, color="#c8553d", linewidth=0.9)
+        axes.axvline(edge, color="#c8553d", linewidth=0.9)
+
+
+def _draw_pairs(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
+    """The largest cells off the diagonal, in words."""
+    axes.axis("off")
+    wrong = counts - np.diag(counts.diagonal())
+    largest = np.argsort(-wrong, axis=None, kind="stable")[:NUM_PAIRS]
+    cells = [divmod(int(cell), len(names)) for cell in largest]
+    lines = [
+        f"{int(wrong[true, guess])} of {int(counts[true].sum())}  {names[true]}\n      taken for {names[guess]}"
+        for true, guess in cells
+        if wrong[true, guess] > 0
+    ]
+    title = "most often confused" if lines else "nothing confused"
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.text(0, 1, "\n\n".join(lines), va="top", fontsize=8.5, linespacing=1.1, transform=axes.transAxes)
