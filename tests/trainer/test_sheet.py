@@ -15,13 +15,13 @@ SIDE, GAP, TITLE, MARGIN = sheet.SIDE, sheet.GAP, sheet.TITLE, sheet.MARGIN
 
 
 def batch_of(num_clips: int = 3, num_valid: int = 2, frames: int = 4, size: int = 32) -> Batch:
-    """Frame t of clip n is one colour (40 * n, 50 * t, 90); its joint lies in the left half while t < 2, else right."""
+    """Frame t of clip n is one colour (40 * n, 50 * t, 90); its joint lies left while n + t < 2, else right."""
     rgb = torch.zeros(num_clips, frames, size, size, 3, dtype=torch.uint8)
     heatmap = torch.zeros(num_clips, 2 * frames, 8, 8, 5, dtype=torch.bfloat16)  # channels last
     for clip in range(num_clips):
         for time in range(frames):
             rgb[clip, time] = torch.tensor([40 * clip % 256, 50 * time % 256, 90])
-            half = slice(0, 4) if time < 2 else slice(4, 8)
+            half = slice(0, 4) if clip + time < 2 else slice(4, 8)
             heatmap[clip, 2 * time : 2 * time + 2, :, half, clip % 5] = 1.0
     index = torch.arange(num_clips)
     return Batch(rgb, heatmap.permute(0, 1, 4, 2, 3), index, index, index + 70, index < num_valid)
@@ -43,7 +43,7 @@ def test_frames_lie_above_their_heatmaps(tmp_path: Path) -> None:
             np.testing.assert_array_equal(cell(image, clip, 0, time), np.broadcast_to(color, (SIDE, SIDE, 3)))
             overlaid = cell(image, clip, 1, time)
             joint, rest = overlaid[:, : SIDE // 3], overlaid[:, -SIDE // 3 :]
-            joint, rest = (joint, rest) if time < 2 else (rest, joint)
+            joint, rest = (joint, rest) if clip + time < 2 else (rest, joint)
             np.testing.assert_array_equal(joint[5, 5], sheet.JOINT.numpy())
             np.testing.assert_allclose(rest[5, 5], color.mean() * 0.45, atol=1)
 
