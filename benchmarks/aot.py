@@ -64,7 +64,7 @@ def _compile(arch: int, skeleton: Skeleton, frames: int, people: int, side: int,
     kernel = fused._draw
     compiler = _Compiler(kernel)
     kernel.device_caches.clear()
-    triton.runtime.driver.set_active(_stand_in(arch))
+    triton.runtime.driver.set_active(_stand_in(arch))  # pyright: ignore[reportArgumentType]
     fused._draw = compiler
     try:
         fused.render_heatmaps(

@@ -32,8 +32,8 @@ def experiment_on_demo(target: Target) -> Experiment:
         demo=TOY if target.toy else FULL,
         max_bad=1.0,  # one of the demo's videos is corrupt, and there are few
     )
-    model = replace(base.model, num_classes=data.num_classes, num_coarse=max(data.coarse_map) + 1)
-    return replace(base, data=data, model=model)
+    # The model keeps its 60 classes, though the demo has fewer: Inductor's cache of benchmarks/step.py serves again.
+    return replace(base, data=data)
 
 
 def open_demo(experiment: Experiment) -> Source:

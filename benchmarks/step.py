@@ -46,17 +46,21 @@ class AlignedStream(X3DStreamConfig):
 
 def measure(target: Target) -> Iterator[Result]:
     experiment = TOY if target.toy else NTU60_X3D
-    batch, steps = random_batch(experiment, target.device), {}
+    batch, steps, errors = random_batch(experiment, target.device), {}, []
     for name, build in variants(experiment.model, target).items():
         try:
             steps[name], values = first_look(build(), experiment, batch, target)
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
             values = {"out_of_memory": True}
+        except Exception as error:  # Inductor's, as a rule: the eager variants are worth having all the same
+            values = {"error": f"{type(error).__name__}: {error}"[:2000]}
+            errors.append(name)
         yield name, {"batch": experiment.optim.batch_size, **values}
     samples = time_rounds(steps, target, seconds=20, warmup=1)
     pairs = [(ours, theirs) for ours, theirs in RIVALS if ours in samples and theirs in samples]
     yield "speedup", {f"{ours}/{theirs}": ratio(samples[ours], samples[theirs]) for ours, theirs in pairs}
+    if errors:
+        raise RuntimeError(f"{', '.join(errors)} raised, see results")
 
 
 def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tuple[nn.Module, nn.Module]]]:

@@ -63,7 +63,8 @@ def _take(receiver: Connection, process: ForkServerProcess, record: dict[str, An
         kind, content = receiver.recv()
     except EOFError:
         process.join()
-        kind, content = FAILED, f"its process ended with exit code {process.exitcode}"
+        _end(record, FAILED, f"its process ended with exit code {process.exitcode}")
+        return
     if kind == "result":
         key, values = content
         record["results"][key] = values

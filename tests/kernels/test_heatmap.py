@@ -16,7 +16,7 @@ from kernels.heatmap import fused, reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LIMBS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (1, 0), (3, 10), (11, 12), (13, 14))
-# float32: exp, and the rounding along limbs that run far off the map. bfloat16: half a step below 1.
+# float32: exp, and the rounding along limbs that run far off the map. bfloat16: a step below 1.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 
 CASES = {

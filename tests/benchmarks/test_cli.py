@@ -1,0 +1,81 @@
+"""`python -m benchmarks` as a user types it: toy sizes on a CPU, mistakes, a machine without DALI."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.__main__ import UsageError, gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def test_the_gpu_suite_runs_through_at_toy_size(tmp_path):
+    before = sorted((ROOT / "benchmarks" / "records").iterdir())
+    done = run("gpu", "--device", "cpu", "--toy", "--records", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {record["part"]: record for record in (json.loads(path.read_text()) for path in tmp_path.iterdir())}
+    assert {name: (record["status"], record["toy"]) for name, record in records.items()} == {
+        name: ("done", True) for name in ("limits", "heatmap", "step", "decode", "train")
+    }
+    assert records["limits"]["results"].keys() == {"copy", "matmul_bf16"}
+    assert records["heatmap"]["results"]["toy"]["max_error"] <= 2**-8
+    assert records["step"]["results"].keys() == {
+        "folded_compiled",
+        "folded_eager",
+        "plain_5d_eager",
+        "folded_compiled_aligned",
+        "folded_eager_aligned",
+        "speedup",
+    }
+    assert len(records["step"]["results"]["speedup"]) == 5
+    assert records["decode"]["results"]["cpu_48px"]["frames_per_s"]["median"] > 0
+    assert records["train"]["results"]["ntu60_x3d"]["clips_per_s"]["n"] >= 1
+    assert sorted((ROOT / "benchmarks" / "records").iterdir()) == before
+
+
+def test_the_host_stages_run_at_toy_size(tmp_path):
+    done = run("input", "--toy", "--records", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.iterdir()
+    record = json.loads(path.read_text())
+    assert record["results"].keys() == {"plan", "read", "joints", "whole"}
+
+
+def test_a_mistake_takes_a_sentence():
+    done = run("gpu", "--device", "cpu", "--toy", "--only", "stpe")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --only stpe: there is no such part, choose from limits, heatmap, step, decode, train\n"
+    )
+
+
+def test_a_machine_without_a_gpu_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="sees no CUDA device: run on a GPU machine, or try --device cpu --toy"):
+        gpu()
+    with pytest.raises(UsageError, match="would take hours on a CPU: add --toy"):
+        gpu(device="cpu")
+
+
+def test_the_suite_is_importable_without_dali():
+    """What needs no DALI runs where there is none."""
+    code = (
+        "import sys; sys.modules['nvidia.dali'] = None; import benchmarks.__main__, benchmarks.parts, benchmarks.suite"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

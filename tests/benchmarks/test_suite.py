@@ -1,0 +1,92 @@
+"""What one part breaks costs the others nothing, and what was measured before it is kept."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import parts
+from benchmarks.suite import brief, run_suite
+from benchmarks.target import Part, Skipped, Target
+
+
+def works(target):
+    yield "one", {"us": {"median": 2.5, "n": 3}, "loss": None}
+    yield "two", {"toy": target.toy}
+
+
+def raises(target):
+    yield "one", {"value": 1}
+    raise RuntimeError("the kernel differs from the reference")
+
+
+def dies(target):
+    yield "one", {"value": 1}
+    time.sleep(0.1)
+    os._exit(3)
+
+
+def hangs(target):
+    yield "one", {"value": 1}
+    time.sleep(100)
+
+
+def declines(target):
+    raise Skipped("DALI cannot be imported here")
+    yield
+
+
+def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    target = Target(torch.device("cpu"), True, tmp_path)
+    planned = [Part(work.__name__, 60, work) for work in (raises, dies, declines)]
+    planned += [Part("hangs", 4, hangs), Part("works", 60, works)]
+    start = time.monotonic()
+    assert not run_suite(planned, target, tmp_path / "records", 120)
+    assert time.monotonic() - start < 60
+    records = {json.loads(path.read_text())["part"]: json.loads(path.read_text()) for path in records_of(tmp_path)}
+    assert {name: record["status"] for name, record in records.items()} == {
+        "raises": "failed",
+        "dies": "failed",
+        "declines": "skipped",
+        "hangs": "failed",
+        "works": "done",
+    }
+    assert "RuntimeError: the kernel differs from the reference" in records["raises"]["error"]
+    assert records["dies"]["error"] == "its process ended with exit code 3"
+    assert records["hangs"]["error"] == "it was not done after 4 s"
+    assert records["declines"]["reason"] == "DALI cannot be imported here"
+    for name in ("raises", "dies", "hangs"):
+        assert records[name]["results"] == {"one": {"value": 1}}
+        assert records[name]["provenance"]["torch"] == torch.__version__
+    assert records["works"]["results"] == {"one": {"us": {"median": 2.5, "n": 3}, "loss": None}, "two": {"toy": True}}
+    said = capsys.readouterr().out
+    assert "works.one: us 2.5, loss None\n" in said
+    assert "raises failed: RuntimeError: the kernel differs from the reference\n" in said
+    assert "hangs failed: it was not done after 4 s\n" in said
+    assert run_suite(planned[2:3] + planned[4:], target, tmp_path / "good", 120)
+    assert not run_suite(planned[4:], target, tmp_path / "late", 0)
+
+
+def records_of(folder: Path) -> list[Path]:
+    return sorted((folder / "records").glob("*.json"))
+
+
+def test_a_result_on_a_line():
+    assert brief({"a": {"median": 1.23456, "n": 2}, "b": 3, "c": "x"}) == "a 1.235, b 3, c x"
+
+
+def test_parts_in_order_of_worth_fit_into_nine_minutes():
+    assert [part.name for part in parts.GPU_PARTS] == ["limits", "heatmap", "step", "decode", "train"]
+    assert sum(part.seconds for part in parts.GPU_PARTS) <= 9 * 60 - 10
+
+
+@pytest.mark.parametrize("part", [parts.decode, parts.train, parts.host])
+def test_without_dali_a_part_is_skipped(part, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pipelines.dali", None)
+    with pytest.raises(Skipped, match="DALI cannot be imported here"):
+        next(part(Target(torch.device("cpu"), True, tmp_path)))
