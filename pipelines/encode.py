@@ -74,8 +74,8 @@ class Encoded:
 
 def encode_clip(job: Job) -> Encoded:
     """Write the clip of a job, whole or not at all. Raises VideoError when the video is at fault."""
-    source, source_bytes, source_time = describe(Path(job.video))
-    frames = decode(Path(job.video), job.num_frames + SLACK)
+    source, source_bytes, source_time = describe(job.video)
+    frames = decode(job.video, job.num_frames + SLACK)
     try:
         first = next(frames)
         crop = Crop.of(job, first.width, first.height)
@@ -104,7 +104,7 @@ def encode_clip(job: Job) -> Encoded:
     )
 
 
-def describe(video: Path) -> tuple[str, int, int]:
+def describe(video: str) -> tuple[str, int, int]:
     """A digest of the size and of the first and last MiB; the size; the time of the last change in ns."""
     try:
         with open(video, "rb") as file:
@@ -118,7 +118,7 @@ def describe(video: Path) -> tuple[str, int, int]:
     return digest.hexdigest()[:20], stat.st_size, stat.st_mtime_ns
 
 
-def decode(video: Path, most: int) -> Iterator[av.VideoFrame]:
+def decode(video: str, most: int) -> Iterator[av.VideoFrame]:
     """Frames in the decoder's own order; more than `most` of them, or none to decode, is a VideoError."""
     try:
         with av.open(video, options=CONTAINERS) as container:

@@ -7,6 +7,7 @@
 Why: design.md 3.2. Written by prepare.py.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -185,6 +186,15 @@ def columns_of(lines: Iterable[dict[str, Any]]) -> dict[str, np.ndarray]:
     return {key: np.array([line[key] for line in ordered], dtype) for key, dtype in COLUMNS.items()}
 
 
+def packets_text(sizes: list[int], crcs: list[int]) -> str:
+    """Sizes and CRCs of a clip's packets as a manifest line holds them."""
+    return base64.b64encode(np.array([sizes, crcs], "<u4").T.tobytes()).decode()
+
+
+def _packets(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<u4").reshape(-1, 2)
+
+
 def index_is_current(folder: Path) -> bool:
     """Whether the index was written from the manifest as it is now."""
     try:
@@ -197,9 +207,8 @@ def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Manifest and index anew, sorted by name: the same bytes in whatever order the clips were made."""
     ordered = sorted(lines, key=lambda line: line["name"])
     text = "".join(json.dumps(line) + "\n" for line in ordered).encode()
-    packets = [pair for line in ordered for pair in zip(line["sizes"], line["crcs"], strict=True)]
     arrays = columns_of(ordered) | {
-        "packets": np.array(packets, np.uint32).reshape(-1, 2),
+        "packets": np.concatenate([_packets(line["packets"]) for line in ordered]).astype(np.uint32),
         "manifest_bytes": np.array(len(text)),
     }
     part, index, old = folder / "manifest.jsonl.tmp", folder / "index.tmp", folder / "index"

@@ -21,10 +21,20 @@ from rich.console import Console
 from pipelines.annotations import ClipTable, open_table
 from pipelines.encode import Job
 from pipelines.geometry import crop_region
-from pipelines.packs import Pack, PackSettings, clip_file, index_is_current, open_pack, read_manifest, write_index
+from pipelines.packs import (
+    Pack,
+    PackSettings,
+    clip_file,
+    index_is_current,
+    open_pack,
+    packets_text,
+    read_manifest,
+    write_index,
+)
 from pipelines.prepare_pool import encode_all
 from pipelines.prepare_progress import Progress
 from pipelines.prepare_survey import Survey, joints_digest, survey
+from pipelines.videos import Missing
 
 NO_CLIP: dict[str, Any] = {
     **{"source": "", "source_bytes": -1, "source_time": 0, "clip_bytes": 0, "first": 0},
@@ -82,7 +92,7 @@ class _Run:
         self._say_why()
         with _appending(self.out / "manifest.jsonl") as self.manifest:
             self._without_video()
-            rows = [row for row in self.found.stale if isinstance(self._video(row), Path)]
+            rows = [row for row in self.found.stale if not isinstance(self._video(row), Missing)]
             if rows:
                 with Progress(self.console, "packing clips", len(rows)) as progress:
                     for job, answer in encode_all(map(self._job, rows), min(workers, len(rows))):
@@ -104,13 +114,13 @@ class _Run:
         if parts:
             self._say(f"{self.out}: packing {len(self.found.stale)} of {len(self.table)} clips: {parts}")
 
-    def _video(self, row: int) -> Path | str:
+    def _video(self, row: int) -> str:
         assert self.found.videos is not None
         return self.found.videos[row]
 
     def _without_video(self) -> None:
         """Clips whose video is not found; a wrong folder is one error, not thousands of names."""
-        reasons = {row: video for row in self.found.stale if isinstance(video := self._video(row), str)}
+        reasons = {row: video for row in self.found.stale if isinstance(video := self._video(row), Missing)}
         names = self.table.names
         _check_limit(
             self.found.bad | {str(names[row]): reason for row, reason in reasons.items()}, len(names), self.max_bad
@@ -126,7 +136,7 @@ class _Run:
         target.parent.mkdir(parents=True, exist_ok=True)
         return Job(
             name=name,
-            video=str(Path(self._video(row)).absolute()),
+            video=os.path.abspath(self._video(row)),
             target=str(target.absolute()),
             region=region,
             side=side,
@@ -143,14 +153,16 @@ class _Run:
             raise OSError(answer["fatal"])
         name, bad = str(self.table.names[row]), answer.get("bad", "")
         encoded: dict[str, Any] = answer.get("encoded") or NO_CLIP | self._stamp(row)
+        sizes, crcs = encoded.pop("sizes"), encoded.pop("crcs")
         line = {
             "name": name,
             "settings": self.settings.digest(),
             "table": self.table.digest,
             "joints": joints_digest(self.table, row),
-            "num_frames": len(encoded["sizes"]),
             "bad": bad,
             **encoded,
+            "num_frames": len(sizes),
+            "packets": packets_text(sizes, crcs),
         }
         self._append(line)
         if bad:
@@ -159,16 +171,15 @@ class _Run:
             _check_limit(self.found.bad, len(self.table), self.max_bad)
 
     def _stamp(self, row: int) -> dict[str, int]:
-        """Size and time of a bad video, so that it is tried again when they change."""
+        """Size and time of a video: a bad one is tried again when they change."""
         video = self._video(row)
-        if isinstance(video, str):
+        if isinstance(video, Missing):
             return {}
         stat = os.stat(video)
         return {"source_bytes": stat.st_size, "source_time": stat.st_mtime_ns}
 
     def _retouch(self, row: int) -> None:
-        video = Path(self._video(row))
-        self._append(self.lines[str(self.table.names[row])] | {"source_time": os.stat(video).st_mtime_ns})
+        self._append(self.lines[str(self.table.names[row])] | self._stamp(row))
 
     def _append(self, line: dict[str, Any]) -> None:
         self.lines[line["name"]] = line

@@ -3,13 +3,19 @@
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 EXTENSIONS = {".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
 
 
-def find_videos(folder: Path, names: Sequence[str]) -> list[Path | str]:
-    """The video of each name, or the reason why there is none.
+class Missing(str):
+    """The reason why a name has no video."""
+
+    __slots__ = ()
+
+
+def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
+    """The path of each name's video, or a Missing.
 
     A name may carry an extension or subfolders; the file may have any video extension and NTU's suffix `_rgb`. The
     place within `folder` decides first, then the file's name alone wherever it lies (reference data.md D2, layout).
@@ -22,15 +28,15 @@ def find_videos(folder: Path, names: Sequence[str]) -> list[Path | str]:
     return [_find(name, at_place, anywhere) for name in names]
 
 
-def _find(name: str, at_place: dict[str, list[str]], anywhere: dict[str, list[str]]) -> Path | str:
-    key = _key(name.replace("\\", "/"))
-    for table, sought in ((at_place, key), (anywhere, PurePosixPath(key).name)):
-        found = table.get(sought, [])
-        if len(found) == 1:
-            return Path(found[0])
-        if found:
-            return f"{len(found)} videos could be meant: {found[0]}, {found[1]}"
-    return "there is no such video"
+def _find(name: str, at_place: dict[str, list[str]], anywhere: dict[str, list[str]]) -> str:
+    stem, extension = os.path.splitext(name.replace("\\", "/"))
+    key = (stem if extension.lower() in EXTENSIONS else stem + extension).removesuffix("_rgb")
+    found = at_place.get(key) or anywhere.get(key.rpartition("/")[2], [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        return Missing(f"{len(found)} videos could be meant: {found[0]}, {found[1]}")
+    return Missing("there is no such video")
 
 
 def _index(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -44,15 +50,11 @@ def _index(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
             continue
         seen.add((stat.st_dev, stat.st_ino))
         folders.sort()
-        within = os.path.relpath(root, folder).replace(os.sep, "/")
+        within = os.path.relpath(root, folder).replace(os.sep, "/") + "/"
         for file in sorted(files):
-            if os.path.splitext(file)[1].lower() in EXTENSIONS:
-                name = _key(file)
-                at_place[name if within == "." else f"{within}/{name}"].append(os.path.join(root, file))
-                anywhere[name].append(os.path.join(root, file))
+            stem, extension = os.path.splitext(file)
+            if extension.lower() in EXTENSIONS:
+                name, path = stem.removesuffix("_rgb"), f"{root}/{file}"
+                at_place[name if within == "./" else within + name].append(path)
+                anywhere[name].append(path)
     return at_place, anywhere
-
-
-def _key(name: str) -> str:
-    stem, extension = os.path.splitext(name)
-    return (stem if extension.lower() in EXTENSIONS else name).removesuffix("_rgb")

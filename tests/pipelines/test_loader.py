@@ -93,6 +93,12 @@ def test_training_sees_every_clip_in_every_epoch(shared):
     assert all(batch.valid.all() for batch in batches)
 
 
+def test_each_clip_has_its_own_luck(shared):
+    plans = [loader(*shared, batch_size=7).plan(epoch, 0) for epoch in range(20)]
+    assert any(len(set(plan.flip.tolist())) == 2 for plan in plans)
+    assert len({(int(row), bool(flip)) for plan in plans for row, flip in zip(plan.row, plan.flip, strict=True)}) == 14
+
+
 def test_labels_follow_the_table(shared):
     for batch in loader(*shared).epoch(0):
         assert batch.label.tolist() == shared[0].label[batch.index.numpy()].tolist()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.videos import find_videos
+from pipelines.videos import Missing, find_videos
 
 
 def put(folder, *files):
@@ -29,19 +29,20 @@ def put(folder, *files):
 )
 def test_found(tmp_path, name, file):
     put(tmp_path, file, "other.avi", "notes.txt")
-    assert find_videos(tmp_path, [name]) == [tmp_path / file]
+    assert find_videos(tmp_path, [name]) == [str(tmp_path / file)]
 
 
 def test_place_decides_before_name(tmp_path):
     put(tmp_path, "train/clip.mp4", "val/clip.mp4")
-    assert find_videos(tmp_path, ["val/clip"]) == [tmp_path / "val/clip.mp4"]
+    assert find_videos(tmp_path, ["val/clip"]) == [str(tmp_path / "val/clip.mp4")]
 
 
 def test_ambiguous_and_missing(tmp_path):
     put(tmp_path, "train/clip.mp4", "val/clip.mp4", "twice.avi", "twice.mp4")
     clip, twice, missing = find_videos(tmp_path, ["clip", "twice", "clip.txt"])
     assert clip == f"2 videos could be meant: {tmp_path / 'train/clip.mp4'}, {tmp_path / 'val/clip.mp4'}"
-    assert str(twice).startswith("2 videos could be meant")
+    assert twice.startswith("2 videos could be meant")
+    assert all(isinstance(reason, Missing) for reason in (clip, twice, missing))
     assert missing == "there is no such video"
 
 
@@ -51,7 +52,7 @@ def test_links_are_followed_once(tmp_path):
     folder.mkdir()
     (folder / "up").symlink_to(folder)
     (folder / "set").symlink_to(tmp_path / "elsewhere")
-    assert find_videos(folder, ["clip"]) == [folder / "set/clip.mp4"]
+    assert find_videos(folder, ["clip"]) == [str(folder / "set/clip.mp4")]
 
 
 def test_wrong_folder_is_one_sentence(tmp_path):
