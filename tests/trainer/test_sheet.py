@@ -58,7 +58,7 @@ def test_titles_name_clip_and_class(tmp_path: Path) -> None:
     assert sheet._title(batch_of(), 1, ()) == "clip 71: class 1"
 
 
-@pytest.mark.parametrize(("size", "frames"), [(224, 16), (20, 1)])
+@pytest.mark.parametrize(("size", "frames"), [(96, 16), (20, 1)])
 def test_any_size_makes_a_handful_of_moments(tmp_path: Path, size: int, frames: int) -> None:
     first = contact_sheet(tmp_path / "a.png", batch_of(9, 9, frames, size)).read_bytes()
     image = imread(tmp_path / "a.png")
