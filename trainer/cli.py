@@ -1,7 +1,7 @@
 """`python -m trainer --exp NAME`: reads the command line, starts the ranks, turns users' mistakes into one sentence."""
 
+import dis
 import sys
-import traceback
 from types import TracebackType
 
 from trainer.origin import PACKAGES, check_origin, check_torch
@@ -30,7 +30,7 @@ def run_command(arguments: list[str]) -> int:
 
 
 def is_users_mistake(error: Exception) -> bool:
-    """A ValueError that our own code raised is a sentence for the user; the same from a library is our bug.
+    """A ValueError from a `raise` of ours is a sentence for the user; the same out of a library is our bug.
 
     OSError (a disk that cannot be written) and ImportError (trainer/origin.py) likewise.
     """
@@ -38,5 +38,9 @@ def is_users_mistake(error: Exception) -> bool:
 
 
 def _raised_by_us(trace: TracebackType | None) -> bool:
-    frame, _ = list(traceback.walk_tb(trace))[-1]
-    return frame.f_globals.get("__name__", "").partition(".")[0] in PACKAGES
+    assert trace is not None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    frame = trace.tb_frame
+    ours = frame.f_globals.get("__name__", "").partition(".")[0] in PACKAGES
+    return ours and dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"

@@ -11,9 +11,12 @@ from trainer.data import build_loaders
 from trainer.interrupt import Interrupt
 from trainer.journal import Journal
 from trainer.loop import fit
+from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
 from trainer.ranks import join
+from trainer.report import write_report
 from trainer.resume import check_same, take_up
-from trainer.run import build_run
+from trainer.run import Run, build_run
+from trainer.sheet import contact_sheet
 from trainer.snapshot import Writer, newest_valid
 
 
@@ -34,7 +37,11 @@ def train_here(experiment: Experiment, device: str, work_dir: Path, *, resume: b
         run = build_run(experiment, ranks, loaders, journal, writer, interrupt)
         if found:
             take_up(run, found[1])
-        fit(run, max_steps)
+        if ranks.leads:
+            draw_clips(run, work_dir)
+        scores = fit(run, max_steps)
+        if ranks.leads:
+            report(run, work_dir, scores)
         journal.close()
     return interrupt.exit_code
 
@@ -50,6 +57,25 @@ def claim(work_dir: Path, experiment: Experiment, resume: bool) -> None:
         (work_dir / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1) + "\n")
     except OSError as error:
         raise ValueError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
+
+
+def draw_clips(run: Run, work_dir: Path) -> None:
+    """A picture of the first training clips as the networks see them: wrong crops and flips are seen at a glance."""
+    path = work_dir / "clips.png"
+    if not path.exists():
+        contact_sheet(path, next(run.train_loader.epoch(0)), run.experiment.data.class_names)
+
+
+def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
+    """Curves of the whole run and, of the best validation of this session, its table and confusion matrix."""
+    data = run.experiment.data
+    counts = None if scores is None else confusion_matrix(main_scores(scores), scores.label)
+    pictures = write_report(work_dir, counts, data.class_names, data.coarse_map)
+    if scores is not None:
+        metrics = summarize(scores)
+        table = ", ".join(f"{name[4:-5]} {metrics[name]:.2%}" for name in metrics if name.endswith("_top1"))
+        run.journal.say(f"top-1 of the best validation: {table}")
+    run.journal.say(f"pictures: {', '.join(str(picture) for picture in [work_dir / 'clips.png', *pictures])}")
 
 
 def _resume_at(found: tuple[Path, dict[str, Any]] | None) -> tuple[int, int]:

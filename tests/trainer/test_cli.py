@@ -1,0 +1,98 @@
+"""A user's mistake is one sentence and exit code 2, without a traceback; our own bugs raise."""
+
+import os
+import pickle
+
+import pytest
+
+import trainer.commands
+from trainer.cli import run_command
+
+
+def told(capsys, *arguments):
+    """The one line on stderr of a command that must fail as the user's mistake."""
+    assert run_command(list(arguments)) == 2
+    shown = capsys.readouterr()
+    lines = shown.err.strip().splitlines()
+    assert len(lines) == 1, shown
+    assert "Traceback" not in shown.out + shown.err
+    return lines[0]
+
+
+def test_wrong_experiment(capsys):
+    assert told(capsys, "--exp", "dmo") == "error: there is no experiment 'dmo'; did you mean demo?"
+    assert "there are demo" in told(capsys, "--exp", "zzzz")
+    assert "--exp is missing" in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("optim.lrr=1", "OptimConfig has no field lrr; did you mean lr?"),
+        ("optim.lr=fast", "'fast' is no float"),
+        ("optim.num_epochs=2.5", "'2.5' is no int"),
+        ("optim.schedule=linear", "'linear' is no"),
+        ("optim.lr.x=1", "lr is a value and has no field x"),
+        ("optim.lr", "write it as --set optim.lr=0.004"),
+    ],
+)
+def test_wrong_set(capsys, assignment, sentence):
+    assert sentence in told(capsys, "--exp", "demo", "--set", assignment)
+
+
+def test_missing_data(capsys, tmp_path):
+    line = told(capsys, "--exp", "ntu60_x3d", "--work-dir", str(tmp_path / "run"), "--device", "cpu")
+    assert "data/skeleton/ntu60_xsub.pkl" in line
+    assert "set data.annotations" in line
+
+
+def test_missing_videos(capsys, tmp_path, tiny):
+    line = told(capsys, *tiny, "--work-dir", str(tmp_path / "run"), "--set", f"data.videos={tmp_path}/none",
+                "--set", f"data.packs={tmp_path}/packs", "--set", "data.demo=None")  # fmt: skip
+    assert f"there is no folder {tmp_path}/none; set data.videos" in line
+
+
+class Foreign:
+    def __reduce__(self):
+        return (os.system, ("touch hacked",))
+
+
+def test_a_pickle_with_a_foreign_global(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foreign.pkl").write_bytes(pickle.dumps([Foreign()]))
+    line = told(capsys, "--exp", "ntu60_x3d", "--work-dir", "run", "--set", "data.annotations=foreign.pkl",
+                "--set", "data.cache=cache", "--device", "cpu")  # fmt: skip
+    assert "foreign.pkl was not read: it asks for posix.system" in line
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_unwritable_work_dir(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    line = told(capsys, "--exp", "demo", "--work-dir", str(tmp_path / "file" / "run"))
+    assert line.endswith("choose another --work-dir")
+
+
+def test_batch_that_does_not_divide(capsys, tmp_path):
+    line = told(capsys, "--exp", "demo", "--ranks", "3", "--work-dir", str(tmp_path), "--device", "cpu")
+    assert "16 clips does not divide over 3 ranks" in line
+
+
+def test_foreign_data(capsys, tmp_path, tiny):
+    more = ("--set", "data.num_classes=5", "--set", "data.demo=None", "--work-dir", str(tmp_path / "run"))
+    assert "has labels 0 to 11, experiment demo has classes 0 to 4; set data.num_classes" in told(capsys, *tiny, *more)
+
+
+def test_a_bug_of_ours_raises(monkeypatch):
+    ours = {"__name__": "trainer.somewhere"}
+    exec("def broken(arguments): int('ours')", ours)
+    monkeypatch.setattr(trainer.commands, "dispatch", ours["broken"])
+    with pytest.raises(ValueError, match="invalid literal"):
+        run_command([])
+
+
+def test_list_shows_every_experiment(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run_command(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert "ntu60_x3d" in shown
+    assert "demo" in shown

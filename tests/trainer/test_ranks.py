@@ -1,0 +1,90 @@
+"""One process or many: the same clips, one journal, and both launchers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from trainer.snapshot import newest_valid
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(environment, *command):
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def validations(work_dir):
+    return [line for line in (work_dir / "train.log").read_text().splitlines() if "Epoch(val)" in line]
+
+
+def test_torchrun_with_two_ranks(tiny, environment, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trainer")
+    shown = run(environment, *launcher, *tiny, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
+    assert "stopped: 6 steps are done" in shown
+    assert shown.count("Epoch(val) [1][24/24]") == 1
+    found = newest_valid(tmp_path / "run", print)
+    assert found is not None
+    assert (found[1]["cursor"]["epoch"], found[1]["cursor"]["step"]) == (1, 1)
+
+
+def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, tmp_path):
+    """A run of two ranks is taken up by one, whose batches are those that two would have had."""
+    work_dir = tmp_path / "run"
+    two = run(environment, "-m", "trainer", *tiny, "--ranks", "2", "--max-steps", "3", "--work-dir", str(work_dir))
+    assert "stopped: 3 steps are done" in two
+    one = run(environment, "-m", "trainer", *tiny, "--resume", "--work-dir", str(work_dir))
+    assert "this resume is exact in batches and rates, not in every bit: ranks 2 -> 1" in one
+    assert [line.partition("Epoch(val) ")[2][:10] for line in validations(work_dir)] == ["[1][24/24]", "[2][24/24]"]
+    records = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["step"]) for r in records if r["kind"] == "train"] == [
+        *((1, 2), (1, 4), (1, 5)),
+        *((2, 2), (2, 4), (2, 5)),
+    ]
+
+
+def test_statistics_are_averaged_over_ranks(tmp_path):
+    """Two real gloo ranks with different running statistics end with their mean."""
+    script = tmp_path / "average.py"
+    script.write_text(
+        "import torch\n"
+        "from trainer.ranks import average_statistics, join\n"
+        "with join('cpu') as ranks:\n"
+        "    norm = torch.nn.BatchNorm2d(3)\n"
+        "    norm.running_mean += ranks.rank\n"
+        "    norm.running_var += 3 * ranks.rank\n"
+        "    average_statistics(norm, ranks)\n"
+        "    assert norm.running_mean.tolist() == [0.5] * 3, norm.running_mean\n"
+        "    assert norm.running_var.tolist() == [2.5] * 3, norm.running_var\n"
+        "    assert ranks.any(ranks.rank == 1)\n"
+        "    with ranks.in_turn():\n"
+        "        open('turns', 'a').write(str(ranks.rank))\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert (tmp_path / "turns").read_text() == "01"
+
+
+def test_batch_norm_alone_needs_no_group():
+    from trainer.ranks import average_statistics, join
+
+    norm = torch.nn.BatchNorm2d(3)
+    with join("cpu") as ranks:
+        average_statistics(norm, ranks)
+        assert not ranks.any(False)
+        assert ranks.any(True)
+    assert norm.running_mean is not None
+    assert norm.running_mean.tolist() == [0, 0, 0]
