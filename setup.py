@@ -20,6 +20,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=2",
         "av>=14",
+        "pillow>=11",
         "safetensors>=0.5",
         "tyro>=0.9",
         "rich>=13",

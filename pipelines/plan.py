@@ -77,7 +77,7 @@ def _stack(rows: np.ndarray, plans: list[tuple]) -> ClipPlan:
 def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
     """[N, T', M, V, 3] float32 joints of the planned pose frames; people that a clip lacks have score 0."""
     clips = [table.clip_joints(int(row))[:, frames] for row, frames in zip(plan.row, plan.pose_frames, strict=True)]
-    persons = max(1, *(len(clip) for clip in clips)) if len(clips) > 1 else max(1, len(clips[0]))
+    persons = max([1, *map(len, clips)])
     joints = np.zeros((len(clips), plan.pose_frames.shape[1], persons, table.num_joints, 3), np.float32)
     for number, clip in enumerate(clips):
         joints[number, :, : len(clip)] = clip.transpose(1, 0, 2, 3)

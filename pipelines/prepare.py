@@ -1,4 +1,4 @@
-"""Videos -> a clip pack, once: `python -m pipelines.prepare ANNOTATIONS --videos DIR --out PACK`
+"""Videos -> a clip pack, once: `python -m pipelines.prepare ANNOTATIONS --videos DIR --out PACK`, or `--exp NAME`
 
 Any run goes on where the last one was stopped, by whatever; a run with nothing to do returns at once. What a clip was
 made from stands in the pack's manifest: when its video, skeleton or settings change, that clip is made anew.
@@ -240,6 +240,8 @@ def main(
 ) -> None:
     """Turn videos into a clip pack that training reads frame by frame.
 
+    `--exp NAME` in place of all else makes the packs of an experiment, which training would make as well.
+
     Args:
         annotations: the skeleton pickle
         videos: folder of the videos; names are matched with or without extension, `_rgb` and subfolders
@@ -267,4 +269,7 @@ def main(
 
 
 if __name__ == "__main__":
+    if any(word.partition("=")[0] == "--exp" for word in sys.argv[1:]):
+        # What an experiment is, only the trainer knows.
+        os.execv(sys.executable, [sys.executable, "-m", "trainer", "prepare", *sys.argv[1:]])
     tyro.cli(main)
