@@ -1,10 +1,12 @@
 """Networks, heads and losses: pure functions of tensors."""
 
+from models.coarse import COARSE_MAPS, check_coarse_map, read_coarse_map
 from models.config import (
     RESNET_POSE,
     RESNET_RGB,
     X3D_POSE,
     X3D_RGB,
+    PcanConfig,
     ResNetPathConfig,
     RGBPoseConfig,
     SingleStreamConfig,
@@ -15,15 +17,19 @@ from models.heads import Output
 from models.two_stream import build_model
 
 __all__ = [
+    "COARSE_MAPS",
     "RESNET_POSE",
     "RESNET_RGB",
     "X3D_POSE",
     "X3D_RGB",
     "Output",
+    "PcanConfig",
     "RGBPoseConfig",
     "ResNetPathConfig",
     "SingleStreamConfig",
     "X3DPairConfig",
     "X3DStreamConfig",
     "build_model",
+    "check_coarse_map",
+    "read_coarse_map",
 ]

@@ -59,6 +59,19 @@ RESNET_POSE = ResNetPathConfig(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PcanConfig:
+    """PCAN's head: tree loss and prototype contrast (models.md A5)."""
+
+    coarse_map: tuple[int, ...]
+    """Coarse class of every fine one; models/coarse.py has the known maps."""
+    diversity: Literal["live", "published"] = "live"
+    """Whether the term that drives fine prototypes apart has a gradient; as published it has none."""
+    fine_width: int = 256
+    coarse_width: int = 128
+    contrast_weight: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TwoStreamConfig:
     """What every two-stream net has: classes, joints, the four loss weights, dropout before the heads."""
 
@@ -68,6 +81,8 @@ class TwoStreamConfig:
     pose_channels: int = 17
     loss_weights: LossWeights = (1.0, 1.0, 1.0, 1.0)
     dropout: float = 0.5
+    pcan: PcanConfig | None = None
+    """None: the plain head, cross-entropies alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import RGBPoseConfig, SingleStreamConfig, X3DPairConfig
+from models.config import RGBPoseConfig, SingleStreamConfig, TwoStreamConfig, X3DPairConfig
 from models.frames import FoldRGB, compute_dtype, fold_heatmap
 from models.heads import Output, TwoStreamHead, full_precision, linear
 from models.layers import clip_mean
+from models.pcan import PcanHead
 from models.resnet_path import ResNetPath
 from models.rgbpose_conv3d import RGBPoseConv3D
 from models.x3d_shift import X3DTemporalShift
@@ -21,7 +22,7 @@ class X3DPair(nn.Module):
         self.fold_rgb = FoldRGB()
         self.rgb_backbone = X3DTemporalShift(config.rgb, 3)
         self.pose_backbone = X3DTemporalShift(config.pose, config.pose_channels)
-        self.cls_head = TwoStreamHead(config, (config.rgb.out_channels, config.pose.out_channels))
+        self.cls_head = build_head(config, (config.rgb.out_channels, config.pose.out_channels))
 
     def forward(
         self, rgb: Tensor, heatmap: Tensor, label: Tensor | None = None, coarse_label: Tensor | None = None
@@ -47,7 +48,7 @@ class RGBPose(nn.Module):
         super().__init__()
         self.fold_rgb = FoldRGB()
         self.backbone = RGBPoseConv3D(config)
-        self.cls_head = TwoStreamHead(config, (config.rgb.out_channels, config.pose.out_channels))
+        self.cls_head = build_head(config, (config.rgb.out_channels, config.pose.out_channels))
 
     def forward(
         self, rgb: Tensor, heatmap: Tensor, label: Tensor | None = None, coarse_label: Tensor | None = None
@@ -57,6 +58,11 @@ class RGBPose(nn.Module):
         frames = self.fold_rgb(rgb)
         rgb_feature, pose_feature = self.backbone(frames, fold_heatmap(heatmap, frames.dtype), num_frames)
         return self.cls_head({"rgb": rgb_feature, "pose": pose_feature}, num_frames, label, coarse_label)
+
+
+def build_head(config: TwoStreamConfig, channels: tuple[int, int]) -> TwoStreamHead:
+    """The plain head, or PCAN's where the config has settings for it."""
+    return PcanHead(config, channels) if config.pcan else TwoStreamHead(config, channels)
 
 
 class SingleStream(nn.Module):

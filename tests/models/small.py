@@ -1,9 +1,11 @@
 """Small nets and batches for tests: every kind of block, odd sizes."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from models import ResNetPathConfig, RGBPoseConfig, X3DPairConfig, X3DStreamConfig
+from models import PcanConfig, ResNetPathConfig, RGBPoseConfig, X3DPairConfig, X3DStreamConfig
 
 SMALL_RGB = X3DStreamConfig(widths=(8, 16), blocks=(2, 1), stem_stride=2, shift_divisor=8)
 SMALL_POSE = X3DStreamConfig(widths=(16,), blocks=(3,), stem_stride=1, shift_divisor=4)
@@ -34,6 +36,11 @@ SMALL_RGBPOSE = RGBPoseConfig(
     interaction=True,
     rgb=SMALL_PATHS["rgb"],
     pose=SMALL_PATHS["pose"],
+)
+
+SMALL_PCAN = replace(
+    SMALL_RGBPOSE,
+    pcan=PcanConfig(coarse_map=(0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2), fine_width=12, coarse_width=6),
 )
 
 

@@ -1,0 +1,64 @@
+"""Maps from fine to coarse classes: tuples in which entry `fine` is the coarse class (models.md A5, D1-D3)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+MA52 = (0,) * 5 + (1,) * 6 + (2,) * 13 + (3,) * 8 + (4,) * 6 + (5,) * 10 + (6,) * 4
+"""The data set's own seven body parts."""
+
+NTU60_SEMANTIC8 = tuple(
+    int(digit) for digit in "0000222334" "2221111111" "1443233222" "4224440444" "5555555556" "6676776777"
+)  # fmt: skip
+"""Ours, by meaning; keeps the official daily / medical / mutual division."""
+
+NTU60_GUIDE_DIV8 = tuple(min(fine // 8, 7) for fine in range(60))
+"""The guide's map of its coarse cross-entropy: eights, whatever they mean."""
+
+NTU60_GUIDE_RANGES = (0,) * 10 + (1,) * 10 + (2,) * 10 + (3,) * 10 + (4,) * 5 + (5,) * 5 + (6,) * 5 + (7,) * 5
+"""The guide's other map, of its tree loss."""
+
+COARSE_MAPS = {
+    "ma52": MA52,
+    "semantic8": NTU60_SEMANTIC8,
+    "guide_div8": NTU60_GUIDE_DIV8,
+    "guide_ranges": NTU60_GUIDE_RANGES,
+}
+
+
+def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: int) -> tuple[int, ...]:
+    """The map as a tuple, if it gives each of the fine classes a coarse one and leaves no coarse class empty."""
+    if len(coarse_map) != num_classes:
+        raise ValueError(f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: give one per class")
+    for fine, coarse in enumerate(coarse_map):
+        if not 0 <= coarse < num_coarse:
+            raise ValueError(f"the coarse map sends class {fine} to {coarse}: use numbers from 0 to {num_coarse - 1}")
+    if empty := sorted(set(range(num_coarse)) - set(coarse_map)):
+        raise ValueError(f"the coarse map leaves coarse class {empty[0]} without a class: set num_coarse to match")
+    return tuple(coarse_map)
+
+
+def read_coarse_map(source: str | Path, num_classes: int) -> tuple[int, ...]:
+    """A map by name (one of COARSE_MAPS), or from a text file of integers divided by spaces, commas or line ends.
+
+    A file's number of coarse classes is its largest entry plus one.
+    """
+    values = COARSE_MAPS[str(source)] if str(source) in COARSE_MAPS else parse_numbers(Path(source))
+    try:
+        return check_coarse_map(values, num_classes, max(0, *values) + 1)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def parse_numbers(path: Path) -> list[int]:
+    """The integers of a text file."""
+    try:
+        words = path.read_bytes().decode("ascii", "replace").replace(",", " ").split()
+    except OSError as error:
+        known = ", ".join(COARSE_MAPS)
+        raise ValueError(f"no coarse map {path} ({error.strerror}): give a readable file or one of {known}") from None
+    for word in words:
+        if not word.removeprefix("-").isdecimal():
+            raise ValueError(f"{path} holds {word!r}: a coarse map is a list of integers, one per class")
+    if not words:
+        raise ValueError(f"{path} is empty: a coarse map is a list of integers, one per class")
+    return [int(word) for word in words]
