@@ -94,6 +94,13 @@ class X3DPairConfig(TwoStreamConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EpamConfig(X3DPairConfig):
+    """EPAM-Net: the X3D pair, its RGB features scaled by a map drawn from the pose features; three pose frames to an
+    RGB frame, fine scores fused as the sum of both streams' logits (models.md C3).
+    """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RGBPoseConfig(TwoStreamConfig):
     """RGBPoseConv3D: two ResNet paths with laterals both ways; four pose frames to an RGB frame (models.md A4)."""
 

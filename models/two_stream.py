@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import RGBPoseConfig, SingleStreamConfig, TwoStreamConfig, X3DPairConfig
+from models.attention import PoseAttention, attend
+from models.config import EpamConfig, RGBPoseConfig, SingleStreamConfig, TwoStreamConfig, X3DPairConfig
 from models.frames import FoldRGB, compute_dtype, fold_heatmap
 from models.heads import Output, TwoStreamHead, full_precision, linear
 from models.layers import clip_mean
@@ -34,11 +35,40 @@ class X3DPair(nn.Module):
         num_frames = {"rgb": rgb.shape[1], "pose": heatmap.shape[1]}
         frames = self.fold_rgb(rgb)
         maps = fold_heatmap(heatmap, frames.dtype)
-        features = {
-            "rgb": self.rgb_backbone(frames, num_frames["rgb"]),
-            "pose": self.pose_backbone(maps, num_frames["pose"]),
-        }
-        return self.cls_head(features, num_frames, label, coarse_label)
+        rgb_feature = self.rgb_backbone(frames, num_frames["rgb"])
+        pose_feature = self.pose_backbone(maps, num_frames["pose"])
+        return self.classify(rgb_feature, pose_feature, num_frames, label, coarse_label)
+
+    def classify(
+        self,
+        rgb_feature: Tensor,
+        pose_feature: Tensor,
+        num_frames: dict[str, int],
+        label: Tensor | None,
+        coarse_label: Tensor | None,
+    ) -> Output:
+        """What the head makes of both backbones' features."""
+        return self.cls_head({"rgb": rgb_feature, "pose": pose_feature}, num_frames, label, coarse_label)
+
+
+class Epam(X3DPair):
+    """EPAM-Net: pose attention between the backbones and the head; `logits["sum"]` is the published score."""
+
+    def __init__(self, config: EpamConfig) -> None:
+        super().__init__(config)
+        self.attention = PoseAttention()
+
+    def classify(
+        self,
+        rgb_feature: Tensor,
+        pose_feature: Tensor,
+        num_frames: dict[str, int],
+        label: Tensor | None,
+        coarse_label: Tensor | None,
+    ) -> Output:
+        rgb_feature = attend(rgb_feature, self.attention(pose_feature, num_frames["pose"]))
+        output = super().classify(rgb_feature, pose_feature, num_frames, label, coarse_label)
+        return Output(output.logits | {"sum": output.logits["rgb"] + output.logits["pose"]}, output.losses)
 
 
 class RGBPose(nn.Module):
@@ -96,9 +126,11 @@ class SingleStream(nn.Module):
         return Output({self.stream: logits}, losses)
 
 
-def build_model(config: X3DPairConfig | RGBPoseConfig | SingleStreamConfig) -> nn.Module:
+def build_model(config: EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig) -> nn.Module:
     """The network that a config describes, channels_last, initialised from torch's global generator."""
     match config:
+        case EpamConfig():
+            net = Epam(config)
         case X3DPairConfig():
             net = X3DPair(config)
         case RGBPoseConfig():

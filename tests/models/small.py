@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models import PcanConfig, ResNetPathConfig, RGBPoseConfig, X3DPairConfig, X3DStreamConfig
+from models import EpamConfig, PcanConfig, ResNetPathConfig, RGBPoseConfig, X3DPairConfig, X3DStreamConfig
 
 SMALL_RGB = X3DStreamConfig(widths=(8, 16), blocks=(2, 1), stem_stride=2, shift_divisor=8)
 SMALL_POSE = X3DStreamConfig(widths=(16,), blocks=(3,), stem_stride=1, shift_divisor=4)
@@ -18,6 +18,16 @@ SMALL_PAIR = X3DPairConfig(
     rgb=SMALL_RGB,
     pose=SMALL_POSE,
 )
+
+SMALL_EPAM = EpamConfig(
+    num_classes=11,
+    num_coarse=3,
+    pose_channels=5,
+    dropout=0.0,
+    rgb=SMALL_RGB,
+    pose=replace(SMALL_POSE, widths=(16, 16), blocks=(1, 2), stem_stride=2),
+)
+"""Both streams divide the image by eight."""
 
 SMALL_PATHS = {
     "rgb": ResNetPathConfig(
