@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,40 +22,47 @@ from trainer.snapshot import Writer, newest_valid
 
 
 def train_here(experiment: Experiment, device: str, work_dir: Path, *, resume: bool, max_steps: int | None) -> int:
-    """Train in this process; the exit code is 0, or that of the signal which ended it."""
-    with Interrupt() as interrupt, join(device) as ranks:
+    """Train in this process; the exit code is 0, or that of the signal which ended it.
+
+    Until the data are ready, a signal ends the process as any other: prepared clips are kept.
+    """
+    with join(device) as ranks:
         with ranks.in_turn():
             if ranks.leads:
-                claim(work_dir, experiment, resume)
+                claim(work_dir, resume)
             found = newest_valid(work_dir, print if ranks.leads else _silent) if resume else None
         journal = Journal(work_dir, ranks.rank, _resume_at(found))
         if resume:
             journal.say(f"going on from {found[0]}" if found else f"{work_dir} has no snapshot yet: a fresh start")
         if found:
             check_same(found[0], found[1], experiment, journal.say)
-        loaders = build_loaders(experiment, ranks, journal.say)
-        writer = Writer(work_dir, found[0] if found else None) if ranks.leads else None
-        run = build_run(experiment, ranks, loaders, journal, writer, interrupt)
-        if found:
-            take_up(run, found[1])
         if ranks.leads:
-            draw_clips(run, work_dir)
-        scores = fit(run, max_steps)
+            (work_dir / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1) + "\n")
+        loaders = build_loaders(experiment, ranks, journal.say)
+        with Interrupt() as interrupt:
+            writer = Writer(work_dir, found[0] if found else None) if ranks.leads else None
+            run = build_run(experiment, ranks, loaders, journal, writer, interrupt)
+            if found:
+                take_up(run, found[1])
+            if ranks.leads:
+                draw_clips(run, work_dir)
+            scores = fit(run, max_steps)
         if ranks.leads:
             report(run, work_dir, scores)
         journal.close()
     return interrupt.exit_code
 
 
-def claim(work_dir: Path, experiment: Experiment, resume: bool) -> None:
-    """Make the work directory and write the resolved experiment there; a fresh run moves an earlier one aside."""
+def claim(work_dir: Path, resume: bool) -> None:
+    """Make the work directory; a fresh run moves an earlier one aside."""
     try:
         if not resume and any(work_dir.glob("*.pth")):
             aside = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
             work_dir.rename(aside)
             print(f"{work_dir} held an earlier run: it is now {aside} (--resume would have gone on with it)")
         work_dir.mkdir(parents=True, exist_ok=True)
-        (work_dir / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1) + "\n")
+        with tempfile.TemporaryFile(dir=work_dir):
+            pass
     except OSError as error:
         raise ValueError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
 
@@ -73,7 +81,8 @@ def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
     pictures = write_report(work_dir, counts, data.class_names, data.coarse_map)
     if scores is not None:
         metrics = summarize(scores)
-        table = ", ".join(f"{name[4:-5]} {metrics[name]:.2%}" for name in metrics if name.endswith("_top1"))
+        fine = [name for name in metrics if name.endswith("_top1") and "coarse" not in name]
+        table = ", ".join(f"{name[4:-5]} {metrics[name]:.2%}" for name in fine)
         run.journal.say(f"top-1 of the best validation: {table}")
     run.journal.say(f"pictures: {', '.join(str(picture) for picture in [work_dir / 'clips.png', *pictures])}")
 

@@ -13,14 +13,8 @@ SMALL_NETS = (
 )
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory, worker_id) -> list[str]:
-    """Arguments of `python -m trainer` for two epochs of five steps on the tiny demo, all data in place."""
-    from trainer.commands import dispatch
-
-    base = tmp_path_factory.getbasetemp()
-    root: Path = (base if worker_id == "master" else base.parent) / "tiny"
-    root.mkdir(exist_ok=True)
+def arguments_in(root: Path) -> list[str]:
+    """Arguments of `python -m trainer` for two epochs of five steps on a tiny demo, whose data lie under `root`."""
     settings = (
         f"data.annotations={root}/demo/annotations.pkl",
         f"data.videos={root}/demo/videos",
@@ -30,11 +24,21 @@ def tiny(tmp_path_factory, worker_id) -> list[str]:
         *("optim.num_epochs=2", "optim.batch_size=8", "val.batch_size=8", "val.every=1"),
         *("log_every=2", "snapshot_every=2", "optim.warmup_epochs=1", *SMALL_NETS),
     )
-    arguments = ["--exp", "demo", *(part for setting in settings for part in ("--set", setting))]
+    return ["--exp", "demo", *(part for setting in settings for part in ("--set", setting))]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, worker_id) -> list[str]:
+    """`arguments_in` a folder of all test processes, all data in place."""
+    from trainer.commands import dispatch
+
+    base = tmp_path_factory.getbasetemp()
+    root: Path = (base if worker_id == "master" else base.parent) / "tiny"
+    root.mkdir(exist_ok=True)
     with open(root / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert dispatch(["prepare", *arguments]) == 0
-    return arguments
+        assert dispatch(["prepare", *arguments_in(root)]) == 0
+    return arguments_in(root)
 
 
 @pytest.fixture(scope="session")

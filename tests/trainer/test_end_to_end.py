@@ -1,0 +1,145 @@
+"""`python -m trainer` as a user runs it: from nothing to a trained, validated, reported net; stopped by signals."""
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.trainer.conftest import arguments_in
+from trainer.snapshot import newest_valid
+
+ROOT = Path(__file__).resolve().parents[2]
+STAMP = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - duet - INFO - "
+NUMBER = r"-?\d+\.\d{4}"
+
+
+def train(environment, *arguments):
+    command = [sys.executable, "-m", "trainer", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def size_of_png(path):
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert content[-8:-4] == b"IEND"
+    return struct.unpack(">II", content[16:24])
+
+
+def times(folder):
+    """When each file under a folder was written."""
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.suffix in (".mp4", ".mov")}
+
+
+@pytest.fixture(scope="module")
+def first(environment, tmp_path_factory):
+    """The output and folder of a run that starts with nothing at all."""
+    root = tmp_path_factory.mktemp("end_to_end")
+    return train(environment, *arguments_in(root), "--work-dir", root / "run"), root
+
+
+def test_everything_is_made_and_the_corrupt_video_named_once(first):
+    shown, root = first
+    videos = list((root / "demo" / "videos").glob("*.mp4"))
+    assert len(videos) == 64
+    named = [line for line in shown.splitlines() if "left out" in line]
+    assert len(named) == 1, shown
+    assert re.match(r"S\d{3}C\d{3}P\d{3}R\d{3}A\d{3}: .+; left out", named[0])
+    assert "63 of 64 clips" in shown
+
+
+def test_the_log_has_the_published_form(first):
+    _, root = first
+    lines = (root / "run" / "train.log").read_text().splitlines()
+    assert all(re.match(STAMP, line) for line in lines)
+    train_lines = [re.sub(STAMP, "", line) for line in lines if "Epoch(train)" in line]
+    head = r"Epoch\(train\) \[1\]\[2/5\]  lr: \d\.\d{4}e[-+]\d\d  eta: \d:\d\d:\d\d  "
+    assert re.match(head + rf"time: {NUMBER}  data_time: {NUMBER}  ", train_lines[0]), train_lines[0]
+    for name in ("loss", "loss_rgb", "loss_pose", "loss_rgb_coarse", "loss_pose_coarse", "grad_norm"):
+        assert re.search(rf"  {name}: {NUMBER}", train_lines[0]), train_lines[0]
+    assert len(train_lines) == 6  # steps 2, 4 and 5 of 5, twice
+    val_lines = [re.sub(STAMP, "", line) for line in lines if "Epoch(val)" in line]
+    for name in (
+        "acc/rgb_top1",
+        "acc/pose_top1",
+        "acc/RGBPose_1:1_top1",
+        "acc/RGBPose_2:1_top5",
+        "acc/RGBPose_1:2_top1",
+    ):
+        assert re.search(rf"  {name}: [01]\.\d{{4}}", val_lines[0]), val_lines[0]
+    assert "Epoch(val) [1][24/24]" in val_lines[0]
+    best = r"with 0\.\d{4} acc/RGBPose_1:1_top1 at \d epoch is saved to best_acc_RGBPose_1:1_top1_epoch_\d\.pth\."
+    assert re.search(f"The best checkpoint {best}$", "\n".join(lines), re.MULTILINE)
+
+
+def test_files_of_a_run(first):
+    shown, root = first
+    run = root / "run"
+    assert (run / "latest.pth").is_symlink()
+    assert len(list(run.glob("best_acc_RGBPose_1:1_top1_epoch_*.pth"))) == 1
+    assert len(list(run.glob("epoch_*_step_*.pth"))) == 2
+    found = newest_valid(run, pytest.fail)
+    assert found is not None
+    assert found[1]["cursor"]["epoch"] == 2
+    assert json.loads((run / "experiment.json").read_text())["optim"]["batch_size"] == 8
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert "acc/RGBPose_1:1_top1" in events.Tags()["scalars"]
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 5, 7, 9, 10]
+    for name in ("clips.png", "curves.png", "confusion.png"):
+        width, height = size_of_png(run / name)
+        assert width > 400
+        assert height > 300
+        assert str(run / name) in shown
+    assert "top-1 of the best validation: RGBPose_1:1 " in shown
+
+
+def test_a_second_run_reuses_data_and_packs(first, environment):
+    _, root = first
+    made = times(root)
+    assert len(made) > 120  # videos and packed clips
+    shown = train(environment, *arguments_in(root), "--work-dir", root / "run", "--max-steps", "1")
+    assert times(root) == made
+    assert "packing clips" not in shown
+    assert "demo videos" not in shown
+    assert f"it is now {root / 'run'}.1" in shown
+    assert (root / "run.1" / "latest.pth").exists()
+
+
+def test_prepare_takes_an_experiment(tiny, environment):
+    command = [sys.executable, "-m", "pipelines.prepare", *tiny]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 64 clips are left out" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_with_a_snapshot(tiny, environment, tmp_path, number, code):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "trainer", *tiny, "--set", "optim.num_epochs=500", "--work-dir", str(run)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: list(run.glob("epoch_1_step_*.pth")), process)
+        os.kill(process.pid, number)
+        shown, _ = process.communicate(timeout=60)
+    assert process.returncode == code, shown
+    assert "stopped: by a signal" in shown
+    assert "go on with --resume" in shown
+    found = newest_valid(run, pytest.fail)
+    assert found is not None
+    assert found[1]["cursor"]["epoch"] < 499
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
