@@ -5,16 +5,21 @@ then on: opening costs milliseconds, and all ranks of a machine share one copy. 
 """
 
 import collections
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
-import pickle
 import shutil
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pipelines import safe_pickle
 
 FORMAT = 1  # raise when the columns change: older caches are then rebuilt
 
@@ -23,56 +28,20 @@ class AnnotationError(ValueError):
     """An annotation file that cannot be used; the text names the file, the value and the way out."""
 
 
-def _dtype(*args: Any) -> np.dtype:
-    dtype = np.dtype(*args)
-    if dtype.kind not in "biufSU":
-        raise pickle.UnpicklingError(f"arrays of kind '{dtype}' are not allowed")
-    return dtype
-
-
-def _encode(text: str, encoding: str = "latin1", errors: str = "strict") -> bytes:
-    return text.encode(encoding, errors)
-
-
-def _allowed() -> dict[tuple[str, str], Any]:
-    from numpy._core import multiarray, numeric
-
-    table: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): _dtype,
-        ("_codecs", "encode"): _encode,
-        ("collections", "OrderedDict"): collections.OrderedDict,
-    }
-    for core in ("numpy.core", "numpy._core"):
-        table[f"{core}.multiarray", "_reconstruct"] = multiarray._reconstruct  # type: ignore[attr-defined]
-        table[f"{core}.multiarray", "scalar"] = multiarray.scalar  # type: ignore[attr-defined]
-        table[f"{core}.numeric", "_frombuffer"] = numeric._frombuffer  # type: ignore[attr-defined]
-    return table
-
-
-class _SafeUnpickler(pickle.Unpickler):
-    """Only names of the table are ever looked up, so a pickle can hold numbers, text and plain arrays, nothing else."""
-
-    names = _allowed()
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.names:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which annotations never need")
-        return self.names[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it holds a persistent id")
-
-
 def read_pickle(path: Path) -> Any:
     """Load numbers, text and plain arrays from a pickle without running anything that it contains."""
     try:
         with open(path, "rb") as file:
-            return _SafeUnpickler(file).load()
-    except FileNotFoundError:
-        raise AnnotationError(f"{path} does not exist; set data.annotations to the skeleton pickle") from None
+            return safe_pickle.load(file)
+    except OSError as error:
+        raise _not_opened(path, error) from None
     except Exception as error:  # a hostile or torn pickle can raise anything
-        raise AnnotationError(f"{path} was not read: {error}; get the published skeleton pickle again") from None
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+        raise AnnotationError(f"{path} was not read: {reason}; get the published skeleton pickle again") from None
+
+
+def _not_opened(path: Path, error: OSError) -> AnnotationError:
+    return AnnotationError(f"{path} cannot be opened ({error.strerror}); set data.annotations to the skeleton pickle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,46 +86,72 @@ class ClipTable:
 
 
 def open_table(path: Path, cache: Path) -> ClipTable:
-    """The table of an annotation pickle, built into `cache` when this content is new."""
+    """The table of an annotation pickle, built into `cache` when this content is new or its columns are damaged."""
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:20]
     except OSError as error:
-        raise AnnotationError(
-            f"{path} cannot be opened ({error.strerror}); set data.annotations to the skeleton pickle"
-        ) from None
+        raise _not_opened(path, error) from None
     folder = cache / f"{digest}-v{FORMAT}"
-    if not folder.is_dir():
-        _build(path, folder)
-    columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
-    splits = {
-        name: np.asarray(rows, np.int64) for name, rows in json.loads((folder / "splits.json").read_text()).items()
-    }
-    return ClipTable(digest=digest, splits=splits, **columns)
+    table = _load(folder, digest)
+    if table is None:
+        with _lock(cache):
+            if _load(folder, digest) is None:  # no other process has built it meanwhile
+                _build(path, folder)
+        table = _load(folder, digest)
+        assert table is not None
+    return table
 
 
 _COLUMNS = ("names", "label", "total_frames", "height", "width", "num_persons", "first_row", "joints")
 
 
+def _load(folder: Path, digest: str) -> ClipTable | None:
+    """The table of a cache folder; None where it is not there, or not whole."""
+    try:
+        columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
+        splits = json.loads((folder / "splits.json").read_text())
+    except (OSError, ValueError, EOFError):
+        return None
+    return ClipTable(
+        digest=digest, splits={name: np.asarray(rows, np.int64) for name, rows in splits.items()}, **columns
+    )
+
+
+@contextlib.contextmanager
+def _lock(cache: Path) -> Iterator[None]:
+    """One process at a time builds; a full or read-only disk is the user's to mend."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(cache / "lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise AnnotationError(
+            f"{cache} cannot be written ({error.strerror or error}); set data.cache (--cache) to another folder"
+        ) from None
+
+
 def _build(path: Path, folder: Path) -> None:
     """Write the columns beside the goal and rename them into place, so that a kill leaves no half cache."""
-    content = read_pickle(path)
-    clips, splits = _schema(path, content)
+    clips, splits = _schema(path, read_pickle(path))
     columns = _columns(path, clips)
     row_of = {name: row for row, name in enumerate(columns["names"].tolist())}
     if len(row_of) != len(clips):
         twice = [name for name, count in collections.Counter(columns["names"].tolist()).items() if count > 1]
         raise AnnotationError(f"{path} lists {len(twice)} clips twice, first {twice[0]}; remove the duplicates")
     rows = {str(name): _split_rows(path, str(name), members, row_of) for name, members in splits.items()}
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    for old in (temporary, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    temporary.mkdir()
     for name, column in columns.items():
         np.save(temporary / f"{name}.npy", column)
     (temporary / "splits.json").write_text(json.dumps(rows))
-    try:
-        temporary.rename(folder)
-    except OSError:  # another rank was faster: its content is the same
-        shutil.rmtree(temporary)
+    for file in temporary.iterdir():
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+    temporary.rename(folder)
 
 
 def _schema(path: Path, content: Any) -> tuple[list[dict], dict]:
@@ -165,20 +160,27 @@ def _schema(path: Path, content: Any) -> tuple[list[dict], dict]:
         clips, splits = content["annotations"], content["split"]
     else:
         clips, splits = content, {}
-    if not isinstance(clips, list) or not clips or not all(isinstance(clip, dict) for clip in clips):
+    if not isinstance(clips, list) or not clips or not isinstance(splits, dict) or not _all_dicts(clips):
         raise AnnotationError(
             f"{path} holds neither a list of clips nor {{'split', 'annotations'}}; see the README for the format"
         )
     return clips, splits
 
 
+def _all_dicts(clips: list) -> bool:
+    return all(isinstance(clip, dict) for clip in clips)
+
+
 def _split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> list[int]:
-    unknown = [name for name in members if name not in row_of]
+    if not isinstance(members, list | tuple | np.ndarray):
+        raise AnnotationError(f"split '{split}' of {path} is no list of names; see the README for the format")
+    names = [str(name) for name in members]
+    unknown = [name for name in names if name not in row_of]
     if unknown:
         raise AnnotationError(
             f"split '{split}' of {path} lists {len(unknown)} clips without an annotation, first {unknown[0]}"
         )
-    return [row_of[name] for name in members]
+    return [row_of[name] for name in names]
 
 
 def _columns(path: Path, clips: list[dict]) -> dict[str, np.ndarray]:
@@ -187,7 +189,7 @@ def _columns(path: Path, clips: list[dict]) -> dict[str, np.ndarray]:
         try:
             parsed.append(_parse(clip))
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            name = clip.get("frame_dir", clip.get("filename", "?"))
+            name = clip.get("filename", clip.get("frame_dir", "?"))
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
             raise AnnotationError(f"{path}, clip {number} ({name}): {reason}") from None
     joints = [clip["joints"] for clip in parsed]
@@ -211,11 +213,11 @@ def _columns(path: Path, clips: list[dict]) -> dict[str, np.ndarray]:
 
 def _parse(clip: dict) -> dict[str, Any]:
     """One published annotation, checked; joints without scores get score 1, as in the published loader."""
-    name = clip["frame_dir"] if "frame_dir" in clip else clip["filename"]
+    name = clip["filename"] if "filename" in clip else clip["frame_dir"]
     keypoint = np.asarray(clip["keypoint"])
-    if keypoint.ndim != 4 or keypoint.shape[-1] not in (2, 3):
+    if keypoint.ndim != 4 or keypoint.shape[2] < 1 or keypoint.shape[3] not in (2, 3):
         raise ValueError(f"keypoint has shape {keypoint.shape}, not (person, frame, joint, 2)")
-    frames = int(clip["total_frames"])
+    frames = _whole("total_frames", clip["total_frames"])
     if not frames >= 1 or abs(keypoint.shape[1] - frames) > 2:
         raise ValueError(f"total_frames is {frames}, but the skeleton has {keypoint.shape[1]} frames")
     frames = min(frames, keypoint.shape[1])
@@ -223,17 +225,31 @@ def _parse(clip: dict) -> dict[str, Any]:
     score = clip.get("keypoint_score")
     if score is None:
         score = keypoint[..., 2] if keypoint.shape[-1] == 3 else np.ones(keypoint.shape[:3], dtype)
-    height, width = (int(side) for side in clip["img_shape"])
-    joints = np.concatenate([keypoint[..., :2], np.asarray(score).reshape(*keypoint.shape[:3], 1)], axis=-1)
+    score = np.asarray(score)
+    if score.shape not in (keypoint.shape[:3], (*keypoint.shape[:3], 1)):
+        raise ValueError(f"keypoint_score has shape {score.shape}, not {keypoint.shape[:3]} as keypoint")
+    size = np.asarray(clip["img_shape"])
+    if size.shape != (2,) or not (size >= 1).all():
+        raise ValueError(f"img_shape is {clip['img_shape']}, not (height, width)")
+    joints = np.concatenate([keypoint[..., :2], score.reshape(*keypoint.shape[:3], 1)], axis=-1)
     return {
         "names": _safe_name(str(name)),
-        "label": int(clip["label"]),
+        "label": _whole("label", clip["label"]),
         "total_frames": frames,
-        "height": height,
-        "width": width,
+        "height": _whole("height", size[0]),
+        "width": _whole("width", size[1]),
         "num_persons": keypoint.shape[0],
-        "joints": np.nan_to_num(joints[:, :frames].astype(dtype), nan=0.0),
+        # What is no number is missing, and 0 says so.
+        "joints": np.nan_to_num(joints[:, :frames].astype(dtype), nan=0.0, posinf=0.0, neginf=0.0),
     }
+
+
+def _whole(field: str, value: Any) -> int:
+    """A number as an int32 column can hold it."""
+    number = np.asarray(value)
+    if number.size != 1 or number.dtype.kind not in "biuf" or not abs(number.item()) < 1 << 31 or number.item() % 1:
+        raise ValueError(f"{field} is {textwrap.shorten(repr(value), 60)}, not a whole number")
+    return int(number.item())
 
 
 def _safe_name(name: str) -> str:

@@ -1,0 +1,111 @@
+"""The table of a pickle is built once, mapped from then on, and made anew where it is damaged."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.annotations import AnnotationError, open_table
+from tests.pipelines.annotated import clip, table_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def files(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*.*"))}
+
+
+def test_a_known_pickle_is_not_read_again(tmp_path):
+    table = table_of(tmp_path, [clip("a"), clip("b", 2)])
+    assert isinstance(table.joints, np.memmap)
+    assert not table.joints.flags.writeable
+    made = files(tmp_path / "cache")
+    (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    again = table_of(tmp_path, [clip("a"), clip("b", 2)])
+    assert files(tmp_path / "cache") == made
+    assert again.digest == table.digest
+    (tmp_path / "poses.pkl").rename(tmp_path / "renamed.pkl")  # the content counts, not the name
+    np.save(folder / "label.npy", np.array([7, 8], np.int32))  # and what is in the cache is what is read
+    assert open_table(tmp_path / "renamed.pkl", tmp_path / "cache").label.tolist() == [7, 8]
+    other = table_of(tmp_path, [clip("a"), clip("b", 2, label=4)])
+    assert other.digest != table.digest
+    assert other.label.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("damage", ["lost", "empty", "cut", "garbage"])
+@pytest.mark.parametrize("file", ["joints.npy", "names.npy", "splits.json"])
+def test_a_damaged_cache_is_made_anew(tmp_path, file, damage):
+    content = {"split": {"val": ["b"]}, "annotations": [clip("a"), clip("b", 2)]}
+    table = table_of(tmp_path, content)
+    (path,) = tmp_path.rglob(file)
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "lost":
+        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "garbage": b"\xff" * len(whole)}[damage])
+    again = table_of(tmp_path, content)
+    assert path.read_bytes() == whole
+    np.testing.assert_array_equal(again.joints, table.joints)
+    assert again.names.tolist() == ["a", "b"]
+    assert again.rows_of("val").tolist() == [1]
+
+
+def test_what_a_kill_left_is_cleared(tmp_path):
+    table_of(tmp_path, [clip("a")])
+    (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    part = folder.rename(folder.with_name(f"{folder.name}.tmp"))
+    (part / "label.npy").unlink()
+    (part / "names.npy").write_bytes(b"half")
+    assert table_of(tmp_path, [clip("a")]).label.tolist() == [3]
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [folder.name]
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from pipelines.annotations import open_table
+
+print("ready", flush=True)
+sys.stdin.readline()
+table = open_table(Path(sys.argv[1]), Path(sys.argv[2]))
+print(len(table), int(table.label.sum()), float(table.joints[..., 2].astype("f8").sum()))
+"""
+
+
+def test_processes_at_once_share_one_cache(tmp_path):
+    clips = [clip(f"clip{number}", 1 + number % 2, 40, label=number) for number in range(300)]
+    path, cache = tmp_path / "poses.pkl", tmp_path / "cache"
+    path.write_bytes(pickle.dumps(clips))
+    command = [sys.executable, "-c", OPEN, str(path), str(cache)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    shown = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, shown
+    assert len({out for out, _ in shown}) == 1
+    assert shown[0][0].startswith(f"300 {sum(range(300))} ")
+    assert len([entry for entry in cache.iterdir() if entry.is_dir()]) == 1
+    assert json.loads(next(cache.rglob("splits.json")).read_text()) == {}
+
+
+def test_places_that_cannot_be_used(tmp_path):
+    with pytest.raises(AnnotationError, match=r"nowhere.pkl cannot be opened \(No such file.*; set data.annotations"):
+        open_table(tmp_path / "nowhere.pkl", tmp_path)
+    with pytest.raises(AnnotationError, match=r"cannot be opened \(Is a directory\)"):
+        open_table(tmp_path, tmp_path)
+    path = tmp_path / "poses.pkl"
+    path.write_bytes(pickle.dumps([clip()]))
+    for cache in (Path("/proc/cache"), path / "cache"):
+        with pytest.raises(AnnotationError, match=rf"{cache} cannot be written \(.*\); set data.cache"):
+            open_table(path, cache)

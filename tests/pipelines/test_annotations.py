@@ -1,0 +1,194 @@
+"""Published annotations become a table: both forms, and every field checked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.annotations import AnnotationError
+from tests.pipelines.annotated import clip, table_of
+
+
+def complaint(folder: Path, content) -> str:
+    with pytest.raises(AnnotationError) as refused:
+        table_of(folder, content)
+    text = str(refused.value)
+    assert str(folder / "poses.pkl") in text
+    assert "\n" not in text
+    assert [path.name for path in (folder / "cache").iterdir()] == ["lock"]
+    return text
+
+
+def expected(clip: dict) -> np.ndarray:
+    return np.concatenate([clip["keypoint"][..., :2], clip["keypoint_score"][..., None]], axis=-1)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_split_and_annotations(tmp_path, protocol):
+    """NTU-60: names in splits, one or two people, a clip of nobody, all of them float16."""
+    clips = [clip("a", 1, 9), clip("b", 2, 6, label=59), clip("c", 0, 4), clip("d", 1, 1, img_shape=(540, 960))]
+    content = {"split": {"xsub_train": ["d", "a"], "xsub_val": ["b"], "none": []}, "annotations": clips}
+    table = table_of(tmp_path, content, protocol)
+    assert len(table) == 4
+    assert table.num_joints == 17
+    assert table.names.tolist() == ["a", "b", "c", "d"]
+    assert table.label.tolist() == [3, 59, 3, 3]
+    assert table.total_frames.tolist() == [9, 6, 4, 1]
+    assert table.num_persons.tolist() == [1, 2, 0, 1]
+    assert table.first_row.tolist() == [0, 9, 21, 21]
+    assert (table.height.tolist(), table.width.tolist()) == ([1080] * 3 + [540], [1920] * 3 + [960])
+    assert {name: rows.tolist() for name, rows in table.splits.items()} == {
+        **{"xsub_train": [3, 0], "xsub_val": [1], "none": []}
+    }
+    assert table.joints.dtype == np.float16
+    for row, source in enumerate(clips):
+        np.testing.assert_array_equal(table.clip_joints(row), expected(source))
+    assert table.rows_of("xsub_train").tolist() == [3, 0]
+    assert table.rows_of(None).tolist() == [0, 1, 2, 3]
+    with pytest.raises(AnnotationError, match=r"no split 'xview_val' here, only \['none', 'xsub_train', 'xsub_val'\]"):
+        table.rows_of("xview_val")
+
+
+def test_plain_list(tmp_path):
+    """MA-52: no split, 28 joints, files' names with their extension, numbers as NumPy made them."""
+    names = ["train/0003_01_0001.mp4", "0003_01_0002.mp4"]
+    clips = [clip(name, joints=28, label=np.int64(51), img_shape=np.array([1296, 1080])) for name in names]
+    clips[1]["filename"] = clips[1].pop("frame_dir")
+    table = table_of(tmp_path, clips)
+    assert table.names.tolist() == names
+    assert table.num_joints == 28
+    assert table.label.tolist() == [51, 51]
+    assert (table.height[0], table.width[0]) == (1296, 1080)
+    assert table.splits == {}
+    with pytest.raises(AnnotationError, match="no split 'xsub_train' here, only a plain list"):
+        table.rows_of("xsub_train")
+
+
+def test_filename_replaces_frame_dir(tmp_path):
+    content = {"split": {"train": np.array(["b.mp4"])}, "annotations": [clip("a", filename="b.mp4")]}
+    assert table_of(tmp_path, content).rows_of("train").tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+def test_other_numbers_become_float32(tmp_path, dtype):
+    odd = clip("b", keypoint=np.arange(2 * 6 * 17 * 2).reshape(2, 6, 17, 2).astype(dtype), keypoint_score=None)
+    table = table_of(tmp_path, [clip("a"), odd])
+    assert table.joints.dtype == np.float32
+    np.testing.assert_array_equal(table.clip_joints(0), expected(clip("a")))
+    np.testing.assert_array_equal(table.clip_joints(1)[..., :2], odd["keypoint"])
+
+
+def test_scores(tmp_path):
+    """Absent: 1, or the third number of each joint; [M, T, V, 1] counts as [M, T, V]."""
+    bare, third, column = (clip(name, persons=2, keypoint_score=None) for name in "abc")
+    third["keypoint"] = np.concatenate([third["keypoint"], np.full((2, 6, 17, 1), 0.25, np.float16)], axis=-1)
+    column["keypoint_score"] = np.full((2, 6, 17, 1), 0.75, np.float16)
+    table = table_of(tmp_path, [bare, third, column])
+    assert [np.unique(table.clip_joints(row)[..., 2]).tolist() for row in range(3)] == [[1], [0.25], [0.75]]
+    np.testing.assert_array_equal(table.clip_joints(1)[..., :2], third["keypoint"][..., :2])
+
+
+def test_missing_joints_are_zero(tmp_path):
+    holes = clip("a", 2)
+    holes["keypoint"][0, 1, 4] = np.nan
+    holes["keypoint"][1, 2, 5] = (np.inf, -np.inf)
+    holes["keypoint"][1, 3, 6] = 0
+    joints = table_of(tmp_path, [holes]).clip_joints(0)
+    assert np.isfinite(joints).all()
+    for person, frame, joint in ((0, 1, 4), (1, 2, 5), (1, 3, 6)):
+        assert joints[person, frame, joint, :2].tolist() == [0, 0]
+    assert np.count_nonzero(joints[..., :2]) == 2 * (2 * 6 * 17 - 3)
+
+
+def test_only_empty_skeletons(tmp_path):
+    table = table_of(tmp_path, [clip("a", 0, 5), clip("b", 0, 7)])
+    assert table.clip_joints(1).shape == (0, 7, 17, 3)
+
+
+@pytest.mark.parametrize("told", [4, 5, 6, 7, 8])
+def test_length_may_differ_by_two(tmp_path, told):
+    source = clip("a", 2, 6, total_frames=told)
+    table = table_of(tmp_path, [source, clip("b")])
+    frames = min(told, 6)
+    assert table.total_frames[0] == frames
+    np.testing.assert_array_equal(table.clip_joints(0), expected(source)[:, :frames])
+    np.testing.assert_array_equal(table.clip_joints(1), expected(clip("b")))
+
+
+NO_FORM = "holds neither a list of clips nor {'split', 'annotations'}; see the README for the format"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ([], NO_FORM),
+        ({}, NO_FORM),
+        ("text", NO_FORM),
+        ([1, 2], NO_FORM),
+        (np.zeros(3), NO_FORM),
+        ({"annotations": [clip()]}, NO_FORM),
+        ({"split": {}, "annotations": {}}, NO_FORM),
+        ({"split": ["a"], "annotations": [clip()]}, NO_FORM),
+        ({"split": None, "annotations": [clip()]}, NO_FORM),
+        ({"split": {"val": 5}, "annotations": [clip()]}, "split 'val' of {} is no list of names"),
+        ({"split": {"val": "a"}, "annotations": [clip("a")]}, "split 'val' of {} is no list of names"),
+        (
+            {"split": {"val": ["b", "a", "c"]}, "annotations": [clip("a")]},
+            "split 'val' of {} lists 2 clips without an annotation, first b",
+        ),
+        ([clip("a"), clip("b"), clip("a")], "{} lists 1 clips twice, first a; remove the duplicates"),
+        ([clip("a"), clip("b"), clip("c", joints=25)], "{} mixes {17: 2, 25: 1} joints a person (joints: clips), "),
+    ],
+)
+def test_files_that_are_no_annotations(tmp_path, content, sentence):
+    assert sentence.replace("{}", str(tmp_path / "poses.pkl")) in complaint(tmp_path, content)
+
+
+SHAPE = "not (person, frame, joint, 2)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        *(({key: None}, f"'{key}' is missing") for key in ("frame_dir", "label", "keypoint", "total_frames")),
+        ({"img_shape": None}, "'img_shape' is missing"),
+        ({"keypoint": np.zeros((6, 17, 2))}, f"keypoint has shape (6, 17, 2), {SHAPE}"),
+        ({"keypoint": np.zeros((1, 6, 17, 4))}, f"keypoint has shape (1, 6, 17, 4), {SHAPE}"),
+        ({"keypoint": np.zeros((1, 6, 0, 2))}, f"keypoint has shape (1, 6, 0, 2), {SHAPE}"),
+        ({"keypoint": np.zeros(0)}, f"keypoint has shape (0,), {SHAPE}"),
+        ({"keypoint": [[1], [1, 2]]}, "inhomogeneous"),
+        ({"keypoint": np.full((1, 6, 17, 2), "left")}, "could not convert string to float"),
+        ({"total_frames": 9}, "total_frames is 9, but the skeleton has 6 frames"),
+        ({"total_frames": 3}, "total_frames is 3, but the skeleton has 6 frames"),
+        ({"total_frames": 0}, "total_frames is 0, but"),
+        ({"total_frames": -1, "keypoint": np.zeros((1, 1, 17, 2))}, "total_frames is -1, but"),
+        ({"total_frames": float("inf")}, "total_frames is inf, not a whole number"),
+        ({"keypoint_score": np.ones((6, 1, 17))}, "keypoint_score has shape (6, 1, 17), not (1, 6, 17) as keypoint"),
+        ({"keypoint_score": np.ones((1, 6, 16))}, "keypoint_score has shape (1, 6, 16), not (1, 6, 17) as keypoint"),
+        ({"img_shape": (1080, 1920, 3)}, "img_shape is (1080, 1920, 3), not (height, width)"),
+        ({"img_shape": (0, 1920)}, "img_shape is (0, 1920), not (height, width)"),
+        ({"img_shape": 1080}, "img_shape is 1080, not (height, width)"),
+        ({"img_shape": (1 << 40, 9)}, "height is"),
+        ({"label": [1, 2]}, "label is [1, 2], not a whole number"),
+        ({"label": "wave"}, "label is 'wave', not a whole number"),
+        ({"label": 1.5}, "label is 1.5, not a whole number"),
+        ({"label": float("nan")}, "label is nan, not a whole number"),
+        ({"label": 1 << 40}, f"label is {1 << 40}, not a whole number"),
+    ],
+)
+def test_a_bad_clip_is_named(tmp_path, changes, reason):
+    text = complaint(tmp_path, [clip("good"), clip("bad", **changes)])
+    assert f"clip 1 ({'?' if changes.get('frame_dir', '') is None else 'bad'}): " in text
+    assert reason in text
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/etc/passwd", "../a", "a/../../b", "a\\..\\b", "\\\\host\\a", "C:a", "C:\\a", "a\0b", "/"]
+)
+def test_names_that_lead_out_are_refused(tmp_path, name):
+    assert f"the name {name!r} leads out of the data folder" in complaint(tmp_path, [clip("a"), clip(name)])
+
+
+@pytest.mark.parametrize("name", ["a b/c.d_rgb.avi", "val\\clip", "..a", "a..", "übung"])
+def test_names_that_stay_inside_are_kept(tmp_path, name):
+    assert table_of(tmp_path, [clip(name)]).names.tolist() == [name]
