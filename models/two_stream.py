@@ -126,7 +126,10 @@ class SingleStream(nn.Module):
         return Output({self.stream: logits}, losses)
 
 
-def build_model(config: EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig) -> nn.Module:
+ModelConfig = EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig
+
+
+def build_model(config: ModelConfig) -> nn.Module:
     """The network that a config describes, channels_last, initialised from torch's global generator."""
     match config:
         case EpamConfig():

@@ -10,7 +10,7 @@ from torch import Tensor
 from models import COARSE_MAPS, PcanConfig, RGBPoseConfig
 from models.contrast import diversity
 from models.pcan import FINE_SCALES, PcanHead, peak_of_time_mean
-from tests.models.published import assert_close, det_tensor, det_u01, folded, load_json, sample
+from tests.parity.published import assert_close, det_tensor, det_u01, folded, load_json, sample
 
 CONFIG = RGBPoseConfig(
     num_classes=52,

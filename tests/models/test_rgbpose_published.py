@@ -7,7 +7,7 @@ import torch
 from models import RGBPoseConfig, build_model
 from models.interaction import FeatureInteraction
 from models.rgbpose_conv3d import RGBPoseConv3D
-from tests.models.published import assert_close, det_input, fill, folded, load_json, sample, unfolded
+from tests.parity.published import assert_close, det_input, fill, folded, load_json, sample, unfolded
 
 FRAMES = {"rgb": 8, "pose": 32}
 

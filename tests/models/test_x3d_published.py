@@ -8,7 +8,7 @@ from torch import nn
 from models.config import X3D_POSE, X3D_RGB
 from models.layers import shift_frames
 from models.x3d_shift import X3DTemporalShift
-from tests.models.published import assert_close, det_input, fill, folded, load_json, unfolded
+from tests.parity.published import assert_close, det_input, fill, folded, load_json, unfolded
 
 STREAMS = {"rgb": (X3D_RGB, 3, "imgs.tsm", 16), "pose": (X3D_POSE, 17, "heatmap_imgs.tsm", 48)}
 

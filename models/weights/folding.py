@@ -1,0 +1,46 @@
+"""Shapes of the published 5-D weights and of ours: only singleton axes come and go."""
+
+from torch import Tensor
+
+from models.weights.files import WeightsError
+from models.weights.renaming import State
+
+
+def folded(state: State) -> State:
+    """Published tensors under our names, in our shapes: see `fold`."""
+    return {name: fold(name, tensor) for name, tensor in state.items()}
+
+
+def unfolded(state: State) -> State:
+    """The inverse of `folded`."""
+    return {name: unfold(name, tensor) for name, tensor in state.items()}
+
+
+def fold(name: str, tensor: Tensor) -> Tensor:
+    """[O, I, 1, k, k] as [O, I, k, k], [O, I, k, 1, 1] as [O, I, k, 1], a squeeze-excite layer as [O, I].
+
+    Published prototypes are columns, ours are rows.
+    """
+    if name.endswith(".prototypes"):
+        return tensor.T
+    if tensor.ndim != 5:
+        return tensor
+    if ".se_module." in name:
+        return tensor.flatten(1) if tensor.shape[2:].numel() == 1 else refuse(name, tensor)
+    if tensor.shape[2] == 1:
+        return tensor[:, :, 0]
+    return tensor[..., 0] if tensor.shape[3:] == (1, 1) else refuse(name, tensor)
+
+
+def unfold(name: str, tensor: Tensor) -> Tensor:
+    if name.endswith(".prototypes"):
+        return tensor.T
+    if ".se_module." in name and tensor.ndim == 2:
+        return tensor[..., None, None, None]
+    if tensor.ndim != 4:
+        return tensor
+    return tensor[..., None] if tensor.shape[2] > tensor.shape[3] else tensor[:, :, None]
+
+
+def refuse(name: str, tensor: Tensor) -> Tensor:
+    raise WeightsError(f"{name} of shape {tuple(tensor.shape)} spans time and space: no network here has such a layer")

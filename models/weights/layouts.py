@@ -1,0 +1,135 @@
+"""Every layout of weights that is known: how to tell it, how to read it, how to write it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from models.config import RGBPoseConfig, SingleStreamConfig
+from models.weights import resnet50, two_stream, x3d_m
+from models.weights.comparing import Comparison, compare
+from models.weights.files import WeightsError, read_file
+from models.weights.nets import config_of, shapes_of
+from models.weights.renaming import Rules, State, listed
+
+Target = Literal["native", "mmaction2", "guide", "epam", "slowfast", "pytorchvideo", "torchvision"]
+Step = Callable[[State], tuple[State, list[str]]]
+"""Tensors to tensors under other names, and the names that found no place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """A published layout: whose it is, of which nets, the tensors by which it is told (the first has `axes` axes)."""
+
+    name: Target
+    nets: str
+    markers: tuple[str, ...]
+    axes: int
+    read: Step
+    write: Step
+
+
+def of_ours(name: Target, nets: str, rules: Rules, *markers: str) -> Layout:
+    read, write = partial(two_stream.read, rules=rules), partial(two_stream.write, rules=rules)
+    return Layout(name=name, nets=nets, markers=markers, axes=5, read=read, write=write)
+
+
+def of_x3d_m(name: Target, rules: Rules, *markers: str) -> Layout:
+    read, write = partial(x3d_m.read, rules=rules), partial(x3d_m.write, rules=rules)
+    return Layout(name=name, nets="X3D-M", markers=markers, axes=5, read=read, write=write)
+
+
+# EPAM-Net before the guide's pair: both have its backbones, one its heads.
+LAYOUTS = (
+    of_ours("mmaction2", "RGBPoseConv3D", two_stream.MMACTION2, "backbone.rgb_path.conv1.conv.weight"),
+    of_ours("mmaction2", "SlowOnly", two_stream.MMACTION2, "backbone.conv1.conv.weight"),
+    of_ours("epam", "X3D pair", two_stream.EPAM, "rgb_backbone.conv1_s.conv.weight", "rgb_cls_head.fc_cls.weight"),
+    of_ours("guide", "X3D pair", two_stream.GUIDE, "rgb_backbone.conv1_s.conv.weight"),
+    of_x3d_m("mmaction2", x3d_m.MMACTION2, "backbone.conv1_t.conv.weight"),
+    of_x3d_m("slowfast", x3d_m.SLOWFAST, "s1.pathway0_stem.conv_xy.weight"),
+    of_x3d_m("pytorchvideo", x3d_m.PYTORCHVIDEO, "blocks.0.conv.conv_t.weight"),
+    Layout(
+        name="torchvision",
+        nets="SlowOnly",
+        markers=("layer1.0.conv1.weight",),
+        axes=4,
+        read=resnet50.read,
+        write=resnet50.write,
+    ),
+)
+
+NATIVE_MARKERS = (
+    "backbone.rgb_path.conv1.conv.weight",
+    "backbone.conv1.conv.weight",
+    "rgb_backbone.conv1_s.conv.weight",
+    "pose_backbone.conv1_s.conv.weight",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """What a file holds. `state` is in our names and shapes, except X3D-M's, which no network of ours has: its own.
+
+    `layout` is None for a native file; `unknown` are the file's names that its layout does not know.
+    """
+
+    layout: Layout | None
+    nets: str
+    state: State
+    unknown: list[str]
+
+    def native(self) -> State:
+        """What a network of ours can load; X3D-M turns into the RGB stream of the X3D pair."""
+        return x3d_m.to_temporal_shift(self.state) if self.nets == "X3D-M" else self.state
+
+    def compare(self) -> Comparison:
+        """Hold the file against the network that its own tensors describe."""
+        state = self.native()
+        return compare(state, shapes_of(config_of(state)), self.unknown)
+
+    def published(self, target: Target | None) -> tuple[State, list[str]]:
+        """Tensors of a published layout (None: the one that people of this net use), and our names left behind."""
+        name = target or self.home()
+        for layout in LAYOUTS:
+            if layout.name == name and layout.nets == self.nets:
+                return layout.write(self.state)
+        choices = [layout.name for layout in LAYOUTS if layout.nets == self.nets]
+        raise WeightsError(f"there is no {self.nets} in {name}'s layout: choose --to {' or '.join(choices)}")
+
+    def home(self) -> Target:
+        if self.nets != "X3D pair":
+            return "mmaction2"
+        guides = any(name.startswith(("cls_head.contrast_", "cls_head.fc_rgb_coarse")) for name in self.state)
+        return "guide" if guides else "epam"
+
+
+def read_weights(path: Path) -> Weights:
+    """Any file of a known layout, ours or published; tensors only, no code of the file runs."""
+    state = read_file(path)
+    for layout in LAYOUTS:
+        if state.keys() >= set(layout.markers) and state[layout.markers[0]].ndim == layout.axes:
+            ours, unknown = layout.read(state)
+            return Weights(layout=layout, nets=layout.nets, state=with_counters(ours), unknown=unknown)
+    if any(marker in state and state[marker].ndim == 4 for marker in NATIVE_MARKERS):
+        return Weights(layout=None, nets=nets_of(state), state=state, unknown=[])
+    raise WeightsError(
+        f"{path} is of no known layout (it begins with {listed(list(state), 3)}): see --help for the list"
+    )
+
+
+def with_counters(state: State) -> State:
+    """Old files have no num_batches_tracked; nothing here reads it, and it starts from 0."""
+    stems = [name.removesuffix("running_var") for name in state if name.endswith("running_var")]
+    return {f"{stem}num_batches_tracked": torch.tensor(0) for stem in stems} | state
+
+
+def nets_of(state: State) -> str:
+    match config_of(state):
+        case RGBPoseConfig():
+            return "RGBPoseConv3D"
+        case SingleStreamConfig():
+            return "SlowOnly"
+    return "X3D pair"

@@ -1,0 +1,116 @@
+"""Which network a file's tensors (our names) belong to, told from their names and shapes."""
+
+import re
+
+import torch
+
+from models.config import (
+    X3D_POSE,
+    X3D_RGB,
+    EpamConfig,
+    PcanConfig,
+    ResNetPathConfig,
+    RGBPoseConfig,
+    SingleStreamConfig,
+    X3DPairConfig,
+    X3DStreamConfig,
+)
+from models.two_stream import ModelConfig, build_model
+from models.weights.files import WeightsError
+from models.weights.renaming import State
+
+
+def config_of(state: State) -> ModelConfig:
+    """The network's config as far as weights tell; strides, loss weights and the coarse map are not in them."""
+    if "backbone.rgb_path.conv1.conv.weight" in state:
+        return RGBPoseConfig(
+            **head_of(state),
+            pose_channels=size(state, "backbone.pose_path.conv1.conv.weight", 1),
+            interaction=any(name.startswith("backbone.featuredifference") for name in state),
+            rgb=resnet_of(state, "backbone.rgb_path."),
+            pose=resnet_of(state, "backbone.pose_path."),
+        )
+    if "backbone.conv1.conv.weight" in state:
+        channels = size(state, "backbone.conv1.conv.weight", 1)
+        return SingleStreamConfig(
+            stream="rgb" if channels == 3 else "pose",
+            num_classes=rows(state, "cls_head.fc_cls.weight"),
+            in_channels=channels,
+            path=resnet_of(state, "backbone."),
+        )
+    pose_stem = "pose_backbone.conv1_s.conv.weight"
+    kind = EpamConfig if any(name.startswith("attention.") for name in state) else X3DPairConfig
+    return kind(
+        **head_of(state),
+        pose_channels=size(state, pose_stem, 1) if pose_stem in state else 17,
+        rgb=x3d_of(state, "rgb_backbone.", X3D_RGB),
+        pose=x3d_of(state, "pose_backbone.", X3D_POSE),
+    )
+
+
+def shapes_of(config: ModelConfig) -> dict[str, torch.Size]:
+    """Shape of every tensor that the network saves."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in build_model(config).state_dict().items()}
+
+
+def head_of(state: State) -> dict:
+    """Fields of a two-stream config that describe the head; 1 class where the file has no heads."""
+    classes, coarse = rows(state, "cls_head.fc_rgb.weight"), "cls_head.fc_rgb_coarse.weight"
+    groups = rows(state, coarse) if coarse in state else 0
+    head = {"num_classes": classes, "num_coarse": groups, "pcan": None}
+    widths = [f"cls_head.contrast_rgb{suffix}.cl_fc.weight" for suffix in ("", "_coarse")]
+    if groups and all(name in state for name in widths):
+        fine_width, coarse_width = (rows(state, name) for name in widths)
+        spread = tuple(min(fine, groups - 1) for fine in range(classes))  # any map with every group: no weight tells
+        head["pcan"] = PcanConfig(coarse_map=spread, fine_width=fine_width, coarse_width=coarse_width)
+    return head
+
+
+def resnet_of(state: State, prefix: str) -> ResNetPathConfig:
+    blocks = blocks_of(state, prefix)
+    return ResNetPathConfig(
+        base_channels=rows(state, f"{prefix}conv1.conv.weight"),
+        blocks=blocks,
+        inflate=tuple(
+            size(state, f"{prefix}layer{stage + 1}.0.conv1.conv.weight", 2) > 1 for stage in range(len(blocks))
+        ),
+        strides=(2,) * len(blocks),
+        stem_stride=1,
+    )
+
+
+def x3d_of(state: State, prefix: str, default: X3DStreamConfig) -> X3DStreamConfig:
+    """The stream's config; `default` where the file holds the other stream only."""
+    if not any(name.startswith(prefix) for name in state):
+        return default
+    blocks = blocks_of(state, prefix)
+    return X3DStreamConfig(
+        widths=tuple(rows(state, f"{prefix}layer{stage + 1}.0.conv3.conv.weight") for stage in range(len(blocks))),
+        blocks=blocks,
+        stem_stride=default.stem_stride,
+        shift_divisor=default.shift_divisor,
+    )
+
+
+def blocks_of(state: State, prefix: str) -> tuple[int, ...]:
+    """Number of blocks in each stage."""
+    pattern = re.compile(re.escape(prefix) + r"layer(\d+)\.(\d+)\.conv1\.conv\.weight")
+    found = {(int(match[1]), int(match[2])) for name in state if (match := pattern.fullmatch(name))}
+    stages = {stage for stage, _ in found}
+    if not stages or stages != set(range(1, max(stages) + 1)):
+        raise WeightsError(
+            f"{prefix}layer1 and the stages after it are not all there: the file is cut or of another net"
+        )
+    return tuple(sum(stage == number for number, _ in found) for stage in sorted(stages))
+
+
+def size(state: State, name: str, axis: int) -> int:
+    if name not in state or state[name].ndim <= axis:
+        raise WeightsError(f"{name} is missing or has too few axes: the file is cut or of another net")
+    return state[name].shape[axis]
+
+
+def rows(state: State, name: str) -> int:
+    """First axis of a tensor, 1 where there is none (a file without heads)."""
+    return state[name].shape[0] if name in state and state[name].ndim else 1

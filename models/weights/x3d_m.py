@@ -1,0 +1,115 @@
+"""X3D-M of Kinetics as mmaction2, SlowFast and pytorchvideo save it, and the temporal-shift net made from it.
+
+The three hold the same tensors (models.md E); mmaction2's names stand for all. The step to temporal shift loses the
+depthwise kernels' time and conv1_t: an initialisation to train from, not the same function.
+"""
+
+import torch
+
+from models.weights.files import WeightsError
+from models.weights.folding import folded
+from models.weights.renaming import Rules, State, renamed, turned
+
+STAGES = (1, 2, 3, 4)
+NORM = ("weight", "bias", "running_mean", "running_var")
+BARE = "backbone.layer1.0.downsample"  # without batch norm in pytorchvideo, as its input is as wide as its output
+
+MMACTION2: Rules = (
+    ("backbone.{rest}", "backbone.{rest}"),
+    ("cls_head.fc{n}.{rest}", "cls_head.fc{n}.{rest}"),
+)
+
+SLOWFAST: Rules = (
+    ("s1.pathway0_stem.conv_xy.weight", "backbone.conv1_s.conv.weight"),
+    ("s1.pathway0_stem.conv.weight", "backbone.conv1_t.conv.weight"),
+    ("s1.pathway0_stem.bn.{rest}", "backbone.conv1_t.bn.{rest}"),
+    *(
+        (f"s{stage + 1}.pathway0_res{{block}}.{theirs}", f"backbone.layer{stage}.{{block}}.{ours}")
+        for stage in STAGES
+        for theirs, ours in (
+            ("branch2.a.weight", "conv1.conv.weight"),
+            ("branch2.a_bn.{rest}", "conv1.bn.{rest}"),
+            ("branch2.b.weight", "conv2.conv.weight"),
+            ("branch2.b_bn.{rest}", "conv2.bn.{rest}"),
+            ("branch2.se.fc{n}.{rest}", "se_module.fc{n}.{rest}"),
+            ("branch2.c.weight", "conv3.conv.weight"),
+            ("branch2.c_bn.{rest}", "conv3.bn.{rest}"),
+            ("branch1.weight", "downsample.conv.weight"),
+            ("branch1_bn.{rest}", "downsample.bn.{rest}"),
+        )
+    ),
+    ("head.conv_5.weight", "backbone.conv5.conv.weight"),
+    ("head.conv_5_bn.{rest}", "backbone.conv5.bn.{rest}"),
+    ("head.lin_5.weight", "cls_head.fc1.weight"),
+    ("head.projection.{rest}", "cls_head.fc2.{rest}"),
+)
+
+PYTORCHVIDEO: Rules = (
+    ("blocks.0.conv.conv_t.weight", "backbone.conv1_s.conv.weight"),  # their names of the two are swapped
+    ("blocks.0.conv.conv_xy.weight", "backbone.conv1_t.conv.weight"),
+    ("blocks.0.norm.{rest}", "backbone.conv1_t.bn.{rest}"),
+    *(
+        (f"blocks.{{stage}}.res_blocks.{{block}}.{theirs}", f"backbone.layer{{stage}}.{{block}}.{ours}")
+        for theirs, ours in (
+            ("branch2.conv_a.weight", "conv1.conv.weight"),
+            ("branch2.norm_a.{rest}", "conv1.bn.{rest}"),
+            ("branch2.conv_b.weight", "conv2.conv.weight"),
+            ("branch2.norm_b.0.{rest}", "conv2.bn.{rest}"),
+            ("branch2.norm_b.1.block.0.{rest}", "se_module.fc1.{rest}"),
+            ("branch2.norm_b.1.block.2.{rest}", "se_module.fc2.{rest}"),
+            ("branch2.conv_c.weight", "conv3.conv.weight"),
+            ("branch2.norm_c.{rest}", "conv3.bn.{rest}"),
+            ("branch1_conv.weight", "downsample.conv.weight"),
+            ("branch1_norm.{rest}", "downsample.bn.{rest}"),
+        )
+    ),
+    ("blocks.5.pool.pre_conv.weight", "backbone.conv5.conv.weight"),
+    ("blocks.5.pool.pre_norm.{rest}", "backbone.conv5.bn.{rest}"),
+    ("blocks.5.pool.post_conv.weight", "cls_head.fc1.weight"),
+    ("blocks.5.proj.{rest}", "cls_head.fc2.{rest}"),
+)
+
+
+def read(state: State, rules: Rules) -> tuple[State, list[str]]:
+    """mmaction2's tensors, and names that no rule knows. A batch norm that is not there becomes one without effect."""
+    ours, unknown = renamed(state, rules)
+    if "cls_head.fc1.weight" in ours:
+        ours["cls_head.fc1.weight"] = ours["cls_head.fc1.weight"].flatten(1)
+    if f"{BARE}.conv.weight" in ours and f"{BARE}.bn.weight" not in ours:
+        ours |= identity_norm(ours[f"{BARE}.conv.weight"].shape[0])
+    return ours, unknown
+
+
+def write(state: State, rules: Rules) -> tuple[State, list[str]]:
+    """The layout of `rules` from mmaction2's tensors."""
+    state = dict(state)
+    if rules is not MMACTION2 and "cls_head.fc1.weight" in state:
+        state["cls_head.fc1.weight"] = state["cls_head.fc1.weight"][..., None, None, None]
+    if rules is PYTORCHVIDEO and f"{BARE}.conv.weight" in state:
+        for name, tensor in identity_norm(state[f"{BARE}.conv.weight"].shape[0]).items():
+            if not name.endswith("num_batches_tracked") and not torch.equal(state[name], tensor):
+                raise WeightsError(f"pytorchvideo's X3D-M has no {BARE}.bn and this one acts: choose --to slowfast")
+            del state[name]
+    return renamed(state, turned(rules))
+
+
+def identity_norm(channels: int) -> State:
+    """Batch norm with weight 1, bias 0, mean 0, variance 1 at the one place that may lack it."""
+    values = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    norm = {f"{BARE}.bn.{name}": torch.full((channels,), value) for name, value in values.items()}
+    return norm | {f"{BARE}.bn.num_batches_tracked": torch.tensor(0)}
+
+
+def to_temporal_shift(state: State) -> State:
+    """The RGB stream of the X3D pair, in our names: depthwise kernels summed over time, conv1_t's norm moved up.
+
+    Dropped: conv1_t's convolution and the classifier. Its mean and deviation were 114.75 and 57.38: fine-tune.
+    """
+    stream = {}
+    for name, tensor in state.items():
+        if name == "backbone.conv1_t.conv.weight" or not name.startswith("backbone."):
+            continue
+        if name.endswith(".conv2.conv.weight"):
+            tensor = tensor.sum(2, keepdim=True)
+        stream["rgb_" + name.replace("conv1_t.bn", "conv1_s.bn")] = tensor
+    return folded(stream)
