@@ -28,7 +28,12 @@ class ClipPlan:
 
 def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """The rows in this epoch's order, the same on every rank and every machine."""
-    return np.random.Generator(np.random.Philox(key=[seed, (1 << 63) + epoch])).permutation(rows)
+    return np.random.Generator(_luck(seed, (1 << 63) + epoch)).permutation(rows)
+
+
+def _luck(seed: int, number: int) -> np.random.Philox:
+    """An own stream for each pair of numbers below 2**64. (NumPy reads a list of such as floats, and rounds them.)"""
+    return np.random.Philox(key=np.array([seed, number], np.uint64))
 
 
 def batch_rows(order: np.ndarray, step: int, batch_size: int, rank: int, world_size: int) -> np.ndarray:
@@ -56,7 +61,7 @@ def plan_eval(table: ClipTable, rows: np.ndarray, config: ClipConfig, clip: int 
 
 
 def _train_clip(table: ClipTable, row: int, config: ClipConfig, seed: int, epoch: int) -> tuple:
-    rng = np.random.RandomState(np.random.Philox(key=[seed, (epoch << 32) + row]))
+    rng = np.random.RandomState(_luck(seed, (epoch << 32) + row))
     total = int(table.total_frames[row])
     rgb = train_frames(total, config.rgb_frames, rng)
     pose = train_frames(total, config.pose_frames, rng)

@@ -119,6 +119,7 @@ def test_a_name_cannot_draw_on_the_terminal(tmp_path):
         # Content, type and shape that do not agree.
         Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (9,), np.dtype("f4"), False, b"1234")),
         Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (-1,), np.dtype("f4"), False, b"1234")),
+        Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (1 << 62, 4), np.dtype("f4"), False, b"")),
         Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (1,), np.dtype("f4"), False, [1])),
         Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (1,), "f4", False, b"1234")),
         Calls(multiarray._reconstruct, np.memmap, (0,), b"b"),
