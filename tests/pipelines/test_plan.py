@@ -1,0 +1,262 @@
+"""A plan is a pure function of (seed, epoch, row): the same in any order, process, batch and rank."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.annotations import ClipTable
+from pipelines.config import ClipConfig
+from pipelines.geometry import COMPACT, CROP_AREA, CROP_ASPECT, compact_box, crop_region
+from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_train, sampled_joints
+from pipelines.skeleton import COCO_17
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ClipConfig(skeleton=COCO_17, rgb_frames=8, pose_frames=24)
+WIDTH, HEIGHT = 320, 240
+
+
+def table(lengths, persons=(1, 2), seed=0) -> ClipTable:
+    """Clips of wandering people, `persons` of them in turn."""
+    rng = np.random.default_rng(seed)
+    total = np.array(lengths, np.int32)
+    num_persons = np.resize(np.array(persons, np.int32), len(total))
+    rows = np.concatenate([[0], np.cumsum(total * num_persons)])
+    joints = np.ones((rows[-1], 17, 3), np.float32)
+    joints[..., :2] = rng.uniform(40, 100, (17, 2)) + np.cumsum(rng.normal(0, 1, (rows[-1], 1, 2)), axis=0)
+    return table_of(joints, total, num_persons, rows[:-1])
+
+
+def table_of(joints, total, num_persons, first_row) -> ClipTable:
+    count = len(total)
+    names = np.array([f"clip{row}" for row in range(count)])
+    height, width = np.full(count, HEIGHT, np.int32), np.full(count, WIDTH, np.int32)
+    label = np.arange(count, dtype=np.int32)
+    return ClipTable("digest", names, label, total, height, width, num_persons, first_row, joints, {})
+
+
+TABLE = table([5, 24, 30, 48, 60, 103, 300, 1, 40, 77])
+ROWS = np.arange(len(TABLE))
+
+
+def columns(plan: ClipPlan) -> list[np.ndarray]:
+    return [plan.row, plan.rgb_frames, plan.pose_frames, plan.box, plan.flip]
+
+
+def same(one: ClipPlan, other: ClipPlan) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(columns(one), columns(other), strict=True))
+
+
+def digest(plan: ClipPlan) -> str:
+    """Frame numbers, flips, and boxes to a millionth of a pixel."""
+    parts = [np.round(part * 1e6).astype("<i8").tobytes() for part in map(np.asarray, columns(plan))]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def test_same_in_any_order_and_company():
+    whole = columns(plan_train(TABLE, ROWS, CONFIG, 3, 7))
+    for order in (ROWS[::-1], np.array([4, 4, 0]), np.array([6]), np.random.RandomState(0).permutation(ROWS)):
+        state = np.random.get_state()[1].tolist()
+        plan = plan_train(TABLE, order, CONFIG, 3, 7)
+        assert np.random.get_state()[1].tolist() == state  # no global luck
+        for expected, found in zip(whole, columns(plan), strict=True):
+            np.testing.assert_array_equal(expected[order], found)
+
+
+def test_seed_epoch_and_row_all_count():
+    twin = table_of(*[np.concatenate([part, part]) for part in (TABLE.joints, TABLE.total_frames, TABLE.num_persons)],
+                    np.concatenate([TABLE.first_row, TABLE.first_row + len(TABLE.joints)]))  # fmt: skip
+    plans = [plan_train(twin, ROWS + start, CONFIG, seed, epoch)
+             for start, seed, epoch in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (len(ROWS), 0, 0))]  # fmt: skip
+    long = TABLE.total_frames > 2 * CONFIG.pose_frames
+    assert long.sum() == 4
+    for number, one in enumerate(plans):
+        for other in plans[number + 1 :]:
+            for a, b in zip(columns(one)[1:4], columns(other)[1:4], strict=True):
+                assert (a[long] != b[long]).any(axis=1).all()
+            assert (one.flip != other.flip).any()
+
+
+OTHER_PROCESS = """
+from tests.pipelines.test_plan import CONFIG, ROWS, TABLE, digest, epoch_order, plan_train
+print(digest(plan_train(TABLE, ROWS, CONFIG, 11, 5)), epoch_order(ROWS, 11, 5).tolist())
+"""
+
+
+def test_same_in_another_process():
+    environment = {**os.environ, "PYTHONHASHSEED": "5", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", OTHER_PROCESS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    expected = digest(plan_train(TABLE, ROWS, CONFIG, 11, 5)), epoch_order(ROWS, 11, 5).tolist()
+    assert done.stdout.split(maxsplit=1) == [expected[0], f"{expected[1]}\n"]
+
+
+# A change of these is a change of everybody's luck: runs cannot be resumed across it, so a change is worth a line in CHANGELOG.md.
+GOLDEN_TRAIN = "f0e18a2ff5c680972d9148a609cd600a41c4c179fe333db2110660793d6602b0"
+GOLDEN_EVAL = "df1eada605a9d058faaf4168edec4371f5a4de9c357d56649eeb834923a2242f"
+GOLDEN_ORDER = [5, 7, 3, 4, 1, 0, 9, 8, 2, 6]
+
+
+def test_luck_has_not_changed():
+    assert digest(plan_train(TABLE, ROWS, CONFIG, 1, 2)) == GOLDEN_TRAIN
+    assert digest(plan_eval(TABLE, ROWS, CONFIG)) == GOLDEN_EVAL
+    assert epoch_order(ROWS, 1, 2).tolist() == GOLDEN_ORDER
+
+
+@pytest.mark.parametrize("batch_size", [4, 8])
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 10])
+def test_ranks_share_the_same_global_batches(batch_size, count):
+    order = epoch_order(np.arange(100, 100 + count), 0, 0)
+    for step in range(-(-count // batch_size)):
+        whole = batch_rows(order, step, batch_size, 0, 1)
+        assert whole.tolist() == [order[(step * batch_size + place) % count] for place in range(batch_size)]
+        for world in (2, 4):
+            parts = [batch_rows(order, step, batch_size, rank, world) for rank in range(world)]
+            assert np.stack(parts, axis=1).ravel().tolist() == whole.tolist()
+
+
+def test_an_epoch_holds_each_row_once_and_is_filled_from_its_start():
+    rows = np.array([7, 3, 9, 1, 12, 30, 5])
+    orders = {}
+    for seed in range(3):
+        for epoch in range(4):
+            order = epoch_order(rows, seed, epoch)
+            seen = np.concatenate([batch_rows(order, step, 3, 0, 1) for step in range(3)])
+            assert sorted(seen[:7]) == sorted(rows)
+            assert seen[7:].tolist() == seen[:2].tolist()
+            orders[tuple(order.tolist())] = (seed, epoch)
+    assert len(orders) == 12
+    assert rows.tolist() == [7, 3, 9, 1, 12, 30, 5]
+
+
+def test_evaluation_is_fixed():
+    plan = plan_eval(TABLE, ROWS, CONFIG)
+    assert same(plan, plan_eval(TABLE, ROWS, CONFIG))
+    assert not plan.flip.any()
+    assert same(plan_eval(TABLE, ROWS[4:6], CONFIG), ClipPlan(*[part[4:6] for part in columns(plan)]))
+    for row in ROWS:  # the box is the whole compact one, around all ten samples where ten are asked for
+        joints = TABLE.clip_joints(int(row))[:, plan.pose_frames[row]]
+        assert tuple(plan.box[row]) == compact_box(joints, HEIGHT, WIDTH)
+    ten = [plan_eval(TABLE, ROWS, CONFIG, clip, 10) for clip in range(10)]
+    np.testing.assert_array_equal(ten[0].pose_frames, plan.pose_frames)
+    assert all(np.array_equal(ten[0].box, other.box) for other in ten)
+    assert (ten[0].pose_frames[6] != ten[5].pose_frames[6]).any()
+    around = ten[0].box[6]
+    assert around[2] - around[0] >= plan.box[6, 2] - plan.box[6, 0]
+
+
+def test_large_seeds_are_not_rounded():
+    seeds = [(1 << 60) + more for more in range(4)] + [(1 << 64) - 1]
+    assert len({tuple(epoch_order(ROWS, seed, 0).tolist()) for seed in seeds}) == 5
+    assert len({digest(plan_train(TABLE, ROWS, CONFIG, seed, 0)) for seed in seeds}) == 5
+
+
+def test_flips_and_crops_follow_their_odds():
+    many = table([60] * 400)
+    plan = plan_train(many, np.arange(400), CONFIG, 0, 0)
+    assert 160 < plan.flip.sum() < 240
+    for odds, flips in ((0.0, 0), (1.0, 400)):
+        plan = plan_train(many, np.arange(400), replace(CONFIG, flip=odds), 0, 0)
+        assert plan.flip.sum() == flips
+    whole = np.array(
+        [compact_box(many.clip_joints(row)[:, plan.pose_frames[row]], HEIGHT, WIDTH) for row in range(400)]
+    )
+    sides, crops = whole[:, 2:] - whole[:, :2], plan.box[:, 2:] - plan.box[:, :2]
+    area, aspect = (crops / sides).prod(axis=1), crops[:, 0] / crops[:, 1]
+    assert area.min() > CROP_AREA[0] - 0.01
+    assert area.max() > 0.95
+    assert abs(np.median(area) - 0.75) < 0.06
+    assert aspect.min() > CROP_ASPECT[0] - 0.01
+    assert aspect.max() < CROP_ASPECT[1] + 0.01
+    assert (plan.box >= whole - 1e-6)[:, :2].all()
+    assert (plan.box <= whole + 1e-6)[:, 2:].all()
+
+
+@pytest.mark.parametrize("count", [1, 8, 48])
+def test_frames_are_in_range_and_in_order(count):
+    """For every length from 1 to 300, training and evaluation."""
+    every = table(range(1, 301), persons=(1,))
+    config = replace(CONFIG, rgb_frames=count, pose_frames=count)
+    train, fixed = plan_train(every, np.arange(300), config, 0, 0), plan_eval(every, np.arange(300), config, 3, 10)
+    for plan in (train, fixed):
+        for frames in (plan.rgb_frames, plan.pose_frames):
+            assert frames.shape == (300, count)
+            for total, chosen in enumerate(frames, start=1):
+                assert chosen.min() >= 0
+                assert chosen.max() < total
+                if total >= count:
+                    assert (np.diff(chosen) > 0).all()
+                else:  # short clips wrap around
+                    assert (np.diff(chosen) % total == 1 % total).all()
+    if count > 1:
+        assert (train.rgb_frames != train.pose_frames).any()  # the streams sample on their own, as published
+
+
+def test_sampled_joints_are_those_of_the_plan():
+    clips = table([30, 40, 50], persons=(2, 0, 1))
+    plan = plan_train(clips, np.array([2, 0, 1]), CONFIG, 0, 0)
+    joints = sampled_joints(clips, plan)
+    assert joints.shape == (3, 24, 2, 17, 3)
+    assert joints.dtype == np.float32
+    for place, (row, persons) in enumerate(((2, 1), (0, 2), (1, 0))):
+        chosen = clips.clip_joints(row)[:, plan.pose_frames[place]]
+        np.testing.assert_array_equal(joints[place, :, :persons], chosen.transpose(1, 0, 2, 3))
+        assert not joints[place, :, persons:].any()
+    nobody = sampled_joints(clips, plan_eval(clips, np.array([1]), CONFIG))
+    assert nobody.shape == (1, 24, 1, 17, 3)
+    assert not nobody.any()
+    assert plan_eval(clips, np.array([1]), CONFIG).box.tolist() == [[0, 0, WIDTH, HEIGHT]]
+
+
+@st.composite
+def skeletons(draw) -> np.ndarray:
+    """[M, T, V, 2] of any shape and place, also beyond the picture, with joints, axes, frames and people missing."""
+    rng = np.random.RandomState(draw(st.integers(0, 1 << 31)))
+    total, persons = draw(st.integers(1, 60)), draw(st.integers(0, 2))
+    spread = np.array([draw(st.sampled_from([0, 1, 4, 9, 30, 200])) for _ in "xy"])
+    step = draw(st.sampled_from([0, 0.5, 8]))
+    joints = rng.uniform(-60, 380, (persons, 1, 1, 2)) + np.cumsum(rng.randn(persons, total, 1, 2) * step, axis=1)
+    joints = joints + rng.randn(persons, total if draw(st.booleans()) else 1, 17, 2) * spread
+    for shape in (joints.shape, joints.shape[:3], joints.shape[:2]):
+        joints[rng.random_sample(shape) < draw(st.sampled_from([0, 0.1, 0.9]))] = 0
+    return joints.astype(np.float16).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=120)
+@given(joints=skeletons(), count=st.sampled_from([1, 4, 12, 48]), seed=st.integers(0, 1 << 40))
+def test_region_holds_every_box_and_knows_the_smallest(joints, count, seed):
+    persons, total = joints.shape[:2]
+    flat = np.ones((persons * total, 17, 3), np.float32)
+    flat[..., :2] = joints.reshape(-1, 17, 2)
+    one = table_of(flat, np.array([total]), np.array([persons]), np.array([0]))
+    region, side = crop_region(joints, HEIGHT, WIDTH, count)
+    config = replace(CONFIG, pose_frames=count)
+    plans = [plan_train(one, np.zeros(1, int), config, seed, epoch) for epoch in range(8)]
+    for plan in (*plans, plan_eval(one, np.zeros(1, int), config), plan_eval(one, np.zeros(1, int), config, 9, 10)):
+        assert (plan.box[0, :2] >= region[:2]).all()
+        assert (plan.box[0, 2:] <= region[2:]).all()
+        whole = compact_box(joints[:, plan.pose_frames[0]], HEIGHT, WIDTH)
+        if whole != (0, 0, WIDTH, HEIGHT):  # corners are cut to whole pixels
+            assert min(whole[2] - whole[0], whole[3] - whole[1]) >= side - 2
+
+
+def test_region_of_the_published_rule():
+    """A person 40 px wide and 120 px high: 75 px around the joints sideways, 25 px above and below."""
+    joints = np.zeros((1, 50, 17, 2), np.float32)
+    joints[..., 0], joints[..., 1] = np.linspace(100, 140, 17), np.linspace(60, 180, 17)
+    region, side = crop_region(joints, HEIGHT, WIDTH, 24)
+    assert region == (100 - 75 - 1, 60 - 25 - 1, 140 + 75 + 1, 180 + 25 + 1)
+    assert side == 120 * (1 + COMPACT.padding)
+    joints[:, 0] = 0  # one frame without anybody: every sample still sees the rest
+    assert crop_region(joints, HEIGHT, WIDTH, 24) == (region, side)
+    joints[:, 1:49] = 0
+    region, side = crop_region(joints, HEIGHT, WIDTH, 24)
+    assert region == (min(24, 0), 0, WIDTH, HEIGHT)
+    assert crop_region(joints * 0, HEIGHT, WIDTH, 24) == ((0, 0, WIDTH, HEIGHT), HEIGHT)
