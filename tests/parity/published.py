@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.weights import two_stream
+from models.weights.renaming import Rules
+
 
 def det_u01(name: str, count: int) -> np.ndarray:
     """`count` float64 in [0, 1) by SplitMix64 from the name."""
@@ -41,12 +44,33 @@ def det_input(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy((u**8 if "heatmap" in name else 2 * u - 1).astype(np.float32))
 
 
-def fill(module: nn.Module, keys: list[list], prefix: str = "") -> None:
-    """Fill a module from a fixture's list of [key, shape, dtype]: our names follow `prefix`, shapes may be folded."""
-    own = module.state_dict()
-    published = {key.removeprefix(prefix): det_tensor(key, tuple(shape)) for key, shape, _ in keys}
-    assert set(published) == set(own), set(published) ^ set(own)
-    module.load_state_dict({name: value.reshape(own[name].shape) for name, value in published.items()})
+def fill(model: nn.Module, rules: Rules, prefix: str = "") -> None:
+    """Fill a network with the weights published under its names (`prefix` + ours, through models/weights' key map)."""
+    own = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    names, left = two_stream.write(own, rules)
+    filled, _ = two_stream.read({name: det_tensor(name, tuple(t.shape)) for name, t in names.items()}, rules)
+    for name in left:  # prototypes that the original does not save: named as if it did
+        published = name.replace("contrast_", "fr_coarse_").replace("_coarse.prototypes", ".spatio_cl_net.avg_f")
+        filled[name] = det_tensor(published, tuple(own[name].shape[::-1])).T
+    model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in filled.items()})
+
+
+def norms(model: nn.Module, rules: Rules, prefix: str = "") -> dict[str, float]:
+    """2-norm of every parameter's gradient, by its published name."""
+    gradients = {prefix + name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: gradient.norm().item() for name, gradient in two_stream.write(gradients, rules)[0].items()}
+
+
+def published_keys(model: nn.Module, rules: Rules) -> list[list]:
+    """[key, shape] of everything that the published network saves."""
+    return sorted([name, list(t.shape)] for name, t in two_stream.write(model.state_dict(), rules)[0].items())
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
 
 
 def load_json(path: Path) -> dict:
@@ -58,6 +82,12 @@ def folded(clip: Tensor) -> Tensor:
     return clip.permute(0, 2, 3, 4, 1).flatten(0, 1).contiguous().permute(0, 3, 1, 2)
 
 
+def clips(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The published input [N, C, T, H, W] as our networks take it: [N, T, H, W, 3], or heatmaps [N, T, V, H, W]."""
+    last = det_input(name, shape).to(dtype).permute(0, 2, 3, 4, 1).contiguous()
+    return last.permute(0, 1, 4, 2, 3) if "heatmap" in name else last
+
+
 def unfolded(x: Tensor, num_frames: int) -> Tensor:
     """Our [N*T, C, H, W] as published [N, C, T, H, W]."""
     return x.unflatten(0, (-1, num_frames)).transpose(1, 2)
@@ -66,8 +96,8 @@ def unfolded(x: Tensor, num_frames: int) -> Tensor:
 def assert_close(ours: Tensor, published: np.ndarray | Tensor, tolerance: float) -> None:
     """Largest difference over largest value stays under `tolerance`."""
     published = torch.as_tensor(published, dtype=torch.float64)
-    error = (ours.detach().double() - published).abs().max() / published.abs().max()
     assert ours.shape == published.shape
+    error = (ours.detach().double() - published).abs().max() / (published.abs().max() or 1)
     assert error < tolerance, f"relative difference {error:.2e}, allowed {tolerance:.0e}"
 
 

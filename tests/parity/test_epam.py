@@ -1,0 +1,93 @@
+"""EPAM-Net against the published code: the attention map, and the whole recogniser (epam_*)."""
+
+import numpy as np
+import pytest
+import torch
+
+from models import EpamConfig, build_model
+from models.attention import FRAME_RATIO, PoseAttention
+from models.weights import two_stream
+from tests.parity.published import assert_close, clips, det_input, fill, folded, norms, published_keys, sample, unfolded
+
+RULES = two_stream.EPAM
+CASES = ("7x7", "2x2")
+
+
+def attention(mode: str) -> PoseAttention:
+    net = PoseAttention().train(mode == "train")
+    fill(net, RULES, "attention.")
+    return net
+
+
+def attended(net: PoseAttention, clip: torch.Tensor) -> torch.Tensor:
+    """The map [N, 1, T, H, W] of the frames [N, C, T, H, W] that it is drawn from."""
+    frames = clip.shape[2]
+    spread = clip.repeat_interleave(FRAME_RATIO, 2)
+    return unfolded(net(folded(spread), FRAME_RATIO * frames), frames)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attention_equals_the_published(cases, facts, case):
+    about = facts("epam_attention.json")[f"cbam_{case}"]
+    channels = 216  # of the pose stream; the files hold the map only
+    for path in cases("epam_attention.npz"):
+        published = np.load(path)
+        expected = published[f"cbam_{case}"]
+        clip = det_input(f"att.{case}", (expected.shape[0], channels, *expected.shape[2:])).requires_grad_()
+        net = attention("eval")
+        out = attended(net, clip)
+        assert_close(out, expected, 1e-5)
+        (out * det_input(f"proj.att.{case}", tuple(out.shape))).sum().backward()
+        assert_close(sample(clip.grad, 1024), published[f"cbam_{case}_grad_x"], 1e-4)
+        got = {name.removeprefix("attention_module."): norm for name, norm in norms(net, RULES, "attention.").items()}
+        got["x"] = clip.grad.norm().item()
+        assert got == pytest.approx(about["grad_norm"], rel=1e-4)
+        net = attention("train")
+        assert_close(attended(net, clip), published[f"cbam_{case}_train"], 1e-5)
+        running = {f"spatial.bn.running_{name}": getattr(net.spatial.bn, f"running_{name}") for name in ("mean", "var")}
+        for name, values in about["running_after"].items():
+            assert_close(running[name], np.array(values), 1e-5)
+
+
+@pytest.fixture(scope="module")
+def recogniser(facts):
+    """The whole network with the published weights, in eval mode; keys and shapes compared on the way."""
+    model = build_model(EpamConfig(num_classes=60, num_coarse=0, dropout=0.0)).eval()
+    assert published_keys(model, RULES) == sorted(key[:2] for key in facts("epam_recognizer_state_dict.json"))
+    assert sum(p.numel() for p in model.parameters()) == facts("epam_attention.json")["recognizer"]["count"]["params"]
+    fill(model, RULES)
+    return model
+
+
+def recogniser_inputs(facts, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    (rgb, rgb_shape), (pose, pose_shape) = (facts("x3dts_info.json")[stream]["input"] for stream in ("rgb", "pose"))
+    return {"rgb": clips(rgb, tuple(rgb_shape), dtype), "heatmap": clips(pose, tuple(pose_shape), dtype)}
+
+
+def test_recogniser_scores_equal_the_published(cases, facts, recogniser):
+    for path in cases("epam_recognizer.npz"):
+        published = np.load(path)
+        with torch.no_grad():
+            logits = recogniser(**recogniser_inputs(facts)).logits
+        found = [key for key in published.files if key in ("rgb", "pose")]
+        assert found, published.files
+        for key in found:
+            assert_close(logits[key], published[key], 1e-5)
+        assert_close(logits["sum"], sum(published[key] for key in found), 1e-5)
+
+
+def test_recogniser_gradients_equal_the_published(facts, recogniser):
+    """Norms of float32 gradients of CE + CE with label 17; logits by their mean, deviation and largest value."""
+    about = facts("epam_attention.json")["recognizer"]
+    recogniser.zero_grad()
+    output = recogniser(**recogniser_inputs(facts), label=torch.tensor([17]))
+    for stream in ("rgb", "pose"):
+        logits = output.logits[stream].detach()
+        expected = [about[stream][name] for name in ("mean", "std", "absmax")]
+        got = [logits.mean().item(), logits.std(unbiased=False).item(), logits.abs().max().item()]
+        assert got == pytest.approx(expected, rel=1e-5, abs=1e-6) or got[0::2] == pytest.approx(
+            expected[0::2], rel=1e-5
+        )
+    sum(output.losses.values()).backward()
+    expected = about["grad_norm"]
+    assert norms(recogniser, RULES) == pytest.approx(expected, rel=1e-3, abs=1e-6 * max(expected.values()))

@@ -1,0 +1,176 @@
+"""PCAN's head against the published code, in float64: every pcan_head_<case>.json, whatever its classes."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models import COARSE_MAPS, PcanConfig, RGBPoseConfig
+from models.contrast import diversity
+from models.pcan import FINE_SCALES, PcanHead, peak_of_time_mean
+from models.weights import two_stream
+from tests.parity.published import assert_close, det_tensor, det_u01, fill, folded, load_json, sample
+
+MAPS = {(len(coarse), max(coarse) + 1): coarse for coarse in (COARSE_MAPS["ma52"], COARSE_MAPS["semantic8"])}
+OURS = {
+    "rgb_loss_cls": "loss_rgb",
+    "pose_loss_cls": "loss_pose",
+    "rgb_coarse_loss_cls": "loss_rgb_coarse",
+    "pose_coarse_loss_cls": "loss_pose_coarse",
+    "rgb_fr_coarse_loss": "loss_contrast_rgb_coarse",
+    "pose_fr_coarse_loss": "loss_contrast_pose_coarse",
+    "rgb_fr_loss": "loss_contrast_rgb",
+    "pose_fr_loss": "loss_contrast_pose",
+    "hierarchy_rgb_loss": "loss_tree_rgb",
+    "hierarchy_pose_loss": "loss_tree_pose",
+}
+
+
+class Case(NamedTuple):
+    head: PcanHead
+    x: dict[str, Tensor]
+    """Features [N, C, T, H, W] by stream, leaves."""
+    label: Tensor
+    coarse_label: Tensor
+
+    def inputs(self) -> tuple[dict[str, Tensor], dict[str, int], Tensor, Tensor]:
+        frames = {stream: x.shape[2] for stream, x in self.x.items()}
+        return {stream: folded(x) for stream, x in self.x.items()}, frames, self.label, self.coarse_label
+
+
+def published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The head's tensors by their published names."""
+    named, _ = two_stream.write({f"cls_head.{name}": tensor for name, tensor in tensors.items()}, two_stream.MMACTION2)
+    return {name.removeprefix("cls_head."): tensor for name, tensor in named.items()}
+
+
+def make_case(path: Path, facts) -> Case:
+    """Head, features and labels of a case, from its name: filled and computed as the fixtures' README says."""
+    name = path.stem.removeprefix("pcan_head_")
+    formula = facts("pcan_head_info.json")["formula"]
+    case = formula["cases"][name]
+    arrays = np.load(path.with_suffix(".npz"))
+    coarse_map = MAPS[arrays["logit_rgb"].shape[1], arrays["logit_rgb_coarse"].shape[1]]
+    channels = {stream: shape[1] for stream, shape in case["shape"].items()}
+    config = RGBPoseConfig(
+        num_classes=len(coarse_map),
+        num_coarse=max(coarse_map) + 1,
+        dropout=0.0,
+        pcan=PcanConfig(coarse_map=coarse_map, diversity="published"),
+    )
+    head = PcanHead(config, (channels["rgb"], channels["pose"])).double()
+    fill(head, two_stream.MMACTION2, "cls_head.")
+    features = {}
+    for stream, shape in case["shape"].items():
+        u = torch.from_numpy(det_u01(f"input.head.{name}.{stream}", int(np.prod(shape))).reshape(shape))
+        fine, coarse = (list(column) for column in zip(*case["want"][stream], strict=True))
+        towards = torch.zeros(shape[:2], dtype=torch.float64)
+        for suffix, wanted in (("", fine), ("_coarse", coarse)):
+            weight = head.get_parameter(f"fc_{stream}{suffix}.weight")
+            towards += det_tensor(f"cls_head.fc_{stream}{suffix}.weight", tuple(weight.shape)).double()[wanted]
+        scale = torch.tensor(case["scale"], dtype=torch.float64).view(-1, 1, 1, 1, 1)
+        x = scale * (0.5 * u + formula["GAIN"] * towards[..., None, None, None])
+        features[stream] = x.float().double().requires_grad_()
+    label = torch.tensor(case["labels"])
+    return Case(head, features, label, torch.tensor(coarse_map)[label])
+
+
+def paths(kind: str, fixtures: Path) -> list[Path]:
+    found = [path for path in fixtures.glob("pcan_head_b*.json") if path.with_suffix(".npz").exists()]
+    found = [path for path in found if beside(path, kind).exists()]
+    if not found:
+        pytest.skip(f"no pcan_head_b*{kind} in {fixtures}")
+    return sorted(found)
+
+
+def beside(path: Path, kind: str) -> Path:
+    """Another file of the same case."""
+    return path.with_name(f"{path.stem}{kind}")
+
+
+def test_losses_logits_and_prototypes_equal_the_published(fixtures, facts):
+    for path in paths("_prototypes.npz", fixtures):
+        made, expected, arrays = make_case(path, facts), load_json(path), np.load(path.with_suffix(".npz"))
+        output = made.head(*made.inputs())
+        for theirs, ours in OURS.items():
+            assert output.losses[ours].item() == pytest.approx(expected["loss"]["f64"][theirs], rel=1e-6), theirs
+        assert sum(output.losses.values()).item() == pytest.approx(expected["total"]["f64"], rel=1e-7)
+        after = np.load(beside(path, "_prototypes.npz"))
+        for stream, x in made.x.items():
+            for head in (stream, f"{stream}_coarse"):
+                assert_close(output.logits[head], arrays[f"logit_{head}"], 1e-5)
+            peak = peak_of_time_mean(folded(x), x.shape[2])
+            assert_close(peak[:, ::4], arrays[f"aux_feature_{stream}"], 1e-6)
+            fine, coarse = (made.head.get_buffer(f"contrast_{stream}{s}.prototypes").T for s in ("", "_coarse"))
+            assert_close(fine, after[f"after_{stream}"], 1e-6)
+            assert_close(coarse, after[f"after_coarse_{stream}"], 1e-6)
+
+
+def test_score_matrices_equal_the_published(fixtures, facts):
+    for path in paths(".npz", fixtures):
+        made, arrays, terms = make_case(path, facts), np.load(path.with_suffix(".npz")), load_json(path)["terms_f64"]
+        logits = made.head(*made.inputs()).logits
+        fresh = make_case(path, facts).head  # the prototypes before the step
+        for stream, x in made.x.items():
+            peak = peak_of_time_mean(folded(x), x.shape[2])
+            right = logits[f"{stream}_coarse"].argmax(1) == made.coarse_label
+            fine = fresh.contrast(f"contrast_{stream}").contrast(peak, logits[stream], made.label, right)
+            coarse = fresh.contrast(f"contrast_{stream}_coarse")
+            coarse_scores = coarse.contrast(peak, logits[f"{stream}_coarse"], made.coarse_label, None).scores
+            assert diversity(fine.prototypes).item() == pytest.approx(terms[stream]["div"], rel=1e-6)
+            for kind, scale, score in zip(("FN1", "FN2", "FN3", "FP"), FINE_SCALES, fine.scores, strict=True):
+                # The stored scores of FN2 and FN3 have their factor, whatever the fixtures' README says.
+                assert_close(scale * score, arrays[f"score_{stream}_{kind}"], 1e-5)
+                term = torch.nn.functional.cross_entropy(scale * score, made.label).item()
+                assert term == pytest.approx(terms[stream][kind], rel=1e-6)
+            for kind, score in zip(("FN", "FP"), coarse_scores, strict=True):
+                assert_close(score, arrays[f"score_coarse_{stream}_{kind}"], 1e-5)
+
+
+def test_gradients_equal_the_published(fixtures, facts):
+    for path in paths("_grads.npz", fixtures):
+        made, grads = make_case(path, facts), np.load(beside(path, "_grads.npz"))
+        output = made.head(*made.inputs())
+        parameters = dict(made.head.named_parameters())
+        compared = set()
+        for theirs, ours in (OURS | {"total": "total"}).items():
+            loss = sum(output.losses.values()) if ours == "total" else output.losses[ours]
+            leaves = [*made.x.values(), *parameters.values()]
+            got = torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+            mine = published(dict(zip(parameters, got[len(made.x) :], strict=True)))
+            for name, gradient in mine.items():
+                if f"{theirs}|{name}" in grads.files:
+                    assert_close(sample(gradient, 256), grads[f"{theirs}|{name}"], 1e-4)
+                    compared.add(f"{theirs}|{name}")
+            for stream, gradient in zip(made.x, got, strict=False):
+                # Ours is one feature where theirs are two leaves of equal value: their gradients add.
+                keys = {f"{theirs}|{leaf}_{stream}" for leaf in ("x", "aux")} & set(grads.files)
+                if keys:
+                    assert_close(sample(gradient, 256), sum(grads[key] for key in keys), 1e-4)
+                    compared |= keys
+        rest = set(grads.files) - compared
+        assert all(name.endswith(".sum_thw") or "avg_f" in name for name in rest), rest
+
+
+def test_inference_logits_equal_the_published(fixtures, facts):
+    for path in paths("_inference.npz", fixtures):
+        made, expected = make_case(path, facts), np.load(beside(path, "_inference.npz"))
+        with torch.no_grad():
+            for moment in ("initial", "after"):
+                logits = made.head.eval()(*made.inputs()[:2], None, None).logits
+                for head, scores in logits.items():
+                    assert_close(scores, expected[f"{moment}_{head}"], 1e-5)
+                made.head.train()(*made.inputs())
+
+
+def test_head_has_the_published_parameters(facts):
+    keys = {key: tuple(shape) for key, shape, _ in facts("pcan_head_state_dict.json")["state_dict"]}
+    (classes, width), (groups, _) = keys["cls_head.fc_rgb.weight"], keys["cls_head.fc_rgb_coarse.weight"]
+    pcan = PcanConfig(coarse_map=MAPS[classes, groups])
+    config = RGBPoseConfig(num_classes=classes, num_coarse=groups, pcan=pcan)
+    head = PcanHead(config, (width, keys["cls_head.fc_pose.weight"][1]))
+    ours = {f"cls_head.{name}": tuple(tensor.shape) for name, tensor in published(head.state_dict()).items()}
+    assert ours == keys

@@ -1,0 +1,162 @@
+"""RGBPoseConv3D, with and without PCAN's interaction, against outputs of the published code (rgbpose_*, pcan_*)."""
+
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from models import RGBPoseConfig, build_model
+from models.interaction import FeatureInteraction
+from models.weights import two_stream
+from tests.parity.published import (
+    assert_close,
+    clips,
+    det_input,
+    fill,
+    folded,
+    load_json,
+    norms,
+    published_keys,
+    sample,
+    unfolded,
+    without_dropout,
+)
+
+RULES = two_stream.MMACTION2
+
+
+@cache
+def published_weights(joints: int, interaction: bool) -> dict[str, torch.Tensor]:
+    model = bare(joints, interaction)
+    fill(model, RULES)
+    return model.state_dict()
+
+
+def bare(joints: int, interaction: bool) -> torch.nn.Module:
+    config = RGBPoseConfig(num_classes=60, num_coarse=0, pose_channels=joints, interaction=interaction)
+    return without_dropout(build_model(config))
+
+
+def network(joints: int, interaction: bool) -> torch.nn.Module:
+    """A fresh network with the published weights, 60 classes."""
+    model = bare(joints, interaction)
+    model.load_state_dict(published_weights(joints, interaction))
+    return model
+
+
+def joints_of(path) -> int:
+    match = re.search(r"_V(\d+)_", path.name)
+    return int(match[1]) if match else 17
+
+
+def inputs(clip_count: int, suffix: str, joints: int, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    name = f"heatmap_imgs{suffix}" + (".V28" if joints == 28 else "")
+    rgb = clips(f"imgs{suffix}", (clip_count, 3, 8, 64, 64), dtype)
+    return rgb, clips(name, (clip_count, joints, 32, 16, 16), dtype)
+
+
+def features(model, clip_count: int, suffix: str, joints: int, dtype=torch.float32):
+    rgb, heatmap = inputs(clip_count, suffix, joints, dtype)
+    frames = {"rgb": rgb.shape[1], "pose": heatmap.shape[1]}
+    feature = model.backbone(rgb.flatten(0, 1).permute(0, 3, 1, 2), heatmap.flatten(0, 1), frames)
+    return {stream: unfolded(x, frames[stream]) for stream, x in zip(("rgb", "pose"), feature, strict=True)}
+
+
+@pytest.mark.parametrize("kind", ["rgbpose", "pcan_backbone_V17", "pcan_backbone_V28"])
+def test_keys_and_shapes_equal_the_published(facts, kind):
+    keys = sorted(key[:2] for key in facts(f"{kind}_state_dict.json"))
+    with torch.device("meta"):
+        model = bare(28 if kind.endswith("28") else 17, kind != "rgbpose")
+    ours = published_keys(model, RULES)
+    assert [key for key in ours if key[0].startswith("backbone.")] == [key for key in keys if "cls_head" not in key[0]]
+    if kind == "rgbpose":
+        assert ours == keys
+        assert sum(p.numel() for p in model.parameters()) == 36_147_928
+
+
+@pytest.mark.parametrize("stream", ["rgb", "pose"])
+@pytest.mark.parametrize("kind", ["rgbpose", "pcan_backbone_V*"])
+def test_features_equal_the_published(cases, kind, stream):
+    for path in cases(f"{kind}_feat_{stream}.npz"):
+        model = network(joints_of(path), kind != "rgbpose").eval()
+        with torch.no_grad():
+            feature = features(model, 1, "", joints_of(path))[stream]
+        assert_close(feature, np.load(path)[f"x_{stream}"], 1e-5)
+
+
+def test_scores_equal_the_published(cases):
+    """Raw scores of the input and of the batch of two, in either width; averaged views are the trainer's matter."""
+    for path in cases("rgbpose_scores.npz"):
+        for key, published in np.load(path).items():
+            if published.ndim != 2 or np.allclose(published.sum(1), 1, atol=1e-3):
+                continue
+            wide = published.dtype == np.float64
+            dtype = torch.float64 if wide else torch.float32
+            rgb, heatmap = inputs(len(published), ".b2" if len(published) == 2 else "", 17, dtype)
+            with torch.no_grad():
+                logits = network(17, False).to(dtype).eval()(rgb, heatmap).logits["rgb" if "rgb" in key else "pose"]
+            assert_close(logits, published, 1e-9 if wide else 1e-5)
+
+
+def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, fixtures):
+    """Batch of two with labels 3 and 17, float32: the numbers in the fixtures' README, and the file where it is."""
+    facts("rgbpose_state_dict.json")
+    model = network(17, False).train()
+    losses = model(*inputs(2, ".b2", 17), torch.tensor([3, 17])).losses
+    sum(losses.values()).backward()
+    total = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+    assert losses["loss_rgb"].item() == pytest.approx(4.09828, rel=1e-5)
+    assert losses["loss_pose"].item() == pytest.approx(3.95422, rel=1e-5)
+    assert total == pytest.approx(23.003, rel=1e-3)
+    if (path := fixtures / "rgbpose_train_step.json").exists():
+        got = norms(model, RULES)
+        tables = [table for table in tables_of(load_json(path)) if table.keys() == got.keys()]
+        assert tables
+        for table in tables:  # float32 on both sides: a ReLU's sign may differ
+            assert got == pytest.approx(table, rel=1e-2, abs=1e-5 * total)
+
+
+def tables_of(value: object) -> list[dict]:
+    """All dicts within a JSON value."""
+    if not isinstance(value, dict):
+        return []
+    return [value, *(table for part in value.values() for table in tables_of(part))]
+
+
+def test_interacting_gradients_equal_the_published_in_float64(cases):
+    for path in cases("pcan_backbone_V*_train.json"):
+        expected, joints = load_json(path)["float64"], joints_of(path)
+        model = network(joints, True).double().train()
+        feature = features(model, 2, ".b2", joints, torch.float64)
+        loss = sum((x * det_input(f"proj.pcan.{stream}", tuple(x.shape))).sum() for stream, x in feature.items())
+        loss.backward()
+        assert loss.item() == pytest.approx(expected["loss"], rel=1e-8)
+        got = {name.removeprefix("backbone."): norm for name, norm in norms(model, RULES).items()}
+        assert got == pytest.approx(expected["grad_norm"], rel=1e-6, abs=1e-9 * expected["total_grad_norm"])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_interaction_equals_the_published(cases, facts, stage):
+    about = facts("pcan_backbone_info.json")[f"fi{stage}"]
+    shapes = {stream: tuple(about[stream]) for stream in ("rgb", "skt")}
+    for path in cases(f"pcan_fi{stage}.npz"):
+        published = np.load(path)
+        ratio = shapes["skt"][2] // shapes["rgb"][2]
+        net = without_dropout(FeatureInteraction(shapes["rgb"][1], shapes["skt"][1], ratio)).double()
+        prefix = f"backbone.featuredifference{stage}."
+        fill(net, RULES, prefix)
+        leaves = [folded(det_input(f"fi{stage}.{s}", shape)).double().requires_grad_() for s, shape in shapes.items()]
+        gates, outputs = net.gates(*leaves, shapes["rgb"][2]), net(*leaves, shapes["rgb"][2])
+        whole = {s: unfolded(out, shapes[s][2]) for s, out in zip(shapes, outputs, strict=True)}
+        for stream, gate in zip(shapes, gates, strict=True):
+            assert_close(gate.squeeze(-1), published[f"gate_{stream}"], 1e-5)
+            first = published[f"out_{stream}_first"]
+            assert_close(whole[stream][:1, : first.shape[1]], first, 1e-5)
+            assert_close(sample(whole[stream], 4096), published[f"out_{stream}_sample"], 1e-5)
+        sum((x * det_input(f"proj.fi{stage}.{s}", tuple(x.shape))).sum() for s, x in whole.items()).backward()
+        got = {name.removeprefix(prefix): norm for name, norm in norms(net, RULES, prefix).items()}
+        got |= {stream: leaf.grad.norm().item() for stream, leaf in zip(shapes, leaves, strict=True)}
+        expected = about["proj_grad_norm"]
+        assert got == pytest.approx(expected, rel=1e-4, abs=1e-6 * max(expected.values()))
