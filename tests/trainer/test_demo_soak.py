@@ -1,0 +1,122 @@
+"""The demo's bars, as `make demo` trains it: accuracies on three seeds, its CPU time, and two controls.
+
+Three runs of the demo and a control run: about 45 minutes on two cores. The data are those of `make demo`.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.demo_classes import COLOUR_ONLY, MOTION_ONLY, DemoConfig
+from trainer.data import build_loaders
+from trainer.evaluate import score_split
+from trainer.experiments import DEMO
+from trainer.interrupt import Interrupt
+from trainer.journal import Journal
+from trainer.metrics import Scores
+from trainer.ranks import join
+from trainer.resume import take_up
+from trainer.run import build_run
+from trainer.sealed import load
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE_MINUTES = 12
+SEEDS = (0, 1, 2)
+# Of 40 clips a pair, 80 in both pairs, a coin gets more than two thirds right in one of 1,000 controls.
+CHANCE = 2 / 3
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
+
+
+def train(work_dir: Path, *arguments: str) -> float:
+    """Train the demo into `work_dir`; returns the CPU minutes of the whole process and its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "trainer", "--exp", "demo", "--work-dir", str(work_dir), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
+
+
+def best(work_dir: Path) -> dict[str, float]:
+    """Metrics of the validation whose snapshot is kept as the best."""
+    records = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
+    return max((r for r in records if r["kind"] == "val"), key=lambda record: record["acc/RGBPose_1:1_top1"])
+
+
+def lead(metrics: dict[str, float]) -> float:
+    """Points by which the fused score is above the better stream."""
+    return 100 * (metrics["acc/RGBPose_1:1_top1"] - max(metrics["acc/rgb_top1"], metrics["acc/pose_top1"]))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Path]:
+    """Work directories of the demo on each seed."""
+    subprocess.run([sys.executable, "-m", "trainer", "prepare", "--exp", "demo"], cwd=ROOT, check=True)
+    folders = [tmp_path_factory.mktemp("demo") / f"seed{seed}" for seed in SEEDS]
+    for seed, folder in zip(SEEDS, folders, strict=True):
+        minutes = train(folder, "--set", f"seed={seed}")
+        metrics = best(folder)
+        streams = ", ".join(f"{name} {metrics[f'acc/{name}_top1']:.3f}" for name in ("RGBPose_1:1", "rgb", "pose"))
+        print(f"seed {seed}: {streams}, {minutes:.1f} core-minutes")
+        (folder / "minutes").write_text(str(minutes))
+    return folders
+
+
+def test_the_shipped_seed(runs):
+    metrics, minutes = best(runs[0]), float((runs[0] / "minutes").read_text())
+    assert metrics["acc/RGBPose_1:1_top1"] >= 0.9
+    assert min(metrics["acc/rgb_top1"], metrics["acc/pose_top1"]) >= 0.6
+    assert lead(metrics) >= 1
+    assert minutes <= CORE_MINUTES
+
+
+def test_three_seeds(runs):
+    assert sum(lead(best(folder)) for folder in runs) / len(runs) >= 3
+
+
+def test_the_pose_net_cannot_see_colours(runs):
+    assert within_pairs(scores_of(runs[0], DEMO), "pose", COLOUR_ONLY) < CHANCE
+
+
+def test_the_rgb_net_needs_the_person_for_motion(tmp_path):
+    """People hidden behind a grey box: what is left does not tell the pairs of equal looks apart."""
+    data = replace(
+        DEMO.data,
+        annotations=str(tmp_path / "hidden" / "annotations.pkl"),
+        videos=str(tmp_path / "hidden" / "videos"),
+        packs=str(tmp_path / "packs"),
+        cache=str(tmp_path / "cache"),
+        demo=DemoConfig(hide_people=True),
+    )
+    settings = [f"data.{name}={getattr(data, name)}" for name in ("annotations", "videos", "packs", "cache")]
+    overrides = [part for setting in [*settings, "data.demo.hide_people=True"] for part in ("--set", setting)]
+    train(tmp_path / "run", *overrides)
+    scores = scores_of(tmp_path / "run", replace(DEMO, data=data))
+    assert within_pairs(scores, "rgb", MOTION_ONLY) < CHANCE
+    assert within_pairs(scores, "pose", MOTION_ONLY) > 0.8
+
+
+def scores_of(work_dir: Path, experiment) -> Scores:
+    """Validation scores of a run's best snapshot."""
+    with join("cpu") as ranks, Interrupt() as interrupt:
+        journal = Journal(work_dir / "scores")
+        run = build_run(experiment, ranks, build_loaders(experiment, ranks, print), journal, None, interrupt)
+        take_up(run, load(next(work_dir.glob("best_*.pth"))))
+        return score_split(run)
+
+
+def within_pairs(scores: Scores, stream: str, pairs) -> float:
+    """Share of clips of some pairs of classes that a stream gives the right one of the two."""
+    right = [
+        (scores.probability[stream][of_pair][:, pair].argmax(dim=1) == (scores.label[of_pair] == pair[1])).float()
+        for pair in map(list, pairs)
+        for of_pair in [torch.isin(scores.label, torch.tensor(pair))]
+    ]
+    return torch.cat(right).mean().item()
