@@ -109,15 +109,15 @@ def _least_span(coordinates: np.ndarray, count: int) -> float:
     """A lower bound of the joints' extent on one axis over every sample of `count` frames: [M, T, V] -> pixels.
 
     A sample holds at least one frame of each span (of each pair of neighbours while total < 2 * count, all frames
-    when total < count), so the widest of the spans' narrowest frames is always exceeded.
+    when total <= count), so the widest of the spans' narrowest frames is always exceeded.
     """
     total = coordinates.shape[1]
     per_frame = np.array([high - low for low, high in (_span(coordinates[:, t]) for t in range(total))])
-    if total < count:
+    if total <= count:
         low, high = _span(coordinates)
         return float(high - low)
     if total < 2 * count:
         pairs = per_frame[: total - total % 2].reshape(-1, 2)
-        return float(pairs.min(axis=1).max(initial=per_frame[-1] if total == count else 0))
+        return float(pairs.min(axis=1).max())
     edges = [i * total // count for i in range(count + 1)]
     return float(max(per_frame[a:b].min() for a, b in itertools.pairwise(edges)))
