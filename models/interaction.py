@@ -53,7 +53,7 @@ class FeatureInteraction(nn.Module):
     def gates(self, rgb: Tensor, pose: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
         """The factors a: [N, C, T, 1] and [N, C', ratio*T, 1]."""
         rgb_line = pixels(self.conv1(rgb), 1).amax(1).unflatten(0, (-1, num_frames))  # [N, T, hidden]
-        pose_line = self.conv2(time_rows(pose, self.ratio * num_frames)).amax(-1).transpose(1, 2)
+        pose_line = self.conv2(time_rows(pose, self.ratio * num_frames)).permute(0, 2, 3, 1).amax(2)
         rgb_line = self.rgb_cross_attn(rgb_line, pose_line)
         pose_line = self.skt_cross_attn(pose_line, rgb_line)
         return self.conv4(column(rgb_line)), self.conv5(column(pose_line))

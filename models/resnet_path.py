@@ -22,7 +22,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         y = self.conv1(x, num_frames) if self.inflate else self.conv1(x)
-        y = self.conv3(self.conv2(y.relu_()).relu_())
+        y = self.conv3(self.conv2(y.relu()).relu_())  # y may be a view: in place, its gradient would be copied
         return (y + (x if self.downsample is None else self.downsample(x))).relu_()
 
 

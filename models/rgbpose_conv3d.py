@@ -56,7 +56,7 @@ class RGBPoseConv3D(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Append each path's lateral to the other."""
         into_rgb = self.rgb_path.get_submodule(f"layer{stage}_lateral")(pose, num_frames["pose"])
-        into_pose = self.pose_path.get_submodule(f"layer{stage - 1}_lateral")(rgb, num_frames["rgb"]).relu_()
+        into_pose = self.pose_path.get_submodule(f"layer{stage - 1}_lateral")(rgb, num_frames["rgb"]).relu()
         if self.interaction:
             rgb, pose = self.get_submodule(f"featuredifference{stage}")(rgb, pose, num_frames["rgb"])
         into_rgb, into_pose = hush(into_rgb, silent[0]), hush(into_pose, silent[1])
@@ -71,5 +71,5 @@ class RGBPoseConv3D(nn.Module):
 
 
 def hush(lateral: Tensor, silent: Tensor | None) -> Tensor:
-    """Zeros if `silent`, decided on the device."""
-    return lateral if silent is None else lateral.masked_fill(silent, 0.0)
+    """Zeros if `silent`, decided on the device; masked_fill would lose the layout."""
+    return lateral if silent is None else torch.where(silent, 0.0, lateral)

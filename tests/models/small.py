@@ -54,7 +54,7 @@ SMALL_PCAN = replace(
 )
 
 
-def batch(clips: int = 3, seed: int = 0, joints: int = 5, frames: tuple[int, int] = (3, 5)) -> dict[str, Tensor]:
+def batch(seed: int = 0, clips: int = 3, joints: int = 5, frames: tuple[int, int] = (3, 5)) -> dict[str, Tensor]:
     """Arguments of a model: `frames` of both streams, images 37x29, heatmaps 10x7, 11 and 3 classes."""
     draw = torch.Generator().manual_seed(seed)
     return {
@@ -63,6 +63,14 @@ def batch(clips: int = 3, seed: int = 0, joints: int = 5, frames: tuple[int, int
         "label": torch.randint(0, 11, (clips,), generator=draw),
         "coarse_label": torch.randint(0, 3, (clips,), generator=draw),
     }
+
+
+def epam_batch(seed: int = 0, frames: tuple[int, int] = (3, 9)) -> dict[str, Tensor]:
+    """`batch` with heatmaps as large as the images, as SMALL_EPAM wants them."""
+    inputs = batch(seed=seed, frames=frames)
+    shape = (3, frames[1], 37, 29, 5)
+    heatmap = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).permute(0, 1, 4, 2, 3)
+    return inputs | {"heatmap": heatmap}
 
 
 def stir(net: nn.Module) -> nn.Module:

@@ -4,19 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from models import build_model
 from models.attention import PoseAttention, attend
-from tests.models.small import SMALL_EPAM, batch, stir
-
-
-def epam_batch(seed: int = 0, frames: tuple[int, int] = (3, 9)) -> dict[str, Tensor]:
-    """`small.batch` with heatmaps as large as the images, as the small net wants them."""
-    inputs = batch(seed=seed, frames=frames)
-    shape = (3, frames[1], 37, 29, 5)
-    heatmap = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).permute(0, 1, 4, 2, 3)
-    return inputs | {"heatmap": heatmap}
+from tests.models.small import SMALL_EPAM, epam_batch, stir
 
 
 def plain_attention(net: PoseAttention, pose: Tensor) -> Tensor:
@@ -73,16 +64,3 @@ def test_sizes_that_do_not_match_are_refused_in_one_sentence():
         model(**epam_batch(frames=(3, 12)))
     with pytest.raises(ValueError, match="a quarter of its size"):
         attend(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 5))
-
-
-def test_training_and_evaluation_trace_into_one_graph_each():
-    torch._dynamo.reset()
-    model, counter = build_model(SMALL_EPAM), CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=counter)
-    for seed in range(2):
-        sum(compiled(**epam_batch(seed)).losses.values()).backward()
-    assert counter.frame_count == 1
-    model.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(**epam_batch()).logits, model(**epam_batch()).logits)
-    assert counter.frame_count == 2

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks.plain5d import load_folded
 from benchmarks.plain5d_rgbpose import RGBPose5d
@@ -89,33 +88,3 @@ def test_single_streams_have_the_published_size():
     assert pose.backbone.layer3[0].conv1.conv.weight.shape == (128, 256, 3, 1)
     # 2.0 M in the paper (models.md B5)
     assert round(sum(p.numel() for p in pose.parameters()) / 1e6, 1) == 2.0
-
-
-def test_every_activation_stays_channels_last():
-    model = build_model(SMALL_RGBPOSE)
-    kept = []
-
-    def check(module: nn.Module, _, out) -> None:
-        if not isinstance(module, nn.Dropout) and isinstance(out, torch.Tensor) and out.ndim == 4:
-            kept.append((type(module).__name__, out.is_contiguous(memory_format=torch.channels_last)))
-
-    for module in model.modules():
-        module.register_forward_hook(check)
-    model(**batch(frames=(3, 12)))
-    assert len(kept) > 60
-    assert [name for name, last in kept if not last] == []
-
-
-def test_training_and_evaluation_trace_into_one_graph_each():
-    torch._dynamo.reset()
-    config = replace(SMALL_RGBPOSE, drop_path=(0.3, 0.3))
-    model, counter = build_model(config), CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=counter)
-    for step in range(2):
-        sum(compiled(**batch(seed=step, frames=(2, 8))).losses.values()).backward()
-    assert counter.frame_count == 1
-    model.eval()
-    with torch.no_grad():
-        output = compiled(**batch(frames=(2, 8)))
-        torch.testing.assert_close(output.losses, model(**batch(frames=(2, 8))).losses)
-    assert counter.frame_count == 2

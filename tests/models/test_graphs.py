@@ -1,0 +1,63 @@
+"""Every kind of network: training and evaluation are one graph each, never retraced, without a layout copy."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import SingleStreamConfig, build_model
+from tests.models.graphs import Graphs, layout_copies
+from tests.models.small import SMALL_EPAM, SMALL_PAIR, SMALL_PATHS, SMALL_PCAN, batch, epam_batch
+
+KINDS = {
+    "X3D pair with PCAN's head": (replace(SMALL_PAIR, pcan=SMALL_PCAN.pcan), batch),
+    "EPAM-Net": (SMALL_EPAM, epam_batch),
+    "RGBPoseConv3D with interaction, PCAN's head, drop-path": (
+        replace(SMALL_PCAN, drop_path=(0.3, 0.3), dropout=0.5),
+        lambda seed: batch(seed=seed, frames=(2, 8)),
+    ),
+    "single stream": (
+        SingleStreamConfig(stream="rgb", num_classes=11, in_channels=3, path=SMALL_PATHS["rgb"]),
+        lambda seed: batch(seed=seed),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_graph_to_train_one_to_evaluate_and_no_layout_copy(kind):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    config, make_batch = KINDS[kind]
+    model, graphs = build_model(config), Graphs()
+    compiled = graphs.compiled(model)
+    for seed in range(2):
+        sum(compiled(**make_batch(seed)).losses.values()).backward()
+    assert len(graphs.kept) == 2  # forward and backward
+    model.eval()
+    for seed in range(2):
+        with torch.no_grad():
+            output = compiled(**make_batch(seed))
+    torch.testing.assert_close(output, model(**make_batch(1)))
+    assert len(graphs.kept) == 3
+    assert [copy for graph in graphs.kept for copy in layout_copies(graph)] == []
+
+
+class Careless(nn.Module):
+    """Breaks the layout once, in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convs[1](self.convs[0](x).contiguous()).sum()
+
+
+def test_a_layout_copy_is_seen():
+    torch._dynamo.reset()
+    graphs = Graphs()
+    model = Careless().to(memory_format=torch.channels_last)
+    graphs.compiled(model)(torch.rand(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)).backward()
+    assert any("clone" in copy for copy in layout_copies(graphs.kept[0]))
+    assert any("reads (2, 4, 7, 7)" in copy for copy in layout_copies(graphs.kept[0]))
