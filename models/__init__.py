@@ -1,6 +1,6 @@
 """Networks, heads and losses: pure functions of tensors."""
 
-from models.coarse import COARSE_MAPS, check_coarse_map, read_coarse_map
+from models.coarse import COARSE_MAPS, MA52, NTU60_SEMANTIC8, check_coarse_map, read_coarse_map
 from models.config import (
     RESNET_POSE,
     RESNET_RGB,
@@ -15,15 +15,18 @@ from models.config import (
     X3DStreamConfig,
 )
 from models.heads import Output
-from models.two_stream import build_model
+from models.two_stream import ModelConfig, build_model
 
 __all__ = [
     "COARSE_MAPS",
+    "MA52",
+    "NTU60_SEMANTIC8",
     "RESNET_POSE",
     "RESNET_RGB",
     "X3D_POSE",
     "X3D_RGB",
     "EpamConfig",
+    "ModelConfig",
     "Output",
     "PcanConfig",
     "RGBPoseConfig",

@@ -34,6 +34,7 @@ def fold_heatmap(heatmap: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """What convolutions compute in: autocast's dtype where it is on, else the weights'."""
+    """What convolutions compute in: autocast's dtype where it is on (never on "meta"), else the weights'."""
     device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else weight.dtype

@@ -1,4 +1,4 @@
-"""Every kind of network: training and evaluation are one graph each, never retraced, without a layout copy."""
+"""Every kind of network, in bf16: training and evaluation are one graph each, never retraced, without a layout copy."""
 
 from dataclasses import replace
 
@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from models import SingleStreamConfig, build_model
 from tests.models.graphs import Graphs, layout_copies
-from tests.models.small import SMALL_EPAM, SMALL_PAIR, SMALL_PATHS, SMALL_PCAN, batch, epam_batch
+from tests.models.small import SMALL_EPAM, SMALL_PATHS, SMALL_PCAN, batch, epam_batch
 
 KINDS = {
-    "X3D pair with PCAN's head": (replace(SMALL_PAIR, pcan=SMALL_PCAN.pcan), batch),
-    "EPAM-Net": (SMALL_EPAM, epam_batch),
+    "X3D pair with EPAM's attention": (SMALL_EPAM, epam_batch),
     "RGBPoseConv3D with interaction, PCAN's head, drop-path": (
         replace(SMALL_PCAN, drop_path=(0.3, 0.3), dropout=0.5),
         lambda seed: batch(seed=seed, frames=(2, 8)),
@@ -31,14 +30,17 @@ def test_one_graph_to_train_one_to_evaluate_and_no_layout_copy(kind):
     config, make_batch = KINDS[kind]
     model, graphs = build_model(config), Graphs()
     compiled = graphs.compiled(model)
-    for seed in range(2):
-        sum(compiled(**make_batch(seed)).losses.values()).backward()
-    assert len(graphs.kept) == 2  # forward and backward
-    model.eval()
-    for seed in range(2):
-        with torch.no_grad():
-            output = compiled(**make_batch(seed))
-    torch.testing.assert_close(output, model(**make_batch(1)))
+    with torch.autocast("cpu", torch.bfloat16):
+        for seed in range(2):
+            losses = compiled(**make_batch(seed)).losses
+            assert {loss.dtype for loss in losses.values()} == {torch.float32}
+            sum(losses.values()).backward()
+        assert len(graphs.kept) == 2  # forward and backward
+        model.eval()
+        for seed in range(2):
+            with torch.no_grad():
+                output = compiled(**make_batch(seed))
+        torch.testing.assert_close(output, model(**make_batch(1)), rtol=2e-2, atol=2e-2)
     assert len(graphs.kept) == 3
     assert [copy for graph in graphs.kept for copy in layout_copies(graph)] == []
 

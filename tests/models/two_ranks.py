@@ -1,39 +1,61 @@
-"""One PCAN head on a whole batch, and as two ranks see it: run by test_pcan.py, one process a rank."""
+"""One network on a whole batch, and under DDP as two ranks see it: run by test_two_ranks.py, one process a rank."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from models.pcan import PcanHead
-from tests.models.small import SMALL_PCAN
+from models import build_model
+from tests.models.small import SMALL_PCAN, batch, stir
 
-CLIPS, WIDTHS, FRAMES = 16, (24, 16), {"rgb": 2, "pose": 3}
+CLIPS, STEPS = 16, 2
+CONFIG = replace(SMALL_PCAN, dropout=0.0)
 
 
-def results(first: int, last: int) -> dict[str, Tensor]:
-    """Losses, gradients and prototypes after two steps on clips [first, last) of the one batch, float64."""
+def network() -> nn.Module:
+    """Weights of the seed, batch norms frozen, half of the heads' answers right: every kind of error occurs."""
     torch.manual_seed(0)
-    head = PcanHead(SMALL_PCAN, WIDTHS).double()
-    draw = torch.Generator().manual_seed(1)
-    label = torch.randint(0, 11, (CLIPS,), generator=draw)
-    coarse = torch.tensor(SMALL_PCAN.pcan.coarse_map)[label]
-    gain = {s: head.get_parameter(f"fc_{s}.weight")[label] for s in FRAMES}  # so that some are right
-    found = {}
-    for step in range(2):
-        leaves = {}
-        for stream, width in zip(FRAMES, WIDTHS, strict=True):
-            noise = torch.randn(CLIPS, FRAMES[stream], width, 2, 2, generator=draw, dtype=torch.float64)
-            x = 0.02 * noise + 3 * gain[stream].detach()[:, None, :, None, None]
-            leaves[stream] = x[first:last].clone().requires_grad_()
-        features = {s: x.flatten(0, 1).contiguous(memory_format=torch.channels_last) for s, x in leaves.items()}
-        output = head(features, FRAMES, label[first:last], coarse[first:last])
-        sum(output.losses.values()).backward()
-        found |= {f"{name}.{step}": loss.detach() for name, loss in output.losses.items()}
-        found |= {f"feature_{s}.{step}": x.grad for s, x in leaves.items()}
-    found |= {name: p.grad for name, p in head.named_parameters()}
-    return found | {name: b for name, b in head.named_buffers() if "prototypes" in name}
+    model = stir(build_model(CONFIG)).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def batches(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Batches of CLIPS clips; labels are what the net says for some clips, in one or both levels, else chance."""
+    for step in range(STEPS):
+        inputs = batch(seed=step, clips=CLIPS, frames=(2, 8))
+        inputs["rgb"] = inputs["rgb"].double() / 128 - 1
+        draw = torch.Generator().manual_seed(step)
+        with torch.no_grad():
+            said = model.eval()(inputs["rgb"], inputs["heatmap"]).logits
+        model.train()
+        for name, head in (("label", "rgb"), ("coarse_label", "rgb_coarse")):
+            agree = torch.rand(CLIPS, generator=draw) < 0.5
+            inputs[name] = torch.where(agree, said[head].argmax(1), inputs[name])
+        yield inputs
+
+
+def results(first: int, last: int, ranks: int) -> dict[str, Tensor]:
+    """Losses of clips [first, last) in each step, gradients summed over the steps, prototypes after them; float64."""
+    model = network()
+    found: dict[str, Tensor] = {}
+    parts = list(batches(network()))
+    called = DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
+    for step, inputs in enumerate(parts):
+        losses = called(**{name: values[first:last] for name, values in inputs.items()}).losses
+        sum(losses.values()).backward()
+        found |= {f"{name}.{step}": loss.detach() for name, loss in losses.items()}
+    found |= {name: p.grad for name, p in model.named_parameters()}
+    return found | {name: b for name, b in model.named_buffers() if "prototypes" in name}
 
 
 def run_rank(rank: int, folder: str) -> None:
@@ -41,5 +63,5 @@ def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     half = CLIPS // 2
-    torch.save(results(rank * half, (rank + 1) * half), Path(folder) / f"{rank}.pt")
+    torch.save(results(rank * half, (rank + 1) * half, 2), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
