@@ -40,7 +40,9 @@ class ClipConfig:
     heatmap_size_val: int = 64
     sigma: float = 0.6
     limbs: bool = False
-    flip: float = 0.5
+    flip: float = 0.5  # share of training clips that are mirrored
+    crop: bool = True  # random resized crop in training; else the whole box
+    aligned: bool = False  # RGB frames are pose frames; else both streams sample a clip on their own
     # Packs keep this many pixels of the smallest box that sampling asks for, at this JPEG quality (2 best, 31 worst).
     box_pixels: int = 256
     quality: int = 3

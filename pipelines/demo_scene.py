@@ -16,7 +16,7 @@ HAIR = ((30, 25, 22), (70, 45, 25), (120, 85, 45), (175, 145, 90), (120, 118, 11
 RED, BLUE, YELLOW, BLACK = (225, 25, 30), (25, 60, 225), (245, 205, 20), (25, 20, 20)
 # Radii in body heights of (near end, far end).
 ARM_R, FOREARM_R, THIGH_R, SHIN_R = (0.036, 0.029), (0.029, 0.021), (0.058, 0.042), (0.041, 0.027)
-BALL_R, BOX_R = 0.085, 0.085
+BALL_R, BOX_R = 0.085, 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +32,14 @@ class Look:
 
     @staticmethod
     def draw(rng: np.random.Generator) -> "Look":
-        """Clothes of every hue and brightness, but never as saturated as the held objects."""
-        grey, tint = rng.uniform(40, 215, (3, 1)), rng.uniform(-1, 1, (3, 3))
-        shirt, trousers, shoes = (grey + 38 * tint).clip(0, 255)
+        """Light shirts and dark trousers of every hue, never as saturated as the held objects.
+
+        So limbs are plain to see before the room: a small net learns the demo in a few hundred steps.
+        """
+        grey = rng.uniform([[170], [30], [60]], [[225], [75], [180]])
+        shirt, trousers, shoes = (grey + 30 * rng.uniform(-1, 1, (3, 3))).clip(0, 255)
         skin, hair = (np.asarray(table[rng.integers(len(table))], float) for table in (SKIN, HAIR))
-        long_sleeves = rng.random() < 0.7
+        long_sleeves = rng.random() < 0.85
         return Look(skin=skin, hair=hair, shirt=shirt, trousers=trousers, shoes=shoes * 0.5, long_sleeves=long_sleeves)
 
 
@@ -140,9 +143,9 @@ def object_shapes(held: str, path: np.ndarray, depth: np.ndarray, scale: float) 
     shapes = [Shape(bar(path, -half, half, half), depth, colour * 0.8)]
     shapes.append(Shape(bar(path, -half * 0.92, half * 0.92, half * 0.92), depth + 1e-4, colour))
     if held.startswith("striped"):
-        for left in (-0.7, -0.14, 0.42):
+        for left in (-0.75, -0.175, 0.4):
             black = np.array(BLACK, float)
-            shapes.append(Shape(bar(path, left * half, (left + 0.28) * half, half), depth + 2e-4, black))
+            shapes.append(Shape(bar(path, left * half, (left + 0.35) * half, half), depth + 2e-4, black))
     return shapes
 
 
@@ -156,19 +159,19 @@ def bar(centre: np.ndarray, left: float, right: float, half_height: float) -> np
 
 
 def room(size: tuple[int, int], floor: float, rng: np.random.Generator) -> Image.Image:
-    """A wall with blotches and grain, pictures on it, and a floor of another colour from row `floor` on."""
+    """A dim wall with blotches and grain, pictures on it, and a floor of another colour from row `floor` on."""
     width, height = size
     image = np.zeros((height, width, 3))
-    for cell, strength in ((80, 26), (24, 16), (5, 10)):
+    for cell, strength in ((80, 18), (24, 12), (5, 10)):
         grid = rng.uniform(-1, 1, (height // cell + 2, width // cell + 2, 3)) * 0.5
         grid += rng.uniform(-1, 1, (*grid.shape[:2], 1))
         levels = Image.fromarray((grid * 60 + 128).clip(0, 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
         image += (np.asarray(levels, float) - 128) / 60 * strength
-    wall, ground = rng.uniform(60, 190, (2, 1)) + rng.uniform(-25, 25, (2, 3))
+    wall, ground = rng.uniform(85, 135, (2, 1)) + rng.uniform(-15, 15, (2, 3))
     for _ in range(rng.integers(2, 6)):
         x, y = rng.integers(0, width), rng.integers(0, max(1, int(floor) - 20))
         w, h = rng.integers(15, 70, 2)
-        image[y : min(y + h, int(floor)), x : x + w] += rng.uniform(-60, 60) + rng.uniform(-20, 20, 3)
+        image[y : min(y + h, int(floor)), x : x + w] += rng.uniform(-35, 35) + rng.uniform(-15, 15, 3)
     image += np.where(np.arange(height)[:, None, None] < floor, wall, ground)
     return Image.fromarray(to_ycbcr(image.clip(0, 255)))
 

@@ -52,11 +52,12 @@ def plan_eval(table: ClipTable, rows: np.ndarray, config: ClipConfig, clip: int 
     plans = []
     for row in rows:
         total = int(table.total_frames[row])
-        rgb = eval_frames(total, config.rgb_frames, num_clips)[clip]
         samples = eval_frames(total, config.pose_frames, num_clips)
+        pose = samples[clip]
+        rgb = aligned(pose, config) if config.aligned else eval_frames(total, config.rgb_frames, num_clips)[clip]
         # The published box is drawn around all samples of a clip together.
         box = _compact(table, int(row), samples.ravel())
-        plans.append((rgb, samples[clip], np.array(box, np.float64), False))
+        plans.append((rgb, pose, np.array(box, np.float64), False))
     return _stack(rows, plans)
 
 
@@ -65,8 +66,15 @@ def _train_clip(table: ClipTable, row: int, config: ClipConfig, seed: int, epoch
     total = int(table.total_frames[row])
     rgb = train_frames(total, config.rgb_frames, rng)
     pose = train_frames(total, config.pose_frames, rng)
-    box = crop_of(_compact(table, row, pose), random_crop(rng, RESIZED))
-    return rgb, pose, box, rng.random_sample() < config.flip
+    if config.aligned:
+        rgb = aligned(pose, config)
+    crop = random_crop(rng, RESIZED) if config.crop else (0, 0, RESIZED, RESIZED)
+    return rgb, pose, crop_of(_compact(table, row, pose), crop), rng.random_sample() < config.flip
+
+
+def aligned(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
+    """The RGB frames that go with pose frames [T']: every third of 48 are 16 (EPAM-Net, models.md C4)."""
+    return pose[:: config.pose_frames // config.rgb_frames]
 
 
 def _compact(table: ClipTable, row: int, frames: np.ndarray) -> tuple[int, int, int, int]:

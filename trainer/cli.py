@@ -1,6 +1,7 @@
 """`python -m trainer --exp NAME`: reads the command line, starts the ranks, turns users' mistakes into one sentence."""
 
 import dis
+import os
 import sys
 from types import TracebackType
 
@@ -8,6 +9,8 @@ from trainer.origin import PACKAGES, check_origin, check_torch
 
 
 def main() -> None:
+    # OpenMP's threads wait by spinning otherwise, which costs a run on busy cores two thirds of its speed (LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run_command(sys.argv[1:]))
 
 

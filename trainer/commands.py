@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from models import build_model
-from trainer.config import Experiment, override
+from models import read_coarse_map
+from trainer.config import Experiment, consistent, override
 from trainer.experiments import EXPERIMENTS
+from trainer.listing import list_experiments
 from trainer.ranks import launch, started_by_launcher
 
 
@@ -32,6 +32,10 @@ class Options:
     """Stop, with a snapshot, when the run has done this many steps in all."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Change one field of the experiment, as in --set optim.lr=0.004; can be given many times."""
+    coarse_map: str | None = None
+    """Coarse classes: semantic8, guide_div8, guide_ranges, ma52, or a text file with a number per fine class."""
+    init: Path | None = None
+    """Weights to start from, published or native; heads of other classes start afresh."""
     ranks: int | None = None
     """Processes to start on this machine. Default: one for each visible GPU, or one on the CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -45,7 +49,7 @@ def dispatch(arguments: list[str]) -> int:
     prepares = arguments[:1] == ["prepare"]
     options = tyro.cli(Options, args=arguments[prepares:], prog="python -m trainer")
     if options.list:
-        list_experiments()
+        list_experiments(Console())
         return 0
     return prepare_only(options) if prepares else train(options, arguments)
 
@@ -61,7 +65,10 @@ def experiment_of(options: Options) -> Experiment:
     experiment = EXPERIMENTS[options.exp]
     for assignment in options.set:
         experiment = override(experiment, assignment)
-    return experiment
+    named = options.coarse_map
+    return consistent(
+        experiment, read_coarse_map(named, experiment.data.num_classes) if named else experiment.data.coarse_map
+    )
 
 
 def train(options: Options, arguments: list[str]) -> int:
@@ -77,7 +84,9 @@ def train(options: Options, arguments: list[str]) -> int:
     from trainer.session import train_here
 
     work_dir = options.work_dir or Path("work_dirs") / experiment.name
-    return train_here(experiment, device, work_dir, resume=options.resume, max_steps=options.max_steps)
+    return train_here(
+        experiment, device, work_dir, resume=options.resume, max_steps=options.max_steps, init=options.init
+    )
 
 
 def prepare_only(options: Options) -> int:
@@ -92,24 +101,3 @@ def device_of(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here; use --device cpu, or install the driver")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-
-
-def list_experiments() -> None:
-    """All experiments as a table."""
-    table = Table("experiment", "data", "classes", "network", "parameters", "RGB", "pose", "batch", "schedule")
-    for name, experiment in EXPERIMENTS.items():
-        with torch.device("meta"):
-            num_parameters = sum(p.numel() for p in build_model(experiment.model).parameters())
-        clip, optim = experiment.clip, experiment.optim
-        table.add_row(
-            name,
-            Path(experiment.data.annotations).name,
-            str(experiment.data.num_classes),
-            type(experiment.model).__name__.removesuffix("Config"),
-            f"{num_parameters:,}",
-            f"{clip.rgb_frames}x{clip.rgb_size}",
-            f"{clip.pose_frames}x{clip.heatmap_size}",
-            str(optim.batch_size),
-            f"{optim.schedule} {optim.lr:g}, {optim.num_epochs} epochs",
-        )
-    Console().print(table)

@@ -6,7 +6,7 @@ import types
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, get_args, get_type_hints
 
-from models import X3DPairConfig
+from models import ModelConfig, SingleStreamConfig, check_coarse_map
 from pipelines.config import ClipConfig, DataConfig
 from trainer.optim import Schedule
 
@@ -55,7 +55,7 @@ class Experiment:
     name: str
     data: DataConfig
     clip: ClipConfig
-    model: X3DPairConfig
+    model: ModelConfig
     optim: OptimConfig
     val: ValidationConfig
     seed: int = 0
@@ -63,6 +63,23 @@ class Experiment:
     snapshot_every: int = 500  # steps; every epoch ends with one too
     compile: bool | None = None
     prefetch: int = 2  # batches that the data pipeline is ahead
+
+
+def consistent(experiment: Experiment, coarse_map: tuple[int, ...]) -> Experiment:
+    """The experiment with a model for its data: classes, coarse map and heatmap channels are said once.
+
+    Raises ValueError for a map that does not fit the classes.
+    """
+    data, model, num_coarse = experiment.data, experiment.model, max(coarse_map, default=-1) + 1
+    data = replace(data, coarse_map=check_coarse_map(coarse_map, data.num_classes, num_coarse))
+    channels = experiment.clip.num_channels()
+    if isinstance(model, SingleStreamConfig):
+        channels = 3 if model.stream == "rgb" else channels
+        return replace(experiment, data=data, model=replace(model, num_classes=data.num_classes, in_channels=channels))
+    num_coarse = num_coarse if model.num_coarse else 0
+    pcan = model.pcan and replace(model.pcan, coarse_map=data.coarse_map)
+    model = replace(model, num_classes=data.num_classes, num_coarse=num_coarse, pose_channels=channels, pcan=pcan)
+    return replace(experiment, data=data, model=model)
 
 
 def override(experiment: Experiment, assignment: str) -> Experiment:

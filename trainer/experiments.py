@@ -1,15 +1,166 @@
 """Every named run. A variant is `replace(...)` with a comment that says why. Source: reference models.md."""
 
-from models import X3DPairConfig, X3DStreamConfig
+from dataclasses import replace
+
+from models import (
+    MA52,
+    NTU60_SEMANTIC8,
+    RESNET_POSE,
+    RESNET_RGB,
+    EpamConfig,
+    PcanConfig,
+    RGBPoseConfig,
+    SingleStreamConfig,
+    X3DPairConfig,
+    X3DStreamConfig,
+)
+from models.labels import MA52_NAMES, NTU60_NAMES
 from pipelines.config import ClipConfig, DataConfig
 from pipelines.demo_classes import COARSE_MAP, COARSE_NAMES, FINE_NAMES, DemoConfig
-from pipelines.skeleton import COCO_17
+from pipelines.skeleton import COCO_17, OPENPOSE_28, OPENPOSE_28_PUBLISHED
 from trainer.config import Experiment, OptimConfig, ValidationConfig
 
-# Eight groups of NTU-60's classes, by meaning (models.md D3, semantic8).
-SEMANTIC8 = (
-    *(0, 0, 0, 0, 2, 2, 2, 3, 3, 4, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 4, 4, 3, 2, 3, 3, 2, 2, 2),
-    *(4, 2, 2, 4, 4, 4, 0, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5, 6, 6, 6, 7, 6, 7, 7, 6, 7, 7, 7),
+NTU60_DATA = DataConfig(
+    annotations="data/skeleton/ntu60_xsub.pkl",
+    videos="data/nturgbd_videos",
+    split="xsub",
+    num_classes=60,
+    coarse_map=NTU60_SEMANTIC8,
+    class_names=NTU60_NAMES,
+)
+MA52_DATA = DataConfig(
+    annotations="data/ma52/MA-52_openpose_28kp/MA52_train.pkl",
+    val_annotations="data/ma52/MA-52_openpose_28kp/MA52_val.pkl",
+    videos="data/ma52/raw_videos",
+    num_classes=52,
+    coarse_map=MA52,
+    class_names=MA52_NAMES,
+)
+# RGBPoseConv3D's samples, on NTU's joints (models.md A3).
+RGBPOSE_CLIP = ClipConfig(skeleton=COCO_17, rgb_frames=8, pose_frames=32, sigma=0.7)
+
+# The guide's experiment 1. Its scripts pass the reference's own settings (batch 10, lr 7.5e-3, 30 epochs, steps at 10
+# and 20), its text says these (models.md 0).
+MA52_RUN = Experiment(
+    name="ma52",
+    data=MA52_DATA,
+    clip=replace(RGBPOSE_CLIP, skeleton=OPENPOSE_28),
+    model=RGBPoseConfig(
+        num_classes=52,
+        num_coarse=7,
+        pose_channels=28,
+        loss_weights=(1.0, 1.0, 0.5, 0.8),
+        interaction=True,
+        pcan=PcanConfig(coarse_map=MA52),
+    ),
+    optim=OptimConfig(batch_size=16, num_epochs=50, lr=1e-3, schedule="constant"),
+    val=ValidationConfig(batch_size=16, begin=3),
+)
+# PCAN as published: its schedule, fingers that stay where they are in a mirrored clip (F1-1), and a diversity term
+# without gradient (F1-2). Start it from merged single streams with --init (models.md A6).
+MA52_PCAN = replace(
+    MA52_RUN,
+    name="ma52_pcan",
+    clip=replace(RGBPOSE_CLIP, skeleton=OPENPOSE_28_PUBLISHED),
+    model=replace(
+        MA52_RUN.model,
+        loss_weights=(1.0, 1.0, 1.0, 1.0),
+        pcan=PcanConfig(coarse_map=MA52, diversity="published"),
+    ),
+    optim=OptimConfig(batch_size=10, num_epochs=30, lr=7.5e-3, schedule="multistep", milestones=(10, 20)),
+    val=ValidationConfig(batch_size=10, begin=3),
+)
+
+# The guide's experiment 2. Its committed configuration differs from its text: batch 20, 30 epochs, eta_min 1e-5,
+# clip 20, and a start from its own earlier checkpoint.
+NTU60 = Experiment(
+    name="ntu60",
+    data=NTU60_DATA,
+    clip=RGBPOSE_CLIP,
+    model=RGBPoseConfig(
+        num_classes=60,
+        num_coarse=8,
+        loss_weights=(1.0, 1.2, 0.5, 0.8),
+        interaction=True,
+        pcan=PcanConfig(coarse_map=NTU60_SEMANTIC8),
+    ),
+    optim=OptimConfig(batch_size=24, num_epochs=80, lr=1e-3, schedule="cosine"),
+    val=ValidationConfig(batch_size=24),
+)
+
+# The guide's experiment 3, as text and configuration have it (models.md C6); only its three coarse maps are one here.
+NTU60_X3D = Experiment(
+    name="ntu60_x3d",
+    data=NTU60_DATA,
+    clip=ClipConfig(skeleton=COCO_17, rgb_frames=16, pose_frames=48, sigma=0.6),
+    model=X3DPairConfig(
+        num_classes=60, num_coarse=8, loss_weights=(1.0, 1.5, 0.6, 1.2), pcan=PcanConfig(coarse_map=NTU60_SEMANTIC8)
+    ),
+    optim=OptimConfig(
+        batch_size=32,
+        num_epochs=80,
+        lr=0.012,
+        schedule="cosine",
+        eta_min=1e-6,
+        warmup_epochs=5,
+        weight_decay=2e-4,
+    ),
+    val=ValidationConfig(batch_size=32, begin=5, every=2, patience=15, min_delta=5e-4),
+)
+# The "advanced" section of the guide.
+NTU60_X3D_TUNED = replace(
+    NTU60_X3D,
+    name="ntu60_x3d_tuned",
+    optim=replace(NTU60_X3D.optim, num_epochs=70, lr=0.004, eta_min=5e-5, weight_decay=4e-4, clip_norm=30.0),
+    val=replace(NTU60_X3D.val, patience=8),
+)
+
+# mmaction2's three stages to 96.6 %: train both streams, `python -m models.weights merge`, fine-tune with --init
+# (models.md B2). An epoch there goes ten times over the data, so 18 of them are 180 here; the cosine runs per step, so
+# the rate of every step is the same.
+NTU60_RGB = Experiment(
+    name="ntu60_rgb",
+    data=NTU60_DATA,
+    clip=replace(RGBPOSE_CLIP, rgb_size_val=224),
+    model=SingleStreamConfig(stream="rgb", num_classes=60, in_channels=3, path=RESNET_RGB),
+    optim=OptimConfig(batch_size=96, num_epochs=180, lr=0.15, schedule="cosine_per_step"),
+    val=ValidationConfig(batch_size=96, begin=10, every=10, metric="acc/rgb_top1"),
+)
+NTU60_POSE = Experiment(
+    name="ntu60_pose",
+    data=NTU60_DATA,
+    clip=replace(RGBPOSE_CLIP, sigma=0.6),
+    model=SingleStreamConfig(stream="pose", num_classes=60, in_channels=17, path=RESNET_POSE),
+    optim=OptimConfig(batch_size=128, num_epochs=180, lr=0.2, schedule="cosine_per_step", weight_decay=3e-4),
+    val=ValidationConfig(batch_size=128, begin=10, every=10, metric="acc/pose_top1"),
+)
+NTU60_RGBPOSE = Experiment(
+    name="ntu60_rgbpose",
+    data=NTU60_DATA,
+    clip=RGBPOSE_CLIP,
+    model=RGBPoseConfig(num_classes=60, num_coarse=0),
+    optim=OptimConfig(batch_size=48, num_epochs=20, lr=7.5e-3, schedule="multistep", milestones=(12, 16)),
+    val=ValidationConfig(batch_size=48),
+)
+
+# EPAM-Net's joint stage (models.md C4, C5): RGB frames are every third pose frame, no random crop, 224 px at validation
+# too, a start from both single streams with --init. Its videos were cut to the person beforehand.
+NTU60_EPAM = Experiment(
+    name="ntu60_epam",
+    data=NTU60_DATA,
+    clip=ClipConfig(
+        skeleton=COCO_17,
+        rgb_frames=16,
+        pose_frames=48,
+        sigma=0.6,
+        rgb_size_val=224,
+        heatmap_size_val=56,
+        aligned=True,
+        crop=False,
+    ),
+    model=EpamConfig(num_classes=60, num_coarse=0),
+    optim=OptimConfig(batch_size=24, num_epochs=10, lr=1.5e-3, schedule="cosine_per_step", weight_decay=3e-4),
+    val=ValidationConfig(batch_size=24, metric="acc/sum_top1"),
 )
 
 # The same code as the large runs on data made from nothing; minutes on two CPU cores.
@@ -26,10 +177,10 @@ DEMO = Experiment(
     ),
     clip=ClipConfig(
         skeleton=COCO_17,
-        rgb_frames=8,
-        pose_frames=24,
-        rgb_size=96,
-        rgb_size_val=112,
+        rgb_frames=4,
+        pose_frames=16,
+        rgb_size=80,
+        rgb_size_val=96,
         heatmap_size=24,
         heatmap_size_val=28,
         box_pixels=112,
@@ -38,13 +189,14 @@ DEMO = Experiment(
         num_classes=len(FINE_NAMES),
         num_coarse=len(COARSE_NAMES),
         loss_weights=(1.0, 1.5, 0.6, 1.2),
-        rgb=X3DStreamConfig(widths=(16, 32, 64), blocks=(1, 1, 2), stem_stride=2, shift_divisor=8),
-        pose=X3DStreamConfig(widths=(16, 32), blocks=(1, 2), stem_stride=1, shift_divisor=4),
+        dropout=0.2,
+        rgb=X3DStreamConfig(widths=(24, 48, 96), blocks=(1, 2, 1), stem_stride=2, shift_divisor=8),
+        pose=X3DStreamConfig(widths=(24, 48), blocks=(1, 2), stem_stride=1, shift_divisor=4),
     ),
     optim=OptimConfig(
         batch_size=16,
-        num_epochs=12,
-        lr=0.05,
+        num_epochs=14,
+        lr=0.1,
         schedule="cosine",
         eta_min=1e-4,
         warmup_epochs=2,
@@ -56,29 +208,8 @@ DEMO = Experiment(
     snapshot_every=20,
 )
 
-# The guide's experiment 3 (models.md C6).
-NTU60_X3D = Experiment(
-    name="ntu60_x3d",
-    data=DataConfig(
-        annotations="data/skeleton/ntu60_xsub.pkl",
-        videos="data/nturgbd_videos",
-        split="xsub",
-        num_classes=60,
-        coarse_map=SEMANTIC8,
-    ),
-    clip=ClipConfig(skeleton=COCO_17, rgb_frames=16, pose_frames=48, sigma=0.6),
-    model=X3DPairConfig(num_classes=60, num_coarse=8, loss_weights=(1.0, 1.5, 0.6, 1.2)),
-    optim=OptimConfig(
-        batch_size=32,
-        num_epochs=80,
-        lr=0.012,
-        schedule="cosine",
-        eta_min=1e-6,
-        warmup_epochs=5,
-        weight_decay=2e-4,
-        clip_norm=40.0,
-    ),
-    val=ValidationConfig(batch_size=32, begin=5, every=2, patience=15, min_delta=5e-4),
+ALL = (
+    *(MA52_RUN, MA52_PCAN, NTU60, NTU60_X3D, NTU60_X3D_TUNED),
+    *(NTU60_RGB, NTU60_POSE, NTU60_RGBPOSE, NTU60_EPAM, DEMO),
 )
-
-EXPERIMENTS = {experiment.name: experiment for experiment in (DEMO, NTU60_X3D)}
+EXPERIMENTS = {experiment.name: experiment for experiment in ALL}

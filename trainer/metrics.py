@@ -125,13 +125,12 @@ def confusion_matrix(score: Tensor, label: Tensor) -> Tensor:
 
 
 def _all_scores(scores: Scores, suffix: str) -> dict[str, Tensor]:
-    """Fused scores first, then each stream's; `suffix` picks fine or coarse heads."""
-    present = {
-        name: scores.probability[name] for name in ("rgb" + suffix, "pose" + suffix) if name in scores.probability
-    }
+    """Fused scores first, then each stream's and EPAM-Net's sum of logits; `suffix` picks fine or coarse heads."""
+    names = [name + suffix for name in ("rgb", "pose", "sum") if name + suffix in scores.probability]
+    present = {name: scores.probability[name] for name in names}
     if len(present) < 2:
         return present
-    rgb, pose = present.values()
+    rgb, pose, *_ = present.values()
     fused = {f"RGBPose{suffix}_{a}:{b}": fused_scores(rgb, pose, (a, b)) for a, b in FUSIONS}
     return fused | present
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from models.weights import initialise_from
 from trainer.config import Experiment
 from trainer.data import build_loaders
 from trainer.interrupt import Interrupt
@@ -21,7 +22,15 @@ from trainer.sheet import contact_sheet
 from trainer.snapshot import Writer, newest_valid
 
 
-def train_here(experiment: Experiment, device: str, work_dir: Path, *, resume: bool, max_steps: int | None) -> int:
+def train_here(
+    experiment: Experiment,
+    device: str,
+    work_dir: Path,
+    *,
+    resume: bool,
+    max_steps: int | None,
+    init: Path | None,
+) -> int:
     """Train in this process; the exit code is 0, or that of the signal which ended it.
 
     Until the data are ready, a signal ends the process as any other: prepared clips are kept.
@@ -44,6 +53,9 @@ def train_here(experiment: Experiment, device: str, work_dir: Path, *, resume: b
             run = build_run(experiment, ranks, loaders, journal, writer, interrupt)
             if found:
                 take_up(run, found[1])
+            elif init is not None:
+                for sentence in initialise_from(run.network, init):
+                    journal.say(sentence)
             if ranks.leads:
                 draw_clips(run, work_dir)
             scores = fit(run, max_steps)

@@ -7,6 +7,7 @@ import pytest
 
 import trainer.commands
 from trainer.cli import run_command
+from trainer.experiments import EXPERIMENTS
 
 
 def told(capsys, *arguments):
@@ -21,7 +22,7 @@ def told(capsys, *arguments):
 
 def test_wrong_experiment(capsys):
     assert told(capsys, "--exp", "dmo") == "error: there is no experiment 'dmo'; did you mean demo?"
-    assert "there are demo" in told(capsys, "--exp", "zzzz")
+    assert "there are ma52, " in told(capsys, "--exp", "zzzz")
     assert "--exp is missing" in told(capsys)
 
 
@@ -78,8 +79,17 @@ def test_batch_that_does_not_divide(capsys, tmp_path):
 
 
 def test_foreign_data(capsys, tmp_path, tiny):
-    more = ("--set", "data.num_classes=5", "--set", "data.demo=None", "--work-dir", str(tmp_path / "run"))
+    more = ("--set", "data.num_classes=5", "--set", "data.coarse_map=(0,0,1,1,2)", "--set", "data.demo=None",
+            "--work-dir", str(tmp_path / "run"))  # fmt: skip
     assert "has labels 0 to 11, experiment demo has classes 0 to 4; set data.num_classes" in told(capsys, *tiny, *more)
+
+
+def test_wrong_coarse_map(capsys, tmp_path):
+    assert "no coarse map nonsense" in told(capsys, "--exp", "ntu60", "--coarse-map", "nonsense")
+    assert "52 entries for 60 classes: give one per class" in told(capsys, "--exp", "ntu60", "--coarse-map", "ma52")
+    (tmp_path / "map.txt").write_text("0 1 1\n0,0,3, 1 1 1 1 1 1\n")
+    line = told(capsys, "--exp", "demo", "--coarse-map", str(tmp_path / "map.txt"))
+    assert line.endswith("map.txt: the coarse map leaves coarse class 2 without a class: set num_coarse to match")
 
 
 def test_a_bug_of_ours_raises(monkeypatch):
@@ -94,5 +104,9 @@ def test_list_shows_every_experiment(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert run_command(["--list"]) == 0
     shown = capsys.readouterr().out
-    assert "ntu60_x3d" in shown
-    assert "demo" in shown
+    rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith("│")}
+    published = {"ma52": "39,144,886", "ntu60": "39,154,792", "ntu60_x3d": "2,824,130", "ntu60_rgbpose": "36,147,928"}
+    for name, num_parameters in published.items():
+        assert num_parameters in rows[name]
+    assert " 58.01 " in rows["ntu60_rgbpose"]  # GMAC, as counted on the published net
+    assert set(rows) == set(EXPERIMENTS)
