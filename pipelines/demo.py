@@ -7,6 +7,8 @@ clip has no skeleton (M = 1, all zeros).
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -14,7 +16,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -47,7 +49,7 @@ __all__ = [
     "make_demo",
 ]
 
-GENERATOR = 1  # raise it whenever the same DemoConfig yields other data, so that old folders are made anew
+GENERATOR = 2  # raise it whenever the same DemoConfig yields other data, so that old folders are made anew
 RECORD, ANNOTATIONS, VIDEOS = "demo.json", "annotations.pkl", "videos"
 
 
@@ -59,15 +61,30 @@ def make_demo(root: Path, config: DemoConfig, workers: int = 1) -> Path:
     config is left as it is; one of another config is replaced; a folder with foreign videos is refused.
     """
     clips, videos, annotations = clip_ids(config), root / VIDEOS, root / ANNOTATIONS
-    claim(root, config)
-    missing = [clip for clip in clips if not (videos / f"{clip.name}.mp4").exists()]
-    if missing:
-        write_videos(missing, config, videos, workers)
-    if not annotations.exists():
-        splits = {split: [clip.name for clip in clips if clip.split == split] for split in (TRAIN, VAL)}
-        content = {"split": splits, "annotations": [annotate(config, clip) for clip in clips]}
-        write_whole(annotations, pickle.dumps(content, protocol=4))
+    with alone(root):
+        claim(root, config)
+        missing = [clip for clip in clips if not (videos / f"{clip.name}.mp4").exists()]
+        if missing:
+            for part in videos.glob("*.tmp"):  # of a run that was killed
+                part.unlink()
+            write_videos(missing, config, videos, workers)
+        if not annotations.exists():
+            splits = {split: [clip.name for clip in clips if clip.split == split] for split in (TRAIN, VAL)}
+            content = {"split": splits, "annotations": [annotate(config, clip) for clip in clips]}
+            write_whole(annotations, pickle.dumps(content, protocol=4))
     return annotations
+
+
+@contextlib.contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """One process at a time works on a folder; the kernel frees the lock of a killed one."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def claim(root: Path, config: DemoConfig) -> None:
@@ -75,15 +92,24 @@ def claim(root: Path, config: DemoConfig) -> None:
     record, videos = root / RECORD, root / VIDEOS
     content = {"generator": GENERATOR, "config": asdict(config)}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    if record.exists() and json.loads(record.read_text())["digest"] == digest:
+    found = recorded(record)
+    if found == digest:
         return
-    if not record.exists() and videos.exists() and any(videos.iterdir()):
+    if found is None and videos.exists() and any(videos.iterdir()):
         raise ValueError(f"{videos} holds files that the demo did not make: name another folder, or move them away.")
     videos.mkdir(parents=True, exist_ok=True)
     (root / ANNOTATIONS).unlink(missing_ok=True)
-    for file in [*videos.glob("*.mp4"), *videos.glob("*.tmp")]:
+    for file in videos.glob("*.mp4"):
         file.unlink()
     write_whole(record, json.dumps({"digest": digest, **content}, indent=1).encode())
+
+
+def recorded(record: Path) -> str | None:
+    """The digest in a demo.json; None where there is no such file of ours."""
+    try:
+        return str(json.loads(record.read_text())["digest"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -145,6 +171,8 @@ def main() -> None:
         annotations = make_demo(args.out, DemoConfig(), args.workers)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; the same command goes on from here\n")
     print(f"demo data: {annotations}")
 
 

@@ -1,0 +1,136 @@
+"""The demo's data set is made the same every time, by any number of processes, after any kill; foreign files stay."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.demo import DemoConfig, alone, claim, make_demo
+from pipelines.demo_classes import clip_ids
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = DemoConfig()
+TINY = DemoConfig(num_train=12, num_val=4, size=(160, 120), num_frames=(6, 9))
+
+
+def digests(root: Path) -> dict[str, str]:
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_bytes_depend_on_no_number_of_workers(tmp_path):
+    made = []
+    for workers in (1, 3):
+        make_demo(tmp_path / str(workers), TINY, workers)
+        made.append(digests(tmp_path / str(workers)))
+    assert made[0] == made[1]
+    assert len(made[0]) == 16 + 2
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    make_demo(tmp_path / "1", TINY, 2)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert digests(make_demo(tmp_path / "other", replace(TINY, seed=1)).parent) != made[0]
+
+
+LONGER = replace(TINY, num_frames=(30, 40))
+MAKE = """
+import sys
+from pathlib import Path
+from pipelines.demo import make_demo
+from tests.pipelines.test_demo_runs import LONGER
+make_demo(Path(sys.argv[1]), LONGER, workers=2)
+"""
+
+
+def making(root: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", MAKE, str(root)], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+    )
+
+
+def test_killed_runs_go_on_to_the_same_bytes_even_two_at_once(tmp_path):
+    whole = digests(make_demo(tmp_path / "whole", LONGER).parent)
+    root = tmp_path / "killed"
+    videos, deadline = root / "videos", time.monotonic() + 60
+    process = making(root)
+    while not (len(list(videos.glob("*.mp4"))) >= 2 and list(videos.glob("*.tmp"))):  # in the middle of a clip
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive their run"
+        time.sleep(0.01)
+    assert not (root / "annotations.pkl").exists()
+    assert len(list(videos.glob("*.mp4"))) < 16
+    (videos / f"{clip_ids(TINY)[-1].name}.123.tmp").write_bytes(b"half a clip")
+    again = [making(root) for _ in range(2)]
+    assert [process.wait(60) for process in again] == [0, 0]
+    assert digests(root) == whole
+
+
+def test_a_second_run_waits_for_the_first(tmp_path):
+    root = tmp_path / "demo"
+    one_clip = replace(TINY, num_train=1, num_val=0)
+    with alone(root):
+        second = threading.Thread(target=make_demo, args=(root, one_clip), daemon=True)
+        second.start()
+        second.join(0.3)
+        assert list(root.iterdir()) == []
+    second.join(60)
+    assert len(digests(root)) == 3
+
+
+def test_a_folder_of_another_config_is_replaced(tmp_path):
+    old = digests(make_demo(tmp_path / "demo", replace(TINY, seed=3, num_train=4)).parent)
+    new = digests(make_demo(tmp_path / "demo", replace(TINY, num_train=3)).parent)
+    assert len(old) == 4 + 4 + 2
+    assert len(new) == 3 + 4 + 2
+    assert not set(old.values()) & set(new.values())
+
+
+def test_foreign_videos_are_refused_and_kept(tmp_path):
+    video = tmp_path / "videos" / "holiday.mp4"
+    video.parent.mkdir()
+    video.write_bytes(b"mine")
+    for record in (None, "", "{}", "[]", '{"digest": 1'):
+        if record is not None:
+            (tmp_path / "demo.json").write_text(record)
+        with pytest.raises(ValueError, match=f"{video.parent} holds files that the demo did not make"):
+            make_demo(tmp_path, TINY)
+        assert video.read_bytes() == b"mine"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pipelines.demo", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_command_line(tmp_path):
+    """A complete folder is left as it is: exit 0. What cannot be: one sentence, exit 2."""
+    root = tmp_path / "demo"
+    claim(root, SHIPPED)
+    for clip in clip_ids(SHIPPED):
+        (root / "videos" / f"{clip.name}.mp4").touch()
+    (root / "annotations.pkl").write_bytes(b"complete")
+    done = run("--out", str(root))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"demo data: {root / 'annotations.pkl'}\n"
+    assert done.stderr == ""
+    assert (root / "annotations.pkl").read_bytes() == b"complete"
+    (root / "demo.json").unlink()
+    for out, reason in ((str(root), "holds files that the demo did not make"), ("/proc/demo", "/proc/demo")):
+        bad = run("--out", out)
+        assert bad.returncode == 2
+        assert reason in bad.stderr
+        assert bad.stderr.count("\n") == 1
+    assert run("--size", "9").returncode == 2
