@@ -201,6 +201,23 @@ def test_frames_are_in_range_and_in_order(count):
         assert (train.rgb_frames != train.pose_frames).any()  # the streams sample on their own, as published
 
 
+@pytest.mark.parametrize("plan", [plan_train, plan_eval])
+def test_aligned_frames_are_pose_frames(plan):
+    config, more = replace(CONFIG, aligned=True), (0, 0) if plan is plan_train else ()
+    found = plan(TABLE, ROWS, config, *more)
+    np.testing.assert_array_equal(found.rgb_frames, found.pose_frames[:, ::3])
+    free = plan(TABLE, ROWS, CONFIG, *more)
+    for one, other in ((found.pose_frames, free.pose_frames), (found.box, free.box), (found.flip, free.flip)):
+        np.testing.assert_array_equal(one, other)  # the rest of the luck is the same
+
+
+def test_without_crops_the_whole_box_is_seen():
+    plan = plan_train(TABLE, ROWS, replace(CONFIG, crop=False), 0, 0)
+    for row in ROWS:
+        joints = TABLE.clip_joints(int(row))[:, plan.pose_frames[row]]
+        assert plan.box[row].tolist() == list(compact_box(joints, HEIGHT, WIDTH))
+
+
 def test_sampled_joints_are_those_of_the_plan():
     clips = table([30, 40, 50], persons=(2, 0, 1))
     plan = plan_train(clips, np.array([2, 0, 1]), CONFIG, 0, 0)

@@ -1,0 +1,145 @@
+"""Real NTU videos, whose timestamps lie: every frame packed in the decoder's order, and an epoch trained at full size.
+
+No skeletons come with them, so the test draws standing people about where the real ones stand.
+"""
+
+import io
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from pipelines.annotations import open_table
+from pipelines.packs import Pack, PackSettings
+from pipelines.prepare import prepare
+from trainer.experiments import EXPERIMENTS
+
+ROOT = Path(__file__).resolve().parents[1]
+FRAMES = {"S001C001P001R001A001": 103, "ntu_sample": 72}
+WIDTH, HEIGHT = 1920, 1080
+# Name -> label, and of each person (x at the start, x at the end, top of the head, soles) in pixels.
+PEOPLE = {
+    "S001C001P001R001A001": (0, [(1050, 1055, 290, 740)]),  # drinks
+    "ntu_sample": (54, [(1025, 990, 250, 865), (725, 850, 280, 905)]),  # hug
+}
+# A body that faces the camera: COCO joints' x to its left, y down from the top of the head, in heights.
+BODY = np.array(
+    [(0, 0.07), (0.015, 0.055), (-0.015, 0.055), (0.03, 0.065), (-0.03, 0.065)]
+    + [(side * x, y) for x, y in ((0.085, 0.18), (0.11, 0.33), (0.095, 0.46)) for side in (1, -1)]
+    + [(side * x, y) for x, y in ((0.055, 0.51), (0.055, 0.74), (0.055, 0.95)) for side in (1, -1)]
+)
+
+
+def standing(frames: int, start: float, end: float, top: float, soles: float, seed: int) -> np.ndarray:
+    """[frames, 17, 2]: a person who shifts the weight and moves the hands a little."""
+    t, rng = np.linspace(0, 1, frames), np.random.default_rng(seed)
+    joints = np.stack([start + (end - start) * t, np.full(frames, top)], axis=-1)[:, None] + BODY * (soles - top)
+    joints[..., 0] += 6 * np.sin(4 * np.pi * t)[:, None] * (1 - BODY[:, 1])
+    joints[:, 9:11, 1] -= 25 * np.sin(2 * np.pi * t)[:, None] ** 2
+    return joints + rng.normal(0, 1.5, joints.shape)
+
+
+def annotation(name: str, label: int, people: list) -> dict:
+    keypoint = np.stack([standing(FRAMES[name], *person, seed) for seed, person in enumerate(people)])
+    return {
+        "frame_dir": name,
+        "label": label,
+        "img_shape": (HEIGHT, WIDTH),
+        "original_shape": (HEIGHT, WIDTH),
+        "total_frames": FRAMES[name],
+        "keypoint": keypoint.astype(np.float16),
+        "keypoint_score": np.full(keypoint.shape[:3], 0.9, np.float16),
+    }
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory, real_videos) -> Path:
+    clips = [annotation(name, *who) for name, who in PEOPLE.items()]
+    path = tmp_path_factory.mktemp("real") / "ntu60_xsub.pkl"
+    splits = {split: list(FRAMES) for split in ("xsub_train", "xsub_val")}
+    path.write_bytes(pickle.dumps({"split": splits, "annotations": clips}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pack(annotations, real_videos) -> Pack:
+    """Where the training of the same annotations looks for it."""
+    settings = PackSettings.of(EXPERIMENTS["ntu60_x3d"].clip)
+    table = open_table(annotations, annotations.parent / "cache")
+    folder = settings.folder(annotations.parent / "packs", table)
+    return prepare(table, real_videos, folder, settings, workers=1, console=Console(quiet=True))
+
+
+def originals(video: Path, region: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """[T, H, W] luma, 0 to 255, of a region in the decoder's order; black where it leaves the picture."""
+    pictures = []
+    with av.open(video) as container:
+        for frame in container.decode(video=0):
+            luma = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, -1)[:, : frame.width]
+            full = ((luma.astype(np.float32) - 16) * (255 / 219)).clip(0, 255)
+            cut = Image.fromarray(full).crop(tuple(region.astype(int)))
+            pictures.append(np.asarray(cut.resize(tuple(size), Image.Resampling.BICUBIC)))
+    return np.stack(pictures)
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_every_frame_in_the_decoders_order(pack, real_videos, name):
+    row = pack.names.tolist().index(name)
+    assert pack.num_frames[row] == FRAMES[name]
+    packets, damaged = pack.read_frames(row, list(range(FRAMES[name])))
+    assert not damaged
+    packed = np.stack([np.asarray(Image.open(io.BytesIO(packet)).convert("L"), np.float32) for packet in packets])
+    (video,) = real_videos.glob(f"{name}*")
+    source = originals(video, pack.region[row], pack.frame_size[row])
+    assert source.shape == packed.shape
+    own = np.abs(source - packed)
+    assert own.mean(axis=(1, 2)).max() < 1.5  # levels of 255: JPEG, and another resize
+    assert np.quantile(own, 0.999) < 16
+    height, width = packed.shape[1:]
+    middle = np.s_[:, height // 4 : -height // 4, width // 4 : -width // 4]  # where people move
+    error = np.stack([np.abs(source[middle] - picture).mean(axis=(1, 2)) for picture in packed[middle]])
+    of_others = error + np.diag(np.full(len(error), np.inf))
+    assert (error.diagonal() < 0.99 * of_others.min(axis=1)).all()
+
+
+@pytest.mark.soak
+def test_an_epoch_at_full_size(pack, annotations, real_videos, tmp_path):
+    """The experiment's own network, RGB 16x224 (256 in validation) and heatmaps 48x56, on a CPU."""
+    root = annotations.parent
+    changes = (
+        *(f"data.annotations={annotations}", f"data.videos={real_videos}"),
+        *(f"data.packs={root / 'packs'}", f"data.cache={root / 'cache'}"),
+        *("optim.batch_size=2", "optim.num_epochs=1", "optim.warmup_epochs=0", "val.batch_size=2", "log_every=1"),
+    )
+    settings = [part for change in changes for part in ("--set", change)]
+    command = [sys.executable, "-m", "trainer", "--exp", "ntu60_x3d", "--device", "cpu"]
+    done = subprocess.run(
+        [*command, *settings, "--work-dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "packing" not in done.stderr  # the pack of this file's other test is the training's own
+    log = (tmp_path / "run" / "train.log").read_text()
+    (line,) = [line for line in log.splitlines() if "Epoch(train)" in line]
+    assert "[1][1/1]" in line
+    losses = dict(re.findall(r"(loss\w*|grad_norm): (\S+)", line))
+    assert {"loss", "loss_rgb", "loss_pose", "loss_rgb_coarse", "loss_pose_coarse", "grad_norm"} <= losses.keys()
+    assert 2 < float(losses["loss_rgb"]) < 10  # ln 60 is 4.1
+    assert float(losses["grad_norm"]) > 0
+    assert re.search(r"Epoch\(val\) \[1\]\[2/2\]  acc/\S+: [01]\.", log)
+    assert "is saved to best_acc_RGBPose_1:1_top1_epoch_1.pth" in log
+    with Image.open(tmp_path / "run" / "clips.png") as sheet:
+        assert sheet.format == "PNG"
+        assert min(sheet.size) > 400
