@@ -47,7 +47,9 @@ class AlignedStream(X3DStreamConfig):
 def measure(target: Target) -> Iterator[Result]:
     experiment = TOY if target.toy else NTU60_X3D
     batch, steps, errors = random_batch(experiment, target.device), {}, []
-    for name, build in variants(experiment.model, target).items():
+    assert isinstance(experiment.model, X3DPairConfig)
+    config = replace(experiment.model, pcan=None)  # the plain 5-D form has the plain head
+    for name, build in variants(config, target).items():
         try:
             steps[name], values = first_look(build(), experiment, batch, target)
         except torch.OutOfMemoryError:
