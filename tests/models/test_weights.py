@@ -1,76 +1,18 @@
-"""Weights in and out: every layout byte-equal both ways, hostile and broken files, merge, initialisation."""
+"""Weights in and out: every layout byte-equal both ways, merge, initialisation."""
 
-import sys
-import types
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from models import SingleStreamConfig, X3DPairConfig, build_model
-from models.weights import WeightsError, initialise_from, load_weights, resnet50, two_stream, x3d_m
+from models import build_model
+from models.weights import WeightsError, initialise_from, load_weights, resnet50, two_stream
 from models.weights.__main__ import main
 from models.weights.files import read_file
 from models.weights.layouts import read_weights
-from tests.models.small import SMALL_EPAM, SMALL_PAIR, SMALL_PATHS, SMALL_PCAN, SMALL_RGBPOSE, batch, stir
+from tests.models.layouts import LAYOUTS, PLAIN, SINGLE, SMALL_X3D_M, assert_byte_equal, filled, ours, save
+from tests.models.small import SMALL_PCAN, batch, stir
 from tests.parity.published import det_tensor
-
-PLAIN = replace(SMALL_RGBPOSE, interaction=False, num_coarse=0)
-SINGLE = {
-    stream: SingleStreamConfig(stream=stream, num_classes=11, in_channels=channels, path=SMALL_PATHS[stream])
-    for stream, channels in (("rgb", 3), ("pose", 5))
-}
-SMALL_X3D_M = X3DPairConfig(
-    num_classes=9, num_coarse=0, rgb=replace(SMALL_PAIR.rgb, widths=(8, 16, 16, 32), blocks=(1, 3, 2, 1))
-)
-
-
-def filled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The fixtures' deterministic weights, by name and shape."""
-    return {name: det_tensor(name, tuple(tensor.shape)) for name, tensor in state.items()}
-
-
-def ours(config: object) -> dict[str, Tensor]:
-    return build_model(config).state_dict()
-
-
-def kinetics(rules: two_stream.Rules) -> dict[str, Tensor]:
-    """A small X3D-M in one of its three layouts."""
-    stream = {name.removeprefix("rgb_"): t for name, t in ours(SMALL_X3D_M).items() if name.startswith("rgb_backbone.")}
-    state = {}
-    for name, tensor in two_stream.write(stream, x3d_m.MMACTION2)[0].items():
-        temporal = name.endswith("conv2.conv.weight")
-        state[name.replace("conv1_s.bn", "conv1_t.bn")] = tensor.repeat(1, 1, 3, 1, 1) if temporal else tensor
-    state["backbone.conv1_t.conv.weight"] = torch.zeros(8, 1, 5, 1, 1)
-    state |= {"cls_head.fc1.weight": torch.zeros(20, 72), "cls_head.fc2.weight": torch.zeros(9, 20)}
-    if rules is x3d_m.PYTORCHVIDEO:
-        state |= x3d_m.identity_norm(8)
-    return x3d_m.write(state | {"cls_head.fc2.bias": torch.zeros(9)}, rules)[0]
-
-
-LAYOUTS: dict[str, Callable[[], dict[str, Tensor]]] = {
-    "mmaction2 RGBPoseConv3D": lambda: two_stream.write(ours(PLAIN), two_stream.MMACTION2)[0],
-    "PCAN": lambda: two_stream.write(ours(SMALL_PCAN), two_stream.MMACTION2)[0],
-    "SlowOnly rgb": lambda: two_stream.write(ours(SINGLE["rgb"]), two_stream.MMACTION2)[0],
-    "SlowOnly pose": lambda: two_stream.write(ours(SINGLE["pose"]), two_stream.MMACTION2)[0],
-    "EPAM-Net": lambda: two_stream.write(ours(replace(SMALL_EPAM, num_coarse=0)), two_stream.EPAM)[0],
-    "guide": lambda: two_stream.write(ours(replace(SMALL_PAIR, pcan=SMALL_PCAN.pcan)), two_stream.GUIDE)[0],
-    "torchvision": lambda: resnet50.write(ours(SINGLE["rgb"]))[0],
-    "mmaction2 X3D-M": lambda: kinetics(x3d_m.MMACTION2),
-    "SlowFast X3D-M": lambda: kinetics(x3d_m.SLOWFAST),
-    "pytorchvideo X3D-M": lambda: kinetics(x3d_m.PYTORCHVIDEO),
-}
-
-
-def assert_byte_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert set(got) == set(expected)
-    for name, tensor in expected.items():
-        assert got[name].dtype == tensor.dtype, name
-        assert torch.equal(got[name], tensor), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -166,11 +108,6 @@ def test_a_still_clip_gives_an_inflated_convolution_what_it_gave():
     torch.testing.assert_close(taps[:, :, 1], taps[:, :, 0])
 
 
-def save(path: Path, state: dict[str, Tensor]) -> Path:
-    torch.save({"state_dict": state}, path)
-    return path
-
-
 def test_a_merged_net_computes_what_its_streams_did(tmp_path, capsys):
     torch.manual_seed(0)
     streams = {stream: stir(build_model(SINGLE[stream])).eval() for stream in SINGLE}
@@ -242,129 +179,3 @@ def test_a_snapshot_of_a_run_is_read(tmp_path):
     home = read_weights(tmp_path / "home.pth")
     assert home.layout.name == "mmaction2"
     assert_byte_equal(home.state, {n: t for n, t in model.state_dict().items() if "coarse.prototypes" not in n})
-
-
-class Bomb:
-    """Unpickled without care, it leaves a file behind."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
-
-
-def test_code_in_a_file_never_runs(tmp_path, capsys):
-    torch.save({"state_dict": filled(LAYOUTS["SlowOnly pose"]()), "hook": Bomb(tmp_path / "ran")}, tmp_path / "x.pth")
-    assert main(["inspect", str(tmp_path / "x.pth")]) == 2
-    assert not (tmp_path / "ran").exists()
-    assert "save its state_dict alone" in capsys.readouterr().err
-
-
-def test_the_log_in_a_trainers_checkpoint_is_skipped(tmp_path, monkeypatch):
-    module = types.ModuleType("mmengine.logging.history_buffer")
-
-    class HistoryBuffer:
-        def __init__(self) -> None:
-            self.history, self.latest = np.arange(3.0), np.float64(0.5)
-
-    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
-    module.HistoryBuffer = HistoryBuffer
-    for name in ("mmengine", "mmengine.logging"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    source = filled(LAYOUTS["SlowOnly pose"]())
-    torch.save({"state_dict": source, "message_hub": {"log": HistoryBuffer()}}, tmp_path / "epoch_3.pth")
-    monkeypatch.undo()
-    assert_byte_equal(read_file(tmp_path / "epoch_3.pth"), source)
-
-
-def broken(path: Path, kind: str) -> Path:
-    """A file that cannot be used, in one of many ways."""
-    state = filled(LAYOUTS["SlowOnly pose"]())
-    file = path / f"{kind}.pth"
-    match kind:
-        case "absent":
-            return file
-        case "empty":
-            file.write_bytes(b"")
-        case "text":
-            file.write_text("<html>404</html>")
-        case "cut":
-            file.write_bytes(save(file, state).read_bytes()[:5000])
-        case "cut safetensors":
-            file = path / "cut.safetensors"
-            file.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
-        case "tensor":
-            torch.save(torch.zeros(3), file)
-        case "foreign":
-            save(file, {"encoder.weight": torch.zeros(3, 3)})
-        case "unknown key":
-            save(file, state | {"backbone.layer1.0.conv4.conv.weight": torch.zeros(1)})
-        case "unknown head":
-            save(file, state | {"neck.weight": torch.zeros(1)})
-        case "missing key":
-            del state["backbone.layer2.0.conv2.bn.bias"]
-            save(file, state)
-        case "no stage":
-            save(file, {name: t for name, t in state.items() if ".layer1." not in name})
-        case "shape":
-            save(file, state | {"backbone.layer1.1.conv2.bn.weight": torch.zeros(7)})
-        case "volume":
-            save(file, state | {"backbone.layer1.1.conv2.conv.weight": torch.zeros(4, 4, 3, 3, 3)})
-    return file
-
-
-SENTENCES = {
-    "absent": "there is no file",
-    "empty": "damaged or no checkpoint",
-    "text": "is not a checkpoint of tensors",
-    "cut": "damaged or no checkpoint",
-    "cut safetensors": "not a whole safetensors file",
-    "tensor": "holds no tensors by name",
-    "foreign": r"of no known layout \(it begins with encoder.weight\)",
-    "unknown key": "1 unknown: backbone.layer1.0.conv4.conv.weight",
-    "unknown head": "1 unknown: neck.weight",
-    "missing key": "1 missing: backbone.layer2.0.conv2.bn.bias",
-    "no stage": "layer1 and the stages after it are not all there",
-    "shape": r"1 of another shape: backbone.layer1.1.conv2.bn.weight \(7,\), not \(4,\)",
-    "volume": "spans time and space",
-}
-
-
-@pytest.mark.parametrize("kind", SENTENCES)
-def test_a_bad_file_is_refused_in_one_sentence(tmp_path, capsys, kind):
-    path = broken(tmp_path, kind)
-    out = tmp_path / "out.safetensors"
-    assert main(["convert", str(path), str(out)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    with pytest.raises(WeightsError, match=SENTENCES[kind]):
-        raise WeightsError(error)
-    assert not out.exists()
-
-
-def test_inspect_lists_what_is_wrong(tmp_path, capsys):
-    assert main(["inspect", str(broken(tmp_path, "unknown head"))]) == 2
-    shown = capsys.readouterr().out
-    assert "mmaction2's SlowOnly pose, 11 classes, 5 joints" in shown
-    assert "1 unknown: neck.weight" in shown
-
-
-def test_places_that_cannot_be_written_are_refused(tmp_path, capsys):
-    path = str(save(tmp_path / "pose.pth", filled(LAYOUTS["SlowOnly pose"]())))
-    for out, extra, sentence in (
-        (path, [], "is the file that is read"),
-        (str(tmp_path / "x.onnx"), [], "ends in none of .safetensors, .pth"),
-        (str(tmp_path / "no" / "x.pth"), [], "could not be written"),
-        (str(tmp_path / "x.pth"), ["--to", "torchvision"], "for the RGB stream alone"),
-        (
-            str(tmp_path / "x.pth"),
-            ["--to", "slowfast"],
-            "no SlowOnly in slowfast's layout: choose --to mmaction2 or torchvision",
-        ),
-    ):
-        assert main(["convert", path, out, *extra]) == 2
-        assert sentence in capsys.readouterr().err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["pose.pth"]
