@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from models import read_coarse_map
+from models.weights import read_weights
 from trainer.config import Experiment, consistent, override
 from trainer.experiments import EXPERIMENTS
 from trainer.listing import list_experiments
@@ -79,6 +80,8 @@ def train(options: Options, arguments: list[str]) -> int:
     for clips in (experiment.optim.batch_size, experiment.val.batch_size):
         if clips % num_ranks:
             raise ValueError(f"the global batch of {clips} clips does not divide over {num_ranks} ranks; see --ranks")
+    if options.init is not None:
+        read_weights(options.init)  # a wrong file is told now, not after hours of preparation
     if num_ranks > 1:
         return launch(num_ranks, arguments)
     from trainer.session import train_here

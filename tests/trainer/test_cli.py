@@ -73,6 +73,13 @@ def test_unwritable_work_dir(capsys, tmp_path):
     assert line.endswith("choose another --work-dir")
 
 
+def test_wrong_starting_weights(capsys, tmp_path):
+    (tmp_path / "weights.pth").write_text("no weights")
+    line = told(capsys, "--exp", "ntu60", "--init", str(tmp_path / "weights.pth"), "--work-dir", str(tmp_path / "run"))
+    assert "weights.pth" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_batch_that_does_not_divide(capsys, tmp_path):
     line = told(capsys, "--exp", "demo", "--ranks", "3", "--work-dir", str(tmp_path), "--device", "cpu")
     assert "16 clips does not divide over 3 ranks" in line
