@@ -49,7 +49,7 @@ __all__ = [
     "make_demo",
 ]
 
-GENERATOR = 2  # raise it whenever the same DemoConfig yields other data, so that old folders are made anew
+GENERATOR = 3  # raise it whenever the same DemoConfig yields other data, so that old folders are made anew
 RECORD, ANNOTATIONS, VIDEOS = "demo.json", "annotations.pkl", "videos"
 
 
