@@ -40,6 +40,8 @@ class Loader:
     rank: int = 0
     world_size: int = 1
     seed: int = 0
+    clip: int = 0  # in evaluation: sample `clip` of `num_clips`
+    num_clips: int = 1
     prefetch: int = 2
     threads: int = field(default_factory=lambda: max(1, min(8, len(os.sched_getaffinity(0)) - 1)))
     say: Callable[[str], None] = print
@@ -83,7 +85,7 @@ class Loader:
             rows = batch_rows(order, step, self.batch_size, self.rank, self.world_size)
             return plan_train(self.table, rows, self.config, self.seed, epoch)
         places = np.minimum(self._places(step), len(self.rows) - 1)
-        return plan_eval(self.table, self.rows[places], self.config)
+        return plan_eval(self.table, self.rows[places], self.config, self.clip, self.num_clips)
 
     def _places(self, step: int) -> np.ndarray:
         return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
