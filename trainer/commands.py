@@ -80,6 +80,9 @@ def train(options: Options, arguments: list[str]) -> int:
     for clips in (experiment.optim.batch_size, experiment.val.batch_size):
         if clips % num_ranks:
             raise ValueError(f"the global batch of {clips} clips does not divide over {num_ranks} ranks; see --ranks")
+    share, parts = experiment.optim.batch_size // num_ranks, experiment.optim.accumulate
+    if parts < 1 or share % parts:
+        raise ValueError(f"{share} clips a rank do not divide into {parts} equal parts; see --set optim.accumulate")
     if options.init is not None:
         read_weights(options.init)  # a wrong file is told now, not after hours of preparation
     if num_ranks > 1:

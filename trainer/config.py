@@ -8,7 +8,8 @@ from typing import Any, get_args, get_type_hints
 
 from models import ModelConfig, SingleStreamConfig, check_coarse_map
 from pipelines.config import ClipConfig, DataConfig
-from trainer.optim import Schedule
+from trainer.optim import Impl, Schedule
+from trainer.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +27,10 @@ class OptimConfig:
     weight_decay: float = 1e-4
     clip_norm: float | None = 40.0
     max_bad_steps: int = 20  # as many steps in a row without finite gradients end the run
+    precision: Precision = "auto"
+    impl: Impl = "auto"
+    accumulate: int = 1  # parts of a rank's batch that go through the networks one after another
+    ema: float | None = None  # decay of the weights' moving average; 0.999 is usual
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ def score_split(run: Run) -> Scores:
     run.network.eval()
     parts = []
     for batch in run.val_loader.epoch(0):
-        with run.precision:
+        with run.precision():
             output = run.forward(batch.rgb, batch.heatmap)
         parts.append(score_batch(batch, output.logits))
         run.journal.validated(run.val_loader.batch_size)

@@ -4,17 +4,15 @@ import time
 from collections.abc import Iterator
 
 import nvtx
-import torch
-from torch import Tensor
 
 from pipelines.batch import Batch
 from trainer.evaluate import score_split
-from trainer.metrics import Scores, summarize
-from trainer.optim import clip_and_check, learning_rate, set_lr, step_if
+from trainer.metrics import Scores, summarize, worse_than_a_stream
 from trainer.ranks import average_statistics
 from trainer.resume import state_of
 from trainer.run import Run, Stopped
 from trainer.snapshot import best_name
+from trainer.step import rate, train_step
 
 
 def fit(run: Run, max_steps: int | None) -> Scores | None:
@@ -69,56 +67,6 @@ def stop_after(run: Run, max_steps: int | None) -> None:
         raise Stopped(f"{done} steps are done")
 
 
-def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """One step of SGD; loss terms, accuracies and gradient norm as scalars on the device, for nobody to wait for."""
-    experiment, cursor = run.experiment, run.cursor
-    num_steps = run.train_loader.num_batches
-    set_lr(run.optimizer, rate(run))
-    torch.manual_seed(step_seed(experiment.seed, cursor.epoch * num_steps + cursor.step, run.ranks.rank))
-    run.guard.hold()
-    with nvtx.annotate("forward"), run.precision:
-        output = run.parallel(batch.rgb, batch.heatmap, batch.label, batch.coarse_label)
-        loss = torch.stack(list(output.losses.values())).sum()
-    with nvtx.annotate("backward"):
-        loss.backward()
-    with nvtx.annotate("optimizer"):
-        norm, ok = clip_and_check(run.network.parameters(), experiment.optim.clip_norm)
-        step_if(run.optimizer, ok)
-        run.guard.settle(ok)
-        run.optimizer.zero_grad()
-    cursor.count(ok)
-    return {"loss": loss, **output.losses, **accuracies(output.logits, batch), "grad_norm": norm}
-
-
-def rate(run: Run) -> float:
-    """The learning rate of the cursor's step."""
-    optim = run.experiment.optim
-    return learning_rate(
-        optim.schedule,
-        run.cursor.epoch,
-        run.cursor.step,
-        run.train_loader.num_batches,
-        base_lr=optim.lr,
-        num_epochs=optim.num_epochs,
-        eta_min=optim.eta_min,
-        warmup_epochs=optim.warmup_epochs,
-        milestones=optim.milestones,
-    )
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Dropout's luck belongs to the step, so that nothing of it needs to be saved."""
-    return ((seed << 40) + (step << 12) + rank) & ((1 << 63) - 1)
-
-
-def accuracies(logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    return {
-        f"{stream}_top1": (logits[stream].argmax(dim=1) == batch.label).float().mean()
-        for stream in ("rgb", "pose")
-        if stream in logits
-    }
-
-
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
     """Each batch with the seconds that the host waited for it."""
     while True:
@@ -151,7 +99,12 @@ def validate(run: Run) -> tuple[Scores, str | None]:
     journal.start_validation(epoch, num_clips)
     scores = score_split(run)
     metrics = summarize(scores)
+    if run.averages is not None:
+        with run.averages.in_place_of(run.network):
+            metrics |= {f"ema/{name}": value for name, value in summarize(score_split(run)).items()}
     journal.validation(epoch, num_clips, metrics)
+    if warning := worse_than_a_stream(metrics):
+        journal.say(warning)
     score = metrics[val.metric]
     run.stopping.update(score)
     if score <= cursor.best:
@@ -164,6 +117,7 @@ def validate(run: Run) -> tuple[Scores, str | None]:
 def save(run: Run, best: str | None = None) -> None:
     """A snapshot of the run where its cursor is, written while training goes on; `best` names a copy to keep."""
     with nvtx.annotate("snapshot"):
-        average_statistics(run.network, run.ranks)
+        for network in (run.network, *([run.averages.network] if run.averages else [])):
+            average_statistics(network, run.ranks)
         if run.writer is not None:
             run.writer.save(state_of(run), run.cursor.epoch + 1, run.cursor.step, best)

@@ -79,6 +79,16 @@ def summarize(scores: Scores) -> dict[str, float]:
     return metrics | (_f1(scores) if coarse else {})
 
 
+def worse_than_a_stream(metrics: dict[str, float]) -> str | None:
+    """A sentence where the fused 1:1 top-1 is under the better stream's: one stream drags the other down."""
+    fused = metrics.get("acc/RGBPose_1:1_top1")
+    if fused is None:
+        return None
+    stream = max(("rgb", "pose"), key=lambda name: metrics[f"acc/{name}_top1"])
+    alone = metrics[f"acc/{stream}_top1"]
+    return f"the fused top-1 {fused:.4f} is under {stream} alone, {alone:.4f}" if fused < alone else None
+
+
 def main_scores(scores: Scores, coarse: bool = False) -> Tensor:
     """[N, K]: the 1:1 sum of both streams, or the only stream there is; the scores behind the first metric."""
     return next(iter(_all_scores(scores, "_coarse" if coarse else "").values()))

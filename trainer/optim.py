@@ -1,5 +1,6 @@
 """SGD that skips a bad step on the device, clipping, learning rates as pure functions of time, early stopping."""
 
+import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,25 @@ from torch import Tensor
 from torch.nn import Parameter
 
 Schedule = Literal["constant", "cosine", "cosine_per_step", "multistep"]
+Impl = Literal["auto", "torch", "apex"]
+
+
+def build_optimizer(
+    impl: Impl, parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD of torch or of NVIDIA's apex, the same update. `auto` is torch until a committed record shows apex faster.
+
+    Raises ValueError where apex's compiled extension is not there.
+    """
+    if impl != "apex":
+        return build_sgd(parameters, lr, momentum, weight_decay)
+    if importlib.util.find_spec("amp_C") is None:
+        raise ValueError("optim.impl=apex, but apex's extension amp_C is not built here: see README, or take torch")
+    from apex.optimizers import FusedSGD  # type: ignore[import-not-found]
+
+    optimizer = FusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    start_momentum(optimizer)
+    return optimizer
 
 
 def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -19,11 +39,14 @@ def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weigh
     uninitialised memory whenever the very first step is skipped.
     """
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
-    if momentum:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    start_momentum(optimizer)
     return optimizer
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -47,8 +70,11 @@ def clip_and_check(parameters: Iterable[Parameter], max_norm: float | None) -> t
 def step_if(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
     """Step a fused optimizer where `ok` (bool scalar on the device), else leave weights and momentum bit-identical.
 
-    The kernel reads the verdict itself (GradScaler's found_inf protocol), so the host does not wait.
+    The kernel reads the verdict itself (torch: GradScaler's found_inf protocol; apex: its overflow flag, whose kernels
+    return at once where it is set), so the host does not wait.
     """
+    if hasattr(optimizer, "_dummy_overflow_buf"):
+        optimizer._dummy_overflow_buf.copy_(~ok)  # type: ignore[attr-defined]
     optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]
     optimizer.step()
 

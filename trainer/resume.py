@@ -12,7 +12,7 @@ from trainer.config import Experiment
 from trainer.run import Run
 from trainer.snapshot import SnapshotError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -32,6 +32,8 @@ def state_of(run: Run) -> dict[str, Any]:
             "bad_steps": cursor.bad_steps,
         },
         "exact_under": exact_under(run),
+        "scale": None if run.scale is None else run.scale.state_dict(),
+        "averages": None if run.averages is None else run.averages.network.state_dict(),
     }
 
 
@@ -40,6 +42,10 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     run.network.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.stopping.load_state_dict(state["stopping"])
+    if run.scale is not None and state["scale"] is not None:
+        run.scale.load_state_dict(state["scale"])
+    if run.averages is not None:
+        run.averages.network.load_state_dict(state["averages"] or state["model"])
     for name, value in state["cursor"].items():
         setattr(run.cursor, name, value.to(run.ranks.device) if isinstance(value, torch.Tensor) else value)
     before, now = state["exact_under"], exact_under(run)

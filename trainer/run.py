@@ -1,7 +1,8 @@
 """A run's parts in one place. What of them goes into a snapshot, and back: trainer/resume.py."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -11,11 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models import build_model
 from pipelines.loader import Loader
+from trainer.averaging import Averages
 from trainer.compiling import compiled
 from trainer.config import Experiment
 from trainer.interrupt import Interrupt
 from trainer.journal import Journal
-from trainer.optim import BufferGuard, EarlyStopping, build_sgd
+from trainer.optim import BufferGuard, EarlyStopping, build_optimizer
+from trainer.precision import LossScale, autocast_of
 from trainer.ranks import Ranks
 from trainer.snapshot import Writer
 
@@ -90,7 +93,9 @@ class Run:
     journal: Journal
     writer: Writer | None
     interrupt: Interrupt
-    precision: AbstractContextManager
+    precision: Callable[[], AbstractContextManager]
+    scale: LossScale | None  # fp16 only
+    averages: Averages | None
     meter: Meter = field(default_factory=Meter)
     asked: int = 0
 
@@ -115,6 +120,7 @@ def build_run(
     network = build_model(experiment.model).to(ranks.device)
     optim, val = experiment.optim, experiment.val
     forward = compiled(network, experiment, ranks.device, journal.say)
+    averages = None if optim.ema is None else Averages(network, optim.ema)
     return Run(
         experiment=experiment,
         ranks=ranks,
@@ -122,20 +128,25 @@ def build_run(
         val_loader=loaders[1],
         network=network,
         forward=forward,
-        parallel=parallel(forward, ranks),
-        optimizer=build_sgd(network.parameters(), optim.lr, optim.momentum, optim.weight_decay),
-        guard=BufferGuard(network.buffers()),
+        parallel=parallel(forward, ranks, optim.accumulate),
+        optimizer=build_optimizer(optim.impl, network.parameters(), optim.lr, optim.momentum, optim.weight_decay),
+        guard=BufferGuard([*network.buffers(), *(averages.tensors() if averages else [])]),
         cursor=Cursor(torch.zeros(2, dtype=torch.int64, device=ranks.device)),
         stopping=EarlyStopping(patience=val.patience or 1 << 30, min_delta=val.min_delta),
         journal=journal,
         writer=writer,
         interrupt=interrupt,
-        precision=precision(ranks.device),
+        precision=autocast_of(optim.precision, ranks.device),
+        scale=LossScale(ranks.device) if optim.precision == "fp16" else None,
+        averages=averages,
     )
 
 
-def parallel(forward: nn.Module, ranks: Ranks) -> nn.Module:
-    """DDP around the compiled network, not the reverse: DDP's optimizer would split the graph."""
+def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
+    """DDP around the compiled network, not the reverse: DDP's optimizer would split the graph.
+
+    A static graph has one exchange a backward pass, which accumulation has not.
+    """
     if ranks.world_size == 1:
         return forward
     return DistributedDataParallel(
@@ -143,13 +154,6 @@ def parallel(forward: nn.Module, ranks: Ranks) -> nn.Module:
         device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
         broadcast_buffers=False,  # ranks.average_statistics makes them equal where it matters
         gradient_as_bucket_view=True,
-        static_graph=True,
+        static_graph=accumulate == 1,
         bucket_cap_mb=1024,  # one bucket: these nets are small
     )
-
-
-def precision(device: torch.device) -> AbstractContextManager:
-    """bf16 where the device computes in it; float32 on CPUs, most of which only emulate bf16."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.autocast("cuda", torch.bfloat16)
-    return nullcontext()

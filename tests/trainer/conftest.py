@@ -2,9 +2,19 @@
 
 import fcntl
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import tyro
+
+from trainer.commands import Options, dispatch, experiment_of
+from trainer.data import build_loaders
+from trainer.interrupt import Interrupt
+from trainer.journal import Journal
+from trainer.ranks import join
+from trainer.run import Run, build_run
 
 SMALL_NETS = (
     *("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)"),
@@ -30,8 +40,6 @@ def arguments_in(root: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, worker_id) -> list[str]:
     """`arguments_in` a folder of all test processes, all data in place."""
-    from trainer.commands import dispatch
-
     base = tmp_path_factory.getbasetemp()
     root: Path = (base if worker_id == "master" else base.parent) / "tiny"
     root.mkdir(exist_ok=True)
@@ -45,3 +53,19 @@ def tiny(tmp_path_factory, worker_id) -> list[str]:
 def environment() -> dict[str, str]:
     """Of subprocesses: one thread each, so that runs under load neither crawl nor differ."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def build(tiny, tmp_path) -> Iterator[Callable[..., Run]]:
+    """Makes a run of the tiny demo in this process, with more `--set` assignments, its weights the same each time."""
+    with ExitStack() as stack:
+
+        def make(*assignments: str) -> Run:
+            options = tyro.cli(Options, args=[*tiny, *(part for each in assignments for part in ("--set", each))])
+            experiment = experiment_of(options)
+            ranks = stack.enter_context(join("cpu"))
+            interrupt = stack.enter_context(Interrupt())
+            journal = Journal(tmp_path / "journal")
+            return build_run(experiment, ranks, build_loaders(experiment, ranks, print), journal, None, interrupt)
+
+        yield make

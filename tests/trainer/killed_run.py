@@ -14,6 +14,7 @@ import trainer.evaluate
 import trainer.loop
 import trainer.sealed
 import trainer.snapshot
+import trainer.step
 from trainer.cli import main
 
 log, point = sys.argv[1:3]
@@ -46,7 +47,7 @@ def log_step(run, batch):
     record = {
         "epoch": run.cursor.epoch,
         "step": run.cursor.step,
-        "lr": trainer.loop.rate(run),
+        "lr": trainer.step.rate(run),
         "clips": batch.index.tolist(),
         "pixels": int(batch.rgb.long().sum()),
         "heat": float(batch.heatmap.double().sum()),

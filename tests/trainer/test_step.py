@@ -1,0 +1,179 @@
+"""One step: accumulation, the moving average, loss scaling, and steps that are not finite, which change nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kernels.heatmap import render_heatmaps
+from tests.trainer.test_resume import assert_equal
+from trainer.evaluate import score_split
+from trainer.optim import build_optimizer, step_if
+from trainer.precision import LossScale
+from trainer.resume import state_of, take_up
+from trainer.step import split, train_step
+
+
+def frozen(run):
+    """The run with BatchNorm on its running statistics and no dropout: a batch is then the sum of its parts."""
+    run.network.eval()
+    return run
+
+
+def weights(run):
+    return [parameter.detach().clone() for parameter in run.network.parameters()]
+
+
+def batches(run, count):
+    return [batch for _, batch in zip(range(count), run.train_loader.epoch(0), strict=False)]
+
+
+def test_parts_of_a_batch_are_views_in_order(build):
+    (batch,) = batches(build(), 1)
+    parts = split(batch, 4)
+    assert [part.index.tolist() for part in parts] == [batch.index[i : i + 2].tolist() for i in range(0, 8, 2)]
+    assert parts[1].rgb.data_ptr() == batch.rgb[2:].data_ptr()
+
+
+def test_accumulated_steps_equal_whole_ones(build):
+    whole, parts = frozen(build()), frozen(build("optim.accumulate=4"))
+    assert_equal(weights(whole), weights(parts))
+    for batch in batches(whole, 3):
+        one, four = train_step(whole, batch), train_step(parts, batch)
+        torch.testing.assert_close(one, four, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-5, atol=1e-6)
+
+
+def test_averages_are_those_of_torch(build):
+    run = build("optim.ema=0.9")
+    oracle = AveragedModel(run.network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    oracle.n_averaged += 1  # torch's copies the first update, ours starts as a copy
+    for batch in batches(run, 3):
+        train_step(run, batch)
+        oracle.update_parameters(run.network)
+    torch.testing.assert_close(
+        [p.detach() for p in run.averages.network.parameters()], [p.detach() for p in oracle.module.parameters()]
+    )
+    own = weights(run)
+    with run.averages.in_place_of(run.network):
+        assert_equal(weights(run), [p.detach() for p in run.averages.network.parameters()])
+        scores = score_split(run)
+    assert_equal(weights(run), own)
+    assert not torch.equal(scores.probability["rgb"], score_split(run).probability["rgb"])
+
+
+def test_averages_and_loss_scale_go_through_a_snapshot(build):
+    settings = ("optim.ema=0.9", "optim.precision=fp16")
+    run = build(*settings)
+    run.scale.settle(torch.tensor(False))
+    run.averages.update(nn.Module.half(build().network).float())
+    again = build(*settings)
+    take_up(again, state_of(run))
+    assert_equal(state_of(again), state_of(run))
+    assert float(again.scale.scale(torch.tensor(1.0))) == 32768
+
+
+def test_loss_scale_follows_the_rule_of_torch():
+    ours, theirs = LossScale(torch.device("cpu")), torch.amp.GradScaler("cpu")
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer("torch", [weight], 0.1, 0.9, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    for good in [*(torch.rand(30, generator=generator) < 0.7), *torch.ones(2100, dtype=torch.bool)]:
+        loss = (weight * (1.0 if good else float("inf"))).sum()
+        theirs.scale(loss).backward()
+        theirs.step(optimizer)
+        theirs.update()
+        ours.settle(good)
+        optimizer.zero_grad()
+        assert float(ours.scale(torch.tensor(1.0))) == theirs.get_scale()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_steps_in_half_precision_lead_where_float32_does(build, precision):
+    half, full = build(f"optim.precision={precision}"), build()
+    for batch in batches(full, 4):
+        rough, exact = train_step(half, batch), train_step(full, batch)
+    assert {parameter.dtype for parameter in half.network.parameters()} == {torch.float32}
+    assert torch.isfinite(rough["loss"])
+    torch.testing.assert_close(rough["loss"], exact["loss"], rtol=0.05, atol=0)
+    assert half.cursor.bad_steps[1] == 0
+
+
+def test_a_joint_that_is_not_a_number_is_not_drawn(build):
+    run = build()
+    (batch,) = batches(run, 1)
+    joints = torch.full((8, 8, 1, 17, 3), 5.0)
+    joints[0, 0, 0, 0, 0], joints[1, 0, 0, 0, 2] = float("nan"), float("inf")
+    values = train_step(run, replace(batch, heatmap=render_heatmaps(joints, (12, 12), 0.6)))
+    assert torch.isfinite(torch.stack(list(values.values()))).all()
+    assert run.cursor.bad_steps.tolist() == [0, 0]
+
+
+def poison_heatmap(run, batch):
+    return replace(batch, heatmap=batch.heatmap.index_fill(0, torch.tensor([0]), float("nan")))
+
+
+def poison_pixel(run, batch):
+    frames = batch.rgb.float()
+    frames[0, 0, 0, 0, 0] = float("nan")
+    return replace(batch, rgb=frames)
+
+
+def poison_loss(run, batch):
+    class Broken(nn.Module):
+        def forward(self, *inputs):
+            output = network(*inputs)
+            return output._replace(losses={name: loss * float("inf") for name, loss in output.losses.items()})
+
+    network, run.parallel = run.parallel, Broken()
+    return batch
+
+
+def poison_gradient(run, batch):
+    parameter = next(run.network.parameters())
+    parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), float("-inf")))
+    return batch
+
+
+@pytest.mark.parametrize("poison", [poison_heatmap, poison_pixel, poison_loss, poison_gradient])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_that_is_not_finite_changes_no_bit(build, poison, precision):
+    run = build("optim.ema=0.9", f"optim.precision={precision}")
+    first, second = batches(run, 2)
+    train_step(run, first)
+    before = {name: clone(value) for name, value in state_of(run).items()}
+    train_step(run, poison(run, second))
+    after = state_of(run)
+    for part in ("model", "optimizer", "averages"):
+        assert_equal(after[part], before[part], part)
+    assert run.cursor.bad_steps.tolist() == [1, 1]
+    assert all(probability.isfinite().all() for probability in score_split(run).probability.values())
+
+
+def clone(value):
+    if isinstance(value, dict):
+        return {key: clone(part) for key, part in value.items()}
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def test_apex_without_its_extension_is_told():
+    with pytest.raises(ValueError, match=r"amp_C is not built here"):
+        build_optimizer("apex", [nn.Parameter(torch.ones(3))], 0.1, 0.9, 0.0)
+
+
+@pytest.mark.gpu
+def test_apex_makes_the_steps_of_torch():
+    pytest.importorskip("amp_C", reason="NVIDIA's apex is not built here")
+    results = []
+    for impl in ("torch", "apex"):
+        torch.manual_seed(0)
+        net = nn.Conv2d(8, 8, 3).cuda().to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(impl, net.parameters(), 0.1, 0.9, 1e-3)
+        for step in range(4):
+            net(torch.rand(2, 8, 9, 9, device="cuda")).square().sum().backward()
+            step_if(optimizer, torch.tensor(step != 2, device="cuda"))
+            optimizer.zero_grad()
+        results.append([parameter.detach() for parameter in net.parameters()])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,95 @@
+"""One step of training: forward, backward, verdict, update. On a GPU nothing in it waits for the device."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
+
+import nvtx
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.batch import Batch
+from trainer.optim import clip_and_check, learning_rate, set_lr, step_if
+from trainer.run import Run
+
+
+def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """One step of SGD; loss terms, accuracies and gradient norm as scalars on the device, for nobody to wait for.
+
+    A step whose gradients are not finite leaves weights, momentum, buffers and averages bit for bit as they were.
+    """
+    experiment, cursor = run.experiment, run.cursor
+    num_steps = run.train_loader.num_batches
+    set_lr(run.optimizer, rate(run))
+    torch.manual_seed(step_seed(experiment.seed, cursor.epoch * num_steps + cursor.step, run.ranks.rank))
+    run.guard.hold()
+    parts = split(batch, experiment.optim.accumulate)
+    terms = [accumulate(run, part, 1 / len(parts), last=part is parts[-1]) for part in parts]
+    with nvtx.annotate("optimizer"):
+        parameters = [parameter for parameter in run.network.parameters() if parameter.grad is not None]
+        if run.scale is not None:
+            run.scale.unscale([p.grad for p in parameters if p.grad is not None])
+        norm, ok = clip_and_check(parameters, experiment.optim.clip_norm)
+        step_if(run.optimizer, ok)
+        if run.averages is not None:
+            run.averages.update(run.network)
+        if run.scale is not None:
+            run.scale.settle(ok)
+        run.guard.settle(ok)
+        run.optimizer.zero_grad()
+    cursor.count(ok)
+    return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]} | {"grad_norm": norm}
+
+
+def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Tensor]:
+    """Add the gradients of `share` times the loss of a part of the batch; ranks exchange theirs with the last part."""
+    with alone(run.parallel, last):
+        with nvtx.annotate("forward"), run.precision():
+            output = run.parallel(part.rgb, part.heatmap, part.label, part.coarse_label)
+            loss = torch.stack(list(output.losses.values())).sum()
+        with nvtx.annotate("backward"):
+            whole = loss * share if share < 1 else loss
+            (whole if run.scale is None else run.scale.scale(whole)).backward()
+    terms = {"loss": loss, **output.losses, **accuracies(output.logits, part)}
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def alone(parallel: torch.nn.Module, last: bool) -> AbstractContextManager:
+    return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext()
+
+
+def split(batch: Batch, count: int) -> list[Batch]:
+    """The batch in `count` equal parts, views of it."""
+    if count == 1:
+        return [batch]
+    columns = [getattr(batch, field.name).chunk(count) for field in fields(batch)]
+    return [Batch(*parts) for parts in zip(*columns, strict=True)]
+
+
+def rate(run: Run) -> float:
+    """The learning rate of the cursor's step."""
+    optim = run.experiment.optim
+    return learning_rate(
+        optim.schedule,
+        run.cursor.epoch,
+        run.cursor.step,
+        run.train_loader.num_batches,
+        base_lr=optim.lr,
+        num_epochs=optim.num_epochs,
+        eta_min=optim.eta_min,
+        warmup_epochs=optim.warmup_epochs,
+        milestones=optim.milestones,
+    )
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Dropout's luck belongs to the step, so that nothing of it needs to be saved."""
+    return ((seed << 40) + (step << 12) + rank) & ((1 << 63) - 1)
+
+
+def accuracies(logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    return {
+        f"{stream}_top1": (logits[stream].argmax(dim=1) == batch.label).float().mean()
+        for stream in ("rgb", "pose")
+        if stream in logits
+    }
