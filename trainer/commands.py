@@ -14,7 +14,7 @@ from models.weights import read_weights
 from trainer.config import Experiment, consistent, override
 from trainer.experiments import EXPERIMENTS
 from trainer.listing import list_experiments
-from trainer.ranks import launch, started_by_launcher
+from trainer.ranks import launch, restarted, started_by_launcher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +39,8 @@ class Options:
     """Weights to start from, published or native; heads of other classes start afresh."""
     ranks: int | None = None
     """Processes to start on this machine. Default: one for each visible GPU, or one on the CPU."""
+    max_restarts: int = 0
+    """When a process fails, start all again from the newest snapshot, so many times at most."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     list: bool = False
@@ -85,13 +87,18 @@ def train(options: Options, arguments: list[str]) -> int:
         raise ValueError(f"{share} clips a rank do not divide into {parts} equal parts; see --set optim.accumulate")
     if options.init is not None:
         read_weights(options.init)  # a wrong file is told now, not after hours of preparation
-    if num_ranks > 1:
-        return launch(num_ranks, arguments)
+    if not started_by_launcher() and (num_ranks > 1 or options.max_restarts):
+        return launch(num_ranks, arguments, options.max_restarts)
     from trainer.session import train_here
 
     work_dir = options.work_dir or Path("work_dirs") / experiment.name
     return train_here(
-        experiment, device, work_dir, resume=options.resume, max_steps=options.max_steps, init=options.init
+        experiment,
+        device,
+        work_dir,
+        resume=options.resume or restarted(),
+        max_steps=options.max_steps,
+        init=options.init,
     )
 
 

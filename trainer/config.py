@@ -68,6 +68,7 @@ class Experiment:
     snapshot_every: int = 500  # steps; every epoch ends with one too
     compile: bool | None = None
     prefetch: int = 2  # batches that the data pipeline is ahead
+    stalled_after: float = 600.0  # seconds without a step, or a batch of a validation, that end the run
 
 
 def consistent(experiment: Experiment, coarse_map: tuple[int, ...]) -> Experiment:

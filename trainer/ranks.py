@@ -1,6 +1,9 @@
 """Processes of a run: who am I, who goes first, what do all agree on. One process needs no process group."""
 
 import os
+import signal
+import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from trainer.interrupt import EXIT_CODES
 
 # Rank 0 may prepare hours of video while the others wait at `in_turn`; a stuck step is noticed much sooner.
 PATIENCE_FOR_DATA = timedelta(days=3)
@@ -68,7 +73,10 @@ def join(device: str) -> Iterator[Ranks]:
         return
     if place.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE_FOR_STEP)
+    store, *_ = next(dist.rendezvous("env://", rank, world_size, timeout=PATIENCE_FOR_STEP))
+    attempt = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)  # addresses of the dead are in there
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=PATIENCE_FOR_STEP)
     try:
         hosts = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
         yield Ranks(rank, local_rank, world_size, place, hosts)
@@ -89,13 +97,18 @@ def average_statistics(model: nn.Module, ranks: Ranks) -> None:
         buffer.copy_(mean.view_as(buffer))
 
 
-def launch(num_ranks: int, arguments: list[str]) -> int:
+def restarted() -> bool:
+    """True in a process that the launcher has started again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
     """Run `python -m trainer ARGUMENTS` as `num_ranks` processes of this machine; the exit code of the first failed.
 
-    torch's own elastic launcher, as torchrun has it.
+    torch's own elastic launcher, as torchrun has it: when one process fails all are ended, and started again up to
+    `max_restarts` times. A signal goes on to all of them, and decides the exit code.
     """
-    import sys
-
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -103,13 +116,24 @@ def launch(num_ranks: int, arguments: list[str]) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_ranks,
+        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        max_restarts=max_restarts,
+        monitor_interval=1.0,
+        signals_to_handle=",".join(number.name for number in EXIT_CODES),
     )
     try:
         elastic_launch(config, sys.executable)("-m", "trainer", *arguments)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        for rank, failure in sorted(error.failures.items()):
+            print(f"rank {rank} {how_it_ended(failure.exitcode)}", file=sys.stderr)
+        _, first = error.get_first_failure()
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+    except SignalException as told:
+        return EXIT_CODES[told.sigval]
     return 0
+
+
+def how_it_ended(exit_code: int) -> str:
+    return f"ended with exit code {exit_code}" if exit_code > 0 else f"was killed by {signal.Signals(-exit_code).name}"

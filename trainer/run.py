@@ -93,6 +93,7 @@ class Run:
     journal: Journal
     writer: Writer | None
     interrupt: Interrupt
+    beat: Callable[[], None]  # called at each sign of life
     precision: Callable[[], AbstractContextManager]
     scale: LossScale | None  # fp16 only
     averages: Averages | None
@@ -101,6 +102,7 @@ class Run:
 
     def told_to_stop(self) -> bool:
         """Whether a signal has asked any rank to stop; called once a batch on all ranks, which agree."""
+        self.beat()
         self.asked += 1
         if self.ranks.world_size > 1 and self.asked % ASK_RANKS_EVERY:
             return False
@@ -114,6 +116,7 @@ def build_run(
     journal: Journal,
     writer: Writer | None,
     interrupt: Interrupt,
+    beat: Callable[[], None] = lambda: None,
 ) -> Run:
     """A run at its start: weights from the experiment's seed, momentum zero."""
     torch.manual_seed(experiment.seed)
@@ -136,6 +139,7 @@ def build_run(
         journal=journal,
         writer=writer,
         interrupt=interrupt,
+        beat=beat,
         precision=autocast_of(optim.precision, ranks.device),
         scale=LossScale(ranks.device) if optim.precision == "fp16" else None,
         averages=averages,

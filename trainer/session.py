@@ -20,6 +20,7 @@ from trainer.resume import check_same, take_up
 from trainer.run import Run, build_run
 from trainer.sheet import contact_sheet
 from trainer.snapshot import Writer, newest_valid
+from trainer.watchdog import Watchdog
 
 
 def train_here(
@@ -48,9 +49,9 @@ def train_here(
         if ranks.leads:
             (work_dir / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1) + "\n")
         loaders = build_loaders(experiment, ranks, journal.say)
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, Watchdog(work_dir, ranks, experiment.stalled_after) as watchdog:
             writer = Writer(work_dir, found[0] if found else None) if ranks.leads else None
-            run = build_run(experiment, ranks, loaders, journal, writer, interrupt)
+            run = build_run(experiment, ranks, loaders, journal, writer, interrupt, watchdog.beat)
             if found:
                 take_up(run, found[1])
             elif init is not None:

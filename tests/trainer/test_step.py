@@ -105,7 +105,7 @@ def test_a_joint_that_is_not_a_number_is_not_drawn(build):
     run = build()
     (batch,) = batches(run, 1)
     joints = torch.full((8, 8, 1, 17, 3), 5.0)
-    joints[0, 0, 0, 0, 0], joints[1, 0, 0, 0, 2] = float("nan"), float("inf")
+    joints[0, 0, 0, 0, 0], joints[1, 0, 0, 0, 2], joints[2, 0, 0, 0, 1] = float("nan"), float("nan"), float("inf")
     values = train_step(run, replace(batch, heatmap=render_heatmaps(joints, (12, 12), 0.6)))
     assert torch.isfinite(torch.stack(list(values.values()))).all()
     assert run.cursor.bad_steps.tolist() == [0, 0]

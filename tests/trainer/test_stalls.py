@@ -1,0 +1,89 @@
+"""Two processes: signals reach both, one that is stopped is noticed, one that is killed is started again."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer.ranks import how_it_ended
+from trainer.snapshot import newest_valid
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(environment, *arguments):
+    command = [sys.executable, "-m", "trainer", *map(str, arguments), "--ranks", "2"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_log(process, work_dir, text):
+    deadline = time.monotonic() + 120
+    log = work_dir / "train.log"
+    while not (log.exists() and text in log.read_text()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(pid):
+    """Process numbers of the ranks, by rank."""
+    found = {}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        settings = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks = [int(each[5:]) for each in settings if each.startswith(b"RANK=")]
+        found |= dict.fromkeys(ranks, int(child))
+    return found
+
+
+LONG = ("--set", "optim.num_epochs=50")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])
+def test_a_signal_to_the_launcher_ends_all_ranks_with_a_snapshot(tiny, environment, tmp_path, number, code):
+    work_dir = tmp_path / "run"
+    process = start(environment, *tiny, *LONG, "--work-dir", work_dir)
+    wait_for_log(process, work_dir, "Epoch(train) [1][2/5]")
+    process.send_signal(number)
+    shown = process.communicate(timeout=60)[0]
+    assert process.returncode == code, shown
+    assert len(re.findall("stopped: by a signal.*; go on with --resume", shown)) == 1, shown
+    assert newest_valid(work_dir, print) is not None
+
+
+def test_a_rank_that_stands_still_ends_the_run_with_stacks_of_all(tiny, environment, tmp_path):
+    work_dir = tmp_path / "run"
+    process = start(environment, *tiny, *LONG, "--set", "stalled_after=5", "--work-dir", work_dir)
+    wait_for_log(process, work_dir, "Epoch(train) [1][2/5]")
+    os.kill(children(process.pid)[1], signal.SIGSTOP)
+    shown = process.communicate(timeout=120)[0]
+    assert process.returncode not in (0, None), shown
+    assert "nothing has moved for 5 s" in shown
+    assert "rank 0 ended with exit code 75" in shown or "rank 1 ended with exit code 75" in shown
+    for rank in range(2):
+        assert "train_step" in (work_dir / f"stalled_rank{rank}.txt").read_text()
+
+
+def test_a_killed_rank_is_started_again(tiny, environment, tmp_path):
+    work_dir = tmp_path / "run"
+    process = start(environment, *tiny, "--max-restarts", "1", "--work-dir", work_dir)
+    wait_for_log(process, work_dir, "Epoch(train) [1][4/5]")
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    shown = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, shown
+    assert "going on from" in shown
+    found = newest_valid(work_dir, print)
+    assert found is not None
+    assert found[1]["cursor"]["epoch"] == 2
+    assert not list(work_dir.glob("stalled_*"))
+
+
+def test_how_a_rank_ended():
+    assert how_it_ended(3) == "ended with exit code 3"
+    assert how_it_ended(-9) == "was killed by SIGKILL"
