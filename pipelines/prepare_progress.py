@@ -30,9 +30,9 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def advance(self) -> None:
-        self.done += 1
-        self.bar.update(self.task, advance=1, rate=f"{self.rate():.1f} clips/s")
+    def advance(self, clips: int = 1) -> None:
+        self.done += clips
+        self.bar.update(self.task, advance=clips, rate=f"{self.rate():.1f} clips/s")
         tenth = self.done * 10 // self.total > self.told * 10 // self.total
         if not self.console.is_terminal and (tenth or time.monotonic() - self.told_at > EVERY):
             self.told, self.told_at = self.done, time.monotonic()

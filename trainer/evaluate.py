@@ -1,22 +1,42 @@
-"""Validation: every clip of the split scored once, by any number of ranks."""
+"""Scoring: every clip of the split once, by any number of ranks."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
+from torch import nn
 
+from pipelines.loader import Loader
 from trainer.metrics import Scores, gather, score_batch
 from trainer.run import Run, Stopped
 
 
-@torch.no_grad()
 def score_split(run: Run) -> Scores:
     """Scores of all validation clips, gathered from all ranks and sorted; the same on every rank."""
-    run.network.eval()
-    parts = []
-    for batch in run.val_loader.epoch(0):
-        with run.precision():
-            output = run.forward(batch.rgb, batch.heatmap)
-        parts.append(score_batch(batch, output.logits))
+
+    def after_batch() -> None:
         run.journal.validated(run.val_loader.batch_size)
         if run.told_to_stop():
             raise Stopped("by a signal, in validation")
+
+    run.network.eval()
+    scores = score_clips(run.forward, run.val_loader, run.precision, after_batch)
     run.network.train()
-    return gather(parts, run.val_loader.rows)
+    return scores
+
+
+@torch.no_grad()
+def score_clips(
+    forward: nn.Module,
+    loader: Loader,
+    precision: Callable[[], AbstractContextManager],
+    after_batch: Callable[[], None],
+) -> Scores:
+    """What a network in evaluation mode says of all clips of a loader."""
+    parts = []
+    for batch in loader.epoch(0):
+        with precision():
+            output = forward(batch.rgb, batch.heatmap)
+        parts.append(score_batch(batch, output.logits))
+        after_batch()
+    return gather(parts, loader.rows)

@@ -56,6 +56,14 @@ def gather(parts: Sequence[Scores], rows: np.ndarray) -> Scores:
     return scores
 
 
+def mean_of(views: Sequence[Scores]) -> Scores:
+    """Mean probabilities over several samples of the same clips."""
+    mean = {
+        stream: torch.stack([view.probability[stream] for view in views]).mean(dim=0) for stream in views[0].probability
+    }
+    return replace(views[0], probability=mean)
+
+
 def summarize(scores: Scores) -> dict[str, float]:
     """All metrics by their published keys; the first is the one that picks the best snapshot.
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import tyro
 
-from trainer.commands import Options, dispatch, experiment_of
+from trainer.commands import Options, dispatch
 from trainer.data import build_loaders
 from trainer.interrupt import Interrupt
 from trainer.journal import Journal
+from trainer.options import experiment_of
 from trainer.ranks import join
 from trainer.run import Run, build_run
 

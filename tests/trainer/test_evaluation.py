@@ -1,0 +1,115 @@
+"""`python -m trainer eval`: one process or two, one view or ten, weights or averages; the files that it writes."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+from tests.trainer.test_end_to_end import size_of_png
+from trainer.cli import run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(environment, *arguments):
+    command = [sys.executable, "-m", "trainer", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, environment, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp("eval") / "run"
+    code, shown = run(environment, *tiny, "--set", "optim.ema=0.5", "--work-dir", work_dir)
+    assert code == 0, shown
+    return work_dir
+
+
+def validations(work_dir):
+    records = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
+    return {record["epoch"]: record for record in records if record["kind"] == "val"}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny, environment, trained):
+    code, shown = run(environment, "eval", *tiny, "--checkpoint", trained / "latest.pth")
+    assert code == 0, shown
+    return trained / "eval", shown
+
+
+def test_metrics_are_those_of_the_validation_in_training(trained, evaluated):
+    folder, shown = evaluated
+    metrics = json.loads((folder / "metrics.json").read_text())
+    logged = validations(trained)[2]
+    assert metrics == {name: logged[name] for name in metrics}
+    assert f"{metrics['acc/RGBPose_1:1_top1']:.4f}" in shown
+
+
+def test_scores_and_class_table_agree_with_scikit_learn(evaluated):
+    folder, _ = evaluated
+    scores, metrics = np.load(folder / "scores.npz"), json.loads((folder / "metrics.json").read_text())
+    assert len(set(scores["name"].tolist())) == len(scores["label"]) == 24
+    guess = (scores["rgb"].astype(float) + scores["pose"]).argmax(axis=1)
+    assert metrics["acc/RGBPose_1:1_top1"] == pytest.approx(accuracy_score(scores["label"], guess))
+    with open(folder / "classes.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["clips"]) for row in rows] == np.bincount(scores["label"], minlength=12).tolist()
+    for column, function in (("recall", recall_score), ("precision", precision_score), ("f1", f1_score)):
+        expected = function(scores["label"], guess, labels=range(12), average=None, zero_division=0)
+        np.testing.assert_allclose([float(row[column]) for row in rows], expected, atol=1e-4)
+    for stream in ("rgb", "pose"):
+        expected = recall_score(
+            scores["label"], scores[stream].argmax(axis=1), labels=range(12), average=None, zero_division=0
+        )
+        np.testing.assert_allclose([float(row[f"recall_{stream}"]) for row in rows], expected, atol=1e-4)
+    assert min(size_of_png(folder / "confusion.png")) > 400
+
+
+def test_two_ranks_write_the_same_scores(tiny, environment, trained, evaluated, tmp_path):
+    arguments = ("--checkpoint", trained / "latest.pth", "--out", tmp_path, "--ranks", "2")
+    code, shown = run(environment, "eval", *tiny, *arguments)
+    assert code == 0, shown
+    one, two = np.load(evaluated[0] / "scores.npz"), np.load(tmp_path / "scores.npz")
+    assert one["name"].tolist() == two["name"].tolist()
+    for stream in ("rgb", "pose", "rgb_coarse", "pose_coarse"):
+        np.testing.assert_allclose(one[stream], two[stream], rtol=1e-5, atol=1e-7)
+
+
+def test_ten_views_are_averaged(tiny, trained, evaluated, tmp_path, capsys):
+    arguments = ["--checkpoint", str(trained / "latest.pth"), "--out", str(tmp_path), "--clips", "10"]
+    assert run_command(["eval", *tiny, *arguments]) == 0
+    one, ten = np.load(evaluated[0] / "scores.npz"), np.load(tmp_path / "scores.npz")
+    assert one["name"].tolist() == ten["name"].tolist()
+    assert not np.allclose(one["rgb"], ten["rgb"], atol=1e-4)
+    np.testing.assert_allclose(ten["rgb"].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_averaged_weights(tiny, trained, evaluated, tmp_path, capsys):
+    arguments = ["--checkpoint", str(trained / "latest.pth"), "--out", str(tmp_path), "--averaged"]
+    assert run_command(["eval", *tiny, *arguments]) == 0
+    metrics, logged = json.loads((tmp_path / "metrics.json").read_text()), validations(trained)[2]
+    assert metrics == {name: logged[f"ema/{name}"] for name in metrics}
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--checkpoint", "nowhere.pth"], "there is no file nowhere.pth"),
+        (["--checkpoint", "nowhere.pth", "--clips", "0"], "--clips 0: at least 1 sample"),
+        (["--checkpoint", "{plain}", "--averaged"], "has no averages: train with --set optim.ema=0.999"),
+    ],
+)
+def test_mistakes_are_told(tiny, trained, tmp_path, capsys, more, sentence):
+    if "{plain}" in more:
+        plain = ["--work-dir", str(tmp_path / "run"), "--max-steps", "1"]
+        assert run_command([*tiny, *plain]) == 0
+        more = [each.format(plain=tmp_path / "run" / "latest.pth") for each in more]
+    assert run_command(["eval", *tiny, *more]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error

@@ -1,0 +1,104 @@
+"""`python -m trainer eval`: a checkpoint's accuracies, scores, per-class table and confusion matrix."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from models import build_model
+from models.weights import load_weights
+from pipelines.prepare_progress import Progress
+from trainer.commands import check_division
+from trainer.compiling import compiled
+from trainer.config import Experiment
+from trainer.confusion import draw_confusion
+from trainer.data import build_loaders
+from trainer.evaluate import score_clips
+from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, summarize, worse_than_a_stream
+from trainer.options import Choice, device_of, experiment_of, world_size_of
+from trainer.precision import autocast_of
+from trainer.ranks import Ranks, join, launch, started_by_launcher
+from trainer.report import write_png
+from trainer.scores import write_class_table, write_metrics, write_scores
+from trainer.sealed import SnapshotError, load
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalOptions(Choice):
+    """Score the validation split: python -m trainer eval --exp ntu60 --checkpoint work_dirs/ntu60/latest.pth"""
+
+    checkpoint: Path
+    """Snapshot of a run, native safetensors, or a published file."""
+    clips: int = 1
+    """Samples of each clip whose scores are averaged; published tables have 1 or 10."""
+    averaged: bool = False
+    """Take the moving average of the weights, which runs with optim.ema keep."""
+    out: Path | None = None
+    """Folder of the results. Default: eval/ beside the checkpoint."""
+
+
+def evaluate(options: EvalOptions, arguments: list[str]) -> int:
+    """Score in this process or in as many as there are GPUs; rank 0 prints and writes."""
+    experiment, device = experiment_of(options), device_of(options.device)
+    if options.clips < 1:
+        raise ValueError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
+    world_size = world_size_of(options, device)
+    check_division(experiment, world_size)
+    if world_size > 1 and not started_by_launcher():
+        return launch(world_size, arguments, 0)
+    network = build_model(experiment.model)
+    if options.averaged:
+        load_averages(network, options.checkpoint)
+    else:
+        load_weights(network, options.checkpoint)
+    with join(device) as ranks:
+        scores, names = score(experiment, network.to(ranks.device).eval(), ranks, options.clips)
+        if ranks.leads:
+            write(options.out or options.checkpoint.parent / "eval", experiment, scores, names)
+    return 0
+
+
+def load_averages(network: nn.Module, checkpoint: Path) -> None:
+    """Raises SnapshotError where the checkpoint is no snapshot of a run that averages."""
+    averages = load(checkpoint)["averages"]
+    if averages is None:
+        raise SnapshotError(f"{checkpoint} has no averages: train with --set optim.ema=0.999, or leave out --averaged")
+    network.load_state_dict(averages)
+
+
+def score(experiment: Experiment, network: nn.Module, ranks: Ranks, num_clips: int) -> tuple[Scores, Sequence[str]]:
+    """Scores of the validation split, means over `num_clips` samples of each clip, and the names of its clips."""
+    console = Console(stderr=True, quiet=not ranks.leads)
+    _, loader = build_loaders(experiment, ranks, console.print)
+    forward = compiled(network, experiment, ranks.device, console.print)
+    precision = autocast_of(experiment.optim.precision, ranks.device)
+    views = []
+    with Progress(console, "scoring", num_clips * loader.num_batches * loader.batch_size) as progress:
+        for clip in range(num_clips):
+            view = replace(loader, clip=clip, num_clips=num_clips)
+            views.append(score_clips(forward, view, precision, lambda: progress.advance(loader.batch_size)))
+    scores = mean_of(views)
+    return scores, [str(loader.table.names[row]) for row in scores.index.tolist()]
+
+
+def write(folder: Path, experiment: Experiment, scores: Scores, names: Sequence[str]) -> None:
+    """metrics.json, scores.npz, classes.csv and confusion.png in `folder`; the metrics as a table on the terminal."""
+    data = experiment.data
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = summarize(scores)
+    write_metrics(folder / "metrics.json", metrics)
+    write_scores(folder / "scores.npz", scores, names)
+    write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
+    counts = confusion_matrix(main_scores(scores), scores.label)
+    write_png(draw_confusion(counts.numpy(), data.class_names, data.coarse_map), folder / "confusion.png")
+    console = Console()
+    table = Table("metric", "value", title=f"{experiment.name}: {len(scores.label)} clips")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    if warning := worse_than_a_stream(metrics):
+        console.print(warning)
+    console.print(f"{folder}: metrics.json, scores.npz, classes.csv, confusion.png", soft_wrap=True)

@@ -1,0 +1,60 @@
+"""What every command that works on an experiment is told: which one, with which changes, on how many processes."""
+
+import os
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from models import read_coarse_map
+from trainer.config import Experiment, consistent, override
+from trainer.experiments import EXPERIMENTS
+from trainer.ranks import started_by_launcher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """An experiment and where it runs."""
+
+    exp: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """Name of the experiment; python -m trainer --list shows all."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Change one field of the experiment, as in --set optim.lr=0.004; can be given many times."""
+    coarse_map: str | None = None
+    """Coarse classes: semantic8, guide_div8, guide_ranges, ma52, or a text file with a number per fine class."""
+    ranks: int | None = None
+    """Processes to start on this machine. Default: one for each visible GPU, or one on the CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+
+
+def experiment_of(options: Choice) -> Experiment:
+    """The experiment that is named, with every --set applied."""
+    if options.exp not in EXPERIMENTS:
+        near = get_close_matches(options.exp, EXPERIMENTS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
+        raise ValueError(
+            f"there is no experiment {options.exp!r}; {hint}" if options.exp else f"--exp is missing; {hint}"
+        )
+    experiment = EXPERIMENTS[options.exp]
+    for assignment in options.set:
+        experiment = override(experiment, assignment)
+    named = options.coarse_map
+    return consistent(
+        experiment, read_coarse_map(named, experiment.data.num_classes) if named else experiment.data.coarse_map
+    )
+
+
+def world_size_of(options: Choice, device: str) -> int:
+    """Processes of the whole run: what its launcher says, --ranks, or one for each visible GPU."""
+    if started_by_launcher():
+        return int(os.environ["WORLD_SIZE"])
+    return options.ranks or (torch.cuda.device_count() if device == "cuda" else 1)
+
+
+def device_of(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here; use --device cpu, or install the driver")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
