@@ -55,7 +55,7 @@ class PrototypeContrast(nn.Module):
         groups = torch.stack([hit, *missed, ~right])
         classes = torch.stack([label] * (1 + len(missed)) + [predicted])
         sums, counts = class_sums(z, groups, classes, len(self.prototypes))
-        fresh = moved(self.prototypes, sums[0], counts[0])
+        fresh = moved(held(self.prototypes), sums[0], counts[0])
         pull = ALPHA * (1 - logits.softmax(1).gather(1, label[:, None]).squeeze(1))
         near = cosines(z, fresh)
         own = F.one_hot(label, len(self.prototypes)).to(z.dtype)
@@ -67,6 +67,19 @@ class PrototypeContrast(nn.Module):
             scores.append((near + own * change[:, None]) / TAU)
         self.prototypes.copy_(fresh.detach())
         return Contrast(scores, fresh)
+
+
+# Without it a compiled backward pass makes `fresh` again, from prototypes that have moved by then, and its gradients are
+# a percent off (torch 2.13's min-cut partitioner, pytorch #197039). It never makes the result of an unknown operator again.
+@torch.library.custom_op("duet::held", mutates_args=())
+def held(x: Tensor) -> Tensor:
+    """A copy of `x`, without gradient."""
+    return x.clone()
+
+
+@held.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def class_sums(z: Tensor, groups: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
