@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import nvtx
 import torch
 
 from kernels.heatmap import render_heatmaps
@@ -138,16 +139,17 @@ class Loader:
         shift = -plan.box[:, :2] * scale
         placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)  # ax, bx, ay, by
         on_gpu = self.device.type == "cuda"
-        heatmap = render_heatmaps(
-            self._to_device(sampled_joints(self.table, plan)),
-            (size, size),
-            self.config.sigma,
-            placement=self._to_device(placement),
-            flip=self._to_device(plan.flip),
-            partner=self.partner,
-            limbs=self.config.skeleton.limbs if self.config.limbs else (),
-            dtype=torch.bfloat16 if on_gpu else torch.float32,
-        )
+        with nvtx.annotate("heatmap"):
+            heatmap = render_heatmaps(
+                self._to_device(sampled_joints(self.table, plan)),
+                (size, size),
+                self.config.sigma,
+                placement=self._to_device(placement),
+                flip=self._to_device(plan.flip),
+                partner=self.partner,
+                limbs=self.config.skeleton.limbs if self.config.limbs else (),
+                dtype=torch.bfloat16 if on_gpu else torch.float32,
+            )
         label = self._to_device(self.table.label[plan.row].astype(np.int64))
         return Batch(
             rgb=rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:]),

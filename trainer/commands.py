@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -10,6 +11,7 @@ from models.weights import read_weights
 from trainer.config import Experiment
 from trainer.listing import list_experiments
 from trainer.options import Choice, device_of, experiment_of, world_size_of
+from trainer.profiling import steps_of
 from trainer.ranks import launch, restarted, started_by_launcher
 
 
@@ -29,6 +31,8 @@ class Options(Choice):
     """Weights to start from, published or native; heads of other classes start afresh."""
     max_restarts: int = 0
     """When a process fails, start all again from the newest snapshot, so many times at most."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None
+    """Trace these steps: a torch trace in the work dir, or Nsight's capture range (benchmarks/nsys.sh)."""
     list: bool = False
     """Show the experiments and exit."""
 
@@ -55,6 +59,7 @@ def train(options: Options, arguments: list[str]) -> int:
     device = device_of(options.device)
     world_size = world_size_of(options, device)
     check_division(experiment, world_size)
+    profile = steps_of(options.profile) if options.profile else None
     if options.init is not None:
         read_weights(options.init)  # a wrong file is told now, not after hours of preparation
     if not started_by_launcher() and (world_size > 1 or options.max_restarts):
@@ -69,6 +74,7 @@ def train(options: Options, arguments: list[str]) -> int:
         resume=options.resume or restarted(),
         max_steps=options.max_steps,
         init=options.init,
+        profile=profile,
     )
 
 

@@ -4,9 +4,12 @@ import time
 from collections.abc import Iterator
 
 import nvtx
+import torch
+from torch import Tensor
 
 from pipelines.batch import Batch
 from trainer.evaluate import score_split
+from trainer.memory import advice, recover
 from trainer.metrics import Scores, summarize, worse_than_a_stream
 from trainer.ranks import average_statistics
 from trainer.resume import state_of
@@ -49,7 +52,8 @@ def train_epoch(run: Run, max_steps: int | None) -> None:
     run.journal.start_epoch(cursor.epoch + 1, experiment.optim.num_epochs, cursor.step, num_steps)
     stop_after(run, max_steps)
     for batch, waited in timed(batches):
-        run.meter.add(train_step(run, batch))
+        with run.profile:
+            run.meter.add(step_or_advice(run, batch))
         cursor.step += 1
         run.journal.step(experiment.optim.batch_size, waited)
         if cursor.step % experiment.log_every == 0 or cursor.step == num_steps:
@@ -59,6 +63,20 @@ def train_epoch(run: Run, max_steps: int | None) -> None:
             raise Stopped("by a signal")
         if cursor.step % experiment.snapshot_every == 0 and cursor.step < num_steps:
             save(run)
+
+
+def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """`train_step`; where memory is too small for it, the run is saved and ValueError says what fits."""
+    try:
+        return train_step(run, batch)
+    except torch.OutOfMemoryError:
+        pass  # its frames hold the activations: they go here
+    recover(run)
+    if run.ranks.world_size == 1:  # a save is work of all ranks, and the others are elsewhere
+        save(run)
+        assert run.writer is not None
+        run.writer.wait()
+    raise ValueError(advice(run, batch))
 
 
 def stop_after(run: Run, max_steps: int | None) -> None:

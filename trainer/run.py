@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -97,6 +97,7 @@ class Run:
     precision: Callable[[], AbstractContextManager]
     scale: LossScale | None  # fp16 only
     averages: Averages | None
+    profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
     asked: int = 0
 

@@ -14,6 +14,7 @@ from trainer.interrupt import Interrupt
 from trainer.journal import Journal
 from trainer.loop import fit
 from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
+from trainer.profiling import Profile
 from trainer.ranks import join
 from trainer.report import write_report
 from trainer.resume import check_same, take_up
@@ -21,6 +22,8 @@ from trainer.run import Run, build_run
 from trainer.sheet import contact_sheet
 from trainer.snapshot import Writer, newest_valid
 from trainer.watchdog import Watchdog
+
+FEWEST_CLIPS = 4  # of a rank at a time; below, BatchNorm's statistics are poor
 
 
 def train_here(
@@ -31,6 +34,7 @@ def train_here(
     resume: bool,
     max_steps: int | None,
     init: Path | None,
+    profile: tuple[int, int] | None = None,
 ) -> int:
     """Train in this process; the exit code is 0, or that of the signal which ended it.
 
@@ -57,6 +61,9 @@ def train_here(
             elif init is not None:
                 for sentence in initialise_from(run.network, init):
                     journal.say(sentence)
+            if profile is not None and ranks.leads:
+                run.profile = Profile(profile, work_dir, journal.say)
+            introduce(run)
             if ranks.leads:
                 draw_clips(run, work_dir)
             scores = fit(run, max_steps)
@@ -78,6 +85,24 @@ def claim(work_dir: Path, resume: bool) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
+
+
+def introduce(run: Run) -> None:
+    """What the run computes with, in a line; a warning where BatchNorm sees very few clips."""
+    optim, world_size = run.experiment.optim, run.ranks.world_size
+    share = optim.batch_size // world_size // optim.accumulate
+    parts = f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""
+    precision = str(run.ranks.device) if optim.precision == "auto" else f"{run.ranks.device} {optim.precision}"
+    compiled = "uncompiled" if run.forward is run.network else "compiled"
+    sgd = type(run.optimizer).__module__.partition(".")[0]
+    run.journal.say(
+        f"{world_size} x {optim.batch_size // world_size} clips{parts} a step (global batch {optim.batch_size}), "
+        f"{precision}, {compiled}, SGD of {sgd}"
+    )
+    if share < FEWEST_CLIPS:
+        run.journal.say(
+            f"BatchNorm sees {share} clips at a time, which is few: take fewer ranks or parts, or a larger batch"
+        )
 
 
 def draw_clips(run: Run, work_dir: Path) -> None:

@@ -1,0 +1,19 @@
+#!/bin/sh
+# Nsight Systems over ten steps of an experiment, on one GPU: sh benchmarks/nsys.sh ntu60_x3d [more arguments of trainer]
+# Needs nsys in PATH. Writes work_dirs/nsys_EXP/, prints the dearest kernels, the NVTX ranges and the GPU's idle gaps.
+set -eu
+exp=${1:?usage: sh benchmarks/nsys.sh EXPERIMENT [arguments of the trainer]}
+shift
+command -v nsys > /dev/null || { echo "nsys is not in PATH: install NVIDIA Nsight Systems" >&2; exit 2; }
+python=.venv/bin/python
+test -x $python || python=python
+out=work_dirs/nsys_$exp
+mkdir -p "$out"
+# Compilation and cuDNN's choices are over after some tens of steps.
+nsys profile --force-overwrite true --output "$out/report" \
+  --trace cuda,nvtx,cudnn,cublas --cuda-memory-usage true --sample none --cpuctxsw none \
+  --capture-range cudaProfilerApi --capture-range-end stop \
+  $python -m trainer --exp "$exp" --ranks 1 --work-dir "$out/run" --max-steps 60 --profile steps=41..50 "$@"
+nsys stats --force-export true --report cuda_gpu_kern_sum,nvtx_pushpop_sum --format column "$out/report.nsys-rep" | head -60
+nsys stats --report cuda_gpu_trace --format csv --output - "$out/report.nsys-rep" > "$out/gpu_trace.csv"
+$python -m benchmarks.gaps "$out/gpu_trace.csv"

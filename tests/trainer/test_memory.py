@@ -1,0 +1,70 @@
+"""A step that does not fit is told with what fits, and nothing is lost. (Fault injected where memory would run out.)"""
+
+import pytest
+import torch
+
+from tests.trainer.test_resume import assert_equal
+from trainer.loop import step_or_advice
+from trainer.memory import advice, fit, recover
+from trainer.resume import state_of
+from trainer.snapshot import Writer, newest_valid
+from trainer.step import train_step
+
+
+def limit(run, clips):
+    """Memory for so many clips: more run out of it right behind the first BatchNorm."""
+    norm = next(part for part in run.network.modules() if isinstance(part, torch.nn.BatchNorm2d))
+
+    def fail(module, inputs, output):
+        if len(inputs[0]) > clips * run.experiment.clip.rgb_frames:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return norm.register_forward_hook(fail)
+
+
+@pytest.fixture
+def run(build, tmp_path):
+    run = build()
+    run.writer = Writer(tmp_path / "run")
+    return run
+
+
+def test_the_run_is_saved_as_it_was_before_the_step(run, tmp_path):
+    first, second = (batch for _, batch in zip(range(2), run.train_loader.epoch(0), strict=False))
+    train_step(run, first)
+    run.cursor.step += 1
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    hook = limit(run, 4)
+    with pytest.raises(ValueError, match=r"of 8 clips at once; 4 fit: .* --set optim\.accumulate=2, which keeps"):
+        step_or_advice(run, second)
+    found = newest_valid(tmp_path / "run", print)
+    assert found is not None
+    assert_equal(found[1]["model"], before)
+    assert found[1]["cursor"]["step"] == 1
+    assert_equal(state_of(run)["model"], before)
+    hook.remove()
+    train_step(run, second)
+    assert all(parameter.grad is None for parameter in run.network.parameters())
+
+
+def test_where_half_does_not_fit_either(run):
+    (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0), strict=False))
+    limit(run, 2)
+    with pytest.raises(ValueError, match=r"of 8 clips at once, nor one of 4: set optim\.accumulate=4 or more"):
+        step_or_advice(run, batch)
+
+
+def test_one_clip_cannot_be_halved(run, build):
+    single = build("optim.accumulate=8")
+    (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0), strict=False))
+    assert "a step of 1 clips at once, and they cannot be halved" in advice(single, batch)
+
+
+def test_measuring_leaves_no_trace(run):
+    (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0), strict=False))
+    run.guard.hold()
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    assert fit(run, batch)
+    assert_equal(dict(run.network.state_dict()), before)
+    recover(run)
+    assert all(parameter.grad is None for parameter in run.network.parameters())
