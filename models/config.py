@@ -114,10 +114,10 @@ class RGBPoseConfig(TwoStreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SingleStreamConfig:
-    """One path of RGBPoseConv3D alone (SlowOnly), for staged training (models.md B2)."""
+    """One stream alone, for staged training: a path of RGBPoseConv3D (SlowOnly, models.md B2) or a shift X3D (C5)."""
 
     stream: Literal["rgb", "pose"]
     num_classes: int
     in_channels: int
-    path: ResNetPathConfig
+    path: ResNetPathConfig | X3DStreamConfig
     dropout: float = 0.5

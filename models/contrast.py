@@ -69,8 +69,8 @@ class PrototypeContrast(nn.Module):
         return Contrast(scores, fresh)
 
 
-# Without it a compiled backward pass makes `fresh` again, from prototypes that have moved by then, and its gradients are
-# a percent off (torch 2.13's min-cut partitioner, pytorch #197039). It never makes the result of an unknown operator again.
+# Without it a compiled backward pass recomputes `fresh` from prototypes that have moved by then, and gradients are a
+# percent off (torch 2.13's min-cut partitioner, pytorch #197039). Results of an operator of ours are saved instead.
 @torch.library.custom_op("duet::held", mutates_args=())
 def held(x: Tensor) -> Tensor:
     """A copy of `x`, without gradient."""

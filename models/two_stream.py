@@ -5,7 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import PoseAttention, attend
-from models.config import EpamConfig, RGBPoseConfig, SingleStreamConfig, TwoStreamConfig, X3DPairConfig
+from models.config import (
+    EpamConfig,
+    ResNetPathConfig,
+    RGBPoseConfig,
+    SingleStreamConfig,
+    X3DPairConfig,
+    X3DStreamConfig,
+)
 from models.frames import FoldRGB, compute_dtype, fold_heatmap
 from models.heads import Output, TwoStreamHead, full_precision, linear
 from models.layers import clip_mean
@@ -15,15 +22,18 @@ from models.rgbpose_conv3d import RGBPoseConv3D
 from models.x3d_shift import X3DTemporalShift
 
 
-class X3DPair(nn.Module):
-    """Two temporal-shift X3D nets side by side under one head (the guide's experiment 3, models.md C6)."""
+class TwoStream(nn.Module):
+    """What two-stream nets share: the way of a batch through each net's own `features` to the output of `cls_head`."""
 
-    def __init__(self, config: X3DPairConfig) -> None:
+    cls_head: TwoStreamHead
+
+    def __init__(self) -> None:
         super().__init__()
         self.fold_rgb = FoldRGB()
-        self.rgb_backbone = X3DTemporalShift(config.rgb, 3)
-        self.pose_backbone = X3DTemporalShift(config.pose, config.pose_channels)
-        self.cls_head = build_head(config, (config.rgb.out_channels, config.pose.out_channels))
+
+    def features(self, frames: Tensor, maps: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
+        """Final feature maps of both streams from folded frames and heatmaps."""
+        raise NotImplementedError
 
     def forward(
         self, rgb: Tensor, heatmap: Tensor, label: Tensor | None = None, coarse_label: Tensor | None = None
@@ -34,21 +44,21 @@ class X3DPair(nn.Module):
         """
         num_frames = {"rgb": rgb.shape[1], "pose": heatmap.shape[1]}
         frames = self.fold_rgb(rgb)
-        maps = fold_heatmap(heatmap, frames.dtype)
-        rgb_feature = self.rgb_backbone(frames, num_frames["rgb"])
-        pose_feature = self.pose_backbone(maps, num_frames["pose"])
-        return self.classify(rgb_feature, pose_feature, num_frames, label, coarse_label)
-
-    def classify(
-        self,
-        rgb_feature: Tensor,
-        pose_feature: Tensor,
-        num_frames: dict[str, int],
-        label: Tensor | None,
-        coarse_label: Tensor | None,
-    ) -> Output:
-        """What the head makes of both backbones' features."""
+        rgb_feature, pose_feature = self.features(frames, fold_heatmap(heatmap, frames.dtype), num_frames)
         return self.cls_head({"rgb": rgb_feature, "pose": pose_feature}, num_frames, label, coarse_label)
+
+
+class X3DPair(TwoStream):
+    """Two temporal-shift X3D nets side by side under one head (the guide's experiment 3, models.md C6)."""
+
+    def __init__(self, config: X3DPairConfig) -> None:
+        super().__init__()
+        self.rgb_backbone = X3DTemporalShift(config.rgb, 3)
+        self.pose_backbone = X3DTemporalShift(config.pose, config.pose_channels)
+        self.cls_head = build_head(config)
+
+    def features(self, frames: Tensor, maps: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
+        return self.rgb_backbone(frames, num_frames["rgb"]), self.pose_backbone(maps, num_frames["pose"])
 
 
 class Epam(X3DPair):
@@ -58,51 +68,43 @@ class Epam(X3DPair):
         super().__init__(config)
         self.attention = PoseAttention()
 
-    def classify(
-        self,
-        rgb_feature: Tensor,
-        pose_feature: Tensor,
-        num_frames: dict[str, int],
-        label: Tensor | None,
-        coarse_label: Tensor | None,
-    ) -> Output:
-        rgb_feature = attend(rgb_feature, self.attention(pose_feature, num_frames["pose"]))
-        output = super().classify(rgb_feature, pose_feature, num_frames, label, coarse_label)
-        return Output(output.logits | {"sum": output.logits["rgb"] + output.logits["pose"]}, output.losses)
-
-
-class RGBPose(nn.Module):
-    """RGBPoseConv3D, with or without PCAN's interaction, under a two-stream head."""
-
-    def __init__(self, config: RGBPoseConfig) -> None:
-        super().__init__()
-        self.fold_rgb = FoldRGB()
-        self.backbone = RGBPoseConv3D(config)
-        self.cls_head = build_head(config, (config.rgb.out_channels, config.pose.out_channels))
+    def features(self, frames: Tensor, maps: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
+        rgb, pose = super().features(frames, maps, num_frames)
+        return attend(rgb, self.attention(pose, num_frames["pose"])), pose
 
     def forward(
         self, rgb: Tensor, heatmap: Tensor, label: Tensor | None = None, coarse_label: Tensor | None = None
     ) -> Output:
-        """As `X3DPair.forward`, with four heatmap frames to an RGB frame."""
-        num_frames = {"rgb": rgb.shape[1], "pose": heatmap.shape[1]}
-        frames = self.fold_rgb(rgb)
-        rgb_feature, pose_feature = self.backbone(frames, fold_heatmap(heatmap, frames.dtype), num_frames)
-        return self.cls_head({"rgb": rgb_feature, "pose": pose_feature}, num_frames, label, coarse_label)
+        logits, losses = super().forward(rgb, heatmap, label, coarse_label)
+        return Output(logits | {"sum": logits["rgb"] + logits["pose"]}, losses)
 
 
-def build_head(config: TwoStreamConfig, channels: tuple[int, int]) -> TwoStreamHead:
+class RGBPose(TwoStream):
+    """RGBPoseConv3D, with or without PCAN's interaction, under a two-stream head; four heatmaps to an RGB frame."""
+
+    def __init__(self, config: RGBPoseConfig) -> None:
+        super().__init__()
+        self.backbone = RGBPoseConv3D(config)
+        self.cls_head = build_head(config)
+
+    def features(self, frames: Tensor, maps: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
+        return self.backbone(frames, maps, num_frames)
+
+
+def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
     """The plain head, or PCAN's where the config has settings for it."""
+    channels = (config.rgb.out_channels, config.pose.out_channels)
     return PcanHead(config, channels) if config.pcan else TwoStreamHead(config, channels)
 
 
 class SingleStream(nn.Module):
-    """One ResNet path with its classifier; called as the two-stream nets are, it reads its own stream's input only."""
+    """One stream with its classifier; called as the two-stream nets are, it reads its own stream's input only."""
 
     def __init__(self, config: SingleStreamConfig) -> None:
         super().__init__()
         self.stream = config.stream
         self.fold_rgb = FoldRGB()
-        self.backbone = ResNetPath(config.path, config.in_channels, (0,) * len(config.path.blocks))
+        self.backbone = build_backbone(config.path, config.in_channels)
         self.cls_head = nn.ModuleDict({"fc_cls": linear(config.path.out_channels, config.num_classes)})
         self.dropout = nn.Dropout(config.dropout)
 
@@ -124,6 +126,12 @@ class SingleStream(nn.Module):
         logits = self.cls_head["fc_cls"](self.dropout(pooled))
         losses = {} if label is None else {f"loss_{self.stream}": F.cross_entropy(full_precision(logits), label)}
         return Output({self.stream: logits}, losses)
+
+
+def build_backbone(path: ResNetPathConfig | X3DStreamConfig, in_channels: int) -> ResNetPath | X3DTemporalShift:
+    if isinstance(path, X3DStreamConfig):
+        return X3DTemporalShift(path, in_channels)
+    return ResNetPath(path, in_channels, (0,) * len(path.blocks))
 
 
 ModelConfig = EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig

@@ -144,7 +144,8 @@ NTU60_RGBPOSE = Experiment(
 )
 
 # EPAM-Net's joint stage (models.md C4, C5): RGB frames are every third pose frame, no random crop, 224 px at validation
-# too, a start from both single streams with --init. Its videos were cut to the person beforehand.
+# too. It starts from both single streams: published ones through `python -m models.weights merge` and --init, or a
+# snapshot of ntu60_x3d, whose streams never meet, with --init alone. Its videos were cut to the person beforehand.
 NTU60_EPAM = Experiment(
     name="ntu60_epam",
     data=NTU60_DATA,

@@ -23,8 +23,8 @@ To = Annotated[Target | None, tyro.conf.arg(metavar="LAYOUT")]
 def inspect(file: File) -> int:
     """Say what a checkpoint holds: layout, network, classes, and which tensors are unknown or missing.
 
-    Known: mmaction2 1.x (RGBPoseConv3D, SlowOnly, X3D-M), PCAN, EPAM-Net, the guide's X3D pair, SlowFast's and
-    pytorchvideo's X3D-M, torchvision's ResNet-50, and Duet's own snapshots and safetensors.
+    Known: mmaction2 1.x (RGBPoseConv3D, SlowOnly, X3D-M), PCAN, EPAM-Net and its single streams, the guide's X3D pair,
+    SlowFast's and pytorchvideo's X3D-M, torchvision's ResNet-50, and Duet's own snapshots and safetensors.
 
     Args:
         file: Checkpoint to read.
@@ -57,17 +57,19 @@ def convert(file: File, out: Out, to: To = None) -> int:
 
 
 def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
-    """Make RGBPoseConv3D weights of two single streams (SlowOnly RGB and pose); each computes what it did alone.
+    """Make two-stream weights of two single streams; each computes what it did alone.
+
+    SlowOnly RGB and pose become RGBPoseConv3D; temporal-shift X3D streams the X3D pair, from which EPAM-Net starts too.
+    For the RGB stream of the latter, X3D-M of Kinetics will do.
 
     Args:
         rgb: Checkpoint of the RGB stream.
         pose: Checkpoint of the pose stream.
         out: File to write.
-        to: native or mmaction2; by default OUT's ending decides, as in convert.
+        to: native, or mmaction2 (X3D: epam or guide); by default OUT's ending decides, as in convert.
     """
     refuse_same(out, rgb, pose)
-    merged = merge(read_weights(rgb), read_weights(pose))
-    save(out, Weights(layout=None, nets="RGBPoseConv3D", state=merged, unknown=[]), to)
+    save(out, merge(read_weights(rgb), read_weights(pose)), to)
     return 0
 
 
@@ -98,6 +100,7 @@ def describe(weights: Weights) -> str:
 POSE_STEMS = (
     "backbone.pose_path.conv1.conv.weight",
     "backbone.conv1.conv.weight",
+    "backbone.conv1_s.conv.weight",
     "pose_backbone.conv1_s.conv.weight",
 )
 HEADS = ("cls_head.fc_rgb.weight", "cls_head.fc_cls.weight", "cls_head.fc2.weight")

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from models.config import RGBPoseConfig, SingleStreamConfig
+from models.config import RGBPoseConfig, SingleStreamConfig, X3DStreamConfig
 from models.weights import resnet50, two_stream, x3d_m
 from models.weights.comparing import Comparison, compare
 from models.weights.files import WeightsError, read_file
@@ -46,6 +46,7 @@ def of_x3d_m(name: Target, rules: Rules, *markers: str) -> Layout:
 LAYOUTS = (
     of_ours("mmaction2", "RGBPoseConv3D", two_stream.MMACTION2, "backbone.rgb_path.conv1.conv.weight"),
     of_ours("mmaction2", "SlowOnly", two_stream.MMACTION2, "backbone.conv1.conv.weight"),
+    of_ours("epam", "X3D stream", two_stream.MMACTION2, "backbone.conv1_s.conv.weight", "backbone.conv1_s.bn.weight"),
     of_ours("epam", "X3D pair", two_stream.EPAM, "rgb_backbone.conv1_s.conv.weight", "rgb_cls_head.fc_cls.weight"),
     of_ours("guide", "X3D pair", two_stream.GUIDE, "rgb_backbone.conv1_s.conv.weight"),
     of_x3d_m("mmaction2", x3d_m.MMACTION2, "backbone.conv1_t.conv.weight"),
@@ -64,6 +65,7 @@ LAYOUTS = (
 NATIVE_MARKERS = (
     "backbone.rgb_path.conv1.conv.weight",
     "backbone.conv1.conv.weight",
+    "backbone.conv1_s.conv.weight",
     "rgb_backbone.conv1_s.conv.weight",
     "pose_backbone.conv1_s.conv.weight",
 )
@@ -100,7 +102,7 @@ class Weights:
         raise WeightsError(f"there is no {self.nets} in {name}'s layout: choose --to {' or '.join(choices)}")
 
     def home(self) -> Target:
-        if self.nets != "X3D pair":
+        if not self.nets.startswith("X3D "):
             return "mmaction2"
         guides = any(name.startswith(("cls_head.contrast_", "cls_head.fc_rgb_coarse")) for name in self.state)
         return "guide" if guides else "epam"
@@ -130,6 +132,8 @@ def nets_of(state: State) -> str:
     match config_of(state):
         case RGBPoseConfig():
             return "RGBPoseConv3D"
+        case SingleStreamConfig(path=X3DStreamConfig()):
+            return "X3D stream"
         case SingleStreamConfig():
             return "SlowOnly"
     return "X3D pair"

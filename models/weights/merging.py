@@ -1,4 +1,4 @@
-"""Two single streams made one RGBPoseConv3D, as the published notebook does (models.md B4)."""
+"""Two single streams made one two-stream net: SlowOnly as the published notebook does (models.md B4), X3D by name."""
 
 import torch
 
@@ -10,46 +10,65 @@ from models.weights.nets import config_of
 from models.weights.renaming import State
 
 LATERAL_RATIO = 16  # the RGB path's lateral is that much narrower than its stage
+TOGETHER = {"SlowOnly": "RGBPoseConv3D", "X3D stream": "X3D pair"}
+STREAMS = ("rgb", "pose")
 
 
-def merge(rgb: Weights, pose: Weights) -> State:
-    """RGBPoseConv3D's tensors (our names) without laterals: both streams compute what they did alone.
+def merge(rgb: Weights, pose: Weights) -> Weights:
+    """Two SlowOnly as RGBPoseConv3D, two X3D streams as the X3D pair: each stream computes what it did alone.
 
-    The first convolution and the shortcut of the stages behind a fusion gain input channels of weight zero, at the
-    end, where the laterals are appended: eight tensors.
+    The result has no laterals. Kinetics' X3D-M, and a pair's file with one of its streams, count as an X3D stream.
     """
-    for weights, stream in ((rgb, "rgb"), (pose, "pose")):
-        found = config_of(weights.state) if weights.nets == "SlowOnly" else None
-        kind = f"the {found.stream} stream" if isinstance(found, SingleStreamConfig) else weights.nets
-        if kind != f"the {stream} stream":
-            raise WeightsError(f"merge wants the {stream} stream alone, this is {kind}: give rgb first, then pose")
+    kinds, merged = [], {}
+    for weights, stream in zip((rgb, pose), STREAMS, strict=True):
+        kind, found, state = single(weights)
+        if found != stream:
+            raise WeightsError(
+                f"merge wants the {stream} stream alone, this is {f'the {found} stream' if found else kind}:"
+                " give rgb first, then pose"
+            )
         weights.compare().insist(f"the {stream} stream")
-    classes = {len(weights.state["cls_head.fc_cls.weight"]) for weights in (rgb, pose) if has_head(weights)}
-    if len(classes) > 1:
+        kinds.append(kind)
+        merged |= state
+    if kinds[0] != kinds[1]:
+        raise WeightsError(f"the streams are of two families, {' and '.join(kinds)}: merge nets of one")
+    heads = [merged[f"cls_head.fc_{s}.weight"] for s in STREAMS if f"cls_head.fc_{s}.weight" in merged]
+    if len(classes := {len(head) for head in heads}) > 1:
         raise WeightsError(f"the streams tell {sorted(classes)} classes apart: merge nets of one data set")
-    merged = placed(rgb.state, "rgb") | placed(pose.state, "pose")
+    if kinds[0] == "SlowOnly":
+        make_room(merged)
+    return Weights(layout=None, nets=TOGETHER[kinds[0]], state=merged, unknown=[])
+
+
+def single(weights: Weights) -> tuple[str, str | None, State]:
+    """Family of a file's net, its stream (None: it has both), and its tensors as the two-stream net names them."""
+    state = weights.native()
+    if weights.nets in TOGETHER:
+        config = config_of(state)
+        assert isinstance(config, SingleStreamConfig)
+        prefix = f"backbone.{config.stream}_path." if weights.nets == "SlowOnly" else f"{config.stream}_backbone."
+        placed = {
+            name.replace("backbone.", prefix, 1).replace(".fc_cls.", f".fc_{config.stream}."): tensor
+            for name, tensor in state.items()
+        }
+        return weights.nets, config.stream, placed
+    present = [stream for stream in STREAMS if any(name.startswith(f"{stream}_backbone.") for name in state)]
+    return ("X3D stream", present[0], state) if len(present) == 1 else (weights.nets, None, state)
+
+
+def make_room(state: State) -> None:
+    """Let the first convolution and the shortcut of the stages behind a fusion read a lateral, to no effect.
+
+    Eight tensors gain input channels of weight zero, at the end, where the laterals are appended.
+    """
     for stage in FUSIONS:
-        rgb_width = merged[f"backbone.rgb_path.layer{stage}.0.conv3.conv.weight"].shape[0]
-        pose_width = merged[f"backbone.pose_path.layer{stage - 1}.0.conv3.conv.weight"].shape[0]
-        widen(merged, f"backbone.rgb_path.layer{stage + 1}.0", pose_width)
-        widen(merged, f"backbone.pose_path.layer{stage}.0", rgb_width // LATERAL_RATIO)
-    return merged
-
-
-def has_head(weights: Weights) -> bool:
-    return "cls_head.fc_cls.weight" in weights.state
-
-
-def placed(state: State, stream: str) -> State:
-    """A single stream's tensors under the names they have in RGBPoseConv3D."""
-    return {
-        name.replace("backbone.", f"backbone.{stream}_path.", 1).replace(".fc_cls.", f".fc_{stream}."): tensor
-        for name, tensor in state.items()
-    }
+        rgb_width = state[f"backbone.rgb_path.layer{stage}.0.conv3.conv.weight"].shape[0]
+        pose_width = state[f"backbone.pose_path.layer{stage - 1}.0.conv3.conv.weight"].shape[0]
+        widen(state, f"backbone.rgb_path.layer{stage + 1}.0", pose_width)
+        widen(state, f"backbone.pose_path.layer{stage}.0", rgb_width // LATERAL_RATIO)
 
 
 def widen(state: State, block: str, channels: int) -> None:
-    """Let a block read `channels` more, to no effect."""
     for name in (f"{block}.conv1.conv.weight", f"{block}.downsample.conv.weight"):
         weight = state[name]
         zeros = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])

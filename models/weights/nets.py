@@ -30,14 +30,9 @@ def config_of(state: State) -> ModelConfig:
             rgb=resnet_of(state, "backbone.rgb_path."),
             pose=resnet_of(state, "backbone.pose_path."),
         )
-    if "backbone.conv1.conv.weight" in state:
-        channels = size(state, "backbone.conv1.conv.weight", 1)
-        return SingleStreamConfig(
-            stream="rgb" if channels == 3 else "pose",
-            num_classes=rows(state, "cls_head.fc_cls.weight"),
-            in_channels=channels,
-            path=resnet_of(state, "backbone."),
-        )
+    for stem in ("backbone.conv1.conv.weight", "backbone.conv1_s.conv.weight"):
+        if stem in state:
+            return single_stream(state, size(state, stem, 1), x3d="conv1_s" in stem)
     pose_stem = "pose_backbone.conv1_s.conv.weight"
     kind = EpamConfig if any(name.startswith("attention.") for name in state) else X3DPairConfig
     return kind(
@@ -45,6 +40,16 @@ def config_of(state: State) -> ModelConfig:
         pose_channels=size(state, pose_stem, 1) if pose_stem in state else 17,
         rgb=x3d_of(state, "rgb_backbone.", X3D_RGB),
         pose=x3d_of(state, "pose_backbone.", X3D_POSE),
+    )
+
+
+def single_stream(state: State, channels: int, *, x3d: bool) -> SingleStreamConfig:
+    stream, default = ("rgb", X3D_RGB) if channels == 3 else ("pose", X3D_POSE)
+    return SingleStreamConfig(
+        stream=stream,
+        num_classes=rows(state, "cls_head.fc_cls.weight"),
+        in_channels=channels,
+        path=x3d_of(state, "backbone.", default) if x3d else resnet_of(state, "backbone."),
     )
 
 

@@ -17,6 +17,10 @@ SINGLE = {
     stream: SingleStreamConfig(stream=stream, num_classes=11, in_channels=channels, path=SMALL_PATHS[stream])
     for stream, channels in (("rgb", 3), ("pose", 5))
 }
+X3D_SINGLE = {
+    stream: replace(single, path=path)
+    for (stream, single), path in zip(SINGLE.items(), (SMALL_EPAM.rgb, SMALL_EPAM.pose), strict=True)
+}
 SMALL_X3D_M = X3DPairConfig(
     num_classes=9, num_coarse=0, rgb=replace(SMALL_PAIR.rgb, widths=(8, 16, 16, 32), blocks=(1, 3, 2, 1))
 )
@@ -50,6 +54,8 @@ LAYOUTS: dict[str, Callable[[], dict[str, Tensor]]] = {
     "PCAN": lambda: two_stream.write(ours(SMALL_PCAN), two_stream.MMACTION2)[0],
     "SlowOnly rgb": lambda: two_stream.write(ours(SINGLE["rgb"]), two_stream.MMACTION2)[0],
     "SlowOnly pose": lambda: two_stream.write(ours(SINGLE["pose"]), two_stream.MMACTION2)[0],
+    "X3D stream rgb": lambda: two_stream.write(ours(X3D_SINGLE["rgb"]), two_stream.MMACTION2)[0],
+    "X3D stream pose": lambda: two_stream.write(ours(X3D_SINGLE["pose"]), two_stream.MMACTION2)[0],
     "EPAM-Net": lambda: two_stream.write(ours(replace(SMALL_EPAM, num_coarse=0)), two_stream.EPAM)[0],
     "guide": lambda: two_stream.write(ours(replace(SMALL_PAIR, pcan=SMALL_PCAN.pcan)), two_stream.GUIDE)[0],
     "torchvision": lambda: resnet50.write(ours(SINGLE["rgb"]))[0],

@@ -1,4 +1,4 @@
-"""Weights in and out: every layout byte-equal both ways, merge, initialisation."""
+"""Weights in and out: every layout byte-equal both ways, initialisation."""
 
 from dataclasses import replace
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from models import build_model
-from models.weights import WeightsError, initialise_from, load_weights, resnet50, two_stream
+from models.weights import WeightsError, initialise_from, load_weights, resnet50
 from models.weights.__main__ import main
 from models.weights.files import read_file
 from models.weights.layouts import read_weights
-from tests.models.layouts import LAYOUTS, PLAIN, SINGLE, SMALL_X3D_M, assert_byte_equal, filled, ours, save
-from tests.models.small import SMALL_PCAN, batch, stir
+from tests.models.layouts import LAYOUTS, PLAIN, SMALL_X3D_M, assert_byte_equal, filled, save
+from tests.models.small import SMALL_PCAN
 from tests.parity.published import det_tensor
 
 
@@ -106,41 +106,6 @@ def test_a_still_clip_gives_an_inflated_convolution_what_it_gave():
     taps = inflated["backbone.layer4.0.conv1.conv.weight"]
     torch.testing.assert_close(taps.sum(2, keepdim=True), source["layer4.0.conv1.weight"])
     torch.testing.assert_close(taps[:, :, 1], taps[:, :, 0])
-
-
-def test_a_merged_net_computes_what_its_streams_did(tmp_path, capsys):
-    torch.manual_seed(0)
-    streams = {stream: stir(build_model(SINGLE[stream])).eval() for stream in SINGLE}
-    files = [
-        save(tmp_path / f"{s}.pth", two_stream.write(m.state_dict(), two_stream.MMACTION2)[0])
-        for s, m in streams.items()
-    ]
-    assert main(["merge", *map(str, files), str(tmp_path / "init.pth")]) == 0
-    assert "in mmaction2 layout" in capsys.readouterr().out
-    model = stir(build_model(PLAIN)).eval()
-    fresh = initialise_from(model, tmp_path / "init.pth")
-    assert len(fresh) == 4
-    assert all("lateral" in sentence for sentence in fresh)
-    inputs = batch(frames=(2, 8))
-    merged = model(inputs["rgb"], inputs["heatmap"]).logits
-    for stream, single in streams.items():
-        torch.testing.assert_close(merged[stream], single(inputs["rgb"], inputs["heatmap"]).logits[stream])
-    padded = [name for name, t in read_file(tmp_path / "init.pth").items() if t.ndim == 5 and (t[:, -1] == 0).all()]
-    assert sorted(padded) == sorted(
-        f"backbone.{block}.0.{conv}.conv.weight"
-        for block in ("rgb_path.layer3", "rgb_path.layer4", "pose_path.layer2", "pose_path.layer3")
-        for conv in ("conv1", "downsample")
-    )
-
-
-def test_merge_refuses_streams_in_the_wrong_order_and_of_other_data(tmp_path, capsys):
-    files = {stream: save(tmp_path / f"{stream}.pth", ours(SINGLE[stream])) for stream in SINGLE}
-    other = save(tmp_path / "other.pth", ours(replace(SINGLE["pose"], num_classes=7)))
-    out = str(tmp_path / "init.safetensors")
-    assert main(["merge", str(files["pose"]), str(files["rgb"]), out]) == 2
-    assert "wants the rgb stream alone, this is the pose stream" in capsys.readouterr().err
-    assert main(["merge", str(files["rgb"]), str(other), out]) == 2
-    assert "tell [7, 11] classes apart" in capsys.readouterr().err
 
 
 def test_a_file_for_other_classes_initialises_all_but_the_heads(tmp_path):
