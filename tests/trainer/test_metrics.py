@@ -1,6 +1,5 @@
-"""Metrics against the published code's numbers, scikit-learn and torchmetrics; gathering over ranks."""
+"""Metrics against scikit-learn and torchmetrics (the published numbers: tests/parity); gathering over ranks."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,17 +18,6 @@ from trainer import metrics
 from trainer.metrics import Scores
 
 
-@pytest.fixture
-def published(fixtures: Path) -> tuple[dict, Scores]:
-    if not (fixtures / "metrics.json").exists():
-        pytest.skip("no metrics fixtures")
-    arrays = np.load(fixtures / "metrics_scores.npz")
-    label = torch.from_numpy(arrays["label"])
-    probability = {stream: torch.from_numpy(arrays[stream]) for stream in ("rgb", "pose")}
-    scores = Scores(torch.arange(len(label)), label, label // 10, probability)
-    return json.loads((fixtures / "metrics.json").read_text()), scores
-
-
 def random_scores(seed: int, num_clips: int = 200, num_classes: int = 20, coarse: bool = False) -> Scores:
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(num_classes, (num_clips,), generator=generator)
@@ -39,34 +27,6 @@ def random_scores(seed: int, num_clips: int = 200, num_classes: int = 20, coarse
     }
     probability["pose"][torch.arange(num_clips), label] += 0.2
     return Scores(torch.arange(num_clips), label, label % 4, probability)
-
-
-def test_the_published_numbers_come_out(published) -> None:
-    expected, scores = published
-    assert metrics.summarize(scores) == pytest.approx(expected["rgbpose"], abs=1e-12)
-
-
-def test_fused_scores_are_the_published_ones_bit_for_bit(published, fixtures: Path) -> None:
-    _, scores = published
-    expected = np.load(fixtures / "metrics_fused_first50.npz")
-    for a, b in metrics.FUSIONS:
-        fused = metrics.fused_scores(scores.probability["rgb"], scores.probability["pose"], (a, b))
-        assert fused.dtype == torch.float64
-        np.testing.assert_array_equal(fused[:50].numpy(), expected[f"fused_{a}_{b}"])
-
-
-def test_classes_without_a_clip_count_as_published(published) -> None:
-    expected, scores = published
-    few = scores.label < 40
-    score, label = scores.probability["rgb"][few], scores.label[few]
-    assert metrics.mean_class_accuracy(score, label) == pytest.approx(expected["missing_classes"]["mean1"], abs=1e-12)
-
-
-def test_ties_are_broken_as_published(published) -> None:
-    ties = published[0]["ties"]
-    score, label = torch.tensor(ties["scores"]), torch.tensor(ties["labels"])
-    assert [metrics.top_k(score, label, k) for k in (1, 2)] == pytest.approx(ties["top1_top2"])
-    assert metrics.mean_class_accuracy(score, label) == pytest.approx(ties["mean1"])
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 8))
