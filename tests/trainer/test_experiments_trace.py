@@ -6,6 +6,7 @@ from torch import Tensor
 
 from models import build_model
 from tests.models.graphs import Graphs
+from tests.models.small import stir
 from tests.parity.published import without_dropout
 from trainer.compiling import has_compiler
 from trainer.config import Experiment, consistent
@@ -60,7 +61,7 @@ def test_compiled_network_equals_eager_in_float64(name):
     torch._dynamo.reset()
     torch.manual_seed(0)
     experiment = consistent(EXPERIMENTS[name], EXPERIMENTS[name].data.coarse_map)
-    net = without_dropout(build_model(experiment.model)).double()
+    net = without_dropout(stir(build_model(experiment.model))).double()
     start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     found = []
     for called in (net, torch.compile(net, fullgraph=True, dynamic=False)):
