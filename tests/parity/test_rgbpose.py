@@ -23,6 +23,7 @@ from tests.parity.published import (
     unfolded,
     without_dropout,
 )
+from trainer.metrics import Scores, mean_of
 
 RULES = two_stream.MMACTION2
 
@@ -87,17 +88,46 @@ def test_features_equal_the_published(cases, kind, stream):
 
 
 def test_scores_equal_the_published(cases):
-    """Raw scores of the input and of the batch of two, in either width; averaged views are the trainer's matter."""
+    """Raw scores of the input and of the batch of two, in either width."""
     for path in cases("rgbpose_scores.npz"):
         for key, published in np.load(path).items():
-            if published.ndim != 2 or np.allclose(published.sum(1), 1, atol=1e-3):
+            if published.ndim != 2 or probabilities(published):
                 continue
             wide = published.dtype == np.float64
-            dtype = torch.float64 if wide else torch.float32
-            rgb, heatmap = inputs(len(published), ".b2" if len(published) == 2 else "", 17, dtype)
-            with torch.no_grad():
-                logits = network(17, False).to(dtype).eval()(rgb, heatmap).logits["rgb" if "rgb" in key else "pose"]
+            logits = scores(len(published), torch.float64 if wide else torch.float32)["rgb" if "rgb" in key else "pose"]
             assert_close(logits, published, 1e-9 if wide else 1e-5)
+
+
+def test_two_views_are_averaged_as_published(cases):
+    """Probabilities averaged over the batch of two as two views of a clip; another rule differs by 1e-4 or more."""
+    paths, logits = cases("rgbpose_scores.npz"), scores(2, torch.float64)
+    clip = torch.zeros(1, dtype=torch.int64)
+    views = [
+        Scores(clip, clip, clip, {stream: x[view : view + 1].softmax(1) for stream, x in logits.items()})
+        for view in range(2)
+    ]
+    mean, compared = mean_of(views).probability, 0
+    for path in paths:
+        for key, published in np.load(path).items():
+            ours = mean["rgb" if "rgb" in key else "pose"]
+            if ours.shape == published.shape and probabilities(published):
+                error = np.abs(ours.numpy() - published).max() / published.max()
+                if error < 5e-3:  # other clips differ by over 1e-2: their name is not in the fixtures' README
+                    assert_close(ours, published, 1e-5)
+                    compared += 1
+    if not compared:
+        pytest.skip("no averaged probabilities of imgs.b2 in rgbpose_scores.npz")
+
+
+def probabilities(rows: np.ndarray) -> bool:
+    return rows.ndim == 2 and bool((rows >= 0).all() and np.allclose(rows.sum(1), 1, atol=1e-3))
+
+
+def scores(clip_count: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Logits of the input, or of the batch of two."""
+    rgb, heatmap = inputs(clip_count, ".b2" if clip_count == 2 else "", 17, dtype)
+    with torch.no_grad():
+        return network(17, False).to(dtype).eval()(rgb, heatmap).logits
 
 
 def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, fixtures):
