@@ -1,4 +1,8 @@
-"""EPAM-Net against the published code: the attention map, and the whole recogniser (epam_*)."""
+"""EPAM-Net against the published code: the attention map, and the whole recogniser (epam_*).
+
+The files also hold `st_*`, the published code's other attention: no published weights use it and 16 frames are built
+into it (models.md C3), so there is none here.
+"""
 
 import numpy as np
 import pytest
@@ -74,6 +78,25 @@ def test_recogniser_scores_equal_the_published(cases, facts, recogniser):
         for key in found:
             assert_close(logits[key], published[key], 1e-5)
         assert_close(logits["sum"], sum(published[key] for key in found), 1e-5)
+        for key in set(published.files) - set(found):
+            if published[key].shape == tuple(facts("epam_attention.json")["recognizer"]["att"]["shape"]):
+                assert_close(attention_map(recogniser, facts), published[key], 1e-5)
+
+
+def attention_map(recogniser: torch.nn.Module, facts) -> torch.Tensor:
+    """The map [N, 1, T, H, W] that the whole network scales its RGB features by."""
+    inputs, maps = recogniser_inputs(facts), []
+    with torch.no_grad(), recogniser.attention.register_forward_hook(lambda *call: maps.append(call[-1])):
+        recogniser(**inputs)
+    return unfolded(maps[0], inputs["rgb"].shape[1])
+
+
+def test_recognisers_attention_has_the_published_spread(facts, recogniser):
+    expected = facts("epam_attention.json")["recognizer"]["att"]
+    drawn = attention_map(recogniser, facts)
+    assert list(drawn.shape) == expected["shape"]
+    got = [drawn.mean().item(), drawn.std().item(), drawn.abs().max().item()]
+    assert got == pytest.approx([expected[name] for name in ("mean", "std", "absmax")], rel=1e-5)
 
 
 def test_recogniser_gradients_equal_the_published(facts, recogniser):
