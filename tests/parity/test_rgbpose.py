@@ -1,6 +1,7 @@
 """RGBPoseConv3D, with and without PCAN's interaction, against outputs of the published code (rgbpose_*, pcan_*)."""
 
 import re
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -141,13 +142,25 @@ def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, 
     assert losses["loss_pose"].item() == pytest.approx(3.95422, rel=1e-5)
     assert total == pytest.approx(23.003, rel=1e-3)
     if (path := fixtures / "rgbpose_train_step.json").exists():
-        got = {name.removeprefix("backbone."): norm for name, norm in norms(model, RULES).items()}
-        tables = [{k.removeprefix("backbone."): v for k, v in table.items()} for table in tables_of(load_json(path))]
-        tables = [table for table in tables if table.keys() == got.keys()]
-        if not tables:
-            pytest.skip(f"{path.name} has no table of gradient norms by parameter")
-        for table in tables:  # float32 on both sides: a ReLU's sign may differ
-            assert got == pytest.approx(table, rel=1e-2, abs=1e-5 * total)
+        # float32 on both sides: a ReLU's sign may differ
+        gradients = {
+            name: pytest.approx(norm, rel=1e-2, abs=1e-5 * total) for name, norm in norms(model, RULES).items()
+        }
+        running = {name: b.norm().item() for name, b in model.named_buffers() if name.endswith("running_mean")}
+        found = list(compared(load_json(path), gradients))
+        found += compared(load_json(path), {name: pytest.approx(norm, rel=1e-4) for name, norm in running.items()})
+        if not found:
+            pytest.skip(f"{path.name} has no table of norms by parameter or running mean")
+
+
+def compared(content: dict, ours: dict) -> Iterator[dict]:
+    """The tables of a JSON value that have the names of `ours`, with or without "backbone.", each equal to it."""
+    ours = {name.removeprefix("backbone."): value for name, value in ours.items()}
+    for table in tables_of(content):
+        theirs = {name.removeprefix("backbone."): value for name, value in table.items()}
+        if theirs.keys() == ours.keys():
+            assert theirs == ours
+            yield theirs
 
 
 def tables_of(value: object) -> list[dict]:
