@@ -103,7 +103,7 @@ POSE_STEMS = (
     "backbone.conv1_s.conv.weight",
     "pose_backbone.conv1_s.conv.weight",
 )
-HEADS = ("cls_head.fc_rgb.weight", "cls_head.fc_cls.weight", "cls_head.fc2.weight")
+HEADS = ("cls_head.fc_rgb.weight", "cls_head.fc_pose.weight", "cls_head.fc_cls.weight", "cls_head.fc2.weight")
 
 
 def count(state: State) -> str:

@@ -61,10 +61,11 @@ def shapes_of(config: ModelConfig) -> dict[str, torch.Size]:
 
 def head_of(state: State) -> dict:
     """Fields of a two-stream config that describe the head; 1 class where the file has no heads."""
-    classes, coarse = rows(state, "cls_head.fc_rgb.weight"), "cls_head.fc_rgb_coarse.weight"
+    stream = "rgb" if "cls_head.fc_rgb.weight" in state else "pose"
+    classes, coarse = rows(state, f"cls_head.fc_{stream}.weight"), f"cls_head.fc_{stream}_coarse.weight"
     groups = rows(state, coarse) if coarse in state else 0
     head = {"num_classes": classes, "num_coarse": groups, "pcan": None}
-    widths = [f"cls_head.contrast_rgb{suffix}.cl_fc.weight" for suffix in ("", "_coarse")]
+    widths = [f"cls_head.contrast_{stream}{suffix}.cl_fc.weight" for suffix in ("", "_coarse")]
     if groups and all(name in state for name in widths):
         fine_width, coarse_width = (rows(state, name) for name in widths)
         spread = tuple(min(fine, groups - 1) for fine in range(classes))  # any map with every group: no weight tells

@@ -12,7 +12,7 @@ from models.layers import clip_mean
 from models.weights import initialise_from, load_weights, two_stream
 from models.weights.__main__ import main
 from models.weights.files import read_file
-from tests.models.layouts import LAYOUTS, PLAIN, SINGLE, SMALL_X3D_M, X3D_SINGLE, filled, ours, save
+from tests.models.layouts import LAYOUTS, PLAIN, SINGLE, SMALL_X3D_M, X3D_SINGLE, assert_byte_equal, filled, ours, save
 from tests.models.small import SMALL_EPAM, SMALL_PAIR, SMALL_PCAN, batch, epam_batch, stir
 
 PAIR = replace(SMALL_PAIR, num_coarse=0, rgb=SMALL_EPAM.rgb, pose=SMALL_EPAM.pose)
@@ -78,6 +78,17 @@ def test_x3d_streams_merge_into_the_pair(tmp_path):
     logits = pair(**inputs).logits
     for stream, single in streams.items():
         torch.testing.assert_close(logits[stream], single(**inputs).logits[stream])
+
+
+@pytest.mark.parametrize(("layout", "rules"), [("epam", two_stream.EPAM), ("guide", two_stream.GUIDE)])
+def test_halves_of_a_pair_merge_into_what_they_were(tmp_path, layout, rules):
+    whole = filled(two_stream.write(ours(PAIR), rules)[0])
+    files = []
+    for stream, other in (("rgb", "pose"), ("pose", "rgb")):
+        half = {name: t for name, t in whole.items() if f"{other}_" not in name and f"_{other}." not in name}
+        files.append(str(save(tmp_path / f"{stream}.pth", half)))
+    assert main(["merge", *files, str(tmp_path / "pair.pth"), "--to", layout]) == 0
+    assert_byte_equal(read_file(tmp_path / "pair.pth"), whole)
 
 
 @pytest.mark.parametrize("out", ["init.safetensors", "init.pth"])
