@@ -17,6 +17,8 @@ from trainer.run import Run, Stopped
 from trainer.snapshot import best_name
 from trainer.step import rate, train_step
 
+SPIKE = 10  # times the loss of the last log
+
 
 def fit(run: Run, max_steps: int | None) -> Scores | None:
     """Train from the run's cursor to the end of its experiment; scores of the best validation on the way, if any.
@@ -99,6 +101,9 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 def log(run: Run) -> None:
     """Read the means since the last log from the device, and stop a run whose gradients stay broken."""
     values = {"lr": rate(run), **run.meter.read(run.ranks)}
+    if values["loss"] > SPIKE * run.usual_loss:
+        run.journal.say(f"the loss leaps from {run.usual_loss:.3f} to {values['loss']:.3f}: see optim.lr and clip_norm")
+    run.usual_loss = values["loss"]
     total, in_a_row = run.cursor.bad_steps.tolist()
     if total:
         values["bad_steps"] = total

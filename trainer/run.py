@@ -100,6 +100,7 @@ class Run:
     profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
     asked: int = 0
+    usual_loss: float = math.inf  # of the last log
 
     def told_to_stop(self) -> bool:
         """Whether a signal has asked any rank to stop; called once a batch on all ranks, which agree."""

@@ -45,6 +45,7 @@ def count(kind: str) -> None:
 
 def log_step(run, batch):
     record = {
+        "rank": run.ranks.rank,
         "epoch": run.cursor.epoch,
         "step": run.cursor.step,
         "lr": trainer.step.rate(run),

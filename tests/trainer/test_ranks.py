@@ -10,6 +10,7 @@ import torch
 from trainer.snapshot import newest_valid
 
 ROOT = Path(__file__).resolve().parents[2]
+DRIVER = Path(__file__).with_name("killed_run.py")
 
 
 def run(environment, *command):
@@ -47,6 +48,33 @@ def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, t
         *((1, 2), (1, 4), (1, 5)),
         *((2, 2), (2, 4), (2, 5)),
     ]
+
+
+def test_the_order_of_clips_is_the_same_through_any_change_of_ranks(tiny, environment, tmp_path):
+    """Ten steps by 1, 2, 4 and 2 ranks, one after another: each global batch is that of an unbroken run of one."""
+    orders = []
+    for name, course in (("one", [(1, 10)]), ("many", [(1, 2), (2, 4), (4, 7), (2, 10)])):
+        log = tmp_path / f"{name}.log"
+        for ranks, last in course:
+            launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks), str(DRIVER), str(log), "none")
+            more = ("--max-steps", str(last), "--resume", "--work-dir", str(tmp_path / name))
+            run({**environment, "PYTHONPATH": str(ROOT)}, *launcher, *tiny, *more)
+        orders.append(global_batches(log))
+    assert orders[0] == orders[1]
+    assert len(orders[0]) == 10
+    assert all(len(clips) == 8 for clips in orders[0].values())
+
+
+def global_batches(log):
+    """(epoch, step) -> the clips of all ranks in their global order."""
+    parts = {}
+    for line in log.read_text().splitlines():
+        record = json.loads(line)
+        parts.setdefault((record["epoch"], record["step"]), {})[record["rank"]] = record["clips"]
+    return {
+        at: [clip for clips in zip(*(by_rank[rank] for rank in sorted(by_rank)), strict=True) for clip in clips]
+        for at, by_rank in parts.items()
+    }
 
 
 def test_statistics_are_averaged_over_ranks(tmp_path):

@@ -1,6 +1,7 @@
 """kill -9 at any time, then --resume: the same batches and rates, and on the CPU the same weights bit for bit."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainer.compiling import has_compiler
 from trainer.snapshot import newest_valid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,12 +17,22 @@ DRIVER = Path(__file__).with_name("killed_run.py")
 SIGKILLED = -9
 
 
-def train(arguments, environment, log, work_dir, point="none", *more):
+def start(arguments, environment, log, work_dir, point="none", *more):
     command = [sys.executable, str(DRIVER), str(log), point, *arguments, "--work-dir", str(work_dir), *more]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    return done.returncode, done.stdout + done.stderr
+
+
+def train(*arguments):
+    process = start(*arguments)
+    shown = process.communicate()[0]
+    return process.returncode, shown
 
 
 def steps(log):
@@ -68,7 +80,11 @@ def metrics_of(work_dir):
     return [record for record in records if record["kind"] == "val"]
 
 
-POINTS = ["step:4", "validation:begin", "validation:inside", "validation:end", "snapshot:2"]
+POINTS = [
+    *("step:1", "step:4", "step:6", "step:10"),  # the first one, within an epoch, the first and the last of another
+    *("validation:begin", "validation:inside", "validation:end"),
+    *("snapshot:1", "snapshot:2", "snapshot:4"),
+]
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -82,6 +98,71 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny, environment, tmp_path
     assert_equal(final_state(run), state)
     assert metrics_of(run) == metrics
     assert not list(run.glob("*.tmp"))
+
+
+def test_killed_twice_in_a_row_and_then_stopped(tiny, environment, tmp_path, unbroken):
+    log, run = tmp_path / "log", tmp_path / "run"
+    assert train(tiny, environment, log, run, "step:3")[0] == SIGKILLED
+    assert train(tiny, environment, log, run, "step:1", "--resume")[0] == SIGKILLED
+    code, shown = train(tiny, environment, log, run, "none", "--resume", "--max-steps", "7")
+    assert code == 0, shown
+    code, shown = train(tiny, environment, log, run, "none", "--resume")
+    assert code == 0, shown
+    batches, state, metrics = unbroken
+    assert steps(log) == batches
+    assert_equal(final_state(run), state)
+    assert metrics_of(run) == metrics
+
+
+def test_a_second_run_is_the_first_again(tiny, environment, tmp_path, unbroken):
+    code, shown = train(tiny, environment, tmp_path / "log", tmp_path / "run")
+    assert code == 0, shown
+    batches, state, metrics = unbroken
+    assert steps(tmp_path / "log") == batches
+    assert_equal(final_state(tmp_path / "run"), state)
+    assert metrics_of(tmp_path / "run") == metrics
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_fifty_kills_at_any_moment(tiny, environment, tmp_path, unbroken):
+    """Ten runs of five kills each, at moments drawn over the length of a run, data loading and writes included."""
+    luck = random.Random(0)
+    batches, state, metrics = unbroken
+    kills = 0
+    while kills < 50:
+        log, run = tmp_path / f"log{kills}", tmp_path / f"run{kills}"
+        for _ in range(5):
+            process = start(tiny, environment, log, run, "none", "--resume")
+            try:
+                process.communicate(timeout=luck.uniform(3, 12))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+        code, shown = train(tiny, environment, log, run, "none", "--resume")
+        assert code == 0, shown
+        assert steps(log) == batches
+        assert_equal(final_state(run), state)
+        assert metrics_of(run) == metrics
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
+def test_a_killed_compiled_run_goes_on_bit_for_bit(tiny, environment, tmp_path):
+    compiled = [*tiny, "--set", "compile=True"]
+    ends = []
+    for name, points in (("whole", []), ("killed", ["step:4", "validation:inside"])):
+        log, run = tmp_path / f"{name}.log", tmp_path / name
+        for point in points:
+            assert train(compiled, environment, log, run, point, "--resume")[0] == SIGKILLED
+        code, shown = train(compiled, environment, log, run, "none", "--resume")
+        assert code == 0, shown
+        ends.append((steps(log), final_state(run), metrics_of(run)))
+    assert ends[0][0] == ends[1][0]
+    assert_equal(ends[0][1], ends[1][1])
+    assert ends[0][2] == ends[1][2]
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny, environment, tmp_path):
