@@ -42,7 +42,8 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_it_goes_on_later(tiny, e
     code, shown = train(environment, *tiny, "--work-dir", work_dir, "--max-steps", "2")
     assert code == 0, shown
     filling = small_disk / "filling"
-    os.posix_fallocate(os.open(filling, os.O_CREAT | os.O_WRONLY), 0, shutil.disk_usage(small_disk).free - 8192)
+    with open(filling, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - 8192)
     code, shown = train(environment, *tiny, "--work-dir", work_dir, "--resume")
     assert code == 2, shown
     told = [line for line in shown.splitlines() if line.startswith("error:")]
