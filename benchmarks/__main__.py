@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu | aot | input`: measures, prints a line a result, and writes records as results come."""
+"""`python -m benchmarks gpu | aot | input | trainer`: measures, prints lines, writes records as results come."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from benchmarks.target import Part, Target
 
 
 def main() -> None:
-    commands = {"gpu": gpu, "aot": aot, "input": host}
+    commands = {"gpu": gpu, "aot": aot, "input": host, "trainer": trainer}
     try:
         code = tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")
     except UsageError as error:
@@ -52,12 +52,7 @@ def gpu(
         raise UsageError(
             f"torch {torch.__version__} sees no CUDA device: run on a GPU machine, or try --device cpu --toy"
         )
-    names = [part.name for part in GPU_PARTS]
-    for name in only:
-        if name not in names:
-            raise UsageError(f"--only {name}: there is no such part, choose from {', '.join(names)}")
-    parts = [part for part in GPU_PARTS if not only or part.name in only]
-    return _run(parts, device, toy, records, 60 * minutes)
+    return _run(_chosen(GPU_PARTS, only), device, toy, records, 60 * minutes)
 
 
 def host(toy: bool = False, records: Path | None = None) -> int:
@@ -70,6 +65,27 @@ def host(toy: bool = False, records: Path | None = None) -> int:
     from benchmarks.parts import INPUT_PARTS
 
     return _run(INPUT_PARTS, "cpu", toy, records, 300)
+
+
+def trainer(toy: bool = False, only: tuple[str, ...] = (), records: Path | None = None) -> int:
+    """Measure on this machine's CPU what a snapshot costs, how fast a resume is, folded and compiled steps.
+
+    Args:
+        toy: tiny sizes, to try the control flow.
+        only: names of parts, all when empty.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+    """
+    from benchmarks.parts import HOST_PARTS
+
+    return _run(_chosen(HOST_PARTS, only), "cpu", toy, records, 2400)
+
+
+def _chosen(parts: Sequence[Part], only: tuple[str, ...]) -> list[Part]:
+    names = [part.name for part in parts]
+    for name in only:
+        if name not in names:
+            raise UsageError(f"--only {name}: there is no such part, choose from {', '.join(names)}")
+    return [part for part in parts if not only or part.name in only]
 
 
 def aot(records: Path = RECORDS) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from benchmarks import heatmap, limits, step
+from benchmarks import cpu_step, heatmap, limits, step
 from benchmarks.target import Part, Result, Skipped, Target
 
 
@@ -27,6 +27,20 @@ def host(target: Target) -> Iterator[Result]:
     yield from measure(target)
 
 
+def resume(target: Target) -> Iterator[Result]:
+    _need_dali()
+    from benchmarks.saving import resume
+
+    yield from resume(target)
+
+
+def snapshot(target: Target) -> Iterator[Result]:
+    _need_dali()
+    from benchmarks.saving import snapshot
+
+    yield from snapshot(target)
+
+
 def _need_dali() -> None:
     try:
         import pipelines.dali  # noqa: F401
@@ -41,5 +55,10 @@ GPU_PARTS = (
     Part("step", 240, step.measure),
     Part("decode", 65, decode),
     Part("train", 140, train),
+)
+HOST_PARTS = (
+    Part("snapshot", 120, snapshot),
+    Part("resume", 120, resume),
+    Part("cpu_step", 1800, cpu_step.measure),
 )
 INPUT_PARTS = (Part("input", 300, host),)

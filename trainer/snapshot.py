@@ -100,6 +100,10 @@ class Writer:
         )
         self._thread.start()
 
+    def busy(self) -> bool:
+        """Whether a write is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Return when the write in flight is durable; raises SnapshotError if it could not be made."""
         if self._thread is not None:

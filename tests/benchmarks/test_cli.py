@@ -57,6 +57,17 @@ def test_the_host_stages_run_at_toy_size(tmp_path):
     assert record["results"].keys() == {"plan", "read", "joints", "whole"}
 
 
+def test_the_trainer_parts_run_at_toy_size(tmp_path):
+    done = run("trainer", "--toy", "--records", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {path.stem.partition("_cpu_x")[0].partition("_cpu_a")[0]: path for path in tmp_path.iterdir()}
+    records = {name: json.loads(path.read_text())["results"] for name, path in records.items()}
+    assert records.keys() == {"snapshot", "resume", "cpu_step"}
+    assert records["cpu_step"]["ntu60_x3d"]["loss_difference"] < 1e-5
+    assert records["snapshot"]["snapshot"]["share_lost"]["n"] == 2
+    assert records["resume"]["resume"]["at_90_percent_s"]["median"] > 0
+
+
 def test_a_mistake_takes_a_sentence():
     done = run("gpu", "--device", "cpu", "--toy", "--only", "stpe")
     assert done.returncode == 2
