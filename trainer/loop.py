@@ -12,7 +12,7 @@ from trainer.evaluate import score_split
 from trainer.memory import advice, recover
 from trainer.metrics import Scores, summarize, worse_than_a_stream
 from trainer.ranks import average_statistics
-from trainer.resume import state_of
+from trainer.resume import changed_by_update, state_of
 from trainer.run import Run, Stopped
 from trainer.snapshot import best_name
 from trainer.step import rate, train_step
@@ -123,6 +123,8 @@ def validate(run: Run) -> tuple[Scores, str | None]:
     scores = score_split(run)
     metrics = summarize(scores)
     if run.averages is not None:
+        if run.writer is not None:
+            run.writer.copied()
         with run.averages.in_place_of(run.network):
             metrics |= {f"ema/{name}": value for name, value in summarize(score_split(run)).items()}
     journal.validation(epoch, num_clips, metrics)
@@ -143,4 +145,5 @@ def save(run: Run, best: str | None = None) -> None:
         for network in (run.network, *([run.averages.network] if run.averages else [])):
             average_statistics(network, run.ranks)
         if run.writer is not None:
-            run.writer.save(state_of(run), run.cursor.epoch + 1, run.cursor.step, best)
+            place = run.cursor.epoch + 1, run.cursor.step
+            run.writer.save(state_of(run), *place, best, steady=changed_by_update(run))

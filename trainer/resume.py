@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer.config import Experiment
 from trainer.run import Run
@@ -35,6 +36,12 @@ def state_of(run: Run) -> dict[str, Any]:
         "scale": None if run.scale is None else run.scale.state_dict(),
         "averages": None if run.averages is None else run.averages.network.state_dict(),
     }
+
+
+def changed_by_update(run: Run) -> list[Tensor]:
+    """The large part of a snapshot: forward and backward leave it alone, only the optimizer's step changes it."""
+    momenta = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return [*run.network.parameters(), *momenta]
 
 
 def take_up(run: Run, state: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ An older one goes only when a newer one is durable (trainer/sealed.py), so a kil
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +47,38 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
     return None
 
 
-def stage(state: Any, buffers: dict[str, Tensor], at: str = "state") -> Any:
+Copies = list[tuple[Tensor, Tensor]]  # to, from
+
+
+def stage(
+    state: Any, buffers: dict[str, Tensor], steady: frozenset[int] = frozenset(), at: str = "state"
+) -> tuple[Any, Copies]:
     """Copy `state` with every tensor in CPU memory, dense, so that training may go on changing the original.
 
     `buffers` keeps the copies by place, so that a second call reuses their (pinned, for CUDA tensors) memory.
     Copies from a GPU are queued, not finished, on return: wait for the current stream before reading them.
+    Tensors whose address is in `steady` are not copied yet: they are the second thing returned.
     """
+    copies: Copies = []
+    staged = _stage(state, buffers, at, copies)
+    for goal, source in copies:
+        if source.data_ptr() not in steady:
+            goal.copy_(source, non_blocking=True)
+    return staged, [pair for pair in copies if pair[1].data_ptr() in steady]
+
+
+def _stage(state: Any, buffers: dict[str, Tensor], at: str, copies: Copies) -> Any:
     if isinstance(state, Tensor):
         kept = buffers.get(at)
         if kept is None or (kept.shape, kept.dtype) != (state.shape, state.dtype):
             kept = torch.empty_like(state.detach(), device="cpu", pin_memory=state.is_cuda)
             buffers[at] = kept
-        return kept.copy_(state.detach(), non_blocking=True)
+        copies.append((kept, state.detach()))
+        return kept
     if isinstance(state, dict):
-        return {key: stage(value, buffers, f"{at}[{key!r}]") for key, value in state.items()}
+        return {key: _stage(value, buffers, f"{at}[{key!r}]", copies) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        items = [stage(value, buffers, f"{at}[{i}]") for i, value in enumerate(state)]
+        items = [_stage(value, buffers, f"{at}[{i}]", copies) for i, value in enumerate(state)]
         return items if isinstance(state, list) else tuple(items)
     assert state is None or type(state) in (bool, int, float, str), f"{at}: {type(state)} in a snapshot"
     return state
@@ -83,22 +99,35 @@ class Writer:
         self._good = [resumed_from.resolve().name] if resumed_from is not None else []
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
         self._error: Exception | None = None
 
-    def save(self, state: dict[str, Any], epoch: int, step: int, best: str | None = None) -> None:
-        """Stage `state` and write it in the background as epoch_E_step_S.pth, and as `best` (see `best_name`).
+    def save(
+        self,
+        state: dict[str, Any],
+        epoch: int,
+        step: int,
+        best: str | None = None,
+        *,
+        steady: Iterable[Tensor] = (),
+    ) -> None:
+        """Write `state` in the background as epoch_E_step_S.pth, and as `best` (see `best_name`).
 
-        Waits for the write before it, and raises what that one met.
+        Its tensors may change at once, but those of `steady` (weights, momentum) only after `copied()`. Waits for the
+        write before it, and raises what that one met.
         """
         self.wait()
-        staged = stage(state, self._buffers)
-        copied = torch.cuda.Event() if torch.cuda.is_initialized() else None
-        if copied is not None:
-            copied.record()
+        staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
+        self._copied.clear()
         self._thread = threading.Thread(
-            target=self._write, args=(staged, copied, rolling_name(epoch, step), best), name="snapshot"
+            target=self._write, args=(staged, copies, rolling_name(epoch, step), best), name="snapshot"
         )
         self._thread.start()
+
+    def copied(self) -> None:
+        """Return when every tensor of the last `save` may change again."""
+        if self._thread is not None:
+            self._copied.wait()
 
     def busy(self) -> bool:
         """Whether a write is in flight."""
@@ -115,10 +144,9 @@ class Writer:
 
     close = wait
 
-    def _write(self, staged: dict[str, Any], copied: torch.cuda.Event | None, name: str, best: str | None) -> None:
+    def _write(self, staged: dict[str, Any], copies: Copies, name: str, best: str | None) -> None:
         try:
-            if copied is not None:
-                copied.synchronize()
+            self._copy(copies)
             if best is not None:  # before the one that a resume finds: that one takes the best file for written
                 save(self.folder / best, staged)
             save(self.folder / name, staged)
@@ -126,6 +154,16 @@ class Writer:
             self._remove_old(name, best)
         except Exception as error:  # handed to the training thread by wait()
             self._error = error
+
+    def _copy(self, copies: Copies) -> None:
+        """On a GPU copies and updates share a stream: what is queued first is read first."""
+        try:
+            for goal, source in copies:
+                goal.copy_(source, non_blocking=True)
+        finally:
+            self._copied.set()
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
 
     def _remove_old(self, name: str, best: str | None) -> None:
         """Called when `name` (and `best`) are durable: keep `name`, the good one before it, and one best."""

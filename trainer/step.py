@@ -30,6 +30,8 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
         if run.scale is not None:
             run.scale.unscale([p.grad for p in parameters if p.grad is not None])
         norm, ok = clip_and_check(parameters, experiment.optim.clip_norm)
+        if run.writer is not None:
+            run.writer.copied()
         step_if(run.optimizer, ok)
         if run.averages is not None:
             run.averages.update(run.network)

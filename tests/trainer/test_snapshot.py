@@ -144,19 +144,35 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
         0: wide[0],
         "0": wide[1],
     }
-    first = stage(state, buffers)
+    first, later = stage(state, buffers)
     places = {at: buffer.data_ptr() for at, buffer in buffers.items()}
     assert len(places) == len(set(places.values())) == 5
     wide += 1
-    second = stage(state, buffers)
+    second, _ = stage(state, buffers)
     assert {at: buffer.data_ptr() for at, buffer in buffers.items()} == places
     for staged in (first, second):  # one memory
         torch.testing.assert_close(staged["a.b"], wide.T)
         torch.testing.assert_close(staged["a"]["b"], wide[:, 1])
         assert staged["c"][0].tolist() == [1, 1, 1]
         assert staged["c"][1] == (2, None)
+    assert later == []
     with pytest.raises(AssertionError, match=r"state\['rng'\]"):
         stage({"rng": np.zeros(3)}, buffers)
+
+
+def test_what_is_steady_is_copied_beside_the_loop_and_free_after_copied(tmp_path: Path) -> None:
+    """Everything else may change the moment that save returns, the steady tensors after `copied`."""
+    weight, mean, writer = torch.zeros(3_000_000), torch.zeros(1000), Writer(tmp_path)
+    for step in range(20):
+        weight.fill_(step)
+        mean.fill_(step)
+        writer.save({"weight": weight, "mean": mean}, 1, step, steady=[weight])
+        mean.fill_(-1)
+        writer.copied()
+        weight.fill_(-1)
+        writer.wait()
+        state = newest_valid(tmp_path, print)[1]
+        assert state["mean"].unique().tolist() == state["weight"].unique().tolist() == [step]
 
 
 def test_a_write_that_fails_is_told_at_the_next_save(tmp_path: Path) -> None:
