@@ -1,0 +1,79 @@
+"""Two ranks against one: twenty steps on the same global batches give the same losses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import itertools, json, sys
+from pathlib import Path
+from torch import nn
+from trainer.data import build_loaders
+from trainer.interrupt import Interrupt
+from trainer.journal import Journal
+from trainer.options import experiment_of
+from trainer.commands import Options
+from trainer.ranks import join
+from trainer.run import build_run
+from trainer.step import train_step
+import torch.distributed as dist
+import torch, tyro
+
+log, *arguments = sys.argv[1:]
+experiment = experiment_of(tyro.cli(Options, args=arguments))
+with join("cpu") as ranks, Interrupt() as interrupt:
+    journal = Journal(Path(log), ranks.rank)
+    run = build_run(experiment, ranks, build_loaders(experiment, ranks, journal.say), journal, None, interrupt)
+    for module in run.network.modules():  # each rank sees half of the batch, and BatchNorm would tell
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    losses = []
+    for epoch in itertools.count():
+        run.cursor.epoch, run.cursor.step = epoch, 0
+        for batch in run.train_loader.epoch(epoch):
+            run.meter.add(train_step(run, batch))
+            run.cursor.step += 1
+            losses.append(run.meter.read(ranks))
+        if len(losses) >= 20:
+            break
+    weights = torch.cat([parameter.detach().flatten() for parameter in run.network.parameters()])
+    if ranks.leads:
+        with open(log + "/out", "w") as file:
+            json.dump({"losses": losses[:20], "weights": weights[::97].tolist()}, file)
+    journal.close()
+"""
+
+
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.soak)])
+def test_losses_of_two_ranks_are_those_of_one(tiny, environment, tmp_path, accumulate):
+    script = tmp_path / "steps.py"
+    script.write_text(SCRIPT)
+    frozen = ("--set", "model.dropout=0.0", "--set", f"optim.accumulate={accumulate}")
+    results = []
+    for ranks in (1, 2):
+        log = tmp_path / str(ranks)
+        log.mkdir()
+        launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks), str(script), str(log))
+        done = subprocess.run(
+            [sys.executable, *launcher, *tiny, *frozen],
+            cwd=ROOT,
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        results.append(json.loads((log / "out").read_text()))
+    one, two = results
+    assert len(one["losses"]) == 20
+    for step, (a, b) in enumerate(zip(one["losses"], two["losses"], strict=True)):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-6), (step, name)
+    assert all(step["grad_norm"] > 0.1 for step in one["losses"])
+    assert two["weights"] == pytest.approx(one["weights"], rel=1e-4, abs=1e-6)
