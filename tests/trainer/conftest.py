@@ -61,10 +61,10 @@ def build(tiny, tmp_path) -> Iterator[Callable[..., Run]]:
     """Makes a run of the tiny demo in this process, with more `--set` assignments, its weights the same each time."""
     with ExitStack() as stack:
 
-        def make(*assignments: str) -> Run:
+        def make(*assignments: str, on: str = "cpu") -> Run:
             options = tyro.cli(Options, args=[*tiny, *(part for each in assignments for part in ("--set", each))])
             experiment = experiment_of(options)
-            ranks = stack.enter_context(join("cpu"))
+            ranks = stack.enter_context(join(on))
             interrupt = stack.enter_context(Interrupt())
             journal = Journal(tmp_path / "journal")
             return build_run(experiment, ranks, build_loaders(experiment, ranks, print), journal, None, interrupt)

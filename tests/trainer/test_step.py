@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.heatmap import render_heatmaps
 from tests.trainer.test_resume import assert_equal
@@ -177,3 +178,48 @@ def test_apex_makes_the_steps_of_torch():
             optimizer.zero_grad()
         results.append([parameter.detach() for parameter in net.parameters()])
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
+
+
+ASKS_THE_DEVICE = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2"}
+
+
+class Questions(TorchDispatchMode):
+    """Keeps the operators by which the host would wait for a GPU. (Copies to the host look like any other here.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.overloadpacket.__name__
+        if name in ASKS_THE_DEVICE:
+            self.asked.append(name)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [(), ("optim.ema=0.9", "optim.precision=fp16", "optim.accumulate=2")])
+def test_a_step_asks_nothing_of_the_device(build, settings):
+    run = build(*settings)
+    first, second = batches(run, 2)
+    train_step(run, first)
+    with Questions() as questions:
+        run.meter.add(train_step(run, second))
+    assert questions.asked == []
+    with questions:
+        float(torch.ones(()))
+    assert questions.asked == ["_local_scalar_dense"]
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu_between_two_logs(build):
+    run = build("optim.ema=0.9", on="cuda")
+    kept = batches(run, 3)
+    for batch in kept:  # the first steps compile and allocate
+        run.meter.add(train_step(run, batch))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in kept:
+            run.meter.add(train_step(run, batch))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert run.meter.read(run.ranks)["loss"] > 0
