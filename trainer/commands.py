@@ -44,6 +44,10 @@ def dispatch(arguments: list[str]) -> int:
             from trainer.evaluation import EvalOptions, evaluate
 
             return evaluate(tyro.cli(EvalOptions, args=rest, prog="python -m trainer eval"), arguments)
+        case ["view", *rest]:
+            from trainer.view import ViewOptions, view
+
+            return view(tyro.cli(ViewOptions, args=rest, prog="python -m trainer view"))
         case ["prepare", *rest]:
             return prepare_only(tyro.cli(Options, args=rest, prog="python -m trainer prepare"))
     options = tyro.cli(Options, args=arguments, prog="python -m trainer")

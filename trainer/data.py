@@ -37,19 +37,25 @@ def open_sources(experiment: Experiment, console: Console) -> tuple[Source, Sour
     """Training and validation source of an experiment (one and the same for data sets in one file), made and packed
     first where that has not been done yet.
     """
+    train, *val = [_packed(experiment, table, console) for table in open_tables(experiment)]
+    return train, val[0] if val else train
+
+
+def open_tables(experiment: Experiment) -> list[ClipTable]:
+    """The experiment's annotation file, or its two; the demo's data are made first where they are missing."""
     data = experiment.data
     if data.demo is not None:
         make_demo(Path(data.annotations).parent, data.demo, workers=len(os.sched_getaffinity(0)))
-    train = _open(experiment, Path(data.annotations), console)
-    if data.val_annotations is None:
-        return train, train
-    return train, _open(experiment, Path(data.val_annotations), console)
+    tables = []
+    for file in (data.annotations, data.val_annotations):
+        if file is not None:
+            tables.append(open_table(Path(file), Path(data.cache)))
+            check_table(experiment, Path(file), tables[-1])
+    return tables
 
 
-def _open(experiment: Experiment, annotations: Path, console: Console) -> Source:
+def _packed(experiment: Experiment, table: ClipTable, console: Console) -> Source:
     data, settings = experiment.data, PackSettings.of(experiment.clip)
-    table = open_table(annotations, Path(data.cache))
-    check_table(experiment, annotations, table)
     folder = settings.folder(Path(data.packs), table)
     return Source(table, prepare(table, Path(data.videos), folder, settings, max_bad=data.max_bad, console=console))
 
@@ -82,10 +88,18 @@ def build_loader(
     experiment: Experiment, source: Source, train: bool, ranks: Ranks, say: Callable[[str], None]
 ) -> Loader:
     split = experiment.data.split
+    rows = source.rows_of(None if split is None else f"{split}_{'train' if train else 'val'}")
+    return loader_of(experiment, source, rows, train, ranks, say)
+
+
+def loader_of(
+    experiment: Experiment, source: Source, rows: np.ndarray, train: bool, ranks: Ranks, say: Callable[[str], None]
+) -> Loader:
+    """A loader of these rows of the source's table, in the experiment's own way."""
     return Loader(
         table=source.table,
         pack=source.pack,
-        rows=source.rows_of(None if split is None else f"{split}_{'train' if train else 'val'}"),
+        rows=rows,
         config=experiment.clip,
         coarse_map=experiment.data.coarse_map,
         train=train,
