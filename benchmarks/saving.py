@@ -18,7 +18,7 @@ from trainer.ranks import Ranks
 from trainer.snapshot import Writer
 
 NTU60_CLIPS = 40_091
-STEPS_TO_UPDATE = 20  # products that stand for the forward and backward pass of a step: a tenth of a second
+STEPS_TO_UPDATE = 60  # products that stand for forward and backward: a tenth of a second, far less than a real one
 
 
 def snapshot(target: Target) -> Iterator[Result]:

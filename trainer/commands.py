@@ -13,6 +13,7 @@ from trainer.listing import list_experiments
 from trainer.options import Choice, device_of, experiment_of, world_size_of
 from trainer.profiling import steps_of
 from trainer.ranks import launch, restarted, started_by_launcher
+from trainer.replay import check_replay
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +64,8 @@ def train(options: Options, arguments: list[str]) -> int:
     device = device_of(options.device)
     world_size = world_size_of(options, device)
     check_division(experiment, world_size)
+    if experiment.cuda_graph:
+        check_replay(experiment, device, world_size)
     profile = steps_of(options.profile) if options.profile else None
     if options.init is not None:
         read_weights(options.init)  # a wrong file is told now, not after hours of preparation

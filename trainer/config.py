@@ -67,6 +67,7 @@ class Experiment:
     log_every: int = 20  # steps
     snapshot_every: int = 500  # steps; every epoch ends with one too
     compile: bool | None = None
+    cuda_graph: bool = False  # one launch a step (trainer/replay.py)
     prefetch: int = 2  # batches that the data pipeline is ahead
     stalled_after: float = 600.0  # seconds without a step, or a batch of a validation, that end the run
 

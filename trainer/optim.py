@@ -51,7 +51,10 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def clip_and_check(parameters: Iterable[Parameter], max_norm: float | None) -> tuple[Tensor, Tensor]:

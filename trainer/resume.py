@@ -48,6 +48,8 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     """Put a fresh run where `state` left it; says what keeps the rest from being bit-exact, if anything does."""
     run.network.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
+    for group in run.optimizer.param_groups:  # the cursor tells the rate, number or tensor on the device
+        group["lr"] = run.experiment.optim.lr
     run.stopping.load_state_dict(state["stopping"])
     if run.scale is not None and state["scale"] is not None:
         run.scale.load_state_dict(state["scale"])

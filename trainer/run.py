@@ -20,6 +20,7 @@ from trainer.journal import Journal
 from trainer.optim import BufferGuard, EarlyStopping, build_optimizer
 from trainer.precision import LossScale, autocast_of
 from trainer.ranks import Ranks
+from trainer.replay import Update
 from trainer.snapshot import Writer
 
 ASK_RANKS_EVERY = 8  # batches between two questions to all ranks whether one of them was told to stop
@@ -97,6 +98,7 @@ class Run:
     precision: Callable[[], AbstractContextManager]
     scale: LossScale | None  # fp16 only
     averages: Averages | None
+    replay: Update | None = None  # train_step's work on the device as one CUDA graph
     profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
     asked: int = 0

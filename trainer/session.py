@@ -4,6 +4,7 @@ import itertools
 import json
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from trainer.loop import fit
 from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
 from trainer.profiling import Profile
 from trainer.ranks import join
+from trainer.replay import Replay, rate_on_device
 from trainer.report import write_report
 from trainer.resume import check_same, take_up
 from trainer.run import Run, build_run
 from trainer.sheet import contact_sheet
 from trainer.snapshot import Writer, newest_valid
+from trainer.step import update
 from trainer.watchdog import Watchdog
 
 FEWEST_CLIPS = 4  # of a rank at a time; below, BatchNorm's statistics are poor
@@ -61,6 +64,9 @@ def train_here(
             elif init is not None:
                 for sentence in initialise_from(run.network, init):
                     journal.say(sentence)
+            if experiment.cuda_graph:
+                rate_on_device(run.optimizer, ranks.device)
+                run.replay = Replay(partial(update, run))
             if profile is not None and ranks.leads:
                 run.profile = Profile(profile, work_dir, journal.say)
             introduce(run)
@@ -94,10 +100,11 @@ def introduce(run: Run) -> None:
     parts = f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""
     precision = str(run.ranks.device) if optim.precision == "auto" else f"{run.ranks.device} {optim.precision}"
     compiled = "uncompiled" if run.forward is run.network else "compiled"
+    graph = ", replayed as a CUDA graph" if run.replay else ""
     sgd = type(run.optimizer).__module__.partition(".")[0]
     run.journal.say(
         f"{world_size} x {optim.batch_size // world_size} clips{parts} a step (global batch {optim.batch_size}), "
-        f"{precision}, {compiled}, SGD of {sgd}"
+        f"{precision}, {compiled}{graph}, SGD of {sgd}"
     )
     if share < FEWEST_CLIPS:
         run.journal.say(

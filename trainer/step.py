@@ -18,18 +18,27 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
 
     A step whose gradients are not finite leaves weights, momentum, buffers and averages bit for bit as they were.
     """
-    experiment, cursor = run.experiment, run.cursor
-    num_steps = run.train_loader.num_batches
+    cursor, num_steps = run.cursor, run.train_loader.num_batches
     set_lr(run.optimizer, rate(run))
-    torch.manual_seed(step_seed(experiment.seed, cursor.epoch * num_steps + cursor.step, run.ranks.rank))
+    torch.manual_seed(step_seed(run.experiment.seed, cursor.epoch * num_steps + cursor.step, run.ranks.rank))
+    if run.replay is None:
+        return update(run, batch)
+    if run.writer is not None:
+        run.writer.copied()
+    return run.replay(batch)
+
+
+def update(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """What the device does in a step; it depends on nothing of the host but the seed and the rate."""
+    optim = run.experiment.optim
     run.guard.hold()
-    parts = split(batch, experiment.optim.accumulate)
+    parts = split(batch, optim.accumulate)
     terms = [accumulate(run, part, 1 / len(parts), last=part is parts[-1]) for part in parts]
     with nvtx.annotate("optimizer"):
         parameters = [parameter for parameter in run.network.parameters() if parameter.grad is not None]
         if run.scale is not None:
             run.scale.unscale([p.grad for p in parameters if p.grad is not None])
-        norm, ok = clip_and_check(parameters, experiment.optim.clip_norm)
+        norm, ok = clip_and_check(parameters, optim.clip_norm)
         if run.writer is not None:
             run.writer.copied()
         step_if(run.optimizer, ok)
@@ -39,7 +48,7 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
             run.scale.settle(ok)
         run.guard.settle(ok)
         run.optimizer.zero_grad()
-    cursor.count(ok)
+    run.cursor.count(ok)
     return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]} | {"grad_norm": norm}
 
 

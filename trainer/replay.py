@@ -1,0 +1,74 @@
+"""A whole training step as one CUDA graph: hundreds of kernels are launched by one call.
+
+Worth trying where launching bounds the step (small batches, fast cards); `--set cuda_graph=True`.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from pipelines.batch import Batch
+from trainer.config import Experiment
+
+WARM_UP = 3  # steps as they are, in which compilers, allocators and autotuners come to rest
+Update = Callable[[Batch], dict[str, Tensor]]
+
+
+def check_replay(experiment: Experiment, device: str, world_size: int) -> None:
+    """Raise ValueError where a step cannot be recorded."""
+    if device != "cuda":
+        raise ValueError("cuda_graph=True needs a GPU; leave it out on a CPU")
+    if world_size > 1:
+        raise ValueError(f"cuda_graph=True records the step of one rank, and there are {world_size}: leave it out")
+    if experiment.optim.impl == "apex":
+        raise ValueError(
+            "cuda_graph=True needs a learning rate on the device, which apex has not: set optim.impl=torch"
+        )
+
+
+def rate_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """From here on `set_lr` fills a tensor, which a recorded step reads each time it is replayed."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+
+
+class Replay:
+    """`update(batch)`, recorded at its fourth call and replayed from then on.
+
+    Nothing in `update` may wait for the device or depend on numbers of the host. The generator's seed is read at each
+    replay, so dropout's luck is that of an unrecorded step. Batches must have one shape.
+    """
+
+    def __init__(self, update: Update) -> None:
+        self._update = update
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._warm = 0
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        if self._warm < WARM_UP:
+            self._warm += 1
+            return self._aside(batch)
+        if self._graph is None:
+            self._batch = replace(batch, **{name: tensor.clone() for name, tensor in _columns(batch)})
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._values = self._update(self._batch)
+        for (_, kept), (_, new) in zip(_columns(self._batch), _columns(batch), strict=True):
+            kept.copy_(new, non_blocking=True)
+        self._graph.replay()
+        return {name: value.clone() for name, value in self._values.items()}
+
+    def _aside(self, batch: Batch) -> dict[str, Tensor]:
+        """A warm-up step belongs on another stream than the default one: CUDA graphs ask for it."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            values = self._update(batch)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return values
+
+
+def _columns(batch: Batch) -> list[tuple[str, Tensor]]:
+    return [(field.name, getattr(batch, field.name)) for field in fields(batch)]
