@@ -1,6 +1,7 @@
 """One process or many: the same clips, one journal, and both launchers."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,36 @@ def test_torchrun_with_two_ranks(tiny, environment, tmp_path):
     found = newest_valid(tmp_path / "run", print)
     assert found is not None
     assert (found[1]["cursor"]["epoch"], found[1]["cursor"]["step"]) == (1, 1)
+
+
+def test_two_machines_of_one_rank_each(tiny, environment, tmp_path):
+    """Two launchers, as on two nodes, find each other by address; the one of rank 0 writes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    meet = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port)
+    rest = ("-m", "trainer", *tiny, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *meet, "--node-rank", str(node), *rest],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    try:
+        first, second = (node.communicate(timeout=200)[0] for node in nodes)
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], first + second
+    assert "2 x 4 clips a step (global batch 8)" in first
+    assert "stopped: 6 steps are done" in first
+    assert "Epoch" not in second
+    assert len(validations(tmp_path / "run")) == 1
 
 
 def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, tmp_path):
