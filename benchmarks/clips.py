@@ -11,6 +11,8 @@ from benchmarks import step
 from benchmarks.target import Target
 from pipelines.demo_classes import DemoConfig
 from pipelines.loader import Loader
+from pipelines.pack_source import PackFrames
+from pipelines.packs import Pack
 from trainer.config import Experiment
 from trainer.data import Source, build_loader, open_sources
 from trainer.experiments import DEMO, NTU60_X3D
@@ -39,6 +41,12 @@ def experiment_on_demo(target: Target) -> Experiment:
 def open_demo(experiment: Experiment) -> Source:
     """The demo's clips and their pack, made if need be."""
     return open_sources(experiment, Console(stderr=True, quiet=True))[0]
+
+
+def pack_of(source: Source) -> Pack:
+    """The pack of the demo, which has no other source."""
+    assert isinstance(source.frames, PackFrames)
+    return source.frames.pack
 
 
 def long_loader(experiment: Experiment, source: Source, device: torch.device, num_batches: int) -> Loader:

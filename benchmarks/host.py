@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from benchmarks.clips import experiment_on_demo, long_loader, open_demo
+from benchmarks.clips import experiment_on_demo, long_loader, open_demo, pack_of
 from benchmarks.harness import spread
 from benchmarks.target import Result, Target
 from pipelines.batch import Batch
@@ -27,11 +27,12 @@ def measure(target: Target) -> Iterator[Result]:
     yield "plan", _clips_per_s(lambda: loader.plan(0, next(plans)), size, target)
     plan = loader.plan(0, 0)
     rows = [(int(row), frames) for row, frames in zip(plan.row, plan.rgb_frames, strict=True)]
-    pack_rows = source.pack.rows_of(source.table)
+    pack = pack_of(source)
+    pack_rows = pack.rows_of(source.table)
 
     def read() -> None:
         for row, frames in rows:
-            source.pack.read_frames(int(pack_rows[row]), frames.tolist())
+            pack.read_frames(int(pack_rows[row]), frames.tolist())
 
     yield "read", _clips_per_s(read, size, target)
     yield "joints", _clips_per_s(lambda: sampled_joints(source.table, plan), size, target)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from benchmarks.clips import experiment_on_demo, long_loader, open_demo, pack_bytes
+from benchmarks.clips import experiment_on_demo, long_loader, open_demo, pack_bytes, pack_of
 from benchmarks.harness import spread
 from benchmarks.target import Result, Target
 from pipelines.batch import Batch
@@ -25,7 +25,7 @@ def measure(target: Target) -> Iterator[Result]:
     start = time.perf_counter()
     source = open_demo(experiment)
     made = time.perf_counter() - start
-    yield "clips", {"n": len(source.table), "seconds": made, "pack_mb": pack_bytes(source.pack.folder) / 1e6}
+    yield "clips", {"n": len(source.table), "seconds": made, "pack_mb": pack_bytes(pack_of(source).folder) / 1e6}
     loader = long_loader(experiment, source, target.device, 6 if target.toy else 2000)
     size = experiment.optim.batch_size
     rates, _ = pace(loader.epoch(0), lambda _: None, target, seconds=10)

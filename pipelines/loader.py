@@ -1,7 +1,6 @@
-"""From plans to batches: reads packets, lets DALI decode them ahead of time, and draws the heatmaps.
+"""From plans to batches: has the planned frames decoded ahead of time, and draws the heatmaps.
 
-No worker process and no state: an epoch can be entered at any batch. A damaged packet is named, replaced by the nearest
-good frame of its clip, and counted.
+No worker process and no state: an epoch can be entered at any batch.
 """
 
 import os
@@ -16,8 +15,7 @@ from kernels.heatmap import render_heatmaps
 from pipelines.annotations import ClipTable
 from pipelines.batch import Batch
 from pipelines.config import ClipConfig
-from pipelines.dali import FrameDecoder, Step, mirrored
-from pipelines.packs import Pack, PackError
+from pipelines.frame_source import Decoding, FrameSource
 from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_train, sampled_joints
 
 
@@ -31,7 +29,7 @@ class Loader:
     """
 
     table: ClipTable
-    pack: Pack
+    frames: FrameSource
     rows: np.ndarray
     config: ClipConfig
     coarse_map: tuple[int, ...]
@@ -53,10 +51,8 @@ class Loader:
                 f"the global batch of {self.batch_size} clips does not divide over {self.world_size} ranks; "
                 f"set optim.batch_size to a multiple of {self.world_size}"
             )
-        self.pack_rows = self.pack.rows_of(self.table)
         self.coarse = torch.tensor(self.coarse_map, device=self.device)
         self.partner = torch.from_numpy(self.config.skeleton.partner()).to(self.device)
-        self.damaged: set[tuple[str, int]] = set()
 
     @property
     def num_batches(self) -> int:
@@ -66,18 +62,27 @@ class Loader:
         """The batches of an epoch from batch `first` on."""
         plans: dict[int, ClipPlan] = {}  # the source runs ahead of the batches; a plan waits here in between
 
-        def source(step: int) -> Step:
+        def ahead(step: int) -> ClipPlan:
             if first + step >= self.num_batches:
                 raise StopIteration
             plans[step] = self.plan(epoch, first + step)
-            return self._read(plans[step])
+            return plans[step]
 
-        frames = self.config.rgb_frames * self.batch_size // self.world_size
-        size = self.config.sizes(self.train)[0]
-        decoder = FrameDecoder(source, frames, size, self.device, threads=self.threads, prefetch=self.prefetch)
+        decoder = self.frames.decode(ahead, self._decoding())
         for step in range(self.num_batches - first):
             rgb = decoder.next()
             yield self._batch(plans.pop(step), first + step, rgb)
+
+    def _decoding(self) -> Decoding:
+        return Decoding(
+            num_clips=self.batch_size // self.world_size,
+            num_frames=self.config.rgb_frames,
+            size=self.config.sizes(self.train)[0],
+            device=self.device,
+            threads=self.threads,
+            prefetch=self.prefetch,
+            say=self.say,
+        )
 
     def plan(self, epoch: int, step: int) -> ClipPlan:
         """This rank's plans for batch `step`."""
@@ -90,48 +95,6 @@ class Loader:
 
     def _places(self, step: int) -> np.ndarray:
         return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
-
-    def _read(self, plan: ClipPlan) -> Step:
-        packets = [
-            packet
-            for row, frames in zip(plan.row, plan.rgb_frames, strict=True)
-            for packet in self._packets(int(row), frames)
-        ]
-        box = np.repeat(self._pack_boxes(plan), self.config.rgb_frames, axis=0)
-        return packets, *mirrored(box, np.repeat(plan.flip, self.config.rgb_frames))
-
-    def _packets(self, row: int, frames: np.ndarray) -> list[np.ndarray]:
-        """JPEG packets of the planned frames; a damaged one gives its place to the nearest good frame."""
-        pack_row = int(self.pack_rows[row])
-        packets, damaged = self.pack.read_frames(pack_row, frames.tolist())
-        for place in damaged:
-            frame = int(frames[place])
-            self._name_damage(str(self.table.names[row]), frame)
-            packets[place] = self._nearest_good(pack_row, frame)
-        return [np.frombuffer(packet, np.uint8) for packet in packets]
-
-    def _nearest_good(self, pack_row: int, frame: int) -> bytes:
-        num_frames = int(self.pack.num_frames[pack_row])
-        for other in sorted(range(num_frames), key=lambda other: abs(other - frame)):
-            (packet,), damaged = self.pack.read_frames(pack_row, [other])
-            if not damaged:
-                return packet
-        raise PackError(f"no frame of {self.pack.names[pack_row]} in {self.pack.folder} is readable; prepare it again")
-
-    def _name_damage(self, name: str, frame: int) -> None:
-        if (name, frame) not in self.damaged:
-            self.damaged.add((name, frame))
-            self.say(f"{name}: frame {frame} of its pack is damaged, its nearest good frame takes its place")
-
-    def _pack_boxes(self, plan: ClipPlan) -> np.ndarray:
-        """Boxes in packet pixels: annotation pixels -> pixels of the video -> pixels of the packed region."""
-        packed = self.pack_rows[plan.row]
-        annotated = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
-        to_video = self.pack.source_size[packed] / annotated
-        region = self.pack.region[packed]
-        to_pack = self.pack.frame_size[packed] / (region[:, 2:] - region[:, :2])
-        corners = plan.box.reshape(-1, 2, 2) * to_video[:, None]
-        return ((corners - region[:, None, :2]) * to_pack[:, None]).reshape(-1, 4)
 
     def _batch(self, plan: ClipPlan, step: int, rgb: torch.Tensor) -> Batch:
         size = self.config.sizes(self.train)[1]

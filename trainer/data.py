@@ -10,8 +10,10 @@ from rich.console import Console
 
 from pipelines.annotations import AnnotationError, ClipTable, open_table
 from pipelines.demo import make_demo
+from pipelines.frame_source import FrameSource
 from pipelines.loader import Loader
-from pipelines.packs import Pack, PackSettings
+from pipelines.pack_source import PackFrames
+from pipelines.packs import PackSettings
 from pipelines.prepare import prepare
 from trainer.config import Experiment
 from trainer.ranks import Ranks
@@ -19,17 +21,17 @@ from trainer.ranks import Ranks
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An annotation file and the pack of its videos."""
+    """An annotation file and where the frames of its clips come from."""
 
     table: ClipTable
-    pack: Pack
+    frames: FrameSource
 
     def rows_of(self, split: str | None) -> np.ndarray:
         """Rows of a split whose video is usable."""
         rows = self.table.rows_of(split)
-        usable = rows[self.pack.rows_of(self.table)[rows] >= 0]
+        usable = rows[self.frames.rows_of(self.table)[rows] >= 0]
         if not len(usable):
-            raise AnnotationError(f"{self.pack.folder} has no clip of split {split}; set data.split")
+            raise AnnotationError(f"split {split} has no clip with a usable video; set data.split or data.videos")
         return usable
 
 
@@ -57,7 +59,8 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
 def _packed(experiment: Experiment, table: ClipTable, console: Console) -> Source:
     data, settings = experiment.data, PackSettings.of(experiment.clip)
     folder = settings.folder(Path(data.packs), table)
-    return Source(table, prepare(table, Path(data.videos), folder, settings, max_bad=data.max_bad, console=console))
+    pack = prepare(table, Path(data.videos), folder, settings, max_bad=data.max_bad, console=console)
+    return Source(table, PackFrames(table, pack))
 
 
 def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> None:
@@ -98,7 +101,7 @@ def loader_of(
     """A loader of these rows of the source's table, in the experiment's own way."""
     return Loader(
         table=source.table,
-        pack=source.pack,
+        frames=source.frames,
         rows=rows,
         config=experiment.clip,
         coarse_map=experiment.data.coarse_map,

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from pipelines.annotations import ClipTable
+from pipelines.pack_source import PackFrames
 from pipelines.packs import PackSettings
 from pipelines.prepare import prepare
 from pipelines.skeleton import Skeleton
@@ -83,7 +84,7 @@ def pack_clip(experiment: Experiment, table: ClipTable, row: int, folder: Path) 
     pack = prepare(one, Path(experiment.data.videos), folder, settings, workers=1, max_bad=1, console=quiet)
     if pack.bad:
         raise ValueError(f"there is nothing to see of {table.names[row]}: {pack.bad[str(table.names[row])]}")
-    return Source(table, pack)
+    return Source(table, PackFrames(table, pack))
 
 
 def draw_views(views: Sequence[ClipView], names: Sequence[str], title: str, skeleton: Skeleton) -> Figure:

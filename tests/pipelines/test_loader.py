@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipelines.config import ClipConfig
 from pipelines.loader import Loader
+from pipelines.pack_source import PackFrames
 from pipelines.packs import PackError, clip_file
 from pipelines.skeleton import COCO_17
 
@@ -31,7 +32,8 @@ def shared(tmp_path_factory, scene_class):
 
 def loader(table, pack, **changes) -> Loader:
     values = {"rows": np.arange(len(table)), "config": CONFIG, "coarse_map": COARSE, "train": True, "batch_size": 4}
-    return Loader(table=table, pack=pack, device=torch.device("cpu"), **values | {"threads": 1} | changes)
+    values |= {"frames": PackFrames(table, pack), "device": torch.device("cpu"), "threads": 1}
+    return Loader(table=table, **values | changes)
 
 
 def tensors(batch) -> list[torch.Tensor]:
@@ -221,7 +223,7 @@ def test_damaged_packet_is_named_once_and_its_neighbour_takes_its_place(damaged)
             expected = whole[0].rgb[0, 3 if frame == 4 else frame]
             assert torch.equal(batch.rgb[0, frame], expected), frame
     assert said == [f"{pack.names[0]}: frame 4 of its pack is damaged, its nearest good frame takes its place"]
-    assert work.damaged == {(str(pack.names[0]), 4)}
+    assert work.frames.damaged == {(str(pack.names[0]), 4)}
 
 
 def test_clip_without_a_good_frame_stops_with_its_name(damaged):

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from pipelines.config import ClipConfig
 from pipelines.demo_classes import FINE_NAMES
 from pipelines.loader import Loader
+from pipelines.pack_source import PackFrames
 from pipelines.skeleton import COCO_17
 from pipelines.view import only_clip, view_clip
 from trainer.commands import dispatch
@@ -33,7 +34,7 @@ def loader(tmp_path_factory, scene_class) -> Loader:
     work.clips[1]["keypoint"][0, :, 4] = 0  # a missing joint
     table, (pack, _) = work.table(), work.prepare()
     values = {"rows": np.arange(2), "config": CONFIG, "coarse_map": (0, 0), "batch_size": 2, "threads": 1}
-    return Loader(table=table, pack=pack, train=True, device=torch.device("cpu"), **values)
+    return Loader(table=table, frames=PackFrames(table, pack), train=True, device=torch.device("cpu"), **values)
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -87,7 +88,7 @@ def test_skeleton_is_drawn_at_its_place_in_the_picture(loader, tmp_path):
             np.testing.assert_allclose(found, [*joints.min(axis=0), *joints.max(axis=0)], atol=4)
 
 
-def test_pack_of_one_clip_is_that_of_the_whole(loader, tmp_path, scene_class):
+def test_table_of_one_clip(loader):
     one = only_clip(loader.table, 1)
     assert (len(one), one.names.tolist()) == (1, [loader.table.names[1]])
     assert np.array_equal(one.clip_joints(0), loader.table.clip_joints(1))
