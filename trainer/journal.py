@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,13 @@ class Journal:
         """One line of plain words, to console and log."""
         if self.active:
             self._write(text)
+
+    def recall(self, validations: Sequence[Mapping[str, float]], num_steps: int) -> None:
+        """Write the validations of a snapshot that was brought here without the records of its run."""
+        if self.active and not self._metrics.size():
+            for values in validations:
+                at = {"kind": "val", "epoch": values["epoch"], "step": num_steps}
+                self._record(at, {name: value for name, value in values.items() if name != "epoch"}, "", 0)
 
     def start_epoch(self, epoch: int, num_epochs: int, step: int, num_steps: int) -> None:
         """Training of `epoch` goes on after `step` of `num_steps` steps: clock and bar start here."""

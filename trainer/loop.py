@@ -128,6 +128,7 @@ def validate(run: Run) -> tuple[Scores, str | None]:
         with run.averages.in_place_of(run.network):
             metrics |= {f"ema/{name}": value for name, value in summarize(score_split(run)).items()}
     journal.validation(epoch, num_clips, metrics)
+    cursor.validations.append({"epoch": epoch, **metrics})
     if warning := worse_than_a_stream(metrics):
         journal.say(warning)
     score = metrics[val.metric]

@@ -52,6 +52,10 @@ class Lines:
             if self._file.read(1) != b"\n":
                 self._file.write(b"\n")
 
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._file.seek(0, os.SEEK_END)
+
     def append(self, line: str) -> None:
         start = self._file.seek(0, os.SEEK_END)
         data = line.encode() + b"\n"

@@ -31,6 +31,7 @@ def state_of(run: Run) -> dict[str, Any]:
             "best": cursor.best,
             "best_file": cursor.best_file,
             "bad_steps": cursor.bad_steps,
+            "validations": cursor.validations,
         },
         "exact_under": exact_under(run),
         "scale": None if run.scale is None else run.scale.state_dict(),
@@ -57,6 +58,7 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
         run.averages.network.load_state_dict(state["averages"] or state["model"])
     for name, value in state["cursor"].items():
         setattr(run.cursor, name, value.to(run.ranks.device) if isinstance(value, torch.Tensor) else value)
+    run.journal.recall(run.cursor.validations, run.train_loader.num_batches)
     before, now = state["exact_under"], exact_under(run)
     differences = [f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
     if differences:

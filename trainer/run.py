@@ -42,6 +42,7 @@ class Cursor:
     step: int = 0
     best: float = -math.inf
     best_file: str = ""
+    validations: list[dict[str, float]] = field(default_factory=list)  # epoch (from 1) and metrics of each
 
     def count(self, ok: Tensor) -> None:
         """Count a step that had finite gradients or (`ok` False, a scalar on the device) had not."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -112,6 +113,23 @@ def test_a_second_run_reuses_data_and_packs(first, environment):
     assert "demo videos" not in shown
     assert f"it is now {root / 'run'}.1" in shown
     assert (root / "run.1" / "latest.pth").exists()
+
+
+def test_a_snapshot_brings_the_validations_of_its_run_along(first, environment, tmp_path):
+    _, root = first
+    (source,) = [path for path in (root / "run", root / "run.1") if (path / "epoch_3_step_0.pth").exists()]
+    shutil.copy(source / "latest.pth", tmp_path)
+    train(environment, *arguments_in(root), "--work-dir", tmp_path, "--resume")
+    kept, brought = (
+        [
+            {name: value for name, value in record.items() if name != "step"}
+            for record in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+            if record["kind"] == "val"
+        ]
+        for folder in (source, tmp_path)
+    )
+    assert len(kept) == 2
+    assert brought == kept
 
 
 def test_prepare_takes_an_experiment(tiny, environment):
