@@ -1,6 +1,7 @@
 """What a network is shown: which clips, how many frames, how large. Values live in trainer/experiments.py."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pipelines.demo_classes import DemoConfig
 from pipelines.skeleton import Skeleton
@@ -23,6 +24,7 @@ class DataConfig:
     split: str | None = None
     packs: str = "data/packs"
     cache: str = "data/cache"
+    source: Literal["packs", "video"] = "packs"  # video: whole files on the GPU's decoder at every step, no packs
     max_bad: float = 0.01  # share of videos that may be unusable
     demo: DemoConfig | None = None
 

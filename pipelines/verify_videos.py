@@ -20,6 +20,7 @@ from pipelines.videos import Missing, find_videos
 
 PATIENCE = 30.0  # seconds for a header
 MOST_PACKETS = 100_000
+UNKNOWN = (1 << 32) - 1  # what a writer that could not go back left as an .avi's size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +35,8 @@ class Header:
 
 
 def read_header(video: str) -> Header:
-    """Open a video as `prepare` does, for local files of known containers only. Some containers do not tell the number
-    of frames: there the packets are counted.
+    """Open a video as `prepare` does, for local files of known containers only. Where the container does not tell the
+    number of frames, its packets are counted; where it has an index, the file must hold what the index names.
     """
     try:
         with av.open(video, options=CONTAINERS, timeout=PATIENCE) as container:
@@ -46,11 +47,23 @@ def read_header(video: str) -> Header:
             frames = stream.frames or sum(packet.size > 0 for packet in packets)
             if not stream.width or not stream.height:
                 return Header(reason="its header names no picture size")
+            if os.path.getsize(video) < _end_of(video, stream):
+                return Header(reason=f"it is cut short: not all of its {frames} frames are there")
             return Header(width=stream.width, height=stream.height, frames=frames, codec=stream.codec_context.name)
     except av.FFmpegError as error:
         return Header(reason=f"it does not open ({error.strerror})")
     except OSError as error:
         return Header(reason=f"it cannot be read ({error.strerror})")
+
+
+def _end_of(video: str, stream: av.VideoStream) -> int:
+    """The byte at which a whole file ends at the earliest, from its index and, as that is an .avi's end, its head."""
+    indexed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    with open(video, "rb") as file:
+        head = file.read(8)
+    size = int.from_bytes(head[4:], "little")
+    told = size + 8 if head[:4] == b"RIFF" and size < UNKNOWN else 0
+    return max(indexed, told)
 
 
 def video_facts(table: ClipTable, folder: Path, console: Console, *, quick: bool) -> dict[str, Any]:
@@ -69,12 +82,12 @@ def video_facts(table: ClipTable, folder: Path, console: Console, *, quick: bool
     }
     rows = [row for row, video in enumerate(videos) if not isinstance(video, Missing)]
     if rows and not quick:
-        headers = _read_headers([videos[row] for row in rows], console)
+        headers = read_headers([videos[row] for row in rows], console)
         facts |= _compare(table, np.array(rows), headers)
     return facts
 
 
-def _read_headers(videos: list[str], console: Console) -> list[Header]:
+def read_headers(videos: list[str], console: Console) -> list[Header]:
     """All headers; FFmpeg works outside Python's lock, and a network disk likes to be asked in parallel."""
     workers = 4 * len(os.sched_getaffinity(0))
     headers = []

@@ -1,6 +1,6 @@
 """What the command line can do, each command a function of typed options."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +64,7 @@ def train(options: Options, arguments: list[str]) -> int:
     device = device_of(options.device)
     world_size = world_size_of(options, device)
     check_division(experiment, world_size)
+    check_source(experiment, device)
     if experiment.cuda_graph:
         check_replay(experiment, device, world_size)
     profile = steps_of(options.profile) if options.profile else None
@@ -95,9 +96,20 @@ def check_division(experiment: Experiment, world_size: int) -> None:
         raise ValueError(f"{share} clips a rank do not divide into {parts} equal parts; see --set optim.accumulate")
 
 
+def check_source(experiment: Experiment, device: str) -> None:
+    """Raise ValueError where the videos themselves are to be decoded without a GPU."""
+    if experiment.data.source == "video" and device != "cuda":
+        raise ValueError(
+            "data.source=video decodes on a GPU, and this run has none: leave it out, and clip packs are used, which "
+            "python -m pipelines.prepare makes"
+        )
+
+
 def prepare_only(options: Options) -> int:
     """Make what the experiment's training would make first: demo videos and clip packs."""
     from trainer.data import open_sources
 
-    open_sources(experiment_of(options), Console(stderr=True))
+    experiment = experiment_of(options)
+    packed = replace(experiment, data=replace(experiment.data, source="packs"))
+    open_sources(packed, Console(stderr=True))
     return 0

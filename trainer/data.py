@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from pipelines.annotations import AnnotationError, ClipTable, open_table
@@ -15,8 +16,11 @@ from pipelines.loader import Loader
 from pipelines.pack_source import PackFrames
 from pipelines.packs import PackSettings
 from pipelines.prepare import prepare
+from pipelines.video_source import open_videos
 from trainer.config import Experiment
 from trainer.ranks import Ranks
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,15 @@ class Source:
         return usable
 
 
-def open_sources(experiment: Experiment, console: Console) -> tuple[Source, Source]:
+def open_sources(experiment: Experiment, console: Console, device: torch.device = CPU) -> tuple[Source, Source]:
     """Training and validation source of an experiment (one and the same for data sets in one file), made and packed
-    first where that has not been done yet.
+    first where that has not been done yet. With data.source=video nothing is made, and `device` is to decode.
     """
-    train, *val = [_packed(experiment, table, console) for table in open_tables(experiment)]
+    tables = open_tables(experiment)
+    if experiment.data.source == "video":
+        train, *val = [_unpacked(experiment, table, device, console) for table in tables]
+    else:
+        train, *val = [_packed(experiment, table, console) for table in tables]
     return train, val[0] if val else train
 
 
@@ -63,6 +71,12 @@ def _packed(experiment: Experiment, table: ClipTable, console: Console) -> Sourc
     return Source(table, PackFrames(table, pack))
 
 
+def _unpacked(experiment: Experiment, table: ClipTable, device: torch.device, console: Console) -> Source:
+    data = experiment.data
+    videos, cache = Path(data.videos), Path(data.cache)
+    return Source(table, open_videos(table, videos, cache, device, max_bad=data.max_bad, console=console))
+
+
 def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> None:
     """Labels and joints must be those of the experiment."""
     joints, classes = experiment.clip.skeleton.num_joints, experiment.data.num_classes
@@ -81,7 +95,7 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
 def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Loader, Loader]:
     """Training and validation loader of this rank."""
     with ranks.in_turn():
-        sources = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads))
+        sources = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
     return build_loader(experiment, sources[0], True, ranks, say), build_loader(
         experiment, sources[1], False, ranks, say
     )

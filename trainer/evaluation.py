@@ -11,7 +11,7 @@ from torch import nn
 from models import build_model
 from models.weights import load_weights
 from pipelines.prepare_progress import Progress
-from trainer.commands import check_division
+from trainer.commands import check_division, check_source
 from trainer.compiling import compiled
 from trainer.config import Experiment
 from trainer.confusion import draw_confusion
@@ -47,6 +47,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
         raise ValueError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
     world_size = world_size_of(options, device)
     check_division(experiment, world_size)
+    check_source(experiment, device)
     if world_size > 1 and not started_by_launcher():
         return launch(world_size, arguments, 0)
     network = build_model(experiment.model)

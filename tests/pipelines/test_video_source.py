@@ -1,0 +1,271 @@
+"""Frames straight from the videos: the same as from a pack, with DALI's CPU decoder on Motion JPEG and VP9; the guard.
+
+On a GPU the same tests run with H.264 (`pytest -m gpu`).
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from pipelines import dali_video
+from pipelines.config import ClipConfig
+from pipelines.dali_video import decode_frames
+from pipelines.encode import decode
+from pipelines.loader import Loader
+from pipelines.pack_source import PackFrames
+from pipelines.skeleton import COCO_17
+from pipelines.video_guard import VideoMismatch, check_videos, compare
+from pipelines.video_source import VideoFrames, open_videos
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+WIDTH, HEIGHT = 160, 120
+LENGTHS = (24, 17, 9)
+CODECS = {"mjpeg": (".mov", {}), "libvpx-vp9": (".webm", {"deadline": "realtime", "cpu-used": "8", "crf": "10"})}
+CONFIG = ClipConfig(
+    skeleton=COCO_17, rgb_frames=4, pose_frames=8, rgb_size=64, rgb_size_val=72, heatmap_size=16, heatmap_size_val=18
+)
+
+
+def write(film, path: Path, frames: list[np.ndarray], codec: str, **options: str) -> Path:
+    if codec != "mjpeg":
+        return film.write(path, frames, codec, **options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=30, options={"qmin": "2", "qmax": "2"} | options)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuvj420p"
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+class Set:
+    """Three clips of one codec; the annotations are in pixels of twice the videos' size."""
+
+    def __init__(self, film, folder: Path, codec: str):
+        extension, options = CODECS.get(codec, (".mp4", {}))
+        self.folder, self.videos, self.codec, clips = folder, [], codec, []
+        for number, length in enumerate(LENGTHS):
+            name, frames = f"clip{number}", film.frames(length, WIDTH, HEIGHT, seed=number)
+            self.videos.append(write(film, folder / "videos" / f"{name}{extension}", frames, codec, **options))
+            # Near the edge, so that boxes leave the picture.
+            joints = film.person(length, 2 * WIDTH, 2 * HEIGHT, seed=number)
+            joints[..., 0] -= joints[..., 0].min() - 2
+            clips.append(film.annotation(name, joints, 2 * WIDTH, 2 * HEIGHT, label=number))
+        self.table = film.table(folder, clips)
+
+    def open(self, device: torch.device = CPU, max_bad: float = 0.0, **options) -> VideoFrames:
+        options = {"max_bad": max_bad, "console": Console(quiet=True)} | options
+        return open_videos(self.table, self.folder / "videos", self.folder / "cache", device, **options)
+
+    def loader(self, frames, device: torch.device = CPU, **changes) -> Loader:
+        values = {"rows": np.arange(len(LENGTHS)), "config": CONFIG, "coarse_map": (0, 1, 2), "threads": 1}
+        values |= {"train": True, "batch_size": 3, "frames": frames, "device": device}
+        return Loader(table=self.table, **values | changes)
+
+
+@pytest.fixture(scope="module", params=CODECS)
+def videos(request, film, tmp_path_factory) -> Set:
+    return Set(film, tmp_path_factory.mktemp(request.param), request.param)
+
+
+def close_to_pack(data: Set, film, device: torch.device) -> None:
+    """Boxes, flips, frames and the black outside are those of a pack; colours and sharpness nearly so."""
+    pack = PackFrames(data.table, film.prepare(data.table, data.folder, CONFIG.pose_frames, 400))
+    flips, black = set(), 0
+    for train, epochs in ((True, 4), (False, 1)):
+        ours = data.loader(data.open(device), device, train=train)
+        theirs = data.loader(pack, train=train)
+        for epoch in range(epochs):
+            flips |= set(ours.plan(epoch, 0).flip.tolist())
+            for one, other in zip(ours.epoch(epoch), theirs.epoch(epoch), strict=True):
+                assert one.rgb.shape == other.rgb.shape
+                first, second = one.rgb.cpu().float(), other.rgb.float()
+                error = (first - second).abs()
+                assert error.mean(dim=(2, 3, 4)).max() < 8  # each frame; a neighbouring frame has 15 and more
+                dark = second.amax(dim=-1) < 8
+                outside = dark.all(dim=2, keepdim=True).expand_as(dark)  # whole columns
+                black += int(outside.sum())
+                assert first.amax(dim=-1)[outside].float().quantile(0.95) < 24 if outside.any() else True
+                assert torch.equal(one.index.cpu(), other.index)
+    assert flips == {True, False}
+    assert black > 1000
+
+
+def test_batches_are_those_of_a_pack(videos, film):
+    close_to_pack(videos, film, CPU)
+
+
+def test_ranks_starts_and_depths_do_not_change_a_batch(videos):
+    frames = videos.open()
+    whole = list(videos.loader(frames, batch_size=2).epoch(5))
+    assert len(whole) == 2
+    deep = list(videos.loader(frames, batch_size=2, prefetch=3).epoch(5))
+    late = list(videos.loader(frames, batch_size=2).epoch(5, first=1))
+    ranks = [list(videos.loader(frames, batch_size=2, rank=rank, world_size=2).epoch(5)) for rank in (0, 1)]
+    for step, batch in enumerate(whole):
+        assert torch.equal(batch.rgb, deep[step].rgb)
+        assert torch.equal(batch.rgb, torch.cat([ranks[0][step].rgb, ranks[1][step].rgb]))
+    assert torch.equal(late[0].rgb, whole[1].rgb)
+
+
+def test_headers_are_read_once(videos, monkeypatch, film):
+    first = videos.open()
+    asked = []
+    monkeypatch.setattr("pipelines.video_source.read_headers", lambda new, _: asked.append(new))
+    second = videos.open()
+    assert asked == []
+    assert np.array_equal(first.sizes, second.sizes)
+    assert first.lengths.tolist() == second.lengths.tolist() == list(LENGTHS)
+    assert first.sizes.tolist() == [[WIDTH, HEIGHT]] * 3
+
+
+@pytest.fixture
+def own(film, tmp_path) -> Set:
+    """A set to spoil."""
+    return Set(film, tmp_path, "mjpeg")
+
+
+def test_unusable_videos_are_left_out_up_to_a_limit(own):
+    own.videos[1].unlink()
+    with pytest.raises(ValueError, match=r"1 of 3 clips have no usable video, more than 0.0% .* clip1: there is no"):
+        own.open()
+    frames = own.open(max_bad=0.5)
+    assert frames.rows_of(own.table).tolist() == [0, -1, 2]
+    content = own.videos[2].read_bytes()
+    own.videos[2].write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="2 of 3 clips"):
+        own.open(max_bad=0.5)
+
+
+def test_a_video_that_fails_later_is_named(own):
+    frames = own.open()
+    content = bytearray(own.videos[1].read_bytes())
+    content[60 : len(content) // 2] = bytes(len(content) // 2 - 60)
+    own.videos[1].write_bytes(content)
+    with pytest.raises(ValueError, match=r"clip1\.mov is not decoded by DALI .*python -m pipelines\.prepare"):
+        list(own.loader(frames).epoch(0))
+    own.videos[1].unlink()
+    with pytest.raises(ValueError, match=r"clip1\.mov cannot be read"):
+        list(own.loader(frames).epoch(0))
+
+
+def test_guard_passes_what_dali_decodes_right(videos):
+    check_videos([(str(path), length) for path, length in zip(videos.videos, LENGTHS, strict=True)], CPU)
+
+
+def test_guard_refuses_what_dali_cannot_decode_here(film, tmp_path):
+    path = film.write(tmp_path / "clip.mp4", film.frames(6, 64, 48))
+    with pytest.raises(
+        VideoMismatch, match=r"clip\.mp4 is not decoded by DALI on the CPU .*pipelines\.prepare"
+    ) as error:
+        check_videos([(str(path), 6)], CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_guard_refuses_a_file_whose_timestamps_hide_frames(own, tmp_path):
+    """DALI then answers the last frames with what it pleases."""
+    path = tmp_path / "shuffled.mov"
+    with av.open(own.videos[0]) as source, av.open(path, "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet.stream, packet.time_base = stream, Fraction(1, 30)
+            packet.dts, packet.pts = number, (number ^ 1) + 2
+            target.mux(packet)
+    with pytest.raises(VideoMismatch, match=r"shuffled\.mov holds 22 frames, its header says 24; leave data.source"):
+        check_videos([(str(path), LENGTHS[0])], CPU)
+
+
+ORDERS = {
+    "shuffled": [0, 1, 3, 2, *range(4, 12)],
+    "late by one": [0, *range(11)],
+    "early by one": [*range(1, 12), 11],
+    "one wrong": [*range(7), 0, *range(8, 12)],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_guard_refuses_frames_out_of_order(film, order):
+    right = np.stack(film.frames(12, 96, 64)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 3, right.shape)
+    compare("clip.avi", right, right + noise, np.arange(12))
+    found = (right + noise)[ORDERS[order]]
+    with pytest.raises(
+        VideoMismatch, match=r"clip\.avi: asked for frame \d+, DALI gives frame \d+ .*pipelines\.prepare"
+    ):
+        compare("clip.avi", right, found, np.arange(12))
+
+
+def test_guard_puts_up_with_still_scenes_but_not_with_other_colours(film):
+    still = np.repeat(film.frames(1, 96, 64)[0][None], 12, axis=0).astype(np.float32)
+    compare("clip.mp4", still, still[::-1] + 2, np.arange(12))
+    with pytest.raises(VideoMismatch, match=r"clip\.mp4: DALI's colours are 9\.0 levels off .* BT\.601"):
+        compare("clip.mp4", still, still + 9, np.arange(12))
+
+
+def test_graph_for_the_gpu_is_a_graph(own):
+    """Without a GPU it can be written down, though not built."""
+    step = own.open().read(own.loader(own.open()).plan(0, 0))
+    pipeline = dali_video._graph(
+        lambda _: step, 64, "mixed", batch_size=3, num_threads=1, device_id=None, prefetch_queue_depth=2
+    )
+    assert len(pipeline.serialize()) > 1000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+@pytest.mark.parametrize("command", [["--work-dir", "run"], ["eval", "--checkpoint", "none.pth"]])
+def test_without_a_gpu_the_command_names_prepare(tmp_path, command):
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", *command, "--exp", "demo", "--set", "data.source=video"],
+        cwd=tmp_path,  # nothing of the checkout is touched, even where the check fails
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: data.source=video decodes on a GPU, and this run has none: leave it out, and clip packs are used, "
+        "which python -m pipelines.prepare makes\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mjpeg", "libvpx-vp9"])
+def test_gpu_batches_are_those_of_a_pack(film, tmp_path, codec):
+    close_to_pack(Set(film, tmp_path, codec), film, torch.device("cuda"))
+
+
+@pytest.mark.gpu
+def test_gpu_decodes_real_videos_right_or_the_guard_refuses_them(real_videos):
+    """NTU's .avi as they come: right frames, or a sentence; never wrong frames."""
+    for path, frames in (("S001C001P001R001A001_rgb.avi", 103), ("ntu_sample.avi", 72)):
+        video = real_videos / path
+        with contextlib.suppress(VideoMismatch):
+            check_videos([(str(video), frames)], torch.device("cuda"))
+            found = decode_frames(np.fromfile(video, np.uint8), np.arange(frames), torch.device("cuda"))
+            for number, frame in enumerate(decode(str(video), frames)):
+                difference = np.abs(frame.to_ndarray(format="rgb24").astype(np.int16) - found[number])
+                assert difference.mean() < 6, (path, number)
+
+
+@pytest.mark.gpu
+def test_gpu_counts_frames_of_open_gops(film, tmp_path):
+    frames = film.frames(60, WIDTH, HEIGHT)
+    path = film.write(tmp_path / "open.mp4", frames, **{"x264-params": "open-gop=1:keyint=8:bframes=3"})
+    found = decode_frames(np.fromfile(path, np.uint8), np.arange(60), torch.device("cuda"))
+    assert [film.number(frame, (0, 0, WIDTH, HEIGHT)) for frame in found] == list(range(60))
