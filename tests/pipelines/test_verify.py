@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from rich.console import Console
@@ -206,6 +207,21 @@ def test_frames_are_counted_where_the_header_is_silent(film, tmp_path):
     (tmp_path / "text.mp4").write_text("ffconcat version 1.0\nfile clip.mkv\n")
     assert read_header(str(tmp_path / "text.mp4")).reason.startswith("it does not open")
     assert read_header(str(tmp_path / "none.mp4")).reason
+
+
+def test_a_file_that_was_cut_short_is_told_by_its_header(tmp_path, film):
+    whole = film.write(tmp_path / "whole.mp4", film.frames(20, 96, 64))
+    streamed = tmp_path / "streamed.mp4"  # what a download leaves of it opens all the same
+    with av.open(whole) as source, av.open(streamed, "w", options={"movflags": "faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    for path in (streamed, film.write(tmp_path / "clip.avi", film.frames(20, 96, 64), "mpeg4")):
+        assert read_header(str(path)).reason == ""
+        path.write_bytes(path.read_bytes()[:-200])
+        assert read_header(str(path)).reason == "it is cut short: not all of its 20 frames are there"
 
 
 def test_command_tells_the_verdict_last_and_writes_json(data, tmp_path):
