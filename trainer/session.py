@@ -11,6 +11,7 @@ from typing import Any
 from models.weights import initialise_from
 from trainer.config import Experiment
 from trainer.data import build_loaders
+from trainer.host_memory import keep_freed_memory
 from trainer.interrupt import Interrupt
 from trainer.journal import Journal
 from trainer.loop import fit
@@ -43,6 +44,8 @@ def train_here(
 
     Until the data are ready, a signal ends the process as any other: prepared clips are kept.
     """
+    if device == "cpu":
+        keep_freed_memory()
     with join(device) as ranks:
         with ranks.in_turn():
             if ranks.leads:
