@@ -14,6 +14,7 @@ from benchmarks.target import Result, Target
 from models import RGBPoseConfig, X3DPairConfig, build_model
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS, NTU60_X3D
+from trainer.host_memory import keep_freed_memory
 
 CLIPS = 2  # a step
 LARGEST_DIFFERENCE = 1e-3  # of the losses, relative
@@ -21,6 +22,7 @@ LARGEST_DIFFERENCE = 1e-3  # of the losses, relative
 
 def measure(target: Target) -> Iterator[Result]:
     torch.set_num_threads(1)
+    keep_freed_memory()
     for experiment in (TOY,) if target.toy else (NTU60_X3D, EXPERIMENTS["ma52"]):
         yield experiment.name, _measure(experiment, target)
 

@@ -19,7 +19,7 @@ if sys.argv[1] == "kept":
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
-        kept = [torch.ones(3_000_000) for _ in range(4)]
+        kept = [torch.ones(20_000_000) for _ in range(3)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults()
