@@ -1,11 +1,11 @@
-"""`python -m benchmarks gpu | aot | input | trainer`: measures, prints lines, writes records as results come."""
+"""`python -m benchmarks gpu` and so on: measures, prints lines, writes records as results come."""
 
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -15,7 +15,7 @@ from benchmarks.target import Part, Target
 
 
 def main() -> None:
-    commands = {"gpu": gpu, "aot": aot, "input": host, "trainer": trainer}
+    commands = {"gpu": gpu, "aot": aot, "input": host, "trainer": trainer, "compare": compare, "table": table}
     try:
         code = tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")
     except UsageError as error:
@@ -98,6 +98,42 @@ def aot(records: Path = RECORDS) -> int:
     from benchmarks.aot import write_table
 
     return 0 if write_table(records / "aot_heatmap.json") else 1
+
+
+def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path, tyro.conf.Positional], /) -> int:
+    """Show the numbers of two records side by side.
+
+    Args:
+        before: a record, benchmarks/records/*.json.
+        after: another one of the same part.
+    """
+    from benchmarks.compare import RecordError, compare
+
+    try:
+        for line in compare(before, after):
+            print(line)
+    except RecordError as error:
+        raise UsageError(error) from None
+    return 0
+
+
+def table(readme: Path | None = None, records: Path = RECORDS) -> int:
+    """Print the measured figures of all records as a table.
+
+    Args:
+        readme: a Markdown file to put the table into, between its two marks.
+        records: folder of the records.
+    """
+    from benchmarks.compare import RecordError, renew
+    from benchmarks.compare import table as rendered
+
+    try:
+        print(rendered(records), end="")
+        if readme is not None:
+            print(f"{readme} is {'renewed' if renew(readme, records) else 'current'}")
+    except RecordError as error:
+        raise UsageError(error) from None
+    return 0
 
 
 def _run(parts: Sequence[Part], device: str, toy: bool, records: Path | None, seconds: float) -> int:

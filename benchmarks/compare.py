@@ -1,0 +1,111 @@
+"""Two records side by side, and README's table of all committed ones: no number is typed by hand."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- measured: python -m benchmarks table -->", "<!-- end -->"
+
+# (part, path in its results, what it is, unit), in the order of README's table
+ROWS = (
+    ("train", "ntu60_x3d.clips_per_s", "training `ntu60_x3d`, data included", "clips/s"),
+    ("train", "ntu60.clips_per_s", "training `ntu60`, data included", "clips/s"),
+    ("train", "data_alone.clips_per_s", "data path alone", "clips/s"),
+    ("data", "ours_8_32.clips_per_s", "data path, 8 frames + 32 heatmaps, one core", "clips/s"),
+    ("data", "ratio_8_32", "the same against MMAction2's, same run", "times"),
+    ("data", "ratio_16_48", "16 frames + 48 heatmaps against MMAction2's", "times"),
+    ("step", "speedup.folded_compiled/plain_5d_eager", "step, folded and compiled against plain 5-D", "times"),
+    ("cpu_step", "ntu60_x3d.speedup", "step of `ntu60_x3d` on one CPU core, against plain 5-D", "times"),
+    ("cpu_step", "ma52.speedup", "step of `ma52` on one CPU core, against plain 5-D", "times"),
+    ("snapshot", "snapshot.share_lost", "time a snapshot costs the loop, of the time it takes", "share"),
+    ("resume", "resume.more_s", "resume at 90 % of an NTU-60 epoch, later than a fresh start", "s"),
+)
+
+
+class RecordError(ValueError):
+    """A record that cannot be read; the text names the file."""
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record as `write_record` wrote it. Raises RecordError."""
+    try:
+        record = json.loads(path.read_text())
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read ({error.strerror}); records lie in benchmarks/records") from None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or "results" not in record:
+        raise RecordError(f"{path} is no record of a benchmark; records lie in benchmarks/records")
+    return record
+
+
+def compare(before: Path, after: Path) -> Iterator[str]:
+    """A line for each number that both records hold: before, after, their ratio; first a line for what differs."""
+    old, new = read_record(before), read_record(after)
+    yield from _differences(old.get("provenance", {}), new.get("provenance", {}))
+    numbers, others = dict(_numbers(old["results"])), dict(_numbers(new["results"]))
+    for key in (key for key in numbers if key in others):
+        ratio = f" (x {others[key] / numbers[key]:.3f})" if numbers[key] else ""
+        yield f"{key}: {numbers[key]:.4g} -> {others[key]:.4g}{ratio}"
+    for key in sorted(numbers.keys() ^ others.keys()):
+        yield f"{key}: only in {(before if key in numbers else after).name}"
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    changed = [f"{key} {old.get(key)} -> {new.get(key)}" for key in new if old.get(key) != new.get(key)]
+    if changed:
+        yield f"taken under other conditions: {', '.join(changed)}"
+
+
+def _numbers(values: Any, at: str = "") -> Iterator[tuple[str, float]]:
+    """Leaves by their path; a spread counts as its median."""
+    if isinstance(values, dict) and "median" in values:
+        yield at, float(values["median"])
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from _numbers(value, f"{at}.{key}" if at else key)
+    elif isinstance(values, int | float) and not isinstance(values, bool):
+        yield at, float(values)
+
+
+def table(records: Path) -> str:
+    """ROWS as Markdown, one line for each machine on which a row was measured; empty without any record."""
+    lines = []
+    for part, path, what, unit in ROWS:
+        for file in sorted(records.glob(f"{part}_*.json")):
+            record = read_record(file)
+            value = _at(record["results"], path)
+            if value is None or record.get("toy") or record.get("part") != part:
+                continue
+            where = record["provenance"]
+            lines.append(f"| {what} | {_shown(value)} {unit} | {where['device']} | {where['commit']} |")
+    if not lines:
+        return "No figure has been taken yet.\n"
+    return "\n".join(["| what | median (quartiles, n) | machine | commit |", "|---|---|---|---|", *lines]) + "\n"
+
+
+def _at(results: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path; a key may hold dots and slashes after the first."""
+    key, _, rest = path.partition(".")
+    value = results.get(key)
+    return value if not rest or value is None else value.get(rest)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['median']:.3g} ({value['p25']:.3g} to {value['p75']:.3g}, n {value['n']})"
+    return f"{value:.3g}"
+
+
+def renew(readme: Path, records: Path) -> bool:
+    """Put the table between README's two marks; whether that changed the file. Raises RecordError without marks."""
+    text = readme.read_text()
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise RecordError(f"{readme} has no '{BEGIN}' ... '{END}' to put the table between")
+    new = f"{head}{BEGIN}\n{table(records)}{END}{tail}"
+    if new != text:
+        readme.write_text(new)
+    return new != text

@@ -1,0 +1,77 @@
+"""Records compared and shown; README's table is what the committed records say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import UsageError, compare, table
+from benchmarks.compare import BEGIN, END
+from benchmarks.compare import table as rendered
+from benchmarks.records import RECORDS, ROOT
+
+
+def write(path: Path, results: dict, **rest) -> Path:
+    provenance = {"device": "a card", "commit": "0123"} | rest.pop("provenance", {})
+    record = {"part": path.name.partition("_a")[0], "toy": False, "results": results, "provenance": provenance}
+    path.write_text(json.dumps(record | rest))
+    return path
+
+
+SPREAD = {"median": 20.0, "p25": 19.0, "p75": 22.0, "n": 7}
+
+
+def test_two_records_side_by_side(tmp_path, capsys):
+    old = write(tmp_path / "a.json", {"ntu60": {"clips_per_s": SPREAD, "zero": 0, "gone": 1, "label": "x"}})
+    new = write(
+        tmp_path / "b.json",
+        {"ntu60": {"clips_per_s": SPREAD | {"median": 30.0}, "zero": 2, "new": 1}},
+        provenance={"device": "another card"},
+    )
+    assert compare(old, new) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "taken under other conditions: device a card -> another card",
+        "ntu60.clips_per_s: 20 -> 30 (x 1.500)",
+        "ntu60.zero: 0 -> 2",
+        "ntu60.gone: only in a.json",
+        "ntu60.new: only in b.json",
+    ]
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{", '{"part": "x"}'])
+def test_what_is_no_record_is_named(tmp_path, content):
+    good, bad = write(tmp_path / "a.json", {}), tmp_path / "bad.json"
+    if content is not None:
+        bad.write_text(content)
+    with pytest.raises(UsageError, match=r"bad\.json .*records lie in benchmarks/records"):
+        compare(good, bad)
+
+
+def test_a_table_of_what_was_measured(tmp_path, capsys):
+    write(tmp_path / "train_a_card.json", {"ntu60_x3d": {"clips_per_s": SPREAD}})
+    write(tmp_path / "cpu_step_a.json", {"ma52": {"speedup": 1.25}})
+    write(tmp_path / "train_a_toy.json", {"ntu60_x3d": {"clips_per_s": SPREAD}}, toy=True)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert table(readme, tmp_path) == table(readme, tmp_path) == 0
+    assert readme.read_text() == (
+        f"before\n{BEGIN}\n"
+        "| what | median (quartiles, n) | machine | commit |\n|---|---|---|---|\n"
+        "| training `ntu60_x3d`, data included | 20 (19 to 22, n 7) clips/s | a card | 0123 |\n"
+        "| step of `ma52` on one CPU core, against plain 5-D | 1.25 times | a card | 0123 |\n"
+        f"{END}\nafter\n"
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == f"{readme} is current"
+
+
+def test_without_records_and_without_marks(tmp_path):
+    assert rendered(tmp_path) == "No figure has been taken yet.\n"
+    (tmp_path / "README.md").write_text("no marks")
+    with pytest.raises(UsageError, match="to put the table between"):
+        table(tmp_path / "README.md", tmp_path)
+
+
+def test_the_readme_shows_the_committed_records():
+    text = (ROOT / "README.md").read_text()
+    shown = text.partition(BEGIN)[2].partition(END)[0]
+    assert shown == "\n" + rendered(RECORDS), "run python -m benchmarks table --readme README.md"
