@@ -22,9 +22,9 @@ FULL = DemoConfig(num_train=96, num_val=12, size=(640, 480))
 TOY = DemoConfig(num_train=12, num_val=12, size=(128, 96), num_frames=(12, 16))
 
 
-def experiment_on_demo(target: Target) -> Experiment:
-    """ntu60_x3d (its toy) on the demo's clips, which are made under the target's scratch folder."""
-    base, root = step.TOY if target.toy else NTU60_X3D, target.scratch / "demo"
+def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experiment:
+    """`full` (a toy of ntu60_x3d) on the demo's clips, which are made under the target's scratch folder."""
+    base, root = step.TOY if target.toy else full, target.scratch / "demo"
     data = replace(
         DEMO.data,
         annotations=str(root / "annotations.pkl"),

@@ -11,7 +11,10 @@ BEGIN, END = "<!-- measured: python -m benchmarks table -->", "<!-- end -->"
 ROWS = (
     ("train", "ntu60_x3d.clips_per_s", "training `ntu60_x3d`, data included", "clips/s"),
     ("train", "ntu60.clips_per_s", "training `ntu60`, data included", "clips/s"),
-    ("train", "data_alone.clips_per_s", "data path alone", "clips/s"),
+    ("nets", "ntu60_x3d.clips_per_s", "step of `ntu60_x3d`, the guide's batch", "clips/s"),
+    ("nets", "ntu60.clips_per_s", "step of `ntu60`, the guide's batch", "clips/s"),
+    ("nets", "ma52.clips_per_s", "step of `ma52`, the guide's batch", "clips/s"),
+    ("train", "ntu60_x3d_data_alone.clips_per_s", "data path of `ntu60_x3d` alone", "clips/s"),
     ("data", "ours_8_32.clips_per_s", "data path, 8 frames + 32 heatmaps, one core", "clips/s"),
     ("data", "ratio_8_32", "the same against MMAction2's, same run", "times"),
     ("data", "ratio_16_48", "16 frames + 48 heatmaps against MMAction2's", "times"),

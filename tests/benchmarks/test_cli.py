@@ -31,9 +31,10 @@ def test_the_gpu_suite_runs_through_at_toy_size(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     records = {record["part"]: record for record in (json.loads(path.read_text()) for path in tmp_path.iterdir())}
     assert {name: (record["status"], record["toy"]) for name, record in records.items()} == {
-        name: ("done", True) for name in ("limits", "heatmap", "step", "decode", "train")
+        name: ("done", True) for name in ("limits", "heatmap", "nets", "decode", "train", "step")
     }
     assert records["limits"]["results"].keys() == {"copy", "matmul_bf16", "ntu60_x3d"}
+    assert records["nets"]["results"].keys() == {"ntu60_x3d", "ntu60_x3d_full"}
     assert records["heatmap"]["results"]["toy"]["max_error"] <= 2**-8
     assert records["step"]["results"].keys() == {
         "folded_compiled",
@@ -46,6 +47,7 @@ def test_the_gpu_suite_runs_through_at_toy_size(tmp_path):
     assert len(records["step"]["results"]["speedup"]) == 5
     assert records["decode"]["results"]["cpu_48px"]["frames_per_s"]["median"] > 0
     assert records["train"]["results"]["ntu60_x3d"]["clips_per_s"]["n"] >= 1
+    assert records["train"]["results"]["ntu60_x3d"]["share_of_limit"] > 0
     assert sorted((ROOT / "benchmarks" / "records").iterdir()) == before
 
 
@@ -72,7 +74,7 @@ def test_a_mistake_takes_a_sentence():
     done = run("gpu", "--device", "cpu", "--toy", "--only", "stpe")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: --only stpe: there is no such part, choose from limits, heatmap, step, decode, train\n"
+        "error: --only stpe: there is no such part, choose from limits, heatmap, nets, decode, train, step\n"
     )
 
 
