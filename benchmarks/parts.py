@@ -41,6 +41,13 @@ def snapshot(target: Target) -> Iterator[Result]:
     yield from snapshot(target)
 
 
+def scaling(target: Target) -> Iterator[Result]:
+    _need_dali()
+    from benchmarks.scaling import measure
+
+    yield from measure(target)
+
+
 def _need_dali() -> None:
     try:
         import pipelines.dali  # noqa: F401
@@ -60,6 +67,7 @@ GPU_PARTS = (
 HOST_PARTS = (
     Part("snapshot", 120, snapshot),
     Part("resume", 120, resume),
+    Part("scaling", 600, scaling),
     Part("cpu_step", 1800, cpu_step.measure),
 )
 INPUT_PARTS = (Part("input", 300, host),)

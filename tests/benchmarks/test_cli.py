@@ -64,7 +64,7 @@ def test_the_trainer_parts_run_at_toy_size(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     records = {path.stem.partition("_cpu_x")[0].partition("_cpu_a")[0]: path for path in tmp_path.iterdir()}
     records = {name: json.loads(path.read_text())["results"] for name, path in records.items()}
-    assert records.keys() == {"snapshot", "resume", "cpu_step"}
+    assert records.keys() == {"snapshot", "resume", "scaling", "cpu_step"}
     assert records["cpu_step"]["ntu60_x3d"]["loss_difference"] < 1e-5
     assert records["snapshot"]["snapshot"]["share_lost"]["n"] == 2
     assert records["resume"]["resume"]["at_90_percent_s"]["median"] > 0
