@@ -33,6 +33,8 @@ setup(
         "cu12": [f"nvidia-dali-cuda120=={DALI}"],
         # NVIDIA's apex has no wheels (PyPI's "apex" is something else): build it from source, see README.md.
         "apex": [],
+        # Skeletons for videos that have none; it loads its weights from the web at the first use.
+        "pose": ["rtmlib>=0.0.16", "onnxruntime>=1.17"],
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
