@@ -187,7 +187,7 @@ def _columns(path: Path, clips: list[dict]) -> dict[str, np.ndarray]:
     parsed = []
     for number, clip in enumerate(clips):
         try:
-            parsed.append(_parse(clip))
+            parsed.append(parse_clip(clip))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             name = clip.get("filename", clip.get("frame_dir", "?"))
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
@@ -211,7 +211,7 @@ def _columns(path: Path, clips: list[dict]) -> dict[str, np.ndarray]:
     }
 
 
-def _parse(clip: dict) -> dict[str, Any]:
+def parse_clip(clip: dict) -> dict[str, Any]:
     """One published annotation, checked; joints without scores get score 1, as in the published loader."""
     name = clip["filename"] if "filename" in clip else clip["frame_dir"]
     keypoint = np.asarray(clip["keypoint"])

@@ -76,8 +76,17 @@ class PackFrames:
         """Boxes in packet pixels: annotation pixels -> pixels of the video -> pixels of the packed region."""
         packed = self.pack_rows[plan.row]
         annotated = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
-        to_video = self.pack.source_size[packed] / annotated
-        region = self.pack.region[packed]
-        to_pack = self.pack.frame_size[packed] / (region[:, 2:] - region[:, :2])
-        corners = plan.box.reshape(-1, 2, 2) * to_video[:, None]
-        return ((corners - region[:, None, :2]) * to_pack[:, None]).reshape(-1, 4)
+        pack = self.pack
+        return packet_boxes(plan.box, annotated, pack.source_size[packed], pack.region[packed], pack.frame_size[packed])
+
+
+def packet_boxes(
+    box: np.ndarray, annotated: np.ndarray, video: np.ndarray, region: np.ndarray, packed: np.ndarray
+) -> np.ndarray:
+    """[N, 4] boxes of annotation pixels in those of packets that show `region` [N, 4] of the video.
+
+    annotated, video, packed [N, 2]: the (width, height) of the annotation, of the video and of the packets.
+    """
+    to_pack = packed / (region[:, 2:] - region[:, :2])
+    corners = box.reshape(-1, 2, 2) * (video / annotated)[:, None]
+    return ((corners - region[:, None, :2]) * to_pack[:, None]).reshape(-1, 4)

@@ -45,6 +45,10 @@ def dispatch(arguments: list[str]) -> int:
             from trainer.evaluation import EvalOptions, evaluate
 
             return evaluate(tyro.cli(EvalOptions, args=rest, prog="python -m trainer eval"), arguments)
+        case ["predict", *rest]:
+            from trainer.predict import PredictOptions, predict
+
+            return predict(tyro.cli(PredictOptions, args=rest, prog="python -m trainer predict"))
         case ["view", *rest]:
             from trainer.view import ViewOptions, view
 

@@ -1,0 +1,73 @@
+"""The skeleton of one video: out of a published pickle, by the video's name, or out of an .npz file of its own."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.annotations import AnnotationError, open_table, parse_clip
+from pipelines.videos import EXTENSIONS
+
+FORMATS = "a pickle of annotations (.pkl) or an .npz with keypoint [M, T, V, 2] and keypoint_score [M, T, V]"
+
+
+@dataclass(frozen=True, slots=True)
+class Poses:
+    """joints [M, T, V, 3] (x, y, score) in pixels of an image of (height, width); M may be 0."""
+
+    joints: np.ndarray
+    height: int
+    width: int
+
+
+def read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> Poses:
+    """The skeleton of `video`; `size` (height, width) is the video's, for files that do not name one.
+
+    A pickle's memory-mapped form goes to `cache`, as in training. Raises AnnotationError.
+    """
+    if not file.exists():
+        raise AnnotationError(f"there is no file {file}; --pose takes {FORMATS}")
+    if file.suffix == ".npz":
+        return _of_npz(file, size)
+    if file.suffix not in (".pkl", ".pickle"):
+        raise AnnotationError(f"{file} is no skeleton file; --pose takes {FORMATS}")
+    table = open_table(file, cache)
+    rows = [row for row, name in enumerate(table.names.tolist()) if _key(name) == _key(video.name)]
+    if len(rows) != 1:
+        found = "has no clip" if not rows else f"has {len(rows)} clips"
+        raise AnnotationError(
+            f"{file} {found} named {_key(video.name)}; it begins with {table.names[0]}; rename the video, or give its "
+            "skeleton as .npz"
+        )
+    row = rows[0]
+    return Poses(np.asarray(table.clip_joints(row)), int(table.height[row]), int(table.width[row]))
+
+
+def _key(name: str) -> str:
+    """A video's or annotation's name without folders, extension and NTU's suffix `_rgb`."""
+    path = Path(name.replace("\\", "/"))
+    return (path.stem if path.suffix.lower() in EXTENSIONS else path.name).removesuffix("_rgb")
+
+
+def _of_npz(file: Path, size: tuple[int, int]) -> Poses:
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise AnnotationError(f"{file} was not read: {error}; it must be {FORMATS.partition(' or ')[2]}") from None
+    keypoint = arrays.get("keypoint", np.zeros(0))
+    frames = keypoint.shape[1] if keypoint.ndim > 1 else 0
+    given = {"frame_dir": file.stem, "label": 0, "total_frames": frames, "img_shape": size}
+    try:
+        clip = parse_clip(given | arrays | {"total_frames": frames})
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
+        raise AnnotationError(f"{file}: {reason}; it must be {FORMATS.partition(' or ')[2]}") from None
+    return Poses(clip["joints"], clip["height"], clip["width"])
+
+
+def write_poses(file: Path, poses: Poses) -> None:
+    """An .npz that `read_poses` reads."""
+    keypoint, score = poses.joints[..., :2], poses.joints[..., 2]
+    np.savez_compressed(file, keypoint=keypoint, keypoint_score=score, img_shape=[poses.height, poses.width])
