@@ -13,6 +13,9 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 
 
+WIDE = 150  # columns off a terminal, so that no number is cut
+
+
 def list_experiments(console: Console) -> None:
     """Print the table."""
     table = Table("experiment", "data", "classes", "net", "parameters", "GMAC", "RGB", "pose", "batch", "schedule")
@@ -32,6 +35,8 @@ def list_experiments(console: Console) -> None:
             str(optim.batch_size),
             f"{optim.schedule} {optim.lr:g}, {optim.num_epochs} epochs{stop}",
         )
+    if not console.is_terminal:
+        console.width = WIDE
     console.print(table)
 
 

@@ -71,7 +71,8 @@ def test_without_records_and_without_marks(tmp_path):
         table(tmp_path / "README.md", tmp_path)
 
 
-def test_the_readme_shows_the_committed_records():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readme_shows_the_committed_records(name):
+    text = (ROOT / name).read_text()
     shown = text.partition(BEGIN)[2].partition(END)[0]
-    assert shown == "\n" + rendered(RECORDS), "run python -m benchmarks table --readme README.md"
+    assert shown == "\n" + rendered(RECORDS), f"run python -m benchmarks table --readme {name}"

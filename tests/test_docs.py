@@ -1,0 +1,139 @@
+"""Every command in the README files and in docs/ is one that the programs take; both READMEs have the same commands."""
+
+import functools
+import importlib
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tyro
+
+from benchmarks import __main__ as benchmarks
+from models.weights import __main__ as weights
+from trainer.commands import Options
+from trainer.options import experiment_of
+from trainer.profiling import steps_of
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRAINER = {
+    "eval": ("trainer.evaluation", "EvalOptions"),
+    "predict": ("trainer.predict", "PredictOptions"),
+    "prepare": ("trainer.commands", "Options"),
+    "view": ("trainer.view", "ViewOptions"),
+    "doctor": ("trainer.doctor", "DoctorOptions"),
+    "export": ("trainer.export", "ExportOptions"),
+    "submit": ("trainer.submit", "SubmitOptions"),
+}
+# Programs of others: that they exist is not ours to test.
+FOREIGN = {"git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
+
+
+def blocks(page: Path) -> list[str]:
+    """The indented blocks of a page, whole."""
+    return re.findall(r"(?:^    .*\n)+", page.read_text(), re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each line of a page, in a block or in a table's `...`, that looks like a command."""
+    lines = [line.strip() for block in blocks(page) for line in block.splitlines()]
+    lines += re.findall(r"`((?:python -m|nohup python|CUDA_VISIBLE_DEVICES=\d python) [^`]+)`", page.read_text())
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line and not line[0].startswith(("#", "data/", "files", "S0", "-"))]
+
+
+def parse(words: list[str]) -> None:
+    """Raises, or exits, unless the programs take these words."""
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]) or words[0] in ("nohup", "srun", "cd"):
+        words = words[1:]
+    words = words[: words.index(">")] if ">" in words else words
+    if words[0] == "torchrun":
+        words = ["python", *words[words.index("-m") :]]
+    program, *rest = words
+    if program == "make":
+        targets = [word for word in rest if "=" not in word]
+        assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in targets)
+    elif program == "sh":
+        assert (ROOT / rest[0]).exists()
+    elif program.endswith("python") and rest[0] == "-m":
+        parse_module(rest[1], rest[2:])
+    elif program.endswith("python"):
+        assert (ROOT / rest[0]).exists()
+    else:
+        assert program in FOREIGN, f"{program}: is it a command?"
+
+
+def parse_module(module: str, arguments: list[str]) -> None:
+    if module == "pytest":
+        return
+    if module == "trainer":
+        parse_trainer(arguments)
+    elif module == "benchmarks":
+        name, *rest = arguments
+        parse_call(getattr(benchmarks, {"input": "host"}.get(name, name)), rest)
+    elif module == "models.weights":
+        name, *rest = arguments
+        parse_call(getattr(weights, {"merge": "merge_streams"}.get(name, name)), rest)
+    elif "--exp" in arguments:
+        parse_trainer([module.rpartition(".")[2], *arguments])
+    else:
+        parse_call(importlib.import_module(module).main, arguments)
+
+
+def parse_call(function: Callable, arguments: list[str]) -> None:
+    """Reads the arguments of a command without running it."""
+    tyro.cli(functools.wraps(function)(lambda *args, **kwargs: None), args=arguments)
+
+
+def parse_trainer(arguments: list[str]) -> None:
+    options = Options
+    if arguments[0] in TRAINER:
+        module, name = TRAINER[arguments[0]]
+        options, arguments = getattr(importlib.import_module(module), name), arguments[1:]
+    parsed = tyro.cli(options, args=arguments)
+    if getattr(parsed, "profile", None):
+        steps_of(parsed.profile)
+    if getattr(parsed, "exp", None):
+        experiment_of(parsed)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_one(page):
+    for words in commands(page):
+        try:
+            parse(words)
+        except SystemExit as error:
+            pytest.fail(f"{page.name}: {shlex.join(words)} ends with exit code {error.code}")
+
+
+def test_the_pages_have_commands():
+    assert sum(len(commands(page)) for page in PAGES) > 60
+
+
+def test_a_stale_command_is_found():
+    for stale in (
+        "python -m trainer --exp ntu6",
+        "python -m trainer --exp ntu60 --set optim.lrr=1",
+        "python -m trainer eval --exp ntu60 --ckpt x",
+        "python -m pipelines.verify a.pkl --video x",
+        "python -m benchmarks gpus",
+        "make demos",
+        "sh benchmarks/nsis.sh x",
+        "frobnicate",
+    ):
+        with pytest.raises((AssertionError, AttributeError, ValueError, SystemExit)):
+            parse(shlex.split(stale))
+
+
+def test_both_readmes_have_the_same_commands():
+    english, chinese = blocks(ROOT / "README.md"), blocks(ROOT / "README.zh-CN.md")
+    assert english == chinese
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
