@@ -27,6 +27,7 @@ TRAINER = {
     "export": ("trainer.export", "ExportOptions"),
     "submit": ("trainer.submit", "SubmitOptions"),
 }
+NO_COMMAND = re.compile(r"#|data/|files$|-")  # comments, paths, the way of a clip, options on a line of their own
 # Programs of others: that they exist is not ours to test.
 FOREIGN = {"git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
 
@@ -41,7 +42,7 @@ def commands(page: Path) -> list[list[str]]:
     lines = [line.strip() for block in blocks(page) for line in block.splitlines()]
     lines += re.findall(r"`((?:python -m|nohup python|CUDA_VISIBLE_DEVICES=\d python) [^`]+)`", page.read_text())
     words = [shlex.split(line, comments=True) for line in lines]
-    return [line for line in words if line and not line[0].startswith(("#", "data/", "files", "S0", "-"))]
+    return [line for line in words if line and "/" not in line[0][-1:] and not NO_COMMAND.match(line[0])]
 
 
 def parse(words: list[str]) -> None:
