@@ -41,7 +41,7 @@ def commands(page: Path) -> list[list[str]]:
     """The words of each line of a page, in a block or in a table's `...`, that looks like a command."""
     lines = [line.strip() for block in blocks(page) for line in block.splitlines()]
     lines += re.findall(r"`((?:python -m|nohup python|CUDA_VISIBLE_DEVICES=\d python) [^`]+)`", page.read_text())
-    words = [shlex.split(line, comments=True) for line in lines]
+    words = [shlex.split(line.replace("--exp X", "--exp demo"), comments=True) for line in lines]
     return [line for line in words if line and "/" not in line[0][-1:] and not NO_COMMAND.match(line[0])]
 
 
