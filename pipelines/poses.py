@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.annotations import AnnotationError, open_table, parse_clip
+from pipelines.encode import VideoError
+from pipelines.verify_videos import Header, read_header
 from pipelines.videos import EXTENSIONS
 
 FORMATS = "a pickle of annotations (.pkl) or an .npz with keypoint [M, T, V, 2] and keypoint_score [M, T, V]"
@@ -21,6 +23,14 @@ class Poses:
     width: int
 
 
+def header_of(video: str) -> Header:
+    """Size and length of a video. Raises VideoError where there is nothing to decode."""
+    header = read_header(video)
+    if header.reason or not header.frames:
+        raise VideoError(header.reason or "it holds no frame")
+    return header
+
+
 def read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> Poses:
     """The skeleton of `video`; `size` (height, width) is the video's, for files that do not name one.
 
@@ -29,7 +39,7 @@ def read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> P
     if not file.exists():
         raise AnnotationError(f"there is no file {file}; --pose takes {FORMATS}")
     if file.suffix == ".npz":
-        return _of_npz(file, size)
+        return read_npz(file, size)
     if file.suffix not in (".pkl", ".pickle"):
         raise AnnotationError(f"{file} is no skeleton file; --pose takes {FORMATS}")
     table = open_table(file, cache)
@@ -50,7 +60,8 @@ def _key(name: str) -> str:
     return (path.stem if path.suffix.lower() in EXTENSIONS else path.name).removesuffix("_rgb")
 
 
-def _of_npz(file: Path, size: tuple[int, int]) -> Poses:
+def read_npz(file: Path, size: tuple[int, int]) -> Poses:
+    """`size` (height, width) stands where the file has no img_shape. Raises AnnotationError."""
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}

@@ -75,10 +75,12 @@ class Experiment:
 def consistent(experiment: Experiment, coarse_map: tuple[int, ...]) -> Experiment:
     """The experiment with a model for its data: classes, coarse map and heatmap channels are said once.
 
-    Raises ValueError for a map that does not fit the classes.
+    An empty map stands for no coarse classes, where the model has no heads for them. Raises ValueError for a map that
+    does not fit the classes.
     """
     data, model, num_coarse = experiment.data, experiment.model, max(coarse_map, default=-1) + 1
-    data = replace(data, coarse_map=check_coarse_map(coarse_map, data.num_classes, num_coarse))
+    if coarse_map or (not isinstance(model, SingleStreamConfig) and model.num_coarse):
+        data = replace(data, coarse_map=check_coarse_map(coarse_map, data.num_classes, num_coarse))
     channels = experiment.clip.num_channels()
     if isinstance(model, SingleStreamConfig):
         channels = 3 if model.stream == "rgb" else channels

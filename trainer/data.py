@@ -118,7 +118,7 @@ def loader_of(
         frames=source.frames,
         rows=rows,
         config=experiment.clip,
-        coarse_map=experiment.data.coarse_map,
+        coarse_map=experiment.data.coarse_map or (0,) * experiment.data.num_classes,
         train=train,
         batch_size=(experiment.optim if train else experiment.val).batch_size,
         device=ranks.device,

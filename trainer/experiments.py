@@ -115,6 +115,23 @@ NTU60_X3D_TUNED = replace(
     val=replace(NTU60_X3D.val, patience=8),
 )
 
+# ntu60_x3d's nets on one's own files, which python -m pipelines.annotate makes; without coarse classes, and so without
+# PCAN's losses. Start it from a checkpoint of ntu60_x3d with --init.
+CUSTOM = Experiment(
+    name="custom",
+    data=DataConfig(
+        annotations="data/custom/annotations.pkl",
+        videos="data/custom/videos",
+        split="own",
+        num_classes=2,
+        coarse_map=(),
+    ),
+    clip=NTU60_X3D.clip,
+    model=X3DPairConfig(num_classes=2, num_coarse=0),
+    optim=NTU60_X3D.optim,
+    val=replace(NTU60_X3D.val, begin=1, every=1),
+)
+
 # mmaction2's three stages to 96.6 %: train both streams, `python -m models.weights merge`, fine-tune with --init
 # (models.md B2). An epoch there goes ten times over the data, so 18 of them are 180 here; the cosine runs per step, so
 # the rate of every step is the same.
@@ -211,6 +228,6 @@ DEMO = Experiment(
 
 ALL = (
     *(MA52_RUN, MA52_PCAN, NTU60, NTU60_X3D, NTU60_X3D_TUNED),
-    *(NTU60_RGB, NTU60_POSE, NTU60_RGBPOSE, NTU60_EPAM, DEMO),
+    *(NTU60_RGB, NTU60_POSE, NTU60_RGBPOSE, NTU60_EPAM, CUSTOM, DEMO),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in ALL}

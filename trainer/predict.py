@@ -16,9 +16,9 @@ from pipelines.batch import Batch
 from pipelines.encode import VideoError
 from pipelines.loader import Loader
 from pipelines.packs import PackSettings
-from pipelines.poses import Poses, read_poses, write_poses
+from pipelines.poses import Poses, header_of, read_poses, write_poses
 from pipelines.prepare_progress import Progress
-from pipelines.verify_videos import Header, read_header
+from pipelines.verify_videos import Header
 from pipelines.windows import WindowFrames, frame_rate, window_table, windows_of
 from trainer.annotated_video import AnnotatedVideo
 from trainer.compiling import compiled
@@ -65,7 +65,7 @@ def predict(options: PredictOptions) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for video in options.videos:
         try:
-            header = header_of(video)
+            header = header_of(str(video))
             poses = skeletons.of(video, header, out)
             predictor = Predictor(experiment, forward, device, options.window, options.stride)
             prediction = predictor.run(video, header, poses, out, console)
@@ -95,13 +95,6 @@ def check(options: PredictOptions, out: Path) -> None:
             raise ValueError(f"the result would replace {video}; name another folder with --out")
     if options.pose is not None and options.pose.suffix == ".npz" and len(stems) > 1:
         raise ValueError(f"{options.pose} is the skeleton of one video, but {len(stems)} are named")
-
-
-def header_of(video: Path) -> Header:
-    header = read_header(str(video))
-    if header.reason or not header.frames:
-        raise VideoError(header.reason or "it holds no frame")
-    return header
 
 
 class Skeletons:
@@ -187,7 +180,7 @@ class Predictor:
             frames=frames,
             rows=frames.rows_of(frames.table),
             config=self.experiment.clip,
-            coarse_map=self.experiment.data.coarse_map,
+            coarse_map=(0,),  # no label is known
             train=False,
             batch_size=1,
             device=self.device,
