@@ -34,7 +34,7 @@ from pipelines.packs import (
 from pipelines.prepare_pool import encode_all
 from pipelines.prepare_progress import Progress
 from pipelines.prepare_survey import Survey, joints_digest, survey
-from pipelines.videos import Missing
+from pipelines.videos import Missing, summary
 
 NO_CLIP: dict[str, Any] = {
     **{"source": "", "source_bytes": -1, "source_time": 0, "clip_bytes": 0, "first": 0},
@@ -64,8 +64,7 @@ def prepare(
             found = survey(table, videos, out, settings)  # another run may have done it meanwhile
             _Run(table, out, settings, found, max_bad, console).make(workers or len(os.sched_getaffinity(0)))
     elif found.bad:
-        name, reason = next(iter(found.bad.items()))
-        console.print(f"{len(found.bad)} of {len(table)} clips are left out, first {name}: {reason}", **PLAIN)
+        console.print(f"{len(found.bad)} of {len(table)} clips are left out: {summary(found.bad.items())}", **PLAIN)
     _check_limit(found.bad, len(table), max_bad)
     return open_pack(out)
 
@@ -189,10 +188,9 @@ class _Run:
 
 def _check_limit(bad: dict[str, str], total: int, max_bad: float) -> None:
     if len(bad) > max_bad * total:
-        name, reason = next(iter(bad.items()))
         raise ValueError(
-            f"{len(bad)} of {total} clips have no usable video, more than {max_bad:.1%} (--max-bad); "
-            f"the first is {name}: {reason}"
+            f"{len(bad)} of {total} clips have no usable video, more than {max_bad:.1%} (--max-bad): "
+            f"{summary(bad.items())}"
         )
 
 

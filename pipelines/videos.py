@@ -1,8 +1,10 @@
 """Where the videos lie: names of annotations -> files of a folder, found without renaming anything."""
 
+import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 EXTENSIONS = {".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
@@ -19,42 +21,82 @@ def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
 
     A name may carry an extension or subfolders; the file may have any video extension and NTU's suffix `_rgb`. The
     place within `folder` decides first, then the file's name alone wherever it lies (reference data.md D2, layout).
+    Links are followed while they stay within `folder`: a data set from elsewhere names no file outside its own place.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; set data.videos (--videos) to where the videos lie")
-    at_place, anywhere = _index(folder)
-    if not at_place:
+    index = _Index(folder, os.path.realpath(folder))
+    index.fill(str(folder), "")
+    if index.outside and not index.at_place:
+        raise ValueError(f"{folder} holds nothing but links that leave it ({index.outside[0]}); {LINKS}")
+    if not index.at_place:
         raise ValueError(f"{folder} holds no video ({' '.join(sorted(EXTENSIONS))}); set data.videos (--videos)")
-    return [_find(name, at_place, anywhere) for name in names]
+    return [index.find(name) for name in names]
 
 
-def _find(name: str, at_place: dict[str, list[str]], anywhere: dict[str, list[str]]) -> str:
-    stem, extension = os.path.splitext(name.replace("\\", "/"))
-    key = (stem if extension.lower() in EXTENSIONS else stem + extension).removesuffix("_rgb")
-    found = at_place.get(key) or anywhere.get(key.rpartition("/")[2], [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        return Missing(f"{len(found)} videos could be meant: {found[0]}, {found[1]}")
-    return Missing("there is no such video")
+LINKS = "set data.videos (--videos) to the folder to which they lead"
 
 
-def _index(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Files by place and name, and by name alone, both without extension and `_rgb`."""
-    at_place, anywhere = defaultdict(list), defaultdict(list)
-    seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        stat = os.stat(root)
-        if (stat.st_dev, stat.st_ino) in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        folders.sort()
-        within = os.path.relpath(root, folder).replace(os.sep, "/") + "/"
-        for file in sorted(files):
-            stem, extension = os.path.splitext(file)
-            if extension.lower() in EXTENSIONS:
-                name, path = stem.removesuffix("_rgb"), f"{root}/{file}"
-                at_place[name if within == "./" else within + name].append(path)
-                anywhere[name].append(path)
-    return at_place, anywhere
+@dataclass
+class _Index:
+    """Files by place and name, and by name alone, both without extension and `_rgb`; links that leave the folder."""
+
+    folder: Path
+    real: str
+    at_place: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    anywhere: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    outside: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+
+    def fill(self, place: str, within: str) -> None:
+        """Take in a folder, `within` being its path below ours, with a slash at its end."""
+        real = os.path.realpath(place)
+        if real in self.seen:  # a link that leads back up
+            return
+        self.seen.add(real)
+        ordered: list[os.DirEntry[str]] = []
+        with contextlib.suppress(PermissionError), os.scandir(place) as entries:  # as a disk's own lost+found
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            if entry.is_symlink() and not self._inside(entry.path):
+                self.outside.append(entry.path)
+            elif entry.is_dir():
+                self.fill(entry.path, f"{within}{entry.name}/")
+            elif entry.is_file():  # and no link to nowhere
+                self._take(entry.path, within, entry.name)
+
+    def _inside(self, link: str) -> bool:
+        return (os.path.realpath(link) + "/").startswith(self.real.rstrip("/") + "/")
+
+    def _take(self, path: str, within: str, file: str) -> None:
+        stem, extension = os.path.splitext(file)
+        if extension.lower() in EXTENSIONS:
+            name = stem.removesuffix("_rgb")
+            self.at_place[within + name].append(path)
+            self.anywhere[name].append(path)
+
+    def find(self, name: str) -> str:
+        stem, extension = os.path.splitext(name.replace("\\", "/"))
+        key = (stem if extension.lower() in EXTENSIONS else stem + extension).removesuffix("_rgb")
+        found = self.at_place.get(key) or self.anywhere.get(key.rpartition("/")[2], [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            return Missing(f"{len(found)} videos could be meant: {found[0]}, {found[1]}")
+        if self.outside:
+            return Missing(f"there is no such video, but links that leave {self.folder} ({self.outside[0]}); {LINKS}")
+        return Missing("there is no such video")
+
+
+def summary(reasons: Iterable[tuple[str, str]], most: int = 3) -> str:
+    """Names and reasons in one line: for each reason how many there are, and a few names."""
+    names_of: dict[str, list[str]] = defaultdict(list)
+    for name, reason in reasons:
+        names_of["several videos could be meant" if "could be meant" in reason else reason].append(name)
+    ordered = sorted(names_of.items(), key=lambda item: -len(item[1]))
+    parts = [
+        f"{reason}: {len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+        for reason, names in ordered[:most]
+    ]
+    left = sum(len(names) for _, names in ordered[most:])
+    return "; ".join(parts) + (f"; {left} for other reasons" if left else "")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.videos import Missing, find_videos
+from pipelines.videos import Missing, find_videos, summary
 
 
 def put(folder, *files):
@@ -46,13 +46,71 @@ def test_ambiguous_and_missing(tmp_path):
     assert missing == "there is no such video"
 
 
-def test_links_are_followed_once(tmp_path):
-    put(tmp_path, "elsewhere/clip.mp4")
+def test_spaces_and_signs_in_names(tmp_path):
+    files = [
+        "my clips/drink water (1).mp4",
+        "my clips/50% off, [take 2]_rgb.avi",
+        "name with end .MOV",
+        "#1 'quoted'.mkv",
+    ]
+    put(tmp_path, *files)
+    names = ["drink water (1)", "my clips/50% off, [take 2]", "name with end ", "#1 'quoted'.mkv"]
+    assert find_videos(tmp_path, names) == [str(tmp_path / file) for file in files]
+
+
+def test_split_folders_of_either_side(tmp_path):
+    """Names with the split's folder, videos without, and the other way round; the nearest match decides."""
+    put(tmp_path, "a.mp4", "val/b_rgb.avi", "train/c.mp4", "test/c.mp4", "c.avi")
+    names = ["train/a", "b", "test/c.mp4", "c", "val/c"]
+    a, b, test_c, c, val_c = find_videos(tmp_path, names)
+    assert [a, b, test_c, c] == [str(tmp_path / file) for file in ("a.mp4", "val/b_rgb.avi", "test/c.mp4", "c.avi")]
+    assert val_c.startswith("3 videos could be meant")  # no folder val has one, and the name alone fits three
+
+
+def test_links_within_the_folder_are_followed_once(tmp_path):
+    put(tmp_path, "store/1.mp4", "store/deep/2.mp4")
+    (tmp_path / "store/up").symlink_to(tmp_path)
+    (tmp_path / "clip.mp4").symlink_to("store/1.mp4")
+    (tmp_path / "nowhere.mp4").symlink_to("store/none.mp4")
+    clip, two, nowhere = find_videos(tmp_path, ["clip", "2", "nowhere"])
+    assert [clip, two] == [str(tmp_path / "clip.mp4"), str(tmp_path / "store/deep/2.mp4")]
+    assert nowhere == "there is no such video"
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_links_that_leave_the_folder_are_refused(tmp_path, linked):
+    put(tmp_path, "elsewhere/clip.mp4", "videos/other.mp4", "videos2/clip.mp4")
     folder = tmp_path / "videos"
-    folder.mkdir()
-    (folder / "up").symlink_to(folder)
-    (folder / "set").symlink_to(tmp_path / "elsewhere")
-    assert find_videos(folder, ["clip"]) == [str(folder / "set/clip.mp4")]
+    target = tmp_path / ("videos2/clip.mp4" if linked == "file" else "elsewhere")
+    link = folder / ("clip.mp4" if linked == "file" else "set")
+    link.symlink_to(target)
+    other, clip = find_videos(folder, ["other", "clip"])
+    assert other == str(folder / "other.mp4")
+    assert isinstance(clip, Missing)
+    assert clip.startswith(f"there is no such video, but links that leave {folder} ({link}); set data.videos")
+    (folder / "other.mp4").unlink()
+    with pytest.raises(ValueError, match=r"holds nothing but links that leave it .*; set data.videos"):
+        find_videos(folder, ["clip"])
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path):
+    put(tmp_path, "disk/train/clip.mp4")
+    (tmp_path / "videos").symlink_to(tmp_path / "disk")
+    assert find_videos(tmp_path / "videos", ["clip"]) == [str(tmp_path / "videos/train/clip.mp4")]
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/secret", "train/../../secret", "..\\secret"])
+def test_no_name_leads_out_of_the_folder(tmp_path, name):
+    put(tmp_path, "secret.mp4", "videos/train/other.mp4")
+    assert find_videos(tmp_path / "videos", [name]) == ["there is no such video"]
+
+
+def test_summary_counts_and_names_a_few():
+    reasons = [*((f"clip{n}", "there is no such video") for n in range(5)), ("x", "2 videos could be meant: a, b")]
+    expected = "there is no such video: 5 (clip0, clip1, clip2, ...); several videos could be meant: 1 (x)"
+    assert summary(reasons) == expected
+    many = [(f"clip{n}", f"reason {n // 2}") for n in range(10)]
+    assert summary(many, most=2) == "reason 0: 2 (clip0, clip1); reason 1: 2 (clip2, clip3); 6 for other reasons"
 
 
 def test_wrong_folder_is_one_sentence(tmp_path):
