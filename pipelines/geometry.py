@@ -36,19 +36,27 @@ def compact_box(joints: np.ndarray, height: int, width: int, rule: CompactRule =
     joints [..., >=2] (x, y, ...); a coordinate of exactly 0 or NaN is missing. Without a person of at least 10 px the
     whole frame is returned.
     """
-    spans = [_span(joints[..., axis]) for axis in (0, 1)]
-    if any(not high - low >= rule.threshold for low, high in spans):
-        return 0, 0, width, height
+    spans = np.array([[_span(joints[..., axis]) for axis in (0, 1)]], np.float32)
+    (box,) = compact_boxes(spans[..., 0], spans[..., 1], np.array([height]), np.array([width]), rule)
+    return int(box[0]), int(box[1]), int(box[2]), int(box[3])
+
+
+def compact_boxes(
+    low: np.ndarray, high: np.ndarray, height: np.ndarray, width: np.ndarray, rule: CompactRule = COMPACT
+) -> np.ndarray:
+    """`compact_box` of N samples whose joints lie between `low` and `high` [N, 2] float32 (x, y): [N, 4] int64."""
     # The sums are float32 and the rest double, as NumPy 1 evaluated the published lines.
-    half_x, half_y = (float(high - low) / 2 * (1 + rule.padding) for low, high in spans)
-    x, y = (float(low + high) / 2 for low, high in spans)
+    half = (high - low).astype(np.float64) / 2 * (1 + rule.padding)
+    center = (low + high).astype(np.float64) / 2
     if rule.ratio is not None:
-        half_y = max(rule.ratio[0] * half_x, half_y)
-        half_x = max(1 / rule.ratio[1] * half_y, half_x)
-    box = (int(x - half_x), int(y - half_y), int(x + half_x), int(y + half_y))
-    if rule.pad:
-        return box
-    return max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])
+        half[:, 1] = np.maximum(rule.ratio[0] * half[:, 0], half[:, 1])
+        half[:, 0] = np.maximum(1 / rule.ratio[1] * half[:, 1], half[:, 0])
+    image = np.stack([width * 0, height * 0, width, height], axis=1).astype(np.int64)
+    box = np.concatenate([center - half, center + half], axis=1).astype(np.int64)  # truncates toward zero
+    if not rule.pad:
+        box = np.concatenate([np.maximum(box[:, :2], 0), np.minimum(box[:, 2:], image[:, 2:])], axis=1)
+    seen = np.all(high - low >= rule.threshold, axis=1)
+    return np.where(seen[:, None], box, image)
 
 
 def _span(coordinates: np.ndarray) -> tuple[np.float32, np.float32]:
@@ -72,11 +80,10 @@ def random_crop(rng: np.random.RandomState, side: int = RESIZED) -> tuple[int, i
     return 0, 0, side, side
 
 
-def crop_of(box: tuple[int, int, int, int], crop: tuple[int, int, int, int]) -> np.ndarray:
-    """The part of `box` that `crop` (in pixels of the box resized to 256) selects: [4] float64 in annotation pixels."""
-    left, top, right, bottom = box
-    scale = np.array([right - left, bottom - top] * 2, np.float64) / RESIZED
-    return np.array([left, top, left, top], np.float64) + np.asarray(crop, np.float64) * scale
+def crops_within(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
+    """The parts of `boxes` [..., 4] that `crops` (in pixels of a box resized to 256) select, in annotation pixels."""
+    corner, size = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
+    return np.concatenate([corner, corner], axis=-1) + crops * np.concatenate([size, size], axis=-1) / RESIZED
 
 
 def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tuple[tuple[int, int, int, int], float]:

@@ -44,6 +44,7 @@ class Loader:
     prefetch: int = 2
     threads: int = field(default_factory=lambda: max(1, min(8, len(os.sched_getaffinity(0)) - 1)))
     say: Callable[[str], None] = print
+    _ordered: tuple[int, np.ndarray] | None = field(default=None, init=False)  # the last epoch and its rows in order
 
     def __post_init__(self) -> None:
         if self.batch_size % self.world_size:
@@ -87,11 +88,15 @@ class Loader:
     def plan(self, epoch: int, step: int) -> ClipPlan:
         """This rank's plans for batch `step`."""
         if self.train:
-            order = epoch_order(self.rows, self.seed, epoch)
-            rows = batch_rows(order, step, self.batch_size, self.rank, self.world_size)
+            rows = batch_rows(self._order(epoch), step, self.batch_size, self.rank, self.world_size)
             return plan_train(self.table, rows, self.config, self.seed, epoch)
         places = np.minimum(self._places(step), len(self.rows) - 1)
         return plan_eval(self.table, self.rows[places], self.config, self.clip, self.num_clips)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._ordered is None or self._ordered[0] != epoch:
+            self._ordered = epoch, epoch_order(self.rows, self.seed, epoch)
+        return self._ordered[1]
 
     def _places(self, step: int) -> np.ndarray:
         return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)

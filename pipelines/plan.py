@@ -9,8 +9,9 @@ import numpy as np
 
 from pipelines.annotations import ClipTable
 from pipelines.config import ClipConfig
-from pipelines.geometry import RESIZED, compact_box, crop_of, random_crop
-from pipelines.sampling import eval_frames, train_frames
+from pipelines.draws import CROP_DRAWS, crops_of, frames_of, uniforms
+from pipelines.geometry import RESIZED, compact_box, compact_boxes, crops_within
+from pipelines.sampling import eval_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,16 @@ def batch_rows(order: np.ndarray, step: int, batch_size: int, rank: int, world_s
 
 def plan_train(table: ClipTable, rows: np.ndarray, config: ClipConfig, seed: int, epoch: int) -> ClipPlan:
     """Random frames, crop and flip of each row for one epoch."""
-    return _stack(rows, [_train_clip(table, int(row), config, seed, epoch) for row in rows])
+    rows, rgb_draws, pose_draws = np.asarray(rows, np.int64), config.rgb_frames + 1, config.pose_frames + 1
+    luck = uniforms(seed, epoch, rows, 1 + CROP_DRAWS + rgb_draws + pose_draws)
+    flip, crop, rgb_luck, pose_luck = np.split(luck, np.cumsum([1, CROP_DRAWS, rgb_draws]), axis=1)
+    total = table.total_frames[rows].astype(np.int64)
+    pose = frames_of(total, config.pose_frames, pose_luck)
+    rgb = aligned(pose, config) if config.aligned else frames_of(total, config.rgb_frames, rgb_luck)
+    box = _compact_boxes(table, rows, pose).astype(np.float64)
+    if config.crop:
+        box = crops_within(box, crops_of(RESIZED, crop))
+    return ClipPlan(rows, rgb, pose, box, flip[:, 0] < config.flip)
 
 
 def plan_eval(table: ClipTable, rows: np.ndarray, config: ClipConfig, clip: int = 0, num_clips: int = 1) -> ClipPlan:
@@ -61,20 +71,9 @@ def plan_eval(table: ClipTable, rows: np.ndarray, config: ClipConfig, clip: int 
     return _stack(rows, plans)
 
 
-def _train_clip(table: ClipTable, row: int, config: ClipConfig, seed: int, epoch: int) -> tuple:
-    rng = np.random.RandomState(_luck(seed, (epoch << 32) + row))
-    total = int(table.total_frames[row])
-    rgb = train_frames(total, config.rgb_frames, rng)
-    pose = train_frames(total, config.pose_frames, rng)
-    if config.aligned:
-        rgb = aligned(pose, config)
-    crop = random_crop(rng, RESIZED) if config.crop else (0, 0, RESIZED, RESIZED)
-    return rgb, pose, crop_of(_compact(table, row, pose), crop), rng.random_sample() < config.flip
-
-
 def aligned(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
     """The RGB frames that go with pose frames [T']: every third of 48 are 16 (EPAM-Net, models.md C4)."""
-    return pose[:: config.pose_frames // config.rgb_frames]
+    return pose[..., :: config.pose_frames // config.rgb_frames]
 
 
 def _compact(table: ClipTable, row: int, frames: np.ndarray) -> tuple[int, int, int, int]:
@@ -89,9 +88,32 @@ def _stack(rows: np.ndarray, plans: list[tuple]) -> ClipPlan:
 
 def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
     """[N, T', M, V, 3] float32 joints of the planned pose frames; people that a clip lacks have score 0."""
-    clips = [table.clip_joints(int(row))[:, frames] for row, frames in zip(plan.row, plan.pose_frames, strict=True)]
-    persons = max([1, *map(len, clips)])
-    joints = np.zeros((len(clips), plan.pose_frames.shape[1], persons, table.num_joints, 3), np.float32)
-    for number, clip in enumerate(clips):
-        joints[number, :, : len(clip)] = clip.transpose(1, 0, 2, 3)
+    place, there = _places(table, plan.row, plan.pose_frames)
+    joints = np.zeros((*place.shape, table.num_joints, 3), np.float32)
+    joints[there] = table.joints[place[there]]
     return joints
+
+
+def _compact_boxes(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """`compact_box` of each row's frames [N, T']: [N, 4] int64."""
+    place, there = _places(table, rows, frames)
+    # [2, V, R]: reductions over the middle axis are the fast ones.
+    joints = np.ascontiguousarray(table.joints[place[there]][..., :2].T, np.float32)
+    low, high = np.full((2, *place.shape), np.inf, np.float32), np.full((2, *place.shape), -np.inf, np.float32)
+    missing = joints == 0
+    low[:, there] = np.where(missing, np.float32(np.inf), joints).min(axis=1)
+    high[:, there] = np.where(missing, np.float32(-np.inf), joints).max(axis=1)
+    low, high = low.min(axis=(2, 3)).T, high.max(axis=(2, 3)).T
+    nobody = low > high
+    low[nobody] = high[nobody] = 0
+    return compact_boxes(low, high, table.height[rows], table.width[rows])
+
+
+def _places(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the table's joints hold frames [N, T'] of each person: [N, T', M], and whether there is such a person."""
+    persons, total, first = (
+        column[rows].astype(np.int64) for column in (table.num_persons, table.total_frames, table.first_row)
+    )
+    person = np.arange(max(1, persons.max(initial=0)))
+    place = (first[:, None] + person * total[:, None])[:, None] + frames[:, :, None]
+    return place, np.broadcast_to((person < persons[:, None])[:, None], place.shape)

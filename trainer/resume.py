@@ -13,7 +13,7 @@ from trainer.config import Experiment
 from trainer.run import Run
 from trainer.snapshot import SnapshotError
 
-FORMAT = 2
+FORMAT = 3  # another one where a run cannot go on as it began: 3 has the plan's vectorised luck
 
 
 def state_of(run: Run) -> dict[str, Any]:

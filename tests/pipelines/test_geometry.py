@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.geometry import CompactRule, compact_box, crop_of, random_crop
+from pipelines.geometry import CompactRule, compact_box, crops_within, random_crop
 
 
 def test_compact_box_equals_published(fixtures):
@@ -36,5 +36,5 @@ def test_crops_stay_inside_and_vary():
 
 
 def test_crop_lies_within_its_box():
-    box = crop_of((-20, 10, 236, 522), (64, 0, 192, 128))
+    box = crops_within(np.array((-20, 10, 236, 522)), np.array((64, 0, 192, 128)))
     assert box.tolist() == [44, 10, 172, 266]
