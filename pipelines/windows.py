@@ -33,7 +33,11 @@ def windows_of(total: int, window: int, stride: int) -> Windows:
 
 
 def window_table(joints: np.ndarray, height: int, width: int, windows: Windows) -> ClipTable:
-    """A table whose clips are the windows. joints [M, T, V, 3] of the whole video, in pixels of (height, width)."""
+    """A table whose clips are the windows. joints [M, T, V, 3] of the whole video, in pixels of (height, width).
+
+    Where M is 0, a person without joints stands for nobody.
+    """
+    joints = joints if len(joints) else np.zeros((1, *joints.shape[1:]), np.float32)
     parts = [joints[:, start:end].reshape(-1, *joints.shape[2:]) for start, end in windows]
     rows = np.array([len(part) for part in parts], np.int64)
     same = np.ones(len(windows), np.int32)

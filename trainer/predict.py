@@ -1,5 +1,6 @@
 """`python -m trainer predict`: what a checkpoint says of videos, window by window, as table, JSON and pictures."""
 
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from models import SingleStreamConfig, build_model
 from models.weights import load_weights
 from pipelines.annotate_pose import PoseEstimator
 from pipelines.batch import Batch
-from pipelines.encode import VideoError
+from pipelines.encode import SLACK, VideoError
 from pipelines.loader import Loader
 from pipelines.packs import PackSettings
 from pipelines.poses import Poses, header_of, read_poses, write_poses
@@ -62,7 +63,7 @@ def predict(options: PredictOptions) -> int:
     console = Console(stderr=True)
     forward = compiled(network.to(device).eval(), experiment, device, console.print)
     skeletons = Skeletons(options, experiment, console)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for video in options.videos:
         try:
             header = header_of(str(video))
@@ -75,6 +76,14 @@ def predict(options: PredictOptions) -> int:
         show(prediction, Console())
         print(f"{out}: {video.stem}.mp4, {video.stem}.json, {video.stem}.png")
     return 0
+
+
+def make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from None
 
 
 def check(options: PredictOptions, out: Path) -> None:
@@ -167,7 +176,7 @@ class Predictor:
                     shown.append(on_cpu(batch))
                 last = number == len(spans) - 1
                 # A frame is told what the window says whose middle is nearest.
-                until = total + 1000 if last else (start + end + sum(spans[number + 1])) // 4
+                until = total + SLACK if last else (start + end + sum(spans[number + 1])) // 4
                 annotated.write(until, captions(windows[-1], self.experiment.data.class_names, rate))
                 progress.advance()
         prediction = Prediction(video, total, rate, self.experiment.data.class_names, windows)

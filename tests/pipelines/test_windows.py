@@ -1,0 +1,100 @@
+"""A video as windows: where they lie, that each samples its own frames, and what becomes of videos that are wrong."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from pipelines.config import ClipConfig
+from pipelines.encode import VideoError
+from pipelines.loader import Loader
+from pipelines.pack_source import PackFrames
+from pipelines.packs import PackSettings
+from pipelines.skeleton import COCO_17
+from pipelines.windows import WindowFrames, window_table, windows_of
+
+SIZE = (160, 120)
+CONFIG = ClipConfig(
+    skeleton=COCO_17, rgb_frames=4, pose_frames=8, rgb_size_val=96, heatmap_size_val=24, box_pixels=96, quality=2
+)
+
+
+@pytest.mark.parametrize("total", [*range(1, 12), 64, 97])
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (5, 5), (6, 4), (64, 32)])
+def test_windows_cover_every_frame(total, window, stride):
+    windows = windows_of(total, window, stride)
+    assert {frame for start, end in windows for frame in range(start, end)} == set(range(total))
+    assert [start for start, _ in windows] == [stride * number for number in range(len(windows))]
+    assert all(end - start == window for start, end in windows[:-1])
+    assert windows[-1][1] == total
+    assert all(end < total for _, end in windows[:-1])
+
+
+def loader_of(video: Path, joints: np.ndarray, windows, seen: list) -> Loader:
+    table = window_table(joints, SIZE[1], SIZE[0], windows)
+    frames = WindowFrames(
+        video=str(video), table=table, windows=windows, settings=PackSettings.of(CONFIG), each=seen.append
+    )
+    return loader_on(table, frames)
+
+
+def loader_on(table, frames) -> Loader:
+    values = {"rows": np.arange(len(table)), "config": CONFIG, "coarse_map": (0,) * 4, "batch_size": 1, "threads": 1}
+    return Loader(table=table, frames=frames, train=False, device=torch.device("cpu"), **values)
+
+
+def test_each_window_samples_its_own_frames(film, tmp_path):
+    video = film.write(tmp_path / "film.mp4", film.frames(50, *SIZE), preset="ultrafast", crf="10")
+    windows, seen = windows_of(50, 20, 12), []
+    loader = loader_of(video, np.zeros((0, 50, 17, 3)), windows, seen)  # nobody is there: the whole picture
+    starts = set()
+    for step, batch in enumerate(loader.epoch(0)):
+        start, end = windows[step]
+        numbers = [film.number(picture, (0, 0, 96, 96)) for picture in batch.rgb[0].numpy()]
+        assert numbers == (start + loader.plan(0, step).rgb_frames[0]).tolist()
+        assert len(seen) == end  # no frame is decoded before its time
+        starts.add(start)
+        assert not batch.heatmap.any()
+    assert starts == {0, 12, 24, 36}
+
+
+def test_a_window_is_what_its_clip_in_a_pack_is(scene):
+    work = scene(24, 6)
+    table, (pack, _) = work.table(), work.prepare(settings=PackSettings.of(CONFIG))
+    packed = list(loader_on(table, PackFrames(table, pack)).epoch(0))
+    for row, length in enumerate((24, 6)):
+        loader = loader_of(work.video(row), table.clip_joints(row), windows_of(length, 64, 32), [])
+        (batch,) = loader.epoch(0)
+        assert torch.equal(batch.rgb, packed[row].rgb)
+        assert torch.equal(batch.heatmap, packed[row].heatmap)
+
+
+def test_videos_and_skeletons_of_other_lengths(film, tmp_path):
+    video = film.write(tmp_path / "film.mp4", film.frames(30, *SIZE), preset="ultrafast")
+    for length in (28, 32):  # two frames more or less: the last frame stands in
+        assert len(list(loader_of(video, film.person(length, *SIZE), windows_of(length, 16, 8), []).epoch(0))) == 3
+    for length, sentence in ((33, "it ends after 30 of 33 frames"), (27, "it has more than 29 frames")):
+        with pytest.raises(VideoError, match=sentence):
+            list(loader_of(video, film.person(length, *SIZE), windows_of(length, 16, 8), []).epoch(0))
+
+
+def test_few_frames_wait(film, tmp_path):
+    video = film.write(tmp_path / "film.mp4", film.frames(200, *SIZE), preset="ultrafast")
+    loader = loader_of(video, film.person(200, *SIZE), windows_of(200, 16, 8), [])
+    decoder = loader.frames.decode(all_plans(loader), loader._decoding())
+    for _ in range(24):
+        decoder.next()
+        assert len(decoder.kept) <= 2 * CONFIG.rgb_frames
+    assert not decoder.kept
+    assert all(isinstance(frame, av.VideoFrame) for frame in [decoder.last])
+
+
+def all_plans(loader: Loader):
+    def plans(step: int):
+        if step >= loader.num_batches:
+            raise StopIteration
+        return loader.plan(0, step)
+
+    return plans

@@ -1,0 +1,273 @@
+"""`python -m trainer predict`: what `eval` says, window by window; the files that it writes; bounded memory."""
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import tyro
+from safetensors.torch import save_file
+
+from models import build_model
+from models.weights import load_weights
+from pipelines.poses import Poses
+from pipelines.skeleton import COCO_17
+from tests.trainer.test_end_to_end import size_of_png
+from trainer.annotated_video import AnnotatedVideo, draw_bar
+from trainer.cli import run_command
+from trainer.commands import Options
+from trainer.config import consistent
+from trainer.experiments import EXPERIMENTS
+from trainer.options import experiment_of
+
+ROOT = Path(__file__).resolve().parents[2]
+VIDEO = "S001C001P021R001A001"
+
+
+def settings_of(tiny: list[str]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in tiny if "=" in word)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    """Weights after a few steps, with the last layers so enlarged that clips differ in their probabilities."""
+    work_dir = tmp_path_factory.mktemp("predict")
+    assert run_command([*tiny, "--work-dir", str(work_dir), "--max-steps", "4"]) == 0
+    network = build_model(experiment_of(tyro.cli(Options, args=tiny)).model)
+    load_weights(network, work_dir / "latest.pth")
+    state = {name: tensor * (100 if "cls_head.fc" in name else 1) for name, tensor in network.state_dict().items()}
+    save_weights(state, work_dir / "net.safetensors")
+    return work_dir / "net.safetensors"
+
+
+def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+
+
+@pytest.fixture(scope="module")
+def scores(tiny, trained):
+    assert run_command(["eval", *tiny, "--checkpoint", str(trained)]) == 0
+    return np.load(trained.parent / "eval" / "scores.npz")
+
+
+@pytest.fixture(scope="module")
+def paths(tiny) -> tuple[Path, Path]:
+    """The tiny demo's folder of videos and its annotations."""
+    settings = settings_of(tiny)
+    return Path(settings["data.videos"]), Path(settings["data.annotations"])
+
+
+@pytest.fixture(scope="module")
+def annotation(paths) -> dict:
+    content = pickle.loads(paths[1].read_bytes())
+    return next(clip for clip in content["annotations"] if clip["frame_dir"] == VIDEO)
+
+
+def predicted(tiny, trained, out: Path, *words: object) -> dict[str, dict]:
+    assert run_command(["predict", *tiny, "--checkpoint", str(trained), "--out", str(out), *map(str, words)]) == 0
+    return {file.stem: json.loads(file.read_text()) for file in out.glob("*.json")}
+
+
+def test_one_window_says_what_eval_says(tiny, trained, scores, paths, annotation, tmp_path):
+    names = [VIDEO, "S001C001P021R001A007", "S001C001P022R001A012"]
+    videos = [paths[0] / f"{name}.mp4" for name in names]
+    found = predicted(tiny, trained, tmp_path / "a", *videos, "--pose", paths[1], "--window", 128)
+    np.savez(tmp_path / "own.npz", **{key: annotation[key] for key in ("keypoint", "keypoint_score")})
+    found["npz"] = predicted(tiny, trained, tmp_path / "b", videos[0], "--pose", tmp_path / "own.npz", "--window", 128)[
+        VIDEO
+    ]
+    rows = {name: scores["name"].tolist().index(name) for name in names} | {"npz": scores["name"].tolist().index(VIDEO)}
+    for name, row in rows.items():
+        (window,) = found[name]["windows"]
+        expected = {stream: scores[stream][row] for stream in ("rgb", "pose")}
+        expected["fused"] = (expected["rgb"] + expected["pose"]) / 2
+        for stream, probability in expected.items():
+            guesses = window[stream]
+            assert [guess["class"] for guess in guesses] == np.argsort(-probability)[:5].tolist()
+            values = [guess["probability"] for guess in guesses]
+            np.testing.assert_allclose(values, np.sort(probability)[:-6:-1], atol=1e-5)
+    spread = [np.ptp(scores[stream][list(rows.values())], axis=0).max() for stream in ("rgb", "pose")]
+    assert min(spread) > 1e-2  # another clip's probabilities would have been told apart
+
+
+def test_files_of_a_video_in_windows(tiny, trained, paths, annotation, tmp_path, capsys):
+    video, total = paths[0] / f"{VIDEO}.mp4", annotation["total_frames"]
+    found = predicted(tiny, trained, tmp_path, video, "--pose", paths[1], "--window", 24, "--stride", 16)[VIDEO]
+    windows = found["windows"]
+    assert [window["first_frame"] for window in windows] == [16 * number for number in range(len(windows))]
+    assert windows[-1]["last_frame"] == total - 1
+    assert windows[0]["end_s"] == 0.8
+    shown = capsys.readouterr().out
+    assert "0 to 23" in shown
+    assert "all windows" in shown
+    assert min(size_of_png(tmp_path / f"{VIDEO}.png")) > 200
+    with av.open(tmp_path / f"{VIDEO}.mp4") as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.average_rate) == ("h264", 30)
+        assert sum(1 for _ in container.decode(stream)) == total
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_skeleton_is_drawn_on_the_person(tmp_path):
+    """One limb, one colour: what changes in the picture lies around the joints of that very frame."""
+    joints = np.zeros((1, 6, 17, 3))
+    joints[0, :, 5] = [(20 + 10 * t, 30, 1) for t in range(6)]  # left shoulder
+    joints[0, :, 7] = [(20 + 10 * t, 90, 1) for t in range(6)]  # left elbow
+    joints[0, :, 9] = (100, 100, 0.01)  # not found
+    pictures = {}
+    for name, poses in (("drawn", Poses(joints, 120, 160)), ("bare", None)):
+        with AnnotatedVideo(tmp_path / f"{name}.mp4", Fraction(30), poses, COCO_17) as annotated:
+            for _ in range(6):
+                annotated.show(av.VideoFrame.from_ndarray(np.full((120, 160, 3), 90, np.uint8), format="rgb24"))
+            annotated.write(3, ["wave 90%"])
+            annotated.write(6, ["kick 80%"])
+        with av.open(tmp_path / f"{name}.mp4") as container:
+            pictures[name] = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    scale, bar = 4, draw_bar(640, ["wave 90%"]).height
+    assert pictures["drawn"].shape == (6, 480 + bar, 640, 3)
+    changed = np.abs(pictures["drawn"].astype(int) - pictures["bare"]).max(axis=-1) > 40
+    assert not changed[:, : bar - 2].any()
+    for number in range(6):
+        rows, columns = np.nonzero(changed[number])
+        found = [columns.min(), rows.min() - bar, columns.max(), rows.max() - bar]
+        x = 20 + 10 * number
+        np.testing.assert_allclose(np.array(found) / scale, [x, 30, x, 90], atol=2)
+    captions = pictures["bare"][:, :bar].astype(int)
+    assert np.abs(captions[2] - captions[0]).max() < 40 < np.abs(captions[3] - captions[2]).max()
+
+
+def test_colours_stay(tmp_path):
+    with AnnotatedVideo(tmp_path / "red.mp4", Fraction(30), None, COCO_17) as annotated:
+        annotated.show(av.VideoFrame.from_ndarray(np.full((480, 640, 3), (200, 30, 60), np.uint8), format="rgb24"))
+        annotated.write(1, ["red"])
+    with av.open(tmp_path / "red.mp4") as container:
+        (frame,) = container.decode(video=0)
+        assert frame.colorspace == 1  # BT.709, and said so
+        np.testing.assert_allclose(frame.to_ndarray(format="rgb24")[300, 300], (200, 30, 60), atol=6)
+
+
+def test_rgb_alone_needs_no_pose(tiny, paths, tmp_path):
+    settings = [
+        *("data.num_classes=12", f"data.coarse_map={(0,) * 12}", "clip.rgb_size_val=64", "clip.box_pixels=64"),
+        *("model.path.base_channels=8", "model.path.blocks=(1,1,1,1)", f"data.cache={tmp_path}/cache"),
+    ]
+    experiment = EXPERIMENTS["ntu60_rgb"]
+    path = replace(experiment.model.path, base_channels=8, blocks=(1, 1, 1, 1))
+    data = replace(experiment.data, num_classes=12)
+    experiment = consistent(replace(experiment, data=data, model=replace(experiment.model, path=path)), (0,) * 12)
+    torch.manual_seed(0)
+    save_weights(build_model(experiment.model).state_dict(), tmp_path / "net.safetensors")
+    words = ["--exp", "ntu60_rgb", *(part for setting in settings for part in ("--set", setting))]
+    video = paths[0] / f"{VIDEO}.mp4"
+    bare = predicted(words, tmp_path / "net.safetensors", tmp_path / "bare", video)[VIDEO]
+    boxed = predicted(words, tmp_path / "net.safetensors", tmp_path / "boxed", video, "--pose", paths[1])[VIDEO]
+    assert bare["windows"][0].keys() >= {"rgb"}
+    assert not bare["windows"][0].keys() & {"pose", "fused"}
+    assert bare["windows"][0]["rgb"] != boxed["windows"][0]["rgb"]  # with a skeleton, the person's box is looked at
+
+
+MISTAKES = {
+    "no video": ("{videos}/nobody.mp4 --pose {poses}", "there is no video"),
+    "no videos": ("--pose {poses}", "no video is named"),
+    "no pose": ("{video}", "there is no skeleton, and no rtmlib to estimate it"),
+    "no pose file": ("{video} --pose {tmp}/none.pkl", "there is no file"),
+    "other pose file": ("{video} --pose {tmp}/notes.txt", "notes.txt is no skeleton file"),
+    "no such clip": ("{tmp}/stranger.mp4 --pose {poses}", "has no clip named stranger"),
+    "evil pickle": ("{video} --pose {tmp}/evil.pkl", "evil.pkl was not read"),
+    "wrong npz": ("{video} --pose {tmp}/wrong.npz", "wrong.npz: 'keypoint' is missing"),
+    "no npz": ("{video} --pose {tmp}/fake.npz", "fake.npz was not read"),
+    "other joints": ("{video} --pose {tmp}/joints.npz", "joints.npz has 28 joints a person, experiment demo draws 17"),
+    "other length": ("{video} --pose {tmp}/short.npz", "it has more than 7 frames, its skeleton 5"),
+    "broken video": ("{tmp}/broken.mp4 --pose {tmp}/short.npz", "broken.mp4: it"),
+    "long window": ("{video} --pose {poses} --window 1000", "1 <= stride <= window <= 512"),
+    "long stride": ("{video} --pose {poses} --window 8 --stride 9", "1 <= stride <= window"),
+    "twice": ("{video} {tmp}/{name}.mp4 --pose {poses}", "two of the videos are named"),
+    "one npz": ("{video} {tmp}/broken.mp4 --pose {tmp}/short.npz", "is the skeleton of one video, but 2 are named"),
+    "onto itself": ("{tmp}/{name}.mp4 --pose {poses} --out {tmp}", "the result would replace"),
+    "no out": ("{video} --pose {poses} --out {tmp}/notes.txt", "notes.txt cannot be written"),
+    "no checkpoint": ("{video} --pose {poses} --checkpoint {tmp}/none.pth", "there is no file"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_sentence(tiny, trained, paths, annotation, tmp_path, capsys, monkeypatch, mistake):
+    monkeypatch.setitem(sys.modules, "rtmlib", None)  # as where the extra is not installed
+    words, sentence = MISTAKES[mistake]
+    video = paths[0] / f"{VIDEO}.mp4"
+    (tmp_path / "notes.txt").write_text("no skeleton")
+    (tmp_path / "fake.npz").write_text("no skeleton")
+    (tmp_path / "evil.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    for name in ("stranger", VIDEO):
+        (tmp_path / f"{name}.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "broken.mp4").write_bytes(video.read_bytes()[:2000])
+    np.savez(tmp_path / "wrong.npz", joints=np.zeros((1, 5, 17, 2)))
+    np.savez(tmp_path / "joints.npz", keypoint=np.ones((1, annotation["total_frames"], 28, 2)))
+    np.savez(tmp_path / "short.npz", keypoint=annotation["keypoint"][:, :5])
+    words = words.format(videos=paths[0], video=video, poses=paths[1], tmp=tmp_path, name=VIDEO).split()
+    rest = [] if "--checkpoint" in words else ["--checkpoint", str(trained)]
+    out = [] if "--out" in words else ["--out", str(tmp_path / "out")]
+    assert run_command(["predict", *tiny, *rest, *out, *words]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert sentence in error
+    assert not [file for file in tmp_path.rglob("*.mp4*") if file.parent != tmp_path]
+
+
+def long_video(path: Path, frames: int) -> Path:
+    """A 1080p video of one second again and again, and the skeletons of two people beside it as .npz."""
+    second, pixels = 30, np.kron(np.random.default_rng(0).integers(60, 200, (27, 48, 3)), np.ones((40, 40, 1)))
+    part = path.with_name("second.mp4")
+    with av.open(part, "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast", "bf": "0", "g": "30"})
+        stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+        for number in range(second):
+            pixels[300:800, 100 : 300 + 30 * number] = (200, 30, 30)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(part) as source, av.open(path, "w") as container:
+        given = source.streams.video[0]
+        packets = [packet for packet in source.demux(given) if packet.size]
+        stream = container.add_stream_from_template(given)
+        for number in range(frames):
+            packet = av.Packet(bytes(packets[number % second]))
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream = Fraction(1, 30), stream
+            packet.is_keyframe = packets[number % second].is_keyframe
+            container.mux(packet)
+    joints = np.random.default_rng(1).uniform(-0.5, 0.5, (2, 1, 17, 2)) * (150, 450) + (500, 550)
+    moved = joints + np.arange(frames)[:, None, None] % second * (20, 0)
+    np.savez(path.with_suffix(".npz"), keypoint=moved.astype(np.float32))
+    return path
+
+
+def peak_of(tiny, trained, environment, video: Path) -> int:
+    """MiB of resident memory at the most of `predict` on a video."""
+    words = ["--checkpoint", str(trained), "--pose", str(video.with_suffix(".npz")), "--out", str(video.parent / "out")]
+    command = [sys.executable, "-m", "trainer", "predict", str(video), *tiny, *words]
+    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2); "
+    code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return int(done.stdout) >> 10
+
+
+def test_memory_of_a_short_1080p_video(tiny, trained, environment, tmp_path):
+    assert peak_of(tiny, trained, environment, long_video(tmp_path / "long.mp4", 150)) < 1500
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(2400)
+def test_memory_of_ten_minutes_of_1080p(tiny, trained, environment, tmp_path):
+    video = long_video(tmp_path / "long.mp4", 18_000)
+    assert peak_of(tiny, trained, environment, video) < 2048
+    content = json.loads((tmp_path / "out" / "long.json").read_text())
+    assert len(content["windows"]) == 562
+    with av.open(tmp_path / "out" / "long.mp4") as container:
+        assert container.streams.video[0].frames == 18_000
