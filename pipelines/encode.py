@@ -28,11 +28,13 @@ READY = "ready"  # what a worker says first
 MEBIBYTE = 1 << 20
 MEMORY = 4 << 30  # bytes of address space that a worker may take: a hostile header asks for more
 MAX_PIXELS = 8192 * 8192
+MAX_FRAMES = 1 << 20
 SLACK = 2  # frames by which a video and its skeleton may differ in length (reference data.md D3)
 # No network, no playlists: a data set's files come from strangers.
 CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "avi,mov,mp4,matroska,webm,mpeg,mpegts"}
 # AVColorSpace -> the scale filter's name; what is not tagged is taken as BT.601, as OpenCV and decord do.
 MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+FULL = 2  # AVColorRange; what is not tagged is limited, but for JPEG's own formats
 
 
 class VideoError(ValueError):
@@ -125,6 +127,7 @@ def decode(video: str, most: int) -> Iterator[av.VideoFrame]:
             if not container.streams.video:
                 raise VideoError("it has no picture")
             stream = container.streams.video[0]
+            _check_header(stream)
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             for number, frame in enumerate(container.decode(stream)):
@@ -133,6 +136,16 @@ def decode(video: str, most: int) -> Iterator[av.VideoFrame]:
                 yield frame
     except av.FFmpegError as error:
         raise VideoError(f"it does not decode ({error.strerror})") from None
+
+
+def _check_header(stream: av.VideoStream) -> None:
+    """Refuse what no data set holds before anything is decoded; FFmpeg names no size where it finds it absurd."""
+    if not stream.width or not stream.height:
+        raise VideoError("its header names no usable picture size")
+    if stream.width * stream.height > MAX_PIXELS:
+        raise VideoError(f"its header claims {stream.width}x{stream.height} pixels, more than {MAX_PIXELS:,}")
+    if stream.frames > MAX_FRAMES:
+        raise VideoError(f"its header claims {stream.frames:,} frames, more than {MAX_FRAMES:,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +176,15 @@ class Crop:
         if x0 >= x1 or y0 >= y1:
             raise VideoError("its skeleton lies outside the picture")
         matrix = MATRICES.get(int(frame.colorspace), "bt601")
+        full = int(frame.color_range) == FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
         return [
             ("crop", f"{x1 - x0}:{y1 - y0}:{x0}:{y0}"),
             ("pad", f"{right - left}:{bottom - top}:{x0 - left}:{y0 - top}:color=black"),
             (
                 "scale",
                 f"{self.frame_size[0]}:{self.frame_size[1]}:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
-                f":in_color_matrix={matrix}:out_color_matrix=bt601:out_range=full",
+                f":in_color_matrix={matrix}:in_range={'full' if full else 'limited'}"
+                ":out_color_matrix=bt601:out_range=full",
             ),
             ("format", "yuvj420p"),
         ]

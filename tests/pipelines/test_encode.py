@@ -152,10 +152,19 @@ def test_colours(tmp_path, matrix, full, tag, color_range, side):
     video = coloured(tmp_path / "video.mp4", matrix, full, tag, color_range)
     encoded = encode_clip(job(video, tmp_path, (256, 128), 1, side=side))
     (picture,) = pictures(encoded, tmp_path)
+    with av.open(video) as container:
+        (frame,) = container.decode(video=0)
+    named = {"bt601": "ITU601", "bt709": "ITU709"}.get(matrix)
+    converted = named and frame.to_ndarray(
+        format="rgb24", src_colorspace=named, src_color_range="JPEG" if full else "MPEG", dst_color_range="JPEG"
+    )
     for number, colour in enumerate(COLOURS):
         row, column = divmod(number, 4)
         x, y = place(encoded, [column * 64 + 32, row * 64 + 32] * 2)[:2].astype(int)
-        assert abs(picture[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1)) - colour).max() <= 4, colour
+        packed = picture[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1))
+        assert abs(packed - colour).max() <= 4, colour
+        if converted is not None:
+            assert abs(packed - converted[row * 64 + 32, column * 64 + 32]).max() <= 4, colour
 
 
 def test_odd_sides_lose_at_most_their_last_pixel(tmp_path, film):

@@ -1,0 +1,166 @@
+"""What a hostile or broken video may cost: nothing is decoded that its header already forbids, no file but itself is
+opened, and a worker keeps to its memory. What a run costs that has nothing to do.
+"""
+
+import json
+import pickle
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pipelines import encode
+from pipelines.annotations import open_table
+from pipelines.encode import Job, VideoError, encode_clip
+from pipelines.packs import PackSettings, clip_file, packets_text, write_index
+from pipelines.prepare import prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def job(video: Path, folder: Path, frames: int = 20) -> Job:
+    return Job(
+        **{"name": "clip", "video": str(video), "target": str(folder / "clip.mov"), "num_frames": frames},
+        **{"region": (0, 0, 160, 120), "side": 100.0, "width": 160, "height": 120, "box_pixels": 64, "quality": 3},
+    )
+
+
+def claiming(path: Path, width: int, height: int) -> Path:
+    """Twenty pictures of 160x120 in Motion JPEG, of which each one and the file's header claim another size."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mjpeg", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuvj420p"
+        for _ in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((120, 160, 3), 99, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    at = content.index(b"strf") + 12
+    content = content[:at] + struct.pack("<ii", width, height) + content[at + 8 :]
+    start_of_frame = b"\xff\xc0\x00\x11\x08"  # marker, length, bits; height and width follow
+    parts = content.split(start_of_frame)
+    size = struct.pack(">HH", height, width)
+    path.write_bytes(start_of_frame.join([parts[0], *(size + part[4:] for part in parts[1:])]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((30000, 30000), "its header names no usable picture size"),  # FFmpeg's own limit
+        ((12000, 12000), "its header claims 12000x12000 pixels, more than 67,108,864"),
+        ((160, 120), None),
+    ],
+)
+def test_a_huge_size_is_refused_from_the_header(tmp_path, size, expected):
+    video = claiming(tmp_path / "a.avi", *size)
+    if expected is None:
+        assert len(encode_clip(job(video, tmp_path)).sizes) == 20
+        return
+    start = time.monotonic()
+    with pytest.raises(VideoError, match=expected):
+        encode_clip(job(video, tmp_path))
+    assert time.monotonic() - start < 2
+    assert not (tmp_path / "clip.mov").exists()
+
+
+def test_a_huge_number_of_frames_is_refused_from_the_header(tmp_path, film):
+    """The sample table of an .mp4 whose pictures all have one size takes no room, however many it claims."""
+    video = film.write(tmp_path / "a.avi", film.frames(20, 160, 120), "mpeg4")
+    content = video.read_bytes()
+    at = content.index(b"strh") + 8 + 32  # dwLength of the stream's header
+    assert struct.unpack_from("<I", content, at) == (20,)
+    video.write_bytes(content[:at] + struct.pack("<I", 50_000_000) + content[at + 4 :])
+    with pytest.raises(VideoError, match="its header claims 50,000,000 frames, more than 1,048,576"):
+        encode_clip(job(video, tmp_path))
+
+
+PLAYLISTS = {
+    "concat": "ffconcat version 1.0\nfile '{other}'\n",
+    "concat without its name": "file '{other}'\n",
+    "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{other}\n#EXT-X-ENDLIST\n",
+    "m3u8 from the network": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+    "dash": '<?xml version="1.0"?><MPD><Period><AdaptationSet><Representation><BaseURL>{other}</BaseURL>'
+    "</Representation></AdaptationSet></Period></MPD>",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=a\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+}
+
+
+@pytest.mark.parametrize("extension", ["avi", "mp4", "ts"])
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_no_file_leads_to_another(tmp_path, film, kind, extension):
+    other = film.write(tmp_path / "other.ts", film.frames(20, 160, 120))
+    video = tmp_path / f"a.{extension}"
+    video.write_text(PLAYLISTS[kind].format(other=other))
+    with pytest.raises(VideoError, match="it does not decode"):
+        encode_clip(job(video, tmp_path))
+
+
+MEMORY_HOG = """
+import json, sys
+from pipelines import encode
+encode.MEMORY = 700 << 20
+def hog(job):
+    return bytearray(4 << 30)
+encode.encode_clip = hog
+encode.main()
+"""
+
+
+def test_a_worker_keeps_to_its_memory():
+    """A real worker, with the limit set low, over a job that asks for more: it says so and is there for the next."""
+    job_line = '{"name":"a","video":"","target":"","region":[0,0,1,1],"side":1,"height":1,"width":1,' + (
+        '"num_frames":1,"box_pixels":1,"quality":3}\n'
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-c", MEMORY_HOG], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    assert worker.stdout.readline().strip() == encode.READY
+    for _ in range(2):
+        worker.stdin.write(job_line)
+        worker.stdin.flush()
+        assert json.loads(worker.stdout.readline()) == {"bad": "it needs more than 0 GiB of memory"}
+    worker.stdin.close()
+    assert worker.wait(10) == 0
+
+
+@pytest.mark.soak
+def test_a_run_with_nothing_to_do_takes_seconds_with_57000_clips(tmp_path):
+    """Empty stand-ins for videos and clips, a whole manifest and index: what a second run looks at."""
+    settings, count = PackSettings(count=8), 57_000
+    videos, out = tmp_path / "videos", tmp_path / "pack"
+    videos.mkdir()
+    (out / "clips").mkdir(parents=True)
+    names = [f"S001C001P001R001A{number:05}" for number in range(count)]
+    joints = np.full((1, 20, 17, 2), 5, np.float16)
+    clips = [
+        {"frame_dir": name, "label": 0, "img_shape": (1080, 1920), "total_frames": 20, "keypoint": joints}
+        for name in names
+    ]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(clips))
+    table = open_table(tmp_path / "a.pkl", tmp_path / "cache")
+    lines = []
+    for name in names:
+        video = videos / f"{name}_rgb.avi"
+        video.write_bytes(b"video")
+        clip_file(out, name).write_bytes(b"clip")
+        digests = {"settings": settings.digest(), "table": table.digest, "joints": "j", "source": "s", "bad": ""}
+        stamp = {"source_bytes": 5, "source_time": video.stat().st_mtime_ns, "clip_bytes": 4, "first": 0}
+        shape = {"source_size": [1920, 1080], "region": [0, 0, 9, 9], "frame_size": [32, 32], "num_frames": 20}
+        packets = {"packets": packets_text([1] * 20, [2] * 20)}
+        lines.append({"name": name} | digests | stamp | shape | packets)
+    write_index(out, lines)
+    start = time.monotonic()
+    pack = prepare(table, videos, out, settings, console=Console(quiet=True))
+    seconds = time.monotonic() - start
+    assert len(pack.names) == count
+    assert seconds < 10, seconds
+    print(f"{seconds:.2f} s")
