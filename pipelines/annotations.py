@@ -7,7 +7,6 @@ then on: opening costs milliseconds, and all ranks of a machine share one copy. 
 import collections
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import safe_pickle
+from pipelines.file_digest import digest_of
 
 FORMAT = 1  # raise when the columns change: older caches are then rebuilt
 
@@ -88,8 +88,7 @@ class ClipTable:
 def open_table(path: Path, cache: Path) -> ClipTable:
     """The table of an annotation pickle, built into `cache` when this content is new or its columns are damaged."""
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:20]
+        digest = digest_of(path, cache)
     except OSError as error:
         raise _not_opened(path, error) from None
     folder = cache / f"{digest}-v{FORMAT}"

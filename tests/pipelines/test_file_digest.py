@@ -1,0 +1,74 @@
+"""A digest is computed once for a file that stays as it is, and anew for one that does not."""
+
+import hashlib
+import os
+
+import pytest
+
+from pipelines import file_digest
+from pipelines.file_digest import MEBIBYTE, digest_of
+
+
+def sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:20]
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Counts how often a whole file is read."""
+    calls = []
+    whole = hashlib.file_digest
+
+    def counted(file, name):
+        calls.append(file.name)
+        return whole(file, name)
+
+    monkeypatch.setattr(file_digest.hashlib, "file_digest", counted)
+    return calls
+
+
+def test_a_known_file_is_not_read_again(tmp_path, hashed):
+    path = tmp_path / "poses.pkl"
+    path.write_bytes(os.urandom(3 * MEBIBYTE))
+    assert [digest_of(path, tmp_path / "cache") for _ in range(3)] == [sha(path)] * 3
+    assert len(hashed) == 1
+    other = tmp_path / "other.pkl"
+    other.write_bytes(b"")
+    assert digest_of(other, tmp_path / "cache") == sha(other)
+    assert digest_of(path, tmp_path / "cache") == sha(path)
+    assert len(hashed) == 2
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    path = tmp_path / "poses.pkl"
+    content = bytearray(os.urandom(3 * MEBIBYTE))
+    seen = set()
+    for place in (None, 0, len(content) // 2, len(content) - 1):
+        if place is not None:
+            content[place] ^= 1
+        path.write_bytes(content)
+        os.utime(path, ns=(1, 1))  # its times are set back: ctime tells
+        assert digest_of(path, tmp_path / "cache") == sha(path)
+        seen.add(sha(path))
+    assert len(seen) == 4
+    path.write_bytes(content[:-5])
+    assert digest_of(path, tmp_path / "cache") == sha(path)
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"look": [1]}', '{"digest": 5}'])
+def test_a_damaged_note_is_passed_over(tmp_path, note):
+    path, cache = tmp_path / "poses.pkl", tmp_path / "cache"
+    path.write_bytes(b"content")
+    digest_of(path, cache)
+    (file,) = cache.iterdir()
+    file.write_text(note)
+    assert digest_of(path, cache) == sha(path)
+
+
+def test_a_cache_that_takes_no_note_is_done_without(tmp_path):
+    path = tmp_path / "poses.pkl"
+    path.write_bytes(b"content")
+    (tmp_path / "cache").write_text("a file stands where the folder should")
+    assert digest_of(path, tmp_path / "cache") == sha(path)
+    with pytest.raises(FileNotFoundError):
+        digest_of(tmp_path / "absent", tmp_path)
