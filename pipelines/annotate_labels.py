@@ -69,9 +69,10 @@ def _numbers(file: Path, words: list[str]) -> tuple[list[int], tuple[str, ...]]:
     whole = [word for word in words if word.isascii() and word.isdecimal()]
     if len(whole) == len(words):
         labels = [int(word) for word in words]
-        absent = set(range(max(labels) + 1)) - set(labels) if max(labels) < len(labels) * 10 else {0}
-        if absent:
-            raise ValueError(f"{file} has labels up to {max(labels)}, but no clip of {min(absent)}; number them from 0")
+        for expected, label in enumerate(sorted(set(labels))):
+            if label != expected:
+                text = f"{file} has labels up to {max(labels)}, but no clip of {expected}; number them from 0"
+                raise ValueError(text)
         return labels, ()
     if whole:
         odd = next(word for word in words if word not in whole)

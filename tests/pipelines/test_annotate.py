@@ -1,0 +1,351 @@
+"""`python -m pipelines.annotate`: labels, keypoints and people as they come, and a training on what it wrote."""
+
+import json
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import demo_clip
+from pipelines.annotate_json import read_people
+from pipelines.annotate_labels import read_labels
+from pipelines.annotate_people import Person, follow
+from pipelines.annotations import open_table
+from pipelines.demo_classes import DemoConfig, clip_ids
+from pipelines.poses import Poses, read_npz, write_poses
+from trainer.cli import run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*words: object, **environment: str) -> tuple[int, str, str]:
+    """Exit code and what was said, on a machine without rtmlib unless `environment` has one."""
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def labels_in(folder: Path, text: str):
+    (folder / "labels.csv").write_bytes(text.encode())
+    return read_labels(folder / "labels.csv")
+
+
+def test_labels_as_spreadsheets_write_them(tmp_path):
+    lines = ["a b.mp4,1,train", "sub/c.mp4,0,train", '"d, e.mp4",1,val']
+    expected = (["a b.mp4", "sub/c.mp4", "d, e.mp4"], [1, 0, 1], ["train", "train", "val"], ())
+    for heading in ([], ["video,label,split"]):
+        for end in ("\n", "\r\n"):
+            for mark, last in (("", ""), ("\ufeff", end), ("", end + end)):
+                found = labels_in(tmp_path, mark + end.join(heading + lines) + last)
+                assert (found.videos, found.labels, found.splits, found.class_names) == expected
+
+
+def test_words_as_labels(tmp_path):
+    found = labels_in(tmp_path, "video,label,split\na,wave,train\nb,hop,train\nc,wave,val")
+    assert (found.labels, found.class_names) == ([1, 0, 1], ("hop", "wave"))
+
+
+def test_one_in_five_of_each_class_is_validation(tmp_path):
+    text = "\n".join([f"{label}-{take},{label}" for label in range(4) for take in range(10 * label + 1)])
+    found = labels_in(tmp_path, text)
+    pairs = list(zip(found.labels, found.splits, strict=True))
+    counts = [pairs.count((label, "val")) for label in range(4)]
+    assert counts == [0, 2, 4, 6]  # the only clip of a class trains
+    assert labels_in(tmp_path, text) == found
+    again = labels_in(tmp_path, text + "\n0-new,0")
+    old = dict(zip(found.videos, found.splits, strict=True))
+    assert all(old[video] == split for video, split in zip(again.videos[1:-1], again.splits[1:-1], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "lists no clip"),
+        ("video,label\n", "lists no clip"),
+        ("a;1\nb;2", "line 1: 'a;1' is not `video,label`"),
+        ("a,1\nb,0,val", "line 1: 'a,1' is not"),
+        ("a,0\nb,", "line 2: 'b,' is not"),
+        ("a,0,train\nb,0,test", "line 2: the split is 'test'; write train or val"),
+        ("a,0,train\nb,0,train", "leaves no clip for val"),
+        ("a,0\na,1", "lines 1 and 2: a video can have one label only"),
+        ("a,0\nb,wave", "numbers and words as labels, '0' and 'wave'"),
+        ("a,1\nb,2\nc,2", "has labels up to 2, but no clip of 0"),
+        ("a,0\nb,99999999", "has labels up to 99999999, but no clip of 1"),
+    ],
+)
+def test_labels_that_cannot_be_used(tmp_path, text, sentence):
+    with pytest.raises(ValueError, match=r"labels\.csv") as error:
+        labels_in(tmp_path, text)
+    assert sentence in str(error.value)
+
+
+def person(x: float, score: float = 1.0, size: float = 20) -> Person:
+    """A person of 4 joints around x."""
+    corners = np.array([(-1, -1, 1), (1, -1, 1), (1, 1, 1), (-1, 1, 1)], np.float32)
+    return Person(corners * (size, size, score) + (x, 100, 0))
+
+
+def middle(joints: np.ndarray) -> np.ndarray:
+    """[M, T] mean x of each person, 0 where nobody is."""
+    return np.round(joints[..., 0].mean(axis=-1), 3)
+
+
+def test_people_are_followed_whatever_their_order():
+    way = [[person(100 + 4 * t, 0.9), person(300 - 4 * t, 0.8)][:: 1 if t % 2 else -1] for t in range(20)]
+    joints = follow(way, 2, 4)
+    assert joints.shape == (2, 20, 4, 3)
+    np.testing.assert_allclose(middle(joints), [100 + 4 * np.arange(20), 300 - 4 * np.arange(20)])
+    np.testing.assert_allclose(middle(follow(way, 1, 4)), [100 + 4 * np.arange(20)])
+
+
+def test_nobody_is_zeros():
+    joints = follow([[], [person(100)], []], 2, 4)
+    assert joints.shape == (1, 3, 4, 3)
+    assert not joints[0, [0, 2]].any()
+    assert not follow([[], []], 2, 17).any()
+    assert follow([[], []], 2, 17).shape == (1, 2, 17, 3)
+
+
+def test_a_person_who_comes_back_elsewhere_takes_the_free_place():
+    way = [[person(100, 0.9)] for _ in range(5)] + [[], []] + [[person(500, 0.9), person(700, 0.2)] for _ in range(5)]
+    joints = follow(way, 1, 4)
+    np.testing.assert_allclose(middle(joints), [[100] * 5 + [0, 0] + [500] * 5])
+    assert len(follow(way, 5, 4)) == 2
+
+
+def entries_in(folder: Path, entries: object, frames: int = 3):
+    (folder / "a.json").write_text(entries if isinstance(entries, str) else json.dumps(entries))
+    return read_people(folder / "a.json", frames)
+
+
+ONE = [1.0, 2.0, 0.5] * 17
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "places"),
+    [
+        ("frame", [0, 1], [0, 1]),
+        ("frame", [1, 3], [0, 2]),  # the video has three frames: they count from 1
+        ("frame", [1, 2], [1, 2]),
+        ("frame_id", ["0", "2"], [0, 2]),
+        ("image_id", ["clip2/000000.jpg", "clip2/000001.jpg"], [0, 1]),
+        ("image_id", [0.0, 2.0], [0, 2]),
+    ],
+)
+def test_frames_of_keypoints(tmp_path, key, values, places):
+    frames, joints = entries_in(tmp_path, [{key: value, "keypoints": ONE} for value in values])
+    assert (joints, [number for number, people in enumerate(frames) if people]) == (17, places)
+
+
+def test_keypoints_of_coco(tmp_path):
+    flags = [10.0, 20.0, 2, 30.0, 40.0, 1, 0, 0, 0]
+    frames, _ = entries_in(tmp_path, {"annotations": [{"image_id": 0, "keypoints": flags, "score": 3.5}]})
+    assert frames[0][0].joints.tolist() == [[10, 20, 1], [30, 40, 1], [0, 0, 0]]
+    assert frames[0][0].weight() == 3.5
+    frames, _ = entries_in(tmp_path, '[{"frame": 0, "keypoints": [NaN, 1, 0.5]}]')
+    assert frames[0][0].joints.tolist() == [[0, 1, 0.5]]
+    assert entries_in(tmp_path, []) == ([[], [], []], 0)
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ("{", "a.json is not JSON"),
+        ("[" * 100_000, "a.json is not JSON"),
+        ("3", "a.json should be a list"),
+        ([3], "entry 0: it has no keypoints"),
+        ([{"keypoints": ONE}], "entry 0: it has neither frame nor image_id"),
+        ([{"frame": 0, "keypoints": ONE[:4]}], "entry 0: it has 4 numbers as keypoints"),
+        ([{"frame": 0, "keypoints": ["x"] * 3}], "entry 0: could not convert"),
+        ([{"frame": "last", "keypoints": ONE}], "entry 0: its frame is 'last'"),
+        ([{"frame": 0.5, "keypoints": ONE}], "entry 0: its frame is 0.5"),
+        ([{"frame": 4, "keypoints": ONE}], "has people in frame 4, but its video has 3 frames"),
+        ([{"frame": -1, "keypoints": ONE}], "has people in frame -1"),
+        ([{"frame": 0, "keypoints": ONE}, {"frame": 0, "keypoints": ONE[:6]}], "mixes people of 2 and 17 joints"),
+    ],
+)
+def test_keypoints_that_cannot_be_used(tmp_path, entries, sentence):
+    with pytest.raises(ValueError) as error:
+        entries_in(tmp_path, entries)
+    assert sentence in str(error.value)
+    assert "a.json" in str(error.value)
+
+
+def test_poses_survive_a_file(tmp_path):
+    joints = np.random.default_rng(0).uniform(0, 99, (2, 5, 17, 3)).astype(np.float32)
+    write_poses(tmp_path / "a.npz", Poses(joints, 120, 160))
+    again = read_npz(tmp_path / "a.npz", (1, 1))
+    assert (again.height, again.width) == (120, 160)
+    assert np.array_equal(again.joints, joints)
+
+
+CONFIG = DemoConfig(num_train=24, num_val=12, size=(96, 64), num_frames=(12, 16))
+CLIPS = [clip for clip in clip_ids(CONFIG) if clip.label in (0, 2, 6, 9, 11)][:10]
+WORDS = {0: "raise", 2: "wave", 6: "lift, red", 9: "give", 11: "push"}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    """Ten videos with spaces in their names, their labels, and keypoints as JSON, people in any order."""
+    root = tmp_path_factory.mktemp("own")
+    (root / "my videos").mkdir()
+    (root / "keypoints").mkdir()
+    rng, lines = np.random.default_rng(0), ["video,label"]
+    for clip in CLIPS:
+        name = f"take {clip.name}"
+        demo_clip.write_clip(CONFIG, clip, root / "my videos")
+        (root / "my videos" / f"{clip.name}.mp4").rename(root / "my videos" / f"{name}.mp4")
+        annotation = demo_clip.annotate(CONFIG, clip)
+        entries = []
+        for keypoint, scores in zip(annotation["keypoint"], annotation["keypoint_score"], strict=True):
+            for frame, (xy, score) in enumerate(zip(keypoint, scores, strict=True)):
+                values = np.c_[xy, score].ravel().tolist()
+                if frame != 3:  # nobody is found there
+                    entries.append({"image_id": f"{frame:06}.jpg", "keypoints": values, "score": float(score.mean())})
+        shuffled = [entries[place] for place in rng.permutation(len(entries))]
+        (root / "keypoints" / f"{name}.json").write_text(json.dumps(shuffled))
+        lines.append(f'{name}.mp4,"{WORDS[clip.label]}"')
+    (root / "labels.csv").write_bytes("\r\n".join(lines).encode())
+    return root
+
+
+@pytest.fixture(scope="module")
+def annotated(own) -> tuple[Path, str]:
+    words = (own / "my videos", own / "labels.csv", "--out", own / "my.pkl", "--poses", own / "keypoints")
+    code, shown, error = command("pipelines.annotate", *words)
+    assert code == 0, error
+    return own / "my.pkl", shown
+
+
+def test_pickle_holds_what_was_annotated(annotated, tmp_path):
+    path, shown = annotated
+    table = open_table(path, tmp_path / "cache")
+    assert sorted(table.splits) == ["own_train", "own_val"]
+    assert (len(table.splits["own_train"]), len(table.splits["own_val"])) == (5, 5)
+    assert "5 in own_train, 5 in own_val, 5 classes, 0 clips without a person" in shown
+    for row, clip in enumerate(CLIPS):
+        expected = demo_clip.annotate(CONFIG, clip)
+        joints = table.clip_joints(row)
+        assert str(table.names[row]) == f"take {clip.name}"
+        assert sorted(WORDS.values())[table.label[row]] == WORDS[clip.label]
+        assert (table.height[row], table.width[row]) == (64, 96)
+        assert len(joints) == len(expected["keypoint"])
+        assert not joints[:, 3].any()
+        given = np.concatenate([expected["keypoint"], expected["keypoint_score"][..., None]], axis=-1)
+        for frame in {*range(joints.shape[1])} - {3}:  # the same people, in any order
+            people = [sorted(each[:, frame].tolist()) for each in (joints, given.astype(np.float32))]
+            assert people[0] == people[1]
+
+
+def test_it_trains_by_the_command_that_is_advised(annotated, own, tmp_path):
+    _, shown = annotated
+    advised = shown.strip().splitlines()[-1]
+    assert advised.startswith("train with: python -m trainer --exp custom --set ")
+    settings = (
+        *("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)"),
+        *("clip.rgb_frames=2", "clip.pose_frames=4", "clip.rgb_size=32", "clip.rgb_size_val=32", "clip.box_pixels=32"),
+        *("clip.heatmap_size=8", "clip.heatmap_size_val=8", "optim.batch_size=4", "val.batch_size=4"),
+        *(f"data.packs={tmp_path}/packs", f"data.cache={tmp_path}/cache", "optim.num_epochs=1", "log_every=1"),
+    )
+    more = "".join(f" --set '{setting}'" for setting in settings)
+    words = shlex.split(advised)[5:]
+    assert words[:2] == ["--exp", "custom"]
+    more = [word for setting in settings for word in ("--set", setting)]
+    assert run_command([*words, *more, "--work-dir", str(tmp_path / "run"), "--max-steps", "2"]) == 0
+    record = json.loads((tmp_path / "run" / "experiment.json").read_text())
+    assert "lift, red" in json.dumps(record)
+    assert (tmp_path / "run" / "latest.pth").exists()
+
+
+# What PoseEstimator asks of rtmlib 0.0.16, so that its way is walked where the extra is not installed: one person,
+# found where the picture's mean is, in all frames but the fourth.
+RTMLIB = """
+import numpy as np
+class Body:
+    def __init__(self, mode, backend, device):
+        self.frames = 0
+    def det_model(self, picture):
+        assert picture.dtype == np.uint8 and picture.shape[2] == 3
+        self.frames += 1
+        return np.array([[1, 2, 30, 40]]) if self.frames % 13 != 4 else np.zeros((0, 4))
+    def pose_model(self, picture, bboxes):
+        assert len(bboxes)
+        return np.full((1, 17, 2), 7.0), np.full((1, 17), 0.5)
+"""
+
+
+def test_estimated_poses_are_kept(own, tmp_path):
+    (tmp_path / "rtmlib.py").write_text(RTMLIB)
+    words = ("pipelines.annotate", own / "my videos", own / "labels.csv", "--out", tmp_path / "my.pkl")
+    code, _, error = command(*words, PYTHONPATH=str(tmp_path))
+    assert code == 0, error
+    first = pickle.loads((tmp_path / "my.pkl").read_bytes())["annotations"][0]
+    assert not first["keypoint_score"][0, 3].any()
+    assert (first["keypoint"][0, 4] == 7).all()
+    assert len(list((tmp_path / "my_poses").glob("*.npz"))) == 10
+    (tmp_path / "rtmlib.py").write_text(RTMLIB.replace("self.frames += 1", "raise SystemError"))
+    assert command(*words, PYTHONPATH=str(tmp_path))[0] == 0  # nothing is estimated twice
+    (tmp_path / "rtmlib.py").write_text(RTMLIB.replace("self.frames = 0", "raise OSError('no network')"))
+    code, _, error = command(*words, PYTHONPATH=str(tmp_path))
+    assert code == 2
+    assert error.startswith("error: rtmlib could not load its weights (no network); check the network, or give the")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"labels": "gone.csv"}, "gone.csv cannot be opened"),
+        ({"videos": "gone"}, "there is no folder"),
+        ({"poses": "gone"}, "--poses takes one with a NAME.json or NAME.npz"),
+        ({"poses": "my videos"}, "has neither take"),
+        ({"out": "gone/my.pkl"}, "cannot be written"),
+        ({"people": "0"}, "--people 0: at least one"),
+        ({"extra": "stranger.mp4,wave"}, "stranger.mp4 of the labels has no video in"),
+        ({"extra": f"take {CLIPS[0].name},wave"}, "as another line is"),
+    ],
+)
+def test_mistakes_are_one_sentence(own, tmp_path, capsys, monkeypatch, change, sentence):
+    from pipelines.annotate import main
+
+    labels = own / change.get("labels", "labels.csv")
+    if "extra" in change:
+        labels = tmp_path / "labels.csv"
+        labels.write_bytes((own / "labels.csv").read_bytes() + b"\r\n" + change["extra"].encode())
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            own / change.get("videos", "my videos"),
+            labels,
+            out=(own if "out" in change else tmp_path) / change.get("out", "my.pkl"),
+            poses=own / change.get("poses", "keypoints"),
+            people=int(change.get("people", "2")),
+        )
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2
+    assert error.startswith("error: ")
+    assert sentence in error
+
+
+def test_a_broken_video_is_named_and_left_out(own, tmp_path, capsys):
+    from pipelines.annotate import main
+
+    for video in (own / "my videos").glob("*.mp4"):
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        content = video.read_bytes()
+        broken = video.stem == f"take {CLIPS[0].name}"
+        (tmp_path / "videos" / video.name).write_bytes(content[: len(content) // 2] if broken else content)
+    main(tmp_path / "videos", own / "labels.csv", out=tmp_path / "my.pkl", poses=own / "keypoints")
+    shown = capsys.readouterr().out
+    assert f"left out: take {CLIPS[0].name}: it" in shown
+    assert len(pickle.loads((tmp_path / "my.pkl").read_bytes())["annotations"]) == 9
