@@ -110,6 +110,11 @@ def test_people_are_followed_whatever_their_order():
     np.testing.assert_allclose(middle(follow(way, 1, 4)), [100 + 4 * np.arange(20)])
 
 
+def test_another_person_does_not_take_over():
+    way = [[person(100)]] * 5 + [[person(500)]] + [[person(500), person(100)]] * 4
+    np.testing.assert_allclose(middle(follow(way, 2, 4)), [[100] * 5 + [0] + [100] * 4, [0] * 5 + [500] * 5])
+
+
 def test_nobody_is_zeros():
     joints = follow([[], [person(100)], []], 2, 4)
     assert joints.shape == (1, 3, 4, 3)

@@ -71,6 +71,31 @@ def test_a_window_is_what_its_clip_in_a_pack_is(scene):
         assert torch.equal(batch.heatmap, packed[row].heatmap)
 
 
+def test_each_window_has_its_own_joints(film, tmp_path):
+    video = film.write(tmp_path / "film.mp4", film.frames(50, *SIZE), preset="ultrafast")
+    joints, windows = np.concatenate([film.person(50, *SIZE, seed=seed) for seed in (0, 1)]), windows_of(50, 20, 12)
+    for (start, end), batch in zip(windows, loader_of(video, joints, windows, []).epoch(0), strict=True):
+        part = film.annotation("part", joints[:, start:end], *SIZE)
+        part["keypoint"] = joints[:, start:end, :, :2]
+        (tmp_path / str(start)).mkdir()
+        table = film.table(tmp_path / str(start), [part])
+        assert torch.equal(batch.heatmap, loader_on(table, NoFrames()).epoch(0).__next__().heatmap)
+
+
+class NoFrames:
+    """Grey pictures, where only the heatmaps matter."""
+
+    def rows_of(self, table) -> np.ndarray:
+        return np.arange(len(table))
+
+    def decode(self, plans, decoding):
+        plans(0)
+        return self
+
+    def next(self) -> torch.Tensor:
+        return torch.zeros(CONFIG.rgb_frames, 96, 96, 3, dtype=torch.uint8)
+
+
 def test_videos_and_skeletons_of_other_lengths(film, tmp_path):
     video = film.write(tmp_path / "film.mp4", film.frames(30, *SIZE), preset="ultrafast")
     for length in (28, 32):  # two frames more or less: the last frame stands in
