@@ -191,7 +191,8 @@ def packets_text(sizes: list[int], crcs: list[int]) -> str:
     return base64.b64encode(np.array([sizes, crcs], "<u4").T.tobytes()).decode()
 
 
-def _packets(text: str) -> np.ndarray:
+def packets_of(text: str) -> np.ndarray:
+    """[num_frames, 2] sizes and CRCs from a manifest line."""
     return np.frombuffer(base64.b64decode(text), "<u4").reshape(-1, 2)
 
 
@@ -208,7 +209,7 @@ def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
     ordered = sorted(lines, key=lambda line: line["name"])
     text = "".join(json.dumps(line) + "\n" for line in ordered).encode()
     arrays = columns_of(ordered) | {
-        "packets": np.concatenate([_packets(line["packets"]) for line in ordered]).astype(np.uint32),
+        "packets": np.concatenate([packets_of(line["packets"]) for line in ordered]).astype(np.uint32),
         "manifest_bytes": np.array(len(text)),
     }
     part, index, old = folder / "manifest.jsonl.tmp", folder / "index.tmp", folder / "index"

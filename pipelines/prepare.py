@@ -2,6 +2,7 @@
 
 Any run goes on where the last one was stopped, by whatever; a run with nothing to do returns at once. What a clip was
 made from stands in the pack's manifest: when its video, skeleton or settings change, that clip is made anew.
+`--check PACK` reads a finished pack and names what is damaged.
 """
 
 import contextlib
@@ -18,9 +19,11 @@ from typing import Annotated, Any, TextIO
 import tyro
 from rich.console import Console
 
+from pipelines import pack_check
 from pipelines.annotations import ClipTable, open_table
 from pipelines.encode import Job
 from pipelines.geometry import crop_region
+from pipelines.pack_room import Room, spread_first
 from pipelines.packs import (
     Pack,
     PackSettings,
@@ -91,12 +94,14 @@ class _Run:
         self._say_why()
         with _appending(self.out / "manifest.jsonl") as self.manifest:
             self._without_video()
-            rows = [row for row in self.found.stale if not isinstance(self._video(row), Missing)]
+            rows = spread_first([row for row in self.found.stale if not isinstance(self._video(row), Missing)])
             if rows:
+                self.room = self._room(rows)
                 with Progress(self.console, "packing clips", len(rows)) as progress:
                     for job, answer in encode_all(map(self._job, rows), min(workers, len(rows))):
-                        self._record(self.row_of[job.name], answer)
+                        line = self._record(self.row_of[job.name], answer)
                         progress.advance()
+                        self._say(self.room.made(line, job.num_frames))
             for row in self.found.touched:
                 self._retouch(row)
         write_index(self.out, self.lines.values())
@@ -104,8 +109,17 @@ class _Run:
         seconds = time.monotonic() - start
         self._say(f"{self.out}: {good} of {len(self.table)} clips, {len(rows)} made in {seconds:.0f} s")
 
-    def _say(self, text: str) -> None:
-        self.console.print(text, **PLAIN)
+    def _room(self, rows: list[int]) -> Room:
+        """Known at once when enough clips of these settings were made before."""
+        expected = self.settings.digest()
+        made = [line for line in self.lines.values() if line["settings"] == expected]
+        room = Room(self.out, made, int(self.table.total_frames[rows].sum()))
+        self._say(room.verdict())
+        return room
+
+    def _say(self, text: str | None) -> None:
+        if text:
+            self.console.print(text, **PLAIN)
 
     def _say_why(self) -> None:
         reasons = Counter(self.found.stale.values())
@@ -146,7 +160,7 @@ class _Run:
             quality=self.settings.quality,
         )
 
-    def _record(self, row: int, answer: dict[str, Any]) -> None:
+    def _record(self, row: int, answer: dict[str, Any]) -> dict[str, Any]:
         """Write down what became of a clip, once its file is in place."""
         if "fatal" in answer:
             raise OSError(answer["fatal"])
@@ -168,6 +182,7 @@ class _Run:
             self.found.bad[name] = bad
             self._say(f"{name}: {bad}; left out")
             _check_limit(self.found.bad, len(self.table), self.max_bad)
+        return line
 
     def _stamp(self, row: int) -> dict[str, int]:
         """Size and time of a video: a bad one is tried again when they change."""
@@ -238,7 +253,8 @@ def main(
 ) -> None:
     """Turn videos into a clip pack that training reads frame by frame.
 
-    `--exp NAME` in place of all else makes the packs of an experiment, which training would make as well.
+    `--exp NAME` in place of all else makes the packs of an experiment, which training would make as well, and
+    `--check PACK` reads a pack and names its damaged clips.
 
     Args:
         annotations: the skeleton pickle
@@ -267,7 +283,11 @@ def main(
 
 
 if __name__ == "__main__":
-    if any(word.partition("=")[0] == "--exp" for word in sys.argv[1:]):
+    given = {word.partition("=")[0] for word in sys.argv[1:]}
+    if "--check" in given:
+        tyro.cli(pack_check.main)
+        sys.exit()
+    if "--exp" in given:
         # What an experiment is, only the trainer knows.
         os.execv(sys.executable, [sys.executable, "-m", "trainer", "prepare", *sys.argv[1:]])
     tyro.cli(main)

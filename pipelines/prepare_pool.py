@@ -1,5 +1,6 @@
 """Worker processes that encode clips: a crash, a hang or a hunger for memory costs one clip, not the run."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -47,8 +48,9 @@ class Worker:
     def give(self, job: Job) -> None:
         assert self.process.stdin is not None
         self.job, self.deadline = job, time.monotonic() + time_limit(job)
-        self.process.stdin.write(json.dumps(asdict(job)) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it is dead, as its answer will tell
+            self.process.stdin.write(json.dumps(asdict(job)) + "\n")
+            self.process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
         """The answer to the job, or how the process ended over it."""
@@ -66,7 +68,8 @@ class Worker:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # of a job that it did not live to read
+                pipe.close()
 
 
 def encode_all(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
