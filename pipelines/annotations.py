@@ -144,6 +144,7 @@ def _build(path: Path, folder: Path) -> None:
     for old in (temporary, folder):
         shutil.rmtree(old, ignore_errors=True)
     temporary.mkdir()
+    _save_joints(temporary / "joints.npy", columns.pop("joints"))
     for name, column in columns.items():
         np.save(temporary / f"{name}.npy", column)
     (temporary / "splits.json").write_text(json.dumps(rows))
@@ -151,6 +152,17 @@ def _build(path: Path, folder: Path) -> None:
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
     temporary.rename(folder)
+
+
+def _save_joints(path: Path, joints: list[np.ndarray]) -> None:
+    """One array [sum(M*T), V, 3] of many [M, T, V, 3], which memory need not hold twice."""
+    dtype = np.dtype(np.float16 if all(clip.dtype == np.float16 for clip in joints) else np.float32)
+    shape = (sum(clip.shape[0] * clip.shape[1] for clip in joints), *joints[0].shape[2:])
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for clip in joints:
+            file.write(np.ascontiguousarray(clip, dtype).tobytes())
 
 
 def _schema(path: Path, content: Any) -> tuple[list[dict], dict]:
@@ -182,7 +194,8 @@ def _split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) ->
     return [row_of[name] for name in names]
 
 
-def _columns(path: Path, clips: list[dict]) -> dict[str, np.ndarray]:
+def _columns(path: Path, clips: list[Any]) -> dict[str, Any]:
+    """All columns as arrays, joints as a list of [M, T, V, 3]; `clips` is emptied on the way."""
     parsed = []
     for number, clip in enumerate(clips):
         try:
@@ -191,22 +204,21 @@ def _columns(path: Path, clips: list[dict]) -> dict[str, np.ndarray]:
             name = clip.get("filename", clip.get("frame_dir", "?"))
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
             raise AnnotationError(f"{path}, clip {number} ({name}): {reason}") from None
+        clips[number] = None
     joints = [clip["joints"] for clip in parsed]
     num_joints = collections.Counter(j.shape[2] for j in joints).most_common()
     if len(num_joints) > 1:
         odd = next(clip["names"] for clip in parsed if clip["joints"].shape[2] != num_joints[0][0])
         raise AnnotationError(f"{path} mixes {dict(num_joints)} joints a person (joints: clips), for example {odd}")
-    half = all(j.dtype == np.float16 for j in joints)
     rows = np.array([j.shape[0] * j.shape[1] for j in joints], np.int64)
     columns = {
         name: np.array([clip[name] for clip in parsed], np.int32)
         for name in ("label", "total_frames", "height", "width", "num_persons")
     }
-    flat = np.concatenate([j.reshape(-1, *j.shape[2:]) for j in joints])
     return columns | {
         "names": np.array([clip["names"] for clip in parsed]),
         "first_row": np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(np.int64),
-        "joints": flat.astype(np.float16 if half else np.float32, copy=False),
+        "joints": joints,
     }
 
 
