@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from torch import nn
 
 from models import SingleStreamConfig, build_model
@@ -30,6 +31,7 @@ from trainer.precision import autocast_of
 from trainer.predict_report import Prediction, Window, captions, show, write_json, write_sheet
 from trainer.sheet import NUM_CLIPS
 
+WIDTH = 120  # columns of the table where nothing says how many there are
 LONGEST = 512  # frames of a window: its small copies wait in memory to be annotated
 
 
@@ -60,7 +62,9 @@ def predict(options: PredictOptions) -> int:
     check(options, out)
     network = build_model(experiment.model)
     load_weights(network, options.checkpoint)
-    console = Console(stderr=True)
+    console, printer = Console(stderr=True), Console()
+    if not printer.is_terminal:
+        printer.width = WIDTH
     forward = compiled(network.to(device).eval(), experiment, device, console.print)
     skeletons = Skeletons(options, experiment, console)
     make_folder(out)
@@ -73,7 +77,7 @@ def predict(options: PredictOptions) -> int:
         except VideoError as error:
             raise ValueError(f"{video}: {error}") from None
         write_json(out / f"{video.stem}.json", prediction, experiment, options.checkpoint)
-        show(prediction, Console())
+        show(prediction, printer)
         print(f"{out}: {video.stem}.mp4, {video.stem}.json, {video.stem}.png")
     return 0
 
@@ -124,7 +128,7 @@ class Skeletons:
             size, cache = (header.height, header.width), Path(self.experiment.data.cache)
             return self._checked(read_poses(self.options.pose, video, size, cache))
         if self.estimator is None:
-            self.console.print(f"{video}: no --pose, so the whole picture is looked at, not the person's box")
+            self.console.print(escape(f"{video}: no --pose, so the whole picture is looked at, not the person's box"))
             return None
         with Progress(self.console, "estimating poses", header.frames) as progress:
             poses = self.estimator.estimate(str(video), self.options.people, progress.advance)
@@ -166,7 +170,7 @@ class Predictor:
         skeleton, settings = self.experiment.clip.skeleton, PackSettings.of(self.experiment.clip)
         with (
             AnnotatedVideo(out / f"{video.stem}.mp4", rate, poses, skeleton) as annotated,
-            Progress(console, f"{video.name}: windows", len(spans)) as progress,
+            Progress(console, f"{escape(video.name)}: windows", len(spans)) as progress,
         ):
             frames = WindowFrames(video=str(video), table=table, windows=spans, settings=settings, each=annotated.show)
             for number, batch in enumerate(self._loader(frames).epoch(0)):

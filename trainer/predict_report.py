@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def top(probability: Tensor, class_names: Sequence[str]) -> list[tuple[int, str,
 
 
 def name_of(label: int, class_names: Sequence[str]) -> str:
-    return class_names[label] if class_names else f"class {label}"
+    return class_names[label] if label < len(class_names) else f"class {label}"
 
 
 def captions(window: Window, class_names: Sequence[str], rate: Fraction) -> list[str]:
@@ -102,7 +103,7 @@ def show(prediction: Prediction, console: Console) -> None:
     windows, names = prediction.windows, prediction.class_names
     depth = TOP if len(windows) <= IN_FULL else 1
     streams = list(windows[0].probability)
-    table = Table("frames", "seconds", *streams, title=prediction.video.name, box=SIMPLE_HEAD)
+    table = Table("frames", "seconds", *streams, title=escape(prediction.video.name), box=SIMPLE_HEAD)
     for window in windows:
         _add(table, f"{window.start} to {window.end - 1}", window, prediction.rate, names, depth)
     if len(windows) > 1:
@@ -113,7 +114,7 @@ def show(prediction: Prediction, console: Console) -> None:
 def _add(table: Table, title: str, window: Window, rate: Fraction, names: Sequence[str], depth: int) -> None:
     columns = [top(score, names)[:depth] for score in window.probability.values()]
     for line, guesses in enumerate(zip(*columns, strict=True)):
-        cells = [f"{share:6.1%}  {name}" for _, name, share in guesses]
+        cells = [f"{share:6.1%}  {escape(name)}" for _, name, share in guesses]
         place = (title, _seconds(window, rate)) if line == 0 else ("", "")
         table.add_row(*place, *cells, end_section=line == len(columns[0]) - 1)
 

@@ -196,6 +196,15 @@ MISTAKES = {
 }
 
 
+def test_names_that_mean_something_to_rich(tiny, trained, paths, annotation, tmp_path, capsys):
+    video = tmp_path / "[red] film [1].mp4"
+    video.write_bytes((paths[0] / f"{VIDEO}.mp4").read_bytes())
+    np.savez(tmp_path / "own.npz", keypoint=annotation["keypoint"], keypoint_score=annotation["keypoint_score"])
+    found = predicted(tiny, trained, tmp_path / "out", video, "--pose", tmp_path / "own.npz", "--window", 128)
+    assert list(found) == [video.stem]
+    assert video.name in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_one_sentence(tiny, trained, paths, annotation, tmp_path, capsys, monkeypatch, mistake):
     monkeypatch.setitem(sys.modules, "rtmlib", None)  # as where the extra is not installed
