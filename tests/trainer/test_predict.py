@@ -280,3 +280,17 @@ def test_memory_of_ten_minutes_of_1080p(tiny, trained, environment, tmp_path):
     assert len(content["windows"]) == 562
     with av.open(tmp_path / "out" / "long.mp4") as container:
         assert container.streams.video[0].frames == 18_000
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_what_eval_says_there(tiny, trained, paths, tmp_path):
+    words = ["--device", "cuda", "--ranks", "1", "--set", "optim.precision=fp32", "--set", "compile=False"]
+    arguments = [*tiny, *words]
+    assert run_command(["eval", *arguments, "--checkpoint", str(trained), "--out", str(tmp_path / "eval")]) == 0
+    scores = np.load(tmp_path / "eval" / "scores.npz")
+    video = paths[0] / f"{VIDEO}.mp4"
+    found = predicted(arguments, trained, tmp_path, video, "--pose", paths[1], "--window", 128)[VIDEO]
+    row = scores["name"].tolist().index(VIDEO)
+    for stream in ("rgb", "pose"):
+        for guess in found["windows"][0][stream]:
+            assert guess["probability"] == pytest.approx(scores[stream][row][guess["class"]], abs=1e-3)
