@@ -14,7 +14,7 @@ from models.config import (
     X3DPairConfig,
     X3DStreamConfig,
 )
-from models.heads import Output
+from models.heads import Output, adjust_logits
 from models.two_stream import ModelConfig, build_model
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "SingleStreamConfig",
     "X3DPairConfig",
     "X3DStreamConfig",
+    "adjust_logits",
     "build_model",
     "check_coarse_map",
     "read_coarse_map",

@@ -23,13 +23,17 @@ class Output(NamedTuple):
 class TwoStreamHead(nn.Module):
     """Global average, dropout, one linear layer per stream and label level; cross-entropy in float32 or wider.
 
-    Heads are named rgb, pose, rgb_coarse, pose_coarse (the last two where num_coarse > 0).
+    Heads are named rgb, pose, rgb_coarse, pose_coarse (the last two where num_coarse > 0). `log_prior`: see
+    `adjust_logits`.
     """
+
+    log_prior: Tensor | None
 
     def __init__(self, config: TwoStreamConfig, channels: tuple[int, int]) -> None:
         super().__init__()
         self.weights: dict[str, float] = dict(zip(HEADS, config.loss_weights, strict=True))
         self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("log_prior", None, persistent=False)
         self.suffixes = ("", "_coarse") if config.num_coarse else ("",)
         for suffix in self.suffixes:
             for stream, width in zip(STREAMS, channels, strict=True):
@@ -62,8 +66,23 @@ class TwoStreamHead(nn.Module):
         for name, scores in logits.items():
             target = coarse_label if name.endswith("_coarse") else label
             assert target is not None, "a model with coarse heads needs coarse labels"
-            losses[f"loss_{name}"] = self.weights[name] * F.cross_entropy(full_precision(scores), target)
+            scores = full_precision(scores)
+            if self.training and self.log_prior is not None and not name.endswith("_coarse"):
+                scores = scores + self.log_prior
+            losses[f"loss_{name}"] = self.weights[name] * F.cross_entropy(scores, target)
         return losses
+
+
+def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:
+    """Have the fine cross-entropies of training see logits raised by `strength` times each class's log share.
+
+    counts: [K] training clips of each class; a class without any counts as one clip. Scores of evaluation stay as they
+    are, so that rare classes gain. Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021, eq. 10.
+    """
+    share = counts.clamp(min=1).double() / counts.clamp(min=1).sum()
+    for module in network.modules():
+        if hasattr(module, "log_prior"):
+            module.log_prior = (strength * share.log()).float()
 
 
 def linear(in_channels: int, out_channels: int) -> nn.Linear:

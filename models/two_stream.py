@@ -100,6 +100,8 @@ def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
 class SingleStream(nn.Module):
     """One stream with its classifier; called as the two-stream nets are, it reads its own stream's input only."""
 
+    log_prior: Tensor | None
+
     def __init__(self, config: SingleStreamConfig) -> None:
         super().__init__()
         self.stream = config.stream
@@ -107,6 +109,7 @@ class SingleStream(nn.Module):
         self.backbone = build_backbone(config.path, config.in_channels)
         self.cls_head = nn.ModuleDict({"fc_cls": linear(config.path.out_channels, config.num_classes)})
         self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("log_prior", None, persistent=False)
 
     def forward(
         self,
@@ -124,8 +127,12 @@ class SingleStream(nn.Module):
             folded, num_frames = fold_heatmap(heatmap, compute_dtype(self.fold_rgb.mean)), heatmap.shape[1]
         pooled = clip_mean(self.backbone(folded, num_frames), num_frames)
         logits = self.cls_head["fc_cls"](self.dropout(pooled))
-        losses = {} if label is None else {f"loss_{self.stream}": F.cross_entropy(full_precision(logits), label)}
-        return Output({self.stream: logits}, losses)
+        if label is None:
+            return Output({self.stream: logits}, {})
+        scores = full_precision(logits)
+        if self.training and self.log_prior is not None:
+            scores = scores + self.log_prior
+        return Output({self.stream: logits}, {f"loss_{self.stream}": F.cross_entropy(scores, label)})
 
 
 def build_backbone(path: ResNetPathConfig | X3DStreamConfig, in_channels: int) -> ResNetPath | X3DTemporalShift:

@@ -25,6 +25,7 @@ class DataConfig:
     packs: str = "data/packs"
     cache: str = "data/cache"
     source: Literal["packs", "video"] = "packs"  # video: whole files on the GPU's decoder at every step, no packs
+    balance: float = 0.0  # of classes in an epoch: 0 as they come, each clip once; 1 every class equally often
     max_bad: float = 0.01  # share of videos that may be unusable
     demo: DemoConfig | None = None
 

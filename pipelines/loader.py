@@ -39,6 +39,7 @@ class Loader:
     rank: int = 0
     world_size: int = 1
     seed: int = 0
+    balance: float = 0.0  # see epoch_order
     clip: int = 0  # in evaluation: sample `clip` of `num_clips`
     num_clips: int = 1
     prefetch: int = 2
@@ -93,9 +94,14 @@ class Loader:
         places = np.minimum(self._places(step), len(self.rows) - 1)
         return plan_eval(self.table, self.rows[places], self.config, self.clip, self.num_clips)
 
+    def clips_by_class(self) -> torch.Tensor:
+        """[K] int64 number of this split's clips of each class."""
+        return torch.from_numpy(np.bincount(self.table.label[self.rows], minlength=len(self.coarse_map)))
+
     def _order(self, epoch: int) -> np.ndarray:
         if self._ordered is None or self._ordered[0] != epoch:
-            self._ordered = epoch, epoch_order(self.rows, self.seed, epoch)
+            classes = self.table.label[self.rows]
+            self._ordered = epoch, epoch_order(self.rows, self.seed, epoch, classes, self.balance)
         return self._ordered[1]
 
     def _places(self, step: int) -> np.ndarray:

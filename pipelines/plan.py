@@ -27,9 +27,23 @@ class ClipPlan:
     flip: np.ndarray
 
 
-def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The rows in this epoch's order, the same on every rank and every machine."""
-    return np.random.Generator(_luck(seed, (1 << 63) + epoch)).permutation(rows)
+def epoch_order(
+    rows: np.ndarray, seed: int, epoch: int, classes: np.ndarray | None = None, balance: float = 0.0
+) -> np.ndarray:
+    """The rows in this epoch's order, the same on every rank and every machine.
+
+    With `balance` a class of n clips (`classes` [N], of each row) gets a share of the epoch, which stays as long as it
+    was, that goes with n ** (1 - balance), to within one clip; its clips take turns, and some may come more than once.
+    """
+    rng = np.random.Generator(_luck(seed, (1 << 63) + epoch))
+    order = rng.permutation(len(rows))
+    if balance:
+        assert classes is not None
+        by_class = order[np.argsort(classes[order], kind="stable")]
+        edges = np.cumsum(np.bincount(classes)[classes[by_class]] ** -float(balance))
+        wanted = (np.arange(len(rows)) + rng.random()) / len(rows) * edges[-1]
+        order = rng.permutation(by_class[np.searchsorted(edges, wanted).clip(max=len(rows) - 1)])
+    return rows[order]
 
 
 def _luck(seed: int, number: int) -> np.random.Philox:

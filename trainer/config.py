@@ -30,6 +30,7 @@ class OptimConfig:
     precision: Precision = "auto"
     impl: Impl = "auto"
     accumulate: int = 1  # parts of a rank's batch that go through the networks one after another
+    logit_adjustment: float | None = None  # strength of a prior of the classes' shares in training; 1 is usual
     ema: float | None = None  # decay of the weights' moving average; 0.999 is usual
 
 
@@ -79,6 +80,8 @@ def consistent(experiment: Experiment, coarse_map: tuple[int, ...]) -> Experimen
     does not fit the classes.
     """
     data, model, num_coarse = experiment.data, experiment.model, max(coarse_map, default=-1) + 1
+    if not 0 <= data.balance <= 1:
+        raise ValueError(f"data.balance is {data.balance:g}, not between 0 (as they come) and 1 (classes equally)")
     if coarse_map or (not isinstance(model, SingleStreamConfig) and model.num_coarse):
         data = replace(data, coarse_map=check_coarse_map(coarse_map, data.num_classes, num_coarse))
     channels = experiment.clip.num_channels()

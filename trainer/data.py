@@ -125,6 +125,7 @@ def loader_of(
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=experiment.seed,
+        balance=experiment.data.balance,
         prefetch=experiment.prefetch,
         say=say,
     )

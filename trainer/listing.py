@@ -12,7 +12,6 @@ from models import SingleStreamConfig, build_model
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 
-
 WIDE = 150  # columns off a terminal, so that no number is cut
 
 

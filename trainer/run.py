@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models import build_model
+from models import adjust_logits, build_model
 from pipelines.loader import Loader
 from trainer.averaging import Averages
 from trainer.compiling import compiled
@@ -127,6 +127,8 @@ def build_run(
     torch.manual_seed(experiment.seed)
     network = build_model(experiment.model).to(ranks.device)
     optim, val = experiment.optim, experiment.val
+    if optim.logit_adjustment is not None:
+        adjust_logits(network, loaders[0].clips_by_class().to(ranks.device), optim.logit_adjustment)
     forward = compiled(network, experiment, ranks.device, journal.say)
     averages = None if optim.ema is None else Averages(network, optim.ema)
     return Run(
