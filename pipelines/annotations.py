@@ -20,6 +20,7 @@ import numpy as np
 
 from pipelines import safe_pickle
 from pipelines.file_digest import digest_of
+from pipelines.image_shape import check_image_shapes
 
 FORMAT = 1  # raise when the columns change: older caches are then rebuilt
 
@@ -206,6 +207,7 @@ def _columns(path: Path, clips: list[Any]) -> dict[str, Any]:
             raise AnnotationError(f"{path}, clip {number} ({name}): {reason}") from None
         clips[number] = None
     joints = [clip["joints"] for clip in parsed]
+    check_image_shapes(path, parsed)
     num_joints = collections.Counter(j.shape[2] for j in joints).most_common()
     if len(num_joints) > 1:
         odd = next(clip["names"] for clip in parsed if clip["joints"].shape[2] != num_joints[0][0])

@@ -58,12 +58,6 @@ def _fault(facts: dict[str, Any], table: ClipTable, num_classes: int | None, max
     if low < 0 or (num_classes is not None and high >= num_classes):
         classes = num_classes or high + 1
         return f"labels run from {low} to {high}, not within 0 to {classes - 1}; correct them or --num-classes"
-    swapped = facts["joints"]["swapped"]
-    if len(swapped) > 0.1 * len(table):
-        return (
-            f"the joints of {len(swapped)} clips, first {swapped[0]}, fit their image only with height and width "
-            "swapped; img_shape must be (height, width)"
-        )
     bad = unusable(facts)
     if len(bad) > max_bad * len(table) or len(bad) == len(table):
         name, reason = next(iter(bad.items()))

@@ -192,3 +192,19 @@ def test_names_that_lead_out_are_refused(tmp_path, name):
 @pytest.mark.parametrize("name", ["a b/c.d_rgb.avi", "val\\clip", "..a", "a..", "übung"])
 def test_names_that_stay_inside_are_kept(tmp_path, name):
     assert table_of(tmp_path, [clip(name)]).names.tolist() == [name]
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_exchanged_image_shapes_are_told(tmp_path, upright):
+    """1920 x 1080 videos whose joints reach x = 1900 (or y = 1900 upright), but img_shape is (width, height)."""
+    keypoint = np.full((1, 6, 17, 2), 500.0, np.float32)
+    keypoint[0, 0, 0] = (500, 1900) if upright else (1900, 500)
+    right, wrong = ((1920, 1080), (1080, 1920)) if upright else ((1080, 1920), (1920, 1080))
+    clips = [clip(f"c{number}", keypoint=keypoint, img_shape=wrong) for number in range(4)]
+    with pytest.raises(
+        ValueError, match=r"poses\.pkl: img_shape of 4 clips, first c0, .* write it as \(height, width\)"
+    ):
+        table_of(tmp_path, clips)
+    assert len(table_of(tmp_path, [{**each, "img_shape": right} for each in clips])) == 4
+    odd = [clip(f"d{number}", keypoint=keypoint, img_shape=right) for number in range(30)]
+    assert len(table_of(tmp_path, [*odd, *clips[:2]])) == 32  # two odd ones are wild joints
