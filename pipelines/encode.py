@@ -123,7 +123,7 @@ def describe(video: str) -> tuple[str, int, int]:
 def decode(video: str, most: int) -> Iterator[av.VideoFrame]:
     """Frames in the decoder's own order; more than `most` of them, or none to decode, is a VideoError."""
     try:
-        with av.open(video, options=CONTAINERS) as container:
+        with av.open(video, options=CONTAINERS, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise VideoError("it has no picture")
             stream = container.streams.video[0]
@@ -134,12 +134,18 @@ def decode(video: str, most: int) -> Iterator[av.VideoFrame]:
                 if number >= most:
                     raise VideoError(f"it has more than {most} frames, its skeleton {most - SLACK}")
                 yield frame
+    except VideoError:
+        raise
     except av.FFmpegError as error:
         raise VideoError(f"it does not decode ({error.strerror})") from None
+    except (ValueError, OverflowError) as error:  # PyAV's own, over numbers and texts that make no sense
+        raise VideoError(f"it does not decode ({error})") from None
 
 
 def _check_header(stream: av.VideoStream) -> None:
     """Refuse what no data set holds before anything is decoded; FFmpeg names no size where it finds it absurd."""
+    if stream.codec_context is None:
+        raise VideoError("nothing here knows its codec")
     if not stream.width or not stream.height:
         raise VideoError("its header names no usable picture size")
     if stream.width * stream.height > MAX_PIXELS:

@@ -39,10 +39,12 @@ def read_header(video: str) -> Header:
     number of frames, its packets are counted; where it has an index, the file must hold what the index names.
     """
     try:
-        with av.open(video, options=CONTAINERS, timeout=PATIENCE) as container:
+        with av.open(video, options=CONTAINERS, metadata_errors="replace", timeout=PATIENCE) as container:
             if not container.streams.video:
                 return Header(reason="it has no picture")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                return Header(reason="nothing here knows its codec")
             packets = itertools.islice(container.demux(stream), MOST_PACKETS) if not stream.frames else ()
             frames = stream.frames or sum(packet.size > 0 for packet in packets)
             if not stream.width or not stream.height:

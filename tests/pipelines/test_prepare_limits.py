@@ -20,6 +20,7 @@ from pipelines.annotations import open_table
 from pipelines.encode import Job, VideoError, encode_clip
 from pipelines.packs import PackSettings, clip_file, packets_text, write_index
 from pipelines.prepare import prepare
+from pipelines.verify_videos import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,6 +80,33 @@ def test_a_huge_number_of_frames_is_refused_from_the_header(tmp_path, film):
     video.write_bytes(content[:at] + struct.pack("<I", 50_000_000) + content[at + 4 :])
     with pytest.raises(VideoError, match="its header claims 50,000,000 frames, more than 1,048,576"):
         encode_clip(job(video, tmp_path))
+
+
+def test_texts_that_are_no_utf8_do_no_harm(tmp_path, film):
+    """Titles in the encoding of the camera's country."""
+    video = tmp_path / "a.mkv"
+    with av.open(video, "w") as container:
+        container.metadata["title"] = "XXXXXXXX"
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for frame in film.frames(20, 160, 120):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    content = video.read_bytes()
+    assert b"XXXXXXXX" in content
+    video.write_bytes(content.replace(b"XXXXXXXX", b"\xff\xfe\x93\xfa\x96\x7b\x8c\xea"))
+    assert len(encode_clip(job(video, tmp_path)).sizes) == 20
+    assert read_header(str(video)).reason == ""
+
+
+def test_an_unknown_codec_is_one_sentence(tmp_path, film):
+    video = film.write(tmp_path / "a.mp4", film.frames(20, 160, 120))
+    content = video.read_bytes()
+    at = content.index(b"avc1", content.index(b"stsd"))
+    video.write_bytes(content[:at] + b"zzzz" + content[at + 4 :])
+    with pytest.raises(VideoError, match="nothing here knows its codec"):
+        encode_clip(job(video, tmp_path))
+    assert read_header(str(video)).reason == "nothing here knows its codec"
 
 
 PLAYLISTS = {
