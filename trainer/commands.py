@@ -41,6 +41,10 @@ class Options(Choice):
 def dispatch(arguments: list[str]) -> int:
     """Run the command that `arguments` name; returns the exit code."""
     match arguments:
+        case ["doctor", *rest]:
+            from trainer.doctor import DoctorOptions, doctor
+
+            return doctor(tyro.cli(DoctorOptions, args=rest, prog="python -m trainer doctor"))
         case ["eval", *rest]:
             from trainer.evaluation import EvalOptions, evaluate
 
