@@ -53,6 +53,10 @@ def dispatch(arguments: list[str]) -> int:
             from trainer.predict import PredictOptions, predict
 
             return predict(tyro.cli(PredictOptions, args=rest, prog="python -m trainer predict"))
+        case ["submit", *rest]:
+            from trainer.submit import SubmitOptions, submit
+
+            return submit(tyro.cli(SubmitOptions, args=rest, prog="python -m trainer submit"))
         case ["view", *rest]:
             from trainer.view import ViewOptions, view
 
