@@ -14,7 +14,7 @@ import resource
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -35,6 +35,9 @@ CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "avi,mov,mp4,mat
 # AVColorSpace -> the scale filter's name; what is not tagged is taken as BT.601, as OpenCV and decord do.
 MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 FULL = 2  # AVColorRange; what is not tagged is limited, but for JPEG's own formats
+
+
+Decoder = Callable[[str, int], Iterator[av.VideoFrame]]
 
 
 class VideoError(ValueError):
@@ -74,10 +77,10 @@ class Encoded:
     crcs: list[int]
 
 
-def encode_clip(job: Job) -> Encoded:
+def encode_clip(job: Job, decoder: Decoder | None = None) -> Encoded:
     """Write the clip of a job, whole or not at all. Raises VideoError when the video is at fault."""
     source, source_bytes, source_time = describe(job.video)
-    frames = decode(job.video, job.num_frames + SLACK)
+    frames = (decoder or decode)(job.video, job.num_frames + SLACK)
     try:
         first = next(frames)
         crop = Crop.of(job, first.width, first.height)
@@ -248,7 +251,13 @@ def write_jpegs(job: Job, crop: Crop, first: av.VideoFrame, rest: Iterator[av.Vi
 
 def main() -> None:
     """Serve `prepare` until it closes our input: its death, even by SIGKILL, is ours at once."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    decoder = None
+    if sys.argv[1:] == ["nvdec"]:
+        from pipelines import nvdec  # DALI's: a second to load, and CUDA's address space knows no limit
+
+        decoder = nvdec.decode
+    else:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -259,12 +268,12 @@ def main() -> None:
     threading.Thread(target=read, daemon=True).start()
     print(READY, flush=True)
     while True:
-        print(json.dumps(_answer(Job(**json.loads(jobs.get())))), flush=True)
+        print(json.dumps(_answer(Job(**json.loads(jobs.get())), decoder)), flush=True)
 
 
-def _answer(job: Job) -> dict[str, Any]:
+def _answer(job: Job, decoder: Decoder | None) -> dict[str, Any]:
     try:
-        return {"encoded": asdict(encode_clip(job))}
+        return {"encoded": asdict(encode_clip(job, decoder))}
     except VideoError as error:
         return {"bad": str(error)}
     except MemoryError:
@@ -274,4 +283,6 @@ def _answer(job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    from pipelines import encode  # as others know it: their VideoError is to be ours
+
+    encode.main()

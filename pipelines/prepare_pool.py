@@ -7,7 +7,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ def time_limit(job: Job) -> float:
 
 
 class Worker:
-    """A process of `python -m pipelines.encode`, which dies with us."""
+    """A process of `python -m pipelines.encode`, which dies with us; `arguments` are that program's."""
 
-    def __init__(self):
+    def __init__(self, arguments: Sequence[str] = ()):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.encode"],
+            [sys.executable, "-m", "pipelines.encode", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -72,10 +72,12 @@ class Worker:
                 pipe.close()
 
 
-def encode_all(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+def encode_all(
+    jobs: Iterable[Job], workers: int, arguments: Sequence[str] = ()
+) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Jobs and their answers ({'encoded': ...}, {'bad': reason} or {'fatal': reason}), as they are done."""
     waiting = iter(jobs)
-    pool = [Worker() for _ in range(workers)]
+    pool = [Worker(arguments) for _ in range(workers)]
     try:
         for worker in pool:
             worker.greet()
@@ -91,7 +93,7 @@ def encode_all(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict[st
                 if worker.process.poll() is not None:
                     pool.remove(worker)
                     worker.end()
-                    worker = Worker()
+                    worker = Worker(arguments)
                     worker.greet()
                     pool.append(worker)
                 idle.append(worker)

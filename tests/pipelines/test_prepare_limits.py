@@ -134,7 +134,7 @@ MEMORY_HOG = """
 import json, sys
 from pipelines import encode
 encode.MEMORY = 700 << 20
-def hog(job):
+def hog(job, decoder):
     return bytearray(4 << 30)
 encode.encode_clip = hog
 encode.main()
