@@ -113,7 +113,7 @@ def test_outside_is_black(tmp_path, film, side):
 MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
 
 
-def coloured(path, matrix: str, full: bool, tag: int, color_range: int):
+def coloured(path, matrix: str, full: bool, tag: int, color_range: int, codec: str = "libx264"):
     """A video of eight patches, whose YUV follows `matrix`, and its tags."""
     red, blue = MATRICES[matrix]
     r, g, b = COLOURS.T / 255
@@ -123,7 +123,8 @@ def coloured(path, matrix: str, full: bool, tag: int, color_range: int):
     values = planes * np.array([[luma], [chroma], [chroma]]) + np.array([[black], [128], [128]])
     patches = np.rint(values).astype(np.uint8).reshape(3, 2, 4)
     with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"crf": "1", "preset": "ultrafast"})
+        best = {"crf": "1", "preset": "ultrafast"} if codec == "libx264" else {"lossless": "1", "cpu-used": "8"}
+        stream = container.add_stream(codec, rate=30, options=best)
         stream.width, stream.height, stream.pix_fmt = 256, 128, "yuv420p"
         stream.codec_context.colorspace, stream.codec_context.color_range = tag, color_range
         halves = [np.kron(patches[0], np.ones((64, 64))), *(np.kron(p, np.ones((32, 32))) for p in patches[1:])]
@@ -138,18 +139,20 @@ def coloured(path, matrix: str, full: bool, tag: int, color_range: int):
 
 @pytest.mark.parametrize("side", [100.0, 512.0])
 @pytest.mark.parametrize(
-    ("matrix", "full", "tag", "color_range"),
+    ("matrix", "full", "tag", "color_range", "codec"),
     [
-        ("bt601", False, 2, 0),  # NTU: no tags at all
-        ("bt709", False, 1, 1),  # MA-52
-        ("bt601", False, 6, 1),
-        ("bt601", True, 5, 2),
-        ("bt709", True, 1, 2),
-        ("bt2020", False, 9, 1),
+        ("bt601", False, 2, 0, "libx264"),  # NTU: no tags at all
+        ("bt709", False, 1, 1, "libx264"),  # MA-52
+        ("bt601", False, 6, 1, "libx264"),
+        ("bt601", True, 5, 2, "libx264"),
+        ("bt709", True, 1, 2, "libx264"),
+        ("bt2020", False, 9, 1, "libx264"),
+        ("bt709", True, 1, 2, "libvpx-vp9"),  # full range by its tag alone, not by a pixel format of its own
+        ("bt709", False, 1, 1, "libvpx-vp9"),
     ],
 )
-def test_colours(tmp_path, matrix, full, tag, color_range, side):
-    video = coloured(tmp_path / "video.mp4", matrix, full, tag, color_range)
+def test_colours(tmp_path, matrix, full, tag, color_range, codec, side):
+    video = coloured(tmp_path / "video.mp4", matrix, full, tag, color_range, codec)
     encoded = encode_clip(job(video, tmp_path, (256, 128), 1, side=side))
     (picture,) = pictures(encoded, tmp_path)
     with av.open(video) as container:

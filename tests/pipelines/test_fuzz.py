@@ -209,6 +209,7 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
             expected[frame] = expected[frame - 1 if frame else 1]
         assert torch.equal(rgb, expected), row
     assert seen == 200
+    assert sum(1 for _ in clips(running, 1)) == 200  # what was named once is not named again
     names = {(str(table.names[row]), frame) for row, frame in damaged.items()}
     assert frames.damaged == names
     assert sorted(said) == sorted(
