@@ -36,7 +36,7 @@ def snapshot(target: Target) -> Iterator[Result]:
         writer.save(state, epoch=save + 1, step=0, steady=steady)
         steps = 0
         while writer.busy():
-            factor @ factor
+            torch.mm(factor, factor)
             steps += 1
             if steps == STEPS_TO_UPDATE:
                 writer.copied()

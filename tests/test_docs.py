@@ -27,7 +27,8 @@ TRAINER = {
     "export": ("trainer.export", "ExportOptions"),
     "submit": ("trainer.submit", "SubmitOptions"),
 }
-NO_COMMAND = re.compile(r"#|data/|files$|labels.csv|-")  # comments, paths, the way of a clip, options on a line of their own
+# Comments, paths, the way of a clip, options on a line of their own.
+NO_COMMAND = re.compile(r"#|data/|files$|labels.csv|-")
 # Programs of others: that they exist is not ours to test.
 FOREIGN = {"git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
 
