@@ -27,6 +27,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     clip_norm: float | None = 40.0
     max_bad_steps: int = 20  # as many steps in a row without finite gradients end the run
+    rollbacks: int = 0  # times that a run whose loss leaps goes back to its last snapshot; 0: it is told only
     precision: Precision = "auto"
     impl: Impl = "auto"
     accumulate: int = 1  # parts of a rank's batch that go through the networks one after another
@@ -82,6 +83,11 @@ def consistent(experiment: Experiment, coarse_map: tuple[int, ...]) -> Experimen
     data, model, num_coarse = experiment.data, experiment.model, max(coarse_map, default=-1) + 1
     if not 0 <= data.balance <= 1:
         raise ValueError(f"data.balance is {data.balance:g}, not between 0 (as they come) and 1 (classes equally)")
+    if experiment.optim.rollbacks and experiment.snapshot_every % experiment.log_every:
+        raise ValueError(
+            f"snapshot_every={experiment.snapshot_every} is no multiple of log_every={experiment.log_every}: "
+            "optim.rollbacks goes back to snapshots whose loss was looked at"
+        )
     if coarse_map or (not isinstance(model, SingleStreamConfig) and model.num_coarse):
         data = replace(data, coarse_map=check_coarse_map(coarse_map, data.num_classes, num_coarse))
     channels = experiment.clip.num_channels()

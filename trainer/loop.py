@@ -13,6 +13,7 @@ from trainer.memory import advice, recover
 from trainer.metrics import Scores, summarize, worse_than_a_stream
 from trainer.ranks import average_statistics
 from trainer.resume import changed_by_update, state_of
+from trainer.rollback import go_back
 from trainer.run import Run, Stopped
 from trainer.snapshot import best_name
 from trainer.step import rate, train_step
@@ -101,9 +102,6 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 def log(run: Run) -> None:
     """Read the means since the last log from the device, and stop a run whose gradients stay broken."""
     values = {"lr": rate(run), **run.meter.read(run.ranks)}
-    if values["loss"] > SPIKE * run.usual_loss:
-        run.journal.say(f"the loss leaps from {run.usual_loss:.3f} to {values['loss']:.3f}: see optim.lr and clip_norm")
-    run.usual_loss = values["loss"]
     total, in_a_row = run.cursor.bad_steps.tolist()
     if total:
         values["bad_steps"] = total
@@ -113,6 +111,25 @@ def log(run: Run) -> None:
             f"{in_a_row} steps in a row had no finite gradient: the last snapshot before them is kept; "
             "lower optim.lr or set optim.clip_norm, then go on with --resume"
         )
+    if values["loss"] > SPIKE * run.cursor.usual_loss:
+        leap(run, values["loss"])
+    else:
+        run.cursor.usual_loss = values["loss"]
+
+
+def leap(run: Run, loss: float) -> None:
+    """Tell that the loss has leapt to `loss`; go back to the last snapshot where the experiment wants that."""
+    cursor, allowed = run.cursor, run.experiment.optim.rollbacks
+    told = f"the loss leaps from {cursor.usual_loss:.3f} to {loss:.3f}"
+    if not allowed:
+        run.journal.say(f"{told}: see optim.lr and clip_norm")
+        cursor.usual_loss = loss
+        return
+    if cursor.rollbacks >= allowed:
+        raise ValueError(f"{told}, after {allowed} rollbacks: lower optim.lr, then go on with --resume")
+    cursor.rollbacks += 1
+    name = go_back(run)
+    run.journal.say(f"{told}: back to {name}, past the clips since" if name else f"{told}: no snapshot to go back to")
 
 
 def validate(run: Run) -> tuple[Scores, str | None]:

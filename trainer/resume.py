@@ -32,6 +32,8 @@ def state_of(run: Run) -> dict[str, Any]:
             "best_file": cursor.best_file,
             "bad_steps": cursor.bad_steps,
             "validations": cursor.validations,
+            "usual_loss": cursor.usual_loss,
+            "rollbacks": cursor.rollbacks,
         },
         "exact_under": exact_under(run),
         "scale": None if run.scale is None else run.scale.state_dict(),

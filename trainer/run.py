@@ -43,6 +43,8 @@ class Cursor:
     best: float = -math.inf
     best_file: str = ""
     validations: list[dict[str, float]] = field(default_factory=list)  # epoch (from 1) and metrics of each
+    usual_loss: float = math.inf  # of the last log
+    rollbacks: int = 0
 
     def count(self, ok: Tensor) -> None:
         """Count a step that had finite gradients or (`ok` False, a scalar on the device) had not."""
@@ -103,7 +105,6 @@ class Run:
     profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
     asked: int = 0
-    usual_loss: float = math.inf  # of the last log
 
     def told_to_stop(self) -> bool:
         """Whether a signal has asked any rank to stop; called once a batch on all ranks, which agree."""

@@ -1,0 +1,135 @@
+"""A loss that leaps sends a run back to its last snapshot, past the clips since: the same each time, on all ranks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.journal import Journal
+from trainer.loop import fit
+from trainer.resume import changed_by_update, state_of
+from trainer.rollback import go_back
+from trainer.snapshot import Writer, newest_valid
+from trainer.step import train_step
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TWO_RANKS = """
+import sys
+from pathlib import Path
+import torch, tyro
+import torch.distributed as dist
+from trainer.commands import Options
+from trainer.data import build_loaders
+from trainer.interrupt import Interrupt
+from trainer.journal import Journal
+from trainer.loop import fit
+from trainer.options import experiment_of
+from trainer.ranks import join
+from trainer.run import build_run
+from trainer.snapshot import Writer
+
+log, *arguments = sys.argv[1:]
+experiment = experiment_of(tyro.cli(Options, args=arguments))
+with join("cpu") as ranks, Interrupt() as interrupt:
+    journal, writer = Journal(Path(log), ranks.rank), Writer(Path(log)) if ranks.leads else None
+    run = build_run(experiment, ranks, build_loaders(experiment, ranks, journal.say), journal, writer, interrupt)
+    fit(run, 4)
+    with torch.no_grad():
+        for parameter in run.network.cls_head.parameters():
+            parameter.mul_(1000)
+    fit(run, 8)
+    assert run.cursor.rollbacks == 1, run.cursor
+    for parameter in run.network.parameters():
+        for tensor in (parameter.detach(), run.optimizer.state[parameter]["momentum_buffer"]):
+            theirs = tensor.clone()
+            dist.broadcast(theirs, 0)
+            assert torch.equal(tensor, theirs)
+            assert tensor.abs().max() < 100
+    journal.close()
+"""
+
+
+def leaping_run(build, folder, *settings):
+    """A snapshot every two steps; before the sixth step the classifiers' weights grow a thousandfold."""
+    run = build("optim.rollbacks=1", *settings)
+    run.writer = Writer(folder)
+    run.journal = Journal(folder)
+    batches = run.train_loader.epoch
+
+    def broken_at_six(epoch, step):
+        for batch in batches(epoch, step):
+            if epoch == 1 and run.cursor.step == 0:
+                with torch.no_grad():
+                    for parameter in run.network.cls_head.parameters():
+                        parameter.mul_(1000)
+            yield batch
+
+    run.train_loader.epoch = broken_at_six
+    return run
+
+
+def test_a_loss_that_leaps_sends_the_run_back_to_its_snapshot_and_past_the_clips_since(build, tmp_path):
+    runs = [leaping_run(build, tmp_path / name) for name in ("one", "two")]
+    for run in runs:
+        fit(run, max_steps=7)
+        assert run.cursor.rollbacks == 1
+        assert (run.cursor.epoch, run.cursor.step) == (1, 2)
+    before = newest_valid(tmp_path / "one", print)
+    assert before is not None
+    assert before[1]["cursor"]["rollbacks"] == 1
+    lines = (tmp_path / "one" / "train.log").read_text().splitlines()
+    assert sum("back to epoch_2_step_0.pth, past the clips since" in line for line in lines) == 1
+    fit(runs[0], max_steps=None)
+    fit(runs[1], max_steps=None)
+    for ours, theirs in zip(*(run.network.state_dict().values() for run in runs), strict=True):
+        assert torch.equal(ours, theirs)
+    assert runs[0].cursor.usual_loss < 20
+
+
+def test_going_back_restores_every_tensor_and_keeps_its_memory(build, tmp_path):
+    run = leaping_run(build, tmp_path / "run", "optim.ema=0.9")
+    fit(run, max_steps=4)
+    run.writer.wait()
+    name, state = newest_valid(tmp_path / "run", print)
+    memory = [tensor.data_ptr() for tensor in changed_by_update(run)]
+    (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0, 0), strict=False))
+    train_step(run, batch)
+    assert go_back(run) == name.name
+    now = state_of(run)
+    for kind in ("model", "averages"):
+        for key, value in now[kind].items():
+            assert torch.equal(value, state[kind][key]), key
+    for index, momenta in now["optimizer"]["state"].items():
+        assert torch.equal(momenta["momentum_buffer"], state["optimizer"]["state"][index]["momentum_buffer"])
+    assert [tensor.data_ptr() for tensor in changed_by_update(run)] == memory
+
+
+def test_a_loss_that_leaps_again_ends_the_run(build, tmp_path):
+    run = leaping_run(build, tmp_path / "run")
+    run.cursor.rollbacks = 1
+    with pytest.raises(ValueError, match=r"after 1 rollbacks: lower optim.lr, then go on with --resume"):
+        fit(run, None)
+
+
+def test_rollbacks_need_snapshots_of_losses_that_were_looked_at(build):
+    with pytest.raises(ValueError, match="snapshot_every=3 is no multiple of log_every=2"):
+        build("optim.rollbacks=1", "snapshot_every=3")
+
+
+def test_all_ranks_go_back(tiny, environment, tmp_path):
+    script = tmp_path / "leap.py"
+    script.write_text(TWO_RANKS)
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, *launcher, *tiny, "--set", "optim.rollbacks=1"],
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "past the clips since" in done.stdout
