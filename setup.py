@@ -5,6 +5,9 @@ from setuptools import find_packages, setup
 # DALI's wheels are named by CUDA version; both run on a machine without a GPU.
 DALI = "2.4.0"
 
+# ONNX, written by torch's exporter and compared in its runtime (python -m trainer export).
+EXPORT = ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.31"]
+
 setup(
     name="duet-har",
     version="0.1.0",
@@ -35,7 +38,9 @@ setup(
         "apex": [],
         # Skeletons for videos that have none; it loads its weights from the web at the first use.
         "pose": ["rtmlib>=0.0.16", "onnxruntime>=1.17"],
+        "export": EXPORT,
         "test": [
+            *EXPORT,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

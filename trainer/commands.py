@@ -49,6 +49,10 @@ def dispatch(arguments: list[str]) -> int:
             from trainer.evaluation import EvalOptions, evaluate
 
             return evaluate(tyro.cli(EvalOptions, args=rest, prog="python -m trainer eval"), arguments)
+        case ["export", *rest]:
+            from trainer.export import ExportOptions, export
+
+            return export(tyro.cli(ExportOptions, args=rest, prog="python -m trainer export"))
         case ["predict", *rest]:
             from trainer.predict import PredictOptions, predict
 

@@ -1,0 +1,234 @@
+"""`python -m trainer export`: each format says what the network says, at both sizes; its metadata suffices for it."""
+
+import importlib.util
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from kernels.heatmap import render_heatmaps
+from models import build_model
+from models.weights import load_weights
+from models.weights.files import write_file
+from tests.models.small import SMALL_PATHS, SMALL_RGB
+from tests.trainer.conftest import SMALL_NETS
+from trainer import export as exporting
+from trainer.cli import run_command
+from trainer.config import Experiment, consistent, override
+from trainer.experiments import EXPERIMENTS
+from trainer.export import compare, example
+from trainer.export_formats import Scorer, read_onnx, read_pt2, traced
+from trainer.export_recipe import recipe, sizes_of
+
+NAMES = {
+    "ntu60_pose": ["pose"],
+    "ntu60_epam": ["fused", "rgb", "pose", "sum"],
+    "ma52": ["fused", "rgb", "pose", "rgb_coarse", "pose_coarse"],
+}
+SETTINGS = [word for setting in SMALL_NETS for word in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def tiny_demo() -> Experiment:
+    experiment = EXPERIMENTS["demo"]
+    for setting in SMALL_NETS:
+        experiment = override(experiment, setting)
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_demo, tmp_path_factory):
+    """Weights whose probabilities are far from equal, and differ from clip to clip."""
+    file = tmp_path_factory.mktemp("export") / "net.safetensors"
+    write_file(file, lively(tiny_demo).state_dict())
+    return file
+
+
+def lively(experiment: Experiment) -> nn.Module:
+    torch.manual_seed(0)
+    network = build_model(experiment.model).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    for name, parameter in network.named_parameters():
+        if "cls_head.fc" in name:
+            parameter.data *= 100
+    return network
+
+
+def exported(checkpoint, out, *more):
+    words = ["--checkpoint", str(checkpoint), "--format", out.suffix[1:], "--out", str(out), *more]
+    return run_command(["export", "--exp", "demo", *SETTINGS, *words])
+
+
+def scorer_of(experiment, checkpoint) -> Scorer:
+    network = build_model(experiment.model).eval()
+    load_weights(network, checkpoint)
+    return Scorer(network)
+
+
+def check_scores(experiment, checkpoint, score):
+    """As the network, for other clips than those that export itself compared, at both sizes."""
+    scorer = scorer_of(experiment, checkpoint)
+    spread = []
+    for num_clips, train in ((1, False), (5, True), (4, False)):
+        inputs = example(experiment, num_clips, train)
+        with torch.no_grad():
+            expected, found = scorer(**inputs), score(**inputs)
+        assert list(found) == [f"score_{name}" for name in NAMES["ma52"]]
+        for name, probability in expected.items():
+            assert found[name].shape == probability.shape
+            assert (found[name] - probability).abs().max() <= 1e-4
+        spread += [(probability[:1] - probability).abs().max() for probability in expected.values()]
+    assert max(spread) > 0.01  # a clip in another's place would have been told
+    assert (expected["score_fused"] - (expected["score_rgb"] + expected["score_pose"]) / 2).abs().max() < 1e-6
+    assert expected["score_fused"].sum(dim=1).sub(1).abs().max() < 1e-5
+
+
+def test_pt2(tiny_demo, checkpoint, tmp_path, capsys):
+    out = tmp_path / "net.pt2"
+    assert exported(checkpoint, out) == 0
+    assert "within" in capsys.readouterr().out
+    told = {"duet.json": ""}
+    torch.export.load(out, extra_files=told)
+    assert json.loads(told["duet.json"])["experiment"] == "demo"
+    check_scores(tiny_demo, checkpoint, read_pt2(out))
+    assert [file.name for file in tmp_path.iterdir()] == ["net.pt2"]
+
+
+def test_onnx(tiny_demo, checkpoint, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    out = tmp_path / "net.onnx"
+    assert exported(checkpoint, out) == 0
+    model = onnx.load(out)
+    onnx.checker.check_model(model)
+    (told,) = [entry.value for entry in model.metadata_props if entry.key == "duet"]
+    assert json.loads(told)["num_classes"] == 12
+    check_scores(tiny_demo, checkpoint, read_onnx(out))
+
+
+def test_safetensors(tiny_demo, checkpoint, tmp_path):
+    out = tmp_path / "out.safetensors"
+    assert exported(checkpoint, out) == 0
+    with safe_open(out, "pt") as file:
+        told = json.loads(file.metadata()["duet"])
+    assert told["class_names"] == list(tiny_demo.data.class_names)
+    assert told["versions"]["torch"] == torch.__version__
+    before, after = (scorer_of(tiny_demo, file).state_dict() for file in (checkpoint, out))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert exported(out, tmp_path / "again.safetensors") == 0
+
+
+def test_a_snapshot_and_its_averages(build, tiny, tmp_path, monkeypatch):
+    """What training wrote is taken as it is; the averages are other weights."""
+    from trainer.resume import state_of
+    from trainer.sealed import save
+
+    run = build("optim.ema=0.9")
+    with torch.no_grad():
+        for weight in run.network.parameters():
+            weight.add_(0.01)
+    save(tmp_path / "latest.pth", state_of(run))
+    for more in ((), ("--averaged",)):
+        out = tmp_path / f"net{len(more)}.safetensors"
+        words = ["--checkpoint", str(tmp_path / "latest.pth"), "--format", "safetensors", "--out", str(out)]
+        assert run_command(["export", *tiny, *words, *more]) == 0
+    plain, averaged = (safe_open(tmp_path / f"net{i}.safetensors", "pt") for i in (0, 1))
+    name = "cls_head.fc_rgb.bias"
+    torch.testing.assert_close(plain.get_tensor(name) - averaged.get_tensor(name), torch.full((12,), 0.01))
+
+
+def small(name: str) -> Experiment:
+    """The experiment with a few layers and small frames; its kinds of layers, heads and sizes stay."""
+    experiment = EXPERIMENTS[name]
+    model, clip = experiment.model, experiment.clip
+    sides = {"rgb_size": 64, "rgb_size_val": 64 if clip.aligned else 80}
+    sides |= (
+        {"heatmap_size": 32, "heatmap_size_val": 32} if clip.aligned else {"heatmap_size": 16, "heatmap_size_val": 20}
+    )
+    clip = replace(clip, rgb_frames=4, pose_frames=12 if clip.aligned else 16, **sides)
+    streams = {"rgb": SMALL_RGB, "pose": replace(SMALL_RGB, stem_stride=1)} if clip.aligned else SMALL_PATHS
+    model = replace(model, path=SMALL_PATHS[model.stream]) if name == "ntu60_pose" else replace(model, **streams)
+    return consistent(replace(experiment, clip=clip, model=model), experiment.data.coarse_map)
+
+
+@pytest.mark.parametrize("name", ["ntu60_pose", "ntu60_epam", "ma52"])
+def test_other_networks(name, tmp_path):
+    """Single streams take their own input alone; EPAM-Net's published score is there; any number of clips."""
+    experiment = small(name)
+    scorer = Scorer(lively(experiment))
+    score = traced(scorer, example(experiment, 2, True), len(sizes_of(experiment.clip)) > 1).module()
+    assert compare(experiment, scorer, score, tmp_path) <= 1e-4
+    assert list(score(**example(experiment, 4, True))) == [f"score_{stream}" for stream in NAMES[name]]
+    assert list(recipe(experiment, tmp_path)["inputs"]) == list(example(experiment, 1, True))
+
+
+def test_what_differs_from_the_network_is_not_written(checkpoint, tmp_path, capsys, monkeypatch):
+    """Another network's file in its place: the command says by how much, and leaves nothing."""
+    writes = exporting.write_tensors
+
+    def broken(network, *rest):
+        with torch.no_grad():
+            next(network.parameters()).add_(0.2)
+        writes(network, *rest)
+        with torch.no_grad():
+            next(network.parameters()).sub_(0.2)
+
+    monkeypatch.setattr(exporting, "write_tensors", broken)
+    assert exported(checkpoint, tmp_path / "net.safetensors") == 2
+    assert re.search(r"net.safetensors was not written: .* differ .* by 0?\.?\d", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes(checkpoint, tmp_path, capsys):
+    for out, sentence in (
+        (tmp_path / "net.bin", "ends in .pt2"),
+        (tmp_path / "none" / "net.pt2", "there is no folder"),
+    ):
+        words = ["--checkpoint", str(checkpoint), "--format", "pt2", "--out", str(out)]
+        assert run_command(["export", "--exp", "demo", *SETTINGS, *words]) == 2
+        assert sentence in capsys.readouterr().err
+    assert exported(checkpoint, checkpoint) == 2
+    assert "is the checkpoint that is read" in capsys.readouterr().err
+    assert run_command(["export", "--exp", "demo", "--checkpoint", str(checkpoint), "--format", "pt2"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_onnx_without_its_packages(checkpoint, tmp_path, capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else found(name, *rest))
+    assert exported(checkpoint, tmp_path / "net.onnx") == 2
+    assert "needs onnx: pip install -e '.[export]'" in capsys.readouterr().err
+
+
+def test_the_recipe_draws_the_heatmap(tiny_demo):
+    """Its numbers and sentences, followed pixel by pixel, give what the network was trained on."""
+    told = json.loads(json.dumps(recipe(tiny_demo, Path("latest.pth"))))["inputs"]["heatmap"]
+    sigma, least, size = told["sigma"], told["min_score"], told["sizes"][0]
+    luck = np.random.default_rng(0)
+    joints = luck.uniform(-3, size + 3, (2, told["num_joints"], 3))  # people, joints
+    joints[..., 2] = luck.uniform(0, 1, joints.shape[:2])
+    joints[1, :, :2] = joints[0, :, :2] + 0.7
+    joints[0, 3, 2] = 5e-5
+    map_ = np.zeros((told["num_joints"], size, size))
+    for person in joints:
+        for v, (x, y, score) in enumerate(person):
+            if score < least:
+                continue
+            for i in range(max(0, int(x - 3 * sigma)), min(size, int(x + 3 * sigma) + 1)):
+                for j in range(max(0, int(y - 3 * sigma)), min(size, int(y + 3 * sigma) + 1)):
+                    value = score * math.exp(-((i - x) ** 2 + (j - y) ** 2) / (2 * sigma**2))
+                    map_[v, j, i] = max(map_[v, j, i], value)
+    drawn = render_heatmaps(torch.tensor(joints, dtype=torch.float32)[None, None], (size, size), sigma)
+    np.testing.assert_allclose(drawn[0, 0], map_, atol=1e-5)
+    assert told["shape"][2] == len(map_)
