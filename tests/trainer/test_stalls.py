@@ -67,7 +67,7 @@ def test_a_rank_that_stands_still_ends_the_run_with_stacks_of_all(tiny, environm
     assert "nothing has moved for 5 s" in shown
     assert "rank 0 ended with exit code 75" in shown or "rank 1 ended with exit code 75" in shown
     for rank in range(2):
-        assert "train_step" in (work_dir / f"stalled_rank{rank}.txt").read_text()
+        assert "trainer/loop.py" in (work_dir / f"stalled_rank{rank}.txt").read_text()
 
 
 def test_a_killed_rank_is_started_again(tiny, environment, tmp_path):
