@@ -63,6 +63,7 @@ def _launch(result: Tensor, source: Tensor, weight: Tensor, stride: int, inverse
             BLOCK_H=block_h,
             BLOCK_W=block_w,
             BLOCK_C=block_c,
+            num_warps=8,  # four would take up to 242 registers a thread
         )
 
 

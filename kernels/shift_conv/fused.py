@@ -28,7 +28,7 @@ def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int, bias: Tens
     num_images, channels, height, width = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
     result = _shift_conv(rows, weight.flatten(1).contiguous(), bias, num_frames, height * width, fold)
-    return result.view(num_images, height, width, -1).permute(0, 3, 1, 2)
+    return result.view(num_images, height, width, len(weight)).permute(0, 3, 1, 2)
 
 
 @triton_op("duet::shift_conv", mutates_args=())
@@ -116,9 +116,9 @@ def _grad_weight(rows: Tensor, grad: Tensor, num_frames: int, frame_rows: int, f
 
 
 def _columns(width: int) -> tuple[int, int]:
-    """Columns of a program's block, and its warps: 64 numbers a thread or fewer."""
+    """Columns of a program's block, and its warps: 64 sums a thread or fewer."""
     block = min(BLOCK_N, max(16, triton.next_power_of_2(width)))
-    return block, 8 if block > 64 else 4
+    return block, 8 if block > 32 else 4
 
 
 def _keep(ctx, inputs, output) -> None:

@@ -1,0 +1,41 @@
+"""How far a kernel is from its contract in float64, and what an honest computation in its own type would give."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT32 = 1e-5  # relative L2
+BFLOAT16, BFLOAT16_GRAD = 1.2, 1.5  # times the error of float32 arithmetic, rounded once at the end
+
+Function = Callable[..., Tensor]
+
+
+def run(function: Function, inputs: Sequence[Tensor], dtype: torch.dtype, rounded: torch.dtype) -> list[Tensor]:
+    """Result and gradients of all inputs, computed in `dtype` from these inputs, then rounded."""
+    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+    result = function(*leaves)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(result.shape, generator=generator).to(inputs[0].dtype).to(dtype)
+    return [tensor.to(rounded) for tensor in (result, *torch.autograd.grad(result, leaves, grad))]
+
+
+def failures(fused: Function, reference: Function, inputs: Sequence[Tensor]) -> list[str]:
+    """Which of result and gradients are further from the float64 reference than the bars allow, in words."""
+    dtype = inputs[0].dtype
+    exact = run(reference, inputs, torch.float64, torch.float64)
+    found = run(fused, inputs, dtype, dtype)
+    plain = run(reference, inputs, torch.float32, dtype)
+    said = []
+    for name, best, one, other in zip(["result", *"abc"], exact, found, plain, strict=False):
+        assert one.shape == best.shape, name
+        error, allowed = distance(one, best), FLOAT32 * best.norm()
+        if dtype != torch.float32:
+            allowed = (BFLOAT16 if name == "result" else BFLOAT16_GRAD) * distance(other, best)
+        if not error <= allowed:
+            said.append(f"{name}: {error:.3g}, allowed {allowed:.3g}, norm {best.norm():.3g}")
+    return said
+
+
+def distance(one: Tensor, other: Tensor) -> Tensor:
+    return (one.double() - other).norm()

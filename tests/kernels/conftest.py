@@ -1,0 +1,47 @@
+"""For kernels on a CPU: memory full of NaN, fences around it, and an interpreter that rounds as a card does."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from benchmarks.traffic import Traffic
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory that arrives full of NaN, so that an element nobody writes is seen."""
+    new_empty, empty_like = Tensor.new_empty, torch.empty_like
+    monkeypatch.setattr(Tensor, "new_empty", lambda *sizes, **options: new_empty(*sizes, **options).fill_(math.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda *like, **options: empty_like(*like, **options).fill_(math.nan))
+
+
+@pytest.fixture
+def fenced(poisoned):
+    """Loads and stores outside the tensors of a launch raise: a missing mask is seen, and does no harm."""
+    with Traffic():
+        yield
+
+
+@pytest.fixture
+def rounding(monkeypatch):
+    """Triton 3.7's interpreter cuts float32 off to bfloat16 and multiplies bit patterns in tl.dot; no card does."""
+    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+
+    def to_nearest(self, source, target):
+        if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, source, target)
+        nearest = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.bfloat16)
+        return TensorHandle(nearest.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+
+    def of_numbers(self, left, right, total, *options):
+        if left.dtype.scalar == tl.bfloat16:
+            left, right = (cast(self, factor, tl.float32) for factor in (left, right))
+        return dot(self, left, right, total, *options)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", to_nearest)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", of_numbers)

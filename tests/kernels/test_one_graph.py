@@ -1,0 +1,31 @@
+"""The kernels enter a compiled graph as what they are: one graph forward, one backward, no copy of an activation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIES = ("clone", "_to_copy", "contiguous", "permute_copy")
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    command = [sys.executable, "-m", "tests.kernels.traced"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "Encountered an exception" not in done.stderr  # then every argument would count as written, and be copied
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("name", "launches"), [("shift_conv", (1, 2)), ("depthwise", (1, 2))])
+def test_one_graph_forward_one_backward(graphs, name, launches):
+    """Launches forward, and backward: a gradient each of the input and of the weight."""
+    forward, backward = graphs[name]
+    assert tuple(sum("triton_kernel_wrapper" in node for node in graph) for graph in (forward, backward)) == launches
+    assert not [node for node in (*forward, *backward) if any(copy in node for copy in COPIES)]

@@ -1,0 +1,54 @@
+"""What torch.compile makes of the kernels' functions; run by test_one_graph.py, without TRITON_INTERPRET.
+
+Nothing is launched: a backend that keeps graphs answers with empty tensors.
+"""
+
+import json
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+
+from benchmarks.stand_in import stand_in
+from kernels.depthwise.fused import depthwise_conv
+from kernels.shift_conv.fused import shift_conv
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "shift_conv": (
+        lambda x, weight, bias: shift_conv(x, weight, 3, 2, bias),
+        (image(6, 8, 5, 7), image(16, 8, 1, 1), torch.randn(16)),
+    ),
+    "depthwise": (lambda x, weight: depthwise_conv(x, weight, 2), (image(2, 8, 5, 7), image(8, 1, 3, 3))),
+}
+
+
+def trace(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[list[str]]:
+    """Targets of the nodes of every graph of `2 * function(inputs)`: one forward, one backward."""
+    graphs = []
+
+    def keep(graph: fx.GraphModule, _) -> object:
+        graphs.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        kept = [getattr(node, "meta", {}).get("val") for node in graph.graph.output_node().args[0]]
+        return make_boxed_func(lambda *_: [like_it(value) for value in kept])
+
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    compiled = torch.compile(lambda *given: 2 * function(*given), fullgraph=True, dynamic=False, backend=backend)
+    torch.autograd.grad(compiled(*leaves).sum(), leaves)
+    return graphs
+
+
+def like_it(value: Tensor | None) -> Tensor | None:
+    return None if value is None else torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+
+
+if __name__ == "__main__":
+    stand_in(80)
+    print(json.dumps({name: trace(*FUNCTIONS[name]) for name in FUNCTIONS}))

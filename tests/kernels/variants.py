@@ -1,0 +1,21 @@
+"""A kernel's module once more, broken on purpose."""
+
+import importlib.util
+import itertools
+from pathlib import Path
+from types import ModuleType
+
+_numbers = itertools.count()
+
+
+def broken(fused: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
+    """The module with one piece of its source exchanged everywhere; its operators get a namespace of their own."""
+    source = Path(fused.__file__).read_text()
+    assert old in source
+    number = next(_numbers)
+    path = folder / f"mutant_{number}.py"
+    path.write_text(source.replace(old, new).replace('"duet::', f'"duet_mutant_{number}::'))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
