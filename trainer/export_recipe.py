@@ -17,6 +17,7 @@ BOX = (
     f"image where there is no person of {COMPACT.threshold} px or more. (MMCompact of MMAction2)"
 )
 FRAMES = "One frame out of each of T equal spans of the clip (UniformSampleFrames of MMAction2). "
+ALIGNED, APART = "The frames of rgb are some of the heatmap's, in equal steps.", "Each stream on its own."
 JOINTS = (
     "x and y are in pixels of the heatmap: (image - corner of the box) * S / side of the box. Channel v is 0 but where "
     "joint v of a person is drawn, and the largest value of all people there. A joint is drawn unless its score is "
@@ -43,8 +44,8 @@ def recipe(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
         "checkpoint": checkpoint.name,
         "inputs": inputs,
         "box": BOX,
-        "frames": FRAMES + ("rgb's are those of the heatmap, in equal steps." if clip.aligned else "Each stream on its own."),
-        "outputs": "Probabilities [N, classes]: score_rgb and score_pose, score_fused their mean; coarse classes apart.",
+        "frames": FRAMES + (ALIGNED if clip.aligned else APART),
+        "outputs": "Probabilities [N, classes]: score_rgb and score_pose, score_fused their mean; coarse classes too.",
         "num_classes": data.num_classes,
         "class_names": data.class_names,
         "coarse_map": data.coarse_map,
