@@ -1,0 +1,99 @@
+"""Mean and variance of the columns of [R, C] in one pass, and how kernels over such rows share them out.
+
+Rows come in equal groups, one for each row of a gate. A program owns BLOCK_C channels of a split, which is one or more
+blocks of BLOCK_R rows of one group; channels of a split run side by side, so that they share its cache lines. What is
+summed over rows is summed by split, then merged in a fixed order: no atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+TILE = 4096  # elements of a block
+SUM_TILE = 2048  # where sums stay in registers beside it
+SUM_PROGRAMS = 2048  # about as many programs share the rows of one sum
+
+
+def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Same contract as `reference.moments`."""
+    programs, (num_rows, splits, steps), options = split_rows(rows, None, summed=True)
+    partial = rows.new_empty(2, splits, rows.shape[1], dtype=torch.float32)
+    wrap_triton(_statistics)[(programs,)](partial, rows, num_rows, splits, steps, **options)
+    return merge(partial[0], partial[1], num_rows, steps * options["BLOCK_R"])
+
+
+def merge(means: Tensor, squares: Tensor, num_rows: int, span: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of all rows from means and summed squared deviations [S, C] of `span` rows, fewer in the last.
+
+    Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
+    """
+    counts = (num_rows - span * torch.arange(len(means), device=means.device)).clamp(max=span)[:, None]
+    mean = (means * (counts / num_rows)).sum(0)
+    return mean, (squares + counts * (means - mean).square()).sum(0) / num_rows
+
+
+def split_rows(rows: Tensor, gate: Tensor | None, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:
+    """Programs; rows of a group, its splits and their blocks (one if nothing is summed); options of the launch.
+
+    Channels come in 64s where that wastes no more than 32s would.
+    """
+    num_rows, channels = rows.shape
+    groups = 1 if gate is None else len(gate)
+    wide = triton.cdiv(channels, 64) * 64 == triton.cdiv(channels, 32) * 32
+    block_c = 64 if wide else 32
+    block_r = (SUM_TILE if summed else TILE) // block_c
+    blocks, columns = triton.cdiv(num_rows // groups, block_r), triton.cdiv(channels, block_c)
+    steps = triton.cdiv(blocks * groups * columns, SUM_PROGRAMS) if summed else 1
+    splits = triton.cdiv(blocks, steps)
+    options = {"C": channels, "BLOCK_R": block_r, "BLOCK_C": block_c, "num_warps": 8}
+    return groups * splits * columns, (num_rows // groups, splits, steps), options
+
+
+@triton.jit
+def part(group_rows, splits, steps, C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A program's group, split, first element, rows from there to the group's end, and channels."""
+    columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    number = tl.program_id(0) // columns
+    channel = tl.program_id(0) % columns * BLOCK_C + tl.arange(0, BLOCK_C)
+    group, split = number // splits, number % splits
+    skipped = split * steps * BLOCK_R
+    return group, split, (group.to(tl.int64) * group_rows + skipped) * C, group_rows - skipped, channel
+
+
+@triton.jit
+def load(source, place, inside):
+    return tl.load(source + place, inside, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _statistics(
+    partial,  # [2, S, C]: mean, then summed squared deviations
+    rows,  # [R, C]
+    num_rows,
+    splits,
+    steps,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A running mean (Welford's) for each element of a block, merged at the end: large means cost no digits."""
+    _, split, first, left, channel = part(num_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    local = tl.arange(0, BLOCK_R)
+    mean = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for step in range(steps):
+        inside = (step * BLOCK_R + local < left)[:, None] & (channel < C)[None, :]
+        value = load(rows, first + local[:, None] * C + channel[None, :], inside)
+        delta = tl.where(inside, value - mean, 0.0)
+        mean += delta / (step + 1)
+        squares += delta * (value - mean)
+        first += BLOCK_R * C
+    left = tl.minimum(left, steps * BLOCK_R)
+    count = ((left - local + BLOCK_R - 1) // BLOCK_R).to(tl.float32)[:, None]
+    whole = tl.sum(mean * count, 0) / left
+    delta = mean - whole[None, :]
+    target = partial + split * C + channel
+    tl.store(target, whole, channel < C)
+    tl.store(target + splits * C, tl.sum(squares + count * delta * delta, 0), channel < C)

@@ -1,0 +1,245 @@
+"""Batch statistics and what they scale, over rows [R, C]: two passes forward, two backward, little kept between them.
+
+Programs share the rows as in the statistics, kernels/moments/fused.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from kernels.moments.fused import load, moments, part, split_rows
+
+
+def norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    activation: str = "none",
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Same contract as `reference.norm_act`."""
+    num_images, channels, height, width = x.shape
+    assert activation in ("none", "relu", "silu")
+    assert gate is None or num_images % len(gate) == 0
+    added = None if residual is None else _rows(residual)
+    gate = None if gate is None else gate.contiguous()
+    result, mean, var = _norm_act(_rows(x), weight, bias, added, gate, activation, eps)
+    return result.view(num_images, height, width, channels).permute(0, 3, 1, 2), mean, var
+
+
+def _rows(images: Tensor) -> Tensor:
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1]).contiguous()
+
+
+@triton_op("duet::norm_act", mutates_args=())
+def _norm_act(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    activation: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[N*P, C] rows and residual, [C] weight and bias, [N, C] gate -> [N*P, C] result, [C] mean, [C] variance."""
+    mean, var = moments(rows)
+    table = _table(mean, var, weight, bias, eps)
+    result = rows.new_empty(rows.shape)
+    programs, shape, options = split_rows(rows, gate, summed=False)
+    wrap_triton(_forward)[(programs,)](result, rows, residual, table, gate, *shape, ACTIVATION=activation, **options)
+    return result, mean, var
+
+
+def _table(mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """What the kernels know of a channel, [4, C] in float32: mean, one over the deviation, weight and bias."""
+    return torch.stack([mean, (var + eps).rsqrt(), weight.float(), bias.float()])
+
+
+@triton_op("duet::norm_act_grad_sums", mutates_args=())
+def _grad_sums(
+    grad: Tensor, rows: Tensor, residual: Tensor | None, table: Tensor, gate: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    """Of the gradient before the activation, its sums over groups [2, N, C]: as it is, and times the normalised rows.
+
+    Second result: that gradient [N*P, C] where there is a residual, else nothing.
+    """
+    programs, shape, options = split_rows(rows, gate, summed=True)
+    partial = rows.new_empty(2, 1 if gate is None else len(gate), shape[1], rows.shape[1], dtype=torch.float32)
+    inner = grad.new_empty(grad.shape if residual is not None else (0,))
+    wrap_triton(_backward_sums)[(programs,)](
+        partial, inner, grad, rows, residual, table, gate, partial[0].numel(), *shape, ACTIVATION=activation, **options
+    )
+    return partial.sum(2), inner
+
+
+@triton_op("duet::norm_act_grad_rows", mutates_args=())
+def _grad_rows(
+    grad: Tensor, rows: Tensor, residual: Tensor | None, table: Tensor, gate: Tensor | None, activation: str
+) -> Tensor:
+    """Gradient of the rows; the table goes on [6, C] with the gradients of bias and weight over the number of rows."""
+    result = rows.new_empty(rows.shape)
+    programs, shape, options = split_rows(rows, gate, summed=False)
+    wrap_triton(_backward_rows)[(programs,)](
+        result, grad, rows, residual, table, gate, *shape, ACTIVATION=activation, **options
+    )
+    return result
+
+
+def _keep(ctx, inputs, output) -> None:
+    rows, weight, bias, residual, gate, ctx.activation, ctx.eps = inputs
+    _, mean, var = output
+    ctx.mark_non_differentiable(mean, var)
+    ctx.has_residual = residual is not None
+    linear = ctx.activation == "none"  # then what was added does not matter
+    ctx.save_for_backward(rows, weight, bias, None if linear else residual, gate, mean, var)
+
+
+def _backward(ctx, grad: Tensor, *_):
+    rows, weight, bias, residual, gate, mean, var = ctx.saved_tensors
+    grad, activation = grad.contiguous(), ctx.activation
+    table = _table(mean, var, weight, bias, ctx.eps)
+    sums, inner = _grad_sums(grad, rows, residual, table, gate, activation)
+    through = grad if residual is None else inner
+    if activation == "relu" and residual is not None:
+        grad, activation, residual = through, "none", None  # some of it is 0, none of it rounded: nothing is lost
+    totals = (sums if gate is None else sums * gate).sum(1)
+    table = torch.cat([table, totals / len(rows)])
+    grad_rows = _grad_rows(grad, rows, residual, table, gate, activation) if ctx.needs_input_grad[0] else None
+    grad_gate = None if gate is None else (sums[0] * bias + sums[1] * weight).to(gate.dtype)
+    grad_bias, grad_weight = totals[0].to(bias.dtype), totals[1].to(weight.dtype)
+    return grad_rows, grad_weight, grad_bias, through if ctx.has_residual else None, grad_gate, None, None
+
+
+_norm_act.register_autograd(_backward, setup_context=_keep)
+
+
+@triton.jit
+def _row(table, number: tl.constexpr, channel, C: tl.constexpr):
+    """[1, channels] of a row of the table, float32."""
+    return load(table, number * C + channel, channel < C)[None, :]
+
+
+@triton.jit
+def _through(grad, z, ACTIVATION: tl.constexpr):
+    """Gradient before the activation of z; relu's is 0 at 0."""
+    if ACTIVATION == "relu":
+        grad = tl.where(z <= 0, 0.0, grad)
+    if ACTIVATION == "silu":
+        share = tl.sigmoid(z)
+        grad = grad * share * (1 + z * (1 - share))
+    return grad
+
+
+@triton.jit
+def _forward(
+    result,  # [N*P, C]
+    rows,  # [N*P, C]
+    residual,  # [N*P, C] or None
+    table,  # [4, C]
+    gate,  # [N, C] or None
+    group_rows,
+    splits,
+    steps,
+    ACTIVATION: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    group, _, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    scale = _row(table, 1, channel, C) * _row(table, 2, channel, C)
+    local = tl.arange(0, BLOCK_R)
+    place = first + local[:, None] * C + channel[None, :]
+    inside = (local < left)[:, None] & (channel < C)[None, :]
+    value = load(rows, place, inside) - _row(table, 0, channel, C)
+    z = value * scale + _row(table, 3, channel, C)
+    if gate is not None:
+        z *= _row(gate + group * C, 0, channel, C)
+    if residual is not None:
+        z += load(residual, place, inside)
+    if ACTIVATION == "relu":
+        z = tl.where(z <= 0, 0.0, z)
+    if ACTIVATION == "silu":
+        z = z * tl.sigmoid(z)
+    tl.store(result + place, z.to(result.dtype.element_ty), inside)
+
+
+@triton.jit
+def _backward_sums(
+    partial,  # [2, N, S, C]
+    inner,  # [N*P, C] if there is a residual
+    grad,  # [N*P, C]
+    rows,  # [N*P, C]
+    residual,  # [N*P, C] or None
+    table,  # [4, C]
+    gate,  # [N, C] or None
+    size,  # N*S*C
+    group_rows,
+    splits,
+    steps,
+    ACTIVATION: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    group, split, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    centre, rstd = _row(table, 0, channel, C), _row(table, 1, channel, C)
+    scale, shift = _row(table, 2, channel, C), _row(table, 3, channel, C)
+    local = tl.arange(0, BLOCK_R)
+    plain = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    normed = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for step in range(steps):
+        place = first + local[:, None] * C + channel[None, :]
+        inside = (step * BLOCK_R + local < left)[:, None] & (channel < C)[None, :]
+        come = load(grad, place, inside)
+        value = (load(rows, place, inside) - centre) * rstd
+        z = value * scale + shift
+        if gate is not None:
+            z *= _row(gate + group * C, 0, channel, C)
+        if residual is not None:
+            z += load(residual, place, inside)
+        come = _through(come, z, ACTIVATION)
+        if residual is not None:
+            tl.store(inner + place, come.to(inner.dtype.element_ty), inside)
+        plain += come
+        normed += come * value
+        first += BLOCK_R * C
+    target = partial + (group * splits + split) * C + channel
+    tl.store(target, tl.sum(plain, 0), channel < C)
+    tl.store(target + size, tl.sum(normed, 0), channel < C)
+
+
+@triton.jit
+def _backward_rows(
+    result,  # [N*P, C]
+    grad,  # [N*P, C]
+    rows,  # [N*P, C]
+    residual,  # [N*P, C] or None
+    table,  # [6, C]
+    gate,  # [N, C] or None
+    group_rows,
+    splits,
+    steps,
+    ACTIVATION: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    group, _, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    rstd, scale = _row(table, 1, channel, C), _row(table, 2, channel, C)
+    local = tl.arange(0, BLOCK_R)
+    place = first + local[:, None] * C + channel[None, :]
+    inside = (local < left)[:, None] & (channel < C)[None, :]
+    come = load(grad, place, inside)
+    value = (load(rows, place, inside) - _row(table, 0, channel, C)) * rstd
+    z = value * scale + _row(table, 3, channel, C)
+    factor = 1.0 if gate is None else _row(gate + group * C, 0, channel, C)
+    z *= factor
+    if residual is not None:
+        z += load(residual, place, inside)
+    come = _through(come, z, ACTIVATION) * factor
+    come = (come - _row(table, 4, channel, C) - value * _row(table, 5, channel, C)) * (rstd * scale)
+    tl.store(result + place, come.to(result.dtype.element_ty), inside)

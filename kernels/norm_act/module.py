@@ -1,0 +1,40 @@
+"""norm_act as a layer."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.norm_act import norm_act, reference
+
+
+class NormAct(nn.BatchNorm2d):
+    """BatchNorm2d, its state and its running statistics, with gate, residual and activation; [F, C, H, W] throughout.
+
+    Out of training the running statistics take the place of the batch's, in plain torch.
+    """
+
+    def __init__(self, channels: int, activation: str = "none") -> None:
+        super().__init__(channels)
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        if not self.training:
+            y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return reference.finish(y, residual, gate, self.activation)
+        count = x.numel() // x.shape[1]
+        if count == 1:
+            raise ValueError("BatchNorm needs two values of a channel or more: one alone has no variance")
+        y, mean, var = norm_act(x, self.weight, self.bias, residual, gate, self.activation, self.eps)
+        self._remember(mean, var * (count / (count - 1)))
+        return y
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics towards the mean and the unbiased variance of a batch."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+        self.num_batches_tracked.add_(1)

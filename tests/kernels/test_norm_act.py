@@ -1,0 +1,356 @@
+"""BatchNorm, gate, residual, activation: float64 guards the kernel, torch's BatchNorm2d the running statistics."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from triton.runtime.errors import InterpreterError
+
+from kernels import norm_act
+from kernels.moments import fused as moments
+from kernels.norm_act import fused, reference
+from kernels.norm_act.module import NormAct
+from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
+from tests.kernels.variants import broken
+
+CASES = {
+    # name: (images, height, width, channels, gates or 0, residual, activation)
+    "plain": (4, 9, 7, 24, 0, False, "none"),
+    "relu": (3, 9, 7, 54, 0, False, "relu"),
+    "silu": (2, 7, 5, 96, 0, False, "silu"),
+    "residual": (2, 9, 7, 13, 0, True, "none"),
+    "residual, relu": (3, 9, 7, 48, 0, True, "relu"),
+    "residual, silu": (2, 9, 7, 24, 0, True, "silu"),
+    "gate": (4, 5, 7, 13, 2, False, "none"),
+    "gate, relu": (4, 9, 5, 108, 1, False, "relu"),
+    "gate, silu": (6, 9, 7, 54, 3, False, "silu"),
+    "gate, residual": (4, 5, 7, 24, 4, True, "none"),
+    "gate, residual, relu": (4, 9, 7, 24, 2, True, "relu"),
+    "gate, residual, silu": (4, 5, 7, 13, 2, True, "silu"),
+    "two column blocks": (1, 3, 5, 216, 0, False, "relu"),
+    "one channel": (3, 9, 7, 1, 3, True, "silu"),
+    "a block of rows and one more": (1, 1, 129, 24, 0, False, "relu"),
+    "a row a gate": (3, 1, 1, 24, 3, False, "silu"),
+    "one row": (1, 1, 1, 24, 0, True, "relu"),
+}
+NAMES = ("result", "mean", "var", "x", "weight", "bias", "residual", "gate")
+STATISTICS = 1e-5
+
+
+def make_case(case, dtype=torch.float32):
+    """x, weight, bias, residual and gate of a case, the last two or None, and the activation."""
+    images, height, width, channels, gates, has_residual, activation = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator)
+
+    x, residual = (random(images, channels, height, width).to(dtype) for _ in range(2))
+    x = x * 3 + random(channels, 1, 1) * 5
+    x[:, 0] /= 100  # a variance that eps matters beside
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias, gate = 1 + random(channels) / 2, random(channels), random(max(gates, 1), channels).sigmoid().to(dtype)
+    return (x, weight, bias, residual if has_residual else None, gate if gates else None), activation
+
+
+def run(module, inputs, activation, dtype=None, rounded=None):
+    """Result, statistics and all gradients, by name, computed in `dtype`; all that has x's type is then rounded."""
+    leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
+    result, mean, var = module.norm_act(*leaves, activation)
+    assert not mean.requires_grad
+    assert not var.requires_grad
+    grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype).to(result.dtype)
+    grads = torch.autograd.grad(result, [leaf for leaf in leaves if leaf is not None], grad)
+    names = ["x", "weight", "bias", *(name for name, t in zip(NAMES[6:], inputs[3:], strict=True) if t is not None)]
+    found = {"result": result.detach(), "mean": mean, "var": var} | dict(zip(names, grads, strict=True))
+    return {
+        name: t.to(rounded) if rounded and name in ("result", *NAMES[3::3], "gate") else t for name, t in found.items()
+    }
+
+
+def failures(module, inputs, activation) -> list[str]:
+    """Which of result, statistics and gradients are further from the float64 reference than the bars allow."""
+    dtype = inputs[0].dtype
+    exact = run(reference, inputs, activation, torch.float64)
+    found = run(module, inputs, activation)
+    plain = run(reference, inputs, activation, torch.float32, dtype)
+    said = []
+    for name, best in exact.items():
+        assert found[name].shape == best.shape, name
+        error, allowed = distance(found[name], best), FLOAT32 * best.norm() + 1e-9
+        if found[name].dtype != torch.float32:
+            bar = BFLOAT16 if name == "result" else BFLOAT16_GRAD
+            allowed = bar * distance(plain[name], best)
+        if not error <= allowed:
+            said.append(f"{name}: {error:.3g}, allowed {allowed:.3g}, norm {best.norm():.3g}")
+    return said
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """Sums of few programs: each of them adds up several blocks of rows."""
+    monkeypatch.setattr(moments, "SUM_PROGRAMS", 2)
+    monkeypatch.setattr(moments, "SUM_TILE", 1024)
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name not in ("one row", "two column blocks")])
+def test_reference_is_batch_norm_and_what_follows(case):
+    (x, weight, bias, residual, gate), activation = make_case(case, torch.float64)
+    norm = nn.BatchNorm2d(x.shape[1], momentum=1.0, dtype=torch.float64).train()
+    norm.load_state_dict({"weight": weight, "bias": bias}, strict=False)
+    expected = norm(x).detach()
+    if gate is not None:
+        for image in range(len(x)):
+            expected[image] *= gate[image * len(gate) // len(x)][:, None, None]
+    expected = expected if residual is None else expected + residual
+    expected = {"none": nn.Identity(), "relu": nn.ReLU(), "silu": nn.SiLU()}[activation](expected)
+    result, mean, var = reference.norm_act(x, weight.double(), bias.double(), residual, gate, activation)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(mean, norm.running_mean)
+    count = x.numel() // x.shape[1]
+    torch.testing.assert_close(var * count / (count - 1), norm.running_var)
+
+
+@pytest.mark.parametrize("case", ["gate, residual, silu", "gate", "residual, relu"])
+def test_reference_has_the_gradients_of_its_result(case):
+    inputs, activation = make_case(case, torch.float64)
+    x, weight, bias, residual, gate = (
+        None if t is None else t[:, :2, :3, :2] if t.dim() == 4 else t[..., :2] for t in inputs
+    )
+    leaves = [None if t is None else t.double().requires_grad_() for t in (x, weight, bias, residual, gate)]
+    assert torch.autograd.gradcheck(lambda *leaves: reference.norm_act(*leaves, activation)[0], leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_and_gradients_follow_the_contract(case, dtype, fenced, rounding):
+    assert not failures(fused, *make_case(case, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_of_a_mean_far_from_zero(dtype, rounding):
+    (x, weight, bias, *_), _ = make_case("relu")
+    var, mean = torch.var_mean(x, (0, 2, 3), keepdim=True)
+    x = ((x - mean) / var.sqrt() + 100).to(dtype)
+    found, exact = fused.norm_act(x, weight, bias), reference.norm_act(x.double(), weight.double(), bias.double())
+    for name, one, best in zip(("mean", "var"), found[1:], exact[1:], strict=True):
+        torch.testing.assert_close(one.double(), best, rtol=STATISTICS, atol=0, msg=name)
+    best = exact[0].to(dtype).double()
+    torch.testing.assert_close(found[0].double(), best, rtol=0.01 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
+    constant = fused.norm_act(torch.full_like(x, 5.1), weight, bias)
+    assert constant[2].max() < 1e-10
+    torch.testing.assert_close(
+        constant[0].float(), bias.to(dtype).float()[:, None, None].expand(x.shape), atol=1e-3, rtol=0
+    )
+
+
+def test_zero_is_where_relu_has_no_gradient():
+    x = torch.tensor([-1.0, 0.0, 1.0, 0.0]).view(4, 1, 1, 1).requires_grad_()
+    added = torch.zeros(4, 1, 1, 1, requires_grad=True)
+    for module in (fused, reference):
+        result, *_ = module.norm_act(x, torch.ones(1), torch.zeros(1), added, activation="relu")
+        assert torch.autograd.grad(result.sum(), added)[0].flatten().tolist() == [0, 0, 1, 0]
+
+
+def test_any_layout_and_an_expanded_gradient(fenced):
+    (x, weight, bias, residual, gate), activation = make_case("gate, residual, relu")
+    assert not failures(fused, (x.contiguous(), weight, bias, residual.contiguous(), gate), activation)
+    leaf = x.contiguous().requires_grad_()
+    expanded_gate = gate[:1].expand_as(gate)
+    result, *_ = fused.norm_act(leaf, weight, bias, residual, expanded_gate, activation)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    (found,) = torch.autograd.grad(result, leaf, result.new_ones(1).expand_as(result))
+    exact, *_ = reference.norm_act(leaf, weight, bias, residual, expanded_gate, activation)
+    torch.testing.assert_close(found, torch.autograd.grad(exact.sum(), leaf)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_only_the_wanted_gradients(fenced):
+    (x, weight, bias, residual, gate), activation = make_case("gate, residual, relu")
+    result, *_ = fused.norm_act(x, weight.requires_grad_(), bias, residual, gate, activation)
+    result.sum().backward()
+    assert weight.grad is not None
+    assert x.grad is bias.grad is residual.grad is gate.grad is None
+
+
+def test_a_nan_reaches_all_of_its_channel():
+    (x, weight, bias, *_), _ = make_case("relu")
+    x[0, 3, 2, 1] = float("nan")
+    result, *_ = fused.norm_act(x, weight, bias, activation="relu")
+    assert result[:, 3].isnan().all()
+    assert result.isnan().sum() == x[:, 3].numel()
+
+
+def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
+    inputs, activation = make_case("gate, residual, silu")
+    monkeypatch.setattr(fused, "norm_act", None)
+    for one, other in zip(norm_act.norm_act(*inputs, activation), reference.norm_act(*inputs, activation), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_the_layer_is_batch_norm_with_its_state(kernel, monkeypatch):
+    if kernel:
+        monkeypatch.setattr(reference, "norm_act", fused.norm_act)
+    layer, plain = NormAct(13, "silu"), nn.BatchNorm2d(13)
+    assert layer.state_dict().keys() == plain.state_dict().keys()
+    (x, weight, bias, residual, gate), _ = make_case("gate, residual, silu")
+    plain.load_state_dict({"weight": weight, "bias": bias}, strict=False)
+    layer.load_state_dict(plain.state_dict())
+    for step in range(4):
+        batch = x * (step + 1) - step
+        torch.testing.assert_close(layer(batch), nn.functional.silu(plain(batch)), atol=1e-5, rtol=1e-5)
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(layer.state_dict()[name], value, atol=1e-6, rtol=1e-6, msg=name)
+    layer.eval(), plain.eval()
+    torch.testing.assert_close(layer(x), nn.functional.silu(plain(x)))
+    images = gate.repeat_interleave(2, 0)[:, :, None, None]
+    torch.testing.assert_close(layer(x, residual, gate), nn.functional.silu(plain(x) * images + residual))
+    with pytest.raises(ValueError, match="one alone has no variance"):
+        layer.train()(x[:1, :, :1, :1])
+
+
+@pytest.mark.parametrize("case", ["relu", "gate, residual, silu"])
+def test_operators_are_registered_as_torch_wants(case):
+    (x, weight, bias, residual, gate), activation = make_case(case)
+    rows, added = (None if t is None else t.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for t in (x, residual))
+    leaves = [None if t is None else t.requires_grad_() for t in (rows, weight, bias, added, gate)]
+    checks = ("test_schema", "test_autograd_registration")
+    torch.library.opcheck(fused._norm_act, (*leaves, activation, 1e-5), test_utils=checks)
+    plain = [None if t is None else t.detach() for t in leaves]
+    table = torch.stack([plain[1]] * 6)
+    torch.library.opcheck(
+        fused._grad_sums, (rows.detach(), plain[0], plain[3], table[:4], plain[4], activation), test_utils=checks
+    )
+    torch.library.opcheck(
+        fused._grad_rows, (rows.detach(), plain[0], plain[3], table, plain[4], activation), test_utils=checks
+    )
+
+
+GRAPHS = """
+import json, torch
+from benchmarks.stand_in import stand_in
+from kernels.norm_act.fused import norm_act
+from tests.kernels.traced import image, trace
+stand_in(80)
+inputs = image(4, 8, 5, 7), torch.randn(8), torch.randn(8), image(4, 8, 5, 7), torch.randn(2, 8)
+print(json.dumps(trace(lambda *given: norm_act(*given, "silu")[0], inputs)))
+"""
+
+
+def test_one_graph_forward_one_backward(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", GRAPHS],
+        cwd=Path(__file__).resolve().parents[2],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Encountered an exception" not in done.stderr
+    for graph in json.loads(done.stdout):
+        assert sum("triton_kernel_wrapper" in node for node in graph) == 2
+        assert not [node for node in graph if any(copy in node for copy in ("clone", "contiguous", "permute_copy"))]
+
+
+MUTANTS = {
+    "unbiased": (
+        moments,
+        "(means - mean).square()).sum(0) / num_rows",
+        "(means - mean).square()).sum(0) / (num_rows - 1)",
+    ),
+    "between splits nothing": (moments, "counts * (means - mean).square()", "0 * counts"),
+    "last split counts as whole": (moments, ".clamp(max=span)", ".clamp(min=span, max=span)"),
+    "rows beyond the split": (moments, "tl.where(inside, value - mean, 0.0)", "value - mean"),
+    "every row as often": (
+        moments,
+        "(left - local + BLOCK_R - 1) // BLOCK_R",
+        "(left + BLOCK_R - 1) // BLOCK_R + 0 * local",
+    ),
+    "between rows nothing": (moments, "squares + count * delta * delta", "squares"),
+    "deviation from the old mean": (moments, "delta * (value - mean)", "delta * delta"),
+    "first block again": (moments, "        first += BLOCK_R * C\n", ""),
+    "group's rows forgotten": (moments, "group.to(tl.int64) * group_rows + skipped", "skipped.to(tl.int64)"),
+    "biased by eps": (fused, "(var + eps).rsqrt()", "var.sqrt().add(eps).reciprocal()"),
+    "activation before the residual": (
+        fused,
+        "        z += load(residual, place, inside)\n    if ACTIVATION",
+        "        z = tl.where(z <= 0, 0.0, z) + load(residual, place, inside)\n    if ACTIVATION",
+    ),
+    "gate on what is added": (
+        fused,
+        "load(residual, place, inside)\n    if ACTIVATION",
+        "load(residual, place, inside) * (1.0 if gate is None else _row(gate + group * C, 0, channel, C))\n"
+        "    if ACTIVATION",
+    ),
+    "first gate for all": (fused, "gate + group * C", "gate"),
+    "rows beyond the group": (
+        fused,
+        "inside = (local < left)[:, None] & (channel < C)[None, :]",
+        "inside = (local < left + 1)[:, None] & (channel < C)[None, :]",
+    ),
+    "last row unwritten": (fused, "inside = (local < left)[:, None]", "inside = (local < left - 1)[:, None]"),
+    "channels beyond the row": (
+        fused,
+        "inside = (local < left)[:, None] & (channel < C)[None, :]",
+        "inside = (local < left)[:, None] & (channel < C + 1)[None, :]",
+    ),
+    "gradient of relu at 0 is 1": (fused, "tl.where(z <= 0, 0.0, grad)", "tl.where(z < 0, 0.0, grad)"),
+    "gradient of silu is the sigmoid": (fused, "grad * share * (1 + z * (1 - share))", "grad * share"),
+    "activation derived without gate": (
+        fused,
+        "    z *= factor\n",
+        "",
+    ),
+    "gradient without gate": (
+        fused,
+        "_through(come, z, ACTIVATION) * factor",
+        "_through(come, z, ACTIVATION)",
+    ),
+    "sums without gate": (fused, "(sums if gate is None else sums * gate).sum(1)", "sums.sum(1)"),
+    "gate's gradient without bias": (fused, "sums[0] * bias + sums[1] * weight", "sums[1] * weight"),
+    "mean is a constant": (fused, "come - _row(table, 4, channel, C) - value", "come - value"),
+    "variance is a constant": (fused, " - value * _row(table, 5, channel, C))", ")"),
+    "residual's gradient is the result's": (
+        fused,
+        "tl.store(inner + place, come.to",
+        "tl.store(inner + place, load(grad, place, inside).to",
+    ),
+    "residual twice": (fused, "through if ctx.has_residual else None", "grad if ctx.has_residual else None"),
+    "silu's residual dropped": (fused, 'activation == "relu" and', 'activation != "none" and'),
+    "sums of the first step": (fused, "        plain += come\n", "        plain = come\n"),
+    "weight and bias exchanged": (
+        fused,
+        "totals[0].to(bias.dtype), totals[1].to(weight.dtype)",
+        "totals[1].to(bias.dtype), totals[0].to(weight.dtype)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_die(name, tmp_path, monkeypatch, fenced, rounding):
+    module, old, new = MUTANTS[name]
+    mutant = broken(module, old, new, tmp_path)
+    if module is moments:
+        mutant.SUM_PROGRAMS, mutant.SUM_TILE = 2, 1024
+        monkeypatch.setitem(sys.modules, moments.__name__, mutant)
+        mutant = broken(fused, "", "", tmp_path)
+    if name == "gradient of relu at 0 is 1":
+        monkeypatch.setattr(sys.modules[__name__], "fused", mutant)
+        with pytest.raises(AssertionError):
+            test_zero_is_where_relu_has_no_gradient()
+        return
+    for case in CASES:
+        for dtype in (torch.float32, torch.bfloat16):
+            try:
+                if failures(mutant, *make_case(case, dtype)):
+                    return
+            except InterpreterError as error:  # outside of the tensors
+                assert "IndexError" in str(error)
+                return
+    pytest.fail("this mutant passes every case")
