@@ -19,12 +19,14 @@ from trainer.profiling import steps_of
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAINER = {
+    "compare": ("trainer.compare", "CompareOptions"),
     "eval": ("trainer.evaluation", "EvalOptions"),
     "predict": ("trainer.predict", "PredictOptions"),
     "prepare": ("trainer.commands", "Options"),
     "view": ("trainer.view", "ViewOptions"),
     "doctor": ("trainer.doctor", "DoctorOptions"),
     "export": ("trainer.export", "ExportOptions"),
+    "runs": ("trainer.runs", "RunsOptions"),
     "submit": ("trainer.submit", "SubmitOptions"),
 }
 # Comments, paths, the way of a clip, options on a line of their own.

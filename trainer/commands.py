@@ -41,6 +41,10 @@ class Options(Choice):
 def dispatch(arguments: list[str]) -> int:
     """Run the command that `arguments` name; returns the exit code."""
     match arguments:
+        case ["compare", *rest]:
+            from trainer.compare import CompareOptions, compare
+
+            return compare(tyro.cli(CompareOptions, args=rest, prog="python -m trainer compare"))
         case ["doctor", *rest]:
             from trainer.doctor import DoctorOptions, doctor
 
@@ -57,6 +61,10 @@ def dispatch(arguments: list[str]) -> int:
             from trainer.predict import PredictOptions, predict
 
             return predict(tyro.cli(PredictOptions, args=rest, prog="python -m trainer predict"))
+        case ["runs", *rest]:
+            from trainer.runs import RunsOptions, runs
+
+            return runs(tyro.cli(RunsOptions, args=rest, prog="python -m trainer runs"))
         case ["submit", *rest]:
             from trainer.submit import SubmitOptions, submit
 

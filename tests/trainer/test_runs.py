@@ -1,0 +1,142 @@
+"""`python -m trainer runs` and `compare`: what files of work directories tell, whole, damaged or under way."""
+
+import io
+import json
+import os
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from trainer.cli import run_command
+from trainer.compare import CompareOptions, bests, compare, draw
+from trainer.experiments import EXPERIMENTS
+from trainer.journal import METRICS, Journal
+from trainer.runs import read_run, span
+
+DEMO = EXPERIMENTS["demo"]
+
+
+def a_run(folder, scores=(0.25, 0.75, 0.5), experiment=DEMO, ends=()):
+    """A work directory of so many validated epochs of four steps; `ends` are its last sentences."""
+    journal = Journal(folder, console=Console(file=io.StringIO()))
+    for epoch, score in enumerate(scores, start=1):
+        journal.start_epoch(epoch, experiment.optim.num_epochs, 0, 4)
+        for step in (2, 4):
+            journal.step(8, 0.0)
+            journal.train(epoch, step, {"lr": 0.1, "loss": 3.0 / epoch})
+        names = {experiment.val.metric: score, "acc/rgb_top1": score / 2, "acc/pose_top1": score / 4}
+        journal.validation(epoch, 8, names)
+    for sentence in ends:
+        journal.say(sentence)
+    journal.close()
+    (folder / "experiment.json").write_text(json.dumps(asdict(experiment)))
+    return folder
+
+
+def silent_for(folder, seconds):
+    for file in folder.iterdir():
+        if file.is_file():
+            os.utime(file, (time.time() - seconds,) * 2)
+
+
+def table_of(capsys, *words) -> dict[str, list[str]]:
+    """The cells of each line, by the run's name."""
+    assert run_command(list(words)) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+    return {os.path.basename(row[0]): row[1:] for row in cells}
+
+
+def test_runs(tmp_path, capsys):
+    pictures = "pictures: a.png"
+    a_run(tmp_path / "done[1]", ends=(pictures,))
+    a_run(tmp_path / "a" / "stopped", ends=("stopped: by a signal; go on with --resume", "top-1 of the best", pictures))
+    a_run(tmp_path / "resumed", ends=("stopped: by a signal; go on with --resume", pictures, "going on from x"))
+    silent_for(a_run(tmp_path / "killed"), 700)
+    (a_run(tmp_path / "stalled") / "stalled_rank0.txt").write_text("File ...")
+    (a_run(tmp_path / "fresh", scores=()) / "stalled_rank0.txt").touch()
+    (a_run(tmp_path / "damaged") / "experiment.json").write_text("{")
+    rows = table_of(capsys, "runs", str(tmp_path))
+    states = {name: row[1] for name, row in rows.items()}
+    assert states == {
+        "done[1]": "finished",
+        "stopped": "stopped",
+        "resumed": "running",
+        "killed": "cut off",
+        "stalled": "stalled",
+        "fresh": "running",
+    }
+    assert list(rows)[-1] == "killed"
+    assert rows["done[1]"][2:6] == ["3.0 of 14", "0.7500", "2", "acc/RGBPose_1:1_top1"]
+    assert rows["fresh"][2:5] == ["0.0 of 14", "", ""]
+    assert rows["killed"][6] == "12 min ago"
+
+
+def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):
+    """What training itself writes, not what this test believes that it writes."""
+    words = [*tiny, "--work-dir", str(tmp_path / "run")]
+    assert run_command([*words, "--max-steps", "7"]) == 0
+    assert read_run(tmp_path / "run").state() == "stopped"
+    assert read_run(tmp_path / "run").epochs() == pytest.approx(1.4)
+    assert run_command([*words, "--resume"]) == 0
+    assert read_run(tmp_path / "run").state() == "finished"
+    row = table_of(capsys, "runs", str(tmp_path))["run"]
+    assert row[:3] == ["demo", "finished", "2.0 of 2"]
+    assert float(row[3]) == pytest.approx(max(r["acc/RGBPose_1:1_top1"] for r in read_run(tmp_path / "run").records
+                                              if r["kind"] == "val"), abs=1e-4)  # fmt: skip
+
+
+def test_broken_numbers(tmp_path):
+    """Lines that a kill cut and scores that were NaN change nothing else."""
+    folder = a_run(tmp_path / "run", scores=(0.5, float("nan"), 0.25))
+    with open(folder / METRICS, "a") as file:
+        file.write('{"kind": "val", "ep')
+    run = read_run(folder)
+    assert run.best()["epoch"] == 1
+    assert run.epochs() == 3
+
+
+def test_compare(tmp_path, capsys):
+    slower = replace(DEMO, optim=replace(DEMO.optim, lr=0.02))
+    folders = a_run(tmp_path / "a"), a_run(tmp_path / "b[1]", scores=(0.1, 0.2), experiment=slower)
+    out = tmp_path / "both.png"
+    rows = table_of(capsys, "compare", *map(str, folders), "--out", str(out))
+    assert rows["a"][1:7] == ["3.0", "0.7500", "2", "0.3750", "0.1875", "acc/RGBPose_1:1_top1"]
+    assert rows["b[1]"][2:4] == ["0.2000", "2"]
+    assert rows["optim.lr"] == ["0.1", "0.02"]
+    assert not {"seed", "optim.momentum"} & set(rows)
+    assert imread(out).std() > 0.05
+    first, second = draw([read_run(folder) for folder in folders]).axes[0].lines
+    np.testing.assert_allclose(first.get_xydata(), [[1, 0.25], [2, 0.75], [3, 0.5]])
+    np.testing.assert_allclose(second.get_xydata(), [[1, 0.1], [2, 0.2]])
+
+
+def test_single_streams_beside_pairs(tmp_path):
+    pair, single = a_run(tmp_path / "a"), a_run(tmp_path / "b", experiment=EXPERIMENTS["ntu60_rgb"])
+    assert compare(CompareOptions(runs=(pair, single), out=tmp_path / "c.png"), Console(file=io.StringIO())) == 0
+    assert bests([read_run(single)]).row_count == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["runs", "{}/none"], "none has no run in it: give the folder of your work directories"),
+        (["compare", "{}/a"], "compare takes 2 to 6 work directories, not 1"),
+        (["compare", "{}/a", "{}/b"], "b is no work directory: experiment.json cannot be read"),
+        (["compare", "{}/a", "{}/fresh"], "fresh has no numbers yet"),
+        (["compare", "{}/a", "{}/a", "--out", "{}/none/x.png"], "x.png cannot be written"),
+    ],
+)
+def test_mistakes(tmp_path, capsys, words, sentence):
+    a_run(tmp_path / "a")
+    a_run(tmp_path / "fresh", scores=())
+    assert run_command([word.format(tmp_path) for word in words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_spans():
+    assert [span(s) for s in (3, 119, 120, 7300, 200000)] == ["3 s", "119 s", "2 min", "2 h", "2 days"]
