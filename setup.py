@@ -39,6 +39,8 @@ setup(
         # Skeletons for videos that have none; it loads its weights from the web at the first use.
         "pose": ["rtmlib>=0.0.16", "onnxruntime>=1.17"],
         "export": EXPORT,
+        # Curves on a server of theirs as well: --set wandb=true.
+        "wandb": ["wandb>=0.31"],
         "test": [
             *EXPORT,
             "pytest>=8",

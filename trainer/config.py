@@ -72,6 +72,7 @@ class Experiment:
     cuda_graph: bool = False  # one launch a step (trainer/replay.py)
     prefetch: int = 2  # batches that the data pipeline is ahead
     stalled_after: float = 600.0  # seconds without a step, or a batch of a validation, that end the run
+    wandb: bool = False  # Weights & Biases beside TensorBoard (trainer/wandb_log.py)
 
 
 def consistent(experiment: Experiment, coarse_map: tuple[int, ...]) -> Experiment:

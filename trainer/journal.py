@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from trainer.clock import Clock
 from trainer.records import Lines, keep_until
+from trainer.wandb_log import WandbLog
 
 LOG, METRICS, TENSORBOARD = "train.log", "metrics.jsonl", "tensorboard"
 
@@ -46,6 +47,7 @@ class Journal:
         except OSError as error:
             raise ValueError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from error
         self._tensorboard = None
+        self.wandb: WandbLog | None = None
         self._progress: Progress | None = None
 
     def say(self, text: str) -> None:
@@ -121,6 +123,8 @@ class Journal:
         with self._tolerated():
             if self._tensorboard is not None:
                 self._tensorboard.close()
+            if self.wandb is not None:
+                self.wandb.close()
         self._log.close()
         self._metrics.close()
 
@@ -139,6 +143,8 @@ class Journal:
             if self._tensorboard is not None:
                 for name, value in numbers.items():
                     self._tensorboard.add_scalar(prefix + name, value, global_step)
+            if self.wandb is not None:
+                self.wandb.log({prefix + name: value for name, value in numbers.items()}, global_step)
 
     def _print(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a closed pipe or a lost terminal must not end a run

@@ -25,6 +25,7 @@ from trainer.run import Run, build_run
 from trainer.sheet import contact_sheet
 from trainer.snapshot import Writer, newest_valid
 from trainer.step import update
+from trainer.wandb_log import WandbLog
 from trainer.watchdog import Watchdog
 
 FEWEST_CLIPS = 4  # of a rank at a time; below, BatchNorm's statistics are poor
@@ -58,6 +59,8 @@ def train_here(
             check_same(found[0], found[1], experiment, journal.say)
         if ranks.leads:
             (work_dir / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1) + "\n")
+            if experiment.wandb:
+                journal.wandb = WandbLog(experiment, work_dir)
         loaders = build_loaders(experiment, ranks, journal.say)
         with Interrupt() as interrupt, Watchdog(work_dir, ranks, experiment.stalled_after) as watchdog:
             writer = Writer(work_dir, found[0] if found else None) if ranks.leads else None

@@ -1,0 +1,33 @@
+"""Weights & Biases gets the numbers of metrics.jsonl; without the package a sentence says how to get it."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from trainer.cli import run_command
+from trainer.journal import METRICS
+from trainer.records import read_metrics
+
+INSTALLED = importlib.util.find_spec("wandb") is not None
+
+
+@pytest.mark.skipif(not INSTALLED, reason="the extra `wandb` is not installed (100 MB, so not with the tests')")
+def test_offline(tiny, tmp_path, environment):
+    words = [sys.executable, "-m", "trainer", *tiny, "--work-dir", str(tmp_path), "--set", "wandb=true"]
+    subprocess.run(words, env=environment | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}, check=True)
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    for record in read_metrics(tmp_path / METRICS):
+        prefix = "train/" if record["kind"] == "train" else ""
+        for name in set(record) - {"kind", "epoch", "step"}:
+            assert (prefix + name).encode() in content
+    assert b"num_epochs" in content  # the settings
+
+
+def test_without_the_package(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert run_command([*tiny, "--work-dir", str(tmp_path), "--set", "wandb=true"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == "error: wandb=true needs the extra `wandb`: pip install -e '.[wandb]'"
