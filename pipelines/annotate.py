@@ -137,7 +137,7 @@ def main(
     poses: Path | None = None,
     people: int = 2,
 ) -> None:
-    """Make an annotation pickle of your own videos.
+    """Make an annotation pickle of your own videos: python -m pipelines.annotate videos/ labels.csv --out my.pkl
 
     Args:
         videos: folder of the videos
@@ -171,4 +171,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m pipelines.annotate")

@@ -69,7 +69,9 @@ def _fault(pack: Pack, row: int) -> str:
 
 
 def main(check: Path) -> None:
-    """Check a pack: paths of damaged files to stdout, reasons to stderr; exit status 2 when there are any.
+    """Check a pack: python -m pipelines.prepare --check data/packs/NAME
+
+    Paths of damaged files go to stdout, reasons to stderr; the exit status is 2 when there are any.
 
     Args:
         check: folder of the pack

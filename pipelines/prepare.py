@@ -227,7 +227,7 @@ def main(
     packs: Path = Path("data/packs"),
     cache: Path = Path("data/cache"),
 ) -> None:
-    """Turn videos into a clip pack that training reads frame by frame.
+    """Turn videos into a clip pack for training: python -m pipelines.prepare my.pkl --videos videos/
 
     `--exp NAME` in place of all else makes the packs of an experiment, which training would make as well, and
     `--check PACK` reads a pack and names its damaged clips.
@@ -262,9 +262,9 @@ def main(
 if __name__ == "__main__":
     given = {word.partition("=")[0] for word in sys.argv[1:]}
     if "--check" in given:
-        tyro.cli(pack_check.main)
+        tyro.cli(pack_check.main, prog="python -m pipelines.prepare")
         sys.exit()
     if "--exp" in given:
         # What an experiment is, only the trainer knows.
         os.execv(sys.executable, [sys.executable, "-m", "trainer", "prepare", *sys.argv[1:]])
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m pipelines.prepare")

@@ -173,7 +173,7 @@ def main(
     max_bad: float = 0.01,
     cache: Path = Path("data/cache"),
 ) -> None:
-    """Check a data set before anything is made from it.
+    """Check a data set before anything is made from it: python -m pipelines.verify my.pkl --videos videos/
 
     Args:
         annotations: the skeleton pickle
@@ -208,4 +208,4 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m pipelines.verify")

@@ -1,6 +1,7 @@
 """What the command line can do, each command a function of typed options."""
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +16,24 @@ from trainer.profiling import steps_of
 from trainer.ranks import launch, restarted, started_by_launcher
 from trainer.replay import check_replay
 
+COMMANDS = ("compare", "doctor", "eval", "export", "predict", "prepare", "runs", "submit", "view")
+# tyro joins lines that are not indented.
+TRAIN = """Train an experiment:
+  python -m trainer --exp demo
+  python -m trainer --exp ntu60 --set optim.lr=0.004 --resume
+ Other commands, each with --help:
+  prepare  make clip packs before training   eval     score a checkpoint
+  predict  name the actions in videos        export   write ONNX, pt2 or safetensors
+  runs     list runs and how they are        compare  draw runs over each other
+  doctor   look over this machine            view     draw a clip as the networks see it
+  submit   zip MA-52's predictions"""
+PREPARE = """Make an experiment's clip packs, as its training would make them first:
+  python -m trainer prepare --exp ntu60"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options(Choice):
-    """Train an experiment: python -m trainer --exp ma52. Others: --list shows all experiments; `prepare --exp X` only
-    makes the clip packs.
-    """
+    """What a training is told, apart from its experiment."""
 
     work_dir: Path | None = None
     """Folder of the run: snapshots, logs, pictures. Default: work_dirs/NAME."""
@@ -74,8 +87,12 @@ def dispatch(arguments: list[str]) -> int:
 
             return view(tyro.cli(ViewOptions, args=rest, prog="python -m trainer view"))
         case ["prepare", *rest]:
-            return prepare_only(tyro.cli(Options, args=rest, prog="python -m trainer prepare"))
-    options = tyro.cli(Options, args=arguments, prog="python -m trainer")
+            return prepare_only(tyro.cli(Options, args=rest, prog="python -m trainer prepare", description=PREPARE))
+        case [word, *_] if not word.startswith("-"):
+            near = get_close_matches(word, COMMANDS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise ValueError(f"there is no command {word!r}; {hint}")
+    options = tyro.cli(Options, args=arguments, prog="python -m trainer", description=TRAIN)
     if options.list:
         list_experiments(Console())
         return 0

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, get_args, get_type_hints
 
@@ -113,7 +114,9 @@ def _override(config: Any, path: list[str], text: str, assignment: str) -> Any:
     names = [field.name for field in fields(config)]
     name, *rest = path
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
+        near = difflib.get_close_matches(name, names, 1) or [
+            path for path in _paths(config) if path.endswith(f".{name}")
+        ]
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
         raise ValueError(f"--set {assignment}: {type(config).__name__} has no field {name}; {hint}")
     value = getattr(config, name)
@@ -122,6 +125,15 @@ def _override(config: Any, path: list[str], text: str, assignment: str) -> Any:
     if rest:
         return replace(config, **{name: _override(value, rest, text, assignment)})
     return replace(config, **{name: _parse(text, get_type_hints(type(config))[name], assignment)})
+
+
+def _paths(config: Any, prefix: str = "") -> Iterator[str]:
+    """All fields, those of parts included: optim.lr and so on."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        yield prefix + field.name
+        if is_dataclass(value):
+            yield from _paths(value, f"{prefix}{field.name}.")
 
 
 def _parse(text: str, hint: Any, assignment: str) -> Any:

@@ -21,7 +21,7 @@ To = Annotated[Target | None, tyro.conf.arg(metavar="LAYOUT")]
 
 
 def inspect(file: File) -> int:
-    """Say what a checkpoint holds: layout, network, classes, and which tensors are unknown or missing.
+    """Say what a checkpoint holds and what it lacks: python -m models.weights inspect rgbpose.pth
 
     Known: mmaction2 1.x (RGBPoseConv3D, SlowOnly, X3D-M), PCAN, EPAM-Net and its single streams, the guide's X3D pair,
     SlowFast's and pytorchvideo's X3D-M, torchvision's ResNet-50, and Duet's own snapshots and safetensors.
@@ -38,7 +38,9 @@ def inspect(file: File) -> int:
 
 
 def convert(file: File, out: Out, to: To = None) -> int:
-    """Turn any known checkpoint into native weights (OUT ends in .safetensors) or a published layout (.pth).
+    """Turn one layout into another: python -m models.weights convert theirs.pth ours.safetensors
+
+    OUT is native where it ends in .safetensors, a published layout where in .pth.
 
     Args:
         file: Checkpoint to read.
@@ -57,7 +59,9 @@ def convert(file: File, out: Out, to: To = None) -> int:
 
 
 def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
-    """Make two-stream weights of two single streams; each computes what it did alone.
+    """Make one network of two: python -m models.weights merge rgb.pth pose.pth init.safetensors
+
+    Each stream computes what it did alone.
 
     SlowOnly RGB and pose become RGBPoseConv3D; temporal-shift X3D streams the X3D pair, from which EPAM-Net starts too.
     For the RGB stream of the latter, X3D-M of Kinetics will do.
@@ -132,6 +136,9 @@ def main(arguments: list[str]) -> int:
     except WeightsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import re
+import runpy
+import sys
 
 import pytest
 
@@ -30,6 +33,9 @@ def test_wrong_experiment(capsys):
     ("assignment", "sentence"),
     [
         ("optim.lrr=1", "OptimConfig has no field lrr; did you mean lr?"),
+        ("lr=1", "Experiment has no field lr; did you mean optim.lr?"),
+        ("blocks=(1,1)", "Experiment has no field blocks; did you mean model.rgb.blocks?"),
+        ("nonsense=1", "Experiment has no field nonsense; there are name, data, clip, "),
         ("optim.lr=fast", "'fast' is no float"),
         ("optim.num_epochs=2.5", "'2.5' is no int"),
         ("optim.schedule=linear", "'linear' is no"),
@@ -39,6 +45,62 @@ def test_wrong_experiment(capsys):
 )
 def test_wrong_set(capsys, assignment, sentence):
     assert sentence in told(capsys, "--exp", "demo", "--set", assignment)
+
+
+def test_wrong_command(capsys):
+    assert told(capsys, "evl", "--exp", "demo") == "error: there is no command 'evl'; did you mean eval?"
+    assert told(capsys, "zzzz").startswith("error: there is no command 'zzzz'; there are compare, doctor, eval, ")
+
+
+def test_wrong_flag(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_command(["--exp", "demo", "--resum"])
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert "--resum" in shown
+    assert "Perhaps you meant" in shown
+    assert "--resume, --no-resume" in shown
+
+
+def test_ctrl_c_leaves_one_line(capsys, monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.commands, "dispatch", interrupted)
+    assert run_command(["--exp", "demo"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+HELP = (
+    "trainer",
+    *(f"trainer {command}" for command in trainer.commands.COMMANDS),
+    *("pipelines.annotate", "pipelines.prepare", "pipelines.verify", "pipelines.prepare --check x"),
+    *("models.weights", "models.weights inspect", "models.weights convert", "models.weights merge"),
+    *("benchmarks", "benchmarks gpu", "benchmarks aot", "benchmarks input", "benchmarks trainer"),
+    *("benchmarks compare", "benchmarks table"),
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("command", HELP)
+def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):
+    module, *words = command.split()
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", [module, *words, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    shown = capsys.readouterr().out
+    assert ended.value.code in (None, 0)
+    assert len(shown.splitlines()) <= 40
+    assert shown.startswith(f"usage: python -m {module}")
+    assert module == "benchmarks" or f"python -m {module} " in re.sub(r"usage: .*\n", "", shown)
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        run_command(["--help"])
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^  .*\b{command}  ", shown, re.MULTILINE) for command in trainer.commands.COMMANDS)
 
 
 def test_missing_data(capsys, tmp_path):
