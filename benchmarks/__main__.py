@@ -88,16 +88,17 @@ def _chosen(parts: Sequence[Part], only: tuple[str, ...]) -> list[Part]:
     return [part for part in parts if not only or part.name in only]
 
 
-def aot(records: Path = RECORDS) -> int:
+def aot(records: Path = RECORDS, every: int = 1) -> int:
     """Compile the Triton kernels for sm_80 and sm_90 without a GPU; registers, spills, shared memory.
 
     Args:
-        records: folder for the record.
+        records: folder for the records, aot_<kernel>.json.
+        every: compile each n-th call only.
     """
     os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined, so before the next import
-    from benchmarks.aot import write_table
+    from benchmarks.aot import write_tables
 
-    return 0 if write_table(records / "aot_heatmap.json") else 1
+    return 0 if write_tables(records, every) else 1
 
 
 def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path, tyro.conf.Positional], /) -> int:

@@ -1,99 +1,110 @@
 """The Triton kernels compiled ahead of time, no GPU needed: registers, spills and shared memory of every launch.
 
-The launcher itself runs, on CPU tensors and with a stand-in for the driver, so that what is compiled is what a GPU
-would be asked for. TRITON_INTERPRET must be unset when this module is imported.
+The launchers themselves run, on CPU tensors that nobody fills and with a stand-in for the driver, so that what is
+compiled is what a GPU would be asked for. TRITON_INTERPRET must be unset when this module is imported.
 """
 
+import json
 import re
 import subprocess
 import tempfile
-from itertools import product
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
-import torch
 import triton
 from triton import knobs
-from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime.jit import JITFunction
 
+from benchmarks.launches import CALLS, LISTED, Call, calls_of
 from benchmarks.records import commit, write_record
-from kernels.heatmap import fused
-from pipelines.skeleton import COCO_17, OPENPOSE_28, Skeleton
+from benchmarks.stand_in import stand_in
 
 ARCHS = (80, 90)
-
-LAUNCHES: dict[str, tuple[Skeleton, int, int, int, float, bool]] = {
-    # name: (skeleton, pose frames, people, heatmap side, sigma, limbs), as trainer/experiments.py asks for them
-    "ma52_train": (OPENPOSE_28, 32, 1, 56, 0.7, False),
-    "ma52_val": (OPENPOSE_28, 32, 1, 64, 0.7, False),
-    "ntu60_train": (COCO_17, 32, 2, 56, 0.7, False),
-    "ntu60_val": (COCO_17, 32, 2, 64, 0.7, False),
-    "ntu60_x3d_train": (COCO_17, 48, 2, 56, 0.6, False),
-    "ntu60_x3d_val": (COCO_17, 48, 2, 64, 0.6, False),
-    "ntu60_x3d_limbs": (COCO_17, 48, 2, 56, 0.6, True),
-}
+Table = dict[str, dict]
 
 
-class _Compiler:
-    """Takes a kernel's place in its launcher: `kernel[grid](...)` compiles and keeps the result."""
+def write_tables(folder: Path, every: int = 1) -> bool:
+    """Compile what is listed, print it, put it into one record a kernel; whether nothing spilled.
 
-    def __init__(self, kernel: triton.JITFunction):
-        self.kernel = kernel
-        self.compiled = []
-
-    def __getitem__(self, grid):
-        return lambda *arguments, **options: self.compiled.append(self.kernel.warmup(*arguments, grid=grid, **options))
-
-
-def write_table(path: Path) -> bool:
-    """Compile everything, print and write the table; whether nothing spilled."""
-    table = compile_heatmaps()
-    for name, values in table.items():
-        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
-    record = {"kernel": "heatmap", "triton": triton.__version__, "commit": commit(), "launches": table}
-    write_record(path, record)
-    return not any(values["spill_store_bytes"] + values["spill_load_bytes"] for values in table.values())
+    A record keeps a table for each version of Triton that has made one. `every` n: each n-th call only.
+    """
+    tables = compile_calls(listed_calls(), every)
+    for kernel, table in tables.items():
+        for name, values in table.items():
+            print(
+                f"{kernel} {name}: " + ", ".join(f"{key} {value}" for key, value in values.items() if key != "callers")
+            )
+        path = folder / f"aot_{kernel}.json"
+        versions = json.loads(path.read_text())["launches"] if path.exists() else {}
+        launches = dict(sorted((versions | {triton.__version__: table}).items()))
+        write_record(path, {"kernel": kernel, "commit": commit(), "launches": launches})
+    return not any(values["spilled_bytes"] for table in tables.values() for values in table.values())
 
 
-def compile_heatmaps() -> dict[str, dict]:
-    """Every launch of LAUNCHES for every architecture: what ptxas and Triton say about it."""
-    return {f"{name}.sm_{arch}": _compile(arch, *LAUNCHES[name]) for arch, name in product(ARCHS, LAUNCHES)}
+def listed_calls() -> dict[Call, list[str]]:
+    """Every call of the listed experiments, and who makes it (`ntu60_train`, `ntu60_val`, ...)."""
+    callers = defaultdict(list)
+    for experiment in LISTED:
+        for train in (True, False):
+            for call in calls_of(experiment, train):
+                callers[call].append(f"{experiment.name}_{'train' if train else 'val'}")
+    return callers
 
 
-def _compile(arch: int, skeleton: Skeleton, frames: int, people: int, side: int, sigma: float, limbs: bool) -> dict:
-    kernel = fused._draw
-    compiler = _Compiler(kernel)
-    kernel.device_caches.clear()
-    triton.runtime.driver.set_active(_stand_in(arch))  # pyright: ignore[reportArgumentType]
-    fused._draw = compiler
+def compile_calls(calls: dict[Call, list[str]], every: int = 1) -> dict[str, Table]:
+    """Per kernel: what ptxas and Triton say of each launch, by the kernel's settings and architecture."""
+    tables: dict[str, Table] = {kind.kernel: {} for kind in CALLS}
+    for arch in ARCHS:
+        stand_in(arch)
+        with compiling() as made:
+            for call, callers in list(calls.items())[::every]:
+                made.clear()
+                call.run()
+                for compiled in made:
+                    launch = tables[call.kernel].setdefault(f"{settings(compiled)}.sm_{arch}", measured(compiled))
+                    launch["callers"] = sorted({*launch.get("callers", ()), *callers})
+    return tables
+
+
+@contextmanager
+def compiling() -> Iterator[list[CompiledKernel]]:
+    """Within, launches compile and do nothing; the list takes what they compile, anew for each architecture."""
+    run, used, made = JITFunction.run, set(), []
+
+    def compile_only(self: JITFunction, *arguments, grid, warmup, **options) -> CompiledKernel:
+        if self not in used:
+            used.add(self)
+            self.device_caches.clear()
+        made.append(run(self, *arguments, grid=grid, warmup=True, **options))
+        return made[-1]
+
+    JITFunction.run = compile_only
     try:
-        fused.render_heatmaps(
-            torch.zeros(2, frames, people, skeleton.num_joints, 3),
-            (side, side),
-            sigma,
-            placement=torch.ones(2, 4),
-            flip=torch.zeros(2, dtype=torch.bool),
-            partner=torch.from_numpy(skeleton.partner()),
-            limbs=skeleton.limbs if limbs else (),
-            dtype=torch.bfloat16,
-        )
+        yield made
     finally:
-        fused._draw = kernel
-    (compiled,) = compiler.compiled
+        JITFunction.run = run
+
+
+def settings(compiled: CompiledKernel) -> str:
+    """The kernel's name, its constants, and which numbers are known to be multiples of 16."""
+    source = compiled.src
+    names = list(source.signature)
+    constants = {names[place[0]]: value for place, value in source.constants.items()}
+    sixteens = [names[place[0]] for place, facts in source.attrs.items() if facts]
+    numbers = [name for name in sixteens if source.signature[name][0] == "i"]
+    words = [f"{name}={round(value, 4) if isinstance(value, float) else value}" for name, value in constants.items()]
+    return " ".join([source.fn.__name__.strip("_"), *words, *(f"{name}%16" for name in numbers)])
+
+
+def measured(compiled: CompiledKernel) -> dict[str, int]:
     return {
         **resources(compiled.asm["ptx"]),
         "shared_bytes": compiled.metadata.shared,
         "warps": compiled.metadata.num_warps,
     }
-
-
-def _stand_in(arch: int) -> SimpleNamespace:
-    """As much of a driver as compiling asks for."""
-    return SimpleNamespace(
-        get_current_target=lambda: GPUTarget("cuda", arch, 32),
-        get_current_device=lambda: 0,
-        get_current_stream=lambda device: 0,
-    )
 
 
 def resources(ptx: str) -> dict[str, int]:
@@ -103,22 +114,14 @@ def resources(ptx: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
-        command = [
-            knobs.nvidia.ptxas.path,
-            "-v",
-            "--fmad=false",
-            f"--gpu-name={arch[1]}",
-            str(source),
-            "-o",
-            f"{folder}/kernel.cubin",
-        ]
+        command = [knobs.nvidia.ptxas.path, "-v", f"--gpu-name={arch[1]}", str(source), "-o", f"{folder}/kernel.cubin"]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    return {key: int(re.search(pattern, log)[1]) for key, pattern in _PTXAS.items()}  # type: ignore[index]
 
+    def count(pattern: str) -> int:
+        return sum(int(number) for number in re.findall(pattern, log))
 
-_PTXAS = {
-    "registers": r"Used (\d+) registers",
-    "stack_bytes": r"(\d+) bytes stack frame",
-    "spill_store_bytes": r"(\d+) bytes spill stores",
-    "spill_load_bytes": r"(\d+) bytes spill loads",
-}
+    return {
+        "registers": count(r"Used (\d+) registers"),
+        "stack_bytes": count(r"(\d+) bytes stack frame"),
+        "spilled_bytes": count(r"(\d+) bytes spill (?:stores|loads)"),
+    }

@@ -15,6 +15,7 @@ BLOCK_M = 128
 BLOCK_N = 128  # at most; narrower matrices take the next power of two
 BLOCK_K = 32
 GRAD_BLOCK = 64  # of the weight's gradient, both ways
+GRAD_ROWS = 32  # summed at a time; 64 spilled (Triton 3.6, sm_80) and took twice the shared memory
 GRAD_PROGRAMS = 512  # about as many programs share the rows of one weight gradient
 VECTOR = 8  # channels of a 16-byte load; the masks of one load are equal within it
 
@@ -92,7 +93,7 @@ def _grad_weight(rows: Tensor, grad: Tensor, num_frames: int, frame_rows: int, f
     num_rows, channels, width = len(rows), rows.shape[1], grad.shape[1]
     block_o, block_c = (min(GRAD_BLOCK, max(16, triton.next_power_of_2(size))) for size in (width, channels))
     tiles = triton.cdiv(width, block_o) * triton.cdiv(channels, block_c)
-    blocks = triton.cdiv(num_rows, GRAD_BLOCK)
+    blocks = triton.cdiv(num_rows, GRAD_ROWS)
     steps = max(1, triton.cdiv(blocks * tiles, GRAD_PROGRAMS))
     partial = rows.new_empty(triton.cdiv(blocks, steps), width, channels, dtype=torch.float32)
     if num_rows:
@@ -108,7 +109,7 @@ def _grad_weight(rows: Tensor, grad: Tensor, num_frames: int, frame_rows: int, f
             O=width,
             FOLD=fold,
             VECTOR=VECTOR,
-            BLOCK_R=GRAD_BLOCK,
+            BLOCK_R=GRAD_ROWS,
             BLOCK_O=block_o,
             BLOCK_C=block_c,
         )

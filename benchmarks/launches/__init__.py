@@ -1,0 +1,62 @@
+"""The calls of our kernels that an experiment makes, found by running its network on the meta device.
+
+A kernel has a module here with its `Call`: what a call depends on, `find` for where it stands in a network, and `run`,
+which makes it (in training backward too) on tensors of the CPU that nobody fills: Triton's interpreter computes it,
+benchmarks/aot.py compiles it. A new kernel is such a module and a name in CALLS.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from benchmarks.launches.depthwise import DepthwiseCall
+from benchmarks.launches.heatmap import HeatmapCall
+from benchmarks.launches.seen import Seen
+from benchmarks.launches.shift_conv import ShiftConvCall
+from benchmarks.step import random_batch
+from models import build_model
+from trainer.config import Experiment, consistent
+from trainer.experiments import MA52_RUN, NTU60, NTU60_X3D
+
+WITH_LIMBS = replace(NTU60_X3D, name="ntu60_x3d_limbs", clip=replace(NTU60_X3D.clip, limbs=True))
+LISTED = (NTU60_X3D, NTU60, MA52_RUN, consistent(WITH_LIMBS, NTU60_X3D.data.coarse_map))
+"""Experiments whose every launch is compiled ahead of time."""
+
+
+class Call(Protocol):
+    """One call of a kernel's function; equal calls launch the same kernels on tensors of equal size."""
+
+    kernel: ClassVar[str]
+
+    @property
+    def clips(self) -> int: ...
+
+    def run(self) -> None: ...
+
+
+CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall)
+
+
+def calls_of(experiment: Experiment, train: bool) -> Counter[Call]:
+    """How often a training step, or a batch of a validation, makes each call."""
+    clip, model = experiment.clip, experiment.model
+    sizes = dict(zip(("rgb_size", "heatmap_size"), clip.sizes(train), strict=True))
+    one = replace(experiment, clip=replace(clip, **sizes), optim=replace(experiment.optim, batch_size=1))
+    with torch.device("meta"):
+        network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)
+    batch = [tensor.to("meta") for tensor in random_batch(one, torch.device("cpu"))]
+    modules = []
+    hook = register_module_forward_pre_hook(lambda module, inputs: modules.append((module, inputs)))
+    try:
+        network.eval()(*batch)
+    finally:
+        hook.remove()
+    clips = experiment.optim.batch_size if train else experiment.val.batch_size
+    seen = Seen(experiment=one, modules=modules, clips=clips, train=train)
+    calls: Counter[Call] = Counter()
+    for kind in CALLS:
+        calls.update(kind.find(seen))
+    return calls
