@@ -19,19 +19,22 @@ SUM_PROGRAMS = 2048  # about as many programs share the rows of one sum
 def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Same contract as `reference.moments`."""
     programs, (num_rows, splits, steps), options = split_rows(rows, None, summed=True)
-    partial = rows.new_empty(2, splits, rows.shape[1], dtype=torch.float32)
+    partial = rows.new_empty(2, 1, splits, rows.shape[1], dtype=torch.float32)
     wrap_triton(_statistics)[(programs,)](partial, rows, num_rows, splits, steps, **options)
     return merge(partial[0], partial[1], num_rows, steps * options["BLOCK_R"])
 
 
-def merge(means: Tensor, squares: Tensor, num_rows: int, span: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of all rows from means and summed squared deviations [S, C] of `span` rows, fewer in the last.
+def merge(means: Tensor, squares: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of all rows from means and summed squared deviations [N, S, C] of a group's splits.
 
+    A split has `span` rows, the last of a group fewer.
     Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
     """
-    counts = (num_rows - span * torch.arange(len(means), device=means.device)).clamp(max=span)[:, None]
-    mean = (means * (counts / num_rows)).sum(0)
-    return mean, (squares + counts * (means - mean).square()).sum(0) / num_rows
+    groups, splits, _ = means.shape
+    num_rows = groups * group_rows
+    counts = (group_rows - span * torch.arange(splits, device=means.device)).clamp(max=span)[:, None]
+    mean = (means * (counts / num_rows)).sum((0, 1))
+    return mean, (squares + counts * (means - mean).square()).sum((0, 1)) / num_rows
 
 
 def split_rows(rows: Tensor, gate: Tensor | None, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:
@@ -53,13 +56,13 @@ def split_rows(rows: Tensor, gate: Tensor | None, *, summed: bool) -> tuple[int,
 
 @triton.jit
 def part(group_rows, splits, steps, C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A program's group, split, first element, rows from there to the group's end, and channels."""
+    """A program's group, split, first row, rows from there to the group's end, and channels."""
     columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     number = tl.program_id(0) // columns
     channel = tl.program_id(0) % columns * BLOCK_C + tl.arange(0, BLOCK_C)
     group, split = number // splits, number % splits
     skipped = split * steps * BLOCK_R
-    return group, split, (group.to(tl.int64) * group_rows + skipped) * C, group_rows - skipped, channel
+    return group, split, group.to(tl.int64) * group_rows + skipped, group_rows - skipped, channel
 
 
 @triton.jit
@@ -85,11 +88,11 @@ def _statistics(
     squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for step in range(steps):
         inside = (step * BLOCK_R + local < left)[:, None] & (channel < C)[None, :]
-        value = load(rows, first + local[:, None] * C + channel[None, :], inside)
+        value = load(rows, first * C + local[:, None] * C + channel[None, :], inside)
         delta = tl.where(inside, value - mean, 0.0)
         mean += delta / (step + 1)
         squares += delta * (value - mean)
-        first += BLOCK_R * C
+        first += BLOCK_R
     left = tl.minimum(left, steps * BLOCK_R)
     count = ((left - local + BLOCK_R - 1) // BLOCK_R).to(tl.float32)[:, None]
     whole = tl.sum(mean * count, 0) / left

@@ -124,7 +124,16 @@ def _row(table, number: tl.constexpr, channel, C: tl.constexpr):
 
 
 @triton.jit
-def _through(grad, z, ACTIVATION: tl.constexpr):
+def activate(z, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "relu":
+        z = tl.where(z <= 0, 0.0, z)
+    if ACTIVATION == "silu":
+        z = z * tl.sigmoid(z)
+    return z
+
+
+@triton.jit
+def through(grad, z, ACTIVATION: tl.constexpr):
     """Gradient before the activation of z; relu's is 0 at 0."""
     if ACTIVATION == "relu":
         grad = tl.where(z <= 0, 0.0, grad)
@@ -152,7 +161,7 @@ def _forward(
     group, _, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     scale = _row(table, 1, channel, C) * _row(table, 2, channel, C)
     local = tl.arange(0, BLOCK_R)
-    place = first + local[:, None] * C + channel[None, :]
+    place = first * C + local[:, None] * C + channel[None, :]
     inside = (local < left)[:, None] & (channel < C)[None, :]
     value = load(rows, place, inside) - _row(table, 0, channel, C)
     z = value * scale + _row(table, 3, channel, C)
@@ -160,11 +169,7 @@ def _forward(
         z *= _row(gate + group * C, 0, channel, C)
     if residual is not None:
         z += load(residual, place, inside)
-    if ACTIVATION == "relu":
-        z = tl.where(z <= 0, 0.0, z)
-    if ACTIVATION == "silu":
-        z = z * tl.sigmoid(z)
-    tl.store(result + place, z.to(result.dtype.element_ty), inside)
+    tl.store(result + place, activate(z, ACTIVATION).to(result.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -192,7 +197,7 @@ def _backward_sums(
     plain = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     normed = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for step in range(steps):
-        place = first + local[:, None] * C + channel[None, :]
+        place = first * C + local[:, None] * C + channel[None, :]
         inside = (step * BLOCK_R + local < left)[:, None] & (channel < C)[None, :]
         come = load(grad, place, inside)
         value = (load(rows, place, inside) - centre) * rstd
@@ -201,12 +206,12 @@ def _backward_sums(
             z *= _row(gate + group * C, 0, channel, C)
         if residual is not None:
             z += load(residual, place, inside)
-        come = _through(come, z, ACTIVATION)
+        come = through(come, z, ACTIVATION)
         if residual is not None:
             tl.store(inner + place, come.to(inner.dtype.element_ty), inside)
         plain += come
         normed += come * value
-        first += BLOCK_R * C
+        first += BLOCK_R
     target = partial + (group * splits + split) * C + channel
     tl.store(target, tl.sum(plain, 0), channel < C)
     tl.store(target + size, tl.sum(normed, 0), channel < C)
@@ -231,7 +236,7 @@ def _backward_rows(
     group, _, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     rstd, scale = _row(table, 1, channel, C), _row(table, 2, channel, C)
     local = tl.arange(0, BLOCK_R)
-    place = first + local[:, None] * C + channel[None, :]
+    place = first * C + local[:, None] * C + channel[None, :]
     inside = (local < left)[:, None] & (channel < C)[None, :]
     come = load(grad, place, inside)
     value = (load(rows, place, inside) - _row(table, 0, channel, C)) * rstd
@@ -240,6 +245,6 @@ def _backward_rows(
     z *= factor
     if residual is not None:
         z += load(residual, place, inside)
-    come = _through(come, z, ACTIVATION) * factor
+    come = through(come, z, ACTIVATION) * factor
     come = (come - _row(table, 4, channel, C) - value * _row(table, 5, channel, C)) * (rstd * scale)
     tl.store(result + place, come.to(result.dtype.element_ty), inside)

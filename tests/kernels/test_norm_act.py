@@ -261,8 +261,8 @@ def test_one_graph_forward_one_backward(tmp_path):
 MUTANTS = {
     "unbiased": (
         moments,
-        "(means - mean).square()).sum(0) / num_rows",
-        "(means - mean).square()).sum(0) / (num_rows - 1)",
+        "(means - mean).square()).sum((0, 1)) / num_rows",
+        "(means - mean).square()).sum((0, 1)) / (num_rows - 1)",
     ),
     "between splits nothing": (moments, "counts * (means - mean).square()", "0 * counts"),
     "last split counts as whole": (moments, ".clamp(max=span)", ".clamp(min=span, max=span)"),
@@ -274,19 +274,19 @@ MUTANTS = {
     ),
     "between rows nothing": (moments, "squares + count * delta * delta", "squares"),
     "deviation from the old mean": (moments, "delta * (value - mean)", "delta * delta"),
-    "first block again": (moments, "        first += BLOCK_R * C\n", ""),
+    "first block again": (moments, "        first += BLOCK_R\n", ""),
     "group's rows forgotten": (moments, "group.to(tl.int64) * group_rows + skipped", "skipped.to(tl.int64)"),
     "biased by eps": (fused, "(var + eps).rsqrt()", "var.sqrt().add(eps).reciprocal()"),
     "activation before the residual": (
         fused,
-        "        z += load(residual, place, inside)\n    if ACTIVATION",
-        "        z = tl.where(z <= 0, 0.0, z) + load(residual, place, inside)\n    if ACTIVATION",
+        "        z += load(residual, place, inside)\n    tl.store",
+        "        z = tl.where(z <= 0, 0.0, z) + load(residual, place, inside)\n    tl.store",
     ),
     "gate on what is added": (
         fused,
-        "load(residual, place, inside)\n    if ACTIVATION",
+        "load(residual, place, inside)\n    tl.store",
         "load(residual, place, inside) * (1.0 if gate is None else _row(gate + group * C, 0, channel, C))\n"
-        "    if ACTIVATION",
+        "    tl.store",
     ),
     "first gate for all": (fused, "gate + group * C", "gate"),
     "rows beyond the group": (
@@ -309,8 +309,8 @@ MUTANTS = {
     ),
     "gradient without gate": (
         fused,
-        "_through(come, z, ACTIVATION) * factor",
-        "_through(come, z, ACTIVATION)",
+        "through(come, z, ACTIVATION) * factor",
+        "through(come, z, ACTIVATION)",
     ),
     "sums without gate": (fused, "(sums if gate is None else sums * gate).sum(1)", "sums.sum(1)"),
     "gate's gradient without bias": (fused, "sums[0] * bias + sums[1] * weight", "sums[1] * weight"),
@@ -351,6 +351,7 @@ def test_mutants_die(name, tmp_path, monkeypatch, fenced, rounding):
                 if failures(mutant, *make_case(case, dtype)):
                     return
             except InterpreterError as error:  # outside of the tensors
-                assert "IndexError" in str(error)
-                return
+                if "IndexError" in str(error):
+                    return
+                raise
     pytest.fail("this mutant passes every case")
