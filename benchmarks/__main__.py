@@ -15,7 +15,15 @@ from benchmarks.target import Part, Target
 
 
 def main() -> None:
-    commands = {"gpu": gpu, "aot": aot, "input": host, "trainer": trainer, "compare": compare, "table": table}
+    commands = {
+        "gpu": gpu,
+        "aot": aot,
+        "bytes": moved,
+        "input": host,
+        "trainer": trainer,
+        "compare": compare,
+        "table": table,
+    }
     try:
         code = tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")
     except UsageError as error:
@@ -99,6 +107,19 @@ def aot(records: Path = RECORDS, every: int = 1) -> int:
     from benchmarks.aot import write_tables
 
     return 0 if write_tables(records, every) else 1
+
+
+def moved(records: Path = RECORDS) -> int:
+    """Count the bytes that the Triton kernels move per clip, in Triton's interpreter, beside the ideal.
+
+    Args:
+        records: folder for the record, bytes.json.
+    """
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before the next import
+    from benchmarks.moved import write_bytes
+
+    write_bytes(records / "bytes.json")
+    return 0
 
 
 def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path, tyro.conf.Positional], /) -> int:

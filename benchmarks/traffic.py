@@ -11,57 +11,62 @@ from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 
-@dataclass(kw_only=True, slots=True)
-class Launch:
-    """Of one launch; `touched` counts every byte once, as DRAM does where caches hold, `asked` each time."""
-
-    kernel: str
-    read_touched: int = 0
-    read_asked: int = 0
-    written_touched: int = 0
-    written_asked: int = 0
-
-    @property
-    def touched(self) -> int:
-        return self.read_touched + self.written_touched
-
-
-@dataclass(kw_only=True, slots=True)
-class _Memory:
-    """Of one tensor argument: which elements were read and written."""
+@dataclass(slots=True)
+class Argument:
+    """A tensor that a launch was given, without gaps; which of its elements were read and written."""
 
     base: int
-    size: int
     item: int
     read: np.ndarray
     written: np.ndarray
 
+    @property
+    def size(self) -> int:
+        return self.read.size * self.item
+
+    def touched(self) -> int:
+        """Bytes, each counted once for reading and once for writing: DRAM's, where caches hold."""
+        return (int(self.read.sum()) + int(self.written.sum())) * self.item
+
+
+@dataclass(slots=True)
+class Launch:
+    """Of one launch; `asked` counts a byte each time it is loaded or stored."""
+
+    kernel: str
+    arguments: dict[str, Argument] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)  # of all arguments, in bytes
+    asked: int = 0
+
+    def touched(self) -> int:
+        return sum(argument.touched() for argument in self.arguments.values())
+
 
 @dataclass(slots=True)
 class Traffic:
-    """While entered, takes note of every kernel that the interpreter runs."""
+    """While entered, takes note of every kernel that the interpreter runs; with `dry` it runs none."""
 
+    dry: bool = False
     launches: list[Launch] = field(default_factory=list)
-    _open: list[_Memory] = field(default_factory=list)
     _kept: tuple = ()
 
     def __enter__(self) -> Self:
-        call, arguments = GridExecutor.__call__, GridExecutor._init_args_hst
-        load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
-        self._kept = call, arguments, load, store
+        call, load, store = self._kept = (
+            GridExecutor.__call__,
+            InterpreterBuilder.create_masked_load,
+            InterpreterBuilder.create_masked_store,
+        )
 
-        def called(executor, *args, **kwargs):
-            self.launches.append(Launch(kernel=executor.fn.__name__.strip("_")))
-            try:
-                call(executor, *args, **kwargs)
-                self._close()
-            finally:
-                self._open.clear()
-
-        def opened(executor, args, kwargs):
-            host = arguments(executor, args, kwargs)
-            self._open += [_memory(tensor) for tensor in (*host[0], *host[1].values()) if isinstance(tensor, Tensor)]
-            return host
+        def called(executor, *values, **options):
+            launch = Launch(executor.fn.__name__.strip("_"))
+            self.launches.append(launch)
+            for name, value in (*zip(executor.arg_names, values, strict=False), *options.items()):
+                if isinstance(value, Tensor):
+                    launch.sizes[name] = value.numel() * value.element_size()
+                    if not self.dry:
+                        launch.arguments[name] = _argument(value)
+            if not self.dry:
+                call(executor, *values, **options)
 
         def loaded(builder, pointers, mask, *options):
             self._mark(pointers.data, mask.data, "read")
@@ -71,7 +76,7 @@ class Traffic:
             self._mark(pointers.data, mask.data, "written")
             return store(builder, pointers, value, mask, *options)
 
-        _put(called, opened, loaded, stored)
+        _put(called, loaded, stored)
         return self
 
     def __exit__(self, *_) -> None:
@@ -81,31 +86,23 @@ class Traffic:
         wanted = pointers[np.broadcast_to(mask.astype(bool), pointers.shape)].astype(np.int64)
         if not wanted.size:
             return
-        lowest, highest = wanted.min(), wanted.max()
-        for memory in self._open:
-            if memory.base <= lowest < memory.base + memory.size:
+        launch, lowest, highest = self.launches[-1], wanted.min(), wanted.max()
+        for argument in launch.arguments.values():
+            if argument.base <= lowest < argument.base + argument.size:
                 break
         else:
-            raise IndexError(f"{self.launches[-1].kernel}: no argument holds what is to be {how}")
-        if highest + memory.item > memory.base + memory.size:
-            raise IndexError(f"{self.launches[-1].kernel}: an argument ends before what is to be {how}")
-        getattr(memory, how)[(wanted - memory.base) // memory.item] = True
-        launch, asked = self.launches[-1], wanted.size * memory.item
-        setattr(launch, f"{how}_asked", getattr(launch, f"{how}_asked") + asked)
-
-    def _close(self) -> None:
-        launch = self.launches[-1]
-        launch.read_touched = sum(int(memory.read.sum()) * memory.item for memory in self._open)
-        launch.written_touched = sum(int(memory.written.sum()) * memory.item for memory in self._open)
+            raise IndexError(f"{launch.kernel}: no argument holds what is to be {how}")
+        if highest + argument.item > argument.base + argument.size:
+            raise IndexError(f"{launch.kernel}: an argument ends before what is to be {how}")
+        getattr(argument, how)[(wanted - argument.base) // argument.item] = True
+        launch.asked += wanted.size * argument.item
 
 
-def _memory(tensor: Tensor) -> _Memory:
-    """Of a tensor without gaps; every argument of our kernels is one."""
-    count, item = tensor.numel(), tensor.element_size()
-    read, written = np.zeros(count, bool), np.zeros(count, bool)
-    return _Memory(base=tensor.data_ptr(), size=count * item, item=item, read=read, written=written)
+def _argument(tensor: Tensor) -> Argument:
+    read, written = np.zeros(tensor.numel(), bool), np.zeros(tensor.numel(), bool)
+    return Argument(tensor.data_ptr(), tensor.element_size(), read, written)
 
 
-def _put(call, arguments, load, store) -> None:
-    GridExecutor.__call__, GridExecutor._init_args_hst = call, arguments
+def _put(call, load, store) -> None:
+    GridExecutor.__call__ = call
     InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load, store

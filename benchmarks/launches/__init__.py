@@ -1,13 +1,12 @@
 """The calls of our kernels that an experiment makes, found by running its network on the meta device.
 
-A kernel has a module here with its `Call`: what a call depends on, `find` for where it stands in a network, and `run`,
-which makes it (in training backward too) on tensors of the CPU that nobody fills: Triton's interpreter computes it,
-benchmarks/aot.py compiles it. A new kernel is such a module and a name in CALLS.
+A kernel has a module here with its call: what it depends on, and `find` for where it stands in a network. A new kernel
+is such a module and a name in CALLS.
 """
 
 from collections import Counter
 from dataclasses import replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -30,11 +29,22 @@ class Call(Protocol):
     """One call of a kernel's function; equal calls launch the same kernels on tensors of equal size."""
 
     kernel: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def clips(self) -> int: ...
 
-    def run(self) -> None: ...
+    def toy(self) -> "Call":
+        """The same on few pixels and one clip, for Triton's interpreter."""
+        ...
+
+    def plain(self) -> None:
+        """Make what the call stands for with torch's operators, on the meta device; in training backward too."""
+        ...
+
+    def run(self) -> None:
+        """Make the call, in training backward too, on tensors of the CPU that nobody fills."""
+        ...
 
 
 CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall)

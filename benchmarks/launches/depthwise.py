@@ -1,13 +1,14 @@
 """The depthwise convolution of every X3D block."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.launches.seen import Seen
+from kernels.depthwise import reference
 from kernels.depthwise.fused import depthwise_conv
 
 
@@ -36,11 +37,20 @@ class DepthwiseCall:
                     train=seen.train,
                 )
 
+    def toy(self) -> Self:
+        return replace(self, clips=1, frames=1, height=self.height // 7, width=self.width // 7)
+
+    def plain(self) -> None:
+        self._make(reference.depthwise_conv, "meta")
+
     def run(self) -> None:
-        images = self.clips * self.frames
-        x = torch.empty(images, self.height, self.width, self.channels, dtype=torch.bfloat16).permute(0, 3, 1, 2)
-        weight = torch.empty(self.channels, 1, 3, 3, dtype=torch.bfloat16)
+        self._make(depthwise_conv, "cpu")
+
+    def _make(self, function: Callable[..., Tensor], device: str) -> None:
+        size = self.clips * self.frames, self.height, self.width, self.channels
+        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
+        weight = torch.empty(self.channels, 1, 3, 3, dtype=torch.bfloat16, device=device)
         leaves = x.requires_grad_(self.train), weight.requires_grad_(self.train)
-        result = depthwise_conv(*leaves, self.stride)
+        result = function(*leaves, self.stride)
         if self.train:
             torch.autograd.grad(result, leaves, torch.empty_like(result))

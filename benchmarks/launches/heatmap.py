@@ -1,7 +1,7 @@
 """The heatmaps of a batch, as pipelines/loader.py asks for them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -34,6 +34,12 @@ class HeatmapCall:
             sigma=clip.sigma,
             limbs=clip.limbs,
         )
+
+    def toy(self) -> Self:
+        return replace(self, clips=1, frames=1)
+
+    def plain(self) -> None:
+        """No operator of a network: the loader asks for it."""
 
     def run(self) -> None:
         joints = torch.rand(self.clips, self.frames, self.people, self.skeleton.num_joints, 3) * self.side

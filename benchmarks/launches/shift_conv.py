@@ -1,12 +1,14 @@
 """The shift and first convolution of every X3D block."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
+from torch import Tensor
 
 from benchmarks.launches.seen import Seen
+from kernels.shift_conv import reference
 from kernels.shift_conv.fused import shift_conv
 from models.x3d_shift import X3DBlock
 
@@ -39,11 +41,20 @@ class ShiftConvCall:
                     train=seen.train,
                 )
 
+    def toy(self) -> Self:
+        return replace(self, clips=1, height=3, width=5)
+
+    def plain(self) -> None:
+        self._make(reference.shift_conv, "meta")
+
     def run(self) -> None:
-        images = self.clips * self.frames
-        x = torch.empty(images, self.height, self.width, self.channels, dtype=torch.bfloat16).permute(0, 3, 1, 2)
-        weight = torch.empty(self.outputs, self.channels, 1, 1, dtype=torch.bfloat16)
+        self._make(shift_conv, "cpu")
+
+    def _make(self, function: Callable[..., Tensor], device: str) -> None:
+        size = self.clips * self.frames, self.height, self.width, self.channels
+        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
+        weight = torch.empty(self.outputs, self.channels, 1, 1, dtype=torch.bfloat16, device=device)
         leaves = x.requires_grad_(self.train), weight.requires_grad_(self.train)
-        result = shift_conv(*leaves, self.frames, self.fold)
+        result = function(*leaves, self.frames, self.fold)
         if self.train:
             torch.autograd.grad(result, leaves, torch.empty_like(result))

@@ -1,0 +1,113 @@
+"""Bytes of the kernels' launches: by hand for a small kernel, then the committed record, and its bars."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.errors import InterpreterError
+
+if torch.cuda.is_available():
+    pytest.skip("the interpreter counts, and a GPU is here: TRITON_INTERPRET is unset", allow_module_level=True)
+
+from benchmarks.launches import CALLS, calls_of
+from benchmarks.moved import describe, moved
+from benchmarks.traffic import Traffic
+from kernels.shift_conv import fused
+from trainer.experiments import MA52_RUN, NTU60_X3D
+
+RECORD = json.loads((Path(__file__).resolve().parents[2] / "benchmarks" / "records" / "bytes.json").read_text())
+EXPERIMENTS = {"ntu60_x3d": NTU60_X3D, "ma52": MA52_RUN}
+
+
+@triton.jit
+def _add(result, left, right, count, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.load(left + index, index < count) + tl.load(right)
+    tl.store(result + index, total, index < count)
+
+
+def add(count):
+    left, right = torch.ones(10), torch.ones(3)
+    result = torch.empty_like(left)
+    with Traffic() as traffic:
+        _add[(3,)](result, left, right, count, BLOCK=4)
+    return traffic.launches
+
+
+def test_a_kernel_counted_by_hand():
+    (launch,) = add(10)
+    touched = {name: argument.touched() for name, argument in launch.arguments.items()}
+    assert touched == {"result": 40, "left": 40, "right": 4}  # one of right's three numbers, by three programs
+    assert launch.touched() == 84
+    assert launch.asked == 40 + 40 + 3 * 4
+    assert launch.sizes == {"result": 40, "left": 40, "right": 12}
+
+
+def test_fences_around_arguments():
+    with pytest.raises(InterpreterError, match="add: an argument ends before what is to be read"):
+        add(11)
+
+
+def test_a_dry_run_runs_nothing():
+    result = torch.zeros(4)
+    with Traffic(dry=True) as traffic:
+        _add[(1,)](result, torch.ones(4), torch.ones(1), 4, BLOCK=4)
+    assert traffic.launches[0].sizes == {"result": 16, "left": 16, "right": 4}
+    assert not result.any()
+
+
+def recount(name, every):
+    """Calls whose record is not what comes out now."""
+    calls = calls_of(EXPERIMENTS[name], train=True)
+    kept = {(launch["kernel"], launch["call"]): launch for launch in RECORD["launches"][name]}
+    assert kept.keys() == {(call.kernel, describe(call)) for call in calls}
+    changed = []
+    for call in list(calls)[::every]:
+        now = {"kernel": call.kernel, "call": describe(call), "times": calls[call], **moved(call)}
+        if now != kept[call.kernel, describe(call)]:
+            changed.append(now)
+    return changed
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_committed_record_is_current(name):
+    """A sample of the calls; `make soak` counts them all."""
+    assert recount(name, every=7) == [], "run python -m benchmarks bytes"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_whole_committed_record_is_current(name):
+    assert recount(name, every=1) == [], "run python -m benchmarks bytes"
+
+
+def test_more_bytes_are_seen(monkeypatch):
+    call = next(call for call in calls_of(NTU60_X3D, train=True) if call.kernel == "shift_conv")
+    before = moved(call)
+    monkeypatch.setattr(fused, "GRAD_PROGRAMS", 50_000)  # partial sums of the weight's gradient
+    after = moved(call)
+    assert after["mb"] > 1.05 * before["mb"]
+    backward = fused._grad_rows
+    monkeypatch.setattr(fused, "_grad_rows", lambda *arguments: (backward(*arguments), backward(*arguments))[0])
+    twice = moved(call)
+    assert twice["mb"] > 1.2 * after["mb"]
+    assert [launch["kernel"] for launch in twice["toy"]].count("backward_rows") == 2
+
+
+def test_every_kernel_is_in_the_record():
+    assert {kind.kernel for kind in CALLS} == {launch["kernel"] for launch in RECORD["launches"]["ntu60_x3d"]}
+
+
+# GB per clip of reference performance.md, section 2: what convolutions and shifts move when compiled.
+DEPTHWISE, SHIFT = 0.75, 0.24
+
+
+def test_bars_of_the_guides_best_experiment():
+    parts = RECORD["per_clip"]["ntu60_x3d"]
+    assert parts["networks"]["over_ideal"] <= 1.25
+    assert parts["depthwise"]["gb"] == pytest.approx(DEPTHWISE, rel=0.02)
+    saved = parts["shift_conv"]["eager_gb"] - parts["shift_conv"]["gb"]
+    assert saved > SHIFT  # no shifted copy is written, none read
