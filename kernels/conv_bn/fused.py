@@ -52,7 +52,8 @@ def _conv_bn(rows: Tensor, weight: Tensor, affine: Tensor | None, activation: st
     wrap_triton(_forward)[(groups * splits * columns,)](
         result, partial, rows, weight, affine, group_rows, splits, activation, C=channels, O=width, **options
     )
-    return result, *merge(partial[:, :, 0], partial[:, :, 1], group_rows, BLOCK_M)
+    mean, var, _ = merge(partial, group_rows, BLOCK_M)
+    return result, mean, var
 
 
 @triton_op("duet::conv_bn_grad_rows", mutates_args=())

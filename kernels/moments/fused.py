@@ -1,49 +1,77 @@
 """Mean and variance of the columns of [R, C] in one pass, and how kernels over such rows share them out.
 
-Rows come in equal groups, one for each row of a gate. A program owns BLOCK_C channels of a split, which is one or more
-blocks of BLOCK_R rows of one group; channels of a split run side by side, so that they share its cache lines. What is
-summed over rows is summed by split, then merged in a fixed order: no atomics.
+Rows come in equal groups, the clips. A program owns BLOCK_C channels of a split, which is one or more blocks of BLOCK_R
+rows of one group; channels of a split run side by side, so that they share its cache lines. What is summed over rows
+is summed by split, then merged in a fixed order: no atomics.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
+from torch.library import triton_op, wrap_triton
 
 TILE = 4096  # elements of a block
 SUM_TILE = 2048  # where sums stay in registers beside it
 SUM_PROGRAMS = 2048  # about as many programs share the rows of one sum
 
 
-def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, num_groups: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Same contract as `reference.moments`."""
-    programs, (num_rows, splits, steps), options = split_rows(rows, None, summed=True)
-    partial = rows.new_empty(2, 1, splits, rows.shape[1], dtype=torch.float32)
-    wrap_triton(_statistics)[(programs,)](partial, rows, num_rows, splits, steps, **options)
-    return merge(partial[0], partial[1], num_rows, steps * options["BLOCK_R"])
+    assert len(x) % num_groups == 0
+    return _moments(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous(), num_groups)
 
 
-def merge(means: Tensor, squares: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of all rows from means and summed squared deviations [N, S, C] of a group's splits.
+@triton_op("duet::moments", mutates_args=())
+def _moments(rows: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[N*P, C] rows -> [C] mean, [C] variance, [N, C] means."""
+    return moments_of_rows(rows, groups)
+
+
+def moments_of_rows(rows: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`_moments` for use within another operator."""
+    programs, (group_rows, splits, steps), options = split_rows(rows, groups, summed=True)
+    partial = rows.new_empty(groups, splits, 2, rows.shape[1], dtype=torch.float32)
+    wrap_triton(_statistics)[(programs,)](partial, rows, group_rows, splits, steps, **options)
+    return merge(partial, group_rows, steps * options["BLOCK_R"])
+
+
+def _keep(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[0], output[0])
+
+
+def _backward(ctx, grad_mean: Tensor, grad_var: Tensor, grad_means: Tensor):
+    """Element by element and in plain torch: a compiler puts it into the sum with whatever else reaches the rows."""
+    rows, mean = ctx.saved_tensors
+    groups = rows.unflatten(0, (len(grad_means), -1))  # [N, P, C]
+    level = grad_means / groups.shape[1] + grad_mean / len(rows)
+    grad = (groups.float() - mean) * (grad_var * (2 / len(rows))) + level[:, None]
+    return grad.to(rows.dtype).flatten(0, 1), None
+
+
+_moments.register_autograd(_backward, setup_context=_keep)
+
+
+def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`_moments` from the mean and the summed squared deviations [N, S, 2, C] of a group's splits.
 
     A split has `span` rows, the last of a group fewer.
     Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
     """
+    means, squares = partial.unbind(2)
     groups, splits, _ = means.shape
-    num_rows = groups * group_rows
     counts = (group_rows - span * torch.arange(splits, device=means.device)).clamp(max=span)[:, None]
-    mean = (means * (counts / num_rows)).sum((0, 1))
-    return mean, (squares + counts * (means - mean).square()).sum((0, 1)) / num_rows
+    of_groups = (means * (counts / group_rows)).sum(1)
+    mean = of_groups.mean(0)
+    return mean, (squares + counts * (means - mean).square()).sum((0, 1)) / (groups * group_rows), of_groups
 
 
-def split_rows(rows: Tensor, gate: Tensor | None, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:
+def split_rows(rows: Tensor, groups: int, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:
     """Programs; rows of a group, its splits and their blocks (one if nothing is summed); options of the launch.
 
     Channels come in 64s where that wastes no more than 32s would.
     """
     num_rows, channels = rows.shape
-    groups = 1 if gate is None else len(gate)
     wide = triton.cdiv(channels, 64) * 64 == triton.cdiv(channels, 32) * 32
     block_c = 64 if wide else 32
     block_r = (SUM_TILE if summed else TILE) // block_c
@@ -72,9 +100,9 @@ def load(source, place, inside):
 
 @triton.jit
 def _statistics(
-    partial,  # [2, S, C]: mean, then summed squared deviations
-    rows,  # [R, C]
-    num_rows,
+    partial,  # [N, S, 2, C]: mean, then summed squared deviations
+    rows,  # [N*P, C]
+    group_rows,
     splits,
     steps,
     C: tl.constexpr,
@@ -82,7 +110,7 @@ def _statistics(
     BLOCK_C: tl.constexpr,
 ):
     """A running mean (Welford's) for each element of a block, merged at the end: large means cost no digits."""
-    _, split, first, left, channel = part(num_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    group, split, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     local = tl.arange(0, BLOCK_R)
     mean = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
@@ -97,6 +125,6 @@ def _statistics(
     count = ((left - local + BLOCK_R - 1) // BLOCK_R).to(tl.float32)[:, None]
     whole = tl.sum(mean * count, 0) / left
     delta = mean - whole[None, :]
-    target = partial + split * C + channel
+    target = partial + (group * splits + split) * (2 * C) + channel
     tl.store(target, whole, channel < C)
-    tl.store(target + splits * C, tl.sum(squares + count * delta * delta, 0), channel < C)
+    tl.store(target + C, tl.sum(squares + count * delta * delta, 0), channel < C)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from kernels.moments.fused import load, moments, part, split_rows
+from kernels.moments.fused import load, moments_of_rows, part, split_rows
 
 
 def norm_act(
@@ -35,6 +35,10 @@ def _rows(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1]).contiguous()
 
 
+def _groups(gate: Tensor | None) -> int:
+    return 1 if gate is None else len(gate)
+
+
 @triton_op("duet::norm_act", mutates_args=())
 def _norm_act(
     rows: Tensor,
@@ -46,10 +50,10 @@ def _norm_act(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[N*P, C] rows and residual, [C] weight and bias, [N, C] gate -> [N*P, C] result, [C] mean, [C] variance."""
-    mean, var = moments(rows)
+    mean, var, _ = moments_of_rows(rows, 1)
     table = _table(mean, var, weight, bias, eps)
     result = rows.new_empty(rows.shape)
-    programs, shape, options = split_rows(rows, gate, summed=False)
+    programs, shape, options = split_rows(rows, _groups(gate), summed=False)
     wrap_triton(_forward)[(programs,)](result, rows, residual, table, gate, *shape, ACTIVATION=activation, **options)
     return result, mean, var
 
@@ -67,8 +71,8 @@ def _grad_sums(
 
     Second result: that gradient [N*P, C] where there is a residual, else nothing.
     """
-    programs, shape, options = split_rows(rows, gate, summed=True)
-    partial = rows.new_empty(2, 1 if gate is None else len(gate), shape[1], rows.shape[1], dtype=torch.float32)
+    programs, shape, options = split_rows(rows, _groups(gate), summed=True)
+    partial = rows.new_empty(2, _groups(gate), shape[1], rows.shape[1], dtype=torch.float32)
     inner = grad.new_empty(grad.shape if residual is not None else (0,))
     wrap_triton(_backward_sums)[(programs,)](
         partial, inner, grad, rows, residual, table, gate, partial[0].numel(), *shape, ACTIVATION=activation, **options
@@ -82,7 +86,7 @@ def _grad_rows(
 ) -> Tensor:
     """Gradient of the rows; the table goes on [6, C] with the gradients of bias and weight over the number of rows."""
     result = rows.new_empty(rows.shape)
-    programs, shape, options = split_rows(rows, gate, summed=False)
+    programs, shape, options = split_rows(rows, _groups(gate), summed=False)
     wrap_triton(_backward_rows)[(programs,)](
         result, grad, rows, residual, table, gate, *shape, ACTIVATION=activation, **options
     )

@@ -261,8 +261,8 @@ def test_one_graph_forward_one_backward(tmp_path):
 MUTANTS = {
     "unbiased": (
         moments,
-        "(means - mean).square()).sum((0, 1)) / num_rows",
-        "(means - mean).square()).sum((0, 1)) / (num_rows - 1)",
+        "/ (groups * group_rows)",
+        "/ (groups * group_rows - 1)",
     ),
     "between splits nothing": (moments, "counts * (means - mean).square()", "0 * counts"),
     "last split counts as whole": (moments, ".clamp(max=span)", ".clamp(min=span, max=span)"),
