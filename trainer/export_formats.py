@@ -46,7 +46,9 @@ def check_extra(chosen: Format) -> None:
 
 
 def write_pt2(scorer: Scorer, inputs: Inputs, any_side: bool, told: str, path: Path) -> None:
-    torch.export.save(traced(scorer, inputs, any_side), path, extra_files={f"{KEY}.json": told})
+    exported = traced(scorer, inputs, any_side)
+    exported.example_inputs = None  # twice the size of a small network
+    torch.export.save(exported, path, extra_files={f"{KEY}.json": told})
 
 
 def read_pt2(path: Path) -> Score:
