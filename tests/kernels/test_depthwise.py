@@ -124,7 +124,7 @@ def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
     torch.testing.assert_close(depthwise.depthwise_conv(x, weight, stride), expected)
 
 
-def test_operator_is_registered_as_torch_wants():
+def test_operator_is_registered_as_torch_wants(fenced):
     (x, weight), stride = make_case("odd sizes, stride 2")
     arguments = x.permute(0, 2, 3, 1).requires_grad_(), weight.flatten(1).requires_grad_(), stride
     torch.library.opcheck(fused._depthwise, arguments, test_utils=("test_schema", "test_autograd_registration"))
@@ -186,3 +186,12 @@ def test_mutants_die(name, tmp_path, monkeypatch, fenced, rounding):
         except InterpreterError:  # outside the fence
             return
     pytest.fail("this mutant passes every case")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [*CASES, "training"])
+def test_kernel_on_a_gpu(case, dtype, monkeypatch):
+    monkeypatch.setitem(CASES, "training", (64, 56, 56, 54, 1))
+    inputs, stride = make_case(case, dtype)
+    assert not failures(bind(fused, stride), bind(reference, stride), [tensor.cuda() for tensor in inputs])

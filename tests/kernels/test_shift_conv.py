@@ -115,7 +115,7 @@ def test_autocast_computes_in_its_type_and_gradients_come_back_in_their_own(fenc
         assert bind(reference, *options)(*leaves).dtype == torch.bfloat16
 
 
-def test_a_nan_stays_in_its_pixel():
+def test_a_nan_stays_in_its_pixel(fenced):
     (x, weight, bias), (frames, _) = make_case("stage one")
     x[0, 0, 2, 3] = float("nan")
     lost = fused.shift_conv(x, weight, frames, 0, bias).isnan()
@@ -130,7 +130,7 @@ def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
     torch.testing.assert_close(shift_conv.shift_conv(x, weight, *options, bias), expected)
 
 
-def test_operator_is_registered_as_torch_wants():
+def test_operator_is_registered_as_torch_wants(fenced):
     (x, weight, bias), (frames, fold) = make_case("stage one")
     rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).requires_grad_()
     arguments = (rows, weight.flatten(1).requires_grad_(), bias.requires_grad_(), frames, 35, fold)
@@ -184,3 +184,12 @@ def test_mutants_die(name, tmp_path, fenced, rounding):
         except InterpreterError:  # outside the fence
             return
     pytest.fail("this mutant passes every case")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [*CASES, "training"])
+def test_kernel_on_a_gpu(case, dtype, monkeypatch):
+    monkeypatch.setitem(CASES, "training", (4, 16, 56, 56, 24, 54, 3))
+    inputs, options = make_case(case, dtype)
+    assert not failures(bind(fused, *options), bind(reference, *options), [tensor.cuda() for tensor in inputs])
