@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from benchmarks.harness import ratio, spread, time_rounds
 from benchmarks.plain5d import X3DPair5d
 from benchmarks.target import Result, Target
 from models import X3DPairConfig, X3DStreamConfig, build_model
+from models.alignment import align_channels
 from trainer.config import Experiment
 from trainer.experiments import NTU60_X3D
 from trainer.optim import BufferGuard, build_sgd, clip_and_check, step_if
@@ -36,14 +37,6 @@ RIVALS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AlignedStream(X3DStreamConfig):
-    """Inner widths rounded up to a multiple of 8 (54 -> 56, 108 -> 112): loads of 16 bytes."""
-
-    def inner(self, stage: int) -> int:
-        return -(-X3DStreamConfig.inner(self, stage) // 8) * 8
-
-
 def measure(target: Target) -> Iterator[Result]:
     experiment = TOY if target.toy else NTU60_X3D
     batch, steps, errors = random_batch(experiment, target.device), {}, []
@@ -67,7 +60,10 @@ def measure(target: Target) -> Iterator[Result]:
 
 def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tuple[nn.Module, nn.Module]]]:
     """Name -> the network and what is called in its place, most valuable first."""
-    aligned = replace(config, rgb=AlignedStream(**asdict(config.rgb)), pose=AlignedStream(**asdict(config.pose)))
+
+    def aligned(network: nn.Module) -> nn.Module:
+        align_channels(network)
+        return network
 
     def eager(network: nn.Module) -> tuple[nn.Module, nn.Module]:
         network.to(target.device)
@@ -84,8 +80,8 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
         "folded_compiled": lambda: compiled(build_model(config)),
         "folded_eager": lambda: eager(build_model(config)),
         "plain_5d_eager": lambda: eager(X3DPair5d(config)),
-        "folded_compiled_aligned": lambda: compiled(build_model(aligned)),
-        "folded_eager_aligned": lambda: eager(build_model(aligned)),
+        "folded_compiled_aligned": lambda: compiled(aligned(build_model(config))),
+        "folded_eager_aligned": lambda: eager(aligned(build_model(config))),
     }
 
 

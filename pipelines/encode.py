@@ -35,6 +35,10 @@ CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "avi,mov,mp4,mat
 # AVColorSpace -> the scale filter's name; what is not tagged is taken as BT.601, as OpenCV and decord do.
 MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 FULL = 2  # AVColorRange; what is not tagged is limited, but for JPEG's own formats
+# Limited to full range with whole rounding: the scale filter's own way leaves chroma half a level low.
+TO_FULL = "y='clip((val-16)*255/219+0.5,0,255)':" + ":".join(
+    f"{plane}='clip((val-128)*255/224+128.5,0,255)'" for plane in "uv"
+)
 
 
 Decoder = Callable[[str, int], Iterator[av.VideoFrame]]
@@ -186,15 +190,18 @@ class Crop:
             raise VideoError("its skeleton lies outside the picture")
         matrix = MATRICES.get(int(frame.colorspace), "bt601")
         full = int(frame.color_range) == FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
+        kept = "full" if full else "limited"
         return [
             ("crop", f"{x1 - x0}:{y1 - y0}:{x0}:{y0}"),
             ("pad", f"{right - left}:{bottom - top}:{x0 - left}:{y0 - top}:color=black"),
             (
                 "scale",
                 f"{self.frame_size[0]}:{self.frame_size[1]}:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
-                f":in_color_matrix={matrix}:in_range={'full' if full else 'limited'}"
-                ":out_color_matrix=bt601:out_range=full",
+                f":in_color_matrix={matrix}:in_range={kept}:out_color_matrix=bt601:out_range={kept}",
             ),
+            ("format", "yuv420p"),
+            ("null", "") if full else ("lutyuv", TO_FULL),
+            ("setparams", "range=full"),
             ("format", "yuvj420p"),
         ]
 

@@ -73,7 +73,7 @@ class Loader:
         decoder = self.frames.decode(ahead, self._decoding())
         for step in range(self.num_batches - first):
             rgb = decoder.next()
-            yield self._batch(plans.pop(step), first + step, rgb)
+            yield self.batch(plans.pop(step), first + step, rgb)
 
     def _decoding(self) -> Decoding:
         return Decoding(
@@ -107,7 +107,8 @@ class Loader:
     def _places(self, step: int) -> np.ndarray:
         return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
 
-    def _batch(self, plan: ClipPlan, step: int, rgb: torch.Tensor) -> Batch:
+    def batch(self, plan: ClipPlan, step: int, rgb: torch.Tensor) -> Batch:
+        """Batch `step` of its plan and its decoded frames [N*T, size, size, 3]."""
         size = self.config.sizes(self.train)[1]
         scale = size / (plan.box[:, 2:] - plan.box[:, :2])
         shift = -plan.box[:, :2] * scale

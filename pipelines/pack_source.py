@@ -28,7 +28,7 @@ class PackFrames:
 
     def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> FrameDecoder:
         def source(step: int) -> Step:
-            return self._read(plans(step), decoding.say)
+            return self.packets(plans(step), decoding.say)
 
         return FrameDecoder(
             source,
@@ -39,17 +39,18 @@ class PackFrames:
             prefetch=decoding.prefetch,
         )
 
-    def _read(self, plan: ClipPlan, say: Callable[[str], None]) -> Step:
+    def packets(self, plan: ClipPlan, say: Callable[[str], None]) -> Step:
+        """What the decoder is given for a plan: the packets of its frames, and their regions."""
         packets = [
             packet
             for row, frames in zip(plan.row, plan.rgb_frames, strict=True)
-            for packet in self._packets(int(row), frames, say)
+            for packet in self._frames(int(row), frames, say)
         ]
         num_frames = plan.rgb_frames.shape[1]
         box = np.repeat(self._boxes(plan), num_frames, axis=0)
         return packets, *mirrored(box, np.repeat(plan.flip, num_frames))
 
-    def _packets(self, row: int, frames: np.ndarray, say: Callable[[str], None]) -> list[np.ndarray]:
+    def _frames(self, row: int, frames: np.ndarray, say: Callable[[str], None]) -> list[np.ndarray]:
         """JPEG packets of the planned frames; a damaged one gives its place to the nearest good frame."""
         pack_row = int(self.pack_rows[row])
         packets, damaged = self.pack.read_frames(pack_row, frames.tolist())

@@ -24,7 +24,7 @@ import numpy as np
 from pipelines.annotations import ClipTable
 from pipelines.config import ClipConfig
 
-FORMAT = 1  # raise when files, crop rule or encoder change: older clips are then made anew
+FORMAT = 2  # raise when files, crop rule or encoder change: older clips are then made anew
 
 
 class PackError(ValueError):

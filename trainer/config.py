@@ -71,6 +71,7 @@ class Experiment:
     snapshot_every: int = 500  # steps; every epoch ends with one too
     compile: bool | None = None
     cuda_graph: bool = False  # one launch a step (trainer/replay.py)
+    align_channels: bool = False  # X3D's inner channels in multiples of eight (models/alignment.py)
     prefetch: int = 2  # batches that the data pipeline is ahead
     stalled_after: float = 600.0  # seconds without a step, or a batch of a validation, that end the run
     wandb: bool = False  # Weights & Biases beside TensorBoard (trainer/wandb_log.py)

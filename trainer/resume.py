@@ -84,7 +84,7 @@ def check_same(path: Path, state: dict[str, Any], experiment: Experiment, say: C
         raise SnapshotError(f"{path} has format {state.get('format')}, this version reads {FORMAT}; train anew")
     before, now = _flat(json.loads(state["experiment"])), _flat(json.loads(json.dumps(asdict(experiment))))
     for key in (key for key in now if before.get(key) != now[key]):
-        if key.startswith("model."):
+        if key.startswith("model.") or key == "align_channels":  # the optimizer's state has the network's shapes
             raise SnapshotError(
                 f"{path} was trained with {key}={before.get(key)}, not {now[key]}; choose another --work-dir"
             )

@@ -44,5 +44,5 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
 
 
 def _tensors(run: Run) -> list[Tensor]:
-    averages = [] if run.averages is None else list(run.averages.network.state_dict().values())
+    averages = [] if run.averages is None else run.averages.tensors()
     return [*(tensor.detach() for tensor in changed_by_update(run)), *run.network.buffers(), *averages]

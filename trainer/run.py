@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models import adjust_logits, build_model
+from models.alignment import align_channels
 from pipelines.loader import Loader
 from trainer.averaging import Averages
 from trainer.compiling import compiled
@@ -127,6 +128,8 @@ def build_run(
     """A run at its start: weights from the experiment's seed, momentum zero."""
     torch.manual_seed(experiment.seed)
     network = build_model(experiment.model).to(ranks.device)
+    if experiment.align_channels:
+        align_channels(network)
     optim, val = experiment.optim, experiment.val
     if optim.logit_adjustment is not None:
         adjust_logits(network, loaders[0].clips_by_class().to(ranks.device), optim.logit_adjustment)
