@@ -19,6 +19,7 @@ def main() -> None:
         "gpu": gpu,
         "aot": aot,
         "bytes": moved,
+        "data": data,
         "input": host,
         "trainer": trainer,
         "compare": compare,
@@ -73,6 +74,31 @@ def host(toy: bool = False, records: Path | None = None) -> int:
     from benchmarks.parts import INPUT_PARTS
 
     return _run(INPUT_PARTS, "cpu", toy, records, 300)
+
+
+def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: Path | None = None) -> int:
+    """Measure the whole data path on one core; the last line is `ratio R parity ok|red` where there is a peer.
+
+    Args:
+        peer: whose published pipeline runs beside ours on the same clips, in an environment that is made for it.
+        toy: tiny sizes, to try the control flow.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+    """
+    from benchmarks.data import PARTS, verdict
+    from benchmarks.peer import PeerError, environment
+
+    part = PARTS[peer]
+    with tempfile.TemporaryDirectory() as folder:
+        kept = records or (Path(folder) if toy else RECORDS)
+        try:
+            if peer is not None:
+                environment()
+        except PeerError as error:
+            raise UsageError(error) from None
+        code = _run((part,), "cpu", toy, kept, part.seconds)
+        if peer is not None:
+            print(verdict(kept))
+    return code
 
 
 def trainer(toy: bool = False, only: tuple[str, ...] = (), records: Path | None = None) -> int:
