@@ -17,6 +17,7 @@ ROWS = (
     ("train", "ntu60_x3d_data_alone.clips_per_s", "data path of `ntu60_x3d` alone", "clips/s"),
     ("data", "ours_8_32.clips_per_s", "data path, 8 frames + 32 heatmaps, one core", "clips/s"),
     ("data", "ratio_8_32", "the same against MMAction2's, same run", "times"),
+    ("data", "heatmap_8_32", "its heatmaps against MMAction2's, same run", "times"),
     ("data", "ratio_16_48", "16 frames + 48 heatmaps against MMAction2's", "times"),
     ("step", "speedup.folded_compiled/plain_5d_eager", "step, folded and compiled against plain 5-D", "times"),
     ("cpu_step", "ntu60_x3d.speedup", "step of `ntu60_x3d` on one CPU core, against plain 5-D", "times"),

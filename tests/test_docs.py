@@ -76,7 +76,7 @@ def parse_module(module: str, arguments: list[str]) -> None:
         parse_trainer(arguments)
     elif module == "benchmarks":
         name, *rest = arguments
-        parse_call(getattr(benchmarks, {"input": "host"}.get(name, name)), rest)
+        parse_call(getattr(benchmarks, {"input": "host", "bytes": "moved"}.get(name, name)), rest)
     elif module == "models.weights":
         name, *rest = arguments
         parse_call(getattr(weights, {"merge": "merge_streams"}.get(name, name)), rest)
