@@ -1,5 +1,6 @@
 """`python -m trainer compare`: the curves of several runs in one picture, their bests and what sets them apart."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,25 +61,32 @@ def compare(options: CompareOptions, console: Console | None = None) -> int:
 def bests(found: Sequence[PastRun]) -> Table:
     """A line a run: its best validation, both streams in it, and its speed."""
     table = Table("run", "state", "epoch", "best", "at epoch", "rgb", "pose", "metric", "clips/s")
-    for run in found:
+    for run, name in zip(found, names(found), strict=True):
         best = run.best() or {}
         scores = [as_text(best.get(name)) for name in (run.metric, "epoch", "acc/rgb_top1", "acc/pose_top1")]
         speeds = [record.get("clips_per_second") for record in run.records if record["kind"] == "train"]
         speed = as_text(float(np.median([speed for speed in speeds if speed is not None] or [np.nan])))
         epochs = f"{run.epochs():.1f}"
-        table.add_row(escape(str(run.folder)), run.state(), epochs, *scores, run.metric, speed)
+        table.add_row(escape(name), run.state(), epochs, *scores, run.metric, speed)
     return table
 
 
 def differences(found: Sequence[PastRun]) -> Table:
     """The settings in which the runs differ."""
-    table = Table("setting", *(escape(str(run.folder)) for run in found))
+    table = Table("setting", *map(escape, names(found)))
     flat = [flattened(run.settings) for run in found]
     for name in dict.fromkeys(name for settings in flat for name in settings):
         values = [settings.get(name, "") for settings in flat]
         if any(value != values[0] for value in values):
             table.add_row(name, *(escape(shortened(value)) for value in values))
     return table
+
+
+def names(found: Sequence[PastRun]) -> list[str]:
+    """The folders without what they have in common; work_dirs/a/x and work_dirs/b/x are a/x and b/x."""
+    folders = [run.folder.absolute() for run in found]
+    common = os.path.commonpath([folder.parent for folder in folders])
+    return [str(folder.relative_to(common)) for folder in folders]
 
 
 def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -104,8 +112,8 @@ def draw(found: Sequence[PastRun]) -> Figure:
     """Four panels over epochs, a colour a run."""
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     for axes, (kind, name, title) in zip(np.ravel(figure.subplots(2, 2)), PANELS, strict=True):
-        for run, color in zip(found, COLORS, strict=False):
-            line(axes, run, kind, name or run.metric, color)
+        for run, label, color in zip(found, names(found), COLORS, strict=False):
+            line(axes, run, kind, name or run.metric, label, color)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("epoch", fontsize=8)
         axes.grid(color="#e6e6e6", linewidth=0.8)
@@ -116,7 +124,7 @@ def draw(found: Sequence[PastRun]) -> Figure:
     return figure
 
 
-def line(axes: Axes, run: PastRun, kind: str, name: str, color: str) -> None:
+def line(axes: Axes, run: PastRun, kind: str, name: str, label: str, color: str) -> None:
     steps = max(record["step"] for record in run.records)
     records = [record for record in run.records if record["kind"] == kind and record.get(name) is not None]
     points = np.array([(record["epoch"] - 1 + record["step"] / steps, record[name]) for record in records])
@@ -124,4 +132,4 @@ def line(axes: Axes, run: PastRun, kind: str, name: str, color: str) -> None:
         stretches = np.array_split(points, min(SMOOTHED, len(points)))
         x, y = np.array([stretch.mean(axis=0) for stretch in stretches]).T
         marker = "o" if kind == "val" else ""
-        axes.plot(x, y, color=color, label=str(run.folder), marker=marker, markersize=3.5, linewidth=1.6)
+        axes.plot(x, y, color=color, label=label, marker=marker, markersize=3.5, linewidth=1.6)

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from trainer.cli import run_command
-from trainer.compare import CompareOptions, bests, compare, draw
+from trainer.compare import CompareOptions, bests, compare, draw, names
 from trainer.experiments import EXPERIMENTS
 from trainer.journal import METRICS, Journal
 from trainer.runs import read_run, span
@@ -113,6 +113,13 @@ def test_compare(tmp_path, capsys):
     first, second = draw([read_run(folder) for folder in folders]).axes[0].lines
     np.testing.assert_allclose(first.get_xydata(), [[1, 0.25], [2, 0.75], [3, 0.5]])
     np.testing.assert_allclose(second.get_xydata(), [[1, 0.1], [2, 0.2]])
+
+
+def test_names_are_what_sets_folders_apart(tmp_path):
+    deep = tmp_path / ("long" * 30)
+    one, other = (read_run(a_run(deep / name / "x")) for name in "ab")
+    assert names([one, other]) == ["a/x", "b/x"]
+    assert names([one, one]) == ["x", "x"]
 
 
 def test_single_streams_beside_pairs(tmp_path):
