@@ -21,7 +21,9 @@ ROWS = (
     ("data", "ratio_16_48", "16 frames + 48 heatmaps against MMAction2's", "times"),
     ("step", "speedup.folded_compiled/plain_5d_eager", "step, folded and compiled against plain 5-D", "times"),
     ("cpu_step", "ntu60_x3d.speedup", "step of `ntu60_x3d` on one CPU core, against plain 5-D", "times"),
+    ("cpu_step", "ntu60_x3d.speedup_of_folding", "the same, folded and not compiled", "times"),
     ("cpu_step", "ma52.speedup", "step of `ma52` on one CPU core, against plain 5-D", "times"),
+    ("cpu_step", "ma52.speedup_of_folding", "the same, folded and not compiled", "times"),
     ("snapshot", "snapshot.share_lost", "time a snapshot costs the loop, of the time it takes", "share"),
     ("resume", "resume.more_s", "resume at 90 % of an NTU-60 epoch, later than a fresh start", "s"),
 )

@@ -22,7 +22,11 @@ STEPS_TO_UPDATE = 60  # products that stand for forward and backward: a tenth of
 
 
 def snapshot(target: Target) -> Iterator[Result]:
-    """Time that a loop loses to a write in the background: 39 M weights and as many momenta."""
+    """Time that a loop loses to a write in the background: 39 M weights and as many momenta.
+
+    The loop has one thread, as one that drives a GPU: a core is left for the write.
+    """
+    torch.set_num_threads(1)
     network = build_model(EXPERIMENTS["ma52"].model)
     optimizer = build_sgd(network.parameters(), 0.1, 0.9, 0.0)
     steady = [*network.parameters(), *(state["momentum_buffer"] for state in optimizer.state.values())]
