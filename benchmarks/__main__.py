@@ -3,7 +3,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +12,22 @@ import tyro
 
 from benchmarks.records import RECORDS
 from benchmarks.target import Part, Target
+
+# Parts that are commands too; benchmarks/parts.py says what they are, and imports much.
+ON_GPU = {
+    "limits": "copy bandwidth, bf16 matmul, and what they allow each experiment",
+    "heatmap": "the kernel beside its reference",
+    "nets": "steps of the guide's networks, at its batch and filling the card",
+    "decode": "JPEG and video on the card",
+    "train": "training, data included, what bounds it, minutes an epoch",
+    "step": "ntu60_x3d's step: plain 5-D, folded, compiled, aligned",
+}
+ON_HOST = {
+    "snapshot": "what a snapshot costs the loop",
+    "resume": "how late a resume at 90 % of an epoch begins",
+    "scaling": "clips/s of one and more ranks",
+    "cpu_step": "folded and compiled steps against plain 5-D ones",
+}
 
 
 def main() -> None:
@@ -24,6 +40,9 @@ def main() -> None:
         "trainer": trainer,
         "compare": compare,
         "table": table,
+        "peer": peer,
+        **{name: _gpu_part(name, what) for name, what in ON_GPU.items()},
+        **{name: _host_part(name, what) for name, what in ON_HOST.items()},
     }
     try:
         code = tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")
@@ -99,6 +118,27 @@ def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: P
         if peer is not None:
             print(verdict(kept))
     return code
+
+
+def peer(toy: bool = False, records: Path | None = None) -> int:
+    """`data` beside MMAction2's own pipeline."""
+    return data("mmaction2", toy, records)
+
+
+def _gpu_part(name: str, what: str) -> Callable[..., int]:
+    def part(device: Literal["cuda", "cpu"] = "cuda", toy: bool = False, records: Path | None = None) -> int:
+        return gpu(device, toy, (name,), records)
+
+    part.__doc__ = f"Of `gpu`: {what}."
+    return part
+
+
+def _host_part(name: str, what: str) -> Callable[..., int]:
+    def part(toy: bool = False, records: Path | None = None) -> int:
+        return trainer(toy, (name,), records)
+
+    part.__doc__ = f"Of `trainer`: {what}."
+    return part
 
 
 def trainer(toy: bool = False, only: tuple[str, ...] = (), records: Path | None = None) -> int:

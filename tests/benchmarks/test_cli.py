@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.__main__ import UsageError, gpu
+from benchmarks import parts
+from benchmarks.__main__ import ON_GPU, ON_HOST, UsageError, gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,6 +69,16 @@ def test_the_trainer_parts_run_at_toy_size(tmp_path):
     assert records["cpu_step"]["ntu60_x3d"]["loss_difference"] < 1e-5
     assert records["snapshot"]["snapshot"]["share_lost"]["n"] == 2
     assert records["resume"]["resume"]["at_90_percent_s"]["median"] > 0
+
+
+def test_every_part_is_a_command(tmp_path):
+    assert list(ON_GPU) == [part.name for part in parts.GPU_PARTS]
+    assert list(ON_HOST) == [part.name for part in parts.HOST_PARTS]
+    for arguments in (("heatmap", "--device", "cpu"), ("snapshot",)):
+        done = run(*arguments, "--toy", "--records", str(tmp_path / arguments[0]))
+        assert done.returncode == 0, done.stdout + done.stderr
+        (path,) = (tmp_path / arguments[0]).iterdir()
+        assert json.loads(path.read_text())["part"] == arguments[0]
 
 
 def test_a_mistake_takes_a_sentence():
