@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
@@ -58,3 +59,14 @@ def test_no_file_outgrows_its_reader():
 
 def test_every_package_is_a_real_package():
     assert all((ROOT / package / "__init__.py").exists() for package in OURS - {"tests"})
+
+
+def test_the_picture_shows_these_imports():
+    """docs/architecture.png is drawn anew (python docs/draw_architecture.py) when an arrow comes or goes."""
+    drawn = set()
+    for path in FILES:
+        package = path.relative_to(ROOT).parts[0]
+        ours = {module.partition(".")[0] for module in imported(path)} & ALLOWED.keys()
+        drawn |= {f"{package} -> {other}" for other in ours - {package}}
+    with Image.open(ROOT / "docs" / "architecture.png") as picture:
+        assert picture.info["imports"] == ", ".join(sorted(drawn))
