@@ -16,6 +16,7 @@ setup(
     python_requires=">=3.11,<3.14",
     # tests and benchmarks run from the checkout and are never installed.
     packages=find_packages(include=["pipelines*", "kernels*", "models*", "trainer*"]),
+    package_data={"kernels": ["faster.json"]},
     install_requires=[
         # torch 2.9 has a broken bf16 conv3d (pytorch#166122), 2.10 was never tried here; trainer/cli.py refuses them by
         # name.

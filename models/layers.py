@@ -7,6 +7,8 @@ ones do, on the path that cuDNN and Inductor serve best (performance.md 1b-1c).
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
+from models.norms import normalise
+
 
 class ConvBn(nn.Module):
     """Convolution without bias, then batch normalisation."""
@@ -16,8 +18,8 @@ class ConvBn(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        return normalise(self.bn, self.conv(x), activation)
 
 
 class TemporalConv(nn.Module):
@@ -46,10 +48,10 @@ class TemporalConv(nn.Module):
             self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), along, padding, bias=False)
         self.bn = nn.BatchNorm2d(out_channels) if norm else None
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+    def forward(self, x: Tensor, num_frames: int, activation: str = "none") -> Tensor:
         y = self.conv(time_rows(x, num_frames))
         if self.bn is not None:
-            y = self.bn(y)
+            y = normalise(self.bn, y, activation)
         return unfold_pixels(y.permute(0, 2, 3, 1), x)
 
 
@@ -64,8 +66,11 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         rows = pixels(x, num_frames)  # [N, T*H*W, C]
-        gate = self.fc2(self.fc1(rows.mean(1)).relu()).sigmoid()
-        return unfold_pixels(rows * gate[:, None], x)
+        return unfold_pixels(rows * self.gate(rows.mean(1))[:, None], x)
+
+    def gate(self, means: Tensor) -> Tensor:
+        """Clips' means [N, C] to factors [N, C]."""
+        return self.fc2(self.fc1(means).relu()).sigmoid()
 
 
 def squeeze_width(channels: int) -> int:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from models.config import ResNetPathConfig
 from models.layers import ConvBn, TemporalConv, initialise
+from models.norms import normalised_conv
 
 
 class Bottleneck(nn.Module):
@@ -21,9 +22,9 @@ class Bottleneck(nn.Module):
         self.downsample = ConvBn(in_channels, width, 1, stride) if reshaped else None
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        y = self.conv1(x, num_frames) if self.inflate else self.conv1(x)
-        y = self.conv3(self.conv2(y.relu()).relu_())  # y may be a view: in place, its gradient would be copied
-        return (y + (x if self.downsample is None else self.downsample(x))).relu_()
+        y = self.conv1(x, num_frames, "relu") if self.inflate else self.conv1(x, "relu")
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return normalised_conv(self.conv2.bn, "relu", self.conv3, self.conv2.conv(y), shortcut)
 
 
 class Stage(nn.ModuleList):
@@ -62,7 +63,7 @@ class ResNetPath(nn.Module):
                 nn.init.zeros_(module.conv3.bn.weight)
 
     def stem(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(self.conv1(x).relu_(), 3, self.stride, 1)
+        return F.max_pool2d(self.conv1(x, "relu"), 3, self.stride, 1)
 
     def stage(self, number: int, x: Tensor, num_frames: int) -> Tensor:
         """Stage `number`, counted from 1 as in the parameters' names."""

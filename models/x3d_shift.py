@@ -1,10 +1,13 @@
 """X3D with temporal shift: 2-D blocks whose only sight of time is the shift before each (models.md C1-C2)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.choice import is_faster
+from kernels.depthwise import depthwise_conv
+from kernels.shift_conv import shift_conv
 from models.config import X3DStreamConfig
 from models.layers import ConvBn, SqueezeExcite, initialise, shift_frames
+from models.norms import normalise, normalised_conv
 
 
 class X3DBlock(nn.Module):
@@ -22,13 +25,19 @@ class X3DBlock(nn.Module):
         self.downsample = ConvBn(in_channels, width, 1, stride) if first else None
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        y = self.conv1(shift_frames(x, num_frames, self.fold)).relu_()
-        y = self.conv2(y)
-        if self.se_module is not None:
-            y = self.se_module(y, num_frames)
-        y = self.conv3(F.silu(y))
+        y = self.depthwise(normalise(self.conv1.bn, self.widen(x, num_frames), "relu"))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return (y + shortcut).relu_()
+        return normalised_conv(self.conv2.bn, "silu", self.conv3, y, shortcut, self.se_module, num_frames)
+
+    def widen(self, x: Tensor, num_frames: int) -> Tensor:
+        conv = self.conv1.conv
+        if is_faster("shift_conv", x):
+            return shift_conv(x, conv.weight, num_frames, self.fold)
+        return conv(shift_frames(x, num_frames, self.fold))
+
+    def depthwise(self, y: Tensor) -> Tensor:
+        conv = self.conv2.conv
+        return depthwise_conv(y, conv.weight, conv.stride[0]) if is_faster("depthwise", y) else conv(y)
 
 
 class X3DTemporalShift(nn.Module):
@@ -51,8 +60,8 @@ class X3DTemporalShift(nn.Module):
                 nn.init.zeros_(module.conv3.bn.weight)
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        x = self.conv1_s(x).relu_()
+        x = self.conv1_s(x, "relu")
         for stage in self.stages:
             for block in self.get_submodule(stage):  # pyright: ignore[reportGeneralTypeIssues]
                 x = block(x, num_frames)
-        return self.conv5(x).relu_()
+        return self.conv5(x, "relu")

@@ -21,20 +21,20 @@ class NormAct(nn.BatchNorm2d):
         if not self.training:
             y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
             return reference.finish(y, residual, gate, self.activation)
-        count = x.numel() // x.shape[1]
-        if count == 1:
-            raise ValueError("BatchNorm needs two values of a channel or more: one alone has no variance")
         y, mean, var = norm_act(x, self.weight, self.bias, residual, gate, self.activation, self.eps)
-        self._remember(mean, var * (count / (count - 1)))
+        remember(self, mean, var, x.numel() // x.shape[1])
         return y
 
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running statistics towards the mean and the unbiased variance of a batch."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
-        self.num_batches_tracked.add_(1)
+
+@torch.no_grad()
+def remember(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move the running statistics towards a batch's [C] mean and biased variance over `count` values each."""
+    if count == 1:
+        raise ValueError("BatchNorm needs two values of a channel or more: one alone has no variance")
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    assert bn.num_batches_tracked is not None
+    assert bn.momentum is not None
+    bn.running_mean.lerp_(mean, bn.momentum)
+    bn.running_var.lerp_(var * (count / (count - 1)), bn.momentum)
+    bn.num_batches_tracked.add_(1)

@@ -31,18 +31,23 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
 
 def trace(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[list[str]]:
     """Targets of the nodes of every graph of `2 * function(inputs)`: one forward, one backward."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    graphs, backend = kept()
+    compiled = torch.compile(lambda *given: 2 * function(*given), fullgraph=True, dynamic=False, backend=backend)
+    torch.autograd.grad(compiled(*leaves).sum(), leaves)
+    return [[str(node.target) for node in graph.graph.nodes if node.op == "call_function"] for graph in graphs]
+
+
+def kept() -> tuple[list[fx.GraphModule], Callable]:
+    """A list, and a backend that puts every graph into it."""
     graphs = []
 
     def keep(graph: fx.GraphModule, _) -> object:
-        graphs.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
-        kept = [getattr(node, "meta", {}).get("val") for node in graph.graph.output_node().args[0]]
-        return make_boxed_func(lambda *_: [like_it(value) for value in kept])
+        graphs.append(graph)
+        results = [getattr(node, "meta", {}).get("val") for node in graph.graph.output_node().args[0]]
+        return make_boxed_func(lambda *_: [like_it(value) for value in results])
 
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
-    compiled = torch.compile(lambda *given: 2 * function(*given), fullgraph=True, dynamic=False, backend=backend)
-    torch.autograd.grad(compiled(*leaves).sum(), leaves)
-    return graphs
+    return graphs, aot_autograd(fw_compiler=keep, bw_compiler=keep)
 
 
 def like_it(value: Tensor | None) -> Tensor | None:

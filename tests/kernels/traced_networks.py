@@ -1,0 +1,36 @@
+"""Graphs of a network with all kernels on; run by test_networks.py, without TRITON_INTERPRET. Nothing is launched."""
+
+import json
+
+import torch
+
+from benchmarks.stand_in import stand_in
+from kernels import choice
+from tests.kernels.test_networks import EVERYWHERE, FRAMES, built
+from tests.kernels.traced import kept
+from tests.models.graphs import layout_copies
+
+
+def traced(name: str) -> list[dict]:
+    """Launches and layout copies of every graph of a step in bfloat16."""
+    network, x = built(name)
+    graphs, backend = kept()
+    compiled = torch.compile(network, fullgraph=True, dynamic=False, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = compiled(x.bfloat16().requires_grad_(), FRAMES)
+    y.float().sum().backward()
+    return [
+        {
+            "launches": sum("triton_kernel_wrapper" in str(node.target) for node in graph.graph.nodes),
+            "copies": layout_copies(graph),
+        }
+        for graph in graphs
+    ]
+
+
+if __name__ == "__main__":
+    stand_in(80)
+    choice.FASTER["cpu"] = {kernel: {} for kernel in choice.KERNELS}
+    for (module, function), fused in EVERYWHERE.items():
+        setattr(module, function, fused)
+    print(json.dumps({"X3D": traced("X3D")}))
