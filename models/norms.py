@@ -14,7 +14,7 @@ from kernels.choice import is_faster
 from kernels.conv_bn import conv_bn
 from kernels.moments import moments
 from kernels.norm_act import norm_act
-from kernels.norm_act.module import remember
+from kernels.norm_act.module import count_values, remember
 
 if TYPE_CHECKING:
     from models.layers import ConvBn, SqueezeExcite
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 def normalise(bn: nn.BatchNorm2d, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
     """Batch norm, the shortcut added, activation: none or relu."""
     if bn.training and is_faster("norm_act", y):
+        count = count_values(y)
         y, mean, var = norm_act(y, bn.weight, bn.bias, shortcut, None, activation, bn.eps)
-        remember(bn, mean, var, count(y))
+        remember(bn, mean, var, count)
         return y
     y = bn(y)
     if shortcut is not None:
@@ -48,14 +49,15 @@ def normalised_conv(
             y = squeeze(y, num_frames)
         y = y.relu_() if activation == "relu" else F.silu(y)
         return normalise(conv.bn, conv.conv(y), "relu", shortcut)
+    count = count_values(y)
     mean, var, means = moments(y, 1 if squeeze is None else len(y) // num_frames)
-    scale, shift = affine(bn, mean, var, count(y))
+    scale, shift = affine(bn, mean, var, count)
     scale, shift = scale[None], shift[None]
     if squeeze is not None:
         gate = squeeze.gate(means * scale + shift)
         scale, shift = scale * gate, shift * gate
     y, mean, var = conv_bn(y, conv.conv.weight, scale, shift, activation)
-    scale, shift = affine(conv.bn, mean, var, count(y))
+    scale, shift = affine(conv.bn, mean, var, count)
     return (y * scale[:, None, None] + shift[:, None, None] + shortcut).relu().to(y.dtype)
 
 
@@ -64,8 +66,3 @@ def affine(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> tuple[T
     remember(bn, mean, var, count)
     scale = bn.weight * torch.rsqrt(var + bn.eps)
     return scale, bn.bias - mean * scale
-
-
-def count(y: Tensor) -> int:
-    """Values of a channel."""
-    return y.numel() // y.shape[1]

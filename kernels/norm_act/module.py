@@ -21,16 +21,23 @@ class NormAct(nn.BatchNorm2d):
         if not self.training:
             y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
             return reference.finish(y, residual, gate, self.activation)
+        count = count_values(x)
         y, mean, var = norm_act(x, self.weight, self.bias, residual, gate, self.activation, self.eps)
-        remember(self, mean, var, x.numel() // x.shape[1])
+        remember(self, mean, var, count)
         return y
+
+
+def count_values(x: Tensor) -> int:
+    """Values of a channel of [F, C, H, W]; ValueError if there is one alone, as torch's BatchNorm in training."""
+    count = x.numel() // x.shape[1]
+    if count == 1:
+        raise ValueError("BatchNorm needs two values of a channel or more: one alone has no variance")
+    return count
 
 
 @torch.no_grad()
 def remember(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
     """Move the running statistics towards a batch's [C] mean and biased variance over `count` values each."""
-    if count == 1:
-        raise ValueError("BatchNorm needs two values of a channel or more: one alone has no variance")
     assert bn.running_mean is not None
     assert bn.running_var is not None
     assert bn.num_batches_tracked is not None
