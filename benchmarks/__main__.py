@@ -49,6 +49,9 @@ def main() -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("interrupted; records of parts that were done are kept", file=sys.stderr)
+        code = 130
     sys.exit(code)
 
 
@@ -63,7 +66,7 @@ def gpu(
     records: Path | None = None,
     minutes: float = 9.0,
 ) -> int:
-    """Measure everything on one GPU, most valuable first.
+    """Measure everything on one GPU, most valuable first: python -m benchmarks gpu
 
     Args:
         device: where; cpu goes with --toy.
@@ -84,7 +87,7 @@ def gpu(
 
 
 def host(toy: bool = False, records: Path | None = None) -> int:
-    """Measure what the host does for a batch, on one thread: plan, read, decode, draw.
+    """Measure what the host does for a batch, stage by stage: python -m benchmarks input
 
     Args:
         toy: tiny sizes, to try the control flow.
@@ -96,10 +99,11 @@ def host(toy: bool = False, records: Path | None = None) -> int:
 
 
 def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: Path | None = None) -> int:
-    """Measure the whole data path on one core; the last line is `ratio R parity ok|red` where there is a peer.
+    """Measure the whole data path on one core, beside a peer: python -m benchmarks data --peer mmaction2
 
     Args:
-        peer: whose published pipeline runs beside ours on the same clips, in an environment that is made for it.
+        peer: whose published pipeline runs beside ours on the same clips, in an environment that is made for it;
+            the last line is then `ratio R parity ok|red`.
         toy: tiny sizes, to try the control flow.
         records: folder for the records; benchmarks/records when left out, none for a toy.
     """
@@ -121,7 +125,7 @@ def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: P
 
 
 def peer(toy: bool = False, records: Path | None = None) -> int:
-    """`data` beside MMAction2's own pipeline."""
+    """`data` beside MMAction2's own pipeline: python -m benchmarks peer"""
     return data("mmaction2", toy, records)
 
 
@@ -129,7 +133,7 @@ def _gpu_part(name: str, what: str) -> Callable[..., int]:
     def part(device: Literal["cuda", "cpu"] = "cuda", toy: bool = False, records: Path | None = None) -> int:
         return gpu(device, toy, (name,), records)
 
-    part.__doc__ = f"Of `gpu`: {what}."
+    part.__doc__ = f"Of `gpu`: {what}: python -m benchmarks {name}"
     return part
 
 
@@ -137,12 +141,12 @@ def _host_part(name: str, what: str) -> Callable[..., int]:
     def part(toy: bool = False, records: Path | None = None) -> int:
         return trainer(toy, (name,), records)
 
-    part.__doc__ = f"Of `trainer`: {what}."
+    part.__doc__ = f"Of `trainer`: {what}: python -m benchmarks {name}"
     return part
 
 
 def trainer(toy: bool = False, only: tuple[str, ...] = (), records: Path | None = None) -> int:
-    """Measure on this machine's CPU what a snapshot costs, how fast a resume is, folded and compiled steps.
+    """Measure snapshots, resume and CPU steps here: python -m benchmarks trainer
 
     Args:
         toy: tiny sizes, to try the control flow.
@@ -163,7 +167,7 @@ def _chosen(parts: Sequence[Part], only: tuple[str, ...]) -> list[Part]:
 
 
 def aot(records: Path = RECORDS, every: int = 1) -> int:
-    """Compile the Triton kernels for sm_80 and sm_90 without a GPU; registers, spills, shared memory.
+    """Compile the Triton kernels without a GPU, count registers and spills: python -m benchmarks aot
 
     Args:
         records: folder for the records, aot_<kernel>.json.
@@ -176,7 +180,7 @@ def aot(records: Path = RECORDS, every: int = 1) -> int:
 
 
 def moved(records: Path = RECORDS) -> int:
-    """Count the bytes that the Triton kernels move per clip, in Triton's interpreter, beside the ideal.
+    """Count the bytes that the Triton kernels move per clip: python -m benchmarks bytes
 
     Args:
         records: folder for the record, bytes.json.
@@ -189,7 +193,7 @@ def moved(records: Path = RECORDS) -> int:
 
 
 def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path, tyro.conf.Positional], /) -> int:
-    """Show the numbers of two records side by side.
+    """Show the numbers of two records side by side: python -m benchmarks compare A.json B.json
 
     Args:
         before: a record, benchmarks/records/*.json.
@@ -206,7 +210,7 @@ def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path
 
 
 def table(readme: Path | None = None, records: Path = RECORDS) -> int:
-    """Print the measured figures of all records as a table.
+    """Print the measured figures of all records as a table: python -m benchmarks table --readme README.md
 
     Args:
         readme: a Markdown file to put the table into, between its two marks.

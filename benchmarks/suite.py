@@ -5,6 +5,7 @@ A result is in its record, `<part>_<device>.json`, before the next one is begun.
 
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ def _end(record: dict[str, Any], status: str, text: str) -> None:
 
 def _work(part: Part, target: Target, sender: Connection) -> None:
     """The worker: results go out one by one, then how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C comes here too, and the suite ends us
     try:
         if target.toy:
             torch.set_num_threads(1)

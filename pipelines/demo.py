@@ -163,7 +163,10 @@ def watch(done: Iterable[str], total: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the demo's data set: videos and skeletons.")
+    example = "python -m pipelines.demo --out data/demo"
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.demo", description=f"Make the demo's data set, videos and skeletons: {example}"
+    )
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder of the data set")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw and encode")
     args = parser.parse_args()

@@ -1,5 +1,6 @@
 """Processes of a run: who am I, who goes first, what do all agree on. One process needs no process group."""
 
+import logging
 import os
 import signal
 import sys
@@ -123,6 +124,8 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         monitor_interval=1.0,
         signals_to_handle=",".join(number.name for number in EXIT_CODES),
     )
+    for name in ("agent.server.api", "multiprocessing.api"):  # a signal is three warnings to them; we say it in one line
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "trainer", *arguments)
     except ChildFailedError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_the_gpu_suite_runs_through_at_toy_size(tmp_path):
     assert records["train"]["results"]["ntu60_x3d"]["clips_per_s"]["n"] >= 1
     assert records["train"]["results"]["ntu60_x3d"]["share_of_limit"] > 0
     assert sorted((ROOT / "benchmarks" / "records").iterdir()) == before
+
+
+def test_ctrl_c_leaves_one_line(tmp_path):
+    words = [sys.executable, "-u", "-m", "benchmarks", "input", "--toy", "--records", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, cwd=ROOT, text=True, start_new_session=True, **pipes) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the process that measures too
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "interrupted; records of parts that were done are kept"
+    assert "Traceback" not in error
 
 
 def test_the_host_stages_run_at_toy_size(tmp_path):

@@ -54,6 +54,7 @@ def test_a_signal_to_the_launcher_ends_all_ranks_with_a_snapshot(tiny, environme
     shown = process.communicate(timeout=60)[0]
     assert process.returncode == code, shown
     assert len(re.findall("stopped: by a signal.*; go on with --resume", shown)) == 1, shown
+    assert "closing signal" not in shown  # the launcher's own lines
     assert newest_valid(work_dir, print) is not None
 
 
