@@ -1,5 +1,6 @@
 """`python -m trainer doctor`: what this machine has for training, what is missing, and how to get it."""
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -12,9 +13,10 @@ from typing import Literal
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from pipelines.annotations import open_table
+from pipelines.annotations import ClipTable, open_table
 from pipelines.packs import PackSettings
 from trainer.compiling import has_compiler
 from trainer.config import Experiment
@@ -24,6 +26,7 @@ from trainer.options import Choice, experiment_of
 State = Literal["ok", "note", "bad"]
 SPACE = 40  # GB that the packs of NTU-60 take, and some
 SHARED_MEMORY = 1  # GB that NCCL and worker processes ask for
+EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # the packages that tell
 OLDEST_CUDNN = 91500  # before it bf16 convolutions are wrong or slow (reference performance.md 1b)
 
 
@@ -51,9 +54,10 @@ def doctor(options: DoctorOptions, console: Console | None = None) -> int:
     table = Table("what", "", "found", "way out")
     colours = {"ok": "green", "note": "yellow", "bad": "red"}
     for finding in findings:
-        table.add_row(finding.what, f"[{colours[finding.state]}]{finding.state}[/]", finding.found, finding.fix)
+        state = f"[{colours[finding.state]}]{finding.state}[/]"
+        table.add_row(finding.what, state, escape(finding.found), escape(finding.fix))
     console.print(table)
-    bad = [finding.what for finding in findings if finding.state == "bad"]
+    bad = dict.fromkeys(finding.what for finding in findings if finding.state == "bad")
     console.print(f"to be mended first: {', '.join(bad)}" if bad else "training can start", highlight=False)
     return 2 if bad else 0
 
@@ -65,6 +69,7 @@ def machine() -> Iterator[Finding]:
     yield dali()
     yield compiler()
     yield apex()
+    yield extras()
     yield space("disk", Path.cwd(), SPACE, "packs of NTU-60 take about 35 GB: set data.packs to another disk")
     yield space("/dev/shm", Path("/dev/shm"), SHARED_MEMORY, "in a container: --shm-size 8g")
     cores = len(os.sched_getaffinity(0))
@@ -75,7 +80,9 @@ def gpus() -> Iterator[Finding]:
     """The cards and what stands beside them; a machine without one is a note: everything runs on its CPU."""
     if not torch.cuda.is_available():
         command = shutil.which("nvidia-smi")
-        fix = "the driver sees a card, torch does not: install torch for CUDA" if command and _smi() else ""
+        fix = "an NVIDIA GPU and its driver"
+        if command and _smi():
+            fix = "the driver sees a card, torch does not: install torch for CUDA"
         yield Finding("GPU", "note", "none: training runs on the CPU, slowly", fix)
         return
     for index in range(torch.cuda.device_count()):
@@ -85,6 +92,17 @@ def gpus() -> Iterator[Finding]:
         size = f"{card.total_memory / 1e9:.0f} GB, sm_{card.major}{card.minor}"
         yield Finding(f"GPU {index}", "note" if old else "ok", f"{card.name}, {size}", fix)
     yield Finding("driver", "ok", _smi() or "unknown")
+    yield video_engine()
+
+
+def video_engine(library: str = "libnvcuvid.so.1") -> Finding:
+    """Packs need none; without the driver's library DALI decodes no video on the card."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        fix = "in a container: NVIDIA_DRIVER_CAPABILITIES=all"
+        return Finding("NVDEC", "note", f"no {library}: no data.source=video, no --decoder nvdec", fix)
+    return Finding("NVDEC", "ok", f"{library} found")
 
 
 def torch_version() -> Finding:
@@ -119,6 +137,14 @@ def apex() -> Finding:
     return Finding("apex", "ok", "not there, and not needed")
 
 
+def extras() -> Finding:
+    """What only some commands need: export to ONNX, skeletons of videos that have none, curves on a server."""
+    missing = [name for name, package in EXTRAS.items() if importlib.util.find_spec(package) is None]
+    there = ", ".join(name for name in EXTRAS if name not in missing)
+    fix = f"if wanted: pip install -e '.[{','.join(missing)}]'" if missing else ""
+    return Finding("extras", "ok", f"{there or 'none'} installed", fix)
+
+
 def space(what: str, path: Path, needed: float, fix: str) -> Finding:
     try:
         free = shutil.disk_usage(path).free / 1e9
@@ -134,23 +160,29 @@ def data_of(experiment: Experiment) -> Iterator[Finding]:
         yield Finding("data", "ok", "the demo makes its own")
         return
     files = [Path(file) for file in (data.annotations, data.val_annotations) if file is not None]
-    for file in files:
-        there = file.is_file()
-        fix = "" if there else "get the published skeleton pickle, or --set data.annotations=..."
-        yield Finding("annotations", "ok" if there else "bad", f"{file}{'' if there else ' is not there'}", fix)
+    tables = {file: annotations_of(experiment, file) for file in files}
+    yield from (found for found, _ in tables.values())
     folder = Path(data.videos)
     there = folder.is_dir() and any(folder.iterdir())
     fix = "" if there else "put the videos there, or --set data.videos=...; see docs/data.md"
     yield Finding("videos", "ok" if there else "bad", f"{folder}{'' if there else ' is empty or not there'}", fix)
-    yield from (packs_of(experiment, file) for file in files if file.is_file())
+    yield from (packs_of(experiment, file, table) for file, (_, table) in tables.items() if table is not None)
 
 
-def packs_of(experiment: Experiment, annotations: Path) -> Finding:
+def annotations_of(experiment: Experiment, file: Path) -> tuple[Finding, ClipTable | None]:
+    """Whether a pickle is there, can be read, and fits the experiment; its table if so."""
+    if not file.is_file():
+        fix = "get the published skeleton pickle, or --set data.annotations=..."
+        return Finding("annotations", "bad", f"{file} is not there", fix), None
     try:
-        table = open_table(annotations, Path(experiment.data.cache))
-        check_table(experiment, annotations, table)
+        table = open_table(file, Path(experiment.data.cache))
+        check_table(experiment, file, table)
     except ValueError as error:
-        return Finding("packs", "bad", str(error), f"python -m pipelines.verify {annotations} says more")
+        return Finding("annotations", "bad", str(error), f"python -m pipelines.verify {file} says more"), None
+    return Finding("annotations", "ok", str(file)), table
+
+
+def packs_of(experiment: Experiment, annotations: Path, table: ClipTable) -> Finding:
     folder = PackSettings.of(experiment.clip).folder(Path(experiment.data.packs), table)
     if (folder / "manifest.jsonl").exists():
         return Finding("packs", "ok", str(folder))

@@ -124,7 +124,7 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         monitor_interval=1.0,
         signals_to_handle=",".join(number.name for number in EXIT_CODES),
     )
-    for name in ("agent.server.api", "multiprocessing.api"):  # a signal is three warnings to them; we say it in one line
+    for name in ("agent.server.api", "multiprocessing.api"):  # to them a signal is three warnings
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "trainer", *arguments)

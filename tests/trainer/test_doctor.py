@@ -23,7 +23,7 @@ def test_a_machine_that_passes_these_tests_can_train():
     code, shown = said([])
     assert code == 0, shown
     assert "training can start" in shown
-    for what in ("GPU", "torch", "DALI", "torch.compile", "apex", "disk", "/dev/shm", "CPU"):
+    for what in ("GPU", "torch", "DALI", "torch.compile", "apex", "extras", "disk", "/dev/shm", "CPU"):
         assert what in shown
     assert all(finding.state != "bad" for finding in machine())
 
@@ -32,7 +32,7 @@ def test_what_is_missing_comes_with_a_way_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, shown = said(["--exp", "ma52"])
     assert code == 2
-    assert "to be mended first: annotations, annotations, videos" in shown
+    assert "to be mended first: annotations, videos" in shown
     found = list(data_of(EXPERIMENTS["ntu60"]))
     assert [(finding.what, finding.state) for finding in found] == [("annotations", "bad"), ("videos", "bad")]
     assert all(finding.fix for finding in found)
@@ -53,9 +53,35 @@ def test_data_and_packs_in_place(tiny, tmp_path):
         [*there, "--set", "clip.rgb_frames=4", "--set", "data.num_classes=2", "--set", "data.coarse_map=(0,1)"]
     )
     assert code == 2
-    assert "to be mended first: packs" in shown
+    assert "to be mended first: annotations" in shown
+    (tmp_path / "damaged.pkl").write_bytes(b"not a pickle")
+    code, shown = said([*there, "--set", f"data.annotations={tmp_path}/damaged.pkl"])
+    assert code == 2
+    assert "to be mended first: annotations" in shown
 
 
 def test_as_a_command(capsys, tmp_path):
     assert run_command(["doctor", *arguments_in(tmp_path)]) == 0
     assert "the demo makes its own" in capsys.readouterr().out
+
+
+def test_libraries_and_extras_that_are_missing(monkeypatch):
+    assert module.video_engine("libc.so.6").state == "ok"
+    found = module.video_engine("libabsent.so.1")
+    assert (found.state, found.fix) == ("note", "in a container: NVIDIA_DRIVER_CAPABILITIES=all")
+    monkeypatch.setattr(module, "EXTRAS", {"export": "numpy", "pose": "an_absent_package"})
+    assert module.extras() == Finding("extras", "ok", "export installed", "if wanted: pip install -e '.[pose]'")
+    assert "if wanted: pip install -e '.[pose]'" in said([])[1]
+
+
+def test_a_machine_without_a_compiler_or_with_a_foreign_apex(tmp_path, monkeypatch):
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    code, shown = said([])
+    assert code == 0
+    assert "no C compiler" in shown
+    assert "pip uninstall apex" in shown
