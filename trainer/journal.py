@@ -55,6 +55,21 @@ class Journal:
         if self.active:
             self._write(text)
 
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Closes at the end; what ended the run by force is the log's last line, for `runs` to read."""
+        try:
+            yield
+        except BaseException as error:
+            if self.active:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                interrupted = isinstance(error, KeyboardInterrupt)  # past the preparation signals are remembered
+                text = "stopped: while its data were made ready" if interrupted else f"failed: {reason}"
+                self._write(text, on_console=False)  # there the command line says it
+            raise
+        finally:
+            self.close()
+
     def recall(self, validations: Sequence[Mapping[str, float]], num_steps: int) -> None:
         """Write the validations of a snapshot that was brought here without the records of its run."""
         if self.active and not self._metrics.size():

@@ -124,4 +124,5 @@ def write_sheet(path: Path, batches: Sequence[Batch], prediction: Prediction) ->
     parts = {field.name: torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)}
     windows = [prediction.windows[row] for row in parts["index"].tolist()]
     lines = [captions(window, prediction.class_names, prediction.rate) for window in windows]
-    contact_sheet(path, Batch(**parts | {"label": torch.arange(len(windows))}), [f"{b[0]}, {b[-1]}" for b in lines])
+    shown = Batch(**parts | {"label": torch.arange(len(windows))})
+    contact_sheet(path, shown, [f"{line[0]}, {line[-1]}" for line in lines], "window")

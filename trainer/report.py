@@ -111,4 +111,5 @@ def _finish(axes: Axes, title: str, legend: bool = True) -> None:
     axes.set_xlim(left=0)
     if legend and axes.lines:
         columns = 1 + (len(axes.lines) > 6)
-        axes.legend(fontsize=8, ncols=columns, facecolor="white", edgecolor="none", framealpha=0.8)
+        # Long enough for a dash to be seen beside a dot.
+        axes.legend(fontsize=8, ncols=columns, handlelength=3.6, facecolor="white", edgecolor="none", framealpha=0.8)

@@ -55,10 +55,12 @@ class PastRun:
         return max(scored, key=lambda record: record[self.metric], default=None)
 
     def state(self) -> str:
-        """finished; stopped (by a signal or --max-steps); stalled; running; cut off, where it went silent for longer
-        than a run that lives can be.
+        """finished; stopped (by a signal or --max-steps); failed (with an error); stalled; running; cut off, where it
+        went silent for longer than a run that lives can be.
         """
         said = last_words(self.folder / LOG)
+        if said and said[-1].startswith(("failed: ", "stopped: ")):
+            return said[-1].partition(":")[0]
         if said and said[-1].startswith("pictures: "):  # a run's last line
             return "stopped" if any(line.startswith("stopped: ") for line in said[-3:]) else "finished"
         if any(file.stat().st_size for file in self.folder.glob("stalled_rank*.txt")):

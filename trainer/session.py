@@ -53,35 +53,35 @@ def train_here(
                 claim(work_dir, resume)
             found = newest_valid(work_dir, print if ranks.leads else _silent) if resume else None
         journal = Journal(work_dir, ranks.rank, _resume_at(found))
-        if resume:
-            journal.say(f"going on from {found[0]}" if found else f"{work_dir} has no snapshot yet: a fresh start")
-        if found:
-            check_same(found[0], found[1], experiment, journal.say)
-        if ranks.leads:
-            (work_dir / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1) + "\n")
-            if experiment.wandb:
-                journal.wandb = WandbLog(experiment, work_dir)
-        loaders = build_loaders(experiment, ranks, journal.say)
-        with Interrupt() as interrupt, Watchdog(work_dir, ranks, experiment.stalled_after) as watchdog:
-            writer = Writer(work_dir, found[0] if found else None) if ranks.leads else None
-            run = build_run(experiment, ranks, loaders, journal, writer, interrupt, watchdog.beat)
+        with journal.closing():
+            if resume:
+                journal.say(f"going on from {found[0]}" if found else f"{work_dir} has no snapshot yet: a fresh start")
             if found:
-                take_up(run, found[1])
-            elif init is not None:
-                for sentence in initialise_from(run.network, init):
-                    journal.say(sentence)
-            if experiment.cuda_graph:
-                rate_on_device(run.optimizer, ranks.device)
-                run.replay = Replay(partial(update, run))
-            if profile is not None and ranks.leads:
-                run.profile = Profile(profile, work_dir, journal.say)
-            introduce(run)
+                check_same(found[0], found[1], experiment, journal.say)
             if ranks.leads:
-                draw_clips(run, work_dir)
-            scores = fit(run, max_steps)
-        if ranks.leads:
-            report(run, work_dir, scores)
-        journal.close()
+                (work_dir / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1) + "\n")
+                if experiment.wandb:
+                    journal.wandb = WandbLog(experiment, work_dir)
+            loaders = build_loaders(experiment, ranks, journal.say)
+            with Interrupt() as interrupt, Watchdog(work_dir, ranks, experiment.stalled_after) as watchdog:
+                writer = Writer(work_dir, found[0] if found else None) if ranks.leads else None
+                run = build_run(experiment, ranks, loaders, journal, writer, interrupt, watchdog.beat)
+                if found:
+                    take_up(run, found[1])
+                elif init is not None:
+                    for sentence in initialise_from(run.network, init):
+                        journal.say(sentence)
+                if experiment.cuda_graph:
+                    rate_on_device(run.optimizer, ranks.device)
+                    run.replay = Replay(partial(update, run))
+                if profile is not None and ranks.leads:
+                    run.profile = Profile(profile, work_dir, journal.say)
+                introduce(run)
+                if ranks.leads:
+                    draw_clips(run, work_dir)
+                scores = fit(run, max_steps)
+            if ranks.leads:
+                report(run, work_dir, scores)
     return interrupt.exit_code
 
 

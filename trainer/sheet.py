@@ -17,8 +17,10 @@ NUM_CLIPS, NUM_FRAMES = 6, 8
 JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of a heatmap of 1
 
 
-def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = ()) -> Path:
-    """Write a PNG of up to six clips of `batch`, up to eight moments each; `labels` name the fine classes.
+def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: str = "clip") -> Path:
+    """Write a PNG of up to six clips of `batch`, up to eight moments each.
+
+    `labels` name the fine classes, `what` says what a row of the batch is.
 
     Upper strip RGB, lower strip the maximum over all heatmap channels over the dimmed frame. Both streams sample the
     clip on their own, so a heatmap may be a few frames away from its picture; a box or a flip that differs is seen.
@@ -35,14 +37,14 @@ def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = ()) -> Path:
             canvas[top : top + height, MARGIN : MARGIN + width] = strip.numpy()
             top += height + GAP
         title_at = 1 - (place * block + TITLE / 2 + MARGIN // 2) / canvas.shape[0]
-        figure.text(MARGIN / canvas.shape[1], title_at, _title(batch, clip, labels), va="center", fontsize=9)
+        figure.text(MARGIN / canvas.shape[1], title_at, _title(batch, clip, labels, what), va="center", fontsize=9)
     figure.figimage(canvas)
     return write_png(figure, path)
 
 
-def _title(batch: Batch, clip: int, labels: Sequence[str]) -> str:
+def _title(batch: Batch, clip: int, labels: Sequence[str], what: str) -> str:
     label = int(batch.label[clip])
-    return f"clip {int(batch.index[clip])}: {labels[label] if labels else f'class {label}'}"
+    return f"{what} {int(batch.index[clip])}: {labels[label] if labels else f'class {label}'}"
 
 
 def _strips(rgb: Tensor, heatmap: Tensor) -> Tensor:

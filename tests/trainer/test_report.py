@@ -109,3 +109,14 @@ def test_confusion_without_names_or_clips() -> None:
     assert pairs.get_title("left") == "nothing confused"
     assert [tick.get_text() for tick in matrix.get_yticklabels()] == [str(i) for i in range(60)]
     assert not matrix.texts
+
+
+def test_the_legend_tells_coarse_lines_from_fine_ones(tmp_path: Path) -> None:
+    """The dots of a validation must leave room for the dashes beside them."""
+    a_run(tmp_path)
+    legend = report.draw_curves(read_metrics(tmp_path / METRICS)).axes[1].get_legend()
+    handles = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+    coarse, fine = handles["RGBPose_coarse_1:1"], handles["RGBPose_1:1"]
+    assert (coarse.get_linestyle(), fine.get_linestyle()) == ("--", "-")
+    dashes = np.ptp(coarse.get_xdata()) / coarse.get_linewidth()  # of 3.7 line widths, and 1.6 between
+    assert dashes > 2 * (3.7 + 1.6) + coarse.get_markersize() / coarse.get_linewidth()

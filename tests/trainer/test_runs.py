@@ -90,6 +90,18 @@ def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):
                                               if r["kind"] == "val"), abs=1e-4)  # fmt: skip
 
 
+def test_a_run_that_failed_says_so_once(tiny, tmp_path, capsys):
+    words = [*tiny, "--set", "data.demo=None", "--set", f"data.annotations={tmp_path}/absent.pkl"]
+    assert run_command([*words, "--work-dir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.count("absent.pkl cannot be opened") == 1
+    assert read_run(tmp_path / "run").state() == "failed"
+    assert "failed: " in (tmp_path / "run" / "train.log").read_text()
+    interrupted = Journal(tmp_path / "run", console=Console(file=io.StringIO()))
+    with pytest.raises(KeyboardInterrupt), interrupted.closing():
+        raise KeyboardInterrupt
+    assert read_run(tmp_path / "run").state() == "stopped"
+
+
 def test_broken_numbers(tmp_path):
     """Lines that a kill cut and scores that were NaN change nothing else."""
     folder = a_run(tmp_path / "run", scores=(0.5, float("nan"), 0.25))
