@@ -6,7 +6,6 @@ and only the held object's look differs. One training video is cut in half and c
 clip has no skeleton (M = 1, all zeros).
 """
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -14,6 +13,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +22,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -38,6 +39,7 @@ from pipelines.demo_classes import (
     clip_ids,
 )
 from pipelines.demo_clip import annotate, write_clip
+from pipelines.demo_own import write_own
 
 __all__ = [
     "COARSE_MAP",
@@ -162,22 +164,37 @@ def watch(done: Iterable[str], total: int) -> None:
                 console.print(f"demo videos {count}/{total}, {text}")
 
 
-def main() -> None:
-    example = "python -m pipelines.demo --out data/demo"
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.demo", description=f"Make the demo's data set, videos and skeletons: {example}"
-    )
-    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder of the data set")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw and encode")
-    args = parser.parse_args()
+def main(
+    out: Path = Path("data/demo"),
+    own: bool = False,
+    train: int = DemoConfig().num_train,
+    val: int = DemoConfig().num_val,
+    workers: int | None = None,
+) -> None:
+    """Make the demo's data set, videos and skeletons: python -m pipelines.demo --out data/demo
+
+    Args:
+        out: folder of the data set
+        own: also write labels.csv and keypoints/, what pipelines.annotate takes of your own videos
+        train: videos to train on
+        val: videos to validate on
+        workers: processes that draw and encode (default: one a core)
+    """
     try:
-        annotations = make_demo(args.out, DemoConfig(), args.workers)
+        if min(train, val) < 1:
+            raise ValueError(f"--train {train} --val {val}: at least one video of each is needed")
+        config = DemoConfig(num_train=train, num_val=val)
+        made = make_demo(out, config, workers or os.cpu_count() or 1)
+        if own:
+            made = write_own(out, config)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
+        print(error, file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        parser.exit(130, "stopped; the same command goes on from here\n")
-    print(f"demo data: {annotations}")
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    print(f"demo data: {made}")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python -m pipelines.demo")

@@ -1,0 +1,23 @@
+"""The demo's clips as one's own videos lie on a disk before anything is made of them (docs/custom_data.md walks it)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.demo_classes import TRAIN, DemoConfig, clip_ids
+from pipelines.demo_clip import annotate
+
+LABELS, KEYPOINTS = "labels.csv", "keypoints"
+
+
+def write_own(root: Path, config: DemoConfig) -> Path:
+    """Write labels.csv (video,label,split) and keypoints/NAME.npz beside the videos; returns the former."""
+    (root / KEYPOINTS).mkdir(parents=True, exist_ok=True)
+    lines = ["video,label,split"]
+    for clip in clip_ids(config):
+        lines.append(f"{clip.name}.mp4,{clip.label},{'train' if clip.split == TRAIN else 'val'}")
+        poses = annotate(config, clip)
+        arrays = {name: np.asarray(poses[name]) for name in ("keypoint", "keypoint_score")}
+        np.savez(root / KEYPOINTS / f"{clip.name}.npz", **arrays)
+    (root / LABELS).write_text("\n".join(lines) + "\n")
+    return root / LABELS
