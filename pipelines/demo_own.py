@@ -17,7 +17,7 @@ def write_own(root: Path, config: DemoConfig) -> Path:
     for clip in clip_ids(config):
         lines.append(f"{clip.name}.mp4,{clip.label},{'train' if clip.split == TRAIN else 'val'}")
         poses = annotate(config, clip)
-        arrays = {name: np.asarray(poses[name]) for name in ("keypoint", "keypoint_score")}
-        np.savez(root / KEYPOINTS / f"{clip.name}.npz", **arrays)
+        keypoint, score = np.asarray(poses["keypoint"]), np.asarray(poses["keypoint_score"])
+        np.savez(root / KEYPOINTS / f"{clip.name}.npz", keypoint=keypoint, keypoint_score=score)
     (root / LABELS).write_text("\n".join(lines) + "\n")
     return root / LABELS
