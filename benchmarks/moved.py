@@ -5,30 +5,67 @@ tensors are is taken from the launchers at the experiment's sizes. What torch re
 weights' gradients is left out: under two hundredths. TRITON_INTERPRET must be set before the import.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from benchmarks.cost import BYTES
+from benchmarks.cost import BYTES, cost_of
 from benchmarks.cost import Traffic as Operators
 from benchmarks.launches import Call, calls_of
+from benchmarks.plain5d import X3DPair5d
+from benchmarks.plain5d_rgbpose import RGBPose5d
 from benchmarks.records import commit, write_record
+from benchmarks.step import random_batch
 from benchmarks.traffic import Launch, Traffic
+from models import RGBPoseConfig, X3DPairConfig
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D
+
+# GB per clip where the compiler fuses what it can: reference performance.md, section 2.
+COMPILED = {
+    "ntu60_x3d": {"norms": 2.57, "1x1 convolutions": 1.25, "depthwise": 0.75, "squeeze-excite": 0.29, "shift": 0.24},
+    "ma52": {"norms": 2.25, "convolutions": 1.77, "concatenation": 0.10},
+}
 
 
 def write_bytes(path: Path) -> None:
     """Count everything, print it and write the record."""
-    counted = {experiment.name: list(training_launches(experiment)) for experiment in (NTU60_X3D, MA52_RUN)}
-    parts = {name: totals(launches) for name, launches in counted.items()}
-    for name, kinds in parts.items():
-        for kernel, values in kinds.items():
-            print(f"{name} {kernel}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
-    write_record(path, {"commit": commit(), "per_clip": parts, "launches": counted})
+    record = {"commit": commit(), "per_clip": {}, "step": {}, "launches": {}}
+    for experiment in (NTU60_X3D, MA52_RUN):
+        name, launches = experiment.name, list(training_launches(experiment))
+        parts = record["per_clip"][name] = totals(launches)
+        step = record["step"][name] = launched(experiment, launches)
+        record["launches"][name] = launches
+        for part, values in parts.items():
+            print(f"{name} {part}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        print(f"{name} compiled, GB: " + ", ".join(f"{part} {value}" for part, value in COMPILED[name].items()))
+        print(f"{name} launches: " + ", ".join(f"{key} {value}" for key, value in step.items()))
+    write_record(path, record)
+
+
+def launched(experiment: Experiment, launches: list[dict]) -> dict[str, int]:
+    """Of a training step: launches of our kernels, and eager ones of the network folded and in its published form.
+
+    Around ours the compiler has its own, which cannot be counted without a card.
+    """
+    config = experiment.model
+    assert isinstance(config, X3DPairConfig | RGBPoseConfig)
+    config = replace(config, pcan=None)
+    with torch.device("meta"):
+        published = X3DPair5d(config) if isinstance(config, X3DPairConfig) else RGBPose5d(config)
+    few = replace(experiment, optim=replace(experiment.optim, batch_size=2))
+    batch = [tensor.to("meta") for tensor in random_batch(few, torch.device("cpu"))]
+    with Operators() as operators:
+        published(*batch).backward()
+    return {
+        "ours": sum(len(launch["toy"]) * launch["times"] for launch in launches),
+        "folded_eager": cost_of(experiment).launches,
+        "published_eager": operators.launches,
+    }
 
 
 def training_launches(experiment: Experiment) -> Iterator[dict]:
@@ -46,12 +83,14 @@ def moved(call: Call) -> dict:
     for toy, launch in zip(toys, real.launches, strict=True):
         assert toy.kernel == launch.kernel
         for name, argument in toy.arguments.items():
-            total += argument.touched() / argument.size * launch.sizes[name]
+            if argument.size:
+                total += argument.touched() / argument.size * launch.sizes[name]
     with Operators() as operators:
         call.plain()
     plain = {f"{kind}_mb": count * BYTES for kind, count in operators.numbers.items()}
+    counts = {"mb": total, "beside_mb": call.beside * BYTES} | plain
     return {
-        **{kind: round(count / call.clips / 1e6, 6) for kind, count in ({"mb": total} | plain).items()},
+        **{kind: round(count / call.clips / 1e6, 6) for kind, count in counts.items()},
         "toy": [{"kernel": toy.kernel, "touched": toy.touched(), "asked": toy.asked} for toy in toys],
     }
 
@@ -64,23 +103,22 @@ def toy_launches(call: Call) -> list[Launch]:
 
 
 def totals(launches: list[dict]) -> dict[str, dict[str, float]]:
-    """Per kernel and in all: gigabytes a clip, the ideal, their ratio, launches a step."""
-    sums: dict[str, Counter] = {}
+    """Per kernel and in all: gigabytes a clip, those the compiler moves beside, the ideal, its ratio, launches."""
+    sums: dict[str, defaultdict[str, float]] = {}
     for launch in launches:
-        for part in (launch["kernel"], "networks" if launch["ideal_mb"] else None):
-            if part:
-                count = sums.setdefault(part, Counter())
+        for part in (launch["kernel"], "networks"):
+            if part != "networks" or launch["kernel"] != "heatmap":
+                count = sums.setdefault(part, defaultdict(float))
                 for kind in (key for key in launch if key.endswith("mb")):
                     count[kind.replace("mb", "gb")] += launch[kind] * launch["times"] / 1e3
                 count["launches"] += len(launch["toy"]) * launch["times"]
-    return {
-        part: {key: round(value, 6) for key, value in count.items()}
-        | ({"over_ideal": round(count["gb"] / count["ideal_gb"], 4)} if count["ideal_gb"] else {})
-        for part, count in sums.items()
-    }
+    for count in sums.values():
+        if count["ideal_gb"]:
+            count["over_ideal"] = (count["gb"] + count["beside_gb"]) / count["ideal_gb"]
+    return {part: {key: round(value, 6) for key, value in count.items()} for part, count in sums.items()}
 
 
 def describe(call: Call) -> str:
     """A call's numbers in a line."""
     values = {field.name: getattr(call, field.name) for field in fields(call)}
-    return " ".join(f"{name}={value}" for name, value in values.items() if isinstance(value, int | float))
+    return " ".join(f"{name}={value}" for name, value in values.items() if isinstance(value, int | float | str))

@@ -9,13 +9,16 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
 
+from benchmarks.launches.conv_bn import ConvBnCall
 from benchmarks.launches.depthwise import DepthwiseCall
 from benchmarks.launches.heatmap import HeatmapCall
-from benchmarks.launches.seen import Seen
+from benchmarks.launches.moments import MomentsCall
+from benchmarks.launches.norm_act import NormActCall
+from benchmarks.launches.seen import CLIPS, Seen, noted
 from benchmarks.launches.shift_conv import ShiftConvCall
 from benchmarks.step import random_batch
+from kernels.choice import KERNELS
 from models import build_model
 from trainer.config import Experiment, consistent
 from trainer.experiments import MA52_RUN, NTU60, NTU60_X3D
@@ -34,6 +37,11 @@ class Call(Protocol):
     @property
     def clips(self) -> int: ...
 
+    @property
+    def beside(self) -> int:
+        """Numbers that the compiler reads and writes around the call at least, for what the kernel leaves to it."""
+        ...
+
     def toy(self) -> "Call":
         """The same on few pixels and one clip, for Triton's interpreter."""
         ...
@@ -47,25 +55,21 @@ class Call(Protocol):
         ...
 
 
-CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall)
+CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall, NormActCall, MomentsCall, ConvBnCall)
 
 
-def calls_of(experiment: Experiment, train: bool) -> Counter[Call]:
-    """How often a training step, or a batch of a validation, makes each call."""
+def calls_of(experiment: Experiment, train: bool, kernels: tuple[str, ...] = KERNELS) -> Counter[Call]:
+    """How often a training step, or a batch of a validation, makes each call where these kernels run."""
     clip, model = experiment.clip, experiment.model
-    sizes = dict(zip(("rgb_size", "heatmap_size"), clip.sizes(train), strict=True))
-    one = replace(experiment, clip=replace(clip, **sizes), optim=replace(experiment.optim, batch_size=1))
+    lengths = dict(zip(("rgb_size", "heatmap_size"), clip.sizes(train), strict=True))
+    few = replace(experiment, clip=replace(clip, **lengths), optim=replace(experiment.optim, batch_size=CLIPS))
     with torch.device("meta"):
         network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)
-    batch = [tensor.to("meta") for tensor in random_batch(one, torch.device("cpu"))]
-    modules = []
-    hook = register_module_forward_pre_hook(lambda module, inputs: modules.append((module, inputs)))
-    try:
-        network.eval()(*batch)
-    finally:
-        hook.remove()
+    batch = [tensor.to("meta") for tensor in random_batch(few, torch.device("cpu"))]
+    with noted(kernels) as made:
+        network.train(train)(*batch)
     clips = experiment.optim.batch_size if train else experiment.val.batch_size
-    seen = Seen(experiment=one, modules=modules, clips=clips, train=train)
+    seen = Seen(experiment=few, calls=made, clips=clips, train=train)
     calls: Counter[Call] = Counter()
     for kind in CALLS:
         calls.update(kind.find(seen))

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.launches.seen import Seen
+from benchmarks.launches.seen import Seen, sizes
 from kernels.depthwise import reference
 from kernels.depthwise.fused import depthwise_conv
 
@@ -25,17 +25,12 @@ class DepthwiseCall:
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        for conv, (x, *_) in seen.modules:
-            if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1 and conv.kernel_size == (3, 3):
-                yield cls(
-                    clips=seen.clips,
-                    frames=x.shape[0],
-                    height=x.shape[2],
-                    width=x.shape[3],
-                    channels=x.shape[1],
-                    stride=conv.stride[0],
-                    train=seen.train,
-                )
+        for x, _, stride in seen.calls["depthwise"]:
+            yield cls(clips=seen.clips, **sizes(x), stride=stride, train=seen.train)
+
+    @property
+    def beside(self) -> int:
+        return 0
 
     def toy(self) -> Self:
         return replace(self, clips=1, frames=1, height=self.height // 7, width=self.width // 7)

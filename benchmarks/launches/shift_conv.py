@@ -7,10 +7,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from benchmarks.launches.seen import Seen
+from benchmarks.launches.seen import CLIPS, Seen, sizes
 from kernels.shift_conv import reference
 from kernels.shift_conv.fused import shift_conv
-from models.x3d_shift import X3DBlock
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,19 +26,13 @@ class ShiftConvCall:
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        for block, inputs in seen.modules:
-            if isinstance(block, X3DBlock):
-                (x, frames), outputs = inputs, block.conv1.conv.out_channels
-                yield cls(
-                    clips=seen.clips,
-                    frames=frames,
-                    height=x.shape[2],
-                    width=x.shape[3],
-                    channels=x.shape[1],
-                    outputs=outputs,
-                    fold=block.fold,
-                    train=seen.train,
-                )
+        for x, weight, num_frames, fold, *_ in seen.calls["shift_conv"]:
+            assert num_frames == len(x) // CLIPS
+            yield cls(clips=seen.clips, **sizes(x), outputs=len(weight), fold=fold, train=seen.train)
+
+    @property
+    def beside(self) -> int:
+        return 0
 
     def toy(self) -> Self:
         return replace(self, clips=1, height=3, width=5)

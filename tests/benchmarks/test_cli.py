@@ -33,10 +33,13 @@ def test_the_gpu_suite_runs_through_at_toy_size(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     records = {record["part"]: record for record in (json.loads(path.read_text()) for path in tmp_path.iterdir())}
     assert {name: (record["status"], record["toy"]) for name, record in records.items()} == {
-        name: ("done", True) for name in ("limits", "heatmap", "nets", "decode", "train", "step")
+        name: ("done", True) for name in ("limits", "kernels", "heatmap", "nets", "decode", "train", "step")
     }
     assert records["limits"]["results"].keys() == {"copy", "matmul_bf16", "ntu60_x3d"}
     assert records["nets"]["results"].keys() == {"ntu60_x3d", "ntu60_x3d_full"}
+    *steps, chosen = records["kernels"]["results"]
+    assert len(steps) == 8  # four kernels in two streams
+    assert chosen == "faster"
     assert records["heatmap"]["results"]["toy"]["max_error"] <= 2**-8
     assert records["step"]["results"].keys() == {
         "folded_compiled",
@@ -99,7 +102,7 @@ def test_a_mistake_takes_a_sentence():
     done = run("gpu", "--device", "cpu", "--toy", "--only", "stpe")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: --only stpe: there is no such part, choose from limits, heatmap, nets, decode, train, step\n"
+        "error: --only stpe: there is no such part, choose from limits, kernels, heatmap, nets, decode, train, step\n"
     )
 
 

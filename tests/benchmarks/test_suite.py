@@ -81,7 +81,15 @@ def test_a_result_on_a_line():
 
 
 def test_parts_in_order_of_worth_fit_into_nine_minutes():
-    assert [part.name for part in parts.GPU_PARTS] == ["limits", "heatmap", "nets", "decode", "train", "step"]
+    assert [part.name for part in parts.GPU_PARTS] == [
+        "limits",
+        "kernels",
+        "heatmap",
+        "nets",
+        "decode",
+        "train",
+        "step",
+    ]
     assert sum(part.seconds for part in parts.GPU_PARTS) <= 9 * 60 - 10
 
 

@@ -1,0 +1,148 @@
+"""Each kernel in its place in a network beside what the compiler makes of the same step: parity first, then time.
+
+The heaviest steps of the guide's networks, forward and backward, compiled on both sides. A kernel that wins at every
+shape that was measured, in each experiment, goes into kernels/faster.json, from which the networks take it.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.harness import ratio, spread, time_rounds
+from benchmarks.kernel_steps import Step, heaviest
+from benchmarks.records import write_record
+from benchmarks.step import TOY
+from benchmarks.target import Result, Target
+from kernels import choice
+from kernels.conv_bn.fused import conv_bn
+from kernels.depthwise.fused import depthwise_conv
+from kernels.moments.fused import moments
+from kernels.norm_act.fused import norm_act
+from kernels.shift_conv.fused import shift_conv
+from models import norms, x3d_shift
+from trainer.experiments import MA52_RUN, NTU60_X3D
+
+SECONDS = 55  # no step is begun after them
+CLIPS = 2  # of the parity gate
+# Error of a kernel beside the plain step's own, both against float32; and of the norm, where neither has any.
+ERROR, FLOOR = 1.5, {torch.float32: 1e-4, torch.bfloat16: 2e-3}
+FUSED = {
+    (norms, "norm_act"): norm_act,
+    (norms, "conv_bn"): conv_bn,
+    (norms, "moments"): moments,
+    (x3d_shift, "shift_conv"): shift_conv,
+    (x3d_shift, "depthwise_conv"): depthwise_conv,
+}
+
+
+def measure(target: Target) -> Iterator[Result]:
+    steps = heaviest((TOY,) if target.toy else (NTU60_X3D, MA52_RUN))
+    end, lowest, wrong = time.monotonic() + SECONDS, {}, []
+    for step in steps:
+        if time.monotonic() > end:
+            break
+        torch._dynamo.reset()
+        values: dict = {"times": step.times, "share_of_allowed_error": worst_error(step, target)}
+        speedup = 0.0
+        if values["share_of_allowed_error"] <= 1:
+            samples = timed(step, target)
+            values |= {f"{side}_us": spread(taken * 1e6) for side, taken in samples.items()}
+            values["speedup"] = ratio(samples["fused"], samples["compiled"])
+            speedup = values["speedup"]["p25"]
+        else:
+            wrong.append(step.name)
+        place = step.kernel, step.experiment
+        lowest[place] = min(speedup, lowest.get(place, speedup))
+        yield step.name, values
+    winners = faster({(step.kernel, step.experiment): 0.0 for step in steps} | lowest)
+    write_choice(target.scratch / "faster.json" if target.toy else choice.RECORD, target.device, winners)
+    yield "faster", {"kernels": winners}
+    if wrong:
+        raise RuntimeError(f"{', '.join(wrong)}: further from the reference than allowed")
+
+
+def faster(lowest: dict[tuple[str, str], float]) -> dict[str, dict[str, float]]:
+    """Kernels whose lowest speedup is above 1 in all experiments that have them: kernel -> experiment -> speedup."""
+    found: dict[str, dict[str, float]] = {}
+    for (kernel, experiment), speedup in lowest.items():
+        found.setdefault(kernel, {})[experiment] = round(speedup, 3)
+    return {kernel: speedups for kernel, speedups in found.items() if min(speedups.values()) > 1}
+
+
+def write_choice(path: Path, device: torch.device, winners: dict[str, dict[str, float]]) -> None:
+    """Put a device's kernels into the record that the networks read, in place of those it had."""
+    record = json.loads(path.read_text()) if path.exists() else {}
+    write_record(path, dict(sorted((record | {choice.device_name(device): winners}).items())))
+
+
+def worst_error(step: Step, target: Target) -> float:
+    """Of result, gradients and running statistics: the largest error as a share of what is allowed."""
+    halved = target.device.type == "cuda"
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        exact = outcome(step, target, (), halved=False)
+    plain, found = outcome(step, target, (), halved=halved), outcome(step, target, (step.kernel,), halved=halved)
+    shares = []
+    for best, other, one in zip(exact, plain, found, strict=True):
+        allowed = ERROR * (other - best).norm() + FLOOR[torch.bfloat16 if halved else torch.float32] * best.norm()
+        shares.append(((one - best).norm() / (allowed + 1e-30)).item())
+    return max(shares) if np.isfinite(shares).all() else float("inf")
+
+
+def outcome(step: Step, target: Target, kernels: tuple[str, ...], *, halved: bool) -> list[Tensor]:
+    block, inputs = step.make(target.device, CLIPS)
+    leaves = [x.requires_grad_() for x in inputs] + list(block.parameters())
+    with through(kernels, target.device):
+        with torch.autocast("cuda", torch.bfloat16, enabled=halved):
+            y = step.run(block, [x.bfloat16() for x in inputs] if halved else inputs)
+        torch.manual_seed(1)
+        grads = torch.autograd.grad(y, leaves, torch.randn_like(y), allow_unused=True)
+    return [t.detach().double() for t in (y, *grads, *block.buffers()) if t is not None]
+
+
+def timed(step: Step, target: Target) -> dict[str, np.ndarray]:
+    """Seconds of forward and backward at the experiment's batch, both sides compiled where the target is no toy."""
+    on_gpu = target.device.type == "cuda"
+    block, inputs = step.make(target.device, step.batch)
+    inputs = [(x.bfloat16() if on_gpu else x).requires_grad_() for x in inputs]
+    leaves = [*inputs, *block.parameters()]
+
+    def forward(inputs: list[Tensor]) -> Tensor:
+        return step.run(block, inputs)
+
+    called = forward if target.toy else torch.compile(forward, fullgraph=True, dynamic=False)
+
+    def both_ways(kernels: tuple[str, ...]) -> None:
+        with through(kernels, target.device):
+            with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+                y = called(inputs)
+            torch.autograd.grad(y, leaves, y.detach(), allow_unused=True)
+
+    return time_rounds(
+        {"fused": lambda: both_ways((step.kernel,)), "compiled": lambda: both_ways(())}, target, seconds=1
+    )
+
+
+@contextmanager
+def through(kernels: tuple[str, ...], device: torch.device) -> Iterator[None]:
+    """Within, networks on the device go through these kernels and no others; on a CPU in Triton's interpreter."""
+    name = choice.device_name(device)
+    chosen, plain = choice.FASTER.get(name), {place: getattr(*place) for place in FUSED}
+    if device.type == "cuda":  # where their dispatch takes them of itself
+        plain = {}
+    choice.FASTER[name] = {kernel: {} for kernel in kernels}
+    try:
+        for place in plain:
+            setattr(*place, FUSED[place])
+        yield
+    finally:
+        for place, function in plain.items():
+            setattr(*place, function)
+        del choice.FASTER[name]
+        if chosen is not None:
+            choice.FASTER[name] = chosen

@@ -1,0 +1,97 @@
+"""Which kernel a network takes on a device: measured in its place, after parity, won in every experiment."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+if torch.cuda.is_available():
+    pytest.skip("through Triton's interpreter, and a GPU is here: TRITON_INTERPRET is unset", allow_module_level=True)
+
+from benchmarks import kernels
+from benchmarks.kernel_steps import heaviest
+from benchmarks.step import TOY
+from benchmarks.target import Target
+from kernels import choice
+from kernels.depthwise import reference
+from models import x3d_shift
+from trainer.experiments import MA52_RUN, NTU60_X3D
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def target(tmp_path):
+    return Target(CPU, True, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return heaviest((NTU60_X3D, MA52_RUN))
+
+
+def test_every_block_of_the_networks_is_there(steps):
+    times = Counter()
+    for step in steps:
+        times[step.experiment, step.kernel] += step.times
+    x3d = dict.fromkeys((("ntu60_x3d", kernel) for kernel in choice.KERNELS), 49)
+    assert times == x3d | {("ma52", "norm_act"): 29, ("ma52", "conv_bn"): 29}
+    assert len({step.name for step in steps}) == len(steps)
+    assert {step.batch for step in steps} == {NTU60_X3D.optim.batch_size, MA52_RUN.optim.batch_size}
+
+
+def test_the_heaviest_of_each_come_first(steps):
+    assert len({(step.experiment, step.kernel) for step in steps[:6]}) == 6
+    first = {(step.experiment, step.kernel): step.weight for step in steps[:6]}
+    assert all(step.weight <= first[step.experiment, step.kernel] for step in steps)
+    assert [(step.name, step.times) for step in steps if step.kernel == "shift_conv" and step.name.endswith("112")] == [
+        ("ntu60_x3d_shift_conv_16x24x112x112", 1)
+    ]
+
+
+def test_a_winner_wins_everywhere():
+    lowest = {
+        ("norm_act", "ntu60_x3d"): 1.21234,
+        ("norm_act", "ma52"): 1.05,
+        ("conv_bn", "ntu60_x3d"): 1.6,
+        ("conv_bn", "ma52"): 0.99,
+        ("depthwise", "ntu60_x3d"): 1.0,
+        ("shift_conv", "ntu60_x3d"): 0.0,  # not measured, or not right
+    }
+    assert kernels.faster(lowest) == {"norm_act": {"ntu60_x3d": 1.212, "ma52": 1.05}}
+
+
+def test_a_device_has_one_entry_and_others_keep_theirs(tmp_path):
+    path = tmp_path / "faster.json"
+    kernels.write_choice(path, CPU, {"depthwise": {"ntu60_x3d": 1.3}})
+    kernels.write_choice(path, torch.device("meta"), {"norm_act": {"ma52": 1.1}})
+    kernels.write_choice(path, CPU, {})
+    assert json.loads(path.read_text()) == {"cpu": {}, "meta": {"norm_act": {"ma52": 1.1}}}
+
+
+def test_a_wrong_kernel_is_not_timed_not_chosen_and_said(target, monkeypatch):
+    right = kernels.FUSED[x3d_shift, "depthwise_conv"]
+    monkeypatch.setitem(kernels.FUSED, (x3d_shift, "depthwise_conv"), lambda *given: 1.001 * right(*given))
+    # No interpreter is as fast as torch: as if each were twice as fast.
+    monkeypatch.setattr(kernels, "ratio", lambda *samples: {"median": 2.0, "p25": 2.0, "p75": 2.0, "n": 2})
+    before = choice.RECORD.read_text()
+    with pytest.raises(RuntimeError, match=r"^(ntu60_x3d_depthwise_.x18x8x8_half(, |: )){2}further from"):
+        list(kernels.measure(target))
+    written = json.loads((target.scratch / "faster.json").read_text())["cpu"]
+    assert written.keys() == {"shift_conv", "norm_act", "conv_bn"}
+    assert choice.RECORD.read_text() == before
+    assert "cpu" not in choice.FASTER
+
+
+def test_a_compiled_step_follows_the_choice(monkeypatch):
+    """What is timed as the compiler's is not the kernel, and the other way round, though both share their code."""
+    (step,) = [step for step in heaviest((TOY,)) if step.name == "ntu60_x3d_depthwise_2x18x8x8_half"]
+    double = kernels.FUSED | {(x3d_shift, "depthwise_conv"): lambda *given: 2 * reference.depthwise_conv(*given)}
+    monkeypatch.setattr(kernels, "FUSED", double)
+    block, inputs = step.make(CPU, 1)
+    compiled = torch.compile(lambda given: step.run(block, given), fullgraph=True, dynamic=False, backend="eager")
+    plain = step.run(block, inputs)
+    for chosen, factor in (((), 1), (("depthwise",), 2), ((), 1), (("depthwise",), 2), (("norm_act",), 1)):
+        with kernels.through(chosen, CPU):
+            assert torch.equal(compiled(inputs), factor * plain), chosen
