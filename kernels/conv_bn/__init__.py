@@ -7,7 +7,9 @@ from torch import Tensor
 
 from kernels.conv_bn import reference
 
-__all__ = ["conv_bn"]
+__all__ = ["WIDEST", "conv_bn"]
+
+WIDEST = 512  # outputs that the fused kernel can have
 
 
 def conv_bn(

@@ -1,9 +1,10 @@
 """A matrix product over rows [R, C] that normalises what it loads and takes the statistics of what it stores.
 
-Rows come in equal groups, one for each row of scale and shift. A program owns BLOCK_M rows of one group and BLOCK_N
-columns of a result; column blocks of the same rows run side by side, so that they share them in the L2 cache. Sums over
-rows are partial sums, merged in a fixed order: no atomics. Both backward kernels put the gradient of the statistics
-onto the one of the result while they load it, so that it is never written.
+Rows come in equal groups, one for each row of scale and shift. Forward a program owns BLOCK_M rows of one group and
+BLOCK_N columns of the result. Backward it owns BLOCK_C channels of a split, which is one or more blocks of BLOCK_M rows
+of one group: it reads all columns of the gradient once, adds what comes by way of the statistics, and uses it twice,
+for the gradients of rows and weight. Blocks of the same rows run side by side, so that they share them in the L2 cache.
+What is summed over rows is summed by split, then merged in a fixed order: no atomics.
 """
 
 import torch
@@ -12,14 +13,16 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from kernels.conv_bn import WIDEST
 from kernels.moments.fused import load, merge, part
 from kernels.norm_act.fused import activate, through
 
-BLOCK_M = 64
-BLOCK_N = 64  # at most; narrower matrices take the next power of two. With 128 a thread needs up to 178 registers
+BLOCK_M = 64  # with 128 a thread needs up to 159 registers, and some spill
+BLOCK_N = 64  # at most; narrower matrices take the next power of two
 BLOCK_K = 32
-GRAD_BLOCK = 64  # of the weight's gradient, both ways
-GRAD_PROGRAMS = 512  # about as many programs share the rows of one weight gradient
+GRAD_TILE = 8192  # elements of a block of the gradient, which has all columns
+GRAD_SUMS = 16384  # of the weight's gradient in a program: 64 a thread
+GRAD_PARTIAL = 1 << 22  # sums that all programs write, about: fewer programs leave SMs idle, more write more
 
 
 def conv_bn(
@@ -27,6 +30,7 @@ def conv_bn(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Same contract as `reference.conv_bn`."""
     assert activation in ("none", "relu", "silu")
+    assert len(weight) <= WIDEST
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -44,20 +48,17 @@ def conv_bn(
 @triton_op("duet::conv_bn", mutates_args=())
 def _conv_bn(rows: Tensor, weight: Tensor, affine: Tensor | None, activation: str) -> tuple[Tensor, Tensor, Tensor]:
     """[N*P, C] rows, [O, C] weight, [N, 2, C] scale and shift -> [N*P, O] result, [O] mean, [O] variance."""
-    width, channels = weight.shape
-    groups, group_rows, splits = _split(rows, affine, BLOCK_M)
-    result = rows.new_empty(len(rows), width)
-    partial = rows.new_empty(groups, splits, 2, width, dtype=torch.float32)
-    columns, options = _columns(width)
-    wrap_triton(_forward)[(groups * splits * columns,)](
-        result, partial, rows, weight, affine, group_rows, splits, activation, C=channels, O=width, **options
-    )
+    groups = 1 if affine is None else len(affine)
+    programs, (group_rows, splits), options = split_forward(rows, weight, groups, BLOCK_M)
+    result = rows.new_empty(len(rows), len(weight))
+    partial = rows.new_empty(groups, splits, 2, len(weight), dtype=torch.float32)
+    wrap_triton(_forward)[(programs,)](result, partial, rows, weight, affine, group_rows, splits, activation, **options)
     mean, var, _ = merge(partial, group_rows, BLOCK_M)
     return result, mean, var
 
 
-@triton_op("duet::conv_bn_grad_rows", mutates_args=())
-def _grad_rows(
+@triton_op("duet::conv_bn_grad", mutates_args=())
+def _conv_bn_grad(
     grad: Tensor,
     result: Tensor,
     table: Tensor,
@@ -65,54 +66,48 @@ def _grad_rows(
     weight: Tensor,
     affine: Tensor | None,
     activation: str,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the rows [N*P, C] and of scale and shift [N, 2, C], if there are any.
-
-    table [3, O]: mean, and the gradients of mean and variance as `_backward` prepares them.
-    """
-    width, channels = weight.shape
-    groups, group_rows, splits = _split(rows, affine, BLOCK_M)
-    result_rows = rows.new_empty(rows.shape)
-    partial = rows.new_empty(groups, splits if affine is not None else 0, 2, channels, dtype=torch.float32)
-    columns, options = _columns(channels)
-    given = grad, result, table, rows, weight, affine
-    wrap_triton(_backward_rows)[(groups * splits * columns,)](
-        result_rows, partial, *given, group_rows, splits, activation, C=channels, O=width, **options
-    )
-    return result_rows, partial.sum(1)
-
-
-@triton_op("duet::conv_bn_grad_weight", mutates_args=())
-def _grad_weight(
-    grad: Tensor, result: Tensor, table: Tensor, rows: Tensor, affine: Tensor | None, activation: str
-) -> Tensor:
-    """Gradient of the weight [O, C], summed in float32."""
-    channels, width = rows.shape[1], grad.shape[1]
-    groups, group_rows, blocks = _split(rows, affine, GRAD_BLOCK)
-    block_o, block_c = (min(GRAD_BLOCK, max(16, triton.next_power_of_2(size))) for size in (width, channels))
-    tiles = triton.cdiv(width, block_o) * triton.cdiv(channels, block_c)
-    steps = triton.cdiv(blocks * groups * tiles, GRAD_PROGRAMS)
-    splits = triton.cdiv(blocks, steps)
-    partial = rows.new_empty(groups * splits, width, channels, dtype=torch.float32)
-    options = {"BLOCK_R": GRAD_BLOCK, "BLOCK_O": block_o, "BLOCK_C": block_c, "num_warps": 8}
-    given = grad, result, table, rows, affine
-    wrap_triton(_backward_weight)[(len(partial) * tiles,)](
-        partial, *given, group_rows, splits, steps, activation, C=channels, O=width, **options
-    )
-    return partial.sum(0).to(rows.dtype)
-
-
-def _split(rows: Tensor, affine: Tensor | None, block: int) -> tuple[int, int, int]:
-    """Groups, rows of a group and blocks of those."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows [N*P, C], of the weight [O, C], and of scale and shift [N, 2, C], if there are any."""
     groups = 1 if affine is None else len(affine)
-    return groups, len(rows) // groups, triton.cdiv(len(rows) // groups, block)
+    programs, shape, options = split_backward(rows, weight, groups)
+    grad_rows = rows.new_empty(rows.shape)
+    of_weight = rows.new_empty(groups * shape[1], *weight.shape, dtype=torch.float32)
+    of_affine = rows.new_empty(groups, shape[1] if affine is not None else 0, 2, rows.shape[1], dtype=torch.float32)
+    given = grad, result, table, rows, weight, affine
+    wrap_triton(_backward)[(programs,)](grad_rows, of_weight, of_affine, *given, *shape, activation, **options)
+    return grad_rows, of_weight.sum(0).to(weight.dtype), of_affine.sum(1)
 
 
-def _columns(width: int) -> tuple[int, dict[str, int]]:
-    """Column blocks, and options of the launch: 64 sums a thread or fewer."""
-    block = min(BLOCK_N, max(16, triton.next_power_of_2(width)))
-    options = {"BLOCK_M": BLOCK_M, "BLOCK_N": block, "BLOCK_K": BLOCK_K, "num_warps": 8 if block > 32 else 4}
-    return triton.cdiv(width, block), options
+def split_forward(
+    rows: Tensor, weight: Tensor, groups: int, block_m: int
+) -> tuple[int, tuple[int, int], dict[str, int]]:
+    """Programs; rows of a group and its splits, block_m rows each; options of the launch."""
+    (width, channels), group_rows = weight.shape, len(rows) // groups
+    block_n = min(BLOCK_N, max(16, triton.next_power_of_2(width)))
+    splits = triton.cdiv(group_rows, block_m)
+    options = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": BLOCK_K, "num_warps": 8 if block_n > 32 else 4}
+    programs = groups * splits * triton.cdiv(width, block_n)
+    return programs, (group_rows, splits), {"C": channels, "O": width, **options}
+
+
+def split_backward(rows: Tensor, weight: Tensor, groups: int) -> tuple[int, tuple[int, int, int], dict[str, int]]:
+    """Programs; rows of a group, its splits and their blocks; options of the launch."""
+    (width, channels), group_rows = weight.shape, len(rows) // groups
+    block_o = max(16, triton.next_power_of_2(width))
+    block_m = min(32, GRAD_TILE // block_o)
+    block_c = min(64, GRAD_SUMS // block_o, max(16, triton.next_power_of_2(channels)))
+    columns, blocks = triton.cdiv(channels, block_c), triton.cdiv(group_rows, block_m)
+    steps = triton.cdiv(blocks, max(1, GRAD_PARTIAL // (block_o * block_c * groups * columns)))
+    splits = triton.cdiv(blocks, steps)
+    options = {"BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_O": block_o, "C": channels, "O": width}
+    # Blocks of bfloat16 are loaded one ahead; of float32 two have no room.
+    options |= {"num_warps": 8 if block_o * block_c > 2048 else 4, "num_stages": 4 // rows.element_size()}
+    return groups * splits * columns, (group_rows, splits, steps), options
+
+
+def tabulate(mean: Tensor, grad_mean: Tensor, grad_var: Tensor, num_rows: int) -> Tensor:
+    """What `whole_grad` knows of a column, [3, O]: the mean, and what mean and variance add to a gradient."""
+    return torch.stack([mean, grad_mean / num_rows, grad_var * (2 / num_rows)])
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -121,35 +116,57 @@ def _keep(ctx, inputs, output) -> None:
     ctx.save_for_backward(rows, weight, affine, result, mean)
 
 
-def _backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor):
+def _backward_of(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor):
     rows, weight, affine, result, mean = ctx.saved_tensors
-    table = torch.stack([mean, grad_mean / len(rows), grad_var * (2 / len(rows))])
-    given = grad.contiguous(), result, table, rows
-    grad_rows, grad_affine = _grad_rows(*given, weight, affine, ctx.activation)
-    grad_weight = _grad_weight(*given, affine, ctx.activation) if ctx.needs_input_grad[1] else None
+    table = tabulate(mean, grad_mean, grad_var, len(rows))
+    given = grad.contiguous(), result, table, rows, weight, affine
+    grad_rows, grad_weight, grad_affine = _conv_bn_grad(*given, ctx.activation)
     return grad_rows, grad_weight, None if affine is None else grad_affine, None
 
 
-_conv_bn.register_autograd(_backward, setup_context=_keep)
+_conv_bn.register_autograd(_backward_of, setup_context=_keep)
 
 
 @triton.jit
-def _normalised(value, affine, channel, known, ACTIVATION: tl.constexpr, C: tl.constexpr):
-    """What the convolution reads, of values as they lie in memory; `affine` is the group's."""
-    if affine is not None:
-        z = value.to(tl.float32) * load(affine, channel, known)[None, :] + load(affine, C + channel, known)[None, :]
-        value = activate(z, ACTIVATION).to(value.dtype)
-    return value
+def _affine(affine, group, channel, C: tl.constexpr):
+    """[1, channels] of the group's scale and shift."""
+    affine += group * 2 * C
+    known = channel < C
+    return load(affine, channel, known)[None, :], load(affine, C + channel, known)[None, :]
 
 
 @triton.jit
-def _whole_grad(grad, result, table, place, column, inside, O: tl.constexpr):  # noqa: E741
+def _normalised(value, factor, addend, inside, ACTIVATION: tl.constexpr):
+    """What the convolution reads, 0 outside; unmasked, each warp that multiplies an element would activate it."""
+    z = value.to(tl.float32) * factor + addend
+    return tl.where(inside, activate(z, ACTIVATION), 0.0).to(value.dtype)
+
+
+@triton.jit
+def whole_grad(grad, result, table, place, column, inside, O: tl.constexpr):  # noqa: E741
     """Gradient of the result with the one by way of its statistics, 0 outside; `column` lies as `place` does."""
     known = column < O
     value = load(result, place, inside) - load(table, column, known)
     added = load(table, O + column, known) + load(table, 2 * O + column, known) * value
     come = tl.where(inside, load(grad, place, inside) + added, 0.0)
     return come.to(grad.dtype.element_ty)
+
+
+@triton.jit
+def store_tile(result, partial, total, first, left, number, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
+    """Store `left` rows of a result that is 0 below them, and their mean and summed squared deviations."""
+    local = tl.arange(0, BLOCK_M)
+    owned, known = (local < left)[:, None], column < O
+    stored = total.to(result.dtype.element_ty)
+    tl.store(result + first * O + local[:, None] * O + column[None, :], stored, owned & known[None, :])
+    value = stored.to(tl.float32)
+    count = tl.minimum(left, BLOCK_M)
+    mean = tl.sum(value, 0) / count
+    delta = tl.where(owned, value - mean[None, :], 0.0)
+    mean += tl.sum(delta, 0) / count  # what the first sum has rounded off, where the mean is far from 0
+    target = partial + number.to(tl.int64) * (2 * O) + column
+    tl.store(target, mean, known)
+    tl.store(target + O, tl.sum(delta * delta, 0), known)
 
 
 @triton.jit
@@ -170,33 +187,25 @@ def _forward(
 ):
     group, split, first, left, column = part(group_rows, splits, 1, O, BLOCK_M, BLOCK_N)
     local = tl.arange(0, BLOCK_M)
-    owned = (local < left)[:, None]
-    if affine is not None:
-        affine += group * 2 * C
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, C, BLOCK_K):
         channel = start + tl.arange(0, BLOCK_K)
-        known = channel < C
-        taken = tl.load(rows + first * C + local[:, None] * C + channel[None, :], owned & known[None, :], 0.0)
-        taken = _normalised(taken, affine, channel, known, ACTIVATION, C)
-        read = tl.load(weight + column[None, :] * C + channel[:, None], known[:, None] & (column < O)[None, :], 0.0)
+        inside = (local < left)[:, None] & (channel < C)[None, :]
+        taken = tl.load(rows + first * C + local[:, None] * C + channel[None, :], inside, 0.0)
+        if affine is not None:
+            factor, addend = _affine(affine, group, channel, C)
+            taken = _normalised(taken, factor, addend, inside, ACTIVATION)
+        real = (channel < C)[:, None] & (column < O)[None, :]
+        read = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0)
         total = tl.dot(taken, read, total, input_precision="ieee")
-    stored = total.to(result.dtype.element_ty)
-    tl.store(result + first * O + local[:, None] * O + column[None, :], stored, owned & (column < O)[None, :])
-    value = tl.where(owned, stored.to(tl.float32), 0.0)
-    count = tl.minimum(left, BLOCK_M)
-    mean = tl.sum(value, 0) / count
-    delta = tl.where(owned, value - mean[None, :], 0.0)
-    mean += tl.sum(delta, 0) / count  # what the first sum has rounded off, where the mean is far from 0
-    target = partial + (group * splits + split).to(tl.int64) * (2 * O) + column
-    tl.store(target, mean, column < O)
-    tl.store(target + O, tl.sum(delta * delta, 0), column < O)
+    store_tile(result, partial, total, first, left, group * splits + split, column, O, BLOCK_M)
 
 
 @triton.jit
-def _backward_rows(
+def _backward(
     grad_rows,  # [N*P, C]
-    partial,  # [N, S, 2, C]: gradients of scale and shift, if there are any
+    of_weight,  # [N*S, O, C]
+    of_affine,  # [N, S, 2, C]: gradients of scale and shift, if there are any
     grad,  # [N*P, O]
     result,  # [N*P, O]
     table,  # [3, O]
@@ -205,76 +214,50 @@ def _backward_rows(
     affine,  # [N, 2, C] or None: scale and shift
     group_rows,
     splits,
-    ACTIVATION: tl.constexpr,
-    C: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    group, split, first, left, channel = part(group_rows, splits, 1, C, BLOCK_M, BLOCK_N)
-    local = tl.arange(0, BLOCK_M)
-    owned = (local < left)[:, None]
-    known = channel < C
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, O, BLOCK_K):
-        column = start + tl.arange(0, BLOCK_K)
-        place = first * O + local[:, None] * O + column[None, :]
-        come = _whole_grad(grad, result, table, place, column[None, :], owned & (column < O)[None, :], O)
-        read = tl.load(weight + column[:, None] * C + channel[None, :], (column < O)[:, None] & known[None, :], 0.0)
-        total = tl.dot(come, read, total, input_precision="ieee")
-    place = first * C + local[:, None] * C + channel[None, :]
-    inside = owned & known[None, :]
-    if affine is not None:
-        affine += group * 2 * C
-        factor, addend = load(affine, channel, known)[None, :], load(affine, C + channel, known)[None, :]
-        value = load(rows, place, inside)
-        total = through(total, value * factor + addend, ACTIVATION)
-        target = partial + (group * splits + split).to(tl.int64) * (2 * C) + channel
-        tl.store(target, tl.sum(total * value, 0), known)
-        tl.store(target + C, tl.sum(total, 0), known)
-        total *= factor
-    tl.store(grad_rows + place, total.to(grad_rows.dtype.element_ty), inside)
-
-
-@triton.jit
-def _backward_weight(
-    partial,  # [N*S, O, C]
-    grad,  # [N*P, O]
-    result,  # [N*P, O]
-    table,  # [3, O]
-    rows,  # [N*P, C]
-    affine,  # [N, 2, C] or None: scale and shift
-    group_rows,
-    splits,
     steps,
     ACTIVATION: tl.constexpr,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
-    BLOCK_R: tl.constexpr,
-    BLOCK_O: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_O: tl.constexpr,
 ):
-    tiles_c: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    tiles: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O * tiles_c
-    number, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    group, split = number // splits, number % splits
-    column = tile // tiles_c * BLOCK_O + tl.arange(0, BLOCK_O)
-    channel = tile % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    known = channel < C
-    local = tl.arange(0, BLOCK_R)
-    left = group_rows - split * steps * BLOCK_R
-    first = group.to(tl.int64) * group_rows + split * steps * BLOCK_R
-    if affine is not None:
-        affine += group * 2 * C
+    group, split, first, left, channel = part(group_rows, splits, steps, C, BLOCK_M, BLOCK_C)
+    number = (group * splits + split).to(tl.int64)
+    local, column, known = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O), channel < C
+    # Places in 64 bits: their constants become part of the instructions, where those of 32 bits take registers.
+    place = local.to(tl.int64)[:, None] * C + channel[None, :]
+    wide = local.to(tl.int64)[:, None] * O + column[None, :]
+    cell = column.to(tl.int64)[:, None] * C + channel[None, :]
+    real = (column < O)[:, None] & known[None, :]
+    read = tl.load(weight + cell, real, 0.0)
     total = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
-    for step in range(steps):
-        owned = step * BLOCK_R + local < left
-        place = first * O + local[None, :] * O + column[:, None]
-        come = _whole_grad(grad, result, table, place, column[:, None], owned[None, :] & (column < O)[:, None], O)
-        taken = tl.load(rows + first * C + local[:, None] * C + channel[None, :], owned[:, None] & known[None, :], 0.0)
-        taken = _normalised(taken, affine, channel, known, ACTIVATION, C)
-        total = tl.dot(come, taken, total, input_precision="ieee")
-        first += BLOCK_R
-    inside = (column < O)[:, None] & known[None, :]
-    tl.store(partial + number.to(tl.int64) * (O * C) + column[:, None] * C + channel[None, :], total, inside)
+    if affine is not None:
+        factor, addend = _affine(affine, group, channel, C)
+        of_scale, of_shift = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    for _ in range(steps):
+        owned = (local < left)[:, None]
+        inside = owned & known[None, :]
+        taken = tl.load(rows + first * C + place, inside, 0.0)
+        value = taken.to(tl.float32)
+        if affine is not None:
+            taken = _normalised(taken, factor, addend, inside, ACTIVATION)
+        inner = owned & (column < O)[None, :]
+        whole = whole_grad(grad + first * O, result + first * O, table, wide, column[None, :], inner, O)
+        total = tl.dot(tl.trans(whole), taken, total, input_precision="ieee")
+        if left > 0:  # a region of its own: within one, both products would get a layout that suits neither
+            come = tl.dot(whole, read, input_precision="ieee")
+            if affine is not None:
+                factor, addend = _affine(affine, group, channel, C)  # once more, for want of registers
+                come = through(come, value * factor + addend, ACTIVATION)
+                of_scale += tl.sum(come * value, 0)
+                of_shift += tl.sum(come, 0)
+                come *= factor
+            tl.store(grad_rows + first * C + place, come.to(grad_rows.dtype.element_ty), inside)
+        first += BLOCK_M
+        left -= BLOCK_M
+    tl.store(of_weight + number * (O * C) + cell, total, real)
+    if affine is not None:
+        target = of_affine + number * (2 * C) + channel
+        tl.store(target, of_scale, known)
+        tl.store(target + C, of_shift, known)

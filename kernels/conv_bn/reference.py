@@ -14,8 +14,8 @@ def conv_bn(
     weight / deviation) * gate. Without them x is convolved as it is. Gradients reach x, weight, scale and shift, from
     the result, the mean and the variance.
 
-    x: [F, C, H, W] channels_last, as the result; weight: [O, C, 1, 1]; scale, shift: [N, C], a row for every F / N
-    images in a row; activation: none, relu or silu.
+    x: [F, C, H, W] channels_last, as the result; weight: [O, C, 1, 1], O at most 512; scale, shift: [N, C], a row for
+    every F / N images in a row; activation: none, relu or silu.
     Returns the result [F, O, H, W], its mean [O] and biased variance [O], of the values as they are stored, in float32
     at least. Products are summed in float32 at least.
     """

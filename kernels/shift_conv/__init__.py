@@ -1,4 +1,7 @@
-"""Temporal shift and the 1x1 convolution behind it: the fused kernel on a GPU, the reference elsewhere."""
+"""Temporal shift, the 1x1 convolution behind it and its statistics.
+
+The fused kernel on a GPU, the reference elsewhere.
+"""
 
 from torch import Tensor
 
@@ -7,10 +10,10 @@ from kernels.shift_conv import reference
 __all__ = ["shift_conv"]
 
 
-def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int, bias: Tensor | None = None) -> Tensor:
+def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[Tensor, Tensor, Tensor]:
     """Convolve 1x1 what the shift makes of [N*T, C, H, W]; `reference.shift_conv` holds the contract."""
     if x.is_cuda:
         from kernels.shift_conv import fused as chosen
     else:
         chosen = reference
-    return chosen.shift_conv(x, weight, num_frames, fold, bias)
+    return chosen.shift_conv(x, weight, num_frames, fold)

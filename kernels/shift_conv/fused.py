@@ -1,8 +1,7 @@
-"""The shift as an address in the loads of the 1x1 convolution's matrix product: no shifted copy is ever written.
+"""The shift as an address around a 1x1 convolution's matrix product: no shifted copy is ever written.
 
-Pixels of all frames are the rows of a matrix [R, C]; a program owns BLOCK_M rows and BLOCK_N columns of a result, and
-column blocks of one row block run side by side, so that they share its rows in the L2 cache. The weight's gradient
-is split over the rows into partial sums that are then added in a fixed order: no atomics.
+Pixels of all frames are the rows of a matrix [R, C]. Programs share them, take statistics and merge them as in
+kernels/conv_bn/fused.py; the gradient of a row goes where the row was taken from.
 """
 
 import torch
@@ -11,143 +10,85 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-BLOCK_M = 128
-BLOCK_N = 128  # at most; narrower matrices take the next power of two
-BLOCK_K = 32
-GRAD_BLOCK = 64  # of the weight's gradient, both ways
-GRAD_ROWS = 32  # summed at a time; 64 spilled (Triton 3.6, sm_80) and took twice the shared memory
-GRAD_PROGRAMS = 512  # about as many programs share the rows of one weight gradient
+from kernels.conv_bn import WIDEST
+from kernels.conv_bn.fused import split_backward, split_forward, store_tile, tabulate, whole_grad
+from kernels.moments.fused import merge, part
+
+BLOCK_M = 128  # with 64 there would be twice the statistics to merge
 VECTOR = 8  # channels of a 16-byte load; the masks of one load are equal within it
 
 
-def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int, bias: Tensor | None = None) -> Tensor:
+def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[Tensor, Tensor, Tensor]:
     """Same contract as `reference.shift_conv`."""
+    assert len(weight) <= WIDEST
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        x, weight = x.to(dtype), weight.to(dtype)
     num_images, channels, height, width = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
-    result = _shift_conv(rows, weight.flatten(1).contiguous(), bias, num_frames, height * width, fold)
-    return result.view(num_images, height, width, len(weight)).permute(0, 3, 1, 2)
+    result, mean, var = _shift_conv(rows, weight.flatten(1).contiguous(), num_frames, height * width, fold)
+    return result.view(num_images, height, width, -1).permute(0, 3, 1, 2), mean, var
 
 
 @triton_op("duet::shift_conv", mutates_args=())
 def _shift_conv(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, num_frames: int, frame_rows: int, fold: int
-) -> Tensor:
-    """[N*T*H*W, C] rows, [O, C] weight, [O] bias -> [N*T*H*W, O]."""
-    num_rows, (width, channels) = len(rows), weight.shape
-    result = rows.new_empty(num_rows, width)
-    if num_rows:
-        block_n, warps = _columns(width)
-        wrap_triton(_forward)[(triton.cdiv(num_rows, BLOCK_M) * triton.cdiv(width, block_n),)](
-            result,
-            rows,
-            weight,
-            bias,
-            num_rows,
-            num_frames,
-            frame_rows,
-            C=channels,
-            O=width,
-            FOLD=fold,
-            VECTOR=VECTOR,
-            BLOCK_M=BLOCK_M,
-            BLOCK_N=block_n,
-            BLOCK_K=BLOCK_K,
-            num_warps=warps,
-        )
-    return result
+    rows: Tensor, weight: Tensor, num_frames: int, frame_rows: int, fold: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[N*T*H*W, C] rows, [O, C] weight -> [N*T*H*W, O] result, [O] mean, [O] variance."""
+    programs, shape, options = split_forward(rows, weight, 1, BLOCK_M)
+    result = rows.new_empty(len(rows), len(weight))
+    partial = rows.new_empty(1, shape[1], 2, len(weight), dtype=torch.float32)
+    wrap_triton(_forward)[(programs,)](
+        result, partial, rows, weight, *shape, num_frames, frame_rows, FOLD=fold, VECTOR=VECTOR, **options
+    )
+    mean, var, _ = merge(partial, len(rows), BLOCK_M)
+    return result, mean, var
 
 
-@triton_op("duet::shift_conv_grad_rows", mutates_args=())
-def _grad_rows(grad: Tensor, weight: Tensor, num_frames: int, frame_rows: int, fold: int) -> Tensor:
-    """Gradient of the rows [N*T*H*W, C] from the one of the result [N*T*H*W, O]."""
-    num_rows, (width, channels) = len(grad), weight.shape
-    result = grad.new_empty(num_rows, channels)
-    if num_rows:
-        block_n, warps = _columns(channels)
-        wrap_triton(_backward_rows)[(triton.cdiv(num_rows, BLOCK_M) * triton.cdiv(channels, block_n),)](
-            result,
-            grad,
-            weight,
-            num_rows,
-            num_frames,
-            frame_rows,
-            C=channels,
-            O=width,
-            FOLD=fold,
-            VECTOR=VECTOR,
-            BLOCK_M=BLOCK_M,
-            BLOCK_N=block_n,
-            BLOCK_K=BLOCK_K,
-            num_warps=warps,
-        )
-    return result
-
-
-@triton_op("duet::shift_conv_grad_weight", mutates_args=())
-def _grad_weight(rows: Tensor, grad: Tensor, num_frames: int, frame_rows: int, fold: int) -> Tensor:
-    """Gradient of the weight [O, C], summed in float32."""
-    num_rows, channels, width = len(rows), rows.shape[1], grad.shape[1]
-    block_o, block_c = (min(GRAD_BLOCK, max(16, triton.next_power_of_2(size))) for size in (width, channels))
-    tiles = triton.cdiv(width, block_o) * triton.cdiv(channels, block_c)
-    blocks = triton.cdiv(num_rows, GRAD_ROWS)
-    steps = max(1, triton.cdiv(blocks * tiles, GRAD_PROGRAMS))
-    partial = rows.new_empty(triton.cdiv(blocks, steps), width, channels, dtype=torch.float32)
-    if num_rows:
-        wrap_triton(_backward_weight)[(len(partial) * tiles,)](
-            partial,
-            rows,
-            grad,
-            num_rows,
-            num_frames,
-            frame_rows,
-            steps,
-            C=channels,
-            O=width,
-            FOLD=fold,
-            VECTOR=VECTOR,
-            BLOCK_R=GRAD_ROWS,
-            BLOCK_O=block_o,
-            BLOCK_C=block_c,
-        )
-    return partial.sum(0).to(rows.dtype)
-
-
-def _columns(width: int) -> tuple[int, int]:
-    """Columns of a program's block, and its warps: 64 sums a thread or fewer."""
-    block = min(BLOCK_N, max(16, triton.next_power_of_2(width)))
-    return block, 8 if block > 32 else 4
+@triton_op("duet::shift_conv_grad", mutates_args=())
+def _shift_conv_grad(
+    grad: Tensor,
+    result: Tensor,
+    table: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    num_frames: int,
+    frame_rows: int,
+    fold: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of rows [N*T*H*W, C] and weight [O, C]; table as `tabulate` makes it."""
+    programs, shape, options = split_backward(rows, weight, 1)
+    grad_rows = rows.new_empty(rows.shape)
+    of_weight = rows.new_empty(shape[1], *weight.shape, dtype=torch.float32)
+    given = grad, result, table, rows, weight, *shape, num_frames, frame_rows
+    wrap_triton(_backward)[(programs,)](grad_rows, of_weight, *given, FOLD=fold, VECTOR=VECTOR, **options)
+    return grad_rows, of_weight.sum(0).to(weight.dtype)
 
 
 def _keep(ctx, inputs, output) -> None:
-    rows, weight, bias, *ctx.shift = inputs
-    ctx.save_for_backward(rows, weight)
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    rows, weight, *ctx.shift = inputs
+    result, mean, _ = output
+    ctx.save_for_backward(rows, weight, result, mean)
 
 
-def _backward(ctx, grad: Tensor):
-    rows, weight = ctx.saved_tensors
-    grad = grad.contiguous()
-    wanted = ctx.needs_input_grad
-    grad_rows = _grad_rows(grad, weight, *ctx.shift) if wanted[0] else None
-    grad_weight = _grad_weight(rows, grad, *ctx.shift) if wanted[1] else None
-    grad_bias = grad.sum(0, dtype=torch.float32).to(ctx.bias_dtype) if wanted[2] else None
-    return grad_rows, grad_weight, grad_bias, None, None, None
+def _backward_of(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor):
+    rows, weight, result, mean = ctx.saved_tensors
+    table = tabulate(mean, grad_mean, grad_var, len(rows))
+    return *_shift_conv_grad(grad.contiguous(), result, table, rows, weight, *ctx.shift), None, None, None
 
 
-_shift_conv.register_autograd(_backward, setup_context=_keep)
+_shift_conv.register_autograd(_backward_of, setup_context=_keep)
 
 
 @triton.jit
 def _forward(
     result,  # [R, O]
+    partial,  # [1, S, 2, O]: mean, then summed squared deviations
     rows,  # [R, C]
     weight,  # [O, C]
-    bias,  # [O] or None
     num_rows,
+    splits,
     num_frames,
     frame_rows,
     C: tl.constexpr,
@@ -158,31 +99,35 @@ def _forward(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    num_columns: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
-    first = (tl.program_id(0) // num_columns).to(tl.int64) * BLOCK_M
-    column = tl.program_id(0) % num_columns * BLOCK_N + tl.arange(0, BLOCK_N)
+    _, split, first, left, column = part(num_rows, splits, 1, O, BLOCK_M, BLOCK_N)
+    local = tl.arange(0, BLOCK_M)
+    owned = (local < left)[:, None]
+    frame = ((_in_clip(first, num_frames, frame_rows) + local) // frame_rows % num_frames)[:, None]
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in tl.static_range(0, C, BLOCK_K):
         channel = start + tl.arange(0, BLOCK_K)
+        source = rows + first * C + local[:, None] * C + channel[None, :]
         taken = _load_shifted(
-            rows, first, channel, num_rows, num_frames, frame_rows, C, FOLD if start < 2 * FOLD else 0, VECTOR, BLOCK_M
+            source, owned, frame, channel, num_frames, frame_rows * C, C, FOLD if start < 2 * FOLD else 0, VECTOR
         )
-        inside = (channel < C)[:, None] & (column < O)[None, :]
-        factor = tl.load(weight + column[None, :] * C + channel[:, None], inside, 0.0)
-        total = tl.dot(taken, factor, total, input_precision="ieee")
-    if bias is not None:
-        total += tl.load(bias + column, column < O, 0.0).to(tl.float32)[None, :]
-    local = tl.arange(0, BLOCK_M)
-    inside = (first + local < num_rows)[:, None] & (column < O)[None, :]
-    tl.store(result + first * O + local[:, None] * O + column[None, :], total.to(result.dtype.element_ty), inside)
+        real = (channel < C)[:, None] & (column < O)[None, :]
+        read = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0)
+        total = tl.dot(taken, read, total, input_precision="ieee")
+    store_tile(result, partial, total, first, left, split, column, O, BLOCK_M)
 
 
 @triton.jit
-def _backward_rows(
-    result,  # [R, C]
+def _backward(
+    grad_rows,  # [R, C]
+    of_weight,  # [S, O, C]
     grad,  # [R, O]
+    result,  # [R, O]
+    table,  # [3, O]
+    rows,  # [R, C]
     weight,  # [O, C]
     num_rows,
+    splits,
+    steps,
     num_frames,
     frame_rows,
     C: tl.constexpr,
@@ -190,102 +135,54 @@ def _backward_rows(
     FOLD: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_O: tl.constexpr,
 ):
-    num_columns: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    first = (tl.program_id(0) // num_columns).to(tl.int64) * BLOCK_M
-    channel = tl.program_id(0) % num_columns * BLOCK_N + tl.arange(0, BLOCK_N)
-    local = tl.arange(0, BLOCK_M)
-    owned = first + local < num_rows
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in tl.static_range(0, O, BLOCK_K):
-        column = start + tl.arange(0, BLOCK_K)
-        come = tl.load(
-            grad + first * O + local[:, None] * O + column[None, :], owned[:, None] & (column < O)[None, :], 0.0
-        )
-        inside = (column < O)[:, None] & (channel < C)[None, :]
-        factor = tl.load(weight + column[:, None] * C + channel[None, :], inside, 0.0)
-        total = tl.dot(come, factor, total, input_precision="ieee")
-
-    target = result + first * C + local[:, None] * C + channel[None, :]
-    owned = owned[:, None] & (channel < C)[None, :]
-    moved: tl.constexpr = (2 * FOLD + VECTOR - 1) // VECTOR * VECTOR
-    tl.store(target, total.to(result.dtype.element_ty), owned & (channel >= moved)[None, :])
-    if FOLD:
-        # What was read from the next frame is given to the next frame. The last frame's share would leave the clip:
-        # it writes the zeros of the first frame, which nothing read, so that every element is written once.
-        frame = (first + local) // frame_rows % num_frames
-        whole = (num_frames - 1) * frame_rows
-        later = (channel < FOLD)[None, :]
-        earlier = ((channel >= FOLD) & (channel < 2 * FOLD))[None, :]
-        leaves = (later & (frame == num_frames - 1)[:, None]) | (earlier & (frame == 0)[:, None])
-        step = tl.where(leaves, -whole, frame_rows)
-        step = tl.where(later, step, tl.where(earlier, -step, 0))
-        given = tl.where(leaves, 0.0, total)
-        tl.store(target + step * C, given.to(result.dtype.element_ty), owned & (channel < moved)[None, :])
+    _, split, first, left, channel = part(num_rows, splits, steps, C, BLOCK_M, BLOCK_C)
+    local, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O)
+    cell = column.to(tl.int64)[:, None] * C + channel[None, :]
+    real = (column < O)[:, None] & (channel < C)[None, :]
+    read = tl.load(weight + cell, real, 0.0)
+    total = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
+    long = local.to(tl.int64)[:, None]
+    place, wide = long * C + channel[None, :], long * O + column[None, :]
+    start = _in_clip(first, num_frames, frame_rows)
+    for _ in range(steps):
+        owned = (local < left)[:, None]
+        frame = ((start + local) // frame_rows % num_frames)[:, None]
+        source = rows + first * C + place
+        taken = _load_shifted(source, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)
+        inside = owned & (column < O)[None, :]
+        whole = whole_grad(grad + first * O, result + first * O, table, wide, column[None, :], inside, O)
+        total = tl.dot(tl.trans(whole), taken, total, input_precision="ieee")
+        if left > 0:  # a region of its own, as in conv_bn
+            come = tl.dot(whole, read, input_precision="ieee").to(grad_rows.dtype.element_ty)
+            target = grad_rows + first * C + place
+            _store_shifted(target, come, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)
+        first += BLOCK_M
+        start += BLOCK_M
+        left -= BLOCK_M
+    tl.store(of_weight + split.to(tl.int64) * (O * C) + cell, total, real)
 
 
 @triton.jit
-def _backward_weight(
-    partial,  # [S, O, C]
-    rows,  # [R, C]
-    grad,  # [R, O]
-    num_rows,
-    num_frames,
-    frame_rows,
-    steps,
-    C: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-    FOLD: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    tiles_c: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    tiles: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O * tiles_c
-    split = (tl.program_id(0) // tiles).to(tl.int64)
-    tile = tl.program_id(0) % tiles
-    column = tile // tiles_c * BLOCK_O + tl.arange(0, BLOCK_O)
-    channel = tile % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    local = tl.arange(0, BLOCK_R)
-    total = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
-    for step in range(steps):
-        first = (split * steps + step) * BLOCK_R
-        taken = _load_shifted(rows, first, channel, num_rows, num_frames, frame_rows, C, FOLD, VECTOR, BLOCK_R)
-        inside = (first + local < num_rows)[None, :] & (column < O)[:, None]
-        come = tl.load(grad + first * O + local[None, :] * O + column[:, None], inside, 0.0)
-        total = tl.dot(come, taken, total, input_precision="ieee")
-    inside = (column < O)[:, None] & (channel < C)[None, :]
-    tl.store(partial + split * (O * C) + column[:, None] * C + channel[None, :], total, inside)
+def _in_clip(row, num_frames, frame_rows):
+    """Where in its clip a row is, in 32 bits: those divide quicker."""
+    return (row % (num_frames * frame_rows)).to(tl.int32)
 
 
 @triton.jit
 def _load_shifted(
-    rows,
-    first,
-    channel,
-    num_rows,
-    num_frames,
-    frame_rows,
-    C: tl.constexpr,
-    FOLD: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
+    source, owned, frame, channel, num_frames, step, C: tl.constexpr, FOLD: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """[BLOCK, channels] of the shifted rows that start at `first`; 0 beyond the matrix and beyond a clip's ends.
+    """What the shift makes of the rows at `source`; 0 where they are not owned, and beyond a clip's ends.
 
     Three loads whose masks hold for whole vectors, then a choice by channel: a mask by channel in the load itself
-    would take it apart into single elements.
+    would take it apart into single elements. `step`: elements of a frame.
     """
-    local = tl.arange(0, BLOCK)
-    source = rows + first * C + local[:, None] * C + channel[None, :]
-    inside = (first + local < num_rows)[:, None] & (channel < C)[None, :]
+    inside = owned & (channel < C)[None, :]
     if FOLD == 0:
         return tl.load(source, inside, 0.0)
-    frame = ((first + local) // frame_rows % num_frames)[:, None]
-    step = frame_rows * C
     to_later: tl.constexpr = (FOLD + VECTOR - 1) // VECTOR * VECTOR
     from_earlier: tl.constexpr = FOLD // VECTOR * VECTOR
     to_earlier: tl.constexpr = (2 * FOLD + VECTOR - 1) // VECTOR * VECTOR
@@ -296,3 +193,22 @@ def _load_shifted(
     earlier = tl.load(source - step, inside & in_earlier & (frame > 0), 0.0)
     same = tl.load(source, inside & (channel >= from_same)[None, :], 0.0)
     return tl.where((channel < FOLD)[None, :], later, tl.where((channel < 2 * FOLD)[None, :], earlier, same))
+
+
+@triton.jit
+def _store_shifted(
+    target, come, owned, frame, channel, num_frames, step, C: tl.constexpr, FOLD: tl.constexpr, VECTOR: tl.constexpr
+):
+    """Store what has come for the rows at `target` where `_load_shifted` took them from, each element once."""
+    inside = owned & (channel < C)[None, :]
+    moved: tl.constexpr = (2 * FOLD + VECTOR - 1) // VECTOR * VECTOR
+    tl.store(target, come, inside & (channel >= moved)[None, :])
+    if FOLD:
+        # What was read from the next frame is given to the next frame. The last frame's share would leave the clip:
+        # it writes the zeros of the first frame, which nothing read, so that every element is written once.
+        later = (channel < FOLD)[None, :]
+        earlier = ((channel >= FOLD) & (channel < 2 * FOLD))[None, :]
+        leaves = (later & (frame == num_frames - 1)) | (earlier & (frame == 0))
+        offset = tl.where(leaves, (1 - num_frames) * step, step)
+        offset = tl.where(later, offset, tl.where(earlier, -offset, 0))
+        tl.store(target + offset, tl.where(leaves, 0.0, come), inside & (channel < moved)[None, :])
