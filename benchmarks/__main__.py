@@ -16,7 +16,7 @@ from benchmarks.target import Part, Target
 # Parts that are commands too; benchmarks/parts.py says what they are, and imports much.
 ON_GPU = {
     "limits": "copy bandwidth, bf16 matmul, and what they allow each experiment",
-    "kernels": "each kernel in a network beside the compiler; those that win go into kernels/faster.json",
+    "kernels": "blocks through kernels beside the compiler",
     "heatmap": "the kernel beside its reference",
     "nets": "steps of the guide's networks, at its batch and filling the card",
     "decode": "JPEG and video on the card",

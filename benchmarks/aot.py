@@ -21,10 +21,8 @@ from triton.runtime.jit import JITFunction
 from benchmarks.launches import CALLS, LISTED, Call, calls_of
 from benchmarks.records import commit, write_record
 from benchmarks.stand_in import stand_in
-from kernels.choice import KERNELS
 
 ARCHS = (80, 90)
-WITHOUT_CONV_BN = tuple(kernel for kernel in KERNELS if kernel != "conv_bn")  # norm_act then ends the blocks
 Table = dict[str, dict]
 
 
@@ -51,7 +49,7 @@ def listed_calls() -> dict[Call, list[str]]:
     callers = defaultdict(list)
     for experiment in LISTED:
         for train in (True, False):
-            for call in calls_of(experiment, train) | calls_of(experiment, train, WITHOUT_CONV_BN):
+            for call in calls_of(experiment, train) | calls_of(experiment, train, ("norm_act",)):
                 callers[call].append(f"{experiment.name}_{'train' if train else 'val'}")
     return callers
 

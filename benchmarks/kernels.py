@@ -1,7 +1,7 @@
-"""Each kernel in its place in a network beside what the compiler makes of the same step: parity first, then time.
+"""Parts of the networks through kernels beside what the compiler makes of the same: parity first, then time.
 
-The heaviest steps of the guide's networks, forward and backward, compiled on both sides. A kernel that wins at every
-shape that was measured, in each experiment, goes into kernels/faster.json, from which the networks take it.
+The heaviest blocks and norms of the guide's networks, forward and backward, compiled on both sides. A part that wins at
+every shape that was measured, in each experiment, goes into kernels/faster.json, from which the networks take it.
 """
 
 import json
@@ -25,7 +25,7 @@ from kernels.depthwise.fused import depthwise_conv
 from kernels.moments.fused import moments
 from kernels.norm_act.fused import norm_act
 from kernels.shift_conv.fused import shift_conv
-from models import norms, x3d_shift
+from models import norms, resnet_path, x3d_shift
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
 SECONDS = 55  # no step is begun after them
@@ -34,10 +34,11 @@ CLIPS = 2  # of the parity gate
 ERROR, FLOOR = 1.5, {torch.float32: 1e-4, torch.bfloat16: 2e-3}
 FUSED = {
     (norms, "norm_act"): norm_act,
-    (norms, "conv_bn"): conv_bn,
-    (norms, "moments"): moments,
     (x3d_shift, "shift_conv"): shift_conv,
     (x3d_shift, "depthwise_conv"): depthwise_conv,
+    (x3d_shift, "conv_bn"): conv_bn,
+    (resnet_path, "moments"): moments,
+    (resnet_path, "conv_bn"): conv_bn,
 }
 
 
@@ -57,26 +58,26 @@ def measure(target: Target) -> Iterator[Result]:
             speedup = values["speedup"]["p25"]
         else:
             wrong.append(step.name)
-        place = step.kernel, step.experiment
+        place = step.part, step.experiment
         lowest[place] = min(speedup, lowest.get(place, speedup))
         yield step.name, values
-    winners = faster({(step.kernel, step.experiment): 0.0 for step in steps} | lowest)
+    winners = faster({(step.part, step.experiment): 0.0 for step in steps} | lowest)
     write_choice(target.scratch / "faster.json" if target.toy else choice.RECORD, target.device, winners)
-    yield "faster", {"kernels": winners}
+    yield "faster", {"parts": winners}
     if wrong:
         raise RuntimeError(f"{', '.join(wrong)}: further from the reference than allowed")
 
 
 def faster(lowest: dict[tuple[str, str], float]) -> dict[str, dict[str, float]]:
-    """Kernels whose lowest speedup is above 1 in all experiments that have them: kernel -> experiment -> speedup."""
+    """Parts whose lowest speedup is above 1 in all experiments that have them: part -> experiment -> speedup."""
     found: dict[str, dict[str, float]] = {}
-    for (kernel, experiment), speedup in lowest.items():
-        found.setdefault(kernel, {})[experiment] = round(speedup, 3)
-    return {kernel: speedups for kernel, speedups in found.items() if min(speedups.values()) > 1}
+    for (part, experiment), speedup in lowest.items():
+        found.setdefault(part, {})[experiment] = round(speedup, 3)
+    return {part: speedups for part, speedups in found.items() if min(speedups.values()) > 1}
 
 
 def write_choice(path: Path, device: torch.device, winners: dict[str, dict[str, float]]) -> None:
-    """Put a device's kernels into the record that the networks read, in place of those it had."""
+    """Put a device's parts into the record that the networks read, in place of those it had."""
     record = json.loads(path.read_text()) if path.exists() else {}
     write_record(path, dict(sorted((record | {choice.device_name(device): winners}).items())))
 
@@ -86,7 +87,7 @@ def worst_error(step: Step, target: Target) -> float:
     halved = target.device.type == "cuda"
     with torch.backends.cudnn.flags(allow_tf32=False):
         exact = outcome(step, target, (), halved=False)
-    plain, found = outcome(step, target, (), halved=halved), outcome(step, target, (step.kernel,), halved=halved)
+    plain, found = outcome(step, target, (), halved=halved), outcome(step, target, (step.part,), halved=halved)
     shares = []
     for best, other, one in zip(exact, plain, found, strict=True):
         allowed = ERROR * (other - best).norm() + FLOOR[torch.bfloat16 if halved else torch.float32] * best.norm()
@@ -94,12 +95,12 @@ def worst_error(step: Step, target: Target) -> float:
     return max(shares) if np.isfinite(shares).all() else float("inf")
 
 
-def outcome(step: Step, target: Target, kernels: tuple[str, ...], *, halved: bool) -> list[Tensor]:
-    block, inputs = step.make(target.device, CLIPS)
-    leaves = [x.requires_grad_() for x in inputs] + list(block.parameters())
-    with through(kernels, target.device):
+def outcome(step: Step, target: Target, parts: tuple[str, ...], *, halved: bool) -> list[Tensor]:
+    block, x = step.make(target.device, CLIPS)
+    leaves = [x.requires_grad_(), *block.parameters()]
+    with through(parts, target.device):
         with torch.autocast("cuda", torch.bfloat16, enabled=halved):
-            y = step.run(block, [x.bfloat16() for x in inputs] if halved else inputs)
+            y = step.run(block, x.bfloat16() if halved else x)
         torch.manual_seed(1)
         grads = torch.autograd.grad(y, leaves, torch.randn_like(y), allow_unused=True)
     return [t.detach().double() for t in (y, *grads, *block.buffers()) if t is not None]
@@ -108,34 +109,32 @@ def outcome(step: Step, target: Target, kernels: tuple[str, ...], *, halved: boo
 def timed(step: Step, target: Target) -> dict[str, np.ndarray]:
     """Seconds of forward and backward at the experiment's batch, both sides compiled where the target is no toy."""
     on_gpu = target.device.type == "cuda"
-    block, inputs = step.make(target.device, step.batch)
-    inputs = [(x.bfloat16() if on_gpu else x).requires_grad_() for x in inputs]
-    leaves = [*inputs, *block.parameters()]
+    block, x = step.make(target.device, step.batch)
+    x = (x.bfloat16() if on_gpu else x).requires_grad_()
+    leaves = [x, *block.parameters()]
 
-    def forward(inputs: list[Tensor]) -> Tensor:
-        return step.run(block, inputs)
+    def forward(x: Tensor) -> Tensor:
+        return step.run(block, x)
 
     called = forward if target.toy else torch.compile(forward, fullgraph=True, dynamic=False)
 
-    def both_ways(kernels: tuple[str, ...]) -> None:
-        with through(kernels, target.device):
+    def both_ways(parts: tuple[str, ...]) -> None:
+        with through(parts, target.device):
             with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
-                y = called(inputs)
+                y = called(x)
             torch.autograd.grad(y, leaves, y.detach(), allow_unused=True)
 
-    return time_rounds(
-        {"fused": lambda: both_ways((step.kernel,)), "compiled": lambda: both_ways(())}, target, seconds=1
-    )
+    return time_rounds({"fused": lambda: both_ways((step.part,)), "compiled": lambda: both_ways(())}, target, seconds=1)
 
 
 @contextmanager
-def through(kernels: tuple[str, ...], device: torch.device) -> Iterator[None]:
-    """Within, networks on the device go through these kernels and no others; on a CPU in Triton's interpreter."""
+def through(parts: tuple[str, ...], device: torch.device) -> Iterator[None]:
+    """Within, these parts of networks on the device go through kernels, no others; on a CPU in Triton's interpreter."""
     name = choice.device_name(device)
     chosen, plain = choice.FASTER.get(name), {place: getattr(*place) for place in FUSED}
     if device.type == "cuda":  # where their dispatch takes them of itself
         plain = {}
-    choice.FASTER[name] = {kernel: {} for kernel in kernels}
+    choice.FASTER[name] = {part: {} for part in parts}
     try:
         for place in plain:
             setattr(*place, FUSED[place])

@@ -1,6 +1,7 @@
-"""Which kernels take a network's steps on which device: those that a committed record shows to beat the compiler there.
+"""Which parts of the networks run through kernels on which device: those that a committed record shows to be faster
+there than what the compiler makes of them.
 
-The record is faster.json, device -> kernel -> by how much; `python -m benchmarks kernels` on a device puts it in.
+The record is faster.json, device -> part -> by how much; `python -m benchmarks kernels` on a device puts it in.
 Without an entry, and on a CPU, the networks run in plain torch.
 """
 
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor
 
 RECORD = Path(__file__).with_name("faster.json")
-KERNELS = ("shift_conv", "depthwise", "norm_act", "conv_bn")  # conv_bn brings moments with it
+# An X3D block as shift_conv, depthwise and conv_bn; a bottleneck's end as moments and conv_bn; a norm as norm_act.
+PARTS = ("x3d_block", "bottleneck", "norm_act")
 FASTER: dict[str, dict[str, dict]] = json.loads(RECORD.read_text())
 
 
-def is_faster(kernel: str, x: Tensor) -> bool:
-    """Whether this kernel is to run on x; a constant to torch.compile."""
-    assert kernel in KERNELS
-    return kernel in FASTER.get(device_name(x.device), ())
+def is_faster(part: str, x: Tensor) -> bool:
+    """Whether kernels are to run this part on x; a constant to torch.compile."""
+    assert part in PARTS
+    return part in FASTER.get(device_name(x.device), ())
 
 
 @torch.compiler.assume_constant_result

@@ -3,9 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.choice import is_faster
+from kernels.conv_bn import WIDEST, conv_bn
+from kernels.moments import moments
 from models.config import ResNetPathConfig
 from models.layers import ConvBn, TemporalConv, initialise
-from models.norms import normalised_conv
+from models.norms import affine, end_block, normalise
 
 
 class Bottleneck(nn.Module):
@@ -24,7 +27,16 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         y = self.conv1(x, num_frames, "relu") if self.inflate else self.conv1(x, "relu")
         shortcut = x if self.downsample is None else self.downsample(x)
-        return normalised_conv(self.conv2.bn, "relu", self.conv3, self.conv2.conv(y), shortcut)
+        if self.conv3.bn.training and self.conv3.bn.num_features <= WIDEST and is_faster("bottleneck", x):
+            return self.fused(self.conv2.conv(y), shortcut)
+        return normalise(self.conv3.bn, self.conv3.conv(self.conv2(y, "relu")), "relu", shortcut)
+
+    def fused(self, y: Tensor, shortcut: Tensor) -> Tensor:
+        """From the 3x3 convolution's result on: its norm in the last one's loads, statistics from its stores."""
+        mean, var, _ = moments(y)
+        scale, shift = affine(self.conv2.bn, mean, var, y)
+        y, mean, var = conv_bn(y, self.conv3.conv.weight, scale[None], shift[None], "relu")
+        return end_block(y, *affine(self.conv3.bn, mean, var, y), shortcut)
 
 
 class Stage(nn.ModuleList):

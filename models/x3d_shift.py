@@ -1,13 +1,15 @@
 """X3D with temporal shift: 2-D blocks whose only sight of time is the shift before each (models.md C1-C2)."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.choice import is_faster
+from kernels.conv_bn import conv_bn
 from kernels.depthwise import depthwise_conv
 from kernels.shift_conv import shift_conv
 from models.config import X3DStreamConfig
 from models.layers import ConvBn, SqueezeExcite, initialise, shift_frames
-from models.norms import normalise, normalised_conv
+from models.norms import affine, end_block, normalise
 
 
 class X3DBlock(nn.Module):
@@ -25,19 +27,28 @@ class X3DBlock(nn.Module):
         self.downsample = ConvBn(in_channels, width, 1, stride) if first else None
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        y = self.depthwise(normalise(self.conv1.bn, self.widen(x, num_frames), "relu"))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return normalised_conv(self.conv2.bn, "silu", self.conv3, y, shortcut, self.se_module, num_frames)
+        if self.conv3.bn.training and is_faster("x3d_block", x):
+            return self.fused(x, shortcut, num_frames)
+        y = self.conv1(shift_frames(x, num_frames, self.fold), "relu")
+        y = self.conv2(y)
+        if self.se_module is not None:
+            y = self.se_module(y, num_frames)
+        return normalise(self.conv3.bn, self.conv3.conv(F.silu(y)), "relu", shortcut)
 
-    def widen(self, x: Tensor, num_frames: int) -> Tensor:
-        conv = self.conv1.conv
-        if is_faster("shift_conv", x):
-            return shift_conv(x, conv.weight, num_frames, self.fold)
-        return conv(shift_frames(x, num_frames, self.fold))
-
-    def depthwise(self, y: Tensor) -> Tensor:
-        conv = self.conv2.conv
-        return depthwise_conv(y, conv.weight, conv.stride[0]) if is_faster("depthwise", y) else conv(y)
+    def fused(self, x: Tensor, shortcut: Tensor, num_frames: int) -> Tensor:
+        """Each convolution takes the norm before it as a scale and a shift, and yields the statistics of the next."""
+        conv1, conv2, conv3 = self.conv1, self.conv2, self.conv3
+        y, mean, var = shift_conv(x, conv1.conv.weight, num_frames, self.fold)
+        scale, shift = affine(conv1.bn, mean, var, y)
+        num_clips, stride = len(x) // num_frames, conv2.conv.stride[0]
+        y, mean, var, means = depthwise_conv(y, conv2.conv.weight, stride, scale, shift, "relu", num_clips)
+        scale, shift = (t[None] for t in affine(conv2.bn, mean, var, y))
+        if self.se_module is not None:
+            gate = self.se_module.gate(means * scale + shift)
+            scale, shift = scale * gate, shift * gate
+        y, mean, var = conv_bn(y, conv3.conv.weight, scale, shift, "silu")
+        return end_block(y, *affine(conv3.bn, mean, var, y), shortcut)
 
 
 class X3DTemporalShift(nn.Module):

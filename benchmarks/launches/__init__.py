@@ -18,7 +18,7 @@ from benchmarks.launches.norm_act import NormActCall
 from benchmarks.launches.seen import CLIPS, Seen, noted
 from benchmarks.launches.shift_conv import ShiftConvCall
 from benchmarks.step import random_batch
-from kernels.choice import KERNELS
+from kernels.choice import PARTS
 from models import build_model
 from trainer.config import Experiment, consistent
 from trainer.experiments import MA52_RUN, NTU60, NTU60_X3D
@@ -58,15 +58,15 @@ class Call(Protocol):
 CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall, NormActCall, MomentsCall, ConvBnCall)
 
 
-def calls_of(experiment: Experiment, train: bool, kernels: tuple[str, ...] = KERNELS) -> Counter[Call]:
-    """How often a training step, or a batch of a validation, makes each call where these kernels run."""
+def calls_of(experiment: Experiment, train: bool, parts: tuple[str, ...] = PARTS) -> Counter[Call]:
+    """How often a training step, or a batch of a validation, makes each call where these parts run through kernels."""
     clip, model = experiment.clip, experiment.model
     lengths = dict(zip(("rgb_size", "heatmap_size"), clip.sizes(train), strict=True))
     few = replace(experiment, clip=replace(clip, **lengths), optim=replace(experiment.optim, batch_size=CLIPS))
     with torch.device("meta"):
         network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)
     batch = [tensor.to("meta") for tensor in random_batch(few, torch.device("cpu"))]
-    with noted(kernels) as made:
+    with noted(parts) as made:
         network.train(train)(*batch)
     clips = experiment.optim.batch_size if train else experiment.val.batch_size
     seen = Seen(experiment=few, calls=made, clips=clips, train=train)

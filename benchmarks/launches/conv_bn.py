@@ -40,16 +40,20 @@ class ConvBnCall:
         return replace(self, clips=1, frames=1, height=5, width=7)
 
     def plain(self) -> None:
-        """The norm before (its statistics are another call's), squeeze-excite's mean and gate, the convolution."""
-        x, weight, scale, shift = self._leaves("meta")
-        leaves = [x, weight, scale, shift]
+        """Both norms, squeeze-excite's mean and gate, the convolution, the shortcut."""
+        leaves = x, weight, scale, shift = self._leaves("meta")
+        size = self.clips * self.frames, self.outputs, self.height, self.width
+        shortcut = torch.empty(size, dtype=torch.bfloat16, device="meta", requires_grad=True)
         y = torch.batch_norm(x, scale[0], shift[0], None, None, True, 0.0, 1e-5, False)
         gate = None
         if self.squeezed:
             rows = y.permute(0, 2, 3, 1).unflatten(0, (self.clips, -1))
             gate = rows.mean((1, 2, 3)).sigmoid()
-        result = F.conv2d(finish(y, None, gate, self.activation), weight)
-        torch.autograd.grad(result, leaves, torch.empty_like(result))
+        y = F.conv2d(finish(y, None, gate, self.activation), weight)
+        after = torch.empty(2, self.outputs, device="meta")
+        y = torch.batch_norm(y, after[0], after[1], None, None, True, 0.0, 1e-5, False)
+        result = finish(y, shortcut, None, "relu")
+        torch.autograd.grad(result, (*leaves, shortcut), torch.empty_like(result))
 
     def run(self) -> None:
         leaves = self._leaves("cpu")

@@ -1,14 +1,14 @@
-"""The depthwise convolution of every X3D block."""
+"""The depthwise convolution of every X3D block with the norm and the relu before it, in training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.launches.seen import Seen, sizes
-from kernels.depthwise import reference
+from benchmarks.launches.seen import CLIPS, Seen, sizes
 from kernels.depthwise.fused import depthwise_conv
 
 
@@ -21,12 +21,12 @@ class DepthwiseCall:
     width: int
     channels: int
     stride: int
-    train: bool
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        for x, _, stride in seen.calls["depthwise"]:
-            yield cls(clips=seen.clips, **sizes(x), stride=stride, train=seen.train)
+        for x, _, stride, _, _, activation, num_groups in seen.calls["depthwise"]:
+            assert (activation, num_groups) == ("relu", CLIPS)
+            yield cls(clips=seen.clips, **sizes(x), stride=stride)
 
     @property
     def beside(self) -> int:
@@ -36,16 +36,20 @@ class DepthwiseCall:
         return replace(self, clips=1, frames=1, height=self.height // 7, width=self.width // 7)
 
     def plain(self) -> None:
-        self._make(reference.depthwise_conv, "meta")
+        """With the norm before, not with the one behind."""
+        leaves = x, weight, scale, shift = self._leaves("meta")
+        y = torch.batch_norm(x, scale, shift, None, None, True, 0.0, 1e-5, False).relu()
+        result = F.conv2d(y, weight, None, self.stride, 1, groups=self.channels)
+        torch.autograd.grad(result, leaves, torch.empty_like(result))
 
     def run(self) -> None:
-        self._make(depthwise_conv, "cpu")
+        leaves = x, weight, scale, shift = self._leaves("cpu")
+        results = depthwise_conv(x, weight, self.stride, scale, shift, "relu", self.clips)
+        torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
 
-    def _make(self, function: Callable[..., Tensor], device: str) -> None:
+    def _leaves(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         size = self.clips * self.frames, self.height, self.width, self.channels
-        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
-        weight = torch.empty(self.channels, 1, 3, 3, dtype=torch.bfloat16, device=device)
-        leaves = x.requires_grad_(self.train), weight.requires_grad_(self.train)
-        result = function(*leaves, self.stride)
-        if self.train:
-            torch.autograd.grad(result, leaves, torch.empty_like(result))
+        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
+        weight = torch.empty(self.channels, 1, 3, 3, dtype=torch.bfloat16, device=device).requires_grad_()
+        scale, shift = (torch.empty(self.channels, device=device, requires_grad=True) for _ in range(2))
+        return x, weight, scale, shift

@@ -41,8 +41,8 @@ class Seen:
 
 
 @contextmanager
-def noted(kernels: tuple[str, ...]) -> Iterator[dict[str, list[tuple[Any, ...]]]]:
-    """Within, networks on the meta device go through these kernels, whose calls the lists take."""
+def noted(parts: tuple[str, ...]) -> Iterator[dict[str, list[tuple[Any, ...]]]]:
+    """Within, these parts of networks on the meta device go through kernels, whose calls the lists take."""
     calls: dict[str, list[tuple[Any, ...]]] = {name: [] for name in CONTRACTS}
     kept = {name: getattr(module, function) for name, (module, function) in CONTRACTS.items()}
 
@@ -50,7 +50,7 @@ def noted(kernels: tuple[str, ...]) -> Iterator[dict[str, list[tuple[Any, ...]]]
         calls[name].append(arguments)
         return kept[name](*arguments)
 
-    choice.FASTER["meta"] = {kernel: {} for kernel in kernels}
+    choice.FASTER["meta"] = {part: {} for part in parts}
     try:
         for name, (module, function) in CONTRACTS.items():
             setattr(module, function, partial(note, name))

@@ -1,6 +1,6 @@
-"""The shift and first convolution of every X3D block."""
+"""The shift and first convolution of every X3D block, in training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.launches.seen import CLIPS, Seen, sizes
-from kernels.shift_conv import reference
 from kernels.shift_conv.fused import shift_conv
+from models.layers import shift_frames
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,13 +22,12 @@ class ShiftConvCall:
     channels: int
     outputs: int
     fold: int
-    train: bool
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        for x, weight, num_frames, fold, *_ in seen.calls["shift_conv"]:
+        for x, weight, num_frames, fold in seen.calls["shift_conv"]:
             assert num_frames == len(x) // CLIPS
-            yield cls(clips=seen.clips, **sizes(x), outputs=len(weight), fold=fold, train=seen.train)
+            yield cls(clips=seen.clips, **sizes(x), outputs=len(weight), fold=fold)
 
     @property
     def beside(self) -> int:
@@ -38,16 +37,18 @@ class ShiftConvCall:
         return replace(self, clips=1, height=3, width=5)
 
     def plain(self) -> None:
-        self._make(reference.shift_conv, "meta")
+        """Without the norm behind, which another call reads through."""
+        x, weight = self._leaves("meta")
+        result = torch.conv2d(shift_frames(x, self.frames, self.fold), weight)
+        torch.autograd.grad(result, (x, weight), torch.empty_like(result))
 
     def run(self) -> None:
-        self._make(shift_conv, "cpu")
+        leaves = self._leaves("cpu")
+        results = shift_conv(*leaves, self.frames, self.fold)
+        torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
 
-    def _make(self, function: Callable[..., Tensor], device: str) -> None:
+    def _leaves(self, device: str) -> tuple[Tensor, Tensor]:
         size = self.clips * self.frames, self.height, self.width, self.channels
-        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
+        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
         weight = torch.empty(self.outputs, self.channels, 1, 1, dtype=torch.bfloat16, device=device)
-        leaves = x.requires_grad_(self.train), weight.requires_grad_(self.train)
-        result = function(*leaves, self.frames, self.fold)
-        if self.train:
-            torch.autograd.grad(result, leaves, torch.empty_like(result))
+        return x, weight.requires_grad_()

@@ -1,4 +1,7 @@
-"""Depthwise 3x3 convolution of channels_last images: the fused kernel on a GPU, the reference elsewhere."""
+"""Depthwise 3x3 with the BatchNorm before in its loads and the statistics of the one behind in its stores.
+
+The fused kernel on a GPU, the reference elsewhere.
+"""
 
 from torch import Tensor
 
@@ -7,10 +10,18 @@ from kernels.depthwise import reference
 __all__ = ["depthwise_conv"]
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """Convolve each channel of [F, C, H, W] with its own 3x3; `reference.depthwise_conv` holds the contract."""
+def depthwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    num_groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalise, activate, convolve each channel 3x3, take statistics; `reference` holds the contract."""
     if x.is_cuda:
         from kernels.depthwise import fused as chosen
     else:
         chosen = reference
-    return chosen.depthwise_conv(x, weight, stride)
+    return chosen.depthwise_conv(x, weight, stride, scale, shift, activation, num_groups)

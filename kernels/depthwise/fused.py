@@ -1,7 +1,10 @@
-"""A program owns a tile of BLOCK_H x BLOCK_W pixels and BLOCK_C channels; the nine reads of a pixel meet in L1.
+"""A depthwise convolution that normalises what it loads and takes the statistics of what it stores.
 
-Channel blocks of a tile run side by side, so that they share its cache lines. The weight's gradient is split over
-tiles of the images into partial sums that are then added in a fixed order: no atomics.
+A program goes down its strip with a window in registers: three rows of what it convolves, for each lane SPAN columns
+and those beside them. A value is normalised there once for all of its taps; nine times would be more arithmetic than
+there is time for while memory is read. The backward kernel goes down the same strips: its window is the gradient of the
+result, onto which it has put the one of the statistics. Channel blocks of a strip and strips of an image run side by
+side, so that they share cache lines. Sums over pixels are summed by program, then in a fixed order: no atomics.
 """
 
 import torch
@@ -10,230 +13,288 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-TILE = 4096  # elements that a program owns
-BLOCK_W = 16  # at most
-GRAD_TILE = 1024  # of the weight's gradient: nine sums stay in registers
-GRAD_PROGRAMS = 2048  # about as many programs share the tiles of one weight gradient
+from kernels.depthwise.strips import SPAN, cut, merge
+from kernels.moments.fused import load
+from kernels.norm_act.fused import activate, through
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+def depthwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    num_groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Same contract as `reference.depthwise_conv`."""
+    assert stride in (1, 2)
+    assert activation in ("none", "relu", "silu")
+    assert len(x) % num_groups == 0
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
-    result = _depthwise(x.permute(0, 2, 3, 1).contiguous(), weight.flatten(1).contiguous(), stride)
-    return result.permute(0, 3, 1, 2)
+    affine = None
+    if scale is not None and shift is not None:
+        affine = torch.stack([scale.float(), shift.float()])
+    images, taps = x.permute(0, 2, 3, 1).contiguous(), weight.flatten(1).contiguous()
+    result, mean, var, means = _depthwise(images, taps, affine, stride, activation, num_groups)
+    return result.permute(0, 3, 1, 2), mean, var, means
 
 
 @triton_op("duet::depthwise_conv", mutates_args=())
-def _depthwise(images: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """[F, H, W, C] images, [C, 9] weight -> [F, ceil(H / stride), ceil(W / stride), C]."""
+def _depthwise(
+    images: Tensor, weight: Tensor, affine: Tensor | None, stride: int, activation: str, groups: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """[F, H, W, C] images, [C, 9] weight, [2, C] scale and shift -> result, [C] mean, [C] variance, [N, C] means.
+
+    The result is [F, ceil(H / stride), ceil(W / stride), C].
+    """
     count, height, width, channels = images.shape
-    size = triton.cdiv(height, stride), triton.cdiv(width, stride)
-    result = images.new_empty(count, *size, channels)
-    _launch(result, images, weight, stride, False)
-    return result
+    result = images.new_empty(count, triton.cdiv(height, stride), triton.cdiv(width, stride), channels)
+    strips = cut(result, images, groups, stride, SPAN)
+    partial = images.new_empty(strips.partial, 3, channels, dtype=torch.float32)
+    if count:
+        given = images, weight, affine
+        wrap_triton(_forward)[strips.grid](result, partial, *given, ACTIVATION=activation, **strips.options)
+    return result, *merge(partial, groups)
 
 
-@triton_op("duet::depthwise_conv_grad_images", mutates_args=())
-def _grad_images(grad: Tensor, weight: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """Gradient of the images [F, H, W, C] from the one of the result."""
-    result = grad.new_empty(len(grad), height, width, grad.shape[3])
-    _launch(result, grad, weight, stride, True)
-    return result
+@triton_op("duet::depthwise_conv_grads", mutates_args=())
+def _grads(
+    grad: Tensor,
+    result: Tensor,
+    table: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    affine: Tensor | None,
+    stride: int,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the images, and of the weight [C, 9], with two columns more for scale and shift, if there are any.
 
-
-def _launch(result: Tensor, source: Tensor, weight: Tensor, stride: int, inverse: bool) -> None:
-    count, height, width, channels = result.shape
-    if result.numel():
-        block_h, block_w, block_c = blocks(height, width, channels, TILE)
-        tiles = triton.cdiv(height, block_h) * triton.cdiv(width, block_w) * triton.cdiv(channels, block_c)
-        wrap_triton(_correlate)[(count * tiles,)](
-            result,
-            source,
-            weight,
-            C=channels,
-            H=height,
-            W=width,
-            SOURCE_H=source.shape[1],
-            SOURCE_W=source.shape[2],
-            STRIDE=stride,
-            INVERSE=inverse,
-            BLOCK_H=block_h,
-            BLOCK_W=block_w,
-            BLOCK_C=block_c,
-            num_warps=8,  # four would take up to 242 registers a thread
-        )
-
-
-@triton_op("duet::depthwise_conv_grad_weight", mutates_args=())
-def _grad_weight(images: Tensor, grad: Tensor, stride: int) -> Tensor:
-    """Gradient of the weight [C, 9], summed in float32."""
-    count, height, width, channels = grad.shape
-    block_h, block_w, block_c = blocks(height, width, channels, GRAD_TILE)
-    tiles = count * triton.cdiv(height, block_h) * triton.cdiv(width, block_w)
-    columns = triton.cdiv(channels, block_c)
-    steps = max(1, triton.cdiv(tiles * columns, GRAD_PROGRAMS))
-    partial = images.new_empty(triton.cdiv(tiles, steps), channels, 9, dtype=torch.float32)
-    if grad.numel():
-        wrap_triton(_backward_weight)[(len(partial) * columns,)](
-            partial,
-            images,
-            grad,
-            tiles,
-            steps,
-            C=channels,
-            H=height,
-            W=width,
-            SOURCE_H=images.shape[1],
-            SOURCE_W=images.shape[2],
-            STRIDE=stride,
-            BLOCK_H=block_h,
-            BLOCK_W=block_w,
-            BLOCK_C=block_c,
-        )
-    return partial.sum(0).to(images.dtype)
-
-
-def blocks(height: int, width: int, channels: int, tile: int) -> tuple[int, int, int]:
-    """Rows, columns and channels of a program's tile: channels in 64s where that wastes no more than 32s would."""
-    wide = triton.cdiv(channels, 64) * 64 == triton.cdiv(channels, 32) * 32
-    block_c = 64 if wide else 32
-    block_w = min(BLOCK_W, triton.next_power_of_2(width))
-    block_h = min(tile // (block_c * block_w), triton.next_power_of_2(height))
-    return block_h, block_w, block_c
+    table [2 + N, C]: mean, and the gradients of variance and means as `_backward` prepares them.
+    """
+    strips = cut(result, images, len(table) - 2, stride, SPAN // stride)
+    grad_images = images.new_empty(images.shape)
+    columns = 9 if affine is None else 11
+    partial = images.new_empty(strips.partial, images.shape[3], columns, dtype=torch.float32)
+    if len(images):
+        given = grad, result, table, images, weight, affine
+        wrap_triton(_gradients)[strips.grid](grad_images, partial, *given, ACTIVATION=activation, **strips.options)
+    return grad_images, partial.sum(0)
 
 
 def _keep(ctx, inputs, output) -> None:
-    images, weight, ctx.stride = inputs
-    ctx.save_for_backward(images, weight)
+    images, weight, affine, ctx.stride, ctx.activation, _ = inputs
+    result, mean, *_ = output
+    ctx.save_for_backward(images, weight, affine, result, mean)
 
 
-def _backward(ctx, grad: Tensor):
-    images, weight = ctx.saved_tensors
-    grad = grad.contiguous()
-    wanted = ctx.needs_input_grad
-    grad_images = _grad_images(grad, weight, *images.shape[1:3], ctx.stride) if wanted[0] else None
-    grad_weight = _grad_weight(images, grad, ctx.stride) if wanted[1] else None
-    return grad_images, grad_weight, None
+def _backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor, grad_means: Tensor):
+    images, weight, affine, result, mean = ctx.saved_tensors
+    count = result[..., 0].numel()
+    level = (grad_mean + grad_means * len(grad_means)) / count
+    table = torch.cat([torch.stack([mean, grad_var * 2 / count]), level])
+    given = grad.contiguous(), result, table, images, weight, affine
+    grad_images, sums = _grads(*given, ctx.stride, ctx.activation)
+    return grad_images, sums[:, :9].to(weight.dtype), None if affine is None else sums[:, 9:].T, None, None, None
 
 
 _depthwise.register_autograd(_backward, setup_context=_keep)
 
 
 @triton.jit
-def _correlate(
+def _place(W: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, SPAN: tl.constexpr, BLOCK_I: tl.constexpr):
+    """A program's first row, its lanes and their first columns, and where among the partial sums it stands."""
+    across: tl.constexpr = (W + LANES * SPAN - 1) // (LANES * SPAN)
+    strip, lane = tl.program_id(1), tl.arange(0, BLOCK_I * LANES)
+    column = (strip % across * LANES + lane % LANES) * SPAN
+    return strip // across * ROWS, lane, column, tl.program_id(2).to(tl.int64) * tl.num_programs(1) + strip
+
+
+@triton.jit
+def _normalised(value, inside, factor, addend, ACTIVATION: tl.constexpr):
+    """What is convolved, of values as they lie in memory: float32, 0 outside of the image."""
+    if factor is not None:
+        z = value.to(tl.float32) * factor + addend
+        value = tl.where(inside, activate(z, ACTIVATION), 0.0).to(value.dtype)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def _forward(
     result,  # [F, H, W, C]
-    source,  # [F, SOURCE_H, SOURCE_W, C]
+    partial,  # [N*S, 3, C]: count, mean, summed squared deviations
+    images,  # [F, SOURCE_H, SOURCE_W, C]
     weight,  # [C, 9]
-    C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    SOURCE_H: tl.constexpr,
-    SOURCE_W: tl.constexpr,
-    STRIDE: tl.constexpr,
-    INVERSE: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """The convolution, or with INVERSE its transpose: a pixel gathers from the results that had read it."""
-    columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    image, row, column = _tile(tl.program_id(0) // columns, H, W, BLOCK_H, BLOCK_W)
-    channel = tl.program_id(0) % columns * BLOCK_C + tl.arange(0, BLOCK_C)
-    owned = (row < H) & (column < W)
-    source += image * (SOURCE_H * SOURCE_W * C)
-    total = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], tl.float32)
-    for i in tl.static_range(3):
-        for j in tl.static_range(3):
-            if INVERSE:
-                y, x = row + 1 - i, column + 1 - j
-                inside = owned & (y % STRIDE == 0) & (x % STRIDE == 0) & (y >= 0) & (x >= 0)
-                y, x = y // STRIDE, x // STRIDE
-            else:
-                y, x = row * STRIDE + i - 1, column * STRIDE + j - 1
-                inside = owned & (y >= 0) & (x >= 0)
-            inside = (inside & (y < SOURCE_H) & (x < SOURCE_W))[:, None] & (channel < C)[None, :]
-            value = tl.load(source + ((y * SOURCE_W + x) * C)[:, None] + channel[None, :], inside, 0.0)
-            factor = tl.load(weight + channel * 9 + i * 3 + j, channel < C, 0.0)
-            total += value.to(tl.float32) * factor.to(tl.float32)[None, :]
-    target = result + image * (H * W * C) + ((row * W + column) * C)[:, None] + channel[None, :]
-    tl.store(target, total.to(result.dtype.element_ty), owned[:, None] & (channel < C)[None, :])
-
-
-@triton.jit
-def _backward_weight(
-    partial,  # [S, C, 9]
-    source,  # [F, SOURCE_H, SOURCE_W, C]
-    grad,  # [F, H, W, C]
-    tiles,
+    affine,  # [2, C] or None: scale and shift
+    group_images,
+    splits,
     steps,
+    ACTIVATION: tl.constexpr,
     C: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
     SOURCE_H: tl.constexpr,
     SOURCE_W: tl.constexpr,
     STRIDE: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_I: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    split = tl.program_id(0) // columns
-    channel = tl.program_id(0) % columns * BLOCK_C + tl.arange(0, BLOCK_C)
-    nothing = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], tl.float32)
-    sums = (nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
-    for step in range(steps):
-        tile = split * steps + step
-        image, row, column = _tile(tile, H, W, BLOCK_H, BLOCK_W)
-        owned = (row < H) & (column < W) & (tile < tiles)
-        inside = owned[:, None] & (channel < C)[None, :]
-        come = grad + image * (H * W * C) + ((row * W + column) * C)[:, None] + channel[None, :]
-        come = tl.load(come, inside, 0.0).to(tl.float32)
-        start = source + image * (SOURCE_H * SOURCE_W * C)
-        sums = (
-            sums[0] + come * _tap(start, row, column, channel, inside, 0, 0, C, SOURCE_H, SOURCE_W, STRIDE),
-            sums[1] + come * _tap(start, row, column, channel, inside, 0, 1, C, SOURCE_H, SOURCE_W, STRIDE),
-            sums[2] + come * _tap(start, row, column, channel, inside, 0, 2, C, SOURCE_H, SOURCE_W, STRIDE),
-            sums[3] + come * _tap(start, row, column, channel, inside, 1, 0, C, SOURCE_H, SOURCE_W, STRIDE),
-            sums[4] + come * _tap(start, row, column, channel, inside, 1, 1, C, SOURCE_H, SOURCE_W, STRIDE),
-            sums[5] + come * _tap(start, row, column, channel, inside, 1, 2, C, SOURCE_H, SOURCE_W, STRIDE),
-            sums[6] + come * _tap(start, row, column, channel, inside, 2, 0, C, SOURCE_H, SOURCE_W, STRIDE),
-            sums[7] + come * _tap(start, row, column, channel, inside, 2, 1, C, SOURCE_H, SOURCE_W, STRIDE),
-            sums[8] + come * _tap(start, row, column, channel, inside, 2, 2, C, SOURCE_H, SOURCE_W, STRIDE),
-        )
+    """A step down takes STRIDE rows into the window and stores one; the first steps only fill it."""
+    first, lane, column, number = _place(W, ROWS, LANES, SPAN, BLOCK_I)
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    known = channel < C
+    weights = ()
     for tap in tl.static_range(9):
-        target = partial + split * (C * 9) + channel * 9 + tap
-        tl.store(target, tl.sum(sums[tap], 0), channel < C)
+        weights += (load(weight, channel * 9 + tap, known)[None, :],)
+    factor, addend = None, None
+    if affine is not None:
+        factor, addend = load(affine, channel, known)[None, :], load(affine, C + channel, known)[None, :]
+    nothing = tl.zeros([BLOCK_I * LANES, BLOCK_C], tl.float32)
+    pivot, above, squares, seen = nothing, nothing, nothing, lane * 0
+    width: tl.constexpr = SPAN * STRIDE + 3 - STRIDE  # of the window
+    group, image = tl.program_id(2) // splits, tl.program_id(2) % splits * steps * BLOCK_I + lane // LANES
+    for step in range(steps):
+        owned = image < group_images
+        index = group.to(tl.int64) * group_images + image
+        source = images + ((index * (SOURCE_H * SOURCE_W * C) + column * (STRIDE * C))[:, None] + channel[None, :])
+        target = result + ((index * (H * W * C) + column * C)[:, None] + channel[None, :])
+        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # of the row to be stored and of those below that have begun
+        for down in range(ROWS + 3 - STRIDE):
+            row = first + down + STRIDE - 3
+            for r in tl.static_range(STRIDE):
+                y, values, grown = row * STRIDE + 2 - STRIDE + r, (), ()
+                for k in tl.static_range(width):
+                    x = column * STRIDE + (k - 1)
+                    inside = (owned & (y >= 0) & (y < SOURCE_H) & (x >= 0) & (x < SOURCE_W))[:, None] & known[None, :]
+                    value = tl.load(source + y * (SOURCE_W * C) + (k - 1) * C, inside, 0.0)
+                    values += (_normalised(value, inside, factor, addend, ACTIVATION),)
+                for k in tl.static_range((4 - STRIDE) * SPAN):
+                    total = sums[k]
+                    for tap in tl.static_range(9):
+                        if tap // 3 == 3 - STRIDE + r - k // SPAN * STRIDE:
+                            total += values[k % SPAN * STRIDE + tap % 3] * weights[tap]
+                    grown += (total,)
+                sums = grown
+            for k in tl.static_range(SPAN):
+                total = sums[k]
+                stored = total.to(result.dtype.element_ty)
+                inside = (owned & (row >= first) & (row < H) & (column + k < W))[:, None] & known[None, :]
+                tl.store(target + row * (W * C) + k * C, stored, inside)
+                value = stored.to(tl.float32)
+                if k == 0:  # deviations from a value that is one of them lose no digits to a mean far from 0
+                    pivot = tl.where((step == 0) & (row == first), value, pivot)
+                delta = tl.where(inside, value - pivot, 0.0)
+                above += delta
+                squares += delta * delta
+            sums = sums[SPAN:] + (nothing,) * SPAN
+        seen += owned.to(tl.int32)
+        image += BLOCK_I
+    seen *= tl.minimum(H - first, ROWS) * tl.minimum(tl.maximum(W - column, 0), SPAN)
+    whole, count = tl.sum(seen, 0).to(tl.float32), seen.to(tl.float32)[:, None]
+    above /= tl.maximum(count, 1.0)
+    mean = tl.sum((pivot + above) * (count / whole), 0)
+    delta = pivot + above - mean[None, :]
+    squares += (delta * delta - above * above) * count
+    target = partial + number * (3 * C) + channel
+    tl.store(target, whole, known)
+    tl.store(target + C, mean, known)
+    tl.store(target + 2 * C, tl.sum(squares, 0), known)
 
 
 @triton.jit
-def _tap(
-    source,
-    row,
-    column,
-    channel,
-    inside,
-    i: tl.constexpr,
-    j: tl.constexpr,
+def _gradients(
+    grad_images,  # [F, SOURCE_H, SOURCE_W, C]
+    partial,  # [N*S, C, 9 or 11]: gradients of the weight, then of scale and shift, if there are any
+    grad,  # [F, H, W, C]
+    result,  # [F, H, W, C]
+    table,  # [2 + N, C]
+    images,  # [F, SOURCE_H, SOURCE_W, C]
+    weight,  # [C, 9]
+    affine,  # [2, C] or None: scale and shift
+    group_images,
+    splits,
+    steps,
+    ACTIVATION: tl.constexpr,
     C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
     SOURCE_H: tl.constexpr,
     SOURCE_W: tl.constexpr,
     STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """What tap (i, j) of the kernel read for each pixel, float32, zero outside the image."""
-    y, x = row * STRIDE + i - 1, column * STRIDE + j - 1
-    inside = inside & ((y >= 0) & (x >= 0) & (y < SOURCE_H) & (x < SOURCE_W))[:, None]
-    return tl.load(source + ((y * SOURCE_W + x) * C)[:, None] + channel[None, :], inside, 0.0).to(tl.float32)
+    """A pixel of the result stands for STRIDE by STRIDE of the images, whose taps lie in it and right, below, around.
 
-
-@triton.jit
-def _tile(tile, H: tl.constexpr, W: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Image (int64), rows and columns [BLOCK_H * BLOCK_W] of a tile; tiles run along rows, then down, then on."""
-    across: tl.constexpr = (W + BLOCK_W - 1) // BLOCK_W
-    tiles: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H * across
-    pixel = tl.arange(0, BLOCK_H * BLOCK_W)
-    row = tile % tiles // across * BLOCK_H + pixel // BLOCK_W
-    column = tile % across * BLOCK_W + pixel % BLOCK_W
-    return (tile // tiles).to(tl.int64), row, column
+    A step down takes a row of the gradient into the window and stores the STRIDE rows of the images above it.
+    """
+    first, lane, column, number = _place(W, ROWS, LANES, SPAN, BLOCK_I)
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    known = channel < C
+    group, image = tl.program_id(2) // splits, tl.program_id(2) % splits * steps * BLOCK_I + lane // LANES
+    nothing = tl.zeros([BLOCK_I * LANES, BLOCK_C], tl.float32)
+    weights, sums = (), (nothing,) * (9 if affine is None else 11)
+    for tap in tl.static_range(9):
+        weights += (load(weight, channel * 9 + tap, known)[None, :],)
+    factor, addend = None, None
+    if affine is not None:
+        factor, addend = load(affine, channel, known)[None, :], load(affine, C + channel, known)[None, :]
+    mean, slope = load(table, channel, known)[None, :], load(table, C + channel, known)[None, :]
+    level = load(table, (2 + group) * C + channel, known)[None, :]
+    before: tl.constexpr = 2 - STRIDE  # columns of the window before the lane's own
+    width: tl.constexpr = before + SPAN + 1
+    for _ in range(steps):
+        owned = image < group_images
+        index = group.to(tl.int64) * group_images + image
+        start = (index * (H * W * C) + column * C)[:, None] + channel[None, :]
+        place = (index * (SOURCE_H * SOURCE_W * C) + column * (STRIDE * C))[:, None] + channel[None, :]
+        window = (nothing,) * (3 * width)
+        for down in range(ROWS + 3 - STRIDE):
+            row = first + down + STRIDE - 3
+            window = window[width:]
+            for k in tl.static_range(width):
+                x = column + (k - before)
+                inside = (owned & (row >= -1) & (row < H - 1) & (x >= 0) & (x < W))[:, None] & known[None, :]
+                at = start + (row + 1) * (W * C) + (k - before) * C
+                added = level + slope * (load(result, at, inside) - mean)
+                window += (tl.where(inside, load(grad, at, inside) + added, 0.0),)
+            for i in tl.static_range(1, STRIDE + 1):  # from the first tap that may have read the pixel
+                for j in tl.static_range(1, STRIDE * SPAN + 1):
+                    y, x = row * STRIDE + (i - 1), column * STRIDE + (j - 1)
+                    inside = owned & (row >= first) & (row < H) & (y < SOURCE_H) & (x < SOURCE_W)
+                    inside = inside[:, None] & known[None, :]
+                    read = tl.load(images + place + y * (SOURCE_W * C) + (j - 1) * C, inside, 0.0)
+                    taken = _normalised(read, inside, factor, addend, ACTIVATION)
+                    total, grown = nothing, ()
+                    for tap in tl.static_range(9):
+                        added = sums[tap]
+                        if (i - tap // 3) % STRIDE == 0 and (j - tap % 3) % STRIDE == 0:
+                            come = window[((i - tap // 3) // STRIDE + 1) * width + (j - tap % 3) // STRIDE + before]
+                            total += come * weights[tap]
+                            added += come * taken
+                        grown += (added,)
+                    if affine is not None:
+                        value = read.to(tl.float32)
+                        total = through(tl.where(inside, total, 0.0), value * factor + addend, ACTIVATION)
+                        grown += (sums[9] + total * value, sums[10] + total)
+                        total *= factor
+                    sums = grown
+                    tl.store(
+                        grad_images + place + y * (SOURCE_W * C) + (j - 1) * C,
+                        total.to(grad_images.dtype.element_ty),
+                        inside,
+                    )
+        image += BLOCK_I
+    columns: tl.constexpr = 9 if affine is None else 11
+    for k in tl.static_range(columns):
+        tl.store(partial + number * (C * columns) + channel * columns + k, tl.sum(sums[k], 0), known)

@@ -15,6 +15,7 @@ if torch.cuda.is_available():
 from benchmarks.launches import CALLS, calls_of
 from benchmarks.moved import describe, moved
 from benchmarks.traffic import Traffic
+from kernels.conv_bn import fused as conv_bn
 from kernels.shift_conv import fused
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
@@ -87,43 +88,40 @@ def test_the_whole_committed_record_is_current(name):
 def test_more_bytes_are_seen(monkeypatch):
     call = next(call for call in calls_of(NTU60_X3D, train=True) if call.kernel == "shift_conv")
     before = moved(call)
-    monkeypatch.setattr(fused, "GRAD_PROGRAMS", 50_000)  # partial sums of the weight's gradient
+    monkeypatch.setattr(conv_bn, "GRAD_PARTIAL", 1 << 26)  # sums of the weight's gradient
     after = moved(call)
-    assert after["mb"] > 1.05 * before["mb"]
-    backward = fused._grad_rows
-    monkeypatch.setattr(fused, "_grad_rows", lambda *arguments: (backward(*arguments), backward(*arguments))[0])
+    assert after["mb"] > 1.04 * before["mb"]
+    backward = fused._shift_conv_grad
+    monkeypatch.setattr(fused, "_shift_conv_grad", lambda *arguments: (backward(*arguments), backward(*arguments))[0])
     twice = moved(call)
     assert twice["mb"] > 1.2 * after["mb"]
-    assert [launch["kernel"] for launch in twice["toy"]].count("backward_rows") == 2
+    assert [launch["kernel"] for launch in twice["toy"]].count("backward") == 2
 
 
 def test_every_kernel_is_in_the_record():
-    assert {kind.kernel for kind in CALLS} == {launch["kernel"] for launch in RECORD["launches"]["ntu60_x3d"]}
+    assert {kind.kernel for kind in CALLS} == {
+        launch["kernel"] for launches in RECORD["launches"].values() for launch in launches
+    }
 
 
-DEPTHWISE, SHIFT = 0.75, 0.24  # GB per clip of reference performance.md, section 2
+DEPTHWISE = 0.75  # GB per clip of reference performance.md, section 2
 
 
 def test_bars_of_the_guides_best_experiment():
-    parts = RECORD["per_clip"]["ntu60_x3d"]
-    convolutions = [parts["shift_conv"], parts["depthwise"]]
-    assert sum(part["gb"] for part in convolutions) <= 1.25 * sum(part["ideal_gb"] for part in convolutions)
-    assert parts["depthwise"]["gb"] == pytest.approx(DEPTHWISE, rel=0.02)
-    saved = parts["shift_conv"]["eager_gb"] - parts["shift_conv"]["gb"]
-    assert saved > SHIFT  # no shifted copy is written, none read
+    step, parts = RECORD["step"]["ntu60_x3d"], RECORD["per_clip"]["ntu60_x3d"]
+    assert step["gb"] <= 1.25 * step["ideal_gb"]
+    assert parts["depthwise"]["gb"] == pytest.approx(DEPTHWISE, rel=0.03)  # with all of the norm before it
+    for part in parts.values():
+        assert part["gb"] + part["beside_gb"] <= 1.04 * part["compiled_gb"] or not part["compiled_gb"]
 
 
-@pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.97), ("ma52", 1.08)])
-def test_all_kernels_beside_the_compiler(name, share):
-    """A norm alone saves nothing, one between two convolutions a sixth, or costs; LOG.md says what is still to fuse."""
-    parts = RECORD["per_clip"][name]
-    assert parts["norm_act"]["gb"] <= 1.01 * parts["norm_act"]["compiled_gb"]
-    after = parts["conv_bn"]["beside_gb"]  # norms behind it, which both sides leave to the compiler
-    ours, compiled = parts["networks"]["gb"] + parts["networks"]["beside_gb"], parts["networks"]["compiled_gb"] + after
-    assert ours <= share * compiled
+def test_all_parts_move_no_more_than_the_compiler():
+    """LOG.md says what is still to fuse in ma52."""
+    step = RECORD["step"]["ma52"]
+    assert step["gb"] <= step["compiled_gb"]
 
 
-@pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.25), ("ma52", 0.27)])
-def test_about_a_quarter_of_the_launches_of_the_published_form(name, share):
+@pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.17), ("ma52", 0.28)])
+def test_about_a_quarter_of_the_launches_of_an_eager_step(name, share):
     step = RECORD["step"][name]
-    assert step["ours"] <= share * step["published_eager"]
+    assert step["launches"] <= share * step["folded_eager_launches"]

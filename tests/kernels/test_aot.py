@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "records"
 KERNELS = ("conv_bn", "depthwise", "heatmap", "moments", "norm_act", "shift_conv")
 SHARED = 163 << 10  # bytes a program may have on sm_80; sm_90 has more
-REGISTERS = {"heatmap": 80, "shift_conv": 208, "depthwise": 168, "norm_act": 96, "moments": 56, "conv_bn": 128}
-# heatmap: six blocks of 128 threads on an SM; norm_act and conv_bn: two of 256
-ONLY_IN_TRAINING = ("conv_bn", "moments", "norm_act")
+REGISTERS = {"heatmap": 80, "shift_conv": 232, "depthwise": 168, "norm_act": 96, "moments": 56, "conv_bn": 232}
+# heatmap: six blocks of 128 threads on an SM; norm_act: two of 256; shift_conv and conv_bn, backward: one of 256
+ONLY_OF = {"depthwise": ("ntu60_x3d",), "shift_conv": ("ntu60_x3d",), "moments": ("ma52", "ntu60")}
 
 
 def tables(folder: Path, every: int) -> dict[str, dict]:
@@ -53,8 +53,8 @@ def test_nothing_spills_and_registers_leave_room(committed, kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_experiment_on_both_architectures_with_both_versions(committed, kernel):
     assert {"3.6.0", "3.7.1"} <= committed[kernel].keys()
-    experiments = ("ntu60_x3d",) if kernel in ("depthwise", "shift_conv") else ("ma52", "ntu60", "ntu60_x3d")
-    modes = ("train",) if kernel in ONLY_IN_TRAINING else ("train", "val")
+    experiments = ONLY_OF.get(kernel, ("ma52", "ntu60", "ntu60_x3d"))
+    modes = ("train", "val") if kernel == "heatmap" else ("train",)
     for table in committed[kernel].values():
         for arch in ("sm_80", "sm_90"):
             callers = {c for name, launch in table.items() if name.endswith(arch) for c in launch["callers"]}
@@ -63,7 +63,7 @@ def test_every_experiment_on_both_architectures_with_both_versions(committed, ke
 
 def test_the_committed_tables_are_current(committed, tmp_path):
     """A sample of the calls; `make soak` compiles them all."""
-    for kernel, table in tables(tmp_path, every=18).items():
+    for kernel, table in tables(tmp_path, every=7).items():
         assert table
         if triton.__version__ in committed[kernel]:
             kept = committed[kernel][triton.__version__]

@@ -10,13 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.kernels import FUSED
 from kernels import choice
-from kernels.conv_bn import fused as conv_bn
-from kernels.depthwise import fused as depthwise
-from kernels.moments import fused as moments
-from kernels.norm_act import fused as norm_act
-from kernels.shift_conv import fused as shift_conv
-from models import layers, norms, x3d_shift
+from models import layers, x3d_shift
 from models.config import X3DStreamConfig
 from models.resnet_path import Bottleneck
 from models.x3d_shift import X3DTemporalShift
@@ -29,25 +25,23 @@ NETWORKS = {
     "bottleneck": (lambda: Bottleneck(12, 16, 2, False), 12),
     "inflated bottleneck": (lambda: Bottleneck(16, 16, 1, True), 16),
 }
-EVERYWHERE = {
-    (norms, "norm_act"): norm_act.norm_act,
-    (norms, "conv_bn"): conv_bn.conv_bn,
-    (norms, "moments"): moments.moments,
-    (x3d_shift, "shift_conv"): shift_conv.shift_conv,
-    (x3d_shift, "depthwise_conv"): depthwise.depthwise_conv,
+CALLS = {
+    "X3D": {"shift_conv", "depthwise_conv", "conv_bn"},
+    "bottleneck": {"moments", "conv_bn"},
+    "inflated bottleneck": {"moments", "conv_bn"},
 }
 
 
-def use(monkeypatch, kernels):
-    """Have these kernels run on a CPU, in Triton's interpreter; the list takes the calls that are made."""
+def use(monkeypatch, parts):
+    """Have these parts go through kernels on a CPU, in Triton's interpreter; the list takes the calls that are made."""
     calls = []
 
     def noted(name, function):
         return lambda *arguments: (calls.append(name), function(*arguments))[1]
 
-    for (module, name), function in EVERYWHERE.items():
+    for (module, name), function in FUSED.items():
         monkeypatch.setattr(module, name, noted(name, function))
-    monkeypatch.setitem(choice.FASTER, "cpu", {kernel: {} for kernel in kernels})
+    monkeypatch.setitem(choice.FASTER, "cpu", {part: {} for part in parts})
     return calls
 
 
@@ -63,15 +57,16 @@ def built(name):
     return network, torch.randn(2 * FRAMES, channels, 9, 7).contiguous(memory_format=torch.channels_last)
 
 
-def results(name, train=True):
+def results(name, train=True, device="cpu", run=lambda network: network):
     """Feature map, in training the gradients of input and parameters too, and buffers, after two steps."""
     network, x = built(name)
-    network.train(train)
-    leaves = [x.requires_grad_(), *network.parameters()]
+    network.train(train).to(device)
+    leaves = [x := x.to(device).requires_grad_(), *network.parameters()]
     for _ in range(2):
-        y = network(x, FRAMES)
-    grads = torch.autograd.grad(y, leaves, torch.randn_like(y)) if train else ()
-    return [y.detach(), *grads, *network.buffers()]
+        y = run(network)(x, FRAMES)
+    torch.manual_seed(1)
+    grads = torch.autograd.grad(y, leaves, torch.randn(y.shape).to(y)) if train else ()
+    return [t.detach().cpu() for t in (y, *grads, *network.buffers())]
 
 
 def assert_close(found, expected):
@@ -83,36 +78,67 @@ def assert_close(found, expected):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_all_kernels_together_are_the_plain_network(name, monkeypatch, fenced):
+def test_all_parts_together_are_the_plain_network(name, monkeypatch, fenced):
     expected = results(name)
-    calls = use(monkeypatch, choice.KERNELS)
+    calls = use(monkeypatch, choice.PARTS)
     assert_close(results(name), expected)
-    wanted = {"norm_act", "conv_bn", "moments"} | ({"shift_conv", "depthwise_conv"} if name == "X3D" else set())
-    assert set(calls) == wanted
+    assert set(calls) == CALLS[name] | {"norm_act"}
 
 
-@pytest.mark.parametrize("kernel", choice.KERNELS)
-def test_each_kernel_alone(kernel, monkeypatch, fenced):
+@pytest.mark.parametrize(("name", "part"), [("X3D", "x3d_block"), ("bottleneck", "bottleneck"), ("X3D", "norm_act")])
+def test_each_part_alone(name, part, monkeypatch, fenced):
+    expected = results(name)
+    calls = use(monkeypatch, [part])
+    assert_close(results(name), expected)
+    assert set(calls) == ({"norm_act"} if part == "norm_act" else CALLS[name])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_parts_on_a_gpu_compiled(name, monkeypatch):
+    expected = results(name)
+    monkeypatch.setitem(choice.FASTER, choice.device_name(torch.device("cuda")), {part: {} for part in choice.PARTS})
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = results(name, device="cuda", run=lambda network: torch.compile(network, fullgraph=True))
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("stored", ["shift_conv", "depthwise_conv", "conv_bn"])
+def test_a_wrong_result_of_one_kernel_is_seen(stored, monkeypatch):
     expected = results("X3D")
-    calls = use(monkeypatch, [kernel])
-    assert_close(results("X3D"), expected)
-    assert {name.removesuffix("_conv") for name in calls} == {
-        "conv_bn": {"conv_bn", "moments"},
-        "shift_conv": {"shift"},
-    }.get(kernel, {kernel})
+    use(monkeypatch, ["x3d_block"])
+    right = getattr(x3d_shift, stored)
+
+    def wrong(*arguments):
+        y, mean, *rest = right(*arguments)
+        return y, mean + 0.01 * y.std(), *rest
+
+    monkeypatch.setattr(x3d_shift, stored, wrong)
+    with pytest.raises(AssertionError):
+        assert_close(results("X3D"), expected)
 
 
-def test_in_evaluation_norms_stay_with_the_compiler(monkeypatch, fenced):
+def test_wide_bottlenecks_stay_with_the_compiler(monkeypatch):
+    calls = use(monkeypatch, ["bottleneck"])
+    x = torch.randn(2, 16, 1, 1)
+    for width, kernels in ((512, ["moments", "conv_bn"]), (1024, [])):
+        calls.clear()
+        Bottleneck(16, width, 1, False)(x, 1)
+        assert calls == kernels
+
+
+def test_in_evaluation_all_stays_with_the_compiler(monkeypatch):
     expected = results("X3D", train=False)
-    calls = use(monkeypatch, choice.KERNELS)
-    assert_close(results("X3D", train=False), expected)
-    assert set(calls) == {"shift_conv", "depthwise_conv"}
+    calls = use(monkeypatch, choice.PARTS)
+    for one, other in zip(results("X3D", train=False), expected, strict=True):
+        assert torch.equal(one, other)
+    assert not calls
 
 
 def test_one_value_of_a_channel_is_refused_on_both_sides(monkeypatch):
     y, block = torch.randn(1, 8, 1, 1), layers.ConvBn(8, 8, 1)
-    for kernels in ((), choice.KERNELS):
-        use(monkeypatch, kernels)
+    for parts in ((), choice.PARTS):
+        use(monkeypatch, parts)
         with pytest.raises(ValueError, match=r"more than 1 value per channel|two values of a channel"):
             block(y, "relu")
 
@@ -120,17 +146,17 @@ def test_one_value_of_a_channel_is_refused_on_both_sides(monkeypatch):
 def test_without_a_record_nothing_is_chosen(monkeypatch):
     x = torch.zeros(1)
     assert choice.device_name(x.device) == "cpu"
-    assert not any(choice.is_faster(kernel, x) for kernel in choice.KERNELS)
-    monkeypatch.setitem(choice.FASTER, "cpu", {"depthwise": {}})
-    assert [kernel for kernel in choice.KERNELS if choice.is_faster(kernel, x)] == ["depthwise"]
-    assert not choice.is_faster("depthwise", x.to("meta"))
+    assert not any(choice.is_faster(part, x) for part in choice.PARTS)
+    monkeypatch.setitem(choice.FASTER, "cpu", {"x3d_block": {}})
+    assert [part for part in choice.PARTS if choice.is_faster(part, x)] == ["x3d_block"]
+    assert not choice.is_faster("x3d_block", x.to("meta"))
     with pytest.raises(AssertionError):
         choice.is_faster("heatmap", x)
 
 
-def test_the_committed_record_names_cards_and_kernels():
-    assert "cpu" not in choice.FASTER  # a CPU runs the references, bit for bit what it ran
-    assert {kernel for kernels in choice.FASTER.values() for kernel in kernels} <= set(choice.KERNELS)
+def test_the_committed_record_names_cards_and_parts():
+    assert "cpu" not in choice.FASTER  # a CPU runs plain torch
+    assert {part for parts in choice.FASTER.values() for part in parts} <= set(choice.PARTS)
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +170,9 @@ def graphs(tmp_path_factory):
     return json.loads(done.stdout)
 
 
-def test_one_graph_with_all_kernels_and_no_layout_copy(graphs):
-    """Three blocks of shift_conv, depthwise and conv_bn, one launch forward and two backward; moments one forward."""
+def test_one_graph_with_all_parts_and_no_layout_copy(graphs):
+    """Three blocks of three kernels, one launch each way; other norms two each way."""
     forward, backward = graphs["X3D"]
-    norms = 2 + 3 + 2  # stem and end, first norms, two downsampled: two launches each way
-    assert forward["launches"] == 3 * 4 + norms * 2
-    assert backward["launches"] == 3 * 6 + norms * 2
+    norms = 2 + 2  # stem and end, two that bring the shortcut to a block's shape
+    assert forward["launches"] == backward["launches"] == 3 * 3 + norms * 2
     assert forward["copies"] == backward["copies"] == []

@@ -23,9 +23,9 @@ def graphs(tmp_path_factory):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("name", "launches"), [("shift_conv", (1, 2)), ("depthwise", (1, 2))])
-def test_one_graph_forward_one_backward(graphs, name, launches):
-    """Launches forward, and backward: a gradient each of the input and of the weight."""
+@pytest.mark.parametrize("name", ["shift_conv", "depthwise", "conv_bn"])
+def test_one_graph_and_one_launch_each_way(graphs, name):
     forward, backward = graphs[name]
-    assert tuple(sum("triton_kernel_wrapper" in node for node in graph) for graph in (forward, backward)) == launches
-    assert not [node for node in (*forward, *backward) if any(copy in node for copy in COPIES)]
+    for graph in (forward, backward):
+        assert sum("triton_kernel_wrapper" in node for node in graph) == 1
+        assert not [node for node in graph if any(copy in node for copy in COPIES)]

@@ -12,6 +12,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
 from benchmarks.stand_in import stand_in
+from kernels.conv_bn.fused import conv_bn
 from kernels.depthwise.fused import depthwise_conv
 from kernels.shift_conv.fused import shift_conv
 
@@ -20,21 +21,29 @@ def image(*shape: int) -> Tensor:
     return torch.randn(shape).contiguous(memory_format=torch.channels_last)
 
 
-FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
-    "shift_conv": (
-        lambda x, weight, bias: shift_conv(x, weight, 3, 2, bias),
-        (image(6, 8, 5, 7), image(16, 8, 1, 1), torch.randn(16)),
+FUNCTIONS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]] = {
+    "shift_conv": (lambda x, weight: shift_conv(x, weight, 3, 2), (image(6, 8, 5, 7), image(16, 8, 1, 1))),
+    "depthwise": (
+        lambda x, weight, *affine: depthwise_conv(x, weight, 2, *affine, "relu", 2),
+        (image(2, 8, 5, 7), image(8, 1, 3, 3), torch.ones(8), torch.zeros(8)),
     ),
-    "depthwise": (lambda x, weight: depthwise_conv(x, weight, 2), (image(2, 8, 5, 7), image(8, 1, 3, 3))),
+    "conv_bn": (
+        lambda x, weight, *affine: conv_bn(x, weight, *affine, "silu"),
+        (image(2, 8, 5, 7), image(16, 8, 1, 1), torch.ones(2, 8), torch.zeros(2, 8)),
+    ),
 }
 
 
-def trace(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[list[str]]:
-    """Targets of the nodes of every graph of `2 * function(inputs)`: one forward, one backward."""
+def trace(function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]) -> list[list[str]]:
+    """Targets of the nodes of every graph of twice the function's results: one forward, one backward."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     graphs, backend = kept()
-    compiled = torch.compile(lambda *given: 2 * function(*given), fullgraph=True, dynamic=False, backend=backend)
-    torch.autograd.grad(compiled(*leaves).sum(), leaves)
+
+    def twice(*given: Tensor) -> list[Tensor]:
+        return [2 * y for y in function(*given)]
+
+    compiled = torch.compile(twice, fullgraph=True, dynamic=False, backend=backend)
+    torch.autograd.grad(sum(y.sum() for y in compiled(*leaves)), leaves)
     return [[str(node.target) for node in graph.graph.nodes if node.op == "call_function"] for graph in graphs]
 
 

@@ -1,12 +1,13 @@
-"""Graphs of a network with all kernels on; run by test_networks.py, without TRITON_INTERPRET. Nothing is launched."""
+"""Graphs of a network through kernels; run by test_networks.py, without TRITON_INTERPRET. Nothing is launched."""
 
 import json
 
 import torch
 
+from benchmarks.kernels import FUSED
 from benchmarks.stand_in import stand_in
 from kernels import choice
-from tests.kernels.test_networks import EVERYWHERE, FRAMES, built
+from tests.kernels.test_networks import FRAMES, built
 from tests.kernels.traced import kept
 from tests.models.graphs import layout_copies
 
@@ -30,7 +31,7 @@ def traced(name: str) -> list[dict]:
 
 if __name__ == "__main__":
     stand_in(80)
-    choice.FASTER["cpu"] = {kernel: {} for kernel in choice.KERNELS}
-    for (module, function), fused in EVERYWHERE.items():
+    choice.FASTER["cpu"] = {part: {} for part in choice.PARTS}
+    for (module, function), fused in FUSED.items():
         setattr(module, function, fused)
     print(json.dumps({"X3D": traced("X3D")}))
