@@ -27,7 +27,7 @@ def batch(experiment: Experiment, train: bool, seed: int) -> tuple[Tensor, Tenso
         torch.randint(256, (clips, clip.rgb_frames, frame, frame, 3), generator=draw, dtype=torch.uint8),
         maps.permute(0, 1, 4, 2, 3),
         label,
-        torch.tensor(data.coarse_map)[label],
+        torch.tensor(data.coarse_map)[label] if data.coarse_map else torch.zeros_like(label),
     )
 
 
