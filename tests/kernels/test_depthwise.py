@@ -5,21 +5,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from triton.runtime.errors import InterpreterError
 
 from benchmarks.traffic import Traffic
 from kernels import depthwise
 from kernels.depthwise import fused, reference, strips
 from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
+from tests.kernels.variants import broken
 
 CASES = {
     # name: (images, height, width, channels, stride, groups, scale and shift or not, activation)
-    "two clips, strips across and down": (4, 4, 9, 13, 1, 2, True, "silu"),
+    "two clips": (2, 3, 5, 13, 1, 2, True, "silu"),
     "two clips, strips down, stride 2": (2, 7, 5, 13, 2, 2, True, "relu"),
     "as it is": (1, 5, 3, 54, 1, 1, False, "none"),
-    "relu": (2, 2, 5, 65, 1, 1, True, "relu"),
     "scaled alone, stride 2": (1, 6, 8, 24, 2, 1, True, "none"),
     "even and odd, stride 2": (1, 4, 3, 24, 2, 1, False, "none"),
     "strips across, stride 2": (1, 3, 17, 24, 2, 1, True, "relu"),
+    "65 channels": (3, 2, 5, 65, 1, 1, True, "relu"),
+    "strips across and down": (4, 4, 9, 13, 1, 2, True, "silu"),
     "clips of three images": (6, 2, 3, 24, 1, 2, True, "silu"),
     "channels in 64s": (1, 2, 3, 128, 1, 1, True, "relu"),
     "one row": (2, 1, 6, 24, 2, 2, True, "silu"),
@@ -114,7 +117,7 @@ def failures(function, inputs, settings, by=RESULTS) -> list[str]:
 
 def far_from_zero(function, dtype) -> list[str]:
     """Which statistics lose digits where the mean is a hundred deviations from 0."""
-    (x, weight, *_), _ = make_case("two clips, strips across and down")
+    (x, weight, *_), _ = make_case("strips across and down")
     weight = weight.abs() + 0.1
     weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0  # the border is as the rest
     x = (x / 10 + 10).to(dtype)
@@ -163,7 +166,7 @@ def test_reference_follows_the_contract(case):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
 def test_reference_has_the_gradients_of_its_results(stride, activation):
-    (x, weight, scale, shift), _ = make_case("two clips, strips across and down", torch.float64)
+    (x, weight, scale, shift), _ = make_case("strips across and down", torch.float64)
     leaves = [t.double().clone().requires_grad_() for t in (x[:2, :2, :3, :4], weight[:2], scale[:2], shift[:2])]
     assert torch.autograd.gradcheck(
         lambda *leaves: call(reference.depthwise_conv, leaves, (stride, activation, 2)), leaves
@@ -195,7 +198,7 @@ def test_statistics_of_a_mean_far_from_zero(dtype, rounding):
 
 
 def test_what_is_convolved_is_rounded(rounding):
-    (x, weight, scale, shift), _ = make_case("relu", torch.bfloat16)
+    (x, weight, scale, shift), _ = make_case("65 channels", torch.bfloat16)
     weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0  # one product: no order of sums
     found = fused.depthwise_conv(x, weight, 1, scale, shift, "silu")[0]
     z = x * scale[:, None, None] + shift[:, None, None]
@@ -247,7 +250,7 @@ def test_autocast_computes_in_its_type_and_gradients_come_back_in_their_own(fenc
 
 
 def test_a_nan_stays_with_its_neighbours_and_in_its_statistics():
-    (x, weight, scale, shift), settings = make_case("two clips, strips across and down")
+    (x, weight, scale, shift), settings = make_case("strips across and down")
     x[2, 5, 2, 3] = float("nan")
     y, mean, var, means = call(fused.depthwise_conv, (x, weight, scale, shift), settings)
     assert y.isnan()[2, 5, 1:4, 2:5].all()
@@ -258,7 +261,7 @@ def test_a_nan_stays_with_its_neighbours_and_in_its_statistics():
 
 
 def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
-    inputs, settings = make_case("relu")
+    inputs, settings = make_case("65 channels")
     monkeypatch.setattr(fused, "depthwise_conv", None)
     expected = call(reference.depthwise_conv, inputs, settings)
     for one, other in zip(call(depthwise.depthwise_conv, inputs, settings), expected, strict=True):
@@ -266,7 +269,7 @@ def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
 
 
 def test_a_launch_each_way_and_nothing_kept_but_what_came_and_what_is_stored():
-    inputs, settings = make_case("two clips, strips across and down")
+    inputs, settings = make_case("strips across and down")
     leaves, kept = [t.requires_grad_() for t in inputs], []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), Traffic() as traffic:
         y, *rest = call(fused.depthwise_conv, leaves, settings)
@@ -282,7 +285,7 @@ def x_size(leaves):
     return leaves[0].numel()
 
 
-@pytest.mark.parametrize("case", ["two clips, strips across and down", "as it is"])
+@pytest.mark.parametrize("case", ["strips across and down", "as it is"])
 def test_operators_are_registered_as_torch_wants(case):
     (x, weight, scale, shift), (stride, activation, groups) = make_case(case)
     affine = None if scale is None else torch.stack([scale, shift])
@@ -296,3 +299,114 @@ def test_operators_are_registered_as_torch_wants(case):
     torch.library.opcheck(
         fused._grads, (images, images, table, images, taps, affine, stride, activation), test_utils=checks
     )
+
+
+MUTANTS = {
+    "padding before the activation": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "activate(z, ACTIVATION)"),
+    "unactivated": ("activate(z, ACTIVATION), 0.0)", "z, 0.0)"),
+    "shift forgotten": ("value.to(tl.float32) * factor + addend", "value.to(tl.float32) * factor"),
+    "scale and shift exchanged": ("stack([scale.float(), shift.float()])", "stack([shift.float(), scale.float()])"),
+    "weight turned round": ("channel * 9 + tap", "channel * 9 + 8 - tap"),
+    "rows and columns of the weight": ("channel * 9 + tap", "channel * 9 + tap % 3 * 3 + tap // 3"),
+    "no upper edge": ("(y >= 0) & (y < SOURCE_H)", "(y < SOURCE_H)"),
+    "no lower edge": ("(y >= 0) & (y < SOURCE_H)", "(y >= 0)"),
+    "no left edge": ("(x >= 0) & (x < SOURCE_W)", "(x < SOURCE_W)"),
+    "no right edge": ("(x >= 0) & (x < SOURCE_W)", "(x >= 0)"),
+    "stride from the second row": ("row * STRIDE + 2 - STRIDE + r", "row * STRIDE + 1 + r"),
+    "stride from the second column": ("x = column * STRIDE + (k - 1)", "x = column * STRIDE + (k + 1 - STRIDE)"),
+    "rows above the strip": ("(row >= first) & (row < H) & (column + k < W)", "(row < H) & (column + k < W)"),
+    "rows below the image": ("(row >= first) & (row < H) & (column + k < W)", "(row >= first) & (column + k < W)"),
+    "columns beyond the image": ("(row < H) & (column + k < W)", "(row < H)"),
+    "channels beyond the last": ("known = channel < C", "known = channel < C + 1"),
+    "images of the next group": ("owned = image < group_images", "owned = image < group_images + 1"),
+    "images of the first group": ("index = group.to(tl.int64) * group_images + image", "index = image.to(tl.int64)"),
+    "statistics of what is not stored": ("value = stored.to(tl.float32)", "value = sums[k]"),
+    "statistics with pixels beyond": ("tl.where(inside, value, pivot) - pivot", "value - pivot"),
+    "deviations from several": ("(step == 0) & (row == first)", "row == first"),
+    "rows of whole strips counted": ("tl.minimum(H - first, ROWS)", "ROWS"),
+    "columns of whole lanes counted": ("tl.minimum(tl.maximum(W - column, 0), SPAN)", "SPAN"),
+    "between lanes nothing": ("(delta * delta - above * above)", "(-above * above)"),
+    "lanes weigh the same": ("(count / whole)", "(1 / (BLOCK_I * LANES))"),
+    "strips of one partial sum": ("* tl.num_programs(1) + tl.program_id(1)", "* tl.num_programs(1)"),
+    "tap of every row": ("(i - tap // 3) % STRIDE == 0 and ", ""),
+    "tap of every column": (" and (j - tap % 3) % STRIDE == 0", ""),
+    "transpose not turned round": ("total += come * weights[tap]", "total += come * weights[8 - tap]"),
+    "gradient above the strip": ("(row >= first) & (row < H) & (y < SOURCE_H)", "(row < H) & (y < SOURCE_H)"),
+    "gradient below the image": ("(row < H) & (y < SOURCE_H)", "(row < H)"),
+    "gradient beside the image": ("(y < SOURCE_H) & (x < SOURCE_W)\n", "(y < SOURCE_H)\n"),
+    "window below the image": ("(row < H - 1) & (x >= 0)", "(x >= 0)"),
+    "window left of the image": ("(row < H - 1) & (x >= 0)", "(row < H - 1)"),
+    "gradient of the means forgotten": ("added = level + slope", "added = slope"),
+    "gradient of the variance forgotten": ("level + slope * (load(result, at, inside) - mean)", "level"),
+    "variance around 0": ("(load(result, at, inside) - mean)", "load(result, at, inside)"),
+    "statistics' gradient outside of the image": (
+        "tl.where(inside, load(grad, at, inside) + added, 0.0)",
+        "load(grad, at, inside) + added",
+    ),
+    "gradient of the first group's mean": ("(2 + group) * C", "2 * C"),
+    "gradient of the mean forgotten": ("(grad_mean + grad_means", "(0 * grad_mean + grad_means"),
+    "gradient of means of all images": ("grad_means * len(grad_means)", "grad_means"),
+    "half the variance": ("grad_var * 2 / count", "grad_var / count"),
+    "activation not derived": (
+        "through(tl.where(inside, total, 0.0), value * factor + addend, ACTIVATION)",
+        "tl.where(inside, total, 0.0)",
+    ),
+    "derived without shift": ("value * factor + addend, ACTIVATION)", "value * factor, ACTIVATION)"),
+    "shift's gradient of pixels beyond": ("through(tl.where(inside, total, 0.0),", "through(total,"),
+    "gradient without scale": ("total *= factor", "total *= 1"),
+    "scale's gradient of scaled": ("sums[9] + total * value", "sums[9] + total * value * factor"),
+    "weight's gradient of the last step": ("added += come * taken", "added = come * taken"),
+    "weight's gradient unnormalised": (
+        "taken = _normalised(read, inside, factor, addend, ACTIVATION)",
+        "taken = read.to(tl.float32)",
+    ),
+    "weight's gradient rounded early": ("columns, dtype=torch.float32", "columns, dtype=images.dtype"),
+}
+OF_STRIPS = {
+    "between splits nothing": ("(means - mean).square()", "(means - of_groups[:, None]).square()"),
+    "splits weigh the same": ("(means * counts).sum(1) / counts.sum(1)", "means.mean(1)"),
+    "last images left out": ("splits = _cdiv(blocks, steps)", "splits = max(1, blocks // steps)"),
+    "last row left out": ('"ROWS": _cdiv(height, down)', '"ROWS": height // down'),
+    "last lanes left out": ("_cdiv(width, lanes * span), _cdiv", "(width // (lanes * span) or 1), _cdiv"),
+}
+
+
+def dies(mutant) -> bool:
+    for case in CASES:
+        for dtype in (torch.float32, torch.bfloat16):
+            try:
+                if failures(mutant.depthwise_conv, *make_case(case, dtype)):
+                    return True
+            except InterpreterError as error:  # outside of the tensors
+                if "IndexError" in str(error):
+                    return True
+                raise
+    return False
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_die(name, tmp_path, fenced, rounding):
+    assert dies(broken(fused, *MUTANTS[name], tmp_path))
+
+
+def test_deviations_from_0_lose_the_digits_of_a_mean_far_from_it(tmp_path):
+    old = "pivot = tl.where((step == 0) & (row == first), value, pivot)"
+    assert far_from_zero(broken(fused, old, "pivot = nothing", tmp_path).depthwise_conv, torch.float32)
+
+
+@pytest.mark.parametrize("name", OF_STRIPS)
+def test_mutants_of_strips_die(name, tmp_path, monkeypatch, fenced, rounding):
+    mutant = broken(strips, *OF_STRIPS[name], tmp_path)
+    mutant.TILE, mutant.ROWS, mutant.PROGRAMS = strips.TILE, strips.ROWS, strips.PROGRAMS
+    monkeypatch.setattr(fused, "cut", mutant.cut)
+    monkeypatch.setattr(fused, "merge", mutant.merge)
+    assert dies(fused)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [*CASES, "training"])
+def test_kernel_on_a_gpu(case, dtype, monkeypatch):
+    monkeypatch.setitem(CASES, "training", (64, 56, 56, 54, 1, 4, True, "relu"))
+    inputs, settings = make_case(case, dtype)
+    assert not failures(fused.depthwise_conv, [None if t is None else t.cuda() for t in inputs], settings)
