@@ -24,28 +24,32 @@ from trainer.step import train_step
 import torch.distributed as dist
 import torch, tyro
 
-log, *arguments = sys.argv[1:]
-experiment = experiment_of(tyro.cli(Options, args=arguments))
-with join("cpu") as ranks, Interrupt() as interrupt:
-    journal = Journal(Path(log), ranks.rank)
-    run = build_run(experiment, ranks, build_loaders(experiment, ranks, journal.say), journal, None, interrupt)
-    for module in run.network.modules():  # each rank sees half of the batch, and BatchNorm would tell
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    losses = []
-    for epoch in itertools.count():
-        run.cursor.epoch, run.cursor.step = epoch, 0
-        for batch in run.train_loader.epoch(epoch):
-            run.meter.add(train_step(run, batch))
-            run.cursor.step += 1
-            losses.append(run.meter.read(ranks))
-        if len(losses) >= 20:
-            break
-    weights = torch.cat([parameter.detach().flatten() for parameter in run.network.parameters()])
-    if ranks.leads:
-        with open(log + "/out", "w") as file:
-            json.dump({"losses": losses[:20], "weights": weights[::97].tolist()}, file)
-    journal.close()
+
+def main(log, *arguments):
+    experiment = experiment_of(tyro.cli(Options, args=arguments))
+    with join("cpu") as ranks, Interrupt() as interrupt:
+        journal = Journal(Path(log), ranks.rank)
+        run = build_run(experiment, ranks, build_loaders(experiment, ranks, journal.say), journal, None, interrupt)
+        for module in run.network.modules():  # each rank sees half of the batch, and BatchNorm would tell
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        losses = []
+        for epoch in itertools.count():
+            run.cursor.epoch, run.cursor.step = epoch, 0
+            for batch in run.train_loader.epoch(epoch):
+                run.meter.add(train_step(run, batch))
+                run.cursor.step += 1
+                losses.append(run.meter.read(ranks))
+            if len(losses) >= 20:
+                break
+        weights = torch.cat([parameter.detach().flatten() for parameter in run.network.parameters()])
+        if ranks.leads:
+            with open(log + "/out", "w") as file:
+                json.dump({"losses": losses[:20], "weights": weights[::97].tolist()}, file)
+        journal.close()
+
+
+main(*sys.argv[1:])  # what it has made is gone before the interpreter goes
 """
 
 
