@@ -1,4 +1,4 @@
-"""The statistics before a conv_bn that nothing else has taken: of a depthwise or a 3x3 convolution's result."""
+"""The statistics before a conv_bn that nothing else has taken: of a 3x3 convolution's result."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,12 +18,11 @@ class MomentsCall:
     height: int
     width: int
     channels: int
-    squeezed: bool
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        for x, num_groups in seen.calls["moments"]:
-            yield cls(clips=seen.clips, **sizes(x), squeezed=num_groups > 1)
+        for x, _ in seen.calls["moments"]:
+            yield cls(clips=seen.clips, **sizes(x))
 
     @property
     def beside(self) -> int:
@@ -39,4 +38,4 @@ class MomentsCall:
     def run(self) -> None:
         """Forward alone: backward it launches nothing, and plain torch would compute on all the memory."""
         size = self.clips * self.frames, self.height, self.width, self.channels
-        moments(torch.empty(size, dtype=torch.bfloat16).permute(0, 3, 1, 2), self.clips if self.squeezed else 1)
+        moments(torch.empty(size, dtype=torch.bfloat16).permute(0, 3, 1, 2))
