@@ -151,6 +151,12 @@ def clip_file(folder: Path, name: str) -> Path:
     return folder / "clips" / f"{name}.mov"
 
 
+def is_clip(video: Path) -> bool:
+    """Whether a video is a clip of a pack, which shows a part of what it was made from."""
+    above = video.resolve().parents
+    return any(folder.name == "clips" and (folder.parent / "manifest.jsonl").is_file() for folder in above)
+
+
 def open_pack(folder: Path) -> Pack:
     """Map the index of a finished pack."""
     try:

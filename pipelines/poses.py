@@ -8,9 +8,11 @@ import numpy as np
 
 from pipelines.annotations import AnnotationError, open_table, parse_clip
 from pipelines.encode import VideoError
-from pipelines.verify_videos import Header, read_header
+from pipelines.packs import is_clip
+from pipelines.verify_videos import Header, read_header, shape_of
 from pipelines.videos import EXTENSIONS
 
+OUTSIDE = 0.5  # of the joints: of someone who sits before a camera, the legs may be estimated below the picture
 FORMATS = "a pickle of annotations (.pkl) or an .npz with keypoint [M, T, V, 2] and keypoint_score [M, T, V]"
 
 
@@ -31,11 +33,18 @@ def header_of(video: str) -> Header:
     return header
 
 
-def read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> Poses:
-    """The skeleton of `video`; `size` (height, width) is the video's, for files that do not name one.
+def read_poses(file: Path, video: Path, header: Header, cache: Path) -> Poses:
+    """The skeleton of `video`, in pixels of the video where the file names no size.
 
-    A pickle's memory-mapped form goes to `cache`, as in training. Raises AnnotationError.
+    A pickle's memory-mapped form goes to `cache`, as in training. Raises AnnotationError, also for a skeleton that
+    would be drawn beside the people.
     """
+    poses = _read_poses(file, video, (header.height, header.width), cache)
+    _check_place(file, poses, video, header)
+    return poses
+
+
+def _read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> Poses:
     if not file.exists():
         raise AnnotationError(f"there is no file {file}; --pose takes {FORMATS}")
     if file.suffix == ".npz":
@@ -52,6 +61,24 @@ def read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> P
         )
     row = rows[0]
     return Poses(np.asarray(table.clip_joints(row)), int(table.height[row]), int(table.width[row]))
+
+
+def _check_place(file: Path, poses: Poses, video: Path, header: Header) -> None:
+    """Raise AnnotationError where the video cannot be all of the picture in which the skeleton was found."""
+    shape, size = shape_of(header, poses.width, poses.height), f"{header.width}x{header.height}"
+    if shape in ("turned", "other shape") or (shape == "scaled" and is_clip(video)):
+        raise AnnotationError(
+            f"{file}: the skeleton was found on {poses.width}x{poses.height} pixels, but {video} has {size}, so it is "
+            "cut, turned or distorted; give the original video, or the skeleton of this one as .npz"
+        )
+    seen = poses.joints[(poses.joints[..., 2] > 0) & poses.joints[..., :2].any(axis=-1)][:, :2]
+    outside = (seen < 0) | (seen > (poses.width, poses.height))
+    if len(seen) and outside.any(axis=1).mean() > OUTSIDE:
+        reach = "x".join(f"{side:.0f}" for side in seen.max(axis=0))
+        raise AnnotationError(
+            f"{file}: most joints, up to {reach}, lie outside of its {poses.width}x{poses.height} pixels, and "
+            f"{video} has {size}; give the original video, or write img_shape (height, width) into the file"
+        )
 
 
 def _key(name: str) -> str:

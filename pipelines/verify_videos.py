@@ -108,7 +108,7 @@ def _compare(table: ClipTable, rows: np.ndarray, headers: list[Header]) -> dict[
         if header.reason:
             broken[name] = header.reason
             continue
-        shape = _shape(header, int(table.width[row]), int(table.height[row]))
+        shape = shape_of(header, int(table.width[row]), int(table.height[row]))
         shapes[shape] += 1
         lengths.append(abs(header.frames - frames))
         if lengths[-1] > SLACK:
@@ -126,8 +126,8 @@ def _compare(table: ClipTable, rows: np.ndarray, headers: list[Header]) -> dict[
     }
 
 
-def _shape(header: Header, width: int, height: int) -> str:
-    """How the video's picture relates to the annotated one."""
+def shape_of(header: Header, width: int, height: int) -> str:
+    """How the video's picture relates to the annotated one: same, scaled, turned, or other shape."""
     if (header.width, header.height) == (width, height):
         return "same"
     aspect = header.width / header.height

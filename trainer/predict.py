@@ -125,8 +125,8 @@ class Skeletons:
     def of(self, video: Path, header: Header, out: Path) -> Poses | None:
         """The skeleton of a video; None where the experiment needs none and none is given. Estimates are kept."""
         if self.options.pose is not None:
-            size, cache = (header.height, header.width), Path(self.experiment.data.cache)
-            return self._checked(read_poses(self.options.pose, video, size, cache))
+            cache = Path(self.experiment.data.cache)
+            return self._checked(read_poses(self.options.pose, video, header, cache))
         if self.estimator is None:
             self.console.print(escape(f"{video}: no --pose, so the whole picture is looked at, not the person's box"))
             return None

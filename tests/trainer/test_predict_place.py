@@ -1,0 +1,138 @@
+"""`python -m trainer predict`: a skeleton is drawn where it was found, or the command says why it cannot be."""
+
+import pickle
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import tyro
+from safetensors.torch import save_file
+
+from models import build_model
+from trainer.cli import run_command
+from trainer.commands import Options
+from trainer.options import experiment_of
+
+WIDE, SAME = "S001C001P021R001A001", "S001C001P021R001A010"  # packed as 96x96, and as 128x96, a video's 4:3
+
+
+@pytest.fixture(scope="module")
+def network(tiny, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("place") / "net.safetensors"
+    torch.manual_seed(0)
+    state = build_model(experiment_of(tyro.cli(Options, args=tiny)).model).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+    return file
+
+
+@pytest.fixture
+def files(tiny, tmp_path) -> dict[str, Path]:
+    """The tiny demo's annotations, and by name: videos, clips of its pack, skeletons as .npz with and without size."""
+    settings = dict(word.split("=", 1) for word in tiny if "=" in word)
+    files = {"poses": Path(settings["data.annotations"])}
+    for name, clip in (("wide", WIDE), ("same", SAME)):
+        files[name] = Path(settings["data.videos"]) / f"{clip}.mp4"
+        (files[f"{name} clip"],) = Path(settings["data.packs"]).glob(f"*/clips/{clip}.mov")
+    files["copied clip"] = tmp_path / f"{WIDE}.mov"
+    shutil.copy(files["wide clip"], files["copied clip"])
+    for name, size in (("half", (80, 60)), ("turned", (60, 80))):
+        files[name] = scaled(files["wide"], tmp_path / name / f"{WIDE}.mp4", *size)
+    clips = pickle.loads(files["poses"].read_bytes())["annotations"]
+    clip = next(clip for clip in clips if clip["frame_dir"] == WIDE)
+    keypoint, width, height = clip["keypoint"], *size_of(files["wide clip"])
+    below = keypoint.copy()
+    below[:, :, 11:, 1] += 120  # hips, knees and ankles
+    far = np.zeros_like(keypoint)
+    far[:, ::3] = 9 * keypoint[:, ::3]  # where there are no joints, none is inside either
+    arrays = {
+        "unsized": {"keypoint": keypoint},
+        "sized": {"keypoint": keypoint, "img_shape": (120, 160)},
+        "of clip": {"keypoint": keypoint / 2, "img_shape": (height, width)},
+        "of 1080p": {"keypoint": far},
+        "left of all": {"keypoint": keypoint - 160},
+        "sitting": {"keypoint": below},
+        "nobody": {"keypoint": keypoint * 0},
+    }
+    for name, content in arrays.items():
+        files[name] = tmp_path / f"{name}.npz"
+        np.savez(files[name], **content)
+    return files
+
+
+def scaled(video: Path, path: Path, width: int, height: int) -> Path:
+    path.parent.mkdir()
+    with av.open(video) as source, av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number, frame in enumerate(source.decode(video=0)):
+            picture = frame.reformat(width=width, height=height)
+            picture.pts, picture.time_base = number, Fraction(1, 30)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+def size_of(video: Path) -> tuple[int, int]:
+    with av.open(video) as container:
+        return container.streams.video[0].width, container.streams.video[0].height
+
+
+def run(tiny, network, files, video: str, pose: str, out: Path) -> int:
+    words = ["predict", str(files[video]), *tiny, "--checkpoint", str(network), "--pose", str(files[pose])]
+    return run_command([*words, "--window", "128", "--out", str(out)])
+
+
+# (video, skeleton): what is said of them
+BESIDE = {
+    ("wide clip", "poses"): "found on 160x120 pixels, but {video} has {size}, so it is cut, turned or distorted",
+    ("same clip", "poses"): "found on 160x120 pixels, but {video} has 128x96, so it is cut, turned or distorted",
+    ("copied clip", "poses"): "found on 160x120 pixels, but {video} has {size}, so it is cut",
+    ("copied clip", "sized"): "found on 160x120 pixels, but {video} has {size}, so it is cut",
+    ("turned", "poses"): "found on 160x120 pixels, but {video} has 60x80, so it is cut, turned",
+    ("wide clip", "unsized"): "lie outside of its {size} pixels, and {video} has {size}; give the original video, or",
+    ("half", "of 1080p"): "lie outside of its 80x60 pixels, and {video} has 80x60; give the original video, or write",
+    ("wide", "left of all"): "lie outside of its 160x120 pixels, and {video} has 160x120",
+}
+
+
+@pytest.mark.parametrize(("video", "pose"), BESIDE)
+def test_a_skeleton_beside_the_person_is_one_sentence(tiny, network, files, tmp_path, capsys, video, pose):
+    assert run(tiny, network, files, video, pose, tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    size = "x".join(map(str, size_of(files[video])))
+    assert error.startswith(f"error: {files[pose]}: ")
+    assert BESIDE[video, pose].format(video=files[video], size=size) in error
+    assert "give the original video" in error
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("video", "pose"),
+    [
+        ("half", "poses"),  # scaled by one factor, and the file says from what
+        ("half", "sized"),
+        ("wide clip", "of clip"),
+        ("wide", "sitting"),
+        ("wide", "nobody"),
+    ],
+)
+def test_what_fits_goes_on_working(tiny, network, files, tmp_path, video, pose):
+    assert run(tiny, network, files, video, pose, tmp_path / "out") == 0
+
+
+def test_a_scaled_videos_skeleton_is_drawn_on_the_person(tiny, network, files, tmp_path):
+    """The same bones at the same places of both annotated pictures, which are of one size."""
+    drawn = []
+    for video, pose in (("wide", "unsized"), ("half", "sized"), ("half", "nobody")):
+        assert run(tiny, network, files, video, pose, tmp_path / video / pose) == 0
+        with av.open(tmp_path / video / pose / f"{WIDE}.mp4") as container:
+            frame = next(container.decode(video=0))
+            drawn.append(frame.to_ndarray(format="rgb24")[-480:].astype(int))
+    original, half, bare = drawn
+    bones = np.abs(half - bare).max(axis=-1) > 60
+    assert 500 < bones.sum() < 50_000
+    assert (np.abs(original - half).max(axis=-1)[bones] < 60).mean() > 0.9
