@@ -13,16 +13,19 @@ from benchmarks.step import random_batch
 from kernels.conv_bn import WIDEST
 from models import build_model
 from models.norms import normalise
-from models.resnet_path import Bottleneck
+from models.resnet_path import Bottleneck, Stage
 from models.x3d_shift import X3DBlock
 from trainer.config import Experiment
 
-Block = X3DBlock | Bottleneck
+Block = X3DBlock | Bottleneck | Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """A block, or the norm behind its first convolution; `times` of equal sizes in the network, `batch` clips each."""
+    """A block, a stage, or the norm behind a block's first convolution; `times` of equal sizes in the network.
+
+    `batch` clips each.
+    """
 
     experiment: str
     part: str
@@ -36,7 +39,7 @@ class Step:
     def name(self) -> str:
         channels, height, width = self.shape
         squeezed = "_squeezed" if getattr(self.block, "se_module", None) is not None else ""
-        widened = "_widened" if self.block.downsample is not None else ""
+        widened = "_widened" if getattr(self.block, "downsample", None) is not None else ""
         ending = "" if self.part == "norm_act" else widened + squeezed
         return f"{self.experiment}_{self.part}_{self.num_frames}x{channels}x{height}x{width}{ending}"
 
@@ -46,9 +49,14 @@ class Step:
         return self.times * self.num_frames * torch.Size(self.shape).numel()
 
     def make(self, device: torch.device, clips: int) -> tuple[Block, Tensor]:
-        """A copy of the block whose norms do something, and an input [F, C, H, W] of bfloat16's values in float32."""
+        """A copy of the block whose norms do something, and an input [F, C, H, W] of bfloat16's values in float32.
+
+        Of a stage its first two blocks: one ends in the other, which ends by itself.
+        """
         torch.manual_seed(0)
         block = copy.deepcopy(self.block)
+        if isinstance(block, Stage):
+            del block[2:]
         for module in block.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 2)
@@ -59,6 +67,7 @@ class Step:
     def run(self, block: Block, x: Tensor) -> Tensor:
         if self.part != "norm_act":
             return block(x, self.num_frames)
+        assert not isinstance(block, Stage)
         assert block.conv1.bn is not None
         return normalise(block.conv1.bn, x, "relu")
 
@@ -97,11 +106,12 @@ def _steps(experiment: Experiment) -> list[Step]:
 
 def _of_block(experiment: Experiment, block: Block, x: Tensor, num_frames: int) -> list[Step]:
     channels, height, width = x.shape[1:]
-    inner, outer = block.conv2.bn.num_features, block.conv3.bn.num_features
-    shapes = {"norm_act": (inner, height, width)}
+    shapes = {}
     if isinstance(block, X3DBlock):
         shapes["x3d_block"] = (channels, height, width)
-    elif outer <= WIDEST:
-        shapes["bottleneck"] = (channels, height, width)
+    if isinstance(block, Stage) and block.width <= WIDEST:
+        shapes["bottlenecks"] = (channels, height, width)
+    if not isinstance(block, Stage):
+        shapes["norm_act"] = (block.conv2.bn.num_features, height, width)
     common = {"block": block, "num_frames": num_frames, "batch": experiment.optim.batch_size}
     return [Step(experiment=experiment.name, part=part, shape=shape, **common) for part, shape in shapes.items()]

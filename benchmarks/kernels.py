@@ -24,6 +24,7 @@ from kernels.conv_bn.fused import conv_bn
 from kernels.depthwise.fused import depthwise_conv
 from kernels.moments.fused import moments
 from kernels.norm_act.fused import norm_act
+from kernels.residual_conv.fused import residual_conv
 from kernels.shift_conv.fused import shift_conv
 from models import norms, resnet_path, x3d_shift
 from trainer.experiments import MA52_RUN, NTU60_X3D
@@ -37,6 +38,7 @@ FUSED = {
     (x3d_shift, "shift_conv"): shift_conv,
     (x3d_shift, "depthwise_conv"): depthwise_conv,
     (x3d_shift, "conv_bn"): conv_bn,
+    (resnet_path, "residual_conv"): residual_conv,
     (resnet_path, "moments"): moments,
     (resnet_path, "conv_bn"): conv_bn,
 }

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 RECORD = Path(__file__).with_name("faster.json")
-# An X3D block as shift_conv, depthwise and conv_bn; a bottleneck's end as moments and conv_bn; a norm as norm_act.
-PARTS = ("x3d_block", "bottleneck", "norm_act")
+# An X3D block as shift_conv, depthwise and conv_bn; bottlenecks in a row as residual_conv, moments and conv_bn, their
+# 3x3 convolutions cuDNN's; a norm as norm_act.
+PARTS = ("x3d_block", "bottlenecks", "norm_act")
 FASTER: dict[str, dict[str, dict]] = json.loads(RECORD.read_text())
 
 

@@ -4,12 +4,23 @@ Both sides compute the same from the same modules, within rounding. Out of train
 scales and shifts then. Tensors are [N*T, C, H, W] channels_last.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from kernels.choice import is_faster
 from kernels.norm_act import norm_act
 from kernels.norm_act.module import count_values, remember
+
+
+class Residual(NamedTuple):
+    """The end of a block that is yet to be made: relu(y * scale + shift + shortcut)."""
+
+    y: Tensor  # [N*T, C, H, W], as the shortcut
+    scale: Tensor  # [C]
+    shift: Tensor  # [C]
+    shortcut: Tensor
 
 
 def normalise(bn: nn.BatchNorm2d, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
@@ -32,6 +43,11 @@ def affine(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, y: Tensor) -> tuple[Te
     return scale, bn.bias - mean * scale
 
 
+def scaled(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """relu(y * scale + shift); scale, shift: [C]."""
+    return (y * scale[:, None, None] + shift[:, None, None]).relu().to(y.dtype)
+
+
 def end_block(y: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor) -> Tensor:
-    """relu(y * scale + shift + shortcut); scale, shift: [C]."""
+    """What a Residual stands for."""
     return (y * scale[:, None, None] + shift[:, None, None] + shortcut).relu().to(y.dtype)

@@ -1,14 +1,18 @@
 """ResNet-50-like paths: bottlenecks whose first convolution may span three frames (models.md A4)."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.choice import is_faster
 from kernels.conv_bn import WIDEST, conv_bn
 from kernels.moments import moments
+from kernels.residual_conv import residual_conv
 from models.config import ResNetPathConfig
 from models.layers import ConvBn, TemporalConv, initialise
-from models.norms import affine, end_block, normalise
+from models.norms import Residual, affine, end_block, normalise, scaled
 
 
 class Bottleneck(nn.Module):
@@ -25,18 +29,30 @@ class Bottleneck(nn.Module):
         self.downsample = ConvBn(in_channels, width, 1, stride) if reshaped else None
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        y = self.conv1(x, num_frames, "relu") if self.inflate else self.conv1(x, "relu")
+        y = self.first(x, num_frames)
         shortcut = x if self.downsample is None else self.downsample(x)
-        if self.conv3.bn.training and self.conv3.bn.num_features <= WIDEST and is_faster("bottleneck", x):
-            return self.fused(self.conv2.conv(y), shortcut)
         return normalise(self.conv3.bn, self.conv3.conv(self.conv2(y, "relu")), "relu", shortcut)
 
-    def fused(self, y: Tensor, shortcut: Tensor) -> Tensor:
-        """From the 3x3 convolution's result on: its norm in the last one's loads, statistics from its stores."""
+    def first(self, x: Tensor, num_frames: int) -> Tensor:
+        return self.conv1(x, num_frames, "relu") if self.inflate else self.conv1(x, "relu")
+
+    def fused(self, x: Tensor | Residual, num_frames: int) -> Residual:
+        """As `forward`, but a sum comes and goes unmade: whoever convolves it next makes it while loading.
+
+        Of the last two convolutions, the norm between them is in the loads, the one behind them in the stores.
+        """
+        if isinstance(x, Residual):
+            y, mean, var, x = residual_conv(x.y, self.conv1.conv.weight, x.scale, x.shift, x.shortcut, num_frames)
+            assert self.conv1.bn is not None
+            y = scaled(y, *affine(self.conv1.bn, mean, var, y))
+        else:
+            y = self.first(x, num_frames)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.conv2.conv(y)
         mean, var, _ = moments(y)
         scale, shift = affine(self.conv2.bn, mean, var, y)
         y, mean, var = conv_bn(y, self.conv3.conv.weight, scale[None], shift[None], "relu")
-        return end_block(y, *affine(self.conv3.bn, mean, var, y), shortcut)
+        return Residual(y, *affine(self.conv3.bn, mean, var, y), shortcut)
 
 
 class Stage(nn.ModuleList):
@@ -47,11 +63,22 @@ class Stage(nn.ModuleList):
         blocks = [Bottleneck(in_channels, width, config.strides[stage], inflate)]
         blocks += [Bottleneck(width, width, 1, inflate) for _ in range(config.blocks[stage] - 1)]
         super().__init__(blocks)
+        self.width = width
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        if self.training and self.width <= WIDEST and is_faster("bottlenecks", x):
+            return self.fused(x, num_frames)
         for block in self:
             x = block(x, num_frames)
         return x
+
+    def fused(self, x: Tensor, num_frames: int) -> Tensor:
+        """Each block's sum is made by the next block's first convolution."""
+        residual: Tensor | Residual = x
+        for block in cast(Iterable[Bottleneck], self):
+            residual = block.fused(residual, num_frames)
+        assert isinstance(residual, Residual)
+        return end_block(*residual)
 
 
 class ResNetPath(nn.Module):

@@ -15,6 +15,7 @@ from benchmarks.launches.depthwise import DepthwiseCall
 from benchmarks.launches.heatmap import HeatmapCall
 from benchmarks.launches.moments import MomentsCall
 from benchmarks.launches.norm_act import NormActCall
+from benchmarks.launches.residual_conv import ResidualConvCall
 from benchmarks.launches.seen import CLIPS, Seen, noted
 from benchmarks.launches.shift_conv import ShiftConvCall
 from benchmarks.step import random_batch
@@ -55,7 +56,7 @@ class Call(Protocol):
         ...
 
 
-CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall, NormActCall, MomentsCall, ConvBnCall)
+CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall, NormActCall, MomentsCall, ConvBnCall, ResidualConvCall)
 
 
 def calls_of(experiment: Experiment, train: bool, parts: tuple[str, ...] = PARTS) -> Counter[Call]:

@@ -1,5 +1,6 @@
 """The last convolution of a block between two norms, in training."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -24,17 +25,21 @@ class ConvBnCall:
     outputs: int
     squeezed: bool
     activation: str
+    ended: bool  # by the compiler, which adds the shortcut, not by residual_conv
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
+        taken = Counter(tuple(y.shape) for y, *_ in seen.calls["residual_conv"])
         for x, weight, scale, _, activation in seen.calls["conv_bn"]:
-            squeezed = len(scale) == CLIPS
-            yield cls(clips=seen.clips, **sizes(x), outputs=len(weight), squeezed=squeezed, activation=activation)
+            shape = len(x), len(weight), *x.shape[2:]
+            how = {"squeezed": len(scale) == CLIPS, "activation": activation, "ended": taken[shape] <= 0}
+            taken[shape] -= 1
+            yield cls(clips=seen.clips, **sizes(x), outputs=len(weight), **how)
 
     @property
     def beside(self) -> int:
         """The norm behind, shortcut and relu: three forward; backward result, gradient and mask, two gradients."""
-        return 8 * self.clips * self.frames * self.height * self.width * self.outputs
+        return 8 * self.ended * self.clips * self.frames * self.height * self.width * self.outputs
 
     def toy(self) -> Self:
         return replace(self, clips=1, frames=1, height=5, width=7)

@@ -14,6 +14,7 @@ from kernels.conv_bn import reference as conv_bn
 from kernels.depthwise import reference as depthwise
 from kernels.moments import reference as moments
 from kernels.norm_act import reference as norm_act
+from kernels.residual_conv import reference as residual_conv
 from kernels.shift_conv import reference as shift_conv
 from trainer.config import Experiment
 
@@ -24,6 +25,7 @@ CONTRACTS: dict[str, tuple[ModuleType, str]] = {
     "norm_act": (norm_act, "norm_act"),
     "moments": (moments, "moments"),
     "conv_bn": (conv_bn, "conv_bn"),
+    "residual_conv": (residual_conv, "residual_conv"),
 }
 
 

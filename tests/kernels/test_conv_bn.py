@@ -28,7 +28,7 @@ CASES = {
     "few channels": (8, 5, 5, 2, 3, 8, "silu"),
     "one row": (1, 1, 1, 24, 13, 1, "relu"),
 }
-NAMES = ("x", "weight", "scale", "shift")
+NAMES = ("x", "weight", "scale", "shift", "shortcut")
 WAYS = ("result", "mean", "var")
 
 
@@ -68,14 +68,14 @@ def eager(x, weight, scale=None, shift=None, activation="none"):
     return y, y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)
 
 
-def run(function, inputs, ways=WAYS, dtype=None):
+def run(function, inputs, ways, dtype=None):
     """Results and all gradients by these ways, by name; statistics matter to the loss as much as the result does."""
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
-    found = dict(zip(WAYS, function(*leaves), strict=True))
+    found = dict(zip((*WAYS, "sum"), function(*leaves), strict=False))
     generator = torch.Generator().manual_seed(1)
     rows = found["result"].numel() // len(found["mean"])
     grads = {name: torch.randn(t.shape, generator=generator).to(inputs[0].dtype) for name, t in found.items()}
-    grads = [grads[way].to(found[way]) * (rows if way != "result" else 1) for way in ways]
+    grads = [grads[way].to(found[way]) * (rows if way in ("mean", "var") else 1) for way in ways]
     wanted = {name: leaf for name, leaf in zip(NAMES, leaves, strict=False) if leaf is not None}
     given = torch.autograd.grad([found[way] for way in ways], list(wanted.values()), grads)
     return {name: t.detach() for name, t in found.items()} | dict(zip(wanted, given, strict=True))
@@ -96,7 +96,7 @@ def failures(function, reference, eager, inputs, ways=WAYS) -> list[str]:
         error, allowed = distance(found[name], best), FLOAT32 * best.norm() + 1e-9
         if half and name not in ("mean", "var"):
             same = plain[name].to(found[name].dtype)
-            allowed = (BFLOAT16 if name == "result" else BFLOAT16_GRAD) * distance(same, best)
+            allowed = (BFLOAT16 if name in ("result", "sum") else BFLOAT16_GRAD) * distance(same, best)
         if not error <= allowed:
             said.append(f"{name}: {error:.3g}, allowed {allowed:.3g}, norm {best.norm():.3g}")
     return said

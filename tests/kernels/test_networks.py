@@ -13,22 +13,23 @@ from torch import nn
 from benchmarks.kernels import FUSED
 from kernels import choice
 from models import layers, x3d_shift
-from models.config import X3DStreamConfig
-from models.resnet_path import Bottleneck
+from models.config import ResNetPathConfig, X3DStreamConfig
+from models.resnet_path import Stage
 from models.x3d_shift import X3DTemporalShift
 
 ROOT = Path(__file__).resolve().parents[2]
 STREAM = X3DStreamConfig(widths=(8, 16), blocks=(2, 1), stem_stride=1, shift_divisor=4)
+PATH = ResNetPathConfig(base_channels=4, blocks=(3, 2), inflate=(False, True), strides=(2, 1), stem_stride=1)
 FRAMES = 3
 NETWORKS = {
     "X3D": (lambda: X3DTemporalShift(STREAM, 5), 5),
-    "bottleneck": (lambda: Bottleneck(12, 16, 2, False), 12),
-    "inflated bottleneck": (lambda: Bottleneck(16, 16, 1, True), 16),
+    "bottlenecks": (lambda: Stage(PATH, 0, 12), 12),
+    "inflated bottlenecks": (lambda: Stage(PATH, 1, 16), 16),
 }
 CALLS = {
     "X3D": {"shift_conv", "depthwise_conv", "conv_bn"},
-    "bottleneck": {"moments", "conv_bn"},
-    "inflated bottleneck": {"moments", "conv_bn"},
+    "bottlenecks": {"residual_conv", "moments", "conv_bn"},
+    "inflated bottlenecks": {"residual_conv", "moments", "conv_bn"},
 }
 
 
@@ -85,7 +86,7 @@ def test_all_parts_together_are_the_plain_network(name, monkeypatch, fenced):
     assert set(calls) == CALLS[name] | {"norm_act"}
 
 
-@pytest.mark.parametrize(("name", "part"), [("X3D", "x3d_block"), ("bottleneck", "bottleneck"), ("X3D", "norm_act")])
+@pytest.mark.parametrize(("name", "part"), [("X3D", "x3d_block"), ("bottlenecks", "bottlenecks"), ("X3D", "norm_act")])
 def test_each_part_alone(name, part, monkeypatch, fenced):
     expected = results(name)
     calls = use(monkeypatch, [part])
@@ -103,27 +104,31 @@ def test_all_parts_on_a_gpu_compiled(name, monkeypatch):
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("stored", ["shift_conv", "depthwise_conv", "conv_bn"])
-def test_a_wrong_result_of_one_kernel_is_seen(stored, monkeypatch):
-    expected = results("X3D")
-    use(monkeypatch, ["x3d_block"])
-    right = getattr(x3d_shift, stored)
+@pytest.mark.parametrize(
+    ("module", "stored"), [place for place in FUSED if place[1] not in ("norm_act",)], ids=lambda name: str(name)
+)
+def test_a_wrong_result_of_one_kernel_is_seen(module, stored, monkeypatch):
+    name, part = ("X3D", "x3d_block") if module is x3d_shift else ("inflated bottlenecks", "bottlenecks")
+    expected = results(name)
+    use(monkeypatch, [part])
+    right = getattr(module, stored)
 
     def wrong(*arguments):
         y, mean, *rest = right(*arguments)
         return y, mean + 0.01 * y.std(), *rest
 
-    monkeypatch.setattr(x3d_shift, stored, wrong)
+    monkeypatch.setattr(module, stored, wrong)
     with pytest.raises(AssertionError):
-        assert_close(results("X3D"), expected)
+        assert_close(results(name), expected)
 
 
 def test_wide_bottlenecks_stay_with_the_compiler(monkeypatch):
-    calls = use(monkeypatch, ["bottleneck"])
+    calls = use(monkeypatch, ["bottlenecks"])
     x = torch.randn(2, 16, 1, 1)
-    for width, kernels in ((512, ["moments", "conv_bn"]), (1024, [])):
+    for channels, kernels in ((128, ["moments", "conv_bn", "residual_conv", "moments", "conv_bn"]), (256, [])):
         calls.clear()
-        Bottleneck(16, width, 1, False)(x, 1)
+        path = ResNetPathConfig(base_channels=channels, blocks=(2,), inflate=(True,), strides=(1,), stem_stride=1)
+        Stage(path, 0, 16)(x, 1)
         assert calls == kernels
 
 
@@ -171,8 +176,12 @@ def graphs(tmp_path_factory):
 
 
 def test_one_graph_with_all_parts_and_no_layout_copy(graphs):
-    """Three blocks of three kernels, one launch each way; other norms two each way."""
+    """Three blocks of three kernels, one launch each way; other norms two each way; moments backward none."""
     forward, backward = graphs["X3D"]
     norms = 2 + 2  # stem and end, two that bring the shortcut to a block's shape
     assert forward["launches"] == backward["launches"] == 3 * 3 + norms * 2
+    assert forward["copies"] == backward["copies"] == []
+    forward, backward = graphs["inflated bottlenecks"]
+    norms = 2  # of the first convolution, and what brings the shortcut to the stage's shape
+    assert (forward["launches"], backward["launches"]) == (1 + 2 * 2 + norms * 2, 1 + 2 + norms * 2)
     assert forward["copies"] == backward["copies"] == []

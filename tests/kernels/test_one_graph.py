@@ -23,7 +23,7 @@ def graphs(tmp_path_factory):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", ["shift_conv", "depthwise", "conv_bn"])
+@pytest.mark.parametrize("name", ["shift_conv", "depthwise", "conv_bn", "residual_conv"])
 def test_one_graph_and_one_launch_each_way(graphs, name):
     forward, backward = graphs[name]
     for graph in (forward, backward):

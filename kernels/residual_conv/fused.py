@@ -1,0 +1,214 @@
+"""A residual block's end as it is loaded by the next block's first convolution: the sum is written, never read back.
+
+Pixels of all frames are the rows of a matrix [R, C]. Programs share them, take statistics and merge them as in
+kernels/conv_bn/fused.py. A convolution over K frames is one over the rows of K frames: forward its products are summed
+frame by frame, backward the gradients of K frames lie side by side as columns [R, K*O]. What is loaded K times comes
+from the caches.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from kernels.conv_bn import WIDEST
+from kernels.conv_bn.fused import split_backward, split_forward, store_tile, tabulate, whole_grad
+from kernels.moments.fused import load, merge, part
+from kernels.norm_act.fused import activate, through
+
+BLOCK_M = 64
+
+
+def residual_conv(
+    y: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor, num_frames: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Same contract as `reference.residual_conv`."""
+    outputs, _, taps, _ = weight.shape
+    assert taps % 2
+    assert taps * outputs <= WIDEST
+    device = y.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        y, weight, shortcut = y.to(dtype), weight.to(dtype), shortcut.to(dtype)
+    num_images, channels, height, width = y.shape
+    rows, other = (t.permute(0, 2, 3, 1).reshape(-1, channels).contiguous() for t in (y, shortcut))
+    matrix = weight.squeeze(3).permute(0, 2, 1).contiguous()
+    affine = torch.stack([scale.float(), shift.float()])
+    result, mean, var, x = _residual_conv(rows, matrix, affine, other, num_frames, height * width)
+    result, x = (t.view(num_images, height, width, -1).permute(0, 3, 1, 2) for t in (result, x))
+    return result, mean, var, x
+
+
+@triton_op("duet::residual_conv", mutates_args=())
+def _residual_conv(
+    rows: Tensor, weight: Tensor, affine: Tensor, shortcut: Tensor, num_frames: int, frame_rows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """[R, C] rows and shortcut, [O, K, C] weight, [2, C] scale and shift -> [R, O] result, [O] mean and variance,
+    [R, C] sum."""
+    programs, shape, options = split_forward(rows, weight[:, 0], 1, BLOCK_M)
+    result, total = rows.new_empty(len(rows), len(weight)), rows.new_empty(rows.shape)
+    partial = rows.new_empty(1, shape[1], 2, len(weight), dtype=torch.float32)
+    given = rows, weight, affine, shortcut, *shape, num_frames, frame_rows
+    wrap_triton(_forward)[(programs,)](result, total, partial, *given, TAPS=weight.shape[1], **options)
+    mean, var, _ = merge(partial, len(rows), BLOCK_M)
+    return result, mean, var, total
+
+
+@triton_op("duet::residual_conv_grad", mutates_args=())
+def _residual_conv_grad(
+    grad: Tensor,
+    result: Tensor,
+    table: Tensor,
+    grad_total: Tensor,
+    total: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    affine: Tensor,
+    num_frames: int,
+    frame_rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of rows [R, C], weight [O, K, C], scale and shift [2, C] and the shortcut [R, C]."""
+    programs, (num_rows, splits, steps), options = split_backward(rows, weight.flatten(0, 1), 1)
+    grad_rows, grad_shortcut = rows.new_empty(rows.shape), rows.new_empty(rows.shape)
+    of_weight = rows.new_empty(splits, *weight.shape, dtype=torch.float32)
+    of_affine = rows.new_empty(splits, *affine.shape, dtype=torch.float32)
+    given = grad, result, table, grad_total, total, rows, weight, affine
+    shape = num_rows, splits, steps, num_frames, frame_rows
+    options |= {"O": len(weight), "TAPS": weight.shape[1]}
+    wrap_triton(_backward)[(programs,)](grad_rows, grad_shortcut, of_weight, of_affine, *given, *shape, **options)
+    return grad_rows, of_weight.sum(0).to(weight.dtype), of_affine.sum(0), grad_shortcut
+
+
+def _keep(ctx, inputs, output) -> None:
+    rows, weight, affine, _, *ctx.shape = inputs
+    result, mean, _, total = output
+    ctx.save_for_backward(rows, weight, affine, result, mean, total)
+
+
+def _backward_of(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor, grad_total: Tensor):
+    rows, weight, affine, result, mean, total = ctx.saved_tensors
+    table = tabulate(mean, grad_mean, grad_var, len(rows))
+    given = grad.contiguous(), result, table, grad_total.contiguous(), total, rows, weight, affine
+    return *_residual_conv_grad(*given, *ctx.shape), None, None
+
+
+_residual_conv.register_autograd(_backward_of, setup_context=_keep)
+
+
+@triton.jit
+def _frame(first, local, num_frames, frame_rows):
+    """Which frame of its clip a row is of, [rows, 1]; in 32 bits, which divide quicker."""
+    start = (first % (num_frames * frame_rows)).to(tl.int32)
+    return ((start + local) // frame_rows % num_frames)[:, None]
+
+
+@triton.jit
+def _forward(
+    result,  # [R, O]
+    total,  # [R, C]: the sums
+    partial,  # [1, S, 2, O]: mean, then summed squared deviations
+    rows,  # [R, C]
+    weight,  # [O, K, C]
+    affine,  # [2, C]: scale and shift
+    shortcut,  # [R, C]
+    num_rows,
+    splits,
+    num_frames,
+    frame_rows,
+    TAPS: tl.constexpr,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    _, split, first, left, column = part(num_rows, splits, 1, O, BLOCK_M, BLOCK_N)
+    local = tl.arange(0, BLOCK_M)
+    owned = (local < left)[:, None]
+    storing = owned & (tl.program_id(0) % ((O + BLOCK_N - 1) // BLOCK_N) == 0)  # one program of those with these rows
+    frame = _frame(first, local, num_frames, frame_rows)
+    products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for tap in tl.static_range(TAPS):
+        later = tap - TAPS // 2
+        there = owned & (frame + later >= 0) & (frame + later < num_frames)
+        start_row = first + later * frame_rows
+        for start in range(0, C, BLOCK_K):
+            channel = start + tl.arange(0, BLOCK_K)
+            known = channel < C
+            inside = there & known[None, :]
+            place = start_row * C + local[:, None] * C + channel[None, :]
+            factor, addend = load(affine, channel, known)[None, :], load(affine, C + channel, known)[None, :]
+            value = load(rows, place, inside) * factor + addend + load(shortcut, place, inside)
+            taken = tl.where(inside, activate(value, "relu"), 0.0).to(total.dtype.element_ty)
+            if later == 0:
+                tl.store(total + place, taken, storing & known[None, :])
+            real = known[:, None] & (column < O)[None, :]
+            read = tl.load(weight + (column * TAPS + tap)[None, :] * C + channel[:, None], real, 0.0)
+            products = tl.dot(taken, read, products, input_precision="ieee")
+    store_tile(result, partial, products, first, left, split, column, O, BLOCK_M)
+
+
+@triton.jit
+def _backward(
+    grad_rows,  # [R, C]
+    grad_shortcut,  # [R, C]
+    of_weight,  # [S, O, K, C]
+    of_affine,  # [S, 2, C]: gradients of scale and shift
+    grad,  # [R, O]
+    result,  # [R, O]
+    table,  # [3, O]
+    grad_total,  # [R, C]: what reaches the sums from elsewhere
+    total,  # [R, C]
+    rows,  # [R, C]
+    weight,  # [O, K, C]
+    affine,  # [2, C]
+    num_rows,
+    splits,
+    steps,
+    num_frames,
+    frame_rows,
+    TAPS: tl.constexpr,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_O: tl.constexpr,  # at least K*O
+):
+    _, split, first, left, channel = part(num_rows, splits, steps, C, BLOCK_M, BLOCK_C)
+    local, column, known = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O), channel < C
+    output, tap = column % O, column // O
+    later = tap - TAPS // 2
+    # Places in 64 bits, as in conv_bn.
+    long = local.to(tl.int64)[:, None]
+    place = long * C + channel[None, :]
+    wide = (long - (later * frame_rows)[None, :]) * O + output[None, :]
+    cell = (output * TAPS + tap).to(tl.int64)[:, None] * C + channel[None, :]
+    real = (column < TAPS * O)[:, None] & known[None, :]
+    read = tl.load(weight + cell, real, 0.0)
+    products = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
+    of_scale, of_shift = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    for _ in range(steps):
+        owned = (local < left)[:, None]
+        inside = owned & known[None, :]
+        taken = tl.load(total + first * C + place, inside, 0.0)
+        inner = owned & (column < TAPS * O)[None, :]
+        if TAPS > 1:  # a row was read for an earlier frame's result, its own, and a later one's
+            to = _frame(first, local, num_frames, frame_rows) - later[None, :]
+            inner &= (to >= 0) & (to < num_frames)
+        whole = whole_grad(grad + first * O, result + first * O, table, wide, output[None, :], inner, O)
+        products = tl.dot(tl.trans(whole), taken, products, input_precision="ieee")
+        if left > 0:  # a region of its own, as in conv_bn
+            come = tl.dot(whole, read, input_precision="ieee") + load(grad_total, first * C + place, inside)
+            come = through(come, taken.to(tl.float32), "relu")
+            tl.store(grad_shortcut + first * C + place, come.to(grad_shortcut.dtype.element_ty), inside)
+            of_scale += tl.sum(come * load(rows, first * C + place, inside), 0)
+            of_shift += tl.sum(come, 0)
+            come *= load(affine, channel, known)[None, :]
+            tl.store(grad_rows + first * C + place, come.to(grad_rows.dtype.element_ty), inside)
+        first += BLOCK_M
+        left -= BLOCK_M
+    tl.store(of_weight + split.to(tl.int64) * (TAPS * O * C) + cell, products, real)
+    target = of_affine + split.to(tl.int64) * (2 * C) + channel
+    tl.store(target, of_scale, known)
+    tl.store(target + C, of_shift, known)
