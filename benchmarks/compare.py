@@ -33,15 +33,15 @@ class RecordError(ValueError):
     """A record that cannot be read; the text names the file."""
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A record as `write_record` wrote it. Raises RecordError."""
+def read_record(path: Path, key: str = "results") -> dict[str, Any]:
+    """A record as `write_record` wrote it, with what it is read for under `key`. Raises RecordError."""
     try:
         record = json.loads(path.read_text())
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({error.strerror}); records lie in benchmarks/records") from None
     except ValueError:
         record = None
-    if not isinstance(record, dict) or "results" not in record:
+    if not isinstance(record, dict) or key not in record:
         raise RecordError(f"{path} is no record of a benchmark; records lie in benchmarks/records")
     return record
 
@@ -76,7 +76,7 @@ def _numbers(values: Any, at: str = "") -> Iterator[tuple[str, float]]:
 
 
 def table(records: Path) -> str:
-    """ROWS as Markdown, one line for each machine on which a row was measured; empty without any record."""
+    """ROWS as Markdown, one line for each machine on which a row was measured; then what was counted without a card."""
     lines = []
     for part, path, what, unit in ROWS:
         for file in sorted(records.glob(f"{part}_*.json")):
@@ -86,9 +86,21 @@ def table(records: Path) -> str:
                 continue
             where = record["provenance"]
             lines.append(f"| {what} | {_shown(value)} {unit} | {where['device']} | {where['commit']} |")
-    if not lines:
-        return "No figure has been taken yet.\n"
-    return "\n".join(["| what | median (quartiles, n) | machine | commit |", "|---|---|---|---|", *lines]) + "\n"
+    head = ["| what | median (quartiles, n) | machine | commit |", "|---|---|---|---|"]
+    measured = [*head, *lines] if lines else ["No figure has been taken yet."]
+    return "\n".join([*measured, *_counted(records / "bytes.json")]) + "\n"
+
+
+def _counted(file: Path) -> list[str]:
+    """A line for each experiment whose step's bytes were counted; none without the record."""
+    if not file.exists():
+        return []
+    record = read_record(file, "step")
+    head = "| counted, not measured: GB a clip of a step | our kernels | all compiled | ideal | commit |"
+    return ["", head, "|---|---|---|---|---|"] + [
+        f"| `{name}` | {step['gb']:.2f} | {step['compiled_gb']:.2f} | {step['ideal_gb']:.2f} | {record['commit']} |"
+        for name, step in record["step"].items()
+    ]
 
 
 def _at(results: dict[str, Any], path: str) -> Any:

@@ -11,6 +11,7 @@ import pytest
 import tyro
 
 from benchmarks import __main__ as benchmarks
+from benchmarks.compare import BEGIN, END
 from models.weights import __main__ as weights
 from trainer.commands import Options
 from trainer.options import experiment_of
@@ -134,7 +135,8 @@ def test_a_stale_command_is_found():
 def test_both_readmes_have_the_same_commands():
     english, chinese = blocks(ROOT / "README.md"), blocks(ROOT / "README.zh-CN.md")
     assert english == chinese
-    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+    before, _, rest = (ROOT / "README.md").read_text().partition(BEGIN)
+    assert len((before + rest.partition(END)[2]).splitlines()) < 135  # the tables grow with the records
 
 
 def test_links_lead_somewhere():

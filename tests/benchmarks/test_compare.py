@@ -64,6 +64,26 @@ def test_a_table_of_what_was_measured(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"{readme} is current"
 
 
+def test_what_was_counted_comes_after_what_was_measured(tmp_path):
+    steps = {
+        "ntu60_x3d": {"gb": 2.6057, "compiled_gb": 4.559, "ideal_gb": 2.19, "launches": 3},
+        "some_more": {"gb": 1.0, "compiled_gb": 2.5, "ideal_gb": 0.5},
+    }
+    (tmp_path / "bytes.json").write_text(json.dumps({"commit": "4567", "step": steps}))
+    counted = (
+        "| counted, not measured: GB a clip of a step | our kernels | all compiled | ideal | commit |\n"
+        "|---|---|---|---|---|\n"
+        "| `ntu60_x3d` | 2.61 | 4.56 | 2.19 | 4567 |\n"
+        "| `some_more` | 1.00 | 2.50 | 0.50 | 4567 |\n"
+    )
+    assert rendered(tmp_path) == f"No figure has been taken yet.\n\n{counted}"
+    write(tmp_path / "cpu_step_a.json", {"ma52": {"speedup": 1.25}})
+    assert rendered(tmp_path).endswith(f"| 1.25 times | a card | 0123 |\n\n{counted}")
+    (tmp_path / "bytes.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"bytes\.json is no record"):
+        table(None, tmp_path)
+
+
 def test_without_records_and_without_marks(tmp_path):
     assert rendered(tmp_path) == "No figure has been taken yet.\n"
     (tmp_path / "README.md").write_text("no marks")
