@@ -5,7 +5,8 @@ read the bytes (reference performance.md, section 2):
 eager: every operator reads its inputs and writes its outputs;
 compiled: convolutions and products do; each BatchNorm takes a pass for its statistics and one that applies them, each
 twice backward; everything else rides along (what Inductor reaches);
-ideal: convolutions and products alone (statistics in their epilogue, the norm in the next one's prologue).
+ideal: convolutions and products (statistics in their epilogue, the norm in the next one's prologue); a norm backward
+    has to see what it normalised once more; a shortcut is read, its sum written, and its gradient read.
 """
 
 from dataclasses import dataclass, replace
@@ -69,6 +70,10 @@ class Traffic(TorchDispatchMode):
             self.numbers["compiled"] += inputs[0].numel()
         if name in NORM_PASSES:
             self.numbers["compiled"] += NORM_PASSES[name] * outputs[0].numel()
+        if name == "native_batch_norm_backward":
+            self.numbers["ideal"] += outputs[0].numel()
+        if name == "add" and torch.is_grad_enabled():  # forward
+            self.numbers["ideal"] += 3 * outputs[0].numel()
         return out
 
 

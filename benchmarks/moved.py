@@ -111,19 +111,26 @@ def toy_launches(call: Call) -> list[Launch]:
 
 
 def totals(launches: list[dict]) -> dict[str, dict[str, float]]:
-    """Per kernel and in all: gigabytes a clip, those the compiler moves beside, the ideal, its ratio, launches."""
+    """Per kernel and in all: gigabytes a clip, those left to the compiler beside, in plain torch, launches.
+
+    `blocks` are the kernels of whole blocks together, a block's ideal being one number for all of them; how much more
+    they move than it. norm_act takes as many passes as the compiler and has none.
+    """
     sums: dict[str, defaultdict[str, float]] = {}
     for launch in launches:
-        for part in (launch["kernel"], "networks"):
-            if part != "networks" or launch["kernel"] != "heatmap":
-                count = sums.setdefault(part, defaultdict(float))
-                for kind in (key for key in launch if key.endswith("mb")):
-                    count[kind.replace("mb", "gb")] += launch[kind] * launch["times"] / 1e3
-                count["launches"] += len(launch["toy"]) * launch["times"]
-    for count in sums.values():
-        if count["ideal_gb"]:
-            count["over_ideal"] = (count["gb"] + count["beside_gb"]) / count["ideal_gb"]
+        for part in _parts_of(launch["kernel"]):
+            count = sums.setdefault(part, defaultdict(float))
+            for kind in (key for key in launch if key.endswith("mb")):
+                count[kind.replace("mb", "gb")] += launch[kind] * launch["times"] / 1e3
+            count["launches"] += len(launch["toy"]) * launch["times"]
+    sums["blocks"]["over_ideal"] = sums["blocks"]["gb"] / sums["blocks"]["ideal_gb"]
     return {part: {key: round(value, 6) for key, value in count.items()} for part, count in sums.items()}
+
+
+def _parts_of(kernel: str) -> tuple[str, ...]:
+    if kernel == "heatmap":
+        return (kernel,)
+    return (kernel, "networks") if kernel == "norm_act" else (kernel, "blocks", "networks")
 
 
 def describe(call: Call) -> str:
