@@ -49,7 +49,7 @@ class Bottleneck(nn.Module):
             y = self.first(x, num_frames)
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.conv2.conv(y)
-        mean, var, _ = moments(y)
+        mean, var = moments(y)
         scale, shift = affine(self.conv2.bn, mean, var, y)
         y, mean, var = conv_bn(y, self.conv3.conv.weight, scale[None], shift[None], "relu")
         return Residual(y, *affine(self.conv3.bn, mean, var, y), shortcut)

@@ -21,7 +21,7 @@ class MomentsCall:
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        for x, _ in seen.calls["moments"]:
+        for (x,) in seen.calls["moments"]:
             yield cls(clips=seen.clips, **sizes(x))
 
     @property

@@ -1,8 +1,9 @@
 """Mean and variance of the columns of [R, C] in one pass, and how kernels over such rows share them out.
 
-Rows come in equal groups, the clips. A program owns BLOCK_C channels of a split, which is one or more blocks of BLOCK_R
-rows of one group; channels of a split run side by side, so that they share its cache lines. What is summed over rows
-is summed by split, then merged in a fixed order: no atomics.
+Rows come in equal groups, the clips, where a kernel gates or scales each in its own way; moments has one group. A
+program owns BLOCK_C channels of a split, which is one or more blocks of BLOCK_R rows of one group; channels of a split
+run side by side, so that they share its cache lines. What is summed over rows is summed by split, then merged in a
+fixed order: no atomics.
 """
 
 import torch
@@ -16,20 +17,20 @@ SUM_TILE = 2048  # where sums stay in registers beside it
 SUM_PROGRAMS = 2048  # about as many programs share the rows of one sum
 
 
-def moments(x: Tensor, num_groups: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Same contract as `reference.moments`."""
-    assert len(x) % num_groups == 0
-    return _moments(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous(), num_groups)
+    return _moments(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous())
 
 
 @triton_op("duet::moments", mutates_args=())
-def _moments(rows: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[N*P, C] rows -> [C] mean, [C] variance, [N, C] means."""
-    return moments_of_rows(rows, groups)
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[R, C] rows -> [C] mean, [C] variance."""
+    mean, var, _ = moments_of_rows(rows, 1)
+    return mean, var
 
 
 def moments_of_rows(rows: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`_moments` for use within another operator."""
+    """[N*P, C] rows -> [C] mean, [C] variance, [N, C] means of groups; for use within an operator."""
     programs, (group_rows, splits, steps), options = split_rows(rows, groups, summed=True)
     partial = rows.new_empty(groups, splits, 2, rows.shape[1], dtype=torch.float32)
     wrap_triton(_statistics)[(programs,)](partial, rows, group_rows, splits, steps, **options)
@@ -40,20 +41,18 @@ def _keep(ctx, inputs, output) -> None:
     ctx.save_for_backward(inputs[0], output[0])
 
 
-def _backward(ctx, grad_mean: Tensor, grad_var: Tensor, grad_means: Tensor):
+def _backward(ctx, grad_mean: Tensor, grad_var: Tensor):
     """Element by element and in plain torch: a compiler puts it into the sum with whatever else reaches the rows."""
     rows, mean = ctx.saved_tensors
-    groups = rows.unflatten(0, (len(grad_means), -1))  # [N, P, C]
-    level = grad_means / groups.shape[1] + grad_mean / len(rows)
-    grad = (groups.float() - mean) * (grad_var * (2 / len(rows))) + level[:, None]
-    return grad.to(rows.dtype).flatten(0, 1), None
+    grad = (rows.float() - mean) * (grad_var * (2 / len(rows))) + grad_mean / len(rows)
+    return grad.to(rows.dtype)
 
 
 _moments.register_autograd(_backward, setup_context=_keep)
 
 
 def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`_moments` from the mean and the summed squared deviations [N, S, 2, C] of a group's splits.
+    """`moments_of_rows` from the mean and the summed squared deviations [N, S, 2, C] of a group's splits.
 
     A split has `span` rows, the last of a group fewer.
     Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
