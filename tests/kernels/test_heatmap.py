@@ -1,8 +1,6 @@
 """Heatmaps: nested loops over the contract guard the reference and the kernel; the published code: tests/parity."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from triton.runtime.errors import InterpreterError
 
 from kernels import heatmap
 from kernels.heatmap import fused, reference
+from tests.kernels.variants import broken
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LIMBS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (1, 0), (3, 10), (11, 12), (13, 14))
@@ -211,13 +210,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_die(name, tmp_path, poisoned):
-    old, new = MUTANTS[name]
-    source = Path(fused.__file__).read_text()
-    assert old in source
-    (tmp_path / "mutant.py").write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("mutant", tmp_path / "mutant.py")
-    mutant = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mutant)
+    mutant = broken(fused, *MUTANTS[name], tmp_path)
     mutant.TILE = 1 << 12
     for *arguments, extra in CASES.values():
         joints, options = make_case(*arguments, **extra)

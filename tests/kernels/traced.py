@@ -14,6 +14,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from benchmarks.stand_in import stand_in
 from kernels.conv_bn.fused import conv_bn
 from kernels.depthwise.fused import depthwise_conv
+from kernels.norm_act.fused import norm_act
 from kernels.residual_conv.fused import residual_conv
 from kernels.shift_conv.fused import shift_conv
 
@@ -31,6 +32,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]
     "conv_bn": (
         lambda x, weight, *affine: conv_bn(x, weight, *affine, "silu"),
         (image(2, 8, 5, 7), image(16, 8, 1, 1), torch.ones(2, 8), torch.zeros(2, 8)),
+    ),
+    "norm_act": (
+        lambda *tensors: norm_act(*tensors, "silu")[:1],
+        (image(4, 8, 5, 7), torch.ones(8), torch.zeros(8), image(4, 8, 5, 7), torch.ones(2, 8)),
     ),
     "residual_conv": (
         lambda *tensors: residual_conv(*tensors, 3),
