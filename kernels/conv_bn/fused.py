@@ -53,7 +53,7 @@ def _conv_bn(rows: Tensor, weight: Tensor, affine: Tensor | None, activation: st
     result = rows.new_empty(len(rows), len(weight))
     partial = rows.new_empty(groups, splits, 2, len(weight), dtype=torch.float32)
     wrap_triton(_forward)[(programs,)](result, partial, rows, weight, affine, group_rows, splits, activation, **options)
-    mean, var, _ = merge(partial, group_rows, BLOCK_M)
+    mean, var = merge(partial, group_rows, BLOCK_M)
     return result, mean, var
 
 

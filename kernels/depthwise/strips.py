@@ -46,13 +46,15 @@ def cut(result: Tensor, images: Tensor, groups: int, stride: int, span: int) -> 
 def merge(partial: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [C], biased variance [C] and the groups' means [N, C] of partial sums [N*S, 3, C].
 
-    Those are count, mean and summed squared deviations.
-    Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
+    Those are count, mean and summed squared deviations. Deviations are from the first mean, as in moments' merge.
     """
     counts, means, squares = partial.view(groups, -1, *partial.shape[1:]).unbind(2)  # [N, S, C]
-    of_groups = (means * counts).sum(1) / counts.sum(1)
-    mean = of_groups.mean(0)
-    return mean, (squares + counts * (means - mean).square()).sum((0, 1)) / counts.sum((0, 1)), of_groups
+    pivot = means[:1, :1].sum((0, 1))  # 0 without an image
+    delta = means - pivot
+    offsets = (counts * delta).sum(1) / counts.sum(1)
+    offset = offsets.mean(0)
+    square = (squares + counts * delta.square()).sum(1).sum(0) / counts.sum(1).sum(0)
+    return pivot + offset, square - offset.square(), pivot + offsets
 
 
 def _cdiv(number: int, size: int) -> int:

@@ -25,16 +25,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 @triton_op("duet::moments", mutates_args=())
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """[R, C] rows -> [C] mean, [C] variance."""
-    mean, var, _ = moments_of_rows(rows, 1)
-    return mean, var
+    return moments_of_rows(rows)
 
 
-def moments_of_rows(rows: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[N*P, C] rows -> [C] mean, [C] variance, [N, C] means of groups; for use within an operator."""
-    programs, (group_rows, splits, steps), options = split_rows(rows, groups, summed=True)
-    partial = rows.new_empty(groups, splits, 2, rows.shape[1], dtype=torch.float32)
-    wrap_triton(_statistics)[(programs,)](partial, rows, group_rows, splits, steps, **options)
-    return merge(partial, group_rows, steps * options["BLOCK_R"])
+def moments_of_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`_moments` for use within another operator."""
+    programs, (num_rows, splits, steps), options = split_rows(rows, 1, summed=True)
+    partial = rows.new_empty(1, splits, 2, rows.shape[1], dtype=torch.float32)
+    wrap_triton(_statistics)[(programs,)](partial, rows, num_rows, splits, steps, **options)
+    return merge(partial, num_rows, steps * options["BLOCK_R"])
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -51,18 +50,21 @@ def _backward(ctx, grad_mean: Tensor, grad_var: Tensor):
 _moments.register_autograd(_backward, setup_context=_keep)
 
 
-def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`moments_of_rows` from the mean and the summed squared deviations [N, S, 2, C] of a group's splits.
+def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
+    """Mean [C] and biased variance [C] of all rows, from those of splits [N, S, 2, C]: mean, summed squared deviations.
 
-    A split has `span` rows, the last of a group fewer.
-    Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
+    A split has `span` rows, the last of a group fewer. Deviations are from the first split's mean, so that the two
+    sums are over the same numbers, and the compiler takes them in one pass.
+    Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983 (shifted data).
     """
     means, squares = partial.unbind(2)
     groups, splits, _ = means.shape
     counts = (group_rows - span * torch.arange(splits, device=means.device)).clamp(max=span)[:, None]
-    of_groups = (means * (counts / group_rows)).sum(1)
-    mean = of_groups.mean(0)
-    return mean, (squares + counts * (means - mean).square()).sum((0, 1)) / (groups * group_rows), of_groups
+    pivot = means[0, 0]
+    delta = means - pivot
+    offset = (counts * delta).sum((0, 1)) / (groups * group_rows)
+    square = (squares + counts * delta.square()).sum((0, 1)) / (groups * group_rows)
+    return pivot + offset, square - offset.square()
 
 
 def split_rows(rows: Tensor, groups: int, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:

@@ -50,7 +50,7 @@ def _norm_act(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[N*P, C] rows and residual, [C] weight and bias, [N, C] gate -> [N*P, C] result, [C] mean, [C] variance."""
-    mean, var, _ = moments_of_rows(rows, 1)
+    mean, var = moments_of_rows(rows)
     table = _table(mean, var, weight, bias, eps)
     result = rows.new_empty(rows.shape)
     programs, shape, options = split_rows(rows, _groups(gate), summed=False)

@@ -51,7 +51,7 @@ def _residual_conv(
     partial = rows.new_empty(1, shape[1], 2, len(weight), dtype=torch.float32)
     given = rows, weight, affine, shortcut, *shape, num_frames, frame_rows
     wrap_triton(_forward)[(programs,)](result, total, partial, *given, TAPS=weight.shape[1], **options)
-    mean, var, _ = merge(partial, len(rows), BLOCK_M)
+    mean, var = merge(partial, len(rows), BLOCK_M)
     return result, mean, var, total
 
 

@@ -42,7 +42,7 @@ def _shift_conv(
     wrap_triton(_forward)[(programs,)](
         result, partial, rows, weight, *shape, num_frames, frame_rows, FOLD=fold, VECTOR=VECTOR, **options
     )
-    mean, var, _ = merge(partial, len(rows), BLOCK_M)
+    mean, var = merge(partial, len(rows), BLOCK_M)
     return result, mean, var
 
 

@@ -364,8 +364,8 @@ MUTANTS = {
     "weight's gradient rounded early": ("columns, dtype=torch.float32", "columns, dtype=images.dtype"),
 }
 OF_STRIPS = {
-    "between splits nothing": ("(means - mean).square()", "(means - of_groups[:, None]).square()"),
-    "splits weigh the same": ("(means * counts).sum(1) / counts.sum(1)", "means.mean(1)"),
+    "between splits nothing": ("counts * delta.square()", "0 * counts"),
+    "splits weigh the same": ("(counts * delta).sum(1) / counts.sum(1)", "delta.mean(1)"),
     "last images left out": ("splits = _cdiv(blocks, steps)", "splits = max(1, blocks // steps)"),
     "last row left out": ('"ROWS": _cdiv(height, down)', '"ROWS": height // down'),
     "last lanes left out": ("_cdiv(width, lanes * span), _cdiv", "(width // (lanes * span) or 1), _cdiv"),

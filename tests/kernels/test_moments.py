@@ -81,13 +81,14 @@ def test_operator_is_registered_as_torch_wants():
 
 
 MUTANTS = {
-    "biased the other way": ("/ (groups * group_rows)", "/ (groups * group_rows - 1)"),
+    "biased the other way": ("/ (groups * group_rows)\n    return", "/ (groups * group_rows - 1)\n    return"),
     "gradient of the mean": ("+ grad_mean / len(rows)", "+ 0 * grad_mean"),
     "gradient of the variance": ("grad_var * (2 / len(rows))", "grad_var / len(rows)"),
     "variance around 0": ("(rows.float() - mean)", "rows.float()"),
     "splits on one another": ("(group * splits + split) * (2 * C)", "group * splits * (2 * C)"),
-    "means of whole splits": ("(means * (counts / group_rows)).sum(1)", "means.mean(1)"),
-    "between splits nothing": ("counts * (means - mean).square()", "0 * counts"),
+    "means of whole splits": ("(counts * delta).sum((0, 1)) / (groups * group_rows)", "delta.mean((0, 1))"),
+    "between splits nothing": ("counts * delta.square()", "0 * counts"),
+    "around the first split": (" - offset.square()", ""),
 }
 
 

@@ -233,7 +233,7 @@ MUTANTS = {
         "/ (groups * group_rows)",
         "/ (groups * group_rows - 1)",
     ),
-    "between splits nothing": (moments, "counts * (means - mean).square()", "0 * counts"),
+    "between splits nothing": (moments, "counts * delta.square()", "0 * counts"),
     "last split counts as whole": (moments, ".clamp(max=span)", ".clamp(min=span, max=span)"),
     "rows beyond the split": (moments, "tl.where(inside, value - mean, 0.0)", "value - mean"),
     "every row as often": (
