@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.compiled import counted
 from benchmarks.cost import BYTES, cost_of
 from benchmarks.cost import Traffic as Operators
 from benchmarks.launches import Call, calls_of
@@ -21,6 +22,7 @@ from benchmarks.plain5d_rgbpose import RGBPose5d
 from benchmarks.records import commit, write_record
 from benchmarks.step import random_batch
 from benchmarks.traffic import Launch, Traffic
+from kernels.choice import PARTS
 from models import RGBPoseConfig, X3DPairConfig
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D
@@ -35,24 +37,26 @@ COMPILED = {
 
 def write_bytes(path: Path) -> None:
     """Count everything, print it and write the record."""
-    record = {"commit": commit(), "per_clip": {}, "step": {}, "launches": {}}
+    record = {"commit": commit(), "per_clip": {}, "step": {}, "compiled": {}, "launches": {}}
     for experiment in (NTU60_X3D, MA52_RUN):
         name, launches = experiment.name, list(training_launches(experiment))
         parts = record["per_clip"][name] = totals(launches)
         step = record["step"][name] = whole_step(experiment, launches, parts["networks"])
+        record["compiled"][name] = {"plain": counted(name, ()), "through_kernels": counted(name, PARTS)}
         record["launches"][name] = launches
         for part, values in parts.items():
             print(f"{name} {part}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
         print(f"{name} compiled, GB: " + ", ".join(f"{part} {value}" for part, value in COMPILED[name].items()))
         print(f"{name} whole step: " + ", ".join(f"{key} {value:.4g}" for key, value in step.items()))
+        print(f"{name} in the compiler's plan: {record['compiled'][name]}")
     write_record(path, record)
 
 
 def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str, float]) -> dict[str, float]:
     """Of a training step: GB a clip through our kernels, the rest compiled, beside all compiled and the ideal.
 
-    And launches: ours, and eager ones of the network folded and in its published form. Around ours the compiler has
-    its own, which cannot be counted without a card.
+    And launches: ours, and eager ones of the network folded and in its published form. benchmarks/compiled.py counts
+    those that the compiler has around ours.
     """
     config = experiment.model
     assert isinstance(config, X3DPairConfig | RGBPoseConfig)

@@ -1,0 +1,89 @@
+"""Launches of a compiled step: a small network's, told from its layers and from the calls of our kernels."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+if torch.cuda.is_available():
+    pytest.skip("the stand-in is for where there is no card", allow_module_level=True)
+
+from benchmarks import engine
+from benchmarks.compiled import counted
+from benchmarks.kernels import through
+from benchmarks.launches import calls_of
+from benchmarks.step import TOY, random_batch
+from benchmarks.traffic import Traffic
+from kernels.choice import PARTS
+from models import build_model
+
+
+@pytest.mark.parametrize("parts", [(), PARTS])
+def test_gradients_are_those_of_torch(parts):
+    """Eager ones with PCAN's heads, some outputs unused; also of operators whose backward functions are Python's."""
+    batch, found = random_batch(TOY, torch.device("cpu")), []
+    for grad in (torch.autograd.grad, engine.grad):
+        torch.manual_seed(0)
+        net = build_model(TOY.model)
+        with through(parts, torch.device("cpu")):
+            torch.manual_seed(1)
+            losses = [loss.sum() for loss in net(*batch).losses.values()]
+            weights = [weight for weight in net.parameters() if weight.requires_grad]
+            ones = [torch.ones_like(loss) for loss in losses]
+            found.append(grad(losses, weights, grad_outputs=ones, allow_unused=True))
+    assert sum(value is not None for value in found[0]) > 50
+    for theirs, ours in zip(*found, strict=True):
+        assert (theirs is None) == (ours is None)
+        assert theirs is None or torch.equal(theirs, ours)
+
+
+class Two(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2, x + 1
+
+    @staticmethod
+    def backward(ctx, first, second):
+        return first * 2 + second
+
+
+def test_gradients_that_the_engine_changes():
+    """Of another type than what they are for, of a broadcast, and of an output that nobody used."""
+    x, half = torch.randn(3, 4, requires_grad=True), torch.randn(4, requires_grad=True, dtype=torch.bfloat16)
+    y = Two.apply(x)[0] * half + Two.apply(x[0])[1]
+    given = torch.randn(3, 4)
+    theirs = torch.autograd.grad([y], [x, half], grad_outputs=[given], retain_graph=True)
+    ours = engine.grad([y], [x, half], grad_outputs=[given])
+    for value, expected, dtype in zip(ours, theirs, (torch.float32, torch.bfloat16), strict=True):
+        assert value is not None
+        assert value.dtype is dtype
+        assert torch.equal(value, expected)
+
+
+def layers(kind):
+    return sum(isinstance(module, kind) for module in build_model(replace(TOY.model, pcan=None)).modules())
+
+
+def test_a_small_step_compiled():
+    counts = counted("toy", ())
+    assert counts["ours"] == {"launches": 0, "gb": 0}
+    # Each layer's forward and two gradients, but of the networks' inputs none, and what dropout draws.
+    assert counts["extern"]["launches"] == 3 * (layers(nn.Conv2d) + layers(nn.Linear)) - 2 + 1
+    assert counts["generated"]["launches"] > 4 * layers(nn.BatchNorm2d)  # statistics and norm, both ways
+
+
+def test_a_small_step_through_kernels():
+    """Ours are those of the calls that the network makes, and move what these are given: two counts of the same."""
+    counts, launches, gigabytes = counted("toy", PARTS), 0, 0.0
+    for call, times in calls_of(TOY, train=True).items():
+        if call.kernel != "heatmap":
+            with Traffic(dry=True) as made:
+                call.run()
+            launches += times * len(made.launches)
+            gigabytes += times * sum(sum(launch.sizes.values()) for launch in made.launches) / call.clips / 1e9
+    assert counts["ours"]["launches"] == launches > 0
+    assert counts["ours"]["gb"] == pytest.approx(gigabytes, rel=0.01)
+    in_blocks = 6  # convolutions that kernels do instead, forward and for two gradients
+    assert counts["extern"]["launches"] == 3 * (layers(nn.Conv2d) + layers(nn.Linear) - in_blocks) - 2 + 1
+    assert counts["generated"]["launches"] > launches
