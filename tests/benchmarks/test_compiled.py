@@ -1,5 +1,6 @@
-"""Launches of a compiled step: a small network's, told from its layers and from the calls of our kernels."""
+"""Launches of a compiled step: a small network's, told from its layers and the calls of our kernels; the record."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks import engine
 from benchmarks.compiled import counted
 from benchmarks.kernels import through
 from benchmarks.launches import calls_of
+from benchmarks.records import RECORDS
 from benchmarks.step import TOY, random_batch
 from benchmarks.traffic import Traffic
 from kernels.choice import PARTS
@@ -87,3 +89,17 @@ def test_a_small_step_through_kernels():
     in_blocks = 6  # convolutions that kernels do instead, forward and for two gradients
     assert counts["extern"]["launches"] == 3 * (layers(nn.Conv2d) + layers(nn.Linear) - in_blocks) - 2 + 1
     assert counts["generated"]["launches"] > launches
+
+
+@pytest.mark.parametrize("name", ["ntu60_x3d", "ma52"])
+def test_the_record_has_the_compilers_launches(name):
+    record = json.loads((RECORDS / "bytes.json").read_text())
+    assert "compiled" in record, "run python -m benchmarks bytes"
+    plain, through_kernels = (record["compiled"][name][which] for which in ("plain", "through_kernels"))
+    assert plain["ours"]["launches"] == 0
+    assert through_kernels["ours"]["launches"] == record["per_clip"][name]["networks"]["launches"]
+    for counts in (plain, through_kernels):
+        assert counts["extern"]["launches"] > 0
+        assert counts["generated"]["launches"] > 0
+    gigabytes = [sum(count["gb"] for count in counts.values()) for counts in (through_kernels, plain)]
+    assert gigabytes[0] < gigabytes[1]
