@@ -115,13 +115,20 @@ def test_bars_of_the_guides_best_experiment():
         assert part["gb"] + part["beside_gb"] <= 1.04 * part["compiled_gb"] or not part["compiled_gb"]
 
 
-def test_all_parts_move_no_more_than_the_compiler():
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_blocks_through_kernels_are_near_the_ideal(name):
+    blocks = RECORD["per_clip"][name]["blocks"]
+    assert blocks["gb"] <= 1.25 * blocks["ideal_gb"]
+    assert blocks["gb"] + blocks["beside_gb"] <= 0.82 * blocks["compiled_gb"]
+
+
+def test_all_parts_move_less_than_the_compiler():
     """LOG.md says what is still to fuse in ma52."""
     step = RECORD["step"]["ma52"]
-    assert step["gb"] <= step["compiled_gb"]
+    assert step["gb"] <= 0.93 * step["compiled_gb"]
 
 
-@pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.17), ("ma52", 0.28)])
+@pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.17), ("ma52", 0.25)])
 def test_about_a_quarter_of_the_launches_of_an_eager_step(name, share):
     step = RECORD["step"][name]
     assert step["launches"] <= share * step["folded_eager_launches"]
