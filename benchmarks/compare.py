@@ -92,15 +92,21 @@ def table(records: Path) -> str:
 
 
 def _counted(file: Path) -> list[str]:
-    """A line for each experiment whose step's bytes were counted; none without the record."""
+    """A line for each experiment whose step was counted as the compiler plans it; none without the record."""
     if not file.exists():
         return []
-    record = read_record(file, "step")
-    head = "| counted, not measured: GB a clip of a step | our kernels | all compiled | ideal | commit |"
+    record = read_record(file, "compiled")
+    head = "| counted, not measured: a step as compiled for an H200 | our kernels | all compiled | ideal | commit |"
     return ["", head, "|---|---|---|---|---|"] + [
-        f"| `{name}` | {step['gb']:.2f} | {step['compiled_gb']:.2f} | {step['ideal_gb']:.2f} | {record['commit']} |"
-        for name, step in record["step"].items()
+        f"| `{name}` | {_planned(plans['through_kernels'])} | {_planned(plans['plain'])}"
+        f" | {record['step'][name]['ideal_gb']:.2f} GB | {record['commit']} |"
+        for name, plans in record["compiled"].items()
     ]
+
+
+def _planned(plan: dict[str, dict[str, float]]) -> str:
+    gigabytes, launches = (sum(count[key] for count in plan.values()) for key in ("gb", "launches"))
+    return f"{gigabytes:.2f} GB a clip, {launches:.0f} launches"
 
 
 def _at(results: dict[str, Any], path: str) -> Any:

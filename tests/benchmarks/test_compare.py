@@ -65,16 +65,24 @@ def test_a_table_of_what_was_measured(tmp_path, capsys):
 
 
 def test_what_was_counted_comes_after_what_was_measured(tmp_path):
-    steps = {
-        "ntu60_x3d": {"gb": 2.6057, "compiled_gb": 4.559, "ideal_gb": 2.19, "launches": 3},
-        "some_more": {"gb": 1.0, "compiled_gb": 2.5, "ideal_gb": 0.5},
+    def plan(gigabytes, launches):
+        shares = zip(("ours", "generated", "extern"), (0.5, 0.25, 0.25), strict=True)
+        return {whose: {"gb": gigabytes * share, "launches": launches * share} for whose, share in shares}
+
+    record = {
+        "commit": "4567",
+        "step": {"ntu60_x3d": {"ideal_gb": 2.19}, "some_more": {"ideal_gb": 0.5}},
+        "compiled": {
+            "ntu60_x3d": {"through_kernels": plan(2.6057, 2000), "plain": plan(4.559, 3000)},
+            "some_more": {"through_kernels": plan(1, 4), "plain": plan(2.5, 8)},
+        },
     }
-    (tmp_path / "bytes.json").write_text(json.dumps({"commit": "4567", "step": steps}))
+    (tmp_path / "bytes.json").write_text(json.dumps(record))
     counted = (
-        "| counted, not measured: GB a clip of a step | our kernels | all compiled | ideal | commit |\n"
+        "| counted, not measured: a step as compiled for an H200 | our kernels | all compiled | ideal | commit |\n"
         "|---|---|---|---|---|\n"
-        "| `ntu60_x3d` | 2.61 | 4.56 | 2.19 | 4567 |\n"
-        "| `some_more` | 1.00 | 2.50 | 0.50 | 4567 |\n"
+        "| `ntu60_x3d` | 2.61 GB a clip, 2000 launches | 4.56 GB a clip, 3000 launches | 2.19 GB | 4567 |\n"
+        "| `some_more` | 1.00 GB a clip, 4 launches | 2.50 GB a clip, 8 launches | 0.50 GB | 4567 |\n"
     )
     assert rendered(tmp_path) == f"No figure has been taken yet.\n\n{counted}"
     write(tmp_path / "cpu_step_a.json", {"ma52": {"speedup": 1.25}})
