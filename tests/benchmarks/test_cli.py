@@ -58,9 +58,13 @@ def test_the_gpu_suite_runs_through_at_toy_size(tmp_path):
 
 
 def test_ctrl_c_leaves_one_line(tmp_path):
-    words = [sys.executable, "-u", "-m", "benchmarks", "gpu", "--device", "cpu", "--toy", "--records", str(tmp_path)]
+    words = [sys.executable, "-u", "-m", "benchmarks", "input", "--toy", "--records", str(tmp_path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, cwd=ROOT, text=True, start_new_session=True, **pipes) as process:
+
+    def listen() -> None:  # in a shell's background, the tests and what they start ignore SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(words, cwd=ROOT, text=True, start_new_session=True, preexec_fn=listen, **pipes) as process:
         assert process.stdout is not None
         process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the process that measures too
