@@ -46,15 +46,15 @@ def cut(result: Tensor, images: Tensor, groups: int, stride: int, span: int) -> 
 def merge(partial: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [C], biased variance [C] and the groups' means [N, C] of partial sums [N*S, 3, C].
 
-    Those are count, mean and summed squared deviations. Deviations are from the first mean, as in moments' merge.
+    Those are count, mean and summed squared deviations. Deviations are from a mean of some, as in moments' merge.
     """
     counts, means, squares = partial.view(groups, -1, *partial.shape[1:]).unbind(2)  # [N, S, C]
-    pivot = means[:1, :1].sum((0, 1))  # 0 without an image
+    pivot = means.flatten(0, 1)[:: 1 + len(partial) // 64].mean(0)
     delta = means - pivot
-    offsets = (counts * delta).sum(1) / counts.sum(1)
-    offset = offsets.mean(0)
+    offset = (counts * delta).sum(1).sum(0) / counts.sum(1).sum(0)
     square = (squares + counts * delta.square()).sum(1).sum(0) / counts.sum(1).sum(0)
-    return pivot + offset, square - offset.square(), pivot + offsets
+    of_groups = (counts * means).sum(1) / counts.sum(1)  # not by the pivot: a NaN stays in its group
+    return pivot + offset, square - offset.square(), of_groups
 
 
 def _cdiv(number: int, size: int) -> int:

@@ -53,14 +53,14 @@ _moments.register_autograd(_backward, setup_context=_keep)
 def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
     """Mean [C] and biased variance [C] of all rows, from those of splits [N, S, 2, C]: mean, summed squared deviations.
 
-    A split has `span` rows, the last of a group fewer. Deviations are from the first split's mean, so that the two
-    sums are over the same numbers, and the compiler takes them in one pass.
+    A split has `span` rows, the last of a group fewer. Deviations are from the mean of up to 64 splits, near that of
+    all, so that both sums are over the same numbers, and the compiler takes them in one pass.
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983 (shifted data).
     """
     means, squares = partial.unbind(2)
     groups, splits, _ = means.shape
     counts = (group_rows - span * torch.arange(splits, device=means.device)).clamp(max=span)[:, None]
-    pivot = means[0, 0]
+    pivot = means.flatten(0, 1)[:: 1 + groups * splits // 64].mean(0)
     delta = means - pivot
     offset = (counts * delta).sum((0, 1)) / (groups * group_rows)
     square = (squares + counts * delta.square()).sum((0, 1)) / (groups * group_rows)

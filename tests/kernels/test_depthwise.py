@@ -365,7 +365,7 @@ MUTANTS = {
 }
 OF_STRIPS = {
     "between splits nothing": ("counts * delta.square()", "0 * counts"),
-    "splits weigh the same": ("(counts * delta).sum(1) / counts.sum(1)", "delta.mean(1)"),
+    "splits weigh the same": ("(counts * means).sum(1) / counts.sum(1)", "means.mean(1)"),
     "last images left out": ("splits = _cdiv(blocks, steps)", "splits = max(1, blocks // steps)"),
     "last row left out": ('"ROWS": _cdiv(height, down)', '"ROWS": height // down'),
     "last lanes left out": ("_cdiv(width, lanes * span), _cdiv", "(width // (lanes * span) or 1), _cdiv"),

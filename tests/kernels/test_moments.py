@@ -97,3 +97,16 @@ def test_mutants_die(name, tmp_path, fenced):
     mutant = broken(fused, *MUTANTS[name], tmp_path)
     mutant.SUM_PROGRAMS, mutant.SUM_TILE = 2, 512
     assert dies(partial(failures, mutant, make_case(case)) for case in CASES)
+
+
+@pytest.mark.parametrize("far", [0.1, 1, 10])
+def test_a_first_split_that_is_unlike_the_rest(far):
+    """Deviations are from its mean: a dark corner of a picture must not cost the variance its digits."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1000, 64, 8, generator=generator, dtype=torch.float64) + 3
+    rows[0] += far
+    var, mean = torch.var_mean(rows, 1, correction=0)
+    found = fused.merge(torch.stack([mean, var * 64], 1)[None].float(), 64000, 64)
+    exact = rows.flatten(0, 1).mean(0), rows.flatten(0, 1).var(0, correction=0)
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=0)
