@@ -34,25 +34,27 @@ def conv_bn(
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
+        x = x.to(dtype)
     num_images, channels, height, width = x.shape
-    affine = None
     if scale is not None and shift is not None:
         assert num_images % len(scale) == 0
-        affine = torch.stack([scale.float(), shift.float()], 1)
+        scale, shift = scale.float().contiguous(), shift.float().contiguous()
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
-    result, mean, var = _conv_bn(rows, weight.flatten(1).contiguous(), affine, activation)
+    result, mean, var = _conv_bn(rows, weight.flatten(1).contiguous(), scale, shift, activation)
     return result.view(num_images, height, width, -1).permute(0, 3, 1, 2), mean, var
 
 
 @triton_op("duet::conv_bn", mutates_args=())
-def _conv_bn(rows: Tensor, weight: Tensor, affine: Tensor | None, activation: str) -> tuple[Tensor, Tensor, Tensor]:
-    """[N*P, C] rows, [O, C] weight, [N, 2, C] scale and shift -> [N*P, O] result, [O] mean, [O] variance."""
-    groups = 1 if affine is None else len(affine)
+def _conv_bn(
+    rows: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[N*P, C] rows, [O, C] weight, [N, C] scale and shift -> [N*P, O] result, [O] mean, [O] variance."""
+    groups = 1 if scale is None else len(scale)
     programs, (group_rows, splits), options = split_forward(rows, weight, groups, BLOCK_M)
     result = rows.new_empty(len(rows), len(weight))
-    partial = rows.new_empty(groups, splits, 2, len(weight), dtype=torch.float32)
-    wrap_triton(_forward)[(programs,)](result, partial, rows, weight, affine, group_rows, splits, activation, **options)
+    partial = rows.new_empty(2, len(weight), groups, splits, dtype=torch.float32)
+    given = rows, weight, scale, shift, group_rows, splits, activation
+    wrap_triton(_forward)[(programs,)](result, partial, *given, **options)
     mean, var = merge(partial, group_rows, BLOCK_M)
     return result, mean, var
 
@@ -61,21 +63,26 @@ def _conv_bn(rows: Tensor, weight: Tensor, affine: Tensor | None, activation: st
 def _conv_bn_grad(
     grad: Tensor,
     result: Tensor,
-    table: Tensor,
+    mean: Tensor,
+    level: Tensor,
+    slope: Tensor,
     rows: Tensor,
     weight: Tensor,
-    affine: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of rows [N*P, C], of the weight [O, C], and of scale and shift [N, 2, C], if there are any."""
-    groups = 1 if affine is None else len(affine)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of rows [N*P, C], of the weight [O, C], and of scale and shift [N, C], if there are any."""
+    groups = 1 if scale is None else len(scale)
     programs, shape, options = split_backward(rows, weight, groups)
     grad_rows = rows.new_empty(rows.shape)
     of_weight = rows.new_empty(groups * shape[1], *weight.shape, dtype=torch.float32)
-    of_affine = rows.new_empty(groups, shape[1] if affine is not None else 0, 2, rows.shape[1], dtype=torch.float32)
-    given = grad, result, table, rows, weight, affine
+    splits = shape[1] if scale is not None else 0
+    of_affine = rows.new_empty(2, rows.shape[1], groups, splits, dtype=torch.float32)
+    given = grad, result, mean, level, slope, rows, weight, scale, shift
     wrap_triton(_backward)[(programs,)](grad_rows, of_weight, of_affine, *given, *shape, activation, **options)
-    return grad_rows, of_weight.sum(0).to(weight.dtype), of_affine.sum(1)
+    of_scale, of_shift = (sums.sum(-1).T for sums in of_affine)
+    return grad_rows, of_weight.sum(0).to(weight.dtype), of_scale, of_shift
 
 
 def split_forward(
@@ -105,34 +112,33 @@ def split_backward(rows: Tensor, weight: Tensor, groups: int) -> tuple[int, tupl
     return groups * splits * columns, (group_rows, splits, steps), options
 
 
-def tabulate(mean: Tensor, grad_mean: Tensor, grad_var: Tensor, num_rows: int) -> Tensor:
-    """What `whole_grad` knows of a column, [3, O]: the mean, and what mean and variance add to a gradient."""
-    return torch.stack([mean, grad_mean / num_rows, grad_var * (2 / num_rows)])
+def spread(grad_mean: Tensor, grad_var: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """What mean and variance add to each gradient, `level` [O], and for each unit from the mean, `slope` [O]."""
+    return grad_mean / num_rows, grad_var * (2 / num_rows)
 
 
 def _keep(ctx, inputs, output) -> None:
-    rows, weight, affine, ctx.activation = inputs
+    rows, weight, scale, shift, ctx.activation = inputs
     result, mean, _ = output
-    ctx.save_for_backward(rows, weight, affine, result, mean)
+    ctx.save_for_backward(rows, weight, scale, shift, result, mean)
 
 
 def _backward_of(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor):
-    rows, weight, affine, result, mean = ctx.saved_tensors
-    table = tabulate(mean, grad_mean, grad_var, len(rows))
-    given = grad.contiguous(), result, table, rows, weight, affine
-    grad_rows, grad_weight, grad_affine = _conv_bn_grad(*given, ctx.activation)
-    return grad_rows, grad_weight, None if affine is None else grad_affine, None
+    rows, weight, scale, shift, result, mean = ctx.saved_tensors
+    added = mean, *spread(grad_mean, grad_var, len(rows))
+    given = grad.contiguous(), result, *added, rows, weight, scale, shift
+    grad_rows, grad_weight, *grads = _conv_bn_grad(*given, ctx.activation)
+    return grad_rows, grad_weight, *((None, None) if scale is None else grads), None
 
 
 _conv_bn.register_autograd(_backward_of, setup_context=_keep)
 
 
 @triton.jit
-def _affine(affine, group, channel, C: tl.constexpr):
+def _affine(scale, shift, group, channel, C: tl.constexpr):
     """[1, channels] of the group's scale and shift."""
-    affine += group * 2 * C
-    known = channel < C
-    return load(affine, channel, known)[None, :], load(affine, C + channel, known)[None, :]
+    place, known = group * C + channel, channel < C
+    return load(scale, place, known)[None, :], load(shift, place, known)[None, :]
 
 
 @triton.jit
@@ -143,39 +149,43 @@ def _normalised(value, factor, addend, inside, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def whole_grad(grad, result, table, place, column, inside, O: tl.constexpr):  # noqa: E741
+def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.constexpr):  # noqa: E741
     """Gradient of the result with the one by way of its statistics, 0 outside; `column` lies as `place` does."""
     known = column < O
-    value = load(result, place, inside) - load(table, column, known)
-    added = load(table, O + column, known) + load(table, 2 * O + column, known) * value
+    value = load(result, place, inside) - load(mean, column, known)
+    added = load(level, column, known) + load(slope, column, known) * value
     come = tl.where(inside, load(grad, place, inside) + added, 0.0)
     return come.to(grad.dtype.element_ty)
 
 
 @triton.jit
-def store_tile(result, partial, total, first, left, number, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
-    """Store `left` rows of a result that is 0 below them, and their mean and summed squared deviations."""
+def store_tile(result, partial, total, first, left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
+    """Store `left` rows of a result that is 0 below them, and their mean and summed squared deviations.
+
+    These rows are split `number` of `count`.
+    """
     local = tl.arange(0, BLOCK_M)
     owned, known = (local < left)[:, None], column < O
     stored = total.to(result.dtype.element_ty)
     tl.store(result + first * O + local[:, None] * O + column[None, :], stored, owned & known[None, :])
     value = stored.to(tl.float32)
-    count = tl.minimum(left, BLOCK_M)
-    mean = tl.sum(value, 0) / count
+    share = tl.minimum(left, BLOCK_M)
+    mean = tl.sum(value, 0) / share
     delta = tl.where(owned, value - mean[None, :], 0.0)
-    mean += tl.sum(delta, 0) / count  # what the first sum has rounded off, where the mean is far from 0
-    target = partial + number.to(tl.int64) * (2 * O) + column
+    mean += tl.sum(delta, 0) / share  # what the first sum has rounded off, where the mean is far from 0
+    target = partial + column * count + number
     tl.store(target, mean, known)
-    tl.store(target + O, tl.sum(delta * delta, 0), known)
+    tl.store(target + O * count, tl.sum(delta * delta, 0), known)
 
 
 @triton.jit
 def _forward(
     result,  # [N*P, O]
-    partial,  # [N, S, 2, O]: mean, then summed squared deviations
+    partial,  # [2, O, N, S]: mean, then summed squared deviations
     rows,  # [N*P, C]
     weight,  # [O, C]
-    affine,  # [N, 2, C] or None: scale and shift
+    scale,  # [N, C] or None
+    shift,  # [N, C] or None
     group_rows,
     splits,
     ACTIVATION: tl.constexpr,
@@ -192,26 +202,30 @@ def _forward(
         channel = start + tl.arange(0, BLOCK_K)
         inside = (local < left)[:, None] & (channel < C)[None, :]
         taken = tl.load(rows + first * C + local[:, None] * C + channel[None, :], inside, 0.0)
-        if affine is not None:
-            factor, addend = _affine(affine, group, channel, C)
+        if scale is not None:
+            factor, addend = _affine(scale, shift, group, channel, C)
             taken = _normalised(taken, factor, addend, inside, ACTIVATION)
         real = (channel < C)[:, None] & (column < O)[None, :]
-        read = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0)
+        read = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0).to(taken.dtype)
         total = tl.dot(taken, read, total, input_precision="ieee")
-    store_tile(result, partial, total, first, left, group * splits + split, column, O, BLOCK_M)
+    count = tl.num_programs(0) // ((O + BLOCK_N - 1) // BLOCK_N)
+    store_tile(result, partial, total, first, left, group * splits + split, count, column, O, BLOCK_M)
 
 
 @triton.jit
 def _backward(
     grad_rows,  # [N*P, C]
     of_weight,  # [N*S, O, C]
-    of_affine,  # [N, S, 2, C]: gradients of scale and shift, if there are any
+    of_affine,  # [2, C, N, S]: gradients of scale and shift, if there are any
     grad,  # [N*P, O]
     result,  # [N*P, O]
-    table,  # [3, O]
+    mean,  # [O]
+    level,  # [O]
+    slope,  # [O]
     rows,  # [N*P, C]
     weight,  # [O, C]
-    affine,  # [N, 2, C] or None: scale and shift
+    scale,  # [N, C] or None
+    shift,  # [N, C] or None
     group_rows,
     splits,
     steps,
@@ -230,25 +244,25 @@ def _backward(
     wide = local.to(tl.int64)[:, None] * O + column[None, :]
     cell = column.to(tl.int64)[:, None] * C + channel[None, :]
     real = (column < O)[:, None] & known[None, :]
-    read = tl.load(weight + cell, real, 0.0)
+    read = tl.load(weight + cell, real, 0.0).to(rows.dtype.element_ty)
     total = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
-    if affine is not None:
-        factor, addend = _affine(affine, group, channel, C)
+    if scale is not None:
+        factor, addend = _affine(scale, shift, group, channel, C)
         of_scale, of_shift = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     for _ in range(steps):
         owned = (local < left)[:, None]
         inside = owned & known[None, :]
         taken = tl.load(rows + first * C + place, inside, 0.0)
         value = taken.to(tl.float32)
-        if affine is not None:
+        if scale is not None:
             taken = _normalised(taken, factor, addend, inside, ACTIVATION)
         inner = owned & (column < O)[None, :]
-        whole = whole_grad(grad + first * O, result + first * O, table, wide, column[None, :], inner, O)
+        whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inner, O)
         total = tl.dot(tl.trans(whole), taken, total, input_precision="ieee")
         if left > 0:  # a region of its own: within one, both products would get a layout that suits neither
             come = tl.dot(whole, read, input_precision="ieee")
-            if affine is not None:
-                factor, addend = _affine(affine, group, channel, C)  # once more, for want of registers
+            if scale is not None:
+                factor, addend = _affine(scale, shift, group, channel, C)  # once more, for want of registers
                 come = through(come, value * factor + addend, ACTIVATION)
                 of_scale += tl.sum(come * value, 0)
                 of_shift += tl.sum(come, 0)
@@ -257,7 +271,8 @@ def _backward(
         first += BLOCK_M
         left -= BLOCK_M
     tl.store(of_weight + number * (O * C) + cell, total, real)
-    if affine is not None:
-        target = of_affine + number * (2 * C) + channel
+    if scale is not None:
+        count = tl.num_programs(0) // ((C + BLOCK_C - 1) // BLOCK_C)
+        target = of_affine + channel * count + number
         tl.store(target, of_scale, known)
-        tl.store(target + C, of_shift, known)
+        tl.store(target + C * count, of_shift, known)

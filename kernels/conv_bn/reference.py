@@ -14,7 +14,8 @@ def conv_bn(
     weight / deviation) * gate. Without them x is convolved as it is. Gradients reach x, weight, scale and shift, from
     the result, the mean and the variance.
 
-    x: [F, C, H, W] channels_last, as the result; weight: [O, C, 1, 1], O at most 512; scale, shift: [N, C], a row for
+    x: [F, C, H, W] channels_last, as the result; weight: [O, C, 1, 1], O at most 512,
+    in float32 or the type of x, taken in it; scale, shift: [N, C], a row for
     every F / N images in a row; activation: none, relu or silu.
     Returns the result [F, O, H, W], its mean [O] and biased variance [O], of the values as they are stored, in float32
     at least. Products are summed in float32 at least.
@@ -24,6 +25,6 @@ def conv_bn(
         factor, addend = (t.repeat_interleave(repeats, 0, output_size=len(x))[..., None, None] for t in (scale, shift))
         z = x * factor + addend
         x = {"none": lambda z: z, "relu": torch.relu, "silu": F.silu}[activation](z).to(x.dtype)
-    y = F.conv2d(x, weight)
+    y = F.conv2d(x, weight.to(x.dtype))
     var, mean = torch.var_mean(y if y.dtype == torch.float64 else y.float(), (0, 2, 3), correction=0)
     return y, mean, var

@@ -31,7 +31,7 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
 def moments_of_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """`_moments` for use within another operator."""
     programs, (num_rows, splits, steps), options = split_rows(rows, 1, summed=True)
-    partial = rows.new_empty(1, splits, 2, rows.shape[1], dtype=torch.float32)
+    partial = rows.new_empty(2, rows.shape[1], 1, splits, dtype=torch.float32)
     wrap_triton(_statistics)[(programs,)](partial, rows, num_rows, splits, steps, **options)
     return merge(partial, num_rows, steps * options["BLOCK_R"])
 
@@ -51,20 +51,17 @@ _moments.register_autograd(_backward, setup_context=_keep)
 
 
 def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
-    """Mean [C] and biased variance [C] of all rows, from those of splits [N, S, 2, C]: mean, summed squared deviations.
+    """Mean [C] and biased variance [C] of all rows, from those of splits [2, C, N, S]: mean, summed squared deviations.
 
-    A split has `span` rows, the last of a group fewer. Deviations are from the mean of up to 64 splits, near that of
-    all, so that both sums are over the same numbers, and the compiler takes them in one pass.
-    Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983 (shifted data).
+    A split has `span` rows, the last of a group fewer. Splits lie side by side, so that the compiler takes both passes
+    over them in one launch.
     """
-    means, squares = partial.unbind(2)
-    groups, splits, _ = means.shape
-    counts = (group_rows - span * torch.arange(splits, device=means.device)).clamp(max=span)[:, None]
-    pivot = means.flatten(0, 1)[:: 1 + groups * splits // 64].mean(0)
-    delta = means - pivot
-    offset = (counts * delta).sum((0, 1)) / (groups * group_rows)
-    square = (squares + counts * delta.square()).sum((0, 1)) / (groups * group_rows)
-    return pivot + offset, square - offset.square()
+    means, squares = partial
+    groups, splits = means.shape[1:]
+    counts = (group_rows - span * torch.arange(splits, device=means.device)).clamp(max=span)
+    mean = (counts * means).sum((1, 2)) / (groups * group_rows)
+    deviations = (means - mean[:, None, None]).square()
+    return mean, (squares + counts * deviations).sum((1, 2)) / (groups * group_rows)
 
 
 def split_rows(rows: Tensor, groups: int, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:
@@ -101,9 +98,9 @@ def load(source, place, inside):
 
 @triton.jit
 def _statistics(
-    partial,  # [N, S, 2, C]: mean, then summed squared deviations
-    rows,  # [N*P, C]
-    group_rows,
+    partial,  # [2, C, S]: mean, then summed squared deviations
+    rows,  # [R, C]
+    num_rows,
     splits,
     steps,
     C: tl.constexpr,
@@ -111,7 +108,7 @@ def _statistics(
     BLOCK_C: tl.constexpr,
 ):
     """A running mean (Welford's) for each element of a block, merged at the end: large means cost no digits."""
-    group, split, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    _, split, first, left, channel = part(num_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     local = tl.arange(0, BLOCK_R)
     mean = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
@@ -126,6 +123,6 @@ def _statistics(
     count = ((left - local + BLOCK_R - 1) // BLOCK_R).to(tl.float32)[:, None]
     whole = tl.sum(mean * count, 0) / left
     delta = mean - whole[None, :]
-    target = partial + (group * splits + split) * (2 * C) + channel
+    target = partial + channel * splits + split
     tl.store(target, whole, channel < C)
-    tl.store(target + C, tl.sum(squares + count * delta * delta, 0), channel < C)
+    tl.store(target + C * splits, tl.sum(squares + count * delta * delta, 0), channel < C)

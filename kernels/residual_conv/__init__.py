@@ -11,11 +11,17 @@ __all__ = ["residual_conv"]
 
 
 def residual_conv(
-    y: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor, num_frames: int
+    y: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shortcut: Tensor,
+    num_frames: int,
+    shortcut_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """End a block, convolve over frames, take statistics; `reference.residual_conv` holds the contract."""
     if y.is_cuda:
         from kernels.residual_conv import fused as chosen
     else:
         chosen = reference
-    return chosen.residual_conv(y, weight, scale, shift, shortcut, num_frames)
+    return chosen.residual_conv(y, weight, scale, shift, shortcut, num_frames, shortcut_scale)

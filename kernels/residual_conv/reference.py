@@ -6,21 +6,31 @@ from torch import Tensor
 
 
 def residual_conv(
-    y: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor, num_frames: int
+    y: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shortcut: Tensor,
+    num_frames: int,
+    shortcut_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Convolve x = relu(y * scale + shift + shortcut) over K frames, zeros beyond the clip's ends.
+    """Convolve x = relu(y * scale + shift + shortcut * shortcut_scale) over K frames, zeros beyond the clip's ends.
 
     A bottleneck's last BatchNorm is the scale and shift; its sum x is stored once, for the shortcut of the next, whose
-    first convolution this is (models.md A4). Gradients reach the five tensors from all four results.
+    first convolution this is (models.md A4). Where the shortcut is a convolution's result, the BatchNorm of that one is
+    the shortcut's scale and a part of the shift; without that scale it is added as it is. Gradients reach all tensors
+    from all four results.
 
-    y, shortcut: [N*T, C, H, W] channels_last, as the results; weight: [O, C, K, 1], K odd, K * O at most 512; scale,
-    shift: [C]; num_frames: T.
+    y, shortcut: [N*T, C, H, W] channels_last, as the results; weight: [O, C, K, 1], K odd, K * O at most 512, in
+    float32 or the type of y, taken in it; scale, shift, shortcut_scale: [C]; num_frames: T.
     Returns the convolution's result [N*T, O, H, W], its mean [O] and biased variance [O], of the values as they are
     stored, in float32 at least, and x. Products are summed in float32 at least.
     """
+    if shortcut_scale is not None:
+        shortcut = shortcut * shortcut_scale[:, None, None]
     x = (y * scale[:, None, None] + shift[:, None, None] + shortcut).relu().to(y.dtype)
     clips = x.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames)).flatten(2, 3).permute(0, 3, 1, 2)  # [N, C, T, H*W]
-    result = F.conv2d(clips, weight, padding=(weight.shape[2] // 2, 0)).permute(0, 2, 3, 1)
+    result = F.conv2d(clips, weight.to(x.dtype), padding=(weight.shape[2] // 2, 0)).permute(0, 2, 3, 1)
     result = result.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
     var, mean = torch.var_mean(result if result.dtype == torch.float64 else result.float(), (0, 2, 3), correction=0)
     return result, mean, var, x

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from kernels.conv_bn import WIDEST
-from kernels.conv_bn.fused import split_backward, split_forward, store_tile, tabulate, whole_grad
+from kernels.conv_bn.fused import split_backward, split_forward, spread, store_tile, whole_grad
 from kernels.moments.fused import merge, part
 
 BLOCK_M = 128  # with 64 there would be twice the statistics to merge
@@ -24,7 +24,7 @@ def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[T
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
+        x = x.to(dtype)
     num_images, channels, height, width = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
     result, mean, var = _shift_conv(rows, weight.flatten(1).contiguous(), num_frames, height * width, fold)
@@ -38,7 +38,7 @@ def _shift_conv(
     """[N*T*H*W, C] rows, [O, C] weight -> [N*T*H*W, O] result, [O] mean, [O] variance."""
     programs, shape, options = split_forward(rows, weight, 1, BLOCK_M)
     result = rows.new_empty(len(rows), len(weight))
-    partial = rows.new_empty(1, shape[1], 2, len(weight), dtype=torch.float32)
+    partial = rows.new_empty(2, len(weight), 1, shape[1], dtype=torch.float32)
     wrap_triton(_forward)[(programs,)](
         result, partial, rows, weight, *shape, num_frames, frame_rows, FOLD=fold, VECTOR=VECTOR, **options
     )
@@ -50,18 +50,20 @@ def _shift_conv(
 def _shift_conv_grad(
     grad: Tensor,
     result: Tensor,
-    table: Tensor,
+    mean: Tensor,
+    level: Tensor,
+    slope: Tensor,
     rows: Tensor,
     weight: Tensor,
     num_frames: int,
     frame_rows: int,
     fold: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of rows [N*T*H*W, C] and weight [O, C]; table as `tabulate` makes it."""
+    """Gradients of rows [N*T*H*W, C] and weight [O, C]; level and slope as `spread` makes them."""
     programs, shape, options = split_backward(rows, weight, 1)
     grad_rows = rows.new_empty(rows.shape)
     of_weight = rows.new_empty(shape[1], *weight.shape, dtype=torch.float32)
-    given = grad, result, table, rows, weight, *shape, num_frames, frame_rows
+    given = grad, result, mean, level, slope, rows, weight, *shape, num_frames, frame_rows
     wrap_triton(_backward)[(programs,)](grad_rows, of_weight, *given, FOLD=fold, VECTOR=VECTOR, **options)
     return grad_rows, of_weight.sum(0).to(weight.dtype)
 
@@ -74,8 +76,8 @@ def _keep(ctx, inputs, output) -> None:
 
 def _backward_of(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor):
     rows, weight, result, mean = ctx.saved_tensors
-    table = tabulate(mean, grad_mean, grad_var, len(rows))
-    return *_shift_conv_grad(grad.contiguous(), result, table, rows, weight, *ctx.shift), None, None, None
+    added = mean, *spread(grad_mean, grad_var, len(rows))
+    return *_shift_conv_grad(grad.contiguous(), result, *added, rows, weight, *ctx.shift), None, None, None
 
 
 _shift_conv.register_autograd(_backward_of, setup_context=_keep)
@@ -84,7 +86,7 @@ _shift_conv.register_autograd(_backward_of, setup_context=_keep)
 @triton.jit
 def _forward(
     result,  # [R, O]
-    partial,  # [1, S, 2, O]: mean, then summed squared deviations
+    partial,  # [2, O, S]: mean, then summed squared deviations
     rows,  # [R, C]
     weight,  # [O, C]
     num_rows,
@@ -111,9 +113,9 @@ def _forward(
             source, owned, frame, channel, num_frames, frame_rows * C, C, FOLD if start < 2 * FOLD else 0, VECTOR
         )
         real = (channel < C)[:, None] & (column < O)[None, :]
-        read = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0)
+        read = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0).to(taken.dtype)
         total = tl.dot(taken, read, total, input_precision="ieee")
-    store_tile(result, partial, total, first, left, split, column, O, BLOCK_M)
+    store_tile(result, partial, total, first, left, split, splits, column, O, BLOCK_M)
 
 
 @triton.jit
@@ -122,7 +124,9 @@ def _backward(
     of_weight,  # [S, O, C]
     grad,  # [R, O]
     result,  # [R, O]
-    table,  # [3, O]
+    mean,  # [O]
+    level,  # [O]
+    slope,  # [O]
     rows,  # [R, C]
     weight,  # [O, C]
     num_rows,
@@ -142,7 +146,7 @@ def _backward(
     local, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O)
     cell = column.to(tl.int64)[:, None] * C + channel[None, :]
     real = (column < O)[:, None] & (channel < C)[None, :]
-    read = tl.load(weight + cell, real, 0.0)
+    read = tl.load(weight + cell, real, 0.0).to(rows.dtype.element_ty)
     total = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
     long = local.to(tl.int64)[:, None]
     place, wide = long * C + channel[None, :], long * O + column[None, :]
@@ -153,7 +157,7 @@ def _backward(
         source = rows + first * C + place
         taken = _load_shifted(source, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)
         inside = owned & (column < O)[None, :]
-        whole = whole_grad(grad + first * O, result + first * O, table, wide, column[None, :], inside, O)
+        whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inside, O)
         total = tl.dot(tl.trans(whole), taken, total, input_precision="ieee")
         if left > 0:  # a region of its own, as in conv_bn
             come = tl.dot(whole, read, input_precision="ieee").to(grad_rows.dtype.element_ty)

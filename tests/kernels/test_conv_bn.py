@@ -27,7 +27,7 @@ CASES = {
     "few channels": (8, 5, 5, 2, 3, 8, "silu"),
     "one row": (1, 1, 1, 24, 13, 1, "relu"),
 }
-NAMES = ("x", "weight", "scale", "shift", "shortcut")
+NAMES = ("x", "weight", "scale", "shift", "shortcut", "shortcut_scale")
 WAYS = ("result", "mean", "var")
 
 
@@ -209,13 +209,26 @@ def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
 def test_operators_are_registered_as_torch_wants(case):
     (x, weight, scale, shift), activation = make_case(case)
     rows, matrix = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), weight.flatten(1)
-    affine = None if scale is None else torch.stack([scale, shift], 1)
     checks = ("test_schema", "test_autograd_registration")
-    leaves = [None if t is None else t.clone().requires_grad_() for t in (rows, matrix, affine)]
+    leaves = [None if t is None else t.clone().requires_grad_() for t in (rows, matrix, scale, shift)]
     torch.library.opcheck(fused._conv_bn, (*leaves, activation), test_utils=checks)
-    result, table = rows @ matrix.T, torch.ones(3, len(matrix))
-    given = (result, result, table, rows)
-    torch.library.opcheck(fused._conv_bn_grad, (*given, matrix, affine, activation), test_utils=checks)
+    result, ones = rows @ matrix.T, torch.ones(len(matrix))
+    given = result, result, ones, ones, ones, rows, matrix, scale, shift, activation
+    torch.library.opcheck(fused._conv_bn_grad, given, test_utils=checks)
+
+
+def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
+    (x, weight, *affine), activation = make_case("silu, three clips")
+    found = []
+    for given in (weight, weight.bfloat16()):
+        leaf = given.clone().requires_grad_()
+        results = fused.conv_bn(x.bfloat16(), leaf, *affine, activation)
+        (grad,) = torch.autograd.grad(results[0].float().square().sum(), leaf)
+        assert grad.dtype == given.dtype
+        found.append([*results, grad.bfloat16()])
+    for one, other, expected in zip(*found, reference.conv_bn(x.bfloat16(), weight, *affine, activation), strict=False):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, expected, atol=2e-2, rtol=2e-2)
 
 
 MUTANTS = {
@@ -226,13 +239,13 @@ MUTANTS = {
     "statistics of what is not stored": ("value = stored.to(tl.float32)", "value = total"),
     "mean of whole blocks": ("tl.minimum(left, BLOCK_M)", "BLOCK_M"),
     "unactivated": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "tl.where(inside, z, 0.0)"),
-    "shift forgotten": ("load(affine, C + channel, known)[None, :]", "0 * load(affine, C + channel, known)[None, :]"),
-    "first group's scale": ("affine += group * 2 * C", "affine += 0"),
+    "shift forgotten": ("load(shift, place, known)[None, :]", "0 * load(shift, place, known)[None, :]"),
+    "first group's scale": ("place, known = group * C + channel", "place, known = channel"),
     "channels beyond the row": ("known = channel < C", "known = channel < C + 1"),
-    "gradient of the mean forgotten": ("load(table, O + column, known) + load", "load"),
-    "gradient of the variance forgotten": (" + load(table, 2 * O + column, known) * value", ""),
+    "gradient of the mean forgotten": ("load(level, column, known) + load", "load"),
+    "gradient of the variance forgotten": (" + load(slope, column, known) * value", ""),
     "variance around 0": (
-        "value = load(result, place, inside) - load(table, column, known)",
+        "value = load(result, place, inside) - load(mean, column, known)",
         "value = load(result, place, inside)",
     ),
     "gradient of rows beyond": (
@@ -249,8 +262,8 @@ MUTANTS = {
     "scale's gradient of scaled": ("tl.sum(come * value, 0)", "tl.sum(come * value * factor, 0)"),
     "scale's gradient of the last step": ("of_scale += tl.sum", "of_scale = tl.sum"),
     "scale and shift exchanged": (
-        "affine = torch.stack([scale.float(), shift.float()], 1)",
-        "affine = torch.stack([shift.float(), scale.float()], 1)",
+        "scale, shift = scale.float().contiguous(), shift.float().contiguous()",
+        "scale, shift = shift.float().contiguous(), scale.float().contiguous()",
     ),
     "last row's gradient unwritten": ("        owned = (local < left)", "        owned = (local < left - 1)"),
     "last block of rows unwritten": ("if left > 0", "if left > BLOCK_M"),
@@ -259,7 +272,10 @@ MUTANTS = {
     "weight's gradient of the last step": ("taken, total, input", "taken, 0 * total, input"),
     "weight's gradient unactivated": ("inside, ACTIVATION)\n        inner", "inside, 'none')\n        inner"),
     "one split's sums alone": ("of_weight + number * (O * C)", "of_weight + 0 * number * (O * C)"),
-    "one split's scale alone": ("of_affine + number * (2 * C)", "of_affine + 0 * number * (2 * C)"),
+    "one split's scale alone": ("of_affine + channel * count + number", "of_affine + channel * count"),
+    "one split's statistics alone": ("partial + column * count + number", "partial + column * count"),
+    "shift's gradient where the scale's is": ("target + C * count, of_shift", "target, of_shift"),
+    "gradients of one group": ("(sums.sum(-1).T for sums", "(sums.sum(-1)[:, :1].T.expand(groups, -1) for sums"),
     "sums of the second channels where the first's are": (
         "(O * C) + cell, total",
         "(O * C) + cell - channel[None, :] // BLOCK_C * BLOCK_C, total",

@@ -15,7 +15,7 @@ from tests.kernels.test_conv_bn import Rounded, failures
 from tests.kernels.variants import broken, dies
 
 CASES = {
-    # name: (clips, frames, height, width, channels, outputs, taps)
+    # name: (clips, frames, height, width, channels, outputs, taps), and whether the shortcut has a scale
     "bottleneck": (2, 2, 5, 7, 64, 16, 1),
     "inflated": (2, 3, 3, 5, 64, 16, 3),
     "frames as large as a block": (1, 3, 8, 8, 16, 16, 3),
@@ -30,13 +30,16 @@ CASES = {
     "odd channels": (2, 3, 3, 5, 7, 5, 3),
     "one channel": (2, 3, 3, 5, 1, 1, 1),
     "one pixel in all": (1, 1, 1, 1, 24, 13, 1),
+    "scaled shortcut": (2, 2, 5, 7, 64, 16, 1, True),
+    "scaled shortcut, inflated": (2, 3, 3, 5, 40, 24, 3, True),
+    "scaled shortcut, two column blocks back": (2, 3, 3, 5, 108, 24, 1, True),
 }
 WAYS = ("result", "mean", "var", "sum")
 
 
 def make_case(case, dtype=torch.float32):
-    """The five tensors of a case and its frames."""
-    clips, frames, height, width, channels, outputs, taps = CASES[case]
+    """The five tensors of a case, or six, and its frames."""
+    clips, frames, height, width, channels, outputs, taps, *scaled = CASES[case]
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
@@ -45,11 +48,14 @@ def make_case(case, dtype=torch.float32):
     size = clips * frames, channels, height, width
     y, shortcut = (random(*size).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2))
     weight = (random(outputs, channels, taps, 1) / (channels * taps) ** 0.5 + 0.1).to(dtype)
-    return (y, weight, 1 + random(channels), random(channels), shortcut), frames
+    other = [1 + random(channels)] if scaled else []
+    return (y, weight, 1 + random(channels), random(channels), shortcut, *other), frames
 
 
-def eager(y, weight, scale, shift, shortcut, num_frames):
+def eager(y, weight, scale, shift, shortcut, num_frames, shortcut_scale=None):
     """The contract with the rounding of its two operators, and of the gradients on the way back."""
+    if shortcut_scale is not None:
+        shortcut = shortcut * shortcut_scale[:, None, None]
     x = Rounded.apply((y * scale[:, None, None] + shift[:, None, None] + shortcut).relu())
     one, zero = torch.ones_like(scale), torch.zeros_like(shift)
     result, *_ = reference.residual_conv(x, weight, one, zero, torch.zeros_like(x), num_frames)
@@ -58,8 +64,11 @@ def eager(y, weight, scale, shift, shortcut, num_frames):
 
 
 def failures_of(module, inputs, num_frames, ways=WAYS) -> list[str]:
+    def called(function):
+        return lambda *tensors: function(*tensors[:5], num_frames, *tensors[5:])
+
     functions = module.residual_conv, reference.residual_conv, eager
-    return failures(*(partial(function, num_frames=num_frames) for function in functions), inputs, ways)
+    return failures(*map(called, functions), inputs, ways)
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +91,10 @@ def oracle(x, weight, num_frames):
 
 @pytest.mark.parametrize("case", CASES)
 def test_reference_follows_the_contract(case):
-    (y, weight, scale, shift, shortcut), frames = make_case(case, torch.float64)
-    result, mean, var, x = reference.residual_conv(y, weight, scale, shift, shortcut, frames)
-    torch.testing.assert_close(x, (y * scale.view(-1, 1, 1) + shift.view(-1, 1, 1) + shortcut).clamp(min=0))
+    (y, weight, scale, shift, shortcut, *other), frames = make_case(case, torch.float64)
+    result, mean, var, x = reference.residual_conv(y, weight, scale, shift, shortcut, frames, *other)
+    added = shortcut * other[0].view(-1, 1, 1) if other else shortcut
+    torch.testing.assert_close(x, (y * scale.view(-1, 1, 1) + shift.view(-1, 1, 1) + added).clamp(min=0))
     torch.testing.assert_close(result, oracle(x, weight, frames))
     torch.testing.assert_close(mean, result.mean((0, 2, 3)))
     torch.testing.assert_close(var, (result - mean[:, None, None]).square().mean((0, 2, 3)))
@@ -109,7 +119,9 @@ def test_reference_has_the_gradients_of_its_results():
     (y, weight, scale, shift, shortcut), frames = make_case("odd channels", torch.float64)
     given = y[:3, ..., :2], weight[:2], scale.double(), shift.double(), shortcut[:3, ..., :2]
     leaves = [tensor.clone().requires_grad_() for tensor in given]
-    assert torch.autograd.gradcheck(partial(reference.residual_conv, num_frames=frames), leaves)
+    other = (1 - scale.double()).requires_grad_()
+    assert torch.autograd.gradcheck(reference.residual_conv, (*leaves, frames))
+    assert torch.autograd.gradcheck(reference.residual_conv, (*leaves, frames, other))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -193,16 +205,32 @@ def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
         torch.testing.assert_close(one, other)
 
 
-def test_operators_are_registered_as_torch_wants(fenced):
-    (y, weight, scale, shift, shortcut), frames = make_case("inflated")
-    rows, other = (t.permute(0, 2, 3, 1).reshape(-1, y.shape[1]) for t in (y, shortcut))
-    matrix, affine = weight.squeeze(3).permute(0, 2, 1).contiguous(), torch.stack([scale, shift])
+@pytest.mark.parametrize("case", ["inflated", "scaled shortcut, inflated"])
+def test_operators_are_registered_as_torch_wants(case, fenced):
+    (y, weight, scale, shift, shortcut, *other), frames = make_case(case)
+    rows, beside = (t.permute(0, 2, 3, 1).reshape(-1, y.shape[1]) for t in (y, shortcut))
+    matrix = weight.squeeze(3).permute(0, 2, 1).contiguous()
     checks = ("test_schema", "test_autograd_registration")
-    leaves = [tensor.clone().requires_grad_() for tensor in (rows, matrix, affine, other)]
+    leaves = [tensor.clone().requires_grad_() for tensor in (rows, matrix, scale, shift, beside, *other)]
+    leaves += [] if other else [None]
     torch.library.opcheck(fused._residual_conv, (*leaves, frames, 15), test_utils=checks)
-    result, table = rows @ matrix[:, 0].T, torch.ones(3, len(weight))
-    given = result, result, table, rows, rows, rows, matrix, affine, frames, 15
+    result, ones = rows @ matrix[:, 0].T, torch.ones(len(weight))
+    end = (beside, *other) if other else (None, None)
+    given = result, result, ones, ones, ones, rows, rows, rows, matrix, scale, *end, frames, 15
     torch.library.opcheck(fused._residual_conv_grad, given, test_utils=checks)
+
+
+def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
+    (y, weight, scale, shift, shortcut), frames = make_case("inflated")
+    found = []
+    for given in (weight, weight.bfloat16()):
+        leaf = given.clone().requires_grad_()
+        results = fused.residual_conv(y.bfloat16(), leaf, scale, shift, shortcut.bfloat16(), frames)
+        (grad,) = torch.autograd.grad(results[0].float().square().sum(), leaf)
+        assert grad.dtype == given.dtype
+        found.append([*results, grad.bfloat16()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 MUTANTS = {
@@ -216,15 +244,16 @@ MUTANTS = {
     "sum of a frame beside": ("if later == 0", "if tap == 0"),
     "sum's last row unwritten": ("storing = owned", "storing = (local < left - 1)[:, None]"),
     "rows beyond the matrix": ("    owned = (local < left)[:, None]", "    owned = (local < left + 1)[:, None]"),
-    "shortcut forgotten": (" + load(shortcut, place, inside)", ""),
-    "shift forgotten": ("* factor + addend +", "* factor +"),
+    "shortcut forgotten": ("known)[None, :] + other", "known)[None, :]"),
+    "shift forgotten": ("value += load(shift, channel, known)[None, :] + other", "value += other"),
+    "shortcut unscaled": ("other *= load(shortcut_scale", "other += 0 * load(shortcut_scale"),
     "not activated": ('activate(value, "relu")', "value"),
     "beyond the ends the shift": ('tl.where(inside, activate(value, "relu"), 0.0)', 'activate(value, "relu")'),
     "channels beyond the row": ("real = known[:, None] & ", "real = "),
     "one frame's weights": ("(column * TAPS + tap)[None, :]", "(column * TAPS)[None, :]"),
     "statistics of some rows": ("merge(partial, len(rows), BLOCK_M)", "merge(partial, len(rows), BLOCK_M - 1)"),
-    "gradient of the mean dropped": ("tabulate(mean, grad_mean,", "tabulate(mean, 0 * grad_mean,"),
-    "gradient of the variance dropped": ("grad_var, len(rows))", "0 * grad_var, len(rows))"),
+    "gradient of the mean dropped": ("spread(grad_mean,", "spread(0 * grad_mean,"),
+    "gradient of the variance dropped": ("grad_var, len(result))", "0 * grad_var, len(result))"),
     "gradient of the sum dropped": (" + load(grad_total, first * C + place, inside)\n", "\n"),
     "gradient unmasked": ('come = through(come, taken.to(tl.float32), "relu")', "come = come"),
     "given to the wrong frames": ("(later * frame_rows)[None, :]", "(-later * frame_rows)[None, :]"),
@@ -232,11 +261,15 @@ MUTANTS = {
     "given before the clip": ("(to >= 0) & ", ""),
     "given to frames of another clip": ("- later[None, :]\n", "- 0 * later[None, :]\n"),
     "gradients of one frame": ("    later = tap - TAPS // 2\n    # Places", "    later = tap * 0\n    # Places"),
-    "gradient without scale": ("            come *= load(affine, channel, known)[None, :]\n", ""),
-    "scaled shortcut": (
-        "            tl.store(grad_shortcut",
-        "            come *= load(affine, channel, known)[None, :]\n            tl.store(grad_shortcut",
+    "gradient without scale": ("            come *= load(scale, channel, known)[None, :]\n", ""),
+    "shortcut's gradient with the other scale": (
+        "            beside = come\n",
+        "            beside = come * load(scale, channel, known)[None, :]\n",
     ),
+    "shortcut's gradient without scale": ("beside *= load(shortcut_scale", "beside += 0 * load(shortcut_scale"),
+    "shortcut scale's gradient of the last step": ("of_other += tl.sum", "of_other = tl.sum"),
+    "shortcut scale's gradient of the other": ("come * load(shortcut, first", "come * load(rows, first"),
+    "shortcut scale's gradient where the shift's is": ("target + 2 * C * splits", "target + C * splits"),
     "scale's gradient of the sum": ("come * load(rows, first", "come * load(total, first"),
     "scale's gradient of the last step": ("of_scale += tl.sum", "of_scale = tl.sum"),
     "shift's gradient of the last step": ("of_shift += tl.sum", "of_shift = tl.sum"),
@@ -246,7 +279,7 @@ MUTANTS = {
     "rows beyond the last given": ("        left -= BLOCK_M\n", ""),
     "weight's gradient of the last step": ("taken, products, input", "taken, 0 * products, input"),
     "one split's sums alone": ("split.to(tl.int64) * (TAPS * O * C)", "0 * split.to(tl.int64) * (TAPS * O * C)"),
-    "one split's scale alone": ("split.to(tl.int64) * (2 * C)", "0 * split.to(tl.int64) * (2 * C)"),
+    "one split's scale alone": ("of_affine + channel * splits + split", "of_affine + channel * splits"),
 }
 
 

@@ -172,9 +172,22 @@ def test_operators_are_registered_as_torch_wants(fenced):
     checks = ("test_schema", "test_autograd_registration")
     leaves = rows.clone().requires_grad_(), matrix.clone().requires_grad_()
     torch.library.opcheck(fused._shift_conv, (*leaves, frames, 35, fold), test_utils=checks)
-    result, table = rows @ matrix.T, torch.ones(3, len(matrix))
-    given = result, result, table, rows, matrix, frames, 35, fold
+    result, ones = rows @ matrix.T, torch.ones(len(matrix))
+    given = result, result, ones, ones, ones, rows, matrix, frames, 35, fold
     torch.library.opcheck(fused._shift_conv_grad, given, test_utils=checks)
+
+
+def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
+    (x, weight), options = make_case("stage one")
+    found = []
+    for given in (weight, weight.bfloat16()):
+        leaf = given.clone().requires_grad_()
+        results = fused.shift_conv(x.bfloat16(), leaf, *options)
+        (grad,) = torch.autograd.grad(results[0].float().square().sum(), leaf)
+        assert grad.dtype == given.dtype
+        found.append([*results, grad.bfloat16()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 MUTANTS = {
@@ -192,9 +205,9 @@ MUTANTS = {
     "last row unread": ("    owned = (local < left)[:, None]", "    owned = (local < left - 1)[:, None]"),
     "channels beyond the row": ("real = (channel < C)[:, None] & ", "real = "),
     "statistics of some rows": ("merge(partial, len(rows), BLOCK_M)", "merge(partial, len(rows), BLOCK_M - 1)"),
-    "gradient of the mean dropped": ("tabulate(mean, grad_mean,", "tabulate(mean, 0 * grad_mean,"),
+    "gradient of the mean dropped": ("spread(grad_mean,", "spread(0 * grad_mean,"),
     "gradient of the variance dropped": ("grad_var, len(rows))", "0 * grad_var, len(rows))"),
-    "mean of the gradients in place of the values": ("tabulate(mean, grad_mean,", "tabulate(grad_mean, grad_mean,"),
+    "mean of the gradients in place of the values": ("added = mean, *spread", "added = grad_mean, *spread"),
     "given the wrong way": (
         "tl.where(later, offset, tl.where(earlier, -offset",
         "tl.where(later, -offset, tl.where(earlier, offset",
