@@ -7,6 +7,7 @@ scales and shifts then. Tensors are [N*T, C, H, W] channels_last.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.choice import is_faster
@@ -24,13 +25,14 @@ class Residual(NamedTuple):
 
 
 def normalise(bn: nn.BatchNorm2d, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
-    """Batch norm, the shortcut added, activation: none or relu."""
+    """Batch norm, the shortcut added, activation: none or relu. Whoever owns the network counts its batches."""
     if bn.training and is_faster("norm_act", y):
         count = count_values(y)
         y, mean, var = norm_act(y, bn.weight, bn.bias, shortcut, None, activation, bn.eps)
         remember(bn, mean, var, count)
         return y
-    y = bn(y)
+    assert bn.momentum is not None
+    y = F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.training, bn.momentum, bn.eps)
     if shortcut is not None:
         y = y + shortcut
     return y.relu_() if activation == "relu" else y

@@ -45,6 +45,7 @@ class TwoStream(nn.Module):
         num_frames = {"rgb": rgb.shape[1], "pose": heatmap.shape[1]}
         frames = self.fold_rgb(rgb)
         rgb_feature, pose_feature = self.features(frames, fold_heatmap(heatmap, frames.dtype), num_frames)
+        count_batch(self)
         return self.cls_head({"rgb": rgb_feature, "pose": pose_feature}, num_frames, label, coarse_label)
 
 
@@ -125,7 +126,9 @@ class SingleStream(nn.Module):
         else:
             assert heatmap is not None
             folded, num_frames = fold_heatmap(heatmap, compute_dtype(self.fold_rgb.mean)), heatmap.shape[1]
-        pooled = clip_mean(self.backbone(folded, num_frames), num_frames)
+        feature = self.backbone(folded, num_frames)
+        count_batch(self)
+        pooled = clip_mean(feature, num_frames)
         logits = self.cls_head["fc_cls"](self.dropout(pooled))
         if label is None:
             return Output({self.stream: logits}, {})
@@ -133,6 +136,15 @@ class SingleStream(nn.Module):
         if self.training and self.log_prior is not None:
             scores = scores + self.log_prior
         return Output({self.stream: logits}, {f"loss_{self.stream}": F.cross_entropy(scores, label)})
+
+
+@torch.no_grad()
+def count_batch(network: nn.Module) -> None:
+    """Count a batch for every BatchNorm in training, all at once: a counter by itself is a launch (models/norms.py)."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    if counters:
+        torch._foreach_add_(counters, 1)
 
 
 def build_backbone(path: ResNetPathConfig | X3DStreamConfig, in_channels: int) -> ResNetPath | X3DTemporalShift:

@@ -24,6 +24,8 @@ class NormAct(nn.BatchNorm2d):
         count = count_values(x)
         y, mean, var = norm_act(x, self.weight, self.bias, residual, gate, self.activation, self.eps)
         remember(self, mean, var, count)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
         return y
 
 
@@ -37,11 +39,12 @@ def count_values(x: Tensor) -> int:
 
 @torch.no_grad()
 def remember(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move the running statistics towards a batch's [C] mean and biased variance over `count` values each."""
+    """Move the running statistics towards a batch's [C] mean and biased variance over `count` values each.
+
+    Batches are not counted: a counter is a launch of its own, and a network counts for all of its norms at once.
+    """
     assert bn.running_mean is not None
     assert bn.running_var is not None
-    assert bn.num_batches_tracked is not None
     assert bn.momentum is not None
     bn.running_mean.lerp_(mean, bn.momentum)
     bn.running_var.lerp_(var * (count / (count - 1)), bn.momentum)
-    bn.num_batches_tracked.add_(1)

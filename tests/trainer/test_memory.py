@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.layers import ConvBn
 from tests.trainer.test_resume import assert_equal
 from trainer.loop import step_or_advice
 from trainer.memory import advice, fit, recover
@@ -13,13 +14,13 @@ from trainer.step import train_step
 
 def limit(run, clips):
     """Memory for so many clips: more run out of it right behind the first BatchNorm."""
-    norm = next(part for part in run.network.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    layer = next(part for part in run.network.modules() if isinstance(part, ConvBn))
 
     def fail(module, inputs, output):
         if len(inputs[0]) > clips * run.experiment.clip.rgb_frames:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    return norm.register_forward_hook(fail)
+    return layer.register_forward_hook(fail)
 
 
 @pytest.fixture
