@@ -4,8 +4,9 @@ No convolution of these nets spans time and space at once, so a 2-D network comp
 ones do, on the path that cuDNN and Inductor serve best (performance.md 1b-1c).
 """
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
 from models.norms import normalise
 
@@ -66,11 +67,16 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         rows = pixels(x, num_frames)  # [N, T*H*W, C]
-        return unfold_pixels(rows * self.gate(rows.mean(1))[:, None], x)
+        return unfold_pixels(rows * self.gate(rows.mean(1)).to(x.dtype)[:, None], x)
 
     def gate(self, means: Tensor) -> Tensor:
-        """Clips' means [N, C] to factors [N, C]."""
-        return self.fc2(self.fc1(means).relu()).sigmoid()
+        """Clips' means [N, C] to factors [N, C] in the wider of their type and the weights', under autocast too."""
+        return weighted_sums(self.fc2, weighted_sums(self.fc1, means).relu()).sigmoid()
+
+
+def weighted_sums(layer: nn.Linear, x: Tensor) -> Tensor:
+    """layer(x) for x [N, C], the compiler's to fuse; no product, which autocast would round and nothing fuses with."""
+    return (x[:, None] * layer.weight).sum(-1) + layer.bias
 
 
 def squeeze_width(channels: int) -> int:
@@ -90,7 +96,7 @@ def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
     later, earlier, same = frames.split([fold, fold, channels - 2 * fold], dim=-1)
     later = F.pad(later, (0, 0, 0, 0, -1, 1))
     earlier = F.pad(earlier, (0, 0, 0, 0, 1, -1))
-    return unfold_pixels(cat([later, earlier, same], dim=-1), x)
+    return unfold_pixels(torch.cat([later, earlier, same], dim=-1), x)
 
 
 def pixels(x: Tensor, num_frames: int) -> Tensor:
