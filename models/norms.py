@@ -16,12 +16,13 @@ from kernels.norm_act.module import count_values, remember
 
 
 class Residual(NamedTuple):
-    """The end of a block that is yet to be made: relu(y * scale + shift + shortcut)."""
+    """The end of a block that is yet to be made: relu(y * scale + shift + shortcut), that one scaled or as it is."""
 
     y: Tensor  # [N*T, C, H, W], as the shortcut
     scale: Tensor  # [C]
     shift: Tensor  # [C]
     shortcut: Tensor
+    shortcut_scale: Tensor | None = None  # [C]
 
 
 def normalise(bn: nn.BatchNorm2d, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
@@ -50,6 +51,9 @@ def scaled(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return (y * scale[:, None, None] + shift[:, None, None]).relu().to(y.dtype)
 
 
-def end_block(y: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor) -> Tensor:
-    """What a Residual stands for."""
-    return (y * scale[:, None, None] + shift[:, None, None] + shortcut).relu().to(y.dtype)
+def made(x: Tensor | Residual) -> Tensor:
+    """What a Residual stands for; a tensor as it is."""
+    if isinstance(x, Tensor):
+        return x
+    shortcut = x.shortcut if x.shortcut_scale is None else x.shortcut * x.shortcut_scale[:, None, None]
+    return (x.y * x.scale[:, None, None] + x.shift[:, None, None] + shortcut).relu().to(x.y.dtype)

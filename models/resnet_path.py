@@ -12,7 +12,7 @@ from kernels.moments import moments
 from kernels.residual_conv import residual_conv
 from models.config import ResNetPathConfig
 from models.layers import ConvBn, TemporalConv, initialise
-from models.norms import Residual, affine, end_block, normalise, scaled
+from models.norms import Residual, affine, made, normalise, scaled
 
 
 class Bottleneck(nn.Module):
@@ -42,17 +42,33 @@ class Bottleneck(nn.Module):
         Of the last two convolutions, the norm between them is in the loads, the one behind them in the stores.
         """
         if isinstance(x, Residual):
-            y, mean, var, x = residual_conv(x.y, self.conv1.conv.weight, x.scale, x.shift, x.shortcut, num_frames)
+            end, other_scale = x[:4], x.shortcut_scale
+            y, mean, var, x = residual_conv(end[0], self.conv1.conv.weight, *end[1:], num_frames, other_scale)
             assert self.conv1.bn is not None
             y = scaled(y, *affine(self.conv1.bn, mean, var, y))
+        elif isinstance(self.conv1, ConvBn):
+            y = scaled(*measured(self.conv1, x))
         else:
             y = self.first(x, num_frames)
-        shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.conv2.conv(y)
-        mean, var = moments(y)
-        scale, shift = affine(self.conv2.bn, mean, var, y)
+        y, scale, shift = measured(self.conv2, y)
         y, mean, var = conv_bn(y, self.conv3.conv.weight, scale[None], shift[None], "relu")
-        return Residual(y, *affine(self.conv3.bn, mean, var, y), shortcut)
+        scale, shift = affine(self.conv3.bn, mean, var, y)
+        if self.downsample is None:
+            return Residual(y, scale, shift, x)
+        shortcut, other_scale, other_shift = measured(self.downsample, x)
+        return Residual(y, scale, shift + other_shift, shortcut, other_scale)
+
+
+def measured(layer: ConvBn, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution's result, its batch norm as scale and shift [C]: 1x1 takes the statistics while it stores."""
+    if layer.conv.kernel_size == (1, 1):
+        down, across = layer.conv.stride
+        taken = x.permute(0, 2, 3, 1)[:, ::down, ::across].permute(0, 3, 1, 2)  # its gradient is channels_last too
+        y, mean, var = conv_bn(taken, layer.conv.weight)
+    else:
+        y = layer.conv(x)
+        mean, var = moments(y)
+    return y, *affine(layer.bn, mean, var, y)
 
 
 class Stage(nn.ModuleList):
@@ -65,20 +81,16 @@ class Stage(nn.ModuleList):
         super().__init__(blocks)
         self.width = width
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        if self.training and self.width <= WIDEST and is_faster("bottlenecks", x):
-            return self.fused(x, num_frames)
+    def forward(self, x: Tensor | Residual, num_frames: int) -> Tensor | Residual:
+        """Through kernels each block's sum is made by the next block's first convolution, the last one's by `made`."""
+        if self.training and self.width <= WIDEST and is_faster("bottlenecks", x if isinstance(x, Tensor) else x.y):
+            for block in cast(Iterable[Bottleneck], self):
+                x = block.fused(x, num_frames)
+            return x
+        x = made(x)
         for block in self:
             x = block(x, num_frames)
         return x
-
-    def fused(self, x: Tensor, num_frames: int) -> Tensor:
-        """Each block's sum is made by the next block's first convolution."""
-        residual: Tensor | Residual = x
-        for block in cast(Iterable[Bottleneck], self):
-            residual = block.fused(residual, num_frames)
-        assert isinstance(residual, Residual)
-        return end_block(*residual)
 
 
 class ResNetPath(nn.Module):
@@ -104,12 +116,12 @@ class ResNetPath(nn.Module):
     def stem(self, x: Tensor) -> Tensor:
         return F.max_pool2d(self.conv1(x, "relu"), 3, self.stride, 1)
 
-    def stage(self, number: int, x: Tensor, num_frames: int) -> Tensor:
-        """Stage `number`, counted from 1 as in the parameters' names."""
-        return self.get_submodule(f"layer{number}")(x, num_frames)
+    def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
+        """Stages one after another, counted from 1 as in the parameters' names; what lies between them is nobody's."""
+        between: Tensor | Residual = x
+        for number in numbers:
+            between = self.get_submodule(f"layer{number}")(between, num_frames)
+        return made(between)
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        x = self.stem(x)
-        for number in range(1, self.num_stages + 1):
-            x = self.stage(number, x, num_frames)
-        return x
+        return self.stages(range(1, self.num_stages + 1), self.stem(x), num_frames)

@@ -9,7 +9,7 @@ from models.layers import TemporalConv, initialise
 from models.resnet_path import ResNetPath
 
 SPEED_RATIO = 4  # pose frames per RGB frame
-FUSIONS = (2, 3)  # after this RGB stage, and the pose stage one below
+FUSIONS = {2: (1, 2), 3: (3,)}  # after this RGB stage, the last of these, and the pose stage one below
 
 
 class RGBPoseConv3D(nn.Module):
@@ -43,13 +43,12 @@ class RGBPoseConv3D(nn.Module):
                 f" {num_frames['rgb']}: set the clip lengths to match"
             )
         silent = self.draw_silence(rgb)
-        rgb = self.rgb_path.stage(1, self.rgb_path.stem(rgb), num_frames["rgb"])
-        pose = self.pose_path.stem(pose)
-        for stage in FUSIONS:
-            rgb = self.rgb_path.stage(stage, rgb, num_frames["rgb"])
-            pose = self.pose_path.stage(stage - 1, pose, num_frames["pose"])
+        rgb, pose = self.rgb_path.stem(rgb), self.pose_path.stem(pose)
+        for stage, stages in FUSIONS.items():
+            rgb = self.rgb_path.stages(stages, rgb, num_frames["rgb"])
+            pose = self.pose_path.stages([stage - 1], pose, num_frames["pose"])
             rgb, pose = self.fuse(stage, rgb, pose, num_frames, silent)
-        return self.rgb_path.stage(4, rgb, num_frames["rgb"]), self.pose_path.stage(3, pose, num_frames["pose"])
+        return self.rgb_path.stages([4], rgb, num_frames["rgb"]), self.pose_path.stages([3], pose, num_frames["pose"])
 
     def fuse(
         self, stage: int, rgb: Tensor, pose: Tensor, num_frames: dict[str, int], silent: list[Tensor | None]

@@ -9,7 +9,7 @@ from kernels.depthwise import depthwise_conv
 from kernels.shift_conv import shift_conv
 from models.config import X3DStreamConfig
 from models.layers import ConvBn, SqueezeExcite, initialise, shift_frames
-from models.norms import affine, end_block, normalise
+from models.norms import Residual, affine, made, normalise
 
 
 class X3DBlock(nn.Module):
@@ -48,7 +48,7 @@ class X3DBlock(nn.Module):
             gate = self.se_module.gate(means * scale + shift)
             scale, shift = scale * gate, shift * gate
         y, mean, var = conv_bn(y, conv3.conv.weight, scale, shift, "silu")
-        return end_block(y, *affine(conv3.bn, mean, var, y), shortcut)
+        return made(Residual(y, *affine(conv3.bn, mean, var, y), shortcut))
 
 
 class X3DTemporalShift(nn.Module):

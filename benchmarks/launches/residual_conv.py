@@ -21,12 +21,14 @@ class ResidualConvCall:
     channels: int
     outputs: int
     taps: int
+    scaled: bool  # the shortcut
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        for y, weight, *_, num_frames in seen.calls["residual_conv"]:
+        for y, weight, *_, num_frames, shortcut_scale in seen.calls["residual_conv"]:
             assert num_frames == len(y) // CLIPS
-            yield cls(clips=seen.clips, **sizes(y), outputs=len(weight), taps=weight.shape[2])
+            how = {"taps": weight.shape[2], "scaled": shortcut_scale is not None}
+            yield cls(clips=seen.clips, **sizes(y), outputs=len(weight), **how)
 
     @property
     def beside(self) -> int:
@@ -38,7 +40,8 @@ class ResidualConvCall:
 
     def plain(self) -> None:
         """The convolution and the norm behind; what ends the block is in its last convolution's call."""
-        leaves = weight, x = [tensor.requires_grad_() for tensor in self._tensors("meta")[1:3]]
+        x, weight, *_ = self._tensors("meta")
+        leaves = weight, x = weight.bfloat16().requires_grad_(), x.requires_grad_()
         clips = x.permute(0, 2, 3, 1).unflatten(0, (self.clips, -1)).flatten(2, 3).permute(0, 3, 1, 2)
         y = torch.conv2d(clips, weight, padding=(self.taps // 2, 0))
         scale, shift = torch.empty(2, self.outputs, device="meta")
@@ -46,14 +49,15 @@ class ResidualConvCall:
         torch.autograd.grad(result, leaves, torch.empty_like(result))
 
     def run(self) -> None:
-        y, weight, shortcut, scale, shift = leaves = [tensor.requires_grad_() for tensor in self._tensors("cpu")]
-        results = residual_conv(y, weight, scale, shift, shortcut, self.frames)
+        leaves = [tensor.requires_grad_() for tensor in self._tensors("cpu")]
+        y, weight, scale, shift, shortcut, *other = leaves
+        results = residual_conv(y, weight, scale, shift, shortcut, self.frames, *other)
         torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
 
     def _tensors(self, device: str) -> list[Tensor]:
-        """y, weight, shortcut, scale and shift."""
+        """y, weight, scale, shift, shortcut and, if it has one, its scale."""
         size = self.clips * self.frames, self.height, self.width, self.channels
-        half = {"dtype": torch.bfloat16, "device": device}
-        y, shortcut = (torch.empty(size, **half).permute(0, 3, 1, 2) for _ in range(2))
-        weight = torch.empty(self.outputs, self.channels, self.taps, 1, **half)
-        return [y, weight, shortcut, *torch.empty(2, self.channels, device=device)]
+        y, shortcut = (torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2) for _ in range(2))
+        weight = torch.empty(self.outputs, self.channels, self.taps, 1, device=device)
+        scale, shift, *other = torch.empty(2 + self.scaled, self.channels, device=device)
+        return [y, weight, scale, shift, shortcut, *other]

@@ -50,5 +50,7 @@ class ShiftConvCall:
     def _leaves(self, device: str) -> tuple[Tensor, Tensor]:
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
-        weight = torch.empty(self.outputs, self.channels, 1, 1, dtype=torch.bfloat16, device=device)
+        weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)
+        if device == "meta":  # whose operators want one type
+            weight = weight.bfloat16()
         return x, weight.requires_grad_()

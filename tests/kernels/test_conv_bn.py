@@ -241,7 +241,7 @@ MUTANTS = {
     "unactivated": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "tl.where(inside, z, 0.0)"),
     "shift forgotten": ("load(shift, place, known)[None, :]", "0 * load(shift, place, known)[None, :]"),
     "first group's scale": ("place, known = group * C + channel", "place, known = channel"),
-    "channels beyond the row": ("known = channel < C", "known = channel < C + 1"),
+    "channels beyond the row": ("group * C + channel, channel < C", "group * C + channel, channel < C + 1"),
     "gradient of the mean forgotten": ("load(level, column, known) + load", "load"),
     "gradient of the variance forgotten": (" + load(slope, column, known) * value", ""),
     "variance around 0": (

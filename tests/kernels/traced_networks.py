@@ -34,4 +34,4 @@ if __name__ == "__main__":
     choice.FASTER["cpu"] = {part: {} for part in choice.PARTS}
     for (module, function), fused in FUSED.items():
         setattr(module, function, fused)
-    print(json.dumps({name: traced(name) for name in ("X3D", "inflated bottlenecks")}))
+    print(json.dumps({name: traced(name) for name in ("X3D", "stages")}))
