@@ -51,44 +51,63 @@ def _norm_act(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[N*P, C] rows and residual, [C] weight and bias, [N, C] gate -> [N*P, C] result, [C] mean, [C] variance."""
     mean, var = moments_of_rows(rows)
-    table = _table(mean, var, weight, bias, eps)
     result = rows.new_empty(rows.shape)
     programs, shape, options = split_rows(rows, _groups(gate), summed=False)
-    wrap_triton(_forward)[(programs,)](result, rows, residual, table, gate, *shape, ACTIVATION=activation, **options)
+    wrap_triton(_forward)[(programs,)](
+        result, rows, residual, mean, var, weight, bias, gate, eps, *shape, ACTIVATION=activation, **options
+    )
     return result, mean, var
-
-
-def _table(mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """What the kernels know of a channel, [4, C] in float32: mean, one over the deviation, weight and bias."""
-    return torch.stack([mean, (var + eps).rsqrt(), weight.float(), bias.float()])
 
 
 @triton_op("duet::norm_act_grad_sums", mutates_args=())
 def _grad_sums(
-    grad: Tensor, rows: Tensor, residual: Tensor | None, table: Tensor, gate: Tensor | None, activation: str
+    grad: Tensor,
+    rows: Tensor,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate: Tensor | None,
+    activation: str,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Of the gradient before the activation, its sums over groups [2, N, C]: as it is, and times the normalised rows.
 
     Second result: that gradient [N*P, C] where there is a residual, else nothing.
     """
     programs, shape, options = split_rows(rows, _groups(gate), summed=True)
-    partial = rows.new_empty(2, _groups(gate), shape[1], rows.shape[1], dtype=torch.float32)
+    partial = rows.new_empty(2, _groups(gate), rows.shape[1], shape[1], dtype=torch.float32)
     inner = grad.new_empty(grad.shape if residual is not None else (0,))
     wrap_triton(_backward_sums)[(programs,)](
-        partial, inner, grad, rows, residual, table, gate, partial[0].numel(), *shape, ACTIVATION=activation, **options
+        *(partial, inner, grad, rows, residual, mean, var, weight, bias, gate, eps, partial[0].numel(), *shape),
+        ACTIVATION=activation,
+        **options,
     )
-    return partial.sum(2), inner
+    return partial.sum(-1), inner  # splits lie side by side: the compiler adds up so many by one launch
 
 
 @triton_op("duet::norm_act_grad_rows", mutates_args=())
 def _grad_rows(
-    grad: Tensor, rows: Tensor, residual: Tensor | None, table: Tensor, gate: Tensor | None, activation: str
+    grad: Tensor,
+    rows: Tensor,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate: Tensor | None,
+    shares: Tensor,
+    activation: str,
+    eps: float,
 ) -> Tensor:
-    """Gradient of the rows; the table goes on [6, C] with the gradients of bias and weight over the number of rows."""
+    """Gradient of the rows; shares [2, C]: the gradients of bias and weight over the number of rows."""
     result = rows.new_empty(rows.shape)
     programs, shape, options = split_rows(rows, _groups(gate), summed=False)
     wrap_triton(_backward_rows)[(programs,)](
-        result, grad, rows, residual, table, gate, *shape, ACTIVATION=activation, **options
+        *(result, grad, rows, residual, mean, var, weight, bias, gate, shares, eps, *shape),
+        ACTIVATION=activation,
+        **options,
     )
     return result
 
@@ -105,14 +124,15 @@ def _keep(ctx, inputs, output) -> None:
 def _backward(ctx, grad: Tensor, *_):
     rows, weight, bias, residual, gate, mean, var = ctx.saved_tensors
     grad, activation = grad.contiguous(), ctx.activation
-    table = _table(mean, var, weight, bias, ctx.eps)
-    sums, inner = _grad_sums(grad, rows, residual, table, gate, activation)
+    of_channels = mean, var, weight, bias
+    sums, inner = _grad_sums(grad, rows, residual, *of_channels, gate, activation, ctx.eps)
     through = grad if residual is None else inner
     if activation == "relu" and residual is not None:
         grad, activation, residual = through, "none", None  # some of it is 0, none of it rounded: nothing is lost
     totals = (sums if gate is None else sums * gate).sum(1)
-    table = torch.cat([table, totals / len(rows)])
-    grad_rows = _grad_rows(grad, rows, residual, table, gate, activation) if ctx.needs_input_grad[0] else None
+    grad_rows = None
+    if ctx.needs_input_grad[0]:
+        grad_rows = _grad_rows(grad, rows, residual, *of_channels, gate, totals / len(rows), activation, ctx.eps)
     grad_gate = None if gate is None else (sums[0] * bias + sums[1] * weight).to(gate.dtype)
     grad_bias, grad_weight = totals[0].to(bias.dtype), totals[1].to(weight.dtype)
     return grad_rows, grad_weight, grad_bias, through if ctx.has_residual else None, grad_gate, None, None
@@ -122,9 +142,14 @@ _norm_act.register_autograd(_backward, setup_context=_keep)
 
 
 @triton.jit
-def _row(table, number: tl.constexpr, channel, C: tl.constexpr):
-    """[1, channels] of a row of the table, float32."""
-    return load(table, number * C + channel, channel < C)[None, :]
+def _row(source, channel, C: tl.constexpr):
+    """[1, channels] of what has a number for each channel, float32."""
+    return load(source, channel, channel < C)[None, :]
+
+
+@triton.jit
+def _over_deviation(var, eps, channel, C: tl.constexpr):
+    return tl.rsqrt(_row(var, channel, C) + eps)
 
 
 @triton.jit
@@ -152,8 +177,12 @@ def _forward(
     result,  # [N*P, C]
     rows,  # [N*P, C]
     residual,  # [N*P, C] or None
-    table,  # [4, C]
+    mean,  # [C]
+    var,  # [C]
+    weight,  # [C]
+    bias,  # [C]
     gate,  # [N, C] or None
+    eps,
     group_rows,
     splits,
     steps,
@@ -163,14 +192,14 @@ def _forward(
     BLOCK_C: tl.constexpr,
 ):
     group, _, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
-    scale = _row(table, 1, channel, C) * _row(table, 2, channel, C)
+    scale = _over_deviation(var, eps, channel, C) * _row(weight, channel, C)
     local = tl.arange(0, BLOCK_R)
     place = first * C + local[:, None] * C + channel[None, :]
     inside = (local < left)[:, None] & (channel < C)[None, :]
-    value = load(rows, place, inside) - _row(table, 0, channel, C)
-    z = value * scale + _row(table, 3, channel, C)
+    value = load(rows, place, inside) - _row(mean, channel, C)
+    z = value * scale + _row(bias, channel, C)
     if gate is not None:
-        z *= _row(gate + group * C, 0, channel, C)
+        z *= _row(gate + group * C, channel, C)
     if residual is not None:
         z += load(residual, place, inside)
     tl.store(result + place, activate(z, ACTIVATION).to(result.dtype.element_ty), inside)
@@ -178,14 +207,18 @@ def _forward(
 
 @triton.jit
 def _backward_sums(
-    partial,  # [2, N, S, C]
+    partial,  # [2, N, C, S]
     inner,  # [N*P, C] if there is a residual
     grad,  # [N*P, C]
     rows,  # [N*P, C]
     residual,  # [N*P, C] or None
-    table,  # [4, C]
+    mean,  # [C]
+    var,  # [C]
+    weight,  # [C]
+    bias,  # [C]
     gate,  # [N, C] or None
-    size,  # N*S*C
+    eps,
+    size,  # N*C*S
     group_rows,
     splits,
     steps,
@@ -195,8 +228,8 @@ def _backward_sums(
     BLOCK_C: tl.constexpr,
 ):
     group, split, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
-    centre, rstd = _row(table, 0, channel, C), _row(table, 1, channel, C)
-    scale, shift = _row(table, 2, channel, C), _row(table, 3, channel, C)
+    centre, rstd = _row(mean, channel, C), _over_deviation(var, eps, channel, C)
+    scale, shift = _row(weight, channel, C), _row(bias, channel, C)
     local = tl.arange(0, BLOCK_R)
     plain = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     normed = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
@@ -207,7 +240,7 @@ def _backward_sums(
         value = (load(rows, place, inside) - centre) * rstd
         z = value * scale + shift
         if gate is not None:
-            z *= _row(gate + group * C, 0, channel, C)
+            z *= _row(gate + group * C, channel, C)
         if residual is not None:
             z += load(residual, place, inside)
         come = through(come, z, ACTIVATION)
@@ -216,7 +249,7 @@ def _backward_sums(
         plain += come
         normed += come * value
         first += BLOCK_R
-    target = partial + (group * splits + split) * C + channel
+    target = partial + (group * C + channel) * splits + split
     tl.store(target, tl.sum(plain, 0), channel < C)
     tl.store(target + size, tl.sum(normed, 0), channel < C)
 
@@ -227,8 +260,13 @@ def _backward_rows(
     grad,  # [N*P, C]
     rows,  # [N*P, C]
     residual,  # [N*P, C] or None
-    table,  # [6, C]
+    mean,  # [C]
+    var,  # [C]
+    weight,  # [C]
+    bias,  # [C]
     gate,  # [N, C] or None
+    shares,  # [2, C]: gradients of bias and weight over the number of rows
+    eps,
     group_rows,
     splits,
     steps,
@@ -238,17 +276,17 @@ def _backward_rows(
     BLOCK_C: tl.constexpr,
 ):
     group, _, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
-    rstd, scale = _row(table, 1, channel, C), _row(table, 2, channel, C)
+    rstd, scale = _over_deviation(var, eps, channel, C), _row(weight, channel, C)
     local = tl.arange(0, BLOCK_R)
     place = first * C + local[:, None] * C + channel[None, :]
     inside = (local < left)[:, None] & (channel < C)[None, :]
     come = load(grad, place, inside)
-    value = (load(rows, place, inside) - _row(table, 0, channel, C)) * rstd
-    z = value * scale + _row(table, 3, channel, C)
-    factor = 1.0 if gate is None else _row(gate + group * C, 0, channel, C)
+    value = (load(rows, place, inside) - _row(mean, channel, C)) * rstd
+    z = value * scale + _row(bias, channel, C)
+    factor = 1.0 if gate is None else _row(gate + group * C, channel, C)
     z *= factor
     if residual is not None:
         z += load(residual, place, inside)
     come = through(come, z, ACTIVATION) * factor
-    come = (come - _row(table, 4, channel, C) - value * _row(table, 5, channel, C)) * (rstd * scale)
+    come = (come - _row(shares, channel, C) - value * _row(shares + C, channel, C)) * (rstd * scale)
     tl.store(result + place, come.to(result.dtype.element_ty), inside)
