@@ -150,10 +150,9 @@ def _backward(
     total = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
     long = local.to(tl.int64)[:, None]
     place, wide = long * C + channel[None, :], long * O + column[None, :]
-    start = _in_clip(first, num_frames, frame_rows)
     for _ in range(steps):
         owned = (local < left)[:, None]
-        frame = ((start + local) // frame_rows % num_frames)[:, None]
+        frame = ((_in_clip(first, num_frames, frame_rows) + local) // frame_rows % num_frames)[:, None]
         source = rows + first * C + place
         taken = _load_shifted(source, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)
         inside = owned & (column < O)[None, :]
@@ -164,7 +163,6 @@ def _backward(
             target = grad_rows + first * C + place
             _store_shifted(target, come, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)
         first += BLOCK_M
-        start += BLOCK_M
         left -= BLOCK_M
     tl.store(of_weight + split.to(tl.int64) * (O * C) + cell, total, real)
 

@@ -196,7 +196,6 @@ MUTANTS = {
     "last but one frame zeroed": ("(frame < num_frames - 1)", "(frame < num_frames - 2)"),
     "earlier frame beyond the clip": ("in_earlier & (frame > 0)", "in_earlier"),
     "frames not of a clip": ("// frame_rows % num_frames", "// frame_rows"),
-    "frames of the first block": ("        start += BLOCK_M\n", ""),
     "frames of the first split": ("(row % (num_frames * frame_rows))", "(row - row)"),
     "fold rounded up": ("(channel < FOLD)[None, :], later", "(channel < to_later)[None, :], later"),
     "second fold rounded down": ("channel < 2 * FOLD)[None, :], earlier", "channel < from_same)[None, :], earlier"),
