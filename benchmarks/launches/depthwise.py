@@ -21,12 +21,15 @@ class DepthwiseCall:
     width: int
     channels: int
     stride: int
+    squeezed: bool  # behind, by a gate that takes the mean of each clip
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        for x, _, stride, _, _, activation, num_groups in seen.calls["depthwise"]:
+        """The gate is told by the scale of the convolution behind."""
+        behind = [scale for _, _, scale, _, activation in seen.calls["conv_bn"] if activation == "silu"]
+        for (x, _, stride, _, _, activation, num_groups), gated in zip(seen.calls["depthwise"], behind, strict=True):
             assert (activation, num_groups) == ("relu", CLIPS)
-            yield cls(clips=seen.clips, **sizes(x), stride=stride)
+            yield cls(clips=seen.clips, **sizes(x), stride=stride, squeezed=len(gated) == CLIPS)
 
     @property
     def beside(self) -> int:
@@ -45,11 +48,14 @@ class DepthwiseCall:
     def run(self) -> None:
         leaves = x, weight, scale, shift = self._leaves("cpu")
         results = depthwise_conv(x, weight, self.stride, scale, shift, "relu", self.clips)
-        torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
+        taken = results[: 3 + self.squeezed]
+        torch.autograd.grad(taken, leaves, [torch.empty_like(result) for result in taken])
 
     def _leaves(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
-        weight = torch.empty(self.channels, 1, 3, 3, dtype=torch.bfloat16, device=device).requires_grad_()
+        weight = torch.empty(self.channels, 1, 3, 3, device=device)
+        if device == "meta":  # whose operators want one type
+            weight = weight.bfloat16()
         scale, shift = (torch.empty(self.channels, device=device, requires_grad=True) for _ in range(2))
-        return x, weight, scale, shift
+        return x, weight.requires_grad_(), scale, shift

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from kernels.depthwise.strips import SPAN, cut, merge
+from kernels.depthwise.strips import SPAN, cut, merge, spread
 from kernels.moments.fused import load
 from kernels.norm_act.fused import activate, through
 
@@ -31,33 +31,26 @@ def depthwise_conv(
     assert stride in (1, 2)
     assert activation in ("none", "relu", "silu")
     assert len(x) % num_groups == 0
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-    affine = None
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     if scale is not None and shift is not None:
-        affine = torch.stack([scale.float(), shift.float()])
+        scale, shift = scale.float().contiguous(), shift.float().contiguous()
     images, taps = x.permute(0, 2, 3, 1).contiguous(), weight.flatten(1).contiguous()
-    result, mean, var, means = _depthwise(images, taps, affine, stride, activation, num_groups)
+    result, mean, var, means = _depthwise(images, taps, scale, shift, stride, activation, num_groups)
     return result.permute(0, 3, 1, 2), mean, var, means
 
 
 @triton_op("duet::depthwise_conv", mutates_args=())
 def _depthwise(
-    images: Tensor, weight: Tensor, affine: Tensor | None, stride: int, activation: str, groups: int
+    images: Tensor, taps: Tensor, scale: Tensor | None, shift: Tensor | None, stride: int, activation: str, groups: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """[F, H, W, C] images, [C, 9] weight, [2, C] scale and shift -> result, [C] mean, [C] variance, [N, C] means.
-
-    The result is [F, ceil(H / stride), ceil(W / stride), C].
-    """
+    """[F, H, W, C] images, [C, 9] taps, [C] scale and shift -> result alike, [C] mean, [C] variance, [N, C] means."""
     count, height, width, channels = images.shape
     result = images.new_empty(count, triton.cdiv(height, stride), triton.cdiv(width, stride), channels)
     strips = cut(result, images, groups, stride, SPAN)
-    partial = images.new_empty(strips.partial, 3, channels, dtype=torch.float32)
+    partial = images.new_empty(3, channels, strips.partial, dtype=torch.float32)
     if count:
-        given = images, weight, affine
-        wrap_triton(_forward)[strips.grid](result, partial, *given, ACTIVATION=activation, **strips.options)
+        wrap_triton(_forward)[strips.grid](result, partial, images, taps, scale, shift, activation, **strips.options)
     return result, *merge(partial, groups)
 
 
@@ -65,41 +58,43 @@ def _depthwise(
 def _grads(
     grad: Tensor,
     result: Tensor,
-    table: Tensor,
+    mean: Tensor,
+    level: Tensor,
+    slope: Tensor,
     images: Tensor,
     weight: Tensor,
-    affine: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     stride: int,
     activation: str,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the images, and of the weight [C, 9], with two columns more for scale and shift, if there are any.
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the images, of the weight [C, 9], and of scale and shift [C], if there are any.
 
-    table [2 + N, C]: mean, and the gradients of variance and means as `_backward` prepares them.
+    To a gradient of the result its statistics add level + slope * (result - mean): level [N, C] or [1, C], slope [C].
     """
-    strips = cut(result, images, len(table) - 2, stride, SPAN // stride)
+    strips, channels = cut(result, images, groups, stride, SPAN // stride), images.shape[3]
     grad_images = images.new_empty(images.shape)
-    columns = 9 if affine is None else 11
-    partial = images.new_empty(strips.partial, images.shape[3], columns, dtype=torch.float32)
+    partial = images.new_empty(channels * (9 if scale is None else 11), strips.partial, dtype=torch.float32)
     if len(images):
-        given = grad, result, table, images, weight, affine
-        wrap_triton(_gradients)[strips.grid](grad_images, partial, *given, ACTIVATION=activation, **strips.options)
-    return grad_images, partial.sum(0)
+        given = grad, result, mean, level, slope, images, weight, scale, shift, len(level) > 1, activation
+        wrap_triton(_gradients)[strips.grid](grad_images, partial, *given, **strips.options)
+    of_weight, *of_affine = partial.tensor_split((9 * channels, 10 * channels))
+    return grad_images, of_weight.sum(1).view(weight.shape).to(weight.dtype), *(part.sum(1) for part in of_affine)
 
 
 def _keep(ctx, inputs, output) -> None:
-    images, weight, affine, ctx.stride, ctx.activation, _ = inputs
-    result, mean, *_ = output
-    ctx.save_for_backward(images, weight, affine, result, mean)
+    images, weight, scale, shift, *ctx.options = inputs
+    ctx.save_for_backward(images, weight, scale, shift, *output[:2])
+    ctx.set_materialize_grads(False)  # zeros for means that nobody takes would be a launch
 
 
-def _backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor, grad_means: Tensor):
-    images, weight, affine, result, mean = ctx.saved_tensors
-    count = result[..., 0].numel()
-    level = (grad_mean + grad_means * len(grad_means)) / count
-    table = torch.cat([torch.stack([mean, grad_var * 2 / count]), level])
-    given = grad.contiguous(), result, table, images, weight, affine
-    grad_images, sums = _grads(*given, ctx.stride, ctx.activation)
-    return grad_images, sums[:, :9].to(weight.dtype), None if affine is None else sums[:, 9:].T, None, None, None
+def _backward(ctx, grad: Tensor | None, *of_statistics: Tensor | None):
+    images, weight, scale, shift, result, mean = ctx.saved_tensors
+    grad = torch.zeros_like(result) if grad is None else grad.contiguous()
+    given = grad, result, mean, *spread(mean, *of_statistics, result[..., 0].numel())
+    grad_images, grad_weight, *of_affine = _grads(*given, images, weight, scale, shift, *ctx.options)
+    return grad_images, grad_weight, *((None, None) if scale is None else of_affine), None, None, None
 
 
 _depthwise.register_autograd(_backward, setup_context=_keep)
@@ -126,14 +121,15 @@ def _normalised(value, inside, factor, addend, ACTIVATION: tl.constexpr):
 @triton.jit
 def _forward(
     result,  # [F, H, W, C]
-    partial,  # [N*S, 3, C]: count, mean, summed squared deviations
+    partial,  # [3, C, N*S]: count, mean, summed squared deviations
     images,  # [F, SOURCE_H, SOURCE_W, C]
     weight,  # [C, 9]
-    affine,  # [2, C] or None: scale and shift
+    scale,  # [C] or None
+    shift,  # [C] or None
+    ACTIVATION: tl.constexpr,
     group_images,
     splits,
     steps,
-    ACTIVATION: tl.constexpr,
     C: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -152,10 +148,10 @@ def _forward(
     known = channel < C
     weights = ()
     for tap in tl.static_range(9):
-        weights += (load(weight, channel * 9 + tap, known)[None, :],)
+        weights += (load(weight, channel * 9 + tap, known).to(images.dtype.element_ty).to(tl.float32)[None, :],)
     factor, addend = None, None
-    if affine is not None:
-        factor, addend = load(affine, channel, known)[None, :], load(affine, C + channel, known)[None, :]
+    if scale is not None:
+        factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
     nothing = tl.zeros([BLOCK_I * LANES, BLOCK_C], tl.float32)
     pivot, above, squares, seen = nothing, nothing, nothing, lane * 0
     width: tl.constexpr = SPAN * STRIDE + 3 - STRIDE  # columns that a lane reads
@@ -201,27 +197,31 @@ def _forward(
     mean = tl.sum((pivot + above) * (count / whole), 0)
     delta = pivot + above - mean[None, :]
     squares += (delta * delta - above * above) * count
-    number = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    target = partial + number * (3 * C) + channel
+    programs = (tl.num_programs(1) * tl.num_programs(2)).to(tl.int64)
+    target = partial + channel * programs + (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1))
     tl.store(target, whole, known)
-    tl.store(target + C, mean, known)
-    tl.store(target + 2 * C, tl.sum(squares, 0), known)
+    tl.store(target + C * programs, mean, known)
+    tl.store(target + 2 * C * programs, tl.sum(squares, 0), known)
 
 
 @triton.jit
 def _gradients(
     grad_images,  # [F, SOURCE_H, SOURCE_W, C]
-    partial,  # [N*S, C, 9 or 11]: gradients of the weight, then of scale and shift, if there are any
+    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and of shift, if there are any
     grad,  # [F, H, W, C]
     result,  # [F, H, W, C]
-    table,  # [2 + N, C]
+    mean,  # [C]
+    level,  # [N, C] or [1, C]
+    slope,  # [C]
     images,  # [F, SOURCE_H, SOURCE_W, C]
     weight,  # [C, 9]
-    affine,  # [2, C] or None: scale and shift
+    scale,  # [C] or None
+    shift,  # [C] or None
+    APART: tl.constexpr,  # level is [N, C]
+    ACTIVATION: tl.constexpr,
     group_images,
     splits,
     steps,
-    ACTIVATION: tl.constexpr,
     C: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -243,14 +243,14 @@ def _gradients(
     known = channel < C
     group, image = tl.program_id(2) // splits, tl.program_id(2) % splits * steps * BLOCK_I + lane // LANES
     nothing = tl.zeros([BLOCK_I * LANES, BLOCK_C], tl.float32)
-    weights, sums = (), (nothing,) * (9 if affine is None else 11)
+    weights, sums = (), (nothing,) * (9 if scale is None else 11)
     for tap in tl.static_range(9):
-        weights += (load(weight, channel * 9 + tap, known)[None, :],)
+        weights += (load(weight, channel * 9 + tap, known).to(images.dtype.element_ty).to(tl.float32)[None, :],)
     factor, addend = None, None
-    if affine is not None:
-        factor, addend = load(affine, channel, known)[None, :], load(affine, C + channel, known)[None, :]
-    mean, slope = load(table, channel, known)[None, :], load(table, C + channel, known)[None, :]
-    level = load(table, (2 + group) * C + channel, known)[None, :]
+    if scale is not None:
+        factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
+    centre, rise = load(mean, channel, known)[None, :], load(slope, channel, known)[None, :]
+    base = load(level, group * C * APART + channel, known)[None, :]
     before: tl.constexpr = 2 - STRIDE  # columns of the window before the lane's own
     width: tl.constexpr = before + SPAN + 1
     for _ in range(steps):
@@ -266,7 +266,7 @@ def _gradients(
                 x = column + (k - before)
                 inside = (owned & (row >= -1) & (row < H - 1) & (x >= 0) & (x < W))[:, None] & known[None, :]
                 at = start + (row + 1) * (W * C) + (k - before) * C
-                added = level + slope * (load(result, at, inside) - mean)
+                added = base + rise * (load(result, at, inside) - centre)
                 window += (tl.where(inside, load(grad, at, inside) + added, 0.0),)
             for i in tl.static_range(1, STRIDE + 1):  # from the first tap that may have read the pixel
                 for j in tl.static_range(1, STRIDE * SPAN + 1):
@@ -283,7 +283,7 @@ def _gradients(
                             total += come * weights[tap]
                             added += come * taken
                         grown += (added,)
-                    if affine is not None:
+                    if scale is not None:
                         value = read.to(tl.float32)
                         total = through(tl.where(inside, total, 0.0), value * factor + addend, ACTIVATION)
                         grown += (sums[9] + total * value, sums[10] + total)
@@ -292,7 +292,8 @@ def _gradients(
                     target = grad_images + place + y * (SOURCE_W * C) + (j - 1) * C
                     tl.store(target, total.to(grad_images.dtype.element_ty), inside)
         image += BLOCK_I
-    number = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    columns: tl.constexpr = 9 if affine is None else 11
-    for k in tl.static_range(columns):
-        tl.store(partial + number * (C * columns) + channel * columns + k, tl.sum(sums[k], 0), known)
+    programs = (tl.num_programs(1) * tl.num_programs(2)).to(tl.int64)
+    target = partial + (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1))
+    for k in tl.static_range(9 if scale is None else 11):
+        row = channel * 9 + k if k < 9 else k * C + channel
+        tl.store(target + row * programs, tl.sum(sums[k], 0), known)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 TILE = 128  # channels times lanes of a program: two a thread
@@ -44,17 +45,30 @@ def cut(result: Tensor, images: Tensor, groups: int, stride: int, span: int) -> 
 
 
 def merge(partial: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], biased variance [C] and the groups' means [N, C] of partial sums [N*S, 3, C].
+    """Mean [C], biased variance [C] and the groups' means [N, C] of partial sums [3, C, N*S].
 
-    Those are count, mean and summed squared deviations. Deviations are from a mean of some, as in moments' merge.
+    Those are count, mean and summed squared deviations, side by side as in moments' merge.
     """
-    counts, means, squares = partial.view(groups, -1, *partial.shape[1:]).unbind(2)  # [N, S, C]
-    pivot = means.flatten(0, 1)[:: 1 + len(partial) // 64].mean(0)
-    delta = means - pivot
-    offset = (counts * delta).sum(1).sum(0) / counts.sum(1).sum(0)
-    square = (squares + counts * delta.square()).sum(1).sum(0) / counts.sum(1).sum(0)
-    of_groups = (counts * means).sum(1) / counts.sum(1)  # not by the pivot: a NaN stays in its group
-    return pivot + offset, square - offset.square(), of_groups
+    counts, means, squares = partial.unflatten(2, (groups, -1))  # [C, N, S]
+    count, weighted = counts.sum((1, 2)), counts * means
+    mean = weighted.sum((1, 2)) / count
+    deviations = (means - mean[:, None, None]).square()
+    var = (squares + counts * deviations).sum((1, 2)) / count
+    return mean, var, (weighted.sum(2) / counts.sum(2)).T
+
+
+def spread(
+    mean: Tensor, grad_mean: Tensor | None, grad_var: Tensor | None, grad_means: Tensor | None, count: int
+) -> tuple[Tensor, Tensor]:
+    """What gradients of `merge`'s results, of `count` pixels, add to that of each pixel.
+
+    The same for all, level [N, C], or [1, C] where groups do not differ, and slope [C] for each unit from the mean.
+    """
+    level = torch.zeros_like(mean)[None] if grad_mean is None else grad_mean[None] / count
+    if grad_means is not None:
+        level = level + grad_means * (len(grad_means) / count)
+    slope = torch.zeros_like(mean) if grad_var is None else grad_var * 2 / count
+    return level.contiguous(), slope
 
 
 def _cdiv(number: int, size: int) -> int:

@@ -289,24 +289,51 @@ def x_size(leaves):
 @pytest.mark.parametrize("case", ["strips across and down", "as it is"])
 def test_operators_are_registered_as_torch_wants(case):
     (x, weight, scale, shift), (stride, activation, groups) = make_case(case)
-    affine = None if scale is None else torch.stack([scale, shift])
     checks = ("test_schema", "test_autograd_registration")
-    leaves = [
-        None if t is None else t.clone().requires_grad_() for t in (x.permute(0, 2, 3, 1), weight.flatten(1), affine)
-    ]
+    taken = x.permute(0, 2, 3, 1), weight.flatten(1), scale, shift
+    leaves = [None if t is None else t.clone().requires_grad_() for t in taken]
     torch.library.opcheck(fused._depthwise, (*leaves, stride, activation, groups), test_utils=checks)
-    images, taps, affine = (None if t is None else t.detach() for t in leaves)
-    table = torch.ones(2 + groups, x.shape[1])
-    torch.library.opcheck(
-        fused._grads, (images, images, table, images, taps, affine, stride, activation), test_utils=checks
-    )
+    images, *rest = (None if t is None else t.detach() for t in leaves)
+    mean, level = torch.ones(x.shape[1]), torch.ones(groups, x.shape[1])
+    given = images, images, mean, level, mean, images, *rest, stride, activation, groups
+    torch.library.opcheck(fused._grads, given, test_utils=checks)
+
+
+def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
+    (x, weight, *affine), settings = make_case("two clips, strips down, stride 2")
+    found = []
+    for given in (weight, weight.bfloat16()):
+        leaf = given.clone().requires_grad_()
+        results = call(fused.depthwise_conv, (x.bfloat16(), leaf, *affine), settings)
+        (grad,) = torch.autograd.grad(results[0].float().square().sum(), leaf)
+        assert grad.dtype == given.dtype
+        found.append([*results, grad.bfloat16()])
+    expected = call(reference.depthwise_conv, (x.bfloat16(), weight, *affine), settings)
+    for one, other, best in zip(*found, [*expected, found[0][-1]], strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, best, atol=2e-2, rtol=2e-2)
+
+
+def test_statistics_of_splits_that_are_unlike():
+    counts, means, squares = torch.rand(3, 24, 512) * 100 + 1
+    means[:, :7] += 1000
+    partial = torch.stack([counts, means, squares])
+    wide = partial.double().unflatten(2, (2, -1))
+    count, mean = wide[0].sum((1, 2)), (wide[0] * wide[1]).sum((1, 2)) / wide[0].sum((1, 2))
+    var = (wide[2] + wide[0] * (wide[1] - mean[:, None, None]).square()).sum((1, 2)) / count
+    clips = ((wide[0] * wide[1]).sum(2) / wide[0].sum(2)).T
+    for one, best in zip(strips.merge(partial, 2), (mean, var, clips), strict=True):
+        torch.testing.assert_close(one, best.float(), rtol=1e-6, atol=0)
 
 
 MUTANTS = {
     "padding before the activation": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "activate(z, ACTIVATION)"),
     "unactivated": ("activate(z, ACTIVATION), 0.0)", "z, 0.0)"),
     "shift forgotten": ("value.to(tl.float32) * factor + addend", "value.to(tl.float32) * factor"),
-    "scale and shift exchanged": ("stack([scale.float(), shift.float()])", "stack([shift.float(), scale.float()])"),
+    "scale and shift exchanged": (
+        "scale, shift = scale.float().contiguous(), shift.float().contiguous()",
+        "scale, shift = shift.float().contiguous(), scale.float().contiguous()",
+    ),
     "weight turned round": ("channel * 9 + tap", "channel * 9 + 8 - tap"),
     "rows and columns of the weight": ("channel * 9 + tap", "channel * 9 + tap % 3 * 3 + tap // 3"),
     "no upper edge": ("(y >= 0) & (y < SOURCE_H)", "(y < SOURCE_H)"),
@@ -329,6 +356,19 @@ MUTANTS = {
     "between lanes nothing": ("(delta * delta - above * above)", "(-above * above)"),
     "lanes weigh the same": ("(count / whole)", "(1 / (BLOCK_I * LANES))"),
     "strips of one partial sum": ("* tl.num_programs(1) + tl.program_id(1)", "* tl.num_programs(1)"),
+    "splits of one partial sum": ("programs + (tl.program_id(2) * tl.num_programs(1)", "programs + (0"),
+    "splits' gradients of one": ("partial + (tl.program_id(2) * tl.num_programs(1)", "partial + (0"),
+    "splits across strips": (
+        "tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)",
+        "tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)",
+    ),
+    "channels side by side": ("channel * programs + (tl.program_id", "channel + C * (tl.program_id"),
+    "the shift's gradient where the scale's is": ("else k * C + channel", "else 9 * C + channel"),
+    "the weight's gradient by taps": ("channel * 9 + k if k < 9 else k * C + channel", "k * C + channel"),
+    "scale's and shift's gradients exchanged": (
+        "(sums[9] + total * value, sums[10] + total)",
+        "(sums[9] + total, sums[10] + total * value)",
+    ),
     "tap of every row": ("(i - tap // 3) % STRIDE == 0 and ", ""),
     "tap of every column": (" and (j - tap % 3) % STRIDE == 0", ""),
     "transpose not turned round": ("total += come * weights[tap]", "total += come * weights[8 - tap]"),
@@ -337,17 +377,14 @@ MUTANTS = {
     "gradient beside the image": ("(y < SOURCE_H) & (x < SOURCE_W)\n", "(y < SOURCE_H)\n"),
     "window below the image": ("(row < H - 1) & (x >= 0)", "(x >= 0)"),
     "window left of the image": ("(row < H - 1) & (x >= 0)", "(row < H - 1)"),
-    "gradient of the means forgotten": ("added = level + slope", "added = slope"),
-    "gradient of the variance forgotten": ("level + slope * (load(result, at, inside) - mean)", "level"),
-    "variance around 0": ("(load(result, at, inside) - mean)", "load(result, at, inside)"),
+    "gradient of the means forgotten": ("added = base + rise", "added = rise"),
+    "gradient of the variance forgotten": ("base + rise * (load(result, at, inside) - centre)", "base"),
+    "variance around 0": ("(load(result, at, inside) - centre)", "load(result, at, inside)"),
     "statistics' gradient outside of the image": (
         "tl.where(inside, load(grad, at, inside) + added, 0.0)",
         "load(grad, at, inside) + added",
     ),
-    "gradient of the first group's mean": ("(2 + group) * C", "2 * C"),
-    "gradient of the mean forgotten": ("(grad_mean + grad_means", "(0 * grad_mean + grad_means"),
-    "gradient of means of all images": ("grad_means * len(grad_means)", "grad_means"),
-    "half the variance": ("grad_var * 2 / count", "grad_var / count"),
+    "gradient of the first group's mean": ("group * C * APART", "0 * group"),
     "activation not derived": (
         "through(tl.where(inside, total, 0.0), value * factor + addend, ACTIVATION)",
         "tl.where(inside, total, 0.0)",
@@ -361,11 +398,23 @@ MUTANTS = {
         "taken = _normalised(read, inside, factor, addend, ACTIVATION)",
         "taken = read.to(tl.float32)",
     ),
-    "weight's gradient rounded early": ("columns, dtype=torch.float32", "columns, dtype=images.dtype"),
+    "weight's gradient rounded early": (
+        "11), strips.partial, dtype=torch.float32",
+        "11), strips.partial, dtype=images.dtype",
+    ),
 }
 OF_STRIPS = {
-    "between splits nothing": ("counts * delta.square()", "0 * counts"),
-    "splits weigh the same": ("(counts * means).sum(1) / counts.sum(1)", "means.mean(1)"),
+    "between splits nothing": ("counts * deviations", "0 * counts"),
+    "splits weigh the same in a group": ("weighted.sum(2) / counts.sum(2)", "means.mean(2)"),
+    "splits weigh the same": ("weighted.sum((1, 2)) / count", "means.mean((1, 2))"),
+    "groups within splits": (
+        "partial.unflatten(2, (groups, -1))",
+        "partial.unflatten(2, (-1, groups)).transpose(2, 3)",
+    ),
+    "gradient of the mean forgotten": ("grad_mean[None] / count", "0 * grad_mean[None]"),
+    "gradient of the means forgotten": ("if grad_means is not None:", "if False:"),
+    "gradient of means of all images": ("(len(grad_means) / count)", "(1 / count)"),
+    "half the variance": ("grad_var * 2 / count", "grad_var / count"),
     "last images left out": ("splits = _cdiv(blocks, steps)", "splits = max(1, blocks // steps)"),
     "last row left out": ('"ROWS": _cdiv(height, down)', '"ROWS": height // down'),
     "last lanes left out": ("_cdiv(width, lanes * span), _cdiv", "(width // (lanes * span) or 1), _cdiv"),
@@ -394,6 +443,7 @@ def test_mutants_of_strips_die(name, tmp_path, monkeypatch, fenced, rounding):
     mutant.TILE, mutant.ROWS, mutant.PROGRAMS = strips.TILE, strips.ROWS, strips.PROGRAMS
     monkeypatch.setattr(fused, "cut", mutant.cut)
     monkeypatch.setattr(fused, "merge", mutant.merge)
+    monkeypatch.setattr(fused, "spread", mutant.spread)
     assert dies(checks(fused))
 
 
