@@ -94,7 +94,7 @@ def test_a_wrong_kernel_is_not_timed_not_chosen_and_said(target, monkeypatch):
 def test_a_compiled_step_follows_the_choice(monkeypatch):
     """What is timed as the compiler's is not the kernel, and the other way round, though both share their code."""
     step = next(step for step in heaviest((TOY,)) if step.part == "x3d_block")
-    monkeypatch.setattr(kernels, "FUSED", {(x3d_shift, "end_block"): lambda y, *_: torch.zeros_like(y)})
+    monkeypatch.setattr(kernels, "FUSED", {(x3d_shift, "made"): lambda end: torch.zeros_like(end.y)})
     block, x = step.make(CPU, 1)
     compiled = torch.compile(lambda x: step.run(block, x), fullgraph=True, dynamic=False, backend="eager")
     assert step.run(block, x).any()
