@@ -197,7 +197,7 @@ def _forward(
     mean = tl.sum((pivot + above) * (count / whole), 0)
     delta = pivot + above - mean[None, :]
     squares += (delta * delta - above * above) * count
-    programs = (tl.num_programs(1) * tl.num_programs(2)).to(tl.int64)
+    programs = tl.num_programs(1) * tl.num_programs(2)
     target = partial + channel * programs + (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1))
     tl.store(target, whole, known)
     tl.store(target + C * programs, mean, known)
@@ -292,7 +292,7 @@ def _gradients(
                     target = grad_images + place + y * (SOURCE_W * C) + (j - 1) * C
                     tl.store(target, total.to(grad_images.dtype.element_ty), inside)
         image += BLOCK_I
-    programs = (tl.num_programs(1) * tl.num_programs(2)).to(tl.int64)
+    programs = tl.num_programs(1) * tl.num_programs(2)
     target = partial + (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1))
     for k in tl.static_range(9 if scale is None else 11):
         row = channel * 9 + k if k < 9 else k * C + channel

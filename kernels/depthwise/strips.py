@@ -54,7 +54,7 @@ def merge(partial: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     mean = weighted.sum((1, 2)) / count
     deviations = (means - mean[:, None, None]).square()
     var = (squares + counts * deviations).sum((1, 2)) / count
-    return mean, var, (weighted.sum(2) / counts.sum(2)).T
+    return mean, var, weighted.transpose(0, 1).sum(2) / counts.transpose(0, 1).sum(2)
 
 
 def spread(

@@ -314,6 +314,15 @@ def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
         torch.testing.assert_close(one, best, atol=2e-2, rtol=2e-2)
 
 
+def test_means_that_nobody_takes_cost_no_row_for_each_group(fenced):
+    inputs, settings = make_case("strips across and down")
+    assert not failures(fused.depthwise_conv, inputs, settings, RESULTS[:3])
+    for taken, rows in ((RESULTS, settings[2]), (RESULTS[:3], 1)):
+        with Traffic() as traffic:
+            run(fused.depthwise_conv, inputs, settings, by=taken)
+        assert traffic.launches[-1].sizes["level"] == rows * inputs[0].shape[1] * 4
+
+
 def test_statistics_of_splits_that_are_unlike():
     counts, means, squares = torch.rand(3, 24, 512) * 100 + 1
     means[:, :7] += 1000
@@ -405,7 +414,10 @@ MUTANTS = {
 }
 OF_STRIPS = {
     "between splits nothing": ("counts * deviations", "0 * counts"),
-    "splits weigh the same in a group": ("weighted.sum(2) / counts.sum(2)", "means.mean(2)"),
+    "splits weigh the same in a group": (
+        "weighted.transpose(0, 1).sum(2) / counts.transpose(0, 1).sum(2)",
+        "means.transpose(0, 1).mean(2)",
+    ),
     "splits weigh the same": ("weighted.sum((1, 2)) / count", "means.mean((1, 2))"),
     "groups within splits": (
         "partial.unflatten(2, (groups, -1))",
