@@ -27,6 +27,7 @@ from kernels.norm_act.fused import norm_act
 from kernels.residual_conv.fused import residual_conv
 from kernels.shift_conv.fused import shift_conv
 from models import norms, resnet_path, x3d_shift
+from trainer.compiling import INDUCTOR
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
 SECONDS = 55  # no step is begun after them
@@ -118,7 +119,7 @@ def timed(step: Step, target: Target) -> dict[str, np.ndarray]:
     def forward(x: Tensor) -> Tensor:
         return step.run(block, x)
 
-    called = forward if target.toy else torch.compile(forward, fullgraph=True, dynamic=False)
+    called = forward if target.toy else torch.compile(forward, fullgraph=True, dynamic=False, options=INDUCTOR)
 
     def both_ways(parts: tuple[str, ...]) -> None:
         with through(parts, target.device):

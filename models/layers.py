@@ -92,10 +92,11 @@ def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
     x: [N*T, C, H, W] channels_last, as the result.
     """
     channels = x.shape[1]
-    frames = pixels(x, 1).reshape(x.shape[0] // num_frames, num_frames, -1, channels)  # [N, T, H*W, C]
+    # [N, T, H, W, C]: of four dimensions the compiler would take T for an image's channels and lay it innermost
+    frames = x.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))
     later, earlier, same = frames.split([fold, fold, channels - 2 * fold], dim=-1)
-    later = F.pad(later, (0, 0, 0, 0, -1, 1))
-    earlier = F.pad(earlier, (0, 0, 0, 0, 1, -1))
+    later = F.pad(later, (0, 0, 0, 0, 0, 0, -1, 1))
+    earlier = F.pad(earlier, (0, 0, 0, 0, 0, 0, 1, -1))
     return unfold_pixels(torch.cat([later, earlier, same], dim=-1), x)
 
 

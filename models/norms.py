@@ -36,6 +36,8 @@ def normalise(bn: nn.BatchNorm2d, y: Tensor, activation: str = "none", shortcut:
     y = F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.training, bn.momentum, bn.eps)
     if shortcut is not None:
         y = y + shortcut
+    elif activation == "relu" and bn.training and torch.compiler.is_compiling():
+        return torch.where(y <= 0, 0.0, y)  # whose gradient asks for y: made anew of what the norm's reads
     return y.relu_() if activation == "relu" else y
 
 

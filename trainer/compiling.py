@@ -9,6 +9,10 @@ from torch import nn
 
 from trainer.config import Experiment
 
+# What Inductor would write out and read it computes again, if that takes no more reads and operations than these.
+# It counts a norm's vectors [C] as reads like feature maps: a relu's gradient through a norm has 6. Its own are 4, 30.
+INDUCTOR: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
+
 
 def compiled(network: nn.Module, experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> nn.Module:
     """The network as one compiled graph; the network itself where the experiment or the machine says no.
@@ -21,7 +25,7 @@ def compiled(network: nn.Module, experiment: Experiment, device: torch.device, s
     if not has_compiler():
         say("no C compiler here: running uncompiled, slower (install gcc to have torch.compile)")
         return network
-    module = torch.compile(network, fullgraph=True, dynamic=False)
+    module = torch.compile(network, fullgraph=True, dynamic=False, options=INDUCTOR)
     assert isinstance(module, nn.Module)
     return module
 

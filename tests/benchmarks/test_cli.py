@@ -46,11 +46,12 @@ def test_the_gpu_suite_runs_through_at_toy_size(tmp_path):
         "folded_eager",
         "plain_5d_eager",
         "folded_compiled_combined",
+        "folded_compiled_by_default",
         "folded_compiled_aligned",
         "folded_eager_aligned",
         "speedup",
     }
-    assert len(records["step"]["results"]["speedup"]) == 6
+    assert len(records["step"]["results"]["speedup"]) == 7
     assert records["decode"]["results"]["cpu_48px"]["frames_per_s"]["median"] > 0
     assert records["train"]["results"]["ntu60_x3d"]["clips_per_s"]["n"] >= 1
     assert records["train"]["results"]["ntu60_x3d"]["share_of_limit"] > 0

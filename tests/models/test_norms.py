@@ -1,0 +1,54 @@
+"""A norm with its relu, and the shift before a block, as the compiler gets them."""
+
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from models.layers import shift_frames
+from models.norms import normalise
+
+
+def results(run):
+    """Result, gradients of input, weight and bias, and running statistics of a norm with relu."""
+    torch.manual_seed(0)
+    bn = nn.BatchNorm2d(5)
+    nn.init.uniform_(bn.weight, -1, 1)
+    nn.init.normal_(bn.bias)
+    bn.weight.data[1] = bn.bias.data[1] = 0  # a channel that is 0 everywhere: its gradient is 0, as relu's
+    x = torch.randn(4, 5, 3, 7, requires_grad=True)
+    y = run(bn, x)
+    assert bn.running_mean is not None
+    grads = torch.autograd.grad(y, (x, bn.weight, bn.bias), torch.randn(y.shape))
+    return [y, *grads, bn.running_mean, bn.running_var]
+
+
+def test_compiled_and_eager_relu_are_the_same():
+    compiled = torch.compile(lambda bn, x: normalise(bn, x, "relu"), backend="eager", fullgraph=True)
+    for one, other in zip(results(compiled), results(lambda bn, x: normalise(bn, x, "relu")), strict=True):
+        assert torch.equal(one, other)
+    bn, x = nn.BatchNorm2d(2), torch.randn(2, 2, 3, 3)
+    x[0, 0] = float("nan")
+    assert compiled(bn, x)[:, 0].isnan().all()  # a bad value is not made a 0
+    assert not compiled(bn, x)[:, 1].isnan().any()
+
+
+def test_compiled_relu_keeps_nothing_of_its_result():
+    """What is saved for its gradient is made of the norm's, so that the compiler reads no feature map more for it."""
+    graph = torch.compile(lambda bn, x: normalise(bn, x, "relu"), backend="eager", fullgraph=True)
+    bn, x = nn.BatchNorm2d(5), torch.randn(4, 5, 3, 7, requires_grad=True)
+    y = graph(bn, x)
+    assert type(y.grad_fn).__name__ == "WhereBackward0"
+    assert type(normalise(bn, x, "relu").grad_fn).__name__ == "ReluBackward0"
+    assert type(graph(bn.eval(), x).grad_fn).__name__ == "ReluBackward0"  # also what is exported
+
+
+def test_of_four_dimensions_are_images_alone():
+    """Inductor lays out the second of four dimensions innermost wherever a convolution follows."""
+    images = torch.randn(6, 8, 5, 7).contiguous(memory_format=torch.channels_last)
+    graph = make_fx(lambda x: shift_frames(x, 3, 2))(images)
+    values = [node.meta.get("val") for node in graph.graph.nodes]
+    sizes = [tuple(value.shape) for value in values if isinstance(value, torch.Tensor)]
+    made = [size for size in sizes if len(size) == 4]
+    assert len(sizes) > 5
+    assert {size[0] for size in made} == {6}
+    assert all(8 in (size[1], size[3]) for size in made)
