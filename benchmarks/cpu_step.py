@@ -12,7 +12,6 @@ from benchmarks.plain5d_rgbpose import RGBPose5d
 from benchmarks.step import TOY, TrainingStep, random_batch
 from benchmarks.target import Result, Target
 from models import RGBPoseConfig, X3DPairConfig, build_model
-from trainer.compiling import INDUCTOR
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS, NTU60_X3D
 from trainer.host_memory import keep_freed_memory
@@ -36,8 +35,8 @@ def _measure(experiment: Experiment, target: Target) -> dict:
     folded = build_model(config)
     plain = X3DPair5d(config) if isinstance(config, X3DPairConfig) else RGBPose5d(config)
     load_folded(plain, folded)
-    backend, options = ("aot_eager", None) if target.toy else ("inductor", INDUCTOR)
-    compiled = torch.compile(folded, fullgraph=True, dynamic=False, backend=backend, options=options)
+    backend = "aot_eager" if target.toy else "inductor"
+    compiled = torch.compile(folded, fullgraph=True, dynamic=False, backend=backend)
     assert isinstance(compiled, nn.Module)
     difference = _difference(compiled, plain, batch)
     assert difference < LARGEST_DIFFERENCE, f"losses of the two forms differ by {difference:.1e}"

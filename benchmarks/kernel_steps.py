@@ -51,7 +51,7 @@ class Step:
     def make(self, device: torch.device, clips: int) -> tuple[Block, Tensor]:
         """A copy of the block whose norms do something, and an input [F, C, H, W] of bfloat16's values in float32.
 
-        Of a stage its first two blocks: one ends in the other, which ends by itself.
+        Of a stage its first two blocks: one ends in the other, which `made` ends.
         """
         torch.manual_seed(0)
         block = copy.deepcopy(self.block)

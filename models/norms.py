@@ -32,13 +32,18 @@ def normalise(bn: nn.BatchNorm2d, y: Tensor, activation: str = "none", shortcut:
         y, mean, var = norm_act(y, bn.weight, bn.bias, shortcut, None, activation, bn.eps)
         remember(bn, mean, var, count)
         return y
-    assert bn.momentum is not None
+    assert bn.momentum is not None, "a running mean, not the mean of all batches"
     y = F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.training, bn.momentum, bn.eps)
     if shortcut is not None:
         y = y + shortcut
     elif activation == "relu" and bn.training and torch.compiler.is_compiling():
         return torch.where(y <= 0, 0.0, y)  # whose gradient asks for y: made anew of what the norm's reads
     return y.relu_() if activation == "relu" else y
+
+
+def trains(block: nn.Module) -> bool:
+    """Whether every batch norm in it takes the statistics of a batch: kernels know no others."""
+    return all(module.training for module in block.modules() if isinstance(module, nn.BatchNorm2d))
 
 
 def affine(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

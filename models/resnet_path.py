@@ -12,7 +12,7 @@ from kernels.moments import moments
 from kernels.residual_conv import residual_conv
 from models.config import ResNetPathConfig
 from models.layers import ConvBn, TemporalConv, initialise
-from models.norms import Residual, affine, made, normalise, scaled
+from models.norms import Residual, affine, made, normalise, scaled, trains
 
 
 class Bottleneck(nn.Module):
@@ -39,11 +39,12 @@ class Bottleneck(nn.Module):
     def fused(self, x: Tensor | Residual, num_frames: int) -> Residual:
         """As `forward`, but a sum comes and goes unmade: whoever convolves it next makes it while loading.
 
-        Of the last two convolutions, the norm between them is in the loads, the one behind them in the stores.
+        1x1 convolutions take their norm's statistics while they store; the last one has the norm before in its loads.
         """
         if isinstance(x, Residual):
-            end, other_scale = x[:4], x.shortcut_scale
-            y, mean, var, x = residual_conv(end[0], self.conv1.conv.weight, *end[1:], num_frames, other_scale)
+            y, mean, var, x = residual_conv(
+                x.y, self.conv1.conv.weight, x.scale, x.shift, x.shortcut, num_frames, x.shortcut_scale
+            )
             assert self.conv1.bn is not None
             y = scaled(y, *affine(self.conv1.bn, mean, var, y))
         elif isinstance(self.conv1, ConvBn):
@@ -82,8 +83,8 @@ class Stage(nn.ModuleList):
         self.width = width
 
     def forward(self, x: Tensor | Residual, num_frames: int) -> Tensor | Residual:
-        """Through kernels each block's sum is made by the next block's first convolution, the last one's by `made`."""
-        if self.training and self.width <= WIDEST and is_faster("bottlenecks", x if isinstance(x, Tensor) else x.y):
+        """Through kernels each block's sum is made by the next one's first convolution; the last one's is handed on."""
+        if self.width <= WIDEST and trains(self) and is_faster("bottlenecks", x if isinstance(x, Tensor) else x.y):
             for block in cast(Iterable[Bottleneck], self):
                 x = block.fused(x, num_frames)
             return x
@@ -117,7 +118,7 @@ class ResNetPath(nn.Module):
         return F.max_pool2d(self.conv1(x, "relu"), 3, self.stride, 1)
 
     def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
-        """Stages one after another, counted from 1 as in the parameters' names; what lies between them is nobody's."""
+        """Stages one after another, counted from 1 as in the parameters' names; nobody else reads what is between."""
         between: Tensor | Residual = x
         for number in numbers:
             between = self.get_submodule(f"layer{number}")(between, num_frames)

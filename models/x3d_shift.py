@@ -9,7 +9,7 @@ from kernels.depthwise import depthwise_conv
 from kernels.shift_conv import shift_conv
 from models.config import X3DStreamConfig
 from models.layers import ConvBn, SqueezeExcite, initialise, shift_frames
-from models.norms import Residual, affine, made, normalise
+from models.norms import Residual, affine, made, normalise, trains
 
 
 class X3DBlock(nn.Module):
@@ -28,7 +28,7 @@ class X3DBlock(nn.Module):
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        if self.conv3.bn.training and is_faster("x3d_block", x):
+        if trains(self) and is_faster("x3d_block", x):
             return self.fused(x, shortcut, num_frames)
         y = self.conv1(shift_frames(x, num_frames, self.fold), "relu")
         y = self.conv2(y)

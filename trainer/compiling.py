@@ -25,7 +25,8 @@ def compiled(network: nn.Module, experiment: Experiment, device: torch.device, s
     if not has_compiler():
         say("no C compiler here: running uncompiled, slower (install gcc to have torch.compile)")
         return network
-    module = torch.compile(network, fullgraph=True, dynamic=False, options=INDUCTOR)
+    options = INDUCTOR if device.type == "cuda" else None  # on a CPU other limits hold
+    module = torch.compile(network, fullgraph=True, dynamic=False, options=options)
     assert isinstance(module, nn.Module)
     return module
 

@@ -43,7 +43,7 @@ def size_of(experiment: Experiment) -> tuple[int, int]:
     """Parameters and multiply-adds of a forward pass of one clip at the training size; nothing is computed.
 
     PCAN's fine prototypes count as parameters, which they are in the published nets; its projections of pooled
-    features (under a million multiply-adds) are left out.
+    features (under a million multiply-adds) and squeeze-excite's sums (200 thousand) are left out.
     """
     clip, model = experiment.clip, experiment.model
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""1x1 convolution with the BatchNorm before in its loads and the statistics of the one behind in its stores.
+"""1x1 convolution with the BatchNorm before, if any, in its loads and the statistics of the one behind in its stores.
 
 The fused kernel on a GPU, the reference elsewhere.
 """

@@ -30,6 +30,7 @@ def conv_bn(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Same contract as `reference.conv_bn`."""
     assert activation in ("none", "relu", "silu")
+    assert (scale is None) == (shift is None)
     assert len(weight) <= WIDEST
     device = x.device.type
     if torch.is_autocast_enabled(device):

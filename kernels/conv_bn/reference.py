@@ -15,7 +15,7 @@ def conv_bn(
     the result, the mean and the variance.
 
     x: [F, C, H, W] channels_last, as the result; weight: [O, C, 1, 1], O at most 512,
-    in float32 or the type of x, taken in it; scale, shift: [N, C], a row for
+    in float32 or the type of x, rounded to it; scale, shift: [N, C], a row for
     every F / N images in a row; activation: none, relu or silu.
     Returns the result [F, O, H, W], its mean [O] and biased variance [O], of the values as they are stored, in float32
     at least. Products are summed in float32 at least.

@@ -31,6 +31,7 @@ def depthwise_conv(
     assert stride in (1, 2)
     assert activation in ("none", "relu", "silu")
     assert len(x) % num_groups == 0
+    assert (scale is None) == (shift is None)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if scale is not None and shift is not None:

@@ -27,7 +27,8 @@ def norm_act(
     assert gate is None or num_images % len(gate) == 0
     added = None if residual is None else _rows(residual)
     gate = None if gate is None else gate.contiguous()
-    result, mean, var = _norm_act(_rows(x), weight, bias, added, gate, activation, eps)
+    affine = weight.contiguous(), bias.contiguous()
+    result, mean, var = _norm_act(_rows(x), *affine, added, gate, activation, eps)
     return result.view(num_images, height, width, channels).permute(0, 3, 1, 2), mean, var
 
 

@@ -40,8 +40,8 @@ def residual_conv(
     num_images, channels, height, width = y.shape
     rows, other = (t.permute(0, 2, 3, 1).reshape(-1, channels).contiguous() for t in (y, shortcut))
     matrix = weight.squeeze(3).permute(0, 2, 1).contiguous()
-    scale, shift = scale.float(), shift.float()
-    other_scale = None if shortcut_scale is None else shortcut_scale.float()
+    scale, shift = scale.float().contiguous(), shift.float().contiguous()
+    other_scale = None if shortcut_scale is None else shortcut_scale.float().contiguous()
     given = rows, matrix, scale, shift, other, other_scale
     result, mean, var, x = _residual_conv(*given, num_frames, height * width)
     result, x = (t.view(num_images, height, width, -1).permute(0, 3, 1, 2) for t in (result, x))

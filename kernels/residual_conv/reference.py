@@ -22,7 +22,7 @@ def residual_conv(
     from all four results.
 
     y, shortcut: [N*T, C, H, W] channels_last, as the results; weight: [O, C, K, 1], K odd, K * O at most 512, in
-    float32 or the type of y, taken in it; scale, shift, shortcut_scale: [C]; num_frames: T.
+    float32 or the type of y, rounded to it; scale, shift, shortcut_scale: [C]; num_frames: T.
     Returns the convolution's result [N*T, O, H, W], its mean [O] and biased variance [O], of the values as they are
     stored, in float32 at least, and x. Products are summed in float32 at least.
     """

@@ -12,7 +12,7 @@ def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[T
     beyond the ends of a clip there are zeros. Gradients reach x and weight, from the result, the mean and the variance.
 
     x: [N*T, C, H, W] channels_last, as the result; T = num_frames; weight: [O, C, 1, 1], O at most 512,
-    in float32 or the type of x, taken in it.
+    in float32 or the type of x, rounded to it.
     Returns the result [N*T, O, H, W], its mean [O] and biased variance [O], of the values as they are stored, in
     float32 at least. Products are summed in float32 at least.
     Source: the block of X3D temporal shift, reference/models.md C1.

@@ -17,6 +17,7 @@ from models.config import ResNetPathConfig, X3DStreamConfig
 from models.norms import made
 from models.resnet_path import ResNetPath, Stage
 from models.x3d_shift import X3DTemporalShift
+from trainer.compiling import INDUCTOR
 
 ROOT = Path(__file__).resolve().parents[2]
 STREAM = X3DStreamConfig(widths=(8, 16), blocks=(2, 1), stem_stride=1, shift_divisor=4)
@@ -104,7 +105,8 @@ def test_all_parts_on_a_gpu_compiled(name, monkeypatch):
     expected = results(name)
     monkeypatch.setitem(choice.FASTER, choice.device_name(torch.device("cuda")), {part: {} for part in choice.PARTS})
     with torch.backends.cudnn.flags(allow_tf32=False):
-        found = results(name, device="cuda", run=lambda network: torch.compile(network, fullgraph=True))
+        options = {"fullgraph": True, "dynamic": False, "options": INDUCTOR}
+        found = results(name, device="cuda", run=lambda network: torch.compile(network, **options))
     assert_close(found, expected)
 
 
@@ -135,6 +137,21 @@ def test_wide_bottlenecks_stay_with_the_compiler(monkeypatch):
         path = ResNetPathConfig(base_channels=channels, blocks=(2,), inflate=(True,), strides=(1,), stem_stride=1)
         Stage(path, 0, 16)(x, 1)
         assert calls == kernels
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "part"),
+    [("bottlenecks", "0.downsample.bn", "bottlenecks"), ("X3D", "layer1.1.conv2.bn", "x3d_block")],
+)
+def test_a_block_with_a_frozen_norm_stays_with_the_compiler(name, norm, part, monkeypatch):
+    network, x = built(name)
+    frozen = network.train().get_submodule(norm).eval()
+    kept = frozen.running_mean.clone()
+    expected = made(network(x, FRAMES))
+    calls = use(monkeypatch, [part])
+    torch.testing.assert_close(made(network(x, FRAMES)), expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(frozen.running_mean, kept)
+    assert name == "X3D" or not calls
 
 
 def test_in_evaluation_all_stays_with_the_compiler(monkeypatch):

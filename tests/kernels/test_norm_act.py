@@ -156,6 +156,8 @@ def test_zero_is_where_relu_has_no_gradient():
 def test_any_layout_and_an_expanded_gradient(fenced):
     (x, weight, bias, residual, gate), activation = make_case("gate, residual, relu")
     assert not failures(fused, (x.contiguous(), weight, bias, residual.contiguous(), gate), activation)
+    spread, strided = weight[:1].expand_as(weight), torch.stack([bias, bias], 1)[:, 0]
+    assert not failures(fused, (x, spread, strided, residual, gate), activation)
     leaf = x.contiguous().requires_grad_()
     expanded_gate = gate[:1].expand_as(gate)
     result, *_ = fused.norm_act(leaf, weight, bias, residual, expanded_gate, activation)

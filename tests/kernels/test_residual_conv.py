@@ -155,6 +155,9 @@ def test_any_layout_and_expanded_gradients(fenced):
     backwards = weight.transpose(0, 1).contiguous().transpose(0, 1)
     expanded = shortcut[:1].expand_as(shortcut)
     assert not failures_of(fused, (y.contiguous(), backwards, scale, shift, expanded), frames)
+    spread, strided = scale[:1].expand_as(scale), torch.stack([shift, shift], 1)[:, 0]
+    assert not failures_of(fused, (y, weight, spread, strided, shortcut, 1 - strided), frames)
+    assert not failures_of(fused, (y, weight, strided, spread, shortcut, spread), frames)
     leaf = y.contiguous().requires_grad_()
     outcomes = []
     for module in (reference, fused):

@@ -14,7 +14,7 @@ from models.resnet_path import Bottleneck
 from models.x3d_shift import X3DBlock
 from tests.models.small import stir
 from tests.parity.published import without_dropout
-from trainer.compiling import has_compiler
+from trainer.compiling import INDUCTOR, has_compiler
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here: Inductor cannot be tried")
 
@@ -74,5 +74,5 @@ def test_compiled_block_equals_eager(kind):
     start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     expected = outcome(net, net, inputs)
     net.load_state_dict(start)
-    got = outcome(torch.compile(net, fullgraph=True, dynamic=False), net, inputs)
+    got = outcome(torch.compile(net, fullgraph=True, dynamic=False, options=INDUCTOR), net, inputs)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
