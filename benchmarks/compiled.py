@@ -36,7 +36,7 @@ from benchmarks.stand_in_torch import CARD, stand_in_for_torch
 from benchmarks.step import TOY, random_batch
 from kernels import choice
 from models import build_model
-from trainer.compiling import INDUCTOR
+from trainer.compiling import settings
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
@@ -110,7 +110,9 @@ def compile_step(experiment: Experiment) -> None:
     with (
         FakeTensorMode(),
         aot.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False),
-        inductor.patch(INDUCTOR | {"shape_padding": False, "fx_graph_cache": False, "compile_threads": 1}),
+        inductor.patch(
+            settings(torch.device("cuda")) | {"shape_padding": False, "fx_graph_cache": False, "compile_threads": 1}
+        ),
         torch.autocast("cuda", torch.bfloat16),
     ):
         for module in network.modules():

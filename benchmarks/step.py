@@ -12,7 +12,7 @@ from benchmarks.plain5d import X3DPair5d
 from benchmarks.target import Result, Target
 from models import X3DPairConfig, X3DStreamConfig, build_model
 from models.alignment import align_channels
-from trainer.compiling import INDUCTOR
+from trainer.compiling import Options, settings
 from trainer.config import Experiment
 from trainer.experiments import NTU60_X3D
 from trainer.optim import BufferGuard, build_sgd, clip_and_check, step_if
@@ -27,8 +27,6 @@ TOY = replace(
     ),
     optim=replace(NTU60_X3D.optim, batch_size=2),
 )
-
-Options = dict[str, str | int | bool | Callable]
 
 # Ours over theirs, by the names that `measure` yields.
 RIVALS = (
@@ -74,7 +72,9 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
         network.to(target.device)
         return network, network
 
-    def compiled(network: nn.Module, options: Options = INDUCTOR) -> tuple[nn.Module, nn.Module]:
+    ours = settings(target.device)
+
+    def compiled(network: nn.Module, options: Options = ours) -> tuple[nn.Module, nn.Module]:
         # Inductor takes minutes on a CPU; the toy only goes through the capture.
         backend = "aot_eager" if target.toy else "inductor"
         network.to(target.device)
@@ -88,7 +88,7 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
         "folded_eager": lambda: eager(build_model(config)),
         "plain_5d_eager": lambda: eager(X3DPair5d(config)),
         # Small kernels that do not wait for one another, in one launch: half as many, as the compiler plans them.
-        "folded_compiled_combined": lambda: compiled(build_model(config), INDUCTOR | {"combo_kernels": True}),
+        "folded_compiled_combined": lambda: compiled(build_model(config), ours | {"combo_kernels": True}),
         "folded_compiled_by_default": lambda: compiled(build_model(config), {}),
         "folded_compiled_aligned": lambda: compiled(aligned(build_model(config))),
         "folded_eager_aligned": lambda: eager(aligned(build_model(config))),

@@ -7,11 +7,22 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from kernels import choice
 from trainer.config import Experiment
+
+Options = dict[str, str | int | bool | Callable]
 
 # What Inductor would write out and read it computes again, if that takes no more reads and operations than these.
 # It counts a norm's vectors [C] as reads like feature maps: a relu's gradient through a norm has 6. Its own are 4, 30.
-INDUCTOR: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
+INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
+
+
+def settings(device: torch.device) -> Options:
+    """Options of torch.compile: INDUCTOR on a card where norms are the compiler's.
+
+    Where kernels have them Inductor's own limits move less; on a CPU they are others.
+    """
+    return INDUCTOR if device.type == "cuda" and not choice.FASTER.get(choice.device_name(device)) else {}
 
 
 def compiled(network: nn.Module, experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> nn.Module:
@@ -25,8 +36,7 @@ def compiled(network: nn.Module, experiment: Experiment, device: torch.device, s
     if not has_compiler():
         say("no C compiler here: running uncompiled, slower (install gcc to have torch.compile)")
         return network
-    options = INDUCTOR if device.type == "cuda" else None  # on a CPU other limits hold
-    module = torch.compile(network, fullgraph=True, dynamic=False, options=options)
+    module = torch.compile(network, fullgraph=True, dynamic=False, options=settings(device))
     assert isinstance(module, nn.Module)
     return module
 

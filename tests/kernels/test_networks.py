@@ -17,7 +17,6 @@ from models.config import ResNetPathConfig, X3DStreamConfig
 from models.norms import made
 from models.resnet_path import ResNetPath, Stage
 from models.x3d_shift import X3DTemporalShift
-from trainer.compiling import INDUCTOR
 
 ROOT = Path(__file__).resolve().parents[2]
 STREAM = X3DStreamConfig(widths=(8, 16), blocks=(2, 1), stem_stride=1, shift_divisor=4)
@@ -105,8 +104,7 @@ def test_all_parts_on_a_gpu_compiled(name, monkeypatch):
     expected = results(name)
     monkeypatch.setitem(choice.FASTER, choice.device_name(torch.device("cuda")), {part: {} for part in choice.PARTS})
     with torch.backends.cudnn.flags(allow_tf32=False):
-        options = {"fullgraph": True, "dynamic": False, "options": INDUCTOR}
-        found = results(name, device="cuda", run=lambda network: torch.compile(network, **options))
+        found = results(name, device="cuda", run=lambda network: torch.compile(network, fullgraph=True, dynamic=False))
     assert_close(found, expected)
 
 

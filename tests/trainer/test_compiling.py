@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from trainer.compiling import compiled
+from kernels import choice
+from trainer.compiling import INDUCTOR, compiled, settings
 from trainer.experiments import DEMO
 
 CPU = torch.device("cpu")
@@ -22,6 +23,14 @@ def test_compiled_equals_eager():
     assert list(fast.state_dict()) == [f"_orig_mod.{name}" for name in net.state_dict()]
     x = torch.randn(5, 3)
     torch.testing.assert_close(fast(x), net(x))
+
+
+def test_settings_go_by_who_has_the_norms(monkeypatch):
+    monkeypatch.setattr(choice, "device_name", lambda device: "a card")
+    assert settings(torch.device("cuda")) == INDUCTOR
+    assert settings(CPU) == {}
+    monkeypatch.setitem(choice.FASTER, "a card", {"x3d_block": {}})
+    assert settings(torch.device("cuda")) == {}
 
 
 def test_without_a_compiler(monkeypatch, tmp_path):
