@@ -111,7 +111,8 @@ def compile_step(experiment: Experiment) -> None:
         FakeTensorMode(),
         aot.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False),
         inductor.patch(
-            settings(torch.device("cuda")) | {"shape_padding": False, "fx_graph_cache": False, "compile_threads": 1}
+            settings(network, torch.device("cuda"))
+            | {"shape_padding": False, "fx_graph_cache": False, "compile_threads": 1}
         ),
         torch.autocast("cuda", torch.bfloat16),
     ):

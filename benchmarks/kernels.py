@@ -122,7 +122,7 @@ def timed(step: Step, target: Target) -> dict[str, np.ndarray]:
     called = {}
     for parts in ((), (step.part,)):
         with through(parts, target.device):
-            options = settings(target.device)
+            options = settings(block, target.device)
         called[parts] = (
             forward if target.toy else torch.compile(forward, fullgraph=True, dynamic=False, options=options)
         )

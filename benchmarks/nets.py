@@ -34,7 +34,7 @@ def measure(target: Target) -> Iterator[Result]:
 def _look(experiment: Experiment, target: Target) -> tuple[TrainingStep, dict]:
     torch.manual_seed(0)
     network = build_model(experiment.model).to(target.device)
-    backend, options = ("aot_eager", None) if target.toy else ("inductor", settings(target.device))
+    backend, options = ("aot_eager", None) if target.toy else ("inductor", settings(network, target.device))
     called = torch.compile(network, fullgraph=True, dynamic=False, backend=backend, options=options)
     assert isinstance(called, nn.Module)
     batch = random_batch(experiment, target.device)

@@ -72,7 +72,7 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
         network.to(target.device)
         return network, network
 
-    ours = settings(target.device)
+    ours = settings(build_model(config), target.device)
 
     def compiled(network: nn.Module, options: Options = ours) -> tuple[nn.Module, nn.Module]:
         # Inductor takes minutes on a CPU; the toy only goes through the capture.

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kernels import choice
+from models.x3d_shift import X3DBlock
 from trainer.config import Experiment
 
 Options = dict[str, str | int | bool | Callable]
@@ -17,12 +18,14 @@ Options = dict[str, str | int | bool | Callable]
 INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
 
 
-def settings(device: torch.device) -> Options:
-    """Options of torch.compile: INDUCTOR on a card where norms are the compiler's.
+def settings(network: nn.Module, device: torch.device) -> Options:
+    """Options of torch.compile: INDUCTOR on a card, unless kernels have X3D's blocks there.
 
-    Where kernels have them Inductor's own limits move less; on a CPU they are others.
+    What is left then are the blocks' ends, and they move less by Inductor's own limits.
     """
-    return INDUCTOR if device.type == "cuda" and not choice.FASTER.get(choice.device_name(device)) else {}
+    in_kernels = "x3d_block" in choice.FASTER.get(choice.device_name(device), ())
+    blocks = any(isinstance(module, X3DBlock) for module in network.modules())
+    return {} if device.type != "cuda" or (in_kernels and blocks) else INDUCTOR
 
 
 def compiled(network: nn.Module, experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> nn.Module:
@@ -36,7 +39,7 @@ def compiled(network: nn.Module, experiment: Experiment, device: torch.device, s
     if not has_compiler():
         say("no C compiler here: running uncompiled, slower (install gcc to have torch.compile)")
         return network
-    module = torch.compile(network, fullgraph=True, dynamic=False, options=settings(device))
+    module = torch.compile(network, fullgraph=True, dynamic=False, options=settings(network, device))
     assert isinstance(module, nn.Module)
     return module
 
