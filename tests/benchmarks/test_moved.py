@@ -128,7 +128,8 @@ def test_all_parts_move_less_than_the_compiler():
     assert step["gb"] <= 0.93 * step["compiled_gb"]
 
 
-@pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.17), ("ma52", 0.25)])
-def test_about_a_quarter_of_the_launches_of_an_eager_step(name, share):
+@pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.12), ("ma52", 0.24)])
+def test_less_than_a_quarter_of_the_launches_of_an_eager_step(name, share):
+    """Of the networks in their published form, which is what performance.md counts."""
     step = RECORD["step"][name]
-    assert step["launches"] <= share * step["folded_eager_launches"]
+    assert step["launches"] <= share * step["published_eager_launches"]
