@@ -88,7 +88,7 @@ def write_choice(path: Path, device: torch.device, winners: dict[str, dict[str, 
 def worst_error(step: Step, target: Target) -> float:
     """Of result, gradients and running statistics: the largest error as a share of what is allowed."""
     halved = target.device.type == "cuda"
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = outcome(step, target, (), halved=False)
     plain, found = outcome(step, target, (), halved=halved), outcome(step, target, (step.part,), halved=halved)
     shares = []
@@ -104,9 +104,14 @@ def outcome(step: Step, target: Target, parts: tuple[str, ...], *, halved: bool)
     with through(parts, target.device):
         with torch.autocast("cuda", torch.bfloat16, enabled=halved):
             y = step.run(block, x.bfloat16() if halved else x)
-        torch.manual_seed(1)
-        grads = torch.autograd.grad(y, leaves, torch.randn_like(y), allow_unused=True)
+        grads = torch.autograd.grad(y, leaves, direction(y), allow_unused=True)
     return [t.detach().double() for t in (y, *grads, *block.buffers()) if t is not None]
+
+
+def direction(y: Tensor) -> Tensor:
+    """A gradient for y, of the same numbers whatever its type and layout: `randn_like` goes by memory order."""
+    numbers = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    return torch.empty_like(y).copy_(numbers.bfloat16())
 
 
 def timed(step: Step, target: Target) -> dict[str, np.ndarray]:

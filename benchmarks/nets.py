@@ -3,13 +3,14 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from benchmarks.harness import ratio, spread, time_rounds
 from benchmarks.limits import GUIDE
-from benchmarks.step import TOY, TrainingStep, first_look, random_batch
+from benchmarks.step import TOY, TrainingStep, attempt, first_look, random_batch
 from benchmarks.target import Result, Target
 from models import build_model
 from trainer.compiling import settings
@@ -21,14 +22,31 @@ LARGEST = 16  # times the guide's batch
 
 
 def measure(target: Target) -> Iterator[Result]:
+    failed: list[str] = []
     for experiment in (TOY,) if target.toy else (EXPERIMENTS[name] for name in GUIDE):
-        step, values = _look(experiment, target)
-        yield experiment.name, values
-        if target.device.type == "cuda":
-            yield f"{experiment.name}_graph", as_one_graph(step, experiment, target)
-        full = replace(experiment.optim, batch_size=filling_batch(experiment.optim.batch_size, _share(values, target)))
-        del step
-        yield f"{experiment.name}_full", _look(replace(experiment, optim=full), target)[1]
+        for name, values in _of(experiment, target):
+            yield name, values
+            failed += [name] if "error" in values else []
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)} raised, see results")
+
+
+def _of(experiment: Experiment, target: Target) -> Iterator[Result]:
+    """Of one network: its step, the step as a graph, the step that fills the card; what raises is told in its place."""
+    name, optim = experiment.name, experiment.optim
+    looked, values = attempt(partial(_look, experiment, target))
+    if looked is None:
+        yield name, values
+        return
+    step, values = looked
+    yield name, values
+    if target.device.type == "cuda":
+        graph, told = attempt(partial(as_one_graph, step, experiment, target))
+        yield f"{name}_graph", graph or told
+    del looked, step
+    full = replace(optim, batch_size=filling_batch(optim.batch_size, _share(values, target)))
+    looked, told = attempt(partial(_look, replace(experiment, optim=full), target))
+    yield f"{name}_full", looked[1] if looked else {"batch": full.batch_size, **told}
 
 
 def _look(experiment: Experiment, target: Target) -> tuple[TrainingStep, dict]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ TOY = replace(
     optim=replace(NTU60_X3D.optim, batch_size=2),
 )
 
+Found = TypeVar("Found")
+
 # Ours over theirs, by the names that `measure` yields.
 RIVALS = (
     ("folded_eager", "plain_5d_eager"),
@@ -46,12 +49,10 @@ def measure(target: Target) -> Iterator[Result]:
     assert isinstance(experiment.model, X3DPairConfig)
     config = replace(experiment.model, pcan=None)  # the plain 5-D form has the plain head
     for name, build in variants(config, target).items():
-        try:
-            steps[name], values = first_look(build(), experiment, batch, target)
-        except torch.OutOfMemoryError:
-            values = {"out_of_memory": True}
-        except Exception as error:  # Inductor's, as a rule: the eager variants are worth having all the same
-            values = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        looked, values = attempt(lambda build=build: first_look(build(), experiment, batch, target))
+        if looked is not None:
+            steps[name], values = looked
+        elif "error" in values:
             errors.append(name)
         yield name, {"batch": experiment.optim.batch_size, **values}
     samples = time_rounds(steps, target, seconds=20, warmup=1)
@@ -59,6 +60,16 @@ def measure(target: Target) -> Iterator[Result]:
     yield "speedup", {f"{ours}/{theirs}": ratio(samples[ours], samples[theirs]) for ours, theirs in pairs}
     if errors:
         raise RuntimeError(f"{', '.join(errors)} raised, see results")
+
+
+def attempt(call: Callable[[], Found]) -> tuple[Found | None, dict]:
+    """What the call found, or what it raised as a result: the others are worth having all the same."""
+    try:
+        return call(), {}
+    except torch.OutOfMemoryError:
+        return None, {"out_of_memory": True}
+    except Exception as error:  # Inductor's, as a rule
+        return None, {"error": f"{type(error).__name__}: {error}"[:2000]}
 
 
 def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tuple[nn.Module, nn.Module]]]:
@@ -144,11 +155,10 @@ def first_look(
 def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, ...]:
     """rgb, heatmap, label, coarse label in the shapes, types and memory order of the loader."""
     clip, count = experiment.clip, experiment.optim.batch_size
-    generator = torch.Generator().manual_seed(0)
+    options: dict = {"device": device, "generator": torch.Generator(device).manual_seed(0)}  # gigabytes, on a card
     side, small, channels = clip.rgb_size, clip.heatmap_size, clip.num_channels()
-    rgb = torch.randint(0, 256, (count, clip.rgb_frames, side, side, 3), dtype=torch.uint8, generator=generator)
-    heatmap = torch.rand(count, clip.pose_frames, small, small, channels, generator=generator)
-    heatmap = heatmap.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).permute(0, 1, 4, 2, 3)
-    label = torch.randint(0, experiment.model.num_classes, (count,), generator=generator)
-    coarse = torch.tensor(experiment.data.coarse_map)[label]
-    return rgb.to(device), heatmap, label.to(device), coarse.to(device)
+    rgb = torch.randint(0, 256, (count, clip.rgb_frames, side, side, 3), dtype=torch.uint8, **options)
+    heatmap = torch.rand(count, clip.pose_frames, small, small, channels, **options)
+    heatmap = heatmap.to(torch.bfloat16 if device.type == "cuda" else torch.float32).permute(0, 1, 4, 2, 3)
+    label = torch.randint(0, experiment.model.num_classes, (count,), **options)
+    return rgb, heatmap, label, torch.tensor(experiment.data.coarse_map, device=device)[label]

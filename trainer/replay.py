@@ -54,7 +54,8 @@ class Replay:
         if self._graph is None:
             self._batch = replace(batch, **{name: tensor.clone() for name, tensor in _columns(batch)})
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # DALI decodes ahead in threads of its own, whose calls a usual capture would forbid (DALI #3703).
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._values = self._update(self._batch)
         for (_, kept), (_, new) in zip(_columns(self._batch), _columns(batch), strict=True):
             kept.copy_(new, non_blocking=True)

@@ -53,6 +53,16 @@ def test_the_heaviest_of_each_come_first(steps):
     ]
 
 
+def test_gradients_are_the_same_numbers_in_every_layout():
+    dense = kernels.direction(torch.zeros(2, 8, 3, 5))
+    assert dense.std() > 0.9
+    for dtype in (torch.float32, torch.bfloat16):
+        last = torch.zeros(2, 8, 3, 5, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        found = kernels.direction(last)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(found.float(), dense)
+
+
 def test_a_winner_wins_everywhere():
     lowest = {
         ("norm_act", "ntu60_x3d"): 1.21234,

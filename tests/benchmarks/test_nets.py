@@ -1,8 +1,14 @@
 """The batch that fills a card."""
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import torch
+
+from benchmarks import nets
 from benchmarks.nets import filling_batch
+from benchmarks.step import TOY, attempt
+from benchmarks.target import Target
 
 
 @pytest.mark.parametrize(
@@ -11,3 +17,23 @@ from benchmarks.nets import filling_batch
 )
 def test_the_batch_that_fills_the_card(batch, share, full):
     assert filling_batch(batch, share) == full
+
+
+def test_a_network_that_raises_is_told_when_the_others_are_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(nets, "TOY", replace(TOY, optim=replace(TOY.optim, batch_size=-1)))
+    measured = nets.measure(Target(torch.device("cpu"), True, tmp_path))
+    name, values = next(measured)
+    assert name == TOY.name
+    assert values["error"].startswith("RuntimeError")
+    with pytest.raises(RuntimeError, match=f"{name} raised, see results"):
+        next(measured)
+
+
+def fail(error):
+    raise error
+
+
+def test_what_is_raised_is_a_result():
+    assert attempt(lambda: 3) == (3, {})
+    assert attempt(lambda: fail(torch.OutOfMemoryError("too much"))) == (None, {"out_of_memory": True})
+    assert attempt(lambda: fail(KeyError("x"))) == (None, {"error": "KeyError: 'x'"})
