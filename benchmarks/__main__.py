@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import tyro
+
+try:
+    import tyro
+except ImportError:
+    sys.exit("error: the benchmarks' command line needs tyro: pip install tyro")
 
 from benchmarks.records import RECORDS
 from benchmarks.target import Part, Target

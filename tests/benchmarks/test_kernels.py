@@ -14,7 +14,7 @@ from benchmarks.kernel_steps import heaviest
 from benchmarks.step import TOY
 from benchmarks.target import Target
 from kernels import choice
-from models import x3d_shift
+from models import norms, x3d_shift
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
 CPU = torch.device("cpu")
@@ -99,6 +99,19 @@ def test_a_wrong_kernel_is_not_timed_not_chosen_and_said(target, monkeypatch):
     assert written.keys() == {"norm_act"}
     assert choice.RECORD.read_text() == before
     assert "cpu" not in choice.FASTER
+
+
+def test_a_kernel_that_raises_is_a_result_and_the_others_are_measured(target, monkeypatch):
+    def broken(*given):
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setitem(kernels.FUSED, (norms, "norm_act"), broken)
+    results = {}
+    with pytest.raises(RuntimeError, match=r"norm_act_3x18x8x8.*or raised; see results"):
+        results.update(kernels.measure(target))
+    told = {name for name, values in results.items() if "out of resource" in values.get("error", "")}
+    assert told == {name for name in results if "norm_act" in name}
+    assert {name for name, values in results.items() if "speedup" in values} == results.keys() - told - {"faster"}
 
 
 def test_a_compiled_step_follows_the_choice(monkeypatch):
