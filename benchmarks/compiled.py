@@ -15,7 +15,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,7 @@ from benchmarks.stand_in_torch import CARD, stand_in_for_torch
 from benchmarks.step import TOY, random_batch
 from kernels import choice
 from models import build_model
-from trainer.compiling import settings
+from trainer.compiling import Options, settings
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
@@ -102,6 +103,20 @@ def compile_step(experiment: Experiment) -> None:
     with torch.device("meta"):
         network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)
     batch = random_batch(experiment, torch.device("cpu"))
+    with planning(settings(network, torch.device("cuda"))) as backend:
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(on_card(parameter)))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, on_card(buffer))
+        rgb, heatmap, *labels = (on_card(tensor) for tensor in batch)
+        called = torch.compile(network, fullgraph=True, dynamic=False, backend=backend)
+        called(rgb, heatmap.bfloat16(), *labels)
+
+
+@contextmanager
+def planning(options: Options) -> Iterator[Callable[[GraphModule, list[Tensor]], Callable[..., Any]]]:
+    """Within, tensors are fake; torch.compile's backend that goes through Inductor both ways, as far as to code."""
 
     def compile_only(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         compile_fx(graph, inputs)
@@ -110,20 +125,10 @@ def compile_step(experiment: Experiment) -> None:
     with (
         FakeTensorMode(),
         aot.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False),
-        inductor.patch(
-            settings(network, torch.device("cuda"))
-            | {"shape_padding": False, "fx_graph_cache": False, "compile_threads": 1}
-        ),
+        inductor.patch(options | {"shape_padding": False, "fx_graph_cache": False, "compile_threads": 1}),
         torch.autocast("cuda", torch.bfloat16),
     ):
-        for module in network.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(on_card(parameter)))
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, on_card(buffer))
-        rgb, heatmap, *labels = (on_card(tensor) for tensor in batch)
-        called = torch.compile(network, fullgraph=True, dynamic=False, backend=compile_only)
-        called(rgb, heatmap.bfloat16(), *labels)
+        yield compile_only
 
 
 def on_card(tensor: Tensor) -> Tensor:

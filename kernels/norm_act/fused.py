@@ -150,7 +150,8 @@ def _row(source, channel, C: tl.constexpr):
 
 @triton.jit
 def _over_deviation(var, eps, channel, C: tl.constexpr):
-    return tl.rsqrt(_row(var, channel, C) + eps)
+    # torch.compile hands eps over in float64; uncast, all that follows would be in it.
+    return tl.rsqrt((_row(var, channel, C) + eps).to(tl.float32))
 
 
 @triton.jit

@@ -245,7 +245,7 @@ MUTANTS = {
     "group's rows forgotten": (moments, "group.to(tl.int64) * group_rows + skipped", "skipped.to(tl.int64)"),
     "biased by eps": (
         fused,
-        "tl.rsqrt(_row(var, channel, C) + eps)",
+        "tl.rsqrt((_row(var, channel, C) + eps).to(tl.float32))",
         "1 / (tl.sqrt(_row(var, channel, C)) + eps)",
     ),
     "activation before the residual": (
