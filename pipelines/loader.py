@@ -136,4 +136,7 @@ class Loader:
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # out of pageable memory the copy would wait for all steps that are queued
+        return tensor.to(self.device, non_blocking=True)
