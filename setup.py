@@ -23,7 +23,8 @@ setup(
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=2",
-        "av>=14",
+        # 19 has no metadata_errors, by which videos open whose texts are no UTF-8.
+        "av>=14,<19",
         "pillow>=11",
         "safetensors>=0.5",
         "tyro>=0.9",

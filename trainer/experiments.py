@@ -213,7 +213,7 @@ DEMO = Experiment(
     ),
     optim=OptimConfig(
         batch_size=16,
-        num_epochs=14,
+        num_epochs=18,
         lr=0.1,
         schedule="cosine",
         eta_min=1e-4,
