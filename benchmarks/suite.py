@@ -3,6 +3,7 @@
 A result is in its record, `<part>_<device>.json`, before the next one is begun.
 """
 
+import json
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ import torch
 
 from benchmarks.records import provenance, slug, write_record
 from benchmarks.target import Part, Skipped, Target
+from kernels import choice
 
 DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 
@@ -89,6 +91,8 @@ def _work(part: Part, target: Target, sender: Connection) -> None:
     try:
         if target.toy:
             torch.set_num_threads(1)
+        # The server has read it already, before the part `kernels` wrote what networks take from then on.
+        choice.FASTER = json.loads(choice.RECORD.read_text())
         sender.send(("provenance", provenance(target.device)))
         for result in part.measure(target):
             sender.send(("result", result))

@@ -1,7 +1,9 @@
 """What one part breaks costs the others nothing, and what was measured before it is kept."""
 
 import json
+import multiprocessing
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -10,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks import parts
-from benchmarks.suite import brief, run_suite
+from benchmarks.suite import _work, brief, run_suite
 from benchmarks.target import Part, Skipped, Target
+from kernels import choice
 
 
 def works(target):
@@ -38,6 +41,21 @@ def hangs(target):
 def declines(target):
     raise Skipped("DALI cannot be imported here")
     yield
+
+
+def tells_what_is_faster(target):
+    yield "faster", dict(choice.FASTER)
+
+
+def test_a_part_goes_by_what_kernels_wrote_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "FASTER", {})
+    monkeypatch.setattr(choice, "RECORD", tmp_path / "faster.json")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # it would ignore Ctrl-C for the rest of the tests
+    choice.RECORD.write_text('{"some card": {"norm_act": {}}}')
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    _work(Part("tells", 1, tells_what_is_faster), Target(torch.device("cpu"), False, tmp_path), sender)
+    (kind, _), found, done = (receiver.recv() for _ in range(3))
+    assert (kind, found, done) == ("provenance", ("result", ("faster", {"some card": {"norm_act": {}}})), ("done", ""))
 
 
 def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
