@@ -25,7 +25,7 @@ def failures(fused: Function, reference: Function, inputs: Sequence[Tensor]) -> 
     dtype = inputs[0].dtype
     exact = run(reference, inputs, torch.float64, torch.float64)
     found = run(fused, inputs, dtype, dtype)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         plain = run(reference, inputs, torch.float32, dtype)
     said = []
     for name, best, one, other in zip(["result", *"abc"], exact, found, plain, strict=False):

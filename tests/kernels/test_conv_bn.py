@@ -84,7 +84,7 @@ def failures(function, reference, eager, inputs, ways=WAYS) -> list[str]:
     """Which of result, statistics and gradients are further from what they should be than the bars allow."""
     half = inputs[0].dtype == torch.bfloat16
     exact = run(reference, inputs, ways, torch.float64)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         plain = run(eager, inputs, ways, torch.float32) if half else exact
     found = run(function, inputs, ways)
     stored = found["result"].double()

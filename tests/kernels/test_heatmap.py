@@ -151,6 +151,12 @@ def test_layout_strides_and_input_dtype(module, poisoned):
     half = joints.half()
     expected = oracle(half.float(), **options)
     torch.testing.assert_close(draw_fused(module, half, options), expected, atol=1e-5, rtol=0)
+    joints, options = make_case(2, 17, (7, 13), 0.6, flipped=True, placed=True)
+    expected = oracle(joints, **options)
+    for name in ("flip", "partner", "placement"):
+        options[name] = options[name].repeat_interleave(2, 0)[::2]
+        assert not options[name].is_contiguous()
+    torch.testing.assert_close(draw_fused(module, joints, options), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("module", [reference, fused])

@@ -103,7 +103,7 @@ def test_each_part_alone(name, part, monkeypatch, fenced):
 def test_all_parts_on_a_gpu_compiled(name, monkeypatch):
     expected = results(name)
     monkeypatch.setitem(choice.FASTER, choice.device_name(torch.device("cuda")), {part: {} for part in choice.PARTS})
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = results(name, device="cuda", run=lambda network: torch.compile(network, fullgraph=True, dynamic=False))
     assert_close(found, expected)
 
