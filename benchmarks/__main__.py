@@ -12,7 +12,8 @@ import torch
 try:
     import tyro
 except ImportError:
-    sys.exit("error: the benchmarks' command line needs tyro: pip install tyro")
+    print("error: the benchmarks' command line needs tyro: pip install tyro", file=sys.stderr)
+    sys.exit(2)
 
 from benchmarks.records import RECORDS
 from benchmarks.target import Part, Target
@@ -84,10 +85,7 @@ def gpu(
 
     if device == "cpu" and not toy:
         raise UsageError("the full sizes would take hours on a CPU: add --toy, or leave --device cpu out")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            f"torch {torch.__version__} sees no CUDA device: run on a GPU machine, or try --device cpu --toy"
-        )
+    _need(device, "try --device cpu --toy")
     return _run(_chosen(GPU_PARTS, only), device, toy, records, 60 * minutes)
 
 
@@ -143,24 +141,36 @@ def _gpu_part(name: str, what: str) -> Callable[..., int]:
 
 
 def _host_part(name: str, what: str) -> Callable[..., int]:
-    def part(toy: bool = False, records: Path | None = None) -> int:
-        return trainer(toy, (name,), records)
+    def part(device: Literal["cuda", "cpu"] = "cpu", toy: bool = False, records: Path | None = None) -> int:
+        return trainer(device, toy, (name,), records)
 
     part.__doc__ = f"Of `trainer`: {what}: python -m benchmarks {name}"
     return part
 
 
-def trainer(toy: bool = False, only: tuple[str, ...] = (), records: Path | None = None) -> int:
-    """Measure snapshots, resume and CPU steps here: python -m benchmarks trainer
+def trainer(
+    device: Literal["cuda", "cpu"] = "cpu",
+    toy: bool = False,
+    only: tuple[str, ...] = (),
+    records: Path | None = None,
+) -> int:
+    """Measure snapshots, resume, ranks and CPU steps here: python -m benchmarks trainer
 
     Args:
+        device: where the loop runs.
         toy: tiny sizes, to try the control flow.
         only: names of parts, all when empty.
         records: folder for the records; benchmarks/records when left out, none for a toy.
     """
     from benchmarks.parts import HOST_PARTS
 
-    return _run(_chosen(HOST_PARTS, only), "cpu", toy, records, 2400)
+    _need(device, "leave --device cuda out")
+    return _run(_chosen(HOST_PARTS, only), device, toy, records, 2400)
+
+
+def _need(device: str, way_out: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"torch {torch.__version__} sees no CUDA device: run on a GPU machine, or {way_out}")
 
 
 def _chosen(parts: Sequence[Part], only: tuple[str, ...]) -> list[Part]:

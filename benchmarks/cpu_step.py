@@ -10,7 +10,7 @@ from benchmarks.harness import Candidates, ratio, spread, time_rounds
 from benchmarks.plain5d import X3DPair5d, load_folded
 from benchmarks.plain5d_rgbpose import RGBPose5d
 from benchmarks.step import TOY, TrainingStep, random_batch
-from benchmarks.target import Result, Target
+from benchmarks.target import Result, Skipped, Target
 from models import RGBPoseConfig, X3DPairConfig, build_model
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS, NTU60_X3D
@@ -21,6 +21,8 @@ LARGEST_DIFFERENCE = 1e-3  # of the losses, relative
 
 
 def measure(target: Target) -> Iterator[Result]:
+    if target.device.type != "cpu":
+        raise Skipped("it measures one CPU core; `python -m benchmarks step` is its like on a GPU")
     torch.set_num_threads(1)
     keep_freed_memory()
     for experiment in (TOY,) if target.toy else (NTU60_X3D, EXPERIMENTS["ma52"]):

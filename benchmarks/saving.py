@@ -27,20 +27,28 @@ def snapshot(target: Target) -> Iterator[Result]:
     The loop has one thread, as one that drives a GPU: a core is left for the write.
     """
     torch.set_num_threads(1)
-    network = build_model(EXPERIMENTS["ma52"].model)
+    network = build_model(EXPERIMENTS["ma52"].model).to(target.device)
     optimizer = build_sgd(network.parameters(), 0.1, 0.9, 0.0)
     steady = [*network.parameters(), *(state["momentum_buffer"] for state in optimizer.state.values())]
     state = {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
     writer = Writer(target.scratch / "run")
-    factor = torch.rand(512, 512)
-    step = _seconds_a_step(lambda: factor @ factor, 0.5)
+    on_gpu = target.device.type == "cuda"
+    side = 8192 if on_gpu else 512  # a product of one or two milliseconds
+    factor = torch.rand(side, side, device=target.device, dtype=torch.bfloat16 if on_gpu else None)
+
+    def product() -> None:
+        torch.mm(factor, factor)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    step = _seconds_a_step(product, 0.5)
     lost, wrote = [], []
     for save in range(2 if target.toy else 10):
         start = time.perf_counter()
         writer.save(state, epoch=save + 1, step=0, steady=steady)
         steps = 0
         while writer.busy():
-            torch.mm(factor, factor)
+            product()
             steps += 1
             if steps == STEPS_TO_UPDATE:
                 writer.copied()

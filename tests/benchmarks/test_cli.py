@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import parts
-from benchmarks.__main__ import ON_GPU, ON_HOST, UsageError, gpu
+from benchmarks.__main__ import ON_GPU, ON_HOST, UsageError, gpu, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_without_tyro_it_is_one_sentence():
     code = "import runpy, sys; sys.modules['tyro'] = None; runpy.run_module('benchmarks', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "error: the benchmarks' command line needs tyro: pip install tyro\n"
 
 
@@ -123,6 +123,8 @@ def test_a_machine_without_a_gpu_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="sees no CUDA device: run on a GPU machine, or try --device cpu --toy"):
         gpu()
+    with pytest.raises(UsageError, match="run on a GPU machine, or leave --device cuda out"):
+        trainer(device="cuda")
     with pytest.raises(UsageError, match="would take hours on a CPU: add --toy"):
         gpu(device="cpu")
 
