@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.library import wrap_triton
 
 from benchmarks.harness import ratio, spread, time_rounds
 from benchmarks.kernel_steps import Step, heaviest
 from benchmarks.records import write_record
 from benchmarks.step import TOY, attempt
-from benchmarks.target import Result, Target
+from benchmarks.target import Result, Skipped, Target
 from kernels import choice
 from kernels.conv_bn.fused import conv_bn
 from kernels.depthwise.fused import depthwise_conv
-from kernels.moments.fused import moments
+from kernels.moments.fused import _statistics, moments
 from kernels.norm_act.fused import norm_act
 from kernels.residual_conv.fused import residual_conv
 from kernels.shift_conv.fused import shift_conv
@@ -47,6 +48,8 @@ FUSED = {
 
 
 def measure(target: Target) -> Iterator[Result]:
+    if target.device.type == "cpu" and not interprets():
+        raise Skipped(f"operators of torch {torch.__version__} do not take Triton's interpreter, those of 2.13 do")
     steps = heaviest((TOY,) if target.toy else (NTU60_X3D, MA52_RUN))
     end, lowest, wrong = time.monotonic() + SECONDS, {}, []
     for step in steps:
@@ -64,6 +67,15 @@ def measure(target: Target) -> Iterator[Result]:
     yield "faster", {"parts": winners}
     if wrong:
         raise RuntimeError(f"{', '.join(wrong)}: further from the reference than allowed, or raised; see results")
+
+
+def interprets() -> bool:
+    """Whether operators of this torch take kernels of Triton's interpreter: 2.11's do not, 2.13's do."""
+    try:
+        wrap_triton(_statistics)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _look(step: Step, target: Target) -> dict:

@@ -33,7 +33,7 @@ class Scorer(nn.Module):
     def forward(self, rgb: Tensor | None = None, heatmap: Tensor | None = None) -> dict[str, Tensor]:
         logits = self.network(rgb, heatmap).logits
         scores = {f"score_{name}": values.float().softmax(1) for name, values in logits.items()}
-        if {"rgb", "pose"} <= logits.keys():
+        if "rgb" in logits and "pose" in logits:  # torch 2.11 traces no comparison of sets
             return {"score_fused": (scores["score_rgb"] + scores["score_pose"]) / 2} | scores
         return scores
 

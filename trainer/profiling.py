@@ -30,7 +30,7 @@ class Profile:
                 torch.cuda.profiler.start()
             if "NSYS_PROFILING_SESSION_ID" not in os.environ:
                 gpu = [ProfilerActivity.CUDA] if torch.cuda.is_initialized() else []
-                self._trace = profile(activities=[ProfilerActivity.CPU, *gpu])
+                self._trace = profile(activities=[ProfilerActivity.CPU, *gpu], acc_events=True)
                 self._trace.start()
 
     def __exit__(self, *error: object) -> None:

@@ -12,7 +12,7 @@ if torch.cuda.is_available():
 
 from benchmarks import engine
 from benchmarks.compiled import counted
-from benchmarks.kernels import through
+from benchmarks.kernels import interprets, through
 from benchmarks.launches import calls_of
 from benchmarks.records import RECORDS
 from benchmarks.step import TOY, random_batch
@@ -25,6 +25,8 @@ from models.layers import SqueezeExcite
 @pytest.mark.parametrize("parts", [(), PARTS])
 def test_gradients_are_those_of_torch(parts):
     """Eager ones with PCAN's heads, some outputs unused; also of operators whose backward functions are Python's."""
+    if parts and not interprets():
+        pytest.skip("operators of torch 2.11 do not take Triton's interpreter")
     batch, found = random_batch(TOY, torch.device("cpu")), []
     for grad in (torch.autograd.grad, engine.grad):
         torch.manual_seed(0)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -126,7 +127,7 @@ def test_safetensors(tiny_demo, checkpoint, tmp_path):
     with safe_open(out, "pt") as file:
         told = json.loads(file.metadata()["duet"])
     assert told["class_names"] == list(tiny_demo.data.class_names)
-    assert told["versions"]["torch"] == torch.__version__
+    assert told["versions"]["torch"] == version("torch")
     before, after = (scorer_of(tiny_demo, file).state_dict() for file in (checkpoint, out))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert exported(out, tmp_path / "again.safetensors") == 0
