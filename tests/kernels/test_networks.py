@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from benchmarks.kernels import FUSED
 from kernels import choice
-from models import layers, x3d_shift
+from models import layers, norms, resnet_path, x3d_shift
 from models.config import ResNetPathConfig, X3DStreamConfig
 from models.norms import made
 from models.resnet_path import ResNetPath, Stage
@@ -102,7 +103,8 @@ def test_each_part_alone(name, part, monkeypatch, fenced):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_parts_on_a_gpu_compiled(name, monkeypatch):
     expected = results(name)
-    monkeypatch.setitem(choice.FASTER, choice.device_name(torch.device("cuda")), {part: {} for part in choice.PARTS})
+    for module in (norms, resnet_path, x3d_shift):
+        monkeypatch.setattr(module, "is_faster", lambda part, x: True)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = results(name, device="cuda", run=lambda network: torch.compile(network, fullgraph=True, dynamic=False))
     assert_close(found, expected)
@@ -175,6 +177,12 @@ def test_without_a_record_nothing_is_chosen(monkeypatch):
     monkeypatch.setitem(choice.FASTER, "cpu", {"x3d_block": {}})
     assert [part for part in choice.PARTS if choice.is_faster(part, x)] == ["x3d_block"]
     assert not choice.is_faster("x3d_block", x.to("meta"))
+    monkeypatch.setattr(choice, "FASTER", {"a card": {"x3d_block": {}}})
+    monkeypatch.setattr(choice, "device_name", lambda device: "a card")
+    with FakeTensorMode():
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            on_card = torch.empty(1, dtype=dtype, device="cuda")
+            assert choice.is_faster("x3d_block", on_card) == (dtype == torch.bfloat16)
     with pytest.raises(AssertionError):
         choice.is_faster("heatmap", x)
 
