@@ -51,9 +51,11 @@ def slug(text: str) -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, None outside a repository."""
+    """The checkout's commit; outside a repository (a copy on another machine) what $DUET_COMMIT says, if anything."""
     head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
-    return head and head + ("+" if _output("git", "-C", str(ROOT), "status", "--porcelain", "-uno") else "")
+    if head is None:
+        return os.environ.get("DUET_COMMIT")
+    return head + ("+" if _output("git", "-C", str(ROOT), "status", "--porcelain", "-uno") else "")
 
 
 def _output(*command: str) -> str | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness
+from benchmarks import harness, records
 from benchmarks.harness import ratio, spread, time_rounds
 from benchmarks.records import provenance, slug, write_record
 from benchmarks.target import Target
@@ -66,3 +66,11 @@ def test_provenance_says_where_and_when():
     assert here["device"].startswith("cpu ")
     assert here["utc"].endswith("+00:00")
     assert slug("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3"
+
+
+def test_a_copy_without_git_is_told_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.delenv("DUET_COMMIT", raising=False)
+    assert records.commit() is None
+    monkeypatch.setenv("DUET_COMMIT", "0123456789ab")
+    assert records.commit() == "0123456789ab"

@@ -24,7 +24,7 @@ WIDE = re.compile(r"\b(?:mul|fma)\.\S*f64")  # float64 that is more than a numbe
 
 
 def handed(name: str) -> list[dict]:
-    """Of every launch of ours, both ways: its function, what ptxas says, and whether it computes in float64."""
+    """Of every launch of ours, both ways, sm_80 and sm_90: function, what ptxas says, whether it is in float64."""
     function, inputs = FUNCTIONS[name]
     codes: list[str] = []
 
@@ -36,16 +36,17 @@ def handed(name: str) -> list[dict]:
     with planning({}) as backend:
         leaves = [on_card(tensor).requires_grad_() for tensor in inputs]
         torch.compile(function, fullgraph=True, dynamic=False, backend=backend)(*leaves)
-    return [compiled(*kernel) for code in codes for kernel in KERNEL.findall(code) if "user_autotune" in kernel[1]]
+    kernels = [kernel for code in codes for kernel in KERNEL.findall(code) if "user_autotune" in kernel[1]]
+    return [compiled(*kernel, architecture) for kernel in kernels for architecture in (80, 90)]
 
 
-def compiled(name: str, source: str) -> dict:
+def compiled(name: str, source: str, architecture: int) -> dict:
     """As torch's CachingAutotuner does, from the compiler's copy of our kernel and of all that it calls."""
     tuner = getattr(PyCodeCache.load(source), name)
     meta, (config,) = tuner.triton_meta, tuner.configs
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     ours = ASTSource(tuner.fn, meta["signature"], meta["constants"], meta["configs"][0])
-    made = triton.compile(ours, GPUTarget("cuda", 10 * CARD.major, CARD.warp_size), options)
+    made = triton.compile(ours, GPUTarget("cuda", architecture, CARD.warp_size), options)
     return {"kernel": tuner.fn.__name__, "float64": bool(WIDE.search(made.asm["ptx"])), **measured(made)}
 
 

@@ -42,7 +42,7 @@ def run(module, x, dtype):
     leaf = x.detach().to(dtype).requires_grad_()
     results = module.moments(leaf)
     generator = torch.Generator().manual_seed(1)
-    grads = [torch.randn(t.shape, generator=generator).to(t.dtype) * (x.numel() / t.numel()) for t in results]
+    grads = [torch.randn(t.shape, generator=generator).to(t) * (x.numel() / t.numel()) for t in results]
     return [t.detach() for t in (*results, *torch.autograd.grad(results, leaf, grads))]
 
 
@@ -113,3 +113,12 @@ def test_a_first_split_that_is_unlike_the_rest(far):
     exact = rows.flatten(0, 1).mean(0), rows.flatten(0, 1).var(0, correction=0)
     for one, other in zip(found, exact, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [*CASES, "training"])
+def test_kernel_on_a_gpu(case, dtype, monkeypatch):
+    monkeypatch.undo()  # as many programs as in training
+    monkeypatch.setitem(CASES, "training", (96, 56, 56, 54))
+    assert not failures(fused, make_case(case, dtype).cuda())

@@ -60,7 +60,7 @@ def run(module, inputs, activation, dtype=None, rounded=None):
     result, mean, var = module.norm_act(*leaves, activation)
     assert not mean.requires_grad
     assert not var.requires_grad
-    grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype).to(result.dtype)
+    grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype).to(result)
     grads = torch.autograd.grad(result, [leaf for leaf in leaves if leaf is not None], grad)
     names = ["x", "weight", "bias", *(name for name, t in zip(NAMES[6:], inputs[3:], strict=True) if t is not None)]
     found = {"result": result.detach(), "mean": mean, "var": var} | dict(zip(names, grads, strict=True))
@@ -319,3 +319,13 @@ def test_mutants_die(name, tmp_path, monkeypatch, fenced, rounding):
         return
     types = torch.float32, torch.bfloat16
     assert dies(partial(failures, mutant, *make_case(case, dtype)) for case in CASES for dtype in types)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [*CASES, "training"])
+def test_kernel_on_a_gpu(case, dtype, monkeypatch):
+    monkeypatch.undo()  # as many programs as in training
+    monkeypatch.setitem(CASES, "training", (96, 56, 56, 54, 6, True, "silu"))
+    inputs, activation = make_case(case, dtype)
+    assert not failures(fused, [None if t is None else t.cuda() for t in inputs], activation)
