@@ -71,8 +71,9 @@ def test_runs(tmp_path, capsys):
         "fresh": "running",
     }
     assert list(rows)[-1] == "killed"
-    assert rows["done[1]"][2:6] == ["3.0 of 14", "0.7500", "2", "acc/RGBPose_1:1_top1"]
-    assert rows["fresh"][2:5] == ["0.0 of 14", "", ""]
+    epochs = EXPERIMENTS["demo"].optim.num_epochs
+    assert rows["done[1]"][2:6] == [f"3.0 of {epochs}", "0.7500", "2", "acc/RGBPose_1:1_top1"]
+    assert rows["fresh"][2:5] == [f"0.0 of {epochs}", "", ""]
     assert rows["killed"][6] == "12 min ago"
 
 
