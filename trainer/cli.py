@@ -3,15 +3,44 @@
 import dis
 import os
 import sys
+import threading
+import traceback
 from types import TracebackType
+from typing import NoReturn
 
 from trainer.origin import PACKAGES, check_origin, check_torch
+
+PATIENCE = 60
 
 
 def main() -> None:
     # OpenMP's threads wait by spinning otherwise, which costs a run on busy cores two thirds of its speed (LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(run_command(sys.argv[1:]))
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    try:
+        code = run_command(sys.argv[1:])
+    except Exception:
+        if not launched:
+            raise
+        traceback.print_exc()
+        code = 1
+    if launched and code in (1, 2):
+        leave(code)
+    sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """A rank that failed ends at once, and the launcher ends the others or starts all again.
+
+    On the usual way out torch would wait for collectives that the others never answer. A snapshot that is being written
+    has PATIENCE seconds.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "snapshot":
+            thread.join(PATIENCE)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run_command(arguments: list[str]) -> int:

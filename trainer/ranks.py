@@ -62,7 +62,8 @@ def started_by_launcher() -> bool:
 
 @contextmanager
 def join(device: str) -> Iterator[Ranks]:
-    """This process's place, from the launcher's environment; the process group lives as long as the context."""
+    """This process's place, from the launcher's environment; the process group ends with the context, or with the
+    process where something was raised (trainer/cli.py)."""
     world_size = int(os.environ["WORLD_SIZE"]) if started_by_launcher() else 1
     rank = int(os.environ["RANK"]) if started_by_launcher() else 0
     local_rank = int(os.environ["LOCAL_RANK"]) if started_by_launcher() else 0
@@ -78,11 +79,9 @@ def join(device: str) -> Iterator[Ranks]:
     attempt = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)  # addresses of the dead are in there
     backend = "nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=PATIENCE_FOR_STEP)
-    try:
-        hosts = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
-        yield Ranks(rank, local_rank, world_size, place, hosts)
-    finally:
-        dist.destroy_process_group()
+    hosts = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
+    yield Ranks(rank, local_rank, world_size, place, hosts)
+    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that wait for this one
 
 
 @torch.no_grad()

@@ -4,13 +4,17 @@ import os
 import pickle
 import re
 import runpy
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import trainer.commands
 from trainer.cli import run_command
 from trainer.experiments import EXPERIMENTS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def told(capsys, *arguments):
@@ -167,6 +171,27 @@ def test_a_bug_of_ours_raises(monkeypatch):
     monkeypatch.setattr(trainer.commands, "dispatch", ours["broken"])
     with pytest.raises(ValueError, match="invalid literal"):
         run_command([])
+
+
+NEVER = "import threading; threading.Thread(target=threading.Event().wait).start()"  # as torch waits for other ranks
+SNAPSHOT = "import time; threading.Thread(target=lambda: (time.sleep(2), print('written')), name='snapshot').start()"
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "last"),
+    [
+        ("sys.argv[1:] = ['--exp', 'nothing']", 2, "error: "),
+        ("import trainer.commands as commands; commands.dispatch = None", 1, "TypeError: 'NoneType' object"),
+    ],
+)
+def test_a_rank_that_fails_waits_for_no_other_but_for_its_snapshot(failure, code, last):
+    script = f"import sys; from trainer import cli; {NEVER}; {SNAPSHOT}; {failure}; cli.main()"
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == "written\n"
+    assert done.stderr.splitlines()[-1].startswith(last)
 
 
 def test_list_shows_every_experiment(capsys, monkeypatch):
