@@ -1,6 +1,7 @@
 """A run's parts in one place. What of them goes into a snapshot, and back: trainer/resume.py."""
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -164,11 +165,14 @@ def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
     """
     if ranks.world_size == 1:
         return forward
-    return DistributedDataParallel(
-        forward,
-        device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-        broadcast_buffers=False,  # ranks.average_statistics makes them equal where it matters
-        gradient_as_bucket_view=True,
-        static_graph=accumulate == 1,
-        bucket_cap_mb=1024,  # one bucket: these nets are small
-    )
+    with warnings.catch_warnings():
+        # torch 2.13 has a new name for it, which 2.11 does not know.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(
+            forward,
+            device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+            broadcast_buffers=False,  # ranks.average_statistics makes them equal where it matters
+            gradient_as_bucket_view=True,
+            static_graph=accumulate == 1,
+            bucket_cap_mb=1024,  # one bucket: these nets are small
+        )

@@ -30,6 +30,7 @@ def test_torchrun_with_two_ranks(tiny, environment, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trainer")
     shown = run(environment, *launcher, *tiny, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
     assert "stopped: 6 steps are done" in shown
+    assert "Warning" not in shown
     assert shown.count("Epoch(val) [1][24/24]") == 1
     found = newest_valid(tmp_path / "run", print)
     assert found is not None
