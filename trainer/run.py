@@ -159,12 +159,15 @@ def build_run(
 
 
 def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
-    """DDP around the compiled network, not the reverse: DDP's optimizer would split the graph.
+    """DDP around the compiled network, which stays one graph.
 
     A static graph has one exchange a backward pass, which accumulation has not.
     """
     if ranks.world_size == 1:
         return forward
+    # torch splits a graph under DDP after its last MB of weights, to send them while the rest goes backward: small nets
+    # have nothing to gain by it, and lose the fusions across.
+    torch._dynamo.config.optimize_ddp = False
     with warnings.catch_warnings():
         # torch 2.13 has a new name for it, which 2.11 does not know.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
