@@ -2,15 +2,18 @@
 
 import dis
 import os
+import signal
 import sys
 import threading
+import time
 import traceback
 from types import TracebackType
 from typing import NoReturn
 
 from trainer.origin import PACKAGES, check_origin, check_torch
 
-PATIENCE = 60
+PATIENCE_FOR_SNAPSHOT = 60  # seconds
+PATIENCE_FOR_END = 3  # seconds in which the launcher notices that another rank has failed, and ends this one
 
 
 def main() -> None:
@@ -19,9 +22,12 @@ def main() -> None:
     launched = "TORCHELASTIC_RUN_ID" in os.environ
     try:
         code = run_command(sys.argv[1:])
-    except Exception:
+    except Exception as error:
         if not launched:
             raise
+        end_snapshot()
+        if isinstance(error, RuntimeError):  # perhaps nothing but the loss of a rank, whose sentence is to stand alone
+            time.sleep(PATIENCE_FOR_END)
         traceback.print_exc()
         code = 1
     if launched and code in (1, 2):
@@ -32,15 +38,24 @@ def main() -> None:
 def leave(code: int) -> NoReturn:
     """A rank that failed ends at once, and the launcher ends the others or starts all again.
 
-    On the usual way out torch would wait for collectives that the others never answer. A snapshot that is being written
-    has PATIENCE seconds.
+    On the usual way out torch would wait for collectives that the others never answer.
     """
-    for thread in threading.enumerate():
-        if thread.name == "snapshot":
-            thread.join(PATIENCE)
+    end_snapshot()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def end_snapshot() -> None:
+    """Wait for a snapshot that is being written; the launcher's SIGTERM, when another rank fails, waits as well."""
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    for thread in threading.enumerate():
+        if thread.name == "snapshot":
+            thread.join(PATIENCE_FOR_SNAPSHOT)
+    signal.signal(signal.SIGTERM, before)
+    if told.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_command(arguments: list[str]) -> int:

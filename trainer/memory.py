@@ -22,7 +22,7 @@ def advice(run: Run, batch: Batch) -> str:
     parts = 2 * optim.accumulate
     full = f"the GPU's memory does not hold a step of {at_once} clips at once"
     if len(batch.label) % parts:
-        return f"{full}, and they cannot be halved: lower clip.rgb_size, or take a larger GPU; the run is saved"
+        return f"{full}, and they cannot be halved: lower clip.rgb_size, or take a larger GPU"
     if run.ranks.world_size > 1:
         fits = f"{at_once // 2} may fit"
     elif fit(run, split(batch, parts)[0]):

@@ -48,10 +48,18 @@ def experiment_of(options: Choice) -> Experiment:
 
 
 def world_size_of(options: Choice, device: str) -> int:
-    """Processes of the whole run: what its launcher says, --ranks, or one for each visible GPU."""
-    if started_by_launcher():
-        return int(os.environ["WORLD_SIZE"])
-    return options.ranks or (torch.cuda.device_count() if device == "cuda" else 1)
+    """Processes of the whole run: what its launcher says, --ranks, or one for each visible GPU.
+
+    Raises ValueError where there is no GPU for each process of this machine.
+    """
+    num_gpus = torch.cuda.device_count() if device == "cuda" else 0
+    here = int(os.environ["LOCAL_RANK"]) + 1 if started_by_launcher() else options.ranks or num_gpus or 1
+    if device == "cuda" and here > num_gpus:
+        raise ValueError(
+            f"{here} processes on this machine need a GPU each, and torch sees {num_gpus}: lower --ranks (torchrun's "
+            "--nproc-per-node), or take --device cpu"
+        )
+    return int(os.environ["WORLD_SIZE"]) if started_by_launcher() else here
 
 
 def device_of(wanted: str) -> str:

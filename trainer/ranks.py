@@ -17,9 +17,10 @@ from torch import nn
 
 from trainer.interrupt import EXIT_CODES
 
-# Rank 0 may prepare hours of video while the others wait at `in_turn`; a stuck step is noticed much sooner.
+# Rank 0 may prepare hours of video while the others wait at `in_turn`; a stuck step is noticed much sooner, by our
+# watchdog first (stalled_after), which leaves stacks behind: NCCL's only aborts.
 PATIENCE_FOR_DATA = timedelta(days=3)
-PATIENCE_FOR_STEP = timedelta(minutes=10)
+PATIENCE_FOR_STEP = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,13 @@ class Ranks:
                 yield
             if self.hosts is not None:
                 dist.barrier(self.hosts)
+
+    def from_leader(self, text: str | None) -> str | None:
+        """What rank 0 says; all ranks call it."""
+        told = [text]
+        if self.hosts is not None:
+            dist.broadcast_object_list(told, 0, self.hosts)
+        return told[0]
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank; all ranks call it and all hear the same."""
@@ -103,7 +111,7 @@ def restarted() -> bool:
 
 
 def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
-    """Run `python -m trainer ARGUMENTS` as `num_ranks` processes of this machine; the exit code of the first failed.
+    """Run `python -m trainer ARGUMENTS` as `num_ranks` processes of this machine; the exit code of what failed.
 
     torch's own elastic launcher, as torchrun has it: when one process fails all are ended, and started again up to
     `max_restarts` times. A signal goes on to all of them, and decides the exit code.
@@ -128,10 +136,13 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "trainer", *arguments)
     except ChildFailedError as error:
-        for rank, failure in sorted(error.failures.items()):
-            print(f"rank {rank} {how_it_ended(failure.exitcode)}", file=sys.stderr)
-        _, first = error.get_first_failure()
-        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
+        # SIGTERM is how the launcher ends those that did not fail; torch has them among the failures, in any order.
+        failed = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM} or codes
+        for rank, code in failed.items():
+            print(f"rank {rank} {how_it_ended(code)}", file=sys.stderr)
+        worst = max(failed.values())  # 1 may be a rank that lost another
+        return worst if worst > 0 else 128 - worst
     except SignalException as told:
         return EXIT_CODES[told.sigval]
     return 0

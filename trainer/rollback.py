@@ -17,18 +17,17 @@ def go_back(run: Run) -> str | None:
     Returns the snapshot's name, or None where there is no snapshot yet (nothing changes). All ranks call it; rank 0
     reads. Tensors keep their memory, which a CUDA graph may know.
     """
-    name: list[str | None] = [None]
+    name = None
     if run.writer is not None:
         run.writer.wait()
         found = newest_valid(run.writer.folder, run.journal.say)
         if found is not None:
-            name = [found[0].name]
+            name = found[0].name
             _restore(run, found[1])
     if run.ranks.world_size > 1:
-        dist.broadcast_object_list(name, device=run.ranks.device)
         for tensor in _tensors(run):
             dist.broadcast(tensor, 0)
-    return name[0]
+    return run.ranks.from_leader(name)
 
 
 @torch.no_grad()

@@ -17,11 +17,12 @@ from trainer.journal import Journal
 from trainer.loop import fit
 from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
 from trainer.profiling import Profile
-from trainer.ranks import join
+from trainer.ranks import Ranks, join
 from trainer.replay import Replay, rate_on_device
 from trainer.report import write_report
 from trainer.resume import check_same, take_up
 from trainer.run import Run, build_run
+from trainer.sealed import load
 from trainer.sheet import contact_sheet
 from trainer.snapshot import Writer, newest_valid
 from trainer.step import update
@@ -51,7 +52,9 @@ def train_here(
         with ranks.in_turn():
             if ranks.leads:
                 claim(work_dir, resume)
-            found = newest_valid(work_dir, print if ranks.leads else _silent) if resume else None
+        if ranks.any(not work_dir.is_dir()):
+            raise ValueError(f"{work_dir} is not there on every machine: choose a --work-dir that all of them see")
+        found = last_snapshot(work_dir, ranks) if resume else None
         journal = Journal(work_dir, ranks.rank, _resume_at(found))
         with journal.closing():
             if resume:
@@ -99,6 +102,13 @@ def claim(work_dir: Path, resume: bool) -> None:
         raise ValueError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
 
 
+def last_snapshot(work_dir: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]] | None:
+    """The snapshot to go on from and its state, on all ranks what rank 0 finds: others may see a file late (NFS)."""
+    found = newest_valid(work_dir, print) if ranks.leads else None
+    name = ranks.from_leader(found[0].name if found else None)
+    return found if name is None or ranks.leads else (work_dir / name, load(work_dir / name))
+
+
 def introduce(run: Run) -> None:
     """What the run computes with, in a line; a warning where BatchNorm sees very few clips."""
     optim, world_size = run.experiment.optim, run.ranks.world_size
@@ -143,7 +153,3 @@ def _resume_at(found: tuple[Path, dict[str, Any]] | None) -> tuple[int, int]:
         return (1, 0)
     cursor = found[1]["cursor"]
     return cursor["epoch"] + 1, cursor["step"]
-
-
-def _silent(_: str) -> None:
-    pass

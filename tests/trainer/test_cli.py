@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -174,7 +175,8 @@ def test_a_bug_of_ours_raises(monkeypatch):
 
 
 NEVER = "import threading; threading.Thread(target=threading.Event().wait).start()"  # as torch waits for other ranks
-SNAPSHOT = "import time; threading.Thread(target=lambda: (time.sleep(2), print('written')), name='snapshot').start()"
+SNAPSHOT = """import time
+threading.Thread(target=lambda: (time.sleep(2), print('written', flush=True)), name='snapshot').start()"""
 
 
 @pytest.mark.parametrize(
@@ -185,13 +187,33 @@ SNAPSHOT = "import time; threading.Thread(target=lambda: (time.sleep(2), print('
     ],
 )
 def test_a_rank_that_fails_waits_for_no_other_but_for_its_snapshot(failure, code, last):
-    script = f"import sys; from trainer import cli; {NEVER}; {SNAPSHOT}; {failure}; cli.main()"
-    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "1"}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = failing_rank(f"{NEVER}\n{SNAPSHOT}\n{failure}")
     assert done.returncode == code, done.stderr
     assert done.stdout == "written\n"
     assert done.stderr.splitlines()[-1].startswith(last)
+
+
+TOLD_WHILE_WRITING = """import os, signal, threading, time
+def write():
+    while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)
+    print('written', flush=True)
+threading.Thread(target=write, name='snapshot').start()
+sys.argv[1:] = ['--exp', 'nothing']"""
+
+
+def test_the_launcher_ends_a_rank_when_its_snapshot_is_written():
+    done = failing_rank(TOLD_WHILE_WRITING)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert done.stdout == "written\n"
+
+
+def failing_rank(script):
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "1"}
+    command = [sys.executable, "-c", f"import sys\nfrom trainer import cli\n{script}\ncli.main()"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_list_shows_every_experiment(capsys, monkeypatch):

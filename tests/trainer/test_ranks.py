@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from trainer.options import Choice, world_size_of
 from trainer.snapshot import newest_valid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,34 +39,67 @@ def test_torchrun_with_two_ranks(tiny, environment, tmp_path):
     assert (found[1]["cursor"]["epoch"], found[1]["cursor"]["step"]) == (1, 1)
 
 
-def test_two_machines_of_one_rank_each(tiny, environment, tmp_path):
-    """Two launchers, as on two nodes, find each other by address; the one of rank 0 writes."""
+def two_machines(environment, *arguments):
+    """Two launchers, as on two nodes, that find each other by address, each with its own `arguments`: codes, texts."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     meet = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port)
-    rest = ("-m", "trainer", *tiny, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *meet, "--node-rank", str(node), *rest],
+            [sys.executable, "-m", "torch.distributed.run", *meet, "--node-rank", str(node), "-m", "trainer", *own],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for node in (0, 1)
+        for node, own in enumerate(arguments)
     ]
     try:
-        first, second = (node.communicate(timeout=200)[0] for node in nodes)
+        shown = [node.communicate(timeout=200)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
-    assert [node.returncode for node in nodes] == [0, 0], first + second
+    return [node.returncode for node in nodes], shown
+
+
+def test_two_machines_of_one_rank_each(tiny, environment, tmp_path):
+    """The one of rank 0 writes."""
+    own = (*tiny, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
+    codes, (first, second) = two_machines(environment, own, own)
+    assert codes == [0, 0], first + second
     assert "2 x 4 clips a step (global batch 8)" in first
     assert "stopped: 6 steps are done" in first
     assert "Epoch" not in second
     assert len(validations(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path, resume):
+    """A fresh start is refused; so is a snapshot that only one has: the other would train from other weights."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    if resume:
+        run(environment, "-m", "trainer", *tiny, "--max-steps", "2", "--work-dir", str(here))
+        there.mkdir()
+    settings = (*tiny, *(["--resume"] if resume else []), "--max-steps", "3", "--work-dir")
+    codes, (first, second) = two_machines(environment, (*settings, str(here)), (*settings, str(there)))
+    assert all(codes), first + second
+    why = "epoch_1_step_2.pth cannot be read as a snapshot: [Errno 2]" if resume else "is not there on every machine"
+    assert f"error: {there if resume else here}" in (second if resume else first)
+    assert why in second
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    gpus = torch.cuda.device_count()
+    with pytest.raises(ValueError, match=f"{gpus + 2} processes .* and torch sees {gpus}: lower --ranks"):
+        world_size_of(Choice(ranks=gpus + 2), "cuda")
+    assert world_size_of(Choice(ranks=gpus + 2), "cpu") == gpus + 2
+    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "100"), ("LOCAL_RANK", str(gpus))):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{gpus + 1} processes"):
+        world_size_of(Choice(), "cuda")
+    assert world_size_of(Choice(), "cpu") == 100
 
 
 def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, tmp_path):

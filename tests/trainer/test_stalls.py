@@ -85,6 +85,30 @@ def test_a_killed_rank_is_started_again(tiny, environment, tmp_path):
     assert not list(work_dir.glob("stalled_*"))
 
 
+def test_a_killed_rank_is_all_that_is_told(tiny, environment, tmp_path):
+    """The other one loses a connection, which is nobody's news; its snapshot is whole."""
+    work_dir = tmp_path / "run"
+    process = start(environment, *tiny, *LONG, "--work-dir", work_dir)
+    wait_for_log(process, work_dir, "Epoch(train) [1][4/5]")
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    shown = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGKILL, shown
+    assert "rank 1 was killed by SIGKILL" in shown
+    assert "rank 0" not in shown
+    assert "Traceback" not in shown
+    assert newest_valid(work_dir, print) is not None
+
+
+def test_a_mistake_that_one_rank_meets_is_one_sentence(tiny, environment, tmp_path):
+    missing = ("--set", "data.demo=None", "--set", f"data.annotations={tmp_path}/none.pkl")
+    process = start(environment, *tiny, *missing, "--work-dir", tmp_path / "run")
+    shown = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, shown
+    assert "none.pkl cannot be opened" in shown
+    assert "Traceback" not in shown
+    assert "rank 1" not in shown
+
+
 def test_how_a_rank_ended():
     assert how_it_ended(3) == "ended with exit code 3"
     assert how_it_ended(-9) == "was killed by SIGKILL"
