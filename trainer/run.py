@@ -177,5 +177,5 @@ def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
             broadcast_buffers=False,  # ranks.average_statistics makes them equal where it matters
             gradient_as_bucket_view=True,
             static_graph=accumulate == 1,
-            bucket_cap_mb=1024,  # one bucket: these nets are small
+            bucket_cap_mb=1024,  # one bucket, behind torch's own first of a MB: these nets are small
         )

@@ -52,8 +52,10 @@ def tiny(tmp_path_factory, worker_id) -> list[str]:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """Of subprocesses: one thread each, so that runs under load neither crawl nor differ."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    """Of subprocesses: one thread each, so that runs under load neither crawl nor differ; no GPU, of which a machine
+    may have fewer than a test has ranks (test_card.py is for GPUs).
+    """
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture
