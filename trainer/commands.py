@@ -9,9 +9,8 @@ import tyro
 from rich.console import Console
 
 from models.weights import read_weights
-from trainer.config import Experiment
 from trainer.listing import list_experiments
-from trainer.options import Choice, device_of, experiment_of, world_size_of
+from trainer.options import Choice, check_division, check_source, device_of, experiment_of, world_size_of
 from trainer.profiling import steps_of
 from trainer.ranks import launch, restarted, started_by_launcher
 from trainer.replay import check_replay
@@ -125,25 +124,6 @@ def train(options: Options, arguments: list[str]) -> int:
         init=options.init,
         profile=profile,
     )
-
-
-def check_division(experiment: Experiment, world_size: int) -> None:
-    """Raise ValueError unless every rank gets equal batches, in equal parts."""
-    for clips in (experiment.optim.batch_size, experiment.val.batch_size):
-        if clips % world_size:
-            raise ValueError(f"the global batch of {clips} clips does not divide over {world_size} ranks; see --ranks")
-    share, parts = experiment.optim.batch_size // world_size, experiment.optim.accumulate
-    if parts < 1 or share % parts:
-        raise ValueError(f"{share} clips a rank do not divide into {parts} equal parts; see --set optim.accumulate")
-
-
-def check_source(experiment: Experiment, device: str) -> None:
-    """Raise ValueError where the videos themselves are to be decoded without a GPU."""
-    if experiment.data.source == "video" and device != "cuda":
-        raise ValueError(
-            "data.source=video decodes on a GPU, and this run has none: leave it out, and clip packs are used, which "
-            "python -m pipelines.prepare makes"
-        )
 
 
 def prepare_only(options: Options) -> int:

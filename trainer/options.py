@@ -66,3 +66,22 @@ def device_of(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here; use --device cpu, or install the driver")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def check_division(experiment: Experiment, world_size: int) -> None:
+    """Raise ValueError unless every rank gets equal batches, in equal parts."""
+    for clips in (experiment.optim.batch_size, experiment.val.batch_size):
+        if clips % world_size:
+            raise ValueError(f"the global batch of {clips} clips does not divide over {world_size} ranks; see --ranks")
+    share, parts = experiment.optim.batch_size // world_size, experiment.optim.accumulate
+    if parts < 1 or share % parts:
+        raise ValueError(f"{share} clips a rank do not divide into {parts} equal parts; see --set optim.accumulate")
+
+
+def check_source(experiment: Experiment, device: str) -> None:
+    """Raise ValueError where the videos themselves are to be decoded without a GPU."""
+    if experiment.data.source == "video" and device != "cuda":
+        raise ValueError(
+            "data.source=video decodes on a GPU, and this run has none: leave it out, and clip packs are used, which "
+            "python -m pipelines.prepare makes"
+        )
