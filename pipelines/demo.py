@@ -39,7 +39,7 @@ from pipelines.demo_classes import (
     clip_ids,
 )
 from pipelines.demo_clip import annotate, write_clip
-from pipelines.demo_own import write_own
+from pipelines.demo_own import LABELS, write_own
 
 __all__ = [
     "COARSE_MAP",
@@ -62,19 +62,29 @@ def make_demo(root: Path, config: DemoConfig, workers: int = 1) -> Path:
     Bytes depend on `config` and the versions of the libraries, not on `workers`. A complete folder of the same
     config is left as it is; one of another config is replaced; a folder with foreign videos is refused.
     """
+    try:
+        with alone(root):
+            claim(root, config)
+            make_missing(root, config, workers)
+    except OSError as error:
+        raise ValueError(
+            f"{root} cannot take the demo's data ({error.strerror or error}): name another folder"
+        ) from error
+    return root / ANNOTATIONS
+
+
+def make_missing(root: Path, config: DemoConfig, workers: int) -> None:
+    """Write the videos and annotations that `root` lacks."""
     clips, videos, annotations = clip_ids(config), root / VIDEOS, root / ANNOTATIONS
-    with alone(root):
-        claim(root, config)
-        missing = [clip for clip in clips if not (videos / f"{clip.name}.mp4").exists()]
-        if missing:
-            for part in videos.glob("*.tmp"):  # of a run that was killed
-                part.unlink()
-            write_videos(missing, config, videos, workers)
-        if not annotations.exists():
-            splits = {split: [clip.name for clip in clips if clip.split == split] for split in (TRAIN, VAL)}
-            content = {"split": splits, "annotations": [annotate(config, clip) for clip in clips]}
-            write_whole(annotations, pickle.dumps(content, protocol=4))
-    return annotations
+    missing = [clip for clip in clips if not (videos / f"{clip.name}.mp4").exists()]
+    if missing:
+        for part in videos.glob("*.tmp"):  # of a run that was killed
+            part.unlink()
+        write_videos(missing, config, videos, workers)
+    if not annotations.exists():
+        splits = {split: [clip.name for clip in clips if clip.split == split] for split in (TRAIN, VAL)}
+        content = {"split": splits, "annotations": [annotate(config, clip) for clip in clips]}
+        write_whole(annotations, pickle.dumps(content, protocol=4))
 
 
 @contextlib.contextmanager
@@ -99,6 +109,12 @@ def claim(root: Path, config: DemoConfig) -> None:
         return
     if found is None and videos.exists() and any(videos.iterdir()):
         raise ValueError(f"{videos} holds files that the demo did not make: name another folder, or move them away.")
+    for file in (root / ANNOTATIONS, root / LABELS):
+        if found is None and file.exists():
+            raise ValueError(
+                f"{file} was not made by the demo, which would replace it: name another folder (your own data are "
+                "trained with --exp custom)"
+            )
     videos.mkdir(parents=True, exist_ok=True)
     (root / ANNOTATIONS).unlink(missing_ok=True)
     for file in videos.glob("*.mp4"):

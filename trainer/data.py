@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from pipelines.annotations import AnnotationError, ClipTable, open_table
-from pipelines.demo import make_demo
+from pipelines.demo import ANNOTATIONS, make_demo
 from pipelines.frame_source import FrameSource
 from pipelines.loader import Loader
 from pipelines.pack_source import PackFrames
@@ -55,6 +55,11 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
     """The experiment's annotation file, or its two; the demo's data are made first where they are missing."""
     data = experiment.data
     if data.demo is not None:
+        if Path(data.annotations).name != ANNOTATIONS:
+            raise ValueError(
+                f"data.annotations={data.annotations}: {experiment.name} makes its own data, in a folder's "
+                f"{ANNOTATIONS}; your own are trained with --exp custom, or here with --set data.demo=None"
+            )
         make_demo(Path(data.annotations).parent, data.demo, workers=len(os.sched_getaffinity(0)))
     tables = []
     for file in (data.annotations, data.val_annotations):

@@ -124,6 +124,23 @@ def test_foreign_videos_are_refused_and_kept(tmp_path):
         assert video.read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("file", ["annotations.pkl", "labels.csv"])
+def test_files_of_ones_own_are_refused_and_kept(tmp_path, file):
+    """A user's folder whose videos lie elsewhere: `--exp demo --set data.annotations=mine/annotations.pkl`."""
+    mine = tmp_path / file
+    mine.write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"{mine} was not made by the demo"):
+        make_demo(tmp_path, TINY)
+    assert mine.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot take the demo's data \(Not a directory\): name another folder"):
+        make_demo(tmp_path / "file" / "demo", TINY)
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pipelines.demo", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

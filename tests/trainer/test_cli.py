@@ -114,6 +114,15 @@ def test_missing_data(capsys, tmp_path):
     assert "set data.annotations" in line
 
 
+def test_own_annotations_in_the_demos_experiment(capsys, tmp_path):
+    mine = tmp_path / "mine.pkl"
+    mine.write_bytes(b"mine")
+    line = told(capsys, "--exp", "demo", "--set", f"data.annotations={mine}", "--work-dir", str(tmp_path / "run"))
+    assert "demo makes its own data" in line
+    assert "--exp custom" in line
+    assert not (tmp_path / "videos").exists()
+
+
 def test_missing_videos(capsys, tmp_path, tiny):
     line = told(capsys, *tiny, "--work-dir", str(tmp_path / "run"), "--set", f"data.videos={tmp_path}/none",
                 "--set", f"data.packs={tmp_path}/packs", "--set", "data.demo=None")  # fmt: skip
