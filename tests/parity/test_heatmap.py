@@ -34,6 +34,19 @@ def published(module, case) -> Tensor:
     return volume
 
 
+def tolerance(case) -> float:
+    """1e-5; more for limbs that reach far beyond the map.
+
+    The published code finds the place on a limb from differences of squared distances in float32, and is off by about
+    the last bit of the longest distance in pixels (measured: 1.5e-5 at 300 px, 1.8e-4 at 3,000).
+    """
+    settings = json.loads(str(case["params"]))
+    if not settings["with_limb"] or not case["keypoint"].size:
+        return 1e-5
+    farthest = np.abs(case["keypoint"].astype(np.float64)).max() * settings["scaling"]
+    return max(1e-5, farthest * 2.0**-23)
+
+
 @pytest.mark.parametrize("module", [reference, fused])
 def test_equal_to_the_published_code(module, fixtures, monkeypatch):
     monkeypatch.setattr(fused, "TILE", 1 << 17)
@@ -43,5 +56,5 @@ def test_equal_to_the_published_code(module, fixtures, monkeypatch):
     for file in files:
         case = np.load(file)
         expected = torch.from_numpy(case["out"])
-        # Limbs: 5e-6 is the published code's own float32 rounding.
-        torch.testing.assert_close(published(module, case), expected, atol=1e-5, rtol=0, msg=lambda m: f"{file}: {m}")  # noqa: B023
+        ours, allowed = published(module, case), tolerance(case)
+        torch.testing.assert_close(ours, expected, atol=allowed, rtol=0, msg=lambda m: f"{file}: {m}")  # noqa: B023

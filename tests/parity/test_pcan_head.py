@@ -47,13 +47,18 @@ def published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("cls_head."): tensor for name, tensor in named.items()}
 
 
-def make_case(path: Path, facts) -> Case:
+def case_of(path: Path, facts) -> Case:
+    """The case of a file pcan_head_<case>.json, with as many classes as the logits beside it."""
+    arrays = np.load(path.with_suffix(".npz"))
+    classes = arrays["logit_rgb"].shape[1], arrays["logit_rgb_coarse"].shape[1]
+    return make_case(path.stem.removeprefix("pcan_head_"), classes, facts)
+
+
+def make_case(name: str, classes: tuple[int, int], facts) -> Case:
     """Head, features and labels of a case, from its name: filled and computed as the fixtures' README says."""
-    name = path.stem.removeprefix("pcan_head_")
     formula = facts("pcan_head_info.json")["formula"]
     case = formula["cases"][name]
-    arrays = np.load(path.with_suffix(".npz"))
-    coarse_map = MAPS[arrays["logit_rgb"].shape[1], arrays["logit_rgb_coarse"].shape[1]]
+    coarse_map = MAPS[classes]
     channels = {stream: shape[1] for stream, shape in case["shape"].items()}
     config = RGBPoseConfig(
         num_classes=len(coarse_map),
@@ -93,7 +98,7 @@ def beside(path: Path, kind: str) -> Path:
 
 def test_losses_logits_and_prototypes_equal_the_published(fixtures, facts):
     for path in paths("_prototypes.npz", fixtures):
-        made, expected, arrays = make_case(path, facts), load_json(path), np.load(path.with_suffix(".npz"))
+        made, expected, arrays = case_of(path, facts), load_json(path), np.load(path.with_suffix(".npz"))
         output = made.head(*made.inputs())
         for theirs, ours in OURS.items():
             assert output.losses[ours].item() == pytest.approx(expected["loss"]["f64"][theirs], rel=1e-6), theirs
@@ -109,11 +114,30 @@ def test_losses_logits_and_prototypes_equal_the_published(fixtures, facts):
             assert_close(coarse, after[f"after_coarse_{stream}"], 1e-6)
 
 
+def test_losses_of_every_described_case_equal_the_published(facts):
+    """`b5` among them: five clips of four coarse classes, and a stream without a mistake."""
+    about, classes = facts("pcan_head_info.json"), classes_of(facts)
+    described = [name for name in about["formula"]["cases"] if name in about]
+    assert described
+    for name in described:
+        made, expected = make_case(name, classes, facts), about[name]
+        losses = made.head(*made.inputs()).losses
+        for theirs, ours in OURS.items():
+            assert losses[ours].item() == pytest.approx(expected["loss"]["f64"][theirs], rel=1e-7), f"{name} {theirs}"
+        assert sum(losses.values()).item() == pytest.approx(expected["total"]["f64"], rel=1e-7), name
+
+
+def classes_of(facts) -> tuple[int, int]:
+    """Fine and coarse classes of the published head."""
+    keys = {key: shape for key, shape, _ in facts("pcan_head_state_dict.json")["state_dict"]}
+    return keys["cls_head.fc_rgb.weight"][0], keys["cls_head.fc_rgb_coarse.weight"][0]
+
+
 def test_score_matrices_equal_the_published(fixtures, facts):
     for path in paths(".npz", fixtures):
-        made, arrays, terms = make_case(path, facts), np.load(path.with_suffix(".npz")), load_json(path)["terms_f64"]
+        made, arrays, terms = case_of(path, facts), np.load(path.with_suffix(".npz")), load_json(path)["terms_f64"]
         logits = made.head(*made.inputs()).logits
-        fresh = make_case(path, facts).head  # the prototypes before the step
+        fresh = case_of(path, facts).head  # the prototypes before the step
         for stream, x in made.x.items():
             peak = peak_of_time_mean(folded(x), x.shape[2])
             right = logits[f"{stream}_coarse"].argmax(1) == made.coarse_label
@@ -132,7 +156,7 @@ def test_score_matrices_equal_the_published(fixtures, facts):
 
 def test_gradients_equal_the_published(fixtures, facts):
     for path in paths("_grads.npz", fixtures):
-        made, grads = make_case(path, facts), np.load(beside(path, "_grads.npz"))
+        made, grads = case_of(path, facts), np.load(beside(path, "_grads.npz"))
         output = made.head(*made.inputs())
         parameters = dict(made.head.named_parameters())
         compared = set()
@@ -157,7 +181,7 @@ def test_gradients_equal_the_published(fixtures, facts):
 
 def test_inference_logits_equal_the_published(fixtures, facts):
     for path in paths("_inference.npz", fixtures):
-        made, expected = make_case(path, facts), np.load(beside(path, "_inference.npz"))
+        made, expected = case_of(path, facts), np.load(beside(path, "_inference.npz"))
         with torch.no_grad():
             for moment in ("initial", "after"):
                 logits = made.head.eval()(*made.inputs()[:2], None, None).logits
@@ -168,9 +192,9 @@ def test_inference_logits_equal_the_published(fixtures, facts):
 
 def test_head_has_the_published_parameters(facts):
     keys = {key: tuple(shape) for key, shape, _ in facts("pcan_head_state_dict.json")["state_dict"]}
-    (classes, width), (groups, _) = keys["cls_head.fc_rgb.weight"], keys["cls_head.fc_rgb_coarse.weight"]
+    classes, groups = classes_of(facts)
     pcan = PcanConfig(coarse_map=MAPS[classes, groups])
     config = RGBPoseConfig(num_classes=classes, num_coarse=groups, pcan=pcan)
-    head = PcanHead(config, (width, keys["cls_head.fc_pose.weight"][1]))
+    head = PcanHead(config, (keys["cls_head.fc_rgb.weight"][1], keys["cls_head.fc_pose.weight"][1]))
     ours = {f"cls_head.{name}": tuple(tensor.shape) for name, tensor in published(head.state_dict()).items()}
     assert ours == keys

@@ -88,6 +88,19 @@ def test_features_equal_the_published(cases, kind, stream):
         assert_close(feature, np.load(path)[f"x_{stream}"], 1e-5)
 
 
+@pytest.mark.parametrize("joints", [17, 28])
+def test_features_have_the_published_spread(facts, joints):
+    """Mean, deviation and largest value of the features: they are told for more joints than the files of features."""
+    about = facts("pcan_backbone_info.json")[f"V{joints}"]
+    model = network(joints, True).eval()
+    with torch.no_grad():
+        feature = features(model, 1, "", joints)
+    for stream, x in feature.items():
+        expected = about[f"out_{stream}"]
+        got = [x.mean().item(), x.std().item(), x.abs().max().item()]
+        assert got == pytest.approx([expected[name] for name in ("mean", "std", "absmax")], rel=1e-5)
+
+
 def test_scores_equal_the_published(cases):
     """Raw scores of the input and of the batch of two, in either width."""
     for path in cases("rgbpose_scores.npz"):
@@ -95,8 +108,8 @@ def test_scores_equal_the_published(cases):
             if published.ndim != 2 or probabilities(published):
                 continue
             wide = published.dtype == np.float64
-            logits = scores(len(published), torch.float64 if wide else torch.float32)["rgb" if "rgb" in key else "pose"]
-            assert_close(logits, published, 1e-9 if wide else 1e-5)
+            logits = scores(len(published), torch.float64 if wide else torch.float32)
+            assert_close(logits[stream_of(key)], published, 1e-9 if wide else 1e-5)
 
 
 def test_two_views_are_averaged_as_published(cases):
@@ -110,7 +123,7 @@ def test_two_views_are_averaged_as_published(cases):
     mean, compared = mean_of(views).probability, 0
     for path in paths:
         for key, published in np.load(path).items():
-            ours = mean["rgb" if "rgb" in key else "pose"]
+            ours = mean[stream_of(key)]
             if ours.shape == published.shape and probabilities(published):
                 error = np.abs(ours.numpy() - published).max() / published.max()
                 if error < 5e-3:  # other clips differ by over 1e-2: their name is not in the fixtures' README
@@ -118,6 +131,10 @@ def test_two_views_are_averaged_as_published(cases):
                     compared += 1
     if not compared:
         pytest.skip("no averaged probabilities of imgs.b2 in rgbpose_scores.npz")
+
+
+def stream_of(key: str) -> str:
+    return "pose" if "pose" in key.lower().replace("rgbpose", "") else "rgb"
 
 
 def probabilities(rows: np.ndarray) -> bool:
@@ -183,25 +200,30 @@ def test_interacting_gradients_equal_the_published_in_float64(cases):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_interaction_equals_the_published(cases, facts, stage):
+def test_interaction_equals_the_published(fixtures, facts, stage):
+    """Gradient norms as described, for both stages; gates, sequences and outputs where there is the file."""
     about = facts("pcan_backbone_info.json")[f"fi{stage}"]
     shapes = {stream: tuple(about[stream]) for stream in ("rgb", "skt")}
-    for path in cases(f"pcan_fi{stage}.npz"):
+    ratio = shapes["skt"][2] // shapes["rgb"][2]
+    net = without_dropout(FeatureInteraction(shapes["rgb"][1], shapes["skt"][1], ratio)).double()
+    prefix = f"backbone.featuredifference{stage}."
+    fill(net, RULES, prefix)
+    leaves = [folded(det_input(f"fi{stage}.{s}", shape)).double().requires_grad_() for s, shape in shapes.items()]
+    sequences = []
+    for attention in (net.rgb_cross_attn, net.skt_cross_attn):
+        attention.register_forward_hook(lambda *call: sequences.append(call[-1]))
+    gates, outputs = net.gates(*leaves, shapes["rgb"][2]), net(*leaves, shapes["rgb"][2])
+    whole = {s: unfolded(out, shapes[s][2]) for s, out in zip(shapes, outputs, strict=True)}
+    for path in fixtures.glob(f"pcan_fi{stage}.npz"):
         published = np.load(path)
-        ratio = shapes["skt"][2] // shapes["rgb"][2]
-        net = without_dropout(FeatureInteraction(shapes["rgb"][1], shapes["skt"][1], ratio)).double()
-        prefix = f"backbone.featuredifference{stage}."
-        fill(net, RULES, prefix)
-        leaves = [folded(det_input(f"fi{stage}.{s}", shape)).double().requires_grad_() for s, shape in shapes.items()]
-        gates, outputs = net.gates(*leaves, shapes["rgb"][2]), net(*leaves, shapes["rgb"][2])
-        whole = {s: unfolded(out, shapes[s][2]) for s, out in zip(shapes, outputs, strict=True)}
-        for stream, gate in zip(shapes, gates, strict=True):
+        for stream, gate, sequence in zip(shapes, gates, sequences[:2], strict=True):
+            assert_close(sequence, published[f"seq_{stream}"], 1e-5)
             assert_close(gate.squeeze(-1), published[f"gate_{stream}"], 1e-5)
             first = published[f"out_{stream}_first"]
             assert_close(whole[stream][:1, : first.shape[1]], first, 1e-5)
             assert_close(sample(whole[stream], 4096), published[f"out_{stream}_sample"], 1e-5)
-        sum((x * det_input(f"proj.fi{stage}.{s}", tuple(x.shape))).sum() for s, x in whole.items()).backward()
-        got = {name.removeprefix(prefix): norm for name, norm in norms(net, RULES, prefix).items()}
-        got |= {stream: leaf.grad.norm().item() for stream, leaf in zip(shapes, leaves, strict=True)}
-        expected = about["proj_grad_norm"]
-        assert got == pytest.approx(expected, rel=1e-4, abs=1e-6 * max(expected.values()))
+    sum((x * det_input(f"proj.fi{stage}.{s}", tuple(x.shape))).sum() for s, x in whole.items()).backward()
+    got = {name.removeprefix(prefix): norm for name, norm in norms(net, RULES, prefix).items()}
+    got |= {stream: leaf.grad.norm().item() for stream, leaf in zip(shapes, leaves, strict=True)}
+    expected = about["proj_grad_norm"]
+    assert got == pytest.approx(expected, rel=1e-4, abs=1e-6 * max(expected.values()))
