@@ -10,16 +10,22 @@ from tests.parity.published import load_json
 
 
 @pytest.fixture(scope="session")
-def facts(fixtures: Path) -> Callable[[str], dict]:
-    """Reads a file that says how cases were made (shapes, labels, keys); skips where there is none."""
+def located(fixtures: Path) -> Callable[[str], Path]:
+    """Finds a file that says how cases were made (shapes, labels, keys, inputs); skips where there is none."""
 
-    def read(name: str) -> dict:
+    def find(name: str) -> Path:
         for folder in (fixtures, SHARED / "fixtures"):
             if (folder / name).exists():
-                return load_json(folder / name)
+                return folder / name
         pytest.skip(f"no {name} in {fixtures}")
 
-    return read
+    return find
+
+
+@pytest.fixture(scope="session")
+def facts(located: Callable[[str], Path]) -> Callable[[str], dict]:
+    """Reads such a file of JSON."""
+    return lambda name: load_json(located(name))
 
 
 @pytest.fixture(scope="session")

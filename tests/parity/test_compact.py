@@ -8,11 +8,11 @@ import pytest
 from pipelines.geometry import CompactRule, compact_box
 
 
-def test_compact_box_equals_published(fixtures):
+def test_compact_box_equals_published(fixtures, located):
     path = fixtures / "compact.json"
     if not path.exists():
         pytest.skip(f"no {path.name} among the fixtures")
-    poses = np.load(fixtures / "compact_keypoints.npz")
+    poses = np.load(located("compact_keypoints.npz"))
     for case in json.loads(path.read_text())["cases"]:
         params = case["params"]
         ratio = params["hw_ratio"]

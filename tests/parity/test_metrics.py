@@ -1,6 +1,7 @@
 """Validation metrics against the published AccMetric (metrics*)."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from trainer.metrics import Scores
 
 
 @pytest.fixture
-def published(fixtures: Path) -> tuple[dict, Scores]:
+def published(fixtures: Path, located: Callable[[str], Path]) -> tuple[dict, Scores]:
     if not (fixtures / "metrics.json").exists():
         pytest.skip(f"no metrics.json in {fixtures}")
-    arrays = np.load(fixtures / "metrics_scores.npz")
+    arrays = np.load(located("metrics_scores.npz"))
     label = torch.from_numpy(arrays["label"])
     probability = {stream: torch.from_numpy(arrays[stream]) for stream in ("rgb", "pose")}
     return load_json(fixtures / "metrics.json"), Scores(torch.arange(len(label)), label, label // 10, probability)

@@ -1,0 +1,26 @@
+"""The formula that fills weights and inputs, against values told in words (fixtures/README.md, models.json)."""
+
+import numpy as np
+import pytest
+
+from tests.parity.published import det_input, det_u01
+
+TOLD = {
+    "input.imgs.tsm": [0.7747946528249058, 0.8239951666329061, 0.06913549486927517, 0.6634685489349165],
+    # The README's fourth value has two digits wrong in its tenth place; three evaluations of its formula agree.
+    "rgb_backbone.conv1_s.conv.weight": [0.8019084538854452, 0.027732634070940065, 0.6005018463240284],
+}
+
+
+def test_formula_gives_the_values_of_the_readme():
+    for name, values in TOLD.items():
+        assert det_u01(name, len(values)).tolist() == values, name
+
+
+def test_formula_gives_the_values_of_the_files(facts, located):
+    for name, values in facts("models.json")["known_answers"].items():
+        assert det_u01(name, len(values)).tolist() == values, name
+    for stream in ("rgb", "pose"):
+        name, shape = facts("x3dts_info.json")[stream]["input"]
+        first = np.load(located(f"x3dts_{stream}_feat.npz"))["input_head"]
+        assert det_input(name, tuple(shape)).flatten()[: len(first)].numpy() == pytest.approx(first, rel=1e-6)
