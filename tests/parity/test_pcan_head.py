@@ -107,6 +107,7 @@ def test_losses_logits_and_prototypes_equal_the_published(fixtures, facts):
         for stream, x in made.x.items():
             for head in (stream, f"{stream}_coarse"):
                 assert_close(output.logits[head], arrays[f"logit_{head}"], 1e-5)
+            assert_close(x.flatten()[:64], arrays[f"feature_head_{stream}"], 1e-7)
             peak = peak_of_time_mean(folded(x), x.shape[2])
             assert_close(peak[:, ::4], arrays[f"aux_feature_{stream}"], 1e-6)
             fine, coarse = (made.head.get_buffer(f"contrast_{stream}{s}.prototypes").T for s in ("", "_coarse"))
