@@ -1,32 +1,23 @@
 """One video -> one clip of a pack: decoded in order, cropped, scaled, written as Motion JPEG.
 
-Run as a program it is a worker of `prepare`: jobs come in as lines of JSON, results go out as lines of JSON. Frames are
-taken as the decoder hands them out: the timestamps of NTU's .avi files lie (reference data.md D1).
+Frames are taken as the decoder hands them out: the timestamps of NTU's .avi files lie (reference data.md D1).
 """
 
 import hashlib
 import io
 import itertools
-import json
 import os
-import queue
-import resource
-import sys
-import threading
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
-from typing import Any
 
 import av
 import av.filter
 
-READY = "ready"  # what a worker says first
 MEBIBYTE = 1 << 20
-MEMORY = 4 << 30  # bytes of address space that a worker may take: a hostile header asks for more
 MAX_PIXELS = 8192 * 8192
 MAX_FRAMES = 1 << 20
 SLACK = 2  # frames by which a video and its skeleton may differ in length (reference data.md D3)
@@ -254,42 +245,3 @@ def write_jpegs(job: Job, crop: Crop, first: av.VideoFrame, rest: Iterator[av.Vi
                 container.mux(packet)
         assert not stream.encode(None)
     return file.getvalue(), packets
-
-
-def main() -> None:
-    """Serve `prepare` until it closes our input: its death, even by SIGKILL, is ours at once."""
-    decoder = None
-    if sys.argv[1:] == ["nvdec"]:
-        from pipelines import nvdec  # DALI's: a second to load, and CUDA's address space knows no limit
-
-        decoder = nvdec.decode
-    else:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            jobs.put(line)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    print(READY, flush=True)
-    while True:
-        print(json.dumps(_answer(Job(**json.loads(jobs.get())), decoder)), flush=True)
-
-
-def _answer(job: Job, decoder: Decoder | None) -> dict[str, Any]:
-    try:
-        return {"encoded": asdict(encode_clip(job, decoder))}
-    except VideoError as error:
-        return {"bad": str(error)}
-    except MemoryError:
-        return {"bad": f"it needs more than {MEMORY >> 30} GiB of memory"}
-    except OSError as error:  # of the pack: a full or read-only disk is no fault of the video
-        return {"fatal": f"{job.target} cannot be written ({error.strerror})"}
-
-
-if __name__ == "__main__":
-    from pipelines import encode  # as others know it: their VideoError is to be ours
-
-    encode.main()

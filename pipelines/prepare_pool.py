@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines.encode import READY, Job
+from pipelines.encode import Job
+from pipelines.encode_worker import READY
 
 ROOT = Path(__file__).resolve().parents[1]
 # One thread each: NumPy's would only reserve memory that the limit then counts.
@@ -25,11 +26,11 @@ def time_limit(job: Job) -> float:
 
 
 class Worker:
-    """A process of `python -m pipelines.encode`, which dies with us; `arguments` are that program's."""
+    """A process of `python -m pipelines.encode_worker ARGUMENTS`, which dies with us."""
 
     def __init__(self, arguments: Sequence[str] = ()):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.encode", *arguments],
+            [sys.executable, "-m", "pipelines.encode_worker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,

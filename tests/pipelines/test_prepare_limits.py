@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipelines import encode
 from pipelines.annotations import open_table
 from pipelines.encode import Job, VideoError, encode_clip
+from pipelines.encode_worker import READY
 from pipelines.packs import PackSettings, clip_file, packets_text, write_index
 from pipelines.prepare import prepare
 from pipelines.verify_videos import read_header
@@ -132,12 +132,12 @@ def test_no_file_leads_to_another(tmp_path, film, kind, extension):
 
 MEMORY_HOG = """
 import json, sys
-from pipelines import encode
-encode.MEMORY = 700 << 20
+from pipelines import encode_worker
+encode_worker.MEMORY = 700 << 20
 def hog(job, decoder):
     return bytearray(4 << 30)
-encode.encode_clip = hog
-encode.main()
+encode_worker.encode_clip = hog
+encode_worker.main()
 """
 
 
@@ -151,7 +151,7 @@ def test_a_worker_keeps_to_its_memory():
     )
     assert worker.stdin is not None
     assert worker.stdout is not None
-    assert worker.stdout.readline().strip() == encode.READY
+    assert worker.stdout.readline().strip() == READY
     for _ in range(2):
         worker.stdin.write(job_line)
         worker.stdin.flush()
