@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from benchmarks.step import random_batch
 from kernels.conv_bn import WIDEST
 from models import build_model
-from models.norms import made, normalise
+from models.norms import materialise, normalise
 from models.resnet_path import Bottleneck, Stage
 from models.x3d_shift import X3DBlock
 from trainer.config import Experiment
@@ -51,7 +51,7 @@ class Step:
     def make(self, device: torch.device, clips: int) -> tuple[Block, Tensor]:
         """A copy of the block whose norms do something, and an input [F, C, H, W] of bfloat16's values in float32.
 
-        Of a stage its first two blocks: one ends in the other, which `made` ends.
+        Of a stage its first two blocks: one ends in the other, which `materialise` ends.
         """
         torch.manual_seed(0)
         block = copy.deepcopy(self.block)
@@ -66,7 +66,7 @@ class Step:
 
     def run(self, block: Block, x: Tensor) -> Tensor:
         if self.part != "norm_act":
-            return made(block(x, self.num_frames))
+            return materialise(block(x, self.num_frames))
         assert not isinstance(block, Stage)
         assert block.conv1.bn is not None
         return normalise(block.conv1.bn, x, "relu")

@@ -26,7 +26,7 @@ class PoseAttention(nn.Module):
         if num_frames % FRAME_RATIO:
             raise ValueError(
                 f"pose attention reads {FRAME_RATIO} pose frames per RGB frame, and {num_frames} do not divide by"
-                f" {FRAME_RATIO}: set the clip lengths to match"
+                f" {FRAME_RATIO}: set clip.rgb_frames and clip.pose_frames to match"
             )
         rows = pixels(pose, 1).unflatten(0, (-1, num_frames))[:, ::FRAME_RATIO]  # [N, T, H*W, C]
         extremes = torch.stack([rows.amax(-1), rows.mean(-1)], -1)  # [N, T, H*W, 2]

@@ -9,13 +9,13 @@ MA52 = (0,) * 5 + (1,) * 6 + (2,) * 13 + (3,) * 8 + (4,) * 6 + (5,) * 10 + (6,) 
 NTU60_SEMANTIC8 = tuple(
     int(digit) for digit in "0000222334" "2221111111" "1443233222" "4224440444" "5555555556" "6676776777"
 )  # fmt: skip
-"""Ours, by meaning; keeps the official daily / medical / mutual division."""
+"""Ours, by meaning; keeps the official division into daily, medical and mutual actions."""
 
 NTU60_GUIDE_DIV8 = tuple(min(fine // 8, 7) for fine in range(60))
-"""The guide's map of its coarse cross-entropy: eights, whatever they mean."""
+"""The map of the guide's coarse cross-entropy: runs of eight classes, regardless of meaning."""
 
 NTU60_GUIDE_RANGES = (0,) * 10 + (1,) * 10 + (2,) * 10 + (3,) * 10 + (4,) * 5 + (5,) * 5 + (6,) * 5 + (7,) * 5
-"""The guide's other map, of its tree loss."""
+"""The map of the guide's tree loss."""
 
 COARSE_MAPS = {
     "ma52": MA52,

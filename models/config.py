@@ -15,7 +15,7 @@ class X3DStreamConfig:
     blocks: tuple[int, ...]
     stem_stride: int
     shift_divisor: int
-    """One part in so many of a block's input channels comes from the next frame, as many from the one before."""
+    """1 / shift_divisor of a block's input channels come from the next frame, as many from the one before."""
 
     def inner(self, stage: int) -> int:
         """Width of the depthwise convolution: 2.25 times the stage's."""
@@ -107,7 +107,7 @@ class RGBPoseConfig(TwoStreamConfig):
     interaction: bool = False
     """PCAN's FeatureInteraction at both fusion points."""
     drop_path: tuple[float, float] = (0.0, 0.0)
-    """Chance per training batch that the laterals into the RGB path, and those into the pose path, are silent."""
+    """Probability per training batch that the laterals into the RGB path, and those into the pose path, are dropped."""
     rgb: ResNetPathConfig = RESNET_RGB
     pose: ResNetPathConfig = RESNET_POSE
 

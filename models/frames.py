@@ -8,9 +8,9 @@ STD = (58.395, 57.12, 57.375)
 
 
 class FoldRGB(nn.Module):
-    """Fold RGB frames; normalise those that are bytes: one pass when compiled, the cast included.
+    """Fold RGB frames, and normalise them if they are bytes: one pass when compiled, cast included.
 
-    rgb: [N, T, H, W, 3], uint8 in RGB order, or float that is normalised already. Returns [N*T, 3, H, W].
+    rgb: [N, T, H, W, 3], uint8 in RGB order, or floats already normalised. Returns [N*T, 3, H, W].
     """
 
     mean: Tensor

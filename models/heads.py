@@ -48,6 +48,7 @@ class TwoStreamHead(nn.Module):
         label: Tensor | None,
         coarse_label: Tensor | None,
     ) -> Output:
+        """features: [N*T, C, H, W] and num_frames: T, by stream; label, coarse_label: [N] int64."""
         pooled = {stream: self.dropout(clip_mean(features[stream], num_frames[stream])) for stream in STREAMS}
         logits = {
             stream + suffix: self.get_submodule(f"fc_{stream}{suffix}")(pooled[stream])
@@ -74,10 +75,10 @@ class TwoStreamHead(nn.Module):
 
 
 def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:
-    """Have the fine cross-entropies of training see logits raised by `strength` times each class's log share.
+    """Raise the logits in the fine cross-entropies of training by `strength` times each class's log share.
 
-    counts: [K] training clips of each class; a class without any counts as one clip. Scores of evaluation stay as they
-    are, so that rare classes gain. Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021, eq. 10.
+    counts: [K] training clips of each class; a class without clips counts as one. Evaluation scores are not adjusted,
+    so rare classes gain. Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021, eq. 10.
     """
     share = counts.clamp(min=1).double() / counts.clamp(min=1).sum()
     for module in network.modules():

@@ -40,13 +40,13 @@ class TemporalConv(nn.Module):
         transposed: bool = False,
     ) -> None:
         super().__init__()
-        along, padding = (stride, 1), (kernel // 2, 0)
+        strides, padding = (stride, 1), (kernel // 2, 0)
         if transposed:
             self.conv = nn.ConvTranspose2d(
-                in_channels, out_channels, (kernel, 1), along, padding, (stride - 1, 0), bias=False
+                in_channels, out_channels, (kernel, 1), strides, padding, (stride - 1, 0), bias=False
             )
         else:
-            self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), along, padding, bias=False)
+            self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), strides, padding, bias=False)
         self.bn = nn.BatchNorm2d(out_channels) if norm else None
 
     def forward(self, x: Tensor, num_frames: int, activation: str = "none") -> Tensor:
@@ -75,7 +75,7 @@ class SqueezeExcite(nn.Module):
 
 
 def weighted_sums(layer: nn.Linear, x: Tensor) -> Tensor:
-    """layer(x) for x [N, C], the compiler's to fuse; no product, which autocast would round and nothing fuses with."""
+    """layer(x) for x [N, C], as sums that the compiler fuses; a matmul would be rounded by autocast and not fused."""
     return (x[:, None] * layer.weight).sum(-1) + layer.bias
 
 
@@ -92,7 +92,7 @@ def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
     x: [N*T, C, H, W] channels_last, as the result.
     """
     channels = x.shape[1]
-    # [N, T, H, W, C]: of four dimensions the compiler would take T for an image's channels and lay it innermost
+    # [N, T, H, W, C]: with four dimensions the compiler would take T for an image's channels and lay it innermost
     frames = x.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))
     later, earlier, same = frames.split([fold, fold, channels - 2 * fold], dim=-1)
     later = F.pad(later, (0, 0, 0, 0, 0, 0, -1, 1))
@@ -111,7 +111,7 @@ def time_rows(x: Tensor, num_frames: int) -> Tensor:
 
 
 def unfold_pixels(rows: Tensor, like: Tensor) -> Tensor:
-    """Any contiguous [..., C] of frames as large as those of `like` as [N*T, C, H, W] channels_last: a view."""
+    """Contiguous [..., C] as [N*T, C, H, W] channels_last, H and W those of `like`: a view."""
     height, width = like.shape[2:]
     return rows.reshape(-1, height, width, rows.shape[-1]).permute(0, 3, 1, 2)
 
@@ -122,7 +122,7 @@ def clip_mean(x: Tensor, num_frames: int) -> Tensor:
 
 
 def initialise(module: nn.Module) -> None:
-    """Convolutions Kaiming normal (fan out), batch norms 1 and 0, as the published nets."""
+    """Convolutions and squeeze-excite Kaiming normal (fan out), biases 0, as in the published nets."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -12,7 +12,7 @@ from kernels.moments import moments
 from kernels.residual_conv import residual_conv
 from models.config import ResNetPathConfig
 from models.layers import ConvBn, TemporalConv, initialise
-from models.norms import Residual, affine, made, normalise, scaled, trains
+from models.norms import Residual, in_training, materialise, normalise, scale_and_shift, scaled_relu
 
 
 class Bottleneck(nn.Module):
@@ -37,31 +37,32 @@ class Bottleneck(nn.Module):
         return self.conv1(x, num_frames, "relu") if self.inflate else self.conv1(x, "relu")
 
     def fused(self, x: Tensor | Residual, num_frames: int) -> Residual:
-        """As `forward`, but a sum comes and goes unmade: whoever convolves it next makes it while loading.
+        """`forward` through kernels: the block's final sum is left to the next block's first convolution.
 
-        1x1 convolutions take their norm's statistics while they store; the last one has the norm before in its loads.
+        1x1 convolutions take the statistics of their norm while they store; the last one applies the norm before it
+        while it loads.
         """
         if isinstance(x, Residual):
             y, mean, var, x = residual_conv(
                 x.y, self.conv1.conv.weight, x.scale, x.shift, x.shortcut, num_frames, x.shortcut_scale
             )
             assert self.conv1.bn is not None
-            y = scaled(y, *affine(self.conv1.bn, mean, var, y))
+            y = scaled_relu(y, *scale_and_shift(self.conv1.bn, mean, var, y))
         elif isinstance(self.conv1, ConvBn):
-            y = scaled(*measured(self.conv1, x))
+            y = scaled_relu(*conv_with_norm(self.conv1, x))
         else:
             y = self.first(x, num_frames)
-        y, scale, shift = measured(self.conv2, y)
+        y, scale, shift = conv_with_norm(self.conv2, y)
         y, mean, var = conv_bn(y, self.conv3.conv.weight, scale[None], shift[None], "relu")
-        scale, shift = affine(self.conv3.bn, mean, var, y)
+        scale, shift = scale_and_shift(self.conv3.bn, mean, var, y)
         if self.downsample is None:
             return Residual(y, scale, shift, x)
-        shortcut, other_scale, other_shift = measured(self.downsample, x)
+        shortcut, other_scale, other_shift = conv_with_norm(self.downsample, x)
         return Residual(y, scale, shift + other_shift, shortcut, other_scale)
 
 
-def measured(layer: ConvBn, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The convolution's result, its batch norm as scale and shift [C]: 1x1 takes the statistics while it stores."""
+def conv_with_norm(layer: ConvBn, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution's result [N*T, O, h, w] and its batch norm as scale and shift [O]."""
     if layer.conv.kernel_size == (1, 1):
         down, across = layer.conv.stride
         taken = x.permute(0, 2, 3, 1)[:, ::down, ::across].permute(0, 3, 1, 2)  # its gradient is channels_last too
@@ -69,7 +70,7 @@ def measured(layer: ConvBn, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     else:
         y = layer.conv(x)
         mean, var = moments(y)
-    return y, *affine(layer.bn, mean, var, y)
+    return y, *scale_and_shift(layer.bn, mean, var, y)
 
 
 class Stage(nn.ModuleList):
@@ -83,12 +84,12 @@ class Stage(nn.ModuleList):
         self.width = width
 
     def forward(self, x: Tensor | Residual, num_frames: int) -> Tensor | Residual:
-        """Through kernels each block's sum is made by the next one's first convolution; the last one's is handed on."""
-        if self.width <= WIDEST and trains(self) and is_faster("bottlenecks", x if isinstance(x, Tensor) else x.y):
+        """Through kernels a block's sum is computed by the next block's first convolution; the last sum is returned."""
+        if self.width <= WIDEST and in_training(self) and is_faster("bottlenecks", x if isinstance(x, Tensor) else x.y):
             for block in cast(Iterable[Bottleneck], self):
                 x = block.fused(x, num_frames)
             return x
-        x = made(x)
+        x = materialise(x)
         for block in self:
             x = block(x, num_frames)
         return x
@@ -118,11 +119,11 @@ class ResNetPath(nn.Module):
         return F.max_pool2d(self.conv1(x, "relu"), 3, self.stride, 1)
 
     def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
-        """Stages one after another, counted from 1 as in the parameters' names; nobody else reads what is between."""
+        """Stages in a row, numbered from 1 as in the parameters' names; nothing else may read the sums between them."""
         between: Tensor | Residual = x
         for number in numbers:
             between = self.get_submodule(f"layer{number}")(between, num_frames)
-        return made(between)
+        return materialise(between)
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         return self.stages(range(1, self.num_stages + 1), self.stem(x), num_frames)

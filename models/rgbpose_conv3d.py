@@ -9,7 +9,7 @@ from models.layers import TemporalConv, initialise
 from models.resnet_path import ResNetPath
 
 SPEED_RATIO = 4  # pose frames per RGB frame
-FUSIONS = {2: (1, 2), 3: (3,)}  # after this RGB stage, the last of these, and the pose stage one below
+FUSIONS = {2: (1, 2), 3: (3,)}  # RGB stage after which paths fuse: RGB stages up to it; pose is one stage behind
 
 
 class RGBPoseConv3D(nn.Module):
@@ -40,28 +40,28 @@ class RGBPoseConv3D(nn.Module):
         if num_frames["pose"] != SPEED_RATIO * num_frames["rgb"]:
             raise ValueError(
                 f"RGBPoseConv3D reads {SPEED_RATIO} pose frames per RGB frame, not {num_frames['pose']} with"
-                f" {num_frames['rgb']}: set the clip lengths to match"
+                f" {num_frames['rgb']}: set clip.rgb_frames and clip.pose_frames to match"
             )
-        silent = self.draw_silence(rgb)
+        dropped = self.draw_drops(rgb)
         rgb, pose = self.rgb_path.stem(rgb), self.pose_path.stem(pose)
         for stage, stages in FUSIONS.items():
             rgb = self.rgb_path.stages(stages, rgb, num_frames["rgb"])
             pose = self.pose_path.stages([stage - 1], pose, num_frames["pose"])
-            rgb, pose = self.fuse(stage, rgb, pose, num_frames, silent)
+            rgb, pose = self.fuse(stage, rgb, pose, num_frames, dropped)
         return self.rgb_path.stages([4], rgb, num_frames["rgb"]), self.pose_path.stages([3], pose, num_frames["pose"])
 
     def fuse(
-        self, stage: int, rgb: Tensor, pose: Tensor, num_frames: dict[str, int], silent: list[Tensor | None]
+        self, stage: int, rgb: Tensor, pose: Tensor, num_frames: dict[str, int], dropped: list[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        """Append each path's lateral to the other."""
+        """Append to each path [N*T, C, H, W] the lateral of the other."""
         into_rgb = self.rgb_path.get_submodule(f"layer{stage}_lateral")(pose, num_frames["pose"])
         into_pose = self.pose_path.get_submodule(f"layer{stage - 1}_lateral")(rgb, num_frames["rgb"]).relu()
         if self.interaction:
             rgb, pose = self.get_submodule(f"featuredifference{stage}")(rgb, pose, num_frames["rgb"])
-        into_rgb, into_pose = hush(into_rgb, silent[0]), hush(into_pose, silent[1])
+        into_rgb, into_pose = drop(into_rgb, dropped[0]), drop(into_pose, dropped[1])
         return torch.cat([rgb, into_rgb], 1), torch.cat([pose, into_pose], 1)
 
-    def draw_silence(self, like: Tensor) -> list[Tensor | None]:
+    def draw_drops(self, like: Tensor) -> list[Tensor | None]:
         """Per direction, whether this batch's laterals are dropped: a bool on the device, None where they never are."""
         return [
             torch.rand((), device=like.device) < chance if self.training and chance else None
@@ -69,6 +69,6 @@ class RGBPoseConv3D(nn.Module):
         ]
 
 
-def hush(lateral: Tensor, silent: Tensor | None) -> Tensor:
-    """Zeros if `silent`, decided on the device; masked_fill would lose the layout."""
-    return lateral if silent is None else torch.where(silent, 0.0, lateral)
+def drop(lateral: Tensor, dropped: Tensor | None) -> Tensor:
+    """Zeros if `dropped`, decided on the device; masked_fill would lose the layout."""
+    return lateral if dropped is None else torch.where(dropped, 0.0, lateral)

@@ -23,7 +23,7 @@ from models.x3d_shift import X3DTemporalShift
 
 
 class TwoStream(nn.Module):
-    """What two-stream nets share: the way of a batch through each net's own `features` to the output of `cls_head`."""
+    """What two-stream nets share: a batch goes through the net's own `features` into `cls_head`."""
 
     cls_head: TwoStreamHead
 
@@ -32,7 +32,7 @@ class TwoStream(nn.Module):
         self.fold_rgb = FoldRGB()
 
     def features(self, frames: Tensor, maps: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
-        """Final feature maps of both streams from folded frames and heatmaps."""
+        """Final feature maps [N*T, C, h, w] of both streams of frames [N*T, 3, H, W] and maps [N*T', V, H', W']."""
         raise NotImplementedError
 
     def forward(
@@ -140,7 +140,7 @@ class SingleStream(nn.Module):
 
 @torch.no_grad()
 def count_batch(network: nn.Module) -> None:
-    """Count a batch for every BatchNorm in training, all at once: a counter by itself is a launch (models/norms.py)."""
+    """Count a batch for every BatchNorm in training, all in one launch."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:

@@ -7,7 +7,6 @@ from torch import nn
 from models.weights.comparing import REPLACED, compare
 from models.weights.files import WeightsError
 from models.weights.layouts import read_weights
-from models.weights.renaming import State
 
 __all__ = ["WeightsError", "initialise_from", "load_weights", "read_weights"]
 
@@ -48,8 +47,3 @@ def initialise_from(model: nn.Module, path: Path) -> list[str]:
 
 def shapes(model: nn.Module) -> dict:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
-def native_state(path: Path) -> State:
-    """The tensors of a file in our names and shapes."""
-    return read_weights(path).native()

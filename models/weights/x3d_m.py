@@ -11,7 +11,6 @@ from models.weights.folding import folded
 from models.weights.renaming import Rules, State, renamed, turned
 
 STAGES = (1, 2, 3, 4)
-NORM = ("weight", "bias", "running_mean", "running_var")
 BARE = "backbone.layer1.0.downsample"  # without batch norm in pytorchvideo, as its input is as wide as its output
 
 MMACTION2: Rules = (

@@ -117,7 +117,7 @@ def test_a_kernel_that_raises_is_a_result_and_the_others_are_measured(target, mo
 def test_a_compiled_step_follows_the_choice(monkeypatch):
     """What is timed as the compiler's is not the kernel, and the other way round, though both share their code."""
     step = next(step for step in heaviest((TOY,)) if step.part == "x3d_block")
-    monkeypatch.setattr(kernels, "FUSED", {(x3d_shift, "made"): lambda end: torch.zeros_like(end.y)})
+    monkeypatch.setattr(kernels, "FUSED", {(x3d_shift, "materialise"): lambda end: torch.zeros_like(end.y)})
     block, x = step.make(CPU, 1)
     compiled = torch.compile(lambda x: step.run(block, x), fullgraph=True, dynamic=False, backend="eager")
     assert step.run(block, x).any()

@@ -15,7 +15,7 @@ from benchmarks.kernels import FUSED
 from kernels import choice
 from models import layers, norms, resnet_path, x3d_shift
 from models.config import ResNetPathConfig, X3DStreamConfig
-from models.norms import made
+from models.norms import materialise
 from models.resnet_path import ResNetPath, Stage
 from models.x3d_shift import X3DTemporalShift
 
@@ -69,7 +69,7 @@ def results(name, train=True, device="cpu", run=lambda network: network):
     network.train(train).to(device)
     leaves = [x := x.to(device).requires_grad_(), *network.parameters()]
     for _ in range(2):
-        y = made(run(network)(x, FRAMES))
+        y = materialise(run(network)(x, FRAMES))
     torch.manual_seed(1)
     grads = torch.autograd.grad(y, leaves, torch.randn(y.shape).to(y)) if train else ()
     return [t.detach().cpu() for t in (y, *grads, *network.buffers())]
@@ -147,9 +147,9 @@ def test_a_block_with_a_frozen_norm_stays_with_the_compiler(name, norm, part, mo
     network, x = built(name)
     frozen = network.train().get_submodule(norm).eval()
     kept = frozen.running_mean.clone()
-    expected = made(network(x, FRAMES))
+    expected = materialise(network(x, FRAMES))
     calls = use(monkeypatch, [part])
-    torch.testing.assert_close(made(network(x, FRAMES)), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(materialise(network(x, FRAMES)), expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(frozen.running_mean, kept)
     assert name == "X3D" or not calls
 
@@ -166,7 +166,7 @@ def test_one_value_of_a_channel_is_refused_on_both_sides(monkeypatch):
     y, block = torch.randn(1, 8, 1, 1), layers.ConvBn(8, 8, 1)
     for parts in ((), choice.PARTS):
         use(monkeypatch, parts)
-        with pytest.raises(ValueError, match=r"more than 1 value per channel|two values of a channel"):
+        with pytest.raises(ValueError, match=r"more than 1 value per channel|two values per channel"):
             block(y, "relu")
 
 

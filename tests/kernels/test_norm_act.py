@@ -10,7 +10,6 @@ from torch import nn
 from kernels import norm_act
 from kernels.moments import fused as moments
 from kernels.norm_act import fused, reference
-from kernels.norm_act.module import NormAct
 from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
 from tests.kernels.variants import broken, dies
 
@@ -188,28 +187,6 @@ def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
     monkeypatch.setattr(fused, "norm_act", None)
     for one, other in zip(norm_act.norm_act(*inputs, activation), reference.norm_act(*inputs, activation), strict=True):
         torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("kernel", [False, True])
-def test_the_layer_is_batch_norm_with_its_state(kernel, monkeypatch):
-    if kernel:
-        monkeypatch.setattr(reference, "norm_act", fused.norm_act)
-    layer, plain = NormAct(13, "silu"), nn.BatchNorm2d(13)
-    assert layer.state_dict().keys() == plain.state_dict().keys()
-    (x, weight, bias, residual, gate), _ = make_case("gate, residual, silu")
-    plain.load_state_dict({"weight": weight, "bias": bias}, strict=False)
-    layer.load_state_dict(plain.state_dict())
-    for step in range(4):
-        batch = x * (step + 1) - step
-        torch.testing.assert_close(layer(batch), nn.functional.silu(plain(batch)), atol=1e-5, rtol=1e-5)
-        for name, value in plain.state_dict().items():
-            torch.testing.assert_close(layer.state_dict()[name], value, atol=1e-6, rtol=1e-6, msg=name)
-    layer.eval(), plain.eval()
-    torch.testing.assert_close(layer(x), nn.functional.silu(plain(x)))
-    images = gate.repeat_interleave(2, 0)[:, :, None, None]
-    torch.testing.assert_close(layer(x, residual, gate), nn.functional.silu(plain(x) * images + residual))
-    with pytest.raises(ValueError, match="one alone has no variance"):
-        layer.train()(x[:1, :, :1, :1])
 
 
 @pytest.mark.parametrize("case", ["relu", "gate, residual, silu"])

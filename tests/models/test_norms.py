@@ -1,9 +1,11 @@
-"""A norm with its relu, and the shift before a block, as the compiler gets them."""
+"""A norm with its relu, through kernels and as the compiler gets it; the shift before a block."""
 
+import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from kernels import choice
 from models.layers import shift_frames
 from models.norms import normalise
 
@@ -40,6 +42,21 @@ def test_compiled_relu_keeps_nothing_of_its_result():
     assert type(y.grad_fn).__name__ == "WhereBackward0"
     assert type(normalise(bn, x, "relu").grad_fn).__name__ == "ReluBackward0"
     assert type(graph(bn.eval(), x).grad_fn).__name__ == "ReluBackward0"  # also what is exported
+
+
+def test_through_kernels_a_norm_has_the_state_of_batch_norm(monkeypatch):
+    monkeypatch.setattr(choice, "FASTER", {"cpu": {"norm_act": {}}})
+    ours, plain = nn.BatchNorm2d(13), nn.BatchNorm2d(13)
+    x, shortcut = torch.randn(2, 4, 13, 3, 5)
+    for step in range(4):
+        batch = x * (step + 1) - step
+        expected = (plain(batch) + shortcut).relu()
+        torch.testing.assert_close(normalise(ours, batch, "relu", shortcut), expected, atol=1e-5, rtol=1e-5)
+        for name in ("running_mean", "running_var"):
+            torch.testing.assert_close(ours.get_buffer(name), plain.get_buffer(name), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(normalise(ours.eval(), x, "relu", shortcut), (plain.eval()(x) + shortcut).relu())
+    with pytest.raises(ValueError, match="two values per channel"):
+        normalise(ours.train(), x[:1, :, :1, :1])
 
 
 def test_of_four_dimensions_are_images_alone():

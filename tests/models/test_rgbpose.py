@@ -60,9 +60,9 @@ def test_drop_path_silences_one_direction_in_training_only(drop_path, silent_str
 def test_drop_path_draws_once_per_batch():
     torch.manual_seed(0)
     net = build_model(replace(SMALL_RGBPOSE, drop_path=(0.3, 0.0))).backbone
-    drawn = torch.stack([net.draw_silence(torch.zeros(1))[0] for _ in range(1000)])
+    drawn = torch.stack([net.draw_drops(torch.zeros(1))[0] for _ in range(1000)])
     assert 0.25 < drawn.float().mean() < 0.35
-    assert net.draw_silence(torch.zeros(1))[1] is None
+    assert net.draw_drops(torch.zeros(1))[1] is None
 
 
 @pytest.mark.parametrize("stream", ["rgb", "pose"])
