@@ -52,6 +52,13 @@ def test_models_load_without_dali_and_triton():
     assert shown.stdout.strip() == "[]"
 
 
+def test_commands_start_without_the_compiler():
+    """torch.compile's modules take a second; only what compiles or trains asks for them."""
+    code = "import sys, trainer.commands; print([m for m in ('torch._dynamo', 'torch._inductor') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
 def test_no_file_outgrows_its_reader():
     long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 300}
     assert not long

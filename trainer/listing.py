@@ -48,7 +48,8 @@ def size_of(experiment: Experiment) -> tuple[int, int]:
     clip, model = experiment.clip, experiment.model
     with torch.device("meta"):
         network = build_model(model)
-        plain = build_model(model if isinstance(model, SingleStreamConfig) else replace(model, pcan=None)).eval()
+        has_pcan = not isinstance(model, SingleStreamConfig) and model.pcan is not None
+        plain = (build_model(replace(model, pcan=None)) if has_pcan else network).eval()
         rgb = torch.empty(1, clip.rgb_frames, clip.rgb_size, clip.rgb_size, 3, dtype=torch.uint8)
         heatmap = torch.empty(1, clip.pose_frames, clip.num_channels(), clip.heatmap_size, clip.heatmap_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -104,11 +104,10 @@ def test_the_trainer_parts_run_at_toy_size(tmp_path):
 def test_every_part_is_a_command(tmp_path):
     assert list(ON_GPU) == [part.name for part in parts.GPU_PARTS]
     assert list(ON_HOST) == [part.name for part in parts.HOST_PARTS]
-    for arguments in (("heatmap", "--device", "cpu"), ("snapshot",)):
-        done = run(*arguments, "--toy", "--records", str(tmp_path / arguments[0]))
-        assert done.returncode == 0, done.stdout + done.stderr
-        (path,) = (tmp_path / arguments[0]).iterdir()
-        assert json.loads(path.read_text())["part"] == arguments[0]
+    done = run("heatmap", "--device", "cpu", "--toy", "--records", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["part"] == "heatmap"
 
 
 def test_a_mistake_takes_a_sentence():

@@ -118,9 +118,9 @@ def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, t
 
 
 def test_the_order_of_clips_is_the_same_through_any_change_of_ranks(tiny, environment, tmp_path):
-    """Ten steps by 1, 2, 4 and 2 ranks, one after another: each global batch is that of an unbroken run of one."""
+    """Eight steps by 1, 4 and 2 ranks, one after another: each global batch is that of an unbroken run of one."""
     orders = []
-    for name, course in (("one", [(1, 10)]), ("many", [(1, 2), (2, 4), (4, 7), (2, 10)])):
+    for name, course in (("one", [(1, 8)]), ("many", [(1, 2), (4, 5), (2, 8)])):
         log = tmp_path / f"{name}.log"
         for ranks, last in course:
             launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks), str(DRIVER), str(log), "none")
@@ -128,7 +128,7 @@ def test_the_order_of_clips_is_the_same_through_any_change_of_ranks(tiny, enviro
             run({**environment, "PYTHONPATH": str(ROOT)}, *launcher, *tiny, *more)
         orders.append(global_batches(log))
     assert orders[0] == orders[1]
-    assert len(orders[0]) == 10
+    assert len(orders[0]) == 8
     assert all(len(clips) == 8 for clips in orders[0].values())
 
 
