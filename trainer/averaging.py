@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Averages:
-    """`network` holds the averages of a network's weights and floating-point buffers, starting from its present ones.
+    """`network` holds moving averages of a network's weights and float buffers, which start as their present values.
 
     After each step every average moves by 1 - `decay` of the way to the weight. Source: Polyak and Juditsky 1992.
     """

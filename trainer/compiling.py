@@ -13,15 +13,15 @@ from trainer.config import Experiment
 
 Options = dict[str, str | int | bool | Callable]
 
-# What Inductor would write out and read it computes again, if that takes no more reads and operations than these.
-# It counts a norm's vectors [C] as reads like feature maps: a relu's gradient through a norm has 6. Its own are 4, 30.
+# Inductor recomputes a value, rather than store it, if that takes no more reads and operations than these. A norm's
+# vectors [C] count as reads like feature maps: a relu's gradient through a norm has 6. Its defaults are 4 and 30.
 INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
 
 
 def settings(network: nn.Module, device: torch.device) -> Options:
-    """Options of torch.compile: INDUCTOR on a card, unless kernels have X3D's blocks there.
+    """Options of torch.compile: INDUCTOR on a GPU, unless X3D's blocks run through kernels there.
 
-    What is left then are the blocks' ends, and they move less by Inductor's own limits.
+    The compiler is then left with the blocks' ends, which move fewer bytes under Inductor's defaults.
     """
     in_kernels = "x3d_block" in choice.FASTER.get(choice.device_name(device), ())
     blocks = any(isinstance(module, X3DBlock) for module in network.modules())
@@ -45,7 +45,7 @@ def compiled(network: nn.Module, experiment: Experiment, device: torch.device, s
 
 
 def has_compiler() -> bool:
-    """Inductor and Triton both need one, for kernels on a CPU and for launchers on a GPU."""
+    """Whether there is a C compiler: Inductor needs one for kernels on a CPU, Triton for launchers on a GPU."""
     return any(
         shutil.which(name) for name in (os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang") if name
     )

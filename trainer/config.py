@@ -27,12 +27,12 @@ class OptimConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     clip_norm: float | None = 40.0
-    max_bad_steps: int = 20  # as many steps in a row without finite gradients end the run
-    rollbacks: int = 0  # times that a run whose loss leaps goes back to its last snapshot; 0: it is told only
+    max_bad_steps: int = 20  # this many steps in a row without finite gradients end the run
+    rollbacks: int = 0  # times that a run may go back to its last snapshot when its loss spikes; 0: it only says so
     precision: Precision = "auto"
     impl: Impl = "auto"
-    accumulate: int = 1  # parts of a rank's batch that go through the networks one after another
-    logit_adjustment: float | None = None  # strength of a prior of the classes' shares in training; 1 is usual
+    accumulate: int = 1  # parts of a rank's batch, which go through the networks one after another
+    logit_adjustment: float | None = None  # strength of the classes' log prior in training; 1 is usual
     ema: float | None = None  # decay of the weights' moving average; 0.999 is usual
 
 
@@ -40,8 +40,8 @@ class OptimConfig:
 class ValidationConfig:
     """Validate after epoch `begin` (from 1) and every `every` epochs from there, and after the last one.
 
-    The best snapshot goes by `metric`; training stops after `patience` validations in a row that did not reach the
-    best one by `min_delta` (None: never). `batch_size` is global.
+    `metric` picks the best snapshot; training stops after `patience` validations in a row that did not reach the best
+    one plus `min_delta` (None: never). `batch_size` is global.
     """
 
     batch_size: int
@@ -72,15 +72,15 @@ class Experiment:
     compile: bool | None = None
     cuda_graph: bool = False  # one launch a step (trainer/replay.py)
     align_channels: bool = False  # X3D's inner channels in multiples of eight (models/alignment.py)
-    prefetch: int = 2  # batches that the data pipeline is ahead
+    prefetch: int = 2  # batches by which the data pipeline runs ahead
     stalled_after: float = 600.0  # seconds without a step, or a batch of a validation, that end the run
     wandb: bool = False  # Weights & Biases beside TensorBoard (trainer/wandb_log.py)
 
 
 def consistent(experiment: Experiment, coarse_map: tuple[int, ...]) -> Experiment:
-    """The experiment with a model for its data: classes, coarse map and heatmap channels are said once.
+    """The experiment with its model fitted to its data: classes, coarse map and heatmap channels are stated once.
 
-    An empty map stands for no coarse classes, where the model has no heads for them. Raises ValueError for a map that
+    An empty map means no coarse classes, and is for models without coarse heads. Raises ValueError for a map that
     does not fit the classes.
     """
     data, model, num_coarse = experiment.data, experiment.model, max(coarse_map, default=-1) + 1
@@ -107,7 +107,7 @@ def override(experiment: Experiment, assignment: str) -> Experiment:
     """The experiment with one field changed: `optim.lr=0.004`. Raises ValueError for an unknown key or a wrong type."""
     key, equals, text = assignment.partition("=")
     if not equals:
-        raise ValueError(f"--set {assignment} is no assignment; write it as --set optim.lr=0.004")
+        raise ValueError(f"--set {assignment} is not an assignment; write it as --set optim.lr=0.004")
     return _override(experiment, key.split("."), text, assignment)
 
 

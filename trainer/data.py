@@ -40,8 +40,10 @@ class Source:
 
 
 def open_sources(experiment: Experiment, console: Console, device: torch.device = CPU) -> tuple[Source, Source]:
-    """Training and validation source of an experiment (one and the same for data sets in one file), made and packed
-    first where that has not been done yet. With data.source=video nothing is made, and `device` is to decode.
+    """Training and validation source of an experiment, the same one for data sets in one file.
+
+    The demo's videos and the packs are made first where they are missing. With data.source=video there are no packs,
+    and `device` decodes.
     """
     tables = open_tables(experiment)
     if experiment.data.source == "video":
@@ -83,7 +85,7 @@ def _unpacked(experiment: Experiment, table: ClipTable, device: torch.device, co
 
 
 def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> None:
-    """Labels and joints must be those of the experiment."""
+    """Raise AnnotationError unless labels and joints are those of the experiment."""
     joints, classes = experiment.clip.skeleton.num_joints, experiment.data.num_classes
     if table.num_joints != joints:
         raise AnnotationError(
@@ -100,15 +102,14 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
 def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Loader, Loader]:
     """Training and validation loader of this rank."""
     with ranks.in_turn():
-        sources = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
-    return build_loader(experiment, sources[0], True, ranks, say), build_loader(
-        experiment, sources[1], False, ranks, say
-    )
+        train, val = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
+    return build_loader(experiment, train, True, ranks, say), build_loader(experiment, val, False, ranks, say)
 
 
 def build_loader(
     experiment: Experiment, source: Source, train: bool, ranks: Ranks, say: Callable[[str], None]
 ) -> Loader:
+    """A loader of the experiment's training or validation split."""
     split = experiment.data.split
     rows = source.rows_of(None if split is None else f"{split}_{'train' if train else 'val'}")
     return loader_of(experiment, source, rows, train, ranks, say)
@@ -117,7 +118,7 @@ def build_loader(
 def loader_of(
     experiment: Experiment, source: Source, rows: np.ndarray, train: bool, ranks: Ranks, say: Callable[[str], None]
 ) -> Loader:
-    """A loader of these rows of the source's table, in the experiment's own way."""
+    """A loader of these rows of the source's table, with the experiment's settings."""
     return Loader(
         table=source.table,
         frames=source.frames,

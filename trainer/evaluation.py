@@ -15,13 +15,13 @@ from trainer.compiling import compiled
 from trainer.config import Experiment
 from trainer.confusion import draw_confusion
 from trainer.data import build_loaders
-from trainer.evaluate import score_clips
 from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, summarize, worse_than_a_stream
 from trainer.options import Choice, check_division, check_source, device_of, experiment_of, world_size_of
 from trainer.precision import autocast_of
 from trainer.ranks import Ranks, join, launch, started_by_launcher
 from trainer.report import write_png
 from trainer.scores import write_class_table, write_metrics, write_scores
+from trainer.scoring import score_clips
 from trainer.sealed import SnapshotError, load
 
 

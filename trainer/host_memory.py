@@ -6,9 +6,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Have freed memory kept for the next step, not given back to the kernel, which would zero it page by page.
+    """Keep freed memory for the next step: the kernel, given it back, would zero it page by page.
 
-    That takes a seventh of the time of the demo's steps (LOG.md). Other C libraries keep their ways.
+    That would take a seventh of the time of the demo's steps (LOG.md). Does nothing with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from pipelines.batch import Batch
-from trainer.evaluate import score_split
 from trainer.memory import advice, recover
 from trainer.metrics import Scores, summarize, worse_than_a_stream
 from trainer.ranks import average_statistics
 from trainer.resume import changed_by_update, state_of
 from trainer.rollback import go_back
 from trainer.run import Run, Stopped
+from trainer.scoring import score_split
 from trainer.snapshot import best_name
 from trainer.step import rate, train_step
 
@@ -37,7 +37,7 @@ def fit(run: Run, max_steps: int | None) -> Scores | None:
                 scores = scored if best or scores is None else scores
             cursor.epoch, cursor.step = cursor.epoch + 1, 0
             save(run, best)
-            if run.stopping.waited >= run.stopping.patience:
+            if run.stopping.due:
                 run.journal.say(f"no better validation {run.stopping.patience} times in a row: training ends here")
                 break
     except Stopped as reason:
@@ -69,11 +69,11 @@ def train_epoch(run: Run, max_steps: int | None) -> None:
 
 
 def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """`train_step`; where memory is too small for it, the run is saved and ValueError says what fits."""
+    """`train_step`; where memory does not hold it, the run is saved and a ValueError says what fits."""
     try:
         return train_step(run, batch)
     except torch.OutOfMemoryError:
-        pass  # its frames hold the activations: they go here
+        pass  # the traceback holds the activations, and ends here
     recover(run)
     if run.ranks.world_size == 1:  # a save is work of all ranks, and the others are elsewhere
         save(run)
@@ -83,6 +83,7 @@ def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 
 def stop_after(run: Run, max_steps: int | None) -> None:
+    """Raise Stopped once the run has done `max_steps` steps in all."""
     done = run.cursor.epoch * run.train_loader.num_batches + run.cursor.step
     if max_steps is not None and done >= max_steps:
         raise Stopped(f"{done} steps are done")
@@ -100,7 +101,7 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 def log(run: Run) -> None:
-    """Read the means since the last log from the device, and stop a run whose gradients stay broken."""
+    """Read the means since the last log from the device; stop a run whose gradients stay non-finite or loss spikes."""
     values = {"lr": rate(run), **run.meter.read(run.ranks)}
     total, in_a_row = run.cursor.bad_steps.tolist()
     if total:
@@ -112,15 +113,15 @@ def log(run: Run) -> None:
             "lower optim.lr or set optim.clip_norm, then go on with --resume"
         )
     if values["loss"] > SPIKE * run.cursor.usual_loss:
-        leap(run, values["loss"])
+        handle_spike(run, values["loss"])
     else:
         run.cursor.usual_loss = values["loss"]
 
 
-def leap(run: Run, loss: float) -> None:
-    """Tell that the loss has leapt to `loss`; go back to the last snapshot where the experiment wants that."""
+def handle_spike(run: Run, loss: float) -> None:
+    """Report that the loss has risen to `loss`; go back to the last snapshot where the experiment allows it."""
     cursor, allowed = run.cursor, run.experiment.optim.rollbacks
-    told = f"the loss leaps from {cursor.usual_loss:.3f} to {loss:.3f}"
+    told = f"the loss spikes from {cursor.usual_loss:.3f} to {loss:.3f}"
     if not allowed:
         run.journal.say(f"{told}: see optim.lr and clip_norm")
         cursor.usual_loss = loss

@@ -1,4 +1,4 @@
-"""When a step does not fit into the GPU's memory: nothing is lost, and the user hears what fits."""
+"""When a step does not fit into the GPU's memory: nothing is lost, and the user is told what fits."""
 
 import torch
 
@@ -8,7 +8,7 @@ from trainer.step import split
 
 
 def recover(run: Run) -> None:
-    """Undo the half step: its gradients go, buffers are what they were before it."""
+    """Undo the half step: drop its gradients and put the buffers back."""
     run.optimizer.zero_grad()
     run.guard.settle(torch.zeros((), dtype=torch.bool, device=run.ranks.device))
     if run.ranks.device.type == "cuda":
@@ -16,7 +16,7 @@ def recover(run: Run) -> None:
 
 
 def advice(run: Run, batch: Batch) -> str:
-    """A sentence with the number of clips that fit, measured where one process is all, and the setting for it."""
+    """A sentence with the number of clips that fit (tried where there is one process) and the setting for it."""
     optim = run.experiment.optim
     at_once = len(batch.label) // optim.accumulate
     parts = 2 * optim.accumulate

@@ -1,4 +1,4 @@
-"""SGD that skips a bad step on the device, clipping, learning rates as pure functions of time, early stopping."""
+"""SGD that skips a bad step on the device, gradient clipping, learning rates as pure functions, early stopping."""
 
 import importlib.util
 import math
@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 Schedule = Literal["constant", "cosine", "cosine_per_step", "multistep"]
 Impl = Literal["auto", "torch", "apex"]
+GAMMA = 0.1  # of the multistep schedule
 
 
 def build_optimizer(
@@ -24,7 +25,7 @@ def build_optimizer(
     if impl != "apex":
         return build_sgd(parameters, lr, momentum, weight_decay)
     if importlib.util.find_spec("amp_C") is None:
-        raise ValueError("optim.impl=apex, but apex's extension amp_C is not built here: see README, or take torch")
+        raise ValueError("optim.impl=apex, but apex's extension amp_C is not built: see README or set optim.impl=torch")
     from apex.optimizers import FusedSGD  # type: ignore[import-not-found]
 
     optimizer = FusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -44,6 +45,7 @@ def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weigh
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Zero momentum for every parameter, where the optimizer has momentum."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -121,19 +123,18 @@ def learning_rate(
     eta_min: float = 0.0,
     warmup_epochs: int = 0,
     milestones: Sequence[int] = (),
-    gamma: float = 0.1,
 ) -> float:
     """Learning rate of step `step` (from 0) of epoch `epoch` (from 0); depends on nothing before it.
 
-    Warm-up: factors from .1 to 1 in equal strides, epoch by epoch (5 epochs: .1 .325 .55 .775 1), which is
+    Warm-up: factors from .1 to 1 in equal steps, epoch by epoch (5 epochs: .1 .325 .55 .775 1), which is
     mmengine's LinearLR(start_factor=.1, by_epoch). Then `cosine` falls per epoch from base_lr to eta_min over the
-    epochs left, and `cosine_per_step` per step; `multistep` multiplies by `gamma` at each milestone (an epoch).
+    epochs left, and `cosine_per_step` per step; `multistep` multiplies by GAMMA at each milestone (an epoch).
     Source: models.md B2, C6.
     """
     if epoch < warmup_epochs:
         return base_lr * (0.1 + 0.9 * epoch / max(warmup_epochs - 1, 1))
     if schedule == "multistep":
-        return base_lr * gamma ** sum(epoch >= milestone for milestone in milestones)
+        return base_lr * GAMMA ** sum(epoch >= milestone for milestone in milestones)
     if schedule == "constant":
         return base_lr
     done = epoch - warmup_epochs + (step / steps_per_epoch if schedule == "cosine_per_step" else 0)
@@ -152,14 +153,18 @@ class EarlyStopping:
     best: float = -math.inf
     waited: int = 0
 
-    def update(self, score: float) -> bool:
-        """Count one validation; True when it is time to stop."""
+    @property
+    def due(self) -> bool:
+        """Whether it is time to stop."""
+        return self.waited >= self.patience
+
+    def update(self, score: float) -> None:
+        """Count one validation."""
         if score >= self.best + self.min_delta:
             self.best = score
             self.waited = 0
         else:
             self.waited += 1
-        return self.waited >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

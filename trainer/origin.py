@@ -1,4 +1,4 @@
-"""Is this Duet, whole, on a torch that it runs on? Asked before anything else is imported."""
+"""Checks before anything else is imported: all four packages are ours, and torch is new enough."""
 
 import importlib.metadata
 import importlib.util

@@ -1,4 +1,4 @@
-"""In which numbers a step computes; the weights are float32 always."""
+"""The number formats in which a step computes; the weights are always float32."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +11,7 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def autocast_of(wanted: Precision, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """Makes the context of a forward pass.
+    """A factory of the context in which forward passes run.
 
     auto: bf16 where the device computes in it; float32 on CPUs, most of which only emulate bf16, and on GPUs older
     than that, where fp16 is the user's to choose.
@@ -27,7 +27,7 @@ def autocast_of(wanted: Precision, device: torch.device) -> Callable[[], Abstrac
 class LossScale:
     """Scales losses so that fp16 gradients do not vanish: halved by a step that overflows, doubled by 2000 good ones.
 
-    The rule of torch.amp.GradScaler, with the verdict given, not found, so that nothing waits for the device.
+    The rule of torch.amp.GradScaler; the verdict is given, not looked for, so that nothing waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.batch import Batch
 from trainer.config import Experiment
 
-WARM_UP = 3  # steps as they are, in which compilers, allocators and autotuners come to rest
+WARM_UP = 3  # eager steps, in which compilers, allocators and autotuners settle
 Update = Callable[[Batch], dict[str, Tensor]]
 
 
@@ -24,7 +24,7 @@ def check_replay(experiment: Experiment, device: str, world_size: int) -> None:
         raise ValueError(f"cuda_graph=True records the step of one rank, and there are {world_size}: leave it out")
     if experiment.optim.impl == "apex":
         raise ValueError(
-            "cuda_graph=True needs a learning rate on the device, which apex has not: set optim.impl=torch"
+            "cuda_graph=True needs a learning rate on the device, which apex does not have: set optim.impl=torch"
         )
 
 
@@ -38,7 +38,7 @@ class Replay:
     """`update(batch)`, recorded at its fourth call and replayed from then on.
 
     Nothing in `update` may wait for the device or depend on numbers of the host. The generator's seed is read at each
-    replay, so dropout's luck is that of an unrecorded step. Batches must have one shape.
+    replay, so dropout draws what it would in an unrecorded step. Batches must have one shape.
     """
 
     def __init__(self, update: Update) -> None:
@@ -54,7 +54,7 @@ class Replay:
         if self._graph is None:
             self._batch = replace(batch, **{name: tensor.clone() for name, tensor in _columns(batch)})
             self._graph = torch.cuda.CUDAGraph()
-            # DALI decodes ahead in threads of its own, whose calls a usual capture would forbid (DALI #3703).
+            # DALI decodes ahead in threads of its own, whose calls the default mode would forbid (DALI #3703).
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._values = self._update(self._batch)
         for (_, kept), (_, new) in zip(_columns(self._batch), _columns(batch), strict=True):
@@ -63,7 +63,7 @@ class Replay:
         return {name: value.clone() for name, value in self._values.items()}
 
     def _aside(self, batch: Batch) -> dict[str, Tensor]:
-        """A warm-up step belongs on another stream than the default one: CUDA graphs ask for it."""
+        """A warm-up step, which CUDA graphs want on another stream than the default one."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             values = self._update(batch)

@@ -1,4 +1,4 @@
-"""Back to the last snapshot when a loss leaps; the clips since then are skipped, as they may be what broke it."""
+"""Back to the last snapshot when the loss spikes; the clips since then are skipped, as they may be the cause."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def go_back(run: Run) -> str | None:
     """Give a run the weights, momentum, buffers and averages of its newest snapshot; the cursor stays where it is.
 
     Returns the snapshot's name, or None where there is no snapshot yet (nothing changes). All ranks call it; rank 0
-    reads. Tensors keep their memory, which a CUDA graph may know.
+    reads. Tensors keep their addresses, which a CUDA graph may hold.
     """
     name = None
     if run.writer is not None:

@@ -1,4 +1,4 @@
-"""A run's parts in one place. What of them goes into a snapshot, and back: trainer/resume.py."""
+"""The parts of a run in one place; trainer/resume.py takes them into a snapshot and back."""
 
 import math
 import warnings
@@ -25,7 +25,7 @@ from trainer.ranks import Ranks
 from trainer.replay import Update
 from trainer.snapshot import Writer
 
-ASK_RANKS_EVERY = 8  # batches between two questions to all ranks whether one of them was told to stop
+ASK_RANKS_EVERY = 8  # batches; so often all ranks agree on whether one of them was told to stop
 
 
 class Stopped(Exception):
@@ -106,13 +106,13 @@ class Run:
     replay: Update | None = None  # train_step's work on the device as one CUDA graph
     profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
-    asked: int = 0
+    num_asked: int = 0  # calls of told_to_stop
 
     def told_to_stop(self) -> bool:
         """Whether a signal has asked any rank to stop; called once a batch on all ranks, which agree."""
         self.beat()
-        self.asked += 1
-        if self.ranks.world_size > 1 and self.asked % ASK_RANKS_EVERY:
+        self.num_asked += 1
+        if self.ranks.world_size > 1 and self.num_asked % ASK_RANKS_EVERY:
             return False
         return self.ranks.any(self.interrupt.received is not None)
 
@@ -161,12 +161,12 @@ def build_run(
 def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
     """DDP around the compiled network, which stays one graph.
 
-    A static graph has one exchange a backward pass, which accumulation has not.
+    DDP's graph is static only without accumulation, with which not every backward pass exchanges gradients.
     """
     if ranks.world_size == 1:
         return forward
-    # torch splits a graph under DDP after its last MB of weights, to send them while the rest goes backward: small nets
-    # have nothing to gain by it, and lose the fusions across.
+    # Under DDP torch splits a graph at its last MB of weights, to send these while the rest goes backward: small nets
+    # gain nothing by that, and lose the fusions across the split.
     torch._dynamo.config.optimize_ddp = False
     with warnings.catch_warnings():
         # torch 2.13 has a new name for it, which 2.11 does not know.
@@ -177,5 +177,5 @@ def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
             broadcast_buffers=False,  # ranks.average_statistics makes them equal where it matters
             gradient_as_bucket_view=True,
             static_graph=accumulate == 1,
-            bucket_cap_mb=1024,  # one bucket, behind torch's own first of a MB: these nets are small
+            bucket_cap_mb=1024,  # one bucket after torch's own first one of a MB: these nets are small
         )

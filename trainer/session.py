@@ -44,16 +44,12 @@ def train_here(
 ) -> int:
     """Train in this process; the exit code is 0, or that of the signal which ended it.
 
-    Until the data are ready, a signal ends the process as any other: prepared clips are kept.
+    Until the data are ready a signal ends the process at once; clips that are prepared by then are kept.
     """
     if device == "cpu":
         keep_freed_memory()
     with join(device) as ranks:
-        with ranks.in_turn():
-            if ranks.leads:
-                claim(work_dir, resume)
-        if ranks.any(not work_dir.is_dir()):
-            raise ValueError(f"{work_dir} is not there on every machine: choose a --work-dir that all of them see")
+        claim(work_dir, resume, ranks)
         found = last_snapshot(work_dir, ranks) if resume else None
         journal = Journal(work_dir, ranks.rank, _resume_at(found))
         with journal.closing():
@@ -74,11 +70,7 @@ def train_here(
                 elif init is not None:
                     for sentence in initialise_from(run.network, init):
                         journal.say(sentence)
-                if experiment.cuda_graph:
-                    rate_on_device(run.optimizer, ranks.device)
-                    run.replay = Replay(partial(update, run))
-                if profile is not None and ranks.leads:
-                    run.profile = Profile(profile, work_dir, journal.say)
+                add_replay_and_profile(run, profile, work_dir)
                 introduce(run)
                 if ranks.leads:
                     draw_clips(run, work_dir)
@@ -88,8 +80,17 @@ def train_here(
     return interrupt.exit_code
 
 
-def claim(work_dir: Path, resume: bool) -> None:
-    """Make the work directory; a fresh run moves an earlier one aside."""
+def claim(work_dir: Path, resume: bool, ranks: Ranks) -> None:
+    """Rank 0 makes the work directory, which all ranks must see; a fresh run moves an earlier one aside."""
+    with ranks.in_turn():
+        if ranks.leads:
+            make_work_dir(work_dir, resume)
+    if ranks.any(not work_dir.is_dir()):
+        raise ValueError(f"{work_dir} is not there on every machine: choose a --work-dir that all of them see")
+
+
+def make_work_dir(work_dir: Path, resume: bool) -> None:
+    """Raises ValueError where it cannot be written."""
     try:
         if not resume and any(work_dir.glob("*.pth")):
             aside = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
@@ -103,14 +104,23 @@ def claim(work_dir: Path, resume: bool) -> None:
 
 
 def last_snapshot(work_dir: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]] | None:
-    """The snapshot to go on from and its state, on all ranks what rank 0 finds: others may see a file late (NFS)."""
+    """The snapshot to go on from and its state: rank 0's choice for all ranks, as others may see it late (NFS)."""
     found = newest_valid(work_dir, print) if ranks.leads else None
     name = ranks.from_leader(found[0].name if found else None)
     return found if name is None or ranks.leads else (work_dir / name, load(work_dir / name))
 
 
+def add_replay_and_profile(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> None:
+    """A recorded step where the experiment wants one; a profile of steps first to last (from 1) where asked for."""
+    if run.experiment.cuda_graph:
+        rate_on_device(run.optimizer, run.ranks.device)
+        run.replay = Replay(partial(update, run))
+    if profile is not None and run.ranks.leads:
+        run.profile = Profile(profile, work_dir, run.journal.say)
+
+
 def introduce(run: Run) -> None:
-    """What the run computes with, in a line; a warning where BatchNorm sees very few clips."""
+    """Say in a line what the run computes with; warn where BatchNorm sees very few clips."""
     optim, world_size = run.experiment.optim, run.ranks.world_size
     share = optim.batch_size // world_size // optim.accumulate
     parts = f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""
@@ -149,7 +159,8 @@ def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
 
 
 def _resume_at(found: tuple[Path, dict[str, Any]] | None) -> tuple[int, int]:
+    """(epoch from 1, steps done in it), as the journal counts."""
     if found is None:
-        return (1, 0)
+        return 1, 0
     cursor = found[1]["cursor"]
     return cursor["epoch"] + 1, cursor["step"]

@@ -14,7 +14,7 @@ from trainer.run import Run
 
 
 def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """One step of SGD; loss terms, accuracies and gradient norm as scalars on the device, for nobody to wait for.
+    """One step of SGD; loss terms, accuracies and gradient norm as scalars on the device, without waiting for it.
 
     A step whose gradients are not finite leaves weights, momentum, buffers and averages bit for bit as they were.
     """
@@ -29,7 +29,7 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 
 def update(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """What the device does in a step; it depends on nothing of the host but the seed and the rate."""
+    """What the device does in a step; of the host it depends on the seed and the rate alone."""
     optim = run.experiment.optim
     run.guard.hold()
     parts = split(batch, optim.accumulate)
@@ -54,7 +54,7 @@ def update(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Tensor]:
     """Add the gradients of `share` times the loss of a part of the batch; ranks exchange theirs with the last part."""
-    with alone(run.parallel, last):
+    with exchange_if(last, run.parallel):
         with nvtx.annotate("forward"), run.precision():
             output = run.parallel(part.rgb, part.heatmap, part.label, part.coarse_label)
             loss = torch.stack(list(output.losses.values())).sum()
@@ -65,7 +65,8 @@ def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Ten
     return {name: term.detach() for name, term in terms.items()}
 
 
-def alone(parallel: torch.nn.Module, last: bool) -> AbstractContextManager:
+def exchange_if(last: bool, parallel: torch.nn.Module) -> AbstractContextManager:
+    """Within, a backward pass of DDP exchanges gradients only if `last`."""
     return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext()
 
 
@@ -94,7 +95,7 @@ def rate(run: Run) -> float:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Dropout's luck belongs to the step, so that nothing of it needs to be saved."""
+    """Dropout's seed follows from the step, so no state of a generator needs to be saved."""
     return ((seed << 40) + (step << 12) + rank) & ((1 << 63) - 1)
 
 

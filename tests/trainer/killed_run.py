@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 
-import trainer.evaluate
 import trainer.loop
+import trainer.scoring
 import trainer.sealed
 import trainer.snapshot
 import trainer.step
@@ -60,7 +60,7 @@ def log_step(run, batch):
 
 before(trainer.loop, "train_step", log_step)
 before(trainer.loop, "validate", lambda run: die() if point == "validation:begin" else None)
-before(trainer.evaluate, "score_batch", lambda *_: die() if point == "validation:inside" else None)
+before(trainer.scoring, "score_batch", lambda *_: die() if point == "validation:inside" else None)
 before(trainer.loop, "summarize", lambda *_: die() if point == "validation:end" else None)
 before(os, "replace", lambda source, target: count("snapshot") if str(target).endswith(".pth") else None)
 main()

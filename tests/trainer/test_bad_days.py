@@ -1,4 +1,4 @@
-"""A disk that is full, gradients that stay broken, a loss that leaps: one sentence each, nothing lost."""
+"""A disk that is full, gradients that stay broken, a loss that spikes: one sentence each, nothing lost."""
 
 import os
 import shutil
@@ -71,7 +71,7 @@ def test_gradients_that_stay_broken_end_the_run(tiny, tmp_path, capsys):
     assert error.count("error:") == 1
 
 
-def test_a_loss_that_leaps_is_told(build, tmp_path):
+def test_a_loss_that_spikes_is_reported(build, tmp_path):
     run = build()
     (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0), strict=False))
     run.journal.start_epoch(1, 2, 0, 5)
@@ -80,5 +80,5 @@ def test_a_loss_that_leaps_is_told(build, tmp_path):
         run.meter.add({**values, "loss": values["loss"] * factor})
         log(run)
     lines = (tmp_path / "journal" / "train.log").read_text().splitlines()
-    assert [("the loss leaps from" in line) for line in lines if "Epoch" not in line] == [True]
+    assert [("the loss spikes from" in line) for line in lines if "Epoch" not in line] == [True]
     assert torch.isfinite(values["loss"])

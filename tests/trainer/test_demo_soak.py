@@ -15,7 +15,6 @@ import torch
 
 from pipelines.demo_classes import COLOUR_ONLY, MOTION_ONLY, DemoConfig
 from trainer.data import build_loaders
-from trainer.evaluate import score_split
 from trainer.experiments import DEMO
 from trainer.interrupt import Interrupt
 from trainer.journal import Journal
@@ -23,6 +22,7 @@ from trainer.metrics import Scores
 from trainer.ranks import join
 from trainer.resume import take_up
 from trainer.run import build_run
+from trainer.scoring import score_split
 from trainer.sealed import load
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -247,17 +247,19 @@ def test_early_stopping_counts_validations_that_did_not_reach_min_delta() -> Non
     stopping = EarlyStopping(patience=3, min_delta=5e-4)
     course = [(0.5, 0), (0.5004, 1), (0.5004, 2), (0.5006, 0), (0.4, 1), (math.nan, 2), (0.51, 0), (0.3, 1), (0.3, 2)]
     for score, waited in course:
-        assert not stopping.update(score)
+        stopping.update(score)
         assert stopping.waited == waited
+        assert not stopping.due
     assert stopping.best == 0.51
-    assert stopping.update(0.3)
+    stopping.update(0.3)
+    assert stopping.due
 
 
 def test_early_stopping_takes_a_score_that_reaches_min_delta_exactly() -> None:
     stopping = EarlyStopping(patience=1, min_delta=0.25)
-    assert not stopping.update(0.5)
-    assert not stopping.update(0.75)
-    assert stopping.update(0.75)
+    for score, due in ((0.5, False), (0.75, False), (0.75, True)):
+        stopping.update(score)
+        assert stopping.due == due
 
 
 def test_early_stopping_goes_on_after_a_resume_with_this_runs_patience() -> None:
@@ -267,5 +269,6 @@ def test_early_stopping_goes_on_after_a_resume_with_this_runs_patience() -> None
     resumed = EarlyStopping(patience=3, min_delta=0.1)
     resumed.load_state_dict(stopping.state_dict())
     assert (resumed.patience, resumed.min_delta, resumed.best, resumed.waited) == (3, 0.1, 0.5, 1)
-    assert not resumed.update(0.4)
-    assert resumed.update(0.4)
+    for due in (False, True):
+        resumed.update(0.4)
+        assert resumed.due == due

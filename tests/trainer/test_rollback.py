@@ -1,4 +1,4 @@
-"""A loss that leaps sends a run back to its last snapshot, past the clips since: the same each time, on all ranks."""
+"""A loss that spikes sends a run back to its last snapshot, past the clips since: the same each time, on all ranks."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ with join("cpu") as ranks, Interrupt() as interrupt:
 """
 
 
-def leaping_run(build, folder, *settings):
+def spiking_run(build, folder, *settings):
     """A snapshot every two steps; before the sixth step the classifiers' weights grow a thousandfold."""
     run = build("optim.rollbacks=1", *settings)
     run.writer = Writer(folder)
@@ -71,8 +71,8 @@ def leaping_run(build, folder, *settings):
     return run
 
 
-def test_a_loss_that_leaps_sends_the_run_back_to_its_snapshot_and_past_the_clips_since(build, tmp_path):
-    runs = [leaping_run(build, tmp_path / name) for name in ("one", "two")]
+def test_a_loss_that_spikes_sends_the_run_back_to_its_snapshot_and_past_the_clips_since(build, tmp_path):
+    runs = [spiking_run(build, tmp_path / name) for name in ("one", "two")]
     for run in runs:
         fit(run, max_steps=7)
         assert run.cursor.rollbacks == 1
@@ -90,7 +90,7 @@ def test_a_loss_that_leaps_sends_the_run_back_to_its_snapshot_and_past_the_clips
 
 
 def test_going_back_restores_every_tensor_and_keeps_its_memory(build, tmp_path):
-    run = leaping_run(build, tmp_path / "run", "optim.ema=0.9")
+    run = spiking_run(build, tmp_path / "run", "optim.ema=0.9")
     fit(run, max_steps=4)
     run.writer.wait()
     name, state = newest_valid(tmp_path / "run", print)
@@ -107,8 +107,8 @@ def test_going_back_restores_every_tensor_and_keeps_its_memory(build, tmp_path):
     assert [tensor.data_ptr() for tensor in changed_by_update(run)] == memory
 
 
-def test_a_loss_that_leaps_again_ends_the_run(build, tmp_path):
-    run = leaping_run(build, tmp_path / "run")
+def test_a_loss_that_spikes_again_ends_the_run(build, tmp_path):
+    run = spiking_run(build, tmp_path / "run")
     run.cursor.rollbacks = 1
     with pytest.raises(ValueError, match=r"after 1 rollbacks: lower optim.lr, then go on with --resume"):
         fit(run, None)
@@ -120,7 +120,7 @@ def test_rollbacks_need_snapshots_of_losses_that_were_looked_at(build):
 
 
 def test_all_ranks_go_back(tiny, environment, tmp_path):
-    script = tmp_path / "leap.py"
+    script = tmp_path / "spike.py"
     script.write_text(TWO_RANKS)
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(tmp_path))
     done = subprocess.run(

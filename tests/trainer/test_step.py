@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.heatmap import render_heatmaps
 from tests.trainer.test_resume import assert_equal
-from trainer.evaluate import score_split
 from trainer.optim import build_optimizer, step_if
 from trainer.precision import LossScale
 from trainer.resume import state_of, take_up
+from trainer.scoring import score_split
 from trainer.step import split, train_step
 
 
@@ -160,7 +160,7 @@ def clone(value):
 
 
 def test_apex_without_its_extension_is_told():
-    with pytest.raises(ValueError, match=r"amp_C is not built here"):
+    with pytest.raises(ValueError, match=r"amp_C is not built"):
         build_optimizer("apex", [nn.Parameter(torch.ones(3))], 0.1, 0.9, 0.0)
 
 
