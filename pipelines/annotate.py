@@ -23,7 +23,7 @@ from pipelines.annotate_pose import JOINTS, PoseEstimator
 from pipelines.annotations import parse_clip
 from pipelines.encode import VideoError
 from pipelines.poses import Poses, header_of, read_npz, write_poses
-from pipelines.prepare_progress import Progress
+from pipelines.progress import Progress
 from pipelines.verify_videos import Header
 from pipelines.videos import Missing, find_videos
 

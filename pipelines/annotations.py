@@ -120,7 +120,7 @@ def _load(folder: Path, digest: str) -> ClipTable | None:
 
 @contextlib.contextmanager
 def _lock(cache: Path) -> Iterator[None]:
-    """One process at a time builds; a full or read-only disk is the user's to mend."""
+    """One process at a time builds. Raises AnnotationError where the disk is full or read-only."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with open(cache / "lock", "w") as file:
@@ -174,7 +174,7 @@ def _schema(path: Path, content: Any) -> tuple[list[dict], dict]:
         clips, splits = content, {}
     if not isinstance(clips, list) or not clips or not isinstance(splits, dict) or not _all_dicts(clips):
         raise AnnotationError(
-            f"{path} holds neither a list of clips nor {{'split', 'annotations'}}; see the README for the format"
+            f"{path} holds neither a list of clips nor {{'split', 'annotations'}}; see docs/data.md for the format"
         )
     return clips, splits
 
@@ -185,7 +185,7 @@ def _all_dicts(clips: list) -> bool:
 
 def _split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> list[int]:
     if not isinstance(members, list | tuple | np.ndarray):
-        raise AnnotationError(f"split '{split}' of {path} is no list of names; see the README for the format")
+        raise AnnotationError(f"split '{split}' of {path} is not a list of names; see docs/data.md for the format")
     names = [str(name) for name in members]
     unknown = [name for name in names if name not in row_of]
     if unknown:
@@ -252,7 +252,7 @@ def parse_clip(clip: dict) -> dict[str, Any]:
         "height": _whole("height", size[0]),
         "width": _whole("width", size[1]),
         "num_persons": keypoint.shape[0],
-        # What is no number is missing, and 0 says so.
+        # 0 marks a missing coordinate, as does what is not a number.
         "joints": np.nan_to_num(joints[:, :frames].astype(dtype), nan=0.0, posinf=0.0, neginf=0.0),
     }
 

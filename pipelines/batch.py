@@ -1,4 +1,4 @@
-"""The only thing that pipelines and trainer share."""
+"""Batch: what pipelines hand to the trainer."""
 
 from dataclasses import dataclass
 

@@ -12,7 +12,7 @@ class DataConfig:
     """Where the data lies. `split` names the pair '<split>_train' and '<split>_val' of the annotation file.
 
     Data sets with one file a split (MA-52) set `val_annotations` and leave `split` None. `coarse_map` gives each fine
-    class its coarse one. `demo` set: the data are generated where they are missing.
+    class its coarse one. With `demo` the data are generated where they are missing.
     """
 
     annotations: str
@@ -25,7 +25,7 @@ class DataConfig:
     packs: str = "data/packs"
     cache: str = "data/cache"
     source: Literal["packs", "video"] = "packs"  # video: whole files on the GPU's decoder at every step, no packs
-    balance: float = 0.0  # of classes in an epoch: 0 as they come, each clip once; 1 every class equally often
+    balance: float = 0.0  # of classes in an epoch: 0 takes each clip once, 1 every class equally often
     max_bad: float = 0.01  # share of videos that may be unusable
     demo: DemoConfig | None = None
 

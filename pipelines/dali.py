@@ -25,7 +25,7 @@ def mirrored(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 class FrameDecoder:
-    """Decodes and resizes `num_images` packets a step, `prefetch` steps ahead of the one who asks.
+    """Decodes and resizes `num_images` packets a step, `prefetch` steps ahead of `next`.
 
     `source(step)` is called from step 0 on and raises StopIteration after the last. It runs on a DALI thread.
     """
@@ -90,7 +90,7 @@ def _graph(source, size: int, decoder: str, hw_decoder_load: float):
 
 
 def _part(packets, start, end):
-    """First pixel (y, x) of a packet that interpolation within a region reads, and the one past the last."""
+    """The first pixel (y, x) of a packet that interpolation within a region reads, and the one past the last."""
     shape = fn.peek_image_shape(packets)[:2]
     first = math.clamp(math.floor(math.min(start, end)) - 1, 0, shape - 1)
     last = math.clamp(math.ceil(math.max(start, end)) + 1, first + 1, shape)

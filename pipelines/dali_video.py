@@ -20,7 +20,7 @@ class VideoDecodeError(RuntimeError):
 
 
 class VideoDecoder:
-    """Decodes and resizes `num_clips` videos a step, `prefetch` steps ahead of the one who asks.
+    """Decodes and resizes `num_clips` videos a step, `prefetch` steps ahead of `next`.
 
     `source(step)` is called from step 0 on and raises StopIteration after the last. It runs on a DALI thread.
     """

@@ -15,7 +15,6 @@ import os
 import pickle
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -24,32 +23,11 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from pipelines.demo_classes import (
-    COARSE_MAP,
-    COARSE_NAMES,
-    COLOUR_ONLY,
-    FINE_NAMES,
-    MOTION_ONLY,
-    TRAIN,
-    VAL,
-    ClipId,
-    DemoConfig,
-    clip_ids,
-)
+from pipelines.demo_classes import TRAIN, VAL, ClipId, DemoConfig, clip_ids
 from pipelines.demo_clip import annotate, write_clip
 from pipelines.demo_own import LABELS, write_own
-
-__all__ = [
-    "COARSE_MAP",
-    "COARSE_NAMES",
-    "COLOUR_ONLY",
-    "FINE_NAMES",
-    "MOTION_ONLY",
-    "DemoConfig",
-    "make_demo",
-]
+from pipelines.progress import Progress
 
 GENERATOR = 3  # raise it whenever the same DemoConfig yields other data, so that old folders are made anew
 RECORD, ANNOTATIONS, VIDEOS = "demo.json", "annotations.pkl", "videos"
@@ -161,23 +139,10 @@ def die_with_parent() -> None:
 
 
 def watch(done: Iterable[str], total: int) -> None:
-    """Drain `done` under a progress bar with rate and time left; where stderr is no terminal, a line every tenth."""
-    console = Console(stderr=True)
-    start = time.monotonic()
-    columns = (
-        TextColumn("demo videos"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, rate="")
-        for count, _ in enumerate(done, start=1):
-            rate = count / (time.monotonic() - start)
-            text = f"{rate:.1f} clips/s, {(total - count) / rate:.0f} s left"
-            bar.update(task, advance=1, rate=text)
-            if not console.is_terminal and count * 10 // total > (count - 1) * 10 // total:
-                console.print(f"demo videos {count}/{total}, {text}")
+    """Drain `done` under a progress bar."""
+    with Progress(Console(stderr=True), "demo videos", total) as progress:
+        for _ in done:
+            progress.advance()
 
 
 def main(

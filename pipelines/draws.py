@@ -1,7 +1,7 @@
-"""The luck of training, for a whole batch at once: numbers that are a pure function of (seed, epoch, row, place).
+"""Training's random choices for a whole batch at once: numbers that are a pure function of (seed, epoch, row, place).
 
-The rules are those of pipelines/sampling.py and geometry.py, whose functions take one clip and a generator; only the
-draws differ. Shapes: N clips, K numbers of each.
+The rules are those of sampling.train_frames and geometry.random_crop, which take one clip and a generator; only the
+random numbers differ. Shapes: N clips, K numbers of each; `luck` holds uniform numbers in [0, 1).
 """
 
 import numpy as np

@@ -17,6 +17,10 @@ from pathlib import Path
 import av
 import av.filter
 
+from pipelines.annotations import ClipTable
+from pipelines.geometry import crop_region
+from pipelines.packs import PackSettings
+
 MEBIBYTE = 1 << 20
 MAX_PIXELS = 8192 * 8192
 MAX_FRAMES = 1 << 20
@@ -54,6 +58,24 @@ class Job:
     num_frames: int
     box_pixels: int
     quality: int
+
+    @classmethod
+    def of(cls, table: ClipTable, row: int, settings: PackSettings, video: str, target: str) -> "Job":
+        """To pack row `row` of the table, out of `video` into the file `target`."""
+        height, width = int(table.height[row]), int(table.width[row])
+        region, side = crop_region(table.clip_joints(row)[..., :2], height, width, settings.count)
+        return cls(
+            name=str(table.names[row]),
+            video=video,
+            target=target,
+            region=region,
+            side=side,
+            height=height,
+            width=width,
+            num_frames=int(table.total_frames[row]),
+            box_pixels=settings.box_pixels,
+            quality=settings.quality,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

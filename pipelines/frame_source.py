@@ -13,7 +13,7 @@ from pipelines.plan import ClipPlan
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
-    """How batches are decoded: clips a batch, frames a clip, side of a frame in pixels, DALI's threads and its lead."""
+    """How batches are decoded: clips a batch, frames a clip, side of a frame in pixels, DALI's threads and prefetch."""
 
     num_clips: int
     num_frames: int

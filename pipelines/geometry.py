@@ -18,7 +18,8 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 class CompactRule:
     """MMCompact's settings; the defaults are those of every published RGB + pose recipe.
 
-    ratio: least height / width and its inverse's bound (None keeps the joints' own shape); pad: may leave the image.
+    padding: share of the extent added around the joints; threshold: least extent of a person in pixels; ratio: least
+    height / width, and the bound of its inverse (None keeps the joints' own shape); pad: the box may leave the image.
     """
 
     padding: float = 0.25
@@ -45,7 +46,7 @@ def compact_boxes(
     low: np.ndarray, high: np.ndarray, height: np.ndarray, width: np.ndarray, rule: CompactRule = COMPACT
 ) -> np.ndarray:
     """`compact_box` of N samples whose joints lie between `low` and `high` [N, 2] float32 (x, y): [N, 4] int64."""
-    # The sums are float32 and the rest double, as NumPy 1 evaluated the published lines.
+    # Sums in float32 and the rest in double, as NumPy 1 evaluated the published lines.
     half = (high - low).astype(np.float64) / 2 * (1 + rule.padding)
     center = (low + high).astype(np.float64) / 2
     if rule.ratio is not None:
@@ -68,7 +69,10 @@ def _span(coordinates: np.ndarray) -> tuple[np.float32, np.float32]:
 
 
 def random_crop(rng: np.random.RandomState, side: int = RESIZED) -> tuple[int, int, int, int]:
-    """A random box (left, top, right, bottom) of 56-100 % area and 3:4 to 4:3 aspect within a square of `side` px."""
+    """A random box (left, top, right, bottom) of 56-100 % area and 3:4 to 4:3 aspect within a square of `side` px.
+
+    The published rule for one clip; training draws whole batches at once (draws.crops_of, tested against this).
+    """
     aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), size=10))
     area = rng.uniform(*CROP_AREA, size=10) * side * side
     widths = np.round(np.sqrt(area * aspect)).astype(np.int64)
@@ -87,7 +91,7 @@ def crops_within(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
 
 
 def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tuple[tuple[int, int, int, int], float]:
-    """The region that holds every box which sampling `count` pose frames can ask for, and the smallest such box's side.
+    """The region that holds every box that sampling `count` pose frames can ask for, and the smallest such box's side.
 
     joints [M, T, V, >=2] of the whole clip. A box of width W and height H around any of its frames reaches at most
     max(W/8, 5H/8) left and right of the joints, and max(H/8, 5W/8) above and below. When some sample may see no person,

@@ -1,6 +1,6 @@
-"""From plans to batches: has the planned frames decoded ahead of time, and draws the heatmaps.
+"""From plans to batches: the planned frames are decoded ahead of time, the heatmaps drawn on the device.
 
-No worker process and no state: an epoch can be entered at any batch.
+No worker processes and no state: an epoch can be entered at any batch.
 """
 
 import os
@@ -108,7 +108,7 @@ class Loader:
         return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
 
     def batch(self, plan: ClipPlan, step: int, rgb: torch.Tensor) -> Batch:
-        """Batch `step` of its plan and its decoded frames [N*T, size, size, 3]."""
+        """Batch `step` from its plan and its decoded frames [N*T, size, size, 3]."""
         size = self.config.sizes(self.train)[1]
         scale = size / (plan.box[:, 2:] - plan.box[:, :2])
         shift = -plan.box[:, :2] * scale
@@ -138,5 +138,5 @@ class Loader:
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # out of pageable memory the copy would wait for all steps that are queued
+            tensor = tensor.pin_memory()  # from pageable memory the copy would wait for all queued steps
         return tensor.to(self.device, non_blocking=True)

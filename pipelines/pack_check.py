@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from pipelines.packs import Pack, PackError, clip_file, columns_of, open_pack, packets_of, read_manifest
-from pipelines.prepare_progress import Progress
+from pipelines.progress import Progress
 
 
 def check_pack(folder: Path, console: Console) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from pipelines.plan import ClipPlan
 
 @dataclass
 class PackFrames:
-    """The frames of a table's clips in a pack; `damaged` are the (name, frame) that were met so far."""
+    """The frames of a table's clips in a pack; `damaged` are the (name, frame) found damaged so far."""
 
     table: ClipTable
     pack: Pack

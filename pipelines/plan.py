@@ -1,4 +1,4 @@
-"""All luck of a clip, drawn once: a pure function of (seed, epoch, row). RGB frames and skeleton obey the same plan.
+"""All random choices of a clip, drawn once, as a pure function of (seed, epoch, row): both streams obey one plan.
 
 Nothing here has a state, so batch k of epoch e is computable at once, on any number of ranks: resume is "start there".
 """
@@ -32,8 +32,9 @@ def epoch_order(
 ) -> np.ndarray:
     """The rows in this epoch's order, the same on every rank and every machine.
 
-    With `balance` a class of n clips (`classes` [N], of each row) gets a share of the epoch, which stays as long as it
-    was, that goes with n ** (1 - balance), to within one clip; its clips take turns, and some may come more than once.
+    With `balance` a class of n clips gets a share of the epoch proportional to n ** (1 - balance), to within one clip:
+    its clips take turns, and some may come more than once. The epoch keeps its length. classes [N]: the class of each
+    row.
     """
     rng = np.random.Generator(_luck(seed, (1 << 63) + epoch))
     order = rng.permutation(len(rows))
@@ -47,7 +48,7 @@ def epoch_order(
 
 
 def _luck(seed: int, number: int) -> np.random.Philox:
-    """An own stream for each pair of numbers below 2**64. (NumPy reads a list of such as floats, and rounds them.)"""
+    """A stream of its own for each pair of numbers below 2**64. (NumPy would read a list of these as floats.)"""
     return np.random.Philox(key=np.array([seed, number], np.uint64))
 
 
@@ -73,16 +74,19 @@ def plan_train(table: ClipTable, rows: np.ndarray, config: ClipConfig, seed: int
 
 def plan_eval(table: ClipTable, rows: np.ndarray, config: ClipConfig, clip: int = 0, num_clips: int = 1) -> ClipPlan:
     """Fixed frames of each row and its whole compact box: sample `clip` of `num_clips`, as published."""
-    plans = []
+    rgb, pose, box = [], [], []
     for row in rows:
         total = int(table.total_frames[row])
         samples = eval_frames(total, config.pose_frames, num_clips)
-        pose = samples[clip]
-        rgb = aligned(pose, config) if config.aligned else eval_frames(total, config.rgb_frames, num_clips)[clip]
+        pose.append(samples[clip])
+        rgb.append(
+            aligned(pose[-1], config) if config.aligned else eval_frames(total, config.rgb_frames, num_clips)[clip]
+        )
         # The published box is drawn around all samples of a clip together.
-        box = _compact(table, int(row), samples.ravel())
-        plans.append((rgb, pose, np.array(box, np.float64), False))
-    return _stack(rows, plans)
+        joints = table.clip_joints(row)[:, samples.ravel(), :, :2]
+        box.append(compact_box(joints, int(table.height[row]), int(table.width[row])))
+    flip = np.zeros(len(rows), bool)
+    return ClipPlan(np.asarray(rows), np.stack(rgb), np.stack(pose), np.array(box, np.float64), flip)
 
 
 def aligned(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
@@ -90,18 +94,8 @@ def aligned(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
     return pose[..., :: config.pose_frames // config.rgb_frames]
 
 
-def _compact(table: ClipTable, row: int, frames: np.ndarray) -> tuple[int, int, int, int]:
-    joints = table.clip_joints(row)[:, frames, :, :2]
-    return compact_box(joints, int(table.height[row]), int(table.width[row]))
-
-
-def _stack(rows: np.ndarray, plans: list[tuple]) -> ClipPlan:
-    rgb, pose, box, flip = zip(*plans, strict=True)
-    return ClipPlan(np.asarray(rows), np.stack(rgb), np.stack(pose), np.stack(box), np.array(flip))
-
-
 def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
-    """[N, T', M, V, 3] float32 joints of the planned pose frames; people that a clip lacks have score 0."""
+    """[N, T', M, V, 3] float32 joints of the planned pose frames; people whom a clip lacks have score 0."""
     place, there = _places(table, plan.row, plan.pose_frames)
     joints = np.zeros((*place.shape, table.num_joints, 3), np.float32)
     joints[there] = table.joints[place[there]]

@@ -19,7 +19,6 @@ from rich.console import Console
 from pipelines import pack_check
 from pipelines.annotations import ClipTable, open_table
 from pipelines.encode import Job
-from pipelines.geometry import crop_region
 from pipelines.pack_room import Room, spread_first
 from pipelines.packs import (
     Pack,
@@ -33,8 +32,8 @@ from pipelines.packs import (
 )
 from pipelines.prepare_files import PLAIN, appending, lock
 from pipelines.prepare_pool import encode_all
-from pipelines.prepare_progress import Progress
 from pipelines.prepare_survey import Survey, joints_digest, survey
+from pipelines.progress import Progress
 from pipelines.videos import Missing, summary
 
 NO_CLIP: dict[str, Any] = {
@@ -146,23 +145,9 @@ class _Run:
             self._record(row, {"bad": reason})
 
     def _job(self, row: int) -> Job:
-        table, name = self.table, str(self.table.names[row])
-        height, width = int(table.height[row]), int(table.width[row])
-        region, side = crop_region(table.clip_joints(row)[..., :2], height, width, self.settings.count)
-        target = clip_file(self.out, name)
+        target = clip_file(self.out, str(self.table.names[row]))
         target.parent.mkdir(parents=True, exist_ok=True)
-        return Job(
-            name=name,
-            video=os.path.abspath(self._video(row)),
-            target=str(target.absolute()),
-            region=region,
-            side=side,
-            height=height,
-            width=width,
-            num_frames=int(table.total_frames[row]),
-            box_pixels=self.settings.box_pixels,
-            quality=self.settings.quality,
-        )
+        return Job.of(self.table, row, self.settings, os.path.abspath(self._video(row)), str(target.absolute()))
 
     def _record(self, row: int, answer: dict[str, Any]) -> dict[str, Any]:
         """Write down what became of a clip, once its file is in place."""

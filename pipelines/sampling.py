@@ -1,12 +1,12 @@
 """Which frames of a clip are looked at: MMAction2's uniform sampling (models.md A3), index for index.
 
-The functions take their generator. With `numpy.random.RandomState(seed)` they give the published numbers; the plan
-hands them a `RandomState` over a counter-based generator, so training luck has no state to carry.
+Functions of one clip. With `numpy.random.RandomState(seed)` they give the published numbers. Evaluation calls
+`eval_frames`; training draws whole batches at once in draws.py, which is tested against `train_frames`.
 """
 
 import numpy as np
 
-TEST_SEED = 255  # the published seed of test-mode sampling, used anew for each stream of each clip
+TEST_SEED = 255  # the published seed of test-mode sampling, set anew for each stream of each clip
 
 
 def train_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:
@@ -19,7 +19,7 @@ def train_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarr
 
 
 def eval_frames(total: int, count: int, num_clips: int) -> np.ndarray:
-    """`num_clips` fixed samples of a clip: [num_clips, count] int64; the first of ten equals the only one of one."""
+    """`num_clips` fixed samples of a clip: [num_clips, count] int64; the first is the same for any `num_clips`."""
     rng = np.random.RandomState(TEST_SEED)
     clips = []
     for clip in range(num_clips):

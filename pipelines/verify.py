@@ -113,7 +113,24 @@ def _published(split: dict[str, Any]) -> str:
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    joints, videos = facts["joints"], facts["videos"]
+    lines = [
+        *_video_lines(facts["videos"]),
+        ("people a clip", _counts(facts["persons"])),
+        ("joints a person", str(facts["joints_a_person"])),
+        *_joint_lines(facts["joints"]),
+    ]
+    for split in facts["splits"]:
+        if split.get("matches"):
+            lines.append(("number of clips", f"that of the published file, {split['matches']}"))
+        if split["wrong_side"]:
+            lines.append((f"{split['split']} against NTU's rule", f"{split['wrong_side']} clips"))
+    lines += [(f"in {pair}_train and _val", f"{number} clips") for pair, number in facts["in_both"].items() if number]
+    if facts["labels"] == [0, 0] and facts["clips"] > 1:
+        lines.append(("labels", "all 0, as where they are hidden (MA-52's test list)"))
+    return lines
+
+
+def _video_lines(videos: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         (
             "videos",
@@ -130,9 +147,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             ("frames, video and pose apart", _counts(videos["length"])),
             ("kinds of video", ", ".join([*videos["sizes"], *videos["codecs"]])),
         ]
-    lines += [
-        ("people a clip", _counts(facts["persons"])),
-        ("joints a person", str(facts["joints_a_person"])),
+    return lines
+
+
+def _joint_lines(joints: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = [
         (
             "joints",
             f"{joints['missing']:.2%} missing, {joints['outside']:.2%} of the others outside the image, "
@@ -143,14 +162,6 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("no joint in", _listed(joints["without_joints"])))
     if joints["swapped"]:
         lines.append(("height and width swapped", _listed(joints["swapped"])))
-    for split in facts["splits"]:
-        if split.get("matches"):
-            lines.append(("number of clips", f"that of the published file, {split['matches']}"))
-        if split["wrong_side"]:
-            lines.append((f"{split['split']} against NTU's rule", f"{split['wrong_side']} clips"))
-    lines += [(f"in {pair}_train and _val", f"{number} clips") for pair, number in facts["in_both"].items() if number]
-    if facts["labels"] == [0, 0] and facts["clips"] > 1:
-        lines.append(("labels", "all 0, as where they are hidden (MA-52's test list)"))
     return lines
 
 

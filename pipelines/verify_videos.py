@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pipelines.annotations import ClipTable
 from pipelines.encode import CONTAINERS, SLACK
-from pipelines.prepare_progress import Progress
+from pipelines.progress import Progress
 from pipelines.verify_facts import histogram
 from pipelines.videos import Missing, find_videos
 

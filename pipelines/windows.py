@@ -18,7 +18,6 @@ from pipelines.annotations import ClipTable
 from pipelines.dali import FrameDecoder, Step, mirrored
 from pipelines.encode import CONTAINERS, SLACK, Crop, Job, VideoError, decode, write_jpegs
 from pipelines.frame_source import Decoding
-from pipelines.geometry import crop_region
 from pipelines.pack_source import packet_boxes
 from pipelines.packs import PackSettings
 from pipelines.plan import ClipPlan
@@ -57,7 +56,7 @@ def window_table(joints: np.ndarray, height: int, width: int, windows: Windows) 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowFrames:
-    """The frames of a `window_table`'s clips, out of the video itself. `each` is shown every frame as it is decoded.
+    """The frames of a `window_table`'s clips, out of the video itself. `each` is called with every decoded frame.
 
     It serves batches of one window, in order.
     """
@@ -76,22 +75,8 @@ class WindowFrames:
         return WindowDecoder(self, list(_all(plans)), decoding)
 
     def job(self, row: int) -> Job:
-        """What `prepare` would be told of this clip."""
-        height, width = int(self.table.height[row]), int(self.table.width[row])
-        joints = self.table.clip_joints(row)[..., :2]
-        region, side = crop_region(joints, height, width, self.settings.count)
-        return Job(
-            name=str(self.table.names[row]),
-            video=self.video,
-            target="",
-            region=region,
-            side=side,
-            height=height,
-            width=width,
-            num_frames=int(self.table.total_frames[row]),
-            box_pixels=self.settings.box_pixels,
-            quality=self.settings.quality,
-        )
+        """What `prepare` would be given for this clip; no file is written."""
+        return Job.of(self.table, row, self.settings, self.video, target="")
 
 
 def _all(plans: Callable[[int], ClipPlan]) -> Iterator[ClipPlan]:
@@ -114,7 +99,7 @@ class WindowDecoder:
         self.last: av.VideoFrame
         self.num_read = 0
         self.pictures = decode(frames.video, self.total + SLACK)
-        # A lead of one: each window's frames are asked for when its turn comes, in this thread.
+        # With a prefetch of one each window's frames are asked for when its turn comes, in this thread.
         shape = (decoding.num_frames, decoding.size, decoding.device)
         self.decoder = FrameDecoder(self._read, *shape, threads=decoding.threads, prefetch=1)
 
@@ -158,7 +143,7 @@ class WindowDecoder:
             self.num_read += 1
 
     def _fill_up(self) -> None:
-        """The last frame takes the place of up to SLACK that are not there, as a pack's reader does it."""
+        """The last frame takes the place of up to SLACK that are not there, as in a pack's reader."""
         if self.num_read < max(1, self.total - SLACK):
             raise VideoError(f"it ends after {self.num_read} of {self.total} frames")
         for number in self.wanted:

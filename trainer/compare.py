@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trainer.config import flattened
 from trainer.report import write_png
 from trainer.runs import WIDE, PastRun, read_run
 
@@ -87,13 +88,6 @@ def names(found: Sequence[PastRun]) -> list[str]:
     folders = [run.folder.absolute() for run in found]
     common = os.path.commonpath([folder.parent for folder in folders])
     return [str(folder.relative_to(common)) for folder in folders]
-
-
-def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """optim.lr: 0.004 and so on."""
-    if not isinstance(settings, dict):
-        return {prefix[:-1]: settings}
-    return {name: value for key, part in settings.items() for name, value in flattened(part, f"{prefix}{key}.").items()}
 
 
 def shortened(value: Any) -> str:

@@ -137,6 +137,13 @@ def _paths(config: Any, prefix: str = "") -> Iterator[str]:
             yield from _paths(value, f"{prefix}{field.name}.")
 
 
+def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts (an experiment as JSON holds it) as one: optim.lr -> 0.004 and so on."""
+    if not isinstance(settings, dict):
+        return {prefix[:-1]: settings}
+    return {name: value for key, part in settings.items() for name, value in flattened(part, f"{prefix}{key}.").items()}
+
+
 def _parse(text: str, hint: Any, assignment: str) -> Any:
     """The value of `text` under a field's type: a number, a boolean, text, None, or a tuple of those."""
     try:

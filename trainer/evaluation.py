@@ -10,7 +10,7 @@ from torch import nn
 
 from models import build_model
 from models.weights import load_weights
-from pipelines.prepare_progress import Progress
+from pipelines.progress import Progress
 from trainer.compiling import compiled
 from trainer.config import Experiment
 from trainer.confusion import draw_confusion

@@ -19,7 +19,7 @@ from pipelines.encode import SLACK, VideoError
 from pipelines.loader import Loader
 from pipelines.packs import PackSettings
 from pipelines.poses import Poses, header_of, read_poses, write_poses
-from pipelines.prepare_progress import Progress
+from pipelines.progress import Progress
 from pipelines.verify_videos import Header
 from pipelines.windows import WindowFrames, frame_rate, window_table, windows_of
 from trainer.annotated_video import AnnotatedVideo

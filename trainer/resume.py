@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.config import Experiment
+from trainer.config import Experiment, flattened
 from trainer.run import Run
 from trainer.snapshot import SnapshotError
 
@@ -82,16 +82,11 @@ def check_same(path: Path, state: dict[str, Any], experiment: Experiment, say: C
     """Refuse a snapshot of another network or version; say which other settings have changed since."""
     if state.get("format") != FORMAT:
         raise SnapshotError(f"{path} has format {state.get('format')}, this version reads {FORMAT}; train anew")
-    before, now = _flat(json.loads(state["experiment"])), _flat(json.loads(json.dumps(asdict(experiment))))
+    before = flattened(json.loads(state["experiment"]))
+    now = flattened(json.loads(json.dumps(asdict(experiment))))
     for key in (key for key in now if before.get(key) != now[key]):
         if key.startswith("model.") or key == "align_channels":  # the optimizer's state has the network's shapes
             raise SnapshotError(
                 f"{path} was trained with {key}={before.get(key)}, not {now[key]}; choose another --work-dir"
             )
         say(f"{key} was {before.get(key)} in {path.name} and is now {now[key]}")
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, dict):
-        return {prefix[:-1]: config}
-    return {key: value for name, part in config.items() for key, value in _flat(part, f"{prefix}{name}.").items()}

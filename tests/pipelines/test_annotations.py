@@ -115,7 +115,7 @@ def test_length_may_differ_by_two(tmp_path, told):
     np.testing.assert_array_equal(table.clip_joints(1), expected(clip("b")))
 
 
-NO_FORM = "holds neither a list of clips nor {'split', 'annotations'}; see the README for the format"
+NO_FORM = "holds neither a list of clips nor {'split', 'annotations'}; see docs/data.md for the format"
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ NO_FORM = "holds neither a list of clips nor {'split', 'annotations'}; see the R
         ({"split": {}, "annotations": {}}, NO_FORM),
         ({"split": ["a"], "annotations": [clip()]}, NO_FORM),
         ({"split": None, "annotations": [clip()]}, NO_FORM),
-        ({"split": {"val": 5}, "annotations": [clip()]}, "split 'val' of {} is no list of names"),
-        ({"split": {"val": "a"}, "annotations": [clip("a")]}, "split 'val' of {} is no list of names"),
+        ({"split": {"val": 5}, "annotations": [clip()]}, "split 'val' of {} is not a list of names"),
+        ({"split": {"val": "a"}, "annotations": [clip("a")]}, "split 'val' of {} is not a list of names"),
         (
             {"split": {"val": ["b", "a", "c"]}, "annotations": [clip("a")]},
             "split 'val' of {} lists 2 clips without an annotation, first b",

@@ -11,16 +11,20 @@ import pytest
 from PIL import Image
 
 from pipelines.annotations import open_table
-from pipelines.demo import (
+from pipelines.demo import make_demo
+from pipelines.demo_classes import (
     COARSE_MAP,
     COARSE_NAMES,
     COLOUR_ONLY,
     FINE_NAMES,
     MOTION_ONLY,
+    TRAIN,
+    VAL,
     DemoConfig,
-    make_demo,
+    clip_ids,
+    corrupt_video,
+    missing_skeleton,
 )
-from pipelines.demo_classes import TRAIN, VAL, clip_ids, corrupt_video, missing_skeleton
 from pipelines.demo_clip import annotate, film, generator, person_box, stage
 from pipelines.demo_scene import room
 

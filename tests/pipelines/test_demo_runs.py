@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.demo import DemoConfig, alone, claim, make_demo
-from pipelines.demo_classes import clip_ids
+from pipelines.demo import alone, claim, make_demo
+from pipelines.demo_classes import DemoConfig, clip_ids
 from pipelines.demo_clip import encode, film, generator
 
 ROOT = Path(__file__).resolve().parents[2]
