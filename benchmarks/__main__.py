@@ -186,7 +186,7 @@ def aot(records: Path = RECORDS, every: int = 1) -> int:
 
     Args:
         records: folder for the records, aot_<kernel>.json.
-        every: compile each n-th call only.
+        every: compile each n-th call of a kernel only.
     """
     os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined, so before the next import
     from benchmarks.aot import write_tables

@@ -29,7 +29,7 @@ Table = dict[str, dict]
 def write_tables(folder: Path, every: int = 1) -> bool:
     """Compile what is listed, print it, put it into one record a kernel; whether nothing spilled.
 
-    A record keeps a table for each version of Triton that has made one. `every` n: each n-th call only.
+    A record keeps a table for each version of Triton that has made one. `every` n: each n-th call of a kernel only.
     """
     tables = compile_calls(listed_calls(), every)
     for kernel, table in tables.items():
@@ -60,12 +60,13 @@ def compile_calls(calls: dict[Call, list[str]], every: int = 1) -> dict[str, Tab
     for arch in ARCHS:
         stand_in(arch)
         with compiling() as made:
-            for call, callers in list(calls.items())[::every]:
-                made.clear()
-                call.run()
-                for compiled in made:
-                    launch = tables[call.kernel].setdefault(f"{settings(compiled)}.sm_{arch}", measured(compiled))
-                    launch["callers"] = sorted({*launch.get("callers", ()), *callers})
+            for kernel, table in tables.items():
+                for call in [call for call in calls if call.kernel == kernel][::every]:
+                    made.clear()
+                    call.run()
+                    for compiled in made:
+                        launch = table.setdefault(f"{settings(compiled)}.sm_{arch}", measured(compiled))
+                        launch["callers"] = sorted({*launch.get("callers", ()), *calls[call]})
     return tables
 
 
