@@ -14,8 +14,8 @@ from rich.table import Table
 
 from trainer.journal import LOG, METRICS
 from trainer.records import read_metrics
+from trainer.work_dir import SETTINGS
 
-SETTINGS = "experiment.json"
 TAIL = 8192  # bytes of train.log that hold its last words
 WIDE = 150  # columns off a terminal, so that nothing is cut
 

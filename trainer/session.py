@@ -1,9 +1,7 @@
 """One process of a training: its place among the ranks, its work directory, start or resume, the report."""
 
-import itertools
-import json
-import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from trainer.snapshot import Writer, newest_valid
 from trainer.step import update
 from trainer.wandb_log import WandbLog
 from trainer.watchdog import Watchdog
+from trainer.work_dir import claim, write_settings
 
 FEWEST_CLIPS = 4  # of a rank at a time; below, BatchNorm's statistics are poor
 
@@ -48,8 +47,7 @@ def train_here(
     """
     if device == "cpu":
         keep_freed_memory()
-    with join(device) as ranks:
-        claim(work_dir, resume, ranks)
+    with join(device) as ranks, claim(work_dir, resume, ranks):
         found = last_snapshot(work_dir, ranks) if resume else None
         journal = Journal(work_dir, ranks.rank, _resume_at(found))
         with journal.closing():
@@ -58,7 +56,7 @@ def train_here(
             if found:
                 check_same(found[0], found[1], experiment, journal.say)
             if ranks.leads:
-                (work_dir / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1) + "\n")
+                write_settings(work_dir, experiment)
                 if experiment.wandb:
                     journal.wandb = WandbLog(experiment, work_dir)
             loaders = build_loaders(experiment, ranks, journal.say)
@@ -73,34 +71,13 @@ def train_here(
                 add_replay_and_profile(run, profile, work_dir)
                 introduce(run)
                 if ranks.leads:
-                    draw_clips(run, work_dir)
+                    with pictures(run):
+                        draw_clips(run, work_dir)
                 scores = fit(run, max_steps)
             if ranks.leads:
-                report(run, work_dir, scores)
+                with pictures(run):
+                    report(run, work_dir, scores)
     return interrupt.exit_code
-
-
-def claim(work_dir: Path, resume: bool, ranks: Ranks) -> None:
-    """Rank 0 makes the work directory, which all ranks must see; a fresh run moves an earlier one aside."""
-    with ranks.in_turn():
-        if ranks.leads:
-            make_work_dir(work_dir, resume)
-    if ranks.any(not work_dir.is_dir()):
-        raise ValueError(f"{work_dir} is not there on every machine: choose a --work-dir that all of them see")
-
-
-def make_work_dir(work_dir: Path, resume: bool) -> None:
-    """Raises ValueError where it cannot be written."""
-    try:
-        if not resume and any(work_dir.glob("*.pth")):
-            aside = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
-            work_dir.rename(aside)
-            print(f"{work_dir} held an earlier run: it is now {aside} (--resume would have gone on with it)")
-        work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=work_dir):
-            pass
-    except OSError as error:
-        raise ValueError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
 
 
 def last_snapshot(work_dir: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]] | None:
@@ -136,6 +113,15 @@ def introduce(run: Run) -> None:
         run.journal.say(
             f"BatchNorm sees {share} clips at a time, which is few: take fewer ranks or parts, or a larger batch"
         )
+
+
+@contextmanager
+def pictures(run: Run) -> Iterator[None]:
+    """A disk that does not take them is told, and ends nothing."""
+    try:
+        yield
+    except OSError as error:
+        run.journal.say(f"pictures cannot be written ({error.strerror or error}): the run itself is whole")
 
 
 def draw_clips(run: Run, work_dir: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.sealed import SnapshotError, load, save, sync_folder
+from trainer.sealed import SnapshotError, is_sealed, load, save, sync_folder
 
 ROLLING = re.compile(r"epoch_(\d+)_step_(\d+)\.pth")
 BEST = re.compile(r"best_.+_epoch_(\d+)\.pth")
@@ -171,7 +171,7 @@ class Writer:
         for path in self.folder.iterdir():
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
             old_best = best is not None and BEST.fullmatch(path.name) and path.name != best
-            if old_rolling or old_best:
+            if old_rolling or (old_best and is_sealed(path)):  # mmengine names its best ones likewise
                 path.unlink(missing_ok=True)
 
 
