@@ -75,6 +75,7 @@ def products():
     return layers(nn.Conv2d, nn.Linear) - 2 * layers(SqueezeExcite)
 
 
+@pytest.mark.soak
 def test_a_small_step_compiled():
     counts = counted("toy", ())
     assert counts["ours"] == {"launches": 0, "gb": 0}
