@@ -100,6 +100,9 @@ def dispatch(arguments: list[str]) -> int:
 
 def train(options: Options, arguments: list[str]) -> int:
     """Train, in this process or in as many as there are GPUs."""
+    for flag, count in (("--max-steps", options.max_steps), ("--max-restarts", options.max_restarts)):
+        if (count or 0) < 0:
+            raise ValueError(f"{flag} {count}: it cannot be negative")
     experiment = experiment_of(options)
     device = device_of(options.device)
     world_size = world_size_of(options, device)

@@ -11,6 +11,7 @@ import tyro
 from models import read_coarse_map
 from trainer.config import Experiment, consistent, override
 from trainer.experiments import EXPERIMENTS
+from trainer.limits import check_limits
 from trainer.ranks import started_by_launcher
 
 
@@ -41,10 +42,16 @@ def experiment_of(options: Choice) -> Experiment:
     experiment = EXPERIMENTS[options.exp]
     for assignment in options.set:
         experiment = override(experiment, assignment)
+    check_limits(experiment)
     named = options.coarse_map
-    return consistent(
+    fitted = consistent(
         experiment, read_coarse_map(named, experiment.data.num_classes) if named else experiment.data.coarse_map
     )
+    last = {assignment.partition("=")[0]: assignment for assignment in options.set}
+    for key, assignment in last.items():
+        if key.startswith("model.") and override(fitted, assignment) != fitted:
+            raise ValueError(f"--set {assignment} has no effect: {key} follows from data, clip and --coarse-map")
+    return fitted
 
 
 def world_size_of(options: Choice, device: str) -> int:
@@ -52,6 +59,8 @@ def world_size_of(options: Choice, device: str) -> int:
 
     Raises ValueError where there is no GPU for each process of this machine.
     """
+    if options.ranks is not None and options.ranks < 1:
+        raise ValueError(f"--ranks {options.ranks}: at least one process is needed")
     num_gpus = torch.cuda.device_count() if device == "cuda" else 0
     here = int(os.environ["LOCAL_RANK"]) + 1 if started_by_launcher() else options.ranks or num_gpus or 1
     if device == "cuda" and here > num_gpus:

@@ -162,8 +162,8 @@ def test_batch_that_does_not_divide(capsys, tmp_path):
 
 
 def test_foreign_data(capsys, tmp_path, tiny):
-    more = ("--set", "data.num_classes=5", "--set", "data.coarse_map=(0,0,1,1,2)", "--set", "data.demo=None",
-            "--work-dir", str(tmp_path / "run"))  # fmt: skip
+    more = ("--set", "data.num_classes=5", "--set", "data.coarse_map=(0,0,1,1,2)", "--set", "data.class_names=()",
+            "--set", "data.demo=None", "--work-dir", str(tmp_path / "run"))  # fmt: skip
     assert "has labels 0 to 11, experiment demo has classes 0 to 4; set data.num_classes" in told(capsys, *tiny, *more)
 
 
