@@ -24,7 +24,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("warmup_epochs", "rollbacks", "milestones"), (0, MANY)),
     **dict.fromkeys(("flip", "dropout", "drop_path", "momentum", "max_bad", "min_delta"), (0, 1)),
     **dict.fromkeys(
-        ("lr", "eta_min", "weight_decay", "logit_adjustment", "loss_weights", "contrast_weight"), (0, 1000)
+        ("lr", "eta_min", "weight_decay", "logit_adjustment", "loss_weights", "contrast_weight"), (0, 1e38)
     ),
     **dict.fromkeys(("sigma", "clip_norm", "stalled_after"), (1e-3, 1e9)),
     "ema": (0, 0.9999999),

@@ -49,9 +49,8 @@ def test_data_and_packs_in_place(tiny, tmp_path):
     code, shown = said([*there, "--set", f"data.packs={tmp_path}"])
     assert code == 0
     assert "none for" in shown
-    code, shown = said(
-        [*there, "--set", "clip.rgb_frames=4", "--set", "data.num_classes=2", "--set", "data.coarse_map=(0,1)"]
-    )
+    other = ("clip.rgb_frames=4", "data.num_classes=2", "data.class_names=()", "data.coarse_map=(0,1)")
+    code, shown = said([*there, *(part for setting in other for part in ("--set", setting))])
     assert code == 2
     assert "to be mended first: annotations" in shown
     (tmp_path / "damaged.pkl").write_bytes(b"not a pickle")

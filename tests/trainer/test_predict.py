@@ -155,7 +155,8 @@ def test_colours_stay(tmp_path):
 
 def test_rgb_alone_needs_no_pose(tiny, paths, tmp_path):
     settings = [
-        *("data.num_classes=12", f"data.coarse_map={(0,) * 12}", "clip.rgb_size_val=64", "clip.box_pixels=64"),
+        *("data.num_classes=12", "data.class_names=()", f"data.coarse_map={(0,) * 12}"),
+        *("clip.rgb_size_val=64", "clip.box_pixels=64"),
         *("model.path.base_channels=8", "model.path.blocks=(1,1,1,1)", f"data.cache={tmp_path}/cache"),
     ]
     experiment = EXPERIMENTS["ntu60_rgb"]
