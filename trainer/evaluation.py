@@ -20,7 +20,7 @@ from trainer.options import Choice, check_division, check_source, device_of, exp
 from trainer.precision import autocast_of
 from trainer.ranks import Ranks, join, launch, started_by_launcher
 from trainer.report import write_png
-from trainer.scores import write_class_table, write_metrics, write_scores
+from trainer.scores import make_folder, write_class_table, write_metrics, write_scores
 from trainer.scoring import score_clips
 from trainer.sealed import SnapshotError, load
 
@@ -54,10 +54,15 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
         load_averages(network, options.checkpoint)
     else:
         load_weights(network, options.checkpoint)
+    out = options.out or options.checkpoint.parent / "eval"
     with join(device) as ranks:
+        if ranks.leads:
+            make_folder(out)  # it is told now, not after an hour of scoring
         scores, names = score(experiment, network.to(ranks.device).eval(), ranks, options.clips)
         if ranks.leads:
-            write(options.out or options.checkpoint.parent / "eval", experiment, scores, names)
+            metrics = summarize(scores)
+            show(experiment, len(names), metrics)
+            write(out, experiment, metrics, scores, names)
     return 0
 
 
@@ -84,21 +89,30 @@ def score(experiment: Experiment, network: nn.Module, ranks: Ranks, num_clips: i
     return scores, [str(loader.table.names[row]) for row in scores.index.tolist()]
 
 
-def write(folder: Path, experiment: Experiment, scores: Scores, names: Sequence[str]) -> None:
-    """metrics.json, scores.npz, classes.csv and confusion.png in `folder`; the metrics as a table on the terminal."""
-    data = experiment.data
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics = summarize(scores)
-    write_metrics(folder / "metrics.json", metrics)
-    write_scores(folder / "scores.npz", scores, names)
-    write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
-    counts = confusion_matrix(main_scores(scores), scores.label)
-    write_png(draw_confusion(counts.numpy(), data.class_names, data.coarse_map), folder / "confusion.png")
+def show(experiment: Experiment, num_clips: int, metrics: dict[str, float]) -> None:
+    """The metrics as a table on the terminal."""
     console = Console()
-    table = Table("metric", "value", title=f"{experiment.name}: {len(scores.label)} clips")
+    table = Table("metric", "value", title=f"{experiment.name}: {num_clips} clips")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
     if warning := worse_than_a_stream(metrics):
         console.print(warning)
-    console.print(f"{folder}: metrics.json, scores.npz, classes.csv, confusion.png", soft_wrap=True)
+
+
+def write(
+    folder: Path, experiment: Experiment, metrics: dict[str, float], scores: Scores, names: Sequence[str]
+) -> None:
+    """metrics.json, scores.npz, classes.csv and confusion.png in `folder`. Raises ValueError where it has no room."""
+    data = experiment.data
+    counts = confusion_matrix(main_scores(scores), scores.label)
+    try:
+        write_metrics(folder / "metrics.json", metrics)
+        write_scores(folder / "scores.npz", scores, names)
+        write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
+        write_png(draw_confusion(counts.numpy(), data.class_names, data.coarse_map), folder / "confusion.png")
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot take the results ({error.strerror or error}); name another folder with --out"
+        ) from None
+    Console().print(f"{folder}: metrics.json, scores.npz, classes.csv, confusion.png", soft_wrap=True)

@@ -6,10 +6,12 @@ at the sizes of training and of validation.
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from kernels.heatmap import render_heatmaps
 from models import SingleStreamConfig, build_model
@@ -64,8 +66,8 @@ def export(options: ExportOptions) -> int:
         score = write(options, experiment, scorer, partial)
         apart = compare(experiment, scorer, score, out)
         os.replace(partial, out)
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror or error}); name another with --out") from None
+    except (OSError, SafetensorError) as error:
+        raise unwritable(out, error) from None
     finally:
         partial.unlink(missing_ok=True)
     size = out.stat().st_size / 1e6
@@ -80,8 +82,17 @@ def check(options: ExportOptions, out: Path) -> None:
         raise ValueError(f"--out {out}: the name of a file in this format ends in .{options.format}")
     if not out.parent.is_dir():
         raise ValueError(f"{out} cannot be written: there is no folder {out.parent}; name another file with --out")
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise unwritable(out, error) from None
     if out.exists() and options.checkpoint.exists() and out.samefile(options.checkpoint):
         raise ValueError(f"{out} is the checkpoint that is read: name another file with --out")
+
+
+def unwritable(out: Path, error: Exception) -> ValueError:
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    return ValueError(f"{out} cannot be written ({reason}); name another with --out")
 
 
 def write(options: ExportOptions, experiment: Experiment, scorer: Scorer, path: Path) -> Score:

@@ -1,6 +1,5 @@
 """`python -m trainer predict`: what a checkpoint says of videos, window by window, as table, JSON and pictures."""
 
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +28,7 @@ from trainer.metrics import fused_scores, score_batch
 from trainer.options import Choice, device_of, experiment_of
 from trainer.precision import autocast_of
 from trainer.predict_report import Prediction, Window, captions, show, write_json, write_sheet
+from trainer.scores import make_folder
 from trainer.sheet import NUM_CLIPS
 
 WIDTH = 120  # columns of the table where nothing says how many there are
@@ -80,14 +80,6 @@ def predict(options: PredictOptions) -> int:
         show(prediction, printer)
         print(f"{out}: {video.stem}.mp4, {video.stem}.json, {video.stem}.png")
     return 0
-
-
-def make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from None
 
 
 def check(options: PredictOptions, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,15 @@ from typing import Any
 import numpy as np
 
 from trainer.metrics import Scores, confusion_matrix, main_scores
+
+
+def make_folder(out: Path) -> None:
+    """The folder of --out. Raises ValueError where it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from None
 
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:

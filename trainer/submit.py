@@ -7,6 +7,7 @@ without a folder, a line a video: vid, the five best of 52 actions, the five bes
 import csv
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -60,6 +61,8 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         raise ValueError(
             f"{path} cannot be read ({error.strerror or error}): take scores.npz of an evaluation"
         ) from None
+    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}): evaluate again") from None
     except (KeyError, ValueError):
         raise ValueError(
             f"{path} holds no fine and coarse scores of both streams: evaluate ma52 or ma52_pcan"

@@ -113,3 +113,20 @@ def test_mistakes_are_told(tiny, trained, tmp_path, capsys, more, sentence):
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
+
+
+def test_a_place_that_takes_no_results_is_told_before_anything_is_scored(tiny, trained, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "eval"):
+        assert run_command(["eval", *tiny, "--checkpoint", str(trained / "latest.pth"), "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert f"error: {out} cannot be written" in error
+        assert "scoring" not in error
+
+
+def test_a_disk_that_is_full_leaves_the_metrics_on_the_terminal(tiny, trained, tmp_path, capsys):
+    (tmp_path / "scores.npz").symlink_to("/dev/full")
+    assert run_command(["eval", *tiny, "--checkpoint", str(trained / "latest.pth"), "--out", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "acc/RGBPose_1:1_top1" in shown.out
+    assert f"{tmp_path} cannot take the results (No space left on device)" in shown.err

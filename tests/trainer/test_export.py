@@ -202,6 +202,9 @@ def test_mistakes(checkpoint, tmp_path, capsys):
         words = ["--checkpoint", str(checkpoint), "--format", "pt2", "--out", str(out)]
         assert run_command(["export", "--exp", "demo", *SETTINGS, *words]) == 2
         assert sentence in capsys.readouterr().err
+    for suffix in ("pt2", "safetensors"):
+        assert exported(checkpoint, Path(f"/proc/net.{suffix}")) == 2
+        assert f"/proc/net.{suffix} cannot be written (No such file or directory)" in capsys.readouterr().err
     assert exported(checkpoint, checkpoint) == 2
     assert "is the checkpoint that is read" in capsys.readouterr().err
     assert run_command(["export", "--exp", "demo", "--checkpoint", str(checkpoint), "--format", "pt2"]) == 2

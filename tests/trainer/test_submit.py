@@ -66,6 +66,15 @@ def test_files_that_are_not_there(tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_scores_that_are_cut_short(tmp_path, capsys, share):
+    file = tmp_path / "scores.npz"
+    scores(file)
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    assert run_command(["submit", str(file), "--out", str(tmp_path / "s.zip")]) == 2
+    assert f"error: {file} is damaged or cut short" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("member", "line"),
     [
