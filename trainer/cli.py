@@ -10,6 +10,7 @@ import traceback
 from types import TracebackType
 from typing import NoReturn
 
+from trainer.follow import follow_launcher
 from trainer.origin import PACKAGES, check_origin, check_torch
 
 PATIENCE_FOR_SNAPSHOT = 60  # seconds
@@ -20,6 +21,8 @@ def main() -> None:
     # OpenMP's threads wait by spinning otherwise, which costs a run on busy cores two thirds of its speed (LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     launched = "TORCHELASTIC_RUN_ID" in os.environ
+    if launched:
+        follow_launcher()
     try:
         code = run_command(sys.argv[1:])
     except Exception as error:

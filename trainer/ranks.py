@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from trainer.follow import LAUNCHER
 from trainer.interrupt import EXIT_CODES
 
 # Rank 0 may prepare hours of video while the others wait at `in_turn`; a stuck step is noticed much sooner, by our
@@ -131,6 +132,7 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         monitor_interval=1.0,
         signals_to_handle=",".join(number.name for number in EXIT_CODES),
     )
+    os.environ[LAUNCHER] = str(os.getpid())
     for name in ("agent.server.api", "multiprocessing.api"):  # to them a signal is three warnings
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
     try:
@@ -145,6 +147,8 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         return worst if worst > 0 else 128 - worst
     except SignalException as told:
         return EXIT_CODES[told.sigval]
+    finally:
+        del os.environ[LAUNCHER]
     return 0
 
 

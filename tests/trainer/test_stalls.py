@@ -58,6 +58,21 @@ def test_a_signal_to_the_launcher_ends_all_ranks_with_a_snapshot(tiny, environme
     assert newest_valid(work_dir, print) is not None
 
 
+@pytest.mark.parametrize("text", ["Epoch(train) [1][2/5]", None])
+def test_no_rank_outlives_its_launcher(tiny, environment, tmp_path, text):
+    """Killed in training, or as soon as there are ranks, which then wait for it at their rendezvous."""
+    work_dir = tmp_path / "run"
+    process = start(environment, *tiny, *LONG, "--work-dir", work_dir)
+    if text:
+        wait_for_log(process, work_dir, text)
+    while len(children(process.pid)) < 2:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)  # returns when the ranks have closed their ends of the pipe, too
+    if text:
+        assert newest_valid(work_dir, print) is not None
+
+
 def test_a_rank_that_stands_still_ends_the_run_with_stacks_of_all(tiny, environment, tmp_path):
     work_dir = tmp_path / "run"
     process = start(environment, *tiny, *LONG, "--set", "stalled_after=5", "--work-dir", work_dir)
