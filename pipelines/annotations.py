@@ -82,7 +82,10 @@ class ClipTable:
         if split is None:
             return np.arange(len(self))
         if split not in self.splits:
-            raise AnnotationError(f"there is no split '{split}' here, only {sorted(self.splits) or 'a plain list'}")
+            raise AnnotationError(
+                f"there is no split '{split}' here, only {sorted(self.splits) or 'a plain list'}; set data.split to "
+                "what stands before _train and _val, or to None where a file holds one list (see data.val_annotations)"
+            )
         return self.splits[split]
 
 
@@ -191,6 +194,11 @@ def _split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) ->
     if unknown:
         raise AnnotationError(
             f"split '{split}' of {path} lists {len(unknown)} clips without an annotation, first {unknown[0]}"
+        )
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise AnnotationError(
+            f"split '{split}' of {path} lists {len(twice)} clips twice, first {twice[0]}; remove the duplicates"
         )
     return [row_of[name] for name in names]
 

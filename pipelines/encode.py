@@ -201,6 +201,11 @@ class Crop:
         y0, y1 = max(top, 0), min(bottom, frame.height // 2 * 2)
         if x0 >= x1 or y0 >= y1:
             raise VideoError("its skeleton lies outside the picture")
+        if (right - left) * (bottom - top) > MAX_PIXELS:
+            reach = f"{right - left:,}x{bottom - top:,}"
+            raise VideoError(
+                f"its skeleton reaches over {reach} pixels of {frame.width}x{frame.height}: a joint is far off"
+            )
         matrix = MATRICES.get(int(frame.colorspace), "bt601")
         full = int(frame.color_range) == FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
         kept = "full" if full else "limited"

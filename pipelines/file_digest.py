@@ -18,7 +18,7 @@ def digest_of(path: Path, cache: Path) -> str:
     """
     with open(path, "rb") as file:
         look = _look(file)
-        place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:20]
+        place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:20]
         note = cache / f"{place}.digest"
         known = _read(note)
         if known.get("look") == look:

@@ -60,7 +60,7 @@ def test_plain_list(tmp_path):
     assert table.label.tolist() == [51, 51]
     assert (table.height[0], table.width[0]) == (1296, 1080)
     assert table.splits == {}
-    with pytest.raises(AnnotationError, match="no split 'xsub_train' here, only a plain list"):
+    with pytest.raises(AnnotationError, match="no split 'xsub_train' here, only a plain list; set data"):
         table.rows_of("xsub_train")
 
 
@@ -135,6 +135,10 @@ NO_FORM = "holds neither a list of clips nor {'split', 'annotations'}; see docs/
         (
             {"split": {"val": ["b", "a", "c"]}, "annotations": [clip("a")]},
             "split 'val' of {} lists 2 clips without an annotation, first b",
+        ),
+        (
+            {"split": {"val": ["a", "b", "a"]}, "annotations": [clip("a"), clip("b")]},
+            "split 'val' of {} lists 1 clips twice, first a; remove the duplicates",
         ),
         ([clip("a"), clip("b"), clip("a")], "{} lists 1 clips twice, first a; remove the duplicates"),
         ([clip("a"), clip("b"), clip("c", joints=25)], "{} mixes {17: 2, 25: 1} joints a person (joints: clips), "),

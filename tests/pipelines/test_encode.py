@@ -240,6 +240,15 @@ def test_skeleton_elsewhere_is_refused(tmp_path, film):
         encode_clip(job(video, tmp_path, (160, 120), 3, region=(500, 500, 900, 900)))
 
 
+def test_a_joint_far_off_is_the_skeletons_fault(tmp_path, film):
+    """The filters refuse such a size too, but then the video is said not to decode."""
+    video = film.write(tmp_path / "video.mp4", film.frames(3, 160, 120))
+    with pytest.raises(
+        VideoError, match=r"skeleton reaches over 1[\d,]+x4[\d,]+ pixels of 160x120: a joint is far off"
+    ):
+        encode_clip(job(video, tmp_path, (160, 120), 3, region=(0, -40000, 100000, 120)))
+
+
 @pytest.mark.parametrize("damage", ["empty", "noise", "cut", "sound only", "playlist"])
 def test_unusable_files_are_refused(tmp_path, film, damage):
     video = film.write(tmp_path / "video.mp4", film.frames(20, 160, 120))

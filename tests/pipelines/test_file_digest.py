@@ -72,3 +72,10 @@ def test_a_cache_that_takes_no_note_is_done_without(tmp_path):
     assert digest_of(path, tmp_path / "cache") == sha(path)
     with pytest.raises(FileNotFoundError):
         digest_of(tmp_path / "absent", tmp_path)
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    """As where the locale is not that of the file system."""
+    path = tmp_path / os.fsdecode(b"\xff.pkl")
+    path.write_bytes(b"content")
+    assert [digest_of(path, tmp_path / "cache") for _ in range(2)] == [sha(path)] * 2
