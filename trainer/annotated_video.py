@@ -38,13 +38,14 @@ class AnnotatedVideo:
     def __exit__(self, kind: object, *_: object) -> None:
         if self.container is None:
             return
-        if kind is None:
-            self.container.mux(self.stream.encode())
-        self.container.close()
-        if kind is None:
-            self.part.replace(self.path)
-        else:
-            self.part.unlink()
+        try:
+            if kind is None:
+                self.container.mux(self.stream.encode())
+            self.container.close()
+            if kind is None:
+                self.part.replace(self.path)
+        finally:
+            self.part.unlink(missing_ok=True)
 
     def show(self, frame: av.VideoFrame) -> None:
         """Take the next frame of the video."""

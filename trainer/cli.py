@@ -2,6 +2,7 @@
 
 import dis
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import NoReturn
 from trainer.follow import follow_launcher
 from trainer.origin import PACKAGES, check_origin, check_torch
 
+NARROWEST = 40  # columns; in five tyro lays its help out for ever, and takes all memory
 PATIENCE_FOR_SNAPSHOT = 60  # seconds
 PATIENCE_FOR_END = 3  # seconds in which the launcher notices that another rank has failed, and ends this one
 
@@ -20,6 +22,8 @@ PATIENCE_FOR_END = 3  # seconds in which the launcher notices that another rank 
 def main() -> None:
     # OpenMP's threads wait by spinning otherwise, which costs a run on busy cores two thirds of its speed (LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
     launched = "TORCHELASTIC_RUN_ID" in os.environ
     if launched:
         follow_launcher()

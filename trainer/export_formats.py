@@ -1,6 +1,7 @@
 """The formats of `python -m trainer export`: written, and read back as functions of clips."""
 
 import importlib.util
+import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -48,7 +49,9 @@ def check_extra(chosen: Format) -> None:
 def write_pt2(scorer: Scorer, inputs: Inputs, any_side: bool, told: str, path: Path) -> None:
     exported = traced(scorer, inputs, any_side)
     exported.example_inputs = None  # twice the size of a small network
-    torch.export.save(exported, path, extra_files={f"{KEY}.json": told})
+    content = io.BytesIO()  # a disk that is full ends the process in torch's own writer of files
+    torch.export.save(exported, content, extra_files={f"{KEY}.json": told})
+    path.write_bytes(content.getbuffer())
 
 
 def read_pt2(path: Path) -> Score:

@@ -74,9 +74,13 @@ def predict(options: PredictOptions) -> int:
             poses = skeletons.of(video, header, out)
             predictor = Predictor(experiment, forward, device, options.window, options.stride)
             prediction = predictor.run(video, header, poses, out, console)
+            write_json(out / f"{video.stem}.json", prediction, experiment, options.checkpoint)
         except VideoError as error:
             raise ValueError(f"{video}: {error}") from None
-        write_json(out / f"{video.stem}.json", prediction, experiment, options.checkpoint)
+        except OSError as error:
+            raise ValueError(
+                f"{out} cannot take the results of {video} ({error.strerror or error}); name another folder with --out"
+            ) from None
         show(prediction, printer)
         print(f"{out}: {video.stem}.mp4, {video.stem}.json, {video.stem}.png")
     return 0

@@ -42,7 +42,8 @@ def _own(work_dir: Path, resume: bool) -> Iterator[None]:
             with _alone(work_dir):
                 aside = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
                 work_dir.rename(aside)
-            print(f"{work_dir} held an earlier run: it is now {aside} (--resume would have gone on with it)")
+            with contextlib.suppress(OSError):  # of a full disk behind stdout
+                print(f"{work_dir} held an earlier run: it is now {aside} (--resume would have gone on with it)")
         work_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=work_dir):
             pass

@@ -61,6 +61,27 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_it_goes_on_later(tiny, e
     assert not list(work_dir.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_results_that_find_no_room_are_one_sentence(tiny, environment, tmp_path, small_disk, command):
+    """In a process of its own: torch's writer of files would end it by SIGABRT."""
+    code, shown = train(environment, *tiny, "--work-dir", tmp_path / "run", "--max-steps", "1")
+    assert code == 0, shown
+    with open(small_disk / "filling", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - 8192)
+    (annotations,) = (Path(word.split("=")[1]) for word in tiny if word.startswith("data.annotations="))
+    video = annotations.parent / "videos" / "S001C001P001R001A001.mp4"
+    words = {
+        "predict": [video, "--pose", annotations, "--out", small_disk / "out"],
+        "export": ["--format", "pt2", "--out", small_disk / "net.pt2"],
+    }[command]
+    code, shown = train(environment, command, *tiny, "--checkpoint", tmp_path / "run" / "latest.pth", *words)
+    assert code == 2, shown
+    assert "No space left on device" in shown.splitlines()[-1]
+    assert "--out" in shown.splitlines()[-1]
+    assert "Traceback" not in shown
+    assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["filling"]
+
+
 def test_gradients_that_stay_broken_end_the_run(tiny, tmp_path, capsys):
     """A learning rate beyond all numbers breaks the weights after one step; the snapshot before it is kept."""
     settings = ["--set", "optim.lr=1e30", "--set", "optim.max_bad_steps=2", "--set", "optim.warmup_epochs=0"]

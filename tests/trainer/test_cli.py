@@ -101,6 +101,15 @@ def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):
     assert f"python -m {module} " in re.sub(r"usage: .*\n", "", shown)
 
 
+def test_help_in_a_terminal_of_five_columns():
+    """In a process of its own that may address 8 GiB: tyro would take all memory there is."""
+    command = ["sh", "-c", 'ulimit -v 8388608; exec "$@"', "sh", sys.executable, "-m", "trainer", "--help"]
+    narrow = {**os.environ, "COLUMNS": "5"}
+    done = subprocess.run(command, env=narrow, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) < 200
+
+
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         run_command(["--help"])
