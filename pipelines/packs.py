@@ -206,7 +206,7 @@ def index_is_current(folder: Path) -> bool:
     """Whether the index was written from the manifest as it is now."""
     try:
         return int(np.load(folder / "index" / "manifest_bytes.npy")) == (folder / "manifest.jsonl").stat().st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -59,16 +59,32 @@ def prepare(
     error. The pack's bytes depend neither on `workers` nor on interruptions.
     """
     console = console or Console(stderr=True)
-    found = survey(table, videos, out, settings)
-    if found.stale or found.touched or not index_is_current(out):
-        with lock(out, console):
-            found = survey(table, videos, out, settings)  # another run may have done it meanwhile
-            run = _Run(table, out, settings, found, max_bad, console)
-            run.make(workers or len(os.sched_getaffinity(0)), decoder)
-    elif found.bad:
-        console.print(f"{len(found.bad)} of {len(table)} clips are left out: {summary(found.bad.items())}", **PLAIN)
+    try:
+        found = survey(table, videos, out, settings)
+        if found.stale or found.touched or not index_is_current(out):
+            with lock(out, console):
+                found = survey(table, videos, out, settings)  # another run may have done it meanwhile
+                run = _Run(table, out, settings, found, max_bad, console)
+                run.make(workers or len(os.sched_getaffinity(0)), decoder)
+        elif found.bad:
+            console.print(f"{len(found.bad)} of {len(table)} clips are left out: {summary(found.bad.items())}", **PLAIN)
+    except OSError as error:
+        if error.errno is None:  # a sentence of ours
+            raise
+        raise OSError(f"{error.filename or out}: {error.strerror}; free some space, or name another folder") from error
     _check_limit(found.bad, len(table), max_bad)
     return open_pack(out)
+
+
+def check_numbers(settings: PackSettings, workers: int | None, max_bad: float) -> None:
+    """Raise ValueError for a number that makes no pack."""
+    given = {"count": settings.count, "box-pixels": settings.box_pixels, "quality": settings.quality}
+    given |= {"workers": workers or 1, "max-bad": max_bad}
+    limits = {"quality": (2, 31), "max-bad": (0, 1), "box-pixels": (1, 8192)}
+    for flag, value in given.items():
+        low, high = limits.get(flag, (1, 100_000))
+        if not low <= value <= high:
+            raise ValueError(f"--{flag} {value:g} is not between {low} and {high}")
 
 
 class _Run:
@@ -232,6 +248,7 @@ def main(
     """
     settings = PackSettings(count=count, box_pixels=box_pixels, quality=quality)
     try:
+        check_numbers(settings, workers, max_bad)
         table = open_table(annotations, cache)
         folder = out or settings.folder(packs, table)
         prepare(table, videos, folder, settings, workers=workers, max_bad=max_bad, decoder=decoder)

@@ -218,6 +218,12 @@ def test_command_line(scene, tmp_path):
     for more, expected in (
         (("--videos", str(tmp_path / "nowhere"), "--out", str(tmp_path / "p2")), "there is no folder"),
         (("--out", "/proc/pack"), "/proc/pack cannot be written"),
+        (("--out", str(work.video(0))), "Not a directory; free some space, or name another folder"),
+        (("--out", str(tmp_path / "p2"), "--workers", "-1"), "--workers -1 is not between 1 and 100000"),
+        (("--out", str(tmp_path / "p2"), "--count", "0"), "--count 0 is not between"),
+        (("--out", str(tmp_path / "p2"), "--quality", "99"), "--quality 99 is not between 2 and 31"),
+        (("--out", str(tmp_path / "p2"), "--box-pixels", "0"), "--box-pixels 0 is not between"),
+        (("--out", str(tmp_path / "p2"), "--max-bad", "-1"), "--max-bad -1 is not between 0 and 1"),
     ):
         bad = run(work, *more)
         assert bad.returncode == 2
