@@ -5,7 +5,6 @@ torch.load and unzip read it as it is, and no bit flips unseen (torch's reader a
 Order of a write: temporary file in the same folder, fsync, rename, fsync of the folder.
 """
 
-import hashlib
 import os
 import shutil
 import struct
@@ -15,8 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-TRAILER = struct.Struct("<8sQ32s")  # magic, length of the archive, its digest
-MAGIC = b"DUETSNAP"
+from models.weights.seal import MAGIC, TRAILER, digest_of, is_whole
 
 
 class SnapshotError(ValueError):
@@ -73,36 +71,22 @@ def _write_synced(tmp: Path, state: dict[str, Any]) -> None:
         file.write(struct.pack("<H", TRAILER.size))
         length = file.tell()
         file.seek(0)
-        file.write(TRAILER.pack(MAGIC, length, _digest(file, length)))
+        file.write(TRAILER.pack(MAGIC, length, digest_of(file, length)))
         file.flush()
         os.fsync(file.fileno())
 
 
 def _verify(path: Path, file: BinaryIO) -> None:
     """Raise SnapshotError unless `file` carries its own length and digest; leaves it at its start."""
-    size = file.seek(0, os.SEEK_END)
-    length = size - TRAILER.size
-    file.seek(max(length, 0))
-    trailer = file.read()
-    if length < 0 or not trailer.startswith(MAGIC):
+    size, whole = file.seek(0, os.SEEK_END), is_whole(file)
+    if whole is None:
         raise SnapshotError(f"{path} ({size} bytes) is cut short, or is not a snapshot of this program")
-    _, stated, digest = TRAILER.unpack(trailer)
-    file.seek(0)
-    if stated != length or _digest(file, length) != digest:
+    if not whole:
         raise SnapshotError(f"{path} is damaged: its bytes do not match the digest it carries")
     # A right digest proves no good will: a small file must not unpack to a large one.
     if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
         raise SnapshotError(f"{path} is not a snapshot of this program: it unpacks to more than its {size} bytes")
     file.seek(0)
-
-
-def _digest(file: BinaryIO, length: int) -> bytes:
-    """SHA-256 of the next `length` bytes."""
-    digest = hashlib.sha256()
-    while length > 0 and (block := file.read(min(length, 1 << 20))):
-        digest.update(block)
-        length -= len(block)
-    return digest.digest()
 
 
 def sync_folder(folder: Path) -> None:

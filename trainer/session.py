@@ -65,6 +65,8 @@ def train_here(
                 run = build_run(experiment, ranks, loaders, journal, writer, interrupt, watchdog.beat)
                 if found:
                     take_up(run, found[1])
+                    if init is not None:
+                        journal.say(f"--init {init} is not read: the run goes on from its own snapshot")
                 elif init is not None:
                     for sentence in initialise_from(run.network, init):
                         journal.say(sentence)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.weights.renaming import State, listed
+from models.weights.seal import is_whole
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 """Keys under which mmengine, EPAM, SlowFast (and pytorchvideo) and Duet's snapshots keep the tensors."""
@@ -55,6 +56,11 @@ def read_file(path: Path) -> State:
             raise WeightsError(
                 f"{path} is not a whole safetensors file ({first_line(error)}): fetch it again"
             ) from None
+    with open(path, "rb") as file:
+        if is_whole(file) is False:  # torch's reader would pass over most flipped bits
+            raise WeightsError(
+                f"{path} is damaged: its bytes do not match the digest it carries; copy it again, or take another one"
+            )
     try:
         with torch.serialization.safe_globals([(Skipped, name) for name in LOG_TYPES]):
             return tensors_of(torch.load(path, map_location="cpu", weights_only=True), path)

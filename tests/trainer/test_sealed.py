@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.sealed import MAGIC, TRAILER, SnapshotError, load, save
+from models.weights.files import WeightsError, read_file
+from models.weights.seal import MAGIC, TRAILER
+from trainer.sealed import SnapshotError, load, save
 
 
 def state(seed: int = 0) -> dict:
@@ -166,3 +168,15 @@ def test_a_full_disk_leaves_the_old_file_and_one_sentence(tmp_path: Path) -> Non
     assert all(line.startswith(f"{path} could not be written (") and "--resume" in line for line in lines)
     assert_equal(load(path), state())
     assert os.listdir(tmp_path) == ["a.pth"]
+
+
+def test_weights_are_read_from_no_damaged_snapshot(tmp_path):
+    """`eval`, `predict`, `export` and --init read it as one checkpoint of many."""
+    path = tmp_path / "latest.pth"
+    save(path, {"model": {"weight": torch.arange(4096.0)}})
+    assert read_file(path)["weight"].tolist() == list(range(4096))
+    whole = path.read_bytes()
+    for place in range(0, len(whole) - TRAILER.size, len(whole) // 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(WeightsError, match=f"{path} is damaged: its bytes do not match the digest it carries"):
+            read_file(path)
