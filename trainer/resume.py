@@ -60,11 +60,25 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
         run.averages.network.load_state_dict(state["averages"] or state["model"])
     for name, value in state["cursor"].items():
         setattr(run.cursor, name, value.to(run.ranks.device) if isinstance(value, torch.Tensor) else value)
+    keep_clips(run, json.loads(state["experiment"])["optim"]["batch_size"])
     run.journal.recall(run.cursor.validations, run.train_loader.num_batches)
     before, now = state["exact_under"], exact_under(run)
     differences = [f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
     if differences:
         run.journal.say(f"this resume is exact in batches and rates, not in every bit: {', '.join(differences)}")
+
+
+def keep_clips(run: Run, batch_size: int) -> None:
+    """Steps of the cursor's epoch are counted anew where they had another number of clips, so that none is lost."""
+    now, loader = run.experiment.optim.batch_size, run.train_loader
+    if now == batch_size or not run.cursor.step:
+        return
+    done = run.cursor.step * batch_size
+    run.cursor.step = loader.num_batches if done >= len(loader.rows) else done // now
+    run.journal.say(
+        f"{done} clips of this epoch were seen in steps of {batch_size}: it goes on after step {run.cursor.step} of "
+        f"{loader.num_batches}, in steps of {now}"
+    )
 
 
 def exact_under(run: Run) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One process of a training: its place among the ranks, its work directory, start or resume, the report."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -49,7 +50,7 @@ def train_here(
         keep_freed_memory()
     with join(device) as ranks, claim(work_dir, resume, ranks):
         found = last_snapshot(work_dir, ranks) if resume else None
-        journal = Journal(work_dir, ranks.rank, _resume_at(found))
+        journal = Journal(work_dir, ranks.rank, _resume_at(found, experiment))
         with journal.closing():
             if resume:
                 journal.say(f"going on from {found[0]}" if found else f"{work_dir} has no snapshot yet: a fresh start")
@@ -146,9 +147,9 @@ def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
     run.journal.say(f"pictures: {', '.join(str(picture) for picture in [work_dir / 'clips.png', *pictures])}")
 
 
-def _resume_at(found: tuple[Path, dict[str, Any]] | None) -> tuple[int, int]:
-    """(epoch from 1, steps done in it), as the journal counts."""
+def _resume_at(found: tuple[Path, dict[str, Any]] | None, experiment: Experiment) -> tuple[int, int]:
+    """The epoch (from 1) and its steps of this run's batch size that are done."""
     if found is None:
-        return 1, 0
-    cursor = found[1]["cursor"]
-    return cursor["epoch"] + 1, cursor["step"]
+        return (1, 0)
+    cursor, before = found[1]["cursor"], json.loads(found[1]["experiment"])["optim"]["batch_size"]
+    return cursor["epoch"] + 1, cursor["step"] * before // experiment.optim.batch_size

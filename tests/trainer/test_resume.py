@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainer.cli import run_command
 from trainer.compiling import has_compiler
 from trainer.snapshot import newest_valid
 
@@ -174,3 +175,15 @@ def test_resuming_a_finished_run_changes_nothing(tiny, environment, tmp_path):
     assert code == 0, shown
     assert log.read_text() == logged
     assert_equal(final_state(run), state)
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(4, [7, 8, 9, 10]), (16, [2, 3]), (40, [1])])
+def test_another_batch_size_loses_no_clip_of_the_epoch(tiny, tmp_path, batch_size, steps):
+    """After 24 of 39 clips in steps of 8."""
+    run = ["--work-dir", str(tmp_path / "run"), "--set", "optim.num_epochs=1", "--set", "log_every=1"]
+    assert run_command([*tiny, *run, "--max-steps", "3"]) == 0
+    assert run_command([*tiny, *run, "--resume", "--set", f"optim.batch_size={batch_size}"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = [record["step"] for record in records if record["kind"] == "train"]
+    assert trained[-len(steps) :] == steps
+    assert trained[: -len(steps)] == [step for step in (1, 2, 3) if step < steps[0]]
