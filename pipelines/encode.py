@@ -8,7 +8,7 @@ import io
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -34,9 +34,6 @@ FULL = 2  # AVColorRange; what is not tagged is limited, but for JPEG's own form
 TO_FULL = "y='clip((val-16)*255/219+0.5,0,255)':" + ":".join(
     f"{plane}='clip((val-128)*255/224+128.5,0,255)'" for plane in "uv"
 )
-
-
-Decoder = Callable[[str, int], Iterator[av.VideoFrame]]
 
 
 class VideoError(ValueError):
@@ -94,10 +91,10 @@ class Encoded:
     crcs: list[int]
 
 
-def encode_clip(job: Job, decoder: Decoder | None = None) -> Encoded:
+def encode_clip(job: Job) -> Encoded:
     """Write the clip of a job, whole or not at all. Raises VideoError when the video is at fault."""
     source, source_bytes, source_time = describe(job.video)
-    frames = (decoder or decode)(job.video, job.num_frames + SLACK)
+    frames = decode(job.video, job.num_frames + SLACK)
     try:
         first = next(frames)
         crop = Crop.of(job, first.width, first.height)

@@ -9,24 +9,15 @@ import threading
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.encode import Decoder, Job, VideoError, encode_clip
+from pipelines.encode import Job, VideoError, encode_clip
 
 READY = "ready"  # what a worker says first
 MEMORY = 4 << 30  # bytes of address space that a worker may take: a hostile header asks for more
 
 
 def main() -> None:
-    """Serve `prepare` until it closes our input, as its death does, even by SIGKILL.
-
-    The argument `nvdec` takes the GPU's decoder, and lifts the limit of memory, which CUDA's address space passes.
-    """
-    decoder = None
-    if sys.argv[1:] == ["nvdec"]:
-        from pipelines import nvdec  # and DALI with it, which takes a second to load
-
-        decoder = nvdec.decode
-    else:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    """Serve `prepare` until it closes our input, as its death does, even by SIGKILL."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -37,13 +28,13 @@ def main() -> None:
     threading.Thread(target=read, daemon=True).start()
     print(READY, flush=True)
     while True:
-        print(json.dumps(answer(Job(**json.loads(jobs.get())), decoder)), flush=True)
+        print(json.dumps(answer(Job(**json.loads(jobs.get())))), flush=True)
 
 
-def answer(job: Job, decoder: Decoder | None) -> dict[str, Any]:
+def answer(job: Job) -> dict[str, Any]:
     """{"encoded": columns of the clip}, {"bad": why the video is left out} or {"fatal": why no clip can be written}."""
     try:
-        return {"encoded": asdict(encode_clip(job, decoder))}
+        return {"encoded": asdict(encode_clip(job))}
     except VideoError as error:
         return {"bad": str(error)}
     except MemoryError:

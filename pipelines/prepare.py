@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -51,7 +51,6 @@ def prepare(
     workers: int | None = None,
     max_bad: float = 0.01,
     console: Console | None = None,
-    decoder: Literal["cpu", "nvdec"] = "cpu",
 ) -> Pack:
     """The pack in `out` with a clip for every row of the table, made or completed where need be.
 
@@ -65,7 +64,7 @@ def prepare(
             with lock(out, console):
                 found = survey(table, videos, out, settings)  # another run may have done it meanwhile
                 run = _Run(table, out, settings, found, max_bad, console)
-                run.make(workers or len(os.sched_getaffinity(0)), decoder)
+                run.make(workers or len(os.sched_getaffinity(0)))
         elif found.bad:
             console.print(f"{len(found.bad)} of {len(table)} clips are left out: {summary(found.bad.items())}", **PLAIN)
     except OSError as error:
@@ -98,7 +97,7 @@ class _Run:
         self.lines = read_manifest(out)
         self.row_of = {str(table.names[row]): row for row in found.stale}
 
-    def make(self, workers: int, decoder: str) -> None:
+    def make(self, workers: int) -> None:
         start = time.monotonic()
         for part in (self.out / "clips").rglob("*.tmp"):
             part.unlink()
@@ -108,9 +107,8 @@ class _Run:
             rows = spread_first([row for row in self.found.stale if not isinstance(self._video(row), Missing)])
             if rows:
                 self.room = self._room(rows)
-                arguments = self._nvdec(rows) if decoder == "nvdec" else []
                 with Progress(self.console, "packing clips", len(rows)) as progress:
-                    for job, answer in encode_all(map(self._job, rows), min(workers, len(rows)), arguments):
+                    for job, answer in encode_all(map(self._job, rows), min(workers, len(rows))):
                         line = self._record(self.row_of[job.name], answer)
                         progress.advance()
                         self._say(self.room.made(line, job.num_frames))
@@ -120,13 +118,6 @@ class _Run:
         good = len(self.table) - len(self.found.bad)
         seconds = time.monotonic() - start
         self._say(f"{self.out}: {good} of {len(self.table)} clips, {len(rows)} made in {seconds:.0f} s")
-
-    def _nvdec(self, rows: list[int]) -> list[str]:
-        """Arguments for workers that decode on the GPU, once it is seen to do so rightly."""
-        from pipelines import nvdec  # and DALI with it, which no other run needs
-
-        nvdec.check([self._video(row) for row in rows])
-        return ["nvdec"]
 
     def _room(self, rows: list[int]) -> Room:
         """Known at once when enough clips of these settings were made before."""
@@ -224,7 +215,6 @@ def main(
     quality: int = 3,
     workers: int | None = None,
     max_bad: float = 0.01,
-    decoder: Literal["cpu", "nvdec"] = "cpu",
     packs: Path = Path("data/packs"),
     cache: Path = Path("data/cache"),
 ) -> None:
@@ -242,7 +232,6 @@ def main(
         quality: of the JPEG frames, 2 (best) to 31; on NTU 3 keeps 46 dB in .067 bytes a pixel, 6 42 dB in .046
         workers: processes that encode (default: one a core)
         max_bad: share of clips without a usable video that is put up with
-        decoder: of the videos; nvdec is the GPU's, and is compared with the CPU's on a few videos first
         packs: folder of all packs
         cache: folder of the annotations' memory-mapped form
     """
@@ -251,7 +240,7 @@ def main(
         check_numbers(settings, workers, max_bad)
         table = open_table(annotations, cache)
         folder = out or settings.folder(packs, table)
-        prepare(table, videos, folder, settings, workers=workers, max_bad=max_bad, decoder=decoder)
+        prepare(table, videos, folder, settings, workers=workers, max_bad=max_bad)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)

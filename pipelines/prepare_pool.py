@@ -7,7 +7,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ def time_limit(job: Job) -> float:
 
 
 class Worker:
-    """A process of `python -m pipelines.encode_worker ARGUMENTS`, which dies with us."""
+    """A process of `python -m pipelines.encode_worker`, which dies with us."""
 
-    def __init__(self, arguments: Sequence[str] = ()):
+    def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.encode_worker", *arguments],
+            [sys.executable, "-m", "pipelines.encode_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -73,12 +73,10 @@ class Worker:
                 pipe.close()
 
 
-def encode_all(
-    jobs: Iterable[Job], workers: int, arguments: Sequence[str] = ()
-) -> Iterator[tuple[Job, dict[str, Any]]]:
+def encode_all(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Jobs and their answers ({'encoded': ...}, {'bad': reason} or {'fatal': reason}), as they are done."""
     waiting = iter(jobs)
-    pool = [Worker(arguments) for _ in range(workers)]
+    pool = [Worker() for _ in range(workers)]
     try:
         for worker in pool:
             worker.greet()
@@ -94,7 +92,7 @@ def encode_all(
                 if worker.process.poll() is not None:
                     pool.remove(worker)
                     worker.end()
-                    worker = Worker(arguments)
+                    worker = Worker()
                     worker.greet()
                     pool.append(worker)
                 idle.append(worker)

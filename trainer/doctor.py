@@ -101,7 +101,7 @@ def video_engine(library: str = "libnvcuvid.so.1") -> Finding:
         ctypes.CDLL(library)
     except OSError:
         fix = "in a container: NVIDIA_DRIVER_CAPABILITIES=all"
-        return Finding("NVDEC", "note", f"no {library}: no data.source=video, no --decoder nvdec", fix)
+        return Finding("NVDEC", "note", f"no {library}: no data.source=video", fix)
     return Finding("NVDEC", "ok", f"{library} found")
 
 

@@ -134,7 +134,7 @@ MEMORY_HOG = """
 import json, sys
 from pipelines import encode_worker
 encode_worker.MEMORY = 700 << 20
-def hog(job, decoder):
+def hog(job):
     return bytearray(4 << 30)
 encode_worker.encode_clip = hog
 encode_worker.main()
