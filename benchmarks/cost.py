@@ -1,7 +1,7 @@
 """What a training step costs per clip, counted, not timed: FLOPs, bytes of memory traffic, kernel launches.
 
-A step is run on torch's meta device, operator by operator, activations counted at two bytes a number. Three ways to
-read the bytes (reference performance.md, section 2):
+A step runs on torch's meta device, operator by operator, with two bytes for each number of an activation. Bytes are
+counted in three ways (docs/sources.md, "Bytes of a training step"):
 eager: every operator reads its inputs and writes its outputs;
 compiled: convolutions and products do; each BatchNorm takes a pass for its statistics and one that applies them, each
 twice backward; everything else rides along (what Inductor reaches);

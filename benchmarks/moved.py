@@ -27,7 +27,7 @@ from models import RGBPoseConfig, X3DPairConfig
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
-# GB per clip of reference performance.md, section 2: where the compiler fuses what it can, and at the ideal.
+# GB for each clip, in the ideal case and as compiled (docs/sources.md, "Bytes of a training step").
 IDEAL = {"ntu60_x3d": 2.19, "ma52": 2.06}
 COMPILED = {
     "ntu60_x3d": {"norms": 2.57, "1x1 convolutions": 1.25, "depthwise": 0.75, "squeeze-excite": 0.29, "shift": 0.24},

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-# Of rgbpose_conv3d.py (reference models.md A3), left out what runs on the GPU.
+# From MMAction2's rgbpose_conv3d.py (docs/sources.md, "Training samples"), without the steps that run on the GPU.
 LEFT, RIGHT = [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 10, 12, 14, 16]
 HEATMAP = "GeneratePoseTarget"
 

@@ -76,7 +76,7 @@ class X3DBlock5d(nn.Module):
 class X3D5d(nn.Module):
     """[N, C, T, H, W] to features of the same order."""
 
-    SQUEEZED = {54: 8, 108: 8, 216: 16, 432: 32}  # noqa: RUF012 (models.md C2, written out)
+    SQUEEZED = {54: 8, 108: 8, 216: 16, 432: 32}  # noqa: RUF012 (docs/sources.md, "Temporal-shift X3D")
 
     def __init__(self, config: X3DStreamConfig, in_channels: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Channels inside the X3D blocks rounded up to multiples of eight: a GPU then loads 16 bytes at a time.
 
-54 becomes 56, 108 becomes 112. What is added is zero, has zero gradients and stays zero under weight decay, so the
-network computes the same; files and snapshots keep the published shapes (performance.md, lever 7).
+54 becomes 56, 108 becomes 112. The added channels are zero, have zero gradients and stay zero under weight decay, so
+the network computes the same. Files and snapshots keep the published shapes (docs/sources.md, "Aligned channels").
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""EPAM's pose-driven attention: where and when the skeleton moves, the RGB features count more (models.md C3)."""
+"""EPAM-Net's attention: pose features raise RGB features at some pixels and frames (docs/sources.md, "EPAM-Net")."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Maps from fine to coarse classes: tuples in which entry `fine` is the coarse class (models.md A5, D1-D3)."""
+"""Maps from fine to coarse classes: entry `fine` is the coarse class (docs/sources.md, "Coarse classes")."""
 
 from collections.abc import Sequence
 from pathlib import Path

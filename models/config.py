@@ -9,7 +9,10 @@ LossWeights = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class X3DStreamConfig:
-    """One temporal-shift X3D: a stage per width, each of which halves the image (models.md C2)."""
+    """One temporal-shift X3D: one stage for each width, and each stage halves the image.
+
+    Source: docs/sources.md, "Temporal-shift X3D".
+    """
 
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -32,7 +35,7 @@ X3D_POSE = X3DStreamConfig(widths=(24, 48, 96), blocks=(5, 11, 7), stem_stride=1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResNetPathConfig:
-    """One ResNet-50-like path of RGBPoseConv3D (models.md A4), a stage per entry."""
+    """One path of RGBPoseConv3D, like a ResNet-50, with an entry for each stage (docs/sources.md, "RGBPoseConv3D")."""
 
     base_channels: int
     blocks: tuple[int, ...]
@@ -60,7 +63,7 @@ RESNET_POSE = ResNetPathConfig(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PcanConfig:
-    """PCAN's head: tree loss and prototype contrast (models.md A5)."""
+    """PCAN's head: tree loss and prototype contrast (docs/sources.md, "PCAN head")."""
 
     coarse_map: tuple[int, ...]
     """Coarse class of every fine one; models/coarse.py has the known maps."""
@@ -95,14 +98,19 @@ class X3DPairConfig(TwoStreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpamConfig(X3DPairConfig):
-    """EPAM-Net: the X3D pair, its RGB features scaled by a map drawn from the pose features; three pose frames to an
-    RGB frame, fine scores fused as the sum of both streams' logits (models.md C3).
+    """EPAM-Net: the X3D pair, with RGB features scaled by a map that is computed from the pose features.
+
+    It takes three pose frames for each RGB frame. The score is the sum of both streams' logits (docs/sources.md,
+    "EPAM-Net").
     """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RGBPoseConfig(TwoStreamConfig):
-    """RGBPoseConv3D: two ResNet paths with laterals both ways; four pose frames to an RGB frame (models.md A4)."""
+    """RGBPoseConv3D: two ResNet paths with laterals in both directions; four pose frames for each RGB frame.
+
+    Source: docs/sources.md, "RGBPoseConv3D".
+    """
 
     interaction: bool = False
     """PCAN's FeatureInteraction at both fusion points."""
@@ -114,7 +122,10 @@ class RGBPoseConfig(TwoStreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SingleStreamConfig:
-    """One stream alone, for staged training: a path of RGBPoseConv3D (SlowOnly, models.md B2) or a shift X3D (C5)."""
+    """One stream alone, for staged training: a path of RGBPoseConv3D (SlowOnly) or a temporal-shift X3D.
+
+    Source: docs/sources.md, "Staged recipe" and "EPAM-Net".
+    """
 
     stream: Literal["rgb", "pose"]
     num_classes: int

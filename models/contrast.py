@@ -1,4 +1,4 @@
-"""Prototype contrast: PCAN's feature refinement, statistics global over ranks (models.md A5)."""
+"""Prototype contrast, PCAN's feature refinement, with statistics over all ranks (docs/sources.md, "PCAN head")."""
 
 from typing import NamedTuple
 

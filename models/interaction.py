@@ -1,4 +1,7 @@
-"""PCAN's FeatureInteraction: cross-attention between the streams' time lines gates both (models.md A4)."""
+"""PCAN's FeatureInteraction: attention between the streams scales both of them.
+
+Source: docs/sources.md, "Feature interaction".
+"""
 
 import torch
 from torch import Tensor, nn

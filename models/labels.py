@@ -1,4 +1,4 @@
-"""Class names of both data sets, by label (models.md D1-D3)."""
+"""Class names of both data sets in the order of their labels (docs/sources.md, "Classes")."""
 
 MA52_COARSE_NAMES = ("body", "head", "upper limb", "lower limb", "body-hand", "head-hand", "leg-hand")
 

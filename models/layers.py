@@ -1,7 +1,7 @@
 """Layers on folded clips: [N*T, C, H, W], channels_last, T known.
 
 No convolution of these nets spans time and space at once, so a 2-D network computes exactly what the published 3-D
-ones do, on the path that cuDNN and Inductor serve best (performance.md 1b-1c).
+ones do. cuDNN and Inductor handle 2-D convolutions best (docs/sources.md, "Convolutions on a GPU").
 """
 
 import torch
@@ -80,16 +80,19 @@ def weighted_sums(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def squeeze_width(channels: int) -> int:
-    """A sixteenth, rounded to a multiple of 8 that is at least 8 and not below nine tenths of it (models.md C1)."""
+    """A sixteenth of `channels`, rounded to a multiple of 8: at least 8, and at least nine tenths of the sixteenth.
+
+    Source: docs/sources.md, "Temporal-shift X3D".
+    """
     target = channels / 16
     width = max(8, int(target + 4) // 8 * 8)
     return width + 8 if width < 0.9 * target else width
 
 
 def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
-    """Channels [0, fold) from the next frame, [fold, 2 fold) from the one before; zeros beyond the clip (models.md C1).
+    """Take channels [0, fold) from the next frame and [fold, 2 fold) from the one before; zeros beyond the clip's ends.
 
-    x: [N*T, C, H, W] channels_last, as the result.
+    x: [N*T, C, H, W] channels_last, as the result. Source: docs/sources.md, "Temporal-shift X3D".
     """
     channels = x.shape[1]
     # [N, T, H, W, C]: with four dimensions the compiler would take T for an image's channels and lay it innermost

@@ -5,10 +5,11 @@ from torch import Tensor
 
 
 def tree_loss(fine: Tensor, coarse: Tensor, label: Tensor, coarse_map: Tensor) -> Tensor:
-    """Log-likelihood of a leaf among all states of the two-level tree, mean over clips (PCAN; models.md A5).
+    """PCAN's tree loss: negative log-likelihood of the label among the classes of both levels, mean over clips.
 
-    A coarse class's state scores sigmoid(coarse logit), a fine one's adds sigmoid(fine logit) to its parent's. Bounded
-    scores keep the loss above about 2.3. fine: [N, K]; coarse: [N, G]; label: [N]; coarse_map: [K].
+    A coarse class scores sigmoid(coarse logit). A fine class scores sigmoid(fine logit) plus the score of its coarse
+    class. Because scores are bounded, the loss stays above about 2.3 (docs/sources.md, "PCAN head").
+    fine: [N, K]; coarse: [N, G]; label: [N]; coarse_map: [K].
     """
     branches = coarse.sigmoid()
     leaves = fine.sigmoid() + branches[:, coarse_map]

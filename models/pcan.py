@@ -17,7 +17,9 @@ INFERENCE_WEIGHTS = {"rgb": 5.0, "pose": 1.0}  # of cosines in the fine logits
 
 
 class PcanHead(TwoStreamHead):
-    """Published PCAN head (models.md A5): heads and losses of both streams and both label levels.
+    """PCAN's head as published: classifiers and losses of both streams and both label levels.
+
+    Source: docs/sources.md, "PCAN head".
 
     In training with labels it adds loss_tree_<stream> and loss_contrast_<head>. In evaluation the fine logits gain each
     stream's cosines with its prototypes; losses are cross-entropies of the logits before that.

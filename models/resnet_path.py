@@ -1,4 +1,7 @@
-"""ResNet-50-like paths: bottlenecks whose first convolution may span three frames (models.md A4)."""
+"""ResNet-50-like paths of bottlenecks whose first convolution may span three frames.
+
+Source: docs/sources.md, "RGBPoseConv3D".
+"""
 
 from collections.abc import Iterable
 from typing import cast

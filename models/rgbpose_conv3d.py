@@ -1,4 +1,7 @@
-"""RGBPoseConv3D: an RGB path of four stages and a pose path of three that inform each other twice (models.md A4)."""
+"""RGBPoseConv3D: an RGB path of four stages and a pose path of three, joined by laterals at two places.
+
+Source: docs/sources.md, "RGBPoseConv3D".
+"""
 
 import torch
 from torch import Tensor, nn

@@ -50,7 +50,7 @@ class TwoStream(nn.Module):
 
 
 class X3DPair(TwoStream):
-    """Two temporal-shift X3D nets side by side under one head (the guide's experiment 3, models.md C6)."""
+    """Two temporal-shift X3D nets under one head: the guide's experiment 3 (docs/sources.md, "Guide recipes")."""
 
     def __init__(self, config: X3DPairConfig) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""X3D with temporal shift: 2-D blocks whose only sight of time is the shift before each (models.md C1-C2)."""
+"""X3D with temporal shift: 2-D blocks; only the shift at the start of each block mixes frames.
+
+Source: docs/sources.md, "Temporal-shift X3D".
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

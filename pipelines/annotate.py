@@ -52,7 +52,10 @@ def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) 
 
 
 def annotation(name: str, label: int, poses: Poses) -> dict[str, Any]:
-    """The published form (reference models.md B1). Raises ValueError where training would refuse it."""
+    """An annotation in the published form (docs/sources.md, "Annotation files").
+
+    Raises ValueError if training would refuse it.
+    """
     clip = {
         "frame_dir": name,
         "label": label,

@@ -1,7 +1,8 @@
 """Skeleton annotations: the published pickles, read safely, as a columnar table that stays on the disk.
 
 `open_table` turns a pickle into a `ClipTable` once, in a cache keyed by the pickle's content, and memory-maps it from
-then on: opening costs milliseconds, and all ranks of a machine share one copy. Schemas: reference models.md A1, B1.
+then on: opening costs milliseconds, and all ranks of a machine share one copy. What a pickle holds:
+docs/sources.md, "Annotation files".
 """
 
 import collections
@@ -177,7 +178,7 @@ def _schema(path: Path, content: Any) -> tuple[list[dict], dict]:
         clips, splits = content, {}
     if not isinstance(clips, list) or not clips or not isinstance(splits, dict) or not _all_dicts(clips):
         raise AnnotationError(
-            f"{path} holds neither a list of clips nor {{'split', 'annotations'}}; see docs/data.md for the format"
+            f"{path} holds neither a list of clips nor {{'split', 'annotations'}}; see 'Data preparation' in docs/"
         )
     return clips, splits
 
@@ -188,7 +189,7 @@ def _all_dicts(clips: list) -> bool:
 
 def _split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> list[int]:
     if not isinstance(members, list | tuple | np.ndarray):
-        raise AnnotationError(f"split '{split}' of {path} is not a list of names; see docs/data.md for the format")
+        raise AnnotationError(f"split '{split}' of {path} is not a list of names; see 'Data preparation' in docs/")
     names = [str(name) for name in members]
     unknown = [name for name in names if name not in row_of]
     if unknown:

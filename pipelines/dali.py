@@ -3,7 +3,7 @@
 Only this file and dali_video.py import DALI.
 
 One code path for both devices: `fn.decoders.image` decodes on the GPU's JPEG engine (`mixed`) or by libjpeg-turbo
-(`cpu`). What DALI does and does not do: reference dali.md.
+(`cpu`). What DALI can and cannot do: docs/sources.md, "DALI".
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The DALI graph of the second source: encoded videos, frame numbers and boxes in, frames of one size out.
 
 `fn.decoders.video` decodes on the GPU's video engine (`mixed`); its `cpu` form knows VP8, VP9 and Motion JPEG only, and
-is there for tests. What DALI does and does not do: reference dali.md, sections 1 and 2.
+is there for tests. What DALI can and cannot do: docs/sources.md, "DALI".
 """
 
 from collections.abc import Callable

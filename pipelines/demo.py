@@ -36,7 +36,7 @@ RECORD, ANNOTATIONS, VIDEOS = "demo.json", "annotations.pkl", "videos"
 def make_demo(root: Path, config: DemoConfig, workers: int = 1) -> Path:
     """Make the data set under `root`, or what is missing of it, and return the path of its annotations.
 
-    Layout: videos/<name>.mp4, annotations.pkl ({'split', 'annotations'}, reference/models.md B1), demo.json.
+    Layout: videos/<name>.mp4, annotations.pkl with splits (docs/sources.md, "Annotation files"), demo.json.
     Bytes depend on `config` and the versions of the libraries, not on `workers`. A complete folder of the same
     config is left as it is; one of another config is replaced; a folder with foreign videos is refused.
     """

@@ -102,7 +102,7 @@ def detect(config: DemoConfig, clip: ClipId, points: np.ndarray, scale: float) -
 
 
 def annotate(config: DemoConfig, clip: ClipId) -> dict[str, object]:
-    """The published annotation of one clip (reference/models.md B1)."""
+    """The annotation of one clip in the published form (docs/sources.md, "Annotation files")."""
     staged = stage(config, clip)
     keypoint, score = detect(config, clip, staged.points, staged.scale)
     width, height = config.size

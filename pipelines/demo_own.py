@@ -1,4 +1,4 @@
-"""The demo's clips as one's own videos lie on a disk before anything is made of them (docs/custom_data.md walks it)."""
+"""The demo's clips as a user's own videos, with labels and joints: the example of "Your own videos" in docs/."""
 
 from pathlib import Path
 

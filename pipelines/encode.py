@@ -1,6 +1,7 @@
 """One video -> one clip of a pack: decoded in order, cropped, scaled, written as Motion JPEG.
 
-Frames are taken as the decoder hands them out: the timestamps of NTU's .avi files lie (reference data.md D1).
+Frames are taken in the order in which the decoder returns them, because the timestamps of NTU's .avi files are wrong
+(docs/sources.md, "NTU RGB+D 60").
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from pipelines.packs import PackSettings
 MEBIBYTE = 1 << 20
 MAX_PIXELS = 8192 * 8192
 MAX_FRAMES = 1 << 20
-SLACK = 2  # frames by which a video and its skeleton may differ in length (reference data.md D3)
+SLACK = 2  # frames by which a video and its skeleton may differ in length (docs/sources.md, "Annotation files")
 # No network, no playlists: a data set's files come from strangers.
 CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "avi,mov,mp4,matroska,webm,mpeg,mpegts"}
 # AVColorSpace -> the scale filter's name; what is not tagged is taken as BT.601, as OpenCV and decord do.

@@ -1,7 +1,7 @@
 """Boxes: where a sample looks, what a pack must hold, how joints land on the heatmap. Pure functions of pixels.
 
 A box is (left, top, right, bottom) in pixels of the annotation. Source: MMCompact and RandomResizedCrop of MMAction2
-(reference models.md A3).
+(docs/sources.md, "Crop around the poses").
 """
 
 import itertools

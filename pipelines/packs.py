@@ -4,7 +4,7 @@
     index/*.npy       the same as columns, memory-mapped; written when a run of `prepare` is through
     clips/NAME.mov    the frames of a clip as JPEG, any of which a reader fetches alone; plays in any video player
 
-Why: design.md 3.2. Written by prepare.py.
+Written by `python -m pipelines.prepare`. Reasons for the format: docs/sources.md, "Clip packs".
 """
 
 import base64

@@ -90,7 +90,7 @@ def plan_eval(table: ClipTable, rows: np.ndarray, config: ClipConfig, clip: int 
 
 
 def aligned(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
-    """The RGB frames that go with pose frames [T']: every third of 48 are 16 (EPAM-Net, models.md C4)."""
+    """The RGB frames that belong to pose frames [T']: every third of EPAM-Net's 48 (docs/sources.md, "EPAM-Net")."""
     return pose[..., :: config.pose_frames // config.rgb_frames]
 
 

@@ -1,4 +1,6 @@
-"""Which frames of a clip are looked at: MMAction2's uniform sampling (models.md A3), index for index.
+"""Which frames of a clip are used: MMAction2's uniform sampling, index for index.
+
+Source: docs/sources.md, "Frame sampling".
 
 Functions of one clip. With `numpy.random.RandomState(seed)` they give the published numbers. Evaluation calls
 `eval_frames`; training draws whole batches at once in draws.py, which is tested against `train_frames`.

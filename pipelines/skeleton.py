@@ -1,4 +1,4 @@
-"""Joint layouts as data: names, left/right pairs and limbs. Source: reference models.md A2 (MA-52) and B1 (COCO-17)."""
+"""Joint layouts of NTU-60 and MA-52: left/right pairs and limbs (docs/sources.md, "Joint layouts")."""
 
 from dataclasses import dataclass
 
@@ -43,5 +43,5 @@ OPENPOSE_28 = Skeleton(
     pairs=_OPENPOSE_28_PAIRS + tuple((18 + finger, 23 + finger) for finger in range(5)),
     limbs=_OPENPOSE_28_LIMBS,
 )
-# PCAN as published leaves the fingers where they are when it mirrors a clip (models.md F1-1).
+# PCAN as published does not swap the fingers when it mirrors a clip (docs/sources.md, "Joint layouts").
 OPENPOSE_28_PUBLISHED = Skeleton(num_joints=28, pairs=_OPENPOSE_28_PAIRS, limbs=_OPENPOSE_28_LIMBS)

@@ -13,7 +13,7 @@ from pipelines.annotations import ClipTable, read_pickle
 MIN_SCORE = 1e-4  # below it no joint is drawn (kernels/heatmap)
 ROWS = 1 << 20  # people of frames that are looked at together
 NTU_NAME = re.compile(r"(?:.*/)?S\d{3}C(\d{3})P(\d{3})R\d{3}A(\d{3})(?:_rgb)?(?:\.\w+)?")
-# Clips with a skeleton, from the published lists (reference data.md D1 and D2).
+# Numbers of clips that have a skeleton (docs/sources.md, "NTU RGB+D 60" and "MA-52").
 NTU60_SPLITS = {"xsub_train": 40091, "xsub_val": 16487, "xview_train": 37646, "xview_val": 18932}
 NTU60_SUBJECTS = {1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38}  # who trains in xsub
 NTU60_CAMERAS = {2, 3}  # which train in xview

@@ -1,7 +1,7 @@
 """Does DALI decode the user's own videos as PyAV does? Frame by frame and in colour, on a few files, before training.
 
-NTU's timestamps are shuffled (reference data.md D1), and a decoder that goes by timestamps hands out other frames than
-were asked for, without a word. PyAV's frames, in the order in which its decoder hands them out, are the measure.
+The timestamps of NTU's videos are out of order (docs/sources.md, "NTU RGB+D 60"). A decoder that follows them returns
+wrong frames without an error. The right frames are PyAV's, in the order in which its decoder returns them.
 """
 
 from collections.abc import Sequence

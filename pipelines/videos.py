@@ -19,9 +19,10 @@ class Missing(str):
 def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
     """The path of each name's video, or a Missing.
 
-    A name may carry an extension or subfolders; the file may have any video extension and NTU's suffix `_rgb`. The
-    place within `folder` decides first, then the file's name alone wherever it lies (reference data.md D2, layout).
-    Links are followed while they stay within `folder`: a data set from elsewhere names no file outside its own place.
+    A name may have an extension and subfolders; the file may have any video extension and NTU's suffix `_rgb`. A file
+    at that relative path within `folder` is preferred. Otherwise the file's name alone decides, wherever the file lies
+    (docs/sources.md, "MA-52"). Links are followed only within `folder`, so that a data set from elsewhere cannot name
+    files outside it.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; set data.videos (--videos) to where the videos lie")

@@ -27,7 +27,8 @@ State = Literal["ok", "note", "bad"]
 SPACE = 40  # GB that the packs of NTU-60 take, and some
 SHARED_MEMORY = 1  # GB that NCCL and worker processes ask for
 EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # the packages that tell
-OLDEST_CUDNN = 91500  # before it bf16 convolutions are wrong or slow (reference performance.md 1b)
+# Older versions compute some convolutions in bf16 wrongly or slowly (docs/sources.md, "Convolutions on a GPU").
+OLDEST_CUDNN = 91500
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ def data_of(experiment: Experiment) -> Iterator[Finding]:
     yield from (found for found, _ in tables.values())
     folder = Path(data.videos)
     there = folder.is_dir() and any(folder.iterdir())
-    fix = "" if there else "put the videos there, or --set data.videos=...; see docs/data.md"
+    fix = "" if there else "put the videos there, or --set data.videos=...; see 'Data preparation' in docs/"
     yield Finding("videos", "ok" if there else "bad", f"{folder}{'' if there else ' is empty or not there'}", fix)
     yield from (packs_of(experiment, file, table) for file, (_, table) in tables.items() if table is not None)
 

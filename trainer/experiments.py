@@ -1,4 +1,7 @@
-"""Every named run. A variant is `replace(...)` with a comment that says why. Source: reference models.md."""
+"""Every experiment by its name. A variant is `replace(...)` with a comment that says why.
+
+Sources: docs/sources.md, "Training samples", "Guide recipes", "PCAN recipe", "Staged recipe" and "EPAM-Net".
+"""
 
 from dataclasses import replace
 
@@ -36,11 +39,11 @@ MA52_DATA = DataConfig(
     coarse_map=MA52,
     class_names=MA52_NAMES,
 )
-# RGBPoseConv3D's samples, on NTU's joints (models.md A3).
+# The samples of RGBPoseConv3D, with NTU's joints (docs/sources.md, "Training samples").
 RGBPOSE_CLIP = ClipConfig(skeleton=COCO_17, rgb_frames=8, pose_frames=32, sigma=0.7)
 
-# The guide's experiment 1. Its scripts pass the reference's own settings (batch 10, lr 7.5e-3, 30 epochs, steps at 10
-# and 20), its text says these (models.md 0).
+# The guide's experiment 1, with the values of its text. The guide's script prints these values but trains with PCAN's
+# own: batch 10, lr 7.5e-3, 30 epochs, steps at 10 and 20 (docs/sources.md, "Guide recipes").
 MA52_RUN = Experiment(
     name="ma52",
     data=MA52_DATA,
@@ -56,8 +59,8 @@ MA52_RUN = Experiment(
     optim=OptimConfig(batch_size=16, num_epochs=50, lr=1e-3, schedule="constant"),
     val=ValidationConfig(batch_size=16, begin=3),
 )
-# PCAN as published: its schedule, fingers that stay where they are in a mirrored clip (F1-1), and a diversity term
-# without gradient (F1-2). Start it from merged single streams with --init (models.md A6).
+# PCAN as published: its schedule (docs/sources.md, "PCAN recipe"), fingers that are not swapped in a mirrored clip, and
+# a diversity term without gradient. Start it from merged single streams with --init.
 MA52_PCAN = replace(
     MA52_RUN,
     name="ma52_pcan",
@@ -88,7 +91,8 @@ NTU60 = Experiment(
     val=ValidationConfig(batch_size=24),
 )
 
-# The guide's experiment 3, as text and configuration have it (models.md C6); only its three coarse maps are one here.
+# The guide's experiment 3, whose text and configuration agree (docs/sources.md, "Guide recipes"). The guide uses
+# several coarse maps within one loss; here it is the same map everywhere.
 NTU60_X3D = Experiment(
     name="ntu60_x3d",
     data=NTU60_DATA,
@@ -132,9 +136,9 @@ CUSTOM = Experiment(
     val=replace(NTU60_X3D.val, begin=1, every=1),
 )
 
-# mmaction2's three stages to 96.6 %: train both streams, `python -m models.weights merge`, fine-tune with --init
-# (models.md B2). An epoch there goes ten times over the data, so 18 of them are 180 here; the cosine runs per step, so
-# the rate of every step is the same.
+# MMAction2's three stages to 96.6 %: train both streams, `python -m models.weights merge`, fine-tune with --init
+# (docs/sources.md, "Staged recipe"). An epoch there passes over the data ten times, so its 18 epochs are 180 here. The
+# cosine is computed for each step, so every step has the published rate.
 NTU60_RGB = Experiment(
     name="ntu60_rgb",
     data=NTU60_DATA,
@@ -160,9 +164,10 @@ NTU60_RGBPOSE = Experiment(
     val=ValidationConfig(batch_size=48),
 )
 
-# EPAM-Net's joint stage (models.md C4, C5): RGB frames are every third pose frame, no random crop, 224 px at validation
-# too. It starts from both single streams: published ones through `python -m models.weights merge` and --init, or a
-# snapshot of ntu60_x3d, whose streams never meet, with --init alone. Its videos were cut to the person beforehand.
+# EPAM-Net's joint training (docs/sources.md, "EPAM-Net"): RGB takes every third pose frame, there is no random crop,
+# and validation uses 224 px too. Start it from two single streams: published ones, merged by `python -m models.weights
+# merge`, with --init, or a snapshot of ntu60_x3d, whose streams are independent, with --init alone. The authors of
+# EPAM-Net cut their videos to the person beforehand.
 NTU60_EPAM = Experiment(
     name="ntu60_epam",
     data=NTU60_DATA,

@@ -1,6 +1,6 @@
 """Published metrics of a validation: accuracies of each stream and of weighted sums, F1 scores, confusion matrix.
 
-Source: mmaction2's AccMetric and PCAN's evaluation (models.md A6, fixtures metrics*.json). N clip, K class.
+Source: MMAction2's AccMetric and PCAN's evaluation (docs/sources.md, "Metrics"). N: clips, K: classes.
 """
 
 from collections.abc import Sequence

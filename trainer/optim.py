@@ -129,7 +129,7 @@ def learning_rate(
     Warm-up: factors from .1 to 1 in equal steps, epoch by epoch (5 epochs: .1 .325 .55 .775 1), which is
     mmengine's LinearLR(start_factor=.1, by_epoch). Then `cosine` falls per epoch from base_lr to eta_min over the
     epochs left, and `cosine_per_step` per step; `multistep` multiplies by GAMMA at each milestone (an epoch).
-    Source: models.md B2, C6.
+    Source: docs/sources.md, "Schedules", "Staged recipe" and "Guide recipes".
     """
     if epoch < warmup_epochs:
         return base_lr * (0.1 + 0.9 * epoch / max(warmup_epochs - 1, 1))
@@ -143,9 +143,10 @@ def learning_rate(
 
 @dataclass(kw_only=True, slots=True)
 class EarlyStopping:
-    """Stops after `patience` validations in a row that did not reach best + min_delta (mmengine's hook, models.md C6).
+    """Stops after `patience` validations in a row that did not reach best + min_delta.
 
-    A score that is not a number counts as no improvement. `state_dict` goes into the snapshot.
+    This is MMEngine's rule, except that a score that is not a number counts as no improvement (docs/sources.md,
+    "Schedules"). `state_dict` goes into the snapshot.
     """
 
     patience: int

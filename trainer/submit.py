@@ -1,7 +1,7 @@
 """`python -m trainer submit`: MA-52's prediction.csv, zipped as Codabench takes it.
 
-Format: kunli-cs/PCAN and VUT-HFUT/Micro-Action (reference data.md D2, models.md A6): one .zip, in it prediction.csv
-without a folder, a line a video: vid, the five best of 52 actions, the five best of 7 body parts.
+Format (docs/sources.md, "MA-52"): a .zip that holds prediction.csv, not in a folder. Each line is a video: vid, the
+five best of 52 actions, the five best of 7 body parts.
 """
 
 import csv

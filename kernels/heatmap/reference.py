@@ -34,7 +34,7 @@ def render_heatmaps(
     for a joint at exactly (0, 0), which means missing. Per axis the pixels int(min - 3 sigma) to
     int(max + 3 sigma) are drawn; int truncates toward zero, so a joint just off the left or upper edge still
     reaches pixel 0. A limb takes the lower of its two scores; one shorter than a pixel is its start joint.
-    Source: GeneratePoseTarget, reference/models.md A3.
+    Source: MMAction2's GeneratePoseTarget (docs/sources.md, "Heatmaps").
     """
     placed = _place(joints, size[1], placement, flip, partner)
     num_clips, num_frames, _, num_joints = joints.shape[:4]

@@ -22,7 +22,8 @@ def norm_act(
     x, residual: [F, C, H, W] channels_last, as the result; weight, bias: [C]; gate: [N, C], a row for every F / N
     images in a row (the clip of squeeze-excite); activation: none, relu or silu.
     Returns the result in x's type, mean [C] and variance [C] in float32 at least.
-    Source: torch's BatchNorm2d in training; the order is the one of the X3D block, reference/models.md C1.
+    Source: torch's BatchNorm2d in training; what follows it has the order of an X3D block
+    (docs/sources.md, "Temporal-shift X3D").
     """
     y = torch.batch_norm(x, weight, bias, None, None, True, 0.0, eps, False)
     with torch.no_grad():

@@ -16,10 +16,11 @@ def residual_conv(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Convolve x = relu(y * scale + shift + shortcut * shortcut_scale) over K frames, zeros beyond the clip's ends.
 
-    A bottleneck's last BatchNorm is the scale and shift; its sum x is stored once, for the shortcut of the next, whose
-    first convolution this is (models.md A4). Where the shortcut is a convolution's result, the BatchNorm of that one is
-    the shortcut's scale and a part of the shift; without that scale it is added as it is. Gradients reach all tensors
-    from all four results.
+    `scale` and `shift` are the last BatchNorm of one bottleneck; the convolution is the first one of the next
+    (docs/sources.md, "RGBPoseConv3D"). The sum x is stored once, because the next bottleneck needs it for its shortcut.
+    If the shortcut comes from a convolution, `shortcut_scale` is the scale of that convolution's BatchNorm and `shift`
+    includes its shift; without `shortcut_scale` the shortcut is added unchanged. Gradients reach all tensors from all
+    four results.
 
     y, shortcut: [N*T, C, H, W] channels_last, as the results; weight: [O, C, K, 1], K odd, K * O at most 512, in
     float32 or the type of y, rounded to it; scale, shift, shortcut_scale: [C]; num_frames: T.

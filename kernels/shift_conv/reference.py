@@ -15,7 +15,7 @@ def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[T
     in float32 or the type of x, rounded to it.
     Returns the result [N*T, O, H, W], its mean [O] and biased variance [O], of the values as they are stored, in
     float32 at least. Products are summed in float32 at least.
-    Source: the block of X3D temporal shift, reference/models.md C1.
+    Source: the first step of a block of temporal-shift X3D (docs/sources.md, "Temporal-shift X3D").
     """
     clips = x.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))  # [N, T, H, W, C]
     later, earlier, same = clips.split([fold, fold, x.shape[1] - 2 * fold], dim=-1)

@@ -1,4 +1,4 @@
-"""Weights in and out: published layouts, native safetensors, and loading into networks (models.md E)."""
+"""Reads and writes weights: published layouts (docs/sources.md, "Weight files") and native safetensors."""
 
 from pathlib import Path
 

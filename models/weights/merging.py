@@ -1,4 +1,8 @@
-"""Two single streams made one two-stream net: SlowOnly as the published notebook does (models.md B4), X3D by name."""
+"""Merges two single streams into one two-stream net.
+
+SlowOnly streams are merged as in MMAction2's notebook (docs/sources.md, "Merging streams"). X3D streams only need
+other names.
+"""
 
 import torch
 

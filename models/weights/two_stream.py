@@ -1,4 +1,4 @@
-"""Published two-stream and single-stream nets (models.md E): mmaction2, PCAN, EPAM-Net, the guide's pair."""
+"""Names in published weights of mmaction2, PCAN, EPAM-Net and the guide (docs/sources.md, "Weight files")."""
 
 from models.weights.folding import folded, unfolded
 from models.weights.renaming import Rules, State, renamed, turned

@@ -1,7 +1,8 @@
 """X3D-M of Kinetics as mmaction2, SlowFast and pytorchvideo save it, and the temporal-shift net made from it.
 
-The three hold the same tensors (models.md E); mmaction2's names stand for all. The step to temporal shift loses the
-depthwise kernels' time and conv1_t: an initialisation to train from, not the same function.
+All three hold the same tensors (docs/sources.md, "Weight files"); inside Duet they have mmaction2's names. The
+conversion to temporal shift sums the depthwise kernels over time and drops conv1_t. Its result is a start for training
+and does not compute the same function.
 """
 
 import torch

@@ -22,7 +22,7 @@ def test_two_layers_counted_by_hand():
     assert traffic.launches >= 4
 
 
-# GFLOP, GB eager, compiled and ideal of reference performance.md, section 2, squeeze-excite and shifts counted too.
+# GFLOP, then eager, compiled and ideal GB, including squeeze-excite (docs/sources.md, "Bytes of a training step").
 REFERENCE = {"ntu60_x3d": (41.7, 7.03, 5.11, 2.19), "ntu60": (341, 5.49, 4.26, 2.06)}
 
 

@@ -104,7 +104,7 @@ def test_every_kernel_is_in_the_record():
     }
 
 
-DEPTHWISE = 0.75  # GB per clip of reference performance.md, section 2
+DEPTHWISE = 0.75  # GB for each clip (docs/sources.md, "Bytes of a training step")
 
 
 def test_bars_of_the_guides_best_experiment():
@@ -130,6 +130,6 @@ def test_all_parts_move_less_than_the_compiler():
 
 @pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.12), ("ma52", 0.24)])
 def test_less_than_a_quarter_of_the_launches_of_an_eager_step(name, share):
-    """Of the networks in their published form, which is what performance.md counts."""
+    """Of the networks in their published form, as counted in docs/sources.md, "Bytes of a training step"."""
     step = RECORD["step"][name]
     assert step["launches"] <= share * step["published_eager_launches"]

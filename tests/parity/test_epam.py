@@ -1,7 +1,7 @@
 """EPAM-Net against the published code: the attention map, and the whole recogniser (epam_*).
 
-The files also hold `st_*`, the published code's other attention: no published weights use it and 16 frames are built
-into it (models.md C3), so there is none here.
+The files also hold `st_*`, the other attention of the published code. It works for 16 frames only and no published
+weights use it, so Duet does not have it (docs/sources.md, "EPAM-Net").
 """
 
 import numpy as np

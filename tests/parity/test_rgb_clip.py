@@ -1,5 +1,6 @@
 """A training clip's pixels, from a pack through DALI, against the published chain: black padding, crop, bilinear to
-256, crop, bilinear to 224, mirror (reference models.md A3). On a real NTU clip, with boxes inside and beyond the image.
+256, crop, bilinear to 224, mirror (docs/sources.md, "Training samples"). On a real NTU clip, with boxes inside and
+beyond the image.
 """
 
 import pickle

@@ -37,7 +37,7 @@ def test_published_keys_are_read_and_written_back(published, tmp_path):
 
 
 class PlainX3DM:
-    """X3D-M in evaluation, of 5-D layers that find their weights by our names for them (models.md C2, E)."""
+    """X3D-M in evaluation, of 5-D layers that look up their weights by our names (docs/sources.md, "Weight files")."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = state

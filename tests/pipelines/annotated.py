@@ -9,7 +9,10 @@ from pipelines.annotations import ClipTable, open_table
 
 
 def clip(name: str = "S001C001P001R001A001", persons: int = 1, frames: int = 6, joints: int = 17, **changes) -> dict:
-    """One annotation (reference models.md B1) in which every number is another one; a change to None leaves out."""
+    """One annotation, all of whose numbers differ; a field that is changed to None is left out.
+
+    Fields: docs/sources.md, "Annotation files".
+    """
     rng = np.random.default_rng([*name.encode(), persons, frames])
     whole = {
         "frame_dir": name,

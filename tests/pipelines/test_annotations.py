@@ -115,7 +115,7 @@ def test_length_may_differ_by_two(tmp_path, told):
     np.testing.assert_array_equal(table.clip_joints(1), expected(clip("b")))
 
 
-NO_FORM = "holds neither a list of clips nor {'split', 'annotations'}; see docs/data.md for the format"
+NO_FORM = "holds neither a list of clips nor {'split', 'annotations'}; see 'Data preparation' in docs/"
 
 
 @pytest.mark.parametrize(
