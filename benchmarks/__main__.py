@@ -110,8 +110,8 @@ def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: P
         toy: tiny sizes, to try the control flow.
         records: folder for the records; benchmarks/records when left out, none for a toy.
     """
-    from benchmarks.data import PARTS, verdict
-    from benchmarks.peer import PeerError, environment
+    from benchmarks.data.measure import PARTS, verdict
+    from benchmarks.data.peer import PeerError, environment
 
     part = PARTS[peer]
     with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +189,7 @@ def aot(records: Path = RECORDS, every: int = 1) -> int:
         every: compile each n-th call of a kernel only.
     """
     os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined, so before the next import
-    from benchmarks.aot import write_tables
+    from benchmarks.kernels.aot import write_tables
 
     return 0 if write_tables(records, every) else 1
 
@@ -201,7 +201,7 @@ def moved(records: Path = RECORDS) -> int:
         records: folder for the record, bytes.json.
     """
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before the next import
-    from benchmarks.moved import write_bytes
+    from benchmarks.kernels.moved import write_bytes
 
     write_bytes(records / "bytes.json")
     return 0

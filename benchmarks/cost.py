@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.step import random_batch
+from benchmarks.step.step import random_batch
 from models import build_model
 from trainer.config import Experiment
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.cost import cost_of
 from benchmarks.harness import spread, time_rounds
-from benchmarks.step import TOY
+from benchmarks.step.step import TOY
 from benchmarks.target import Result, Target
 from trainer.experiments import EXPERIMENTS
 

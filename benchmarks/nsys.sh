@@ -16,4 +16,4 @@ nsys profile --force-overwrite true --output "$out/report" \
   $python -m trainer --exp "$exp" --ranks 1 --work-dir "$out/run" --max-steps 60 --profile steps=41..50 "$@"
 nsys stats --force-export true --report cuda_gpu_kern_sum,nvtx_pushpop_sum --format column "$out/report.nsys-rep" | head -60
 nsys stats --report cuda_gpu_trace --format csv --output - "$out/report.nsys-rep" > "$out/gpu_trace.csv"
-$python -m benchmarks.gaps "$out/gpu_trace.csv"
+$python -m benchmarks.nsys_gaps "$out/gpu_trace.csv"

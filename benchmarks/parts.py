@@ -2,48 +2,51 @@
 
 from collections.abc import Iterator
 
-from benchmarks import cpu_step, heatmap, kernels, limits, nets, step
+from benchmarks import limits
+from benchmarks.data import heatmap
+from benchmarks.kernels import report as kernels
+from benchmarks.step import cpu_step, nets, step
 from benchmarks.target import Part, Result, Skipped, Target
 
 
 def decode(target: Target) -> Iterator[Result]:
     _need_dali()
-    from benchmarks.decode import measure
+    from benchmarks.data.decode import measure
 
     yield from measure(target)
 
 
 def train(target: Target) -> Iterator[Result]:
     _need_dali()
-    from benchmarks.train import measure
+    from benchmarks.step.train import measure
 
     yield from measure(target)
 
 
 def host(target: Target) -> Iterator[Result]:
     _need_dali()
-    from benchmarks.host import measure
+    from benchmarks.data.host import measure
 
     yield from measure(target)
 
 
 def resume(target: Target) -> Iterator[Result]:
     _need_dali()
-    from benchmarks.saving import resume
+    from benchmarks.step.snapshot import resume
 
     yield from resume(target)
 
 
 def snapshot(target: Target) -> Iterator[Result]:
     _need_dali()
-    from benchmarks.saving import snapshot
+    from benchmarks.step.snapshot import snapshot
 
     yield from snapshot(target)
 
 
 def scaling(target: Target) -> Iterator[Result]:
     _need_dali()
-    from benchmarks.scaling import measure
+    from benchmarks.step.scaling import measure
 
     yield from measure(target)
 

@@ -1,6 +1,6 @@
 """Networks, heads and losses: pure functions of tensors."""
 
-from models.coarse import COARSE_MAPS, MA52, NTU60_SEMANTIC8, check_coarse_map, read_coarse_map
+from models.classes import COARSE_MAPS, MA52, NTU60_SEMANTIC8, check_coarse_map, read_coarse_map
 from models.config import (
     RESNET_POSE,
     RESNET_RGB,
@@ -15,7 +15,7 @@ from models.config import (
     X3DStreamConfig,
 )
 from models.heads import Output, adjust_logits
-from models.two_stream import ModelConfig, build_model
+from models.networks import ModelConfig, build_model
 
 __all__ = [
     "COARSE_MAPS",

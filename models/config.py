@@ -66,7 +66,7 @@ class PcanConfig:
     """PCAN's head: tree loss and prototype contrast (docs/sources.md, "PCAN head")."""
 
     coarse_map: tuple[int, ...]
-    """Coarse class of every fine one; models/coarse.py has the known maps."""
+    """Coarse class of every fine one; models/classes.py has the known maps."""
     diversity: Literal["live", "published"] = "live"
     """Whether the term that drives fine prototypes apart has a gradient; as published it has none."""
     fine_width: int = 256

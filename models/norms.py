@@ -25,7 +25,7 @@ class Residual(NamedTuple):
 
 
 def normalise(bn: nn.BatchNorm2d, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
-    """activation(batch norm of y + shortcut); activation: none or relu. `two_stream.count_batch` counts the batches."""
+    """activation(batch norm of y + shortcut); activation: none or relu. `networks.count_batch` counts the batches."""
     if bn.training and is_faster("norm_act", y):
         count = values_per_channel(y)
         y, mean, var = norm_act(y, bn.weight, bn.bias, shortcut, None, activation, bn.eps)

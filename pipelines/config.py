@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.demo_classes import DemoConfig
+from pipelines.demo.classes import DemoConfig
 from pipelines.skeleton import Skeleton
 
 

@@ -1,6 +1,6 @@
 """The DALI graph of clip packs: JPEG packets and regions in, frames of one size out.
 
-Only this file and dali_video.py import DALI.
+Only this file and videos/dali.py import DALI.
 
 One code path for both devices: `fn.decoders.image` decodes on the GPU's JPEG engine (`mixed`) or by libjpeg-turbo
 (`cpu`). What DALI can and cannot do: docs/sources.md, "DALI".

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from pipelines.annotations import ClipTable
+from pipelines.annotations.table import ClipTable
 from pipelines.plan import ClipPlan
 
 

@@ -68,22 +68,6 @@ def _span(coordinates: np.ndarray) -> tuple[np.float32, np.float32]:
     return seen.min(), seen.max()
 
 
-def random_crop(rng: np.random.RandomState, side: int = RESIZED) -> tuple[int, int, int, int]:
-    """A random box (left, top, right, bottom) of 56-100 % area and 3:4 to 4:3 aspect within a square of `side` px.
-
-    The published rule for one clip; training draws whole batches at once (draws.crops_of, tested against this).
-    """
-    aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), size=10))
-    area = rng.uniform(*CROP_AREA, size=10) * side * side
-    widths = np.round(np.sqrt(area * aspect)).astype(np.int64)
-    heights = np.round(np.sqrt(area / aspect)).astype(np.int64)
-    for width, height in zip(widths.tolist(), heights.tolist(), strict=True):
-        if width <= side and height <= side:
-            left, top = rng.randint(0, side - width + 1), rng.randint(0, side - height + 1)
-            return left, top, left + width, top + height
-    return 0, 0, side, side
-
-
 def crops_within(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
     """The parts of `boxes` [..., 4] that `crops` (in pixels of a box resized to 256) select, in annotation pixels."""
     corner, size = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]

@@ -12,7 +12,7 @@ import nvtx
 import torch
 
 from kernels.heatmap import render_heatmaps
-from pipelines.annotations import ClipTable
+from pipelines.annotations.table import ClipTable
 from pipelines.batch import Batch
 from pipelines.config import ClipConfig
 from pipelines.frame_source import Decoding, FrameSource

@@ -1,17 +1,17 @@
-"""All random choices of a clip, drawn once, as a pure function of (seed, epoch, row): both streams obey one plan.
+"""Plans of clips: which frames, which crop, whether mirrored. All randomness of a clip is drawn here.
 
-Nothing here has a state, so batch k of epoch e is computable at once, on any number of ranks: resume is "start there".
+A plan is a pure function of (seed, epoch, row). Training draws the numbers of a whole batch at once with a
+counter-based generator; evaluation takes the frames of MMAction2's seeded sampling, index for index (docs/sources.md,
+"Frame sampling"). tests/pipelines/oracles.py holds the published sampling, one clip at a time.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.annotations import ClipTable
+from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
-from pipelines.draws import CROP_DRAWS, crops_of, frames_of, uniforms
-from pipelines.geometry import RESIZED, compact_box, compact_boxes, crops_within
-from pipelines.sampling import eval_frames
+from pipelines.geometry import CROP_AREA, CROP_ASPECT, RESIZED, compact_box, compact_boxes, crops_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +125,80 @@ def _places(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> tuple[np.
     person = np.arange(max(1, persons.max(initial=0)))
     place = (first[:, None] + person * total[:, None])[:, None] + frames[:, :, None]
     return place, np.broadcast_to((person < persons[:, None])[:, None], place.shape)
+
+
+TRIES = 10  # candidates of a random crop, as published
+CROP_DRAWS = 2 * TRIES + 2
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(seed: int, epoch: int, rows: np.ndarray, count: int) -> np.ndarray:
+    """[N, K] float64 in [0, 1): the first `count` outputs of one SplitMix64 stream per (seed, epoch, row).
+
+    Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
+    """
+    state = _mixed(_mixed(np.array([seed], np.uint64)) ^ np.uint64(epoch))
+    state = _mixed(state ^ rows.astype(np.uint64))
+    numbers = _mixed(state[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+    return (numbers >> np.uint64(11)) * 2.0**-53
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    x = x + _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def frames_of(total: np.ndarray, count: int, luck: np.ndarray) -> np.ndarray:
+    """`sampling.train_frames` of clips of `total` [N] frames: [N, count] int64, from `luck` [N, count + 1]."""
+    place = np.arange(count)
+    wrapped = (luck[:, :1] * total[:, None]).astype(np.int64) + place
+    # Skip total - count of count + 1 places: those with the smallest numbers.
+    skipped = luck.argsort(axis=1).argsort(axis=1) < (total - count)[:, None]
+    nearly_all = place + np.cumsum(skipped, axis=1)[:, :-1]
+    edges = np.arange(count + 1) * total[:, None] // count
+    one_a_span = edges[:, :-1] + (luck[:, :-1] * np.diff(edges, axis=1)).astype(np.int64)
+    short, medium = (total < count)[:, None], (total < 2 * count)[:, None]
+    return np.where(short, wrapped % total[:, None], np.where(medium, nearly_all, one_a_span))
+
+
+def crops_of(side: int, luck: np.ndarray) -> np.ndarray:
+    """`geometry.random_crop`: boxes [N, 4] int64 within a square of `side` px, from `luck` [N, CROP_DRAWS]."""
+    low, high = np.log(CROP_ASPECT)
+    aspect = np.exp(low + (high - low) * luck[:, :TRIES])
+    area = (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * luck[:, TRIES : 2 * TRIES]) * side * side
+    sizes = np.round(np.sqrt(np.stack([area * aspect, area / aspect], axis=2))).astype(np.int64)
+    fits = np.all(sizes <= side, axis=2)
+    size = np.where(
+        fits.any(axis=1)[:, None], np.take_along_axis(sizes, fits.argmax(axis=1)[:, None, None], 1)[:, 0], side
+    )
+    corner = (luck[:, 2 * TRIES :] * (side - size + 1)).astype(np.int64)
+    return np.concatenate([corner, corner + size], axis=1)
+
+
+TEST_SEED = 255  # the published seed of test-mode sampling, set anew for each stream of each clip
+
+
+def eval_frames(total: int, count: int, num_clips: int) -> np.ndarray:
+    """`num_clips` fixed samples of a clip: [num_clips, count] int64; the first is the same for any `num_clips`."""
+    rng = np.random.RandomState(TEST_SEED)
+    clips = []
+    for clip in range(num_clips):
+        if total < count:
+            start = clip if total < num_clips else clip * total // num_clips
+            frames = start + np.arange(count)
+        else:
+            frames = spread_frames(total, count, rng)
+        clips.append(np.mod(frames, total))
+    return np.stack(clips)
+
+
+def spread_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:
+    """Sorted frame numbers for total >= count: skip single frames while few are left over, else one per span."""
+    if total < 2 * count:
+        skipped = np.zeros(count + 1, dtype=np.int64)
+        skipped[rng.choice(count + 1, total - count, replace=False)] = 1
+        return np.arange(count) + np.cumsum(skipped)[:-1]
+    edges = np.array([i * total // count for i in range(count + 1)])
+    return edges[:count] + rng.randint(np.diff(edges))

@@ -1,7 +1,6 @@
-"""One clip as the networks see it: `python -m pipelines.view --exp NAME --index I --out clip.png`, or `--clip NAME`
+"""One clip as arrays: what the networks see of it, with its joints placed into the pixels of its frames.
 
-This file turns a clip into arrays, with its joints placed into the pixels of its frames; trainer/view.py knows the
-experiments and draws.
+`python -m pipelines.view` hands over to `python -m trainer view`, which knows the experiments and draws.
 """
 
 import os
@@ -11,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from kernels.heatmap.reference import MIN_SCORE
-from pipelines.annotations import ClipTable
+from pipelines.annotations.table import ClipTable
 from pipelines.loader import Loader
 
 

@@ -19,7 +19,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from benchmarks.kernels import interprets
+    from benchmarks.kernels.report import interprets
 
     if torch.cuda.is_available() or interprets():
         return

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.annotations import ClipTable
+from pipelines.annotations.table import ClipTable
 from pipelines.loader import Loader
-from trainer.config import consistent, override
+from trainer.config import consistent
 from trainer.experiments import DEMO
-from trainer.interrupt import Interrupt
-from trainer.journal import Journal
+from trainer.journal.journal import Journal
 from trainer.loop import fit, step_or_advice
-from trainer.ranks import Ranks
-from trainer.replay import Replay, rate_on_device
 from trainer.resume import state_of, take_up
 from trainer.run import build_run
-from trainer.snapshot import Writer, newest_valid
+from trainer.runtime.cuda_graph import Replay, rate_on_device
+from trainer.runtime.ranks import Ranks
+from trainer.runtime.signals import Interrupt
+from trainer.settings import override
+from trainer.snapshots.writer import Writer, newest_valid
 from trainer.step import train_step, update
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)

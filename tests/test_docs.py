@@ -13,23 +13,14 @@ import tyro
 from benchmarks import __main__ as benchmarks
 from benchmarks.compare import BEGIN, END
 from models.weights import __main__ as weights
-from trainer.commands import Options
-from trainer.options import experiment_of
-from trainer.profiling import steps_of
+from trainer.cli import COMMANDS
+from trainer.commands.train import Options
+from trainer.runtime.profiler import steps_of
+from trainer.settings import experiment_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
-TRAINER = {
-    "compare": ("trainer.compare", "CompareOptions"),
-    "eval": ("trainer.evaluation", "EvalOptions"),
-    "predict": ("trainer.predict", "PredictOptions"),
-    "prepare": ("trainer.commands", "Options"),
-    "view": ("trainer.view", "ViewOptions"),
-    "doctor": ("trainer.doctor", "DoctorOptions"),
-    "export": ("trainer.export", "ExportOptions"),
-    "runs": ("trainer.runs", "RunsOptions"),
-    "submit": ("trainer.submit", "SubmitOptions"),
-}
+TRAINER = {word: place[:2] for word, place in COMMANDS.items()}
 # Comments, paths, the way of a clip, options on a line of their own.
 NO_COMMAND = re.compile(r"#|data/|files$|labels.csv|-")
 # Programs of others: that they exist is not ours to test.
@@ -84,7 +75,8 @@ def parse_module(module: str, arguments: list[str]) -> None:
     elif "--exp" in arguments:
         parse_trainer([module.rpartition(".")[2], *arguments])
     else:
-        parse_call(importlib.import_module(module).main, arguments)
+        cli = importlib.import_module(f"{module}.cli")
+        parse_call(cli.check_main if "--check" in arguments else cli.main, arguments)
 
 
 def parse_call(function: Callable, arguments: list[str]) -> None:

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipelines.annotations import open_table
-from pipelines.packs import Pack, PackSettings
-from pipelines.prepare import prepare
+from pipelines.annotations.table import open_table
+from pipelines.packs.format import Pack, PackSettings
+from pipelines.prepare.make import prepare
 from trainer.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,6 +1,7 @@
 """`python -m trainer --exp NAME`: reads the command line, starts the ranks, turns users' mistakes into one sentence."""
 
 import dis
+import importlib
 import os
 import shutil
 import signal
@@ -8,11 +9,27 @@ import sys
 import threading
 import time
 import traceback
+from difflib import get_close_matches
 from types import TracebackType
 from typing import NoReturn
 
-from trainer.follow import follow_launcher
 from trainer.origin import PACKAGES, check_origin, check_torch
+from trainer.runtime.follow import follow_launcher
+
+# The words after `python -m trainer`: the module of each, its options and the function that takes them.
+COMMANDS = {
+    "compare": ("trainer.commands.compare", "CompareOptions", "compare"),
+    "doctor": ("trainer.commands.doctor", "DoctorOptions", "doctor"),
+    "eval": ("trainer.commands.eval", "EvalOptions", "evaluate"),
+    "export": ("trainer.commands.export", "ExportOptions", "export"),
+    "predict": ("trainer.commands.predict", "PredictOptions", "predict"),
+    "prepare": ("trainer.commands.prepare", "PrepareOptions", "prepare"),
+    "runs": ("trainer.commands.runs", "RunsOptions", "runs"),
+    "submit": ("trainer.commands.submit", "SubmitOptions", "submit"),
+    "view": ("trainer.commands.view", "ViewOptions", "view"),
+}
+TRAIN = ("trainer.commands.train", "Options", "train")  # where there is no word
+START_RANKS = ("eval", None)  # these take the arguments as well, which the ranks that they start run again
 
 NARROWEST = 40  # columns; in five tyro lays its help out for ever, and takes all memory
 PATIENCE_FOR_SNAPSHOT = 60  # seconds
@@ -70,8 +87,6 @@ def run_command(arguments: list[str]) -> int:
     try:
         check_origin()
         check_torch()
-        from trainer.commands import dispatch  # torch and DALI load behind the two checks
-
         return dispatch(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -98,3 +113,24 @@ def _raised_by_us(trace: TracebackType | None) -> bool:
     frame = trace.tb_frame
     ours = frame.f_globals.get("__name__", "").partition(".")[0] in PACKAGES
     return ours and dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run the command that `arguments` name; returns the exit code. Only the module of that command is imported."""
+    word = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if word is not None and word not in COMMANDS:
+        near = get_close_matches(word, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise ValueError(f"there is no command {word!r}; {hint}")
+    import tyro  # behind the checks of the installation
+
+    module_name, options_name, function_name = TRAIN if word is None else COMMANDS[word]
+    module = importlib.import_module(module_name)
+    options = tyro.cli(
+        getattr(module, options_name),
+        args=arguments if word is None else arguments[1:],
+        prog="python -m trainer" if word is None else f"python -m trainer {word}",
+        description=getattr(module, "DESCRIPTION", None),
+    )
+    function = getattr(module, function_name)
+    return function(options, arguments) if word in START_RANKS else function(options)

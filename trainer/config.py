@@ -1,16 +1,10 @@
 """What an experiment is: the parts that decide its result, composed of the types that their packages own."""
 
-import ast
-import difflib
-import types
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass, replace
 
 from models import ModelConfig, SingleStreamConfig, check_coarse_map
 from pipelines.config import ClipConfig, DataConfig
-from trainer.optim import Impl, Schedule
-from trainer.precision import Precision
+from trainer.optim import Impl, Precision, Schedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,11 +64,11 @@ class Experiment:
     log_every: int = 20  # steps
     snapshot_every: int = 500  # steps; every epoch ends with one too
     compile: bool | None = None
-    cuda_graph: bool = False  # one launch a step (trainer/replay.py)
+    cuda_graph: bool = False  # one launch a step (trainer/runtime/cuda_graph.py)
     align_channels: bool = False  # X3D's inner channels in multiples of eight (models/alignment.py)
     prefetch: int = 2  # batches by which the data pipeline runs ahead
     stalled_after: float = 600.0  # seconds without a step, or a batch of a validation, that end the run
-    wandb: bool = False  # Weights & Biases beside TensorBoard (trainer/wandb_log.py)
+    wandb: bool = False  # Weights & Biases beside TensorBoard (trainer/journal/wandb.py)
 
 
 def consistent(experiment: Experiment, coarse_map: tuple[int, ...]) -> Experiment:
@@ -101,70 +95,3 @@ def consistent(experiment: Experiment, coarse_map: tuple[int, ...]) -> Experimen
     pcan = model.pcan and replace(model.pcan, coarse_map=data.coarse_map)
     model = replace(model, num_classes=data.num_classes, num_coarse=num_coarse, pose_channels=channels, pcan=pcan)
     return replace(experiment, data=data, model=model)
-
-
-def override(experiment: Experiment, assignment: str) -> Experiment:
-    """The experiment with one field changed: `optim.lr=0.004`. Raises ValueError for an unknown key or a wrong type."""
-    key, equals, text = assignment.partition("=")
-    if not equals:
-        raise ValueError(f"--set {assignment} is not an assignment; write it as --set optim.lr=0.004")
-    return _override(experiment, key.split("."), text, assignment)
-
-
-def _override(config: Any, path: list[str], text: str, assignment: str) -> Any:
-    names = [field.name for field in fields(config)]
-    name, *rest = path
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1) or [
-            path for path in _paths(config) if path.endswith(f".{name}")
-        ]
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise ValueError(f"--set {assignment}: {type(config).__name__} has no field {name}; {hint}")
-    value = getattr(config, name)
-    if rest and not is_dataclass(value):
-        raise ValueError(f"--set {assignment}: {name} is a value and has no field {rest[0]}")
-    if rest:
-        return replace(config, **{name: _override(value, rest, text, assignment)})
-    return replace(config, **{name: _parse(text, get_type_hints(type(config))[name], assignment)})
-
-
-def _paths(config: Any, prefix: str = "") -> Iterator[str]:
-    """All fields, those of parts included: optim.lr and so on."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        yield prefix + field.name
-        if is_dataclass(value):
-            yield from _paths(value, f"{prefix}{field.name}.")
-
-
-def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts (an experiment as JSON holds it) as one: optim.lr -> 0.004 and so on."""
-    if not isinstance(settings, dict):
-        return {prefix[:-1]: settings}
-    return {name: value for key, part in settings.items() for name, value in flattened(part, f"{prefix}{key}.").items()}
-
-
-def _parse(text: str, hint: Any, assignment: str) -> Any:
-    """The value of `text` under a field's type: a number, a boolean, text, None, or a tuple of those."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    for kind in get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-        if _fits(value, kind):
-            return float(value) if kind is float else value
-        if kind is str:
-            return text
-    raise ValueError(f"--set {assignment}: {text!r} is no {hint.__name__ if isinstance(hint, type) else hint}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is type(None):
-        return value is None
-    if isinstance(kind, type) and not get_args(kind):
-        return type(value) is kind
-    if getattr(kind, "__origin__", None) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
-    return value in get_args(kind)  # Literal

@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from pipelines.annotations import AnnotationError, ClipTable, open_table
-from pipelines.demo import ANNOTATIONS, make_demo
+from pipelines.annotations.schema import AnnotationError
+from pipelines.annotations.table import ClipTable, open_table
+from pipelines.demo.make import ANNOTATIONS, make_demo
 from pipelines.frame_source import FrameSource
 from pipelines.loader import Loader
-from pipelines.pack_source import PackFrames
-from pipelines.packs import PackSettings
-from pipelines.prepare import prepare
-from pipelines.video_source import open_videos
+from pipelines.packs.format import PackSettings
+from pipelines.packs.source import PackFrames
+from pipelines.prepare.make import prepare
+from pipelines.videos.source import open_videos
 from trainer.config import Experiment
-from trainer.ranks import Ranks
+from trainer.runtime.ranks import Ranks
 
 CPU = torch.device("cpu")
 

@@ -17,9 +17,9 @@ from models import (
     X3DPairConfig,
     X3DStreamConfig,
 )
-from models.labels import MA52_NAMES, NTU60_NAMES
+from models.classes import MA52_NAMES, NTU60_NAMES
 from pipelines.config import ClipConfig, DataConfig
-from pipelines.demo_classes import COARSE_MAP, COARSE_NAMES, FINE_NAMES, DemoConfig
+from pipelines.demo.classes import COARSE_MAP, COARSE_NAMES, FINE_NAMES, DemoConfig
 from pipelines.skeleton import COCO_17, OPENPOSE_28, OPENPOSE_28_PUBLISHED
 from trainer.config import Experiment, OptimConfig, ValidationConfig
 

@@ -10,12 +10,11 @@ from torch import Tensor
 from pipelines.batch import Batch
 from trainer.memory import advice, recover
 from trainer.metrics import Scores, summarize, worse_than_a_stream
-from trainer.ranks import average_statistics
-from trainer.resume import changed_by_update, state_of
-from trainer.rollback import go_back
+from trainer.resume import changed_by_update, go_back, state_of
 from trainer.run import Run, Stopped
+from trainer.runtime.ranks import average_statistics
 from trainer.scoring import score_split
-from trainer.snapshot import best_name
+from trainer.snapshots.writer import best_name
 from trainer.step import rate, train_step
 
 SPIKE = 10  # times the loss of the last log

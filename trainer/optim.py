@@ -1,13 +1,15 @@
-"""SGD that skips a bad step on the device, gradient clipping, learning rates as pure functions, early stopping."""
+"""Optimizer, learning rate, clipping, moving average of the weights (EMA), precision and loss scale."""
 
+import copy
 import importlib.util
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 Schedule = Literal["constant", "cosine", "cosine_per_step", "multistep"]
@@ -173,3 +175,82 @@ class EarlyStopping:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the count; patience and min_delta stay those of this run's experiment."""
         self.best, self.waited = state["best"], state["waited"]
+
+
+class Averages:
+    """`network` holds moving averages of a network's weights and float buffers, which start as their present values.
+
+    After each step every average moves by 1 - `decay` of the way to the weight. Source: Polyak and Juditsky 1992.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self._step = 1 - decay
+
+    def tensors(self) -> list[Tensor]:
+        return _floating(self.network)
+
+    @torch.no_grad()
+    def update(self, live: nn.Module) -> None:
+        torch._foreach_lerp_(self.tensors(), [tensor.detach() for tensor in _floating(live)], self._step)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place_of(self, live: nn.Module) -> Iterator[None]:
+        """Within, `live` computes with the averages; its own weights come back at the end, whatever happens."""
+        own = [tensor.detach() for tensor in _floating(live)]
+        kept = [tensor.clone() for tensor in own]
+        torch._foreach_copy_(own, self.tensors())
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(own, kept)
+
+
+def _floating(network: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
+
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+def autocast_of(wanted: Precision, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """A factory of the context in which forward passes run.
+
+    auto: bf16 where the device computes in it; float32 on CPUs, most of which only emulate bf16, and on GPUs older
+    than that, where fp16 is the user's to choose.
+    """
+    if wanted == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        wanted = "bf16" if native else "fp32"
+    if wanted == "fp32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16 if wanted == "bf16" else torch.float16)
+
+
+class LossScale:
+    """Scales losses so that fp16 gradients do not vanish: halved by a step that overflows, doubled by 2000 good ones.
+
+    The rule of torch.amp.GradScaler; the verdict is given, not looked for, so that nothing waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._scale = torch.full((), 65536.0, device=device)
+        self._good = torch.zeros((), dtype=torch.int32, device=device)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss * self._scale
+
+    def unscale(self, gradients: list[Tensor]) -> None:
+        torch._foreach_mul_(gradients, self._scale.reciprocal())
+
+    def settle(self, ok: Tensor) -> None:
+        """Count a step whose gradients were finite or (`ok` False, a scalar on the device) were not."""
+        torch._amp_update_scale_(self._scale, self._good, (~ok).float(), 2.0, 0.5, 2000)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"scale": self._scale, "good": self._good}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._scale.copy_(state["scale"])
+        self._good.copy_(state["good"])

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from trainer.config import Experiment, flattened
+from trainer.config import Experiment
 from trainer.run import Run
-from trainer.snapshot import SnapshotError
+from trainer.settings import flattened
+from trainer.snapshots.writer import SnapshotError, newest_valid
 
 FORMAT = 3  # another one where a run cannot go on as it began: 3 has the plan's vectorised luck
 
@@ -104,3 +106,47 @@ def check_same(path: Path, state: dict[str, Any], experiment: Experiment, say: C
                 f"{path} was trained with {key}={before.get(key)}, not {now[key]}; choose another --work-dir"
             )
         say(f"{key} was {before.get(key)} in {path.name} and is now {now[key]}")
+
+
+def go_back(run: Run) -> str | None:
+    """Give a run the weights, momentum, buffers and averages of its newest snapshot; the cursor stays where it is.
+
+    Returns the snapshot's name, or None where there is no snapshot yet (nothing changes). All ranks call it; rank 0
+    reads. Tensors keep their addresses, which a CUDA graph may hold.
+    """
+    name = None
+    if run.writer is not None:
+        run.writer.wait()
+        found = newest_valid(run.writer.folder, run.journal.say)
+        if found is not None:
+            name = found[0].name
+            _restore(run, found[1])
+    if run.ranks.world_size > 1:
+        for tensor in _tensors(run):
+            dist.broadcast(tensor, 0)
+    return run.ranks.from_leader(name)
+
+
+@torch.no_grad()
+def _restore(run: Run, state: dict[str, Any]) -> None:
+    run.network.load_state_dict(state["model"])
+    if run.averages is not None:
+        run.averages.network.load_state_dict(state["averages"])
+    saved = state["optimizer"]["state"]
+    for index, parameter in enumerate(run.network.parameters()):
+        for key, value in run.optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                value.copy_(saved[index][key])
+
+
+def _tensors(run: Run) -> list[Tensor]:
+    averages = [] if run.averages is None else run.averages.tensors()
+    return [*(tensor.detach() for tensor in changed_by_update(run)), *run.network.buffers(), *averages]
+
+
+def resume_at(found: tuple[Path, dict[str, Any]] | None, experiment: Experiment) -> tuple[int, int]:
+    """The epoch (from 1) and its steps of this run's batch size that are done."""
+    if found is None:
+        return (1, 0)
+    cursor, before = found[1]["cursor"], json.loads(found[1]["experiment"])["optim"]["batch_size"]
+    return cursor["epoch"] + 1, cursor["step"] * before // experiment.optim.batch_size

@@ -1,7 +1,6 @@
 """The parts of a run in one place; trainer/resume.py takes them into a snapshot and back."""
 
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -9,21 +8,18 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from models import adjust_logits, build_model
 from models.alignment import align_channels
 from pipelines.loader import Loader
-from trainer.averaging import Averages
-from trainer.compiling import compiled
 from trainer.config import Experiment
-from trainer.interrupt import Interrupt
-from trainer.journal import Journal
-from trainer.optim import BufferGuard, EarlyStopping, build_optimizer
-from trainer.precision import LossScale, autocast_of
-from trainer.ranks import Ranks
-from trainer.replay import Update
-from trainer.snapshot import Writer
+from trainer.journal.journal import Journal
+from trainer.optim import Averages, BufferGuard, EarlyStopping, LossScale, autocast_of, build_optimizer
+from trainer.runtime.cuda_graph import Update
+from trainer.runtime.ranks import Ranks
+from trainer.runtime.signals import Interrupt
+from trainer.runtime.wrap import compiled, parallel
+from trainer.snapshots.writer import Writer
 
 ASK_RANKS_EVERY = 8  # batches; so often all ranks agree on whether one of them was told to stop
 
@@ -156,26 +152,3 @@ def build_run(
         scale=LossScale(ranks.device) if optim.precision == "fp16" else None,
         averages=averages,
     )
-
-
-def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
-    """DDP around the compiled network, which stays one graph.
-
-    DDP's graph is static only without accumulation, with which not every backward pass exchanges gradients.
-    """
-    if ranks.world_size == 1:
-        return forward
-    # Under DDP torch splits a graph at its last MB of weights, to send these while the rest goes backward: small nets
-    # gain nothing by that, and lose the fusions across the split.
-    torch._dynamo.config.optimize_ddp = False
-    with warnings.catch_warnings():
-        # torch 2.13 has a new name for it, which 2.11 does not know.
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return DistributedDataParallel(
-            forward,
-            device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-            broadcast_buffers=False,  # ranks.average_statistics makes them equal where it matters
-            gradient_as_bucket_view=True,
-            static_graph=accumulate == 1,
-            bucket_cap_mb=1024,  # one bucket after torch's own first one of a MB: these nets are small
-        )

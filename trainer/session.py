@@ -1,6 +1,5 @@
 """One process of a training: its place among the ranks, its work directory, start or resume, the report."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -8,26 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from models.weights import initialise_from
+from models.weights.files import load
 from trainer.config import Experiment
 from trainer.data import build_loaders
-from trainer.host_memory import keep_freed_memory
-from trainer.interrupt import Interrupt
-from trainer.journal import Journal
+from trainer.journal.journal import Journal
+from trainer.journal.wandb import WandbLog
 from trainer.loop import fit
 from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
-from trainer.profiling import Profile
-from trainer.ranks import Ranks, join
-from trainer.replay import Replay, rate_on_device
-from trainer.report import write_report
-from trainer.resume import check_same, take_up
+from trainer.report.contact_sheet import contact_sheet
+from trainer.report.curves import write_report
+from trainer.resume import check_same, resume_at, take_up
 from trainer.run import Run, build_run
-from trainer.sealed import load
-from trainer.sheet import contact_sheet
-from trainer.snapshot import Writer, newest_valid
+from trainer.runtime.allocator import keep_freed_memory
+from trainer.runtime.cuda_graph import Replay, rate_on_device
+from trainer.runtime.profiler import Profile
+from trainer.runtime.ranks import Ranks, join
+from trainer.runtime.signals import Interrupt
+from trainer.runtime.watchdog import Watchdog
+from trainer.snapshots.work_dir import claim, write_settings
+from trainer.snapshots.writer import Writer, newest_valid
 from trainer.step import update
-from trainer.wandb_log import WandbLog
-from trainer.watchdog import Watchdog
-from trainer.work_dir import claim, write_settings
 
 FEWEST_CLIPS = 4  # of a rank at a time; below, BatchNorm's statistics are poor
 
@@ -50,7 +49,7 @@ def train_here(
         keep_freed_memory()
     with join(device) as ranks, claim(work_dir, resume, ranks):
         found = last_snapshot(work_dir, ranks) if resume else None
-        journal = Journal(work_dir, ranks.rank, _resume_at(found, experiment))
+        journal = Journal(work_dir, ranks.rank, resume_at(found, experiment))
         with journal.closing():
             if resume:
                 journal.say(f"going on from {found[0]}" if found else f"{work_dir} has no snapshot yet: a fresh start")
@@ -145,11 +144,3 @@ def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
         table = ", ".join(f"{name[4:-5]} {metrics[name]:.2%}" for name in fine)
         run.journal.say(f"top-1 of the best validation: {table}")
     run.journal.say(f"pictures: {', '.join(str(picture) for picture in [work_dir / 'clips.png', *pictures])}")
-
-
-def _resume_at(found: tuple[Path, dict[str, Any]] | None, experiment: Experiment) -> tuple[int, int]:
-    """The epoch (from 1) and its steps of this run's batch size that are done."""
-    if found is None:
-        return (1, 0)
-    cursor, before = found[1]["cursor"], json.loads(found[1]["experiment"])["optim"]["batch_size"]
-    return cursor["epoch"] + 1, cursor["step"] * before // experiment.optim.batch_size

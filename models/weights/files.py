@@ -1,9 +1,13 @@
 """Checkpoint files: read without running any code of theirs, written whole or not at all."""
 
+import hashlib
 import os
+import shutil
+import struct
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -11,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.weights.renaming import State, listed
-from models.weights.seal import is_whole
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 """Keys under which mmengine, EPAM, SlowFast (and pytorchvideo) and Duet's snapshots keep the tensors."""
@@ -114,3 +117,120 @@ def unsupported(error: Exception) -> str:
     words = [word.strip("`.,") for word in str(error).split()]
     named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "GLOBAL"]
     return f"it holds objects of {listed(sorted(set(named)))}" if named else "it holds objects that are no tensors"
+
+
+TRAILER = struct.Struct("<8sQ32s")  # magic, length of the archive, its digest
+MAGIC = b"DUETSNAP"
+
+
+def is_whole(file: BinaryIO) -> bool | None:
+    """Whether a file has the bytes that its trailer tells; None where it has no trailer. Leaves it at its start."""
+    length = max(file.seek(0, os.SEEK_END) - TRAILER.size, 0)
+    file.seek(length)
+    trailer = file.read()
+    file.seek(0)
+    if not trailer.startswith(MAGIC) or len(trailer) < TRAILER.size:
+        return None
+    _, stated, digest = TRAILER.unpack(trailer)
+    whole = stated == length and digest_of(file, length) == digest
+    file.seek(0)
+    return whole
+
+
+def digest_of(file: BinaryIO, length: int) -> bytes:
+    """SHA-256 of the next `length` bytes."""
+    digest = hashlib.sha256()
+    while length > 0 and (block := file.read(min(length, 1 << 20))):
+        digest.update(block)
+        length -= len(block)
+    return digest.digest()
+
+
+class SnapshotError(ValueError):
+    """A snapshot that cannot be read or written; the text names the file and what is wrong with it."""
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` to `path`, wholly or not at all: a crash leaves the old file there, or none.
+
+    `state` holds tensors, numbers, strings and None in dicts, lists and tuples. Raises SnapshotError when the
+    disk does not take it.
+    """
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        _write_synced(tmp, state)
+        os.replace(tmp, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as RuntimeError
+        tmp.unlink(missing_ok=True)
+        raise SnapshotError(_why_not_written(path, error)) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a snapshot to the CPU, its digest verified before anything is parsed, no code of the file run.
+
+    Raises SnapshotError for a damaged, foreign or missing file.
+    """
+    try:
+        with open(path, "rb") as file:
+            _verify(path, file)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except SnapshotError:
+        raise
+    except Exception as error:  # hostile files with a right digest: whatever zip, pickle and torch raise
+        reason = str(error).partition("\n")[0]
+        raise SnapshotError(f"{path} cannot be read as a snapshot: {reason}") from error
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends as `save` ends one: by a look at its end, its digest is not checked."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TRAILER.size))
+            return file.read().startswith(MAGIC)
+    except OSError:
+        return False
+
+
+def _write_synced(tmp: Path, state: dict[str, Any]) -> None:
+    torch.save(state, tmp)
+    with open(tmp, "rb+") as file:
+        # The last two bytes of a zip are the length of its comment.
+        file.seek(-2, os.SEEK_END)
+        file.write(struct.pack("<H", TRAILER.size))
+        length = file.tell()
+        file.seek(0)
+        file.write(TRAILER.pack(MAGIC, length, digest_of(file, length)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _verify(path: Path, file: BinaryIO) -> None:
+    """Raise SnapshotError unless `file` carries its own length and digest; leaves it at its start."""
+    size, whole = file.seek(0, os.SEEK_END), is_whole(file)
+    if whole is None:
+        raise SnapshotError(f"{path} ({size} bytes) is cut short, or is not a snapshot of this program")
+    if not whole:
+        raise SnapshotError(f"{path} is damaged: its bytes do not match the digest it carries")
+    # A right digest proves no good will: a small file must not unpack to a large one.
+    if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
+        raise SnapshotError(f"{path} is not a snapshot of this program: it unpacks to more than its {size} bytes")
+    file.seek(0)
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _why_not_written(path: Path, error: Exception) -> str:
+    reason = str(error.strerror) if isinstance(error, OSError) else "torch's writer failed"
+    if path.parent.is_dir():
+        reason += f", {shutil.disk_usage(path.parent).free / 1e6:.0f} MB free there"
+    return (
+        f"{path} could not be written ({reason}): the snapshots before it are intact, "
+        "free some space and go on with --resume"
+    )

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from models.config import RGBPoseConfig, SingleStreamConfig, X3DStreamConfig
-from models.weights import resnet50, two_stream, x3d_m
+from models.weights import published, resnet50, x3d_m
 from models.weights.comparing import Comparison, compare
 from models.weights.files import WeightsError, read_file
 from models.weights.nets import config_of, shapes_of
@@ -33,7 +33,7 @@ class Layout:
 
 
 def of_ours(name: Target, nets: str, rules: Rules, *markers: str) -> Layout:
-    read, write = partial(two_stream.read, rules=rules), partial(two_stream.write, rules=rules)
+    read, write = partial(published.read, rules=rules), partial(published.write, rules=rules)
     return Layout(name=name, nets=nets, markers=markers, axes=5, read=read, write=write)
 
 
@@ -44,13 +44,13 @@ def of_x3d_m(name: Target, rules: Rules, *markers: str) -> Layout:
 
 # EPAM-Net before the guide's pair: both have its backbones, one its heads. A file may hold one stream of a pair.
 LAYOUTS = (
-    of_ours("mmaction2", "RGBPoseConv3D", two_stream.MMACTION2, "backbone.rgb_path.conv1.conv.weight"),
-    of_ours("mmaction2", "SlowOnly", two_stream.MMACTION2, "backbone.conv1.conv.weight"),
-    of_ours("epam", "X3D stream", two_stream.MMACTION2, "backbone.conv1_s.conv.weight", "backbone.conv1_s.bn.weight"),
-    of_ours("epam", "X3D pair", two_stream.EPAM, "rgb_backbone.conv1_s.conv.weight", "rgb_cls_head.fc_cls.weight"),
-    of_ours("epam", "X3D pair", two_stream.EPAM, "pose_backbone.conv1_s.conv.weight", "pose_cls_head.fc_cls.weight"),
-    of_ours("guide", "X3D pair", two_stream.GUIDE, "rgb_backbone.conv1_s.conv.weight"),
-    of_ours("guide", "X3D pair", two_stream.GUIDE, "pose_backbone.conv1_s.conv.weight"),
+    of_ours("mmaction2", "RGBPoseConv3D", published.MMACTION2, "backbone.rgb_path.conv1.conv.weight"),
+    of_ours("mmaction2", "SlowOnly", published.MMACTION2, "backbone.conv1.conv.weight"),
+    of_ours("epam", "X3D stream", published.MMACTION2, "backbone.conv1_s.conv.weight", "backbone.conv1_s.bn.weight"),
+    of_ours("epam", "X3D pair", published.EPAM, "rgb_backbone.conv1_s.conv.weight", "rgb_cls_head.fc_cls.weight"),
+    of_ours("epam", "X3D pair", published.EPAM, "pose_backbone.conv1_s.conv.weight", "pose_cls_head.fc_cls.weight"),
+    of_ours("guide", "X3D pair", published.GUIDE, "rgb_backbone.conv1_s.conv.weight"),
+    of_ours("guide", "X3D pair", published.GUIDE, "pose_backbone.conv1_s.conv.weight"),
     of_x3d_m("mmaction2", x3d_m.MMACTION2, "backbone.conv1_t.conv.weight"),
     of_x3d_m("slowfast", x3d_m.SLOWFAST, "s1.pathway0_stem.conv_xy.weight"),
     of_x3d_m("pytorchvideo", x3d_m.PYTORCHVIDEO, "blocks.0.conv.conv_t.weight"),

@@ -15,7 +15,7 @@ from models.config import (
     X3DPairConfig,
     X3DStreamConfig,
 )
-from models.two_stream import ModelConfig, build_model
+from models.networks import ModelConfig, build_model
 from models.weights.files import WeightsError
 from models.weights.renaming import State
 

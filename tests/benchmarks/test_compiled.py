@@ -10,16 +10,16 @@ from torch import nn
 if torch.cuda.is_available():
     pytest.skip("the stand-in is for where there is no card", allow_module_level=True)
 
-from benchmarks import engine
-from benchmarks.compiled import counted
-from benchmarks.kernels import interprets, through
-from benchmarks.launches import calls_of
+from benchmarks.kernels.launches import calls_of
+from benchmarks.kernels.report import interprets, through
+from benchmarks.kernels.traffic import Traffic
 from benchmarks.records import RECORDS
-from benchmarks.step import TOY, random_batch
-from benchmarks.traffic import Traffic
+from benchmarks.step.step import TOY, random_batch
 from kernels.choice import PARTS
 from models import build_model
 from models.layers import SqueezeExcite
+from tests.planner import engine
+from tests.planner.compiled import counted
 
 
 @pytest.mark.parametrize("parts", [(), PARTS])

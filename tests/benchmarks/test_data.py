@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.data import CASES, verdict
+from benchmarks.data.measure import CASES, verdict
 from benchmarks.records import device_name, slug
 
 STAGES = {"read_cold", "read_warm", "decode", "resize", "plan", "heatmap", "hand_over"}

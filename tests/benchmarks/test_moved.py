@@ -12,9 +12,9 @@ from triton.runtime.errors import InterpreterError
 if torch.cuda.is_available():
     pytest.skip("the interpreter counts, and a GPU is here: TRITON_INTERPRET is unset", allow_module_level=True)
 
-from benchmarks.launches import CALLS, calls_of
-from benchmarks.moved import describe, moved
-from benchmarks.traffic import Traffic
+from benchmarks.kernels.launches import CALLS, calls_of
+from benchmarks.kernels.moved import describe, moved
+from benchmarks.kernels.traffic import Traffic
 from kernels.conv_bn import fused as conv_bn
 from kernels.shift_conv import fused
 from trainer.experiments import MA52_RUN, NTU60_X3D

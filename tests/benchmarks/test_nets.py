@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import nets
-from benchmarks.nets import filling_batch
-from benchmarks.step import TOY, attempt
+from benchmarks.step import nets
+from benchmarks.step.nets import filling_batch
+from benchmarks.step.step import TOY, attempt
 from benchmarks.target import Target
 
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from benchmarks.traffic import Traffic
+from benchmarks.kernels.traffic import Traffic
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from torch._inductor.graph import GraphLowering
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.aot import measured
-from benchmarks.compiled import on_card, planning
-from benchmarks.stand_in_torch import CARD, stand_in_for_torch
+from benchmarks.kernels.aot import measured
 from tests.kernels.traced import FUNCTIONS
+from tests.planner.compiled import on_card, planning
+from tests.planner.stand_in_torch import CARD, stand_in_for_torch
 
 KERNEL = re.compile(r"async_compile\.triton\('(\w+)', '''(.*?)''', device_str", re.DOTALL)
 WIDE = re.compile(r"\b(?:mul|fma)\.\S*f64")  # float64 that is more than a number's way to float32

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.traffic import Traffic
+from benchmarks.kernels.traffic import Traffic
 from kernels import depthwise
 from kernels.depthwise import fused, reference, strips
 from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance

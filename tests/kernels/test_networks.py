@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from benchmarks.kernels import FUSED
+from benchmarks.kernels.report import FUSED
 from kernels import choice
 from models import layers, norms, resnet_path, x3d_shift
 from models.config import ResNetPathConfig, X3DStreamConfig

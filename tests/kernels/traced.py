@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
-from benchmarks.stand_in import stand_in
+from benchmarks.kernels.stand_in import stand_in
 from kernels.conv_bn.fused import conv_bn
 from kernels.depthwise.fused import depthwise_conv
 from kernels.norm_act.fused import norm_act

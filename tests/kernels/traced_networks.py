@@ -4,8 +4,8 @@ import json
 
 import torch
 
-from benchmarks.kernels import FUSED
-from benchmarks.stand_in import stand_in
+from benchmarks.kernels.report import FUSED
+from benchmarks.kernels.stand_in import stand_in
 from kernels import choice
 from tests.kernels.test_networks import FRAMES, built
 from tests.kernels.traced import kept

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from models import SingleStreamConfig, X3DPairConfig, build_model
-from models.weights import resnet50, two_stream, x3d_m
+from models.weights import published as layout
+from models.weights import resnet50, x3d_m
+from models.weights.renaming import Rules
 from tests.models.small import SMALL_EPAM, SMALL_PAIR, SMALL_PATHS, SMALL_PCAN, SMALL_RGBPOSE
 from tests.parity.published import det_tensor
 
@@ -35,11 +37,11 @@ def ours(config: object) -> dict[str, Tensor]:
     return build_model(config).state_dict()
 
 
-def kinetics(rules: two_stream.Rules) -> dict[str, Tensor]:
+def kinetics(rules: Rules) -> dict[str, Tensor]:
     """A small X3D-M in one of its three layouts."""
     stream = {name.removeprefix("rgb_"): t for name, t in ours(SMALL_X3D_M).items() if name.startswith("rgb_backbone.")}
     state = {}
-    for name, tensor in two_stream.write(stream, x3d_m.MMACTION2)[0].items():
+    for name, tensor in layout.write(stream, x3d_m.MMACTION2)[0].items():
         temporal = name.endswith("conv2.conv.weight")
         state[name.replace("conv1_s.bn", "conv1_t.bn")] = tensor.repeat(1, 1, 3, 1, 1) if temporal else tensor
     state["backbone.conv1_t.conv.weight"] = torch.zeros(8, 1, 5, 1, 1)
@@ -50,14 +52,14 @@ def kinetics(rules: two_stream.Rules) -> dict[str, Tensor]:
 
 
 LAYOUTS: dict[str, Callable[[], dict[str, Tensor]]] = {
-    "mmaction2 RGBPoseConv3D": lambda: two_stream.write(ours(PLAIN), two_stream.MMACTION2)[0],
-    "PCAN": lambda: two_stream.write(ours(SMALL_PCAN), two_stream.MMACTION2)[0],
-    "SlowOnly rgb": lambda: two_stream.write(ours(SINGLE["rgb"]), two_stream.MMACTION2)[0],
-    "SlowOnly pose": lambda: two_stream.write(ours(SINGLE["pose"]), two_stream.MMACTION2)[0],
-    "X3D stream rgb": lambda: two_stream.write(ours(X3D_SINGLE["rgb"]), two_stream.MMACTION2)[0],
-    "X3D stream pose": lambda: two_stream.write(ours(X3D_SINGLE["pose"]), two_stream.MMACTION2)[0],
-    "EPAM-Net": lambda: two_stream.write(ours(replace(SMALL_EPAM, num_coarse=0)), two_stream.EPAM)[0],
-    "guide": lambda: two_stream.write(ours(replace(SMALL_PAIR, pcan=SMALL_PCAN.pcan)), two_stream.GUIDE)[0],
+    "mmaction2 RGBPoseConv3D": lambda: layout.write(ours(PLAIN), layout.MMACTION2)[0],
+    "PCAN": lambda: layout.write(ours(SMALL_PCAN), layout.MMACTION2)[0],
+    "SlowOnly rgb": lambda: layout.write(ours(SINGLE["rgb"]), layout.MMACTION2)[0],
+    "SlowOnly pose": lambda: layout.write(ours(SINGLE["pose"]), layout.MMACTION2)[0],
+    "X3D stream rgb": lambda: layout.write(ours(X3D_SINGLE["rgb"]), layout.MMACTION2)[0],
+    "X3D stream pose": lambda: layout.write(ours(X3D_SINGLE["pose"]), layout.MMACTION2)[0],
+    "EPAM-Net": lambda: layout.write(ours(replace(SMALL_EPAM, num_coarse=0)), layout.EPAM)[0],
+    "guide": lambda: layout.write(ours(replace(SMALL_PAIR, pcan=SMALL_PCAN.pcan)), layout.GUIDE)[0],
     "torchvision": lambda: resnet50.write(ours(SINGLE["rgb"]))[0],
     "mmaction2 X3D-M": lambda: kinetics(x3d_m.MMACTION2),
     "SlowFast X3D-M": lambda: kinetics(x3d_m.SLOWFAST),

@@ -4,8 +4,15 @@ from collections import Counter
 
 import pytest
 
-from models.coarse import COARSE_MAPS, check_coarse_map, read_coarse_map
-from models.labels import MA52_COARSE_NAMES, MA52_NAMES, NTU60_NAMES, NTU60_SEMANTIC8_NAMES
+from models.classes import (
+    COARSE_MAPS,
+    MA52_COARSE_NAMES,
+    MA52_NAMES,
+    NTU60_NAMES,
+    NTU60_SEMANTIC8_NAMES,
+    check_coarse_map,
+    read_coarse_map,
+)
 
 
 def sizes(name: str) -> list[int]:

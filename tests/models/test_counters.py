@@ -8,7 +8,7 @@ from torch import nn
 
 from models import SingleStreamConfig, build_model
 from models.layers import ConvBn
-from models.two_stream import SingleStream, TwoStream
+from models.networks import SingleStream, TwoStream
 from tests.models.small import (
     SMALL_EPAM,
     SMALL_PAIR,

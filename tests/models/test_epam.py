@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import build_model
-from models.attention import PoseAttention, attend
+from models.epam import PoseAttention, attend
 from tests.models.small import SMALL_EPAM, epam_batch, stir
 
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from models import X3DStreamConfig
-from models.attention import PoseAttention
-from models.contrast import PrototypeContrast, diversity
-from models.interaction import FeatureInteraction
+from models.epam import PoseAttention
+from models.pcan import PrototypeContrast, diversity
 from models.resnet_path import Bottleneck
+from models.rgbpose_conv3d import FeatureInteraction
 from models.x3d_shift import X3DBlock
 from tests.models.small import stir
 from tests.parity.published import without_dropout
-from trainer.compiling import INDUCTOR, has_compiler
+from trainer.runtime.wrap import INDUCTOR, has_compiler
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here: Inductor cannot be tried")
 

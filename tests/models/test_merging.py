@@ -9,7 +9,8 @@ from torch import nn
 
 from models import build_model
 from models.layers import clip_mean
-from models.weights import initialise_from, load_weights, two_stream
+from models.weights import initialise_from, load_weights
+from models.weights import published as layout
 from models.weights.__main__ import main
 from models.weights.files import read_file
 from tests.models.layouts import LAYOUTS, PLAIN, SINGLE, SMALL_X3D_M, X3D_SINGLE, assert_byte_equal, filled, ours, save
@@ -27,7 +28,7 @@ def trained(configs: dict) -> dict[str, nn.Module]:
 def merged(streams: dict[str, nn.Module], out: Path) -> Path:
     """The streams' published files merged by the command line."""
     files = [
-        save(out.with_name(f"{stream}.pth"), two_stream.write(net.state_dict(), two_stream.MMACTION2)[0])
+        save(out.with_name(f"{stream}.pth"), layout.write(net.state_dict(), layout.MMACTION2)[0])
         for stream, net in streams.items()
     ]
     assert main(["merge", *map(str, files), str(out)]) == 0
@@ -80,14 +81,14 @@ def test_x3d_streams_merge_into_the_pair(tmp_path):
         torch.testing.assert_close(logits[stream], single(**inputs).logits[stream])
 
 
-@pytest.mark.parametrize(("layout", "rules"), [("epam", two_stream.EPAM), ("guide", two_stream.GUIDE)])
-def test_halves_of_a_pair_merge_into_what_they_were(tmp_path, layout, rules):
-    whole = filled(two_stream.write(ours(PAIR), rules)[0])
+@pytest.mark.parametrize(("name", "rules"), [("epam", layout.EPAM), ("guide", layout.GUIDE)])
+def test_halves_of_a_pair_merge_into_what_they_were(tmp_path, name, rules):
+    whole = filled(layout.write(ours(PAIR), rules)[0])
     files = []
     for stream, other in (("rgb", "pose"), ("pose", "rgb")):
         half = {name: t for name, t in whole.items() if f"{other}_" not in name and f"_{other}." not in name}
         files.append(str(save(tmp_path / f"{stream}.pth", half)))
-    assert main(["merge", *files, str(tmp_path / "pair.pth"), "--to", layout]) == 0
+    assert main(["merge", *files, str(tmp_path / "pair.pth"), "--to", name]) == 0
     assert_byte_equal(read_file(tmp_path / "pair.pth"), whole)
 
 

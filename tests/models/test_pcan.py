@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from models import COARSE_MAPS, EpamConfig, PcanConfig, RGBPoseConfig, X3DPairConfig, build_model
-from models.contrast import PrototypeContrast, diversity
-from models.losses import tree_loss
-from models.pcan import PcanHead
+from models.pcan import PcanHead, PrototypeContrast, diversity, tree_loss
 from tests.models.small import SMALL_PCAN, batch, stir
 
 WIDTHS = (24, 16)  # of the features that a head alone reads

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.plain5d import X3DPair5d, load_folded
 from models import X3DPairConfig, build_model
 from models.layers import squeeze_width
+from tests.models.plain5d import X3DPair5d, load_folded
 from tests.models.small import SMALL_PAIR, assert_same_training, batch, stir
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.weights import two_stream
+from models.weights import published as layout
 from models.weights.renaming import Rules
 
 
@@ -47,8 +47,8 @@ def det_input(name: str, shape: tuple[int, ...]) -> Tensor:
 def fill(model: nn.Module, rules: Rules, prefix: str = "") -> None:
     """Fill a network with the weights published under its names (`prefix` + ours, through models/weights' key map)."""
     own = {prefix + name: tensor for name, tensor in model.state_dict().items()}
-    names, left = two_stream.write(own, rules)
-    filled, _ = two_stream.read({name: det_tensor(name, tuple(t.shape)) for name, t in names.items()}, rules)
+    names, left = layout.write(own, rules)
+    filled, _ = layout.read({name: det_tensor(name, tuple(t.shape)) for name, t in names.items()}, rules)
     for name in left:  # prototypes that the original does not save: named as if it did
         published = name.replace("contrast_", "fr_coarse_").replace("_coarse.prototypes", ".spatio_cl_net.avg_f")
         filled[name] = det_tensor(published, tuple(own[name].shape[::-1])).T
@@ -58,12 +58,12 @@ def fill(model: nn.Module, rules: Rules, prefix: str = "") -> None:
 def norms(model: nn.Module, rules: Rules, prefix: str = "") -> dict[str, float]:
     """2-norm of every parameter's gradient, by its published name."""
     gradients = {prefix + name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {name: gradient.norm().item() for name, gradient in two_stream.write(gradients, rules)[0].items()}
+    return {name: gradient.norm().item() for name, gradient in layout.write(gradients, rules)[0].items()}
 
 
 def published_keys(model: nn.Module, rules: Rules) -> list[list]:
     """[key, shape] of everything that the published network saves."""
-    return sorted([name, list(t.shape)] for name, t in two_stream.write(model.state_dict(), rules)[0].items())
+    return sorted([name, list(t.shape)] for name, t in layout.write(model.state_dict(), rules)[0].items())
 
 
 def without_dropout(model: nn.Module) -> nn.Module:

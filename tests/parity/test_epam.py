@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from models import EpamConfig, build_model
-from models.attention import FRAME_RATIO, PoseAttention
-from models.weights import two_stream
+from models.epam import FRAME_RATIO, PoseAttention
+from models.weights import published as layout
 from tests.parity.published import assert_close, clips, det_input, fill, folded, norms, published_keys, sample, unfolded
 
-RULES = two_stream.EPAM
+RULES = layout.EPAM
 CASES = ("7x7", "2x2")
 STREAMS = ("rgb", "pose")
 

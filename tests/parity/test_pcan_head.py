@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from models import COARSE_MAPS, PcanConfig, RGBPoseConfig
-from models.contrast import diversity
-from models.pcan import FINE_SCALES, PcanHead, peak_of_time_mean
-from models.weights import two_stream
+from models.pcan import FINE_SCALES, PcanHead, diversity, peak_of_time_mean
+from models.weights import published as layout
 from tests.parity.published import assert_close, det_tensor, det_u01, fill, folded, load_json, sample
 
 MAPS = {(len(coarse), max(coarse) + 1): coarse for coarse in (COARSE_MAPS["ma52"], COARSE_MAPS["semantic8"])}
@@ -43,7 +42,7 @@ class Case(NamedTuple):
 
 def published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The head's tensors by their published names."""
-    named, _ = two_stream.write({f"cls_head.{name}": tensor for name, tensor in tensors.items()}, two_stream.MMACTION2)
+    named, _ = layout.write({f"cls_head.{name}": tensor for name, tensor in tensors.items()}, layout.MMACTION2)
     return {name.removeprefix("cls_head."): tensor for name, tensor in named.items()}
 
 
@@ -67,7 +66,7 @@ def make_case(name: str, classes: tuple[int, int], facts) -> Case:
         pcan=PcanConfig(coarse_map=coarse_map, diversity="published"),
     )
     head = PcanHead(config, (channels["rgb"], channels["pose"])).double()
-    fill(head, two_stream.MMACTION2, "cls_head.")
+    fill(head, layout.MMACTION2, "cls_head.")
     features = {}
     for stream, shape in case["shape"].items():
         u = torch.from_numpy(det_u01(f"input.head.{name}.{stream}", int(np.prod(shape))).reshape(shape))

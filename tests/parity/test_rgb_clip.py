@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from pipelines.annotations import ClipTable, open_table
+from pipelines.annotations.table import ClipTable, open_table
 from pipelines.config import ClipConfig
 from pipelines.geometry import RESIZED, compact_box
 from pipelines.loader import Loader
-from pipelines.pack_source import PackFrames
-from pipelines.packs import PackSettings
+from pipelines.packs.format import PackSettings
+from pipelines.packs.source import PackFrames
 from pipelines.plan import ClipPlan
-from pipelines.prepare import prepare
+from pipelines.prepare.make import prepare
 from pipelines.skeleton import COCO_17
 
 VIDEO, FRAMES, WIDTH, HEIGHT = "S001C001P001R001A001_rgb.avi", 103, 1920, 1080

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models import RGBPoseConfig, build_model
-from models.interaction import FeatureInteraction
-from models.weights import two_stream
+from models.rgbpose_conv3d import FeatureInteraction
+from models.weights import published as layout
 from tests.parity.published import (
     assert_close,
     clips,
@@ -26,7 +26,7 @@ from tests.parity.published import (
 )
 from trainer.metrics import Scores, mean_of
 
-RULES = two_stream.MMACTION2
+RULES = layout.MMACTION2
 
 
 @cache

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.sampling import eval_frames, train_frames
+from pipelines.plan import eval_frames
+from tests.pipelines.oracles import train_frames
 
 
 def load(fixtures, kind):

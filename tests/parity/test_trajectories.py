@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from models import RGBPoseConfig, X3DPairConfig, build_model
-from models.weights import two_stream
+from models.weights import published as layout
 from tests.parity.published import assert_close, clips, fill, load_json
 from trainer.optim import build_sgd, clip_and_check, step_if
 
 CONFIGS = {
-    "rgbposeconv3d": (RGBPoseConfig(num_classes=60, num_coarse=0, dropout=0.0), two_stream.MMACTION2),
-    "x3dts_pair": (X3DPairConfig(num_classes=60, num_coarse=0, dropout=0.0), two_stream.EPAM),
+    "rgbposeconv3d": (RGBPoseConfig(num_classes=60, num_coarse=0, dropout=0.0), layout.MMACTION2),
+    "x3dts_pair": (X3DPairConfig(num_classes=60, num_coarse=0, dropout=0.0), layout.EPAM),
 }
 SHAPES = {
     "rgbposeconv3d": {"imgs": (4, 3, 8, 64, 64), "heatmap_imgs": (4, 17, 32, 16, 16)},
@@ -106,7 +106,7 @@ def compare_end(run: Trajectory, path: Path) -> None:
         ways = {name: now[name].detach() - start for name, start in run.start.items()}
         running = {name: b for name, b in run.model.named_buffers() if re.search(r"running_(mean|var)$", name)}
         for kind, tensors in (("param_norm", now), ("update_norm", ways), ("running_norm", running)):
-            named = two_stream.write(tensors, run.rules)[0]
+            named = layout.write(tensors, run.rules)[0]
             assert {name: t.norm().item() for name, t in named.items()} == pytest.approx(expected[kind], rel=1e-5), kind
     scores = path.with_name(f"{path.stem}_eval.npz")
     if scores.exists():

@@ -6,7 +6,7 @@ import torch
 
 from models import X3DPairConfig, build_model
 from models.layers import shift_frames
-from models.weights import two_stream
+from models.weights import published as layout
 from tests.parity.published import (
     assert_close,
     det_input,
@@ -26,7 +26,7 @@ def pair(facts):
     """Both nets with the published weights, in float32; `stream_net` copies what it needs."""
     joints = facts("x3dts_info.json")["pose"]["input"][1][1]
     model = build_model(X3DPairConfig(num_classes=60, num_coarse=0, pose_channels=joints))
-    fill(model, two_stream.EPAM)
+    fill(model, layout.EPAM)
     return model
 
 
@@ -45,7 +45,7 @@ def stream_net(pair):
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_keys_shapes_and_counts_equal_the_published(facts, pair, stream):
-    keys = [[name, shape] for name, shape in published_keys(pair, two_stream.EPAM) if name.startswith(f"{stream}_back")]
+    keys = [[name, shape] for name, shape in published_keys(pair, layout.EPAM) if name.startswith(f"{stream}_back")]
     published = [key[:2] for key in facts(f"x3dts_{stream}_state_dict.json") if key[0].startswith(f"{stream}_back")]
     assert keys == sorted(published)
     net = pair.get_submodule(f"{stream}_backbone")
@@ -95,7 +95,7 @@ def test_gradients_equal_the_published_in_float64(cases, stream_net, stream, los
         loss.backward()
         assert loss.item() == pytest.approx(expected["loss"], rel=1e-8)
         prefix = f"{stream}_backbone."
-        got = {key.removeprefix(prefix): norm for key, norm in norms(net, two_stream.EPAM, prefix).items()}
+        got = {key.removeprefix(prefix): norm for key, norm in norms(net, layout.EPAM, prefix).items()}
         got["__input__"] = clip.grad.norm().item()
         assert got == pytest.approx(expected["grad_norm"], rel=1e-6, abs=1e-8 * expected["total_grad_norm"])
         running = {name: b.norm().item() for name, b in net.named_buffers() if "running" in name}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.annotations import ClipTable, open_table
+from pipelines.annotations.table import ClipTable, open_table
 
 
 def clip(name: str = "S001C001P001R001A001", persons: int = 1, frames: int = 6, joints: int = 17, **changes) -> dict:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipelines.annotations import ClipTable, open_table
-from pipelines.packs import Pack, PackSettings
-from pipelines.prepare import prepare
+from pipelines.annotations.table import ClipTable, open_table
+from pipelines.packs.format import Pack, PackSettings
+from pipelines.prepare.make import prepare
 
 BITS = 8
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import demo_clip
-from pipelines.annotate_json import read_people
-from pipelines.annotate_labels import read_labels
-from pipelines.annotate_people import Person, follow
-from pipelines.annotations import open_table
-from pipelines.demo_classes import DemoConfig, clip_ids
-from pipelines.poses import Poses, read_npz, write_poses
+from pipelines.annotate.keypoints import Poses, read_npz, read_people, write_poses
+from pipelines.annotate.labels import read_labels
+from pipelines.annotate.tracking import Person, follow
+from pipelines.annotations.table import open_table
+from pipelines.demo import clip as demo_clip
+from pipelines.demo.classes import DemoConfig, clip_ids
 from trainer.cli import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -322,7 +321,7 @@ def test_estimated_poses_are_kept(own, tmp_path):
     ],
 )
 def test_mistakes_are_one_sentence(own, tmp_path, capsys, monkeypatch, change, sentence):
-    from pipelines.annotate import main
+    from pipelines.annotate.cli import main
 
     labels = own / change.get("labels", "labels.csv")
     if "extra" in change:
@@ -343,7 +342,7 @@ def test_mistakes_are_one_sentence(own, tmp_path, capsys, monkeypatch, change, s
 
 
 def test_a_broken_video_is_named_and_left_out(own, tmp_path, capsys):
-    from pipelines.annotate import main
+    from pipelines.annotate.cli import main
 
     for video in (own / "my videos").glob("*.mp4"):
         (tmp_path / "videos").mkdir(exist_ok=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.annotations import AnnotationError, open_table
+from pipelines.annotations.schema import AnnotationError
+from pipelines.annotations.table import open_table
 from tests.pipelines.annotated import clip, table_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +68,7 @@ def test_what_a_kill_left_is_cleared(tmp_path):
 OPEN = """
 import sys
 from pathlib import Path
-from pipelines.annotations import open_table
+from pipelines.annotations.table import open_table
 
 print("ready", flush=True)
 sys.stdin.readline()

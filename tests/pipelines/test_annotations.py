@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.annotations import AnnotationError
+from pipelines.annotations.schema import AnnotationError
 from tests.pipelines.annotated import clip, table_of
 
 

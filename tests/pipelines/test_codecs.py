@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.encode import Job, encode_clip
+from pipelines.prepare.encode import Job, encode_clip
 
 
 @dataclass(frozen=True, kw_only=True)

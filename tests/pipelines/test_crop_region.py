@@ -10,10 +10,10 @@ from rich.console import Console
 from pipelines.config import ClipConfig
 from pipelines.geometry import crop_region
 from pipelines.loader import Loader
-from pipelines.pack_source import PackFrames
-from pipelines.packs import PackSettings
+from pipelines.packs.format import PackSettings
+from pipelines.packs.source import PackFrames
 from pipelines.plan import plan_eval, plan_train
-from pipelines.prepare import prepare
+from pipelines.prepare.make import prepare
 from pipelines.skeleton import COCO_17
 
 KINDS = ("walker", "at the border", "one frame", "one joint", "tiny", "appears", "nobody", "jumps", "far outside")

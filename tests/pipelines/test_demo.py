@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.annotations import open_table
-from pipelines.demo import make_demo
-from pipelines.demo_classes import (
+from pipelines.annotations.table import open_table
+from pipelines.demo.classes import (
     COARSE_MAP,
     COARSE_NAMES,
     COLOUR_ONLY,
@@ -25,8 +24,9 @@ from pipelines.demo_classes import (
     corrupt_video,
     missing_skeleton,
 )
-from pipelines.demo_clip import annotate, film, generator, person_box, stage
-from pipelines.demo_scene import room
+from pipelines.demo.clip import annotate, film, generator, person_box, stage
+from pipelines.demo.make import make_demo
+from pipelines.demo.scene import room
 
 SHIPPED = DemoConfig()
 SAMPLE = DemoConfig(num_train=12, num_val=1)  # a clip of each class, at the shipped size

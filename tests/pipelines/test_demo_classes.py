@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipelines.demo_classes import COLOUR_ONLY, FINE_NAMES, MOTION_ONLY
-from pipelines.demo_motion import act
+from pipelines.demo.classes import COLOUR_ONLY, FINE_NAMES, MOTION_ONLY
+from pipelines.demo.motion import act
 
 WRISTS, SHOULDERS, HIPS = slice(9, 11), slice(5, 7), slice(11, 13)
 NUM_FRAMES = 60

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.demo import alone, claim, make_demo
-from pipelines.demo_classes import DemoConfig, clip_ids
-from pipelines.demo_clip import encode, film, generator
+from pipelines.demo.classes import DemoConfig, clip_ids
+from pipelines.demo.clip import encode, film, generator
+from pipelines.demo.make import alone, claim, make_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = DemoConfig()
@@ -56,7 +56,7 @@ def test_bytes_depend_on_nothing_left_in_memory(tmp_path):
 MAKE = """
 import sys
 from pathlib import Path
-from pipelines.demo import make_demo
+from pipelines.demo.make import make_demo
 from tests.pipelines.test_demo_runs import LONGER
 make_demo(Path(sys.argv[1]), LONGER, workers=2)
 """

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.encode import Crop, Encoded, Job, VideoError, encode_clip, listed_length
+from pipelines.prepare.encode import Crop, Encoded, Job, encode_clip, listed_length
+from pipelines.videos.decode import VideoError
 
 COLOURS = np.array(
     [

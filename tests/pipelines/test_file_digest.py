@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from pipelines import file_digest
-from pipelines.file_digest import MEBIBYTE, digest_of
+from pipelines.annotations import file_digest
+from pipelines.annotations.file_digest import MEBIBYTE, digest_of
 
 
 def sha(path):

@@ -14,14 +14,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipelines import prepare_pool
 from pipelines.config import ClipConfig
 from pipelines.loader import Loader
-from pipelines.pack_source import PackFrames
-from pipelines.packs import PackSettings, clip_file
-from pipelines.prepare import prepare
+from pipelines.packs.format import PackSettings, clip_file
+from pipelines.packs.source import PackFrames
+from pipelines.prepare import pool as prepare_pool
+from pipelines.prepare.make import prepare
 from pipelines.skeleton import COCO_17
-from pipelines.verify_videos import read_header
+from pipelines.videos.header import read_header
 
 SIZE, FRAMES = (96, 64), 9
 CONFIG = ClipConfig(

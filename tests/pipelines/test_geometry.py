@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pipelines.geometry import crops_within, random_crop
+from pipelines.geometry import crops_within
+from tests.pipelines.oracles import random_crop
 
 
 def test_crops_stay_inside_and_vary():

@@ -34,7 +34,7 @@ OPEN = """
 import json, resource, sys, time
 from pathlib import Path
 import numpy as np
-from pipelines.annotations import open_table
+from pipelines.annotations.table import open_table
 start = time.perf_counter()
 table = open_table(Path(sys.argv[1]), Path(sys.argv[2]))
 seconds = time.perf_counter() - start

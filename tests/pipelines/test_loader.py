@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipelines.config import ClipConfig
 from pipelines.loader import Loader
-from pipelines.pack_source import PackFrames
-from pipelines.packs import PackError, clip_file
+from pipelines.packs.format import PackError, clip_file
+from pipelines.packs.source import PackFrames
 from pipelines.skeleton import COCO_17
 
 CONFIG = ClipConfig(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipelines.pack_check import check_pack
-from pipelines.packs import PackError, clip_file
+from pipelines.packs.format import PackError, clip_file
+from pipelines.prepare.check import check_pack
 
 ROOT = Path(__file__).resolve().parents[2]
 

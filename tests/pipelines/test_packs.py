@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.packs import PackError, PackSettings, clip_file, columns_of, open_pack, read_manifest, write_index
+from pipelines.packs.format import PackError, PackSettings, clip_file, columns_of, open_pack, read_manifest, write_index
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.annotations import ClipTable
+from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
 from pipelines.geometry import COMPACT, compact_box, crop_region
 from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_train, sampled_joints

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import prepare_pool
 from pipelines.config import ClipConfig
 from pipelines.geometry import crop_region
-from pipelines.packs import PackSettings, clip_file, read_manifest
+from pipelines.packs.format import PackSettings, clip_file, read_manifest
 from pipelines.plan import plan_eval, plan_train
+from pipelines.prepare import pool as prepare_pool
 from pipelines.skeleton import COCO_17
 
 ROOT = Path(__file__).resolve().parents[2]

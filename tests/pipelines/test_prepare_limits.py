@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipelines.annotations import open_table
-from pipelines.encode import Job, VideoError, encode_clip
-from pipelines.encode_worker import READY
-from pipelines.packs import PackSettings, clip_file, packets_text, write_index
-from pipelines.prepare import prepare
-from pipelines.verify_videos import read_header
+from pipelines.annotations.table import open_table
+from pipelines.packs.format import PackSettings, clip_file, packets_text, write_index
+from pipelines.prepare.encode import Job, encode_clip
+from pipelines.prepare.make import prepare
+from pipelines.prepare.worker import READY
+from pipelines.videos.decode import VideoError
+from pipelines.videos.header import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 

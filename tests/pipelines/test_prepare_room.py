@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from pipelines import pack_room
-from pipelines.pack_room import FEW, Room, spread_first
+from pipelines.prepare import room as pack_room
+from pipelines.prepare.room import FEW, Room, spread_first
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy._core import multiarray, numeric
 
-from pipelines.annotations import AnnotationError, read_pickle
+from pipelines.annotations.schema import AnnotationError, read_pickle
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -217,7 +217,7 @@ import resource
 import sys
 from pathlib import Path
 from tests.pipelines.test_safe_pickle import mangled
-from pipelines.annotations import AnnotationError, read_pickle
+from pipelines.annotations.schema import AnnotationError, read_pickle
 
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))  # a torn length can ask for any amount
 path, read = Path(sys.argv[1]), 0

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pipelines.sampling import eval_frames, train_frames
+from pipelines.plan import eval_frames
+from tests.pipelines.oracles import train_frames
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 8, 9, 15, 16, 17, 300])

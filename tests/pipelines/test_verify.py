@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipelines.demo import make_demo
-from pipelines.demo_classes import DemoConfig
-from pipelines.verify import unusable, verify
-from pipelines.verify_facts import split_facts
-from pipelines.verify_videos import read_header
+from pipelines.demo.classes import DemoConfig
+from pipelines.demo.make import make_demo
+from pipelines.verify.facts import split_facts
+from pipelines.verify.report import unusable, verify
+from pipelines.videos.header import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = DemoConfig(num_train=24, num_val=12, size=(96, 64), num_frames=(12, 16))

@@ -16,15 +16,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipelines import dali_video
 from pipelines.config import ClipConfig
-from pipelines.dali_video import decode_frames
-from pipelines.encode import decode
 from pipelines.loader import Loader
-from pipelines.pack_source import PackFrames
+from pipelines.packs.source import PackFrames
 from pipelines.skeleton import COCO_17
-from pipelines.video_guard import VideoMismatch, check_videos, compare
-from pipelines.video_source import VideoFrames, open_videos
+from pipelines.videos import dali as dali_video
+from pipelines.videos.dali import decode_frames
+from pipelines.videos.decode import decode
+from pipelines.videos.source import VideoFrames, VideoMismatch, check_videos, compare, open_videos
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -125,7 +124,7 @@ def test_ranks_starts_and_depths_do_not_change_a_batch(videos):
 def test_headers_are_read_once(videos, monkeypatch, film):
     first = videos.open()
     asked = []
-    monkeypatch.setattr("pipelines.video_source.read_headers", lambda new, _: asked.append(new))
+    monkeypatch.setattr("pipelines.videos.source.read_headers", lambda new, _: asked.append(new))
     second = videos.open()
     assert asked == []
     assert np.array_equal(first.sizes, second.sizes)

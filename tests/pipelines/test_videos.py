@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.videos import Missing, find_videos, summary
+from pipelines.videos.find import Missing, find_videos, summary
 
 
 def put(folder, *files):

@@ -12,14 +12,14 @@ import torch
 from matplotlib.image import imread
 
 from pipelines.config import ClipConfig
-from pipelines.demo_classes import FINE_NAMES
+from pipelines.demo.classes import FINE_NAMES
 from pipelines.loader import Loader
-from pipelines.pack_source import PackFrames
+from pipelines.packs.source import PackFrames
 from pipelines.skeleton import COCO_17
 from pipelines.view import only_clip, view_clip
-from trainer.commands import dispatch
-from trainer.report import write_png
-from trainer.view import DPI, MOMENTS, ROOM, SIDE, TOP, draw_views
+from trainer.cli import dispatch
+from trainer.report.clip_views import DPI, MOMENTS, ROOM, SIDE, TOP, draw_views
+from trainer.report.curves import write_png
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ClipConfig(
@@ -122,7 +122,7 @@ def test_command_hands_over_to_the_trainer(demo, tmp_path):
 def test_clip_by_name_is_the_clip_by_place(demo, tmp_path, monkeypatch):
     titles = []
     monkeypatch.setattr(
-        "trainer.view.draw_views", lambda *arguments: titles.append(arguments[2]) or draw_views(*arguments)
+        "trainer.commands.view.draw_views", lambda *arguments: titles.append(arguments[2]) or draw_views(*arguments)
     )
     for words in (["--index", "30"], ["--clip", "S001C001P021R001A007"]):
         assert dispatch(["view", *demo, *words, "--out", str(tmp_path / f"{words[0]}.png")]) == 0

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from pipelines.config import ClipConfig
-from pipelines.encode import VideoError
 from pipelines.loader import Loader
-from pipelines.pack_source import PackFrames
-from pipelines.packs import PackSettings
+from pipelines.packs.format import PackSettings
+from pipelines.packs.source import PackFrames
 from pipelines.skeleton import COCO_17
-from pipelines.windows import WindowFrames, window_table, windows_of
+from pipelines.videos.decode import VideoError
+from pipelines.videos.windows import WindowFrames, window_table, windows_of
 
 SIZE = (160, 120)
 CONFIG = ClipConfig(

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import tyro
 
-from trainer.commands import Options, dispatch
+from trainer.cli import dispatch
+from trainer.commands.train import Options
 from trainer.data import build_loaders
-from trainer.interrupt import Interrupt
-from trainer.journal import Journal
-from trainer.options import experiment_of
-from trainer.ranks import join
+from trainer.journal.journal import Journal
 from trainer.run import Run, build_run
+from trainer.runtime.ranks import join
+from trainer.runtime.signals import Interrupt
+from trainer.settings import experiment_of
 
 SMALL_NETS = (
     *("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)"),

@@ -12,8 +12,7 @@ import sys
 
 import trainer.loop
 import trainer.scoring
-import trainer.sealed
-import trainer.snapshot
+import trainer.snapshots.writer
 import trainer.step
 from trainer.cli import main
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from trainer.commands import dispatch
-from trainer.snapshot import SnapshotError, newest_valid
+from trainer.cli import dispatch
+from trainer.snapshots.writer import SnapshotError, newest_valid
 
 ALIGNED = ("--set", "align_channels=true", "--set", "optim.ema=0.9")
 

@@ -11,7 +11,7 @@ import torch
 
 from trainer.cli import run_command
 from trainer.loop import log
-from trainer.snapshot import newest_valid
+from trainer.snapshots.writer import newest_valid
 from trainer.step import train_step
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import trainer.commands
+import trainer.cli
 from trainer.cli import run_command
 from trainer.experiments import EXPERIMENTS
 
@@ -71,14 +71,14 @@ def test_ctrl_c_leaves_one_line(capsys, monkeypatch):
     def interrupted(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.commands, "dispatch", interrupted)
+    monkeypatch.setattr(trainer.cli, "dispatch", interrupted)
     assert run_command(["--exp", "demo"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
 HELP = (
     "trainer",
-    *(f"trainer {command}" for command in trainer.commands.COMMANDS),
+    *(f"trainer {command}" for command in trainer.cli.COMMANDS),
     *("pipelines.annotate", "pipelines.demo", "pipelines.prepare", "pipelines.verify", "pipelines.prepare --check x"),
     *("models.weights", "models.weights inspect", "models.weights convert", "models.weights merge"),
     *("benchmarks", "benchmarks gpu", "benchmarks aot", "benchmarks input", "benchmarks trainer"),
@@ -114,7 +114,7 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         run_command(["--help"])
     shown = capsys.readouterr().out
-    assert all(re.search(rf"^  .*\b{command}  ", shown, re.MULTILINE) for command in trainer.commands.COMMANDS)
+    assert all(re.search(rf"^  .*\b{command}  ", shown, re.MULTILINE) for command in trainer.cli.COMMANDS)
 
 
 def test_missing_data(capsys, tmp_path):
@@ -187,7 +187,7 @@ def test_wrong_coarse_map(capsys, tmp_path):
 def test_a_bug_of_ours_raises(monkeypatch):
     ours = {"__name__": "trainer.somewhere"}
     exec("def broken(arguments): int('ours')", ours)
-    monkeypatch.setattr(trainer.commands, "dispatch", ours["broken"])
+    monkeypatch.setattr(trainer.cli, "dispatch", ours["broken"])
     with pytest.raises(ValueError, match="invalid literal"):
         run_command([])
 
@@ -201,7 +201,7 @@ threading.Thread(target=lambda: (time.sleep(2), print('written', flush=True)), n
     ("failure", "code", "last"),
     [
         ("sys.argv[1:] = ['--exp', 'nothing']", 2, "error: "),
-        ("import trainer.commands as commands; commands.dispatch = None", 1, "TypeError: 'NoneType' object"),
+        ("import trainer.cli as commands; commands.dispatch = None", 1, "TypeError: 'NoneType' object"),
     ],
 )
 def test_a_rank_that_fails_waits_for_no_other_but_for_its_snapshot(failure, code, last):

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import torch
 from torch import nn
-from trainer.ranks import join
+from trainer.runtime.ranks import join
 from trainer.run import parallel
 
 graphs = []

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.demo_classes import COLOUR_ONLY, MOTION_ONLY, DemoConfig
+from models.weights.files import load
+from pipelines.demo.classes import COLOUR_ONLY, MOTION_ONLY, DemoConfig
 from trainer.data import build_loaders
 from trainer.experiments import DEMO
-from trainer.interrupt import Interrupt
-from trainer.journal import Journal
+from trainer.journal.journal import Journal
 from trainer.metrics import Scores
-from trainer.ranks import join
 from trainer.resume import take_up
 from trainer.run import build_run
+from trainer.runtime.ranks import join
+from trainer.runtime.signals import Interrupt
 from trainer.scoring import score_split
-from trainer.sealed import load
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE_MINUTES = 12

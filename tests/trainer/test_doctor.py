@@ -5,9 +5,9 @@ import io
 from rich.console import Console
 
 from tests.trainer.conftest import arguments_in
-from trainer import doctor as module
 from trainer.cli import run_command
-from trainer.doctor import Finding, data_of, doctor, machine, space
+from trainer.commands import doctor as module
+from trainer.commands.doctor import Finding, data_of, doctor, machine, space
 from trainer.experiments import EXPERIMENTS
 
 

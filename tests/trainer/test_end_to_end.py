@@ -15,7 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.trainer.conftest import arguments_in
-from trainer.snapshot import newest_valid
+from trainer.snapshots.writer import newest_valid
 
 ROOT = Path(__file__).resolve().parents[2]
 STAMP = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - duet - INFO - "

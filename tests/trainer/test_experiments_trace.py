@@ -8,9 +8,9 @@ from models import build_model
 from tests.models.graphs import Graphs
 from tests.models.small import stir
 from tests.parity.published import without_dropout
-from trainer.compiling import has_compiler
 from trainer.config import Experiment, consistent
 from trainer.experiments import EXPERIMENTS
+from trainer.runtime.wrap import has_compiler
 
 SOAK = (pytest.mark.soak, pytest.mark.timeout(600))  # nine networks take three to four minutes on one thread
 SHRINK = 7  # of frames and heatmaps; 224 and 256 px become 32 and 36

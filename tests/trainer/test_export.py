@@ -21,13 +21,14 @@ from models.weights import load_weights
 from models.weights.files import write_file
 from tests.models.small import SMALL_PATHS, SMALL_RGB
 from tests.trainer.conftest import SMALL_NETS
-from trainer import export as exporting
 from trainer.cli import run_command
-from trainer.config import Experiment, consistent, override
+from trainer.commands import export as exporting
+from trainer.commands.export import compare, example
+from trainer.commands.export_formats import Scorer, read_onnx, read_pt2, traced
+from trainer.commands.export_recipe import recipe, sizes_of
+from trainer.config import Experiment, consistent
 from trainer.experiments import EXPERIMENTS
-from trainer.export import compare, example
-from trainer.export_formats import Scorer, read_onnx, read_pt2, traced
-from trainer.export_recipe import recipe, sizes_of
+from trainer.settings import override
 
 NAMES = {
     "ntu60_pose": ["pose"],
@@ -135,8 +136,8 @@ def test_safetensors(tiny_demo, checkpoint, tmp_path):
 
 def test_a_snapshot_and_its_averages(build, tiny, tmp_path, monkeypatch):
     """What training wrote is taken as it is; the averages are other weights."""
+    from models.weights.files import save
     from trainer.resume import state_of
-    from trainer.sealed import save
 
     run = build("optim.ema=0.9")
     with torch.no_grad():

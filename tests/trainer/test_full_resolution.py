@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.demo import make_demo
-from pipelines.demo_classes import DemoConfig
+from pipelines.demo.classes import DemoConfig
+from pipelines.demo.make import make_demo
 
 # Two minutes on one core for all three: 224 px frames through networks of up to 60 GMAC a clip.
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]

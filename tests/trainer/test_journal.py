@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trainer import clock as clock_module
-from trainer.clock import Clock
-from trainer.journal import LOG, METRICS, Journal
-from trainer.records import Lines, keep_until, read_metrics
+from trainer.journal import journal as clock_module
+from trainer.journal.journal import LOG, METRICS, Clock, Journal
+from trainer.journal.lines import Lines, keep_until, read_metrics
 
 STAMP = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - duet - INFO - "
 
@@ -180,7 +179,7 @@ def test_a_work_dir_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from trainer.journal import Journal
+from trainer.journal.journal import Journal
 folder = Path(sys.argv[1])
 journal = Journal(folder)
 journal.start_epoch(1, 1, 0, 60)

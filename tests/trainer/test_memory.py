@@ -8,7 +8,7 @@ from tests.trainer.test_resume import assert_equal
 from trainer.loop import step_or_advice
 from trainer.memory import advice, fit, recover
 from trainer.resume import state_of
-from trainer.snapshot import Writer, newest_valid
+from trainer.snapshots.writer import Writer, newest_valid
 from trainer.step import train_step
 
 

@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 
 from models import build_model
 from models.weights import load_weights
-from pipelines.poses import Poses
+from pipelines.annotate.keypoints import Poses
 from pipelines.skeleton import COCO_17
 from tests.trainer.test_end_to_end import size_of_png
-from trainer.annotated_video import AnnotatedVideo, draw_bar
 from trainer.cli import run_command
-from trainer.commands import Options
+from trainer.commands.predict_output import AnnotatedVideo, draw_bar
+from trainer.commands.train import Options
 from trainer.config import consistent
 from trainer.experiments import EXPERIMENTS
-from trainer.options import experiment_of
+from trainer.settings import experiment_of
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEO = "S001C001P021R001A001"

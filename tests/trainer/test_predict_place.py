@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from models import build_model
 from trainer.cli import run_command
-from trainer.commands import Options
-from trainer.options import experiment_of
+from trainer.commands.train import Options
+from trainer.settings import experiment_of
 
 WIDE, SAME = "S001C001P021R001A001", "S001C001P021R001A010"  # packed as 96x96, and as 128x96, a video's 4:3
 

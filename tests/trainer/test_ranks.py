@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.options import Choice, world_size_of
-from trainer.snapshot import newest_valid
+from trainer.settings import Choice, world_size_of
+from trainer.snapshots.writer import newest_valid
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("killed_run.py")
@@ -149,7 +149,7 @@ def test_statistics_are_averaged_over_ranks(tmp_path):
     script = tmp_path / "average.py"
     script.write_text(
         "import torch\n"
-        "from trainer.ranks import average_statistics, join\n"
+        "from trainer.runtime.ranks import average_statistics, join\n"
         "with join('cpu') as ranks:\n"
         "    norm = torch.nn.BatchNorm2d(3)\n"
         "    norm.running_mean += ranks.rank\n"
@@ -174,7 +174,7 @@ def test_statistics_are_averaged_over_ranks(tmp_path):
 
 
 def test_batch_norm_alone_needs_no_group():
-    from trainer.ranks import average_statistics, join
+    from trainer.runtime.ranks import average_statistics, join
 
     norm = torch.nn.BatchNorm2d(3)
     with join("cpu") as ranks:

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from pipelines.batch import Batch
 from trainer.config import Experiment
-from trainer.interrupt import Interrupt
-from trainer.journal import Journal
-from trainer.options import Choice, experiment_of
-from trainer.ranks import join
+from trainer.journal.journal import Journal
 from trainer.resume import state_of
 from trainer.run import build_run
+from trainer.runtime.ranks import join
+from trainer.runtime.signals import Interrupt
+from trainer.settings import Choice, experiment_of
 from trainer.step import train_step
 
 RECORDED = Path(__file__).with_name("recorded_trajectories.json")

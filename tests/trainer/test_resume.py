@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from trainer.cli import run_command
-from trainer.compiling import has_compiler
-from trainer.snapshot import newest_valid
+from trainer.runtime.wrap import has_compiler
+from trainer.snapshots.writer import newest_valid
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("killed_run.py")

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.journal import Journal
+from trainer.journal.journal import Journal
 from trainer.loop import fit
-from trainer.resume import changed_by_update, state_of
-from trainer.rollback import go_back
-from trainer.snapshot import Writer, newest_valid
+from trainer.resume import changed_by_update, go_back, state_of
+from trainer.snapshots.writer import Writer, newest_valid
 from trainer.step import train_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,13 +22,13 @@ import torch, tyro
 import torch.distributed as dist
 from trainer.commands import Options
 from trainer.data import build_loaders
-from trainer.interrupt import Interrupt
-from trainer.journal import Journal
+from trainer.runtime.signals import Interrupt
+from trainer.journal.journal import Journal
 from trainer.loop import fit
-from trainer.options import experiment_of
-from trainer.ranks import join
+from trainer.settings import experiment_of
+from trainer.runtime.ranks import join
 from trainer.run import build_run
-from trainer.snapshot import Writer
+from trainer.snapshots.writer import Writer
 
 log, *arguments = sys.argv[1:]
 experiment = experiment_of(tyro.cli(Options, args=arguments))

@@ -12,10 +12,12 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from trainer.cli import run_command
-from trainer.compare import CompareOptions, bests, compare, draw, names
+from trainer.commands.compare import CompareOptions, bests, compare
+from trainer.commands.runs import span
 from trainer.experiments import EXPERIMENTS
-from trainer.journal import METRICS, Journal
-from trainer.runs import read_run, span
+from trainer.journal.journal import METRICS, Journal
+from trainer.report.curves import draw
+from trainer.report.past_run import names, read_run
 
 DEMO = EXPERIMENTS["demo"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.sealed import SnapshotError, load, save
-from trainer.snapshot import LATEST, Writer, best_name, newest_valid, stage
+from models.weights.files import SnapshotError, load, save
+from trainer.snapshots.writer import LATEST, Writer, best_name, newest_valid, stage
 
 
 def names(folder: Path) -> list[str]:
@@ -190,7 +190,7 @@ def test_a_write_that_fails_is_told_at_the_next_save(tmp_path: Path) -> None:
 ENDLESS = """
 import sys, torch
 from pathlib import Path
-from trainer.snapshot import Writer, best_name, newest_valid
+from trainer.snapshots.writer import Writer, best_name, newest_valid
 folder = Path(sys.argv[1])
 found = newest_valid(folder, print)
 writer = Writer(folder, found[0] if found else None)

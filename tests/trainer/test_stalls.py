@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.ranks import how_it_ended
-from trainer.snapshot import newest_valid
+from trainer.runtime.ranks import how_it_ended
+from trainer.snapshots.writer import newest_valid
 
 ROOT = Path(__file__).resolve().parents[2]
 

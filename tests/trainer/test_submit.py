@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainer.cli import run_command
-from trainer.submit import check
+from trainer.commands.submit import check
 
 COLUMNS = "vid,action_pred_1,action_pred_2,action_pred_3,action_pred_4,action_pred_5," + (
     "body_pred_1,body_pred_2,body_pred_3,body_pred_4,body_pred_5"

@@ -14,11 +14,11 @@ import itertools, json, sys
 from pathlib import Path
 from torch import nn
 from trainer.data import build_loaders
-from trainer.interrupt import Interrupt
-from trainer.journal import Journal
-from trainer.options import experiment_of
+from trainer.runtime.signals import Interrupt
+from trainer.journal.journal import Journal
+from trainer.settings import experiment_of
 from trainer.commands import Options
-from trainer.ranks import join
+from trainer.runtime.ranks import join
 from trainer.run import build_run
 from trainer.step import train_step
 import torch.distributed as dist

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from trainer.cli import run_command
-from trainer.journal import METRICS
-from trainer.records import read_metrics
+from trainer.journal.journal import METRICS
+from trainer.journal.lines import read_metrics
 
 INSTALLED = importlib.util.find_spec("wandb") is not None
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from trainer.cli import run_command
-from trainer.ranks import join
+from trainer.runtime.ranks import join
 from trainer.session import pictures
-from trainer.snapshot import Writer, newest_valid
-from trainer.work_dir import claim
+from trainer.snapshots.work_dir import claim
+from trainer.snapshots.writer import Writer, newest_valid
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,96 @@
+"""The heatmap kernel beside its torch reference on the same device, after it has drawn the same volume."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+import numpy as np
+import torch
+from torch import Tensor
+from benchmarks.harness import ratio, spread, time_rounds
+from benchmarks.limits import copy_bandwidth
+from benchmarks.target import Result, Target
+from kernels.heatmap import fused, reference
+from pipelines.skeleton import COCO_17, OPENPOSE_28, Skeleton
+
+
+TOLERANCE = 2**-8  # one step of bf16 below 1: two float32 volumes that differ in the last bit round apart
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A batch as an experiment's loader draws it."""
+
+    skeleton: Skeleton
+    clips: int
+    frames: int
+    people: int
+    sigma: float
+    limbs: bool = False
+    side: int = 56
+
+
+CASES = {
+    "ntu60_x3d": Case(skeleton=COCO_17, clips=32, frames=48, people=2, sigma=0.6),
+    "ma52": Case(skeleton=OPENPOSE_28, clips=16, frames=32, people=1, sigma=0.7),
+    "ntu60_x3d_limbs": Case(skeleton=COCO_17, clips=32, frames=48, people=2, sigma=0.6, limbs=True),
+}
+TOY = {"toy": Case(skeleton=COCO_17, clips=2, frames=1, people=1, sigma=0.6, side=5)}
+TILES = (512, 1024, 2048, 4096)
+TILED = {"ntu60_x3d", "ntu60_x3d_limbs", "toy"}
+
+
+def measure(target: Target) -> Iterator[Result]:
+    peak = float(np.median(copy_bandwidth(target, 1 << 20 if target.toy else 1 << 30, 1)))
+    cases = TOY if target.toy else CASES
+    for name, case in cases.items():
+        draw, rival, num_bytes = prepare(case, target)
+        error = (draw().float() - rival().float()).abs().max().item()
+        if error > TOLERANCE:
+            raise RuntimeError(f"{name}: the kernel differs from the reference by {error:.2g}")
+        samples = time_rounds({"fused": draw, "reference": rival}, target, seconds=3)
+        written = num_bytes / samples["fused"] / 1e9
+        yield (
+            name,
+            {
+                "max_error": error,
+                "fused_us": spread(samples["fused"] * 1e6),
+                "reference_us": spread(samples["reference"] * 1e6),
+                "speedup": ratio(samples["fused"], samples["reference"]),
+                "gb_per_s": spread(written),
+                "share_of_copy": float(np.median(written)) / peak,
+            },
+        )
+    for name in cases.keys() & TILED:
+        yield f"{name}_tiles", _tiles(prepare(cases[name], target)[0], target)
+
+
+def prepare(case: Case, target: Target) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
+    """The kernel and the reference on one batch, and the bytes of the volume that each writes."""
+    generator = torch.Generator().manual_seed(0)
+    joints = torch.rand(case.clips, case.frames, case.people, case.skeleton.num_joints, 3, generator=generator)
+    joints[..., :2] *= torch.tensor([1920.0, 1080.0])
+    scale = torch.tensor([case.side / 1920, 0.0, case.side / 1080, 0.0])
+    options = {
+        "placement": scale.repeat(case.clips, 1).to(target.device),
+        "flip": (torch.arange(case.clips) % 2 == 0).to(target.device),
+        "partner": torch.from_numpy(case.skeleton.partner()).to(target.device),
+        "limbs": case.skeleton.limbs if case.limbs else (),
+        "dtype": torch.bfloat16,
+    }
+    arguments = joints.to(target.device), (case.side, case.side), case.sigma
+    channels = case.skeleton.num_joints + len(options["limbs"])
+    num_bytes = 2 * case.clips * case.frames * channels * case.side**2
+    draw, rival = (partial(module.render_heatmaps, *arguments, **options) for module in (fused, reference))
+    return draw, rival, num_bytes
+
+
+def _tiles(draw: Callable[[], Tensor], target: Target) -> dict[str, dict]:
+    """Microseconds with other tile sizes than the one that is set."""
+    chosen, times = fused.TILE, {}
+    try:
+        for tile in TILES:
+            fused.TILE = tile
+            times[f"{tile}_us"] = spread(time_rounds({"": draw}, target, seconds=1)[""] * 1e6)
+    finally:
+        fused.TILE = chosen
+    return times

@@ -1,0 +1,1 @@
+"""The opt-in Triton blocks: speed, registers, bytes."""

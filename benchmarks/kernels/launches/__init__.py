@@ -1,0 +1,77 @@
+"""The calls of our kernels that an experiment makes, found by running its network on the meta device.
+
+A kernel has a module here with its call: what it depends on, and `find` for where it stands in a network. A new kernel
+is such a module and a name in CALLS.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from benchmarks.kernels.launches.conv_bn import ConvBnCall
+from benchmarks.kernels.launches.depthwise import DepthwiseCall
+from benchmarks.kernels.launches.heatmap import HeatmapCall
+from benchmarks.kernels.launches.moments import MomentsCall
+from benchmarks.kernels.launches.norm_act import NormActCall
+from benchmarks.kernels.launches.residual_conv import ResidualConvCall
+from benchmarks.kernels.launches.seen import CLIPS, Seen, noted
+from benchmarks.kernels.launches.shift_conv import ShiftConvCall
+from benchmarks.step.step import random_batch
+from kernels.choice import PARTS
+from models import build_model
+from trainer.config import Experiment, consistent
+from trainer.experiments import MA52_RUN, NTU60, NTU60_X3D
+
+WITH_LIMBS = replace(NTU60_X3D, name="ntu60_x3d_limbs", clip=replace(NTU60_X3D.clip, limbs=True))
+LISTED = (NTU60_X3D, NTU60, MA52_RUN, consistent(WITH_LIMBS, NTU60_X3D.data.coarse_map))
+"""Experiments whose every launch is compiled ahead of time."""
+
+
+class Call(Protocol):
+    """One call of a kernel's function; equal calls launch the same kernels on tensors of equal size."""
+
+    kernel: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def clips(self) -> int: ...
+
+    @property
+    def beside(self) -> int:
+        """Numbers that the compiler reads and writes around the call at least, for what the kernel leaves to it."""
+        ...
+
+    def toy(self) -> "Call":
+        """The same on few pixels and one clip, for Triton's interpreter."""
+        ...
+
+    def plain(self) -> None:
+        """Make what the call stands for with torch's operators, on the meta device; in training backward too."""
+        ...
+
+    def run(self) -> None:
+        """Make the call, in training backward too, on tensors of the CPU that nobody fills."""
+        ...
+
+
+CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall, NormActCall, MomentsCall, ConvBnCall, ResidualConvCall)
+
+
+def calls_of(experiment: Experiment, train: bool, parts: tuple[str, ...] = PARTS) -> Counter[Call]:
+    """How often a training step, or a batch of a validation, makes each call where these parts run through kernels."""
+    clip, model = experiment.clip, experiment.model
+    lengths = dict(zip(("rgb_size", "heatmap_size"), clip.sizes(train), strict=True))
+    few = replace(experiment, clip=replace(clip, **lengths), optim=replace(experiment.optim, batch_size=CLIPS))
+    with torch.device("meta"):
+        network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)
+    batch = [tensor.to("meta") for tensor in random_batch(few, torch.device("cpu"))]
+    with noted(parts) as made:
+        network.train(train)(*batch)
+    clips = experiment.optim.batch_size if train else experiment.val.batch_size
+    seen = Seen(experiment=few, calls=made, clips=clips, train=train)
+    calls: Counter[Call] = Counter()
+    for kind in CALLS:
+        calls.update(kind.find(seen))
+    return calls

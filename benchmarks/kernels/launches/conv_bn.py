@@ -1,0 +1,87 @@
+"""1x1 convolutions that take statistics for the norm behind, most of them with a norm before, in training."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
+from kernels.conv_bn.fused import conv_bn
+from kernels.norm_act.reference import finish
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvBnCall:
+    kernel: ClassVar[str] = "conv_bn"
+    clips: int
+    frames: int
+    height: int
+    width: int
+    channels: int
+    outputs: int
+    norms: int  # before: of all clips, of each clip, or none
+    activation: str
+    behind: str  # norm, that with relu, or that with the shortcut and relu
+    left: bool  # what is behind is left to the compiler, not to residual_conv
+
+    @classmethod
+    def find(cls, seen: Seen) -> Iterator[Self]:
+        """Results whose block's end a residual_conv makes are told by their shapes."""
+        made = seen.calls["residual_conv"]
+        ends = Counter(y.shape for y, *_ in made)
+        shortcuts = Counter(shortcut.shape for *_, shortcut, _, shortcut_scale in made if shortcut_scale is not None)
+        for x, weight, scale, _, activation in seen.calls["conv_bn"]:
+            shape = torch.Size((len(x), len(weight), *x.shape[2:]))
+            takers = shortcuts if scale is None else ends
+            left = takers[shape] == 0
+            takers[shape] -= not left
+            behind = "shortcut" if scale is not None else "relu" if left else "norm"
+            how = {"activation": activation, "behind": behind, "left": left}
+            norms = 0 if scale is None else seen.clips if len(scale) == CLIPS else 1
+            yield cls(clips=seen.clips, **sizes(x), outputs=len(weight), norms=norms, **how)
+
+    @property
+    def beside(self) -> int:
+        """A norm: two forward; backward result and gradient are read, one written. A shortcut: one, a mask and one."""
+        passes = 8 if self.behind == "shortcut" else 5
+        return passes * self.left * self.clips * self.frames * self.height * self.width * self.outputs
+
+    def toy(self) -> Self:
+        return replace(self, clips=1, frames=1, height=5, width=7, norms=min(self.norms, 1))
+
+    def plain(self) -> None:
+        """Both norms, squeeze-excite's mean and gate, the convolution, the shortcut."""
+        leaves = x, weight, *affine = self._leaves("meta")
+        size = self.clips * self.frames, self.outputs, self.height, self.width
+        shortcut = torch.empty(size, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        if affine:
+            x = torch.batch_norm(x, affine[0][0], affine[1][0], None, None, True, 0.0, 1e-5, False)
+            gate = None
+            if self.norms > 1:
+                rows = x.permute(0, 2, 3, 1).unflatten(0, (self.clips, -1))
+                gate = rows.mean((1, 2, 3)).sigmoid()
+            x = finish(x, None, gate, self.activation)
+        after = torch.empty(2, self.outputs, device="meta")
+        y = torch.batch_norm(F.conv2d(x, weight), after[0], after[1], None, None, True, 0.0, 1e-5, False)
+        added = [shortcut] if self.behind == "shortcut" else []
+        result = finish(y, added[0] if added else None, None, "none" if self.behind == "norm" else "relu")
+        torch.autograd.grad(result, (*leaves, *added), torch.empty_like(result))
+
+    def run(self) -> None:
+        leaves = self._leaves("cpu")
+        results = conv_bn(*leaves, activation=self.activation)
+        torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
+
+    def _leaves(self, device: str) -> list[Tensor]:
+        """x, weight, and scale and shift where there is a norm before."""
+        size = self.clips * self.frames, self.height, self.width, self.channels
+        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
+        weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)
+        if device == "meta":  # whose operators want one type
+            weight = weight.bfloat16()
+        affine = [torch.empty(self.norms, self.channels, device=device) for _ in range(2 * (self.norms > 0))]
+        return [tensor.requires_grad_() for tensor in (x, weight, *affine)]

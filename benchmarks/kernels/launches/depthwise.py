@@ -1,0 +1,61 @@
+"""The depthwise convolution of every X3D block with the norm and the relu before it, in training."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
+from kernels.depthwise.fused import depthwise_conv
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthwiseCall:
+    kernel: ClassVar[str] = "depthwise"
+    clips: int
+    frames: int
+    height: int
+    width: int
+    channels: int
+    stride: int
+    squeezed: bool  # behind, by a gate that takes the mean of each clip
+
+    @classmethod
+    def find(cls, seen: Seen) -> Iterator[Self]:
+        """The gate is told by the scale of the convolution behind."""
+        behind = [scale for _, _, scale, _, activation in seen.calls["conv_bn"] if activation == "silu"]
+        for (x, _, stride, _, _, activation, num_groups), gated in zip(seen.calls["depthwise"], behind, strict=True):
+            assert (activation, num_groups) == ("relu", CLIPS)
+            yield cls(clips=seen.clips, **sizes(x), stride=stride, squeezed=len(gated) == CLIPS)
+
+    @property
+    def beside(self) -> int:
+        return 0
+
+    def toy(self) -> Self:
+        return replace(self, clips=1, frames=1, height=self.height // 7, width=self.width // 7)
+
+    def plain(self) -> None:
+        """With the norm before, not with the one behind."""
+        leaves = x, weight, scale, shift = self._leaves("meta")
+        y = torch.batch_norm(x, scale, shift, None, None, True, 0.0, 1e-5, False).relu()
+        result = F.conv2d(y, weight, None, self.stride, 1, groups=self.channels)
+        torch.autograd.grad(result, leaves, torch.empty_like(result))
+
+    def run(self) -> None:
+        leaves = x, weight, scale, shift = self._leaves("cpu")
+        results = depthwise_conv(x, weight, self.stride, scale, shift, "relu", self.clips)
+        taken = results[: 3 + self.squeezed]
+        torch.autograd.grad(taken, leaves, [torch.empty_like(result) for result in taken])
+
+    def _leaves(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        size = self.clips * self.frames, self.height, self.width, self.channels
+        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
+        weight = torch.empty(self.channels, 1, 3, 3, device=device)
+        if device == "meta":  # whose operators want one type
+            weight = weight.bfloat16()
+        scale, shift = (torch.empty(self.channels, device=device, requires_grad=True) for _ in range(2))
+        return x, weight.requires_grad_(), scale, shift

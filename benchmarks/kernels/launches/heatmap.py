@@ -1,0 +1,59 @@
+"""The heatmaps of a batch, as pipelines/loader.py asks for them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+
+from benchmarks.kernels.launches.seen import Seen
+from kernels.heatmap.fused import render_heatmaps
+from pipelines.skeleton import COCO_17, Skeleton
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeatmapCall:
+    kernel: ClassVar[str] = "heatmap"
+    clips: int
+    frames: int
+    people: int
+    skeleton: Skeleton
+    side: int
+    sigma: float
+    limbs: bool
+
+    @classmethod
+    def find(cls, seen: Seen) -> Iterator[Self]:
+        clip = seen.experiment.clip
+        yield cls(
+            clips=seen.clips,
+            frames=clip.pose_frames,
+            people=2 if clip.skeleton is COCO_17 else 1,  # NTU films up to two people, MA-52 one
+            skeleton=clip.skeleton,
+            side=clip.heatmap_size,
+            sigma=clip.sigma,
+            limbs=clip.limbs,
+        )
+
+    @property
+    def beside(self) -> int:
+        return 0
+
+    def toy(self) -> Self:
+        return replace(self, clips=1, frames=1)
+
+    def plain(self) -> None:
+        """No operator of a network: the loader asks for it."""
+
+    def run(self) -> None:
+        joints = torch.rand(self.clips, self.frames, self.people, self.skeleton.num_joints, 3) * self.side
+        render_heatmaps(
+            joints,
+            (self.side, self.side),
+            self.sigma,
+            placement=torch.ones(self.clips, 4),
+            flip=torch.zeros(self.clips, dtype=torch.bool),
+            partner=torch.from_numpy(self.skeleton.partner()),
+            limbs=self.skeleton.limbs if self.limbs else (),
+            dtype=torch.bfloat16,
+        )

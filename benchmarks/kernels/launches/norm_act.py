@@ -1,0 +1,58 @@
+"""A BatchNorm of a network in training, with the shortcut and the activation behind it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels.launches.seen import Seen, sizes
+from kernels.norm_act.fused import norm_act
+from kernels.norm_act.reference import finish
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormActCall:
+    kernel: ClassVar[str] = "norm_act"
+    clips: int
+    frames: int
+    height: int
+    width: int
+    channels: int
+    residual: bool
+    activation: str
+
+    @classmethod
+    def find(cls, seen: Seen) -> Iterator[Self]:
+        for x, _, _, residual, gate, activation, _ in seen.calls["norm_act"]:
+            assert gate is None
+            yield cls(clips=seen.clips, **sizes(x), residual=residual is not None, activation=activation)
+
+    @property
+    def beside(self) -> int:
+        return 0
+
+    def toy(self) -> Self:
+        return replace(self, clips=1, frames=1, height=5, width=7)
+
+    def plain(self) -> None:
+        def norm(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
+            y = torch.batch_norm(x, weight, bias, None, None, True, 0.0, 1e-5, False)
+            return finish(y, residual, None, self.activation)
+
+        self._make(norm, "meta")
+
+    def run(self) -> None:
+        def norm(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
+            return norm_act(x, weight, bias, residual, None, self.activation)[0]
+
+        self._make(norm, "cpu")
+
+    def _make(self, norm: Callable[..., Tensor], device: str) -> None:
+        size = self.clips * self.frames, self.height, self.width, self.channels
+        images = [torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2) for _ in range(2)]
+        weight, bias = (torch.empty(self.channels, device=device) for _ in range(2))
+        leaves = [leaf.requires_grad_() for leaf in (images[0], weight, bias, *images[1 : 1 + self.residual])]
+        result = norm(*leaves)
+        torch.autograd.grad(result, leaves, torch.empty_like(result))

@@ -1,0 +1,63 @@
+"""The end of a bottleneck in the first convolution of the next, in training."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
+from kernels.residual_conv.fused import residual_conv
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResidualConvCall:
+    kernel: ClassVar[str] = "residual_conv"
+    clips: int
+    frames: int
+    height: int
+    width: int
+    channels: int
+    outputs: int
+    taps: int
+    scaled: bool  # the shortcut
+
+    @classmethod
+    def find(cls, seen: Seen) -> Iterator[Self]:
+        for y, weight, *_, num_frames, shortcut_scale in seen.calls["residual_conv"]:
+            assert num_frames == len(y) // CLIPS
+            how = {"taps": weight.shape[2], "scaled": shortcut_scale is not None}
+            yield cls(clips=seen.clips, **sizes(y), outputs=len(weight), **how)
+
+    @property
+    def beside(self) -> int:
+        """The norm behind and its relu: two forward; backward result and gradient are read, one is written."""
+        return 5 * self.clips * self.frames * self.height * self.width * self.outputs
+
+    def toy(self) -> Self:
+        return replace(self, clips=1, frames=min(self.frames, 3), height=3, width=7)
+
+    def plain(self) -> None:
+        """The convolution and the norm behind; what ends the block is in its last convolution's call."""
+        x, weight, *_ = self._tensors("meta")
+        leaves = weight, x = weight.bfloat16().requires_grad_(), x.requires_grad_()
+        clips = x.permute(0, 2, 3, 1).unflatten(0, (self.clips, -1)).flatten(2, 3).permute(0, 3, 1, 2)
+        y = torch.conv2d(clips, weight, padding=(self.taps // 2, 0))
+        scale, shift = torch.empty(2, self.outputs, device="meta")
+        result = torch.batch_norm(y, scale, shift, None, None, True, 0.0, 1e-5, False).relu()
+        torch.autograd.grad(result, leaves, torch.empty_like(result))
+
+    def run(self) -> None:
+        leaves = [tensor.requires_grad_() for tensor in self._tensors("cpu")]
+        y, weight, scale, shift, shortcut, *other = leaves
+        results = residual_conv(y, weight, scale, shift, shortcut, self.frames, *other)
+        torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
+
+    def _tensors(self, device: str) -> list[Tensor]:
+        """y, weight, scale, shift, shortcut and, if it has one, its scale."""
+        size = self.clips * self.frames, self.height, self.width, self.channels
+        y, shortcut = (torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2) for _ in range(2))
+        weight = torch.empty(self.outputs, self.channels, self.taps, 1, device=device)
+        scale, shift, *other = torch.empty(2 + self.scaled, self.channels, device=device)
+        return [y, weight, scale, shift, shortcut, *other]

@@ -1,0 +1,143 @@
+"""Bytes that our kernels move per clip, launch by launch, beside what an ideal fusion of torch's operators would.
+
+Which share of each tensor a launch reads and writes is counted in Triton's interpreter at toy sizes; how large those
+tensors are is taken from the launchers at the experiment's sizes. What torch reads to add up the partial sums of
+weights' gradients is left out: under two hundredths. TRITON_INTERPRET must be set before the import.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.cost import BYTES, cost_of
+from benchmarks.cost import Traffic as Operators
+from benchmarks.kernels.launches import Call, calls_of
+from benchmarks.kernels.traffic import Launch, Traffic
+from benchmarks.records import commit, write_record
+from benchmarks.step.step import random_batch
+from kernels.choice import PARTS
+from models import RGBPoseConfig, X3DPairConfig
+from tests.models.plain5d import X3DPair5d
+from tests.models.plain5d_rgbpose import RGBPose5d
+from tests.planner.compiled import counted
+from trainer.config import Experiment
+from trainer.experiments import MA52_RUN, NTU60_X3D
+
+# GB for each clip, in the ideal case and as compiled (docs/sources.md, "Bytes of a training step").
+IDEAL = {"ntu60_x3d": 2.19, "ma52": 2.06}
+COMPILED = {
+    "ntu60_x3d": {"norms": 2.57, "1x1 convolutions": 1.25, "depthwise": 0.75, "squeeze-excite": 0.29, "shift": 0.24},
+    "ma52": {"norms": 2.25, "convolutions": 1.77, "concatenation": 0.10},
+}
+
+
+def write_bytes(path: Path) -> None:
+    """Count everything, print it and write the record."""
+    record = {"commit": commit(), "per_clip": {}, "step": {}, "compiled": {}, "launches": {}}
+    for experiment in (NTU60_X3D, MA52_RUN):
+        name, launches = experiment.name, list(training_launches(experiment))
+        parts = record["per_clip"][name] = totals(launches)
+        step = record["step"][name] = whole_step(experiment, launches, parts["networks"])
+        record["compiled"][name] = {"plain": counted(name, ()), "through_kernels": counted(name, PARTS)}
+        record["launches"][name] = launches
+        for part, values in parts.items():
+            print(f"{name} {part}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        print(f"{name} compiled, GB: " + ", ".join(f"{part} {value}" for part, value in COMPILED[name].items()))
+        print(f"{name} whole step: " + ", ".join(f"{key} {value:.4g}" for key, value in step.items()))
+        print(f"{name} in the compiler's plan: {record['compiled'][name]}")
+    write_record(path, record)
+
+
+def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str, float]) -> dict[str, float]:
+    """Of a training step: GB a clip through our kernels, the rest compiled, beside all compiled and the ideal.
+
+    And launches: ours, and eager ones of the network folded and in its published form. tests/planner/compiled.py counts
+    those that the compiler has around ours.
+    """
+    config = experiment.model
+    assert isinstance(config, X3DPairConfig | RGBPoseConfig)
+    config = replace(config, pcan=None)
+    with torch.device("meta"):
+        published = X3DPair5d(config) if isinstance(config, X3DPairConfig) else RGBPose5d(config)
+    few = replace(experiment, optim=replace(experiment.optim, batch_size=2))
+    batch = [tensor.to("meta") for tensor in random_batch(few, torch.device("cpu"))]
+    with Operators() as operators:
+        published(*batch).backward()
+    folded = cost_of(experiment)
+    rest = folded.compiled_gb - networks["compiled_gb"]
+    assert rest >= 0
+    return {
+        "gb": round(networks["gb"] + networks["beside_gb"] + rest, 6),
+        "compiled_gb": round(folded.compiled_gb, 6),
+        "ideal_gb": IDEAL[experiment.name],
+        "launches": sum(len(launch["toy"]) * launch["times"] for launch in launches),
+        "folded_eager_launches": folded.launches,
+        "published_eager_launches": operators.launches,
+    }
+
+
+def training_launches(experiment: Experiment) -> Iterator[dict]:
+    """Every distinct call of a training step: how often it is made, its megabytes per clip, in how many launches."""
+    for call, times in calls_of(experiment, train=True).items():
+        yield {"kernel": call.kernel, "call": describe(call), "times": times, **moved(call)}
+
+
+def moved(call: Call) -> dict:
+    """Megabytes a clip of one call; its launches, each with the bytes that it moves in the toy."""
+    toys = toy_launches(call)
+    with Traffic(dry=True) as real:
+        call.run()
+    total = 0.0
+    for toy, launch in zip(toys, real.launches, strict=True):
+        assert toy.kernel == launch.kernel
+        for name, argument in toy.arguments.items():
+            if argument.size:
+                total += argument.touched() / argument.size * launch.sizes[name]
+    with Operators() as operators:
+        call.plain()
+    plain = {f"{kind}_mb": count * BYTES for kind, count in operators.numbers.items()}
+    counts = {"mb": total, "beside_mb": call.beside * BYTES} | plain
+    return {
+        **{kind: round(count / call.clips / 1e6, 6) for kind, count in counts.items()},
+        "toy": [{"kernel": toy.kernel, "touched": toy.touched(), "asked": toy.asked} for toy in toys],
+    }
+
+
+def toy_launches(call: Call) -> list[Launch]:
+    """What the interpreter sees of the call at its toy size."""
+    with Traffic() as toy, np.errstate(all="ignore"):  # tensors that nobody filled
+        call.toy().run()
+    return toy.launches
+
+
+def totals(launches: list[dict]) -> dict[str, dict[str, float]]:
+    """Per kernel and in all: gigabytes a clip, those left to the compiler beside, in plain torch, launches.
+
+    `blocks` are the kernels of whole blocks together, a block's ideal being one number for all of them; how much more
+    they move than it. norm_act takes as many passes as the compiler and has none.
+    """
+    sums: dict[str, defaultdict[str, float]] = {}
+    for launch in launches:
+        for part in _parts_of(launch["kernel"]):
+            count = sums.setdefault(part, defaultdict(float))
+            for kind in (key for key in launch if key.endswith("mb")):
+                count[kind.replace("mb", "gb")] += launch[kind] * launch["times"] / 1e3
+            count["launches"] += len(launch["toy"]) * launch["times"]
+    sums["blocks"]["over_ideal"] = sums["blocks"]["gb"] / sums["blocks"]["ideal_gb"]
+    return {part: {key: round(value, 6) for key, value in count.items()} for part, count in sums.items()}
+
+
+def _parts_of(kernel: str) -> tuple[str, ...]:
+    if kernel == "heatmap":
+        return (kernel,)
+    return (kernel, "networks") if kernel == "norm_act" else (kernel, "blocks", "networks")
+
+
+def describe(call: Call) -> str:
+    """A call's numbers in a line."""
+    values = {field.name: getattr(call, field.name) for field in fields(call)}
+    return " ".join(f"{name}={value}" for name, value in values.items() if isinstance(value, int | float | str))

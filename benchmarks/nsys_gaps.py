@@ -1,0 +1,64 @@
+"""`python -m benchmarks.nsys_gaps gpu_trace.csv`: how long the GPU was idle between kernels, and the longest gaps.
+
+Reads nsys's report cuda_gpu_trace as CSV.
+"""
+
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+LONGEST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """`nanoseconds` without work, between two kernels or copies."""
+
+    nanoseconds: int
+    before: str
+    after: str
+
+
+def read_work(path: Path) -> list[tuple[int, int, str]]:
+    """(start, end, name) in ns of everything the GPU did, by start. Raises ValueError for another kind of file."""
+    lines = path.read_text().splitlines()
+    head = next((i for i, line in enumerate(lines) if line.startswith("Start (ns)")), None)
+    if head is None:
+        raise ValueError(f"{path} is no CSV of nsys's report cuda_gpu_trace: it has no column 'Start (ns)'")
+    rows = csv.DictReader(lines[head:])
+    work = [
+        (int(row["Start (ns)"]), int(row["Start (ns)"]) + int(row["Duration (ns)"]), row["Name"])
+        for row in rows
+        if row.get("Duration (ns)")
+    ]
+    return sorted(work)
+
+
+def find_gaps(work: list[tuple[int, int, str]]) -> list[Gap]:
+    """Gaps in order of time; streams that overlap leave none."""
+    gaps, busy_until, last = [], work[0][0], ""
+    for start, end, name in work:
+        if start > busy_until:
+            gaps.append(Gap(start - busy_until, last, name))
+        if end > busy_until:
+            busy_until, last = end, name
+    return gaps
+
+
+def main(path: Path) -> None:
+    work = read_work(path)
+    if not work:
+        raise ValueError(f"{path} holds no work of a GPU: was the capture range reached?")
+    gaps = find_gaps(work)
+    span, idle = max(end for _, end, _ in work) - work[0][0], sum(gap.nanoseconds for gap in gaps)
+    print(f"{len(work)} kernels and copies in {span / 1e6:.2f} ms; idle {idle / 1e6:.2f} ms ({idle / span:.1%})")
+    for gap in sorted(gaps, key=lambda gap: -gap.nanoseconds)[:LONGEST]:
+        print(f"{gap.nanoseconds / 1e3:9.1f} us  after {gap.before[:60]}  before {gap.after[:60]}")
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

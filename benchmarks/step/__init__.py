@@ -1,0 +1,1 @@
+"""The training step: its speed, memory, snapshots and ranks."""

@@ -1,0 +1,61 @@
+"""Clips a second of `python -m trainer` by 1, 2, 4, ... ranks, the global batch staying the same; data included."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from benchmarks.harness import spread
+from benchmarks.records import ROOT
+from benchmarks.target import Result, Target
+from trainer.journal.lines import read_metrics
+
+STEPS, LOG_EVERY = 60, 5
+TOY = ("data.demo.num_train=24", "data.demo.num_val=12", "data.demo.size=(160,120)", "data.max_bad=1.0")
+
+
+def measure(target: Target) -> Iterator[Result]:
+    """The experiment is `demo`, with a thread a rank on a CPU."""
+    on_gpu = target.device.type == "cuda"
+    most = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
+    alone = None
+    for ranks in (2**power for power in range(most.bit_length())):
+        rates = clips_per_s(ranks, target)
+        median = float(np.median(rates))
+        alone = alone or median
+        yield f"{ranks}_ranks", {"clips_per_s": spread(rates), "efficiency": median / alone / ranks}
+
+
+def clips_per_s(ranks: int, target: Target) -> np.ndarray:
+    """Of each log but the first two, which see compilation and full queues."""
+    work_dir = target.scratch / f"ranks_{ranks}"
+    arguments = ["--work-dir", str(work_dir), "--ranks", str(ranks), "--max-steps", str(2 if target.toy else STEPS)]
+    for setting in settings(target):
+        arguments += ["--set", setting]
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "--exp", "demo", "--device", target.device.type, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{ranks} ranks: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    logs = [record for record in read_metrics(work_dir / "metrics.jsonl") if record["kind"] == "train"]
+    return np.array([record["clips_per_second"] for record in logs][0 if target.toy else 2 :])
+
+
+def settings(target: Target) -> list[str]:
+    """The demo's data under the scratch folder."""
+    root = target.scratch
+    return [
+        f"data.annotations={root}/demo/annotations.pkl",
+        f"data.videos={root}/demo/videos",
+        f"data.packs={root}/packs",
+        f"data.cache={root}/cache",
+        f"log_every={1 if target.toy else LOG_EVERY}",
+        *(TOY if target.toy else ()),
+    ]

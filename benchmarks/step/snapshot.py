@@ -1,0 +1,91 @@
+"""What a snapshot costs the loop, and how long a resume in the middle of an epoch takes to its first batch."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from benchmarks.data.clips import experiment_on_demo, open_demo
+from benchmarks.harness import spread
+from benchmarks.target import Result, Target
+from models import build_model
+from trainer.data import build_loader
+from trainer.experiments import EXPERIMENTS
+from trainer.optim import build_sgd
+from trainer.runtime.ranks import Ranks
+from trainer.snapshots.writer import Writer
+
+NTU60_CLIPS = 40_091
+STEPS_TO_UPDATE = 60  # products that stand for forward and backward: a tenth of a second, far less than a real one
+
+
+def snapshot(target: Target) -> Iterator[Result]:
+    """Time that a loop loses to a write in the background: 39 M weights and as many momenta.
+
+    The loop has one thread, as one that drives a GPU: a core is left for the write.
+    """
+    torch.set_num_threads(1)
+    network = build_model(EXPERIMENTS["ma52"].model).to(target.device)
+    optimizer = build_sgd(network.parameters(), 0.1, 0.9, 0.0)
+    steady = [*network.parameters(), *(state["momentum_buffer"] for state in optimizer.state.values())]
+    state = {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
+    writer = Writer(target.scratch / "run")
+    on_gpu = target.device.type == "cuda"
+    side = 8192 if on_gpu else 512  # a product of one or two milliseconds
+    factor = torch.rand(side, side, device=target.device, dtype=torch.bfloat16 if on_gpu else None)
+
+    def product() -> None:
+        torch.mm(factor, factor)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    step = _seconds_a_step(product, 0.5)
+    lost, wrote = [], []
+    for save in range(2 if target.toy else 10):
+        start = time.perf_counter()
+        writer.save(state, epoch=save + 1, step=0, steady=steady)
+        steps = 0
+        while writer.busy():
+            product()
+            steps += 1
+            if steps == STEPS_TO_UPDATE:
+                writer.copied()
+        wrote.append(time.perf_counter() - start)
+        lost.append(wrote[-1] - steps * step)
+        writer.wait()
+    yield (
+        "snapshot",
+        {
+            "mb": sum(tensor.numel() * 4 for tensor in network.parameters()) * 2 / 1e6,
+            "write_s": spread(np.array(wrote)),
+            "lost_s": spread(np.array(lost)),
+            "share_lost": spread(np.array(lost) / np.array(wrote)),
+        },
+    )
+
+
+def _seconds_a_step(step: Callable[[], object], seconds: float) -> float:
+    samples, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        step()
+        samples.append(time.perf_counter() - start)
+    return float(np.median(samples))
+
+
+def resume(target: Target) -> Iterator[Result]:
+    """Seconds to the first batch of an epoch as long as NTU-60's, from its start and from 90 % on."""
+    experiment = experiment_on_demo(target)
+    ranks = Ranks(rank=0, local_rank=0, world_size=1, device=target.device)
+    loader = build_loader(experiment, open_demo(experiment), True, ranks, print)
+    loader = replace(loader, rows=np.resize(loader.rows, NTU60_CLIPS))
+    seconds: dict[int, list[float]] = {0: [], loader.num_batches * 9 // 10: []}
+    for _ in range(1 if target.toy else 5):
+        for first, samples in seconds.items():
+            start = time.perf_counter()
+            next(replace(loader).epoch(0, first))
+            samples.append(time.perf_counter() - start)
+    fresh, late = (np.array(samples) for samples in seconds.values())
+    yield "resume", {"fresh_s": spread(fresh), "at_90_percent_s": spread(late), "more_s": spread(late - fresh)}

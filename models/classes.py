@@ -1,0 +1,103 @@
+"""Class names and maps from fine to coarse classes, where entry `fine` is the coarse class.
+
+Source: docs/sources.md, "Classes" and "Coarse classes".
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+MA52 = (0,) * 5 + (1,) * 6 + (2,) * 13 + (3,) * 8 + (4,) * 6 + (5,) * 10 + (6,) * 4
+"""The data set's own seven body parts."""
+NTU60_SEMANTIC8 = tuple(
+    int(digit) for digit in "0000222334" "2221111111" "1443233222" "4224440444" "5555555556" "6676776777"
+)  # fmt: skip
+"""Ours, by meaning; keeps the official division into daily, medical and mutual actions."""
+NTU60_GUIDE_DIV8 = tuple(min(fine // 8, 7) for fine in range(60))
+"""The map of the guide's coarse cross-entropy: runs of eight classes, regardless of meaning."""
+NTU60_GUIDE_RANGES = (0,) * 10 + (1,) * 10 + (2,) * 10 + (3,) * 10 + (4,) * 5 + (5,) * 5 + (6,) * 5 + (7,) * 5
+"""The map of the guide's tree loss."""
+COARSE_MAPS = {
+    "ma52": MA52,
+    "semantic8": NTU60_SEMANTIC8,
+    "guide_div8": NTU60_GUIDE_DIV8,
+    "guide_ranges": NTU60_GUIDE_RANGES,
+}
+
+
+def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: int) -> tuple[int, ...]:
+    """The map as a tuple, if it gives each of the fine classes a coarse one and leaves no coarse class empty."""
+    if len(coarse_map) != num_classes:
+        raise ValueError(f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: give one per class")
+    for fine, coarse in enumerate(coarse_map):
+        if not 0 <= coarse < num_coarse:
+            raise ValueError(f"the coarse map sends class {fine} to {coarse}: use numbers from 0 to {num_coarse - 1}")
+    if empty := sorted(set(range(num_coarse)) - set(coarse_map)):
+        raise ValueError(f"the coarse map leaves coarse class {empty[0]} without a class: set num_coarse to match")
+    return tuple(coarse_map)
+
+
+def read_coarse_map(source: str | Path, num_classes: int) -> tuple[int, ...]:
+    """A map by name (one of COARSE_MAPS), or from a text file of integers divided by spaces, commas or line ends.
+
+    A file's number of coarse classes is its largest entry plus one.
+    """
+    values = COARSE_MAPS[str(source)] if str(source) in COARSE_MAPS else parse_numbers(Path(source))
+    try:
+        return check_coarse_map(values, num_classes, max(0, *values) + 1)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def parse_numbers(path: Path) -> list[int]:
+    """The integers of a text file."""
+    try:
+        words = path.read_bytes().decode("ascii", "replace").replace(",", " ").split()
+    except OSError as error:
+        known = ", ".join(COARSE_MAPS)
+        raise ValueError(f"no coarse map {path} ({error.strerror}): give a readable file or one of {known}") from None
+    for word in words:
+        if not word.removeprefix("-").isdecimal():
+            raise ValueError(f"{path} holds {word!r}: a coarse map is a list of integers, one per class")
+    if not words:
+        raise ValueError(f"{path} is empty: a coarse map is a list of integers, one per class")
+    return [int(word) for word in words]
+
+
+MA52_COARSE_NAMES = ("body", "head", "upper limb", "lower limb", "body-hand", "head-hand", "leg-hand")
+MA52_NAMES = (
+    *("shaking body", "sitting straightly", "shrugging", "turning around", "rising up"),
+    *("bowing head", "head up", "tilting head", "turning head", "nodding", "shaking head"),
+    *("scratching arms", "playing objects", "putting hands together", "rubbing hands", "pointing oneself"),
+    *("clenching fist", "stretching arms", "retracting arms", "waving", "spreading hands", "hands touching fingers"),
+    *("other finger movements", "illustrative gestures"),
+    *("shaking legs", "curling legs", "spread legs", "closing legs", "crossing legs", "stretching feet"),
+    *("retracting feet", "tiptoe"),
+    *("scratching or touching neck", "scratching or touching chest", "scratching or touching back"),
+    *("scratching or touching shoulder", "arms akimbo", "crossing arms"),
+    *("playing or tidying hair", "scratching or touching hindbrain", "scratching or touching forehead"),
+    *("scratching or touching face", "rubbing eyes", "touching nose", "touching ears", "covering face"),
+    *("covering mouth", "pushing glasses"),
+    *("patting legs", "touching legs", "scratching legs", "scratching feet"),
+)
+NTU60_SEMANTIC8_NAMES = (
+    "eat and groom",
+    "dressing",
+    "object or device handling",
+    "posture and leg motion",
+    "hand or head gestures",
+    "medical",
+    "mutual forceful",
+    "mutual friendly or approach",
+)
+NTU60_NAMES = (
+    *("drink water", "eat meal/snack", "brushing teeth", "brushing hair", "drop", "pickup", "throw", "sitting down"),
+    *("standing up", "clapping", "reading", "writing", "tear up paper", "wear jacket", "take off jacket"),
+    *("wear a shoe", "take off a shoe", "wear on glasses", "take off glasses", "put on a hat/cap"),
+    *("take off a hat/cap", "cheer up", "hand waving", "kicking something", "reach into pocket", "hopping", "jump up"),
+    *("phone call", "playing with phone/tablet", "typing on a keyboard", "pointing to something", "taking a selfie"),
+    *("check time (watch)", "rub two hands", "nod head/bow", "shake head", "wipe face", "salute"),
+    *("put palms together", "cross hands in front", "sneeze/cough", "staggering", "falling", "headache"),
+    *("chest pain", "backache", "neckache", "nausea/vomiting", "use a fan", "punching/slapping", "kicking other"),
+    *("pushing other", "pat on back", "point finger at other", "hugging", "giving something"),
+    *("touch other's pocket", "handshaking", "walking towards", "walking apart"),
+)

@@ -1,0 +1,206 @@
+"""Whole networks: entry (batches folded to [N*T, C, H, W] channels_last), backbones, head."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import (
+    EpamConfig,
+    ResNetPathConfig,
+    RGBPoseConfig,
+    SingleStreamConfig,
+    X3DPairConfig,
+    X3DStreamConfig,
+)
+from models.epam import PoseAttention, attend
+from models.heads import Output, TwoStreamHead, full_precision, linear
+from models.layers import clip_mean
+from models.pcan import PcanHead
+from models.resnet_path import ResNetPath
+from models.rgbpose_conv3d import RGBPoseConv3D
+from models.x3d_shift import X3DTemporalShift
+
+
+class TwoStream(nn.Module):
+    """What two-stream nets share: a batch goes through the net's own `features` into `cls_head`."""
+
+    cls_head: TwoStreamHead
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fold_rgb = FoldRGB()
+
+    def features(self, frames: Tensor, maps: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
+        """Final feature maps [N*T, C, h, w] of both streams of frames [N*T, 3, H, W] and maps [N*T', V, H', W']."""
+        raise NotImplementedError
+
+    def forward(
+        self, rgb: Tensor, heatmap: Tensor, label: Tensor | None = None, coarse_label: Tensor | None = None
+    ) -> Output:
+        """Logits of every head, and with labels the weighted losses.
+
+        rgb: [N, T, H, W, 3] uint8 (or normalised float); heatmap: [N, T', V, H', W']; labels: int64 [N].
+        """
+        num_frames = {"rgb": rgb.shape[1], "pose": heatmap.shape[1]}
+        frames = self.fold_rgb(rgb)
+        rgb_feature, pose_feature = self.features(frames, fold_heatmap(heatmap, frames.dtype), num_frames)
+        count_batch(self)
+        return self.cls_head({"rgb": rgb_feature, "pose": pose_feature}, num_frames, label, coarse_label)
+
+
+class X3DPair(TwoStream):
+    """Two temporal-shift X3D nets under one head: the guide's experiment 3 (docs/sources.md, "Guide recipes")."""
+
+    def __init__(self, config: X3DPairConfig) -> None:
+        super().__init__()
+        self.rgb_backbone = X3DTemporalShift(config.rgb, 3)
+        self.pose_backbone = X3DTemporalShift(config.pose, config.pose_channels)
+        self.cls_head = build_head(config)
+
+    def features(self, frames: Tensor, maps: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
+        return self.rgb_backbone(frames, num_frames["rgb"]), self.pose_backbone(maps, num_frames["pose"])
+
+
+class Epam(X3DPair):
+    """EPAM-Net: pose attention between the backbones and the head; `logits["sum"]` is the published score."""
+
+    def __init__(self, config: EpamConfig) -> None:
+        super().__init__(config)
+        self.attention = PoseAttention()
+
+    def features(self, frames: Tensor, maps: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
+        rgb, pose = super().features(frames, maps, num_frames)
+        return attend(rgb, self.attention(pose, num_frames["pose"])), pose
+
+    def forward(
+        self, rgb: Tensor, heatmap: Tensor, label: Tensor | None = None, coarse_label: Tensor | None = None
+    ) -> Output:
+        logits, losses = super().forward(rgb, heatmap, label, coarse_label)
+        return Output(logits | {"sum": logits["rgb"] + logits["pose"]}, losses)
+
+
+class RGBPose(TwoStream):
+    """RGBPoseConv3D, with or without PCAN's interaction, under a two-stream head; four heatmaps to an RGB frame."""
+
+    def __init__(self, config: RGBPoseConfig) -> None:
+        super().__init__()
+        self.backbone = RGBPoseConv3D(config)
+        self.cls_head = build_head(config)
+
+    def features(self, frames: Tensor, maps: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
+        return self.backbone(frames, maps, num_frames)
+
+
+def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
+    """The plain head, or PCAN's where the config has settings for it."""
+    channels = (config.rgb.out_channels, config.pose.out_channels)
+    return PcanHead(config, channels) if config.pcan else TwoStreamHead(config, channels)
+
+
+class SingleStream(nn.Module):
+    """One stream with its classifier; called as the two-stream nets are, it reads its own stream's input only."""
+
+    log_prior: Tensor | None
+
+    def __init__(self, config: SingleStreamConfig) -> None:
+        super().__init__()
+        self.stream = config.stream
+        self.fold_rgb = FoldRGB()
+        self.backbone = build_backbone(config.path, config.in_channels)
+        self.cls_head = nn.ModuleDict({"fc_cls": linear(config.path.out_channels, config.num_classes)})
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("log_prior", None, persistent=False)
+
+    def forward(
+        self,
+        rgb: Tensor | None,
+        heatmap: Tensor | None,
+        label: Tensor | None = None,
+        coarse_label: Tensor | None = None,
+    ) -> Output:
+        """Logits and loss of one stream; the other stream's input and coarse labels go unread."""
+        if self.stream == "rgb":
+            assert rgb is not None
+            folded, num_frames = self.fold_rgb(rgb), rgb.shape[1]
+        else:
+            assert heatmap is not None
+            folded, num_frames = fold_heatmap(heatmap, compute_dtype(self.fold_rgb.mean)), heatmap.shape[1]
+        feature = self.backbone(folded, num_frames)
+        count_batch(self)
+        pooled = clip_mean(feature, num_frames)
+        logits = self.cls_head["fc_cls"](self.dropout(pooled))
+        if label is None:
+            return Output({self.stream: logits}, {})
+        scores = full_precision(logits)
+        if self.training and self.log_prior is not None:
+            scores = scores + self.log_prior
+        return Output({self.stream: logits}, {f"loss_{self.stream}": F.cross_entropy(scores, label)})
+
+
+@torch.no_grad()
+def count_batch(network: nn.Module) -> None:
+    """Count a batch for every BatchNorm in training, all in one launch."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    if counters:
+        torch._foreach_add_(counters, 1)
+
+
+def build_backbone(path: ResNetPathConfig | X3DStreamConfig, in_channels: int) -> ResNetPath | X3DTemporalShift:
+    if isinstance(path, X3DStreamConfig):
+        return X3DTemporalShift(path, in_channels)
+    return ResNetPath(path, in_channels, (0,) * len(path.blocks))
+
+
+ModelConfig = EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """The network that a config describes, channels_last, initialised from torch's global generator."""
+    match config:
+        case EpamConfig():
+            net = Epam(config)
+        case X3DPairConfig():
+            net = X3DPair(config)
+        case RGBPoseConfig():
+            net = RGBPose(config)
+        case SingleStreamConfig():
+            net = SingleStream(config)
+    return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+class FoldRGB(nn.Module):
+    """Fold RGB frames, and normalise them if they are bytes: one pass when compiled, cast included.
+
+    rgb: [N, T, H, W, 3], uint8 in RGB order, or floats already normalised. Returns [N*T, 3, H, W].
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN), persistent=False)
+        self.register_buffer("scale", 1 / torch.tensor(STD), persistent=False)
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        frames = rgb.flatten(0, 1)
+        if not frames.is_floating_point():
+            frames = (frames.to(self.mean.dtype) - self.mean) * self.scale
+        return frames.permute(0, 3, 1, 2).to(compute_dtype(self.mean))
+
+
+def fold_heatmap(heatmap: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, T, V, H, W] over channels-last memory as [N*T, V, H, W] channels_last."""
+    return heatmap.flatten(0, 1).to(dtype)
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """What convolutions compute in: autocast's dtype where it is on (never on "meta"), else the weights'."""
+    device = weight.device.type
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else weight.dtype

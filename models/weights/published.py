@@ -1,0 +1,32 @@
+"""Names in published weights of mmaction2, PCAN, EPAM-Net and the guide (docs/sources.md, "Weight files")."""
+
+from models.weights.folding import folded, unfolded
+from models.weights.renaming import Rules, State, renamed, turned
+
+HEADS: Rules = (
+    ("cls_head.fc_{rest}", "cls_head.fc_{rest}"),
+    ("cls_head.fr_coarse_{stream}.spatio_cl_net.cl_fc.{rest}", "cls_head.contrast_{stream}_coarse.cl_fc.{rest}"),
+    ("cls_head.fr_{stream}.spatio_cl_net.cl_fc.{rest}", "cls_head.contrast_{stream}.cl_fc.{rest}"),
+    ("cls_head.fr_{stream}.spatio_cl_net.avg_f", "cls_head.contrast_{stream}.prototypes"),
+)
+MMACTION2: Rules = (("backbone.{rest}", "backbone.{rest}"), *HEADS)
+"""RGBPoseConv3D, with PCAN's additions, and SlowOnly: names differ in the contrast only."""
+BACKBONES: Rules = (("{stream}_backbone.{rest}", "{stream}_backbone.{rest}"),)
+GUIDE: Rules = (*BACKBONES, *HEADS)
+EPAM: Rules = (
+    *BACKBONES,
+    ("{stream}_cls_head.fc_cls.{rest}", "cls_head.fc_{stream}.{rest}"),
+    ("attention_module.spatial.{rest}", "attention.spatial.{rest}"),
+    ("attention_module.conv_temporal_attention.weight", "attention.temporal.weight"),
+)
+
+
+def read(state: State, rules: Rules) -> tuple[State, list[str]]:
+    """Our tensors, and names that no rule knows."""
+    ours, unknown = renamed(state, rules)
+    return folded(ours), unknown
+
+
+def write(state: State, rules: Rules) -> tuple[State, list[str]]:
+    """Published tensors, and our names that have no place there."""
+    return renamed(unfolded(state), turned(rules))

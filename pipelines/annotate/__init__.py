@@ -1,0 +1,1 @@
+"""`python -m pipelines.annotate`: own videos and labels -> an annotation file."""

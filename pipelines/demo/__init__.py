@@ -1,0 +1,1 @@
+"""`python -m pipelines.demo`: the demo's data set, generated."""

@@ -1,0 +1,181 @@
+"""What the demo's people do: for each class, the joints of one or two bodies and the path of an object.
+
+Lengths are in body heights, axes as in body.py; `t` [T] runs from 0 to 1 over the clip. Legend: T time, M
+person.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.demo.body import SHOULDER, Pose
+
+RED, BLUE, PLAIN, STRIPED = "red ball", "blue ball", "plain box", "striped box"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """Joints [M, T, 17, 3] of everybody and, where something is held, what it is and its centre [T, 3]."""
+
+    joints: np.ndarray
+    held: str = ""
+    path: np.ndarray | None = None
+
+
+def act(label: int, num_frames: int, rng: np.random.Generator) -> Scene:
+    """Perform class `label` once: all variation of the motion comes from `rng`, none from the look of the object."""
+    return ACTS[label](np.linspace(0, 1, num_frames), rng)
+
+
+def ramp(t: np.ndarray, start: float, end: float) -> np.ndarray:
+    """Smooth step from 0 at `start` to 1 at `end`."""
+    u = ((t - start) / (end - start)).clip(0, 1)
+    return u * u * (3 - 2 * u)
+
+
+def between(low: np.ndarray | list[float], high: np.ndarray | list[float], p: np.ndarray) -> np.ndarray:
+    """[T, 3] from `low` to `high` as p [T] goes from 0 to 1."""
+    return np.asarray(low) + (np.asarray(high) - np.asarray(low)) * p[:, None]
+
+
+def turned(joints: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:
+    """Points [T, .., 3] turned about the upright axis, from the camera towards the image's right."""
+    shape = (-1, *[1] * (joints.ndim - 2))
+    c, s = np.cos(yaw).reshape(shape), np.sin(yaw).reshape(shape)
+    x, y, z = joints[..., 0], joints[..., 1], joints[..., 2]
+    return np.stack([x * c + z * s, y, z * c - x * s], axis=-1)
+
+
+def both_hands(x: np.ndarray | float, y: np.ndarray, z: np.ndarray, grip: float) -> np.ndarray:
+    """Hands [T, 2, 3], `grip` apart, on both sides of a point given from the middle of the shoulders."""
+    out = np.stack([x + grip / 2 - SHOULDER + 0 * y, grip / 2 - SHOULDER - x + 0 * y], axis=1)  # [T, 2]
+    return np.stack([out, np.stack([y, y], axis=1), np.stack([z, z], axis=1)], axis=-1)
+
+
+def alone(t: np.ndarray, pose: Pose, rng: np.random.Generator, held: str = "") -> Scene:
+    """One person, left- or right-handed, facing the camera within 35 degrees; what is held sits between the hands."""
+    joints = (pose.mirrored() if rng.random() < 0.5 else pose).joints()
+    yaw = np.radians(rng.uniform(-30, 30) + rng.uniform(-5, 5) * np.sin(2 * np.pi * t + rng.uniform(0, 6)))
+    joints = turned(joints, yaw)
+    return Scene(joints=joints[None], held=held, path=grasp(joints) if held else None)
+
+
+def grasp(joints: np.ndarray) -> np.ndarray:
+    """Centre [T, 3] of what both hands of a body [T, 17, 3] hold: a little beyond the wrists."""
+    wrists, elbows = joints[:, 9:11], joints[:, 7:9]
+    return (wrists + 0.2 * (wrists - elbows)).mean(axis=1)
+
+
+def move_arm(t: np.ndarray, rng: np.random.Generator, *, lower: bool) -> Scene:
+    """One arm from hanging to high, or the same film backwards."""
+    pose = Pose.standing(t, rng)
+    p = ramp(1 - t if lower else t, rng.uniform(0.1, 0.3), rng.uniform(0.7, 0.9))
+    angle = 0.15 + p * rng.uniform(2.3, 2.7)
+    ahead, reach = rng.uniform(0.1, 0.9), rng.uniform(0.28, 0.32)
+    outward, forward = np.sin(angle) * np.cos(ahead), np.sin(angle) * np.sin(ahead)
+    pose.hands[:, 0] = reach * np.stack([outward, -np.cos(angle), forward], axis=1)
+    return alone(t, pose, rng)
+
+
+def wave(t: np.ndarray, rng: np.random.Generator) -> Scene:
+    pose = Pose.standing(t, rng)
+    swing = np.sin(2 * np.pi * rng.uniform(2.2, 3.2) * t + rng.uniform(0, 2 * np.pi))
+    pose.hands[:, 0] = between([0.10, 0.2, 0.08], [0.10 + rng.uniform(0.12, 0.16), 0.17, 0.08], swing)
+    return alone(t, pose, rng)
+
+
+def squat(t: np.ndarray, rng: np.random.Generator, *, cycles: tuple[float, float]) -> Scene:
+    """Knees bend and stretch in time; the arms go forward as the body sinks."""
+    pose = Pose.standing(t, rng)
+    down = 0.5 - 0.5 * np.cos(2 * np.pi * rng.uniform(*cycles) * t + rng.uniform(0, 2 * np.pi))
+    pose.hips[:, 1] -= down * rng.uniform(0.13, 0.19)
+    pose.lean += down * rng.uniform(0.15, 0.35)
+    pose.hands += (np.array([-0.02, 0.27, 0.27]) * rng.uniform(0.8, 1)) * down[:, None, None]
+    return alone(t, pose, rng)
+
+
+def kick(t: np.ndarray, rng: np.random.Generator) -> Scene:
+    pose = Pose.standing(t, rng)
+    up = np.sin(np.pi * (rng.uniform(1.2, 2.0) * t + rng.uniform(0, 1))) ** 2
+    pose.feet[:, 0] += np.array([rng.uniform(0.12, 0.25), rng.uniform(0.2, 0.3), rng.uniform(0.1, 0.25)]) * up[:, None]
+    pose.lean -= 0.1 * up
+    return alone(t, pose, rng)
+
+
+def lift(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
+    """Both hands bring a ball from the belly to over the head."""
+    pose = Pose.standing(t, rng)
+    p = ramp(t, rng.uniform(0.05, 0.3), rng.uniform(0.6, 0.9))
+    y = rng.uniform(-0.2, -0.12) + p * rng.uniform(0.36, 0.42)
+    pose.hands = both_hands(0.0, y, 0.17 + 0.04 * np.sin(np.pi * p), grip=0.11)
+    return alone(t, pose, rng, held)
+
+
+def swing(t: np.ndarray, rng: np.random.Generator) -> Scene:
+    """Both hands carry a ball from side to side in front of the belly."""
+    pose = Pose.standing(t, rng)
+    x = rng.uniform(0.13, 0.17) * np.sin(2 * np.pi * rng.uniform(1.3, 2.2) * t + rng.uniform(0, 2 * np.pi))
+    pose.hands = both_hands(x, rng.uniform(-0.2, -0.1) + 1.5 * x**2, 0.2 - 0.5 * np.abs(x), grip=0.11)
+    return alone(t, pose, rng, held=RED if rng.random() < 0.5 else BLUE)
+
+
+def face_to_face(
+    one: Pose, two: Pose, gap: float | np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Joints of two bodies that look at each other across `gap` (of the hips); either may stand at the left."""
+    side = np.radians(90) * (1 if rng.random() < 0.5 else -1)
+    scene = np.radians(rng.uniform(-25, 25))
+    half = np.zeros((len(one.lean), 1, 3))
+    half[..., 2] = np.broadcast_to(np.asarray(gap), len(one.lean))[:, None] / 2
+    first, second = (pose.joints() - half for pose in (one, two))
+    return turned(first, side + scene), turned(second, side + scene + np.pi)
+
+
+def give(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
+    """One person hands a box to the other, who draws it in."""
+    one, two = Pose.standing(t, rng), Pose.standing(t, rng)
+    when, gap = rng.uniform(0.4, 0.6), rng.uniform(0.58, 0.68)
+    offer, take = ramp(t, when - 0.35, when - 0.05), ramp(t, when - 0.25, when - 0.02)
+    leave, keep = ramp(t, when + 0.05, when + 0.3), ramp(t, when + 0.04, when + 0.35)
+    height, near, far = rng.uniform(-0.2, -0.1), 0.15, gap / 2 - 0.05
+    z_one, z_two = near + (far - near) * (offer - leave), near + (far - near) * (take - keep)
+    one.hands = both_hands(0.0, height + 0.06 * (offer - leave) - 0.1 * leave, z_one, grip=0.12)
+    two.hands = both_hands(0.0, height + 0.06 * (take - keep) - 0.1 * (1 - take), z_two, grip=0.12)
+    joints = face_to_face(one, two, gap, rng)
+    path = between_paths(grasp(joints[0]), grasp(joints[1]), ramp(t, when - 0.03, when + 0.03))
+    return Scene(joints=np.stack(joints), held=held, path=path)
+
+
+def between_paths(first: np.ndarray, second: np.ndarray, p: np.ndarray) -> np.ndarray:
+    return first + (second - first) * p[:, None]
+
+
+def push(t: np.ndarray, rng: np.random.Generator) -> Scene:
+    """One person's hands shoot to the other's chest, who totters back."""
+    one, two = Pose.standing(t, rng), Pose.standing(t, rng)
+    when, gap = rng.uniform(0.3, 0.6), rng.uniform(0.45, 0.52)
+    reach = ramp(t, when - 0.15, when) - ramp(t, when + 0.15, when + 0.4)
+    one.hands = one.hands + (both_hands(0.0, 0 * t - 0.06, 0 * t + 0.31, grip=0.2) - one.hands) * reach[:, None, None]
+    one.lean += 0.15 * reach
+    hit = ramp(t, when - 0.03, when + 0.12)
+    two.lean -= rng.uniform(0.25, 0.4) * (hit - ramp(t, when + 0.15, when + 0.35))
+    two.hands += np.array([0.1, 0.15, 0.1]) * (hit - ramp(t, when + 0.2, when + 0.4))[:, None, None]
+    return Scene(joints=np.stack(face_to_face(one, two, gap + rng.uniform(0.12, 0.2) * hit, rng)))
+
+
+# One entry a class, in the order of FINE_NAMES. The two of a colour-only pair differ by the word for the object alone.
+ACTS: tuple[Callable[[np.ndarray, np.random.Generator], Scene], ...] = (
+    lambda t, rng: move_arm(t, rng, lower=False),
+    lambda t, rng: move_arm(t, rng, lower=True),
+    wave,
+    lambda t, rng: squat(t, rng, cycles=(1.0, 1.5)),
+    lambda t, rng: squat(t, rng, cycles=(3.0, 4.0)),
+    kick,
+    lambda t, rng: lift(t, rng, held=RED),
+    lambda t, rng: lift(t, rng, held=BLUE),
+    swing,
+    lambda t, rng: give(t, rng, held=PLAIN),
+    lambda t, rng: give(t, rng, held=STRIPED),
+    push,
+)

@@ -1,0 +1,1 @@
+"""Clip packs: what a pack holds, and frames out of it."""

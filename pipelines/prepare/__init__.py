@@ -1,0 +1,1 @@
+"""`python -m pipelines.prepare`: videos -> a clip pack."""

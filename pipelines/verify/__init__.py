@@ -1,0 +1,1 @@
+"""`python -m pipelines.verify`: is a data set usable?"""

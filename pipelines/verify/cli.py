@@ -1,0 +1,55 @@
+"""The command line of `python -m pipelines.verify`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from pipelines.verify.report import PLAIN, show, verify
+
+
+def main(
+    annotations: Annotated[Path, tyro.conf.Positional],
+    /,
+    videos: Path,
+    num_classes: int | None = None,
+    json: Path | None = None,
+    quick: bool = False,
+    max_bad: float = 0.01,
+    cache: Path = Path("data/cache"),
+) -> None:
+    """Check a data set before anything is made from it: python -m pipelines.verify my.pkl --videos videos/
+
+    Args:
+        annotations: the skeleton pickle
+        videos: folder of the videos
+        num_classes: classes there should be (default: as many as the labels name)
+        json: also write all facts, every name and reason, to this file
+        quick: open no video, only look whether there is one for each clip
+        max_bad: share of clips without a usable video that is put up with
+        cache: folder of the annotations' memory-mapped form
+    """
+    console = Console()
+    try:
+        facts = verify(annotations, videos, num_classes=num_classes, max_bad=max_bad, quick=quick, cache=cache)
+        if json:
+            write_json(json, facts)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    show(facts, console)
+    console.print(facts["verdict"], **PLAIN)
+    sys.exit(0 if facts["usable"] else 2)
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); name another file with --json") from None

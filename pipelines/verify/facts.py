@@ -1,0 +1,133 @@
+"""What an annotation file says about itself: splits, classes, people and joints. No video is looked at."""
+
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.annotations.schema import read_pickle
+from pipelines.annotations.table import ClipTable
+
+MIN_SCORE = 1e-4  # below it no joint is drawn (kernels/heatmap)
+ROWS = 1 << 20  # people of frames that are looked at together
+NTU_NAME = re.compile(r"(?:.*/)?S\d{3}C(\d{3})P(\d{3})R\d{3}A(\d{3})(?:_rgb)?(?:\.\w+)?")
+# Numbers of clips that have a skeleton (docs/sources.md, "NTU RGB+D 60" and "MA-52").
+NTU60_SPLITS = {"xsub_train": 40091, "xsub_val": 16487, "xview_train": 37646, "xview_val": 18932}
+NTU60_SUBJECTS = {1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38}  # who trains in xsub
+NTU60_CAMERAS = {2, 3}  # which train in xview
+NTU60_FILES = {40091: "xsub_train", 16487: "xsub_val", 37646: "xview_train", 18932: "xview_val", 56578: "all clips"}
+MA52_FILES = {11250: "train", 5586: "val or test"}
+
+
+def split_facts(table: ClipTable, num_classes: int | None) -> list[dict[str, Any]]:
+    """A dict a split (one, named 'all', for a plain list): clips, the published number where it is known, clips on the
+    wrong side of NTU's rule, classes, fewest, median and most clips a class, their ratio, classes without a clip.
+    """
+    known = num_classes or int(table.label.max()) + 1
+    ntu = [NTU_NAME.fullmatch(name) for name in table.names.tolist()]
+    is_ntu = known == 60 and all(ntu)
+    facts = []
+    for split, rows in (table.splits or {"all": np.arange(len(table))}).items():
+        published = (NTU60_SPLITS if is_ntu else {}).get(split)
+        wrong = sum(_wrong_side(split, ntu[row]) for row in rows.tolist()) if published else 0
+        facts.append({"split": split, "clips": len(rows), "published": published, "wrong_side": wrong})
+        facts[-1] |= _balance(table.label[rows], known)
+    if not table.splits:
+        sizes = NTU60_FILES if is_ntu else MA52_FILES if known == 52 else {}
+        facts[0]["matches"] = sizes.get(len(table))
+        facts[0]["published"] = len(table) if len(table) in sizes else None
+        facts[0]["expected"] = sorted(sizes)
+    return facts
+
+
+def _wrong_side(split: str, name: re.Match[str] | None) -> bool:
+    assert name is not None
+    camera, subject = int(name[1]), int(name[2])
+    trains = subject in NTU60_SUBJECTS if split.startswith("xsub") else camera in NTU60_CAMERAS
+    return trains != split.endswith("_train")
+
+
+def _balance(labels: np.ndarray, num_classes: int) -> dict[str, Any]:
+    counts = np.bincount(labels[(labels >= 0) & (labels < num_classes)], minlength=num_classes)
+    present = counts[counts > 0]
+    if not len(present):
+        return {"classes": 0, "fewest": 0, "median": 0, "most": 0, "ratio": 0.0, "absent": list(range(num_classes))}
+    return {
+        "classes": len(present),
+        "fewest": int(present.min()),
+        "median": float(np.median(present)),
+        "most": int(present.max()),
+        "ratio": round(float(present.max() / present.min()), 1),
+        "absent": np.flatnonzero(counts == 0).tolist(),
+    }
+
+
+def shared_clips(table: ClipTable) -> dict[str, int]:
+    """Clips that stand on both sides of a pair of splits: 'xsub' -> number."""
+    pairs = {name.removesuffix("_train") for name in table.splits if name.endswith("_train")}
+    both = {p: (table.splits[f"{p}_train"], table.splits.get(f"{p}_val", np.array([], np.int64))) for p in pairs}
+    return {pair: len(np.intersect1d(train, val)) for pair, (train, val) in sorted(both.items())}
+
+
+def person_facts(table: ClipTable) -> dict[str, int]:
+    """Clips by the number of people: '0', '1', '2', '>2'."""
+    return histogram(table.num_persons.tolist())
+
+
+def histogram(values: list[int]) -> dict[str, int]:
+    counts = Counter(str(value) if value <= 2 else ">2" for value in values)
+    return {key: counts.get(key, 0) for key in ("0", "1", "2", ">2")}
+
+
+def joint_facts(table: ClipTable) -> dict[str, Any]:
+    """Shares of the joints that are missing (score 0, or at (0, 0)) and, of the rest, outside the image; clips without
+    any joint; clips whose joints fit the image only with height and width swapped.
+    """
+    per_clip = table.num_persons * table.total_frames
+    seen = np.zeros(len(table), np.int64)
+    total = outside = 0
+    reach = np.zeros((len(table), 2), np.float32)  # largest x and y of each clip
+    for first, last in _chunks(per_clip):
+        start = int(table.first_row[first])
+        joints = np.asarray(table.joints[start : start + int(per_clip[first:last].sum())], np.float32)
+        clip = np.repeat(np.arange(first, last), per_clip[first:last])
+        x, y, score = joints[..., 0], joints[..., 1], joints[..., 2]
+        there = (score >= MIN_SCORE) & ((x != 0) | (y != 0))
+        width, height = table.width[clip, None], table.height[clip, None]
+        out = there & ((x < 0) | (y < 0) | (x >= width) | (y >= height))
+        total, outside = total + there.size, outside + int(out.sum())
+        seen += np.bincount(clip, there.sum(axis=1), minlength=len(table)).astype(np.int64)
+        # A few joints stray: what nearly all stay below says more than the largest.
+        inside = np.where(there[..., None], joints[..., :2], 0)
+        np.maximum.at(reach, clip, np.quantile(inside, 0.9, axis=1))
+    num_seen = int(seen.sum())
+    size = np.stack([table.width, table.height], axis=1)
+    swapped = (reach > size).any(axis=1) & (reach <= size[:, ::-1]).all(axis=1)
+    return {
+        "joints": total,
+        "missing": 1 - num_seen / total if total else 0.0,
+        "outside": outside / num_seen if num_seen else 0.0,
+        "without_joints": [str(name) for name in table.names[seen == 0]],
+        "swapped": [str(name) for name in table.names[swapped]],
+    }
+
+
+def _chunks(per_clip: np.ndarray) -> list[tuple[int, int]]:
+    """Runs of clips of about ROWS rows each."""
+    chunk = np.cumsum(per_clip) // ROWS
+    edges = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(per_clip)]
+    return list(itertools.pairwise(edges))
+
+
+def nan_share(annotations: Path) -> float:
+    """Share of the file's coordinates that are no number; the table holds 0 in their place."""
+    content = read_pickle(annotations)
+    clips = content["annotations"] if isinstance(content, dict) else content
+    sizes, broken = 0, 0
+    for clip in clips:
+        keypoint = np.asarray(clip["keypoint"])
+        sizes, broken = sizes + keypoint.size, broken + int((~np.isfinite(keypoint)).sum())
+    return broken / sizes if sizes else 0.0

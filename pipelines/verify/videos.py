@@ -1,0 +1,61 @@
+"""What the headers of a data set's videos say beside its annotations. No frame is decoded: `prepare` does that."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from pipelines.annotations.table import ClipTable
+from pipelines.verify.facts import histogram
+from pipelines.videos.decode import SLACK
+from pipelines.videos.find import Missing, find_videos
+from pipelines.videos.header import Header, read_headers, shape_of
+
+
+def video_facts(table: ClipTable, folder: Path, console: Console, *, quick: bool) -> dict[str, Any]:
+    """Clips by state of their video: found, missing, ambiguous, broken (each name -> reason), sizes, lengths, codecs;
+    with `quick` nothing is opened. Raises ValueError when the folder is not there or holds no video.
+    """
+    names = table.names.tolist()
+    videos = find_videos(folder, names)
+    reasons = {name: str(video) for name, video in zip(names, videos, strict=True) if isinstance(video, Missing)}
+    ambiguous = {name: reason for name, reason in reasons.items() if "could be meant" in reason}
+    facts: dict[str, Any] = {
+        "missing": {name: reason for name, reason in reasons.items() if name not in ambiguous},
+        "ambiguous": ambiguous,
+        "broken": {},
+        "found": len(names) - len(reasons),
+    }
+    rows = [row for row, video in enumerate(videos) if not isinstance(video, Missing)]
+    if rows and not quick:
+        headers = read_headers([videos[row] for row in rows], console)
+        facts |= _compare(table, np.array(rows), headers)
+    return facts
+
+
+def _compare(table: ClipTable, rows: np.ndarray, headers: list[Header]) -> dict[str, Any]:
+    broken, lengths, pairs = {}, [], []
+    shapes: Counter[str] = Counter()
+    for row, header in zip(rows.tolist(), headers, strict=True):
+        name, frames = str(table.names[row]), int(table.total_frames[row])
+        if header.reason:
+            broken[name] = header.reason
+            continue
+        shape = shape_of(header, int(table.width[row]), int(table.height[row]))
+        shapes[shape] += 1
+        lengths.append(abs(header.frames - frames))
+        if lengths[-1] > SLACK:
+            broken[name] = f"it has {header.frames} frames, its skeleton {frames}"
+        elif shape == "turned":
+            size = f"{table.width[row]}x{table.height[row]}"
+            broken[name] = f"it is {header.width}x{header.height}, but its skeleton was found on {size}"
+        pairs.append((f"{header.width}x{header.height}", header.codec))
+    return {
+        "broken": broken,
+        "size": {key: shapes.get(key, 0) for key in ("same", "scaled", "other shape", "turned")},
+        "length": histogram(lengths),
+        "sizes": dict(Counter(size for size, _ in pairs).most_common(10)),
+        "codecs": dict(Counter(codec for _, codec in pairs).most_common(10)),
+    }

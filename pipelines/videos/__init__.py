@@ -1,0 +1,1 @@
+"""Videos as they lie on a disk: found, looked at, decoded."""

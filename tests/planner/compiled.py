@@ -1,0 +1,140 @@
+"""Launches of a compiled training step and the bytes that they move, as the compiler plans them, without a card.
+
+A network with its losses, at the experiment's batch in fake tensors, goes the way that training takes it, through
+Dynamo, AOTAutograd and Inductor, for a stand-in of a card; there is nothing to run, so it ends with the code. What is
+outside of that graph is not counted: the sum of the losses, clipping, SGD, and the input. Heads are plain, as in
+benchmarks/cost.py. Products are not padded, which would be decided by timing them.
+
+`python -m tests.planner.compiled NAME PARTS...` prints, after some minutes, the counts of one experiment where these
+parts run through kernels; it is a process of its own because it changes torch for good.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._functorch import config as aot
+from torch._inductor import config as inductor
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.graph import GraphLowering
+from torch._inductor.ir import UserDefinedTritonKernel
+from torch._inductor.scheduler import BaseSchedulerNode, ExternKernelSchedulerNode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+
+from benchmarks.records import ROOT
+from benchmarks.step.step import TOY, random_batch
+from kernels import choice
+from models import build_model
+from tests.planner.stand_in_torch import CARD, stand_in_for_torch
+from trainer.config import Experiment
+from trainer.experiments import MA52_RUN, NTU60_X3D
+from trainer.runtime.wrap import Options, settings
+
+Counts = dict[str, dict[str, float]]
+EXPERIMENTS = {"toy": TOY, "ntu60_x3d": NTU60_X3D, "ma52": MA52_RUN}
+LAUNCH = re.compile(r"^ *(?!#).*?(\b\w+\.run|extern_kernels\.\w+|torch\.ops\.[\w.]+|aten\.[\w.]+)\(", re.MULTILINE)
+
+
+def counted(name: str, parts: tuple[str, ...]) -> Counts:
+    """`counts` for an experiment of EXPERIMENTS, in a process of its own."""
+    surroundings = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.planner.compiled", name, *parts]
+    done = subprocess.run(
+        command, env=surroundings | {"CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT, check=True, stdout=subprocess.PIPE
+    )
+    return json.loads(done.stdout)
+
+
+def counts(experiment: Experiment, parts: tuple[str, ...]) -> Counts:
+    """Of one step where these parts are kernels': launches, and GB a clip in what each reads and writes, by whose.
+
+    ours: kernels of this repository; generated: the compiler's; extern: convolutions, products and other operators. A
+    convolution backward launches one for each of two gradients, and both read the result's.
+    """
+    found: Counts = {whose: {"launches": 0, "gb": 0.0} for whose in ("ours", "generated", "extern")}
+
+    def stop(graph: GraphLowering) -> SimpleNamespace:
+        code = graph.codegen()[0].value.partition("class Runner")[2]
+        for line in LAUNCH.finditer(code):
+            name, _, method = line[1].rpartition(".")
+            whose = "extern" if method != "run" else "generated" if name.startswith("triton_") else "ours"
+            found[whose]["launches"] += 1
+        for node in graph.scheduler.nodes:
+            whose, size, more = described(node)
+            found[whose]["launches"] += more
+            found[whose]["gb"] += size / experiment.optim.batch_size / 1e9
+        return SimpleNamespace(call=stop)  # never called; torch 2.11 asserts that there is something
+
+    GraphLowering.compile_to_module = stop  # pyright: ignore[reportAttributeAccessIssue]
+    choice.FASTER = {CARD.name: {part: {} for part in parts}}
+    compile_step(experiment)
+    return {whose: {key: round(value, 6) for key, value in count.items()} for whose, count in found.items()}
+
+
+def described(node: BaseSchedulerNode) -> tuple[str, int, int]:
+    """Whose launch, the bytes that it reads and writes, and how many launches it makes that the code does not show."""
+    size = node.get_read_write_buffers_sizes()
+    if not isinstance(node, ExternKernelSchedulerNode):
+        return "generated", size, 0
+    operator: Any = node.node
+    if isinstance(operator, UserDefinedTritonKernel):
+        return "ours", node.get_read_buffer_sizes(), 0  # among them are those that it changes
+    backward = getattr(operator, "op_overload", None) is torch.ops.aten.convolution_backward.default
+    if not backward or not all(operator.constant_args[-3:-1]):
+        return "extern", size, 0
+    grad = operator.inputs[0]
+    return "extern", size + math.prod(map(int, grad.get_size())) * grad.get_dtype().itemsize, 1
+
+
+def compile_step(experiment: Experiment) -> None:
+    """Compile the network as trainer.runtime.wrap does, forward and backward, and run neither."""
+    model = experiment.model
+    with torch.device("meta"):
+        network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)
+    batch = random_batch(experiment, torch.device("cpu"))
+    with planning(settings(network, torch.device("cuda"))) as backend:
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(on_card(parameter)))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, on_card(buffer))
+        rgb, heatmap, *labels = (on_card(tensor) for tensor in batch)
+        called = torch.compile(network, fullgraph=True, dynamic=False, backend=backend)
+        called(rgb, heatmap.bfloat16(), *labels)
+
+
+@contextmanager
+def planning(options: Options) -> Iterator[Callable[[GraphModule, list[Tensor]], Callable[..., Any]]]:
+    """Within, tensors are fake; torch.compile's backend that goes through Inductor both ways, as far as to code."""
+
+    def compile_only(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compile_fx(graph, inputs)
+        return graph.forward
+
+    with (
+        FakeTensorMode(),
+        aot.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False),
+        inductor.patch(options | {"shape_padding": False, "fx_graph_cache": False, "compile_threads": 1}),
+        torch.autocast("cuda", torch.bfloat16),
+    ):
+        yield compile_only
+
+
+def on_card(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
+
+
+if __name__ == "__main__":
+    stand_in_for_torch()
+    print(json.dumps(counts(EXPERIMENTS[sys.argv[1]], tuple(sys.argv[2:]))))

@@ -1,0 +1,67 @@
+"""The contact sheet: frames where they belong, joints over them, padding left out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from pipelines.batch import Batch
+from trainer.report import contact_sheet as sheet
+from trainer.report.contact_sheet import contact_sheet
+
+SIDE, GAP, TITLE, MARGIN = sheet.SIDE, sheet.GAP, sheet.TITLE, sheet.MARGIN
+
+
+def batch_of(num_clips: int = 3, num_valid: int = 2, frames: int = 4, size: int = 32) -> Batch:
+    """Frame t of clip n is one colour (40 * n, 50 * t, 90); its joint lies left while n + t < 2, else right."""
+    rgb = torch.zeros(num_clips, frames, size, size, 3, dtype=torch.uint8)
+    heatmap = torch.zeros(num_clips, 2 * frames, 8, 8, 5, dtype=torch.bfloat16)  # channels last
+    for clip in range(num_clips):
+        for time in range(frames):
+            rgb[clip, time] = torch.tensor([40 * clip % 256, 50 * time % 256, 90])
+            half = slice(0, 4) if clip + time < 2 else slice(4, 8)
+            heatmap[clip, 2 * time : 2 * time + 2, :, half, clip % 5] = 1.0
+    index = torch.arange(num_clips)
+    return Batch(rgb, heatmap.permute(0, 1, 4, 2, 3), index, index, index + 70, index < num_valid)
+
+
+def cell(image: np.ndarray, clip: int, strip: int, time: int) -> np.ndarray:
+    top = clip * (TITLE + 2 * SIDE + GAP + MARGIN) + TITLE + MARGIN // 2 + strip * (SIDE + GAP)
+    left = MARGIN + time * (SIDE + GAP)
+    return (image[top : top + SIDE, left : left + SIDE, :3] * 255).round()
+
+
+def test_frames_lie_above_their_heatmaps(tmp_path: Path) -> None:
+    image = imread(contact_sheet(tmp_path / "sheet.png", batch_of(), ("one", "two", "three")))
+    block = TITLE + 2 * SIDE + GAP + MARGIN
+    assert image.shape[:2] == (MARGIN + 2 * block, 2 * MARGIN + 4 * (SIDE + GAP) - GAP)  # padding is no third clip
+    for clip in range(2):
+        for time in range(4):
+            color = np.array([40 * clip, 50 * time, 90])
+            np.testing.assert_array_equal(cell(image, clip, 0, time), np.broadcast_to(color, (SIDE, SIDE, 3)))
+            overlaid = cell(image, clip, 1, time)
+            joint, rest = overlaid[:, : SIDE // 3], overlaid[:, -SIDE // 3 :]
+            joint, rest = (joint, rest) if clip + time < 2 else (rest, joint)
+            np.testing.assert_array_equal(joint[5, 5], sheet.JOINT.numpy())
+            np.testing.assert_allclose(rest[5, 5], color.mean() * 0.45, atol=1)
+
+
+def test_titles_name_clip_and_class(tmp_path: Path) -> None:
+    named = imread(contact_sheet(tmp_path / "a.png", batch_of(), ("one", "two", "three")))
+    numbered = imread(contact_sheet(tmp_path / "b.png", batch_of()))
+    title = slice(0, TITLE + MARGIN // 2)
+    assert named[title].min() < 0.5
+    assert not np.array_equal(named[title], numbered[title])
+    assert sheet._title(batch_of(), 1, ("one", "two"), "clip") == "clip 71: two"
+    assert sheet._title(batch_of(), 1, (), "window") == "window 71: class 1"
+
+
+@pytest.mark.parametrize(("size", "frames"), [(96, 16), (20, 1)])
+def test_any_size_makes_a_handful_of_moments(tmp_path: Path, size: int, frames: int) -> None:
+    first = contact_sheet(tmp_path / "a.png", batch_of(9, 9, frames, size)).read_bytes()
+    image = imread(tmp_path / "a.png")
+    assert image.shape[0] == MARGIN + 6 * (TITLE + 2 * SIDE + GAP + MARGIN)
+    assert image.shape[1] == 2 * MARGIN + min(frames, 8) * (SIDE + GAP) - GAP
+    assert contact_sheet(tmp_path / "a.png", batch_of(9, 9, frames, size)).read_bytes() == first

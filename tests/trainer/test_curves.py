@@ -1,0 +1,122 @@
+"""What the pictures of a run show, and that they are whole files, the same each time."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.image import imread
+from rich.console import Console
+
+from trainer.journal.journal import METRICS, Journal
+from trainer.journal.lines import read_metrics
+from trainer.report import curves as report
+from trainer.report.confusion import draw_confusion
+
+TRAIN = {"lr": 0.1, "loss": 3.0, "loss_rgb": 1.0, "loss_pose_coarse": 2.0, "rgb_top1": 0.3, "grad_norm": 5.0}
+
+
+def a_run(work_dir: Path, epochs: int = 3, num_steps: int = 4) -> None:
+    journal = Journal(work_dir, console=Console(file=io.StringIO()))
+    for epoch in range(1, epochs + 1):
+        journal.start_epoch(epoch, epochs, 0, num_steps)
+        for step in range(2, num_steps + 1, 2):
+            journal.step(8, 0.0)
+            journal.train(epoch, step, TRAIN | {"loss": 3.0 / epoch, "grad_norm": float("nan") if step == 2 else 5.0})
+        names = ("RGBPose_1:1", "RGBPose_2:1", "rgb", "RGBPose_coarse_1:1")
+        score = {1: 0.25, 2: 0.75, 3: 0.5}[epoch]
+        journal.validation(epoch, 8, {f"acc/{name}_{kind}": score for name in names for kind in ("top1", "top5")})
+    journal.close()
+
+
+def lines_of(figure, panel: int) -> dict[str, np.ndarray]:
+    return {line.get_label(): np.asarray(line.get_xydata()) for line in figure.axes[panel].lines}
+
+
+def test_a_report_is_whole_png_files_and_the_same_each_time(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    counts = torch.eye(3, dtype=torch.float64)
+    paths = report.write_report(tmp_path, counts, ("a", "b", "c"), (0, 1, 0))
+    assert [path.name for path in paths] == ["curves.png", "confusion.png"]
+    first = [path.read_bytes() for path in paths]
+    for path in paths:
+        image = imread(path)
+        assert image.shape[0] > 400
+        assert image.std() > 0.05
+    report.write_report(tmp_path, counts, ("a", "b", "c"), (0, 1, 0))
+    assert [path.read_bytes() for path in paths] == first
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_curves_show_every_loss_term_over_epochs(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    losses = lines_of(report.draw_curves(read_metrics(tmp_path / METRICS)), 0)
+    assert list(losses) == ["loss", "loss_rgb", "loss_pose_coarse"]
+    np.testing.assert_allclose(losses["loss"][:, 0], [0.5, 1, 1.5, 2, 2.5, 3])
+    np.testing.assert_allclose(losses["loss"][:, 1], [3, 3, 1.5, 1.5, 1, 1])
+
+
+def test_curves_show_validations_at_the_end_of_their_epoch_and_name_the_best(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    figure = report.draw_curves(read_metrics(tmp_path / METRICS))
+    scores = lines_of(figure, 1)
+    assert list(scores) == ["rgb, training", "RGBPose_1:1", "rgb", "RGBPose_coarse_1:1"]
+    np.testing.assert_allclose(scores["RGBPose_1:1"], [[1, 0.25], [2, 0.75], [3, 0.5]])
+    assert figure.axes[1].get_title("right") == "best 75.00% after epoch 2"
+
+
+def test_a_value_that_was_not_finite_leaves_a_gap(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    (norm,) = report.draw_curves(read_metrics(tmp_path / METRICS)).axes[3].lines
+    np.testing.assert_allclose(norm.get_xydata(), [[1, 5], [2, 5], [3, 5]])
+
+
+def test_a_long_course_is_shown_as_means() -> None:
+    records = [{"kind": "train", "epoch": 1, "step": step, "loss": float(step)} for step in range(1, 1001)]
+    (loss,) = lines_of(report.draw_curves(records), 0).values()
+    assert len(loss) == report.MOST_POINTS
+    np.testing.assert_allclose(loss[0], [0.003, 3.0])
+
+
+def test_a_run_without_a_record_still_has_a_picture(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text("")
+    assert [path.name for path in report.write_report(tmp_path)] == ["curves.png"]
+    figure = report.draw_curves([{"kind": "val", "epoch": 1, "step": 4, "acc/rgb_top1": None}])
+    assert figure.axes[1].get_title("right") == ""
+
+
+def test_confused_classes_stand_by_group_and_the_worst_are_named() -> None:
+    counts = np.diag([8.0, 7.0, 9.0, 5.0])
+    counts[1, 3], counts[3, 0], counts[2, 0] = 3, 2, 1
+    matrix, pairs = draw_confusion(counts, ("a", "b", "c", "d"), (0, 1, 0, 1)).axes
+    assert [tick.get_text() for tick in matrix.get_yticklabels()] == ["a", "c", "b", "d"]
+    assert [tick.get_text() for tick in matrix.get_xticklabels()] == ["a", "c", "b", "d"]
+    share = np.asarray(matrix.images[0].get_array())
+    np.testing.assert_allclose(share[2], [0, 0, 0.7, 0.3])
+    assert {(text.get_position(), text.get_text()) for text in matrix.texts} >= {((3, 2), "3"), ((0, 3), "2")}
+    assert matrix.lines[0].get_ydata()[0] == 1.5
+    assert matrix.get_title("left") == "29 of 35 clips right (82.9%)"
+    assert re.findall(r"(\d) of (\d+)  (\w)\s+taken for (\w)", pairs.texts[0].get_text()) == [
+        ("3", "10", "b", "d"),
+        ("2", "7", "d", "a"),
+        ("1", "10", "c", "a"),
+    ]
+
+
+def test_confusion_without_names_or_clips() -> None:
+    matrix, pairs = draw_confusion(np.zeros((60, 60))).axes
+    assert pairs.get_title("left") == "nothing confused"
+    assert [tick.get_text() for tick in matrix.get_yticklabels()] == [str(i) for i in range(60)]
+    assert not matrix.texts
+
+
+def test_the_legend_tells_coarse_lines_from_fine_ones(tmp_path: Path) -> None:
+    """The dots of a validation must leave room for the dashes beside them."""
+    a_run(tmp_path)
+    legend = report.draw_curves(read_metrics(tmp_path / METRICS)).axes[1].get_legend()
+    handles = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+    coarse, fine = handles["RGBPose_coarse_1:1"], handles["RGBPose_1:1"]
+    assert (coarse.get_linestyle(), fine.get_linestyle()) == ("--", "-")
+    dashes = np.ptp(coarse.get_xdata()) / coarse.get_linewidth()  # of 3.7 line widths, and 1.6 between
+    assert dashes > 2 * (3.7 + 1.6) + coarse.get_markersize() / coarse.get_linewidth()

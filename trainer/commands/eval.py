@@ -1,0 +1,163 @@
+"""`python -m trainer eval`: a checkpoint's accuracies, scores, per-class table and confusion matrix."""
+
+import csv
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from models import build_model
+from models.weights import load_weights
+from models.weights.files import SnapshotError, load
+from pipelines.progress import Progress
+from trainer.config import Experiment
+from trainer.data import build_loaders
+from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, summarize, worse_than_a_stream
+from trainer.optim import autocast_of
+from trainer.report.confusion import draw_confusion
+from trainer.report.curves import write_png
+from trainer.runtime.ranks import Ranks, join, launch, started_by_launcher
+from trainer.runtime.wrap import compiled
+from trainer.scoring import score_clips
+from trainer.settings import Choice, check_division, check_source, device_of, experiment_of, world_size_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalOptions(Choice):
+    """Score the validation split: python -m trainer eval --exp ntu60 --checkpoint work_dirs/ntu60/latest.pth"""
+
+    checkpoint: Path
+    """Snapshot of a run, native safetensors, or a published file."""
+    clips: int = 1
+    """Samples of each clip whose scores are averaged; published tables have 1 or 10."""
+    averaged: bool = False
+    """Take the moving average of the weights, which runs with optim.ema keep."""
+    out: Path | None = None
+    """Folder of the results. Default: eval/ beside the checkpoint."""
+
+
+def evaluate(options: EvalOptions, arguments: list[str]) -> int:
+    """Score in this process or in as many as there are GPUs; rank 0 prints and writes."""
+    experiment, device = experiment_of(options), device_of(options.device)
+    if options.clips < 1:
+        raise ValueError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
+    world_size = world_size_of(options, device)
+    check_division(experiment, world_size)
+    check_source(experiment, device)
+    if world_size > 1 and not started_by_launcher():
+        return launch(world_size, arguments, 0)
+    network = build_model(experiment.model)
+    if options.averaged:
+        load_averages(network, options.checkpoint)
+    else:
+        load_weights(network, options.checkpoint)
+    out = options.out or options.checkpoint.parent / "eval"
+    with join(device) as ranks:
+        if ranks.leads:
+            make_folder(out)  # it is told now, not after an hour of scoring
+        scores, names = score(experiment, network.to(ranks.device).eval(), ranks, options.clips)
+        if ranks.leads:
+            metrics = summarize(scores)
+            show(experiment, len(names), metrics)
+            write(out, experiment, metrics, scores, names)
+    return 0
+
+
+def load_averages(network: nn.Module, checkpoint: Path) -> None:
+    """Raises SnapshotError where the checkpoint is no snapshot of a run that averages."""
+    averages = load(checkpoint)["averages"]
+    if averages is None:
+        raise SnapshotError(f"{checkpoint} has no averages: train with --set optim.ema=0.999, or leave out --averaged")
+    network.load_state_dict(averages)
+
+
+def score(experiment: Experiment, network: nn.Module, ranks: Ranks, num_clips: int) -> tuple[Scores, Sequence[str]]:
+    """Scores of the validation split, means over `num_clips` samples of each clip, and the names of its clips."""
+    console = Console(stderr=True, quiet=not ranks.leads)
+    _, loader = build_loaders(experiment, ranks, console.print)
+    forward = compiled(network, experiment, ranks.device, console.print)
+    precision = autocast_of(experiment.optim.precision, ranks.device)
+    views = []
+    with Progress(console, "scoring", num_clips * loader.num_batches * loader.batch_size) as progress:
+        for clip in range(num_clips):
+            view = replace(loader, clip=clip, num_clips=num_clips)
+            views.append(score_clips(forward, view, precision, lambda: progress.advance(loader.batch_size)))
+    scores = mean_of(views)
+    return scores, [str(loader.table.names[row]) for row in scores.index.tolist()]
+
+
+def show(experiment: Experiment, num_clips: int, metrics: dict[str, float]) -> None:
+    """The metrics as a table on the terminal."""
+    console = Console()
+    table = Table("metric", "value", title=f"{experiment.name}: {num_clips} clips")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    if warning := worse_than_a_stream(metrics):
+        console.print(warning)
+
+
+def write(
+    folder: Path, experiment: Experiment, metrics: dict[str, float], scores: Scores, names: Sequence[str]
+) -> None:
+    """metrics.json, scores.npz, classes.csv and confusion.png in `folder`. Raises ValueError where it has no room."""
+    data = experiment.data
+    counts = confusion_matrix(main_scores(scores), scores.label)
+    try:
+        write_metrics(folder / "metrics.json", metrics)
+        write_scores(folder / "scores.npz", scores, names)
+        write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
+        write_png(draw_confusion(counts.numpy(), data.class_names, data.coarse_map), folder / "confusion.png")
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot take the results ({error.strerror or error}); name another folder with --out"
+        ) from None
+    Console().print(f"{folder}: metrics.json, scores.npz, classes.csv, confusion.png", soft_wrap=True)
+
+
+def make_folder(out: Path) -> None:
+    """The folder of --out. Raises ValueError where it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from None
+
+
+def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
+    path.write_text(json.dumps(dict(metrics), indent=1) + "\n")
+
+
+def write_scores(path: Path, scores: Scores, names: Sequence[str]) -> None:
+    """name [N] text, label and coarse_label [N] int64, and the probabilities [N, K] float32 of each stream."""
+    arrays: dict[str, Any] = {stream: probability.numpy() for stream, probability in scores.probability.items()}
+    arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy()}
+    np.savez_compressed(path, name=np.array(names), **arrays)
+
+
+def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], coarse_map: Sequence[int]) -> None:
+    """A line a class: clips, recall of every stream and of the fused scores, precision and F1 of the fused ones."""
+    num_classes = main_scores(scores).shape[1]
+    fused = confusion_matrix(main_scores(scores), scores.label)
+    streams = [name for name in ("rgb", "pose") if name in scores.probability]
+    counts = {name: confusion_matrix(scores.probability[name], scores.label) for name in streams}
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["class", "name", "coarse_class", "clips", "recall", "precision", "f1", *(f"recall_{s}" for s in streams)]
+        )
+        for number in range(num_classes):
+            clips, predicted, right = fused[number].sum(), fused[:, number].sum(), fused[number, number]
+            shares = [right / clips.clamp(min=1), right / predicted.clamp(min=1)]
+            shares.append(2 * right / (clips + predicted).clamp(min=1))
+            shares += [counts[stream][number, number] / clips.clamp(min=1) for stream in streams]
+            name = class_names[number] if class_names else ""
+            coarse = coarse_map[number] if coarse_map else ""
+            writer.writerow([number, name, coarse, int(clips), *(f"{float(share):.4f}" for share in shares)])

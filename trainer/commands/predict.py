@@ -1,0 +1,211 @@
+"""`python -m trainer predict`: what a checkpoint says of videos, window by window, as table, JSON and pictures."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from torch import nn
+
+from models import SingleStreamConfig, build_model
+from models.weights import load_weights
+from pipelines.annotate.estimator import PoseEstimator
+from pipelines.annotate.keypoints import Poses, header_of, read_poses, write_poses
+from pipelines.batch import Batch
+from pipelines.loader import Loader
+from pipelines.packs.format import PackSettings
+from pipelines.progress import Progress
+from pipelines.videos.decode import SLACK, VideoError
+from pipelines.videos.header import Header
+from pipelines.videos.windows import WindowFrames, frame_rate, window_table, windows_of
+from trainer.commands.eval import make_folder
+from trainer.commands.predict_output import AnnotatedVideo, Prediction, Window, captions, show, write_json, write_sheet
+from trainer.config import Experiment
+from trainer.metrics import fused_scores, score_batch
+from trainer.optim import autocast_of
+from trainer.report.contact_sheet import NUM_CLIPS
+from trainer.runtime.wrap import compiled
+from trainer.settings import Choice, device_of, experiment_of
+
+WIDTH = 120  # columns of the table where nothing says how many there are
+LONGEST = 512  # frames of a window: its small copies wait in memory to be annotated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictOptions(Choice):
+    """Name the actions in videos: python -m trainer predict a.mp4 --exp ntu60_x3d --checkpoint FILE --pose FILE"""
+
+    videos: tyro.conf.Positional[tuple[Path, ...]]
+    """Videos of any length."""
+    checkpoint: Path
+    """Snapshot of a run, native safetensors, or a published file."""
+    pose: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Skeletons: a pickle of annotations that names the videos, or an .npz of one. Default: they are estimated."""
+    window: int = 64
+    """Frames that are looked at together; a shorter video is one window."""
+    stride: int = 32
+    """Frames from one window's start to the next one's."""
+    people: int = 2
+    """People to estimate at most, where no --pose is given."""
+    out: Path | None = None
+    """Folder of the results. Default: predict/ beside the checkpoint."""
+
+
+def predict(options: PredictOptions) -> int:
+    """Predict one video after another."""
+    experiment, device = experiment_of(options), torch.device(device_of(options.device))
+    out = options.out or options.checkpoint.parent / "predict"
+    check(options, out)
+    network = build_model(experiment.model)
+    load_weights(network, options.checkpoint)
+    console, printer = Console(stderr=True), Console()
+    if not printer.is_terminal:
+        printer.width = WIDTH
+    forward = compiled(network.to(device).eval(), experiment, device, console.print)
+    skeletons = Skeletons(options, experiment, console)
+    make_folder(out)
+    for video in options.videos:
+        try:
+            header = header_of(str(video))
+            poses = skeletons.of(video, header, out)
+            predictor = Predictor(experiment, forward, device, options.window, options.stride)
+            prediction = predictor.run(video, header, poses, out, console)
+            write_json(out / f"{video.stem}.json", prediction, experiment, options.checkpoint)
+        except VideoError as error:
+            raise ValueError(f"{video}: {error}") from None
+        except OSError as error:
+            raise ValueError(
+                f"{out} cannot take the results of {video} ({error.strerror or error}); name another folder with --out"
+            ) from None
+        show(prediction, printer)
+        print(f"{out}: {video.stem}.mp4, {video.stem}.json, {video.stem}.png")
+    return 0
+
+
+def check(options: PredictOptions, out: Path) -> None:
+    """Raise ValueError for what can be known to fail before anything is computed."""
+    if not options.videos:
+        raise ValueError("no video is named; write python -m trainer predict VIDEO.mp4 --exp ... --checkpoint ...")
+    if not 1 <= options.stride <= options.window <= LONGEST:
+        raise ValueError(
+            f"--window {options.window} --stride {options.stride}: 1 <= stride <= window <= {LONGEST} must hold"
+        )
+    stems = [video.stem for video in options.videos]
+    for video in options.videos:
+        if not video.is_file():
+            raise ValueError(f"there is no video {video}")
+        if stems.count(video.stem) > 1:
+            raise ValueError(f"two of the videos are named {video.stem}: predict them apart, each with its own --out")
+        if (out / f"{video.stem}.mp4").resolve() == video.resolve():
+            raise ValueError(f"the result would replace {video}; name another folder with --out")
+    if options.pose is not None and options.pose.suffix == ".npz" and len(stems) > 1:
+        raise ValueError(f"{options.pose} is the skeleton of one video, but {len(stems)} are named")
+
+
+class Skeletons:
+    """Where the videos' skeletons come from: --pose, or else the estimator, which is opened at the first need."""
+
+    def __init__(self, options: PredictOptions, experiment: Experiment, console: Console):
+        self.options, self.console, self.experiment = options, console, experiment
+        model = experiment.model
+        self.needed = not (isinstance(model, SingleStreamConfig) and model.stream == "rgb")
+        self.estimator: PoseEstimator | None = None
+        if self.needed and options.pose is None:
+            joints = experiment.clip.skeleton.num_joints
+            self.estimator = PoseEstimator(joints, "give the skeleton's file with --pose")
+
+    def of(self, video: Path, header: Header, out: Path) -> Poses | None:
+        """The skeleton of a video; None where the experiment needs none and none is given. Estimates are kept."""
+        if self.options.pose is not None:
+            cache = Path(self.experiment.data.cache)
+            return self._checked(read_poses(self.options.pose, video, header, cache))
+        if self.estimator is None:
+            self.console.print(escape(f"{video}: no --pose, so the whole picture is looked at, not the person's box"))
+            return None
+        with Progress(self.console, "estimating poses", header.frames) as progress:
+            poses = self.estimator.estimate(str(video), self.options.people, progress.advance)
+        write_poses(out / f"{video.stem}.npz", poses)
+        return poses
+
+    def _checked(self, poses: Poses) -> Poses:
+        found, drawn = poses.joints.shape[2], self.experiment.clip.skeleton.num_joints
+        if found != drawn:
+            raise ValueError(
+                f"{self.options.pose} has {found} joints a person, experiment {self.experiment.name} draws {drawn}"
+            )
+        return poses
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """A network on its device, and how a video is cut."""
+
+    experiment: Experiment
+    forward: nn.Module
+    device: torch.device
+    window: int
+    stride: int
+
+    def run(self, video: Path, header: Header, poses: Poses | None, out: Path, console: Console) -> Prediction:
+        """Score all windows of a video while its annotated copy and its sheet are made."""
+        total, rate = header.frames, frame_rate(str(video))
+        joints = torch.zeros(0, total, self.experiment.clip.skeleton.num_joints, 3).numpy()
+        height, width = header.height, header.width
+        if poses is not None:
+            joints, height, width = poses.joints, poses.height, poses.width
+            total = joints.shape[1]
+        spans = windows_of(total, self.window, self.stride)
+        table = window_table(joints, height, width, spans)
+        windows: list[Window] = []
+        shown: list[Batch] = []
+        sampled = {round(i * (len(spans) - 1) / (NUM_CLIPS - 1)) for i in range(NUM_CLIPS)}
+        skeleton, settings = self.experiment.clip.skeleton, PackSettings.of(self.experiment.clip)
+        with (
+            AnnotatedVideo(out / f"{video.stem}.mp4", rate, poses, skeleton) as annotated,
+            Progress(console, f"{escape(video.name)}: windows", len(spans)) as progress,
+        ):
+            frames = WindowFrames(video=str(video), table=table, windows=spans, settings=settings, each=annotated.show)
+            for number, batch in enumerate(self._loader(frames).epoch(0)):
+                start, end = spans[number]
+                windows.append(Window(start, end, self._score(batch)))
+                if number in sampled:
+                    shown.append(on_cpu(batch))
+                last = number == len(spans) - 1
+                # A frame is told what the window says whose middle is nearest.
+                until = total + SLACK if last else (start + end + sum(spans[number + 1])) // 4
+                annotated.write(until, captions(windows[-1], self.experiment.data.class_names, rate))
+                progress.advance()
+        prediction = Prediction(video, total, rate, self.experiment.data.class_names, windows)
+        write_sheet(out / f"{video.stem}.png", shown, prediction)
+        return prediction
+
+    def _loader(self, frames: WindowFrames) -> Loader:
+        return Loader(
+            table=frames.table,
+            frames=frames,
+            rows=frames.rows_of(frames.table),
+            config=self.experiment.clip,
+            coarse_map=(0,),  # no label is known
+            train=False,
+            batch_size=1,
+            device=self.device,
+        )
+
+    @torch.no_grad()
+    def _score(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """[K] probabilities of each stream; `fused` is half the published 1:1 sum of both."""
+        with autocast_of(self.experiment.optim.precision, self.device)():
+            output = self.forward(batch.rgb, batch.heatmap)
+        scores = score_batch(batch, output.logits).probability
+        streams = {name: scores[name] for name in ("rgb", "pose", "sum") if name in scores}
+        if {"rgb", "pose"} <= streams.keys():
+            streams = {"fused": fused_scores(streams["rgb"], streams["pose"], (0.5, 0.5))} | streams
+        return {name: score[0].float().cpu() for name, score in streams.items()}
+
+
+def on_cpu(batch: Batch) -> Batch:
+    """A copy: the decoder writes the next window over the frames."""
+    return replace(batch, **{name: getattr(batch, name).to("cpu", copy=True) for name in batch.__slots__})

@@ -1,0 +1,244 @@
+"""What `predict` writes: tables, JSON, a sheet of windows, and a copy of the video with skeletons and labels."""
+
+import json
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.container
+import numpy as np
+import torch
+from av.video.reformatter import Colorspace
+from PIL import Image, ImageDraw, ImageFont
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from pipelines.annotate.keypoints import Poses
+from pipelines.batch import Batch
+from pipelines.skeleton import Skeleton
+from trainer.config import Experiment
+from trainer.report.clip_views import LEFT, MIDDLE, RIGHT
+from trainer.report.contact_sheet import contact_sheet
+
+TOP = 5
+IN_FULL = 6  # windows of a video up to which all five guesses of each are printed
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Frames `start` to `end` - 1 and what each stream says of them: name -> [K] probabilities, the main one first."""
+
+    start: int
+    end: int
+    probability: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """All windows of a video of `frames` frames, `rate` a second."""
+
+    video: Path
+    frames: int
+    rate: Fraction
+    class_names: tuple[str, ...]
+    windows: list[Window]
+
+    def whole(self) -> Window:
+        """The mean of all windows."""
+        streams = self.windows[0].probability
+        mean = {name: torch.stack([each.probability[name] for each in self.windows]).mean(dim=0) for name in streams}
+        return Window(0, self.frames, mean)
+
+
+def top(probability: Tensor, class_names: Sequence[str]) -> list[tuple[int, str, float]]:
+    """Up to five best classes: (class, name, probability)."""
+    values, classes = probability.topk(min(TOP, len(probability)))
+    return [(c, name_of(c, class_names), v) for c, v in zip(classes.tolist(), values.tolist(), strict=True)]
+
+
+def name_of(label: int, class_names: Sequence[str]) -> str:
+    return class_names[label] if label < len(class_names) else f"class {label}"
+
+
+def captions(window: Window, class_names: Sequence[str], rate: Fraction) -> list[str]:
+    """A line for the main score, and one for all streams where there are several."""
+    best = {stream: top(score, class_names)[0] for stream, score in window.probability.items()}
+    main, *others = best
+    lines = [f"{best[main][1]}  {best[main][2]:.0%}"]
+    lines += [f"{stream}: {best[stream][1]} {best[stream][2]:.0%}" for stream in others]
+    return [*lines, f"frames {window.start} to {window.end - 1} ({_seconds(window, rate)})"]
+
+
+def _seconds(window: Window, rate: Fraction) -> str:
+    return f"{float(window.start / rate):.1f} to {float(window.end / rate):.1f} s"
+
+
+def write_json(path: Path, prediction: Prediction, experiment: Experiment, checkpoint: Path) -> None:
+    """The five best classes of each window and stream, and of the whole video, which is the mean of its windows."""
+    content = {
+        "video": str(prediction.video),
+        "experiment": experiment.name,
+        "checkpoint": str(checkpoint),
+        "frames": prediction.frames,
+        "frames_per_second": float(prediction.rate),
+        "whole": _entry(prediction.whole(), prediction),
+        "windows": [_entry(window, prediction) for window in prediction.windows],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _entry(window: Window, prediction: Prediction) -> dict[str, Any]:
+    streams = {
+        stream: [{"class": c, "label": name, "probability": p} for c, name, p in top(score, prediction.class_names)]
+        for stream, score in window.probability.items()
+    }
+    seconds = {name: round(float(at / prediction.rate), 3) for name, at in _ends(window).items()}
+    return {"first_frame": window.start, "last_frame": window.end - 1, **seconds, **streams}
+
+
+def _ends(window: Window) -> dict[str, int]:
+    return {"start_s": window.start, "end_s": window.end}
+
+
+def show(prediction: Prediction, console: Console) -> None:
+    """Five lines a window of a short video, a line a window of a long one; the whole video last."""
+    windows, names = prediction.windows, prediction.class_names
+    depth = TOP if len(windows) <= IN_FULL else 1
+    streams = list(windows[0].probability)
+    table = Table("frames", "seconds", *streams, title=escape(prediction.video.name), box=SIMPLE_HEAD)
+    for window in windows:
+        _add(table, f"{window.start} to {window.end - 1}", window, prediction.rate, names, depth)
+    if len(windows) > 1:
+        _add(table, "all windows", prediction.whole(), prediction.rate, names, TOP)
+    console.print(table)
+
+
+def _add(table: Table, title: str, window: Window, rate: Fraction, names: Sequence[str], depth: int) -> None:
+    columns = [top(score, names)[:depth] for score in window.probability.values()]
+    for line, guesses in enumerate(zip(*columns, strict=True)):
+        cells = [f"{share:6.1%}  {escape(name)}" for _, name, share in guesses]
+        place = (title, _seconds(window, rate)) if line == 0 else ("", "")
+        table.add_row(*place, *cells, end_section=line == len(columns[0]) - 1)
+
+
+def write_sheet(path: Path, batches: Sequence[Batch], prediction: Prediction) -> None:
+    """A PNG of up to six windows as the networks saw them, under their frames and best guess."""
+    parts = {field.name: torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)}
+    windows = [prediction.windows[row] for row in parts["index"].tolist()]
+    lines = [captions(window, prediction.class_names, prediction.rate) for window in windows]
+    shown = Batch(**parts | {"label": torch.arange(len(windows))})
+    contact_sheet(path, shown, [f"{line[0]}, {line[-1]}" for line in lines], "window")
+
+
+SHORT = (480, 720)  # pixels that the picture's shorter side has at least and at most
+SHOWN = 0.2  # score from which a joint is drawn
+PAD = 8
+BAR, TEXT, FAINT = "#14213d", "#ffffff", "#b8c4d6"
+
+
+class AnnotatedVideo:
+    """Writes H.264 to `path`, whole or not at all; frames wait, small, until it is known what to say of them."""
+
+    def __init__(self, path: Path, rate: Fraction, poses: Poses | None, skeleton: Skeleton):
+        self.path, self.rate, self.poses, self.skeleton = path, rate, poses, skeleton
+        self.part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        self.waiting: deque[av.VideoFrame] = deque()
+        self.num_written = 0
+        self.container: av.container.OutputContainer | None = None
+
+    def __enter__(self) -> "AnnotatedVideo":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self.container is None:
+            return
+        try:
+            if kind is None:
+                self.container.mux(self.stream.encode())
+            self.container.close()
+            if kind is None:
+                self.part.replace(self.path)
+        finally:
+            self.part.unlink(missing_ok=True)
+
+    def show(self, frame: av.VideoFrame) -> None:
+        """Take the next frame of the video."""
+        low, high = SHORT
+        scale = min(max(low / min(frame.width, frame.height), 1), high / min(frame.width, frame.height))
+        width, height = (2 * round(side * scale / 2) for side in (frame.width, frame.height))
+        self.waiting.append(frame.reformat(width=width, height=height, format="yuv420p"))
+
+    def write(self, end: int, lines: Sequence[str]) -> None:
+        """Write the waiting frames before frame `end` under `lines`, the first of which is the largest."""
+        bar = None
+        while self.waiting and self.num_written < end:
+            picture = self.waiting.popleft().to_image()
+            bar = bar or draw_bar(picture.width, lines)
+            canvas = Image.new("RGB", (picture.width, picture.height + bar.height))
+            canvas.paste(bar, (0, 0))
+            self._draw_people(picture)
+            canvas.paste(picture, (0, bar.height))
+            self._encode(canvas)
+            self.num_written += 1
+
+    def _draw_people(self, picture: Image.Image) -> None:
+        if self.poses is None or self.num_written >= self.poses.joints.shape[1]:
+            return
+        joints = self.poses.joints[:, self.num_written].astype(np.float64)
+        joints[..., :2] *= np.array(picture.size) / (self.poses.width, self.poses.height)
+        draw_skeletons(picture, joints, self.skeleton)
+
+    def _open(self, width: int, height: int) -> av.container.OutputContainer:
+        self.container = av.open(self.part, "w", format="mp4")
+        self.stream = self.container.add_stream("libx264", rate=self.rate, options={"preset": "veryfast", "crf": "21"})
+        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+        self.stream.codec_context.colorspace = Colorspace.ITU709.value
+        return self.container
+
+    def _encode(self, canvas: Image.Image) -> None:
+        container = self.container or self._open(canvas.width, canvas.height)
+        frame = av.VideoFrame.from_image(canvas)
+        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+        frame.pts, frame.time_base = self.num_written, 1 / self.rate
+        container.mux(self.stream.encode(frame))
+
+
+def draw_bar(width: int, lines: Sequence[str]) -> Image.Image:
+    """`lines` under one another on a dark bar as wide as the picture, each as large as fits."""
+    fonts = [_font(line, width - 2 * PAD, 26 if number == 0 else 18) for number, line in enumerate(lines)]
+    heights = [round(font.getbbox("Ag")[3]) + 4 for font in fonts]
+    bar = Image.new("RGB", (width, 2 * ((sum(heights) + 2 * PAD) // 2)), BAR)
+    draw, top = ImageDraw.Draw(bar), PAD
+    for number, (line, font, height) in enumerate(zip(lines, fonts, heights, strict=True)):
+        draw.text((PAD, top), line, TEXT if number == 0 else FAINT, font)
+        top += height
+    return bar
+
+
+def _font(line: str, width: int, size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    length = font.getlength(line)
+    return font if length <= width else font.font_variant(size=max(9, int(size * width / length)))
+
+
+def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton) -> None:
+    """Limbs and joints of people [M, V, 3] (x, y, score) in pixels of the picture: left, right and middle apart."""
+    draw, line = ImageDraw.Draw(picture), max(2, min(picture.size) // 180)
+    left, right = {pair[0] for pair in skeleton.pairs}, {pair[1] for pair in skeleton.pairs}
+    for person in joints:
+        shown = person[:, 2] >= SHOWN
+        for limb in skeleton.limbs:
+            if shown[list(limb)].all():
+                colour = LEFT if left.issuperset(limb) else RIGHT if right.issuperset(limb) else MIDDLE
+                draw.line([*person[limb[0], :2], *person[limb[1], :2]], colour, line)
+        for x, y, _ in person[shown]:
+            draw.ellipse((x - line, y - line, x + line, y + line), MIDDLE)

@@ -1,0 +1,80 @@
+"""`python -m trainer view`: one clip as training and validation see it, with its skeleton and heatmaps drawn on it."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from pipelines.annotations.table import ClipTable
+from pipelines.packs.format import PackSettings
+from pipelines.packs.source import PackFrames
+from pipelines.prepare.make import prepare
+from pipelines.view import only_clip, view_clip
+from trainer.config import Experiment
+from trainer.data import Source, loader_of, open_tables
+from trainer.report.clip_views import draw_views
+from trainer.report.curves import write_png
+from trainer.runtime.ranks import Ranks
+from trainer.settings import Choice, device_of, experiment_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewOptions(Choice):
+    """Draw one clip as the networks see it: python -m trainer view --exp ntu60 --index 7 --out clip.png"""
+
+    index: int | None = None
+    """The clip's place in the annotation file, from 0."""
+    clip: str | None = None
+    """The clip's name in the annotation file, in place of --index."""
+    epoch: int = 0
+    """Training's frames, crop and flip are those of this epoch."""
+    out: Path = Path("clip.png")
+    """The picture to write."""
+
+
+def view(options: ViewOptions) -> int:
+    """Draw the clip; its pack is made anew, so nothing but its video need be there."""
+    experiment = experiment_of(options)
+    table, row = find_clip(open_tables(experiment), options)
+    with tempfile.TemporaryDirectory() as folder:
+        source = pack_clip(experiment, table, row, Path(folder))
+        ranks = Ranks(0, 0, 1, torch.device(device_of(options.device)))
+        loaders = [loader_of(experiment, source, np.array([row]), train, ranks, print) for train in (True, False)]
+        views = [view_clip(loader, row, options.epoch) for loader in loaders]
+    label = int(table.label[row])
+    names = experiment.data.class_names
+    title = f"{table.names[row]} (clip {row}): {names[label] if names else f'class {label}'}"
+    try:
+        write_png(draw_views(views, ("training", "validation"), title, experiment.clip.skeleton), options.out)
+    except OSError as error:
+        raise ValueError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
+    print(options.out)
+    return 0
+
+
+def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTable, int]:
+    """The clip that is asked for: by place in the training file, or by name in either file."""
+    if options.clip is None:
+        table, index = tables[0], options.index or 0
+        if not 0 <= index < len(table):
+            raise ValueError(f"--index {index}: the annotation file has the clips 0 to {len(table) - 1}")
+        return table, index
+    for table in tables:
+        found = np.flatnonzero(table.names == options.clip)
+        if len(found):
+            return table, int(found[0])
+    raise ValueError(f"there is no clip {options.clip}; the annotation file begins with {tables[0].names[0]}")
+
+
+def pack_clip(experiment: Experiment, table: ClipTable, row: int, folder: Path) -> Source:
+    """A pack of one clip, with the bytes that it has in the experiment's own pack."""
+    settings, quiet = PackSettings.of(experiment.clip), Console(quiet=True)
+    one = only_clip(table, row)
+    pack = prepare(one, Path(experiment.data.videos), folder, settings, workers=1, max_bad=1, console=quiet)
+    if pack.bad:
+        raise ValueError(f"there is nothing to see of {table.names[row]}: {pack.bad[str(table.names[row])]}")
+    return Source(table, PackFrames(table, pack))

@@ -1,0 +1,258 @@
+"""What a run tells: train.log in mmengine's format, metrics.jsonl, TensorBoard events, a progress bar or lines."""
+
+import contextlib
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from trainer.journal.lines import Lines, keep_until
+from trainer.journal.wandb import WandbLog
+
+LOG, METRICS, TENSORBOARD = "train.log", "metrics.jsonl", "tensorboard"
+
+
+class Journal:
+    """Writes what happens to `work_dir` and to the console; on ranks other than 0 every method does nothing.
+
+    Epochs count from 1 and steps are steps done, as in the log. `resume_at` = (epoch, steps done in it) is where the
+    run goes on: records beyond it are dropped, so that curves stay single-valued. The validation of an epoch belongs
+    to the run once the next epoch is reached: (E, all steps) is before it, (E + 1, 0) after it.
+    A disk that takes no more lines is told once on the console and does not stop the run.
+    """
+
+    def __init__(
+        self, work_dir: Path, rank: int = 0, resume_at: tuple[int, int] = (1, 0), console: Console | None = None
+    ) -> None:
+        self.active = rank == 0
+        self.clock = Clock()
+        if not self.active:
+            return
+        self._work_dir = work_dir
+        self._console = console or Console()
+        self._complained = False
+        self._num_epochs = self._num_steps = 0
+        try:
+            work_dir.mkdir(parents=True, exist_ok=True)
+            self._log = Lines(work_dir / LOG)
+            keep_until(work_dir / METRICS, resume_at)
+            self._metrics = Lines(work_dir / METRICS)
+        except OSError as error:
+            raise ValueError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from error
+        self._tensorboard = None
+        self.wandb: WandbLog | None = None
+        self._progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """One line of plain words, to console and log."""
+        if self.active:
+            self._write(text)
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Closes at the end; what ended the run by force is the log's last line, for `runs` to read."""
+        try:
+            yield
+        except BaseException as error:
+            if self.active:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                interrupted = isinstance(error, KeyboardInterrupt)  # past the preparation signals are remembered
+                text = "stopped: while its data were made ready" if interrupted else f"failed: {reason}"
+                self._write(text, on_console=False)  # there the command line says it
+            raise
+        finally:
+            self.close()
+
+    def recall(self, validations: Sequence[Mapping[str, float]], num_steps: int) -> None:
+        """Write the validations of a snapshot that was brought here without the records of its run."""
+        if self.active and not self._metrics.size():
+            for values in validations:
+                at = {"kind": "val", "epoch": values["epoch"], "step": num_steps}
+                self._record(at, {name: value for name, value in values.items() if name != "epoch"}, "", 0)
+
+    def start_epoch(self, epoch: int, num_epochs: int, step: int, num_steps: int) -> None:
+        """Training of `epoch` goes on after `step` of `num_steps` steps: clock and bar start here."""
+        self.clock.start()
+        if self.active:
+            self._num_epochs, self._num_steps = num_epochs, num_steps
+            self._open_tensorboard((epoch - 1) * num_steps + step)
+            self._show(f"epoch {epoch}/{num_epochs}", step, num_steps)
+
+    def step(self, num_clips: int, waited: float) -> None:
+        """Count one step of `num_clips` clips (all ranks'), of which the host waited `waited` seconds for data."""
+        self.clock.tick(num_clips, waited)
+        if self.active:
+            note = f"{self.clock.clips_per_second:.1f} clips/s  waiting for data {self.clock.data_share:.0%}"
+            self._advance(1, note)
+
+    def train(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """The line of every log_every steps: `values` (lr, loss, loss terms, grad_norm) and what the clock says."""
+        if not self.active:
+            return
+        clock = self.clock
+        left = (self._num_epochs - epoch) * self._num_steps + self._num_steps - step
+        eta = str(timedelta(seconds=int(left * clock.seconds_per_step)))
+        timing: dict[str, float] = {"time": clock.seconds_per_step, "data_time": clock.waited_per_step}
+        if torch.cuda.is_initialized():
+            timing["memory"] = torch.cuda.max_memory_allocated() >> 20
+        timing |= {"clips_per_second": clock.clips_per_second, "data_share": clock.data_share}
+        rates = {name: value for name, value in values.items() if name.endswith("lr")}
+        rest = {name: value for name, value in values.items() if name not in rates}
+        head = f"Epoch(train) [{epoch}][{step:>{len(str(self._num_steps))}}/{self._num_steps}]"
+        line = "  ".join([head, *_pairs(rates), f"eta: {eta}", *_pairs(timing), *_pairs(rest)])
+        self._write(line, on_console=not self._console.is_terminal)
+        at = (epoch - 1) * self._num_steps + step
+        self._record({"kind": "train", "epoch": epoch, "step": step}, rates | rest | timing, "train/", at)
+
+    def start_validation(self, epoch: int, num_clips: int) -> None:
+        if self.active:
+            self._show(f"validation {epoch}", 0, num_clips)
+
+    def validated(self, num_clips: int) -> None:
+        """Move the bar of a validation on by `num_clips` clips."""
+        if self.active:
+            self._advance(num_clips, "")
+
+    def validation(self, epoch: int, num_clips: int, metrics: Mapping[str, float]) -> None:
+        """The line of a finished validation of `num_clips` clips, each counted once."""
+        if not self.active:
+            return
+        self._hide()
+        self._write("  ".join([f"Epoch(val) [{epoch}][{num_clips}/{num_clips}]", *_pairs(metrics)]))
+        self._record({"kind": "val", "epoch": epoch, "step": self._num_steps}, metrics, "", epoch * self._num_steps)
+
+    def best(self, epoch: int, metric: str, score: float, file_name: str) -> None:
+        self.say(f"The best checkpoint with {score:.4f} {metric} at {epoch} epoch is saved to {file_name}.")
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        self._hide()
+        with self._tolerated():
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+            if self.wandb is not None:
+                self.wandb.close()
+        self._log.close()
+        self._metrics.close()
+
+    def _write(self, text: str, on_console: bool = True) -> None:
+        stamped = f"{datetime.now():%Y/%m/%d %H:%M:%S} - duet - INFO - {text}"
+        if on_console:
+            self._print(text if self._console.is_terminal else stamped)
+        with self._tolerated():
+            self._log.append(stamped)
+
+    def _record(self, at: dict[str, Any], values: Mapping[str, float], prefix: str, global_step: int) -> None:
+        numbers = {name: float(value) for name, value in values.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        with self._tolerated():
+            self._metrics.append(json.dumps(at | finite))
+            if self._tensorboard is not None:
+                for name, value in numbers.items():
+                    self._tensorboard.add_scalar(prefix + name, value, global_step)
+            if self.wandb is not None:
+                self.wandb.log({prefix + name: value for name, value in numbers.items()}, global_step)
+
+    def _print(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a closed pipe or a lost terminal must not end a run
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _tolerated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                self._print(f"the log cannot be written ({error.strerror}): training goes on without it")
+
+    def _open_tensorboard(self, global_step: int) -> None:
+        if self._tensorboard is None:
+            from torch.utils.tensorboard.writer import SummaryWriter  # a second of imports that only rank 0 needs
+
+            with self._tolerated():
+                folder = str(self._work_dir / TENSORBOARD)
+                self._tensorboard = SummaryWriter(folder, purge_step=global_step + 1, flush_secs=30)
+
+    def _show(self, title: str, done: int, total: int) -> None:
+        """A bar at the bottom of a terminal; elsewhere the lines alone tell how far the run is."""
+        self._hide()
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress.add_task(title, completed=done, total=total, note="")
+            self._progress.start()
+
+    def _advance(self, amount: int, note: str) -> None:
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], advance=amount, note=note)
+
+    def _hide(self) -> None:
+        if self._progress is not None:
+            progress, self._progress = self._progress, None
+            with contextlib.suppress(OSError):
+                progress.stop()
+
+
+def _pairs(values: Mapping[str, float]) -> list[str]:
+    """name: value as mmengine prints it: learning rates as 1.2000e-02, counts whole, the rest with four digits."""
+    formats = {
+        name: ".4e" if name.endswith("lr") else "d" if isinstance(value, int) else ".4f"
+        for name, value in values.items()
+    }
+    return [f"{name}: {value:{formats[name]}}" for name, value in values.items()]
+
+
+class Clock:
+    """Seconds, clips and waiting of the last 100 steps; the first step of a process (compilation) does not count."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, float, int]] = deque(maxlen=100)  # seconds, of them waiting, clips
+        self._last = time.perf_counter()
+        self._warm = False
+
+    def start(self) -> None:
+        """Time since the last step (a validation, say) is nobody's."""
+        self._last = time.perf_counter()
+
+    def tick(self, num_clips: int, waited: float) -> None:
+        now = time.perf_counter()
+        if len(self._steps) == 1 and not self._warm:
+            self._steps.clear()
+            self._warm = True
+        self._steps.append((now - self._last, waited, num_clips))
+        self._last = now
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self._sum(0) / max(len(self._steps), 1)
+
+    @property
+    def waited_per_step(self) -> float:
+        return self._sum(1) / max(len(self._steps), 1)
+
+    @property
+    def clips_per_second(self) -> float:
+        return self._sum(2) / max(self._sum(0), 1e-9)
+
+    @property
+    def data_share(self) -> float:
+        """Share of the time that the host spent waiting for data, 0 to 1."""
+        return min(self._sum(1) / max(self._sum(0), 1e-9), 1.0)
+
+    def _sum(self, column: int) -> float:
+        return sum(step[column] for step in self._steps)

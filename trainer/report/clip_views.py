@@ -1,0 +1,82 @@
+"""One clip as the networks see it, drawn: frames with joints above the heatmaps of the same moments."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipelines.skeleton import Skeleton
+from pipelines.view import ClipView
+
+MOMENTS, SIDE, DPI = 4, 2.24, 100  # pictures of each side, inches of one, pixels an inch
+TOP, ROOM = 0.75, 0.25  # inches for the title, and for the label of a picture
+LEFT, RIGHT, MIDDLE = "#4cc9f0", "#ff8fab", "#ffffff"  # colour of the person's left, right and axis
+JOINT = np.array([255, 214, 10]) / 255  # colour of a heatmap of 1
+
+
+def draw_views(views: Sequence[ClipView], names: Sequence[str], title: str, skeleton: Skeleton) -> Figure:
+    """Views side by side, four moments each: frames with the skeleton of the same frame number, and below them the
+    heatmaps of the nearest sampled pose frame over the dimmed frames.
+    """
+    columns, cell = MOMENTS * len(views), (SIDE, SIDE + ROOM)
+    size = (columns * cell[0], TOP + 2 * cell[1])
+    figure = Figure(figsize=size, dpi=DPI)
+    figure.text(0.005, 1 - 0.2 / size[1], title, va="center", fontsize=12)
+    for number, (view, name) in enumerate(zip(views, names, strict=True)):
+        box = ", ".join(f"{edge:.0f}" for edge in view.box)
+        text = f"{name}: box ({box}), {'mirrored' if view.flip else 'not mirrored'}"
+        figure.text(number / len(views) + 0.005, 1 - 0.5 / size[1], text, va="center", fontsize=10)
+        for place, moment in enumerate(_moments(len(view.rgb_frames))):
+            left = (number * MOMENTS + place) * cell[0] / size[0]
+            for line in (0, 1):
+                bottom = 1 - (TOP + (line + 1) * cell[1]) / size[1]
+                axes = figure.add_axes((left + 0.001, bottom, cell[0] / size[0] - 0.002, SIDE / size[1]))
+                (_draw_frame, _draw_heatmap)[line](axes, view, moment, skeleton)
+                _frame_axes(axes, view.rgb.shape[1])
+    return figure
+
+
+def _moments(frames: int) -> list[int]:
+    """Places of up to four frames, spread over the clip."""
+    count = min(MOMENTS, frames)
+    return [int((i + 0.5) * frames / count) for i in range(count)]
+
+
+def _frame_axes(axes: Axes, side: int) -> None:
+    axes.set_xlim(0, side)
+    axes.set_ylim(side, 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _show(axes: Axes, picture: np.ndarray, side: int) -> None:
+    """A square picture as large as `side` pixels of the frames; pixel i covers [i, i + 1), as in the pipelines."""
+    axes.imshow(picture, extent=(0, side, side, 0), interpolation="nearest", aspect="auto")
+
+
+def _draw_frame(axes: Axes, view: ClipView, moment: int, skeleton: Skeleton) -> None:
+    _show(axes, view.rgb[moment], view.rgb.shape[1])
+    axes.set_title(f"frame {view.rgb_frames[moment]}", fontsize=8, pad=2, loc="left")
+    left, right = {pair[0] for pair in skeleton.pairs}, {pair[1] for pair in skeleton.pairs}
+    for person in view.rgb_joints[moment]:
+        for limb in skeleton.limbs:
+            ends = person[list(limb)]
+            if (ends[:, 2] > 0).all():
+                side = LEFT if left.issuperset(limb) else RIGHT if right.issuperset(limb) else MIDDLE
+                axes.plot(ends[:, 0], ends[:, 1], color=side, linewidth=1.3)
+        seen = person[person[:, 2] > 0]
+        axes.plot(seen[:, 0], seen[:, 1], ".", color=MIDDLE, markersize=3, markeredgewidth=0)
+
+
+def _draw_heatmap(axes: Axes, view: ClipView, moment: int, _: Skeleton) -> None:
+    frame = int(view.rgb_frames[moment])
+    at, side = view.moment(frame), view.rgb.shape[1]
+    dimmed = view.rgb[moment].mean(axis=-1, keepdims=True) * 0.45
+    _show(axes, np.repeat(dimmed, 3, axis=-1).astype(np.uint8), side)
+    joints = view.heatmap[at].max(axis=0).clip(0, 1)[..., None]
+    _show(axes, np.concatenate([np.broadcast_to(JOINT, (*joints.shape[:2], 3)), joints], axis=-1), side)
+    axes.set_title(f"heatmap of frame {view.pose_frames[at]} over {frame}", fontsize=8, pad=2, loc="left")
+    seen = view.pose_joints[at].reshape(-1, 3)
+    seen = seen[seen[:, 2] > 0]
+    axes.plot(seen[:, 0], seen[:, 1], ".", color="#e63946", markersize=3.5, markeredgewidth=0)

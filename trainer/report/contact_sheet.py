@@ -1,0 +1,66 @@
+"""A sheet of clips as the network sees them: RGB frames, and below each the joint heatmaps of the same moment."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pipelines.batch import Batch
+from trainer.report.curves import write_png
+
+SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # pixels, and pixels per inch
+NUM_CLIPS, NUM_FRAMES = 6, 8
+JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of a heatmap of 1
+
+
+def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: str = "clip") -> Path:
+    """Write a PNG of up to six clips of `batch`, up to eight moments each.
+
+    `labels` name the fine classes, `what` says what a row of the batch is.
+
+    Upper strip RGB, lower strip the maximum over all heatmap channels over the dimmed frame. Both streams sample the
+    clip on their own, so a heatmap may be a few frames away from its picture; a box or a flip that differs is seen.
+    """
+    clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
+    strips = _strips(batch.rgb[clips].cpu(), batch.heatmap[clips].cpu())  # [n, 2, H, W, 3]
+    num_clips, _, height, width, _ = strips.shape
+    block = TITLE + 2 * height + GAP + MARGIN
+    canvas = np.full((MARGIN + num_clips * block, width + 2 * MARGIN, 3), 255, np.uint8)
+    figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
+    for place, clip in enumerate(clips.tolist()):
+        top = place * block + TITLE + MARGIN // 2
+        for strip in strips[place]:
+            canvas[top : top + height, MARGIN : MARGIN + width] = strip.numpy()
+            top += height + GAP
+        title_at = 1 - (place * block + TITLE / 2 + MARGIN // 2) / canvas.shape[0]
+        figure.text(MARGIN / canvas.shape[1], title_at, _title(batch, clip, labels, what), va="center", fontsize=9)
+    figure.figimage(canvas)
+    return write_png(figure, path)
+
+
+def _title(batch: Batch, clip: int, labels: Sequence[str], what: str) -> str:
+    label = int(batch.label[clip])
+    return f"{what} {int(batch.index[clip])}: {labels[label] if labels else f'class {label}'}"
+
+
+def _strips(rgb: Tensor, heatmap: Tensor) -> Tensor:
+    """rgb [n, T, H, W, 3] uint8 and heatmap [n, T', C, H', W'] -> [n, 2, SIDE, width, 3] uint8."""
+    moments = (torch.arange(min(NUM_FRAMES, rgb.shape[1])) + 0.5) / min(NUM_FRAMES, rgb.shape[1])
+    frames = _resized(rgb[:, (moments * rgb.shape[1]).long()].permute(0, 1, 4, 2, 3).float())
+    joints = _resized(heatmap[:, (moments * heatmap.shape[1]).long()].float().amax(dim=2, keepdim=True)).clamp(0, 1)
+    dimmed = frames.mean(dim=2, keepdim=True) * 0.45
+    overlaid = dimmed * (1 - joints) + JOINT.view(3, 1, 1) * joints
+    both = F.pad(torch.stack([frames, overlaid], dim=1), (0, GAP), value=255)  # [n, 2, t, 3, SIDE, SIDE + GAP]
+    strip = both.permute(0, 1, 4, 2, 5, 3).flatten(3, 4)[:, :, :, :-GAP]
+    return strip.round().clamp(0, 255).to(torch.uint8)
+
+
+def _resized(frames: Tensor) -> Tensor:
+    """[n, t, c, H, W] -> [n, t, c, SIDE, SIDE]."""
+    size = (SIDE, SIDE)
+    resized = F.interpolate(frames.flatten(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.unflatten(0, frames.shape[:2])

@@ -1,0 +1,152 @@
+"""Pictures of a finished run, from its numbers alone: curves.png and confusion.png."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from trainer.journal.journal import METRICS
+from trainer.journal.lines import read_metrics
+from trainer.report.confusion import draw_confusion
+from trainer.report.past_run import PastRun, names
+
+RGB, POSE, BOTH, GREY = "#c8553d", "#2a6f97", "#222222", "#888888"
+MOST_POINTS = 200  # of a line; a longer course is shown as the means of as many stretches
+Records = Sequence[dict[str, Any]]
+
+
+def write_report(
+    work_dir: Path, counts: Tensor | None = None, class_names: Sequence[str] = (), groups: Sequence[int] = ()
+) -> list[Path]:
+    """Draw `work_dir`/curves.png from its metrics.jsonl and, given `counts`, confusion.png; returns what it wrote.
+
+    counts [K, K]: row the true class, column the predicted one (metrics.confusion_matrix); class_names: K names, or
+    none; groups: the coarse class of each class, or none. The same input gives the same bytes.
+    """
+    pictures = {"curves.png": draw_curves(read_metrics(work_dir / METRICS))}
+    if counts is not None:
+        pictures["confusion.png"] = draw_confusion(counts.numpy(), class_names, groups)
+    return [write_png(figure, work_dir / name) for name, figure in pictures.items()]
+
+
+def write_png(figure: Figure, path: Path) -> Path:
+    """The figure as a PNG file, wholly or not at all."""
+    tmp = path.with_name(path.name + ".tmp")
+    FigureCanvasAgg(figure).print_png(tmp, metadata={"Software": None})
+    os.replace(tmp, path)
+    return path
+
+
+def draw_curves(records: Records) -> Figure:
+    """Losses, accuracies, learning rate, gradient norm and speed of a run over its epochs."""
+    figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
+    grid = figure.add_gridspec(2, 6, height_ratios=(5, 3))
+    train = [record for record in records if record["kind"] == "train"]
+    val = [record for record in records if record["kind"] == "val"]
+    epoch_steps = max((record["step"] for record in records), default=1)
+    _draw_losses(figure.add_subplot(grid[0, :3]), train, epoch_steps)
+    _draw_accuracies(figure.add_subplot(grid[0, 3:]), train, val, epoch_steps)
+    small = (("lr", "learning rate"), ("grad_norm", "gradient norm before clipping"), ("clips_per_second", "clips/s"))
+    for i, (name, title) in enumerate(small):
+        axes = figure.add_subplot(grid[1, 2 * i : 2 * i + 2])
+        _line(axes, train, name, epoch_steps, color=BOTH)
+        _finish(axes, title, legend=False)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("epoch")
+    return figure
+
+
+def _draw_losses(axes: Axes, train: Records, epoch_steps: int) -> None:
+    names = [name for name in (train[0] if train else ()) if name.startswith("loss")]
+    for name in names:
+        width = 2.2 if name == "loss" else 1.4
+        _line(axes, train, name, epoch_steps, label=name, linewidth=width, **_look(name))
+    _finish(axes, "training loss: terms as weighted, and their sum")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_accuracies(axes: Axes, train: Records, val: Records, epoch_steps: int) -> None:
+    for stream in ("rgb", "pose"):
+        label = f"{stream}, training"
+        _line(axes, train, f"{stream}_top1", epoch_steps, label=label, color=_look(stream)["color"], alpha=0.35)
+    names = [name for name in (val[0] if val else ()) if name.startswith("acc/") and name.endswith("_top1")]
+    for name in (name for name in names if "2:1" not in name and "1:2" not in name):
+        label = name.removeprefix("acc/").removesuffix("_top1")
+        _line(axes, val, name, epoch_steps, label=label, marker="o", markersize=3.5, linewidth=1.8, **_look(name))
+    _finish(axes, "top-1: validation (dots) and training")
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    if names and any(record.get(names[0]) is not None for record in val):
+        best = max(val, key=lambda record: record.get(names[0]) or 0.0)
+        axes.set_title(f"best {best[names[0]]:.2%} after epoch {best['epoch']}", fontsize=9, loc="right")
+
+
+def _look(name: str) -> dict[str, Any]:
+    """Colour says which stream, a broken line says coarse."""
+    color = BOTH if name == "loss" or "RGBPose" in name else RGB if "rgb" in name else POSE if "pose" in name else GREY
+    return {"color": color, "linestyle": "--" if "coarse" in name else "-"}
+
+
+def _line(axes: Axes, records: Records, name: str, epoch_steps: int, **look: Any) -> None:
+    at = [record["epoch"] - 1 + record["step"] / epoch_steps for record in records]
+    values = [np.nan if record.get(name) is None else record[name] for record in records]
+    points = np.array([at, values])[:, np.isfinite(values)]
+    if points.size:
+        stretches = np.array_split(points, min(MOST_POINTS, points.shape[1]), axis=1)
+        axes.plot(*np.array([stretch.mean(axis=1) for stretch in stretches]).T, **look)
+
+
+def _finish(axes: Axes, title: str, legend: bool = True) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.set_xlim(left=0)
+    if legend and axes.lines:
+        columns = 1 + (len(axes.lines) > 6)
+        # Long enough for a dash to be seen beside a dot.
+        axes.legend(fontsize=8, ncols=columns, handlelength=3.6, facecolor="white", edgecolor="none", framealpha=0.8)
+
+
+COLORS = ("#2a6f97", "#c8553d", "#3a7d44", "#8e5ea2", "#b8860b", "#555555")
+PANELS = (  # kind of record, name (None: the metric that picks the best snapshot), title
+    ("val", None, "validation, by the metric that picks the best"),
+    ("train", "loss", "training loss"),
+    ("val", "acc/rgb_top1", "validation, rgb top-1"),
+    ("val", "acc/pose_top1", "validation, pose top-1"),
+)
+SMOOTHED = 100  # points of a line; a longer course is shown as the means of as many stretches
+
+
+def draw(found: Sequence[PastRun]) -> Figure:
+    """Four panels over epochs, a colour a run."""
+    figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
+    for axes, (kind, name, title) in zip(np.ravel(figure.subplots(2, 2)), PANELS, strict=True):
+        for run, label, color in zip(found, names(found), COLORS, strict=False):
+            line(axes, run, kind, name or run.metric, label, color)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("epoch", fontsize=8)
+        axes.grid(color="#e6e6e6", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        if axes.lines:
+            axes.legend(fontsize=8, edgecolor="none")
+    return figure
+
+
+def line(axes: Axes, run: PastRun, kind: str, name: str, label: str, color: str) -> None:
+    steps = max(record["step"] for record in run.records)
+    records = [record for record in run.records if record["kind"] == kind and record.get(name) is not None]
+    points = np.array([(record["epoch"] - 1 + record["step"] / steps, record[name]) for record in records])
+    if len(points):
+        stretches = np.array_split(points, min(SMOOTHED, len(points)))
+        x, y = np.array([stretch.mean(axis=0) for stretch in stretches]).T
+        marker = "o" if kind == "val" else ""
+        axes.plot(x, y, color=color, label=label, marker=marker, markersize=3.5, linewidth=1.6)

@@ -1,0 +1,1 @@
+"""What a run stands on: ranks, compiler, signals, watchdog, CUDA graph, profiler."""

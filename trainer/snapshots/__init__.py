@@ -1,0 +1,1 @@
+"""Snapshots of a run and the folder that holds them."""

@@ -1,0 +1,196 @@
+"""Which snapshots a run keeps: the newest two, a link to the last, the best one; written while training goes on.
+
+An older one goes only when a newer one is durable (models/weights/files.py), so a kill at any time leaves one to load.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.weights.files import SnapshotError, is_sealed, load, save, sync_folder
+
+ROLLING = re.compile(r"epoch_(\d+)_step_(\d+)\.pth")
+BEST = re.compile(r"best_.+_epoch_(\d+)\.pth")
+LATEST = "latest.pth"
+
+
+def rolling_name(epoch: int, step: int) -> str:
+    return f"epoch_{epoch}_step_{step}.pth"
+
+
+def best_name(metric: str, epoch: int) -> str:
+    """best_acc_RGBPose_1:1_top1_epoch_78.pth for acc/RGBPose_1:1_top1, as mmengine names it."""
+    return f"best_{metric.replace('/', '_')}_epoch_{epoch}.pth"
+
+
+def newest_valid(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest snapshot in `folder` that is whole, and its state; None where there is no whole one.
+
+    Rolling ones first (by epoch and step), then latest.pth (somebody may have copied just that), then the best
+    ones. Each damaged one on the way is named through `say`.
+    """
+    seen = set()
+    for path in _candidates(folder):
+        if path.resolve() in seen:
+            continue
+        seen.add(path.resolve())
+        try:
+            return path, load(path)
+        except SnapshotError as error:
+            say(f"{error}; trying the one before it")
+    return None
+
+
+Copies = list[tuple[Tensor, Tensor]]  # to, from
+
+
+def stage(
+    state: Any, buffers: dict[str, Tensor], steady: frozenset[int] = frozenset(), at: str = "state"
+) -> tuple[Any, Copies]:
+    """Copy `state` with every tensor in CPU memory, dense, so that training may go on changing the original.
+
+    `buffers` keeps the copies by place, so that a second call reuses their (pinned, for CUDA tensors) memory.
+    Copies from a GPU are queued, not finished, on return: wait for the current stream before reading them.
+    Tensors whose address is in `steady` are not copied yet: they are the second thing returned.
+    """
+    copies: Copies = []
+    staged = _stage(state, buffers, at, copies)
+    for goal, source in copies:
+        if source.data_ptr() not in steady:
+            goal.copy_(source, non_blocking=True)
+    return staged, [pair for pair in copies if pair[1].data_ptr() in steady]
+
+
+def _stage(state: Any, buffers: dict[str, Tensor], at: str, copies: Copies) -> Any:
+    if isinstance(state, Tensor):
+        kept = buffers.get(at)
+        if kept is None or (kept.shape, kept.dtype) != (state.shape, state.dtype):
+            kept = torch.empty_like(state.detach(), device="cpu", pin_memory=state.is_cuda)
+            buffers[at] = kept
+        copies.append((kept, state.detach()))
+        return kept
+    if isinstance(state, dict):
+        return {key: _stage(value, buffers, f"{at}[{key!r}]", copies) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        items = [_stage(value, buffers, f"{at}[{i}]", copies) for i, value in enumerate(state)]
+        return items if isinstance(state, list) else tuple(items)
+    assert state is None or type(state) in (bool, int, float, str), f"{at}: {type(state)} in a snapshot"
+    return state
+
+
+class Writer:
+    """Keeps the newest two snapshots and the best one of a run, written by a thread while training goes on.
+
+    Only rank 0 makes one. `resumed_from` is the snapshot that the run goes on from: it stays until two newer
+    ones are durable. Other rolling ones (damaged, or of a course that the run has left) go with the first save.
+    """
+
+    def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.pth.tmp"):
+            leftover.unlink()
+        self.folder = folder
+        self._good = [resumed_from.resolve().name] if resumed_from is not None else []
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._error: Exception | None = None
+
+    def save(
+        self,
+        state: dict[str, Any],
+        epoch: int,
+        step: int,
+        best: str | None = None,
+        *,
+        steady: Iterable[Tensor] = (),
+    ) -> None:
+        """Write `state` in the background as epoch_E_step_S.pth, and as `best` (see `best_name`).
+
+        Its tensors may change at once, but those of `steady` (weights, momentum) only after `copied()`. Waits for the
+        write before it, and raises what that one met.
+        """
+        self.wait()
+        staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
+        self._copied.clear()
+        self._thread = threading.Thread(
+            target=self._write, args=(staged, copies, rolling_name(epoch, step), best), name="snapshot"
+        )
+        self._thread.start()
+
+    def copied(self) -> None:
+        """Return when every tensor of the last `save` may change again."""
+        if self._thread is not None:
+            self._copied.wait()
+
+    def busy(self) -> bool:
+        """Whether a write is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Return when the write in flight is durable; raises SnapshotError if it could not be made."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    close = wait
+
+    def _write(self, staged: dict[str, Any], copies: Copies, name: str, best: str | None) -> None:
+        try:
+            self._copy(copies)
+            if best is not None:  # before the one that a resume finds: that one takes the best file for written
+                save(self.folder / best, staged)
+            save(self.folder / name, staged)
+            _point_latest(self.folder, name)
+            self._remove_old(name, best)
+        except Exception as error:  # handed to the training thread by wait()
+            self._error = error
+
+    def _copy(self, copies: Copies) -> None:
+        """On a GPU copies and updates share a stream: what is queued first is read first."""
+        try:
+            for goal, source in copies:
+                goal.copy_(source, non_blocking=True)
+        finally:
+            self._copied.set()
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
+
+    def _remove_old(self, name: str, best: str | None) -> None:
+        """Called when `name` (and `best`) are durable: keep `name`, the good one before it, and one best."""
+        self._good = [*(good for good in self._good if good != name), name][-2:]
+        for path in self.folder.iterdir():
+            old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
+            old_best = best is not None and BEST.fullmatch(path.name) and path.name != best
+            if old_rolling or (old_best and is_sealed(path)):  # mmengine names its best ones likewise
+                path.unlink(missing_ok=True)
+
+
+def _candidates(folder: Path) -> list[Path]:
+    def numbered(pattern: re.Pattern[str]) -> list[Path]:
+        found = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+        found.sort(key=lambda pair: [int(number) for number in pair[0].groups()], reverse=True)
+        return [path for _, path in found]
+
+    if not folder.is_dir():
+        return []
+    latest = [folder / LATEST] if (folder / LATEST).exists() else []
+    return [*numbered(ROLLING), *latest, *numbered(BEST)]
+
+
+def _point_latest(folder: Path, name: str) -> None:
+    """Make latest.pth a relative link to `name`; it never dangles: what it pointed to is removed only later."""
+    tmp = folder / f"{LATEST}.tmp"
+    tmp.unlink(missing_ok=True)
+    tmp.symlink_to(name)
+    os.replace(tmp, folder / LATEST)
+    sync_folder(folder)
