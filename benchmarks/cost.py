@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.step.step import random_batch
-from models import build_model
+from models.networks import build_model
 from trainer.config import Experiment
 
 BYTES = 2  # bfloat16

@@ -132,3 +132,6 @@ class SingleStreamConfig:
     in_channels: int
     path: ResNetPathConfig | X3DStreamConfig
     dropout: float = 0.5
+
+
+ModelConfig = EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig

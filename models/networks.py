@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.config import (
     EpamConfig,
+    ModelConfig,
     ResNetPathConfig,
     RGBPoseConfig,
     SingleStreamConfig,
@@ -150,9 +151,6 @@ def build_backbone(path: ResNetPathConfig | X3DStreamConfig, in_channels: int) -
     if isinstance(path, X3DStreamConfig):
         return X3DTemporalShift(path, in_channels)
     return ResNetPath(path, in_channels, (0,) * len(path.blocks))
-
-
-ModelConfig = EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig
 
 
 def build_model(config: ModelConfig) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from models import ModelConfig, SingleStreamConfig, check_coarse_map
+from models.classes import check_coarse_map
+from models.config import ModelConfig, SingleStreamConfig
 from pipelines.config import ClipConfig, DataConfig
 from trainer.optim import Impl, Precision, Schedule
 

@@ -5,9 +5,8 @@ Sources: docs/sources.md, "Training samples", "Guide recipes", "PCAN recipe", "S
 
 from dataclasses import replace
 
-from models import (
-    MA52,
-    NTU60_SEMANTIC8,
+from models.classes import MA52, MA52_NAMES, NTU60_NAMES, NTU60_SEMANTIC8
+from models.config import (
     RESNET_POSE,
     RESNET_RGB,
     EpamConfig,
@@ -17,7 +16,6 @@ from models import (
     X3DPairConfig,
     X3DStreamConfig,
 )
-from models.classes import MA52_NAMES, NTU60_NAMES
 from pipelines.config import ClipConfig, DataConfig
 from pipelines.demo.classes import COARSE_MAP, COARSE_NAMES, FINE_NAMES, DemoConfig
 from pipelines.skeleton import COCO_17, OPENPOSE_28, OPENPOSE_28_PUBLISHED

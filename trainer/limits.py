@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from models import EpamConfig, ModelConfig, ResNetPathConfig, SingleStreamConfig, X3DStreamConfig
+from models.config import EpamConfig, ModelConfig, ResNetPathConfig, SingleStreamConfig, X3DStreamConfig
 from trainer.config import Experiment
 from trainer.metrics import Scores, summarize
 

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models import adjust_logits, build_model
 from models.alignment import align_channels
+from models.heads import adjust_logits
+from models.networks import build_model
 from pipelines.loader import Loader
 from trainer.config import Experiment
 from trainer.journal.journal import Journal

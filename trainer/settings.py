@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import torch
 import tyro
 
-from models import read_coarse_map
+from models.classes import read_coarse_map
 from trainer.config import Experiment, consistent
 from trainer.experiments import EXPERIMENTS
 from trainer.limits import check_limits

@@ -20,7 +20,7 @@ from benchmarks.kernels.traffic import Launch, Traffic
 from benchmarks.records import commit, write_record
 from benchmarks.step.step import random_batch
 from kernels.choice import PARTS
-from models import RGBPoseConfig, X3DPairConfig
+from models.config import RGBPoseConfig, X3DPairConfig
 from tests.models.plain5d import X3DPair5d
 from tests.models.plain5d_rgbpose import RGBPose5d
 from tests.planner.compiled import counted

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from benchmarks.step.step import random_batch
 from kernels.conv_bn import WIDEST
-from models import build_model
+from models.networks import build_model
 from models.norms import materialise, normalise
 from models.resnet_path import Bottleneck, Stage
 from models.x3d_shift import X3DBlock

@@ -9,7 +9,8 @@ from torch import nn
 from benchmarks.harness import Candidates, ratio, spread, time_rounds
 from benchmarks.step.step import TOY, TrainingStep, random_batch
 from benchmarks.target import Result, Skipped, Target
-from models import RGBPoseConfig, X3DPairConfig, build_model
+from models.config import RGBPoseConfig, X3DPairConfig
+from models.networks import build_model
 from tests.models.plain5d import X3DPair5d, load_folded
 from tests.models.plain5d_rgbpose import RGBPose5d
 from trainer.config import Experiment

@@ -12,7 +12,7 @@ from benchmarks.harness import ratio, spread, time_rounds
 from benchmarks.limits import GUIDE
 from benchmarks.step.step import TOY, TrainingStep, attempt, first_look, random_batch
 from benchmarks.target import Result, Target
-from models import build_model
+from models.networks import build_model
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.runtime.wrap import settings

@@ -10,7 +10,7 @@ import torch
 from benchmarks.data.clips import experiment_on_demo, open_demo
 from benchmarks.harness import spread
 from benchmarks.target import Result, Target
-from models import build_model
+from models.networks import build_model
 from trainer.data import build_loader
 from trainer.experiments import EXPERIMENTS
 from trainer.optim import build_sgd

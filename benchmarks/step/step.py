@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from benchmarks.harness import ratio, spread, time_rounds
 from benchmarks.target import Result, Target
-from models import X3DPairConfig, X3DStreamConfig, build_model
 from models.alignment import align_channels
+from models.config import X3DPairConfig, X3DStreamConfig
+from models.networks import build_model
 from tests.models.plain5d import X3DPair5d
 from trainer.config import Experiment
 from trainer.experiments import NTU60_X3D

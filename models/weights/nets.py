@@ -8,6 +8,7 @@ from models.config import (
     X3D_POSE,
     X3D_RGB,
     EpamConfig,
+    ModelConfig,
     PcanConfig,
     ResNetPathConfig,
     RGBPoseConfig,
@@ -15,7 +16,7 @@ from models.config import (
     X3DPairConfig,
     X3DStreamConfig,
 )
-from models.networks import ModelConfig, build_model
+from models.networks import build_model
 from models.weights.files import WeightsError
 from models.weights.renaming import State
 

@@ -16,8 +16,8 @@ from benchmarks.kernels.traffic import Traffic
 from benchmarks.records import RECORDS
 from benchmarks.step.step import TOY, random_batch
 from kernels.choice import PARTS
-from models import build_model
 from models.layers import SqueezeExcite
+from models.networks import build_model
 from tests.planner import engine
 from tests.planner.compiled import counted
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models import SingleStreamConfig, X3DPairConfig, build_model
+from models.config import SingleStreamConfig, X3DPairConfig
+from models.networks import build_model
 from models.weights import published as layout
 from models.weights import resnet50, x3d_m
 from models.weights.renaming import Rules

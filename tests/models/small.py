@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models import EpamConfig, PcanConfig, ResNetPathConfig, RGBPoseConfig, X3DPairConfig, X3DStreamConfig
+from models.config import EpamConfig, PcanConfig, ResNetPathConfig, RGBPoseConfig, X3DPairConfig, X3DStreamConfig
 
 SMALL_RGB = X3DStreamConfig(widths=(8, 16), blocks=(2, 1), stem_stride=2, shift_divisor=8)
 SMALL_POSE = X3DStreamConfig(widths=(16,), blocks=(3,), stem_stride=1, shift_divisor=4)

@@ -5,8 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from models import build_model
 from models.alignment import align_channels
+from models.networks import build_model
 from models.x3d_shift import X3DBlock
 from tests.models.small import SMALL_EPAM, SMALL_PAIR, SMALL_RGBPOSE, batch, epam_batch, stir
 

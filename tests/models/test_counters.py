@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from models import SingleStreamConfig, build_model
+from models.config import SingleStreamConfig
 from models.layers import ConvBn
-from models.networks import SingleStream, TwoStream
+from models.networks import SingleStream, TwoStream, build_model
 from tests.models.small import (
     SMALL_EPAM,
     SMALL_PAIR,

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import build_model
 from models.epam import PoseAttention, attend
+from models.networks import build_model
 from tests.models.small import SMALL_EPAM, epam_batch, stir
 
 

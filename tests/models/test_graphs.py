@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import SingleStreamConfig, build_model
+from models.config import SingleStreamConfig
+from models.networks import build_model
 from tests.models.graphs import Graphs, layout_copies
 from tests.models.small import SMALL_EPAM, SMALL_PATHS, SMALL_PCAN, batch, epam_batch
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import X3DStreamConfig
+from models.config import X3DStreamConfig
 from models.epam import PoseAttention
 from models.pcan import PrototypeContrast, diversity
 from models.resnet_path import Bottleneck

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import build_model
 from models.layers import clip_mean
+from models.networks import build_model
 from models.weights import initialise_from, load_weights
 from models.weights import published as layout
 from models.weights.__main__ import main

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import COARSE_MAPS, EpamConfig, PcanConfig, RGBPoseConfig, X3DPairConfig, build_model
+from models.classes import COARSE_MAPS
+from models.config import EpamConfig, PcanConfig, RGBPoseConfig, X3DPairConfig
+from models.networks import build_model
 from models.pcan import PcanHead, PrototypeContrast, diversity, tree_loss
 from tests.models.small import SMALL_PCAN, batch, stir
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import RESNET_POSE, RESNET_RGB, SingleStreamConfig, build_model
+from models.config import RESNET_POSE, RESNET_RGB, SingleStreamConfig
+from models.networks import build_model
 from tests.models.plain5d import load_folded
 from tests.models.plain5d_rgbpose import RGBPose5d
 from tests.models.small import SMALL_PATHS, SMALL_RGBPOSE, assert_same_training, batch, stir

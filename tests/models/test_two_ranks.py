@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from models import build_model
+from models.networks import build_model
 from tests.models import two_ranks
 
 

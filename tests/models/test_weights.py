@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models import build_model
+from models.networks import build_model
 from models.weights import WeightsError, initialise_from, load_weights, resnet50
 from models.weights.__main__ import main
 from models.weights.files import read_file

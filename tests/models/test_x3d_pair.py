@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import X3DPairConfig, build_model
+from models.config import X3DPairConfig
 from models.layers import squeeze_width
+from models.networks import build_model
 from tests.models.plain5d import X3DPair5d, load_folded
 from tests.models.small import SMALL_PAIR, assert_same_training, batch, stir
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models import build_model
+from models.networks import build_model
 from tests.models.small import SMALL_PCAN, batch, stir
 
 CLIPS, STEPS = 16, 2

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models import EpamConfig, build_model
+from models.config import EpamConfig
 from models.epam import FRAME_RATIO, PoseAttention
+from models.networks import build_model
 from models.weights import published as layout
 from tests.parity.published import assert_close, clips, det_input, fill, folded, norms, published_keys, sample, unfolded
 

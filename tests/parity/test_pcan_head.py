@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import COARSE_MAPS, PcanConfig, RGBPoseConfig
+from models.classes import COARSE_MAPS
+from models.config import PcanConfig, RGBPoseConfig
 from models.pcan import FINE_SCALES, PcanHead, diversity, peak_of_time_mean
 from models.weights import published as layout
 from tests.parity.published import assert_close, det_tensor, det_u01, fill, folded, load_json, sample

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import RGBPoseConfig, build_model
+from models.config import RGBPoseConfig
+from models.networks import build_model
 from models.rgbpose_conv3d import FeatureInteraction
 from models.weights import published as layout
 from tests.parity.published import (

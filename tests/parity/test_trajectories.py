@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import RGBPoseConfig, X3DPairConfig, build_model
+from models.config import RGBPoseConfig, X3DPairConfig
+from models.networks import build_model
 from models.weights import published as layout
 from tests.parity.published import assert_close, clips, fill, load_json
 from trainer.optim import build_sgd, clip_and_check, step_if

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models import X3DPairConfig, build_model
+from models.config import X3DPairConfig
 from models.layers import shift_frames
+from models.networks import build_model
 from models.weights import published as layout
 from tests.parity.published import (
     assert_close,

@@ -35,7 +35,7 @@ from torch.fx import GraphModule
 from benchmarks.records import ROOT
 from benchmarks.step.step import TOY, random_batch
 from kernels import choice
-from models import build_model
+from models.networks import build_model
 from tests.planner.stand_in_torch import CARD, stand_in_for_torch
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import build_model
+from models.networks import build_model
 from tests.models.graphs import Graphs
 from tests.models.small import stir
 from tests.parity.published import without_dropout

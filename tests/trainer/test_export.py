@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from kernels.heatmap import render_heatmaps
-from models import build_model
+from models.networks import build_model
 from models.weights import load_weights
 from models.weights.files import write_file
 from tests.models.small import SMALL_PATHS, SMALL_RGB

@@ -15,7 +15,7 @@ import torch
 import tyro
 from safetensors.torch import save_file
 
-from models import build_model
+from models.networks import build_model
 from models.weights import load_weights
 from pipelines.annotate.keypoints import Poses
 from pipelines.skeleton import COCO_17

@@ -12,7 +12,7 @@ import torch
 import tyro
 from safetensors.torch import save_file
 
-from models import build_model
+from models.networks import build_model
 from trainer.cli import run_command
 from trainer.commands.train import Options
 from trainer.settings import experiment_of

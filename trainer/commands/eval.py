@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from models import build_model
+from models.networks import build_model
 from models.weights import load_weights
 from models.weights.files import SnapshotError, load
 from pipelines.progress import Progress

@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError
 
 from kernels.heatmap import render_heatmaps
-from models import SingleStreamConfig, build_model
+from models.config import SingleStreamConfig
+from models.networks import build_model
 from models.weights import load_weights
 from trainer.commands.eval import load_averages
 from trainer.commands.export_formats import (

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.heatmap.reference import MIN_SCORE
-from models import SingleStreamConfig
+from models.config import SingleStreamConfig
 from models.networks import MEAN, STD
 from pipelines.config import ClipConfig
 from pipelines.geometry import COMPACT

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import SingleStreamConfig, build_model
+from models.config import SingleStreamConfig
+from models.networks import build_model
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 

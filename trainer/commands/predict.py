@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from models import SingleStreamConfig, build_model
+from models.config import SingleStreamConfig
+from models.networks import build_model
 from models.weights import load_weights
 from pipelines.annotate.estimator import PoseEstimator
 from pipelines.annotate.keypoints import Poses, header_of, read_poses, write_poses

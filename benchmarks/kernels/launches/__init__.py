@@ -20,7 +20,7 @@ from benchmarks.kernels.launches.seen import CLIPS, Seen, noted
 from benchmarks.kernels.launches.shift_conv import ShiftConvCall
 from benchmarks.step.step import random_batch
 from kernels.choice import PARTS
-from models import build_model
+from models.networks import build_model
 from trainer.config import Experiment, consistent
 from trainer.experiments import MA52_RUN, NTU60, NTU60_X3D
 
