@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import torch
 
+from kernels.program import UserError
+
 try:
     import tyro
 except ImportError:
@@ -61,7 +63,7 @@ def main() -> None:
     sys.exit(code)
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """A mistake on the command line, in one sentence."""
 
 

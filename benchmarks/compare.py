@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kernels.program import UserError
+
 BEGIN, END = "<!-- measured: python -m benchmarks table -->", "<!-- end -->"
 
 # (part, path in its results, what it is, unit), in the order of README's table
@@ -29,7 +31,7 @@ ROWS = (
 )
 
 
-class RecordError(ValueError):
+class RecordError(UserError):
     """A record that cannot be read; the text names the file."""
 
 

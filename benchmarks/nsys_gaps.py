@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.program import UserError
+
 LONGEST = 10
 
 
@@ -21,11 +23,11 @@ class Gap:
 
 
 def read_work(path: Path) -> list[tuple[int, int, str]]:
-    """(start, end, name) in ns of everything the GPU did, by start. Raises ValueError for another kind of file."""
+    """(start, end, name) in ns of everything the GPU did, by start. Raises UserError for another kind of file."""
     lines = path.read_text().splitlines()
     head = next((i for i, line in enumerate(lines) if line.startswith("Start (ns)")), None)
     if head is None:
-        raise ValueError(f"{path} is no CSV of nsys's report cuda_gpu_trace: it has no column 'Start (ns)'")
+        raise UserError(f"{path} is no CSV of nsys's report cuda_gpu_trace: it has no column 'Start (ns)'")
     rows = csv.DictReader(lines[head:])
     work = [
         (int(row["Start (ns)"]), int(row["Start (ns)"]) + int(row["Duration (ns)"]), row["Name"])
@@ -49,7 +51,7 @@ def find_gaps(work: list[tuple[int, int, str]]) -> list[Gap]:
 def main(path: Path) -> None:
     work = read_work(path)
     if not work:
-        raise ValueError(f"{path} holds no work of a GPU: was the capture range reached?")
+        raise UserError(f"{path} holds no work of a GPU: was the capture range reached?")
     gaps = find_gaps(work)
     span, idle = max(end for _, end, _ in work) - work[0][0], sum(gap.nanoseconds for gap in gaps)
     print(f"{len(work)} kernels and copies in {span / 1e6:.2f} ms; idle {idle / 1e6:.2f} ms ({idle / span:.1%})")

@@ -6,6 +6,8 @@ Source: docs/sources.md, "Classes" and "Coarse classes".
 from collections.abc import Sequence
 from pathlib import Path
 
+from kernels.program import UserError
+
 MA52 = (0,) * 5 + (1,) * 6 + (2,) * 13 + (3,) * 8 + (4,) * 6 + (5,) * 10 + (6,) * 4
 """The data set's own seven body parts."""
 NTU60_SEMANTIC8 = tuple(
@@ -27,12 +29,12 @@ COARSE_MAPS = {
 def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: int) -> tuple[int, ...]:
     """The map as a tuple, if it gives each of the fine classes a coarse one and leaves no coarse class empty."""
     if len(coarse_map) != num_classes:
-        raise ValueError(f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: give one per class")
+        raise UserError(f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: give one per class")
     for fine, coarse in enumerate(coarse_map):
         if not 0 <= coarse < num_coarse:
-            raise ValueError(f"the coarse map sends class {fine} to {coarse}: use numbers from 0 to {num_coarse - 1}")
+            raise UserError(f"the coarse map sends class {fine} to {coarse}: use numbers from 0 to {num_coarse - 1}")
     if empty := sorted(set(range(num_coarse)) - set(coarse_map)):
-        raise ValueError(f"the coarse map leaves coarse class {empty[0]} without a class: set num_coarse to match")
+        raise UserError(f"the coarse map leaves coarse class {empty[0]} without a class: set num_coarse to match")
     return tuple(coarse_map)
 
 
@@ -45,7 +47,7 @@ def read_coarse_map(source: str | Path, num_classes: int) -> tuple[int, ...]:
     try:
         return check_coarse_map(values, num_classes, max(0, *values) + 1)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise UserError(f"{source}: {error}") from None
 
 
 def parse_numbers(path: Path) -> list[int]:
@@ -54,12 +56,12 @@ def parse_numbers(path: Path) -> list[int]:
         words = path.read_bytes().decode("ascii", "replace").replace(",", " ").split()
     except OSError as error:
         known = ", ".join(COARSE_MAPS)
-        raise ValueError(f"no coarse map {path} ({error.strerror}): give a readable file or one of {known}") from None
+        raise UserError(f"no coarse map {path} ({error.strerror}): give a readable file or one of {known}") from None
     for word in words:
         if not word.removeprefix("-").isdecimal():
-            raise ValueError(f"{path} holds {word!r}: a coarse map is a list of integers, one per class")
+            raise UserError(f"{path} holds {word!r}: a coarse map is a list of integers, one per class")
     if not words:
-        raise ValueError(f"{path} is empty: a coarse map is a list of integers, one per class")
+        raise UserError(f"{path} is empty: a coarse map is a list of integers, one per class")
     return [int(word) for word in words]
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from kernels.program import UserError
 from models.layers import ConvBn, pixels, unfold_pixels
 
 FRAME_RATIO = 3  # pose frames to an RGB frame; the map is drawn from every third one
@@ -24,7 +25,7 @@ class PoseAttention(nn.Module):
     def forward(self, pose: Tensor, num_frames: int) -> Tensor:
         """pose: [N*3T, C, H, W], with 3T frames to a clip. Returns [N*T, 1, H, W]."""
         if num_frames % FRAME_RATIO:
-            raise ValueError(
+            raise UserError(
                 f"pose attention reads {FRAME_RATIO} pose frames per RGB frame, and {num_frames} do not divide by"
                 f" {FRAME_RATIO}: set clip.rgb_frames and clip.pose_frames to match"
             )
@@ -39,7 +40,7 @@ class PoseAttention(nn.Module):
 def attend(rgb: Tensor, attention: Tensor) -> Tensor:
     """rgb (1 + attention): [N*T, C, H, W] with a map [N*T, 1, H, W] of the same frames and size."""
     if attention.shape != (len(rgb), 1, *rgb.shape[2:]):
-        raise ValueError(
+        raise UserError(
             f"pose attention draws {len(attention)} maps of {tuple(attention.shape[2:])} for {len(rgb)} RGB frames of"
             f" {tuple(rgb.shape[2:])}: give {FRAME_RATIO} heatmaps per RGB frame, of a quarter of its size"
         )

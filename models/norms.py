@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kernels.choice import is_faster
 from kernels.norm_act import norm_act
+from kernels.program import UserError
 
 
 class Residual(NamedTuple):
@@ -69,7 +70,7 @@ def values_per_channel(x: Tensor) -> int:
     """Values of each channel of [F, C, H, W]; ValueError where there is only one, as torch's BatchNorm in training."""
     count = x.numel() // x.shape[1]
     if count == 1:
-        raise ValueError("BatchNorm in training needs at least two values per channel: one alone has no variance")
+        raise UserError("BatchNorm in training needs at least two values per channel: one alone has no variance")
     return count
 
 

@@ -6,6 +6,7 @@ Source: docs/sources.md, "RGBPoseConv3D".
 import torch
 from torch import Tensor, nn
 
+from kernels.program import UserError
 from models.config import RGBPoseConfig
 from models.layers import TemporalConv, initialise, pixels, time_rows
 from models.resnet_path import ResNetPath
@@ -40,7 +41,7 @@ class RGBPoseConv3D(nn.Module):
 
     def forward(self, rgb: Tensor, pose: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
         if num_frames["pose"] != SPEED_RATIO * num_frames["rgb"]:
-            raise ValueError(
+            raise UserError(
                 f"RGBPoseConv3D reads {SPEED_RATIO} pose frames per RGB frame, not {num_frames['pose']} with"
                 f" {num_frames['rgb']}: set clip.rgb_frames and clip.pose_frames to match"
             )

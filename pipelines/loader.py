@@ -12,6 +12,7 @@ import nvtx
 import torch
 
 from kernels.heatmap import render_heatmaps
+from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.batch import Batch
 from pipelines.config import ClipConfig
@@ -49,7 +50,7 @@ class Loader:
 
     def __post_init__(self) -> None:
         if self.batch_size % self.world_size:
-            raise ValueError(
+            raise UserError(
                 f"the global batch of {self.batch_size} clips does not divide over {self.world_size} ranks; "
                 f"set optim.batch_size to a multiple of {self.world_size}"
             )

@@ -12,7 +12,7 @@ import tyro
 
 from benchmarks import __main__ as benchmarks
 from benchmarks.compare import BEGIN, END
-from models.weights import __main__ as weights
+from models.weights import cli as weights
 from trainer.cli import COMMANDS
 from trainer.commands.train import Options
 from trainer.runtime.profiler import steps_of

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from kernels.program import UserError
 from models.classes import check_coarse_map
 from models.config import ModelConfig, SingleStreamConfig
 from pipelines.config import ClipConfig, DataConfig
@@ -75,14 +76,14 @@ class Experiment:
 def consistent(experiment: Experiment, coarse_map: tuple[int, ...]) -> Experiment:
     """The experiment with its model fitted to its data: classes, coarse map and heatmap channels are stated once.
 
-    An empty map means no coarse classes, and is for models without coarse heads. Raises ValueError for a map that
+    An empty map means no coarse classes, and is for models without coarse heads. Raises UserError for a map that
     does not fit the classes.
     """
     data, model, num_coarse = experiment.data, experiment.model, max(coarse_map, default=-1) + 1
     if not 0 <= data.balance <= 1:
-        raise ValueError(f"data.balance is {data.balance:g}, not between 0 (as they come) and 1 (classes equally)")
+        raise UserError(f"data.balance is {data.balance:g}, not between 0 (as they come) and 1 (classes equally)")
     if experiment.optim.rollbacks and experiment.snapshot_every % experiment.log_every:
-        raise ValueError(
+        raise UserError(
             f"snapshot_every={experiment.snapshot_every} is no multiple of log_every={experiment.log_every}: "
             "optim.rollbacks goes back to snapshots whose loss was looked at"
         )

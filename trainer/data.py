@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from kernels.program import UserError
 from pipelines.annotations.schema import AnnotationError
 from pipelines.annotations.table import ClipTable, open_table
 from pipelines.demo.make import ANNOTATIONS, make_demo
@@ -59,7 +60,7 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
     data = experiment.data
     if data.demo is not None:
         if Path(data.annotations).name != ANNOTATIONS:
-            raise ValueError(
+            raise UserError(
                 f"data.annotations={data.annotations}: {experiment.name} makes its own data, in a folder's "
                 f"{ANNOTATIONS}; your own are trained with --exp custom, or here with --set data.demo=None"
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kernels.program import UserError
 from models.config import EpamConfig, ModelConfig, ResNetPathConfig, SingleStreamConfig, X3DStreamConfig
 from trainer.config import Experiment
 from trainer.metrics import Scores, summarize
@@ -38,29 +39,29 @@ LIMITS: dict[str, tuple[float, float]] = {
 
 
 def check_limits(experiment: Experiment) -> None:
-    """Raise ValueError for a number out of its range, parts that do not fit each other, and an unknown metric."""
+    """Raise UserError for a number out of its range, parts that do not fit each other, and an unknown metric."""
     for path, value in _numbers(experiment):
         low, high = LIMITS.get(path.rpartition(".")[2], (-math.inf, math.inf))
         if not low <= value <= high:
-            raise ValueError(f"{path}={value:g} is not between {low:g} and {high:g}; see --set {path}")
+            raise UserError(f"{path}={value:g} is not between {low:g} and {high:g}; see --set {path}")
     _check_networks(experiment.model)
     data, optim = experiment.data, experiment.optim
     if len(data.class_names) not in (0, data.num_classes):
-        raise ValueError(
+        raise UserError(
             f"data.class_names has {len(data.class_names)} names for data.num_classes={data.num_classes}: name each "
             "class, or none with --set data.class_names=()"
         )
     if optim.schedule == "multistep" and not optim.milestones:
-        raise ValueError("optim.schedule=multistep lowers the rate at epochs: --set 'optim.milestones=(12,16)'")
+        raise UserError("optim.schedule=multistep lowers the rate at epochs: --set 'optim.milestones=(12,16)'")
     check_metric(experiment)
 
 
 def check_metric(experiment: Experiment) -> None:
-    """Raise ValueError where the best snapshot is to be picked by what no validation says."""
+    """Raise UserError where the best snapshot is to be picked by what no validation says."""
     known, wanted = metric_names(experiment.model, experiment.optim.ema is not None), experiment.val.metric
     if wanted not in known:
         near = get_close_matches(wanted, known, 1, 0)[0]
-        raise ValueError(f"val.metric={wanted} is no metric of {experiment.name}; did you mean {near}?")
+        raise UserError(f"val.metric={wanted} is no metric of {experiment.name}; did you mean {near}?")
 
 
 def metric_names(model: ModelConfig, averaged: bool) -> list[str]:
@@ -85,15 +86,15 @@ def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _check_networks(part: Any) -> None:
-    """Raise ValueError where the stages of a network are not told alike."""
+    """Raise UserError where the stages of a network are not told alike."""
     for field in fields(part):
         value = getattr(part, field.name)
         if is_dataclass(value):
             _check_networks(value)
         elif field.name == "loss_weights" and len(value) != 4:
-            raise ValueError(f"model.loss_weights={value}: it takes four, of rgb, pose, rgb_coarse and pose_coarse")
+            raise UserError(f"model.loss_weights={value}: it takes four, of rgb, pose, rgb_coarse and pose_coarse")
     names = {X3DStreamConfig: ("widths", "blocks"), ResNetPathConfig: ("blocks", "inflate", "strides")}
     stages = {name: getattr(part, name) for name in names.get(type(part), ())}
     if len({len(stage) for stage in stages.values()}) > 1 or not all(stages.values()):
         told = ", ".join(f"{name}={stage}" for name, stage in stages.items())
-        raise ValueError(f"{told}: a network has an entry of each for every stage; see --set model")
+        raise UserError(f"{told}: a network has an entry of each for every stage; see --set model")

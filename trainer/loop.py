@@ -7,6 +7,7 @@ import nvtx
 import torch
 from torch import Tensor
 
+from kernels.program import UserError
 from pipelines.batch import Batch
 from trainer.memory import advice, recover
 from trainer.metrics import Scores, summarize, worse_than_a_stream
@@ -68,7 +69,7 @@ def train_epoch(run: Run, max_steps: int | None) -> None:
 
 
 def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """`train_step`; where memory does not hold it, the run is saved and a ValueError says what fits."""
+    """`train_step`; where memory does not hold it, the run is saved and a UserError says what fits."""
     try:
         return train_step(run, batch)
     except torch.OutOfMemoryError:
@@ -78,7 +79,7 @@ def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
         save(run)
         assert run.writer is not None
         run.writer.wait()
-    raise ValueError(advice(run, batch))
+    raise UserError(advice(run, batch))
 
 
 def stop_after(run: Run, max_steps: int | None) -> None:
@@ -107,7 +108,7 @@ def log(run: Run) -> None:
         values["bad_steps"] = total
     run.journal.train(run.cursor.epoch + 1, run.cursor.step, values)
     if in_a_row >= run.experiment.optim.max_bad_steps:
-        raise ValueError(
+        raise UserError(
             f"{in_a_row} steps in a row had no finite gradient: the last snapshot before them is kept; "
             "lower optim.lr or set optim.clip_norm, then go on with --resume"
         )
@@ -126,7 +127,7 @@ def handle_spike(run: Run, loss: float) -> None:
         cursor.usual_loss = loss
         return
     if cursor.rollbacks >= allowed:
-        raise ValueError(f"{told}, after {allowed} rollbacks: lower optim.lr, then go on with --resume")
+        raise UserError(f"{told}, after {allowed} rollbacks: lower optim.lr, then go on with --resume")
     cursor.rollbacks += 1
     name = go_back(run)
     run.journal.say(f"{told}: back to {name}, past the clips since" if name else f"{told}: no snapshot to go back to")

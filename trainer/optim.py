@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from kernels.program import UserError
+
 Schedule = Literal["constant", "cosine", "cosine_per_step", "multistep"]
 Impl = Literal["auto", "torch", "apex"]
 GAMMA = 0.1  # of the multistep schedule
@@ -22,12 +24,12 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD of torch or of NVIDIA's apex, the same update. `auto` is torch until a committed record shows apex faster.
 
-    Raises ValueError where apex's compiled extension is not there.
+    Raises UserError where apex's compiled extension is not there.
     """
     if impl != "apex":
         return build_sgd(parameters, lr, momentum, weight_decay)
     if importlib.util.find_spec("amp_C") is None:
-        raise ValueError("optim.impl=apex, but apex's extension amp_C is not built: see README or set optim.impl=torch")
+        raise UserError("optim.impl=apex, but apex's extension amp_C is not built: see README or set optim.impl=torch")
     from apex.optimizers import FusedSGD  # type: ignore[import-not-found]
 
     optimizer = FusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)

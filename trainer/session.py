@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models.weights import initialise_from
 from models.weights.files import load
+from models.weights.loading import initialise_from
 from trainer.config import Experiment
 from trainer.data import build_loaders
 from trainer.journal.journal import Journal

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import torch
 import tyro
 
+from kernels.program import UserError
 from models.classes import read_coarse_map
 from trainer.config import Experiment, consistent
 from trainer.experiments import EXPERIMENTS
@@ -40,7 +41,7 @@ def experiment_of(options: Choice) -> Experiment:
     if options.exp not in EXPERIMENTS:
         near = get_close_matches(options.exp, EXPERIMENTS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
-        raise ValueError(
+        raise UserError(
             f"there is no experiment {options.exp!r}; {hint}" if options.exp else f"--exp is missing; {hint}"
         )
     experiment = EXPERIMENTS[options.exp]
@@ -54,21 +55,21 @@ def experiment_of(options: Choice) -> Experiment:
     last = {assignment.partition("=")[0]: assignment for assignment in options.set}
     for key, assignment in last.items():
         if key.startswith("model.") and override(fitted, assignment) != fitted:
-            raise ValueError(f"--set {assignment} has no effect: {key} follows from data, clip and --coarse-map")
+            raise UserError(f"--set {assignment} has no effect: {key} follows from data, clip and --coarse-map")
     return fitted
 
 
 def world_size_of(options: Choice, device: str) -> int:
     """Processes of the whole run: what its launcher says, --ranks, or one for each visible GPU.
 
-    Raises ValueError where there is no GPU for each process of this machine.
+    Raises UserError where there is no GPU for each process of this machine.
     """
     if options.ranks is not None and options.ranks < 1:
-        raise ValueError(f"--ranks {options.ranks}: at least one process is needed")
+        raise UserError(f"--ranks {options.ranks}: at least one process is needed")
     num_gpus = torch.cuda.device_count() if device == "cuda" else 0
     here = int(os.environ["LOCAL_RANK"]) + 1 if started_by_launcher() else options.ranks or num_gpus or 1
     if device == "cuda" and here > num_gpus:
-        raise ValueError(
+        raise UserError(
             f"{here} processes on this machine need a GPU each, and torch sees {num_gpus}: lower --ranks (torchrun's "
             "--nproc-per-node), or take --device cpu"
         )
@@ -77,34 +78,34 @@ def world_size_of(options: Choice, device: str) -> int:
 
 def device_of(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU here; use --device cpu, or install the driver")
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install the driver")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def check_division(experiment: Experiment, world_size: int) -> None:
-    """Raise ValueError unless every rank gets equal batches, in equal parts."""
+    """Raise UserError unless every rank gets equal batches, in equal parts."""
     for clips in (experiment.optim.batch_size, experiment.val.batch_size):
         if clips % world_size:
-            raise ValueError(f"the global batch of {clips} clips does not divide over {world_size} ranks; see --ranks")
+            raise UserError(f"the global batch of {clips} clips does not divide over {world_size} ranks; see --ranks")
     share, parts = experiment.optim.batch_size // world_size, experiment.optim.accumulate
     if parts < 1 or share % parts:
-        raise ValueError(f"{share} clips a rank do not divide into {parts} equal parts; see --set optim.accumulate")
+        raise UserError(f"{share} clips a rank do not divide into {parts} equal parts; see --set optim.accumulate")
 
 
 def check_source(experiment: Experiment, device: str) -> None:
-    """Raise ValueError where the videos themselves are to be decoded without a GPU."""
+    """Raise UserError where the videos themselves are to be decoded without a GPU."""
     if experiment.data.source == "video" and device != "cuda":
-        raise ValueError(
+        raise UserError(
             "data.source=video decodes on a GPU, and this run has none: leave it out, and clip packs are used, which "
             "python -m pipelines.prepare makes"
         )
 
 
 def override(experiment: Experiment, assignment: str) -> Experiment:
-    """The experiment with one field changed: `optim.lr=0.004`. Raises ValueError for an unknown key or a wrong type."""
+    """The experiment with one field changed: `optim.lr=0.004`. Raises UserError for an unknown key or a wrong type."""
     key, equals, text = assignment.partition("=")
     if not equals:
-        raise ValueError(f"--set {assignment} is not an assignment; write it as --set optim.lr=0.004")
+        raise UserError(f"--set {assignment} is not an assignment; write it as --set optim.lr=0.004")
     return _override(experiment, key.split("."), text, assignment)
 
 
@@ -116,10 +117,10 @@ def _override(config: Any, path: list[str], text: str, assignment: str) -> Any:
             path for path in _paths(config) if path.endswith(f".{name}")
         ]
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise ValueError(f"--set {assignment}: {type(config).__name__} has no field {name}; {hint}")
+        raise UserError(f"--set {assignment}: {type(config).__name__} has no field {name}; {hint}")
     value = getattr(config, name)
     if rest and not is_dataclass(value):
-        raise ValueError(f"--set {assignment}: {name} is a value and has no field {rest[0]}")
+        raise UserError(f"--set {assignment}: {name} is a value and has no field {rest[0]}")
     if rest:
         return replace(config, **{name: _override(value, rest, text, assignment)})
     return replace(config, **{name: _parse(text, get_type_hints(type(config))[name], assignment)})
@@ -152,7 +153,7 @@ def _parse(text: str, hint: Any, assignment: str) -> Any:
             return float(value) if kind is float else value
         if kind is str:
             return text
-    raise ValueError(f"--set {assignment}: {text!r} is no {hint.__name__ if isinstance(hint, type) else hint}")
+    raise UserError(f"--set {assignment}: {text!r} is no {hint.__name__ if isinstance(hint, type) else hint}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

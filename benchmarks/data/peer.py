@@ -1,5 +1,7 @@
 """MMAction2 beside us: an environment of its own, from the package index, and the process that runs its pipeline."""
 
+from kernels.program import UserError
+
 import json
 import os
 import shutil
@@ -26,7 +28,7 @@ PACKAGES = (
 PATCHED = "mmaction/models/localizers/__init__.py"
 
 
-class PeerError(ValueError):
+class PeerError(UserError):
     """The peer cannot be installed or does not answer; the text says what to do."""
 
 

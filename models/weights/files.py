@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kernels.program import UserError
 from models.weights.renaming import State, listed
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 """Keys under which mmengine, EPAM, SlowFast (and pytorchvideo) and Duet's snapshots keep the tensors."""
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """A checkpoint that cannot be used; the text names file, reason and way out in one sentence."""
 
 
@@ -146,7 +147,7 @@ def digest_of(file: BinaryIO, length: int) -> bytes:
     return digest.digest()
 
 
-class SnapshotError(ValueError):
+class SnapshotError(UserError):
     """A snapshot that cannot be read or written; the text names the file and what is wrong with it."""
 
 

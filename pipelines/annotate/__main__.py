@@ -1,8 +1,15 @@
 """`python -m pipelines.annotate`."""
 
-import tyro
+from kernels.program import run_program
 
-from pipelines.annotate.cli import main
+
+def start() -> int | None:
+    import tyro
+
+    from pipelines.annotate.cli import main
+
+    return tyro.cli(main, prog="python -m pipelines.annotate")
+
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m pipelines.annotate")
+    run_program(start, "stopped; the same command goes on from the poses that are estimated")

@@ -1,12 +1,12 @@
 """The command line of `python -m pipelines.annotate`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
+from kernels.program import UserError
 from pipelines.annotate.labels import read_labels
 from pipelines.annotate.make import advice, annotate, estimates_in, files_of, write
 
@@ -29,19 +29,12 @@ def main(
         people: people to keep of a clip at most
     """
     console = Console(stderr=True)
-    try:
-        if people < 1:
-            raise ValueError(f"--people {people}: at least one person is needed")
-        listed = read_labels(labels)
-        source = files_of(poses, people) if poses else estimates_in(out.with_name(f"{out.stem}_poses"), people)
-        clips = annotate(videos, listed, source, console)
-        splits = write(out, clips, listed)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the poses that are estimated", file=sys.stderr)
-        sys.exit(130)
+    if people < 1:
+        raise UserError(f"--people {people}: at least one person is needed")
+    listed = read_labels(labels)
+    source = files_of(poses, people) if poses else estimates_in(out.with_name(f"{out.stem}_poses"), people)
+    clips = annotate(videos, listed, source, console)
+    splits = write(out, clips, listed)
     usable = [clip for clip in clips if isinstance(clip, dict)]
     empty = sum(not clip["keypoint_score"].any() for clip in usable)
     counts = ", ".join(f"{len(members)} in {name}" for name, members in splits.items())

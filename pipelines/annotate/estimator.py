@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.program import UserError
 from pipelines.annotate.keypoints import Poses
 from pipelines.annotate.tracking import Person, follow
 from pipelines.videos.decode import decode
@@ -19,21 +20,21 @@ INSTALL = "install the pose estimator with: .venv/bin/python -m pip install -e '
 
 
 class PoseEstimator:
-    """Finds people and their joints. Raises ImportError and ValueError with `otherwise` as the second way out."""
+    """Finds people and their joints. Raises UserError with `otherwise` as the second way out."""
 
     def __init__(self, num_joints: int, otherwise: str):
         if num_joints != JOINTS:
-            raise ValueError(f"skeletons of {num_joints} joints cannot be estimated, only of {JOINTS}; {otherwise}")
+            raise UserError(f"skeletons of {num_joints} joints cannot be estimated, only of {JOINTS}; {otherwise}")
         try:
             rtmlib: Any = importlib.import_module("rtmlib")
         except ImportError as error:
             text = f"there is no skeleton, and no rtmlib to estimate it ({error}); {otherwise}, or {INSTALL}"
-            raise ImportError(text) from None
+            raise UserError(text) from None
         try:
             self.body: Any = rtmlib.Body(mode="balanced", backend="onnxruntime", device="cpu")
         except Exception as error:  # of urllib, zipfile or onnxruntime, for one and the same reason
             text = f"rtmlib could not load its weights ({error}); check the network, or {otherwise}"
-            raise ValueError(text) from None
+            raise UserError(text) from None
 
     def estimate(self, video: str, most: int, advance: Callable[[], None]) -> Poses:
         """Up to `most` people of a video, followed from frame to frame. Raises VideoError."""

@@ -7,6 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.program import UserError
+
 SPLITS = ("train", "val")
 FORM = "CSV with a line `video,label` or `video,label,split` a clip"
 EVERY = 5  # where no split is given, one clip in five of each class is validation
@@ -25,34 +27,34 @@ class Labels:
 def read_labels(file: Path) -> Labels:
     """The lines of a CSV file. Labels are whole numbers from 0, or else words, numbered in alphabetical order.
 
-    Raises ValueError naming the line that cannot be used.
+    Raises UserError naming the line that cannot be used.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{file} cannot be opened ({error.strerror}); it should be {FORM}") from None
+        raise UserError(f"{file} cannot be opened ({error.strerror}); it should be {FORM}") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{file} is not UTF-8 text; save it as CSV in UTF-8") from None
+        raise UserError(f"{file} is not UTF-8 text; save it as CSV in UTF-8") from None
     rows = [(number, line) for number, line in _lines(file, text) if any(line)]
     if rows and rows[0][1][:2] == ["video", "label"]:
         del rows[0]
     if not rows:
-        raise ValueError(f"{file} lists no clip; it should be {FORM}")
+        raise UserError(f"{file} lists no clip; it should be {FORM}")
     columns = {len(line) for _, line in rows}
     for number, line in rows:
         if len(line) not in (2, 3) or len(columns) > 1 or not all(line):
-            raise ValueError(f"{file}, line {number}: {','.join(line)!r} is not `video,label` or `video,label,split`")
+            raise UserError(f"{file}, line {number}: {','.join(line)!r} is not `video,label` or `video,label,split`")
         if len(line) == 3 and line[2] not in SPLITS:
-            raise ValueError(f"{file}, line {number}: the split is {line[2]!r}; write train or val")
+            raise UserError(f"{file}, line {number}: the split is {line[2]!r}; write train or val")
     videos, words = [line[0] for _, line in rows], [line[1] for _, line in rows]
     twice = [number for number, line in rows if videos.count(line[0]) > 1] if len(set(videos)) < len(videos) else []
     if twice:
-        raise ValueError(f"{file}, lines {twice[0]} and {twice[1]}: a video can have one label only")
+        raise UserError(f"{file}, lines {twice[0]} and {twice[1]}: a video can have one label only")
     labels, class_names = _numbers(file, words)
     splits = [line[2] for _, line in rows] if columns == {3} else _split(videos, labels)
     for split in SPLITS:
         if split not in splits:
-            raise ValueError(f"{file} leaves no clip for {split}; add a third column with train or val")
+            raise UserError(f"{file} leaves no clip for {split}; add a third column with train or val")
     return Labels(videos, labels, splits, class_names)
 
 
@@ -61,7 +63,7 @@ def _lines(file: Path, text: str) -> list[tuple[int, list[str]]]:
     try:
         return [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: {error}; save it as CSV with commas") from None
+        raise UserError(f"{file}, line {reader.line_num}: {error}; save it as CSV with commas") from None
 
 
 def _numbers(file: Path, words: list[str]) -> tuple[list[int], tuple[str, ...]]:
@@ -72,11 +74,11 @@ def _numbers(file: Path, words: list[str]) -> tuple[list[int], tuple[str, ...]]:
         for expected, label in enumerate(sorted(set(labels))):
             if label != expected:
                 text = f"{file} has labels up to {max(labels)}, but no clip of {expected}; number them from 0"
-                raise ValueError(text)
+                raise UserError(text)
         return labels, ()
     if whole:
         odd = next(word for word in words if word not in whole)
-        raise ValueError(f"{file} has numbers and words as labels, {whole[0]!r} and {odd!r}; use either")
+        raise UserError(f"{file} has numbers and words as labels, {whole[0]!r} and {odd!r}; use either")
     names = sorted(set(words))
     place = {name: number for number, name in enumerate(names)}
     return [place[word] for word in words], tuple(names)

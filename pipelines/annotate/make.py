@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from kernels.program import UserError
 from pipelines.annotate.estimator import JOINTS, PoseEstimator
 from pipelines.annotate.keypoints import Poses, header_of, read_npz, read_people, write_poses
 from pipelines.annotate.labels import SPLITS, Labels
@@ -33,9 +34,9 @@ def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) 
     found = find_videos(videos, labels.videos)
     for name, video in zip(labels.videos, found, strict=True):
         if isinstance(video, Missing):
-            raise ValueError(f"{name} of the labels has no video in {videos}: {video}")
+            raise UserError(f"{name} of the labels has no video in {videos}: {video}")
         if found.count(video) > 1:
-            raise ValueError(f"{name} of the labels is {video}, as another line is; a video can have one label only")
+            raise UserError(f"{name} of the labels is {video}, as another line is; a video can have one label only")
     clips: list[dict[str, Any] | str] = []
     with Progress(console, "annotating", len(found)) as progress:
         for video, label in zip(found, labels.labels, strict=True):
@@ -51,7 +52,7 @@ def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) 
 def annotation(name: str, label: int, poses: Poses) -> dict[str, Any]:
     """An annotation in the published form (docs/sources.md, "Annotation files").
 
-    Raises ValueError if training would refuse it.
+    Raises UserError if training would refuse it.
     """
     clip = {
         "frame_dir": name,
@@ -69,7 +70,7 @@ def annotation(name: str, label: int, poses: Poses) -> dict[str, Any]:
 def files_of(folder: Path, most: int) -> PoseSource:
     """Skeletons out of a folder of .json and .npz files."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; --poses takes one with a NAME.json or NAME.npz a video")
+        raise UserError(f"there is no folder {folder}; --poses takes one with a NAME.json or NAME.npz a video")
 
     def source(name: str, video: str, header: Header) -> Poses:
         for stem in (folder / name, folder / Path(name).name):
@@ -80,7 +81,7 @@ def files_of(folder: Path, most: int) -> PoseSource:
             if file.exists():
                 frames, num_joints = read_people(file, header.frames)
                 return Poses(follow(frames, most, num_joints or JOINTS), header.height, header.width)
-        raise ValueError(f"{folder} has neither {name}.json nor {name}.npz; leave out --poses to have poses estimated")
+        raise UserError(f"{folder} has neither {name}.json nor {name}.npz; leave out --poses to have poses estimated")
 
     return source
 
@@ -107,14 +108,14 @@ def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[
     splits = {f"{SPLIT}_{split}": [clip["frame_dir"] for clip, own in usable if own == split] for split in SPLITS}
     for name, members in splits.items():
         if not members:
-            raise ValueError(f"no clip with a usable video is left for {name}")
+            raise UserError(f"no clip with a usable video is left for {name}")
     content = {"split": splits, "annotations": [clip for clip, _ in usable]}
     part = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
         part.write_bytes(pickle.dumps(content, protocol=4))
         part.replace(out)
     except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror}); name another file with --out") from None
+        raise UserError(f"{out} cannot be written ({error.strerror}); name another file with --out") from None
     return splits
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from kernels.program import UserError
 from pipelines.annotations import safe_pickle
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """An annotation file that cannot be used; the text names the file, the value and the way out."""
 
 
@@ -102,10 +103,10 @@ def parse_clip(clip: dict) -> dict[str, Any]:
     name = clip["filename"] if "filename" in clip else clip["frame_dir"]
     keypoint = np.asarray(clip["keypoint"])
     if keypoint.ndim != 4 or keypoint.shape[2] < 1 or keypoint.shape[3] not in (2, 3):
-        raise ValueError(f"keypoint has shape {keypoint.shape}, not (person, frame, joint, 2)")
+        raise UserError(f"keypoint has shape {keypoint.shape}, not (person, frame, joint, 2)")
     frames = _whole("total_frames", clip["total_frames"])
     if not frames >= 1 or abs(keypoint.shape[1] - frames) > 2:
-        raise ValueError(f"total_frames is {frames}, but the skeleton has {keypoint.shape[1]} frames")
+        raise UserError(f"total_frames is {frames}, but the skeleton has {keypoint.shape[1]} frames")
     frames = min(frames, keypoint.shape[1])
     dtype = np.float16 if keypoint.dtype == np.float16 else np.float32
     score = clip.get("keypoint_score")
@@ -113,10 +114,10 @@ def parse_clip(clip: dict) -> dict[str, Any]:
         score = keypoint[..., 2] if keypoint.shape[-1] == 3 else np.ones(keypoint.shape[:3], dtype)
     score = np.asarray(score)
     if score.shape not in (keypoint.shape[:3], (*keypoint.shape[:3], 1)):
-        raise ValueError(f"keypoint_score has shape {score.shape}, not {keypoint.shape[:3]} as keypoint")
+        raise UserError(f"keypoint_score has shape {score.shape}, not {keypoint.shape[:3]} as keypoint")
     size = np.asarray(clip["img_shape"])
     if size.shape != (2,) or not (size >= 1).all():
-        raise ValueError(f"img_shape is {clip['img_shape']}, not (height, width)")
+        raise UserError(f"img_shape is {clip['img_shape']}, not (height, width)")
     joints = np.concatenate([keypoint[..., :2], score.reshape(*keypoint.shape[:3], 1)], axis=-1)
     return {
         "names": _safe_name(str(name)),
@@ -134,7 +135,7 @@ def _whole(field: str, value: Any) -> int:
     """A number as an int32 column can hold it."""
     number = np.asarray(value)
     if number.size != 1 or number.dtype.kind not in "biuf" or not abs(number.item()) < 1 << 31 or number.item() % 1:
-        raise ValueError(f"{field} is {textwrap.shorten(repr(value), 60)}, not a whole number")
+        raise UserError(f"{field} is {textwrap.shorten(repr(value), 60)}, not a whole number")
     return int(number.item())
 
 
@@ -142,7 +143,7 @@ def _safe_name(name: str) -> str:
     """A clip's name is joined to the user's data folder, so it must not lead out of it."""
     parts = name.replace("\\", "/").split("/")
     if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
-        raise ValueError(f"the name {name!r} leads out of the data folder")
+        raise UserError(f"the name {name!r} leads out of the data folder")
     return name
 
 
@@ -151,11 +152,11 @@ MARGIN = 1.02  # joints are often a little outside their image
 
 
 def check_image_shapes(path: Path, clips: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError where many clips (names, height, width, joints [M, T, V, 3]) have both sizes exchanged."""
+    """Raise UserError where many clips (names, height, width, joints [M, T, V, 3]) have both sizes exchanged."""
     found = [clip for clip in clips if fits_only_exchanged(clip["joints"], clip["height"], clip["width"])]
     if len(found) >= max(FEWEST, SHARE * len(clips)):
         first = found[0]
-        raise ValueError(
+        raise UserError(
             f"{path}: img_shape of {len(found)} clips, first {first['names']}, is ({first['height']}, "
             f"{first['width']}), and their joints fit only into the exchanged one: write it as (height, width)"
         )

@@ -1,8 +1,15 @@
 """`python -m pipelines.demo`."""
 
-import tyro
+from kernels.program import run_program
 
-from pipelines.demo.cli import main
+
+def start() -> int | None:
+    import tyro
+
+    from pipelines.demo.cli import main
+
+    return tyro.cli(main, prog="python -m pipelines.demo")
+
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m pipelines.demo")
+    run_program(start, "stopped; the same command goes on from here")

@@ -1,9 +1,9 @@
 """The command line of `python -m pipelines.demo`."""
 
 import os
-import sys
 from pathlib import Path
 
+from kernels.program import UserError
 from pipelines.demo.classes import DemoConfig
 from pipelines.demo.make import make_demo, write_own
 
@@ -24,17 +24,8 @@ def main(
         val: videos to validate on
         workers: processes that draw and encode (default: one a core)
     """
-    try:
-        if min(train, val) < 1:
-            raise ValueError(f"--train {train} --val {val}: at least one video of each is needed")
-        config = DemoConfig(num_train=train, num_val=val)
-        made = make_demo(out, config, workers or os.cpu_count() or 1)
-        if own:
-            made = write_own(out, config)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    print(f"demo data: {made}")
+    if min(train, val) < 1:
+        raise UserError(f"--train {train} --val {val}: at least one video of each is needed")
+    config = DemoConfig(num_train=train, num_val=val)
+    annotations = make_demo(out, config, workers or os.cpu_count() or 1)
+    print(f"demo data: {write_own(out, config) if own else annotations}")

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from kernels.program import UserError
 from pipelines.demo.classes import TRAIN, VAL, ClipId, DemoConfig, clip_ids
 from pipelines.demo.clip import annotate, write_clip
 from pipelines.progress import Progress
@@ -43,7 +44,7 @@ def make_demo(root: Path, config: DemoConfig, workers: int = 1) -> Path:
             claim(root, config)
             make_missing(root, config, workers)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{root} cannot take the demo's data ({error.strerror or error}): name another folder"
         ) from error
     return root / ANNOTATIONS
@@ -84,10 +85,10 @@ def claim(root: Path, config: DemoConfig) -> None:
     if found == digest:
         return
     if found is None and videos.exists() and any(videos.iterdir()):
-        raise ValueError(f"{videos} holds files that the demo did not make: name another folder, or move them away.")
+        raise UserError(f"{videos} holds files that the demo did not make: name another folder, or move them away.")
     for file in (root / ANNOTATIONS, root / LABELS):
         if found is None and file.exists():
-            raise ValueError(
+            raise UserError(
                 f"{file} was not made by the demo, which would replace it: name another folder (your own data are "
                 "trained with --exp custom)"
             )

@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
 
 FORMAT = 2  # raise when files, crop rule or encoder change: older clips are then made anew
 
 
-class PackError(ValueError):
+class PackError(UserError):
     """A pack that cannot be used; the text names the folder and the way out."""
 
 

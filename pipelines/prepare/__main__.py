@@ -3,16 +3,20 @@
 import os
 import sys
 
-import tyro
+from kernels.program import run_program
 
-from pipelines.prepare.cli import check_main, main
 
-if __name__ == "__main__":
+def start() -> int | None:
     words = {word.partition("=")[0] for word in sys.argv[1:]}
-    if "--check" in words:
-        tyro.cli(check_main, prog="python -m pipelines.prepare")
-        sys.exit()
     if "--exp" in words:
         # What an experiment is, only the trainer knows.
         os.execv(sys.executable, [sys.executable, "-m", "trainer", "prepare", *sys.argv[1:]])
-    tyro.cli(main, prog="python -m pipelines.prepare")
+    import tyro
+
+    from pipelines.prepare.cli import check_main, main
+
+    return tyro.cli(check_main if "--check" in words else main, prog="python -m pipelines.prepare")
+
+
+if __name__ == "__main__":
+    run_program(start, "stopped; the same command goes on from here")

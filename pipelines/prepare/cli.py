@@ -44,21 +44,14 @@ def main(
         cache: folder of the annotations' memory-mapped form
     """
     settings = PackSettings(count=count, box_pixels=box_pixels, quality=quality)
-    try:
-        check_numbers(settings, workers, max_bad)
-        table = open_table(annotations, cache)
-        folder = out or settings.folder(packs, table)
-        prepare(table, videos, folder, settings, workers=workers, max_bad=max_bad)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    check_numbers(settings, workers, max_bad)
+    table = open_table(annotations, cache)
+    folder = out or settings.folder(packs, table)
+    prepare(table, videos, folder, settings, workers=workers, max_bad=max_bad)
     print(folder)
 
 
-def check_main(check: Path) -> None:
+def check_main(check: Path) -> int:
     """Check a pack: python -m pipelines.prepare --check data/packs/NAME
 
     Paths of damaged files go to stdout, reasons to stderr; the exit status is 2 when there are any.
@@ -67,16 +60,13 @@ def check_main(check: Path) -> None:
         check: folder of the pack
     """
     count = 0
-    try:
-        for name, fault in check_pack(check, Console(stderr=True)):
-            count += 1
-            print(f"{name}: {fault}", file=sys.stderr)
-            print(clip_file(check, name), flush=True)
-        total = int((open_pack(check).num_frames > 0).sum())
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    for name, fault in check_pack(check, Console(stderr=True)):
+        count += 1
+        print(f"{name}: {fault}", file=sys.stderr)
+        print(clip_file(check, name), flush=True)
+    total = int((open_pack(check).num_frames > 0).sum())
     if count:
         print(f"{count} of {total} clips are damaged; remove their files and run prepare again", file=sys.stderr)
-        sys.exit(2)
+        return 2
     print(f"{check}: all {total} clips are as they were written", file=sys.stderr)
+    return 0

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.packs.format import (
     Pack,
@@ -67,22 +68,22 @@ def prepare(
         elif found.bad:
             console.print(f"{len(found.bad)} of {len(table)} clips are left out: {summary(found.bad.items())}", **PLAIN)
     except OSError as error:
-        if error.errno is None:  # a sentence of ours
-            raise
-        raise OSError(f"{error.filename or out}: {error.strerror}; free some space, or name another folder") from error
+        raise UserError(
+            f"{error.filename or out}: {error.strerror}; free some space, or name another folder"
+        ) from error
     _check_limit(found.bad, len(table), max_bad)
     return open_pack(out)
 
 
 def check_numbers(settings: PackSettings, workers: int | None, max_bad: float) -> None:
-    """Raise ValueError for a number that makes no pack."""
+    """Raise UserError for a number that makes no pack."""
     given = {"count": settings.count, "box-pixels": settings.box_pixels, "quality": settings.quality}
     given |= {"workers": workers or 1, "max-bad": max_bad}
     limits = {"quality": (2, 31), "max-bad": (0, 1), "box-pixels": (1, 8192)}
     for flag, value in given.items():
         low, high = limits.get(flag, (1, 100_000))
         if not low <= value <= high:
-            raise ValueError(f"--{flag} {value:g} is not between {low} and {high}")
+            raise UserError(f"--{flag} {value:g} is not between {low} and {high}")
 
 
 class _Run:
@@ -158,7 +159,7 @@ class _Run:
     def _record(self, row: int, answer: dict[str, Any]) -> dict[str, Any]:
         """Write down what became of a clip, once its file is in place."""
         if "fatal" in answer:
-            raise OSError(answer["fatal"])
+            raise UserError(answer["fatal"])
         name, bad = str(self.table.names[row]), answer.get("bad", "")
         encoded: dict[str, Any] = answer.get("encoded") or NO_CLIP | self._stamp(row)
         sizes, crcs = encoded.pop("sizes"), encoded.pop("crcs")
@@ -198,7 +199,7 @@ class _Run:
 
 def _check_limit(bad: dict[str, str], total: int, max_bad: float) -> None:
     if len(bad) > max_bad * total:
-        raise ValueError(
+        raise UserError(
             f"{len(bad)} of {total} clips have no usable video, more than {max_bad:.1%} (--max-bad): "
             f"{summary(bad.items())}"
         )
@@ -227,7 +228,7 @@ def lock(out: Path, console: Console) -> Iterator[None]:
         (out / "clips").mkdir(parents=True, exist_ok=True)
         (out / "lock").touch()
     except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror}); name another folder") from None
+        raise UserError(f"{out} cannot be written ({error.strerror}); name another folder") from None
     with open(out / "lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

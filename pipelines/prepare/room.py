@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kernels.program import UserError
+
 FEW = 16  # clips, taken from all over the table, after which the rest is estimated
 SPARE = 64 << 20  # bytes that a disk keeps for others
 
@@ -42,7 +44,7 @@ class Room:
             return None
         needed, free = self.bytes / self.frames * self.frames_left, shutil.disk_usage(self.out).free
         if needed + SPARE > free:
-            raise OSError(
+            raise UserError(
                 f"{self.out} needs {gigabytes(needed)} more and its disk has {gigabytes(free)} free; what is made "
                 "stays: free some space, name another folder (--out, --packs, data.packs), or take fewer bytes a clip "
                 "(--quality 6 or --box-pixels 192)"

@@ -1,8 +1,15 @@
 """`python -m pipelines.verify`."""
 
-import tyro
+from kernels.program import run_program
 
-from pipelines.verify.cli import main
+
+def start() -> int | None:
+    import tyro
+
+    from pipelines.verify.cli import main
+
+    return tyro.cli(main, prog="python -m pipelines.verify")
+
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m pipelines.verify")
+    run_program(start)

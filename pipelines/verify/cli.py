@@ -1,13 +1,13 @@
 """The command line of `python -m pipelines.verify`."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
+from kernels.program import UserError
 from pipelines.verify.report import PLAIN, show, verify
 
 
@@ -20,7 +20,7 @@ def main(
     quick: bool = False,
     max_bad: float = 0.01,
     cache: Path = Path("data/cache"),
-) -> None:
+) -> int:
     """Check a data set before anything is made from it: python -m pipelines.verify my.pkl --videos videos/
 
     Args:
@@ -33,23 +33,16 @@ def main(
         cache: folder of the annotations' memory-mapped form
     """
     console = Console()
-    try:
-        facts = verify(annotations, videos, num_classes=num_classes, max_bad=max_bad, quick=quick, cache=cache)
-        if json:
-            write_json(json, facts)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    facts = verify(annotations, videos, num_classes=num_classes, max_bad=max_bad, quick=quick, cache=cache)
+    if json:
+        write_json(json, facts)
     show(facts, console)
     console.print(facts["verdict"], **PLAIN)
-    sys.exit(0 if facts["usable"] else 2)
+    return 0 if facts["usable"] else 2
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}); name another file with --json") from None
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file with --json") from None

@@ -27,7 +27,7 @@ def verify(
     cache: Path = Path("data/cache"),
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """All facts of a data set, `usable` and `verdict` among them. Raises ValueError where a file cannot be read at all.
+    """All facts of a data set, `usable` and `verdict` among them. Raises UserError where a file cannot be read at all.
 
     `max_bad` is the share of clips without a usable video that training puts up with; `quick` opens no video.
     """

@@ -16,7 +16,7 @@ from pipelines.videos.header import Header, read_headers, shape_of
 
 def video_facts(table: ClipTable, folder: Path, console: Console, *, quick: bool) -> dict[str, Any]:
     """Clips by state of their video: found, missing, ambiguous, broken (each name -> reason), sizes, lengths, codecs;
-    with `quick` nothing is opened. Raises ValueError when the folder is not there or holds no video.
+    with `quick` nothing is opened. Raises UserError when the folder is not there or holds no video.
     """
     names = table.names.tolist()
     videos = find_videos(folder, names)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import av
 import av.filter
 
+from kernels.program import UserError
+
 MAX_PIXELS = 8192 * 8192
 MAX_FRAMES = 1 << 20
 SLACK = 2  # frames by which a video and its skeleton may differ in length (docs/sources.md, "Annotation files")
@@ -14,7 +16,7 @@ CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "avi,mov,mp4,mat
 MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video that cannot become a clip; the text is the reason."""
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kernels.program import UserError
+
 EXTENSIONS = {".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
 
 
@@ -25,13 +27,13 @@ def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
     files outside it.
     """
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; set data.videos (--videos) to where the videos lie")
+        raise UserError(f"there is no folder {folder}; set data.videos (--videos) to where the videos lie")
     index = _Index(folder, os.path.realpath(folder))
     index.fill(str(folder), "")
     if index.outside and not index.at_place:
-        raise ValueError(f"{folder} holds nothing but links that leave it ({index.outside[0]}); {LINKS}")
+        raise UserError(f"{folder} holds nothing but links that leave it ({index.outside[0]}); {LINKS}")
     if not index.at_place:
-        raise ValueError(f"{folder} holds no video ({' '.join(sorted(EXTENSIONS))}); set data.videos (--videos)")
+        raise UserError(f"{folder} holds no video ({' '.join(sorted(EXTENSIONS))}); set data.videos (--videos)")
     return [index.find(name) for name in names]
 
 

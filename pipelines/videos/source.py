@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.dali import mirrored
 from pipelines.frame_source import Decoding
@@ -79,7 +80,7 @@ class NamingDecoder:
             pictures = self.decoder.next()
         except VideoDecodeError as error:
             videos = [self.frames.videos[row] for row in self.rows[self.step]]
-            raise ValueError(f"{_culprit(videos)} is not decoded by DALI ({error}); {PACKS}") from None
+            raise UserError(f"{_culprit(videos)} is not decoded by DALI ({error}); {PACKS}") from None
         del self.rows[self.step]
         self.step += 1
         return pictures
@@ -100,7 +101,7 @@ def _bytes_of(video: str) -> np.ndarray:
     try:
         return np.fromfile(video, np.uint8)
     except OSError as error:
-        raise ValueError(f"{video} cannot be read ({error.strerror}); {PACKS}") from None
+        raise UserError(f"{video} cannot be read ({error.strerror}); {PACKS}") from None
 
 
 def open_videos(
@@ -108,7 +109,7 @@ def open_videos(
 ) -> VideoFrames:
     """The videos of a table's clips, looked over: headers of all, and every frame of a few.
 
-    Raises ValueError when more than `max_bad` of the clips have no usable video, or DALI decodes one differently.
+    Raises UserError when more than `max_bad` of the clips have no usable video, or DALI decodes one differently.
     """
     videos = find_videos(folder, table.names.tolist())
     headers = _headers(videos, cache / f"videos-{table.digest}.json", console)
@@ -118,7 +119,7 @@ def open_videos(
         if reason:
             reasons[row] = f"{table.names[row]}: {reason}"
     if len(reasons) > max_bad * len(table):
-        raise ValueError(
+        raise UserError(
             f"{len(reasons)} of {len(table)} clips have no usable video, more than {max_bad:.1%} (data.max_bad); "
             f"the first is {next(iter(reasons.values()))}"
         )
@@ -176,7 +177,7 @@ ALIKE = 1.02  # by how much a frame may be nearer to another than to its own: st
 COLOURS = 6.0  # mean difference in levels of 255; another conversion to RGB costs 2 to 3
 
 
-class VideoMismatch(ValueError):
+class VideoMismatch(UserError):
     """A video that DALI does not decode as it should; the text names it and the way out."""
 
 

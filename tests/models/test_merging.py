@@ -9,10 +9,10 @@ from torch import nn
 
 from models.layers import clip_mean
 from models.networks import build_model
-from models.weights import initialise_from, load_weights
 from models.weights import published as layout
-from models.weights.__main__ import main
 from models.weights.files import read_file
+from models.weights.loading import initialise_from, load_weights
+from tests.models.command import main
 from tests.models.layouts import LAYOUTS, PLAIN, SINGLE, SMALL_X3D_M, X3D_SINGLE, assert_byte_equal, filled, ours, save
 from tests.models.small import SMALL_EPAM, SMALL_PAIR, SMALL_PCAN, batch, epam_batch, stir
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.weights import WeightsError
-from models.weights.__main__ import main
-from models.weights.files import read_file
+from models.weights.files import WeightsError, read_file
+from tests.models.command import main
 from tests.models.layouts import LAYOUTS, assert_byte_equal, filled, save
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from models.networks import build_model
-from models.weights import WeightsError, initialise_from, load_weights, resnet50
-from models.weights.__main__ import main
-from models.weights.files import read_file
+from models.weights import resnet50
+from models.weights.cli import main
+from models.weights.files import WeightsError, read_file
 from models.weights.layouts import read_weights
+from models.weights.loading import initialise_from, load_weights
 from tests.models.layouts import LAYOUTS, PLAIN, SMALL_X3D_M, assert_byte_equal, filled, save
 from tests.models.small import SMALL_PCAN
 from tests.parity.published import det_tensor

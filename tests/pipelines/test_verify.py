@@ -245,4 +245,6 @@ def test_command_refuses_with_the_way_out(data):
     shutil.rmtree(data.videos)
     done = data.command()
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"there is no folder {data.videos}; set data.videos (--videos) to where the videos lie\n"
+    assert (
+        done.stderr == f"error: there is no folder {data.videos}; set data.videos (--videos) to where the videos lie\n"
+    )

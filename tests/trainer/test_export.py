@@ -17,8 +17,8 @@ from torch import nn
 
 from kernels.heatmap import render_heatmaps
 from models.networks import build_model
-from models.weights import load_weights
 from models.weights.files import write_file
+from models.weights.loading import load_weights
 from tests.models.small import SMALL_PATHS, SMALL_RGB
 from tests.trainer.conftest import SMALL_NETS
 from trainer.cli import run_command

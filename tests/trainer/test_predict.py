@@ -16,7 +16,7 @@ import tyro
 from safetensors.torch import save_file
 
 from models.networks import build_model
-from models.weights import load_weights
+from models.weights.loading import load_weights
 from pipelines.annotate.keypoints import Poses
 from pipelines.skeleton import COCO_17
 from tests.trainer.test_end_to_end import size_of_png

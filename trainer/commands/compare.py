@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kernels.program import UserError
 from trainer.commands.runs import WIDE
 from trainer.report.curves import COLORS, draw, write_png
 from trainer.report.past_run import PastRun, names, read_run
@@ -30,15 +31,15 @@ class CompareOptions:
 def compare(options: CompareOptions, console: Console | None = None) -> int:
     """Write the picture, print the tables."""
     if not 2 <= len(options.runs) <= len(COLORS):
-        raise ValueError(f"compare takes 2 to {len(COLORS)} work directories, not {len(options.runs)}")
+        raise UserError(f"compare takes 2 to {len(COLORS)} work directories, not {len(options.runs)}")
     found = [read_run(folder) for folder in options.runs]
     for run in found:
         if not run.records:
-            raise ValueError(f"{run.folder} has no numbers yet: it has just begun, or never got as far")
+            raise UserError(f"{run.folder} has no numbers yet: it has just begun, or never got as far")
     try:
         write_png(draw(found), options.out)
     except OSError as error:
-        raise ValueError(f"{options.out} cannot be written ({error.strerror}); name another with --out") from None
+        raise UserError(f"{options.out} cannot be written ({error.strerror}); name another with --out") from None
     console = console or Console()
     if not console.is_terminal:
         console.width = WIDE

@@ -107,7 +107,7 @@ def video_engine(library: str = "libnvcuvid.so.1") -> Finding:
 
 
 def torch_version() -> Finding:
-    """Its age is looked at before any command (trainer/origin.py); here what came with it."""
+    """Its age is looked at before any command (kernels/program.py); here what came with it."""
     cudnn = torch.backends.cudnn.version()
     found = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
     if cudnn is not None and cudnn < OLDEST_CUDNN:

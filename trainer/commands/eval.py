@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from kernels.program import UserError
 from models.networks import build_model
-from models.weights import load_weights
 from models.weights.files import SnapshotError, load
+from models.weights.loading import load_weights
 from pipelines.progress import Progress
 from trainer.config import Experiment
 from trainer.data import build_loaders
@@ -47,7 +48,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     """Score in this process or in as many as there are GPUs; rank 0 prints and writes."""
     experiment, device = experiment_of(options), device_of(options.device)
     if options.clips < 1:
-        raise ValueError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
+        raise UserError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
     world_size = world_size_of(options, device)
     check_division(experiment, world_size)
     check_source(experiment, device)
@@ -107,7 +108,7 @@ def show(experiment: Experiment, num_clips: int, metrics: dict[str, float]) -> N
 def write(
     folder: Path, experiment: Experiment, metrics: dict[str, float], scores: Scores, names: Sequence[str]
 ) -> None:
-    """metrics.json, scores.npz, classes.csv and confusion.png in `folder`. Raises ValueError where it has no room."""
+    """metrics.json, scores.npz, classes.csv and confusion.png in `folder`. Raises UserError where it has no room."""
     data = experiment.data
     counts = confusion_matrix(main_scores(scores), scores.label)
     try:
@@ -116,19 +117,19 @@ def write(
         write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
         write_png(draw_confusion(counts.numpy(), data.class_names, data.coarse_map), folder / "confusion.png")
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{folder} cannot take the results ({error.strerror or error}); name another folder with --out"
         ) from None
     Console().print(f"{folder}: metrics.json, scores.npz, classes.csv, confusion.png", soft_wrap=True)
 
 
 def make_folder(out: Path) -> None:
-    """The folder of --out. Raises ValueError where it cannot be written."""
+    """The folder of --out. Raises UserError where it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from None
+        raise UserError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from None
 
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:

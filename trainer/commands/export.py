@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError
 
 from kernels.heatmap import render_heatmaps
+from kernels.program import UserError
 from models.config import SingleStreamConfig
 from models.networks import build_model
-from models.weights import load_weights
+from models.weights.loading import load_weights
 from trainer.commands.eval import load_averages
 from trainer.commands.export_formats import (
     Format,
@@ -53,7 +54,7 @@ class ExportOptions(Choice):
 
 
 def export(options: ExportOptions) -> int:
-    """Write the file and say what is in it. Raises ValueError where it would not say what the network says."""
+    """Write the file and say what is in it. Raises UserError where it would not say what the network says."""
     experiment = experiment_of(options)
     out = options.out or options.checkpoint.with_suffix(f".{options.format}")
     check(options, out)
@@ -77,18 +78,18 @@ def export(options: ExportOptions) -> int:
 
 
 def check(options: ExportOptions, out: Path) -> None:
-    """Raise ValueError or ImportError for what can be known before the network is built."""
+    """Raise UserError for what can be known before the network is built."""
     check_extra(options.format)
     if out.suffix != f".{options.format}":
-        raise ValueError(f"--out {out}: the name of a file in this format ends in .{options.format}")
+        raise UserError(f"--out {out}: the name of a file in this format ends in .{options.format}")
     if not out.parent.is_dir():
-        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}; name another file with --out")
+        raise UserError(f"{out} cannot be written: there is no folder {out.parent}; name another file with --out")
     try:
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise unwritable(out, error) from None
     if out.exists() and options.checkpoint.exists() and out.samefile(options.checkpoint):
-        raise ValueError(f"{out} is the checkpoint that is read: name another file with --out")
+        raise UserError(f"{out} is the checkpoint that is read: name another file with --out")
 
 
 def unwritable(out: Path, error: Exception) -> ValueError:
@@ -111,7 +112,7 @@ def write(options: ExportOptions, experiment: Experiment, scorer: Scorer, path: 
 
 @torch.no_grad()
 def compare(experiment: Experiment, scorer: Scorer, score: Score, out: Path) -> float:
-    """The largest difference of a probability, over both sizes. Raises ValueError where it is too large."""
+    """The largest difference of a probability, over both sizes. Raises UserError where it is too large."""
     apart = 0.0
     for num_clips, train in zip(NUM_CLIPS, (True, False), strict=True):
         inputs = example(experiment, num_clips, train)
@@ -120,7 +121,7 @@ def compare(experiment: Experiment, scorer: Scorer, score: Score, out: Path) -> 
         for name, probability in expected.items():
             difference = (found[name] - probability).abs().max().item()
             if not difference <= TOLERANCE:
-                raise ValueError(
+                raise UserError(
                     f"{out} was not written: probabilities of {name} differ from the network's by {difference:.1e}, "
                     f"more than {TOLERANCE:.0e}; another --format may be nearer"
                 )

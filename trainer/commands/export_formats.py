@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from kernels.program import UserError
+
 KEY = "duet"  # of the metadata: one JSON text
 Format = Literal["onnx", "pt2", "safetensors"]
 Inputs = dict[str, Tensor]
@@ -40,10 +42,10 @@ class Scorer(nn.Module):
 
 
 def check_extra(chosen: Format) -> None:
-    """Raise ImportError where the format's packages are not installed."""
+    """Raise UserError where the format's packages are not installed."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if chosen == "onnx" and missing:
-        raise ImportError(f"--format onnx needs {' and '.join(missing)}: pip install -e '.[export]'")
+        raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install -e '.[export]'")
 
 
 def write_pt2(scorer: Scorer, inputs: Inputs, any_side: bool, told: str, path: Path) -> None:

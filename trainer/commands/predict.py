@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
+from kernels.program import UserError
 from models.config import SingleStreamConfig
 from models.networks import build_model
-from models.weights import load_weights
+from models.weights.loading import load_weights
 from pipelines.annotate.estimator import PoseEstimator
 from pipelines.annotate.keypoints import Poses, header_of, read_poses, write_poses
 from pipelines.batch import Batch
@@ -76,9 +77,9 @@ def predict(options: PredictOptions) -> int:
             prediction = predictor.run(video, header, poses, out, console)
             write_json(out / f"{video.stem}.json", prediction, experiment, options.checkpoint)
         except VideoError as error:
-            raise ValueError(f"{video}: {error}") from None
+            raise UserError(f"{video}: {error}") from None
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{out} cannot take the results of {video} ({error.strerror or error}); name another folder with --out"
             ) from None
         show(prediction, printer)
@@ -87,23 +88,23 @@ def predict(options: PredictOptions) -> int:
 
 
 def check(options: PredictOptions, out: Path) -> None:
-    """Raise ValueError for what can be known to fail before anything is computed."""
+    """Raise UserError for what can be known to fail before anything is computed."""
     if not options.videos:
-        raise ValueError("no video is named; write python -m trainer predict VIDEO.mp4 --exp ... --checkpoint ...")
+        raise UserError("no video is named; write python -m trainer predict VIDEO.mp4 --exp ... --checkpoint ...")
     if not 1 <= options.stride <= options.window <= LONGEST:
-        raise ValueError(
+        raise UserError(
             f"--window {options.window} --stride {options.stride}: 1 <= stride <= window <= {LONGEST} must hold"
         )
     stems = [video.stem for video in options.videos]
     for video in options.videos:
         if not video.is_file():
-            raise ValueError(f"there is no video {video}")
+            raise UserError(f"there is no video {video}")
         if stems.count(video.stem) > 1:
-            raise ValueError(f"two of the videos are named {video.stem}: predict them apart, each with its own --out")
+            raise UserError(f"two of the videos are named {video.stem}: predict them apart, each with its own --out")
         if (out / f"{video.stem}.mp4").resolve() == video.resolve():
-            raise ValueError(f"the result would replace {video}; name another folder with --out")
+            raise UserError(f"the result would replace {video}; name another folder with --out")
     if options.pose is not None and options.pose.suffix == ".npz" and len(stems) > 1:
-        raise ValueError(f"{options.pose} is the skeleton of one video, but {len(stems)} are named")
+        raise UserError(f"{options.pose} is the skeleton of one video, but {len(stems)} are named")
 
 
 class Skeletons:
@@ -134,7 +135,7 @@ class Skeletons:
     def _checked(self, poses: Poses) -> Poses:
         found, drawn = poses.joints.shape[2], self.experiment.clip.skeleton.num_joints
         if found != drawn:
-            raise ValueError(
+            raise UserError(
                 f"{self.options.pose} has {found} joints a person, experiment {self.experiment.name} draws {drawn}"
             )
         return poses

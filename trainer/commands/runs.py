@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kernels.program import UserError
 from trainer.report.past_run import find_runs
 
 WIDE = 150  # columns off a terminal, so that nothing is cut
@@ -23,10 +24,10 @@ class RunsOptions:
 
 
 def runs(options: RunsOptions, console: Console | None = None) -> int:
-    """Print the table, the run that spoke last first. Raises ValueError where there is none."""
+    """Print the table, the run that spoke last first. Raises UserError where there is none."""
     found = sorted(find_runs(options.folder), key=lambda run: run.silent)
     if not found:
-        raise ValueError(f"{options.folder} has no run in it: give the folder of your work directories")
+        raise UserError(f"{options.folder} has no run in it: give the folder of your work directories")
     console = console or Console()
     if not console.is_terminal:
         console.width = WIDE

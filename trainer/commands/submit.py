@@ -15,6 +15,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from kernels.program import UserError
+
 TOP = 5
 COLUMNS = ("vid", *(f"{level}_pred_{place}" for level in ("action", "body") for place in range(1, TOP + 1)))
 CLASSES = {"action": 52, "body": 7}
@@ -36,7 +38,7 @@ class SubmitOptions:
 
 
 def submit(options: SubmitOptions) -> int:
-    """Write the zip, read it back, and say what is in it. Raises ValueError for scores that cannot be submitted."""
+    """Write the zip, read it back, and say what is in it. Raises UserError for scores that cannot be submitted."""
     names, action, body = read_scores(options.scores)
     lines = [
         [PurePosixPath(name).name, *map(int, a), *map(int, b)]
@@ -46,7 +48,7 @@ def submit(options: SubmitOptions) -> int:
         with zipfile.ZipFile(options.out, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(MEMBER, as_csv(lines))
     except OSError as error:
-        raise ValueError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
+        raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
     check(options.out, len(lines))
     print(f"{options.out}: {MEMBER} with {len(lines)} videos, the first {lines[0][0]}; ready for Codabench")
     return 0
@@ -58,22 +60,20 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         with np.load(path) as file:
             arrays = {name: file[name] for name in ("name", "rgb", "pose", "rgb_coarse", "pose_coarse")}
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read ({error.strerror or error}): take scores.npz of an evaluation"
         ) from None
     except (EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}): evaluate again") from None
+        raise UserError(f"{path} is damaged or cut short ({error}): evaluate again") from None
     except (KeyError, ValueError):
-        raise ValueError(
-            f"{path} holds no fine and coarse scores of both streams: evaluate ma52 or ma52_pcan"
-        ) from None
+        raise UserError(f"{path} holds no fine and coarse scores of both streams: evaluate ma52 or ma52_pcan") from None
     action, body = (arrays[f"rgb{level}"] + arrays[f"pose{level}"] for level in ("", "_coarse"))
     if (action.shape[1], body.shape[1]) != tuple(CLASSES.values()):
-        raise ValueError(f"{path} has {action.shape[1]} classes and {body.shape[1]} coarse ones, MA-52 has 52 and 7")
+        raise UserError(f"{path} has {action.shape[1]} classes and {body.shape[1]} coarse ones, MA-52 has 52 and 7")
     names = [str(name) for name in arrays["name"]]
     twice = len(names) - len({PurePosixPath(name).name for name in names})
     if twice:
-        raise ValueError(f"{path} names {twice} videos twice: Codabench knows them by their file names alone")
+        raise UserError(f"{path} names {twice} videos twice: Codabench knows them by their file names alone")
     return names, action / 2, body / 2
 
 
@@ -90,15 +90,15 @@ def as_csv(lines: list[list]) -> str:
 
 
 def check(path: Path, count: int) -> None:
-    """Read a submission as its judges do. Raises ValueError for one that they would refuse."""
+    """Read a submission as its judges do. Raises UserError for one that they would refuse."""
     with zipfile.ZipFile(path) as archive:
         if archive.namelist() != [MEMBER]:
-            raise ValueError(f"{path} holds {archive.namelist()}, not {MEMBER} alone")
+            raise UserError(f"{path} holds {archive.namelist()}, not {MEMBER} alone")
         rows = list(csv.DictReader(io.StringIO(archive.read(MEMBER).decode())))
     if len(rows) != count or any(tuple(row) != COLUMNS for row in rows):
-        raise ValueError(f"{path}: {MEMBER} has not {count} lines of {', '.join(COLUMNS)}")
+        raise UserError(f"{path}: {MEMBER} has not {count} lines of {', '.join(COLUMNS)}")
     for row in rows:
         for level, classes in CLASSES.items():
             chosen = [int(row[f"{level}_pred_{place}"]) for place in range(1, TOP + 1)]
             if len(set(chosen)) != TOP or not all(0 <= number < classes for number in chosen):
-                raise ValueError(f"{path}: video {row['vid']} has the {level} classes {chosen}")
+                raise UserError(f"{path}: video {row['vid']} has the {level} classes {chosen}")

@@ -7,7 +7,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from models.weights import read_weights
+from kernels.program import UserError
+from models.weights.layouts import read_weights
 from trainer.runtime.cuda_graph import check_replay
 from trainer.runtime.profiler import steps_of
 from trainer.runtime.ranks import launch, restarted, started_by_launcher
@@ -54,7 +55,7 @@ def train(options: Options, arguments: list[str]) -> int:
         return 0
     for flag, count in (("--max-steps", options.max_steps), ("--max-restarts", options.max_restarts)):
         if (count or 0) < 0:
-            raise ValueError(f"{flag} {count}: it cannot be negative")
+            raise UserError(f"{flag} {count}: it cannot be negative")
     experiment = experiment_of(options)
     device = device_of(options.device)
     world_size = world_size_of(options, device)

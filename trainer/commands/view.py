@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
@@ -51,7 +52,7 @@ def view(options: ViewOptions) -> int:
     try:
         write_png(draw_views(views, ("training", "validation"), title, experiment.clip.skeleton), options.out)
     except OSError as error:
-        raise ValueError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
+        raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
     print(options.out)
     return 0
 
@@ -61,13 +62,13 @@ def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTa
     if options.clip is None:
         table, index = tables[0], options.index or 0
         if not 0 <= index < len(table):
-            raise ValueError(f"--index {index}: the annotation file has the clips 0 to {len(table) - 1}")
+            raise UserError(f"--index {index}: the annotation file has the clips 0 to {len(table) - 1}")
         return table, index
     for table in tables:
         found = np.flatnonzero(table.names == options.clip)
         if len(found):
             return table, int(found[0])
-    raise ValueError(f"there is no clip {options.clip}; the annotation file begins with {tables[0].names[0]}")
+    raise UserError(f"there is no clip {options.clip}; the annotation file begins with {tables[0].names[0]}")
 
 
 def pack_clip(experiment: Experiment, table: ClipTable, row: int, folder: Path) -> Source:
@@ -76,5 +77,5 @@ def pack_clip(experiment: Experiment, table: ClipTable, row: int, folder: Path) 
     one = only_clip(table, row)
     pack = prepare(one, Path(experiment.data.videos), folder, settings, workers=1, max_bad=1, console=quiet)
     if pack.bad:
-        raise ValueError(f"there is nothing to see of {table.names[row]}: {pack.bad[str(table.names[row])]}")
+        raise UserError(f"there is nothing to see of {table.names[row]}: {pack.bad[str(table.names[row])]}")
     return Source(table, PackFrames(table, pack))

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from kernels.program import UserError
 from trainer.journal.lines import Lines, keep_until
 from trainer.journal.wandb import WandbLog
 
@@ -46,7 +47,7 @@ class Journal:
             keep_until(work_dir / METRICS, resume_at)
             self._metrics = Lines(work_dir / METRICS)
         except OSError as error:
-            raise ValueError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from error
+            raise UserError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from error
         self._tensorboard = None
         self.wandb: WandbLog | None = None
         self._progress: Progress | None = None

@@ -6,20 +6,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kernels.program import UserError
 from trainer.config import Experiment
 
 
 class WandbLog:
     """One session of a training as a run of project `duet`; a run that is resumed is a new one in the same group.
 
-    Raises ImportError without the package, ValueError where it does not start.
+    Raises UserError without the package, and where it does not start.
     """
 
     def __init__(self, experiment: Experiment, work_dir: Path) -> None:
         try:
             wandb: Any = importlib.import_module("wandb")
         except ImportError:
-            raise ImportError("wandb=true needs the extra `wandb`: pip install -e '.[wandb]'") from None
+            raise UserError("wandb=true needs the extra `wandb`: pip install -e '.[wandb]'") from None
         try:
             self._run = wandb.init(
                 project="duet",
@@ -30,7 +31,7 @@ class WandbLog:
                 settings=wandb.Settings(console="off"),
             )
         except wandb.Error as error:
-            raise ValueError(f"wandb does not start ({error}): `wandb login`, or set WANDB_MODE=offline") from None
+            raise UserError(f"wandb does not start ({error}): `wandb login`, or set WANDB_MODE=offline") from None
         self._run.define_metric("*", step_metric="step")  # wandb's own steps cannot go back, a run can
 
     def log(self, values: Mapping[str, float], step: int) -> None:

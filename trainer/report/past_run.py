@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kernels.program import UserError
 from trainer.journal.journal import LOG, METRICS
 from trainer.journal.lines import read_metrics
 from trainer.snapshots.work_dir import SETTINGS
@@ -66,7 +67,7 @@ def find_runs(folder: Path) -> Iterator[PastRun]:
 
 
 def read_run(folder: Path) -> PastRun:
-    """The facts of a work directory. Raises ValueError where it is none."""
+    """The facts of a work directory. Raises UserError where it is none."""
     files = [folder / METRICS, folder / LOG, folder / SETTINGS]
     try:
         settings = json.loads(files[-1].read_bytes())
@@ -81,9 +82,9 @@ def read_run(folder: Path) -> PastRun:
             silent=max(0.0, time.time() - max(file.stat().st_mtime for file in files if file.exists())),
         )
     except OSError as error:
-        raise ValueError(f"{folder} is no work directory: {SETTINGS} cannot be read ({error.strerror})") from None
+        raise UserError(f"{folder} is no work directory: {SETTINGS} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder / SETTINGS} is damaged: a run that goes on with --resume writes it anew") from None
+        raise UserError(f"{folder / SETTINGS} is damaged: a run that goes on with --resume writes it anew") from None
 
 
 def last_words(log: Path) -> list[str]:

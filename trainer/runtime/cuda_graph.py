@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
+from kernels.program import UserError
 from pipelines.batch import Batch
 from trainer.config import Experiment
 
@@ -17,13 +18,13 @@ Update = Callable[[Batch], dict[str, Tensor]]
 
 
 def check_replay(experiment: Experiment, device: str, world_size: int) -> None:
-    """Raise ValueError where a step cannot be recorded."""
+    """Raise UserError where a step cannot be recorded."""
     if device != "cuda":
-        raise ValueError("cuda_graph=True needs a GPU; leave it out on a CPU")
+        raise UserError("cuda_graph=True needs a GPU; leave it out on a CPU")
     if world_size > 1:
-        raise ValueError(f"cuda_graph=True records the step of one rank, and there are {world_size}: leave it out")
+        raise UserError(f"cuda_graph=True records the step of one rank, and there are {world_size}: leave it out")
     if experiment.optim.impl == "apex":
-        raise ValueError(
+        raise UserError(
             "cuda_graph=True needs a learning rate on the device, which apex does not have: set optim.impl=torch"
         )
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from kernels.program import UserError
+
 
 class Profile:
     """A context to enter at each step: traces steps `first` to `last` (from 1, both included) of this process.
@@ -56,5 +58,5 @@ def steps_of(text: str) -> tuple[int, int]:
     """(10, 20) of "steps=10..20"; raises ValueError."""
     match = re.fullmatch(r"steps=(\d+)\.\.(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise ValueError(f"--profile {text}: write it as --profile steps=10..20, the first step is 1")
+        raise UserError(f"--profile {text}: write it as --profile steps=10..20, the first step is 1")
     return int(match[1]), int(match[2])

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
+from kernels.program import UserError
 from models.weights.files import is_sealed
 from trainer.config import Experiment
 from trainer.runtime.ranks import Ranks
@@ -22,7 +23,7 @@ LOCK = ".lock"
 def claim(work_dir: Path, resume: bool, ranks: Ranks) -> Iterator[None]:
     """Rank 0 makes the work directory, which all ranks must see, and holds it for one run.
 
-    A fresh run moves an earlier one aside. Raises ValueError where another run is at work in it, where it holds
+    A fresh run moves an earlier one aside. Raises UserError where another run is at work in it, where it holds
     checkpoints of another program, which would not survive, and where it cannot be written.
     """
     with contextlib.ExitStack() as held:
@@ -30,7 +31,7 @@ def claim(work_dir: Path, resume: bool, ranks: Ranks) -> Iterator[None]:
             if ranks.leads:
                 held.enter_context(_own(work_dir, resume))
         if ranks.any(not work_dir.is_dir()):
-            raise ValueError(f"{work_dir} is not there on every machine: choose a --work-dir that all of them see")
+            raise UserError(f"{work_dir} is not there on every machine: choose a --work-dir that all of them see")
         yield
 
 
@@ -50,7 +51,7 @@ def _own(work_dir: Path, resume: bool) -> Iterator[None]:
         held = contextlib.ExitStack()
         held.enter_context(_alone(work_dir))
     except OSError as error:
-        raise ValueError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
+        raise UserError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
     with held:
         yield
 
@@ -63,18 +64,18 @@ def write_settings(work_dir: Path, experiment: Experiment) -> None:
         part.replace(work_dir / SETTINGS)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise ValueError(
+        raise UserError(
             f"{work_dir / SETTINGS} cannot be written ({error.strerror}): free some space, or choose another --work-dir"
         ) from None
 
 
 def check(work_dir: Path) -> None:
-    """Raise ValueError for a folder that is not a run's: the current one, or one of foreign checkpoints."""
+    """Raise UserError for a folder that is not a run's: the current one, or one of foreign checkpoints."""
     if work_dir.resolve() in (here := Path.cwd(), *here.parents):
-        raise ValueError(f"--work-dir {work_dir} is the folder that you are in, or one above it: name one of its own")
+        raise UserError(f"--work-dir {work_dir} is the folder that you are in, or one above it: name one of its own")
     found = sorted(work_dir.glob("*.pth"))
     if found and not (work_dir / SETTINGS).exists() and not any(map(is_sealed, found)):
-        raise ValueError(
+        raise UserError(
             f"{work_dir} holds checkpoints that this program did not write, such as {found[0].name}: choose another "
             "--work-dir (--init takes the weights of such a file)"
         )
@@ -85,7 +86,7 @@ def _alone(work_dir: Path) -> Iterator[None]:
     """The kernel frees the lock of a run that is killed. Where a file system has no locks there is none."""
     with open(work_dir / LOCK, "w") as file:
         if not _locked(file):
-            raise ValueError(
+            raise UserError(
                 f"another run is at work in {work_dir}: choose another --work-dir, or wait until that one has ended"
             )
         yield
