@@ -1,10 +1,24 @@
 """Settings of the networks: plain values, no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
+from kernels.limits import Count, Counts, Range, Share, check_ranges
+from kernels.program import UserError
+
+FROM_DATA = -1
+"""An experiment fills this number in from its data and its skeleton (trainer/config.py)."""
+Strides = Annotated[tuple[int, ...], Range(1, 16)]
+Weight = Annotated[float, Range(0, 1e38)]
 LossWeights = tuple[float, float, float, float]
 """Weights of the cross-entropies of rgb, pose, rgb_coarse, pose_coarse, in this order."""
+
+
+def check_stages(entries: dict[str, tuple]) -> None:
+    """Raise UserError unless every setting of a network's stages has an entry for each stage."""
+    if len({len(entry) for entry in entries.values()}) > 1 or not all(entries.values()):
+        settings = ", ".join(f"{name}={entry}" for name, entry in entries.items())
+        raise UserError(f"{settings}: a network has an entry of each for every stage; see --set model")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,11 +28,15 @@ class X3DStreamConfig:
     Source: docs/sources.md, "Temporal-shift X3D".
     """
 
-    widths: tuple[int, ...]
-    blocks: tuple[int, ...]
-    stem_stride: int
-    shift_divisor: int
+    widths: Counts
+    blocks: Counts
+    stem_stride: Annotated[int, Range(1, 16)]
+    shift_divisor: Count
     """1 / shift_divisor of a block's input channels come from the next frame, as many from the one before."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model.STREAM")
+        check_stages({"widths": self.widths, "blocks": self.blocks})
 
     def inner(self, stage: int) -> int:
         """Width of the depthwise convolution: 2.25 times the stage's."""
@@ -37,13 +55,17 @@ X3D_POSE = X3DStreamConfig(widths=(24, 48, 96), blocks=(5, 11, 7), stem_stride=1
 class ResNetPathConfig:
     """One path of RGBPoseConv3D, like a ResNet-50, with an entry for each stage (docs/sources.md, "RGBPoseConv3D")."""
 
-    base_channels: int
-    blocks: tuple[int, ...]
+    base_channels: Count
+    blocks: Counts
     inflate: tuple[bool, ...]
     """Stages whose first convolution in each block spans three frames."""
-    strides: tuple[int, ...]
-    stem_stride: int
+    strides: Strides
+    stem_stride: Annotated[int, Range(1, 16)]
     """Of the 7x7 convolution and of the 3x3 pool behind it."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model.STREAM")
+        check_stages({"blocks": self.blocks, "inflate": self.inflate, "strides": self.strides})
 
     def width(self, stage: int) -> int:
         return self.base_channels * 4 * 2**stage
@@ -65,27 +87,39 @@ RESNET_POSE = ResNetPathConfig(
 class PcanConfig:
     """PCAN's head: tree loss and prototype contrast (docs/sources.md, "PCAN head")."""
 
-    coarse_map: tuple[int, ...]
-    """Coarse class of every fine one; models/classes.py has the known maps."""
+    coarse_map: tuple[int, ...] = ()
+    """Coarse class of every fine one; an experiment fills in the map of its data."""
     diversity: Literal["live", "published"] = "live"
     """Whether the term that drives fine prototypes apart has a gradient; as published it has none."""
-    fine_width: int = 256
-    coarse_width: int = 128
-    contrast_weight: float = 0.2
+    fine_width: Count = 256
+    coarse_width: Count = 128
+    contrast_weight: Weight = 0.2
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model.pcan")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TwoStreamConfig:
     """What every two-stream net has: classes, joints, the four loss weights, dropout before the heads."""
 
-    num_classes: int
-    num_coarse: int
+    frame_ratio: ClassVar[int | None] = None
+    """Pose frames that the network reads for each RGB frame; None: any number."""
+    num_classes: int = FROM_DATA
+    num_coarse: int = FROM_DATA
     """Number of coarse classes; 0: no coarse heads."""
     pose_channels: int = 17
-    loss_weights: LossWeights = (1.0, 1.0, 1.0, 1.0)
-    dropout: float = 0.5
+    loss_weights: Annotated[LossWeights, Range(0, 1e38)] = (1.0, 1.0, 1.0, 1.0)
+    dropout: Share = 0.5
     pcan: PcanConfig | None = None
     """None: the plain head, cross-entropies alone."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model")
+        if len(self.loss_weights) != 4:
+            raise UserError(
+                f"model.loss_weights={self.loss_weights}: it takes four, of rgb, pose, rgb_coarse and pose_coarse"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,21 +134,23 @@ class X3DPairConfig(TwoStreamConfig):
 class EpamConfig(X3DPairConfig):
     """EPAM-Net: the X3D pair, with RGB features scaled by a map that is computed from the pose features.
 
-    It takes three pose frames for each RGB frame. The score is the sum of both streams' logits (docs/sources.md,
-    "EPAM-Net").
+    The score is the sum of both streams' logits (docs/sources.md, "EPAM-Net").
     """
+
+    frame_ratio: ClassVar[int | None] = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RGBPoseConfig(TwoStreamConfig):
-    """RGBPoseConv3D: two ResNet paths with laterals in both directions; four pose frames for each RGB frame.
+    """RGBPoseConv3D: two ResNet paths with laterals in both directions.
 
     Source: docs/sources.md, "RGBPoseConv3D".
     """
 
+    frame_ratio: ClassVar[int | None] = 4
     interaction: bool = False
     """PCAN's FeatureInteraction at both fusion points."""
-    drop_path: tuple[float, float] = (0.0, 0.0)
+    drop_path: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
     """Probability per training batch that the laterals into the RGB path, and those into the pose path, are dropped."""
     rgb: ResNetPathConfig = RESNET_RGB
     pose: ResNetPathConfig = RESNET_POSE
@@ -128,10 +164,13 @@ class SingleStreamConfig:
     """
 
     stream: Literal["rgb", "pose"]
-    num_classes: int
-    in_channels: int
+    num_classes: int = FROM_DATA
+    in_channels: int = FROM_DATA
     path: ResNetPathConfig | X3DStreamConfig
-    dropout: float = 0.5
+    dropout: Share = 0.5
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model")
 
 
 ModelConfig = EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from kernels.program import UserError
+from models.config import EpamConfig
 from models.layers import ConvBn, pixels, unfold_pixels
 
-FRAME_RATIO = 3  # pose frames to an RGB frame; the map is drawn from every third one
+FRAME_RATIO = EpamConfig.frame_ratio or 1  # the map is drawn from every third pose frame
 
 
 class PoseAttention(nn.Module):

@@ -11,7 +11,7 @@ from models.config import RGBPoseConfig
 from models.layers import TemporalConv, initialise, pixels, time_rows
 from models.resnet_path import ResNetPath
 
-SPEED_RATIO = 4  # pose frames per RGB frame
+SPEED_RATIO = RGBPoseConfig.frame_ratio or 1  # pose frames for each RGB frame
 FUSIONS = {2: (1, 2), 3: (3,)}  # RGB stage after which paths fuse: RGB stages up to it; pose is one stage behind
 
 

@@ -12,7 +12,6 @@ import torch
 
 from pipelines.annotations.table import ClipTable
 from pipelines.loader import Loader
-from trainer.config import consistent
 from trainer.experiments import DEMO
 from trainer.journal.journal import Journal
 from trainer.loop import fit, step_or_advice
@@ -75,10 +74,7 @@ def table_of(count):
 
 
 def experiment_of(*settings):
-    experiment = DEMO
-    for setting in (*SMALL, *settings):
-        experiment = override(experiment, setting)
-    return consistent(experiment, experiment.data.coarse_map)
+    return override(DEMO, *SMALL, *settings)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from models.config import (
     X3DStreamConfig,
 )
 from pipelines.config import ClipConfig, DataConfig
-from pipelines.demo.classes import COARSE_MAP, COARSE_NAMES, FINE_NAMES, DemoConfig
+from pipelines.demo.classes import COARSE_MAP, FINE_NAMES, DemoConfig
 from pipelines.skeleton import COCO_17, OPENPOSE_28, OPENPOSE_28_PUBLISHED
 from trainer.config import Experiment, OptimConfig, ValidationConfig
 
@@ -47,12 +47,9 @@ MA52_RUN = Experiment(
     data=MA52_DATA,
     clip=replace(RGBPOSE_CLIP, skeleton=OPENPOSE_28),
     model=RGBPoseConfig(
-        num_classes=52,
-        num_coarse=7,
-        pose_channels=28,
         loss_weights=(1.0, 1.0, 0.5, 0.8),
         interaction=True,
-        pcan=PcanConfig(coarse_map=MA52),
+        pcan=PcanConfig(),
     ),
     optim=OptimConfig(batch_size=16, num_epochs=50, lr=1e-3, schedule="constant"),
     val=ValidationConfig(batch_size=16, begin=3),
@@ -66,7 +63,7 @@ MA52_PCAN = replace(
     model=replace(
         MA52_RUN.model,
         loss_weights=(1.0, 1.0, 1.0, 1.0),
-        pcan=PcanConfig(coarse_map=MA52, diversity="published"),
+        pcan=PcanConfig(diversity="published"),
     ),
     optim=OptimConfig(batch_size=10, num_epochs=30, lr=7.5e-3, schedule="multistep", milestones=(10, 20)),
     val=ValidationConfig(batch_size=10, begin=3),
@@ -79,11 +76,9 @@ NTU60 = Experiment(
     data=NTU60_DATA,
     clip=RGBPOSE_CLIP,
     model=RGBPoseConfig(
-        num_classes=60,
-        num_coarse=8,
         loss_weights=(1.0, 1.2, 0.5, 0.8),
         interaction=True,
-        pcan=PcanConfig(coarse_map=NTU60_SEMANTIC8),
+        pcan=PcanConfig(),
     ),
     optim=OptimConfig(batch_size=24, num_epochs=80, lr=1e-3, schedule="cosine"),
     val=ValidationConfig(batch_size=24),
@@ -95,9 +90,7 @@ NTU60_X3D = Experiment(
     name="ntu60_x3d",
     data=NTU60_DATA,
     clip=ClipConfig(skeleton=COCO_17, rgb_frames=16, pose_frames=48, sigma=0.6),
-    model=X3DPairConfig(
-        num_classes=60, num_coarse=8, loss_weights=(1.0, 1.5, 0.6, 1.2), pcan=PcanConfig(coarse_map=NTU60_SEMANTIC8)
-    ),
+    model=X3DPairConfig(loss_weights=(1.0, 1.5, 0.6, 1.2), pcan=PcanConfig()),
     optim=OptimConfig(
         batch_size=32,
         num_epochs=80,
@@ -129,7 +122,7 @@ CUSTOM = Experiment(
         coarse_map=(),
     ),
     clip=NTU60_X3D.clip,
-    model=X3DPairConfig(num_classes=2, num_coarse=0),
+    model=X3DPairConfig(num_coarse=0),
     optim=NTU60_X3D.optim,
     val=replace(NTU60_X3D.val, begin=1, every=1),
 )
@@ -141,7 +134,7 @@ NTU60_RGB = Experiment(
     name="ntu60_rgb",
     data=NTU60_DATA,
     clip=replace(RGBPOSE_CLIP, rgb_size_val=224),
-    model=SingleStreamConfig(stream="rgb", num_classes=60, in_channels=3, path=RESNET_RGB),
+    model=SingleStreamConfig(stream="rgb", path=RESNET_RGB),
     optim=OptimConfig(batch_size=96, num_epochs=180, lr=0.15, schedule="cosine_per_step"),
     val=ValidationConfig(batch_size=96, begin=10, every=10, metric="acc/rgb_top1"),
 )
@@ -149,7 +142,7 @@ NTU60_POSE = Experiment(
     name="ntu60_pose",
     data=NTU60_DATA,
     clip=replace(RGBPOSE_CLIP, sigma=0.6),
-    model=SingleStreamConfig(stream="pose", num_classes=60, in_channels=17, path=RESNET_POSE),
+    model=SingleStreamConfig(stream="pose", path=RESNET_POSE),
     optim=OptimConfig(batch_size=128, num_epochs=180, lr=0.2, schedule="cosine_per_step", weight_decay=3e-4),
     val=ValidationConfig(batch_size=128, begin=10, every=10, metric="acc/pose_top1"),
 )
@@ -157,7 +150,7 @@ NTU60_RGBPOSE = Experiment(
     name="ntu60_rgbpose",
     data=NTU60_DATA,
     clip=RGBPOSE_CLIP,
-    model=RGBPoseConfig(num_classes=60, num_coarse=0),
+    model=RGBPoseConfig(num_coarse=0),
     optim=OptimConfig(batch_size=48, num_epochs=20, lr=7.5e-3, schedule="multistep", milestones=(12, 16)),
     val=ValidationConfig(batch_size=48),
 )
@@ -179,7 +172,7 @@ NTU60_EPAM = Experiment(
         aligned=True,
         crop=False,
     ),
-    model=EpamConfig(num_classes=60, num_coarse=0),
+    model=EpamConfig(num_coarse=0),
     optim=OptimConfig(batch_size=24, num_epochs=10, lr=1.5e-3, schedule="cosine_per_step", weight_decay=3e-4),
     val=ValidationConfig(batch_size=24, metric="acc/sum_top1"),
 )
@@ -207,8 +200,6 @@ DEMO = Experiment(
         box_pixels=112,
     ),
     model=X3DPairConfig(
-        num_classes=len(FINE_NAMES),
-        num_coarse=len(COARSE_NAMES),
         loss_weights=(1.0, 1.5, 0.6, 1.2),
         dropout=0.2,
         rgb=X3DStreamConfig(widths=(24, 48, 96), blocks=(1, 2, 1), stem_stride=2, shift_divisor=8),

@@ -12,8 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.batch import Batch
-
-FUSIONS = ((1, 1), (2, 1), (1, 2))  # weights of rgb : pose
+from trainer.config import FUSIONS
 
 
 @dataclass(frozen=True, slots=True)

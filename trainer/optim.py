@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from kernels.program import UserError
+from trainer.config import Impl, Precision, Schedule
 
-Schedule = Literal["constant", "cosine", "cosine_per_step", "multistep"]
-Impl = Literal["auto", "torch", "apex"]
 GAMMA = 0.1  # of the multistep schedule
 
 
@@ -211,9 +210,6 @@ class Averages:
 
 def _floating(network: nn.Module) -> list[Tensor]:
     return [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
-
-
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def autocast_of(wanted: Precision, device: torch.device) -> Callable[[], AbstractContextManager]:

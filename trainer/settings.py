@@ -1,22 +1,20 @@
-"""Settings as the command line gives them: --exp and --set, applied to an experiment; ranks and device."""
+"""Settings as the command line gives them: --exp names an experiment, all --set of a command change it together."""
 
 import ast
-import difflib
 import os
 import types
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
 
 from kernels.program import UserError
 from models.classes import read_coarse_map
-from trainer.config import Experiment, consistent
+from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
-from trainer.limits import check_limits
 from trainer.runtime.ranks import started_by_launcher
 
 
@@ -37,7 +35,7 @@ class Choice:
 
 
 def experiment_of(options: Choice) -> Experiment:
-    """The experiment that is named, with every --set applied."""
+    """The experiment that --exp names, with every --set and --coarse-map applied."""
     if options.exp not in EXPERIMENTS:
         near = get_close_matches(options.exp, EXPERIMENTS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
@@ -45,18 +43,179 @@ def experiment_of(options: Choice) -> Experiment:
             f"there is no experiment {options.exp!r}; {hint}" if options.exp else f"--exp is missing; {hint}"
         )
     experiment = EXPERIMENTS[options.exp]
-    for assignment in options.set:
-        experiment = override(experiment, assignment)
-    check_limits(experiment)
-    named = options.coarse_map
-    fitted = consistent(
-        experiment, read_coarse_map(named, experiment.data.num_classes) if named else experiment.data.coarse_map
-    )
-    last = {assignment.partition("=")[0]: assignment for assignment in options.set}
-    for key, assignment in last.items():
-        if key.startswith("model.") and override(fitted, assignment) != fitted:
-            raise UserError(f"--set {assignment} has no effect: {key} follows from data, clip and --coarse-map")
-    return fitted
+    changes = parse_assignments(experiment, options.set)
+    if options.coarse_map:
+        num_classes = changes.get("data.num_classes", experiment.data.num_classes)
+        changes["data.coarse_map"] = read_coarse_map(options.coarse_map, num_classes)
+    changed = changed_by(experiment, changes)
+    for key, value in changes.items():
+        if key.startswith("model.") and value_at(changed, key) != value:
+            raise UserError(f"--set {key} has no effect: {key} follows from data, clip and --coarse-map")
+    return changed
+
+
+def override(experiment: Experiment, *assignments: str) -> Experiment:
+    """The experiment with fields changed, all together: `optim.lr=0.004`, `data.split=None`.
+
+    Raises UserError for an unknown field, a value of another type, and what the experiment's parts refuse.
+    """
+    return changed_by(experiment, parse_assignments(experiment, assignments))
+
+
+def parse_assignments(experiment: Experiment, assignments: Sequence[str]) -> dict[str, Any]:
+    """Field (as in optim.lr) -> value of the field's type; of two assignments to a field the last one counts."""
+    changes: dict[str, Any] = {}
+    for assignment in sorted(assignments, key=lambda text: text.partition("=")[0].count(".")):  # parts before fields
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment} is not an assignment; write it as --set optim.lr=0.004")
+        hint = type_of(experiment, key, assignment, changes)
+        try:
+            changes[key] = converted(text, hint)
+        except UserError as error:
+            raise UserError(f"--set {assignment}: {error}") from None
+    return changes
+
+
+def type_of(experiment: Experiment, key: str, assignment: str, changes: dict[str, Any]) -> Any:
+    """The type of a field, looked up part by part. A part that is off has to be switched on by the same command."""
+    config: Any = experiment
+    path = key.split(".")
+    for depth, name in enumerate(path):
+        names = [field.name for field in fields(config)]
+        if name not in names:
+            inside = [other for other in all_fields(config) if other.endswith(f".{name}")]
+            near = get_close_matches(name, names, 1) or inside
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            kind = config if isinstance(config, type) else type(config)
+            raise UserError(f"--set {assignment}: {kind.__name__} has no field {name}; {hint}")
+        hint = get_type_hints(config if isinstance(config, type) else type(config))[name]
+        if depth == len(path) - 1:
+            return hint
+        part = ".".join(path[: depth + 1])
+        value = changes.get(part, getattr(config, name))
+        kinds = [kind for kind in get_args(hint) if is_dataclass(kind)]
+        if value is None and kinds:
+            if part not in changes:
+                raise UserError(f"--set {assignment}: {part} is off here; add --set {part}=default")
+            value = kinds[0]  # switched off by this command: its fields have types, but no effect
+        if not is_dataclass(value):
+            raise UserError(f"--set {assignment}: {name} is a value and has no field {path[depth + 1]}")
+        config = value
+    raise AssertionError("a key has at least one name")
+
+
+def all_fields(config: Any, prefix: str = "") -> Iterator[str]:
+    """The names of all fields, those of parts included: optim.lr and so on."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        yield prefix + field.name
+        if is_dataclass(value):
+            yield from all_fields(value, f"{prefix}{field.name}.")
+
+
+def changed_by(config: Any, changes: dict[str, Any]) -> Any:
+    """A dataclass with the changes of `parse_assignments`; each part is made once, and checks itself then."""
+    own = {key: value for key, value in changes.items() if "." not in key}
+    inside: dict[str, dict[str, Any]] = {}
+    for key, value in changes.items():
+        name, dot, rest = key.partition(".")
+        if dot:
+            inside.setdefault(name, {})[rest] = value
+    parts = {
+        name: changed_by(part, rest)
+        for name, rest in inside.items()
+        if (part := own.get(name, getattr(config, name))) is not None  # a part that this command switches off stays off
+    }
+    return replace(config, **own | parts) if own or parts else config
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value of a field such as model.pcan.fine_width; None behind a part that is off."""
+    for name in key.split("."):
+        config = getattr(config, name, None)
+    return config
+
+
+def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts (an experiment as JSON holds it) as one: optim.lr -> 0.004 and so on."""
+    if not isinstance(settings, dict):
+        return {prefix[:-1]: settings}
+    return {name: value for key, part in settings.items() for name, value in flattened(part, f"{prefix}{key}.").items()}
+
+
+def converted(text: str, hint: Any) -> Any:
+    """The value that `text` means for a field of type `hint`. Raises UserError where it means none.
+
+    Numbers, texts, true and false; none for a field that can be off; for tuples (10,20), [10,20], 10,20 and ();
+    default for a part with default settings. (tyro 1.0 refuses or misreads most of these inside of one argument.)
+    """
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    for kind in sorted(kinds, key=lambda kind: kind is not type(None)):  # none before a text that says so
+        match, result = fit(value, text, kind)
+        if match:
+            return result
+    raise UserError(f"{text!r} is not {described(hint)}")
+
+
+def fit(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
+    """Whether a literal, or the text that it came from, fits a type that is no union; and as what."""
+    if kind is type(None):
+        return value is None or text.lower() == "none", None
+    if kind is bool:
+        return text.lower() in ("true", "false"), text.lower() == "true"
+    if kind is int:
+        return type(value) is int, value
+    if kind is float:
+        return type(value) in (int, float), value if type(value) is not int else float(value)
+    if kind is str:
+        return True, value if isinstance(value, str) else text
+    if get_origin(kind) is Literal:
+        return value in get_args(kind), value
+    if get_origin(kind) is tuple:
+        return fit_tuple(value, text, get_args(kind))
+    if is_dataclass(kind) and text == "default" and all(has_default(field) for field in fields(kind)):
+        return True, kind()
+    return False, None
+
+
+def fit_tuple(value: Any, text: str, kinds: tuple[Any, ...]) -> tuple[bool, Any]:
+    """As `fit`, of tuple[kind, ...] and tuple[kind, kind]; one value stands for a tuple of one."""
+    if isinstance(value, str) and text == value:  # not a literal: names without quotes, or one of them
+        value = tuple(part.strip() for part in text.strip("()[]").split(",")) if text else ()
+    items = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(items)
+    if len(items) != len(kinds):
+        return False, None
+    fits = [fit(item, str(item), kind) for item, kind in zip(items, kinds, strict=True)]
+    return all(match for match, _ in fits), tuple(result for _, result in fits)
+
+
+def has_default(field: Any) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def described(hint: Any) -> str:
+    """A type in words, for a sentence."""
+    if get_origin(hint) in (types.UnionType, Union):
+        return " or ".join(described(kind) for kind in get_args(hint))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        count = "a list of" if kinds[-1] is Ellipsis else str(len(kinds))
+        plural = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}.get(kinds[0], "lists")
+        return f"{count} {plural} such as {EXAMPLES.get(kinds[0], '((1,2),(3,4))')}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "none"}
+    return names.get(hint, "default")
+
+
+EXAMPLES = {int: "(10,20)", float: "(0.5,0.8)", bool: "(true,false)", str: "(walk,run)"}
 
 
 def world_size_of(options: Choice, device: str) -> int:
@@ -99,70 +258,3 @@ def check_source(experiment: Experiment, device: str) -> None:
             "data.source=video decodes on a GPU, and this run has none: leave it out, and clip packs are used, which "
             "python -m pipelines.prepare makes"
         )
-
-
-def override(experiment: Experiment, assignment: str) -> Experiment:
-    """The experiment with one field changed: `optim.lr=0.004`. Raises UserError for an unknown key or a wrong type."""
-    key, equals, text = assignment.partition("=")
-    if not equals:
-        raise UserError(f"--set {assignment} is not an assignment; write it as --set optim.lr=0.004")
-    return _override(experiment, key.split("."), text, assignment)
-
-
-def _override(config: Any, path: list[str], text: str, assignment: str) -> Any:
-    names = [field.name for field in fields(config)]
-    name, *rest = path
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1) or [
-            path for path in _paths(config) if path.endswith(f".{name}")
-        ]
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise UserError(f"--set {assignment}: {type(config).__name__} has no field {name}; {hint}")
-    value = getattr(config, name)
-    if rest and not is_dataclass(value):
-        raise UserError(f"--set {assignment}: {name} is a value and has no field {rest[0]}")
-    if rest:
-        return replace(config, **{name: _override(value, rest, text, assignment)})
-    return replace(config, **{name: _parse(text, get_type_hints(type(config))[name], assignment)})
-
-
-def _paths(config: Any, prefix: str = "") -> Iterator[str]:
-    """All fields, those of parts included: optim.lr and so on."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        yield prefix + field.name
-        if is_dataclass(value):
-            yield from _paths(value, f"{prefix}{field.name}.")
-
-
-def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts (an experiment as JSON holds it) as one: optim.lr -> 0.004 and so on."""
-    if not isinstance(settings, dict):
-        return {prefix[:-1]: settings}
-    return {name: value for key, part in settings.items() for name, value in flattened(part, f"{prefix}{key}.").items()}
-
-
-def _parse(text: str, hint: Any, assignment: str) -> Any:
-    """The value of `text` under a field's type: a number, a boolean, text, None, or a tuple of those."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    for kind in get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-        if _fits(value, kind):
-            return float(value) if kind is float else value
-        if kind is str:
-            return text
-    raise UserError(f"--set {assignment}: {text!r} is no {hint.__name__ if isinstance(hint, type) else hint}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is type(None):
-        return value is None
-    if isinstance(kind, type) and not get_args(kind):
-        return type(value) is kind
-    if getattr(kind, "__origin__", None) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
-    return value in get_args(kind)  # Literal

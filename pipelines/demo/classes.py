@@ -1,6 +1,9 @@
 """What the demo data set contains: its classes, its settings, and the name of every clip. Data and arithmetic only."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from kernels.limits import MANY, Count, Range, check_ranges
 
 COARSE_NAMES = ("signal", "exercise", "carry", "meet")
 FINE_NAMES = (
@@ -23,15 +26,18 @@ TRAIN, VAL = "xsub_train", "xsub_val"
 class DemoConfig:
     """The data set is a pure function of these values (and of GENERATOR in make.py)."""
 
-    seed: int = 0
-    num_train: int = 720
-    num_val: int = 240
-    size: tuple[int, int] = (320, 240)  # width, height; both even for 4:2:0 chroma
-    num_frames: tuple[int, int] = (40, 90)  # shortest and longest clip
-    crf: int = 23  # x264's constant rate factor
+    seed: Annotated[int, Range(0, 2**62)] = 0
+    num_train: Count = 720
+    num_val: Count = 240
+    size: Annotated[tuple[int, int], Range(16, 8192)] = (320, 240)  # width, height; both even for 4:2:0 chroma
+    num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)  # shortest and longest clip
+    crf: Annotated[int, Range(0, 51)] = 23  # x264's constant rate factor
     # A control: a grey box, the same in all frames, hides everything that the people and their object reach.
     # What is left to see must not tell the two classes of a MOTION_ONLY pair apart.
     hide_people: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data.demo")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

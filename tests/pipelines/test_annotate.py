@@ -262,7 +262,13 @@ def test_it_trains_by_the_command_that_is_advised(annotated, own, tmp_path):
         *("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)"),
         *("clip.rgb_frames=2", "clip.pose_frames=4", "clip.rgb_size=32", "clip.rgb_size_val=32", "clip.box_pixels=32"),
         *("clip.heatmap_size=8", "clip.heatmap_size_val=8", "optim.batch_size=4", "val.batch_size=4"),
-        *(f"data.packs={tmp_path}/packs", f"data.cache={tmp_path}/cache", "optim.num_epochs=1", "log_every=1"),
+        *(
+            f"data.packs={tmp_path}/packs",
+            f"data.cache={tmp_path}/cache",
+            "optim.num_epochs=1",
+            "optim.warmup_epochs=0",
+            "log_every=1",
+        ),
     )
     more = "".join(f" --set '{setting}'" for setting in settings)
     words = shlex.split(advised)[5:]

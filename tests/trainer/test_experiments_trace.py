@@ -8,7 +8,7 @@ from models.networks import build_model
 from tests.models.graphs import Graphs
 from tests.models.small import stir
 from tests.parity.published import without_dropout
-from trainer.config import Experiment, consistent
+from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.runtime.wrap import has_compiler
 
@@ -39,7 +39,7 @@ NETS = {(e.model, e.clip): name for name, e in reversed(EXPERIMENTS.items())}
 def test_one_graph_to_train_one_to_validate(name):
     """Two training steps and two validation batches, as the trainer runs them, are three graphs: one goes backward."""
     torch._dynamo.reset()
-    experiment = consistent(EXPERIMENTS[name], EXPERIMENTS[name].data.coarse_map)
+    experiment = EXPERIMENTS[name]
     model, graphs = build_model(experiment.model), Graphs()
     compiled = graphs.compiled(model)
     for seed in range(2):
@@ -60,7 +60,7 @@ def test_compiled_network_equals_eager_in_float64(name):
     """Losses, logits, gradients and buffers of a training step; nine minutes for the three on one core."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    experiment = consistent(EXPERIMENTS[name], EXPERIMENTS[name].data.coarse_map)
+    experiment = EXPERIMENTS[name]
     net = without_dropout(stir(build_model(experiment.model))).double()
     start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     found = []

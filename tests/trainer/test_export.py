@@ -26,7 +26,7 @@ from trainer.commands import export as exporting
 from trainer.commands.export import compare, example
 from trainer.commands.export_formats import Scorer, read_onnx, read_pt2, traced
 from trainer.commands.export_recipe import recipe, sizes_of
-from trainer.config import Experiment, consistent
+from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.settings import override
 
@@ -40,10 +40,7 @@ SETTINGS = [word for setting in SMALL_NETS for word in ("--set", setting)]
 
 @pytest.fixture(scope="module")
 def tiny_demo() -> Experiment:
-    experiment = EXPERIMENTS["demo"]
-    for setting in SMALL_NETS:
-        experiment = override(experiment, setting)
-    return experiment
+    return override(EXPERIMENTS["demo"], *SMALL_NETS)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +161,7 @@ def small(name: str) -> Experiment:
     clip = replace(clip, rgb_frames=4, pose_frames=12 if clip.aligned else 16, **sides)
     streams = {"rgb": SMALL_RGB, "pose": replace(SMALL_RGB, stem_stride=1)} if clip.aligned else SMALL_PATHS
     model = replace(model, path=SMALL_PATHS[model.stream]) if name == "ntu60_pose" else replace(model, **streams)
-    return consistent(replace(experiment, clip=clip, model=model), experiment.data.coarse_map)
+    return replace(experiment, clip=clip, model=model)
 
 
 @pytest.mark.parametrize("name", ["ntu60_pose", "ntu60_epam", "ma52"])

@@ -57,7 +57,14 @@ def test_two_steps_and_a_validation(demo, environment, tmp_path, name):
     settings = [
         *annotations(demo, tmp_path, name),
         *(f"data.videos={demo / 'videos'}", f"data.packs={tmp_path / 'packs'}", f"data.cache={tmp_path / 'cache'}"),
-        *("data.max_bad=0.2", "optim.batch_size=2", "val.batch_size=2", "optim.num_epochs=1", "log_every=1"),
+        *(
+            "data.max_bad=0.2",
+            "optim.batch_size=2",
+            "val.batch_size=2",
+            "optim.num_epochs=1",
+            "optim.warmup_epochs=0",
+            "log_every=1",
+        ),
     ]
     command = [sys.executable, "-m", "trainer", "--exp", name, "--work-dir", str(tmp_path / "run")]
     command += [part for setting in settings for part in ("--set", setting)]

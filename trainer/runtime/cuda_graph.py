@@ -23,10 +23,6 @@ def check_replay(experiment: Experiment, device: str, world_size: int) -> None:
         raise UserError("cuda_graph=True needs a GPU; leave it out on a CPU")
     if world_size > 1:
         raise UserError(f"cuda_graph=True records the step of one rank, and there are {world_size}: leave it out")
-    if experiment.optim.impl == "apex":
-        raise UserError(
-            "cuda_graph=True needs a learning rate on the device, which apex does not have: set optim.impl=torch"
-        )
 
 
 def rate_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

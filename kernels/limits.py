@@ -1,0 +1,49 @@
+"""Limits of numbers in a settings dataclass, stated beside the field: `quality: Annotated[int, Range(2, 31)] = 3`."""
+
+import functools
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from kernels.program import UserError
+
+MANY = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Smallest and largest allowed value of a number, or of each number in a tuple."""
+
+    low: float
+    high: float
+
+
+Count = Annotated[int, Range(1, MANY)]
+Counts = Annotated[tuple[int, ...], Range(1, MANY)]
+Share = Annotated[float, Range(0, 1)]
+
+
+@functools.cache
+def ranges(settings: type) -> dict[str, Range]:
+    """The fields of a dataclass that have a Range, by name."""
+    hints = get_type_hints(settings, include_extras=True)
+    return {name: item for name, hint in hints.items() for item in _metadata(hint) if isinstance(item, Range)}
+
+
+def check_ranges(settings: Any, section: str) -> None:
+    """Raise UserError for a number outside of its field's Range; `section` is how --set names the dataclass."""
+    limits = ranges(type(settings))
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            limit = limits.get(field.name)
+            if limit is None or number is None or limit.low <= number <= limit.high:
+                continue
+            name = f"{section}.{field.name}" if section else field.name
+            raise UserError(f"{name}={number:g} is not between {limit.low:g} and {limit.high:g}; see --set {name}")
+
+
+def _metadata(hint: Any) -> tuple[Any, ...]:
+    """What Annotated adds to a type; also inside of `X | None`."""
+    if get_origin(hint) is Annotated:
+        return get_args(hint)[1:]
+    return tuple(item for part in get_args(hint) for item in _metadata(part))

@@ -1,0 +1,139 @@
+"""Settings that make no run are told before anything is made; what ships is within limits."""
+
+import json
+
+import pytest
+
+from kernels.program import UserError
+from trainer.cli import run_command
+from trainer.config import metric_names
+from trainer.experiments import EXPERIMENTS
+from trainer.settings import override, value_at
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--set optim.batch_size=0", "optim.batch_size=0 is not between 1 and"),
+        ("--set log_every=0", "log_every=0 is not between 1 and"),
+        ("--set val.every=0", "val.every=0 is not between 1 and"),
+        ("--set optim.lr=-1", "optim.lr=-1 is not between 0 and"),
+        ("--set optim.lr=1e400", "optim.lr=inf is not between 0 and"),
+        ("--set seed=-1", "seed=-1 is not between 0 and"),
+        ("--set prefetch=0", "prefetch=0 is not between 1 and"),
+        ("--set stalled_after=0", "stalled_after=0 is not between"),
+        ("--set clip.sigma=0", "clip.sigma=0 is not between"),
+        ("--set clip.quality=99", "clip.quality=99 is not between 2 and 31"),
+        ("--set clip.box_pixels=0", "clip.box_pixels=0 is not between"),
+        ("--set model.dropout=1.5", "model.dropout=1.5 is not between 0 and 1"),
+        ("--set model.rgb.widths=(8,0)", "widths=0 is not between"),
+        ("--set model.rgb.widths=(8,16)", "widths=(8, 16), blocks=(1, 2, 1): a network has an entry of each"),
+        ("--set model.rgb.widths=() --set model.rgb.blocks=()", "a network has an entry of each"),
+        ("--set model.loss_weights=(1.0,)", "'(1.0,)' is not 4 numbers such as"),
+        ("--set data.class_names=('a','b')", "data.class_names has 2 names for data.num_classes=12"),
+        ("--set data.demo.size=(0,0)", "data.demo.size=0 is not between"),
+        ("--set optim.schedule=multistep", "--set 'optim.milestones=(12,16)'"),
+        ("--set val.metric=acc/RGBPose_top1", "no metric of demo; did you mean acc/RGBPose_"),
+        ("--set val.metric=acc/RGBPose_1:1_top11", "no metric of demo; did you mean acc/RGBPose_1:1_top1?"),
+        ("--set model.num_classes=5", "model.num_classes has no effect"),
+        ("--set optim.accumulate=3", "optim.batch_size=16 does not divide into optim.accumulate=3"),
+        ("--set optim.warmup_epochs=100", "optim.warmup_epochs=100 is more than optim.num_epochs=18"),
+        ("--set model.pcan.fine_width=9", "model.pcan is off here; add --set model.pcan=default"),
+        ("--max-steps -1", "--max-steps -1: it cannot be negative"),
+        ("--max-restarts -1", "--max-restarts -1: it cannot be negative"),
+        ("--ranks 0", "--ranks 0: at least one process is needed"),
+    ],
+)
+def test_a_setting_out_of_range_is_one_sentence(capsys, tmp_path, arguments, sentence):
+    run = tmp_path / "run"
+    assert run_command(["--exp", "demo", "--work-dir", str(run), *arguments.split()]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("error: ")
+    assert sentence in told[0]
+    assert not run.exists()
+
+
+def test_the_last_of_two_settings_counts(tiny, tmp_path):
+    twice = ["--set", "optim.lr=0.5", "--set", "optim.lr=0.25", "--max-steps", "0"]
+    assert run_command([*tiny, *twice, "--work-dir", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "experiment.json").read_text())["optim"]["lr"] == 0.25
+
+
+def test_known_metrics_are_those_of_a_validation(tiny, tmp_path):
+    run = tmp_path / "run"
+    assert run_command([*tiny, "--set", "optim.num_epochs=1", "--set", "optim.ema=0.9", "--work-dir", str(run)]) == 0
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (said,) = [record for record in records if record["kind"] == "val"]
+    assert list(said)[3:] == metric_names(EXPERIMENTS["demo"].model, averaged=True)
+
+
+VALUES = [
+    ("ma52", "data.split=None", None),
+    ("ntu60", "data.split=none", None),
+    ("ntu60", "data.split='b'", "b"),
+    ("ntu60", "data.packs=/mnt/packs", "/mnt/packs"),
+    ("ntu60", "optim.milestones=[10,20]", (10, 20)),
+    ("ntu60", "optim.milestones=(10,20)", (10, 20)),
+    ("ntu60", "optim.milestones=10,20", (10, 20)),
+    ("ntu60", "optim.milestones=10", (10,)),
+    ("ntu60", "optim.milestones=()", ()),
+    ("ntu60", "data.class_names=()", ()),
+    ("custom", "data.class_names=run,stand still", ("run", "stand still")),
+    ("ntu60", "wandb=true", True),
+    ("ntu60", "compile=False", False),
+    ("ntu60", "compile=none", None),
+    ("ntu60", "optim.clip_norm=None", None),
+    ("ntu60", "optim.lr=1", 1.0),
+    ("ntu60", "model.drop_path=0.1,0.2", (0.1, 0.2)),
+    ("ntu60", "model.pcan=none", None),
+]
+
+
+@pytest.mark.parametrize(("name", "assignment", "value"), VALUES, ids=lambda value: str(value))
+def test_every_kind_of_value(name, assignment, value):
+    at = value_at(override(EXPERIMENTS[name], assignment), assignment.partition("=")[0])
+    assert (at, type(at)) == (value, type(value))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_optional_field_can_be_off(name):
+    optional = ("data.split", "data.val_annotations", "optim.clip_norm", "optim.ema", "val.patience", "compile")
+    changed = override(EXPERIMENTS[name], *(f"{field}=none" for field in optional))
+    assert all(value_at(changed, field) is None for field in optional)
+
+
+def test_a_part_is_switched_on_and_changed_at_once():
+    changed = override(EXPERIMENTS["demo"], "model.pcan=default", "model.pcan.fine_width=9")
+    assert changed.model.pcan.fine_width == 9
+    assert changed.model.pcan.coarse_map == changed.data.coarse_map
+
+
+def test_the_order_of_settings_does_not_matter():
+    """Each alone is refused: names for other classes, frames in another ratio."""
+    settings = [
+        "data.num_classes=2",
+        "data.class_names=a,b",
+        "data.coarse_map=(0,1)",
+        "clip.rgb_frames=4",
+        "clip.pose_frames=16",
+    ]
+    changed = override(EXPERIMENTS["ntu60"], *settings)
+    assert override(EXPERIMENTS["ntu60"], *reversed(settings)) == changed
+    for setting in settings:
+        with pytest.raises(UserError):
+            override(EXPERIMENTS["ntu60"], setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "sentence"),
+    [
+        ("ntu60", "clip.pose_frames=30", "--set clip.pose_frames=32"),
+        ("ntu60_epam", "clip.pose_frames=8", "no multiple of clip.rgb_frames=16"),
+        ("ntu60_epam", "clip.pose_frames=32", "--set clip.pose_frames=48"),
+        ("ntu60_x3d", "optim.warmup_epochs=100", "--set optim.warmup_epochs=0"),
+    ],
+)
+def test_frames_and_epochs_that_do_not_fit_are_refused_before_anything_is_read(name, setting, sentence, capsys):
+    assert run_command(["--exp", name, "--set", setting]) == 2
+    assert sentence in capsys.readouterr().err
