@@ -1,21 +1,18 @@
 """Settings as the command line gives them: --exp names an experiment, all --set of a command change it together."""
 
 import ast
-import os
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
 import tyro
 
 from kernels.program import UserError
 from models.classes import read_coarse_map
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
-from trainer.runtime.ranks import started_by_launcher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,29 +213,6 @@ def described(hint: Any) -> str:
 
 
 EXAMPLES = {int: "(10,20)", float: "(0.5,0.8)", bool: "(true,false)", str: "(walk,run)"}
-
-
-def world_size_of(options: Choice, device: str) -> int:
-    """Processes of the whole run: what its launcher says, --ranks, or one for each visible GPU.
-
-    Raises UserError where there is no GPU for each process of this machine.
-    """
-    if options.ranks is not None and options.ranks < 1:
-        raise UserError(f"--ranks {options.ranks}: at least one process is needed")
-    num_gpus = torch.cuda.device_count() if device == "cuda" else 0
-    here = int(os.environ["LOCAL_RANK"]) + 1 if started_by_launcher() else options.ranks or num_gpus or 1
-    if device == "cuda" and here > num_gpus:
-        raise UserError(
-            f"{here} processes on this machine need a GPU each, and torch sees {num_gpus}: lower --ranks (torchrun's "
-            "--nproc-per-node), or take --device cpu"
-        )
-    return int(os.environ["WORLD_SIZE"]) if started_by_launcher() else here
-
-
-def device_of(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install the driver")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def check_division(experiment: Experiment, world_size: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.settings import Choice, world_size_of
+from trainer.runtime.ranks import world_size_of
 from trainer.snapshots.writer import newest_valid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,13 +93,13 @@ def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path,
 def test_more_processes_than_gpus(monkeypatch):
     gpus = torch.cuda.device_count()
     with pytest.raises(ValueError, match=f"{gpus + 2} processes .* and torch sees {gpus}: lower --ranks"):
-        world_size_of(Choice(ranks=gpus + 2), "cuda")
-    assert world_size_of(Choice(ranks=gpus + 2), "cpu") == gpus + 2
+        world_size_of(gpus + 2, "cuda")
+    assert world_size_of(gpus + 2, "cpu") == gpus + 2
     for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "100"), ("LOCAL_RANK", str(gpus))):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{gpus + 1} processes"):
-        world_size_of(Choice(), "cuda")
-    assert world_size_of(Choice(), "cpu") == 100
+        world_size_of(None, "cuda")
+    assert world_size_of(None, "cpu") == 100
 
 
 def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, tmp_path):

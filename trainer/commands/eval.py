@@ -24,10 +24,10 @@ from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, summ
 from trainer.optim import autocast_of
 from trainer.report.confusion import draw_confusion
 from trainer.report.curves import write_png
-from trainer.runtime.ranks import Ranks, join, launch, started_by_launcher
+from trainer.runtime.ranks import Ranks, device_of, join, launch, started_by_launcher, world_size_of
 from trainer.runtime.wrap import compiled
 from trainer.scoring import score_clips
-from trainer.settings import Choice, check_division, check_source, device_of, experiment_of, world_size_of
+from trainer.settings import Choice, check_division, check_source, experiment_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     experiment, device = experiment_of(options), device_of(options.device)
     if options.clips < 1:
         raise UserError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
-    world_size = world_size_of(options, device)
+    world_size = world_size_of(options.ranks, device)
     check_division(experiment, world_size)
     check_source(experiment, device)
     if world_size > 1 and not started_by_launcher():

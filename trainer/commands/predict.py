@@ -29,8 +29,9 @@ from trainer.config import Experiment
 from trainer.metrics import fused_scores, score_batch
 from trainer.optim import autocast_of
 from trainer.report.contact_sheet import NUM_CLIPS
+from trainer.runtime.ranks import device_of
 from trainer.runtime.wrap import compiled
-from trainer.settings import Choice, device_of, experiment_of
+from trainer.settings import Choice, experiment_of
 
 WIDTH = 120  # columns of the table where nothing says how many there are
 LONGEST = 512  # frames of a window: its small copies wait in memory to be annotated

@@ -1,5 +1,6 @@
 """`python -m trainer --exp NAME`: training, in this process or in as many as there are GPUs."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,11 +9,8 @@ import tyro
 from rich.console import Console
 
 from kernels.program import UserError
-from models.weights.layouts import read_weights
-from trainer.runtime.cuda_graph import check_replay
-from trainer.runtime.profiler import steps_of
-from trainer.runtime.ranks import launch, restarted, started_by_launcher
-from trainer.settings import Choice, check_division, check_source, device_of, experiment_of, world_size_of
+from trainer.commands.list import list_experiments
+from trainer.settings import Choice, check_division, check_source, experiment_of
 
 # tyro joins lines that are not indented.
 DESCRIPTION = """Train an experiment:
@@ -49,34 +47,44 @@ class Options(Choice):
 def train(options: Options, arguments: list[str]) -> int:
     """Train, in this process or in as many as there are GPUs; with --list show the experiments."""
     if options.list:
-        from trainer.commands.list import list_experiments
-
         list_experiments(Console())
         return 0
     for flag, count in (("--max-steps", options.max_steps), ("--max-restarts", options.max_restarts)):
         if (count or 0) < 0:
             raise UserError(f"{flag} {count}: it cannot be negative")
     experiment = experiment_of(options)
+    profile = steps_of(options.profile) if options.profile else None
+    # torch is imported from here on: help, --list and wrong settings need none.
+    from models.weights.layouts import read_weights
+    from trainer.runtime.cuda_graph import check_replay
+    from trainer.runtime.ranks import device_of, launch, restarted, started_by_launcher, world_size_of
+    from trainer.session import train_here
+
     device = device_of(options.device)
-    world_size = world_size_of(options, device)
+    world_size = world_size_of(options.ranks, device)
     check_division(experiment, world_size)
     check_source(experiment, device)
     if experiment.cuda_graph:
-        check_replay(experiment, device, world_size)
-    profile = steps_of(options.profile) if options.profile else None
+        check_replay(device, world_size)
     if options.init is not None:
         read_weights(options.init)  # a wrong file is told now, not after hours of preparation
     if not started_by_launcher() and (world_size > 1 or options.max_restarts):
         return launch(world_size, arguments, options.max_restarts)
-    from trainer.session import train_here
-
-    work_dir = options.work_dir or Path("work_dirs") / experiment.name
     return train_here(
         experiment,
         device,
-        work_dir,
+        options.work_dir or Path("work_dirs") / experiment.name,
         resume=options.resume or restarted(),
         max_steps=options.max_steps,
         init=options.init,
         profile=profile,
     )
+
+
+def steps_of(text: str) -> tuple[int, int]:
+    """(10, 20) of `steps=10..20`, first and last step from 1; raises UserError for anything else."""
+    match = re.fullmatch(r"steps=(\d+)\.\.(\d+)", text)
+    first, last = (int(number) for number in match.groups()) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"--profile {text}: write it as --profile steps=10..20, the first step is 1")
+    return first, last

@@ -19,8 +19,8 @@ from trainer.config import Experiment
 from trainer.data import Source, loader_of, open_tables
 from trainer.report.clip_views import draw_views
 from trainer.report.curves import write_png
-from trainer.runtime.ranks import Ranks
-from trainer.settings import Choice, device_of, experiment_of
+from trainer.runtime.ranks import Ranks, device_of
+from trainer.settings import Choice, experiment_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

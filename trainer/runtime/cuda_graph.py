@@ -11,13 +11,12 @@ from torch import Tensor
 
 from kernels.program import UserError
 from pipelines.batch import Batch
-from trainer.config import Experiment
 
 WARM_UP = 3  # eager steps, in which compilers, allocators and autotuners settle
 Update = Callable[[Batch], dict[str, Tensor]]
 
 
-def check_replay(experiment: Experiment, device: str, world_size: int) -> None:
+def check_replay(device: str, world_size: int) -> None:
     """Raise UserError where a step cannot be recorded."""
     if device != "cuda":
         raise UserError("cuda_graph=True needs a GPU; leave it out on a CPU")

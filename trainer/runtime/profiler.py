@@ -1,14 +1,11 @@
 """`--profile steps=10..20`: a trace of some steps of a run, by torch anywhere, or by Nsight Systems if it watches."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-
-from kernels.program import UserError
 
 
 class Profile:
@@ -52,11 +49,3 @@ class Profile:
         table = trace.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=80)
         self._path.with_suffix(".txt").write_text(table)
         self._say(f"trace of steps {self._first} to {self._last}: {self._path} (ui.perfetto.dev opens it), and .txt")
-
-
-def steps_of(text: str) -> tuple[int, int]:
-    """(10, 20) of "steps=10..20"; raises ValueError."""
-    match = re.fullmatch(r"steps=(\d+)\.\.(\d+)", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"--profile {text}: write it as --profile steps=10..20, the first step is 1")
-    return int(match[1]), int(match[2])

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from kernels.program import UserError
 from trainer.runtime.follow import LAUNCHER
 from trainer.runtime.signals import EXIT_CODES
 
@@ -67,6 +68,29 @@ class Ranks:
 def started_by_launcher() -> bool:
     """True in a process that torchrun (or our own launcher, which is torchrun's) has started."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def world_size_of(ranks: int | None, device: str) -> int:
+    """Processes of the whole run: what its launcher says, --ranks, or one for each visible GPU.
+
+    Raises UserError where there is no GPU for each process of this machine.
+    """
+    if ranks is not None and ranks < 1:
+        raise UserError(f"--ranks {ranks}: at least one process is needed")
+    num_gpus = torch.cuda.device_count() if device == "cuda" else 0
+    here = int(os.environ["LOCAL_RANK"]) + 1 if started_by_launcher() else ranks or num_gpus or 1
+    if device == "cuda" and here > num_gpus:
+        raise UserError(
+            f"{here} processes on this machine need a GPU each, and torch sees {num_gpus}: lower --ranks (torchrun's "
+            "--nproc-per-node), or take --device cpu"
+        )
+    return int(os.environ["WORLD_SIZE"]) if started_by_launcher() else here
+
+
+def device_of(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install the driver")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 @contextmanager
