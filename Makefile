@@ -1,4 +1,4 @@
-# Four verbs. `make demo` on a bare machine (python3 and git) installs into .venv and trains; nothing else is needed.
+# On a machine with python3, `make demo` installs everything into .venv and trains. Nothing has to be set up before.
 PYTHON ?= python3
 CUDA ?= cu13
 PY := .venv/bin/python

@@ -1,29 +1,32 @@
-"""Duet is a source-tree application: clone, `make demo`, run from the root. Tool settings: pyproject.toml."""
+"""Duet runs from its checkout: clone it, run `make demo`, stay in the root. Settings of tools are in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
-# DALI's wheels are named by CUDA version; both run on a machine without a GPU.
+# DALI has one wheel for each CUDA version. Both also run on a machine without a GPU.
 DALI = "2.4.0"
 
-# ONNX, written by torch's exporter and compared in its runtime (python -m trainer export).
+# For `python -m trainer export --format onnx`: torch's exporter writes the file, onnxruntime checks it.
 EXPORT = ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.31"]
 
 setup(
     name="duet-har",
     version="0.1.0",
-    description="The fastest and most trustworthy trainer for RGB + skeleton action recognition",
+    description=(
+        "A trainer for RGB + skeleton action recognition: "
+        "ten times MMAction2's data path on one CPU core, GPU speed not measured yet"
+    ),
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    # tests and benchmarks run from the checkout and are never installed.
+    # Tests and benchmarks run from the checkout and are not installed.
     packages=find_packages(include=["pipelines*", "kernels*", "models*", "trainer*"]),
     package_data={"kernels": ["faster.json"]},
     install_requires=[
-        # torch 2.9 has a broken bf16 conv3d (pytorch#166122), 2.10 was never tried here; trainer/cli.py refuses them by
-        # name.
+        # torch 2.9 computes 3-D convolutions in bf16 without cuDNN (pytorch#166122), and 2.10 was never tried here.
+        # kernels/program.py refuses both with a sentence.
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=2",
-        # 19 has no metadata_errors, by which videos open whose texts are no UTF-8.
+        # PyAV 19 lacks `metadata_errors`, without which a video whose metadata are not UTF-8 does not open.
         "av>=14,<19",
         "pillow>=11",
         "safetensors>=0.5",
@@ -36,12 +39,12 @@ setup(
     extras_require={
         "cu13": [f"nvidia-dali-cuda130=={DALI}"],
         "cu12": [f"nvidia-dali-cuda120=={DALI}"],
-        # NVIDIA's apex has no wheels (PyPI's "apex" is something else): build it from source, see README.md.
+        # NVIDIA's apex has no wheels, and PyPI's "apex" is something else. README.md says how to build it.
         "apex": [],
-        # Skeletons for videos that have none; it loads its weights from the web at the first use.
+        # Estimates skeletons for videos that have none. It downloads its weights at the first use.
         "pose": ["rtmlib>=0.0.16", "onnxruntime>=1.17"],
         "export": EXPORT,
-        # Curves on a server of theirs as well: --set wandb=true.
+        # Sends the curves to Weights & Biases as well: --set wandb=true.
         "wandb": ["wandb>=0.31"],
         "test": [
             *EXPORT,
