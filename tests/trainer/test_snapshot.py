@@ -160,16 +160,16 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
         stage({"rng": np.zeros(3)}, buffers)
 
 
-def test_what_is_steady_is_copied_beside_the_loop_and_free_after_copied(tmp_path: Path) -> None:
-    """Everything else may change the moment that save returns, the steady tensors after `copied`."""
+def test_what_is_steady_is_copied_beside_the_loop_and_changes_within_the_door(tmp_path: Path) -> None:
+    """Everything else may change the moment that save returns."""
     weight, mean, writer = torch.zeros(3_000_000), torch.zeros(1000), Writer(tmp_path)
     for step in range(20):
         weight.fill_(step)
         mean.fill_(step)
         writer.save({"weight": weight, "mean": mean}, 1, step, steady=[weight])
         mean.fill_(-1)
-        writer.copied()
-        weight.fill_(-1)
+        with writer.changing_weights():
+            weight.fill_(-1)
         writer.wait()
         state = newest_valid(tmp_path, print)[1]
         assert state["mean"].unique().tolist() == state["weight"].unique().tolist() == [step]
