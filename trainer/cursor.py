@@ -87,6 +87,7 @@ class Cursor:
         if "clips" not in saved:
             saved["clips"] = state["step"] * batch_size
         saved["clips"] = min(saved["clips"], self.epoch_clips)
+        saved["validations"] = list(saved.get("validations", ()))
         self.bad_steps.copy_(saved.pop("bad_steps", self.bad_steps))
         for name, value in saved.items():
             setattr(self, name, value)

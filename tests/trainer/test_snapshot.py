@@ -89,6 +89,15 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path) -> N
     assert len(said) == 6
 
 
+def test_the_last_one_is_the_newest_after_a_resume_with_a_larger_batch(tmp_path: Path) -> None:
+    """120 clips in steps of 4, then 200 clips in steps of 40."""
+    writer = saved(tmp_path, (2, 30))
+    writer.save({"place": [2, 5]}, 2, 5)
+    writer.close()
+    assert names(tmp_path) == ["epoch_2_step_30.pth", "epoch_2_step_5.pth", LATEST]
+    assert newest_valid(tmp_path, silent) == (tmp_path / "epoch_2_step_5.pth", {"place": [2, 5]})
+
+
 def test_a_copied_latest_is_enough(tmp_path: Path) -> None:
     saved(tmp_path / "run", (3, 7))
     (tmp_path / "copy").mkdir()
