@@ -4,7 +4,6 @@ What runs on a CPU too runs there as well: `pytest -m gpu tests/test_card.py` is
 """
 
 from dataclasses import dataclass, fields
-from functools import partial
 
 import numpy as np
 import pytest
@@ -21,8 +20,8 @@ from trainer.runtime.cuda_graph import Replay, rate_on_device
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.signals import Interrupt
 from trainer.settings import override
-from trainer.snapshots.writer import Writer, newest_valid
-from trainer.step import train_step, update
+from trainer.snapshots.writer import NoWriter, Writer, newest_valid
+from trainer.step import train_step
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 STEPS, CLIPS = 7, 8  # of an epoch, of a step
@@ -91,11 +90,11 @@ def make(tmp_path):
             Loader(table=val, rows=np.arange(len(val)), train=False, **common),
         )
         ranks, journal = Ranks(0, 0, 1, device), Journal(tmp_path, rank=1)  # as rank 1 it writes nothing
-        writer = Writer(tmp_path / folder) if folder else None
+        writer = Writer(tmp_path / folder) if folder else NoWriter()
         run = build_run(experiment, ranks, loaders, journal, writer, Interrupt())
         if graph:
             rate_on_device(run.optimizer, device)
-            run.replay = Replay(partial(update, run))
+            run.execute = Replay(run.writer.changing_weights)
         return run
 
     return run_of
@@ -109,7 +108,7 @@ def taken(run, kept):
     values = []
     for batch in kept:
         values.append(train_step(run, batch))
-        run.cursor.step += 1
+        run.cursor.finish_step()
     return values
 
 
@@ -126,7 +125,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_a_whole_training_and_its_resume(make, tmp_path, device):
     run = make(device, "optim.ema=0.9", folder="run")
-    scores = fit(run, None)
+    scores = fit(run)
     assert scores is not None
     assert scores.index.tolist() == list(range(CLIPS + 3))
     assert run.cursor.bad_steps.tolist() == [0, 0]
@@ -140,7 +139,7 @@ def test_a_whole_training_and_its_resume(make, tmp_path, device):
     for one, other in zip(momenta, again.optimizer.state.values(), strict=True):
         assert torch.equal(one, other["momentum_buffer"])
         assert one.stride() == other["momentum_buffer"].stride()
-    assert fit(again, None) is not None
+    assert fit(again) is not None
     assert again.cursor.epoch == 3
 
 
@@ -174,7 +173,7 @@ def test_replayed_steps_are_those_of_the_loop(make, settings):
 @pytest.mark.gpu
 def test_a_training_is_replayed_with_snapshots_and_validations(make, tmp_path):
     run = make("cuda", "optim.ema=0.9", folder="run", graph=True)
-    scores = fit(run, None)
+    scores = fit(run)
     assert scores is not None
     assert run.cursor.bad_steps.tolist() == [0, 0]
     found = newest_valid(tmp_path / "run", print)

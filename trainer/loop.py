@@ -1,5 +1,7 @@
 """The course of a run: steps, validations, snapshots. Reads from top to bottom."""
 
+import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -11,9 +13,8 @@ from kernels.program import UserError
 from pipelines.batch import Batch
 from trainer.memory import advice, recover
 from trainer.metrics import Scores, summarize, worse_than_a_stream
-from trainer.resume import changed_by_update, go_back, state_of
+from trainer.resume import go_back, save
 from trainer.run import Run, Stopped
-from trainer.runtime.ranks import average_statistics
 from trainer.scoring import score_split
 from trainer.snapshots.writer import best_name
 from trainer.step import rate, train_step
@@ -21,7 +22,7 @@ from trainer.step import rate, train_step
 SPIKE = 10  # times the loss of the last log
 
 
-def fit(run: Run, max_steps: int | None) -> Scores | None:
+def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
     """Train from the run's cursor to the end of its experiment; scores of the best validation on the way, if any.
 
     Ends early, with a snapshot, on a signal, after `max_steps` steps in all, or when validations stop improving.
@@ -33,9 +34,9 @@ def fit(run: Run, max_steps: int | None) -> Scores | None:
             best = None
             if experiment.val.due(cursor.epoch + 1, experiment.optim.num_epochs):
                 save(run)  # a run that dies in validation starts again with it
-                scored, best = validate(run)
-                scores = scored if best or scores is None else scores
-            cursor.epoch, cursor.step = cursor.epoch + 1, 0
+                latest, best = validate(run)
+                scores = latest if best else scores or latest
+            cursor.start_next_epoch()
             save(run, best)
             if run.stopping.due:
                 run.journal.say(f"no better validation {run.stopping.patience} times in a row: training ends here")
@@ -43,28 +44,27 @@ def fit(run: Run, max_steps: int | None) -> Scores | None:
     except Stopped as reason:
         save(run)
         run.journal.say(f"stopped: {reason}; go on with --resume")
-    if run.writer is not None:
-        run.writer.close()
+    run.writer.close()
     return scores
 
 
-def train_epoch(run: Run, max_steps: int | None) -> None:
+def train_epoch(run: Run, max_steps: float) -> None:
     """The steps of the cursor's epoch that are not done yet."""
     cursor, experiment = run.cursor, run.experiment
-    batches, num_steps = run.train_loader.epoch(cursor.epoch, cursor.step), run.train_loader.num_batches
-    run.journal.start_epoch(cursor.epoch + 1, experiment.optim.num_epochs, cursor.step, num_steps)
+    batches = run.train_loader.epoch(cursor.epoch, cursor.step)
+    run.journal.start_epoch(cursor, experiment.optim.num_epochs)
     stop_after(run, max_steps)
     for batch, waited in timed(batches):
         with run.profile:
             run.meter.add(step_or_advice(run, batch))
-        cursor.step += 1
+        cursor.finish_step()
         run.journal.step(experiment.optim.batch_size, waited)
-        if cursor.step % experiment.log_every == 0 or cursor.step == num_steps:
+        if cursor.step % experiment.log_every == 0 or cursor.epoch_is_done:
             log(run)
         stop_after(run, max_steps)
         if run.told_to_stop():
             raise Stopped("by a signal")
-        if cursor.step % experiment.snapshot_every == 0 and cursor.step < num_steps:
+        if cursor.step % experiment.snapshot_every == 0 and not cursor.epoch_is_done:
             save(run)
 
 
@@ -77,27 +77,25 @@ def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
     recover(run)
     if run.ranks.world_size == 1:  # a save is work of all ranks, and the others are elsewhere
         save(run)
-        assert run.writer is not None
         run.writer.wait()
     raise UserError(advice(run, batch))
 
 
-def stop_after(run: Run, max_steps: int | None) -> None:
+def stop_after(run: Run, max_steps: float) -> None:
     """Raise Stopped once the run has done `max_steps` steps in all."""
-    done = run.cursor.epoch * run.train_loader.num_batches + run.cursor.step
-    if max_steps is not None and done >= max_steps:
+    done = run.cursor.total_steps
+    if done >= max_steps:
         raise Stopped(f"{done} steps are done")
 
 
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
     """Each batch with the seconds that the host waited for it."""
-    while True:
-        start = time.perf_counter()
-        with nvtx.annotate("data"):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch, time.perf_counter() - start
+    with contextlib.suppress(StopIteration):
+        while True:
+            start = time.perf_counter()
+            with nvtx.annotate("data"):
+                batch = next(batches)
+            yield batch, time.perf_counter() - start
 
 
 def log(run: Run) -> None:
@@ -106,7 +104,7 @@ def log(run: Run) -> None:
     total, in_a_row = run.cursor.bad_steps.tolist()
     if total:
         values["bad_steps"] = total
-    run.journal.train(run.cursor.epoch + 1, run.cursor.step, values)
+    run.journal.train(run.cursor, values)
     if in_a_row >= run.experiment.optim.max_bad_steps:
         raise UserError(
             f"{in_a_row} steps in a row had no finite gradient: the last snapshot before them is kept; "
@@ -121,16 +119,16 @@ def log(run: Run) -> None:
 def handle_spike(run: Run, loss: float) -> None:
     """Report that the loss has risen to `loss`; go back to the last snapshot where the experiment allows it."""
     cursor, allowed = run.cursor, run.experiment.optim.rollbacks
-    told = f"the loss spikes from {cursor.usual_loss:.3f} to {loss:.3f}"
+    event = f"the loss spikes from {cursor.usual_loss:.3f} to {loss:.3f}"
     if not allowed:
-        run.journal.say(f"{told}: see optim.lr and clip_norm")
+        run.journal.say(f"{event}: see optim.lr and clip_norm")
         cursor.usual_loss = loss
         return
     if cursor.rollbacks >= allowed:
-        raise UserError(f"{told}, after {allowed} rollbacks: lower optim.lr, then go on with --resume")
+        raise UserError(f"{event}, after {allowed} rollbacks: lower optim.lr, then go on with --resume")
     cursor.rollbacks += 1
     name = go_back(run)
-    run.journal.say(f"{told}: back to {name}, past the clips since" if name else f"{told}: no snapshot to go back to")
+    run.journal.say(f"{event}: back to {name}, past the clips since" if name else f"{event}: no snapshot to go back to")
 
 
 def validate(run: Run) -> tuple[Scores, str | None]:
@@ -139,13 +137,10 @@ def validate(run: Run) -> tuple[Scores, str | None]:
     epoch, num_clips = cursor.epoch + 1, len(run.val_loader.rows)
     journal.start_validation(epoch, num_clips)
     scores = score_split(run)
-    metrics = summarize(scores)
-    if run.averages is not None:
-        if run.writer is not None:
-            run.writer.copied()
-        with run.averages.in_place_of(run.network):
-            metrics |= {f"ema/{name}": value for name, value in summarize(score_split(run)).items()}
-    journal.validation(epoch, num_clips, metrics)
+    with run.writer.changing_weights():
+        averaged = run.averages.measured(run.network, lambda: summarize(score_split(run)))
+    metrics = summarize(scores) | averaged
+    journal.validation(cursor, num_clips, metrics)
     cursor.validations.append({"epoch": epoch, **metrics})
     if warning := worse_than_a_stream(metrics):
         journal.say(warning)
@@ -156,13 +151,3 @@ def validate(run: Run) -> tuple[Scores, str | None]:
     cursor.best, cursor.best_file = score, best_name(val.metric, epoch)
     journal.best(epoch, val.metric, score, cursor.best_file)
     return scores, cursor.best_file
-
-
-def save(run: Run, best: str | None = None) -> None:
-    """A snapshot of the run where its cursor is, written while training goes on; `best` names a copy to keep."""
-    with nvtx.annotate("snapshot"):
-        for network in (run.network, *([run.averages.network] if run.averages else [])):
-            average_statistics(network, run.ranks)
-        if run.writer is not None:
-            place = run.cursor.epoch + 1, run.cursor.step
-            run.writer.save(state_of(run), *place, best, steady=changed_by_update(run))

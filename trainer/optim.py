@@ -33,7 +33,23 @@ def build_optimizer(
 
     optimizer = FusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     start_momentum(optimizer)
+    count_changes(optimizer)
     return optimizer
+
+
+def count_changes(optimizer: torch.optim.Optimizer) -> None:
+    """Make each step of `optimizer` count as a change of its weights and momenta (`Tensor._version`).
+
+    Torch counts every other change in place, but not those of its fused optimizers. The snapshot writer needs the
+    count to notice a change that it was not asked about.
+    """
+
+    def after_step(*_: object) -> None:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        momenta = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        torch.autograd.graph.increment_version([*weights, *momenta])
+
+    optimizer.register_step_post_hook(after_step)
 
 
 def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -44,6 +60,7 @@ def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weigh
     """
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     start_momentum(optimizer)
+    count_changes(optimizer)
     return optimizer
 
 
@@ -188,24 +205,63 @@ class Averages:
         self.network = copy.deepcopy(network).requires_grad_(False)
         self._step = 1 - decay
 
+    def networks(self) -> list[nn.Module]:
+        """The network of the averages, in a list as `NoAverages` has none."""
+        return [self.network]
+
     def tensors(self) -> list[Tensor]:
+        """The averages themselves."""
         return _floating(self.network)
 
     @torch.no_grad()
     def update(self, live: nn.Module) -> None:
         torch._foreach_lerp_(self.tensors(), [tensor.detach() for tensor in _floating(live)], self._step)
 
+    def measured(self, live: nn.Module, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What `measure` returns while `live` computes with the averages, each name as ema/NAME."""
+        with self.in_place_of(live):
+            return {f"ema/{name}": value for name, value in measure().items()}
+
     @contextmanager
     @torch.no_grad()
     def in_place_of(self, live: nn.Module) -> Iterator[None]:
         """Within, `live` computes with the averages; its own weights come back at the end, whatever happens."""
         own = [tensor.detach() for tensor in _floating(live)]
-        kept = [tensor.clone() for tensor in own]
+        backup = [tensor.clone() for tensor in own]
         torch._foreach_copy_(own, self.tensors())
         try:
             yield
         finally:
-            torch._foreach_copy_(own, kept)
+            torch._foreach_copy_(own, backup)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(state)
+
+
+class NoAverages:
+    """Stands in for `Averages` in a run without moving averages (optim.ema=None)."""
+
+    def networks(self) -> list[nn.Module]:
+        return []
+
+    def tensors(self) -> list[Tensor]:
+        return []
+
+    def update(self, live: nn.Module) -> None:
+        """Nothing to update."""
+
+    def measured(self, live: nn.Module, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> None:
+        """What a snapshot holds where there are no averages."""
+        return None
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The averages of a snapshot are not used."""
 
 
 def _floating(network: nn.Module) -> list[Tensor]:
@@ -239,7 +295,9 @@ class LossScale:
     def scale(self, loss: Tensor) -> Tensor:
         return loss * self._scale
 
-    def unscale(self, gradients: list[Tensor]) -> None:
+    def unscale(self, parameters: Iterable[Parameter]) -> None:
+        """Divide the gradients of `parameters` by the scale, in place."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         torch._foreach_mul_(gradients, self._scale.reciprocal())
 
     def settle(self, ok: Tensor) -> None:
@@ -249,6 +307,28 @@ class LossScale:
     def state_dict(self) -> dict[str, Tensor]:
         return {"scale": self._scale, "good": self._good}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._scale.copy_(state["scale"])
-        self._good.copy_(state["good"])
+    def load_state_dict(self, state: dict[str, Tensor] | None) -> None:
+        """Take up the scale of a snapshot; after a run without one (None) it starts afresh."""
+        if state is not None:
+            self._scale.copy_(state["scale"])
+            self._good.copy_(state["good"])
+
+
+class NoLossScale:
+    """Stands in for `LossScale` where gradients do not vanish: in bf16 and float32."""
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss
+
+    def unscale(self, parameters: Iterable[Parameter]) -> None:
+        """The gradients are not scaled."""
+
+    def settle(self, ok: Tensor) -> None:
+        """There is no scale to change."""
+
+    def state_dict(self) -> None:
+        """What a snapshot holds where there is no scale."""
+        return None
+
+    def load_state_dict(self, state: dict[str, Tensor] | None) -> None:
+        """The scale of a snapshot is not used."""

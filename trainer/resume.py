@@ -1,86 +1,113 @@
-"""A run to a snapshot and back."""
+"""A run to a snapshot and back: what is in one, and the three ways that use it: save, take up, go back.
+
+models/weights/files.py writes and reads the file, trainer/snapshots/writer.py decides which files stay.
+"""
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
+import nvtx
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from models.weights.files import AVERAGES, WEIGHTS
 from trainer.config import Experiment
 from trainer.run import Run
+from trainer.runtime.ranks import average_statistics
 from trainer.settings import flattened
-from trainer.snapshots.writer import SnapshotError, newest_valid
+from trainer.snapshots.writer import Snapshot, SnapshotError
 
-FORMAT = 3  # another one where a run cannot go on as it began: 3 has the plan's vectorised luck
+FORMAT = 3  # raised when a run can no longer go on as it began; 3 came with the plan's vectorised random draws
+
+
+def save(run: Run, best: str | None = None) -> None:
+    """A snapshot of the run where its cursor is, written while training goes on; `best` names a copy to keep."""
+    with nvtx.annotate("snapshot"):
+        for network in (run.network, *run.averages.networks()):
+            average_statistics(network, run.ranks)
+        cursor = run.cursor
+        run.writer.save(state_of(run), cursor.epoch + 1, cursor.step, best, steady=changed_by_update(run))
 
 
 def state_of(run: Run) -> dict[str, Any]:
     """What a snapshot holds: tensors, numbers and text only."""
-    cursor = run.cursor
     return {
         "format": FORMAT,
         "experiment": json.dumps(asdict(run.experiment)),
-        "model": run.network.state_dict(),
+        WEIGHTS: run.network.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "stopping": run.stopping.state_dict(),
-        "cursor": {
-            "epoch": cursor.epoch,
-            "step": cursor.step,
-            "best": cursor.best,
-            "best_file": cursor.best_file,
-            "bad_steps": cursor.bad_steps,
-            "validations": cursor.validations,
-            "usual_loss": cursor.usual_loss,
-            "rollbacks": cursor.rollbacks,
-        },
+        "cursor": run.cursor.state_dict(),
         "exact_under": exact_under(run),
-        "scale": None if run.scale is None else run.scale.state_dict(),
-        "averages": None if run.averages is None else run.averages.network.state_dict(),
+        "scale": run.scale.state_dict(),
+        AVERAGES: run.averages.state_dict(),
     }
+
+
+def take_up(run: Run, state: dict[str, Any]) -> None:
+    """Put a fresh run where `state` left it; says what keeps the rest from being bit-exact, if anything does.
+
+    The run's own experiment decides rate, momentum and weight decay. A part that an older version did not save starts
+    as in a fresh run.
+    """
+    restore(run, state)
+    run.stopping.load_state_dict(state["stopping"])
+    run.scale.load_state_dict(state.get("scale"))
+    cursor, batch_size = run.cursor, json.loads(state["experiment"])["optim"]["batch_size"]
+    cursor.load_state_dict(state["cursor"], batch_size)
+    run.journal.continue_from(cursor, batch_size)
+    if cursor.clips and cursor.batch_size != batch_size:
+        run.journal.say(
+            f"{cursor.clips} clips of this epoch were seen in steps of {batch_size}: it goes on after step "
+            f"{cursor.step} of {cursor.num_steps}, in steps of {cursor.batch_size}"
+        )
+    before, now = state.get("exact_under", {}), exact_under(run)
+    differences = [f"{key} {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
+    if differences:
+        run.journal.say(f"this resume is exact in batches and rates, not in every bit: {', '.join(differences)}")
+
+
+def go_back(run: Run) -> str | None:
+    """Give a run the weights, buffers, momentum and averages of its newest snapshot; the cursor stays where it is.
+
+    Returns the snapshot's name, or None where there is no snapshot yet (nothing changes). All ranks call it; rank 0
+    reads.
+    """
+    snapshot = run.writer.newest(run.journal.say)
+    name = run.ranks.from_leader(snapshot.path.name if snapshot else None)
+    if snapshot:
+        restore(run, snapshot.state)
+    if name and run.ranks.world_size > 1:
+        with run.writer.changing_weights():
+            for tensor in (*changed_by_update(run), *run.network.buffers(), *run.averages.tensors()):
+                dist.broadcast(tensor.detach(), 0)
+    return name
+
+
+@torch.no_grad()
+def restore(run: Run, state: dict[str, Any]) -> None:
+    """Copy weights, buffers, momentum and averages of a snapshot into those of the run.
+
+    Each tensor keeps its memory, to which a CUDA graph and the buffers' guard may hold addresses. Averages that the
+    snapshot does not have start at its weights, and momentum that it does not have stays as it is.
+    """
+    saved = state["optimizer"]["state"]
+    with run.writer.changing_weights():
+        run.network.load_state_dict(state[WEIGHTS])
+        run.averages.load_state_dict(state.get(AVERAGES) or state[WEIGHTS])
+        for index, parameter in enumerate(run.network.parameters()):
+            for key, value in run.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    value.copy_(saved.get(index, {}).get(key, value))
 
 
 def changed_by_update(run: Run) -> list[Tensor]:
     """The large part of a snapshot: forward and backward leave it alone, only the optimizer's step changes it."""
     momenta = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return [*run.network.parameters(), *momenta]
-
-
-def take_up(run: Run, state: dict[str, Any]) -> None:
-    """Put a fresh run where `state` left it; says what keeps the rest from being bit-exact, if anything does."""
-    run.network.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    for group in run.optimizer.param_groups:  # the cursor tells the rate, number or tensor on the device
-        group["lr"] = run.experiment.optim.lr
-    run.stopping.load_state_dict(state["stopping"])
-    if run.scale is not None and state["scale"] is not None:
-        run.scale.load_state_dict(state["scale"])
-    if run.averages is not None:
-        run.averages.network.load_state_dict(state["averages"] or state["model"])
-    for name, value in state["cursor"].items():
-        setattr(run.cursor, name, value.to(run.ranks.device) if isinstance(value, torch.Tensor) else value)
-    keep_clips(run, json.loads(state["experiment"])["optim"]["batch_size"])
-    run.journal.recall(run.cursor.validations, run.train_loader.num_batches)
-    before, now = state["exact_under"], exact_under(run)
-    differences = [f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
-    if differences:
-        run.journal.say(f"this resume is exact in batches and rates, not in every bit: {', '.join(differences)}")
-
-
-def keep_clips(run: Run, batch_size: int) -> None:
-    """Steps of the cursor's epoch are counted anew where they had another number of clips, so that none is lost."""
-    now, loader = run.experiment.optim.batch_size, run.train_loader
-    if now == batch_size or not run.cursor.step:
-        return
-    done = run.cursor.step * batch_size
-    run.cursor.step = loader.num_batches if done >= len(loader.rows) else done // now
-    run.journal.say(
-        f"{done} clips of this epoch were seen in steps of {batch_size}: it goes on after step {run.cursor.step} of "
-        f"{loader.num_batches}, in steps of {now}"
-    )
 
 
 def exact_under(run: Run) -> dict[str, Any]:
@@ -94,59 +121,31 @@ def exact_under(run: Run) -> dict[str, Any]:
     }
 
 
-def check_same(path: Path, state: dict[str, Any], experiment: Experiment, say: Callable[[str], None]) -> None:
+def check_same(snapshot: Snapshot, experiment: Experiment, say: Callable[[str], None]) -> None:
     """Refuse a snapshot of another network or version; say which other settings have changed since."""
+    path, state = snapshot
     if state.get("format") != FORMAT:
         raise SnapshotError(f"{path} has format {state.get('format')}, this version reads {FORMAT}; train anew")
-    before = flattened(json.loads(state["experiment"]))
-    now = flattened(json.loads(json.dumps(asdict(experiment))))
-    for key in (key for key in now if before.get(key) != now[key]):
+    saved, current = flattened(json.loads(state["experiment"])), flattened(as_json(asdict(experiment)))
+    for key, now in current.items():
+        before = saved[key] if key in saved else as_json(default_of(experiment, key))
+        if before == now:
+            continue
         if key.startswith("model.") or key == "align_channels":  # the optimizer's state has the network's shapes
-            raise SnapshotError(
-                f"{path} was trained with {key}={before.get(key)}, not {now[key]}; choose another --work-dir"
-            )
-        say(f"{key} was {before.get(key)} in {path.name} and is now {now[key]}")
+            raise SnapshotError(f"{path} was trained with {key}={before}, not {now}; choose another --work-dir")
+        say(f"{key} was {before} in {path.name} and is now {now}")
 
 
-def go_back(run: Run) -> str | None:
-    """Give a run the weights, momentum, buffers and averages of its newest snapshot; the cursor stays where it is.
-
-    Returns the snapshot's name, or None where there is no snapshot yet (nothing changes). All ranks call it; rank 0
-    reads. Tensors keep their addresses, which a CUDA graph may hold.
-    """
-    name = None
-    if run.writer is not None:
-        run.writer.wait()
-        found = newest_valid(run.writer.folder, run.journal.say)
-        if found is not None:
-            name = found[0].name
-            _restore(run, found[1])
-    if run.ranks.world_size > 1:
-        for tensor in _tensors(run):
-            dist.broadcast(tensor, 0)
-    return run.ranks.from_leader(name)
+def as_json(value: Any) -> Any:
+    """`value` as a snapshot's text gives it back: tuples are lists there."""
+    return json.loads(json.dumps(value))
 
 
-@torch.no_grad()
-def _restore(run: Run, state: dict[str, Any]) -> None:
-    run.network.load_state_dict(state["model"])
-    if run.averages is not None:
-        run.averages.network.load_state_dict(state["averages"])
-    saved = state["optimizer"]["state"]
-    for index, parameter in enumerate(run.network.parameters()):
-        for key, value in run.optimizer.state[parameter].items():
-            if isinstance(value, Tensor):
-                value.copy_(saved[index][key])
-
-
-def _tensors(run: Run) -> list[Tensor]:
-    averages = [] if run.averages is None else run.averages.tensors()
-    return [*(tensor.detach() for tensor in changed_by_update(run)), *run.network.buffers(), *averages]
-
-
-def resume_at(found: tuple[Path, dict[str, Any]] | None, experiment: Experiment) -> tuple[int, int]:
-    """The epoch (from 1) and its steps of this run's batch size that are done."""
-    if found is None:
-        return (1, 0)
-    cursor, before = found[1]["cursor"], json.loads(found[1]["experiment"])["optim"]["batch_size"]
-    return cursor["epoch"] + 1, cursor["step"] * before // experiment.optim.batch_size
+def default_of(experiment: Experiment, key: str) -> Any:
+    """The default of a setting such as optim.ema, which is what runs had before it existed; None where it has none."""
+    *path, name = key.split(".")
+    config: Any = experiment
+    for part in path:
+        config = getattr(config, part)
+    (default,) = [field.default for field in fields(config) if field.name == name]
+    return None if default is MISSING else default

@@ -1,6 +1,5 @@
-"""The parts of a run in one place; trainer/resume.py takes them into a snapshot and back."""
+"""The parts of a run in one place; trainer/resume.py saves them and brings them back."""
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,42 +13,29 @@ from models.heads import adjust_logits
 from models.networks import build_model
 from pipelines.loader import Loader
 from trainer.config import Experiment
+from trainer.cursor import Cursor
 from trainer.journal.journal import Journal
-from trainer.optim import Averages, BufferGuard, EarlyStopping, LossScale, autocast_of, build_optimizer
-from trainer.runtime.cuda_graph import Update
+from trainer.optim import (
+    Averages,
+    BufferGuard,
+    EarlyStopping,
+    LossScale,
+    NoAverages,
+    NoLossScale,
+    autocast_of,
+    build_optimizer,
+)
+from trainer.runtime.cuda_graph import Eager, Replay
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.wrap import compiled, parallel
-from trainer.snapshots.writer import Writer
+from trainer.snapshots.writer import NoWriter, Writer
 
 ASK_RANKS_EVERY = 8  # batches; so often all ranks agree on whether one of them was told to stop
 
 
 class Stopped(Exception):
     """The run was told to stop; the text says by what."""
-
-
-@dataclass
-class Cursor:
-    """Where a run is: `step` steps of `epoch` (from 0) are done; an epoch whose steps are all done awaits validation.
-
-    bad_steps [2] int64 on the device: steps without finite gradients, in all and in a row.
-    """
-
-    bad_steps: Tensor
-    epoch: int = 0
-    step: int = 0
-    best: float = -math.inf
-    best_file: str = ""
-    validations: list[dict[str, float]] = field(default_factory=list)  # epoch (from 1) and metrics of each
-    usual_loss: float = math.inf  # of the last log
-    rollbacks: int = 0
-
-    def count(self, ok: Tensor) -> None:
-        """Count a step that had finite gradients or (`ok` False, a scalar on the device) had not."""
-        bad = (~ok).long()
-        self.bad_steps += bad
-        self.bad_steps[1] *= bad
 
 
 class Meter:
@@ -61,8 +47,8 @@ class Meter:
 
     def add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            kept = self._sums.get(name)
-            self._sums[name] = value.detach().float() if kept is None else kept + value.detach()
+            so_far = self._sums.get(name)
+            self._sums[name] = value.detach().float() if so_far is None else so_far + value.detach()
         self._count += 1
 
     def read(self, ranks: Ranks) -> dict[str, float]:
@@ -80,6 +66,8 @@ class Meter:
 class Run:
     """What the loop works on. `network` holds the weights; `forward` is what validation calls (the network, compiled
     where that is on), `parallel` what training calls (the same under DDP when there are ranks). Only rank 0 writes.
+
+    What can be off is an object that does nothing then: NoWriter, NoLossScale, NoAverages, Eager, nullcontext.
     """
 
     experiment: Experiment
@@ -94,13 +82,13 @@ class Run:
     cursor: Cursor
     stopping: EarlyStopping
     journal: Journal
-    writer: Writer | None
+    writer: Writer | NoWriter
     interrupt: Interrupt
     beat: Callable[[], None]  # called at each sign of life
     precision: Callable[[], AbstractContextManager]
-    scale: LossScale | None  # fp16 only
-    averages: Averages | None
-    replay: Update | None = None  # train_step's work on the device as one CUDA graph
+    scale: LossScale | NoLossScale
+    averages: Averages | NoAverages
+    execute: Eager | Replay = field(default_factory=Eager)  # how train_step has its work done on the device
     profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
     num_asked: int = 0  # calls of told_to_stop
@@ -119,7 +107,7 @@ def build_run(
     ranks: Ranks,
     loaders: tuple[Loader, Loader],
     journal: Journal,
-    writer: Writer | None,
+    writer: Writer | NoWriter,
     interrupt: Interrupt,
     beat: Callable[[], None] = lambda: None,
 ) -> Run:
@@ -132,7 +120,7 @@ def build_run(
     if optim.logit_adjustment is not None:
         adjust_logits(network, loaders[0].clips_by_class().to(ranks.device), optim.logit_adjustment)
     forward = compiled(network, experiment, ranks.device, journal.say)
-    averages = None if optim.ema is None else Averages(network, optim.ema)
+    averages = NoAverages() if optim.ema is None else Averages(network, optim.ema)
     return Run(
         experiment=experiment,
         ranks=ranks,
@@ -142,14 +130,18 @@ def build_run(
         forward=forward,
         parallel=parallel(forward, ranks, optim.accumulate),
         optimizer=build_optimizer(optim.impl, network.parameters(), optim.lr, optim.momentum, optim.weight_decay),
-        guard=BufferGuard([*network.buffers(), *(averages.tensors() if averages else [])]),
-        cursor=Cursor(torch.zeros(2, dtype=torch.int64, device=ranks.device)),
+        guard=BufferGuard([*network.buffers(), *averages.tensors()]),
+        cursor=Cursor(
+            batch_size=optim.batch_size,
+            epoch_clips=len(loaders[0].rows),
+            bad_steps=torch.zeros(2, dtype=torch.int64, device=ranks.device),
+        ),
         stopping=EarlyStopping(patience=val.patience or 1 << 30, min_delta=val.min_delta),
         journal=journal,
         writer=writer,
         interrupt=interrupt,
         beat=beat,
         precision=autocast_of(optim.precision, ranks.device),
-        scale=LossScale(ranks.device) if optim.precision == "fp16" else None,
+        scale=LossScale(ranks.device) if optim.precision == "fp16" else NoLossScale(),
         averages=averages,
     )

@@ -1,10 +1,9 @@
 """One process of a training: its place among the ranks, its work directory, start or resume, the report."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from models.weights.files import load
 from models.weights.loading import initialise_from
@@ -16,7 +15,7 @@ from trainer.loop import fit
 from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
 from trainer.report.contact_sheet import contact_sheet
 from trainer.report.curves import write_report
-from trainer.resume import check_same, resume_at, take_up
+from trainer.resume import check_same, take_up
 from trainer.run import Run, build_run
 from trainer.runtime.allocator import keep_freed_memory
 from trainer.runtime.cuda_graph import Replay, rate_on_device
@@ -25,8 +24,7 @@ from trainer.runtime.ranks import Ranks, join
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.work_dir import claim, write_settings
-from trainer.snapshots.writer import Writer, newest_valid
-from trainer.step import update
+from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_valid
 
 FEWEST_CLIPS = 4  # of a rank at a time; below, BatchNorm's statistics are poor
 
@@ -48,52 +46,60 @@ def train_here(
     if device == "cpu":
         keep_freed_memory()
     with join(device) as ranks, claim(work_dir, resume, ranks):
-        found = last_snapshot(work_dir, ranks) if resume else None
-        journal = Journal(work_dir, ranks.rank, resume_at(found, experiment))
+        snapshot = last_snapshot(work_dir, ranks) if resume else None
+        journal = Journal(work_dir, ranks.rank)
         with journal.closing():
-            if resume:
-                journal.say(f"going on from {found[0]}" if found else f"{work_dir} has no snapshot yet: a fresh start")
-            if found:
-                check_same(found[0], found[1], experiment, journal.say)
+            if snapshot:
+                journal.say(f"going on from {snapshot.path}")
+                check_same(snapshot, experiment, journal.say)
+            elif resume:
+                journal.say(f"{work_dir} has no snapshot yet: a fresh start")
             if ranks.leads:
                 write_settings(work_dir, experiment)
                 if experiment.wandb:
                     journal.wandb = WandbLog(experiment, work_dir)
             loaders = build_loaders(experiment, ranks, journal.say)
             with Interrupt() as interrupt, Watchdog(work_dir, ranks, experiment.stalled_after) as watchdog:
-                writer = Writer(work_dir, found[0] if found else None) if ranks.leads else None
+                writer = Writer(work_dir, snapshot.path if snapshot else None) if ranks.leads else NoWriter()
                 run = build_run(experiment, ranks, loaders, journal, writer, interrupt, watchdog.beat)
-                if found:
-                    take_up(run, found[1])
+                if snapshot:
+                    take_up(run, snapshot.state)
                     if init is not None:
                         journal.say(f"--init {init} is not read: the run goes on from its own snapshot")
-                elif init is not None:
-                    for sentence in initialise_from(run.network, init):
-                        journal.say(sentence)
+                else:
+                    start_afresh(run, init)
                 add_replay_and_profile(run, profile, work_dir)
                 introduce(run)
                 if ranks.leads:
                     with pictures(run):
                         draw_clips(run, work_dir)
-                scores = fit(run, max_steps)
+                scores = fit(run, math.inf if max_steps is None else max_steps)
             if ranks.leads:
                 with pictures(run):
                     report(run, work_dir, scores)
     return interrupt.exit_code
 
 
-def last_snapshot(work_dir: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]] | None:
-    """The snapshot to go on from and its state: rank 0's choice for all ranks, as others may see it late (NFS)."""
-    found = newest_valid(work_dir, print) if ranks.leads else None
-    name = ranks.from_leader(found[0].name if found else None)
-    return found if name is None or ranks.leads else (work_dir / name, load(work_dir / name))
+def last_snapshot(work_dir: Path, ranks: Ranks) -> Snapshot | None:
+    """The snapshot to go on from: rank 0's choice for all ranks, as others may see it late (NFS)."""
+    snapshot = newest_valid(work_dir, print) if ranks.leads else None
+    name = ranks.from_leader(snapshot.path.name if snapshot else None)
+    return snapshot if name is None or ranks.leads else Snapshot(work_dir / name, load(work_dir / name))
+
+
+def start_afresh(run: Run, init: Path | None) -> None:
+    """Drop the records of an earlier start that left no snapshot, and read the weights of `init` if there is one."""
+    run.journal.continue_from(run.cursor, run.cursor.batch_size)
+    if init is not None:
+        for sentence in initialise_from(run.network, init):
+            run.journal.say(sentence)
 
 
 def add_replay_and_profile(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> None:
     """A recorded step where the experiment wants one; a profile of steps first to last (from 1) where asked for."""
     if run.experiment.cuda_graph:
         rate_on_device(run.optimizer, run.ranks.device)
-        run.replay = Replay(partial(update, run))
+        run.execute = Replay(run.writer.changing_weights)
     if profile is not None and run.ranks.leads:
         run.profile = Profile(profile, work_dir, run.journal.say)
 
@@ -105,7 +111,7 @@ def introduce(run: Run) -> None:
     parts = f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""
     precision = str(run.ranks.device) if optim.precision == "auto" else f"{run.ranks.device} {optim.precision}"
     compiled = "uncompiled" if run.forward is run.network else "compiled"
-    graph = ", replayed as a CUDA graph" if run.replay else ""
+    graph = ", replayed as a CUDA graph" if run.experiment.cuda_graph else ""
     sgd = type(run.optimizer).__module__.partition(".")[0]
     run.journal.say(
         f"{world_size} x {optim.batch_size // world_size} clips{parts} a step (global batch {optim.batch_size}), "

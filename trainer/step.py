@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from functools import partial
 
 import nvtx
 import torch
@@ -18,37 +19,30 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
 
     A step whose gradients are not finite leaves weights, momentum, buffers and averages bit for bit as they were.
     """
-    cursor, num_steps = run.cursor, run.train_loader.num_batches
     set_lr(run.optimizer, rate(run))
-    torch.manual_seed(step_seed(run.experiment.seed, cursor.epoch * num_steps + cursor.step, run.ranks.rank))
-    if run.replay is None:
-        return update(run, batch)
-    if run.writer is not None:
-        run.writer.copied()
-    return run.replay(batch)
+    torch.manual_seed(step_seed(run.experiment.seed, run.cursor.total_steps, run.ranks.rank))
+    return run.execute(partial(update, run), batch)
 
 
 def update(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """What the device does in a step; of the host it depends on the seed and the rate alone."""
+    """The device's work in a step.
+
+    Its only inputs from the host are the seed of the generator and the learning rate, as CUDA-graph replay requires.
+    """
     optim = run.experiment.optim
     run.guard.hold()
     parts = split(batch, optim.accumulate)
     terms = [accumulate(run, part, 1 / len(parts), last=part is parts[-1]) for part in parts]
     with nvtx.annotate("optimizer"):
-        parameters = [parameter for parameter in run.network.parameters() if parameter.grad is not None]
-        if run.scale is not None:
-            run.scale.unscale([p.grad for p in parameters if p.grad is not None])
-        norm, ok = clip_and_check(parameters, optim.clip_norm)
-        if run.writer is not None:
-            run.writer.copied()
-        step_if(run.optimizer, ok)
-        if run.averages is not None:
+        run.scale.unscale(run.network.parameters())
+        norm, ok = clip_and_check(run.network.parameters(), optim.clip_norm)
+        with run.writer.changing_weights():
+            step_if(run.optimizer, ok)
             run.averages.update(run.network)
-        if run.scale is not None:
-            run.scale.settle(ok)
-        run.guard.settle(ok)
+            run.guard.settle(ok)
+        run.scale.settle(ok)
         run.optimizer.zero_grad()
-    run.cursor.count(ok)
+    run.cursor.count_bad(ok)
     return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]} | {"grad_norm": norm}
 
 
@@ -59,8 +53,7 @@ def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Ten
             output = run.parallel(part.rgb, part.heatmap, part.label, part.coarse_label)
             loss = torch.stack(list(output.losses.values())).sum()
         with nvtx.annotate("backward"):
-            whole = loss * share if share < 1 else loss
-            (whole if run.scale is None else run.scale.scale(whole)).backward()
+            run.scale.scale(loss * share if share < 1 else loss).backward()
     terms = {"loss": loss, **output.losses, **accuracies(output.logits, part)}
     return {name: term.detach() for name, term in terms.items()}
 
@@ -85,7 +78,7 @@ def rate(run: Run) -> float:
         optim.schedule,
         run.cursor.epoch,
         run.cursor.step,
-        run.train_loader.num_batches,
+        run.cursor.num_steps,
         base_lr=optim.lr,
         num_epochs=optim.num_epochs,
         eta_min=optim.eta_min,

@@ -51,7 +51,8 @@ def snapshot(target: Target) -> Iterator[Result]:
             product()
             steps += 1
             if steps == STEPS_TO_UPDATE:
-                writer.copied()
+                with writer.changing_weights():
+                    pass
         wrote.append(time.perf_counter() - start)
         lost.append(wrote[-1] - steps * step)
         writer.wait()

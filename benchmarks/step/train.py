@@ -26,6 +26,7 @@ from trainer.loop import train_step
 from trainer.run import build_run
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.signals import Interrupt
+from trainer.snapshots.writer import NoWriter
 
 
 def measure(target: Target) -> Iterator[Result]:
@@ -48,11 +49,12 @@ def measure(target: Target) -> Iterator[Result]:
 def _train(experiment: Experiment, loader: Loader, target: Target, limit: float) -> dict:
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=target.device)
     # As rank 1 the journal writes nothing.
-    run = build_run(experiment, ranks, (loader, loader), Journal(target.scratch, rank=1), None, Interrupt())
+    journal = Journal(target.scratch, rank=1)
+    run = build_run(experiment, ranks, (loader, loader), journal, NoWriter(), Interrupt())
 
     def step(batch: Batch) -> None:
         run.meter.add(train_step(run, batch))
-        run.cursor.step += 1
+        run.cursor.finish_step()
 
     rates, waited = pace(replace(loader).epoch(0), step, target, seconds=30)
     clips_per_s = spread(experiment.optim.batch_size * rates)

@@ -17,7 +17,10 @@ from torch import Tensor
 from kernels.program import UserError
 from models.weights.renaming import State, listed
 
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
+WEIGHTS, AVERAGES = "model", "averages"
+"""Keys of a snapshot: a network's weights, and their moving averages or None. trainer/resume.py has the other keys."""
+
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", WEIGHTS)
 """Keys under which mmengine, EPAM, SlowFast (and pytorchvideo) and Duet's snapshots keep the tensors."""
 
 
@@ -49,11 +52,16 @@ LOG_TYPES = (
 )
 
 
-def read_file(path: Path) -> State:
-    """All tensors of a .safetensors file, or of any torch checkpoint (always weights_only), by name, on the CPU."""
+def read_file(path: Path, averaged: bool = False) -> State:
+    """All tensors of a .safetensors file, or of any torch checkpoint (always weights_only), by name, on the CPU.
+
+    With `averaged` the moving averages of a snapshot in place of its weights; WeightsError where there are none.
+    """
     if not path.is_file():
         raise WeightsError(f"there is no file {path}: give a checkpoint (.pth, .pt, .pyth, .safetensors)")
     if path.suffix == ".safetensors":
+        if averaged:
+            raise without_averages(path)
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
@@ -67,7 +75,7 @@ def read_file(path: Path) -> State:
             )
     try:
         with torch.serialization.safe_globals([(Skipped, name) for name in LOG_TYPES]):
-            return tensors_of(torch.load(path, map_location="cpu", weights_only=True), path)
+            return tensors_of(torch.load(path, map_location="cpu", weights_only=True), path, averaged)
     except UnpicklingError as error:
         reason = first_line(error) if "Unsupported" not in str(error) else unsupported(error)
         raise WeightsError(
@@ -79,9 +87,11 @@ def read_file(path: Path) -> State:
         raise WeightsError(f"{path} is damaged or no checkpoint ({first_line(error)}): fetch it again") from None
 
 
-def tensors_of(content: Any, path: Path) -> State:
+def tensors_of(content: Any, path: Path, averaged: bool) -> State:
     """The state dict inside a checkpoint, without the prefixes of wrappers (DDP's and torch.compile's)."""
-    for key in WRAPPERS:
+    if averaged and not (isinstance(content, dict) and isinstance(content.get(AVERAGES), dict)):
+        raise without_averages(path)
+    for key in (AVERAGES,) if averaged else WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
@@ -92,6 +102,10 @@ def tensors_of(content: Any, path: Path) -> State:
     if not tensors:
         raise WeightsError(f"{path} holds no tensors by name: give a checkpoint with a state_dict")
     return tensors
+
+
+def without_averages(path: Path) -> WeightsError:
+    return WeightsError(f"{path} has no averages: train with --set optim.ema=0.999, or leave out --averaged")
 
 
 def write_file(path: Path, state: State) -> None:

@@ -110,9 +110,12 @@ class Weights:
         return "guide" if guides else "epam"
 
 
-def read_weights(path: Path) -> Weights:
-    """Any file of a known layout, ours or published; tensors only, no code of the file runs."""
-    state = read_file(path)
+def read_weights(path: Path, averaged: bool = False) -> Weights:
+    """Any file of a known layout, ours or published; tensors only, no code of the file runs.
+
+    With `averaged` the moving averages of a snapshot in place of its weights.
+    """
+    state = read_file(path, averaged)
     for layout in LAYOUTS:
         if state.keys() >= set(layout.markers) and state[layout.markers[0]].ndim == layout.axes:
             ours, unknown = layout.read(state)

@@ -8,12 +8,13 @@ from models.weights.comparing import REPLACED, compare
 from models.weights.layouts import read_weights
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, averaged: bool = False) -> None:
     """Put a whole network's weights into `model`: every tensor of the file fits, none of the model's is left out.
 
     Published or native. Coarse prototypes alone may be absent (PCAN does not save them): those of `model` stay.
+    With `averaged`, the moving averages of a run's snapshot; raises WeightsError where the file has none.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, averaged)
     compared = compare(weights.native(), shapes(model), weights.unknown)
     compared.missing += [part for part in compared.absent if not part.endswith("_coarse.prototypes")]
     compared.insist(path)

@@ -8,7 +8,7 @@ import torch
 from models.networks import build_model
 from models.weights import resnet50
 from models.weights.cli import main
-from models.weights.files import WeightsError, read_file
+from models.weights.files import WeightsError, read_file, write_file
 from models.weights.layouts import read_weights
 from models.weights.loading import initialise_from, load_weights
 from tests.models.layouts import LAYOUTS, PLAIN, SMALL_X3D_M, assert_byte_equal, filled, save
@@ -145,3 +145,17 @@ def test_a_snapshot_of_a_run_is_read(tmp_path):
     home = read_weights(tmp_path / "home.pth")
     assert home.layout.name == "mmaction2"
     assert_byte_equal(home.state, {n: t for n, t in model.state_dict().items() if "coarse.prototypes" not in n})
+
+
+def test_the_averages_of_a_snapshot_are_read_in_place_of_its_weights(tmp_path):
+    model, averages = build_model(SMALL_PCAN), build_model(SMALL_PCAN).state_dict()
+    snapshot = {"format": 1, "model": model.state_dict(), "averages": averages}
+    torch.save(snapshot, tmp_path / "latest.pth")
+    load_weights(model, tmp_path / "latest.pth", averaged=True)
+    assert_byte_equal(model.state_dict(), averages)
+    torch.save(snapshot | {"averages": None}, tmp_path / "plain.pth")
+    write_file(tmp_path / "weights.pth", averages)
+    write_file(tmp_path / "weights.safetensors", averages)
+    for name in ("plain.pth", "weights.pth", "weights.safetensors"):
+        with pytest.raises(WeightsError, match=rf"{name} has no averages: train with --set optim\.ema=0\.999, or"):
+            load_weights(model, tmp_path / name, averaged=True)

@@ -17,6 +17,7 @@ from trainer.run import Run, build_run
 from trainer.runtime.ranks import join
 from trainer.runtime.signals import Interrupt
 from trainer.settings import experiment_of
+from trainer.snapshots.writer import NoWriter
 
 SMALL_NETS = (
     *("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)"),
@@ -69,7 +70,7 @@ def build(tiny, tmp_path) -> Iterator[Callable[..., Run]]:
             experiment = experiment_of(options)
             ranks = stack.enter_context(join(on))
             interrupt = stack.enter_context(Interrupt())
-            journal = Journal(tmp_path / "journal")
-            return build_run(experiment, ranks, build_loaders(experiment, ranks, print), journal, None, interrupt)
+            journal, loaders = Journal(tmp_path / "journal"), build_loaders(experiment, ranks, print)
+            return build_run(experiment, ranks, loaders, journal, NoWriter(), interrupt)
 
         yield make

@@ -95,7 +95,7 @@ def test_gradients_that_stay_broken_end_the_run(tiny, tmp_path, capsys):
 def test_a_loss_that_spikes_is_reported(build, tmp_path):
     run = build()
     (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0), strict=False))
-    run.journal.start_epoch(1, 2, 0, 5)
+    run.journal.start_epoch(run.cursor, 2)
     values = train_step(run, batch)
     for factor in (1, 1, 50):
         run.meter.add({**values, "loss": values["loss"] * factor})

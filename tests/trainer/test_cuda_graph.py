@@ -1,7 +1,5 @@
 """A step whose rate lies on the device, and (on a GPU) the whole step replayed as one CUDA graph."""
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -9,15 +7,15 @@ from tests.trainer.test_resume import assert_equal
 from trainer.cli import run_command
 from trainer.resume import state_of, take_up
 from trainer.runtime.cuda_graph import Replay, rate_on_device
-from trainer.step import train_step, update
+from trainer.step import train_step
 
 
 def steps_of(run, count):
-    run.cursor.step = 0
+    run.cursor.clips = 0
     values = []
     for _, batch in zip(range(count), run.train_loader.epoch(0), strict=False):
         values.append(train_step(run, batch))
-        run.cursor.step += 1
+        run.cursor.finish_step()
     return values
 
 
@@ -46,7 +44,7 @@ def test_on_a_cpu_it_says_so(tiny, capsys):
 def test_replayed_steps_are_those_of_the_loop(build, settings):
     plain, replayed = build(*settings, on="cuda"), build(*settings, on="cuda")
     rate_on_device(replayed.optimizer, torch.device("cuda"))
-    replayed.replay = Replay(partial(update, replayed))
+    replayed.execute = Replay(replayed.writer.changing_weights)
     for a, b in zip(steps_of(plain, 5), steps_of(replayed, 5), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     left, right = plain.network.state_dict(), replayed.network.state_dict()

@@ -9,6 +9,7 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console
 
+from tests.trainer.test_journal import cursor_at
 from trainer.journal.journal import METRICS, Journal
 from trainer.journal.lines import read_metrics
 from trainer.report import curves as report
@@ -20,13 +21,15 @@ TRAIN = {"lr": 0.1, "loss": 3.0, "loss_rgb": 1.0, "loss_pose_coarse": 2.0, "rgb_
 def a_run(work_dir: Path, epochs: int = 3, num_steps: int = 4) -> None:
     journal = Journal(work_dir, console=Console(file=io.StringIO()))
     for epoch in range(1, epochs + 1):
-        journal.start_epoch(epoch, epochs, 0, num_steps)
+        journal.start_epoch(cursor_at(epoch, 0, num_steps), epochs)
         for step in range(2, num_steps + 1, 2):
             journal.step(8, 0.0)
-            journal.train(epoch, step, TRAIN | {"loss": 3.0 / epoch, "grad_norm": float("nan") if step == 2 else 5.0})
+            values = TRAIN | {"loss": 3.0 / epoch, "grad_norm": float("nan") if step == 2 else 5.0}
+            journal.train(cursor_at(epoch, step, num_steps), values)
         names = ("RGBPose_1:1", "RGBPose_2:1", "rgb", "RGBPose_coarse_1:1")
         score = {1: 0.25, 2: 0.75, 3: 0.5}[epoch]
-        journal.validation(epoch, 8, {f"acc/{name}_{kind}": score for name in names for kind in ("top1", "top5")})
+        metrics = {f"acc/{name}_{kind}": score for name in names for kind in ("top1", "top5")}
+        journal.validation(cursor_at(epoch, num_steps, num_steps), 8, metrics)
     journal.close()
 
 
@@ -77,6 +80,21 @@ def test_a_long_course_is_shown_as_means() -> None:
     (loss,) = lines_of(report.draw_curves(records), 0).values()
     assert len(loss) == report.MOST_POINTS
     np.testing.assert_allclose(loss[0], [0.003, 3.0])
+
+
+def test_curves_are_single_valued_under_changed_batch_sizes(tmp_path: Path) -> None:
+    """Two epochs of 48 clips: in steps of 4, from clip 16 of the second one in steps of 12."""
+    journal = Journal(tmp_path, console=Console(file=io.StringIO()))
+    small = [(1, step) for step in range(1, 13)] + [(2, step) for step in range(1, 5)]
+    for batch_size, places in ((4, small), (12, [(2, 2), (2, 3), (2, 4)])):
+        for epoch, step in places:
+            journal.train(cursor_at(epoch, step, 48 // batch_size, batch_size), TRAIN)
+    journal.validation(cursor_at(2, 4, 4, 12), 8, {"acc/rgb_top1": 0.5})
+    journal.close()
+    figure = report.draw_curves(read_metrics(tmp_path / METRICS))
+    at = lines_of(figure, 0)["loss"][:, 0]
+    np.testing.assert_allclose(at, [*(n / 12 for n in range(1, 17)), 1.5, 1.75, 2])
+    np.testing.assert_allclose(lines_of(figure, 1)["rgb"], [[2, 0.5]])
 
 
 def test_a_run_without_a_record_still_has_a_picture(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from trainer.run import build_run
 from trainer.runtime.ranks import join
 from trainer.runtime.signals import Interrupt
 from trainer.scoring import score_split
+from trainer.snapshots.writer import NoWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE_MINUTES = 12
@@ -107,7 +108,7 @@ def scores_of(work_dir: Path, experiment) -> Scores:
     """Validation scores of a run's best snapshot."""
     with join("cpu") as ranks, Interrupt() as interrupt:
         journal = Journal(work_dir / "scores")
-        run = build_run(experiment, ranks, build_loaders(experiment, ranks, print), journal, None, interrupt)
+        run = build_run(experiment, ranks, build_loaders(experiment, ranks, print), journal, NoWriter(), interrupt)
         take_up(run, load(next(work_dir.glob("best_*.pth"))))
         return score_split(run)
 

@@ -10,16 +10,26 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from trainer.cursor import Cursor
 from trainer.journal import journal as clock_module
 from trainer.journal.journal import LOG, METRICS, Clock, Journal
-from trainer.journal.lines import Lines, keep_until, read_metrics
+from trainer.journal.lines import Lines, epochs_of, keep_until, read_metrics
 
 STAMP = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - duet - INFO - "
 
 
-def open_journal(work_dir: Path, resume_at: tuple[int, int] = (1, 0), terminal: bool = False) -> Journal:
+def cursor_at(epoch: int, step: int, num_steps: int = 4, batch_size: int = 16) -> Cursor:
+    """After `step` of `num_steps` steps of `epoch` (from 1)."""
+    clips = {"clips": step * batch_size, "epoch_clips": num_steps * batch_size}
+    return Cursor(batch_size=batch_size, epoch=epoch - 1, **clips)
+
+
+def open_journal(work_dir: Path, at: Cursor | None = None, terminal: bool = False) -> Journal:
+    """A journal that continues at a cursor, or at the start of a run."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-    return Journal(work_dir, resume_at=resume_at, console=console)
+    journal = Journal(work_dir, console=console)
+    journal.continue_from(at or cursor_at(1, 0), 16)
+    return journal
 
 
 def shown(journal: Journal) -> str:
@@ -30,14 +40,16 @@ def shown(journal: Journal) -> str:
 
 def run(journal: Journal, epochs: range, first_step: int = 0, num_steps: int = 4) -> None:
     for epoch in epochs:
-        journal.start_epoch(epoch, 5, first_step, num_steps)
+        journal.start_epoch(cursor_at(epoch, first_step, num_steps), 5)
         for step in range(first_step + 1, num_steps + 1):
             journal.step(16, 0.0)
-            journal.train(epoch, step, {"lr": 0.012 / epoch, "loss": 2.5, "grad_norm": 7.0})
+            values = {"lr": 0.012 / epoch, "loss": 2.5, "grad_norm": 7.0}
+            journal.train(cursor_at(epoch, step, num_steps), values)
         first_step = 0
         journal.start_validation(epoch, 240)
         journal.validated(240)
-        journal.validation(epoch, 240, {"acc/RGBPose_1:1_top1": 0.5 + epoch / 100, "acc/rgb_top1": 0.25})
+        metrics = {"acc/RGBPose_1:1_top1": 0.5 + epoch / 100, "acc/rgb_top1": 0.25}
+        journal.validation(cursor_at(epoch, num_steps, num_steps), 240, metrics)
     journal.close()
 
 
@@ -48,7 +60,7 @@ def steps_of(path: Path) -> list[tuple[str, int, int]]:
 def test_lines_read_as_mmengine_writes_them(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     run(journal, range(1, 2), num_steps=1253)
-    journal = open_journal(tmp_path, resume_at=(2, 0))
+    journal = open_journal(tmp_path, cursor_at(2, 0, num_steps=1253))
     journal.best(1, "acc/RGBPose_1:1_top1", 0.90441, "best_acc_RGBPose_1:1_top1_epoch_1.pth")
     journal.close()
     lines = (tmp_path / LOG).read_text().splitlines()
@@ -67,30 +79,65 @@ def test_lines_read_as_mmengine_writes_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("resume_at", "last_kept"),
+    ("epoch", "step", "last_left"),
     [
-        ((1, 0), None),
-        ((2, 3), ("train", 2, 3)),
-        ((2, 4), ("train", 2, 4)),  # the snapshot before validation 2: it will be made again
-        ((3, 0), ("val", 2, 4)),  # the one after it
+        (1, 0, None),
+        (2, 3, ("train", 2, 3)),
+        (2, 4, ("train", 2, 4)),  # the snapshot before validation 2: it will be made again
+        (3, 0, ("val", 2, 4)),  # the one after it
     ],
 )
-def test_resume_drops_what_will_be_written_again(tmp_path: Path, resume_at, last_kept) -> None:
+def test_resume_drops_what_will_be_written_again(tmp_path: Path, epoch, step, last_left) -> None:
     run(open_journal(tmp_path), range(1, 5))
     whole = steps_of(tmp_path / METRICS)
-    journal = open_journal(tmp_path, resume_at)
-    assert steps_of(tmp_path / METRICS) == whole[: whole.index(last_kept) + 1 if last_kept else 0]
-    run(journal, range(resume_at[0], 5), first_step=resume_at[1])
+    journal = open_journal(tmp_path, cursor_at(epoch, step))
+    assert steps_of(tmp_path / METRICS) == whole[: whole.index(last_left) + 1 if last_left else 0]
+    run(journal, range(epoch, 5), first_step=step)
     assert steps_of(tmp_path / METRICS) == whole
     log = (tmp_path / LOG).read_text()
-    assert log.count("Epoch(val) [1][") == (2 if last_kept is None else 1)
+    assert log.count("Epoch(val) [1][") == (2 if last_left is None else 1)
+
+
+@pytest.mark.parametrize("batch_size", [4, 16, 20, 160])
+def test_records_are_dropped_by_clips_whatever_the_batch_size_is(tmp_path: Path, batch_size: int) -> None:
+    """An epoch of 64 clips in steps of 16 goes on after 32 clips of the third one, in other steps."""
+    run(open_journal(tmp_path), range(1, 5))
+    whole = read_metrics(tmp_path / METRICS)
+    at = Cursor(batch_size=batch_size, epoch_clips=64, epoch=2, clips=32)
+    open_journal(tmp_path, at).close()
+    assert read_metrics(tmp_path / METRICS) == whole[:12]
+    assert (whole[11]["kind"], whole[11]["epoch"], whole[11]["clips"]) == ("train", 3, 32)
+
+
+def test_records_that_count_steps_alone_get_their_clips(tmp_path: Path) -> None:
+    """Those of older versions. 39 clips are an epoch, so the last of five steps of 8 has 7 new ones."""
+    old = [{"kind": "train", "epoch": epoch, "step": step, "loss": 1.0} for epoch in (1, 2) for step in range(1, 6)]
+    old.insert(5, {"kind": "val", "epoch": 1, "step": 5, "acc/rgb_top1": 0.5})
+    (tmp_path / METRICS).write_text("".join(json.dumps(record) + "\n" for record in old))
+    assert epochs_of(old) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1.2, 1.4, 1.6, 1.8, 2])
+    keep_until(tmp_path / METRICS, 2, 24, batch_size=8, epoch_clips=39)
+    records = read_metrics(tmp_path / METRICS)
+    assert [record["clips"] for record in records] == [8, 16, 24, 32, 39, 39, 8, 16, 24]
+    assert [{name: record[name] for name in old[0] if name in record} for record in records] == [
+        {name: record[name] for name in old[0] if name in record} for record in old[:9]
+    ]
+    assert epochs_of(records)[-4:] == pytest.approx([1, 1 + 8 / 39, 1 + 16 / 39, 1 + 24 / 39])
+
+
+def test_validations_of_a_snapshot_without_records_are_written(tmp_path: Path) -> None:
+    cursor = cursor_at(3, 0)
+    cursor.validations = [{"epoch": epoch, "acc/rgb_top1": epoch / 10} for epoch in (1, 2)]
+    for _ in range(2):  # the second time they are there
+        open_journal(tmp_path, cursor).close()
+        place = {"kind": "val", "step": 4, "clips": 64, "epoch_clips": 64}
+        assert read_metrics(tmp_path / METRICS) == [place | validation for validation in cursor.validations]
 
 
 def test_records_hold_every_number_and_none_for_nan(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
-    journal.start_epoch(1, 1, 0, 2)
+    journal.start_epoch(cursor_at(1, 0), 1)
     journal.step(8, 0.0)
-    journal.train(1, 1, {"lr": 0.1, "loss": float("nan"), "grad_norm": float("inf")})
+    journal.train(cursor_at(1, 1), {"lr": 0.1, "loss": float("nan"), "grad_norm": float("inf")})
     journal.close()
     (record,) = read_metrics(tmp_path / METRICS)
     assert record["lr"] == 0.1
@@ -108,7 +155,7 @@ def test_a_torn_line_is_passed_over_and_does_not_spoil_the_next(tmp_path: Path, 
         file.write(torn)
     with open(tmp_path / LOG, "ab") as file:
         file.write(b"2026/01/01 00:00:00 - du")
-    journal = open_journal(tmp_path, resume_at=(2, 0))
+    journal = open_journal(tmp_path, cursor_at(2, 0))
     journal.say("going on")
     run(journal, range(2, 3))
     assert steps_of(tmp_path / METRICS)[: len(whole)] == whole
@@ -127,13 +174,14 @@ def test_lines_end_a_torn_line_before_they_add_their_own(tmp_path: Path) -> None
 def test_nothing_to_drop_leaves_the_file_alone(tmp_path: Path) -> None:
     run(open_journal(tmp_path), range(1, 3))
     before = (tmp_path / METRICS).stat()
-    keep_until(tmp_path / METRICS, (3, 0))
+    for path in (tmp_path / METRICS, tmp_path / "absent"):
+        keep_until(path, 3, 0, batch_size=16, epoch_clips=64)
     assert (tmp_path / METRICS).stat().st_ino == before.st_ino
-    keep_until(tmp_path / "absent", (3, 0))
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     journal = Journal(tmp_path / "run", rank=1)
+    journal.continue_from(cursor_at(1, 0), 16)
     journal.say("words")
     journal.best(1, "acc", 0.5, "file")
     run(journal, range(1, 2))
@@ -163,11 +211,11 @@ def test_tensorboard_holds_each_step_once_after_a_resume(tmp_path: Path) -> None
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(open_journal(tmp_path), range(1, 3))
-    run(open_journal(tmp_path, resume_at=(2, 2)), range(2, 3), first_step=2)
+    run(open_journal(tmp_path, cursor_at(2, 2)), range(2, 3), first_step=2)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 9))
-    assert [event.step for event in events.Scalars("acc/rgb_top1")] == [4, 8]
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(16, 129, 16))
+    assert [event.step for event in events.Scalars("acc/rgb_top1")] == [64, 128]
 
 
 def test_a_work_dir_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
@@ -179,15 +227,17 @@ def test_a_work_dir_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
+from trainer.cursor import Cursor
 from trainer.journal.journal import Journal
 folder = Path(sys.argv[1])
-journal = Journal(folder)
-journal.start_epoch(1, 1, 0, 60)
+journal, cursor = Journal(folder), Cursor(batch_size=8, epoch_clips=480)
+journal.start_epoch(cursor, 1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))  # no file grows beyond
 for step in range(1, 61):
     journal.step(8, 0.0)
-    journal.train(1, step, {"lr": 0.1, "loss": 1.0})
-journal.validation(1, 8, {"acc/rgb_top1": 1.0})
+    cursor.finish_step()
+    journal.train(cursor, {"lr": 0.1, "loss": 1.0})
+journal.validation(cursor, 8, {"acc/rgb_top1": 1.0})
 journal.close()
 print("done")
 """

@@ -33,7 +33,7 @@ def run(build, tmp_path):
 def test_the_run_is_saved_as_it_was_before_the_step(run, tmp_path):
     first, second = (batch for _, batch in zip(range(2), run.train_loader.epoch(0), strict=False))
     train_step(run, first)
-    run.cursor.step += 1
+    run.cursor.finish_step()
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     hook = limit(run, 4)
     with pytest.raises(ValueError, match=r"of 8 clips at once; 4 fit: .* --set optim\.accumulate=2, which keeps"):
@@ -41,7 +41,7 @@ def test_the_run_is_saved_as_it_was_before_the_step(run, tmp_path):
     found = newest_valid(tmp_path / "run", print)
     assert found is not None
     assert_equal(found[1]["model"], before)
-    assert found[1]["cursor"]["step"] == 1
+    assert found[1]["cursor"]["clips"] == 8
     assert_equal(state_of(run)["model"], before)
     hook.remove()
     train_step(run, second)

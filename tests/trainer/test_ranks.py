@@ -36,7 +36,7 @@ def test_torchrun_with_two_ranks(tiny, environment, tmp_path):
     assert shown.count("Epoch(val) [1][24/24]") == 1
     found = newest_valid(tmp_path / "run", print)
     assert found is not None
-    assert (found[1]["cursor"]["epoch"], found[1]["cursor"]["step"]) == (1, 1)
+    assert (found[1]["cursor"]["epoch"], found[1]["cursor"]["clips"]) == (1, 8)
 
 
 def two_machines(environment, *arguments):

@@ -30,6 +30,7 @@ from trainer.run import build_run
 from trainer.runtime.ranks import join
 from trainer.runtime.signals import Interrupt
 from trainer.settings import Choice, experiment_of
+from trainer.snapshots.writer import NoWriter
 from trainer.step import train_step
 
 RECORDED = Path(__file__).with_name("recorded_trajectories.json")
@@ -78,10 +79,10 @@ def trajectory(name: str, folder: Path) -> dict[str, dict[str, float]]:
     steps = {}
     with in_float64(), join("cpu") as ranks:
         batches = MadeUpBatches(experiment)
-        run = build_run(experiment, ranks, (batches, batches), Journal(folder), None, Interrupt())
+        run = build_run(experiment, ranks, (batches, batches), Journal(folder), NoWriter(), Interrupt())
         for epoch in range(NUM_EPOCHS):
             for step in range(NUM_BATCHES):
-                run.cursor.epoch, run.cursor.step = epoch, step
+                run.cursor.epoch, run.cursor.clips = epoch, step * experiment.optim.batch_size
                 terms = train_step(run, batches.batch(step))
                 numbers = {term: value.item() for term, value in terms.items()}
                 if step + 1 == NUM_BATCHES and epoch % 2 == 1:
@@ -108,7 +109,11 @@ class MadeUpBatches:
     """Stands where a run has its loader. Batches follow from their number alone, the same on every machine."""
 
     experiment: Experiment
-    num_batches: int = NUM_BATCHES
+
+    @property
+    def rows(self) -> range:
+        """As many as there are clips in an epoch."""
+        return range(NUM_BATCHES * self.experiment.optim.batch_size)
 
     def batch(self, step: int) -> Batch:
         """Clips of a few classes; the classes differ in how bright their frames and their joints are."""

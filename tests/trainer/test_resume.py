@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from trainer.cli import run_command
+from trainer.journal.lines import read_metrics
+from trainer.resume import check_same, state_of, take_up
 from trainer.runtime.wrap import has_compiler
-from trainer.snapshots.writer import newest_valid
+from trainer.snapshots.writer import Snapshot, newest_valid
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("killed_run.py")
@@ -177,13 +179,47 @@ def test_resuming_a_finished_run_changes_nothing(tiny, environment, tmp_path):
     assert_equal(final_state(run), state)
 
 
-@pytest.mark.parametrize(("batch_size", "steps"), [(4, [7, 8, 9, 10]), (16, [2, 3]), (40, [1])])
-def test_another_batch_size_loses_no_clip_of_the_epoch(tiny, tmp_path, batch_size, steps):
-    """After 24 of 39 clips in steps of 8."""
-    run = ["--work-dir", str(tmp_path / "run"), "--set", "optim.num_epochs=1", "--set", "log_every=1"]
+@pytest.mark.parametrize(("batch_size", "steps"), [(4, [5, 6, 7, 8, 9, 10]), (16, [2, 3]), (40, [1])])
+def test_another_batch_size_loses_no_clip_of_the_epoch_and_no_record(tiny, tmp_path, batch_size, steps):
+    """Three steps of 8 of 39 clips, a snapshot of the first two of them: the third one is forgotten."""
+    work_dir = tmp_path / "run"
+    run = ["--work-dir", str(work_dir), "--set", "optim.num_epochs=1", "--set", "log_every=1"]
     assert run_command([*tiny, *run, "--max-steps", "3"]) == 0
+    (work_dir / "epoch_1_step_3.pth").unlink()
+    before = read_metrics(work_dir / "metrics.jsonl")
     assert run_command([*tiny, *run, "--resume", "--set", f"optim.batch_size={batch_size}"]) == 0
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    trained = [record["step"] for record in records if record["kind"] == "train"]
-    assert trained[-len(steps) :] == steps
-    assert trained[: -len(steps)] == [step for step in (1, 2, 3) if step < steps[0]]
+    records = [record for record in read_metrics(work_dir / "metrics.jsonl") if record["kind"] == "train"]
+    assert records[:2] == before[:2]
+    assert [record["step"] for record in records[2:]] == steps
+    assert [record["clips"] for record in records] == [8, 16, *(min(step * batch_size, 39) for step in steps)]
+    assert sum("clips of this epoch were seen" in line for line in (work_dir / "train.log").open()) == 1
+
+
+@pytest.mark.parametrize("batch_size", [4, 8, 16])
+def test_a_run_of_an_older_version_goes_on(build, tmp_path, batch_size):
+    """Its snapshot and its records count steps, of 8 clips here, and some parts of a snapshot did not exist yet."""
+    run = build("optim.weight_decay=0.01")
+    state = state_of(run)
+    experiment = json.loads(state["experiment"])
+    del experiment["data"]["balance"]
+    old = {name: state[name] for name in ("format", "model", "optimizer", "stopping", "exact_under")}
+    old["cursor"] = {"epoch": 1, "step": 3, "best": 0.5, "best_file": "best.pth", "bad_steps": torch.tensor([2, 0])}
+    old |= {"experiment": json.dumps(experiment)}
+    places = [(epoch, step) for epoch in (1, 2) for step in range(1, 6)]
+    lines = [json.dumps({"kind": "train", "epoch": epoch, "step": step, "loss": 1.0}) for epoch, step in places]
+    again = build(f"optim.batch_size={batch_size}", "optim.weight_decay=0.02", "optim.ema=0.9", "optim.precision=fp16")
+    (tmp_path / "journal" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    said = []
+    check_same(Snapshot(tmp_path / "latest.pth", old), again.experiment, said.append)
+    assert not any("balance" in sentence for sentence in said)
+    take_up(again, old)
+    assert (again.cursor.epoch, again.cursor.clips, again.cursor.best) == (1, 24, 0.5)
+    assert again.cursor.step == 24 // batch_size
+    assert again.cursor.bad_steps.tolist() == [2, 0]
+    assert_equal(again.averages.state_dict(), state["model"])
+    assert again.optimizer.param_groups[0]["weight_decay"] == 0.02  # what the user sets on top counts
+    records = read_metrics(tmp_path / "journal" / "metrics.jsonl")
+    assert [(record["epoch"], record["clips"]) for record in records] == [
+        *((1, clips) for clips in (8, 16, 24, 32, 39)),
+        *((2, clips) for clips in (8, 16, 24)),
+    ]

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 import torch, tyro
 import torch.distributed as dist
-from trainer.commands import Options
+from trainer.commands.train import Options
 from trainer.data import build_loaders
 from trainer.runtime.signals import Interrupt
 from trainer.journal.journal import Journal
@@ -28,15 +28,15 @@ from trainer.loop import fit
 from trainer.settings import experiment_of
 from trainer.runtime.ranks import join
 from trainer.run import build_run
-from trainer.snapshots.writer import Writer
+from trainer.snapshots.writer import NoWriter, Writer
 
 log, *arguments = sys.argv[1:]
 experiment = experiment_of(tyro.cli(Options, args=arguments))
 with join("cpu") as ranks, Interrupt() as interrupt:
-    journal, writer = Journal(Path(log), ranks.rank), Writer(Path(log)) if ranks.leads else None
+    journal, writer = Journal(Path(log), ranks.rank), Writer(Path(log)) if ranks.leads else NoWriter()
     run = build_run(experiment, ranks, build_loaders(experiment, ranks, journal.say), journal, writer, interrupt)
     fit(run, 4)
-    with torch.no_grad():
+    with torch.no_grad(), run.writer.changing_weights():
         for parameter in run.network.cls_head.parameters():
             parameter.mul_(1000)
     fit(run, 8)
@@ -60,8 +60,8 @@ def spiking_run(build, folder, *settings):
 
     def broken_at_six(epoch, step):
         for batch in batches(epoch, step):
-            if epoch == 1 and run.cursor.step == 0:
-                with torch.no_grad():
+            if epoch == 1 and run.cursor.clips == 0:
+                with torch.no_grad(), run.writer.changing_weights():
                     for parameter in run.network.cls_head.parameters():
                         parameter.mul_(1000)
             yield batch
@@ -75,14 +75,14 @@ def test_a_loss_that_spikes_sends_the_run_back_to_its_snapshot_and_past_the_clip
     for run in runs:
         fit(run, max_steps=7)
         assert run.cursor.rollbacks == 1
-        assert (run.cursor.epoch, run.cursor.step) == (1, 2)
+        assert (run.cursor.epoch, run.cursor.clips) == (1, 16)
     before = newest_valid(tmp_path / "one", print)
     assert before is not None
     assert before[1]["cursor"]["rollbacks"] == 1
     lines = (tmp_path / "one" / "train.log").read_text().splitlines()
     assert sum("back to epoch_2_step_0.pth, past the clips since" in line for line in lines) == 1
-    fit(runs[0], max_steps=None)
-    fit(runs[1], max_steps=None)
+    fit(runs[0])
+    fit(runs[1])
     for ours, theirs in zip(*(run.network.state_dict().values() for run in runs), strict=True):
         assert torch.equal(ours, theirs)
     assert runs[0].cursor.usual_loss < 20
@@ -110,7 +110,7 @@ def test_a_loss_that_spikes_again_ends_the_run(build, tmp_path):
     run = spiking_run(build, tmp_path / "run")
     run.cursor.rollbacks = 1
     with pytest.raises(ValueError, match=r"after 1 rollbacks: lower optim.lr, then go on with --resume"):
-        fit(run, None)
+        fit(run)
 
 
 def test_rollbacks_need_snapshots_of_losses_that_were_looked_at(build):

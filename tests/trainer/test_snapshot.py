@@ -89,6 +89,15 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path) -> N
     assert len(said) == 6
 
 
+def test_the_last_one_is_the_newest_after_a_resume_with_a_larger_batch(tmp_path: Path) -> None:
+    """120 clips in steps of 4, then 200 clips in steps of 40."""
+    writer = saved(tmp_path, (2, 30))
+    writer.save({"place": [2, 5]}, 2, 5)
+    writer.close()
+    assert names(tmp_path) == ["epoch_2_step_30.pth", "epoch_2_step_5.pth", LATEST]
+    assert newest_valid(tmp_path, silent) == (tmp_path / "epoch_2_step_5.pth", {"place": [2, 5]})
+
+
 def test_a_copied_latest_is_enough(tmp_path: Path) -> None:
     saved(tmp_path / "run", (3, 7))
     (tmp_path / "copy").mkdir()
@@ -160,16 +169,16 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
         stage({"rng": np.zeros(3)}, buffers)
 
 
-def test_what_is_steady_is_copied_beside_the_loop_and_free_after_copied(tmp_path: Path) -> None:
-    """Everything else may change the moment that save returns, the steady tensors after `copied`."""
+def test_what_is_steady_is_copied_beside_the_loop_and_changes_within_the_door(tmp_path: Path) -> None:
+    """Everything else may change the moment that save returns."""
     weight, mean, writer = torch.zeros(3_000_000), torch.zeros(1000), Writer(tmp_path)
     for step in range(20):
         weight.fill_(step)
         mean.fill_(step)
         writer.save({"weight": weight, "mean": mean}, 1, step, steady=[weight])
         mean.fill_(-1)
-        writer.copied()
-        weight.fill_(-1)
+        with writer.changing_weights():
+            weight.fill_(-1)
         writer.wait()
         state = newest_valid(tmp_path, print)[1]
         assert state["mean"].unique().tolist() == state["weight"].unique().tolist() == [step]

@@ -17,9 +17,10 @@ from trainer.data import build_loaders
 from trainer.runtime.signals import Interrupt
 from trainer.journal.journal import Journal
 from trainer.settings import experiment_of
-from trainer.commands import Options
+from trainer.commands.train import Options
 from trainer.runtime.ranks import join
 from trainer.run import build_run
+from trainer.snapshots.writer import NoWriter
 from trainer.step import train_step
 import torch.distributed as dist
 import torch, tyro
@@ -29,16 +30,17 @@ def main(log, *arguments):
     experiment = experiment_of(tyro.cli(Options, args=arguments))
     with join("cpu") as ranks, Interrupt() as interrupt:
         journal = Journal(Path(log), ranks.rank)
-        run = build_run(experiment, ranks, build_loaders(experiment, ranks, journal.say), journal, None, interrupt)
+        loaders = build_loaders(experiment, ranks, journal.say)
+        run = build_run(experiment, ranks, loaders, journal, NoWriter(), interrupt)
         for module in run.network.modules():  # each rank sees half of the batch, and BatchNorm would tell
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         losses = []
         for epoch in itertools.count():
-            run.cursor.epoch, run.cursor.step = epoch, 0
+            run.cursor.epoch, run.cursor.clips = epoch, 0
             for batch in run.train_loader.epoch(epoch):
                 run.meter.add(train_step(run, batch))
-                run.cursor.step += 1
+                run.cursor.finish_step()
                 losses.append(run.meter.read(ranks))
             if len(losses) >= 20:
                 break

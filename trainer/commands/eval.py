@@ -15,7 +15,6 @@ from torch import nn
 
 from kernels.program import UserError
 from models.networks import build_model
-from models.weights.files import SnapshotError, load
 from models.weights.loading import load_weights
 from pipelines.progress import Progress
 from trainer.config import Experiment
@@ -55,10 +54,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     if world_size > 1 and not started_by_launcher():
         return launch(world_size, arguments, 0)
     network = build_model(experiment.model)
-    if options.averaged:
-        load_averages(network, options.checkpoint)
-    else:
-        load_weights(network, options.checkpoint)
+    load_weights(network, options.checkpoint, averaged=options.averaged)
     out = options.out or options.checkpoint.parent / "eval"
     with join(device) as ranks:
         if ranks.leads:
@@ -69,14 +65,6 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
             show(experiment, len(names), metrics)
             write(out, experiment, metrics, scores, names)
     return 0
-
-
-def load_averages(network: nn.Module, checkpoint: Path) -> None:
-    """Raises SnapshotError where the checkpoint is no snapshot of a run that averages."""
-    averages = load(checkpoint)["averages"]
-    if averages is None:
-        raise SnapshotError(f"{checkpoint} has no averages: train with --set optim.ema=0.999, or leave out --averaged")
-    network.load_state_dict(averages)
 
 
 def score(experiment: Experiment, network: nn.Module, ranks: Ranks, num_clips: int) -> tuple[Scores, Sequence[str]]:

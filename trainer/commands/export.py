@@ -18,7 +18,6 @@ from kernels.program import UserError
 from models.config import SingleStreamConfig
 from models.networks import build_model
 from models.weights.loading import load_weights
-from trainer.commands.eval import load_averages
 from trainer.commands.export_formats import (
     Format,
     Inputs,
@@ -59,10 +58,7 @@ def export(options: ExportOptions) -> int:
     out = options.out or options.checkpoint.with_suffix(f".{options.format}")
     check(options, out)
     scorer = Scorer(build_model(experiment.model).eval())
-    if options.averaged:
-        load_averages(scorer.network, options.checkpoint)
-    else:
-        load_weights(scorer.network, options.checkpoint)
+    load_weights(scorer.network, options.checkpoint, averaged=options.averaged)
     partial = out.with_name(f"{out.stem}.partial{out.suffix}")
     try:
         score = write(options, experiment, scorer, partial)

@@ -5,16 +5,18 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from kernels.program import UserError
+from trainer.cursor import Cursor
 from trainer.journal.lines import Lines, keep_until
 from trainer.journal.wandb import WandbLog
 
@@ -24,15 +26,12 @@ LOG, METRICS, TENSORBOARD = "train.log", "metrics.jsonl", "tensorboard"
 class Journal:
     """Writes what happens to `work_dir` and to the console; on ranks other than 0 every method does nothing.
 
-    Epochs count from 1 and steps are steps done, as in the log. `resume_at` = (epoch, steps done in it) is where the
-    run goes on: records beyond it are dropped, so that curves stay single-valued. The validation of an epoch belongs
-    to the run once the next epoch is reached: (E, all steps) is before it, (E + 1, 0) after it.
+    Epochs count from 1, and steps and clips are those done, as in the log. TensorBoard and Weights & Biases get the
+    number of clips since the start of the run, so that their curves stay single-valued under any batch size.
     A disk that takes no more lines is told once on the console and does not stop the run.
     """
 
-    def __init__(
-        self, work_dir: Path, rank: int = 0, resume_at: tuple[int, int] = (1, 0), console: Console | None = None
-    ) -> None:
+    def __init__(self, work_dir: Path, rank: int = 0, console: Console | None = None) -> None:
         self.active = rank == 0
         self.clock = Clock()
         if not self.active:
@@ -40,14 +39,11 @@ class Journal:
         self._work_dir = work_dir
         self._console = console or Console()
         self._complained = False
-        self._num_epochs = self._num_steps = 0
-        try:
+        self._num_epochs = 0
+        with self._writable():
             work_dir.mkdir(parents=True, exist_ok=True)
             self._log = Lines(work_dir / LOG)
-            keep_until(work_dir / METRICS, resume_at)
             self._metrics = Lines(work_dir / METRICS)
-        except OSError as error:
-            raise UserError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from error
         self._tensorboard = None
         self.wandb: WandbLog | None = None
         self._progress: Progress | None = None
@@ -72,20 +68,37 @@ class Journal:
         finally:
             self.close()
 
-    def recall(self, validations: Sequence[Mapping[str, float]], num_steps: int) -> None:
-        """Write the validations of a snapshot that was brought here without the records of its run."""
-        if self.active and not self._metrics.size():
-            for values in validations:
-                at = {"kind": "val", "epoch": values["epoch"], "step": num_steps}
-                self._record(at, {name: value for name, value in values.items() if name != "epoch"}, "", 0)
+    def continue_from(self, cursor: Cursor, batch_size: int) -> None:
+        """The run goes on at `cursor`: its records so far stay, and those that it will write again are dropped.
 
-    def start_epoch(self, epoch: int, num_epochs: int, step: int, num_steps: int) -> None:
-        """Training of `epoch` goes on after `step` of `num_steps` steps: clock and bar start here."""
+        `batch_size` is that of the run which wrote them. Where a snapshot was brought here without the records of its
+        run, its validations are written.
+        """
+        if not self.active:
+            return
+        self._metrics.close()
+        with self._writable():
+            keep_until(
+                self._work_dir / METRICS,
+                cursor.epoch + 1,
+                cursor.clips,
+                batch_size=batch_size,
+                epoch_clips=cursor.epoch_clips,
+            )
+            self._metrics = Lines(self._work_dir / METRICS)
+        if not self._metrics.size():
+            for validation in cursor.validations:
+                values = dict(validation)
+                end = replace(cursor, epoch=int(values.pop("epoch")) - 1, clips=cursor.epoch_clips)
+                self._record("val", end, values)
+
+    def start_epoch(self, cursor: Cursor, num_epochs: int) -> None:
+        """Training of the cursor's epoch begins or goes on: clock and bar start here."""
         self.clock.start()
         if self.active:
-            self._num_epochs, self._num_steps = num_epochs, num_steps
-            self._open_tensorboard((epoch - 1) * num_steps + step)
-            self._show(f"epoch {epoch}/{num_epochs}", step, num_steps)
+            self._num_epochs = num_epochs
+            self._open_tensorboard(cursor)
+            self._show(f"epoch {cursor.epoch + 1}/{num_epochs}", cursor.step, cursor.num_steps)
 
     def step(self, num_clips: int, waited: float) -> None:
         """Count one step of `num_clips` clips (all ranks'), of which the host waited `waited` seconds for data."""
@@ -94,12 +107,12 @@ class Journal:
             note = f"{self.clock.clips_per_second:.1f} clips/s  waiting for data {self.clock.data_share:.0%}"
             self._advance(1, note)
 
-    def train(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+    def train(self, cursor: Cursor, values: Mapping[str, float]) -> None:
         """The line of every log_every steps: `values` (lr, loss, loss terms, grad_norm) and what the clock says."""
         if not self.active:
             return
-        clock = self.clock
-        left = (self._num_epochs - epoch) * self._num_steps + self._num_steps - step
+        clock, num_steps = self.clock, cursor.num_steps
+        left = self._num_epochs * num_steps - cursor.total_steps
         eta = str(timedelta(seconds=int(left * clock.seconds_per_step)))
         timing: dict[str, float] = {"time": clock.seconds_per_step, "data_time": clock.waited_per_step}
         if torch.cuda.is_initialized():
@@ -107,11 +120,10 @@ class Journal:
         timing |= {"clips_per_second": clock.clips_per_second, "data_share": clock.data_share}
         rates = {name: value for name, value in values.items() if name.endswith("lr")}
         rest = {name: value for name, value in values.items() if name not in rates}
-        head = f"Epoch(train) [{epoch}][{step:>{len(str(self._num_steps))}}/{self._num_steps}]"
+        head = f"Epoch(train) [{cursor.epoch + 1}][{cursor.step:>{len(str(num_steps))}}/{num_steps}]"
         line = "  ".join([head, *_pairs(rates), f"eta: {eta}", *_pairs(timing), *_pairs(rest)])
         self._write(line, on_console=not self._console.is_terminal)
-        at = (epoch - 1) * self._num_steps + step
-        self._record({"kind": "train", "epoch": epoch, "step": step}, rates | rest | timing, "train/", at)
+        self._record("train", cursor, rates | rest | timing)
 
     def start_validation(self, epoch: int, num_clips: int) -> None:
         if self.active:
@@ -122,13 +134,13 @@ class Journal:
         if self.active:
             self._advance(num_clips, "")
 
-    def validation(self, epoch: int, num_clips: int, metrics: Mapping[str, float]) -> None:
-        """The line of a finished validation of `num_clips` clips, each counted once."""
+    def validation(self, cursor: Cursor, num_clips: int, metrics: Mapping[str, float]) -> None:
+        """The line of a validation at the end of the cursor's epoch, of `num_clips` clips, each counted once."""
         if not self.active:
             return
         self._hide()
-        self._write("  ".join([f"Epoch(val) [{epoch}][{num_clips}/{num_clips}]", *_pairs(metrics)]))
-        self._record({"kind": "val", "epoch": epoch, "step": self._num_steps}, metrics, "", epoch * self._num_steps)
+        self._write("  ".join([f"Epoch(val) [{cursor.epoch + 1}][{num_clips}/{num_clips}]", *_pairs(metrics)]))
+        self._record("val", cursor, metrics)
 
     def best(self, epoch: int, metric: str, score: float, file_name: str) -> None:
         self.say(f"The best checkpoint with {score:.4f} {metric} at {epoch} epoch is saved to {file_name}.")
@@ -152,20 +164,32 @@ class Journal:
         with self._tolerated():
             self._log.append(stamped)
 
-    def _record(self, at: dict[str, Any], values: Mapping[str, float], prefix: str, global_step: int) -> None:
+    def _record(self, kind: Literal["train", "val"], cursor: Cursor, values: Mapping[str, float]) -> None:
+        """Write `values` to metrics.jsonl, TensorBoard and Weights & Biases; lines.read_metrics has the fields."""
+        place = {"epoch": cursor.epoch + 1, "step": cursor.step, "clips": cursor.clips}
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        titled = {f"train/{name}" if kind == "train" else name: value for name, value in numbers.items()}
         with self._tolerated():
-            self._metrics.append(json.dumps(at | finite))
+            self._metrics.append(json.dumps({"kind": kind, **place, "epoch_clips": cursor.epoch_clips, **finite}))
             if self._tensorboard is not None:
-                for name, value in numbers.items():
-                    self._tensorboard.add_scalar(prefix + name, value, global_step)
+                for name, value in titled.items():
+                    self._tensorboard.add_scalar(name, value, cursor.total_clips)
             if self.wandb is not None:
-                self.wandb.log({prefix + name: value for name, value in numbers.items()}, global_step)
+                self.wandb.log(titled, cursor.total_clips)
 
     def _print(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a closed pipe or a lost terminal must not end a run
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._work_dir} cannot be written ({error.strerror}): choose another --work-dir"
+            ) from error
 
     @contextlib.contextmanager
     def _tolerated(self) -> Iterator[None]:
@@ -176,13 +200,13 @@ class Journal:
                 self._complained = True
                 self._print(f"the log cannot be written ({error.strerror}): training goes on without it")
 
-    def _open_tensorboard(self, global_step: int) -> None:
+    def _open_tensorboard(self, cursor: Cursor) -> None:
         if self._tensorboard is None:
             from torch.utils.tensorboard.writer import SummaryWriter  # a second of imports that only rank 0 needs
 
             with self._tolerated():
                 folder = str(self._work_dir / TENSORBOARD)
-                self._tensorboard = SummaryWriter(folder, purge_step=global_step + 1, flush_secs=30)
+                self._tensorboard = SummaryWriter(folder, purge_step=cursor.total_clips + 1, flush_secs=30)
 
     def _show(self, title: str, done: int, total: int) -> None:
         """A bar at the bottom of a terminal; elsewhere the lines alone tell how far the run is."""

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from typing import Any
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, in order; a line that is not whole (kill, full disk) is passed over.
 
-    Each has kind ("train" or "val"), epoch, step and the numbers of that moment; None stands for NaN and infinity.
+    Each has kind ("train" or "val"), epoch (from 1), step and clips (done in the epoch), epoch_clips (of a whole epoch)
+    and the numbers of that moment; None stands for NaN and infinity. Records of older versions have no clips.
     """
     records = []
     for line in path.read_bytes().split(b"\n"):
@@ -22,16 +24,37 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def keep_until(path: Path, resume_at: tuple[int, int]) -> None:
-    """Drop the records of `path` that a run going on at (epoch, steps done) will write again, and torn lines."""
+def epochs_of(records: Sequence[dict[str, Any]]) -> list[float]:
+    """How far the run was at each record, in epochs since its start; the same for every batch size.
+
+    Older records count steps alone. The largest step among them is taken for the last one of an epoch.
+    """
+    most = max((record["step"] for record in records if "clips" not in record), default=1)
+    return [
+        record["epoch"] - 1 + (record["clips"] / record["epoch_clips"] if "clips" in record else record["step"] / most)
+        for record in records
+    ]
+
+
+def keep_until(path: Path, epoch: int, clips: int, *, batch_size: int, epoch_clips: int) -> None:
+    """Keep those records of `path` that a run does not write again when it goes on after `clips` clips of `epoch`.
+
+    epoch counts from 1. The validation of an epoch belongs to the run once the next epoch is reached. Torn lines go.
+    Older records, which count steps alone, get their clips: `batch_size` for a step, `epoch_clips` for an epoch.
+    """
     if not path.exists():
         return
-    kept = []
+    lines = []
     for record in read_metrics(path):
-        at = (record["epoch"], record["step"])
-        if (record["kind"] == "train" and at <= resume_at) or (record["kind"] == "val" and at[0] < resume_at[0]):
-            kept.append(json.dumps(record) + "\n")
-    content = "".join(kept).encode()
+        if "clips" not in record:
+            record |= {"clips": min(record["step"] * batch_size, epoch_clips), "epoch_clips": epoch_clips}
+        if record["kind"] == "train":
+            is_past = (record["epoch"], record["clips"]) <= (epoch, clips)
+        else:
+            is_past = record["epoch"] < epoch
+        if is_past:
+            lines.append(json.dumps(record) + "\n")
+    content = "".join(lines).encode()
     if content != path.read_bytes():
         tmp = path.with_name(path.name + ".tmp")
         with open(tmp, "wb") as file:

@@ -32,10 +32,11 @@ class WandbLog:
             )
         except wandb.Error as error:
             raise UserError(f"wandb does not start ({error}): `wandb login`, or set WANDB_MODE=offline") from None
-        self._run.define_metric("*", step_metric="step")  # wandb's own steps cannot go back, a run can
+        self._run.define_metric("*", step_metric="clips")  # wandb's own steps cannot go back, a run can
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log({**values, "step": step})
+    def log(self, values: Mapping[str, float], clips: int) -> None:
+        """Log `values` after `clips` clips of training since the start of the run."""
+        self._run.log({**values, "clips": clips})
 
     def close(self) -> None:
         self._run.finish()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from trainer.journal.journal import METRICS
-from trainer.journal.lines import read_metrics
+from trainer.journal.lines import epochs_of, read_metrics
 from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
 
@@ -47,38 +47,43 @@ def draw_curves(records: Records) -> Figure:
     """Losses, accuracies, learning rate, gradient norm and speed of a run over its epochs."""
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=(5, 3))
-    train = [record for record in records if record["kind"] == "train"]
-    val = [record for record in records if record["kind"] == "val"]
-    epoch_steps = max((record["step"] for record in records), default=1)
-    _draw_losses(figure.add_subplot(grid[0, :3]), train, epoch_steps)
-    _draw_accuracies(figure.add_subplot(grid[0, 3:]), train, val, epoch_steps)
+    placed = with_epochs(records)
+    train = [record for record in placed if record["kind"] == "train"]
+    val = [record for record in placed if record["kind"] == "val"]
+    _draw_losses(figure.add_subplot(grid[0, :3]), train)
+    _draw_accuracies(figure.add_subplot(grid[0, 3:]), train, val)
     small = (("lr", "learning rate"), ("grad_norm", "gradient norm before clipping"), ("clips_per_second", "clips/s"))
     for i, (name, title) in enumerate(small):
         axes = figure.add_subplot(grid[1, 2 * i : 2 * i + 2])
-        _line(axes, train, name, epoch_steps, color=BOTH)
+        _line(axes, train, name, color=BOTH)
         _finish(axes, title, legend=False)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("epoch")
     return figure
 
 
-def _draw_losses(axes: Axes, train: Records, epoch_steps: int) -> None:
+def with_epochs(records: Records) -> Records:
+    """The records with `epochs`, the place of each on the x axis: epochs since the start of the run."""
+    return [record | {"epochs": epochs} for record, epochs in zip(records, epochs_of(records), strict=True)]
+
+
+def _draw_losses(axes: Axes, train: Records) -> None:
     names = [name for name in (train[0] if train else ()) if name.startswith("loss")]
     for name in names:
         width = 2.2 if name == "loss" else 1.4
-        _line(axes, train, name, epoch_steps, label=name, linewidth=width, **_look(name))
+        _line(axes, train, name, label=name, linewidth=width, **_look(name))
     _finish(axes, "training loss: terms as weighted, and their sum")
     axes.set_ylim(bottom=0)
 
 
-def _draw_accuracies(axes: Axes, train: Records, val: Records, epoch_steps: int) -> None:
+def _draw_accuracies(axes: Axes, train: Records, val: Records) -> None:
     for stream in ("rgb", "pose"):
         label = f"{stream}, training"
-        _line(axes, train, f"{stream}_top1", epoch_steps, label=label, color=_look(stream)["color"], alpha=0.35)
+        _line(axes, train, f"{stream}_top1", label=label, color=_look(stream)["color"], alpha=0.35)
     names = [name for name in (val[0] if val else ()) if name.startswith("acc/") and name.endswith("_top1")]
     for name in (name for name in names if "2:1" not in name and "1:2" not in name):
         label = name.removeprefix("acc/").removesuffix("_top1")
-        _line(axes, val, name, epoch_steps, label=label, marker="o", markersize=3.5, linewidth=1.8, **_look(name))
+        _line(axes, val, name, label=label, marker="o", markersize=3.5, linewidth=1.8, **_look(name))
     _finish(axes, "top-1: validation (dots) and training")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
@@ -93,10 +98,10 @@ def _look(name: str) -> dict[str, Any]:
     return {"color": color, "linestyle": "--" if "coarse" in name else "-"}
 
 
-def _line(axes: Axes, records: Records, name: str, epoch_steps: int, **look: Any) -> None:
-    at = [record["epoch"] - 1 + record["step"] / epoch_steps for record in records]
+def _line(axes: Axes, records: Records, name: str, **look: Any) -> None:
+    epochs = [record["epochs"] for record in records]
     values = [np.nan if record.get(name) is None else record[name] for record in records]
-    points = np.array([at, values])[:, np.isfinite(values)]
+    points = np.array([epochs, values])[:, np.isfinite(values)]
     if points.size:
         stretches = np.array_split(points, min(MOST_POINTS, points.shape[1]), axis=1)
         axes.plot(*np.array([stretch.mean(axis=1) for stretch in stretches]).T, **look)
@@ -125,11 +130,11 @@ PANELS = (  # kind of record, name (None: the metric that picks the best snapsho
 SMOOTHED = 100  # points of a line; a longer course is shown as the means of as many stretches
 
 
-def draw(found: Sequence[PastRun]) -> Figure:
+def draw(runs: Sequence[PastRun]) -> Figure:
     """Four panels over epochs, a colour a run."""
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     for axes, (kind, name, title) in zip(np.ravel(figure.subplots(2, 2)), PANELS, strict=True):
-        for run, label, color in zip(found, names(found), COLORS, strict=False):
+        for run, label, color in zip(runs, names(runs), COLORS, strict=False):
             line(axes, run, kind, name or run.metric, label, color)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("epoch", fontsize=8)
@@ -142,9 +147,8 @@ def draw(found: Sequence[PastRun]) -> Figure:
 
 
 def line(axes: Axes, run: PastRun, kind: str, name: str, label: str, color: str) -> None:
-    steps = max(record["step"] for record in run.records)
-    records = [record for record in run.records if record["kind"] == kind and record.get(name) is not None]
-    points = np.array([(record["epoch"] - 1 + record["step"] / steps, record[name]) for record in records])
+    records = [record for record in with_epochs(run.records) if record["kind"] == kind and record.get(name) is not None]
+    points = np.array([(record["epochs"], record[name]) for record in records])
     if len(points):
         stretches = np.array_split(points, min(SMOOTHED, len(points)))
         x, y = np.array([stretch.mean(axis=0) for stretch in stretches]).T

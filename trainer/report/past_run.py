@@ -10,7 +10,7 @@ from typing import Any
 
 from kernels.program import UserError
 from trainer.journal.journal import LOG, METRICS
-from trainer.journal.lines import read_metrics
+from trainer.journal.lines import epochs_of, read_metrics
 from trainer.snapshots.work_dir import SETTINGS
 
 TAIL = 8192  # bytes of train.log that hold its last words
@@ -33,9 +33,7 @@ class PastRun:
 
     def epochs(self) -> float:
         """Epochs that are done, and the part of the one that is under way."""
-        steps = max((record["step"] for record in self.records), default=1)
-        last = self.records[-1] if self.records else {"epoch": 1, "step": 0}
-        return last["epoch"] - 1 + last["step"] / steps
+        return epochs_of(self.records)[-1] if self.records else 0.0
 
     def best(self) -> dict[str, Any] | None:
         """The record of the best validation, None before the first."""
