@@ -1,9 +1,9 @@
-"""`python -m benchmarks gpu` and so on: measures, prints lines, writes records as results come."""
+"""`python -m benchmarks gpu` and so on: measures, prints each result and writes it to a record at once."""
 
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,40 +17,22 @@ except ImportError:
     print("error: the benchmarks' command line needs tyro: pip install tyro", file=sys.stderr)
     sys.exit(2)
 
-from benchmarks.records import RECORDS
-from benchmarks.target import Part, Target
+from benchmarks import suite
+from benchmarks.harness import Target
+from benchmarks.records import RECORDS, RecordError, compare_records, renew_table, results_table
 
-# Parts that are commands too; benchmarks/parts.py says what they are, and imports much.
-ON_GPU = {
-    "limits": "copy bandwidth, bf16 matmul, and what they allow each experiment",
-    "kernels": "blocks through kernels beside the compiler",
-    "heatmap": "the kernel beside its reference",
-    "nets": "steps of the guide's networks, at its batch and filling the card",
-    "decode": "JPEG and video on the card",
-    "train": "training, data included, what bounds it, minutes an epoch",
-    "step": "ntu60_x3d's step: plain 5-D, folded, compiled, aligned",
-}
-ON_HOST = {
-    "snapshot": "what a snapshot costs the loop",
-    "resume": "how late a resume at 90 % of an epoch begins",
-    "scaling": "clips/s of one and more ranks",
-    "cpu_step": "folded and compiled steps against plain 5-D ones",
-}
+Device = Literal["cuda", "cpu"]
 
 
 def main() -> None:
     commands = {
         "gpu": gpu,
-        "aot": aot,
-        "bytes": moved,
         "data": data,
-        "input": host,
-        "trainer": trainer,
+        "step": step,
+        "kernels": kernels,
+        "snapshot": snapshot,
         "compare": compare,
         "table": table,
-        "peer": peer,
-        **{name: _gpu_part(name, what) for name, what in ON_GPU.items()},
-        **{name: _host_part(name, what) for name, what in ON_HOST.items()},
     }
     try:
         code = tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")
@@ -68,43 +50,34 @@ class UsageError(UserError):
 
 
 def gpu(
-    device: Literal["cuda", "cpu"] = "cuda",
+    device: Device = "cuda",
     toy: bool = False,
     only: tuple[str, ...] = (),
     records: Path | None = None,
     minutes: float = 9.0,
 ) -> int:
-    """Measure everything on one GPU, most valuable first: python -m benchmarks gpu
+    """Measure everything on one GPU, most valuable first: python -m benchmarks gpu --only limits nets
 
     Args:
-        device: where; cpu goes with --toy.
+        device: where to measure; cpu goes with --toy.
         toy: tiny sizes, to try the control flow.
-        only: names of parts, all when empty.
+        only: parts: limits, kernels, heatmap, nets, decode, train, step, scaling. All but scaling when left out.
         records: folder for the records; benchmarks/records when left out, none for a toy.
         minutes: no part goes on after them.
     """
-    from benchmarks.parts import GPU_PARTS
-
+    parts = {part.name: part for part in (*suite.GPU_PARTS, suite.SCALING)}
+    for name in only:
+        if name not in parts:
+            raise UsageError(f"--only {name}: there is no such part, choose from {', '.join(parts)}")
     if device == "cpu" and not toy:
         raise UsageError("the full sizes would take hours on a CPU: add --toy, or leave --device cpu out")
     _need(device, "try --device cpu --toy")
-    return _run(_chosen(GPU_PARTS, only), device, toy, records, 60 * minutes)
-
-
-def host(toy: bool = False, records: Path | None = None) -> int:
-    """Measure what the host does for a batch, stage by stage: python -m benchmarks input
-
-    Args:
-        toy: tiny sizes, to try the control flow.
-        records: folder for the records; benchmarks/records when left out, none for a toy.
-    """
-    from benchmarks.parts import INPUT_PARTS
-
-    return _run(INPUT_PARTS, "cpu", toy, records, 300)
+    chosen = [part for part in parts.values() if part.name in only] if only else suite.GPU_PARTS
+    return _run(chosen, device, toy, records, 60 * minutes)
 
 
 def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: Path | None = None) -> int:
-    """Measure the whole data path on one core, beside a peer: python -m benchmarks data --peer mmaction2
+    """Measure the whole data path and its stages on one core: python -m benchmarks data --peer mmaction2
 
     Args:
         peer: whose published pipeline runs beside ours on the same clips, in an environment that is made for it;
@@ -112,101 +85,77 @@ def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: P
         toy: tiny sizes, to try the control flow.
         records: folder for the records; benchmarks/records when left out, none for a toy.
     """
-    from benchmarks.data.measure import PARTS, verdict
-    from benchmarks.data.peer import PeerError, environment
+    from benchmarks.data.peer import PeerError, environment, verdict
 
-    part = PARTS[peer]
-    with tempfile.TemporaryDirectory() as folder:
-        kept = records or (Path(folder) if toy else RECORDS)
-        try:
-            if peer is not None:
-                environment()
-        except PeerError as error:
-            raise UsageError(error) from None
-        code = _run((part,), "cpu", toy, kept, part.seconds)
-        if peer is not None:
-            print(verdict(kept))
+    if peer is None:
+        return _run([suite.DATA_ALONE], "cpu", toy, records, suite.DATA_ALONE.seconds)
+    try:
+        environment()
+    except PeerError as error:
+        raise UsageError(error) from None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = records or (Path(scratch) if toy else RECORDS)
+        code = _run([suite.DATA_BESIDE_PEER], "cpu", toy, folder, suite.DATA_BESIDE_PEER.seconds)
+        print(verdict(folder))
     return code
 
 
-def peer(toy: bool = False, records: Path | None = None) -> int:
-    """`data` beside MMAction2's own pipeline: python -m benchmarks peer"""
-    return data("mmaction2", toy, records)
+def step(device: Device = "cuda", toy: bool = False, records: Path | None = None) -> int:
+    """Measure a training step without its data, in several forms: python -m benchmarks step --device cpu
+
+    Args:
+        device: cuda measures ntu60_x3d's step: plain 5-D, folded to 2-D, compiled, with aligned channels. cpu measures
+            ntu60_x3d's and ma52's on one core: plain 5-D, folded, compiled.
+        toy: tiny sizes, to try the control flow.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+    """
+    _need(device, "add --device cpu")
+    part = suite.STEP_ON_GPU if device == "cuda" else suite.STEP_ON_CPU
+    return _run([part], device, toy, records, 1800)
 
 
-def _gpu_part(name: str, what: str) -> Callable[..., int]:
-    def part(device: Literal["cuda", "cpu"] = "cuda", toy: bool = False, records: Path | None = None) -> int:
-        return gpu(device, toy, (name,), records)
-
-    part.__doc__ = f"Of `gpu`: {what}: python -m benchmarks {name}"
-    return part
-
-
-def _host_part(name: str, what: str) -> Callable[..., int]:
-    def part(device: Literal["cuda", "cpu"] = "cpu", toy: bool = False, records: Path | None = None) -> int:
-        return trainer(device, toy, (name,), records)
-
-    part.__doc__ = f"Of `trainer`: {what}: python -m benchmarks {name}"
-    return part
-
-
-def trainer(
-    device: Literal["cuda", "cpu"] = "cpu",
+def kernels(
+    count: Literal["registers", "bytes"] | None = None,
+    every: int = 1,
+    device: Device = "cuda",
     toy: bool = False,
-    only: tuple[str, ...] = (),
     records: Path | None = None,
 ) -> int:
-    """Measure snapshots, resume, ranks and CPU steps here: python -m benchmarks trainer
+    """Time the opt-in kernels on a GPU, or count without one: python -m benchmarks kernels --count registers
+
+    Args:
+        count: registers: those of every launch, with shared memory and spills, compiled without a GPU;
+            bytes: those that the launches of a training step move.
+        every: count the registers of each n-th call of a kernel only.
+        device: where to time; cpu goes with --toy.
+        toy: tiny sizes, to try the control flow of the timing.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+    """
+    if count is None:
+        return gpu(device, toy, ("kernels",), records)
+    # Triton reads this variable when a kernel is defined, so it is set before the import.
+    if count == "registers":
+        os.environ.pop("TRITON_INTERPRET", None)
+        from benchmarks.kernels.aot import write_tables
+
+        return 0 if write_tables(records or RECORDS, every) else 1
+    os.environ["TRITON_INTERPRET"] = "1"
+    from benchmarks.kernels.moved import write_bytes
+
+    write_bytes((records or RECORDS) / "bytes.json")
+    return 0
+
+
+def snapshot(device: Device = "cpu", toy: bool = False, records: Path | None = None) -> int:
+    """Measure what a snapshot costs the loop, and how late a resume begins: python -m benchmarks snapshot
 
     Args:
         device: where the loop runs.
-        toy: tiny sizes, to try the control flow.
-        only: names of parts, all when empty.
+        toy: fewer rounds, to try the control flow.
         records: folder for the records; benchmarks/records when left out, none for a toy.
     """
-    from benchmarks.parts import HOST_PARTS
-
     _need(device, "leave --device cuda out")
-    return _run(_chosen(HOST_PARTS, only), device, toy, records, 2400)
-
-
-def _need(device: str, way_out: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"torch {torch.__version__} sees no CUDA device: run on a GPU machine, or {way_out}")
-
-
-def _chosen(parts: Sequence[Part], only: tuple[str, ...]) -> list[Part]:
-    names = [part.name for part in parts]
-    for name in only:
-        if name not in names:
-            raise UsageError(f"--only {name}: there is no such part, choose from {', '.join(names)}")
-    return [part for part in parts if not only or part.name in only]
-
-
-def aot(records: Path = RECORDS, every: int = 1) -> int:
-    """Compile the Triton kernels without a GPU, count registers and spills: python -m benchmarks aot
-
-    Args:
-        records: folder for the records, aot_<kernel>.json.
-        every: compile each n-th call of a kernel only.
-    """
-    os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined, so before the next import
-    from benchmarks.kernels.aot import write_tables
-
-    return 0 if write_tables(records, every) else 1
-
-
-def moved(records: Path = RECORDS) -> int:
-    """Count the bytes that the Triton kernels move per clip: python -m benchmarks bytes
-
-    Args:
-        records: folder for the record, bytes.json.
-    """
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before the next import
-    from benchmarks.kernels.moved import write_bytes
-
-    write_bytes(records / "bytes.json")
-    return 0
+    return _run(suite.SNAPSHOT_PARTS, device, toy, records, 240)
 
 
 def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path, tyro.conf.Positional], /) -> int:
@@ -216,10 +165,8 @@ def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path
         before: a record, benchmarks/records/*.json.
         after: another one of the same part.
     """
-    from benchmarks.compare import RecordError, compare
-
     try:
-        for line in compare(before, after):
+        for line in compare_records(before, after):
             print(line)
     except RecordError as error:
         raise UsageError(error) from None
@@ -233,25 +180,25 @@ def table(readme: Path | None = None, records: Path = RECORDS) -> int:
         readme: a Markdown file to put the table into, between its two marks.
         records: folder of the records.
     """
-    from benchmarks.compare import RecordError, renew
-    from benchmarks.compare import table as rendered
-
     try:
-        print(rendered(records), end="")
+        print(results_table(records), end="")
         if readme is not None:
-            print(f"{readme} is {'renewed' if renew(readme, records) else 'current'}")
+            print(f"{readme} is {'renewed' if renew_table(readme, records) else 'current'}")
     except RecordError as error:
         raise UsageError(error) from None
     return 0
 
 
-def _run(parts: Sequence[Part], device: str, toy: bool, records: Path | None, seconds: float) -> int:
-    from benchmarks.suite import run_suite
+def _need(device: Device, way_out: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"torch {torch.__version__} sees no CUDA device: run on a GPU machine, or {way_out}")
 
+
+def _run(parts: Sequence[suite.Part], device: Device, toy: bool, records: Path | None, seconds: float) -> int:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        kept = records or (scratch / "records" if toy else RECORDS)
-        return 0 if run_suite(parts, Target(torch.device(device), toy, scratch), kept, seconds) else 1
+        records = records or (scratch / "records" if toy else RECORDS)
+        return 0 if suite.run_suite(parts, Target(torch.device(device), toy, scratch), records, seconds) else 1
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 A network with its losses, at the experiment's batch in fake tensors, goes the way that training takes it, through
 Dynamo, AOTAutograd and Inductor, for a stand-in of a card; there is nothing to run, so it ends with the code. What is
-outside of that graph is not counted: the sum of the losses, clipping, SGD, and the input. Heads are plain, as in
-benchmarks/cost.py. Products are not padded, which would be decided by timing them.
+outside of that graph is not counted: the sum of the losses, clipping, SGD, and the input. Heads are plain.
+Products are not padded, which would be decided by timing them.
 
 `python -m tests.planner.compiled NAME PARTS...` prints, after some minutes, the counts of one experiment where these
 parts run through kernels; it is a process of its own because it changes torch for good.
