@@ -132,6 +132,7 @@ def kernels(
         records: folder for the records; benchmarks/records when left out, none for a toy.
     """
     if count is None:
+        _need(device, "count with --count registers or --count bytes")
         return gpu(device, toy, ("kernels",), records)
     # Triton reads this variable when a kernel is defined, so it is set before the import.
     if count == "registers":

@@ -122,5 +122,7 @@ def test_a_machine_without_a_gpu_is_told(monkeypatch):
         snapshot(device="cuda")
     with pytest.raises(UsageError, match="run on a GPU machine, or add --device cpu"):
         step()
+    with pytest.raises(UsageError, match="run on a GPU machine, or count with --count registers"):
+        kernels()
     with pytest.raises(UsageError, match="would take hours on a CPU: add --toy"):
         kernels(device="cpu")
