@@ -2,20 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
+
 import numpy as np
 import torch
 from rich.console import Console
-from benchmarks.step import step
+
 from benchmarks.harness import Target
+from benchmarks.step import step
 from pipelines.demo.classes import DemoConfig
 from pipelines.loader import Loader
-from pipelines.packs.source import PackFrames
 from pipelines.packs.format import Pack
+from pipelines.packs.source import PackFrames
 from trainer.config import Experiment
 from trainer.data import Source, build_loader, open_sources
 from trainer.experiments import DEMO, NTU60_X3D
 from trainer.runtime.ranks import Ranks
-
 
 FULL = DemoConfig(num_train=96, num_val=12, size=(640, 480))
 TOY = DemoConfig(num_train=12, num_val=12, size=(128, 96), num_frames=(12, 16))
@@ -33,7 +34,7 @@ def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experime
         demo=TOY if target.toy else FULL,
         max_bad=1.0,  # one of the demo's videos is corrupt, and there are few
     )
-    # The model keeps its 60 classes, though the demo has fewer: Inductor's cache of benchmarks/step/step.py serves again.
+    # The model keeps its 60 classes, though the demo has fewer, and so shares Inductor's cache with benchmarks/step.
     return replace(base, data=data)
 
 

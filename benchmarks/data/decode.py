@@ -6,12 +6,13 @@ Needs DALI.
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+
 import av
 import numpy as np
 import torch
+
 from benchmarks.harness import Result, Target, spread
 from pipelines.dali import FrameDecoder
-
 
 LOADS = (0.75, 0.0, 0.5, 0.65, 0.9, 1.0)  # shares for the JPEG engine; the CUDA cores take the rest
 SIDES = (256, 288)

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
+
 from benchmarks.harness import Result, Target, copy_bandwidth, ratio, spread, time_rounds
 from kernels.heatmap import fused, reference
 from pipelines.skeleton import COCO_17, OPENPOSE_28, Skeleton
-
 
 TOLERANCE = 2**-8  # one step of bf16 below 1: two float32 volumes that differ in the last bit round apart
 

@@ -1,7 +1,9 @@
 """The whole data path on one core, alone or beside MMAction2's, in the same run and on the same clips.
 
 Ours reads clip packs, MMAction2's the 960x540 H.264 files that these were made of. Both are pinned to the same core,
-with one thread each, and take turns: a round is a whole epoch of ours and one pass of theirs over all clips. Needs DALI.
+with one thread each, and take turns: a round is a whole epoch of ours and one pass of theirs over all clips.
+
+Needs DALI.
 """
 
 import os
@@ -92,7 +94,10 @@ def _beside_peer(case: str, peer: Peer, files: videos.Files, loader: Loader, tar
     (heatmap,) = (seconds for stage, seconds in per_clip.items() if stage.endswith(HEATMAP))
     yield f"heatmap_{case}", ratio(np.array(drawing[1:]), heatmap)
     for name, time in {"ratio_cpu_time": "cpu_seconds", "ratio": "seconds"}.items():
-        yield f"{name}_{case}", ratio(*(np.array([getattr(p, time) / p.clips for p in way[1:]]) for way in (ours, theirs)))
+        yield (
+            f"{name}_{case}",
+            ratio(*(np.array([getattr(p, time) / p.clips for p in way[1:]]) for way in (ours, theirs))),
+        )
 
 
 def _speeds(passes: list[Pass]) -> dict[str, dict]:

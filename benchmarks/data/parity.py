@@ -1,8 +1,10 @@
 """The same clips, with the same random choices, made by the peer and by us: frame numbers, pixels, heatmaps."""
 
 from pathlib import Path
+
 import numpy as np
 import torch
+
 from benchmarks.data.peer import Peer
 from kernels.heatmap import render_heatmaps
 from pipelines.batch import Batch
@@ -11,13 +13,12 @@ from pipelines.loader import Loader
 from pipelines.plan import ClipPlan
 from tests.pipelines.oracles import train_frames
 
-
 # Grey levels on average over all clips; dB of the worst clip. Drawn scenes are all edges, where JPEG errs most: NTU's
 # footage is 1.0 to 1.3 levels apart and held to 1.5 (tests/parity/test_rgb_clip.py).
 LEVELS, PSNR = 2.0, 36.0
 SAME_JOINTS = 1e-6  # difference of two heatmaps that were drawn from the same joints on the heatmap's grid
-# Both scale the joints to the grid in float32, in different orders of operations, which leaves up to 1e-4 pixels between
-# them; at its steepest, a Gaussian of sigma 0.7 falls by 0.87 a pixel.
+# Both scale the joints to the grid in float32, but in different orders of operations: they are up to 1e-4 pixels apart.
+# At its steepest, a Gaussian of sigma 0.7 falls by 0.87 a pixel.
 OWN_JOINTS = 1e-4
 WINDOW = float(np.exp(-4.5)) * 1.01  # largest value of a pixel inside one window of three sigma but outside the other
 SEEDS = range(5)
@@ -26,8 +27,9 @@ SEEDS = range(5)
 def parity(peer: Peer, loader: Loader, order: list[int], scratch: Path) -> dict[str, float | bool]:
     """Differences over the first batch of an epoch; `order` [N]: the peer's number of each row of the table.
 
-    `ok` when RandomState(seed) draws the same frames; RGB differs by 2 levels at most on average, with 36 dB at least
-    in every clip; heatmaps differ by 1e-6 for the same joints and by 1e-4 over the whole path, where both windows reach.
+    `ok` when RandomState(seed) draws the same frames; RGB differs by at most 2 levels on average, with at least 36 dB
+    in every clip; heatmaps differ by at most 1e-6 for the same joints and, where both windows reach, by at most 1e-4
+    over the whole path.
     """
     plan, batch, file = loader.plan(0, 0), next(loader.epoch(0)), scratch / "clip.npz"
     clips = [_differences(peer, loader, plan, batch, clip, order, file) for clip in range(len(plan.row))]

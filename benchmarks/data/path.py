@@ -7,17 +7,18 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
+
 from benchmarks.harness import Target, spread
 from kernels.heatmap import render_heatmaps
 from pipelines.config import ClipConfig
 from pipelines.dali import FrameDecoder
 from pipelines.loader import Loader
-from pipelines.packs.source import PackFrames
 from pipelines.packs.format import clip_file
+from pipelines.packs.source import PackFrames
 from pipelines.plan import sampled_joints
-
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,11 @@ import sys
 import venv
 from pathlib import Path
 from typing import Any
+
 import torch
+
 from benchmarks.records import ROOT, device_name, slug
 from kernels.program import UserError
-
 
 SCRIPT = Path(__file__).with_name("peer_mmaction2.py")
 CACHE = ROOT / "work_dirs" / "peer"

@@ -12,8 +12,8 @@ import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-import numpy as np
 
+import numpy as np
 
 # From MMAction2's rgbpose_conv3d.py (docs/sources.md, "Training samples"), without the steps that run on the GPU.
 LEFT, RIGHT = [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 10, 12, 14, 16]

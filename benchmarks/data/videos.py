@@ -3,18 +3,19 @@
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+
 import av
 import numpy as np
 from PIL import Image
 from rich.console import Console
+
 from pipelines.annotations.table import open_table
 from pipelines.config import ClipConfig
 from pipelines.demo.classes import ClipId, DemoConfig
 from pipelines.demo.clip import annotate, fill, film
-from pipelines.packs.source import PackFrames
 from pipelines.packs.format import PackSettings
+from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare
-
 
 SPLIT = "xsub_train"
 ALONE = 9  # the demo's first classes show one person
