@@ -1,15 +1,37 @@
-"""Timing in rounds: every candidate once a round, so that a drift of the machine touches all of them alike."""
+"""What a benchmark is given, how it times, and what the machine can do at best.
+
+Candidates are timed in rounds, each of them once a round, so that a drift of the machine touches all of them alike.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.target import Target
-
 Candidates = dict[str, Callable[[], object]]
-SHORTEST = 2e-3  # seconds; a sample shorter than this repeats its call, or the clock's grain would show
+Result = tuple[str, dict]
+"""A key of the record and its JSON values."""
+
+SHORTEST = 2e-3  # seconds; a call shorter than this is repeated within a sample, or the clock's resolution would show
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The device to measure on, and a folder for files that are deleted when the benchmark ends.
+
+    `toy` shrinks every size to seconds of CPU time, to try the control flow; its figures mean nothing.
+    """
+
+    device: torch.device
+    toy: bool
+    scratch: Path
+
+
+class Skipped(Exception):
+    """Raised by a part that cannot run on this machine; the text gives the reason in a few words."""
 
 
 def time_rounds(candidates: Candidates, target: Target, *, seconds: float, warmup: int = 3) -> dict[str, np.ndarray]:
@@ -59,3 +81,48 @@ def spread(samples: np.ndarray) -> dict[str, float]:
 def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     """How many times faster `ours` is than `theirs`, round by round."""
     return spread(theirs / ours)
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Cost of a training step for each clip (docs/sources.md, "Bytes of a training step").
+
+    `compiled_gb` is the memory traffic with the passes that a compiler fuses, `ideal_gb` with all that could be fused.
+    """
+
+    gflop: float
+    compiled_gb: float
+    ideal_gb: float
+
+
+X3D_PAIR = StepCost(gflop=41.7, compiled_gb=5.11, ideal_gb=2.19)
+RGBPOSE = StepCost(gflop=341, compiled_gb=4.26, ideal_gb=2.06)
+GUIDE = {"ntu60_x3d": X3D_PAIR, "ntu60": RGBPOSE, "ma52": RGBPOSE}
+"""The guide's experiments and what a step of each costs."""
+
+
+def measure_limits(target: Target) -> Iterator[Result]:
+    """Bandwidth of a copy, rate of a large bf16 product, and the clips a second that both allow each experiment."""
+    num_bytes = 1 << 20 if target.toy else 1 << 30
+    copy = spread(copy_bandwidth(target, num_bytes, 3))
+    yield "copy", {"gb_per_s": copy, "bytes": num_bytes}
+    side = 64 if target.toy else 8192
+    left, right = (torch.randn(side, side, device=target.device, dtype=torch.bfloat16) for _ in range(2))
+    samples = time_rounds({"matmul": lambda: left @ right}, target, seconds=3)["matmul"]
+    matmul = spread(2 * side**3 / samples / 1e12)
+    yield "matmul_bf16", {"tflop_per_s": matmul, "side": side}
+    for name, cost in GUIDE.items():
+        limits = {
+            "compiled_clips_per_s": copy["median"] / cost.compiled_gb,
+            "ideal_clips_per_s": copy["median"] / cost.ideal_gb,
+            "compute_clips_per_s": matmul["median"] * 1e3 / cost.gflop,
+        }
+        yield name, limits
+
+
+def copy_bandwidth(target: Target, num_bytes: int, seconds: float) -> np.ndarray:
+    """GB/s of a copy on the device; bytes read and bytes written both count."""
+    source = torch.ones(num_bytes, dtype=torch.uint8, device=target.device)
+    destination = torch.empty_like(source)
+    samples = time_rounds({"copy": lambda: destination.copy_(source)}, target, seconds=seconds)
+    return 2 * num_bytes / samples["copy"] / 1e9

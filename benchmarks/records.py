@@ -1,22 +1,55 @@
-"""Records: JSON files that say what was measured, on what, with which versions. Each write is atomic."""
+"""Records: JSON files that say what was measured, on what machine and with which versions.
+
+Two of them can be compared, and README's table is made from the committed ones: no number is typed by hand.
+"""
 
 import json
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from kernels.program import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
+BEGIN, END = "<!-- measured: python -m benchmarks table -->", "<!-- end -->"
+
+# (part, path in its results, what it is, unit), in the order of README's table
+ROWS = (
+    ("train", "ntu60_x3d.clips_per_s", "training `ntu60_x3d`, data included", "clips/s"),
+    ("train", "ntu60.clips_per_s", "training `ntu60`, data included", "clips/s"),
+    ("nets", "ntu60_x3d.clips_per_s", "step of `ntu60_x3d`, the guide's batch", "clips/s"),
+    ("nets", "ntu60.clips_per_s", "step of `ntu60`, the guide's batch", "clips/s"),
+    ("nets", "ma52.clips_per_s", "step of `ma52`, the guide's batch", "clips/s"),
+    ("train", "ntu60_x3d_data_alone.clips_per_s", "data path of `ntu60_x3d` alone", "clips/s"),
+    ("data", "ours_8_32.clips_per_s", "data path, 8 frames + 32 heatmaps, one core", "clips/s"),
+    ("data", "ratio_8_32", "the same against MMAction2's, same run", "times"),
+    ("data", "heatmap_8_32", "its heatmaps against MMAction2's, same run", "times"),
+    ("data", "ratio_16_48", "16 frames + 48 heatmaps against MMAction2's", "times"),
+    ("step", "speedup.folded_compiled/plain_5d_eager", "step, folded and compiled against plain 5-D", "times"),
+    ("cpu_step", "ntu60_x3d.speedup", "step of `ntu60_x3d` on one CPU core, against plain 5-D", "times"),
+    ("cpu_step", "ntu60_x3d.speedup_of_folding", "the same, folded and not compiled", "times"),
+    ("cpu_step", "ma52.speedup", "step of `ma52` on one CPU core, against plain 5-D", "times"),
+    ("cpu_step", "ma52.speedup_of_folding", "the same, folded and not compiled", "times"),
+    ("snapshot", "snapshot.share_lost", "time a snapshot costs the loop, of the time it takes", "share"),
+    ("resume", "resume.more_s", "resume at 90 % of an NTU-60 epoch, later than a fresh start", "s"),
+)
+
+
+class RecordError(UserError):
+    """A record that cannot be read; the text names the file."""
 
 
 def write_record(path: Path, record: dict) -> None:
-    """Replace the file as a whole; a reader sees the old record or the new one, never half of one."""
+    """Replace the file as a whole: a reader sees the old record or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(json.dumps(record, indent=1) + "\n")
@@ -24,7 +57,7 @@ def write_record(path: Path, record: dict) -> None:
 
 
 def provenance(device: torch.device) -> dict:
-    """Where and when: device, driver, versions, commit (with '+' when the tree has changes), UTC time."""
+    """Where and when: device, driver, versions, commit ('+' marks a tree with changes), UTC time."""
     return {
         "device": device_name(device),
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
@@ -46,12 +79,12 @@ def device_name(device: torch.device) -> str:
 
 
 def slug(text: str) -> str:
-    """A file name's part: 'NVIDIA H200' -> 'nvidia_h200'."""
+    """The text as part of a file name: 'NVIDIA H200' -> 'nvidia_h200'."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def commit() -> str | None:
-    """The checkout's commit; outside a repository (a copy on another machine) what $DUET_COMMIT says, if anything."""
+    """The commit of the checkout, or $DUET_COMMIT where the tree is a copy without .git; None without either."""
     head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if head is None:
         return os.environ.get("DUET_COMMIT")
@@ -60,10 +93,10 @@ def commit() -> str | None:
 
 def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
 def _version(distribution: str) -> str | None:
@@ -71,3 +104,107 @@ def _version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def read_record(path: Path, key: str = "results") -> dict[str, Any]:
+    """A record as `write_record` wrote it. Raises RecordError unless it holds `key`."""
+    try:
+        record = json.loads(path.read_text())
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read ({error.strerror}); records lie in benchmarks/records") from None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or key not in record:
+        raise RecordError(f"{path} is no record of a benchmark; records lie in benchmarks/records")
+    return record
+
+
+def compare_records(before: Path, after: Path) -> Iterator[str]:
+    """What differs between the two runs, then a line for each number that both records hold: before, after, ratio."""
+    old, new = read_record(before), read_record(after)
+    yield from _conditions(old.get("provenance", {}), new.get("provenance", {}))
+    old_numbers, new_numbers = dict(_numbers(old["results"])), dict(_numbers(new["results"]))
+    for key, number in old_numbers.items():
+        if key in new_numbers:
+            factor = f" (x {new_numbers[key] / number:.3f})" if number else ""
+            yield f"{key}: {number:.4g} -> {new_numbers[key]:.4g}{factor}"
+    for key in sorted(old_numbers.keys() ^ new_numbers.keys()):
+        yield f"{key}: only in {(before if key in old_numbers else after).name}"
+
+
+def _conditions(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """One line with the device, versions and so on that differ; nothing where they are the same."""
+    changed = [f"{key} {old.get(key)} -> {new.get(key)}" for key in new if old.get(key) != new.get(key)]
+    if changed:
+        yield f"taken under other conditions: {', '.join(changed)}"
+
+
+def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number with its dotted path; a spread counts as its median."""
+    if isinstance(values, dict) and "median" in values:
+        yield path, float(values["median"])
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from _numbers(value, f"{path}.{key}" if path else key)
+    elif isinstance(values, int | float) and not isinstance(values, bool):
+        yield path, float(values)
+
+
+def results_table(records: Path) -> str:
+    """ROWS as Markdown, one line for each machine that measured a row; then what was counted without a card."""
+    lines = []
+    for part, path, what, unit in ROWS:
+        for file in sorted(records.glob(f"{part}_*.json")):
+            record = read_record(file)
+            value = _value_at(record["results"], path)
+            if value is None or record.get("toy") or record.get("part") != part:
+                continue
+            where = record["provenance"]
+            lines.append(f"| {what} | {_cell(value)} {unit} | {where['device']} | {where['commit']} |")
+    head = ["| what | median (quartiles, n) | machine | commit |", "|---|---|---|---|"]
+    measured = [*head, *lines] if lines else ["No figure has been taken yet."]
+    return "\n".join([*measured, *_counted(records / "bytes.json")]) + "\n"
+
+
+def _counted(file: Path) -> list[str]:
+    """A line for each experiment whose step was counted as the compiler plans it; none without the record."""
+    if not file.exists():
+        return []
+    record = read_record(file, "compiled")
+    head = "| counted, not measured: a step as compiled for an H200 | our kernels | all compiled | ideal | commit |"
+    return ["", head, "|---|---|---|---|---|"] + [
+        f"| `{name}` | {_planned(plans['through_kernels'])} | {_planned(plans['plain'])}"
+        f" | {record['step'][name]['ideal_gb']:.2f} GB | {record['commit']} |"
+        for name, plans in record["compiled"].items()
+    ]
+
+
+def _planned(plan: dict[str, dict[str, float]]) -> str:
+    gigabytes, launches = (sum(count[key] for count in plan.values()) for key in ("gb", "launches"))
+    return f"{gigabytes:.2f} GB a clip, {launches:.0f} launches"
+
+
+def _value_at(results: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path of two keys at most; the second key may hold dots and slashes."""
+    key, _, rest = path.partition(".")
+    value = results.get(key)
+    return value if not rest or value is None else value.get(rest)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['median']:.3g} ({value['p25']:.3g} to {value['p75']:.3g}, n {value['n']})"
+    return f"{value:.3g}"
+
+
+def renew_table(readme: Path, records: Path) -> bool:
+    """Put the table between the two marks of a page; whether that changed it. Raises RecordError without the marks."""
+    text = readme.read_text()
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise RecordError(f"{readme} has no '{BEGIN}' ... '{END}' to put the table between")
+    renewed = f"{head}{BEGIN}\n{results_table(records)}{END}{tail}"
+    if renewed != text:
+        readme.write_text(renewed)
+    return renewed != text

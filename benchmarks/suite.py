@@ -1,15 +1,18 @@
-"""Parts one after another, each in a process of its own: what one breaks or hangs costs the others nothing.
+"""Runs the parts of a benchmark one after another, each in a process of its own.
 
-A result is in its record, `<part>_<device>.json`, before the next one is begun.
+A part that crashes or hangs costs the others nothing. Every result is written to the part's record,
+`<part>_<device>.json`, as soon as it is known.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
 import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -17,20 +20,58 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness import Result, Skipped, Target
 from benchmarks.records import provenance, slug, write_record
-from benchmarks.target import Part, Skipped, Target
 from kernels import choice
 
 DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a benchmark: a function that takes a Target and yields results as soon as they are known.
+
+    It is ended after `seconds`. Its module is imported when its turn comes, so a part that needs DALI costs the others
+    nothing where DALI is missing.
+    """
+
+    name: str
+    seconds: float
+    module: str
+    function: str = "measure"
+    needs_dali: bool = False
+
+
+# Most valuable first. The seconds add up to 530 of nine minutes; starting the processes takes the rest. Where the
+# compiler's caches are cold, `kernels` and `nets` spend most of their time compiling, and a second run gets further.
+GPU_PARTS = (
+    Part("limits", 25, "benchmarks.harness", "measure_limits"),
+    Part("kernels", 110, "benchmarks.kernels.report"),
+    Part("heatmap", 20, "benchmarks.data.heatmap"),
+    Part("nets", 185, "benchmarks.step.nets"),
+    Part("decode", 45, "benchmarks.data.decode", needs_dali=True),
+    Part("train", 95, "benchmarks.step.train", needs_dali=True),
+    Part("step", 50, "benchmarks.step.step"),
+)
+# Only where it is asked for by name: it says nothing on one GPU, and takes minutes on several.
+SCALING = Part("scaling", 600, "benchmarks.step.scaling", needs_dali=True)
+DATA_ALONE = Part("data_alone", 900, "benchmarks.data.measure", "measure_alone", needs_dali=True)
+DATA_BESIDE_PEER = Part("data", 1500, "benchmarks.data.measure", "measure_beside_peer", needs_dali=True)
+STEP_ON_GPU = GPU_PARTS[-1]
+STEP_ON_CPU = Part("cpu_step", 1800, "benchmarks.step.step", "measure_on_one_core")
+SNAPSHOT_PARTS = (
+    Part("snapshot", 120, "benchmarks.step.snapshot", "measure_snapshot", needs_dali=True),
+    Part("resume", 120, "benchmarks.step.snapshot", "measure_resume", needs_dali=True),
+)
+
+
 def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: float) -> bool:
-    """Whether every part was done or skipped. No part begins or goes on after `seconds` in all."""
+    """Whether every part was done or skipped. No part begins, or goes on, after `seconds` in all."""
     if target.device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-    # The server imports what the parts need once and never touches CUDA.
+    # The server imports what the parts need once, and never touches CUDA.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([part.measure.__module__ for part in parts])
+    context.set_forkserver_preload([part.module for part in parts if not part.needs_dali])
     end = time.monotonic() + seconds
     statuses = []
     for part in parts:
@@ -39,6 +80,7 @@ def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: flo
 
 
 def _run_part(context: ForkServerContext, part: Part, target: Target, records: Path, seconds: float) -> str:
+    """Run the part in a process, write its record after each message from it, and return how the part ended."""
     record: dict[str, Any] = {"part": part.name, "toy": target.toy, "status": RUNNING, "results": {}}
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(part, target, sender))
@@ -50,7 +92,7 @@ def _run_part(context: ForkServerContext, part: Part, target: Target, records: P
             if not receiver.poll(max(0.0, start + seconds - time.monotonic())):
                 _end(record, FAILED, f"it was not done after {seconds:.0f} s")
             else:
-                _take(receiver, process, record)
+                _receive(receiver, process, record)
             record["seconds"] = round(time.monotonic() - start, 1)
             device = record.get("provenance", {}).get("device", target.device.type)
             write_record(records / f"{part.name}_{slug(device)}.json", record)
@@ -60,8 +102,8 @@ def _run_part(context: ForkServerContext, part: Part, target: Target, records: P
     return record["status"]
 
 
-def _take(receiver: Connection, process: ForkServerProcess, record: dict[str, Any]) -> None:
-    """Put one message of the worker into the record and say it."""
+def _receive(receiver: Connection, process: ForkServerProcess, record: dict[str, Any]) -> None:
+    """Put one message of the part's process into the record, and print it."""
     try:
         kind, content = receiver.recv()
     except EOFError:
@@ -86,7 +128,7 @@ def _end(record: dict[str, Any], status: str, text: str) -> None:
 
 
 def _work(part: Part, target: Target, sender: Connection) -> None:
-    """The worker: results go out one by one, then how it ended."""
+    """Runs in the part's process: sends the results one by one, then how the part ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C comes here too, and the suite ends us
     try:
         if target.toy:
@@ -94,7 +136,7 @@ def _work(part: Part, target: Target, sender: Connection) -> None:
         # The server has read it already, before the part `kernels` wrote what networks take from then on.
         choice.FASTER = json.loads(choice.RECORD.read_text())
         sender.send(("provenance", provenance(target.device)))
-        for result in part.measure(target):
+        for result in load(part)(target):
             sender.send(("result", result))
         sender.send((DONE, ""))
     except Skipped as reason:
@@ -106,8 +148,18 @@ def _work(part: Part, target: Target, sender: Connection) -> None:
         torch.cuda.synchronize()
 
 
+def load(part: Part) -> Callable[[Target], Iterator[Result]]:
+    """The part's function. Raises Skipped where it needs DALI and DALI cannot be imported."""
+    if part.needs_dali:
+        try:
+            importlib.import_module("pipelines.dali")
+        except ImportError as error:
+            raise Skipped(f"DALI cannot be imported here ({error})") from None
+    return getattr(importlib.import_module(part.module), part.function)
+
+
 def brief(values: dict) -> str:
-    """A result on one line: medians stand for their spreads."""
+    """A result on one line, with the median for each spread."""
     texts = []
     for key, value in values.items():
         value = value.get("median", value) if isinstance(value, dict) else value

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from benchmarks import __main__ as benchmarks
-from benchmarks.compare import BEGIN, END
+from benchmarks import cli as benchmarks
+from benchmarks.records import BEGIN, END
 from models.weights import cli as weights
 from trainer.cli import COMMANDS
 from trainer.commands.train import Options
@@ -68,7 +68,7 @@ def parse_module(module: str, arguments: list[str]) -> None:
         parse_trainer(arguments)
     elif module == "benchmarks":
         name, *rest = arguments
-        parse_call(getattr(benchmarks, {"input": "host", "bytes": "moved"}.get(name, name)), rest)
+        parse_call(getattr(benchmarks, name), rest)
     elif module == "models.weights":
         name, *rest = arguments
         parse_call(getattr(weights, {"merge": "merge_streams"}.get(name, name)), rest)
@@ -116,6 +116,7 @@ def test_a_stale_command_is_found():
         "python -m trainer eval --exp ntu60 --ckpt x",
         "python -m pipelines.verify a.pkl --video x",
         "python -m benchmarks gpus",
+        "python -m benchmarks kernels --count bites",
         "make demos",
         "sh benchmarks/nsis.sh x",
         "frobnicate",

@@ -176,7 +176,7 @@ def fit(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
     if get_origin(kind) is tuple:
         return fit_tuple(value, text, get_args(kind))
     if is_dataclass(kind) and text == "default" and all(has_default(field) for field in fields(kind)):
-        return True, kind()
+        return True, kind()  # pyright: ignore[reportCallIssue]
     return False, None
 
 

@@ -1,28 +1,29 @@
-"""Clips to measure on where no data set is at hand: the demo's videos at full size, packed as `prepare` packs them."""
+"""Clips to measure on without a data set: the demo's videos at full size, packed as `prepare` packs them."""
 
 from dataclasses import replace
 from pathlib import Path
+
 import numpy as np
 import torch
 from rich.console import Console
+
+from benchmarks.harness import Target
 from benchmarks.step import step
-from benchmarks.target import Target
 from pipelines.demo.classes import DemoConfig
 from pipelines.loader import Loader
-from pipelines.packs.source import PackFrames
 from pipelines.packs.format import Pack
+from pipelines.packs.source import PackFrames
 from trainer.config import Experiment
 from trainer.data import Source, build_loader, open_sources
 from trainer.experiments import DEMO, NTU60_X3D
 from trainer.runtime.ranks import Ranks
-
 
 FULL = DemoConfig(num_train=96, num_val=12, size=(640, 480))
 TOY = DemoConfig(num_train=12, num_val=12, size=(128, 96), num_frames=(12, 16))
 
 
 def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experiment:
-    """`full` (a toy of ntu60_x3d) on the demo's clips, which are made under the target's scratch folder."""
+    """`full`, or in a toy a small ntu60_x3d, on the demo's clips, which are made under the target's scratch folder."""
     base, root = step.TOY if target.toy else full, target.scratch / "demo"
     data = replace(
         DEMO.data,
@@ -33,23 +34,23 @@ def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experime
         demo=TOY if target.toy else FULL,
         max_bad=1.0,  # one of the demo's videos is corrupt, and there are few
     )
-    # The model keeps its 60 classes, though the demo has fewer: Inductor's cache of benchmarks/step/step.py serves again.
+    # The model keeps its 60 classes, though the demo has fewer, and so shares Inductor's cache with benchmarks/step.
     return replace(base, data=data)
 
 
 def open_demo(experiment: Experiment) -> Source:
-    """The demo's clips and their pack, made if need be."""
+    """The demo's clips and their pack; both are made if they are missing."""
     return open_sources(experiment, Console(stderr=True, quiet=True))[0]
 
 
 def pack_of(source: Source) -> Pack:
-    """The pack of the demo, which has no other source."""
+    """The pack that the demo's frames come from."""
     assert isinstance(source.frames, PackFrames)
     return source.frames.pack
 
 
 def long_loader(experiment: Experiment, source: Source, device: torch.device, num_batches: int) -> Loader:
-    """A training loader whose epoch goes through the clips again and again until it has `num_batches`."""
+    """A training loader whose epoch repeats the clips until it has `num_batches`."""
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=device)
     loader = build_loader(experiment, source, True, ranks, print)
     return replace(loader, rows=np.resize(loader.rows, num_batches * experiment.optim.batch_size))

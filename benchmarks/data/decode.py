@@ -1,4 +1,4 @@
-"""JPEG frames of packs through our DALI graph: frames a second for each split between JPEG engine and CUDA cores.
+"""JPEG frames of packs through our DALI graph: frames a second for each share of work that the JPEG engine takes.
 
 Needs DALI.
 """
@@ -6,15 +6,15 @@ Needs DALI.
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+
 import av
 import numpy as np
 import torch
-from benchmarks.harness import spread
-from benchmarks.target import Result, Target
+
+from benchmarks.harness import Result, Target, spread
 from pipelines.dali import FrameDecoder
 
-
-LOADS = (0.75, 0.0, 0.5, 0.65, 0.9, 1.0)
+LOADS = (0.75, 0.0, 0.5, 0.65, 0.9, 1.0)  # shares for the JPEG engine; the CUDA cores take the rest
 SIDES = (256, 288)
 QUALITY = 3  # that of ClipConfig
 
@@ -24,8 +24,7 @@ def measure(target: Target) -> Iterator[Result]:
     packets = {side: jpegs(8 if target.toy else 64, side) for side in ((48,) if target.toy else SIDES)}
 
     def decoder(side: int, device: torch.device, load: float) -> FrameDecoder:
-        kept = packets[side]
-        step = [kept[number % len(kept)] for number in range(num_images)]
+        step = [packets[side][number % len(packets[side])] for number in range(num_images)]
         start = np.zeros((num_images, 2), np.float32)
         end = np.full((num_images, 2), side * 0.8, np.float32)
         return FrameDecoder(
@@ -39,9 +38,9 @@ def measure(target: Target) -> Iterator[Result]:
             _differences(decoder(SIDES[0], target.device, LOADS[0]), decoder(SIDES[0], torch.device("cpu"), 0)),
         )
     for load in LOADS if on_gpu else (0.0,):
-        for side, kept in packets.items():
+        for side, jpeg_packets in packets.items():
             samples = _frames_per_second(decoder(side, target.device, load), num_images, target)
-            kib = float(np.mean([packet.size for packet in kept])) / 1024
+            kib = float(np.mean([packet.size for packet in jpeg_packets])) / 1024
             key = f"mixed_load_{load}_{side}px" if on_gpu else f"cpu_{side}px"
             yield key, {"frames_per_s": spread(samples), "out": out, "kib_per_frame": kib}
 
@@ -71,7 +70,7 @@ def jpegs(count: int, side: int) -> list[np.ndarray]:
 
 
 def _frames_per_second(decoder: FrameDecoder, num_images: int, target: Target) -> np.ndarray:
-    """One value a batch, the ones that were decoded ahead left out."""
+    """One value a batch; the first four, which were decoded ahead, do not count."""
     samples, end = [], np.inf
     for number in range(10_000):
         start = time.perf_counter()
@@ -86,7 +85,7 @@ def _frames_per_second(decoder: FrameDecoder, num_images: int, target: Target) -
     return np.array(samples)
 
 
-def _differences(ours: FrameDecoder, theirs: FrameDecoder) -> dict[str, float]:
-    """Grey levels between the GPU's frames and the CPU's."""
-    difference = (ours.next().cpu().int() - theirs.next().cpu().int()).abs()
+def _differences(on_gpu: FrameDecoder, on_cpu: FrameDecoder) -> dict[str, float]:
+    """Between the GPU's frames and the CPU's, in grey levels."""
+    difference = (on_gpu.next().cpu().int() - on_cpu.next().cpu().int()).abs()
     return {"max": float(difference.max()), "mean": float(difference.float().mean()), "n": difference.shape[0]}

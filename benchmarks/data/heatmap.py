@@ -1,17 +1,16 @@
-"""The heatmap kernel beside its torch reference on the same device, after it has drawn the same volume."""
+"""The heatmap kernel beside its torch reference on the same device, once both have drawn the same volume."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
-from benchmarks.harness import ratio, spread, time_rounds
-from benchmarks.limits import copy_bandwidth
-from benchmarks.target import Result, Target
+
+from benchmarks.harness import Result, Target, copy_bandwidth, ratio, spread, time_rounds
 from kernels.heatmap import fused, reference
 from pipelines.skeleton import COCO_17, OPENPOSE_28, Skeleton
-
 
 TOLERANCE = 2**-8  # one step of bf16 below 1: two float32 volumes that differ in the last bit round apart
 
@@ -60,12 +59,13 @@ def measure(target: Target) -> Iterator[Result]:
                 "share_of_copy": float(np.median(written)) / peak,
             },
         )
-    for name in cases.keys() & TILED:
-        yield f"{name}_tiles", _tiles(prepare(cases[name], target)[0], target)
+    for name, case in cases.items():
+        if name in TILED:
+            yield f"{name}_tiles", _tiles(prepare(case, target)[0], target)
 
 
 def prepare(case: Case, target: Target) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
-    """The kernel and the reference on one batch, and the bytes of the volume that each writes."""
+    """The kernel and the reference on one batch, and the size of the volume in bytes."""
     generator = torch.Generator().manual_seed(0)
     joints = torch.rand(case.clips, case.frames, case.people, case.skeleton.num_joints, 3, generator=generator)
     joints[..., :2] *= torch.tensor([1920.0, 1080.0])
@@ -85,12 +85,12 @@ def prepare(case: Case, target: Target) -> tuple[Callable[[], Tensor], Callable[
 
 
 def _tiles(draw: Callable[[], Tensor], target: Target) -> dict[str, dict]:
-    """Microseconds with other tile sizes than the one that is set."""
-    chosen, times = fused.TILE, {}
+    """Microseconds for each tile size."""
+    default, times = fused.TILE, {}
     try:
         for tile in TILES:
             fused.TILE = tile
             times[f"{tile}_us"] = spread(time_rounds({"": draw}, target, seconds=1)[""] * 1e6)
     finally:
-        fused.TILE = chosen
+        fused.TILE = default
     return times

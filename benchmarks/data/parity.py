@@ -1,8 +1,10 @@
-"""The same clips, with the same luck, through the peer and through us: frames drawn, pixels, heatmaps."""
+"""The same clips, with the same random choices, made by the peer and by us: frame numbers, pixels, heatmaps."""
 
 from pathlib import Path
+
 import numpy as np
 import torch
+
 from benchmarks.data.peer import Peer
 from kernels.heatmap import render_heatmaps
 from pipelines.batch import Batch
@@ -11,53 +13,54 @@ from pipelines.loader import Loader
 from pipelines.plan import ClipPlan
 from tests.pipelines.oracles import train_frames
 
-
 # Grey levels on average over all clips; dB of the worst clip. Drawn scenes are all edges, where JPEG errs most: NTU's
 # footage is 1.0 to 1.3 levels apart and held to 1.5 (tests/parity/test_rgb_clip.py).
 LEVELS, PSNR = 2.0, 36.0
-SAME_JOINTS = 1e-6  # of two heatmaps of the same joints on the heatmap's grid
-# Joints that came there by float32 on two ways are up to this far apart, and a Gaussian falls by .87 of it a pixel.
+SAME_JOINTS = 1e-6  # difference of two heatmaps that were drawn from the same joints on the heatmap's grid
+# Both scale the joints to the grid in float32, but in different orders of operations: they are up to 1e-4 pixels apart.
+# At its steepest, a Gaussian of sigma 0.7 falls by 0.87 a pixel.
 OWN_JOINTS = 1e-4
-WINDOW = float(np.exp(-4.5)) * 1.01  # what a pixel may hold that is inside of one's window and outside of the other's
+WINDOW = float(np.exp(-4.5)) * 1.01  # largest value of a pixel inside one window of three sigma but outside the other
 SEEDS = range(5)
 
 
 def parity(peer: Peer, loader: Loader, order: list[int], scratch: Path) -> dict[str, float | bool]:
     """Differences over the first batch of an epoch; `order` [N]: the peer's number of each row of the table.
 
-    `ok`: all frames drawn by RandomState(seed) are the same; RGB is 2 levels apart on average and 36 dB in every
-    clip; heatmaps of the same joints are 1e-6 apart, and of the whole path 1e-4, where both windows reach.
+    `ok` when RandomState(seed) draws the same frames; RGB differs by at most 2 levels on average, with at least 36 dB
+    in every clip; heatmaps differ by at most 1e-6 for the same joints and, where both windows reach, by at most 1e-4
+    over the whole path.
     """
     plan, batch, file = loader.plan(0, 0), next(loader.epoch(0)), scratch / "clip.npz"
     clips = [_differences(peer, loader, plan, batch, clip, order, file) for clip in range(len(plan.row))]
     levels = {key: float(np.mean([clip[key] for clip in clips])) for key in ("rgb_levels", "rgb_levels_decord")}
     psnr = {f"{key}_worst": min(clip[key] for clip in clips) for key in ("rgb_psnr", "rgb_psnr_decord")}
-    drawn = {key: max(clip[key] for clip in clips) for key in ("heatmap", "heatmap_edge", "heatmap_same_joints")}
+    heatmaps = {key: max(clip[key] for clip in clips) for key in ("heatmap", "heatmap_edge", "heatmap_same_joints")}
     differ = _frames(peer, loader, order)
     ok = differ == 0 and levels["rgb_levels"] <= LEVELS and psnr["rgb_psnr_worst"] >= PSNR
-    ok = ok and drawn["heatmap"] <= OWN_JOINTS and drawn["heatmap_edge"] <= WINDOW
-    ok = ok and drawn["heatmap_same_joints"] <= SAME_JOINTS
-    return {"frames_differ": differ, **levels, **psnr, **drawn, "clips": len(clips), "ok": ok}
+    ok = ok and heatmaps["heatmap"] <= OWN_JOINTS and heatmaps["heatmap_edge"] <= WINDOW
+    ok = ok and heatmaps["heatmap_same_joints"] <= SAME_JOINTS
+    return {"frames_differ": differ, **levels, **psnr, **heatmaps, "clips": len(clips), "ok": ok}
 
 
 def _differences(
     peer: Peer, loader: Loader, plan: ClipPlan, batch: Batch, clip: int, order: list[int], file: Path
 ) -> dict[str, float]:
     """Of one clip; `_decord`: with the peer's own decoder, whose RGB is 1.1 levels darker than the exact conversion."""
-    found, theirs = {}, {}
+    differences, theirs = {}, {}
     for name, whole in {"_decord": False, "": True}.items():
-        theirs = _drawn_by_peer(peer, loader, plan, clip, order, file, whole)
+        theirs = _peer_clip(peer, loader, plan, clip, order, file, whole)
         error = batch.rgb[clip].float() - torch.from_numpy(theirs["imgs"])[0].permute(1, 2, 3, 0)
-        found[f"rgb_levels{name}"] = float(error.abs().mean())
-        found[f"rgb_psnr{name}"] = float(10 * torch.log10(255**2 / error.square().mean()))
+        differences[f"rgb_levels{name}"] = float(error.abs().mean())
+        differences[f"rgb_psnr{name}"] = float(10 * torch.log10(255**2 / error.square().mean()))
     heatmap = torch.from_numpy(theirs["heatmap"])[0].transpose(0, 1)  # [T, V, H, W]
-    found["heatmap"], found["heatmap_edge"] = _apart(batch.heatmap[clip], heatmap)
-    found["heatmap_same_joints"] = max(_apart(_heatmap_of(theirs, loader), heatmap))
-    return found
+    differences["heatmap"], differences["heatmap_edge"] = _largest(batch.heatmap[clip], heatmap)
+    differences["heatmap_same_joints"] = max(_largest(_our_heatmap(theirs, loader), heatmap))
+    return differences
 
 
 def _frames(peer: Peer, loader: Loader, order: list[int]) -> int:
-    """Clips and seeds for which another frame is drawn."""
+    """Number of pairs of clip and seed for which the peer draws other frames than we do."""
     differ, config = 0, loader.config
     for row, clip in enumerate(order):
         for seed in SEEDS:
@@ -68,10 +71,10 @@ def _frames(peer: Peer, loader: Loader, order: list[int]) -> int:
     return differ
 
 
-def _drawn_by_peer(
+def _peer_clip(
     peer: Peer, loader: Loader, plan: ClipPlan, clip: int, order: list[int], file: Path, whole: bool
 ) -> dict:
-    """What the peer makes of a clip of our plan: imgs [1, 3, T, H, W], heatmap [1, V, T', H', W'], and its joints."""
+    """A clip of our plan made by the peer: imgs [1, 3, T, H, W], heatmap [1, V, T', H', W'], and its joints."""
     table, row = loader.table, int(plan.row[clip])
     joints = table.clip_joints(row)[:, plan.pose_frames[clip], :, :2]
     around = np.array(compact_box(joints, int(table.height[row]), int(table.width[row])))
@@ -91,16 +94,16 @@ def _drawn_by_peer(
         return dict(arrays)
 
 
-def _heatmap_of(theirs: dict, loader: Loader) -> torch.Tensor:
-    """[T, V, H, W] drawn by us from the joints that the peer drew from, in pixels of its RGB."""
+def _our_heatmap(theirs: dict, loader: Loader) -> torch.Tensor:
+    """[T, V, H, W] drawn by us from the peer's joints, which are in pixels of its RGB."""
     side, config = loader.config.sizes(train=True)[1], loader.config
     joints = np.concatenate([theirs["keypoint"] * np.float32(0.25), theirs["keypoint_score"][..., None]], axis=-1)
     placed = torch.from_numpy(joints).transpose(0, 1)[None]  # [1, T, M, V, 3]
     return render_heatmaps(placed, (side, side), config.sigma)[0]
 
 
-def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
-    """Largest difference where both drew or none did, and largest value where only one did."""
-    one = (ours == 0) != (theirs == 0)
+def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
+    """Largest difference where both drew or neither did, and largest value where only one did."""
+    only_one = (ours == 0) != (theirs == 0)
     error = (ours - theirs).abs()
-    return float(error[~one].max()), float(error[one].max()) if one.any() else 0.0
+    return float(error[~only_one].max()), float(error[only_one].max()) if only_one.any() else 0.0

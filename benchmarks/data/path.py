@@ -1,4 +1,4 @@
-"""Our data path on one core: clip packs -> DALI -> `Batch`; whole epochs, and what each stage takes of a clip.
+"""Our data path on one core, from clip packs through DALI to a `Batch`: whole epochs, and each stage by itself.
 
 Needs DALI.
 """
@@ -7,25 +7,25 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
-from benchmarks.harness import spread
-from benchmarks.target import Target
+
+from benchmarks.harness import Target, spread
 from kernels.heatmap import render_heatmaps
 from pipelines.config import ClipConfig
 from pipelines.dali import FrameDecoder
 from pipelines.loader import Loader
-from pipelines.packs.source import PackFrames
 from pipelines.packs.format import clip_file
+from pipelines.packs.source import PackFrames
 from pipelines.plan import sampled_joints
-
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One way through `clips` clips: seconds of the clock, and of the CPU in all threads of the process."""
+    """One pass over `clips` clips: seconds by the clock, and of CPU time in all threads of the process."""
 
     clips: int
     seconds: float
@@ -33,17 +33,23 @@ class Pass:
 
 
 def loader_of(frames: PackFrames, config: ClipConfig, batch_size: int, num_batches: int) -> Loader:
-    """A training loader whose epoch goes through the clips again and again until it has `num_batches`."""
+    """A training loader whose epoch repeats the clips until it has `num_batches`."""
     rows = np.flatnonzero(frames.rows_of(frames.table) >= 0)
     return Loader(
-        **{"table": frames.table, "frames": frames, "rows": np.resize(rows, batch_size * num_batches)},
-        **{"config": config, "coarse_map": (0,) * 60, "train": True, "batch_size": batch_size},
-        **{"device": CPU, "threads": 1},
+        table=frames.table,
+        frames=frames,
+        rows=np.resize(rows, batch_size * num_batches),
+        config=config,
+        coarse_map=(0,) * 60,
+        train=True,
+        batch_size=batch_size,
+        device=CPU,
+        threads=1,
     )
 
 
-def epoch(loader: Loader, number: int) -> Pass:
-    """A whole epoch, from nothing to its last batch: what starts up is counted, and nothing was decoded before."""
+def run_epoch(loader: Loader, number: int) -> Pass:
+    """A whole epoch to its last batch, including the start of the pipeline; nothing was decoded ahead."""
     before, clips = (time.perf_counter(), time.process_time()), 0
     for batch in loader.epoch(number):
         clips += len(batch.label)
@@ -56,14 +62,17 @@ def heatmaps(loader: Loader) -> Callable[[], torch.Tensor]:
     scale = side / (plan.box[:, 2:] - plan.box[:, :2])
     placement = np.stack([scale, -plan.box[:, :2] * scale], axis=2).reshape(-1, 4).astype(np.float32)
     joints, flip = torch.from_numpy(sampled_joints(loader.table, plan)), torch.from_numpy(plan.flip)
-    moved = torch.from_numpy(placement)
+    on_grid = torch.from_numpy(placement)
     return lambda: render_heatmaps(
-        joints, (side, side), config.sigma, placement=moved, flip=flip, partner=loader.partner
+        joints, (side, side), config.sigma, placement=on_grid, flip=flip, partner=loader.partner
     )
 
 
-def stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str, dict]:
-    """Milliseconds a clip of each stage by itself; decoding and resizing work ahead on a thread of DALI's."""
+def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str, dict]:
+    """Milliseconds a clip of each stage by itself; `joints` are a part of `hand_over`.
+
+    In training, decoding and resizing run ahead on a thread of DALI's.
+    """
     plan, config = loader.plan(0, 0), loader.config
     rgb = torch.zeros(len(plan.row) * config.rgb_frames, config.rgb_size, config.rgb_size, 3, dtype=torch.uint8)
     packets = frames.packets(plan, print)
@@ -78,20 +87,21 @@ def stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str, dict
     times = {
         "read_cold": _ms(read, target, first=lambda: _forget(frames)),
         "read_warm": _ms(read, target),
-        "decode": _ms(decoder(1), target),  # a picture of one pixel costs nothing to make
+        "decode": _ms(decoder(1), target),  # resizing to one pixel costs nothing
         "decode_and_resize": _ms(decoder(config.rgb_size), target),
         "plan": _ms(lambda: loader.plan(0, 1), target),
+        "joints": _ms(lambda: sampled_joints(loader.table, plan), target),
         "heatmap": _ms(heatmaps(loader), target),
         "hand_over_and_heatmap": _ms(lambda: loader.batch(plan, 0, rgb), target),
     }
     resize = times["decode_and_resize"] - np.median(times["decode"])
     hand_over = times["hand_over_and_heatmap"] - np.median(times["heatmap"])
-    shown = times | {"resize": resize, "hand_over": hand_over}
-    return {f"{name}_ms": spread(values / len(plan.row)) for name, values in shown.items() if "_and_" not in name}
+    stages = times | {"resize": resize, "hand_over": hand_over}
+    return {f"{name}_ms": spread(values / len(plan.row)) for name, values in stages.items() if "_and_" not in name}
 
 
 def _forget(frames: PackFrames) -> None:
-    """Have the kernel drop the pack's pages; on a file system in memory nothing comes of it."""
+    """Have the kernel drop the pack's pages from its cache; without effect on a file system in memory."""
     for name in frames.pack.names:
         file = os.open(clip_file(frames.pack.folder, str(name)), os.O_RDONLY)
         os.fsync(file)
@@ -100,7 +110,7 @@ def _forget(frames: PackFrames) -> None:
 
 
 def _ms(call: Callable[[], object], target: Target, first: Callable[[], object] = lambda: None) -> np.ndarray:
-    """Milliseconds a call, `first` not counted."""
+    """Milliseconds a call, without those of `first`, which runs before each."""
     samples = []
     for number in range(3 if target.toy else 14):
         first()
@@ -112,5 +122,5 @@ def _ms(call: Callable[[], object], target: Target, first: Callable[[], object] 
 
 
 def sized(config: ClipConfig, toy: bool) -> ClipConfig:
-    """The published sizes, or a toy's."""
+    """The published sizes, or those of a toy."""
     return replace(config, rgb_size=32, heatmap_size=8, box_pixels=48) if toy else config

@@ -1,6 +1,4 @@
-"""MMAction2 beside us: an environment of its own, from the package index, and the process that runs its pipeline."""
-
-from kernels.program import UserError
+"""MMAction2 beside us: its environment, made from the package index, and the process that runs its pipeline."""
 
 import json
 import os
@@ -10,13 +8,18 @@ import sys
 import venv
 from pathlib import Path
 from typing import Any
-from benchmarks.records import ROOT
 
+import torch
+
+from benchmarks.records import ROOT, device_name, slug
+from kernels.program import UserError
 
 SCRIPT = Path(__file__).with_name("peer_mmaction2.py")
 CACHE = ROOT / "work_dirs" / "peer"
 NAME = "mmaction2"
-# The versions that the published numbers were made with; NumPy below 2, as the code asks. Its metadata ask for more.
+CASES = {"8_32": "ntu60", "16_48": "ntu60_x3d"}
+"""What is compared, by the numbers of RGB and pose frames: the clips of these experiments."""
+# MMAction2 1.2 with what it runs on. Its code needs NumPy below 2; its metadata ask for packages that it never imports.
 TORCH = "torch==2.13.0"
 PACKAGES = (
     *("numpy==1.26.4", "mmaction2==1.2.0", "mmcv-lite==2.1.0", "mmengine==0.10.7", "scipy==1.13.1"),
@@ -24,16 +27,16 @@ PACKAGES = (
     *("importlib_metadata==8.5.0", "addict", "rich", "yapf", "termcolor", "pyyaml", "zipp", "platformdirs"),
     *("packaging", "pillow", "matplotlib"),
 )
-# Names a module that is not in the wheel, and is of no use here.
+# It imports a module that is missing from the wheel, for a network that is not used here.
 PATCHED = "mmaction/models/localizers/__init__.py"
 
 
 class PeerError(UserError):
-    """The peer cannot be installed or does not answer; the text says what to do."""
+    """The peer cannot be installed or does not answer; the text gives the way out."""
 
 
 def environment() -> Path:
-    """The interpreter of the peer's environment, which is made first where it is missing."""
+    """The interpreter of the peer's environment, which is made first if it is missing. Raises PeerError."""
     folder = CACHE / NAME
     python = folder / "bin" / "python"
     wanted = "\n".join([sys.version, TORCH, *PACKAGES])
@@ -52,9 +55,9 @@ def environment() -> Path:
 
 def _install(python: Path, *what: str) -> None:
     command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *what]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise PeerError(f"{NAME} cannot be installed ({reason}); the package index must be within reach")
 
 
@@ -65,11 +68,11 @@ def _patch(folder: Path) -> None:
 
 
 class Peer:
-    """The peer's process, on the cores of this one. `peer.ask("run", clips=[0])` is a method of its own Peer."""
+    """The peer's process, on the cores of this one. `peer.ask("run", clips=[0])` calls a method of its own Peer."""
 
     def __init__(self, python: Path, log: Path):
         variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        # -P: the folder of the script holds our modules, whose names are not the peer's.
+        # -P keeps the script's folder off the peer's path: our modules in it would hide others of the same name.
         command, self.log = [str(python), "-P", str(SCRIPT)], log
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
@@ -83,7 +86,7 @@ class Peer:
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # its end is told below
+            pass  # it has ended, which is reported below
         answer = self.process.stdout.readline()
         if not answer:
             self.process.wait()
@@ -97,3 +100,12 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def verdict(records: Path) -> str:
+    """The last line: how many times faster we are at 8 frames and 32 heatmaps, and whether both make the same clips."""
+    record = json.loads((records / f"data_{slug(device_name(torch.device('cpu')))}.json").read_text())
+    results = record["results"]
+    green = all(results.get(f"parity_{case}", {}).get("ok") for case in CASES)
+    value = results.get("ratio_8_32", {}).get("median")
+    return f"ratio {'none' if value is None else f'{value:.2f}'} parity {'ok' if green else 'red'}"

@@ -1,6 +1,7 @@
-"""MMAction2's own training pipeline of RGBPoseConv3D, asked line by line; runs in the environment that peer.py makes.
+"""MMAction2's own training pipeline of RGBPoseConv3D as a server; runs in the environment that peer.py makes.
 
-A request is a line of JSON on the standard input, its answer one on the standard output. Nothing of Duet is imported.
+A request is a line of JSON on the standard input, and so is its answer on the standard output. It imports nothing of
+Duet.
 """
 
 import json
@@ -11,8 +12,8 @@ import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-import numpy as np
 
+import numpy as np
 
 # From MMAction2's rgbpose_conv3d.py (docs/sources.md, "Training samples"), without the steps that run on the GPU.
 LEFT, RIGHT = [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 10, 12, 14, 16]
@@ -20,7 +21,7 @@ HEATMAP = "GeneratePoseTarget"
 
 
 def pipeline(frames: dict[str, int], sigma: float, side: int) -> list[dict[str, Any]]:
-    """The published training transforms for `frames` of both streams; 256 and 224 px are `side` in a toy."""
+    """The published training transforms for `frames` of both streams; `side` px is 224, or less in a toy."""
     return [
         {"type": "MMUniformSampleFrames", "clip_len": frames, "num_clips": 1},
         {"type": "MMDecode"},
@@ -42,7 +43,7 @@ class Peer:
     """One data set and one pipeline at a time."""
 
     def open(self, annotations: str, videos: str, split: str, frames: dict[str, int], sigma: float, side: int) -> dict:
-        """Read the annotations, build the transforms."""
+        """Reads the annotations and builds the transforms; returns the names of the clips."""
         self.dataset = import_module("mmaction.datasets").PoseDataset(
             ann_file=annotations, pipeline=pipeline(frames, sigma, side), split=split, data_prefix={"video": videos}
         )
@@ -50,15 +51,15 @@ class Peer:
         return {"clips": [Path(self.dataset.get_data_info(i)["frame_dir"]).name for i in range(len(self.dataset))]}
 
     def indices(self, clip: int, seed: int) -> dict:
-        """The frames that its sampling draws after numpy.random.seed(seed)."""
+        """The numbers of the frames that its sampling draws after numpy.random.seed(seed)."""
         np.random.seed(seed)
         drawn = self.transforms[0](self.dataset.get_data_info(clip) | {"modality": list(self.frames)})
         return {stream: np.ravel(drawn[f"{stream}_inds"]).tolist() for stream in self.frames}
 
     def draw(self, clip: int, frames: dict[str, list[int]], crop: list[int], flip: bool, out: str, whole: bool) -> dict:
-        """A clip with this luck into the file `out`: imgs, heatmap, and the joints and scores it was drawn from.
+        """Writes a clip with these random choices into the file `out`: imgs, heatmap, and its joints and scores.
 
-        `whole`: its frames are turned into RGB with whole rounding, where decord takes a short cut (1.1 levels darker).
+        `whole`: frames are converted to RGB with exact rounding; decord's faster conversion is 1.1 levels darker.
         """
         info = self.dataset.get_data_info(clip) | {"modality": list(frames), "num_clips": 1, "clip_len": self.frames}
         info |= {f"{stream}_inds": np.array(numbers, np.int32) for stream, numbers in frames.items()}
@@ -73,7 +74,7 @@ class Peer:
                 arrays |= {key: info[key].copy() for key in ("keypoint", "keypoint_score")}
             info = transform(info)
             if name == "MMDecode" and whole:
-                info["imgs"] = wholly_decoded(info["filename"], frames["RGB"])
+                info["imgs"] = exact_rgb(info["filename"], frames["RGB"])
             if name == "RandomResizedCrop":
                 del transform.get_crop_bbox
             if name == "Flip":
@@ -83,7 +84,7 @@ class Peer:
         return {}
 
     def run(self, clips: list[int], seed: int) -> dict:
-        """The whole pipeline over these clips: seconds of the clock and of the CPU, and those of each transform."""
+        """The whole pipeline over these clips: seconds by the clock, of CPU time, and of each transform."""
         np.random.seed(seed)
         random.seed(seed)
         stages = {f"{number}_{type(transform).__name__}": 0.0 for number, transform in enumerate(self.transforms)}
@@ -101,7 +102,7 @@ class Peer:
         }
 
 
-def wholly_decoded(video: str, numbers: list[int]) -> list[np.ndarray]:
+def exact_rgb(video: str, numbers: list[int]) -> list[np.ndarray]:
     """RGB frames by FFmpeg's exact conversion (BT.601, limited range)."""
     av, graph = import_module("av"), import_module("av.filter").Graph()
     with av.open(video) as container:
@@ -120,7 +121,7 @@ def wholly_decoded(video: str, numbers: list[int]) -> list[np.ndarray]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what its libraries print is no answer
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
     import_module("cv2").setNumThreads(0)
     import_module("torch").set_num_threads(1)
     import_module("mmengine.registry").init_default_scope("mmaction")

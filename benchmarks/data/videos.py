@@ -1,24 +1,25 @@
-"""Videos to measure the data path on: the demo's single people, filmed as NTU's compressed videos are."""
+"""Videos to measure the data path on: the demo's clips of one person, encoded like NTU's compressed videos."""
 
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+
 import av
 import numpy as np
 from PIL import Image
 from rich.console import Console
+
 from pipelines.annotations.table import open_table
 from pipelines.config import ClipConfig
 from pipelines.demo.classes import ClipId, DemoConfig
 from pipelines.demo.clip import annotate, fill, film
-from pipelines.packs.source import PackFrames
 from pipelines.packs.format import PackSettings
+from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare
-
 
 SPLIT = "xsub_train"
 ALONE = 9  # the demo's first classes show one person
-NOISE = 1.3  # standard deviation in Y, grey levels: as many bytes a frame as NTU's at this size (1.15 kB, ROSE Lab)
+NOISE = 1.3  # standard deviation in Y, grey levels; gives NTU's bytes a frame at this size (1.15 kB, ROSE Lab)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,7 @@ class Files:
 
 
 def make_videos(videos: Videos, folder: Path) -> Files:
-    """Write the videos and their skeletons: x264's medium preset, crf 23, one key frame, light noise."""
+    """Write the videos and their skeletons: x264's medium preset, crf 23, one key frame, light noise in luma."""
     config = DemoConfig(size=videos.size, num_frames=(videos.frames, videos.frames))
     clips = [ClipId(split=SPLIT, label=number % ALONE, take=number // ALONE) for number in range(videos.count)]
     target = folder / "videos"
@@ -74,7 +75,7 @@ def _encode(frames: list[Image.Image], file: Path, rng: np.random.Generator) -> 
 
 
 def pack(files: Files, config: ClipConfig, folder: Path) -> PackFrames:
-    """The clips as training reads them."""
+    """The pack of the videos, as training reads it."""
     table = open_table(files.annotations, folder / "cache")
     settings = PackSettings.of(config)
     packed = prepare(

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from benchmarks.harness import ratio, spread, time_rounds
+from benchmarks.harness import Result, Skipped, Target, ratio, spread, time_rounds
 from benchmarks.kernels.steps import Step, heaviest
 from benchmarks.records import write_record
 from benchmarks.step.step import TOY, attempt
-from benchmarks.target import Result, Skipped, Target
 from kernels import choice
 from kernels.conv_bn.fused import conv_bn
 from kernels.depthwise.fused import depthwise_conv

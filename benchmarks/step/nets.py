@@ -1,4 +1,4 @@
-"""The guide's networks with their own heads, data left out: at the guide's batch, filling the card, as one graph."""
+"""The guide's networks with their own heads, data left out: at the guide's batch, filling the card, as a CUDA graph."""
 
 import time
 from collections.abc import Iterator
@@ -6,12 +6,9 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import nn
 
-from benchmarks.harness import ratio, spread, time_rounds
-from benchmarks.limits import GUIDE
-from benchmarks.step.step import TOY, TrainingStep, attempt, first_look, random_batch
-from benchmarks.target import Result, Target
+from benchmarks.harness import GUIDE, Result, Target, ratio, spread, time_rounds
+from benchmarks.step.step import TOY, TrainingStep, attempt, compile_network, random_batch, time_step
 from models.networks import build_model
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
@@ -24,44 +21,42 @@ LARGEST = 16  # times the guide's batch
 def measure(target: Target) -> Iterator[Result]:
     failed: list[str] = []
     for experiment in (TOY,) if target.toy else (EXPERIMENTS[name] for name in GUIDE):
-        for name, values in _of(experiment, target):
+        for name, values in _network(experiment, target):
             yield name, values
             failed += [name] if "error" in values else []
     if failed:
         raise RuntimeError(f"{', '.join(failed)} raised, see results")
 
 
-def _of(experiment: Experiment, target: Target) -> Iterator[Result]:
-    """Of one network: its step, the step as a graph, the step that fills the card; what raises is told in its place."""
+def _network(experiment: Experiment, target: Target) -> Iterator[Result]:
+    """One network: its step, the step as a CUDA graph, the step that fills the card. What raises is a result too."""
     name, optim = experiment.name, experiment.optim
-    looked, values = attempt(partial(_look, experiment, target))
-    if looked is None:
-        yield name, values
+    timed, failure = attempt(partial(_compiled_step, experiment, target))
+    if timed is None:
+        yield name, failure
         return
-    step, values = looked
+    step, values = timed
     yield name, values
     if target.device.type == "cuda":
-        graph, told = attempt(partial(as_one_graph, step, experiment, target))
-        yield f"{name}_graph", graph or told
-    del looked, step
-    full = replace(optim, batch_size=filling_batch(optim.batch_size, _share(values, target)))
-    looked, told = attempt(partial(_look, replace(experiment, optim=full), target))
-    yield f"{name}_full", looked[1] if looked else {"batch": full.batch_size, **told}
+        graph, failure = attempt(partial(as_one_graph, step, experiment, target))
+        yield f"{name}_graph", graph or failure
+    del timed, step  # their memory is needed now
+    full = replace(optim, batch_size=filling_batch(optim.batch_size, _memory_share(values, target)))
+    timed, failure = attempt(partial(_compiled_step, replace(experiment, optim=full), target))
+    yield f"{name}_full", timed[1] if timed else {"batch": full.batch_size, **failure}
 
 
-def _look(experiment: Experiment, target: Target) -> tuple[TrainingStep, dict]:
+def _compiled_step(experiment: Experiment, target: Target) -> tuple[TrainingStep, dict]:
+    """The step of the experiment's network, compiled as training compiles it, with its times."""
     torch.manual_seed(0)
     network = build_model(experiment.model).to(target.device)
-    backend, options = ("aot_eager", None) if target.toy else ("inductor", settings(network, target.device))
-    called = torch.compile(network, fullgraph=True, dynamic=False, backend=backend, options=options)
-    assert isinstance(called, nn.Module)
-    batch = random_batch(experiment, target.device)
-    step, values = first_look((network, called), experiment, batch, target)
+    compiled = compile_network(network, target, settings(network, target.device))
+    step, values = time_step((network, compiled), experiment, random_batch(experiment, target.device), target)
     return step, {"batch": experiment.optim.batch_size, **values}
 
 
-def _share(values: dict, target: Target) -> float:
-    """Of the card's memory that the step took; on a CPU as if half of it."""
+def _memory_share(values: dict, target: Target) -> float:
+    """The share of the card's memory that the step took; on a CPU, as if it were half."""
     if target.device.type != "cuda":
         return 0.5
     return values["peak_memory_gb"] * 1e9 / torch.cuda.get_device_properties(target.device).total_memory
@@ -73,7 +68,7 @@ def filling_batch(batch: int, share: float) -> int:
 
 
 def as_one_graph(step: TrainingStep, experiment: Experiment, target: Target) -> dict:
-    """The same step replayed as a CUDA graph, in turn with the launched one."""
+    """The same step replayed as a CUDA graph, in turn with the step launched kernel by kernel."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

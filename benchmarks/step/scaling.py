@@ -1,4 +1,4 @@
-"""Clips a second of `python -m trainer` by 1, 2, 4, ... ranks, the global batch staying the same; data included."""
+"""Clips a second of `python -m trainer` with 1, 2, 4, ... ranks and the same global batch; data included."""
 
 import os
 import subprocess
@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from benchmarks.harness import spread
+from benchmarks.harness import Result, Skipped, Target, spread
 from benchmarks.records import ROOT
-from benchmarks.target import Result, Target
 from trainer.journal.lines import read_metrics
 
 STEPS, LOG_EVERY = 60, 5
@@ -18,38 +17,40 @@ TOY = ("data.demo.num_train=24", "data.demo.num_val=12", "data.demo.size=(160,12
 
 
 def measure(target: Target) -> Iterator[Result]:
-    """The experiment is `demo`, with a thread a rank on a CPU."""
+    """Of the experiment `demo`, up to one rank a GPU; on a CPU one rank a core, with a thread each."""
     on_gpu = target.device.type == "cuda"
     most = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
-    alone = None
+    if on_gpu and most == 1:
+        raise Skipped("there is one GPU here, and it compares several with one")
+    one_rank = None
     for ranks in (2**power for power in range(most.bit_length())):
         rates = clips_per_s(ranks, target)
         median = float(np.median(rates))
-        alone = alone or median
-        yield f"{ranks}_ranks", {"clips_per_s": spread(rates), "efficiency": median / alone / ranks}
+        one_rank = one_rank or median
+        yield f"{ranks}_ranks", {"clips_per_s": spread(rates), "efficiency": median / one_rank / ranks}
 
 
 def clips_per_s(ranks: int, target: Target) -> np.ndarray:
-    """Of each log but the first two, which see compilation and full queues."""
+    """One value for each logged window but the first two, which include compilation and batches made ahead."""
     work_dir = target.scratch / f"ranks_{ranks}"
     arguments = ["--work-dir", str(work_dir), "--ranks", str(ranks), "--max-steps", str(2 if target.toy else STEPS)]
     for setting in settings(target):
         arguments += ["--set", setting]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "trainer", "--exp", "demo", "--device", target.device.type, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        raise RuntimeError(f"{ranks} ranks: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    if process.returncode:
+        raise RuntimeError(f"{ranks} ranks: exit code {process.returncode}\n{process.stdout}{process.stderr}")
     logs = [record for record in read_metrics(work_dir / "metrics.jsonl") if record["kind"] == "train"]
     return np.array([record["clips_per_second"] for record in logs][0 if target.toy else 2 :])
 
 
 def settings(target: Target) -> list[str]:
-    """The demo's data under the scratch folder."""
+    """Settings that put the demo's data under the scratch folder, and shrink it for a toy."""
     root = target.scratch
     return [
         f"data.annotations={root}/demo/annotations.pkl",

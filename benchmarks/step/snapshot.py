@@ -1,4 +1,7 @@
-"""What a snapshot costs the loop, and how long a resume in the middle of an epoch takes to its first batch."""
+"""What a snapshot costs the loop, and how long a resume in the middle of an epoch takes to its first batch.
+
+Needs DALI.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,8 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.data.clips import experiment_on_demo, open_demo
-from benchmarks.harness import spread
-from benchmarks.target import Result, Target
+from benchmarks.harness import Result, Target, spread
 from models.networks import build_model
 from trainer.data import build_loader
 from trainer.experiments import EXPERIMENTS
@@ -18,13 +20,13 @@ from trainer.runtime.ranks import Ranks
 from trainer.snapshots.writer import Writer
 
 NTU60_CLIPS = 40_091
-STEPS_TO_UPDATE = 60  # products that stand for forward and backward: a tenth of a second, far less than a real one
+STEPS_TO_UPDATE = 60  # products in place of forward and backward: a tenth of a second, far less than a real step
 
 
-def snapshot(target: Target) -> Iterator[Result]:
-    """Time that a loop loses to a write in the background: 39 M weights and as many momenta.
+def measure_snapshot(target: Target) -> Iterator[Result]:
+    """Time that a loop loses while a snapshot is written in the background: 39 M weights and as many momenta.
 
-    The loop has one thread, as one that drives a GPU: a core is left for the write.
+    The loop has one thread, like a loop that drives a GPU, which leaves a core for the writer.
     """
     torch.set_num_threads(1)
     network = build_model(EXPERIMENTS["ma52"].model).to(target.device)
@@ -42,7 +44,7 @@ def snapshot(target: Target) -> Iterator[Result]:
             torch.cuda.synchronize()
 
     step = _seconds_a_step(product, 0.5)
-    lost, wrote = [], []
+    lost, writing = [], []
     for save in range(2 if target.toy else 10):
         start = time.perf_counter()
         writer.save(state, epoch=save + 1, step=0, steady=steady)
@@ -53,16 +55,16 @@ def snapshot(target: Target) -> Iterator[Result]:
             if steps == STEPS_TO_UPDATE:
                 with writer.changing_weights():
                     pass
-        wrote.append(time.perf_counter() - start)
-        lost.append(wrote[-1] - steps * step)
+        writing.append(time.perf_counter() - start)
+        lost.append(writing[-1] - steps * step)
         writer.wait()
     yield (
         "snapshot",
         {
             "mb": sum(tensor.numel() * 4 for tensor in network.parameters()) * 2 / 1e6,
-            "write_s": spread(np.array(wrote)),
+            "write_s": spread(np.array(writing)),
             "lost_s": spread(np.array(lost)),
-            "share_lost": spread(np.array(lost) / np.array(wrote)),
+            "share_lost": spread(np.array(lost) / np.array(writing)),
         },
     )
 
@@ -76,8 +78,8 @@ def _seconds_a_step(step: Callable[[], object], seconds: float) -> float:
     return float(np.median(samples))
 
 
-def resume(target: Target) -> Iterator[Result]:
-    """Seconds to the first batch of an epoch as long as NTU-60's, from its start and from 90 % on."""
+def measure_resume(target: Target) -> Iterator[Result]:
+    """Seconds to the first batch of an epoch of NTU-60's length, begun at its start and at 90 %."""
     experiment = experiment_on_demo(target)
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=target.device)
     loader = build_loader(experiment, open_demo(experiment), True, ranks, print)

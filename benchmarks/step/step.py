@@ -1,4 +1,8 @@
-"""The ntu60_x3d training step, data left out: plain 5-D, folded to 2-D, folded and compiled, channels aligned to 8."""
+"""The training step, data left out: on a GPU in several forms of `ntu60_x3d`, on one CPU core in three of two networks.
+
+`plain_5d` is the network as published, with 3-D layers on [N, C, T, H, W]; `folded` is ours, with 2-D layers on
+[N*T, C, H, W].
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,15 +12,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import ratio, spread, time_rounds
-from benchmarks.target import Result, Target
+from benchmarks.harness import Candidates, Result, Skipped, Target, ratio, spread, time_rounds
 from models.alignment import align_channels
-from models.config import X3DPairConfig, X3DStreamConfig
+from models.config import RGBPoseConfig, X3DPairConfig, X3DStreamConfig
 from models.networks import build_model
-from tests.models.plain5d import X3DPair5d
+from tests.models.plain5d import X3DPair5d, load_folded
+from tests.models.plain5d_rgbpose import RGBPose5d
 from trainer.config import Experiment
-from trainer.experiments import NTU60_X3D
+from trainer.experiments import EXPERIMENTS, NTU60_X3D
 from trainer.optim import BufferGuard, build_sgd, clip_and_check, step_if
+from trainer.runtime.allocator import keep_freed_memory
 from trainer.runtime.wrap import Options, settings
 
 TOY = replace(
@@ -29,8 +34,7 @@ TOY = replace(
     ),
     optim=replace(NTU60_X3D.optim, batch_size=2),
 )
-Found = TypeVar("Found")
-# Ours over theirs, by the names that `measure` yields.
+# Pairs whose ratio is recorded, ours first; the names are those of `variants`.
 RIVALS = (
     ("folded_eager", "plain_5d_eager"),
     ("folded_compiled", "folded_eager"),
@@ -40,29 +44,33 @@ RIVALS = (
     ("folded_compiled_aligned", "folded_compiled"),
     ("folded_eager_aligned", "folded_eager"),
 )
+CLIPS_ON_CPU = 2  # of a step
+LARGEST_DIFFERENCE = 1e-3  # of the losses of two forms, relative
+Value = TypeVar("Value")
 
 
 def measure(target: Target) -> Iterator[Result]:
+    """Every variant of the ntu60_x3d step by itself, then in turn with the others."""
     experiment = TOY if target.toy else NTU60_X3D
-    batch, steps, errors = random_batch(experiment, target.device), {}, []
+    batch, steps, failed = random_batch(experiment, target.device), {}, []
     assert isinstance(experiment.model, X3DPairConfig)
     config = replace(experiment.model, pcan=None)  # the plain 5-D form has the plain head
     for name, build in variants(config, target).items():
-        looked, values = attempt(lambda build=build: first_look(build(), experiment, batch, target))
-        if looked is not None:
-            steps[name], values = looked
+        timed, values = attempt(lambda build=build: time_step(build(), experiment, batch, target))
+        if timed is not None:
+            steps[name], values = timed
         elif "error" in values:
-            errors.append(name)
+            failed.append(name)
         yield name, {"batch": experiment.optim.batch_size, **values}
     samples = time_rounds(steps, target, seconds=20, warmup=1)
     pairs = [(ours, theirs) for ours, theirs in RIVALS if ours in samples and theirs in samples]
     yield "speedup", {f"{ours}/{theirs}": ratio(samples[ours], samples[theirs]) for ours, theirs in pairs}
-    if errors:
-        raise RuntimeError(f"{', '.join(errors)} raised, see results")
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)} raised, see results")
 
 
-def attempt(call: Callable[[], Found]) -> tuple[Found | None, dict]:
-    """What the call found, or what it raised as a result: the others are worth having all the same."""
+def attempt(call: Callable[[], Value]) -> tuple[Value | None, dict]:
+    """What the call returns; or None and what it raised, as a result: the other variants are still worth measuring."""
     try:
         return call(), {}
     except torch.OutOfMemoryError:
@@ -72,7 +80,7 @@ def attempt(call: Callable[[], Found]) -> tuple[Found | None, dict]:
 
 
 def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tuple[nn.Module, nn.Module]]]:
-    """Name -> the network and what is called in its place, most valuable first."""
+    """Name -> builder of a network and of what is called in its place, most valuable first."""
 
     def aligned(network: nn.Module) -> nn.Module:
         align_channels(network)
@@ -85,19 +93,14 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
     ours = settings(build_model(config), target.device)
 
     def compiled(network: nn.Module, options: Options = ours) -> tuple[nn.Module, nn.Module]:
-        # Inductor takes minutes on a CPU; the toy only goes through the capture.
-        backend = "aot_eager" if target.toy else "inductor"
         network.to(target.device)
-        given = None if target.toy else options
-        called = torch.compile(network, fullgraph=True, dynamic=False, backend=backend, options=given)
-        assert isinstance(called, nn.Module)
-        return network, called
+        return network, compile_network(network, target, options)
 
     return {
         "folded_compiled": lambda: compiled(build_model(config)),
         "folded_eager": lambda: eager(build_model(config)),
         "plain_5d_eager": lambda: eager(X3DPair5d(config)),
-        # Small kernels that do not wait for one another, in one launch: half as many, as the compiler plans them.
+        # Small kernels that do not wait for one another share a launch: half as many launches in the compiler's plan.
         "folded_compiled_combined": lambda: compiled(build_model(config), ours | {"combo_kernels": True}),
         "folded_compiled_by_default": lambda: compiled(build_model(config), {}),
         "folded_compiled_aligned": lambda: compiled(aligned(build_model(config))),
@@ -105,8 +108,16 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
     }
 
 
+def compile_network(network: nn.Module, target: Target, options: Options | None) -> nn.Module:
+    """The network as one graph. A toy is captured only: Inductor would take minutes on a CPU."""
+    backend, options = ("aot_eager", None) if target.toy else ("inductor", options)
+    compiled = torch.compile(network, fullgraph=True, dynamic=False, backend=backend, options=options)
+    assert isinstance(compiled, nn.Module)
+    return compiled
+
+
 class TrainingStep:
-    """The loop's step on a batch that stays: forward, backward, clipping, SGD, nothing waited for."""
+    """The loop's step on one batch that stays: forward, backward, clipping, SGD, without a wait for the device."""
 
     def __init__(self, network: nn.Module, called: nn.Module, experiment: Experiment, batch: tuple[Tensor, ...]):
         optim = experiment.optim
@@ -114,7 +125,7 @@ class TrainingStep:
         self.parameters = list(network.parameters())
         self.optimizer = build_sgd(self.parameters, optim.lr, optim.momentum, optim.weight_decay)
         self.guard = BufferGuard(network.buffers())
-        # As trainer.run does; it is not imported because it brings DALI.
+        # As trainer.run does, which is not imported because it needs DALI.
         self.precision = torch.autocast("cuda", torch.bfloat16, enabled=batch[0].is_cuda)
 
     def __call__(self) -> None:
@@ -129,10 +140,10 @@ class TrainingStep:
         self.optimizer.zero_grad()
 
 
-def first_look(
+def time_step(
     built: tuple[nn.Module, nn.Module], experiment: Experiment, batch: tuple[Tensor, ...], target: Target
 ) -> tuple[TrainingStep, dict]:
-    """The step of a variant, and its clips/s alone, seconds of the first step (compilation) and peak memory."""
+    """The step of a variant; its clips/s alone, the seconds of its first call (compilation), its peak memory."""
     step = TrainingStep(*built, experiment, batch)
     on_gpu = target.device.type == "cuda"
     if on_gpu:
@@ -152,7 +163,7 @@ def first_look(
 
 
 def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, ...]:
-    """rgb, heatmap, label, coarse label in the shapes, types and memory order of the loader."""
+    """rgb, heatmap, label, coarse label in the loader's shapes, types and memory order."""
     clip, count = experiment.clip, experiment.optim.batch_size
     options: dict = {"device": device, "generator": torch.Generator(device).manual_seed(0)}  # gigabytes, on a card
     side, small, channels = clip.rgb_size, clip.heatmap_size, clip.num_channels()
@@ -161,3 +172,47 @@ def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, 
     heatmap = heatmap.to(torch.bfloat16 if device.type == "cuda" else torch.float32).permute(0, 1, 4, 2, 3)
     label = torch.randint(0, experiment.model.num_classes, (count,), **options)
     return rgb, heatmap, label, torch.tensor(experiment.data.coarse_map, device=device)[label]
+
+
+def measure_on_one_core(target: Target) -> Iterator[Result]:
+    """Steps of ntu60_x3d and ma52 on one CPU core: folded, eager and compiled, against plain 5-D."""
+    if target.device.type != "cpu":
+        raise Skipped("it measures one CPU core")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    for experiment in (TOY,) if target.toy else (NTU60_X3D, EXPERIMENTS["ma52"]):
+        yield experiment.name, _three_forms(experiment, target)
+
+
+def _three_forms(experiment: Experiment, target: Target) -> dict:
+    """Times of the three forms of one network, once their losses are seen to agree."""
+    assert isinstance(experiment.model, X3DPairConfig | RGBPoseConfig)
+    config = replace(experiment.model, pcan=None, dropout=0.0)  # the plain 5-D form has the plain head
+    batch = random_batch(replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS_ON_CPU)), target.device)
+    torch.manual_seed(0)
+    folded = build_model(config)
+    plain = X3DPair5d(config) if isinstance(config, X3DPairConfig) else RGBPose5d(config)
+    load_folded(plain, folded)
+    compiled = compile_network(folded, target, None)
+    difference = _loss_difference(compiled, plain, batch)
+    if not difference < LARGEST_DIFFERENCE:
+        raise RuntimeError(f"{experiment.name}: losses of the two forms differ by {difference:.1e}")
+    steps: Candidates = {
+        "folded_compiled": TrainingStep(folded, compiled, experiment, batch),
+        "folded_eager": TrainingStep(folded, folded, experiment, batch),
+        "plain_5d_eager": TrainingStep(plain, plain, experiment, batch),
+    }
+    samples = time_rounds(steps, target, seconds=60, warmup=1)
+    return {
+        "clips": CLIPS_ON_CPU,
+        "loss_difference": difference,
+        **{f"{name}_ms": spread(values * 1e3) for name, values in samples.items()},
+        "speedup": ratio(samples["folded_compiled"], samples["plain_5d_eager"]),
+        "speedup_of_folding": ratio(samples["folded_eager"], samples["plain_5d_eager"]),
+    }
+
+
+def _loss_difference(folded: nn.Module, plain: nn.Module, batch: tuple[Tensor, ...]) -> float:
+    """Of the total loss, relative."""
+    ours, theirs = torch.stack(list(folded(*batch).losses.values())).sum(), plain(*batch)
+    return ((ours - theirs).abs() / theirs.abs()).item()

@@ -1,6 +1,6 @@
 """Clips a second from packs to updated weights, and of the data path alone. Needs DALI.
 
-`ma52` is not here: the demo's people have 17 joints, not 28. It computes what `ntu60` does.
+`ma52` is missing because the demo's people have 17 joints, not 28; its network is that of `ntu60`.
 """
 
 import time
@@ -10,13 +10,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from benchmarks.cost import cost_of
 from benchmarks.data.clips import experiment_on_demo, long_loader, open_demo, pack_bytes, pack_of
-from benchmarks.harness import spread
-from benchmarks.limits import copy_bandwidth
+from benchmarks.harness import GUIDE, Result, Target, copy_bandwidth, spread
 from benchmarks.step.snapshot import NTU60_CLIPS
-from benchmarks.step.step import TOY
-from benchmarks.target import Result, Target
 from pipelines.batch import Batch
 from pipelines.loader import Loader
 from trainer.config import Experiment
@@ -33,8 +29,8 @@ def measure(target: Target) -> Iterator[Result]:
     experiment = experiment_on_demo(target)
     start = time.perf_counter()
     source = open_demo(experiment)
-    made = time.perf_counter() - start
-    yield "clips", {"n": len(source.table), "seconds": made, "pack_mb": pack_bytes(pack_of(source).folder) / 1e6}
+    seconds = time.perf_counter() - start
+    yield "clips", {"n": len(source.table), "seconds": seconds, "pack_mb": pack_bytes(pack_of(source).folder) / 1e6}
     bandwidth = float(np.median(copy_bandwidth(target, 1 << 20 if target.toy else 1 << 30, 1)))
     for name in ("ntu60_x3d",) if target.toy else ("ntu60_x3d", "ntu60"):
         experiment = experiment_on_demo(target, EXPERIMENTS[name])
@@ -42,11 +38,11 @@ def measure(target: Target) -> Iterator[Result]:
         size = experiment.optim.batch_size
         rates, _ = pace(loader.epoch(0), lambda _: None, target, seconds=8)
         yield f"{name}_data_alone", {"clips_per_s": spread(size * rates), "threads": loader.threads}
-        cost = cost_of(TOY if target.toy else EXPERIMENTS[name])
-        yield name, _train(experiment, loader, target, cost.limits(bandwidth, 0.0)["compiled_clips_per_s"])
+        yield name, _train(experiment, loader, target, bandwidth / GUIDE[name].compiled_gb)
 
 
 def _train(experiment: Experiment, loader: Loader, target: Target, limit: float) -> dict:
+    """Training steps on the loader's batches; `limit`: clips a second that the memory's bandwidth allows."""
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=target.device)
     # As rank 1 the journal writes nothing.
     journal = Journal(target.scratch, rank=1)
@@ -60,7 +56,7 @@ def _train(experiment: Experiment, loader: Loader, target: Target, limit: float)
     clips_per_s = spread(experiment.optim.batch_size * rates)
     return {
         "clips_per_s": clips_per_s,
-        "share_of_limit": clips_per_s["median"] / limit,  # of what the memory's bandwidth allows, with fused passes
+        "share_of_limit": clips_per_s["median"] / limit,
         "minutes_an_epoch": NTU60_CLIPS / clips_per_s["median"] / 60,
         "bound_by": "data" if waited > 0.1 else "device",
         "batch": experiment.optim.batch_size,
@@ -73,9 +69,9 @@ def _train(experiment: Experiment, loader: Loader, target: Target, limit: float)
 def pace(
     batches: Iterator[Batch], use: Callable[[Batch], None], target: Target, seconds: float
 ) -> tuple[np.ndarray, float]:
-    """Batches a second in each window of some batches, and the share of the time that the host waited for data.
+    """Batches a second in each window of a few batches, and the share of the time that the host waited for data.
 
-    The device is waited for at the end of a window. The first two windows, compilation and all, do not count.
+    A window ends when the device has finished. The first two windows do not count, because they include compilation.
     """
     window, rates, waited, spent = (1 if target.toy else 5), [], 0.0, 0.0
     end = np.inf

@@ -1,4 +1,4 @@
-"""`python -m benchmarks` as a user types it: toy sizes on a CPU, mistakes, a machine without DALI."""
+"""`python -m benchmarks` as a user types it: toy sizes on a CPU, mistakes, a machine without a GPU."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import parts
-from benchmarks.__main__ import ON_GPU, ON_HOST, UsageError, gpu, trainer
+from benchmarks.cli import gpu, kernels, snapshot, step
+from kernels.program import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,7 @@ def test_the_gpu_suite_runs_through_at_toy_size(tmp_path):
     assert {name: (record["status"], record["toy"]) for name, record in records.items()} == {
         name: ("done", True) for name in ("limits", "kernels", "heatmap", "nets", "decode", "train", "step")
     }
-    assert records["limits"]["results"].keys() == {"copy", "matmul_bf16", "ntu60_x3d"}
+    assert records["limits"]["results"].keys() == {"copy", "matmul_bf16", "ntu60_x3d", "ntu60", "ma52"}
     assert records["nets"]["results"].keys() == {"ntu60_x3d", "ntu60_x3d_full"}
     *steps, chosen = records["kernels"]["results"]
     assert len(steps) == 4  # a block and a norm in two streams
@@ -66,7 +66,7 @@ def test_the_gpu_suite_runs_through_at_toy_size(tmp_path):
 
 
 def test_ctrl_c_leaves_one_line(tmp_path):
-    words = [sys.executable, "-u", "-m", "benchmarks", "input", "--toy", "--records", str(tmp_path)]
+    words = [sys.executable, "-u", "-m", "benchmarks", "snapshot", "--toy", "--records", str(tmp_path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
     def listen() -> None:  # in a shell's background, the tests and what they start ignore SIGINT
@@ -82,55 +82,48 @@ def test_ctrl_c_leaves_one_line(tmp_path):
     assert "Traceback" not in error
 
 
-def test_the_host_stages_run_at_toy_size(tmp_path):
-    done = run("input", "--toy", "--records", str(tmp_path))
+def results_of(folder, *arguments):
+    """Part -> its results, after these arguments have run with records in the folder."""
+    done = run(*arguments, "--toy", "--records", str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = tmp_path.iterdir()
-    record = json.loads(path.read_text())
-    assert record["results"].keys() == {"plan", "read", "joints", "whole"}
+    return {record["part"]: record["results"] for record in (json.loads(path.read_text()) for path in folder.iterdir())}
 
 
-def test_the_trainer_parts_run_at_toy_size(tmp_path):
-    done = run("trainer", "--toy", "--records", str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    records = {path.stem.partition("_cpu_x")[0].partition("_cpu_a")[0]: path for path in tmp_path.iterdir()}
-    records = {name: json.loads(path.read_text())["results"] for name, path in records.items()}
-    assert records.keys() == {"snapshot", "resume", "scaling", "cpu_step"}
-    assert records["cpu_step"]["ntu60_x3d"]["loss_difference"] < 1e-5
-    assert records["snapshot"]["snapshot"]["share_lost"]["n"] == 2
-    assert records["resume"]["resume"]["at_90_percent_s"]["median"] > 0
+def test_snapshot_and_resume_at_toy_size(tmp_path):
+    results = results_of(tmp_path, "snapshot")
+    assert results["snapshot"]["snapshot"]["share_lost"]["n"] == 2
+    assert results["resume"]["resume"]["at_90_percent_s"]["median"] > 0
 
 
-def test_every_part_is_a_command(tmp_path):
-    assert list(ON_GPU) == [part.name for part in parts.GPU_PARTS]
-    assert list(ON_HOST) == [part.name for part in parts.HOST_PARTS]
-    done = run("heatmap", "--device", "cpu", "--toy", "--records", str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = tmp_path.iterdir()
-    assert json.loads(path.read_text())["part"] == "heatmap"
+def test_a_step_on_one_core_at_toy_size(tmp_path):
+    results = results_of(tmp_path, "step", "--device", "cpu")
+    assert results["cpu_step"]["ntu60_x3d"]["loss_difference"] < 1e-5
+
+
+def test_a_part_by_its_name(tmp_path):
+    results = results_of(tmp_path, "gpu", "--device", "cpu", "--only", "scaling", "heatmap")
+    assert results.keys() == {"heatmap", "scaling"}
+    assert results["scaling"]["1_ranks"]["efficiency"] == 1
 
 
 def test_a_mistake_takes_a_sentence():
     done = run("gpu", "--device", "cpu", "--toy", "--only", "stpe")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: --only stpe: there is no such part, choose from limits, kernels, heatmap, nets, decode, train, step\n"
+        "error: --only stpe: there is no such part, choose from limits, kernels, heatmap, nets, decode, train, step,"
+        " scaling\n"
     )
 
 
 def test_a_machine_without_a_gpu_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="sees no CUDA device: run on a GPU machine, or try --device cpu --toy"):
+    with pytest.raises(UserError, match="sees no CUDA device: run on a GPU machine, or try --device cpu --toy"):
         gpu()
-    with pytest.raises(UsageError, match="run on a GPU machine, or leave --device cuda out"):
-        trainer(device="cuda")
-    with pytest.raises(UsageError, match="would take hours on a CPU: add --toy"):
-        gpu(device="cpu")
-
-
-def test_the_suite_is_importable_without_dali():
-    """What needs no DALI runs where there is none."""
-    code = (
-        "import sys; sys.modules['nvidia.dali'] = None; import benchmarks.__main__, benchmarks.parts, benchmarks.suite"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    with pytest.raises(UserError, match="run on a GPU machine, or leave --device cuda out"):
+        snapshot(device="cuda")
+    with pytest.raises(UserError, match="run on a GPU machine, or add --device cpu"):
+        step()
+    with pytest.raises(UserError, match="run on a GPU machine, or count with --count registers"):
+        kernels()
+    with pytest.raises(UserError, match="would take hours on a CPU: add --toy"):
+        kernels(device="cpu")

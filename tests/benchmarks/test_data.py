@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from benchmarks.__main__ import main
-from benchmarks.data.measure import CASES, verdict
+from benchmarks.cli import main
+from benchmarks.data.peer import CASES, verdict
 from benchmarks.records import device_name, slug
 
-STAGES = {"read_cold", "read_warm", "decode", "resize", "plan", "heatmap", "hand_over"}
+STAGES = {"read_cold", "read_warm", "decode", "resize", "plan", "joints", "heatmap", "hand_over"}
 
 
 def measure(folder, monkeypatch, *arguments):

@@ -9,10 +9,10 @@ import torch
 if torch.cuda.is_available():
     pytest.skip("through Triton's interpreter, and a GPU is here: TRITON_INTERPRET is unset", allow_module_level=True)
 
+from benchmarks.harness import Target
 from benchmarks.kernels import report as kernels
 from benchmarks.kernels.steps import heaviest
 from benchmarks.step.step import TOY
-from benchmarks.target import Target
 from kernels import choice
 from models import norms, x3d_shift
 from trainer.experiments import MA52_RUN, NTU60_X3D

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.harness import Target
 from benchmarks.step import nets
 from benchmarks.step.nets import filling_batch
 from benchmarks.step.step import TOY, attempt
-from benchmarks.target import Target
 
 
 @pytest.mark.parametrize(

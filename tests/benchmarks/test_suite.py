@@ -4,17 +4,24 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import parts
-from benchmarks.suite import _work, brief, run_suite
-from benchmarks.target import Part, Skipped, Target
+from benchmarks import suite
+from benchmarks.harness import Skipped, Target
+from benchmarks.records import ROOT
+from benchmarks.suite import Part, _work, brief, load, run_suite
 from kernels import choice
+
+
+def part_of(function, seconds=60):
+    return Part(function.__name__, seconds, __name__, function.__name__)
 
 
 def works(target):
@@ -53,7 +60,7 @@ def test_a_part_goes_by_what_kernels_wrote_before_it(tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # it would ignore Ctrl-C for the rest of the tests
     choice.RECORD.write_text('{"some card": {"norm_act": {}}}')
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    _work(Part("tells", 1, tells_what_is_faster), Target(torch.device("cpu"), False, tmp_path), sender)
+    _work(part_of(tells_what_is_faster, 1), Target(torch.device("cpu"), False, tmp_path), sender)
     (kind, _), found, done = (receiver.recv() for _ in range(3))
     assert (kind, found, done) == ("provenance", ("result", ("faster", {"some card": {"norm_act": {}}})), ("done", ""))
 
@@ -61,8 +68,7 @@ def test_a_part_goes_by_what_kernels_wrote_before_it(tmp_path, monkeypatch):
 def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     target = Target(torch.device("cpu"), True, tmp_path)
-    planned = [Part(work.__name__, 60, work) for work in (raises, dies, declines)]
-    planned += [Part("hangs", 4, hangs), Part("works", 60, works)]
+    planned = [part_of(raises), part_of(dies), part_of(declines), part_of(hangs, 4), part_of(works)]
     start = time.monotonic()
     assert not run_suite(planned, target, tmp_path / "records", 120)
     assert time.monotonic() - start < 60
@@ -99,20 +105,30 @@ def test_a_result_on_a_line():
 
 
 def test_parts_in_order_of_worth_fit_into_nine_minutes():
-    assert [part.name for part in parts.GPU_PARTS] == [
-        "limits",
-        "kernels",
-        "heatmap",
-        "nets",
-        "decode",
-        "train",
-        "step",
-    ]
-    assert sum(part.seconds for part in parts.GPU_PARTS) <= 9 * 60 - 10
+    names = [part.name for part in suite.GPU_PARTS]
+    assert names == ["limits", "kernels", "heatmap", "nets", "decode", "train", "step"]
+    assert sum(part.seconds for part in suite.GPU_PARTS) <= 9 * 60 - 10
 
 
-@pytest.mark.parametrize("part", [parts.decode, parts.train, parts.host])
-def test_without_dali_a_part_is_skipped(part, monkeypatch, tmp_path):
+ALL_PARTS = (
+    *suite.GPU_PARTS,
+    *(suite.SCALING, suite.DATA_ALONE, suite.DATA_BESIDE_PEER, suite.STEP_ON_CPU),
+    *suite.SNAPSHOT_PARTS,
+)
+
+
+@pytest.mark.parametrize("part", [part for part in ALL_PARTS if part.needs_dali], ids=lambda part: part.name)
+def test_without_dali_a_part_is_skipped(part, monkeypatch):
+    assert callable(load(part))
     monkeypatch.setitem(sys.modules, "pipelines.dali", None)
     with pytest.raises(Skipped, match="DALI cannot be imported here"):
-        next(part(Target(torch.device("cpu"), True, tmp_path)))
+        load(part)
+
+
+def test_the_other_parts_need_no_dali():
+    others = [astuple(part) for part in ALL_PARTS if not part.needs_dali]
+    code = (
+        "import sys; sys.modules['nvidia.dali'] = None; import benchmarks.cli; from benchmarks import suite;"
+        f"[suite.load(suite.Part(*values)) for values in {others}]"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

@@ -1,14 +1,15 @@
 """Launches of a compiled training step and the bytes that they move, as the compiler plans them, without a card.
 
-A network with its losses, at the experiment's batch in fake tensors, goes the way that training takes it, through
-Dynamo, AOTAutograd and Inductor, for a stand-in of a card; there is nothing to run, so it ends with the code. What is
-outside of that graph is not counted: the sum of the losses, clipping, SGD, and the input. Heads are plain, as in
-benchmarks/cost.py. Products are not padded, which would be decided by timing them.
+A network with its losses, at the experiment's batch in fake tensors, is compiled as in training, by Dynamo, AOTAutograd
+and Inductor, for a card that is not there. As nothing can run, it ends with the generated code. Not counted is what is
+outside of that graph: the sum of the losses, clipping, SGD, and the input. Heads are plain. Products are not padded,
+because Inductor would decide that by timing them.
 
-`python -m tests.planner.compiled NAME PARTS...` prints, after some minutes, the counts of one experiment where these
-parts run through kernels; it is a process of its own because it changes torch for good.
+`python -m tests.planner.compiled NAME [--card sm_90] PARTS...` prints, after some minutes, the counts of one experiment
+whose PARTS run through kernels. It is a process of its own because it changes torch for good.
 """
 
+import argparse
 import json
 import math
 import os
@@ -36,7 +37,8 @@ from benchmarks.records import ROOT
 from benchmarks.step.step import TOY, random_batch
 from kernels import choice
 from models.networks import build_model
-from tests.planner.stand_in_torch import CARD, stand_in_for_torch
+from tests.planner.cards import CARDS, H200, Card
+from tests.planner.stand_in_torch import stand_in_for_torch
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D
 from trainer.runtime.wrap import Options, settings
@@ -46,14 +48,14 @@ EXPERIMENTS = {"toy": TOY, "ntu60_x3d": NTU60_X3D, "ma52": MA52_RUN}
 LAUNCH = re.compile(r"^ *(?!#).*?(\b\w+\.run|extern_kernels\.\w+|torch\.ops\.[\w.]+|aten\.[\w.]+)\(", re.MULTILINE)
 
 
-def counted(name: str, parts: tuple[str, ...]) -> Counts:
-    """`counts` for an experiment of EXPERIMENTS, in a process of its own."""
+def counted(name: str, parts: tuple[str, ...], card: Card = H200) -> Counts:
+    """`counts` for an experiment of EXPERIMENTS on a card of CARDS, in a process of its own."""
     surroundings = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.planner.compiled", name, *parts]
-    done = subprocess.run(
+    command = [sys.executable, "-m", "tests.planner.compiled", name, "--card", f"sm_{card.arch}", *parts]
+    process = subprocess.run(
         command, env=surroundings | {"CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT, check=True, stdout=subprocess.PIPE
     )
-    return json.loads(done.stdout)
+    return json.loads(process.stdout)
 
 
 def counts(experiment: Experiment, parts: tuple[str, ...]) -> Counts:
@@ -62,24 +64,24 @@ def counts(experiment: Experiment, parts: tuple[str, ...]) -> Counts:
     ours: kernels of this repository; generated: the compiler's; extern: convolutions, products and other operators. A
     convolution backward launches one for each of two gradients, and both read the result's.
     """
-    found: Counts = {whose: {"launches": 0, "gb": 0.0} for whose in ("ours", "generated", "extern")}
+    totals: Counts = {whose: {"launches": 0, "gb": 0.0} for whose in ("ours", "generated", "extern")}
 
     def stop(graph: GraphLowering) -> SimpleNamespace:
         code = graph.codegen()[0].value.partition("class Runner")[2]
         for line in LAUNCH.finditer(code):
             name, _, method = line[1].rpartition(".")
             whose = "extern" if method != "run" else "generated" if name.startswith("triton_") else "ours"
-            found[whose]["launches"] += 1
+            totals[whose]["launches"] += 1
         for node in graph.scheduler.nodes:
             whose, size, more = described(node)
-            found[whose]["launches"] += more
-            found[whose]["gb"] += size / experiment.optim.batch_size / 1e9
+            totals[whose]["launches"] += more
+            totals[whose]["gb"] += size / experiment.optim.batch_size / 1e9
         return SimpleNamespace(call=stop)  # never called; torch 2.11 asserts that there is something
 
     GraphLowering.compile_to_module = stop  # pyright: ignore[reportAttributeAccessIssue]
-    choice.FASTER = {CARD.name: {part: {} for part in parts}}
+    choice.FASTER = {torch.cuda.get_device_name(): {part: {} for part in parts}}
     compile_step(experiment)
-    return {whose: {key: round(value, 6) for key, value in count.items()} for whose, count in found.items()}
+    return {whose: {key: round(value, 6) for key, value in count.items()} for whose, count in totals.items()}
 
 
 def described(node: BaseSchedulerNode) -> tuple[str, int, int]:
@@ -136,5 +138,10 @@ def on_card(tensor: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    stand_in_for_torch()
-    print(json.dumps(counts(EXPERIMENTS[sys.argv[1]], tuple(sys.argv[2:]))))
+    parser = argparse.ArgumentParser(prog="python -m tests.planner.compiled")
+    parser.add_argument("name", choices=EXPERIMENTS)
+    parser.add_argument("--card", choices=CARDS, default="sm_90")
+    parser.add_argument("parts", nargs="*")
+    options = parser.parse_intermixed_args()
+    stand_in_for_torch(CARDS[options.card])
+    print(json.dumps(counts(EXPERIMENTS[options.name], tuple(options.parts))))

@@ -1,6 +1,7 @@
 """torch.autograd.grad in Python: torch's own asks a device for its streams, and a card that is not there has none.
 
-What the engine does and formulas do not, it does too: sums gradients over what was broadcast, casts and adds them up.
+It also does what the engine does around the backward functions: it sums gradients over broadcast dimensions, casts them
+and adds them up.
 """
 
 from collections import Counter
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-Gathered = dict[Node, dict[int, Tensor]]
+Slots = dict[int, Tensor]
+"""Gradients of a node's outputs, by the output's number."""
 
 
 @torch.no_grad()
@@ -21,29 +23,32 @@ def grad(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the inputs, None for those that the outputs do not depend on."""
     roots = [get_gradient_edge(output) for output in outputs]
-    wanted: dict[GradientEdge, Tensor] = {get_gradient_edge(leaf): leaf for leaf in inputs}
-    waiting, gathered = consumers([root.node for root in roots]), {}
-    for root, given in zip(roots, grad_outputs, strict=True):
-        gather(gathered, root.node, root.output_nr, given)
-    ready, found = [node for node, count in waiting.items() if not count], {}
+    leaves: list[GradientEdge] = [get_gradient_edge(leaf) for leaf in inputs]
+    sums: dict[Node, Slots] = {}
+    for root, gradient in zip(roots, grad_outputs, strict=True):
+        accumulate(sums, root.node, root.output_nr, gradient)
+    missing = consumers([root.node for root in roots])
+    ready, results = [node for node, count in missing.items() if not count], {}
     while ready:
         ready.sort(key=lambda node: node._sequence_nr())  # the latest of the forward pass comes first
         node = ready.pop()
-        come = gathered.pop(node, {})
-        found |= {edge: come[edge.output_nr] for edge in wanted if edge.node is node and edge.output_nr in come}
-        passed = through(node, come) if come and node.next_functions else ()
+        gradients = sums.pop(node, {})
+        results |= {
+            edge: gradients[edge.output_nr] for edge in leaves if edge.node is node and edge.output_nr in gradients
+        }
+        input_gradients = backward(node, gradients) if gradients and node.next_functions else ()
         for number, (following, slot) in enumerate(node.next_functions):
             if following is not None:
-                if number < len(passed):
-                    gather(gathered, following, slot, passed[number])
-                waiting[following] -= 1
-                if not waiting[following]:
+                if number < len(input_gradients):
+                    accumulate(sums, following, slot, input_gradients[number])
+                missing[following] -= 1
+                if not missing[following]:
                     ready.append(following)
-    return tuple(found.get(edge) for edge in wanted)
+    return tuple(results.get(edge) for edge in leaves)
 
 
 def consumers(roots: list[Node]) -> Counter[Node]:
-    """Every node below the roots, and how many times one above names it."""
+    """Every node below the roots, and how many gradients it waits for."""
     counts, left = Counter(dict.fromkeys(roots, 0)), list(dict.fromkeys(roots))
     while left:
         for following, _ in left.pop().next_functions:
@@ -54,25 +59,26 @@ def consumers(roots: list[Node]) -> Counter[Node]:
     return counts
 
 
-def gather(gathered: Gathered, node: Node, slot: int, value: Tensor | None) -> None:
-    """Add a gradient to what has come for an output of the node, in the output's shape and type."""
-    if value is not None:
-        meta = node._input_metadata[slot]
-        if value.shape != meta.shape:
-            value = value.sum_to_size(meta.shape)
-        value = value.to(meta.dtype)
-        come = gathered.setdefault(node, {})
-        come[slot] = come[slot] + value if slot in come else value
+def accumulate(sums: dict[Node, Slots], node: Node, slot: int, gradient: Tensor | None) -> None:
+    """Add a gradient to the sum for one output of the node, in the output's shape and type."""
+    if gradient is None:
+        return
+    meta = node._input_metadata[slot]
+    if gradient.shape != meta.shape:
+        gradient = gradient.sum_to_size(meta.shape)
+    gradient = gradient.to(meta.dtype)
+    slots = sums.setdefault(node, {})
+    slots[slot] = slots[slot] + gradient if slot in slots else gradient
 
 
-def through(node: Node, come: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
-    """The node's backward function; one that is written in Python gets zeros where nothing has come."""
-    given: list[Any] = [come.get(slot) for slot in range(len(node._input_metadata))]
+def backward(node: Node, gradients: Slots) -> tuple[Tensor | None, ...]:
+    """Call the node's backward function; one written in Python gets zeros where no gradient has arrived."""
+    arguments: list[Any] = [gradients.get(slot) for slot in range(len(node._input_metadata))]
     if isinstance(node, BackwardCFunction):
         for slot, meta in enumerate(node._input_metadata):
-            if given[slot] is None:
-                given[slot] = torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device)
-        passed = node.apply(*given)
+            if arguments[slot] is None:
+                arguments[slot] = torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device)
+        results = node.apply(*arguments)
     else:
-        passed = node(*given)  # pyright: ignore[reportCallIssue]
-    return passed if isinstance(passed, tuple) else (passed,)
+        results = node(*arguments)  # pyright: ignore[reportCallIssue]
+    return results if isinstance(results, tuple) else (results,)

@@ -1,6 +1,7 @@
 """Launches of a compiled step: a small network's, told from its layers and the calls of our kernels; the record."""
 
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from kernels.choice import PARTS
 from models.layers import SqueezeExcite
 from models.networks import build_model
 from tests.planner import engine
+from tests.planner.cards import CARDS
 from tests.planner.compiled import counted
 
 
@@ -75,15 +77,6 @@ def products():
     return layers(nn.Conv2d, nn.Linear) - 2 * layers(SqueezeExcite)
 
 
-@pytest.mark.soak
-def test_a_small_step_compiled():
-    counts = counted("toy", ())
-    assert counts["ours"] == {"launches": 0, "gb": 0}
-    # Each layer's forward and two gradients, but of the networks' inputs none, and what dropout draws.
-    assert counts["extern"]["launches"] == 3 * products() - 2 + 1
-    assert counts["generated"]["launches"] > 4 * layers(nn.BatchNorm2d)  # statistics and norm, both ways
-
-
 def test_a_small_step_through_kernels():
     """Ours are those of the calls that the network makes, and move what these are given: two counts of the same."""
     counts, launches, gigabytes = counted("toy", PARTS), 0, 0.0
@@ -100,10 +93,25 @@ def test_a_small_step_through_kernels():
     assert counts["generated"]["launches"] > launches
 
 
+NO_BF16 = pytest.mark.xfail(
+    raises=subprocess.CalledProcessError, strict=True, reason="Inductor refuses the bfloat16 heatmaps on this card"
+)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=() if CARDS[arch].has_bf16 else NO_BF16) for arch in CARDS])
+def test_a_small_step_compiled_for_every_card(arch):
+    counts = counted("toy", (), CARDS[arch])
+    assert counts["ours"] == {"launches": 0, "gb": 0}
+    # Each layer's forward and two gradients, but of the networks' inputs none, and what dropout draws.
+    assert counts["extern"]["launches"] == 3 * products() - 2 + 1
+    assert counts["generated"]["launches"] > 4 * layers(nn.BatchNorm2d)  # statistics and norm, both ways
+
+
 @pytest.mark.parametrize("name", ["ntu60_x3d", "ma52"])
 def test_the_record_has_the_compilers_launches(name):
     record = json.loads((RECORDS / "bytes.json").read_text())
-    assert "compiled" in record, "run python -m benchmarks bytes"
+    assert "compiled" in record, "run python -m benchmarks kernels --count bytes"
     plain, through_kernels = (record["compiled"][name][which] for which in ("plain", "through_kernels"))
     assert plain["ours"]["launches"] == 0
     assert through_kernels["ours"]["launches"] == record["per_clip"][name]["networks"]["launches"]

@@ -1,14 +1,43 @@
-"""Records compared and shown; README's table is what the committed records say."""
+"""Records are whole or absent, can be compared, and make README's table."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.__main__ import UsageError, compare, table
-from benchmarks.compare import BEGIN, END
-from benchmarks.compare import table as rendered
-from benchmarks.records import RECORDS, ROOT
+from benchmarks import records
+from benchmarks.cli import compare, table
+from benchmarks.records import BEGIN, END, RECORDS, ROOT, provenance, results_table, slug, write_record
+from kernels.program import UserError
+
+
+def test_a_record_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "new" / "limits_cpu.json"
+    write_record(path, {"a": 1})
+    write_record(path, {"b": math.pi})
+    assert json.loads(path.read_text()) == {"b": math.pi}
+    with pytest.raises(TypeError):
+        write_record(path, {"c": object()})
+    assert json.loads(path.read_text()) == {"b": math.pi}
+    assert [file.name for file in path.parent.iterdir()] == ["limits_cpu.json"]
+
+
+def test_provenance_says_where_and_when():
+    here = provenance(torch.device("cpu"))
+    assert here["torch"] == torch.__version__
+    assert here["device"].startswith("cpu ")
+    assert here["utc"].endswith("+00:00")
+    assert slug("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3"
+
+
+def test_a_copy_without_git_is_told_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.delenv("DUET_COMMIT", raising=False)
+    assert records.commit() is None
+    monkeypatch.setenv("DUET_COMMIT", "0123456789ab")
+    assert records.commit() == "0123456789ab"
 
 
 def write(path: Path, results: dict, **rest) -> Path:
@@ -43,7 +72,7 @@ def test_what_is_no_record_is_named(tmp_path, content):
     good, bad = write(tmp_path / "a.json", {}), tmp_path / "bad.json"
     if content is not None:
         bad.write_text(content)
-    with pytest.raises(UsageError, match=r"bad\.json .*records lie in benchmarks/records"):
+    with pytest.raises(UserError, match=r"bad\.json .*records lie in benchmarks/records"):
         compare(good, bad)
 
 
@@ -84,18 +113,18 @@ def test_what_was_counted_comes_after_what_was_measured(tmp_path):
         "| `ntu60_x3d` | 2.61 GB a clip, 2000 launches | 4.56 GB a clip, 3000 launches | 2.19 GB | 4567 |\n"
         "| `some_more` | 1.00 GB a clip, 4 launches | 2.50 GB a clip, 8 launches | 0.50 GB | 4567 |\n"
     )
-    assert rendered(tmp_path) == f"No figure has been taken yet.\n\n{counted}"
+    assert results_table(tmp_path) == f"No figure has been taken yet.\n\n{counted}"
     write(tmp_path / "cpu_step_a.json", {"ma52": {"speedup": 1.25}})
-    assert rendered(tmp_path).endswith(f"| 1.25 times | a card | 0123 |\n\n{counted}")
+    assert results_table(tmp_path).endswith(f"| 1.25 times | a card | 0123 |\n\n{counted}")
     (tmp_path / "bytes.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"bytes\.json is no record"):
+    with pytest.raises(UserError, match=r"bytes\.json is no record"):
         table(None, tmp_path)
 
 
 def test_without_records_and_without_marks(tmp_path):
-    assert rendered(tmp_path) == "No figure has been taken yet.\n"
+    assert results_table(tmp_path) == "No figure has been taken yet.\n"
     (tmp_path / "README.md").write_text("no marks")
-    with pytest.raises(UsageError, match="to put the table between"):
+    with pytest.raises(UserError, match="to put the table between"):
         table(tmp_path / "README.md", tmp_path)
 
 
@@ -103,4 +132,4 @@ def test_without_records_and_without_marks(tmp_path):
 def test_the_readme_shows_the_committed_records(name):
     text = (ROOT / name).read_text()
     shown = text.partition(BEGIN)[2].partition(END)[0]
-    assert shown == "\n" + rendered(RECORDS), f"run python -m benchmarks table --readme {name}"
+    assert shown == "\n" + results_table(RECORDS), f"run python -m benchmarks table --readme {name}"

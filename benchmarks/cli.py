@@ -1,0 +1,175 @@
+"""`python -m benchmarks gpu` and so on: measures, prints each result and writes it to a record at once."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from benchmarks import suite
+from benchmarks.harness import Target
+from benchmarks.records import RECORDS, compare_records, renew_table, results_table
+from kernels.program import UserError
+
+Device = Literal["cuda", "cpu"]
+
+
+def main() -> int:
+    """Run the benchmark that the command line names; returns the exit code."""
+    commands = {
+        "gpu": gpu,
+        "data": data,
+        "step": step,
+        "kernels": kernels,
+        "snapshot": snapshot,
+        "compare": compare,
+        "table": table,
+    }
+    return tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")
+
+
+def gpu(
+    device: Device = "cuda",
+    toy: bool = False,
+    only: tuple[str, ...] = (),
+    records: Path | None = None,
+    minutes: float = 9.0,
+) -> int:
+    """Measure everything on one GPU, most valuable first: python -m benchmarks gpu --only limits nets
+
+    Args:
+        device: where to measure; cpu goes with --toy.
+        toy: tiny sizes, to try the control flow.
+        only: parts: limits, kernels, heatmap, nets, decode, train, step, scaling. All but scaling when left out.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+        minutes: no part goes on after them.
+    """
+    parts = {part.name: part for part in (*suite.GPU_PARTS, suite.SCALING)}
+    for name in only:
+        if name not in parts:
+            raise UserError(f"--only {name}: there is no such part, choose from {', '.join(parts)}")
+    if device == "cpu" and not toy:
+        raise UserError("the full sizes would take hours on a CPU: add --toy, or leave --device cpu out")
+    _need(device, "try --device cpu --toy")
+    chosen = [part for part in parts.values() if part.name in only] if only else suite.GPU_PARTS
+    return _run(chosen, device, toy, records, 60 * minutes)
+
+
+def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: Path | None = None) -> int:
+    """Measure the whole data path and its stages on one core: python -m benchmarks data --peer mmaction2
+
+    Args:
+        peer: whose published pipeline runs beside ours on the same clips, in an environment that is made for it;
+            the last line is then `ratio R parity ok|red`.
+        toy: tiny sizes, to try the control flow.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+    """
+    from benchmarks.data.peer import environment, verdict
+
+    if peer is None:
+        return _run([suite.DATA_ALONE], "cpu", toy, records, suite.DATA_ALONE.seconds)
+    environment()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = records or (Path(scratch) if toy else RECORDS)
+        code = _run([suite.DATA_BESIDE_PEER], "cpu", toy, folder, suite.DATA_BESIDE_PEER.seconds)
+        print(verdict(folder))
+    return code
+
+
+def step(device: Device = "cuda", toy: bool = False, records: Path | None = None) -> int:
+    """Measure a training step without its data, in several forms: python -m benchmarks step --device cpu
+
+    Args:
+        device: cuda measures ntu60_x3d's step: plain 5-D, folded to 2-D, compiled, with aligned channels. cpu measures
+            ntu60_x3d's and ma52's on one core: plain 5-D, folded, compiled.
+        toy: tiny sizes, to try the control flow.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+    """
+    _need(device, "add --device cpu")
+    part = suite.STEP_ON_GPU if device == "cuda" else suite.STEP_ON_CPU
+    return _run([part], device, toy, records, 1800)
+
+
+def kernels(
+    count: Literal["registers", "bytes"] | None = None,
+    every: int = 1,
+    device: Device = "cuda",
+    toy: bool = False,
+    records: Path | None = None,
+) -> int:
+    """Time the opt-in kernels on a GPU, or count without one: python -m benchmarks kernels --count registers
+
+    Args:
+        count: registers: those of every launch, with shared memory and spills, compiled without a GPU;
+            bytes: those that the launches of a training step move.
+        every: count the registers of each n-th call of a kernel only.
+        device: where to time; cpu goes with --toy.
+        toy: tiny sizes, to try the control flow of the timing.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+    """
+    if count is None:
+        _need(device, "count with --count registers or --count bytes")
+        return gpu(device, toy, ("kernels",), records)
+    # Triton reads this variable when a kernel is defined, so it is set before the import.
+    if count == "registers":
+        os.environ.pop("TRITON_INTERPRET", None)
+        from benchmarks.kernels.aot import write_tables
+
+        return 0 if write_tables(records or RECORDS, every) else 1
+    os.environ["TRITON_INTERPRET"] = "1"
+    from benchmarks.kernels.moved import write_bytes
+
+    write_bytes((records or RECORDS) / "bytes.json")
+    return 0
+
+
+def snapshot(device: Device = "cpu", toy: bool = False, records: Path | None = None) -> int:
+    """Measure what a snapshot costs the loop, and how late a resume begins: python -m benchmarks snapshot
+
+    Args:
+        device: where the loop runs.
+        toy: fewer rounds, to try the control flow.
+        records: folder for the records; benchmarks/records when left out, none for a toy.
+    """
+    _need(device, "leave --device cuda out")
+    return _run(suite.SNAPSHOT_PARTS, device, toy, records, 240)
+
+
+def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path, tyro.conf.Positional], /) -> int:
+    """Show the numbers of two records side by side: python -m benchmarks compare A.json B.json
+
+    Args:
+        before: a record, benchmarks/records/*.json.
+        after: another one of the same part.
+    """
+    for line in compare_records(before, after):
+        print(line)
+    return 0
+
+
+def table(readme: Path | None = None, records: Path = RECORDS) -> int:
+    """Print the measured figures of all records as a table: python -m benchmarks table --readme README.md
+
+    Args:
+        readme: a Markdown file to put the table into, between its two marks.
+        records: folder of the records.
+    """
+    print(results_table(records), end="")
+    if readme is not None:
+        print(f"{readme} is {'renewed' if renew_table(readme, records) else 'current'}")
+    return 0
+
+
+def _need(device: Device, way_out: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"torch {torch.__version__} sees no CUDA device: run on a GPU machine, or {way_out}")
+
+
+def _run(parts: Sequence[suite.Part], device: Device, toy: bool, records: Path | None, seconds: float) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        records = records or (scratch / "records" if toy else RECORDS)
+        return 0 if suite.run_suite(parts, Target(torch.device(device), toy, scratch), records, seconds) else 1
