@@ -14,8 +14,7 @@ from benchmarks import cli as benchmarks
 from benchmarks.records import BEGIN, END
 from models.weights import cli as weights
 from trainer.cli import COMMANDS
-from trainer.commands.train import Options
-from trainer.runtime.profiler import steps_of
+from trainer.commands.train import Options, steps_of
 from trainer.settings import experiment_of
 
 ROOT = Path(__file__).resolve().parents[1]
