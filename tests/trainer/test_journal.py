@@ -109,6 +109,18 @@ def test_records_are_dropped_by_clips_whatever_the_batch_size_is(tmp_path: Path,
     assert (whole[11]["kind"], whole[11]["epoch"], whole[11]["clips"]) == ("train", 3, 32)
 
 
+def test_a_second_resume_leaves_the_records_of_every_batch_size(tmp_path: Path) -> None:
+    """Eight steps of 4 clips, then two of 16, of which the first one is in the snapshot."""
+    journal = open_journal(tmp_path)
+    for batch_size, steps in ((4, range(1, 9)), (16, (3, 4))):
+        for step in steps:
+            journal.train(cursor_at(1, step, 64 // batch_size, batch_size), {"loss": 1.0})
+    journal.close()
+    open_journal(tmp_path, cursor_at(1, 3)).close()
+    records = read_metrics(tmp_path / METRICS)
+    assert [record["clips"] for record in records] == [4, 8, 12, 16, 20, 24, 28, 32, 48]
+
+
 def test_records_that_count_steps_alone_get_their_clips(tmp_path: Path) -> None:
     """Those of older versions. 39 clips are an epoch, so the last of five steps of 8 has 7 new ones."""
     old = [{"kind": "train", "epoch": epoch, "step": step, "loss": 1.0} for epoch in (1, 2) for step in range(1, 6)]

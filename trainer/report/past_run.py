@@ -95,8 +95,8 @@ def last_words(log: Path) -> list[str]:
     return [line.split(" - INFO - ", 1)[-1] for line in lines]
 
 
-def names(found: Sequence[PastRun]) -> list[str]:
+def names(runs: Sequence[PastRun]) -> list[str]:
     """The folders without what they have in common; work_dirs/a/x and work_dirs/b/x are a/x and b/x."""
-    folders = [run.folder.absolute() for run in found]
+    folders = [run.folder.absolute() for run in runs]
     common = os.path.commonpath([folder.parent for folder in folders])
     return [str(folder.relative_to(common)) for folder in folders]

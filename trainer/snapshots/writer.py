@@ -135,11 +135,10 @@ class Writer:
         self.wait()
         staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
         self._watched = [(copy, original, original._version) for copy, original in copies]
-        self._names = [rolling_name(epoch, step), *([] if best is None else [best])]
+        name = rolling_name(epoch, step)
+        self._names = [name] if best is None else [name, best]
         self._copied.clear()
-        self._thread = threading.Thread(
-            target=self._write, args=(staged, copies, rolling_name(epoch, step), best), name="snapshot"
-        )
+        self._thread = threading.Thread(target=self._write, args=(staged, copies, name, best), name="snapshot")
         self._thread.start()
 
     @contextmanager
@@ -147,7 +146,8 @@ class Writer:
         """The one door: all code that changes weights or momentum during a run does it within this context.
 
         Waits at entry until the snapshot that is being written has its copy of them. BatchNorm statistics, prototypes,
-        averages and the loss scale are copied before `save` returns, because every forward pass changes some of them.
+        averages and the loss scale need no door: `save` copies them before it returns (on a GPU it queues the copies),
+        because every forward pass changes some of them.
         """
         self._release()
         yield
