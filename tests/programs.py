@@ -18,7 +18,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +42,7 @@ def start(
 
 
 def run(
-    *words: object, environment: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float = 280
+    *words: object, environment: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float | None = 280
 ) -> subprocess.CompletedProcess[str]:
     """`python WORDS` in a new interpreter to its end: exit code, stdout and stderr."""
     process = start(*words, environment=environment, cwd=cwd, stderr=subprocess.PIPE)
@@ -59,30 +60,39 @@ def run_forked(
 ) -> subprocess.CompletedProcess[str]:
     """`run` by a fork."""
     with Fork(words, environment, cwd) as process:
-        process.wait(timeout)
-        return subprocess.CompletedProcess(process.words, process.wait(), process.stdout, process.stderr)
+        code = process.wait(timeout)
+        return subprocess.CompletedProcess(process.words, code, process.stdout, process.stderr)
 
 
 def run_ranks(
-    count: int, *words: object, environment: Mapping[str, str] | None = None, timeout: float = 200
+    *programs: Sequence[object],
+    environment: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    machines: int = 1,
+    timeout: float = 280,
 ) -> list[subprocess.CompletedProcess[str]]:
-    """`python WORDS` by `count` forks that meet as ranks of one run, as if torchrun had started them."""
+    """Forks that meet as the ranks of one run, one for each of `programs` (words after `python`), to their ends.
+
+    Their environment is what torchrun sets on so many `machines`, but nothing ends the others when one fails.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    world_size, of_a_machine = len(programs), len(programs) // machines
     common = {"TORCHELASTIC_RUN_ID": "tests", "TORCHELASTIC_RESTART_COUNT": "0", "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    base = os.environ if environment is None else environment
-    ranks = [Fork(words, {**base, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
-    try:
+    common |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(of_a_machine)}
+    variables = {**(os.environ if environment is None else environment), **common}
+
+    def place(rank: int) -> dict[str, str]:
+        return {"RANK": str(rank), "LOCAL_RANK": str(rank % of_a_machine)}
+
+    with ExitStack() as stack:
+        ranks = [stack.enter_context(Fork(words, variables | place(rank), cwd)) for rank, words in enumerate(programs)]
         codes = [process.wait(timeout) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    return [
-        subprocess.CompletedProcess(process.words, code, process.stdout, process.stderr)
-        for process, code in zip(ranks, codes, strict=True)
-    ]
+        return [
+            subprocess.CompletedProcess(process.words, code, process.stdout, process.stderr)
+            for process, code in zip(ranks, codes, strict=True)
+        ]
 
 
 class Fork:
@@ -91,7 +101,7 @@ class Fork:
     stdout and stderr can be read at any time.
     """
 
-    def __init__(self, words: tuple[object, ...], environment: Mapping[str, str] | None = None, cwd: Path = ROOT):
+    def __init__(self, words: Sequence[object], environment: Mapping[str, str] | None = None, cwd: Path = ROOT):
         self.words = [str(word) for word in words]
         self.returncode: int | None = None
         self._stdout = tempfile.TemporaryFile()  # noqa: SIM115
