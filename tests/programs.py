@@ -33,12 +33,23 @@ def die_with_parent() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def variables(environment: Mapping[str, str] | None) -> dict[str, str]:
+    """These environment variables, by default the tests' own, with one thread for each program unless they say more."""
+    return {"OMP_NUM_THREADS": "1", **(os.environ if environment is None else environment)}
+
+
 def start(
     *words: object, environment: Mapping[str, str] | None = None, cwd: Path = ROOT, **more: Any
 ) -> subprocess.Popen:
     """`python WORDS` in a new interpreter, stderr in stdout unless `more` (of subprocess.Popen) says otherwise."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "preexec_fn": die_with_parent}
-    return subprocess.Popen([sys.executable, *map(str, words)], cwd=cwd, env=environment, **pipes | more)
+    pipes = {
+        "env": variables(environment),
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        "preexec_fn": die_with_parent,
+    }
+    return subprocess.Popen([sys.executable, *map(str, words)], cwd=cwd, **pipes | more)
 
 
 def run(
@@ -81,13 +92,13 @@ def run_ranks(
     world_size, of_a_machine = len(programs), len(programs) // machines
     common = {"TORCHELASTIC_RUN_ID": "tests", "TORCHELASTIC_RESTART_COUNT": "0", "MASTER_ADDR": "127.0.0.1"}
     common |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(of_a_machine)}
-    variables = {**(os.environ if environment is None else environment), **common}
+    common = variables(environment) | common
 
     def place(rank: int) -> dict[str, str]:
         return {"RANK": str(rank), "LOCAL_RANK": str(rank % of_a_machine)}
 
     with ExitStack() as stack:
-        ranks = [stack.enter_context(Fork(words, variables | place(rank), cwd)) for rank, words in enumerate(programs)]
+        ranks = [stack.enter_context(Fork(words, common | place(rank), cwd)) for rank, words in enumerate(programs)]
         codes = [process.wait(timeout) for process in ranks]
         return [
             subprocess.CompletedProcess(process.words, code, process.stdout, process.stderr)
@@ -107,9 +118,8 @@ class Fork:
         self._stdout = tempfile.TemporaryFile()  # noqa: SIM115
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         self._exit_code, exit_code = os.pipe()
-        variables = dict(os.environ if environment is None else environment)
         self.pid = starter().start(
-            {"words": self.words, "environment": variables, "cwd": str(cwd)},
+            {"words": self.words, "environment": variables(environment), "cwd": str(cwd)},
             [self._stdout.fileno(), self._stderr.fileno(), exit_code],
         )
         os.close(exit_code)
