@@ -131,12 +131,12 @@ def test_no_file_leads_to_another(tmp_path, film, kind, extension):
 
 MEMORY_HOG = """
 import json, sys
-from pipelines import encode_worker
-encode_worker.MEMORY = 700 << 20
+from pipelines.prepare import worker
+worker.MEMORY = 700 << 20
 def hog(job):
     return bytearray(4 << 30)
-encode_worker.encode_clip = hog
-encode_worker.main()
+worker.encode_clip = hog
+worker.main()
 """
 
 
