@@ -71,12 +71,13 @@ class Loader:
             plans[step] = self.plan(epoch, first + step)
             return plans[step]
 
-        decoder = self.frames.decode(ahead, self._decoding())
+        decoder = self.frames.decode(ahead, self.decoding())
         for step in range(self.num_batches - first):
             rgb = decoder.next()
             yield self.batch(plans.pop(step), first + step, rgb)
 
-    def _decoding(self) -> Decoding:
+    def decoding(self) -> Decoding:
+        """What the decoder of an epoch is made with."""
         return Decoding(
             num_clips=self.batch_size // self.world_size,
             num_frames=self.config.rgb_frames,

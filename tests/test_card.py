@@ -216,7 +216,7 @@ def test_nothing_waits_for_the_card_between_two_logs(make, graph):
 def test_a_batch_does_not_wait_for_the_steps_before_it(make):
     loader = make("cuda", "compile=False", f"optim.batch_size={CLIPS}").train_loader
     plan = loader.plan(0, 0)
-    rgb = loader.frames.decode(lambda _: plan, loader._decoding()).next()
+    rgb = loader.frames.decode(lambda _: plan, loader.decoding()).next()
     first, busy = loader.batch(plan, 0, rgb), torch.cuda.Event()  # compiles the kernel, takes pinned memory
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # cycles: a second

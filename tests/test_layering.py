@@ -1,13 +1,12 @@
 """Imports go one way: trainer -> {pipelines, models} -> kernels; DALI and Triton have one place each."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.programs import ROOT, run
+
 ALLOWED = {
     "kernels": {"kernels"},
     "pipelines": {"pipelines", "kernels"},
@@ -47,15 +46,15 @@ def test_dali_and_triton_have_one_place_each():
 
 def test_models_load_without_dali_and_triton():
     code = "import sys, models; print([m for m in ('nvidia.dali', 'pipelines', 'trainer') if m in sys.modules])"
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+    shown = run("-c", code)
+    assert shown.stdout.strip() == "[]", shown.stderr
 
 
 def test_commands_start_without_the_compiler():
     """torch.compile's modules take a second; only what compiles or trains asks for them."""
     code = "import sys, trainer.commands; print([m for m in ('torch._dynamo', 'torch._inductor') if m in sys.modules])"
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+    shown = run("-c", code)
+    assert shown.stdout.strip() == "[]", shown.stderr
 
 
 def test_every_package_is_a_real_package():

@@ -4,11 +4,8 @@ No skeletons come with them, so the test draws standing people about where the r
 """
 
 import io
-import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -20,9 +17,9 @@ from rich.console import Console
 from pipelines.annotations.table import open_table
 from pipelines.packs.format import Pack, PackSettings
 from pipelines.prepare.make import prepare
+from tests.programs import run_forked
 from trainer.experiments import EXPERIMENTS
 
-ROOT = Path(__file__).resolve().parents[1]
 FRAMES = {"S001C001P001R001A001": 103, "ntu_sample": 72}
 WIDTH, HEIGHT = 1920, 1080
 # Name -> label, and of each person (x at the start, x at the end, top of the head, soles) in pixels.
@@ -120,15 +117,8 @@ def test_an_epoch_at_full_size(pack, annotations, real_videos, tmp_path):
         *("optim.batch_size=2", "optim.num_epochs=1", "optim.warmup_epochs=0", "val.batch_size=2", "log_every=1"),
     )
     settings = [part for change in changes for part in ("--set", change)]
-    command = [sys.executable, "-m", "trainer", "--exp", "ntu60_x3d", "--device", "cpu"]
-    done = subprocess.run(
-        [*command, *settings, "--work-dir", str(tmp_path / "run")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    words = ("-m", "trainer", "--exp", "ntu60_x3d", "--device", "cpu", *settings, "--work-dir", tmp_path / "run")
+    done = run_forked(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "packing" not in done.stderr  # the pack of this file's other test is the training's own
     log = (tmp_path / "run" / "train.log").read_text()

@@ -1,15 +1,12 @@
 """The tutorial of docs/custom_data.md, line by line as it stands there, on videos that it generates."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import av
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.programs import ROOT, run_forked
+
 HEADING = "## Try it on generated videos"
 
 
@@ -17,12 +14,9 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path):
     text = (ROOT / "docs" / "custom_data.md").read_text().partition(HEADING)[2]
     lines = [shlex.split(line) for line in text.splitlines() if line.startswith("    python ")]
     assert len(lines) == 5
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     shown = []
     for _, *words in lines:
-        done = subprocess.run(
-            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
-        )
+        done = run_forked(*words, cwd=tmp_path)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         shown.append(done.stdout)
     _, annotated, verified, trained, predicted = shown

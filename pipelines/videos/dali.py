@@ -35,7 +35,7 @@ class VideoDecoder:
         threads: int,
         prefetch: int,
     ):
-        self.pipeline = _graph(
+        self.pipeline = graph(
             lambda info: source(info.iteration), size, _kind(device), **_place(device, num_clips, threads, prefetch)
         )
         self.pipeline.build()
@@ -71,7 +71,8 @@ def _place(device: torch.device, batch: int, threads: int, prefetch: int) -> dic
 
 
 @pipeline_def(exec_dynamic=True)  # survives a failed batch; the older executor does not
-def _graph(source, size: int, decoder: str):
+def graph(source, size: int, decoder: str):
+    """What VideoDecoder runs; `source` gives a VideoStep, `decoder` is "mixed" or "cpu"."""
     video, frames, corner, shape, start, end = fn.external_source(
         source=source,
         num_outputs=6,

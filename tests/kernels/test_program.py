@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from kernels.program import REQUIREMENTS, UserError, check_origin, check_torch
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import ROOT, run
 
 
 def test_all_packages_come_from_here():
@@ -22,13 +21,7 @@ def test_a_foreign_package_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").touch()
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from trainer.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--list"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = run("-c", code, "--list")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: the package 'kernels' would come from {tmp_path}, not from {ROOT}")
     assert len(done.stderr.splitlines()) == 1

@@ -2,17 +2,18 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from models.networks import build_model
 from tests.models import two_ranks
+from tests.programs import run_ranks
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[dict, list[dict]]:
     """One rank's results and both of two ranks'."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(two_ranks.run_rank, (str(folder),), nprocs=2)
+    for done in run_ranks(*[("-m", "tests.models.two_ranks", folder)] * 2):
+        assert done.returncode == 0, done.stderr
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     return two_ranks.results(0, two_ranks.CLIPS, 1), ranks
 

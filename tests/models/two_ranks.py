@@ -1,5 +1,9 @@
-"""One network on a whole batch, and under DDP as two ranks see it: run by test_two_ranks.py, one process a rank."""
+"""One network on a whole batch, and under DDP as two ranks see it: run by test_two_ranks.py, one process a rank.
 
+Its argument is the folder that takes the results of two ranks, 0.pt and 1.pt.
+"""
+
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -58,10 +62,8 @@ def results(first: int, last: int, ranks: int) -> dict[str, Tensor]:
     return found | {name: b for name, b in model.named_buffers() if "prototypes" in name}
 
 
-def run_rank(rank: int, folder: str) -> None:
-    """Rank `rank` of two on its half of the batch; saves its results."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    half = CLIPS // 2
-    torch.save(results(rank * half, (rank + 1) * half, 2), Path(folder) / f"{rank}.pt")
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    half, rank = CLIPS // 2, dist.get_rank()
+    torch.save(results(rank * half, (rank + 1) * half, 2), Path(sys.argv[1]) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +16,15 @@ from pipelines.annotate.tracking import Person, follow
 from pipelines.annotations.table import open_table
 from pipelines.demo import clip as demo_clip
 from pipelines.demo.classes import DemoConfig, clip_ids
+from tests.programs import run
 from trainer.cli import run_command
 
-ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(*words: object, **environment: str) -> tuple[int, str, str]:
     """Exit code and what was said, on a machine without rtmlib unless `environment` has one."""
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
-        cwd=ROOT,
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = run("-m", *words, environment=os.environ | environment)
     return done.returncode, done.stdout, done.stderr
 
 

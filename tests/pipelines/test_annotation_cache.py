@@ -1,10 +1,8 @@
 """The table of a pickle is built once, mapped from then on, and made anew where it is damaged."""
 
 import json
-import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,7 @@ import pytest
 from pipelines.annotations.schema import AnnotationError
 from pipelines.annotations.table import open_table
 from tests.pipelines.annotated import clip, table_of
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import start
 
 
 def files(folder: Path) -> dict[Path, int]:
@@ -81,10 +78,8 @@ def test_processes_at_once_share_one_cache(tmp_path):
     clips = [clip(f"clip{number}", 1 + number % 2, 40, label=number) for number in range(300)]
     path, cache = tmp_path / "poses.pkl", tmp_path / "cache"
     path.write_bytes(pickle.dumps(clips))
-    command = [sys.executable, "-c", OPEN, str(path), str(cache)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for _ in range(3)]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [start("-c", OPEN, path, cache, **pipes) for _ in range(3)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

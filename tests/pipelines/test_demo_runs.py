@@ -4,7 +4,6 @@ import hashlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -15,8 +14,8 @@ import pytest
 from pipelines.demo.classes import DemoConfig, clip_ids
 from pipelines.demo.clip import encode, film, generator
 from pipelines.demo.make import alone, claim, make_demo
+from tests import programs
 
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = DemoConfig()
 TINY = DemoConfig(num_train=12, num_val=4, size=(160, 120), num_frames=(6, 9))
 
@@ -63,10 +62,7 @@ make_demo(Path(sys.argv[1]), LONGER, workers=2)
 
 
 def making(root: Path) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", MAKE, str(root)], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
-    )
+    return programs.start("-c", MAKE, root, stdout=None, stderr=subprocess.DEVNULL)
 
 
 def test_killed_runs_go_on_to_the_same_bytes_even_two_at_once(tmp_path):
@@ -142,8 +138,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pipelines.demo", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return programs.run("-m", "pipelines.demo", *arguments)
 
 
 def test_command_line(tmp_path):

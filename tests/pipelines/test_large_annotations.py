@@ -1,14 +1,10 @@
 """A pickle as large as NTU-60's: time and memory of its first reading, of the next, and what four ranks share."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import start
 
 MAKE = """
 import pickle, sys
@@ -52,10 +48,7 @@ print(json.dumps({
 
 
 def python(script, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, env=environment, stdout=subprocess.PIPE
-    )
+    return start("-c", script, *arguments, stderr=None)
 
 
 def answer(process):

@@ -1,8 +1,7 @@
 """`prepare --check` finds whatever has happened to a pack, names each clip once, and its output mends the pack."""
 
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -10,17 +9,15 @@ from rich.console import Console
 
 from pipelines.packs.format import PackError, clip_file
 from pipelines.prepare.check import check_pack
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import run
 
 
 def faults(folder: Path) -> list[tuple[str, str]]:
     return list(check_pack(folder, Console(quiet=True)))
 
 
-def command(folder: Path) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "pipelines.prepare", "--check", str(folder)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+def command(folder: Path) -> CompletedProcess:
+    return run("-m", "pipelines.prepare", "--check", folder)
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +14,8 @@ from pipelines.config import ClipConfig
 from pipelines.geometry import COMPACT, compact_box, crop_region
 from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_train, sampled_joints
 from pipelines.skeleton import COCO_17
+from tests.programs import run
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ClipConfig(skeleton=COCO_17, rgb_frames=8, pose_frames=24)
 WIDTH, HEIGHT = 320, 240
 
@@ -93,9 +90,7 @@ print(digest(plan_train(TABLE, ROWS, CONFIG, 11, 5)), epoch_order(ROWS, 11, 5).t
 
 
 def test_same_in_another_process():
-    environment = {**os.environ, "PYTHONHASHSEED": "5", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", OTHER_PROCESS]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    done = run("-c", OTHER_PROCESS, environment={**os.environ, "PYTHONHASHSEED": "5"})
     expected = digest(plan_train(TABLE, ROWS, CONFIG, 11, 5)), epoch_order(ROWS, 11, 5).tolist()
     assert done.stdout.split(maxsplit=1) == [expected[0], f"{expected[1]}\n"]
 

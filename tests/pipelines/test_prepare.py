@@ -4,7 +4,6 @@ import hashlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from pipelines.packs.format import PackSettings, clip_file, read_manifest
 from pipelines.plan import plan_eval, plan_train
 from pipelines.prepare import pool as prepare_pool
 from pipelines.skeleton import COCO_17
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import programs
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -29,18 +27,18 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def command(work, *more: str) -> list[str]:
+def words_of(work, *more: str) -> list[str]:
     table = work.table()
     assert table
     return [
-        *(sys.executable, "-m", "pipelines.prepare", str(work.folder / "annotations.pkl")),
-        *("--videos", str(work.videos), "--out", str(work.out), "--cache", str(work.folder / "cache")),
+        *("-m", "pipelines.prepare", work.folder / "annotations.pkl"),
+        *("--videos", work.videos, "--out", work.out, "--cache", work.folder / "cache"),
         *("--count", "8", "--box-pixels", "64", *more),
     ]
 
 
 def run(work, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(work, *more), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return programs.run(*words_of(work, *more))
 
 
 def test_bytes_depend_on_no_number_of_workers(scene):
@@ -167,7 +165,7 @@ def test_killed_runs_go_on_to_the_same_bytes(scene):
     work.prepare(expected_folder, workers=1)
     made = []
     for stop_at in (1, 4, 7):
-        process = subprocess.Popen(command(work, "--workers", "2"), cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = programs.start(*words_of(work, "--workers", "2"), stdout=None, stderr=subprocess.DEVNULL)
         while len(list((work.out / "clips").glob("*.mov"))) < stop_at:
             assert process.poll() is None
             time.sleep(0.005)
@@ -230,13 +228,7 @@ def test_command_line(scene, tmp_path):
         assert expected in bad.stderr
         assert bad.stderr.count("\n") == 1
     (work.folder / "annotations.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    bad = subprocess.run(
-        [sys.executable, "-m", "pipelines.prepare", str(work.folder / "annotations.pkl"), "--videos", str(work.videos)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    bad = programs.run("-m", "pipelines.prepare", work.folder / "annotations.pkl", "--videos", work.videos)
     assert bad.returncode == 2
     assert "os.system" in bad.stderr
 

@@ -6,7 +6,6 @@ import json
 import pickle
 import struct
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,8 +21,7 @@ from pipelines.prepare.make import prepare
 from pipelines.prepare.worker import READY
 from pipelines.videos.decode import VideoError
 from pipelines.videos.header import read_header
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import start
 
 
 def job(video: Path, folder: Path, frames: int = 20) -> Job:
@@ -133,12 +131,12 @@ def test_no_file_leads_to_another(tmp_path, film, kind, extension):
 
 MEMORY_HOG = """
 import json, sys
-from pipelines import encode_worker
-encode_worker.MEMORY = 700 << 20
+from pipelines.prepare import worker
+worker.MEMORY = 700 << 20
 def hog(job):
     return bytearray(4 << 30)
-encode_worker.encode_clip = hog
-encode_worker.main()
+worker.encode_clip = hog
+worker.main()
 """
 
 
@@ -147,9 +145,7 @@ def test_a_worker_keeps_to_its_memory():
     job_line = '{"name":"a","video":"","target":"","region":[0,0,1,1],"side":1,"height":1,"width":1,' + (
         '"num_frames":1,"box_pixels":1,"quality":3}\n'
     )
-    worker = subprocess.Popen(
-        [sys.executable, "-c", MEMORY_HOG], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    worker = start("-c", MEMORY_HOG, stdin=subprocess.PIPE, stderr=None)
     assert worker.stdin is not None
     assert worker.stdout is not None
     assert worker.stdout.readline().strip() == READY

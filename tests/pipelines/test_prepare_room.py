@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from kernels.program import UserError
 from pipelines.prepare import room as pack_room
 from pipelines.prepare.room import FEW, Room, spread_first
 
@@ -30,11 +31,11 @@ def test_too_small_a_disk_is_told_before_it_is_full(scene, small_disk, monkeypat
         shutil.copy(work.video(0), work.video(number))
     monkeypatch.setattr(pack_room, "SPARE", 1 << 20)
     out = small_disk / "pack"
-    with pytest.raises(OSError, match=r"needs \d+\.\d MB more and its disk has \d\.\d MB free; what is made stays"):
+    with pytest.raises(UserError, match=r"needs \d+\.\d MB more and its disk has \d\.\d MB free; what is made stays"):
         work.prepare(out)
     made = len(list((out / "clips").glob("*.mov")))
     assert FEW <= made <= FEW + 2
-    with pytest.raises(OSError, match=r"name another folder \(--out, --packs, data.packs\)"):
+    with pytest.raises(UserError, match=r"name another folder \(--out, --packs, data.packs\)"):
         work.prepare(out)
     assert len(list((out / "clips").glob("*.mov"))) == made
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
@@ -61,7 +62,7 @@ def test_a_full_disk_in_the_middle_of_a_clip_is_one_sentence(scene, small_disk):
     work = scene(8, 9, 10)
     filling = small_disk / "filling"
     filling.write_bytes(bytes(shutil.disk_usage(small_disk).free - (40 << 10)))
-    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         work.prepare(small_disk / "pack")
     filling.unlink()
     assert work.prepare(small_disk / "pack")[0].num_frames.tolist() == [8, 9, 10]

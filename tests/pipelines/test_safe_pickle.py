@@ -15,8 +15,8 @@ import pytest
 from numpy._core import multiarray, numeric
 
 from pipelines.annotations.schema import AnnotationError, read_pickle
+from tests.programs import run
 
-ROOT = Path(__file__).resolve().parents[2]
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
@@ -252,8 +252,6 @@ def mangled(count: int):
 
 @pytest.mark.parametrize("count", [500, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_mangled_pickles_never_end_the_process(tmp_path, count):
-    command = [sys.executable, "-c", MANGLE, str(tmp_path / "poses.pkl"), str(count)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    done = run("-c", MANGLE, tmp_path / "poses.pkl", count)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("read ")

@@ -3,9 +3,8 @@
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import av
 import numpy as np
@@ -17,8 +16,8 @@ from pipelines.demo.make import make_demo
 from pipelines.verify.facts import split_facts
 from pipelines.verify.report import unusable, verify
 from pipelines.videos.header import read_header
+from tests.programs import run
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = DemoConfig(num_train=24, num_val=12, size=(96, 64), num_frames=(12, 16))
 CUT = 16  # the place of the demo's own broken video
 EMPTY = 8  # and of its clip without a skeleton
@@ -53,10 +52,9 @@ class DataSet:
     def video(self, place: int) -> Path:
         return self.videos / f"{self.names[place]}.mp4"
 
-    def command(self, *options: str) -> subprocess.CompletedProcess[str]:
-        words = [str(self.write()), "--videos", str(self.videos), "--cache", str(self.folder / "cache"), *options]
-        command = [sys.executable, "-m", "pipelines.verify", *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    def command(self, *options: str) -> CompletedProcess[str]:
+        words = (self.write(), "--videos", self.videos, "--cache", self.folder / "cache", *options)
+        return run("-m", "pipelines.verify", *words)
 
 
 @pytest.fixture

@@ -4,9 +4,6 @@ On a GPU the same tests run with H.264 (`pytest -m gpu`).
 """
 
 import contextlib
-import os
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,8 +21,8 @@ from pipelines.videos import dali as dali_video
 from pipelines.videos.dali import decode_frames
 from pipelines.videos.decode import decode
 from pipelines.videos.source import VideoFrames, VideoMismatch, check_videos, compare, open_videos
+from tests.programs import run_forked
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 WIDTH, HEIGHT = 160, 120
 LENGTHS = (24, 17, 9)
@@ -218,7 +215,7 @@ def test_guard_puts_up_with_still_scenes_but_not_with_other_colours(film):
 def test_graph_for_the_gpu_is_a_graph(own):
     """Without a GPU it can be written down, though not built."""
     step = own.open().read(own.loader(own.open()).plan(0, 0))
-    pipeline = dali_video._graph(
+    pipeline = dali_video.graph(
         lambda _: step, 64, "mixed", batch_size=3, num_threads=1, device_id=None, prefetch_queue_depth=2
     )
     assert len(pipeline.serialize()) > 1000
@@ -248,14 +245,8 @@ def test_guard_refuses_colours_that_dali_does_not_know(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 @pytest.mark.parametrize("command", [["--work-dir", "run"], ["eval", "--checkpoint", "none.pth"]])
 def test_without_a_gpu_the_command_names_prepare(tmp_path, command):
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer", *command, "--exp", "demo", "--set", "data.source=video"],
-        cwd=tmp_path,  # nothing of the checkout is touched, even where the check fails
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    words = ("-m", "trainer", *command, "--exp", "demo", "--set", "data.source=video")
+    done = run_forked(*words, cwd=tmp_path)  # nothing of the checkout is touched, even where the check fails
     assert done.returncode == 2
     assert done.stderr == (
         "error: data.source=video decodes on a GPU, and this run has none: leave it out, and clip packs are used, "

@@ -1,8 +1,5 @@
 """`python -m pipelines.view`: heatmaps peak at the drawn joints, the drawing lies where it belongs, and the command."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +14,11 @@ from pipelines.loader import Loader
 from pipelines.packs.source import PackFrames
 from pipelines.skeleton import COCO_17
 from pipelines.view import only_clip, view_clip
+from tests.programs import run
 from trainer.cli import dispatch
 from trainer.report.clip_views import DPI, MOMENTS, ROOM, SIDE, TOP, draw_views
 from trainer.report.curves import write_png
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ClipConfig(
     skeleton=COCO_17, rgb_frames=4, pose_frames=8, rgb_size=96, rgb_size_val=96, heatmap_size=48, heatmap_size_val=48
 )
@@ -112,9 +109,7 @@ def demo(tmp_path_factory) -> list[str]:
 
 def test_command_hands_over_to_the_trainer(demo, tmp_path):
     out = tmp_path / "clip.png"
-    command = [sys.executable, "-m", "pipelines.view", *demo, "--index", "7", "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    done = run("-m", "pipelines.view", *demo, "--index", "7", "--out", out)
     assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
     assert imread(out).shape[:2] == PICTURE
 

@@ -108,7 +108,7 @@ def test_videos_and_skeletons_of_other_lengths(film, tmp_path):
 def test_few_frames_wait(film, tmp_path):
     video = film.write(tmp_path / "film.mp4", film.frames(200, *SIZE), preset="ultrafast")
     loader = loader_of(video, film.person(200, *SIZE), windows_of(200, 16, 8), [])
-    decoder = loader.frames.decode(all_plans(loader), loader._decoding())
+    decoder = loader.frames.decode(all_plans(loader), loader.decoding())
     for _ in range(24):
         decoder.next()
         assert len(decoder.kept) <= 2 * CONFIG.rgb_frames

@@ -1,16 +1,12 @@
 """Freed activations stay in the process: a second step takes no new pages from the kernel."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import run
 
 SCRIPT = """
 import ctypes, resource, sys, torch
-from trainer.host_memory import keep_freed_memory
+from trainer.runtime.allocator import keep_freed_memory
 if not hasattr(ctypes.CDLL(None), "mallopt"):
     sys.exit(77)
 if sys.argv[1] == "kept":
@@ -29,14 +25,12 @@ print(faults())
 
 
 def test_a_second_step_takes_no_new_pages():
-    def run(mode):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, mode], cwd=ROOT, capture_output=True, text=True, timeout=60
-        )
+    def faults(mode):
+        done = run("-c", SCRIPT, mode)
         if done.returncode == 77:
             pytest.skip("this C library has no mallopt")
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
 
-    assert run("kept") < 1000
-    assert run("plain") > 10_000  # else the setting has become needless
+    assert faults("kept") < 1000
+    assert faults("plain") > 10_000  # else the setting has become needless

@@ -3,23 +3,20 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.programs import run_forked
 from trainer.cli import run_command
 from trainer.loop import log
 from trainer.snapshots.writer import newest_valid
 from trainer.step import train_step
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def train(environment, *arguments):
-    command = [sys.executable, "-m", "trainer", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+    done = run_forked("-m", "trainer", *arguments, environment=environment)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -61,11 +58,17 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_it_goes_on_later(tiny, e
     assert not list(work_dir.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("command", ["predict", "export"])
-def test_results_that_find_no_room_are_one_sentence(tiny, environment, tmp_path, small_disk, command):
-    """In a process of its own: torch's writer of files would end it by SIGABRT."""
-    code, shown = train(environment, *tiny, "--work-dir", tmp_path / "run", "--max-steps", "1")
+@pytest.fixture(scope="module")
+def checkpoint(tiny, environment, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp("bad_days") / "run"
+    code, shown = train(environment, *tiny, "--work-dir", work_dir, "--max-steps", "1")
     assert code == 0, shown
+    return work_dir / "latest.pth"
+
+
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_results_that_find_no_room_are_one_sentence(tiny, environment, checkpoint, small_disk, command):
+    """In a process of its own: torch's writer of files would end it by SIGABRT."""
     with open(small_disk / "filling", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - 8192)
     (annotations,) = (Path(word.split("=")[1]) for word in tiny if word.startswith("data.annotations="))
@@ -74,7 +77,7 @@ def test_results_that_find_no_room_are_one_sentence(tiny, environment, tmp_path,
         "predict": [video, "--pose", annotations, "--out", small_disk / "out"],
         "export": ["--format", "pt2", "--out", small_disk / "net.pt2"],
     }[command]
-    code, shown = train(environment, command, *tiny, "--checkpoint", tmp_path / "run" / "latest.pth", *words)
+    code, shown = train(environment, command, *tiny, "--checkpoint", checkpoint, *words)
     assert code == 2, shown
     assert "No space left on device" in shown.splitlines()[-1]
     assert "--out" in shown.splitlines()[-1]

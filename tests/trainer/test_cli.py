@@ -5,17 +5,14 @@ import pickle
 import re
 import runpy
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import trainer.cli
+from tests.programs import run, run_forked
 from trainer.cli import run_command
 from trainer.experiments import EXPERIMENTS
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def told(capsys, *arguments):
@@ -103,9 +100,9 @@ def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):
 
 def test_help_in_a_terminal_of_five_columns():
     """In a process of its own that may address 8 GiB: tyro would take all memory there is."""
-    command = ["sh", "-c", 'ulimit -v 8388608; exec "$@"', "sh", sys.executable, "-m", "trainer", "--help"]
-    narrow = {**os.environ, "COLUMNS": "5"}
-    done = subprocess.run(command, env=narrow, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); "
+    code = limit + "runpy.run_module('trainer', run_name='__main__')"
+    done = run("-c", code, "--help", environment={**os.environ, "COLUMNS": "5"}, timeout=60)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) < 200
 
@@ -229,9 +226,8 @@ def test_the_launcher_ends_a_rank_when_its_snapshot_is_written():
 
 
 def failing_rank(script):
-    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "1"}
-    command = [sys.executable, "-c", f"import sys\nfrom trainer import cli\n{script}\ncli.main()"]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    code = f"import sys\nfrom trainer import cli\n{script}\ncli.main()"
+    return run_forked("-c", code, environment={**os.environ, "TORCHELASTIC_RUN_ID": "1"}, timeout=60)
 
 
 def test_list_shows_every_experiment(capsys, monkeypatch):

@@ -1,11 +1,6 @@
 """Two ranks train a compiled network: what DDP puts around it must not split its graph."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import run_ranks
 
 SCRIPT = """
 import torch
@@ -35,10 +30,6 @@ with join("cpu") as ranks:
 """
 
 
-def test_a_compiled_network_stays_one_graph(tmp_path):
-    script = tmp_path / "graphs.py"
-    script.write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launcher, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_compiled_network_stays_one_graph(environment):
+    for done in run_ranks(*[("-c", SCRIPT)] * 2, environment=environment):
+        assert done.returncode == 0, done.stdout + done.stderr

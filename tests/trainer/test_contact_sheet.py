@@ -54,8 +54,8 @@ def test_titles_name_clip_and_class(tmp_path: Path) -> None:
     title = slice(0, TITLE + MARGIN // 2)
     assert named[title].min() < 0.5
     assert not np.array_equal(named[title], numbered[title])
-    assert sheet._title(batch_of(), 1, ("one", "two"), "clip") == "clip 71: two"
-    assert sheet._title(batch_of(), 1, (), "window") == "window 71: class 1"
+    assert sheet.title_of(batch_of(), 1, ("one", "two"), "clip") == "clip 71: two"
+    assert sheet.title_of(batch_of(), 1, (), "window") == "window 71: class 1"
 
 
 @pytest.mark.parametrize(("size", "frames"), [(96, 16), (20, 1)])

@@ -5,8 +5,6 @@ Three runs of the demo and a control run: about 45 minutes on two cores. The dat
 
 import json
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 
 from models.weights.files import load
 from pipelines.demo.classes import COLOUR_ONLY, MOTION_ONLY, DemoConfig
+from tests.programs import run
 from trainer.data import build_loaders
 from trainer.experiments import DEMO
 from trainer.journal.journal import Journal
@@ -26,7 +25,6 @@ from trainer.runtime.signals import Interrupt
 from trainer.scoring import score_split
 from trainer.snapshots.writer import NoWriter
 
-ROOT = Path(__file__).resolve().parents[2]
 CORE_MINUTES = 12
 SEEDS = (0, 1, 2)
 # Of 40 clips a pair, 80 in both pairs, a coin gets more than two thirds right in one of 1,000 controls.
@@ -38,8 +36,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 def train(work_dir: Path, *arguments: str) -> float:
     """Train the demo into `work_dir`; returns the CPU minutes of the whole process and its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "trainer", "--exp", "demo", "--work-dir", str(work_dir), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run("-m", "trainer", "--exp", "demo", "--work-dir", work_dir, *arguments, timeout=None)
     assert done.returncode == 0, done.stdout + done.stderr
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
@@ -59,7 +56,8 @@ def lead(metrics: dict[str, float]) -> float:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[Path]:
     """Work directories of the demo on each seed."""
-    subprocess.run([sys.executable, "-m", "trainer", "prepare", "--exp", "demo"], cwd=ROOT, check=True)
+    prepared = run("-m", "trainer", "prepare", "--exp", "demo", timeout=None)
+    assert prepared.returncode == 0, prepared.stdout + prepared.stderr
     folders = [tmp_path_factory.mktemp("demo") / f"seed{seed}" for seed in SEEDS]
     for seed, folder in zip(SEEDS, folders, strict=True):
         minutes = train(folder, "--set", f"seed={seed}")

@@ -1,30 +1,25 @@
 """`python -m trainer` as a user runs it: from nothing to a trained, validated, reported net; stopped by signals."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import programs
 from tests.trainer.conftest import arguments_in
 from trainer.snapshots.writer import newest_valid
 
-ROOT = Path(__file__).resolve().parents[2]
 STAMP = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - duet - INFO - "
 NUMBER = r"-?\d+\.\d{4}"
 
 
-def train(environment, *arguments):
-    command = [sys.executable, "-m", "trainer", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+def train(environment, *arguments, by=programs.run_forked):
+    done = by("-m", "trainer", *arguments, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -45,7 +40,7 @@ def times(folder):
 def first(environment, tmp_path_factory):
     """The output and folder of a run that starts with nothing at all."""
     root = tmp_path_factory.mktemp("end_to_end")
-    return train(environment, *arguments_in(root), "--work-dir", root / "run"), root
+    return train(environment, *arguments_in(root), "--work-dir", root / "run", by=programs.run), root
 
 
 def test_everything_is_made_and_the_corrupt_video_named_once(first):
@@ -133,8 +128,7 @@ def test_a_snapshot_brings_the_validations_of_its_run_along(first, environment, 
 
 
 def test_prepare_takes_an_experiment(tiny, environment):
-    command = [sys.executable, "-m", "pipelines.prepare", *tiny]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = programs.run_forked("-m", "pipelines.prepare", *tiny, environment=environment)
     assert done.returncode == 0, done.stderr
     assert "1 of 64 clips are left out" in done.stderr
 
@@ -142,11 +136,12 @@ def test_prepare_takes_an_experiment(tiny, environment):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_with_a_snapshot(tiny, environment, tmp_path, number, code):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "trainer", *tiny, "--set", "optim.num_epochs=500", "--work-dir", str(run)]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    words = ("-m", "trainer", *tiny, "--set", "optim.num_epochs=500", "--work-dir", run)
+    with programs.Fork(words, environment) as process:
         wait_for(lambda: list(run.glob("epoch_1_step_*.pth")), process)
-        os.kill(process.pid, number)
-        shown, _ = process.communicate(timeout=60)
+        process.send_signal(number)
+        process.wait(60)
+    shown = process.stdout
     assert process.returncode == code, shown
     assert "stopped: by a signal" in shown
     assert "go on with --resume" in shown
@@ -158,6 +153,6 @@ def test_a_signal_ends_a_run_with_a_snapshot(tiny, environment, tmp_path, number
 def wait_for(condition, process):
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.stdout + process.stderr
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -2,23 +2,18 @@
 
 import csv
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
+from tests.programs import run_forked
 from tests.trainer.test_end_to_end import size_of_png
 from trainer.cli import run_command
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def run(environment, *arguments):
-    command = [sys.executable, "-m", "trainer", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+    done = run_forked("-m", "trainer", *arguments, environment=environment)
     return done.returncode, done.stdout + done.stderr
 
 

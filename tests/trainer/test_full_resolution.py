@@ -3,20 +3,17 @@
 import json
 import math
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines.demo.classes import DemoConfig
 from pipelines.demo.make import make_demo
+from tests.programs import run
 
 # Two minutes on one core for all three: 224 px frames through networks of up to 60 GMAC a clip.
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).resolve().parents[2]
-# The demo's joints (COCO) in OpenPose's order: neck from a shoulder, eyes and ears, five fingertips at each wrist.
 OPENPOSE_FROM_COCO = [0, 6, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3, *([9] * 5), *([10] * 5)]
 
 
@@ -66,10 +63,10 @@ def test_two_steps_and_a_validation(demo, environment, tmp_path, name):
             "log_every=1",
         ),
     ]
-    command = [sys.executable, "-m", "trainer", "--exp", name, "--work-dir", str(tmp_path / "run")]
+    command = ["-m", "trainer", "--exp", name, "--work-dir", tmp_path / "run"]
     command += [part for setting in settings for part in ("--set", setting)]
     for more in (["--max-steps", "2"], ["--resume"]):  # the epoch has no third step: what is left is to validate
-        done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = run(*command, *more, environment=environment, timeout=None)
         assert done.returncode == 0, done.stdout + done.stderr
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     *steps, validation = (

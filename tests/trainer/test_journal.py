@@ -3,13 +3,12 @@
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests import programs
 from trainer.cursor import Cursor
 from trainer.journal import journal as clock_module
 from trainer.journal.journal import LOG, METRICS, Clock, Journal
@@ -256,7 +255,7 @@ print("done")
 
 
 def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
-    ran = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    ran = programs.run("-c", FULL_DISK, tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("the log cannot be written (File too large): training goes on without it") == 1
     assert ran.stdout.endswith("done\n")

@@ -1,7 +1,5 @@
 """Metrics against scikit-learn and torchmetrics (the published numbers: tests/parity); gathering over ranks."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from pipelines.batch import Batch
+from tests.programs import run_ranks
 from trainer import metrics
 from trainer.metrics import Scores
 
@@ -123,9 +122,11 @@ def test_gather_refuses_a_clip_scored_twice() -> None:
 RANK = """
 import sys, numpy as np, torch, torch.distributed as dist
 from pipelines.batch import Batch
+from tests.programs import run_ranks
 from trainer import metrics
-rank, file = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
+file = sys.argv[1]
+dist.init_process_group("gloo")
+rank = dist.get_rank()
 nothing, parts = torch.zeros(2, 0), []
 for step in range(3):  # 11 clips, global batch 4: the last batch has one padded place
     place = step * 4 + rank + torch.tensor([0, 2])
@@ -139,9 +140,9 @@ dist.destroy_process_group()
 
 
 def test_two_ranks_agree_and_count_each_clip_once(tmp_path: Path) -> None:
-    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(r), str(tmp_path / "meet")]) for r in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    first, second = (torch.load(tmp_path / f"meet.{rank}", weights_only=True) for rank in range(2))
+    for done in run_ranks(*[("-c", RANK, tmp_path / "scores")] * 2):
+        assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"scores.{rank}", weights_only=True) for rank in range(2))
     for mine, other in zip(first[:3], second[:3], strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
     assert first[3] == second[3]

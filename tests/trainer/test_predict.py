@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
@@ -19,6 +18,7 @@ from models.networks import build_model
 from models.weights.loading import load_weights
 from pipelines.annotate.keypoints import Poses
 from pipelines.skeleton import COCO_17
+from tests.programs import run_forked
 from tests.trainer.test_end_to_end import size_of_png
 from trainer.cli import run_command
 from trainer.commands.predict_output import AnnotatedVideo, draw_bar
@@ -26,7 +26,6 @@ from trainer.commands.train import Options
 from trainer.experiments import EXPERIMENTS
 from trainer.settings import experiment_of
 
-ROOT = Path(__file__).resolve().parents[2]
 VIDEO = "S001C001P021R001A001"
 
 
@@ -259,12 +258,11 @@ def long_video(path: Path, frames: int) -> Path:
 def peak_of(tiny, trained, environment, video: Path) -> int:
     """MiB of resident memory at the most of `predict` on a video."""
     words = ["--checkpoint", str(trained), "--pose", str(video.with_suffix(".npz")), "--out", str(video.parent / "out")]
-    command = [sys.executable, "-m", "trainer", "predict", str(video), *tiny, *words]
-    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2); "
-    code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    return int(done.stdout) >> 10
+    code = "import resource, sys; from trainer.cli import run_command; code = run_command(sys.argv[1:]); "
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    done = run_forked("-c", code, "predict", video, *tiny, *words, environment=environment, timeout=None)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return int(done.stdout.splitlines()[-1]) >> 10
 
 
 def test_memory_of_a_short_1080p_video(tiny, trained, environment, tmp_path):

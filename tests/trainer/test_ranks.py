@@ -2,24 +2,19 @@
 
 import json
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import programs
 from trainer.runtime.ranks import world_size_of
 from trainer.snapshots.writer import newest_valid
 
-ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("killed_run.py")
 
 
-def run(environment, *command):
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250
-    )
+def shown_by(done):
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -30,7 +25,8 @@ def validations(work_dir):
 
 def test_torchrun_with_two_ranks(tiny, environment, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trainer")
-    shown = run(environment, *launcher, *tiny, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
+    words = (*launcher, *tiny, "--max-steps", "6", "--work-dir", tmp_path / "run")
+    shown = shown_by(programs.run_forked(*words, environment=environment))
     assert "stopped: 6 steps are done" in shown
     assert "Warning" not in shown
     assert shown.count("Epoch(val) [1][24/24]") == 1
@@ -46,22 +42,12 @@ def two_machines(environment, *arguments):
         port = str(free.getsockname()[1])
     meet = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port)
     nodes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *meet, "--node-rank", str(node), "-m", "trainer", *own],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        programs.Fork(("-m", "torch.distributed.run", *meet, "--node-rank", node, "-m", "trainer", *own), environment)
         for node, own in enumerate(arguments)
     ]
-    try:
-        shown = [node.communicate(timeout=200)[0] for node in nodes]
-    finally:
-        for node in nodes:
-            node.kill()
-    return [node.returncode for node in nodes], shown
+    with nodes[0], nodes[1]:
+        codes = [node.wait(200) for node in nodes]
+        return codes, [node.stdout + node.stderr for node in nodes]
 
 
 def test_two_machines_of_one_rank_each(tiny, environment, tmp_path):
@@ -79,12 +65,15 @@ def test_two_machines_of_one_rank_each(tiny, environment, tmp_path):
 def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path, resume):
     """A fresh start is refused; so is a snapshot that only one has: the other would train from other weights."""
     here, there = tmp_path / "here", tmp_path / "there"
+    trainer = ("-m", "trainer", *tiny)
     if resume:
-        run(environment, "-m", "trainer", *tiny, "--max-steps", "2", "--work-dir", str(here))
+        begin = (*trainer, "--max-steps", "2", "--work-dir", here)
+        shown_by(programs.run_forked(*begin, environment=environment))
         there.mkdir()
-    settings = (*tiny, *(["--resume"] if resume else []), "--max-steps", "3", "--work-dir")
-    codes, (first, second) = two_machines(environment, (*settings, str(here)), (*settings, str(there)))
-    assert all(codes), first + second
+    words = (*trainer, *(["--resume"] if resume else []), "--max-steps", "3", "--work-dir")
+    done = programs.run_ranks((*words, here), (*words, there), environment=environment, machines=2)
+    first, second = (rank.stdout + rank.stderr for rank in done)
+    assert all(rank.returncode for rank in done), first + second
     why = "epoch_1_step_2.pth cannot be read as a snapshot: [Errno 2]" if resume else "is not there on every machine"
     assert f"error: {there if resume else here}" in (second if resume else first)
     assert why in second
@@ -105,9 +94,10 @@ def test_more_processes_than_gpus(monkeypatch):
 def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, tmp_path):
     """A run of two ranks is taken up by one, whose batches are those that two would have had."""
     work_dir = tmp_path / "run"
-    two = run(environment, "-m", "trainer", *tiny, "--ranks", "2", "--max-steps", "3", "--work-dir", str(work_dir))
+    words = ("-m", "trainer", *tiny, "--work-dir", work_dir)
+    two = shown_by(programs.run_forked(*words, "--ranks", "2", "--max-steps", "3", environment=environment))
     assert "stopped: 3 steps are done" in two
-    one = run(environment, "-m", "trainer", *tiny, "--resume", "--work-dir", str(work_dir))
+    one = shown_by(programs.run_forked(*words, "--resume", environment=environment))
     assert "this resume is exact in batches and rates, not in every bit: ranks 2 -> 1" in one
     assert [line.partition("Epoch(val) ")[2][:10] for line in validations(work_dir)] == ["[1][24/24]", "[2][24/24]"]
     records = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
@@ -123,9 +113,9 @@ def test_the_order_of_clips_is_the_same_through_any_change_of_ranks(tiny, enviro
     for name, course in (("one", [(1, 8)]), ("many", [(1, 2), (4, 5), (2, 8)])):
         log = tmp_path / f"{name}.log"
         for ranks, last in course:
-            launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks), str(DRIVER), str(log), "none")
-            more = ("--max-steps", str(last), "--resume", "--work-dir", str(tmp_path / name))
-            run({**environment, "PYTHONPATH": str(ROOT)}, *launcher, *tiny, *more)
+            more = ("--max-steps", last, "--resume", "--work-dir", tmp_path / name)
+            for done in programs.run_ranks(*[(DRIVER, log, "none", *tiny, *more)] * ranks, environment=environment):
+                shown_by(done)
         orders.append(global_batches(log))
     assert orders[0] == orders[1]
     assert len(orders[0]) == 8
@@ -144,32 +134,26 @@ def global_batches(log):
     }
 
 
-def test_statistics_are_averaged_over_ranks(tmp_path):
+AVERAGE = """
+import torch
+from trainer.runtime.ranks import average_statistics, join
+with join('cpu') as ranks:
+    norm = torch.nn.BatchNorm2d(3)
+    norm.running_mean += ranks.rank
+    norm.running_var += 3 * ranks.rank
+    average_statistics(norm, ranks)
+    assert norm.running_mean.tolist() == [0.5] * 3, norm.running_mean
+    assert norm.running_var.tolist() == [2.5] * 3, norm.running_var
+    assert ranks.any(ranks.rank == 1)
+    with ranks.in_turn():
+        open('turns', 'a').write(str(ranks.rank))
+"""
+
+
+def test_statistics_are_averaged_over_ranks(environment, tmp_path):
     """Two real gloo ranks with different running statistics end with their mean."""
-    script = tmp_path / "average.py"
-    script.write_text(
-        "import torch\n"
-        "from trainer.runtime.ranks import average_statistics, join\n"
-        "with join('cpu') as ranks:\n"
-        "    norm = torch.nn.BatchNorm2d(3)\n"
-        "    norm.running_mean += ranks.rank\n"
-        "    norm.running_var += 3 * ranks.rank\n"
-        "    average_statistics(norm, ranks)\n"
-        "    assert norm.running_mean.tolist() == [0.5] * 3, norm.running_mean\n"
-        "    assert norm.running_var.tolist() == [2.5] * 3, norm.running_var\n"
-        "    assert ranks.any(ranks.rank == 1)\n"
-        "    with ranks.in_turn():\n"
-        "        open('turns', 'a').write(str(ranks.rank))\n"
-    )
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    for done in programs.run_ranks(*[("-c", AVERAGE)] * 2, environment=environment, cwd=tmp_path):
+        shown_by(done)
     assert (tmp_path / "turns").read_text() == "01"
 
 

@@ -2,40 +2,32 @@
 
 import json
 import random
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import programs
 from trainer.cli import run_command
 from trainer.journal.lines import read_metrics
 from trainer.resume import check_same, state_of, take_up
 from trainer.runtime.wrap import has_compiler
 from trainer.snapshots.writer import Snapshot, newest_valid
 
-ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("killed_run.py")
 SIGKILLED = -9
 
 
-def start(arguments, environment, log, work_dir, point="none", *more):
-    command = [sys.executable, str(DRIVER), str(log), point, *arguments, "--work-dir", str(work_dir), *more]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def words(arguments, log, work_dir, point="none", *more):
+    return [DRIVER, log, point, *arguments, "--work-dir", work_dir, *more]
 
 
-def train(*arguments):
-    process = start(*arguments)
-    shown = process.communicate()[0]
-    return process.returncode, shown
+def train(arguments, environment, *rest, by=programs.run_forked):
+    """Exit code and all that was shown of a run of killed_run.py, by default in a fork."""
+    done = by(*words(arguments, *rest), environment=environment)
+    return done.returncode, done.stdout + done.stderr
 
 
 def steps(log):
@@ -70,11 +62,18 @@ def assert_equal(a, b, at=""):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tiny, environment, tmp_path_factory):
+def whole(tiny, environment, tmp_path_factory):
+    """Log and work directory of a run that nothing ends."""
     folder = tmp_path_factory.mktemp("unbroken")
     code, shown = train(tiny, environment, folder / "log", folder / "run")
     assert code == 0, shown
-    return steps(folder / "log"), final_state(folder / "run"), metrics_of(folder / "run")
+    return folder / "log", folder / "run"
+
+
+@pytest.fixture(scope="module")
+def unbroken(whole):
+    log, run = whole
+    return steps(log), final_state(run), metrics_of(run)
 
 
 def metrics_of(work_dir):
@@ -83,47 +82,46 @@ def metrics_of(work_dir):
     return [record for record in records if record["kind"] == "val"]
 
 
-POINTS = [
-    *("step:1", "step:4", "step:6", "step:10"),  # the first one, within an epoch, the first and the last of another
-    *("validation:begin", "validation:inside", "validation:end"),
-    *("snapshot:1", "snapshot:2", "snapshot:4"),
-]
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny, environment, tmp_path, unbroken, point):
-    log, run = tmp_path / "log", tmp_path / "run"
-    assert train(tiny, environment, log, run, point)[0] == SIGKILLED
-    code, shown = train(tiny, environment, log, run, "none", "--resume")
-    assert code == 0, shown
+def assert_unbroken(log, run, unbroken):
     batches, state, metrics = unbroken
     assert steps(log) == batches
     assert_equal(final_state(run), state)
     assert metrics_of(run) == metrics
+
+
+# Runs of two epochs of five steps, with snapshots after steps 2, 4 and 5 and after the validation. Each process goes on
+# from what the one before it left, and counts its own steps and writes; a number is of `--max-steps`, which ends it.
+COURSES = {
+    # The very first step, the fourth, the third (twice in a row from one snapshot); the first of the second epoch,
+    # a stop after its second, and the last.
+    "steps": ["step:1", "step:4", "step:1", "step:4", 7, "step:3"],
+    "validation": ["validation:begin", "validation:inside", "validation:end"],
+    # The first snapshot, the link to it, the link to the second.
+    "snapshots": ["snapshot:1", "snapshot:2", "snapshot:2"],
+}
+
+
+@pytest.mark.parametrize("course", COURSES)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny, environment, tmp_path, unbroken, course):
+    log, run = tmp_path / "log", tmp_path / "run"
+    for point in COURSES[course]:
+        if isinstance(point, int):
+            code, shown = train(tiny, environment, log, run, "none", "--resume", "--max-steps", point)
+            assert code == 0, shown
+        else:
+            code, shown = train(tiny, environment, log, run, point, "--resume")
+            assert code == SIGKILLED, shown
+    code, shown = train(tiny, environment, log, run, "none", "--resume")
+    assert code == 0, shown
+    assert_unbroken(log, run, unbroken)
     assert not list(run.glob("*.tmp"))
 
 
-def test_killed_twice_in_a_row_and_then_stopped(tiny, environment, tmp_path, unbroken):
-    log, run = tmp_path / "log", tmp_path / "run"
-    assert train(tiny, environment, log, run, "step:3")[0] == SIGKILLED
-    assert train(tiny, environment, log, run, "step:1", "--resume")[0] == SIGKILLED
-    code, shown = train(tiny, environment, log, run, "none", "--resume", "--max-steps", "7")
-    assert code == 0, shown
-    code, shown = train(tiny, environment, log, run, "none", "--resume")
-    assert code == 0, shown
-    batches, state, metrics = unbroken
-    assert steps(log) == batches
-    assert_equal(final_state(run), state)
-    assert metrics_of(run) == metrics
-
-
 def test_a_second_run_is_the_first_again(tiny, environment, tmp_path, unbroken):
-    code, shown = train(tiny, environment, tmp_path / "log", tmp_path / "run")
+    """In a new interpreter, whose hashes of strings are others."""
+    code, shown = train(tiny, environment, tmp_path / "log", tmp_path / "run", by=programs.run)
     assert code == 0, shown
-    batches, state, metrics = unbroken
-    assert steps(tmp_path / "log") == batches
-    assert_equal(final_state(tmp_path / "run"), state)
-    assert metrics_of(tmp_path / "run") == metrics
+    assert_unbroken(tmp_path / "log", tmp_path / "run", unbroken)
 
 
 @pytest.mark.soak
@@ -131,12 +129,11 @@ def test_a_second_run_is_the_first_again(tiny, environment, tmp_path, unbroken):
 def test_fifty_kills_at_any_moment(tiny, environment, tmp_path, unbroken):
     """Ten runs of five kills each, at moments drawn over the length of a run, data loading and writes included."""
     luck = random.Random(0)
-    batches, state, metrics = unbroken
     kills = 0
     while kills < 50:
         log, run = tmp_path / f"log{kills}", tmp_path / f"run{kills}"
         for _ in range(5):
-            process = start(tiny, environment, log, run, "none", "--resume")
+            process = programs.start(*words(tiny, log, run, "none", "--resume"), environment=environment)
             try:
                 process.communicate(timeout=luck.uniform(3, 12))
             except subprocess.TimeoutExpired:
@@ -145,9 +142,7 @@ def test_fifty_kills_at_any_moment(tiny, environment, tmp_path, unbroken):
                 kills += 1
         code, shown = train(tiny, environment, log, run, "none", "--resume")
         assert code == 0, shown
-        assert steps(log) == batches
-        assert_equal(final_state(run), state)
-        assert metrics_of(run) == metrics
+        assert_unbroken(log, run, unbroken)
 
 
 @pytest.mark.soak
@@ -168,26 +163,32 @@ def test_a_killed_compiled_run_goes_on_bit_for_bit(tiny, environment, tmp_path):
     assert ends[0][2] == ends[1][2]
 
 
-def test_resuming_a_finished_run_changes_nothing(tiny, environment, tmp_path):
-    log, run = tmp_path / "log", tmp_path / "run"
-    short = [*tiny, "--set", "optim.num_epochs=1"]
-    assert train(short, environment, log, run)[0] == 0
-    state, logged = final_state(run), log.read_text()
-    code, shown = train(short, environment, log, run, "none", "--resume")
+def test_resuming_a_finished_run_changes_nothing(tiny, environment, tmp_path, whole, unbroken):
+    log, run = shutil.copy(whole[0], tmp_path / "log"), shutil.copytree(whole[1], tmp_path / "run", symlinks=True)
+    code, shown = train(tiny, environment, log, run, "none", "--resume")
     assert code == 0, shown
-    assert log.read_text() == logged
-    assert_equal(final_state(run), state)
+    assert log.read_text() == whole[0].read_text()
+    assert_unbroken(log, run, unbroken)
+
+
+ONE_EPOCH = ("--set", "optim.num_epochs=1", "--set", "log_every=1")
+
+
+@pytest.fixture(scope="module")
+def begun(tiny, tmp_path_factory):
+    """The work directory of a run: three steps of 8 of 39 clips, and a snapshot of the first two of them."""
+    run = tmp_path_factory.mktemp("begun") / "run"
+    assert run_command([*tiny, *ONE_EPOCH, "--work-dir", str(run), "--max-steps", "3"]) == 0
+    (run / "epoch_1_step_3.pth").unlink()
+    return run
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(4, [5, 6, 7, 8, 9, 10]), (16, [2, 3]), (40, [1])])
-def test_another_batch_size_loses_no_clip_of_the_epoch_and_no_record(tiny, tmp_path, batch_size, steps):
-    """Three steps of 8 of 39 clips, a snapshot of the first two of them: the third one is forgotten."""
-    work_dir = tmp_path / "run"
-    run = ["--work-dir", str(work_dir), "--set", "optim.num_epochs=1", "--set", "log_every=1"]
-    assert run_command([*tiny, *run, "--max-steps", "3"]) == 0
-    (work_dir / "epoch_1_step_3.pth").unlink()
+def test_another_batch_size_loses_no_clip_of_the_epoch_and_no_record(tiny, tmp_path, begun, batch_size, steps):
+    work_dir = shutil.copytree(begun, tmp_path / "run", symlinks=True)
     before = read_metrics(work_dir / "metrics.jsonl")
-    assert run_command([*tiny, *run, "--resume", "--set", f"optim.batch_size={batch_size}"]) == 0
+    more = ["--work-dir", str(work_dir), "--resume", "--set", f"optim.batch_size={batch_size}"]
+    assert run_command([*tiny, *ONE_EPOCH, *more]) == 0
     records = [record for record in read_metrics(work_dir / "metrics.jsonl") if record["kind"] == "train"]
     assert records[:2] == before[:2]
     assert [record["step"] for record in records[2:]] == steps

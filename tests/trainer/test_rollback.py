@@ -1,19 +1,14 @@
 """A loss that spikes sends a run back to its last snapshot, past the clips since: the same each time, on all ranks."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.programs import run_ranks
 from trainer.journal.journal import Journal
 from trainer.loop import fit
 from trainer.resume import changed_by_update, go_back, state_of
 from trainer.snapshots.writer import Writer, newest_valid
 from trainer.step import train_step
-
-ROOT = Path(__file__).resolve().parents[2]
 
 TWO_RANKS = """
 import sys
@@ -119,16 +114,7 @@ def test_rollbacks_need_snapshots_of_losses_that_were_looked_at(build):
 
 
 def test_all_ranks_go_back(tiny, environment, tmp_path):
-    script = tmp_path / "spike.py"
-    script.write_text(TWO_RANKS)
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, *launcher, *tiny, "--set", "optim.rollbacks=1"],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "past the clips since" in done.stdout
+    words = ("-c", TWO_RANKS, tmp_path, *tiny, "--set", "optim.rollbacks=1")
+    first, second = run_ranks(words, words, environment=environment)
+    assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stderr
+    assert "past the clips since" in first.stdout

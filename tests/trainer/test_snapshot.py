@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from models.weights.files import SnapshotError, load, save
+from tests.programs import Fork
 from trainer.snapshots.writer import LATEST, Writer, best_name, newest_valid, stage
 
 
@@ -217,13 +216,14 @@ def test_kill_9_at_any_time_leaves_one_to_load(tmp_path: Path) -> None:
     """Twice, in the same folder; never back by more than the write in flight and the one staged."""
     rng, reached = np.random.default_rng(0), 0
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        for _ in range(int(rng.integers(2, 5))):
-            reached = int(process.stdout.readline())
-        time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        reached = max([reached, *(int(line) for line in process.communicate()[0].split())])
+        with Fork(("-c", ENDLESS, tmp_path)) as process:
+            several = int(rng.integers(2, 5))
+            while process.stdout.count("\n") < several:
+                assert process.poll() is None, process.stderr
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.05))
+        assert process.returncode == -signal.SIGKILL
+        reached = max([reached, *(int(line) for line in process.stdout.split())])
         found = newest_valid(tmp_path, silent)
         assert found is not None
         assert found[1]["step"] >= reached - 1

@@ -5,7 +5,6 @@ import os
 import pickle
 import struct
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from models.weights.files import MAGIC, TRAILER, SnapshotError, WeightsError, load, read_file, save
+from tests.programs import run_forked
 
 
 def state(seed: int = 0) -> dict:
@@ -159,7 +159,7 @@ for size in (25_000, 200_000, 1_000_000):  # the first passes torch's writer and
 def test_a_full_disk_leaves_the_old_file_and_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     save(path, state())
-    ran = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, timeout=120)
+    ran = run_forked("-c", FULL_DISK, path)
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert len(lines) == 3

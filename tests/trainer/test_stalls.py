@@ -3,31 +3,34 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests import programs
 from trainer.runtime.ranks import how_it_ended
 from trainer.snapshots.writer import newest_valid
 
-ROOT = Path(__file__).resolve().parents[2]
+
+def words_of(*arguments):
+    return "-m", "trainer", *arguments, "--ranks", "2"
 
 
 def start(environment, *arguments):
-    command = [sys.executable, "-m", "trainer", *map(str, arguments), "--ranks", "2"]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return programs.Fork(words_of(*arguments), environment)
+
+
+def shown_by(process, timeout):
+    process.wait(timeout)
+    return process.stdout + process.stderr
 
 
 def wait_for_log(process, work_dir, text):
     deadline = time.monotonic() + 120
     log = work_dir / "train.log"
     while not (log.exists() and text in log.read_text()):
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, work_dir
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -51,7 +54,7 @@ def test_a_signal_to_the_launcher_ends_all_ranks_with_a_snapshot(tiny, environme
     process = start(environment, *tiny, *LONG, "--work-dir", work_dir)
     wait_for_log(process, work_dir, "Epoch(train) [1][2/5]")
     process.send_signal(number)
-    shown = process.communicate(timeout=60)[0]
+    shown = shown_by(process, 60)
     assert process.returncode == code, shown
     assert len(re.findall("stopped: by a signal.*; go on with --resume", shown)) == 1, shown
     assert "closing signal" not in shown  # the launcher's own lines
@@ -62,7 +65,7 @@ def test_a_signal_to_the_launcher_ends_all_ranks_with_a_snapshot(tiny, environme
 def test_no_rank_outlives_its_launcher(tiny, environment, tmp_path, text):
     """Killed in training, or as soon as there are ranks, which then wait for it at their rendezvous."""
     work_dir = tmp_path / "run"
-    process = start(environment, *tiny, *LONG, "--work-dir", work_dir)
+    process = programs.start(*words_of(*tiny, *LONG, "--work-dir", work_dir), environment=environment)
     if text:
         wait_for_log(process, work_dir, text)
     while len(children(process.pid)) < 2:
@@ -78,7 +81,7 @@ def test_a_rank_that_stands_still_ends_the_run_with_stacks_of_all(tiny, environm
     process = start(environment, *tiny, *LONG, "--set", "stalled_after=5", "--work-dir", work_dir)
     wait_for_log(process, work_dir, "Epoch(train) [1][2/5]")
     os.kill(children(process.pid)[1], signal.SIGSTOP)
-    shown = process.communicate(timeout=120)[0]
+    shown = shown_by(process, 120)
     assert process.returncode not in (0, None), shown
     assert "nothing has moved for 5 s" in shown
     assert "rank 0 ended with exit code 75" in shown or "rank 1 ended with exit code 75" in shown
@@ -91,7 +94,7 @@ def test_a_killed_rank_is_started_again(tiny, environment, tmp_path):
     process = start(environment, *tiny, "--max-restarts", "1", "--work-dir", work_dir)
     wait_for_log(process, work_dir, "Epoch(train) [1][4/5]")
     os.kill(children(process.pid)[1], signal.SIGKILL)
-    shown = process.communicate(timeout=200)[0]
+    shown = shown_by(process, 200)
     assert process.returncode == 0, shown
     assert "going on from" in shown
     found = newest_valid(work_dir, print)
@@ -106,7 +109,7 @@ def test_a_killed_rank_is_all_that_is_told(tiny, environment, tmp_path):
     process = start(environment, *tiny, *LONG, "--work-dir", work_dir)
     wait_for_log(process, work_dir, "Epoch(train) [1][4/5]")
     os.kill(children(process.pid)[1], signal.SIGKILL)
-    shown = process.communicate(timeout=120)[0]
+    shown = shown_by(process, 120)
     assert process.returncode == 128 + signal.SIGKILL, shown
     assert "rank 1 was killed by SIGKILL" in shown
     assert "rank 0" not in shown
@@ -117,7 +120,7 @@ def test_a_killed_rank_is_all_that_is_told(tiny, environment, tmp_path):
 def test_a_mistake_that_one_rank_meets_is_one_sentence(tiny, environment, tmp_path):
     missing = ("--set", "data.demo=None", "--set", f"data.annotations={tmp_path}/none.pkl")
     process = start(environment, *tiny, *missing, "--work-dir", tmp_path / "run")
-    shown = process.communicate(timeout=120)[0]
+    shown = shown_by(process, 120)
     assert process.returncode == 2, shown
     assert "none.pkl cannot be opened" in shown
     assert "Traceback" not in shown

@@ -1,13 +1,10 @@
 """Two ranks against one: twenty steps on the same global batches give the same losses."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import run_ranks
 
 SCRIPT = """
 import itertools, json, sys
@@ -57,23 +54,13 @@ main(*sys.argv[1:])  # what it has made is gone before the interpreter goes
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_losses_of_two_ranks_are_those_of_one(tiny, environment, tmp_path, accumulate):
-    script = tmp_path / "steps.py"
-    script.write_text(SCRIPT)
     frozen = ("--set", "model.dropout=0.0", "--set", f"optim.accumulate={accumulate}")
     results = []
     for ranks in (1, 2):
         log = tmp_path / str(ranks)
         log.mkdir()
-        launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks), str(script), str(log))
-        done = subprocess.run(
-            [sys.executable, *launcher, *tiny, *frozen],
-            cwd=ROOT,
-            env={**environment, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        for done in run_ranks(*[("-c", SCRIPT, log, *tiny, *frozen)] * ranks, environment=environment):
+            assert done.returncode == 0, done.stdout + done.stderr
         results.append(json.loads((log / "out").read_text()))
     one, two = results
     assert len(one["losses"]) == 20

@@ -1,11 +1,11 @@
 """Weights & Biases gets the numbers of metrics.jsonl; without the package a sentence says how to get it."""
 
 import importlib.util
-import subprocess
 import sys
 
 import pytest
 
+from tests.programs import run
 from trainer.cli import run_command
 from trainer.journal.journal import METRICS
 from trainer.journal.lines import read_metrics
@@ -15,8 +15,9 @@ INSTALLED = importlib.util.find_spec("wandb") is not None
 
 @pytest.mark.skipif(not INSTALLED, reason="the extra `wandb` is not installed (100 MB, so not with the tests')")
 def test_offline(tiny, tmp_path, environment):
-    words = [sys.executable, "-m", "trainer", *tiny, "--work-dir", str(tmp_path), "--set", "wandb=true"]
-    subprocess.run(words, env=environment | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}, check=True)
+    words = ("-m", "trainer", *tiny, "--work-dir", tmp_path, "--set", "wandb=true")
+    done = run(*words, environment=environment | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"})
+    assert done.returncode == 0, done.stdout + done.stderr
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     for record in read_metrics(tmp_path / METRICS):

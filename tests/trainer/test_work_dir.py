@@ -1,20 +1,19 @@
 """A work directory belongs to one run at a time, and what another program left in it stays."""
 
 import os
-import subprocess
-import sys
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.programs import Fork
 from trainer.cli import run_command
 from trainer.runtime.ranks import join
 from trainer.session import pictures
 from trainer.snapshots.work_dir import claim
 from trainer.snapshots.writer import Writer, newest_valid
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def mmengine(folder: Path) -> list[Path]:
@@ -52,16 +51,16 @@ def test_a_new_best_one_removes_none_of_another_program(tmp_path):
 
 def test_a_second_run_leaves_the_first_alone(tiny, environment, tmp_path, capsys):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "trainer", *tiny, "--set", "optim.num_epochs=500", "--work-dir", str(run)]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        while "Epoch(val)" not in first.stdout.readline():
+    words = ("-m", "trainer", *tiny, "--set", "optim.num_epochs=500", "--work-dir", run)
+    with Fork(words, environment) as first:
+        while "Epoch(val)" not in first.stdout:
             assert first.poll() is None
+            time.sleep(0.05)
         for resume in ([], ["--resume"]):
             assert run_command([*tiny, "--work-dir", str(run), *resume]) == 2
             assert f"error: another run is at work in {run}: " in capsys.readouterr().err
-        first.terminate()
-        first.communicate(timeout=60)
+        first.send_signal(signal.SIGTERM)
+        first.wait(60)
     assert first.returncode == 143
     assert newest_valid(run, pytest.fail) is not None
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -37,12 +37,12 @@ def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: st
             canvas[top : top + height, MARGIN : MARGIN + width] = strip.numpy()
             top += height + GAP
         title_at = 1 - (place * block + TITLE / 2 + MARGIN // 2) / canvas.shape[0]
-        figure.text(MARGIN / canvas.shape[1], title_at, _title(batch, clip, labels, what), va="center", fontsize=9)
+        figure.text(MARGIN / canvas.shape[1], title_at, title_of(batch, clip, labels, what), va="center", fontsize=9)
     figure.figimage(canvas)
     return write_png(figure, path)
 
 
-def _title(batch: Batch, clip: int, labels: Sequence[str], what: str) -> str:
+def title_of(batch: Batch, clip: int, labels: Sequence[str], what: str) -> str:
     label = int(batch.label[clip])
     return f"{what} {int(batch.index[clip])}: {labels[label] if labels else f'class {label}'}"
 

@@ -1,0 +1,102 @@
+"""Forks programs for tests/programs.py, each from a process in which the slow imports are done.
+
+Its one argument is the file number of a socket. Each message there says what to run, and carries the files for stdout,
+stderr and the exit code; the answer is the process number. It ends, and with it all its forks, when the socket closes.
+"""
+
+import importlib
+import json
+import os
+import random
+import runpy
+import selectors
+import signal
+import socket
+import sys
+from typing import Any
+
+import numpy as np
+
+from tests.programs import die_with_parent
+
+IMPORTED = ("torch._dynamo", "trainer.session", "trainer.commands.eval", "trainer.commands.predict", "pipelines.dali")
+
+
+def serve(requests: socket.socket) -> dict[str, Any]:
+    """Fork a process for each message until the socket closes. Only these forks return, with their message."""
+    exit_codes: dict[int, int] = {}  # process number -> file that takes its exit code
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # it wakes the selector
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for pytest, which then closes the socket
+    with selectors.DefaultSelector() as selector:
+        selector.register(requests, selectors.EVENT_READ)
+        selector.register(woken, selectors.EVENT_READ)
+        while True:
+            ready = {key.fd for key, _ in selector.select()}
+            if woken in ready:
+                os.read(woken, 4096)
+                report_ends(exit_codes)
+            if requests.fileno() in ready:
+                message, files, *_ = socket.recv_fds(requests, 1 << 20, 3)
+                if not message:
+                    sys.exit()
+                pid = os.fork()
+                if not pid:
+                    selector.close()
+                    requests.close()
+                    for file in (woken, waker, *exit_codes.values()):
+                        os.close(file)
+                    return prepare(json.loads(message), files)
+                stdout, stderr, exit_codes[pid] = files
+                os.close(stdout)
+                os.close(stderr)
+                requests.send(str(pid).encode())
+
+
+def report_ends(exit_codes: dict[int, int]) -> None:
+    """Write the exit codes of forks that have ended."""
+    for pid in list(exit_codes):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            file = exit_codes.pop(pid)
+            os.write(file, str(os.waitstatus_to_exitcode(status)).encode())
+            os.close(file)
+
+
+def prepare(message: dict[str, Any], files: list[int]) -> dict[str, Any]:
+    """Make a fork as a new interpreter would be, but for what is imported."""
+    die_with_parent()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for file, number in zip(files[:2], (1, 2), strict=True):
+        os.dup2(file, number)
+    for file in files:
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(message["environment"])
+    os.chdir(message["cwd"])
+    random.seed()  # forks would share what is drawn without a seed
+    np.random.seed()
+    return message
+
+
+def become(words: list[str]) -> None:
+    """What `python WORDS` does."""
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    for name in IMPORTED:
+        importlib.import_module(name)
+    become(serve(socket.socket(fileno=int(sys.argv[1])))["words"])
