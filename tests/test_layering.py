@@ -44,17 +44,70 @@ def test_dali_and_triton_have_one_place_each():
         assert "triton" not in modules or (place.parts[0] == "kernels" and place.name == "fused.py"), place
 
 
-def test_models_load_without_dali_and_triton():
-    code = "import sys, models; print([m for m in ('nvidia.dali', 'pipelines', 'trainer') if m in sys.modules])"
-    shown = run("-c", code)
-    assert shown.stdout.strip() == "[]", shown.stderr
+def test_networks_load_without_dali_and_triton():
+    names = "('nvidia.dali', 'triton', 'pipelines', 'trainer')"
+    assert answer(f"import sys, models.networks; print([m for m in {names} if m in sys.modules])") == "[]"
+
+
+def answer(code: str) -> str:
+    """The last line that a new interpreter prints."""
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
 
 
 def test_commands_start_without_the_compiler():
-    """torch.compile's modules take a second; only what compiles or trains asks for them."""
-    code = "import sys, trainer.commands; print([m for m in ('torch._dynamo', 'torch._inductor') if m in sys.modules])"
-    shown = run("-c", code)
-    assert shown.stdout.strip() == "[]", shown.stderr
+    """torch.compile's modules take a second; only what compiles or trains imports them."""
+    code = """
+import importlib, sys
+from trainer.cli import COMMANDS
+for module, *_ in COMMANDS.values():
+    importlib.import_module(module)
+print([m for m in ("torch._dynamo", "torch._inductor") if m in sys.modules])"""
+    assert answer(code) == "[]"
+
+
+def test_help_list_runs_and_mistakes_are_answered_without_torch(tmp_path):
+    code = f"""
+import contextlib, sys
+from trainer.cli import run_command
+for words in ("--list", "runs {tmp_path}", "evl", "--exp dmo", "--exp demo --set optim.lr=x"):
+    run_command(words.split())
+with contextlib.suppress(SystemExit):
+    run_command(["--help"])
+print([m for m in ("torch", "nvidia.dali", "matplotlib") if m in sys.modules])"""
+    assert answer(code) == "[]"
+
+
+def modules_of(path: Path) -> set[str]:
+    """The files of ours that a file imports when it is imported itself: statements at its top level."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inside = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            names |= inside or {str(node.module)}
+    return names & MODULES.keys()
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def test_no_file_imports_itself_through_others():
+    imports = {name: modules_of(path) for name, path in MODULES.items()}
+    while leaves := {name for name, others in imports.items() if not others}:
+        imports = {name: others - leaves for name, others in imports.items() if name not in leaves}
+    assert not imports, f"a circle of imports among {sorted(imports)}"
+
+
+@pytest.mark.parametrize("package", ["trainer", "pipelines"])
+def test_the_root_of_a_package_has_few_files(package):
+    assert len(list((ROOT / package).glob("*.py"))) <= 18
 
 
 def test_every_package_is_a_real_package():

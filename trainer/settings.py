@@ -14,6 +14,8 @@ from models.classes import read_coarse_map
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 
+SETTINGS = "experiment.json"  # the settings of a run, in its folder
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:

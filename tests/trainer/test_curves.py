@@ -10,8 +10,8 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from tests.trainer.test_journal import cursor_at
-from trainer.journal.journal import METRICS, Journal
-from trainer.journal.lines import read_metrics
+from trainer.journal.journal import Journal
+from trainer.journal.lines import METRICS, read_metrics
 from trainer.report import curves as report
 from trainer.report.confusion import draw_confusion
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from tests import programs
 from trainer.cursor import Cursor
 from trainer.journal import journal as clock_module
-from trainer.journal.journal import LOG, METRICS, Clock, Journal
-from trainer.journal.lines import Lines, epochs_of, keep_until, read_metrics
+from trainer.journal.journal import Clock, Journal
+from trainer.journal.lines import LOG, METRICS, Lines, epochs_of, keep_until, read_metrics
 
 STAMP = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - duet - INFO - "
 

@@ -16,7 +16,8 @@ from trainer.cli import run_command
 from trainer.commands.compare import CompareOptions, bests, compare
 from trainer.commands.runs import span
 from trainer.experiments import EXPERIMENTS
-from trainer.journal.journal import METRICS, Journal
+from trainer.journal.journal import Journal
+from trainer.journal.lines import METRICS
 from trainer.report.curves import draw
 from trainer.report.past_run import names, read_run
 

@@ -7,8 +7,7 @@ import pytest
 
 from tests.programs import run
 from trainer.cli import run_command
-from trainer.journal.journal import METRICS
-from trainer.journal.lines import read_metrics
+from trainer.journal.lines import METRICS, read_metrics
 
 INSTALLED = importlib.util.find_spec("wandb") is not None
 

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from kernels.program import UserError
 from trainer.cursor import Cursor
-from trainer.journal.lines import Lines, keep_until
+from trainer.journal.lines import LOG, METRICS, Lines, keep_until
 from trainer.journal.wandb import WandbLog
 
-LOG, METRICS, TENSORBOARD = "train.log", "metrics.jsonl", "tensorboard"
+TENSORBOARD = "tensorboard"
 
 
 class Journal:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+LOG, METRICS = "train.log", "metrics.jsonl"  # files in the folder of a run
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, in order; a line that is not whole (kill, full disk) is passed over.

@@ -11,8 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from trainer.journal.journal import METRICS
-from trainer.journal.lines import epochs_of, read_metrics
+from trainer.journal.lines import METRICS, epochs_of, read_metrics
 from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
 

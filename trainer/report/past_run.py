@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kernels.program import UserError
-from trainer.journal.journal import LOG, METRICS
-from trainer.journal.lines import epochs_of, read_metrics
-from trainer.snapshots.work_dir import SETTINGS
+from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics
+from trainer.settings import SETTINGS
 
 TAIL = 8192  # bytes of train.log that hold its last words
 

@@ -14,8 +14,8 @@ from kernels.program import UserError
 from models.weights.files import is_sealed
 from trainer.config import Experiment
 from trainer.runtime.ranks import Ranks
+from trainer.settings import SETTINGS
 
-SETTINGS = "experiment.json"
 LOCK = ".lock"
 
 
