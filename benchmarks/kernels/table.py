@@ -18,7 +18,7 @@ def blocks_table(records: Path) -> str:
             max(launch[name] for launch in launches) for name in ("registers", "shared_bytes", "spilled_bytes")
         )
         moved = [_gigabytes(per_clip[name].get(kernel)) for name in EXPERIMENTS]
-        lines.append([f"`{kernel}`", f"{registers}", f"{shared / 1024:.0f} KiB", f"{spilled} bytes", *moved])
+        lines.append([f"`{kernel}`", f"{registers}", f"{shared / 1024:.3g} KiB", f"{spilled} bytes", *moved])
     together = [_gigabytes(per_clip[name]["blocks"]) for name in EXPERIMENTS]
     lines.append(["all but `norm_act`", "", "", "", *together])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
