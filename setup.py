@@ -19,7 +19,6 @@ setup(
     python_requires=">=3.11,<3.14",
     # Tests and benchmarks run from the checkout and are not installed.
     packages=find_packages(include=["pipelines*", "kernels*", "models*", "trainer*"]),
-    package_data={"kernels": ["faster.json"]},
     install_requires=[
         # torch 2.9 computes 3-D convolutions in bf16 without cuDNN (pytorch#166122), and 2.10 was never tried here.
         # kernels/program.py refuses both with a sentence.

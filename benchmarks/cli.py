@@ -105,7 +105,7 @@ def kernels(
     Args:
         count: registers: those of every launch, with shared memory and spills, compiled without a GPU;
             bytes: those that the launches of a training step move.
-        every: count the registers of each n-th call of a kernel only.
+        every: count the registers of each n-th call only, and of the call with most registers of each kernel.
         device: where to time; cpu goes with --toy.
         toy: tiny sizes, to try the control flow of the timing.
         records: folder for the records; benchmarks/records when left out, none for a toy.
@@ -116,9 +116,9 @@ def kernels(
     # Triton reads this variable when a kernel is defined, so it is set before the import.
     if count == "registers":
         os.environ.pop("TRITON_INTERPRET", None)
-        from benchmarks.kernels.aot import write_tables
+        from benchmarks.kernels.aot import write_registers
 
-        return 0 if write_tables(records or RECORDS, every) else 1
+        return 0 if write_registers(records or RECORDS, every) else 1
     os.environ["TRITON_INTERPRET"] = "1"
     from benchmarks.kernels.moved import write_bytes
 

@@ -5,7 +5,6 @@ A part that crashes or hangs costs the others nothing. Every result is written t
 """
 
 import importlib
-import json
 import multiprocessing
 import os
 import signal
@@ -22,7 +21,6 @@ import torch
 
 from benchmarks.harness import Result, Skipped, Target
 from benchmarks.records import provenance, slug, write_record
-from kernels import choice
 
 DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 
@@ -133,8 +131,6 @@ def _work(part: Part, target: Target, sender: Connection) -> None:
     try:
         if target.toy:
             torch.set_num_threads(1)
-        # The server has read it already, before the part `kernels` wrote what networks take from then on.
-        choice.FASTER = json.loads(choice.RECORD.read_text())
         sender.send(("provenance", provenance(target.device)))
         for result in load(part)(target):
             sender.send(("result", result))

@@ -8,6 +8,8 @@ from kernels.program import UserError
 
 FROM_DATA = -1
 """An experiment fills this number in from its data and its skeleton (trainer/config.py)."""
+FusedPart = Literal["x3d_block", "bottlenecks", "norm_act"]
+"""What models/fused.py can run through kernels: X3D's blocks, RGBPoseConv3D's bottlenecks, single norms."""
 Strides = Annotated[tuple[int, ...], Range(1, 16)]
 Weight = Annotated[float, Range(0, 1e38)]
 LossWeights = tuple[float, float, float, float]
@@ -174,3 +176,9 @@ class SingleStreamConfig:
 
 
 ModelConfig = EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig
+
+
+def fusible_parts(model: ModelConfig) -> tuple[FusedPart, ...]:
+    """The parts that a network of this config has."""
+    path = model.path if isinstance(model, SingleStreamConfig) else model.rgb
+    return ("x3d_block" if isinstance(path, X3DStreamConfig) else "bottlenecks"), "norm_act"

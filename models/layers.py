@@ -8,7 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.norms import normalise
+
+class Norm(nn.BatchNorm2d):
+    """Batch norm over [N*T, C, H, W], with the shortcut and the activation behind it.
+
+    It does not count its batches, because each counter would be a launch of its own: `networks.count_batch` counts for
+    all norms of a network at once.
+    """
+
+    def forward(self, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
+        """activation(batch norm of y + shortcut); activation: none or relu."""
+        assert self.momentum is not None, "a running mean, not the mean of all batches"
+        y = F.batch_norm(
+            y, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+        if shortcut is not None:
+            y = y + shortcut
+        elif activation == "relu" and self.training and torch.compiler.is_compiling():
+            # The gradient of `where` needs only y, which the compiler recomputes from what the norm's gradient reads.
+            return torch.where(y <= 0, 0.0, y)
+        return y.relu_() if activation == "relu" else y
 
 
 class ConvBn(nn.Module):
@@ -17,10 +36,10 @@ class ConvBn(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn = Norm(out_channels)
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
-        return normalise(self.bn, self.conv(x), activation)
+        return self.bn(self.conv(x), activation)
 
 
 class TemporalConv(nn.Module):
@@ -47,12 +66,12 @@ class TemporalConv(nn.Module):
             )
         else:
             self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), strides, padding, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels) if norm else None
+        self.bn = Norm(out_channels) if norm else None
 
     def forward(self, x: Tensor, num_frames: int, activation: str = "none") -> Tensor:
         y = self.conv(time_rows(x, num_frames))
         if self.bn is not None:
-            y = normalise(self.bn, y, activation)
+            y = self.bn(y, activation)
         return unfold_pixels(y.permute(0, 2, 3, 1), x)
 
 

@@ -6,13 +6,8 @@ Source: docs/sources.md, "Temporal-shift X3D".
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.choice import is_faster
-from kernels.conv_bn import conv_bn
-from kernels.depthwise import depthwise_conv
-from kernels.shift_conv import shift_conv
 from models.config import X3DStreamConfig
 from models.layers import ConvBn, SqueezeExcite, initialise, shift_frames
-from models.norms import Residual, in_training, materialise, normalise, scale_and_shift
 
 
 class X3DBlock(nn.Module):
@@ -31,27 +26,11 @@ class X3DBlock(nn.Module):
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        if in_training(self) and is_faster("x3d_block", x):
-            return self.fused(x, shortcut, num_frames)
         y = self.conv1(shift_frames(x, num_frames, self.fold), "relu")
         y = self.conv2(y)
         if self.se_module is not None:
             y = self.se_module(y, num_frames)
-        return normalise(self.conv3.bn, self.conv3.conv(F.silu(y)), "relu", shortcut)
-
-    def fused(self, x: Tensor, shortcut: Tensor, num_frames: int) -> Tensor:
-        """`forward` through kernels: a convolution applies the norm before it and takes the next one's statistics."""
-        conv1, conv2, conv3 = self.conv1, self.conv2, self.conv3
-        y, mean, var = shift_conv(x, conv1.conv.weight, num_frames, self.fold)
-        scale, shift = scale_and_shift(conv1.bn, mean, var, y)
-        num_clips, stride = len(x) // num_frames, conv2.conv.stride[0]
-        y, mean, var, means = depthwise_conv(y, conv2.conv.weight, stride, scale, shift, "relu", num_clips)
-        scale, shift = (t[None] for t in scale_and_shift(conv2.bn, mean, var, y))
-        if self.se_module is not None:
-            gate = self.se_module.gate(means * scale + shift)
-            scale, shift = scale * gate, shift * gate
-        y, mean, var = conv_bn(y, conv3.conv.weight, scale, shift, "silu")
-        return materialise(Residual(y, *scale_and_shift(conv3.bn, mean, var, y), shortcut))
+        return self.conv3.bn(self.conv3.conv(F.silu(y)), "relu", shortcut)
 
 
 class X3DTemporalShift(nn.Module):

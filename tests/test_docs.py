@@ -19,6 +19,7 @@ from trainer.settings import experiment_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES.append(ROOT / "kernels" / "blocks" / "README.md")
 TRAINER = {word: place[:2] for word, place in COMMANDS.items()}
 # Comments, paths, the way of a clip, options on a line of their own.
 NO_COMMAND = re.compile(r"#|data/|files$|labels.csv|-")

@@ -14,6 +14,12 @@ ALLOWED = {
     "trainer": {"trainer", "pipelines", "models", "kernels"},
 }
 OURS = {*ALLOWED, "benchmarks", "tests"}
+BLOCKS = ROOT / "kernels" / "blocks"
+TRITON = {Path("kernels/heatmap/fused.py"), Path("kernels/blocks/rows.py")}
+TRITON |= {
+    reference.with_name(reference.name.replace("_reference", "")).relative_to(ROOT)
+    for reference in BLOCKS.glob("*_reference.py")
+}
 FILES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
 
 
@@ -41,7 +47,23 @@ def test_dali_and_triton_have_one_place_each():
         modules = {module.partition(".")[0] for module in imported(path)}
         place = path.relative_to(ROOT)
         assert "nvidia" not in modules or str(place) in ("pipelines/dali.py", "pipelines/videos/dali.py"), place
-        assert "triton" not in modules or (place.parts[0] == "kernels" and place.name == "fused.py"), place
+        assert "triton" not in modules or place in TRITON, place
+
+
+def test_only_one_module_knows_of_the_kernels_of_blocks():
+    importers = {
+        path.relative_to(ROOT)
+        for path in FILES
+        if path.parent != BLOCKS and any(module.startswith("kernels.blocks") for module in imported(path))
+    }
+    assert importers == {Path("models/fused.py")}
+    importers = {path.relative_to(ROOT) for path in FILES if "models.fused" in imported(path)}
+    assert importers == {Path("trainer/run.py")}
+
+
+def test_fused_networks_load_without_triton():
+    code = "import sys; sys.modules['triton'] = None; import models.fused, kernels.heatmap, trainer.run"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_networks_load_without_dali_and_triton():

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from kernels.limits import MANY, Count, Range, Share, check_ranges
 from kernels.program import UserError
 from models.classes import check_coarse_map
-from models.config import EpamConfig, ModelConfig, SingleStreamConfig, TwoStreamConfig
+from models.config import EpamConfig, FusedPart, ModelConfig, SingleStreamConfig, TwoStreamConfig, fusible_parts
 from pipelines.config import ClipConfig, DataConfig
 
 Schedule = Literal["constant", "cosine", "cosine_per_step", "multistep"]
@@ -97,6 +97,7 @@ class Experiment:
     log_every: Count = 20  # steps
     snapshot_every: Count = 500  # steps; every epoch ends with one too
     compile: bool | None = None
+    fused: tuple[FusedPart, ...] = ()  # parts of the network that run through kernels (kernels/blocks/README.md)
     cuda_graph: bool = False  # one launch a step (trainer/runtime/cuda_graph.py)
     align_channels: bool = False  # X3D's inner channels in multiples of eight (models/alignment.py)
     prefetch: Count = 2  # batches by which the data pipeline runs ahead
@@ -112,6 +113,10 @@ class Experiment:
                 f"snapshot_every={self.snapshot_every} is no multiple of log_every={self.log_every}: "
                 "optim.rollbacks goes back to snapshots whose loss was looked at"
             )
+        known = fusible_parts(self.model)
+        for part in self.fused:
+            if part not in known:
+                raise UserError(f"fused={','.join(self.fused)}: this network has no {part}, only {' and '.join(known)}")
         names = metric_names(self.model, averaged=self.optim.ema is not None)
         if self.val.metric not in names:
             near = get_close_matches(self.val.metric, names, 1, 0)[0]

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.alignment import align_channels
+from models.fused import fuse
 from models.heads import adjust_logits
 from models.networks import build_model
 from pipelines.loader import Loader
@@ -116,6 +117,7 @@ def build_run(
     network = build_model(experiment.model).to(ranks.device)
     if experiment.align_channels:
         align_channels(network)
+    fuse(network, experiment.fused)
     optim, val = experiment.optim, experiment.val
     if optim.logit_adjustment is not None:
         adjust_logits(network, loaders[0].clips_by_class().to(ranks.device), optim.logit_adjustment)

@@ -11,6 +11,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import triton
@@ -18,33 +19,49 @@ from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from benchmarks.kernels.launches import CALLS, LISTED, Call, calls_of
+from benchmarks.kernels.launches import LISTED, Call, calls_of, describe
 from benchmarks.kernels.stand_in import stand_in
-from benchmarks.records import commit, write_record
+from benchmarks.records import RECORDS, commit, write_record
 
 ARCHS = (80, 90)
-Table = dict[str, dict]
+RECORD = "registers.json"
+RESOURCES = ("registers", "shared_bytes", "spilled_bytes", "stack_bytes")
+Summary = dict[str, dict[str, dict]]  # architecture -> kernel -> numbers
 
 
-def write_tables(folder: Path, every: int = 1) -> bool:
-    """Compile what is listed, print it, put it into one record a kernel; whether nothing spilled.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """A launch that a call makes on an architecture, and what ptxas and Triton say of it."""
 
-    A record keeps a table for each version of Triton that has made one. `every` n: each n-th call of a kernel only.
+    arch: int
+    call: Call
+    settings: str  # as `settings` tells launches apart
+    resources: dict[str, int]
+
+
+def write_registers(folder: Path, every: int = 1) -> bool:
+    """Compile every call, print the worst of each kernel and write it to the record; whether nothing spilled.
+
+    The record keeps an entry for each version of Triton that has made one. With `every` n, only each n-th call is
+    compiled, and those that the committed record names as the heaviest of their kernels.
     """
-    tables = compile_calls(listed_calls(), every)
-    for kernel, table in tables.items():
-        for name, values in table.items():
-            print(
-                f"{kernel} {name}: " + ", ".join(f"{key} {value}" for key, value in values.items() if key != "callers")
-            )
-        path = folder / f"aot_{kernel}.json"
-        versions = json.loads(path.read_text())["launches"] if path.exists() else {}
-        launches = dict(sorted((versions | {triton.__version__: table}).items()))
-        write_record(path, {"kernel": kernel, "commit": commit(), "launches": launches})
-    return not any(values["spilled_bytes"] for table in tables.values() for values in table.values())
+    callers = callers_of_calls()
+    calls = list(callers)
+    if every > 1:
+        named = heaviest_calls()
+        calls = [call for place, call in enumerate(calls) if place % every == 0 or describe(call) in named[call.kernel]]
+    summary = summarised(list(compiled_launches(calls)), callers)
+    for arch, kernels in summary.items():
+        for kernel, values in kernels.items():
+            print(f"{kernel} {arch}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    path = folder / RECORD
+    versions = json.loads(path.read_text())["triton"] if path.exists() else {}
+    versions[triton.__version__] = {"commit": commit(), **summary}
+    write_record(path, {"triton": dict(sorted(versions.items()))})
+    return not any(values["spilled_bytes"] for kernels in summary.values() for values in kernels.values())
 
 
-def listed_calls() -> dict[Call, list[str]]:
+def callers_of_calls() -> dict[Call, list[str]]:
     """Every call of the listed experiments, and who makes it (`ntu60_train`, `ntu60_val`, ...)."""
     callers = defaultdict(list)
     for experiment in LISTED:
@@ -54,20 +71,49 @@ def listed_calls() -> dict[Call, list[str]]:
     return callers
 
 
-def compile_calls(calls: dict[Call, list[str]], every: int = 1) -> dict[str, Table]:
-    """Per kernel: what ptxas and Triton say of each launch, by the kernel's settings and architecture."""
-    tables: dict[str, Table] = {kind.kernel: {} for kind in CALLS}
+def heaviest_calls() -> dict[str, set[str]]:
+    """The calls, as `describe` writes them, that the committed record names for each kernel."""
+    named = defaultdict(set)
+    for summary in json.loads((RECORDS / RECORD).read_text())["triton"].values():
+        for arch in ARCHS:
+            for kernel, values in summary[f"sm_{arch}"].items():
+                named[kernel].add(values["heaviest"])
+    return named
+
+
+def compiled_launches(calls: list[Call]) -> Iterator[Launch]:
+    """The launches of the calls on each architecture. Equal launches of several calls are compiled once."""
     for arch in ARCHS:
         stand_in(arch)
+        known: dict[tuple[str, str], dict[str, int]] = {}
         with compiling() as made:
-            for kernel, table in tables.items():
-                for call in [call for call in calls if call.kernel == kernel][::every]:
-                    made.clear()
-                    call.run()
-                    for compiled in made:
-                        launch = table.setdefault(f"{settings(compiled)}.sm_{arch}", measured(compiled))
-                        launch["callers"] = sorted({*launch.get("callers", ()), *calls[call]})
-    return tables
+            for call in calls:
+                made.clear()
+                call.run()
+                for compiled in made:
+                    name = settings(compiled)
+                    if (call.kernel, name) not in known:
+                        known[call.kernel, name] = resources(compiled)
+                    yield Launch(arch=arch, call=call, settings=name, resources=known[call.kernel, name])
+
+
+def summarised(launches: list[Launch], callers: dict[Call, list[str]]) -> Summary:
+    """The worst launch of each kernel in each resource, how many different launches it has, and who makes them.
+
+    `heaviest` is the first call with most registers.
+    """
+    groups: dict[tuple[str, str], list[Launch]] = defaultdict(list)
+    for launch in launches:
+        groups[f"sm_{launch.arch}", launch.call.kernel].append(launch)
+    summary: Summary = defaultdict(dict)
+    for (arch, kernel), group in sorted(groups.items()):
+        summary[arch][kernel] = {
+            "launches": len({launch.settings for launch in group}),
+            **{name: max(launch.resources[name] for launch in group) for name in RESOURCES},
+            "heaviest": describe(max(group, key=lambda launch: launch.resources["registers"]).call),
+            "callers": ", ".join(sorted({caller for launch in group for caller in callers[launch.call]})),
+        }
+    return summary
 
 
 @contextmanager
@@ -100,16 +146,9 @@ def settings(compiled: CompiledKernel) -> str:
     return " ".join([source.fn.__name__.strip("_"), *words, *(f"{name}%16" for name in numbers)])
 
 
-def measured(compiled: CompiledKernel) -> dict[str, int]:
-    return {
-        **resources(compiled.asm["ptx"]),
-        "shared_bytes": compiled.metadata.shared,
-        "warps": compiled.metadata.num_warps,
-    }
-
-
-def resources(ptx: str) -> dict[str, int]:
-    """Registers per thread, stack and spilled bytes, from the ptxas that Triton bundles."""
+def resources(compiled: CompiledKernel) -> dict[str, int]:
+    """Registers a thread, stack and spilled bytes, from the ptxas that Triton bundles; shared memory of a program."""
+    ptx = compiled.asm["ptx"]
     arch = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert arch
     with tempfile.TemporaryDirectory() as folder:
@@ -125,4 +164,5 @@ def resources(ptx: str) -> dict[str, int]:
         "registers": count(r"Used (\d+) registers"),
         "stack_bytes": count(r"(\d+) bytes stack frame"),
         "spilled_bytes": count(r"(\d+) bytes spill (?:stores|loads)"),
+        "shared_bytes": compiled.metadata.shared,
     }

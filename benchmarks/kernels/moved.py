@@ -1,4 +1,4 @@
-"""Bytes that our kernels move per clip, launch by launch, beside what an ideal fusion of torch's operators would.
+"""Bytes that our kernels move per clip, beside what an ideal fusion of torch's operators would.
 
 Which share of each tensor a launch reads and writes is counted in Triton's interpreter at toy sizes; how large those
 tensors are is taken from the launchers at the experiment's sizes. What torch reads to add up the partial sums of
@@ -7,32 +7,26 @@ weights' gradients is left out: under two hundredths. TRITON_INTERPRET must be s
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from benchmarks.kernels.launches import Call, calls_of
+from benchmarks.kernels.launches import Call, calls_of, describe
+from benchmarks.kernels.operators import BYTES, CLIPS, Operators, step_of
 from benchmarks.kernels.traffic import Launch, Traffic
 from benchmarks.records import commit, write_record
 from benchmarks.step.step import random_batch
-from kernels.choice import PARTS
 from models.config import RGBPoseConfig, X3DPairConfig
-from models.networks import build_model
+from models.fused import PARTS
 from tests.models.plain5d import X3DPair5d
 from tests.models.plain5d_rgbpose import RGBPose5d
+from tests.planner.cards import H200
 from tests.planner.compiled import counted
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
-BYTES = 2  # of a number in bfloat16
-CLIPS = 2  # of a counted step
-PRODUCTS = {"convolution", "convolution_backward", "mm", "addmm", "bmm"}
-NORM_PASSES = {"native_batch_norm": 3, "native_batch_norm_backward": 5}  # reads and writes of an activation
 # GB for each clip, in the ideal case and as compiled (docs/sources.md, "Bytes of a training step").
 IDEAL = {"ntu60_x3d": 2.19, "ma52": 2.06}
 COMPILED = {
@@ -41,50 +35,19 @@ COMPILED = {
 }
 
 
-class Operators(TorchDispatchMode):
-    """Adds up the numbers that operators of torch read and write (docs/sources.md, "Bytes of a training step")."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = {"eager": 0, "compiled": 0, "ideal": 0}
-        self.launches = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        if func.is_view or not outputs or name in ("detach", "empty", "empty_like", "_unsafe_view"):
-            return out
-        self.launches += 1
-        numbers = sum(tensor.numel() for tensor in (*inputs, *outputs))
-        self.numbers["eager"] += numbers
-        if name in PRODUCTS:
-            self.numbers["compiled"] += numbers
-            self.numbers["ideal"] += numbers
-        if name == "convolution_backward":  # two kernels, one for each gradient, and both read the output's
-            self.numbers["eager"] += inputs[0].numel()
-            self.numbers["compiled"] += inputs[0].numel()
-        if name in NORM_PASSES:
-            self.numbers["compiled"] += NORM_PASSES[name] * outputs[0].numel()
-        if name == "native_batch_norm_backward":
-            self.numbers["ideal"] += outputs[0].numel()
-        if name == "add" and torch.is_grad_enabled():  # forward
-            self.numbers["ideal"] += 3 * outputs[0].numel()
-        return out
-
-
 def write_bytes(path: Path) -> None:
-    """Count everything, print it and write the record."""
-    record = {"commit": commit(), "per_clip": {}, "step": {}, "compiled": {}, "launches": {}}
+    """Count everything, print it and write the record: a few numbers for each kernel, and for the whole step."""
+    record = {"commit": commit(), "per_clip": {}, "step": {}, "compiled": {}}
     for experiment in (NTU60_X3D, MA52_RUN):
         name, launches = experiment.name, list(training_launches(experiment))
         parts = record["per_clip"][name] = totals(launches)
         step = record["step"][name] = whole_step(experiment, launches, parts["networks"])
-        record["compiled"][name] = {"plain": counted(name, ()), "through_kernels": counted(name, PARTS)}
-        record["launches"][name] = launches
+        record["compiled"][name] = {
+            "plain": counted(name, (), H200),
+            "through_kernels": counted(name, PARTS, H200),
+        }
         for part, values in parts.items():
-            print(f"{name} {part}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+            print(f"{name} {part}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
         print(f"{name} compiled, GB: " + ", ".join(f"{part} {value}" for part, value in COMPILED[name].items()))
         print(f"{name} whole step: " + ", ".join(f"{key} {value:.4g}" for key, value in step.items()))
         print(f"{name} in the compiler's plan: {record['compiled'][name]}")
@@ -101,22 +64,20 @@ def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str,
     assert isinstance(config, X3DPairConfig | RGBPoseConfig)
     config = replace(config, pcan=None)
     with torch.device("meta"):
-        network = build_model(config)
         published = X3DPair5d(config) if isinstance(config, X3DPairConfig) else RGBPose5d(config)
-    few = replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS))
+    few = replace(experiment, optim=replace(experiment.optim, batch_size=2))
     batch = [tensor.to("meta") for tensor in random_batch(few, torch.device("cpu"))]
     with Operators() as operators:
         published(*batch).backward()
-    with Operators() as folded:
-        torch.stack(list(network(*batch).losses.values())).sum().backward()
-    compiled = folded.numbers["compiled"] * BYTES / CLIPS / 1e9
-    rest = compiled - networks["compiled_gb"]
+    folded = step_of(experiment)
+    compiled_gb = folded.numbers["compiled"] * BYTES / CLIPS / 1e9
+    rest = compiled_gb - networks["compiled_gb"]
     assert rest >= 0
     return {
         "gb": round(networks["gb"] + networks["beside_gb"] + rest, 6),
-        "compiled_gb": round(compiled, 6),
+        "compiled_gb": round(compiled_gb, 6),
         "ideal_gb": IDEAL[experiment.name],
-        "launches": sum(len(launch["toy"]) * launch["times"] for launch in launches),
+        "launches": sum(launch["launches"] * launch["times"] for launch in launches),
         "folded_eager_launches": folded.launches,
         "published_eager_launches": operators.launches,
     }
@@ -129,7 +90,7 @@ def training_launches(experiment: Experiment) -> Iterator[dict]:
 
 
 def moved(call: Call) -> dict:
-    """Megabytes a clip of one call; its launches, each with the bytes that it moves in the toy."""
+    """Megabytes a clip of one call, and its launches."""
     toys = toy_launches(call)
     with Traffic(dry=True) as real:
         call.run()
@@ -145,7 +106,7 @@ def moved(call: Call) -> dict:
     counts = {"mb": total, "beside_mb": call.beside * BYTES} | plain
     return {
         **{kind: round(count / call.clips / 1e6, 6) for kind, count in counts.items()},
-        "toy": [{"kernel": toy.kernel, "touched": toy.touched(), "asked": toy.asked} for toy in toys],
+        "launches": len(toys),
     }
 
 
@@ -156,30 +117,32 @@ def toy_launches(call: Call) -> list[Launch]:
     return toy.launches
 
 
-def totals(launches: list[dict]) -> dict[str, dict[str, float]]:
-    """Per kernel and in all: gigabytes a clip, those left to the compiler beside, in plain torch, launches.
+def totals(launches: list[dict]) -> dict[str, dict]:
+    """Per kernel and in all: gigabytes a clip, those left to the compiler beside, in plain torch; calls and launches.
 
     `blocks` are the kernels of whole blocks together, a block's ideal being one number for all of them; how much more
-    they move than it. norm_act takes as many passes as the compiler and has none.
+    they move than it. norm_act takes as many passes as the compiler and has none. Of each kernel also the call that
+    moves most, for `make test`, which counts that one alone.
     """
-    sums: dict[str, defaultdict[str, float]] = {}
+    sums: dict[str, dict] = {}
+    heaviest: dict[str, dict] = {}
     for launch in launches:
         for part in _parts_of(launch["kernel"]):
             count = sums.setdefault(part, defaultdict(float))
             for kind in (key for key in launch if key.endswith("mb")):
                 count[kind.replace("mb", "gb")] += launch[kind] * launch["times"] / 1e3
-            count["launches"] += len(launch["toy"]) * launch["times"]
+            count["calls"] += launch["times"]
+            count["launches"] += launch["launches"] * launch["times"]
+        if launch["mb"] > heaviest.setdefault(launch["kernel"], launch)["mb"]:
+            heaviest[launch["kernel"]] = launch
     sums["blocks"]["over_ideal"] = sums["blocks"]["gb"] / sums["blocks"]["ideal_gb"]
-    return {part: {key: round(value, 6) for key, value in count.items()} for part, count in sums.items()}
+    rounded = {part: {key: round(value, 6) for key, value in count.items()} for part, count in sums.items()}
+    for kernel, launch in heaviest.items():
+        rounded[kernel] |= {"heaviest": launch["call"], "heaviest_mb": launch["mb"]}
+    return rounded
 
 
 def _parts_of(kernel: str) -> tuple[str, ...]:
     if kernel == "heatmap":
         return (kernel,)
     return (kernel, "networks") if kernel == "norm_act" else (kernel, "blocks", "networks")
-
-
-def describe(call: Call) -> str:
-    """A call's numbers in a line."""
-    values = {field.name: getattr(call, field.name) for field in fields(call)}
-    return " ".join(f"{name}={value}" for name, value in values.items() if isinstance(value, int | float | str))

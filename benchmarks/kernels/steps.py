@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from benchmarks.step.step import random_batch
-from kernels.conv_bn import WIDEST
+from kernels.blocks.conv_bn_reference import WIDEST
+from models.config import FusedPart
+from models.fused import fuse, materialise
 from models.networks import build_model
-from models.norms import materialise, normalise
 from models.resnet_path import Bottleneck, Stage
 from models.x3d_shift import X3DBlock
 from trainer.config import Experiment
@@ -28,7 +29,7 @@ class Step:
     """
 
     experiment: str
-    part: str
+    part: FusedPart
     block: Block
     shape: tuple[int, int, int]  # channels, height and width of what it reads
     num_frames: int
@@ -48,10 +49,11 @@ class Step:
         """Numbers that all of them read, of a clip."""
         return self.times * self.num_frames * torch.Size(self.shape).numel()
 
-    def make(self, device: torch.device, clips: int) -> tuple[Block, Tensor]:
-        """A copy of the block whose norms do something, and an input [F, C, H, W] of bfloat16's values in float32.
+    def make(self, device: torch.device, clips: int, *, fused: bool) -> tuple[Block, Tensor]:
+        """A copy of the block, fused or plain, whose norms do something, and an input for it.
 
-        Of a stage its first two blocks: one ends in the other, which `materialise` ends.
+        The input is [F, C, H, W] in float32, of values that bfloat16 holds. Of a stage only the first two blocks are
+        copied: the second computes the end of the first, and `run` computes its own.
         """
         torch.manual_seed(0)
         block = copy.deepcopy(self.block)
@@ -61,15 +63,18 @@ class Step:
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 2)
                 nn.init.normal_(module.bias)
+        if fused:
+            fuse(block, (self.part,))
         x = torch.randn(clips * self.num_frames, *self.shape, device=device).bfloat16().float()
         return block.to(device), x.contiguous(memory_format=torch.channels_last)
 
     def run(self, block: Block, x: Tensor) -> Tensor:
+        """What the step makes of x, with a block that `make` has made."""
         if self.part != "norm_act":
             return materialise(block(x, self.num_frames))
         assert not isinstance(block, Stage)
         assert block.conv1.bn is not None
-        return normalise(block.conv1.bn, x, "relu")
+        return block.conv1.bn(x, "relu")
 
 
 def heaviest(experiments: Iterable[Experiment]) -> list[Step]:
@@ -106,7 +111,7 @@ def _steps(experiment: Experiment) -> list[Step]:
 
 def _of_block(experiment: Experiment, block: Block, x: Tensor, num_frames: int) -> list[Step]:
     channels, height, width = x.shape[1:]
-    shapes = {}
+    shapes: dict[FusedPart, tuple[int, int, int]] = {}
     if isinstance(block, X3DBlock):
         shapes["x3d_block"] = (channels, height, width)
     if isinstance(block, Stage) and block.width <= WIDEST:

@@ -50,7 +50,7 @@ def _compiled_step(experiment: Experiment, target: Target) -> tuple[TrainingStep
     """The step of the experiment's network, compiled as training compiles it, with its times."""
     torch.manual_seed(0)
     network = build_model(experiment.model).to(target.device)
-    compiled = compile_network(network, target, settings(network, target.device))
+    compiled = compile_network(network, target, settings(target.device, ()))
     step, values = time_step((network, compiled), experiment, random_batch(experiment, target.device), target)
     return step, {"batch": experiment.optim.batch_size, **values}
 

@@ -90,7 +90,7 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
         network.to(target.device)
         return network, network
 
-    ours = settings(build_model(config), target.device)
+    ours = settings(target.device, ())
 
     def compiled(network: nn.Module, options: Options = ours) -> tuple[nn.Module, nn.Module]:
         network.to(target.device)

@@ -1,9 +1,7 @@
 """What one part breaks costs the others nothing, and what was measured before it is kept."""
 
 import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,8 +14,7 @@ import torch
 from benchmarks import suite
 from benchmarks.harness import Skipped, Target
 from benchmarks.records import ROOT
-from benchmarks.suite import Part, _work, brief, load, run_suite
-from kernels import choice
+from benchmarks.suite import Part, brief, load, run_suite
 
 
 def part_of(function, seconds=60):
@@ -48,21 +45,6 @@ def hangs(target):
 def declines(target):
     raise Skipped("DALI cannot be imported here")
     yield
-
-
-def tells_what_is_faster(target):
-    yield "faster", dict(choice.FASTER)
-
-
-def test_a_part_goes_by_what_kernels_wrote_before_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(choice, "FASTER", {})
-    monkeypatch.setattr(choice, "RECORD", tmp_path / "faster.json")
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # it would ignore Ctrl-C for the rest of the tests
-    choice.RECORD.write_text('{"some card": {"norm_act": {}}}')
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    _work(part_of(tells_what_is_faster, 1), Target(torch.device("cpu"), False, tmp_path), sender)
-    (kind, _), found, done = (receiver.recv() for _ in range(3))
-    assert (kind, found, done) == ("provenance", ("result", ("faster", {"some card": {"norm_act": {}}})), ("done", ""))
 
 
 def test_parts_fail_alone(tmp_path, monkeypatch, capsys):

@@ -2,10 +2,12 @@
 
 import importlib.util
 import itertools
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from triton.runtime.errors import InterpreterError
 
 _numbers = itertools.count()
@@ -22,6 +24,22 @@ def broken(fused: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def broken_below(
+    monkeypatch: pytest.MonkeyPatch,
+    modules: tuple[ModuleType, ...],
+    module: ModuleType,
+    old: str,
+    new: str,
+    folder: Path,
+) -> tuple[ModuleType, ModuleType]:
+    """The broken module, and the last of `modules` on top of it. Each of these imports those before it."""
+    mutant = top = broken(module, old, new, folder)
+    for below, above in itertools.pairwise(modules[modules.index(module) :]):
+        monkeypatch.setitem(sys.modules, below.__name__, top)
+        top = broken(above, "", "", folder)
+    return mutant, top
 
 
 def dies(checks: Iterable[Callable[[], list[str]]]) -> bool:

@@ -1,21 +1,17 @@
-"""A norm with its relu, through kernels and as the compiler gets it; the shift before a block."""
+"""A norm with its relu, eager and as the compiler gets it; the shift before a block."""
 
-import pytest
 import torch
-from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from kernels import choice
-from models.layers import shift_frames
-from models.norms import normalise
+from models.layers import Norm, shift_frames
 
 
 def results(run):
     """Result, gradients of input, weight and bias, and running statistics of a norm with relu."""
     torch.manual_seed(0)
-    bn = nn.BatchNorm2d(5)
-    nn.init.uniform_(bn.weight, -1, 1)
-    nn.init.normal_(bn.bias)
+    bn = Norm(5)
+    torch.nn.init.uniform_(bn.weight, -1, 1)
+    torch.nn.init.normal_(bn.bias)
     bn.weight.data[1] = bn.bias.data[1] = 0  # a channel that is 0 everywhere: its gradient is 0, as relu's
     x = torch.randn(4, 5, 3, 7, requires_grad=True)
     y = run(bn, x)
@@ -25,10 +21,10 @@ def results(run):
 
 
 def test_compiled_and_eager_relu_are_the_same():
-    compiled = torch.compile(lambda bn, x: normalise(bn, x, "relu"), backend="eager", fullgraph=True)
-    for one, other in zip(results(compiled), results(lambda bn, x: normalise(bn, x, "relu")), strict=True):
+    compiled = torch.compile(lambda bn, x: bn(x, "relu"), backend="eager", fullgraph=True)
+    for one, other in zip(results(compiled), results(lambda bn, x: bn(x, "relu")), strict=True):
         assert torch.equal(one, other)
-    bn, x = nn.BatchNorm2d(2), torch.randn(2, 2, 3, 3)
+    bn, x = Norm(2), torch.randn(2, 2, 3, 3)
     x[0, 0] = float("nan")
     assert compiled(bn, x)[:, 0].isnan().all()  # a bad value is not made a 0
     assert not compiled(bn, x)[:, 1].isnan().any()
@@ -36,27 +32,12 @@ def test_compiled_and_eager_relu_are_the_same():
 
 def test_compiled_relu_keeps_nothing_of_its_result():
     """What is saved for its gradient is made of the norm's, so that the compiler reads no feature map more for it."""
-    graph = torch.compile(lambda bn, x: normalise(bn, x, "relu"), backend="eager", fullgraph=True)
-    bn, x = nn.BatchNorm2d(5), torch.randn(4, 5, 3, 7, requires_grad=True)
+    graph = torch.compile(lambda bn, x: bn(x, "relu"), backend="eager", fullgraph=True)
+    bn, x = Norm(5), torch.randn(4, 5, 3, 7, requires_grad=True)
     y = graph(bn, x)
     assert type(y.grad_fn).__name__ == "WhereBackward0"
-    assert type(normalise(bn, x, "relu").grad_fn).__name__ == "ReluBackward0"
+    assert type(bn(x, "relu").grad_fn).__name__ == "ReluBackward0"
     assert type(graph(bn.eval(), x).grad_fn).__name__ == "ReluBackward0"  # also what is exported
-
-
-def test_through_kernels_a_norm_has_the_state_of_batch_norm(monkeypatch):
-    monkeypatch.setattr(choice, "FASTER", {"cpu": {"norm_act": {}}})
-    ours, plain = nn.BatchNorm2d(13), nn.BatchNorm2d(13)
-    x, shortcut = torch.randn(2, 4, 13, 3, 5)
-    for step in range(4):
-        batch = x * (step + 1) - step
-        expected = (plain(batch) + shortcut).relu()
-        torch.testing.assert_close(normalise(ours, batch, "relu", shortcut), expected, atol=1e-5, rtol=1e-5)
-        for name in ("running_mean", "running_var"):
-            torch.testing.assert_close(ours.get_buffer(name), plain.get_buffer(name), atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(normalise(ours.eval(), x, "relu", shortcut), (plain.eval()(x) + shortcut).relu())
-    with pytest.raises(ValueError, match="two values per channel"):
-        normalise(ours.train(), x[:1, :, :1, :1])
 
 
 def test_of_four_dimensions_are_images_alone():

@@ -35,7 +35,8 @@ from torch.fx import GraphModule
 
 from benchmarks.records import ROOT
 from benchmarks.step.step import TOY, random_batch
-from kernels import choice
+from models.config import FusedPart
+from models.fused import fuse
 from models.networks import build_model
 from tests.planner.cards import CARDS, H200, Card
 from tests.planner.stand_in_torch import stand_in_for_torch
@@ -48,7 +49,7 @@ EXPERIMENTS = {"toy": TOY, "ntu60_x3d": NTU60_X3D, "ma52": MA52_RUN}
 LAUNCH = re.compile(r"^ *(?!#).*?(\b\w+\.run|extern_kernels\.\w+|torch\.ops\.[\w.]+|aten\.[\w.]+)\(", re.MULTILINE)
 
 
-def counted(name: str, parts: tuple[str, ...], card: Card = H200) -> Counts:
+def counted(name: str, parts: tuple[FusedPart, ...], card: Card = H200) -> Counts:
     """`counts` for an experiment of EXPERIMENTS on a card of CARDS, in a process of its own."""
     surroundings = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.planner.compiled", name, "--card", f"sm_{card.arch}", *parts]
@@ -58,7 +59,7 @@ def counted(name: str, parts: tuple[str, ...], card: Card = H200) -> Counts:
     return json.loads(process.stdout)
 
 
-def counts(experiment: Experiment, parts: tuple[str, ...]) -> Counts:
+def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
     """Of one step where these parts are kernels': launches, and GB a clip in what each reads and writes, by whose.
 
     ours: kernels of this repository; generated: the compiler's; extern: convolutions, products and other operators. A
@@ -79,8 +80,7 @@ def counts(experiment: Experiment, parts: tuple[str, ...]) -> Counts:
         return SimpleNamespace(call=stop)  # never called; torch 2.11 asserts that there is something
 
     GraphLowering.compile_to_module = stop  # pyright: ignore[reportAttributeAccessIssue]
-    choice.FASTER = {torch.cuda.get_device_name(): {part: {} for part in parts}}
-    compile_step(experiment)
+    compile_step(experiment, parts)
     return {whose: {key: round(value, 6) for key, value in count.items()} for whose, count in totals.items()}
 
 
@@ -99,13 +99,14 @@ def described(node: BaseSchedulerNode) -> tuple[str, int, int]:
     return "extern", size + math.prod(map(int, grad.get_size())) * grad.get_dtype().itemsize, 1
 
 
-def compile_step(experiment: Experiment) -> None:
-    """Compile the network as trainer.runtime.wrap does, forward and backward, and run neither."""
+def compile_step(experiment: Experiment, parts: tuple[FusedPart, ...]) -> None:
+    """Fuse and compile the network as training does, forward and backward, and run neither."""
     model = experiment.model
     with torch.device("meta"):
         network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)
+    fuse(network, parts)
     batch = random_batch(experiment, torch.device("cpu"))
-    with planning(settings(network, torch.device("cuda"))) as backend:
+    with planning(settings(torch.device("cuda"), parts)) as backend:
         for module in network.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(on_card(parameter)))

@@ -12,11 +12,11 @@ if torch.cuda.is_available():
     pytest.skip("the stand-in is for where there is no card", allow_module_level=True)
 
 from benchmarks.kernels.launches import calls_of
-from benchmarks.kernels.report import interprets, through
+from benchmarks.kernels.report import interpreted, interprets
 from benchmarks.kernels.traffic import Traffic
 from benchmarks.records import RECORDS
 from benchmarks.step.step import TOY, random_batch
-from kernels.choice import PARTS
+from models.fused import PARTS, fuse
 from models.layers import SqueezeExcite
 from models.networks import build_model
 from tests.planner import engine
@@ -33,7 +33,8 @@ def test_gradients_are_those_of_torch(parts):
     for grad in (torch.autograd.grad, engine.grad):
         torch.manual_seed(0)
         net = build_model(TOY.model)
-        with through(parts, torch.device("cpu")):
+        fuse(net, parts)
+        with interpreted(torch.device("cpu")):
             torch.manual_seed(1)
             losses = [loss.sum() for loss in net(*batch).losses.values()]
             weights = [weight for weight in net.parameters() if weight.requires_grad]

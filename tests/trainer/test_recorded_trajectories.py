@@ -22,8 +22,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.config import fusible_parts
 from pipelines.batch import Batch
 from trainer.config import Experiment
+from trainer.experiments import EXPERIMENTS as ALL_EXPERIMENTS
 from trainer.journal.journal import Journal
 from trainer.resume import state_of
 from trainer.run import build_run
@@ -69,12 +71,21 @@ def test_twelve_steps_give_the_recorded_numbers(name, tmp_path):
         assert numbers == pytest.approx(recorded[step], rel=TOLERANCE, abs=0), step
 
 
-def trajectory(name: str, folder: Path) -> dict[str, dict[str, float]]:
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_fused_networks_give_the_same_numbers(name, tmp_path):
+    """On a CPU the references of the kernels run."""
+    recorded, parts = json.loads(RECORDED.read_text()), fusible_parts(ALL_EXPERIMENTS[name].model)
+    assert len(parts) == 2
+    for step, numbers in trajectory(name, tmp_path, f"fused={parts}").items():
+        assert numbers == pytest.approx(recorded[step], rel=TOLERANCE, abs=0), step
+
+
+def trajectory(name: str, folder: Path, *more: str) -> dict[str, dict[str, float]]:
     """The numbers of each step: loss terms, accuracies and gradient norm; of steps 6 and 12 also those of `norms`.
 
-    `folder` is for the run's log.
+    `folder` is for the run's log, `more` for settings beside those of EXPERIMENTS.
     """
-    settings = (f"optim.num_epochs={NUM_EPOCHS}", "optim.precision=fp32", *EXPERIMENTS[name])
+    settings = (f"optim.num_epochs={NUM_EPOCHS}", "optim.precision=fp32", *EXPERIMENTS[name], *more)
     experiment = experiment_of(Choice(exp=name, set=settings))
     steps = {}
     with in_float64(), join("cpu") as ranks:

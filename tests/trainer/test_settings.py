@@ -33,6 +33,8 @@ from trainer.settings import override, value_at
         ("--set data.class_names=('a','b')", "data.class_names has 2 names for data.num_classes=12"),
         ("--set data.demo.size=(0,0)", "data.demo.size=0 is not between"),
         ("--set optim.schedule=multistep", "--set 'optim.milestones=(12,16)'"),
+        ("--set fused=bottlenecks", "this network has no bottlenecks, only x3d_block and norm_act"),
+        ("--set fused=heat", "'heat' is not a list of names out of x3d_block, bottlenecks, norm_act"),
         ("--set val.metric=acc/RGBPose_top1", "no metric of demo; did you mean acc/RGBPose_"),
         ("--set val.metric=acc/RGBPose_1:1_top11", "no metric of demo; did you mean acc/RGBPose_1:1_top1?"),
         ("--set model.num_classes=5", "model.num_classes has no effect"),

@@ -4,9 +4,6 @@ from dataclasses import replace
 
 import torch
 
-from kernels import choice
-from models.config import X3DStreamConfig
-from models.x3d_shift import X3DBlock
 from trainer.experiments import DEMO
 from trainer.runtime.wrap import INDUCTOR, compiled, settings
 
@@ -27,15 +24,11 @@ def test_compiled_equals_eager():
     torch.testing.assert_close(fast(x), net(x))
 
 
-def test_settings_go_by_who_has_the_blocks(monkeypatch):
-    stream = X3DStreamConfig(widths=(8,), blocks=(1,), stem_stride=1, shift_divisor=4)
-    card, block = torch.device("cuda"), X3DBlock(stream, 0, 0, 8)
-    monkeypatch.setattr(choice, "device_name", lambda device: "a card")
-    assert settings(block, card) == settings(torch.nn.Linear(1, 1), card) == INDUCTOR
-    assert settings(block, CPU) == {}
-    monkeypatch.setitem(choice.FASTER, "a card", {"x3d_block": {}})
-    assert settings(block, card) == {}
-    assert settings(torch.nn.Linear(1, 1), card) == INDUCTOR
+def test_settings_go_by_who_has_the_blocks():
+    card = torch.device("cuda")
+    assert settings(card, ()) == settings(card, ("bottlenecks", "norm_act")) == INDUCTOR
+    assert settings(card, ("norm_act", "x3d_block")) == {}
+    assert settings(CPU, ()) == {}
 
 
 def test_without_a_compiler(monkeypatch, tmp_path):

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kernels import choice
-from models.x3d_shift import X3DBlock
+from models.config import FusedPart
 from trainer.config import Experiment
 from trainer.runtime.ranks import Ranks
 
@@ -20,14 +19,12 @@ Options = dict[str, str | int | bool | Callable]
 INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
 
 
-def settings(network: nn.Module, device: torch.device) -> Options:
-    """Options of torch.compile: INDUCTOR on a GPU, unless X3D's blocks run through kernels there.
+def settings(device: torch.device, fused: tuple[FusedPart, ...]) -> Options:
+    """Options of torch.compile: INDUCTOR on a GPU, unless the X3D blocks run through kernels there.
 
     The compiler is then left with the blocks' ends, which move fewer bytes under Inductor's defaults.
     """
-    in_kernels = "x3d_block" in choice.FASTER.get(choice.device_name(device), ())
-    blocks = any(isinstance(module, X3DBlock) for module in network.modules())
-    return {} if device.type != "cuda" or (in_kernels and blocks) else INDUCTOR
+    return {} if device.type != "cuda" or "x3d_block" in fused else INDUCTOR
 
 
 def compiled(network: nn.Module, experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> nn.Module:
@@ -41,7 +38,7 @@ def compiled(network: nn.Module, experiment: Experiment, device: torch.device, s
     if not has_compiler():
         say("no C compiler here: running uncompiled, slower (install gcc to have torch.compile)")
         return network
-    module = torch.compile(network, fullgraph=True, dynamic=False, options=settings(network, device))
+    module = torch.compile(network, fullgraph=True, dynamic=False, options=settings(device, experiment.fused))
     assert isinstance(module, nn.Module)
     return module
 

@@ -5,7 +5,7 @@ is such a module and a name in CALLS.
 """
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -19,7 +19,8 @@ from benchmarks.kernels.launches.residual_conv import ResidualConvCall
 from benchmarks.kernels.launches.seen import CLIPS, Seen, noted
 from benchmarks.kernels.launches.shift_conv import ShiftConvCall
 from benchmarks.step.step import random_batch
-from kernels.choice import PARTS
+from models.config import FusedPart
+from models.fused import PARTS, fuse
 from models.networks import build_model
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60, NTU60_X3D
@@ -59,15 +60,16 @@ class Call(Protocol):
 CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall, NormActCall, MomentsCall, ConvBnCall, ResidualConvCall)
 
 
-def calls_of(experiment: Experiment, train: bool, parts: tuple[str, ...] = PARTS) -> Counter[Call]:
+def calls_of(experiment: Experiment, train: bool, parts: tuple[FusedPart, ...] = PARTS) -> Counter[Call]:
     """How often a training step, or a batch of a validation, makes each call where these parts run through kernels."""
     clip, model = experiment.clip, experiment.model
     lengths = dict(zip(("rgb_size", "heatmap_size"), clip.sizes(train), strict=True))
     few = replace(experiment, clip=replace(clip, **lengths), optim=replace(experiment.optim, batch_size=CLIPS))
     with torch.device("meta"):
         network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)
+    fuse(network, parts)
     batch = [tensor.to("meta") for tensor in random_batch(few, torch.device("cpu"))]
-    with noted(parts) as made:
+    with noted() as made:
         network.train(train)(*batch)
     clips = experiment.optim.batch_size if train else experiment.val.batch_size
     seen = Seen(experiment=few, calls=made, clips=clips, train=train)
@@ -75,3 +77,9 @@ def calls_of(experiment: Experiment, train: bool, parts: tuple[str, ...] = PARTS
     for kind in CALLS:
         calls.update(kind.find(seen))
     return calls
+
+
+def describe(call: Call) -> str:
+    """The numbers of a call on one line."""
+    values = {field.name: getattr(call, field.name) for field in fields(call)}
+    return " ".join(f"{name}={value}" for name, value in values.items() if isinstance(value, int | float | str))

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
-from kernels.conv_bn.fused import conv_bn
-from kernels.norm_act.reference import finish
+from kernels.blocks.conv_bn import conv_bn
+from kernels.blocks.norm_act_reference import finish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

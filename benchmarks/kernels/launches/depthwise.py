@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
-from kernels.depthwise.fused import depthwise_conv
+from kernels.blocks.depthwise import depthwise_conv
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

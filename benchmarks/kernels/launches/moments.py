@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import torch
 
 from benchmarks.kernels.launches.seen import Seen, sizes
-from kernels.moments.fused import moments
+from kernels.blocks.moments import moments
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.launches.seen import Seen, sizes
-from kernels.norm_act.fused import norm_act
-from kernels.norm_act.reference import finish
+from kernels.blocks.norm_act import norm_act
+from kernels.blocks.norm_act_reference import finish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
-from kernels.residual_conv.fused import residual_conv
+from kernels.blocks.residual_conv import residual_conv
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

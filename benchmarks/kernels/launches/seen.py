@@ -9,23 +9,24 @@ from typing import Any
 
 from torch import Tensor
 
-from kernels import choice
-from kernels.conv_bn import reference as conv_bn
-from kernels.depthwise import reference as depthwise
-from kernels.moments import reference as moments
-from kernels.norm_act import reference as norm_act
-from kernels.residual_conv import reference as residual_conv
-from kernels.shift_conv import reference as shift_conv
+from kernels.blocks import (
+    conv_bn_reference,
+    depthwise_reference,
+    moments_reference,
+    norm_act_reference,
+    residual_conv_reference,
+    shift_conv_reference,
+)
 from trainer.config import Experiment
 
 CLIPS = 2  # of the batch that is run: what there is one of for each clip is told from what there is one of in all
 CONTRACTS: dict[str, tuple[ModuleType, str]] = {
-    "shift_conv": (shift_conv, "shift_conv"),
-    "depthwise": (depthwise, "depthwise_conv"),
-    "norm_act": (norm_act, "norm_act"),
-    "moments": (moments, "moments"),
-    "conv_bn": (conv_bn, "conv_bn"),
-    "residual_conv": (residual_conv, "residual_conv"),
+    "shift_conv": (shift_conv_reference, "shift_conv"),
+    "depthwise": (depthwise_reference, "depthwise_conv"),
+    "norm_act": (norm_act_reference, "norm_act"),
+    "moments": (moments_reference, "moments"),
+    "conv_bn": (conv_bn_reference, "conv_bn"),
+    "residual_conv": (residual_conv_reference, "residual_conv"),
 }
 
 
@@ -43,8 +44,8 @@ class Seen:
 
 
 @contextmanager
-def noted(parts: tuple[str, ...]) -> Iterator[dict[str, list[tuple[Any, ...]]]]:
-    """Within, these parts of networks on the meta device go through kernels, whose calls the lists take."""
+def noted() -> Iterator[dict[str, list[tuple[Any, ...]]]]:
+    """Within, the lists take the arguments of every call that a fused network on the meta device makes of a kernel."""
     calls: dict[str, list[tuple[Any, ...]]] = {name: [] for name in CONTRACTS}
     kept = {name: getattr(module, function) for name, (module, function) in CONTRACTS.items()}
 
@@ -52,7 +53,6 @@ def noted(parts: tuple[str, ...]) -> Iterator[dict[str, list[tuple[Any, ...]]]]:
         calls[name].append(arguments)
         return kept[name](*arguments)
 
-    choice.FASTER["meta"] = {part: {} for part in parts}
     try:
         for name, (module, function) in CONTRACTS.items():
             setattr(module, function, partial(note, name))
@@ -60,7 +60,6 @@ def noted(parts: tuple[str, ...]) -> Iterator[dict[str, list[tuple[Any, ...]]]]:
     finally:
         for name, (module, function) in CONTRACTS.items():
             setattr(module, function, kept[name])
-        del choice.FASTER["meta"]
 
 
 def sizes(x: Tensor) -> dict[str, int]:

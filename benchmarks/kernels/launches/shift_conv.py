@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
-from kernels.shift_conv.fused import shift_conv
+from kernels.blocks.shift_conv import shift_conv
 from models.layers import shift_frames
 
 

@@ -1,0 +1,28 @@
+"""The table of kernels/blocks/README.md, from the records of what was counted without a card."""
+
+import json
+from pathlib import Path
+
+EXPERIMENTS = ("ntu60_x3d", "ma52")
+
+
+def blocks_table(records: Path) -> str:
+    """The worst launch of each kernel, over architectures and versions of Triton, and bytes, as Markdown."""
+    versions = json.loads((records / "registers.json").read_text())["triton"].values()
+    per_clip = json.loads((records / "bytes.json").read_text())["per_clip"]
+    head = ["kernel", "registers", "shared memory", "spilled", *(f"`{name}`: moved (ideal)" for name in EXPERIMENTS)]
+    lines = [head, ["---"] * len(head)]
+    for kernel in ("shift_conv", "depthwise", "conv_bn", "residual_conv", "moments", "norm_act"):
+        launches = [version[arch][kernel] for version in versions for arch in ("sm_80", "sm_90")]
+        registers, shared, spilled = (
+            max(launch[name] for launch in launches) for name in ("registers", "shared_bytes", "spilled_bytes")
+        )
+        moved = [_gigabytes(per_clip[name].get(kernel)) for name in EXPERIMENTS]
+        lines.append([f"`{kernel}`", f"{registers}", f"{shared / 1024:.3g} KiB", f"{spilled} bytes", *moved])
+    together = [_gigabytes(per_clip[name]["blocks"]) for name in EXPERIMENTS]
+    lines.append(["all but `norm_act`", "", "", "", *together])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _gigabytes(counted: dict | None) -> str:
+    return f"{counted['gb']:.2f} GB ({counted['ideal_gb']:.2f})" if counted else "not used"

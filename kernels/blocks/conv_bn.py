@@ -1,0 +1,278 @@
+"""A matrix product over rows [R, C] that normalises what it loads and takes the statistics of what it stores.
+
+Rows come in equal groups, one for each row of scale and shift. Forward a program owns BLOCK_M rows of one group and
+BLOCK_N columns of the result. Backward it owns BLOCK_C channels of a split, which is one or more blocks of BLOCK_M rows
+of one group: it reads all columns of the gradient once, adds what comes by way of the statistics, and uses it twice,
+for the gradients of rows and weight. Blocks of the same rows run side by side, so that they share them in the L2 cache.
+What is summed over rows is summed by split, then merged in a fixed order: no atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from kernels.blocks.conv_bn_reference import WIDEST
+from kernels.blocks.rows import activate, load, merge, part, through
+
+BLOCK_M = 64  # with 128 a thread needs up to 159 registers, and some spill
+BLOCK_N = 64  # at most; narrower matrices take the next power of two
+BLOCK_K = 32
+GRAD_TILE = 8192  # elements of a block of the gradient, which has all columns
+GRAD_SUMS = 16384  # of the weight's gradient in a program: 64 a thread
+GRAD_PARTIAL = 1 << 22  # sums that all programs write, about: fewer programs leave SMs idle, more write more
+
+
+def conv_bn(
+    x: Tensor, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Same contract as `conv_bn_reference.conv_bn`."""
+    assert activation in ("none", "relu", "silu")
+    assert (scale is None) == (shift is None)
+    assert len(weight) <= WIDEST
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x = x.to(dtype)
+    num_images, channels, height, width = x.shape
+    if scale is not None and shift is not None:
+        assert num_images % len(scale) == 0
+        scale, shift = scale.float().contiguous(), shift.float().contiguous()
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
+    result, mean, var = _conv_bn(rows, weight.flatten(1).contiguous(), scale, shift, activation)
+    return result.view(num_images, height, width, -1).permute(0, 3, 1, 2), mean, var
+
+
+@triton_op("duet::conv_bn", mutates_args=())
+def _conv_bn(
+    rows: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[N*P, C] rows, [O, C] weight, [N, C] scale and shift -> [N*P, O] result, [O] mean, [O] variance."""
+    groups = 1 if scale is None else len(scale)
+    programs, (group_rows, splits), options = split_forward(rows, weight, groups, BLOCK_M)
+    result = rows.new_empty(len(rows), len(weight))
+    partial = rows.new_empty(2, len(weight), groups, splits, dtype=torch.float32)
+    given = rows, weight, scale, shift, group_rows, splits, activation
+    wrap_triton(_forward)[(programs,)](result, partial, *given, **options)
+    mean, var = merge(partial, group_rows, BLOCK_M)
+    return result, mean, var
+
+
+@triton_op("duet::conv_bn_grad", mutates_args=())
+def _conv_bn_grad(
+    grad: Tensor,
+    result: Tensor,
+    mean: Tensor,
+    level: Tensor,
+    slope: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of rows [N*P, C], of the weight [O, C], and of scale and shift [N, C], if there are any."""
+    groups = 1 if scale is None else len(scale)
+    programs, shape, options = split_backward(rows, weight, groups)
+    grad_rows = rows.new_empty(rows.shape)
+    of_weight = rows.new_empty(groups * shape[1], *weight.shape, dtype=torch.float32)
+    splits = shape[1] if scale is not None else 0
+    of_affine = rows.new_empty(2, rows.shape[1], groups, splits, dtype=torch.float32)
+    given = grad, result, mean, level, slope, rows, weight, scale, shift
+    wrap_triton(_backward)[(programs,)](grad_rows, of_weight, of_affine, *given, *shape, activation, **options)
+    of_scale, of_shift = (sums.sum(-1).T for sums in of_affine)
+    return grad_rows, of_weight.sum(0).to(weight.dtype), of_scale, of_shift
+
+
+def split_forward(
+    rows: Tensor, weight: Tensor, groups: int, block_m: int
+) -> tuple[int, tuple[int, int], dict[str, int]]:
+    """Programs; rows of a group and its splits, block_m rows each; options of the launch."""
+    (width, channels), group_rows = weight.shape, len(rows) // groups
+    block_n = min(BLOCK_N, max(16, triton.next_power_of_2(width)))
+    splits = triton.cdiv(group_rows, block_m)
+    options = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": BLOCK_K, "num_warps": 8 if block_n > 32 else 4}
+    programs = groups * splits * triton.cdiv(width, block_n)
+    return programs, (group_rows, splits), {"C": channels, "O": width, **options}
+
+
+def split_backward(rows: Tensor, weight: Tensor, groups: int) -> tuple[int, tuple[int, int, int], dict[str, int]]:
+    """Programs; rows of a group, its splits and their blocks; options of the launch."""
+    (width, channels), group_rows = weight.shape, len(rows) // groups
+    block_o = max(16, triton.next_power_of_2(width))
+    block_m = min(32, GRAD_TILE // block_o)
+    block_c = min(64, GRAD_SUMS // block_o, max(16, triton.next_power_of_2(channels)))
+    columns, blocks = triton.cdiv(channels, block_c), triton.cdiv(group_rows, block_m)
+    steps = triton.cdiv(blocks, max(1, GRAD_PARTIAL // (block_o * block_c * groups * columns)))
+    splits = triton.cdiv(blocks, steps)
+    options = {"BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_O": block_o, "C": channels, "O": width}
+    # Blocks of bfloat16 are loaded one ahead; of float32 two have no room.
+    options |= {"num_warps": 8 if block_o * block_c > 2048 else 4, "num_stages": 4 // rows.element_size()}
+    return groups * splits * columns, (group_rows, splits, steps), options
+
+
+def spread(grad_mean: Tensor, grad_var: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """What mean and variance add to each gradient, `level` [O], and for each unit from the mean, `slope` [O]."""
+    return grad_mean / num_rows, grad_var * (2 / num_rows)
+
+
+def _keep(ctx, inputs, output) -> None:
+    rows, weight, scale, shift, ctx.activation = inputs
+    result, mean, _ = output
+    ctx.save_for_backward(rows, weight, scale, shift, result, mean)
+
+
+def _backward_of(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor):
+    rows, weight, scale, shift, result, mean = ctx.saved_tensors
+    added = mean, *spread(grad_mean, grad_var, len(rows))
+    given = grad.contiguous(), result, *added, rows, weight, scale, shift
+    grad_rows, grad_weight, *grads = _conv_bn_grad(*given, ctx.activation)
+    return grad_rows, grad_weight, *((None, None) if scale is None else grads), None
+
+
+_conv_bn.register_autograd(_backward_of, setup_context=_keep)
+
+
+@triton.jit
+def _affine(scale, shift, group, channel, C: tl.constexpr):
+    """[1, channels] of the group's scale and shift."""
+    place, known = group * C + channel, channel < C
+    return load(scale, place, known)[None, :], load(shift, place, known)[None, :]
+
+
+@triton.jit
+def _normalised(value, factor, addend, inside, ACTIVATION: tl.constexpr):
+    """What the convolution reads: the normalised, activated value, and 0 outside, where padding must stay 0."""
+    z = value.to(tl.float32) * factor + addend
+    return tl.where(inside, activate(z, ACTIVATION), 0.0).to(value.dtype)
+
+
+@triton.jit
+def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.constexpr):  # noqa: E741
+    """Gradient of the result with the one by way of its statistics, 0 outside; `column` lies as `place` does."""
+    known = column < O
+    value = load(result, place, inside) - load(mean, column, known)
+    added = load(level, column, known) + load(slope, column, known) * value
+    come = tl.where(inside, load(grad, place, inside) + added, 0.0)
+    return come.to(grad.dtype.element_ty)
+
+
+@triton.jit
+def store_tile(result, partial, total, first, left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
+    """Store `left` rows of a result that is 0 below them, and their mean and summed squared deviations.
+
+    These rows are split `number` of `count`.
+    """
+    local = tl.arange(0, BLOCK_M)
+    owned, known = (local < left)[:, None], column < O
+    stored = total.to(result.dtype.element_ty)
+    tl.store(result + first * O + local[:, None] * O + column[None, :], stored, owned & known[None, :])
+    value = stored.to(tl.float32)
+    share = tl.minimum(left, BLOCK_M)
+    mean = tl.sum(value, 0) / share
+    delta = tl.where(owned, value - mean[None, :], 0.0)
+    mean += tl.sum(delta, 0) / share  # what the first sum has rounded off, where the mean is far from 0
+    target = partial + column * count + number
+    tl.store(target, mean, known)
+    tl.store(target + O * count, tl.sum(delta * delta, 0), known)
+
+
+@triton.jit
+def _forward(
+    result,  # [N*P, O]
+    partial,  # [2, O, N, S]: mean, then summed squared deviations
+    rows,  # [N*P, C]
+    weight,  # [O, C]
+    scale,  # [N, C] or None
+    shift,  # [N, C] or None
+    group_rows,
+    splits,
+    ACTIVATION: tl.constexpr,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    group, split, first, left, column = part(group_rows, splits, 1, O, BLOCK_M, BLOCK_N)
+    local = tl.arange(0, BLOCK_M)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, C, BLOCK_K):
+        channel = start + tl.arange(0, BLOCK_K)
+        inside = (local < left)[:, None] & (channel < C)[None, :]
+        taken = tl.load(rows + first * C + local[:, None] * C + channel[None, :], inside, 0.0)
+        if scale is not None:
+            factor, addend = _affine(scale, shift, group, channel, C)
+            taken = _normalised(taken, factor, addend, inside, ACTIVATION)
+        real = (channel < C)[:, None] & (column < O)[None, :]
+        read = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0).to(taken.dtype)
+        total = tl.dot(taken, read, total, input_precision="ieee")
+    count = tl.num_programs(0) // ((O + BLOCK_N - 1) // BLOCK_N)
+    store_tile(result, partial, total, first, left, group * splits + split, count, column, O, BLOCK_M)
+
+
+@triton.jit
+def _backward(
+    grad_rows,  # [N*P, C]
+    of_weight,  # [N*S, O, C]
+    of_affine,  # [2, C, N, S]: gradients of scale and shift, if there are any
+    grad,  # [N*P, O]
+    result,  # [N*P, O]
+    mean,  # [O]
+    level,  # [O]
+    slope,  # [O]
+    rows,  # [N*P, C]
+    weight,  # [O, C]
+    scale,  # [N, C] or None
+    shift,  # [N, C] or None
+    group_rows,
+    splits,
+    steps,
+    ACTIVATION: tl.constexpr,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
+    group, split, first, left, channel = part(group_rows, splits, steps, C, BLOCK_M, BLOCK_C)
+    number = (group * splits + split).to(tl.int64)
+    local, column, known = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O), channel < C
+    # Places in 64 bits: their constants become part of the instructions, where those of 32 bits take registers.
+    place = local.to(tl.int64)[:, None] * C + channel[None, :]
+    wide = local.to(tl.int64)[:, None] * O + column[None, :]
+    cell = column.to(tl.int64)[:, None] * C + channel[None, :]
+    real = (column < O)[:, None] & known[None, :]
+    read = tl.load(weight + cell, real, 0.0).to(rows.dtype.element_ty)
+    total = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
+    if scale is not None:
+        factor, addend = _affine(scale, shift, group, channel, C)
+        of_scale, of_shift = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    for _ in range(steps):
+        owned = (local < left)[:, None]
+        inside = owned & known[None, :]
+        taken = tl.load(rows + first * C + place, inside, 0.0)
+        value = taken.to(tl.float32)
+        if scale is not None:
+            taken = _normalised(taken, factor, addend, inside, ACTIVATION)
+        inner = owned & (column < O)[None, :]
+        whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inner, O)
+        total = tl.dot(tl.trans(whole), taken, total, input_precision="ieee")
+        if left > 0:  # a region of its own: within one, both products would get a layout that suits neither
+            come = tl.dot(whole, read, input_precision="ieee")
+            if scale is not None:
+                factor, addend = _affine(scale, shift, group, channel, C)  # once more, for want of registers
+                come = through(come, value * factor + addend, ACTIVATION)
+                of_scale += tl.sum(come * value, 0)
+                of_shift += tl.sum(come, 0)
+                come *= factor
+            tl.store(grad_rows + first * C + place, come.to(grad_rows.dtype.element_ty), inside)
+        first += BLOCK_M
+        left -= BLOCK_M
+    tl.store(of_weight + number * (O * C) + cell, total, real)
+    if scale is not None:
+        count = tl.num_programs(0) // ((C + BLOCK_C - 1) // BLOCK_C)
+        target = of_affine + channel * count + number
+        tl.store(target, of_scale, known)
+        tl.store(target + C * count, of_shift, known)

@@ -1,0 +1,365 @@
+"""A depthwise convolution that normalises what it loads and takes the statistics of what it stores.
+
+A program goes down its strip row by row, SPAN columns a lane. A value is normalised once for all of its taps in a lane
+and added to the rows of the result it belongs to: nine loads a pixel, each normalised, take three times as many
+instructions. The backward kernel goes down the same strips with a window in registers: three rows of the gradient of
+the result, onto which it has put the one of the statistics. Channel blocks of a strip and strips of an image run side
+by side, so that they share cache lines. Sums over pixels are summed by program, then in a fixed order: no atomics.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from kernels.blocks.rows import activate, load, through
+
+TILE = 128  # channels times lanes of a program: two a thread
+SPAN = 4  # columns of a lane: of the result, in the backward kernel of the images
+ROWS = 32  # of a strip, at most
+PROGRAMS = 2048  # about as many share the images
+
+
+def depthwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    num_groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Same contract as `depthwise_reference.depthwise_conv`."""
+    assert stride in (1, 2)
+    assert activation in ("none", "relu", "silu")
+    assert len(x) % num_groups == 0
+    assert (scale is None) == (shift is None)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if scale is not None and shift is not None:
+        scale, shift = scale.float().contiguous(), shift.float().contiguous()
+    images, taps = x.permute(0, 2, 3, 1).contiguous(), weight.flatten(1).contiguous()
+    result, mean, var, means = _depthwise(images, taps, scale, shift, stride, activation, num_groups)
+    return result.permute(0, 3, 1, 2), mean, var, means
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strips:
+    """A launch: its grid of channel blocks, strips of an image and splits of all images; what its kernel is told."""
+
+    grid: tuple[int, int, int]
+    options: dict[str, int]
+
+    @property
+    def partial(self) -> int:
+        """Partial sums of a channel, group after group."""
+        return self.grid[1] * self.grid[2]
+
+
+def cut(result: Tensor, images: Tensor, groups: int, stride: int, span: int) -> Strips:
+    """Strips of [F, H, W, C] result with `span` columns a lane; those of its [F, SOURCE_H, SOURCE_W, C] images alike.
+
+    A program has one strip, ROWS by LANES * SPAN pixels and BLOCK_C channels, of BLOCK_I images at once, `steps` times.
+    Channels come in 64s where that wastes no more than 32s would.
+    """
+    count, height, width, channels = result.shape
+    block_c = 64 if triton.cdiv(channels, 64) * 64 == triton.cdiv(channels, 32) * 32 else 32
+    lanes = min(TILE // block_c, 1 << (triton.cdiv(width, span) - 1).bit_length())
+    block_i = TILE // block_c // lanes
+    down, across, columns = triton.cdiv(height, ROWS), triton.cdiv(width, lanes * span), triton.cdiv(channels, block_c)
+    blocks = triton.cdiv(count // groups, block_i)
+    steps = max(1, min(blocks, triton.cdiv(groups * blocks * down * across * columns, PROGRAMS)))
+    splits = triton.cdiv(blocks, steps)
+    sizes = {"C": channels, "H": height, "W": width, "SOURCE_H": images.shape[1], "SOURCE_W": images.shape[2]}
+    tile = {"ROWS": triton.cdiv(height, down), "LANES": lanes, "SPAN": span, "BLOCK_I": block_i, "BLOCK_C": block_c}
+    shares = {"group_images": count // groups, "splits": splits, "steps": steps, "num_warps": TILE // 64}
+    return Strips(grid=(columns, down * across, groups * splits), options=shares | sizes | {"STRIDE": stride} | tile)
+
+
+def merge_strips(partial: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and the groups' means [N, C] of partial sums [3, C, N*S].
+
+    Those are count, mean and summed squared deviations, side by side as in `rows.merge`.
+    """
+    counts, means, squares = partial.unflatten(2, (groups, -1))  # [C, N, S]
+    count, weighted = counts.sum((1, 2)), counts * means
+    mean = weighted.sum((1, 2)) / count
+    deviations = (means - mean[:, None, None]).square()
+    var = (squares + counts * deviations).sum((1, 2)) / count
+    return mean, var, weighted.transpose(0, 1).sum(2) / counts.transpose(0, 1).sum(2)
+
+
+def spread_over_pixels(
+    mean: Tensor, grad_mean: Tensor | None, grad_var: Tensor | None, grad_means: Tensor | None, count: int
+) -> tuple[Tensor, Tensor]:
+    """What gradients of `merge_strips`' results, of `count` pixels, add to that of each pixel.
+
+    The same for all, level [N, C], or [1, C] where groups do not differ, and slope [C] for each unit from the mean.
+    """
+    level = torch.zeros_like(mean)[None] if grad_mean is None else grad_mean[None] / count
+    if grad_means is not None:
+        level = level + grad_means * (len(grad_means) / count)
+    slope = torch.zeros_like(mean) if grad_var is None else grad_var * 2 / count
+    return level.contiguous(), slope
+
+
+@triton_op("duet::depthwise_conv", mutates_args=())
+def _depthwise(
+    images: Tensor, taps: Tensor, scale: Tensor | None, shift: Tensor | None, stride: int, activation: str, groups: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """[F, H, W, C] images, [C, 9] taps, [C] scale and shift -> result alike, [C] mean, [C] variance, [N, C] means."""
+    count, height, width, channels = images.shape
+    result = images.new_empty(count, triton.cdiv(height, stride), triton.cdiv(width, stride), channels)
+    strips = cut(result, images, groups, stride, SPAN)
+    partial = images.new_empty(3, channels, strips.partial, dtype=torch.float32)
+    if count:
+        wrap_triton(_forward)[strips.grid](result, partial, images, taps, scale, shift, activation, **strips.options)
+    return result, *merge_strips(partial, groups)
+
+
+@triton_op("duet::depthwise_conv_grads", mutates_args=())
+def _grads(
+    grad: Tensor,
+    result: Tensor,
+    mean: Tensor,
+    level: Tensor,
+    slope: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    stride: int,
+    activation: str,
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the images, of the weight [C, 9], and of scale and shift [C], if there are any.
+
+    To a gradient of the result its statistics add level + slope * (result - mean): level [N, C] or [1, C], slope [C].
+    """
+    strips, channels = cut(result, images, groups, stride, SPAN // stride), images.shape[3]
+    grad_images = images.new_empty(images.shape)
+    partial = images.new_empty(channels * (9 if scale is None else 11), strips.partial, dtype=torch.float32)
+    if len(images):
+        given = grad, result, mean, level, slope, images, weight, scale, shift, len(level) > 1, activation
+        wrap_triton(_gradients)[strips.grid](grad_images, partial, *given, **strips.options)
+    of_weight, *of_affine = partial.tensor_split((9 * channels, 10 * channels))
+    return grad_images, of_weight.sum(1).view(weight.shape).to(weight.dtype), *(part.sum(1) for part in of_affine)
+
+
+def _keep(ctx, inputs, output) -> None:
+    images, weight, scale, shift, *ctx.options = inputs
+    ctx.save_for_backward(images, weight, scale, shift, *output[:2])
+    ctx.set_materialize_grads(False)  # zeros for means that nobody takes would be a launch
+
+
+def _backward(ctx, grad: Tensor | None, *of_statistics: Tensor | None):
+    images, weight, scale, shift, result, mean = ctx.saved_tensors
+    grad = torch.zeros_like(result) if grad is None else grad.contiguous()
+    given = grad, result, mean, *spread_over_pixels(mean, *of_statistics, result[..., 0].numel())
+    grad_images, grad_weight, *of_affine = _grads(*given, images, weight, scale, shift, *ctx.options)
+    return grad_images, grad_weight, *((None, None) if scale is None else of_affine), None, None, None
+
+
+_depthwise.register_autograd(_backward, setup_context=_keep)
+
+
+@triton.jit
+def _place(W: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, SPAN: tl.constexpr, BLOCK_I: tl.constexpr):
+    """A program's first row, its lanes and the first column of each."""
+    across: tl.constexpr = (W + LANES * SPAN - 1) // (LANES * SPAN)
+    strip, lane = tl.program_id(1), tl.arange(0, BLOCK_I * LANES)
+    column = (strip % across * LANES + lane % LANES) * SPAN
+    return strip // across * ROWS, lane, column
+
+
+@triton.jit
+def _normalised(value, inside, factor, addend, ACTIVATION: tl.constexpr):
+    """What is convolved, of values as they lie in memory: float32, 0 outside of the image."""
+    if factor is not None:
+        z = value.to(tl.float32) * factor + addend
+        value = tl.where(inside, activate(z, ACTIVATION), 0.0).to(value.dtype)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def _forward(
+    result,  # [F, H, W, C]
+    partial,  # [3, C, N*S]: count, mean, summed squared deviations
+    images,  # [F, SOURCE_H, SOURCE_W, C]
+    weight,  # [C, 9]
+    scale,  # [C] or None
+    shift,  # [C] or None
+    ACTIVATION: tl.constexpr,
+    group_images,
+    splits,
+    steps,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    SOURCE_H: tl.constexpr,
+    SOURCE_W: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A step down takes STRIDE rows of the images and stores one of the result; the first steps fill the sums."""
+    first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    known = channel < C
+    weights = ()
+    for tap in tl.static_range(9):
+        weights += (load(weight, channel * 9 + tap, known).to(images.dtype.element_ty).to(tl.float32)[None, :],)
+    factor, addend = None, None
+    if scale is not None:
+        factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
+    nothing = tl.zeros([BLOCK_I * LANES, BLOCK_C], tl.float32)
+    pivot, above, squares, seen = nothing, nothing, nothing, lane * 0
+    width: tl.constexpr = SPAN * STRIDE + 3 - STRIDE  # columns that a lane reads
+    group, begin = tl.program_id(2) // splits, tl.program_id(2) % splits * steps * BLOCK_I + lane // LANES
+    for step in range(steps):
+        image = begin + step * BLOCK_I
+        owned = image < group_images
+        index = group.to(tl.int64) * group_images + image
+        source = images + ((index * (SOURCE_H * SOURCE_W * C) + column * (STRIDE * C))[:, None] + channel[None, :])
+        target = result + ((index * (H * W * C) + column * C)[:, None] + channel[None, :])
+        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # of the row to be stored and of those below that have begun
+        for down in range(ROWS + 3 - STRIDE):
+            row = first + down + STRIDE - 3
+            for r in tl.static_range(STRIDE):
+                y, values, grown = row * STRIDE + 2 - STRIDE + r, (), ()
+                for k in tl.static_range(width):
+                    x = column * STRIDE + (k - 1)
+                    inside = (owned & (y >= 0) & (y < SOURCE_H) & (x >= 0) & (x < SOURCE_W))[:, None] & known[None, :]
+                    value = tl.load(source + y * (SOURCE_W * C) + (k - 1) * C, inside, 0.0)
+                    values += (_normalised(value, inside, factor, addend, ACTIVATION),)
+                for k in tl.static_range((4 - STRIDE) * SPAN):
+                    total = sums[k]
+                    for tap in tl.static_range(9):
+                        if tap // 3 == 3 - STRIDE + r - k // SPAN * STRIDE:
+                            total += values[k % SPAN * STRIDE + tap % 3] * weights[tap]
+                    grown += (total,)
+                sums = grown
+            for k in tl.static_range(SPAN):
+                stored = sums[k].to(result.dtype.element_ty)
+                inside = (owned & (row >= first) & (row < H) & (column + k < W))[:, None] & known[None, :]
+                tl.store(target + row * (W * C) + k * C, stored, inside)
+                value = stored.to(tl.float32)
+                if k == 0:  # deviations from a value that is one of them lose no digits to a mean far from 0
+                    pivot = tl.where((step == 0) & (row == first), value, pivot)
+                delta = tl.where(inside, value, pivot) - pivot
+                above += delta
+                squares += delta * delta
+            sums = sums[SPAN:] + (nothing,) * SPAN
+        seen += owned.to(tl.int32)
+    seen *= tl.minimum(H - first, ROWS) * tl.minimum(tl.maximum(W - column, 0), SPAN)
+    whole, count = tl.sum(seen, 0).to(tl.float32), seen.to(tl.float32)[:, None]
+    above /= tl.maximum(count, 1.0)
+    mean = tl.sum((pivot + above) * (count / whole), 0)
+    delta = pivot + above - mean[None, :]
+    squares += (delta * delta - above * above) * count
+    programs = tl.num_programs(1) * tl.num_programs(2)
+    target = partial + channel * programs + (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1))
+    tl.store(target, whole, known)
+    tl.store(target + C * programs, mean, known)
+    tl.store(target + 2 * C * programs, tl.sum(squares, 0), known)
+
+
+@triton.jit
+def _gradients(
+    grad_images,  # [F, SOURCE_H, SOURCE_W, C]
+    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and of shift, if there are any
+    grad,  # [F, H, W, C]
+    result,  # [F, H, W, C]
+    mean,  # [C]
+    level,  # [N, C] or [1, C]
+    slope,  # [C]
+    images,  # [F, SOURCE_H, SOURCE_W, C]
+    weight,  # [C, 9]
+    scale,  # [C] or None
+    shift,  # [C] or None
+    APART: tl.constexpr,  # level is [N, C]
+    ACTIVATION: tl.constexpr,
+    group_images,
+    splits,
+    steps,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    SOURCE_H: tl.constexpr,
+    SOURCE_W: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A pixel of the result stands for STRIDE by STRIDE of the images, whose taps lie in it and right, below, around.
+
+    A step down takes a row of the gradient into the window and stores the STRIDE rows of the images above it.
+    """
+    first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    known = channel < C
+    group, image = tl.program_id(2) // splits, tl.program_id(2) % splits * steps * BLOCK_I + lane // LANES
+    nothing = tl.zeros([BLOCK_I * LANES, BLOCK_C], tl.float32)
+    weights, sums = (), (nothing,) * (9 if scale is None else 11)
+    for tap in tl.static_range(9):
+        weights += (load(weight, channel * 9 + tap, known).to(images.dtype.element_ty).to(tl.float32)[None, :],)
+    factor, addend = None, None
+    if scale is not None:
+        factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
+    centre, rise = load(mean, channel, known)[None, :], load(slope, channel, known)[None, :]
+    base = load(level, group * C * APART + channel, known)[None, :]
+    before: tl.constexpr = 2 - STRIDE  # columns of the window before the lane's own
+    width: tl.constexpr = before + SPAN + 1
+    for _ in range(steps):
+        owned = image < group_images
+        index = group.to(tl.int64) * group_images + image
+        start = (index * (H * W * C) + column * C)[:, None] + channel[None, :]
+        place = (index * (SOURCE_H * SOURCE_W * C) + column * (STRIDE * C))[:, None] + channel[None, :]
+        window = (nothing,) * (3 * width)
+        for down in range(ROWS + 3 - STRIDE):
+            row = first + down + STRIDE - 3
+            window = window[width:]
+            for k in tl.static_range(width):
+                x = column + (k - before)
+                inside = (owned & (row >= -1) & (row < H - 1) & (x >= 0) & (x < W))[:, None] & known[None, :]
+                at = start + (row + 1) * (W * C) + (k - before) * C
+                added = base + rise * (load(result, at, inside) - centre)
+                window += (tl.where(inside, load(grad, at, inside) + added, 0.0),)
+            for i in tl.static_range(1, STRIDE + 1):  # from the first tap that may have read the pixel
+                for j in tl.static_range(1, STRIDE * SPAN + 1):
+                    y, x = row * STRIDE + (i - 1), column * STRIDE + (j - 1)
+                    inside = owned & (row >= first) & (row < H) & (y < SOURCE_H) & (x < SOURCE_W)
+                    inside = inside[:, None] & known[None, :]
+                    read = tl.load(images + place + y * (SOURCE_W * C) + (j - 1) * C, inside, 0.0)
+                    taken = _normalised(read, inside, factor, addend, ACTIVATION)
+                    total, grown = nothing, ()
+                    for tap in tl.static_range(9):
+                        added = sums[tap]
+                        if (i - tap // 3) % STRIDE == 0 and (j - tap % 3) % STRIDE == 0:
+                            come = window[((i - tap // 3) // STRIDE + 1) * width + (j - tap % 3) // STRIDE + before]
+                            total += come * weights[tap]
+                            added += come * taken
+                        grown += (added,)
+                    if scale is not None:
+                        value = read.to(tl.float32)
+                        total = through(tl.where(inside, total, 0.0), value * factor + addend, ACTIVATION)
+                        grown += (sums[9] + total * value, sums[10] + total)
+                        total *= factor
+                    sums = grown
+                    target = grad_images + place + y * (SOURCE_W * C) + (j - 1) * C
+                    tl.store(target, total.to(grad_images.dtype.element_ty), inside)
+        image += BLOCK_I
+    programs = tl.num_programs(1) * tl.num_programs(2)
+    target = partial + (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1))
+    for k in tl.static_range(9 if scale is None else 11):
+        row = channel * 9 + k if k < 9 else k * C + channel
+        tl.store(target + row * programs, tl.sum(sums[k], 0), known)

@@ -1,0 +1,275 @@
+"""Batch statistics and what they scale, over rows [R, C]: two passes forward, two backward, little kept between them.
+
+kernels/blocks/rows.py says how programs share the rows.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from kernels.blocks.moments import moments_of_rows
+from kernels.blocks.rows import activate, load, part, split_rows, through
+
+
+def norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    activation: str = "none",
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Same contract as `norm_act_reference.norm_act`."""
+    num_images, channels, height, width = x.shape
+    assert activation in ("none", "relu", "silu")
+    assert gate is None or num_images % len(gate) == 0
+    added = None if residual is None else _rows(residual)
+    gate = None if gate is None else gate.contiguous()
+    affine = weight.contiguous(), bias.contiguous()
+    result, mean, var = _norm_act(_rows(x), *affine, added, gate, activation, eps)
+    return result.view(num_images, height, width, channels).permute(0, 3, 1, 2), mean, var
+
+
+def _rows(images: Tensor) -> Tensor:
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1]).contiguous()
+
+
+def _groups(gate: Tensor | None) -> int:
+    return 1 if gate is None else len(gate)
+
+
+@triton_op("duet::norm_act", mutates_args=())
+def _norm_act(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    activation: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[N*P, C] rows and residual, [C] weight and bias, [N, C] gate -> [N*P, C] result, [C] mean, [C] variance."""
+    mean, var = moments_of_rows(rows)
+    result = rows.new_empty(rows.shape)
+    programs, shape, options = split_rows(rows, _groups(gate), summed=False)
+    wrap_triton(_forward)[(programs,)](
+        result, rows, residual, mean, var, weight, bias, gate, eps, *shape, ACTIVATION=activation, **options
+    )
+    return result, mean, var
+
+
+@triton_op("duet::norm_act_grad_sums", mutates_args=())
+def _grad_sums(
+    grad: Tensor,
+    rows: Tensor,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate: Tensor | None,
+    activation: str,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Of the gradient before the activation, its sums over groups [2, N, C]: as it is, and times the normalised rows.
+
+    Second result: that gradient [N*P, C] where there is a residual, else nothing.
+    """
+    programs, shape, options = split_rows(rows, _groups(gate), summed=True)
+    partial = rows.new_empty(2, _groups(gate), rows.shape[1], shape[1], dtype=torch.float32)
+    inner = grad.new_empty(grad.shape if residual is not None else (0,))
+    wrap_triton(_backward_sums)[(programs,)](
+        *(partial, inner, grad, rows, residual, mean, var, weight, bias, gate, eps, partial[0].numel(), *shape),
+        ACTIVATION=activation,
+        **options,
+    )
+    return partial.sum(-1), inner  # splits lie side by side: the compiler adds up so many by one launch
+
+
+@triton_op("duet::norm_act_grad_rows", mutates_args=())
+def _grad_rows(
+    grad: Tensor,
+    rows: Tensor,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate: Tensor | None,
+    shares: Tensor,
+    activation: str,
+    eps: float,
+) -> Tensor:
+    """Gradient of the rows; shares [2, C]: the gradients of bias and weight over the number of rows."""
+    result = rows.new_empty(rows.shape)
+    programs, shape, options = split_rows(rows, _groups(gate), summed=False)
+    wrap_triton(_backward_rows)[(programs,)](
+        *(result, grad, rows, residual, mean, var, weight, bias, gate, shares, eps, *shape),
+        ACTIVATION=activation,
+        **options,
+    )
+    return result
+
+
+def _keep(ctx, inputs, output) -> None:
+    rows, weight, bias, residual, gate, ctx.activation, ctx.eps = inputs
+    _, mean, var = output
+    ctx.mark_non_differentiable(mean, var)
+    ctx.has_residual = residual is not None
+    linear = ctx.activation == "none"  # then what was added does not matter
+    ctx.save_for_backward(rows, weight, bias, None if linear else residual, gate, mean, var)
+
+
+def _backward(ctx, grad: Tensor, *_):
+    rows, weight, bias, residual, gate, mean, var = ctx.saved_tensors
+    grad, activation = grad.contiguous(), ctx.activation
+    of_channels = mean, var, weight, bias
+    sums, inner = _grad_sums(grad, rows, residual, *of_channels, gate, activation, ctx.eps)
+    through = grad if residual is None else inner
+    if activation == "relu" and residual is not None:
+        grad, activation, residual = through, "none", None  # some of it is 0, none of it rounded: nothing is lost
+    totals = (sums if gate is None else sums * gate).sum(1)
+    grad_rows = None
+    if ctx.needs_input_grad[0]:
+        grad_rows = _grad_rows(grad, rows, residual, *of_channels, gate, totals / len(rows), activation, ctx.eps)
+    grad_gate = None if gate is None else (sums[0] * bias + sums[1] * weight).to(gate.dtype)
+    grad_bias, grad_weight = totals[0].to(bias.dtype), totals[1].to(weight.dtype)
+    return grad_rows, grad_weight, grad_bias, through if ctx.has_residual else None, grad_gate, None, None
+
+
+_norm_act.register_autograd(_backward, setup_context=_keep)
+
+
+@triton.jit
+def _row(source, channel, C: tl.constexpr):
+    """[1, channels] of what has a number for each channel, float32."""
+    return load(source, channel, channel < C)[None, :]
+
+
+@triton.jit
+def _over_deviation(var, eps, channel, C: tl.constexpr):
+    # torch.compile hands eps over in float64; uncast, all that follows would be in it.
+    return tl.rsqrt((_row(var, channel, C) + eps).to(tl.float32))
+
+
+@triton.jit
+def _forward(
+    result,  # [N*P, C]
+    rows,  # [N*P, C]
+    residual,  # [N*P, C] or None
+    mean,  # [C]
+    var,  # [C]
+    weight,  # [C]
+    bias,  # [C]
+    gate,  # [N, C] or None
+    eps,
+    group_rows,
+    splits,
+    steps,
+    ACTIVATION: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    group, _, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    scale = _over_deviation(var, eps, channel, C) * _row(weight, channel, C)
+    local = tl.arange(0, BLOCK_R)
+    place = first * C + local[:, None] * C + channel[None, :]
+    inside = (local < left)[:, None] & (channel < C)[None, :]
+    value = load(rows, place, inside) - _row(mean, channel, C)
+    z = value * scale + _row(bias, channel, C)
+    if gate is not None:
+        z *= _row(gate + group * C, channel, C)
+    if residual is not None:
+        z += load(residual, place, inside)
+    tl.store(result + place, activate(z, ACTIVATION).to(result.dtype.element_ty), inside)
+
+
+@triton.jit
+def _backward_sums(
+    partial,  # [2, N, C, S]
+    inner,  # [N*P, C] if there is a residual
+    grad,  # [N*P, C]
+    rows,  # [N*P, C]
+    residual,  # [N*P, C] or None
+    mean,  # [C]
+    var,  # [C]
+    weight,  # [C]
+    bias,  # [C]
+    gate,  # [N, C] or None
+    eps,
+    size,  # N*C*S
+    group_rows,
+    splits,
+    steps,
+    ACTIVATION: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    group, split, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    centre, rstd = _row(mean, channel, C), _over_deviation(var, eps, channel, C)
+    scale, shift = _row(weight, channel, C), _row(bias, channel, C)
+    local = tl.arange(0, BLOCK_R)
+    plain = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    normed = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for step in range(steps):
+        place = first * C + local[:, None] * C + channel[None, :]
+        inside = (step * BLOCK_R + local < left)[:, None] & (channel < C)[None, :]
+        come = load(grad, place, inside)
+        value = (load(rows, place, inside) - centre) * rstd
+        z = value * scale + shift
+        if gate is not None:
+            z *= _row(gate + group * C, channel, C)
+        if residual is not None:
+            z += load(residual, place, inside)
+        come = through(come, z, ACTIVATION)
+        if residual is not None:
+            tl.store(inner + place, come.to(inner.dtype.element_ty), inside)
+        plain += come
+        normed += come * value
+        first += BLOCK_R
+    target = partial + (group * C + channel) * splits + split
+    tl.store(target, tl.sum(plain, 0), channel < C)
+    tl.store(target + size, tl.sum(normed, 0), channel < C)
+
+
+@triton.jit
+def _backward_rows(
+    result,  # [N*P, C]
+    grad,  # [N*P, C]
+    rows,  # [N*P, C]
+    residual,  # [N*P, C] or None
+    mean,  # [C]
+    var,  # [C]
+    weight,  # [C]
+    bias,  # [C]
+    gate,  # [N, C] or None
+    shares,  # [2, C]: gradients of bias and weight over the number of rows
+    eps,
+    group_rows,
+    splits,
+    steps,
+    ACTIVATION: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    group, _, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    rstd, scale = _over_deviation(var, eps, channel, C), _row(weight, channel, C)
+    local = tl.arange(0, BLOCK_R)
+    place = first * C + local[:, None] * C + channel[None, :]
+    inside = (local < left)[:, None] & (channel < C)[None, :]
+    come = load(grad, place, inside)
+    value = (load(rows, place, inside) - _row(mean, channel, C)) * rstd
+    z = value * scale + _row(bias, channel, C)
+    factor = 1.0 if gate is None else _row(gate + group * C, channel, C)
+    z *= factor
+    if residual is not None:
+        z += load(residual, place, inside)
+    come = through(come, z, ACTIVATION) * factor
+    come = (come - _row(shares, channel, C) - value * _row(shares + C, channel, C)) * (rstd * scale)
+    tl.store(result + place, come.to(result.dtype.element_ty), inside)

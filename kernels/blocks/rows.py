@@ -1,0 +1,82 @@
+"""What the six kernels share: how programs divide the rows [R, C] of a matrix, and how their statistics are merged.
+
+The pixels of all frames are the rows. Rows come in equal groups, the clips, where a kernel gates or scales each clip in
+its own way; otherwise there is one group. A program owns BLOCK_C channels of a split, which is one or more blocks of
+BLOCK_R rows of one group. The channel blocks of a split run side by side, so that they share its cache lines. What is
+summed over rows is summed by each split, then merged in a fixed order: no atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 4096  # elements of a block
+SUM_TILE = 2048  # the same where sums stay in registers beside it
+SUM_PROGRAMS = 2048  # about as many programs share the rows of one sum
+
+
+def split_rows(rows: Tensor, groups: int, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:
+    """Programs; rows of a group, its splits and their blocks (one if nothing is summed); options of the launch.
+
+    Channels come in 64s where that wastes no more than 32s would.
+    """
+    num_rows, channels = rows.shape
+    wide = triton.cdiv(channels, 64) * 64 == triton.cdiv(channels, 32) * 32
+    block_c = 64 if wide else 32
+    block_r = (SUM_TILE if summed else TILE) // block_c
+    blocks, columns = triton.cdiv(num_rows // groups, block_r), triton.cdiv(channels, block_c)
+    steps = triton.cdiv(blocks * groups * columns, SUM_PROGRAMS) if summed else 1
+    splits = triton.cdiv(blocks, steps)
+    options = {"C": channels, "BLOCK_R": block_r, "BLOCK_C": block_c, "num_warps": 8}
+    return groups * splits * columns, (num_rows // groups, splits, steps), options
+
+
+def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
+    """Mean [C] and biased variance [C] of all rows, from those of splits [2, C, N, S]: mean, summed squared deviations.
+
+    A split has `span` rows, the last of a group fewer. Splits lie side by side, so that the compiler takes both passes
+    over them in one launch.
+    """
+    means, squares = partial
+    groups, splits = means.shape[1:]
+    counts = (group_rows - span * torch.arange(splits, device=means.device)).clamp(max=span)
+    mean = (counts * means).sum((1, 2)) / (groups * group_rows)
+    deviations = (means - mean[:, None, None]).square()
+    return mean, (squares + counts * deviations).sum((1, 2)) / (groups * group_rows)
+
+
+@triton.jit
+def part(group_rows, splits, steps, C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A program's group, split, first row, rows from there to the group's end, and channels."""
+    columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    number = tl.program_id(0) // columns
+    channel = tl.program_id(0) % columns * BLOCK_C + tl.arange(0, BLOCK_C)
+    group, split = number // splits, number % splits
+    skipped = split * steps * BLOCK_R
+    return group, split, group.to(tl.int64) * group_rows + skipped, group_rows - skipped, channel
+
+
+@triton.jit
+def load(source, place, inside):
+    return tl.load(source + place, inside, 0.0).to(tl.float32)
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "relu":
+        z = tl.where(z <= 0, 0.0, z)
+    if ACTIVATION == "silu":
+        z = z * tl.sigmoid(z)
+    return z
+
+
+@triton.jit
+def through(grad, z, ACTIVATION: tl.constexpr):
+    """Gradient before the activation of z; relu's is 0 at 0."""
+    if ACTIVATION == "relu":
+        grad = tl.where(z <= 0, 0.0, grad)
+    if ACTIVATION == "silu":
+        share = tl.sigmoid(z)
+        grad = grad * share * (1 + z * (1 - share))
+    return grad

@@ -1,0 +1,26 @@
+"""The contract of the shifted 1x1 convolution before a BatchNorm in plain torch, and what a CPU runs."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Shift channels in time, convolve 1x1 and take the statistics that the result's BatchNorm wants.
+
+    Channels [0, fold) are taken from the next frame of the clip, [fold, 2 fold) from the one before, the rest stay;
+    beyond the ends of a clip there are zeros. Gradients reach x and weight, from the result, the mean and the variance.
+
+    x: [N*T, C, H, W] channels_last, as the result; T = num_frames; weight: [O, C, 1, 1], O at most 512, in float32
+    or the type of x, rounded to it.
+    Returns the result [N*T, O, H, W], its mean [O] and biased variance [O], of the values as they are stored, in
+    float32 at least. Products are summed in float32 at least.
+    Source: the first step of a block of temporal-shift X3D (docs/sources.md, "Temporal-shift X3D").
+    """
+    clips = x.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))  # [N, T, H, W, C]
+    later, earlier, same = clips.split([fold, fold, x.shape[1] - 2 * fold], dim=-1)
+    later = F.pad(later, (0, 0, 0, 0, 0, 0, -1, 1))
+    earlier = F.pad(earlier, (0, 0, 0, 0, 0, 0, 1, -1))
+    y = F.conv2d(torch.cat([later, earlier, same], dim=-1).flatten(0, 1).permute(0, 3, 1, 2), weight.to(x.dtype))
+    var, mean = torch.var_mean(y if y.dtype == torch.float64 else y.float(), (0, 2, 3), correction=0)
+    return y, mean, var

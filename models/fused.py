@@ -1,0 +1,193 @@
+"""Parts of a built network run through the kernels of kernels/blocks; the only module that knows of those kernels.
+
+`fuse` exchanges the classes of the parts' modules. Parameters, buffers and their names stay, and so do the results, up
+to rounding. Only training goes through kernels: in evaluation a norm is a mere scale and shift, which the compiler
+fuses by itself. Tensors are [N*T, C, H, W] channels_last. kernels/blocks/README.md says what is known of the kernels.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from kernels.blocks.conv_bn_reference import WIDEST
+from kernels.blocks.dispatch import conv_bn, depthwise_conv, moments, norm_act, residual_conv, shift_conv
+from kernels.program import UserError
+from models.config import FusedPart
+from models.layers import ConvBn, Norm
+from models.resnet_path import Bottleneck, ResNetPath, Stage
+from models.x3d_shift import X3DBlock
+
+PARTS: tuple[FusedPart, ...] = get_args(FusedPart)
+
+
+def fuse(network: nn.Module, parts: Iterable[FusedPart]) -> None:
+    """Make these parts of the network run through kernels in training; parts that the network lacks change nothing."""
+    for part in parts:
+        for module in network.modules():
+            fused_class = FUSED_CLASSES[part].get(type(module))
+            if fused_class is not None:
+                module.__class__ = fused_class
+
+
+class FusedX3DBlock(X3DBlock):
+    """An X3D block as shift_conv, depthwise and conv_bn.
+
+    Each convolution applies the norm before it while it loads, and takes the statistics of the next norm while it
+    stores.
+    """
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        if not (has_kernels_for(x) and in_training(self)):
+            return super().forward(x, num_frames)
+        conv1, conv2, conv3 = self.conv1, self.conv2, self.conv3
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y, mean, var = shift_conv(x, conv1.conv.weight, num_frames, self.fold)
+        scale, shift = scale_and_shift(conv1.bn, mean, var, y)
+        num_clips, stride = len(x) // num_frames, conv2.conv.stride[0]
+        y, mean, var, means = depthwise_conv(y, conv2.conv.weight, stride, scale, shift, "relu", num_clips)
+        scale, shift = (t[None] for t in scale_and_shift(conv2.bn, mean, var, y))
+        if self.se_module is not None:
+            gate = self.se_module.gate(means * scale + shift)
+            scale, shift = scale * gate, shift * gate
+        y, mean, var = conv_bn(y, conv3.conv.weight, scale, shift, "silu")
+        return materialise(BlockEnd(y, *scale_and_shift(conv3.bn, mean, var, y), shortcut))
+
+
+class BlockEnd(NamedTuple):
+    """The end of a residual block that is not computed yet: relu(y * scale + shift + shortcut * shortcut_scale)."""
+
+    y: Tensor  # [N*T, C, H, W], like the shortcut
+    scale: Tensor  # [C]
+    shift: Tensor  # [C]
+    shortcut: Tensor
+    shortcut_scale: Tensor | None = None  # [C]; None: the shortcut is added as it is
+
+
+def materialise(x: Tensor | BlockEnd) -> Tensor:
+    """The tensor that a block's end stands for; a tensor as it is."""
+    if isinstance(x, Tensor):
+        return x
+    shortcut = x.shortcut if x.shortcut_scale is None else x.shortcut * x.shortcut_scale[:, None, None]
+    return (x.y * x.scale[:, None, None] + x.shift[:, None, None] + shortcut).relu().to(x.y.dtype)
+
+
+class FusedPath(ResNetPath):
+    """A path whose stages may leave the end of their last block to the next stage."""
+
+    def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
+        end: Tensor | BlockEnd = x
+        for number in numbers:
+            end = self.get_submodule(f"layer{number}")(end, num_frames)
+        return materialise(end)
+
+
+class FusedStage(Stage):
+    """Bottlenecks as residual_conv, moments and conv_bn; their 3x3 convolutions stay with cuDNN.
+
+    The end of a block is computed by the first convolution of the next one, and the last end is returned.
+    """
+
+    def forward(self, x: Tensor | BlockEnd, num_frames: int) -> Tensor | BlockEnd:
+        y = x if isinstance(x, Tensor) else x.y
+        if not (self.width <= WIDEST and has_kernels_for(y) and in_training(self)):
+            return super().forward(materialise(x), num_frames)
+        for block in cast(Iterable[Bottleneck], self):
+            x = fused_bottleneck(block, x, num_frames)
+        return x
+
+
+def fused_bottleneck(block: Bottleneck, x: Tensor | BlockEnd, num_frames: int) -> BlockEnd:
+    """`block.forward`, except for the final sum, after the end of the block before."""
+    if isinstance(x, BlockEnd):
+        assert block.conv1.bn is not None
+        y, mean, var, x = residual_conv(
+            x.y, block.conv1.conv.weight, x.scale, x.shift, x.shortcut, num_frames, x.shortcut_scale
+        )
+        y = scaled_relu(y, *scale_and_shift(block.conv1.bn, mean, var, y))
+    elif isinstance(block.conv1, ConvBn):
+        y = scaled_relu(*conv_with_norm(block.conv1, x))
+    else:
+        y = block.conv1(x, num_frames, "relu")
+    y, scale, shift = conv_with_norm(block.conv2, y)
+    y, mean, var = conv_bn(y, block.conv3.conv.weight, scale[None], shift[None], "relu")
+    scale, shift = scale_and_shift(block.conv3.bn, mean, var, y)
+    if block.downsample is None:
+        return BlockEnd(y, scale, shift, x)
+    shortcut, shortcut_scale, shortcut_shift = conv_with_norm(block.downsample, x)
+    return BlockEnd(y, scale, shift + shortcut_shift, shortcut, shortcut_scale)
+
+
+def conv_with_norm(layer: ConvBn, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution's result [N*T, O, h, w] and its batch norm as scale and shift [O]."""
+    if layer.conv.kernel_size == (1, 1):
+        down, across = layer.conv.stride
+        strided = x.permute(0, 2, 3, 1)[:, ::down, ::across].permute(0, 3, 1, 2)  # its gradient is channels_last too
+        y, mean, var = conv_bn(strided, layer.conv.weight)
+    else:
+        y = layer.conv(x)
+        mean, var = moments(y)
+    return y, *scale_and_shift(layer.bn, mean, var, y)
+
+
+class FusedNorm(Norm):
+    """A norm as norm_act, with the shortcut and the activation behind it."""
+
+    def forward(self, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
+        if not (has_kernels_for(y) and self.training):
+            return super().forward(y, activation, shortcut)
+        count = values_per_channel(y)
+        y, mean, var = norm_act(y, self.weight, self.bias, shortcut, None, activation, self.eps)
+        update_running(self, mean, var, count)
+        return y
+
+
+FUSED_CLASSES: dict[FusedPart, dict[type[nn.Module], type[nn.Module]]] = {
+    "x3d_block": {X3DBlock: FusedX3DBlock},
+    "bottlenecks": {ResNetPath: FusedPath, Stage: FusedStage},
+    "norm_act": {Norm: FusedNorm},
+}
+
+
+def has_kernels_for(x: Tensor) -> bool:
+    """On a GPU the kernels compute in bfloat16 only: in float32 some of them do not fit into registers."""
+    return x.dtype == torch.bfloat16 or not x.is_cuda
+
+
+def in_training(block: nn.Module) -> bool:
+    """Whether every norm of the block uses the statistics of the batch, the only ones that the kernels know."""
+    return all(module.training for module in block.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def scale_and_shift(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch norm of y as a scale and a shift [C], from y's mean and variance [C]; updates the running ones."""
+    update_running(bn, mean, var, values_per_channel(y))
+    scale = bn.weight * torch.rsqrt(var + bn.eps)
+    return scale, bn.bias - mean * scale
+
+
+def scaled_relu(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """relu(y * scale + shift); scale, shift: [C]."""
+    return (y * scale[:, None, None] + shift[:, None, None]).relu().to(y.dtype)
+
+
+def values_per_channel(x: Tensor) -> int:
+    """Values of each channel of [F, C, H, W]; UserError where there is only one, as torch's BatchNorm in training."""
+    count = x.numel() // x.shape[1]
+    if count == 1:
+        raise UserError("BatchNorm in training needs at least two values per channel: one alone has no variance")
+    return count
+
+
+@torch.no_grad()
+def update_running(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move the running statistics towards a batch's mean and biased variance [C], each taken over `count` values.
+
+    Batches are not counted here, as in `Norm`.
+    """
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    assert bn.momentum is not None
+    bn.running_mean.lerp_(mean, bn.momentum)
+    bn.running_var.lerp_(var * (count / (count - 1)), bn.momentum)

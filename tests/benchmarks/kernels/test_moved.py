@@ -1,0 +1,144 @@
+"""Bytes of the kernels' launches: by hand for a small kernel, then the committed record, and its bars."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.errors import InterpreterError
+
+if torch.cuda.is_available():
+    pytest.skip("the interpreter counts, and a GPU is here: TRITON_INTERPRET is unset", allow_module_level=True)
+
+from benchmarks.kernels.launches import CALLS, calls_of, describe
+from benchmarks.kernels.moved import moved, totals, toy_launches, training_launches
+from benchmarks.kernels.traffic import Traffic
+from benchmarks.records import RECORDS
+from kernels.blocks import conv_bn, shift_conv
+from trainer.experiments import MA52_RUN, NTU60_X3D
+
+RECORD = json.loads((RECORDS / "bytes.json").read_text())
+RECOUNT = "python -m benchmarks kernels --count bytes"
+EXPERIMENTS = {"ntu60_x3d": NTU60_X3D, "ma52": MA52_RUN}
+
+
+@triton.jit
+def _add(result, left, right, count, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.load(left + index, index < count) + tl.load(right)
+    tl.store(result + index, total, index < count)
+
+
+def add(count):
+    left, right = torch.ones(10), torch.ones(3)
+    result = torch.empty_like(left)
+    with Traffic() as traffic:
+        _add[(3,)](result, left, right, count, BLOCK=4)
+    return traffic.launches
+
+
+def test_a_kernel_counted_by_hand():
+    (launch,) = add(10)
+    touched = {name: argument.touched() for name, argument in launch.arguments.items()}
+    assert touched == {"result": 40, "left": 40, "right": 4}  # one of right's three numbers, by three programs
+    assert launch.touched() == 84
+    assert launch.asked == 40 + 40 + 3 * 4
+    assert launch.sizes == {"result": 40, "left": 40, "right": 12}
+
+
+def test_fences_around_arguments():
+    with pytest.raises(InterpreterError, match="add: an argument ends before what is to be read"):
+        add(11)
+
+
+def test_a_dry_run_runs_nothing():
+    result = torch.zeros(4)
+    with Traffic(dry=True) as traffic:
+        _add[(1,)](result, torch.ones(4), torch.ones(1), 4, BLOCK=4)
+    assert traffic.launches[0].sizes == {"result": 16, "left": 16, "right": 4}
+    assert not result.any()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_record_has_every_call_and_launch(name):
+    calls, launches = Counter(), Counter()
+    for call, times in calls_of(EXPERIMENTS[name], train=True).items():
+        with Traffic(dry=True) as traffic:
+            call.run()
+        calls[call.kernel] += times
+        launches[call.kernel] += times * len(traffic.launches)
+    kernels = {kernel: RECORD["per_clip"][name][kernel] for kernel in calls}
+    assert {kernel: values["calls"] for kernel, values in kernels.items()} == calls, RECOUNT
+    assert {kernel: values["launches"] for kernel, values in kernels.items()} == launches
+    assert kernels.keys() == RECORD["per_clip"][name].keys() - {"blocks", "networks"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_record_is_current(name):
+    """The call of each kernel that moves most; `make soak` counts them all."""
+    kernels = {kernel: values for kernel, values in RECORD["per_clip"][name].items() if "heaviest" in values}
+    calls = {(call.kernel, describe(call)): call for call in calls_of(EXPERIMENTS[name], train=True)}
+    for kernel, values in kernels.items():
+        assert moved(calls[kernel, values["heaviest"]])["mb"] == values["heaviest_mb"], RECOUNT
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_whole_record_is_current(name):
+    assert totals(list(training_launches(EXPERIMENTS[name]))) == RECORD["per_clip"][name], RECOUNT
+
+
+def test_more_bytes_are_seen(monkeypatch):
+    call = next(call for call in calls_of(NTU60_X3D, train=True) if call.kernel == "shift_conv")
+    before = moved(call)
+    monkeypatch.setattr(conv_bn, "GRAD_PARTIAL", 1 << 26)  # sums of the weight's gradient
+    after = moved(call)
+    assert after["mb"] > 1.04 * before["mb"]
+    backward = shift_conv._shift_conv_grad
+
+    def twice(*arguments):
+        backward(*arguments)
+        return backward(*arguments)
+
+    monkeypatch.setattr(shift_conv, "_shift_conv_grad", twice)
+    assert moved(call)["mb"] > 1.2 * after["mb"]
+    assert [launch.kernel for launch in toy_launches(call)].count("backward") == 2
+
+
+def test_every_kernel_is_in_the_record():
+    assert {kind.kernel for kind in CALLS} == {
+        kernel for kernels in RECORD["per_clip"].values() for kernel in kernels
+    } - {"blocks", "networks"}
+
+
+DEPTHWISE = 0.75  # GB for each clip (docs/sources.md, "Bytes of a training step")
+
+
+def test_bars_of_the_guides_best_experiment():
+    step, parts = RECORD["step"]["ntu60_x3d"], RECORD["per_clip"]["ntu60_x3d"]
+    assert step["gb"] <= 1.25 * step["ideal_gb"]
+    assert parts["depthwise"]["gb"] == pytest.approx(DEPTHWISE, rel=0.03)  # with all of the norm before it
+    for part in parts.values():
+        assert part["gb"] + part["beside_gb"] <= 1.04 * part["compiled_gb"] or not part["compiled_gb"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_blocks_through_kernels_are_near_the_ideal(name):
+    blocks = RECORD["per_clip"][name]["blocks"]
+    assert blocks["gb"] <= 1.25 * blocks["ideal_gb"]
+    assert blocks["gb"] + blocks["beside_gb"] <= 0.82 * blocks["compiled_gb"]
+
+
+def test_all_parts_move_less_than_the_compiler():
+    """LOG.md says what is still to fuse in ma52."""
+    step = RECORD["step"]["ma52"]
+    assert step["gb"] <= 0.93 * step["compiled_gb"]
+
+
+@pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.12), ("ma52", 0.24)])
+def test_less_than_a_quarter_of_the_launches_of_an_eager_step(name, share):
+    """Of the networks in their published form, as counted in docs/sources.md, "Bytes of a training step"."""
+    step = RECORD["step"][name]
+    assert step["launches"] <= share * step["published_eager_launches"]

@@ -1,0 +1,460 @@
+"""Depthwise 3x3 between two BatchNorms: nested loops guard the reference, float64 the kernel and its gradients."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.kernels.traffic import Traffic
+from kernels.blocks import depthwise as fused
+from kernels.blocks import depthwise_reference as reference
+from kernels.blocks import dispatch
+from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
+from tests.kernels.variants import broken, dies
+
+CASES = {
+    # name: (images, height, width, channels, stride, groups, scale and shift or not, activation)
+    "two clips": (2, 3, 5, 13, 1, 2, True, "silu"),
+    "two clips, strips down, stride 2": (2, 7, 5, 13, 2, 2, True, "relu"),
+    "as it is": (1, 5, 3, 54, 1, 1, False, "none"),
+    "scaled alone, stride 2": (1, 6, 8, 24, 2, 1, True, "none"),
+    "even and odd, stride 2": (1, 4, 3, 24, 2, 1, False, "none"),
+    "strips across, stride 2": (1, 3, 17, 24, 2, 1, True, "relu"),
+    "65 channels": (3, 2, 5, 65, 1, 1, True, "relu"),
+    "strips across and down": (4, 4, 9, 13, 1, 2, True, "silu"),
+    "clips of three images": (6, 2, 3, 24, 1, 2, True, "silu"),
+    "channels in 64s": (1, 2, 3, 128, 1, 1, True, "relu"),
+    "one row": (2, 1, 6, 24, 2, 2, True, "silu"),
+    "one column": (2, 5, 1, 24, 1, 1, True, "relu"),
+    "a pixel a clip": (3, 1, 1, 54, 1, 3, True, "silu"),
+    "one pixel, stride 2": (3, 1, 1, 54, 2, 1, False, "none"),
+    "two pixels a side, stride 2": (1, 2, 2, 24, 2, 1, True, "relu"),
+    "one channel": (2, 4, 4, 1, 1, 2, True, "silu"),
+}
+SMALL_STRIPS = {"TILE": 64, "ROWS": 3, "PROGRAMS": 5}
+INPUTS = ("x", "weight", "scale", "shift")
+RESULTS = ("result", "mean", "var", "means")
+
+
+def make_case(case, dtype=torch.float32):
+    """x, weight, scale and shift of a case, the last two or None; stride, activation and groups."""
+    images, height, width, channels, stride, groups, scaled, activation = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator)
+
+    x = random(images, channels, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = (random(channels, 1, 3, 3) + 0.3).to(dtype)
+    scale, shift = 1 + random(channels), random(channels)
+    return (x, weight, scale if scaled else None, shift if scaled else None), (stride, activation, groups)
+
+
+def call(function, inputs, settings):
+    (x, weight, scale, shift), (stride, activation, groups) = inputs, settings
+    return function(x, weight, stride, scale, shift, activation, groups)
+
+
+class Rounded(torch.autograd.Function):
+    """What a tensor between two operators loses in bfloat16, and its gradient on the way back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.bfloat16().float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.bfloat16().float()
+
+
+def eager(x, weight, stride, scale, shift, activation, groups):
+    """The contract with two operators' worth of rounding: the normalised activation, then the convolution."""
+    if scale is not None:
+        z = x * scale[:, None, None] + shift[:, None, None]
+        x = Rounded.apply({"none": nn.Identity(), "relu": nn.ReLU(), "silu": nn.SiLU()}[activation](z))
+    y = Rounded.apply(F.conv2d(x, weight, None, stride, 1, groups=x.shape[1]))
+    return y, *statistics(y, groups)
+
+
+def statistics(y, groups):
+    var, mean = torch.var_mean(y, (0, 2, 3), correction=0)
+    return mean, var, y.unflatten(0, (groups, -1)).mean((1, 3, 4))
+
+
+def run(function, inputs, settings, dtype=None, by=RESULTS):
+    """Results and all gradients, by name; the statistics in `by` matter to the loss as much as the result does."""
+    leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
+    results = dict(zip(RESULTS, call(function, leaves, settings), strict=True))
+    generator = torch.Generator().manual_seed(1)
+    loss = 0
+    for name, result in results.items():
+        times = results["result"].numel() / result.numel()
+        grad = torch.randn(result.shape, generator=generator).to(inputs[0].dtype).to(result) * times
+        loss += (result * grad).sum(dtype=torch.float64) if name in by else 0
+    wanted = {name: leaf for name, leaf in zip(INPUTS, leaves, strict=True) if leaf is not None}
+    found = torch.autograd.grad(loss, list(wanted.values()))
+    return {name: t.detach() for name, t in results.items()} | dict(zip(wanted, found, strict=True))
+
+
+def failures(function, inputs, settings, by=RESULTS) -> list[str]:
+    """Which of results and gradients are further from what they should be than the bars allow."""
+    half = inputs[0].dtype == torch.bfloat16
+    exact = run(reference.depthwise_conv, inputs, settings, torch.float64, by)
+    plain = run(eager, inputs, settings, torch.float32, by) if half else exact
+    found = run(function, inputs, settings, None, by)
+    exact.update(zip(RESULTS[1:], statistics(found["result"].double(), settings[2]), strict=True))
+    said = []
+    for name, best in exact.items():
+        assert found[name].shape == best.shape, name
+        error, allowed = distance(found[name], best), FLOAT32 * best.norm() + 1e-9
+        if half and name not in RESULTS[1:]:
+            same = plain[name].to(found[name].dtype)
+            allowed = (BFLOAT16 if name == "result" else BFLOAT16_GRAD) * distance(same, best)
+        if not error <= allowed:
+            said.append(f"{name}: {error:.3g}, allowed {allowed:.3g}, norm {best.norm():.3g}")
+    return said
+
+
+def far_from_zero(function, dtype) -> list[str]:
+    """Which statistics lose digits where the mean is a hundred deviations from 0."""
+    (x, weight, *_), _ = make_case("strips across and down")
+    weight = weight.abs() + 0.1
+    weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0  # the border is as the rest
+    x = (x / 10 + 10).to(dtype)
+    y, *found = function(x, weight.to(dtype), num_groups=2)
+    exact = statistics(y.double(), 2)
+    assert (exact[0] / exact[1].sqrt()).min() > 60
+    return [
+        name for name, one, best in zip(RESULTS[1:], found, exact, strict=True) if (one / best - 1).abs().max() > 1e-5
+    ]
+
+
+@pytest.fixture(autouse=True)
+def small_strips(monkeypatch):
+    """Several strips across and down, of two lanes or one, several images a program."""
+    for name, value in SMALL_STRIPS.items():
+        monkeypatch.setattr(fused, name, value)
+
+
+def oracle(x, weight, stride):
+    """The convolution as loops over the pixels of the result."""
+    x, weight = x.double().numpy(), weight.double().numpy()[:, 0]
+    images, channels, height, width = x.shape
+    result = np.zeros((images, channels, -(-height // stride), -(-width // stride)))
+    for row, column, i, j in np.ndindex(*result.shape[2:], 3, 3):
+        y, left = row * stride + i - 1, column * stride + j - 1
+        if 0 <= y < height and 0 <= left < width:
+            result[:, :, row, column] += x[:, :, y, left] * weight[:, i, j]
+    return torch.from_numpy(result)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reference_follows_the_contract(case):
+    (x, weight, scale, shift), settings = make_case(case, torch.float64)
+    stride, activation, groups = settings
+    found = call(reference.depthwise_conv, (x, weight, scale, shift), settings)
+    if scale is not None:
+        z = x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        x = {"none": z, "relu": z.clamp(min=0), "silu": z * z.sigmoid()}[activation]
+    y = oracle(x, weight, stride)
+    clips = torch.stack([clip.mean((0, 2, 3)) for clip in y.chunk(groups)])
+    deviations = y - y.mean((0, 2, 3), keepdim=True)
+    for one, best in zip(found, (y, y.mean((0, 2, 3)), deviations.square().mean((0, 2, 3)), clips), strict=True):
+        torch.testing.assert_close(one, best)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+def test_reference_has_the_gradients_of_its_results(stride, activation):
+    (x, weight, scale, shift), _ = make_case("strips across and down", torch.float64)
+    leaves = [t.double().clone().requires_grad_() for t in (x[:2, :2, :3, :4], weight[:2], scale[:2], shift[:2])]
+    assert torch.autograd.gradcheck(
+        lambda *leaves: call(reference.depthwise_conv, leaves, (stride, activation, 2)), leaves
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_and_gradients_follow_the_contract(case, dtype, fenced, rounding):
+    assert not failures(fused.depthwise_conv, *make_case(case, dtype))
+
+
+@pytest.mark.parametrize("by", RESULTS)
+@pytest.mark.parametrize("case", ["clips of three images", "two clips, strips down, stride 2"])
+def test_gradients_by_way_of_each_result_alone(case, by, fenced):
+    assert not failures(fused.depthwise_conv, *make_case(case), (by,))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_strips_as_they_are_launched(stride, fenced, rounding, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(CASES, "whole", (1, 34, 9, 54, stride, 1, True, "relu"))
+    assert not failures(fused.depthwise_conv, *make_case("whole"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_of_a_mean_far_from_zero(dtype, rounding):
+    assert not far_from_zero(fused.depthwise_conv, dtype)
+
+
+def test_what_is_convolved_is_rounded(rounding):
+    (x, weight, scale, shift), _ = make_case("65 channels", torch.bfloat16)
+    weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0  # one product: no order of sums
+    found = fused.depthwise_conv(x, weight, 1, scale, shift, "silu")[0]
+    z = x * scale[:, None, None] + shift[:, None, None]
+    assert torch.equal(found, F.silu(z).bfloat16() * weight[:, 0, 1, 1, None, None])
+
+
+def test_any_layout_and_an_expanded_gradient(fenced):
+    (x, weight, scale, shift), settings = make_case("two clips, strips down, stride 2")
+    backwards = weight.transpose(0, 3).contiguous().transpose(0, 3)
+    expanded = scale[:1].expand_as(scale)
+    assert not failures(fused.depthwise_conv, (x.contiguous(), backwards, expanded, shift), settings)
+    leaf = x.contiguous().requires_grad_()
+    y, *_ = call(fused.depthwise_conv, (leaf, weight, scale, shift), settings)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    (found,) = torch.autograd.grad(y, leaf, y.new_ones(1).expand_as(y))
+    exact, *_ = call(reference.depthwise_conv, (leaf, weight, scale, shift), settings)
+    torch.testing.assert_close(found, torch.autograd.grad(exact.sum(), leaf)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_only_the_wanted_gradients(fenced):
+    (x, weight, scale, shift), settings = make_case("two clips, strips down, stride 2")
+    y, mean, *_ = call(fused.depthwise_conv, (x, weight, scale.requires_grad_(), shift), settings)
+    (y.sum() + mean.sum()).backward()
+    assert scale.grad is not None
+    assert x.grad is weight.grad is shift.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:var_mean")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_no_image(stride, fenced):
+    leaves = [t.requires_grad_() for t in (torch.randn(0, 24, 7, 5), torch.randn(24, 1, 3, 3), *torch.randn(2, 24))]
+    found = call(fused.depthwise_conv, leaves, (stride, "relu", 1))
+    for one, other in zip(found, call(reference.depthwise_conv, leaves, (stride, "relu", 1)), strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
+    grads = torch.autograd.grad(found[0].sum(), leaves)
+    assert [grad.shape for grad in grads] == [leaf.shape for leaf in leaves]
+    assert not grads[1].any()
+
+
+def test_autocast_computes_in_its_type_and_gradients_come_back_in_their_own(fenced):
+    inputs, settings = make_case("two clips, strips down, stride 2")
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    for module in (fused, reference):
+        with torch.autocast("cpu", torch.bfloat16):
+            results = call(module.depthwise_conv, leaves, settings)
+        assert [t.dtype for t in results] == [torch.bfloat16, *[torch.float32] * 3]
+    sum(t.sum() for t in call(fused.depthwise_conv, leaves, settings)).backward()
+    assert {leaf.grad.dtype for leaf in leaves} == {torch.float32}
+
+
+def test_a_nan_stays_with_its_neighbours_and_in_its_statistics():
+    (x, weight, scale, shift), settings = make_case("strips across and down")
+    x[2, 5, 2, 3] = float("nan")
+    y, mean, var, means = call(fused.depthwise_conv, (x, weight, scale, shift), settings)
+    assert y.isnan()[2, 5, 1:4, 2:5].all()
+    assert y.isnan().sum() == 9
+    for found in (mean, var, means[1]):
+        assert found.isnan().nonzero().tolist() == [[5]]
+    assert not means[0].isnan().any()
+
+
+def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
+    inputs, settings = make_case("65 channels")
+    monkeypatch.setattr(fused, "depthwise_conv", None)
+    expected = call(reference.depthwise_conv, inputs, settings)
+    for one, other in zip(call(dispatch.depthwise_conv, inputs, settings), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_launch_each_way_and_nothing_kept_but_what_came_and_what_is_stored():
+    inputs, settings = make_case("strips across and down")
+    leaves, kept = [t.requires_grad_() for t in inputs], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), Traffic() as traffic:
+        y, *rest = call(fused.depthwise_conv, leaves, settings)
+        sum(t.sum() for t in (y, *rest)).backward()
+    assert {t.data_ptr() for t in kept if t.dim() == 4} == {leaves[0].data_ptr(), y.data_ptr()}
+    assert [launch.kernel for launch in traffic.launches] == ["forward", "gradients"]
+    for launch, tensors in zip(traffic.launches, (2, 4), strict=True):
+        whole = sum(a.read.all() or a.written.all() for a in launch.arguments.values() if a.read.size == x_size(leaves))
+        assert whole == tensors
+
+
+def x_size(leaves):
+    return leaves[0].numel()
+
+
+@pytest.mark.parametrize("case", ["strips across and down", "as it is"])
+def test_operators_are_registered_as_torch_wants(case):
+    (x, weight, scale, shift), (stride, activation, groups) = make_case(case)
+    checks = ("test_schema", "test_autograd_registration")
+    taken = x.permute(0, 2, 3, 1), weight.flatten(1), scale, shift
+    leaves = [None if t is None else t.clone().requires_grad_() for t in taken]
+    torch.library.opcheck(fused._depthwise, (*leaves, stride, activation, groups), test_utils=checks)
+    images, *rest = (None if t is None else t.detach() for t in leaves)
+    mean, level = torch.ones(x.shape[1]), torch.ones(groups, x.shape[1])
+    given = images, images, mean, level, mean, images, *rest, stride, activation, groups
+    torch.library.opcheck(fused._grads, given, test_utils=checks)
+
+
+def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
+    (x, weight, *affine), settings = make_case("two clips, strips down, stride 2")
+    found = []
+    for given in (weight, weight.bfloat16()):
+        leaf = given.clone().requires_grad_()
+        results = call(fused.depthwise_conv, (x.bfloat16(), leaf, *affine), settings)
+        (grad,) = torch.autograd.grad(results[0].float().square().sum(), leaf)
+        assert grad.dtype == given.dtype
+        found.append([*results, grad.bfloat16()])
+    expected = call(reference.depthwise_conv, (x.bfloat16(), weight, *affine), settings)
+    for one, other, best in zip(*found, [*expected, found[0][-1]], strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, best, atol=2e-2, rtol=2e-2)
+
+
+def test_means_that_nobody_takes_cost_no_row_for_each_group(fenced):
+    inputs, settings = make_case("strips across and down")
+    assert not failures(fused.depthwise_conv, inputs, settings, RESULTS[:3])
+    for taken, rows in ((RESULTS, settings[2]), (RESULTS[:3], 1)):
+        with Traffic() as traffic:
+            run(fused.depthwise_conv, inputs, settings, by=taken)
+        assert traffic.launches[-1].sizes["level"] == rows * inputs[0].shape[1] * 4
+
+
+def test_statistics_of_splits_that_are_unlike():
+    counts, means, squares = torch.rand(3, 24, 512) * 100 + 1
+    means[:, :7] += 1000
+    partial = torch.stack([counts, means, squares])
+    wide = partial.double().unflatten(2, (2, -1))
+    count, mean = wide[0].sum((1, 2)), (wide[0] * wide[1]).sum((1, 2)) / wide[0].sum((1, 2))
+    var = (wide[2] + wide[0] * (wide[1] - mean[:, None, None]).square()).sum((1, 2)) / count
+    clips = ((wide[0] * wide[1]).sum(2) / wide[0].sum(2)).T
+    for one, best in zip(fused.merge_strips(partial, 2), (mean, var, clips), strict=True):
+        torch.testing.assert_close(one, best.float(), rtol=1e-6, atol=0)
+
+
+MUTANTS = {
+    "padding before the activation": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "activate(z, ACTIVATION)"),
+    "unactivated": ("activate(z, ACTIVATION), 0.0)", "z, 0.0)"),
+    "shift forgotten": ("value.to(tl.float32) * factor + addend", "value.to(tl.float32) * factor"),
+    "scale and shift exchanged": (
+        "scale, shift = scale.float().contiguous(), shift.float().contiguous()",
+        "scale, shift = shift.float().contiguous(), scale.float().contiguous()",
+    ),
+    "weight turned round": ("channel * 9 + tap", "channel * 9 + 8 - tap"),
+    "rows and columns of the weight": ("channel * 9 + tap", "channel * 9 + tap % 3 * 3 + tap // 3"),
+    "no upper edge": ("(y >= 0) & (y < SOURCE_H)", "(y < SOURCE_H)"),
+    "no lower edge": ("(y >= 0) & (y < SOURCE_H)", "(y >= 0)"),
+    "no left edge": ("(x >= 0) & (x < SOURCE_W)", "(x < SOURCE_W)"),
+    "no right edge": ("(x >= 0) & (x < SOURCE_W)", "(x >= 0)"),
+    "stride from the second row": ("row * STRIDE + 2 - STRIDE + r", "row * STRIDE + 1 + r"),
+    "stride from the second column": ("x = column * STRIDE + (k - 1)", "x = column * STRIDE + (k + 1 - STRIDE)"),
+    "rows above the strip": ("(row >= first) & (row < H) & (column + k < W)", "(row < H) & (column + k < W)"),
+    "rows below the image": ("(row >= first) & (row < H) & (column + k < W)", "(row >= first) & (column + k < W)"),
+    "columns beyond the image": ("(row < H) & (column + k < W)", "(row < H)"),
+    "channels beyond the last": ("known = channel < C", "known = channel < C + 1"),
+    "images of the next group": ("owned = image < group_images", "owned = image < group_images + 1"),
+    "images of the first group": ("index = group.to(tl.int64) * group_images + image", "index = image.to(tl.int64)"),
+    "statistics of what is not stored": ("value = stored.to(tl.float32)", "value = sums[k]"),
+    "statistics with pixels beyond": ("tl.where(inside, value, pivot) - pivot", "value - pivot"),
+    "deviations from several": ("(step == 0) & (row == first)", "row == first"),
+    "rows of whole strips counted": ("tl.minimum(H - first, ROWS)", "ROWS"),
+    "columns of whole lanes counted": ("tl.minimum(tl.maximum(W - column, 0), SPAN)", "SPAN"),
+    "between lanes nothing": ("(delta * delta - above * above)", "(-above * above)"),
+    "lanes weigh the same": ("(count / whole)", "(1 / (BLOCK_I * LANES))"),
+    "strips of one partial sum": ("* tl.num_programs(1) + tl.program_id(1)", "* tl.num_programs(1)"),
+    "splits of one partial sum": ("programs + (tl.program_id(2) * tl.num_programs(1)", "programs + (0"),
+    "splits' gradients of one": ("partial + (tl.program_id(2) * tl.num_programs(1)", "partial + (0"),
+    "splits across strips": (
+        "tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)",
+        "tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)",
+    ),
+    "channels side by side": ("channel * programs + (tl.program_id", "channel + C * (tl.program_id"),
+    "the shift's gradient where the scale's is": ("else k * C + channel", "else 9 * C + channel"),
+    "the weight's gradient by taps": ("channel * 9 + k if k < 9 else k * C + channel", "k * C + channel"),
+    "scale's and shift's gradients exchanged": (
+        "(sums[9] + total * value, sums[10] + total)",
+        "(sums[9] + total, sums[10] + total * value)",
+    ),
+    "tap of every row": ("(i - tap // 3) % STRIDE == 0 and ", ""),
+    "tap of every column": (" and (j - tap % 3) % STRIDE == 0", ""),
+    "transpose not turned round": ("total += come * weights[tap]", "total += come * weights[8 - tap]"),
+    "gradient above the strip": ("(row >= first) & (row < H) & (y < SOURCE_H)", "(row < H) & (y < SOURCE_H)"),
+    "gradient below the image": ("(row < H) & (y < SOURCE_H)", "(row < H)"),
+    "gradient beside the image": ("(y < SOURCE_H) & (x < SOURCE_W)\n", "(y < SOURCE_H)\n"),
+    "window below the image": ("(row < H - 1) & (x >= 0)", "(x >= 0)"),
+    "window left of the image": ("(row < H - 1) & (x >= 0)", "(row < H - 1)"),
+    "gradient of the means forgotten": ("added = base + rise", "added = rise"),
+    "gradient of the variance forgotten": ("base + rise * (load(result, at, inside) - centre)", "base"),
+    "variance around 0": ("(load(result, at, inside) - centre)", "load(result, at, inside)"),
+    "statistics' gradient outside of the image": (
+        "tl.where(inside, load(grad, at, inside) + added, 0.0)",
+        "load(grad, at, inside) + added",
+    ),
+    "gradient of the first group's mean": ("group * C * APART", "0 * group"),
+    "activation not derived": (
+        "through(tl.where(inside, total, 0.0), value * factor + addend, ACTIVATION)",
+        "tl.where(inside, total, 0.0)",
+    ),
+    "derived without shift": ("value * factor + addend, ACTIVATION)", "value * factor, ACTIVATION)"),
+    "shift's gradient of pixels beyond": ("through(tl.where(inside, total, 0.0),", "through(total,"),
+    "gradient without scale": ("total *= factor", "total *= 1"),
+    "scale's gradient of scaled": ("sums[9] + total * value", "sums[9] + total * value * factor"),
+    "weight's gradient of the last step": ("added += come * taken", "added = come * taken"),
+    "weight's gradient unnormalised": (
+        "taken = _normalised(read, inside, factor, addend, ACTIVATION)",
+        "taken = read.to(tl.float32)",
+    ),
+    "weight's gradient rounded early": (
+        "11), strips.partial, dtype=torch.float32",
+        "11), strips.partial, dtype=images.dtype",
+    ),
+    "between splits nothing": ("counts * deviations", "0 * counts"),
+    "splits weigh the same in a group": (
+        "weighted.transpose(0, 1).sum(2) / counts.transpose(0, 1).sum(2)",
+        "means.transpose(0, 1).mean(2)",
+    ),
+    "splits weigh the same": ("weighted.sum((1, 2)) / count", "means.mean((1, 2))"),
+    "groups within splits": (
+        "partial.unflatten(2, (groups, -1))",
+        "partial.unflatten(2, (-1, groups)).transpose(2, 3)",
+    ),
+    "gradient of the mean not spread": ("grad_mean[None] / count", "0 * grad_mean[None]"),
+    "gradient of the means not spread": ("if grad_means is not None:", "if False:"),
+    "gradient of means of all images": ("(len(grad_means) / count)", "(1 / count)"),
+    "half the variance": ("grad_var * 2 / count", "grad_var / count"),
+    "last images left out": ("splits = triton.cdiv(blocks, steps)", "splits = max(1, blocks // steps)"),
+    "last row left out": ('"ROWS": triton.cdiv(height, down)', '"ROWS": height // down'),
+    "last lanes left out": ("triton.cdiv(width, lanes * span), triton", "(width // (lanes * span) or 1), triton"),
+}
+
+
+def mutant_of(old, new, folder):
+    mutant = broken(fused, old, new, folder)
+    for name, value in SMALL_STRIPS.items():
+        setattr(mutant, name, value)
+    return mutant
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_die(name, tmp_path, fenced, rounding):
+    mutant, types = mutant_of(*MUTANTS[name], tmp_path), (torch.float32, torch.bfloat16)
+    assert dies(partial(failures, mutant.depthwise_conv, *make_case(case, dtype)) for case in CASES for dtype in types)
+
+
+def test_deviations_from_0_lose_the_digits_of_a_mean_far_from_it(tmp_path):
+    old = "pivot = tl.where((step == 0) & (row == first), value, pivot)"
+    assert far_from_zero(mutant_of(old, "pivot = nothing", tmp_path).depthwise_conv, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [*CASES, "training"])
+def test_kernel_on_a_gpu(case, dtype, monkeypatch):
+    monkeypatch.setitem(CASES, "training", (64, 56, 56, 54, 1, 4, True, "relu"))
+    inputs, settings = make_case(case, dtype)
+    assert not failures(fused.depthwise_conv, [None if t is None else t.cuda() for t in inputs], settings)

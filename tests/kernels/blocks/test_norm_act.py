@@ -1,0 +1,305 @@
+"""BatchNorm, gate, residual, activation: float64 guards the kernel, torch's BatchNorm2d the running statistics."""
+
+import sys
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from kernels.blocks import dispatch, moments, rows
+from kernels.blocks import norm_act as fused
+from kernels.blocks import norm_act_reference as reference
+from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
+from tests.kernels.variants import broken_below, dies
+
+CASES = {
+    # name: (images, height, width, channels, gates or 0, residual, activation)
+    "plain": (4, 9, 7, 24, 0, False, "none"),
+    "relu": (3, 9, 7, 54, 0, False, "relu"),
+    "silu": (2, 7, 5, 96, 0, False, "silu"),
+    "residual": (2, 9, 7, 13, 0, True, "none"),
+    "residual, relu": (3, 9, 7, 48, 0, True, "relu"),
+    "residual, silu": (2, 9, 7, 24, 0, True, "silu"),
+    "gate": (4, 5, 7, 13, 2, False, "none"),
+    "gate, relu": (4, 9, 5, 108, 1, False, "relu"),
+    "gate, silu": (6, 9, 7, 54, 3, False, "silu"),
+    "gate, residual": (4, 5, 7, 24, 4, True, "none"),
+    "gate, residual, relu": (4, 9, 7, 24, 2, True, "relu"),
+    "gate, residual, silu": (4, 5, 7, 13, 2, True, "silu"),
+    "two column blocks": (1, 3, 5, 216, 0, False, "relu"),
+    "one channel": (3, 9, 7, 1, 3, True, "silu"),
+    "a block of rows and one more": (1, 1, 129, 24, 0, False, "relu"),
+    "a row a gate": (3, 1, 1, 24, 3, False, "silu"),
+    "one row": (1, 1, 1, 24, 0, True, "relu"),
+}
+NAMES = ("result", "mean", "var", "x", "weight", "bias", "residual", "gate")
+STATISTICS = 1e-5
+
+
+def make_case(case, dtype=torch.float32):
+    """x, weight, bias, residual and gate of a case, the last two or None, and the activation."""
+    images, height, width, channels, gates, has_residual, activation = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator)
+
+    x, residual = (random(images, channels, height, width).to(dtype) for _ in range(2))
+    x = x * 3 + random(channels, 1, 1) * 5
+    x[:, 0] /= 100  # a variance that eps matters beside
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias, gate = 1 + random(channels) / 2, random(channels), random(max(gates, 1), channels).sigmoid().to(dtype)
+    return (x, weight, bias, residual if has_residual else None, gate if gates else None), activation
+
+
+def run(module, inputs, activation, dtype=None, rounded=None):
+    """Result, statistics and all gradients, by name, computed in `dtype`; all that has x's type is then rounded."""
+    leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
+    result, mean, var = module.norm_act(*leaves, activation)
+    assert not mean.requires_grad
+    assert not var.requires_grad
+    grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype).to(result)
+    grads = torch.autograd.grad(result, [leaf for leaf in leaves if leaf is not None], grad)
+    names = ["x", "weight", "bias", *(name for name, t in zip(NAMES[6:], inputs[3:], strict=True) if t is not None)]
+    found = {"result": result.detach(), "mean": mean, "var": var} | dict(zip(names, grads, strict=True))
+    return {
+        name: t.to(rounded) if rounded and name in ("result", *NAMES[3::3], "gate") else t for name, t in found.items()
+    }
+
+
+def failures(module, inputs, activation) -> list[str]:
+    """Which of result, statistics and gradients are further from the float64 reference than the bars allow."""
+    dtype = inputs[0].dtype
+    exact = run(reference, inputs, activation, torch.float64)
+    found = run(module, inputs, activation)
+    plain = run(reference, inputs, activation, torch.float32, dtype)
+    said = []
+    for name, best in exact.items():
+        assert found[name].shape == best.shape, name
+        error, allowed = distance(found[name], best), FLOAT32 * best.norm() + 1e-9
+        if found[name].dtype != torch.float32:
+            bar = BFLOAT16 if name == "result" else BFLOAT16_GRAD
+            allowed = bar * distance(plain[name], best)
+        if not error <= allowed:
+            said.append(f"{name}: {error:.3g}, allowed {allowed:.3g}, norm {best.norm():.3g}")
+    return said
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """Sums of few programs: each of them adds up several blocks of rows."""
+    monkeypatch.setattr(rows, "SUM_PROGRAMS", 2)
+    monkeypatch.setattr(rows, "SUM_TILE", 1024)
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name not in ("one row", "two column blocks")])
+def test_reference_is_batch_norm_and_what_follows(case):
+    (x, weight, bias, residual, gate), activation = make_case(case, torch.float64)
+    norm = nn.BatchNorm2d(x.shape[1], momentum=1.0, dtype=torch.float64).train()
+    norm.load_state_dict({"weight": weight, "bias": bias}, strict=False)
+    expected = norm(x).detach()
+    if gate is not None:
+        for image in range(len(x)):
+            expected[image] *= gate[image * len(gate) // len(x)][:, None, None]
+    expected = expected if residual is None else expected + residual
+    expected = {"none": nn.Identity(), "relu": nn.ReLU(), "silu": nn.SiLU()}[activation](expected)
+    result, mean, var = reference.norm_act(x, weight.double(), bias.double(), residual, gate, activation)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(mean, norm.running_mean)
+    count = x.numel() // x.shape[1]
+    torch.testing.assert_close(var * count / (count - 1), norm.running_var)
+
+
+@pytest.mark.parametrize("case", ["gate, residual, silu", "gate", "residual, relu"])
+def test_reference_has_the_gradients_of_its_result(case):
+    inputs, activation = make_case(case, torch.float64)
+    x, weight, bias, residual, gate = (
+        None if t is None else t[:, :2, :3, :2] if t.dim() == 4 else t[..., :2] for t in inputs
+    )
+    leaves = [None if t is None else t.double().requires_grad_() for t in (x, weight, bias, residual, gate)]
+    assert torch.autograd.gradcheck(lambda *leaves: reference.norm_act(*leaves, activation)[0], leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_and_gradients_follow_the_contract(case, dtype, fenced, rounding):
+    assert not failures(fused, *make_case(case, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_of_a_mean_far_from_zero(dtype, rounding):
+    (x, weight, bias, *_), _ = make_case("relu")
+    var, mean = torch.var_mean(x, (0, 2, 3), keepdim=True)
+    x = ((x - mean) / var.sqrt() + 100).to(dtype)
+    found, exact = fused.norm_act(x, weight, bias), reference.norm_act(x.double(), weight.double(), bias.double())
+    for name, one, best in zip(("mean", "var"), found[1:], exact[1:], strict=True):
+        torch.testing.assert_close(one.double(), best, rtol=STATISTICS, atol=0, msg=name)
+    best = exact[0].to(dtype).double()
+    torch.testing.assert_close(found[0].double(), best, rtol=0.01 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
+    constant = fused.norm_act(torch.full_like(x, 5.1), weight, bias)
+    assert constant[2].max() < 1e-10
+    torch.testing.assert_close(
+        constant[0].float(), bias.to(dtype).float()[:, None, None].expand(x.shape), atol=1e-3, rtol=0
+    )
+
+
+def test_zero_is_where_relu_has_no_gradient():
+    x = torch.tensor([-1.0, 0.0, 1.0, 0.0]).view(4, 1, 1, 1).requires_grad_()
+    added = torch.zeros(4, 1, 1, 1, requires_grad=True)
+    for module in (fused, reference):
+        result, *_ = module.norm_act(x, torch.ones(1), torch.zeros(1), added, activation="relu")
+        assert torch.autograd.grad(result.sum(), added)[0].flatten().tolist() == [0, 0, 1, 0]
+
+
+def test_any_layout_and_an_expanded_gradient(fenced):
+    (x, weight, bias, residual, gate), activation = make_case("gate, residual, relu")
+    assert not failures(fused, (x.contiguous(), weight, bias, residual.contiguous(), gate), activation)
+    spread, strided = weight[:1].expand_as(weight), torch.stack([bias, bias], 1)[:, 0]
+    assert not failures(fused, (x, spread, strided, residual, gate), activation)
+    leaf = x.contiguous().requires_grad_()
+    expanded_gate = gate[:1].expand_as(gate)
+    result, *_ = fused.norm_act(leaf, weight, bias, residual, expanded_gate, activation)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    (found,) = torch.autograd.grad(result, leaf, result.new_ones(1).expand_as(result))
+    exact, *_ = reference.norm_act(leaf, weight, bias, residual, expanded_gate, activation)
+    torch.testing.assert_close(found, torch.autograd.grad(exact.sum(), leaf)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_only_the_wanted_gradients(fenced):
+    (x, weight, bias, residual, gate), activation = make_case("gate, residual, relu")
+    result, *_ = fused.norm_act(x, weight.requires_grad_(), bias, residual, gate, activation)
+    result.sum().backward()
+    assert weight.grad is not None
+    assert x.grad is bias.grad is residual.grad is gate.grad is None
+
+
+def test_a_nan_reaches_all_of_its_channel():
+    (x, weight, bias, *_), _ = make_case("relu")
+    x[0, 3, 2, 1] = float("nan")
+    result, *_ = fused.norm_act(x, weight, bias, activation="relu")
+    assert result[:, 3].isnan().all()
+    assert result.isnan().sum() == x[:, 3].numel()
+
+
+def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
+    inputs, activation = make_case("gate, residual, silu")
+    monkeypatch.setattr(fused, "norm_act", None)
+    for one, other in zip(dispatch.norm_act(*inputs, activation), reference.norm_act(*inputs, activation), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("case", ["relu", "gate, residual, silu"])
+def test_operators_are_registered_as_torch_wants(case):
+    (x, weight, bias, residual, gate), activation = make_case(case)
+    pixels, added = (None if t is None else t.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for t in (x, residual))
+    leaves = [None if t is None else t.requires_grad_() for t in (pixels, weight, bias, added, gate)]
+    checks = ("test_schema", "test_autograd_registration")
+    torch.library.opcheck(fused._norm_act, (*leaves, activation, 1e-5), test_utils=checks)
+    plain = [None if t is None else t.detach() for t in leaves]
+    first = pixels.detach(), plain[0], plain[3], *[plain[1].abs()] * 4, plain[4]
+    torch.library.opcheck(fused._grad_sums, (*first, activation, 1e-5), test_utils=checks)
+    torch.library.opcheck(fused._grad_rows, (*first, torch.stack([plain[1]] * 2), activation, 1e-5), test_utils=checks)
+
+
+MUTANTS = {
+    "unbiased": (
+        rows,
+        "/ (groups * group_rows)",
+        "/ (groups * group_rows - 1)",
+    ),
+    "between splits nothing": (rows, "counts * deviations", "0 * counts"),
+    "last split counts as whole": (rows, ".clamp(max=span)", ".clamp(min=span, max=span)"),
+    "rows beyond the split": (moments, "tl.where(inside, value - mean, 0.0)", "value - mean"),
+    "every row as often": (
+        moments,
+        "(left - local + BLOCK_R - 1) // BLOCK_R",
+        "(left + BLOCK_R - 1) // BLOCK_R + 0 * local",
+    ),
+    "between rows nothing": (moments, "squares + count * delta * delta", "squares"),
+    "deviation from the old mean": (moments, "delta * (value - mean)", "delta * delta"),
+    "first block again": (moments, "        first += BLOCK_R\n", ""),
+    "group's rows forgotten": (rows, "group.to(tl.int64) * group_rows + skipped", "skipped.to(tl.int64)"),
+    "biased by eps": (
+        fused,
+        "tl.rsqrt((_row(var, channel, C) + eps).to(tl.float32))",
+        "1 / (tl.sqrt(_row(var, channel, C)) + eps)",
+    ),
+    "activation before the residual": (
+        fused,
+        "        z += load(residual, place, inside)\n    tl.store",
+        "        z = tl.where(z <= 0, 0.0, z) + load(residual, place, inside)\n    tl.store",
+    ),
+    "gate on what is added": (
+        fused,
+        "load(residual, place, inside)\n    tl.store",
+        "load(residual, place, inside) * (1.0 if gate is None else _row(gate + group * C, channel, C))\n    tl.store",
+    ),
+    "first gate for all": (fused, "gate + group * C", "gate"),
+    "rows beyond the group": (
+        fused,
+        "inside = (local < left)[:, None] & (channel < C)[None, :]",
+        "inside = (local < left + 1)[:, None] & (channel < C)[None, :]",
+    ),
+    "last row unwritten": (fused, "inside = (local < left)[:, None]", "inside = (local < left - 1)[:, None]"),
+    "channels beyond the row": (
+        fused,
+        "inside = (local < left)[:, None] & (channel < C)[None, :]",
+        "inside = (local < left)[:, None] & (channel < C + 1)[None, :]",
+    ),
+    "gradient of relu at 0 is 1": (rows, "tl.where(z <= 0, 0.0, grad)", "tl.where(z < 0, 0.0, grad)"),
+    "gradient of silu is the sigmoid": (rows, "grad * share * (1 + z * (1 - share))", "grad * share"),
+    "activation derived without gate": (
+        fused,
+        "    z *= factor\n",
+        "",
+    ),
+    "gradient without gate": (
+        fused,
+        "through(come, z, ACTIVATION) * factor",
+        "through(come, z, ACTIVATION)",
+    ),
+    "sums without gate": (fused, "(sums if gate is None else sums * gate).sum(1)", "sums.sum(1)"),
+    "gate's gradient without bias": (fused, "sums[0] * bias + sums[1] * weight", "sums[1] * weight"),
+    "mean is a constant": (fused, "come - _row(shares, channel, C) - value", "come - value"),
+    "variance is a constant": (fused, " - value * _row(shares + C, channel, C))", ")"),
+    "residual's gradient is the result's": (
+        fused,
+        "tl.store(inner + place, come.to",
+        "tl.store(inner + place, load(grad, place, inside).to",
+    ),
+    "residual twice": (fused, "through if ctx.has_residual else None", "grad if ctx.has_residual else None"),
+    "silu's residual dropped": (fused, 'activation == "relu" and', 'activation != "none" and'),
+    "splits in rows": (fused, "(group * C + channel) * splits + split", "(group * splits + split) * C + channel"),
+    "weight's share is bias's": (fused, "_row(shares + C, channel, C)", "_row(shares, channel, C)"),
+    "sums of the first step": (fused, "        plain += come\n", "        plain = come\n"),
+    "weight and bias exchanged": (
+        fused,
+        "totals[0].to(bias.dtype), totals[1].to(weight.dtype)",
+        "totals[1].to(bias.dtype), totals[0].to(weight.dtype)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_die(name, tmp_path, monkeypatch, fenced, rounding):
+    module, old, new = MUTANTS[name]
+    changed, mutant = broken_below(monkeypatch, (rows, moments, fused), module, old, new, tmp_path)
+    changed.SUM_PROGRAMS, changed.SUM_TILE = 2, 1024
+    if name == "gradient of relu at 0 is 1":
+        monkeypatch.setattr(sys.modules[__name__], "fused", mutant)
+        with pytest.raises(AssertionError):
+            test_zero_is_where_relu_has_no_gradient()
+        return
+    types = torch.float32, torch.bfloat16
+    assert dies(partial(failures, mutant, *make_case(case, dtype)) for case in CASES for dtype in types)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [*CASES, "training"])
+def test_kernel_on_a_gpu(case, dtype, monkeypatch):
+    monkeypatch.undo()  # as many programs as in training
+    monkeypatch.setitem(CASES, "training", (96, 56, 56, 54, 6, True, "silu"))
+    inputs, activation = make_case(case, dtype)
+    assert not failures(fused, [None if t is None else t.cuda() for t in inputs], activation)

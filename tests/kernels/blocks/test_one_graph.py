@@ -1,0 +1,56 @@
+"""The kernels enter a compiled graph as what they are: one graph forward, one backward, no copy of an activation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+COPIES = ("clone", "_to_copy", "contiguous", "permute_copy")
+
+
+def told(module, tmp_path_factory):
+    """What a module of these tests prints, in a process without TRITON_INTERPRET."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    command = [sys.executable, "-m", f"tests.kernels.blocks.{module}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "Encountered an exception" not in done.stderr  # then every argument would count as written, and be copied
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    return told("traced", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory):
+    if torch.cuda.is_available():
+        pytest.skip("the stand-in is for where there is no card")
+    return told("handed", tmp_path_factory)
+
+
+LAUNCHES = {"shift_conv": 1, "depthwise": 1, "conv_bn": 1, "norm_act": 2, "residual_conv": 1}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_one_graph_and_few_launches_each_way(graphs, name):
+    forward, backward = graphs[name]
+    for graph in (forward, backward):
+        assert sum("triton_kernel_wrapper" in node for node in graph) == LAUNCHES[name]
+        assert not [node for node in graph if any(copy in node for copy in COPIES)]
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_what_the_compiler_hands_to_triton_compiles(launches, name):
+    """As for a launch by hand: no spill, nothing in float64."""
+    assert len(launches[name]) == 2 * 2 * LAUNCHES[name]
+    for launch in launches[name]:
+        assert not launch["float64"], launch
+        assert launch["spilled_bytes"] == 0, launch
