@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import astuple
@@ -15,9 +14,9 @@ import torch
 
 from benchmarks import suite
 from benchmarks.harness import Skipped, Target
-from benchmarks.records import ROOT
 from benchmarks.suite import Part, _work, brief, load, run_suite
 from kernels import choice
+from tests.programs import run
 
 
 def part_of(function, seconds=60):
@@ -131,4 +130,5 @@ def test_the_other_parts_need_no_dali():
         "import sys; sys.modules['nvidia.dali'] = None; import benchmarks.cli; from benchmarks import suite;"
         f"[suite.load(suite.Part(*values)) for values in {others}]"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
