@@ -62,7 +62,7 @@ def test_only_one_module_knows_of_the_kernels_of_blocks():
 
 
 def test_fused_networks_load_without_triton():
-    code = (
+    code = "import sys; sys.modules['triton'] = None; import models.fused, kernels.heatmap, trainer.run; print(1)"
         "import sys; sys.modules['triton'] = None; import models.fused, kernels.heatmap, trainer.run; print('loaded')"
     )
     assert answer(code) == "loaded"

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.nsys_gaps import Gap, find_gaps, main, read_work
 from trainer.cli import run_command
-from trainer.runtime.profiler import steps_of
+from trainer.commands.train import steps_of
 
 
 def test_a_trace_of_two_steps(tiny, tmp_path, capsys):
