@@ -22,8 +22,11 @@ demo: install
 test: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pyright
-	$(PY) -m pytest -n 2 --dist worksteal
+	@# The types are looked over beside the tests, and shown after them.
+	@log=$$(mktemp); $(PY) -m pyright >$$log 2>&1 & pyright=$$!; \
+	  $(PY) -m pytest -n 2 --dist worksteal; tests=$$?; \
+	  wait $$pyright; types=$$?; cat $$log; rm $$log; \
+	  [ $$tests = 0 ] && [ $$types = 0 ]
 
 soak: install
 	$(PY) -m pytest -m soak -v

@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -127,6 +128,7 @@ def _end(record: dict[str, Any], status: str, text: str) -> None:
 
 def _work(part: Part, target: Target, sender: Connection) -> None:
     """Runs in the part's process: sends the results one by one, then how the part ended."""
+    threading.Thread(target=_end_with_suite, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C comes here too, and the suite ends us
     try:
         if target.toy:
@@ -142,6 +144,14 @@ def _work(part: Part, target: Target, sender: Connection) -> None:
     sender.close()
     if target.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def _end_with_suite() -> None:
+    """End the part's process when the suite's has ended, even by SIGKILL."""
+    suite = multiprocessing.parent_process()
+    assert suite is not None
+    suite.join()
+    os._exit(1)
 
 
 def load(part: Part) -> Callable[[Target], Iterator[Result]]:

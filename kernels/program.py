@@ -4,11 +4,13 @@ This file lies in kernels because every package may import from there. It needs 
 that a program can say which package is missing.
 """
 
+import ctypes
 import errno
 import importlib.metadata
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,6 +34,7 @@ REQUIREMENTS = {
 }
 # What a disk or its owner refuses; the sentence names the file.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # linux/prctl.h
 NARROWEST = 40  # columns; in five tyro lays its help out for ever, and takes all memory
 
 
@@ -123,3 +126,11 @@ def check_torch(version: str | None = None) -> None:
         return
     reason = "its conv3d is broken under bf16 (pytorch issue 166122)" if (major, minor) == (2, 9) else "it is too old"
     raise UserError(f"torch {version} is refused: {reason}; install torch 2.11 or later, 2.13.0 is what we test")
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process as soon as the process that started it has ended, be it by SIGKILL.
+
+    Called first thing in a new process, as by `preexec_fn` of subprocess.Popen.
+    """
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -8,7 +8,6 @@ differ in the seed of Python's string hashes: of two runs that must agree, let o
 """
 
 import atexit
-import ctypes
 import functools
 import json
 import os
@@ -18,19 +17,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
+from kernels.program import die_with_parent
+
 ROOT = Path(__file__).resolve().parents[1]
-LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def die_with_parent() -> None:
-    """In a new process: SIGKILL as soon as the process that started it is gone."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+# What forks have imported.
+IMPORTED = ("torch._dynamo", "trainer.session", "trainer.commands.eval", "trainer.commands.predict", "pipelines.dali")
 
 
 def variables(environment: Mapping[str, str] | None) -> dict[str, str]:
@@ -162,6 +159,22 @@ class Fork:
         self.wait()
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and waits for its parent is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for_end(*pids: int) -> None:
+    """Return when none of these processes is running; fail after a minute."""
+    deadline = time.monotonic() + 60
+    while alive := [pid for pid in pids if is_running(pid)]:
+        assert time.monotonic() < deadline, f"still running: {alive}"
+        time.sleep(0.01)
+
+
 def read(file: IO[bytes]) -> str:
     """All of a file that a process may be writing, whose place in it stays."""
     return os.pread(file.fileno(), 1 << 26, 0).decode()
@@ -173,8 +186,8 @@ class Starter:
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.starter", str(theirs.fileno())],
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.starter", str(theirs.fileno()), *IMPORTED],
                 cwd=ROOT,
                 # A fork has the threads that it was imported with.
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
@@ -195,7 +208,7 @@ class Starter:
     def close(self) -> None:
         """End it and all its forks."""
         self._socket.close()
-        self._process.wait()
+        self.process.wait()
 
 
 @functools.cache

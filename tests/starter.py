@@ -1,7 +1,8 @@
 """Forks programs for tests/programs.py, each from a process in which the slow imports are done.
 
-Its one argument is the file number of a socket. Each message there says what to run, and carries the files for stdout,
-stderr and the exit code; the answer is the process number. It ends, and with it all its forks, when the socket closes.
+Its arguments are the file number of a socket and the modules to import. Each message on the socket says what to run,
+and carries the files for stdout, stderr and the exit code; the answer is the process number. It ends, and with it all
+its forks, when the socket closes.
 """
 
 import importlib
@@ -17,9 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.programs import die_with_parent
-
-IMPORTED = ("torch._dynamo", "trainer.session", "trainer.commands.eval", "trainer.commands.predict", "pipelines.dali")
+from kernels.program import die_with_parent
 
 
 def serve(requests: socket.socket) -> dict[str, Any]:
@@ -97,6 +96,6 @@ def become(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    for name in IMPORTED:
+    for name in sys.argv[2:]:
         importlib.import_module(name)
     become(serve(socket.socket(fileno=int(sys.argv[1])))["words"])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.records import ROOT, device_name, slug
-from kernels.program import UserError
+from kernels.program import UserError, die_with_parent
 
 SCRIPT = Path(__file__).with_name("peer_mmaction2.py")
 CACHE = ROOT / "work_dirs" / "peer"
@@ -76,7 +76,13 @@ class Peer:
         command, self.log = [str(python), "-P", str(SCRIPT)], log
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
-                command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                command,
+                env=variables,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                preexec_fn=die_with_parent,
             )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.harness import Result, Skipped, Target, spread
 from benchmarks.records import ROOT
+from kernels.program import die_with_parent
 from trainer.journal.lines import read_metrics
 
 STEPS, LOG_EVERY = 60, 5
@@ -42,6 +43,7 @@ def clips_per_s(ranks: int, target: Target) -> np.ndarray:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
+        preexec_fn=die_with_parent,  # the suite kills a part that takes too long
     )
     if process.returncode:
         raise RuntimeError(f"{ranks} ranks: exit code {process.returncode}\n{process.stdout}{process.stderr}")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks.cli import gpu, kernels, main, snapshot, step
-from kernels.program import UserError, exit_code
-from tests.programs import ROOT, die_with_parent, run, start
+from kernels.program import UserError, die_with_parent, exit_code
+from tests.programs import ROOT, run, start
 
 
 def test_without_tyro_it_is_one_sentence():

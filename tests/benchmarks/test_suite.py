@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import astuple
@@ -13,7 +14,7 @@ import torch
 from benchmarks import suite
 from benchmarks.harness import Skipped, Target
 from benchmarks.suite import Part, brief, load, run_suite
-from tests.programs import run
+from tests.programs import Fork, run, wait_for_end
 
 
 def part_of(function, seconds=60):
@@ -41,6 +42,11 @@ def hangs(target):
     time.sleep(100)
 
 
+def hangs_in_a_known_process(target):
+    yield "process", {"number": os.getpid()}
+    time.sleep(600)
+
+
 def declines(target):
     raise Skipped("DALI cannot be imported here")
     yield
@@ -49,10 +55,8 @@ def declines(target):
 def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     target = Target(torch.device("cpu"), True, tmp_path)
-    planned = [part_of(raises), part_of(dies), part_of(declines), part_of(hangs, 4), part_of(works)]
-    start = time.monotonic()
+    planned = [part_of(raises), part_of(dies), part_of(declines), part_of(hangs, 10), part_of(works)]
     assert not run_suite(planned, target, tmp_path / "records", 120)
-    assert time.monotonic() - start < 60
     records = {json.loads(path.read_text())["part"]: json.loads(path.read_text()) for path in records_of(tmp_path)}
     assert {name: record["status"] for name, record in records.items()} == {
         "raises": "failed",
@@ -63,7 +67,7 @@ def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
     }
     assert "RuntimeError: the kernel differs from the reference" in records["raises"]["error"]
     assert records["dies"]["error"] == "its process ended with exit code 3"
-    assert records["hangs"]["error"] == "it was not done after 4 s"
+    assert records["hangs"]["error"] == "it was not done after 10 s"
     assert records["declines"]["reason"] == "DALI cannot be imported here"
     for name in ("raises", "dies", "hangs"):
         assert records[name]["results"] == {"one": {"value": 1}}
@@ -72,9 +76,28 @@ def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "works.one: us 2.5, loss None\n" in said
     assert "raises failed: RuntimeError: the kernel differs from the reference\n" in said
-    assert "hangs failed: it was not done after 4 s\n" in said
+    assert "hangs failed: it was not done after 10 s\n" in said
     assert run_suite(planned[2:3] + planned[4:], target, tmp_path / "good", 120)
     assert not run_suite(planned[4:], target, tmp_path / "late", 0)
+
+
+SUITE = """
+import sys, torch
+from pathlib import Path
+from benchmarks.harness import Target
+from benchmarks.suite import run_suite
+from tests.benchmarks.test_suite import hangs_in_a_known_process, part_of
+folder = Path(sys.argv[1])
+run_suite([part_of(hangs_in_a_known_process)], Target(torch.device("cpu"), True, folder), folder, 600)
+"""
+
+
+def test_a_part_ends_with_a_suite_that_is_killed(tmp_path):
+    with Fork(("-c", SUITE, tmp_path)) as suite:
+        while not (said := re.search(r"process: number (\d+)\n", suite.stdout)):
+            assert suite.poll() is None, suite.stderr
+            time.sleep(0.05)
+    wait_for_end(int(said[1]))
 
 
 def records_of(folder: Path) -> list[Path]:

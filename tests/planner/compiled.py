@@ -14,8 +14,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,13 +31,13 @@ from torch._inductor.scheduler import BaseSchedulerNode, ExternKernelSchedulerNo
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
-from benchmarks.records import ROOT
 from benchmarks.step.step import TOY, random_batch
 from models.config import FusedPart
 from models.fused import fuse
 from models.networks import build_model
 from tests.planner.cards import CARDS, H200, Card
 from tests.planner.stand_in_torch import stand_in_for_torch
+from tests.programs import run
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D
 from trainer.runtime.wrap import Options, settings
@@ -52,10 +50,9 @@ LAUNCH = re.compile(r"^ *(?!#).*?(\b\w+\.run|extern_kernels\.\w+|torch\.ops\.[\w
 def counted(name: str, parts: tuple[FusedPart, ...], card: Card = H200) -> Counts:
     """`counts` for an experiment of EXPERIMENTS on a card of CARDS, in a process of its own."""
     surroundings = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.planner.compiled", name, "--card", f"sm_{card.arch}", *parts]
-    process = subprocess.run(
-        command, env=surroundings | {"CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT, check=True, stdout=subprocess.PIPE
-    )
+    words = ("-m", "tests.planner.compiled", name, "--card", f"sm_{card.arch}", *parts)
+    process = run(*words, environment=surroundings | {"CUDA_VISIBLE_DEVICES": ""}, timeout=None)
+    process.check_returncode()
     return json.loads(process.stdout)
 
 
