@@ -1,4 +1,7 @@
-"""`python -m trainer --exp NAME`: reads the command line, starts the ranks, turns users' mistakes into one sentence."""
+"""The entry point of `python -m trainer`: picks the command, runs it, and returns its exit code.
+
+Mistakes of the user are printed as one sentence, without a traceback.
+"""
 
 import importlib
 import os
@@ -13,7 +16,7 @@ from typing import NoReturn
 from kernels.program import UserError, exit_code
 from trainer.runtime.follow import follow_launcher
 
-# The words after `python -m trainer`: the module of each, its options and the function that takes them.
+# The commands, by the word after `python -m trainer`: module, class of options, and the function that takes them.
 COMMANDS = {
     "compare": ("trainer.commands.compare", "CompareOptions", "compare"),
     "doctor": ("trainer.commands.doctor", "DoctorOptions", "doctor"),
@@ -25,15 +28,16 @@ COMMANDS = {
     "submit": ("trainer.commands.submit", "SubmitOptions", "submit"),
     "view": ("trainer.commands.view", "ViewOptions", "view"),
 }
-TRAIN = ("trainer.commands.train", "Options", "train")  # where there is no word
-START_RANKS = ("eval", None)  # these take the arguments as well, which the ranks that they start run again
+TRAIN = ("trainer.commands.train", "Options", "train")  # the command when no word is given
+# These commands (None is training) may start ranks, so they also take the arguments, which each rank is started with.
+START_RANKS = ("eval", None)
 
-PATIENCE_FOR_SNAPSHOT = 60  # seconds
-PATIENCE_FOR_END = 3  # seconds in which the launcher notices that another rank has failed, and ends this one
+PATIENCE_FOR_SNAPSHOT = 60  # seconds to wait for a snapshot that is being written
+PATIENCE_FOR_END = 3  # seconds that the launcher has to notice that another rank has failed, and to end this one
 
 
 def main() -> None:
-    # OpenMP's threads wait by spinning otherwise, which costs a run on busy cores two thirds of its speed (LOG.md).
+    # By default OpenMP's threads spin while they wait. On busy cores that costs a run two thirds of its speed (LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     launched = "TORCHELASTIC_RUN_ID" in os.environ
     if launched:
@@ -44,7 +48,9 @@ def main() -> None:
         if not launched:
             raise
         end_snapshot()
-        if isinstance(error, RuntimeError):  # perhaps nothing but the loss of a rank, whose sentence is to stand alone
+        # This error may only mean that another rank is gone. The launcher then ends this rank during the sleep, and
+        # only the message of the rank that failed is printed.
+        if isinstance(error, RuntimeError):
             time.sleep(PATIENCE_FOR_END)
         traceback.print_exc()
         code = 1
@@ -54,9 +60,9 @@ def main() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """A rank that failed ends at once, and the launcher ends the others or starts all again.
+    """End a rank that failed immediately; the launcher then ends the others or restarts them all.
 
-    On the usual way out torch would wait for collectives that the others never answer.
+    A normal exit would hang: torch would wait for collectives that the other ranks never answer.
     """
     end_snapshot()
     sys.stdout.flush()
@@ -65,30 +71,36 @@ def leave(code: int) -> NoReturn:
 
 
 def end_snapshot() -> None:
-    """Wait for a snapshot that is being written; the launcher's SIGTERM, when another rank fails, waits as well."""
-    told = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    """Wait until the snapshot that is being written is complete.
+
+    If the launcher sends SIGTERM meanwhile, because another rank has failed, the signal takes effect afterwards.
+    """
+    sigterm_arrived = threading.Event()
+    handler = signal.signal(signal.SIGTERM, lambda *_: sigterm_arrived.set())
     for thread in threading.enumerate():
         if thread.name == "snapshot":
             thread.join(PATIENCE_FOR_SNAPSHOT)
-    signal.signal(signal.SIGTERM, before)
-    if told.is_set():
+    signal.signal(signal.SIGTERM, handler)
+    if sigterm_arrived.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_command(arguments: list[str]) -> int:
-    """The exit code: 0 done, 2 a user's mistake, 143 and 130 ended by SIGTERM and Ctrl-C with a snapshot."""
+    """Run a command and return its exit code.
+
+    0: success. 2: a mistake of the user. 143 and 130: stopped by SIGTERM or Ctrl-C, after saving a snapshot.
+    """
     return exit_code(lambda: dispatch(arguments))
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Run the command that `arguments` name; returns the exit code. Only the module of that command is imported."""
+    """Run the command that `arguments` name and return its exit code. Only that command's module is imported."""
     word = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if word is not None and word not in COMMANDS:
-        near = get_close_matches(word, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        similar = get_close_matches(word, COMMANDS, 1)
+        hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {word!r}; {hint}")
-    import tyro  # behind the checks of the installation
+    import tyro  # only here, because exit_code first checks that all packages are installed
 
     module_name, options_name, function_name = TRAIN if word is None else COMMANDS[word]
     module = importlib.import_module(module_name)

@@ -1,4 +1,4 @@
-"""What an experiment is: the parts that decide its result. Each part checks itself when it is made."""
+"""Experiment and its parts: all settings that decide the result of a run. Each part checks its values when created."""
 
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -16,12 +16,12 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Rate = Annotated[float, Range(0, 1e38)]
 Epochs = Annotated[int, Range(0, MANY)]
 FUSIONS = ((1, 1), (2, 1), (1, 2))
-"""Weights of rgb : pose in the sums of both streams' probabilities that a validation reports."""
+"""Weights of rgb : pose. A validation reports the accuracies of the streams' probabilities summed with each pair."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """SGD with momentum. `batch_size` is global: ranks share it, and the learning rate is never changed for them."""
+    """SGD with momentum. `batch_size` is divided among the ranks; their number does not change the learning rate."""
 
     batch_size: Count
     num_epochs: Count
@@ -33,13 +33,13 @@ class OptimConfig:
     momentum: Share = 0.9
     weight_decay: Rate = 1e-4
     clip_norm: Annotated[float, Range(1e-3, 1e9)] | None = 40.0
-    max_bad_steps: Count = 20  # this many steps in a row without finite gradients end the run
-    rollbacks: Epochs = 0  # times that a run may go back to its last snapshot when its loss spikes; 0: it only says so
+    max_bad_steps: Count = 20  # the run ends after this many steps in a row without finite gradients
+    rollbacks: Epochs = 0  # how often a run may return to its last snapshot after a spike of the loss; 0: only warn
     precision: Precision = "auto"
     impl: Impl = "auto"
-    accumulate: Count = 1  # parts of a rank's batch, which go through the networks one after another
-    logit_adjustment: Rate | None = None  # strength of the classes' log prior in training; 1 is usual
-    ema: Annotated[float, Range(0, 0.9999999)] | None = None  # decay of the weights' moving average; 0.999 is usual
+    accumulate: Count = 1  # number of parts of a rank's batch that go through the network one after another
+    logit_adjustment: Rate | None = None  # factor of the log class frequencies added to training logits; usually 1
+    ema: Annotated[float, Range(0, 0.9999999)] | None = None  # decay of the weights' moving average; usually 0.999
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim")
@@ -49,7 +49,10 @@ class OptimConfig:
                 "for example --set optim.warmup_epochs=0"
             )
         if self.schedule == "multistep" and not self.milestones:
-            raise UserError("optim.schedule=multistep lowers the rate at epochs: --set 'optim.milestones=(12,16)'")
+            raise UserError(
+                "optim.schedule=multistep needs the epochs at which the learning rate drops: --set "
+                "'optim.milestones=(12,16)'"
+            )
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"optim.batch_size={self.batch_size} does not divide into optim.accumulate={self.accumulate} equal "
@@ -59,10 +62,11 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationConfig:
-    """Validate after epoch `begin` (from 1) and every `every` epochs from there, and after the last one.
+    """When and how to validate: after epoch `begin` (from 1), then every `every` epochs, and after the last epoch.
 
-    `metric` picks the best snapshot; training stops after `patience` validations in a row that did not reach the best
-    one plus `min_delta` (None: never). `batch_size` is global.
+    `metric` decides which snapshot is the best. Training stops after `patience` validations in a row that did not
+    reach the best score plus `min_delta` (patience None: it never stops early). `batch_size` is divided among the
+    ranks.
     """
 
     batch_size: Count
@@ -76,15 +80,16 @@ class ValidationConfig:
         check_ranges(self, "val")
 
     def due(self, epoch: int, num_epochs: int) -> bool:
-        """Whether epoch `epoch` (from 1) ends with a validation."""
+        """Whether there is a validation after epoch `epoch` (from 1)."""
         return epoch == num_epochs or (epoch >= self.begin and (epoch - self.begin) % self.every == 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """One named run. `compile` None: on a GPU only (Inductor needs minutes for one stream on a CPU).
+    """All settings of a run, under a name.
 
-    Classes, coarse map and joints are stated once, in `data` and `clip`; the model is fitted to them here.
+    Classes, coarse map and joints are set once, in `data` and `clip`; the model gets them from there. `compile` None
+    means: on a GPU only, because on a CPU Inductor takes minutes to compile one stream.
     """
 
     name: str
@@ -95,56 +100,57 @@ class Experiment:
     val: ValidationConfig
     seed: Annotated[int, Range(0, 2**62)] = 0
     log_every: Count = 20  # steps
-    snapshot_every: Count = 500  # steps; every epoch ends with one too
+    snapshot_every: Count = 500  # steps; there is also a snapshot at the end of every epoch
     compile: bool | None = None
     fused: tuple[FusedPart, ...] = ()  # parts of the network that run through kernels (kernels/blocks/README.md)
-    cuda_graph: bool = False  # one launch a step (trainer/runtime/cuda_graph.py)
-    align_channels: bool = False  # X3D's inner channels in multiples of eight (models/alignment.py)
-    prefetch: Count = 2  # batches by which the data pipeline runs ahead
-    stalled_after: Annotated[float, Range(1e-3, 1e9)] = 600.0  # seconds without a step, or a batch of a validation
-    wandb: bool = False  # Weights & Biases beside TensorBoard (trainer/journal/wandb.py)
+    cuda_graph: bool = False  # replay each step as one CUDA graph (trainer/runtime/cuda_graph.py)
+    align_channels: bool = False  # pad X3D's inner channels to multiples of eight (models/alignment.py)
+    prefetch: Count = 2  # batches that the data pipeline prepares in advance
+    stalled_after: Annotated[float, Range(1e-3, 1e9)] = 600.0  # seconds without a batch after which the run ends
+    wandb: bool = False  # also log to Weights & Biases (trainer/journal/wandb.py)
 
     def __post_init__(self) -> None:
         check_ranges(self, "")
-        object.__setattr__(self, "model", fitted(self.model, self.data, self.clip))
+        object.__setattr__(self, "model", fit_to_data(self.model, self.data, self.clip))
         check_frames(self.model, self.clip)
         if self.optim.rollbacks and self.snapshot_every % self.log_every:
             raise UserError(
-                f"snapshot_every={self.snapshot_every} is no multiple of log_every={self.log_every}: "
-                "optim.rollbacks goes back to snapshots whose loss was looked at"
+                f"snapshot_every={self.snapshot_every} is not a multiple of log_every={self.log_every}, as "
+                "optim.rollbacks requires because the loss is checked at each log: change one of them"
             )
-        known = fusible_parts(self.model)
+        parts = fusible_parts(self.model)
         for part in self.fused:
-            if part not in known:
-                raise UserError(f"fused={','.join(self.fused)}: this network has no {part}, only {' and '.join(known)}")
+            if part not in parts:
+                raise UserError(f"fused={','.join(self.fused)}: this network has no {part}, only {' and '.join(parts)}")
         names = metric_names(self.model, averaged=self.optim.ema is not None)
         if self.val.metric not in names:
-            near = get_close_matches(self.val.metric, names, 1, 0)[0]
-            raise UserError(f"val.metric={self.val.metric} is no metric of {self.name}; did you mean {near}?")
+            similar = get_close_matches(self.val.metric, names, 1, 0)[0]
+            raise UserError(f"val.metric={self.val.metric} is not a metric of {self.name}; did you mean {similar}?")
         if self.cuda_graph and self.optim.impl == "apex":
             raise UserError(
-                "cuda_graph=True needs a learning rate on the device, which apex does not have: set optim.impl=torch"
+                "cuda_graph=True needs an optimizer that reads its learning rate on the GPU, which apex does not: set "
+                "optim.impl=torch"
             )
 
 
-def fitted(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> ModelConfig:
+def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> ModelConfig:
     """The model with the classes, the coarse map and the heatmap channels of its data.
 
-    Raises UserError for a coarse map that does not fit the classes, and where coarse heads have no map.
+    Raises UserError if the coarse map does not fit the classes, or if the model has coarse heads but there is no map.
     """
     num_channels = clip.num_channels()
     if isinstance(model, SingleStreamConfig):
         check_map(data)
         return replace(model, num_classes=data.num_classes, in_channels=3 if model.stream == "rgb" else num_channels)
     if model.num_coarse and not data.coarse_map:
-        check_coarse_map((), data.num_classes, 0)  # raises: the heads need a map
+        check_coarse_map((), data.num_classes, 0)  # raises UserError, because coarse heads need a map
     num_coarse = check_map(data) if model.num_coarse else 0
     pcan = model.pcan and replace(model.pcan, coarse_map=data.coarse_map)
     return replace(model, num_classes=data.num_classes, num_coarse=num_coarse, pose_channels=num_channels, pcan=pcan)
 
 
 def check_map(data: DataConfig) -> int:
-    """The number of coarse classes; raises UserError for a map that does not fit the classes."""
+    """The number of coarse classes. Raises UserError if the coarse map does not fit the classes."""
     num_coarse = max(data.coarse_map, default=-1) + 1
     if data.coarse_map:
         check_coarse_map(data.coarse_map, data.num_classes, num_coarse)
@@ -152,24 +158,28 @@ def check_map(data: DataConfig) -> int:
 
 
 def check_frames(model: ModelConfig, clip: ClipConfig) -> None:
-    """Raise UserError where a network reads another number of pose frames for each RGB frame than the clip has."""
+    """Raise UserError unless the clip has as many pose frames for each RGB frame as the network requires."""
     ratio = model.frame_ratio if isinstance(model, TwoStreamConfig) else None
     if ratio is not None and clip.pose_frames != ratio * clip.rgb_frames:
         network = type(model).__name__.removesuffix("Config")
         raise UserError(
-            f"{network} reads {ratio} pose frames for each RGB frame, not clip.pose_frames={clip.pose_frames} with "
-            f"clip.rgb_frames={clip.rgb_frames}: --set clip.pose_frames={ratio * clip.rgb_frames}"
+            f"{network} needs {ratio} pose frames for each RGB frame, but there are "
+            f"clip.pose_frames={clip.pose_frames} and clip.rgb_frames={clip.rgb_frames}: --set "
+            f"clip.pose_frames={ratio * clip.rgb_frames}"
         )
 
 
 def metric_names(model: ModelConfig, averaged: bool) -> list[str]:
-    """What a validation of this network reports, by published keys, in order; `averaged`: also for the EMA."""
+    """The names of all metrics that a validation of this network reports, in order, as in published logs.
+
+    With `averaged` each metric is also reported for the EMA of the weights, as ema/NAME.
+    """
     if isinstance(model, SingleStreamConfig):
         names = _accuracies([model.stream], "top1", "top5", "mean1")
     else:
         sums = [f"RGBPose_{rgb}:{pose}" for rgb, pose in FUSIONS]
-        own = ["rgb", "pose", *(["sum"] if isinstance(model, EpamConfig) else [])]
-        names = _accuracies([*sums, *own], "top1", "top5", "mean1")
+        single = ["rgb", "pose", *(["sum"] if isinstance(model, EpamConfig) else [])]
+        names = _accuracies([*sums, *single], "top1", "top5", "mean1")
         if model.num_coarse:
             coarse = [*(f"RGBPose_coarse_{rgb}:{pose}" for rgb, pose in FUSIONS), "rgb_coarse", "pose_coarse"]
             names += _accuracies(coarse, "top1", "mean1")

@@ -1,4 +1,4 @@
-"""How far a run is: counted in clips, because a resume may change the batch size and with it what a step is."""
+"""The position of a run, counted in clips. Steps would not do, because a resume may change the batch size."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ SAVED = ("epoch", "clips", "best", "best_file", "bad_steps", "validations", "usu
 
 @dataclass(kw_only=True)
 class Cursor:
-    """Where a run is: `clips` of the `epoch_clips` clips of epoch `epoch` (from 0) are done.
+    """The position of a run: `clips` of the `epoch_clips` clips of epoch `epoch` (from 0) are done.
 
-    An epoch whose clips are all done awaits its validation. Its last batch is filled up with clips from its start, and
-    those are not counted again. How many steps so many clips make is computed here and nowhere else.
+    When all clips of an epoch are done, its validation comes next. The last batch of an epoch is filled up with clips
+    from the start of the epoch, which are not counted again. Only this class converts between clips and steps.
 
-    batch_size: clips of a step, on all ranks together. bad_steps: [2] int64 on the device, the steps without finite
-    gradients: all of them, and how many the last ones in a row are.
+    batch_size is the number of clips in a step on all ranks together. bad_steps [2] int64, on the device, counts the
+    steps without finite gradients: in the whole run, and in a row up to the present step.
     """
 
     batch_size: int
@@ -29,20 +29,20 @@ class Cursor:
     best: float = -math.inf
     best_file: str = ""
     validations: list[dict[str, float]] = field(default_factory=list)  # epoch (from 1) and metrics of each
-    usual_loss: float = math.inf  # of the last log
+    usual_loss: float = math.inf  # loss at the last log, with which the next one is compared to find spikes
     rollbacks: int = 0
 
     @property
     def num_steps(self) -> int:
-        """Steps of a whole epoch."""
+        """Number of steps in a whole epoch."""
         return -(-self.epoch_clips // self.batch_size)
 
     @property
     def step(self) -> int:
-        """Steps of the epoch that are done.
+        """Number of steps of the epoch that are done.
 
-        After a resume with another batch size `clips` may lie within a step: that step is still to be done, so that no
-        clip is skipped.
+        After a resume with another batch size, `clips` may lie in the middle of a step. That step is not counted as
+        done, so that no clip is skipped.
         """
         return self.num_steps if self.epoch_is_done else self.clips // self.batch_size
 
@@ -53,12 +53,12 @@ class Cursor:
 
     @property
     def total_steps(self) -> int:
-        """Steps since the start of the run, as if all had had this batch size."""
+        """Number of steps since the start of the run, as if it had had the present batch size from the start."""
         return self.epoch * self.num_steps + self.step
 
     @property
     def total_clips(self) -> int:
-        """Clips since the start of the run."""
+        """Number of clips since the start of the run."""
         return self.epoch * self.epoch_clips + self.clips
 
     def finish_step(self) -> None:
@@ -69,7 +69,7 @@ class Cursor:
         self.epoch, self.clips = self.epoch + 1, 0
 
     def count_bad(self, ok: Tensor) -> None:
-        """Count a step whose gradients were finite or (`ok` False, a scalar on the device) were not."""
+        """Count a step. `ok`, a bool scalar on the device, says whether its gradients were finite."""
         bad = (~ok).long()
         self.bad_steps += bad
         self.bad_steps[1] *= bad
@@ -78,10 +78,10 @@ class Cursor:
         return {name: getattr(self, name) for name in SAVED}
 
     def load_state_dict(self, state: dict[str, Any], batch_size: int) -> None:
-        """Go where `state` was saved; what it lacks stays as it is.
+        """Take over the position in `state`. Values that it lacks stay as they are.
 
-        `batch_size` is that of the run which saved it: snapshots of older versions hold `step`, the number of steps of
-        so many clips, in place of `clips`.
+        `batch_size` is that of the run which saved the state. It is needed for snapshots of older versions, which
+        count steps (`step`) instead of clips.
         """
         saved = {name: state[name] for name in SAVED if name in state}
         if "clips" not in saved:

@@ -1,4 +1,7 @@
-"""From an experiment to its two loaders; makes the demo's videos and the clip packs where they are missing."""
+"""Builds the training and validation loaders of an experiment.
+
+Missing clip packs, and the demo's videos, are made first.
+"""
 
 import os
 from collections.abc import Callable
@@ -27,25 +30,28 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An annotation file and where the frames of its clips come from."""
+    """The table of an annotation file, and the source of its clips' frames."""
 
     table: ClipTable
     frames: FrameSource
 
-    def rows_of(self, split: str | None) -> np.ndarray:
-        """Rows of a split whose video is usable."""
+    def usable_rows(self, split: str | None) -> np.ndarray:
+        """Rows of the clips in a split (None: all clips) whose video is usable. Raises AnnotationError without any."""
         rows = self.table.rows_of(split)
         usable = rows[self.frames.rows_of(self.table)[rows] >= 0]
         if not len(usable):
-            raise AnnotationError(f"split {split} has no clip with a usable video; set data.split or data.videos")
+            raise AnnotationError(
+                f"split {split} has no clip with a usable video; change data.split, or set data.videos to the folder "
+                "of the videos"
+            )
         return usable
 
 
 def open_sources(experiment: Experiment, console: Console, device: torch.device = CPU) -> tuple[Source, Source]:
-    """Training and validation source of an experiment, the same one for data sets in one file.
+    """The training and the validation source of an experiment. They are the same if it has one annotation file.
 
-    The demo's videos and the packs are made first where they are missing. With data.source=video there are no packs,
-    and `device` decodes.
+    Missing packs, and the demo's videos, are made first. With data.source=video there are no packs: `device` decodes
+    the videos.
     """
     tables = open_tables(experiment)
     if experiment.data.source == "video":
@@ -56,13 +62,13 @@ def open_sources(experiment: Experiment, console: Console, device: torch.device 
 
 
 def open_tables(experiment: Experiment) -> list[ClipTable]:
-    """The experiment's annotation file, or its two; the demo's data are made first where they are missing."""
+    """The tables of the experiment's one or two annotation files. Missing data of the demo are made first."""
     data = experiment.data
     if data.demo is not None:
         if Path(data.annotations).name != ANNOTATIONS:
             raise UserError(
-                f"data.annotations={data.annotations}: {experiment.name} makes its own data, in a folder's "
-                f"{ANNOTATIONS}; your own are trained with --exp custom, or here with --set data.demo=None"
+                f"data.annotations={data.annotations}: {experiment.name} makes its own data, in a file named "
+                f"{ANNOTATIONS}; to train on your own data use --exp custom, or add --set data.demo=None"
             )
         make_demo(Path(data.annotations).parent, data.demo, workers=len(os.sched_getaffinity(0)))
     tables = []
@@ -87,22 +93,23 @@ def _unpacked(experiment: Experiment, table: ClipTable, device: torch.device, co
 
 
 def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> None:
-    """Raise AnnotationError unless labels and joints are those of the experiment."""
+    """Raise AnnotationError unless the labels and the number of joints fit the experiment."""
     joints, classes = experiment.clip.skeleton.num_joints, experiment.data.num_classes
     if table.num_joints != joints:
         raise AnnotationError(
-            f"{annotations} has {table.num_joints} joints a person, experiment {experiment.name} draws {joints}"
+            f"{annotations} has {table.num_joints} joints a person, but experiment {experiment.name} needs {joints}; "
+            "choose another file with data.annotations, or another experiment"
         )
     low, high = int(table.label.min()), int(table.label.max())
     if low < 0 or high >= classes:
         raise AnnotationError(
-            f"{annotations} has labels {low} to {high}, experiment {experiment.name} has classes 0 to {classes - 1}; "
-            "set data.num_classes"
+            f"{annotations} has labels {low} to {high}, but experiment {experiment.name} has classes 0 to "
+            f"{classes - 1}; set data.num_classes"
         )
 
 
 def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Loader, Loader]:
-    """Training and validation loader of this rank."""
+    """The training and the validation loader of this rank."""
     with ranks.in_turn():
         train, val = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
     return build_loader(experiment, train, True, ranks, say), build_loader(experiment, val, False, ranks, say)
@@ -113,14 +120,14 @@ def build_loader(
 ) -> Loader:
     """A loader of the experiment's training or validation split."""
     split = experiment.data.split
-    rows = source.rows_of(None if split is None else f"{split}_{'train' if train else 'val'}")
+    rows = source.usable_rows(None if split is None else f"{split}_{'train' if train else 'val'}")
     return loader_of(experiment, source, rows, train, ranks, say)
 
 
 def loader_of(
     experiment: Experiment, source: Source, rows: np.ndarray, train: bool, ranks: Ranks, say: Callable[[str], None]
 ) -> Loader:
-    """A loader of these rows of the source's table, with the experiment's settings."""
+    """A loader of `rows` of the source's table, with the experiment's settings."""
     return Loader(
         table=source.table,
         frames=source.frames,

@@ -1,4 +1,4 @@
-"""Every experiment by its name. A variant is `replace(...)` with a comment that says why.
+"""All experiments by name. A variant is a `replace(...)` of another experiment, with a comment that gives its source.
 
 Sources: docs/sources.md, "Training samples", "Guide recipes", "PCAN recipe", "Staged recipe" and "EPAM-Net".
 """
@@ -102,7 +102,7 @@ NTU60_X3D = Experiment(
     ),
     val=ValidationConfig(batch_size=32, begin=5, every=2, patience=15, min_delta=5e-4),
 )
-# The "advanced" section of the guide.
+# The values of the guide's "advanced" section.
 NTU60_X3D_TUNED = replace(
     NTU60_X3D,
     name="ntu60_x3d_tuned",
@@ -110,8 +110,8 @@ NTU60_X3D_TUNED = replace(
     val=replace(NTU60_X3D.val, patience=8),
 )
 
-# ntu60_x3d's nets on one's own files, which python -m pipelines.annotate makes; without coarse classes, and so without
-# PCAN's losses. Start it from a checkpoint of ntu60_x3d with --init.
+# The networks of ntu60_x3d for your own videos, whose annotations python -m pipelines.annotate makes. There are no
+# coarse classes, and therefore no PCAN losses. Start it from a checkpoint of ntu60_x3d with --init.
 CUSTOM = Experiment(
     name="custom",
     data=DataConfig(
@@ -177,7 +177,7 @@ NTU60_EPAM = Experiment(
     val=ValidationConfig(batch_size=24, metric="acc/sum_top1"),
 )
 
-# The same code as the large runs on data made from nothing; minutes on two CPU cores.
+# Runs the same code as the large experiments on generated data, and takes minutes on two CPU cores.
 DEMO = Experiment(
     name="demo",
     data=DataConfig(

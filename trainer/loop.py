@@ -1,4 +1,4 @@
-"""The course of a run: steps, validations, snapshots. Reads from top to bottom."""
+"""The training loop: epochs, steps, validations and snapshots. It reads from top to bottom."""
 
 import contextlib
 import math
@@ -19,13 +19,15 @@ from trainer.scoring import score_split
 from trainer.snapshots.writer import best_name
 from trainer.step import rate, train_step
 
-SPIKE = 10  # times the loss of the last log
+SPIKE = 10  # a loss more than this many times that of the last log is a spike
 
 
 def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
-    """Train from the run's cursor to the end of its experiment; scores of the best validation on the way, if any.
+    """Train from the run's cursor to the end of its experiment.
 
-    Ends early, with a snapshot, on a signal, after `max_steps` steps in all, or when validations stop improving.
+    Returns the scores of the best validation of this session; if none was a new best, those of the first; if there
+    was no validation, None. Training saves a snapshot and ends early on a signal, after `max_steps` steps in all, or
+    when validations stop improving.
     """
     cursor, experiment, scores = run.cursor, run.experiment, None
     try:
@@ -33,23 +35,23 @@ def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
             train_epoch(run, max_steps)
             best = None
             if experiment.val.due(cursor.epoch + 1, experiment.optim.num_epochs):
-                save(run)  # a run that dies in validation starts again with it
+                save(run)  # so that a run which dies during the validation only has to repeat the validation
                 latest, best = validate(run)
                 scores = latest if best else scores or latest
             cursor.start_next_epoch()
             save(run, best)
             if run.stopping.due:
-                run.journal.say(f"no better validation {run.stopping.patience} times in a row: training ends here")
+                run.journal.say(f"no improvement in {run.stopping.patience} validations in a row: training ends here")
                 break
     except Stopped as reason:
         save(run)
-        run.journal.say(f"stopped: {reason}; go on with --resume")
+        run.journal.say(f"stopped: {reason}; continue with --resume")
     run.writer.close()
     return scores
 
 
 def train_epoch(run: Run, max_steps: float) -> None:
-    """The steps of the cursor's epoch that are not done yet."""
+    """Do the steps of the cursor's epoch that are not done yet."""
     cursor, experiment = run.cursor, run.experiment
     batches = run.train_loader.epoch(cursor.epoch, cursor.step)
     run.journal.start_epoch(cursor, experiment.optim.num_epochs)
@@ -62,20 +64,20 @@ def train_epoch(run: Run, max_steps: float) -> None:
         if cursor.step % experiment.log_every == 0 or cursor.epoch_is_done:
             log(run)
         stop_after(run, max_steps)
-        if run.told_to_stop():
+        if run.should_stop():
             raise Stopped("by a signal")
         if cursor.step % experiment.snapshot_every == 0 and not cursor.epoch_is_done:
             save(run)
 
 
 def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """`train_step`; where memory does not hold it, the run is saved and a UserError says what fits."""
+    """Do a training step. If it does not fit into memory, save the run and raise a UserError that says what fits."""
     try:
         return train_step(run, batch)
     except torch.OutOfMemoryError:
-        pass  # the traceback holds the activations, and ends here
+        pass  # leave this block before recovering, because the traceback keeps the activations in memory
     recover(run)
-    if run.ranks.world_size == 1:  # a save is work of all ranks, and the others are elsewhere
+    if run.ranks.world_size == 1:  # several ranks can only save together, and the others are still in their step
         save(run)
         run.writer.wait()
     raise UserError(advice(run, batch))
@@ -89,7 +91,7 @@ def stop_after(run: Run, max_steps: float) -> None:
 
 
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that the host waited for it."""
+    """Yield each batch with the seconds that the host waited for it."""
     with contextlib.suppress(StopIteration):
         while True:
             start = time.perf_counter()
@@ -99,7 +101,7 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 def log(run: Run) -> None:
-    """Read the means since the last log from the device; stop a run whose gradients stay non-finite or loss spikes."""
+    """Log the means since the last log. Raises UserError if gradients stay non-finite, and handles loss spikes."""
     values = {"lr": rate(run), **run.meter.read(run.ranks)}
     total, in_a_row = run.cursor.bad_steps.tolist()
     if total:
@@ -107,8 +109,8 @@ def log(run: Run) -> None:
     run.journal.train(run.cursor, values)
     if in_a_row >= run.experiment.optim.max_bad_steps:
         raise UserError(
-            f"{in_a_row} steps in a row had no finite gradient: the last snapshot before them is kept; "
-            "lower optim.lr or set optim.clip_norm, then go on with --resume"
+            f"{in_a_row} steps in a row had gradients that were not finite, and none of them was applied; lower "
+            "optim.lr or set optim.clip_norm, then continue with --resume"
         )
     if values["loss"] > SPIKE * run.cursor.usual_loss:
         handle_spike(run, values["loss"])
@@ -117,22 +119,28 @@ def log(run: Run) -> None:
 
 
 def handle_spike(run: Run, loss: float) -> None:
-    """Report that the loss has risen to `loss`; go back to the last snapshot where the experiment allows it."""
-    cursor, allowed = run.cursor, run.experiment.optim.rollbacks
-    event = f"the loss spikes from {cursor.usual_loss:.3f} to {loss:.3f}"
-    if not allowed:
-        run.journal.say(f"{event}: see optim.lr and clip_norm")
+    """Report that the loss has risen to `loss`. If the experiment allows rollbacks, go back to the last snapshot.
+
+    Raises UserError when all rollbacks are used up.
+    """
+    cursor, max_rollbacks = run.cursor, run.experiment.optim.rollbacks
+    event = f"the loss jumped from {cursor.usual_loss:.3f} to {loss:.3f}"
+    if not max_rollbacks:
+        run.journal.say(f"{event}: consider a lower optim.lr or optim.clip_norm")
         cursor.usual_loss = loss
         return
-    if cursor.rollbacks >= allowed:
-        raise UserError(f"{event}, after {allowed} rollbacks: lower optim.lr, then go on with --resume")
+    if cursor.rollbacks >= max_rollbacks:
+        raise UserError(f"{event}, after {max_rollbacks} rollbacks: lower optim.lr, then continue with --resume")
     cursor.rollbacks += 1
     name = go_back(run)
-    run.journal.say(f"{event}: back to {name}, past the clips since" if name else f"{event}: no snapshot to go back to")
+    if name:
+        run.journal.say(f"{event}: weights restored from {name}, and the clips since then are skipped")
+    else:
+        run.journal.say(f"{event}: there is no snapshot yet to go back to")
 
 
 def validate(run: Run) -> tuple[Scores, str | None]:
-    """Score the validation split; the file name of the new best snapshot, if it is the best so far."""
+    """Score the validation split. Returns its scores and, if they are the best so far, the new best snapshot's name."""
     cursor, val, journal = run.cursor, run.experiment.val, run.journal
     epoch, num_clips = cursor.epoch + 1, len(run.val_loader.rows)
     journal.start_validation(epoch, num_clips)

@@ -1,4 +1,4 @@
-"""When a step does not fit into the GPU's memory: nothing is lost, and the user is told what fits."""
+"""Recovery from a step that does not fit into the GPU's memory, and advice on what would fit."""
 
 import torch
 
@@ -8,7 +8,7 @@ from trainer.step import split
 
 
 def recover(run: Run) -> None:
-    """Undo the half step: drop its gradients and put the buffers back."""
+    """Undo an unfinished step: drop its gradients and restore the buffers."""
     run.optimizer.zero_grad()
     run.guard.settle(torch.zeros((), dtype=torch.bool, device=run.ranks.device))
     if run.ranks.device.type == "cuda":
@@ -16,27 +16,30 @@ def recover(run: Run) -> None:
 
 
 def advice(run: Run, batch: Batch) -> str:
-    """A sentence with the number of clips that fit (tried where there is one process) and the setting for it."""
+    """A sentence that says how many clips fit at once and which setting does it; one process tries this out."""
     optim = run.experiment.optim
     at_once = len(batch.label) // optim.accumulate
     parts = 2 * optim.accumulate
-    full = f"the GPU's memory does not hold a step of {at_once} clips at once"
+    problem = f"{at_once} clips at once do not fit into the GPU's memory"
     if len(batch.label) % parts:
-        return f"{full}, and they cannot be halved: lower clip.rgb_size, or take a larger GPU"
+        return f"{problem}, and they cannot be halved: lower clip.rgb_size, or use a larger GPU"
     if run.ranks.world_size > 1:
-        fits = f"{at_once // 2} may fit"
-    elif fit(run, split(batch, parts)[0]):
-        fits = f"{at_once // 2} fit"
+        estimate = f"{at_once // 2} may fit"
+    elif fits(run, split(batch, parts)[0]):
+        estimate = f"{at_once // 2} fit"
     else:
-        return f"{full}, nor one of {at_once // 2}: set optim.accumulate={2 * parts} or more, and go on with --resume"
+        return (
+            f"{problem}, and neither do {at_once // 2}: set optim.accumulate={2 * parts} or more, and continue with "
+            "--resume"
+        )
     return (
-        f"{full}; {fits}: go on with --resume --set optim.accumulate={parts}, which keeps the global batch of "
-        f"{optim.batch_size} (BatchNorm then sees {at_once // 2} clips at a time)"
+        f"{problem}, but {estimate}: continue with --resume --set optim.accumulate={parts}, which keeps the global "
+        f"batch of {optim.batch_size} (BatchNorm then sees {at_once // 2} clips at a time)"
     )
 
 
-def fit(run: Run, part: Batch) -> bool:
-    """Whether a part of a batch goes forward and backward; leaves no trace in the run."""
+def fits(run: Run, part: Batch) -> bool:
+    """Whether memory suffices for a forward and a backward pass of a part of a batch. Does not change the run."""
     try:
         with run.precision():
             output = run.network(part.rgb, part.heatmap, part.label, part.coarse_label)

@@ -1,4 +1,4 @@
-"""Published metrics of a validation: accuracies of each stream and of weighted sums, F1 scores, confusion matrix.
+"""The metrics of a validation: accuracies of each stream and of weighted sums, F1 scores and the confusion matrix.
 
 Source: MMAction2's AccMetric and PCAN's evaluation (docs/sources.md, "Metrics"). N: clips, K: classes.
 """
@@ -17,9 +17,9 @@ from trainer.config import FUSIONS
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the nets say of N clips. index, label, coarse_label [N] int64; probability: stream -> [N, K] float32.
+    """Scores of N clips: index, label, coarse_label [N] int64, and the probabilities [N, K] float32 of each stream.
 
-    index is the clip's row of the table, -1 for the padding of a last batch (`gather` drops it).
+    index is the clip's row in the table, or -1 for padding in the last batch, which `gather` removes.
     """
 
     index: Tensor
@@ -29,7 +29,7 @@ class Scores:
 
 
 def score_batch(batch: Batch, logits: dict[str, Tensor]) -> Scores:
-    """Softmax of each stream's logits [N, K], on the device; nothing waits for it."""
+    """The scores of a batch: the softmax of each stream's logits [N, K], on the device and without waiting for it."""
     return Scores(
         index=torch.where(batch.valid, batch.index, -1),
         label=batch.label,
@@ -39,36 +39,38 @@ def score_batch(batch: Batch, logits: dict[str, Tensor]) -> Scores:
 
 
 def gather(parts: Sequence[Scores], rows: np.ndarray) -> Scores:
-    """All ranks' `parts` as one, on the CPU, sorted by index, equal on every rank.
+    """Join the `parts` of all ranks. The result is on the CPU, sorted by index, and the same on every rank.
 
-    `rows` are the clips of the split: each must have been scored exactly once. Works without a process group.
+    `rows` are the rows of the split's clips, each of which must have been scored exactly once. Also works without a
+    process group.
     """
-    mine = _joined([_on_cpu(part) for part in parts])
-    everyone: list[Scores] = [mine]
+    own_scores = _joined([_on_cpu(part) for part in parts])
+    all_scores: list[Scores] = [own_scores]
     if dist.is_initialized():
-        everyone = [mine] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
-    scores = _joined(everyone)
+        all_scores = [own_scores] * dist.get_world_size()
+        dist.all_gather_object(all_scores, own_scores)
+    scores = _joined(all_scores)
     order = scores.index.argsort(stable=True)
-    scores = _picked(scores, order[scores.index[order] >= 0])
+    scores = _selected(scores, order[scores.index[order] >= 0])
     _check_complete(scores.index.numpy(), np.sort(rows))
     return scores
 
 
-def mean_of(views: Sequence[Scores]) -> Scores:
-    """Mean probabilities over several samples of the same clips."""
+def mean_of(samples: Sequence[Scores]) -> Scores:
+    """The mean probabilities over several samples of the same clips."""
     mean = {
-        stream: torch.stack([view.probability[stream] for view in views]).mean(dim=0) for stream in views[0].probability
+        stream: torch.stack([sample.probability[stream] for sample in samples]).mean(dim=0)
+        for stream in samples[0].probability
     }
-    return replace(views[0], probability=mean)
+    return replace(samples[0], probability=mean)
 
 
 def summarize(scores: Scores) -> dict[str, float]:
-    """All metrics by their published keys; the first is the one that picks the best snapshot.
+    """All metrics of a validation, under the names that published logs use (see config.metric_names).
 
-    acc/{RGBPose_1:1,RGBPose_2:1,RGBPose_1:2,rgb,pose}_{top1,top5,mean1}; a net of one stream has only that stream's.
-    With coarse heads also acc/{RGBPose_coarse_1:1,rgb_coarse,...}_{top1,mean1} and, of the 1:1 sums,
-    f1/{action,body}_{macro,micro} and their mean f1/mean (MA-52's ranking).
+    The names are acc/{RGBPose_1:1,RGBPose_2:1,RGBPose_1:2,rgb,pose}_{top1,top5,mean1}. A network with one stream has
+    only the metrics of that stream. Coarse heads add acc/{RGBPose_coarse_1:1,rgb_coarse,...}_{top1,mean1}, and
+    f1/{action,body}_{macro,micro} of the 1:1 sums with their mean f1/mean, by which MA-52 ranks.
     """
     metrics: dict[str, float] = {}
     for name, score in _all_scores(scores, "").items():
@@ -87,70 +89,74 @@ def summarize(scores: Scores) -> dict[str, float]:
 
 
 def worse_than_a_stream(metrics: dict[str, float]) -> str | None:
-    """A sentence where the fused 1:1 top-1 is under the better stream's: one stream drags the other down."""
+    """A warning if the fused 1:1 top-1 is lower than that of the better stream alone; otherwise None."""
     fused = metrics.get("acc/RGBPose_1:1_top1")
     if fused is None:
         return None
     stream = max(("rgb", "pose"), key=lambda name: metrics[f"acc/{name}_top1"])
-    alone = metrics[f"acc/{stream}_top1"]
-    return f"the fused top-1 {fused:.4f} is under {stream} alone, {alone:.4f}" if fused < alone else None
+    single = metrics[f"acc/{stream}_top1"]
+    if fused >= single:
+        return None
+    return f"the fused top-1 of {fused:.4f} is lower than that of {stream} alone, {single:.4f}"
 
 
 def main_scores(scores: Scores, coarse: bool = False) -> Tensor:
-    """[N, K]: the 1:1 sum of both streams, or the only stream there is; the scores behind the first metric."""
+    """The scores [N, K] for the first metric: the 1:1 sum of both streams, or the scores of the only stream."""
     return next(iter(_all_scores(scores, "_coarse" if coarse else "").values()))
 
 
 def fused_scores(rgb: Tensor, pose: Tensor, weights: tuple[float, float]) -> Tensor:
-    """Weighted sum of probabilities [N, K], float64, not renormalised."""
+    """The weighted sum [N, K] float64 of probabilities [N, K]. It is not normalised again."""
     return weights[0] * rgb.double() + weights[1] * pose.double()
 
 
 def top_k(score: Tensor, label: Tensor, k: int) -> float:
-    """Share of clips whose label is among the k best of `score` [N, K]; of equal scores the higher class is better.
+    """Share of clips whose label [N] is among the k highest of `score` [N, K]. Of equal scores the higher class wins.
 
-    The published code leaves the order of equals to an unstable sort; this is what NumPy's does up to 16 classes on a
-    CPU without AVX-512.
-    A score of NaN hits nothing.
+    The published code uses an unstable sort, which leaves the order of equal scores open. Our order is that of NumPy
+    for up to 16 classes on a CPU without AVX-512. A label whose score is NaN never counts as a hit.
     """
-    own = score.gather(1, label[:, None])
-    higher = torch.arange(score.shape[1]) > label[:, None]
-    ahead = torch.where(higher, ~(score < own), ~(score <= own)).scatter(1, label[:, None], False)
-    return (ahead.sum(dim=1) < k).double().mean().item()
+    own_score = score.gather(1, label[:, None])
+    is_higher_class = torch.arange(score.shape[1]) > label[:, None]
+    is_ahead = torch.where(is_higher_class, ~(score < own_score), ~(score <= own_score))
+    is_ahead = is_ahead.scatter(1, label[:, None], False)
+    return (is_ahead.sum(dim=1) < k).double().mean().item()
 
 
 def mean_class_accuracy(score: Tensor, label: Tensor) -> float:
-    """Mean recall over all classes that are true or predicted at least once; of equals the first is predicted.
+    """Mean recall over all classes that occur at least once as a label or a prediction.
 
-    A class that is only ever predicted counts as 0, as published.
+    A class that occurs only as a prediction counts as 0, as in the published code. Of equal scores the lowest class is
+    the prediction.
     """
     counts = confusion_matrix(score, label)
-    return (counts.diagonal()[_seen(counts)] / counts.sum(dim=1)[_seen(counts)].clamp(min=1)).double().mean().item()
+    recall = counts.diagonal() / counts.sum(dim=1).clamp(min=1)
+    return recall[_occurs(counts)].double().mean().item()
 
 
 def macro_f1(score: Tensor, label: Tensor) -> float:
     """Mean F1 over the same classes as `mean_class_accuracy`."""
     counts = confusion_matrix(score, label)
     f1 = 2 * counts.diagonal() / (counts.sum(dim=0) + counts.sum(dim=1))
-    return f1[_seen(counts)].double().mean().item()
+    return f1[_occurs(counts)].double().mean().item()
 
 
 def confusion_matrix(score: Tensor, label: Tensor) -> Tensor:
-    """[K, K] float64 counts: row the true class, column the predicted one."""
+    """Counts [K, K] float64: rows are the true classes, columns the predicted ones."""
     num_classes = score.shape[1]
     cells = label * num_classes + score.argmax(dim=1)
     return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).double()
 
 
 def _all_scores(scores: Scores, suffix: str) -> dict[str, Tensor]:
-    """Fused scores first, then each stream's and EPAM-Net's sum of logits; `suffix` picks fine or coarse heads."""
+    """The fused scores, then those of each stream, and of EPAM-Net's sum of logits. `suffix` is "_coarse" or ""."""
     names = [name + suffix for name in ("rgb", "pose", "sum") if name + suffix in scores.probability]
-    present = {name: scores.probability[name] for name in names}
-    if len(present) < 2:
-        return present
-    rgb, pose, *_ = present.values()
+    streams = {name: scores.probability[name] for name in names}
+    if len(streams) < 2:
+        return streams
+    rgb, pose, *_ = streams.values()
     fused = {f"RGBPose{suffix}_{a}:{b}": fused_scores(rgb, pose, (a, b)) for a, b in FUSIONS}
-    return fused | present
+    return fused | streams
 
 
 def _f1(scores: Scores) -> dict[str, float]:
@@ -158,12 +164,13 @@ def _f1(scores: Scores) -> dict[str, float]:
     for level, coarse, label in (("action", False, scores.label), ("body", True, scores.coarse_label)):
         score = main_scores(scores, coarse)
         values[f"f1/{level}_macro"] = macro_f1(score, label)
-        # With one label a clip, micro F1 is the share of right first guesses.
+        # When each clip has one label, micro F1 equals top-1.
         values[f"f1/{level}_micro"] = (score.argmax(dim=1) == label).double().mean().item()
     return values | {"f1/mean": sum(values.values()) / len(values)}
 
 
-def _seen(counts: Tensor) -> Tensor:
+def _occurs(counts: Tensor) -> Tensor:
+    """Whether each class occurs as a label or a prediction, bool [K]."""
     return counts.sum(dim=0) + counts.sum(dim=1) > 0
 
 
@@ -185,7 +192,7 @@ def _joined(parts: Sequence[Scores]) -> Scores:
     )
 
 
-def _picked(scores: Scores, rows: Tensor) -> Scores:
+def _selected(scores: Scores, rows: Tensor) -> Scores:
     return replace(
         scores,
         index=scores.index[rows],
@@ -196,9 +203,9 @@ def _picked(scores: Scores, rows: Tensor) -> Scores:
 
 
 def _check_complete(scored: np.ndarray, rows: np.ndarray) -> None:
-    twice = scored[1:][scored[1:] == scored[:-1]]
+    duplicates = scored[1:][scored[1:] == scored[:-1]]
     missing, foreign = np.setdiff1d(rows, scored), np.setdiff1d(scored, rows)
-    assert len(twice) == len(missing) == len(foreign) == 0, (
+    assert len(duplicates) == len(missing) == len(foreign) == 0, (
         f"a validation must score each clip once, but {len(missing)} of {len(rows)} are missing {missing[:5]}, "
-        f"{len(twice)} came twice {twice[:5]} and {len(foreign)} are of another split {foreign[:5]}"
+        f"{len(duplicates)} came twice {duplicates[:5]} and {len(foreign)} are of another split {foreign[:5]}"
     )

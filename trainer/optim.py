@@ -1,4 +1,4 @@
-"""Optimizer, learning rate, clipping, moving average of the weights (EMA), precision and loss scale."""
+"""Optimizer, learning rate, gradient clipping, moving average of the weights (EMA), precision and loss scale."""
 
 import copy
 import importlib.util
@@ -15,20 +15,24 @@ from torch.nn import Parameter
 from kernels.program import UserError
 from trainer.config import Impl, Precision, Schedule
 
-GAMMA = 0.1  # of the multistep schedule
+GAMMA = 0.1  # factor of the learning rate at each milestone of the multistep schedule
 
 
 def build_optimizer(
     impl: Impl, parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD of torch or of NVIDIA's apex, the same update. `auto` is torch until a committed record shows apex faster.
+    """SGD from torch or from NVIDIA's apex, which compute the same update.
 
-    Raises UserError where apex's compiled extension is not there.
+    `auto` means torch, as no committed record shows apex to be faster. Raises UserError if apex's compiled extension
+    is not installed.
     """
     if impl != "apex":
         return build_sgd(parameters, lr, momentum, weight_decay)
     if importlib.util.find_spec("amp_C") is None:
-        raise UserError("optim.impl=apex, but apex's extension amp_C is not built: see README or set optim.impl=torch")
+        raise UserError(
+            "optim.impl=apex needs apex's extension amp_C, which is not installed: build it as README says, or set "
+            "optim.impl=torch"
+        )
     from apex.optimizers import FusedSGD  # type: ignore[import-not-found]
 
     optimizer = FusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -38,10 +42,10 @@ def build_optimizer(
 
 
 def count_changes(optimizer: torch.optim.Optimizer) -> None:
-    """Make each step of `optimizer` count as a change of its weights and momenta (`Tensor._version`).
+    """Make each step of `optimizer` increase the version counters (`Tensor._version`) of its weights and momenta.
 
-    Torch counts every other change in place, but not those of its fused optimizers. The snapshot writer needs the
-    count to notice a change that it was not asked about.
+    Torch does so for all in-place changes except those of its fused optimizers. With these counters the snapshot
+    writer detects changes that were made without its `changing_weights`.
     """
 
     def after_step(*_: object) -> None:
@@ -53,10 +57,10 @@ def count_changes(optimizer: torch.optim.Optimizer) -> None:
 
 
 def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Torch's fused SGD over all `parameters` in one group, biases and norms decayed too, as published.
+    """Torch's fused SGD for all `parameters` in one group. Biases and norms are decayed too, as published.
 
-    Momentum starts as zeros, which gives torch's own first step (dampening 0); left to torch it would be
-    uninitialised memory whenever the very first step is skipped.
+    Momentum starts at zero, which gives the same first step as torch's own start (dampening 0). If it were left to
+    torch and the very first step was skipped, momentum would be uninitialised memory.
     """
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     start_momentum(optimizer)
@@ -65,7 +69,7 @@ def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weigh
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Zero momentum for every parameter, where the optimizer has momentum."""
+    """Set the momentum of every parameter to zero, if the optimizer uses momentum."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -80,10 +84,10 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def clip_and_check(parameters: Iterable[Parameter], max_norm: float | None) -> tuple[Tensor, Tensor]:
-    """Scale gradients in place so that their total 2-norm is at most `max_norm` (None: leave them).
+    """Scale gradients in place so that their total 2-norm is at most `max_norm`. None leaves them as they are.
 
-    Returns the total norm before clipping and whether it is finite, scalars on the device: nothing waits for it.
-    Same rule as torch.nn.utils.clip_grad_norm_. Under DDP every rank sees the same norm, so the same verdict.
+    Returns the total norm before clipping, and whether it is finite: scalars on the device, without waiting for it.
+    The rule is that of torch.nn.utils.clip_grad_norm_. Under DDP all ranks get the same results.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -93,10 +97,10 @@ def clip_and_check(parameters: Iterable[Parameter], max_norm: float | None) -> t
 
 
 def step_if(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
-    """Step a fused optimizer where `ok` (bool scalar on the device), else leave weights and momentum bit-identical.
+    """Step a fused optimizer if `ok`, a bool scalar on the device, is true. Otherwise change no weights or momentum.
 
-    The kernel reads the verdict itself (torch: GradScaler's found_inf protocol; apex: its overflow flag, whose kernels
-    return at once where it is set), so the host does not wait.
+    The optimizer's kernels read the flag on the device, so the host does not wait. Torch reads it as `found_inf`, as
+    GradScaler sets it, and apex as its overflow flag.
     """
     if hasattr(optimizer, "_dummy_overflow_buf"):
         optimizer._dummy_overflow_buf.copy_(~ok)  # type: ignore[attr-defined]
@@ -105,31 +109,34 @@ def step_if(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
 
 
 class BufferGuard:
-    """Puts buffers that a forward pass has changed (BatchNorm statistics, prototypes) back after a bad step.
+    """Restores buffers that a forward pass has changed (BatchNorm statistics, prototypes) if the step is bad.
 
-    `hold()` before the forward pass, `settle(ok)` after the verdict; neither waits for the device. Contents are
-    chosen as integers of the same width: a float product would keep NaN alive.
+    Call `hold()` before the forward pass and `settle(ok)` when it is known whether the gradients are finite. Neither
+    waits for the device. The contents are selected by multiplying with 0 or 1 as integers of the same width, because
+    NaN times 0 is NaN in floating point.
     """
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
         integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}  # integer type -> live, held
-        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():  # once each, also under two names
+        # For each integer type: the live buffers viewed as that type, and their backups.
+        self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():  # a buffer may have two names
             bits = buffer.detach().view(integers[buffer.itemsize])
-            live, held = self._groups.setdefault(bits.dtype, ([], []))
+            live, backups = self._groups.setdefault(bits.dtype, ([], []))
             live.append(bits)
-            held.append(bits.clone())
+            backups.append(bits.clone())
 
     def hold(self) -> None:
-        for live, held in self._groups.values():
-            torch._foreach_copy_(held, live)
+        """Back up the present contents."""
+        for live, backups in self._groups.values():
+            torch._foreach_copy_(backups, live)
 
     def settle(self, ok: Tensor) -> None:
-        """Keep the new contents where `ok` (bool scalar on the device), else bring the held ones back."""
-        for integer, (live, held) in self._groups.items():
+        """Keep the new contents if `ok` (bool scalar on the device), otherwise restore those of the last `hold`."""
+        for integer, (live, backups) in self._groups.items():
             torch._foreach_mul_(live, ok.to(integer))
-            torch._foreach_mul_(held, (~ok).to(integer))
-            torch._foreach_add_(live, held)
+            torch._foreach_mul_(backups, (~ok).to(integer))
+            torch._foreach_add_(live, backups)
 
 
 def learning_rate(
@@ -144,11 +151,12 @@ def learning_rate(
     warmup_epochs: int = 0,
     milestones: Sequence[int] = (),
 ) -> float:
-    """Learning rate of step `step` (from 0) of epoch `epoch` (from 0); depends on nothing before it.
+    """Learning rate of step `step` (from 0) of epoch `epoch` (from 0). It does not depend on earlier steps.
 
-    Warm-up: factors from .1 to 1 in equal steps, epoch by epoch (5 epochs: .1 .325 .55 .775 1), which is
-    mmengine's LinearLR(start_factor=.1, by_epoch). Then `cosine` falls per epoch from base_lr to eta_min over the
-    epochs left, and `cosine_per_step` per step; `multistep` multiplies by GAMMA at each milestone (an epoch).
+    During warm-up the factor rises from .1 to 1 in equal amounts per epoch (5 epochs: .1 .325 .55 .775 1), as in
+    mmengine's LinearLR(start_factor=.1, by_epoch). After it, `cosine` falls from base_lr to eta_min over the remaining
+    epochs, once per epoch, and `cosine_per_step` does so at every step. `multistep` multiplies the rate by GAMMA at
+    each milestone, which is an epoch.
     Source: docs/sources.md, "Schedules", "Staged recipe" and "Guide recipes".
     """
     if epoch < warmup_epochs:
@@ -157,16 +165,16 @@ def learning_rate(
         return base_lr * GAMMA ** sum(epoch >= milestone for milestone in milestones)
     if schedule == "constant":
         return base_lr
-    done = epoch - warmup_epochs + (step / steps_per_epoch if schedule == "cosine_per_step" else 0)
-    return eta_min + (base_lr - eta_min) * (1 + math.cos(math.pi * done / (num_epochs - warmup_epochs))) / 2
+    epochs = epoch - warmup_epochs + (step / steps_per_epoch if schedule == "cosine_per_step" else 0)
+    return eta_min + (base_lr - eta_min) * (1 + math.cos(math.pi * epochs / (num_epochs - warmup_epochs))) / 2
 
 
 @dataclass(kw_only=True, slots=True)
 class EarlyStopping:
-    """Stops after `patience` validations in a row that did not reach best + min_delta.
+    """Ends training after `patience` validations in a row that did not reach best + min_delta.
 
-    This is MMEngine's rule, except that a score that is not a number counts as no improvement (docs/sources.md,
-    "Schedules"). `state_dict` goes into the snapshot.
+    This is MMEngine's rule, except that a score of NaN counts as no improvement (docs/sources.md, "Schedules").
+    `state_dict` is saved in the snapshot.
     """
 
     patience: int
@@ -176,11 +184,11 @@ class EarlyStopping:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to stop."""
+        """Whether training should end now."""
         return self.waited >= self.patience
 
     def update(self, score: float) -> None:
-        """Count one validation."""
+        """Count one validation with this score."""
         if score >= self.best + self.min_delta:
             self.best = score
             self.waited = 0
@@ -191,14 +199,15 @@ class EarlyStopping:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the count; patience and min_delta stay those of this run's experiment."""
+        """Restore the best score and the count. patience and min_delta stay those of this run's experiment."""
         self.best, self.waited = state["best"], state["waited"]
 
 
 class Averages:
-    """`network` holds moving averages of a network's weights and float buffers, which start as their present values.
+    """Exponential moving averages (EMA) of a network's weights and float buffers, held in `network`.
 
-    After each step every average moves by 1 - `decay` of the way to the weight. Source: Polyak and Juditsky 1992.
+    They start at the present values. After each step every average moves towards the weight by 1 - `decay` of the
+    difference. Source: Polyak and Juditsky 1992.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -206,11 +215,11 @@ class Averages:
         self._step = 1 - decay
 
     def networks(self) -> list[nn.Module]:
-        """The network of the averages, in a list as `NoAverages` has none."""
+        """The network that holds the averages, in a list of one (`NoAverages` returns an empty list)."""
         return [self.network]
 
     def tensors(self) -> list[Tensor]:
-        """The averages themselves."""
+        """The averages, in the order of the network's weights and buffers."""
         return _floating(self.network)
 
     @torch.no_grad()
@@ -218,21 +227,23 @@ class Averages:
         torch._foreach_lerp_(self.tensors(), [tensor.detach() for tensor in _floating(live)], self._step)
 
     def measured(self, live: nn.Module, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """What `measure` returns while `live` computes with the averages, each name as ema/NAME."""
+        """Call `measure` while the network `live` computes with the averages; each metric is renamed to ema/NAME."""
         with self.in_place_of(live):
             return {f"ema/{name}": value for name, value in measure().items()}
 
     @contextmanager
     @torch.no_grad()
     def in_place_of(self, live: nn.Module) -> Iterator[None]:
-        """Within, `live` computes with the averages; its own weights come back at the end, whatever happens."""
-        own = [tensor.detach() for tensor in _floating(live)]
-        backup = [tensor.clone() for tensor in own]
-        torch._foreach_copy_(own, self.tensors())
+        """A context in which `live` computes with the averages. Its own weights are restored at the end, also after
+        an error.
+        """
+        weights = [tensor.detach() for tensor in _floating(live)]
+        backup = [tensor.clone() for tensor in weights]
+        torch._foreach_copy_(weights, self.tensors())
         try:
             yield
         finally:
-            torch._foreach_copy_(own, backup)
+            torch._foreach_copy_(weights, backup)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.network.state_dict()
@@ -251,41 +262,43 @@ class NoAverages:
         return []
 
     def update(self, live: nn.Module) -> None:
-        """Nothing to update."""
+        """There are no averages to update."""
 
     def measured(self, live: nn.Module, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         return {}
 
     def state_dict(self) -> None:
-        """What a snapshot holds where there are no averages."""
+        """A snapshot stores None if there are no averages."""
         return None
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The averages of a snapshot are not used."""
+        """Averages in the snapshot are ignored."""
 
 
 def _floating(network: nn.Module) -> list[Tensor]:
     return [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
 
 
-def autocast_of(wanted: Precision, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """A factory of the context in which forward passes run.
+def autocast_of(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """A function that returns a new context for a forward pass in this precision.
 
-    auto: bf16 where the device computes in it; float32 on CPUs, most of which only emulate bf16, and on GPUs older
-    than that, where fp16 is the user's to choose.
+    `auto` means bf16 on GPUs that compute in it, and float32 elsewhere: most CPUs only emulate bf16, and on older GPUs
+    the user has to choose fp16.
     """
-    if wanted == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        wanted = "bf16" if native else "fp32"
-    if wanted == "fp32":
+    if precision == "auto":
+        is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if is_native else "fp32"
+    if precision == "fp32":
         return nullcontext
-    return lambda: torch.autocast(device.type, torch.bfloat16 if wanted == "bf16" else torch.float16)
+    return lambda: torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 class LossScale:
-    """Scales losses so that fp16 gradients do not vanish: halved by a step that overflows, doubled by 2000 good ones.
+    """Scales the loss so that fp16 gradients do not become zero.
 
-    The rule of torch.amp.GradScaler; the verdict is given, not looked for, so that nothing waits for the device.
+    The scale is halved after a step that overflows and doubled after 2000 good steps in a row, the rule of
+    torch.amp.GradScaler. Unlike GradScaler it does not check the gradients itself: `settle` is told the result as a
+    tensor, so nothing waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -301,21 +314,21 @@ class LossScale:
         torch._foreach_mul_(gradients, self._scale.reciprocal())
 
     def settle(self, ok: Tensor) -> None:
-        """Count a step whose gradients were finite or (`ok` False, a scalar on the device) were not."""
+        """Adapt the scale after a step. `ok`, a bool scalar on the device, says whether its gradients were finite."""
         torch._amp_update_scale_(self._scale, self._good, (~ok).float(), 2.0, 0.5, 2000)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"scale": self._scale, "good": self._good}
 
     def load_state_dict(self, state: dict[str, Tensor] | None) -> None:
-        """Take up the scale of a snapshot; after a run without one (None) it starts afresh."""
+        """Restore the scale of a snapshot. If the snapshot has none (None), the scale keeps its initial value."""
         if state is not None:
             self._scale.copy_(state["scale"])
             self._good.copy_(state["good"])
 
 
 class NoLossScale:
-    """Stands in for `LossScale` where gradients do not vanish: in bf16 and float32."""
+    """Stands in for `LossScale` in bf16 and float32, whose range is large enough for gradients."""
 
     def scale(self, loss: Tensor) -> Tensor:
         return loss
@@ -327,8 +340,8 @@ class NoLossScale:
         """There is no scale to change."""
 
     def state_dict(self) -> None:
-        """What a snapshot holds where there is no scale."""
+        """A snapshot stores None if there is no scale."""
         return None
 
     def load_state_dict(self, state: dict[str, Tensor] | None) -> None:
-        """The scale of a snapshot is not used."""
+        """A scale in the snapshot is ignored."""

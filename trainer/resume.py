@@ -1,6 +1,6 @@
-"""A run to a snapshot and back: what is in one, and the three ways that use it: save, take up, go back.
+"""Converts a run to a snapshot and back: `save` writes one, `take_up` resumes from one, `go_back` rolls back to one.
 
-models/weights/files.py writes and reads the file, trainer/snapshots/writer.py decides which files stay.
+models/weights/files.py writes and reads the file. trainer/snapshots/writer.py decides which files are kept.
 """
 
 import json
@@ -20,11 +20,13 @@ from trainer.runtime.ranks import average_statistics
 from trainer.settings import flattened
 from trainer.snapshots.writer import Snapshot, SnapshotError
 
-FORMAT = 3  # raised when a run can no longer go on as it began; 3 came with the plan's vectorised random draws
+# Increased when runs of older versions can no longer continue as they began. 3: the clip plan draws random numbers in
+# vectors.
+FORMAT = 3
 
 
 def save(run: Run, best: str | None = None) -> None:
-    """A snapshot of the run where its cursor is, written while training goes on; `best` names a copy to keep."""
+    """Save a snapshot of the run in the background. `best` is the file name of a second copy, for the best snapshot."""
     with nvtx.annotate("snapshot"):
         for network in (run.network, *run.averages.networks()):
             average_statistics(network, run.ranks)
@@ -33,7 +35,7 @@ def save(run: Run, best: str | None = None) -> None:
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """What a snapshot holds: tensors, numbers and text only."""
+    """The content of a snapshot. It consists of tensors, numbers and text only."""
     return {
         "format": FORMAT,
         "experiment": json.dumps(asdict(run.experiment)),
@@ -48,10 +50,10 @@ def state_of(run: Run) -> dict[str, Any]:
 
 
 def take_up(run: Run, state: dict[str, Any]) -> None:
-    """Put a fresh run where `state` left it; says what keeps the rest from being bit-exact, if anything does.
+    """Continue a new run from the `state` of a snapshot. Logs a line if the rest of the run will not be bit-exact.
 
-    The run's own experiment decides rate, momentum and weight decay. A part that an older version did not save starts
-    as in a fresh run.
+    Learning rate, momentum and weight decay come from the run's own experiment. A part that is missing because an
+    older version wrote the snapshot starts as in a new run.
     """
     restore(run, state)
     run.stopping.load_state_dict(state["stopping"])
@@ -61,20 +63,25 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     run.journal.continue_from(cursor, batch_size)
     if cursor.clips and cursor.batch_size != batch_size:
         run.journal.say(
-            f"{cursor.clips} clips of this epoch were seen in steps of {batch_size}: it goes on after step "
+            f"{cursor.clips} clips of this epoch were done in steps of {batch_size}: it continues after step "
             f"{cursor.step} of {cursor.num_steps}, in steps of {cursor.batch_size}"
         )
-    before, now = state.get("exact_under", {}), exact_under(run)
-    differences = [f"{key} {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
+    saved, current = state.get("exact_under", {}), exact_under(run)
+    differences = [
+        f"{key} {saved[key]} -> {current[key]}" for key in current if key in saved and saved[key] != current[key]
+    ]
     if differences:
-        run.journal.say(f"this resume is exact in batches and rates, not in every bit: {', '.join(differences)}")
+        run.journal.say(
+            "the resumed run has the same batches and learning rates, but its results will not be bit-exact: "
+            f"{', '.join(differences)}"
+        )
 
 
 def go_back(run: Run) -> str | None:
-    """Give a run the weights, buffers, momentum and averages of its newest snapshot; the cursor stays where it is.
+    """Restore the weights, buffers, momentum and averages of the newest snapshot. The cursor does not move.
 
-    Returns the snapshot's name, or None where there is no snapshot yet (nothing changes). All ranks call it; rank 0
-    reads.
+    Returns the name of the snapshot, or None if there is none yet; then nothing changes. All ranks call this
+    together; rank 0 reads the file.
     """
     snapshot = run.writer.newest(run.journal.say)
     name = run.ranks.from_leader(snapshot.path.name if snapshot else None)
@@ -91,8 +98,8 @@ def go_back(run: Run) -> str | None:
 def restore(run: Run, state: dict[str, Any]) -> None:
     """Copy weights, buffers, momentum and averages of a snapshot into those of the run.
 
-    Each tensor keeps its memory, to which a CUDA graph and the buffers' guard may hold addresses. Averages that the
-    snapshot does not have start at its weights, and momentum that it does not have stays as it is.
+    The tensors stay at their addresses, because a CUDA graph and the BufferGuard refer to these. If the snapshot has
+    no averages, they start at its weights. If it has no momentum, momentum stays as it is.
     """
     saved = state["optimizer"]["state"]
     with run.writer.changing_weights():
@@ -105,13 +112,13 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
 
 def changed_by_update(run: Run) -> list[Tensor]:
-    """The large part of a snapshot: forward and backward leave it alone, only the optimizer's step changes it."""
+    """Weights and momenta, the large part of a snapshot. Only the optimizer's step changes them."""
     momenta = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return [*run.network.parameters(), *momenta]
 
 
 def exact_under(run: Run) -> dict[str, Any]:
-    """What must stay the same for a resumed run to equal an unbroken one bit for bit."""
+    """The facts that must not change for a resumed run to be bit-identical to an uninterrupted one."""
     return {
         "torch": str(torch.__version__),
         "device": run.ranks.device.type,
@@ -122,27 +129,33 @@ def exact_under(run: Run) -> dict[str, Any]:
 
 
 def check_same(snapshot: Snapshot, experiment: Experiment, say: Callable[[str], None]) -> None:
-    """Refuse a snapshot of another network or version; say which other settings have changed since."""
+    """Raise SnapshotError for a snapshot of another network or format. Reports other changed settings with `say`."""
     path, state = snapshot
     if state.get("format") != FORMAT:
-        raise SnapshotError(f"{path} has format {state.get('format')}, this version reads {FORMAT}; train anew")
+        raise SnapshotError(
+            f"{path} has format {state.get('format')}, but this version continues only from format {FORMAT}; start a "
+            "new run, with --init to use its weights"
+        )
     saved, current = flattened(json.loads(state["experiment"])), flattened(as_json(asdict(experiment)))
-    for key, now in current.items():
-        before = saved[key] if key in saved else as_json(default_of(experiment, key))
-        if before == now:
+    for key, value in current.items():
+        saved_value = saved[key] if key in saved else as_json(default_of(experiment, key))
+        if saved_value == value:
             continue
         if key.startswith("model.") or key == "align_channels":  # the optimizer's state has the network's shapes
-            raise SnapshotError(f"{path} was trained with {key}={before}, not {now}; choose another --work-dir")
-        say(f"{key} was {before} in {path.name} and is now {now}")
+            raise SnapshotError(f"{path} was trained with {key}={saved_value}, not {value}; choose another --work-dir")
+        say(f"{key} was {saved_value} in {path.name} and is now {value}")
 
 
 def as_json(value: Any) -> Any:
-    """`value` as a snapshot's text gives it back: tuples are lists there."""
+    """`value` as it is after being saved as JSON in a snapshot: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
 def default_of(experiment: Experiment, key: str) -> Any:
-    """The default of a setting such as optim.ema, which is what runs had before it existed; None where it has none."""
+    """The default of a setting such as optim.ema, or None if it has no default.
+
+    Runs that are older than the setting behaved like its default.
+    """
     *path, name = key.split(".")
     config: Any = experiment
     for part in path:

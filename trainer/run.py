@@ -1,4 +1,4 @@
-"""The parts of a run in one place; trainer/resume.py saves them and brings them back."""
+"""Run: all parts of a run in one object. trainer/resume.py saves and restores them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -32,15 +32,15 @@ from trainer.runtime.signals import Interrupt
 from trainer.runtime.wrap import compiled, parallel
 from trainer.snapshots.writer import NoWriter, Writer
 
-ASK_RANKS_EVERY = 8  # batches; so often all ranks agree on whether one of them was told to stop
+ASK_RANKS_EVERY = 8  # batches between two exchanges in which ranks learn whether one of them got a signal to stop
 
 
 class Stopped(Exception):
-    """The run was told to stop; the text says by what."""
+    """Raised when the run has to stop early; the text is the reason."""
 
 
 class Meter:
-    """Sums of scalars on the device between two logs."""
+    """Sums up scalars on the device between two logs."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -48,12 +48,12 @@ class Meter:
 
     def add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            so_far = self._sums.get(name)
-            self._sums[name] = value.detach().float() if so_far is None else so_far + value.detach()
+            total = self._sums.get(name)
+            self._sums[name] = value.detach().float() if total is None else total + value.detach()
         self._count += 1
 
     def read(self, ranks: Ranks) -> dict[str, float]:
-        """Means over steps and ranks since the last read; this waits for the device."""
+        """The means over all steps and ranks since the last read. Waits for the device."""
         means = torch.stack(list(self._sums.values())) / self._count
         if ranks.world_size > 1:
             dist.all_reduce(means)
@@ -65,10 +65,13 @@ class Meter:
 
 @dataclass
 class Run:
-    """What the loop works on. `network` holds the weights; `forward` is what validation calls (the network, compiled
-    where that is on), `parallel` what training calls (the same under DDP when there are ranks). Only rank 0 writes.
+    """The parts of a run that the training loop uses.
 
-    What can be off is an object that does nothing then: NoWriter, NoLossScale, NoAverages, Eager, nullcontext.
+    `network` holds the weights. Validation calls `forward`, which is the network, compiled if that is on. Training
+    calls `parallel`, which is `forward`, wrapped in DDP if there are several ranks.
+
+    A feature that is off is represented by an object that does nothing: NoWriter (also on all ranks but 0),
+    NoLossScale, NoAverages, Eager, nullcontext.
     """
 
     experiment: Experiment
@@ -85,20 +88,20 @@ class Run:
     journal: Journal
     writer: Writer | NoWriter
     interrupt: Interrupt
-    beat: Callable[[], None]  # called at each sign of life
+    beat: Callable[[], None]  # called after each batch, to tell the watchdog that the run is alive
     precision: Callable[[], AbstractContextManager]
     scale: LossScale | NoLossScale
     averages: Averages | NoAverages
-    execute: Eager | Replay = field(default_factory=Eager)  # how train_step has its work done on the device
+    execute: Eager | Replay = field(default_factory=Eager)  # runs the device's part of a step, directly or as a graph
     profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
-    num_asked: int = 0  # calls of told_to_stop
+    num_batches: int = 0  # batches of training and validation so far, for should_stop
 
-    def told_to_stop(self) -> bool:
-        """Whether a signal has asked any rank to stop; called once a batch on all ranks, which agree."""
+    def should_stop(self) -> bool:
+        """Whether a signal has asked any rank to stop. All ranks call this after each batch and get the same answer."""
         self.beat()
-        self.num_asked += 1
-        if self.ranks.world_size > 1 and self.num_asked % ASK_RANKS_EVERY:
+        self.num_batches += 1
+        if self.ranks.world_size > 1 and self.num_batches % ASK_RANKS_EVERY:
             return False
         return self.ranks.any(self.interrupt.received is not None)
 
@@ -112,7 +115,7 @@ def build_run(
     interrupt: Interrupt,
     beat: Callable[[], None] = lambda: None,
 ) -> Run:
-    """A run at its start: weights from the experiment's seed, momentum zero."""
+    """Build a new run: weights initialised with the experiment's seed, momentum zero, cursor at the start."""
     torch.manual_seed(experiment.seed)
     network = build_model(experiment.model).to(ranks.device)
     if experiment.align_channels:

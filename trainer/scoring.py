@@ -1,4 +1,4 @@
-"""Scoring: every clip of the split once, by any number of ranks."""
+"""Scores every clip of a split once, with any number of ranks."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,11 +12,11 @@ from trainer.run import Run, Stopped
 
 
 def score_split(run: Run) -> Scores:
-    """Scores of all validation clips, gathered from all ranks and sorted; the same on every rank."""
+    """Score all validation clips. The scores are gathered from all ranks, sorted, and the same on every rank."""
 
     def after_batch() -> None:
-        run.journal.validated(run.val_loader.batch_size)
-        if run.told_to_stop():
+        run.journal.advance_validation(run.val_loader.batch_size)
+        if run.should_stop():
             raise Stopped("by a signal, in validation")
 
     run.network.eval()
@@ -32,7 +32,7 @@ def score_clips(
     precision: Callable[[], AbstractContextManager],
     after_batch: Callable[[], None],
 ) -> Scores:
-    """What a network in evaluation mode says of all clips of a loader."""
+    """Score all clips of a loader with a network in evaluation mode; `after_batch` is called after each batch."""
     parts = []
     for batch in loader.epoch(0):
         with precision():

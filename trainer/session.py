@@ -1,4 +1,4 @@
-"""One process of a training: its place among the ranks, its work directory, start or resume, the report."""
+"""Training in one process: joins the ranks, claims the work directory, starts or resumes the run, and reports it."""
 
 import math
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.work_dir import claim, write_settings
 from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_valid
 
-FEWEST_CLIPS = 4  # of a rank at a time; below, BatchNorm's statistics are poor
+FEWEST_CLIPS = 4  # with fewer clips at a time on a rank, BatchNorm's statistics are poor
 
 
 def train_here(
@@ -39,9 +39,9 @@ def train_here(
     init: Path | None,
     profile: tuple[int, int] | None = None,
 ) -> int:
-    """Train in this process; the exit code is 0, or that of the signal which ended it.
+    """Train in this process. Returns the exit code: 0, or that of the signal which ended the run.
 
-    Until the data are ready a signal ends the process at once; clips that are prepared by then are kept.
+    While the data are prepared, a signal ends the process immediately; clips that are already prepared are kept.
     """
     if device == "cpu":
         keep_freed_memory()
@@ -50,10 +50,10 @@ def train_here(
         journal = Journal(work_dir, ranks.rank)
         with journal.closing():
             if snapshot:
-                journal.say(f"going on from {snapshot.path}")
+                journal.say(f"resuming from {snapshot.path}")
                 check_same(snapshot, experiment, journal.say)
             elif resume:
-                journal.say(f"{work_dir} has no snapshot yet: a fresh start")
+                journal.say(f"{work_dir} has no snapshot yet: the run starts from the beginning")
             if ranks.leads:
                 write_settings(work_dir, experiment)
                 if experiment.wandb:
@@ -65,7 +65,7 @@ def train_here(
                 if snapshot:
                     take_up(run, snapshot.state)
                     if init is not None:
-                        journal.say(f"--init {init} is not read: the run goes on from its own snapshot")
+                        journal.say(f"--init {init} is ignored, because the run resumes from its own snapshot")
                 else:
                     start_afresh(run, init)
                 add_replay_and_profile(run, profile, work_dir)
@@ -81,14 +81,14 @@ def train_here(
 
 
 def last_snapshot(work_dir: Path, ranks: Ranks) -> Snapshot | None:
-    """The snapshot to go on from: rank 0's choice for all ranks, as others may see it late (NFS)."""
+    """The snapshot to resume from. Rank 0 chooses it for all ranks, because on NFS others may see new files late."""
     snapshot = newest_valid(work_dir, print) if ranks.leads else None
     name = ranks.from_leader(snapshot.path.name if snapshot else None)
     return snapshot if name is None or ranks.leads else Snapshot(work_dir / name, load(work_dir / name))
 
 
 def start_afresh(run: Run, init: Path | None) -> None:
-    """Drop the records of an earlier start that left no snapshot, and read the weights of `init` if there is one."""
+    """Drop the records of an earlier run that left no snapshot, and load the weights of `init` if it is given."""
     run.journal.continue_from(run.cursor, run.cursor.batch_size)
     if init is not None:
         for sentence in initialise_from(run.network, init):
@@ -96,7 +96,7 @@ def start_afresh(run: Run, init: Path | None) -> None:
 
 
 def add_replay_and_profile(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> None:
-    """A recorded step where the experiment wants one; a profile of steps first to last (from 1) where asked for."""
+    """Let the run replay its steps as a CUDA graph if the experiment says so, and profile the steps (first, last)."""
     if run.experiment.cuda_graph:
         rate_on_device(run.optimizer, run.ranks.device)
         run.execute = Replay(run.writer.changing_weights)
@@ -105,7 +105,7 @@ def add_replay_and_profile(run: Run, profile: tuple[int, int] | None, work_dir: 
 
 
 def introduce(run: Run) -> None:
-    """Say in a line what the run computes with; warn where BatchNorm sees very few clips."""
+    """Log a line about batch size, device, compilation and optimizer. Warns if BatchNorm sees very few clips."""
     optim, world_size = run.experiment.optim, run.ranks.world_size
     share = optim.batch_size // world_size // optim.accumulate
     parts = f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""
@@ -119,34 +119,36 @@ def introduce(run: Run) -> None:
     )
     if share < FEWEST_CLIPS:
         run.journal.say(
-            f"BatchNorm sees {share} clips at a time, which is few: take fewer ranks or parts, or a larger batch"
+            f"BatchNorm sees only {share} clips at a time: use fewer ranks, a lower optim.accumulate or a larger batch"
         )
 
 
 @contextmanager
 def pictures(run: Run) -> Iterator[None]:
-    """A disk that does not take them is told, and ends nothing."""
+    """A context for writing pictures. If the disk refuses them, this is logged, and the run goes on."""
     try:
         yield
     except OSError as error:
-        run.journal.say(f"pictures cannot be written ({error.strerror or error}): the run itself is whole")
+        run.journal.say(f"pictures cannot be written ({error.strerror or error}): the run itself is not affected")
 
 
 def draw_clips(run: Run, work_dir: Path) -> None:
-    """A picture of the first training clips as the networks see them: wrong crops and flips are seen at a glance."""
+    """Draw the first training clips as the networks see them, to make wrong crops and flips visible at a glance."""
     path = work_dir / "clips.png"
     if not path.exists():
         contact_sheet(path, next(run.train_loader.epoch(0)), run.experiment.data.class_names)
 
 
 def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
-    """Curves of the whole run and, of the best validation of this session, its table and confusion matrix."""
+    """Draw the curves of the whole run. With `scores`, those of this session's best validation, also log its top-1 and
+    draw its confusion matrix.
+    """
     data = run.experiment.data
     counts = None if scores is None else confusion_matrix(main_scores(scores), scores.label)
-    pictures = write_report(work_dir, counts, data.class_names, data.coarse_map)
+    paths = write_report(work_dir, counts, data.class_names, data.coarse_map)
     if scores is not None:
         metrics = summarize(scores)
         fine = [name for name in metrics if name.endswith("_top1") and "coarse" not in name]
         table = ", ".join(f"{name[4:-5]} {metrics[name]:.2%}" for name in fine)
         run.journal.say(f"top-1 of the best validation: {table}")
-    run.journal.say(f"pictures: {', '.join(str(picture) for picture in [work_dir / 'clips.png', *pictures])}")
+    run.journal.say(f"pictures: {', '.join(str(picture) for picture in [work_dir / 'clips.png', *paths])}")

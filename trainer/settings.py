@@ -1,4 +1,4 @@
-"""Settings as the command line gives them: --exp names an experiment, all --set of a command change it together."""
+"""Settings from the command line: --exp names an experiment, and the --set options of a command change it together."""
 
 import ast
 import types
@@ -19,25 +19,26 @@ SETTINGS = "experiment.json"  # the settings of a run, in its folder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """An experiment and where it runs."""
+    """Options that choose an experiment and the processes that run it."""
 
     exp: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    """Name of the experiment; python -m trainer --list shows all."""
+    """Name of the experiment. python -m trainer --list shows all."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Change one field of the experiment, as in --set optim.lr=0.004; can be given many times."""
+    """Change one field of the experiment, as in --set optim.lr=0.004. Can be given many times."""
     coarse_map: str | None = None
-    """Coarse classes: semantic8, guide_div8, guide_ranges, ma52, or a text file with a number per fine class."""
+    """Coarse classes: semantic8, guide_div8, guide_ranges, ma52, or a text file with one number for each fine
+    class."""
     ranks: int | None = None
     """Processes to start on this machine. Default: one for each visible GPU, or one on the CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one."""
+    """auto uses a GPU if there is one."""
 
 
 def experiment_of(options: Choice) -> Experiment:
     """The experiment that --exp names, with every --set and --coarse-map applied."""
     if options.exp not in EXPERIMENTS:
-        near = get_close_matches(options.exp, EXPERIMENTS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
+        similar = get_close_matches(options.exp, EXPERIMENTS, 1)
+        hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(EXPERIMENTS)}"
         raise UserError(
             f"there is no experiment {options.exp!r}; {hint}" if options.exp else f"--exp is missing; {hint}"
         )
@@ -49,43 +50,52 @@ def experiment_of(options: Choice) -> Experiment:
     changed = changed_by(experiment, changes)
     for key, value in changes.items():
         if key.startswith("model.") and value_at(changed, key) != value:
-            raise UserError(f"--set {key} has no effect: {key} follows from data, clip and --coarse-map")
+            raise UserError(
+                f"--set {key} has no effect, because {key} follows from data, clip and --coarse-map: leave it out, and "
+                "change those instead"
+            )
     return changed
 
 
 def override(experiment: Experiment, *assignments: str) -> Experiment:
-    """The experiment with fields changed, all together: `optim.lr=0.004`, `data.split=None`.
+    """The experiment with several fields changed together, as in `optim.lr=0.004` and `data.split=None`.
 
-    Raises UserError for an unknown field, a value of another type, and what the experiment's parts refuse.
+    Raises UserError for an unknown field, for a value of the wrong type, and for values that the experiment refuses.
     """
     return changed_by(experiment, parse_assignments(experiment, assignments))
 
 
 def parse_assignments(experiment: Experiment, assignments: Sequence[str]) -> dict[str, Any]:
-    """Field (as in optim.lr) -> value of the field's type; of two assignments to a field the last one counts."""
+    """Convert assignments to a dict from fields, such as optim.lr, to values of the type of the field.
+
+    If a field is assigned twice, the last value counts. Raises UserError for an unknown field or a wrong value.
+    """
     changes: dict[str, Any] = {}
-    for assignment in sorted(assignments, key=lambda text: text.partition("=")[0].count(".")):  # parts before fields
+    # A part such as optim comes before its fields, which are looked up in the new part.
+    for assignment in sorted(assignments, key=lambda text: text.partition("=")[0].count(".")):
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"--set {assignment} is not an assignment; write it as --set optim.lr=0.004")
         hint = type_of(experiment, key, assignment, changes)
         try:
-            changes[key] = converted(text, hint)
+            changes[key] = parse_value(text, hint)
         except UserError as error:
             raise UserError(f"--set {assignment}: {error}") from None
     return changes
 
 
 def type_of(experiment: Experiment, key: str, assignment: str, changes: dict[str, Any]) -> Any:
-    """The type of a field, looked up part by part. A part that is off has to be switched on by the same command."""
+    """The type of the field `key`, such as optim.lr. Raises UserError for an unknown field, and for a field of a part
+    that is off, unless `changes` switches it on.
+    """
     config: Any = experiment
     path = key.split(".")
     for depth, name in enumerate(path):
         names = [field.name for field in fields(config)]
         if name not in names:
-            inside = [other for other in all_fields(config) if other.endswith(f".{name}")]
-            near = get_close_matches(name, names, 1) or inside
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            nested = [other for other in all_fields(config) if other.endswith(f".{name}")]
+            similar = get_close_matches(name, names, 1) or nested
+            hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(names)}"
             kind = config if isinstance(config, type) else type(config)
             raise UserError(f"--set {assignment}: {kind.__name__} has no field {name}; {hint}")
         hint = get_type_hints(config if isinstance(config, type) else type(config))[name]
@@ -97,7 +107,7 @@ def type_of(experiment: Experiment, key: str, assignment: str, changes: dict[str
         if value is None and kinds:
             if part not in changes:
                 raise UserError(f"--set {assignment}: {part} is off here; add --set {part}=default")
-            value = kinds[0]  # switched off by this command: its fields have types, but no effect
+            value = kinds[0]  # this command switches the part off: its fields are still checked, but have no effect
         if not is_dataclass(value):
             raise UserError(f"--set {assignment}: {name} is a value and has no field {path[depth + 1]}")
         config = value
@@ -105,7 +115,7 @@ def type_of(experiment: Experiment, key: str, assignment: str, changes: dict[str
 
 
 def all_fields(config: Any, prefix: str = "") -> Iterator[str]:
-    """The names of all fields, those of parts included: optim.lr and so on."""
+    """The names of all fields, including those of parts, such as optim.lr."""
     for field in fields(config):
         value = getattr(config, field.name)
         yield prefix + field.name
@@ -114,55 +124,58 @@ def all_fields(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def changed_by(config: Any, changes: dict[str, Any]) -> Any:
-    """A dataclass with the changes of `parse_assignments`; each part is made once, and checks itself then."""
+    """A dataclass with the changes of `parse_assignments` applied. Each part is created, and so checked, only once."""
     own = {key: value for key, value in changes.items() if "." not in key}
-    inside: dict[str, dict[str, Any]] = {}
+    nested: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
         name, dot, rest = key.partition(".")
         if dot:
-            inside.setdefault(name, {})[rest] = value
+            nested.setdefault(name, {})[rest] = value
     parts = {
         name: changed_by(part, rest)
-        for name, rest in inside.items()
+        for name, rest in nested.items()
         if (part := own.get(name, getattr(config, name))) is not None  # a part that this command switches off stays off
     }
     return replace(config, **own | parts) if own or parts else config
 
 
 def value_at(config: Any, key: str) -> Any:
-    """The value of a field such as model.pcan.fine_width; None behind a part that is off."""
+    """The value of a field such as model.pcan.fine_width, or None if one of its parts is off."""
     for name in key.split("."):
         config = getattr(config, name, None)
     return config
 
 
 def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts (an experiment as JSON holds it) as one: optim.lr -> 0.004 and so on."""
+    """Nested dicts, such as an experiment in JSON, as one dict with keys such as optim.lr."""
     if not isinstance(settings, dict):
         return {prefix[:-1]: settings}
     return {name: value for key, part in settings.items() for name, value in flattened(part, f"{prefix}{key}.").items()}
 
 
-def converted(text: str, hint: Any) -> Any:
-    """The value that `text` means for a field of type `hint`. Raises UserError where it means none.
+def parse_value(text: str, hint: Any) -> Any:
+    """Convert `text` to a value of the type `hint`. Raises UserError if that is not possible.
 
-    Numbers, texts, true and false; none for a field that can be off; for tuples (10,20), [10,20], 10,20 and ();
-    default for a part with default settings. (tyro 1.0 refuses or misreads most of these inside of one argument.)
+    Understands numbers, texts, true and false; none for a field that can be off; (10,20), [10,20], 10,20 and () for
+    tuples; and default for a part with its default settings. (tyro 1.0 refuses or misreads most of these when they are
+    part of an argument.)
     """
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
     kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    for kind in sorted(kinds, key=lambda kind: kind is not type(None)):  # none before a text that says so
-        match, result = fit(value, text, kind)
-        if match:
+    for kind in sorted(kinds, key=lambda kind: kind is not type(None)):  # None first: `none` would also be a text
+        matches, result = match_type(value, text, kind)
+        if matches:
             return result
-    raise UserError(f"{text!r} is not {described(hint)}")
+    raise UserError(f"{text!r} is not {describe_type(hint)}")
 
 
-def fit(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
-    """Whether a literal, or the text that it came from, fits a type that is no union; and as what."""
+def match_type(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
+    """Whether a literal `value`, or the `text` that it was parsed from, fits a type that is not a union. Returns the
+    converted value as well.
+    """
     if kind is type(None):
         return value is None or text.lower() == "none", None
     if kind is bool:
@@ -176,33 +189,33 @@ def fit(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
     if get_origin(kind) is Literal:
         return value in get_args(kind), value
     if get_origin(kind) is tuple:
-        return fit_tuple(value, text, get_args(kind))
+        return match_tuple(value, text, get_args(kind))
     if is_dataclass(kind) and text == "default" and all(has_default(field) for field in fields(kind)):
         return True, kind()  # pyright: ignore[reportCallIssue]
     return False, None
 
 
-def fit_tuple(value: Any, text: str, kinds: tuple[Any, ...]) -> tuple[bool, Any]:
-    """As `fit`, of tuple[kind, ...] and tuple[kind, kind]; one value stands for a tuple of one."""
-    if isinstance(value, str) and text == value:  # not a literal: names without quotes, or one of them
+def match_tuple(value: Any, text: str, kinds: tuple[Any, ...]) -> tuple[bool, Any]:
+    """Like `match_type`, for the types tuple[kind, ...] and tuple[kind, kind]. A single value makes a tuple of one."""
+    if isinstance(value, str) and text == value:  # not a literal: one or several names without quotes
         value = tuple(part.strip() for part in text.strip("()[]").split(",")) if text else ()
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(items)
     if len(items) != len(kinds):
         return False, None
-    fits = [fit(item, str(item), kind) for item, kind in zip(items, kinds, strict=True)]
-    return all(match for match, _ in fits), tuple(result for _, result in fits)
+    results = [match_type(item, str(item), kind) for item, kind in zip(items, kinds, strict=True)]
+    return all(matches for matches, _ in results), tuple(result for _, result in results)
 
 
 def has_default(field: Any) -> bool:
     return field.default is not MISSING or field.default_factory is not MISSING
 
 
-def described(hint: Any) -> str:
-    """A type in words, for a sentence."""
+def describe_type(hint: Any) -> str:
+    """A type in words, such as `a whole number or none`."""
     if get_origin(hint) in (types.UnionType, Union):
-        return " or ".join(described(kind) for kind in get_args(hint))
+        return " or ".join(describe_type(kind) for kind in get_args(hint))
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_origin(hint) is tuple:
@@ -220,19 +233,24 @@ EXAMPLES = {int: "(10,20)", float: "(0.5,0.8)", bool: "(true,false)", str: "(wal
 
 
 def check_division(experiment: Experiment, world_size: int) -> None:
-    """Raise UserError unless every rank gets equal batches, in equal parts."""
-    for clips in (experiment.optim.batch_size, experiment.val.batch_size):
+    """Raise UserError unless batches can be divided equally among the ranks, and into equal parts there."""
+    for part, clips in (("optim", experiment.optim.batch_size), ("val", experiment.val.batch_size)):
         if clips % world_size:
-            raise UserError(f"the global batch of {clips} clips does not divide over {world_size} ranks; see --ranks")
+            raise UserError(
+                f"{part}.batch_size={clips} cannot be divided equally among {world_size} ranks; change it, or --ranks"
+            )
     share, parts = experiment.optim.batch_size // world_size, experiment.optim.accumulate
     if parts < 1 or share % parts:
-        raise UserError(f"{share} clips a rank do not divide into {parts} equal parts; see --set optim.accumulate")
+        raise UserError(
+            f"the {share} clips of a rank cannot be divided into optim.accumulate={parts} equal parts; change "
+            "optim.accumulate, optim.batch_size or --ranks"
+        )
 
 
 def check_source(experiment: Experiment, device: str) -> None:
-    """Raise UserError where the videos themselves are to be decoded without a GPU."""
+    """Raise UserError if the experiment decodes videos during training and there is no GPU to do so."""
     if experiment.data.source == "video" and device != "cuda":
         raise UserError(
-            "data.source=video decodes on a GPU, and this run has none: leave it out, and clip packs are used, which "
-            "python -m pipelines.prepare makes"
+            "data.source=video decodes videos on a GPU, and this run has none: leave it out to use clip packs, which "
+            "are made automatically"
         )

@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, verdict, update. On a GPU nothing in it waits for the device."""
+"""One training step: forward, backward, check of the gradients, update. Nothing in it waits for the GPU."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
@@ -15,9 +15,9 @@ from trainer.run import Run
 
 
 def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """One step of SGD; loss terms, accuracies and gradient norm as scalars on the device, without waiting for it.
+    """Do one step of SGD. Returns loss terms, accuracies and gradient norm as scalars on the device.
 
-    A step whose gradients are not finite leaves weights, momentum, buffers and averages bit for bit as they were.
+    If the gradients are not finite, weights, momentum, buffers and averages stay bit-identical.
     """
     set_lr(run.optimizer, rate(run))
     torch.manual_seed(step_seed(run.experiment.seed, run.cursor.total_steps, run.ranks.rank))
@@ -25,7 +25,7 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 
 def update(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """The device's work in a step.
+    """Do the device's part of a step. Returns the same as `train_step`.
 
     Its only inputs from the host are the seed of the generator and the learning rate, as CUDA-graph replay requires.
     """
@@ -47,7 +47,10 @@ def update(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 
 def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Tensor]:
-    """Add the gradients of `share` times the loss of a part of the batch; ranks exchange theirs with the last part."""
+    """Add the gradients of `share` times the loss of a part of the batch. With the last part, ranks exchange them.
+
+    Returns loss terms and accuracies of the part, scalars on the device.
+    """
     with exchange_if(last, run.parallel):
         with nvtx.annotate("forward"), run.precision():
             output = run.parallel(part.rgb, part.heatmap, part.label, part.coarse_label)
@@ -59,12 +62,12 @@ def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Ten
 
 
 def exchange_if(last: bool, parallel: torch.nn.Module) -> AbstractContextManager:
-    """Within, a backward pass of DDP exchanges gradients only if `last`."""
+    """A context in which DDP's backward pass exchanges gradients only if `last`."""
     return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext()
 
 
 def split(batch: Batch, count: int) -> list[Batch]:
-    """The batch in `count` equal parts, views of it."""
+    """Divide a batch into `count` equal parts, which are views of it."""
     if count == 1:
         return [batch]
     columns = [getattr(batch, field.name).chunk(count) for field in fields(batch)]
@@ -88,11 +91,12 @@ def rate(run: Run) -> float:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Dropout's seed follows from the step, so no state of a generator needs to be saved."""
+    """Seed of dropout for a step. It follows from the step number, so no generator state has to be saved."""
     return ((seed << 40) + (step << 12) + rank) & ((1 << 63) - 1)
 
 
 def accuracies(logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """The top-1 of each stream in the batch, from logits [N, K], as scalars on the device."""
     return {
         f"{stream}_top1": (logits[stream].argmax(dim=1) == batch.label).float().mean()
         for stream in ("rgb", "pose")

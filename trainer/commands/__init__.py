@@ -1,1 +1,1 @@
-"""One file for each word after `python -m trainer`."""
+"""The commands of `python -m trainer`, one file for each."""

@@ -1,4 +1,7 @@
-"""`python -m trainer compare`: the curves of several runs in one picture, their bests and what sets them apart."""
+"""`python -m trainer compare`: draws the curves of several runs in one picture.
+
+It also prints the best validation of each run, and the settings in which the runs differ.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,39 +23,41 @@ from trainer.settings import flattened
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompareOptions:
-    """Draw runs over each other: python -m trainer compare work_dirs/ntu60 work_dirs/ntu60_x3d"""
+    """Compare runs in one picture: python -m trainer compare work_dirs/ntu60 work_dirs/ntu60_x3d"""
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
-    """Work directories, two or more."""
+    """Two or more work directories."""
     out: Path = Path("compare.png")
-    """The picture to write."""
+    """File of the picture (PNG)."""
 
 
 def compare(options: CompareOptions, console: Console | None = None) -> int:
-    """Write the picture, print the tables."""
+    """Write the picture and print the tables. Raises UserError for a run without records, or an unwritable file."""
     if not 2 <= len(options.runs) <= len(COLORS):
         raise UserError(f"compare takes 2 to {len(COLORS)} work directories, not {len(options.runs)}")
-    found = [read_run(folder) for folder in options.runs]
-    for run in found:
+    past_runs = [read_run(folder) for folder in options.runs]
+    for run in past_runs:
         if not run.records:
-            raise UserError(f"{run.folder} has no numbers yet: it has just begun, or never got as far")
+            raise UserError(
+                f"{run.folder} has no records yet: wait until the run has logged some steps, or leave it out"
+            )
     try:
-        write_png(draw(found), options.out)
+        write_png(draw(past_runs), options.out)
     except OSError as error:
-        raise UserError(f"{options.out} cannot be written ({error.strerror}); name another with --out") from None
+        raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
     console = console or Console()
     if not console.is_terminal:
         console.width = WIDE
-    console.print(bests(found))
-    console.print(differences(found))
+    console.print(bests(past_runs))
+    console.print(differences(past_runs))
     console.print(f"{options.out}", markup=False, soft_wrap=True)
     return 0
 
 
-def bests(found: Sequence[PastRun]) -> Table:
-    """A line a run: its best validation, both streams in it, and its speed."""
+def bests(past_runs: Sequence[PastRun]) -> Table:
+    """A table with one line for each run: its best validation, the top-1 of both streams there, and its speed."""
     table = Table("run", "state", "epoch", "best", "at epoch", "rgb", "pose", "metric", "clips/s")
-    for run, name in zip(found, names(found), strict=True):
+    for run, name in zip(past_runs, names(past_runs), strict=True):
         best = run.best() or {}
         scores = [as_text(best.get(name)) for name in (run.metric, "epoch", "acc/rgb_top1", "acc/pose_top1")]
         speeds = [record.get("clips_per_second") for record in run.records if record["kind"] == "train"]
@@ -62,10 +67,10 @@ def bests(found: Sequence[PastRun]) -> Table:
     return table
 
 
-def differences(found: Sequence[PastRun]) -> Table:
-    """The settings in which the runs differ."""
-    table = Table("setting", *map(escape, names(found)))
-    flat = [flattened(run.settings) for run in found]
+def differences(past_runs: Sequence[PastRun]) -> Table:
+    """A table of the settings in which the runs differ."""
+    table = Table("setting", *map(escape, names(past_runs)))
+    flat = [flattened(run.settings) for run in past_runs]
     for name in dict.fromkeys(name for settings in flat for name in settings):
         values = [settings.get(name, "") for settings in flat]
         if any(value != values[0] for value in values):
@@ -79,7 +84,7 @@ def shortened(value: Any) -> str:
 
 
 def as_text(value: float | None) -> str:
-    """A share with four digits, a count whole, nothing where there is none."""
+    """Text for a cell: counts as they are, shares with four decimals, larger numbers with one; "" for None and NaN."""
     if value is None or value != value:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.4f}" if value <= 1 else f"{value:.1f}"

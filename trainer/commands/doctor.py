@@ -1,4 +1,4 @@
-"""`python -m trainer doctor`: what this machine has for training, what is missing, and how to get it."""
+"""`python -m trainer doctor`: checks what this machine has for training, what is missing, and how to get it."""
 
 import ctypes
 import importlib.metadata
@@ -24,47 +24,47 @@ from trainer.runtime.wrap import has_compiler
 from trainer.settings import Choice, experiment_of
 
 State = Literal["ok", "note", "bad"]
-SPACE = 40  # GB that the packs of NTU-60 take, and some
-SHARED_MEMORY = 1  # GB that NCCL and worker processes ask for
-EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # the packages that tell
+SPACE = 40  # GB: the packs of NTU-60 need 35, plus a margin
+SHARED_MEMORY = 1  # GB that NCCL and worker processes need
+EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # a package that shows that the extra is there
 # Older versions compute some convolutions in bf16 wrongly or slowly (docs/sources.md, "Convolutions on a GPU").
 OLDEST_CUDNN = 91500
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, how it is, what was found, what to do (empty where all is well)."""
+    """One line of the table: what was checked, its state, the details, and what to do (empty if nothing)."""
 
     what: str
     state: State
-    found: str
+    details: str
     fix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DoctorOptions(Choice):
-    """Look over this machine: python -m trainer doctor --exp ntu60_x3d also looks for that experiment's data."""
+    """Check this machine: python -m trainer doctor --exp ntu60_x3d also checks the data of that experiment."""
 
 
 def doctor(options: DoctorOptions, console: Console | None = None) -> int:
-    """Print a table, a line for each finding; 0 where training can start, 2 where something must be mended first."""
-    findings = [*machine(), *(data_of(experiment_of(options)) if options.exp else ())]
+    """Print a table with one line for each finding. Returns 0 if training can start, 2 if something must be fixed."""
+    findings = [*machine(), *(check_data(experiment_of(options)) if options.exp else ())]
     console = console or Console()
     if not console.is_terminal:
         console.width = 150
-    table = Table("what", "", "found", "way out")
+    table = Table("what", "", "details", "what to do")
     colours = {"ok": "green", "note": "yellow", "bad": "red"}
     for finding in findings:
         state = f"[{colours[finding.state]}]{finding.state}[/]"
-        table.add_row(finding.what, state, escape(finding.found), escape(finding.fix))
+        table.add_row(finding.what, state, escape(finding.details), escape(finding.fix))
     console.print(table)
     bad = dict.fromkeys(finding.what for finding in findings if finding.state == "bad")
-    console.print(f"to be mended first: {', '.join(bad)}" if bad else "training can start", highlight=False)
+    console.print(f"fix these first: {', '.join(bad)}" if bad else "training can start", highlight=False)
     return 2 if bad else 0
 
 
 def machine() -> Iterator[Finding]:
-    """Everything that does not depend on an experiment."""
+    """The findings that do not depend on an experiment."""
     yield from gpus()
     yield torch_version()
     yield dali()
@@ -72,18 +72,18 @@ def machine() -> Iterator[Finding]:
     yield apex()
     yield extras()
     yield space("disk", Path.cwd(), SPACE, "packs of NTU-60 take about 35 GB: set data.packs to another disk")
-    yield space("/dev/shm", Path("/dev/shm"), SHARED_MEMORY, "in a container: --shm-size 8g")
+    yield space("/dev/shm", Path("/dev/shm"), SHARED_MEMORY, "start the container with --shm-size 8g")
     cores = len(os.sched_getaffinity(0))
     yield Finding("CPU", "ok", f"{cores} cores, {_memory_gb():.0f} GB of memory")
 
 
 def gpus() -> Iterator[Finding]:
-    """The cards and what stands beside them; a machine without one is a note: everything runs on its CPU."""
+    """The GPUs, their driver and video engine. No GPU is a note, not an error: everything also runs on a CPU."""
     if not torch.cuda.is_available():
         command = shutil.which("nvidia-smi")
-        fix = "an NVIDIA GPU and its driver"
+        fix = "needs an NVIDIA GPU and its driver"
         if command and _smi():
-            fix = "the driver sees a card, torch does not: install torch for CUDA"
+            fix = "the driver sees a GPU, but torch does not: install torch for CUDA"
         yield Finding("GPU", "note", "none: training runs on the CPU, slowly", fix)
         return
     for index in range(torch.cuda.device_count()):
@@ -97,26 +97,29 @@ def gpus() -> Iterator[Finding]:
 
 
 def video_engine(library: str = "libnvcuvid.so.1") -> Finding:
-    """Packs need none; without the driver's library DALI decodes no video on the card."""
+    """Whether DALI can decode video on the GPU, for which it needs this library of the driver. Packs do not need it."""
     try:
         ctypes.CDLL(library)
     except OSError:
-        fix = "in a container: NVIDIA_DRIVER_CAPABILITIES=all"
-        return Finding("NVDEC", "note", f"no {library}: no data.source=video", fix)
+        fix = "start the container with NVIDIA_DRIVER_CAPABILITIES=all"
+        return Finding("NVDEC", "note", f"no {library}: data.source=video does not work", fix)
     return Finding("NVDEC", "ok", f"{library} found")
 
 
 def torch_version() -> Finding:
-    """Its age is looked at before any command (kernels/program.py); here what came with it."""
+    """The versions of torch, CUDA and cuDNN. Every command has already refused a torch that is too old
+    (kernels/program.py), so only cuDNN's version is checked here.
+    """
     cudnn = torch.backends.cudnn.version()
-    found = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
+    details = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
     if cudnn is not None and cudnn < OLDEST_CUDNN:
-        return Finding("torch", "bad", found, "cuDNN 9.15 or newer: pip install -U nvidia-cudnn-cu13")
-    return Finding("torch", "ok", found)
+        fix = "needs cuDNN 9.15 or newer: pip install -U nvidia-cudnn-cu13"
+        return Finding("torch", "bad", details, fix)
+    return Finding("torch", "ok", details)
 
 
 def dali() -> Finding:
-    """It is there: without it no command starts."""
+    """DALI's version and where it decodes. It is always installed: without it no command starts."""
     names = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
     version = next((_version(name) for name in names if _version(name)), "of unknown version")
     where = "JPEG and video decoded on the card" if torch.cuda.is_available() else "JPEG decoded on the CPU"
@@ -134,47 +137,49 @@ def apex() -> Finding:
     if importlib.util.find_spec("amp_C") is not None:
         return Finding("apex", "ok", "NVIDIA's, with its extension: --set optim.impl=apex")
     if importlib.util.find_spec("apex") is not None:
-        return Finding("apex", "note", "one without amp_C (PyPI's is something else)", "pip uninstall apex; see README")
-    return Finding("apex", "ok", "not there, and not needed")
+        details = "installed without amp_C (PyPI's apex is a different package)"
+        return Finding("apex", "note", details, "pip uninstall apex; see README")
+    return Finding("apex", "ok", "not installed, and not needed")
 
 
 def extras() -> Finding:
-    """What only some commands need: export to ONNX, skeletons of videos that have none, curves on a server."""
+    """The optional packages: ONNX for export, pose estimation for videos without skeletons, Weights & Biases."""
     missing = [name for name, package in EXTRAS.items() if importlib.util.find_spec(package) is None]
-    there = ", ".join(name for name in EXTRAS if name not in missing)
-    fix = f"if wanted: pip install -e '.[{','.join(missing)}]'" if missing else ""
-    return Finding("extras", "ok", f"{there or 'none'} installed", fix)
+    installed = ", ".join(name for name in EXTRAS if name not in missing)
+    fix = f"optional: pip install -e '.[{','.join(missing)}]'" if missing else ""
+    return Finding("extras", "ok", f"{installed or 'none'} installed", fix)
 
 
 def space(what: str, path: Path, needed: float, fix: str) -> Finding:
     try:
         free = shutil.disk_usage(path).free / 1e9
     except OSError as error:
-        return Finding(what, "note", f"{path} cannot be looked at ({error.strerror})")
+        return Finding(what, "note", f"{path} cannot be checked ({error.strerror})")
     return Finding(what, "ok" if free >= needed else "note", f"{free:.0f} GB free", "" if free >= needed else fix)
 
 
-def data_of(experiment: Experiment) -> Iterator[Finding]:
-    """Annotations, videos and packs of an experiment; the demo makes its own."""
+def check_data(experiment: Experiment) -> Iterator[Finding]:
+    """The findings about annotations, videos and packs of an experiment. The demo makes its own data."""
     data = experiment.data
     if data.demo is not None:
         yield Finding("data", "ok", "the demo makes its own")
         return
     files = [Path(file) for file in (data.annotations, data.val_annotations) if file is not None]
-    tables = {file: annotations_of(experiment, file) for file in files}
-    yield from (found for found, _ in tables.values())
+    tables = {file: check_annotations(experiment, file) for file in files}
+    yield from (finding for finding, _ in tables.values())
     folder = Path(data.videos)
-    there = folder.is_dir() and any(folder.iterdir())
-    fix = "" if there else "put the videos there, or --set data.videos=...; see 'Data preparation' in docs/"
-    yield Finding("videos", "ok" if there else "bad", f"{folder}{'' if there else ' is empty or not there'}", fix)
-    yield from (packs_of(experiment, file, table) for file, (_, table) in tables.items() if table is not None)
+    has_videos = folder.is_dir() and any(folder.iterdir())
+    fix = "" if has_videos else "put the videos there, or --set data.videos=...; see 'Data preparation' in docs/"
+    details = f"{folder}{'' if has_videos else ' is empty or does not exist'}"
+    yield Finding("videos", "ok" if has_videos else "bad", details, fix)
+    yield from (check_packs(experiment, file, table) for file, (_, table) in tables.items() if table is not None)
 
 
-def annotations_of(experiment: Experiment, file: Path) -> tuple[Finding, ClipTable | None]:
-    """Whether a pickle is there, can be read, and fits the experiment; its table if so."""
+def check_annotations(experiment: Experiment, file: Path) -> tuple[Finding, ClipTable | None]:
+    """Whether an annotation file exists, can be read, and fits the experiment. Returns its table as well if it does."""
     if not file.is_file():
         fix = "get the published skeleton pickle, or --set data.annotations=..."
-        return Finding("annotations", "bad", f"{file} is not there", fix), None
+        return Finding("annotations", "bad", f"{file} does not exist", fix), None
     try:
         table = open_table(file, Path(experiment.data.cache))
         check_table(experiment, file, table)
@@ -183,22 +188,23 @@ def annotations_of(experiment: Experiment, file: Path) -> tuple[Finding, ClipTab
     return Finding("annotations", "ok", str(file)), table
 
 
-def packs_of(experiment: Experiment, annotations: Path, table: ClipTable) -> Finding:
+def check_packs(experiment: Experiment, annotations: Path, table: ClipTable) -> Finding:
+    """Whether the packs of an annotation file's clips have been made."""
     folder = PackSettings.of(experiment.clip).folder(Path(experiment.data.packs), table)
     if (folder / "manifest.jsonl").exists():
         return Finding("packs", "ok", str(folder))
-    fix = f"training makes it, or python -m pipelines.prepare --exp {experiment.name}"
+    fix = f"training makes them, or run python -m trainer prepare --exp {experiment.name}"
     return Finding("packs", "note", f"none for {annotations} yet", fix)
 
 
 def _smi() -> str:
-    """The driver's version, or nothing."""
+    """The driver's version, or "" if nvidia-smi does not report one."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def _memory_gb() -> float:

@@ -1,4 +1,4 @@
-"""`python -m trainer eval`: a checkpoint's accuracies, scores, per-class table and confusion matrix."""
+"""`python -m trainer eval`: writes a checkpoint's accuracies, scores, per-class table and confusion matrix."""
 
 import csv
 import json
@@ -36,15 +36,15 @@ class EvalOptions(Choice):
     checkpoint: Path
     """Snapshot of a run, native safetensors, or a published file."""
     clips: int = 1
-    """Samples of each clip whose scores are averaged; published tables have 1 or 10."""
+    """Number of samples of each clip, whose scores are averaged. Published results use 1 or 10."""
     averaged: bool = False
-    """Take the moving average of the weights, which runs with optim.ema keep."""
+    """Use the moving average of the weights (EMA), which runs with optim.ema save."""
     out: Path | None = None
     """Folder of the results. Default: eval/ beside the checkpoint."""
 
 
 def evaluate(options: EvalOptions, arguments: list[str]) -> int:
-    """Score in this process or in as many as there are GPUs; rank 0 prints and writes."""
+    """Score the validation split, with one process for each GPU. Rank 0 prints and writes the results."""
     experiment, device = experiment_of(options), device_of(options.device)
     if options.clips < 1:
         raise UserError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
@@ -58,7 +58,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     out = options.out or options.checkpoint.parent / "eval"
     with join(device) as ranks:
         if ranks.leads:
-            make_folder(out)  # it is told now, not after an hour of scoring
+            make_folder(out)  # a folder that cannot be written is reported now, not after an hour of scoring
         scores, names = score(experiment, network.to(ranks.device).eval(), ranks, options.clips)
         if ranks.leads:
             metrics = summarize(scores)
@@ -67,23 +67,25 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     return 0
 
 
-def score(experiment: Experiment, network: nn.Module, ranks: Ranks, num_clips: int) -> tuple[Scores, Sequence[str]]:
-    """Scores of the validation split, means over `num_clips` samples of each clip, and the names of its clips."""
+def score(experiment: Experiment, network: nn.Module, ranks: Ranks, num_samples: int) -> tuple[Scores, Sequence[str]]:
+    """Score the validation split. Returns the mean scores over `num_samples` samples of each clip, and the names of
+    the clips in the same order.
+    """
     console = Console(stderr=True, quiet=not ranks.leads)
     _, loader = build_loaders(experiment, ranks, console.print)
     forward = compiled(network, experiment, ranks.device, console.print)
     precision = autocast_of(experiment.optim.precision, ranks.device)
-    views = []
-    with Progress(console, "scoring", num_clips * loader.num_batches * loader.batch_size) as progress:
-        for clip in range(num_clips):
-            view = replace(loader, clip=clip, num_clips=num_clips)
-            views.append(score_clips(forward, view, precision, lambda: progress.advance(loader.batch_size)))
-    scores = mean_of(views)
+    samples = []
+    with Progress(console, "scoring", num_samples * loader.num_batches * loader.batch_size) as progress:
+        for number in range(num_samples):
+            one_sample = replace(loader, clip=number, num_clips=num_samples)
+            samples.append(score_clips(forward, one_sample, precision, lambda: progress.advance(loader.batch_size)))
+    scores = mean_of(samples)
     return scores, [str(loader.table.names[row]) for row in scores.index.tolist()]
 
 
 def show(experiment: Experiment, num_clips: int, metrics: dict[str, float]) -> None:
-    """The metrics as a table on the terminal."""
+    """Print the metrics as a table."""
     console = Console()
     table = Table("metric", "value", title=f"{experiment.name}: {num_clips} clips")
     for name, value in metrics.items():
@@ -96,7 +98,7 @@ def show(experiment: Experiment, num_clips: int, metrics: dict[str, float]) -> N
 def write(
     folder: Path, experiment: Experiment, metrics: dict[str, float], scores: Scores, names: Sequence[str]
 ) -> None:
-    """metrics.json, scores.npz, classes.csv and confusion.png in `folder`. Raises UserError where it has no room."""
+    """Write metrics.json, scores.npz, classes.csv and confusion.png to `folder`. Raises UserError if that fails."""
     data = experiment.data
     counts = confusion_matrix(main_scores(scores), scores.label)
     try:
@@ -106,13 +108,13 @@ def write(
         write_png(draw_confusion(counts.numpy(), data.class_names, data.coarse_map), folder / "confusion.png")
     except OSError as error:
         raise UserError(
-            f"{folder} cannot take the results ({error.strerror or error}); name another folder with --out"
+            f"the results cannot be written to {folder} ({error.strerror or error}); name another folder with --out"
         ) from None
     Console().print(f"{folder}: metrics.json, scores.npz, classes.csv, confusion.png", soft_wrap=True)
 
 
 def make_folder(out: Path) -> None:
-    """The folder of --out. Raises UserError where it cannot be written."""
+    """Make the folder of --out if it does not exist. Raises UserError if it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -125,14 +127,18 @@ def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
 
 
 def write_scores(path: Path, scores: Scores, names: Sequence[str]) -> None:
-    """name [N] text, label and coarse_label [N] int64, and the probabilities [N, K] float32 of each stream."""
+    """Write an npz with name [N] text, label and coarse_label [N] int64, and for each stream probabilities [N, K]
+    float32.
+    """
     arrays: dict[str, Any] = {stream: probability.numpy() for stream, probability in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy()}
     np.savez_compressed(path, name=np.array(names), **arrays)
 
 
 def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], coarse_map: Sequence[int]) -> None:
-    """A line a class: clips, recall of every stream and of the fused scores, precision and F1 of the fused ones."""
+    """Write a CSV with a line for each class: the number of clips; recall, precision and F1 of the fused scores; and
+    the recall of each stream.
+    """
     num_classes = main_scores(scores).shape[1]
     fused = confusion_matrix(main_scores(scores), scores.label)
     streams = [name for name in ("rgb", "pose") if name in scores.probability]

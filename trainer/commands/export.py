@@ -1,7 +1,8 @@
-"""`python -m trainer export`: a checkpoint's network as a file for other programs, compared with it before it counts.
+"""`python -m trainer export`: writes a checkpoint's network to a file that other programs can run.
 
-The file takes what the network takes (its metadata describe that, see export_recipe.py), any number of clips at a
-time, at the sizes of training and of validation.
+The file takes the same inputs as the network: any number of clips, at the sizes of training and of validation. Its
+metadata describe these inputs (export_recipe.py). Before the file gets its final name, its outputs are compared with
+those of the network.
 """
 
 import json
@@ -34,26 +35,26 @@ from trainer.commands.export_recipe import recipe, sizes_of
 from trainer.config import Experiment
 from trainer.settings import Choice, experiment_of
 
-TOLERANCE = 1e-4  # of probabilities
-NUM_CLIPS = (1, 3)  # in the comparisons; the network is traced with 2
+TOLERANCE = 1e-4  # largest difference of a probability that is accepted
+NUM_CLIPS = (1, 3)  # clips in the comparisons: other numbers than the 2 clips with which the network is traced
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions(Choice):
-    """Write a network for other programs: python -m trainer export --exp ntu60 --checkpoint FILE --format onnx"""
+    """Export a network for other programs: python -m trainer export --exp ntu60 --checkpoint FILE --format onnx"""
 
     checkpoint: Path
     """Snapshot of a run, native safetensors, or a published file."""
     format: Format
     """onnx (extra `export`), pt2 (torch.export), or safetensors (the tensors alone)."""
     averaged: bool = False
-    """Take the moving average of the weights, which runs with optim.ema keep."""
+    """Use the moving average of the weights (EMA), which runs with optim.ema save."""
     out: Path | None = None
-    """File to write. Default: beside the checkpoint, with the format's ending."""
+    """File to write. Default: beside the checkpoint, with the format as its suffix."""
 
 
 def export(options: ExportOptions) -> int:
-    """Write the file and say what is in it. Raises UserError where it would not say what the network says."""
+    """Write the file and print a summary. Raises UserError if its outputs differ from those of the network."""
     experiment = experiment_of(options)
     out = options.out or options.checkpoint.with_suffix(f".{options.format}")
     check(options, out)
@@ -62,22 +63,27 @@ def export(options: ExportOptions) -> int:
     partial = out.with_name(f"{out.stem}.partial{out.suffix}")
     try:
         score = write(options, experiment, scorer, partial)
-        apart = compare(experiment, scorer, score, out)
+        difference = compare(experiment, scorer, score, out)
         os.replace(partial, out)
     except (OSError, SafetensorError) as error:
         raise unwritable(out, error) from None
     finally:
         partial.unlink(missing_ok=True)
     size = out.stat().st_size / 1e6
-    print(f"{out}: {size:.1f} MB, probabilities within {apart:.0e} of the network's; its metadata says what goes in")
+    print(
+        f"{out}: {size:.1f} MB, probabilities within {difference:.0e} of the network's; its metadata describe the "
+        "inputs"
+    )
     return 0
 
 
 def check(options: ExportOptions, out: Path) -> None:
-    """Raise UserError for what can be known before the network is built."""
+    """Raise UserError for mistakes that can be found before the network is built."""
     check_extra(options.format)
     if out.suffix != f".{options.format}":
-        raise UserError(f"--out {out}: the name of a file in this format ends in .{options.format}")
+        raise UserError(
+            f"--out {out}: with --format {options.format} the name of the file must end in .{options.format}"
+        )
     if not out.parent.is_dir():
         raise UserError(f"{out} cannot be written: there is no folder {out.parent}; name another file with --out")
     try:
@@ -85,57 +91,63 @@ def check(options: ExportOptions, out: Path) -> None:
     except OSError as error:
         raise unwritable(out, error) from None
     if out.exists() and options.checkpoint.exists() and out.samefile(options.checkpoint):
-        raise UserError(f"{out} is the checkpoint that is read: name another file with --out")
+        raise UserError(f"{out} is the checkpoint itself: name another file with --out")
 
 
-def unwritable(out: Path, error: Exception) -> ValueError:
+def unwritable(out: Path, error: Exception) -> UserError:
+    """The error for a file that cannot be written."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
-    return ValueError(f"{out} cannot be written ({reason}); name another with --out")
+    return UserError(f"{out} cannot be written ({reason}); name another file with --out")
 
 
 def write(options: ExportOptions, experiment: Experiment, scorer: Scorer, path: Path) -> Score:
-    """Write `path`, and read it back as a function of clips."""
-    told = json.dumps(recipe(experiment, options.checkpoint))
+    """Write the network to `path`, and return a function that computes scores with the written file."""
+    metadata = json.dumps(recipe(experiment, options.checkpoint))
     if options.format == "safetensors":
-        write_tensors(scorer.network, told, path)
-        again = build_model(experiment.model).eval()
-        load_weights(again, path)
-        return Scorer(again)
+        write_tensors(scorer.network, metadata, path)
+        network = build_model(experiment.model).eval()
+        load_weights(network, path)
+        return Scorer(network)
     write_graph, read = {"onnx": (write_onnx, read_onnx), "pt2": (write_pt2, read_pt2)}[options.format]
-    write_graph(scorer, example(experiment, 2, train=True), len(sizes_of(experiment.clip)) > 1, told, path)
+    write_graph(scorer, example(experiment, 2, train=True), len(sizes_of(experiment.clip)) > 1, metadata, path)
     return read(path)
 
 
 @torch.no_grad()
 def compare(experiment: Experiment, scorer: Scorer, score: Score, out: Path) -> float:
-    """The largest difference of a probability, over both sizes. Raises UserError where it is too large."""
-    apart = 0.0
+    """Compare the network (`scorer`) with the written file (`score`) at the sizes of training and of validation.
+
+    Returns the largest difference of a probability. Raises UserError if it is more than TOLERANCE.
+    """
+    largest = 0.0
     for num_clips, train in zip(NUM_CLIPS, (True, False), strict=True):
         inputs = example(experiment, num_clips, train)
-        expected, found = scorer(**inputs), score(**inputs)
-        assert list(found) == list(expected)
+        expected, actual = scorer(**inputs), score(**inputs)
+        assert list(actual) == list(expected)
         for name, probability in expected.items():
-            difference = (found[name] - probability).abs().max().item()
+            difference = (actual[name] - probability).abs().max().item()
             if not difference <= TOLERANCE:
                 raise UserError(
                     f"{out} was not written: probabilities of {name} differ from the network's by {difference:.1e}, "
-                    f"more than {TOLERANCE:.0e}; another --format may be nearer"
+                    f"more than {TOLERANCE:.0e}; try another --format"
                 )
-            apart = max(apart, difference)
-    return apart
+            largest = max(largest, difference)
+    return largest
 
 
 def example(experiment: Experiment, num_clips: int, train: bool) -> Inputs:
-    """Noise, and the heatmaps of one person's random joints, in the sizes of training or validation."""
+    """Inputs for a test: frames of noise, and heatmaps of random joints of one person, at the size of training or of
+    validation.
+    """
     clip, model = experiment.clip, experiment.model
-    luck = torch.Generator().manual_seed(num_clips)
+    generator = torch.Generator().manual_seed(num_clips)
     frame_side, side = clip.sizes(train)
     frames = (num_clips, clip.rgb_frames, frame_side, frame_side, 3)
-    joints = torch.rand(num_clips, clip.pose_frames, 1, clip.skeleton.num_joints, 3, generator=luck)
+    joints = torch.rand(num_clips, clip.pose_frames, 1, clip.skeleton.num_joints, 3, generator=generator)
     joints *= torch.tensor([side, side, 1.0])
     limbs = clip.skeleton.limbs if clip.limbs else ()
     inputs: Inputs = {
-        "rgb": torch.randint(0, 256, frames, dtype=torch.uint8, generator=luck),
+        "rgb": torch.randint(0, 256, frames, dtype=torch.uint8, generator=generator),
         "heatmap": render_heatmaps(joints, (side, side), clip.sigma, limbs=limbs).contiguous(),
     }
     if isinstance(model, SingleStreamConfig):

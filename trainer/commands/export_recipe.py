@@ -1,4 +1,4 @@
-"""What a program must know that runs an exported network: the metadata of the file, in words and numbers."""
+"""The metadata of an exported network: all that a program needs to know to run it, in words and numbers."""
 
 import importlib.metadata
 from pathlib import Path
@@ -12,30 +12,34 @@ from pipelines.geometry import COMPACT
 from trainer.config import Experiment
 
 BOX = (
-    f"The square around all joints of the heatmap's frames: its half side is {1 + COMPACT.padding} times the larger "
-    "half extent, its edges are truncated toward zero, and it may leave the image, which is black there. The whole "
-    f"image where there is no person of {COMPACT.threshold} px or more. (MMCompact of MMAction2)"
+    "A square around the joints of all people in the frames of the heatmap. Half its side is "
+    f"{1 + COMPACT.padding} times half the larger of the joints' extents in x and y. Its edges are truncated toward "
+    "zero. It may reach beyond the image; pixels outside of the image are black. If no person is at least "
+    f"{COMPACT.threshold} px large, the box is the whole image. (MMCompact of MMAction2)"
 )
-FRAMES = "One frame out of each of T equal spans of the clip (UniformSampleFrames of MMAction2). "
-ALIGNED, APART = "The frames of rgb are some of the heatmap's, in equal steps.", "Each stream on its own."
+FRAMES = "The clip is divided into T equal spans, and one frame is taken from each (UniformSampleFrames of MMAction2). "
+ALIGNED = "The frames of rgb are taken from those of the heatmap, in equal steps."
+INDEPENDENT = "The frames of rgb and of the heatmap are chosen independently."
 JOINTS = (
-    "x and y are in pixels of the heatmap: (image - corner of the box) * S / side of the box. Channel v is 0 but where "
-    "joint v of a person is drawn, and the largest value of all people there. A joint is drawn unless its score is "
-    "under min_score or its place in the image is (0, 0): score * exp(-((i - x)^2 + (j - y)^2) / (2 sigma^2)) at the "
-    "columns i from int(x - 3 sigma) to int(x + 3 sigma) and the rows j likewise; int truncates toward zero. "
+    "x and y are in pixels of the heatmap: (image - corner of the box) * S / side of the box. Channel v shows joint v "
+    "of all people. Each person's joint is drawn as score * exp(-((i - x)^2 + (j - y)^2) / (2 sigma^2)) in the columns "
+    "i from int(x - 3 sigma) to int(x + 3 sigma) and in the rows j from int(y - 3 sigma) to int(y + 3 sigma), where "
+    "int truncates toward zero. All other values are 0, and where several people overlap, the largest value counts. A "
+    "joint is not drawn if its score is less than min_score or if its position in the image is (0, 0). "
     "(GeneratePoseTarget of MMAction2)"
 )
 LIMBS = (
-    " Behind the joints' channels one for each of `limbs` (a, b): the same with the distance to the line between both "
-    "joints, at the columns from int(min(xa, xb) - 3 sigma) to int(max(xa, xb) + 3 sigma), rows likewise, times the "
-    "lower score; a line shorter than a pixel is joint a."
+    " The channels of the joints are followed by one channel for each of `limbs` (a, b). It is drawn like a joint, "
+    "with the distance to the line between joints a and b and the lower of their scores, in the columns from "
+    "int(min(xa, xb) - 3 sigma) to int(max(xa, xb) + 3 sigma) and in rows likewise. If the line is shorter than a "
+    "pixel, joint a is drawn instead."
 )
 
 
 def recipe(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
-    """Facts for JSON: inputs, outputs, classes, versions."""
+    """The metadata, ready for JSON: inputs, outputs, classes and versions."""
     clip, data, model = experiment.clip, experiment.data, experiment.model
-    inputs = {"rgb": rgb_of(clip), "heatmap": heatmap_of(clip)}
+    inputs = {"rgb": describe_rgb(clip), "heatmap": describe_heatmap(clip)}
     if isinstance(model, SingleStreamConfig):
         name = "rgb" if model.stream == "rgb" else "heatmap"
         inputs = {name: inputs[name]}
@@ -44,8 +48,11 @@ def recipe(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
         "checkpoint": checkpoint.name,
         "inputs": inputs,
         "box": BOX,
-        "frames": FRAMES + (ALIGNED if clip.aligned else APART),
-        "outputs": "Probabilities [N, classes]: score_rgb and score_pose, score_fused their mean; coarse classes too.",
+        "frames": FRAMES + (ALIGNED if clip.aligned else INDEPENDENT),
+        "outputs": (
+            "Probabilities [N, classes]: score_rgb, score_pose and their mean score_fused. Networks with coarse heads "
+            "also have score_rgb_coarse and score_pose_coarse [N, coarse classes]."
+        ),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
         "coarse_map": data.coarse_map,
@@ -53,17 +60,17 @@ def recipe(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def rgb_of(clip: ClipConfig) -> dict[str, Any]:
+def describe_rgb(clip: ClipConfig) -> dict[str, Any]:
     return {
         "shape": ["N", clip.rgb_frames, "S", "S", 3],
         "dtype": "uint8",
         "sizes": [side for side, _ in sizes_of(clip)],
-        "pixels": "The box of each frame, resized to S x S; red, green, blue.",
+        "pixels": "Each frame is cropped to the box and resized to S x S. The channels are red, green, blue.",
         "normalisation": {"formula": "(pixel - mean) / std, inside the network", "mean": MEAN, "std": STD},
     }
 
 
-def heatmap_of(clip: ClipConfig) -> dict[str, Any]:
+def describe_heatmap(clip: ClipConfig) -> dict[str, Any]:
     return {
         "shape": ["N", clip.pose_frames, clip.num_channels(), "S", "S"],
         "dtype": "float32",
@@ -78,7 +85,7 @@ def heatmap_of(clip: ClipConfig) -> dict[str, Any]:
 
 
 def sizes_of(clip: ClipConfig) -> list[tuple[int, int]]:
-    """(frame side, heatmap side) in pixels, of training and of validation where they differ."""
+    """(frame side, heatmap side) in pixels: two pairs if the sizes of training and validation differ, else one."""
     return sorted({clip.sizes(train) for train in (True, False)})
 
 

@@ -1,4 +1,7 @@
-"""`python -m trainer --list`: all experiments as a table of data, nets, parameters, multiply-adds, batch, schedule."""
+"""`python -m trainer --list`: prints a table of all experiments.
+
+It shows the data, network, parameters, multiply-adds, batch size and schedule of each.
+"""
 
 from pathlib import Path
 
@@ -7,9 +10,9 @@ from rich.table import Table
 
 from trainer.experiments import EXPERIMENTS
 
-WIDE = 150  # columns off a terminal, so that no number is cut
-# Parameters, and multiply-adds of a forward pass of one clip at the training size. They are counted on the networks
-# themselves by tests/trainer/test_list.py, which holds this table true; PCAN's fine prototypes count as parameters.
+WIDE = 150  # columns when the output is not a terminal, so that no number is cut off
+# For each experiment the number of parameters, and the multiply-adds of a forward pass of one clip at the training
+# size. PCAN's fine prototypes count as parameters. tests/trainer/test_list.py compares this table with the networks.
 SIZES = {
     "ma52": (39_144_886, 61_390_835_200),
     "ma52_pcan": (39_144_886, 61_390_835_200),
@@ -26,7 +29,7 @@ SIZES = {
 
 
 def list_experiments(console: Console) -> None:
-    """Print the table."""
+    """Print the table of all experiments."""
     table = Table("experiment", "data", "classes", "net", "parameters", "GMAC", "RGB", "pose", "batch", "schedule")
     for name, experiment in EXPERIMENTS.items():
         num_parameters, multiply_adds = SIZES[name]

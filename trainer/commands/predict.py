@@ -1,4 +1,4 @@
-"""`python -m trainer predict`: what a checkpoint says of videos, window by window, as table, JSON and pictures."""
+"""`python -m trainer predict`: names the actions in videos, window by window, as a table, JSON and pictures."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +33,8 @@ from trainer.runtime.ranks import device_of
 from trainer.runtime.wrap import compiled
 from trainer.settings import Choice, experiment_of
 
-WIDTH = 120  # columns of the table where nothing says how many there are
-LONGEST = 512  # frames of a window: its small copies wait in memory to be annotated
+WIDTH = 120  # columns of the table when the output is not a terminal
+LONGEST = 512  # frames in a window at most: their scaled copies stay in memory until the window is scored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,19 +46,21 @@ class PredictOptions(Choice):
     checkpoint: Path
     """Snapshot of a run, native safetensors, or a published file."""
     pose: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Skeletons: a pickle of annotations that names the videos, or an .npz of one. Default: they are estimated."""
+    """Skeletons: an annotation pickle with entries for the videos, or the .npz of one video. Default: estimate them."""
     window: int = 64
-    """Frames that are looked at together; a shorter video is one window."""
+    """Number of frames that are classified together. A shorter video is one window."""
     stride: int = 32
-    """Frames from one window's start to the next one's."""
+    """Number of frames from the start of one window to the start of the next."""
     people: int = 2
-    """People to estimate at most, where no --pose is given."""
+    """Without --pose: the largest number of people whose skeletons are estimated."""
     out: Path | None = None
     """Folder of the results. Default: predict/ beside the checkpoint."""
 
 
 def predict(options: PredictOptions) -> int:
-    """Predict one video after another."""
+    """Predict the videos one after another. Raises UserError for a video that cannot be read or results that cannot be
+    written.
+    """
     experiment, device = experiment_of(options), torch.device(device_of(options.device))
     out = options.out or options.checkpoint.parent / "predict"
     check(options, out)
@@ -81,7 +83,8 @@ def predict(options: PredictOptions) -> int:
             raise UserError(f"{video}: {error}") from None
         except OSError as error:
             raise UserError(
-                f"{out} cannot take the results of {video} ({error.strerror or error}); name another folder with --out"
+                f"the results of {video} cannot be written to {out} ({error.strerror or error}); name another folder "
+                "with --out"
             ) from None
         show(prediction, printer)
         print(f"{out}: {video.stem}.mp4, {video.stem}.json, {video.stem}.png")
@@ -89,27 +92,33 @@ def predict(options: PredictOptions) -> int:
 
 
 def check(options: PredictOptions, out: Path) -> None:
-    """Raise UserError for what can be known to fail before anything is computed."""
+    """Raise UserError for mistakes that can be found before anything is computed."""
     if not options.videos:
         raise UserError("no video is named; write python -m trainer predict VIDEO.mp4 --exp ... --checkpoint ...")
     if not 1 <= options.stride <= options.window <= LONGEST:
         raise UserError(
-            f"--window {options.window} --stride {options.stride}: 1 <= stride <= window <= {LONGEST} must hold"
+            f"--window {options.window} --stride {options.stride}: choose them so that 1 <= stride <= window <= "
+            f"{LONGEST}"
         )
     stems = [video.stem for video in options.videos]
     for video in options.videos:
         if not video.is_file():
-            raise UserError(f"there is no video {video}")
+            raise UserError(f"there is no video {video}; check its path")
         if stems.count(video.stem) > 1:
-            raise UserError(f"two of the videos are named {video.stem}: predict them apart, each with its own --out")
+            raise UserError(
+                f"two of the videos are named {video.stem}: predict them in separate commands, each with its own --out"
+            )
         if (out / f"{video.stem}.mp4").resolve() == video.resolve():
             raise UserError(f"the result would replace {video}; name another folder with --out")
     if options.pose is not None and options.pose.suffix == ".npz" and len(stems) > 1:
-        raise UserError(f"{options.pose} is the skeleton of one video, but {len(stems)} are named")
+        raise UserError(
+            f"{options.pose} has the skeletons of one video, but {len(stems)} videos are named: predict them in "
+            "separate commands"
+        )
 
 
 class Skeletons:
-    """Where the videos' skeletons come from: --pose, or else the estimator, which is opened at the first need."""
+    """The source of the videos' skeletons: the file of --pose, or a pose estimator if there is none."""
 
     def __init__(self, options: PredictOptions, experiment: Experiment, console: Console):
         self.options, self.console, self.experiment = options, console, experiment
@@ -118,15 +127,20 @@ class Skeletons:
         self.estimator: PoseEstimator | None = None
         if self.needed and options.pose is None:
             joints = experiment.clip.skeleton.num_joints
-            self.estimator = PoseEstimator(joints, "give the skeleton's file with --pose")
+            self.estimator = PoseEstimator(joints, "give a file of skeletons with --pose")
 
     def of(self, video: Path, header: Header, out: Path) -> Poses | None:
-        """The skeleton of a video; None where the experiment needs none and none is given. Estimates are kept."""
+        """The skeletons of a video, or None if the experiment does not need them and --pose is not given.
+
+        Estimated skeletons are written to `out` as STEM.npz.
+        """
         if self.options.pose is not None:
             cache = Path(self.experiment.data.cache)
             return self._checked(read_poses(self.options.pose, video, header, cache))
         if self.estimator is None:
-            self.console.print(escape(f"{video}: no --pose, so the whole picture is looked at, not the person's box"))
+            self.console.print(
+                escape(f"{video}: without --pose the network gets whole frames, not a box of the people")
+            )
             return None
         with Progress(self.console, "estimating poses", header.frames) as progress:
             poses = self.estimator.estimate(str(video), self.options.people, progress.advance)
@@ -134,17 +148,18 @@ class Skeletons:
         return poses
 
     def _checked(self, poses: Poses) -> Poses:
-        found, drawn = poses.joints.shape[2], self.experiment.clip.skeleton.num_joints
-        if found != drawn:
+        num_joints, expected = poses.joints.shape[2], self.experiment.clip.skeleton.num_joints
+        if num_joints != expected:
             raise UserError(
-                f"{self.options.pose} has {found} joints a person, experiment {self.experiment.name} draws {drawn}"
+                f"{self.options.pose} has {num_joints} joints a person, but experiment {self.experiment.name} needs "
+                f"{expected}: name another file, or another experiment with --exp"
             )
         return poses
 
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """A network on its device, and how a video is cut."""
+    """A network on its device, with the length and stride of windows in frames."""
 
     experiment: Experiment
     forward: nn.Module
@@ -153,7 +168,7 @@ class Predictor:
     stride: int
 
     def run(self, video: Path, header: Header, poses: Poses | None, out: Path, console: Console) -> Prediction:
-        """Score all windows of a video while its annotated copy and its sheet are made."""
+        """Score all windows of a video. Writes its annotated copy STEM.mp4 and a sheet of windows STEM.png to `out`."""
         total, rate = header.frames, frame_rate(str(video))
         joints = torch.zeros(0, total, self.experiment.clip.skeleton.num_joints, 3).numpy()
         height, width = header.height, header.width
@@ -163,8 +178,8 @@ class Predictor:
         spans = windows_of(total, self.window, self.stride)
         table = window_table(joints, height, width, spans)
         windows: list[Window] = []
-        shown: list[Batch] = []
-        sampled = {round(i * (len(spans) - 1) / (NUM_CLIPS - 1)) for i in range(NUM_CLIPS)}
+        sheet_batches: list[Batch] = []
+        sheet_numbers = {round(i * (len(spans) - 1) / (NUM_CLIPS - 1)) for i in range(NUM_CLIPS)}
         skeleton, settings = self.experiment.clip.skeleton, PackSettings.of(self.experiment.clip)
         with (
             AnnotatedVideo(out / f"{video.stem}.mp4", rate, poses, skeleton) as annotated,
@@ -174,15 +189,15 @@ class Predictor:
             for number, batch in enumerate(self._loader(frames).epoch(0)):
                 start, end = spans[number]
                 windows.append(Window(start, end, self._score(batch)))
-                if number in sampled:
-                    shown.append(on_cpu(batch))
-                last = number == len(spans) - 1
-                # A frame is told what the window says whose middle is nearest.
-                until = total + SLACK if last else (start + end + sum(spans[number + 1])) // 4
-                annotated.write(until, captions(windows[-1], self.experiment.data.class_names, rate))
+                if number in sheet_numbers:
+                    sheet_batches.append(on_cpu(batch))
+                is_last = number == len(spans) - 1
+                # Each frame gets the caption of the window whose middle is nearest to it.
+                caption_end = total + SLACK if is_last else (start + end + sum(spans[number + 1])) // 4
+                annotated.write(caption_end, captions(windows[-1], self.experiment.data.class_names, rate))
                 progress.advance()
         prediction = Prediction(video, total, rate, self.experiment.data.class_names, windows)
-        write_sheet(out / f"{video.stem}.png", shown, prediction)
+        write_sheet(out / f"{video.stem}.png", sheet_batches, prediction)
         return prediction
 
     def _loader(self, frames: WindowFrames) -> Loader:
@@ -191,7 +206,7 @@ class Predictor:
             frames=frames,
             rows=frames.rows_of(frames.table),
             config=self.experiment.clip,
-            coarse_map=(0,),  # no label is known
+            coarse_map=(0,),  # labels are not known: all windows have label 0
             train=False,
             batch_size=1,
             device=self.device,
@@ -199,7 +214,7 @@ class Predictor:
 
     @torch.no_grad()
     def _score(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """[K] probabilities of each stream; `fused` is half the published 1:1 sum of both."""
+        """Probabilities [K] of each stream on the CPU. `fused` is the mean of both, half of the published 1:1 sum."""
         with autocast_of(self.experiment.optim.precision, self.device)():
             output = self.forward(batch.rgb, batch.heatmap)
         scores = score_batch(batch, output.logits).probability
@@ -210,5 +225,5 @@ class Predictor:
 
 
 def on_cpu(batch: Batch) -> Batch:
-    """A copy: the decoder writes the next window over the frames."""
+    """A copy of the batch on the CPU. The copy is needed because the decoder reuses the memory for the next window."""
     return replace(batch, **{name: getattr(batch, name).to("cpu", copy=True) for name in batch.__slots__})

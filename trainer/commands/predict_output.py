@@ -1,4 +1,4 @@
-"""What `predict` writes: tables, JSON, a sheet of windows, and a copy of the video with skeletons and labels."""
+"""The output of `predict`: a table, JSON, a sheet of windows, and a copy of the video with skeletons and captions."""
 
 import json
 import os
@@ -28,13 +28,13 @@ from trainer.config import Experiment
 from trainer.report.clip_views import LEFT, MIDDLE, RIGHT
 from trainer.report.contact_sheet import contact_sheet
 
-TOP = 5
-IN_FULL = 6  # windows of a video up to which all five guesses of each are printed
+TOP = 5  # classes that are listed for each window
+IN_FULL = 6  # up to so many windows, the table shows five classes for each; above, it shows one
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Frames `start` to `end` - 1 and what each stream says of them: name -> [K] probabilities, the main one first."""
+    """Frames `start` to `end` - 1 of a video, with the probabilities [K] of each stream, the main score first."""
 
     start: int
     end: int
@@ -43,7 +43,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """All windows of a video of `frames` frames, `rate` a second."""
+    """All windows of a video that has `frames` frames, `rate` per second."""
 
     video: Path
     frames: int
@@ -52,14 +52,16 @@ class Prediction:
     windows: list[Window]
 
     def whole(self) -> Window:
-        """The mean of all windows."""
+        """A window that spans the video, with the mean probabilities of all windows."""
         streams = self.windows[0].probability
-        mean = {name: torch.stack([each.probability[name] for each in self.windows]).mean(dim=0) for name in streams}
+        mean = {
+            name: torch.stack([window.probability[name] for window in self.windows]).mean(dim=0) for name in streams
+        }
         return Window(0, self.frames, mean)
 
 
 def top(probability: Tensor, class_names: Sequence[str]) -> list[tuple[int, str, float]]:
-    """Up to five best classes: (class, name, probability)."""
+    """Up to five classes with the highest probabilities, best first: (class, name, probability)."""
     values, classes = probability.topk(min(TOP, len(probability)))
     return [(c, name_of(c, class_names), v) for c, v in zip(classes.tolist(), values.tolist(), strict=True)]
 
@@ -69,7 +71,7 @@ def name_of(label: int, class_names: Sequence[str]) -> str:
 
 
 def captions(window: Window, class_names: Sequence[str], rate: Fraction) -> list[str]:
-    """A line for the main score, and one for all streams where there are several."""
+    """The lines above a frame: the main score, each further stream, and the frames of the window."""
     best = {stream: top(score, class_names)[0] for stream, score in window.probability.items()}
     main, *others = best
     lines = [f"{best[main][1]}  {best[main][2]:.0%}"]
@@ -82,7 +84,7 @@ def _seconds(window: Window, rate: Fraction) -> str:
 
 
 def write_json(path: Path, prediction: Prediction, experiment: Experiment, checkpoint: Path) -> None:
-    """The five best classes of each window and stream, and of the whole video, which is the mean of its windows."""
+    """Write the five best classes of each stream for every window and for the whole video (the mean of its windows)."""
     content = {
         "video": str(prediction.video),
         "experiment": experiment.name,
@@ -100,16 +102,14 @@ def _entry(window: Window, prediction: Prediction) -> dict[str, Any]:
         stream: [{"class": c, "label": name, "probability": p} for c, name, p in top(score, prediction.class_names)]
         for stream, score in window.probability.items()
     }
-    seconds = {name: round(float(at / prediction.rate), 3) for name, at in _ends(window).items()}
-    return {"first_frame": window.start, "last_frame": window.end - 1, **seconds, **streams}
-
-
-def _ends(window: Window) -> dict[str, int]:
-    return {"start_s": window.start, "end_s": window.end}
+    start_s, end_s = (round(float(frame / prediction.rate), 3) for frame in (window.start, window.end))
+    return {"first_frame": window.start, "last_frame": window.end - 1, "start_s": start_s, "end_s": end_s, **streams}
 
 
 def show(prediction: Prediction, console: Console) -> None:
-    """Five lines a window of a short video, a line a window of a long one; the whole video last."""
+    """Print a table of the windows, with five lines for each in a short video and one in a long video. The mean of all
+    windows comes last.
+    """
     windows, names = prediction.windows, prediction.class_names
     depth = TOP if len(windows) <= IN_FULL else 1
     streams = list(windows[0].probability)
@@ -130,22 +130,25 @@ def _add(table: Table, title: str, window: Window, rate: Fraction, names: Sequen
 
 
 def write_sheet(path: Path, batches: Sequence[Batch], prediction: Prediction) -> None:
-    """A PNG of up to six windows as the networks saw them, under their frames and best guess."""
+    """Write a PNG of these windows as the networks saw them. The title of each is its best class and its frames."""
     parts = {field.name: torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)}
     windows = [prediction.windows[row] for row in parts["index"].tolist()]
     lines = [captions(window, prediction.class_names, prediction.rate) for window in windows]
-    shown = Batch(**parts | {"label": torch.arange(len(windows))})
-    contact_sheet(path, shown, [f"{line[0]}, {line[-1]}" for line in lines], "window")
+    batch = Batch(**parts | {"label": torch.arange(len(windows))})
+    contact_sheet(path, batch, [f"{line[0]}, {line[-1]}" for line in lines], "window")
 
 
-SHORT = (480, 720)  # pixels that the picture's shorter side has at least and at most
-SHOWN = 0.2  # score from which a joint is drawn
-PAD = 8
+SHORT = (480, 720)  # smallest and largest length in pixels of the picture's shorter side
+MIN_SCORE = 0.2  # a joint is drawn if it has at least this score
+PAD = 8  # pixels between the text and the edge of its bar
 BAR, TEXT, FAINT = "#14213d", "#ffffff", "#b8c4d6"
 
 
 class AnnotatedVideo:
-    """Writes H.264 to `path`, whole or not at all; frames wait, small, until it is known what to say of them."""
+    """Writes an H.264 video to `path`, which appears only when it is complete.
+
+    `show` takes the frames of the video. They wait in memory, scaled, until `write` says what caption they get.
+    """
 
     def __init__(self, path: Path, rate: Fraction, poses: Poses | None, skeleton: Skeleton):
         self.path, self.rate, self.poses, self.skeleton = path, rate, poses, skeleton
@@ -170,14 +173,14 @@ class AnnotatedVideo:
             self.part.unlink(missing_ok=True)
 
     def show(self, frame: av.VideoFrame) -> None:
-        """Take the next frame of the video."""
+        """Take the next frame of the video, and scale it to the size of the output."""
         low, high = SHORT
         scale = min(max(low / min(frame.width, frame.height), 1), high / min(frame.width, frame.height))
         width, height = (2 * round(side * scale / 2) for side in (frame.width, frame.height))
         self.waiting.append(frame.reformat(width=width, height=height, format="yuv420p"))
 
     def write(self, end: int, lines: Sequence[str]) -> None:
-        """Write the waiting frames before frame `end` under `lines`, the first of which is the largest."""
+        """Write the waiting frames before frame `end` with `lines` above them. The first line has the largest font."""
         bar = None
         while self.waiting and self.num_written < end:
             picture = self.waiting.popleft().to_image()
@@ -212,7 +215,7 @@ class AnnotatedVideo:
 
 
 def draw_bar(width: int, lines: Sequence[str]) -> Image.Image:
-    """`lines` under one another on a dark bar as wide as the picture, each as large as fits."""
+    """A dark bar, `width` pixels wide, with `lines` of text. A line that is too long for it gets a smaller font."""
     fonts = [_font(line, width - 2 * PAD, 26 if number == 0 else 18) for number, line in enumerate(lines)]
     heights = [round(font.getbbox("Ag")[3]) + 4 for font in fonts]
     bar = Image.new("RGB", (width, 2 * ((sum(heights) + 2 * PAD) // 2)), BAR)
@@ -231,14 +234,16 @@ def _font(line: str, width: int, size: int) -> ImageFont.FreeTypeFont:
 
 
 def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton) -> None:
-    """Limbs and joints of people [M, V, 3] (x, y, score) in pixels of the picture: left, right and middle apart."""
+    """Draw the limbs and joints of people [M, V, 3] (x, y in pixels of the picture, and score). Left, right and middle
+    have their own colours.
+    """
     draw, line = ImageDraw.Draw(picture), max(2, min(picture.size) // 180)
     left, right = {pair[0] for pair in skeleton.pairs}, {pair[1] for pair in skeleton.pairs}
     for person in joints:
-        shown = person[:, 2] >= SHOWN
+        is_visible = person[:, 2] >= MIN_SCORE
         for limb in skeleton.limbs:
-            if shown[list(limb)].all():
+            if is_visible[list(limb)].all():
                 colour = LEFT if left.issuperset(limb) else RIGHT if right.issuperset(limb) else MIDDLE
                 draw.line([*person[limb[0], :2], *person[limb[1], :2]], colour, line)
-        for x, y, _ in person[shown]:
+        for x, y, _ in person[is_visible]:
             draw.ellipse((x - line, y - line, x + line, y + line), MIDDLE)

@@ -1,4 +1,4 @@
-"""`python -m trainer prepare`: makes beforehand what an experiment's training would make first."""
+"""`python -m trainer prepare`: makes the clip packs of an experiment before it is trained."""
 
 from dataclasses import dataclass, replace
 
@@ -6,17 +6,17 @@ from rich.console import Console
 
 from trainer.settings import Choice, experiment_of
 
-DESCRIPTION = """Make an experiment's clip packs, as its training would make them first:
+DESCRIPTION = """Make an experiment's clip packs now, which its training would otherwise do first:
   python -m trainer prepare --exp ntu60"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareOptions(Choice):
-    """An experiment; where it runs does not matter here."""
+    """The experiment whose packs are made. --ranks and --device have no effect here."""
 
 
 def prepare(options: PrepareOptions) -> int:
-    """Make the demo's videos, if the experiment is the demo, and clip packs."""
+    """Make the clip packs of an experiment, and for the demo its videos first."""
     from trainer.data import open_sources
 
     experiment = experiment_of(options)

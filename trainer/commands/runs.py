@@ -1,4 +1,4 @@
-"""`python -m trainer runs`: the work directories of a folder as a table. Reads text files only, never a snapshot."""
+"""`python -m trainer runs`: prints a table of the work directories in a folder. Reads text files, never a snapshot."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,33 +12,33 @@ from rich.table import Table
 from kernels.program import UserError
 from trainer.report.past_run import find_runs
 
-WIDE = 150  # columns off a terminal, so that nothing is cut
+WIDE = 150  # columns when the output is not a terminal, so that nothing is cut off
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunsOptions:
-    """List runs: where they are, how good, and whether they go on: python -m trainer runs work_dirs"""
+    """List runs with their state, progress and best score: python -m trainer runs work_dirs"""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")] = Path("work_dirs")
-    """Folder with work directories in it, or in its folders."""
+    """Folder that contains work directories, itself or in its subfolders."""
 
 
 def runs(options: RunsOptions, console: Console | None = None) -> int:
-    """Print the table, the run that spoke last first. Raises UserError where there is none."""
-    found = sorted(find_runs(options.folder), key=lambda run: run.silent)
-    if not found:
+    """Print the table, with the run that wrote last at the top. Raises UserError if there is no run."""
+    past_runs = sorted(find_runs(options.folder), key=lambda run: run.silent)
+    if not past_runs:
         raise UserError(f"{options.folder} has no run in it: give the folder of your work directories")
     console = console or Console()
     if not console.is_terminal:
         console.width = WIDE
     table = Table(
-        "run", "experiment", "state", "epoch", "best", "at epoch", "metric", "last word", title=str(options.folder)
+        "run", "experiment", "state", "epoch", "best", "at epoch", "metric", "last write", title=str(options.folder)
     )
-    for run in found:
+    for run in past_runs:
         best = run.best()
         score, epoch = (f"{best[run.metric]:.4f}", str(best["epoch"])) if best else ("", "")
         progress = f"{run.epochs():.1f} of {run.num_epochs}"
-        words = (
+        cells = (
             escape(str(run.folder.relative_to(options.folder))),
             run.name,
             run.state(),
@@ -47,13 +47,13 @@ def runs(options: RunsOptions, console: Console | None = None) -> int:
             epoch,
             run.metric,
         )
-        table.add_row(*words, f"{span(run.silent)} ago")
+        table.add_row(*cells, f"{span(run.silent)} ago")
     console.print(table)
     return 0
 
 
 def span(seconds: float) -> str:
-    """As 40 s, 12 min, 5 h or 3 days."""
+    """A duration as text, such as 40 s, 12 min, 5 h or 3 days."""
     for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"

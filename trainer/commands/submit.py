@@ -1,7 +1,7 @@
-"""`python -m trainer submit`: MA-52's prediction.csv, zipped as Codabench takes it.
+"""`python -m trainer submit`: writes predictions for MA-52 to a zip file that Codabench accepts.
 
-Format (docs/sources.md, "MA-52"): a .zip that holds prediction.csv, not in a folder. Each line is a video: vid, the
-five best of 52 actions, the five best of 7 body parts.
+The zip contains prediction.csv, not in a folder. Each of its lines is a video: its name, the five best of 52 actions
+and the five best of 7 body parts (docs/sources.md, "MA-52").
 """
 
 import csv
@@ -27,18 +27,18 @@ MEMBER = "prediction.csv"
 class SubmitOptions:
     """Zip MA-52's predictions for Codabench: python -m trainer submit work_dirs/ma52/eval/scores.npz
 
-    The scores are those of the test videos: python -m trainer eval --exp ma52 --checkpoint FILE
+    First compute the scores of the test videos: python -m trainer eval --exp ma52 --checkpoint FILE
     --set data.val_annotations=data/ma52/MA-52_openpose_28kp/MA52_test.pkl
     """
 
     scores: tyro.conf.Positional[Path]
-    """scores.npz of an evaluation."""
+    """The scores.npz that `python -m trainer eval` wrote."""
     out: Annotated[Path, tyro.conf.arg(metavar="ZIP")] = Path("submission.zip")
     """File to write."""
 
 
 def submit(options: SubmitOptions) -> int:
-    """Write the zip, read it back, and say what is in it. Raises UserError for scores that cannot be submitted."""
+    """Write the zip, read it back, and print a summary. Raises UserError for scores that cannot be submitted."""
     names, action, body = read_scores(options.scores)
     lines = [
         [PurePosixPath(name).name, *map(int, a), *map(int, b)]
@@ -55,30 +55,40 @@ def submit(options: SubmitOptions) -> int:
 
 
 def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names [N], and fused scores of actions [N, 52] and body parts [N, 7]: the means of both streams, as published."""
+    """Names [N] of videos, and the scores of actions [N, 52] and body parts [N, 7], each the mean of both streams."""
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in ("name", "rgb", "pose", "rgb_coarse", "pose_coarse")}
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}): take scores.npz of an evaluation"
+            f"{path} cannot be read ({error.strerror or error}): give the scores.npz that python -m trainer eval wrote"
         ) from None
     except (EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged or cut short ({error}): evaluate again") from None
+        raise UserError(
+            f"{path} is damaged or incomplete ({error}): write it again with python -m trainer eval"
+        ) from None
     except (KeyError, ValueError):
-        raise UserError(f"{path} holds no fine and coarse scores of both streams: evaluate ma52 or ma52_pcan") from None
+        raise UserError(
+            f"{path} does not hold fine and coarse scores of both streams: give the scores.npz of ma52 or ma52_pcan"
+        ) from None
     action, body = (arrays[f"rgb{level}"] + arrays[f"pose{level}"] for level in ("", "_coarse"))
     if (action.shape[1], body.shape[1]) != tuple(CLASSES.values()):
-        raise UserError(f"{path} has {action.shape[1]} classes and {body.shape[1]} coarse ones, MA-52 has 52 and 7")
+        raise UserError(
+            f"{path} has {action.shape[1]} classes and {body.shape[1]} coarse classes, but MA-52 has 52 and 7: give "
+            "the scores.npz of ma52 or ma52_pcan"
+        )
     names = [str(name) for name in arrays["name"]]
-    twice = len(names) - len({PurePosixPath(name).name for name in names})
-    if twice:
-        raise UserError(f"{path} names {twice} videos twice: Codabench knows them by their file names alone")
+    num_duplicates = len(names) - len({PurePosixPath(name).name for name in names})
+    if num_duplicates:
+        raise UserError(
+            f"{path} names {num_duplicates} videos twice, and Codabench tells videos apart by file names, without "
+            "folders: evaluate the test videos alone, each once"
+        )
     return names, action / 2, body / 2
 
 
 def best(scores: np.ndarray) -> np.ndarray:
-    """The five best classes of each line, best first; of equals the lower number."""
+    """The five best classes [N, 5] of scores [N, K], best first. Of equal scores the lower class comes first."""
     return np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
 
 
@@ -90,15 +100,20 @@ def as_csv(lines: list[list]) -> str:
 
 
 def check(path: Path, count: int) -> None:
-    """Read a submission as its judges do. Raises UserError for one that they would refuse."""
+    """Read a submission as Codabench does. Raises UserError if it would be refused."""
     with zipfile.ZipFile(path) as archive:
         if archive.namelist() != [MEMBER]:
-            raise UserError(f"{path} holds {archive.namelist()}, not {MEMBER} alone")
+            raise UserError(
+                f"{path} must contain {MEMBER} alone, but contains {archive.namelist()}: zip that file alone"
+            )
         rows = list(csv.DictReader(io.StringIO(archive.read(MEMBER).decode())))
     if len(rows) != count or any(tuple(row) != COLUMNS for row in rows):
-        raise UserError(f"{path}: {MEMBER} has not {count} lines of {', '.join(COLUMNS)}")
+        raise UserError(f"{path}: {MEMBER} must have {count} lines with the columns {', '.join(COLUMNS)}")
     for row in rows:
         for level, classes in CLASSES.items():
-            chosen = [int(row[f"{level}_pred_{place}"]) for place in range(1, TOP + 1)]
-            if len(set(chosen)) != TOP or not all(0 <= number < classes for number in chosen):
-                raise UserError(f"{path}: video {row['vid']} has the {level} classes {chosen}")
+            guesses = [int(row[f"{level}_pred_{place}"]) for place in range(1, TOP + 1)]
+            if len(set(guesses)) != TOP or not all(0 <= number < classes for number in guesses):
+                raise UserError(
+                    f"{path}: video {row['vid']} has the {level} classes {guesses}, which must be {TOP} different "
+                    f"numbers from 0 to {classes - 1}"
+                )

@@ -1,4 +1,4 @@
-"""`python -m trainer --exp NAME`: training, in this process or in as many as there are GPUs."""
+"""`python -m trainer --exp NAME`: trains an experiment, with one process for each GPU."""
 
 import re
 from dataclasses import dataclass
@@ -12,49 +12,50 @@ from kernels.program import UserError
 from trainer.commands.list import list_experiments
 from trainer.settings import Choice, check_division, check_source, experiment_of
 
-# tyro joins lines that are not indented.
+# The lines are indented because tyro would join them otherwise.
 DESCRIPTION = """Train an experiment:
   python -m trainer --exp demo
   python -m trainer --exp ntu60 --set optim.lr=0.004 --resume
  Other commands, each with --help:
   prepare  make clip packs before training   eval     score a checkpoint
   predict  name the actions in videos        export   write ONNX, pt2 or safetensors
-  runs     list runs and how they are        compare  draw runs over each other
-  doctor   look over this machine            view     draw a clip as the networks see it
+  runs     list runs and their state         compare  draw runs in one picture
+  doctor   check this machine                view     draw a clip as the networks see it
   submit   zip MA-52's predictions"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options(Choice):
-    """What a training is told, apart from its experiment."""
+    """The options of training that do not belong to an experiment."""
 
     work_dir: Path | None = None
-    """Folder of the run: snapshots, logs, pictures. Default: work_dirs/NAME."""
+    """Folder for snapshots, logs and pictures of the run. Default: work_dirs/NAME."""
     resume: bool = False
-    """Go on from the newest whole snapshot of the work dir, if there is one."""
+    """Continue from the newest intact snapshot in the work directory, if there is one."""
     max_steps: int | None = None
-    """Stop, with a snapshot, when the run has done this many steps in all."""
+    """Save a snapshot and stop when the run has done this many steps in all."""
     init: Path | None = None
-    """Weights to start from, published or native; heads of other classes start afresh."""
+    """Weights to start from, published or native. Heads for other classes start with random weights."""
     max_restarts: int = 0
-    """When a process fails, start all again from the newest snapshot, so many times at most."""
+    """When a process fails, restart all from the newest snapshot, at most this many times."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None
-    """Trace these steps: a torch trace in the work dir, or Nsight's capture range (benchmarks/nsys.sh)."""
+    """Profile these steps: writes a torch trace to the work directory, or marks them for Nsight Systems
+    (benchmarks/nsys.sh)."""
     list: bool = False
-    """Show the experiments and exit."""
+    """Print the experiments and exit."""
 
 
 def train(options: Options, arguments: list[str]) -> int:
-    """Train, in this process or in as many as there are GPUs; with --list show the experiments."""
+    """Train with one process for each GPU, or print the experiments with --list. Returns the exit code."""
     if options.list:
         list_experiments(Console())
         return 0
     for flag, count in (("--max-steps", options.max_steps), ("--max-restarts", options.max_restarts)):
         if (count or 0) < 0:
-            raise UserError(f"{flag} {count}: it cannot be negative")
+            raise UserError(f"{flag} {count}: the number cannot be negative; leave the flag out, or give 0 or more")
     experiment = experiment_of(options)
     profile = steps_of(options.profile) if options.profile else None
-    # torch is imported from here on: help, --list and wrong settings need none.
+    # torch is imported only here, because help, --list and mistakes in settings do not need it.
     from models.weights.layouts import read_weights
     from trainer.runtime.cuda_graph import check_replay
     from trainer.runtime.ranks import device_of, launch, restarted, started_by_launcher, world_size_of
@@ -67,7 +68,7 @@ def train(options: Options, arguments: list[str]) -> int:
     if experiment.cuda_graph:
         check_replay(device, world_size)
     if options.init is not None:
-        read_weights(options.init)  # a wrong file is told now, not after hours of preparation
+        read_weights(options.init)  # a wrong file is reported now, not after hours of preparation
     if not started_by_launcher() and (world_size > 1 or options.max_restarts):
         return launch(world_size, arguments, options.max_restarts)
     return train_here(
@@ -82,9 +83,9 @@ def train(options: Options, arguments: list[str]) -> int:
 
 
 def steps_of(text: str) -> tuple[int, int]:
-    """(10, 20) of `steps=10..20`, first and last step from 1; raises UserError for anything else."""
+    """The first and the last step, counted from 1: (10, 20) for `steps=10..20`. Raises UserError for other texts."""
     match = re.fullmatch(r"steps=(\d+)\.\.(\d+)", text)
     first, last = (int(number) for number in match.groups()) if match else (0, 0)
     if not 1 <= first <= last:
-        raise UserError(f"--profile {text}: write it as --profile steps=10..20, the first step is 1")
+        raise UserError(f"--profile {text}: write it as --profile steps=10..20, where steps count from 1")
     return first, last

@@ -1,4 +1,4 @@
-"""`python -m trainer view`: one clip as training and validation see it, with its skeleton and heatmaps drawn on it."""
+"""`python -m trainer view`: draws one clip as training and validation see it, with its skeleton and heatmaps."""
 
 import tempfile
 from collections.abc import Sequence
@@ -28,17 +28,17 @@ class ViewOptions(Choice):
     """Draw one clip as the networks see it: python -m trainer view --exp ntu60 --index 7 --out clip.png"""
 
     index: int | None = None
-    """The clip's place in the annotation file, from 0."""
+    """Position of the clip in the annotation file, from 0."""
     clip: str | None = None
-    """The clip's name in the annotation file, in place of --index."""
+    """Name of the clip in the annotation file, instead of --index."""
     epoch: int = 0
-    """Training's frames, crop and flip are those of this epoch."""
+    """Show the frames, the crop and the flip that training draws in this epoch."""
     out: Path = Path("clip.png")
-    """The picture to write."""
+    """File of the picture (PNG)."""
 
 
 def view(options: ViewOptions) -> int:
-    """Draw the clip; its pack is made anew, so nothing but its video need be there."""
+    """Draw the clip. Packs its video into a temporary folder, so the experiment's own packs need not exist."""
     experiment = experiment_of(options)
     table, row = find_clip(open_tables(experiment), options)
     with tempfile.TemporaryDirectory() as folder:
@@ -58,24 +58,24 @@ def view(options: ViewOptions) -> int:
 
 
 def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTable, int]:
-    """The clip that is asked for: by place in the training file, or by name in either file."""
+    """The table and row of the clip: --index counts in the training file, --clip is looked up in both files."""
     if options.clip is None:
         table, index = tables[0], options.index or 0
         if not 0 <= index < len(table):
             raise UserError(f"--index {index}: the annotation file has the clips 0 to {len(table) - 1}")
         return table, index
     for table in tables:
-        found = np.flatnonzero(table.names == options.clip)
-        if len(found):
-            return table, int(found[0])
+        rows = np.flatnonzero(table.names == options.clip)
+        if len(rows):
+            return table, int(rows[0])
     raise UserError(f"there is no clip {options.clip}; the annotation file begins with {tables[0].names[0]}")
 
 
 def pack_clip(experiment: Experiment, table: ClipTable, row: int, folder: Path) -> Source:
-    """A pack of one clip, with the bytes that it has in the experiment's own pack."""
+    """Make a pack of one clip in `folder`. Its bytes are the same as in the experiment's own pack."""
     settings, quiet = PackSettings.of(experiment.clip), Console(quiet=True)
     one = only_clip(table, row)
     pack = prepare(one, Path(experiment.data.videos), folder, settings, workers=1, max_bad=1, console=quiet)
     if pack.bad:
-        raise UserError(f"there is nothing to see of {table.names[row]}: {pack.bad[str(table.names[row])]}")
+        raise UserError(f"{table.names[row]} cannot be drawn: {pack.bad[str(table.names[row])]}")
     return Source(table, PackFrames(table, pack))

@@ -1,1 +1,1 @@
-"""What a run writes about itself: log, records, TensorBoard, the terminal."""
+"""The output of a run: log, records, TensorBoard, and lines on the terminal."""

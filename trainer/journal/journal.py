@@ -1,4 +1,4 @@
-"""What a run tells: train.log in mmengine's format, metrics.jsonl, TensorBoard events, a progress bar or lines."""
+"""Journal: writes train.log in mmengine's format, metrics.jsonl, TensorBoard events, and a progress bar or lines."""
 
 import contextlib
 import json
@@ -24,11 +24,11 @@ TENSORBOARD = "tensorboard"
 
 
 class Journal:
-    """Writes what happens to `work_dir` and to the console; on ranks other than 0 every method does nothing.
+    """Records the events of a run in `work_dir` and on the console. On ranks other than 0 the methods write nothing.
 
-    Epochs count from 1, and steps and clips are those done, as in the log. TensorBoard and Weights & Biases get the
-    number of clips since the start of the run, so that their curves stay single-valued under any batch size.
-    A disk that takes no more lines is told once on the console and does not stop the run.
+    Epochs are counted from 1, and steps and clips are those that are done. The x axis in TensorBoard and Weights &
+    Biases is the number of clips since the start of the run, so that curves stay comparable when the batch size
+    changes. If the disk is full, this is reported once on the console, and the run goes on.
     """
 
     def __init__(self, work_dir: Path, rank: int = 0, console: Console | None = None) -> None:
@@ -38,7 +38,7 @@ class Journal:
             return
         self._work_dir = work_dir
         self._console = console or Console()
-        self._complained = False
+        self._has_warned = False
         self._num_epochs = 0
         with self._writable():
             work_dir.mkdir(parents=True, exist_ok=True)
@@ -49,30 +49,34 @@ class Journal:
         self._progress: Progress | None = None
 
     def say(self, text: str) -> None:
-        """One line of plain words, to console and log."""
+        """Write one line of text to the console and the log."""
         if self.active:
             self._write(text)
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """Closes at the end; what ended the run by force is the log's last line, for `runs` to read."""
+        """A context that closes the journal at its end.
+
+        If an exception ended the run, its reason becomes the last line of the log, where `trainer runs` reads it.
+        """
         try:
             yield
         except BaseException as error:
             if self.active:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                interrupted = isinstance(error, KeyboardInterrupt)  # past the preparation signals are remembered
-                text = "stopped: while its data were made ready" if interrupted else f"failed: {reason}"
-                self._write(text, on_console=False)  # there the command line says it
+                # KeyboardInterrupt is raised only while the data are prepared; later, Interrupt handles the signals.
+                interrupted = isinstance(error, KeyboardInterrupt)
+                text = "stopped: while its data were prepared" if interrupted else f"failed: {reason}"
+                self._write(text, on_console=False)  # the command line prints the error on the console
             raise
         finally:
             self.close()
 
     def continue_from(self, cursor: Cursor, batch_size: int) -> None:
-        """The run goes on at `cursor`: its records so far stay, and those that it will write again are dropped.
+        """Prepare metrics.jsonl for a run that continues at `cursor`: drop the records that it will write again.
 
-        `batch_size` is that of the run which wrote them. Where a snapshot was brought here without the records of its
-        run, its validations are written.
+        `batch_size` is that of the run which wrote the records. If there are no records, because the snapshot was
+        copied here without them, the validations that the snapshot holds are written.
         """
         if not self.active:
             return
@@ -93,7 +97,7 @@ class Journal:
                 self._record("val", end, values)
 
     def start_epoch(self, cursor: Cursor, num_epochs: int) -> None:
-        """Training of the cursor's epoch begins or goes on: clock and bar start here."""
+        """Start the clock and the progress bar for the cursor's epoch, at its beginning or after a resume within it."""
         self.clock.start()
         if self.active:
             self._num_epochs = num_epochs
@@ -101,19 +105,22 @@ class Journal:
             self._show(f"epoch {cursor.epoch + 1}/{num_epochs}", cursor.step, cursor.num_steps)
 
     def step(self, num_clips: int, waited: float) -> None:
-        """Count one step of `num_clips` clips (all ranks'), of which the host waited `waited` seconds for data."""
+        """Count one step of `num_clips` clips on all ranks together. The host waited `waited` seconds for the data."""
         self.clock.tick(num_clips, waited)
         if self.active:
             note = f"{self.clock.clips_per_second:.1f} clips/s  waiting for data {self.clock.data_share:.0%}"
             self._advance(1, note)
 
     def train(self, cursor: Cursor, values: Mapping[str, float]) -> None:
-        """The line of every log_every steps: `values` (lr, loss, loss terms, grad_norm) and what the clock says."""
+        """Write the line and the record of a training log, every log_every steps.
+
+        `values` are lr, loss, loss terms and grad_norm; times and speed come from the clock.
+        """
         if not self.active:
             return
         clock, num_steps = self.clock, cursor.num_steps
-        left = self._num_epochs * num_steps - cursor.total_steps
-        eta = str(timedelta(seconds=int(left * clock.seconds_per_step)))
+        remaining_steps = self._num_epochs * num_steps - cursor.total_steps
+        eta = str(timedelta(seconds=int(remaining_steps * clock.seconds_per_step)))
         timing: dict[str, float] = {"time": clock.seconds_per_step, "data_time": clock.waited_per_step}
         if torch.cuda.is_initialized():
             timing["memory"] = torch.cuda.max_memory_allocated() >> 20
@@ -129,13 +136,13 @@ class Journal:
         if self.active:
             self._show(f"validation {epoch}", 0, num_clips)
 
-    def validated(self, num_clips: int) -> None:
-        """Move the bar of a validation on by `num_clips` clips."""
+    def advance_validation(self, num_clips: int) -> None:
+        """Advance the progress bar of a validation by `num_clips` clips."""
         if self.active:
             self._advance(num_clips, "")
 
     def validation(self, cursor: Cursor, num_clips: int, metrics: Mapping[str, float]) -> None:
-        """The line of a validation at the end of the cursor's epoch, of `num_clips` clips, each counted once."""
+        """Write the line and the record of the validation after the cursor's epoch, which scored `num_clips` clips."""
         if not self.active:
             return
         self._hide()
@@ -165,13 +172,13 @@ class Journal:
             self._log.append(stamped)
 
     def _record(self, kind: Literal["train", "val"], cursor: Cursor, values: Mapping[str, float]) -> None:
-        """Write `values` to metrics.jsonl, TensorBoard and Weights & Biases; lines.read_metrics has the fields."""
-        place = {"epoch": cursor.epoch + 1, "step": cursor.step, "clips": cursor.clips}
+        """Write `values` to metrics.jsonl (fields: see lines.read_metrics), TensorBoard and Weights & Biases."""
+        position = {"epoch": cursor.epoch + 1, "step": cursor.step, "clips": cursor.clips}
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         titled = {f"train/{name}" if kind == "train" else name: value for name, value in numbers.items()}
         with self._tolerated():
-            self._metrics.append(json.dumps({"kind": kind, **place, "epoch_clips": cursor.epoch_clips, **finite}))
+            self._metrics.append(json.dumps({"kind": kind, **position, "epoch_clips": cursor.epoch_clips, **finite}))
             if self._tensorboard is not None:
                 for name, value in titled.items():
                     self._tensorboard.add_scalar(name, value, cursor.total_clips)
@@ -196,20 +203,20 @@ class Journal:
         try:
             yield
         except OSError as error:
-            if not self._complained:
-                self._complained = True
+            if not self._has_warned:
+                self._has_warned = True
                 self._print(f"the log cannot be written ({error.strerror}): training goes on without it")
 
     def _open_tensorboard(self, cursor: Cursor) -> None:
         if self._tensorboard is None:
-            from torch.utils.tensorboard.writer import SummaryWriter  # a second of imports that only rank 0 needs
+            from torch.utils.tensorboard.writer import SummaryWriter  # takes a second to import; only rank 0 needs it
 
             with self._tolerated():
                 folder = str(self._work_dir / TENSORBOARD)
                 self._tensorboard = SummaryWriter(folder, purge_step=cursor.total_clips + 1, flush_secs=30)
 
     def _show(self, title: str, done: int, total: int) -> None:
-        """A bar at the bottom of a terminal; elsewhere the lines alone tell how far the run is."""
+        """Show a progress bar on a terminal. Elsewhere there is none, as the logged lines show the progress."""
         self._hide()
         if self._console.is_terminal:
             columns = (
@@ -234,7 +241,9 @@ class Journal:
 
 
 def _pairs(values: Mapping[str, float]) -> list[str]:
-    """name: value as mmengine prints it: learning rates as 1.2000e-02, counts whole, the rest with four digits."""
+    """`name: value` as mmengine prints it: learning rates as 1.2000e-02, integers as such, the rest with four
+    decimals.
+    """
     formats = {
         name: ".4e" if name.endswith("lr") else "d" if isinstance(value, int) else ".4f"
         for name, value in values.items()
@@ -243,15 +252,16 @@ def _pairs(values: Mapping[str, float]) -> list[str]:
 
 
 class Clock:
-    """Seconds, clips and waiting of the last 100 steps; the first step of a process (compilation) does not count."""
+    """Measures the speed of the last 100 steps. A process's first step is left out, as it includes compilation."""
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, float, int]] = deque(maxlen=100)  # seconds, of them waiting, clips
+        # For each step: its seconds, how many of them the host waited for data, and its clips.
+        self._steps: deque[tuple[float, float, int]] = deque(maxlen=100)
         self._last = time.perf_counter()
         self._warm = False
 
     def start(self) -> None:
-        """Time since the last step (a validation, say) is nobody's."""
+        """Start timing the next step now. The time since the last one, perhaps of a validation, counts for no step."""
         self._last = time.perf_counter()
 
     def tick(self, num_clips: int, waited: float) -> None:
@@ -276,7 +286,7 @@ class Clock:
 
     @property
     def data_share(self) -> float:
-        """Share of the time that the host spent waiting for data, 0 to 1."""
+        """Share of the time, from 0 to 1, that the host spent waiting for data."""
         return min(self._sum(1) / max(self._sum(0), 1e-9), 1.0)
 
     def _sum(self, column: int) -> float:

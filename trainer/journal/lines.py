@@ -1,4 +1,4 @@
-"""Text files that grow by whole lines and survive kills and full disks: train.log and metrics.jsonl."""
+"""Text files to which whole lines are appended, and which survive kills and full disks: train.log, metrics.jsonl."""
 
 import contextlib
 import errno
@@ -12,10 +12,10 @@ LOG, METRICS = "train.log", "metrics.jsonl"  # files in the folder of a run
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in order; a line that is not whole (kill, full disk) is passed over.
+    """The records of a metrics.jsonl, in order. Incomplete lines, left by a kill or a full disk, are skipped.
 
-    Each has kind ("train" or "val"), epoch (from 1), step and clips (done in the epoch), epoch_clips (of a whole epoch)
-    and the numbers of that moment; None stands for NaN and infinity. Records of older versions have no clips.
+    Each record has kind ("train" or "val"), epoch (from 1), step and clips (done in that epoch), epoch_clips (in a
+    whole epoch), and the metrics, in which None stands for NaN and infinity. Records of older versions have no clips.
     """
     records = []
     for line in path.read_bytes().split(b"\n"):
@@ -27,22 +27,24 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def epochs_of(records: Sequence[dict[str, Any]]) -> list[float]:
-    """How far the run was at each record, in epochs since its start; the same for every batch size.
+    """The position of each record in epochs since the start of the run, which does not depend on the batch size.
 
-    Older records count steps alone. The largest step among them is taken for the last one of an epoch.
+    Records of older versions count only steps. The largest step among these is assumed to be the last of an epoch.
     """
-    most = max((record["step"] for record in records if "clips" not in record), default=1)
-    return [
-        record["epoch"] - 1 + (record["clips"] / record["epoch_clips"] if "clips" in record else record["step"] / most)
-        for record in records
-    ]
+    last_step = max((record["step"] for record in records if "clips" not in record), default=1)
+
+    def share_of_epoch(record: dict[str, Any]) -> float:
+        return record["clips"] / record["epoch_clips"] if "clips" in record else record["step"] / last_step
+
+    return [record["epoch"] - 1 + share_of_epoch(record) for record in records]
 
 
 def keep_until(path: Path, epoch: int, clips: int, *, batch_size: int, epoch_clips: int) -> None:
-    """Keep those records of `path` that a run does not write again when it goes on after `clips` clips of `epoch`.
+    """Remove the records from `path` that a run will write again when it continues after `clips` clips of `epoch`.
 
-    epoch counts from 1. The validation of an epoch belongs to the run once the next epoch is reached. Torn lines go.
-    Older records, which count steps alone, get their clips: `batch_size` for a step, `epoch_clips` for an epoch.
+    epoch counts from 1. The validation of an epoch is kept once the next epoch has begun. Incomplete lines are
+    removed. Records of older versions, which count only steps, get their clips: `batch_size` for each step, and at
+    most `epoch_clips`.
     """
     if not path.exists():
         return
@@ -67,21 +69,22 @@ def keep_until(path: Path, epoch: int, clips: int, *, batch_size: int, epoch_cli
 
 
 class Lines:
-    """A text file that grows by whole lines: each goes out in one write, and one that does not fit is taken back."""
+    """A text file to which whole lines are appended. A line that does not fit on the disk is removed completely."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115
-        size = self._file.seek(0, os.SEEK_END)  # a kill may have left half a line: the next one starts anew
-        if size:
+        size = self._file.seek(0, os.SEEK_END)
+        if size:  # a kill may have left an incomplete line: end it, so that the next one starts on its own
             self._file.seek(-1, os.SEEK_END)
             if self._file.read(1) != b"\n":
                 self._file.write(b"\n")
 
     def size(self) -> int:
-        """Bytes so far."""
+        """Size of the file in bytes."""
         return self._file.seek(0, os.SEEK_END)
 
     def append(self, line: str) -> None:
+        """Append a line in one write. Raises OSError if the disk refuses it; the file is then as before."""
         start = self._file.seek(0, os.SEEK_END)
         data = line.encode() + b"\n"
         try:

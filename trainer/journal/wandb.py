@@ -1,4 +1,4 @@
-"""Weights & Biases beside TensorBoard: `--set wandb=true`, extra `wandb`. WANDB_MODE=offline needs no account."""
+"""Logging to Weights & Biases, with `--set wandb=true` and the extra `wandb`. WANDB_MODE=offline needs no account."""
 
 import importlib
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from trainer.config import Experiment
 
 
 class WandbLog:
-    """One session of a training as a run of project `duet`; a run that is resumed is a new one in the same group.
+    """Logs one session of training as a run of the project `duet`. Each resume is a new run in the same group.
 
-    Raises UserError without the package, and where it does not start.
+    Raises UserError if the package is not installed, or if it does not start.
     """
 
     def __init__(self, experiment: Experiment, work_dir: Path) -> None:
@@ -31,11 +31,12 @@ class WandbLog:
                 settings=wandb.Settings(console="off"),
             )
         except wandb.Error as error:
-            raise UserError(f"wandb does not start ({error}): `wandb login`, or set WANDB_MODE=offline") from None
-        self._run.define_metric("*", step_metric="clips")  # wandb's own steps cannot go back, a run can
+            raise UserError(f"wandb does not start ({error}): run `wandb login`, or set WANDB_MODE=offline") from None
+        # wandb's own steps can only increase, but a run may go back to an earlier snapshot.
+        self._run.define_metric("*", step_metric="clips")
 
     def log(self, values: Mapping[str, float], clips: int) -> None:
-        """Log `values` after `clips` clips of training since the start of the run."""
+        """Log `values` at `clips` clips since the start of the run."""
         self._run.log({**values, "clips": clips})
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Pictures of a run: curves, confusion, clips."""
+"""Pictures of runs: curves, confusion matrices and clips."""

@@ -1,4 +1,4 @@
-"""One clip as the networks see it, drawn: frames with joints above the heatmaps of the same moments."""
+"""Draws one clip as the networks see it: frames with joints, and below them the heatmaps of the same moments."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from pipelines.skeleton import Skeleton
 from pipelines.view import ClipView
 
-MOMENTS, SIDE, DPI = 4, 2.24, 100  # pictures of each side, inches of one, pixels an inch
-TOP, ROOM = 0.75, 0.25  # inches for the title, and for the label of a picture
-LEFT, RIGHT, MIDDLE = "#4cc9f0", "#ff8fab", "#ffffff"  # colour of the person's left, right and axis
-JOINT = np.array([255, 214, 10]) / 255  # colour of a heatmap of 1
+MOMENTS, SIDE, DPI = 4, 2.24, 100  # moments of a view, side of a picture in inches, pixels per inch
+TOP, ROOM = 0.75, 0.25  # inches for the title of the figure, and for that of a picture
+LEFT, RIGHT, MIDDLE = "#4cc9f0", "#ff8fab", "#ffffff"  # colours of the left and right side of a person, and the middle
+JOINT = np.array([255, 214, 10]) / 255  # colour of the heatmap value 1
 
 
 def draw_views(views: Sequence[ClipView], names: Sequence[str], title: str, skeleton: Skeleton) -> Figure:
-    """Views side by side, four moments each: frames with the skeleton of the same frame number, and below them the
-    heatmaps of the nearest sampled pose frame over the dimmed frames.
+    """Draw views side by side, with four moments each. The upper row shows frames with their skeletons; the lower row
+    shows the same frames dimmed, with the heatmap of the nearest sampled pose frame on top.
     """
     columns, cell = MOMENTS * len(views), (SIDE, SIDE + ROOM)
     size = (columns * cell[0], TOP + 2 * cell[1])
@@ -38,7 +38,7 @@ def draw_views(views: Sequence[ClipView], names: Sequence[str], title: str, skel
 
 
 def _moments(frames: int) -> list[int]:
-    """Places of up to four frames, spread over the clip."""
+    """Positions of up to four frames, spread evenly over the clip's `frames` frames."""
     count = min(MOMENTS, frames)
     return [int((i + 0.5) * frames / count) for i in range(count)]
 
@@ -51,7 +51,7 @@ def _frame_axes(axes: Axes, side: int) -> None:
 
 
 def _show(axes: Axes, picture: np.ndarray, side: int) -> None:
-    """A square picture as large as `side` pixels of the frames; pixel i covers [i, i + 1), as in the pipelines."""
+    """Draw a square picture over `side` pixels of the frames. Pixel i covers [i, i + 1), as in the pipelines."""
     axes.imshow(picture, extent=(0, side, side, 0), interpolation="nearest", aspect="auto")
 
 
@@ -65,8 +65,8 @@ def _draw_frame(axes: Axes, view: ClipView, moment: int, skeleton: Skeleton) -> 
             if (ends[:, 2] > 0).all():
                 side = LEFT if left.issuperset(limb) else RIGHT if right.issuperset(limb) else MIDDLE
                 axes.plot(ends[:, 0], ends[:, 1], color=side, linewidth=1.3)
-        seen = person[person[:, 2] > 0]
-        axes.plot(seen[:, 0], seen[:, 1], ".", color=MIDDLE, markersize=3, markeredgewidth=0)
+        visible = person[person[:, 2] > 0]
+        axes.plot(visible[:, 0], visible[:, 1], ".", color=MIDDLE, markersize=3, markeredgewidth=0)
 
 
 def _draw_heatmap(axes: Axes, view: ClipView, moment: int, _: Skeleton) -> None:
@@ -77,6 +77,6 @@ def _draw_heatmap(axes: Axes, view: ClipView, moment: int, _: Skeleton) -> None:
     joints = view.heatmap[at].max(axis=0).clip(0, 1)[..., None]
     _show(axes, np.concatenate([np.broadcast_to(JOINT, (*joints.shape[:2], 3)), joints], axis=-1), side)
     axes.set_title(f"heatmap of frame {view.pose_frames[at]} over {frame}", fontsize=8, pad=2, loc="left")
-    seen = view.pose_joints[at].reshape(-1, 3)
-    seen = seen[seen[:, 2] > 0]
-    axes.plot(seen[:, 0], seen[:, 1], ".", color="#e63946", markersize=3.5, markeredgewidth=0)
+    people_joints = view.pose_joints[at].reshape(-1, 3)
+    visible = people_joints[people_joints[:, 2] > 0]
+    axes.plot(visible[:, 0], visible[:, 1], ".", color="#e63946", markersize=3.5, markeredgewidth=0)

@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix: shares of each true class, groups side by side, the worst pairs in words."""
+"""Draws a confusion matrix, with the classes of a group side by side and a list of the most confused pairs."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-MOST_NUMBERED = 20  # classes; cells of larger matrices have no room for a number
-NUM_PAIRS = 10  # named beside the matrix
+MOST_NUMBERED = 20  # with more classes the cells are too small for numbers
+NUM_PAIRS = 10  # confused pairs that are listed beside the matrix
 
 
 def draw_confusion(counts: np.ndarray, class_names: Sequence[str] = (), groups: Sequence[int] = ()) -> Figure:
-    """counts [K, K] (row true, column predicted), K names (none: numbers), the coarse class of each class (or none).
+    """Draw the counts [K, K], whose rows are true classes and whose columns are predicted ones.
 
-    Classes stand in the order of their groups, with a line between two groups.
+    class_names are K names; if empty, the classes are numbered. groups are the coarse classes of the K classes; if not
+    empty, classes are sorted by group, with lines between the groups.
     """
     num_classes = len(counts)
     names = list(class_names) or [str(i) for i in range(num_classes)]
@@ -32,7 +33,7 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str] = (), groups: 
 
 def _draw_matrix(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
     share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    # The square root lets rare confusions be seen.
+    # Colours follow the square root of the share, so that rare confusions are visible.
     axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
     size = float(np.clip(220 / len(names), 5, 9))
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
@@ -56,7 +57,7 @@ def _draw_groups(axes: Axes, groups: np.ndarray) -> None:
 
 
 def _draw_pairs(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
-    """The largest cells off the diagonal, in words."""
+    """List the largest cells off the diagonal in words."""
     axes.axis("off")
     wrong = counts - np.diag(counts.diagonal())
     largest = np.argsort(-wrong, axis=None, kind="stable")[:NUM_PAIRS]
@@ -66,6 +67,6 @@ def _draw_pairs(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
         for true, guess in cells
         if wrong[true, guess] > 0
     ]
-    title = "most often confused" if lines else "nothing confused"
+    title = "most often confused" if lines else "no confusions"
     axes.set_title(title, fontsize=10, loc="left")
     axes.text(0, 1, "\n\n".join(lines), va="top", fontsize=8.5, linespacing=1.1, transform=axes.transAxes)

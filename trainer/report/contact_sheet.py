@@ -1,4 +1,4 @@
-"""A sheet of clips as the network sees them: RGB frames, and below each the joint heatmaps of the same moment."""
+"""Draws a sheet of clips as the network sees them: RGB frames, and below each the joint heatmaps of that moment."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +12,19 @@ from torch import Tensor
 from pipelines.batch import Batch
 from trainer.report.curves import write_png
 
-SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # pixels, and pixels per inch
+SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # in pixels; DPI in pixels per inch
 NUM_CLIPS, NUM_FRAMES = 6, 8
-JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of a heatmap of 1
+JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1
 
 
 def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: str = "clip") -> Path:
-    """Write a PNG of up to six clips of `batch`, up to eight moments each.
+    """Write a PNG of up to six clips of `batch`, with up to eight moments each, and return its path.
 
-    `labels` name the fine classes, `what` says what a row of the batch is.
+    `labels` are the names of the fine classes. `what` is the word for a row of the batch in the titles.
 
-    Upper strip RGB, lower strip the maximum over all heatmap channels over the dimmed frame. Both streams sample the
-    clip on their own, so a heatmap may be a few frames away from its picture; a box or a flip that differs is seen.
+    The upper strip of a clip shows RGB frames; the lower one shows them dimmed, with the maximum over all heatmap
+    channels on top. The streams may sample the clip independently, so a heatmap can be a few frames away from its
+    picture, but a difference in box or flip is easy to see.
     """
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
     strips = _strips(batch.rgb[clips].cpu(), batch.heatmap[clips].cpu())  # [n, 2, H, W, 3]
@@ -48,7 +49,9 @@ def title_of(batch: Batch, clip: int, labels: Sequence[str], what: str) -> str:
 
 
 def _strips(rgb: Tensor, heatmap: Tensor) -> Tensor:
-    """rgb [n, T, H, W, 3] uint8 and heatmap [n, T', C, H', W'] -> [n, 2, SIDE, width, 3] uint8."""
+    """The two strips of each clip: rgb [n, T, H, W, 3] uint8, heatmap [n, T', C, H', W'] -> [n, 2, SIDE, width, 3]
+    uint8.
+    """
     moments = (torch.arange(min(NUM_FRAMES, rgb.shape[1])) + 0.5) / min(NUM_FRAMES, rgb.shape[1])
     frames = _resized(rgb[:, (moments * rgb.shape[1]).long()].permute(0, 1, 4, 2, 3).float())
     joints = _resized(heatmap[:, (moments * heatmap.shape[1]).long()].float().amax(dim=2, keepdim=True)).clamp(0, 1)
@@ -60,7 +63,7 @@ def _strips(rgb: Tensor, heatmap: Tensor) -> Tensor:
 
 
 def _resized(frames: Tensor) -> Tensor:
-    """[n, t, c, H, W] -> [n, t, c, SIDE, SIDE]."""
+    """Resize frames [n, t, c, H, W] to [n, t, c, SIDE, SIDE]."""
     size = (SIDE, SIDE)
     resized = F.interpolate(frames.flatten(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
     return resized.unflatten(0, frames.shape[:2])

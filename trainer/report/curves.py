@@ -1,4 +1,4 @@
-"""Pictures of a finished run, from its numbers alone: curves.png and confusion.png."""
+"""Draws the curves of one or several runs from their records, and writes curves.png and confusion.png."""
 
 import os
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
 
 RGB, POSE, BOTH, GREY = "#c8553d", "#2a6f97", "#222222", "#888888"
-MOST_POINTS = 200  # of a line; a longer course is shown as the means of as many stretches
+MOST_POINTS = 200  # in a line; longer series are divided into so many stretches, and their means are drawn
 Records = Sequence[dict[str, Any]]
 
 
 def write_report(
     work_dir: Path, counts: Tensor | None = None, class_names: Sequence[str] = (), groups: Sequence[int] = ()
 ) -> list[Path]:
-    """Draw `work_dir`/curves.png from its metrics.jsonl and, given `counts`, confusion.png; returns what it wrote.
+    """Write `work_dir`/curves.png from its metrics.jsonl and, with `counts`, confusion.png. Returns their paths.
 
-    counts [K, K]: row the true class, column the predicted one (metrics.confusion_matrix); class_names: K names, or
-    none; groups: the coarse class of each class, or none. The same input gives the same bytes.
+    counts [K, K] come from metrics.confusion_matrix. class_names are K names, or empty. groups are the coarse classes
+    of the K classes, or empty. The same input always gives the same bytes.
     """
     pictures = {"curves.png": draw_curves(read_metrics(work_dir / METRICS))}
     if counts is not None:
@@ -35,7 +35,7 @@ def write_report(
 
 
 def write_png(figure: Figure, path: Path) -> Path:
-    """The figure as a PNG file, wholly or not at all."""
+    """Write the figure as a PNG file, which appears at `path` only when it is complete. Returns the path."""
     tmp = path.with_name(path.name + ".tmp")
     FigureCanvasAgg(figure).print_png(tmp, metadata={"Software": None})
     os.replace(tmp, path)
@@ -43,12 +43,12 @@ def write_png(figure: Figure, path: Path) -> Path:
 
 
 def draw_curves(records: Records) -> Figure:
-    """Losses, accuracies, learning rate, gradient norm and speed of a run over its epochs."""
+    """Draw losses, accuracies, learning rate, gradient norm and speed of a run over its epochs."""
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=(5, 3))
-    placed = with_epochs(records)
-    train = [record for record in placed if record["kind"] == "train"]
-    val = [record for record in placed if record["kind"] == "val"]
+    records = with_epochs(records)
+    train = [record for record in records if record["kind"] == "train"]
+    val = [record for record in records if record["kind"] == "val"]
     _draw_losses(figure.add_subplot(grid[0, :3]), train)
     _draw_accuracies(figure.add_subplot(grid[0, 3:]), train, val)
     small = (("lr", "learning rate"), ("grad_norm", "gradient norm before clipping"), ("clips_per_second", "clips/s"))
@@ -62,7 +62,7 @@ def draw_curves(records: Records) -> Figure:
 
 
 def with_epochs(records: Records) -> Records:
-    """The records with `epochs`, the place of each on the x axis: epochs since the start of the run."""
+    """The records, each with `epochs`: its position on the x axis, in epochs since the start of the run."""
     return [record | {"epochs": epochs} for record, epochs in zip(records, epochs_of(records), strict=True)]
 
 
@@ -71,7 +71,7 @@ def _draw_losses(axes: Axes, train: Records) -> None:
     for name in names:
         width = 2.2 if name == "loss" else 1.4
         _line(axes, train, name, label=name, linewidth=width, **_look(name))
-    _finish(axes, "training loss: terms as weighted, and their sum")
+    _finish(axes, "training loss: weighted terms, and their sum")
     axes.set_ylim(bottom=0)
 
 
@@ -92,7 +92,7 @@ def _draw_accuracies(axes: Axes, train: Records, val: Records) -> None:
 
 
 def _look(name: str) -> dict[str, Any]:
-    """Colour says which stream, a broken line says coarse."""
+    """Style of a line: the colour shows the stream, and coarse classes have a dashed line."""
     color = BOTH if name == "loss" or "RGBPose" in name else RGB if "rgb" in name else POSE if "pose" in name else GREY
     return {"color": color, "linestyle": "--" if "coarse" in name else "-"}
 
@@ -115,22 +115,22 @@ def _finish(axes: Axes, title: str, legend: bool = True) -> None:
     axes.set_xlim(left=0)
     if legend and axes.lines:
         columns = 1 + (len(axes.lines) > 6)
-        # Long enough for a dash to be seen beside a dot.
+        # The handles are long enough to show the dashes beside a dot.
         axes.legend(fontsize=8, ncols=columns, handlelength=3.6, facecolor="white", edgecolor="none", framealpha=0.8)
 
 
 COLORS = ("#2a6f97", "#c8553d", "#3a7d44", "#8e5ea2", "#b8860b", "#555555")
-PANELS = (  # kind of record, name (None: the metric that picks the best snapshot), title
-    ("val", None, "validation, by the metric that picks the best"),
+PANELS = (  # kind of record, name (None: the metric that selects the best snapshot), title
+    ("val", None, "validation, metric that selects the best snapshot"),
     ("train", "loss", "training loss"),
     ("val", "acc/rgb_top1", "validation, rgb top-1"),
     ("val", "acc/pose_top1", "validation, pose top-1"),
 )
-SMOOTHED = 100  # points of a line; a longer course is shown as the means of as many stretches
+SMOOTHED = 100  # points in a line of a comparison; longer series are drawn as the means of so many stretches
 
 
 def draw(runs: Sequence[PastRun]) -> Figure:
-    """Four panels over epochs, a colour a run."""
+    """Draw several runs over their epochs in four panels, with one colour for each run."""
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     for axes, (kind, name, title) in zip(np.ravel(figure.subplots(2, 2)), PANELS, strict=True):
         for run, label, color in zip(runs, names(runs), COLORS, strict=False):

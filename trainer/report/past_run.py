@@ -1,4 +1,4 @@
-"""A run read back from its folder: settings, records, state."""
+"""Reads a run back from its work directory: its settings, records and state."""
 
 import json
 import os
@@ -12,13 +12,15 @@ from kernels.program import UserError
 from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics
 from trainer.settings import SETTINGS
 
-TAIL = 8192  # bytes of train.log that hold its last words
+TAIL = 8192  # bytes at the end of train.log that are read for its last lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PastRun:
-    """A work directory as its files tell it: settings of its experiment, four of them at hand; the records of its
-    metrics.jsonl; the seconds since its last word.
+    """What the files of a work directory say about its run.
+
+    settings are those of experiment.json; name, metric, num_epochs and stalled_after are taken from them. records are
+    those of metrics.jsonl. silent is the number of seconds since the run last wrote a file.
     """
 
     folder: Path
@@ -31,40 +33,45 @@ class PastRun:
     silent: float
 
     def epochs(self) -> float:
-        """Epochs that are done, and the part of the one that is under way."""
+        """Number of epochs that are done, including the done part of the current one."""
         return epochs_of(self.records)[-1] if self.records else 0.0
 
     def best(self) -> dict[str, Any] | None:
-        """The record of the best validation, None before the first."""
+        """The record of the best validation, or None if there is none yet."""
         scored = [record for record in self.records if record["kind"] == "val" and record.get(self.metric) is not None]
         return max(scored, key=lambda record: record[self.metric], default=None)
 
     def state(self) -> str:
-        """finished; stopped (by a signal or --max-steps); failed (with an error); stalled; running; cut off, where it
-        went silent for longer than a run that lives can be.
+        """The state of the run in a word.
+
+        finished; stopped (by a signal or --max-steps); failed (with an error); stalled (ended by the watchdog);
+        running; cut off (it was killed: it has been silent for longer than a running one can be).
         """
-        said = last_words(self.folder / LOG)
-        if said and said[-1].startswith(("failed: ", "stopped: ")):
-            return said[-1].partition(":")[0]
-        if said and said[-1].startswith("pictures: "):  # a run's last line
-            return "stopped" if any(line.startswith("stopped: ") for line in said[-3:]) else "finished"
+        lines = last_lines(self.folder / LOG)
+        if lines and lines[-1].startswith(("failed: ", "stopped: ")):
+            return lines[-1].partition(":")[0]
+        if lines and lines[-1].startswith("pictures: "):  # the last line of a run that was not killed
+            return "stopped" if any(line.startswith("stopped: ") for line in lines[-3:]) else "finished"
         if any(file.stat().st_size for file in self.folder.glob("stalled_rank*.txt")):
             return "stalled"
         return "running" if self.silent < self.stalled_after else "cut off"
 
 
 def find_runs(folder: Path) -> Iterator[PastRun]:
-    """All work directories in `folder`, itself included, at most two folders deep; damaged ones are passed over."""
+    """All work directories at most two levels below `folder`, and `folder` itself if it is one.
+
+    Damaged ones are skipped, with a message.
+    """
     for pattern in ("", "*/", "*/*/"):
         for file in folder.glob(pattern + SETTINGS):
             try:
                 yield read_run(file.parent)
             except ValueError as error:
-                print(f"passed over: {error}")
+                print(f"skipped: {error}")
 
 
 def read_run(folder: Path) -> PastRun:
-    """The facts of a work directory. Raises UserError where it is none."""
+    """Read a work directory. Raises UserError if the folder is not one, or if its settings are damaged."""
     files = [folder / METRICS, folder / LOG, folder / SETTINGS]
     try:
         settings = json.loads(files[-1].read_bytes())
@@ -79,13 +86,18 @@ def read_run(folder: Path) -> PastRun:
             silent=max(0.0, time.time() - max(file.stat().st_mtime for file in files if file.exists())),
         )
     except OSError as error:
-        raise UserError(f"{folder} is no work directory: {SETTINGS} cannot be read ({error.strerror})") from None
+        raise UserError(
+            f"{folder} is not a work directory: its {SETTINGS} cannot be read ({error.strerror}); name the --work-dir "
+            "of a run"
+        ) from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / SETTINGS} is damaged: a run that goes on with --resume writes it anew") from None
+        raise UserError(
+            f"{folder / SETTINGS} is damaged: continue the run with --resume, which writes it anew"
+        ) from None
 
 
-def last_words(log: Path) -> list[str]:
-    """The last lines of a train.log, without time and name; none where there is no log."""
+def last_lines(log: Path) -> list[str]:
+    """The last lines of a train.log without their times and names. Empty if there is no log."""
     if not log.exists():
         return []
     with open(log, "rb") as file:
@@ -95,7 +107,7 @@ def last_words(log: Path) -> list[str]:
 
 
 def names(runs: Sequence[PastRun]) -> list[str]:
-    """The folders without what they have in common; work_dirs/a/x and work_dirs/b/x are a/x and b/x."""
+    """Short names of the runs: their folders without the common part, such as a/x for work_dirs/a/x."""
     folders = [run.folder.absolute() for run in runs]
     common = os.path.commonpath([folder.parent for folder in folders])
     return [str(folder.relative_to(common)) for folder in folders]

@@ -1,1 +1,1 @@
-"""What a run stands on: ranks, compiler, signals, watchdog, CUDA graph, profiler."""
+"""The technical basis of a run: ranks, compiler, signals, watchdog, CUDA graph and profiler."""

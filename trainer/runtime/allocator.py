@@ -1,4 +1,4 @@
-"""What glibc's allocator does with activations of a network that computes on a CPU."""
+"""Settings of glibc's memory allocator for networks that compute on a CPU."""
 
 import ctypes
 
@@ -6,9 +6,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory for the next step: the kernel, given it back, would zero it page by page.
+    """Keep freed memory for the next step instead of returning it to the kernel, which would zero it page by page.
 
-    That would take a seventh of the time of the demo's steps (LOG.md). Does nothing with other C libraries.
+    Zeroing took a seventh of the time of the demo's steps (LOG.md). With other C libraries this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

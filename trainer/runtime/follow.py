@@ -1,17 +1,20 @@
-"""Ranks do not outlive their launcher: one that was killed, or interrupted while it started them, ends none of them."""
+"""Ends ranks whose launcher is gone: one that is killed, or interrupted at startup, cannot end them itself."""
 
 import os
 import signal
 import threading
 import time
 
-LAUNCHER = "DUET_LAUNCHER"  # environment variable: the launcher's process number
-EVERY = 1.0  # seconds
-PATIENCE = 60.0  # seconds that the step and the snapshot may take
+LAUNCHER = "DUET_LAUNCHER"  # environment variable with the process ID of the launcher
+EVERY = 1.0  # seconds between two checks
+PATIENCE = 60.0  # seconds for the current step and the snapshot, before a second SIGTERM
 
 
 def follow_launcher() -> None:
-    """In a process that our launcher has started: SIGTERM, and so a snapshot and the end, once the launcher is gone."""
+    """In a process started by our launcher: watch it, and send this process SIGTERM once the launcher is gone.
+
+    On SIGTERM the run saves a snapshot and ends (trainer/runtime/signals.py).
+    """
     launcher = int(os.environ.get(LAUNCHER, "0"))
     if launcher:
         threading.Thread(target=_watch, args=(launcher,), name="launcher", daemon=True).start()
@@ -20,6 +23,6 @@ def follow_launcher() -> None:
 def _watch(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(EVERY)
-    while True:  # a rank that waits for others in vain ends with the second one
+    while True:  # the second signal ends a rank that waits in vain for the others
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)

@@ -1,4 +1,4 @@
-"""`--profile steps=10..20`: a trace of some steps of a run, by torch anywhere, or by Nsight Systems if it watches."""
+"""`--profile steps=10..20`: profiles some steps of a run, with Nsight Systems if it is running, else with torch."""
 
 import os
 from collections.abc import Callable
@@ -9,21 +9,23 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Profile:
-    """A context to enter at each step: traces steps `first` to `last` (from 1, both included) of this process.
+    """A context to enter at each step. It profiles the steps (first, last) of this process, counted from 1 and both
+    included.
 
-    Writes <work_dir>/trace_steps_FIRST_LAST.json (open it in ui.perfetto.dev) and .txt, the dearest operations. Under
-    Nsight Systems it only opens and closes the capture range (benchmarks/nsys.sh): two profilers disturb each other.
+    Writes <work_dir>/trace_steps_FIRST_LAST.json, which ui.perfetto.dev opens, and a .txt with the most expensive
+    operations. Under Nsight Systems it only starts and stops the capture (benchmarks/nsys.sh), because two profilers
+    would disturb each other.
     """
 
     def __init__(self, steps: tuple[int, int], work_dir: Path, say: Callable[[str], None]) -> None:
         self._first, self._last = steps
         self._path = work_dir / f"trace_steps_{self._first}_{self._last}.json"
         self._say = say
-        self._done = 0
+        self._num_steps = 0
         self._trace: profile | None = None
 
     def __enter__(self) -> None:
-        if self._done + 1 == self._first:
+        if self._num_steps + 1 == self._first:
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
                 torch.cuda.profiler.start()
@@ -33,8 +35,8 @@ class Profile:
                 self._trace.start()
 
     def __exit__(self, *error: object) -> None:
-        self._done += 1
-        if self._done == self._last:
+        self._num_steps += 1
+        if self._num_steps == self._last:
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
                 torch.cuda.profiler.stop()
@@ -48,4 +50,7 @@ class Profile:
         key = "self_device_time_total" if torch.cuda.is_initialized() else "self_cpu_time_total"
         table = trace.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=80)
         self._path.with_suffix(".txt").write_text(table)
-        self._say(f"trace of steps {self._first} to {self._last}: {self._path} (ui.perfetto.dev opens it), and .txt")
+        self._say(
+            f"profile of steps {self._first} to {self._last}: {self._path} (open it in ui.perfetto.dev), and a table "
+            "in .txt"
+        )

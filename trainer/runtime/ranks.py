@@ -1,4 +1,7 @@
-"""Processes of a run: who am I, who goes first, what do all agree on. One process needs no process group."""
+"""The processes (ranks) of a run: how they start, wait for each other and exchange values.
+
+A run in a single process has no process group.
+"""
 
 import logging
 import os
@@ -19,15 +22,18 @@ from kernels.program import UserError
 from trainer.runtime.follow import LAUNCHER
 from trainer.runtime.signals import EXIT_CODES
 
-# Rank 0 may prepare hours of video while the others wait at `in_turn`; a stuck step is noticed much sooner, by our
-# watchdog first (stalled_after), which leaves stacks behind: NCCL's only aborts.
+# Rank 0 may prepare videos for hours while the others wait in `in_turn`. For a stuck step the limit is much shorter;
+# our own watchdog (stalled_after) notices it even earlier and writes stacks, while NCCL's only aborts the process.
 PATIENCE_FOR_DATA = timedelta(days=3)
 PATIENCE_FOR_STEP = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among `world_size`. `hosts` is a gloo group for what CPUs tell each other; None when alone."""
+    """This process among the `world_size` processes of a run.
+
+    `hosts` is a gloo process group for exchanges between CPUs, or None if there is only one process.
+    """
 
     rank: int
     local_rank: int
@@ -37,27 +43,31 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
+        """Whether this is rank 0, which writes all files."""
         return self.rank == 0
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Rank 0 enters first, then the first rank of each other machine, then all: work on files is done once."""
-        turn = 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
-        for now in range(3):
-            if turn == now:
+        """A context that rank 0 enters first, then the first rank of each other machine, then all others.
+
+        A file that the first rank makes is then already there for the others.
+        """
+        own_turn = 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
+        for turn in range(3):
+            if turn == own_turn:
                 yield
             if self.hosts is not None:
                 dist.barrier(self.hosts)
 
     def from_leader(self, text: str | None) -> str | None:
-        """What rank 0 says; all ranks call it."""
-        told = [text]
+        """The `text` of rank 0. All ranks call this together."""
+        texts = [text]
         if self.hosts is not None:
-            dist.broadcast_object_list(told, 0, self.hosts)
-        return told[0]
+            dist.broadcast_object_list(texts, 0, self.hosts)
+        return texts[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set on any rank; all ranks call it and all hear the same."""
+        """Whether `flag` is set on any rank. All ranks call this together and get the same answer."""
         if self.hosts is None:
             return flag
         flags = torch.tensor([flag], dtype=torch.int32)
@@ -66,37 +76,41 @@ class Ranks:
 
 
 def started_by_launcher() -> bool:
-    """True in a process that torchrun (or our own launcher, which is torchrun's) has started."""
+    """Whether this process was started by torchrun or by our own `launch`, which uses torchrun's launcher."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def world_size_of(ranks: int | None, device: str) -> int:
-    """Processes of the whole run: what its launcher says, --ranks, or one for each visible GPU.
+    """Number of processes of the whole run: that of its launcher, else --ranks, else one for each visible GPU.
 
-    Raises UserError where there is no GPU for each process of this machine.
+    Raises UserError if the machine has fewer GPUs than processes.
     """
     if ranks is not None and ranks < 1:
         raise UserError(f"--ranks {ranks}: at least one process is needed")
     num_gpus = torch.cuda.device_count() if device == "cuda" else 0
-    here = int(os.environ["LOCAL_RANK"]) + 1 if started_by_launcher() else ranks or num_gpus or 1
-    if device == "cuda" and here > num_gpus:
+    num_local = int(os.environ["LOCAL_RANK"]) + 1 if started_by_launcher() else ranks or num_gpus or 1
+    if device == "cuda" and num_local > num_gpus:
         raise UserError(
-            f"{here} processes on this machine need a GPU each, and torch sees {num_gpus}: lower --ranks (torchrun's "
-            "--nproc-per-node), or take --device cpu"
+            f"{num_local} processes on this machine need one GPU each, but torch sees {num_gpus}: lower --ranks "
+            "(--nproc-per-node with torchrun), or use --device cpu"
         )
-    return int(os.environ["WORLD_SIZE"]) if started_by_launcher() else here
+    return int(os.environ["WORLD_SIZE"]) if started_by_launcher() else num_local
 
 
-def device_of(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
+def device_of(choice: str) -> str:
+    """The device, cpu or cuda, for the value of --device. Raises UserError for cuda if torch sees no GPU."""
+    if choice == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install the driver")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    return ("cuda" if torch.cuda.is_available() else "cpu") if choice == "auto" else choice
 
 
 @contextmanager
 def join(device: str) -> Iterator[Ranks]:
-    """This process's place, from the launcher's environment; the process group ends with the context, or with the
-    process where something was raised (trainer/cli.py)."""
+    """A context in which this process belongs to the process group that the launcher's environment describes.
+
+    The group is destroyed at the end of the context. After an error it is not: the process then ends at once
+    (trainer/cli.py).
+    """
     world_size = int(os.environ["WORLD_SIZE"]) if started_by_launcher() else 1
     rank = int(os.environ["RANK"]) if started_by_launcher() else 0
     local_rank = int(os.environ["LOCAL_RANK"]) if started_by_launcher() else 0
@@ -109,17 +123,18 @@ def join(device: str) -> Iterator[Ranks]:
     if place.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
     store, *_ = next(dist.rendezvous("env://", rank, world_size, timeout=PATIENCE_FOR_STEP))
-    attempt = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)  # addresses of the dead are in there
+    # A prefix for each restart, because the store still holds the addresses of the processes that failed.
+    attempt = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     backend = "nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=PATIENCE_FOR_STEP)
     hosts = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
     yield Ranks(rank, local_rank, world_size, place, hosts)
-    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that wait for this one
+    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that are waiting for this one
 
 
 @torch.no_grad()
 def average_statistics(model: nn.Module, ranks: Ranks) -> None:
-    """Give every rank the mean of all ranks' BatchNorm running statistics, by one all-reduce."""
+    """Replace the BatchNorm running statistics on every rank by their mean over all ranks, with one all-reduce."""
     if ranks.world_size == 1:
         return
     statistics = [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
@@ -131,15 +146,16 @@ def average_statistics(model: nn.Module, ranks: Ranks) -> None:
 
 
 def restarted() -> bool:
-    """True in a process that the launcher has started again after a failure."""
+    """Whether the launcher has restarted this process after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
-    """Run `python -m trainer ARGUMENTS` as `num_ranks` processes of this machine; the exit code of what failed.
+    """Run `python -m trainer ARGUMENTS` as `num_ranks` processes on this machine.
 
-    torch's own elastic launcher, as torchrun has it: when one process fails all are ended, and started again up to
-    `max_restarts` times. A signal goes on to all of them, and decides the exit code.
+    Uses torch's elastic launcher, like torchrun: if a process fails, all are ended, and restarted up to
+    `max_restarts` times. Signals are passed on to all processes. Returns 0, the exit code of a process that failed,
+    or that of the signal.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -157,20 +173,20 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         signals_to_handle=",".join(number.name for number in EXIT_CODES),
     )
     os.environ[LAUNCHER] = str(os.getpid())
-    for name in ("agent.server.api", "multiprocessing.api"):  # to them a signal is three warnings
+    for name in ("agent.server.api", "multiprocessing.api"):  # they would print three warnings for each signal
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "trainer", *arguments)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
-        # SIGTERM is how the launcher ends those that did not fail; torch has them among the failures, in any order.
+        # The launcher ends the other processes with SIGTERM, and torch lists them among the failures too.
         failed = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM} or codes
         for rank, code in failed.items():
             print(f"rank {rank} {how_it_ended(code)}", file=sys.stderr)
-        worst = max(failed.values())  # 1 may be a rank that lost another
+        worst = max(failed.values())  # the maximum, as 1 may come from a rank that only lost its connection to another
         return worst if worst > 0 else 128 - worst
-    except SignalException as told:
-        return EXIT_CODES[told.sigval]
+    except SignalException as exception:
+        return EXIT_CODES[exception.sigval]
     finally:
         del os.environ[LAUNCHER]
     return 0

@@ -1,29 +1,29 @@
-"""Signals that ask a run to stop: the step is finished, a snapshot written, the exit code says which signal it was."""
+"""Signals that ask a run to stop. It finishes the step, saves a snapshot, and its exit code shows the signal."""
 
 import signal
 from types import FrameType
 
-# A scheduler that requeues sends SIGUSR1 and takes 0 for "run me again".
+# Schedulers that requeue jobs send SIGUSR1, and start the job again if its exit code is 0.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 
 
 class Interrupt:
-    """Remembers the first signal while it is entered; the same signal again acts at once, as without us."""
+    """A context that remembers a signal instead of ending the process. The same signal again acts immediately."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._before = {}
+        self._old_handlers = {}
 
     @property
     def exit_code(self) -> int:
         return 0 if self.received is None else EXIT_CODES[self.received]
 
     def __enter__(self) -> "Interrupt":
-        self._before = {number: signal.signal(number, self._remember) for number in EXIT_CODES}
+        self._old_handlers = {number: signal.signal(number, self._remember) for number in EXIT_CODES}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""A run that stalls ends by itself: stacks of all processes on this machine are written, the exit code is not zero."""
+"""Ends a run that stalls: writes the stacks of all its processes on this machine, and exits with an error code."""
 
 import faulthandler
 import os
@@ -13,15 +13,15 @@ import torch.distributed as dist
 from trainer.runtime.ranks import Ranks
 
 EXIT_CODE = 75  # EX_TEMPFAIL: try again
-TIME_TO_DUMP = 2.0  # seconds that other processes have to write their stacks
+TIME_TO_DUMP = 2.0  # seconds that processes get to write their stacks
 
 
 class Watchdog:
-    """Ends this process when `beat` is not called for `patience` seconds (5 times as long before the first beat, in
-    which torch may compile). A context: it watches from entry to exit.
+    """A context that ends this process if `beat` is not called for `patience` seconds.
 
-    The one that notices sends SIGUSR2, on which each process of the run appends its stacks to
-    <work_dir>/stalled_rank<R>.txt; SIGCONT wakes one that was stopped.
+    Before the first beat, when torch may compile, the limit is five times as long. The process that notices the stall
+    sends SIGUSR2 to every process of the run on this machine. Each then appends its stacks to
+    <work_dir>/stalled_rank<R>.txt. A SIGCONT wakes processes that were suspended.
     """
 
     def __init__(self, work_dir: Path, ranks: Ranks, patience: float) -> None:
@@ -29,7 +29,7 @@ class Watchdog:
         self._patience = patience
         self._pids = _pids_here(ranks)
         self._deadline = 0.0
-        self._done = threading.Event()
+        self._end_of_run = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
@@ -41,7 +41,7 @@ class Watchdog:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._done.set()
+        self._end_of_run.set()
         self._thread.join()
         faulthandler.unregister(signal.SIGUSR2)
         self._file.close()
@@ -52,7 +52,7 @@ class Watchdog:
         self._deadline = time.monotonic() + self._patience
 
     def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._patience / 10)):
+        while not self._end_of_run.wait(min(1.0, self._patience / 10)):
             if time.monotonic() > self._deadline:
                 self._end()
 
@@ -65,8 +65,8 @@ class Watchdog:
                     break
         time.sleep(TIME_TO_DUMP)
         print(
-            f"error: nothing has moved for {self._patience:g} s (stalled_after): stacks of all processes are in "
-            f"{self._path.parent}/stalled_rank*.txt; go on with --resume",
+            f"error: there was no progress for {self._patience:g} s (stalled_after): the stacks of all processes are "
+            f"in {self._path.parent}/stalled_rank*.txt; continue with --resume",
             file=sys.stderr,
             flush=True,
         )
@@ -74,9 +74,9 @@ class Watchdog:
 
 
 def _pids_here(ranks: Ranks) -> list[int]:
-    """Process numbers of all ranks on this machine."""
-    mine = (os.uname().nodename, os.getpid())
-    everyone = [mine] * ranks.world_size
+    """Process IDs of all ranks on this machine."""
+    own_host, own_pid = os.uname().nodename, os.getpid()
+    processes = [(own_host, own_pid)] * ranks.world_size
     if ranks.hosts is not None:
-        dist.all_gather_object(everyone, mine, ranks.hosts)
-    return [pid for host, pid in everyone if host == mine[0]]
+        dist.all_gather_object(processes, (own_host, own_pid), ranks.hosts)
+    return [pid for host, pid in processes if host == own_host]

@@ -14,8 +14,9 @@ from trainer.config import Experiment
 from trainer.runtime.ranks import Ranks
 
 Options = dict[str, str | int | bool | Callable]
-# Inductor recomputes a value, rather than store it, if that takes no more reads and operations than these. A norm's
-# vectors [C] count as reads like feature maps: a relu's gradient through a norm has 6. Its defaults are 4 and 30.
+# Inductor recomputes a value instead of storing it if that takes at most this many reads and operations. The vectors
+# [C] of a norm count as reads like feature maps, so that a relu's gradient through a norm has 6. Inductor's defaults
+# are 4 and 30.
 INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
 
 
@@ -28,15 +29,15 @@ def settings(device: torch.device, fused: tuple[FusedPart, ...]) -> Options:
 
 
 def compiled(network: nn.Module, experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> nn.Module:
-    """The network as one compiled graph; the network itself where the experiment or the machine says no.
+    """The network compiled as one graph, or the network itself if compilation is off or there is no C compiler.
 
-    Shapes are static: automatic dynamic shapes would change gradients with the order of batch sizes.
+    Shapes are static, because with automatic dynamic shapes gradients would depend on the order of batch sizes.
     """
-    wanted = experiment.compile if experiment.compile is not None else device.type == "cuda"
-    if not wanted:
+    is_on = experiment.compile if experiment.compile is not None else device.type == "cuda"
+    if not is_on:
         return network
     if not has_compiler():
-        say("no C compiler here: running uncompiled, slower (install gcc to have torch.compile)")
+        say("there is no C compiler, so the network runs uncompiled and slower (install gcc to use torch.compile)")
         return network
     module = torch.compile(network, fullgraph=True, dynamic=False, options=settings(device, experiment.fused))
     assert isinstance(module, nn.Module)
@@ -44,30 +45,30 @@ def compiled(network: nn.Module, experiment: Experiment, device: torch.device, s
 
 
 def has_compiler() -> bool:
-    """Whether there is a C compiler: Inductor needs one for kernels on a CPU, Triton for launchers on a GPU."""
+    """Whether there is a C compiler. Inductor needs it for kernels on a CPU, and Triton for launchers on a GPU."""
     return any(
         shutil.which(name) for name in (os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang") if name
     )
 
 
 def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
-    """DDP around the compiled network, which stays one graph.
+    """The compiled network wrapped in DDP if there are several ranks. It stays one graph.
 
-    DDP's graph is static only without accumulation, with which not every backward pass exchanges gradients.
+    DDP's static_graph is used only without accumulation, because with it not every backward pass exchanges gradients.
     """
     if ranks.world_size == 1:
         return forward
-    # Under DDP torch splits a graph at its last MB of weights, to send these while the rest goes backward: small nets
-    # gain nothing by that, and lose the fusions across the split.
+    # For DDP torch would split the graph at its last MB of weights, to send their gradients during the rest of the
+    # backward pass. Small networks gain nothing by that, and lose the fusions across the split.
     torch._dynamo.config.optimize_ddp = False
     with warnings.catch_warnings():
-        # torch 2.13 has a new name for it, which 2.11 does not know.
+        # torch 2.13 has a new name for this argument, which torch 2.11 does not know.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return DistributedDataParallel(
             forward,
             device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-            broadcast_buffers=False,  # ranks.average_statistics makes them equal where it matters
+            broadcast_buffers=False,  # average_statistics makes them equal before each snapshot
             gradient_as_bucket_view=True,
             static_graph=accumulate == 1,
-            bucket_cap_mb=1024,  # one bucket after torch's own first one of a MB: these nets are small
+            bucket_cap_mb=1024,  # all gradients in one bucket (after torch's first of 1 MB), as the networks are small
         )

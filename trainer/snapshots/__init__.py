@@ -1,1 +1,1 @@
-"""Snapshots of a run and the folder that holds them."""
+"""The snapshots of a run, and the work directory that holds them."""

@@ -1,4 +1,4 @@
-"""A run's folder: made, or taken over from an earlier run; one run at a time, and nothing in it that is not ours."""
+"""The work directory of a run: created or taken over, locked for one run at a time, and free of foreign files."""
 
 import contextlib
 import fcntl
@@ -21,43 +21,44 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def claim(work_dir: Path, resume: bool, ranks: Ranks) -> Iterator[None]:
-    """Rank 0 makes the work directory, which all ranks must see, and holds it for one run.
+    """A context in which the work directory belongs to this run. Rank 0 creates and locks it; all ranks must see it.
 
-    A fresh run moves an earlier one aside. Raises UserError where another run is at work in it, where it holds
-    checkpoints of another program, which would not survive, and where it cannot be written.
+    Without `resume` an earlier run in it is moved aside. Raises UserError if another run is using it, if it holds
+    checkpoints of another program, which might be deleted, or if it cannot be written.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         with ranks.in_turn():
             if ranks.leads:
-                held.enter_context(_own(work_dir, resume))
+                stack.enter_context(_own(work_dir, resume))
         if ranks.any(not work_dir.is_dir()):
-            raise UserError(f"{work_dir} is not there on every machine: choose a --work-dir that all of them see")
+            raise UserError(f"{work_dir} does not exist on every machine: choose a --work-dir that all of them share")
         yield
 
 
 @contextlib.contextmanager
 def _own(work_dir: Path, resume: bool) -> Iterator[None]:
+    """What rank 0 does in `claim`."""
     check(work_dir)
     try:
         if not resume and any(work_dir.glob("*.pth")):
-            with _alone(work_dir):
-                aside = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
-                work_dir.rename(aside)
-            with contextlib.suppress(OSError):  # of a full disk behind stdout
-                print(f"{work_dir} held an earlier run: it is now {aside} (--resume would have gone on with it)")
+            with _locked(work_dir):
+                new_name = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
+                work_dir.rename(new_name)
+            with contextlib.suppress(OSError):  # stdout may be a file on a full disk
+                print(f"{work_dir} held an earlier run, which is now {new_name} (--resume would have continued it)")
         work_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=work_dir):
             pass
-        held = contextlib.ExitStack()
-        held.enter_context(_alone(work_dir))
+        lock = contextlib.ExitStack()
+        lock.enter_context(_locked(work_dir))
     except OSError as error:
         raise UserError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
-    with held:
+    with lock:
         yield
 
 
 def write_settings(work_dir: Path, experiment: Experiment) -> None:
-    """experiment.json, whole or not at all."""
+    """Write experiment.json, which appears only when it is complete. Raises UserError if it cannot be written."""
     part = work_dir / f"{SETTINGS}.tmp"
     try:
         part.write_text(json.dumps(asdict(experiment), indent=1) + "\n")
@@ -70,33 +71,39 @@ def write_settings(work_dir: Path, experiment: Experiment) -> None:
 
 
 def check(work_dir: Path) -> None:
-    """Raise UserError for a folder that is not a run's: the current one, or one of foreign checkpoints."""
-    if work_dir.resolve() in (here := Path.cwd(), *here.parents):
-        raise UserError(f"--work-dir {work_dir} is the folder that you are in, or one above it: name one of its own")
-    found = sorted(work_dir.glob("*.pth"))
-    if found and not (work_dir / SETTINGS).exists() and not any(map(is_sealed, found)):
+    """Raise UserError if the folder cannot serve a run: it contains the current folder, or foreign checkpoints."""
+    if work_dir.resolve() in (current := Path.cwd(), *current.parents):
         raise UserError(
-            f"{work_dir} holds checkpoints that this program did not write, such as {found[0].name}: choose another "
-            "--work-dir (--init takes the weights of such a file)"
+            f"--work-dir {work_dir} is the current folder or one above it: name a folder that is only for the run"
+        )
+    checkpoints = sorted(work_dir.glob("*.pth"))
+    if checkpoints and not (work_dir / SETTINGS).exists() and not any(map(is_sealed, checkpoints)):
+        raise UserError(
+            f"{work_dir} holds checkpoints that this program did not write, such as {checkpoints[0].name}: choose "
+            "another --work-dir (--init loads the weights of such a file)"
         )
 
 
 @contextlib.contextmanager
-def _alone(work_dir: Path) -> Iterator[None]:
-    """The kernel frees the lock of a run that is killed. Where a file system has no locks there is none."""
+def _locked(work_dir: Path) -> Iterator[None]:
+    """A context in which this process holds the lock of the work directory. Raises UserError if another one does.
+
+    The kernel releases the lock of a process that is killed. On file systems without locks, nothing is locked.
+    """
     with open(work_dir / LOCK, "w") as file:
-        if not _locked(file):
+        if not _lock(file):
             raise UserError(
-                f"another run is at work in {work_dir}: choose another --work-dir, or wait until that one has ended"
+                f"another run is using {work_dir}: choose another --work-dir, or wait until that run has ended"
             )
         yield
 
 
-def _locked(file: TextIO) -> bool:
+def _lock(file: TextIO) -> bool:
+    """Lock a file. Returns False if another process has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # as on some network file systems
+    except OSError:  # some network file systems have no locks
         pass
     return True

@@ -1,7 +1,7 @@
-"""Which snapshots a run keeps: the newest two, a link to the last, the best one; written while training goes on.
+"""Writes the snapshots of a run in the background. It keeps the newest two, a link to the newest, and the best one.
 
-An older one is removed only when a newer one is durable, so a kill at any time leaves one to load. The file itself is
-the business of models/weights/files.py, and what is in it of trainer/resume.py.
+An old snapshot is removed only when a newer one is durable on the disk, so there is always one to load, whenever the
+process is killed. models/weights/files.py writes the file itself, and trainer/resume.py decides on its content.
 """
 
 import os
@@ -27,57 +27,60 @@ def rolling_name(epoch: int, step: int) -> str:
 
 
 def best_name(metric: str, epoch: int) -> str:
-    """best_acc_RGBPose_1:1_top1_epoch_78.pth for acc/RGBPose_1:1_top1, as mmengine names it."""
+    """File name of the best snapshot in mmengine's style, such as best_acc_RGBPose_1:1_top1_epoch_78.pth."""
     return f"best_{metric.replace('/', '_')}_epoch_{epoch}.pth"
 
 
 class Snapshot(NamedTuple):
-    """A snapshot that was read: its file, and the state that the file holds (trainer/resume.py)."""
+    """A snapshot in memory: its file, and the state that was read from it (trainer/resume.py)."""
 
     path: Path
     state: dict[str, Any]
 
 
 def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
-    """The newest snapshot in `folder` that is whole; None where there is no whole one.
+    """The newest intact snapshot in `folder`, or None if there is none.
 
-    First the one that latest.pth links to. Then the rolling ones by epoch and step: their order may be wrong after a
-    resume with a larger batch, which makes fewer steps of an epoch. Then latest.pth as a file (somebody may have
-    copied just that), and the best ones last. `say` gets a sentence about each damaged one on the way.
+    The snapshot that latest.pth links to is tried first. Then follow the rolling ones by epoch and step, whose order
+    may be wrong after a resume with a larger batch, because an epoch then has fewer steps. Then latest.pth itself, if
+    it is a file because somebody copied only that, and last the best ones. `say` gets a sentence about each damaged
+    file that is skipped.
     """
-    seen = set()
+    tried = set()
     for path in _candidates(folder):
-        if path.resolve() in seen:
+        if path.resolve() in tried:
             continue
-        seen.add(path.resolve())
+        tried.add(path.resolve())
         try:
             return Snapshot(path, load(path))
         except SnapshotError as error:
-            say(f"{error}; trying the one before it")
+            say(f"{error}; trying the snapshot before it")
     return None
 
 
-Copies = list[tuple[Tensor, Tensor]]  # to, from
+Copies = list[tuple[Tensor, Tensor]]  # pairs (target, source)
 
 
 def stage(
     state: Any, buffers: dict[str, Tensor], steady: frozenset[int] = frozenset(), at: str = "state"
 ) -> tuple[Any, Copies]:
-    """Copy `state` with every tensor in CPU memory, dense, so that training may go on changing the original.
+    """Copy `state` with all tensors to CPU memory, so that training can go on changing the original.
 
-    `buffers` keeps the copies by place, so that a second call reuses their (pinned, for CUDA tensors) memory.
-    Copies from a GPU are queued, not finished, on return: wait for the current stream before reading them.
-    Tensors whose address is in `steady` are not copied yet: they are the second thing returned.
+    Returns the copy, and the pairs (target, source) of the tensors whose address is in `steady`: the caller has to
+    copy these later. `buffers` keeps the copied tensors by their place in the state, so that the next call reuses
+    their memory, which is pinned for CUDA tensors. Copies from a GPU are only queued on return: wait for the current
+    stream before reading them. `at` is the place of `state` itself, for `buffers` and error messages.
     """
     copies: Copies = []
     staged = _stage(state, buffers, at, copies)
-    for goal, source in copies:
+    for target, source in copies:
         if source.data_ptr() not in steady:
-            goal.copy_(source, non_blocking=True)
+            target.copy_(source, non_blocking=True)
     return staged, [pair for pair in copies if pair[1].data_ptr() in steady]
 
 
 def _stage(state: Any, buffers: dict[str, Tensor], at: str, copies: Copies) -> Any:
+    """The structure of `state` with the buffers in place of its tensors. Appends the copies to make to `copies`."""
     if isinstance(state, Tensor):
         buffer = buffers.get(at)
         if buffer is None or (buffer.shape, buffer.dtype) != (state.shape, state.dtype):
@@ -95,14 +98,14 @@ def _stage(state: Any, buffers: dict[str, Tensor], at: str, copies: Copies) -> A
 
 
 class Writer:
-    """Keeps the newest two snapshots and the best one of a run, written by a thread while training goes on.
+    """Writes the snapshots of a run in a thread while training goes on. Keeps the newest two and the best one.
 
-    Only rank 0 makes one. `resumed_from` is the snapshot that the run goes on from: it stays until two newer
-    ones are durable. Other rolling ones (damaged, or of a course that the run has left) go with the first save.
+    Only rank 0 has one. `resumed_from` is the snapshot from which the run resumed; it is kept until two newer ones are
+    durable. The first save removes all other rolling snapshots, which are damaged, or newer than `resumed_from`.
 
-    The thread copies weights and momentum while the next forward and backward pass runs. A change of them in that time
-    would leave a snapshot that is half old and half new. `changing_weights` prevents it, and a caller that goes around
-    it is caught: see `_release`.
+    The thread copies weights and momentum during the next forward and backward pass. If they changed in that time,
+    the snapshot would be half old and half new. `changing_weights` prevents this, and `_release` detects callers that
+    change weights without it.
     """
 
     def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
@@ -114,8 +117,8 @@ class Writer:
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
-        self._watched: list[tuple[Tensor, Tensor, int]] = []  # copy, original and its version when save was called
-        self._names: list[str] = []  # of the files that the last save wrote
+        self._steady: list[tuple[Tensor, Tensor, int]] = []  # copy, original, and its version when save was called
+        self._names: list[str] = []  # names of the files that the last save wrote
         self._error: Exception | None = None
 
     def save(
@@ -129,12 +132,12 @@ class Writer:
     ) -> None:
         """Write `state` in the background as epoch_E_step_S.pth, and as `best` (see `best_name`).
 
-        Tensors of `steady` (weights, momentum) may change only within `changing_weights`, all others as soon as this
-        returns. Waits for the write before it, and raises what that one met.
+        The tensors in `steady` (weights and momentum) may only be changed within `changing_weights`; all others may
+        change as soon as this returns. Waits for the previous write first, and raises its error if it failed.
         """
         self.wait()
         staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
-        self._watched = [(copy, original, original._version) for copy, original in copies]
+        self._steady = [(copy, original, original._version) for copy, original in copies]
         name = rolling_name(epoch, step)
         self._names = [name] if best is None else [name, best]
         self._copied.clear()
@@ -143,21 +146,21 @@ class Writer:
 
     @contextmanager
     def changing_weights(self) -> Iterator[None]:
-        """The one door: all code that changes weights or momentum during a run does it within this context.
+        """A context within which all code that changes weights or momentum during a run must do so.
 
-        Waits at entry until the snapshot that is being written has its copy of them. BatchNorm statistics, prototypes,
-        averages and the loss scale need no door: `save` copies them before it returns (on a GPU it queues the copies),
-        because every forward pass changes some of them.
+        On entry it waits until the snapshot that is being written has copied them. BatchNorm statistics, prototypes,
+        averages and the loss scale may be changed without it, as forward passes do: `save` copies these before it
+        returns (on a GPU it queues the copies).
         """
         self._release()
         yield
 
     def busy(self) -> bool:
-        """Whether a write is in flight."""
+        """Whether a snapshot is being written."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Return when the write in flight is durable; raises SnapshotError if it could not be made."""
+        """Wait until the snapshot that is being written is durable. Raises SnapshotError if it could not be written."""
         self._release()
         if self._thread is not None:
             self._thread.join()
@@ -169,33 +172,34 @@ class Writer:
     close = wait
 
     def newest(self, say: Callable[[str], None]) -> Snapshot | None:
-        """The newest whole snapshot of the run, the one that is being written included (see `newest_valid`)."""
+        """The newest intact snapshot of the run, including the one that is being written (see `newest_valid`)."""
         self.wait()
         return newest_valid(self.folder, say)
 
     def _release(self) -> None:
         """Wait until the last save has copied its steady tensors, and check that none has changed since that save.
 
-        A tensor that has changed by now did so outside of `changing_weights`: the snapshot may be torn, so it is
-        removed, and AssertionError names the tensor. Torch counts the changes in place of each tensor when it queues
-        them, which is what matters on a GPU too: copies and changes then run in the order in which they were queued.
-        It does not count changes through `Tensor.data`, nor those of a replayed CUDA graph.
+        A tensor that has changed must have been changed outside of `changing_weights`. The snapshot may then be half
+        old and half new, so it is removed, and an AssertionError names the tensor. The check uses torch's counters of
+        in-place changes. Torch increases them when a change is queued, which is right for GPUs as well, where copies
+        and changes run in the order in which they were queued. Changes through `Tensor.data` and those by a replayed
+        CUDA graph are not counted.
         """
-        watched, self._watched = self._watched, []
-        if not watched:
+        steady, self._steady = self._steady, []
+        if not steady:
             return
         self._copied.wait()
-        torn = [copy for copy, original, version in watched if original._version != version]
+        torn = [copy for copy, original, version in steady if original._version != version]
         if torn:
             place = next(at for at, buffer in self._buffers.items() if buffer is torn[0])
             self._remove_last()
             raise AssertionError(
-                f"internal error: {place} has changed outside of Writer.changing_weights() while {self._names[0]} "
-                f"copied it, so that snapshot is removed ({len(torn)} of {len(watched)} tensors have changed)"
+                f"internal error: {place} was changed outside of Writer.changing_weights() while it was copied for "
+                f"{self._names[0]}, so that snapshot was removed ({len(torn)} of {len(steady)} tensors changed)"
             )
 
     def _remove_last(self) -> None:
-        """Remove what the last save has written; latest.pth points to the snapshot before it, if there is one."""
+        """Remove the files of the last save, and let latest.pth point to the snapshot before it if there is one."""
         if self._thread is not None:
             self._thread.join()
         self._thread, self._error = None, None
@@ -208,7 +212,7 @@ class Writer:
     def _write(self, staged: dict[str, Any], copies: Copies, name: str, best: str | None) -> None:
         try:
             self._copy(copies)
-            if best is not None:  # before the one that a resume finds: that one takes the best file for written
+            if best is not None:  # written first, because the rolling snapshot says that the best file exists
                 save(self.folder / best, staged)
             save(self.folder / name, staged)
             _point_latest(self.folder, name)
@@ -217,27 +221,31 @@ class Writer:
             self._error = error
 
     def _copy(self, copies: Copies) -> None:
-        """On a GPU copies and updates share a stream: what is queued first is read first."""
+        """Copy the steady tensors, and let `_release` go on once all copies are made, or queued on a GPU.
+
+        On a GPU that is enough: updates are queued on the same stream, and so run after the copies.
+        """
         try:
-            for goal, source in copies:
-                goal.copy_(source, non_blocking=True)
+            for target, source in copies:
+                target.copy_(source, non_blocking=True)
         finally:
             self._copied.set()
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
 
     def _remove_old(self, name: str, best: str | None) -> None:
-        """Called when `name` (and `best`) are durable: keep `name`, the good one before it, and one best."""
+        """Remove old files once `name` and `best` are durable. Keeps `name`, the good one before it, and one best."""
         self._good = [*(good for good in self._good if good != name), name][-2:]
         for path in self.folder.iterdir():
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
             old_best = best is not None and BEST.fullmatch(path.name) and path.name != best
-            if old_rolling or (old_best and is_sealed(path)):  # mmengine names its best ones likewise
+            # Files of mmengine have the same names as our best ones, but are not sealed.
+            if old_rolling or (old_best and is_sealed(path)):
                 path.unlink(missing_ok=True)
 
 
 class NoWriter:
-    """Stands in for `Writer` in processes that write no snapshots: all ranks other than 0."""
+    """Stands in for `Writer` on ranks other than 0, which write no snapshots."""
 
     def save(
         self,
@@ -248,7 +256,7 @@ class NoWriter:
         *,
         steady: Iterable[Tensor] = (),
     ) -> None:
-        """Nothing is written."""
+        """Write nothing."""
 
     @contextmanager
     def changing_weights(self) -> Iterator[None]:
@@ -256,17 +264,19 @@ class NoWriter:
         yield
 
     def wait(self) -> None:
-        """There is no write to wait for."""
+        """Return at once, as nothing is being written."""
 
     close = wait
 
     def newest(self, say: Callable[[str], None]) -> None:
-        """There is no snapshot here; rank 0 reads and tells the others."""
+        """None, as only rank 0 reads snapshots."""
         return None
 
 
 def _candidates(folder: Path) -> list[Path]:
-    def numbered(pattern: re.Pattern[str]) -> list[Path]:
+    """The files in which `newest_valid` looks for a snapshot, in its order."""
+
+    def newest_first(pattern: re.Pattern[str]) -> list[Path]:
         matches = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
         matches.sort(key=lambda pair: [int(number) for number in pair[0].groups()], reverse=True)
         return [path for _, path in matches]
@@ -275,11 +285,11 @@ def _candidates(folder: Path) -> list[Path]:
         return []
     latest = folder / LATEST
     linked = [folder / os.readlink(latest)] if latest.is_symlink() else []
-    return [path for path in (*linked, *numbered(ROLLING), latest, *numbered(BEST)) if path.exists()]
+    return [path for path in (*linked, *newest_first(ROLLING), latest, *newest_first(BEST)) if path.exists()]
 
 
 def _point_latest(folder: Path, name: str) -> None:
-    """Make latest.pth a relative link to `name`; it never dangles: what it pointed to is removed only later."""
+    """Make latest.pth a relative link to `name`. The link never dangles, as its old target is removed only later."""
     tmp = folder / f"{LATEST}.tmp"
     tmp.unlink(missing_ok=True)
     tmp.symlink_to(name)
