@@ -7,7 +7,7 @@ from rich.console import Console
 from tests.trainer.conftest import arguments_in
 from trainer.cli import run_command
 from trainer.commands import doctor as module
-from trainer.commands.doctor import Finding, data_of, doctor, machine, space
+from trainer.commands.doctor import Finding, check_data, doctor, machine, space
 from trainer.experiments import EXPERIMENTS
 
 
@@ -33,7 +33,7 @@ def test_what_is_missing_comes_with_a_way_out(tmp_path, monkeypatch):
     code, shown = said(["--exp", "ma52"])
     assert code == 2
     assert "to be mended first: annotations, videos" in shown
-    found = list(data_of(EXPERIMENTS["ntu60"]))
+    found = list(check_data(EXPERIMENTS["ntu60"]))
     assert [(finding.what, finding.state) for finding in found] == [("annotations", "bad"), ("videos", "bad")]
     assert all(finding.fix for finding in found)
     assert space("disk", tmp_path, 1e9, "buy one") == Finding(

@@ -6,7 +6,7 @@ import torch
 from models.layers import ConvBn
 from tests.trainer.test_resume import assert_equal
 from trainer.loop import step_or_advice
-from trainer.memory import advice, fit, recover
+from trainer.memory import advice, fits, recover
 from trainer.resume import state_of
 from trainer.snapshots.writer import Writer, newest_valid
 from trainer.step import train_step
@@ -65,7 +65,7 @@ def test_measuring_leaves_no_trace(run):
     (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0), strict=False))
     run.guard.hold()
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
-    assert fit(run, batch)
+    assert fits(run, batch)
     assert_equal(dict(run.network.state_dict()), before)
     recover(run)
     assert all(parameter.grad is None for parameter in run.network.parameters())
