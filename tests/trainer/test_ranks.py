@@ -24,7 +24,7 @@ def validations(work_dir):
 
 
 def two_machines(environment, *arguments):
-    """Two of torchrun, as on two nodes, that find each other by address, each with its own `arguments`: codes, texts."""
+    """Two of torchrun, as on two nodes, that find each other by address, each with its arguments: codes, texts."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
