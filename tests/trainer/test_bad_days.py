@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.networks import build_model
+from models.weights.files import write_file
 from tests.programs import run_forked
 from trainer.cli import run_command
+from trainer.experiments import EXPERIMENTS
 from trainer.loop import log
+from trainer.settings import override
 from trainer.snapshots.writer import newest_valid
 from trainer.step import train_step
 
@@ -34,13 +38,18 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def fill(disk):
+    """The file that takes all room but 8 KB."""
+    with open(disk / "filling", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 8192)
+    return disk / "filling"
+
+
 def test_a_full_disk_ends_the_run_with_one_sentence_and_it_goes_on_later(tiny, environment, tmp_path, small_disk):
     work_dir = small_disk / "run"
     code, shown = train(environment, *tiny, "--work-dir", work_dir, "--max-steps", "2")
     assert code == 0, shown
-    filling = small_disk / "filling"
-    with open(filling, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - 8192)
+    filling = fill(small_disk)
     code, shown = train(environment, *tiny, "--work-dir", work_dir, "--resume")
     assert code == 2, shown
     told = [line for line in shown.splitlines() if line.startswith("error:")]
@@ -58,31 +67,38 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_it_goes_on_later(tiny, e
     assert not list(work_dir.glob("*.tmp"))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny, environment, tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp("bad_days") / "run"
-    code, shown = train(environment, *tiny, "--work-dir", work_dir, "--max-steps", "1")
-    assert code == 0, shown
-    return work_dir / "latest.pth"
+def assert_no_room(done, small_disk):
+    assert done.returncode == 2, done.stdout + done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "No space left on device" in last
+    assert "--out" in last
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["filling"]
 
 
-@pytest.mark.parametrize("command", ["predict", "export"])
-def test_results_that_find_no_room_are_one_sentence(tiny, environment, checkpoint, small_disk, command):
-    """In a process of its own: torch's writer of files would end it by SIGABRT."""
-    with open(small_disk / "filling", "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - 8192)
+def test_pictures_of_predict_that_find_no_room_are_one_sentence(tiny, environment, tmp_path, small_disk):
+    assert run_command([*tiny, "--work-dir", str(tmp_path / "run"), "--max-steps", "1"]) == 0
+    fill(small_disk)
     (annotations,) = (Path(word.split("=")[1]) for word in tiny if word.startswith("data.annotations="))
     video = annotations.parent / "videos" / "S001C001P001R001A001.mp4"
-    words = {
-        "predict": [video, "--pose", annotations, "--out", small_disk / "out"],
-        "export": ["--format", "pt2", "--out", small_disk / "net.pt2"],
-    }[command]
-    code, shown = train(environment, command, *tiny, "--checkpoint", checkpoint, *words)
-    assert code == 2, shown
-    assert "No space left on device" in shown.splitlines()[-1]
-    assert "--out" in shown.splitlines()[-1]
-    assert "Traceback" not in shown
-    assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["filling"]
+    words = (video, "--pose", annotations, "--checkpoint", tmp_path / "run" / "latest.pth", "--out", small_disk / "out")
+    assert_no_room(run_forked("-m", "trainer", "predict", *tiny, *words, environment=environment), small_disk)
+
+
+ONE_BLOCK = (
+    *("model.path.base_channels=4", "model.path.blocks=(1,)", "model.path.inflate=(True,)", "model.path.strides=(2,)"),
+    *("clip.pose_frames=8", "clip.heatmap_size=12", "clip.heatmap_size_val=14"),
+)
+
+
+def test_an_export_that_finds_no_room_is_one_sentence(environment, tmp_path, small_disk):
+    """In a process of its own: torch's writer of files would end it by SIGABRT."""
+    write_file(tmp_path / "net.pth", build_model(override(EXPERIMENTS["ntu60_pose"], *ONE_BLOCK).model).state_dict())
+    fill(small_disk)
+    settings = [part for setting in ONE_BLOCK for part in ("--set", setting)]
+    words = ("--format", "pt2", "--checkpoint", tmp_path / "net.pth", "--out", small_disk / "net.pt2")
+    command = ("-m", "trainer", "export", "--exp", "ntu60_pose", *settings, *words)
+    assert_no_room(run_forked(*command, environment=environment), small_disk)
 
 
 def test_gradients_that_stay_broken_end_the_run(tiny, tmp_path, capsys):

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from kernels.heatmap import render_heatmaps
+from models.config import ResNetPathConfig
 from models.networks import build_model
 from models.weights.files import write_file
 from models.weights.loading import load_weights
@@ -160,8 +161,11 @@ def small(name: str) -> Experiment:
     )
     clip = replace(clip, rgb_frames=4, pose_frames=12 if clip.aligned else 16, **sides)
     streams = {"rgb": SMALL_RGB, "pose": replace(SMALL_RGB, stem_stride=1)} if clip.aligned else SMALL_PATHS
-    model = replace(model, path=SMALL_PATHS[model.stream]) if name == "ntu60_pose" else replace(model, **streams)
+    model = replace(model, path=SHORT_PATH) if name == "ntu60_pose" else replace(model, **streams)
     return replace(experiment, clip=clip, model=model)
+
+
+SHORT_PATH = ResNetPathConfig(base_channels=4, blocks=(2,), inflate=(True,), strides=(2,), stem_stride=1)
 
 
 @pytest.mark.parametrize("name", ["ntu60_pose", "ntu60_epam", "ma52"])

@@ -23,20 +23,8 @@ def validations(work_dir):
     return [line for line in (work_dir / "train.log").read_text().splitlines() if "Epoch(val)" in line]
 
 
-def test_torchrun_with_two_ranks(tiny, environment, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trainer")
-    words = (*launcher, *tiny, "--max-steps", "6", "--work-dir", tmp_path / "run")
-    shown = shown_by(programs.run_forked(*words, environment=environment))
-    assert "stopped: 6 steps are done" in shown
-    assert "Warning" not in shown
-    assert shown.count("Epoch(val) [1][24/24]") == 1
-    found = newest_valid(tmp_path / "run", print)
-    assert found is not None
-    assert (found[1]["cursor"]["epoch"], found[1]["cursor"]["clips"]) == (1, 8)
-
-
 def two_machines(environment, *arguments):
-    """Two launchers, as on two nodes, that find each other by address, each with its own `arguments`: codes, texts."""
+    """Two of torchrun, as on two nodes, that find each other by address, each with its arguments: codes, texts."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -50,15 +38,20 @@ def two_machines(environment, *arguments):
         return codes, [node.stdout + node.stderr for node in nodes]
 
 
-def test_two_machines_of_one_rank_each(tiny, environment, tmp_path):
+def test_torchrun_on_two_machines_of_one_rank_each(tiny, environment, tmp_path):
     """The one of rank 0 writes."""
     own = (*tiny, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
     codes, (first, second) = two_machines(environment, own, own)
     assert codes == [0, 0], first + second
     assert "2 x 4 clips a step (global batch 8)" in first
     assert "stopped: 6 steps are done" in first
+    assert first.count("Epoch(val) [1][24/24]") == 1
     assert "Epoch" not in second
+    assert "Warning" not in first + second
     assert len(validations(tmp_path / "run")) == 1
+    found = newest_valid(tmp_path / "run", print)
+    assert found is not None
+    assert (found[1]["cursor"]["epoch"], found[1]["cursor"]["clips"]) == (1, 8)
 
 
 @pytest.mark.parametrize("resume", [False, True])
