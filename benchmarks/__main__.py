@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu` and so on."""
+"""Runs `python -m benchmarks`; cli.py has the commands."""
 
 from kernels.program import run_program
 
@@ -10,4 +10,4 @@ def start() -> int:
 
 
 if __name__ == "__main__":
-    run_program(start, "interrupted; records of parts that were done are kept", needs=("torch", "numpy", "tyro"))
+    run_program(start, "interrupted; the results so far are in the records", needs=("torch", "numpy", "tyro"))

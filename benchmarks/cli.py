@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu` and so on: measures, prints each result and writes it to a record at once."""
+"""The commands of `python -m benchmarks`. They print each result and write it to a record as soon as it is known."""
 
 import os
 import tempfile
@@ -18,7 +18,7 @@ Device = Literal["cuda", "cpu"]
 
 
 def main() -> int:
-    """Run the benchmark that the command line names; returns the exit code."""
+    """Run the benchmark that the command line names, and return the exit code."""
     commands = {
         "gpu": gpu,
         "data": data,
@@ -38,14 +38,15 @@ def gpu(
     records: Path | None = None,
     minutes: float = 9.0,
 ) -> int:
-    """Measure everything on one GPU, most valuable first: python -m benchmarks gpu --only limits nets
+    """Measure everything on one GPU, the most important parts first: python -m benchmarks gpu --only limits nets
 
     Args:
-        device: where to measure; cpu goes with --toy.
-        toy: tiny sizes, to try the control flow.
-        only: parts: limits, kernels, heatmap, nets, decode, train, step, scaling. All but scaling when left out.
-        records: folder for the records; benchmarks/records when left out, none for a toy.
-        minutes: no part goes on after them.
+        device: where to measure; cpu needs --toy.
+        toy: use tiny sizes, only to test that the benchmark runs.
+        only: parts to run: limits, kernels, heatmap, nets, decode, train, step, scaling. The default is all
+            but scaling.
+        records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
+        minutes: every part is stopped after this time.
     """
     parts = {part.name: part for part in (*suite.GPU_PARTS, suite.SCALING)}
     for name in only:
@@ -62,10 +63,10 @@ def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: P
     """Measure the whole data path and its stages on one core: python -m benchmarks data --peer mmaction2
 
     Args:
-        peer: whose published pipeline runs beside ours on the same clips, in an environment that is made for it;
-            the last line is then `ratio R parity ok|red`.
-        toy: tiny sizes, to try the control flow.
-        records: folder for the records; benchmarks/records when left out, none for a toy.
+        peer: a program whose published pipeline is measured on the same clips, in an environment of its own. The last
+            line is then `ratio R parity ok|red`.
+        toy: use tiny sizes, only to test that the benchmark runs.
+        records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
     """
     from benchmarks.data.peer import environment, verdict
 
@@ -80,13 +81,13 @@ def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: P
 
 
 def step(device: Device = "cuda", toy: bool = False, records: Path | None = None) -> int:
-    """Measure a training step without its data, in several forms: python -m benchmarks step --device cpu
+    """Measure a training step without loading data, in several forms: python -m benchmarks step --device cpu
 
     Args:
-        device: cuda measures ntu60_x3d's step: plain 5-D, folded to 2-D, compiled, with aligned channels. cpu measures
-            ntu60_x3d's and ma52's on one core: plain 5-D, folded, compiled.
-        toy: tiny sizes, to try the control flow.
-        records: folder for the records; benchmarks/records when left out, none for a toy.
+        device: cuda measures the step of ntu60_x3d: plain 5-D, folded to 2-D, compiled, and with aligned channels. cpu
+            measures the steps of ntu60_x3d and ma52 on one core: plain 5-D, folded, and compiled.
+        toy: use tiny sizes, only to test that the benchmark runs.
+        records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
     """
     _need(device, "add --device cpu")
     part = suite.STEP_ON_GPU if device == "cuda" else suite.STEP_ON_CPU
@@ -100,15 +101,15 @@ def kernels(
     toy: bool = False,
     records: Path | None = None,
 ) -> int:
-    """Time the opt-in kernels on a GPU, or count without one: python -m benchmarks kernels --count registers
+    """Time the opt-in kernels on a GPU, or analyse them without one: python -m benchmarks kernels --count registers
 
     Args:
-        count: registers: those of every launch, with shared memory and spills, compiled without a GPU;
-            bytes: those that the launches of a training step move.
-        every: count the registers of each n-th call only, and of the call with most registers of each kernel.
-        device: where to time; cpu goes with --toy.
-        toy: tiny sizes, to try the control flow of the timing.
-        records: folder for the records; benchmarks/records when left out, none for a toy.
+        count: registers compiles every launch without a GPU, and counts its registers, shared memory and spills; bytes
+            counts the bytes that the launches of a training step move. Without this option the kernels are timed.
+        every: count registers only for every n-th call, and for the call of each kernel that needs the most registers.
+        device: where to time; cpu needs --toy.
+        toy: use tiny sizes, only to test that the timing runs.
+        records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
     """
     if count is None:
         _need(device, "count with --count registers or --count bytes")
@@ -127,12 +128,12 @@ def kernels(
 
 
 def snapshot(device: Device = "cpu", toy: bool = False, records: Path | None = None) -> int:
-    """Measure what a snapshot costs the loop, and how late a resume begins: python -m benchmarks snapshot
+    """Measure how much time a snapshot costs training, and how long a resume takes: python -m benchmarks snapshot
 
     Args:
-        device: where the loop runs.
-        toy: fewer rounds, to try the control flow.
-        records: folder for the records; benchmarks/records when left out, none for a toy.
+        device: where the training loop runs.
+        toy: use fewer rounds, only to test that the benchmark runs.
+        records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
     """
     _need(device, "leave --device cuda out")
     return _run(suite.SNAPSHOT_PARTS, device, toy, records, 240)
@@ -142,8 +143,8 @@ def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path
     """Show the numbers of two records side by side: python -m benchmarks compare A.json B.json
 
     Args:
-        before: a record, benchmarks/records/*.json.
-        after: another one of the same part.
+        before: a record, for example from benchmarks/records.
+        after: another record of the same part.
     """
     for line in compare_records(before, after):
         print(line)
@@ -151,15 +152,15 @@ def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path
 
 
 def table(readme: Path | None = None, records: Path = RECORDS) -> int:
-    """Print the measured figures of all records as a table: python -m benchmarks table --readme README.md
+    """Print the results of all records as a table: python -m benchmarks table --readme README.md
 
     Args:
-        readme: a Markdown file to put the table into, between its two marks.
+        readme: a Markdown file in which the table between the two marks is replaced.
         records: folder of the records.
     """
     print(results_table(records), end="")
     if readme is not None:
-        print(f"{readme} is {'renewed' if renew_table(readme, records) else 'current'}")
+        print(f"{readme} {'has a new table' if renew_table(readme, records) else 'is up to date'}")
     return 0
 
 

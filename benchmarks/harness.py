@@ -1,6 +1,7 @@
-"""What a benchmark is given, how it times, and what the machine can do at best.
+"""Shared by all benchmarks: their target, how they measure time, and how fast the machine could be at best.
 
-Candidates are timed in rounds, each of them once a round, so that a drift of the machine touches all of them alike.
+Candidates are timed in rounds, each once per round, so that a machine that becomes slower or faster affects all of them
+equally.
 """
 
 import time
@@ -15,14 +16,15 @@ Candidates = dict[str, Callable[[], object]]
 Result = tuple[str, dict]
 """A key of the record and its JSON values."""
 
-SHORTEST = 2e-3  # seconds; a call shorter than this is repeated within a sample, or the clock's resolution would show
+SHORTEST = 2e-3  # seconds; shorter calls are repeated within a sample, because the clock is not precise enough for them
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """The device to measure on, and a folder for files that are deleted when the benchmark ends.
 
-    `toy` shrinks every size to seconds of CPU time, to try the control flow; its figures mean nothing.
+    With `toy`, all sizes are so small that a benchmark takes seconds on a CPU. This tests that it runs; the results
+    mean nothing.
     """
 
     device: torch.device
@@ -31,13 +33,14 @@ class Target:
 
 
 class Skipped(Exception):
-    """Raised by a part that cannot run on this machine; the text gives the reason in a few words."""
+    """A part cannot run on this machine. The text gives the reason in a few words."""
 
 
 def time_rounds(candidates: Candidates, target: Target, *, seconds: float, warmup: int = 3) -> dict[str, np.ndarray]:
-    """Seconds per call of each candidate, one sample a round [R], for about `seconds` but five rounds at least.
+    """Measure the seconds per call of each candidate, with one sample for each round: [rounds].
 
-    Round r begins with candidate r mod n. CUDA events on a GPU, the wall clock on a CPU. A toy has two rounds.
+    The rounds take about `seconds` in all, but there are at least five; a toy has two. Round r of n candidates begins
+    with candidate r mod n. Time is measured with CUDA events on a GPU, and with the wall clock on a CPU.
     """
     calls, device = {}, target.device
     for name, call in candidates.items():
@@ -73,21 +76,22 @@ def _sample(call: Callable[[], object], repeats: int, device: torch.device) -> f
 
 
 def spread(samples: np.ndarray) -> dict[str, float]:
-    """Median, quartiles and count of samples in any unit."""
+    """Return the median, the quartiles and the number of samples, which may have any unit."""
     low, median, high = np.percentile(samples, [25, 50, 75]).tolist()
     return {"median": median, "p25": low, "p75": high, "n": len(samples)}
 
 
 def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """How many times faster `ours` is than `theirs`, round by round."""
+    """Return how many times faster `ours` is than `theirs`, computed for each round."""
     return spread(theirs / ours)
 
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Cost of a training step for each clip (docs/sources.md, "Bytes of a training step").
+    """Cost of a training step per clip (docs/sources.md, "Bytes of a training step").
 
-    `compiled_gb` is the memory traffic with the passes that a compiler fuses, `ideal_gb` with all that could be fused.
+    `compiled_gb` is the memory traffic if the compiler fuses what it can, and `ideal_gb` if everything possible is
+    fused.
     """
 
     gflop: float
@@ -98,11 +102,14 @@ class StepCost:
 X3D_PAIR = StepCost(gflop=41.7, compiled_gb=5.11, ideal_gb=2.19)
 RGBPOSE = StepCost(gflop=341, compiled_gb=4.26, ideal_gb=2.06)
 GUIDE = {"ntu60_x3d": X3D_PAIR, "ntu60": RGBPOSE, "ma52": RGBPOSE}
-"""The guide's experiments and what a step of each costs."""
+"""The cost of a training step in the experiments of the guide."""
 
 
 def measure_limits(target: Target) -> Iterator[Result]:
-    """Bandwidth of a copy, rate of a large bf16 product, and the clips a second that both allow each experiment."""
+    """Measure the bandwidth of a copy and the speed of a large bf16 matrix product.
+
+    Also yields the clips per second that these two limits allow in each experiment.
+    """
     num_bytes = 1 << 20 if target.toy else 1 << 30
     copy = spread(copy_bandwidth(target, num_bytes, 3))
     yield "copy", {"gb_per_s": copy, "bytes": num_bytes}
@@ -121,7 +128,7 @@ def measure_limits(target: Target) -> Iterator[Result]:
 
 
 def copy_bandwidth(target: Target, num_bytes: int, seconds: float) -> np.ndarray:
-    """GB/s of a copy on the device; bytes read and bytes written both count."""
+    """Measure the bandwidth of a copy on the device in GB/s, counting both the bytes read and the bytes written."""
     source = torch.ones(num_bytes, dtype=torch.uint8, device=target.device)
     destination = torch.empty_like(source)
     samples = time_rounds({"copy": lambda: destination.copy_(source)}, target, seconds=seconds)

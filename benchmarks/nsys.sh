@@ -1,6 +1,6 @@
 #!/bin/sh
-# Nsight Systems over ten steps of an experiment, on one GPU: sh benchmarks/nsys.sh ntu60_x3d [more arguments of trainer]
-# Needs nsys in PATH. Writes work_dirs/nsys_EXP/, prints the dearest kernels, the NVTX ranges and the GPU's idle gaps.
+# Profiles ten steps of an experiment on one GPU with Nsight Systems: sh benchmarks/nsys.sh ntu60_x3d [arguments]
+# Needs nsys in PATH. Writes to work_dirs/nsys_EXP/, and prints the slowest kernels, the NVTX ranges and the idle gaps.
 set -eu
 exp=${1:?usage: sh benchmarks/nsys.sh EXPERIMENT [arguments of the trainer]}
 shift
@@ -9,7 +9,7 @@ python=.venv/bin/python
 test -x $python || python=python
 out=work_dirs/nsys_$exp
 mkdir -p "$out"
-# Compilation and cuDNN's choices are over after some tens of steps.
+# Compilation, and cuDNN's choice of algorithms, are finished after some tens of steps.
 nsys profile --force-overwrite true --output "$out/report" \
   --trace cuda,nvtx,cudnn,cublas --cuda-memory-usage true --sample none --cpuctxsw none \
   --capture-range cudaProfilerApi --capture-range-end stop \

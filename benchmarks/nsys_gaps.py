@@ -1,6 +1,6 @@
-"""`python -m benchmarks.nsys_gaps gpu_trace.csv`: how long the GPU was idle between kernels, and the longest gaps.
+"""`python -m benchmarks.nsys_gaps gpu_trace.csv` shows how long the GPU was idle, and the longest gaps between kernels.
 
-Reads nsys's report cuda_gpu_trace as CSV.
+The file is the report cuda_gpu_trace of nsys as CSV.
 """
 
 import csv
@@ -15,7 +15,7 @@ LONGEST = 10
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """`nanoseconds` without work, between two kernels or copies."""
+    """Time without work between two kernels or copies, whose names are `before` and `after`."""
 
     nanoseconds: int
     before: str
@@ -23,11 +23,17 @@ class Gap:
 
 
 def read_work(path: Path) -> list[tuple[int, int, str]]:
-    """(start, end, name) in ns of everything the GPU did, by start. Raises UserError for another kind of file."""
+    """Return (start, end, name) of all kernels and copies on the GPU, in nanoseconds, sorted by start.
+
+    Raises UserError if the file is not such a report.
+    """
     lines = path.read_text().splitlines()
     head = next((i for i, line in enumerate(lines) if line.startswith("Start (ns)")), None)
     if head is None:
-        raise UserError(f"{path} is no CSV of nsys's report cuda_gpu_trace: it has no column 'Start (ns)'")
+        raise UserError(
+            f"{path} is not a CSV file of nsys's report cuda_gpu_trace, because it has no column 'Start (ns)':"
+            " make it with benchmarks/nsys.sh"
+        )
     rows = csv.DictReader(lines[head:])
     work = [
         (int(row["Start (ns)"]), int(row["Start (ns)"]) + int(row["Duration (ns)"]), row["Name"])
@@ -38,7 +44,7 @@ def read_work(path: Path) -> list[tuple[int, int, str]]:
 
 
 def find_gaps(work: list[tuple[int, int, str]]) -> list[Gap]:
-    """Gaps in order of time; streams that overlap leave none."""
+    """Return the gaps in order of time. There is no gap while any stream is busy."""
     gaps, busy_until, last = [], work[0][0], ""
     for start, end, name in work:
         if start > busy_until:
@@ -51,7 +57,9 @@ def find_gaps(work: list[tuple[int, int, str]]) -> list[Gap]:
 def main(path: Path) -> None:
     work = read_work(path)
     if not work:
-        raise UserError(f"{path} holds no work of a GPU: was the capture range reached?")
+        raise UserError(
+            f"{path} contains no work of a GPU: run benchmarks/nsys.sh again, up to the steps that it profiles"
+        )
     gaps = find_gaps(work)
     span, idle = max(end for _, end, _ in work) - work[0][0], sum(gap.nanoseconds for gap in gaps)
     print(f"{len(work)} kernels and copies in {span / 1e6:.2f} ms; idle {idle / 1e6:.2f} ms ({idle / span:.1%})")

@@ -1,6 +1,6 @@
-"""Records: JSON files that say what was measured, on what machine and with which versions.
+"""Records are JSON files that say what was measured, on which machine and with which versions.
 
-Two of them can be compared, and README's table is made from the committed ones: no number is typed by hand.
+Two records can be compared. The table in README is made from the committed records, so that no number is typed by hand.
 """
 
 import json
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
 BEGIN, END = "<!-- measured: python -m benchmarks table -->", "<!-- end -->"
 
-# (part, path in its results, what it is, unit), in the order of README's table
+# (part, path in its results, description, unit) in the order of the table in README
 ROWS = (
     ("train", "ntu60_x3d.clips_per_s", "training `ntu60_x3d`, data included", "clips/s"),
     ("train", "ntu60.clips_per_s", "training `ntu60`, data included", "clips/s"),
@@ -45,11 +45,11 @@ ROWS = (
 
 
 class RecordError(UserError):
-    """A record that cannot be read; the text names the file."""
+    """A record cannot be read. The text names the file."""
 
 
 def write_record(path: Path, record: dict) -> None:
-    """Replace the file as a whole: a reader sees the old record or the new one, never half of one."""
+    """Replace the file atomically: a reader sees the old record or the new one, never a part of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(json.dumps(record, indent=1) + "\n")
@@ -57,7 +57,7 @@ def write_record(path: Path, record: dict) -> None:
 
 
 def provenance(device: torch.device) -> dict:
-    """Where and when: device, driver, versions, commit ('+' marks a tree with changes), UTC time."""
+    """Return device, driver, versions, commit (with '+' if there are uncommitted changes) and the time in UTC."""
     return {
         "device": device_name(device),
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
@@ -79,12 +79,12 @@ def device_name(device: torch.device) -> str:
 
 
 def slug(text: str) -> str:
-    """The text as part of a file name: 'NVIDIA H200' -> 'nvidia_h200'."""
+    """Make a text fit for a file name: 'NVIDIA H200' becomes 'nvidia_h200'."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def commit() -> str | None:
-    """The commit of the checkout, or $DUET_COMMIT where the tree is a copy without .git; None without either."""
+    """Return the commit of the checkout, or $DUET_COMMIT if there is no .git, or None if that is not set either."""
     head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if head is None:
         return os.environ.get("DUET_COMMIT")
@@ -107,20 +107,24 @@ def _version(distribution: str) -> str | None:
 
 
 def read_record(path: Path, key: str = "results") -> dict[str, Any]:
-    """A record as `write_record` wrote it. Raises RecordError unless it holds `key`."""
+    """Read a record of `write_record`. Raises RecordError if it cannot be read or does not contain `key`."""
     try:
         record = json.loads(path.read_text())
     except OSError as error:
-        raise RecordError(f"{path} cannot be read ({error.strerror}); records lie in benchmarks/records") from None
+        raise RecordError(f"{path} cannot be read ({error.strerror}): choose a file of benchmarks/records") from None
     except ValueError:
         record = None
     if not isinstance(record, dict) or key not in record:
-        raise RecordError(f"{path} is no record of a benchmark; records lie in benchmarks/records")
+        raise RecordError(f"{path} is not a record of a benchmark: choose a file of benchmarks/records")
     return record
 
 
 def compare_records(before: Path, after: Path) -> Iterator[str]:
-    """What differs between the two runs, then a line for each number that both records hold: before, after, ratio."""
+    """Yield lines that compare two records.
+
+    The first line lists differing conditions. A line with before, after and ratio follows for each number in both
+    records, then a line for each number that only one of them has. Raises RecordError.
+    """
     old, new = read_record(before), read_record(after)
     yield from _conditions(old.get("provenance", {}), new.get("provenance", {}))
     old_numbers, new_numbers = dict(_numbers(old["results"])), dict(_numbers(new["results"]))
@@ -133,14 +137,14 @@ def compare_records(before: Path, after: Path) -> Iterator[str]:
 
 
 def _conditions(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """One line with the device, versions and so on that differ; nothing where they are the same."""
+    """Yield one line that lists device, versions and so on where they differ, or nothing if they are equal."""
     changed = [f"{key} {old.get(key)} -> {new.get(key)}" for key in new if old.get(key) != new.get(key)]
     if changed:
-        yield f"taken under other conditions: {', '.join(changed)}"
+        yield f"the conditions differ: {', '.join(changed)}"
 
 
 def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number with its dotted path; a spread counts as its median."""
+    """Yield every number with its dotted path. The number of a spread is its median."""
     if isinstance(values, dict) and "median" in values:
         yield path, float(values["median"])
     elif isinstance(values, dict):
@@ -151,7 +155,7 @@ def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def results_table(records: Path) -> str:
-    """ROWS as Markdown, one line for each machine that measured a row; then what was counted without a card."""
+    """Return a Markdown table of ROWS with one line per machine, and a table of what was counted without a GPU."""
     lines = []
     for part, path, what, unit in ROWS:
         for file in sorted(records.glob(f"{part}_*.json")):
@@ -162,12 +166,12 @@ def results_table(records: Path) -> str:
             where = record["provenance"]
             lines.append(f"| {what} | {_cell(value)} {unit} | {where['device']} | {where['commit']} |")
     head = ["| what | median (quartiles, n) | machine | commit |", "|---|---|---|---|"]
-    measured = [*head, *lines] if lines else ["No figure has been taken yet."]
+    measured = [*head, *lines] if lines else ["Nothing has been measured yet."]
     return "\n".join([*measured, *_counted(records / "bytes.json")]) + "\n"
 
 
 def _counted(file: Path) -> list[str]:
-    """A line for each experiment whose step was counted as the compiler plans it; none without the record."""
+    """Return the table of the bytes counted in compiled steps, one line per experiment; empty without the record."""
     if not file.exists():
         return []
     record = read_record(file, "compiled")
@@ -185,7 +189,7 @@ def _planned(plan: dict[str, dict[str, float]]) -> str:
 
 
 def _value_at(results: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path of two keys at most; the second key may hold dots and slashes."""
+    """Return the value at a dotted path of one or two keys, or None. The second key may contain dots and slashes."""
     key, _, rest = path.partition(".")
     value = results.get(key)
     return value if not rest or value is None else value.get(rest)
@@ -198,12 +202,15 @@ def _cell(value: Any) -> str:
 
 
 def renew_table(readme: Path, records: Path) -> bool:
-    """Put the table between the two marks of a page; whether that changed it. Raises RecordError without the marks."""
+    """Put the table between the two marks of a page, and return whether that changed the page.
+
+    Raises RecordError if the page has no such marks.
+    """
     text = readme.read_text()
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise RecordError(f"{readme} has no '{BEGIN}' ... '{END}' to put the table between")
+        raise RecordError(f"{readme} has no marks for the table: add the lines '{BEGIN}' and '{END}'")
     renewed = f"{head}{BEGIN}\n{results_table(records)}{END}{tail}"
     if renewed != text:
         readme.write_text(renewed)

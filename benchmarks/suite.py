@@ -1,6 +1,6 @@
-"""Runs the parts of a benchmark one after another, each in a process of its own.
+"""Runs the parts of a benchmark one after another, each in its own process.
 
-A part that crashes or hangs costs the others nothing. Every result is written to the part's record,
+If a part crashes or hangs, the others still run. Every result is written to the record of the part,
 `<part>_<device>.json`, as soon as it is known.
 """
 
@@ -30,8 +30,8 @@ DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 class Part:
     """One part of a benchmark: a function that takes a Target and yields results as soon as they are known.
 
-    It is ended after `seconds`. Its module is imported when its turn comes, so a part that needs DALI costs the others
-    nothing where DALI is missing.
+    The part is stopped after `seconds`. Its module is imported only when the part begins, so that the other parts run
+    where DALI is missing.
     """
 
     name: str
@@ -41,8 +41,9 @@ class Part:
     needs_dali: bool = False
 
 
-# Most valuable first. The seconds add up to 530 of nine minutes; starting the processes takes the rest. Where the
-# compiler's caches are cold, `kernels` and `nets` spend most of their time compiling, and a second run gets further.
+# The most important parts come first. Their limits add up to 530 seconds, which leaves some time of nine minutes for
+# starting processes. With an empty compiler cache, `kernels` and `nets` spend most of their time on compilation; a
+# second run then measures more.
 GPU_PARTS = (
     Part("limits", 25, "benchmarks.harness", "measure_limits"),
     Part("kernels", 110, "benchmarks.kernels.report"),
@@ -52,7 +53,7 @@ GPU_PARTS = (
     Part("train", 95, "benchmarks.step.train", needs_dali=True),
     Part("step", 50, "benchmarks.step.step"),
 )
-# Only where it is asked for by name: it says nothing on one GPU, and takes minutes on several.
+# This part only runs if it is named, because it shows nothing on one GPU and takes minutes on several.
 SCALING = Part("scaling", 600, "benchmarks.step.scaling", needs_dali=True)
 DATA_ALONE = Part("data_alone", 900, "benchmarks.data.measure", "measure_alone", needs_dali=True)
 DATA_BESIDE_PEER = Part("data", 1500, "benchmarks.data.measure", "measure_beside_peer", needs_dali=True)
@@ -65,10 +66,10 @@ SNAPSHOT_PARTS = (
 
 
 def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: float) -> bool:
-    """Whether every part was done or skipped. No part begins, or goes on, after `seconds` in all."""
+    """Run the parts, and return whether none of them failed. All parts together are stopped after `seconds`."""
     if target.device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-    # The server imports what the parts need once, and never touches CUDA.
+    # The server imports the modules of the parts once. It never initialises CUDA.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([part.module for part in parts if not part.needs_dali])
     end = time.monotonic() + seconds
@@ -89,7 +90,7 @@ def _run_part(context: ForkServerContext, part: Part, target: Target, records: P
     try:
         while record["status"] == RUNNING:
             if not receiver.poll(max(0.0, start + seconds - time.monotonic())):
-                _end(record, FAILED, f"it was not done after {seconds:.0f} s")
+                _end(record, FAILED, f"it was not finished after {seconds:.0f} s")
             else:
                 _receive(receiver, process, record)
             record["seconds"] = round(time.monotonic() - start, 1)
@@ -102,7 +103,7 @@ def _run_part(context: ForkServerContext, part: Part, target: Target, records: P
 
 
 def _receive(receiver: Connection, process: ForkServerProcess, record: dict[str, Any]) -> None:
-    """Put one message of the part's process into the record, and print it."""
+    """Read one message from the process of the part, put it into the record and print it."""
     try:
         kind, content = receiver.recv()
     except EOFError:
@@ -127,9 +128,9 @@ def _end(record: dict[str, Any], status: str, text: str) -> None:
 
 
 def _work(part: Part, target: Target, sender: Connection) -> None:
-    """Runs in the part's process: sends the results one by one, then how the part ended."""
+    """Run a part in its own process. Sends the results one by one, and then how the part ended."""
     threading.Thread(target=_end_with_suite, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C comes here too, and the suite ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process as well, but the suite ends it
     try:
         if target.toy:
             torch.set_num_threads(1)
@@ -147,7 +148,7 @@ def _work(part: Part, target: Target, sender: Connection) -> None:
 
 
 def _end_with_suite() -> None:
-    """End the part's process when the suite's has ended, even by SIGKILL."""
+    """End the process of a part when the process of the suite has ended, even by SIGKILL."""
     suite = multiprocessing.parent_process()
     assert suite is not None
     suite.join()
@@ -155,7 +156,7 @@ def _end_with_suite() -> None:
 
 
 def load(part: Part) -> Callable[[Target], Iterator[Result]]:
-    """The part's function. Raises Skipped where it needs DALI and DALI cannot be imported."""
+    """Return the function of a part. Raises Skipped if the part needs DALI and DALI cannot be imported."""
     if part.needs_dali:
         try:
             importlib.import_module("pipelines.dali")
@@ -165,7 +166,7 @@ def load(part: Part) -> Callable[[Target], Iterator[Result]]:
 
 
 def brief(values: dict) -> str:
-    """A result on one line, with the median for each spread."""
+    """Format a result on one line, with the median of each spread."""
     texts = []
     for key, value in values.items():
         value = value.get("median", value) if isinstance(value, dict) else value

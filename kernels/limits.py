@@ -1,4 +1,4 @@
-"""Limits of numbers in a settings dataclass, stated beside the field: `quality: Annotated[int, Range(2, 31)] = 3`."""
+"""Limits for numbers in a settings dataclass, declared with the field: `quality: Annotated[int, Range(2, 31)] = 3`."""
 
 import functools
 from dataclasses import dataclass, fields
@@ -11,7 +11,7 @@ MANY = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Smallest and largest allowed value of a number, or of each number in a tuple."""
+    """The smallest and the largest allowed value of a number, or of each number in a tuple."""
 
     low: float
     high: float
@@ -24,13 +24,13 @@ Share = Annotated[float, Range(0, 1)]
 
 @functools.cache
 def ranges(settings: type) -> dict[str, Range]:
-    """The fields of a dataclass that have a Range, by name."""
+    """Return the Range of every field of a dataclass that has one, by the name of the field."""
     hints = get_type_hints(settings, include_extras=True)
     return {name: item for name, hint in hints.items() for item in _metadata(hint) if isinstance(item, Range)}
 
 
 def check_ranges(settings: Any, section: str) -> None:
-    """Raise UserError for a number outside of its field's Range; `section` is how --set names the dataclass."""
+    """Raise UserError if a number is outside its field's Range. `section` is the name of the dataclass in --set."""
     limits = ranges(type(settings))
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -43,7 +43,7 @@ def check_ranges(settings: Any, section: str) -> None:
 
 
 def _metadata(hint: Any) -> tuple[Any, ...]:
-    """What Annotated adds to a type; also inside of `X | None`."""
+    """Return the metadata of Annotated, also for types like `Annotated[...] | None`."""
     if get_origin(hint) is Annotated:
         return get_args(hint)[1:]
     return tuple(item for part in get_args(hint) for item in _metadata(part))

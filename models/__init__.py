@@ -1,1 +1,1 @@
-"""Networks, heads and losses: pure functions of tensors. config.py and classes.py need no torch."""
+"""Networks, heads and losses, which depend on tensors alone. config.py and classes.py can be used without torch."""

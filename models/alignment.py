@@ -1,7 +1,8 @@
-"""Channels inside the X3D blocks rounded up to multiples of eight: a GPU then loads 16 bytes at a time.
+"""Rounds the number of channels inside X3D blocks up to a multiple of eight, so that a GPU can load 16 bytes at once.
 
-54 becomes 56, 108 becomes 112. The added channels are zero, have zero gradients and stay zero under weight decay, so
-the network computes the same. Files and snapshots keep the published shapes (docs/sources.md, "Aligned channels").
+For example, 54 channels become 56 and 108 become 112. The weights of the added channels are zero, have zero gradients
+and stay zero under weight decay, so the network computes the same results. Files and snapshots keep the published
+shapes (docs/sources.md, "Aligned channels").
 """
 
 from functools import partial
@@ -15,7 +16,7 @@ from models.x3d_shift import X3DBlock
 
 
 def align_channels(network: nn.Module, multiple: int = 8) -> None:
-    """Widen every X3D block of `network` in place; other networks have no channels to add."""
+    """Widen every X3D block of `network` in place. Networks without X3D blocks do not change."""
     for block in network.modules():
         if isinstance(block, X3DBlock):
             extra = -block.conv1.conv.out_channels % multiple
@@ -35,7 +36,7 @@ def _widen(block: X3DBlock, extra: int) -> None:
 
 
 def _grow(layer: nn.Module, axis: int, extra: int) -> None:
-    """Append zeros: outputs (axis 0), to all tensors of a layer, or inputs (axis 1), to its weight."""
+    """Append zeros to a layer: new outputs (axis 0) to all its tensors, or new inputs (axis 1) to its weight."""
     added = {}
     for name, tensor in layer.state_dict(keep_vars=True).items():
         if tensor.dim() and (axis == 0 or name == "weight"):

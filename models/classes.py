@@ -1,4 +1,4 @@
-"""Class names and maps from fine to coarse classes, where entry `fine` is the coarse class.
+"""Class names, and maps from fine to coarse classes: entry i of a map is the coarse class of fine class i.
 
 Source: docs/sources.md, "Classes" and "Coarse classes".
 """
@@ -9,15 +9,15 @@ from pathlib import Path
 from kernels.program import UserError
 
 MA52 = (0,) * 5 + (1,) * 6 + (2,) * 13 + (3,) * 8 + (4,) * 6 + (5,) * 10 + (6,) * 4
-"""The data set's own seven body parts."""
+"""The seven body parts that the data set itself defines."""
 NTU60_SEMANTIC8 = tuple(
     int(digit) for digit in "0000222334" "2221111111" "1443233222" "4224440444" "5555555556" "6676776777"
 )  # fmt: skip
-"""Ours, by meaning; keeps the official division into daily, medical and mutual actions."""
+"""Our own grouping by meaning. It respects the official division into daily, medical and mutual actions."""
 NTU60_GUIDE_DIV8 = tuple(min(fine // 8, 7) for fine in range(60))
-"""The map of the guide's coarse cross-entropy: runs of eight classes, regardless of meaning."""
+"""The map that the guide uses for its coarse cross-entropy: eight consecutive classes each, whatever they mean."""
 NTU60_GUIDE_RANGES = (0,) * 10 + (1,) * 10 + (2,) * 10 + (3,) * 10 + (4,) * 5 + (5,) * 5 + (6,) * 5 + (7,) * 5
-"""The map of the guide's tree loss."""
+"""The map that the guide uses for its tree loss."""
 COARSE_MAPS = {
     "ma52": MA52,
     "semantic8": NTU60_SEMANTIC8,
@@ -27,21 +27,27 @@ COARSE_MAPS = {
 
 
 def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: int) -> tuple[int, ...]:
-    """The map as a tuple, if it gives each of the fine classes a coarse one and leaves no coarse class empty."""
+    """Return the map as a tuple.
+
+    Raises UserError unless it has one entry for each fine class and uses every coarse class at least once.
+    """
     if len(coarse_map) != num_classes:
-        raise UserError(f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: give one per class")
+        raise UserError(
+            f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: give one entry for each class"
+        )
     for fine, coarse in enumerate(coarse_map):
         if not 0 <= coarse < num_coarse:
             raise UserError(f"the coarse map sends class {fine} to {coarse}: use numbers from 0 to {num_coarse - 1}")
     if empty := sorted(set(range(num_coarse)) - set(coarse_map)):
-        raise UserError(f"the coarse map leaves coarse class {empty[0]} without a class: set num_coarse to match")
+        raise UserError(f"the coarse map assigns no class to coarse class {empty[0]}: set num_coarse to match")
     return tuple(coarse_map)
 
 
 def read_coarse_map(source: str | Path, num_classes: int) -> tuple[int, ...]:
-    """A map by name (one of COARSE_MAPS), or from a text file of integers divided by spaces, commas or line ends.
+    """Return a map of COARSE_MAPS by its name, or read one from a text file.
 
-    A file's number of coarse classes is its largest entry plus one.
+    The file lists integers, separated by spaces, commas or line breaks. The number of coarse classes is the largest
+    entry plus one. Raises UserError for a file that cannot be read or does not hold a map for `num_classes` classes.
     """
     values = COARSE_MAPS[str(source)] if str(source) in COARSE_MAPS else parse_numbers(Path(source))
     try:
@@ -51,17 +57,19 @@ def read_coarse_map(source: str | Path, num_classes: int) -> tuple[int, ...]:
 
 
 def parse_numbers(path: Path) -> list[int]:
-    """The integers of a text file."""
+    """Read the integers of a text file. Raises UserError if it cannot be read or holds anything else."""
     try:
         words = path.read_bytes().decode("ascii", "replace").replace(",", " ").split()
     except OSError as error:
-        known = ", ".join(COARSE_MAPS)
-        raise UserError(f"no coarse map {path} ({error.strerror}): give a readable file or one of {known}") from None
+        names = ", ".join(COARSE_MAPS)
+        raise UserError(
+            f"cannot read a coarse map from {path} ({error.strerror}): give a readable file or one of {names}"
+        ) from None
     for word in words:
         if not word.removeprefix("-").isdecimal():
-            raise UserError(f"{path} holds {word!r}: a coarse map is a list of integers, one per class")
+            raise UserError(f"{path} holds {word!r}: a coarse map is a list of integers, one for each class")
     if not words:
-        raise UserError(f"{path} is empty: a coarse map is a list of integers, one per class")
+        raise UserError(f"{path} is empty: a coarse map is a list of integers, one for each class")
     return [int(word) for word in words]
 
 

@@ -1,4 +1,4 @@
-"""Settings of the networks: plain values, no torch."""
+"""Settings of the networks. They are plain values and need no torch."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -7,25 +7,25 @@ from kernels.limits import Count, Counts, Range, Share, check_ranges
 from kernels.program import UserError
 
 FROM_DATA = -1
-"""An experiment fills this number in from its data and its skeleton (trainer/config.py)."""
+"""Placeholder for a number that an experiment fills in from its data and its skeleton (trainer/config.py)."""
 FusedPart = Literal["x3d_block", "bottlenecks", "norm_act"]
-"""What models/fused.py can run through kernels: X3D's blocks, RGBPoseConv3D's bottlenecks, single norms."""
+"""Parts that models/fused.py can run through kernels: X3D blocks, RGBPoseConv3D's bottlenecks, single norms."""
 Strides = Annotated[tuple[int, ...], Range(1, 16)]
 Weight = Annotated[float, Range(0, 1e38)]
 LossWeights = tuple[float, float, float, float]
-"""Weights of the cross-entropies of rgb, pose, rgb_coarse, pose_coarse, in this order."""
+"""Weights of the cross-entropies of rgb, pose, rgb_coarse and pose_coarse, in this order."""
 
 
 def check_stages(entries: dict[str, tuple]) -> None:
-    """Raise UserError unless every setting of a network's stages has an entry for each stage."""
+    """Raise UserError unless the settings of the stages are all of the same length, and not empty."""
     if len({len(entry) for entry in entries.values()}) > 1 or not all(entries.values()):
         settings = ", ".join(f"{name}={entry}" for name, entry in entries.items())
-        raise UserError(f"{settings}: a network has an entry of each for every stage; see --set model")
+        raise UserError(f"{settings} must each have one entry per stage of the network; see --set model")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class X3DStreamConfig:
-    """One temporal-shift X3D: one stage for each width, and each stage halves the image.
+    """One temporal-shift X3D. It has one stage for each width, and each stage halves the height and width of the image.
 
     Source: docs/sources.md, "Temporal-shift X3D".
     """
@@ -34,14 +34,14 @@ class X3DStreamConfig:
     blocks: Counts
     stem_stride: Annotated[int, Range(1, 16)]
     shift_divisor: Count
-    """1 / shift_divisor of a block's input channels come from the next frame, as many from the one before."""
+    """A block takes 1 / shift_divisor of its input channels from the next frame, and as many from the previous one."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.STREAM")
         check_stages({"widths": self.widths, "blocks": self.blocks})
 
     def inner(self, stage: int) -> int:
-        """Width of the depthwise convolution: 2.25 times the stage's."""
+        """Number of channels of the depthwise convolutions in a stage: 2.25 times the width of the stage."""
         return self.widths[stage] * 9 // 4
 
     @property
@@ -55,15 +55,18 @@ X3D_POSE = X3DStreamConfig(widths=(24, 48, 96), blocks=(5, 11, 7), stem_stride=1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResNetPathConfig:
-    """One path of RGBPoseConv3D, like a ResNet-50, with an entry for each stage (docs/sources.md, "RGBPoseConv3D")."""
+    """One path of RGBPoseConv3D, built like a ResNet-50; the tuples have one entry for each stage.
+
+    Source: docs/sources.md, "RGBPoseConv3D".
+    """
 
     base_channels: Count
     blocks: Counts
     inflate: tuple[bool, ...]
-    """Stages whose first convolution in each block spans three frames."""
+    """For each stage, whether the first convolution of every block spans three frames."""
     strides: Strides
     stem_stride: Annotated[int, Range(1, 16)]
-    """Of the 7x7 convolution and of the 3x3 pool behind it."""
+    """Stride of the 7x7 convolution and of the 3x3 pooling after it."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.STREAM")
@@ -87,12 +90,12 @@ RESNET_POSE = ResNetPathConfig(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PcanConfig:
-    """PCAN's head: tree loss and prototype contrast (docs/sources.md, "PCAN head")."""
+    """PCAN's head, with tree loss and prototype contrast (docs/sources.md, "PCAN head")."""
 
     coarse_map: tuple[int, ...] = ()
-    """Coarse class of every fine one; an experiment fills in the map of its data."""
+    """The coarse class of every fine class. An experiment fills in the map of its data."""
     diversity: Literal["live", "published"] = "live"
-    """Whether the term that drives fine prototypes apart has a gradient; as published it has none."""
+    """The term that drives fine prototypes apart has a gradient if "live"; in the published code it has none."""
     fine_width: Count = 256
     coarse_width: Count = 128
     contrast_weight: Weight = 0.2
@@ -103,30 +106,30 @@ class PcanConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TwoStreamConfig:
-    """What every two-stream net has: classes, joints, the four loss weights, dropout before the heads."""
+    """Settings that all two-stream networks have: classes, joints, loss weights, and dropout before the heads."""
 
     frame_ratio: ClassVar[int | None] = None
-    """Pose frames that the network reads for each RGB frame; None: any number."""
+    """Number of pose frames that the network reads for each RGB frame, or None if any number will do."""
     num_classes: int = FROM_DATA
     num_coarse: int = FROM_DATA
-    """Number of coarse classes; 0: no coarse heads."""
+    """Number of coarse classes; with 0 the network has no coarse heads."""
     pose_channels: int = 17
     loss_weights: Annotated[LossWeights, Range(0, 1e38)] = (1.0, 1.0, 1.0, 1.0)
     dropout: Share = 0.5
     pcan: PcanConfig | None = None
-    """None: the plain head, cross-entropies alone."""
+    """None stands for the plain head, whose losses are cross-entropies alone."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
         if len(self.loss_weights) != 4:
             raise UserError(
-                f"model.loss_weights={self.loss_weights}: it takes four, of rgb, pose, rgb_coarse and pose_coarse"
+                f"model.loss_weights={self.loss_weights}: give four weights, for rgb, pose, rgb_coarse and pose_coarse"
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class X3DPairConfig(TwoStreamConfig):
-    """Two temporal-shift X3D nets, RGB and pose, that meet only in the fusion of their probabilities."""
+    """Two temporal-shift X3D networks, RGB and pose, that are combined only by the fusion of their probabilities."""
 
     rgb: X3DStreamConfig = X3D_RGB
     pose: X3DStreamConfig = X3D_POSE
@@ -134,7 +137,7 @@ class X3DPairConfig(TwoStreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpamConfig(X3DPairConfig):
-    """EPAM-Net: the X3D pair, with RGB features scaled by a map that is computed from the pose features.
+    """EPAM-Net: the X3D pair, with its RGB features scaled by a map that is computed from the pose features.
 
     The score is the sum of both streams' logits (docs/sources.md, "EPAM-Net").
     """
@@ -153,14 +156,14 @@ class RGBPoseConfig(TwoStreamConfig):
     interaction: bool = False
     """PCAN's FeatureInteraction at both fusion points."""
     drop_path: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
-    """Probability per training batch that the laterals into the RGB path, and those into the pose path, are dropped."""
+    """Probabilities that a training batch drops the laterals into the RGB path, and those into the pose path."""
     rgb: ResNetPathConfig = RESNET_RGB
     pose: ResNetPathConfig = RESNET_POSE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SingleStreamConfig:
-    """One stream alone, for staged training: a path of RGBPoseConv3D (SlowOnly) or a temporal-shift X3D.
+    """One stream by itself, for training in stages: a path of RGBPoseConv3D (SlowOnly) or a temporal-shift X3D.
 
     Source: docs/sources.md, "Staged recipe" and "EPAM-Net".
     """
@@ -179,6 +182,6 @@ ModelConfig = EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig
 
 
 def fusible_parts(model: ModelConfig) -> tuple[FusedPart, ...]:
-    """The parts that a network of this config has."""
+    """The parts of this network that models/fused.py can run through kernels."""
     path = model.path if isinstance(model, SingleStreamConfig) else model.rgb
     return ("x3d_block" if isinstance(path, X3DStreamConfig) else "bottlenecks"), "norm_act"

@@ -1,4 +1,7 @@
-"""EPAM-Net's attention: pose features raise RGB features at some pixels and frames (docs/sources.md, "EPAM-Net")."""
+"""EPAM-Net's attention: pose features amplify the RGB features at some pixels and frames.
+
+Source: docs/sources.md, "EPAM-Net".
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +10,15 @@ from kernels.program import UserError
 from models.config import EpamConfig
 from models.layers import ConvBn, pixels, unfold_pixels
 
-FRAME_RATIO = EpamConfig.frame_ratio or 1  # the map is drawn from every third pose frame
+FRAME_RATIO = EpamConfig.frame_ratio or 1  # the map is computed from every third pose frame
 
 
 class PoseAttention(nn.Module):
-    """A map in (0, 1) per RGB frame and pixel, from the pose features alone.
+    """Computes a map with values in (0, 1), one for each RGB frame and pixel, from the pose features alone.
 
-    Where: 7x7 convolution over each pose frame's largest and mean channel, batch norm, sigmoid. When: convolution over
-    the means of seven neighbouring maps, sigmoid. The map is their product.
+    The map is the product of two factors. The spatial factor comes from the maximum and the mean over the channels of a
+    pose frame, by a 7x7 convolution, batch norm and a sigmoid. The temporal factor comes from the means of seven
+    neighbouring spatial maps, by a convolution over time and a sigmoid.
     """
 
     def __init__(self) -> None:
@@ -24,10 +28,13 @@ class PoseAttention(nn.Module):
         self.temporal = nn.Conv1d(1, 1, 7, padding=3, bias=False)
 
     def forward(self, pose: Tensor, num_frames: int) -> Tensor:
-        """pose: [N*3T, C, H, W], with 3T frames to a clip. Returns [N*T, 1, H, W]."""
+        """Return the map [N*T, 1, H, W] for pose features [N*3T, C, H, W] of clips with 3T = `num_frames` frames.
+
+        Raises UserError unless the number of frames is divisible by three.
+        """
         if num_frames % FRAME_RATIO:
             raise UserError(
-                f"pose attention reads {FRAME_RATIO} pose frames per RGB frame, and {num_frames} do not divide by"
+                f"pose attention reads {FRAME_RATIO} pose frames per RGB frame, and {num_frames} is not divisible by"
                 f" {FRAME_RATIO}: set clip.rgb_frames and clip.pose_frames to match"
             )
         rows = pixels(pose, 1).unflatten(0, (-1, num_frames))[:, ::FRAME_RATIO]  # [N, T, H*W, C]
@@ -39,10 +46,13 @@ class PoseAttention(nn.Module):
 
 
 def attend(rgb: Tensor, attention: Tensor) -> Tensor:
-    """rgb (1 + attention): [N*T, C, H, W] with a map [N*T, 1, H, W] of the same frames and size."""
+    """Return rgb * (1 + attention) for rgb [N*T, C, H, W] and a map [N*T, 1, H, W] of the same frames and size.
+
+    Raises UserError if the map has another number of frames or another size.
+    """
     if attention.shape != (len(rgb), 1, *rgb.shape[2:]):
         raise UserError(
-            f"pose attention draws {len(attention)} maps of {tuple(attention.shape[2:])} for {len(rgb)} RGB frames of"
-            f" {tuple(rgb.shape[2:])}: give {FRAME_RATIO} heatmaps per RGB frame, of a quarter of its size"
+            f"pose attention makes {len(attention)} maps of size {tuple(attention.shape[2:])} for {len(rgb)} RGB frames"
+            f" of size {tuple(rgb.shape[2:])}: give {FRAME_RATIO} heatmaps per RGB frame, of a quarter of its size"
         )
     return torch.addcmul(rgb, rgb, attention)

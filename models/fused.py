@@ -1,8 +1,9 @@
-"""Parts of a built network run through the kernels of kernels/blocks; the only module that knows of those kernels.
+"""Makes parts of a network run through the kernels of kernels/blocks. No other module of models uses those kernels.
 
-`fuse` exchanges the classes of the parts' modules. Parameters, buffers and their names stay, and so do the results, up
-to rounding. Only training goes through kernels: in evaluation a norm is a mere scale and shift, which the compiler
-fuses by itself. Tensors are [N*T, C, H, W] channels_last. kernels/blocks/README.md says what is known of the kernels.
+`fuse` changes the classes of the modules of a built network. Their parameters, buffers and names stay the same, and so
+do the results, up to rounding. Only training uses the kernels: in evaluation a norm is just a scale and a shift, which
+the compiler fuses by itself. Tensors are [N*T, C, H, W] channels_last. kernels/blocks/README.md describes what is known
+about the kernels.
 """
 
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ PARTS: tuple[FusedPart, ...] = get_args(FusedPart)
 
 
 def fuse(network: nn.Module, parts: Iterable[FusedPart]) -> None:
-    """Make these parts of the network run through kernels in training; parts that the network lacks change nothing."""
+    """Make these parts of the network run through kernels in training. Parts that the network lacks are ignored."""
     for part in parts:
         for module in network.modules():
             fused_class = FUSED_CLASSES[part].get(type(module))
@@ -32,10 +33,10 @@ def fuse(network: nn.Module, parts: Iterable[FusedPart]) -> None:
 
 
 class FusedX3DBlock(X3DBlock):
-    """An X3D block as shift_conv, depthwise and conv_bn.
+    """An X3D block that runs through the kernels shift_conv, depthwise and conv_bn.
 
-    Each convolution applies the norm before it while it loads, and takes the statistics of the next norm while it
-    stores.
+    Each convolution applies the previous norm while it loads its input, and computes the statistics for the next norm
+    while it stores its output.
     """
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
@@ -56,17 +57,17 @@ class FusedX3DBlock(X3DBlock):
 
 
 class BlockEnd(NamedTuple):
-    """The end of a residual block that is not computed yet: relu(y * scale + shift + shortcut * shortcut_scale)."""
+    """The output of a residual block before it is computed: relu(y * scale + shift + shortcut * shortcut_scale)."""
 
-    y: Tensor  # [N*T, C, H, W], like the shortcut
+    y: Tensor  # [N*T, C, H, W]
     scale: Tensor  # [C]
     shift: Tensor  # [C]
-    shortcut: Tensor
-    shortcut_scale: Tensor | None = None  # [C]; None: the shortcut is added as it is
+    shortcut: Tensor  # [N*T, C, H, W]
+    shortcut_scale: Tensor | None = None  # [C], or None to add the shortcut unchanged
 
 
 def materialise(x: Tensor | BlockEnd) -> Tensor:
-    """The tensor that a block's end stands for; a tensor as it is."""
+    """Compute the output of a block. A tensor is returned unchanged."""
     if isinstance(x, Tensor):
         return x
     shortcut = x.shortcut if x.shortcut_scale is None else x.shortcut * x.shortcut_scale[:, None, None]
@@ -74,7 +75,7 @@ def materialise(x: Tensor | BlockEnd) -> Tensor:
 
 
 class FusedPath(ResNetPath):
-    """A path whose stages may leave the end of their last block to the next stage."""
+    """A path in which a stage may leave the end of its last block for the next stage to compute."""
 
     def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
         end: Tensor | BlockEnd = x
@@ -84,9 +85,10 @@ class FusedPath(ResNetPath):
 
 
 class FusedStage(Stage):
-    """Bottlenecks as residual_conv, moments and conv_bn; their 3x3 convolutions stay with cuDNN.
+    """A stage whose bottlenecks run through residual_conv, moments and conv_bn. cuDNN computes their 3x3 convolutions.
 
-    The end of a block is computed by the first convolution of the next one, and the last end is returned.
+    The first convolution of a block computes the end of the block before it. The end of the last block is returned as a
+    BlockEnd.
     """
 
     def forward(self, x: Tensor | BlockEnd, num_frames: int) -> Tensor | BlockEnd:
@@ -99,7 +101,7 @@ class FusedStage(Stage):
 
 
 def fused_bottleneck(block: Bottleneck, x: Tensor | BlockEnd, num_frames: int) -> BlockEnd:
-    """`block.forward`, except for the final sum, after the end of the block before."""
+    """Compute `block.forward` without the final sum. If x is a BlockEnd, compute that first."""
     if isinstance(x, BlockEnd):
         assert block.conv1.bn is not None
         y, mean, var, x = residual_conv(
@@ -120,7 +122,7 @@ def fused_bottleneck(block: Bottleneck, x: Tensor | BlockEnd, num_frames: int) -
 
 
 def conv_with_norm(layer: ConvBn, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The convolution's result [N*T, O, h, w] and its batch norm as scale and shift [O]."""
+    """Return the result of the convolution [N*T, O, h, w], and its batch norm as a scale and a shift [O]."""
     if layer.conv.kernel_size == (1, 1):
         down, across = layer.conv.stride
         strided = x.permute(0, 2, 3, 1)[:, ::down, ::across].permute(0, 3, 1, 2)  # its gradient is channels_last too
@@ -132,7 +134,7 @@ def conv_with_norm(layer: ConvBn, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class FusedNorm(Norm):
-    """A norm as norm_act, with the shortcut and the activation behind it."""
+    """A norm that runs through norm_act, together with the shortcut and the activation that follow it."""
 
     def forward(self, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
         if not (has_kernels_for(y) and self.training):
@@ -151,40 +153,48 @@ FUSED_CLASSES: dict[FusedPart, dict[type[nn.Module], type[nn.Module]]] = {
 
 
 def has_kernels_for(x: Tensor) -> bool:
-    """On a GPU the kernels compute in bfloat16 only: in float32 some of them do not fit into registers."""
+    """Whether the kernels support x. On a GPU they need bfloat16, because some do not fit into registers in float32."""
     return x.dtype == torch.bfloat16 or not x.is_cuda
 
 
 def in_training(block: nn.Module) -> bool:
-    """Whether every norm of the block uses the statistics of the batch, the only ones that the kernels know."""
+    """Whether every norm of the block uses the statistics of the batch. The kernels support nothing else."""
     return all(module.training for module in block.modules() if isinstance(module, nn.BatchNorm2d))
 
 
 def scale_and_shift(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch norm of y as a scale and a shift [C], from y's mean and variance [C]; updates the running ones."""
+    """Express the batch norm of y as a scale and a shift [C], given the mean and the variance [C] of y.
+
+    Also updates the running statistics of the norm.
+    """
     update_running(bn, mean, var, values_per_channel(y))
     scale = bn.weight * torch.rsqrt(var + bn.eps)
     return scale, bn.bias - mean * scale
 
 
 def scaled_relu(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """relu(y * scale + shift); scale, shift: [C]."""
+    """Return relu(y * scale + shift) for scale and shift [C]."""
     return (y * scale[:, None, None] + shift[:, None, None]).relu().to(y.dtype)
 
 
 def values_per_channel(x: Tensor) -> int:
-    """Values of each channel of [F, C, H, W]; UserError where there is only one, as torch's BatchNorm in training."""
+    """Return the number of values in each channel of [F, C, H, W].
+
+    Raises UserError if there is only one; torch's BatchNorm raises an error then, too.
+    """
     count = x.numel() // x.shape[1]
     if count == 1:
-        raise UserError("BatchNorm in training needs at least two values per channel: one alone has no variance")
+        raise UserError(
+            "BatchNorm in training needs at least two values per channel: use a larger batch or larger images"
+        )
     return count
 
 
 @torch.no_grad()
 def update_running(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move the running statistics towards a batch's mean and biased variance [C], each taken over `count` values.
+    """Move the running statistics towards the mean and the biased variance [C] of `count` values per channel.
 
-    Batches are not counted here, as in `Norm`.
+    Like `Norm`, this does not count the batch.
     """
     assert bn.running_mean is not None
     assert bn.running_var is not None

@@ -1,4 +1,4 @@
-"""From stream features to logits and losses."""
+"""Heads that turn the features of the streams into logits and losses."""
 
 from typing import NamedTuple
 
@@ -14,17 +14,17 @@ HEADS = ("rgb", "pose", "rgb_coarse", "pose_coarse")
 
 
 class Output(NamedTuple):
-    """What a model returns: logits [N, K] by stream and coarse head, weighted loss terms (none without labels)."""
+    """What a network returns: logits [N, K] by the name of the head, and weighted losses (empty without labels)."""
 
     logits: dict[str, Tensor]
     losses: dict[str, Tensor]
 
 
 class TwoStreamHead(nn.Module):
-    """Global average, dropout, one linear layer per stream and label level; cross-entropy in float32 or wider.
+    """Global average pooling, dropout, and one linear layer for each stream and label level.
 
-    Heads are named rgb, pose, rgb_coarse, pose_coarse (the last two where num_coarse > 0). `log_prior`: see
-    `adjust_logits`.
+    The heads are named rgb, pose, rgb_coarse and pose_coarse; the last two exist only if num_coarse > 0.
+    Cross-entropies are computed in float32 at least. `adjust_logits` sets `log_prior`.
     """
 
     log_prior: Tensor | None
@@ -48,7 +48,10 @@ class TwoStreamHead(nn.Module):
         label: Tensor | None,
         coarse_label: Tensor | None,
     ) -> Output:
-        """features: [N*T, C, H, W] and num_frames: T, by stream; label, coarse_label: [N] int64."""
+        """Classify the clips, and compute losses if there are labels.
+
+        features: [N*T, C, H, W] by stream; num_frames: T by stream; label, coarse_label: [N] int64.
+        """
         pooled = {stream: self.dropout(clip_mean(features[stream], num_frames[stream])) for stream in STREAMS}
         logits = {
             stream + suffix: self.get_submodule(f"fc_{stream}{suffix}")(pooled[stream])
@@ -62,7 +65,7 @@ class TwoStreamHead(nn.Module):
     def cross_entropies(
         self, logits: dict[str, Tensor], label: Tensor, coarse_label: Tensor | None
     ) -> dict[str, Tensor]:
-        """Weighted cross-entropy of every head, as loss_<head>."""
+        """Return the weighted cross-entropy of every head under the name loss_<head>."""
         losses = {}
         for name, scores in logits.items():
             target = coarse_label if name.endswith("_coarse") else label
@@ -75,10 +78,11 @@ class TwoStreamHead(nn.Module):
 
 
 def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:
-    """Raise the logits in the fine cross-entropies of training by `strength` times each class's log share.
+    """Make training favour rare classes: add strength * log(share of a class) to the logits in fine cross-entropies.
 
-    counts: [K] training clips of each class; a class without clips counts as one. Evaluation scores are not adjusted,
-    so rare classes gain. Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021, eq. 10.
+    counts: [K] number of training clips of each class; a class without clips counts as having one. Evaluation does not
+    adjust its logits, and therefore predicts rare classes more often than without this.
+    Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021, eq. 10.
     """
     share = counts.clamp(min=1).double() / counts.clamp(min=1).sum()
     for module in network.modules():
@@ -87,7 +91,7 @@ def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:
 
 
 def linear(in_channels: int, out_channels: int) -> nn.Linear:
-    """A classifier's layer: weights normal (0, .01), bias 0."""
+    """A linear layer for a classifier: weights from a normal distribution with deviation 0.01, biases 0."""
     layer = nn.Linear(in_channels, out_channels)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
@@ -95,5 +99,5 @@ def linear(in_channels: int, out_channels: int) -> nn.Linear:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Half-width floats as float32, others as they are."""
+    """Convert 16-bit floats to float32, and leave wider types as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,7 +1,7 @@
-"""Layers on folded clips: [N*T, C, H, W], channels_last, T known.
+"""Layers for clips whose frames are folded into the batch: [N*T, C, H, W], channels_last, where T is known.
 
-No convolution of these nets spans time and space at once, so a 2-D network computes exactly what the published 3-D
-ones do. cuDNN and Inductor handle 2-D convolutions best (docs/sources.md, "Convolutions on a GPU").
+No convolution of these networks spans time and space at once, so 2-D layers compute exactly what the published 3-D
+layers do. cuDNN and Inductor handle 2-D convolutions best (docs/sources.md, "Convolutions on a GPU").
 """
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm over [N*T, C, H, W], with the shortcut and the activation behind it.
+    """Batch norm over [N*T, C, H, W], followed by the addition of a shortcut and an activation.
 
-    It does not count its batches, because each counter would be a launch of its own: `networks.count_batch` counts for
-    all norms of a network at once.
+    It does not count its batches, because each counter would need a launch of its own. `networks.count_batch` counts
+    for all norms of a network at once.
     """
 
     def forward(self, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
-        """activation(batch norm of y + shortcut); activation: none or relu."""
-        assert self.momentum is not None, "a running mean, not the mean of all batches"
+        """Return activation(batch_norm(y) + shortcut), where the activation is none or relu."""
+        assert self.momentum is not None, "running statistics need a momentum"
         y = F.batch_norm(
             y, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
         )
@@ -31,7 +31,7 @@ class Norm(nn.BatchNorm2d):
 
 
 class ConvBn(nn.Module):
-    """Convolution without bias, then batch normalisation."""
+    """A convolution without bias, followed by batch norm."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
@@ -43,9 +43,10 @@ class ConvBn(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """Convolution over time alone, on [N*T, C, H, W] seen as an image of T rows and H*W columns: views both ways.
+    """A convolution over time alone, followed by batch norm if `norm` is set.
 
-    Without `norm` there is no batch norm; with `transposed` time grows by `stride`, else it shrinks by it.
+    It views [N*T, C, H, W] as images of T rows and H*W columns, without copying. It divides the number of frames by
+    `stride`, or multiplies it by `stride` if `transposed` is set.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class TemporalConv(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel of a clip by a gate made from the clip's mean (over T, H and W)."""
+    """Scales each channel of a clip by a gate, which is computed from the means of the clip over T, H and W."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -89,17 +90,23 @@ class SqueezeExcite(nn.Module):
         return unfold_pixels(rows * self.gate(rows.mean(1)).to(x.dtype)[:, None], x)
 
     def gate(self, means: Tensor) -> Tensor:
-        """Clips' means [N, C] to factors [N, C] in the wider of their type and the weights', under autocast too."""
+        """Return factors [N, C] for the means [N, C] of clips.
+
+        They are computed in the wider of the types of the means and the weights, under autocast as well.
+        """
         return weighted_sums(self.fc2, weighted_sums(self.fc1, means).relu()).sigmoid()
 
 
 def weighted_sums(layer: nn.Linear, x: Tensor) -> Tensor:
-    """layer(x) for x [N, C], as sums that the compiler fuses; a matmul would be rounded by autocast and not fused."""
+    """Compute layer(x) for x [N, C] as sums, which the compiler can fuse.
+
+    A matmul would not be fused, and autocast would round it.
+    """
     return (x[:, None] * layer.weight).sum(-1) + layer.bias
 
 
 def squeeze_width(channels: int) -> int:
-    """A sixteenth of `channels`, rounded to a multiple of 8: at least 8, and at least nine tenths of the sixteenth.
+    """Return channels / 16, rounded to a multiple of 8. The result is at least 8 and at least 0.9 * channels / 16.
 
     Source: docs/sources.md, "Temporal-shift X3D".
     """
@@ -109,12 +116,13 @@ def squeeze_width(channels: int) -> int:
 
 
 def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
-    """Take channels [0, fold) from the next frame and [fold, 2 fold) from the one before; zeros beyond the clip's ends.
+    """Take channels [0, fold) from the next frame and [fold, 2 fold) from the previous one.
 
-    x: [N*T, C, H, W] channels_last, as the result. Source: docs/sources.md, "Temporal-shift X3D".
+    Beyond the ends of the clip they are zero. x and the result: [N*T, C, H, W] channels_last.
+    Source: docs/sources.md, "Temporal-shift X3D".
     """
     channels = x.shape[1]
-    # [N, T, H, W, C]: with four dimensions the compiler would take T for an image's channels and lay it innermost
+    # [N, T, H, W, C]. With four dimensions the compiler would take T for the channels and make it the innermost axis.
     frames = x.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))
     later, earlier, same = frames.split([fold, fold, channels - 2 * fold], dim=-1)
     later = F.pad(later, (0, 0, 0, 0, 0, 0, -1, 1))
@@ -123,28 +131,28 @@ def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
 
 
 def pixels(x: Tensor, num_frames: int) -> Tensor:
-    """[N*T, C, H, W] channels_last as [N, T*H*W, C]: a view."""
+    """View [N*T, C, H, W] channels_last as [N, T*H*W, C]."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0] // num_frames, -1, x.shape[1])
 
 
 def time_rows(x: Tensor, num_frames: int) -> Tensor:
-    """[N*T, C, H, W] channels_last as [N, C, T, H*W] channels_last: a view."""
+    """View [N*T, C, H, W] channels_last as [N, C, T, H*W] channels_last."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0] // num_frames, num_frames, -1, x.shape[1]).permute(0, 3, 1, 2)
 
 
 def unfold_pixels(rows: Tensor, like: Tensor) -> Tensor:
-    """Contiguous [..., C] as [N*T, C, H, W] channels_last, H and W those of `like`: a view."""
+    """View contiguous [..., C] as [N*T, C, H, W] channels_last, with the H and W of `like`."""
     height, width = like.shape[2:]
     return rows.reshape(-1, height, width, rows.shape[-1]).permute(0, 3, 1, 2)
 
 
 def clip_mean(x: Tensor, num_frames: int) -> Tensor:
-    """Mean of [N*T, C, H, W] over T, H and W: [N, C]."""
+    """Return the mean [N, C] of [N*T, C, H, W] over T, H and W."""
     return pixels(x, num_frames).mean(1)
 
 
 def initialise(module: nn.Module) -> None:
-    """Convolutions and squeeze-excite Kaiming normal (fan out), biases 0, as in the published nets."""
+    """Initialise convolutions and squeeze-excite as the published networks do: Kaiming normal by fan out, biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Whole networks: entry (batches folded to [N*T, C, H, W] channels_last), backbones, head."""
+"""Whole networks: they fold a batch to [N*T, C, H, W] channels_last, and pass it through backbones and a head."""
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from models.x3d_shift import X3DTemporalShift
 
 
 class TwoStream(nn.Module):
-    """What two-stream nets share: a batch goes through the net's own `features` into `cls_head`."""
+    """Base of the two-stream networks: each has its own `features`, whose result goes into `cls_head`."""
 
     cls_head: TwoStreamHead
 
@@ -32,15 +32,18 @@ class TwoStream(nn.Module):
         self.fold_rgb = FoldRGB()
 
     def features(self, frames: Tensor, maps: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
-        """Final feature maps [N*T, C, h, w] of both streams of frames [N*T, 3, H, W] and maps [N*T', V, H', W']."""
+        """Return the final feature maps [N*T, C, h, w] of both streams.
+
+        frames: [N*T, 3, H, W]; maps: [N*T', V, H', W'], the heatmaps; num_frames: T and T' by stream.
+        """
         raise NotImplementedError
 
     def forward(
         self, rgb: Tensor, heatmap: Tensor, label: Tensor | None = None, coarse_label: Tensor | None = None
     ) -> Output:
-        """Logits of every head, and with labels the weighted losses.
+        """Return the logits of every head and, if there are labels, the weighted losses.
 
-        rgb: [N, T, H, W, 3] uint8 (or normalised float); heatmap: [N, T', V, H', W']; labels: int64 [N].
+        rgb: [N, T, H, W, 3] uint8, or normalised floats; heatmap: [N, T', V, H', W']; labels: int64 [N].
         """
         num_frames = {"rgb": rgb.shape[1], "pose": heatmap.shape[1]}
         frames = self.fold_rgb(rgb)
@@ -50,7 +53,7 @@ class TwoStream(nn.Module):
 
 
 class X3DPair(TwoStream):
-    """Two temporal-shift X3D nets under one head: the guide's experiment 3 (docs/sources.md, "Guide recipes")."""
+    """Two temporal-shift X3D networks under one head: experiment 3 of the guide (docs/sources.md, "Guide recipes")."""
 
     def __init__(self, config: X3DPairConfig) -> None:
         super().__init__()
@@ -63,7 +66,7 @@ class X3DPair(TwoStream):
 
 
 class Epam(X3DPair):
-    """EPAM-Net: pose attention between the backbones and the head; `logits["sum"]` is the published score."""
+    """EPAM-Net: the X3D pair with pose attention between backbones and head. logits["sum"] is the published score."""
 
     def __init__(self, config: EpamConfig) -> None:
         super().__init__(config)
@@ -81,7 +84,7 @@ class Epam(X3DPair):
 
 
 class RGBPose(TwoStream):
-    """RGBPoseConv3D, with or without PCAN's interaction, under a two-stream head; four heatmaps to an RGB frame."""
+    """RGBPoseConv3D, with or without PCAN's interaction, under a two-stream head; reads four heatmaps per RGB frame."""
 
     def __init__(self, config: RGBPoseConfig) -> None:
         super().__init__()
@@ -93,13 +96,13 @@ class RGBPose(TwoStream):
 
 
 def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
-    """The plain head, or PCAN's where the config has settings for it."""
+    """Build PCAN's head if the config has settings for it, otherwise the plain head."""
     channels = (config.rgb.out_channels, config.pose.out_channels)
     return PcanHead(config, channels) if config.pcan else TwoStreamHead(config, channels)
 
 
 class SingleStream(nn.Module):
-    """One stream with its classifier; called as the two-stream nets are, it reads its own stream's input only."""
+    """One stream with its classifier. Called like a two-stream network, it reads only the input of its stream."""
 
     log_prior: Tensor | None
 
@@ -119,7 +122,7 @@ class SingleStream(nn.Module):
         label: Tensor | None = None,
         coarse_label: Tensor | None = None,
     ) -> Output:
-        """Logits and loss of one stream; the other stream's input and coarse labels go unread."""
+        """Return the logits and, with labels, the loss of one stream. Other inputs and coarse labels are ignored."""
         if self.stream == "rgb":
             assert rgb is not None
             folded, num_frames = self.fold_rgb(rgb), rgb.shape[1]
@@ -140,7 +143,7 @@ class SingleStream(nn.Module):
 
 @torch.no_grad()
 def count_batch(network: nn.Module) -> None:
-    """Count a batch for every BatchNorm in training, all in one launch."""
+    """Add 1 to the batch counter of every BatchNorm that is in training mode, with a single launch."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:
@@ -154,7 +157,7 @@ def build_backbone(path: ResNetPathConfig | X3DStreamConfig, in_channels: int) -
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """The network that a config describes, channels_last, initialised from torch's global generator."""
+    """Build the network that a config describes, in channels_last, initialised with torch's global random generator."""
     match config:
         case EpamConfig():
             net = Epam(config)
@@ -172,9 +175,9 @@ STD = (58.395, 57.12, 57.375)
 
 
 class FoldRGB(nn.Module):
-    """Fold RGB frames, and normalise them if they are bytes: one pass when compiled, cast included.
+    """Folds RGB frames into the batch, and normalises them if they are bytes. When compiled, this takes one pass.
 
-    rgb: [N, T, H, W, 3], uint8 in RGB order, or floats already normalised. Returns [N*T, 3, H, W].
+    rgb: [N, T, H, W, 3], uint8 in RGB order, or floats that are normalised already. Returns [N*T, 3, H, W].
     """
 
     mean: Tensor
@@ -193,12 +196,12 @@ class FoldRGB(nn.Module):
 
 
 def fold_heatmap(heatmap: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, T, V, H, W] over channels-last memory as [N*T, V, H, W] channels_last."""
+    """Fold [N, T, V, H, W], which lies in memory with V innermost, into [N*T, V, H, W] channels_last."""
     return heatmap.flatten(0, 1).to(dtype)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """What convolutions compute in: autocast's dtype where it is on (never on "meta"), else the weights'."""
+    """Return the type that convolutions compute in: autocast's if it is on (never on "meta"), else that of `weight`."""
     device = weight.device.type
     on = device != "meta" and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else weight.dtype

@@ -1,4 +1,4 @@
-"""PCAN's head: the two-stream head plus tree loss, prototype contrast on both levels, and logits from prototypes."""
+"""PCAN's head: the two-stream head with tree loss, prototype contrast on both label levels, and prototype logits."""
 
 from typing import NamedTuple
 
@@ -13,22 +13,23 @@ from models.config import TwoStreamConfig
 from models.heads import STREAMS, Output, TwoStreamHead, full_precision
 from models.layers import clip_mean, pixels
 
-ALPHA = 0.125  # how far confusion pulls a score
-TAU = 0.125  # temperature
-MOMENTUM = 0.9  # of prototypes
+ALPHA = 0.125  # scales how much a likely error changes a score
+TAU = 0.125  # temperature of the scores
+MOMENTUM = 0.9  # of the running means that are the prototypes
 
 
 class Contrast(NamedTuple):
-    """Scores [N, K] against prototypes, one per kind of error, and the prototypes they were made with [K, D]."""
+    """Scores [N, K] of the samples for each kind of error, and the prototypes [K, D] from which they were computed."""
 
     scores: list[Tensor]
     prototypes: Tensor
 
 
 class PrototypeContrast(nn.Module):
-    """Class prototypes in a projected space, and the scores that pull samples towards them and away from confusions.
+    """Prototypes of the classes in a projected space, and scores that compare samples with them.
 
-    Prototypes are a buffer, start from torch's global generator and move in `contrast` only.
+    The scores draw samples towards the prototype of their class, and away from classes they are confused with. The
+    prototypes are a buffer. They start at random, from torch's global generator, and change only in `contrast`.
     """
 
     prototypes: Tensor
@@ -39,28 +40,29 @@ class PrototypeContrast(nn.Module):
         self.register_buffer("prototypes", torch.randn(num_classes, width))
 
     def similarity(self, feature: Tensor) -> Tensor:
-        """Cosine between each feature [N, C] and each prototype: [N, K]."""
+        """Return the cosine [N, K] between each feature [N, C] and each prototype."""
         return cosines(self.cl_fc(feature), self.prototypes)
 
     def contrast(self, feature: Tensor, logits: Tensor, label: Tensor, parent_right: Tensor | None) -> Contrast:
-        """Update the prototypes from this batch and score against them: the false-negative kinds, then false positives.
+        """Update the prototypes from this batch, and score its samples against them.
 
-        A sample is a true positive if `logits` are right, and its coarse class too where `parent_right` [N] tells; with
-        it the false negatives fall in three kinds: fine wrong, coarse wrong, both wrong. The stored prototypes carry
-        no gradient, the returned ones do.
+        A sample is a true positive if `logits` predict its label and if `parent_right` [N], where given, says that its
+        coarse class is predicted as well. There is a list entry of scores for each kind of false negatives, then one
+        for false positives. With `parent_right`, false negatives are of three kinds: only the fine class is wrong, only
+        the coarse class is, or both are. Gradients flow through the returned prototypes, not through the stored ones.
         """
         z = self.cl_fc(feature)
         predicted = logits.argmax(1)
         right = predicted == label
         if parent_right is None:
-            hit, missed = right, [~right]
+            correct, errors = right, [~right]
         else:
-            hit = right & parent_right
-            missed = [parent_right & ~right, ~parent_right & right, ~parent_right & ~right]
-        groups = torch.stack([hit, *missed, ~right])
-        classes = torch.stack([label] * (1 + len(missed)) + [predicted])
+            correct = right & parent_right
+            errors = [parent_right & ~right, ~parent_right & right, ~parent_right & ~right]
+        groups = torch.stack([correct, *errors, ~right])
+        classes = torch.stack([label] * (1 + len(errors)) + [predicted])
         sums, counts = class_sums(z, groups, classes, len(self.prototypes))
-        fresh = moved(held(self.prototypes), sums[0], counts[0])
+        fresh = step_towards_means(held(self.prototypes), sums[0], counts[0])
         pull = ALPHA * (1 - logits.softmax(1).gather(1, label[:, None]).squeeze(1))
         near = cosines(z, fresh)
         own = F.one_hot(label, len(self.prototypes)).to(z.dtype)
@@ -74,11 +76,12 @@ class PrototypeContrast(nn.Module):
         return Contrast(scores, fresh)
 
 
-# Without it a compiled backward pass recomputes `fresh` from prototypes that have moved by then, and gradients are a
-# percent off (torch 2.13's min-cut partitioner, pytorch #197039). Results of an operator of ours are saved instead.
+# Without this operator, a compiled backward pass recomputes `fresh` from prototypes that have already been updated, and
+# the gradients are wrong by a percent (torch 2.13's min-cut partitioner, pytorch #197039). The compiler saves the
+# result of a custom operator instead of recomputing it.
 @torch.library.custom_op("duet::held", mutates_args=())
 def held(x: Tensor) -> Tensor:
-    """A copy of `x`, without gradient."""
+    """Return a copy of `x` through which no gradient flows."""
     return x.clone()
 
 
@@ -88,42 +91,43 @@ def _(x: Tensor) -> Tensor:
 
 
 def class_sums(z: Tensor, groups: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Per group and class, the sum of z over the samples of the group with that class, and their number, on all ranks.
+    """For each group and class, sum z over the samples in the group that have the class, and count them, on all ranks.
 
-    z: [N, D]; groups: bool [S, N]; classes: int64 [S, N]. Returns [S, K, D] and [S, K]; gradients reach every rank's z.
+    z: [N, D]; groups: bool [S, N], whether a sample is in the group; classes: int64 [S, N], its class in that group.
+    Returns the sums [S, K, D] and the counts [S, K]. Gradients of the sums reach z on every rank.
     """
     members = F.one_hot(classes, num_classes).to(z.dtype) * groups[:, :, None]  # [S, N, K]
-    counted = torch.cat([z, torch.ones_like(z[:, :1])], 1)  # a column of ones counts
-    total = over_ranks(members.transpose(1, 2) @ counted)
+    with_ones = torch.cat([z, torch.ones_like(z[:, :1])], 1)  # the column of ones sums to the count
+    total = over_ranks(members.transpose(1, 2) @ with_ones)
     return total[..., :-1], total[..., -1].detach()
 
 
 def over_ranks(x: Tensor) -> Tensor:
-    """Sum over the process group with its gradient, traceable by torch.compile; `x` itself where there is none."""
+    """Sum x over all ranks, or return it unchanged without a process group. Works with autograd and torch.compile."""
     if not dist.is_initialized():
         return x
     assert dist.group.WORLD is not None
     return collectives.all_reduce(x, "sum", dist.group.WORLD)
 
 
-def moved(prototypes: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
-    """A step of the moving average towards the mean of each class; classes without samples stay."""
+def step_towards_means(prototypes: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+    """Move each prototype one step towards the mean of its class. Classes without samples do not move."""
     mean = sums / counts.clamp(min=1)[:, None]
     return torch.where(counts[:, None] > 0, MOMENTUM * prototypes + (1 - MOMENTUM) * mean, prototypes)
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of every row of a with every row of b: [len(a), len(b)]."""
+    """Return the cosine of every row of a with every row of b: [len(a), len(b)]."""
     return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
 
 
 def diversity(prototypes: Tensor) -> Tensor:
-    """Frobenius norm of the prototypes' cosine matrix: sqrt(K) when all are orthogonal, K when all are equal."""
+    """Frobenius norm of the cosine matrix of K prototypes: sqrt(K) if all are orthogonal, K if all are equal."""
     return cosines(prototypes, prototypes).norm()
 
 
 def tree_loss(fine: Tensor, coarse: Tensor, label: Tensor, coarse_map: Tensor) -> Tensor:
-    """PCAN's tree loss: negative log-likelihood of the label among the classes of both levels, mean over clips.
+    """PCAN's tree loss: the negative log-likelihood of the label among the classes of both levels, averaged over clips.
 
     A coarse class scores sigmoid(coarse logit). A fine class scores sigmoid(fine logit) plus the score of its coarse
     class. Because scores are bounded, the loss stays above about 2.3 (docs/sources.md, "PCAN head").
@@ -135,9 +139,9 @@ def tree_loss(fine: Tensor, coarse: Tensor, label: Tensor, coarse_map: Tensor) -
     return (states.logsumexp(1) - leaves.gather(1, label[:, None]).squeeze(1)).mean()
 
 
-FINE_SCALES = (1.0, 0.1, 0.5, 1.0)  # of the scores (not the losses) of FN1, FN2, FN3, FP
-COARSE_SCALES = (1.0, 1.0)  # of FN, FP
-INFERENCE_WEIGHTS = {"rgb": 5.0, "pose": 1.0}  # of cosines in the fine logits
+FINE_SCALES = (1.0, 0.1, 0.5, 1.0)  # of the scores (not of the losses), for the kinds FN1, FN2, FN3 and FP
+COARSE_SCALES = (1.0, 1.0)  # for the kinds FN and FP
+INFERENCE_WEIGHTS = {"rgb": 5.0, "pose": 1.0}  # of the cosines that are added to the fine logits
 
 
 class PcanHead(TwoStreamHead):
@@ -145,8 +149,9 @@ class PcanHead(TwoStreamHead):
 
     Source: docs/sources.md, "PCAN head".
 
-    In training with labels it adds loss_tree_<stream> and loss_contrast_<head>. In evaluation the fine logits gain each
-    stream's cosines with its prototypes; losses are cross-entropies of the logits before that.
+    In training with labels it adds the losses loss_tree_<stream> and loss_contrast_<head>. In evaluation it adds the
+    cosines between a stream's features and prototypes to the fine logits; the losses are cross-entropies of the logits
+    before this addition.
     """
 
     coarse_map: Tensor
@@ -171,7 +176,7 @@ class PcanHead(TwoStreamHead):
         coarse_label: Tensor | None,
     ) -> Output:
         output = super().forward(features, num_frames, label, coarse_label)
-        with torch.autocast(features["rgb"].device.type, enabled=False):  # sums over the batch want float32
+        with torch.autocast(features["rgb"].device.type, enabled=False):  # sums over the batch need float32
             if not self.training:
                 near = {stream: self.nearness(stream, features[stream], num_frames[stream]) for stream in STREAMS}
                 return Output(output.logits | {s: output.logits[s] + near[s] for s in STREAMS}, output.losses)
@@ -186,14 +191,17 @@ class PcanHead(TwoStreamHead):
             return Output(output.logits, losses)
 
     def nearness(self, stream: str, feature: Tensor, num_frames: int) -> Tensor:
-        """What the prototypes add to a stream's fine logits. Reads the global mean, not the peak, as published."""
+        """Return what the prototypes add to the fine logits of a stream.
+
+        Like the published code, this reads the global mean of the features, not the peak that training reads.
+        """
         contrast = self.contrast(f"contrast_{stream}")
         return INFERENCE_WEIGHTS[stream] * contrast.similarity(full_precision(clip_mean(feature, num_frames)))
 
     def stream_losses(
         self, stream: str, peak: Tensor, logits: dict[str, Tensor], label: Tensor, coarse_label: Tensor
     ) -> dict[str, Tensor]:
-        """Tree loss and both contrasts of one stream, weighted."""
+        """Return the weighted tree loss and both weighted contrast losses of one stream."""
         fine, coarse = logits[stream], logits[f"{stream}_coarse"]
         coarse_right = coarse.argmax(1) == coarse_label
         scores, _ = self.contrast(f"contrast_{stream}_coarse").contrast(peak, coarse, coarse_label, None)
@@ -216,10 +224,10 @@ class PcanHead(TwoStreamHead):
 
 
 def peak_of_time_mean(x: Tensor, num_frames: int) -> Tensor:
-    """Largest pixel of each channel's mean over time: [N*T, C, H, W] to [N, C]."""
+    """Average [N*T, C, H, W] over time, then return the largest pixel of each channel: [N, C]."""
     return pixels(x, 1).unflatten(0, (-1, num_frames)).mean(1).amax(1)
 
 
 def scaled_cross_entropies(scores: list[Tensor], scales: tuple[float, ...], label: Tensor) -> Tensor:
-    """Sum over kinds of the cross-entropy of scale * scores."""
+    """Sum the cross-entropies of scale * scores over all kinds of error."""
     return torch.stack([F.cross_entropy(scale * s, label) for s, scale in zip(scores, scales, strict=True)]).sum()

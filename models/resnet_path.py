@@ -1,4 +1,4 @@
-"""ResNet-50-like paths of bottlenecks whose first convolution may span three frames.
+"""Paths like a ResNet-50, made of bottlenecks whose first convolution may span three frames.
 
 Source: docs/sources.md, "RGBPoseConv3D".
 """
@@ -13,7 +13,7 @@ from models.layers import ConvBn, TemporalConv, initialise
 
 
 class Bottleneck(nn.Module):
-    """1x1 (or three frames), 3x3 with the stride, 1x1 to four times the width, plus the shortcut."""
+    """Three convolutions with a shortcut: 1x1, or three frames if `inflate`; 3x3 with the stride; 1x1 up to `width`."""
 
     def __init__(self, in_channels: int, width: int, stride: int, inflate: bool) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Blocks in a row; the first reads `in_channels` and takes the stride."""
+    """Consecutive blocks. The first one reads `in_channels` channels and applies the stride."""
 
     def __init__(self, config: ResNetPathConfig, stage: int, in_channels: int) -> None:
         width, inflate = config.width(stage), config.inflate[stage]
@@ -48,9 +48,9 @@ class Stage(nn.ModuleList):
 
 
 class ResNetPath(nn.Module):
-    """Stem and stages layer1, layer2, ...; stage i reads `extra[i]` channels more than stage i-1 writes.
+    """A stem and the stages layer1, layer2, ... Stage i reads `extra[i]` channels more than stage i-1 writes.
 
-    Whoever owns the path calls `stem` and the stages, so that laterals can come between; `forward` runs it alone.
+    A network that adds laterals between the stages calls `stem` and `stages`. `forward` runs the path by itself.
     """
 
     def __init__(self, config: ResNetPathConfig, in_channels: int, extra: tuple[int, ...]) -> None:
@@ -71,7 +71,7 @@ class ResNetPath(nn.Module):
         return F.max_pool2d(self.conv1(x, "relu"), 3, self.stride, 1)
 
     def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
-        """Stages in a row, numbered from 1 as in the parameters' names."""
+        """Run these stages one after another. They are numbered from 1, as in the names of the parameters."""
         for number in numbers:
             x = self.get_submodule(f"layer{number}")(x, num_frames)
         return x

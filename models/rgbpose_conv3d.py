@@ -1,4 +1,4 @@
-"""RGBPoseConv3D: an RGB path of four stages and a pose path of three, joined by laterals at two places.
+"""RGBPoseConv3D: an RGB path of four stages and a pose path of three, connected by laterals at two places.
 
 Source: docs/sources.md, "RGBPoseConv3D".
 """
@@ -11,21 +11,23 @@ from models.config import RGBPoseConfig
 from models.layers import TemporalConv, initialise, pixels, time_rows
 from models.resnet_path import ResNetPath
 
-SPEED_RATIO = RGBPoseConfig.frame_ratio or 1  # pose frames for each RGB frame
-FUSIONS = {2: (1, 2), 3: (3,)}  # RGB stage after which paths fuse: RGB stages up to it; pose is one stage behind
+SPEED_RATIO = RGBPoseConfig.frame_ratio or 1  # number of pose frames for each RGB frame
+# RGB stages after which the paths are fused, and the RGB stages that run before that fusion. After RGB stage s the pose
+# path has finished its stage s - 1.
+FUSIONS = {2: (1, 2), 3: (3,)}
 
 
 class RGBPoseConv3D(nn.Module):
-    """Both paths and their laterals: [N*T, 3, H, W] and [N*4T, V, H', W'] to features of 2048 and 512 channels.
+    """Both paths and their laterals. They turn [N*T, 3, H, W] and [N*4T, V, H', W'] into 2048 and 512 feature channels.
 
-    Laterals read the other path before fusion and before the interaction, and are appended to a path's channels.
+    A lateral reads the other path before the interaction, and its output is appended to the channels of its own path.
     """
 
     def __init__(self, config: RGBPoseConfig) -> None:
         super().__init__()
         self.drop_path = config.drop_path
-        pose_widths = [config.pose.width(stage - 2) for stage in FUSIONS]  # what flows into the RGB path
-        rgb_widths = [config.rgb.width(stage - 1) // 16 for stage in FUSIONS]  # and into the pose path
+        pose_widths = [config.pose.width(stage - 2) for stage in FUSIONS]  # channels of the laterals into the RGB path
+        rgb_widths = [config.rgb.width(stage - 1) // 16 for stage in FUSIONS]  # and of those into the pose path
         self.rgb_path = ResNetPath(config.rgb, 3, (0, 0, *pose_widths))
         self.pose_path = ResNetPath(config.pose, config.pose_channels, (0, *rgb_widths))
         for stage, pose_width, rgb_width in zip(FUSIONS, pose_widths, rgb_widths, strict=True):
@@ -42,7 +44,7 @@ class RGBPoseConv3D(nn.Module):
     def forward(self, rgb: Tensor, pose: Tensor, num_frames: dict[str, int]) -> tuple[Tensor, Tensor]:
         if num_frames["pose"] != SPEED_RATIO * num_frames["rgb"]:
             raise UserError(
-                f"RGBPoseConv3D reads {SPEED_RATIO} pose frames per RGB frame, not {num_frames['pose']} with"
+                f"RGBPoseConv3D reads {SPEED_RATIO} pose frames per RGB frame, not {num_frames['pose']} for"
                 f" {num_frames['rgb']}: set clip.rgb_frames and clip.pose_frames to match"
             )
         dropped = self.draw_drops(rgb)
@@ -56,7 +58,7 @@ class RGBPoseConv3D(nn.Module):
     def fuse(
         self, stage: int, rgb: Tensor, pose: Tensor, num_frames: dict[str, int], dropped: list[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        """Append to each path [N*T, C, H, W] the lateral of the other."""
+        """Append to the channels of each path [N*T, C, H, W] a lateral that reads the other path."""
         into_rgb = self.rgb_path.get_submodule(f"layer{stage}_lateral")(pose, num_frames["pose"])
         into_pose = self.pose_path.get_submodule(f"layer{stage - 1}_lateral")(rgb, num_frames["rgb"]).relu()
         if self.interaction:
@@ -65,7 +67,10 @@ class RGBPoseConv3D(nn.Module):
         return torch.cat([rgb, into_rgb], 1), torch.cat([pose, into_pose], 1)
 
     def draw_drops(self, like: Tensor) -> list[Tensor | None]:
-        """Per direction, whether this batch's laterals are dropped: a bool on the device, None where they never are."""
+        """Draw, for each direction, whether this batch drops its laterals.
+
+        The result is a bool tensor on the device of `like`, or None if laterals of that direction are never dropped.
+        """
         return [
             torch.rand((), device=like.device) < chance if self.training and chance else None
             for chance in self.drop_path
@@ -73,12 +78,12 @@ class RGBPoseConv3D(nn.Module):
 
 
 def drop(lateral: Tensor, dropped: Tensor | None) -> Tensor:
-    """Zeros if `dropped`, decided on the device; masked_fill would lose the layout."""
+    """Return zeros if `dropped` is true, which the device decides. masked_fill would lose the memory layout."""
     return lateral if dropped is None else torch.where(dropped, 0.0, lateral)
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of one sequence over another, [N, T, C] each, dropout on the weights."""
+    """Multi-head attention from one sequence [N, T, C] to another, with dropout on the attention weights."""
 
     def __init__(self, channels: int, num_heads: int = 8, dropout: float = 0.1) -> None:
         super().__init__()
@@ -95,15 +100,15 @@ class CrossAttention(nn.Module):
         return self.fc((self.dropout(attention) @ v).transpose(1, 2).flatten(2))
 
     def split(self, x: Tensor) -> Tensor:
-        """[N, T, C] as [N, heads, T, C / heads]."""
+        """View [N, T, C] as [N, heads, T, C / heads]."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class FeatureInteraction(nn.Module):
-    """Each stream's frames are scaled by 1 + a, where a comes from attention over the other stream's time line.
+    """Scales the frames of each stream by 1 + a, where a comes from attention to the other stream over time.
 
-    RGB attends to pose, pose to the RGB line already attended (the published asymmetry). `ratio` pose frames make one
-    step of the time line. Any number of frames; published nets have 8 steps.
+    RGB attends to pose, then pose attends to the result of that; the published code has the same asymmetry. A time step
+    is one RGB frame and `ratio` pose frames. The published networks have 8 steps, but any number works.
     """
 
     def __init__(self, rgb_channels: int, pose_channels: int, ratio: int) -> None:
@@ -117,12 +122,12 @@ class FeatureInteraction(nn.Module):
         self.conv5 = nn.ConvTranspose2d(hidden, pose_channels, (ratio, 1), (ratio, 1))
 
     def forward(self, rgb: Tensor, pose: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """rgb: [N*T, C, H, W]; pose: [N*ratio*T, C', H', W']; T is `num_frames`. Same shapes out."""
+        """Return both streams, scaled. rgb: [N*T, C, H, W]; pose: [N*ratio*T, C', H', W']; T: num_frames."""
         rgb_gate, pose_gate = self.gates(rgb, pose, num_frames)
         return scale_frames(rgb, rgb_gate), scale_frames(pose, pose_gate)
 
     def gates(self, rgb: Tensor, pose: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """The factors a: [N, C, T, 1] and [N, C', ratio*T, 1]."""
+        """Return the factors a of both streams: [N, C, T, 1] and [N, C', ratio*T, 1]."""
         rgb_line = pixels(self.conv1(rgb), 1).amax(1).unflatten(0, (-1, num_frames))  # [N, T, hidden]
         pose_line = self.conv2(time_rows(pose, self.ratio * num_frames)).permute(0, 2, 3, 1).amax(2)
         rgb_line = self.rgb_cross_attn(rgb_line, pose_line)
@@ -131,10 +136,10 @@ class FeatureInteraction(nn.Module):
 
 
 def column(line: Tensor) -> Tensor:
-    """[N, T, C] as an image of T rows and one column, [N, C, T, 1]."""
+    """View [N, T, C] as images [N, C, T, 1] of T rows and one column."""
     return line.transpose(1, 2).unsqueeze(-1)
 
 
 def scale_frames(x: Tensor, gate: Tensor) -> Tensor:
-    """x (1 + gate), one factor per frame and channel. x: [N*T, C, H, W]; gate: [N, C, T, 1]."""
+    """Return x * (1 + gate), with one factor per frame and channel. x: [N*T, C, H, W]; gate: [N, C, T, 1]."""
     return torch.addcmul(x, x, gate.transpose(1, 2).reshape(*x.shape[:2], 1, 1))

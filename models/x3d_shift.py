@@ -1,4 +1,4 @@
-"""X3D with temporal shift: 2-D blocks; only the shift at the start of each block mixes frames.
+"""X3D with temporal shift: the blocks are 2-D, and frames are mixed only by the shift at the start of each block.
 
 Source: docs/sources.md, "Temporal-shift X3D".
 """
@@ -11,7 +11,10 @@ from models.layers import ConvBn, SqueezeExcite, initialise, shift_frames
 
 
 class X3DBlock(nn.Module):
-    """Shift, widen, depthwise 3x3, squeeze-excite in every second block, narrow, add the unshifted input."""
+    """A residual block: shift, 1x1 to the inner width, depthwise 3x3, squeeze-excite, 1x1 to the width of the stage.
+
+    Every second block has squeeze-excite. The shortcut is the input before the shift.
+    """
 
     def __init__(self, config: X3DStreamConfig, stage: int, index: int, in_channels: int) -> None:
         super().__init__()
@@ -34,7 +37,10 @@ class X3DBlock(nn.Module):
 
 
 class X3DTemporalShift(nn.Module):
-    """One stream. [N*T, C, H, W] to [N*T, out_channels, H/16, W/16] (pose: H/8, W/8), rounded up."""
+    """One stream. It turns [N*T, C, H, W] into [N*T, out_channels, h, w].
+
+    h and w are H/16 and W/16 for the published RGB stream, H/8 and W/8 for the pose stream, rounded up.
+    """
 
     def __init__(self, config: X3DStreamConfig, in_channels: int) -> None:
         super().__init__()

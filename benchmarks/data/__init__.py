@@ -1,1 +1,1 @@
-"""The data path: from files to batches, ours and MMAction2's; JPEG frames and heatmaps on the card."""
+"""Benchmarks of the data path, ours and MMAction2's, and of JPEG decoding and heatmaps on a GPU."""

@@ -1,4 +1,4 @@
-"""Clips to measure on without a data set: the demo's videos at full size, packed as `prepare` packs them."""
+"""Clips for benchmarks without a data set: the videos of the demo at full size, packed as `prepare` packs them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,10 @@ TOY = DemoConfig(num_train=12, num_val=12, size=(128, 96), num_frames=(12, 16))
 
 
 def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experiment:
-    """`full`, or in a toy a small ntu60_x3d, on the demo's clips, which are made under the target's scratch folder."""
+    """Return the experiment `full`, or for a toy a small ntu60_x3d, with the clips of the demo as its data.
+
+    The clips are made in the scratch folder of the target.
+    """
     base, root = step.TOY if target.toy else full, target.scratch / "demo"
     data = replace(
         DEMO.data,
@@ -32,25 +35,26 @@ def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experime
         packs=str(target.scratch / "packs"),
         cache=str(target.scratch / "cache"),
         demo=TOY if target.toy else FULL,
-        max_bad=1.0,  # one of the demo's videos is corrupt, and there are few
+        max_bad=1.0,  # one of the few videos in the demo is corrupt
     )
-    # The model keeps its 60 classes, though the demo has fewer, and so shares Inductor's cache with benchmarks/step.
+    # The network keeps its 60 classes although the demo has fewer, so that it shares Inductor's cache with
+    # benchmarks/step.
     return replace(base, data=data)
 
 
 def open_demo(experiment: Experiment) -> Source:
-    """The demo's clips and their pack; both are made if they are missing."""
+    """Open the clips of the demo and their pack, and make them first if they are missing."""
     return open_sources(experiment, Console(stderr=True, quiet=True))[0]
 
 
 def pack_of(source: Source) -> Pack:
-    """The pack that the demo's frames come from."""
+    """Return the pack from which the frames of the demo are read."""
     assert isinstance(source.frames, PackFrames)
     return source.frames.pack
 
 
 def long_loader(experiment: Experiment, source: Source, device: torch.device, num_batches: int) -> Loader:
-    """A training loader whose epoch repeats the clips until it has `num_batches`."""
+    """Build a training loader whose epoch repeats the clips until it has `num_batches` batches."""
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=device)
     loader = build_loader(experiment, source, True, ranks, print)
     return replace(loader, rows=np.resize(loader.rows, num_batches * experiment.optim.batch_size))

@@ -1,4 +1,4 @@
-"""JPEG frames of packs through our DALI graph: frames a second for each share of work that the JPEG engine takes.
+"""Measures how many JPEG frames per second our DALI graph decodes, for several shares of work on the JPEG engine.
 
 Needs DALI.
 """
@@ -14,9 +14,10 @@ import torch
 from benchmarks.harness import Result, Target, spread
 from pipelines.dali import FrameDecoder
 
-LOADS = (0.75, 0.0, 0.5, 0.65, 0.9, 1.0)  # shares for the JPEG engine; the CUDA cores take the rest
+# Shares of the frames that the JPEG engine decodes. The CUDA cores decode the others.
+LOADS = (0.75, 0.0, 0.5, 0.65, 0.9, 1.0)
 SIDES = (256, 288)
-QUALITY = 3  # that of ClipConfig
+QUALITY = 3  # as in ClipConfig
 
 
 def measure(target: Target) -> Iterator[Result]:
@@ -46,7 +47,7 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def jpegs(count: int, side: int) -> list[np.ndarray]:
-    """`count` packets as `prepare` writes them, of a moving texture with camera noise."""
+    """Encode `count` frames of a moving texture with camera noise, in the way of `prepare`."""
     codec = av.CodecContext.create("mjpeg", "w")
     assert isinstance(codec, av.VideoCodecContext)
     codec.width = codec.height = side
@@ -70,11 +71,11 @@ def jpegs(count: int, side: int) -> list[np.ndarray]:
 
 
 def _frames_per_second(decoder: FrameDecoder, num_images: int, target: Target) -> np.ndarray:
-    """One value a batch; the first four, which were decoded ahead, do not count."""
+    """Return one value for each batch. The first four are left out, because they were decoded in advance."""
     samples, end = [], np.inf
     for number in range(10_000):
         start = time.perf_counter()
-        decoder.next()[0, 0, 0, 0].item()  # waits until the batch is there
+        decoder.next()[0, 0, 0, 0].item()  # waits for the batch
         now = time.perf_counter()
         if number < 4:
             end = now + (0 if target.toy else 2)
@@ -86,6 +87,6 @@ def _frames_per_second(decoder: FrameDecoder, num_images: int, target: Target) -
 
 
 def _differences(on_gpu: FrameDecoder, on_cpu: FrameDecoder) -> dict[str, float]:
-    """Between the GPU's frames and the CPU's, in grey levels."""
+    """Return the differences between the frames decoded on GPU and CPU, in grey levels."""
     difference = (on_gpu.next().cpu().int() - on_cpu.next().cpu().int()).abs()
     return {"max": float(difference.max()), "mean": float(difference.float().mean()), "n": difference.shape[0]}

@@ -1,4 +1,4 @@
-"""The heatmap kernel beside its torch reference on the same device, once both have drawn the same volume."""
+"""Measures the heatmap kernel and its torch reference on the same device, after checking that their results agree."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from benchmarks.harness import Result, Target, copy_bandwidth, ratio, spread, ti
 from kernels.heatmap import fused, reference
 from pipelines.skeleton import COCO_17, OPENPOSE_28, Skeleton
 
-TOLERANCE = 2**-8  # one step of bf16 below 1: two float32 volumes that differ in the last bit round apart
+TOLERANCE = 2**-8  # one step of bf16 below 1: float32 values that differ in the last bit may be rounded differently
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A batch as an experiment's loader draws it."""
+    """The size of a batch of heatmaps in an experiment."""
 
     skeleton: Skeleton
     clips: int
@@ -65,7 +65,7 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def prepare(case: Case, target: Target) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
-    """The kernel and the reference on one batch, and the size of the volume in bytes."""
+    """Return calls of the kernel and of the reference for the same batch, and the size of the result in bytes."""
     generator = torch.Generator().manual_seed(0)
     joints = torch.rand(case.clips, case.frames, case.people, case.skeleton.num_joints, 3, generator=generator)
     joints[..., :2] *= torch.tensor([1920.0, 1080.0])
@@ -85,7 +85,7 @@ def prepare(case: Case, target: Target) -> tuple[Callable[[], Tensor], Callable[
 
 
 def _tiles(draw: Callable[[], Tensor], target: Target) -> dict[str, dict]:
-    """Microseconds for each tile size."""
+    """Measure the microseconds for each tile size."""
     default, times = fused.TILE, {}
     try:
         for tile in TILES:

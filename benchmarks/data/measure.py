@@ -1,7 +1,7 @@
-"""The whole data path on one core, alone or beside MMAction2's, in the same run and on the same clips.
+"""Measures our whole data path on one core, alone or together with MMAction2's, in the same run and on the same clips.
 
-Ours reads clip packs, MMAction2's the 960x540 H.264 files that these were made of. Both are pinned to the same core,
-with one thread each, and take turns: a round is a whole epoch of ours and one pass of theirs over all clips.
+Our path reads clip packs; MMAction2 reads the 960x540 H.264 files from which the packs were made. Both run with one
+thread on the same core, and take turns: a round is a whole epoch of ours and one pass of theirs over all clips.
 
 Needs DALI.
 """
@@ -29,23 +29,23 @@ BATCH, BATCHES = 24, 16
 
 
 def measure_alone(target: Target) -> Iterator[Result]:
-    """Our path by itself."""
+    """Measure our data path alone."""
     yield from _measure(target, None)
 
 
 def measure_beside_peer(target: Target) -> Iterator[Result]:
-    """Both paths, once their clips are seen to agree."""
+    """Measure both data paths, after checking that they make the same clips."""
     yield from _measure(target, environment())
 
 
 def _measure(target: Target, python: Path | None) -> Iterator[Result]:
-    """`python`: the interpreter of MMAction2's environment, None without it."""
+    """Measure our path and, if `python`, the interpreter of MMAction2's environment, is given, MMAction2's path."""
     folder, sizes = target.scratch / "data", videos.TOY if target.toy else videos.Videos()
     files = videos.make_videos(sizes, folder)
     yield "videos", {"count": sizes.count, "size": sizes.size, "frames": sizes.frames, "kib": files.kib_per_video}
     configs = {case: sized(EXPERIMENTS[name].clip, target.toy) for case, name in CASES.items()}
     packs = {case: videos.pack(files, config, folder) for case, config in configs.items()}
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # all threads and processes begun from here on inherit it
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # all threads and processes that start later inherit it
     torch.set_num_threads(1)
     keep_freed_memory()  # as training on a CPU does
     for case, frames in packs.items():
@@ -60,12 +60,12 @@ def _measure(target: Target, python: Path | None) -> Iterator[Result]:
 
 
 def _rounds(target: Target) -> int:
-    """The first one warms up."""
+    """Return the number of rounds, including the first one, which is a warm-up."""
     return 2 if target.toy else ROUNDS + 1
 
 
 def _beside_peer(case: str, peer: Peer, files: videos.Files, loader: Loader, target: Target) -> Iterator[Result]:
-    """Rounds of ours and theirs. Nothing is timed before both have made the same clips."""
+    """Measure our path and theirs in turns, after checking that they make the same clips."""
     config = loader.config
     clips = peer.ask(
         "open",
@@ -78,8 +78,8 @@ def _beside_peer(case: str, peer: Peer, files: videos.Files, loader: Loader, tar
     )["clips"]
     agreement = parity(peer, loader, [clips.index(name) for name in loader.table.names.tolist()], target.scratch)
     yield f"parity_{case}", agreement
-    if not (agreement["ok"] or target.toy):  # small pictures are all edges
-        raise RuntimeError(f"{case}: the peer and we make different clips, see parity_{case}")
+    if not (agreement["ok"] or target.toy):  # toy images are so small that they consist of edges only
+        raise RuntimeError(f"{case}: MMAction2 and Duet make different clips, see parity_{case}")
     draw, ours, theirs, drawing, stages = heatmaps(loader), [], [], [], []
     for number in range(_rounds(target)):
         ours.append(run_epoch(loader, number))
@@ -101,7 +101,7 @@ def _beside_peer(case: str, peer: Peer, files: videos.Files, loader: Loader, tar
 
 
 def _speeds(passes: list[Pass]) -> dict[str, dict]:
-    """Clips a second by the clock, and by CPU time."""
+    """Return the clips per second of wall-clock time and of CPU time."""
     return {
         "clips_per_s": spread(np.array([p.clips / p.seconds for p in passes])),
         "clips_per_cpu_s": spread(np.array([p.clips / p.cpu_seconds for p in passes])),

@@ -1,4 +1,4 @@
-"""The same clips, with the same random choices, made by the peer and by us: frame numbers, pixels, heatmaps."""
+"""Compares clips that the peer and we make with the same random choices: frame numbers, pixels and heatmaps."""
 
 from pathlib import Path
 
@@ -13,23 +13,24 @@ from pipelines.loader import Loader
 from pipelines.plan import ClipPlan
 from tests.pipelines.oracles import train_frames
 
-# Grey levels on average over all clips; dB of the worst clip. Drawn scenes are all edges, where JPEG errs most: NTU's
-# footage is 1.0 to 1.3 levels apart and held to 1.5 (tests/parity/test_rgb_clip.py).
+# Largest mean difference over all clips in grey levels, and lowest PSNR of a clip in dB. Our drawn scenes consist
+# mostly of edges, where JPEG is least exact. Videos of NTU differ by 1.0 to 1.3 levels, and
+# tests/parity/test_rgb_clip.py allows 1.5 there.
 LEVELS, PSNR = 2.0, 36.0
-SAME_JOINTS = 1e-6  # difference of two heatmaps that were drawn from the same joints on the heatmap's grid
-# Both scale the joints to the grid in float32, but in different orders of operations: they are up to 1e-4 pixels apart.
-# At its steepest, a Gaussian of sigma 0.7 falls by 0.87 a pixel.
+SAME_JOINTS = 1e-6  # largest difference of two heatmaps that are drawn from the same joints, in heatmap pixels
+# Both scale the joints to heatmap pixels in float32, but in different orders, so that joints differ by up to 1e-4
+# pixels. A Gaussian with sigma 0.7 changes by at most 0.87 per pixel.
 OWN_JOINTS = 1e-4
-WINDOW = float(np.exp(-4.5)) * 1.01  # largest value of a pixel inside one window of three sigma but outside the other
+WINDOW = float(np.exp(-4.5)) * 1.01  # largest value of a pixel that is inside only one of two windows of three sigma
 SEEDS = range(5)
 
 
 def parity(peer: Peer, loader: Loader, order: list[int], scratch: Path) -> dict[str, float | bool]:
-    """Differences over the first batch of an epoch; `order` [N]: the peer's number of each row of the table.
+    """Return the differences over the first batch of an epoch. order: [N], the peer's number for each row of the table.
 
-    `ok` when RandomState(seed) draws the same frames; RGB differs by at most 2 levels on average, with at least 36 dB
-    in every clip; heatmaps differ by at most 1e-6 for the same joints and, where both windows reach, by at most 1e-4
-    over the whole path.
+    `ok` is true if RandomState(seed) draws the same frames, RGB differs by at most 2 grey levels on average and has at
+    least 36 dB in every clip, heatmaps of the same joints differ by at most 1e-6, and heatmaps of the whole path differ
+    by at most 1e-4 where both windows reach.
     """
     plan, batch, file = loader.plan(0, 0), next(loader.epoch(0)), scratch / "clip.npz"
     clips = [_differences(peer, loader, plan, batch, clip, order, file) for clip in range(len(plan.row))]
@@ -46,7 +47,10 @@ def parity(peer: Peer, loader: Loader, order: list[int], scratch: Path) -> dict[
 def _differences(
     peer: Peer, loader: Loader, plan: ClipPlan, batch: Batch, clip: int, order: list[int], file: Path
 ) -> dict[str, float]:
-    """Of one clip; `_decord`: with the peer's own decoder, whose RGB is 1.1 levels darker than the exact conversion."""
+    """Return the differences of one clip.
+
+    Keys with `_decord` are for the peer's own decoder, whose RGB is 1.1 levels darker than that of an exact conversion.
+    """
     differences, theirs = {}, {}
     for name, whole in {"_decord": False, "": True}.items():
         theirs = _peer_clip(peer, loader, plan, clip, order, file, whole)
@@ -60,7 +64,7 @@ def _differences(
 
 
 def _frames(peer: Peer, loader: Loader, order: list[int]) -> int:
-    """Number of pairs of clip and seed for which the peer draws other frames than we do."""
+    """Count the pairs of clip and seed for which the peer draws other frames than we do."""
     differ, config = 0, loader.config
     for row, clip in enumerate(order):
         for seed in SEEDS:
@@ -74,7 +78,7 @@ def _frames(peer: Peer, loader: Loader, order: list[int]) -> int:
 def _peer_clip(
     peer: Peer, loader: Loader, plan: ClipPlan, clip: int, order: list[int], file: Path, whole: bool
 ) -> dict:
-    """A clip of our plan made by the peer: imgs [1, 3, T, H, W], heatmap [1, V, T', H', W'], and its joints."""
+    """Let the peer make a clip of our plan: imgs [1, 3, T, H, W], heatmap [1, V, T', H', W'], and its joints."""
     table, row = loader.table, int(plan.row[clip])
     joints = table.clip_joints(row)[:, plan.pose_frames[clip], :, :2]
     around = np.array(compact_box(joints, int(table.height[row]), int(table.width[row])))
@@ -95,7 +99,7 @@ def _peer_clip(
 
 
 def _our_heatmap(theirs: dict, loader: Loader) -> torch.Tensor:
-    """[T, V, H, W] drawn by us from the peer's joints, which are in pixels of its RGB."""
+    """Draw our heatmap [T, V, H, W] from the peer's joints, which are in pixels of its RGB image."""
     side, config = loader.config.sizes(train=True)[1], loader.config
     joints = np.concatenate([theirs["keypoint"] * np.float32(0.25), theirs["keypoint_score"][..., None]], axis=-1)
     placed = torch.from_numpy(joints).transpose(0, 1)[None]  # [1, T, M, V, 3]
@@ -103,7 +107,7 @@ def _our_heatmap(theirs: dict, loader: Loader) -> torch.Tensor:
 
 
 def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
-    """Largest difference where both drew or neither did, and largest value where only one did."""
+    """Return the largest difference where both or none have drawn, and the largest value where only one has."""
     only_one = (ours == 0) != (theirs == 0)
     error = (ours - theirs).abs()
     return float(error[~only_one].max()), float(error[only_one].max()) if only_one.any() else 0.0

@@ -1,4 +1,4 @@
-"""Our data path on one core, from clip packs through DALI to a `Batch`: whole epochs, and each stage by itself.
+"""Measures our data path from clip packs through DALI to a `Batch` on one core: whole epochs, and each stage alone.
 
 Needs DALI.
 """
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass over `clips` clips: seconds by the clock, and of CPU time in all threads of the process."""
+    """One pass over a number of clips: its wall-clock time, and the CPU time of all threads of the process."""
 
     clips: int
     seconds: float
@@ -33,7 +33,7 @@ class Pass:
 
 
 def loader_of(frames: PackFrames, config: ClipConfig, batch_size: int, num_batches: int) -> Loader:
-    """A training loader whose epoch repeats the clips until it has `num_batches`."""
+    """Build a training loader whose epoch repeats the clips until it has `num_batches` batches."""
     rows = np.flatnonzero(frames.rows_of(frames.table) >= 0)
     return Loader(
         table=frames.table,
@@ -49,7 +49,7 @@ def loader_of(frames: PackFrames, config: ClipConfig, batch_size: int, num_batch
 
 
 def run_epoch(loader: Loader, number: int) -> Pass:
-    """A whole epoch to its last batch, including the start of the pipeline; nothing was decoded ahead."""
+    """Run a whole epoch, including the start of the pipeline, so that nothing has been decoded in advance."""
     before, clips = (time.perf_counter(), time.process_time()), 0
     for batch in loader.epoch(number):
         clips += len(batch.label)
@@ -57,7 +57,7 @@ def run_epoch(loader: Loader, number: int) -> Pass:
 
 
 def heatmaps(loader: Loader) -> Callable[[], torch.Tensor]:
-    """Draws the heatmaps of the first batch from its joints, as the loader does."""
+    """Return a call that draws the heatmaps of the first batch from its joints, as the loader does."""
     plan, side, config = loader.plan(0, 0), loader.config.sizes(train=True)[1], loader.config
     scale = side / (plan.box[:, 2:] - plan.box[:, :2])
     placement = np.stack([scale, -plan.box[:, :2] * scale], axis=2).reshape(-1, 4).astype(np.float32)
@@ -69,9 +69,9 @@ def heatmaps(loader: Loader) -> Callable[[], torch.Tensor]:
 
 
 def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str, dict]:
-    """Milliseconds a clip of each stage by itself; `joints` are a part of `hand_over`.
+    """Measure the milliseconds per clip of each stage alone. `joints` is a part of `hand_over`.
 
-    In training, decoding and resizing run ahead on a thread of DALI's.
+    In training, a thread of DALI decodes and resizes in advance.
     """
     plan, config = loader.plan(0, 0), loader.config
     rgb = torch.zeros(len(plan.row) * config.rgb_frames, config.rgb_size, config.rgb_size, 3, dtype=torch.uint8)
@@ -87,7 +87,7 @@ def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str,
     times = {
         "read_cold": _ms(read, target, first=lambda: _forget(frames)),
         "read_warm": _ms(read, target),
-        "decode": _ms(decoder(1), target),  # resizing to one pixel costs nothing
+        "decode": _ms(decoder(1), target),  # resizing to one pixel takes almost no time
         "decode_and_resize": _ms(decoder(config.rgb_size), target),
         "plan": _ms(lambda: loader.plan(0, 1), target),
         "joints": _ms(lambda: sampled_joints(loader.table, plan), target),
@@ -101,7 +101,7 @@ def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str,
 
 
 def _forget(frames: PackFrames) -> None:
-    """Have the kernel drop the pack's pages from its cache; without effect on a file system in memory."""
+    """Make the operating system drop the pack from its cache. This has no effect on a file system in memory."""
     for name in frames.pack.names:
         file = os.open(clip_file(frames.pack.folder, str(name)), os.O_RDONLY)
         os.fsync(file)
@@ -110,7 +110,7 @@ def _forget(frames: PackFrames) -> None:
 
 
 def _ms(call: Callable[[], object], target: Target, first: Callable[[], object] = lambda: None) -> np.ndarray:
-    """Milliseconds a call, without those of `first`, which runs before each."""
+    """Measure the milliseconds per call, without the time of `first`, which runs before each call."""
     samples = []
     for number in range(3 if target.toy else 14):
         first()
@@ -122,5 +122,5 @@ def _ms(call: Callable[[], object], target: Target, first: Callable[[], object] 
 
 
 def sized(config: ClipConfig, toy: bool) -> ClipConfig:
-    """The published sizes, or those of a toy."""
+    """Return the published sizes, or small ones for a toy."""
     return replace(config, rgb_size=32, heatmap_size=8, box_pixels=48) if toy else config

@@ -1,4 +1,4 @@
-"""MMAction2 beside us: its environment, made from the package index, and the process that runs its pipeline."""
+"""Installs MMAction2 in an environment of its own, and runs its pipeline in another process."""
 
 import json
 import os
@@ -18,8 +18,9 @@ SCRIPT = Path(__file__).with_name("peer_mmaction2.py")
 CACHE = ROOT / "work_dirs" / "peer"
 NAME = "mmaction2"
 CASES = {"8_32": "ntu60", "16_48": "ntu60_x3d"}
-"""What is compared, by the numbers of RGB and pose frames: the clips of these experiments."""
-# MMAction2 1.2 with what it runs on. Its code needs NumPy below 2; its metadata ask for packages that it never imports.
+"""The compared cases, named after their numbers of RGB and pose frames, and the experiments that use such clips."""
+# MMAction2 1.2 and the packages that it needs to run. It needs NumPy 1. Its metadata list packages that it never
+# imports.
 TORCH = "torch==2.13.0"
 PACKAGES = (
     *("numpy==1.26.4", "mmaction2==1.2.0", "mmcv-lite==2.1.0", "mmengine==0.10.7", "scipy==1.13.1"),
@@ -27,29 +28,32 @@ PACKAGES = (
     *("importlib_metadata==8.5.0", "addict", "rich", "yapf", "termcolor", "pyyaml", "zipp", "platformdirs"),
     *("packaging", "pillow", "matplotlib"),
 )
-# It imports a module that is missing from the wheel, for a network that is not used here.
+# This file imports a module that is missing from the wheel and belongs to a network that we do not use.
 PATCHED = "mmaction/models/localizers/__init__.py"
 
 
 class PeerError(UserError):
-    """The peer cannot be installed or does not answer; the text gives the way out."""
+    """The peer cannot be installed or does not answer. The text says what to do about it."""
 
 
 def environment() -> Path:
-    """The interpreter of the peer's environment, which is made first if it is missing. Raises PeerError."""
+    """Return the Python interpreter of the peer's environment, and make that environment first if it is missing.
+
+    Raises PeerError if this fails.
+    """
     folder = CACHE / NAME
     python = folder / "bin" / "python"
-    wanted = "\n".join([sys.version, TORCH, *PACKAGES])
+    contents = "\n".join([sys.version, TORCH, *PACKAGES])
     mark = folder / "installed"
-    if mark.exists() and mark.read_text() == wanted:
+    if mark.exists() and mark.read_text() == contents:
         return python
-    print(f"making the environment of {NAME} in {folder}, once; some minutes", flush=True)
+    print(f"making the environment of {NAME} in {folder}; this is only needed once and takes some minutes", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     _install(python, TORCH)
     _install(python, "--no-deps", *PACKAGES)
     _patch(folder)
-    mark.write_text(wanted)
+    mark.write_text(contents)
     return python
 
 
@@ -58,7 +62,7 @@ def _install(python: Path, *what: str) -> None:
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PeerError(f"{NAME} cannot be installed ({reason}); the package index must be within reach")
+        raise PeerError(f"{NAME} cannot be installed ({reason}); check that pip can reach a package index")
 
 
 def _patch(folder: Path) -> None:
@@ -68,11 +72,11 @@ def _patch(folder: Path) -> None:
 
 
 class Peer:
-    """The peer's process, on the cores of this one. `peer.ask("run", clips=[0])` calls a method of its own Peer."""
+    """The process of the peer, on the same cores as this one. `ask("run", clips=[0])` calls a method of its Peer."""
 
     def __init__(self, python: Path, log: Path):
         variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        # -P keeps the script's folder off the peer's path: our modules in it would hide others of the same name.
+        # -P keeps the folder of the script off sys.path, where our modules would hide others of the same name.
         command, self.log = [str(python), "-P", str(SCRIPT)], log
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
@@ -92,12 +96,12 @@ class Peer:
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended, which is reported below
+            pass  # the process has ended, which is reported below
         answer = self.process.stdout.readline()
         if not answer:
             self.process.wait()
             reason = (self.log.read_text().strip().splitlines() or ["no reason given"])[-1]
-            raise PeerError(f"{NAME} ended over {do} ({reason}); remove {CACHE / NAME} to have it installed anew")
+            raise PeerError(f"{NAME} ended during {do} ({reason}); remove {CACHE / NAME} to install it again")
         return json.loads(answer)
 
     def __enter__(self) -> "Peer":
@@ -109,7 +113,7 @@ class Peer:
 
 
 def verdict(records: Path) -> str:
-    """The last line: how many times faster we are at 8 frames and 32 heatmaps, and whether both make the same clips."""
+    """Return the last line: how many times faster we are at 8 frames and 32 heatmaps, and whether the clips agree."""
     record = json.loads((records / f"data_{slug(device_name(torch.device('cpu')))}.json").read_text())
     results = record["results"]
     green = all(results.get(f"parity_{case}", {}).get("ok") for case in CASES)

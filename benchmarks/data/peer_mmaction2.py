@@ -1,7 +1,7 @@
-"""MMAction2's own training pipeline of RGBPoseConv3D as a server; runs in the environment that peer.py makes.
+"""A server that runs MMAction2's own training pipeline of RGBPoseConv3D in the environment that peer.py makes.
 
-A request is a line of JSON on the standard input, and so is its answer on the standard output. It imports nothing of
-Duet.
+It reads requests from standard input and writes answers to standard output, each as one line of JSON. It imports
+nothing of Duet.
 """
 
 import json
@@ -21,7 +21,7 @@ HEATMAP = "GeneratePoseTarget"
 
 
 def pipeline(frames: dict[str, int], sigma: float, side: int) -> list[dict[str, Any]]:
-    """The published training transforms for `frames` of both streams; `side` px is 224, or less in a toy."""
+    """Return the published training transforms. frames: their number by stream; side: 224 pixels, or less for a toy."""
     return [
         {"type": "MMUniformSampleFrames", "clip_len": frames, "num_clips": 1},
         {"type": "MMDecode"},
@@ -40,10 +40,10 @@ def pipeline(frames: dict[str, int], sigma: float, side: int) -> list[dict[str, 
 
 
 class Peer:
-    """One data set and one pipeline at a time."""
+    """Answers requests. It has one data set and one pipeline at a time."""
 
     def open(self, annotations: str, videos: str, split: str, frames: dict[str, int], sigma: float, side: int) -> dict:
-        """Reads the annotations and builds the transforms; returns the names of the clips."""
+        """Read the annotations and build the transforms. Returns the names of the clips."""
         self.dataset = import_module("mmaction.datasets").PoseDataset(
             ann_file=annotations, pipeline=pipeline(frames, sigma, side), split=split, data_prefix={"video": videos}
         )
@@ -51,15 +51,15 @@ class Peer:
         return {"clips": [Path(self.dataset.get_data_info(i)["frame_dir"]).name for i in range(len(self.dataset))]}
 
     def indices(self, clip: int, seed: int) -> dict:
-        """The numbers of the frames that its sampling draws after numpy.random.seed(seed)."""
+        """Return the numbers of the frames that MMAction2 draws after numpy.random.seed(seed)."""
         np.random.seed(seed)
         drawn = self.transforms[0](self.dataset.get_data_info(clip) | {"modality": list(self.frames)})
         return {stream: np.ravel(drawn[f"{stream}_inds"]).tolist() for stream in self.frames}
 
     def draw(self, clip: int, frames: dict[str, list[int]], crop: list[int], flip: bool, out: str, whole: bool) -> dict:
-        """Writes a clip with these random choices into the file `out`: imgs, heatmap, and its joints and scores.
+        """Make a clip with these random choices, and write its images, heatmap, joints and scores to the file `out`.
 
-        `whole`: frames are converted to RGB with exact rounding; decord's faster conversion is 1.1 levels darker.
+        With `whole`, frames are converted to RGB with exact rounding. Decord's faster conversion is 1.1 levels darker.
         """
         info = self.dataset.get_data_info(clip) | {"modality": list(frames), "num_clips": 1, "clip_len": self.frames}
         info |= {f"{stream}_inds": np.array(numbers, np.int32) for stream, numbers in frames.items()}
@@ -84,7 +84,7 @@ class Peer:
         return {}
 
     def run(self, clips: list[int], seed: int) -> dict:
-        """The whole pipeline over these clips: seconds by the clock, of CPU time, and of each transform."""
+        """Run the pipeline over these clips. Returns wall-clock seconds, CPU seconds, and seconds of each transform."""
         np.random.seed(seed)
         random.seed(seed)
         stages = {f"{number}_{type(transform).__name__}": 0.0 for number, transform in enumerate(self.transforms)}
@@ -103,7 +103,7 @@ class Peer:
 
 
 def exact_rgb(video: str, numbers: list[int]) -> list[np.ndarray]:
-    """RGB frames by FFmpeg's exact conversion (BT.601, limited range)."""
+    """Decode frames to RGB with FFmpeg's exact conversion (BT.601, limited range)."""
     av, graph = import_module("av"), import_module("av.filter").Graph()
     with av.open(video) as container:
         source = graph.add_buffer(template=container.streams.video[0])
@@ -121,7 +121,7 @@ def exact_rgb(video: str, numbers: list[int]) -> list[np.ndarray]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    os.dup2(2, 1)  # the output of libraries must not mix with the answers
     import_module("cv2").setNumThreads(0)
     import_module("torch").set_num_threads(1)
     import_module("mmengine.registry").init_default_scope("mmaction")

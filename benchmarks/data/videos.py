@@ -1,4 +1,4 @@
-"""Videos to measure the data path on: the demo's clips of one person, encoded like NTU's compressed videos."""
+"""Videos for benchmarks of the data path: clips of the demo with one person, encoded like the videos of NTU."""
 
 import pickle
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare
 
 SPLIT = "xsub_train"
-ALONE = 9  # the demo's first classes show one person
-NOISE = 1.3  # standard deviation in Y, grey levels; gives NTU's bytes a frame at this size (1.15 kB, ROSE Lab)
+ALONE = 9  # the first classes of the demo show one person
+NOISE = 1.3  # standard deviation of luma in grey levels; frames then have as many bytes as NTU's (1.15 kB, ROSE Lab)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Videos:
-    """Size (w, h) in pixels, 30 frames a second."""
+    """Number, size (width, height) in pixels, and length in frames of the videos. They have 30 frames per second."""
 
     count: int = 16
     size: tuple[int, int] = (960, 540)
@@ -36,7 +36,7 @@ TOY = Videos(count=3, size=(128, 96), frames=24)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Files:
-    """The annotation pickle, the folder of its videos, and the mean size of one."""
+    """The annotation file, the folder of its videos, and the mean size of a video."""
 
     annotations: Path
     videos: Path
@@ -44,7 +44,10 @@ class Files:
 
 
 def make_videos(videos: Videos, folder: Path) -> Files:
-    """Write the videos and their skeletons: x264's medium preset, crf 23, one key frame, light noise in luma."""
+    """Write the videos and their skeletons.
+
+    The videos have x264's medium preset, crf 23, a single key frame, and light noise in luma.
+    """
     config = DemoConfig(size=videos.size, num_frames=(videos.frames, videos.frames))
     clips = [ClipId(split=SPLIT, label=number % ALONE, take=number // ALONE) for number in range(videos.count)]
     target = folder / "videos"
@@ -75,7 +78,7 @@ def _encode(frames: list[Image.Image], file: Path, rng: np.random.Generator) -> 
 
 
 def pack(files: Files, config: ClipConfig, folder: Path) -> PackFrames:
-    """The pack of the videos, as training reads it."""
+    """Make the pack of the videos, and open it as training does."""
     table = open_table(files.annotations, folder / "cache")
     settings = PackSettings.of(config)
     packed = prepare(

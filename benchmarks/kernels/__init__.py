@@ -1,1 +1,1 @@
-"""The opt-in Triton blocks: speed, registers, bytes."""
+"""Benchmarks of the opt-in Triton blocks: their speed, their registers, and the bytes that they move."""

@@ -1,7 +1,7 @@
-"""The Triton kernels compiled ahead of time, no GPU needed: registers, spills and shared memory of every launch.
+"""Compiles the Triton kernels without a GPU, to count registers, spills and shared memory of every launch.
 
-The launchers themselves run, on CPU tensors that nobody fills and with a stand-in for the driver, so that what is
-compiled is what a GPU would be asked for. TRITON_INTERPRET must be unset when this module is imported.
+The real launchers run, with uninitialised CPU tensors and a stand-in for the GPU driver, so that exactly the kernels
+that a GPU would run are compiled. TRITON_INTERPRET must be unset when this module is imported.
 """
 
 import json
@@ -31,19 +31,19 @@ Summary = dict[str, dict[str, dict]]  # architecture -> kernel -> numbers
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """A launch that a call makes on an architecture, and what ptxas and Triton say of it."""
+    """A launch that a call makes on an architecture, and the resources that ptxas and Triton report for it."""
 
     arch: int
     call: Call
-    settings: str  # as `settings` tells launches apart
+    settings: str  # as `settings` describes the launch
     resources: dict[str, int]
 
 
 def write_registers(folder: Path, every: int = 1) -> bool:
-    """Compile every call, print the worst of each kernel and write it to the record; whether nothing spilled.
+    """Compile every call, print and record the worst launch of each kernel, and return whether nothing spilled.
 
-    The record keeps an entry for each version of Triton that has made one. With `every` n, only each n-th call is
-    compiled, and those that the committed record names as the heaviest of their kernels.
+    The record has an entry for each version of Triton. With `every` n, only every n-th call is compiled, and the calls
+    that the committed record names as the heaviest of their kernels.
     """
     callers = callers_of_calls()
     calls = list(callers)
@@ -62,7 +62,7 @@ def write_registers(folder: Path, every: int = 1) -> bool:
 
 
 def callers_of_calls() -> dict[Call, list[str]]:
-    """Every call of the listed experiments, and who makes it (`ntu60_train`, `ntu60_val`, ...)."""
+    """Return every call of the listed experiments, and its callers (`ntu60_train`, `ntu60_val`, ...)."""
     callers = defaultdict(list)
     for experiment in LISTED:
         for train in (True, False):
@@ -72,7 +72,7 @@ def callers_of_calls() -> dict[Call, list[str]]:
 
 
 def heaviest_calls() -> dict[str, set[str]]:
-    """The calls, as `describe` writes them, that the committed record names for each kernel."""
+    """Return the calls that the committed record names for each kernel, as `describe` writes them."""
     named = defaultdict(set)
     for summary in json.loads((RECORDS / RECORD).read_text())["triton"].values():
         for arch in ARCHS:
@@ -82,7 +82,7 @@ def heaviest_calls() -> dict[str, set[str]]:
 
 
 def compiled_launches(calls: list[Call]) -> Iterator[Launch]:
-    """The launches of the calls on each architecture. Equal launches of several calls are compiled once."""
+    """Yield the launches of the calls on each architecture. If several calls make equal launches, one is compiled."""
     for arch in ARCHS:
         stand_in(arch)
         known: dict[tuple[str, str], dict[str, int]] = {}
@@ -98,9 +98,9 @@ def compiled_launches(calls: list[Call]) -> Iterator[Launch]:
 
 
 def summarised(launches: list[Launch], callers: dict[Call, list[str]]) -> Summary:
-    """The worst launch of each kernel in each resource, how many different launches it has, and who makes them.
+    """Return for each kernel the largest use of each resource, the number of different launches, and their callers.
 
-    `heaviest` is the first call with most registers.
+    `heaviest` is the first of the calls that need the most registers.
     """
     groups: dict[tuple[str, str], list[Launch]] = defaultdict(list)
     for launch in launches:
@@ -118,7 +118,10 @@ def summarised(launches: list[Launch], callers: dict[Call, list[str]]) -> Summar
 
 @contextmanager
 def compiling() -> Iterator[list[CompiledKernel]]:
-    """Within, launches compile and do nothing; the list takes what they compile, anew for each architecture."""
+    """Inside this context, launches are compiled but not run. Compiled kernels are appended to the list.
+
+    Kernels are compiled again for each architecture.
+    """
     run, used, made = JITFunction.run, set(), []
 
     def compile_only(self: JITFunction, *arguments, grid, warmup, **options) -> CompiledKernel:
@@ -136,7 +139,7 @@ def compiling() -> Iterator[list[CompiledKernel]]:
 
 
 def settings(compiled: CompiledKernel) -> str:
-    """The kernel's name, its constants, and which numbers are known to be multiples of 16."""
+    """Describe a launch by the name of the kernel, its constants, and the arguments known to be multiples of 16."""
     source = compiled.src
     names = list(source.signature)
     constants = {names[place[0]]: value for place, value in source.constants.items()}
@@ -147,7 +150,7 @@ def settings(compiled: CompiledKernel) -> str:
 
 
 def resources(compiled: CompiledKernel) -> dict[str, int]:
-    """Registers a thread, stack and spilled bytes, from the ptxas that Triton bundles; shared memory of a program."""
+    """Return registers, stack and spilled bytes per thread from Triton's ptxas, and shared memory per program."""
     ptx = compiled.asm["ptx"]
     arch = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert arch

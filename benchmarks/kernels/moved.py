@@ -1,8 +1,8 @@
-"""Bytes that our kernels move per clip, beside what an ideal fusion of torch's operators would.
+"""Counts the bytes that our kernels move per clip, and those that an ideal fusion of torch's operators would move.
 
-Which share of each tensor a launch reads and writes is counted in Triton's interpreter at toy sizes; how large those
-tensors are is taken from the launchers at the experiment's sizes. What torch reads to add up the partial sums of
-weights' gradients is left out: under two hundredths. TRITON_INTERPRET must be set before the import.
+Triton's interpreter counts at toy sizes which share of each tensor a launch reads and writes. The launchers tell how
+large those tensors are at the sizes of the experiment. We ignore the reads that add up partial sums of the gradients of
+weights, which are below 2 %. TRITON_INTERPRET must be set before this module is imported.
 """
 
 from collections import defaultdict
@@ -27,7 +27,7 @@ from tests.planner.compiled import counted
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
-# GB for each clip, in the ideal case and as compiled (docs/sources.md, "Bytes of a training step").
+# GB per clip, in the ideal case and as compiled (docs/sources.md, "Bytes of a training step").
 IDEAL = {"ntu60_x3d": 2.19, "ma52": 2.06}
 COMPILED = {
     "ntu60_x3d": {"norms": 2.57, "1x1 convolutions": 1.25, "depthwise": 0.75, "squeeze-excite": 0.29, "shift": 0.24},
@@ -36,7 +36,7 @@ COMPILED = {
 
 
 def write_bytes(path: Path) -> None:
-    """Count everything, print it and write the record: a few numbers for each kernel, and for the whole step."""
+    """Count the bytes of each kernel and of whole steps, print them, and write the record."""
     record = {"commit": commit(), "per_clip": {}, "step": {}, "compiled": {}}
     for experiment in (NTU60_X3D, MA52_RUN):
         name, launches = experiment.name, list(training_launches(experiment))
@@ -55,10 +55,10 @@ def write_bytes(path: Path) -> None:
 
 
 def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str, float]) -> dict[str, float]:
-    """Of a training step: GB a clip through our kernels, the rest compiled, beside all compiled and the ideal.
+    """Return the GB per clip of a training step: with our kernels and the rest compiled, all compiled, and ideal.
 
-    And launches: ours, and eager ones of the network folded and in its published form. tests/planner/compiled.py counts
-    those that the compiler has around ours.
+    Also returns launches: those of our kernels, and those of the folded and of the published network without
+    compilation. tests/planner/compiled.py counts the launches of compiled code between our kernels.
     """
     config = experiment.model
     assert isinstance(config, X3DPairConfig | RGBPoseConfig)
@@ -84,13 +84,13 @@ def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str,
 
 
 def training_launches(experiment: Experiment) -> Iterator[dict]:
-    """Every distinct call of a training step: how often it is made, its megabytes per clip, in how many launches."""
+    """Yield every distinct call of a training step: how often it is made, its megabytes per clip, and its launches."""
     for call, times in calls_of(experiment, train=True).items():
         yield {"kernel": call.kernel, "call": describe(call), "times": times, **moved(call)}
 
 
 def moved(call: Call) -> dict:
-    """Megabytes a clip of one call, and its launches."""
+    """Return the megabytes per clip of one call, and its number of launches."""
     toys = toy_launches(call)
     with Traffic(dry=True) as real:
         call.run()
@@ -111,18 +111,19 @@ def moved(call: Call) -> dict:
 
 
 def toy_launches(call: Call) -> list[Launch]:
-    """What the interpreter sees of the call at its toy size."""
-    with Traffic() as toy, np.errstate(all="ignore"):  # tensors that nobody filled
+    """Run the call at its toy size in the interpreter, and return its launches."""
+    with Traffic() as toy, np.errstate(all="ignore"):  # the tensors are uninitialised
         call.toy().run()
     return toy.launches
 
 
 def totals(launches: list[dict]) -> dict[str, dict]:
-    """Per kernel and in all: gigabytes a clip, those left to the compiler beside, in plain torch; calls and launches.
+    """Add up the GB per clip, the calls and the launches of each kernel and of groups of kernels.
 
-    `blocks` are the kernels of whole blocks together, a block's ideal being one number for all of them; how much more
-    they move than it. norm_act takes as many passes as the compiler and has none. Of each kernel also the call that
-    moves most, for `make test`, which counts that one alone.
+    `beside_gb` counts what the compiler moves around the kernels; `compiled_gb` and `ideal_gb` are for plain torch. The
+    group `blocks` has the kernels of whole blocks, because the ideal is one number for a block; `over_ideal` is their
+    GB relative to it. norm_act is not in that group, because it makes as many passes as the compiler. `heaviest` is the
+    call of each kernel that moves most, which is the only one that `make test` counts again.
     """
     sums: dict[str, dict] = {}
     heaviest: dict[str, dict] = {}

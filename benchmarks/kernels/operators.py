@@ -1,11 +1,13 @@
-"""Bytes that torch's own operators would move for a training step, counted and not timed.
+"""Counts the bytes that torch's own operators would move in a training step.
 
 A step runs on torch's meta device, operator by operator, with two bytes for each number of an activation. Bytes are
 counted in two ways (docs/sources.md, "Bytes of a training step"):
-compiled: convolutions and products read their inputs and write their outputs; each BatchNorm takes a pass for its
-    statistics and one that applies them, each twice backward; everything else rides along (what Inductor reaches);
-ideal: convolutions and products (statistics in their epilogue, the norm in the next one's prologue); a norm backward
-    has to see what it normalised once more; a shortcut is read, its sum written, and its gradient read.
+compiled: what Inductor achieves. Convolutions and products read their inputs and write their outputs. Each BatchNorm
+    makes one pass to compute its statistics and one to apply them, and twice as many backward. Everything else is fused
+    into these passes.
+ideal: convolutions and products compute the statistics when they write, and apply the norm when the next one reads. The
+    backward pass of a norm reads once more what was normalised. A shortcut is read, the sum is written, and its
+    gradient is read.
 """
 
 from dataclasses import replace
@@ -26,7 +28,7 @@ NORM_PASSES = {"native_batch_norm": 3, "native_batch_norm_backward": 5}  # reads
 
 
 class Operators(TorchDispatchMode):
-    """Adds up the numbers that the operators within read and write, in both ways, and their launches."""
+    """Inside this mode, adds up the numbers that operators read and write, counted in both ways, and their launches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class Operators(TorchDispatchMode):
             numbers = sum(tensor.numel() for tensor in (*inputs, *outputs))
             self.numbers["compiled"] += numbers
             self.numbers["ideal"] += numbers
-        if name == "convolution_backward":  # two kernels, one for each gradient, and both read the output's
+        if name == "convolution_backward":  # two kernels, one for each gradient, both read the gradient of the output
             self.numbers["compiled"] += inputs[0].numel()
         if name in NORM_PASSES:
             self.numbers["compiled"] += NORM_PASSES[name] * outputs[0].numel()
@@ -57,9 +59,9 @@ class Operators(TorchDispatchMode):
 
 
 def step_of(experiment: Experiment) -> Operators:
-    """Counts of a training step of CLIPS clips.
+    """Count a training step of CLIPS clips.
 
-    The network has plain heads where the experiment has PCAN's: they weigh nothing beside the backbones.
+    PCAN's head is replaced by the plain head. Compared with the backbones, both move almost nothing.
     """
     model = experiment.model
     network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model).to("meta")

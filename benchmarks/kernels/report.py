@@ -1,7 +1,7 @@
-"""Parts of the networks through kernels beside what the compiler makes of the same: parity first, then time.
+"""Compares parts of the networks that run through our kernels with the same parts compiled: first results, then time.
 
-The heaviest blocks and norms of the guide's networks, forward and backward, compiled on both sides. The last result
-says which parts to turn on in each experiment: those that were faster at every shape that was measured in it.
+It measures the heaviest blocks and norms of the guide's networks, forward and backward, both compiled. The last result
+says which parts to turn on in each experiment: those that were faster at every shape measured.
 """
 
 import time
@@ -28,11 +28,12 @@ from models.config import FusedPart
 from trainer.experiments import MA52_RUN, NTU60_X3D
 from trainer.runtime.wrap import settings
 
-SECONDS = 85  # no step is begun after them
-CLIPS = 2  # of the parity gate
-# Error of a kernel beside the plain step's own, both against float32; and of the norm, where neither has any.
+SECONDS = 85  # no step begins later than this
+CLIPS = 2  # in the comparison of results
+# A kernel may have ERROR times the error of the plain step, both compared with float32, plus FLOOR times the norm of
+# the exact result.
 ERROR, FLOOR = 1.5, {torch.float32: 1e-4, torch.bfloat16: 2e-3}
-# The kernels by the names under which models/fused.py calls them.
+# The kernels, by their names in models/fused.py.
 KERNELS: dict[str, Callable] = {
     "shift_conv": shift_conv,
     "depthwise_conv": depthwise_conv,
@@ -45,16 +46,18 @@ KERNELS: dict[str, Callable] = {
 
 def measure(target: Target) -> Iterator[Result]:
     if target.device.type == "cpu" and not interprets():
-        raise Skipped(f"operators of torch {torch.__version__} do not take Triton's interpreter, those of 2.13 do")
+        raise Skipped(
+            f"Triton's interpreter does not work in operators of torch {torch.__version__}, only of 2.13 and later"
+        )
     steps = heaviest((TOY,) if target.toy else (NTU60_X3D, MA52_RUN))
     end, wrong = time.monotonic() + SECONDS, []
-    # The lowest speedup of each part in each experiment; 0 for one that is not measured or not right.
+    # The lowest speedup of each part in each experiment; 0 if it was not measured or its results were wrong.
     lowest: dict[tuple[str, FusedPart], float] = {}
     for step in steps:
         if time.monotonic() > end:
             break
-        looked, told = attempt(partial(_look, step, target))
-        values = {"times": step.times, **(looked or told)}
+        comparison, failure = attempt(partial(_look, step, target))
+        values = {"times": step.times, **(comparison or failure)}
         speedup = values["speedup"]["p25"] if "speedup" in values else 0.0
         wrong += [] if speedup else [step.name]
         key = step.experiment, step.part
@@ -64,11 +67,13 @@ def measure(target: Target) -> Iterator[Result]:
         lowest.setdefault((step.experiment, step.part), 0.0)
     yield "recommended", recommended(lowest)
     if wrong:
-        raise RuntimeError(f"{', '.join(wrong)}: further from the reference than allowed, or raised; see results")
+        raise RuntimeError(
+            f"{', '.join(wrong)}: the errors are larger than allowed, or an exception was raised; see results"
+        )
 
 
 def interprets() -> bool:
-    """Whether operators of this torch take kernels of Triton's interpreter: 2.11's do not, 2.13's do."""
+    """Whether operators of this torch can run Triton's interpreter: those of 2.13 can, those of 2.11 cannot."""
     try:
         wrap_triton(_statistics)
     except RuntimeError:
@@ -77,18 +82,18 @@ def interprets() -> bool:
 
 
 def _look(step: Step, target: Target) -> dict:
-    """Parity, then times where it holds."""
+    """Compare the results and, if they agree, the times."""
     torch._dynamo.reset()
     error = worst_error(step, target)
     if not error <= 1:
         return {"share_of_allowed_error": error}
     samples = timed(step, target)
-    times = {f"{side}_us": spread(taken * 1e6) for side, taken in samples.items()}
+    times = {f"{side}_us": spread(seconds * 1e6) for side, seconds in samples.items()}
     return {"share_of_allowed_error": error, **times, "speedup": ratio(samples["fused"], samples["compiled"])}
 
 
 def recommended(lowest: dict[tuple[str, FusedPart], float]) -> dict[str, str]:
-    """The argument to add to the command of each experiment, from the lowest speedup of each of its parts."""
+    """Return the arguments to add for each experiment, given the lowest speedup of each of its parts."""
     parts: dict[str, list[FusedPart]] = {experiment: [] for experiment, _ in lowest}
     for (experiment, part), speedup in lowest.items():
         if speedup > 1:
@@ -100,19 +105,20 @@ def recommended(lowest: dict[tuple[str, FusedPart], float]) -> dict[str, str]:
 
 
 def worst_error(step: Step, target: Target) -> float:
-    """Of result, gradients and running statistics: the largest error as a share of what is allowed."""
+    """Return the largest error of result, gradients and running statistics, as a share of what is allowed."""
     halved = target.device.type == "cuda"
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = outcome(step, target, fused=False, halved=False)
-    plain, found = (outcome(step, target, fused=fused, halved=halved) for fused in (False, True))
+    plain, kernels = (outcome(step, target, fused=fused, halved=halved) for fused in (False, True))
     shares = []
-    for best, other, one in zip(exact, plain, found, strict=True):
+    for best, other, one in zip(exact, plain, kernels, strict=True):
         allowed = ERROR * (other - best).norm() + FLOOR[torch.bfloat16 if halved else torch.float32] * best.norm()
         shares.append(((one - best).norm() / (allowed + 1e-30)).item())
     return max(shares) if np.isfinite(shares).all() else float("inf")
 
 
 def outcome(step: Step, target: Target, *, fused: bool, halved: bool) -> list[Tensor]:
+    """Return result, gradients and buffers of a step in float64, computed in bfloat16 on a GPU if `halved`."""
     block, x = step.make(target.device, CLIPS, fused=fused)
     leaves = [x.requires_grad_(), *block.parameters()]
     with interpreted(target.device):
@@ -123,13 +129,13 @@ def outcome(step: Step, target: Target, *, fused: bool, halved: bool) -> list[Te
 
 
 def direction(y: Tensor) -> Tensor:
-    """A gradient for y, of the same numbers whatever its type and layout: `randn_like` goes by memory order."""
+    """Return a gradient for y with numbers that do not depend on its type or memory layout, as `randn_like` would."""
     numbers = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     return torch.empty_like(y).copy_(numbers.bfloat16())
 
 
 def timed(step: Step, target: Target) -> dict[str, np.ndarray]:
-    """Seconds of forward and backward at the experiment's batch, both sides compiled where the target is no toy."""
+    """Measure seconds of forward and backward at the batch size of the experiment, compiled unless it is a toy."""
     calls: Candidates = {
         "fused": both_ways(step, target, fused=True),
         "compiled": both_ways(step, target, fused=False),
@@ -139,7 +145,7 @@ def timed(step: Step, target: Target) -> dict[str, np.ndarray]:
 
 
 def both_ways(step: Step, target: Target, *, fused: bool) -> Callable[[], None]:
-    """A call that runs the step forward and backward, in bfloat16 on a GPU."""
+    """Return a call that runs the step forward and backward, in bfloat16 on a GPU."""
     on_gpu = target.device.type == "cuda"
     block, x = step.make(target.device, step.batch, fused=fused)
     x = (x.bfloat16() if on_gpu else x).requires_grad_()
@@ -162,7 +168,7 @@ def both_ways(step: Step, target: Target, *, fused: bool) -> Callable[[], None]:
 
 @contextmanager
 def interpreted(device: torch.device) -> Iterator[None]:
-    """Within, fused networks on a CPU call the kernels in Triton's interpreter, as those on a GPU call them there."""
+    """Inside this context, fused networks on a CPU run the kernels in Triton's interpreter, not the references."""
     dispatched = {} if device.type == "cuda" else {name: getattr(models.fused, name) for name in KERNELS}
     try:
         for name in dispatched:

@@ -1,4 +1,4 @@
-"""A card that is not there, as far as compiling for it asks."""
+"""A stand-in for a GPU, which is enough for compiling."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ from triton.backends.compiler import GPUTarget
 
 
 def stand_in(arch: int) -> None:
-    """From here on Triton compiles for `sm_<arch>` and can launch nothing."""
+    """From now on Triton compiles for `sm_<arch>`, and cannot launch anything."""
     driver = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", arch, 32),
         get_current_device=lambda: 0,

@@ -1,4 +1,4 @@
-"""The parts of the networks that kernels may take over, with their sizes, the heaviest first."""
+"""Lists the parts of the networks that kernels can run, with their sizes, the heaviest first."""
 
 import copy
 from collections.abc import Iterable
@@ -23,9 +23,9 @@ Block = X3DBlock | Bottleneck | Stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """A block, a stage, or the norm behind a block's first convolution; `times` of equal sizes in the network.
+    """A block, a stage, or the norm after the first convolution of a block.
 
-    `batch` clips each.
+    The network has `times` of them with equal sizes. `batch` is the number of clips.
     """
 
     experiment: str
@@ -46,14 +46,14 @@ class Step:
 
     @property
     def weight(self) -> int:
-        """Numbers that all of them read, of a clip."""
+        """How many numbers per clip all of them read."""
         return self.times * self.num_frames * torch.Size(self.shape).numel()
 
     def make(self, device: torch.device, clips: int, *, fused: bool) -> tuple[Block, Tensor]:
-        """A copy of the block, fused or plain, whose norms do something, and an input for it.
+        """Return a copy of the block, fused or plain, with random weights and biases in its norms, and an input for it.
 
-        The input is [F, C, H, W] in float32, of values that bfloat16 holds. Of a stage only the first two blocks are
-        copied: the second computes the end of the first, and `run` computes its own.
+        The input is [F, C, H, W] in float32, with values that bfloat16 can represent. Only the first two blocks of a
+        stage are copied: the second one computes the end of the first, and `run` computes the end of the second.
         """
         torch.manual_seed(0)
         block = copy.deepcopy(self.block)
@@ -69,7 +69,7 @@ class Step:
         return block.to(device), x.contiguous(memory_format=torch.channels_last)
 
     def run(self, block: Block, x: Tensor) -> Tensor:
-        """What the step makes of x, with a block that `make` has made."""
+        """Run the step on x, with a block made by `make`."""
         if self.part != "norm_act":
             return materialise(block(x, self.num_frames))
         assert not isinstance(block, Stage)
@@ -78,7 +78,7 @@ class Step:
 
 
 def heaviest(experiments: Iterable[Experiment]) -> list[Step]:
-    """The heaviest step of every part in every experiment, then the second of each, and so on."""
+    """Return the heaviest step of every part in every experiment, then the second heaviest ones, and so on."""
     ranked: dict[tuple[str, str], list[Step]] = {}
     for experiment in experiments:
         for step in sorted(_steps(experiment), key=lambda step: -step.weight):
@@ -87,25 +87,25 @@ def heaviest(experiments: Iterable[Experiment]) -> list[Step]:
 
 
 def _steps(experiment: Experiment) -> list[Step]:
-    """Every distinct step of the experiment's network."""
+    """Return every distinct step of the network of an experiment."""
     model = experiment.model
     network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)
     one = replace(experiment, optim=replace(experiment.optim, batch_size=1))
     batch = [tensor.to("meta") for tensor in random_batch(one, torch.device("cpu"))]
-    shadow, seen = copy.deepcopy(network).to("meta"), []
-    hook = register_module_forward_pre_hook(lambda module, inputs: seen.append((module, inputs)))
+    shadow, block_calls = copy.deepcopy(network).to("meta"), []
+    hook = register_module_forward_pre_hook(lambda module, inputs: block_calls.append((module, inputs)))
     try:
         shadow.eval()(*batch)
     finally:
         hook.remove()
     real = {one: other for one, other in zip(shadow.modules(), network.modules(), strict=True)}
     steps: dict[str, Step] = {}
-    for module, inputs in seen:
+    for module, inputs in block_calls:
         block = real.get(module)
         if isinstance(block, Block):
             for step in _of_block(experiment, block, *inputs):
-                known = steps.setdefault(step.name, replace(step, times=0))
-                steps[step.name] = replace(known, times=known.times + 1)
+                counter = steps.setdefault(step.name, replace(step, times=0))
+                steps[step.name] = replace(counter, times=counter.times + 1)
     return list(steps.values())
 
 

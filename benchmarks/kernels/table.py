@@ -1,4 +1,4 @@
-"""The table of kernels/blocks/README.md, from the records of what was counted without a card."""
+"""Makes the table of kernels/blocks/README.md from the records of what was counted without a GPU."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ EXPERIMENTS = ("ntu60_x3d", "ma52")
 
 
 def blocks_table(records: Path) -> str:
-    """The worst launch of each kernel, over architectures and versions of Triton, and bytes, as Markdown."""
+    """Return a Markdown table of the bytes and the worst launch of each kernel, over all architectures and versions."""
     versions = json.loads((records / "registers.json").read_text())["triton"].values()
     per_clip = json.loads((records / "bytes.json").read_text())["per_clip"]
     head = ["kernel", "registers", "shared memory", "spilled", *(f"`{name}`: moved (ideal)" for name in EXPERIMENTS)]

@@ -1,6 +1,6 @@
-"""Bytes that Triton kernels move, counted at the interpreter's loads and stores, not by a formula beside the kernel.
+"""Counts the bytes that Triton kernels move, by observing the loads and stores of the interpreter.
 
-An access outside the tensor that its first address lies in raises IndexError, so that a mask too few is seen as well.
+An access raises IndexError if it goes beyond the tensor in which it starts, so that a missing mask is noticed as well.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 @dataclass(slots=True)
 class Argument:
-    """A tensor that a launch was given, without gaps; which of its elements were read and written."""
+    """A contiguous tensor that was passed to a launch, and which of its elements were read and written."""
 
     base: int
     item: int
@@ -25,17 +25,20 @@ class Argument:
         return self.read.size * self.item
 
     def touched(self) -> int:
-        """Bytes, each counted once for reading and once for writing: DRAM's, where caches hold."""
+        """Return the bytes touched, each counted once for reading and once for writing.
+
+        This is the traffic of the DRAM if caches keep everything.
+        """
         return (int(self.read.sum()) + int(self.written.sum())) * self.item
 
 
 @dataclass(slots=True)
 class Launch:
-    """Of one launch; `asked` counts a byte each time it is loaded or stored."""
+    """The traffic of one launch. `asked` counts a byte every time that it is loaded or stored."""
 
     kernel: str
     arguments: dict[str, Argument] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)  # of all arguments, in bytes
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each tensor argument
     asked: int = 0
 
     def touched(self) -> int:
@@ -44,14 +47,14 @@ class Launch:
 
 @dataclass(slots=True)
 class Traffic:
-    """While entered, takes note of every kernel that the interpreter runs; with `dry` it runs none."""
+    """A context that observes every kernel that the interpreter runs. With `dry` the kernels are not run."""
 
     dry: bool = False
     launches: list[Launch] = field(default_factory=list)
-    _kept: tuple = ()
+    _originals: tuple = ()
 
     def __enter__(self) -> Self:
-        call, load, store = self._kept = (
+        call, load, store = self._originals = (
             GridExecutor.__call__,
             InterpreterBuilder.create_masked_load,
             InterpreterBuilder.create_masked_store,
@@ -80,22 +83,22 @@ class Traffic:
         return self
 
     def __exit__(self, *_) -> None:
-        _put(*self._kept)
+        _put(*self._originals)
 
     def _mark(self, pointers: np.ndarray, mask: np.ndarray, how: str) -> None:
-        wanted = pointers[np.broadcast_to(mask.astype(bool), pointers.shape)].astype(np.int64)
-        if not wanted.size:
+        addresses = pointers[np.broadcast_to(mask.astype(bool), pointers.shape)].astype(np.int64)
+        if not addresses.size:
             return
-        launch, lowest, highest = self.launches[-1], wanted.min(), wanted.max()
+        launch, lowest, highest = self.launches[-1], addresses.min(), addresses.max()
         for argument in launch.arguments.values():
             if argument.base <= lowest < argument.base + argument.size:
                 break
         else:
-            raise IndexError(f"{launch.kernel}: no argument holds what is to be {how}")
+            raise IndexError(f"{launch.kernel}: an address to be {how} is in none of the arguments")
         if highest + argument.item > argument.base + argument.size:
-            raise IndexError(f"{launch.kernel}: an argument ends before what is to be {how}")
-        getattr(argument, how)[(wanted - argument.base) // argument.item] = True
-        launch.asked += wanted.size * argument.item
+            raise IndexError(f"{launch.kernel}: an address to be {how} is after the end of its argument")
+        getattr(argument, how)[(addresses - argument.base) // argument.item] = True
+        launch.asked += addresses.size * argument.item
 
 
 def _argument(tensor: Tensor) -> Argument:

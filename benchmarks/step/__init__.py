@@ -1,1 +1,1 @@
-"""The training step: its speed, memory, snapshots and ranks."""
+"""Benchmarks of the training step: speed, memory, snapshots, and several ranks."""

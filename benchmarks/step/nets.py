@@ -1,4 +1,4 @@
-"""The guide's networks with their own heads, data left out: at the guide's batch, filling the card, as a CUDA graph."""
+"""Measures steps of the guide's networks without data: at the guide's batch, as a CUDA graph, and filling the GPU."""
 
 import time
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.runtime.wrap import settings
 
-FILL = 0.85  # of the card's memory that activations may take
-LARGEST = 16  # times the guide's batch
+FILL = 0.85  # share of the GPU memory to fill
+LARGEST = 16  # largest batch, in multiples of the guide's batch
 
 
 def measure(target: Target) -> Iterator[Result]:
@@ -29,7 +29,10 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def _network(experiment: Experiment, target: Target) -> Iterator[Result]:
-    """One network: its step, the step as a CUDA graph, the step that fills the card. What raises is a result too."""
+    """Measure the step of one network, the step as a CUDA graph, and a step that fills the GPU.
+
+    If one of them raises an exception, that is its result.
+    """
     name, optim = experiment.name, experiment.optim
     timed, failure = attempt(partial(_compiled_step, experiment, target))
     if timed is None:
@@ -40,14 +43,14 @@ def _network(experiment: Experiment, target: Target) -> Iterator[Result]:
     if target.device.type == "cuda":
         graph, failure = attempt(partial(as_one_graph, step, experiment, target))
         yield f"{name}_graph", graph or failure
-    del timed, step  # their memory is needed now
+    del timed, step  # frees memory for the next step
     full = replace(optim, batch_size=filling_batch(optim.batch_size, _memory_share(values, target)))
     timed, failure = attempt(partial(_compiled_step, replace(experiment, optim=full), target))
     yield f"{name}_full", timed[1] if timed else {"batch": full.batch_size, **failure}
 
 
 def _compiled_step(experiment: Experiment, target: Target) -> tuple[TrainingStep, dict]:
-    """The step of the experiment's network, compiled as training compiles it, with its times."""
+    """Return the step of an experiment, compiled as in training, and its measurements."""
     torch.manual_seed(0)
     network = build_model(experiment.model).to(target.device)
     compiled = compile_network(network, target, settings(target.device, ()))
@@ -56,19 +59,19 @@ def _compiled_step(experiment: Experiment, target: Target) -> tuple[TrainingStep
 
 
 def _memory_share(values: dict, target: Target) -> float:
-    """The share of the card's memory that the step took; on a CPU, as if it were half."""
+    """Return the share of the GPU memory that the step used. On a CPU, pretend that it was half."""
     if target.device.type != "cuda":
         return 0.5
     return values["peak_memory_gb"] * 1e9 / torch.cuda.get_device_properties(target.device).total_memory
 
 
 def filling_batch(batch: int, share: float) -> int:
-    """The multiple of 8 (at least `batch`) that takes FILL of the memory, if `batch` takes `share` of it."""
+    """Return the multiple of 8, at least `batch`, that uses FILL of the memory, if `batch` uses `share` of it."""
     return max(batch, min(LARGEST * batch, int(batch * FILL / share)) // 8 * 8)
 
 
 def as_one_graph(step: TrainingStep, experiment: Experiment, target: Target) -> dict:
-    """The same step replayed as a CUDA graph, in turn with the step launched kernel by kernel."""
+    """Measure the step replayed as a CUDA graph, and the same step launched kernel by kernel, in turns."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Clips a second of `python -m trainer` with 1, 2, 4, ... ranks and the same global batch; data included."""
+"""Measures the clips per second of `python -m trainer` with 1, 2, 4, ... ranks and the same global batch."""
 
 import os
 import subprocess
@@ -18,11 +18,11 @@ TOY = ("data.demo.num_train=24", "data.demo.num_val=12", "data.demo.size=(160,12
 
 
 def measure(target: Target) -> Iterator[Result]:
-    """Of the experiment `demo`, up to one rank a GPU; on a CPU one rank a core, with a thread each."""
+    """Train the experiment `demo` with up to one rank per GPU, or on a CPU one single-threaded rank per core."""
     on_gpu = target.device.type == "cuda"
     most = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
     if on_gpu and most == 1:
-        raise Skipped("there is one GPU here, and it compares several with one")
+        raise Skipped("it compares several GPUs with one, and there is only one here")
     one_rank = None
     for ranks in (2**power for power in range(most.bit_length())):
         rates = clips_per_s(ranks, target)
@@ -32,7 +32,10 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def clips_per_s(ranks: int, target: Target) -> np.ndarray:
-    """One value for each logged window but the first two, which include compilation and batches made ahead."""
+    """Return one value for each logged window, without the first two.
+
+    Those include compilation, and batches that were made in advance.
+    """
     work_dir = target.scratch / f"ranks_{ranks}"
     arguments = ["--work-dir", str(work_dir), "--ranks", str(ranks), "--max-steps", str(2 if target.toy else STEPS)]
     for setting in settings(target):
@@ -52,7 +55,7 @@ def clips_per_s(ranks: int, target: Target) -> np.ndarray:
 
 
 def settings(target: Target) -> list[str]:
-    """Settings that put the demo's data under the scratch folder, and shrink it for a toy."""
+    """Return settings that put the data of the demo into the scratch folder, and make it small for a toy."""
     root = target.scratch
     return [
         f"data.annotations={root}/demo/annotations.pkl",

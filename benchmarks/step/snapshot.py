@@ -1,4 +1,4 @@
-"""What a snapshot costs the loop, and how long a resume in the middle of an epoch takes to its first batch.
+"""Measures how much time a snapshot costs the training loop, and how soon a resume has its first batch.
 
 Needs DALI.
 """
@@ -20,13 +20,13 @@ from trainer.runtime.ranks import Ranks
 from trainer.snapshots.writer import Writer
 
 NTU60_CLIPS = 40_091
-STEPS_TO_UPDATE = 60  # products in place of forward and backward: a tenth of a second, far less than a real step
+STEPS_TO_UPDATE = 60  # matrix products instead of forward and backward; they take 0.1 s, much less than a real step
 
 
 def measure_snapshot(target: Target) -> Iterator[Result]:
-    """Time that a loop loses while a snapshot is written in the background: 39 M weights and as many momenta.
+    """Measure the time that a loop loses while a snapshot of 39 M weights and as many momenta is written.
 
-    The loop has one thread, like a loop that drives a GPU, which leaves a core for the writer.
+    The loop has one thread, like a loop that drives a GPU, so that the writer has a core for itself.
     """
     torch.set_num_threads(1)
     network = build_model(EXPERIMENTS["ma52"].model).to(target.device)
@@ -35,7 +35,7 @@ def measure_snapshot(target: Target) -> Iterator[Result]:
     state = {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
     writer = Writer(target.scratch / "run")
     on_gpu = target.device.type == "cuda"
-    side = 8192 if on_gpu else 512  # a product of one or two milliseconds
+    side = 8192 if on_gpu else 512  # a product then takes one or two milliseconds
     factor = torch.rand(side, side, device=target.device, dtype=torch.bfloat16 if on_gpu else None)
 
     def product() -> None:
@@ -79,7 +79,7 @@ def _seconds_a_step(step: Callable[[], object], seconds: float) -> float:
 
 
 def measure_resume(target: Target) -> Iterator[Result]:
-    """Seconds to the first batch of an epoch of NTU-60's length, begun at its start and at 90 %."""
+    """Measure the seconds until the first batch of an epoch as long as NTU-60's, from its start and from 90 % of it."""
     experiment = experiment_on_demo(target)
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=target.device)
     loader = build_loader(experiment, open_demo(experiment), True, ranks, print)

@@ -1,6 +1,6 @@
-"""The training step, data left out: on a GPU in several forms of `ntu60_x3d`, on one CPU core in three of two networks.
+"""Measures training steps without data: several forms of `ntu60_x3d` on a GPU, three of two networks on a CPU core.
 
-`plain_5d` is the network as published, with 3-D layers on [N, C, T, H, W]; `folded` is ours, with 2-D layers on
+`plain_5d` is the network as published, with 3-D layers on [N, C, T, H, W]. `folded` is our network, with 2-D layers on
 [N*T, C, H, W].
 """
 
@@ -34,7 +34,7 @@ TOY = replace(
     ),
     optim=replace(NTU60_X3D.optim, batch_size=2),
 )
-# Pairs whose ratio is recorded, ours first; the names are those of `variants`.
+# Pairs of variants whose speeds are compared. The first one is ours. `variants` defines the names.
 RIVALS = (
     ("folded_eager", "plain_5d_eager"),
     ("folded_compiled", "folded_eager"),
@@ -44,13 +44,13 @@ RIVALS = (
     ("folded_compiled_aligned", "folded_compiled"),
     ("folded_eager_aligned", "folded_eager"),
 )
-CLIPS_ON_CPU = 2  # of a step
-LARGEST_DIFFERENCE = 1e-3  # of the losses of two forms, relative
+CLIPS_ON_CPU = 2  # per step
+LARGEST_DIFFERENCE = 1e-3  # relative, between the losses of two forms
 Value = TypeVar("Value")
 
 
 def measure(target: Target) -> Iterator[Result]:
-    """Every variant of the ntu60_x3d step by itself, then in turn with the others."""
+    """Measure every variant of the ntu60_x3d step alone, and then in turns with the others."""
     experiment = TOY if target.toy else NTU60_X3D
     batch, steps, failed = random_batch(experiment, target.device), {}, []
     assert isinstance(experiment.model, X3DPairConfig)
@@ -70,17 +70,20 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def attempt(call: Callable[[], Value]) -> tuple[Value | None, dict]:
-    """What the call returns; or None and what it raised, as a result: the other variants are still worth measuring."""
+    """Return the result of the call and {}, or None and a description of the exception that it raised.
+
+    This way the other variants are still measured.
+    """
     try:
         return call(), {}
     except torch.OutOfMemoryError:
         return None, {"out_of_memory": True}
-    except Exception as error:  # Inductor's, as a rule
+    except Exception as error:  # usually from Inductor
         return None, {"error": f"{type(error).__name__}: {error}"[:2000]}
 
 
 def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tuple[nn.Module, nn.Module]]]:
-    """Name -> builder of a network and of what is called in its place, most valuable first."""
+    """Return builders by name, the most important first. Each returns a network and the module to call for it."""
 
     def aligned(network: nn.Module) -> nn.Module:
         align_channels(network)
@@ -100,7 +103,7 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
         "folded_compiled": lambda: compiled(build_model(config)),
         "folded_eager": lambda: eager(build_model(config)),
         "plain_5d_eager": lambda: eager(X3DPair5d(config)),
-        # Small kernels that do not wait for one another share a launch: half as many launches in the compiler's plan.
+        # Small independent kernels share a launch, which halves the number of launches.
         "folded_compiled_combined": lambda: compiled(build_model(config), ours | {"combo_kernels": True}),
         "folded_compiled_by_default": lambda: compiled(build_model(config), {}),
         "folded_compiled_aligned": lambda: compiled(aligned(build_model(config))),
@@ -109,7 +112,7 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
 
 
 def compile_network(network: nn.Module, target: Target, options: Options | None) -> nn.Module:
-    """The network as one graph. A toy is captured only: Inductor would take minutes on a CPU."""
+    """Compile the network as one graph. A toy is only captured, because Inductor would take minutes on a CPU."""
     backend, options = ("aot_eager", None) if target.toy else ("inductor", options)
     compiled = torch.compile(network, fullgraph=True, dynamic=False, backend=backend, options=options)
     assert isinstance(compiled, nn.Module)
@@ -117,7 +120,7 @@ def compile_network(network: nn.Module, target: Target, options: Options | None)
 
 
 class TrainingStep:
-    """The loop's step on one batch that stays: forward, backward, clipping, SGD, without a wait for the device."""
+    """The step of the training loop on a fixed batch: forward, backward, clipping and SGD. Never waits for the GPU."""
 
     def __init__(self, network: nn.Module, called: nn.Module, experiment: Experiment, batch: tuple[Tensor, ...]):
         optim = experiment.optim
@@ -125,7 +128,7 @@ class TrainingStep:
         self.parameters = list(network.parameters())
         self.optimizer = build_sgd(self.parameters, optim.lr, optim.momentum, optim.weight_decay)
         self.guard = BufferGuard(network.buffers())
-        # As trainer.run does, which is not imported because it needs DALI.
+        # The same as in trainer.run, which is not imported because it needs DALI.
         self.precision = torch.autocast("cuda", torch.bfloat16, enabled=batch[0].is_cuda)
 
     def __call__(self) -> None:
@@ -143,7 +146,10 @@ class TrainingStep:
 def time_step(
     built: tuple[nn.Module, nn.Module], experiment: Experiment, batch: tuple[Tensor, ...], target: Target
 ) -> tuple[TrainingStep, dict]:
-    """The step of a variant; its clips/s alone, the seconds of its first call (compilation), its peak memory."""
+    """Return the step of a variant, and its clips per second, the time of its first call, and its peak memory.
+
+    The first call includes compilation.
+    """
     step = TrainingStep(*built, experiment, batch)
     on_gpu = target.device.type == "cuda"
     if on_gpu:
@@ -163,9 +169,12 @@ def time_step(
 
 
 def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, ...]:
-    """rgb, heatmap, label, coarse label in the loader's shapes, types and memory order."""
+    """Return rgb, heatmap, label and coarse label with the shapes, types and memory layout of the loader."""
     clip, count = experiment.clip, experiment.optim.batch_size
-    options: dict = {"device": device, "generator": torch.Generator(device).manual_seed(0)}  # gigabytes, on a card
+    options: dict = {
+        "device": device,
+        "generator": torch.Generator(device).manual_seed(0),
+    }  # on a GPU these are gigabytes
     side, small, channels = clip.rgb_size, clip.heatmap_size, clip.num_channels()
     rgb = torch.randint(0, 256, (count, clip.rgb_frames, side, side, 3), dtype=torch.uint8, **options)
     heatmap = torch.rand(count, clip.pose_frames, small, small, channels, **options)
@@ -175,9 +184,9 @@ def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, 
 
 
 def measure_on_one_core(target: Target) -> Iterator[Result]:
-    """Steps of ntu60_x3d and ma52 on one CPU core: folded, eager and compiled, against plain 5-D."""
+    """Measure steps of ntu60_x3d and ma52 on one CPU core: plain 5-D, folded, and folded and compiled."""
     if target.device.type != "cpu":
-        raise Skipped("it measures one CPU core")
+        raise Skipped("it only measures a CPU core")
     torch.set_num_threads(1)
     keep_freed_memory()
     for experiment in (TOY,) if target.toy else (NTU60_X3D, EXPERIMENTS["ma52"]):
@@ -185,7 +194,7 @@ def measure_on_one_core(target: Target) -> Iterator[Result]:
 
 
 def _three_forms(experiment: Experiment, target: Target) -> dict:
-    """Times of the three forms of one network, once their losses are seen to agree."""
+    """Measure the three forms of one network, after checking that their losses agree."""
     assert isinstance(experiment.model, X3DPairConfig | RGBPoseConfig)
     config = replace(experiment.model, pcan=None, dropout=0.0)  # the plain 5-D form has the plain head
     batch = random_batch(replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS_ON_CPU)), target.device)
@@ -213,6 +222,6 @@ def _three_forms(experiment: Experiment, target: Target) -> dict:
 
 
 def _loss_difference(folded: nn.Module, plain: nn.Module, batch: tuple[Tensor, ...]) -> float:
-    """Of the total loss, relative."""
+    """Return the relative difference of the total losses."""
     ours, theirs = torch.stack(list(folded(*batch).losses.values())).sum(), plain(*batch)
     return ((ours - theirs).abs() / theirs.abs()).item()

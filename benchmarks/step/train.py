@@ -1,6 +1,6 @@
-"""Clips a second from packs to updated weights, and of the data path alone. Needs DALI.
+"""Measures the clips per second of training from packs, and of the data path alone. Needs DALI.
 
-`ma52` is missing because the demo's people have 17 joints, not 28; its network is that of `ntu60`.
+`ma52` is left out because the people in the demo have 17 joints, not 28. Its network is the same as that of `ntu60`.
 """
 
 import time
@@ -42,9 +42,9 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def _train(experiment: Experiment, loader: Loader, target: Target, limit: float) -> dict:
-    """Training steps on the loader's batches; `limit`: clips a second that the memory's bandwidth allows."""
+    """Measure training steps on batches of the loader. `limit`: clips per second that the memory bandwidth allows."""
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=target.device)
-    # As rank 1 the journal writes nothing.
+    # The journal of rank 1 writes nothing.
     journal = Journal(target.scratch, rank=1)
     run = build_run(experiment, ranks, (loader, loader), journal, NoWriter(), Interrupt())
 
@@ -69,7 +69,7 @@ def _train(experiment: Experiment, loader: Loader, target: Target, limit: float)
 def pace(
     batches: Iterator[Batch], use: Callable[[Batch], None], target: Target, seconds: float
 ) -> tuple[np.ndarray, float]:
-    """Batches a second in each window of a few batches, and the share of the time that the host waited for data.
+    """Return the batches per second in each window of a few batches, and the share of time spent waiting for data.
 
     A window ends when the device has finished. The first two windows do not count, because they include compilation.
     """

@@ -1,5 +1,5 @@
-"""Opt-in kernels for the blocks of the networks; README.md says what is known of them and how to turn them on.
+"""Opt-in kernels for the blocks of the networks. README.md says what is known about them and how to turn them on.
 
-Each NAME.py holds a kernel in Triton, and NAME_reference.py its contract in plain torch. dispatch.py has the functions
-that models/fused.py calls: a kernel on a GPU, its reference on a CPU.
+Each NAME.py is a kernel in Triton, and NAME_reference.py defines its result in plain torch. dispatch.py has the
+functions that models/fused.py calls: they run the kernel on a GPU, and the reference on a CPU.
 """

@@ -1,10 +1,11 @@
-"""A matrix product over rows [R, C] that normalises what it loads and takes the statistics of what it stores.
+"""A matrix product over rows [R, C] that normalises the rows it loads, and computes statistics of the rows it stores.
 
-Rows come in equal groups, one for each row of scale and shift. Forward a program owns BLOCK_M rows of one group and
-BLOCK_N columns of the result. Backward it owns BLOCK_C channels of a split, which is one or more blocks of BLOCK_M rows
-of one group: it reads all columns of the gradient once, adds what comes by way of the statistics, and uses it twice,
-for the gradients of rows and weight. Blocks of the same rows run side by side, so that they share them in the L2 cache.
-What is summed over rows is summed by split, then merged in a fixed order: no atomics.
+The rows form equal groups, one for each row of scale and shift. In the forward pass a program computes BLOCK_M rows of
+one group and BLOCK_N columns of the result. In the backward pass it computes BLOCK_C channels of a split, which is one
+or more blocks of BLOCK_M rows of one group. It reads all columns of the gradient once, adds the gradient that comes
+through the statistics, and uses the sum twice: for the gradients of the rows and of the weight. Programs that read the
+same rows are neighbours in the grid, so that they share those rows in the L2 cache. Sums over rows are computed by each
+split and then merged in a fixed order, without atomics.
 """
 
 import torch
@@ -16,12 +17,12 @@ from torch.library import triton_op, wrap_triton
 from kernels.blocks.conv_bn_reference import WIDEST
 from kernels.blocks.rows import activate, load, merge, part, through
 
-BLOCK_M = 64  # with 128 a thread needs up to 159 registers, and some spill
-BLOCK_N = 64  # at most; narrower matrices take the next power of two
+BLOCK_M = 64  # with 128, threads need up to 159 registers and some of them spill
+BLOCK_N = 64  # at most; narrower matrices use the next power of two
 BLOCK_K = 32
-GRAD_TILE = 8192  # elements of a block of the gradient, which has all columns
-GRAD_SUMS = 16384  # of the weight's gradient in a program: 64 a thread
-GRAD_PARTIAL = 1 << 22  # sums that all programs write, about: fewer programs leave SMs idle, more write more
+GRAD_TILE = 8192  # elements in a block of the gradient, which spans all columns
+GRAD_SUMS = 16384  # elements of the gradient of the weight in a program: 64 per thread
+GRAD_PARTIAL = 1 << 22  # all programs together write about as many sums; fewer programs would leave SMs idle
 
 
 def conv_bn(
@@ -48,13 +49,13 @@ def conv_bn(
 def _conv_bn(
     rows: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[N*P, C] rows, [O, C] weight, [N, C] scale and shift -> [N*P, O] result, [O] mean, [O] variance."""
+    """Return result [N*P, O], mean [O] and variance [O] for rows [N*P, C], weight [O, C], scale and shift [N, C]."""
     groups = 1 if scale is None else len(scale)
     programs, (group_rows, splits), options = split_forward(rows, weight, groups, BLOCK_M)
     result = rows.new_empty(len(rows), len(weight))
     partial = rows.new_empty(2, len(weight), groups, splits, dtype=torch.float32)
-    given = rows, weight, scale, shift, group_rows, splits, activation
-    wrap_triton(_forward)[(programs,)](result, partial, *given, **options)
+    arguments = rows, weight, scale, shift, group_rows, splits, activation
+    wrap_triton(_forward)[(programs,)](result, partial, *arguments, **options)
     mean, var = merge(partial, group_rows, BLOCK_M)
     return result, mean, var
 
@@ -72,15 +73,15 @@ def _conv_bn_grad(
     shift: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of rows [N*P, C], of the weight [O, C], and of scale and shift [N, C], if there are any."""
+    """Return the gradients of rows [N*P, C], of the weight [O, C], and of scale and shift [N, C], if there are any."""
     groups = 1 if scale is None else len(scale)
     programs, shape, options = split_backward(rows, weight, groups)
     grad_rows = rows.new_empty(rows.shape)
     of_weight = rows.new_empty(groups * shape[1], *weight.shape, dtype=torch.float32)
     splits = shape[1] if scale is not None else 0
     of_affine = rows.new_empty(2, rows.shape[1], groups, splits, dtype=torch.float32)
-    given = grad, result, mean, level, slope, rows, weight, scale, shift
-    wrap_triton(_backward)[(programs,)](grad_rows, of_weight, of_affine, *given, *shape, activation, **options)
+    arguments = grad, result, mean, level, slope, rows, weight, scale, shift
+    wrap_triton(_backward)[(programs,)](grad_rows, of_weight, of_affine, *arguments, *shape, activation, **options)
     of_scale, of_shift = (sums.sum(-1).T for sums in of_affine)
     return grad_rows, of_weight.sum(0).to(weight.dtype), of_scale, of_shift
 
@@ -88,7 +89,10 @@ def _conv_bn_grad(
 def split_forward(
     rows: Tensor, weight: Tensor, groups: int, block_m: int
 ) -> tuple[int, tuple[int, int], dict[str, int]]:
-    """Programs; rows of a group and its splits, block_m rows each; options of the launch."""
+    """Return the number of programs, (rows of a group, splits of a group), and the options of the launch.
+
+    A split has `block_m` rows.
+    """
     (width, channels), group_rows = weight.shape, len(rows) // groups
     block_n = min(BLOCK_N, max(16, triton.next_power_of_2(width)))
     splits = triton.cdiv(group_rows, block_m)
@@ -98,7 +102,7 @@ def split_forward(
 
 
 def split_backward(rows: Tensor, weight: Tensor, groups: int) -> tuple[int, tuple[int, int, int], dict[str, int]]:
-    """Programs; rows of a group, its splits and their blocks; options of the launch."""
+    """Return the number of programs, (rows of a group, splits of a group, blocks of a split), and launch options."""
     (width, channels), group_rows = weight.shape, len(rows) // groups
     block_o = max(16, triton.next_power_of_2(width))
     block_m = min(32, GRAD_TILE // block_o)
@@ -107,13 +111,16 @@ def split_backward(rows: Tensor, weight: Tensor, groups: int) -> tuple[int, tupl
     steps = triton.cdiv(blocks, max(1, GRAD_PARTIAL // (block_o * block_c * groups * columns)))
     splits = triton.cdiv(blocks, steps)
     options = {"BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_O": block_o, "C": channels, "O": width}
-    # Blocks of bfloat16 are loaded one ahead; of float32 two have no room.
+    # Blocks in bfloat16 are loaded one iteration ahead. In float32 there is no room for two blocks.
     options |= {"num_warps": 8 if block_o * block_c > 2048 else 4, "num_stages": 4 // rows.element_size()}
     return groups * splits * columns, (group_rows, splits, steps), options
 
 
 def spread(grad_mean: Tensor, grad_var: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """What mean and variance add to each gradient, `level` [O], and for each unit from the mean, `slope` [O]."""
+    """Return `level` [O] and `slope` [O], given the gradients of the mean and the variance.
+
+    The statistics add level + slope * (result - mean) to the gradient of each result.
+    """
     return grad_mean / num_rows, grad_var * (2 / num_rows)
 
 
@@ -125,9 +132,9 @@ def _keep(ctx, inputs, output) -> None:
 
 def _backward_of(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor):
     rows, weight, scale, shift, result, mean = ctx.saved_tensors
-    added = mean, *spread(grad_mean, grad_var, len(rows))
-    given = grad.contiguous(), result, *added, rows, weight, scale, shift
-    grad_rows, grad_weight, *grads = _conv_bn_grad(*given, ctx.activation)
+    statistics = mean, *spread(grad_mean, grad_var, len(rows))
+    arguments = grad.contiguous(), result, *statistics, rows, weight, scale, shift
+    grad_rows, grad_weight, *grads = _conv_bn_grad(*arguments, ctx.activation)
     return grad_rows, grad_weight, *((None, None) if scale is None else grads), None
 
 
@@ -136,21 +143,24 @@ _conv_bn.register_autograd(_backward_of, setup_context=_keep)
 
 @triton.jit
 def _affine(scale, shift, group, channel, C: tl.constexpr):
-    """[1, channels] of the group's scale and shift."""
+    """Load the scale and shift of a group as [1, channels]."""
     place, known = group * C + channel, channel < C
     return load(scale, place, known)[None, :], load(shift, place, known)[None, :]
 
 
 @triton.jit
 def _normalised(value, factor, addend, inside, ACTIVATION: tl.constexpr):
-    """What the convolution reads: the normalised, activated value, and 0 outside, where padding must stay 0."""
+    """Return the normalised and activated value that the convolution reads; 0 outside, because padding must be 0."""
     z = value.to(tl.float32) * factor + addend
     return tl.where(inside, activate(z, ACTIVATION), 0.0).to(value.dtype)
 
 
 @triton.jit
 def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.constexpr):  # noqa: E741
-    """Gradient of the result with the one by way of its statistics, 0 outside; `column` lies as `place` does."""
+    """Return the gradient of the result, including the part that comes through its statistics, and 0 outside.
+
+    `column` must broadcast to the shape of `place`.
+    """
     known = column < O
     value = load(result, place, inside) - load(mean, column, known)
     added = load(level, column, known) + load(slope, column, known) * value
@@ -160,9 +170,9 @@ def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.co
 
 @triton.jit
 def store_tile(result, partial, total, first, left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
-    """Store `left` rows of a result that is 0 below them, and their mean and summed squared deviations.
+    """Store the first `left` rows of a block, their mean and their summed squared deviations.
 
-    These rows are split `number` of `count`.
+    The rows after them must be 0. The block is split `number` of `count` splits.
     """
     local = tl.arange(0, BLOCK_M)
     owned, known = (local < left)[:, None], column < O
@@ -172,7 +182,9 @@ def store_tile(result, partial, total, first, left, number, count, column, O: tl
     share = tl.minimum(left, BLOCK_M)
     mean = tl.sum(value, 0) / share
     delta = tl.where(owned, value - mean[None, :], 0.0)
-    mean += tl.sum(delta, 0) / share  # what the first sum has rounded off, where the mean is far from 0
+    mean += (
+        tl.sum(delta, 0) / share
+    )  # corrects the rounding error of the first sum, which matters if the mean is far from 0
     target = partial + column * count + number
     tl.store(target, mean, known)
     tl.store(target + O * count, tl.sum(delta * delta, 0), known)
@@ -216,7 +228,7 @@ def _forward(
 def _backward(
     grad_rows,  # [N*P, C]
     of_weight,  # [N*S, O, C]
-    of_affine,  # [2, C, N, S]: gradients of scale and shift, if there are any
+    of_affine,  # [2, C, N, S]: gradients of scale and shift, if they are given
     grad,  # [N*P, O]
     result,  # [N*P, O]
     mean,  # [O]
@@ -239,7 +251,8 @@ def _backward(
     group, split, first, left, channel = part(group_rows, splits, steps, C, BLOCK_M, BLOCK_C)
     number = (group * splits + split).to(tl.int64)
     local, column, known = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O), channel < C
-    # Places in 64 bits: their constants become part of the instructions, where those of 32 bits take registers.
+    # Offsets have 64 bits, because their constants become part of the instructions. Those of 32 bits would take
+    # registers.
     place = local.to(tl.int64)[:, None] * C + channel[None, :]
     wide = local.to(tl.int64)[:, None] * O + column[None, :]
     cell = column.to(tl.int64)[:, None] * C + channel[None, :]
@@ -259,10 +272,10 @@ def _backward(
         inner = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inner, O)
         total = tl.dot(tl.trans(whole), taken, total, input_precision="ieee")
-        if left > 0:  # a region of its own: within one, both products would get a layout that suits neither
+        if left > 0:  # the branch separates the two products, which would otherwise get one layout that suits neither
             come = tl.dot(whole, read, input_precision="ieee")
             if scale is not None:
-                factor, addend = _affine(scale, shift, group, channel, C)  # once more, for want of registers
+                factor, addend = _affine(scale, shift, group, channel, C)  # loading them again saves registers
                 come = through(come, value * factor + addend, ACTIVATION)
                 of_scale += tl.sum(come * value, 0)
                 of_shift += tl.sum(come, 0)

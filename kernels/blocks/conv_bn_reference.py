@@ -1,25 +1,26 @@
-"""The contract of a 1x1 convolution between two BatchNorms in plain torch, and what a CPU runs."""
+"""A 1x1 convolution between two BatchNorms in plain torch. Defines the result of the kernel, and runs on CPUs."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDEST = 512  # outputs that the kernel can have: those of a program's rows fit into its registers
+WIDEST = 512  # most outputs that the kernel supports, because a program keeps all outputs of its rows in registers
 
 
 def conv_bn(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Convolve activation(x * scale + shift) 1x1 and take the statistics that the result's BatchNorm wants.
+    """Convolve activation(x * scale + shift) 1x1, and compute the statistics for the BatchNorm that follows.
 
-    Scale and shift are the BatchNorm before, its gate multiplied in: weight / deviation * gate and (bias - mean *
-    weight / deviation) * gate. Without them x is convolved as it is. Gradients reach x, weight, scale and shift, from
-    the result, the mean and the variance.
+    scale and shift express the previous BatchNorm, multiplied by its gate: scale = weight / deviation * gate and shift
+    = (bias - mean * weight / deviation) * gate. Without them x itself is convolved. Gradients flow from the result, the
+    mean and the variance to x, weight, scale and shift.
 
-    x: [F, C, H, W] channels_last, as the result; weight: [O, C, 1, 1], O at most WIDEST, in float32 or the type of x,
-    rounded to it; scale, shift: [N, C], a row for every F / N images in a row; activation: none, relu or silu.
-    Returns the result [F, O, H, W], its mean [O] and biased variance [O], of the values as they are stored, in float32
-    at least. Products are summed in float32 at least.
+    x: [F, C, H, W] channels_last, like the result; weight: [O, C, 1, 1] with O <= WIDEST, in float32 or the type of x,
+    to which it is rounded; scale, shift: [N, C], one row for every F / N consecutive images; activation: none, relu or
+    silu.
+    Returns the result [F, O, H, W], its mean [O] and its biased variance [O]. The statistics are those of the stored,
+    rounded values. Statistics and sums of products are in float32 at least.
     """
     if scale is not None and shift is not None:
         repeats = len(x) // len(scale)

@@ -1,10 +1,11 @@
-"""A depthwise convolution that normalises what it loads and takes the statistics of what it stores.
+"""A depthwise convolution that normalises the pixels it loads, and computes statistics of the pixels it stores.
 
-A program goes down its strip row by row, SPAN columns a lane. A value is normalised once for all of its taps in a lane
-and added to the rows of the result it belongs to: nine loads a pixel, each normalised, take three times as many
-instructions. The backward kernel goes down the same strips with a window in registers: three rows of the gradient of
-the result, onto which it has put the one of the statistics. Channel blocks of a strip and strips of an image run side
-by side, so that they share cache lines. Sums over pixels are summed by program, then in a fixed order: no atomics.
+A program moves down its strip row by row, and each of its lanes has SPAN columns. A lane normalises a value once and
+adds it to all rows of the result that need it. Loading and normalising nine values for each pixel would take three
+times as many instructions. The backward kernel moves down the same strips, with a window of three rows of the gradient
+of the result in registers; the part that comes through the statistics is already added to it. The channel blocks of a
+strip and the strips of an image are neighbours in the grid, so that they share cache lines. Sums over pixels are
+computed by each program and then added in a fixed order, without atomics.
 """
 
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from torch.library import triton_op, wrap_triton
 
 from kernels.blocks.rows import activate, load, through
 
-TILE = 128  # channels times lanes of a program: two a thread
-SPAN = 4  # columns of a lane: of the result, in the backward kernel of the images
-ROWS = 32  # of a strip, at most
-PROGRAMS = 2048  # about as many share the images
+TILE = 128  # channels times lanes of a program: two per thread
+SPAN = 4  # columns of a lane, in the result or, for the backward kernel, in the images
+ROWS = 32  # rows of a strip, at most
+PROGRAMS = 2048  # approximate number of programs
 
 
 def depthwise_conv(
@@ -48,22 +49,23 @@ def depthwise_conv(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strips:
-    """A launch: its grid of channel blocks, strips of an image and splits of all images; what its kernel is told."""
+    """A launch: the grid (channel blocks, strips of an image, splits of all images), and the options of the kernel."""
 
     grid: tuple[int, int, int]
     options: dict[str, int]
 
     @property
     def partial(self) -> int:
-        """Partial sums of a channel, group after group."""
+        """Number of partial sums for each channel. They are ordered by group."""
         return self.grid[1] * self.grid[2]
 
 
 def cut(result: Tensor, images: Tensor, groups: int, stride: int, span: int) -> Strips:
-    """Strips of [F, H, W, C] result with `span` columns a lane; those of its [F, SOURCE_H, SOURCE_W, C] images alike.
+    """Divide the result [F, H, W, C] into strips, with `span` columns per lane, and the images in the same way.
 
-    A program has one strip, ROWS by LANES * SPAN pixels and BLOCK_C channels, of BLOCK_I images at once, `steps` times.
-    Channels come in 64s where that wastes no more than 32s would.
+    The images are [F, SOURCE_H, SOURCE_W, C]. A program computes one strip of ROWS by LANES * SPAN pixels and BLOCK_C
+    channels, of BLOCK_I images at once, and repeats this `steps` times with other images. BLOCK_C is 64 unless 32 would
+    waste fewer channels.
     """
     count, height, width, channels = result.shape
     block_c = 64 if triton.cdiv(channels, 64) * 64 == triton.cdiv(channels, 32) * 32 else 32
@@ -80,9 +82,9 @@ def cut(result: Tensor, images: Tensor, groups: int, stride: int, span: int) -> 
 
 
 def merge_strips(partial: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], biased variance [C] and the groups' means [N, C] of partial sums [3, C, N*S].
+    """Return the mean [C], the biased variance [C], and the mean of each group [N, C].
 
-    Those are count, mean and summed squared deviations, side by side as in `rows.merge`.
+    partial: [3, C, N*S], the count, the mean and the summed squared deviations of each program.
     """
     counts, means, squares = partial.unflatten(2, (groups, -1))  # [C, N, S]
     count, weighted = counts.sum((1, 2)), counts * means
@@ -95,9 +97,10 @@ def merge_strips(partial: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
 def spread_over_pixels(
     mean: Tensor, grad_mean: Tensor | None, grad_var: Tensor | None, grad_means: Tensor | None, count: int
 ) -> tuple[Tensor, Tensor]:
-    """What gradients of `merge_strips`' results, of `count` pixels, add to that of each pixel.
+    """Return `level` and `slope`, given the gradients of the three results of `merge_strips` over `count` pixels.
 
-    The same for all, level [N, C], or [1, C] where groups do not differ, and slope [C] for each unit from the mean.
+    The statistics add level + slope * (result - mean) to the gradient of each pixel. level is [N, C], or [1, C] if it
+    is the same for all groups; slope is [C].
     """
     level = torch.zeros_like(mean)[None] if grad_mean is None else grad_mean[None] / count
     if grad_means is not None:
@@ -110,7 +113,10 @@ def spread_over_pixels(
 def _depthwise(
     images: Tensor, taps: Tensor, scale: Tensor | None, shift: Tensor | None, stride: int, activation: str, groups: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """[F, H, W, C] images, [C, 9] taps, [C] scale and shift -> result alike, [C] mean, [C] variance, [N, C] means."""
+    """Return the result [F, h, w, C], its mean [C] and variance [C], and the means of groups [N, C].
+
+    images: [F, H, W, C]; taps: [C, 9]; scale, shift: [C].
+    """
     count, height, width, channels = images.shape
     result = images.new_empty(count, triton.cdiv(height, stride), triton.cdiv(width, stride), channels)
     strips = cut(result, images, groups, stride, SPAN)
@@ -135,16 +141,17 @@ def _grads(
     activation: str,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the images, of the weight [C, 9], and of scale and shift [C], if there are any.
+    """Return the gradients of the images, of the weight [C, 9], and of scale and shift [C], if there are any.
 
-    To a gradient of the result its statistics add level + slope * (result - mean): level [N, C] or [1, C], slope [C].
+    The statistics add level + slope * (result - mean) to the gradient of the result. level: [N, C] or [1, C]; slope:
+    [C].
     """
     strips, channels = cut(result, images, groups, stride, SPAN // stride), images.shape[3]
     grad_images = images.new_empty(images.shape)
     partial = images.new_empty(channels * (9 if scale is None else 11), strips.partial, dtype=torch.float32)
     if len(images):
-        given = grad, result, mean, level, slope, images, weight, scale, shift, len(level) > 1, activation
-        wrap_triton(_gradients)[strips.grid](grad_images, partial, *given, **strips.options)
+        arguments = grad, result, mean, level, slope, images, weight, scale, shift, len(level) > 1, activation
+        wrap_triton(_gradients)[strips.grid](grad_images, partial, *arguments, **strips.options)
     of_weight, *of_affine = partial.tensor_split((9 * channels, 10 * channels))
     return grad_images, of_weight.sum(1).view(weight.shape).to(weight.dtype), *(part.sum(1) for part in of_affine)
 
@@ -152,14 +159,14 @@ def _grads(
 def _keep(ctx, inputs, output) -> None:
     images, weight, scale, shift, *ctx.options = inputs
     ctx.save_for_backward(images, weight, scale, shift, *output[:2])
-    ctx.set_materialize_grads(False)  # zeros for means that nobody takes would be a launch
+    ctx.set_materialize_grads(False)  # making zero gradients for means that nobody uses would cost a launch
 
 
 def _backward(ctx, grad: Tensor | None, *of_statistics: Tensor | None):
     images, weight, scale, shift, result, mean = ctx.saved_tensors
     grad = torch.zeros_like(result) if grad is None else grad.contiguous()
-    given = grad, result, mean, *spread_over_pixels(mean, *of_statistics, result[..., 0].numel())
-    grad_images, grad_weight, *of_affine = _grads(*given, images, weight, scale, shift, *ctx.options)
+    arguments = grad, result, mean, *spread_over_pixels(mean, *of_statistics, result[..., 0].numel())
+    grad_images, grad_weight, *of_affine = _grads(*arguments, images, weight, scale, shift, *ctx.options)
     return grad_images, grad_weight, *((None, None) if scale is None else of_affine), None, None, None
 
 
@@ -168,7 +175,7 @@ _depthwise.register_autograd(_backward, setup_context=_keep)
 
 @triton.jit
 def _place(W: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, SPAN: tl.constexpr, BLOCK_I: tl.constexpr):
-    """A program's first row, its lanes and the first column of each."""
+    """Return the first row of a program, its lanes, and the first column of each lane."""
     across: tl.constexpr = (W + LANES * SPAN - 1) // (LANES * SPAN)
     strip, lane = tl.program_id(1), tl.arange(0, BLOCK_I * LANES)
     column = (strip % across * LANES + lane % LANES) * SPAN
@@ -177,7 +184,7 @@ def _place(W: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, SPAN: tl.co
 
 @triton.jit
 def _normalised(value, inside, factor, addend, ACTIVATION: tl.constexpr):
-    """What is convolved, of values as they lie in memory: float32, 0 outside of the image."""
+    """Return what is convolved for values from memory: float32, and 0 outside of the image."""
     if factor is not None:
         z = value.to(tl.float32) * factor + addend
         value = tl.where(inside, activate(z, ACTIVATION), 0.0).to(value.dtype)
@@ -208,7 +215,7 @@ def _forward(
     BLOCK_I: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A step down takes STRIDE rows of the images and stores one of the result; the first steps fill the sums."""
+    """Each step down reads STRIDE rows of the images and stores one row of the result. The first steps only add."""
     first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = channel < C
@@ -220,7 +227,7 @@ def _forward(
         factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
     nothing = tl.zeros([BLOCK_I * LANES, BLOCK_C], tl.float32)
     pivot, above, squares, seen = nothing, nothing, nothing, lane * 0
-    width: tl.constexpr = SPAN * STRIDE + 3 - STRIDE  # columns that a lane reads
+    width: tl.constexpr = SPAN * STRIDE + 3 - STRIDE  # number of columns that a lane reads
     group, begin = tl.program_id(2) // splits, tl.program_id(2) % splits * steps * BLOCK_I + lane // LANES
     for step in range(steps):
         image = begin + step * BLOCK_I
@@ -228,7 +235,7 @@ def _forward(
         index = group.to(tl.int64) * group_images + image
         source = images + ((index * (SOURCE_H * SOURCE_W * C) + column * (STRIDE * C))[:, None] + channel[None, :])
         target = result + ((index * (H * W * C) + column * C)[:, None] + channel[None, :])
-        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # of the row to be stored and of those below that have begun
+        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # of the next row to store and of those below it that have begun
         for down in range(ROWS + 3 - STRIDE):
             row = first + down + STRIDE - 3
             for r in tl.static_range(STRIDE):
@@ -250,7 +257,7 @@ def _forward(
                 inside = (owned & (row >= first) & (row < H) & (column + k < W))[:, None] & known[None, :]
                 tl.store(target + row * (W * C) + k * C, stored, inside)
                 value = stored.to(tl.float32)
-                if k == 0:  # deviations from a value that is one of them lose no digits to a mean far from 0
+                if k == 0:  # deviations from one of the values lose no digits if the mean is far from 0
                     pivot = tl.where((step == 0) & (row == first), value, pivot)
                 delta = tl.where(inside, value, pivot) - pivot
                 above += delta
@@ -273,7 +280,7 @@ def _forward(
 @triton.jit
 def _gradients(
     grad_images,  # [F, SOURCE_H, SOURCE_W, C]
-    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and of shift, if there are any
+    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and of shift, if they are given
     grad,  # [F, H, W, C]
     result,  # [F, H, W, C]
     mean,  # [C]
@@ -283,7 +290,7 @@ def _gradients(
     weight,  # [C, 9]
     scale,  # [C] or None
     shift,  # [C] or None
-    APART: tl.constexpr,  # level is [N, C]
+    APART: tl.constexpr,  # whether level is [N, C]
     ACTIVATION: tl.constexpr,
     group_images,
     splits,
@@ -300,9 +307,10 @@ def _gradients(
     BLOCK_I: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A pixel of the result stands for STRIDE by STRIDE of the images, whose taps lie in it and right, below, around.
+    """Each pixel of the result corresponds to STRIDE by STRIDE pixels of the images.
 
-    A step down takes a row of the gradient into the window and stores the STRIDE rows of the images above it.
+    Their gradients depend on that pixel of the result and on its neighbours in the window. Each step down loads one row
+    of the gradient into the window, and stores the STRIDE rows of the images above that row.
     """
     first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -317,7 +325,7 @@ def _gradients(
         factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
     centre, rise = load(mean, channel, known)[None, :], load(slope, channel, known)[None, :]
     base = load(level, group * C * APART + channel, known)[None, :]
-    before: tl.constexpr = 2 - STRIDE  # columns of the window before the lane's own
+    before: tl.constexpr = 2 - STRIDE  # columns of the window to the left of those of the lane
     width: tl.constexpr = before + SPAN + 1
     for _ in range(steps):
         owned = image < group_images
@@ -334,7 +342,7 @@ def _gradients(
                 at = start + (row + 1) * (W * C) + (k - before) * C
                 added = base + rise * (load(result, at, inside) - centre)
                 window += (tl.where(inside, load(grad, at, inside) + added, 0.0),)
-            for i in tl.static_range(1, STRIDE + 1):  # from the first tap that may have read the pixel
+            for i in tl.static_range(1, STRIDE + 1):  # counted from the first tap that may have read the pixel
                 for j in tl.static_range(1, STRIDE * SPAN + 1):
                     y, x = row * STRIDE + (i - 1), column * STRIDE + (j - 1)
                     inside = owned & (row >= first) & (row < H) & (y < SOURCE_H) & (x < SOURCE_W)

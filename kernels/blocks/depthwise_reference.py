@@ -1,4 +1,4 @@
-"""The contract of the depthwise convolution between two BatchNorms in plain torch, and what a CPU runs."""
+"""A depthwise convolution between two BatchNorms in plain torch. Defines the result of the kernel, and runs on CPUs."""
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,18 @@ def depthwise_conv(
     activation: str = "none",
     num_groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Convolve each channel of activation(x * scale + shift) with its own 3x3 and take the statistics of the result.
+    """Convolve each channel of activation(x * scale + shift) with its own 3x3 weights, and compute statistics.
 
-    Scale and shift are the BatchNorm before: weight / deviation and bias - mean * weight / deviation. Without them x is
-    convolved as it is. What is convolved is rounded to x's type; around it lies one pixel of zeros, behind the
-    activation. Gradients reach x, weight, scale and shift, from the result, the mean, the variance and the means.
+    scale and shift express the previous BatchNorm: scale = weight / deviation and shift = bias - mean * weight /
+    deviation. Without them x itself is convolved. The activated values are rounded to the type of x, and then padded by
+    one pixel of zeros. Gradients flow from the result, the mean, the variance and the means to x, weight, scale and
+    shift.
 
-    x: [F, C, H, W] channels_last, as the result; weight: [C, 1, 3, 3], in float32 or the type of x, taken in it;
-    stride: 1 or 2; scale, shift: [C]; activation: none, relu or silu.
+    x: [F, C, H, W] channels_last, like the result; weight: [C, 1, 3, 3], in float32 or the type of x, to which it is
+    rounded; stride: 1 or 2; scale, shift: [C]; activation: none, relu or silu; num_groups: N.
     Returns the result [F, C, ceil(H / stride), ceil(W / stride)], its mean [C] and biased variance [C], and the mean
-    [N, C] of every F / N images in a row, N = num_groups (the clip of squeeze-excite): of the values as they are
-    stored, in float32 at least. Products are summed in float32 at least.
+    [N, C] of every F / N consecutive images, which are a clip for squeeze-excite. The statistics are those of the
+    stored, rounded values. Statistics and sums of products are in float32 at least.
     """
     if scale is not None and shift is not None:
         z = x * scale[:, None, None] + shift[:, None, None]

@@ -1,6 +1,6 @@
-"""The six functions as networks call them: the Triton kernel on a GPU, the reference on a CPU.
+"""The six functions that networks call. They run the Triton kernel on a GPU, and the reference on a CPU.
 
-The references hold the contracts. Triton is imported only when a tensor on a GPU arrives.
+The references document arguments and results. Triton is only imported for tensors on a GPU.
 """
 
 from torch import Tensor
@@ -16,12 +16,12 @@ from kernels.blocks import (
 
 
 def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Temporal shift and 1x1 convolution, with the statistics of the result."""
+    """Temporal shift and 1x1 convolution; also returns the statistics of the result."""
     if x.is_cuda:
-        from kernels.blocks import shift_conv as chosen
+        from kernels.blocks import shift_conv as module
     else:
-        chosen = shift_conv_reference
-    return chosen.shift_conv(x, weight, num_frames, fold)
+        module = shift_conv_reference
+    return module.shift_conv(x, weight, num_frames, fold)
 
 
 def depthwise_conv(
@@ -33,23 +33,23 @@ def depthwise_conv(
     activation: str = "none",
     num_groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The norm before, its activation and a depthwise 3x3 convolution, with the statistics of the result."""
+    """Norm, activation and depthwise 3x3 convolution; also returns the statistics of the result."""
     if x.is_cuda:
-        from kernels.blocks import depthwise as chosen
+        from kernels.blocks import depthwise as module
     else:
-        chosen = depthwise_reference
-    return chosen.depthwise_conv(x, weight, stride, scale, shift, activation, num_groups)
+        module = depthwise_reference
+    return module.depthwise_conv(x, weight, stride, scale, shift, activation, num_groups)
 
 
 def conv_bn(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The norm before, if any, its activation and a 1x1 convolution, with the statistics of the result."""
+    """Norm and activation, if there is a norm, then a 1x1 convolution; also returns the statistics of the result."""
     if x.is_cuda:
-        from kernels.blocks import conv_bn as chosen
+        from kernels.blocks import conv_bn as module
     else:
-        chosen = conv_bn_reference
-    return chosen.conv_bn(x, weight, scale, shift, activation)
+        module = conv_bn_reference
+    return module.conv_bn(x, weight, scale, shift, activation)
 
 
 def residual_conv(
@@ -61,21 +61,21 @@ def residual_conv(
     num_frames: int,
     shortcut_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The end of a residual block and the first convolution of the next block, with the statistics of its result."""
+    """End of a residual block and first convolution of the next block; also returns the statistics of its result."""
     if y.is_cuda:
-        from kernels.blocks import residual_conv as chosen
+        from kernels.blocks import residual_conv as module
     else:
-        chosen = residual_conv_reference
-    return chosen.residual_conv(y, weight, scale, shift, shortcut, num_frames, shortcut_scale)
+        module = residual_conv_reference
+    return module.residual_conv(y, weight, scale, shift, shortcut, num_frames, shortcut_scale)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel."""
+    """Return the mean and the variance of each channel."""
     if x.is_cuda:
-        from kernels.blocks import moments as chosen
+        from kernels.blocks import moments as module
     else:
-        chosen = moments_reference
-    return chosen.moments(x)
+        module = moments_reference
+    return module.moments(x)
 
 
 def norm_act(
@@ -87,9 +87,9 @@ def norm_act(
     activation: str = "none",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm in training with gate, residual and activation, and the statistics that it normalised by."""
+    """BatchNorm in training, with gate, residual and activation; also returns the statistics of x."""
     if x.is_cuda:
-        from kernels.blocks import norm_act as chosen
+        from kernels.blocks import norm_act as module
     else:
-        chosen = norm_act_reference
-    return chosen.norm_act(x, weight, bias, residual, gate, activation, eps)
+        module = norm_act_reference
+    return module.norm_act(x, weight, bias, residual, gate, activation, eps)

@@ -1,4 +1,4 @@
-"""Mean and variance of the columns of [R, C] in one pass; kernels/blocks/rows.py says who takes which rows."""
+"""Computes mean and variance of the columns of [R, C] in one pass. rows.py explains how programs share the rows."""
 
 import torch
 import triton
@@ -16,12 +16,12 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @triton_op("duet::moments", mutates_args=())
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """[R, C] rows -> [C] mean, [C] variance."""
+    """Return the mean [C] and the variance [C] of rows [R, C]."""
     return moments_of_rows(rows)
 
 
 def moments_of_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """`_moments` for use within another operator."""
+    """The same as `_moments`, for use inside another operator."""
     programs, (num_rows, splits, steps), options = split_rows(rows, 1, summed=True)
     partial = rows.new_empty(2, rows.shape[1], 1, splits, dtype=torch.float32)
     wrap_triton(_statistics)[(programs,)](partial, rows, num_rows, splits, steps, **options)
@@ -33,7 +33,7 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad_mean: Tensor, grad_var: Tensor):
-    """Element by element and in plain torch: a compiler puts it into the sum with whatever else reaches the rows."""
+    """Elementwise plain torch, which a compiler fuses with the sum of all other gradients of the rows."""
     rows, mean = ctx.saved_tensors
     grad = (rows.float() - mean) * (grad_var * (2 / len(rows))) + grad_mean / len(rows)
     return grad.to(rows.dtype)
@@ -53,7 +53,10 @@ def _statistics(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A running mean (Welford's) for each element of a block, merged at the end: large means cost no digits."""
+    """Updates a running mean (Welford's) for each element of a block, and merges them at the end.
+
+    This loses no digits if the mean is large.
+    """
     _, split, first, left, channel = part(num_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     local = tl.arange(0, BLOCK_R)
     mean = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)

@@ -1,14 +1,14 @@
-"""The contract of the statistics in plain torch, and what a CPU runs."""
+"""Mean and variance in plain torch. This defines the result of the kernel, and runs on CPUs."""
 
 import torch
 from torch import Tensor
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """What BatchNorm wants to know of a tensor. Gradients reach it from both.
+    """Compute the statistics of x that BatchNorm needs. Gradients flow from both of them to x.
 
     x: [F, C, H, W] channels_last.
-    Returns mean [C] and biased variance [C], in float32 at least. With `conv_bn` behind it:
+    Returns the mean [C] and the biased variance [C], in float32 at least. If `conv_bn` follows, it takes:
 
         scale, shift = weight / deviation, bias - mean * weight / deviation
     """

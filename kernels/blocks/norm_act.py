@@ -1,6 +1,6 @@
-"""Batch statistics and what they scale, over rows [R, C]: two passes forward, two backward, little kept between them.
+"""BatchNorm over rows [R, C], with gate, residual and activation, in two passes forward and two backward.
 
-kernels/blocks/rows.py says how programs share the rows.
+Little is stored between the passes. rows.py explains how programs share the rows.
 """
 
 import torch
@@ -26,10 +26,10 @@ def norm_act(
     num_images, channels, height, width = x.shape
     assert activation in ("none", "relu", "silu")
     assert gate is None or num_images % len(gate) == 0
-    added = None if residual is None else _rows(residual)
+    residual_rows = None if residual is None else _rows(residual)
     gate = None if gate is None else gate.contiguous()
     affine = weight.contiguous(), bias.contiguous()
-    result, mean, var = _norm_act(_rows(x), *affine, added, gate, activation, eps)
+    result, mean, var = _norm_act(_rows(x), *affine, residual_rows, gate, activation, eps)
     return result.view(num_images, height, width, channels).permute(0, 3, 1, 2), mean, var
 
 
@@ -51,7 +51,10 @@ def _norm_act(
     activation: str,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[N*P, C] rows and residual, [C] weight and bias, [N, C] gate -> [N*P, C] result, [C] mean, [C] variance."""
+    """Return the result [N*P, C], the mean [C] and the variance [C].
+
+    rows, residual: [N*P, C]; weight, bias: [C]; gate: [N, C].
+    """
     mean, var = moments_of_rows(rows)
     result = rows.new_empty(rows.shape)
     programs, shape, options = split_rows(rows, _groups(gate), summed=False)
@@ -74,9 +77,10 @@ def _grad_sums(
     activation: str,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Of the gradient before the activation, its sums over groups [2, N, C]: as it is, and times the normalised rows.
+    """Return sums over each group [2, N, C], and the gradient before the activation [N*P, C] if there is a residual.
 
-    Second result: that gradient [N*P, C] where there is a residual, else nothing.
+    The sums are of the gradient before the activation, and of that gradient times the normalised rows. Without a
+    residual the second result is empty.
     """
     programs, shape, options = split_rows(rows, _groups(gate), summed=True)
     partial = rows.new_empty(2, _groups(gate), rows.shape[1], shape[1], dtype=torch.float32)
@@ -86,7 +90,7 @@ def _grad_sums(
         ACTIVATION=activation,
         **options,
     )
-    return partial.sum(-1), inner  # splits lie side by side: the compiler adds up so many by one launch
+    return partial.sum(-1), inner  # splits are the last axis, so that the compiler sums them with one launch
 
 
 @triton_op("duet::norm_act_grad_rows", mutates_args=())
@@ -103,7 +107,7 @@ def _grad_rows(
     activation: str,
     eps: float,
 ) -> Tensor:
-    """Gradient of the rows; shares [2, C]: the gradients of bias and weight over the number of rows."""
+    """Return the gradient of the rows. shares [2, C]: gradients of bias and weight, divided by the number of rows."""
     result = rows.new_empty(rows.shape)
     programs, shape, options = split_rows(rows, _groups(gate), summed=False)
     wrap_triton(_backward_rows)[(programs,)](
@@ -119,7 +123,7 @@ def _keep(ctx, inputs, output) -> None:
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
     ctx.has_residual = residual is not None
-    linear = ctx.activation == "none"  # then what was added does not matter
+    linear = ctx.activation == "none"  # the gradient then does not depend on the residual
     ctx.save_for_backward(rows, weight, bias, None if linear else residual, gate, mean, var)
 
 
@@ -130,7 +134,8 @@ def _backward(ctx, grad: Tensor, *_):
     sums, inner = _grad_sums(grad, rows, residual, *of_channels, gate, activation, ctx.eps)
     through = grad if residual is None else inner
     if activation == "relu" and residual is not None:
-        grad, activation, residual = through, "none", None  # some of it is 0, none of it rounded: nothing is lost
+        # relu has set parts of the gradient to 0 and rounded nothing, so `through` is exact.
+        grad, activation, residual = through, "none", None
     totals = (sums if gate is None else sums * gate).sum(1)
     grad_rows = None
     if ctx.needs_input_grad[0]:
@@ -145,13 +150,13 @@ _norm_act.register_autograd(_backward, setup_context=_keep)
 
 @triton.jit
 def _row(source, channel, C: tl.constexpr):
-    """[1, channels] of what has a number for each channel, float32."""
+    """Load one float32 number for each channel, as [1, channels]."""
     return load(source, channel, channel < C)[None, :]
 
 
 @triton.jit
 def _over_deviation(var, eps, channel, C: tl.constexpr):
-    # torch.compile hands eps over in float64; uncast, all that follows would be in it.
+    # torch.compile passes eps in float64. Without the cast, everything after it would be computed in float64, too.
     return tl.rsqrt((_row(var, channel, C) + eps).to(tl.float32))
 
 
@@ -248,7 +253,7 @@ def _backward_rows(
     weight,  # [C]
     bias,  # [C]
     gate,  # [N, C] or None
-    shares,  # [2, C]: gradients of bias and weight over the number of rows
+    shares,  # [2, C]: gradients of bias and weight, divided by the number of rows
     eps,
     group_rows,
     splits,

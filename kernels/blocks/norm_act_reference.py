@@ -1,4 +1,4 @@
-"""The contract of BatchNorm with what follows it in plain torch, and what a CPU runs."""
+"""BatchNorm and what follows it in plain torch. This defines the result of the kernel, and runs on CPUs."""
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,14 @@ def norm_act(
     activation: str = "none",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise with the batch's own statistics, scale by the gate, add the residual, activate: in this order.
+    """Normalise with the statistics of the batch, multiply by the gate, add the residual and activate, in this order.
 
-    Gradients reach x, weight, bias, residual and gate. Mean and biased variance are for running statistics and carry
-    none. Of several ranks each normalises by its own.
+    Gradients flow to x, weight, bias, residual and gate. No gradients flow through the returned mean and biased
+    variance, which are for running statistics. With several ranks, each rank normalises with its own statistics.
 
-    x, residual: [F, C, H, W] channels_last, as the result; weight, bias: [C]; gate: [N, C], a row for every F / N
-    images in a row (the clip of squeeze-excite); activation: none, relu or silu.
-    Returns the result in x's type, mean [C] and variance [C] in float32 at least.
+    x, residual: [F, C, H, W] channels_last, like the result; weight, bias: [C]; gate: [N, C], one row for every F / N
+    consecutive images, which are a clip for squeeze-excite; activation: none, relu or silu.
+    Returns the result in the type of x, and the mean [C] and the variance [C] in float32 at least.
     Source: torch's BatchNorm2d in training; what follows it has the order of an X3D block
     (docs/sources.md, "Temporal-shift X3D").
     """
@@ -32,7 +32,7 @@ def norm_act(
 
 
 def finish(y: Tensor, residual: Tensor | None, gate: Tensor | None, activation: str) -> Tensor:
-    """What follows once [F, C, H, W] is normalised, in y's type."""
+    """Apply gate, residual and activation to the normalised y [F, C, H, W]. The result has the type of y."""
     dtype = y.dtype
     if gate is not None:
         y = y * gate.repeat_interleave(len(y) // len(gate), 0, output_size=len(y))[:, :, None, None]

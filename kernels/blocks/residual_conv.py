@@ -1,9 +1,9 @@
-"""A residual block's end as it is loaded by the next block's first convolution: the sum is written, never read back.
+"""The first convolution of a residual block, which computes the end of the block before it while it loads its input.
 
-Pixels of all frames are the rows of a matrix [R, C]. Programs share them, take statistics and merge them as in
-kernels/blocks/conv_bn.py. A convolution over K frames is one over the rows of K frames: forward its products are summed
-frame by frame, backward the gradients of K frames lie side by side as columns [R, K*O]. What is loaded K times comes
-from the caches.
+The sum that ends a block is thus written once and not read back in the forward pass. The pixels of all frames are the
+rows of a matrix [R, C]; programs share them and compute statistics as in conv_bn.py. A convolution over K frames reads
+the rows of K frames: the forward pass sums the products frame by frame, and the backward pass treats the gradients of K
+frames as columns [R, K*O]. Rows that are loaded K times come from the caches.
 """
 
 import torch
@@ -41,8 +41,8 @@ def residual_conv(
     matrix = weight.squeeze(3).permute(0, 2, 1).contiguous()
     scale, shift = scale.float().contiguous(), shift.float().contiguous()
     other_scale = None if shortcut_scale is None else shortcut_scale.float().contiguous()
-    given = rows, matrix, scale, shift, other, other_scale
-    result, mean, var, x = _residual_conv(*given, num_frames, height * width)
+    arguments = rows, matrix, scale, shift, other, other_scale
+    result, mean, var, x = _residual_conv(*arguments, num_frames, height * width)
     result, x = (t.view(num_images, height, width, -1).permute(0, 3, 1, 2) for t in (result, x))
     return result, mean, var, x
 
@@ -58,13 +58,15 @@ def _residual_conv(
     num_frames: int,
     frame_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """[R, C] rows and shortcut, [O, K, C] weight, [C] scales and shift -> [R, O] result, [O] mean and variance, [R, C]
-    sum."""
+    """Return the result [R, O], its mean [O] and variance [O], and the sum [R, C].
+
+    rows, shortcut: [R, C]; weight: [O, K, C]; scale, shift, shortcut_scale: [C]; frame_rows: rows of one frame.
+    """
     programs, shape, options = split_forward(rows, weight[:, 0], 1, BLOCK_M)
     result, total = rows.new_empty(len(rows), len(weight)), rows.new_empty(rows.shape)
     partial = rows.new_empty(2, len(weight), 1, shape[1], dtype=torch.float32)
-    given = rows, weight, scale, shift, shortcut, shortcut_scale, *shape, num_frames, frame_rows
-    wrap_triton(_forward)[(programs,)](result, total, partial, *given, TAPS=weight.shape[1], **options)
+    arguments = rows, weight, scale, shift, shortcut, shortcut_scale, *shape, num_frames, frame_rows
+    wrap_triton(_forward)[(programs,)](result, total, partial, *arguments, TAPS=weight.shape[1], **options)
     mean, var = merge(partial, len(rows), BLOCK_M)
     return result, mean, var, total
 
@@ -86,15 +88,15 @@ def _residual_conv_grad(
     num_frames: int,
     frame_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of rows [R, C], weight [O, K, C], scale, shift, the shortcut [R, C] and its scale, if it has one."""
+    """Return the gradients of rows [R, C], weight [O, K, C], scale, shift, shortcut [R, C], and its scale, if any."""
     programs, (num_rows, splits, steps), options = split_backward(rows, weight.flatten(0, 1), 1)
     grad_rows, grad_shortcut = rows.new_empty(rows.shape), rows.new_empty(rows.shape)
     of_weight = rows.new_empty(splits, *weight.shape, dtype=torch.float32)
     of_affine = rows.new_empty(2 if shortcut_scale is None else 3, rows.shape[1], splits, dtype=torch.float32)
-    given = grad, result, mean, level, slope, grad_total, total, rows, weight, scale, shortcut, shortcut_scale
+    arguments = grad, result, mean, level, slope, grad_total, total, rows, weight, scale, shortcut, shortcut_scale
     shape = num_rows, splits, steps, num_frames, frame_rows
     options |= {"O": len(weight), "TAPS": weight.shape[1]}
-    wrap_triton(_backward)[(programs,)](grad_rows, grad_shortcut, of_weight, of_affine, *given, *shape, **options)
+    wrap_triton(_backward)[(programs,)](grad_rows, grad_shortcut, of_weight, of_affine, *arguments, *shape, **options)
     of_scale, of_shift, *other = (sums.sum(-1) for sums in of_affine)
     of_other = other[0] if other else of_scale.new_empty(0)
     return grad_rows, of_weight.sum(0).to(weight.dtype), of_scale, of_shift, grad_shortcut, of_other
@@ -108,10 +110,10 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _backward_of(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor, grad_total: Tensor):
-    result, mean, total, *given = ctx.saved_tensors
-    added = mean, *spread(grad_mean, grad_var, len(result))
-    come = grad.contiguous(), result, *added, grad_total.contiguous(), total
-    *grads, of_other = _residual_conv_grad(*come, *given, *ctx.shape)
+    result, mean, total, *inputs = ctx.saved_tensors
+    statistics = mean, *spread(grad_mean, grad_var, len(result))
+    gradients = grad.contiguous(), result, *statistics, grad_total.contiguous(), total
+    *grads, of_other = _residual_conv_grad(*gradients, *inputs, *ctx.shape)
     return *grads, of_other if len(of_other) else None, None, None
 
 
@@ -120,7 +122,7 @@ _residual_conv.register_autograd(_backward_of, setup_context=_keep)
 
 @triton.jit
 def _frame(first, local, num_frames, frame_rows):
-    """Which frame of its clip a row is of, [rows, 1]; in 32 bits, which divide quicker."""
+    """Return for each row which frame of its clip it is in, [rows, 1]. 32 bits, because their division is faster."""
     start = (first % (num_frames * frame_rows)).to(tl.int32)
     return ((start + local) // frame_rows % num_frames)[:, None]
 
@@ -150,7 +152,8 @@ def _forward(
     _, split, first, left, column = part(num_rows, splits, 1, O, BLOCK_M, BLOCK_N)
     local = tl.arange(0, BLOCK_M)
     owned = (local < left)[:, None]
-    storing = owned & (tl.program_id(0) % ((O + BLOCK_N - 1) // BLOCK_N) == 0)  # one program of those with these rows
+    # Of all programs that read these rows, one stores the sums.
+    storing = owned & (tl.program_id(0) % ((O + BLOCK_N - 1) // BLOCK_N) == 0)
     frame = _frame(first, local, num_frames, frame_rows)
     products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for tap in tl.static_range(TAPS):
@@ -187,7 +190,7 @@ def _backward(
     mean,  # [O]
     level,  # [O]
     slope,  # [O]
-    grad_total,  # [R, C]: what reaches the sums from elsewhere
+    grad_total,  # [R, C]: gradient of the sums from other users
     total,  # [R, C]
     rows,  # [R, C]
     weight,  # [O, K, C]
@@ -210,7 +213,7 @@ def _backward(
     local, column, known = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O), channel < C
     output, tap = column % O, column // O
     later = tap - TAPS // 2
-    # Places in 64 bits, as in conv_bn.
+    # Offsets have 64 bits, as in conv_bn.
     long = local.to(tl.int64)[:, None]
     place = long * C + channel[None, :]
     wide = (long - (later * frame_rows)[None, :]) * O + output[None, :]
@@ -226,12 +229,12 @@ def _backward(
         inside = owned & known[None, :]
         taken = tl.load(total + first * C + place, inside, 0.0)
         inner = owned & (column < TAPS * O)[None, :]
-        if TAPS > 1:  # a row was read for an earlier frame's result, its own, and a later one's
+        if TAPS > 1:  # a row was read for the results of an earlier frame, its own, and a later one
             to = _frame(first, local, num_frames, frame_rows) - later[None, :]
             inner &= (to >= 0) & (to < num_frames)
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, output[None, :], inner, O)
         products = tl.dot(tl.trans(whole), taken, products, input_precision="ieee")
-        if left > 0:  # a region of its own, as in conv_bn
+        if left > 0:  # the branch separates the products, as in conv_bn
             come = tl.dot(whole, read, input_precision="ieee") + load(grad_total, first * C + place, inside)
             come = through(come, taken.to(tl.float32), "relu")
             of_scale += tl.sum(come * load(rows, first * C + place, inside), 0)

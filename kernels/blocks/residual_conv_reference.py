@@ -1,4 +1,7 @@
-"""The contract of a block's end and the next one's first convolution in plain torch, and what a CPU runs."""
+"""The end of a residual block and the first convolution of the next one, in plain torch.
+
+This defines the result of the kernel, and runs on CPUs.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +17,18 @@ def residual_conv(
     num_frames: int,
     shortcut_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Convolve x = relu(y * scale + shift + shortcut * shortcut_scale) over K frames, zeros beyond the clip's ends.
+    """Convolve x = relu(y * scale + shift + shortcut * shortcut_scale) over K frames, with zeros beyond a clip's ends.
 
     `scale` and `shift` are the last BatchNorm of one bottleneck; the convolution is the first one of the next
     (docs/sources.md, "RGBPoseConv3D"). The sum x is stored once, because the next bottleneck needs it for its shortcut.
     If the shortcut comes from a convolution, `shortcut_scale` is the scale of that convolution's BatchNorm and `shift`
-    includes its shift; without `shortcut_scale` the shortcut is added unchanged. Gradients reach all tensors from all
-    four results.
+    includes its shift; without `shortcut_scale` the shortcut is added unchanged. Gradients flow from all
+    four results to all tensors.
 
-    y, shortcut: [N*T, C, H, W] channels_last, as the results; weight: [O, C, K, 1], K odd, K * O at most 512, in
-    float32 or the type of y, rounded to it; scale, shift, shortcut_scale: [C]; num_frames: T.
-    Returns the convolution's result [N*T, O, H, W], its mean [O] and biased variance [O], of the values as they are
-    stored, in float32 at least, and x. Products are summed in float32 at least.
+    y, shortcut: [N*T, C, H, W] channels_last, like the results; weight: [O, C, K, 1] with K odd and K * O <= 512, in
+    float32 or the type of y, to which it is rounded; scale, shift, shortcut_scale: [C]; num_frames: T.
+    Returns the result of the convolution [N*T, O, H, W], its mean [O] and biased variance [O], and x. The statistics
+    are those of the stored, rounded values. Statistics and sums of products are in float32 at least.
     """
     if shortcut_scale is not None:
         shortcut = shortcut * shortcut_scale[:, None, None]

@@ -1,9 +1,9 @@
-"""What the six kernels share: how programs divide the rows [R, C] of a matrix, and how their statistics are merged.
+"""Shared by the six kernels: how programs divide the rows [R, C] of a matrix, and how their statistics are merged.
 
-The pixels of all frames are the rows. Rows come in equal groups, the clips, where a kernel gates or scales each clip in
-its own way; otherwise there is one group. A program owns BLOCK_C channels of a split, which is one or more blocks of
-BLOCK_R rows of one group. The channel blocks of a split run side by side, so that they share its cache lines. What is
-summed over rows is summed by each split, then merged in a fixed order: no atomics.
+The rows are the pixels of all frames. If a kernel gates or scales each clip differently, the rows of each clip form a
+group; otherwise there is one group. A program computes BLOCK_C channels of a split, which is one or more blocks of
+BLOCK_R rows of one group. The channel blocks of a split are neighbours in the grid, so that they share its cache lines.
+Sums over rows are computed by each split and then merged in a fixed order, without atomics.
 """
 
 import torch
@@ -12,14 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 4096  # elements of a block
-SUM_TILE = 2048  # the same where sums stay in registers beside it
-SUM_PROGRAMS = 2048  # about as many programs share the rows of one sum
+SUM_TILE = 2048  # the same for kernels that also keep sums in registers
+SUM_PROGRAMS = 2048  # approximate number of programs that share the rows of one sum
 
 
 def split_rows(rows: Tensor, groups: int, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:
-    """Programs; rows of a group, its splits and their blocks (one if nothing is summed); options of the launch.
+    """Return the number of programs, (rows of a group, splits of a group, blocks of a split), and the launch options.
 
-    Channels come in 64s where that wastes no more than 32s would.
+    A split has one block if nothing is summed. BLOCK_C is 64 unless 32 would waste fewer channels.
     """
     num_rows, channels = rows.shape
     wide = triton.cdiv(channels, 64) * 64 == triton.cdiv(channels, 32) * 32
@@ -33,10 +33,11 @@ def split_rows(rows: Tensor, groups: int, *, summed: bool) -> tuple[int, tuple[i
 
 
 def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
-    """Mean [C] and biased variance [C] of all rows, from those of splits [2, C, N, S]: mean, summed squared deviations.
+    """Return the mean [C] and the biased variance [C] of all rows.
 
-    A split has `span` rows, the last of a group fewer. Splits lie side by side, so that the compiler takes both passes
-    over them in one launch.
+    partial: [2, C, N, S], the mean and the summed squared deviations of each split. A split has `span` rows, and the
+    last one of a group may have fewer. Splits are the last axis, so that the compiler makes both passes over them in
+    one launch.
     """
     means, squares = partial
     groups, splits = means.shape[1:]
@@ -48,7 +49,7 @@ def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def part(group_rows, splits, steps, C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A program's group, split, first row, rows from there to the group's end, and channels."""
+    """Return a program's group, split, first row, number of rows from there to the end of the group, and channels."""
     columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     number = tl.program_id(0) // columns
     channel = tl.program_id(0) % columns * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -73,7 +74,7 @@ def activate(z, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def through(grad, z, ACTIVATION: tl.constexpr):
-    """Gradient before the activation of z; relu's is 0 at 0."""
+    """Return the gradient before the activation of z. That of relu is 0 at 0."""
     if ACTIVATION == "relu":
         grad = tl.where(z <= 0, 0.0, grad)
     if ACTIVATION == "silu":

@@ -1,7 +1,7 @@
-"""The shift as an address around a 1x1 convolution's matrix product: no shifted copy is ever written.
+"""A 1x1 convolution that applies the temporal shift by reading from other addresses, without writing a shifted copy.
 
-Pixels of all frames are the rows of a matrix [R, C]. Programs share them, take statistics and merge them as in
-kernels/blocks/conv_bn.py; the gradient of a row goes where the row was taken from.
+The pixels of all frames are the rows of a matrix [R, C]. Programs share them and compute statistics as in conv_bn.py.
+The gradient of an element is stored where the element was read from.
 """
 
 import torch
@@ -14,8 +14,8 @@ from kernels.blocks.conv_bn import split_backward, split_forward, spread, store_
 from kernels.blocks.conv_bn_reference import WIDEST
 from kernels.blocks.rows import merge, part
 
-BLOCK_M = 128  # with 64 there would be twice the statistics to merge
-VECTOR = 8  # channels of a 16-byte load; the masks of one load are equal within it
+BLOCK_M = 128  # with 64 there would be twice as many statistics to merge
+VECTOR = 8  # channels of a 16-byte load; within one load all elements must have the same mask
 
 
 def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,7 +35,7 @@ def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[T
 def _shift_conv(
     rows: Tensor, weight: Tensor, num_frames: int, frame_rows: int, fold: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[N*T*H*W, C] rows, [O, C] weight -> [N*T*H*W, O] result, [O] mean, [O] variance."""
+    """Return the result [N*T*H*W, O], its mean [O] and variance [O], for rows [N*T*H*W, C] and weight [O, C]."""
     programs, shape, options = split_forward(rows, weight, 1, BLOCK_M)
     result = rows.new_empty(len(rows), len(weight))
     partial = rows.new_empty(2, len(weight), 1, shape[1], dtype=torch.float32)
@@ -59,12 +59,12 @@ def _shift_conv_grad(
     frame_rows: int,
     fold: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of rows [N*T*H*W, C] and weight [O, C]; level and slope as `spread` makes them."""
+    """Return the gradients of rows [N*T*H*W, C] and weight [O, C]. level and slope come from `spread`."""
     programs, shape, options = split_backward(rows, weight, 1)
     grad_rows = rows.new_empty(rows.shape)
     of_weight = rows.new_empty(shape[1], *weight.shape, dtype=torch.float32)
-    given = grad, result, mean, level, slope, rows, weight, *shape, num_frames, frame_rows
-    wrap_triton(_backward)[(programs,)](grad_rows, of_weight, *given, FOLD=fold, VECTOR=VECTOR, **options)
+    arguments = grad, result, mean, level, slope, rows, weight, *shape, num_frames, frame_rows
+    wrap_triton(_backward)[(programs,)](grad_rows, of_weight, *arguments, FOLD=fold, VECTOR=VECTOR, **options)
     return grad_rows, of_weight.sum(0).to(weight.dtype)
 
 
@@ -76,8 +76,8 @@ def _keep(ctx, inputs, output) -> None:
 
 def _backward_of(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor):
     rows, weight, result, mean = ctx.saved_tensors
-    added = mean, *spread(grad_mean, grad_var, len(rows))
-    return *_shift_conv_grad(grad.contiguous(), result, *added, rows, weight, *ctx.shift), None, None, None
+    statistics = mean, *spread(grad_mean, grad_var, len(rows))
+    return *_shift_conv_grad(grad.contiguous(), result, *statistics, rows, weight, *ctx.shift), None, None, None
 
 
 _shift_conv.register_autograd(_backward_of, setup_context=_keep)
@@ -158,7 +158,7 @@ def _backward(
         inside = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inside, O)
         total = tl.dot(tl.trans(whole), taken, total, input_precision="ieee")
-        if left > 0:  # a region of its own, as in conv_bn
+        if left > 0:  # the branch separates the products, as in conv_bn
             come = tl.dot(whole, read, input_precision="ieee").to(grad_rows.dtype.element_ty)
             target = grad_rows + first * C + place
             _store_shifted(target, come, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)
@@ -169,7 +169,7 @@ def _backward(
 
 @triton.jit
 def _in_clip(row, num_frames, frame_rows):
-    """Where in its clip a row is, in 32 bits: those divide quicker."""
+    """Return the position of a row in its clip, in 32 bits, because their division is faster."""
     return (row % (num_frames * frame_rows)).to(tl.int32)
 
 
@@ -177,10 +177,10 @@ def _in_clip(row, num_frames, frame_rows):
 def _load_shifted(
     source, owned, frame, channel, num_frames, step, C: tl.constexpr, FOLD: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """What the shift makes of the rows at `source`; 0 where they are not owned, and beyond a clip's ends.
+    """Load the shifted rows at `source`: 0 if a row is not owned, or if it would come from beyond the ends of its clip.
 
-    Three loads whose masks hold for whole vectors, then a choice by channel: a mask by channel in the load itself
-    would take it apart into single elements. `step`: elements of a frame.
+    `step` is the number of elements of a frame. There are three loads, whose masks are the same for whole vectors, and
+    then a choice by channel. If the masks of the loads depended on the channel, they would load single elements.
     """
     inside = owned & (channel < C)[None, :]
     if FOLD == 0:
@@ -201,13 +201,13 @@ def _load_shifted(
 def _store_shifted(
     target, come, owned, frame, channel, num_frames, step, C: tl.constexpr, FOLD: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """Store what has come for the rows at `target` where `_load_shifted` took them from, each element once."""
+    """Store the gradient `come` of the shifted rows where `_load_shifted` read them, each element exactly once."""
     inside = owned & (channel < C)[None, :]
     moved: tl.constexpr = (2 * FOLD + VECTOR - 1) // VECTOR * VECTOR
     tl.store(target, come, inside & (channel >= moved)[None, :])
     if FOLD:
-        # What was read from the next frame is given to the next frame. The last frame's share would leave the clip:
-        # it writes the zeros of the first frame, which nothing read, so that every element is written once.
+        # The gradient of an element that was read from the next frame is stored in the next frame. In the last frame of
+        # a clip there is none; instead we store zeros in the first frame, whose elements nothing has read.
         later = (channel < FOLD)[None, :]
         earlier = ((channel >= FOLD) & (channel < 2 * FOLD))[None, :]
         leaves = (later & (frame == num_frames - 1)) | (earlier & (frame == 0))

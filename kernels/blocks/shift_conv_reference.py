@@ -1,4 +1,4 @@
-"""The contract of the shifted 1x1 convolution before a BatchNorm in plain torch, and what a CPU runs."""
+"""The shifted 1x1 convolution before a BatchNorm in plain torch. Defines the result of the kernel, and runs on CPUs."""
 
 import torch
 import torch.nn.functional as F
@@ -6,15 +6,16 @@ from torch import Tensor
 
 
 def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Shift channels in time, convolve 1x1 and take the statistics that the result's BatchNorm wants.
+    """Shift channels in time, convolve 1x1, and compute the statistics for the BatchNorm that follows.
 
-    Channels [0, fold) are taken from the next frame of the clip, [fold, 2 fold) from the one before, the rest stay;
-    beyond the ends of a clip there are zeros. Gradients reach x and weight, from the result, the mean and the variance.
+    Channels [0, fold) come from the next frame of the clip, [fold, 2 * fold) from the previous frame, and the others
+    from the frame itself. Beyond the ends of a clip there are zeros. Gradients flow from the result, the mean and the
+    variance to x and weight.
 
-    x: [N*T, C, H, W] channels_last, as the result; T = num_frames; weight: [O, C, 1, 1], O at most 512, in float32
-    or the type of x, rounded to it.
-    Returns the result [N*T, O, H, W], its mean [O] and biased variance [O], of the values as they are stored, in
-    float32 at least. Products are summed in float32 at least.
+    x: [N*T, C, H, W] channels_last, like the result; num_frames: T; weight: [O, C, 1, 1] with O <= 512, in float32 or
+    the type of x, to which it is rounded.
+    Returns the result [N*T, O, H, W], its mean [O] and its biased variance [O]. The statistics are those of the stored,
+    rounded values. Statistics and sums of products are in float32 at least.
     Source: the first step of a block of temporal-shift X3D (docs/sources.md, "Temporal-shift X3D").
     """
     clips = x.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))  # [N, T, H, W, C]

@@ -1,1 +1,1 @@
-"""Weights in and out: published layouts, native safetensors, snapshots."""
+"""Reads and writes weights in published layouts, as native safetensors, and in snapshots."""

@@ -20,56 +20,58 @@ To = Annotated[Target | None, tyro.conf.arg(metavar="LAYOUT")]
 
 
 def inspect(file: File) -> int:
-    """Say what a checkpoint holds and what it lacks: python -m models.weights inspect rgbpose.pth
+    """Show what a checkpoint holds and what it lacks: python -m models.weights inspect rgbpose.pth
 
-    Known: mmaction2 1.x (RGBPoseConv3D, SlowOnly, X3D-M), PCAN, EPAM-Net and its single streams, the guide's X3D pair,
-    SlowFast's and pytorchvideo's X3D-M, torchvision's ResNet-50, and Duet's own snapshots and safetensors.
+    It can read mmaction2 1.x (RGBPoseConv3D, SlowOnly, X3D-M), PCAN, EPAM-Net and its single streams, the guide's X3D
+    pair, X3D-M of SlowFast and of pytorchvideo, torchvision's ResNet-50, and Duet's own snapshots and safetensors.
 
     Args:
         file: Checkpoint to read.
     """
     weights = read_weights(file)
     print(f"{file}: {describe(weights)}")
-    compared = weights.compare()
-    report(compared)
-    print("\n".join(compared.complaints()) or "every tensor is known, none is missing")
-    return 2 if compared.complaints() else 0
+    comparison = weights.compare()
+    report(comparison)
+    print("\n".join(comparison.complaints()) or "every tensor is known, and none is missing")
+    return 2 if comparison.complaints() else 0
 
 
 def convert(file: File, out: Out, to: To = None) -> int:
-    """Turn one layout into another: python -m models.weights convert theirs.pth ours.safetensors
+    """Convert a checkpoint to another layout: python -m models.weights convert theirs.pth ours.safetensors
 
-    OUT is native where it ends in .safetensors, a published layout where in .pth.
+    If OUT ends in .safetensors, the native layout is written; if it ends in .pth, a published one.
 
     Args:
         file: Checkpoint to read.
         out: File to write.
-        to: native, mmaction2, guide, epam, slowfast, pytorchvideo or torchvision; by default native for .safetensors,
-            else the layout that the network's own code reads. X3D-M made native is the X3D pair's RGB stream.
+        to: Layout to write: native, mmaction2, guide, epam, slowfast, pytorchvideo or torchvision. The default is
+            native for .safetensors, otherwise the layout that the published code of the network reads. X3D-M becomes
+            the RGB stream of the X3D pair when it is written as native.
     """
     refuse_same(out, file)
     weights = read_weights(file)
     print(f"{file}: {describe(weights)}")
-    compared = weights.compare()
-    report(compared)
-    compared.insist(file)
+    comparison = weights.compare()
+    report(comparison)
+    comparison.insist(file)
     save(out, weights, to)
     return 0
 
 
 def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
-    """Make one network of two: python -m models.weights merge rgb.pth pose.pth init.safetensors
+    """Merge two streams into one network: python -m models.weights merge rgb.pth pose.pth init.safetensors
 
-    Each stream computes what it did alone.
+    Each stream still computes what it did alone.
 
-    SlowOnly RGB and pose become RGBPoseConv3D; temporal-shift X3D streams the X3D pair, from which EPAM-Net starts too.
-    For the RGB stream of the latter, X3D-M of Kinetics will do.
+    Two SlowOnly streams become RGBPoseConv3D. Two temporal-shift X3D streams become the X3D pair, which can also
+    initialise EPAM-Net. X3D-M trained on Kinetics can serve as the RGB stream of a pair.
 
     Args:
         rgb: Checkpoint of the RGB stream.
         pose: Checkpoint of the pose stream.
         out: File to write.
-        to: native, or mmaction2 (X3D: epam or guide); by default OUT's ending decides, as in convert.
+        to: Layout to write: native or mmaction2, for X3D native, epam or guide. By default the ending of OUT decides,
+            as in convert.
     """
     refuse_same(out, rgb, pose)
     save(out, merge(read_weights(rgb), read_weights(pose)), to)
@@ -77,19 +79,19 @@ def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
 
 
 def save(out: Path, weights: Weights, to: Target | None) -> None:
-    """Write native or published tensors, by `to` or by the name's ending."""
+    """Write native or published tensors, as `to` says or else as the ending of the name says."""
     if out.suffix not in SUFFIXES:
-        raise WeightsError(f"{out} ends in none of {', '.join(SUFFIXES)}: the ending says how to write it")
+        raise WeightsError(f"{out} has an unknown ending: give a name that ends in {', '.join(SUFFIXES)}")
     native = to == "native" if to else out.suffix == ".safetensors"
-    state, left = (weights.native(), []) if native else weights.published(to)
-    if left:
-        print(f"left behind, as that layout has no place for it: {listed(left)}")
+    state, omitted = (weights.native(), []) if native else weights.published(to)
+    if omitted:
+        print(f"not written, because that layout has no place for it: {listed(omitted)}")
     write_file(out, state)
     print(f"{out}: {count(state)} in {'native' if native else to or weights.home()} layout")
 
 
 def describe(weights: Weights) -> str:
-    """Layout, network and size of a file in a line."""
+    """Describe the layout, the network and the size of a file in one line."""
     config = config_of(weights.native())
     source = f"{weights.layout.name}'s" if weights.layout else "native"
     fine = next((f"{len(weights.state[name])} classes" for name in HEADS if name in weights.state), "no heads")
@@ -110,24 +112,24 @@ HEADS = ("cls_head.fc_rgb.weight", "cls_head.fc_pose.weight", "cls_head.fc_cls.w
 
 
 def count(state: State) -> str:
-    learnt = sum(t.numel() for name, t in state.items() if not name.endswith(NOT_LEARNT))
-    return f"{len(state)} tensors, {learnt:,} parameters"
+    parameters = sum(t.numel() for name, t in state.items() if not name.endswith(BUFFERS))
+    return f"{len(state)} tensors, {parameters:,} parameters"
 
 
-NOT_LEARNT = ("running_mean", "running_var", "num_batches_tracked", "prototypes")
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "prototypes")
 
 
-def report(compared: Comparison) -> None:
-    for part, reason in compared.absent.items():
-        print(f"absent, and may be: {part} ({reason})")
+def report(comparison: Comparison) -> None:
+    for part, reason in comparison.absent.items():
+        print(f"absent, which is allowed: {part} ({reason})")
 
 
 def refuse_same(out: Path, *sources: Path) -> None:
     if out.exists() and any(source.exists() and out.samefile(source) for source in sources):
-        raise WeightsError(f"{out} is the file that is read: write to another one")
+        raise WeightsError(f"{out} is an input of this command: write to another file")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command that `arguments` name; returns the exit code."""
+    """Run the command that the arguments name, and return the exit code."""
     commands = {"inspect": inspect, "convert": convert, "merge": merge_streams}
     return tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="python -m models.weights")

@@ -1,4 +1,4 @@
-"""What a file's tensors and a network's have in common, and which parts a file may lack."""
+"""Compares the tensors of a file with those of a network, and defines which parts a file may lack."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,21 +10,21 @@ from models.weights.renaming import State, listed
 
 MAY_BE_ABSENT = (
     (r"cls_head\.contrast_(rgb|pose)_coarse\.prototypes", "PCAN does not save coarse prototypes"),
-    (r"cls_head\.\w+", "a head starts anew"),
-    (r"backbone\.(rgb|pose)_path\.layer\d_lateral", "laterals start at random, as in the published merge"),
+    (r"cls_head\.\w+", "a new head starts at random"),
+    (r"backbone\.(rgb|pose)_path\.layer\d_lateral", "laterals start at random, as in the published recipe"),
     (r"backbone\.featuredifference\d", "only PCAN has the interaction"),
     (r"attention", "only EPAM-Net has the attention"),
-    (r"(rgb|pose)_backbone", "the file has the other stream only"),
+    (r"(rgb|pose)_backbone", "the file has only the other stream"),
 )
-"""Parts of a network, each absent as a whole or not at all, and why a file may lack them."""
+"""Parts of a network that a file may lack, but only as a whole, and why it may."""
 
 REPLACED = re.compile(r"cls_head\.\w+")
-"""Parts of a file that need not fit when it initialises a training: heads of other classes."""
+"""Parts of a file that may have another shape when it initialises a training: heads for other classes."""
 
 
 @dataclass(slots=True)
 class Comparison:
-    """Names by what is wrong with them; `absent` maps parts that may be absent to the reason."""
+    """Names of tensors by what is wrong with them. `absent` maps parts that may be absent to the reason."""
 
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -32,11 +32,12 @@ class Comparison:
     absent: dict[str, str] = field(default_factory=dict)
 
     def complaints(self) -> list[str]:
-        """One clause for each kind of fault, none where the file fits."""
+        """Return one clause for each kind of fault, and none if the file fits."""
         kinds = {"unknown": self.unknown, "missing": self.missing, "of another shape": self.reshaped}
         return [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
     def insist(self, source: object) -> None:
+        """Raise WeightsError, with the name of `source`, if there are complaints."""
         if complaints := self.complaints():
             raise WeightsError(
                 f"{source} does not fit: {'; '.join(complaints)}; see `python -m models.weights inspect`"
@@ -44,7 +45,10 @@ class Comparison:
 
 
 def compare(state: State, shapes: dict[str, torch.Size], unknown: list[str]) -> Comparison:
-    """Hold `state` against the tensors that a network has; `unknown` are names that had no place before."""
+    """Compare `state` with the shapes of the tensors of a network.
+
+    `unknown` lists further names of the file for which no name of ours exists.
+    """
     result = Comparison(unknown=[*unknown, *(name for name in state if name not in shapes)])
     for name, shape in shapes.items():
         if name in state:
@@ -58,7 +62,7 @@ def compare(state: State, shapes: dict[str, torch.Size], unknown: list[str]) -> 
 
 
 def absent_part(name: str, state: State) -> tuple[str, str] | None:
-    """The part that `name` belongs to and why it may be absent, if no tensor of it is there."""
+    """Return the part that `name` belongs to and why it may be absent; None unless all of that part is absent."""
     for pattern, reason in MAY_BE_ABSENT:
         match = re.match(rf"({pattern})(\.|$)", name)
         if match and not any(other == match[1] or other.startswith(match[1] + ".") for other in state):

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running any code of theirs, written whole or not at all."""
+"""Reads checkpoint files without running any code that they contain, and writes files completely or not at all."""
 
 import hashlib
 import os
@@ -18,18 +18,18 @@ from kernels.program import UserError
 from models.weights.renaming import State, listed
 
 WEIGHTS, AVERAGES = "model", "averages"
-"""Keys of a snapshot: a network's weights, and their moving averages or None. trainer/resume.py has the other keys."""
+"""Keys of a snapshot for the weights of a network and for their EMA, which may be None."""
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", WEIGHTS)
-"""Keys under which mmengine, EPAM, SlowFast (and pytorchvideo) and Duet's snapshots keep the tensors."""
+"""Keys under which mmengine, EPAM-Net, SlowFast (and pytorchvideo) and our snapshots store the tensors."""
 
 
 class WeightsError(UserError):
-    """A checkpoint that cannot be used; the text names file, reason and way out in one sentence."""
+    """A checkpoint cannot be used. The text names the file, the reason and a way out in one sentence."""
 
 
 class Skipped:
-    """Stands for any object of a checkpoint that is no tensor: takes what it is given and keeps nothing."""
+    """Replaces objects in a checkpoint that are not tensors. It accepts and ignores any arguments and any state."""
 
     def __new__(cls, *_: Any) -> "Skipped":
         return super().__new__(cls)
@@ -39,7 +39,8 @@ class Skipped:
     def __setstate__(self, state: Any) -> None: ...
 
 
-# A trainer's checkpoint of mmengine holds its log too. These names are read as `Skipped`: no code of theirs runs.
+# Checkpoints of mmengine also contain the log of the training. Objects of these types are read as `Skipped`, so that
+# none of their code runs.
 LOG_TYPES = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "numpy.core.multiarray._reconstruct",
@@ -53,9 +54,10 @@ LOG_TYPES = (
 
 
 def read_file(path: Path, averaged: bool = False) -> State:
-    """All tensors of a .safetensors file, or of any torch checkpoint (always weights_only), by name, on the CPU.
+    """Read the tensors of a .safetensors file or a torch checkpoint to the CPU, by name. Always uses weights_only.
 
-    With `averaged` the moving averages of a snapshot in place of its weights; WeightsError where there are none.
+    With `averaged`, read the EMA of a snapshot instead of its weights. Raises WeightsError if the file cannot be read,
+    or has no EMA when it is asked for.
     """
     if not path.is_file():
         raise WeightsError(f"there is no file {path}: give a checkpoint (.pth, .pt, .pyth, .safetensors)")
@@ -66,12 +68,12 @@ def read_file(path: Path, averaged: bool = False) -> State:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise WeightsError(
-                f"{path} is not a whole safetensors file ({first_line(error)}): fetch it again"
+                f"{path} is not a complete safetensors file ({first_line(error)}): download or copy it again"
             ) from None
     with open(path, "rb") as file:
-        if is_whole(file) is False:  # torch's reader would pass over most flipped bits
+        if is_whole(file) is False:  # torch's reader does not notice most flipped bits
             raise WeightsError(
-                f"{path} is damaged: its bytes do not match the digest it carries; copy it again, or take another one"
+                f"{path} is damaged: its bytes do not match the digest in it; copy it again, or use another"
             )
     try:
         with torch.serialization.safe_globals([(Skipped, name) for name in LOG_TYPES]):
@@ -79,16 +81,18 @@ def read_file(path: Path, averaged: bool = False) -> State:
     except UnpicklingError as error:
         reason = first_line(error) if "Unsupported" not in str(error) else unsupported(error)
         raise WeightsError(
-            f"{path} is not a checkpoint of tensors ({reason}): save its state_dict alone where it comes from"
+            f"{path} is not a checkpoint of tensors ({reason}): save only its state_dict with the program it is from"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{path} is damaged or no checkpoint ({first_line(error)}): fetch it again") from None
+        raise WeightsError(
+            f"{path} is damaged or not a checkpoint ({first_line(error)}): download or copy it again"
+        ) from None
 
 
 def tensors_of(content: Any, path: Path, averaged: bool) -> State:
-    """The state dict inside a checkpoint, without the prefixes of wrappers (DDP's and torch.compile's)."""
+    """Return the state dict inside a checkpoint, without the prefixes that DDP and torch.compile add to names."""
     if averaged and not (isinstance(content, dict) and isinstance(content.get(AVERAGES), dict)):
         raise without_averages(path)
     for key in (AVERAGES,) if averaged else WRAPPERS:
@@ -100,16 +104,19 @@ def tensors_of(content: Any, path: Path, averaged: bool) -> State:
         if isinstance(name, str) and isinstance(value, Tensor):
             tensors[name.replace("_orig_mod.", "").removeprefix("module.")] = value
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors by name: give a checkpoint with a state_dict")
+        raise WeightsError(f"{path} contains no named tensors: give a checkpoint with a state_dict")
     return tensors
 
 
 def without_averages(path: Path) -> WeightsError:
-    return WeightsError(f"{path} has no averages: train with --set optim.ema=0.999, or leave out --averaged")
+    return WeightsError(f"{path} has no EMA: train with --set optim.ema=0.999, or leave out --averaged")
 
 
 def write_file(path: Path, state: State) -> None:
-    """Native .safetensors, or a torch file that mmengine's loaders read; a crash leaves the old file or none."""
+    """Write a native .safetensors file, or a torch file that mmengine can load. A crash leaves the old file or none.
+
+    Raises WeightsError if the file cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     try:
@@ -128,32 +135,37 @@ def first_line(error: Exception) -> str:
 
 
 def unsupported(error: Exception) -> str:
-    """What torch's safe unpickler refused, by name."""
+    """Name the types that torch's safe unpickler refused."""
     words = [word.strip("`.,") for word in str(error).split()]
-    named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "GLOBAL"]
-    return f"it holds objects of {listed(sorted(set(named)))}" if named else "it holds objects that are no tensors"
+    types = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "GLOBAL"]
+    return (
+        f"it contains objects of {listed(sorted(set(types)))}" if types else "it contains objects that are not tensors"
+    )
 
 
-TRAILER = struct.Struct("<8sQ32s")  # magic, length of the archive, its digest
+TRAILER = struct.Struct("<8sQ32s")  # magic bytes, length of the archive, digest of the archive
 MAGIC = b"DUETSNAP"
 
 
 def is_whole(file: BinaryIO) -> bool | None:
-    """Whether a file has the bytes that its trailer tells; None where it has no trailer. Leaves it at its start."""
+    """Whether the bytes of a file match the length and digest in its trailer; None if it has no trailer.
+
+    Leaves the file at its start.
+    """
     length = max(file.seek(0, os.SEEK_END) - TRAILER.size, 0)
     file.seek(length)
     trailer = file.read()
     file.seek(0)
     if not trailer.startswith(MAGIC) or len(trailer) < TRAILER.size:
         return None
-    _, stated, digest = TRAILER.unpack(trailer)
-    whole = stated == length and digest_of(file, length) == digest
+    _, stated_length, digest = TRAILER.unpack(trailer)
+    whole = stated_length == length and digest_of(file, length) == digest
     file.seek(0)
     return whole
 
 
 def digest_of(file: BinaryIO, length: int) -> bytes:
-    """SHA-256 of the next `length` bytes."""
+    """Return the SHA-256 digest of the next `length` bytes."""
     digest = hashlib.sha256()
     while length > 0 and (block := file.read(min(length, 1 << 20))):
         digest.update(block)
@@ -162,14 +174,14 @@ def digest_of(file: BinaryIO, length: int) -> bytes:
 
 
 class SnapshotError(UserError):
-    """A snapshot that cannot be read or written; the text names the file and what is wrong with it."""
+    """A snapshot cannot be read or written. The text names the file and what is wrong with it."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path`, wholly or not at all: a crash leaves the old file there, or none.
+    """Write `state` to `path`, completely or not at all: a crash leaves the old file there, or none.
 
-    `state` holds tensors, numbers, strings and None in dicts, lists and tuples. Raises SnapshotError when the
-    disk does not take it.
+    `state` holds tensors, numbers, strings and None in dicts, lists and tuples. Raises SnapshotError if the file cannot
+    be written.
     """
     tmp = path.with_name(path.name + ".tmp")
     try:
@@ -182,9 +194,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a snapshot to the CPU, its digest verified before anything is parsed, no code of the file run.
+    """Read a snapshot to the CPU. Its digest is verified before anything is parsed, and no code in the file runs.
 
-    Raises SnapshotError for a damaged, foreign or missing file.
+    Raises SnapshotError if the file is missing, damaged, or not a snapshot.
     """
     try:
         with open(path, "rb") as file:
@@ -192,13 +204,13 @@ def load(path: Path) -> dict[str, Any]:
             return torch.load(file, map_location="cpu", weights_only=True)
     except SnapshotError:
         raise
-    except Exception as error:  # hostile files with a right digest: whatever zip, pickle and torch raise
+    except Exception as error:  # for a hostile file with a correct digest, zip, pickle and torch may raise anything
         reason = str(error).partition("\n")[0]
         raise SnapshotError(f"{path} cannot be read as a snapshot: {reason}") from error
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file ends as `save` ends one: by a look at its end, its digest is not checked."""
+    """Whether a file ends like a file that `save` has completed. Does not check the digest."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TRAILER.size))
@@ -221,13 +233,13 @@ def _write_synced(tmp: Path, state: dict[str, Any]) -> None:
 
 
 def _verify(path: Path, file: BinaryIO) -> None:
-    """Raise SnapshotError unless `file` carries its own length and digest; leaves it at its start."""
+    """Raise SnapshotError unless `file` matches the length and digest in its trailer. Leaves the file at its start."""
     size, whole = file.seek(0, os.SEEK_END), is_whole(file)
     if whole is None:
         raise SnapshotError(f"{path} ({size} bytes) is cut short, or is not a snapshot of this program")
     if not whole:
-        raise SnapshotError(f"{path} is damaged: its bytes do not match the digest it carries")
-    # A right digest proves no good will: a small file must not unpack to a large one.
+        raise SnapshotError(f"{path} is damaged: its bytes do not match the digest in it")
+    # Anybody can write a correct digest, so we still refuse a small file that would unpack to a large one.
     if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
         raise SnapshotError(f"{path} is not a snapshot of this program: it unpacks to more than its {size} bytes")
     file.seek(0)
@@ -246,6 +258,6 @@ def _why_not_written(path: Path, error: Exception) -> str:
     if path.parent.is_dir():
         reason += f", {shutil.disk_usage(path.parent).free / 1e6:.0f} MB free there"
     return (
-        f"{path} could not be written ({reason}): the snapshots before it are intact, "
+        f"{path} could not be written ({reason}): the snapshots before it are intact; "
         "free some space and go on with --resume"
     )

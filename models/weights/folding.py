@@ -1,4 +1,4 @@
-"""Shapes of the published 5-D weights and of ours: only singleton axes come and go."""
+"""Converts between the shapes of published 5-D weights and of ours, which differ by axes of length one."""
 
 from torch import Tensor
 
@@ -7,19 +7,21 @@ from models.weights.renaming import State
 
 
 def folded(state: State) -> State:
-    """Published tensors under our names, in our shapes: see `fold`."""
+    """Convert published tensors, which have our names already, to our shapes."""
     return {name: fold(name, tensor) for name, tensor in state.items()}
 
 
 def unfolded(state: State) -> State:
-    """The inverse of `folded`."""
+    """Convert our tensors to the published shapes: the inverse of `folded`."""
     return {name: unfold(name, tensor) for name, tensor in state.items()}
 
 
 def fold(name: str, tensor: Tensor) -> Tensor:
-    """[O, I, 1, k, k] as [O, I, k, k], [O, I, k, 1, 1] as [O, I, k, 1], a squeeze-excite layer as [O, I].
+    """Convert one published tensor to our shape.
 
-    Published prototypes are columns, ours are rows.
+    [O, I, 1, k, k] becomes [O, I, k, k]; [O, I, k, 1, 1] becomes [O, I, k, 1]; the layers of squeeze-excite become
+    [O, I]. Prototypes are transposed: in published files they are columns, in ours they are rows. Raises WeightsError
+    for a convolution that spans both time and space.
     """
     if name.endswith(".prototypes"):
         return tensor.T
@@ -43,4 +45,6 @@ def unfold(name: str, tensor: Tensor) -> Tensor:
 
 
 def refuse(name: str, tensor: Tensor) -> Tensor:
-    raise WeightsError(f"{name} of shape {tuple(tensor.shape)} spans time and space: no network here has such a layer")
+    raise WeightsError(
+        f"{name} of shape {tuple(tensor.shape)} spans both time and space: no network here has such a layer"
+    )

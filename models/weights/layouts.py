@@ -1,4 +1,4 @@
-"""Every layout of weights that is known: how to tell it, how to read it, how to write it."""
+"""All known layouts of weights: how to recognise, read and write each of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,15 @@ from models.weights.renaming import Rules, State, listed
 
 Target = Literal["native", "mmaction2", "guide", "epam", "slowfast", "pytorchvideo", "torchvision"]
 Step = Callable[[State], tuple[State, list[str]]]
-"""Tensors to tensors under other names, and the names that found no place."""
+"""Maps tensors to tensors under other names, and also returns the names for which there is no other name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """A published layout: whose it is, of which nets, the tensors by which it is told (the first has `axes` axes)."""
+    """A published layout: its author, the networks it is for, and how to read and write it.
+
+    A file has this layout if it has all tensors named in `markers`, and the first of them has `axes` axes.
+    """
 
     name: Target
     nets: str
@@ -42,7 +45,8 @@ def of_x3d_m(name: Target, rules: Rules, *markers: str) -> Layout:
     return Layout(name=name, nets="X3D-M", markers=markers, axes=5, read=read, write=write)
 
 
-# EPAM-Net before the guide's pair: both have its backbones, one its heads. A file may hold one stream of a pair.
+# The first match counts. EPAM-Net comes before the guide's pair, because the backbones have the same names in both and
+# only the heads tell EPAM-Net apart. Pairs are listed once per stream, because a file may hold only one of them.
 LAYOUTS = (
     of_ours("mmaction2", "RGBPoseConv3D", published.MMACTION2, "backbone.rgb_path.conv1.conv.weight"),
     of_ours("mmaction2", "SlowOnly", published.MMACTION2, "backbone.conv1.conv.weight"),
@@ -75,9 +79,10 @@ NATIVE_MARKERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """What a file holds. `state` is in our names and shapes, except X3D-M's, which no network of ours has: its own.
+    """The content of a file.
 
-    `layout` is None for a native file; `unknown` are the file's names that its layout does not know.
+    `state` has our names and shapes. Only X3D-M, which is not a network of ours, keeps those of mmaction2. `layout` is
+    None for a native file. `unknown` lists the names in the file that its layout does not have.
     """
 
     layout: Layout | None
@@ -86,24 +91,29 @@ class Weights:
     unknown: list[str]
 
     def native(self) -> State:
-        """What a network of ours can load; X3D-M turns into the RGB stream of the X3D pair."""
+        """Return tensors that a network of ours can load. X3D-M becomes the RGB stream of the X3D pair."""
         return x3d_m.to_temporal_shift(self.state) if self.nets == "X3D-M" else self.state
 
     def compare(self) -> Comparison:
-        """Hold the file against the network that its own tensors describe."""
+        """Compare the file with the network that its own tensors describe."""
         state = self.native()
         return compare(state, shapes_of(config_of(state)), self.unknown)
 
     def published(self, target: Target | None) -> tuple[State, list[str]]:
-        """Tensors of a published layout (None: the one that people of this net use), and our names left behind."""
+        """Return the tensors in a published layout, and those of our names that have no place in it.
+
+        None stands for the layout of the published code of this network. Raises WeightsError if the network has no
+        layout of this name.
+        """
         name = target or self.home()
         for layout in LAYOUTS:
             if layout.name == name and layout.nets == self.nets:
                 return layout.write(self.state)
         choices = [layout.name for layout in LAYOUTS if layout.nets == self.nets]
-        raise WeightsError(f"there is no {self.nets} in {name}'s layout: choose --to {' or '.join(choices)}")
+        raise WeightsError(f"{self.nets} cannot be written in the layout of {name}: choose --to {' or '.join(choices)}")
 
     def home(self) -> Target:
+        """Return the layout of the published code of this network."""
         if not self.nets.startswith("X3D "):
             return "mmaction2"
         guides = any(name.startswith(("cls_head.contrast_", "cls_head.fc_rgb_coarse")) for name in self.state)
@@ -111,9 +121,10 @@ class Weights:
 
 
 def read_weights(path: Path, averaged: bool = False) -> Weights:
-    """Any file of a known layout, ours or published; tensors only, no code of the file runs.
+    """Read a file of any known layout, ours or published. Only tensors are read, and no code in the file runs.
 
-    With `averaged` the moving averages of a snapshot in place of its weights.
+    With `averaged`, read the EMA of a snapshot instead of its weights. Raises WeightsError for a file that cannot be
+    read, or whose layout is unknown.
     """
     state = read_file(path, averaged)
     for layout in LAYOUTS:
@@ -123,12 +134,13 @@ def read_weights(path: Path, averaged: bool = False) -> Weights:
     if any(marker in state and state[marker].ndim == 4 for marker in NATIVE_MARKERS):
         return Weights(layout=None, nets=nets_of(state), state=state, unknown=[])
     raise WeightsError(
-        f"{path} is of no known layout (it begins with {listed(list(state), 3)}): see --help for the list"
+        f"{path} has an unknown layout (it begins with {listed(list(state), 3)}): see"
+        " `python -m models.weights inspect --help` for the list of layouts"
     )
 
 
 def with_counters(state: State) -> State:
-    """Old files have no num_batches_tracked; nothing here reads it, and it starts from 0."""
+    """Add the num_batches_tracked that old files lack, with the value 0. Nothing here depends on it."""
     stems = [name.removesuffix("running_var") for name in state if name.endswith("running_var")]
     return {f"{stem}num_batches_tracked": torch.tensor(0) for stem in stems} | state
 

@@ -1,4 +1,4 @@
-"""Weights of a file into a network: exactly, or as far as they fit, with what does not fit named."""
+"""Loads the weights of a file into a network: either all of them, or those that fit, with a list of the others."""
 
 from pathlib import Path
 
@@ -9,22 +9,24 @@ from models.weights.layouts import read_weights
 
 
 def load_weights(model: nn.Module, path: Path, averaged: bool = False) -> None:
-    """Put a whole network's weights into `model`: every tensor of the file fits, none of the model's is left out.
+    """Load the weights of a whole network, from a native or a published file, into `model`.
 
-    Published or native. Coarse prototypes alone may be absent (PCAN does not save them): those of `model` stay.
-    With `averaged`, the moving averages of a run's snapshot; raises WeightsError where the file has none.
+    Raises WeightsError unless the file and the model have the same tensors. Only coarse prototypes may be absent, since
+    PCAN does not save them; `model` then keeps its own. With `averaged`, load the EMA of a snapshot, and raise
+    WeightsError if the file has none.
     """
     weights = read_weights(path, averaged)
-    compared = compare(weights.native(), shapes(model), weights.unknown)
-    compared.missing += [part for part in compared.absent if not part.endswith("_coarse.prototypes")]
-    compared.insist(path)
+    comparison = compare(weights.native(), shapes(model), weights.unknown)
+    comparison.missing += [part for part in comparison.absent if not part.endswith("_coarse.prototypes")]
+    comparison.insist(path)
     model.load_state_dict(weights.native(), strict=False)
 
 
 def initialise_from(model: nn.Module, path: Path) -> list[str]:
-    """Start a training from a file: heads of other classes and parts that the file lacks stay as initialised.
+    """Initialise `model` for training from a file.
 
-    Returns a sentence for each such part; raises WeightsError for any other difference (comparing.MAY_BE_ABSENT).
+    Heads for other classes, and parts that a file may lack (comparing.MAY_BE_ABSENT), stay as they are in `model`.
+    Returns a sentence for each such part. Raises WeightsError for any other difference.
     """
     weights = read_weights(path)
     state, expected = weights.native(), shapes(model)
@@ -36,11 +38,13 @@ def initialise_from(model: nn.Module, path: Path) -> list[str]:
         }
     )
     state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(f"{r}." for r in replaced))}
-    compared = compare(state, expected, weights.unknown)
-    compared.insist(path)
+    comparison = compare(state, expected, weights.unknown)
+    comparison.insist(path)
     model.load_state_dict(state, strict=False)
-    unread = [f"{part} of {path} is of other classes or has no place here: it is not read" for part in replaced]
-    return unread + [f"{part} stays as initialised: {reason}" for part, reason in compared.absent.items()]
+    unread = [
+        f"{part} of {path} is not read: it is for other classes, or this network has no such part" for part in replaced
+    ]
+    return unread + [f"{part} stays as initialised: {reason}" for part, reason in comparison.absent.items()]
 
 
 def shapes(model: nn.Module) -> dict:

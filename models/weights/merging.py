@@ -1,7 +1,7 @@
-"""Merges two single streams into one two-stream net.
+"""Merges two single streams into one two-stream network.
 
-SlowOnly streams are merged as in MMAction2's notebook (docs/sources.md, "Merging streams"). X3D streams only need
-other names.
+SlowOnly streams are merged as in MMAction2's notebook (docs/sources.md, "Merging streams"). The tensors of X3D streams
+only get other names.
 """
 
 import torch
@@ -13,57 +13,66 @@ from models.weights.layouts import Weights
 from models.weights.nets import config_of
 from models.weights.renaming import State
 
-LATERAL_RATIO = 16  # the RGB path's lateral is that much narrower than its stage
+LATERAL_RATIO = 16  # a lateral that reads the RGB path has 1/16 of the channels of its stage
 TOGETHER = {"SlowOnly": "RGBPoseConv3D", "X3D stream": "X3D pair"}
 STREAMS = ("rgb", "pose")
 
 
 def merge(rgb: Weights, pose: Weights) -> Weights:
-    """Two SlowOnly as RGBPoseConv3D, two X3D streams as the X3D pair: each stream computes what it did alone.
+    """Merge two SlowOnly streams into RGBPoseConv3D, or two X3D streams into the X3D pair.
 
-    The result has no laterals. Kinetics' X3D-M, and a pair's file with one of its streams, count as an X3D stream.
+    Each stream still computes what it did alone, and the result has no laterals. X3D-M trained on Kinetics, and a file
+    of a pair that holds only one stream, count as an X3D stream. Raises WeightsError for streams that do not fit
+    together.
     """
     kinds, merged = [], {}
     for weights, stream in zip((rgb, pose), STREAMS, strict=True):
-        kind, found, state = single(weights)
-        if found != stream:
+        kind, given_stream, state = single(weights)
+        if given_stream != stream:
+            content = f"the {given_stream} stream" if given_stream else kind
             raise WeightsError(
-                f"merge wants the {stream} stream alone, this is {f'the {found} stream' if found else kind}:"
-                " give rgb first, then pose"
+                f"merge needs the {stream} stream alone, but its file holds {content}:"
+                " give the file of the RGB stream first, then that of the pose stream"
             )
         weights.compare().insist(f"the {stream} stream")
         kinds.append(kind)
         merged |= state
     if kinds[0] != kinds[1]:
-        raise WeightsError(f"the streams are of two families, {' and '.join(kinds)}: merge nets of one")
+        raise WeightsError(f"the streams are of different kinds, {' and '.join(kinds)}: merge two of the same kind")
     heads = [merged[f"cls_head.fc_{s}.weight"] for s in STREAMS if f"cls_head.fc_{s}.weight" in merged]
     if len(classes := {len(head) for head in heads}) > 1:
-        raise WeightsError(f"the streams tell {sorted(classes)} classes apart: merge nets of one data set")
+        raise WeightsError(
+            f"the streams are for {' and '.join(map(str, sorted(classes)))} classes: merge networks of one data set"
+        )
     if kinds[0] == "SlowOnly":
         make_room(merged)
     return Weights(layout=None, nets=TOGETHER[kinds[0]], state=merged, unknown=[])
 
 
 def single(weights: Weights) -> tuple[str, str | None, State]:
-    """Family of a file's net, its stream (None: it has both), and its tensors as the two-stream net names them."""
+    """Return the kind of network in a file, its stream, and its tensors under the names of the two-stream network.
+
+    The stream is None if the file has both.
+    """
     state = weights.native()
     if weights.nets in TOGETHER:
         config = config_of(state)
         assert isinstance(config, SingleStreamConfig)
         prefix = f"backbone.{config.stream}_path." if weights.nets == "SlowOnly" else f"{config.stream}_backbone."
-        placed = {
+        renamed = {
             name.replace("backbone.", prefix, 1).replace(".fc_cls.", f".fc_{config.stream}."): tensor
             for name, tensor in state.items()
         }
-        return weights.nets, config.stream, placed
+        return weights.nets, config.stream, renamed
     present = [stream for stream in STREAMS if any(name.startswith(f"{stream}_backbone.") for name in state)]
     return ("X3D stream", present[0], state) if len(present) == 1 else (weights.nets, None, state)
 
 
 def make_room(state: State) -> None:
-    """Let the first convolution and the shortcut of the stages behind a fusion read a lateral, to no effect.
+    """Add the input channels for laterals, with weights of zero, so that they do not change the result.
 
-    Eight tensors gain input channels of weight zero, at the end, where the laterals are appended.
+    They belong to the first convolution and the shortcut of each stage after a fusion, eight tensors in all, and come
+    last, where the laterals are appended.
     """
     for stage in FUSIONS:
         rgb_width = state[f"backbone.rgb_path.layer{stage}.0.conv3.conv.weight"].shape[0]

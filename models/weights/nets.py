@@ -1,4 +1,4 @@
-"""Which network a file's tensors (our names) belong to, told from their names and shapes."""
+"""Finds out to which network the tensors of a file belong, from their names (in our layout) and shapes."""
 
 import re
 
@@ -22,7 +22,10 @@ from models.weights.renaming import State
 
 
 def config_of(state: State) -> ModelConfig:
-    """The network's config as far as weights tell; strides, loss weights and the coarse map are not in them."""
+    """Return the config of the network, as far as its tensors determine it.
+
+    Strides, loss weights and the coarse map are not stored in them. Raises WeightsError if tensors are missing.
+    """
     if "backbone.rgb_path.conv1.conv.weight" in state:
         return RGBPoseConfig(
             **head_of(state),
@@ -55,13 +58,13 @@ def single_stream(state: State, channels: int, *, x3d: bool) -> SingleStreamConf
 
 
 def shapes_of(config: ModelConfig) -> dict[str, torch.Size]:
-    """Shape of every tensor that the network saves."""
+    """Return the shape of every tensor that the network saves."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in build_model(config).state_dict().items()}
 
 
 def head_of(state: State) -> dict:
-    """Fields of a two-stream config that describe the head; 1 class where the file has no heads."""
+    """Return the fields of a two-stream config that describe the head. Without heads there is 1 class."""
     stream = "rgb" if "cls_head.fc_rgb.weight" in state else "pose"
     classes, coarse = rows(state, f"cls_head.fc_{stream}.weight"), f"cls_head.fc_{stream}_coarse.weight"
     groups = rows(state, coarse) if coarse in state else 0
@@ -69,7 +72,9 @@ def head_of(state: State) -> dict:
     widths = [f"cls_head.contrast_{stream}{suffix}.cl_fc.weight" for suffix in ("", "_coarse")]
     if groups and all(name in state for name in widths):
         fine_width, coarse_width = (rows(state, name) for name in widths)
-        spread = tuple(min(fine, groups - 1) for fine in range(classes))  # any map with every group: no weight tells
+        spread = tuple(
+            min(fine, groups - 1) for fine in range(classes)
+        )  # the weights do not tell the map: take any that uses all groups
         head["pcan"] = PcanConfig(coarse_map=spread, fine_width=fine_width, coarse_width=coarse_width)
     return head
 
@@ -88,7 +93,7 @@ def resnet_of(state: State, prefix: str) -> ResNetPathConfig:
 
 
 def x3d_of(state: State, prefix: str, default: X3DStreamConfig) -> X3DStreamConfig:
-    """The stream's config; `default` where the file holds the other stream only."""
+    """Return the config of a stream, or `default` if the file only has the other stream."""
     if not any(name.startswith(prefix) for name in state):
         return default
     blocks = blocks_of(state, prefix)
@@ -101,23 +106,23 @@ def x3d_of(state: State, prefix: str, default: X3DStreamConfig) -> X3DStreamConf
 
 
 def blocks_of(state: State, prefix: str) -> tuple[int, ...]:
-    """Number of blocks in each stage."""
+    """Return the number of blocks in each stage. Raises WeightsError if a stage is missing."""
     pattern = re.compile(re.escape(prefix) + r"layer(\d+)\.(\d+)\.conv1\.conv\.weight")
-    found = {(int(match[1]), int(match[2])) for name in state if (match := pattern.fullmatch(name))}
-    stages = {stage for stage, _ in found}
+    blocks = {(int(match[1]), int(match[2])) for name in state if (match := pattern.fullmatch(name))}
+    stages = {stage for stage, _ in blocks}
     if not stages or stages != set(range(1, max(stages) + 1)):
         raise WeightsError(
-            f"{prefix}layer1 and the stages after it are not all there: the file is cut or of another net"
+            f"some of {prefix}layer1 and the stages after it are missing: the file is incomplete or for another network"
         )
-    return tuple(sum(stage == number for number, _ in found) for stage in sorted(stages))
+    return tuple(sum(stage == number for number, _ in blocks) for stage in sorted(stages))
 
 
 def size(state: State, name: str, axis: int) -> int:
     if name not in state or state[name].ndim <= axis:
-        raise WeightsError(f"{name} is missing or has too few axes: the file is cut or of another net")
+        raise WeightsError(f"{name} is missing or has too few axes: the file is incomplete or for another network")
     return state[name].shape[axis]
 
 
 def rows(state: State, name: str) -> int:
-    """First axis of a tensor, 1 where there is none (a file without heads)."""
+    """Return the length of the first axis of a tensor, or 1 if the file has no such tensor (a file without heads)."""
     return state[name].shape[0] if name in state and state[name].ndim else 1

@@ -1,4 +1,4 @@
-"""Names in published weights of mmaction2, PCAN, EPAM-Net and the guide (docs/sources.md, "Weight files")."""
+"""The names in published weights of mmaction2, PCAN, EPAM-Net and the guide (docs/sources.md, "Weight files")."""
 
 from models.weights.folding import folded, unfolded
 from models.weights.renaming import Rules, State, renamed, turned
@@ -10,7 +10,7 @@ HEADS: Rules = (
     ("cls_head.fr_{stream}.spatio_cl_net.avg_f", "cls_head.contrast_{stream}.prototypes"),
 )
 MMACTION2: Rules = (("backbone.{rest}", "backbone.{rest}"), *HEADS)
-"""RGBPoseConv3D, with PCAN's additions, and SlowOnly: names differ in the contrast only."""
+"""For SlowOnly and RGBPoseConv3D, with or without PCAN's additions. Only the contrast has other names than ours."""
 BACKBONES: Rules = (("{stream}_backbone.{rest}", "{stream}_backbone.{rest}"),)
 GUIDE: Rules = (*BACKBONES, *HEADS)
 EPAM: Rules = (
@@ -22,11 +22,11 @@ EPAM: Rules = (
 
 
 def read(state: State, rules: Rules) -> tuple[State, list[str]]:
-    """Our tensors, and names that no rule knows."""
+    """Return our tensors, and the published names that no rule covers."""
     ours, unknown = renamed(state, rules)
     return folded(ours), unknown
 
 
 def write(state: State, rules: Rules) -> tuple[State, list[str]]:
-    """Published tensors, and our names that have no place there."""
+    """Return the published tensors, and our names that no rule covers."""
     return renamed(unfolded(state), turned(rules))

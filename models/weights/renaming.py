@@ -1,4 +1,4 @@
-"""Key maps as data: pairs of name templates that are read in both directions."""
+"""Renames tensors by pairs of name templates, which work in both directions."""
 
 import re
 
@@ -6,36 +6,36 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
-"""(published, ours): {stream} stands for rgb or pose, {rest} for anything, any other {name} for a number."""
+"""Pairs (published, ours) of templates: {stream} is rgb or pose, {rest} is any text, any other {name} is a number."""
 
 PARTS = {"stream": "rgb|pose", "rest": ".+"}
 
 
 def renamed(state: State, rules: Rules) -> tuple[State, list[str]]:
-    """The tensors under our names by the first rule that fits each, and the names that no rule fits."""
+    """Rename each tensor by the first rule that matches its name. Also return the names that no rule matches."""
     compiled = [(re.compile(template_pattern(source)), target) for source, target in rules]
-    found, unknown = {}, []
+    tensors, unknown = {}, []
     for name, tensor in state.items():
         for pattern, target in compiled:
             if match := pattern.fullmatch(name):
-                found[target.format(**match.groupdict())] = tensor
+                tensors[target.format(**match.groupdict())] = tensor
                 break
         else:
             unknown.append(name)
-    return found, unknown
+    return tensors, unknown
 
 
 def template_pattern(template: str) -> str:
-    """cls_head.fc_{stream}.{rest} as a regular expression with named groups."""
+    """Turn a template like cls_head.fc_{stream}.{rest} into a regular expression with named groups."""
     return re.sub(r"\\\{(\w+)\\\}", lambda part: f"(?P<{part[1]}>{PARTS.get(part[1], '[0-9]+')})", re.escape(template))
 
 
 def turned(rules: Rules) -> Rules:
-    """The same map from our names to the published ones."""
+    """Return the same rules in the other direction, from our names to the published ones."""
     return tuple((ours, published) for published, ours in rules)
 
 
 def listed(names: list[str], most: int = 6) -> str:
-    """Names in a sentence: the first few and how many more."""
+    """Join names for a sentence: the first few, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

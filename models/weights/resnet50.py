@@ -1,4 +1,4 @@
-"""torchvision's ResNet-50, inflated in time to the RGB path of SlowOnly, and back."""
+"""Converts torchvision's ResNet-50 to the RGB stream of SlowOnly, by inflating it over time, and back."""
 
 import torch
 from torch import Tensor
@@ -19,16 +19,20 @@ RULES: Rules = (
 
 
 def read(state: State) -> tuple[State, list[str]]:
-    """Our tensors, and names that no rule knows."""
+    """Return our tensors, and the names of torchvision that no rule covers."""
     ours, unknown = renamed(state, RULES)
     return {name: inflate(tensor) if inflated(name) else tensor for name, tensor in ours.items()}, unknown
 
 
 def write(state: State) -> tuple[State, list[str]]:
-    """torchvision's tensors; weights over time become their sum, which acts alike on a still clip."""
+    """Return torchvision's tensors, and our names that no rule covers.
+
+    Weights are summed over time, which gives the same result on a clip whose frames are all equal. Raises WeightsError
+    unless the network is the RGB stream.
+    """
     stem = state.get("backbone.conv1.conv.weight")
     if stem is None or stem.shape[1] != 3:
-        raise WeightsError("torchvision's layout is for the RGB stream alone: choose --to mmaction2")
+        raise WeightsError("the layout of torchvision is for the RGB stream alone: choose --to mmaction2")
     return renamed(
         {name: deflate(tensor) if inflated(name) else tensor for name, tensor in state.items()},
         turned(RULES),
@@ -36,19 +40,21 @@ def write(state: State) -> tuple[State, list[str]]:
 
 
 def inflated(name: str) -> bool:
-    """Whether a convolution of ours spans three frames."""
+    """Whether our convolution of this name spans three frames."""
     stages = [f"backbone.layer{stage + 1}." for stage, wide in enumerate(RESNET_RGB.inflate) if wide]
     return name.endswith(".conv1.conv.weight") and name.startswith(tuple(stages))
 
 
 def inflate(weight: Tensor) -> Tensor:
-    """[O, I, 1, 1] as [O, I, 3, 1]: thirds, the middle one with what rounding left over, so that they sum to `weight`
-    exactly (it may be a last bit off the published thirds).
+    """Spread [O, I, 1, 1] over three frames, as [O, I, 3, 1], so that the three sum to `weight` exactly.
+
+    The outer two are rounded thirds. The middle one is the rest, and may differ from the published third in the last
+    bit.
     """
     third = weight / 3
     return torch.cat([third, weight - 2 * third, third], 2)
 
 
 def deflate(weight: Tensor) -> Tensor:
-    """The inverse, to the last bit."""
+    """Undo `inflate` exactly."""
     return weight.double().sum(2, keepdim=True).to(weight.dtype)

@@ -1,8 +1,8 @@
-"""X3D-M of Kinetics as mmaction2, SlowFast and pytorchvideo save it, and the temporal-shift net made from it.
+"""Reads and writes X3D-M as mmaction2, SlowFast and pytorchvideo save it, and converts it to temporal-shift X3D.
 
-All three hold the same tensors (docs/sources.md, "Weight files"); inside Duet they have mmaction2's names. The
-conversion to temporal shift sums the depthwise kernels over time and drops conv1_t. Its result is a start for training
-and does not compute the same function.
+All three save the same tensors (docs/sources.md, "Weight files"); inside Duet they have the names of mmaction2. The
+conversion to temporal shift sums the depthwise kernels over time and drops conv1_t. Its result is a starting point for
+training, and does not compute the same function.
 """
 
 import torch
@@ -12,7 +12,7 @@ from models.weights.folding import folded
 from models.weights.renaming import Rules, State, renamed, turned
 
 STAGES = (1, 2, 3, 4)
-BARE = "backbone.layer1.0.downsample"  # without batch norm in pytorchvideo, as its input is as wide as its output
+BARE = "backbone.layer1.0.downsample"  # has no batch norm in pytorchvideo, because its input is as wide as its output
 
 MMACTION2: Rules = (
     ("backbone.{rest}", "backbone.{rest}"),
@@ -45,7 +45,7 @@ SLOWFAST: Rules = (
 )
 
 PYTORCHVIDEO: Rules = (
-    ("blocks.0.conv.conv_t.weight", "backbone.conv1_s.conv.weight"),  # their names of the two are swapped
+    ("blocks.0.conv.conv_t.weight", "backbone.conv1_s.conv.weight"),  # pytorchvideo has these two names swapped
     ("blocks.0.conv.conv_xy.weight", "backbone.conv1_t.conv.weight"),
     ("blocks.0.norm.{rest}", "backbone.conv1_t.bn.{rest}"),
     *(
@@ -71,7 +71,10 @@ PYTORCHVIDEO: Rules = (
 
 
 def read(state: State, rules: Rules) -> tuple[State, list[str]]:
-    """mmaction2's tensors, and names that no rule knows. A batch norm that is not there becomes one without effect."""
+    """Return the tensors under mmaction2's names, and the names that no rule covers.
+
+    The batch norm that pytorchvideo lacks is added as one that changes nothing.
+    """
     ours, unknown = renamed(state, rules)
     if "cls_head.fc1.weight" in ours:
         ours["cls_head.fc1.weight"] = ours["cls_head.fc1.weight"].flatten(1)
@@ -81,29 +84,36 @@ def read(state: State, rules: Rules) -> tuple[State, list[str]]:
 
 
 def write(state: State, rules: Rules) -> tuple[State, list[str]]:
-    """The layout of `rules` from mmaction2's tensors."""
+    """Rename mmaction2's tensors to the layout of `rules`. Also return the names that no rule covers.
+
+    Raises WeightsError if the layout has no place for a batch norm that changes its input.
+    """
     state = dict(state)
     if rules is not MMACTION2 and "cls_head.fc1.weight" in state:
         state["cls_head.fc1.weight"] = state["cls_head.fc1.weight"][..., None, None, None]
     if rules is PYTORCHVIDEO and f"{BARE}.conv.weight" in state:
         for name, tensor in identity_norm(state[f"{BARE}.conv.weight"].shape[0]).items():
             if not name.endswith("num_batches_tracked") and not torch.equal(state[name], tensor):
-                raise WeightsError(f"pytorchvideo's X3D-M has no {BARE}.bn and this one acts: choose --to slowfast")
+                raise WeightsError(
+                    f"{BARE}.bn changes its input, and pytorchvideo's X3D-M has no such layer: choose --to slowfast"
+                )
             del state[name]
     return renamed(state, turned(rules))
 
 
 def identity_norm(channels: int) -> State:
-    """Batch norm with weight 1, bias 0, mean 0, variance 1 at the one place that may lack it."""
+    """Return a batch norm with weight 1, bias 0, mean 0 and variance 1 for the one place that may lack it."""
     values = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
     norm = {f"{BARE}.bn.{name}": torch.full((channels,), value) for name, value in values.items()}
     return norm | {f"{BARE}.bn.num_batches_tracked": torch.tensor(0)}
 
 
 def to_temporal_shift(state: State) -> State:
-    """The RGB stream of the X3D pair, in our names: depthwise kernels summed over time, conv1_t's norm moved up.
+    """Convert to the RGB stream of the X3D pair, under our names.
 
-    Dropped: conv1_t's convolution and the classifier. Its mean and deviation were 114.75 and 57.38: fine-tune.
+    The depthwise kernels are summed over time, and the norm of conv1_t moves to conv1_s. The convolution conv1_t and
+    the classifier are dropped. The result needs fine-tuning, also because X3D-M was trained on pixels normalised
+    with mean 114.75 and deviation 57.38.
     """
     stream = {}
     for name, tensor in state.items():

@@ -48,7 +48,7 @@ def test_ctrl_c_leaves_one_line(tmp_path):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the process that measures too
         _, error = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert error.splitlines()[-1] == "interrupted; records of parts that were done are kept"
+    assert error.splitlines()[-1] == "interrupted; the results so far are in the records"
     assert "Traceback" not in error
 
 

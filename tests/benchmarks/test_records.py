@@ -59,7 +59,7 @@ def test_two_records_side_by_side(tmp_path, capsys):
     )
     assert compare(old, new) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "taken under other conditions: device a card -> another card",
+        "the conditions differ: device a card -> another card",
         "ntu60.clips_per_s: 20 -> 30 (x 1.500)",
         "ntu60.zero: 0 -> 2",
         "ntu60.gone: only in a.json",
@@ -72,7 +72,7 @@ def test_what_is_no_record_is_named(tmp_path, content):
     good, bad = write(tmp_path / "a.json", {}), tmp_path / "bad.json"
     if content is not None:
         bad.write_text(content)
-    with pytest.raises(UserError, match=r"bad\.json .*records lie in benchmarks/records"):
+    with pytest.raises(UserError, match=r"bad\.json .*choose a file of benchmarks/records"):
         compare(good, bad)
 
 
@@ -90,7 +90,7 @@ def test_a_table_of_what_was_measured(tmp_path, capsys):
         "| step of `ma52` on one CPU core, against plain 5-D | 1.25 times | a card | 0123 |\n"
         f"{END}\nafter\n"
     )
-    assert capsys.readouterr().out.splitlines()[-1] == f"{readme} is current"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{readme} is up to date"
 
 
 def test_what_was_counted_comes_after_what_was_measured(tmp_path):
@@ -113,18 +113,18 @@ def test_what_was_counted_comes_after_what_was_measured(tmp_path):
         "| `ntu60_x3d` | 2.61 GB a clip, 2000 launches | 4.56 GB a clip, 3000 launches | 2.19 GB | 4567 |\n"
         "| `some_more` | 1.00 GB a clip, 4 launches | 2.50 GB a clip, 8 launches | 0.50 GB | 4567 |\n"
     )
-    assert results_table(tmp_path) == f"No figure has been taken yet.\n\n{counted}"
+    assert results_table(tmp_path) == f"Nothing has been measured yet.\n\n{counted}"
     write(tmp_path / "cpu_step_a.json", {"ma52": {"speedup": 1.25}})
     assert results_table(tmp_path).endswith(f"| 1.25 times | a card | 0123 |\n\n{counted}")
     (tmp_path / "bytes.json").write_text("{}")
-    with pytest.raises(UserError, match=r"bytes\.json is no record"):
+    with pytest.raises(UserError, match=r"bytes\.json is not a record"):
         table(None, tmp_path)
 
 
 def test_without_records_and_without_marks(tmp_path):
-    assert results_table(tmp_path) == "No figure has been taken yet.\n"
+    assert results_table(tmp_path) == "Nothing has been measured yet.\n"
     (tmp_path / "README.md").write_text("no marks")
-    with pytest.raises(UserError, match="to put the table between"):
+    with pytest.raises(UserError, match="has no marks for the table: add the lines"):
         table(tmp_path / "README.md", tmp_path)
 
 

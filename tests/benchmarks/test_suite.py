@@ -67,7 +67,7 @@ def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
     }
     assert "RuntimeError: the kernel differs from the reference" in records["raises"]["error"]
     assert records["dies"]["error"] == "its process ended with exit code 3"
-    assert records["hangs"]["error"] == "it was not done after 10 s"
+    assert records["hangs"]["error"] == "it was not finished after 10 s"
     assert records["declines"]["reason"] == "DALI cannot be imported here"
     for name in ("raises", "dies", "hangs"):
         assert records[name]["results"] == {"one": {"value": 1}}
@@ -76,7 +76,7 @@ def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "works.one: us 2.5, loss None\n" in said
     assert "raises failed: RuntimeError: the kernel differs from the reference\n" in said
-    assert "hangs failed: it was not done after 10 s\n" in said
+    assert "hangs failed: it was not finished after 10 s\n" in said
     assert run_suite(planned[2:3] + planned[4:], target, tmp_path / "good", 120)
     assert not run_suite(planned[4:], target, tmp_path / "late", 0)
 

@@ -58,7 +58,7 @@ def test_names_are_one_per_class():
         ([0, 1, 1], "has 3 entries for 4 classes"),
         ([0, 1, 2, 1], "sends class 2 to 2: use numbers from 0 to 1"),
         ([0, -1, 1, 1], "sends class 1 to -1"),
-        ([0, 0, 0, 0], "leaves coarse class 1 without a class"),
+        ([0, 0, 0, 0], "assigns no class to coarse class 1"),
     ],
 )
 def test_a_bad_map_is_refused_in_one_sentence(values, sentence):

@@ -58,9 +58,9 @@ def test_only_the_rgb_stream_is_attended_and_its_loss_trains_the_pose_stream():
 
 def test_sizes_that_do_not_match_are_refused_in_one_sentence():
     model = build_model(SMALL_EPAM)
-    with pytest.raises(ValueError, match=r"8 do not divide by 3: set clip.rgb_frames"):
+    with pytest.raises(ValueError, match=r"8 is not divisible by 3: set clip.rgb_frames"):
         model(**epam_batch(frames=(3, 8)))
-    with pytest.raises(ValueError, match=r"draws 12 maps of \(5, 4\) for 9 RGB frames of \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"makes 12 maps of size \(5, 4\) for 9 RGB frames of size \(5, 4\)"):
         model(**epam_batch(frames=(3, 12)))
     with pytest.raises(ValueError, match="a quarter of its size"):
         attend(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 5))

@@ -40,7 +40,7 @@ def test_folded_net_equals_plain_5d(mode, frames, interaction):
 
 
 def test_frames_that_do_not_match_are_refused_in_one_sentence():
-    with pytest.raises(ValueError, match="4 pose frames per RGB frame, not 10 with 3"):
+    with pytest.raises(ValueError, match="4 pose frames per RGB frame, not 10 for 3"):
         build_model(SMALL_RGBPOSE)(**batch(frames=(3, 10)))
 
 

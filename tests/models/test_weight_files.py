@@ -27,7 +27,7 @@ def test_code_in_a_file_never_runs(tmp_path, capsys):
     torch.save({"state_dict": filled(LAYOUTS["SlowOnly pose"]()), "hook": Bomb(tmp_path / "ran")}, tmp_path / "x.pth")
     assert main(["inspect", str(tmp_path / "x.pth")]) == 2
     assert not (tmp_path / "ran").exists()
-    assert "save its state_dict alone" in capsys.readouterr().err
+    assert "save only its state_dict" in capsys.readouterr().err
 
 
 def test_the_log_in_a_trainers_checkpoint_is_skipped(tmp_path, monkeypatch):
@@ -86,18 +86,18 @@ def broken(path: Path, kind: str) -> Path:
 
 SENTENCES = {
     "absent": "there is no file",
-    "empty": "damaged or no checkpoint",
+    "empty": "damaged or not a checkpoint",
     "text": "is not a checkpoint of tensors",
-    "cut": "damaged or no checkpoint",
-    "cut safetensors": "not a whole safetensors file",
-    "tensor": "holds no tensors by name",
-    "foreign": r"of no known layout \(it begins with encoder.weight\)",
+    "cut": "damaged or not a checkpoint",
+    "cut safetensors": "not a complete safetensors file",
+    "tensor": "contains no named tensors",
+    "foreign": r"has an unknown layout \(it begins with encoder.weight\)",
     "unknown key": "1 unknown: backbone.layer1.0.conv4.conv.weight",
     "unknown head": "1 unknown: neck.weight",
     "missing key": "1 missing: backbone.layer2.0.conv2.bn.bias",
-    "no stage": "layer1 and the stages after it are not all there",
+    "no stage": "layer1 and the stages after it are missing",
     "shape": r"1 of another shape: backbone.layer1.1.conv2.bn.weight \(7,\), not \(4,\)",
-    "volume": "spans time and space",
+    "volume": "spans both time and space",
 }
 
 
@@ -124,14 +124,14 @@ def test_inspect_lists_what_is_wrong(tmp_path, capsys):
 def test_places_that_cannot_be_written_are_refused(tmp_path, capsys):
     path = str(save(tmp_path / "pose.pth", filled(LAYOUTS["SlowOnly pose"]())))
     for out, extra, sentence in (
-        (path, [], "is the file that is read"),
-        (str(tmp_path / "x.onnx"), [], "ends in none of .safetensors, .pth"),
+        (path, [], "is an input of this command"),
+        (str(tmp_path / "x.onnx"), [], "has an unknown ending: give a name that ends in .safetensors, .pth"),
         (str(tmp_path / "no" / "x.pth"), [], "could not be written"),
         (str(tmp_path / "x.pth"), ["--to", "torchvision"], "for the RGB stream alone"),
         (
             str(tmp_path / "x.pth"),
             ["--to", "slowfast"],
-            "no SlowOnly in slowfast's layout: choose --to mmaction2 or torchvision",
+            "SlowOnly cannot be written in the layout of slowfast: choose --to mmaction2 or torchvision",
         ),
     ):
         assert main(["convert", path, out, *extra]) == 2

@@ -85,7 +85,7 @@ def test_kinetics_weights_become_the_rgb_stream_of_the_pair(tmp_path, capsys, la
     source = filled(LAYOUTS[f"{layout} X3D-M"]())
     torch.save({"model_state": source}, tmp_path / "x3d_m.pyth")
     assert main(["convert", str(tmp_path / "x3d_m.pyth"), str(tmp_path / "shift.safetensors")]) == 0
-    assert "pose_backbone (the file has the other stream only)" in capsys.readouterr().out
+    assert "pose_backbone (the file has only the other stream)" in capsys.readouterr().out
     model = build_model(SMALL_X3D_M)
     fresh = initialise_from(model, tmp_path / "shift.safetensors")
     assert [sentence.split()[0] for sentence in fresh] == ["pose_backbone", "cls_head.fc_rgb", "cls_head.fc_pose"]
@@ -157,5 +157,5 @@ def test_the_averages_of_a_snapshot_are_read_in_place_of_its_weights(tmp_path):
     write_file(tmp_path / "weights.pth", averages)
     write_file(tmp_path / "weights.safetensors", averages)
     for name in ("plain.pth", "weights.pth", "weights.safetensors"):
-        with pytest.raises(WeightsError, match=rf"{name} has no averages: train with --set optim\.ema=0\.999, or"):
+        with pytest.raises(WeightsError, match=rf"{name} has no EMA: train with --set optim\.ema=0\.999, or"):
             load_weights(model, tmp_path / name, averaged=True)

@@ -96,7 +96,7 @@ def test_averaged_weights(tiny, trained, evaluated, tmp_path, capsys):
     [
         (["--checkpoint", "nowhere.pth"], "there is no file nowhere.pth"),
         (["--checkpoint", "nowhere.pth", "--clips", "0"], "--clips 0: at least 1 sample"),
-        (["--checkpoint", "{plain}", "--averaged"], "has no averages: train with --set optim.ema=0.999"),
+        (["--checkpoint", "{plain}", "--averaged"], "has no EMA: train with --set optim.ema=0.999"),
     ],
 )
 def test_mistakes_are_told(tiny, trained, tmp_path, capsys, more, sentence):

@@ -45,5 +45,5 @@ def test_gaps_between_kernels(tmp_path, capsys):
 
 def test_another_file_is_told(tmp_path):
     (tmp_path / "trace.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"trace\.csv is no CSV of nsys's report"):
+    with pytest.raises(ValueError, match=r"trace\.csv is not a CSV file of nsys's report"):
         read_work(tmp_path / "trace.csv")

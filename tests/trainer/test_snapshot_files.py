@@ -176,5 +176,5 @@ def test_weights_are_read_from_no_damaged_snapshot(tmp_path):
     whole = path.read_bytes()
     for place in range(0, len(whole) - TRAILER.size, len(whole) // 40):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
-        with pytest.raises(WeightsError, match=f"{path} is damaged: its bytes do not match the digest it carries"):
+        with pytest.raises(WeightsError, match=f"{path} is damaged: its bytes do not match the digest in it"):
             read_file(path)

@@ -1,7 +1,7 @@
-"""The calls of our kernels that an experiment makes, found by running its network on the meta device.
+"""Lists the calls of our kernels that an experiment makes, by running its network on the meta device.
 
-A kernel has a module here with its call: what it depends on, and `find` for where it stands in a network. A new kernel
-is such a module and a name in CALLS.
+Each kernel has a module here with a class for its calls, whose fields are what a call depends on, and whose `find`
+lists the calls of a network. To add a kernel, add such a module, and its class to CALLS.
 """
 
 from collections import Counter
@@ -27,11 +27,11 @@ from trainer.experiments import MA52_RUN, NTU60, NTU60_X3D
 
 WITH_LIMBS = replace(NTU60_X3D, name="ntu60_x3d_limbs", clip=replace(NTU60_X3D.clip, limbs=True))
 LISTED = (NTU60_X3D, NTU60, MA52_RUN, WITH_LIMBS)
-"""Experiments whose every launch is compiled ahead of time."""
+"""Experiments of which every launch is compiled ahead of time."""
 
 
 class Call(Protocol):
-    """One call of a kernel's function; equal calls launch the same kernels on tensors of equal size."""
+    """One call of the function of a kernel. Equal calls launch the same kernels on tensors of equal sizes."""
 
     kernel: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -41,19 +41,19 @@ class Call(Protocol):
 
     @property
     def beside(self) -> int:
-        """Numbers that the compiler reads and writes around the call at least, for what the kernel leaves to it."""
+        """How many numbers the compiler must at least read and write for what the kernel leaves to it."""
         ...
 
     def toy(self) -> "Call":
-        """The same on few pixels and one clip, for Triton's interpreter."""
+        """Return the same call with few pixels and one clip, for Triton's interpreter."""
         ...
 
     def plain(self) -> None:
-        """Make what the call stands for with torch's operators, on the meta device; in training backward too."""
+        """Do the same as the call with torch's operators on the meta device, forward and backward."""
         ...
 
     def run(self) -> None:
-        """Make the call, in training backward too, on tensors of the CPU that nobody fills."""
+        """Make the call with uninitialised tensors on the CPU, forward and, for blocks, backward."""
         ...
 
 
@@ -61,7 +61,7 @@ CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall, NormActCall, MomentsCall, Co
 
 
 def calls_of(experiment: Experiment, train: bool, parts: tuple[FusedPart, ...] = PARTS) -> Counter[Call]:
-    """How often a training step, or a batch of a validation, makes each call where these parts run through kernels."""
+    """Count how often a training step or a validation batch makes each call, if these parts run through kernels."""
     clip, model = experiment.clip, experiment.model
     lengths = dict(zip(("rgb_size", "heatmap_size"), clip.sizes(train), strict=True))
     few = replace(experiment, clip=replace(clip, **lengths), optim=replace(experiment.optim, batch_size=CLIPS))
@@ -80,6 +80,6 @@ def calls_of(experiment: Experiment, train: bool, parts: tuple[FusedPart, ...] =
 
 
 def describe(call: Call) -> str:
-    """The numbers of a call on one line."""
+    """Describe a call by its fields, on one line."""
     values = {field.name: getattr(call, field.name) for field in fields(call)}
     return " ".join(f"{name}={value}" for name, value in values.items() if isinstance(value, int | float | str))

@@ -1,4 +1,4 @@
-"""1x1 convolutions that take statistics for the norm behind, most of them with a norm before, in training."""
+"""Calls of conv_bn in training: 1x1 convolutions that compute the statistics of the next norm, most after a norm."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ class ConvBnCall:
     width: int
     channels: int
     outputs: int
-    norms: int  # before: of all clips, of each clip, or none
+    norms: int  # rows of scale and shift of the previous norm: one, one for each clip, or 0 without a norm
     activation: str
-    behind: str  # norm, that with relu, or that with the shortcut and relu
-    left: bool  # what is behind is left to the compiler, not to residual_conv
+    behind: str  # what follows: "norm", "relu" for norm and relu, or "shortcut" for norm, shortcut and relu
+    left: bool  # whether the compiler, not residual_conv, computes what follows
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        """Results whose block's end a residual_conv makes are told by their shapes."""
+        """List the calls. Those whose block ends in a residual_conv are recognised by their shapes."""
         made = seen.calls["residual_conv"]
         ends = Counter(y.shape for y, *_ in made)
         shortcuts = Counter(shortcut.shape for *_, shortcut, _, shortcut_scale in made if shortcut_scale is not None)
@@ -46,7 +46,7 @@ class ConvBnCall:
 
     @property
     def beside(self) -> int:
-        """A norm: two forward; backward result and gradient are read, one written. A shortcut: one, a mask and one."""
+        """A norm reads and writes one tensor forward; backward it reads two and writes one. A shortcut adds three."""
         passes = 8 if self.behind == "shortcut" else 5
         return passes * self.left * self.clips * self.frames * self.height * self.width * self.outputs
 
@@ -54,7 +54,7 @@ class ConvBnCall:
         return replace(self, clips=1, frames=1, height=5, width=7, norms=min(self.norms, 1))
 
     def plain(self) -> None:
-        """Both norms, squeeze-excite's mean and gate, the convolution, the shortcut."""
+        """Run both norms, the mean and the gate of squeeze-excite, the convolution, and the shortcut."""
         leaves = x, weight, *affine = self._leaves("meta")
         size = self.clips * self.frames, self.outputs, self.height, self.width
         shortcut = torch.empty(size, dtype=torch.bfloat16, device="meta", requires_grad=True)
@@ -77,11 +77,11 @@ class ConvBnCall:
         torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
 
     def _leaves(self, device: str) -> list[Tensor]:
-        """x, weight, and scale and shift where there is a norm before."""
+        """Make x and weight, and scale and shift if there is a norm before."""
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
         weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)
-        if device == "meta":  # whose operators want one type
+        if device == "meta":  # operators need tensors of one type there
             weight = weight.bfloat16()
         affine = [torch.empty(self.norms, self.channels, device=device) for _ in range(2 * (self.norms > 0))]
         return [tensor.requires_grad_() for tensor in (x, weight, *affine)]

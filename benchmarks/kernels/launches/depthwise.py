@@ -1,4 +1,4 @@
-"""The depthwise convolution of every X3D block with the norm and the relu before it, in training."""
+"""Calls of depthwise in training: the depthwise convolution of every X3D block, with the norm and relu before it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,11 +21,11 @@ class DepthwiseCall:
     width: int
     channels: int
     stride: int
-    squeezed: bool  # behind, by a gate that takes the mean of each clip
+    squeezed: bool  # whether squeeze-excite follows, which reads the mean of each clip
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        """The gate is told by the scale of the convolution behind."""
+        """List the calls. Squeeze-excite is recognised by the scale of the next convolution."""
         behind = [scale for _, _, scale, _, activation in seen.calls["conv_bn"] if activation == "silu"]
         for (x, _, stride, _, _, activation, num_groups), gated in zip(seen.calls["depthwise"], behind, strict=True):
             assert (activation, num_groups) == ("relu", CLIPS)
@@ -39,7 +39,7 @@ class DepthwiseCall:
         return replace(self, clips=1, frames=1, height=self.height // 7, width=self.width // 7)
 
     def plain(self) -> None:
-        """With the norm before, not with the one behind."""
+        """Run the norm before the convolution, but not the one after it."""
         leaves = x, weight, scale, shift = self._leaves("meta")
         y = torch.batch_norm(x, scale, shift, None, None, True, 0.0, 1e-5, False).relu()
         result = F.conv2d(y, weight, None, self.stride, 1, groups=self.channels)
@@ -48,14 +48,14 @@ class DepthwiseCall:
     def run(self) -> None:
         leaves = x, weight, scale, shift = self._leaves("cpu")
         results = depthwise_conv(x, weight, self.stride, scale, shift, "relu", self.clips)
-        taken = results[: 3 + self.squeezed]
-        torch.autograd.grad(taken, leaves, [torch.empty_like(result) for result in taken])
+        outputs = results[: 3 + self.squeezed]
+        torch.autograd.grad(outputs, leaves, [torch.empty_like(output) for output in outputs])
 
     def _leaves(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
         weight = torch.empty(self.channels, 1, 3, 3, device=device)
-        if device == "meta":  # whose operators want one type
+        if device == "meta":  # operators need tensors of one type there
             weight = weight.bfloat16()
         scale, shift = (torch.empty(self.channels, device=device, requires_grad=True) for _ in range(2))
         return x, weight.requires_grad_(), scale, shift

@@ -1,4 +1,4 @@
-"""The heatmaps of a batch, as pipelines/loader.py asks for them."""
+"""The call that draws the heatmaps of a batch, as pipelines/loader.py makes it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class HeatmapCall:
         return replace(self, clips=1, frames=1)
 
     def plain(self) -> None:
-        """No operator of a network: the loader asks for it."""
+        """Do nothing, because the loader makes this call, and no operator of a network replaces it."""
 
     def run(self) -> None:
         joints = torch.rand(self.clips, self.frames, self.people, self.skeleton.num_joints, 3) * self.side

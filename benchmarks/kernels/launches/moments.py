@@ -1,4 +1,4 @@
-"""The statistics before a conv_bn that nothing else has taken: of a 3x3 convolution's result."""
+"""Calls of moments in training: the statistics of 3x3 convolutions, for the conv_bn that follows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,16 +26,16 @@ class MomentsCall:
 
     @property
     def beside(self) -> int:
-        """The gradient by way of the statistics is added to the convolution's: two read, one written."""
+        """The gradient through the statistics is added to that of the convolution, with two reads and one write."""
         return 3 * self.clips * self.frames * self.height * self.width * self.channels
 
     def toy(self) -> Self:
         return replace(self, clips=1, frames=1, height=5, width=7)
 
     def plain(self) -> None:
-        """Counted with the norm, in the convolution's call."""
+        """Do nothing, because the call of the convolution counts the norm."""
 
     def run(self) -> None:
-        """Forward alone: backward it launches nothing, and plain torch would compute on all the memory."""
+        """Run forward only. Backward launches no kernel, and would compute in plain torch on large tensors."""
         size = self.clips * self.frames, self.height, self.width, self.channels
         moments(torch.empty(size, dtype=torch.bfloat16).permute(0, 3, 1, 2))

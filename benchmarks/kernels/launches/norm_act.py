@@ -1,4 +1,4 @@
-"""A BatchNorm of a network in training, with the shortcut and the activation behind it."""
+"""Calls of norm_act in training: a BatchNorm with the shortcut and the activation that follow it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The end of a bottleneck in the first convolution of the next, in training."""
+"""Calls of residual_conv in training: the end of a bottleneck, and the first convolution of the next one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class ResidualConvCall:
     channels: int
     outputs: int
     taps: int
-    scaled: bool  # the shortcut
+    scaled: bool  # whether the shortcut has a scale
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
@@ -32,14 +32,14 @@ class ResidualConvCall:
 
     @property
     def beside(self) -> int:
-        """The norm behind and its relu: two forward; backward result and gradient are read, one is written."""
+        """The next norm and relu read and write one tensor forward; backward they read two and write one."""
         return 5 * self.clips * self.frames * self.height * self.width * self.outputs
 
     def toy(self) -> Self:
         return replace(self, clips=1, frames=min(self.frames, 3), height=3, width=7)
 
     def plain(self) -> None:
-        """The convolution and the norm behind; what ends the block is in its last convolution's call."""
+        """Run the convolution and the next norm. The call of the last convolution of a block counts its end."""
         x, weight, *_ = self._tensors("meta")
         leaves = weight, x = weight.bfloat16().requires_grad_(), x.requires_grad_()
         clips = x.permute(0, 2, 3, 1).unflatten(0, (self.clips, -1)).flatten(2, 3).permute(0, 3, 1, 2)
@@ -55,7 +55,7 @@ class ResidualConvCall:
         torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
 
     def _tensors(self, device: str) -> list[Tensor]:
-        """y, weight, scale, shift, shortcut and, if it has one, its scale."""
+        """Make y, weight, scale, shift, shortcut and, if it has one, the scale of the shortcut."""
         size = self.clips * self.frames, self.height, self.width, self.channels
         y, shortcut = (torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2) for _ in range(2))
         weight = torch.empty(self.outputs, self.channels, self.taps, 1, device=device)

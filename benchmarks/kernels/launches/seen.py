@@ -1,4 +1,4 @@
-"""What calls are found in."""
+"""Records the calls of kernels that a network makes on the meta device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from kernels.blocks import (
 )
 from trainer.config import Experiment
 
-CLIPS = 2  # of the batch that is run: what there is one of for each clip is told from what there is one of in all
+CLIPS = 2  # in the batch that is run: more than one, to distinguish tensors with a row per clip from those with one row
 CONTRACTS: dict[str, tuple[ModuleType, str]] = {
     "shift_conv": (shift_conv_reference, "shift_conv"),
     "depthwise": (depthwise_reference, "depthwise_conv"),
@@ -32,9 +32,9 @@ CONTRACTS: dict[str, tuple[ModuleType, str]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """A network that was run on CLIPS clips of the experiment, its sizes those of training or of validation.
+    """The calls of a network that was run on CLIPS clips of the experiment, with the sizes of training or validation.
 
-    `calls` are the arguments of a kernel's every call, in order; `clips` is the batch to ask for.
+    `calls` has the arguments of every call by kernel, in order. `clips` is the real number of clips in a batch.
     """
 
     experiment: Experiment
@@ -45,13 +45,13 @@ class Seen:
 
 @contextmanager
 def noted() -> Iterator[dict[str, list[tuple[Any, ...]]]]:
-    """Within, the lists take the arguments of every call that a fused network on the meta device makes of a kernel."""
+    """Inside this context, the arguments of every kernel that a fused network on the meta device calls are recorded."""
     calls: dict[str, list[tuple[Any, ...]]] = {name: [] for name in CONTRACTS}
-    kept = {name: getattr(module, function) for name, (module, function) in CONTRACTS.items()}
+    originals = {name: getattr(module, function) for name, (module, function) in CONTRACTS.items()}
 
     def note(name: str, *arguments: Any) -> Any:
         calls[name].append(arguments)
-        return kept[name](*arguments)
+        return originals[name](*arguments)
 
     try:
         for name, (module, function) in CONTRACTS.items():
@@ -59,10 +59,10 @@ def noted() -> Iterator[dict[str, list[tuple[Any, ...]]]]:
         yield calls
     finally:
         for name, (module, function) in CONTRACTS.items():
-            setattr(module, function, kept[name])
+            setattr(module, function, originals[name])
 
 
 def sizes(x: Tensor) -> dict[str, int]:
-    """Frames of a clip, height, width and channels of [F, C, H, W]."""
+    """Return the frames per clip, the height, the width and the channels of [F, C, H, W]."""
     count, channels, height, width = x.shape
     return {"frames": count // CLIPS, "height": height, "width": width, "channels": channels}

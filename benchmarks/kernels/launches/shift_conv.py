@@ -1,4 +1,4 @@
-"""The shift and first convolution of every X3D block, in training."""
+"""Calls of shift_conv in training: the shift and the first convolution of every X3D block."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class ShiftConvCall:
         return replace(self, clips=1, height=3, width=5)
 
     def plain(self) -> None:
-        """Without the norm behind, which another call reads through."""
+        """Run the shift and the convolution. The call of the next convolution counts the norm."""
         x, weight = self._leaves("meta")
         result = torch.conv2d(shift_frames(x, self.frames, self.fold), weight)
         torch.autograd.grad(result, (x, weight), torch.empty_like(result))
@@ -51,6 +51,6 @@ class ShiftConvCall:
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
         weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)
-        if device == "meta":  # whose operators want one type
+        if device == "meta":  # operators need tensors of one type there
             weight = weight.bfloat16()
         return x, weight.requires_grad_()

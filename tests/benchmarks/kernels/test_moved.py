@@ -49,7 +49,7 @@ def test_a_kernel_counted_by_hand():
 
 
 def test_fences_around_arguments():
-    with pytest.raises(InterpreterError, match="add: an argument ends before what is to be read"):
+    with pytest.raises(InterpreterError, match="add: an address to be read is after the end of its argument"):
         add(11)
 
 
