@@ -34,8 +34,8 @@ class Source:
 
     def rows_of(self, split: str | None) -> np.ndarray:
         """Rows of a split whose video is usable."""
-        rows = self.table.rows_of(split)
-        usable = rows[self.frames.rows_of(self.table)[rows] >= 0]
+        rows = self.table.rows_in_split(split)
+        usable = rows[self.frames.has_frames()[rows]]
         if not len(usable):
             raise AnnotationError(f"split {split} has no clip with a usable video; set data.split or data.videos")
         return usable

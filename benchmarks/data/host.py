@@ -26,7 +26,7 @@ def measure(target: Target) -> Iterator[Result]:
     plan = loader.plan(0, 0)
     rows = [(int(row), frames) for row, frames in zip(plan.row, plan.rgb_frames, strict=True)]
     pack = pack_of(source)
-    pack_rows = pack.rows_of(source.table)
+    pack_rows = pack.pack_rows(source.table)
 
     def read() -> None:
         for row, frames in rows:

@@ -34,7 +34,7 @@ class Pass:
 
 def loader_of(frames: PackFrames, config: ClipConfig, batch_size: int, num_batches: int) -> Loader:
     """A training loader whose epoch goes through the clips again and again until it has `num_batches`."""
-    rows = np.flatnonzero(frames.rows_of(frames.table) >= 0)
+    rows = np.flatnonzero(frames.has_frames())
     return Loader(
         **{"table": frames.table, "frames": frames, "rows": np.resize(rows, batch_size * num_batches)},
         **{"config": config, "coarse_map": (0,) * 60, "train": True, "batch_size": batch_size},

@@ -43,10 +43,10 @@ def test_split_and_annotations(tmp_path, protocol):
     assert table.joints.dtype == np.float16
     for row, source in enumerate(clips):
         np.testing.assert_array_equal(table.clip_joints(row), expected(source))
-    assert table.rows_of("xsub_train").tolist() == [3, 0]
-    assert table.rows_of(None).tolist() == [0, 1, 2, 3]
+    assert table.rows_in_split("xsub_train").tolist() == [3, 0]
+    assert table.rows_in_split(None).tolist() == [0, 1, 2, 3]
     with pytest.raises(AnnotationError, match=r"no split 'xview_val' here, only \['none', 'xsub_train', 'xsub_val'\]"):
-        table.rows_of("xview_val")
+        table.rows_in_split("xview_val")
 
 
 def test_plain_list(tmp_path):
@@ -61,12 +61,12 @@ def test_plain_list(tmp_path):
     assert (table.height[0], table.width[0]) == (1296, 1080)
     assert table.splits == {}
     with pytest.raises(AnnotationError, match="no split 'xsub_train' here, only a plain list; set data"):
-        table.rows_of("xsub_train")
+        table.rows_in_split("xsub_train")
 
 
 def test_filename_replaces_frame_dir(tmp_path):
     content = {"split": {"train": np.array(["b.mp4"])}, "annotations": [clip("a", filename="b.mp4")]}
-    assert table_of(tmp_path, content).rows_of("train").tolist() == [0]
+    assert table_of(tmp_path, content).rows_in_split("train").tolist() == [0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])

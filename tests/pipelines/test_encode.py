@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.prepare.encode import Crop, Encoded, Job, encode_clip, listed_length
+from pipelines.prepare.encode import Crop, EncodedClip, Job, encode_clip, standard_length
 from pipelines.videos.decode import VideoError
 
 COLOURS = np.array(
@@ -39,14 +39,14 @@ def job(video, folder, size, num_frames, **changes) -> Job:
     return Job(**values | changes)
 
 
-def pictures(encoded: Encoded, folder) -> list[np.ndarray]:
+def pictures(encoded: EncodedClip, folder) -> list[np.ndarray]:
     content = (folder / "clip.mov").read_bytes()
     starts = itertools.accumulate([encoded.first, *encoded.sizes])
     packets = [content[start : start + size] for start, size in zip(starts, encoded.sizes, strict=False)]
     return [np.asarray(Image.open(io.BytesIO(packet)).convert("RGB")) for packet in packets]
 
 
-def place(encoded: Encoded, box) -> np.ndarray:
+def place(encoded: EncodedClip, box) -> np.ndarray:
     """A box of video pixels in packed pixels."""
     region = np.array(encoded.region, float)
     return (np.array(box) - region[[0, 1, 0, 1]]) * np.tile(encoded.frame_size / (region[2:] - region[:2]), 2)
@@ -208,13 +208,13 @@ def test_crop_holds_its_region_at_the_promised_scale(corner, extent, side, video
         assert low <= region[axis] * to_video
         assert high >= region[axis + 2] * to_video
         assert low % 2 == high % 2 == 0
-        assert pixels == listed_length(pixels)
+        assert pixels == standard_length(pixels)
         scale = pixels / (high - low)
         assert min(1, box_pixels / (side * to_video)) - 1e-9 <= scale <= 1
 
 
 def test_frame_sides_form_a_short_list():
-    sides = {listed_length(length) for length in np.arange(1, 2048, 0.5)}
+    sides = {standard_length(length) for length in np.arange(1, 2048, 0.5)}
     assert sides == {*range(32, 513, 32), *range(576, 1025, 64), *range(1152, 2049, 128)}
 
 

@@ -118,7 +118,7 @@ def test_pixels_are_the_planned_box_resized(shared):
     """Against torch's bilinear sampling of the decoded packets, flipped clips included."""
     table, pack = shared
     work = loader(table, pack, config=replace(CONFIG, flip=0.5))
-    pack_rows = pack.rows_of(table)
+    pack_rows = pack.pack_rows(table)
     flips = set()
     for epoch in range(3):
         for step, batch in enumerate(work.epoch(epoch)):

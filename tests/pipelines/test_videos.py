@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.videos.find import Missing, find_videos, summary
+from pipelines.videos.find import MissingVideo, find_videos, summary
 
 
 def put(folder, *files):
@@ -42,7 +42,7 @@ def test_ambiguous_and_missing(tmp_path):
     clip, twice, missing = find_videos(tmp_path, ["clip", "twice", "clip.txt"])
     assert clip == f"2 videos could be meant: {tmp_path / 'train/clip.mp4'}, {tmp_path / 'val/clip.mp4'}"
     assert twice.startswith("2 videos could be meant")
-    assert all(isinstance(reason, Missing) for reason in (clip, twice, missing))
+    assert all(isinstance(reason, MissingVideo) for reason in (clip, twice, missing))
     assert missing == "there is no such video"
 
 
@@ -86,7 +86,7 @@ def test_links_that_leave_the_folder_are_refused(tmp_path, linked):
     link.symlink_to(target)
     other, clip = find_videos(folder, ["other", "clip"])
     assert other == str(folder / "other.mp4")
-    assert isinstance(clip, Missing)
+    assert isinstance(clip, MissingVideo)
     assert clip.startswith(f"there is no such video, but links that leave {folder} ({link}); set data.videos")
     (folder / "other.mp4").unlink()
     with pytest.raises(ValueError, match=r"holds nothing but links that leave it .*; set data.videos"):
@@ -110,7 +110,7 @@ def test_summary_counts_and_names_a_few():
     expected = "there is no such video: 5 (clip0, clip1, clip2, ...); several videos could be meant: 1 (x)"
     assert summary(reasons) == expected
     many = [(f"clip{n}", f"reason {n // 2}") for n in range(10)]
-    assert summary(many, most=2) == "reason 0: 2 (clip0, clip1); reason 1: 2 (clip2, clip3); 6 for other reasons"
+    assert summary(many, limit=2) == "reason 0: 2 (clip0, clip1); reason 1: 2 (clip2, clip3); 6 for other reasons"
 
 
 def test_wrong_folder_is_one_sentence(tmp_path):

@@ -88,7 +88,7 @@ def score(experiment: Experiment, network: nn.Module, ranks: Ranks, num_clips: i
     views = []
     with Progress(console, "scoring", num_clips * loader.num_batches * loader.batch_size) as progress:
         for clip in range(num_clips):
-            view = replace(loader, clip=clip, num_clips=num_clips)
+            view = replace(loader, sample=clip, num_samples=num_clips)
             views.append(score_clips(forward, view, precision, lambda: progress.advance(loader.batch_size)))
     scores = mean_of(views)
     return scores, [str(loader.table.names[row]) for row in scores.index.tolist()]
