@@ -74,8 +74,8 @@ def plan_train(table: ClipTable, rows: np.ndarray, config: ClipConfig, seed: int
     numbers = uniforms(seed, epoch, rows, 1 + CROP_DRAWS + rgb_draws + pose_draws)
     flip, crop, rgb_numbers, pose_numbers = np.split(numbers, np.cumsum([1, CROP_DRAWS, rgb_draws]), axis=1)
     total = table.total_frames[rows].astype(np.int64)
-    pose = train_frames(total, config.pose_frames, pose_numbers)
-    rgb = aligned_rgb_frames(pose, config) if config.aligned else train_frames(total, config.rgb_frames, rgb_numbers)
+    pose = random_frames(total, config.pose_frames, pose_numbers)
+    rgb = aligned_rgb_frames(pose, config) if config.aligned else random_frames(total, config.rgb_frames, rgb_numbers)
     box = _compact_boxes(table, rows, pose).astype(np.float64)
     if config.crop:
         box = crops_within(box, random_crops(RESIZED, crop))
@@ -174,7 +174,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def train_frames(total: np.ndarray, count: int, numbers: np.ndarray) -> np.ndarray:
+def random_frames(total: np.ndarray, count: int, numbers: np.ndarray) -> np.ndarray:
     """Sample `count` frames of each of N clips as in published training: [N, count] int64.
 
     total: [N] frames of each clip. numbers: [N, count + 1] uniform random numbers.

@@ -39,7 +39,7 @@ def main(
     usable = [clip for clip in clips if isinstance(clip, dict)]
     empty = sum(not clip["keypoint_score"].any() for clip in usable)
     counts = ", ".join(f"{len(members)} in {name}" for name, members in splits.items())
-    print(f"{out}: {counts}, {max(label_table.labels) + 1} classes, {empty} clips without a person")
+    print(f"{out}: {counts}, {max(label_table.labels) + 1} classes; clips without a person: {empty}")
     for reason in clips:
         if isinstance(reason, str):
             print(f"left out: {reason}")

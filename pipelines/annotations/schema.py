@@ -65,14 +65,14 @@ def split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> 
     unknown = [name for name in names if name not in row_of]
     if unknown:
         raise AnnotationError(
-            f"split '{split}' of {path} lists {len(unknown)} clips that have no annotation in the file, such as "
-            f"{unknown[0]}; remove them from the split, or get the published file again"
+            f"split '{split}' of {path} lists clips that have no annotation in the file ({len(unknown)} in all, the "
+            f"first is {unknown[0]}); remove them from the split, or get the published file again"
         )
     duplicates = [name for name, count in collections.Counter(names).items() if count > 1]
     if duplicates:
         raise AnnotationError(
-            f"split '{split}' of {path} lists {len(duplicates)} clips twice, such as {duplicates[0]}; remove the "
-            "duplicates"
+            f"split '{split}' of {path} lists clips twice ({len(duplicates)} in all, the first is {duplicates[0]}); "
+            "remove the duplicates"
         )
     return [row_of[name] for name in names]
 

@@ -141,7 +141,7 @@ def _build(path: Path, folder: Path) -> None:
     if len(row_of) != len(clips):
         duplicates = [name for name, count in collections.Counter(columns["names"].tolist()).items() if count > 1]
         raise AnnotationError(
-            f"{path} lists {len(duplicates)} clips twice, such as {duplicates[0]}; remove the duplicates"
+            f"{path} lists clips twice ({len(duplicates)} in all, the first is {duplicates[0]}); remove the duplicates"
         )
     rows = {str(name): split_rows(path, str(name), members, row_of) for name, members in splits.items()}
     temporary = folder.with_name(f"{folder.name}.tmp")

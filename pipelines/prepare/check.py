@@ -67,4 +67,4 @@ def _fault(pack: Pack, row: int) -> str:
     if not damaged:
         return ""
     frames = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-    return f"{len(damaged)} of {count} frames are damaged ({frames})"
+    return f"damaged frames: {len(damaged)} of {count} ({frames})"

@@ -213,7 +213,8 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
     names = {(str(table.names[row]), frame) for row, frame in damaged.items()}
     assert frames.damaged == names
     assert sorted(said) == sorted(
-        f"{name}: frame {frame} of its pack is damaged, its nearest good frame takes its place" for name, frame in names
+        f"{name}: frame {frame} in the pack is damaged, so the nearest good frame is used instead"
+        for name, frame in names
     )
 
 

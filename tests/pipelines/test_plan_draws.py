@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.plan import CROP_DRAWS, random_crops, train_frames, uniforms
+from pipelines.plan import CROP_DRAWS, random_crops, random_frames, uniforms
 from tests.pipelines.oracles import random_crop, train_frames
 
 N = 4000
@@ -34,7 +34,7 @@ def test_numbers_are_even_and_do_not_know_their_neighbours():
 
 @pytest.mark.parametrize("total", [1, 5, 8, 9, 12, 15, 16, 17, 40])
 def test_frames_are_distributed_as_published(total):
-    ours = train_frames(np.full(N, total), 8, uniforms(1, 0, ROWS, 9))
+    ours = random_frames(np.full(N, total), 8, uniforms(1, 0, ROWS, 9))
     rng = np.random.RandomState(0)
     theirs = np.stack([train_frames(total, 8, rng) for _ in range(N)])
     assert ours.shape == theirs.shape
