@@ -1,7 +1,7 @@
-"""What every program of Duet shares: users' mistakes, told in one sentence, and a look at the installation.
+"""What all command-line programs of Duet share: UserError, the exit codes, and checks of the installation.
 
-This file lies in kernels because every package may import from there. It needs nothing but Python's own library, so
-that a program can say which package is missing.
+The file is in kernels because every package may import from there. It imports the standard library only, so that a
+program can still start and report which package is missing.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from typing import NoReturn
 
 PACKAGES = ("kernels", "pipelines", "models", "trainer")
 OLDEST_TORCH = (2, 11)
-# What a program imports -> what pip calls it. setup.py lists the same, and a test compares them.
+# Name in an import statement -> name for pip. setup.py lists the same packages, and a test compares the two lists.
 REQUIREMENTS = {
     "torch": "torch",
     "numpy": "numpy",
@@ -32,36 +32,38 @@ REQUIREMENTS = {
     "nvtx": "nvtx",
     "nvidia.dali": "nvidia-dali-cuda130",
 }
-# What a disk or its owner refuses; the sentence names the file.
+# Errors that the user can mend: disk full or over quota, read-only, no permission, failing hardware.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # linux/prctl.h
-NARROWEST = 40  # columns; in five tyro lays its help out for ever, and takes all memory
+NARROWEST = 40  # columns; on a terminal of five, tyro never finishes laying out its help and fills the memory
 
 
 class UserError(ValueError):
-    """A mistake of the user: wrong input, or a machine that lacks something. Its text is one sentence with a way out.
+    """Wrong input, or something missing on this machine. The text is one sentence that also says what to do about it.
 
-    Every program prints it and ends with exit code 2. Any other exception is a bug of ours and ends in a traceback.
+    Every program prints the sentence and ends with exit code 2. Any other exception is a bug in Duet and ends in a
+    traceback.
     """
 
 
 def run_program(
-    main: Callable[[], int | None], interrupted: str = "interrupted", needs: Iterable[str] = tuple(REQUIREMENTS)
+    main: Callable[[], int | None], interrupt_message: str = "interrupted", needs: Iterable[str] = tuple(REQUIREMENTS)
 ) -> NoReturn:
-    """Run a program's `main`, which needs these packages, and end the process with its exit code (None counts as 0).
+    """Run the program `main` and end the process with the exit code that it returns (None counts as 0).
 
-    `main` imports what the program needs only when it is called, behind the checks of the installation.
+    `needs` lists the modules that the program imports. `main` must import them inside its body, because the
+    installation is checked just before `main` is called.
     """
-    sys.exit(exit_code(main, interrupted, needs))
+    sys.exit(exit_code(main, interrupt_message, needs))
 
 
 def exit_code(
-    main: Callable[[], int | None], interrupted: str = "interrupted", needs: Iterable[str] = tuple(REQUIREMENTS)
+    main: Callable[[], int | None], interrupt_message: str = "interrupted", needs: Iterable[str] = tuple(REQUIREMENTS)
 ) -> int:
-    """Run `main` and return the exit code of the program.
+    """Check the installation, run `main`, and return the program's exit code.
 
-    A UserError is told in one sentence on stderr, with exit code 2, and so is a full or read-only disk. Ctrl-C prints
-    `interrupted`, with exit code 130.
+    A UserError is printed to stderr as one sentence and gives exit code 2; so does a disk that is full or read-only.
+    Ctrl-C prints `interrupt_message` and gives exit code 130.
     """
     if shutil.get_terminal_size().columns < NARROWEST:
         os.environ["COLUMNS"] = str(NARROWEST)
@@ -71,7 +73,7 @@ def exit_code(
         check_torch()
         return main() or 0
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        print(interrupt_message, file=sys.stderr)
         return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -80,12 +82,18 @@ def exit_code(
         if error.errno not in DISK_ERRORS:
             raise
         name = error.filename or "a file"
-        print(f"error: {name}: {error.strerror}; free some space there, or name another place", file=sys.stderr)
+        print(
+            f"error: {name}: {error.strerror}; check its space and permissions, or choose another place",
+            file=sys.stderr,
+        )
         return 2
 
 
 def check_origin() -> None:
-    """Raise UserError unless all four packages come from one folder: their names are common, others use them too."""
+    """Raise UserError unless all four packages come from this checkout.
+
+    Their names are so common that another installed project may use them as well.
+    """
     root = Path(__file__).resolve().parents[1]
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -93,39 +101,39 @@ def check_origin() -> None:
         if folder != root:
             raise UserError(
                 f"the package '{name}' would come from {folder}, not from {root}: run from the root of the checkout, "
-                "in an environment of its own"
+                "in an environment made for Duet alone"
             )
 
 
 def check_packages(needs: Iterable[str] = tuple(REQUIREMENTS)) -> None:
-    """Raise UserError where this Python lacks one of the packages `needs` (as they are imported)."""
+    """Raise UserError if one of the modules `needs` is not installed for this Python."""
     missing = [REQUIREMENTS[name] for name in needs if not is_installed(name)]
     if not missing:
         return
     environment = Path(__file__).resolve().parents[1] / ".venv"
     if environment.exists() and Path(sys.prefix).resolve() != environment.resolve():
-        way_out = f"activate the environment that `make` made: . {environment}/bin/activate"
+        advice = f"activate the environment that `make` created: . {environment}/bin/activate"
     else:
-        way_out = "run `make install` in the checkout, or: pip install -e '.[cu13]' -c constraints.txt"
-    raise UserError(f"this Python ({sys.executable}) has no {', '.join(missing)}: {way_out}")
+        advice = "run `make install` in the checkout, or: pip install -e '.[cu13]' -c constraints.txt"
+    raise UserError(f"this Python ({sys.executable}) has no {', '.join(missing)}: {advice}")
 
 
 def is_installed(name: str) -> bool:
-    """Whether a module can be imported, as far as a look for its file tells."""
+    """Whether a file for the module exists. The module itself is not imported, so it may still fail to load."""
     try:
         return importlib.util.find_spec(name) is not None
-    except ImportError:  # the package around it is missing
+    except ImportError:  # the parent package is missing
         return False
 
 
 def check_torch(version: str | None = None) -> None:
-    """Raise UserError for a torch older than 2.11, with the reason."""
+    """Raise UserError if torch (by default the installed one) is older than 2.11; the text gives the reason."""
     version = version or importlib.metadata.version("torch")
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) >= OLDEST_TORCH:
         return
     reason = "its conv3d is broken under bf16 (pytorch issue 166122)" if (major, minor) == (2, 9) else "it is too old"
-    raise UserError(f"torch {version} is refused: {reason}; install torch 2.11 or later, 2.13.0 is what we test")
+    raise UserError(f"torch {version} cannot be used: {reason}; install 2.11 or later (Duet is tested with 2.13.0)")
 
 
 def die_with_parent() -> None:

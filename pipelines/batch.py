@@ -1,4 +1,4 @@
-"""Batch: what pipelines hand to the trainer."""
+"""Batch: the tensors that the pipelines pass to the trainer at each step."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,11 @@ from torch import Tensor
 class Batch:
     """N clips on the device.
 
-    rgb [N, T, H, W, 3] uint8; heatmap [N, T', C, H', W'] viewed over channels-last memory; label, coarse_label and
-    index [N] int64 (index: row of the annotation table); valid [N] bool, False for the padding of a last batch.
+    rgb: [N, T, H, W, 3] uint8.
+    heatmap: [N, T', C, H', W'], a view of channels-last memory.
+    label, coarse_label: [N] int64.
+    index: [N] int64, the row of each clip in the annotation table.
+    valid: [N] bool. In evaluation, False marks the copies that fill up the last batch.
     """
 
     rgb: Tensor

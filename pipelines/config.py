@@ -1,4 +1,7 @@
-"""What a network is shown: which clips, how many frames, how large. Values live in trainer/experiments.py."""
+"""Settings of the data: which clips a network sees, how many frames of each, and at which size.
+
+The values of each experiment are in trainer/experiments.py.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,10 +14,11 @@ from pipelines.skeleton import Skeleton
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where the data lies. `split` names the pair '<split>_train' and '<split>_val' of the annotation file.
+    """Where the data are, and which classes they have.
 
-    Data sets with one file a split (MA-52) set `val_annotations` and leave `split` None. `coarse_map` gives each fine
-    class its coarse one. With `demo` the data are generated where they are missing.
+    `split` stands for the two splits '<split>_train' and '<split>_val' of the annotation file. A data set with one
+    annotation file per split (MA-52) sets `val_annotations` instead and leaves `split` None. `coarse_map` lists the
+    coarse class of each fine class. If `demo` is set, missing data are generated.
     """
 
     annotations: str
@@ -26,9 +30,9 @@ class DataConfig:
     split: str | None = None
     packs: str = "data/packs"
     cache: str = "data/cache"
-    source: Literal["packs", "video"] = "packs"  # video: whole files on the GPU's decoder at every step, no packs
-    balance: Share = 0.0  # of classes in an epoch: 0 takes each clip once, 1 every class equally often
-    max_bad: Share = 0.01  # share of videos that may be unusable
+    source: Literal["packs", "video"] = "packs"  # video: decode the videos on the GPU at every step, without packs
+    balance: Share = 0.0  # 0: each clip once per epoch; 1: each class equally often; values between are possible
+    max_bad: Share = 0.01  # share of clips that may lack a usable video; above it, preparing the data fails
     demo: DemoConfig | None = None
 
     def __post_init__(self) -> None:
@@ -45,7 +49,10 @@ Pixels = Annotated[int, Range(1, 8192)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConfig:
-    """The sample of a clip: frames of both streams, sizes in pixels for training and validation, heatmap width."""
+    """What a network sees of a clip: frames of both streams, sizes in pixels (`_val`: in validation), and the heatmaps.
+
+    sigma: standard deviation of a heatmap's Gaussians, in heatmap pixels.
+    """
 
     skeleton: Skeleton
     rgb_frames: Count
@@ -55,11 +62,12 @@ class ClipConfig:
     heatmap_size: Pixels = 56
     heatmap_size_val: Pixels = 64
     sigma: Annotated[float, Range(1e-3, 1e9)] = 0.6
-    limbs: bool = False
-    flip: Share = 0.5  # share of training clips that are mirrored
-    crop: bool = True  # random resized crop in training; else the whole box
-    aligned: bool = False  # RGB frames are pose frames; else both streams sample a clip on their own
-    # Packs keep this many pixels of the smallest box that sampling asks for, at this JPEG quality (2 best, 31 worst).
+    limbs: bool = False  # add one heatmap channel per limb
+    flip: Share = 0.5  # probability that a training clip is mirrored
+    crop: bool = True  # True: random crop of the box in training; False: the whole box
+    aligned: bool = False  # True: RGB frames are every n-th pose frame; False: both streams sample on their own
+    # Packs store frames at a scale that leaves the smallest box that sampling can ask for this many pixels a side (if
+    # the video has as many), at this JPEG quality (2 is best, 31 worst).
     box_pixels: Pixels = 256
     quality: Annotated[int, Range(2, 31)] = 3
 
@@ -72,9 +80,9 @@ class ClipConfig:
             )
 
     def num_channels(self) -> int:
-        """Heatmap channels: one a joint, and one a limb where limbs are drawn."""
+        """Number of heatmap channels: one per joint and, with `limbs`, one per limb."""
         return self.skeleton.num_joints + len(self.skeleton.limbs) * self.limbs
 
     def sizes(self, train: bool) -> tuple[int, int]:
-        """(frame side, heatmap side) in pixels."""
+        """Side of the RGB frames and side of the heatmaps in pixels, for training or for validation."""
         return (self.rgb_size, self.heatmap_size) if train else (self.rgb_size_val, self.heatmap_size_val)

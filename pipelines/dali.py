@@ -1,9 +1,7 @@
-"""The DALI graph of clip packs: JPEG packets and regions in, frames of one size out.
+"""The DALI graph for clip packs: JPEG packets and regions go in, frames of one size come out.
 
-Only this file and videos/dali.py import DALI.
-
-One code path for both devices: `fn.decoders.image` decodes on the GPU's JPEG engine (`mixed`) or by libjpeg-turbo
-(`cpu`). What DALI can and cannot do: docs/sources.md, "DALI".
+Only this file and videos/dali.py import DALI. The same graph serves both devices: `fn.decoders.image` uses the JPEG
+engine of a GPU (`mixed`) or libjpeg-turbo (`cpu`). docs/sources.md, "DALI", says what DALI can and cannot do.
 """
 
 from collections.abc import Callable
@@ -12,12 +10,16 @@ import numpy as np
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
 
-# One step of the source: packets [N*T] of uint8, regions' starts and ends [N*T, 2] as (y, x) in packet pixels.
+# The input of one step: N*T JPEG packets, and where the region of each starts and ends, both [N*T, 2] float32 (y, x) in
+# pixels of the packet's image.
 Step = tuple[list[np.ndarray], np.ndarray, np.ndarray]
 
 
-def mirrored(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends [N, 2] (y, x) of boxes [N, 4]; a mirrored clip is a region whose x ends are swapped."""
+def resize_regions(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The starts and ends, [N, 2] float32 (y, x), that tell DALI's resize to show the boxes [N, 4].
+
+    Where `flip` [N] is True, the start and end in x are swapped, which mirrors the image.
+    """
     left, top, right, bottom = box.T
     start = np.stack([top, np.where(flip, right, left)], axis=1)
     end = np.stack([bottom, np.where(flip, left, right)], axis=1)
@@ -25,9 +27,10 @@ def mirrored(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 class FrameDecoder:
-    """Decodes and resizes `num_images` packets a step, `prefetch` steps ahead of `next`.
+    """Decodes and resizes `num_images` packets per step, working up to `prefetch` steps ahead of `next`.
 
-    `source(step)` is called from step 0 on and raises StopIteration after the last. It runs on a DALI thread.
+    `source(step)` returns the input of a step, counted from 0, and raises StopIteration after the last step. It is
+    called by `next`, in the same thread, for steps that are still to come.
     """
 
     def __init__(
@@ -55,29 +58,30 @@ class FrameDecoder:
         self.pipeline.build()
 
     def next(self) -> torch.Tensor:
-        """Frames of the next step: uint8 [N*T, size, size, 3] in DALI's own memory, not copied."""
+        """Return the frames of the next step, uint8 [N*T, size, size, 3]. The tensor shares DALI's memory."""
         (frames,) = self.pipeline.run()
         return torch.from_dlpack(frames.as_tensor())
 
 
-@pipeline_def(exec_dynamic=True)  # survives a failed batch; the older executor does not
+@pipeline_def(exec_dynamic=True)  # unlike the older executor, this one can go on after a batch that failed
 def _graph(source, size: int, decoder: str, hw_decoder_load: float):
     packets, start, end = fn.external_source(
         source=source,
         num_outputs=3,
-        batch=True,  # a per-sample source would drop the last partial batch
+        batch=True,  # a source of single samples would lose a last batch that is not full
         batch_info=True,
         dtype=[types.UINT8, types.FLOAT, types.FLOAT],
         ndim=[1, 1, 1],
     )
-    # Fancy upsampling makes both decoders agree.
+    # Only with fancy upsampling do both decoders return the same pixels.
     options = {"device": decoder, "output_type": types.RGB, "jpeg_fancy_upsampling": True}
     if decoder == "mixed":
         frames = fn.decoders.image(packets, hw_decoder_load=hw_decoder_load, **options)
     else:
-        # libjpeg-turbo leaves out what no region reaches, a third of its time; the GPU's engine would not be used.
-        first, end_of_part = _part(packets, start, end)
-        frames = fn.decoders.image_slice(packets, start=first, end=end_of_part, axes=(0, 1), **options)
+        # Decoding only the part that the region needs saves libjpeg-turbo a third of its time. On a GPU, image_slice
+        # would bypass the JPEG engine.
+        first, past_last = _part(packets, start, end)
+        frames = fn.decoders.image_slice(packets, start=first, end=past_last, axes=(0, 1), **options)
         start, end = start - first, end - first
     return fn.resize(
         frames,
@@ -90,7 +94,7 @@ def _graph(source, size: int, decoder: str, hw_decoder_load: float):
 
 
 def _part(packets, start, end):
-    """The first pixel (y, x) of a packet that interpolation within a region reads, and the one past the last."""
+    """The part of an image that interpolation inside the region reads: its first pixel (y, x), and where it ends."""
     shape = fn.peek_image_shape(packets)[:2]
     first = math.clamp(math.floor(math.min(start, end)) - 1, 0, shape - 1)
     last = math.clamp(math.ceil(math.max(start, end)) + 1, first + 1, shape)

@@ -1,4 +1,4 @@
-"""What a loader asks of the place where its RGB frames come from: clip packs, or the videos themselves."""
+"""The interface between a loader and the source of its RGB frames: a clip pack, or the videos themselves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,13 +7,15 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from pipelines.annotations.table import ClipTable
 from pipelines.plan import ClipPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
-    """How batches are decoded: clips a batch, frames a clip, side of a frame in pixels, DALI's threads and prefetch."""
+    """How to decode batches: clips per batch, frames per clip, the side of a frame in pixels, and options for DALI.
+
+    threads: CPU threads of DALI. prefetch: batches that are decoded in advance. say: shows a message to the user.
+    """
 
     num_clips: int
     num_frames: int
@@ -26,17 +28,20 @@ class Decoding:
 
 class Decoder(Protocol):
     def next(self) -> torch.Tensor:
-        """Frames of the next batch: uint8 [N*T, size, size, 3]."""
+        """Return the frames of the next batch, uint8 [N*T, size, size, 3]."""
         ...
 
 
 class FrameSource(Protocol):
-    """Frames of a table's clips."""
+    """Reads the RGB frames of the clips in one annotation table."""
 
-    def rows_of(self, table: ClipTable) -> np.ndarray:
-        """[len(table)] int64: -1 for a clip that has no frames."""
+    def has_frames(self) -> np.ndarray:
+        """For each row of the table, whether the frames of its clip can be read: [rows] bool."""
         ...
 
     def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> Decoder:
-        """Frames of the plans from `plans(0)` on, until it raises StopIteration; it is asked ahead of time."""
+        """Return a decoder for the frames of plans(0), plans(1), ..., until `plans` raises StopIteration.
+
+        `plans` is called some batches before their frames are asked for.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Boxes: where a sample looks, what a pack must hold, how joints land on the heatmap. Pure functions of pixels.
+"""Boxes around the joints: the part of the image that a sample shows, and the part that a pack has to store.
 
 A box is (left, top, right, bottom) in pixels of the annotation. Source: MMCompact and RandomResizedCrop of MMAction2
 (docs/sources.md, "Crop around the poses").
@@ -9,17 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESIZED = 256  # training crops are drawn on the compacted image resized to this many pixels
+RESIZED = 256  # pixels; side of the square to which published code resizes the box before it draws a random crop
 CROP_AREA = (0.56, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompactRule:
-    """MMCompact's settings; the defaults are those of every published RGB + pose recipe.
+    """Settings of MMCompact. All published RGB + pose recipes use the defaults.
 
-    padding: share of the extent added around the joints; threshold: least extent of a person in pixels; ratio: least
-    height / width, and the bound of its inverse (None keeps the joints' own shape); pad: the box may leave the image.
+    padding: the share by which the box is larger than the joints' extent.
+    threshold: if the joints extend over fewer pixels than this on either axis, the whole image is used instead.
+    ratio: the smallest allowed height / width, and the largest; None keeps the shape of the joints' extent.
+    pad: whether the box may extend beyond the image.
     """
 
     padding: float = 0.25
@@ -32,10 +34,11 @@ COMPACT = CompactRule()
 
 
 def compact_box(joints: np.ndarray, height: int, width: int, rule: CompactRule = COMPACT) -> tuple[int, int, int, int]:
-    """The square box around all joints of a sample, a quarter larger, as published; it may leave the image.
+    """The published box around all joints of a sample: a square, a quarter larger than the joints' extent.
 
-    joints [..., >=2] (x, y, ...); a coordinate of exactly 0 or NaN is missing. Without a person of at least 10 px the
-    whole frame is returned.
+    joints: [..., >=2] (x, y, ...); a coordinate of exactly 0 or NaN is missing. height, width: of the image in pixels.
+    The box may extend beyond the image. If the joints extend over less than 10 pixels in x or in y, it
+    is the whole image.
     """
     spans = np.array([[_span(joints[..., axis]) for axis in (0, 1)]], np.float32)
     (box,) = compact_boxes(spans[..., 0], spans[..., 1], np.array([height]), np.array([width]), rule)
@@ -45,8 +48,11 @@ def compact_box(joints: np.ndarray, height: int, width: int, rule: CompactRule =
 def compact_boxes(
     low: np.ndarray, high: np.ndarray, height: np.ndarray, width: np.ndarray, rule: CompactRule = COMPACT
 ) -> np.ndarray:
-    """`compact_box` of N samples whose joints lie between `low` and `high` [N, 2] float32 (x, y): [N, 4] int64."""
-    # Sums in float32 and the rest in double, as NumPy 1 evaluated the published lines.
+    """`compact_box` for N samples at once: [N, 4] int64.
+
+    low, high: [N, 2] float32, the smallest and largest (x, y) of each sample's joints. height, width: [N].
+    """
+    # Sums and differences in float32, the rest in float64: this is how NumPy 1 evaluated the published lines.
     half = (high - low).astype(np.float64) / 2 * (1 + rule.padding)
     center = (low + high).astype(np.float64) / 2
     if rule.ratio is not None:
@@ -56,30 +62,38 @@ def compact_boxes(
     box = np.concatenate([center - half, center + half], axis=1).astype(np.int64)  # truncates toward zero
     if not rule.pad:
         box = np.concatenate([np.maximum(box[:, :2], 0), np.minimum(box[:, 2:], image[:, 2:])], axis=1)
-    seen = np.all(high - low >= rule.threshold, axis=1)
-    return np.where(seen[:, None], box, image)
+    has_person = np.all(high - low >= rule.threshold, axis=1)
+    return np.where(has_person[:, None], box, image)
 
 
 def _span(coordinates: np.ndarray) -> tuple[np.float32, np.float32]:
-    seen = np.asarray(coordinates, np.float32)
-    seen = seen[(seen != 0) & ~np.isnan(seen)]
-    if not seen.size:
+    present = np.asarray(coordinates, np.float32)
+    present = present[(present != 0) & ~np.isnan(present)]
+    if not present.size:
         return np.float32(0), np.float32(0)
-    return seen.min(), seen.max()
+    return present.min(), present.max()
 
 
 def crops_within(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
-    """The parts of `boxes` [..., 4] that `crops` (in pixels of a box resized to 256) select, in annotation pixels."""
+    """The part of each box that a random crop selects, [..., 4] in pixels of the annotation.
+
+    boxes: [..., 4] in pixels of the annotation. crops: [..., 4] in pixels of the box resized to 256 x 256.
+    """
     corner, size = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
     return np.concatenate([corner, corner], axis=-1) + crops * np.concatenate([size, size], axis=-1) / RESIZED
 
 
 def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tuple[tuple[int, int, int, int], float]:
-    """The region that holds every box that sampling `count` pose frames can ask for, and the smallest such box's side.
+    """The region of the image that a pack must store, and the side of the smallest box that a sample can ask for.
 
-    joints [M, T, V, >=2] of the whole clip. A box of width W and height H around any of its frames reaches at most
-    max(W/8, 5H/8) left and right of the joints, and max(H/8, 5W/8) above and below. When some sample may see no person,
-    the whole frame belongs to the region. Returns (left, top, right, bottom), side in pixels.
+    The region contains the box of every possible sample of `count` pose frames.
+
+    joints: [M, T, V, >=2] (x, y, ...) of the whole clip. height, width: of the image in pixels.
+    Returns (left, top, right, bottom) of the region, and the side, all in pixels.
+
+    If the joints of the clip extend over W x H pixels, no box reaches further than max(W/8, 5H/8) to the left and right
+    of them, or max(H/8, 5W/8) above and below. If some sample could be without a person, its box is the whole image, so
+    the region then includes the image.
     """
     (left, right), (top, bottom) = (_span(joints[..., axis]) for axis in (0, 1))
     wide, high = float(right - left), float(bottom - top)
@@ -101,10 +115,14 @@ def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tupl
 
 
 def _least_span(coordinates: np.ndarray, count: int) -> float:
-    """A lower bound of the joints' extent on one axis over every sample of `count` frames: [M, T, V] -> pixels.
+    """A lower bound, in pixels, for the extent on one axis of the joints in any sample of `count` frames.
 
-    A sample holds at least one frame of each span (of each pair of neighbours while total < 2 * count, all frames
-    when total <= count), so the widest of the spans' narrowest frames is always exceeded.
+    coordinates: [M, T, V] x or y of the joints.
+
+    Sampling takes one frame of each of `count` spans of the clip. (A clip of fewer than 2 * count frames loses single
+    frames only, so one of each two neighbours is taken; one of at most `count` frames is taken whole.) Whichever frame
+    of a span is taken, it is at least as wide as the narrowest one in that span. The bound is the largest of these
+    minima over all spans.
     """
     total = coordinates.shape[1]
     per_frame = np.array([high - low for low, high in (_span(coordinates[:, t]) for t in range(total))])

@@ -1,6 +1,6 @@
-"""From plans to batches: the planned frames are decoded ahead of time, the heatmaps drawn on the device.
+"""The loader turns plans into batches: it decodes the planned frames in advance and draws heatmaps on the device.
 
-No worker processes and no state: an epoch can be entered at any batch.
+It has no worker processes and keeps no state between batches, so an epoch can start at any batch.
 """
 
 import os
@@ -22,11 +22,14 @@ from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_tr
 
 @dataclass
 class Loader:
-    """Batches of one split on one rank.
+    """Batches of one split for one rank.
 
-    `rows` are the table's rows to use, the same on every rank; `batch_size` is global. Training batches come in the
-    epoch's order, the last one filled up from its start; evaluation batches come in table order, the last one padded
-    with its last clip and marked by `Batch.valid`.
+    rows: the rows of the table that belong to the split, the same array on every rank.
+    batch_size: clips in a batch of all ranks together.
+
+    Training shuffles the rows anew for each epoch, and fills up the last batch with the epoch's first clips. Evaluation
+    keeps the order of `rows`, and fills up the last batch with copies of the last clip, for which `Batch.valid` is
+    False.
     """
 
     table: ClipTable
@@ -41,17 +44,17 @@ class Loader:
     world_size: int = 1
     seed: int = 0
     balance: float = 0.0  # see epoch_order
-    clip: int = 0  # in evaluation: sample `clip` of `num_clips`
-    num_clips: int = 1
+    sample: int = 0  # evaluation takes sample number `sample` of the `num_samples` test samples of each clip
+    num_samples: int = 1
     prefetch: int = 2
     threads: int = field(default_factory=lambda: max(1, min(8, len(os.sched_getaffinity(0)) - 1)))
     say: Callable[[str], None] = print
-    _ordered: tuple[int, np.ndarray] | None = field(default=None, init=False)  # the last epoch and its rows in order
+    _epoch_rows: tuple[int, np.ndarray] | None = field(default=None, init=False)  # (epoch, its rows in order)
 
     def __post_init__(self) -> None:
         if self.batch_size % self.world_size:
             raise UserError(
-                f"the global batch of {self.batch_size} clips does not divide over {self.world_size} ranks; "
+                f"the global batch of {self.batch_size} clips cannot be divided evenly among {self.world_size} ranks; "
                 f"set optim.batch_size to a multiple of {self.world_size}"
             )
         self.coarse = torch.tensor(self.coarse_map, device=self.device)
@@ -62,16 +65,16 @@ class Loader:
         return -(-len(self.rows) // self.batch_size)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from batch `first` on."""
-        plans: dict[int, ClipPlan] = {}  # the source runs ahead of the batches; a plan waits here in between
+        """Yield the batches of an epoch, starting with batch number `first`."""
+        plans: dict[int, ClipPlan] = {}  # plans whose frames are being decoded, until their batch is due
 
-        def ahead(step: int) -> ClipPlan:
+        def next_plan(step: int) -> ClipPlan:
             if first + step >= self.num_batches:
                 raise StopIteration
             plans[step] = self.plan(epoch, first + step)
             return plans[step]
 
-        decoder = self.frames.decode(ahead, self.decoding())
+        decoder = self.frames.decode(next_plan, self.decoding())
         for step in range(self.num_batches - first):
             rgb = decoder.next()
             yield self.batch(plans.pop(step), first + step, rgb)
@@ -89,28 +92,28 @@ class Loader:
         )
 
     def plan(self, epoch: int, step: int) -> ClipPlan:
-        """This rank's plans for batch `step`."""
+        """Plan this rank's clips of batch number `step`."""
         if self.train:
             rows = batch_rows(self._order(epoch), step, self.batch_size, self.rank, self.world_size)
             return plan_train(self.table, rows, self.config, self.seed, epoch)
-        places = np.minimum(self._places(step), len(self.rows) - 1)
-        return plan_eval(self.table, self.rows[places], self.config, self.clip, self.num_clips)
+        positions = np.minimum(self._positions(step), len(self.rows) - 1)
+        return plan_eval(self.table, self.rows[positions], self.config, self.sample, self.num_samples)
 
     def clips_by_class(self) -> torch.Tensor:
-        """[K] int64 number of this split's clips of each class."""
+        """Number of clips of each of the K classes in this split: [K] int64."""
         return torch.from_numpy(np.bincount(self.table.label[self.rows], minlength=len(self.coarse_map)))
 
     def _order(self, epoch: int) -> np.ndarray:
-        if self._ordered is None or self._ordered[0] != epoch:
+        if self._epoch_rows is None or self._epoch_rows[0] != epoch:
             classes = self.table.label[self.rows]
-            self._ordered = epoch, epoch_order(self.rows, self.seed, epoch, classes, self.balance)
-        return self._ordered[1]
+            self._epoch_rows = epoch, epoch_order(self.rows, self.seed, epoch, classes, self.balance)
+        return self._epoch_rows[1]
 
-    def _places(self, step: int) -> np.ndarray:
+    def _positions(self, step: int) -> np.ndarray:
         return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
 
     def batch(self, plan: ClipPlan, step: int, rgb: torch.Tensor) -> Batch:
-        """Batch `step` from its plan and its decoded frames [N*T, size, size, 3]."""
+        """Build batch number `step` from its plan and its decoded frames, uint8 [N*T, size, size, 3]."""
         size = self.config.sizes(self.train)[1]
         scale = size / (plan.box[:, 2:] - plan.box[:, :2])
         shift = -plan.box[:, :2] * scale
@@ -134,11 +137,11 @@ class Loader:
             label=label,
             coarse_label=self.coarse[label],
             index=self._to_device(plan.row.astype(np.int64)),
-            valid=self._to_device(self._places(step) < len(self.rows) if not self.train else plan.row >= 0),
+            valid=self._to_device(self._positions(step) < len(self.rows) if not self.train else plan.row >= 0),
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # from pageable memory the copy would wait for all queued steps
+            tensor = tensor.pin_memory()  # a copy from pageable memory would wait for all steps in the GPU's queue
         return tensor.to(self.device, non_blocking=True)

@@ -1,8 +1,9 @@
-"""Plans of clips: which frames, which crop, whether mirrored. All randomness of a clip is drawn here.
+"""Plans: which frames of a clip to use, where to crop them, and whether to mirror them.
 
-A plan is a pure function of (seed, epoch, row). Training draws the numbers of a whole batch at once with a
-counter-based generator; evaluation takes the frames of MMAction2's seeded sampling, index for index (docs/sources.md,
-"Frame sampling"). tests/pipelines/oracles.py holds the published sampling, one clip at a time.
+All random choices about clips are made here. A training plan depends on nothing but (seed, epoch, row); the random
+numbers of a whole batch come from a counter-based generator. An evaluation plan takes exactly the frames that
+MMAction2's seeded sampling takes (docs/sources.md, "Frame sampling"). tests/pipelines/oracles.py has the published
+sampling in its original form, for one clip at a time.
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from pipelines.geometry import CROP_AREA, CROP_ASPECT, RESIZED, compact_box, com
 
 @dataclass(frozen=True, slots=True)
 class ClipPlan:
-    """Plans of N clips: row [N]; rgb_frames [N, T]; pose_frames [N, T'] int64; box [N, 4] (left, top, right, bottom) in
-    annotation pixels; flip [N] bool.
+    """Plans for N clips.
+
+    row: [N] rows of the annotation table.
+    rgb_frames: [N, T], and pose_frames: [N, T'], int64 frame numbers for the two streams.
+    box: [N, 4] (left, top, right, bottom) of the part to show, in pixels of the annotation.
+    flip: [N] bool, whether to mirror the clip.
     """
 
     row: np.ndarray
@@ -30,175 +35,213 @@ class ClipPlan:
 def epoch_order(
     rows: np.ndarray, seed: int, epoch: int, classes: np.ndarray | None = None, balance: float = 0.0
 ) -> np.ndarray:
-    """The rows in this epoch's order, the same on every rank and every machine.
+    """Shuffle the rows for an epoch. The order is the same on every rank and every machine.
 
-    With `balance` a class of n clips gets a share of the epoch proportional to n ** (1 - balance), to within one clip:
-    its clips take turns, and some may come more than once. The epoch keeps its length. classes [N]: the class of each
-    row.
+    classes: [N], the class of each row; needed with `balance`.
+    balance: if it is not 0, a class of n clips gets a share of the epoch proportional to n ** (1 - balance), to within
+        one clip. Clips of small classes may then be repeated, and some of large classes left out. The number of rows
+        stays the same.
     """
-    rng = np.random.Generator(_luck(seed, (1 << 63) + epoch))
+    rng = np.random.Generator(_generator(seed, (1 << 63) + epoch))
     order = rng.permutation(len(rows))
     if balance:
         assert classes is not None
         by_class = order[np.argsort(classes[order], kind="stable")]
         edges = np.cumsum(np.bincount(classes)[classes[by_class]] ** -float(balance))
-        wanted = (np.arange(len(rows)) + rng.random()) / len(rows) * edges[-1]
-        order = rng.permutation(by_class[np.searchsorted(edges, wanted).clip(max=len(rows) - 1)])
+        targets = (np.arange(len(rows)) + rng.random()) / len(rows) * edges[-1]
+        order = rng.permutation(by_class[np.searchsorted(edges, targets).clip(max=len(rows) - 1)])
     return rows[order]
 
 
-def _luck(seed: int, number: int) -> np.random.Philox:
-    """A stream of its own for each pair of numbers below 2**64. (NumPy would read a list of these as floats.)"""
+def _generator(seed: int, number: int) -> np.random.Philox:
+    """An independent stream of random numbers for each pair of integers below 2**64."""
+    # The array is made here because NumPy would turn a list of such large integers into floats.
     return np.random.Philox(key=np.array([seed, number], np.uint64))
 
 
 def batch_rows(order: np.ndarray, step: int, batch_size: int, rank: int, world_size: int) -> np.ndarray:
-    """This rank's part of global batch `step`; the last batch of an epoch is filled up from the order's start."""
-    places = np.arange(step * batch_size + rank, (step + 1) * batch_size, world_size)
-    return order[places % len(order)]
+    """The rows of batch number `step` for one rank. Rows from the start of `order` fill up the epoch's last batch.
+
+    batch_size: clips in a batch of all ranks together.
+    """
+    positions = np.arange(step * batch_size + rank, (step + 1) * batch_size, world_size)
+    return order[positions % len(order)]
 
 
 def plan_train(table: ClipTable, rows: np.ndarray, config: ClipConfig, seed: int, epoch: int) -> ClipPlan:
-    """Random frames, crop and flip of each row for one epoch."""
+    """Draw the frames, the crop and the flip of each row at random, for one epoch."""
     rows, rgb_draws, pose_draws = np.asarray(rows, np.int64), config.rgb_frames + 1, config.pose_frames + 1
-    luck = uniforms(seed, epoch, rows, 1 + CROP_DRAWS + rgb_draws + pose_draws)
-    flip, crop, rgb_luck, pose_luck = np.split(luck, np.cumsum([1, CROP_DRAWS, rgb_draws]), axis=1)
+    numbers = uniforms(seed, epoch, rows, 1 + CROP_DRAWS + rgb_draws + pose_draws)
+    flip, crop, rgb_numbers, pose_numbers = np.split(numbers, np.cumsum([1, CROP_DRAWS, rgb_draws]), axis=1)
     total = table.total_frames[rows].astype(np.int64)
-    pose = frames_of(total, config.pose_frames, pose_luck)
-    rgb = aligned(pose, config) if config.aligned else frames_of(total, config.rgb_frames, rgb_luck)
+    pose = random_frames(total, config.pose_frames, pose_numbers)
+    rgb = aligned_rgb_frames(pose, config) if config.aligned else random_frames(total, config.rgb_frames, rgb_numbers)
     box = _compact_boxes(table, rows, pose).astype(np.float64)
     if config.crop:
-        box = crops_within(box, crops_of(RESIZED, crop))
+        box = crops_within(box, random_crops(RESIZED, crop))
     return ClipPlan(rows, rgb, pose, box, flip[:, 0] < config.flip)
 
 
-def plan_eval(table: ClipTable, rows: np.ndarray, config: ClipConfig, clip: int = 0, num_clips: int = 1) -> ClipPlan:
-    """Fixed frames of each row and its whole compact box: sample `clip` of `num_clips`, as published."""
+def plan_eval(
+    table: ClipTable, rows: np.ndarray, config: ClipConfig, sample: int = 0, num_samples: int = 1
+) -> ClipPlan:
+    """Plan each row for evaluation: the frames of one published test sample, the whole compact box, no mirroring.
+
+    sample: number of the sample, out of `num_samples` samples of each clip.
+    """
     rgb, pose, box = [], [], []
     for row in rows:
         total = int(table.total_frames[row])
-        samples = eval_frames(total, config.pose_frames, num_clips)
-        pose.append(samples[clip])
+        samples = eval_frames(total, config.pose_frames, num_samples)
+        pose.append(samples[sample])
         rgb.append(
-            aligned(pose[-1], config) if config.aligned else eval_frames(total, config.rgb_frames, num_clips)[clip]
+            aligned_rgb_frames(pose[-1], config)
+            if config.aligned
+            else eval_frames(total, config.rgb_frames, num_samples)[sample]
         )
-        # The published box is drawn around all samples of a clip together.
+        # The published code puts one box around all samples of a clip.
         joints = table.clip_joints(row)[:, samples.ravel(), :, :2]
         box.append(compact_box(joints, int(table.height[row]), int(table.width[row])))
     flip = np.zeros(len(rows), bool)
     return ClipPlan(np.asarray(rows), np.stack(rgb), np.stack(pose), np.array(box, np.float64), flip)
 
 
-def aligned(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
-    """The RGB frames that belong to pose frames [T']: every third of EPAM-Net's 48 (docs/sources.md, "EPAM-Net")."""
+def aligned_rgb_frames(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
+    """RGB frames that are every n-th pose frame; for EPAM-Net every third of 48 (docs/sources.md, "EPAM-Net")."""
     return pose[..., :: config.pose_frames // config.rgb_frames]
 
 
 def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
-    """[N, T', M, V, 3] float32 joints of the planned pose frames; people whom a clip lacks have score 0."""
-    place, there = _places(table, plan.row, plan.pose_frames)
-    joints = np.zeros((*place.shape, table.num_joints, 3), np.float32)
-    joints[there] = table.joints[place[there]]
+    """The joints of the planned pose frames, [N, T', M, V, 3] float32 (x, y, score) in pixels of the annotation.
+
+    M is the largest number of people in these clips; in clips with fewer people, the joints of the others are 0.
+    """
+    joint_rows, exists = _joint_rows(table, plan.row, plan.pose_frames)
+    joints = np.zeros((*joint_rows.shape, table.num_joints, 3), np.float32)
+    joints[exists] = table.joints[joint_rows[exists]]
     return joints
 
 
 def _compact_boxes(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """`compact_box` of each row's frames [N, T']: [N, 4] int64."""
-    place, there = _places(table, rows, frames)
-    # [2, V, R]: reductions over the middle axis are the fast ones.
-    joints = np.ascontiguousarray(table.joints[place[there]][..., :2].T, np.float32)
-    low, high = np.full((2, *place.shape), np.inf, np.float32), np.full((2, *place.shape), -np.inf, np.float32)
+    """The `compact_box` around the joints of each row's frames [N, T']: [N, 4] int64."""
+    joint_rows, exists = _joint_rows(table, rows, frames)
+    # The layout [2, V, people of all frames] is chosen because NumPy is fastest at reducing the middle axis.
+    joints = np.ascontiguousarray(table.joints[joint_rows[exists]][..., :2].T, np.float32)
+    low, high = np.full((2, *exists.shape), np.inf, np.float32), np.full((2, *exists.shape), -np.inf, np.float32)
     missing = joints == 0
-    low[:, there] = np.where(missing, np.float32(np.inf), joints).min(axis=1)
-    high[:, there] = np.where(missing, np.float32(-np.inf), joints).max(axis=1)
+    low[:, exists] = np.where(missing, np.float32(np.inf), joints).min(axis=1)
+    high[:, exists] = np.where(missing, np.float32(-np.inf), joints).max(axis=1)
     low, high = low.min(axis=(2, 3)).T, high.max(axis=(2, 3)).T
     nobody = low > high
     low[nobody] = high[nobody] = 0
     return compact_boxes(low, high, table.height[rows], table.width[rows])
 
 
-def _places(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the table's joints hold frames [N, T'] of each person: [N, T', M], and whether there is such a person."""
+def _joint_rows(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For frames [N, T'] of the rows: each person's index into the table's joints, and whether the person exists.
+
+    Both results are [N, T', M], where M is the largest number of people in these clips.
+    """
     persons, total, first = (
         column[rows].astype(np.int64) for column in (table.num_persons, table.total_frames, table.first_row)
     )
     person = np.arange(max(1, persons.max(initial=0)))
-    place = (first[:, None] + person * total[:, None])[:, None] + frames[:, :, None]
-    return place, np.broadcast_to((person < persons[:, None])[:, None], place.shape)
+    joint_rows = (first[:, None] + person * total[:, None])[:, None] + frames[:, :, None]
+    return joint_rows, np.broadcast_to((person < persons[:, None])[:, None], joint_rows.shape)
 
 
-TRIES = 10  # candidates of a random crop, as published
+TRIES = 10  # how often the published code draws a crop that does not fit before it takes the whole square
 CROP_DRAWS = 2 * TRIES + 2
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def uniforms(seed: int, epoch: int, rows: np.ndarray, count: int) -> np.ndarray:
-    """[N, K] float64 in [0, 1): the first `count` outputs of one SplitMix64 stream per (seed, epoch, row).
+    """Uniform random numbers in [0, 1): [N, count] float64.
 
+    Each row's numbers are the first `count` outputs of a SplitMix64 generator that is seeded by (seed, epoch, row).
     Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
     """
-    state = _mixed(_mixed(np.array([seed], np.uint64)) ^ np.uint64(epoch))
-    state = _mixed(state ^ rows.astype(np.uint64))
-    numbers = _mixed(state[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
-    return (numbers >> np.uint64(11)) * 2.0**-53
+    state = _mix(_mix(np.array([seed], np.uint64)) ^ np.uint64(epoch))
+    state = _mix(state ^ rows.astype(np.uint64))
+    bits = _mix(state[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+    return (bits >> np.uint64(11)) * 2.0**-53
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
+def _mix(x: np.ndarray) -> np.ndarray:
     x = x + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def frames_of(total: np.ndarray, count: int, luck: np.ndarray) -> np.ndarray:
-    """`sampling.train_frames` of clips of `total` [N] frames: [N, count] int64, from `luck` [N, count + 1]."""
+def random_frames(total: np.ndarray, count: int, numbers: np.ndarray) -> np.ndarray:
+    """Sample `count` frames of each of N clips as in published training: [N, count] int64.
+
+    total: [N] frames of each clip. numbers: [N, count + 1] uniform random numbers.
+
+    A clip of fewer than `count` frames starts at a random frame and is repeated. In a clip of fewer than 2 * count
+    frames, single frames are skipped. Any longer clip is cut into `count` spans, and one frame of each is drawn.
+    """
     place = np.arange(count)
-    wrapped = (luck[:, :1] * total[:, None]).astype(np.int64) + place
-    # Skip total - count of count + 1 places: those with the smallest numbers.
-    skipped = luck.argsort(axis=1).argsort(axis=1) < (total - count)[:, None]
-    nearly_all = place + np.cumsum(skipped, axis=1)[:, :-1]
+    repeating = (numbers[:, :1] * total[:, None]).astype(np.int64) + place
+    # There are count + 1 places at which a frame can be skipped. The total - count smallest numbers pick those to use.
+    skips = numbers.argsort(axis=1).argsort(axis=1) < (total - count)[:, None]
+    with_skips = place + np.cumsum(skips, axis=1)[:, :-1]
     edges = np.arange(count + 1) * total[:, None] // count
-    one_a_span = edges[:, :-1] + (luck[:, :-1] * np.diff(edges, axis=1)).astype(np.int64)
+    one_per_span = edges[:, :-1] + (numbers[:, :-1] * np.diff(edges, axis=1)).astype(np.int64)
     short, medium = (total < count)[:, None], (total < 2 * count)[:, None]
-    return np.where(short, wrapped % total[:, None], np.where(medium, nearly_all, one_a_span))
+    return np.where(short, repeating % total[:, None], np.where(medium, with_skips, one_per_span))
 
 
-def crops_of(side: int, luck: np.ndarray) -> np.ndarray:
-    """`geometry.random_crop`: boxes [N, 4] int64 within a square of `side` px, from `luck` [N, CROP_DRAWS]."""
+def random_crops(side: int, numbers: np.ndarray) -> np.ndarray:
+    """Draw a random crop for each of N clips: boxes [N, 4] int64 within a square of `side` pixels.
+
+    numbers: [N, CROP_DRAWS] uniform random numbers.
+
+    As published, up to TRIES areas and aspect ratios are drawn until one fits into the square; otherwise the whole
+    square is taken.
+    """
     low, high = np.log(CROP_ASPECT)
-    aspect = np.exp(low + (high - low) * luck[:, :TRIES])
-    area = (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * luck[:, TRIES : 2 * TRIES]) * side * side
+    aspect = np.exp(low + (high - low) * numbers[:, :TRIES])
+    area = (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * numbers[:, TRIES : 2 * TRIES]) * side * side
     sizes = np.round(np.sqrt(np.stack([area * aspect, area / aspect], axis=2))).astype(np.int64)
     fits = np.all(sizes <= side, axis=2)
     size = np.where(
         fits.any(axis=1)[:, None], np.take_along_axis(sizes, fits.argmax(axis=1)[:, None, None], 1)[:, 0], side
     )
-    corner = (luck[:, 2 * TRIES :] * (side - size + 1)).astype(np.int64)
+    corner = (numbers[:, 2 * TRIES :] * (side - size + 1)).astype(np.int64)
     return np.concatenate([corner, corner + size], axis=1)
 
 
-TEST_SEED = 255  # the published seed of test-mode sampling, set anew for each stream of each clip
+TEST_SEED = 255  # the published code sets this seed again for each stream of each clip
 
 
-def eval_frames(total: int, count: int, num_clips: int) -> np.ndarray:
-    """`num_clips` fixed samples of a clip: [num_clips, count] int64; the first is the same for any `num_clips`."""
+def eval_frames(total: int, count: int, num_samples: int) -> np.ndarray:
+    """The published test samples of a clip of `total` frames: [num_samples, count] int64.
+
+    The first sample is the same for any `num_samples`.
+    """
     rng = np.random.RandomState(TEST_SEED)
-    clips = []
-    for clip in range(num_clips):
+    samples = []
+    for sample in range(num_samples):
         if total < count:
-            start = clip if total < num_clips else clip * total // num_clips
+            start = sample if total < num_samples else sample * total // num_samples
             frames = start + np.arange(count)
         else:
             frames = spread_frames(total, count, rng)
-        clips.append(np.mod(frames, total))
-    return np.stack(clips)
+        samples.append(np.mod(frames, total))
+    return np.stack(samples)
 
 
 def spread_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:
-    """Sorted frame numbers for total >= count: skip single frames while few are left over, else one per span."""
+    """Draw `count` ascending frame numbers spread over a clip of `total` >= count frames.
+
+    If total < 2 * count, single frames are skipped. Otherwise the clip is cut into `count` spans, and one frame of each
+    is drawn.
+    """
     if total < 2 * count:
-        skipped = np.zeros(count + 1, dtype=np.int64)
-        skipped[rng.choice(count + 1, total - count, replace=False)] = 1
-        return np.arange(count) + np.cumsum(skipped)[:-1]
+        skips = np.zeros(count + 1, dtype=np.int64)
+        skips[rng.choice(count + 1, total - count, replace=False)] = 1
+        return np.arange(count) + np.cumsum(skips)[:-1]
     edges = np.array([i * total // count for i in range(count + 1)])
     return edges[:count] + rng.randint(np.diff(edges))

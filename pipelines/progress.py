@@ -1,4 +1,4 @@
-"""How far a long job is: a bar with rate and time left on a terminal, now and then a line elsewhere."""
+"""Progress of a long job: a bar with rate and remaining time on a terminal, an occasional line anywhere else."""
 
 import time
 
@@ -6,16 +6,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-EVERY = 60.0  # seconds between lines where there is no terminal
+EVERY = 60.0  # seconds between two lines if the output is not a terminal
 
 
 class Progress:
-    """`with Progress(console, "packing", 960) as progress: ... progress.advance()`"""
+    """Shows how many of `total` clips are done. Use it as a context manager and call `advance` after each clip."""
 
     def __init__(self, console: Console, title: str, total: int):
         self.console, self.title, self.total = console, title, total
         self.done, self.start = 0, time.monotonic()
-        self.told, self.told_at = 0, self.start
+        self.shown_count, self.shown_time = 0, self.start
         columns = (
             *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
             *(TextColumn("{task.fields[rate]}"), TimeRemainingColumn(elapsed_when_finished=True)),
@@ -31,13 +31,15 @@ class Progress:
         self.bar.stop()
 
     def advance(self, clips: int = 1) -> None:
+        """Count `clips` more clips as done."""
         self.done += clips
         self.bar.update(self.task, advance=clips, rate=f"{self.rate():.1f} clips/s")
-        tenth = self.done * 10 // self.total > self.told * 10 // self.total
-        if not self.console.is_terminal and (tenth or time.monotonic() - self.told_at > EVERY):
-            self.told, self.told_at = self.done, time.monotonic()
+        new_tenth = self.done * 10 // self.total > self.shown_count * 10 // self.total
+        if not self.console.is_terminal and (new_tenth or time.monotonic() - self.shown_time > EVERY):
+            self.shown_count, self.shown_time = self.done, time.monotonic()
             left = (self.total - self.done) / self.rate()
             self.console.print(f"{self.title} {self.done}/{self.total}, {self.rate():.1f} clips/s, {left:.0f} s left")
 
     def rate(self) -> float:
+        """Clips per second since the start."""
         return self.done / max(time.monotonic() - self.start, 1e-9)

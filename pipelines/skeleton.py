@@ -1,4 +1,4 @@
-"""Joint layouts of NTU-60 and MA-52: left/right pairs and limbs (docs/sources.md, "Joint layouts")."""
+"""The joint layouts of NTU-60 and MA-52, with left/right pairs and limbs (docs/sources.md, "Joint layouts")."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skeleton:
-    """A joint layout. `pairs` are (left, right) joints that swap when a clip is mirrored; `limbs` join two joints."""
+    """A joint layout. `pairs` lists the (left, right) joints that swap places when a clip is mirrored."""
 
     num_joints: int
     pairs: tuple[tuple[int, int], ...]
     limbs: tuple[tuple[int, int], ...]
 
     def partner(self) -> np.ndarray:
-        """[V] int64: the joint whose place joint v takes in a mirrored clip (itself for joints on the axis)."""
+        """The mirror image of each joint: [V] int64. Left and right joints name each other, all others themselves."""
         partner = np.arange(self.num_joints)
         for left, right in self.pairs:
             partner[left], partner[right] = right, left
@@ -30,7 +30,7 @@ COCO_17 = Skeleton(
     ),
 )
 
-# OpenPose-18 and ten finger points: 18-22 hang off wrist 7, 23-27 off wrist 4.
+# The 18 joints of OpenPose and ten finger points: 18-22 belong to wrist 7, 23-27 to wrist 4.
 _OPENPOSE_28_LIMBS = (
     *((4, 3), (3, 2), (7, 6), (6, 5), (13, 12), (12, 11), (10, 9), (9, 8), (11, 5), (8, 2), (5, 1), (2, 1)),
     *((0, 1), (15, 0), (14, 0), (17, 15), (16, 14)),
@@ -43,5 +43,5 @@ OPENPOSE_28 = Skeleton(
     pairs=_OPENPOSE_28_PAIRS + tuple((18 + finger, 23 + finger) for finger in range(5)),
     limbs=_OPENPOSE_28_LIMBS,
 )
-# PCAN as published does not swap the fingers when it mirrors a clip (docs/sources.md, "Joint layouts").
+# The published PCAN does not swap the fingers when it mirrors a clip (docs/sources.md, "Joint layouts").
 OPENPOSE_28_PUBLISHED = Skeleton(num_joints=28, pairs=_OPENPOSE_28_PAIRS, limbs=_OPENPOSE_28_LIMBS)

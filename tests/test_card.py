@@ -39,9 +39,6 @@ class Noise:
 
     device: torch.device
 
-    def rows_of(self, table):
-        return np.arange(len(table))
-
     def decode(self, plans, decoding):
         source, (clips, frames, size) = self, (decoding.num_clips, decoding.num_frames, decoding.size)
 

@@ -20,7 +20,7 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path):
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         shown.append(done.stdout)
     _, annotated, verified, trained, predicted = shown
-    assert "23 in own_train, 12 in own_val, 12 classes, 1 clips without a person" in annotated
+    assert "23 in own_train, 12 in own_val, 12 classes; clips without a person: 1" in annotated
     assert annotated.count("left out: S001C001P002R001A00") == 1
     assert "usable: 35 of 35 clips" in verified
     assert "stopped: 1 steps are done" in trained

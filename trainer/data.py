@@ -37,8 +37,8 @@ class Source:
 
     def usable_rows(self, split: str | None) -> np.ndarray:
         """Rows of the clips in a split (None: all clips) whose video is usable. Raises AnnotationError without any."""
-        rows = self.table.rows_of(split)
-        usable = rows[self.frames.rows_of(self.table)[rows] >= 0]
+        rows = self.table.rows_in_split(split)
+        usable = rows[self.frames.has_frames()[rows]]
         if not len(usable):
             raise AnnotationError(
                 f"split {split} has no clip with a usable video; change data.split, or set data.videos to the folder "

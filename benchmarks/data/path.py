@@ -34,7 +34,7 @@ class Pass:
 
 def loader_of(frames: PackFrames, config: ClipConfig, batch_size: int, num_batches: int) -> Loader:
     """Build a training loader whose epoch repeats the clips until it has `num_batches` batches."""
-    rows = np.flatnonzero(frames.rows_of(frames.table) >= 0)
+    rows = np.flatnonzero(frames.has_frames())
     return Loader(
         table=frames.table,
         frames=frames,

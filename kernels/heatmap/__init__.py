@@ -1,4 +1,4 @@
-"""Heatmap volumes from joints: the fused kernel on a GPU, the reference elsewhere."""
+"""Heatmap volumes from joints: the Triton kernel for tensors on a GPU, plain torch for tensors on the CPU."""
 
 import torch
 from torch import Tensor
@@ -17,15 +17,15 @@ def render_heatmaps(
     flip: Tensor | None = None,
     partner: Tensor | None = None,
     limbs: tuple[tuple[int, int], ...] = (),
-    keypoints: bool = True,
+    joint_channels: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Draw joints and limbs as [N, T, C, H', W'] Gaussians; `reference.render_heatmaps` holds the contract."""
+    """Draw joints and limbs as Gaussians, [N, T, C, H', W']. `reference.render_heatmaps` describes all arguments."""
     if joints.is_cuda:
-        from kernels.heatmap import fused as chosen
+        from kernels.heatmap import fused as implementation
     else:
-        chosen = reference
-    return chosen.render_heatmaps(
+        implementation = reference
+    return implementation.render_heatmaps(
         joints,
         size,
         sigma,
@@ -33,6 +33,6 @@ def render_heatmaps(
         flip=flip,
         partner=partner,
         limbs=limbs,
-        keypoints=keypoints,
+        joint_channels=joint_channels,
         dtype=dtype,
     )

@@ -1,4 +1,7 @@
-"""Heatmaps in one launch: a program owns BLOCK_P neighbouring pixels of one frame, all channels of each (NHWC)."""
+"""Heatmaps in one Triton launch.
+
+Each program writes all channels of BLOCK_P neighbouring pixels of one frame; the memory is channels-last.
+"""
 
 from functools import lru_cache
 
@@ -9,7 +12,9 @@ from torch import Tensor
 
 from kernels.heatmap.reference import FAR, MIN_SCORE
 
-TILE = 1024  # elements a program owns; with limbs, 8192 spilled 8.7 KB a thread (sm_80) and 4096 took 241 registers
+# Elements per program. Limbs need many registers: on sm_80, 4096 elements took 241 registers per thread, and 8192
+# spilled 8.7 KB per thread.
+TILE = 1024
 
 
 def render_heatmaps(
@@ -21,12 +26,12 @@ def render_heatmaps(
     flip: Tensor | None = None,
     partner: Tensor | None = None,
     limbs: tuple[tuple[int, int], ...] = (),
-    keypoints: bool = True,
+    joint_channels: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Same contract as `reference.render_heatmaps`."""
+    """The same function as `reference.render_heatmaps`, for tensors on a GPU."""
     num_clips, num_frames, num_people, num_joints, _ = joints.shape
-    pairs = _pairs_on(joints.device, num_joints, limbs, keypoints)
+    pairs = _pairs_on(joints.device, num_joints, limbs, joint_channels)
     volume = torch.empty(num_clips, num_frames, *size, len(pairs), dtype=dtype, device=joints.device)
     if volume.numel():
         block_c = triton.next_power_of_2(len(pairs))
@@ -36,7 +41,7 @@ def render_heatmaps(
             volume,
             joints.contiguous(),
             pairs,
-            *(None if given is None else given.contiguous() for given in (placement, flip, partner)),
+            *(None if tensor is None else tensor.contiguous() for tensor in (placement, flip, partner)),
             num_frames,
             num_joints,
             M=num_people,
@@ -50,18 +55,20 @@ def render_heatmaps(
             LIMBS=bool(limbs),
             BLOCK_P=block_p,
             BLOCK_C=block_c,
-            enable_fp_fusion=False,  # placed joints round as on a CPU, so that no window edge moves
+            enable_fp_fusion=False,  # positions are rounded as on the CPU; otherwise a window could shift by a pixel
         )
     return volume.permute(0, 1, 4, 2, 3)
 
 
 @lru_cache
-def _pairs_on(device: torch.device, num_joints: int, limbs: tuple[tuple[int, int], ...], keypoints: bool) -> Tensor:
-    """The joints that each channel runs between, int64 [C, 2], copied once to the device, not at every call.
+def _pairs_on(
+    device: torch.device, num_joints: int, limbs: tuple[tuple[int, int], ...], joint_channels: bool
+) -> Tensor:
+    """The two joints between which each channel draws, int64 [C, 2]: (v, v) for a joint, (a, b) for a limb.
 
-    (v, v) for a joint, (a, b) for a limb: a joint is a limb without length.
+    The tensor is cached, so it is copied to the device only once.
     """
-    points = [(v, v) for v in range(num_joints)] if keypoints else []
+    points = [(v, v) for v in range(num_joints)] if joint_channels else []
     return torch.tensor([*points, *limbs], dtype=torch.int64, device=device).reshape(-1, 2)
 
 
@@ -94,24 +101,24 @@ def _draw(
     channel = tl.arange(0, BLOCK_C)
     start = tl.load(pairs + channel * 2, channel < C, 0)
     end = tl.load(pairs + channel * 2 + 1, channel < C, 0)
-    mirrored = False
+    is_flipped = False
     if flip is not None:
-        mirrored = tl.load(flip + clip) != 0
-        start = tl.where(mirrored, tl.load(partner + start), start)
-        end = tl.where(mirrored, tl.load(partner + end), end)
+        is_flipped = tl.load(flip + clip) != 0
+        start = tl.where(is_flipped, tl.load(partner + start), start)
+        end = tl.where(is_flipped, tl.load(partner + end), end)
 
     brightest = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for person in tl.static_range(M):
         body = joints + (frame * M + person) * num_joints * 3
-        ax, ay, score = _place(body + start * 3, placement, clip, mirrored, W, MIN_SCORE, FAR)
+        ax, ay, score = _place(body + start * 3, placement, clip, is_flipped, W, MIN_SCORE, FAR)
         bx, by = ax, ay
         if LIMBS:
-            bx, by, end_score = _place(body + end * 3, placement, clip, mirrored, W, MIN_SCORE, FAR)
-            short = (ax - bx) * (ax - bx) + (ay - by) * (ay - by) < 1
-            bx, by = tl.where(short, ax, bx), tl.where(short, ay, by)
-            lower = tl.minimum(score, end_score)
-            score = tl.where(short & (lower > 0), score, lower)
-        inside = _within(column, ax, bx, REACH) & _within(row, ay, by, REACH)
+            bx, by, end_score = _place(body + end * 3, placement, clip, is_flipped, W, MIN_SCORE, FAR)
+            is_point = (ax - bx) * (ax - bx) + (ay - by) * (ay - by) < 1
+            bx, by = tl.where(is_point, ax, bx), tl.where(is_point, ay, by)
+            lower_score = tl.minimum(score, end_score)
+            score = tl.where(is_point & (lower_score > 0), score, lower_score)
+        in_window = _within(column, ax, bx, REACH) & _within(row, ay, by, REACH)
         dx, dy = column - ax[None, :], row - ay[None, :]
         if LIMBS:
             along_x, along_y = bx - ax, by - ay
@@ -121,32 +128,32 @@ def _draw(
             dx -= position * along_x[None, :]
             dy -= position * along_y[None, :]
         value = tl.exp((dx * dx + dy * dy) * FALLOFF) * score[None, :]
-        brightest = tl.maximum(brightest, tl.where(inside, value, 0.0))
+        brightest = tl.maximum(brightest, tl.where(in_window, value, 0.0))
 
     target = (frame * (H * W) + pixel[:, None]) * C + channel[None, :]
-    owned = (pixel < H * W)[:, None] & (channel < C)[None, :]
-    tl.store(volume + target, brightest.to(volume.dtype.element_ty), owned)
+    in_volume = (pixel < H * W)[:, None] & (channel < C)[None, :]
+    tl.store(volume + target, brightest.to(volume.dtype.element_ty), in_volume)
 
 
 @triton.jit
-def _place(joint, placement, clip, mirrored, W: tl.constexpr, MIN_SCORE: tl.constexpr, FAR: tl.constexpr):
-    """x, y in heatmap pixels and the score of the joints at these addresses, score 0 where none is drawn."""
+def _place(joint, placement, clip, is_flipped, W: tl.constexpr, MIN_SCORE: tl.constexpr, FAR: tl.constexpr):
+    """x and y in heatmap pixels, and the score, of the joints at these addresses. Joints that are not drawn get 0."""
     x = tl.load(joint).to(tl.float32)
     y = tl.load(joint + 1).to(tl.float32)
     score = tl.load(joint + 2).to(tl.float32)
-    drawn = score.to(tl.float64) - MIN_SCORE >= 0  # a comparison would round the constant to float32
+    visible = score.to(tl.float64) - MIN_SCORE >= 0  # `score >= MIN_SCORE` would round the constant to float32
     if placement is not None:
-        drawn = drawn & ((x != 0) | (y != 0))
+        visible = visible & ((x != 0) | (y != 0))
         x = tl.load(placement + clip * 4) * x + tl.load(placement + clip * 4 + 1)
         y = tl.load(placement + clip * 4 + 2) * y + tl.load(placement + clip * 4 + 3)
-    x = tl.where(mirrored, W - x, x)
-    drawn = drawn & (tl.abs(x) < FAR) & (tl.abs(y) < FAR)
-    return tl.where(drawn, x, 0.0), tl.where(drawn, y, 0.0), tl.where(drawn, score, 0.0)
+    x = tl.where(is_flipped, W - x, x)
+    visible = visible & (tl.abs(x) < FAR) & (tl.abs(y) < FAR)
+    return tl.where(visible, x, 0.0), tl.where(visible, y, 0.0), tl.where(visible, score, 0.0)
 
 
 @triton.jit
 def _within(pixel, a, b, REACH: tl.constexpr):
-    """Whether a pixel lies in the published window, whose edges are float64 and truncated toward zero."""
+    """Whether a pixel lies in the published window, whose edges are computed in float64 and truncated toward zero."""
     first = (tl.minimum(a, b).to(tl.float64) - REACH).to(tl.int32)
     last = (tl.maximum(a, b).to(tl.float64) + REACH).to(tl.int32)
     return (pixel >= first[None, :]) & (pixel <= last[None, :])

@@ -1,1 +1,1 @@
-"""`python -m pipelines.annotate`: own videos and labels -> an annotation file."""
+"""`python -m pipelines.annotate`: makes an annotation file from your own videos and labels."""

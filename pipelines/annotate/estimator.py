@@ -1,6 +1,7 @@
-"""Skeletons out of videos by rtmlib (the extra `pose`): RTMPose on YOLOX's people, 17 COCO joints, ONNX on the CPU.
+"""Estimates skeletons with rtmlib, which the extra `pose` installs.
 
-rtmlib loads its weights from the web at the first use and keeps them in its own cache.
+YOLOX finds the people in each frame and RTMPose their 17 COCO joints; both run in ONNX Runtime on the CPU. rtmlib
+downloads the weights when it is first used, and keeps them in a cache of its own.
 """
 
 import importlib
@@ -15,39 +16,46 @@ from pipelines.annotate.tracking import Person, follow
 from pipelines.videos.decode import decode
 
 JOINTS = 17
-MOST_FRAMES = 1 << 22
+MAX_FRAMES = 1 << 22  # of a video
 INSTALL = "install the pose estimator with: .venv/bin/python -m pip install -e '.[pose]'"
 
 
 class PoseEstimator:
-    """Finds people and their joints. Raises UserError with `otherwise` as the second way out."""
+    """Finds the people in a video and their joints.
 
-    def __init__(self, num_joints: int, otherwise: str):
+    alternative: what the user can do if poses cannot be estimated; it becomes part of the error text.
+    Raises UserError if `num_joints` is not 17, or rtmlib or its weights cannot be loaded.
+    """
+
+    def __init__(self, num_joints: int, alternative: str):
         if num_joints != JOINTS:
-            raise UserError(f"skeletons of {num_joints} joints cannot be estimated, only of {JOINTS}; {otherwise}")
+            raise UserError(f"only skeletons of {JOINTS} joints can be estimated, not of {num_joints}; {alternative}")
         try:
             rtmlib: Any = importlib.import_module("rtmlib")
         except ImportError as error:
-            text = f"there is no skeleton, and no rtmlib to estimate it ({error}); {otherwise}, or {INSTALL}"
-            raise UserError(text) from None
+            text = f"there is no skeleton, and rtmlib, which could estimate it, is not installed ({error})"
+            raise UserError(f"{text}; {alternative}, or {INSTALL}") from None
         try:
             self.body: Any = rtmlib.Body(mode="balanced", backend="onnxruntime", device="cpu")
-        except Exception as error:  # of urllib, zipfile or onnxruntime, for one and the same reason
-            text = f"rtmlib could not load its weights ({error}); check the network, or {otherwise}"
+        except Exception as error:  # urllib, zipfile and onnxruntime each raise their own
+            text = f"rtmlib could not load its weights ({error}); check the network, or {alternative}"
             raise UserError(text) from None
 
-    def estimate(self, video: str, most: int, advance: Callable[[], None]) -> Poses:
-        """Up to `most` people of a video, followed from frame to frame. Raises VideoError."""
+    def estimate(self, video: str, max_people: int, advance: Callable[[], None]) -> Poses:
+        """Estimate the joints of up to `max_people` people in a video, and follow each person through the frames.
+
+        advance: is called after each frame. Raises VideoError.
+        """
         frames, height, width = [], 0, 0
-        for frame in decode(video, MOST_FRAMES):
+        for frame in decode(video, MAX_FRAMES):
             height, width = frame.height, frame.width
             frames.append(self._people(frame.to_ndarray(format="bgr24")))
             advance()
-        return Poses(follow(frames, most, JOINTS), height, width)
+        return Poses(follow(frames, max_people, JOINTS), height, width)
 
-    def _people(self, picture: np.ndarray) -> Sequence[Person]:
-        boxes = self.body.det_model(picture)
-        if not len(boxes):  # rtmlib itself would take the whole picture for a person
+    def _people(self, frame: np.ndarray) -> Sequence[Person]:
+        boxes = self.body.det_model(frame)
+        if not len(boxes):  # without boxes, the pose model would treat the whole frame as a person
             return []
-        keypoint, score = self.body.pose_model(picture, bboxes=boxes)
-        return [Person(np.concatenate([k, s[:, None]], axis=1)) for k, s in zip(keypoint, score, strict=True)]
+        joints, score = self.body.pose_model(frame, bboxes=boxes)
+        return [Person(np.concatenate([xy, s[:, None]], axis=1)) for xy, s in zip(joints, score, strict=True)]

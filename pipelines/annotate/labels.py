@@ -1,4 +1,7 @@
-"""labels.csv of one's own data set: `video,label` or `video,label,split` a line, with or without a heading."""
+"""Reads the labels of your own data set: a CSV file with one line `video,label` or `video,label,split` per video.
+
+A first line with the names of the columns is optional.
+"""
 
 import csv
 import io
@@ -10,13 +13,13 @@ from pathlib import Path
 from kernels.program import UserError
 
 SPLITS = ("train", "val")
-FORM = "CSV with a line `video,label` or `video,label,split` a clip"
-EVERY = 5  # where no split is given, one clip in five of each class is validation
+FORMAT = "CSV with one line `video,label` or `video,label,split` per video"
+EVERY = 5  # without a column for the split, one in five videos of each class is used for validation
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """video, label and split of each clip; `class_names` are the words that stood for labels, or nothing."""
+    """The video, label and split of each line. If the labels were words, `class_names` lists them; else it is empty."""
 
     videos: list[str]
     labels: list[int]
@@ -25,21 +28,21 @@ class Labels:
 
 
 def read_labels(file: Path) -> Labels:
-    """The lines of a CSV file. Labels are whole numbers from 0, or else words, numbered in alphabetical order.
+    """Read a CSV file of labels. A label is a whole number from 0, or a word; words are numbered alphabetically.
 
-    Raises UserError naming the line that cannot be used.
+    Raises UserError, which names the line that cannot be used.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"{file} cannot be opened ({error.strerror}); it should be {FORM}") from None
+        raise UserError(f"{file} cannot be opened ({error.strerror}); it should be {FORMAT}") from None
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8 text; save it as CSV in UTF-8") from None
     rows = [(number, line) for number, line in _lines(file, text) if any(line)]
     if rows and rows[0][1][:2] == ["video", "label"]:
         del rows[0]
     if not rows:
-        raise UserError(f"{file} lists no clip; it should be {FORM}")
+        raise UserError(f"{file} lists no video; it should be {FORMAT}")
     columns = {len(line) for _, line in rows}
     for number, line in rows:
         if len(line) not in (2, 3) or len(columns) > 1 or not all(line):
@@ -47,14 +50,16 @@ def read_labels(file: Path) -> Labels:
         if len(line) == 3 and line[2] not in SPLITS:
             raise UserError(f"{file}, line {number}: the split is {line[2]!r}; write train or val")
     videos, words = [line[0] for _, line in rows], [line[1] for _, line in rows]
-    twice = [number for number, line in rows if videos.count(line[0]) > 1] if len(set(videos)) < len(videos) else []
-    if twice:
-        raise UserError(f"{file}, lines {twice[0]} and {twice[1]}: a video can have one label only")
+    repeated = [number for number, line in rows if videos.count(line[0]) > 1] if len(set(videos)) < len(videos) else []
+    if repeated:
+        raise UserError(
+            f"{file}, lines {repeated[0]} and {repeated[1]}: they name the same video; leave one of them out"
+        )
     labels, class_names = _numbers(file, words)
     splits = [line[2] for _, line in rows] if columns == {3} else _split(videos, labels)
     for split in SPLITS:
         if split not in splits:
-            raise UserError(f"{file} leaves no clip for {split}; add a third column with train or val")
+            raise UserError(f"{file} leaves no video for {split}; add a third column with train or val")
     return Labels(videos, labels, splits, class_names)
 
 
@@ -67,30 +72,35 @@ def _lines(file: Path, text: str) -> list[tuple[int, list[str]]]:
 
 
 def _numbers(file: Path, words: list[str]) -> tuple[list[int], tuple[str, ...]]:
-    """Labels as numbers, and the words where they are words."""
+    """The labels as numbers; and, if they are words, the words in the order of their numbers."""
     whole = [word for word in words if word.isascii() and word.isdecimal()]
     if len(whole) == len(words):
         labels = [int(word) for word in words]
         for expected, label in enumerate(sorted(set(labels))):
             if label != expected:
-                text = f"{file} has labels up to {max(labels)}, but no clip of {expected}; number them from 0"
-                raise UserError(text)
+                raise UserError(
+                    f"{file} has labels up to {max(labels)}, but none of them is {expected}; number the classes from 0 "
+                    "without a gap"
+                )
         return labels, ()
     if whole:
         odd = next(word for word in words if word not in whole)
-        raise UserError(f"{file} has numbers and words as labels, {whole[0]!r} and {odd!r}; use either")
+        raise UserError(f"{file} has both numbers and words as labels, {whole[0]!r} and {odd!r}; use only one kind")
     names = sorted(set(words))
     place = {name: number for number, name in enumerate(names)}
     return [place[word] for word in words], tuple(names)
 
 
 def _split(videos: list[str], labels: list[int]) -> list[str]:
-    """One clip in five of each class to validation, the same ones every time; a class's first clip trains."""
+    """Choose one video in five of each class, but at least one, for validation. The choice depends on names alone.
+
+    A class with a single video uses it for training.
+    """
     members: dict[int, list[str]] = defaultdict(list)
     for video, label in zip(videos, labels, strict=True):
         members[label].append(video)
-    chosen: set[str] = set()
+    validation: set[str] = set()
     for group in members.values():
         shuffled = sorted(group, key=lambda video: (zlib.crc32(video.encode()), video))
-        chosen.update(shuffled[1 : 1 + max(1, len(group) // EVERY)])
-    return ["val" if video in chosen else "train" for video in videos]
+        validation.update(shuffled[1 : 1 + max(1, len(group) // EVERY)])
+    return ["val" if video in validation else "train" for video in videos]

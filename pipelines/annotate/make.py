@@ -1,7 +1,7 @@
-"""One's own videos -> the published annotation pickle: `python -m pipelines.annotate VIDEOS labels.csv --out my.pkl`
+"""Makes an annotation file, in the published form, for your own videos (`python -m pipelines.annotate`).
 
-Skeletons come from --poses, a folder with a NAME.json (keypoints.py reads both) for each video, or else from
-the pose estimator (estimator.py), which keeps them in OUT_poses/, so that a run that was ended goes on from there.
+Skeletons are read from the folder --poses, with a NAME.json or NAME.npz for each video (keypoints.py). Without --poses
+they are estimated (estimator.py) and stored in the folder OUT_poses, so that an interrupted run can continue.
 """
 
 import os
@@ -22,24 +22,27 @@ from pipelines.annotate.tracking import follow
 from pipelines.annotations.schema import parse_clip
 from pipelines.progress import Progress
 from pipelines.videos.decode import VideoError
-from pipelines.videos.find import Missing, find_videos
+from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.header import Header
 
-SPLIT = "own"  # the pair own_train and own_val of the pickle
-PoseSource = Callable[[str, str, Header], Poses]  # name, video, header
+SPLIT = "own"  # the annotation file has the splits own_train and own_val
+PoseSource = Callable[[str, str, Header], Poses]  # (name of the clip, path of the video, its header) -> skeletons
 
 
 def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) -> list[dict[str, Any] | str]:
-    """For each clip of `labels` its annotation, or the reason why its video is not usable."""
-    found = find_videos(videos, labels.videos)
-    for name, video in zip(labels.videos, found, strict=True):
-        if isinstance(video, Missing):
-            raise UserError(f"{name} of the labels has no video in {videos}: {video}")
-        if found.count(video) > 1:
-            raise UserError(f"{name} of the labels is {video}, as another line is; a video can have one label only")
+    """Make the annotation of each video in `labels`, or give the reason why the video cannot be used.
+
+    videos: the folder in which the videos are. Raises UserError if a video is not there, or is named twice.
+    """
+    files = find_videos(videos, labels.videos)
+    for name, video in zip(labels.videos, files, strict=True):
+        if isinstance(video, MissingVideo):
+            raise UserError(f"the labels list {name}, but there is no video for it in {videos}: {video}")
+        if files.count(video) > 1:
+            raise UserError(f"two lines of the labels, one of them {name}, name the same video {video}; leave one out")
     clips: list[dict[str, Any] | str] = []
-    with Progress(console, "annotating", len(found)) as progress:
-        for video, label in zip(found, labels.labels, strict=True):
+    with Progress(console, "annotating", len(files)) as progress:
+        for video, label in zip(files, labels.labels, strict=True):
             name = os.path.splitext(os.path.relpath(video, videos))[0].replace(os.sep, "/")
             try:
                 clips.append(annotation(name, label, poses(name, video, header_of(video))))
@@ -50,9 +53,9 @@ def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) 
 
 
 def annotation(name: str, label: int, poses: Poses) -> dict[str, Any]:
-    """An annotation in the published form (docs/sources.md, "Annotation files").
+    """Build an annotation in the published form (docs/sources.md, "Annotation files").
 
-    Raises UserError if training would refuse it.
+    Raises UserError if training could not use it.
     """
     clip = {
         "frame_dir": name,
@@ -67,10 +70,10 @@ def annotation(name: str, label: int, poses: Poses) -> dict[str, Any]:
     return clip
 
 
-def files_of(folder: Path, most: int) -> PoseSource:
-    """Skeletons out of a folder of .json and .npz files."""
+def poses_from_files(folder: Path, max_people: int) -> PoseSource:
+    """A source that reads skeletons from a folder of .json and .npz files. Raises UserError if there is no folder."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; --poses takes one with a NAME.json or NAME.npz a video")
+        raise UserError(f"there is no folder {folder}; give --poses a folder with NAME.json or NAME.npz for each video")
 
     def source(name: str, video: str, header: Header) -> Poses:
         for stem in (folder / name, folder / Path(name).name):
@@ -80,21 +83,21 @@ def files_of(folder: Path, most: int) -> PoseSource:
             file = stem.with_name(f"{stem.name}.json")
             if file.exists():
                 frames, num_joints = read_people(file, header.frames)
-                return Poses(follow(frames, most, num_joints or JOINTS), header.height, header.width)
-        raise UserError(f"{folder} has neither {name}.json nor {name}.npz; leave out --poses to have poses estimated")
+                return Poses(follow(frames, max_people, num_joints or JOINTS), header.height, header.width)
+        raise UserError(f"{folder} has neither {name}.json nor {name}.npz; leave out --poses to estimate skeletons")
 
     return source
 
 
-def estimates_in(folder: Path, most: int) -> PoseSource:
-    """Estimated skeletons, kept in a folder and taken from there the next time."""
-    estimator = PoseEstimator(JOINTS, "give the folder of your keypoints with --poses")
+def estimated_poses(folder: Path, max_people: int) -> PoseSource:
+    """A source that estimates skeletons. It stores them in `folder` and does not estimate those that are there."""
+    estimator = PoseEstimator(JOINTS, "give the folder of your skeletons with --poses")
 
     def source(name: str, video: str, header: Header) -> Poses:
         file = (folder / name).with_name(f"{Path(name).name}.npz")
         if file.exists():
             return read_npz(file, (header.height, header.width))
-        poses = estimator.estimate(video, most, lambda: None)
+        poses = estimator.estimate(video, max_people, lambda: None)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_poses(file, poses)
         return poses
@@ -103,12 +106,18 @@ def estimates_in(folder: Path, most: int) -> PoseSource:
 
 
 def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[str, list[str]]:
-    """The pickle of the usable clips, whole or not at all; returns its splits."""
+    """Write the annotations of all usable videos to the pickle `out`, and return the names in each split.
+
+    A failure leaves no partial file. Raises UserError if a split is empty or the file cannot be written.
+    """
     usable = [(clip, split) for clip, split in zip(clips, labels.splits, strict=True) if isinstance(clip, dict)]
-    splits = {f"{SPLIT}_{split}": [clip["frame_dir"] for clip, own in usable if own == split] for split in SPLITS}
+    splits = {
+        f"{SPLIT}_{split}": [clip["frame_dir"] for clip, clip_split in usable if clip_split == split]
+        for split in SPLITS
+    }
     for name, members in splits.items():
         if not members:
-            raise UserError(f"no clip with a usable video is left for {name}")
+            raise UserError(f"no usable video is left for the split {name}; add videos to the labels")
     content = {"split": splits, "annotations": [clip for clip, _ in usable]}
     part = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
@@ -120,11 +129,14 @@ def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[
 
 
 def advice(out: Path, videos: Path, labels: Labels, num_joints: int) -> str:
-    """The command that trains on the pickle."""
+    """A sentence with the command that trains on the annotation file."""
     settings = [f"data.annotations={out}", f"data.videos={videos}", f"data.num_classes={max(labels.labels) + 1}"]
     if labels.class_names:
         settings.append(f"data.class_names={labels.class_names}")
     words = ["python -m trainer --exp custom", *(f"--set {shlex.quote(setting)}" for setting in settings)]
     if num_joints != JOINTS:
-        return f"{num_joints} joints a person need an experiment of their own, with their names (pipelines/skeleton.py)"
+        return (
+            f"people with {num_joints} joints need an experiment of their own, with their layout in "
+            "pipelines/skeleton.py"
+        )
     return f"train with: {' '.join(words)}"

@@ -1,78 +1,92 @@
-"""People found frame by frame -> the same people over the whole video, by greedy overlap of their boxes."""
+"""Follows people through a video: joins the people of neighbouring frames whose boxes overlap most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-OVERLAP = 0.3  # intersection over union from which two boxes in neighbouring frames are one person's
+OVERLAP = 0.3  # boxes of one person in neighbouring frames have at least this intersection over union
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """One person in one frame: joints [V, 3] (x, y, score) in pixels; `score` None stands for the joints' mean."""
+    """One person in one frame.
+
+    joints: [V, 3] (x, y, score) in pixels. score: of the person as a whole; None stands for the mean of the joints'.
+    """
 
     joints: np.ndarray
     score: float | None = None
 
     def weight(self) -> float:
+        """How certain it is that there is a person."""
         return float(self.joints[:, 2].mean()) if self.score is None else self.score
 
     def box(self) -> np.ndarray:
-        """[4] (left, top, right, bottom) of the joints that were found; nothing where there are none."""
-        seen = self.joints[self.joints[:, 2] > 0, :2]
-        return np.concatenate([seen.min(axis=0), seen.max(axis=0)]) if len(seen) else np.zeros(4)
+        """The box around the joints with a score above 0: [4] (left, top, right, bottom). All 0 if there are none."""
+        points = self.joints[self.joints[:, 2] > 0, :2]
+        return np.concatenate([points.min(axis=0), points.max(axis=0)]) if len(points) else np.zeros(4)
 
 
 @dataclass(slots=True)
 class Track:
-    """One person's way through the video: frame -> person."""
+    """One person over the frames of a video.
+
+    people: the person in each frame, by frame number. box: of the person in the last of these frames.
+    """
 
     people: dict[int, Person] = field(default_factory=dict)
     box: np.ndarray = field(default_factory=lambda: np.zeros(4))
 
     def add(self, frame: int, person: Person) -> None:
+        """Continue the track with a person in frame number `frame`."""
         self.people[frame], self.box = person, person.box()
 
     def weight(self) -> float:
+        """The sum of the people's weights, which is larger for longer tracks."""
         return sum(person.weight() for person in self.people.values())
 
 
-def follow(frames: Sequence[Sequence[Person]], most: int, num_joints: int) -> np.ndarray:
-    """[M, T, V, 3] float32 with 1 <= M <= `most`: the people with the highest scores, summed over their frames.
+def follow(frames: Sequence[Sequence[Person]], max_people: int, num_joints: int) -> np.ndarray:
+    """Follow people through the frames of a video: joints [M, T, V, 3] float32, where 1 <= M <= `max_people`.
 
-    A person who is lost and found again elsewhere takes the place of one who is gone by then, so that a place holds
-    several tracks when they share no frame. Frames in which a place has nobody are zeros, score included.
+    frames: the people in each of the T frames.
+
+    The people with the highest scores, summed over frames, come first. A person may leave and appear elsewhere as a new
+    track; tracks that share no frame can have the same index m. Where nobody has index m in a frame, all is 0.
     """
     tracks: list[Track] = []
     for number, people in enumerate(frames):
         _match(tracks, number, people)
-    places: list[dict[int, Person]] = []
+    slots: list[dict[int, Person]] = []
     for track in sorted(tracks, key=Track.weight, reverse=True):
-        free = next((place for place in places if not place.keys() & track.people.keys()), None)
-        if free is None and len(places) < most:
-            free = {}
-            places.append(free)
-        if free is not None:
-            free |= track.people
-    joints = np.zeros((max(1, len(places)), len(frames), num_joints, 3), np.float32)
-    for row, place in enumerate(places):
-        for number, person in place.items():
+        free_slot = next((slot for slot in slots if not slot.keys() & track.people.keys()), None)
+        if free_slot is None and len(slots) < max_people:
+            free_slot = {}
+            slots.append(free_slot)
+        if free_slot is not None:
+            free_slot |= track.people
+    joints = np.zeros((max(1, len(slots)), len(frames), num_joints, 3), np.float32)
+    for row, slot in enumerate(slots):
+        for number, person in slot.items():
             joints[row, number] = person.joints
     return joints
 
 
 def _match(tracks: list[Track], number: int, people: Sequence[Person]) -> None:
-    """Give each person of a frame the track whose last box overlaps most, best pairs first; else a track of its own."""
+    """Add each person in frame `number` to the track whose last box overlaps most with theirs, best pairs first.
+
+    People who match no track start a new one.
+    """
     boxes = [person.box() for person in people]
     pairs = [(overlap(track.box, box), t, p) for t, track in enumerate(tracks) for p, box in enumerate(boxes)]
-    taken: set[int] = set()
+    matched_people: set[int] = set()
     for share, t, p in sorted(pairs, key=lambda pair: -pair[0]):
-        if share >= OVERLAP and p not in taken and number not in tracks[t].people:
+        if share >= OVERLAP and p not in matched_people and number not in tracks[t].people:
             tracks[t].add(number, people[p])
-            taken.add(p)
+            matched_people.add(p)
     for p, person in enumerate(people):
-        if p not in taken:
+        if p not in matched_people:
             tracks.append(Track())
             tracks[-1].add(number, person)
 
@@ -80,6 +94,6 @@ def _match(tracks: list[Track], number: int, people: Sequence[Person]) -> None:
 def overlap(first: np.ndarray, second: np.ndarray) -> float:
     """Intersection over union of two boxes [4]."""
     low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
-    shared = float((high - low).clip(0).prod())
+    intersection = float((high - low).clip(0).prod())
     areas = [float((box[2:] - box[:2]).prod()) for box in (first, second)]
-    return shared / max(sum(areas) - shared, 1e-9)
+    return intersection / max(sum(areas) - intersection, 1e-9)

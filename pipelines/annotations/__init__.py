@@ -1,1 +1,1 @@
-"""Annotation files: read safely, checked, kept as a columnar table on the disk."""
+"""Annotation files: reading them safely, checking them, and keeping them on disk as a table of columns."""

@@ -1,4 +1,8 @@
-"""The digest of a large file, known again at a glance: a note keeps it beside what the file looked like."""
+"""The digest of a large file, computed once.
+
+A small file in the cache, the note, stores the digest together with the size, the times and other traits of the large
+file. As long as those traits are unchanged, the digest is taken from the note.
+"""
 
 import contextlib
 import hashlib
@@ -11,36 +15,39 @@ MEBIBYTE = 1 << 20
 
 
 def digest_of(path: Path, cache: Path) -> str:
-    """20 hex digits of the SHA-256 of a file.
+    """The first 20 hex digits of the SHA-256 of a file.
 
-    It is computed anew unless a note in `cache` knows the same place, size, times, inode and first and last MiB.
-    Raises OSError where the file cannot be read; a note that cannot be written is done without.
+    The digest is taken from a note in the folder `cache` if the note was written for the same path, size, times, inode,
+    and first and last MiB. Otherwise it is computed. Raises OSError if the file cannot be read. If the note cannot be
+    written, the digest is returned all the same.
     """
     with open(path, "rb") as file:
-        look = _look(file)
+        traits = _traits(file)
         place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:20]
         note = cache / f"{place}.digest"
-        known = _read(note)
-        if known.get("look") == look:
-            return str(known["digest"])
+        content = _read(note)
+        if content.get("look") == traits:
+            return str(content["digest"])
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:20]
-        if _look(file) == look:  # it has not changed meanwhile
-            _write(note, {"path": str(path), "look": look, "digest": digest})
+        if _traits(file) == traits:  # the file did not change while it was read
+            _write(note, {"path": str(path), "look": traits, "digest": digest})
     return digest
 
 
-def _look(file: Any) -> list[Any]:
+def _traits(file: Any) -> list[Any]:
+    """Size, times, inode, and a digest of the first and last MiB."""
     status = os.fstat(file.fileno())
     ends = hashlib.sha256()
     for start in (0, max(0, status.st_size - MEBIBYTE)):
         file.seek(start)
         ends.update(file.read(MEBIBYTE))
-    # A change of the content that keeps size and mtime (a copy with its times) still changes ctime.
+    # ctime is included because a copy that preserves the time of the original changes ctime only.
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, ends.hexdigest()]
 
 
 def _read(note: Path) -> dict[str, Any]:
+    """The content of a note, or an empty dict if there is no valid note."""
     try:
         content = json.loads(note.read_text())
     except (OSError, ValueError):

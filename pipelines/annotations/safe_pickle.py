@@ -1,7 +1,8 @@
-"""Reads a pickle of numbers, text and plain arrays; whatever else it holds is refused before anything of it runs.
+"""Reads pickles that contain numbers, text and plain arrays. Any other content is refused before it can run code.
 
-A pickle is a program. Names that it looks up are answered from a table, with stand-ins that it can neither change nor
-turn to other use: NumPy's own functions would build object arrays over raw bytes, which is code execution.
+A pickle is a program that looks up functions by name and calls them. Here it gets functions from the table ALLOWED and
+from nowhere else. They are replacements for NumPy's own functions, because a hostile pickle could use the originals to
+build object arrays over raw bytes, and thereby run code. Nor can a pickle modify the replacements.
 """
 
 import collections
@@ -13,11 +14,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+# Type codes of plain arrays: booleans, integers, floats, bytes and text.
 PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
 
 
 class _Dtype:
-    """numpy.dtype as a pickle names it: kind and size, then the byte order."""
+    """Replaces numpy.dtype in a pickle, which creates it from kind and size and then sets the byte order."""
 
     __slots__ = ("name", "order")
 
@@ -33,17 +35,18 @@ class _Dtype:
         self.order = order
 
     def plain(self) -> np.dtype:
+        """The NumPy type that this stands for."""
         return np.dtype(self.order + self.name)
 
 
 def _check(raw: Any, dtype: Any) -> None:
-    """Of an array's content: bytes, and no view of an array that the pickle could then free."""
+    """Refuse array content that is not bytes. A view of another array could outlive it and read freed memory."""
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray):
         raise pickle.UnpicklingError("an array in it is not plain")
 
 
 class _Array(np.ndarray):
-    """An array that takes its content from a pickle only where type, shape and bytes agree."""
+    """An array that accepts content from a pickle only if its type, shape and number of bytes agree."""
 
     def __setstate__(self, state: tuple) -> None:  # type: ignore[override]
         _, shape, dtype, fortran, raw = state
@@ -51,16 +54,16 @@ class _Array(np.ndarray):
         if not all(isinstance(side, int) and side >= 0 for side in shape):
             raise pickle.UnpicklingError(f"an array in it has shape {shape}")
         if math.prod(shape) * dtype.plain().itemsize != len(raw):
-            raise pickle.UnpicklingError(f"an array of shape {shape} in it has {len(raw)} bytes")
+            raise pickle.UnpicklingError(f"an array of shape {shape} in it has {len(raw)} bytes of content")
         whole = (1, tuple(shape), dtype.plain(), bool(fortran), bytes(raw))
         super().__setstate__(whole)  # type: ignore[arg-type]
 
 
-NDARRAY = "numpy.ndarray"  # an argument of _reconstruct, never called
+NDARRAY = "numpy.ndarray"  # what a pickle gets for this name; it may pass it to _reconstruct but cannot call it
 
 
 def _reconstruct(kind: Any, *_: Any) -> np.ndarray:
-    """The empty array that the pickle fills next."""
+    """Create an empty array, which the pickle fills by setting its state."""
     if kind != NDARRAY:
         raise pickle.UnpicklingError("an array in it is not plain")
     return np.zeros(0, np.int8).view(_Array)
@@ -77,7 +80,7 @@ def _scalar(dtype: _Dtype, raw: bytes) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Bytes, as protocols before 3 spell them."""
+    """Turn text into bytes, as pickles of protocols before 3 do."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
     return text.encode("latin1")
@@ -87,8 +90,8 @@ def _no_bytes() -> bytes:
     return b""
 
 
-class _Stand:
-    """A function that a pickle may call; a function's own attributes could be changed by it."""
+class _SafeFunction:
+    """Wraps a function that a pickle may call, because a pickle could change the attributes of a bare function."""
 
     __slots__ = ("_function",)
 
@@ -102,27 +105,27 @@ class _Stand:
         raise pickle.UnpicklingError("it tries to change a function")
 
 
-# What NumPy 1 and 2 and all protocols write for numbers, text and plain arrays.
+# The names that NumPy 1 and 2 write, in any pickle protocol, for numbers, text and plain arrays.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): NDARRAY,
-    ("numpy", "dtype"): _Stand(_Dtype),
-    ("_codecs", "encode"): _Stand(_encode),
-    ("__builtin__", "bytes"): _Stand(_no_bytes),
-    ("collections", "OrderedDict"): _Stand(collections.OrderedDict),
+    ("numpy", "dtype"): _SafeFunction(_Dtype),
+    ("_codecs", "encode"): _SafeFunction(_encode),
+    ("__builtin__", "bytes"): _SafeFunction(_no_bytes),
+    ("collections", "OrderedDict"): _SafeFunction(collections.OrderedDict),
 }
 
 
 for core in ("numpy.core", "numpy._core"):
-    ALLOWED[f"{core}.multiarray", "_reconstruct"] = _Stand(_reconstruct)
-    ALLOWED[f"{core}.multiarray", "scalar"] = _Stand(_scalar)
-    ALLOWED[f"{core}.numeric", "_frombuffer"] = _Stand(_from_buffer)
+    ALLOWED[f"{core}.multiarray", "_reconstruct"] = _SafeFunction(_reconstruct)
+    ALLOWED[f"{core}.multiarray", "scalar"] = _SafeFunction(_scalar)
+    ALLOWED[f"{core}.numeric", "_frombuffer"] = _SafeFunction(_from_buffer)
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
-            shown = f"{module}.{name}".encode("unicode_escape").decode()
-            raise pickle.UnpicklingError(f"it asks for {shown}, which annotations never need")
+            name_text = f"{module}.{name}".encode("unicode_escape").decode()
+            raise pickle.UnpicklingError(f"it asks for {name_text}, which annotations never need")
         return ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -130,5 +133,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(file: BinaryIO) -> Any:
-    """The content of a pickle; raises whatever a hostile or torn one provokes, UnpicklingError where it is refused."""
+    """Read the content of a pickle.
+
+    Raises UnpicklingError for content that is not allowed. A damaged pickle can raise any exception.
+    """
     return _Unpickler(file).load()

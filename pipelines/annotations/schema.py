@@ -1,6 +1,6 @@
-"""What an annotation file may hold: both published forms, every clip checked, as columns.
+"""Reads and checks annotation files, in both published forms, and converts their clips to columns.
 
-docs/data.md lists the fields.
+docs/data.md lists the fields of an annotation.
 """
 
 import collections
@@ -16,34 +16,39 @@ from pipelines.annotations import safe_pickle
 
 
 class AnnotationError(UserError):
-    """An annotation file that cannot be used; the text names the file, the value and the way out."""
+    """An annotation file that cannot be used. The text names the file and the value, and says what to do."""
 
 
 def read_pickle(path: Path) -> Any:
-    """Load numbers, text and plain arrays from a pickle without running anything that it contains."""
+    """Load numbers, text and plain arrays from a pickle, without running code in it. Raises AnnotationError."""
     try:
         with open(path, "rb") as file:
             return safe_pickle.load(file)
     except OSError as error:
         raise not_opened(path, error) from None
-    except Exception as error:  # a hostile or torn pickle can raise anything
+    except Exception as error:  # a hostile or damaged pickle can raise any exception
         reason = textwrap.shorten(str(error) or type(error).__name__, 200)
-        raise AnnotationError(f"{path} was not read: {reason}; get the published skeleton pickle again") from None
+        raise AnnotationError(f"{path} cannot be read: {reason}; get the published skeleton pickle again") from None
 
 
 def not_opened(path: Path, error: OSError) -> AnnotationError:
+    """The error to raise for an annotation file that cannot be opened."""
     return AnnotationError(f"{path} cannot be opened ({error.strerror}); set data.annotations to the skeleton pickle")
 
 
 def clips_and_splits(path: Path, content: Any) -> tuple[list[dict], dict]:
-    """Both published forms: {'split', 'annotations'} and the bare list of clips."""
+    """Split the content of an annotation file into its list of annotations and its dict of splits.
+
+    The content may have either published form: {'split', 'annotations'}, or the plain list, which has no splits.
+    Raises AnnotationError.
+    """
     if isinstance(content, dict) and {"split", "annotations"} <= content.keys():
         clips, splits = content["annotations"], content["split"]
     else:
         clips, splits = content, {}
     if not isinstance(clips, list) or not clips or not isinstance(splits, dict) or not _all_dicts(clips):
         raise AnnotationError(
-            f"{path} holds neither a list of clips nor {{'split', 'annotations'}}; see 'Data preparation' in docs/"
+            f"{path} contains neither a list of annotations nor {{'split', 'annotations'}}; docs/data.md describes both"
         )
     return clips, splits
 
@@ -53,57 +58,70 @@ def _all_dicts(clips: list) -> bool:
 
 
 def split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> list[int]:
+    """The rows of the clips that a split lists. `row_of` gives the row of each name. Raises AnnotationError."""
     if not isinstance(members, list | tuple | np.ndarray):
-        raise AnnotationError(f"split '{split}' of {path} is not a list of names; see 'Data preparation' in docs/")
+        raise AnnotationError(f"split '{split}' of {path} is not a list of names; docs/data.md describes the file")
     names = [str(name) for name in members]
     unknown = [name for name in names if name not in row_of]
     if unknown:
         raise AnnotationError(
-            f"split '{split}' of {path} lists {len(unknown)} clips without an annotation, first {unknown[0]}"
+            f"split '{split}' of {path} lists clips that have no annotation in the file ({len(unknown)} in all, the "
+            f"first is {unknown[0]}); remove them from the split, or get the published file again"
         )
-    twice = [name for name, count in collections.Counter(names).items() if count > 1]
-    if twice:
+    duplicates = [name for name, count in collections.Counter(names).items() if count > 1]
+    if duplicates:
         raise AnnotationError(
-            f"split '{split}' of {path} lists {len(twice)} clips twice, first {twice[0]}; remove the duplicates"
+            f"split '{split}' of {path} lists clips twice ({len(duplicates)} in all, the first is {duplicates[0]}); "
+            "remove the duplicates"
         )
     return [row_of[name] for name in names]
 
 
 def columns_of_clips(path: Path, clips: list[Any]) -> dict[str, Any]:
-    """All columns as arrays, joints as a list of [M, T, V, 3]; `clips` is emptied on the way."""
-    parsed = []
+    """Check all annotations and convert them to columns: one array per field, and a list of joints [M, T, V, 3].
+
+    Annotations are removed from `clips` once they are converted, to save memory. Raises UserError.
+    """
+    checked_clips = []
     for number, clip in enumerate(clips):
         try:
-            parsed.append(parse_clip(clip))
+            checked_clips.append(parse_clip(clip))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             name = clip.get("filename", clip.get("frame_dir", "?"))
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
             raise AnnotationError(f"{path}, clip {number} ({name}): {reason}") from None
         clips[number] = None
-    joints = [clip["joints"] for clip in parsed]
-    check_image_shapes(path, parsed)
+    joints = [clip["joints"] for clip in checked_clips]
+    check_image_shapes(path, checked_clips)
     num_joints = collections.Counter(j.shape[2] for j in joints).most_common()
     if len(num_joints) > 1:
-        odd = next(clip["names"] for clip in parsed if clip["joints"].shape[2] != num_joints[0][0])
-        raise AnnotationError(f"{path} mixes {dict(num_joints)} joints a person (joints: clips), for example {odd}")
+        counts = ", ".join(f"{joints} joints: {number} clips" for joints, number in num_joints)
+        odd = next(clip["names"] for clip in checked_clips if clip["joints"].shape[2] != num_joints[0][0])
+        raise AnnotationError(
+            f"{path} has clips of different joint layouts ({counts}), for example {odd}; use one file for each layout"
+        )
     rows = np.array([j.shape[0] * j.shape[1] for j in joints], np.int64)
     columns = {
-        name: np.array([clip[name] for clip in parsed], np.int32)
+        name: np.array([clip[name] for clip in checked_clips], np.int32)
         for name in ("label", "total_frames", "height", "width", "num_persons")
     }
     return columns | {
-        "names": np.array([clip["names"] for clip in parsed]),
+        "names": np.array([clip["names"] for clip in checked_clips]),
         "first_row": np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(np.int64),
         "joints": joints,
     }
 
 
 def parse_clip(clip: dict) -> dict[str, Any]:
-    """One published annotation, checked; joints without scores get score 1, as in the published loader."""
+    """Check one annotation and convert it to a dict with the columns of the table.
+
+    If there are no scores, every joint gets score 1, as in the published loader. Raises UserError, or KeyError,
+    TypeError, ValueError or IndexError for content of the wrong kind.
+    """
     name = clip["filename"] if "filename" in clip else clip["frame_dir"]
     keypoint = np.asarray(clip["keypoint"])
     if keypoint.ndim != 4 or keypoint.shape[2] < 1 or keypoint.shape[3] not in (2, 3):
-        raise UserError(f"keypoint has shape {keypoint.shape}, not (person, frame, joint, 2)")
+        raise UserError(f"keypoint has shape {keypoint.shape}, not (people, frames, joints, 2)")
     frames = _whole("total_frames", clip["total_frames"])
     if not frames >= 1 or abs(keypoint.shape[1] - frames) > 2:
         raise UserError(f"total_frames is {frames}, but the skeleton has {keypoint.shape[1]} frames")
@@ -114,7 +132,7 @@ def parse_clip(clip: dict) -> dict[str, Any]:
         score = keypoint[..., 2] if keypoint.shape[-1] == 3 else np.ones(keypoint.shape[:3], dtype)
     score = np.asarray(score)
     if score.shape not in (keypoint.shape[:3], (*keypoint.shape[:3], 1)):
-        raise UserError(f"keypoint_score has shape {score.shape}, not {keypoint.shape[:3]} as keypoint")
+        raise UserError(f"keypoint_score has shape {score.shape}, but keypoint has {keypoint.shape}")
     size = np.asarray(clip["img_shape"])
     if size.shape != (2,) or not (size >= 1).all():
         raise UserError(f"img_shape is {clip['img_shape']}, not (height, width)")
@@ -126,13 +144,13 @@ def parse_clip(clip: dict) -> dict[str, Any]:
         "height": _whole("height", size[0]),
         "width": _whole("width", size[1]),
         "num_persons": keypoint.shape[0],
-        # 0 marks a missing coordinate, as does what is not a number.
+        # A coordinate that is not a number counts as missing, and 0 marks a missing coordinate.
         "joints": np.nan_to_num(joints[:, :frames].astype(dtype), nan=0.0, posinf=0.0, neginf=0.0),
     }
 
 
 def _whole(field: str, value: Any) -> int:
-    """A number as an int32 column can hold it."""
+    """Convert a value to an integer that fits into an int32 column. Raises UserError."""
     number = np.asarray(value)
     if number.size != 1 or number.dtype.kind not in "biuf" or not abs(number.item()) < 1 << 31 or number.item() % 1:
         raise UserError(f"{field} is {textwrap.shorten(repr(value), 60)}, not a whole number")
@@ -140,32 +158,35 @@ def _whole(field: str, value: Any) -> int:
 
 
 def _safe_name(name: str) -> str:
-    """A clip's name is joined to the user's data folder, so it must not lead out of it."""
+    """Return the name of a clip. Raises UserError if it would lead out of the data folder, to which it is appended."""
     parts = name.replace("\\", "/").split("/")
     if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
         raise UserError(f"the name {name!r} leads out of the data folder")
     return name
 
 
-FEWEST, SHARE = 3, 0.1  # clips; a single odd one may have wild joints
-MARGIN = 1.02  # joints are often a little outside their image
+# Clips with height and width exchanged are an error if there are at least this many, and this share of all clips. A
+# single one may just have wrong joints.
+MIN_CLIPS, MIN_SHARE = 3, 0.1
+MARGIN = 1.02  # an image counts as 2 % larger than it is, because joints are often slightly outside
 
 
 def check_image_shapes(path: Path, clips: Sequence[dict[str, Any]]) -> None:
-    """Raise UserError where many clips (names, height, width, joints [M, T, V, 3]) have both sizes exchanged."""
-    found = [clip for clip in clips if fits_only_exchanged(clip["joints"], clip["height"], clip["width"])]
-    if len(found) >= max(FEWEST, SHARE * len(clips)):
-        first = found[0]
+    """Raise UserError if height and width are exchanged in many clips, which are dicts made by `parse_clip`."""
+    exchanged = [clip for clip in clips if fits_only_exchanged(clip["joints"], clip["height"], clip["width"])]
+    if len(exchanged) >= max(MIN_CLIPS, MIN_SHARE * len(clips)):
+        first = exchanged[0]
         raise UserError(
-            f"{path}: img_shape of {len(found)} clips, first {first['names']}, is ({first['height']}, "
-            f"{first['width']}), and their joints fit only into the exchanged one: write it as (height, width)"
+            f"{path}: in {len(exchanged)} clips, such as {first['names']} with img_shape ({first['height']}, "
+            f"{first['width']}), the joints fit into the image only if both numbers are exchanged: write img_shape as "
+            "(height, width)"
         )
 
 
 def fits_only_exchanged(joints: np.ndarray, height: int, width: int) -> bool:
-    """Whether joints lie outside an image of (height, width), but all in one of (width, height)."""
-    seen = joints[joints[..., 2] > 0][:, :2]
-    if height == width or not len(seen):
+    """Whether the joints extend beyond an image of (height, width), but fit into one with both sizes exchanged."""
+    points = joints[joints[..., 2] > 0][:, :2]
+    if height == width or not len(points):
         return False
-    reach, size = seen.max(axis=0).astype(np.float64), MARGIN * np.array([width, height])
+    reach, size = points.max(axis=0).astype(np.float64), MARGIN * np.array([width, height])
     return bool((reach > size).any() and (reach <= size[::-1]).all())

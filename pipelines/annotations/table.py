@@ -1,8 +1,8 @@
-"""Skeleton annotations: the published pickles, read safely, as a columnar table that stays on the disk.
+"""The annotation table: the content of a skeleton pickle as columns that are memory-mapped from disk.
 
-`open_table` turns a pickle into a `ClipTable` once, in a cache keyed by the pickle's content, and memory-maps it from
-then on: opening costs milliseconds, and all ranks of a machine share one copy. What a pickle holds:
-docs/sources.md, "Annotation files".
+`open_table` converts a pickle once and stores the table in a cache, under a digest of the pickle's content. Later calls
+only map the stored table: this takes milliseconds, and all ranks on a machine share one copy in memory.
+docs/sources.md, "Annotation files", describes the pickles.
 """
 
 import collections
@@ -27,15 +27,18 @@ from pipelines.annotations.schema import (
     split_rows,
 )
 
-FORMAT = 1  # raise when the columns change: older caches are then rebuilt
+FORMAT = 1  # raise it when the columns change, so that tables in the cache are built again
 
 
 @dataclass(frozen=True, slots=True)
 class ClipTable:
-    """All clips of an annotation file, one row a clip; joints stay memory-mapped.
+    """All clips of an annotation file, one row per clip.
 
-    names [n] str; label, total_frames, height, width, num_persons [n] int32; first_row [n] int64;
-    joints [sum(M*T), V, 3] float16 or float32 (x, y, score) in pixels of (height, width); splits: name -> rows.
+    digest: identifies the content of the annotation file.
+    names: [n] str. label, total_frames, num_persons: [n] int32. height, width: [n] int32, of the image in pixels.
+    joints: [sum of M*T over all clips, V, 3] float16 or float32, (x, y, score) in pixels of the image.
+    first_row: [n] int64, where the joints of each clip start in `joints`.
+    splits: the rows of each split, by its name; empty if the file is a plain list.
     """
 
     digest: str
@@ -56,26 +59,33 @@ class ClipTable:
     def num_joints(self) -> int:
         return self.joints.shape[1]
 
-    def clip_joints(self, clip: int) -> np.ndarray:
-        """[M, T, V, 3] (x, y, score) of one clip, a view into the map; M may be 0."""
-        persons, frames, first = self.num_persons[clip], self.total_frames[clip], self.first_row[clip]
+    def clip_joints(self, row: int) -> np.ndarray:
+        """The joints of the clip in row `clip`: [M, T, V, 3] (x, y, score), a view of `joints`. M may be 0."""
+        persons, frames, first = self.num_persons[row], self.total_frames[row], self.first_row[row]
         rows = self.joints[first : first + persons * frames]
         return rows.reshape(persons, frames, self.num_joints, 3)
 
-    def rows_of(self, split: str | None) -> np.ndarray:
-        """Rows of a split; None stands for all clips (files that hold one list, as MA-52's do)."""
+    def rows_in_split(self, split: str | None) -> np.ndarray:
+        """The rows of a split. None stands for all rows, for files that are one plain list, such as MA-52's.
+
+        Raises AnnotationError if there is no such split.
+        """
         if split is None:
             return np.arange(len(self))
         if split not in self.splits:
             raise AnnotationError(
-                f"there is no split '{split}' here, only {sorted(self.splits) or 'a plain list'}; set data.split to "
-                "what stands before _train and _val, or to None where a file holds one list (see data.val_annotations)"
+                f"the annotations have no split '{split}', only {sorted(self.splits) or 'a plain list'}; set "
+                "data.split to the part before _train and _val, or to None if each split has a file of its own (see "
+                "data.val_annotations)"
             )
         return self.splits[split]
 
 
 def open_table(path: Path, cache: Path) -> ClipTable:
-    """The table of an annotation pickle, built into `cache` when this content is new or its columns are damaged."""
+    """Open the table of an annotation pickle.
+
+    It is built in the folder `cache` if it is not there yet, or damaged. Raises AnnotationError.
+    """
     try:
         digest = digest_of(path, cache)
     except OSError as error:
@@ -84,7 +94,7 @@ def open_table(path: Path, cache: Path) -> ClipTable:
     table = _load(folder, digest)
     if table is None:
         with _lock(cache):
-            if _load(folder, digest) is None:  # no other process has built it meanwhile
+            if _load(folder, digest) is None:  # another process may have built it while this one waited
                 _build(path, folder)
         table = _load(folder, digest)
         assert table is not None
@@ -95,7 +105,7 @@ _COLUMNS = ("names", "label", "total_frames", "height", "width", "num_persons", 
 
 
 def _load(folder: Path, digest: str) -> ClipTable | None:
-    """The table of a cache folder; None where it is not there, or not whole."""
+    """The table in a folder of the cache, or None if it is missing or damaged."""
     try:
         columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
         splits = json.loads((folder / "splits.json").read_text())
@@ -108,7 +118,7 @@ def _load(folder: Path, digest: str) -> ClipTable | None:
 
 @contextlib.contextmanager
 def _lock(cache: Path) -> Iterator[None]:
-    """One process at a time builds. Raises AnnotationError where the disk is full or read-only."""
+    """Let one process at a time build a table. Raises AnnotationError if the disk is full or read-only."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with open(cache / "lock", "w") as file:
@@ -121,30 +131,38 @@ def _lock(cache: Path) -> Iterator[None]:
 
 
 def _build(path: Path, folder: Path) -> None:
-    """Write the columns beside the goal and rename them into place, so that a kill leaves no half cache."""
+    """Build the table of the pickle `path` in `folder`.
+
+    The files are written to a temporary folder, which is renamed at the end, so that a kill leaves no partial table.
+    """
     clips, splits = clips_and_splits(path, read_pickle(path))
     columns = columns_of_clips(path, clips)
     row_of = {name: row for row, name in enumerate(columns["names"].tolist())}
     if len(row_of) != len(clips):
-        twice = [name for name, count in collections.Counter(columns["names"].tolist()).items() if count > 1]
-        raise AnnotationError(f"{path} lists {len(twice)} clips twice, first {twice[0]}; remove the duplicates")
+        duplicates = [name for name, count in collections.Counter(columns["names"].tolist()).items() if count > 1]
+        raise AnnotationError(
+            f"{path} lists clips twice ({len(duplicates)} in all, the first is {duplicates[0]}); remove the duplicates"
+        )
     rows = {str(name): split_rows(path, str(name), members, row_of) for name, members in splits.items()}
     temporary = folder.with_name(f"{folder.name}.tmp")
-    for old in (temporary, folder):
-        shutil.rmtree(old, ignore_errors=True)
+    for leftover in (temporary, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     _save_joints(temporary / "joints.npy", columns.pop("joints"))
     for name, column in columns.items():
         np.save(temporary / f"{name}.npy", column)
     (temporary / "splits.json").write_text(json.dumps(rows))
     for file in temporary.iterdir():
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
     temporary.rename(folder)
 
 
 def _save_joints(path: Path, joints: list[np.ndarray]) -> None:
-    """One array [sum(M*T), V, 3] of many [M, T, V, 3], which memory need not hold twice."""
+    """Write the joints of all clips, each [M, T, V, 3], as one array [sum of M*T, V, 3].
+
+    They are written one after another, because joining them first would need twice the memory.
+    """
     dtype = np.dtype(np.float16 if all(clip.dtype == np.float16 for clip in joints) else np.float32)
     shape = (sum(clip.shape[0] * clip.shape[1] for clip in joints), *joints[0].shape[2:])
     with open(path, "wb") as file:

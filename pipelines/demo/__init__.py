@@ -1,1 +1,1 @@
-"""`python -m pipelines.demo`: the demo's data set, generated."""
+"""`python -m pipelines.demo`: generates the data set of the demo."""

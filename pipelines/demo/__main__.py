@@ -1,4 +1,4 @@
-"""`python -m pipelines.demo`."""
+"""The entry point of `python -m pipelines.demo`."""
 
 from kernels.program import run_program
 
@@ -12,4 +12,4 @@ def start() -> int | None:
 
 
 if __name__ == "__main__":
-    run_program(start, "stopped; the same command goes on from here")
+    run_program(start, "stopped; run the same command again to continue")

@@ -1,8 +1,8 @@
-"""A body of the demo: from the places of hands, feet and hips to 17 COCO joints in three dimensions.
+"""The body of a person in the demo: computes 17 COCO joints in three dimensions from hands, feet and hips.
 
-Lengths are in body heights. x points to the person's left (the viewer's right when they face the camera), y up,
-z to the camera. `Pose` says where hands, feet and hips are; elbows and knees follow by two-bone inverse
-kinematics. Legend: T time.
+Lengths are in body heights. x points to the person's left (to the viewer's right, if the person faces the camera), y
+points up, and z points to the camera. `Pose` gives the positions of hands, feet and hips; the positions of elbows and
+knees follow from the lengths of arms and legs (two-bone inverse kinematics). In shapes, T is the number of frames.
 """
 
 from dataclasses import dataclass
@@ -10,26 +10,27 @@ from dataclasses import dataclass
 import numpy as np
 
 UPPER_ARM, FOREARM, THIGH, SHIN = 0.17, 0.16, 0.245, 0.235
-SHOULDER, HIP, TORSO, NECK = (0.105, 0.065, 0.30, 0.075)  # half widths, then heights
-ANKLE = 0.035  # height of the ankle over the floor
-STAND = ANKLE + (THIGH + SHIN) * 0.995
-SIDES = np.array([1.0, -1.0])  # left, right: the order of every [.., 2, 3] array below
-# Position of nose, eyes and ears from the centre of the head, left before right.
+SHOULDER, HIP = (0.105, 0.065)  # half widths
+TORSO, NECK = (0.30, 0.075)  # heights
+ANKLE = 0.035  # height of the ankle above the floor
+STAND = ANKLE + (THIGH + SHIN) * 0.995  # height of the hips of a person who stands
+SIDES = np.array([1.0, -1.0])  # left, right; arrays of shape [..., 2, 3] below have this order as well
+# Positions of nose, eyes and ears relative to the centre of the head, left before right.
 FACE = np.array([[0, -0.005, 0.06], [0.022, 0.014, 0.05], [-0.022, 0.014, 0.05], [0.045, 0, 0], [-0.045, 0, 0]])
 
 
 @dataclass(kw_only=True, slots=True)
 class Pose:
-    """Where a body is over T frames, in its own frame. Hands are relative to their own shoulder, with x outward."""
+    """The position of a body over T frames, in coordinates of the person."""
 
-    hands: np.ndarray  # [T, 2, 3]
-    feet: np.ndarray  # [T, 2, 3], ankles, relative to the point of the floor between them, x outward
+    hands: np.ndarray  # [T, 2, 3], relative to the shoulder of the same side; x points outward
+    feet: np.ndarray  # [T, 2, 3], ankles, relative to the point on the floor between them; x points outward
     hips: np.ndarray  # [T, 3]
-    lean: np.ndarray  # [T] radians, forward
+    lean: np.ndarray  # [T], how far the torso leans forward, in radians
 
     @staticmethod
     def standing(t: np.ndarray, rng: np.random.Generator) -> "Pose":
-        """Arms hanging, weight shifting a little; `t` [T] runs from 0 to 1 over the clip."""
+        """A person who stands with hanging arms and sways a little. `t` [T] runs from 0 to 1 over the clip."""
         hang = np.array([0.05, -0.315, 0.03]) + rng.normal(0, 0.012, (1, 2, 3))
         phase, pace = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.6, 1.6, 3)
         sway = np.sin(phase + 2 * np.pi * pace * t[:, None])  # [T, 3]
@@ -39,6 +40,7 @@ class Pose:
         return Pose(hands=hands, feet=feet, hips=hips, lean=rng.normal(0.03, 0.02) + 0.01 * sway[:, 0])
 
     def mirrored(self) -> "Pose":
+        """The same pose with left and right exchanged."""
         hips = self.hips * np.array([-1, 1, 1])
         return Pose(hands=self.hands[:, ::-1], feet=self.feet[:, ::-1], hips=hips, lean=self.lean)
 
@@ -49,9 +51,8 @@ class Pose:
         zero, one = np.zeros_like(c), np.ones_like(c)
         bend = np.stack([one, zero, zero, zero, c, -s, zero, s, c], axis=1).reshape(-1, 3, 3)  # [T, 3, 3]
 
-        def upper(
-            points: np.ndarray,
-        ) -> np.ndarray:  # points that lean with the torso: [.., k, 3] -> [T, k, 3]
+        def upper(points: np.ndarray) -> np.ndarray:
+            """Points [..., k, 3] of the upper body, leaned with the torso: [T, k, 3]."""
             return np.einsum("tij,tkj->tki", bend, np.broadcast_to(points, (len(c), *points.shape[-2:])))
 
         hip = self.hips[:, None] + np.array([HIP, 0, 0]) * outward
@@ -68,9 +69,10 @@ class Pose:
 def bend_limb(
     root: np.ndarray, reach: np.ndarray, near: float, far: float, pole: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Middle joint and end of a two-bone limb that reaches from `root` [T, 2, 3] by `reach`, bent towards `pole`.
+    """The middle joint and the end of a limb of two bones, both [T, 2, 3].
 
-    A reach beyond the limb's length is shortened to it.
+    root: [T, 2, 3], where the limb starts. reach: [T, 2, 3], from there to its end; it is shortened if it is longer
+        than the limb. near, far: lengths of the two bones. pole: direction in which the middle joint points.
     """
     length = np.linalg.norm(reach, axis=-1, keepdims=True).clip(1e-6)
     axis = reach / length

@@ -1,4 +1,4 @@
-"""What the demo data set contains: its classes, its settings, and the name of every clip. Data and arithmetic only."""
+"""The content of the demo's data set: its classes, its settings, and the names of its clips."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,9 +13,9 @@ FINE_NAMES = (
     *("give a plain box", "give a striped box", "push"),
 )
 COARSE_MAP = (0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3)
-# Pairs whose people, clothes and places come from one distribution: only order or tempo of the joints differ.
+# Pairs of classes with the same distribution of people, clothes and places; only the joints' order or tempo differs.
 MOTION_ONLY = ((0, 1), (3, 4))
-# Pairs whose joints come from one distribution: only the look of the held object differs.
+# Pairs of classes with the same distribution of joints; only the look of the object in the hands differs.
 COLOUR_ONLY = ((6, 7), (9, 10))
 NUM_TRAIN_SUBJECTS = 20
 NUM_VAL_SUBJECTS = 10
@@ -24,16 +24,16 @@ TRAIN, VAL = "xsub_train", "xsub_val"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoConfig:
-    """The data set is a pure function of these values (and of GENERATOR in make.py)."""
+    """Settings of the demo's data set, which depends on them and on GENERATOR in make.py, and on nothing else."""
 
     seed: Annotated[int, Range(0, 2**62)] = 0
     num_train: Count = 720
     num_val: Count = 240
     size: Annotated[tuple[int, int], Range(16, 8192)] = (320, 240)  # width, height; both even for 4:2:0 chroma
-    num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)  # shortest and longest clip
+    num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)  # of the shortest and the longest clip
     crf: Annotated[int, Range(0, 51)] = 23  # x264's constant rate factor
-    # A control: a grey box, the same in all frames, hides everything that the people and their object reach.
-    # What is left to see must not tell the two classes of a MOTION_ONLY pair apart.
+    # For a control experiment: a grey box, which does not move, hides the area in which people and object move. What
+    # remains visible must not reveal which class of a MOTION_ONLY pair a clip belongs to.
     hide_people: bool = False
 
     def __post_init__(self) -> None:
@@ -42,7 +42,10 @@ class DemoConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipId:
-    """The `take`-th clip of a class in a split. Its luck depends on (seed, split, take, label) and on nothing else."""
+    """Identifies a clip: number `take` of a class in a split.
+
+    The content of the clip depends on the settings and on these three values, not on other clips.
+    """
 
     split: str
     label: int
@@ -50,7 +53,7 @@ class ClipId:
 
     @property
     def name(self) -> str:
-        """NTU's pattern SsssCcccPpppRrrrAaaa; train and validation share no subject P."""
+        """The name of the clip, in NTU's pattern SsssCcccPpppRrrrAaaa. The splits have no subject P in common."""
         subjects = NUM_TRAIN_SUBJECTS if self.split == TRAIN else NUM_VAL_SUBJECTS
         first = 1 if self.split == TRAIN else 1 + NUM_TRAIN_SUBJECTS
         rest, subject = divmod(self.take, subjects)
@@ -60,22 +63,22 @@ class ClipId:
 
     @property
     def number(self) -> int:
-        """A whole number that no other clip has."""
+        """A number that is different for each clip."""
         return (self.take * len(FINE_NAMES) + self.label) * 2 + (self.split == VAL)
 
 
 def clip_ids(config: DemoConfig) -> list[ClipId]:
-    """All clips, training first; the classes take turns: each has as many clips as any other, or one less."""
+    """All clips, those for training first. Classes alternate, so the numbers of their clips differ by at most one."""
     counts = ((TRAIN, config.num_train), (VAL, config.num_val))
     num_classes = len(FINE_NAMES)
     return [ClipId(split=s, label=i % num_classes, take=i // num_classes) for s, count in counts for i in range(count)]
 
 
 def missing_skeleton(config: DemoConfig) -> ClipId:
-    """The one training clip in which no person was found: M = 1, all joints (0, 0) with score 0."""
+    """The training clip without a skeleton: it has one person, whose joints are all (0, 0) with score 0."""
     return clip_ids(config)[config.num_train // 3]
 
 
 def corrupt_video(config: DemoConfig) -> ClipId:
-    """The one training clip whose annotation is fine, but whose video is cut short: no decoder opens it."""
+    """The training clip whose video is cut off in the middle, so that no decoder can open it."""
     return clip_ids(config)[2 * config.num_train // 3]

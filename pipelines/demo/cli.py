@@ -15,17 +15,17 @@ def main(
     val: int = DemoConfig().num_val,
     workers: int | None = None,
 ) -> None:
-    """Make the demo's data set, videos and skeletons: python -m pipelines.demo --out data/demo
+    """Generate the videos and skeletons of the demo: python -m pipelines.demo --out data/demo
 
     Args:
         out: folder of the data set
-        own: also write labels.csv and keypoints/, what pipelines.annotate takes of your own videos
-        train: videos to train on
-        val: videos to validate on
-        workers: processes that draw and encode (default: one a core)
+        own: also write labels.csv and keypoints/, which pipelines.annotate can read like those of your own videos
+        train: number of videos for training
+        val: number of videos for validation
+        workers: processes that draw and encode videos (default: one per core)
     """
     if min(train, val) < 1:
-        raise UserError(f"--train {train} --val {val}: at least one video of each is needed")
+        raise UserError(f"--train {train} --val {val}: both must be 1 or more")
     config = DemoConfig(num_train=train, num_val=val)
     annotations = make_demo(out, config, workers or os.cpu_count() or 1)
     print(f"demo data: {write_own(out, config) if own else annotations}")

@@ -1,4 +1,4 @@
-"""One clip of the demo: its luck, its joints as a detector would report them, and its H.264 file."""
+"""One clip of the demo: its random choices, its joints as a detector would report them, and its H.264 file."""
 
 import os
 from pathlib import Path
@@ -13,12 +13,16 @@ from pipelines.demo import scene as demo_scene
 from pipelines.demo.classes import ClipId, DemoConfig, corrupt_video, missing_skeleton
 from pipelines.demo.motion import act
 
-MARGIN = 4  # pixels that detected joints keep from the image's edge
-NOISE_FRAMES = 8
+MARGIN = 4  # pixels; detected joints are at least this far from the edge of the image
+NOISE_FRAMES = 8  # different frames of noise, one of which is added to each frame of a clip
 
 
 class View(NamedTuple):
-    """Where the camera puts a scene: pixels a body height, the floor's point (x, y), roll in radians."""
+    """The view of the camera.
+
+    scale: pixels per body height. x, y: pixel at which the origin of the scene, on the floor, appears.
+    roll: rotation of the camera in radians.
+    """
 
     scale: float
     x: float
@@ -27,24 +31,24 @@ class View(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """Everything about a clip but its pixels."""
+    """All that is needed to draw a clip with M people in T frames."""
 
-    points: np.ndarray  # [M, T, 17, 2] pixels, as drawn
-    depth: np.ndarray  # [M, T, 17] towards the camera, body heights
-    held: str
-    path: np.ndarray  # [T, 2] pixels, [0, 2] where nothing is held
-    path_depth: np.ndarray  # [T]
-    scale: float
-    floor: float
+    points: np.ndarray  # [M, T, 17, 2] joints in pixels
+    depth: np.ndarray  # [M, T, 17] distance of the joints from the origin towards the camera, in body heights
+    held: str  # the object in the hands, or ""
+    path: np.ndarray  # [T, 2] centre of the object in pixels; [0, 2] if there is no object
+    path_depth: np.ndarray  # [T] distance of the object, as in `depth`
+    scale: float  # pixels per body height
+    floor: float  # row of pixels at which the floor begins
 
 
 def generator(config: DemoConfig, clip: ClipId, purpose: int) -> np.random.Generator:
-    """A clip's own counter-based stream, one for each purpose: its luck depends on no other clip or order."""
+    """A random generator for one purpose in one clip. It does not depend on other clips or on the order of calls."""
     return np.random.Generator(np.random.Philox(key=[config.seed, clip.number * 4 + purpose]))
 
 
 def stage(config: DemoConfig, clip: ClipId) -> Clip:
-    """Perform and film a clip: joints as they will be drawn."""
+    """Let the people of a clip act, and compute where their joints and the object appear in the image."""
     rng = generator(config, clip, 0)
     low, high = config.num_frames
     scene = act(clip.label, int(rng.integers(low, high + 1)), rng)
@@ -58,7 +62,10 @@ def stage(config: DemoConfig, clip: ClipId) -> Clip:
 
 
 def place(config: DemoConfig, joints: np.ndarray, rng: np.random.Generator) -> View:
-    """A random view that keeps the whole scene in the image; at the shipped size people are 110 to 200 pixels tall."""
+    """Choose a random view in which the whole scene is inside the image.
+
+    At the default image size, people are 110 to 200 pixels tall.
+    """
     width, height = config.size
     x, y = joints[..., 0], joints[..., 1]
     span, top = np.ptp(x) + 0.25, max(y.max(), 1.0) + 0.06
@@ -71,7 +78,7 @@ def place(config: DemoConfig, joints: np.ndarray, rng: np.random.Generator) -> V
 
 
 def project(joints: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Image points [.., 2] and depth [..] of scene points [.., 3]; the camera looks slightly down."""
+    """Project points [..., 3] of the scene: pixels [..., 2] and depths [...]. The camera looks slightly down."""
     x, y, z = joints[..., 0], joints[..., 1], joints[..., 2]
     y = y - 0.12 * z
     c, s = np.cos(view.roll), np.sin(view.roll)
@@ -79,10 +86,11 @@ def project(joints: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
 
 
 def detect(config: DemoConfig, clip: ClipId, points: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """What a pose estimator would report: keypoint [M, T, 17, 2] and keypoint_score [M, T, 17], float16.
+    """Imitate a pose estimator: keypoint [M, T, 17, 2] in pixels and keypoint_score [M, T, 17], both float16.
 
-    Joints jitter by 0.8 % of the body's height; 2 % of them, and in a quarter of the clips one joint for a
-    third of the time, are missing: (0, 0) with score 0. Persons come in random order.
+    Joints are displaced at random, with a standard deviation of 0.8 % of the body's height. 2 % of them are missing,
+    that is (0, 0) with score 0. In a quarter of the clips, one joint is also missing for up to a third of the frames.
+    The order of people is random.
     """
     if clip == missing_skeleton(config):
         shape = (1, points.shape[1], 17)
@@ -102,9 +110,9 @@ def detect(config: DemoConfig, clip: ClipId, points: np.ndarray, scale: float) -
 
 
 def annotate(config: DemoConfig, clip: ClipId) -> dict[str, object]:
-    """The annotation of one clip in the published form (docs/sources.md, "Annotation files")."""
-    staged = stage(config, clip)
-    keypoint, score = detect(config, clip, staged.points, staged.scale)
+    """Make the annotation of a clip in the published form (docs/sources.md, "Annotation files")."""
+    content = stage(config, clip)
+    keypoint, score = detect(config, clip, content.points, content.scale)
     width, height = config.size
     return {
         "frame_dir": clip.name,
@@ -118,25 +126,28 @@ def annotate(config: DemoConfig, clip: ClipId) -> dict[str, object]:
 
 
 def film(config: DemoConfig, clip: ClipId) -> list[Image.Image]:
-    """The frames of a clip before noise and encoding, in Y, Cb, Cr."""
-    staged = stage(config, clip)
+    """Draw the frames of a clip in Y, Cb, Cr, without noise."""
+    content = stage(config, clip)
     rng = generator(config, clip, 2)
-    background = demo_scene.room(config.size, staged.floor, rng)
+    background = demo_scene.room(config.size, content.floor, rng)
     shapes: list[demo_scene.Shape] = []
-    for points, depth in zip(staged.points, staged.depth, strict=True):
-        shapes += demo_scene.body_shapes(points, depth, staged.scale, demo_scene.Look.draw(rng))
-    if staged.held:
-        in_front = staged.path_depth + 0.08
-        shapes += demo_scene.object_shapes(staged.held, staged.path, in_front, staged.scale)
+    for points, depth in zip(content.points, content.depth, strict=True):
+        shapes += demo_scene.body_shapes(points, depth, content.scale, demo_scene.Look.draw(rng))
+    if content.held:
+        in_front = content.path_depth + 0.08
+        shapes += demo_scene.object_shapes(content.held, content.path, in_front, content.scale)
     frames = demo_scene.paint(background, shapes)
     if config.hide_people:
         for frame in frames:
-            frame.paste((128, 128, 128), person_box(staged.points))
+            frame.paste((128, 128, 128), person_box(content.points))
     return frames
 
 
 def person_box(points: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom around all joints [M, T, 17, 2] of a clip, with their flesh and object."""
+    """The box (left, top, right, bottom) around the people of a clip and their object.
+
+    points: [M, T, 17, 2] joints in pixels. A margin accounts for the size of limbs and object.
+    """
     low, high = points.min(axis=(0, 1, 2)), points.max(axis=(0, 1, 2))
     margin = 0.15 * (high - low).max()
     left, top, right, bottom = np.rint([*(low - margin), *(high + margin)]).astype(int).tolist()
@@ -144,37 +155,42 @@ def person_box(points: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def write_clip(config: DemoConfig, clip: ClipId, folder: Path) -> str:
-    """Make `folder`/<name>.mp4 unless it is there; a file under its final name is complete. Returns the name."""
+    """Write the video of a clip to `folder`, unless it is there already. Returns the name of the clip.
+
+    The file gets its final name when it is complete.
+    """
     target = folder / f"{clip.name}.mp4"
     if target.exists():
         return clip.name
-    partial = target.with_suffix(f".{os.getpid()}.tmp")
-    encode(film(config, clip), partial, config, generator(config, clip, 3))
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    encode(film(config, clip), temporary, config, generator(config, clip, 3))
     if clip == corrupt_video(config):
-        os.truncate(partial, partial.stat().st_size // 2)
-    partial.replace(target)
+        os.truncate(temporary, temporary.stat().st_size // 2)
+    temporary.replace(target)
     return clip.name
 
 
 def encode(frames: list[Image.Image], file: Path, config: DemoConfig, rng: np.random.Generator) -> None:
-    """Write frames as the camera sees them, with noise in Y: H.264 in MP4, 30 frames a second, one key frame, B-frames.
+    """Add noise to the frames and write them as H.264 in MP4: 30 frames per second, a single key frame, B-frames.
 
-    One encoder thread and no macroblock tree, whose AVX-512 code reads memory that nobody wrote: x264's output then
-    depends on its version and nothing else.
+    Two options make the output depend on nothing but the version of x264: one encoder thread, and no macroblock tree,
+    whose AVX-512 code reads uninitialised memory.
     """
     width, height = config.size
     noise = rng.normal(0, rng.uniform(1.5, 3.5), (NOISE_FRAMES, height, width))
-    bank = np.rint(noise).clip(-15, 15).astype(np.int8).view(np.uint8)  # Y is 16 to 235: the sum never wraps
-    picks = rng.integers(NOISE_FRAMES, size=len(frames))
+    bank = (
+        np.rint(noise).clip(-15, 15).astype(np.int8).view(np.uint8)
+    )  # Y is between 16 and 235, so the sum cannot overflow
+    noise_numbers = rng.integers(NOISE_FRAMES, size=len(frames))
     with av.open(file, "w", format="mp4") as container:
         options = {"preset": "veryfast", "crf": str(config.crf), "x264-params": "no-mbtree=1"}
         stream = container.add_stream("libx264", rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
-        for image, pick in zip(frames, picks, strict=True):
+        for image, noise_number in zip(frames, noise_numbers, strict=True):
             luma, *chroma = image.split()
             frame = av.VideoFrame(width, height, "yuv420p")
-            fill(frame.planes[0], np.asarray(luma) + bank[pick])
+            fill(frame.planes[0], np.asarray(luma) + bank[noise_number])
             for plane, channel in zip(list(frame.planes)[1:], chroma, strict=True):
                 fill(plane, np.asarray(channel.reduce(2)))
             container.mux(stream.encode(frame))
@@ -182,7 +198,7 @@ def encode(frames: list[Image.Image], file: Path, config: DemoConfig, rng: np.ra
 
 
 def fill(plane: VideoPlane, values: np.ndarray) -> None:
-    """Copy an image [H, W] into a plane, whose rows may be padded."""
+    """Copy an image [H, W] to a plane of a video frame, whose rows may be padded."""
     rows = np.zeros((plane.height, plane.line_size), np.uint8)
     rows[:, : plane.width] = values
     plane.update(rows.tobytes())

@@ -1,9 +1,9 @@
-"""The demo's data set, made once, from nothing: real H.264 files and skeletons. `python -m pipelines.demo --out DIR`
+"""Generates the data set of the demo, H.264 videos and skeletons (`python -m pipelines.demo --out DIR`).
 
-An NTU-like set of 12 classes in 4 groups. In the pairs MOTION_ONLY every single frame of the two classes looks
-alike and only the order or tempo of the joints tells them apart; in the pairs COLOUR_ONLY the joints are alike
-and only the held object's look differs. One training video is cut in half and cannot be opened; one training
-clip has no skeleton (M = 1, all zeros).
+It resembles NTU and has 12 classes in 4 groups. In the pairs of classes MOTION_ONLY, single frames look the same, and
+only the order or the tempo of the motion differs. In the pairs COLOUR_ONLY, the joints are the same, and only the look
+of the object in the hands differs. One training video is cut in half and cannot be opened. One training clip has no
+skeleton: all joints of its one person are zero.
 """
 
 import contextlib
@@ -28,16 +28,18 @@ from pipelines.demo.classes import TRAIN, VAL, ClipId, DemoConfig, clip_ids
 from pipelines.demo.clip import annotate, write_clip
 from pipelines.progress import Progress
 
-GENERATOR = 3  # raise it whenever the same DemoConfig yields other data, so that old folders are made anew
+GENERATOR = 3  # raise it when the same DemoConfig gives other data, so that existing folders are made again
 RECORD, ANNOTATIONS, VIDEOS = "demo.json", "annotations.pkl", "videos"
 
 
 def make_demo(root: Path, config: DemoConfig, workers: int = 1) -> Path:
-    """Make the data set under `root`, or what is missing of it, and return the path of its annotations.
+    """Generate the data set in the folder `root`, and return the path of its annotations.
 
-    Layout: videos/<name>.mp4, annotations.pkl with splits (docs/sources.md, "Annotation files"), demo.json.
-    Bytes depend on `config` and the versions of the libraries, not on `workers`. A complete folder of the same
-    config is left as it is; one of another config is replaced; a folder with foreign videos is refused.
+    The folder contains videos/<name>.mp4, annotations.pkl (docs/sources.md, "Annotation files") and demo.json. If it
+    has some of the files for this `config`, only the others are made. Files of another `config` are replaced. The bytes
+    of all files depend on `config` and on the versions of libraries, not on `workers`, the number of processes.
+
+    Raises UserError if the folder cannot be written or contains files that the demo did not make.
     """
     try:
         with alone(root):
@@ -45,17 +47,17 @@ def make_demo(root: Path, config: DemoConfig, workers: int = 1) -> Path:
             make_missing(root, config, workers)
     except OSError as error:
         raise UserError(
-            f"{root} cannot take the demo's data ({error.strerror or error}): name another folder"
+            f"the demo's data cannot be written to {root} ({error.strerror or error}); choose another folder"
         ) from error
     return root / ANNOTATIONS
 
 
 def make_missing(root: Path, config: DemoConfig, workers: int) -> None:
-    """Write the videos and annotations that `root` lacks."""
+    """Write those videos and annotations that are not in `root` yet."""
     clips, videos, annotations = clip_ids(config), root / VIDEOS, root / ANNOTATIONS
     missing = [clip for clip in clips if not (videos / f"{clip.name}.mp4").exists()]
     if missing:
-        for part in videos.glob("*.tmp"):  # of a run that was killed
+        for part in videos.glob("*.tmp"):  # left behind by a run that was killed
             part.unlink()
         write_videos(missing, config, videos, workers)
     if not annotations.exists():
@@ -66,7 +68,7 @@ def make_missing(root: Path, config: DemoConfig, workers: int) -> None:
 
 @contextlib.contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """One process at a time works on a folder; the kernel frees the lock of a killed one."""
+    """Let one process at a time work on a folder. The operating system releases the lock of a killed process."""
     root.mkdir(parents=True, exist_ok=True)
     folder = os.open(root, os.O_RDONLY)
     try:
@@ -77,20 +79,25 @@ def alone(root: Path) -> Iterator[None]:
 
 
 def claim(root: Path, config: DemoConfig) -> None:
-    """Leave `root` holding videos of this very config only, and a record that says so."""
+    """Make `root` a folder for this `config`: remove videos of another one, and write a record of the new one.
+
+    Raises UserError if there are files that the demo did not make.
+    """
     record, videos = root / RECORD, root / VIDEOS
     content = {"generator": GENERATOR, "config": asdict(config)}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    found = recorded(record)
-    if found == digest:
+    previous = recorded_digest(record)
+    if previous == digest:
         return
-    if found is None and videos.exists() and any(videos.iterdir()):
-        raise UserError(f"{videos} holds files that the demo did not make: name another folder, or move them away.")
+    if previous is None and videos.exists() and any(videos.iterdir()):
+        raise UserError(
+            f"{videos} has files in it that the demo did not make; choose another folder, or move them away"
+        )
     for file in (root / ANNOTATIONS, root / LABELS):
-        if found is None and file.exists():
+        if previous is None and file.exists():
             raise UserError(
-                f"{file} was not made by the demo, which would replace it: name another folder (your own data are "
-                "trained with --exp custom)"
+                f"{file} was not made by the demo, which would replace it; choose another folder (to train on your own "
+                "data, use --exp custom)"
             )
     videos.mkdir(parents=True, exist_ok=True)
     (root / ANNOTATIONS).unlink(missing_ok=True)
@@ -99,8 +106,8 @@ def claim(root: Path, config: DemoConfig) -> None:
     write_whole(record, json.dumps({"digest": digest, **content}, indent=1).encode())
 
 
-def recorded(record: Path) -> str | None:
-    """The digest in a demo.json; None where there is no such file of ours."""
+def recorded_digest(record: Path) -> str | None:
+    """The digest in the file demo.json, or None if there is no file with a digest."""
     try:
         return str(json.loads(record.read_text())["digest"])
     except (OSError, ValueError, LookupError, TypeError):
@@ -108,14 +115,14 @@ def recorded(record: Path) -> str | None:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never a part."""
+    """Write a file in such a way that readers see either the old content or the new one, never a part of it."""
     part = file.with_suffix(".tmp")
     part.write_bytes(content)
     part.replace(file)
 
 
 def write_videos(clips: list[ClipId], config: DemoConfig, videos: Path, workers: int) -> None:
-    """Draw and encode `clips`, in `workers` processes where that is more than one, under a progress bar."""
+    """Draw and encode the videos of `clips` with a progress bar. A single worker is this process itself."""
     job = partial(write_clip, config, folder=videos)
     if workers == 1:
         watch(map(job, clips), len(clips))
@@ -126,7 +133,7 @@ def write_videos(clips: list[ClipId], config: DemoConfig, videos: Path, workers:
 
 
 def die_with_parent() -> None:
-    """A killed run must not leave workers behind that write into the folder of the next."""
+    """End this worker when its parent dies. Workers of a killed run could otherwise disturb the next run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -137,10 +144,10 @@ def die_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def watch(done: Iterable[str], total: int) -> None:
-    """Drain `done` under a progress bar."""
+def watch(names: Iterable[str], total: int) -> None:
+    """Show a progress bar while the `total` clips of the iterator `names` are made."""
     with Progress(Console(stderr=True), "demo videos", total) as progress:
-        for _ in done:
+        for _ in names:
             progress.advance()
 
 
@@ -148,7 +155,10 @@ LABELS, KEYPOINTS = "labels.csv", "keypoints"
 
 
 def write_own(root: Path, config: DemoConfig) -> Path:
-    """Write labels.csv (video,label,split) and keypoints/NAME.npz beside the videos; returns the former."""
+    """Write labels.csv and keypoints/NAME.npz beside the videos, and return the path of labels.csv.
+
+    With these files, the demo's videos can be used like a user's own videos (docs/custom_data.md).
+    """
     (root / KEYPOINTS).mkdir(parents=True, exist_ok=True)
     lines = ["video,label,split"]
     for clip in clip_ids(config):

@@ -1,7 +1,7 @@
-"""What the demo's people do: for each class, the joints of one or two bodies and the path of an object.
+"""The motions of the demo's classes: the joints of one or two people, and the path of the object that they hold.
 
-Lengths are in body heights, axes as in body.py; `t` [T] runs from 0 to 1 over the clip. Legend: T time, M
-person.
+Lengths are in body heights, and the axes are those of body.py. `t` [T] runs from 0 to 1 over the clip. In array shapes,
+T is the number of frames and M the number of people.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,10 @@ RED, BLUE, PLAIN, STRIPED = "red ball", "blue ball", "plain box", "striped box"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """Joints [M, T, 17, 3] of everybody and, where something is held, what it is and its centre [T, 3]."""
+    """The people of a clip and their object.
+
+    joints: [M, T, 17, 3]. held: the object in the hands, or "". path: [T, 3] centre of the object, or None.
+    """
 
     joints: np.ndarray
     held: str = ""
@@ -24,23 +27,23 @@ class Scene:
 
 
 def act(label: int, num_frames: int, rng: np.random.Generator) -> Scene:
-    """Perform class `label` once: all variation of the motion comes from `rng`, none from the look of the object."""
+    """Perform class `label` once. How it is performed depends on `rng`, not on the look of the object."""
     return ACTS[label](np.linspace(0, 1, num_frames), rng)
 
 
 def ramp(t: np.ndarray, start: float, end: float) -> np.ndarray:
-    """Smooth step from 0 at `start` to 1 at `end`."""
+    """A smooth step: 0 up to `start`, 1 from `end` on."""
     u = ((t - start) / (end - start)).clip(0, 1)
     return u * u * (3 - 2 * u)
 
 
 def between(low: np.ndarray | list[float], high: np.ndarray | list[float], p: np.ndarray) -> np.ndarray:
-    """[T, 3] from `low` to `high` as p [T] goes from 0 to 1."""
+    """A path [T, 3] from `low` to `high`, as p [T] goes from 0 to 1."""
     return np.asarray(low) + (np.asarray(high) - np.asarray(low)) * p[:, None]
 
 
-def turned(joints: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:
-    """Points [T, .., 3] turned about the upright axis, from the camera towards the image's right."""
+def rotate(joints: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:
+    """Rotate points [T, ..., 3] by `yaw` radians about the vertical axis, from the camera to the right of the image."""
     shape = (-1, *[1] * (joints.ndim - 2))
     c, s = np.cos(yaw).reshape(shape), np.sin(yaw).reshape(shape)
     x, y, z = joints[..., 0], joints[..., 1], joints[..., 2]
@@ -48,27 +51,30 @@ def turned(joints: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:
 
 
 def both_hands(x: np.ndarray | float, y: np.ndarray, z: np.ndarray, grip: float) -> np.ndarray:
-    """Hands [T, 2, 3], `grip` apart, on both sides of a point given from the middle of the shoulders."""
+    """Hands [T, 2, 3] that hold an object: `grip` apart, around a point relative to the middle of the shoulders."""
     out = np.stack([x + grip / 2 - SHOULDER + 0 * y, grip / 2 - SHOULDER - x + 0 * y], axis=1)  # [T, 2]
     return np.stack([out, np.stack([y, y], axis=1), np.stack([z, z], axis=1)], axis=-1)
 
 
 def alone(t: np.ndarray, pose: Pose, rng: np.random.Generator, held: str = "") -> Scene:
-    """One person, left- or right-handed, facing the camera within 35 degrees; what is held sits between the hands."""
+    """A scene with one person, who faces the camera within 35 degrees. Left and right are exchanged at random.
+
+    The object, if there is one, is between the hands.
+    """
     joints = (pose.mirrored() if rng.random() < 0.5 else pose).joints()
     yaw = np.radians(rng.uniform(-30, 30) + rng.uniform(-5, 5) * np.sin(2 * np.pi * t + rng.uniform(0, 6)))
-    joints = turned(joints, yaw)
+    joints = rotate(joints, yaw)
     return Scene(joints=joints[None], held=held, path=grasp(joints) if held else None)
 
 
 def grasp(joints: np.ndarray) -> np.ndarray:
-    """Centre [T, 3] of what both hands of a body [T, 17, 3] hold: a little beyond the wrists."""
+    """The centre [T, 3] of an object in both hands of a body [T, 17, 3], slightly beyond the wrists."""
     wrists, elbows = joints[:, 9:11], joints[:, 7:9]
     return (wrists + 0.2 * (wrists - elbows)).mean(axis=1)
 
 
 def move_arm(t: np.ndarray, rng: np.random.Generator, *, lower: bool) -> Scene:
-    """One arm from hanging to high, or the same film backwards."""
+    """Raise an arm from hanging down, or, with `lower`, the same motion backwards."""
     pose = Pose.standing(t, rng)
     p = ramp(1 - t if lower else t, rng.uniform(0.1, 0.3), rng.uniform(0.7, 0.9))
     angle = 0.15 + p * rng.uniform(2.3, 2.7)
@@ -79,6 +85,7 @@ def move_arm(t: np.ndarray, rng: np.random.Generator, *, lower: bool) -> Scene:
 
 
 def wave(t: np.ndarray, rng: np.random.Generator) -> Scene:
+    """Wave a raised hand from side to side."""
     pose = Pose.standing(t, rng)
     swing = np.sin(2 * np.pi * rng.uniform(2.2, 3.2) * t + rng.uniform(0, 2 * np.pi))
     pose.hands[:, 0] = between([0.10, 0.2, 0.08], [0.10 + rng.uniform(0.12, 0.16), 0.17, 0.08], swing)
@@ -86,7 +93,7 @@ def wave(t: np.ndarray, rng: np.random.Generator) -> Scene:
 
 
 def squat(t: np.ndarray, rng: np.random.Generator, *, cycles: tuple[float, float]) -> Scene:
-    """Knees bend and stretch in time; the arms go forward as the body sinks."""
+    """Bend and stretch the knees `cycles` times. The arms move forward as the body goes down."""
     pose = Pose.standing(t, rng)
     down = 0.5 - 0.5 * np.cos(2 * np.pi * rng.uniform(*cycles) * t + rng.uniform(0, 2 * np.pi))
     pose.hips[:, 1] -= down * rng.uniform(0.13, 0.19)
@@ -96,6 +103,7 @@ def squat(t: np.ndarray, rng: np.random.Generator, *, cycles: tuple[float, float
 
 
 def kick(t: np.ndarray, rng: np.random.Generator) -> Scene:
+    """Kick with one foot."""
     pose = Pose.standing(t, rng)
     up = np.sin(np.pi * (rng.uniform(1.2, 2.0) * t + rng.uniform(0, 1))) ** 2
     pose.feet[:, 0] += np.array([rng.uniform(0.12, 0.25), rng.uniform(0.2, 0.3), rng.uniform(0.1, 0.25)]) * up[:, None]
@@ -104,7 +112,7 @@ def kick(t: np.ndarray, rng: np.random.Generator) -> Scene:
 
 
 def lift(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
-    """Both hands bring a ball from the belly to over the head."""
+    """Lift a ball with both hands, from the belly to above the head."""
     pose = Pose.standing(t, rng)
     p = ramp(t, rng.uniform(0.05, 0.3), rng.uniform(0.6, 0.9))
     y = rng.uniform(-0.2, -0.12) + p * rng.uniform(0.36, 0.42)
@@ -113,7 +121,7 @@ def lift(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
 
 
 def swing(t: np.ndarray, rng: np.random.Generator) -> Scene:
-    """Both hands carry a ball from side to side in front of the belly."""
+    """Swing a ball with both hands from side to side in front of the belly."""
     pose = Pose.standing(t, rng)
     x = rng.uniform(0.13, 0.17) * np.sin(2 * np.pi * rng.uniform(1.3, 2.2) * t + rng.uniform(0, 2 * np.pi))
     pose.hands = both_hands(x, rng.uniform(-0.2, -0.1) + 1.5 * x**2, 0.2 - 0.5 * np.abs(x), grip=0.11)
@@ -123,17 +131,17 @@ def swing(t: np.ndarray, rng: np.random.Generator) -> Scene:
 def face_to_face(
     one: Pose, two: Pose, gap: float | np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Joints of two bodies that look at each other across `gap` (of the hips); either may stand at the left."""
+    """Joints of two people who face each other, with their hips `gap` apart. Either may be on the left."""
     side = np.radians(90) * (1 if rng.random() < 0.5 else -1)
     scene = np.radians(rng.uniform(-25, 25))
     half = np.zeros((len(one.lean), 1, 3))
     half[..., 2] = np.broadcast_to(np.asarray(gap), len(one.lean))[:, None] / 2
     first, second = (pose.joints() - half for pose in (one, two))
-    return turned(first, side + scene), turned(second, side + scene + np.pi)
+    return rotate(first, side + scene), rotate(second, side + scene + np.pi)
 
 
 def give(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
-    """One person hands a box to the other, who draws it in."""
+    """One person hands a box to the other, who pulls it close."""
     one, two = Pose.standing(t, rng), Pose.standing(t, rng)
     when, gap = rng.uniform(0.4, 0.6), rng.uniform(0.58, 0.68)
     offer, take = ramp(t, when - 0.35, when - 0.05), ramp(t, when - 0.25, when - 0.02)
@@ -148,11 +156,12 @@ def give(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
 
 
 def between_paths(first: np.ndarray, second: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """A path that changes from `first` to `second`, both [T, 3], as p [T] goes from 0 to 1."""
     return first + (second - first) * p[:, None]
 
 
 def push(t: np.ndarray, rng: np.random.Generator) -> Scene:
-    """One person's hands shoot to the other's chest, who totters back."""
+    """One person pushes the other's chest with both hands, and the other staggers back."""
     one, two = Pose.standing(t, rng), Pose.standing(t, rng)
     when, gap = rng.uniform(0.3, 0.6), rng.uniform(0.45, 0.52)
     reach = ramp(t, when - 0.15, when) - ramp(t, when + 0.15, when + 0.4)
@@ -164,7 +173,7 @@ def push(t: np.ndarray, rng: np.random.Generator) -> Scene:
     return Scene(joints=np.stack(face_to_face(one, two, gap + rng.uniform(0.12, 0.2) * hit, rng)))
 
 
-# One entry a class, in the order of FINE_NAMES. The two of a colour-only pair differ by the word for the object alone.
+# One entry per class, in the order of FINE_NAMES. The two of a COLOUR_ONLY pair differ in the object alone.
 ACTS: tuple[Callable[[np.ndarray, np.random.Generator], Scene], ...] = (
     lambda t, rng: move_arm(t, rng, lower=False),
     lambda t, rng: move_arm(t, rng, lower=True),

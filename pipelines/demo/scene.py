@@ -1,7 +1,8 @@
-"""Draws the demo's people: bodies of shaded capsules, held objects and a textured room, all in Y, Cb, Cr.
+"""Draws the demo's people, who consist of shaded capsules, the objects in their hands, and a textured room.
 
-Everything is drawn at twice the size and halved, with integers from the colour table on, so that the same pixels
-come out on every machine. An image of Pillow's mode RGB carries Y, Cb, Cr here. Legend: T time, P point.
+Shapes are drawn at twice the size, and the image is then halved. From the colours on, all arithmetic is in integers, so
+that every machine produces the same pixels. Images have Pillow's mode RGB, but their three channels are Y, Cb and Cr.
+In array shapes, T is the number of frames and P the number of points.
 """
 
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 OVERSAMPLE = 2
-LIGHT = np.array([-0.45, -0.55])  # towards the light, in image axes
+LIGHT = np.array([-0.45, -0.55])  # direction to the light, in the image's axes
 SKIN = ((236, 205, 180), (214, 170, 135), (170, 120, 85), (120, 80, 55), (90, 60, 45))
 HAIR = ((30, 25, 22), (70, 45, 25), (120, 85, 45), (175, 145, 90), (120, 118, 115))
 RED, BLUE, YELLOW, BLACK = (225, 25, 30), (25, 60, 225), (245, 205, 20), (25, 20, 20)
-# Radii in body heights of (near end, far end).
+# Radii at the (near end, far end), in body heights.
 ARM_R, FOREARM_R, THIGH_R, SHIN_R = (0.036, 0.029), (0.029, 0.021), (0.058, 0.042), (0.041, 0.027)
 BALL_R, BOX_R = 0.085, 0.1
 
@@ -32,9 +33,9 @@ class Look:
 
     @staticmethod
     def draw(rng: np.random.Generator) -> "Look":
-        """Light shirts and dark trousers of every hue, never as saturated as the held objects.
+        """Choose random colours: a light shirt and dark trousers, less saturated than the objects in the hands.
 
-        So limbs are plain to see before the room: a small net learns the demo in a few hundred steps.
+        Limbs then stand out against the room, so that a small network learns the demo in a few hundred steps.
         """
         grey = rng.uniform([[170], [30], [60]], [[225], [75], [180]])
         shirt, trousers, shoes = (grey + 30 * rng.uniform(-1, 1, (3, 3))).clip(0, 255)
@@ -45,7 +46,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A filled polygon per frame: corners [T, P, 2] in pixels, distance to the camera's front [T], colour (RGB)."""
+    """A filled polygon in each of T frames.
+
+    corners: [T, P, 2] in pixels. depth: [T]; shapes with a larger depth are closer to the camera. colour: [3] RGB.
+    """
 
     corners: np.ndarray
     depth: np.ndarray
@@ -53,7 +57,10 @@ class Shape:
 
 
 def to_ycbcr(rgb: np.ndarray) -> np.ndarray:
-    """BT.601 limited range, which decoders assume for small untagged video, in whole numbers; [.., 3] of 0 to 255."""
+    """Convert RGB to Y, Cb, Cr, both [..., 3] from 0 to 255, in integer arithmetic.
+
+    The conversion is BT.601 with limited range, which decoders assume for small videos without a tag.
+    """
     levels = np.rint(rgb).astype(np.int32)
     weights = ((66, 129, 25), (-38, -74, 112), (112, -94, -18))
     sums = [sum(w * levels[..., i] for i, w in enumerate(row)) for row in weights]
@@ -63,7 +70,7 @@ def to_ycbcr(rgb: np.ndarray) -> np.ndarray:
 
 
 def capsule(a: np.ndarray, b: np.ndarray, radius_a: float, radius_b: float) -> np.ndarray:
-    """Outline [T, 12, 2] of a limb from a to b [T, 2] with round ends; where a = b, a disc."""
+    """The outline [T, 12, 2] of a limb with round ends from a to b, both [T, 2]. If a = b, it is a disc."""
     along = b - a
     along = along / np.linalg.norm(along, axis=-1, keepdims=True).clip(1e-3)
     along = np.where(np.abs(along).sum(axis=-1, keepdims=True) < 0.5, np.array([0.0, 1.0]), along)
@@ -73,10 +80,10 @@ def capsule(a: np.ndarray, b: np.ndarray, radius_a: float, radius_b: float) -> n
     return np.concatenate([b[:, None] + radius_b * cap, a[:, None] - radius_a * cap], axis=1)
 
 
-def shaded(
+def shaded_capsule(
     a: np.ndarray, b: np.ndarray, radii: tuple[float, float], depth: np.ndarray, colour: np.ndarray
 ) -> list[Shape]:
-    """A capsule with a dark side: a dark outline, and a lighter, thinner one moved towards the light."""
+    """A capsule with a dark side: a dark shape, and on it a lighter, thinner one that is shifted towards the light."""
     thick_a, thick_b = radii
     lit_a, lit_b = a + 0.25 * thick_a * LIGHT, b + 0.25 * thick_b * LIGHT
     return [
@@ -86,13 +93,16 @@ def shaded(
 
 
 def body_shapes(points: np.ndarray, depth: np.ndarray, scale: float, look: Look) -> list[Shape]:
-    """A dressed body around 17 COCO joints: `points` [T, 17, 2] pixels, `depth` [T, 17], `scale` pixels a height."""
+    """The shapes of a dressed body around 17 COCO joints.
+
+    points: [T, 17, 2] joints in pixels. depth: [T, 17]. scale: pixels per body height.
+    """
     shapes: list[Shape] = []
 
     def limb(a: int, b: int, radii: tuple[float, float], colour: np.ndarray, lift: float = 0.0) -> None:
         near, far = radii
         deep = (depth[:, a] + depth[:, b]) / 2 + lift
-        shapes.extend(shaded(points[:, a], points[:, b], (near * scale, far * scale), deep, colour))
+        shapes.extend(shaded_capsule(points[:, a], points[:, b], (near * scale, far * scale), deep, colour))
 
     sleeve = look.shirt if look.long_sleeves else look.skin
     for side in (0, 1):
@@ -102,15 +112,20 @@ def body_shapes(points: np.ndarray, depth: np.ndarray, scale: float, look: Look)
         limb(hip, knee, THIGH_R, look.trousers)
         limb(knee, ankle, SHIN_R, look.trousers)
         hand = points[:, wrist] + 0.25 * (points[:, wrist] - points[:, elbow])
-        shapes += shaded(points[:, wrist], hand, (0.02 * scale, 0.024 * scale), depth[:, wrist] + 0.06, look.skin)
+        shapes += shaded_capsule(
+            points[:, wrist], hand, (0.02 * scale, 0.024 * scale), depth[:, wrist] + 0.06, look.skin
+        )
         toe = points[:, ankle] + scale * np.array([0.02 * (1 - 2 * side), 0.022])
-        shapes += shaded(points[:, ankle], toe, (0.026 * scale, 0.03 * scale), depth[:, ankle] + 0.02, look.shoes)
+        shapes += shaded_capsule(
+            points[:, ankle], toe, (0.026 * scale, 0.03 * scale), depth[:, ankle] + 0.02, look.shoes
+        )
         limb(shoulder, hip, (0.045, 0.045), look.shirt * 0.9)
     shapes += trunk_and_head(points, depth, scale, look)
     return shapes
 
 
 def trunk_and_head(points: np.ndarray, depth: np.ndarray, scale: float, look: Look) -> list[Shape]:
+    """The shapes of the trunk and the head of a body; the arguments are those of `body_shapes`."""
     chest, pelvis = points[:, 5:7].mean(axis=1), points[:, 11:13].mean(axis=1)
     trunk_depth = depth[:, [5, 6, 11, 12]].mean(axis=1)
     head, head_depth = points[:, 3:5].mean(axis=1), depth[:, 3:5].mean(axis=1)
@@ -120,25 +135,27 @@ def trunk_and_head(points: np.ndarray, depth: np.ndarray, scale: float, look: Lo
     low_chest = chest + 0.1 * (pelvis - chest)
 
     def pair(a: int, b: int, radius: float, lift: float, colour: np.ndarray) -> list[Shape]:
-        return shaded(points[:, a], points[:, b], (radius * scale, radius * scale), trunk_depth + lift, colour)
+        return shaded_capsule(points[:, a], points[:, b], (radius * scale, radius * scale), trunk_depth + lift, colour)
 
     shapes = pair(11, 12, 0.062, -0.002, look.trousers) + pair(5, 6, 0.045, -0.001, look.shirt)
-    shapes += shaded(low_chest, pelvis, (0.082 * scale, 0.075 * scale), trunk_depth + 0.003, look.shirt)
-    shapes += shaded(chest, head, (0.034 * scale, 0.03 * scale), trunk_depth + 0.004, look.skin)
-    shapes += shaded(crown, crown, (0.068 * scale, 0.068 * scale), head_depth + 0.01, look.hair)
-    shapes += shaded(face, face - 0.012 * scale * up, (0.054 * scale, 0.048 * scale), head_depth + 0.02, look.skin)
+    shapes += shaded_capsule(low_chest, pelvis, (0.082 * scale, 0.075 * scale), trunk_depth + 0.003, look.shirt)
+    shapes += shaded_capsule(chest, head, (0.034 * scale, 0.03 * scale), trunk_depth + 0.004, look.skin)
+    shapes += shaded_capsule(crown, crown, (0.068 * scale, 0.068 * scale), head_depth + 0.01, look.hair)
+    shapes += shaded_capsule(
+        face, face - 0.012 * scale * up, (0.054 * scale, 0.048 * scale), head_depth + 0.02, look.skin
+    )
     eye = 0.009 * scale
-    for index in (1, 2):  # an eye on the far side of the head is hidden by the face
+    for index in (1, 2):  # the face hides an eye on the far side of the head
         eyes = points[:, index]
         shapes.append(Shape(capsule(eyes, eyes, eye, eye), depth[:, index] - 0.01, np.array([35.0, 25, 25])))
     return shapes
 
 
 def object_shapes(held: str, path: np.ndarray, depth: np.ndarray, scale: float) -> list[Shape]:
-    """The held thing around `path` [T, 2] pixels: a red or blue ball, or a yellow box, plain or with stripes."""
+    """The shapes of an object centred on `path` [T, 2] in pixels: a red or blue ball, or a plain or striped box."""
     colour = np.array(RED if held.startswith("red") else BLUE if held.startswith("blue") else YELLOW, float)
     if held.endswith("ball"):
-        return shaded(path, path + 1e-3, (BALL_R * scale, BALL_R * scale), depth, colour)
+        return shaded_capsule(path, path + 1e-3, (BALL_R * scale, BALL_R * scale), depth, colour)
     half = BOX_R * scale
     shapes = [Shape(bar(path, -half, half, half), depth, colour * 0.8)]
     shapes.append(Shape(bar(path, -half * 0.92, half * 0.92, half * 0.92), depth + 1e-4, colour))
@@ -150,7 +167,7 @@ def object_shapes(held: str, path: np.ndarray, depth: np.ndarray, scale: float) 
 
 
 def bar(centre: np.ndarray, left: float, right: float, half_height: float) -> np.ndarray:
-    """Upright rectangle [T, 4, 2], slightly turned."""
+    """The corners [T, 4, 2] of a slightly turned rectangle around `centre` [T, 2]; sizes are in pixels."""
     x, y = (
         np.array([left, right, right, left]),
         np.array([-half_height, -half_height, half_height, half_height]),
@@ -159,7 +176,7 @@ def bar(centre: np.ndarray, left: float, right: float, half_height: float) -> np
 
 
 def room(size: tuple[int, int], floor: float, rng: np.random.Generator) -> Image.Image:
-    """A dim wall with blotches and grain, pictures on it, and a floor of another colour from row `floor` on."""
+    """Draw a dim wall with stains, grain and pictures on it, and below row `floor` a floor of another colour."""
     width, height = size
     image = np.zeros((height, width, 3))
     for cell, strength in ((80, 18), (24, 12), (5, 10)):
@@ -177,12 +194,12 @@ def room(size: tuple[int, int], floor: float, rng: np.random.Generator) -> Image
 
 
 def paint(background: Image.Image, shapes: list[Shape]) -> list[Image.Image]:
-    """T frames: the shapes over the background, the farthest first."""
+    """Draw the shapes on the background, the farthest first: T frames."""
     box = extent(shapes, background.size)
     canvas = background.crop(box)
     canvas = canvas.resize((canvas.width * OVERSAMPLE, canvas.height * OVERSAMPLE), Image.Resampling.NEAREST)
     order = np.argsort(np.stack([shape.depth for shape in shapes], axis=1), axis=1, kind="stable").tolist()
-    # Sixteenths of a pixel: the last bit of a cosine, which may differ between machines, ends here.
+    # Rounding to 1/16 pixel removes the last bit of sines and cosines, which may differ between machines.
     local = [np.rint((shape.corners - box[:2]) * OVERSAMPLE * 16) / 16 for shape in shapes]
     outlines = [corners.reshape(len(order), -1).tolist() for corners in local]
     colours = [tuple(to_ycbcr(shape.colour.clip(0, 255)).tolist()) for shape in shapes]
@@ -198,7 +215,7 @@ def paint(background: Image.Image, shapes: list[Shape]) -> list[Image.Image]:
 
 
 def extent(shapes: list[Shape], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom around all shapes of all frames, within an image of `size`."""
+    """The box (left, top, right, bottom) around all shapes in all frames, within an image of `size` (width, height)."""
     low = np.min([shape.corners.min(axis=(0, 1)) for shape in shapes], axis=0)
     high = np.max([shape.corners.max(axis=(0, 1)) for shape in shapes], axis=0)
     left, top = np.floor(low - 1).astype(int).clip(0, np.array(size) - 1).tolist()

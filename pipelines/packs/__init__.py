@@ -1,1 +1,1 @@
-"""Clip packs: what a pack holds, and frames out of it."""
+"""Clip packs: the format of their files, and reading frames from them."""

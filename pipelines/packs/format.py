@@ -1,10 +1,11 @@
-"""Clip packs: folders of Motion JPEG clips, read frame by frame.
+"""The format of clip packs: a pack is a folder with one Motion JPEG file per clip, from which single frames are read.
 
-    manifest.jsonl    a line a clip: what it was made from, or why it could not be made; the last line of a name counts
-    index/*.npy       the same as columns, memory-mapped; written when a run of `prepare` is through
-    clips/NAME.mov    the frames of a clip as JPEG, any of which a reader fetches alone; plays in any video player
+    clips/NAME.mov    the frames of a clip as JPEG; a reader can fetch any of them alone, and video players can play it
+    manifest.jsonl    one line per clip: what it was made from, or why it could not be made. If several lines have the
+                      same name, the last one counts.
+    index/*.npy       the content of the manifest as arrays that can be memory-mapped, written at the end of `prepare`
 
-Written by `python -m pipelines.prepare`. Reasons for the format: docs/sources.md, "Clip packs".
+`python -m pipelines.prepare` writes packs. docs/sources.md, "Clip packs", gives the reasons for the format.
 """
 
 import base64
@@ -25,17 +26,21 @@ from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
 
-FORMAT = 2  # raise when files, crop rule or encoder change: older clips are then made anew
+FORMAT = 2  # raise it when the files, the crop rule or the encoder change, so that older clips are made again
 
 
 class PackError(UserError):
-    """A pack that cannot be used; the text names the folder and the way out."""
+    """A pack that cannot be used. The text names the folder and says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackSettings:
-    """What a pack keeps: every box that sampling `count` pose frames can ask for, the smallest of them with
-    `box_pixels` pixels a side where the video has as many, at JPEG `quality` (2 best, 31 worst)."""
+    """What a pack stores of each clip.
+
+    count: pose frames per sample. The pack stores every box that a sample of `count` frames can ask for.
+    box_pixels: side of the smallest such box in the pack, in pixels. If the video has fewer, it is not enlarged.
+    quality: of the JPEG frames, from 2 (best) to 31 (worst).
+    """
 
     count: int
     box_pixels: int = 256
@@ -43,13 +48,15 @@ class PackSettings:
 
     @classmethod
     def of(cls, config: ClipConfig) -> "PackSettings":
+        """The settings that match an experiment's `ClipConfig`."""
         return cls(count=config.pose_frames, box_pixels=config.box_pixels, quality=config.quality)
 
     def digest(self) -> str:
+        """Identifies the settings and the format: 16 hex digits."""
         return _digest({"format": FORMAT, **asdict(self)})
 
     def folder(self, packs: Path, table: ClipTable) -> Path:
-        """The default folder under `packs`: experiments with the same annotations and settings share it."""
+        """The default folder of a pack, under `packs`. Experiments with the same annotations and settings share it."""
         return packs / _digest({"settings": self.digest(), "table": table.digest})
 
 
@@ -57,36 +64,36 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# Columns of the index: key of a manifest line -> (type, values a clip).
+# The columns of the index, and their types. Each is a key of a manifest line as well.
 COLUMNS = {
     "name": np.str_,
-    "settings": np.str_,  # digests: PackSettings, annotation file, joints of the clip
-    "table": np.str_,
-    "joints": np.str_,
-    "source": np.str_,  # the video's digest, bytes and time of last change
-    "source_bytes": np.int64,
-    "source_time": np.int64,
-    "source_size": np.int32,  # [2] (w, h) pixels
-    "region": np.float64,  # [4] (left, top, right, bottom) pixels of the video
-    "frame_size": np.int32,  # [2] (w, h) pixels
-    "num_frames": np.int32,
-    "clip_bytes": np.int64,
-    "first": np.int64,  # byte of the file where its packets start
-    "bad": np.str_,  # the reason why there is no clip, or ""
+    "settings": np.str_,  # digest of the PackSettings
+    "table": np.str_,  # digest of the annotation file
+    "joints": np.str_,  # digest of the clip's joints
+    "source": np.str_,  # digest of the video
+    "source_bytes": np.int64,  # size of the video's file
+    "source_time": np.int64,  # when the video was last changed, in ns
+    "source_size": np.int32,  # [2] (width, height) of the video in pixels
+    "region": np.float64,  # [4] (left, top, right, bottom) of the stored region, in pixels of the video
+    "frame_size": np.int32,  # [2] (width, height) of the stored frames in pixels
+    "num_frames": np.int32,  # 0 if there is no clip
+    "clip_bytes": np.int64,  # size of the clip's file
+    "first": np.int64,  # offset of the first packet in the clip's file, in bytes
+    "bad": np.str_,  # why there is no clip; "" for a good clip
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """An opened pack. Columns [n], sorted by name; rows whose `bad` is not empty have no frames.
+    """A pack that is open for reading, with one row per clip, sorted by name. Several threads may read at once.
 
-    Reading is safe from any number of threads.
+    columns: the index, arrays of n rows each (see COLUMNS). Rows whose `bad` is not empty have no frames.
     """
 
     folder: Path
     columns: dict[str, np.ndarray]
-    packets: np.ndarray  # [sum of num_frames, 2] uint32: size, CRC-32
-    first_packet: np.ndarray  # [n + 1]
+    packets: np.ndarray  # [sum of num_frames, 2] uint32: size in bytes and CRC-32 of each packet
+    first_packet: np.ndarray  # [n + 1]: where the rows of each clip start in `packets`, and where the last one ends
 
     @property
     def names(self) -> np.ndarray:
@@ -98,83 +105,85 @@ class Pack:
 
     @property
     def frame_size(self) -> np.ndarray:
-        """[n, 2] (w, h) of the packed frames in pixels."""
+        """(width, height) of the stored frames in pixels: [n, 2]."""
         return self.columns["frame_size"]
 
     @property
     def region(self) -> np.ndarray:
-        """[n, 4] float64 (left, top, right, bottom): what the frames show, in pixels of the video."""
+        """The part of the video that the frames show, in pixels of the video: [n, 4] (left, top, right, bottom)."""
         return self.columns["region"]
 
     @property
     def source_size(self) -> np.ndarray:
-        """[n, 2] (w, h) of the videos in pixels."""
+        """(width, height) of the videos in pixels: [n, 2]."""
         return self.columns["source_size"]
 
     @property
     def bad(self) -> dict[str, str]:
-        """Clips that could not be made, and why."""
+        """Names of the clips that could not be made, and the reason for each."""
         rows = np.flatnonzero(self.num_frames == 0)
         return dict(zip(self.names[rows].tolist(), self.columns["bad"][rows].tolist(), strict=True))
 
-    def rows_of(self, table: ClipTable) -> np.ndarray:
-        """[len(table)] int64: the pack's row of each clip, -1 where it has no frames."""
+    def pack_rows(self, table: ClipTable) -> np.ndarray:
+        """The row of this pack for each clip of the table: [len(table)] int64, -1 if the pack has no frames of it."""
         good = np.flatnonzero(self.num_frames > 0)
         row_of = dict(zip(self.names[good].tolist(), good.tolist(), strict=True))
         return np.array([row_of.get(name, -1) for name in table.names.tolist()], np.int64)
 
     def read_frames(self, row: int, frames: list[int]) -> tuple[list[bytes], list[int]]:
-        """JPEG packets of the frames, and the places in that list whose packet is damaged.
+        """Read frames of the clip in `row`: their JPEG packets, and the positions in `frames` of damaged packets.
 
-        Frame numbers beyond either end are clamped. A damaged packet is returned as it is: shorter or altered.
+        Frame numbers are clamped to the clip. A damaged packet is returned as it was read, so it may be cut or changed.
         """
         first, last = int(self.first_packet[row]), int(self.first_packet[row + 1]) - 1
         sizes, crcs = self.packets[first : last + 1].T
         starts = int(self.columns["first"][row]) + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        wanted = [min(max(frame, 0), last - first) for frame in frames]
+        numbers = [min(max(frame, 0), last - first) for frame in frames]
         try:
             file = os.open(clip_file(self.folder, str(self.names[row])), os.O_RDONLY)
         except OSError:
             return [b""] * len(frames), list(range(len(frames)))
         try:
-            packets = [os.pread(file, int(sizes[frame]), int(starts[frame])) for frame in wanted]
+            packets = [os.pread(file, int(sizes[frame]), int(starts[frame])) for frame in numbers]
         finally:
             os.close(file)
         damaged = [
             place
-            for place, (packet, frame) in enumerate(zip(packets, wanted, strict=True))
+            for place, (packet, frame) in enumerate(zip(packets, numbers, strict=True))
             if zlib.crc32(packet) != crcs[frame]
         ]
         return packets, damaged
 
 
 def clip_file(folder: Path, name: str) -> Path:
+    """The file of a clip in the pack `folder`."""
     return folder / "clips" / f"{name}.mov"
 
 
 def is_clip(video: Path) -> bool:
-    """Whether a video is a clip of a pack, which shows a part of what it was made from."""
+    """Whether the file `video` belongs to a pack. It then shows only a part of the original video."""
     above = video.resolve().parents
     return any(folder.name == "clips" and (folder.parent / "manifest.jsonl").is_file() for folder in above)
 
 
 def open_pack(folder: Path) -> Pack:
-    """Map the index of a finished pack."""
+    """Open a finished pack by mapping its index into memory. Raises PackError if there is none."""
     try:
         columns = load_columns(folder)
         packets = np.load(folder / "index" / "packets.npy", mmap_mode="r")
     except FileNotFoundError:
-        raise PackError(f"{folder} holds no finished pack; run python -m pipelines.prepare") from None
+        raise PackError(f"{folder} has no finished pack in it; make it with python -m pipelines.prepare") from None
     first = np.concatenate([[0], np.cumsum(columns["num_frames"], dtype=np.int64)])
     return Pack(folder, columns, packets, first)
 
 
 def load_columns(folder: Path) -> dict[str, np.ndarray]:
+    """Map the columns of a pack's index. Raises FileNotFoundError if there is no index."""
     return {key: np.load(folder / "index" / f"{key}.npy", mmap_mode="r") for key in COLUMNS}
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name -> its last line. A line that a kill has torn is left out."""
+    """The last line of each clip in the manifest, by name. A line cut off by a kill is left out."""
     lines = {}
     try:
         with open(folder / "manifest.jsonl", encoding="utf-8") as file:
@@ -188,23 +197,23 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def columns_of(lines: Iterable[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Manifest lines as columns, sorted by name."""
-    ordered = sorted(lines, key=lambda line: line["name"])
-    return {key: np.array([line[key] for line in ordered], dtype) for key, dtype in COLUMNS.items()}
+    """The lines of a manifest as the columns of an index, sorted by name."""
+    sorted_lines = sorted(lines, key=lambda line: line["name"])
+    return {key: np.array([line[key] for line in sorted_lines], dtype) for key, dtype in COLUMNS.items()}
 
 
 def packets_text(sizes: list[int], crcs: list[int]) -> str:
-    """Sizes and CRCs of a clip's packets as a manifest line holds them."""
+    """Encode the sizes and CRCs of a clip's packets as text for a manifest line."""
     return base64.b64encode(np.array([sizes, crcs], "<u4").T.tobytes()).decode()
 
 
 def packets_of(text: str) -> np.ndarray:
-    """[num_frames, 2] sizes and CRCs from a manifest line."""
+    """Decode the text of `packets_text`: [num_frames, 2] sizes and CRCs."""
     return np.frombuffer(base64.b64decode(text), "<u4").reshape(-1, 2)
 
 
 def index_is_current(folder: Path) -> bool:
-    """Whether the index was written from the manifest as it is now."""
+    """Whether the manifest is still the one from which the index was written."""
     try:
         return int(np.load(folder / "index" / "manifest_bytes.npy")) == (folder / "manifest.jsonl").stat().st_size
     except (FileNotFoundError, NotADirectoryError):
@@ -212,22 +221,22 @@ def index_is_current(folder: Path) -> bool:
 
 
 def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Manifest and index anew, sorted by name: the same bytes in whatever order the clips were made."""
-    ordered = sorted(lines, key=lambda line: line["name"])
-    text = "".join(json.dumps(line) + "\n" for line in ordered).encode()
-    arrays = columns_of(ordered) | {
-        "packets": np.concatenate([packets_of(line["packets"]) for line in ordered]).astype(np.uint32),
+    """Write the manifest and the index, sorted by name, so that their bytes do not depend on the order of the work."""
+    sorted_lines = sorted(lines, key=lambda line: line["name"])
+    text = "".join(json.dumps(line) + "\n" for line in sorted_lines).encode()
+    arrays = columns_of(sorted_lines) | {
+        "packets": np.concatenate([packets_of(line["packets"]) for line in sorted_lines]).astype(np.uint32),
         "manifest_bytes": np.array(len(text)),
     }
-    part, index, old = folder / "manifest.jsonl.tmp", folder / "index.tmp", folder / "index"
+    part, index, target = folder / "manifest.jsonl.tmp", folder / "index.tmp", folder / "index"
     shutil.rmtree(index, ignore_errors=True)
     index.mkdir()
     part.write_bytes(text)
     for key, array in arrays.items():
         np.save(index / f"{key}.npy", array)
     for file in [part, *index.iterdir()]:
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-    shutil.rmtree(old, ignore_errors=True)
-    index.rename(old)
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    index.rename(target)
     part.replace(folder / "manifest.jsonl")

@@ -1,4 +1,7 @@
-"""Frames out of a clip pack. A damaged packet is named, and replaced by the nearest good frame of its clip."""
+"""Reads the frames for a loader from a clip pack.
+
+Damaged packets are reported, and the nearest good frame of the clip is used instead.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,25 +9,28 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipelines.annotations.table import ClipTable
-from pipelines.dali import FrameDecoder, Step, mirrored
+from pipelines.dali import FrameDecoder, Step, resize_regions
 from pipelines.frame_source import Decoding
-from pipelines.packs.format import Pack, PackError
+from pipelines.packs.format import Pack, PackError, clip_file
 from pipelines.plan import ClipPlan
 
 
 @dataclass
 class PackFrames:
-    """The frames of a table's clips in a pack; `damaged` are the (name, frame) found damaged so far."""
+    """The source of frames of a table's clips that reads them from a pack.
+
+    damaged: (clip name, frame number) of the damaged packets that have been reported so far.
+    """
 
     table: ClipTable
     pack: Pack
     damaged: set[tuple[str, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.pack_rows = self.pack.rows_of(self.table)
+        self.pack_rows = self.pack.pack_rows(self.table)
 
-    def rows_of(self, table: ClipTable) -> np.ndarray:
-        return self.pack.rows_of(table)
+    def has_frames(self) -> np.ndarray:
+        return self.pack_rows >= 0
 
     def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> FrameDecoder:
         def source(step: int) -> Step:
@@ -40,7 +46,7 @@ class PackFrames:
         )
 
     def packets(self, plan: ClipPlan, say: Callable[[str], None]) -> Step:
-        """What the decoder is given for a plan: the packets of its frames, and their regions."""
+        """The decoder's input for a plan: the packets of its frames, and the region to show of each."""
         packets = [
             packet
             for row, frames in zip(plan.row, plan.rgb_frames, strict=True)
@@ -48,16 +54,16 @@ class PackFrames:
         ]
         num_frames = plan.rgb_frames.shape[1]
         box = np.repeat(self._boxes(plan), num_frames, axis=0)
-        return packets, *mirrored(box, np.repeat(plan.flip, num_frames))
+        return packets, *resize_regions(box, np.repeat(plan.flip, num_frames))
 
     def _frames(self, row: int, frames: np.ndarray, say: Callable[[str], None]) -> list[np.ndarray]:
-        """JPEG packets of the planned frames; a damaged one gives its place to the nearest good frame."""
+        """Read the planned frames of one clip, with the nearest good frame in place of a damaged one."""
         pack_row = int(self.pack_rows[row])
         packets, damaged = self.pack.read_frames(pack_row, frames.tolist())
-        for place in damaged:
-            frame = int(frames[place])
-            self._name_damage(str(self.table.names[row]), frame, say)
-            packets[place] = self._nearest_good(pack_row, frame)
+        for position in damaged:
+            frame = int(frames[position])
+            self._report_damage(str(self.table.names[row]), frame, say)
+            packets[position] = self._nearest_good(pack_row, frame)
         return [np.frombuffer(packet, np.uint8) for packet in packets]
 
     def _nearest_good(self, pack_row: int, frame: int) -> bytes:
@@ -66,28 +72,30 @@ class PackFrames:
             (packet,), damaged = self.pack.read_frames(pack_row, [other])
             if not damaged:
                 return packet
-        raise PackError(f"no frame of {self.pack.names[pack_row]} in {self.pack.folder} is readable; prepare it again")
+        file = clip_file(self.pack.folder, str(self.pack.names[pack_row]))
+        raise PackError(f"no frame of {file} can be read; remove this file and run python -m pipelines.prepare again")
 
-    def _name_damage(self, name: str, frame: int, say: Callable[[str], None]) -> None:
+    def _report_damage(self, name: str, frame: int, say: Callable[[str], None]) -> None:
         if (name, frame) not in self.damaged:
             self.damaged.add((name, frame))
-            say(f"{name}: frame {frame} of its pack is damaged, its nearest good frame takes its place")
+            say(f"{name}: frame {frame} in the pack is damaged, so the nearest good frame is used instead")
 
     def _boxes(self, plan: ClipPlan) -> np.ndarray:
-        """Boxes in packet pixels: annotation pixels -> pixels of the video -> pixels of the packed region."""
-        packed = self.pack_rows[plan.row]
-        annotated = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
+        """The boxes of the plan in pixels of the packets: [N, 4]."""
+        rows = self.pack_rows[plan.row]
+        annotation_size = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
         pack = self.pack
-        return packet_boxes(plan.box, annotated, pack.source_size[packed], pack.region[packed], pack.frame_size[packed])
+        return packet_boxes(plan.box, annotation_size, pack.source_size[rows], pack.region[rows], pack.frame_size[rows])
 
 
 def packet_boxes(
-    box: np.ndarray, annotated: np.ndarray, video: np.ndarray, region: np.ndarray, packed: np.ndarray
+    box: np.ndarray, annotation_size: np.ndarray, video_size: np.ndarray, region: np.ndarray, packet_size: np.ndarray
 ) -> np.ndarray:
-    """[N, 4] boxes of annotation pixels in those of packets that show `region` [N, 4] of the video.
+    """Convert boxes [N, 4] from pixels of the annotation to pixels of the packets.
 
-    annotated, video, packed [N, 2]: the (width, height) of the annotation, of the video and of the packets.
+    annotation_size, video_size, packet_size: [N, 2] (width, height) of the annotation, the video and the packets.
+    region: [N, 4] (left, top, right, bottom) of what the packets show, in pixels of the video.
     """
-    to_pack = packed / (region[:, 2:] - region[:, :2])
-    corners = box.reshape(-1, 2, 2) * (video / annotated)[:, None]
+    to_pack = packet_size / (region[:, 2:] - region[:, :2])
+    corners = box.reshape(-1, 2, 2) * (video_size / annotation_size)[:, None]
     return ((corners - region[:, None, :2]) * to_pack[:, None]).reshape(-1, 4)

@@ -1,1 +1,1 @@
-"""`python -m pipelines.prepare`: videos -> a clip pack."""
+"""`python -m pipelines.prepare`: makes a clip pack from videos."""

@@ -1,4 +1,4 @@
-"""`python -m pipelines.prepare`, with `--exp NAME` or `--check PACK` in place of its other options."""
+"""The entry point of `python -m pipelines.prepare`, which also takes `--exp NAME` or `--check PACK` alone."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from kernels.program import run_program
 def start() -> int | None:
     words = {word.partition("=")[0] for word in sys.argv[1:]}
     if "--exp" in words:
-        # What an experiment is, only the trainer knows.
+        # pipelines may not import the trainer, which defines the experiments; so the command is run as a program.
         os.execv(sys.executable, [sys.executable, "-m", "trainer", "prepare", *sys.argv[1:]])
     import tyro
 
@@ -19,4 +19,4 @@ def start() -> int | None:
 
 
 if __name__ == "__main__":
-    run_program(start, "stopped; the same command goes on from here")
+    run_program(start, "stopped; run the same command again to continue")

@@ -1,7 +1,7 @@
-"""Is a pack still what was written? `python -m pipelines.prepare --check PACK` reads every byte that training may read.
+"""Checks whether the files of a pack are as they were written (`python -m pipelines.prepare --check PACK`).
 
-Damaged files' paths go to stdout and the reasons to stderr, so that `... --check PACK | xargs -d '\\n' rm` and another
-`prepare` mend a pack.
+It reads every byte that training could read. The paths of damaged files go to stdout and the reasons to stderr, so a
+pack can be repaired with `... --check PACK | xargs -d '\\n' rm` and another run of `prepare`.
 """
 
 import os
@@ -17,8 +17,10 @@ from pipelines.progress import Progress
 
 
 def check_pack(folder: Path, console: Console) -> Iterator[tuple[str, str]]:
-    """Each damaged clip of a pack once: (name, what is wrong). Frames, their sizes and checksums, and the file's length
-    are those of the index; the index is that of the manifest, or PackError.
+    """Compare a pack's files with its index. Yields (name, what is wrong) once for each damaged clip.
+
+    The length of each file and the checksum of each frame are compared. Raises PackError if the index itself is not
+    that of the manifest.
     """
     pack = open_pack(folder)
     _check_index(pack)
@@ -32,21 +34,22 @@ def check_pack(folder: Path, console: Console) -> Iterator[tuple[str, str]]:
 
 
 def _check_index(pack: Pack) -> None:
+    """Raise PackError if the index does not have the content of the manifest, or the manifest contradicts itself."""
     lines = read_manifest(pack.folder)
-    expected = columns_of(lines.values())
-    ordered = [packets_of(lines[name]["packets"]) for name in expected["name"].tolist()]
-    expected["packets"] = np.concatenate([np.zeros((0, 2), np.uint32), *ordered])
+    manifest = columns_of(lines.values())
+    packets = [packets_of(lines[name]["packets"]) for name in manifest["name"].tolist()]
+    manifest["packets"] = np.concatenate([np.zeros((0, 2), np.uint32), *packets])
     for key, column in (pack.columns | {"packets": pack.packets}).items():
-        if not np.array_equal(column, expected[key]):
+        if not np.array_equal(column, manifest[key]):
             raise PackError(
-                f"{pack.folder}: its index differs from manifest.jsonl in {key}; remove {pack.folder / 'index'} and "
+                f"{pack.folder}: the index differs from manifest.jsonl in {key}; remove {pack.folder / 'index'} and "
                 "run python -m pipelines.prepare again"
             )
     wrong = [name for name, line in lines.items() if line["num_frames"] != len(packets_of(line["packets"]))]
     if wrong:
         raise PackError(
-            f"{pack.folder / 'manifest.jsonl'} is damaged at {wrong[0]}: it names {lines[wrong[0]]['num_frames']} "
-            "frames and the packets of another number; remove the folder and run python -m pipelines.prepare again"
+            f"{pack.folder / 'manifest.jsonl'} is damaged: {wrong[0]} has {lines[wrong[0]]['num_frames']} frames "
+            "but another number of packets; remove the folder and run python -m pipelines.prepare again"
         )
 
 
@@ -58,10 +61,10 @@ def _fault(pack: Pack, row: int) -> str:
     except OSError as error:
         return f"its file cannot be read ({error.strerror})"
     if size != expected:
-        return f"it has {size:,} bytes and was written with {expected:,}"
+        return f"it has {size:,} bytes, but had {expected:,} when it was written"
     count = int(pack.num_frames[row])
     _, damaged = pack.read_frames(row, list(range(count)))
     if not damaged:
         return ""
-    shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-    return f"{len(damaged)} of {count} frames are damaged ({shown})"
+    frames = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+    return f"damaged frames: {len(damaged)} of {count} ({frames})"

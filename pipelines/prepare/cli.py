@@ -1,4 +1,4 @@
-"""The command line of `python -m pipelines.prepare`: make a pack, or check one."""
+"""The command line of `python -m pipelines.prepare`, which makes or checks a pack."""
 
 import sys
 from pathlib import Path
@@ -26,22 +26,23 @@ def main(
     packs: Path = Path("data/packs"),
     cache: Path = Path("data/cache"),
 ) -> None:
-    """Turn videos into a clip pack for training: python -m pipelines.prepare my.pkl --videos videos/
+    """Make a clip pack for training from videos: python -m pipelines.prepare my.pkl --videos videos/
 
-    `--exp NAME` in place of all else makes the packs of an experiment, which training would make as well, and
-    `--check PACK` reads a pack and names its damaged clips.
+    Two other forms exist: `--exp NAME` makes the packs of an experiment (training makes them as well if they are
+    missing), and `--check PACK` reads a pack and lists its damaged clips.
 
     Args:
-        annotations: the skeleton pickle
-        videos: folder of the videos; names are matched with or without extension, `_rgb` and subfolders
-        out: folder of the pack (default: one under --packs, named by annotations and settings)
-        count: pose frames a sample; the pack holds every box that such a sample can ask for
-        box_pixels: pixels that the smallest such box keeps, where the video has them
-        quality: of the JPEG frames, 2 (best) to 31; on NTU 3 keeps 46 dB in .067 bytes a pixel, 6 42 dB in .046
-        workers: processes that encode (default: one a core)
-        max_bad: share of clips without a usable video that is put up with
+        annotations: annotation file, a pickle with skeletons
+        videos: folder of the videos; their names may have an extension, the suffix `_rgb`, and subfolders
+        out: folder of the pack (default: a folder in --packs, whose name depends on annotations and settings)
+        count: pose frames per sample; the pack stores every box that a sample of so many frames can ask for
+        box_pixels: pixels per side of the smallest such box, if the video has as many
+        quality: of the JPEG frames, from 2 (best) to 31; on NTU, 3 gives a PSNR of 46 dB at 0.067 bytes per pixel, and
+            6 gives 42 dB at 0.046
+        workers: processes that encode (default: one per core)
+        max_bad: share of clips that may have no usable video
         packs: folder of all packs
-        cache: folder of the annotations' memory-mapped form
+        cache: folder in which tables of annotation files are stored
     """
     settings = PackSettings(count=count, box_pixels=box_pixels, quality=quality)
     check_numbers(settings, workers, max_bad)
@@ -52,9 +53,9 @@ def main(
 
 
 def check_main(check: Path) -> int:
-    """Check a pack: python -m pipelines.prepare --check data/packs/NAME
+    """Check the files of a pack: python -m pipelines.prepare --check data/packs/NAME
 
-    Paths of damaged files go to stdout, reasons to stderr; the exit status is 2 when there are any.
+    The paths of damaged files go to stdout and the reasons to stderr. The exit code is 2 if any file is damaged.
 
     Args:
         check: folder of the pack
@@ -66,7 +67,10 @@ def check_main(check: Path) -> int:
         print(clip_file(check, name), flush=True)
     total = int((open_pack(check).num_frames > 0).sum())
     if count:
-        print(f"{count} of {total} clips are damaged; remove their files and run prepare again", file=sys.stderr)
+        print(
+            f"{count} of {total} clips are damaged; remove their files and run python -m pipelines.prepare again",
+            file=sys.stderr,
+        )
         return 2
-    print(f"{check}: all {total} clips are as they were written", file=sys.stderr)
+    print(f"{check}: all {total} clips are undamaged", file=sys.stderr)
     return 0

@@ -1,6 +1,6 @@
-"""One video -> one clip of a pack: decoded in order, cropped, scaled, written as Motion JPEG.
+"""Makes one clip of a pack from one video: decodes it, crops and scales the frames, and writes them as Motion JPEG.
 
-Frames are taken in the order in which the decoder returns them, because the timestamps of NTU's .avi files are wrong
+Frames are numbered in the order in which the decoder returns them, because the timestamps in NTU's .avi files are wrong
 (docs/sources.md, "NTU RGB+D 60").
 """
 
@@ -24,8 +24,8 @@ from pipelines.packs.format import PackSettings
 from pipelines.videos.decode import MATRICES, MAX_PIXELS, SLACK, VideoError, decode
 
 MEBIBYTE = 1 << 20
-FULL = 2  # AVColorRange; what is not tagged is limited, but for JPEG's own formats
-# Limited to full range with whole rounding: the scale filter's own way leaves chroma half a level low.
+FULL = 2  # in AVColorRange; videos without a tag count as limited, except those in the pixel formats of JPEG
+# Converts limited to full range and rounds correctly. The scale filter's own conversion leaves chroma half a level low.
 TO_FULL = "y='clip((val-16)*255/219+0.5,0,255)':" + ":".join(
     f"{plane}='clip((val-128)*255/224+128.5,0,255)'" for plane in "uv"
 )
@@ -33,23 +33,22 @@ TO_FULL = "y='clip((val-16)*255/219+0.5,0,255)':" + ":".join(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What to make of a video: `region` (left, top, right, bottom), its smallest sampled box `side` and (`height`,
-    `width`) are in pixels of the annotation; that box keeps `box_pixels` pixels."""
+    """The task to make one clip. Lengths are in pixels of the annotation."""
 
-    name: str
-    video: str
-    target: str
-    region: tuple[float, float, float, float]
-    side: float
-    height: int
+    name: str  # of the clip
+    video: str  # path of the video
+    target: str  # path of the clip's file
+    region: tuple[float, float, float, float]  # (left, top, right, bottom) of the part of the image to store
+    side: float  # of the smallest box that a sample can ask for
+    height: int  # of the annotated image
     width: int
-    num_frames: int
-    box_pixels: int
-    quality: int
+    num_frames: int  # of the annotation
+    box_pixels: int  # pixels that `side` is to have in the clip, if the video has as many
+    quality: int  # of the JPEG frames, from 2 (best) to 31
 
     @classmethod
     def of(cls, table: ClipTable, row: int, settings: PackSettings, video: str, target: str) -> "Job":
-        """To pack row `row` of the table, out of `video` into the file `target`."""
+        """The job for row `row` of the table, which reads `video` and writes `target`."""
         height, width = int(table.height[row]), int(table.width[row])
         region, side = crop_region(table.clip_joints(row)[..., :2], height, width, settings.count)
         return cls(
@@ -67,23 +66,26 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
-    """A clip as written: `region` in pixels of the video, `frame_size` and `source_size` (w, h); a packet a frame."""
+class EncodedClip:
+    """A clip that has been written. The fields are explained at COLUMNS in packs/format.py."""
 
-    source: str  # digest, size and time of last change (ns) of the video
+    source: str
     source_bytes: int
     source_time: int
     source_size: list[int]
     region: list[int]
     frame_size: list[int]
     clip_bytes: int
-    first: int  # the byte of the clip at which the packets start, one after another
-    sizes: list[int]
-    crcs: list[int]
+    first: int
+    sizes: list[int]  # of the packets in bytes; there is one packet per frame, one after another in the file
+    crcs: list[int]  # CRC-32 of each packet
 
 
-def encode_clip(job: Job) -> Encoded:
-    """Write the clip of a job, whole or not at all. Raises VideoError when the video is at fault."""
+def encode_clip(job: Job) -> EncodedClip:
+    """Make the clip of a job. A failure leaves no partial file.
+
+    Raises VideoError if the video cannot be used, and OSError if the clip cannot be written.
+    """
     source, source_bytes, source_time = describe(job.video)
     frames = decode(job.video, job.num_frames + SLACK)
     try:
@@ -91,16 +93,16 @@ def encode_clip(job: Job) -> Encoded:
         crop = Crop.of(job, first.width, first.height)
         content, packets = write_jpegs(job, crop, first, frames)
     except av.FFmpegError as error:
-        raise VideoError(f"it does not decode ({error.strerror})") from None
+        raise VideoError(f"it cannot be decoded ({error.strerror})") from None
     except StopIteration:
-        raise VideoError("it holds no frame") from None
+        raise VideoError("it has no frames") from None
     if len(packets) < job.num_frames - SLACK:
-        raise VideoError(f"it has {len(packets)} frames, its skeleton {job.num_frames}")
+        raise VideoError(f"it has {len(packets)} frames, but its skeleton has {job.num_frames}")
     target = Path(job.target)
     part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     part.write_bytes(content)
     part.replace(target)
-    return Encoded(
+    return EncodedClip(
         source=source,
         source_bytes=source_bytes,
         source_time=source_time,
@@ -115,7 +117,9 @@ def encode_clip(job: Job) -> Encoded:
 
 
 def describe(video: str) -> tuple[str, int, int]:
-    """A digest of the size and of the first and last MiB; the size; the time of the last change in ns."""
+    """Traits that reveal a change of a video: a digest of its size and its first and last MiB, its size in bytes, and
+    the time of its last change in ns. Raises VideoError if it cannot be read.
+    """
     try:
         with open(video, "rb") as file:
             stat = os.fstat(file.fileno())
@@ -130,17 +134,25 @@ def describe(video: str) -> tuple[str, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """`region` of the video (even pixels; it may leave the picture) becomes a frame of `frame_size` (w, h)."""
+    """Which part of the video to store, and at which size."""
 
-    region: tuple[int, int, int, int]
-    frame_size: tuple[int, int]
+    region: tuple[
+        int, int, int, int
+    ]  # (left, top, right, bottom), even pixels of the video; may extend beyond the frame
+    frame_size: tuple[int, int]  # (width, height) of the stored frames in pixels
 
     @classmethod
     def of(cls, job: Job, width: int, height: int) -> "Crop":
-        """Room for the job's region at the scale that keeps its smallest box; never enlarged."""
-        transposed = abs(width / height / (job.height / job.width) - 1) < 0.02
-        if transposed and abs(width / height / (job.width / job.height) - 1) > 0.02:
-            raise VideoError(f"it is {width}x{height}, but its skeleton was found on {job.width}x{job.height}")
+        """The crop for a job whose video has frames of (width, height).
+
+        The scale gives the smallest box of a sample `box_pixels` pixels; frames are never enlarged. Raises VideoError
+        if the video is turned relative to the annotation.
+        """
+        turned = abs(width / height / (job.height / job.width) - 1) < 0.02
+        if turned and abs(width / height / (job.width / job.height) - 1) > 0.02:
+            raise VideoError(
+                f"it is {width}x{height}, but its skeleton belongs to {job.width}x{job.height}: it is turned"
+            )
         to_x, to_y = width / job.width, height / job.height
         left, top, right, bottom = job.region
         left, right, columns = _fit(left * to_x, right * to_x, job.box_pixels / (job.side * to_x))
@@ -148,28 +160,32 @@ class Crop:
         return cls((left, top, right, bottom), (columns, rows))
 
     def filters(self, frame: av.VideoFrame) -> list[tuple[str, str]]:
-        """Cut, surround with black, scale, and turn into JPEG's colours (BT.601, full range)."""
+        """FFmpeg filters that crop a frame, pad it with black, scale it, and convert it to JPEG's colours.
+
+        These are BT.601 with full range. Raises VideoError if the region is outside the frame or too large.
+        """
         left, top, right, bottom = self.region
-        # Chroma has every second pixel, so an odd last column or row counts as outside.
+        # Chroma has half the resolution, so the last column or row of an odd size is treated as outside the frame.
         x0, x1 = max(left, 0), min(right, frame.width // 2 * 2)
         y0, y1 = max(top, 0), min(bottom, frame.height // 2 * 2)
         if x0 >= x1 or y0 >= y1:
-            raise VideoError("its skeleton lies outside the picture")
+            raise VideoError("its skeleton lies outside the frame")
         if (right - left) * (bottom - top) > MAX_PIXELS:
-            reach = f"{right - left:,}x{bottom - top:,}"
+            extent = f"{right - left:,}x{bottom - top:,}"
             raise VideoError(
-                f"its skeleton reaches over {reach} pixels of {frame.width}x{frame.height}: a joint is far off"
+                f"its skeleton extends over {extent} pixels, but its frames have {frame.width}x{frame.height}: some "
+                "joint is far outside"
             )
         matrix = MATRICES.get(int(frame.colorspace), "bt601")
         full = int(frame.color_range) == FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
-        kept = "full" if full else "limited"
+        color_range = "full" if full else "limited"
         return [
             ("crop", f"{x1 - x0}:{y1 - y0}:{x0}:{y0}"),
             ("pad", f"{right - left}:{bottom - top}:{x0 - left}:{y0 - top}:color=black"),
             (
                 "scale",
                 f"{self.frame_size[0]}:{self.frame_size[1]}:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
-                f":in_color_matrix={matrix}:in_range={kept}:out_color_matrix=bt601:out_range={kept}",
+                f":in_color_matrix={matrix}:in_range={color_range}:out_color_matrix=bt601:out_range={color_range}",
             ),
             ("format", "yuv420p"),
             ("null", "") if full else ("lutyuv", TO_FULL),
@@ -179,22 +195,29 @@ class Crop:
 
 
 def _fit(low: float, high: float, scale: float) -> tuple[int, int, int]:
-    """Widen an interval of source pixels, so that its ends are even and its scaled length stands in the short list."""
+    """Widen an interval of the video's pixels to (start, end), and give its length in the clip.
+
+    start and end become even, and the length in the clip becomes a `standard_length`.
+    """
     scale = min(1.0, scale)
     start, end = 2 * floor(low / 2), 2 * ceil(high / 2)
-    pixels = listed_length((end - start) * scale)
+    pixels = standard_length((end - start) * scale)
     length = 2 * floor(pixels / scale / 2)
     start -= 2 * ((length - (end - start)) // 4)
     return start, start + length, pixels
 
 
-def listed_length(length: float) -> int:
-    """The next side of the short list of frame sides: multiples of 32, above 512 of 64, above 1024 of 128."""
+def standard_length(length: float) -> int:
+    """Round up to a multiple of 32; above 512 to one of 64, and above 1024 to one of 128.
+
+    Clips then have few different frame sizes.
+    """
     step = 32 if length <= 512 else 64 if length <= 1024 else 128
     return step * max(1, ceil(length / step))
 
 
 def _graph(crop: Crop, frame: av.VideoFrame) -> av.filter.Graph:
+    """An FFmpeg graph that applies the crop to frames like this one."""
     graph = av.filter.Graph()
     graph.threads = 1
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 30))
@@ -205,7 +228,11 @@ def _graph(crop: Crop, frame: av.VideoFrame) -> av.filter.Graph:
 
 
 def write_jpegs(job: Job, crop: Crop, first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> tuple[bytes, list[bytes]]:
-    """A .mov file of JPEG packets, and the packets. One thread: same bytes on every machine, no restart markers."""
+    """Convert frames to JPEG: the content of a .mov file, and its packets, one per frame.
+
+    A single thread is used, so that the bytes are the same on every machine and JPEGs contain no restart markers.
+    Raises VideoError if a frame has another size or pixel format than the first.
+    """
     graph, shape = _graph(crop, first), (first.width, first.height, first.format.name)
     file, packets = io.BytesIO(), []
     quality = {"qmin": str(job.quality), "qmax": str(job.quality), "flags": "+bitexact"}
@@ -218,10 +245,10 @@ def write_jpegs(job: Job, crop: Crop, first: av.VideoFrame, rest: Iterator[av.Vi
             if (frame.width, frame.height, frame.format.name) != shape:
                 raise VideoError(f"its frame {number} has another size or pixel format than its first")
             graph.push(frame)
-            picture = graph.pull()
-            assert isinstance(picture, av.VideoFrame)
-            picture.pts, picture.time_base = number, Fraction(1, 30)
-            for packet in stream.encode(picture):
+            scaled = graph.pull()
+            assert isinstance(scaled, av.VideoFrame)
+            scaled.pts, scaled.time_base = number, Fraction(1, 30)
+            for packet in stream.encode(scaled):
                 packets.append(bytes(packet))
                 container.mux(packet)
         assert not stream.encode(None)

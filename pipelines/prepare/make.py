@@ -1,8 +1,8 @@
-"""Videos -> a clip pack, once: `python -m pipelines.prepare ANNOTATIONS --videos DIR --out PACK`, or `--exp NAME`
+"""Makes a clip pack from videos (`python -m pipelines.prepare ANNOTATIONS --videos DIR --out PACK`, or `--exp NAME`).
 
-Any run goes on where the last one was stopped, by whatever; a run with nothing to do returns at once. What a clip was
-made from stands in the pack's manifest: when its video, skeleton or settings change, that clip is made anew.
-`--check PACK` reads a finished pack and names what is damaged.
+A run continues where an earlier one stopped, for whatever reason, and returns at once if there is nothing to do. The
+pack's manifest records what each clip was made from. If its video, its skeleton or the settings change, the clip is
+made again. `--check PACK` reads a finished pack and lists damaged clips (check.py).
 """
 
 import contextlib
@@ -34,8 +34,9 @@ from pipelines.prepare.pool import encode_all
 from pipelines.prepare.room import Room, spread_first
 from pipelines.prepare.survey import Survey, joints_digest, survey
 from pipelines.progress import Progress
-from pipelines.videos.find import Missing, summary
+from pipelines.videos.find import MissingVideo, summary
 
+# The fields of a manifest line for a video of which no clip could be made.
 NO_CLIP: dict[str, Any] = {
     **{"source": "", "source_bytes": -1, "source_time": 0, "clip_bytes": 0, "first": 0},
     **{"source_size": [0, 0], "region": [0, 0, 0, 0], "frame_size": [0, 0], "sizes": [], "crcs": []},
@@ -52,35 +53,39 @@ def prepare(
     max_bad: float = 0.01,
     console: Console | None = None,
 ) -> Pack:
-    """The pack in `out` with a clip for every row of the table, made or completed where need be.
+    """Make or complete the pack in the folder `out`, and open it. It has one clip for each row of the table.
 
-    A video that is missing or does not decode is named once and left out; more than `max_bad` of all clips is an
-    error. The pack's bytes depend neither on `workers` nor on interruptions.
+    workers: processes that encode; by default one per core.
+    max_bad: share of clips that may be left out because their video is missing or cannot be decoded. Each is reported
+        once.
+    The bytes of the pack depend neither on `workers` nor on interruptions.
+
+    Raises UserError if more clips than `max_bad` would be left out, or the pack cannot be written.
     """
     console = console or Console(stderr=True)
     try:
-        found = survey(table, videos, out, settings)
-        if found.stale or found.touched or not index_is_current(out):
-            with lock(out, console):
-                found = survey(table, videos, out, settings)  # another run may have done it meanwhile
-                run = _Run(table, out, settings, found, max_bad, console)
+        todo = survey(table, videos, out, settings)
+        if todo.stale or todo.touched or not index_is_current(out):
+            with lock_pack(out, console):
+                todo = survey(table, videos, out, settings)  # another run may have made clips while this one waited
+                run = _Run(table, out, settings, todo, max_bad, console)
                 run.make(workers or len(os.sched_getaffinity(0)))
-        elif found.bad:
-            console.print(f"{len(found.bad)} of {len(table)} clips are left out: {summary(found.bad.items())}", **PLAIN)
+        elif todo.bad:
+            console.print(f"{len(todo.bad)} of {len(table)} clips are left out: {summary(todo.bad.items())}", **PLAIN)
     except OSError as error:
         raise UserError(
-            f"{error.filename or out}: {error.strerror}; free some space, or name another folder"
+            f"{error.filename or out}: {error.strerror}; free some space, or choose another folder"
         ) from error
-    _check_limit(found.bad, len(table), max_bad)
+    _check_limit(todo.bad, len(table), max_bad)
     return open_pack(out)
 
 
 def check_numbers(settings: PackSettings, workers: int | None, max_bad: float) -> None:
-    """Raise UserError for a number that makes no pack."""
-    given = {"count": settings.count, "box-pixels": settings.box_pixels, "quality": settings.quality}
-    given |= {"workers": workers or 1, "max-bad": max_bad}
+    """Raise UserError for a number with which no pack can be made."""
+    values = {"count": settings.count, "box-pixels": settings.box_pixels, "quality": settings.quality}
+    values |= {"workers": workers or 1, "max-bad": max_bad}
     limits = {"quality": (2, 31), "max-bad": (0, 1), "box-pixels": (1, 8192)}
-    for flag, value in given.items():
+    for flag, value in values.items():
         low, high = limits.get(flag, (1, 100_000))
         if not low <= value <= high:
             raise UserError(f"--{flag} {value:g} is not between {low} and {high}")
@@ -90,40 +95,41 @@ class _Run:
     """One run of `prepare` that has something to do."""
 
     def __init__(
-        self, table: ClipTable, out: Path, settings: PackSettings, found: Survey, max_bad: float, console: Console
+        self, table: ClipTable, out: Path, settings: PackSettings, todo: Survey, max_bad: float, console: Console
     ):
-        self.table, self.out, self.settings, self.found = table, out, settings, found
+        self.table, self.out, self.settings, self.todo = table, out, settings, todo
         self.max_bad, self.console = max_bad, console
         self.lines = read_manifest(out)
-        self.row_of = {str(table.names[row]): row for row in found.stale}
+        self.row_of = {str(table.names[row]): row for row in todo.stale}
 
     def make(self, workers: int) -> None:
+        """Make all clips that are missing or out of date, and write the index."""
         start = time.monotonic()
         for part in (self.out / "clips").rglob("*.tmp"):
             part.unlink()
         self._say_why()
         with appending(self.out / "manifest.jsonl") as self.manifest:
             self._without_video()
-            rows = spread_first([row for row in self.found.stale if not isinstance(self._video(row), Missing)])
+            rows = spread_first([row for row in self.todo.stale if not isinstance(self._video(row), MissingVideo)])
             if rows:
                 self.room = self._room(rows)
                 with Progress(self.console, "packing clips", len(rows)) as progress:
                     for job, answer in encode_all(map(self._job, rows), min(workers, len(rows))):
                         line = self._record(self.row_of[job.name], answer)
                         progress.advance()
-                        self._say(self.room.made(line, job.num_frames))
-            for row in self.found.touched:
+                        self._say(self.room.add(line, job.num_frames))
+            for row in self.todo.touched:
                 self._retouch(row)
         write_index(self.out, self.lines.values())
-        good = len(self.table) - len(self.found.bad)
+        good = len(self.table) - len(self.todo.bad)
         seconds = time.monotonic() - start
-        self._say(f"{self.out}: {good} of {len(self.table)} clips, {len(rows)} made in {seconds:.0f} s")
+        self._say(f"{self.out} has {good} of {len(self.table)} clips; {len(rows)} made in {seconds:.0f} s")
 
     def _room(self, rows: list[int]) -> Room:
-        """Known at once when enough clips of these settings were made before."""
-        expected = self.settings.digest()
-        made = [line for line in self.lines.values() if line["settings"] == expected]
-        room = Room(self.out, made, int(self.table.total_frames[rows].sum()))
+        """The estimate of disk space. Clips that earlier runs made with these settings count towards it."""
+        digest = self.settings.digest()
+        lines = [line for line in self.lines.values() if line["settings"] == digest]
+        room = Room(self.out, lines, int(self.table.total_frames[rows].sum()))
         self._say(room.verdict())
         return room
 
@@ -132,21 +138,22 @@ class _Run:
             self.console.print(text, **PLAIN)
 
     def _say_why(self) -> None:
-        reasons = Counter(self.found.stale.values())
+        """Report how many clips have to be made, and for which reasons."""
+        reasons = Counter(self.todo.stale.values())
         parts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         if parts:
-            self._say(f"{self.out}: packing {len(self.found.stale)} of {len(self.table)} clips: {parts}")
+            self._say(f"{self.out}: packing {len(self.todo.stale)} of {len(self.table)} clips: {parts}")
 
     def _video(self, row: int) -> str:
-        assert self.found.videos is not None
-        return self.found.videos[row]
+        assert self.todo.videos is not None
+        return self.todo.videos[row]
 
     def _without_video(self) -> None:
-        """Clips whose video is not found; a wrong folder is one error, not thousands of names."""
-        reasons = {row: video for row in self.found.stale if isinstance(video := self._video(row), Missing)}
+        """Record the clips that have no video. If there are too many, as in a wrong folder, it is a single error."""
+        reasons = {row: video for row in self.todo.stale if isinstance(video := self._video(row), MissingVideo)}
         names = self.table.names
         _check_limit(
-            self.found.bad | {str(names[row]): reason for row, reason in reasons.items()}, len(names), self.max_bad
+            self.todo.bad | {str(names[row]): reason for row, reason in reasons.items()}, len(names), self.max_bad
         )
         for row, reason in reasons.items():
             self._record(row, {"bad": reason})
@@ -157,7 +164,7 @@ class _Run:
         return Job.of(self.table, row, self.settings, os.path.abspath(self._video(row)), str(target.absolute()))
 
     def _record(self, row: int, answer: dict[str, Any]) -> dict[str, Any]:
-        """Write down what became of a clip, once its file is in place."""
+        """Add a line to the manifest: a clip whose file has been written, or the reason why there is none."""
         if "fatal" in answer:
             raise UserError(answer["fatal"])
         name, bad = str(self.table.names[row]), answer.get("bad", "")
@@ -175,20 +182,21 @@ class _Run:
         }
         self._append(line)
         if bad:
-            self.found.bad[name] = bad
+            self.todo.bad[name] = bad
             self._say(f"{name}: {bad}; left out")
-            _check_limit(self.found.bad, len(self.table), self.max_bad)
+            _check_limit(self.todo.bad, len(self.table), self.max_bad)
         return line
 
     def _stamp(self, row: int) -> dict[str, int]:
-        """Size and time of a video: a bad one is tried again when they change."""
+        """Size and time of a video. A video that could not be used is tried again when they change."""
         video = self._video(row)
-        if isinstance(video, Missing):
+        if isinstance(video, MissingVideo):
             return {}
         stat = os.stat(video)
         return {"source_bytes": stat.st_size, "source_time": stat.st_mtime_ns}
 
     def _retouch(self, row: int) -> None:
+        """Record the new time of a video whose content is unchanged."""
         self._append(self.lines[str(self.table.names[row])] | self._stamp(row))
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -198,20 +206,21 @@ class _Run:
 
 
 def _check_limit(bad: dict[str, str], total: int, max_bad: float) -> None:
+    """Raise UserError if more than the share `max_bad` of all clips is bad."""
     if len(bad) > max_bad * total:
         raise UserError(
-            f"{len(bad)} of {total} clips have no usable video, more than {max_bad:.1%} (--max-bad): "
+            f"{len(bad)} of {total} clips have no usable video, and at most {max_bad:.1%} may lack one (--max-bad): "
             f"{summary(bad.items())}"
         )
 
 
-# Names and reasons are data, not rich's markup, and stand on one line each however narrow the terminal.
+# Options for rich: a name or a reason may contain characters of its markup, and lines are not to be wrapped.
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 @contextlib.contextmanager
 def appending(manifest: Path) -> Iterator[TextIO]:
-    """The manifest, open for new lines; a line that a kill tore is closed first."""
+    """Open the manifest to append lines. If a kill has cut off the last line, end that line first."""
     with open(manifest, "a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -222,17 +231,17 @@ def appending(manifest: Path) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def lock(out: Path, console: Console) -> Iterator[None]:
-    """One run at a time works on a pack; the kernel frees the lock of a killed one."""
+def lock_pack(out: Path, console: Console) -> Iterator[None]:
+    """Let one run at a time work on a pack. The operating system releases the lock of a run that is killed."""
     try:
         (out / "clips").mkdir(parents=True, exist_ok=True)
         (out / "lock").touch()
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); name another folder") from None
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
     with open(out / "lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            console.print(f"{out}: another run is at work on this pack, waiting for it", **PLAIN)
+            console.print(f"{out}: waiting for another run that is working on this pack", **PLAIN)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

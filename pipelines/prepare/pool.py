@@ -1,4 +1,4 @@
-"""Worker processes that encode clips: a crash, a hang or a hunger for memory costs one clip, not the run."""
+"""Worker processes that encode clips. If one crashes, hangs or needs too much memory, only its clip is lost."""
 
 import contextlib
 import json
@@ -16,17 +16,17 @@ from pipelines.prepare.encode import Job
 from pipelines.prepare.worker import READY
 
 ROOT = Path(__file__).resolve().parents[2]
-# One thread each: NumPy's would only reserve memory that the limit then counts.
+# Workers get one thread each. More threads of NumPy would only reserve memory, which counts towards the memory limit.
 THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def time_limit(job: Job) -> float:
-    """Seconds after which a job counts as hung: a hundred times what a 1080p clip takes."""
+    """Seconds after which a job counts as hung: a hundred times as long as it takes at 1080p."""
     return 30 + job.num_frames
 
 
 class Worker:
-    """A process of `python -m pipelines.prepare.worker`, which dies with us."""
+    """A process that runs `python -m pipelines.prepare.worker`. It ends when this process does."""
 
     def __init__(self):
         self.process = subprocess.Popen(
@@ -36,54 +36,60 @@ class Worker:
             cwd=ROOT,
             env=os.environ | THREADS,
             text=True,
-            process_group=0,  # Ctrl-C is for us; our end is theirs
+            process_group=0,  # Ctrl-C reaches this process only; the workers end because their input closes
         )
         self.job: Job | None = None
         self.deadline = 0.0
 
-    def greet(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Wait for the worker's first line. Raises RuntimeError if it did not start."""
         assert self.process.stdout is not None
         if self.process.stdout.readline().strip() != READY:
-            raise RuntimeError("a worker of prepare did not start; its error stands above")
+            raise RuntimeError("a worker of prepare did not start; its error message is above")
 
-    def give(self, job: Job) -> None:
+    def start(self, job: Job) -> None:
+        """Send a job to the worker and set its deadline."""
         assert self.process.stdin is not None
         self.job, self.deadline = job, time.monotonic() + time_limit(job)
-        with contextlib.suppress(BrokenPipeError):  # it is dead, as its answer will tell
+        with contextlib.suppress(BrokenPipeError):  # the worker is dead, which `answer` will report
             self.process.stdin.write(json.dumps(asdict(job)) + "\n")
             self.process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
-        """The answer to the job, or how the process ended over it."""
+        """Read the answer to the job. If the job killed the worker, the answer is that the video is bad."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if line.endswith("\n"):
             return json.loads(line)
         code = self.process.wait()
         if code >= 0:
-            raise RuntimeError(f"a worker of prepare failed at {self.job}; its error stands above")
-        return {"bad": f"its decoder died of signal {-code}"}
+            raise RuntimeError(f"a worker of prepare failed at {self.job}; its error message is above")
+        return {"bad": f"its decoder was killed by signal {-code}"}
 
     def end(self) -> None:
+        """Kill the process and close its pipes."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):  # of a job that it did not live to read
+            with contextlib.suppress(BrokenPipeError):  # a job that the worker did not read is still in the pipe
                 pipe.close()
 
 
 def encode_all(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Jobs and their answers ({'encoded': ...}, {'bad': reason} or {'fatal': reason}), as they are done."""
-    waiting = iter(jobs)
+    """Run the jobs in worker processes. Yields (job, answer) in the order in which jobs are done.
+
+    `worker.answer` describes the answers. A worker that dies or hangs is replaced.
+    """
+    remaining = iter(jobs)
     pool = [Worker() for _ in range(workers)]
     try:
         for worker in pool:
-            worker.greet()
+            worker.wait_until_ready()
         idle = list(pool)
         while True:
-            while idle and (job := next(waiting, None)):
-                idle.pop().give(job)
+            while idle and (job := next(remaining, None)):
+                idle.pop().start(job)
             busy = [worker for worker in pool if worker.job]
             if not busy:
                 return
@@ -93,7 +99,7 @@ def encode_all(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict[st
                     pool.remove(worker)
                     worker.end()
                     worker = Worker()
-                    worker.greet()
+                    worker.wait_until_ready()
                     pool.append(worker)
                 idle.append(worker)
                 assert job is not None
@@ -104,7 +110,7 @@ def encode_all(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict[st
 
 
 def _answers(busy: list[Worker]) -> Iterator[tuple[Worker, dict[str, Any]]]:
-    """Wait for at least one answer; workers over their time are ended."""
+    """Wait until a worker answers or is past its deadline, and yield all answers. Workers past it are killed."""
     with selectors.DefaultSelector() as selector:
         for worker in busy:
             assert worker.process.stdout is not None
@@ -117,4 +123,4 @@ def _answers(busy: list[Worker]) -> Iterator[tuple[Worker, dict[str, Any]]]:
             assert worker.job is not None
             worker.process.kill()
             worker.process.wait()
-            yield worker, {"bad": f"it took longer than {time_limit(worker.job):.0f} s"}
+            yield worker, {"bad": f"encoding it took longer than {time_limit(worker.job):.0f} s"}

@@ -1,4 +1,4 @@
-"""Is there room for a pack? Told after its first few clips, from what they take, and not when the disk is full."""
+"""Estimates the disk space that a pack needs from its first few clips, so that too small a disk is noticed early."""
 
 import shutil
 from collections.abc import Iterable
@@ -7,49 +7,58 @@ from typing import Any
 
 from kernels.program import UserError
 
-FEW = 16  # clips, taken from all over the table, after which the rest is estimated
-SPARE = 64 << 20  # bytes that a disk keeps for others
+FEW = 16  # clips from all parts of the table, from which the size of the others is estimated
+SPARE = 64 << 20  # bytes of the disk that must remain free
 
 
 def spread_first(rows: list[int]) -> list[int]:
-    """The rows, a few from all over them first: neighbours in a table are often of one place or class."""
+    """Reorder rows: first a few from all parts of the list, then the others.
+
+    Neighbours in a table often have the same place or class, so the first ones would not be typical.
+    """
     first = set(rows[:: -(-len(rows) // FEW)]) if rows else set()
     return [*(row for row in rows if row in first), *(row for row in rows if row not in first)]
 
 
 class Room:
-    """What the clips still to make will take, by the bytes a frame of those that are made: lines of the manifest."""
+    """The disk space for the clips that remain to be made, estimated from the bytes per frame of finished ones.
 
-    def __init__(self, out: Path, made: Iterable[dict[str, Any]], frames_left: int):
+    lines: manifest lines of clips that are finished. frames_left: frames of all clips that remain.
+    """
+
+    def __init__(self, out: Path, lines: Iterable[dict[str, Any]], frames_left: int):
         self.out, self.frames_left = out, frames_left
         self.clips = self.frames = self.bytes = 0
-        for line in made:
+        for line in lines:
             self._count(line)
 
-    def made(self, line: dict[str, Any], frames: int) -> str | None:
-        """Take in a clip that has just been made of `frames` annotated ones. Once enough are known: what the rest
-        needs and what is free. Raises OSError when it will not fit.
+    def add(self, line: dict[str, Any], frames: int) -> str | None:
+        """Count a clip that is finished: its manifest line, and the number of frames in its annotation.
+
+        Returns the estimate as a sentence when it first becomes possible. Raises UserError if the disk is too small.
         """
         self.frames_left -= frames
-        known = self.known
+        before = self.can_estimate
         self._count(line)
-        return self.verdict() if self.known and not known else None
+        return self.verdict() if self.can_estimate and not before else None
 
     @property
-    def known(self) -> bool:
+    def can_estimate(self) -> bool:
+        """Whether enough clips are finished for an estimate."""
         return self.clips >= FEW
 
     def verdict(self) -> str | None:
-        if not self.known:
+        """The estimate as a sentence, or None if it is too early. Raises UserError if the disk is too small."""
+        if not self.can_estimate:
             return None
         needed, free = self.bytes / self.frames * self.frames_left, shutil.disk_usage(self.out).free
         if needed + SPARE > free:
             raise UserError(
-                f"{self.out} needs {gigabytes(needed)} more and its disk has {gigabytes(free)} free; what is made "
-                "stays: free some space, name another folder (--out, --packs, data.packs), or take fewer bytes a clip "
-                "(--quality 6 or --box-pixels 192)"
+                f"{self.out} needs {size_text(needed)} more, but its disk has only {size_text(free)} free; free some "
+                "space and run the same command again (finished clips are kept), or choose another folder (--out, "
+                "--packs, data.packs), or store fewer bytes per clip (--quality 6 or --box-pixels 192)"
             )
-        return f"{self.out}: about {gigabytes(needed)} to come, {gigabytes(free)} free"
+        return f"{self.out}: the remaining clips need about {size_text(needed)}; {size_text(free)} are free"
 
     def _count(self, line: dict[str, Any]) -> None:
         if not line["bad"]:
@@ -58,5 +67,6 @@ class Room:
             self.bytes += line["clip_bytes"]
 
 
-def gigabytes(count: float) -> str:
+def size_text(count: float) -> str:
+    """A number of bytes in GB or MB, with its unit."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

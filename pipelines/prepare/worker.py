@@ -1,4 +1,4 @@
-"""A worker of `prepare`: `python -m pipelines.prepare.worker` reads jobs and writes answers, each a line of JSON."""
+"""A worker process of `prepare`, which reads jobs from stdin and writes answers to stdout, one line of JSON each."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from typing import Any
 from pipelines.prepare.encode import Job, encode_clip
 from pipelines.videos.decode import VideoError
 
-READY = "ready"  # what a worker says first
-MEMORY = 4 << 30  # bytes of address space that a worker may take: a hostile header asks for more
+READY = "ready"  # the first line that a worker writes
+MEMORY = 4 << 30  # bytes of address space that a worker may use; a hostile header can ask for much more
 
 
 def main() -> None:
-    """Serve `prepare` until it closes our input, as its death does, even by SIGKILL."""
+    """Answer jobs until stdin is closed, which happens even if `prepare` is killed by SIGKILL."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -33,14 +33,19 @@ def main() -> None:
 
 
 def answer(job: Job) -> dict[str, Any]:
-    """{"encoded": columns of the clip}, {"bad": why the video is left out} or {"fatal": why no clip can be written}."""
+    """Do a job. The answer is one of the following dicts.
+
+    {"encoded": the fields of EncodedClip}
+    {"bad": the reason why this video cannot be used}
+    {"fatal": the reason why no clip at all can be written}
+    """
     try:
         return {"encoded": asdict(encode_clip(job))}
     except VideoError as error:
         return {"bad": str(error)}
     except MemoryError:
         return {"bad": f"it needs more than {MEMORY >> 30} GiB of memory"}
-    except OSError as error:  # of the pack: a full or read-only disk is no fault of the video
+    except OSError as error:  # the pack cannot be written, for example because the disk is full
         return {"fatal": f"{job.target} cannot be written ({error.strerror})"}
 
 

@@ -1,1 +1,1 @@
-"""`python -m pipelines.verify`: is a data set usable?"""
+"""`python -m pipelines.verify`: checks whether a data set can be used for training."""

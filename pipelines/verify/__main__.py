@@ -1,4 +1,4 @@
-"""`python -m pipelines.verify`."""
+"""The entry point of `python -m pipelines.verify`."""
 
 from kernels.program import run_program
 

@@ -21,16 +21,16 @@ def main(
     max_bad: float = 0.01,
     cache: Path = Path("data/cache"),
 ) -> int:
-    """Check a data set before anything is made from it: python -m pipelines.verify my.pkl --videos videos/
+    """Check whether a data set can be used for training: python -m pipelines.verify my.pkl --videos videos/
 
     Args:
-        annotations: the skeleton pickle
+        annotations: annotation file, a pickle with skeletons
         videos: folder of the videos
-        num_classes: classes there should be (default: as many as the labels name)
-        json: also write all facts, every name and reason, to this file
-        quick: open no video, only look whether there is one for each clip
-        max_bad: share of clips without a usable video that is put up with
-        cache: folder of the annotations' memory-mapped form
+        num_classes: expected number of classes (default: as many as the labels name)
+        json: also write all results, with the names of all clips concerned, to this file
+        quick: do not open videos, only check that there is one for each clip
+        max_bad: share of clips that may have no usable video
+        cache: folder in which tables of annotation files are stored
     """
     console = Console()
     facts = verify(annotations, videos, num_classes=num_classes, max_bad=max_bad, quick=quick, cache=cache)

@@ -1,4 +1,4 @@
-"""What an annotation file says about itself: splits, classes, people and joints. No video is looked at."""
+"""Facts about an annotation file: its splits, classes, people and joints. Videos are not needed."""
 
 import itertools
 import re
@@ -11,32 +11,37 @@ import numpy as np
 from pipelines.annotations.schema import read_pickle
 from pipelines.annotations.table import ClipTable
 
-MIN_SCORE = 1e-4  # below it no joint is drawn (kernels/heatmap)
-ROWS = 1 << 20  # people of frames that are looked at together
+MIN_SCORE = 1e-4  # joints with a lower score are not drawn (kernels/heatmap)
+CHUNK = 1 << 20  # rows of the table's joints (one person in one frame each) that are processed at a time
 NTU_NAME = re.compile(r"(?:.*/)?S\d{3}C(\d{3})P(\d{3})R\d{3}A(\d{3})(?:_rgb)?(?:\.\w+)?")
-# Numbers of clips that have a skeleton (docs/sources.md, "NTU RGB+D 60" and "MA-52").
+# Published numbers of clips with a skeleton (docs/sources.md, "NTU RGB+D 60" and "MA-52").
 NTU60_SPLITS = {"xsub_train": 40091, "xsub_val": 16487, "xview_train": 37646, "xview_val": 18932}
-NTU60_SUBJECTS = {1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38}  # who trains in xsub
-NTU60_CAMERAS = {2, 3}  # which train in xview
+NTU60_SUBJECTS = {1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38}  # in the train split of xsub
+NTU60_CAMERAS = {2, 3}  # in the train split of xview
 NTU60_FILES = {40091: "xsub_train", 16487: "xsub_val", 37646: "xview_train", 18932: "xview_val", 56578: "all clips"}
 MA52_FILES = {11250: "train", 5586: "val or test"}
 
 
 def split_facts(table: ClipTable, num_classes: int | None) -> list[dict[str, Any]]:
-    """A dict a split (one, named 'all', for a plain list): clips, the published number where it is known, clips on the
-    wrong side of NTU's rule, classes, fewest, median and most clips a class, their ratio, classes without a clip.
+    """Facts about each split, one dict per split. A plain list counts as one split with the name 'all'.
+
+    clips: number of clips. published: the published number, or None if there is none.
+    wrong_side: number of clips that NTU's rule puts into the other split.
+    classes: number of classes that have clips. absent: the classes that have none.
+    fewest, median, most: clips per class. ratio: of `most` to `fewest`.
+    matches, expected: for a plain list, the name of the published file with as many clips, and all published numbers.
     """
-    known = num_classes or int(table.label.max()) + 1
+    class_count = num_classes or int(table.label.max()) + 1
     ntu = [NTU_NAME.fullmatch(name) for name in table.names.tolist()]
-    is_ntu = known == 60 and all(ntu)
+    is_ntu = class_count == 60 and all(ntu)
     facts = []
     for split, rows in (table.splits or {"all": np.arange(len(table))}).items():
         published = (NTU60_SPLITS if is_ntu else {}).get(split)
         wrong = sum(_wrong_side(split, ntu[row]) for row in rows.tolist()) if published else 0
         facts.append({"split": split, "clips": len(rows), "published": published, "wrong_side": wrong})
-        facts[-1] |= _balance(table.label[rows], known)
+        facts[-1] |= _balance(table.label[rows], class_count)
     if not table.splits:
-        sizes = NTU60_FILES if is_ntu else MA52_FILES if known == 52 else {}
+        sizes = NTU60_FILES if is_ntu else MA52_FILES if class_count == 52 else {}
         facts[0]["matches"] = sizes.get(len(table))
         facts[0]["published"] = len(table) if len(table) in sizes else None
         facts[0]["expected"] = sorted(sizes)
@@ -44,6 +49,7 @@ def split_facts(table: ClipTable, num_classes: int | None) -> list[dict[str, Any
 
 
 def _wrong_side(split: str, name: re.Match[str] | None) -> bool:
+    """Whether NTU's rule puts the clip with this name into the other split."""
     assert name is not None
     camera, subject = int(name[1]), int(name[2])
     trains = subject in NTU60_SUBJECTS if split.startswith("xsub") else camera in NTU60_CAMERAS
@@ -66,28 +72,33 @@ def _balance(labels: np.ndarray, num_classes: int) -> dict[str, Any]:
 
 
 def shared_clips(table: ClipTable) -> dict[str, int]:
-    """Clips that stand on both sides of a pair of splits: 'xsub' -> number."""
+    """For each pair of splits, such as 'xsub', the number of clips that are in both its train and its val split."""
     pairs = {name.removesuffix("_train") for name in table.splits if name.endswith("_train")}
     both = {p: (table.splits[f"{p}_train"], table.splits.get(f"{p}_val", np.array([], np.int64))) for p in pairs}
     return {pair: len(np.intersect1d(train, val)) for pair, (train, val) in sorted(both.items())}
 
 
 def person_facts(table: ClipTable) -> dict[str, int]:
-    """Clips by the number of people: '0', '1', '2', '>2'."""
+    """The number of clips with no people, one, two, and more: keys '0', '1', '2', '>2'."""
     return histogram(table.num_persons.tolist())
 
 
 def histogram(values: list[int]) -> dict[str, int]:
+    """How many of the values are 0, 1, 2, and larger: keys '0', '1', '2', '>2'."""
     counts = Counter(str(value) if value <= 2 else ">2" for value in values)
     return {key: counts.get(key, 0) for key in ("0", "1", "2", ">2")}
 
 
 def joint_facts(table: ClipTable) -> dict[str, Any]:
-    """Shares of the joints that are missing (score 0, or at (0, 0)) and, of the rest, outside the image; clips without
-    any joint; clips whose joints fit the image only with height and width swapped.
+    """Facts about the joints.
+
+    joints: their number. missing: share of them that has score 0 or is at (0, 0).
+    outside: share of the others that lies outside the image.
+    without_joints: names of clips in which all joints are missing.
+    swapped: names of clips whose joints fit into the image only if height and width are swapped.
     """
     per_clip = table.num_persons * table.total_frames
-    seen = np.zeros(len(table), np.int64)
+    num_present = np.zeros(len(table), np.int64)
     total = outside = 0
     reach = np.zeros((len(table), 2), np.float32)  # largest x and y of each clip
     for first, last in _chunks(per_clip):
@@ -95,35 +106,35 @@ def joint_facts(table: ClipTable) -> dict[str, Any]:
         joints = np.asarray(table.joints[start : start + int(per_clip[first:last].sum())], np.float32)
         clip = np.repeat(np.arange(first, last), per_clip[first:last])
         x, y, score = joints[..., 0], joints[..., 1], joints[..., 2]
-        there = (score >= MIN_SCORE) & ((x != 0) | (y != 0))
+        present = (score >= MIN_SCORE) & ((x != 0) | (y != 0))
         width, height = table.width[clip, None], table.height[clip, None]
-        out = there & ((x < 0) | (y < 0) | (x >= width) | (y >= height))
-        total, outside = total + there.size, outside + int(out.sum())
-        seen += np.bincount(clip, there.sum(axis=1), minlength=len(table)).astype(np.int64)
-        # A few joints stray: what nearly all stay below says more than the largest.
-        inside = np.where(there[..., None], joints[..., :2], 0)
+        out = present & ((x < 0) | (y < 0) | (x >= width) | (y >= height))
+        total, outside = total + present.size, outside + int(out.sum())
+        num_present += np.bincount(clip, present.sum(axis=1), minlength=len(table)).astype(np.int64)
+        # The 90 % quantile is used instead of the maximum, because single joints can be far off.
+        inside = np.where(present[..., None], joints[..., :2], 0)
         np.maximum.at(reach, clip, np.quantile(inside, 0.9, axis=1))
-    num_seen = int(seen.sum())
+    total_present = int(num_present.sum())
     size = np.stack([table.width, table.height], axis=1)
     swapped = (reach > size).any(axis=1) & (reach <= size[:, ::-1]).all(axis=1)
     return {
         "joints": total,
-        "missing": 1 - num_seen / total if total else 0.0,
-        "outside": outside / num_seen if num_seen else 0.0,
-        "without_joints": [str(name) for name in table.names[seen == 0]],
+        "missing": 1 - total_present / total if total else 0.0,
+        "outside": outside / total_present if total_present else 0.0,
+        "without_joints": [str(name) for name in table.names[num_present == 0]],
         "swapped": [str(name) for name in table.names[swapped]],
     }
 
 
 def _chunks(per_clip: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of clips of about ROWS rows each."""
-    chunk = np.cumsum(per_clip) // ROWS
+    """Divide the clips into runs (first, last + 1) with about CHUNK rows of joints each."""
+    chunk = np.cumsum(per_clip) // CHUNK
     edges = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(per_clip)]
     return list(itertools.pairwise(edges))
 
 
 def nan_share(annotations: Path) -> float:
-    """Share of the file's coordinates that are no number; the table holds 0 in their place."""
+    """The share of coordinates in the annotation file that are NaN or infinite. In the table they are 0."""
     content = read_pickle(annotations)
     clips = content["annotations"] if isinstance(content, dict) else content
     sizes, broken = 0, 0

@@ -1,6 +1,7 @@
-"""Is this data set usable? `python -m pipelines.verify ANNOTATIONS --videos DIR`: two tables, one verdict.
+"""Checks a data set and reports the result (`python -m pipelines.verify ANNOTATIONS --videos DIR`).
 
-Exit code 0 when training can use the data, 2 when not; the last line says why and the way out.
+The report consists of two tables and a verdict. The exit code is 0 if training can use the data, and 2 if it cannot;
+the last line then says why, and what to do.
 """
 
 from pathlib import Path
@@ -27,9 +28,10 @@ def verify(
     cache: Path = Path("data/cache"),
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """All facts of a data set, `usable` and `verdict` among them. Raises UserError where a file cannot be read at all.
+    """Collect all facts about a data set. `usable` is the result of the check, and `verdict` explains it.
 
-    `max_bad` is the share of clips without a usable video that training puts up with; `quick` opens no video.
+    max_bad: share of clips that may have no usable video. quick: do not open videos. cache: folder for the table.
+    Raises UserError if the annotation file or the folder of the videos cannot be read.
     """
     console = console or Console(stderr=True)
     table = open_table(annotations, cache)
@@ -46,39 +48,40 @@ def verify(
         "videos": video_facts(table, videos, console, quick=quick),
     }
     fault = _fault(facts, table, num_classes, max_bad)
-    return facts | {"usable": not fault, "verdict": fault or _praise(facts)}
+    return facts | {"usable": not fault, "verdict": fault or _usable_text(facts)}
 
 
 def _fault(facts: dict[str, Any], table: ClipTable, num_classes: int | None, max_bad: float) -> str:
-    """The first reason why training could not use the data, and what to do; or nothing."""
+    """The first reason why training cannot use the data, and what to do about it. Empty if the data are usable."""
     low, high = facts["labels"]
     if low < 0 or (num_classes is not None and high >= num_classes):
         classes = num_classes or high + 1
-        return f"labels run from {low} to {high}, not within 0 to {classes - 1}; correct them or --num-classes"
+        return f"labels are {low} to {high}, but must be within 0 to {classes - 1}; correct them, or --num-classes"
     bad = unusable(facts)
     if len(bad) > max_bad * len(table) or len(bad) == len(table):
         name, reason = next(iter(bad.items()))
         return (
-            f"{len(bad)} of {len(table)} clips have no usable video, more than {max_bad:.1%}: the first is {name}: "
-            f"{reason}; mend or get these files, or allow more with --max-bad (training: --set data.max_bad=...)"
+            f"{len(bad)} of {len(table)} clips have no usable video, and at most {max_bad:.1%} may lack one; the first "
+            f"is {name}: {reason}; repair or add the videos, or allow more with --max-bad (in training: --set "
+            "data.max_bad=...)"
         )
     return ""
 
 
 def unusable(facts: dict[str, Any]) -> dict[str, str]:
-    """Name -> reason of every clip that training would leave out."""
+    """The clips that training would leave out, with the reason for each, by name."""
     videos = facts["videos"]
     return videos["missing"] | videos["ambiguous"] | videos["broken"]
 
 
-def _praise(facts: dict[str, Any]) -> str:
+def _usable_text(facts: dict[str, Any]) -> str:
     bad = len(unusable(facts))
     left_out = f"; training leaves {bad} out" if bad else ""
     return f"usable: {facts['clips'] - bad} of {facts['clips']} clips{left_out}"
 
 
 def show(facts: dict[str, Any], console: Console) -> None:
-    """The facts as two tables; 'a class' has the clips of the smallest, the median and the largest class."""
+    """Print the facts as two tables: one line per split, and one line per fact about all clips."""
     console.print(_split_table(facts))
     table = Table("all clips", "", box=SIMPLE_HEAD)
     for name, text in _lines(facts):
@@ -87,7 +90,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
 
 
 def _split_table(facts: dict[str, Any]) -> Table:
-    headings = ("split", "clips", "published", "classes", "a class", "ratio", "absent classes")
+    headings = ("split", "clips", "published", "classes", "clips per class", "ratio", "absent classes")
     table = Table(*headings, box=SIMPLE_HEAD)
     for split in facts["splits"]:
         table.add_row(
@@ -97,13 +100,13 @@ def _split_table(facts: dict[str, Any]) -> Table:
             str(split["classes"]),
             f"{split['fewest']} / {split['median']:g} / {split['most']}",
             f"{split['ratio']:g}",
-            _listed([str(label) for label in split["absent"]]) or "none",
+            _shortened([str(label) for label in split["absent"]]) or "none",
         )
     return table
 
 
 def _published(split: dict[str, Any]) -> str:
-    """What the published number is: the same, another, or unknown."""
+    """Text for the published number of clips: that it is the same, another number, or '-' if none is known."""
     if split["published"] is None:
         return " or ".join(f"{size:,}" for size in split.get("expected", ())) or "-"
     return "the same" if split["published"] == split["clips"] else f"{split['published']:,}"
@@ -112,18 +115,22 @@ def _published(split: dict[str, Any]) -> str:
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         *_video_lines(facts["videos"]),
-        ("people a clip", _counts(facts["persons"])),
-        ("joints a person", str(facts["joints_a_person"])),
+        ("people per clip", _counts(facts["persons"])),
+        ("joints per person", str(facts["joints_a_person"])),
         *_joint_lines(facts["joints"]),
     ]
     for split in facts["splits"]:
         if split.get("matches"):
-            lines.append(("number of clips", f"that of the published file, {split['matches']}"))
+            lines.append(("number of clips", f"the same as in the published file for {split['matches']}"))
         if split["wrong_side"]:
-            lines.append((f"{split['split']} against NTU's rule", f"{split['wrong_side']} clips"))
-    lines += [(f"in {pair}_train and _val", f"{number} clips") for pair, number in facts["in_both"].items() if number]
+            lines.append((f"in {split['split']} against NTU's rule", f"{split['wrong_side']} clips"))
+    lines += [
+        (f"in both {pair}_train and {pair}_val", f"{number} clips")
+        for pair, number in facts["in_both"].items()
+        if number
+    ]
     if facts["labels"] == [0, 0] and facts["clips"] > 1:
-        lines.append(("labels", "all 0, as where they are hidden (MA-52's test list)"))
+        lines.append(("labels", "all 0, which means that they are hidden (as in MA-52's test list)"))
     return lines
 
 
@@ -137,12 +144,14 @@ def _video_lines(videos: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for kind in ("missing", "ambiguous", "broken"):
         if videos[kind]:
-            lines.append((f"  {kind}", _listed([f"{name}: {reason}" for name, reason in videos[kind].items()], "; ")))
+            lines.append(
+                (f"  {kind}", _shortened([f"{name}: {reason}" for name, reason in videos[kind].items()], "; "))
+            )
     if "size" in videos:
         lines += [
-            ("picture size, video to pose", _counts(videos["size"])),
-            ("frames, video and pose apart", _counts(videos["length"])),
-            ("kinds of video", ", ".join([*videos["sizes"], *videos["codecs"]])),
+            ("video size, against annotation", _counts(videos["size"])),
+            ("length difference in frames", _counts(videos["length"])),
+            ("video sizes and codecs", ", ".join([*videos["sizes"], *videos["codecs"]])),
         ]
     return lines
 
@@ -152,13 +161,13 @@ def _joint_lines(joints: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "joints",
             f"{joints['missing']:.2%} missing, {joints['outside']:.2%} of the others outside the image, "
-            f"{joints['nan']:.2%} of the coordinates no number",
+            f"{joints['nan']:.2%} of the coordinates not a number",
         ),
     ]
     if joints["without_joints"]:
-        lines.append(("no joint in", _listed(joints["without_joints"])))
+        lines.append(("clips without joints", _shortened(joints["without_joints"])))
     if joints["swapped"]:
-        lines.append(("height and width swapped", _listed(joints["swapped"])))
+        lines.append(("height and width swapped", _shortened(joints["swapped"])))
     return lines
 
 
@@ -166,6 +175,7 @@ def _counts(histogram: dict[str, int]) -> str:
     return ", ".join(f"{key}: {count}" for key, count in histogram.items() if count) or "none"
 
 
-def _listed(items: list[str], separator: str = ", ", most: int = 3) -> str:
-    rest = [f"{len(items) - most} more"] if len(items) > most else []
-    return separator.join(items[:most] + rest)
+def _shortened(items: list[str], separator: str = ", ", limit: int = 3) -> str:
+    """The first few items, and the number of the others."""
+    rest = [f"{len(items) - limit} more"] if len(items) > limit else []
+    return separator.join(items[:limit] + rest)

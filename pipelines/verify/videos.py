@@ -1,4 +1,4 @@
-"""What the headers of a data set's videos say beside its annotations. No frame is decoded: `prepare` does that."""
+"""Facts about the videos of a data set, from their headers, compared with the annotations. No frame is decoded."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,25 +10,34 @@ from rich.console import Console
 from pipelines.annotations.table import ClipTable
 from pipelines.verify.facts import histogram
 from pipelines.videos.decode import SLACK
-from pipelines.videos.find import Missing, find_videos
+from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.header import Header, read_headers, shape_of
 
 
 def video_facts(table: ClipTable, folder: Path, console: Console, *, quick: bool) -> dict[str, Any]:
-    """Clips by state of their video: found, missing, ambiguous, broken (each name -> reason), sizes, lengths, codecs;
-    with `quick` nothing is opened. Raises UserError when the folder is not there or holds no video.
+    """Facts about the videos of all clips.
+
+    found: number of clips that have a video.
+    missing, ambiguous, broken: clips without a usable video, with the reason for each, by name.
+
+    With `quick`, no video is opened, and the following are left out:
+    size: how many videos have the same size as the annotation, a scaled one, another shape, or are turned.
+    length: by how many frames videos and skeletons differ in length, as a histogram.
+    sizes, codecs: the most frequent frame sizes and codecs, with the number of their videos.
+
+    Raises UserError if the folder does not exist or contains no video.
     """
     names = table.names.tolist()
     videos = find_videos(folder, names)
-    reasons = {name: str(video) for name, video in zip(names, videos, strict=True) if isinstance(video, Missing)}
-    ambiguous = {name: reason for name, reason in reasons.items() if "could be meant" in reason}
+    reasons = {name: str(video) for name, video in zip(names, videos, strict=True) if isinstance(video, MissingVideo)}
+    ambiguous = {name: reason for name, reason in reasons.items() if "match the name" in reason}
     facts: dict[str, Any] = {
         "missing": {name: reason for name, reason in reasons.items() if name not in ambiguous},
         "ambiguous": ambiguous,
         "broken": {},
         "found": len(names) - len(reasons),
     }
-    rows = [row for row, video in enumerate(videos) if not isinstance(video, Missing)]
+    rows = [row for row, video in enumerate(videos) if not isinstance(video, MissingVideo)]
     if rows and not quick:
         headers = read_headers([videos[row] for row in rows], console)
         facts |= _compare(table, np.array(rows), headers)
@@ -47,10 +56,10 @@ def _compare(table: ClipTable, rows: np.ndarray, headers: list[Header]) -> dict[
         shapes[shape] += 1
         lengths.append(abs(header.frames - frames))
         if lengths[-1] > SLACK:
-            broken[name] = f"it has {header.frames} frames, its skeleton {frames}"
+            broken[name] = f"it has {header.frames} frames, but its skeleton has {frames}"
         elif shape == "turned":
             size = f"{table.width[row]}x{table.height[row]}"
-            broken[name] = f"it is {header.width}x{header.height}, but its skeleton was found on {size}"
+            broken[name] = f"it is {header.width}x{header.height}, but its skeleton belongs to {size}: it is turned"
         pairs.append((f"{header.width}x{header.height}", header.codec))
     return {
         "broken": broken,

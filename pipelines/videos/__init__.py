@@ -1,1 +1,1 @@
-"""Videos as they lie on a disk: found, looked at, decoded."""
+"""The user's videos: finding their files, reading their headers, decoding their frames."""

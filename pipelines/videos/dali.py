@@ -1,7 +1,7 @@
-"""The DALI graph of the second source: encoded videos, frame numbers and boxes in, frames of one size out.
+"""The DALI graph for training without packs: videos, frame numbers and boxes go in, frames of one size come out.
 
-`fn.decoders.video` decodes on the GPU's video engine (`mixed`); its `cpu` form knows VP8, VP9 and Motion JPEG only, and
-is there for tests. What DALI can and cannot do: docs/sources.md, "DALI".
+`fn.decoders.video` uses the video engine of a GPU (`mixed`). On a CPU it knows VP8, VP9 and Motion JPEG only, which is
+enough for tests. docs/sources.md, "DALI", says what DALI can and cannot do.
 """
 
 from collections.abc import Callable
@@ -10,19 +10,21 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-# One step of the source, each a list or an array of N clips: bytes of the files; frame numbers [T] int32; first corner
-# and size (y, x) int32 of the part to cut out, in video pixels; start and end (y, x) float32 of the region within it.
+# The input of one step, for N clips: the content of each video's file, uint8; frame numbers [N, T] int32; upper left
+# corner and size, [N, 2] int32 (y, x), of the part to cut out, in pixels of the video; start and end, [N, 2] float32
+# (y, x), of the region to show within that part.
 VideoStep = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class VideoDecodeError(RuntimeError):
-    """DALI did not decode a file of a batch; it does not say which."""
+    """DALI failed to decode one of the files in a batch. It does not say which one."""
 
 
 class VideoDecoder:
-    """Decodes and resizes `num_clips` videos a step, `prefetch` steps ahead of `next`.
+    """Decodes and resizes frames of `num_clips` videos per step, working up to `prefetch` steps ahead of `next`.
 
-    `source(step)` is called from step 0 on and raises StopIteration after the last. It runs on a DALI thread.
+    `source(step)` returns the input of a step, counted from 0, and raises StopIteration after the last step. It is
+    called by `next`, in the same thread, for steps that are still to come.
     """
 
     def __init__(
@@ -36,18 +38,31 @@ class VideoDecoder:
         prefetch: int,
     ):
         self.pipeline = graph(
-            lambda info: source(info.iteration), size, _kind(device), **_place(device, num_clips, threads, prefetch)
+            lambda info: source(info.iteration),
+            size,
+            _decoder_device(device),
+            **_pipeline_options(device, num_clips, threads, prefetch),
         )
         self.pipeline.build()
 
     def next(self) -> torch.Tensor:
-        """Frames of the next step: uint8 [N*T, size, size, 3] in DALI's own memory, not copied."""
+        """Return the frames of the next step, uint8 [N*T, size, size, 3]. The tensor shares DALI's memory.
+
+        Raises VideoDecodeError.
+        """
         return torch.from_dlpack(_run(self.pipeline).as_tensor()).flatten(0, 1)
 
 
 def decode_frames(video: np.ndarray, frames: np.ndarray, device: torch.device) -> np.ndarray:
-    """Whole frames [T, H, W, 3] uint8 of the bytes of one video, as VideoDecoder sees them."""
-    pipeline = _whole(lambda _: ([video], frames[None].astype(np.int32)), _kind(device), **_place(device, 1, 1, 1))
+    """Decode frames [T] of a video as VideoDecoder does, but without cutting or resizing them: uint8 [T, H, W, 3].
+
+    video: the content of the file, uint8. Raises VideoDecodeError.
+    """
+    pipeline = _whole_frames(
+        lambda _: ([video], frames[None].astype(np.int32)),
+        _decoder_device(device),
+        **_pipeline_options(device, 1, 1, 1),
+    )
     pipeline.build()
     return torch.from_dlpack(_run(pipeline).as_tensor())[0].cpu().numpy()
 
@@ -61,38 +76,39 @@ def _run(pipeline):
     return frames
 
 
-def _kind(device: torch.device) -> str:
+def _decoder_device(device: torch.device) -> str:
     return "mixed" if device.type == "cuda" else "cpu"
 
 
-def _place(device: torch.device, batch: int, threads: int, prefetch: int) -> dict:
+def _pipeline_options(device: torch.device, batch: int, threads: int, prefetch: int) -> dict:
     device_id = (device.index or 0) if device.type == "cuda" else None
     return {"batch_size": batch, "num_threads": threads, "device_id": device_id, "prefetch_queue_depth": prefetch}
 
 
-@pipeline_def(exec_dynamic=True)  # survives a failed batch; the older executor does not
+@pipeline_def(exec_dynamic=True)  # unlike the older executor, this one can go on after a batch that failed
 def graph(source, size: int, decoder: str):
-    """What VideoDecoder runs; `source` gives a VideoStep, `decoder` is "mixed" or "cpu"."""
+    """What VideoDecoder runs; `source` returns a VideoStep, `decoder` is "mixed" or "cpu"."""
     video, frames, corner, shape, start, end = fn.external_source(
         source=source,
         num_outputs=6,
-        batch=True,  # a per-sample source would drop the last partial batch
+        batch=True,  # a source of single samples would lose a last batch that is not full
         batch_info=True,
         dtype=[types.UINT8, types.INT32, types.INT32, types.INT32, types.FLOAT, types.FLOAT],
         ndim=[1] * 6,
     )
-    # A frame beyond the end is an error, not a black picture.
+    # pad_mode="none" makes a frame number beyond the end an error; by default DALI would return a black frame.
     whole = fn.decoders.video(video, device=decoder, frames=frames, pad_mode="none")
-    # What lies outside the picture is black, as in packs; the resize alone would repeat the edge.
+    # Pixels outside the frame become black, as in packs. Without this step, the resize would repeat the frame's edge.
     part = fn.slice(whole, start=corner, shape=shape, axes=(1, 2), out_of_bounds_policy="pad", fill_values=0)
-    # Packs are scaled down once before; antialiasing comes closest to that (38 to 40 dB on NTU, 33 to 37 without).
+    # Frames of a pack have been scaled down once already. With antialiasing the result is closest to theirs: on NTU,
+    # the PSNR between both is 38 to 40 dB, and 33 to 37 dB without.
     return fn.resize(
         part, size=(size, size), roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=True
     )
 
 
 @pipeline_def(exec_dynamic=True)
-def _whole(source, decoder: str):
+def _whole_frames(source, decoder: str):
     video, frames = fn.external_source(
         source=source, num_outputs=2, batch=True, batch_info=True, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
     )

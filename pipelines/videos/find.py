@@ -1,4 +1,4 @@
-"""Where the videos lie: names of annotations -> files of a folder, found without renaming anything."""
+"""Finds the video of each annotation in the user's folder, without renaming any file."""
 
 import contextlib
 import os
@@ -12,66 +12,71 @@ from kernels.program import UserError
 EXTENSIONS = {".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
 
 
-class Missing(str):
-    """The reason why a name has no video."""
+class MissingVideo(str):
+    """Takes the place of a video's path if there is no video, or more than one. The text is the reason."""
 
     __slots__ = ()
 
 
 def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
-    """The path of each name's video, or a Missing.
+    """Find the video of each name in `folder`: its path, or a MissingVideo.
 
-    A name may have an extension and subfolders; the file may have any video extension and NTU's suffix `_rgb`. A file
-    at that relative path within `folder` is preferred. Otherwise the file's name alone decides, wherever the file lies
-    (docs/sources.md, "MA-52"). Links are followed only within `folder`, so that a data set from elsewhere cannot name
-    files outside it.
+    A name may contain folders and an extension. The file may have any video extension, and NTU's suffix `_rgb`. A file
+    at the relative path that the name gives comes first. Otherwise a file with the same name is taken from any
+    subfolder (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data
+    set cannot make Duet read other files.
+
+    Raises UserError if the folder does not exist or contains no video.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; set data.videos (--videos) to where the videos lie")
+        raise UserError(f"there is no folder {folder}; set data.videos (--videos) to the folder of the videos")
     index = _Index(folder, os.path.realpath(folder))
     index.fill(str(folder), "")
     if index.outside and not index.at_place:
-        raise UserError(f"{folder} holds nothing but links that leave it ({index.outside[0]}); {LINKS}")
+        raise UserError(f"{folder} contains only links that lead out of it, such as {index.outside[0]}; {LINKS}")
     if not index.at_place:
-        raise UserError(f"{folder} holds no video ({' '.join(sorted(EXTENSIONS))}); set data.videos (--videos)")
+        raise UserError(
+            f"{folder} contains no video ({' '.join(sorted(EXTENSIONS))}); set data.videos (--videos) to the folder of "
+            "the videos"
+        )
     return [index.find(name) for name in names]
 
 
-LINKS = "set data.videos (--videos) to the folder to which they lead"
+LINKS = "set data.videos (--videos) to the folder that they lead to"
 
 
 @dataclass
 class _Index:
-    """Files by place and name, and by name alone, both without extension and `_rgb`; links that leave the folder."""
+    """All videos of a folder, and the links that lead out of it. Keys have no extension and no suffix `_rgb`."""
 
     folder: Path
-    real: str
-    at_place: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    anywhere: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    outside: list[str] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
+    real: str  # the folder's path with all links resolved
+    at_place: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by path relative to the folder
+    anywhere: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by file name
+    outside: list[str] = field(default_factory=list)  # links that lead out of the folder
+    folders_read: set[str] = field(default_factory=set)  # folders that have been read
 
     def fill(self, place: str, within: str) -> None:
-        """Take in a folder, `within` being its path below ours, with a slash at its end."""
+        """Add the videos in the folder `place` and its subfolders. `within` is its relative path, ending in a slash."""
         real = os.path.realpath(place)
-        if real in self.seen:  # a link that leads back up
+        if real in self.folders_read:  # a link led back to a folder above
             return
-        self.seen.add(real)
-        ordered: list[os.DirEntry[str]] = []
-        with contextlib.suppress(PermissionError), os.scandir(place) as entries:  # as a disk's own lost+found
-            ordered = sorted(entries, key=lambda entry: entry.name)
-        for entry in ordered:
+        self.folders_read.add(real)
+        sorted_entries: list[os.DirEntry[str]] = []
+        with contextlib.suppress(PermissionError), os.scandir(place) as entries:  # lost+found, for example, is private
+            sorted_entries = sorted(entries, key=lambda entry: entry.name)
+        for entry in sorted_entries:
             if entry.is_symlink() and not self._inside(entry.path):
                 self.outside.append(entry.path)
             elif entry.is_dir():
                 self.fill(entry.path, f"{within}{entry.name}/")
-            elif entry.is_file():  # and no link to nowhere
-                self._take(entry.path, within, entry.name)
+            elif entry.is_file():  # false for a link to a file that does not exist
+                self._add(entry.path, within, entry.name)
 
     def _inside(self, link: str) -> bool:
         return (os.path.realpath(link) + "/").startswith(self.real.rstrip("/") + "/")
 
-    def _take(self, path: str, within: str, file: str) -> None:
+    def _add(self, path: str, within: str, file: str) -> None:
         stem, extension = os.path.splitext(file)
         if extension.lower() in EXTENSIONS:
             name = stem.removesuffix("_rgb")
@@ -79,27 +84,30 @@ class _Index:
             self.anywhere[name].append(path)
 
     def find(self, name: str) -> str:
+        """The path of the video for `name`, or a MissingVideo."""
         stem, extension = os.path.splitext(name.replace("\\", "/"))
         key = (stem if extension.lower() in EXTENSIONS else stem + extension).removesuffix("_rgb")
-        found = self.at_place.get(key) or self.anywhere.get(key.rpartition("/")[2], [])
-        if len(found) == 1:
-            return found[0]
-        if found:
-            return Missing(f"{len(found)} videos could be meant: {found[0]}, {found[1]}")
+        videos = self.at_place.get(key) or self.anywhere.get(key.rpartition("/")[2], [])
+        if len(videos) == 1:
+            return videos[0]
+        if videos:
+            return MissingVideo(f"{len(videos)} videos match the name: {videos[0]}, {videos[1]}")
         if self.outside:
-            return Missing(f"there is no such video, but links that leave {self.folder} ({self.outside[0]}); {LINKS}")
-        return Missing("there is no such video")
+            return MissingVideo(
+                f"there is no such video, but some links lead out of {self.folder}, such as {self.outside[0]}; {LINKS}"
+            )
+        return MissingVideo("there is no such video")
 
 
-def summary(reasons: Iterable[tuple[str, str]], most: int = 3) -> str:
-    """Names and reasons in one line: for each reason how many there are, and a few names."""
+def summary(reasons: Iterable[tuple[str, str]], limit: int = 3) -> str:
+    """Sum up (name, reason) pairs in one line: how often each reason occurs, with a few names."""
     names_of: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons:
-        names_of["several videos could be meant" if "could be meant" in reason else reason].append(name)
-    ordered = sorted(names_of.items(), key=lambda item: -len(item[1]))
+        names_of["several videos match the name" if "match the name" in reason else reason].append(name)
+    groups = sorted(names_of.items(), key=lambda item: -len(item[1]))
     parts = [
-        f"{reason}: {len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
-        for reason, names in ordered[:most]
+        f"{reason}: {len(names)} ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})"
+        for reason, names in groups[:limit]
     ]
-    left = sum(len(names) for _, names in ordered[most:])
-    return "; ".join(parts) + (f"; {left} for other reasons" if left else "")
+    others = sum(len(names) for _, names in groups[limit:])
+    return "; ".join(parts) + (f"; {others} for other reasons" if others else "")

@@ -1,4 +1,4 @@
-"""What a video's container says of it, without decoding: size, frames, codec."""
+"""Reads the headers of videos (frame size, number of frames, codec) without decoding any frame."""
 
 import itertools
 import os
@@ -11,58 +11,61 @@ from rich.console import Console
 from pipelines.progress import Progress
 from pipelines.videos.decode import CONTAINERS
 
-PATIENCE = 30.0  # seconds for a header
-MOST_PACKETS = 100_000
-UNKNOWN = (1 << 32) - 1  # what a writer that could not go back left as an .avi's size
+PATIENCE = 30.0  # seconds that reading a header may take
+MAX_PACKETS = 100_000  # packets to count if the header does not give the number of frames
+UNKNOWN = (1 << 32) - 1  # the size in an .avi whose writer could not go back to fill it in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """Size in pixels and frames of a video as its header says, or the reason why there is none."""
+    """What the header of a video says about it, or the reason why the header cannot be used."""
 
-    width: int = 0
+    width: int = 0  # pixels
     height: int = 0
     frames: int = 0
     codec: str = ""
-    reason: str = ""
+    reason: str = ""  # empty for a good header
 
 
 def read_header(video: str) -> Header:
-    """Open a video as `prepare` does, for local files of known containers only. Where the container does not tell the
-    number of frames, its packets are counted; where it has an index, the file must hold what the index names.
+    """Read the header of a video. Like `prepare`, this opens only local files, in the containers that are allowed.
+
+    If the header does not give the number of frames, the packets are counted. If the file has an index, it must be long
+    enough to hold everything that the index lists.
     """
     try:
         with av.open(video, options=CONTAINERS, metadata_errors="replace", timeout=PATIENCE) as container:
             if not container.streams.video:
-                return Header(reason="it has no picture")
+                return Header(reason="it has no video stream")
             stream = container.streams.video[0]
             if stream.codec_context is None:
-                return Header(reason="nothing here knows its codec")
-            packets = itertools.islice(container.demux(stream), MOST_PACKETS) if not stream.frames else ()
+                return Header(reason="it has a codec that FFmpeg does not know")
+            packets = itertools.islice(container.demux(stream), MAX_PACKETS) if not stream.frames else ()
             frames = stream.frames or sum(packet.size > 0 for packet in packets)
             if not stream.width or not stream.height:
-                return Header(reason="its header names no picture size")
+                return Header(reason="its header gives no frame size")
             if os.path.getsize(video) < _end_of(video, stream):
-                return Header(reason=f"it is cut short: not all of its {frames} frames are there")
+                return Header(reason=f"it is cut short: some of its {frames} frames are missing")
             return Header(width=stream.width, height=stream.height, frames=frames, codec=stream.codec_context.name)
     except av.FFmpegError as error:
-        return Header(reason=f"it does not open ({error.strerror})")
+        return Header(reason=f"it cannot be opened ({error.strerror})")
     except OSError as error:
         return Header(reason=f"it cannot be read ({error.strerror})")
 
 
 def _end_of(video: str, stream: av.VideoStream) -> int:
-    """The byte at which a whole file ends at the earliest, from its index and, as that is an .avi's end, its head."""
-    indexed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    """The least size of the complete file in bytes, according to its index and, for an .avi, its first bytes."""
+    index_end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     with open(video, "rb") as file:
         head = file.read(8)
     size = int.from_bytes(head[4:], "little")
-    told = size + 8 if head[:4] == b"RIFF" and size < UNKNOWN else 0
-    return max(indexed, told)
+    riff_end = size + 8 if head[:4] == b"RIFF" and size < UNKNOWN else 0
+    return max(index_end, riff_end)
 
 
 def read_headers(videos: list[str], console: Console) -> list[Header]:
-    """All headers; FFmpeg works outside Python's lock, and a network disk likes to be asked in parallel."""
+    """Read the headers of all videos, with a progress bar on `console`."""
+    # Many threads help: FFmpeg runs without Python's global lock, and network disks are fast at parallel requests only.
     workers = 4 * len(os.sched_getaffinity(0))
     headers = []
     with Progress(console, "reading headers", len(videos)) as progress, ThreadPoolExecutor(workers) as pool:
@@ -73,7 +76,7 @@ def read_headers(videos: list[str], console: Console) -> list[Header]:
 
 
 def shape_of(header: Header, width: int, height: int) -> str:
-    """How the video's picture relates to the annotated one: same, scaled, turned, or other shape."""
+    """Compare the video's frames with an annotated image of (width, height): same, scaled, turned, or other shape."""
     if (header.width, header.height) == (width, height):
         return "same"
     aspect = header.width / header.height

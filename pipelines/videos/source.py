@@ -1,7 +1,8 @@
-"""Frames straight from the videos (data.source=video), and the guard that compares DALI's decoder with PyAV's.
+"""Training without packs (data.source=video): reads frames from the videos, and checks DALI's decoder beforehand.
 
-Before training, a few videos are decoded by both, frame by frame: the timestamps of some files are wrong, and a decoder
-that seeks by them returns other frames than were asked for, without an error (docs/sources.md, "NTU RGB+D 60").
+Before training starts, a few videos are decoded by DALI and by PyAV, and their frames are compared. Some files have
+wrong timestamps, and a decoder that uses them to find a frame returns another one without an error (docs/sources.md,
+"NTU RGB+D 60").
 """
 
 import json
@@ -16,21 +17,24 @@ from rich.console import Console
 
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
-from pipelines.dali import mirrored
+from pipelines.dali import resize_regions
 from pipelines.frame_source import Decoding
 from pipelines.plan import ClipPlan
 from pipelines.videos.dali import VideoDecodeError, VideoDecoder, VideoStep, decode_frames
 from pipelines.videos.decode import MATRICES, SLACK, VideoError, decode
-from pipelines.videos.find import Missing, find_videos
+from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.header import Header, read_headers
 
-FEW = 4  # videos that are compared with PyAV
+MAX_CHECKS = 4  # videos that are decoded by DALI and PyAV and compared
 
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """The frames of a table's clips in their videos: a path each, sizes [n, 2] (w, h) in pixels, lengths [n] in frames
-    (0 for a clip that is left out).
+    """The source of frames of a table's n clips that reads them from the videos.
+
+    videos: the path of each clip's video, or a MissingVideo.
+    sizes: [n, 2] (width, height) of the videos in pixels.
+    lengths: [n] frames of each video; 0 for a clip that is left out.
     """
 
     table: ClipTable
@@ -38,17 +42,16 @@ class VideoFrames:
     sizes: np.ndarray
     lengths: np.ndarray
 
-    def rows_of(self, table: ClipTable) -> np.ndarray:
-        assert table is self.table
-        return np.where(self.lengths > 0, np.arange(len(table)), -1)
+    def has_frames(self) -> np.ndarray:
+        return self.lengths > 0
 
     def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> "NamingDecoder":
         return NamingDecoder(self, plans, decoding)
 
     def read(self, plan: ClipPlan) -> VideoStep:
-        """One step for the decoder; raises ValueError for a video that is no longer there."""
-        annotated = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
-        box = plan.box * np.tile(self.sizes[plan.row] / annotated, 2)
+        """The decoder's input for a plan. Raises UserError if a video can no longer be read."""
+        annotation_size = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
+        box = plan.box * np.tile(self.sizes[plan.row] / annotation_size, 2)
         corner, far = np.floor(box[:, :2]), np.ceil(box[:, 2:])
         frames = np.minimum(plan.rgb_frames, self.lengths[plan.row, None] - 1)
         return (
@@ -56,12 +59,12 @@ class VideoFrames:
             frames.astype(np.int32),
             corner[:, ::-1].astype(np.int32),
             (far - corner)[:, ::-1].astype(np.int32),
-            *mirrored(box - np.tile(corner, 2), plan.flip),
+            *resize_regions(box - np.tile(corner, 2), plan.flip),
         )
 
 
 class NamingDecoder:
-    """A VideoDecoder that knows which videos it is at: when one of a batch fails, it is found and named."""
+    """A VideoDecoder that remembers which videos are in each batch, so that it can name the one that failed."""
 
     def __init__(self, frames: VideoFrames, plans: Callable[[int], ClipPlan], decoding: Decoding):
         self.frames, self.rows, self.step = frames, {}, 0
@@ -75,22 +78,22 @@ class NamingDecoder:
         self.decoder = VideoDecoder(source, *shape, threads=decoding.threads, prefetch=decoding.prefetch)
 
     def next(self) -> torch.Tensor:
-        """Frames of the next step: uint8 [N*T, size, size, 3]."""
+        """Return the frames of the next step, uint8 [N*T, size, size, 3]. Raises UserError if a video fails."""
         try:
             pictures = self.decoder.next()
         except VideoDecodeError as error:
             videos = [self.frames.videos[row] for row in self.rows[self.step]]
-            raise UserError(f"{_culprit(videos)} is not decoded by DALI ({error}); {PACKS}") from None
+            raise UserError(f"DALI cannot decode {_unreadable_video(videos)} ({error}); {USE_PACKS}") from None
         del self.rows[self.step]
         self.step += 1
         return pictures
 
 
-def _culprit(videos: list[str]) -> str:
-    """The first of these videos that PyAV cannot decode either, or all their names."""
+def _unreadable_video(videos: list[str]) -> str:
+    """The first of these videos that PyAV cannot decode either. If there is none, the names of all of them."""
     for video in videos:
         try:
-            for _ in decode(video, most=1 << 20):
+            for _ in decode(video, max_frames=1 << 20):
                 pass
         except VideoError:
             return video
@@ -101,125 +104,142 @@ def _bytes_of(video: str) -> np.ndarray:
     try:
         return np.fromfile(video, np.uint8)
     except OSError as error:
-        raise UserError(f"{video} cannot be read ({error.strerror}); {PACKS}") from None
+        raise UserError(f"{video} cannot be read ({error.strerror}); {USE_PACKS}") from None
 
 
 def open_videos(
     table: ClipTable, folder: Path, cache: Path, device: torch.device, *, max_bad: float, console: Console
 ) -> VideoFrames:
-    """The videos of a table's clips, looked over: headers of all, and every frame of a few.
+    """Find the videos of a table's clips in `folder`, and check them: the headers of all, and all frames of a few.
 
-    Raises UserError when more than `max_bad` of the clips have no usable video, or DALI decodes one differently.
+    cache: folder in which headers are remembered. device: where DALI will decode.
+    max_bad: share of the clips that may have no usable video; they are left out.
+    Raises UserError if there are more, or VideoMismatch if DALI decodes a video differently from PyAV.
     """
     videos = find_videos(folder, table.names.tolist())
     headers = _headers(videos, cache / f"videos-{table.digest}.json", console)
     reasons = {}
     for row, (video, header) in enumerate(zip(videos, headers, strict=True)):
-        reason = str(video) if isinstance(video, Missing) else _fault(header, table, row)
+        reason = str(video) if isinstance(video, MissingVideo) else _fault(header, table, row)
         if reason:
             reasons[row] = f"{table.names[row]}: {reason}"
     if len(reasons) > max_bad * len(table):
         raise UserError(
-            f"{len(reasons)} of {len(table)} clips have no usable video, more than {max_bad:.1%} (data.max_bad); "
-            f"the first is {next(iter(reasons.values()))}"
+            f"{len(reasons)} of {len(table)} clips have no usable video, and at most {max_bad:.1%} may lack one "
+            f"(data.max_bad); the first is {next(iter(reasons.values()))}"
         )
     if reasons:
         first = next(iter(reasons.values()))
-        text = f"{len(reasons)} of {len(table)} clips are left out, first {first}"
+        text = f"{len(reasons)} of {len(table)} clips are left out; the first is {first}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     lengths = np.array([0 if row in reasons else header.frames for row, header in enumerate(headers)])
-    check_videos(_a_few(videos, headers, lengths), device)
+    check_videos(_videos_to_check(videos, headers, lengths), device)
     return VideoFrames(table, videos, np.array([(header.width, header.height) for header in headers]), lengths)
 
 
 def _fault(header: Header, table: ClipTable, row: int) -> str:
+    """Why a clip cannot be used, going by the header of its video; empty if it can."""
     if header.reason:
         return header.reason
     frames = int(table.total_frames[row])
-    return f"it has {header.frames} frames, its skeleton {frames}" if abs(header.frames - frames) > SLACK else ""
+    if abs(header.frames - frames) > SLACK:
+        return f"it has {header.frames} frames, but its skeleton has {frames}"
+    return ""
 
 
-def _a_few(videos: list[str], headers: list[Header], lengths: np.ndarray) -> list[tuple[str, int]]:
-    """One usable video of each kind (container, codec, size), up to a few."""
+def _videos_to_check(videos: list[str], headers: list[Header], lengths: np.ndarray) -> list[tuple[str, int]]:
+    """Choose the videos to check: (path, frames) of one usable video of each container, codec and size."""
     kinds: dict[tuple, tuple[str, int]] = {}
     for row in np.flatnonzero(lengths).tolist():
         header = headers[row]
         kind = (os.path.splitext(videos[row])[1], header.codec, header.width, header.height)
         kinds.setdefault(kind, (videos[row], header.frames))
-    return list(kinds.values())[:FEW]
+    return list(kinds.values())[:MAX_CHECKS]
 
 
-def _headers(videos: list[str], known: Path, console: Console) -> list[Header]:
-    """The headers of all videos; those of files that have not changed since are taken from `known`."""
+def _headers(videos: list[str], cache_file: Path, console: Console) -> list[Header]:
+    """The headers of all videos. The file `cache_file` remembers those of files that have not changed."""
     stamps = {}
     for video in videos:
-        if not isinstance(video, Missing):
+        if not isinstance(video, MissingVideo):
             stat = os.stat(video)
             stamps[video] = [stat.st_size, stat.st_mtime_ns]
     try:
-        old = json.loads(known.read_text(encoding="utf-8"))
+        entries = json.loads(cache_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        old = {}
-    new = [video for video, stamp in stamps.items() if video not in old or old[video]["stamp"] != stamp]
+        entries = {}
+    new = [video for video, stamp in stamps.items() if video not in entries or entries[video]["stamp"] != stamp]
     if new:
         for video, header in zip(new, read_headers(new, console), strict=True):
-            old[video] = {"stamp": stamps[video], "header": asdict(header)}
-        part = known.with_name(f"{known.name}.{os.getpid()}.tmp")
-        part.write_text(json.dumps({video: old[video] for video in stamps}), encoding="utf-8")
-        part.replace(known)
-    return [Header(**old[video]["header"]) if video in stamps else Header() for video in videos]
+            entries[video] = {"stamp": stamps[video], "header": asdict(header)}
+        part = cache_file.with_name(f"{cache_file.name}.{os.getpid()}.tmp")
+        part.write_text(json.dumps({video: entries[video] for video in stamps}), encoding="utf-8")
+        part.replace(cache_file)
+    return [Header(**entries[video]["header"]) if video in stamps else Header() for video in videos]
 
 
-PACKS = "leave data.source at packs, which python -m pipelines.prepare makes"
-MOST_FRAMES = 32  # of a file that are compared: its first and its last
-WIDE = 160  # pixels of a row that are compared
-ALIKE = 1.02  # by how much a frame may be nearer to another than to its own: still scenes repeat themselves
-COLOURS = 6.0  # mean difference in levels of 255; another conversion to RGB costs 2 to 3
+USE_PACKS = "train with data.source=packs instead; python -m pipelines.prepare makes the packs"
+MAX_COMPARED = 32  # frames of each video that are compared: half at its start, half at its end
+COMPARED_WIDTH = 160  # frames are compared at about this many pixels a row
+# A frame counts as the right one if no other frame is closer by more than this factor. Scenes without motion repeat
+# almost the same frame, so a factor of 1 would report good videos.
+ALIKE = 1.02
+MAX_COLOUR_ERROR = 6.0  # mean difference in grey levels of 255; two correct decoders differ by 2 to 3
 
 
 class VideoMismatch(UserError):
-    """A video that DALI does not decode as it should; the text names it and the way out."""
+    """A video that DALI does not decode correctly. The text names the video and says what to do."""
 
 
 def check_videos(videos: Sequence[tuple[str, int]], device: torch.device) -> None:
-    """Raise VideoMismatch for the first of (file, number of frames) that DALI decodes differently from PyAV."""
+    """Compare DALI's frames with PyAV's for each video (path, number of frames).
+
+    Raises VideoMismatch for the first video that DALI decodes differently.
+    """
     for video, num_frames in videos:
         _check(video, num_frames, device)
 
 
 def _check(video: str, num_frames: int, device: torch.device) -> None:
-    right = _frames_in_order(video, num_frames)
-    if len(right) != num_frames:
-        raise VideoMismatch(f"{video} holds {len(right)} frames, its header says {num_frames}; {PACKS}")
-    half = MOST_FRAMES // 2
-    asked = np.array(sorted({*range(min(half, num_frames)), *range(max(0, num_frames - half), num_frames)}))
+    reference = _frames_in_order(video, num_frames)
+    if len(reference) != num_frames:
+        raise VideoMismatch(f"{video} has {len(reference)} frames, but its header says {num_frames}; {USE_PACKS}")
+    half = MAX_COMPARED // 2
+    numbers = np.array(sorted({*range(min(half, num_frames)), *range(max(0, num_frames - half), num_frames)}))
     try:
-        found = decode_frames(np.fromfile(video, np.uint8), asked, device)
+        decoded = decode_frames(np.fromfile(video, np.uint8), numbers, device)
     except VideoDecodeError as error:
         where = "GPU" if device.type == "cuda" else "CPU"
-        raise VideoMismatch(f"{video} is not decoded by DALI on the {where} ({error}); {PACKS}") from None
-    compare(video, right, np.stack([_sparse(frame) for frame in found]), asked)
+        raise VideoMismatch(f"DALI cannot decode {video} on the {where} ({error}); {USE_PACKS}") from None
+    compare(video, reference, np.stack([_sparse(frame) for frame in decoded]), numbers)
 
 
-def compare(video: str, right: np.ndarray, found: np.ndarray, asked: np.ndarray) -> None:
-    """Raise VideoMismatch unless found [n, h, w, 3] are the frames `asked` [n] of right [T, h, w, 3], levels of 255."""
-    if found.shape[1:] != right.shape[1:]:
-        raise VideoMismatch(f"{video} has frames of another size in DALI than in PyAV; {PACKS}")
-    # [asked, frames]
-    difference = np.stack([np.abs(right - frame).mean(axis=(1, 2, 3)) for frame in found])
-    own = difference[np.arange(len(asked)), asked]
+def compare(video: str, reference: np.ndarray, decoded: np.ndarray, numbers: np.ndarray) -> None:
+    """Raise VideoMismatch unless DALI returned the frames that it was asked for, in the right colours.
+
+    reference: [T, h, w, 3], all frames as PyAV decodes them, in levels of 255.
+    decoded: [n, h, w, 3], what DALI returned for the frames `numbers` [n].
+    """
+    if decoded.shape[1:] != reference.shape[1:]:
+        raise VideoMismatch(f"{video} has frames of another size in DALI than in PyAV; {USE_PACKS}")
+    # [n, T]: every frame that DALI returned against every frame of the video
+    difference = np.stack([np.abs(reference - frame).mean(axis=(1, 2, 3)) for frame in decoded])
+    own = difference[np.arange(len(numbers)), numbers]
     wrong = np.flatnonzero(own > ALIKE * difference.min(axis=1))
     if len(wrong):
-        frame, other = asked[wrong[0]], difference[wrong[0]].argmin()
+        frame, other = numbers[wrong[0]], difference[wrong[0]].argmin()
         raise VideoMismatch(
-            f"{video}: asked for frame {frame}, DALI gives frame {other} (its timestamps are out of order); {PACKS}"
+            f"{video}: asked for frame {frame}, DALI returns frame {other}, because the timestamps are out of order; "
+            f"{USE_PACKS}"
         )
-    if own.mean() > COLOURS:
-        raise VideoMismatch(f"{video}: DALI's colours are {own.mean():.1f} levels off (it knows BT.601 only); {PACKS}")
+    if own.mean() > MAX_COLOUR_ERROR:
+        raise VideoMismatch(
+            f"{video}: DALI's colours are {own.mean():.1f} levels off, because it knows BT.601 only; {USE_PACKS}"
+        )
 
 
 def _frames_in_order(video: str, num_frames: int) -> np.ndarray:
-    """[T, h, w, 3] float32: every frame, sparsely, in the colours that a pack would have."""
+    """All frames as PyAV decodes them, in a pack's colours and with fewer pixels: [T, h, w, 3] float32."""
     frames = []
     try:
         for frame in decode(video, num_frames):
@@ -227,11 +247,11 @@ def _frames_in_order(video: str, num_frames: int) -> np.ndarray:
             space = {"bt601": "ITU601", "bt709": "ITU709"}.get(matrix, "ITU601")
             frames.append(_sparse(frame.to_ndarray(format="rgb24", src_colorspace=space)))
     except VideoError as error:
-        raise VideoMismatch(f"{video} cannot be compared: {error}; {PACKS}") from None
+        raise VideoMismatch(f"{video} cannot be checked: {error}; {USE_PACKS}") from None
     return np.stack(frames) if frames else np.zeros((0, 0, 0, 3), np.float32)
 
 
 def _sparse(frame: np.ndarray) -> np.ndarray:
-    """Every so many pixels of [H, W, 3]."""
-    stride = max(1, frame.shape[1] // WIDE)
+    """Keep every n-th pixel of a frame [H, W, 3], so that COMPARED_WIDTH or a few more remain in a row."""
+    stride = max(1, frame.shape[1] // COMPARED_WIDTH)
     return frame[::stride, ::stride].astype(np.float32)

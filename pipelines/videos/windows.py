@@ -1,7 +1,7 @@
-"""A long video as overlapping windows, each of which becomes a clip as validation sees it.
+"""Cuts a long video into overlapping windows, each of which is treated like a clip in validation.
 
-The video is decoded once, from front to back, and only the frames that a window samples are kept. They take the way of
-a pack's clip without the file: the same crop, the same JPEG bytes, the same DALI graph (packs/source.py).
+The video is decoded once from start to end, and only frames that a window samples are held in memory. They go through
+the same steps as the frames of a pack (crop, JPEG compression, the DALI graph), except that no file is written.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipelines.annotations.table import ClipTable
-from pipelines.dali import FrameDecoder, Step, mirrored
+from pipelines.dali import FrameDecoder, Step, resize_regions
 from pipelines.frame_source import Decoding
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import packet_boxes
@@ -23,32 +23,36 @@ from pipelines.plan import ClipPlan
 from pipelines.prepare.encode import Crop, Job, write_jpegs
 from pipelines.videos.decode import CONTAINERS, SLACK, VideoError, decode
 
-Windows = list[tuple[int, int]]  # first frame, and the one past the last
+Windows = list[tuple[int, int]]  # of each window its first frame, and the frame after its last one
 
 
 def windows_of(total: int, window: int, stride: int) -> Windows:
-    """Windows of `window` frames every `stride` frames; the last one ends with the video and may be shorter."""
-    last = max(0, -(-(total - window) // stride))
-    return [(start, min(start + window, total)) for start in range(0, last * stride + 1, stride)]
+    """Windows of `window` frames that start every `stride` frames, for a video of `total` frames.
+
+    The last window ends with the video and may be shorter.
+    """
+    num_more = max(0, -(-(total - window) // stride))
+    return [(start, min(start + window, total)) for start in range(0, num_more * stride + 1, stride)]
 
 
 def window_table(joints: np.ndarray, height: int, width: int, windows: Windows) -> ClipTable:
-    """A table whose clips are the windows. joints [M, T, V, 3] of the whole video, in pixels of (height, width).
+    """An annotation table with one row per window.
 
-    Where M is 0, a person without joints stands for nobody.
+    joints: [M, T, V, 3] (x, y, score) of the whole video, in pixels of an image of (height, width). If M is 0, each row
+        gets one person whose joints are all missing.
     """
     joints = joints if len(joints) else np.zeros((1, *joints.shape[1:]), np.float32)
     parts = [joints[:, start:end].reshape(-1, *joints.shape[2:]) for start, end in windows]
     rows = np.array([len(part) for part in parts], np.int64)
-    same = np.ones(len(windows), np.int32)
+    ones = np.ones(len(windows), np.int32)
     return ClipTable(
         digest="",
         names=np.array([f"frames {start} to {end - 1}" for start, end in windows]),
-        label=0 * same,
+        label=0 * ones,
         total_frames=np.array([end - start for start, end in windows], np.int32),
-        height=height * same,
-        width=width * same,
-        num_persons=len(joints) * same,
+        height=height * ones,
+        width=width * ones,
+        num_persons=len(joints) * ones,
         first_row=np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(np.int64),
         joints=np.concatenate(parts),
         splits={},
@@ -57,9 +61,10 @@ def window_table(joints: np.ndarray, height: int, width: int, windows: Windows) 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowFrames:
-    """The frames of a `window_table`'s clips, out of the video itself. `each` is called with every decoded frame.
+    """The source of frames for a `window_table`, read from the video. Batches are of one window each, in order.
 
-    It serves batches of one window, in order.
+    settings: of the pack whose clips the windows are to resemble.
+    each: is called with every decoded frame of the video.
     """
 
     video: str
@@ -68,19 +73,19 @@ class WindowFrames:
     settings: PackSettings
     each: Callable[[av.VideoFrame], None]
 
-    def rows_of(self, table: ClipTable) -> np.ndarray:
-        return np.arange(len(table))
+    def has_frames(self) -> np.ndarray:
+        return np.ones(len(self.windows), bool)
 
     def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> "WindowDecoder":
         assert decoding.num_clips == 1
-        return WindowDecoder(self, list(_all(plans)), decoding)
+        return WindowDecoder(self, list(_all_plans(plans)), decoding)
 
     def job(self, row: int) -> Job:
-        """What `prepare` would be given for this clip; no file is written."""
+        """The job that `prepare` would have for this window's clip, without a file to write to."""
         return Job.of(self.table, row, self.settings, self.video, target="")
 
 
-def _all(plans: Callable[[int], ClipPlan]) -> Iterator[ClipPlan]:
+def _all_plans(plans: Callable[[int], ClipPlan]) -> Iterator[ClipPlan]:
     for step in count():
         try:
             yield plans(step)
@@ -89,23 +94,24 @@ def _all(plans: Callable[[int], ClipPlan]) -> Iterator[ClipPlan]:
 
 
 class WindowDecoder:
-    """Frames of one window after another. Raises VideoError where the video ends early or does not decode."""
+    """Delivers the frames of one window after another. Raises VideoError if the video ends early or is damaged."""
 
     def __init__(self, frames: WindowFrames, plans: list[ClipPlan], decoding: Decoding):
         self.frames, self.plans = frames, plans
         self.total = frames.windows[-1][1]
         self.numbers = [self._numbers(plan) for plan in plans]
-        self.wanted = Counter(number for numbers in self.numbers for number in set(numbers))
-        self.kept: dict[int, av.VideoFrame] = {}
-        self.last: av.VideoFrame
+        # For each sampled frame, the number of windows that have yet to use it.
+        self.uses_left = Counter(number for numbers in self.numbers for number in set(numbers))
+        self.frames_in_memory: dict[int, av.VideoFrame] = {}
+        self.last_frame: av.VideoFrame
         self.num_read = 0
-        self.pictures = decode(frames.video, self.total + SLACK)
-        # With a prefetch of one each window's frames are asked for when its turn comes, in this thread.
+        self.decoded_frames = decode(frames.video, self.total + SLACK)
+        # With a prefetch of one, the frames of a window are not read before its turn comes.
         shape = (decoding.num_frames, decoding.size, decoding.device)
         self.decoder = FrameDecoder(self._read, *shape, threads=decoding.threads, prefetch=1)
 
     def next(self) -> torch.Tensor:
-        """Frames of the next window: uint8 [T, size, size, 3]."""
+        """Return the frames of the next window, uint8 [T, size, size, 3]."""
         return self.decoder.next()
 
     def _numbers(self, plan: ClipPlan) -> list[int]:
@@ -116,53 +122,53 @@ class WindowDecoder:
         plan, numbers = self.plans[step], self.numbers[step]
         row = int(plan.row[0])
         self._read_to(self.frames.windows[row][1])
-        pictures = [self.kept[number] for number in numbers]
-        job, first = self.frames.job(row), pictures[0]
+        sampled_frames = [self.frames_in_memory[number] for number in numbers]
+        job, first = self.frames.job(row), sampled_frames[0]
         crop = Crop.of(job, first.width, first.height)
         try:
-            _, packets = write_jpegs(job, crop, first, iter(pictures[1:]))
+            _, packets = write_jpegs(job, crop, first, iter(sampled_frames[1:]))
         except av.FFmpegError as error:
-            raise VideoError(f"its frames {numbers[0]} to {numbers[-1]} are not converted ({error.strerror})") from None
+            raise VideoError(f"frames {numbers[0]} to {numbers[-1]} cannot be converted ({error.strerror})") from None
         self._drop(numbers)
         sizes = [[job.width, job.height], [first.width, first.height], crop.frame_size]
-        annotated, video, packed = np.array(sizes, np.float64)[:, None]
-        box = packet_boxes(plan.box, annotated, video, np.array([crop.region]), packed)
+        annotation_size, video_size, packet_size = np.array(sizes, np.float64)[:, None]
+        box = packet_boxes(plan.box, annotation_size, video_size, np.array([crop.region]), packet_size)
         box, flip = np.repeat(box, len(packets), axis=0), np.repeat(plan.flip, len(packets))
-        return [np.frombuffer(packet, np.uint8) for packet in packets], *mirrored(box, flip)
+        return [np.frombuffer(packet, np.uint8) for packet in packets], *resize_regions(box, flip)
 
     def _read_to(self, end: int) -> None:
-        """Decode up to frame `end`; where that is the last window's end, to the end of the video."""
+        """Decode frames up to `end`. If `end` is the end of the last window, go on to the end of the video."""
         while self.num_read < end or end == self.total:
-            picture = next(self.pictures, None)
-            if picture is None:
+            frame = next(self.decoded_frames, None)
+            if frame is None:
                 self._fill_up()
                 return
-            self.frames.each(picture)
-            if self.num_read in self.wanted:
-                self.kept[self.num_read] = picture
-            self.last = picture
+            self.frames.each(frame)
+            if self.num_read in self.uses_left:
+                self.frames_in_memory[self.num_read] = frame
+            self.last_frame = frame
             self.num_read += 1
 
     def _fill_up(self) -> None:
-        """The last frame takes the place of up to SLACK that are not there, as in a pack's reader."""
+        """If up to SLACK frames are missing at the end, use the last frame in their place, as readers of a pack do."""
         if self.num_read < max(1, self.total - SLACK):
             raise VideoError(f"it ends after {self.num_read} of {self.total} frames")
-        for number in self.wanted:
+        for number in self.uses_left:
             if number >= self.num_read:
-                self.kept[number] = self.last
+                self.frames_in_memory[number] = self.last_frame
 
     def _drop(self, numbers: list[int]) -> None:
-        """Let go of the frames that no later window wants."""
+        """Forget those of these frames that no later window samples."""
         for number in set(numbers):
-            self.wanted[number] -= 1
-            if not self.wanted[number]:
-                del self.wanted[number], self.kept[number]
+            self.uses_left[number] -= 1
+            if not self.uses_left[number]:
+                del self.uses_left[number], self.frames_in_memory[number]
 
 
 def frame_rate(video: str) -> Fraction:
-    """Frames a second as the header has it, and NTU's and MA-52's 30 where it has none."""
+    """Frames per second according to the header, or 30, as in NTU and MA-52, if the header has no rate."""
     try:
         with av.open(video, options=CONTAINERS) as container:
             return container.streams.video[0].average_rate or Fraction(30)
     except av.FFmpegError as error:
-        raise VideoError(f"it does not open ({error.strerror})") from None
+        raise VideoError(f"it cannot be opened ({error.strerror})") from None

@@ -26,7 +26,7 @@ CASES = {
     "flipped": (2, 17, (13, 17), 0.6, {"placed": True, "flipped": True}),
     "flipped in heatmap pixels": (1, 17, (7, 13), 2.0, {"flipped": True}),
     "joints and limbs": (2, 17, (13, 17), 0.6, {"limbs": LIMBS}),
-    "limbs only": (3, 28, (13, 9), 0.5, {"limbs": LIMBS, "keypoints": False}),
+    "limbs only": (3, 28, (13, 9), 0.5, {"limbs": LIMBS, "joint_channels": False}),
     "bfloat16": (2, 17, (13, 17), 0.6, {"limbs": LIMBS, "placed": True, "dtype": torch.bfloat16}),
 }
 
@@ -65,10 +65,10 @@ def make_case(num_people, num_joints, size, sigma, *, placed=False, flipped=Fals
     return joints, {"size": size, "sigma": sigma, **options}
 
 
-def oracle(joints, size, sigma, placement=None, flip=None, partner=None, limbs=(), keypoints=True, dtype=None):
+def oracle(joints, size, sigma, placement=None, flip=None, partner=None, limbs=(), joint_channels=True, dtype=None):
     """The contract as loops over clips, frames, people, channels and the pixels of a window."""
     num_clips, num_frames, num_people, num_joints, _ = joints.shape
-    pairs = [(v, v) for v in range(num_joints) if keypoints] + list(limbs)
+    pairs = [(v, v) for v in range(num_joints) if joint_channels] + list(limbs)
     volume = np.zeros((num_clips, num_frames, len(pairs), *size))
 
     def place(n, x, y, score):
@@ -188,11 +188,11 @@ def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
 
 MUTANTS = {
     "sum of people": (
-        "tl.maximum(brightest, tl.where(inside, value, 0.0))",
-        "brightest + tl.where(inside, value, 0.0)",
+        "tl.maximum(brightest, tl.where(in_window, value, 0.0))",
+        "brightest + tl.where(in_window, value, 0.0)",
     ),
-    "last person": ("tl.maximum(brightest, tl.where(inside, value, 0.0))", "tl.where(inside, value, 0.0)"),
-    "no window": ("tl.where(inside, value, 0.0)", "value"),
+    "last person": ("tl.maximum(brightest, tl.where(in_window, value, 0.0))", "tl.where(in_window, value, 0.0)"),
+    "no window": ("tl.where(in_window, value, 0.0)", "value"),
     "window floors": (".to(tl.int32)", ".to(tl.int32) - 1"),
     "float32 edges": ("tl.float64) - REACH", "tl.float32) - (REACH + 1e-5)"),
     "x and y swapped": ("(pixel % W)[:, None], (pixel // W)[:, None]", "(pixel // W)[:, None], (pixel % W)[:, None]"),
@@ -203,8 +203,8 @@ MUTANTS = {
     "limb partner ignored": ("tl.load(partner + end)", "end"),
     "zero joint drawn": ("(x != 0) | (y != 0)", "score > 0"),
     "zero on one axis": ("(x != 0) | (y != 0)", "(x != 0) & (y != 0)"),
-    "lower score dropped": ("tl.where(short & (lower > 0), score, lower)", "score"),
-    "short limb, lower score": ("tl.where(short & (lower > 0), score, lower)", "lower"),
+    "lower score dropped": ("tl.where(is_point & (lower_score > 0), score, lower_score)", "score"),
+    "short limb, lower score": ("tl.where(is_point & (lower_score > 0), score, lower_score)", "lower_score"),
     "a pixel is short": ("(ay - by) < 1", "(ay - by) <= 1"),
     "limb without end": ("tl.minimum(tl.maximum(position, 0.0), 1.0)", "tl.maximum(position, 0.0)"),
     "score off": (") * score[None, :]", ")"),

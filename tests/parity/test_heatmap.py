@@ -21,7 +21,7 @@ def published(module, case) -> Tensor:
     joints = torch.cat([points, score[..., None]], -1).transpose(0, 1)[None]
     limbs = tuple((a, b) for a, b in settings["skeletons"]) if settings["with_limb"] else ()
     size = tuple(int(side * settings["scaling"] + 0.5) for side in case["img_shape"].tolist())
-    options = {"size": size, "sigma": settings["sigma"], "limbs": limbs, "keypoints": settings["with_kp"]}
+    options = {"size": size, "sigma": settings["sigma"], "limbs": limbs, "joint_channels": settings["with_kp"]}
     volume = module.render_heatmaps(joints.to(DEVICE), **options)[0].cpu()
     if settings["with_kp"] and limbs:  # the published code draws limbs over the joints' channels
         volume[:, : len(limbs)] = volume[:, : len(limbs)].maximum(volume[:, points.shape[2] :])

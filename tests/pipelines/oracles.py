@@ -18,7 +18,7 @@ def train_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarr
 def random_crop(rng: np.random.RandomState, side: int = RESIZED) -> tuple[int, int, int, int]:
     """A random box (left, top, right, bottom) of 56-100 % area and 3:4 to 4:3 aspect within a square of `side` px.
 
-    The published rule for one clip; training draws whole batches at once (draws.crops_of, tested against this).
+    The published rule for one clip; training draws whole batches at once (plan.random_crops, tested against this).
     """
     aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), size=10))
     area = rng.uniform(*CROP_AREA, size=10) * side * side

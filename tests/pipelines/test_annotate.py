@@ -63,17 +63,17 @@ def test_one_in_five_of_each_class_is_validation(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "lists no clip"),
-        ("video,label\n", "lists no clip"),
+        ("", "lists no video"),
+        ("video,label\n", "lists no video"),
         ("a;1\nb;2", "line 1: 'a;1' is not `video,label`"),
         ("a,1\nb,0,val", "line 1: 'a,1' is not"),
         ("a,0\nb,", "line 2: 'b,' is not"),
         ("a,0,train\nb,0,test", "line 2: the split is 'test'; write train or val"),
-        ("a,0,train\nb,0,train", "leaves no clip for val"),
-        ("a,0\na,1", "lines 1 and 2: a video can have one label only"),
+        ("a,0,train\nb,0,train", "leaves no video for val"),
+        ("a,0\na,1", "lines 1 and 2: they name the same video"),
         ("a,0\nb,wave", "numbers and words as labels, '0' and 'wave'"),
-        ("a,1\nb,2\nc,2", "has labels up to 2, but no clip of 0"),
-        ("a,0\nb,99999999", "has labels up to 99999999, but no clip of 1"),
+        ("a,1\nb,2\nc,2", "has labels up to 2, but none of them is 0"),
+        ("a,0\nb,99999999", "has labels up to 99999999, but none of them is 1"),
     ],
 )
 def test_labels_that_cannot_be_used(tmp_path, text, sentence):
@@ -169,7 +169,7 @@ def test_keypoints_of_coco(tmp_path):
         ([{"frame": 0.5, "keypoints": ONE}], "entry 0: its frame is 0.5"),
         ([{"frame": 4, "keypoints": ONE}], "has people in frame 4, but its video has 3 frames"),
         ([{"frame": -1, "keypoints": ONE}], "has people in frame -1"),
-        ([{"frame": 0, "keypoints": ONE}, {"frame": 0, "keypoints": ONE[:6]}], "mixes people of 2 and 17 joints"),
+        ([{"frame": 0, "keypoints": ONE}, {"frame": 0, "keypoints": ONE[:6]}], "has people with 2 and 17 joints"),
     ],
 )
 def test_keypoints_that_cannot_be_used(tmp_path, entries, sentence):
@@ -230,7 +230,7 @@ def test_pickle_holds_what_was_annotated(annotated, tmp_path):
     table = open_table(path, tmp_path / "cache")
     assert sorted(table.splits) == ["own_train", "own_val"]
     assert (len(table.splits["own_train"]), len(table.splits["own_val"])) == (5, 5)
-    assert "5 in own_train, 5 in own_val, 5 classes, 0 clips without a person" in shown
+    assert "5 in own_train, 5 in own_val, 5 classes; clips without a person: 0" in shown
     for row, clip in enumerate(CLIPS):
         expected = demo_clip.annotate(CONFIG, clip)
         joints = table.clip_joints(row)
@@ -310,12 +310,12 @@ def test_estimated_poses_are_kept(own, tmp_path):
     [
         ({"labels": "gone.csv"}, "gone.csv cannot be opened"),
         ({"videos": "gone"}, "there is no folder"),
-        ({"poses": "gone"}, "--poses takes one with a NAME.json or NAME.npz"),
+        ({"poses": "gone"}, "give --poses a folder with NAME.json or NAME.npz"),
         ({"poses": "my videos"}, "has neither take"),
         ({"out": "gone/my.pkl"}, "cannot be written"),
-        ({"people": "0"}, "--people 0: at least one"),
-        ({"extra": "stranger.mp4,wave"}, "stranger.mp4 of the labels has no video in"),
-        ({"extra": f"take {CLIPS[0].name},wave"}, "as another line is"),
+        ({"people": "0"}, "--people 0: give 1 or more"),
+        ({"extra": "stranger.mp4,wave"}, "the labels list stranger.mp4, but there is no video for it in"),
+        ({"extra": f"take {CLIPS[0].name},wave"}, "name the same video"),
     ],
 )
 def test_mistakes_are_one_sentence(own, tmp_path, capsys, monkeypatch, change, sentence):

@@ -49,7 +49,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, file, damage):
     assert path.read_bytes() == whole
     np.testing.assert_array_equal(again.joints, table.joints)
     assert again.names.tolist() == ["a", "b"]
-    assert again.rows_of("val").tolist() == [1]
+    assert again.rows_in_split("val").tolist() == [1]
 
 
 def test_what_a_kill_left_is_cleared(tmp_path):

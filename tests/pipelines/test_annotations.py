@@ -43,10 +43,10 @@ def test_split_and_annotations(tmp_path, protocol):
     assert table.joints.dtype == np.float16
     for row, source in enumerate(clips):
         np.testing.assert_array_equal(table.clip_joints(row), expected(source))
-    assert table.rows_of("xsub_train").tolist() == [3, 0]
-    assert table.rows_of(None).tolist() == [0, 1, 2, 3]
-    with pytest.raises(AnnotationError, match=r"no split 'xview_val' here, only \['none', 'xsub_train', 'xsub_val'\]"):
-        table.rows_of("xview_val")
+    assert table.rows_in_split("xsub_train").tolist() == [3, 0]
+    assert table.rows_in_split(None).tolist() == [0, 1, 2, 3]
+    with pytest.raises(AnnotationError, match=r"no split 'xview_val', only \['none', 'xsub_train', 'xsub_val'\]"):
+        table.rows_in_split("xview_val")
 
 
 def test_plain_list(tmp_path):
@@ -60,13 +60,13 @@ def test_plain_list(tmp_path):
     assert table.label.tolist() == [51, 51]
     assert (table.height[0], table.width[0]) == (1296, 1080)
     assert table.splits == {}
-    with pytest.raises(AnnotationError, match="no split 'xsub_train' here, only a plain list; set data"):
-        table.rows_of("xsub_train")
+    with pytest.raises(AnnotationError, match="no split 'xsub_train', only a plain list; set data"):
+        table.rows_in_split("xsub_train")
 
 
 def test_filename_replaces_frame_dir(tmp_path):
     content = {"split": {"train": np.array(["b.mp4"])}, "annotations": [clip("a", filename="b.mp4")]}
-    assert table_of(tmp_path, content).rows_of("train").tolist() == [0]
+    assert table_of(tmp_path, content).rows_in_split("train").tolist() == [0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
@@ -115,7 +115,7 @@ def test_length_may_differ_by_two(tmp_path, told):
     np.testing.assert_array_equal(table.clip_joints(1), expected(clip("b")))
 
 
-NO_FORM = "holds neither a list of clips nor {'split', 'annotations'}; see 'Data preparation' in docs/"
+NO_FORM = "contains neither a list of annotations nor {'split', 'annotations'}; docs/data.md describes both"
 
 
 @pytest.mark.parametrize(
@@ -134,21 +134,24 @@ NO_FORM = "holds neither a list of clips nor {'split', 'annotations'}; see 'Data
         ({"split": {"val": "a"}, "annotations": [clip("a")]}, "split 'val' of {} is not a list of names"),
         (
             {"split": {"val": ["b", "a", "c"]}, "annotations": [clip("a")]},
-            "split 'val' of {} lists 2 clips without an annotation, first b",
+            "split 'val' of {} lists clips that have no annotation in the file (2 in all, the first is b)",
         ),
         (
             {"split": {"val": ["a", "b", "a"]}, "annotations": [clip("a"), clip("b")]},
-            "split 'val' of {} lists 1 clips twice, first a; remove the duplicates",
+            "split 'val' of {} lists clips twice (1 in all, the first is a); remove the duplicates",
         ),
-        ([clip("a"), clip("b"), clip("a")], "{} lists 1 clips twice, first a; remove the duplicates"),
-        ([clip("a"), clip("b"), clip("c", joints=25)], "{} mixes {17: 2, 25: 1} joints a person (joints: clips), "),
+        ([clip("a"), clip("b"), clip("a")], "{} lists clips twice (1 in all, the first is a); remove the duplicates"),
+        (
+            [clip("a"), clip("b"), clip("c", joints=25)],
+            "{} has clips of different joint layouts (17 joints: 2 clips, 25 joints: 1 clips)",
+        ),
     ],
 )
 def test_files_that_are_no_annotations(tmp_path, content, sentence):
     assert sentence.replace("{}", str(tmp_path / "poses.pkl")) in complaint(tmp_path, content)
 
 
-SHAPE = "not (person, frame, joint, 2)"
+SHAPE = "not (people, frames, joints, 2)"
 
 
 @pytest.mark.parametrize(
@@ -167,8 +170,14 @@ SHAPE = "not (person, frame, joint, 2)"
         ({"total_frames": 0}, "total_frames is 0, but"),
         ({"total_frames": -1, "keypoint": np.zeros((1, 1, 17, 2))}, "total_frames is -1, but"),
         ({"total_frames": float("inf")}, "total_frames is inf, not a whole number"),
-        ({"keypoint_score": np.ones((6, 1, 17))}, "keypoint_score has shape (6, 1, 17), not (1, 6, 17) as keypoint"),
-        ({"keypoint_score": np.ones((1, 6, 16))}, "keypoint_score has shape (1, 6, 16), not (1, 6, 17) as keypoint"),
+        (
+            {"keypoint_score": np.ones((6, 1, 17))},
+            "keypoint_score has shape (6, 1, 17), but keypoint has (1, 6, 17, 2)",
+        ),
+        (
+            {"keypoint_score": np.ones((1, 6, 16))},
+            "keypoint_score has shape (1, 6, 16), but keypoint has (1, 6, 17, 2)",
+        ),
         ({"img_shape": (1080, 1920, 3)}, "img_shape is (1080, 1920, 3), not (height, width)"),
         ({"img_shape": (0, 1920)}, "img_shape is (0, 1920), not (height, width)"),
         ({"img_shape": 1080}, "img_shape is 1080, not (height, width)"),
@@ -206,7 +215,7 @@ def test_exchanged_image_shapes_are_told(tmp_path, upright):
     right, wrong = ((1920, 1080), (1080, 1920)) if upright else ((1080, 1920), (1920, 1080))
     clips = [clip(f"c{number}", keypoint=keypoint, img_shape=wrong) for number in range(4)]
     with pytest.raises(
-        ValueError, match=r"poses\.pkl: img_shape of 4 clips, first c0, .* write it as \(height, width\)"
+        ValueError, match=r"poses\.pkl: in 4 clips, such as c0 with .* write img_shape as \(height, width\)"
     ):
         table_of(tmp_path, clips)
     assert len(table_of(tmp_path, [{**each, "img_shape": right} for each in clips])) == 4

@@ -86,7 +86,7 @@ def test_schema_is_the_published_one(sample):
         assert score.shape == keypoint.shape[:3]
     table = open_table(sample / "annotations.pkl", sample / "cache")
     assert len(table) == 13
-    assert table.rows_of("xsub_val").tolist() == [12]
+    assert table.rows_in_split("xsub_val").tolist() == [12]
 
 
 def test_videos_are_real(sample):

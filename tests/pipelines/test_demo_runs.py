@@ -115,7 +115,7 @@ def test_foreign_videos_are_refused_and_kept(tmp_path):
     for record in (None, "", "{}", "[]", '{"digest": 1'):
         if record is not None:
             (tmp_path / "demo.json").write_text(record)
-        with pytest.raises(ValueError, match=f"{video.parent} holds files that the demo did not make"):
+        with pytest.raises(ValueError, match=f"{video.parent} has files in it that the demo did not make"):
             make_demo(tmp_path, TINY)
         assert video.read_bytes() == b"mine"
 
@@ -133,7 +133,9 @@ def test_files_of_ones_own_are_refused_and_kept(tmp_path, file):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"cannot take the demo's data \(Not a directory\): name another folder"):
+    with pytest.raises(
+        ValueError, match=r"the demo's data cannot be written to .*\(Not a directory\); choose another folder"
+    ):
         make_demo(tmp_path / "file" / "demo", TINY)
 
 
@@ -154,7 +156,7 @@ def test_command_line(tmp_path):
     assert done.stderr == ""
     assert (root / "annotations.pkl").read_bytes() == b"complete"
     (root / "demo.json").unlink()
-    for out, reason in ((str(root), "holds files that the demo did not make"), ("/proc/demo", "/proc/demo")):
+    for out, reason in ((str(root), "has files in it that the demo did not make"), ("/proc/demo", "/proc/demo")):
         bad = run("--out", out)
         assert bad.returncode == 2
         assert reason in bad.stderr

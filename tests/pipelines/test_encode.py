@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.prepare.encode import Crop, Encoded, Job, encode_clip, listed_length
+from pipelines.prepare.encode import Crop, EncodedClip, Job, encode_clip, standard_length
 from pipelines.videos.decode import VideoError
 
 COLOURS = np.array(
@@ -39,14 +39,14 @@ def job(video, folder, size, num_frames, **changes) -> Job:
     return Job(**values | changes)
 
 
-def pictures(encoded: Encoded, folder) -> list[np.ndarray]:
+def pictures(encoded: EncodedClip, folder) -> list[np.ndarray]:
     content = (folder / "clip.mov").read_bytes()
     starts = itertools.accumulate([encoded.first, *encoded.sizes])
     packets = [content[start : start + size] for start, size in zip(starts, encoded.sizes, strict=False)]
     return [np.asarray(Image.open(io.BytesIO(packet)).convert("RGB")) for packet in packets]
 
 
-def place(encoded: Encoded, box) -> np.ndarray:
+def place(encoded: EncodedClip, box) -> np.ndarray:
     """A box of video pixels in packed pixels."""
     region = np.array(encoded.region, float)
     return (np.array(box) - region[[0, 1, 0, 1]]) * np.tile(encoded.frame_size / (region[2:] - region[:2]), 2)
@@ -208,13 +208,13 @@ def test_crop_holds_its_region_at_the_promised_scale(corner, extent, side, video
         assert low <= region[axis] * to_video
         assert high >= region[axis + 2] * to_video
         assert low % 2 == high % 2 == 0
-        assert pixels == listed_length(pixels)
+        assert pixels == standard_length(pixels)
         scale = pixels / (high - low)
         assert min(1, box_pixels / (side * to_video)) - 1e-9 <= scale <= 1
 
 
 def test_frame_sides_form_a_short_list():
-    sides = {listed_length(length) for length in np.arange(1, 2048, 0.5)}
+    sides = {standard_length(length) for length in np.arange(1, 2048, 0.5)}
     assert sides == {*range(32, 513, 32), *range(576, 1025, 64), *range(1152, 2049, 128)}
 
 
@@ -222,22 +222,22 @@ def test_two_frames_more_or_less_are_taken(tmp_path, film):
     video = film.write(tmp_path / "video.mp4", film.frames(20, 160, 120))
     for annotated in (18, 22):
         assert len(encode_clip(job(video, tmp_path, (160, 120), annotated)).sizes) == 20
-    with pytest.raises(VideoError, match="it has more than 19 frames, its skeleton 17"):
+    with pytest.raises(VideoError, match="it has more than 19 frames, but its skeleton has 17"):
         encode_clip(job(video, tmp_path, (160, 120), 17))
-    with pytest.raises(VideoError, match="it has 20 frames, its skeleton 23"):
+    with pytest.raises(VideoError, match="it has 20 frames, but its skeleton has 23"):
         encode_clip(job(video, tmp_path, (160, 120), 23))
 
 
 def test_picture_on_its_side_is_refused(tmp_path, film):
     video = film.write(tmp_path / "video.mp4", film.frames(3, 160, 120))
-    with pytest.raises(VideoError, match="it is 160x120, but its skeleton was found on 120x160"):
+    with pytest.raises(VideoError, match="it is 160x120, but its skeleton belongs to 120x160: it is turned"):
         encode_clip(job(video, tmp_path, (120, 160), 3))
     encode_clip(job(video, tmp_path, (320, 180), 3))  # squeezed, as some re-encoded sets are: joints scale by axis
 
 
 def test_skeleton_elsewhere_is_refused(tmp_path, film):
     video = film.write(tmp_path / "video.mp4", film.frames(3, 160, 120))
-    with pytest.raises(VideoError, match="outside the picture"):
+    with pytest.raises(VideoError, match="outside the frame"):
         encode_clip(job(video, tmp_path, (160, 120), 3, region=(500, 500, 900, 900)))
 
 
@@ -245,7 +245,7 @@ def test_a_joint_far_off_is_the_skeletons_fault(tmp_path, film):
     """The filters refuse such a size too, but then the video is said not to decode."""
     video = film.write(tmp_path / "video.mp4", film.frames(3, 160, 120))
     with pytest.raises(
-        VideoError, match=r"skeleton reaches over 1[\d,]+x4[\d,]+ pixels of 160x120: a joint is far off"
+        VideoError, match=r"skeleton extends over 1[\d,]+x4[\d,]+ pixels, but its frames have 160x120: some joint"
     ):
         encode_clip(job(video, tmp_path, (160, 120), 3, region=(0, -40000, 100000, 120)))
 

@@ -121,7 +121,7 @@ class Fuzzed:
 def order_of(table, pack, epoch: int) -> list[str]:
     """Names of the clips in the order in which training sees them."""
     frames = PackFrames(table, pack)
-    rows = np.flatnonzero(frames.rows_of(table) >= 0)
+    rows = np.flatnonzero(frames.has_frames())
     work = loader(table, frames, rows)
     seen = np.concatenate([work.plan(epoch, step).row for step in range(work.num_batches)])
     return table.names[seen[: len(rows)]].tolist()
@@ -154,7 +154,7 @@ def survive(film, folder: Path, monkeypatch, good: int, bad: int, seed: int = 0)
     for epoch in range(3):
         assert order_of(table, pack, epoch) == order_of(work.table(usable), pack, epoch)
     frames = PackFrames(table, pack)
-    work_loader = loader(table, frames, np.flatnonzero(frames.rows_of(table) >= 0))
+    work_loader = loader(table, frames, np.flatnonzero(frames.has_frames()))
     assert sum(1 for _ in work_loader.epoch(0)) == work_loader.num_batches
     assert frames.damaged == set()
     assert "left out: " in packed(work, table)[1]  # a second run: nothing is tried again
@@ -201,7 +201,7 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
         if seen == 30:
             damaged = {row: rng.randrange(FRAMES) for row in rng.sample(late, 5)}
             for victim, frame in damaged.items():
-                flip_a_byte(pack, int(pack.rows_of(table)[victim]), frame, rng)
+                flip_a_byte(pack, int(pack.pack_rows(table)[victim]), frame, rng)
         expected = whole[row]
         if row in damaged:
             frame = damaged[row]
@@ -213,7 +213,8 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
     names = {(str(table.names[row]), frame) for row, frame in damaged.items()}
     assert frames.damaged == names
     assert sorted(said) == sorted(
-        f"{name}: frame {frame} of its pack is damaged, its nearest good frame takes its place" for name, frame in names
+        f"{name}: frame {frame} in the pack is damaged, so the nearest good frame is used instead"
+        for name, frame in names
     )
 
 

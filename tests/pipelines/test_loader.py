@@ -118,7 +118,7 @@ def test_pixels_are_the_planned_box_resized(shared):
     """Against torch's bilinear sampling of the decoded packets, flipped clips included."""
     table, pack = shared
     work = loader(table, pack, config=replace(CONFIG, flip=0.5))
-    pack_rows = pack.rows_of(table)
+    pack_rows = pack.pack_rows(table)
     flips = set()
     for epoch in range(3):
         for step, batch in enumerate(work.epoch(epoch)):
@@ -222,7 +222,7 @@ def test_damaged_packet_is_named_once_and_its_neighbour_takes_its_place(damaged)
         for frame in range(10):
             expected = whole[0].rgb[0, 3 if frame == 4 else frame]
             assert torch.equal(batch.rgb[0, frame], expected), frame
-    assert said == [f"{pack.names[0]}: frame 4 of its pack is damaged, its nearest good frame takes its place"]
+    assert said == [f"{pack.names[0]}: frame 4 in the pack is damaged, so the nearest good frame is used instead"]
     assert work.frames.damaged == {(str(pack.names[0]), 4)}
 
 
@@ -231,10 +231,10 @@ def test_clip_without_a_good_frame_stops_with_its_name(damaged):
     for frame in range(10):
         destroy(0, frame)
     work = loader(table, pack, train=False, batch_size=2, say=lambda text: None)
-    with pytest.raises(PackError, match=f"no frame of {pack.names[0]} .* is readable"):
+    with pytest.raises(PackError, match=rf"no frame of .*{pack.names[0]}\.mov can be read; remove this file"):
         next(iter(work.epoch(0)))
 
 
 def test_batch_must_divide_over_ranks(shared):
-    with pytest.raises(ValueError, match="the global batch of 4 clips does not divide over 3 ranks"):
+    with pytest.raises(ValueError, match="the global batch of 4 clips cannot be divided evenly among 3 ranks"):
         loader(*shared, world_size=3)

@@ -32,7 +32,7 @@ def test_a_whole_pack_is_whole(work):
     assert faults(work.out) == []
     done = command(work.out)
     assert (done.returncode, done.stdout) == (0, "")
-    assert f"{work.out}: all 4 clips are as they were written" in done.stderr
+    assert f"{work.out}: all 4 clips are undamaged" in done.stderr
 
 
 def test_damage_of_every_kind_is_named_once_and_mended(work):
@@ -46,14 +46,16 @@ def test_damage_of_every_kind_is_named_once_and_mended(work):
     done = command(work.out)
     assert done.returncode == 2
     assert done.stdout.splitlines() == [str(cut), str(lost), str(flipped)]
-    assert f"{work.names[0]}: it has {size - 1:,} bytes and was written with {size:,}\n" in done.stderr
+    assert f"{work.names[0]}: it has {size - 1:,} bytes, but had {size:,} when it was written\n" in done.stderr
     assert f"{work.names[1]}: its file cannot be read (No such file or directory)\n" in done.stderr
-    assert f"{work.names[3]}: 1 of 11 frames are damaged (" in done.stderr
+    assert f"{work.names[3]}: damaged frames: 1 of 11 (" in done.stderr
     assert all(done.stderr.count(name) == 1 for name in (work.names[0], work.names[1], work.names[3]))
-    assert done.stderr.endswith("3 of 4 clips are damaged; remove their files and run prepare again\n")
+    assert done.stderr.endswith(
+        "3 of 4 clips are damaged; remove their files and run python -m pipelines.prepare again\n"
+    )
     for path in done.stdout.splitlines():
         Path(path).unlink(missing_ok=True)
-    assert "3 whose packed file is gone" in work.prepare()[1]
+    assert "3 whose file in the pack is missing or has another size" in work.prepare()[1]
     assert faults(work.out) == []
 
 
@@ -73,7 +75,7 @@ def test_an_index_that_is_not_the_manifests(work, column):
     array = np.load(path)
     array.flat[0] = "X" if column == "name" else array.flat[0] + 1
     np.save(path, array)
-    with pytest.raises(PackError, match=f"its index differs from manifest.jsonl in {column}; remove .*index and run"):
+    with pytest.raises(PackError, match=f"the index differs from manifest.jsonl in {column}; remove .*index and run"):
         faults(work.out)
     done = command(work.out)
     assert done.returncode == 2
@@ -83,4 +85,4 @@ def test_an_index_that_is_not_the_manifests(work, column):
 def test_no_pack_is_one_sentence(tmp_path):
     done = command(tmp_path)
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path} holds no finished pack; run python -m pipelines.prepare\n"
+    assert done.stderr == f"error: {tmp_path} has no finished pack in it; make it with python -m pipelines.prepare\n"

@@ -85,18 +85,18 @@ def test_threads_may_share_a_pack(made):
     assert all(packets == expected[number % 2] for number, packets in enumerate(found))
 
 
-def test_rows_of_follow_the_table(scene):
+def test_pack_rows_follow_the_table(scene):
     work = scene(8, 9, 10)
     work.video(1).write_bytes(b"no video")
     pack, _ = work.prepare()
     work.clips.reverse()
     work.clips.append(work.clips[0] | {"frame_dir": "unknown"})
-    assert pack.rows_of(work.table()).tolist() == [2, -1, 0, -1]
+    assert pack.pack_rows(work.table()).tolist() == [2, -1, 0, -1]
     assert list(pack.bad) == [work.names[1]]
 
 
 def test_unfinished_pack_is_one_sentence(tmp_path):
-    with pytest.raises(PackError, match=r"holds no finished pack; run python -m pipelines.prepare"):
+    with pytest.raises(PackError, match=r"has no finished pack in it; make it with python -m pipelines.prepare"):
         open_pack(tmp_path)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.plan import CROP_DRAWS, crops_of, frames_of, uniforms
+from pipelines.plan import CROP_DRAWS, random_crops, random_frames, uniforms
 from tests.pipelines.oracles import random_crop, train_frames
 
 N = 4000
@@ -34,7 +34,7 @@ def test_numbers_are_even_and_do_not_know_their_neighbours():
 
 @pytest.mark.parametrize("total", [1, 5, 8, 9, 12, 15, 16, 17, 40])
 def test_frames_are_distributed_as_published(total):
-    ours = frames_of(np.full(N, total), 8, uniforms(1, 0, ROWS, 9))
+    ours = random_frames(np.full(N, total), 8, uniforms(1, 0, ROWS, 9))
     rng = np.random.RandomState(0)
     theirs = np.stack([train_frames(total, 8, rng) for _ in range(N)])
     assert ours.shape == theirs.shape
@@ -46,7 +46,7 @@ def test_frames_are_distributed_as_published(total):
 
 
 def test_crops_are_distributed_as_published():
-    ours = crops_of(256, uniforms(2, 0, ROWS, CROP_DRAWS))
+    ours = random_crops(256, uniforms(2, 0, ROWS, CROP_DRAWS))
     rng = np.random.RandomState(0)
     theirs = np.array([random_crop(rng) for _ in range(N)])
     for boxes in (ours, theirs):
@@ -60,7 +60,7 @@ def test_crops_are_distributed_as_published():
 
 def test_a_crop_that_never_fits_is_the_whole():
     luck = np.full((1, CROP_DRAWS), 1 - 2.0**-53)  # area 1 and aspect 4:3 at each try
-    assert crops_of(256, luck).tolist() == [[0, 0, 256, 256]]
+    assert random_crops(256, luck).tolist() == [[0, 0, 256, 256]]
     assert random_crop(AlwaysHigh()) == (0, 0, 256, 256)
 
 

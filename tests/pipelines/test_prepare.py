@@ -54,7 +54,7 @@ def test_bytes_depend_on_no_number_of_workers(scene):
 def test_second_run_does_nothing(scene):
     work = scene(8, 9)
     _, said = work.prepare()
-    assert "2 that were not there" in said
+    assert "2 that are not in the pack yet" in said
     before = {path: path.stat().st_mtime_ns for path in work.out.rglob("*")}
     pack, said = work.prepare()
     assert said == ""
@@ -81,7 +81,7 @@ def test_whatever_changes_is_made_anew_and_nothing_else(scene, film):
     changed("1 whose skeleton changed", [work.names[2]])
     lost.append(work.names[0])
     clip_file(work.out, work.names[0]).unlink()
-    changed("1 whose packed file is gone", [work.names[0]])
+    changed("1 whose file in the pack is missing", [work.names[0]])
     lost.clear()
     changed("3 made with other settings", work.names, settings=PackSettings(count=8, box_pixels=64, quality=5))
 
@@ -124,13 +124,15 @@ def test_bad_videos_are_named_once_and_left_out(scene):
     work.video(1).write_bytes(work.video(1).read_bytes()[:500])
     work.video(3).unlink()
     pack, said = work.prepare(max_bad=0.5)
-    assert said.count(f"{work.names[1]}: it does not decode") == 1
+    assert said.count(f"{work.names[1]}: it cannot be decoded") == 1
     assert said.count(f"{work.names[3]}: there is no such video") == 1
     assert pack.num_frames.tolist() == [8, 0, 10, 0]
     _, said = work.prepare(max_bad=0.5)
-    assert said.startswith("2 of 4 clips are left out: it does not decode")
+    assert said.startswith("2 of 4 clips are left out: it cannot be decoded")
     assert f"there is no such video: 1 ({work.names[3]})" in said
-    with pytest.raises(ValueError, match=r"2 of 4 clips have no usable video, more than 25.0% \(--max-bad\)"):
+    with pytest.raises(
+        ValueError, match=r"2 of 4 clips have no usable video, and at most 25.0% may lack one \(--max-bad\)"
+    ):
         work.prepare(max_bad=0.25)
 
 
@@ -138,7 +140,7 @@ def test_too_many_bad_videos_stop_the_run(scene):
     work = scene(8, 9, 10, 11)
     for number in (0, 1, 2):
         work.video(number).write_bytes(b"\0" * 1000)
-    with pytest.raises(ValueError, match=rf"2 of 4 .*: it does not decode .*: 2 \({work.names[0]}, "):
+    with pytest.raises(ValueError, match=rf"2 of 4 .*: it cannot be decoded .*: 2 \({work.names[0]}, "):
         work.prepare(max_bad=0.25)
     assert not clip_file(work.out, work.names[3]).exists()
 
@@ -190,21 +192,21 @@ def test_killed_runs_go_on_to_the_same_bytes(scene):
 def test_crashed_and_hung_decoders_cost_one_clip_each(scene, monkeypatch):
     """Workers that get a SIGKILL or SIGSTOP over their first job stand for decoders that crash or hang."""
     work = scene(8, 9, 10, 11)
-    give = prepare_pool.Worker.give
+    start = prepare_pool.Worker.start
     strike = {work.names[0]: signal.SIGKILL, work.names[2]: signal.SIGSTOP}
 
     def struck(self, job):
         if job.name in strike:
             self.process.send_signal(strike[job.name])
             self.process.stdin.flush()
-        give(self, job)
+        start(self, job)
 
-    monkeypatch.setattr(prepare_pool.Worker, "give", struck)
+    monkeypatch.setattr(prepare_pool.Worker, "start", struck)
     monkeypatch.setattr(prepare_pool, "time_limit", lambda job: 2 if job.name in strike else 60)
     pack, said = work.prepare(workers=2)
     assert pack.num_frames.tolist() == [0, 9, 0, 11]
-    assert f"{work.names[0]}: its decoder died of signal 9" in said
-    assert f"{work.names[2]}: it took longer than 2 s" in said
+    assert f"{work.names[0]}: its decoder was killed by signal 9" in said
+    assert f"{work.names[2]}: encoding it took longer than 2 s" in said
 
 
 def test_command_line(scene, tmp_path):
@@ -216,7 +218,7 @@ def test_command_line(scene, tmp_path):
     for more, expected in (
         (("--videos", str(tmp_path / "nowhere"), "--out", str(tmp_path / "p2")), "there is no folder"),
         (("--out", "/proc/pack"), "/proc/pack cannot be written"),
-        (("--out", str(work.video(0))), "Not a directory; free some space, or name another folder"),
+        (("--out", str(work.video(0))), "Not a directory; free some space, or choose another folder"),
         (("--out", str(tmp_path / "p2"), "--workers", "-1"), "--workers -1 is not between 1 and 100000"),
         (("--out", str(tmp_path / "p2"), "--count", "0"), "--count 0 is not between"),
         (("--out", str(tmp_path / "p2"), "--quality", "99"), "--quality 99 is not between 2 and 31"),

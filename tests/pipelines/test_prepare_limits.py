@@ -53,7 +53,7 @@ def claiming(path: Path, width: int, height: int) -> Path:
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((30000, 30000), "its header names no usable picture size"),  # FFmpeg's own limit
+        ((30000, 30000), "its header gives no usable frame size"),  # FFmpeg's own limit
         ((12000, 12000), "its header claims 12000x12000 pixels, more than 67,108,864"),
         ((160, 120), None),
     ],
@@ -103,9 +103,9 @@ def test_an_unknown_codec_is_one_sentence(tmp_path, film):
     content = video.read_bytes()
     at = content.index(b"avc1", content.index(b"stsd"))
     video.write_bytes(content[:at] + b"zzzz" + content[at + 4 :])
-    with pytest.raises(VideoError, match="nothing here knows its codec"):
+    with pytest.raises(VideoError, match="it has a codec that FFmpeg does not know"):
         encode_clip(job(video, tmp_path))
-    assert read_header(str(video)).reason == "nothing here knows its codec"
+    assert read_header(str(video)).reason == "it has a codec that FFmpeg does not know"
 
 
 PLAYLISTS = {
@@ -125,7 +125,7 @@ def test_no_file_leads_to_another(tmp_path, film, kind, extension):
     other = film.write(tmp_path / "other.ts", film.frames(20, 160, 120))
     video = tmp_path / f"a.{extension}"
     video.write_text(PLAYLISTS[kind].format(other=other))
-    with pytest.raises(VideoError, match="it does not decode"):
+    with pytest.raises(VideoError, match="it cannot be decoded"):
         encode_clip(job(video, tmp_path))
 
 

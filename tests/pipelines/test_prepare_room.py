@@ -31,16 +31,16 @@ def test_too_small_a_disk_is_told_before_it_is_full(scene, small_disk, monkeypat
         shutil.copy(work.video(0), work.video(number))
     monkeypatch.setattr(pack_room, "SPARE", 1 << 20)
     out = small_disk / "pack"
-    with pytest.raises(UserError, match=r"needs \d+\.\d MB more and its disk has \d\.\d MB free; what is made stays"):
+    with pytest.raises(UserError, match=r"needs \d+\.\d MB more, but its disk has only \d\.\d MB free; free some"):
         work.prepare(out)
     made = len(list((out / "clips").glob("*.mov")))
     assert FEW <= made <= FEW + 2
-    with pytest.raises(UserError, match=r"name another folder \(--out, --packs, data.packs\)"):
+    with pytest.raises(UserError, match=r"choose another folder \(--out, --packs, data.packs\)"):
         work.prepare(out)
     assert len(list((out / "clips").glob("*.mov"))) == made
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     pack, said = work.prepare(out)
-    assert "MB to come" in said
+    assert "the remaining clips need about" in said
     assert (pack.num_frames == 26).all()
     assert 50_000 < pack.columns["clip_bytes"].min() < pack.columns["clip_bytes"].max() < 150_000
     assert f"{60 - made} made" in said
@@ -50,9 +50,9 @@ def test_the_estimate_is_right(scene):
     """Told after sixteen clips of forty; the pack turns out as large as told."""
     work = scene(*[8 + number % 5 for number in range(40)])
     pack, said = work.prepare()
-    (line,) = [line for line in said.splitlines() if "to come" in line]
+    (line,) = [line for line in said.splitlines() if "remaining clips" in line]
     amount, unit = line.partition("about ")[2].split()[:2]
-    assert unit == "MB"
+    assert unit == "MB;"
     rest = pack.columns["clip_bytes"].sum() * 24 / 40 / 1e6
     assert float(amount) == pytest.approx(rest, rel=0.15)
 
@@ -80,5 +80,5 @@ def test_the_first_clips_come_from_all_over():
 def test_bad_clips_count_for_nothing(tmp_path):
     room = Room(tmp_path, [], 1000)
     for _ in range(100):
-        assert room.made({"bad": "it does not decode", "num_frames": 0, "clip_bytes": 0}, 10) is None
-    assert not room.known
+        assert room.add({"bad": "it cannot be decoded", "num_frames": 0, "clip_bytes": 0}, 10) is None
+    assert not room.can_estimate

@@ -58,7 +58,7 @@ def refusal(folder: Path, content: bytes) -> str:
     with pytest.raises(AnnotationError) as refused:
         read_pickle(path)
     text = str(refused.value)
-    assert text.startswith(f"{path} was not read: ")
+    assert text.startswith(f"{path} cannot be read: ")
     assert text.endswith("; get the published skeleton pickle again")
     assert "\n" not in text
     assert len(text) < len(str(path)) + 300

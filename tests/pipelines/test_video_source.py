@@ -137,10 +137,12 @@ def own(film, tmp_path) -> Set:
 
 def test_unusable_videos_are_left_out_up_to_a_limit(own):
     own.videos[1].unlink()
-    with pytest.raises(ValueError, match=r"1 of 3 clips have no usable video, more than 0.0% .* clip1: there is no"):
+    with pytest.raises(
+        ValueError, match=r"1 of 3 clips have no usable video, and at most 0.0% may .* clip1: there is no"
+    ):
         own.open()
     frames = own.open(max_bad=0.5)
-    assert frames.rows_of(own.table).tolist() == [0, -1, 2]
+    assert frames.has_frames().tolist() == [True, False, True]
     content = own.videos[2].read_bytes()
     own.videos[2].write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="2 of 3 clips"):
@@ -152,7 +154,7 @@ def test_a_video_that_fails_later_is_named(own):
     content = bytearray(own.videos[1].read_bytes())
     content[60 : len(content) // 2] = bytes(len(content) // 2 - 60)
     own.videos[1].write_bytes(content)
-    with pytest.raises(ValueError, match=r"clip1\.mov is not decoded by DALI .*python -m pipelines\.prepare"):
+    with pytest.raises(ValueError, match=r"DALI cannot decode .*clip1\.mov .*python -m pipelines\.prepare"):
         list(own.loader(frames).epoch(0))
     own.videos[1].unlink()
     with pytest.raises(ValueError, match=r"clip1\.mov cannot be read"):
@@ -165,9 +167,7 @@ def test_guard_passes_what_dali_decodes_right(videos):
 
 def test_guard_refuses_what_dali_cannot_decode_here(film, tmp_path):
     path = film.write(tmp_path / "clip.mp4", film.frames(6, 64, 48))
-    with pytest.raises(
-        VideoMismatch, match=r"clip\.mp4 is not decoded by DALI on the CPU .*pipelines\.prepare"
-    ) as error:
+    with pytest.raises(VideoMismatch, match=r"DALI cannot decode .*clip\.mp4 on the CPU .*pipelines\.prepare") as error:
         check_videos([(str(path), 6)], CPU)
     assert "\n" not in str(error.value)
 
@@ -181,7 +181,9 @@ def test_guard_refuses_a_file_whose_timestamps_hide_frames(own, tmp_path):
             packet.stream, packet.time_base = stream, Fraction(1, 30)
             packet.dts, packet.pts = number, (number ^ 1) + 2
             target.mux(packet)
-    with pytest.raises(VideoMismatch, match=r"shuffled\.mov holds 22 frames, its header says 24; leave data.source"):
+    with pytest.raises(
+        VideoMismatch, match=r"shuffled\.mov has 22 frames, but its header says 24; train with data.source=packs"
+    ):
         check_videos([(str(path), LENGTHS[0])], CPU)
 
 
@@ -200,7 +202,7 @@ def test_guard_refuses_frames_out_of_order(film, order):
     compare("clip.avi", right, right + noise, np.arange(12))
     found = (right + noise)[ORDERS[order]]
     with pytest.raises(
-        VideoMismatch, match=r"clip\.avi: asked for frame \d+, DALI gives frame \d+ .*pipelines\.prepare"
+        VideoMismatch, match=r"clip\.avi: asked for frame \d+, DALI returns frame \d+, .*pipelines\.prepare"
     ):
         compare("clip.avi", right, found, np.arange(12))
 
@@ -208,7 +210,7 @@ def test_guard_refuses_frames_out_of_order(film, order):
 def test_guard_puts_up_with_still_scenes_but_not_with_other_colours(film):
     still = np.repeat(film.frames(1, 96, 64)[0][None], 12, axis=0).astype(np.float32)
     compare("clip.mp4", still, still[::-1] + 2, np.arange(12))
-    with pytest.raises(VideoMismatch, match=r"clip\.mp4: DALI's colours are 9\.0 levels off .* BT\.601"):
+    with pytest.raises(VideoMismatch, match=r"clip\.mp4: DALI's colours are 9\.0 levels off, .* BT\.601"):
         compare("clip.mp4", still, still + 9, np.arange(12))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.videos.find import Missing, find_videos, summary
+from pipelines.videos.find import MissingVideo, find_videos, summary
 
 
 def put(folder, *files):
@@ -40,9 +40,9 @@ def test_place_decides_before_name(tmp_path):
 def test_ambiguous_and_missing(tmp_path):
     put(tmp_path, "train/clip.mp4", "val/clip.mp4", "twice.avi", "twice.mp4")
     clip, twice, missing = find_videos(tmp_path, ["clip", "twice", "clip.txt"])
-    assert clip == f"2 videos could be meant: {tmp_path / 'train/clip.mp4'}, {tmp_path / 'val/clip.mp4'}"
-    assert twice.startswith("2 videos could be meant")
-    assert all(isinstance(reason, Missing) for reason in (clip, twice, missing))
+    assert clip == f"2 videos match the name: {tmp_path / 'train/clip.mp4'}, {tmp_path / 'val/clip.mp4'}"
+    assert twice.startswith("2 videos match the name")
+    assert all(isinstance(reason, MissingVideo) for reason in (clip, twice, missing))
     assert missing == "there is no such video"
 
 
@@ -64,7 +64,7 @@ def test_split_folders_of_either_side(tmp_path):
     names = ["train/a", "b", "test/c.mp4", "c", "val/c"]
     a, b, test_c, c, val_c = find_videos(tmp_path, names)
     assert [a, b, test_c, c] == [str(tmp_path / file) for file in ("a.mp4", "val/b_rgb.avi", "test/c.mp4", "c.avi")]
-    assert val_c.startswith("3 videos could be meant")  # no folder val has one, and the name alone fits three
+    assert val_c.startswith("3 videos match the name")  # no folder val has one, and the name alone fits three
 
 
 def test_links_within_the_folder_are_followed_once(tmp_path):
@@ -86,10 +86,12 @@ def test_links_that_leave_the_folder_are_refused(tmp_path, linked):
     link.symlink_to(target)
     other, clip = find_videos(folder, ["other", "clip"])
     assert other == str(folder / "other.mp4")
-    assert isinstance(clip, Missing)
-    assert clip.startswith(f"there is no such video, but links that leave {folder} ({link}); set data.videos")
+    assert isinstance(clip, MissingVideo)
+    assert clip.startswith(
+        f"there is no such video, but some links lead out of {folder}, such as {link}; set data.videos"
+    )
     (folder / "other.mp4").unlink()
-    with pytest.raises(ValueError, match=r"holds nothing but links that leave it .*; set data.videos"):
+    with pytest.raises(ValueError, match=r"contains only links that lead out of it, .*; set data.videos"):
         find_videos(folder, ["clip"])
 
 
@@ -106,16 +108,16 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name):
 
 
 def test_summary_counts_and_names_a_few():
-    reasons = [*((f"clip{n}", "there is no such video") for n in range(5)), ("x", "2 videos could be meant: a, b")]
-    expected = "there is no such video: 5 (clip0, clip1, clip2, ...); several videos could be meant: 1 (x)"
+    reasons = [*((f"clip{n}", "there is no such video") for n in range(5)), ("x", "2 videos match the name: a, b")]
+    expected = "there is no such video: 5 (clip0, clip1, clip2, ...); several videos match the name: 1 (x)"
     assert summary(reasons) == expected
     many = [(f"clip{n}", f"reason {n // 2}") for n in range(10)]
-    assert summary(many, most=2) == "reason 0: 2 (clip0, clip1); reason 1: 2 (clip2, clip3); 6 for other reasons"
+    assert summary(many, limit=2) == "reason 0: 2 (clip0, clip1); reason 1: 2 (clip2, clip3); 6 for other reasons"
 
 
 def test_wrong_folder_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"no folder .*nowhere; set data.videos"):
         find_videos(tmp_path / "nowhere", ["clip"])
     put(tmp_path, "notes.txt")
-    with pytest.raises(ValueError, match="holds no video"):
+    with pytest.raises(ValueError, match="contains no video"):
         find_videos(tmp_path, ["clip"])

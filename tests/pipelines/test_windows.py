@@ -85,9 +85,6 @@ def test_each_window_has_its_own_joints(film, tmp_path):
 class NoFrames:
     """Grey pictures, where only the heatmaps matter."""
 
-    def rows_of(self, table) -> np.ndarray:
-        return np.arange(len(table))
-
     def decode(self, plans, decoding):
         plans(0)
         return self
@@ -111,9 +108,9 @@ def test_few_frames_wait(film, tmp_path):
     decoder = loader.frames.decode(all_plans(loader), loader.decoding())
     for _ in range(24):
         decoder.next()
-        assert len(decoder.kept) <= 2 * CONFIG.rgb_frames
-    assert not decoder.kept
-    assert all(isinstance(frame, av.VideoFrame) for frame in [decoder.last])
+        assert len(decoder.frames_in_memory) <= 2 * CONFIG.rgb_frames
+    assert not decoder.frames_in_memory
+    assert all(isinstance(frame, av.VideoFrame) for frame in [decoder.last_frame])
 
 
 def all_plans(loader: Loader):

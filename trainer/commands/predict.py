@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
 from rich.console import Console
@@ -204,7 +205,7 @@ class Predictor:
         return Loader(
             table=frames.table,
             frames=frames,
-            rows=frames.rows_of(frames.table),
+            rows=np.arange(len(frames.table)),
             config=self.experiment.clip,
             coarse_map=(0,),  # labels are not known: all windows have label 0
             train=False,
