@@ -121,7 +121,7 @@ def test_a_new_caller_in_the_loop_that_goes_around_the_door_ends_the_run(build, 
         yield from batches(epoch, step)
 
     run.train_loader.epoch = around_the_door
-    with pytest.raises(AssertionError, match=r"changing_weights\(\) while epoch_2_step_0\.pth copied it"):
+    with pytest.raises(AssertionError, match=r"changing_weights\(\) while it was copied for epoch_2_step_0\.pth"):
         fit(run)
     snapshot = newest_valid(tmp_path / "run", pytest.fail)
     assert snapshot is not None
