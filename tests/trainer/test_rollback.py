@@ -120,4 +120,4 @@ def test_all_ranks_go_back(tiny, environment, tmp_path):
     words = ("-c", TWO_RANKS, tmp_path, *tiny, "--set", "optim.rollbacks=1")
     first, second = run_ranks(words, words, environment=environment)
     assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stderr
-    assert "past the clips since" in first.stdout
+    assert "and the clips since then are skipped" in first.stdout

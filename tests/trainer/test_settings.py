@@ -41,8 +41,8 @@ from trainer.settings import override, value_at
         ("--set optim.accumulate=3", "optim.batch_size=16 does not divide into optim.accumulate=3"),
         ("--set optim.warmup_epochs=100", "optim.warmup_epochs=100 is more than optim.num_epochs=18"),
         ("--set model.pcan.fine_width=9", "model.pcan is off here; add --set model.pcan=default"),
-        ("--max-steps -1", "--max-steps -1: it cannot be negative"),
-        ("--max-restarts -1", "--max-restarts -1: it cannot be negative"),
+        ("--max-steps -1", "--max-steps -1: the number cannot be negative"),
+        ("--max-restarts -1", "--max-restarts -1: the number cannot be negative"),
         ("--ranks 0", "--ranks 0: at least one process is needed"),
     ],
 )
@@ -67,7 +67,7 @@ def test_known_metrics_are_those_of_a_validation(tiny, tmp_path):
     assert run_command([*tiny, "--set", "optim.num_epochs=1", "--set", "optim.ema=0.9", "--work-dir", str(run)]) == 0
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (said,) = [record for record in records if record["kind"] == "val"]
-    assert list(said)[3:] == metric_names(EXPERIMENTS["demo"].model, averaged=True)
+    assert list(said)[5:] == metric_names(EXPERIMENTS["demo"].model, averaged=True)
 
 
 VALUES = [
