@@ -235,7 +235,7 @@ def test_a_step_too_large_for_the_card_is_told_and_saved(make, tmp_path):
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.8 * peak / torch.cuda.get_device_properties(0).total_memory)
     try:
-        with pytest.raises(ValueError, match="the GPU's memory does not hold a step of 8 clips at once"):
+        with pytest.raises(ValueError, match="8 clips at once do not fit into the GPU's memory"):
             step_or_advice(run, large)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -45,7 +45,7 @@ def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
                 break
     except Stopped as reason:
         save(run)
-        run.journal.say(f"stopped: {reason}; continue with --resume")
+        run.journal.say(f"stopped: {reason}; go on with --resume")
     run.writer.close()
     return scores
 
@@ -110,7 +110,7 @@ def log(run: Run) -> None:
     if in_a_row >= run.experiment.optim.max_bad_steps:
         raise UserError(
             f"{in_a_row} steps in a row had gradients that were not finite, and none of them was applied; lower "
-            "optim.lr or set optim.clip_norm, then continue with --resume"
+            "optim.lr or set optim.clip_norm, then go on with --resume"
         )
     if values["loss"] > SPIKE * run.cursor.usual_loss:
         handle_spike(run, values["loss"])
@@ -130,7 +130,7 @@ def handle_spike(run: Run, loss: float) -> None:
         cursor.usual_loss = loss
         return
     if cursor.rollbacks >= max_rollbacks:
-        raise UserError(f"{event}, after {max_rollbacks} rollbacks: lower optim.lr, then continue with --resume")
+        raise UserError(f"{event}, after {max_rollbacks} rollbacks: lower optim.lr, then go on with --resume")
     cursor.rollbacks += 1
     name = go_back(run)
     if name:

@@ -29,11 +29,11 @@ def advice(run: Run, batch: Batch) -> str:
         estimate = f"{at_once // 2} fit"
     else:
         return (
-            f"{problem}, and neither do {at_once // 2}: set optim.accumulate={2 * parts} or more, and continue with "
+            f"{problem}, and neither do {at_once // 2}: set optim.accumulate={2 * parts} or more, and go on with "
             "--resume"
         )
     return (
-        f"{problem}, but {estimate}: continue with --resume --set optim.accumulate={parts}, which keeps the global "
+        f"{problem}, but {estimate}: go on with --resume --set optim.accumulate={parts}, which keeps the global "
         f"batch of {optim.batch_size} (BatchNorm then sees {at_once // 2} clips at a time)"
     )
 

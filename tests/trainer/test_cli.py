@@ -164,13 +164,15 @@ def test_wrong_starting_weights(capsys, tmp_path):
 
 def test_batch_that_does_not_divide(capsys, tmp_path):
     line = told(capsys, "--exp", "demo", "--ranks", "3", "--work-dir", str(tmp_path), "--device", "cpu")
-    assert "16 clips does not divide over 3 ranks" in line
+    assert "optim.batch_size=16 cannot be divided equally among 3 ranks" in line
 
 
 def test_foreign_data(capsys, tmp_path, tiny):
     more = ("--set", "data.num_classes=5", "--set", "data.coarse_map=(0,0,1,1,2)", "--set", "data.class_names=()",
             "--set", "data.demo=None", "--work-dir", str(tmp_path / "run"))  # fmt: skip
-    assert "has labels 0 to 11, experiment demo has classes 0 to 4; set data.num_classes" in told(capsys, *tiny, *more)
+    assert "has labels 0 to 11, but experiment demo has classes 0 to 4; set data.num_classes" in told(
+        capsys, *tiny, *more
+    )
 
 
 def test_wrong_coarse_map(capsys, tmp_path):

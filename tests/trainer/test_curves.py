@@ -124,7 +124,7 @@ def test_confused_classes_stand_by_group_and_the_worst_are_named() -> None:
 
 def test_confusion_without_names_or_clips() -> None:
     matrix, pairs = draw_confusion(np.zeros((60, 60))).axes
-    assert pairs.get_title("left") == "nothing confused"
+    assert pairs.get_title("left") == "no confusions"
     assert [tick.get_text() for tick in matrix.get_yticklabels()] == [str(i) for i in range(60)]
     assert not matrix.texts
 

@@ -32,12 +32,12 @@ def test_what_is_missing_comes_with_a_way_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, shown = said(["--exp", "ma52"])
     assert code == 2
-    assert "to be mended first: annotations, videos" in shown
-    found = list(check_data(EXPERIMENTS["ntu60"]))
-    assert [(finding.what, finding.state) for finding in found] == [("annotations", "bad"), ("videos", "bad")]
-    assert all(finding.fix for finding in found)
+    assert "fix these first: annotations, videos" in shown
+    findings = list(check_data(EXPERIMENTS["ntu60"]))
+    assert [(finding.what, finding.state) for finding in findings] == [("annotations", "bad"), ("videos", "bad")]
+    assert all(finding.fix for finding in findings)
     assert space("disk", tmp_path, 1e9, "buy one") == Finding(
-        "disk", "note", found=space("", tmp_path, 0, "").found, fix="buy one"
+        "disk", "note", details=space("", tmp_path, 0, "").details, fix="buy one"
     )
 
 
@@ -52,11 +52,11 @@ def test_data_and_packs_in_place(tiny, tmp_path):
     other = ("clip.rgb_frames=4", "data.num_classes=2", "data.class_names=()", "data.coarse_map=(0,1)")
     code, shown = said([*there, *(part for setting in other for part in ("--set", setting))])
     assert code == 2
-    assert "to be mended first: annotations" in shown
+    assert "fix these first: annotations" in shown
     (tmp_path / "damaged.pkl").write_bytes(b"not a pickle")
     code, shown = said([*there, "--set", f"data.annotations={tmp_path}/damaged.pkl"])
     assert code == 2
-    assert "to be mended first: annotations" in shown
+    assert "fix these first: annotations" in shown
 
 
 def test_as_a_command(capsys, tmp_path):
@@ -66,11 +66,11 @@ def test_as_a_command(capsys, tmp_path):
 
 def test_libraries_and_extras_that_are_missing(monkeypatch):
     assert module.video_engine("libc.so.6").state == "ok"
-    found = module.video_engine("libabsent.so.1")
-    assert (found.state, found.fix) == ("note", "in a container: NVIDIA_DRIVER_CAPABILITIES=all")
+    finding = module.video_engine("libabsent.so.1")
+    assert (finding.state, finding.fix) == ("note", "start the container with NVIDIA_DRIVER_CAPABILITIES=all")
     monkeypatch.setattr(module, "EXTRAS", {"export": "numpy", "pose": "an_absent_package"})
-    assert module.extras() == Finding("extras", "ok", "export installed", "if wanted: pip install -e '.[pose]'")
-    assert "if wanted: pip install -e '.[pose]'" in said([])[1]
+    assert module.extras() == Finding("extras", "ok", "export installed", "optional: pip install -e '.[pose]'")
+    assert "optional: pip install -e '.[pose]'" in said([])[1]
 
 
 def test_a_machine_without_a_compiler_or_with_a_foreign_apex(tmp_path, monkeypatch):

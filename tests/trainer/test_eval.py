@@ -124,4 +124,4 @@ def test_a_disk_that_is_full_leaves_the_metrics_on_the_terminal(tiny, trained, t
     assert run_command(["eval", *tiny, "--checkpoint", str(trained / "latest.pth"), "--out", str(tmp_path)]) == 2
     shown = capsys.readouterr()
     assert "acc/RGBPose_1:1_top1" in shown.out
-    assert f"{tmp_path} cannot take the results (No space left on device)" in shown.err
+    assert f"the results cannot be written to {tmp_path} (No space left on device)" in shown.err

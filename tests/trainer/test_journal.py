@@ -46,7 +46,7 @@ def run(journal: Journal, epochs: range, first_step: int = 0, num_steps: int = 4
             journal.train(cursor_at(epoch, step, num_steps), values)
         first_step = 0
         journal.start_validation(epoch, 240)
-        journal.validated(240)
+        journal.advance_validation(240)
         metrics = {"acc/RGBPose_1:1_top1": 0.5 + epoch / 100, "acc/rgb_top1": 0.25}
         journal.validation(cursor_at(epoch, num_steps, num_steps), 240, metrics)
     journal.close()

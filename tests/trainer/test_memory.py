@@ -36,7 +36,9 @@ def test_the_run_is_saved_as_it_was_before_the_step(run, tmp_path):
     run.cursor.finish_step()
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     hook = limit(run, 4)
-    with pytest.raises(ValueError, match=r"of 8 clips at once; 4 fit: .* --set optim\.accumulate=2, which keeps"):
+    with pytest.raises(
+        ValueError, match=r"8 clips at once do not fit .*, but 4 fit: .* --set optim\.accumulate=2, which keeps"
+    ):
         step_or_advice(run, second)
     found = newest_valid(tmp_path / "run", print)
     assert found is not None
@@ -51,14 +53,16 @@ def test_the_run_is_saved_as_it_was_before_the_step(run, tmp_path):
 def test_where_half_does_not_fit_either(run):
     (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0), strict=False))
     limit(run, 2)
-    with pytest.raises(ValueError, match=r"of 8 clips at once, nor one of 4: set optim\.accumulate=4 or more"):
+    with pytest.raises(
+        ValueError, match=r"8 clips at once do not fit .*, and neither do 4: set optim\.accumulate=4 or more"
+    ):
         step_or_advice(run, batch)
 
 
 def test_one_clip_cannot_be_halved(run, build):
     single = build("optim.accumulate=8")
     (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0), strict=False))
-    assert "a step of 1 clips at once, and they cannot be halved" in advice(single, batch)
+    assert "1 clips at once do not fit into the GPU's memory, and they cannot be halved" in advice(single, batch)
 
 
 def test_measuring_leaves_no_trace(run):

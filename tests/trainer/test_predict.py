@@ -182,7 +182,10 @@ MISTAKES = {
     "evil pickle": ("{video} --pose {tmp}/evil.pkl", "evil.pkl was not read"),
     "wrong npz": ("{video} --pose {tmp}/wrong.npz", "wrong.npz: 'keypoint' is missing"),
     "no npz": ("{video} --pose {tmp}/fake.npz", "fake.npz was not read"),
-    "other joints": ("{video} --pose {tmp}/joints.npz", "joints.npz has 28 joints a person, experiment demo draws 17"),
+    "other joints": (
+        "{video} --pose {tmp}/joints.npz",
+        "joints.npz has 28 joints a person, but experiment demo needs 17",
+    ),
     "other length": ("{video} --pose {tmp}/short.npz", "it has more than 7 frames, its skeleton 5"),
     "broken video": ("{tmp}/broken.mp4 --pose {tmp}/short.npz", "broken.mp4: it"),
     "long window": ("{video} --pose {poses} --window 1000", "1 <= stride <= window <= 512"),

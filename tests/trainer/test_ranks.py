@@ -67,7 +67,7 @@ def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path,
     done = programs.run_ranks((*words, here), (*words, there), environment=environment, machines=2)
     first, second = (rank.stdout + rank.stderr for rank in done)
     assert all(rank.returncode for rank in done), first + second
-    why = "epoch_1_step_2.pth cannot be read as a snapshot: [Errno 2]" if resume else "is not there on every machine"
+    why = "epoch_1_step_2.pth cannot be read as a snapshot: [Errno 2]" if resume else "does not exist on every machine"
     assert f"error: {there if resume else here}" in (second if resume else first)
     assert why in second
 
@@ -91,7 +91,7 @@ def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, t
     two = shown_by(programs.run_forked(*words, "--ranks", "2", "--max-steps", "3", environment=environment))
     assert "stopped: 3 steps are done" in two
     one = shown_by(programs.run_forked(*words, "--resume", environment=environment))
-    assert "this resume is exact in batches and rates, not in every bit: ranks 2 -> 1" in one
+    assert "but its results will not be bit-exact: ranks 2 -> 1" in one
     assert [line.partition("Epoch(val) ")[2][:10] for line in validations(work_dir)] == ["[1][24/24]", "[2][24/24]"]
     records = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(r["epoch"], r["step"]) for r in records if r["kind"] == "train"] == [

@@ -75,7 +75,10 @@ def test_a_loss_that_spikes_sends_the_run_back_to_its_snapshot_and_past_the_clip
     assert before is not None
     assert before[1]["cursor"]["rollbacks"] == 1
     lines = (tmp_path / "one" / "train.log").read_text().splitlines()
-    assert sum("back to epoch_2_step_0.pth, past the clips since" in line for line in lines) == 1
+    assert (
+        sum("weights restored from epoch_2_step_0.pth, and the clips since then are skipped" in line for line in lines)
+        == 1
+    )
     fit(runs[0])
     fit(runs[1])
     for ours, theirs in zip(*(run.network.state_dict().values() for run in runs), strict=True):
@@ -109,7 +112,7 @@ def test_a_loss_that_spikes_again_ends_the_run(build, tmp_path):
 
 
 def test_rollbacks_need_snapshots_of_losses_that_were_looked_at(build):
-    with pytest.raises(ValueError, match="snapshot_every=3 is no multiple of log_every=2"):
+    with pytest.raises(ValueError, match="snapshot_every=3 is not a multiple of log_every=2"):
         build("optim.rollbacks=1", "snapshot_every=3")
 
 
@@ -117,4 +120,4 @@ def test_all_ranks_go_back(tiny, environment, tmp_path):
     words = ("-c", TWO_RANKS, tmp_path, *tiny, "--set", "optim.rollbacks=1")
     first, second = run_ranks(words, words, environment=environment)
     assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stderr
-    assert "past the clips since" in first.stdout
+    assert "and the clips since then are skipped" in first.stdout

@@ -59,7 +59,7 @@ def test_runs(tmp_path, capsys):
     pictures = "pictures: a.png"
     a_run(tmp_path / "done[1]", ends=(pictures,))
     a_run(tmp_path / "a" / "stopped", ends=("stopped: by a signal; go on with --resume", "top-1 of the best", pictures))
-    a_run(tmp_path / "resumed", ends=("stopped: by a signal; go on with --resume", pictures, "going on from x"))
+    a_run(tmp_path / "resumed", ends=("stopped: by a signal; go on with --resume", pictures, "resuming from x"))
     silent_for(a_run(tmp_path / "killed"), 700)
     (a_run(tmp_path / "stalled") / "stalled_rank0.txt").write_text("File ...")
     (a_run(tmp_path / "fresh", scores=()) / "stalled_rank0.txt").touch()
@@ -150,8 +150,8 @@ def test_single_streams_beside_pairs(tmp_path):
     [
         (["runs", "{}/none"], "none has no run in it: give the folder of your work directories"),
         (["compare", "{}/a"], "compare takes 2 to 6 work directories, not 1"),
-        (["compare", "{}/a", "{}/b"], "b is no work directory: experiment.json cannot be read"),
-        (["compare", "{}/a", "{}/fresh"], "fresh has no numbers yet"),
+        (["compare", "{}/a", "{}/b"], "b is not a work directory: its experiment.json cannot be read"),
+        (["compare", "{}/a", "{}/fresh"], "fresh has no records yet"),
         (["compare", "{}/a", "{}/a", "--out", "{}/none/x.png"], "x.png cannot be written"),
     ],
 )

@@ -35,14 +35,14 @@ from trainer.settings import override, value_at
         ("--set optim.schedule=multistep", "--set 'optim.milestones=(12,16)'"),
         ("--set fused=bottlenecks", "this network has no bottlenecks, only x3d_block and norm_act"),
         ("--set fused=heat", "'heat' is not a list of names out of x3d_block, bottlenecks, norm_act"),
-        ("--set val.metric=acc/RGBPose_top1", "no metric of demo; did you mean acc/RGBPose_"),
-        ("--set val.metric=acc/RGBPose_1:1_top11", "no metric of demo; did you mean acc/RGBPose_1:1_top1?"),
+        ("--set val.metric=acc/RGBPose_top1", "not a metric of demo; did you mean acc/RGBPose_"),
+        ("--set val.metric=acc/RGBPose_1:1_top11", "not a metric of demo; did you mean acc/RGBPose_1:1_top1?"),
         ("--set model.num_classes=5", "model.num_classes has no effect"),
         ("--set optim.accumulate=3", "optim.batch_size=16 does not divide into optim.accumulate=3"),
         ("--set optim.warmup_epochs=100", "optim.warmup_epochs=100 is more than optim.num_epochs=18"),
         ("--set model.pcan.fine_width=9", "model.pcan is off here; add --set model.pcan=default"),
-        ("--max-steps -1", "--max-steps -1: it cannot be negative"),
-        ("--max-restarts -1", "--max-restarts -1: it cannot be negative"),
+        ("--max-steps -1", "--max-steps -1: the number cannot be negative"),
+        ("--max-restarts -1", "--max-restarts -1: the number cannot be negative"),
         ("--ranks 0", "--ranks 0: at least one process is needed"),
     ],
 )
@@ -67,7 +67,7 @@ def test_known_metrics_are_those_of_a_validation(tiny, tmp_path):
     assert run_command([*tiny, "--set", "optim.num_epochs=1", "--set", "optim.ema=0.9", "--work-dir", str(run)]) == 0
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (said,) = [record for record in records if record["kind"] == "val"]
-    assert list(said)[3:] == metric_names(EXPERIMENTS["demo"].model, averaged=True)
+    assert list(said)[5:] == metric_names(EXPERIMENTS["demo"].model, averaged=True)
 
 
 VALUES = [

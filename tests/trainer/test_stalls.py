@@ -84,7 +84,7 @@ def test_a_rank_that_stands_still_ends_the_run_with_stacks_of_all(tiny, environm
     os.kill(children(process.pid)[1], signal.SIGSTOP)
     shown = shown_by(process, 120)
     assert process.returncode not in (0, None), shown
-    assert "nothing has moved for 5 s" in shown
+    assert "there was no progress for 5 s" in shown
     assert "rank 0 ended with exit code 75" in shown or "rank 1 ended with exit code 75" in shown
     for rank in range(2):
         assert "trainer/loop.py" in (work_dir / f"stalled_rank{rank}.txt").read_text()
@@ -97,7 +97,7 @@ def test_a_killed_rank_is_started_again(tiny, environment, tmp_path):
     os.kill(children(process.pid)[1], signal.SIGKILL)
     shown = shown_by(process, 200)
     assert process.returncode == 0, shown
-    assert "going on from" in shown
+    assert "resuming from" in shown
     found = newest_valid(work_dir, print)
     assert found is not None
     assert found[1]["cursor"]["epoch"] == 2

@@ -159,7 +159,7 @@ def clone(value):
 
 
 def test_apex_without_its_extension_is_told():
-    with pytest.raises(ValueError, match=r"amp_C is not built"):
+    with pytest.raises(ValueError, match=r"amp_C, which is not installed"):
         build_optimizer("apex", [nn.Parameter(torch.ones(3))], 0.1, 0.9, 0.0)
 
 

@@ -46,8 +46,8 @@ def test_a_submission_read_back(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"actions": 60, "bodies": 8}, "has 60 classes and 8 coarse ones, MA-52 has 52 and 7"),
-        ({"pose_coarse": None}, "holds no fine and coarse scores of both streams"),
+        ({"actions": 60, "bodies": 8}, "has 60 classes and 8 coarse classes, but MA-52 has 52 and 7"),
+        ({"pose_coarse": None}, "does not hold fine and coarse scores of both streams"),
         ({"name": np.array(["a/x.mp4", "b/x.mp4", "c", "d"])}, "names 1 videos twice"),
     ],
 )
@@ -72,7 +72,7 @@ def test_scores_that_are_cut_short(tmp_path, capsys, share):
     scores(file)
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
     assert run_command(["submit", str(file), "--out", str(tmp_path / "s.zip")]) == 2
-    assert f"error: {file} is damaged or cut short" in capsys.readouterr().err
+    assert f"error: {file} is damaged or incomplete" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_second_run_leaves_the_first_alone(tiny, environment, tmp_path, capsys
             time.sleep(0.05)
         for resume in ([], ["--resume"]):
             assert run_command([*tiny, "--work-dir", str(run), *resume]) == 2
-            assert f"error: another run is at work in {run}: " in capsys.readouterr().err
+            assert f"error: another run is using {run}: " in capsys.readouterr().err
         first.send_signal(signal.SIGTERM)
         first.wait(60)
     assert first.returncode == 143
@@ -74,7 +74,7 @@ def test_the_current_folder_is_no_work_directory(tiny, tmp_path, capsys, monkeyp
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert run_command([*tiny, "--work-dir", work_dir]) == 2
-    assert "is the folder that you are in" in capsys.readouterr().err
+    assert "is the current folder or one above it" in capsys.readouterr().err
     assert not os.listdir()
 
 
@@ -84,4 +84,4 @@ def test_a_disk_without_room_for_pictures(build):
     with pictures(run), open("/dev/full", "w") as full:
         full.write("x" * (1 << 20))
         full.flush()
-    assert said == ["pictures cannot be written (No space left on device): the run itself is whole"]
+    assert said == ["pictures cannot be written (No space left on device): the run itself is not affected"]

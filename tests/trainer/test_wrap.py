@@ -37,4 +37,6 @@ def test_without_a_compiler(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     net, said = torch.nn.Linear(3, 2), []
     assert compiled(net, replace(DEMO, compile=True), CPU, said.append) is net
-    assert said == ["no C compiler here: running uncompiled, slower (install gcc to have torch.compile)"]
+    assert said == [
+        "there is no C compiler, so the network runs uncompiled and slower (install gcc to use torch.compile)"
+    ]
