@@ -63,6 +63,7 @@ def test_every_experiment_on_both_architectures_with_both_versions(kernel):
             assert {f"{name}_{mode}" for name in experiments for mode in modes} <= callers
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(triton.__version__ not in RECORD, reason="no record of this version of Triton")
 def test_the_record_is_current(tmp_path):
     """The heaviest call of each kernel and a sample of the others; `make soak` compiles them all."""
