@@ -1,6 +1,6 @@
 """Reads and checks annotation files, in both published forms, and converts their clips to columns.
 
-docs/data.md lists the fields of an annotation.
+"Data preparation" in docs/ lists the fields of an annotation.
 """
 
 import collections
@@ -48,7 +48,8 @@ def clips_and_splits(path: Path, content: Any) -> tuple[list[dict], dict]:
         clips, splits = content, {}
     if not isinstance(clips, list) or not clips or not isinstance(splits, dict) or not _all_dicts(clips):
         raise AnnotationError(
-            f"{path} contains neither a list of annotations nor {{'split', 'annotations'}}; docs/data.md describes both"
+            f"{path} contains neither a list of annotations nor {{'split', 'annotations'}}; "
+            "see 'Data preparation' in docs/"
         )
     return clips, splits
 
@@ -60,7 +61,7 @@ def _all_dicts(clips: list) -> bool:
 def split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> list[int]:
     """The rows of the clips that a split lists. `row_of` gives the row of each name. Raises AnnotationError."""
     if not isinstance(members, list | tuple | np.ndarray):
-        raise AnnotationError(f"split '{split}' of {path} is not a list of names; docs/data.md describes the file")
+        raise AnnotationError(f"split '{split}' of {path} is not a list of names; see 'Data preparation' in docs/")
     names = [str(name) for name in members]
     unknown = [name for name in names if name not in row_of]
     if unknown:

@@ -157,7 +157,7 @@ LABELS, KEYPOINTS = "labels.csv", "keypoints"
 def write_own(root: Path, config: DemoConfig) -> Path:
     """Write labels.csv and keypoints/NAME.npz beside the videos, and return the path of labels.csv.
 
-    With these files, the demo's videos can be used like a user's own videos (docs/custom_data.md).
+    With these files, the demo's videos can be used like a user's own videos ("Your own videos" in docs/).
     """
     (root / KEYPOINTS).mkdir(parents=True, exist_ok=True)
     lines = ["video,label,split"]

@@ -115,7 +115,7 @@ def test_length_may_differ_by_two(tmp_path, told):
     np.testing.assert_array_equal(table.clip_joints(1), expected(clip("b")))
 
 
-NO_FORM = "contains neither a list of annotations nor {'split', 'annotations'}; docs/data.md describes both"
+NO_FORM = "contains neither a list of annotations nor {'split', 'annotations'}; see 'Data preparation' in docs/"
 
 
 @pytest.mark.parametrize(
