@@ -88,14 +88,14 @@ def run(tiny, network, files, video: str, pose: str, out: Path) -> int:
 
 # (video, skeleton): what is said of them
 BESIDE = {
-    ("wide clip", "poses"): "found on 160x120 pixels, but {video} has {size}, so it is cut, turned or distorted",
-    ("same clip", "poses"): "found on 160x120 pixels, but {video} has 128x96, so it is cut, turned or distorted",
-    ("copied clip", "poses"): "found on 160x120 pixels, but {video} has {size}, so it is cut",
-    ("copied clip", "sized"): "found on 160x120 pixels, but {video} has {size}, so it is cut",
-    ("turned", "poses"): "found on 160x120 pixels, but {video} has 60x80, so it is cut, turned",
-    ("wide clip", "unsized"): "lie outside of its {size} pixels, and {video} has {size}; give the original video, or",
-    ("half", "of 1080p"): "lie outside of its 80x60 pixels, and {video} has 80x60; give the original video, or write",
-    ("wide", "left of all"): "lie outside of its 160x120 pixels, and {video} has 160x120",
+    ("wide clip", "poses"): "an image of 160x120 pixels, but {video} has {size} and shows a part of it",
+    ("same clip", "poses"): "an image of 160x120 pixels, but {video} has 128x96 and shows a part of it",
+    ("copied clip", "poses"): "an image of 160x120 pixels, but {video} has {size} and shows a part",
+    ("copied clip", "sized"): "an image of 160x120 pixels, but {video} has {size} and shows a part",
+    ("turned", "poses"): "an image of 160x120 pixels, but {video} has 60x80 and shows a part of it, or shows it turned",
+    ("wide clip", "unsized"): "lie outside the image of {size} pixels (they extend to ",
+    ("half", "of 1080p"): "lie outside the image of 80x60 pixels (they extend to ",
+    ("wide", "left of all"): "and {video} has 160x120; give the original video, or write img_shape",
 }
 
 
