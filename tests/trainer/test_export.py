@@ -198,7 +198,7 @@ def test_what_differs_from_the_network_is_not_written(checkpoint, tmp_path, caps
 
 def test_mistakes(checkpoint, tmp_path, capsys):
     for out, sentence in (
-        (tmp_path / "net.bin", "ends in .pt2"),
+        (tmp_path / "net.bin", "must end in .pt2"),
         (tmp_path / "none" / "net.pt2", "there is no folder"),
     ):
         words = ["--checkpoint", str(checkpoint), "--format", "pt2", "--out", str(out)]
