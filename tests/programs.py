@@ -132,7 +132,7 @@ class Fork:
     def poll(self) -> int | None:
         """The exit code of a process that has ended, -N after signal N; None while it runs."""
         if self.returncode is None and select.select([self._exit_code], [], [], 0)[0]:
-            self.returncode = int(os.read(self._exit_code, 16))
+            self.returncode = int(os.read(self._exit_code, 16) or -signal.SIGKILL)  # the starter itself was killed
             os.close(self._exit_code)
         return self.returncode
 

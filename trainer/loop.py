@@ -146,7 +146,7 @@ def validate(run: Run) -> tuple[Scores, str | None]:
     journal.start_validation(epoch, num_clips)
     scores = score_split(run)
     with run.writer.changing_weights():
-        averaged = run.averages.measured(run.network, lambda: summarize(score_split(run)))
+        averaged = run.ema.measured(run.network, lambda: summarize(score_split(run)))
     metrics = summarize(scores) | averaged
     journal.validation(cursor, num_clips, metrics)
     cursor.validations.append({"epoch": epoch, **metrics})

@@ -203,7 +203,7 @@ class EarlyStopping:
         self.best, self.waited = state["best"], state["waited"]
 
 
-class Averages:
+class Ema:
     """Exponential moving averages (EMA) of a network's weights and float buffers, held in `network`.
 
     They start at the present values. After each step every average moves towards the weight by 1 - `decay` of the
@@ -215,7 +215,7 @@ class Averages:
         self._step = 1 - decay
 
     def networks(self) -> list[nn.Module]:
-        """The network that holds the averages, in a list of one (`NoAverages` returns an empty list)."""
+        """The network that holds the averages, in a list of one (`NoEma` returns an empty list)."""
         return [self.network]
 
     def tensors(self) -> list[Tensor]:
@@ -252,8 +252,8 @@ class Averages:
         self.network.load_state_dict(state)
 
 
-class NoAverages:
-    """Stands in for `Averages` in a run without moving averages (optim.ema=None)."""
+class NoEma:
+    """Stands in for `Ema` in a run without moving averages (optim.ema=None)."""
 
     def networks(self) -> list[nn.Module]:
         return []
@@ -272,7 +272,7 @@ class NoAverages:
         return None
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Averages in the snapshot are ignored."""
+        """Ema in the snapshot are ignored."""
 
 
 def _floating(network: nn.Module) -> list[Tensor]:

@@ -28,7 +28,7 @@ FORMAT = 3
 def save(run: Run, best: str | None = None) -> None:
     """Save a snapshot of the run in the background. `best` is the file name of a second copy, for the best snapshot."""
     with nvtx.annotate("snapshot"):
-        for network in (run.network, *run.averages.networks()):
+        for network in (run.network, *run.ema.networks()):
             average_statistics(network, run.ranks)
         cursor = run.cursor
         run.writer.save(state_of(run), cursor.epoch + 1, cursor.step, best, steady=changed_by_update(run))
@@ -45,7 +45,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "cursor": run.cursor.state_dict(),
         "exact_under": exact_under(run),
         "scale": run.scale.state_dict(),
-        AVERAGES: run.averages.state_dict(),
+        AVERAGES: run.ema.state_dict(),
     }
 
 
@@ -89,7 +89,7 @@ def go_back(run: Run) -> str | None:
         restore(run, snapshot.state)
     if name and run.ranks.world_size > 1:
         with run.writer.changing_weights():
-            for tensor in (*changed_by_update(run), *run.network.buffers(), *run.averages.tensors()):
+            for tensor in (*changed_by_update(run), *run.network.buffers(), *run.ema.tensors()):
                 dist.broadcast(tensor.detach(), 0)
     return name
 
@@ -104,7 +104,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     saved = state["optimizer"]["state"]
     with run.writer.changing_weights():
         run.network.load_state_dict(state[WEIGHTS])
-        run.averages.load_state_dict(state.get(AVERAGES) or state[WEIGHTS])
+        run.ema.load_state_dict(state.get(AVERAGES) or state[WEIGHTS])
         for index, parameter in enumerate(run.network.parameters()):
             for key, value in run.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):

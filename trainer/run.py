@@ -17,11 +17,11 @@ from trainer.config import Experiment
 from trainer.cursor import Cursor
 from trainer.journal.journal import Journal
 from trainer.optim import (
-    Averages,
+    Ema,
     BufferGuard,
     EarlyStopping,
     LossScale,
-    NoAverages,
+    NoEma,
     NoLossScale,
     autocast_of,
     build_optimizer,
@@ -71,7 +71,7 @@ class Run:
     calls `parallel`, which is `forward`, wrapped in DDP if there are several ranks.
 
     A feature that is off is represented by an object that does nothing: NoWriter (also on all ranks but 0),
-    NoLossScale, NoAverages, Eager, nullcontext.
+    NoLossScale, NoEma, Eager, nullcontext.
     """
 
     experiment: Experiment
@@ -91,7 +91,7 @@ class Run:
     beat: Callable[[], None]  # called after each batch, to tell the watchdog that the run is alive
     precision: Callable[[], AbstractContextManager]
     scale: LossScale | NoLossScale
-    averages: Averages | NoAverages
+    ema: Ema | NoEma
     execute: Eager | Replay = field(default_factory=Eager)  # runs the device's part of a step, directly or as a graph
     profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
@@ -125,7 +125,7 @@ def build_run(
     if optim.logit_adjustment is not None:
         adjust_logits(network, loaders[0].clips_by_class().to(ranks.device), optim.logit_adjustment)
     forward = compiled(network, experiment, ranks.device, journal.say)
-    averages = NoAverages() if optim.ema is None else Averages(network, optim.ema)
+    ema = NoEma() if optim.ema is None else Ema(network, optim.ema)
     return Run(
         experiment=experiment,
         ranks=ranks,
@@ -135,7 +135,7 @@ def build_run(
         forward=forward,
         parallel=parallel(forward, ranks, optim.accumulate),
         optimizer=build_optimizer(optim.impl, network.parameters(), optim.lr, optim.momentum, optim.weight_decay),
-        guard=BufferGuard([*network.buffers(), *averages.tensors()]),
+        guard=BufferGuard([*network.buffers(), *ema.tensors()]),
         cursor=Cursor(
             batch_size=optim.batch_size,
             epoch_clips=len(loaders[0].rows),
@@ -148,5 +148,5 @@ def build_run(
         beat=beat,
         precision=autocast_of(optim.precision, ranks.device),
         scale=LossScale(ranks.device) if optim.precision == "fp16" else NoLossScale(),
-        averages=averages,
+        ema=ema,
     )

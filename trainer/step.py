@@ -38,7 +38,7 @@ def update(run: Run, batch: Batch) -> dict[str, Tensor]:
         norm, ok = clip_and_check(run.network.parameters(), optim.clip_norm)
         with run.writer.changing_weights():
             step_if(run.optimizer, ok)
-            run.averages.update(run.network)
+            run.ema.update(run.network)
             run.guard.settle(ok)
         run.scale.settle(ok)
         run.optimizer.zero_grad()

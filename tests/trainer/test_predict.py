@@ -191,7 +191,7 @@ MISTAKES = {
     "long window": ("{video} --pose {poses} --window 1000", "1 <= stride <= window <= 512"),
     "long stride": ("{video} --pose {poses} --window 8 --stride 9", "1 <= stride <= window"),
     "twice": ("{video} {tmp}/{name}.mp4 --pose {poses}", "two of the videos are named"),
-    "one npz": ("{video} {tmp}/broken.mp4 --pose {tmp}/short.npz", "has the skeletons of one video, but 2 videos are named"),
+    "one npz": ("{video} {tmp}/broken.mp4 --pose {tmp}/short.npz", "of one video, but 2 videos are named"),
     "onto itself": ("{tmp}/{name}.mp4 --pose {poses} --out {tmp}", "the result would replace"),
     "no out": ("{video} --pose {poses} --out {tmp}/notes.txt", "notes.txt cannot be written"),
     "no checkpoint": ("{video} --pose {poses} --checkpoint {tmp}/none.pth", "there is no file"),

@@ -217,7 +217,7 @@ def test_a_run_of_an_older_version_goes_on(build, tmp_path, batch_size):
     assert (again.cursor.epoch, again.cursor.clips, again.cursor.best) == (1, 24, 0.5)
     assert again.cursor.step == 24 // batch_size
     assert again.cursor.bad_steps.tolist() == [2, 0]
-    assert_equal(again.averages.state_dict(), state["model"])
+    assert_equal(again.ema.state_dict(), state["model"])
     assert again.optimizer.param_groups[0]["weight_decay"] == 0.02  # what the user sets on top counts
     records = read_metrics(tmp_path / "journal" / "metrics.jsonl")
     assert [(record["epoch"], record["clips"]) for record in records] == [

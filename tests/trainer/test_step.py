@@ -54,11 +54,11 @@ def test_averages_are_those_of_torch(build):
         train_step(run, batch)
         oracle.update_parameters(run.network)
     torch.testing.assert_close(
-        [p.detach() for p in run.averages.network.parameters()], [p.detach() for p in oracle.module.parameters()]
+        [p.detach() for p in run.ema.network.parameters()], [p.detach() for p in oracle.module.parameters()]
     )
     own = weights(run)
-    with run.averages.in_place_of(run.network):
-        assert_equal(weights(run), [p.detach() for p in run.averages.network.parameters()])
+    with run.ema.in_place_of(run.network):
+        assert_equal(weights(run), [p.detach() for p in run.ema.network.parameters()])
         scores = score_split(run)
     assert_equal(weights(run), own)
     assert not torch.equal(scores.probability["rgb"], score_split(run).probability["rgb"])
@@ -68,7 +68,7 @@ def test_averages_and_loss_scale_go_through_a_snapshot(build):
     settings = ("optim.ema=0.9", "optim.precision=fp16")
     run = build(*settings)
     run.scale.settle(torch.tensor(False))
-    run.averages.update(nn.Module.half(build().network).float())
+    run.ema.update(nn.Module.half(build().network).float())
     again = build(*settings)
     take_up(again, state_of(run))
     assert_equal(state_of(again), state_of(run))
