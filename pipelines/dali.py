@@ -29,8 +29,8 @@ def resize_regions(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.nd
 class FrameDecoder:
     """Decodes and resizes `num_images` packets per step, working up to `prefetch` steps ahead of `next`.
 
-    `source(step)` returns the input of a step, counted from 0, and raises StopIteration after the last step. It is
-    called by `next`, in the same thread, for steps that are still to come.
+    `source(step)` returns the input of a step, counted from 0, and raises StopIteration after the last step. `next`
+    calls it ahead of time, in its own thread.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class ClipView:
 
 
 def view_clip(loader: Loader, row: int, epoch: int) -> ClipView:
-    """The clip in row `row` of the loader's table, as the loader delivers it. A training loader does so for `epoch`."""
+    """The clip in row `row` as the loader delivers it. In training, its frames, crop and flip depend on `epoch`."""
     single = replace(loader, rows=np.array([row]), batch_size=1, rank=0, world_size=1)
     (batch,), plan = single.epoch(epoch), single.plan(epoch, 0)
     rgb, box, flip = batch.rgb[0].cpu().numpy(), plan.box[0], bool(plan.flip[0])

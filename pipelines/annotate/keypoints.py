@@ -80,7 +80,7 @@ def _read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> 
 
 
 def _check_place(file: Path, poses: Poses, video: Path, header: Header) -> None:
-    """Raise AnnotationError unless the video shows the whole image to which the joints refer, undistorted."""
+    """Raise AnnotationError unless the video shows the whole annotated image, neither cut, turned nor distorted."""
     shape, size = shape_of(header, poses.width, poses.height), f"{header.width}x{header.height}"
     if shape in ("turned", "other shape") or (shape == "scaled" and is_clip(video)):
         raise AnnotationError(

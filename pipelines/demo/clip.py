@@ -14,7 +14,7 @@ from pipelines.demo.classes import ClipId, DemoConfig, corrupt_video, missing_sk
 from pipelines.demo.motion import act
 
 MARGIN = 4  # pixels; detected joints are at least this far from the edge of the image
-NOISE_FRAMES = 8  # different frames of noise, one of which is added to each frame of a clip
+NOISE_FRAMES = 8  # images of noise; one of them, chosen at random, is added to each frame
 
 
 class View(NamedTuple):

@@ -131,7 +131,7 @@ class Pack:
         return np.array([row_of.get(name, -1) for name in table.names.tolist()], np.int64)
 
     def read_frames(self, row: int, frames: list[int]) -> tuple[list[bytes], list[int]]:
-        """Read frames of the clip in `row`: their JPEG packets, and the positions in `frames` of damaged packets.
+        """Read the JPEG packets of some frames of the clip in `row`, and list the positions of damaged ones.
 
         Frame numbers are clamped to the clip. A damaged packet is returned as it was read, so it may be cut or changed.
         """

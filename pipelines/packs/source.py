@@ -17,7 +17,7 @@ from pipelines.plan import ClipPlan
 
 @dataclass
 class PackFrames:
-    """The source of frames of a table's clips that reads them from a pack.
+    """Reads the frames of a table's clips from a pack.
 
     damaged: (clip name, frame number) of the damaged packets that have been reported so far.
     """

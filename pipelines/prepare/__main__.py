@@ -1,4 +1,4 @@
-"""The entry point of `python -m pipelines.prepare`, which also takes `--exp NAME` or `--check PACK` alone."""
+"""The entry point of `python -m pipelines.prepare`: packs videos, prepares an experiment, or checks a pack."""
 
 import os
 import sys

@@ -23,8 +23,8 @@ class VideoDecodeError(RuntimeError):
 class VideoDecoder:
     """Decodes and resizes frames of `num_clips` videos per step, working up to `prefetch` steps ahead of `next`.
 
-    `source(step)` returns the input of a step, counted from 0, and raises StopIteration after the last step. It is
-    called by `next`, in the same thread, for steps that are still to come.
+    `source(step)` returns the input of a step, counted from 0, and raises StopIteration after the last step. `next`
+    calls it ahead of time, in its own thread.
     """
 
     def __init__(

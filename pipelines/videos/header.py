@@ -13,7 +13,7 @@ from pipelines.videos.decode import CONTAINERS
 
 PATIENCE = 30.0  # seconds that reading a header may take
 MAX_PACKETS = 100_000  # packets to count if the header does not give the number of frames
-UNKNOWN = (1 << 32) - 1  # the size in an .avi whose writer could not go back to fill it in
+UNKNOWN = (1 << 32) - 1  # the size field of an .avi if its writer never filled it in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,7 @@ MAX_CHECKS = 4  # videos that are decoded by DALI and PyAV and compared
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """The source of frames of a table's n clips that reads them from the videos.
+    """Reads the frames of a table's n clips from their videos.
 
     videos: the path of each clip's video, or a MissingVideo.
     sizes: [n, 2] (width, height) of the videos in pixels.

@@ -61,7 +61,7 @@ def window_table(joints: np.ndarray, height: int, width: int, windows: Windows) 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowFrames:
-    """The source of frames for a `window_table`, read from the video. Batches are of one window each, in order.
+    """Reads the frames of a `window_table` from the video. Each batch is one window, and windows come in order.
 
     settings: of the pack whose clips the windows are to resemble.
     each: is called with every decoded frame of the video.
