@@ -17,9 +17,9 @@ from trainer.config import Experiment
 from trainer.cursor import Cursor
 from trainer.journal.journal import Journal
 from trainer.optim import (
-    Ema,
     BufferGuard,
     EarlyStopping,
+    Ema,
     LossScale,
     NoEma,
     NoLossScale,
