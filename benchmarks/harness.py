@@ -90,8 +90,8 @@ def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
 class StepCost:
     """Cost of a training step per clip (docs/sources.md, "Bytes of a training step").
 
-    `compiled_gb` is the memory traffic if the compiler fuses what it can, and `ideal_gb` if everything possible is
-    fused.
+    `compiled_gb` is the memory traffic of a step in which the compiler fuses as many operations as it can. `ideal_gb`
+    is the memory traffic of a step in which all operations are fused that can be fused at all.
     """
 
     gflop: float

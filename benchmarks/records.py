@@ -171,7 +171,7 @@ def results_table(records: Path) -> str:
 
 
 def _counted(file: Path) -> list[str]:
-    """Return the table of the bytes counted in compiled steps, one line per experiment; empty without the record."""
+    """Return the lines of a table of the bytes counted in compiled steps, or no lines if `file` does not exist."""
     if not file.exists():
         return []
     record = read_record(file, "compiled")

@@ -127,7 +127,7 @@ def is_installed(name: str) -> bool:
 
 
 def check_torch(version: str | None = None) -> None:
-    """Raise UserError if torch (by default the installed one) is older than 2.11; the text gives the reason."""
+    """Raise UserError, with the reason, if a version of torch (by default the installed one) is older than 2.11."""
     version = version or importlib.metadata.version("torch")
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) >= OLDEST_TORCH:

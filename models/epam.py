@@ -48,7 +48,7 @@ class PoseAttention(nn.Module):
 def attend(rgb: Tensor, attention: Tensor) -> Tensor:
     """Return rgb * (1 + attention) for rgb [N*T, C, H, W] and a map [N*T, 1, H, W] of the same frames and size.
 
-    Raises UserError if the map has another number of frames or another size.
+    Raises UserError if the map has a different number of frames or a different size.
     """
     if attention.shape != (len(rgb), 1, *rgb.shape[2:]):
         raise UserError(

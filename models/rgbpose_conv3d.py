@@ -127,7 +127,7 @@ class FeatureInteraction(nn.Module):
         return scale_frames(rgb, rgb_gate), scale_frames(pose, pose_gate)
 
     def gates(self, rgb: Tensor, pose: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Return the factors a of both streams: [N, C, T, 1] and [N, C', ratio*T, 1]."""
+        """Return the numbers a for both streams: [N, C, T, 1] for RGB and [N, C', ratio*T, 1] for pose."""
         rgb_line = pixels(self.conv1(rgb), 1).amax(1).unflatten(0, (-1, num_frames))  # [N, T, hidden]
         pose_line = self.conv2(time_rows(pose, self.ratio * num_frames)).permute(0, 2, 3, 1).amax(2)
         rgb_line = self.rgb_cross_attn(rgb_line, pose_line)

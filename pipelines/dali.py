@@ -16,9 +16,9 @@ Step = tuple[list[np.ndarray], np.ndarray, np.ndarray]
 
 
 def resize_regions(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The starts and ends, [N, 2] float32 (y, x), that tell DALI's resize to show the boxes [N, 4].
+    """Return roi_start and roi_end, [N, 2] float32 (y, x), with which DALI's resize crops images to boxes [N, 4].
 
-    Where `flip` [N] is True, the start and end in x are swapped, which mirrors the image.
+    Where `flip` [N] is True, the x of the start and the x of the end are swapped, which mirrors the image.
     """
     left, top, right, bottom = box.T
     start = np.stack([top, np.where(flip, right, left)], axis=1)

@@ -114,7 +114,8 @@ def aligned_rgb_frames(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
 def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
     """The joints of the planned pose frames, [N, T', M, V, 3] float32 (x, y, score) in pixels of the annotation.
 
-    M is the largest number of people in these clips; in clips with fewer people, the joints of the others are 0.
+    M is the largest number of people in these clips. A clip with fewer people is filled up with people whose joints are
+    all 0.
     """
     joint_rows, exists = _joint_rows(table, plan.row, plan.pose_frames)
     joints = np.zeros((*joint_rows.shape, table.num_joints, 3), np.float32)

@@ -1,4 +1,4 @@
-"""Settings from the command line: --exp names an experiment, and the --set options of a command change it together."""
+"""Settings from the command line: --exp names an experiment, and all --set options are applied to it at once."""
 
 import ast
 import types

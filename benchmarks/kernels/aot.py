@@ -35,7 +35,7 @@ class Launch:
 
     arch: int
     call: Call
-    settings: str  # as `settings` describes the launch
+    settings: str  # the description of the launch that the function `settings` returns
     resources: dict[str, int]
 
 

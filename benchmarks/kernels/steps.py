@@ -50,10 +50,11 @@ class Step:
         return self.times * self.num_frames * torch.Size(self.shape).numel()
 
     def make(self, device: torch.device, clips: int, *, fused: bool) -> tuple[Block, Tensor]:
-        """Return a copy of the block, fused or plain, with random weights and biases in its norms, and an input for it.
+        """Return a copy of the block, fused or plain, and an input for the copy.
 
-        The input is [F, C, H, W] in float32, with values that bfloat16 can represent. Only the first two blocks of a
-        stage are copied: the second one computes the end of the first, and `run` computes the end of the second.
+        The norms of the copy get random weights and biases. The input is [F, C, H, W] in float32, with values that
+        bfloat16 can represent. Only the first two blocks of a stage are copied: the second block computes the end of
+        the first block, and `run` computes the end of the second block.
         """
         torch.manual_seed(0)
         block = copy.deepcopy(self.block)

@@ -46,7 +46,7 @@ def clips_per_s(ranks: int, target: Target) -> np.ndarray:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        preexec_fn=die_with_parent,  # the suite kills a part that takes too long
+        preexec_fn=die_with_parent,  # so that the training also ends if the suite kills this process
     )
     if process.returncode:
         raise RuntimeError(f"{ranks} ranks: exit code {process.returncode}\n{process.stdout}{process.stderr}")

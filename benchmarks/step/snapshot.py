@@ -79,7 +79,10 @@ def _seconds_a_step(step: Callable[[], object], seconds: float) -> float:
 
 
 def measure_resume(target: Target) -> Iterator[Result]:
-    """Measure the seconds until the first batch of an epoch as long as NTU-60's, from its start and from 90 % of it."""
+    """Measure the seconds until the first batch when an epoch begins, and when it is resumed after 90 % of its batches.
+
+    The epoch has as many clips as one of NTU-60.
+    """
     experiment = experiment_on_demo(target)
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=target.device)
     loader = build_loader(experiment, open_demo(experiment), True, ranks, print)

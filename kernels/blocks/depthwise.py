@@ -61,11 +61,11 @@ class Strips:
 
 
 def cut(result: Tensor, images: Tensor, groups: int, stride: int, span: int) -> Strips:
-    """Divide the result [F, H, W, C] into strips, with `span` columns per lane, and the images in the same way.
+    """Divide the result [F, H, W, C] of the convolution into strips, in which each lane has `span` columns.
 
-    The images are [F, SOURCE_H, SOURCE_W, C]. A program computes one strip of ROWS by LANES * SPAN pixels and BLOCK_C
-    channels, of BLOCK_I images at once, and repeats this `steps` times with other images. BLOCK_C is 64 unless 32 would
-    waste fewer channels.
+    The images that the convolution reads are [F, SOURCE_H, SOURCE_W, C]. A program computes one strip of ROWS by
+    LANES * SPAN pixels and BLOCK_C channels for BLOCK_I images at once, and then the same strip of other images, in
+    `steps` steps altogether. BLOCK_C is 64 unless 32 would waste fewer channels.
     """
     count, height, width, channels = result.shape
     block_c = 64 if triton.cdiv(channels, 64) * 64 == triton.cdiv(channels, 32) * 32 else 32
@@ -97,10 +97,10 @@ def merge_strips(partial: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
 def spread_over_pixels(
     mean: Tensor, grad_mean: Tensor | None, grad_var: Tensor | None, grad_means: Tensor | None, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Return `level` and `slope`, given the gradients of the three results of `merge_strips` over `count` pixels.
+    """Return `level` and `slope`, given the gradients of the three statistics that `merge_strips` returns.
 
-    The statistics add level + slope * (result - mean) to the gradient of each pixel. level is [N, C], or [1, C] if it
-    is the same for all groups; slope is [C].
+    Because of these statistics, level + slope * (result - mean) is added to the gradient of each pixel. level is
+    [N, C], or [1, C] if it is the same for all groups; slope is [C]. `count` is the number of pixels of all groups.
     """
     level = torch.zeros_like(mean)[None] if grad_mean is None else grad_mean[None] / count
     if grad_means is not None:

@@ -204,7 +204,7 @@ def load(path: Path) -> dict[str, Any]:
             return torch.load(file, map_location="cpu", weights_only=True)
     except SnapshotError:
         raise
-    except Exception as error:  # for a hostile file with a correct digest, zip, pickle and torch may raise anything
+    except Exception as error:  # a hostile file may have a correct digest and make torch raise anything
         reason = str(error).partition("\n")[0]
         raise SnapshotError(f"{path} cannot be read as a snapshot: {reason}") from error
 

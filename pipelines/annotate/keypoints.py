@@ -106,7 +106,7 @@ def _key(name: str) -> str:
 
 
 def read_npz(file: Path, size: tuple[int, int]) -> Poses:
-    """Read an .npz file. If it has no img_shape, its image has `size` (height, width). Raises AnnotationError."""
+    """Read an .npz file. `size` (height, width) is used if the file has no img_shape. Raises AnnotationError."""
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}

@@ -42,7 +42,7 @@ class _Dtype:
 def _check(raw: Any, dtype: Any) -> None:
     """Refuse array content that is not bytes. A view of another array could outlive it and read freed memory."""
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray):
-        raise pickle.UnpicklingError("an array in it is not plain")
+        raise pickle.UnpicklingError("it contains an array of an unknown kind")
 
 
 class _Array(np.ndarray):
@@ -54,7 +54,7 @@ class _Array(np.ndarray):
         if not all(isinstance(side, int) and side >= 0 for side in shape):
             raise pickle.UnpicklingError(f"an array in it has shape {shape}")
         if math.prod(shape) * dtype.plain().itemsize != len(raw):
-            raise pickle.UnpicklingError(f"an array of shape {shape} in it has {len(raw)} bytes of content")
+            raise pickle.UnpicklingError(f"it contains an array of shape {shape} with {len(raw)} bytes of content")
         whole = (1, tuple(shape), dtype.plain(), bool(fortran), bytes(raw))
         super().__setstate__(whole)  # type: ignore[arg-type]
 
@@ -65,7 +65,7 @@ NDARRAY = "numpy.ndarray"  # what a pickle gets for this name; it may pass it to
 def _reconstruct(kind: Any, *_: Any) -> np.ndarray:
     """Create an empty array, which the pickle fills by setting its state."""
     if kind != NDARRAY:
-        raise pickle.UnpicklingError("an array in it is not plain")
+        raise pickle.UnpicklingError("it contains an array of an unknown kind")
     return np.zeros(0, np.int8).view(_Array)
 
 

@@ -166,26 +166,26 @@ def _safe_name(name: str) -> str:
     return name
 
 
-# Clips with height and width exchanged are an error if there are at least this many, and this share of all clips. A
+# Clips with height and width swapped are an error if there are at least this many, and this share of all clips. A
 # single one may just have wrong joints.
 MIN_CLIPS, MIN_SHARE = 3, 0.1
 MARGIN = 1.02  # an image counts as 2 % larger than it is, because joints are often slightly outside
 
 
 def check_image_shapes(path: Path, clips: Sequence[dict[str, Any]]) -> None:
-    """Raise UserError if height and width are exchanged in many clips, which are dicts made by `parse_clip`."""
+    """Raise UserError if height and width are swapped in many clips, which are dicts made by `parse_clip`."""
     exchanged = [clip for clip in clips if fits_only_exchanged(clip["joints"], clip["height"], clip["width"])]
     if len(exchanged) >= max(MIN_CLIPS, MIN_SHARE * len(clips)):
         first = exchanged[0]
         raise UserError(
             f"{path}: in {len(exchanged)} clips, such as {first['names']} with img_shape ({first['height']}, "
-            f"{first['width']}), the joints fit into the image only if both numbers are exchanged: write img_shape as "
+            f"{first['width']}), the joints fit into the image only if the two numbers are swapped: write img_shape as "
             "(height, width)"
         )
 
 
 def fits_only_exchanged(joints: np.ndarray, height: int, width: int) -> bool:
-    """Whether the joints extend beyond an image of (height, width), but fit into one with both sizes exchanged."""
+    """Whether the joints extend beyond an image of (height, width), but fit if height and width are swapped."""
     points = joints[joints[..., 2] > 0][:, :2]
     if height == width or not len(points):
         return False

@@ -40,7 +40,7 @@ class Pose:
         return Pose(hands=hands, feet=feet, hips=hips, lean=rng.normal(0.03, 0.02) + 0.01 * sway[:, 0])
 
     def mirrored(self) -> "Pose":
-        """The same pose with left and right exchanged."""
+        """The same pose with left and right swapped."""
         hips = self.hips * np.array([-1, 1, 1])
         return Pose(hands=self.hands[:, ::-1], feet=self.feet[:, ::-1], hips=hips, lean=self.lean)
 

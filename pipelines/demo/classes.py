@@ -13,7 +13,8 @@ FINE_NAMES = (
     *("give a plain box", "give a striped box", "push"),
 )
 COARSE_MAP = (0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3)
-# Pairs of classes with the same distribution of people, clothes and places; only the joints' order or tempo differs.
+# Pairs of classes with the same distribution of people, clothes and places; only the order or tempo of the movements
+# differs.
 MOTION_ONLY = ((0, 1), (3, 4))
 # Pairs of classes with the same distribution of joints; only the look of the object in the hands differs.
 COLOUR_ONLY = ((6, 7), (9, 10))

@@ -28,7 +28,7 @@ from pipelines.demo.classes import TRAIN, VAL, ClipId, DemoConfig, clip_ids
 from pipelines.demo.clip import annotate, write_clip
 from pipelines.progress import Progress
 
-GENERATOR = 3  # raise it when the same DemoConfig gives other data, so that existing folders are made again
+GENERATOR = 3  # raise it when the same DemoConfig produces other data, so that existing folders are made again
 RECORD, ANNOTATIONS, VIDEOS = "demo.json", "annotations.pkl", "videos"
 
 

@@ -57,7 +57,7 @@ def both_hands(x: np.ndarray | float, y: np.ndarray, z: np.ndarray, grip: float)
 
 
 def alone(t: np.ndarray, pose: Pose, rng: np.random.Generator, held: str = "") -> Scene:
-    """A scene with one person, who faces the camera within 35 degrees. Left and right are exchanged at random.
+    """A scene with one person, who faces the camera within 35 degrees. Left and right are swapped at random.
 
     The object, if there is one, is between the hands.
     """

@@ -26,7 +26,7 @@ from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
 
-FORMAT = 2  # raise it when the files, the crop rule or the encoder change, so that older clips are made again
+FORMAT = 2  # raise this number when the files, the crop rule or the encoder change, so that older clips are made again
 
 
 class PackError(UserError):

@@ -47,9 +47,10 @@ def _check_index(pack: Pack) -> None:
             )
     wrong = [name for name, line in lines.items() if line["num_frames"] != len(packets_of(line["packets"]))]
     if wrong:
+        line = lines[wrong[0]]
         raise PackError(
-            f"{pack.folder / 'manifest.jsonl'} is damaged: {wrong[0]} has {lines[wrong[0]]['num_frames']} frames "
-            "but another number of packets; remove the folder and run python -m pipelines.prepare again"
+            f"{pack.folder / 'manifest.jsonl'} is damaged: {wrong[0]} has {line['num_frames']} frames but "
+            f"{len(packets_of(line['packets']))} packets; remove the folder and run python -m pipelines.prepare again"
         )
 
 

@@ -162,7 +162,8 @@ class Crop:
     def filters(self, frame: av.VideoFrame) -> list[tuple[str, str]]:
         """FFmpeg filters that crop a frame, pad it with black, scale it, and convert it to JPEG's colours.
 
-        These are BT.601 with full range. Raises VideoError if the region is outside the frame or too large.
+        JPEG's colours are BT.601 with full range. Raises VideoError if the region to store lies outside the frame or
+        has too many pixels.
         """
         left, top, right, bottom = self.region
         # Chroma has half the resolution, so the last column or row of an odd size is treated as outside the frame.

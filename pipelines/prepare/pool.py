@@ -110,7 +110,10 @@ def encode_all(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict[st
 
 
 def _answers(busy: list[Worker]) -> Iterator[tuple[Worker, dict[str, Any]]]:
-    """Wait until a worker answers or is past its deadline, and yield all answers. Workers past it are killed."""
+    """Wait until a worker answers or exceeds its deadline, and yield (worker, answer) for all such workers.
+
+    A worker that exceeds its deadline is killed, and the answer is that its video is bad.
+    """
     with selectors.DefaultSelector() as selector:
         for worker in busy:
             assert worker.process.stdout is not None

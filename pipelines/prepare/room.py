@@ -33,9 +33,10 @@ class Room:
             self._count(line)
 
     def add(self, line: dict[str, Any], frames: int) -> str | None:
-        """Count a clip that is finished: its manifest line, and the number of frames in its annotation.
+        """Add a finished clip to the estimate. line: its line in the manifest; frames: the length of its annotation.
 
-        Returns the estimate as a sentence when it first becomes possible. Raises UserError if the disk is too small.
+        Returns the estimate as a sentence when an estimate first becomes possible. Raises UserError if the disk is too
+        small for the remaining clips.
         """
         self.frames_left -= frames
         before = self.can_estimate

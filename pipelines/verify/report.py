@@ -106,7 +106,7 @@ def _split_table(facts: dict[str, Any]) -> Table:
 
 
 def _published(split: dict[str, Any]) -> str:
-    """Text for the published number of clips: that it is the same, another number, or '-' if none is known."""
+    """Text that compares the number of clips with the published one, or '-' if no published number is known."""
     if split["published"] is None:
         return " or ".join(f"{size:,}" for size in split.get("expected", ())) or "-"
     return "the same" if split["published"] == split["clips"] else f"{split['published']:,}"

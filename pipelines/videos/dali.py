@@ -100,8 +100,8 @@ def graph(source, size: int, decoder: str):
     whole = fn.decoders.video(video, device=decoder, frames=frames, pad_mode="none")
     # Pixels outside the frame become black, as in packs. Without this step, the resize would repeat the frame's edge.
     part = fn.slice(whole, start=corner, shape=shape, axes=(1, 2), out_of_bounds_policy="pad", fill_values=0)
-    # Frames of a pack have been scaled down once already. With antialiasing the result is closest to theirs: on NTU,
-    # the PSNR between both is 38 to 40 dB, and 33 to 37 dB without.
+    # The frames of a pack were scaled down when the pack was made. With antialiasing, the frames read here resemble
+    # them most: on NTU, the PSNR between the two is 38 to 40 dB with antialiasing, and 33 to 37 dB without.
     return fn.resize(
         part, size=(size, size), roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=True
     )

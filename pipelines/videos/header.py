@@ -54,7 +54,7 @@ def read_header(video: str) -> Header:
 
 
 def _end_of(video: str, stream: av.VideoStream) -> int:
-    """The least size of the complete file in bytes, according to its index and, for an .avi, its first bytes."""
+    """The bytes that the complete file must have at least, by its index and, if it is an .avi, its RIFF header."""
     index_end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     with open(video, "rb") as file:
         head = file.read(8)

@@ -107,8 +107,9 @@ def _entry(window: Window, prediction: Prediction) -> dict[str, Any]:
 
 
 def show(prediction: Prediction, console: Console) -> None:
-    """Print a table of the windows, with five lines for each in a short video and one in a long video. The mean of all
-    windows comes last.
+    """Print a table with the best classes of each window, and last those of the mean over all windows.
+
+    Each window of a short video has five classes, one per line. Each window of a long video has only the best class.
     """
     windows, names = prediction.windows, prediction.class_names
     depth = TOP if len(windows) <= IN_FULL else 1

@@ -16,7 +16,8 @@ from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
 
 RGB, POSE, BOTH, GREY = "#c8553d", "#2a6f97", "#222222", "#888888"
-MOST_POINTS = 200  # in a line; longer series are divided into so many stretches, and their means are drawn
+# A line has at most this many points. A longer series is divided into this many stretches, whose means are drawn.
+MOST_POINTS = 200
 Records = Sequence[dict[str, Any]]
 
 

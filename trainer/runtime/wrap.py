@@ -52,9 +52,10 @@ def has_compiler() -> bool:
 
 
 def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
-    """The compiled network wrapped in DDP if there are several ranks. It stays one graph.
+    """The compiled network, wrapped in DDP if there are several ranks. The network remains a single graph.
 
-    DDP's static_graph is used only without accumulation, because with it not every backward pass exchanges gradients.
+    DDP's static_graph is used only without gradient accumulation, because with accumulation some backward passes do not
+    exchange gradients.
     """
     if ranks.world_size == 1:
         return forward

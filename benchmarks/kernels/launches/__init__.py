@@ -49,7 +49,7 @@ class Call(Protocol):
         ...
 
     def plain(self) -> None:
-        """Do the same as the call with torch's operators on the meta device, forward and backward."""
+        """Do the computation of the call with torch's own operators on the meta device, forward and backward."""
         ...
 
     def run(self) -> None:
