@@ -14,8 +14,8 @@ SAVED = ("epoch", "clips", "best", "best_file", "bad_steps", "validations", "usu
 class Cursor:
     """The position of a run: epoch `epoch` (counted from 0) has `epoch_clips` clips, and `clips` of them are done.
 
-    When all clips of an epoch are done, the epoch's validation comes next. The last batch of an epoch is filled up with clips
-    from the start of the epoch, which are not counted again. Only this class converts between clips and steps.
+    When all clips of an epoch are done, the epoch's validation comes next. The last batch of an epoch is filled up with
+    clips from the start of the epoch, which are not counted again. Only this class converts between clips and steps.
 
     batch_size is the number of clips in a step on all ranks together. bad_steps [2] int64, on the device, counts the
     steps without finite gradients: first those of the whole run, then those in a row up to the present step.

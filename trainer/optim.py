@@ -199,7 +199,7 @@ class EarlyStopping:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the best score and `waited`. patience and min_delta are not restored; this run's experiment sets them."""
+        """Restore `best` and `waited`. patience and min_delta are not restored: this run's experiment sets them."""
         self.best, self.waited = state["best"], state["waited"]
 
 

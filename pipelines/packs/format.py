@@ -1,6 +1,6 @@
 """The format of clip packs: a pack is a folder with one Motion JPEG file per clip, from which single frames are read.
 
-    clips/NAME.mov    the frames of a clip as JPEG; a reader can fetch any of them alone, and video players can play it
+    clips/NAME.mov    the frames of a clip as JPEG; a reader can fetch a single frame, and video players can play the file
     manifest.jsonl    one line per clip: what it was made from, or why it could not be made. If several lines have the
                       same name, the last one counts.
     index/*.npy       the content of the manifest as arrays that can be memory-mapped, written at the end of `prepare`
@@ -30,7 +30,7 @@ FORMAT = 2  # raise this number when the files, the crop rule or the encoder cha
 
 
 class PackError(UserError):
-    """A pack that cannot be used. The text names the folder and says what to do."""
+    """A pack that cannot be used. The message names the folder and says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +38,8 @@ class PackSettings:
     """What a pack stores of each clip.
 
     count: pose frames per sample. The pack stores every box that a sample of `count` frames can ask for.
-    box_pixels: side of the smallest such box in the pack, in pixels. If the video has fewer, it is not enlarged.
-    quality: of the JPEG frames, from 2 (best) to 31 (worst).
+    box_pixels: side of the smallest such box in the pack, in pixels. Frames are never enlarged to reach this size.
+    quality: quality of the JPEG frames, from 2 (best) to 31 (worst).
     """
 
     count: int
@@ -161,13 +161,13 @@ def clip_file(folder: Path, name: str) -> Path:
 
 
 def is_clip(video: Path) -> bool:
-    """Whether the file `video` belongs to a pack. It then shows only a part of the original video."""
+    """Whether the file `video` belongs to a pack, so that it shows only a part of the original video."""
     above = video.resolve().parents
     return any(folder.name == "clips" and (folder.parent / "manifest.jsonl").is_file() for folder in above)
 
 
 def open_pack(folder: Path) -> Pack:
-    """Open a finished pack by mapping its index into memory. Raises PackError if there is none."""
+    """Open a finished pack by mapping its index into memory. Raises PackError if the folder has no index."""
     try:
         columns = load_columns(folder)
         packets = np.load(folder / "index" / "packets.npy", mmap_mode="r")

@@ -46,7 +46,7 @@ class PackFrames:
         )
 
     def packets(self, plan: ClipPlan, say: Callable[[str], None]) -> Step:
-        """The decoder's input for a plan: the packets of its frames, and the region to show of each."""
+        """The decoder's input for a plan: the packets of its frames, and the region of each packet to crop."""
         packets = [
             packet
             for row, frames in zip(plan.row, plan.rgb_frames, strict=True)
@@ -94,7 +94,7 @@ def packet_boxes(
     """Convert boxes [N, 4] from pixels of the annotation to pixels of the packets.
 
     annotation_size, video_size, packet_size: [N, 2] (width, height) of the annotation, the video and the packets.
-    region: [N, 4] (left, top, right, bottom) of what the packets show, in pixels of the video.
+    region: [N, 4] (left, top, right, bottom) of the part of the video in the packets, in pixels of the video.
     """
     to_pack = packet_size / (region[:, 2:] - region[:, :2])
     corners = box.reshape(-1, 2, 2) * (video_size / annotation_size)[:, None]

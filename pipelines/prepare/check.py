@@ -19,8 +19,8 @@ from pipelines.progress import Progress
 def check_pack(folder: Path, console: Console) -> Iterator[tuple[str, str]]:
     """Compare a pack's files with its index. Yields (name, what is wrong) once for each damaged clip.
 
-    The length of each file and the checksum of each frame are compared. Raises PackError if the index itself is not
-    that of the manifest.
+    The length of each file and the checksum of each frame are compared. Raises PackError if the index does
+    not match the manifest.
     """
     pack = open_pack(folder)
     _check_index(pack)
@@ -34,7 +34,7 @@ def check_pack(folder: Path, console: Console) -> Iterator[tuple[str, str]]:
 
 
 def _check_index(pack: Pack) -> None:
-    """Raise PackError if the index does not have the content of the manifest, or the manifest contradicts itself."""
+    """Raise PackError if the index does not match the manifest, or if the manifest contradicts itself."""
     lines = read_manifest(pack.folder)
     manifest = columns_of(lines.values())
     packets = [packets_of(lines[name]["packets"]) for name in manifest["name"].tolist()]
@@ -62,7 +62,7 @@ def _fault(pack: Pack, row: int) -> str:
     except OSError as error:
         return f"its file cannot be read ({error.strerror})"
     if size != expected:
-        return f"it has {size:,} bytes, but had {expected:,} when it was written"
+        return f"its file has {size:,} bytes, but had {expected:,} when it was written"
     count = int(pack.num_frames[row])
     _, damaged = pack.read_frames(row, list(range(count)))
     if not damaged:

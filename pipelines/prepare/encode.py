@@ -35,16 +35,16 @@ TO_FULL = "y='clip((val-16)*255/219+0.5,0,255)':" + ":".join(
 class Job:
     """The task to make one clip. Lengths are in pixels of the annotation."""
 
-    name: str  # of the clip
+    name: str  # name of the clip
     video: str  # path of the video
     target: str  # path of the clip's file
     region: tuple[float, float, float, float]  # (left, top, right, bottom) of the part of the image to store
-    side: float  # of the smallest box that a sample can ask for
-    height: int  # of the annotated image
+    side: float  # side of the smallest box that a sample can ask for
+    height: int  # height of the annotated image
     width: int
-    num_frames: int  # of the annotation
-    box_pixels: int  # pixels that `side` is to have in the clip, if the video has as many
-    quality: int  # of the JPEG frames, from 2 (best) to 31
+    num_frames: int  # length of the annotation
+    box_pixels: int  # pixels that `side` is to have in the clip, if the video has enough pixels
+    quality: int  # quality of the JPEG frames, from 2 (best) to 31
 
     @classmethod
     def of(cls, table: ClipTable, row: int, settings: PackSettings, video: str, target: str) -> "Job":
@@ -77,7 +77,7 @@ class EncodedClip:
     frame_size: list[int]
     clip_bytes: int
     first: int
-    sizes: list[int]  # of the packets in bytes; there is one packet per frame, one after another in the file
+    sizes: list[int]  # sizes of the packets in bytes; there is one packet per frame, one after another in the file
     crcs: list[int]  # CRC-32 of each packet
 
 
@@ -145,7 +145,8 @@ class Crop:
     def of(cls, job: Job, width: int, height: int) -> "Crop":
         """The crop for a job whose video has frames of (width, height).
 
-        The scale gives the smallest box of a sample `box_pixels` pixels; frames are never enlarged. Raises VideoError
+        The scale is chosen so that the smallest box of a sample has sides of `box_pixels` pixels; frames are never
+        enlarged. Raises VideoError
         if the video is turned relative to the annotation.
         """
         turned = abs(width / height / (job.height / job.width) - 1) < 0.02
@@ -174,8 +175,8 @@ class Crop:
         if (right - left) * (bottom - top) > MAX_PIXELS:
             extent = f"{right - left:,}x{bottom - top:,}"
             raise VideoError(
-                f"its skeleton extends over {extent} pixels, but its frames have {frame.width}x{frame.height}: some "
-                "joint is far outside"
+                f"its skeleton extends over {extent} pixels, but its frames have {frame.width}x{frame.height}: at "
+                "least one joint is far outside"
             )
         matrix = MATRICES.get(int(frame.colorspace), "bt601")
         full = int(frame.color_range) == FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
@@ -232,7 +233,7 @@ def write_jpegs(job: Job, crop: Crop, first: av.VideoFrame, rest: Iterator[av.Vi
     """Convert frames to JPEG: the content of a .mov file, and its packets, one per frame.
 
     A single thread is used, so that the bytes are the same on every machine and JPEGs contain no restart markers.
-    Raises VideoError if a frame has another size or pixel format than the first.
+    Raises VideoError if the size or the pixel format of a frame differs from that of the first frame.
     """
     graph, shape = _graph(crop, first), (first.width, first.height, first.format.name)
     file, packets = io.BytesIO(), []
@@ -244,7 +245,7 @@ def write_jpegs(job: Job, crop: Crop, first: av.VideoFrame, rest: Iterator[av.Vi
         stream.codec_context.thread_count = 1
         for number, frame in enumerate(itertools.chain([first], rest)):
             if (frame.width, frame.height, frame.format.name) != shape:
-                raise VideoError(f"its frame {number} has another size or pixel format than its first")
+                raise VideoError(f"its frame {number} differs from its first frame in size or pixel format")
             graph.push(frame)
             scaled = graph.pull()
             assert isinstance(scaled, av.VideoFrame)

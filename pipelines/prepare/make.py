@@ -1,8 +1,8 @@
 """Makes a clip pack from videos (`python -m pipelines.prepare ANNOTATIONS --videos DIR --out PACK`, or `--exp NAME`).
 
 A run continues where an earlier one stopped, for whatever reason, and returns at once if there is nothing to do. The
-pack's manifest records what each clip was made from. If its video, its skeleton or the settings change, the clip is
-made again. `--check PACK` reads a finished pack and lists damaged clips (check.py).
+pack's manifest records what each clip was made from. A clip is made again if its video, its skeleton or the settings
+change. `--check PACK` reads a finished pack and lists damaged clips (check.py).
 """
 
 import contextlib
@@ -56,8 +56,8 @@ def prepare(
     """Make or complete the pack in the folder `out`, and open it. It has one clip for each row of the table.
 
     workers: processes that encode; by default one per core.
-    max_bad: share of clips that may be left out because their video is missing or cannot be decoded. Each is reported
-        once.
+    max_bad: share of clips that may be left out because their video is missing or cannot be decoded. Each of these
+        clips is reported once.
     The bytes of the pack depend neither on `workers` nor on interruptions.
 
     Raises UserError if more clips than `max_bad` would be left out, or the pack cannot be written.
@@ -149,7 +149,7 @@ class _Run:
         return self.todo.videos[row]
 
     def _without_video(self) -> None:
-        """Record the clips that have no video. If there are too many, as in a wrong folder, it is a single error."""
+        """Record the clips that have no video. If there are too many, as in a wrong folder, one error covers all."""
         reasons = {row: video for row in self.todo.stale if isinstance(video := self._video(row), MissingVideo)}
         names = self.table.names
         _check_limit(
@@ -188,7 +188,7 @@ class _Run:
         return line
 
     def _stamp(self, row: int) -> dict[str, int]:
-        """Size and time of a video. A video that could not be used is tried again when they change."""
+        """Size and time of a video. A video that could not be used is tried again when its size or time changes."""
         video = self._video(row)
         if isinstance(video, MissingVideo):
             return {}
@@ -220,7 +220,7 @@ PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 @contextlib.contextmanager
 def appending(manifest: Path) -> Iterator[TextIO]:
-    """Open the manifest to append lines. If a kill has cut off the last line, end that line first."""
+    """Open the manifest to append lines. If the last line was cut off when a run was killed, end that line first."""
     with open(manifest, "a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)

@@ -26,7 +26,7 @@ def time_limit(job: Job) -> float:
 
 
 class Worker:
-    """A process that runs `python -m pipelines.prepare.worker`. It ends when this process does."""
+    """A process that runs `python -m pipelines.prepare.worker`. It ends when the process that started it ends."""
 
     def __init__(self):
         self.process = subprocess.Popen(
@@ -72,7 +72,7 @@ class Worker:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):  # a job that the worker did not read is still in the pipe
+            with contextlib.suppress(BrokenPipeError):  # flushing a job that the worker did not read fails
                 pipe.close()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kernels.program import UserError
 
-FEW = 16  # clips from all parts of the table, from which the size of the others is estimated
+FEW = 16  # number of clips, from all parts of the table, from which the size of the other clips is estimated
 SPARE = 64 << 20  # bytes of the disk that must remain free
 
 
@@ -21,7 +21,7 @@ def spread_first(rows: list[int]) -> list[int]:
 
 
 class Room:
-    """The disk space for the clips that remain to be made, estimated from the bytes per frame of finished ones.
+    """The disk space for the clips that remain to be made, estimated from the bytes per frame of finished clips.
 
     lines: manifest lines of clips that are finished. frames_left: frames of all clips that remain.
     """

@@ -11,13 +11,13 @@ from pipelines.packs.format import PackSettings, columns_of, index_is_current, l
 from pipelines.prepare.encode import describe
 from pipelines.videos.find import MissingVideo, find_videos
 
-# The reasons for which clips are made, as parts of a message: "packing 5 clips: 3 whose video changed, ..."
+# The reasons why clips have to be made, as parts of a message: "packing 5 clips: 3 whose video changed, ..."
 NEW, SETTINGS, JOINTS, VIDEO, LOST = (
     "that are not in the pack yet",
     "made with other settings",
     "whose skeleton changed",
     "whose video changed",
-    "whose file in the pack is missing or has another size",
+    "whose file in the pack is missing or has a different size",
 )
 
 
@@ -75,7 +75,7 @@ def survey(table: ClipTable, folder: Path, out: Path, settings: PackSettings) ->
         elif clip is not None and clip.bad:
             result.bad[name] = clip.bad
     if videos is None and result.stale:
-        find_videos(folder, names)  # raises the error that says what is wrong with the folder
+        find_videos(folder, names)  # raises an error that says what is wrong with the folder
     return result
 
 

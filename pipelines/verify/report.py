@@ -106,7 +106,7 @@ def _split_table(facts: dict[str, Any]) -> Table:
 
 
 def _published(split: dict[str, Any]) -> str:
-    """Text that compares the number of clips with the published one, or '-' if no published number is known."""
+    """The published number of clips as text: "the same" if it equals the number of clips here, '-' if it is unknown."""
     if split["published"] is None:
         return " or ".join(f"{size:,}" for size in split.get("expected", ())) or "-"
     return "the same" if split["published"] == split["clips"] else f"{split['published']:,}"

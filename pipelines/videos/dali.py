@@ -12,12 +12,12 @@ from nvidia.dali import fn, pipeline_def, types
 
 # The input of one step, for N clips: the content of each video's file, uint8; frame numbers [N, T] int32; upper left
 # corner and size, [N, 2] int32 (y, x), of the part to cut out, in pixels of the video; start and end, [N, 2] float32
-# (y, x), of the region to show within that part.
+# (y, x), of the region within that part to which the resize crops.
 VideoStep = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class VideoDecodeError(RuntimeError):
-    """DALI failed to decode one of the files in a batch. It does not say which one."""
+    """DALI failed to decode one of the files in a batch. DALI does not say which one."""
 
 
 class VideoDecoder:

@@ -18,7 +18,7 @@ MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 
 
 class VideoError(UserError):
-    """A video that cannot become a clip. The text is the reason; whoever shows it puts the name of the video first."""
+    """A video that cannot become a clip. The message is the reason; the caller puts the name of the video before it."""
 
 
 def decode(video: str, max_frames: int) -> Iterator[av.VideoFrame]:

@@ -13,7 +13,7 @@ EXTENSIONS = {".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", 
 
 
 class MissingVideo(str):
-    """Takes the place of a video's path if there is no video, or more than one. The text is the reason."""
+    """Takes the place of a video's path if there is no video, or more than one. The string is the reason."""
 
     __slots__ = ()
 

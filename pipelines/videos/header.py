@@ -18,7 +18,7 @@ UNKNOWN = (1 << 32) - 1  # the size field of an .avi if its writer never filled 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """What the header of a video says about it, or the reason why the header cannot be used."""
+    """The facts in the header of a video, or the reason why the header cannot be used."""
 
     width: int = 0  # pixels
     height: int = 0
@@ -30,8 +30,8 @@ class Header:
 def read_header(video: str) -> Header:
     """Read the header of a video. Like `prepare`, this opens only local files, in the containers that are allowed.
 
-    If the header does not give the number of frames, the packets are counted. If the file has an index, it must be long
-    enough to hold everything that the index lists.
+    If the header does not give the number of frames, the packets are counted. If the file has an index, the file must
+    be long enough to hold everything that the index lists.
     """
     try:
         with av.open(video, options=CONTAINERS, metadata_errors="replace", timeout=PATIENCE) as container:

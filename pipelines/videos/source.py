@@ -1,8 +1,8 @@
 """Training without packs (data.source=video): reads frames from the videos, and checks DALI's decoder beforehand.
 
 Before training starts, a few videos are decoded by DALI and by PyAV, and their frames are compared. Some files have
-wrong timestamps, and a decoder that uses them to find a frame returns another one without an error (docs/sources.md,
-"NTU RGB+D 60").
+wrong timestamps, and a decoder that finds frames by timestamp then returns a wrong frame without an error
+(docs/sources.md, "NTU RGB+D 60").
 """
 
 import json
@@ -114,7 +114,7 @@ def open_videos(
 
     cache: folder in which headers are remembered. device: where DALI will decode.
     max_bad: share of the clips that may have no usable video; they are left out.
-    Raises UserError if there are more, or VideoMismatch if DALI decodes a video differently from PyAV.
+    Raises UserError if more clips have no usable video, or VideoMismatch if DALI decodes a video differently from PyAV.
     """
     videos = find_videos(folder, table.names.tolist())
     headers = _headers(videos, cache / f"videos-{table.digest}.json", console)
@@ -138,7 +138,7 @@ def open_videos(
 
 
 def _fault(header: Header, table: ClipTable, row: int) -> str:
-    """Why a clip cannot be used, going by the header of its video; empty if it can."""
+    """Why a clip cannot be used, judging by the header of its video, or "" if the clip can be used."""
     if header.reason:
         return header.reason
     frames = int(table.total_frames[row])
@@ -158,7 +158,7 @@ def _videos_to_check(videos: list[str], headers: list[Header], lengths: np.ndarr
 
 
 def _headers(videos: list[str], cache_file: Path, console: Console) -> list[Header]:
-    """The headers of all videos. The file `cache_file` remembers those of files that have not changed."""
+    """The headers of all videos. Headers of unchanged files are read from `cache_file`, which is updated."""
     stamps = {}
     for video in videos:
         if not isinstance(video, MissingVideo):
@@ -181,14 +181,14 @@ def _headers(videos: list[str], cache_file: Path, console: Console) -> list[Head
 USE_PACKS = "train with data.source=packs instead; python -m pipelines.prepare makes the packs"
 MAX_COMPARED = 32  # frames of each video that are compared: half at its start, half at its end
 COMPARED_WIDTH = 160  # frames are compared at about this many pixels a row
-# A frame counts as the right one if no other frame is closer by more than this factor. Scenes without motion repeat
-# almost the same frame, so a factor of 1 would report good videos.
+# A decoded frame counts as the right one unless the difference to some other frame of the video is smaller by more than
+# this factor. In scenes without motion all frames are almost equal, so a factor of 1 would report good videos.
 ALIKE = 1.02
 MAX_COLOUR_ERROR = 6.0  # mean difference in grey levels of 255; two correct decoders differ by 2 to 3
 
 
 class VideoMismatch(UserError):
-    """A video that DALI does not decode correctly. The text names the video and says what to do."""
+    """A video that DALI does not decode correctly. The message names the video and says what to do."""
 
 
 def check_videos(videos: Sequence[tuple[str, int]], device: torch.device) -> None:
@@ -221,7 +221,7 @@ def compare(video: str, reference: np.ndarray, decoded: np.ndarray, numbers: np.
     decoded: [n, h, w, 3], what DALI returned for the frames `numbers` [n].
     """
     if decoded.shape[1:] != reference.shape[1:]:
-        raise VideoMismatch(f"{video} has frames of another size in DALI than in PyAV; {USE_PACKS}")
+        raise VideoMismatch(f"{video} has frames of different sizes in DALI and in PyAV; {USE_PACKS}")
     # [n, T]: every frame that DALI returned against every frame of the video
     difference = np.stack([np.abs(reference - frame).mean(axis=(1, 2, 3)) for frame in decoded])
     own = difference[np.arange(len(numbers)), numbers]

@@ -23,7 +23,7 @@ from pipelines.plan import ClipPlan
 from pipelines.prepare.encode import Crop, Job, write_jpegs
 from pipelines.videos.decode import CONTAINERS, SLACK, VideoError, decode
 
-Windows = list[tuple[int, int]]  # of each window its first frame, and the frame after its last one
+Windows = list[tuple[int, int]]  # for each window, its first frame and the frame after its last one
 
 
 def windows_of(total: int, window: int, stride: int) -> Windows:
@@ -63,8 +63,8 @@ def window_table(joints: np.ndarray, height: int, width: int, windows: Windows) 
 class WindowFrames:
     """Reads the frames of a `window_table` from the video. Each batch is one window, and windows come in order.
 
-    settings: of the pack whose clips the windows are to resemble.
-    each: is called with every decoded frame of the video.
+    settings: the settings of the pack whose clips the windows are to resemble.
+    each: a function that is called with every decoded frame of the video.
     """
 
     video: str
@@ -158,7 +158,7 @@ class WindowDecoder:
                 self.frames_in_memory[number] = self.last_frame
 
     def _drop(self, numbers: list[int]) -> None:
-        """Forget those of these frames that no later window samples."""
+        """Free these frames, except those that a later window samples."""
         for number in set(numbers):
             self.uses_left[number] -= 1
             if not self.uses_left[number]:

@@ -46,7 +46,7 @@ def test_damage_of_every_kind_is_named_once_and_mended(work):
     done = command(work.out)
     assert done.returncode == 2
     assert done.stdout.splitlines() == [str(cut), str(lost), str(flipped)]
-    assert f"{work.names[0]}: it has {size - 1:,} bytes, but had {size:,} when it was written\n" in done.stderr
+    assert f"{work.names[0]}: its file has {size - 1:,} bytes, but had {size:,} when it was written\n" in done.stderr
     assert f"{work.names[1]}: its file cannot be read (No such file or directory)\n" in done.stderr
     assert f"{work.names[3]}: damaged frames: 1 of 11 (" in done.stderr
     assert all(done.stderr.count(name) == 1 for name in (work.names[0], work.names[1], work.names[3]))
@@ -55,7 +55,7 @@ def test_damage_of_every_kind_is_named_once_and_mended(work):
     )
     for path in done.stdout.splitlines():
         Path(path).unlink(missing_ok=True)
-    assert "3 whose file in the pack is missing or has another size" in work.prepare()[1]
+    assert "3 whose file in the pack is missing or has a different size" in work.prepare()[1]
     assert faults(work.out) == []
 
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from pipelines.skeleton import Skeleton
 from pipelines.view import ClipView
 
-MOMENTS, SIDE, DPI = 4, 2.24, 100  # moments of a view, side of a picture in inches, pixels per inch
-TOP, ROOM = 0.75, 0.25  # inches for the title of the figure, and for that of a picture
-LEFT, RIGHT, MIDDLE = "#4cc9f0", "#ff8fab", "#ffffff"  # colours of the left and right side of a person, and the middle
+MOMENTS, SIDE, DPI = 4, 2.24, 100  # moments in a view, side of a picture in inches, pixels per inch
+TOP, ROOM = 0.75, 0.25  # inches for the title of the figure, and for the title of a picture
+LEFT, RIGHT, MIDDLE = "#4cc9f0", "#ff8fab", "#ffffff"  # colours of a person's left side, right side and middle
 JOINT = np.array([255, 214, 10]) / 255  # colour of the heatmap value 1
 
 

@@ -12,7 +12,7 @@ NUM_PAIRS = 10  # confused pairs that are listed beside the matrix
 
 
 def draw_confusion(counts: np.ndarray, class_names: Sequence[str] = (), groups: Sequence[int] = ()) -> Figure:
-    """Draw the counts [K, K], whose rows are true classes and whose columns are predicted ones.
+    """Draw the counts [K, K], whose rows are true classes and whose columns are predicted classes.
 
     class_names are K names; if empty, the classes are numbered. groups are the coarse classes of the K classes; if not
     empty, classes are sorted by group, with lines between the groups.

@@ -1,4 +1,4 @@
-"""Draws a sheet of clips as the network sees them: RGB frames, and below each the joint heatmaps of that moment."""
+"""Draws a sheet of clips as the network sees them: RGB frames, and below each frame its joint heatmaps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: st
 
     `labels` are the names of the fine classes. `what` is the word for a row of the batch in the titles.
 
-    The upper strip of a clip shows RGB frames; the lower one shows them dimmed, with the maximum over all heatmap
+    The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, with the maximum over all heatmap
     channels on top. The streams may sample the clip independently, so a heatmap can be a few frames away from its
     picture, but a difference in box or flip is easy to see.
     """

@@ -27,7 +27,7 @@ def write_report(
     """Write `work_dir`/curves.png from its metrics.jsonl and, with `counts`, confusion.png. Returns their paths.
 
     counts [K, K] come from metrics.confusion_matrix. class_names are K names, or empty. groups are the coarse classes
-    of the K classes, or empty. The same input always gives the same bytes.
+    of the K classes, or empty. The same input always produces the same bytes.
     """
     pictures = {"curves.png": draw_curves(read_metrics(work_dir / METRICS))}
     if counts is not None:

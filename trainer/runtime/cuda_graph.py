@@ -1,6 +1,6 @@
 """Runs a whole training step as one CUDA graph, which launches hundreds of kernels with one call.
 
-Worth trying with `--set cuda_graph=True` when the step is limited by kernel launches: small batches, fast GPUs.
+A CUDA graph is worth trying with `--set cuda_graph=True` when the step is limited by kernel launches: small batches, fast GPUs.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def check_replay(device: str, world_size: int) -> None:
         raise UserError("cuda_graph=True needs a GPU; leave it out on a CPU")
     if world_size > 1:
         raise UserError(
-            f"cuda_graph=True works with one rank only, but there are {world_size}: leave it out, or take --ranks 1"
+            f"cuda_graph=True works with one rank only, but there are {world_size}: leave it out, or use --ranks 1"
         )
 
 
@@ -46,7 +46,7 @@ class Replay:
     `update` must not wait for the device, nor depend on numbers on the host that change. The generator's seed is read
     at each replay, so dropout is the same as without recording. All calls must pass the same `update`, and batches of
     the same shape. Each call is made within `changing_weights` (trainer/snapshots/writer.py), because a replay does
-    not run the Python code of `update` that would enter it.
+    not run the Python code of `update` that would enter that context.
     """
 
     def __init__(self, changing_weights: Callable[[], AbstractContextManager]) -> None:

@@ -1,4 +1,4 @@
-"""Ends ranks whose launcher is gone: one that is killed, or interrupted at startup, cannot end them itself."""
+"""Ends ranks whose launcher is gone: a launcher that is killed, or interrupted at startup, cannot end its ranks."""
 
 import os
 import signal

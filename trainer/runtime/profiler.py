@@ -13,8 +13,8 @@ class Profile:
     included.
 
     Writes <work_dir>/trace_steps_FIRST_LAST.json, which ui.perfetto.dev opens, and a .txt with the most expensive
-    operations. Under Nsight Systems it only starts and stops the capture (benchmarks/nsys.sh), because two profilers
-    would disturb each other.
+    operations. Under Nsight Systems this class only starts and stops the capture (benchmarks/nsys.sh), because two
+    profilers would disturb each other.
     """
 
     def __init__(self, steps: tuple[int, int], work_dir: Path, say: Callable[[str], None]) -> None:

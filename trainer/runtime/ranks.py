@@ -50,7 +50,7 @@ class Ranks:
     def in_turn(self) -> Iterator[None]:
         """A context that rank 0 enters first, then the first rank of each other machine, then all others.
 
-        A file that the first rank makes is then already there for the others.
+        A file that the first rank of a machine makes then already exists when the others enter.
         """
         own_turn = 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
         for turn in range(3):
@@ -81,7 +81,7 @@ def started_by_launcher() -> bool:
 
 
 def world_size_of(ranks: int | None, device: str) -> int:
-    """Number of processes of the whole run: that of its launcher, else --ranks, else one for each visible GPU.
+    """Number of processes of the whole run: that of the launcher, else --ranks, else one for each visible GPU.
 
     Raises UserError if the machine has fewer GPUs than processes.
     """
@@ -108,7 +108,7 @@ def device_of(choice: str) -> str:
 def join(device: str) -> Iterator[Ranks]:
     """A context in which this process belongs to the process group that the launcher's environment describes.
 
-    The group is destroyed at the end of the context. After an error it is not: the process then ends at once
+    The group is destroyed at the end of the context, except after an error: the process then ends at once
     (trainer/cli.py).
     """
     world_size = int(os.environ["WORLD_SIZE"]) if started_by_launcher() else 1
@@ -173,7 +173,7 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         signals_to_handle=",".join(number.name for number in EXIT_CODES),
     )
     os.environ[LAUNCHER] = str(os.getpid())
-    for name in ("agent.server.api", "multiprocessing.api"):  # they would print three warnings for each signal
+    for name in ("agent.server.api", "multiprocessing.api"):  # these loggers would print three warnings for each signal
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "trainer", *arguments)
@@ -183,7 +183,7 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         failed = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM} or codes
         for rank, code in failed.items():
             print(f"rank {rank} {how_it_ended(code)}", file=sys.stderr)
-        worst = max(failed.values())  # the maximum, as 1 may come from a rank that only lost its connection to another
+        worst = max(failed.values())  # the maximum, because a rank that only lost its connection to another rank ends with 1
         return worst if worst > 0 else 128 - worst
     except SignalException as exception:
         return EXIT_CODES[exception.sigval]

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop. It finishes the step, saves a snapshot, and its exit code shows the signal."""
+"""Signals that ask a run to stop. The run finishes its step, saves a snapshot, and its exit code names the signal."""
 
 import signal
 from types import FrameType

@@ -14,16 +14,17 @@ from trainer.config import Experiment
 from trainer.runtime.ranks import Ranks
 
 Options = dict[str, str | int | bool | Callable]
-# Inductor recomputes a value instead of storing it if that takes at most this many reads and operations. The vectors
-# [C] of a norm count as reads like feature maps, so that a relu's gradient through a norm has 6. Inductor's defaults
-# are 4 and 30.
+# Inductor recomputes a value instead of storing it if recomputing takes at most this many reads and operations. The
+# vectors [C] of a norm count as reads, just like feature maps, so a relu's gradient through a norm has 6 reads.
+# Inductor's defaults are 4 and 30.
 INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
 
 
 def settings(device: torch.device, fused: tuple[FusedPart, ...]) -> Options:
     """Options of torch.compile: INDUCTOR on a GPU, unless the X3D blocks run through kernels there.
 
-    The compiler is then left with the blocks' ends, which move fewer bytes under Inductor's defaults.
+    With those kernels, only the ends of the blocks are left to the compiler, and they move fewer bytes under Inductor's
+    defaults.
     """
     return {} if device.type != "cuda" or "x3d_block" in fused else INDUCTOR
 
@@ -59,8 +60,8 @@ def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
     """
     if ranks.world_size == 1:
         return forward
-    # For DDP torch would split the graph at its last MB of weights, to send their gradients during the rest of the
-    # backward pass. Small networks gain nothing by that, and lose the fusions across the split.
+    # For DDP, torch would split the graph at the last MB of weights, to send the gradients of these weights during the
+    # rest of the backward pass. Small networks gain nothing from the split, and lose the fusions across it.
     torch._dynamo.config.optimize_ddp = False
     with warnings.catch_warnings():
         # torch 2.13 has a new name for this argument, which torch 2.11 does not know.
@@ -68,7 +69,7 @@ def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
         return DistributedDataParallel(
             forward,
             device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-            broadcast_buffers=False,  # average_statistics makes them equal before each snapshot
+            broadcast_buffers=False,  # average_statistics makes the buffers equal before each snapshot
             gradient_as_bucket_view=True,
             static_graph=accumulate == 1,
             bucket_cap_mb=1024,  # all gradients in one bucket (after torch's first of 1 MB), as the networks are small

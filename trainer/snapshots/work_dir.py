@@ -23,8 +23,8 @@ LOCK = ".lock"
 def claim(work_dir: Path, resume: bool, ranks: Ranks) -> Iterator[None]:
     """A context in which the work directory belongs to this run. Rank 0 creates and locks it; all ranks must see it.
 
-    Without `resume` an earlier run in it is moved aside. Raises UserError if another run is using it, if it holds
-    checkpoints of another program, which might be deleted, or if it cannot be written.
+    Without `resume`, an earlier run in the directory is moved aside. Raises UserError if another run is using the
+    directory, if it cannot be written, or if it holds checkpoints of another program, which this run might delete.
     """
     with contextlib.ExitStack() as stack:
         with ranks.in_turn():
@@ -37,7 +37,7 @@ def claim(work_dir: Path, resume: bool, ranks: Ranks) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own(work_dir: Path, resume: bool) -> Iterator[None]:
-    """What rank 0 does in `claim`."""
+    """The part of `claim` that only rank 0 runs."""
     check(work_dir)
     try:
         if not resume and any(work_dir.glob("*.pth")):
@@ -74,7 +74,7 @@ def check(work_dir: Path) -> None:
     """Raise UserError if the folder cannot serve a run: it contains the current folder, or foreign checkpoints."""
     if work_dir.resolve() in (current := Path.cwd(), *current.parents):
         raise UserError(
-            f"--work-dir {work_dir} is the current folder or one above it: name a folder that is only for the run"
+            f"--work-dir {work_dir} is the current folder or one above it: choose a folder that is only for the run"
         )
     checkpoints = sorted(work_dir.glob("*.pth"))
     if checkpoints and not (work_dir / SETTINGS).exists() and not any(map(is_sealed, checkpoints)):
@@ -86,7 +86,8 @@ def check(work_dir: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(work_dir: Path) -> Iterator[None]:
-    """A context in which this process holds the lock of the work directory. Raises UserError if another one does.
+    """A context in which this process holds the lock of the work directory. Raises UserError if another
+    process holds it.
 
     The kernel releases the lock of a process that is killed. On file systems without locks, nothing is locked.
     """

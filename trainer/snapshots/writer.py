@@ -1,7 +1,7 @@
-"""Writes the snapshots of a run in the background. It keeps the newest two, a link to the newest, and the best one.
+"""Writes the snapshots of a run in the background. It keeps the newest two snapshots, a link to the newest, and the best.
 
-An old snapshot is removed only when a newer one is durable on the disk, so there is always one to load, whenever the
-process is killed. models/weights/files.py writes the file itself, and trainer/resume.py decides on its content.
+An old snapshot is removed only when a newer one is durable on the disk, so whenever the process is killed, there is a
+snapshot to load. models/weights/files.py writes the files, and trainer/resume.py decides what they contain.
 """
 
 import os
@@ -41,9 +41,10 @@ class Snapshot(NamedTuple):
 def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
     """The newest intact snapshot in `folder`, or None if there is none.
 
-    The snapshot that latest.pth links to is tried first. Then follow the rolling ones by epoch and step, whose order
-    may be wrong after a resume with a larger batch, because an epoch then has fewer steps. Then latest.pth itself, if
-    it is a file because somebody copied only that, and last the best ones. `say` gets a sentence about each damaged
+    The snapshot that latest.pth links to is tried first. Then follow the rolling snapshots by epoch
+    and step; after a resume with a larger batch this order may be wrong, because an epoch then has fewer steps. Then
+    follows latest.pth, if it is a file rather than a link because somebody copied only that, and last the best
+    snapshots. `say` gets a sentence about each damaged
     file that is skipped.
     """
     tried = set()
@@ -100,10 +101,11 @@ def _stage(state: Any, buffers: dict[str, Tensor], at: str, copies: Copies) -> A
 class Writer:
     """Writes the snapshots of a run in a thread while training goes on. Keeps the newest two and the best one.
 
-    Only rank 0 has one. `resumed_from` is the snapshot from which the run resumed; it is kept until two newer ones are
-    durable. The first save removes all other rolling snapshots, which are damaged, or newer than `resumed_from`.
+    Only rank 0 has a Writer. `resumed_from` is the snapshot from which the run resumed; it is kept until two newer
+    snapshots are durable. The first save removes all other rolling snapshots, which are damaged or newer than
+    `resumed_from`.
 
-    The thread copies weights and momentum during the next forward and backward pass. If they changed in that time,
+    The thread copies weights and momentum during the next forward and backward pass. If the weights changed meanwhile,
     the snapshot would be half old and half new. `changing_weights` prevents this, and `_release` detects callers that
     change weights without it.
     """
@@ -133,7 +135,7 @@ class Writer:
         """Write `state` in the background as epoch_E_step_S.pth, and as `best` (see `best_name`).
 
         The tensors in `steady` (weights and momentum) may only be changed within `changing_weights`; all others may
-        change as soon as this returns. Waits for the previous write first, and raises its error if it failed.
+        change as soon as this returns. Waits for the previous write first, and raises the error of that write if it failed.
         """
         self.wait()
         staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
@@ -148,9 +150,9 @@ class Writer:
     def changing_weights(self) -> Iterator[None]:
         """A context within which all code that changes weights or momentum during a run must do so.
 
-        On entry it waits until the snapshot that is being written has copied them. BatchNorm statistics, prototypes,
-        averages and the loss scale may be changed without it, as forward passes do: `save` copies these before it
-        returns (on a GPU it queues the copies).
+        On entry it waits until weights and momentum are copied into the snapshot that is being written. BatchNorm statistics, prototypes,
+        averages and the loss scale may be changed outside of this context, because `save` copies them before it returns
+        (on a GPU it queues the copies).
         """
         self._release()
         yield
@@ -223,7 +225,7 @@ class Writer:
     def _copy(self, copies: Copies) -> None:
         """Copy the steady tensors, and let `_release` go on once all copies are made, or queued on a GPU.
 
-        On a GPU that is enough: updates are queued on the same stream, and so run after the copies.
+        On a GPU it is enough to queue the copies: updates are queued on the same stream, and so run after the copies.
         """
         try:
             for target, source in copies:
@@ -234,7 +236,7 @@ class Writer:
             torch.cuda.current_stream().synchronize()
 
     def _remove_old(self, name: str, best: str | None) -> None:
-        """Remove old files once `name` and `best` are durable. Keeps `name`, the good one before it, and one best."""
+        """Remove old files once `name` and `best` are durable. Keeps `name`, its good predecessor and `best`."""
         self._good = [*(good for good in self._good if good != name), name][-2:]
         for path in self.folder.iterdir():
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
@@ -264,7 +266,7 @@ class NoWriter:
         yield
 
     def wait(self) -> None:
-        """Return at once, as nothing is being written."""
+        """Return at once, because nothing is being written."""
 
     close = wait
 
