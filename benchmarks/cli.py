@@ -46,7 +46,7 @@ def gpu(
         only: parts to run: limits, kernels, heatmap, nets, decode, train, step, scaling. The default is all
             but scaling.
         records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
-        minutes: every part is stopped after this time.
+        minutes: all parts together are stopped after this time.
     """
     parts = {part.name: part for part in (*suite.GPU_PARTS, suite.SCALING)}
     for name in only:
@@ -128,7 +128,7 @@ def kernels(
 
 
 def snapshot(device: Device = "cpu", toy: bool = False, records: Path | None = None) -> int:
-    """Measure how much time a snapshot costs training, and how long a resume takes: python -m benchmarks snapshot
+    """Measure how much training time a snapshot costs, and how long a resume takes: python -m benchmarks snapshot
 
     Args:
         device: where the training loop runs.

@@ -1,7 +1,7 @@
 """Shared by all benchmarks: their target, how they measure time, and how fast the machine could be at best.
 
-Candidates are timed in rounds, each once per round, so that a machine that becomes slower or faster affects all of them
-equally.
+Candidates are timed in rounds, each candidate once per round, so that a machine that becomes slower or faster affects
+all of them equally.
 """
 
 import time
@@ -23,8 +23,8 @@ SHORTEST = 2e-3  # seconds; shorter calls are repeated within a sample, because 
 class Target:
     """The device to measure on, and a folder for files that are deleted when the benchmark ends.
 
-    With `toy`, all sizes are so small that a benchmark takes seconds on a CPU. This tests that it runs; the results
-    mean nothing.
+    With `toy`, all sizes are so small that a benchmark takes seconds on a CPU. This tests that the benchmark runs; the
+    results mean nothing.
     """
 
     device: torch.device
@@ -33,7 +33,7 @@ class Target:
 
 
 class Skipped(Exception):
-    """A part cannot run on this machine. The text gives the reason in a few words."""
+    """A part cannot run on this machine. The message is the reason in a few words."""
 
 
 def time_rounds(candidates: Candidates, target: Target, *, seconds: float, warmup: int = 3) -> dict[str, np.ndarray]:
@@ -76,7 +76,7 @@ def _sample(call: Callable[[], object], repeats: int, device: torch.device) -> f
 
 
 def spread(samples: np.ndarray) -> dict[str, float]:
-    """Return the median, the quartiles and the number of samples, which may have any unit."""
+    """Return the median, the quartiles and the number of the samples. Samples may have any unit."""
     low, median, high = np.percentile(samples, [25, 50, 75]).tolist()
     return {"median": median, "p25": low, "p75": high, "n": len(samples)}
 

@@ -58,7 +58,7 @@ def main(path: Path) -> None:
     work = read_work(path)
     if not work:
         raise UserError(
-            f"{path} contains no work of a GPU: run benchmarks/nsys.sh again, up to the steps that it profiles"
+            f"{path} contains no work of a GPU: run benchmarks/nsys.sh again, until it has profiled its steps"
         )
     gaps = find_gaps(work)
     span, idle = max(end for _, end, _ in work) - work[0][0], sum(gap.nanoseconds for gap in gaps)

@@ -45,7 +45,7 @@ ROWS = (
 
 
 class RecordError(UserError):
-    """A record cannot be read. The text names the file."""
+    """A record cannot be read. The message names the file."""
 
 
 def write_record(path: Path, record: dict) -> None:
@@ -84,7 +84,7 @@ def slug(text: str) -> str:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout, or $DUET_COMMIT if there is no .git, or None if that is not set either."""
+    """Return the commit of the checkout, or $DUET_COMMIT if there is no .git, or None if DUET_COMMIT is not set."""
     head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if head is None:
         return os.environ.get("DUET_COMMIT")
@@ -107,7 +107,7 @@ def _version(distribution: str) -> str | None:
 
 
 def read_record(path: Path, key: str = "results") -> dict[str, Any]:
-    """Read a record of `write_record`. Raises RecordError if it cannot be read or does not contain `key`."""
+    """Read a file written by `write_record`. Raises RecordError if it cannot be read or does not contain `key`."""
     try:
         record = json.loads(path.read_text())
     except OSError as error:
@@ -123,7 +123,7 @@ def compare_records(before: Path, after: Path) -> Iterator[str]:
     """Yield lines that compare two records.
 
     The first line lists differing conditions. A line with before, after and ratio follows for each number in both
-    records, then a line for each number that only one of them has. Raises RecordError.
+    records, then a line for each number that only one record has. Raises RecordError.
     """
     old, new = read_record(before), read_record(after)
     yield from _conditions(old.get("provenance", {}), new.get("provenance", {}))
@@ -155,7 +155,7 @@ def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def results_table(records: Path) -> str:
-    """Return a Markdown table of ROWS with one line per machine, and a table of what was counted without a GPU."""
+    """Return a Markdown table of ROWS with one line per machine, and a table of the numbers counted without a GPU."""
     lines = []
     for part, path, what, unit in ROWS:
         for file in sorted(records.glob(f"{part}_*.json")):

@@ -30,7 +30,7 @@ class FrameDecoder:
     """Decodes and resizes `num_images` packets per step, working up to `prefetch` steps ahead of `next`.
 
     `source(step)` returns the input of a step, counted from 0, and raises StopIteration after the last step. `next`
-    calls it ahead of time, in its own thread.
+    calls `source` ahead of time, in the thread that calls `next`.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Measures our whole data path on one core, alone or together with MMAction2's, in the same run and on the same clips.
 
 Our path reads clip packs; MMAction2 reads the 960x540 H.264 files from which the packs were made. Both run with one
-thread on the same core, and take turns: a round is a whole epoch of ours and one pass of theirs over all clips.
+thread on the same core, and take turns: in a round, our path runs a whole epoch and MMAction2's path runs once over
+all clips.
 
 Needs DALI.
 """
@@ -39,7 +40,7 @@ def measure_beside_peer(target: Target) -> Iterator[Result]:
 
 
 def _measure(target: Target, python: Path | None) -> Iterator[Result]:
-    """Measure our path and, if `python`, the interpreter of MMAction2's environment, is given, MMAction2's path."""
+    """Measure our path. Also measure MMAction2's path if `python`, the interpreter of its environment, is not None."""
     folder, sizes = target.scratch / "data", videos.TOY if target.toy else videos.Videos()
     files = videos.make_videos(sizes, folder)
     yield "videos", {"count": sizes.count, "size": sizes.size, "frames": sizes.frames, "kib": files.kib_per_video}
@@ -65,7 +66,7 @@ def _rounds(target: Target) -> int:
 
 
 def _beside_peer(case: str, peer: Peer, files: videos.Files, loader: Loader, target: Target) -> Iterator[Result]:
-    """Measure our path and theirs in turns, after checking that they make the same clips."""
+    """Measure our path and MMAction2's in turns, after checking that both make the same clips."""
     config = loader.config
     clips = peer.ask(
         "open",

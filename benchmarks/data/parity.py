@@ -1,4 +1,4 @@
-"""Compares clips that the peer and we make with the same random choices: frame numbers, pixels and heatmaps."""
+"""Compares the peer's clips with ours for the same random choices: frame numbers, pixels and heatmaps."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from tests.pipelines.oracles import train_frames
 # tests/parity/test_rgb_clip.py allows 1.5 there.
 LEVELS, PSNR = 2.0, 36.0
 SAME_JOINTS = 1e-6  # largest difference of two heatmaps that are drawn from the same joints, in heatmap pixels
-# Both scale the joints to heatmap pixels in float32, but in different orders, so that joints differ by up to 1e-4
-# pixels. A Gaussian with sigma 0.7 changes by at most 0.87 per pixel.
+# The peer and we both scale the joints to heatmap pixels in float32, but in different orders, so that joints differ by
+# up to 1e-4 pixels. A Gaussian with sigma 0.7 changes by at most 0.87 per pixel.
 OWN_JOINTS = 1e-4
 WINDOW = float(np.exp(-4.5)) * 1.01  # largest value of a pixel that is inside only one of two windows of three sigma
 SEEDS = range(5)
@@ -64,7 +64,7 @@ def _differences(
 
 
 def _frames(peer: Peer, loader: Loader, order: list[int]) -> int:
-    """Count the pairs of clip and seed for which the peer draws other frames than we do."""
+    """Count the pairs of clip and seed for which the peer draws different frames from ours."""
     differ, config = 0, loader.config
     for row, clip in enumerate(order):
         for seed in SEEDS:
@@ -107,7 +107,7 @@ def _our_heatmap(theirs: dict, loader: Loader) -> torch.Tensor:
 
 
 def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
-    """Return the largest difference where both or none have drawn, and the largest value where only one has."""
+    """Return the largest difference where both or neither heatmap is above 0, and the largest value elsewhere."""
     only_one = (ours == 0) != (theirs == 0)
     error = (ours - theirs).abs()
     return float(error[~only_one].max()), float(error[only_one].max()) if only_one.any() else 0.0

@@ -19,8 +19,8 @@ CACHE = ROOT / "work_dirs" / "peer"
 NAME = "mmaction2"
 CASES = {"8_32": "ntu60", "16_48": "ntu60_x3d"}
 """The compared cases, named after their numbers of RGB and pose frames, and the experiments that use such clips."""
-# MMAction2 1.2 and the packages that it needs to run. It needs NumPy 1. Its metadata list packages that it never
-# imports.
+# MMAction2 1.2 and the packages that it needs to run. MMAction2 needs NumPy 1. Its metadata list packages that
+# it never imports.
 TORCH = "torch==2.13.0"
 PACKAGES = (
     *("numpy==1.26.4", "mmaction2==1.2.0", "mmcv-lite==2.1.0", "mmengine==0.10.7", "scipy==1.13.1"),
@@ -33,7 +33,7 @@ PATCHED = "mmaction/models/localizers/__init__.py"
 
 
 class PeerError(UserError):
-    """The peer cannot be installed or does not answer. The text says what to do about it."""
+    """The peer cannot be installed or does not answer. The message says what to do about it."""
 
 
 def environment() -> Path:

@@ -21,7 +21,10 @@ HEATMAP = "GeneratePoseTarget"
 
 
 def pipeline(frames: dict[str, int], sigma: float, side: int) -> list[dict[str, Any]]:
-    """Return the published training transforms. frames: their number by stream; side: 224 pixels, or less for a toy."""
+    """Return the published training transforms.
+
+    frames: the number of frames by stream; side: 224 pixels, or less for a toy.
+    """
     return [
         {"type": "MMUniformSampleFrames", "clip_len": frames, "num_clips": 1},
         {"type": "MMDecode"},

@@ -42,8 +42,8 @@ class Launch:
 def write_registers(folder: Path, every: int = 1) -> bool:
     """Compile every call, print and record the worst launch of each kernel, and return whether nothing spilled.
 
-    The record has an entry for each version of Triton. With `every` n, only every n-th call is compiled, and the calls
-    that the committed record names as the heaviest of their kernels.
+    The record has an entry for each version of Triton. With `every` n, only every n-th call is compiled, and also
+    the calls that the committed record names as the heaviest of their kernels.
     """
     callers = callers_of_calls()
     calls = list(callers)

@@ -1,8 +1,8 @@
 """Counts the bytes that our kernels move per clip, and those that an ideal fusion of torch's operators would move.
 
-Triton's interpreter counts at toy sizes which share of each tensor a launch reads and writes. The launchers tell how
+Triton's interpreter counts at toy sizes which share of each tensor a launch reads and writes. The launchers show how
 large those tensors are at the sizes of the experiment. We ignore the reads that add up partial sums of the gradients of
-weights, which are below 2 %. TRITON_INTERPRET must be set before this module is imported.
+weights, because these reads are below 2 % of all bytes. TRITON_INTERPRET must be set before this module is imported.
 """
 
 from collections import defaultdict
@@ -57,8 +57,8 @@ def write_bytes(path: Path) -> None:
 def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str, float]) -> dict[str, float]:
     """Return the GB per clip of a training step: with our kernels and the rest compiled, all compiled, and ideal.
 
-    Also returns launches: those of our kernels, and those of the folded and of the published network without
-    compilation. tests/planner/compiled.py counts the launches of compiled code between our kernels.
+    Also returns numbers of launches: of our kernels, and of the folded and the published network without compilation.
+    tests/planner/compiled.py counts the launches of compiled code between our kernels.
     """
     config = experiment.model
     assert isinstance(config, X3DPairConfig | RGBPoseConfig)
@@ -123,7 +123,7 @@ def totals(launches: list[dict]) -> dict[str, dict]:
     `beside_gb` counts what the compiler moves around the kernels; `compiled_gb` and `ideal_gb` are for plain torch. The
     group `blocks` has the kernels of whole blocks, because the ideal is one number for a block; `over_ideal` is their
     GB relative to it. norm_act is not in that group, because it makes as many passes as the compiler. `heaviest` is the
-    call of each kernel that moves most, which is the only one that `make test` counts again.
+    call of each kernel that moves the most bytes, and the only call that `make test` counts again.
     """
     sums: dict[str, dict] = {}
     heaviest: dict[str, dict] = {}

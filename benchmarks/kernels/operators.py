@@ -5,9 +5,9 @@ counted in two ways (docs/sources.md, "Bytes of a training step"):
 compiled: what Inductor achieves. Convolutions and products read their inputs and write their outputs. Each BatchNorm
     makes one pass to compute its statistics and one to apply them, and twice as many backward. Everything else is fused
     into these passes.
-ideal: convolutions and products compute the statistics when they write, and apply the norm when the next one reads. The
-    backward pass of a norm reads once more what was normalised. A shortcut is read, the sum is written, and its
-    gradient is read.
+ideal: convolutions and products compute the statistics when they write, and apply the norm when the next
+    convolution reads. The backward pass of a norm reads the input of the norm once more. A shortcut is
+    read, the sum is written, and the gradient of the sum is read.
 """
 
 from dataclasses import replace
@@ -47,7 +47,7 @@ class Operators(TorchDispatchMode):
             numbers = sum(tensor.numel() for tensor in (*inputs, *outputs))
             self.numbers["compiled"] += numbers
             self.numbers["ideal"] += numbers
-        if name == "convolution_backward":  # two kernels, one for each gradient, both read the gradient of the output
+        if name == "convolution_backward":  # two kernels, one for each gradient; both read the gradient of the output
             self.numbers["compiled"] += inputs[0].numel()
         if name in NORM_PASSES:
             self.numbers["compiled"] += NORM_PASSES[name] * outputs[0].numel()
@@ -61,7 +61,7 @@ class Operators(TorchDispatchMode):
 def step_of(experiment: Experiment) -> Operators:
     """Count a training step of CLIPS clips.
 
-    PCAN's head is replaced by the plain head. Compared with the backbones, both move almost nothing.
+    PCAN's head is replaced by the plain head. Compared with the backbones, both heads move almost nothing.
     """
     model = experiment.model
     network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model).to("meta")

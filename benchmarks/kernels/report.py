@@ -29,9 +29,9 @@ from trainer.experiments import MA52_RUN, NTU60_X3D
 from trainer.runtime.wrap import settings
 
 SECONDS = 85  # no step begins later than this
-CLIPS = 2  # in the comparison of results
-# A kernel may have ERROR times the error of the plain step, both compared with float32, plus FLOOR times the norm of
-# the exact result.
+CLIPS = 2  # clips in the comparison of results
+# The error of a kernel may be ERROR times the error of the plain step, plus FLOOR times the norm of the exact result.
+# Both errors are differences from the result in float32.
 ERROR, FLOOR = 1.5, {torch.float32: 1e-4, torch.bfloat16: 2e-3}
 # The kernels, by their names in models/fused.py.
 KERNELS: dict[str, Callable] = {
@@ -51,7 +51,7 @@ def measure(target: Target) -> Iterator[Result]:
         )
     steps = heaviest((TOY,) if target.toy else (NTU60_X3D, MA52_RUN))
     end, wrong = time.monotonic() + SECONDS, []
-    # The lowest speedup of each part in each experiment; 0 if it was not measured or its results were wrong.
+    # The lowest speedup of each part in each experiment; 0 if the part was not measured or its results were wrong.
     lowest: dict[tuple[str, FusedPart], float] = {}
     for step in steps:
         if time.monotonic() > end:
@@ -105,7 +105,7 @@ def recommended(lowest: dict[tuple[str, FusedPart], float]) -> dict[str, str]:
 
 
 def worst_error(step: Step, target: Target) -> float:
-    """Return the largest error of result, gradients and running statistics, as a share of what is allowed."""
+    """Return the largest error of result, gradients and running statistics, as a share of the largest error allowed."""
     halved = target.device.type == "cuda"
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = outcome(step, target, fused=False, halved=False)
@@ -129,7 +129,7 @@ def outcome(step: Step, target: Target, *, fused: bool, halved: bool) -> list[Te
 
 
 def direction(y: Tensor) -> Tensor:
-    """Return a gradient for y with numbers that do not depend on its type or memory layout, as `randn_like` would."""
+    """Return a gradient for y. Unlike `randn_like`, its numbers do not depend on the type or memory layout of y."""
     numbers = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     return torch.empty_like(y).copy_(numbers.bfloat16())
 

@@ -25,13 +25,13 @@ Block = X3DBlock | Bottleneck | Stage
 class Step:
     """A block, a stage, or the norm after the first convolution of a block.
 
-    The network has `times` of them with equal sizes. `batch` is the number of clips.
+    The network has `times` such parts of equal sizes. `batch` is the number of clips.
     """
 
     experiment: str
     part: FusedPart
     block: Block
-    shape: tuple[int, int, int]  # channels, height and width of what it reads
+    shape: tuple[int, int, int]  # channels, height and width of the input
     num_frames: int
     batch: int
     times: int = 1
@@ -46,7 +46,7 @@ class Step:
 
     @property
     def weight(self) -> int:
-        """How many numbers per clip all of them read."""
+        """How many numbers per clip all `times` parts read together."""
         return self.times * self.num_frames * torch.Size(self.shape).numel()
 
     def make(self, device: torch.device, clips: int, *, fused: bool) -> tuple[Block, Tensor]:

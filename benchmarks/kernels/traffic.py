@@ -13,7 +13,7 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 @dataclass(slots=True)
 class Argument:
-    """A contiguous tensor that was passed to a launch, and which of its elements were read and written."""
+    """A contiguous tensor that was passed to a launch, and the record of which elements were read and written."""
 
     base: int
     item: int

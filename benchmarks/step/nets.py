@@ -25,13 +25,13 @@ def measure(target: Target) -> Iterator[Result]:
             yield name, values
             failed += [name] if "error" in values else []
     if failed:
-        raise RuntimeError(f"{', '.join(failed)} raised, see results")
+        raise RuntimeError(f"{', '.join(failed)} raised an exception, see results")
 
 
 def _network(experiment: Experiment, target: Target) -> Iterator[Result]:
     """Measure the step of one network, the step as a CUDA graph, and a step that fills the GPU.
 
-    If one of them raises an exception, that is its result.
+    If one of these measurements raises an exception, the exception is its result.
     """
     name, optim = experiment.name, experiment.optim
     timed, failure = attempt(partial(_compiled_step, experiment, target))
@@ -59,7 +59,7 @@ def _compiled_step(experiment: Experiment, target: Target) -> tuple[TrainingStep
 
 
 def _memory_share(values: dict, target: Target) -> float:
-    """Return the share of the GPU memory that the step used. On a CPU, pretend that it was half."""
+    """Return the share of the GPU memory that the step used. On a CPU, pretend that the step used half."""
     if target.device.type != "cuda":
         return 0.5
     return values["peak_memory_gb"] * 1e9 / torch.cuda.get_device_properties(target.device).total_memory

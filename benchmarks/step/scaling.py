@@ -22,7 +22,7 @@ def measure(target: Target) -> Iterator[Result]:
     on_gpu = target.device.type == "cuda"
     most = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
     if on_gpu and most == 1:
-        raise Skipped("it compares several GPUs with one, and there is only one here")
+        raise Skipped("it compares several GPUs with one GPU, and this machine has only one")
     one_rank = None
     for ranks in (2**power for power in range(most.bit_length())):
         rates = clips_per_s(ranks, target)
@@ -32,9 +32,9 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def clips_per_s(ranks: int, target: Target) -> np.ndarray:
-    """Return one value for each logged window, without the first two.
+    """Train with this many ranks, and return the clips per second of each logged window except the first two.
 
-    Those include compilation, and batches that were made in advance.
+    The first two windows include compilation, and batches that were made in advance.
     """
     work_dir = target.scratch / f"ranks_{ranks}"
     arguments = ["--work-dir", str(work_dir), "--ranks", str(ranks), "--max-steps", str(2 if target.toy else STEPS)]

@@ -34,7 +34,7 @@ TOY = replace(
     ),
     optim=replace(NTU60_X3D.optim, batch_size=2),
 )
-# Pairs of variants whose speeds are compared. The first one is ours. `variants` defines the names.
+# Pairs of variants whose speeds are compared; ours comes first. `variants` defines the names.
 RIVALS = (
     ("folded_eager", "plain_5d_eager"),
     ("folded_compiled", "folded_eager"),
@@ -44,8 +44,8 @@ RIVALS = (
     ("folded_compiled_aligned", "folded_compiled"),
     ("folded_eager_aligned", "folded_eager"),
 )
-CLIPS_ON_CPU = 2  # per step
-LARGEST_DIFFERENCE = 1e-3  # relative, between the losses of two forms
+CLIPS_ON_CPU = 2  # clips per step
+LARGEST_DIFFERENCE = 1e-3  # largest relative difference between the losses of two forms
 Value = TypeVar("Value")
 
 
@@ -66,7 +66,7 @@ def measure(target: Target) -> Iterator[Result]:
     pairs = [(ours, theirs) for ours, theirs in RIVALS if ours in samples and theirs in samples]
     yield "speedup", {f"{ours}/{theirs}": ratio(samples[ours], samples[theirs]) for ours, theirs in pairs}
     if failed:
-        raise RuntimeError(f"{', '.join(failed)} raised, see results")
+        raise RuntimeError(f"{', '.join(failed)} raised an exception, see results")
 
 
 def attempt(call: Callable[[], Value]) -> tuple[Value | None, dict]:

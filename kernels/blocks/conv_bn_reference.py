@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDEST = 512  # most outputs that the kernel supports, because a program keeps all outputs of its rows in registers
+# The largest number of outputs that the kernel supports, because a program keeps all outputs of its rows in registers.
+WIDEST = 512
 
 
 def conv_bn(

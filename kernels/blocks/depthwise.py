@@ -1,11 +1,11 @@
 """A depthwise convolution that normalises the pixels it loads, and computes statistics of the pixels it stores.
 
 A program moves down its strip row by row, and each of its lanes has SPAN columns. A lane normalises a value once and
-adds it to all rows of the result that need it. Loading and normalising nine values for each pixel would take three
-times as many instructions. The backward kernel moves down the same strips, with a window of three rows of the gradient
-of the result in registers; the part that comes through the statistics is already added to it. The channel blocks of a
-strip and the strips of an image are neighbours in the grid, so that they share cache lines. Sums over pixels are
-computed by each program and then added in a fixed order, without atomics.
+adds its products to all rows of the result that need the value. Loading and normalising nine values for each pixel
+would take three times as many instructions. The backward kernel moves down the same strips, with a window of three rows
+of the gradient of the result in registers. This gradient already includes the part that comes through the statistics.
+The channel blocks of a strip and the strips of an image are neighbours in the grid, so that they share cache lines.
+Sums over pixels are computed by each program and then added in a fixed order, without atomics.
 """
 
 from dataclasses import dataclass

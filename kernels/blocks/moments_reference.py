@@ -5,10 +5,10 @@ from torch import Tensor
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the statistics of x that BatchNorm needs. Gradients flow from both of them to x.
+    """Compute the statistics of x that BatchNorm needs. Gradients flow from both statistics to x.
 
     x: [F, C, H, W] channels_last.
-    Returns the mean [C] and the biased variance [C], in float32 at least. If `conv_bn` follows, it takes:
+    Returns the mean [C] and the biased variance [C], in float32 at least. For a `conv_bn` that follows, compute
 
         scale, shift = weight / deviation, bias - mean * weight / deviation
     """

@@ -79,8 +79,8 @@ def _grad_sums(
 ) -> tuple[Tensor, Tensor]:
     """Return sums over each group [2, N, C], and the gradient before the activation [N*P, C] if there is a residual.
 
-    The sums are of the gradient before the activation, and of that gradient times the normalised rows. Without a
-    residual the second result is empty.
+    The sums are those of the gradient before the activation, and of this gradient times the normalised rows. Without a
+    residual, the second result is empty.
     """
     programs, shape, options = split_rows(rows, _groups(gate), summed=True)
     partial = rows.new_empty(2, _groups(gate), rows.shape[1], shape[1], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""BatchNorm and what follows it in plain torch. This defines the result of the kernel, and runs on CPUs."""
+"""BatchNorm and the operations after it, in plain torch. This defines the result of the kernel, and runs on CPUs."""
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,9 @@ def norm_act(
     variance, which are for running statistics. With several ranks, each rank normalises with its own statistics.
 
     x, residual: [F, C, H, W] channels_last, like the result; weight, bias: [C]; gate: [N, C], one row for every F / N
-    consecutive images, which are a clip for squeeze-excite; activation: none, relu or silu.
+    consecutive images, which squeeze-excite treats as one clip; activation: none, relu or silu.
     Returns the result in the type of x, and the mean [C] and the variance [C] in float32 at least.
-    Source: torch's BatchNorm2d in training; what follows it has the order of an X3D block
+    Source: torch's BatchNorm2d in training; the operations after it follow in the order of an X3D block
     (docs/sources.md, "Temporal-shift X3D").
     """
     y = torch.batch_norm(x, weight, bias, None, None, True, 0.0, eps, False)

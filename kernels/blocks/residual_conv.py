@@ -88,7 +88,7 @@ def _residual_conv_grad(
     num_frames: int,
     frame_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of rows [R, C], weight [O, K, C], scale, shift, shortcut [R, C], and its scale, if any."""
+    """Return the gradients of rows [R, C], weight [O, K, C], scale, shift, shortcut [R, C], and any shortcut_scale."""
     programs, (num_rows, splits, steps), options = split_backward(rows, weight.flatten(0, 1), 1)
     grad_rows, grad_shortcut = rows.new_empty(rows.shape), rows.new_empty(rows.shape)
     of_weight = rows.new_empty(splits, *weight.shape, dtype=torch.float32)

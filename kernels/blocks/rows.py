@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 4096  # elements of a block
-SUM_TILE = 2048  # the same for kernels that also keep sums in registers
+SUM_TILE = 2048  # elements of a block in kernels that also keep sums in registers
 SUM_PROGRAMS = 2048  # approximate number of programs that share the rows of one sum
 
 
@@ -36,8 +36,8 @@ def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
     """Return the mean [C] and the biased variance [C] of all rows.
 
     partial: [2, C, N, S], the mean and the summed squared deviations of each split. A split has `span` rows, and the
-    last one of a group may have fewer. Splits are the last axis, so that the compiler makes both passes over them in
-    one launch.
+    last split of a group may have fewer. Splits are the last axis, so that the compiler makes both passes over the
+    partial sums in one launch.
     """
     means, squares = partial
     groups, splits = means.shape[1:]

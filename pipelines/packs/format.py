@@ -1,6 +1,6 @@
 """The format of clip packs: a pack is a folder with one Motion JPEG file per clip, from which single frames are read.
 
-    clips/NAME.mov    the frames of a clip as JPEG; a reader can fetch a single frame, and video players can play the file
+    clips/NAME.mov    the frames of a clip as JPEG; a reader can fetch single frames, and video players can play it
     manifest.jsonl    one line per clip: what it was made from, or why it could not be made. If several lines have the
                       same name, the last one counts.
     index/*.npy       the content of the manifest as arrays that can be memory-mapped, written at the end of `prepare`

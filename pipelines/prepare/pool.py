@@ -21,7 +21,7 @@ THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def time_limit(job: Job) -> float:
-    """Seconds after which a job counts as hung: a hundred times as long as it takes at 1080p."""
+    """Seconds after which a job counts as hung: a hundred times as long as such a job takes at 1080p."""
     return 30 + job.num_frames
 
 

@@ -24,7 +24,7 @@ class VideoDecoder:
     """Decodes and resizes frames of `num_clips` videos per step, working up to `prefetch` steps ahead of `next`.
 
     `source(step)` returns the input of a step, counted from 0, and raises StopIteration after the last step. `next`
-    calls it ahead of time, in its own thread.
+    calls `source` ahead of time, in the thread that calls `next`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ def _pipeline_options(device: torch.device, batch: int, threads: int, prefetch: 
 
 @pipeline_def(exec_dynamic=True)  # unlike the older executor, this one can go on after a batch that failed
 def graph(source, size: int, decoder: str):
-    """What VideoDecoder runs; `source` returns a VideoStep, `decoder` is "mixed" or "cpu"."""
+    """The graph that VideoDecoder runs; `source` returns a VideoStep, `decoder` is "mixed" or "cpu"."""
     video, frames, corner, shape, start, end = fn.external_source(
         source=source,
         num_outputs=6,

@@ -24,7 +24,7 @@ class VideoError(UserError):
 def decode(video: str, max_frames: int) -> Iterator[av.VideoFrame]:
     """Yield the frames of a video in the order in which the decoder returns them.
 
-    Raises VideoError if the video has more than `most` frames or cannot be decoded.
+    Raises VideoError if the video has more than `max_frames` frames or cannot be decoded.
     """
     try:
         with av.open(video, options=CONTAINERS, metadata_errors="replace") as container:
@@ -42,7 +42,7 @@ def decode(video: str, max_frames: int) -> Iterator[av.VideoFrame]:
         raise
     except av.FFmpegError as error:
         raise VideoError(f"it cannot be decoded ({error.strerror})") from None
-    except (ValueError, OverflowError) as error:  # PyAV raises these for senseless numbers and texts in the file
+    except (ValueError, OverflowError) as error:  # PyAV raises these if the file contains senseless numbers or text
         raise VideoError(f"it cannot be decoded ({error})") from None
 
 

@@ -22,7 +22,7 @@ def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
     """Find the video of each name in `folder`: its path, or a MissingVideo.
 
     A name may contain folders and an extension. The file may have any video extension, and NTU's suffix `_rgb`. A file
-    at the relative path that the name gives comes first. Otherwise a file with the same name is taken from any
+    whose relative path is the name comes first. Otherwise a file with the same name is taken from any
     subfolder (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data
     set cannot make Duet read other files.
 

@@ -245,7 +245,7 @@ def test_a_joint_far_off_is_the_skeletons_fault(tmp_path, film):
     """The filters refuse such a size too, but then the video is said not to decode."""
     video = film.write(tmp_path / "video.mp4", film.frames(3, 160, 120))
     with pytest.raises(
-        VideoError, match=r"skeleton extends over 1[\d,]+x4[\d,]+ pixels, but its frames have 160x120: at least one joint"
+        VideoError, match=r"skeleton extends over 1[\d,]+x4[\d,]+ pixels, but its frames have 160x120: at least"
     ):
         encode_clip(job(video, tmp_path, (160, 120), 3, region=(0, -40000, 100000, 120)))
 

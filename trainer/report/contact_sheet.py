@@ -22,9 +22,9 @@ def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: st
 
     `labels` are the names of the fine classes. `what` is the word for a row of the batch in the titles.
 
-    The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, with the maximum over all heatmap
-    channels on top. The streams may sample the clip independently, so a heatmap can be a few frames away from its
-    picture, but a difference in box or flip is easy to see.
+    The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, with the maximum
+    over all heatmap channels on top. The streams may sample the clip independently, so a heatmap can be a few frames
+    away from its picture, but a difference in box or flip is easy to see.
     """
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
     strips = _strips(batch.rgb[clips].cpu(), batch.heatmap[clips].cpu())  # [n, 2, H, W, 3]

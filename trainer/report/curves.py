@@ -127,7 +127,7 @@ PANELS = (  # kind of record, name (None: the metric that selects the best snaps
     ("val", "acc/rgb_top1", "validation, rgb top-1"),
     ("val", "acc/pose_top1", "validation, pose top-1"),
 )
-SMOOTHED = 100  # points in a line of a comparison; longer series are drawn as the means of so many stretches
+SMOOTHED = 100  # most points of a line in a comparison; longer series are drawn as the means of this many stretches
 
 
 def draw(runs: Sequence[PastRun]) -> Figure:

@@ -17,10 +17,10 @@ TAIL = 8192  # bytes at the end of train.log that are read for its last lines
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PastRun:
-    """What the files of a work directory say about its run.
+    """The facts about a run in the files of its work directory.
 
-    settings are those of experiment.json; name, metric, num_epochs and stalled_after are taken from them. records are
-    those of metrics.jsonl. silent is the number of seconds since the run last wrote a file.
+    settings are those of experiment.json, from which name, metric, num_epochs and stalled_after come. records are the
+    lines of metrics.jsonl. silent is the number of seconds since the run last wrote a file.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class PastRun:
         """The state of the run in a word.
 
         finished; stopped (by a signal or --max-steps); failed (with an error); stalled (ended by the watchdog);
-        running; cut off (it was killed: it has been silent for longer than a running one can be).
+        running; cut off (killed: the run has been silent for longer than is possible while it runs).
         """
         lines = last_lines(self.folder / LOG)
         if lines and lines[-1].startswith(("failed: ", "stopped: ")):
@@ -60,7 +60,7 @@ class PastRun:
 def find_runs(folder: Path) -> Iterator[PastRun]:
     """All work directories at most two levels below `folder`, and `folder` itself if it is one.
 
-    Damaged ones are skipped, with a message.
+    Damaged work directories are skipped, with a message.
     """
     for pattern in ("", "*/", "*/*/"):
         for file in folder.glob(pattern + SETTINGS):
@@ -87,8 +87,8 @@ def read_run(folder: Path) -> PastRun:
         )
     except OSError as error:
         raise UserError(
-            f"{folder} is not a work directory: its {SETTINGS} cannot be read ({error.strerror}); name the --work-dir "
-            "of a run"
+            f"{folder} is not a work directory: its {SETTINGS} cannot be read ({error.strerror}); choose the "
+            "--work-dir of a run"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(

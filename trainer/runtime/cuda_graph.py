@@ -1,6 +1,6 @@
 """Runs a whole training step as one CUDA graph, which launches hundreds of kernels with one call.
 
-A CUDA graph is worth trying with `--set cuda_graph=True` when the step is limited by kernel launches: small batches, fast GPUs.
+It is worth trying `--set cuda_graph=True` when kernel launches limit the step: with small batches, or on fast GPUs.
 """
 
 from collections.abc import Callable

@@ -183,7 +183,8 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         failed = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM} or codes
         for rank, code in failed.items():
             print(f"rank {rank} {how_it_ended(code)}", file=sys.stderr)
-        worst = max(failed.values())  # the maximum, because a rank that only lost its connection to another rank ends with 1
+        # The maximum, because a rank that only lost its connection to another rank may end with 1.
+        worst = max(failed.values())
         return worst if worst > 0 else 128 - worst
     except SignalException as exception:
         return EXIT_CODES[exception.sigval]

@@ -66,7 +66,7 @@ class Watchdog:
         time.sleep(TIME_TO_DUMP)
         print(
             f"error: there was no progress for {self._patience:g} s (stalled_after): the stacks of all processes are "
-            f"in {self._path.parent}/stalled_rank*.txt; continue with --resume",
+            f"in {self._path.parent}/stalled_rank*.txt; go on with --resume",
             file=sys.stderr,
             flush=True,
         )

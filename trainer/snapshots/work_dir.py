@@ -86,10 +86,10 @@ def check(work_dir: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(work_dir: Path) -> Iterator[None]:
-    """A context in which this process holds the lock of the work directory. Raises UserError if another
-    process holds it.
+    """A context in which this process holds the lock of the work directory.
 
-    The kernel releases the lock of a process that is killed. On file systems without locks, nothing is locked.
+    Raises UserError if another process holds the lock. The kernel releases the lock of a process that is killed.
+    On file systems without locks, nothing is locked.
     """
     with open(work_dir / LOCK, "w") as file:
         if not _lock(file):

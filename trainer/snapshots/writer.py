@@ -1,4 +1,4 @@
-"""Writes the snapshots of a run in the background. It keeps the newest two snapshots, a link to the newest, and the best.
+"""Writes the snapshots of a run in the background. Keeps the newest two, a link to the newest, and the best one.
 
 An old snapshot is removed only when a newer one is durable on the disk, so whenever the process is killed, there is a
 snapshot to load. models/weights/files.py writes the files, and trainer/resume.py decides what they contain.
@@ -135,7 +135,8 @@ class Writer:
         """Write `state` in the background as epoch_E_step_S.pth, and as `best` (see `best_name`).
 
         The tensors in `steady` (weights and momentum) may only be changed within `changing_weights`; all others may
-        change as soon as this returns. Waits for the previous write first, and raises the error of that write if it failed.
+        change as soon as this returns. Waits for the previous write first, and raises its error if that write
+        failed.
         """
         self.wait()
         staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
@@ -150,9 +151,9 @@ class Writer:
     def changing_weights(self) -> Iterator[None]:
         """A context within which all code that changes weights or momentum during a run must do so.
 
-        On entry it waits until weights and momentum are copied into the snapshot that is being written. BatchNorm statistics, prototypes,
-        averages and the loss scale may be changed outside of this context, because `save` copies them before it returns
-        (on a GPU it queues the copies).
+        On entry it waits until weights and momentum are copied into the snapshot that is being written. BatchNorm
+        statistics, prototypes, averages and the loss scale may be changed outside of this context, as forward passes
+        do: `save` copies them before it returns (on a GPU it queues the copies).
         """
         self._release()
         yield

@@ -41,7 +41,7 @@ class Call(Protocol):
 
     @property
     def beside(self) -> int:
-        """How many numbers the compiler must at least read and write for what the kernel leaves to it."""
+        """The minimum of numbers to read and write for the operations that the kernel leaves to the compiler."""
         ...
 
     def toy(self) -> "Call":

@@ -26,7 +26,7 @@ class MomentsCall:
 
     @property
     def beside(self) -> int:
-        """The gradient through the statistics is added to that of the convolution, with two reads and one write."""
+        """The gradient through the statistics is added to the convolution's gradient, with two reads and one write."""
         return 3 * self.clips * self.frames * self.height * self.width * self.channels
 
     def toy(self) -> Self:

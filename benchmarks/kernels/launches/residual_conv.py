@@ -39,7 +39,7 @@ class ResidualConvCall:
         return replace(self, clips=1, frames=min(self.frames, 3), height=3, width=7)
 
     def plain(self) -> None:
-        """Run the convolution and the next norm. The call of the last convolution of a block counts its end."""
+        """Run the convolution and the next norm. The call of a block's last convolution counts the block's end."""
         x, weight, *_ = self._tensors("meta")
         leaves = weight, x = weight.bfloat16().requires_grad_(), x.requires_grad_()
         clips = x.permute(0, 2, 3, 1).unflatten(0, (self.clips, -1)).flatten(2, 3).permute(0, 3, 1, 2)
@@ -55,7 +55,7 @@ class ResidualConvCall:
         torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
 
     def _tensors(self, device: str) -> list[Tensor]:
-        """Make y, weight, scale, shift, shortcut and, if it has one, the scale of the shortcut."""
+        """Make y, weight, scale, shift, shortcut and, if the shortcut has a scale, that scale."""
         size = self.clips * self.frames, self.height, self.width, self.channels
         y, shortcut = (torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2) for _ in range(2))
         weight = torch.empty(self.outputs, self.channels, self.taps, 1, device=device)

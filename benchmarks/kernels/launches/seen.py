@@ -19,7 +19,7 @@ from kernels.blocks import (
 )
 from trainer.config import Experiment
 
-CLIPS = 2  # in the batch that is run: more than one, to distinguish tensors with a row per clip from those with one row
+CLIPS = 2  # clips in the batch that is run: more than one, so that one row per clip differs from one row in all
 CONTRACTS: dict[str, tuple[ModuleType, str]] = {
     "shift_conv": (shift_conv_reference, "shift_conv"),
     "depthwise": (depthwise_reference, "depthwise_conv"),
