@@ -39,7 +39,7 @@ NARROWEST = 40  # columns; on a terminal of five, tyro never finishes laying out
 
 
 class UserError(ValueError):
-    """Wrong input, or something missing on this machine. The text is one sentence that also says what to do about it.
+    """Wrong input, or something missing on this machine. The message is one sentence that also says what to do.
 
     Every program prints the sentence and ends with exit code 2. Any other exception is a bug in Duet and ends in a
     traceback.
@@ -62,8 +62,8 @@ def exit_code(
 ) -> int:
     """Check the installation, run `main`, and return the program's exit code.
 
-    A UserError is printed to stderr as one sentence and gives exit code 2; so does a disk that is full or read-only.
-    Ctrl-C prints `interrupt_message` and gives exit code 130.
+    A UserError is printed to stderr as one sentence, and the exit code is 2. The same happens if a disk is full or
+    read-only. Ctrl-C prints `interrupt_message`, and the exit code is 130.
     """
     if shutil.get_terminal_size().columns < NARROWEST:
         os.environ["COLUMNS"] = str(NARROWEST)

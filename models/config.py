@@ -34,7 +34,7 @@ class X3DStreamConfig:
     blocks: Counts
     stem_stride: Annotated[int, Range(1, 16)]
     shift_divisor: Count
-    """A block takes 1 / shift_divisor of its input channels from the next frame, and as many from the previous one."""
+    """A block takes 1 / shift_divisor of its input channels from the next frame, and equally many from the previous."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.STREAM")

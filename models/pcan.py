@@ -15,7 +15,7 @@ from models.layers import clip_mean, pixels
 
 ALPHA = 0.125  # scales how much a likely error changes a score
 TAU = 0.125  # temperature of the scores
-MOMENTUM = 0.9  # of the running means that are the prototypes
+MOMENTUM = 0.9  # momentum of the running means that are the prototypes
 
 
 class Contrast(NamedTuple):
@@ -139,9 +139,9 @@ def tree_loss(fine: Tensor, coarse: Tensor, label: Tensor, coarse_map: Tensor) -
     return (states.logsumexp(1) - leaves.gather(1, label[:, None]).squeeze(1)).mean()
 
 
-FINE_SCALES = (1.0, 0.1, 0.5, 1.0)  # of the scores (not of the losses), for the kinds FN1, FN2, FN3 and FP
-COARSE_SCALES = (1.0, 1.0)  # for the kinds FN and FP
-INFERENCE_WEIGHTS = {"rgb": 5.0, "pose": 1.0}  # of the cosines that are added to the fine logits
+FINE_SCALES = (1.0, 0.1, 0.5, 1.0)  # factors of the scores (not of the losses), for the kinds FN1, FN2, FN3 and FP
+COARSE_SCALES = (1.0, 1.0)  # the same for the kinds FN and FP
+INFERENCE_WEIGHTS = {"rgb": 5.0, "pose": 1.0}  # weights of the cosines that are added to the fine logits
 
 
 class PcanHead(TwoStreamHead):

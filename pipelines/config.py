@@ -66,8 +66,8 @@ class ClipConfig:
     flip: Share = 0.5  # probability that a training clip is mirrored
     crop: bool = True  # True: random crop of the box in training; False: the whole box
     aligned: bool = False  # True: RGB frames are every n-th pose frame; False: both streams sample on their own
-    # Packs store frames at a scale that leaves the smallest box that sampling can ask for this many pixels a side (if
-    # the video has as many), at this JPEG quality (2 is best, 31 worst).
+    # Packs store frames at a scale at which the smallest box that sampling can ask for has this many pixels a side (if
+    # the video has enough pixels), and at this JPEG quality (2 is best, 31 worst).
     box_pixels: Pixels = 256
     quality: Annotated[int, Range(2, 31)] = 3
 

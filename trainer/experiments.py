@@ -1,4 +1,4 @@
-"""All experiments by name. A variant is a `replace(...)` of another experiment, with a comment that gives its source.
+"""All experiments by name. A variant is a `replace(...)` of another experiment, with a comment that names its source.
 
 Sources: docs/sources.md, "Training samples", "Guide recipes", "PCAN recipe", "Staged recipe" and "EPAM-Net".
 """

@@ -59,8 +59,8 @@ def count_changes(optimizer: torch.optim.Optimizer) -> None:
 def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """Torch's fused SGD for all `parameters` in one group. Biases and norms are decayed too, as published.
 
-    Momentum starts at zero, which gives the same first step as torch's own start (dampening 0). If it were left to
-    torch and the very first step was skipped, momentum would be uninitialised memory.
+    Momentum starts at zero, so the first step is the same as with torch's own start (dampening 0). If torch
+    started the momentum and the very first step was skipped, the momentum would be uninitialised memory.
     """
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     start_momentum(optimizer)

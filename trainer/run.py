@@ -36,7 +36,7 @@ ASK_RANKS_EVERY = 8  # batches between two exchanges in which ranks learn whethe
 
 
 class Stopped(Exception):
-    """Raised when the run has to stop early; the text is the reason."""
+    """Raised when the run has to stop early; the message is the reason."""
 
 
 class Meter:

@@ -48,7 +48,7 @@ def _measure(target: Target, python: Path | None) -> Iterator[Result]:
     packs = {case: videos.pack(files, config, folder) for case, config in configs.items()}
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # all threads and processes that start later inherit it
     torch.set_num_threads(1)
-    keep_freed_memory()  # as training on a CPU does
+    keep_freed_memory()  # training on a CPU does the same
     for case, frames in packs.items():
         loader = loader_of(frames, configs[case], *((3, 2) if target.toy else (BATCH, BATCHES)))
         if python is None:

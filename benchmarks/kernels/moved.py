@@ -122,8 +122,9 @@ def totals(launches: list[dict]) -> dict[str, dict]:
 
     `beside_gb` counts what the compiler moves around the kernels; `compiled_gb` and `ideal_gb` are for plain torch. The
     group `blocks` has the kernels of whole blocks, because the ideal is one number for a block; `over_ideal` is their
-    GB relative to it. norm_act is not in that group, because it makes as many passes as the compiler. `heaviest` is the
-    call of each kernel that moves the most bytes, and the only call that `make test` counts again.
+    GB relative to it. norm_act is not in that group, because it makes as many passes over memory as compiled
+    code. `heaviest` is the call of each kernel that moves the most bytes, and the only call that `make test` counts
+    again.
     """
     sums: dict[str, dict] = {}
     heaviest: dict[str, dict] = {}

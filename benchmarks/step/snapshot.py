@@ -24,7 +24,7 @@ STEPS_TO_UPDATE = 60  # matrix products instead of forward and backward; they ta
 
 
 def measure_snapshot(target: Target) -> Iterator[Result]:
-    """Measure the time that a loop loses while a snapshot of 39 M weights and as many momenta is written.
+    """Measure the time that a loop loses while a snapshot of 39 M weights and their momenta is written.
 
     The loop has one thread, like a loop that drives a GPU, so that the writer has a core for itself.
     """

@@ -25,7 +25,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", WEIGHTS)
 
 
 class WeightsError(UserError):
-    """A checkpoint cannot be used. The text names the file, the reason and a way out in one sentence."""
+    """A checkpoint cannot be used. The message names the file, the reason and a way out in one sentence."""
 
 
 class Skipped:
@@ -174,7 +174,7 @@ def digest_of(file: BinaryIO, length: int) -> bytes:
 
 
 class SnapshotError(UserError):
-    """A snapshot cannot be read or written. The text names the file and what is wrong with it."""
+    """A snapshot cannot be read or written. The message names the file and says what is wrong with it."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def of_x3d_m(name: Target, rules: Rules, *markers: str) -> Layout:
 
 
 # The first match counts. EPAM-Net comes before the guide's pair, because the backbones have the same names in both and
-# only the heads tell EPAM-Net apart. Pairs are listed once per stream, because a file may hold only one of them.
+# only the heads tell EPAM-Net apart. Pairs are listed once per stream, because a file may hold only one stream.
 LAYOUTS = (
     of_ours("mmaction2", "RGBPoseConv3D", published.MMACTION2, "backbone.rgb_path.conv1.conv.weight"),
     of_ours("mmaction2", "SlowOnly", published.MMACTION2, "backbone.conv1.conv.weight"),

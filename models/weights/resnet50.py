@@ -27,7 +27,7 @@ def read(state: State) -> tuple[State, list[str]]:
 def write(state: State) -> tuple[State, list[str]]:
     """Return torchvision's tensors, and our names that no rule covers.
 
-    Weights are summed over time, which gives the same result on a clip whose frames are all equal. Raises WeightsError
+    Weights are summed over time, so the result on a clip whose frames are all equal is the same. Raises WeightsError
     unless the network is the RGB stream.
     """
     stem = state.get("backbone.conv1.conv.weight")

@@ -16,7 +16,7 @@ from pipelines.annotate.tracking import Person, follow
 from pipelines.videos.decode import decode
 
 JOINTS = 17
-MAX_FRAMES = 1 << 22  # of a video
+MAX_FRAMES = 1 << 22  # most frames of a video
 INSTALL = "install the pose estimator with: .venv/bin/python -m pip install -e '.[pose]'"
 
 

@@ -52,7 +52,7 @@ def header_of(video: str) -> Header:
 def read_poses(file: Path, video: Path, header: Header, cache: Path) -> Poses:
     """Read the skeleton of `video` from a .npz file, or from an annotation pickle that contains the video's name.
 
-    If a .npz gives no image size, its joints are in pixels of the video. cache: folder for the table of a pickle.
+    If a .npz contains no image size, its joints are in pixels of the video. cache: folder for the table of a pickle.
     Raises AnnotationError if the file cannot be used, or if its joints do not belong to the frames of this video.
     """
     poses = _read_poses(file, video, (header.height, header.width), cache)

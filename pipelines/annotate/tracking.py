@@ -74,7 +74,7 @@ def follow(frames: Sequence[Sequence[Person]], max_people: int, num_joints: int)
 
 
 def _match(tracks: list[Track], number: int, people: Sequence[Person]) -> None:
-    """Add each person in frame `number` to the track whose last box overlaps most with theirs, best pairs first.
+    """Add each person in frame `number` to the track whose last box overlaps most with the person's, best pairs first.
 
     People who match no track start a new one.
     """

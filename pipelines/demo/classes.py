@@ -31,7 +31,7 @@ class DemoConfig:
     num_train: Count = 720
     num_val: Count = 240
     size: Annotated[tuple[int, int], Range(16, 8192)] = (320, 240)  # width, height; both even for 4:2:0 chroma
-    num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)  # of the shortest and the longest clip
+    num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)  # length of the shortest and the longest clip
     crf: Annotated[int, Range(0, 51)] = 23  # x264's constant rate factor
     # For a control experiment: a grey box, which does not move, hides the area in which people and object move. What
     # remains visible must not reveal which class of a MOTION_ONLY pair a clip belongs to.

@@ -16,8 +16,8 @@ CHUNK = 1 << 20  # rows of the table's joints (one person in one frame each) tha
 NTU_NAME = re.compile(r"(?:.*/)?S\d{3}C(\d{3})P(\d{3})R\d{3}A(\d{3})(?:_rgb)?(?:\.\w+)?")
 # Published numbers of clips with a skeleton (docs/sources.md, "NTU RGB+D 60" and "MA-52").
 NTU60_SPLITS = {"xsub_train": 40091, "xsub_val": 16487, "xview_train": 37646, "xview_val": 18932}
-NTU60_SUBJECTS = {1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38}  # in the train split of xsub
-NTU60_CAMERAS = {2, 3}  # in the train split of xview
+NTU60_SUBJECTS = {1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38}  # subjects in the train split of xsub
+NTU60_CAMERAS = {2, 3}  # cameras in the train split of xview
 NTU60_FILES = {40091: "xsub_train", 16487: "xsub_val", 37646: "xview_train", 18932: "xview_val", 56578: "all clips"}
 MA52_FILES = {11250: "train", 5586: "val or test"}
 

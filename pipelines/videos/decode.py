@@ -51,7 +51,7 @@ def _check_header(stream: av.VideoStream) -> None:
     if stream.codec_context is None:
         raise VideoError("it has a codec that FFmpeg does not know")
     if not stream.width or not stream.height:  # FFmpeg also reports 0 for a size that it finds absurd
-        raise VideoError("its header gives no usable frame size")
+        raise VideoError("its header contains no usable frame size")
     if stream.width * stream.height > MAX_PIXELS:
         raise VideoError(f"its header claims {stream.width}x{stream.height} pixels, more than {MAX_PIXELS:,}")
     if stream.frames > MAX_FRAMES:

@@ -43,7 +43,7 @@ def read_header(video: str) -> Header:
             packets = itertools.islice(container.demux(stream), MAX_PACKETS) if not stream.frames else ()
             frames = stream.frames or sum(packet.size > 0 for packet in packets)
             if not stream.width or not stream.height:
-                return Header(reason="its header gives no frame size")
+                return Header(reason="its header contains no frame size")
             if os.path.getsize(video) < _end_of(video, stream):
                 return Header(reason=f"it is cut short: some of its {frames} frames are missing")
             return Header(width=stream.width, height=stream.height, frames=frames, codec=stream.codec_context.name)

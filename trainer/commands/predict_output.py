@@ -29,7 +29,7 @@ from trainer.report.clip_views import LEFT, MIDDLE, RIGHT
 from trainer.report.contact_sheet import contact_sheet
 
 TOP = 5  # classes that are listed for each window
-IN_FULL = 6  # up to so many windows, the table shows five classes for each; above, it shows one
+IN_FULL = 6  # with at most this many windows, the table shows five classes for each; with more, only one
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,7 +255,7 @@ class Clock:
     """Measures the speed of the last 100 steps. A process's first step is left out, as it includes compilation."""
 
     def __init__(self) -> None:
-        # For each step: its seconds, how many of them the host waited for data, and its clips.
+        # For each step: its seconds, the seconds that the host waited for data, and its clips.
         self._steps: deque[tuple[float, float, int]] = deque(maxlen=100)
         self._last = time.perf_counter()
         self._warm = False

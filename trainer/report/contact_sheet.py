@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.batch import Batch
 from trainer.report.curves import write_png
 
-SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # in pixels; DPI in pixels per inch
+SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # all in pixels, except DPI in pixels per inch
 NUM_CLIPS, NUM_FRAMES = 6, 8
 JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1
 
