@@ -57,7 +57,7 @@ def test_adjusted_losses_are_those_of_raised_logits(build):
 
 def test_a_share_that_is_none_is_told(tiny, capsys):
     assert run_command([*tiny, "--set", "data.balance=1.5"]) == 2
-    assert "data.balance is 1.5, not between 0" in capsys.readouterr().err
+    assert "data.balance=1.5 is not between 0 and 1" in capsys.readouterr().err
 
 
 def test_a_balanced_run(tiny, tmp_path):

@@ -208,7 +208,7 @@ def test_mistakes(checkpoint, tmp_path, capsys):
         assert exported(checkpoint, Path(f"/proc/net.{suffix}")) == 2
         assert f"/proc/net.{suffix} cannot be written (No such file or directory)" in capsys.readouterr().err
     assert exported(checkpoint, checkpoint) == 2
-    assert "is the checkpoint that is read" in capsys.readouterr().err
+    assert "is the checkpoint itself" in capsys.readouterr().err
     assert run_command(["export", "--exp", "demo", "--checkpoint", str(checkpoint), "--format", "pt2"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -74,7 +74,7 @@ def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path,
 
 def test_more_processes_than_gpus(monkeypatch):
     gpus = torch.cuda.device_count()
-    with pytest.raises(ValueError, match=f"{gpus + 2} processes .* and torch sees {gpus}: lower --ranks"):
+    with pytest.raises(ValueError, match=f"{gpus + 2} processes .* but torch sees {gpus}: lower --ranks"):
         world_size_of(gpus + 2, "cuda")
     assert world_size_of(gpus + 2, "cpu") == gpus + 2
     for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "100"), ("LOCAL_RANK", str(gpus))):
