@@ -263,7 +263,7 @@ MUTANTS = {
     "given beyond the clip": (" & (to < num_frames)", ""),
     "given before the clip": ("(to >= 0) & ", ""),
     "given to frames of another clip": ("- later[None, :]\n", "- 0 * later[None, :]\n"),
-    "gradients of one frame": ("    later = tap - TAPS // 2\n    # Places", "    later = tap * 0\n    # Places"),
+    "gradients of one frame": ("    later = tap - TAPS // 2\n    # Offsets", "    later = tap * 0\n    # Offsets"),
     "gradient without scale": ("            come *= load(scale, channel, known)[None, :]\n", ""),
     "shortcut's gradient with the other scale": (
         "            beside = come\n",

@@ -206,7 +206,7 @@ MUTANTS = {
     "statistics of some rows": ("merge(partial, len(rows), BLOCK_M)", "merge(partial, len(rows), BLOCK_M - 1)"),
     "gradient of the mean dropped": ("spread(grad_mean,", "spread(0 * grad_mean,"),
     "gradient of the variance dropped": ("grad_var, len(rows))", "0 * grad_var, len(rows))"),
-    "mean of the gradients in place of the values": ("added = mean, *spread", "added = grad_mean, *spread"),
+    "mean of the gradients in place of the values": ("statistics = mean, *spread", "statistics = grad_mean, *spread"),
     "given the wrong way": (
         "tl.where(later, offset, tl.where(earlier, -offset",
         "tl.where(later, -offset, tl.where(earlier, offset",
