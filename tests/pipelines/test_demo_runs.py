@@ -90,14 +90,14 @@ def test_killed_runs_go_on_to_the_same_bytes_even_two_at_once(tmp_path):
 
 def test_a_second_run_waits_for_the_first(tmp_path):
     root = tmp_path / "demo"
-    one_clip = replace(TINY, num_train=1, num_val=0)
+    two_clips = replace(TINY, num_train=1, num_val=1)
     with alone(root):
-        second = threading.Thread(target=make_demo, args=(root, one_clip), daemon=True)
+        second = threading.Thread(target=make_demo, args=(root, two_clips), daemon=True)
         second.start()
         second.join(0.3)
         assert list(root.iterdir()) == []
     second.join(60)
-    assert len(digests(root)) == 3
+    assert len(digests(root)) == 2 + 2
 
 
 def test_a_folder_of_another_config_is_replaced(tmp_path):
