@@ -1,7 +1,7 @@
-"""The DALI graph for clip packs: JPEG packets and regions go in, frames of one size come out.
+"""The DALI graph for clip packs: decodes JPEG packets (one per frame), crops a region of each, resizes it to one size.
 
-Only this file and videos/dali.py import DALI. The same graph serves both devices: `fn.decoders.image` uses the JPEG
-engine of a GPU (`mixed`) or libjpeg-turbo (`cpu`). docs/sources.md, "DALI", says what DALI can and cannot do.
+Only this file and videos/dali.py import DALI. The same graph runs on a GPU, where `fn.decoders.image` uses the JPEG
+engine (`mixed`), and on the CPU, with libjpeg-turbo (`cpu`). docs/sources.md, "DALI", lists limits of DALI.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
 
-# The input of one step: N*T JPEG packets, and where the region of each starts and ends, both [N*T, 2] float32 (y, x) in
-# pixels of the packet's image.
+# The input of one step: N*T JPEG packets, and where the region to crop from each starts and where it ends, two arrays
+# [N*T, 2] float32 (y, x) in pixels of the decoded image.
 Step = tuple[list[np.ndarray], np.ndarray, np.ndarray]
 
 
 def resize_regions(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return roi_start and roi_end, [N, 2] float32 (y, x), with which DALI's resize crops images to boxes [N, 4].
+    """Return the arguments roi_start and roi_end, [N, 2] float32 (y, x), with which fn.resize crops to boxes [N, 4].
 
     Where `flip` [N] is True, the x of the start and the x of the end are swapped, which mirrors the image.
     """
@@ -29,8 +29,8 @@ def resize_regions(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.nd
 class FrameDecoder:
     """Decodes and resizes `num_images` packets per step, working up to `prefetch` steps ahead of `next`.
 
-    `source(step)` returns the input of a step, counted from 0, and raises StopIteration after the last step. `next`
-    calls `source` ahead of time, in the thread that calls `next`.
+    `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. It is
+    called from inside `next`, so in the caller's thread, but for steps that are up to `prefetch` ahead.
     """
 
     def __init__(
@@ -63,23 +63,23 @@ class FrameDecoder:
         return torch.from_dlpack(frames.as_tensor())
 
 
-@pipeline_def(exec_dynamic=True)  # unlike the older executor, this one can go on after a batch that failed
+@pipeline_def(exec_dynamic=True)  # unlike DALI's older executor, the dynamic one can continue after a failed batch
 def _graph(source, size: int, decoder: str, hw_decoder_load: float):
     packets, start, end = fn.external_source(
         source=source,
         num_outputs=3,
-        batch=True,  # a source of single samples would lose a last batch that is not full
+        batch=True,  # with batch=False, DALI would drop an incomplete last batch
         batch_info=True,
         dtype=[types.UINT8, types.FLOAT, types.FLOAT],
         ndim=[1, 1, 1],
     )
-    # Only with fancy upsampling do both decoders return the same pixels.
+    # Without fancy upsampling, the pixels decoded on a GPU would differ from those decoded on the CPU.
     options = {"device": decoder, "output_type": types.RGB, "jpeg_fancy_upsampling": True}
     if decoder == "mixed":
         frames = fn.decoders.image(packets, hw_decoder_load=hw_decoder_load, **options)
     else:
-        # Decoding only the part that the region needs saves libjpeg-turbo a third of its time. On a GPU, image_slice
-        # would bypass the JPEG engine.
+        # On the CPU, decoding only the part around the region takes a third less time than decoding the whole image. On
+        # a GPU, whole images are decoded, because image_slice does not use the JPEG engine.
         first, past_last = _part(packets, start, end)
         frames = fn.decoders.image_slice(packets, start=first, end=past_last, axes=(0, 1), **options)
         start, end = start - first, end - first
@@ -94,7 +94,7 @@ def _graph(source, size: int, decoder: str, hw_decoder_load: float):
 
 
 def _part(packets, start, end):
-    """The part of an image that interpolation inside the region reads: its first pixel (y, x), and where it ends."""
+    """The part of an image that interpolation inside the region reads: its first pixel and its end, each (y, x)."""
     shape = fn.peek_image_shape(packets)[:2]
     first = math.clamp(math.floor(math.min(start, end)) - 1, 0, shape - 1)
     last = math.clamp(math.ceil(math.max(start, end)) + 1, first + 1, shape)

@@ -42,6 +42,6 @@ class FrameSource(Protocol):
     def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> Decoder:
         """Return a decoder for the frames of plans(0), plans(1), ..., until `plans` raises StopIteration.
 
-        `plans` is called some batches before their frames are asked for.
+        The decoder works ahead, so it calls `plans` for a batch before `next` is asked for the frames of that batch.
         """
         ...

@@ -1,6 +1,6 @@
-"""The loader turns plans into batches: it decodes the planned frames in advance and draws heatmaps on the device.
+"""Loader: turns plans of clips into batches. It decodes frames ahead of time and draws the heatmaps on the device.
 
-It has no worker processes and keeps no state between batches, so an epoch can start at any batch.
+The loader has no worker processes and keeps no state between batches, so an epoch can start at any batch.
 """
 
 import os
@@ -25,7 +25,7 @@ class Loader:
     """Batches of one split for one rank.
 
     rows: the rows of the table that belong to the split, the same array on every rank.
-    batch_size: clips in a batch of all ranks together.
+    batch_size: number of clips in a batch, summed over all ranks.
 
     Training shuffles the rows anew for each epoch, and fills up the last batch with the epoch's first clips. Evaluation
     keeps the order of `rows`, and fills up the last batch with copies of the last clip, for which `Batch.valid` is
@@ -43,8 +43,8 @@ class Loader:
     rank: int = 0
     world_size: int = 1
     seed: int = 0
-    balance: float = 0.0  # see epoch_order
-    sample: int = 0  # evaluation takes sample number `sample` of the `num_samples` test samples of each clip
+    balance: float = 0.0  # how much training balances the classes, see epoch_order
+    sample: int = 0  # evaluation uses test sample number `sample` of the `num_samples` of each clip
     num_samples: int = 1
     prefetch: int = 2
     threads: int = field(default_factory=lambda: max(1, min(8, len(os.sched_getaffinity(0)) - 1)))
@@ -66,7 +66,7 @@ class Loader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, starting with batch number `first`."""
-        plans: dict[int, ClipPlan] = {}  # plans whose frames are being decoded, until their batch is due
+        plans: dict[int, ClipPlan] = {}  # the plan of each step whose batch has not been yielded yet
 
         def next_plan(step: int) -> ClipPlan:
             if first + step >= self.num_batches:
@@ -80,7 +80,7 @@ class Loader:
             yield self.batch(plans.pop(step), first + step, rgb)
 
     def decoding(self) -> Decoding:
-        """What the decoder of an epoch is made with."""
+        """The options with which the decoder of an epoch is created."""
         return Decoding(
             num_clips=self.batch_size // self.world_size,
             num_frames=self.config.rgb_frames,
@@ -143,5 +143,5 @@ class Loader:
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # a copy from pageable memory would wait for all steps in the GPU's queue
+            tensor = tensor.pin_memory()  # a copy from pageable memory would wait until the GPU's queue is empty
         return tensor.to(self.device, non_blocking=True)

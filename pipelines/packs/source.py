@@ -1,6 +1,6 @@
-"""Reads the frames for a loader from a clip pack.
+"""Reads the frames for a loader from a clip pack, in which each frame is one JPEG packet.
 
-Damaged packets are reported, and the nearest good frame of the clip is used instead.
+A damaged packet is reported once; the nearest good frame of the same clip is used in its place.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from pipelines.plan import ClipPlan
 class PackFrames:
     """Reads the frames of a table's clips from a pack.
 
-    damaged: (clip name, frame number) of the damaged packets that have been reported so far.
+    damaged: (clip name, frame number) of each damaged packet that has been reported so far.
     """
 
     table: ClipTable
@@ -46,7 +46,7 @@ class PackFrames:
         )
 
     def packets(self, plan: ClipPlan, say: Callable[[str], None]) -> Step:
-        """The decoder's input for a plan: the packets of its frames, and the region of each packet to crop."""
+        """The decoder's input for a plan: the packets of the planned frames, and the region to crop from each."""
         packets = [
             packet
             for row, frames in zip(plan.row, plan.rgb_frames, strict=True)
@@ -81,7 +81,7 @@ class PackFrames:
             say(f"{name}: frame {frame} in the pack is damaged, so the nearest good frame is used instead")
 
     def _boxes(self, plan: ClipPlan) -> np.ndarray:
-        """The boxes of the plan in pixels of the packets: [N, 4]."""
+        """The plan's boxes, converted to pixels of the packets: [N, 4]."""
         rows = self.pack_rows[plan.row]
         annotation_size = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
         pack = self.pack
@@ -94,7 +94,7 @@ def packet_boxes(
     """Convert boxes [N, 4] from pixels of the annotation to pixels of the packets.
 
     annotation_size, video_size, packet_size: [N, 2] (width, height) of the annotation, the video and the packets.
-    region: [N, 4] (left, top, right, bottom) of the part of the video in the packets, in pixels of the video.
+    region: [N, 4] (left, top, right, bottom) of the part of the video that the pack stores, in pixels of the video.
     """
     to_pack = packet_size / (region[:, 2:] - region[:, :2])
     corners = box.reshape(-1, 2, 2) * (video_size / annotation_size)[:, None]
