@@ -1,4 +1,4 @@
-"""Limits for numbers in a settings dataclass, declared with the field: `quality: Annotated[int, Range(2, 31)] = 3`."""
+"""Limits for numbers in settings dataclasses, declared in the type: `quality: Annotated[int, Range(2, 31)] = 3`."""
 
 import functools
 from dataclasses import dataclass, fields
@@ -24,13 +24,13 @@ Share = Annotated[float, Range(0, 1)]
 
 @functools.cache
 def ranges(settings: type) -> dict[str, Range]:
-    """Return the Range of every field of a dataclass that has one, by the name of the field."""
+    """Map the name of each field whose type declares a Range to that Range. `settings` is a dataclass."""
     hints = get_type_hints(settings, include_extras=True)
     return {name: item for name, hint in hints.items() for item in _metadata(hint) if isinstance(item, Range)}
 
 
 def check_ranges(settings: Any, section: str) -> None:
-    """Raise UserError if a number is outside its field's Range. `section` is the name of the dataclass in --set."""
+    """Raise UserError if a number is outside its field's Range. `section` is the prefix of its fields in --set."""
     limits = ranges(type(settings))
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -43,7 +43,7 @@ def check_ranges(settings: Any, section: str) -> None:
 
 
 def _metadata(hint: Any) -> tuple[Any, ...]:
-    """Return the metadata of Annotated, also for types like `Annotated[...] | None`."""
+    """Return the metadata of an Annotated type, or of all Annotated parts of a union like `Annotated[...] | None`."""
     if get_origin(hint) is Annotated:
         return get_args(hint)[1:]
     return tuple(item for part in get_args(hint) for item in _metadata(part))

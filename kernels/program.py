@@ -18,7 +18,7 @@ from typing import NoReturn
 
 PACKAGES = ("kernels", "pipelines", "models", "trainer")
 OLDEST_TORCH = (2, 11)
-# Name in an import statement -> name for pip. setup.py lists the same packages, and a test compares the two lists.
+# Name of the module for `import` -> name of the package for pip. setup.py lists the same packages, as a test checks.
 REQUIREMENTS = {
     "torch": "torch",
     "numpy": "numpy",
@@ -32,10 +32,12 @@ REQUIREMENTS = {
     "nvtx": "nvtx",
     "nvidia.dali": "nvidia-dali-cuda130",
 }
-# Errors that the user can mend: disk full or over quota, read-only, no permission, failing hardware.
+# Errors that the user can fix: disk full or over quota, read-only disk, no permission, failing hardware.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # linux/prctl.h
-NARROWEST = 40  # columns; on a terminal of five, tyro never finishes laying out its help and fills the memory
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # PR_SET_PDEATHSIG is 1 in linux/prctl.h
+# Minimum terminal width in columns. On a terminal of five columns, tyro's layout of the help never ends and uses up all
+# memory.
+NARROWEST = 40
 
 
 class UserError(ValueError):
@@ -62,8 +64,8 @@ def exit_code(
 ) -> int:
     """Check the installation, run `main`, and return the program's exit code.
 
-    A UserError is printed to stderr as one sentence, and the exit code is 2. The same happens if a disk is full or
-    read-only. Ctrl-C prints `interrupt_message`, and the exit code is 130.
+    If `main` raises UserError, or OSError because a disk is full or read-only, one sentence is printed to stderr and
+    the exit code is 2. Ctrl-C prints `interrupt_message`, and the exit code is 130.
     """
     if shutil.get_terminal_size().columns < NARROWEST:
         os.environ["COLUMNS"] = str(NARROWEST)
@@ -83,16 +85,16 @@ def exit_code(
             raise
         name = error.filename or "a file"
         print(
-            f"error: {name}: {error.strerror}; check its space and permissions, or choose another place",
+            f"error: {name}: {error.strerror}; check free space and permissions there, or choose another folder",
             file=sys.stderr,
         )
         return 2
 
 
 def check_origin() -> None:
-    """Raise UserError unless all four packages come from this checkout.
+    """Raise UserError unless Python would import all four PACKAGES from this checkout.
 
-    Their names are so common that another installed project may use them as well.
+    Names like `models` are so common that another installed project may have a package of the same name.
     """
     root = Path(__file__).resolve().parents[1]
     for name in PACKAGES:
@@ -101,12 +103,12 @@ def check_origin() -> None:
         if folder != root:
             raise UserError(
                 f"the package '{name}' would come from {folder}, not from {root}: run from the root of the checkout, "
-                "in an environment made for Duet alone"
+                "in an environment that was made for Duet only"
             )
 
 
 def check_packages(needs: Iterable[str] = tuple(REQUIREMENTS)) -> None:
-    """Raise UserError if one of the modules `needs` is not installed for this Python."""
+    """Raise UserError if one of the modules listed in `needs` is not installed for this Python."""
     missing = [REQUIREMENTS[name] for name in needs if not is_installed(name)]
     if not missing:
         return
@@ -137,8 +139,8 @@ def check_torch(version: str | None = None) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process as soon as the process that started it has ended, be it by SIGKILL.
+    """Ask Linux to kill this process as soon as its parent process ends for any reason, even by SIGKILL.
 
-    Called first thing in a new process, as by `preexec_fn` of subprocess.Popen.
+    Call this at the start of a child process, for example as `preexec_fn` of subprocess.Popen.
     """
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

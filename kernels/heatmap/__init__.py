@@ -1,4 +1,4 @@
-"""Heatmap volumes from joints: the Triton kernel for tensors on a GPU, plain torch for tensors on the CPU."""
+"""Draws joints as heatmaps: with a Triton kernel if they are on a GPU, with plain torch if they are on the CPU."""
 
 import torch
 from torch import Tensor

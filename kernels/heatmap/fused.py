@@ -1,6 +1,6 @@
-"""Heatmaps in one Triton launch.
+"""Draws heatmaps with one launch of a Triton kernel.
 
-Each program writes all channels of BLOCK_P neighbouring pixels of one frame; the memory is channels-last.
+Each program writes all channels of BLOCK_P neighbouring pixels of one frame. The result is channels-last in memory.
 """
 
 from functools import lru_cache
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kernels.heatmap.reference import FAR, MIN_SCORE
 
-# Elements per program. Limbs need many registers: on sm_80, 4096 elements took 241 registers per thread, and 8192
-# spilled 8.7 KB per thread.
+# Values (pixels times channels) that one program computes. More values need more registers: on sm_80, limbs in tiles of
+# 4096 took 241 registers per thread, and tiles of 8192 spilled 8.7 KB per thread.
 TILE = 1024
 
 
@@ -55,7 +55,7 @@ def render_heatmaps(
             LIMBS=bool(limbs),
             BLOCK_P=block_p,
             BLOCK_C=block_c,
-            enable_fp_fusion=False,  # positions are rounded as on the CPU; otherwise a window could shift by a pixel
+            enable_fp_fusion=False,  # round positions as the CPU does; fused operations could shift a window by a pixel
         )
     return volume.permute(0, 1, 4, 2, 3)
 
@@ -64,7 +64,7 @@ def render_heatmaps(
 def _pairs_on(
     device: torch.device, num_joints: int, limbs: tuple[tuple[int, int], ...], joint_channels: bool
 ) -> Tensor:
-    """The two joints between which each channel draws, int64 [C, 2]: (v, v) for a joint, (a, b) for a limb.
+    """Return the two joints that each channel connects, int64 [C, 2]: (v, v) for joint v, (a, b) for limb (a, b).
 
     The tensor is cached, so it is copied to the device only once.
     """
@@ -79,7 +79,7 @@ def _draw(
     pairs,  # [C, 2]
     placement,  # [N, 4] or None
     flip,  # [N] or None
-    partner,  # [V], with flip
+    partner,  # [V], or None if flip is None
     num_frames,
     num_joints,
     M: tl.constexpr,
@@ -137,11 +137,14 @@ def _draw(
 
 @triton.jit
 def _place(joint, placement, clip, is_flipped, W: tl.constexpr, MIN_SCORE: tl.constexpr, FAR: tl.constexpr):
-    """x and y in heatmap pixels, and the score, of the joints at these addresses. Joints that are not drawn get 0."""
+    """Return x and y in heatmap pixels and the score of the joints whose data start at the addresses `joint`.
+
+    All three are 0 for joints that must not be drawn.
+    """
     x = tl.load(joint).to(tl.float32)
     y = tl.load(joint + 1).to(tl.float32)
     score = tl.load(joint + 2).to(tl.float32)
-    visible = score.to(tl.float64) - MIN_SCORE >= 0  # `score >= MIN_SCORE` would round the constant to float32
+    visible = score.to(tl.float64) - MIN_SCORE >= 0  # float32 would round MIN_SCORE
     if placement is not None:
         visible = visible & ((x != 0) | (y != 0))
         x = tl.load(placement + clip * 4) * x + tl.load(placement + clip * 4 + 1)
@@ -153,7 +156,10 @@ def _place(joint, placement, clip, is_flipped, W: tl.constexpr, MIN_SCORE: tl.co
 
 @triton.jit
 def _within(pixel, a, b, REACH: tl.constexpr):
-    """Whether a pixel lies in the published window, whose edges are computed in float64 and truncated toward zero."""
+    """Whether pixels are inside the window from a to b, on one axis.
+
+    As in the published code, the window's edges are computed in float64 and truncated toward zero.
+    """
     first = (tl.minimum(a, b).to(tl.float64) - REACH).to(tl.int32)
     last = (tl.maximum(a, b).to(tl.float64) + REACH).to(tl.int32)
     return (pixel >= first[None, :]) & (pixel <= last[None, :])

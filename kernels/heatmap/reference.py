@@ -1,6 +1,6 @@
-"""Heatmaps in plain torch: the definition of the kernel's result, and the implementation for the CPU.
+"""Draws heatmaps in plain torch. This defines the result of the Triton kernel, and runs on CPUs.
 
-Only pixels inside the windows of the joints and limbs are computed.
+Only pixels within three sigma of a joint or limb on both axes are computed.
 """
 
 import math
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 MIN_SCORE = 1e-4
-FAR = 1e6  # pixels; joints further away are not drawn, because float32 cannot hold a limb's squared length
+# Joints 1e6 or more pixels from 0 are not drawn, because float32 cannot represent the squared length of their limbs.
+FAR = 1e6
 
 
 def render_heatmaps(
@@ -35,16 +36,17 @@ def render_heatmaps(
     placement: [N, 4] float32 (ax, bx, ay, by). It maps joints to heatmap pixels: x' = ax * x + bx, y' = ay * y + by.
     flip: [N] bool, the clips to mirror. After placement, x' becomes W' - x'. Channel v then draws joint partner[v],
         and the channel of limb (a, b) draws the limb from partner[a] to partner[b].
-    partner: [V] int64, needed with `flip`: left and right joints name each other, all others name themselves.
+    partner: [V] int64, needed with `flip`: for a left or right joint the same joint of the other side of the body, for
+        any other joint the joint itself.
     limbs: pairs (a, b) of joints. Each limb gets one channel after those of the joints.
-    joint_channels: False leaves the joints' channels out.
+    joint_channels: if False, the joints have no channels, and only limbs are drawn.
     Returns [N, T, C, H', W'] in `dtype`, a view of memory that is contiguous as [N, T, H', W', C].
 
-    A joint is not drawn if its score is below 1e-4, if a coordinate is NaN or beyond 1e6 pixels, or, with `placement`,
-    if it is at exactly (0, 0), which marks a missing joint. On each axis, a joint or limb covers the pixels from
-    int(min - 3 sigma) to int(max + 3 sigma). `int` truncates toward zero, so a joint just outside the left or upper
-    edge still reaches pixel 0. A limb has the lower score of its two joints. A limb shorter than one pixel is drawn as
-    its first joint, with that joint's score.
+    A joint is not drawn if its score is below 1e-4, if a coordinate is NaN or 1e6 pixels or more from 0, or, with
+    `placement`, if it is at exactly (0, 0), which marks a missing joint. On each axis, a joint or limb covers the
+    pixels from int(min - 3 sigma) to int(max + 3 sigma). `int` truncates toward zero, so a joint just outside the left
+    or upper edge still reaches pixel 0. A limb's score is the lower one of its joints' scores. A limb shorter than one
+    pixel is drawn as its first joint, with that joint's score.
 
     Source: MMAction2's GeneratePoseTarget (docs/sources.md, "Heatmaps").
     """
@@ -61,7 +63,7 @@ def render_heatmaps(
 
 
 def _place(joints: Tensor, width: int, placement: Tensor | None, flip: Tensor | None, partner: Tensor | None) -> Tensor:
-    """Joints [N, T, M, V, 3] in heatmap pixels, in channel order. Those that are not drawn get score 0."""
+    """Return joints [N, T, M, V, 3] in heatmap pixels, in channel order. Joints that are not drawn are 0."""
     x, y, score = joints.float().unbind(-1)
     visible = score.double() >= MIN_SCORE
     if placement is not None:
@@ -78,7 +80,7 @@ def _place(joints: Tensor, width: int, placement: Tensor | None, flip: Tensor | 
 
 
 def _draw_points(volume: Tensor, positions: Tensor, sigma: float) -> None:
-    """Draw all joints into the first channels. A 2-D Gaussian is the product of two 1-D ones, over rows and columns."""
+    """Draw all joints into the first channels. Each 2-D Gaussian is the product of one along x and one along y."""
     num_clips, num_frames, height, width, num_channels = volume.shape
     columns, across = _profile(positions[..., 0], width, sigma)
     rows, down = _profile(positions[..., 1], height, sigma)
@@ -91,9 +93,9 @@ def _draw_points(volume: Tensor, positions: Tensor, sigma: float) -> None:
 
 
 def _profile(center: Tensor, limit: int, sigma: float) -> tuple[Tensor, Tensor]:
-    """The pixels of each joint's window on one axis, and the Gaussian's values there: both [..., K].
+    """Return the pixels of each joint's window on one axis, and the Gaussian's values at these pixels: both [..., K].
 
-    K is the widest window's length; values past the end of a shorter window are 0.
+    K is the length of the widest window. Values past the end of a shorter window are 0. limit: pixels of the axis.
     """
     first, end = _window(center, center, limit, sigma)
     pixel = first[..., None] + torch.arange(math.floor(6 * sigma + 1e-6) + 2, device=center.device)
@@ -102,8 +104,8 @@ def _profile(center: Tensor, limit: int, sigma: float) -> tuple[Tensor, Tensor]:
 
 
 def _window(low: Tensor, high: Tensor, limit: int, sigma: float) -> tuple[Tensor, Tensor]:
-    """The published window around [low, high] on one axis: its first pixel, and the pixel after its last one."""
-    # The published code computes the edges in float64; float32 could be off by a pixel.
+    """Return the first pixel of the window around [low, high] on one axis, and the pixel after its last one."""
+    # float64 as in the published code; with float32 an edge could be off by a pixel.
     first = (low.double() - 3 * sigma).long().clamp(min=0)
     return first, ((high.double() + 3 * sigma).long() + 1).clamp(max=limit)
 
@@ -136,9 +138,9 @@ def _draw_limb(volume: Tensor, channel: int, start: Tensor, end: Tensor, sigma: 
 
 
 def _pixels_of(area: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """List all pixels of all windows: the window's number, and the pixel's row and column in it, each [sum(area)].
+    """Return, for each pixel of all windows, the number of its window, its row and its column, each [sum(area)].
 
-    area: pixels of each window; extent: width of each window in pixels.
+    Row and column count from the window's corner. area, extent: number of pixels, and width in pixels, of each window.
     """
     window = torch.repeat_interleave(area)
     offset = torch.arange(len(window), device=area.device) - (area.cumsum(0) - area)[window]
