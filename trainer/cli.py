@@ -16,7 +16,7 @@ from typing import NoReturn
 from kernels.program import UserError, exit_code
 from trainer.runtime.follow import follow_launcher
 
-# The commands, by the word after `python -m trainer`: module, class of options, and the function that takes them.
+# For each word after `python -m trainer`: the module of the command, its class of options, and its function.
 COMMANDS = {
     "compare": ("trainer.commands.compare", "CompareOptions", "compare"),
     "doctor": ("trainer.commands.doctor", "DoctorOptions", "doctor"),
@@ -29,11 +29,11 @@ COMMANDS = {
     "view": ("trainer.commands.view", "ViewOptions", "view"),
 }
 TRAIN = ("trainer.commands.train", "Options", "train")  # the command when no word is given
-# These commands (None is training) may start ranks, so they also take the arguments, which each rank is started with.
+# Commands that may start ranks (None is training). Their functions also take the command line, to pass it to the ranks.
 START_RANKS = ("eval", None)
 
 PATIENCE_FOR_SNAPSHOT = 60  # seconds to wait for a snapshot that is being written
-PATIENCE_FOR_END = 3  # seconds that the launcher has to notice that another rank has failed, and to end this one
+PATIENCE_FOR_END = 3  # seconds in which the launcher notices that another rank has failed, and ends this rank
 
 
 def main() -> None:
@@ -60,9 +60,9 @@ def main() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End a rank that failed immediately; the launcher then ends the others or restarts them all.
+    """Exit without Python's usual cleanup, after this rank has failed. The launcher then ends or restarts all ranks.
 
-    A normal exit would hang: torch would wait for collectives that the other ranks never answer.
+    A normal exit would hang: torch would wait for collectives that the other ranks never join.
     """
     end_snapshot()
     sys.stdout.flush()
@@ -94,13 +94,13 @@ def run_command(arguments: list[str]) -> int:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Run the command that `arguments` name and return its exit code. Only that command's module is imported."""
+    """Run the command that the first argument names (none: training), and return its exit code."""
     word = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if word is not None and word not in COMMANDS:
         similar = get_close_matches(word, COMMANDS, 1)
-        hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(COMMANDS)}"
+        hint = f"did you mean {similar[0]}?" if similar else f"the commands are {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {word!r}; {hint}")
-    import tyro  # only here, because exit_code first checks that all packages are installed
+    import tyro  # not at the top of the file, because exit_code must first check that all packages are installed
 
     module_name, options_name, function_name = TRAIN if word is None else COMMANDS[word]
     module = importlib.import_module(module_name)

@@ -1,4 +1,4 @@
-"""Run: all parts of a run in one object. trainer/resume.py saves and restores them."""
+"""The class Run, which holds all parts of a run. trainer/resume.py saves and restores their state."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -32,7 +32,7 @@ from trainer.runtime.signals import Interrupt
 from trainer.runtime.wrap import compiled, parallel
 from trainer.snapshots.writer import NoWriter, Writer
 
-ASK_RANKS_EVERY = 8  # batches between two exchanges in which ranks learn whether one of them got a signal to stop
+ASK_RANKS_EVERY = 8  # after so many batches, the ranks ask each other whether one of them got a signal to stop
 
 
 class Stopped(Exception):
@@ -40,7 +40,7 @@ class Stopped(Exception):
 
 
 class Meter:
-    """Sums up scalars on the device between two logs."""
+    """Averages scalars, such as the loss, over the steps between two lines of the log. The sums stay on the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -67,8 +67,8 @@ class Meter:
 class Run:
     """The parts of a run that the training loop uses.
 
-    `network` holds the weights. Validation calls `forward`, which is the network, compiled if that is on. Training
-    calls `parallel`, which is `forward`, wrapped in DDP if there are several ranks.
+    `network` holds the weights. `forward`, which validation calls, is the network, compiled if compilation is on.
+    `parallel`, which training calls, is `forward`, wrapped in DDP if there are several ranks.
 
     A feature that is off is represented by an object that does nothing: NoWriter (also on all ranks but 0),
     NoLossScale, NoEma, Eager, nullcontext.
@@ -95,7 +95,7 @@ class Run:
     execute: Eager | Replay = field(default_factory=Eager)  # runs the device's part of a step, directly or as a graph
     profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
-    num_batches: int = 0  # batches of training and validation so far, for should_stop
+    num_batches: int = 0  # batches of training and validation so far; should_stop counts them
 
     def should_stop(self) -> bool:
         """Whether a signal has asked any rank to stop. All ranks call this after each batch and get the same answer."""
@@ -115,7 +115,7 @@ def build_run(
     interrupt: Interrupt,
     beat: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Build a new run: weights initialised with the experiment's seed, momentum zero, cursor at the start."""
+    """Build a run at step 0: weights initialised with the experiment's seed, and no momentum yet."""
     torch.manual_seed(experiment.seed)
     network = build_model(experiment.model).to(ranks.device)
     if experiment.align_channels:

@@ -1,4 +1,4 @@
-"""Training in one process: joins the ranks, claims the work directory, starts or resumes the run, and reports it."""
+"""Training in one process: joins the other ranks, claims the work directory, runs the training, draws the curves."""
 
 import math
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def train_here(
     init: Path | None,
     profile: tuple[int, int] | None = None,
 ) -> int:
-    """Train in this process. Returns the exit code: 0, or that of the signal which ended the run.
+    """Train in this process. Returns the exit code: 0, or the code of the signal that stopped the run (EXIT_CODES).
 
     While the data are prepared, a signal ends the process immediately; clips that are already prepared are kept.
     """
@@ -81,14 +81,14 @@ def train_here(
 
 
 def last_snapshot(work_dir: Path, ranks: Ranks) -> Snapshot | None:
-    """The snapshot to resume from. Rank 0 chooses it for all ranks, because on NFS others may see new files late."""
+    """The snapshot to resume from. Rank 0 chooses it, because on NFS the other ranks may see new files late."""
     snapshot = newest_valid(work_dir, print) if ranks.leads else None
     name = ranks.from_leader(snapshot.path.name if snapshot else None)
     return snapshot if name is None or ranks.leads else Snapshot(work_dir / name, load(work_dir / name))
 
 
 def start_afresh(run: Run, init: Path | None) -> None:
-    """Drop the records of an earlier run that left no snapshot, and load the weights of `init` if it is given."""
+    """Start from step 0: drop the log of an earlier run that saved no snapshot, and load the weights file `init`."""
     run.journal.continue_from(run.cursor, run.cursor.batch_size)
     if init is not None:
         for sentence in initialise_from(run.network, init):
@@ -96,7 +96,9 @@ def start_afresh(run: Run, init: Path | None) -> None:
 
 
 def add_replay_and_profile(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> None:
-    """Let the run replay its steps as a CUDA graph if the experiment says so, and profile the steps (first, last)."""
+    """Set up the replay of steps as a CUDA graph, if the experiment has cuda_graph=True, and the profiler of rank 0
+    for the steps `profile` = (first, last), if it is not None.
+    """
     if run.experiment.cuda_graph:
         rate_on_device(run.optimizer, run.ranks.device)
         run.execute = Replay(run.writer.changing_weights)
@@ -105,7 +107,7 @@ def add_replay_and_profile(run: Run, profile: tuple[int, int] | None, work_dir: 
 
 
 def introduce(run: Run) -> None:
-    """Log a line about batch size, device, compilation and optimizer. Warns if BatchNorm sees very few clips."""
+    """Log batch size, device, compilation and optimizer in one line, and warn if BatchNorm sees very few clips."""
     optim, world_size = run.experiment.optim, run.ranks.world_size
     share = optim.batch_size // world_size // optim.accumulate
     parts = f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""
@@ -115,7 +117,7 @@ def introduce(run: Run) -> None:
     sgd = type(run.optimizer).__module__.partition(".")[0]
     run.journal.say(
         f"{world_size} x {optim.batch_size // world_size} clips{parts} a step (global batch {optim.batch_size}), "
-        f"{precision}, {compiled}{graph}, SGD of {sgd}"
+        f"{precision}, {compiled}{graph}, SGD from {sgd}"
     )
     if share < FEWEST_CLIPS:
         run.journal.say(
@@ -125,7 +127,7 @@ def introduce(run: Run) -> None:
 
 @contextmanager
 def pictures(run: Run) -> Iterator[None]:
-    """A context for writing pictures. If the disk refuses them, this is logged, and the run goes on."""
+    """A context for writing pictures. An OSError, for example a full disk, is logged, and the run continues."""
     try:
         yield
     except OSError as error:
@@ -140,8 +142,8 @@ def draw_clips(run: Run, work_dir: Path) -> None:
 
 
 def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
-    """Draw the curves of the whole run. With `scores`, those of this session's best validation, also log its top-1 and
-    draw its confusion matrix.
+    """Draw the curves of the whole run. If `scores` of the best validation are passed, also log their top-1 and draw
+    their confusion matrix.
     """
     data = run.experiment.data
     counts = None if scores is None else confusion_matrix(main_scores(scores), scores.label)

@@ -51,7 +51,9 @@ def test_wrong_set(capsys, assignment, sentence):
 
 def test_wrong_command(capsys):
     assert told(capsys, "evl", "--exp", "demo") == "error: there is no command 'evl'; did you mean eval?"
-    assert told(capsys, "zzzz").startswith("error: there is no command 'zzzz'; there are compare, doctor, eval, ")
+    assert told(capsys, "zzzz").startswith(
+        "error: there is no command 'zzzz'; the commands are compare, doctor, eval, "
+    )
 
 
 def test_wrong_flag(capsys):

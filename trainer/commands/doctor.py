@@ -24,16 +24,16 @@ from trainer.runtime.wrap import has_compiler
 from trainer.settings import Choice, experiment_of
 
 State = Literal["ok", "note", "bad"]
-SPACE = 40  # GB: the packs of NTU-60 need 35, plus a margin
-SHARED_MEMORY = 1  # GB that NCCL and worker processes need
-EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # a package that shows that the extra is there
-# Older versions compute some convolutions in bf16 wrongly or slowly (docs/sources.md, "Convolutions on a GPU").
+SPACE = 40  # GB of free disk space: the packs of NTU-60 take about 35 GB
+SHARED_MEMORY = 1  # GB of free shared memory, which NCCL and worker processes need
+EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # an extra: one of its packages
+# cuDNN before 9.15 computes some convolutions in bf16 wrongly or slowly (docs/sources.md, "Convolutions on a GPU").
 OLDEST_CUDNN = 91500
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the table: what was checked, its state, the details, and what to do (empty if nothing)."""
+    """One row of the doctor's table. `fix` says what the user can do about it, and is empty if all is well."""
 
     what: str
     state: State
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DoctorOptions(Choice):
-    """Check this machine: python -m trainer doctor --exp ntu60_x3d also checks the data of that experiment."""
+    """Check whether this machine is ready for training. With --exp NAME, also check the data of that experiment."""
 
 
 def doctor(options: DoctorOptions, console: Console | None = None) -> int:
@@ -64,7 +64,7 @@ def doctor(options: DoctorOptions, console: Console | None = None) -> int:
 
 
 def machine() -> Iterator[Finding]:
-    """The findings that do not depend on an experiment."""
+    """Check the machine itself: GPUs, packages, disk space and CPU. These findings do not depend on an experiment."""
     yield from gpus()
     yield torch_version()
     yield dali()
@@ -78,7 +78,7 @@ def machine() -> Iterator[Finding]:
 
 
 def gpus() -> Iterator[Finding]:
-    """The GPUs, their driver and video engine. No GPU is a note, not an error: everything also runs on a CPU."""
+    """Check the GPUs, their driver and video engine. A missing GPU is only a note: everything also runs on a CPU."""
     if not torch.cuda.is_available():
         command = shutil.which("nvidia-smi")
         fix = "needs an NVIDIA GPU and its driver"
@@ -97,7 +97,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def video_engine(library: str = "libnvcuvid.so.1") -> Finding:
-    """Whether DALI can decode video on the GPU, for which it needs this library of the driver. Packs do not need it."""
+    """Check for the driver's video library, which DALI needs to decode videos on the GPU, but not to read packs."""
     try:
         ctypes.CDLL(library)
     except OSError:
@@ -107,8 +107,8 @@ def video_engine(library: str = "libnvcuvid.so.1") -> Finding:
 
 
 def torch_version() -> Finding:
-    """The versions of torch, CUDA and cuDNN. Every command has already refused a torch that is too old
-    (kernels/program.py), so only cuDNN's version is checked here.
+    """Report the versions of torch, CUDA and cuDNN, and check that of cuDNN. If torch is too old, no command starts
+    (kernels/program.py), so its version needs no check here.
     """
     cudnn = torch.backends.cudnn.version()
     details = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
@@ -119,10 +119,10 @@ def torch_version() -> Finding:
 
 
 def dali() -> Finding:
-    """DALI's version and where it decodes. It is always installed: without it no command starts."""
+    """Report DALI's version and whether it decodes on the GPU. Without DALI no command starts, so it is installed."""
     names = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
     version = next((_version(name) for name in names if _version(name)), "of unknown version")
-    where = "JPEG and video decoded on the card" if torch.cuda.is_available() else "JPEG decoded on the CPU"
+    where = "decodes JPEG and video on the GPU" if torch.cuda.is_available() else "decodes JPEG on the CPU"
     return Finding("DALI", "ok", f"{version}, {where}")
 
 
@@ -135,7 +135,7 @@ def compiler() -> Finding:
 
 def apex() -> Finding:
     if importlib.util.find_spec("amp_C") is not None:
-        return Finding("apex", "ok", "NVIDIA's, with its extension: --set optim.impl=apex")
+        return Finding("apex", "ok", "NVIDIA's apex, with amp_C: --set optim.impl=apex uses it")
     if importlib.util.find_spec("apex") is not None:
         details = "installed without amp_C (PyPI's apex is a different package)"
         return Finding("apex", "note", details, "pip uninstall apex; see README")
@@ -143,7 +143,7 @@ def apex() -> Finding:
 
 
 def extras() -> Finding:
-    """The optional packages: ONNX for export, pose estimation for videos without skeletons, Weights & Biases."""
+    """List the optional packages that are installed: for ONNX export, pose estimation and Weights & Biases."""
     missing = [name for name, package in EXTRAS.items() if importlib.util.find_spec(package) is None]
     installed = ", ".join(name for name in EXTRAS if name not in missing)
     fix = f"optional: pip install -e '.[{','.join(missing)}]'" if missing else ""
@@ -159,10 +159,10 @@ def space(what: str, path: Path, needed: float, fix: str) -> Finding:
 
 
 def check_data(experiment: Experiment) -> Iterator[Finding]:
-    """The findings about annotations, videos and packs of an experiment. The demo makes its own data."""
+    """Check the annotations, videos and packs of an experiment. The demo makes its own data, so it passes."""
     data = experiment.data
     if data.demo is not None:
-        yield Finding("data", "ok", "the demo makes its own")
+        yield Finding("data", "ok", "the demo makes its own data")
         return
     files = [Path(file) for file in (data.annotations, data.val_annotations) if file is not None]
     tables = {file: check_annotations(experiment, file) for file in files}
@@ -176,7 +176,7 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
 
 
 def check_annotations(experiment: Experiment, file: Path) -> tuple[Finding, ClipTable | None]:
-    """Whether an annotation file exists, can be read, and fits the experiment. Returns its table as well if it does."""
+    """Check that an annotation file exists, can be read, and fits the experiment. If so, also return its table."""
     if not file.is_file():
         fix = "get the published skeleton pickle, or --set data.annotations=..."
         return Finding("annotations", "bad", f"{file} does not exist", fix), None
@@ -184,17 +184,17 @@ def check_annotations(experiment: Experiment, file: Path) -> tuple[Finding, Clip
         table = open_table(file, Path(experiment.data.cache))
         check_table(experiment, file, table)
     except ValueError as error:
-        return Finding("annotations", "bad", str(error), f"python -m pipelines.verify {file} says more"), None
+        return Finding("annotations", "bad", str(error), f"for details: python -m pipelines.verify {file}"), None
     return Finding("annotations", "ok", str(file)), table
 
 
 def check_packs(experiment: Experiment, annotations: Path, table: ClipTable) -> Finding:
-    """Whether the packs of an annotation file's clips have been made."""
+    """Check whether the packs for the clips of an annotation file exist already."""
     folder = PackSettings.of(experiment.clip).folder(Path(experiment.data.packs), table)
     if (folder / "manifest.jsonl").exists():
         return Finding("packs", "ok", str(folder))
     fix = f"training makes them, or run python -m trainer prepare --exp {experiment.name}"
-    return Finding("packs", "note", f"none for {annotations} yet", fix)
+    return Finding("packs", "note", f"none for the clips of {annotations} yet", fix)
 
 
 def _smi() -> str:

@@ -1,1 +1,1 @@
-"""The technical basis of a run: ranks, compiler, signals, watchdog, CUDA graph and profiler."""
+"""The ranks, compilation, signals, watchdog, CUDA graph and profiler of a run."""

@@ -6,9 +6,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory for the next step instead of returning it to the kernel, which would zero it page by page.
+    """Keep freed memory for the next step. If it were returned to the operating system, its pages would be zeroed.
 
-    Zeroing took a seventh of the time of the demo's steps (LOG.md). With other C libraries this does nothing.
+    Zeroing took a seventh of the time of the demo's steps (LOG.md). With other C libraries than glibc, this function
+    does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

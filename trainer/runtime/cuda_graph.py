@@ -1,6 +1,6 @@
 """Runs a whole training step as one CUDA graph, which launches hundreds of kernels with one call.
 
-It is worth trying `--set cuda_graph=True` when kernel launches limit the step: with small batches, or on fast GPUs.
+Try `--set cuda_graph=True` when kernel launches limit the speed: with small batches, or on fast GPUs.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,16 @@ Update = Callable[[Batch], dict[str, Tensor]]
 def check_replay(device: str, world_size: int) -> None:
     """Raise UserError if steps cannot be recorded on this device or with this number of ranks."""
     if device != "cuda":
-        raise UserError("cuda_graph=True needs a GPU; leave it out on a CPU")
+        raise UserError("cuda_graph=True needs a GPU; on a CPU, leave this setting out")
     if world_size > 1:
         raise UserError(
-            f"cuda_graph=True works with one rank only, but there are {world_size}: leave it out, or use --ranks 1"
+            f"cuda_graph=True works with one rank only, but there are {world_size}: leave this setting out, or use "
+            "--ranks 1"
         )
 
 
 def rate_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Store the learning rate in a tensor on the device, which `set_lr` fills and each replayed step reads."""
+    """Make the learning rate a tensor on the device, so that each replayed step reads what `set_lr` wrote to it."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
@@ -43,10 +44,10 @@ class Eager:
 class Replay:
     """Records `update(batch)` as a CUDA graph at its fourth call, and replays the graph from then on.
 
-    `update` must not wait for the device, nor depend on numbers on the host that change. The generator's seed is read
-    at each replay, so dropout is the same as without recording. All calls must pass the same `update`, and batches of
-    the same shape. Each call is made within `changing_weights` (trainer/snapshots/writer.py), because a replay does
-    not run the Python code of `update` that would enter that context.
+    `update` must not wait for the device, nor use Python numbers that change between calls. Each replay reads the state
+    of the random generator anew, so dropout is the same as without recording. All calls must pass the same `update`,
+    and batches of the same shape. Each call enters `changing_weights` (trainer/snapshots/writer.py) here, because a
+    replay does not run the Python code of `update` that would enter that context.
     """
 
     def __init__(self, changing_weights: Callable[[], AbstractContextManager]) -> None:
@@ -66,7 +67,8 @@ class Replay:
         if self._graph is None:
             self._batch = replace(batch, **{name: tensor.clone() for name, tensor in _columns(batch)})
             self._graph = torch.cuda.CUDAGraph()
-            # DALI decodes the next batches in its own threads. The default mode would forbid their calls (DALI #3703).
+            # Meanwhile DALI decodes the next batches in its own threads, and the default capture mode would forbid the
+            # CUDA calls of these threads (DALI's issue 3703).
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._values = update(self._batch)
         for (_, recorded), (_, new) in zip(_columns(self._batch), _columns(batch), strict=True):
@@ -75,7 +77,7 @@ class Replay:
         return {name: value.clone() for name, value in self._values.items()}
 
     def _warm_up(self, update: Update, batch: Batch) -> dict[str, Tensor]:
-        """Do a warm-up step on a stream of its own, as CUDA graphs require."""
+        """Do a warm-up step on a separate CUDA stream, which torch requires before a recording."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             values = update(batch)

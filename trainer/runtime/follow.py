@@ -23,6 +23,6 @@ def follow_launcher() -> None:
 def _watch(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(EVERY)
-    while True:  # the second signal ends a rank that waits in vain for the others
+    while True:  # the second signal ends a rank that waits in vain for other ranks
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)

@@ -1,4 +1,4 @@
-"""`--profile steps=10..20`: profiles some steps of a run, with Nsight Systems if it is running, else with torch."""
+"""`--profile steps=10..20`: profiles these steps with torch, or lets Nsight Systems capture them if it is running."""
 
 import os
 from collections.abc import Callable
@@ -9,11 +9,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Profile:
-    """A context to enter at each step. It profiles the steps (first, last) of this process, counted from 1 and both
-    included.
+    """A context to enter at each step. It profiles the steps FIRST to LAST of this process, where step 1 is its first.
 
-    Writes <work_dir>/trace_steps_FIRST_LAST.json, which ui.perfetto.dev opens, and a .txt with the most expensive
-    operations. Under Nsight Systems this class only starts and stops the capture (benchmarks/nsys.sh), because two
+    Writes <work_dir>/trace_steps_FIRST_LAST.json, which ui.perfetto.dev opens, and a table of the most expensive
+    operations as .txt. Under Nsight Systems it only starts and stops the capture (benchmarks/nsys.sh), because two
     profilers would disturb each other.
     """
 
@@ -52,5 +51,5 @@ class Profile:
         self._path.with_suffix(".txt").write_text(table)
         self._say(
             f"profile of steps {self._first} to {self._last}: {self._path} (open it in ui.perfetto.dev), and a table "
-            "in .txt"
+            f"in {self._path.with_suffix('.txt').name}"
         )

@@ -22,8 +22,8 @@ from kernels.program import UserError
 from trainer.runtime.follow import LAUNCHER
 from trainer.runtime.signals import EXIT_CODES
 
-# Rank 0 may prepare videos for hours while the others wait in `in_turn`. For a stuck step the limit is much shorter;
-# our own watchdog (stalled_after) notices it even earlier and writes stacks, while NCCL's only aborts the process.
+# How long a rank waits for the others. Rank 0 may prepare videos for hours while the other ranks wait in `in_turn`.
+# In a stuck step, our own watchdog (stalled_after) acts before PATIENCE_FOR_STEP is over, and writes stacks.
 PATIENCE_FOR_DATA = timedelta(days=3)
 PATIENCE_FOR_STEP = timedelta(minutes=30)
 
@@ -48,9 +48,9 @@ class Ranks:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """A context that rank 0 enters first, then the first rank of each other machine, then all others.
+        """A context that rank 0 enters first, then the first rank of each other machine, then all other ranks.
 
-        A file that the first rank of a machine makes then already exists when the others enter.
+        If the first rank of a machine makes a file in it, the file exists when the other ranks of the machine enter.
         """
         own_turn = 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
         for turn in range(3):
@@ -60,7 +60,7 @@ class Ranks:
                 dist.barrier(self.hosts)
 
     def from_leader(self, text: str | None) -> str | None:
-        """The `text` of rank 0. All ranks call this together."""
+        """Return the `text` that rank 0 passed. All ranks call this together."""
         texts = [text]
         if self.hosts is not None:
             dist.broadcast_object_list(texts, 0, self.hosts)
@@ -81,7 +81,7 @@ def started_by_launcher() -> bool:
 
 
 def world_size_of(ranks: int | None, device: str) -> int:
-    """Number of processes of the whole run: that of the launcher, else --ranks, else one for each visible GPU.
+    """Number of processes of the whole run, as the launcher says, else --ranks, else one for each visible GPU.
 
     Raises UserError if the machine has fewer GPUs than processes.
     """
@@ -123,13 +123,13 @@ def join(device: str) -> Iterator[Ranks]:
     if place.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
     store, *_ = next(dist.rendezvous("env://", rank, world_size, timeout=PATIENCE_FOR_STEP))
-    # A prefix for each restart, because the store still holds the addresses of the processes that failed.
+    # Each restart has its own prefix, because the store still contains the addresses of the processes that failed.
     attempt = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     backend = "nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=PATIENCE_FOR_STEP)
     hosts = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
     yield Ranks(rank, local_rank, world_size, place, hosts)
-    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that are waiting for this one
+    dist.destroy_process_group()  # skipped after an error: NCCL would wait for ranks that are waiting for this rank
 
 
 @torch.no_grad()
@@ -153,9 +153,9 @@ def restarted() -> bool:
 def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
     """Run `python -m trainer ARGUMENTS` as `num_ranks` processes on this machine.
 
-    Uses torch's elastic launcher, like torchrun: if a process fails, all are ended, and restarted up to
+    Uses torch's elastic launcher, like torchrun: if a process fails, it ends all processes, and restarts them up to
     `max_restarts` times. Signals are passed on to all processes. Returns 0, the exit code of a process that failed,
-    or that of the signal.
+    or the code of the signal that stopped the run (EXIT_CODES).
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -183,7 +183,7 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         failed = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM} or codes
         for rank, code in failed.items():
             print(f"rank {rank} {how_it_ended(code)}", file=sys.stderr)
-        # The maximum, because a rank that only lost its connection to another rank may end with 1.
+        # Prefer codes above 1, because a rank that only lost its connection to the failed rank may exit with 1.
         worst = max(failed.values())
         return worst if worst > 0 else 128 - worst
     except SignalException as exception:

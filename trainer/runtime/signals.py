@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop. The run finishes its step, saves a snapshot, and its exit code names the signal."""
+"""Signals that ask a run to stop. The run finishes its step, saves a snapshot, and exits with the signal's code."""
 
 import signal
 from types import FrameType
@@ -8,7 +8,7 @@ EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 
 
 class Interrupt:
-    """A context that remembers a signal instead of ending the process. The same signal again acts immediately."""
+    """A context that only remembers a signal when it first arrives. A second one ends the process immediately."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None

@@ -1,4 +1,4 @@
-"""Ends a run that stalls: writes the stacks of all its processes on this machine, and exits with an error code."""
+"""Ends a run that stalls. The stacks of its processes on this machine are written to files first."""
 
 import faulthandler
 import os
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from trainer.runtime.ranks import Ranks
 
-EXIT_CODE = 75  # EX_TEMPFAIL: try again
+EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h: a temporary failure, so trying again makes sense
 TIME_TO_DUMP = 2.0  # seconds that processes get to write their stacks
 
 
@@ -20,8 +20,8 @@ class Watchdog:
     """A context that ends this process if `beat` is not called for `patience` seconds.
 
     Before the first beat, when torch may compile, the limit is five times as long. The process that notices the stall
-    sends SIGUSR2 to every process of the run on this machine. Each then appends its stacks to
-    <work_dir>/stalled_rank<R>.txt. A SIGCONT wakes processes that were suspended.
+    sends SIGUSR2 to every process of the run on this machine, which then appends its stacks to
+    <work_dir>/stalled_rank<R>.txt. SIGCONT follows, so that suspended processes write theirs too.
     """
 
     def __init__(self, work_dir: Path, ranks: Ranks, patience: float) -> None:

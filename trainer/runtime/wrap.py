@@ -21,10 +21,10 @@ INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 
 
 
 def settings(device: torch.device, fused: tuple[FusedPart, ...]) -> Options:
-    """Options of torch.compile: INDUCTOR on a GPU, unless the X3D blocks run through kernels there.
+    """Options for torch.compile: INDUCTOR on a GPU, but Inductor's defaults if our kernels compute the X3D blocks.
 
-    With those kernels, only the ends of the blocks are left to the compiler, and they move fewer bytes under Inductor's
-    defaults.
+    With "x3d_block" in `fused`, the compiler only generates the ends of the blocks, and its defaults make these move
+    fewer bytes.
     """
     return {} if device.type != "cuda" or "x3d_block" in fused else INDUCTOR
 
@@ -32,7 +32,7 @@ def settings(device: torch.device, fused: tuple[FusedPart, ...]) -> Options:
 def compiled(network: nn.Module, experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> nn.Module:
     """The network compiled as one graph, or the network itself if compilation is off or there is no C compiler.
 
-    Shapes are static, because with automatic dynamic shapes gradients would depend on the order of batch sizes.
+    Shapes are static: with automatic dynamic shapes, gradients would depend on the order in which batch sizes occur.
     """
     is_on = experiment.compile if experiment.compile is not None else device.type == "cuda"
     if not is_on:
@@ -60,16 +60,16 @@ def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
     """
     if ranks.world_size == 1:
         return forward
-    # For DDP, torch would split the graph at the last MB of weights, to send the gradients of these weights during the
-    # rest of the backward pass. Small networks gain nothing from the split, and lose the fusions across it.
+    # By default torch splits a graph for DDP before the last MB of weights, to send their gradients while the backward
+    # pass continues. Small networks gain nothing from the split, and lose the fusions across it.
     torch._dynamo.config.optimize_ddp = False
     with warnings.catch_warnings():
-        # torch 2.13 has a new name for this argument, which torch 2.11 does not know.
+        # torch 2.13 has a new name for `broadcast_buffers`, which torch 2.11 does not know.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return DistributedDataParallel(
             forward,
             device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-            broadcast_buffers=False,  # average_statistics makes the buffers equal before each snapshot
+            broadcast_buffers=False,  # average_statistics makes the ranks' buffers equal before each snapshot
             gradient_as_bucket_view=True,
             static_graph=accumulate == 1,
             bucket_cap_mb=1024,  # all gradients in one bucket (after torch's first of 1 MB), as the networks are small
