@@ -30,9 +30,9 @@ class DataConfig:
     split: str | None = None
     packs: str = "data/packs"
     cache: str = "data/cache"
-    source: Literal["packs", "video"] = "packs"  # video: decode the videos on the GPU at every step, without packs
-    balance: Share = 0.0  # 0: each clip once per epoch; 1: each class equally often; values between are possible
-    max_bad: Share = 0.01  # share of clips that may lack a usable video; above it, preparing the data fails
+    source: Literal["packs", "video"] = "packs"  # video: no packs; decode the videos on the GPU at every step
+    balance: Share = 0.0  # 0: each clip once per epoch; 1: each class equally often; or a value between
+    max_bad: Share = 0.01  # share of clips that may lack a usable video; if more do, preparing the data fails
     demo: DemoConfig | None = None
 
     def __post_init__(self) -> None:
@@ -49,8 +49,10 @@ Pixels = Annotated[int, Range(1, 8192)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConfig:
-    """What a network sees of a clip: frames of both streams, sizes in pixels (`_val`: in validation), and the heatmaps.
+    """What a network sees of a clip.
 
+    rgb_frames, pose_frames: number of frames in a sample of the RGB stream and of the pose stream.
+    rgb_size, heatmap_size: side of the frames and of the heatmaps in training; `_val`: the same in validation.
     sigma: standard deviation of a heatmap's Gaussians, in heatmap pixels.
     """
 
@@ -65,18 +67,18 @@ class ClipConfig:
     limbs: bool = False  # add one heatmap channel per limb
     flip: Share = 0.5  # probability that a training clip is mirrored
     crop: bool = True  # True: random crop of the box in training; False: the whole box
-    aligned: bool = False  # True: RGB frames are every n-th pose frame; False: both streams sample on their own
-    # Packs store frames at a scale at which the smallest box that sampling can ask for has this many pixels a side (if
-    # the video has enough pixels), and at this JPEG quality (2 is best, 31 worst).
+    aligned: bool = False  # True: the RGB frames are every n-th pose frame; False: each stream draws its own
+    # Packs store scaled-down frames, in which the smallest box that a sample can ask for has this many pixels a side.
+    # Frames are never enlarged.
     box_pixels: Pixels = 256
-    quality: Annotated[int, Range(2, 31)] = 3
+    quality: Annotated[int, Range(2, 31)] = 3  # JPEG quality of the frames in packs: 2 is best, 31 worst
 
     def __post_init__(self) -> None:
         check_ranges(self, "clip")
         if self.aligned and self.pose_frames % self.rgb_frames:
             raise UserError(
                 f"clip.aligned takes the RGB frames from the pose frames, and clip.pose_frames={self.pose_frames} is "
-                f"no multiple of clip.rgb_frames={self.rgb_frames}: change one of them, or set clip.aligned=false"
+                f"not a multiple of clip.rgb_frames={self.rgb_frames}: change one of them, or set clip.aligned=false"
             )
 
     def num_channels(self) -> int:

@@ -1,4 +1,4 @@
-"""Boxes around the joints: the part of the image that a sample shows, and the part that a pack has to store.
+"""Boxes around the joints: the part of the image to which a sample is cropped, and the part that a pack has to store.
 
 A box is (left, top, right, bottom) in pixels of the annotation. Source: MMCompact and RandomResizedCrop of MMAction2
 (docs/sources.md, "Crop around the poses").
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 RESIZED = 256  # pixels; side of the square to which published code resizes the box before it draws a random crop
-CROP_AREA = (0.56, 1.0)
-CROP_ASPECT = (3 / 4, 4 / 3)
+CROP_AREA = (0.56, 1.0)  # smallest and largest area of a random crop, as a share of the square
+CROP_ASPECT = (3 / 4, 4 / 3)  # smallest and largest width / height of a random crop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompactRule:
     """Settings of MMCompact. All published RGB + pose recipes use the defaults.
 
-    padding: the share by which the box is larger than the joints' extent.
+    padding: by which share of the joints' extent the box is larger than that extent.
     threshold: if the joints extend over fewer pixels than this on either axis, the whole image is used instead.
-    ratio: the smallest allowed height / width, and the largest; None keeps the shape of the joints' extent.
+    ratio: the smallest and the largest allowed height / width; None keeps the ratio of the joints' extent.
     pad: whether the box may extend beyond the image.
     """
 
@@ -36,9 +36,10 @@ COMPACT = CompactRule()
 def compact_box(joints: np.ndarray, height: int, width: int, rule: CompactRule = COMPACT) -> tuple[int, int, int, int]:
     """The published box around all joints of a sample: a square, a quarter larger than the joints' extent.
 
-    joints: [..., >=2] (x, y, ...); a coordinate of exactly 0 or NaN is missing. height, width: of the image in pixels.
-    The box may extend beyond the image. If the joints extend over less than 10 pixels in x or in y, it
-    is the whole image.
+    joints: [..., >=2] (x, y, ...); a coordinate of exactly 0 or NaN counts as missing.
+    height, width: of the image in pixels.
+    The box may extend beyond the image. If the joints extend over less than 10 pixels in x or in y, the box is the
+    whole image.
     """
     spans = np.array([[_span(joints[..., axis]) for axis in (0, 1)]], np.float32)
     (box,) = compact_boxes(spans[..., 0], spans[..., 1], np.array([height]), np.array([width]), rule)
@@ -52,7 +53,7 @@ def compact_boxes(
 
     low, high: [N, 2] float32, the smallest and largest (x, y) of each sample's joints. height, width: [N].
     """
-    # Sums and differences in float32, the rest in float64: this is how NumPy 1 evaluated the published lines.
+    # Sums and differences are computed in float32 and all else in float64, as NumPy 1 evaluated the published code.
     half = (high - low).astype(np.float64) / 2 * (1 + rule.padding)
     center = (low + high).astype(np.float64) / 2
     if rule.ratio is not None:
@@ -92,8 +93,8 @@ def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tupl
     Returns (left, top, right, bottom) of the region, and the side, all in pixels.
 
     If the joints of the clip extend over W x H pixels, no box reaches further than max(W/8, 5H/8) to the left and right
-    of them, or max(H/8, 5W/8) above and below. If some sample could be without a person, its box is the whole image, so
-    the region then includes the image.
+    of them, or max(H/8, 5W/8) above and below. The box of a sample in which nobody is visible is the whole image, so if
+    there may be such a sample, the region includes the whole image.
     """
     (left, right), (top, bottom) = (_span(joints[..., axis]) for axis in (0, 1))
     wide, high = float(right - left), float(bottom - top)
@@ -104,25 +105,25 @@ def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tupl
         int(np.ceil(right + margin_x)) + 1,
         int(np.ceil(bottom + margin_y)) + 1,
     )
-    least = [_least_span(joints[..., axis], count) for axis in (0, 1)]
-    side = max(least) * (1 + COMPACT.padding)
+    min_spans = [_min_span(joints[..., axis], count) for axis in (0, 1)]
+    side = max(min_spans) * (1 + COMPACT.padding)
     if max(wide, high) < COMPACT.threshold or min(wide, high) < COMPACT.threshold:
         return (0, 0, width, height), float(min(height, width))
-    if min(least) < COMPACT.threshold:
+    if min(min_spans) < COMPACT.threshold:
         region = (min(region[0], 0), min(region[1], 0), max(region[2], width), max(region[3], height))
         side = max(side, COMPACT.threshold * (1 + COMPACT.padding))
     return region, side
 
 
-def _least_span(coordinates: np.ndarray, count: int) -> float:
+def _min_span(coordinates: np.ndarray, count: int) -> float:
     """A lower bound, in pixels, for the extent on one axis of the joints in any sample of `count` frames.
 
     coordinates: [M, T, V] x or y of the joints.
 
-    Sampling takes one frame of each of `count` spans of the clip. (A clip of fewer than 2 * count frames loses single
-    frames only, so one of each two neighbours is taken; one of at most `count` frames is taken whole.) Whichever frame
-    of a span is taken, it is at least as wide as the narrowest one in that span. The bound is the largest of these
-    minima over all spans.
+    A sample contains one frame of each of `count` spans of the clip, so its joints extend at least as far as those of
+    the narrowest frame in any span. The bound is the maximum over all spans. In a clip of fewer than 2 * count frames,
+    each two neighbours count as a span, because only single frames are skipped. A clip of at most `count` frames is
+    sampled whole.
     """
     total = coordinates.shape[1]
     per_frame = np.array([high - low for low, high in (_span(coordinates[:, t]) for t in range(total))])

@@ -1,9 +1,9 @@
 """Plans: which frames of a clip to use, where to crop them, and whether to mirror them.
 
-All random choices about clips are made here. A training plan depends on nothing but (seed, epoch, row); the random
-numbers of a whole batch come from a counter-based generator. An evaluation plan takes exactly the frames that
-MMAction2's seeded sampling takes (docs/sources.md, "Frame sampling"). tests/pipelines/oracles.py has the published
-sampling in its original form, for one clip at a time.
+All random choices about clips are made here. A training plan depends on nothing but (seed, epoch, row), because its
+random numbers come from a counter-based generator. An evaluation plan takes exactly the frames that MMAction2's seeded
+sampling takes (docs/sources.md, "Frame sampling"). tests/pipelines/oracles.py contains the published sampling, which
+handles one clip at a time.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class ClipPlan:
 
     row: [N] rows of the annotation table.
     rgb_frames: [N, T], and pose_frames: [N, T'], int64 frame numbers for the two streams.
-    box: [N, 4] (left, top, right, bottom) of the part to show, in pixels of the annotation.
+    box: [N, 4] (left, top, right, bottom) of the part to crop, in pixels of the annotation.
     flip: [N] bool, whether to mirror the clip.
     """
 
@@ -37,7 +37,7 @@ def epoch_order(
 ) -> np.ndarray:
     """Shuffle the rows for an epoch. The order is the same on every rank and every machine.
 
-    classes: [N], the class of each row; needed with `balance`.
+    classes: [N], the class of each row; needed if `balance` is not 0.
     balance: if it is not 0, a class of n clips gets a share of the epoch proportional to n ** (1 - balance), to within
         one clip. Clips of small classes may then be repeated, and some of large classes left out. The number of rows
         stays the same.
@@ -54,15 +54,15 @@ def epoch_order(
 
 
 def _generator(seed: int, number: int) -> np.random.Philox:
-    """An independent stream of random numbers for each pair of integers below 2**64."""
-    # The array is made here because NumPy would turn a list of such large integers into floats.
+    """A generator whose random numbers are independent for each pair (seed, number) of integers below 2**64."""
+    # The key is passed as an array, because NumPy would convert a list of such large integers to floats.
     return np.random.Philox(key=np.array([seed, number], np.uint64))
 
 
 def batch_rows(order: np.ndarray, step: int, batch_size: int, rank: int, world_size: int) -> np.ndarray:
     """The rows of batch number `step` for one rank. Rows from the start of `order` fill up the epoch's last batch.
 
-    batch_size: clips in a batch of all ranks together.
+    batch_size: number of clips in a batch, summed over all ranks.
     """
     positions = np.arange(step * batch_size + rank, (step + 1) * batch_size, world_size)
     return order[positions % len(order)]
@@ -99,7 +99,7 @@ def plan_eval(
             if config.aligned
             else eval_frames(total, config.rgb_frames, num_samples)[sample]
         )
-        # The published code puts one box around all samples of a clip.
+        # The joints of all samples count, because the published code crops all samples of a clip to one box.
         joints = table.clip_joints(row)[:, samples.ravel(), :, :2]
         box.append(compact_box(joints, int(table.height[row]), int(table.width[row])))
     flip = np.zeros(len(rows), bool)
@@ -107,15 +107,14 @@ def plan_eval(
 
 
 def aligned_rgb_frames(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
-    """RGB frames that are every n-th pose frame; for EPAM-Net every third of 48 (docs/sources.md, "EPAM-Net")."""
+    """Select every n-th pose frame as an RGB frame; for EPAM-Net every third of 48 (docs/sources.md, "EPAM-Net")."""
     return pose[..., :: config.pose_frames // config.rgb_frames]
 
 
 def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
     """The joints of the planned pose frames, [N, T', M, V, 3] float32 (x, y, score) in pixels of the annotation.
 
-    M is the largest number of people in these clips. A clip with fewer people is filled up with people whose joints are
-    all 0.
+    M is the largest number of people in these clips. In a clip with fewer people, the joints of the others are all 0.
     """
     joint_rows, exists = _joint_rows(table, plan.row, plan.pose_frames)
     joints = np.zeros((*joint_rows.shape, table.num_joints, 3), np.float32)
@@ -126,7 +125,7 @@ def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
 def _compact_boxes(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """The `compact_box` around the joints of each row's frames [N, T']: [N, 4] int64."""
     joint_rows, exists = _joint_rows(table, rows, frames)
-    # The layout [2, V, people of all frames] is chosen because NumPy is fastest at reducing the middle axis.
+    # Joints are transposed to [2, V, people of all frames], because NumPy reduces the middle axis fastest.
     joints = np.ascontiguousarray(table.joints[joint_rows[exists]][..., :2].T, np.float32)
     low, high = np.full((2, *exists.shape), np.inf, np.float32), np.full((2, *exists.shape), -np.inf, np.float32)
     missing = joints == 0
@@ -151,8 +150,8 @@ def _joint_rows(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> tuple
     return joint_rows, np.broadcast_to((person < persons[:, None])[:, None], joint_rows.shape)
 
 
-TRIES = 10  # how often the published code draws a crop that does not fit before it takes the whole square
-CROP_DRAWS = 2 * TRIES + 2
+TRIES = 10  # after so many random crops that do not fit into the square, the published code takes the whole square
+CROP_DRAWS = 2 * TRIES + 2  # random numbers for a crop: an area and an aspect ratio per try, and the corner (x, y)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -176,16 +175,17 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def random_frames(total: np.ndarray, count: int, numbers: np.ndarray) -> np.ndarray:
-    """Sample `count` frames of each of N clips as in published training: [N, count] int64.
+    """Sample `count` frames of each of N clips, as the published code does in training: [N, count] int64.
 
     total: [N] frames of each clip. numbers: [N, count + 1] uniform random numbers.
 
-    A clip of fewer than `count` frames starts at a random frame and is repeated. In a clip of fewer than 2 * count
-    frames, single frames are skipped. Any longer clip is cut into `count` spans, and one frame of each is drawn.
+    A clip of fewer than `count` frames is read from a random frame on, and starts again after its last frame. In a clip
+    of fewer than 2 * count frames, single frames are skipped. A longer clip is cut into `count` spans, and one frame of
+    each is drawn.
     """
     place = np.arange(count)
     repeating = (numbers[:, :1] * total[:, None]).astype(np.int64) + place
-    # There are count + 1 places at which a frame can be skipped. The total - count smallest numbers pick those to use.
+    # A frame can be skipped at count + 1 places. It is skipped at those with the total - count smallest random numbers.
     skips = numbers.argsort(axis=1).argsort(axis=1) < (total - count)[:, None]
     with_skips = place + np.cumsum(skips, axis=1)[:, :-1]
     edges = np.arange(count + 1) * total[:, None] // count
@@ -199,8 +199,8 @@ def random_crops(side: int, numbers: np.ndarray) -> np.ndarray:
 
     numbers: [N, CROP_DRAWS] uniform random numbers.
 
-    As published, up to TRIES areas and aspect ratios are drawn until one fits into the square; otherwise the whole
-    square is taken.
+    As in the published code, up to TRIES areas and aspect ratios are drawn until a crop fits into the square. If none
+    fits, the whole square is taken.
     """
     low, high = np.log(CROP_ASPECT)
     aspect = np.exp(low + (high - low) * numbers[:, :TRIES])
@@ -214,7 +214,7 @@ def random_crops(side: int, numbers: np.ndarray) -> np.ndarray:
     return np.concatenate([corner, corner + size], axis=1)
 
 
-TEST_SEED = 255  # the published code sets this seed again for each stream of each clip
+TEST_SEED = 255  # the published code resets its random seed to this value for each stream of each clip
 
 
 def eval_frames(total: int, count: int, num_samples: int) -> np.ndarray:

@@ -37,8 +37,8 @@ class Progress:
         new_tenth = self.done * 10 // self.total > self.shown_count * 10 // self.total
         if not self.console.is_terminal and (new_tenth or time.monotonic() - self.shown_time > EVERY):
             self.shown_count, self.shown_time = self.done, time.monotonic()
-            left = (self.total - self.done) / self.rate()
-            self.console.print(f"{self.title} {self.done}/{self.total}, {self.rate():.1f} clips/s, {left:.0f} s left")
+            wait = (self.total - self.done) / self.rate()
+            self.console.print(f"{self.title} {self.done}/{self.total}, {self.rate():.1f} clips/s, {wait:.0f} s left")
 
     def rate(self) -> float:
         """Clips per second since the start."""

@@ -7,14 +7,17 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skeleton:
-    """A joint layout. `pairs` lists the (left, right) joints that swap places when a clip is mirrored."""
+    """A joint layout.
+
+    pairs: the (left, right) joints that swap places when a clip is mirrored. limbs: the two joints of each limb.
+    """
 
     num_joints: int
     pairs: tuple[tuple[int, int], ...]
     limbs: tuple[tuple[int, int], ...]
 
     def partner(self) -> np.ndarray:
-        """The mirror image of each joint: [V] int64. Left and right joints name each other, all others themselves."""
+        """The joint that each joint becomes when a clip is mirrored: [V] int64. A joint in no pair is its own partner."""
         partner = np.arange(self.num_joints)
         for left, right in self.pairs:
             partner[left], partner[right] = right, left
@@ -30,7 +33,7 @@ COCO_17 = Skeleton(
     ),
 )
 
-# The 18 joints of OpenPose and ten finger points: 18-22 belong to wrist 7, 23-27 to wrist 4.
+# The 18 joints of OpenPose and ten finger points: points 18-22 belong to wrist 7, points 23-27 to wrist 4.
 _OPENPOSE_28_LIMBS = (
     *((4, 3), (3, 2), (7, 6), (6, 5), (13, 12), (12, 11), (10, 9), (9, 8), (11, 5), (8, 2), (5, 1), (2, 1)),
     *((0, 1), (15, 0), (14, 0), (17, 15), (16, 14)),

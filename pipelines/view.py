@@ -19,10 +19,11 @@ class ClipView:
     """The input of both streams for one clip, and the clip's joints.
 
     rgb: [T, S, S, 3] uint8, and heatmap: [T', C, H', W'] float32, are the input of the networks.
-    rgb_frames: [T], and pose_frames: [T'], are the frame numbers that they show.
-    rgb_joints: [T, M, V, 3], and pose_joints: [T', M, V, 3], are (x, y, score) in pixels of `rgb`, in the order of the
-        heatmap's channels: if the clip is mirrored, so are they. A joint with score 0 is not drawn.
-    box: (left, top, right, bottom) of what `rgb` shows, in pixels of the annotation.
+    rgb_frames: [T], and pose_frames: [T'], are the numbers of the frames in `rgb` and in `heatmap`.
+    rgb_joints: [T, M, V, 3], and pose_joints: [T', M, V, 3], are the joints (x, y, score) in these frames, in pixels of
+        `rgb`. They are mirrored if the clip is, and have the order of the heatmap's channels. Those with score 0 are
+        not drawn.
+    box: (left, top, right, bottom) of the part of the image to which `rgb` is cropped, in pixels of the annotation.
     flip: whether the clip is mirrored.
     """
 
@@ -64,7 +65,7 @@ def view_clip(loader: Loader, row: int, epoch: int) -> ClipView:
 
 
 def place_joints(joints: np.ndarray, box: np.ndarray, flip: bool, side: int) -> np.ndarray:
-    """Convert joints [..., 3] (x, y, score) from pixels of the annotation to pixels of the box, shown at side x side.
+    """Convert joints [..., 3] (x, y, score) from pixels of the annotation to pixels of the box resized to side x side.
 
     Missing joints get score 0.
     """
@@ -76,7 +77,7 @@ def place_joints(joints: np.ndarray, box: np.ndarray, flip: bool, side: int) -> 
 
 
 def only_clip(table: ClipTable, row: int) -> ClipTable:
-    """A table that contains just the clip in row `row`, so that it can be packed without the others."""
+    """A table that contains only the clip in row `row`, so that a pack of this one clip can be made."""
     first = int(table.first_row[row])
     joints = table.joints[first : first + int(table.num_persons[row] * table.total_frames[row])]
     columns = {field.name: getattr(table, field.name) for field in fields(table)}
@@ -86,5 +87,5 @@ def only_clip(table: ClipTable, row: int) -> ClipTable:
 
 
 if __name__ == "__main__":
-    # pipelines may not import the trainer, which defines the experiments; so the command is run as a program.
+    # `pipelines` may not import `trainer`, which defines the experiments, so the command is run as a program.
     os.execv(sys.executable, [sys.executable, "-m", "trainer", "view", *sys.argv[1:]])

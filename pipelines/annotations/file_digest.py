@@ -23,8 +23,8 @@ def digest_of(path: Path, cache: Path) -> str:
     """
     with open(path, "rb") as file:
         traits = _traits(file)
-        place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:20]
-        note = cache / f"{place}.digest"
+        path_digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:20]
+        note = cache / f"{path_digest}.digest"
         content = _read(note)
         if content.get("look") == traits:
             return str(content["digest"])
@@ -42,7 +42,7 @@ def _traits(file: Any) -> list[Any]:
     for start in (0, max(0, status.st_size - MEBIBYTE)):
         file.seek(start)
         ends.update(file.read(MEBIBYTE))
-    # ctime is included because a copy that preserves the time of the original changes ctime only.
+    # ctime is included because a file that was overwritten with mtime preserved differs in ctime only.
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, ends.hexdigest()]
 
 

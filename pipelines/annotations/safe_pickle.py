@@ -1,8 +1,8 @@
 """Reads pickles that contain numbers, text and plain arrays. Any other content is refused before it can run code.
 
-A pickle is a program that looks up functions by name and calls them. Here it gets functions from the table ALLOWED and
-from nowhere else. They are replacements for NumPy's own functions, because a hostile pickle could use the originals to
-build object arrays over raw bytes, and thereby run code. Nor can a pickle modify the replacements.
+A pickle is a program that looks up functions by name and calls them. Here it can look up nothing but the functions in
+the table ALLOWED. These replace NumPy's own functions, with which a hostile pickle could build object arrays over raw
+bytes, and thereby run code. A pickle cannot modify the replacements.
 """
 
 import collections
@@ -19,7 +19,7 @@ PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
 
 
 class _Dtype:
-    """Replaces numpy.dtype in a pickle, which creates it from kind and size and then sets the byte order."""
+    """Replaces numpy.dtype. A pickle creates one from a type code such as "f4", then sets its state, a byte order."""
 
     __slots__ = ("name", "order")
 
@@ -35,37 +35,37 @@ class _Dtype:
         self.order = order
 
     def plain(self) -> np.dtype:
-        """The NumPy type that this stands for."""
+        """The NumPy type with this type code and byte order."""
         return np.dtype(self.order + self.name)
 
 
 def _check(raw: Any, dtype: Any) -> None:
-    """Refuse array content that is not bytes. A view of another array could outlive it and read freed memory."""
+    """Refuse array content that is not bytes: a view of another array could outlive it, and then read freed memory."""
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray):
-        raise pickle.UnpicklingError("it contains an array of an unknown kind")
+        raise pickle.UnpicklingError("the pickle contains an array of an unknown kind")
 
 
 class _Array(np.ndarray):
-    """An array that accepts content from a pickle only if its type, shape and number of bytes agree."""
+    """An array that accepts content from a pickle only if the type, the shape and the number of bytes agree."""
 
     def __setstate__(self, state: tuple) -> None:  # type: ignore[override]
         _, shape, dtype, fortran, raw = state
         _check(raw, dtype)
         if not all(isinstance(side, int) and side >= 0 for side in shape):
-            raise pickle.UnpicklingError(f"an array in it has shape {shape}")
+            raise pickle.UnpicklingError(f"the pickle contains an array of shape {shape}")
         if math.prod(shape) * dtype.plain().itemsize != len(raw):
-            raise pickle.UnpicklingError(f"it contains an array of shape {shape} with {len(raw)} bytes of content")
+            raise pickle.UnpicklingError(f"the pickle contains an array of shape {shape} with {len(raw)} bytes of data")
         whole = (1, tuple(shape), dtype.plain(), bool(fortran), bytes(raw))
         super().__setstate__(whole)  # type: ignore[arg-type]
 
 
-NDARRAY = "numpy.ndarray"  # what a pickle gets for this name; it may pass it to _reconstruct but cannot call it
+NDARRAY = "numpy.ndarray"  # a pickle gets this string for the class; _reconstruct accepts it, but it cannot be called
 
 
 def _reconstruct(kind: Any, *_: Any) -> np.ndarray:
-    """Create an empty array, which the pickle fills by setting its state."""
+    """Create an empty array. The pickle then sets the array's state, which gives it shape, type and content."""
     if kind != NDARRAY:
-        raise pickle.UnpicklingError("it contains an array of an unknown kind")
+        raise pickle.UnpicklingError("the pickle contains an array of an unknown kind")
     return np.zeros(0, np.int8).view(_Array)
 
 
@@ -80,9 +80,9 @@ def _scalar(dtype: _Dtype, raw: bytes) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Turn text into bytes, as pickles of protocols before 3 do."""
+    """Convert text to bytes. Pickles of protocols below 3 store bytes as text."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"the pickle asks for the encoding {encoding!r}")
     return text.encode("latin1")
 
 
@@ -102,10 +102,10 @@ class _SafeFunction:
         return self._function(*arguments)
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it tries to change a function")
+        raise pickle.UnpicklingError("the pickle tries to change a function")
 
 
-# The names that NumPy 1 and 2 write, in any pickle protocol, for numbers, text and plain arrays.
+# The names that pickles of numbers, text and plain arrays contain, written by NumPy 1 or 2 in any pickle protocol.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): NDARRAY,
     ("numpy", "dtype"): _SafeFunction(_Dtype),
@@ -125,11 +125,11 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             name_text = f"{module}.{name}".encode("unicode_escape").decode()
-            raise pickle.UnpicklingError(f"it asks for {name_text}, which annotations never need")
+            raise pickle.UnpicklingError(f"the pickle asks for {name_text}, which annotations never need")
         return ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it holds a persistent id")
+        raise pickle.UnpicklingError("the pickle contains a persistent id")
 
 
 def load(file: BinaryIO) -> Any:

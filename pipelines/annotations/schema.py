@@ -1,6 +1,6 @@
 """Reads and checks annotation files, in both published forms, and converts their clips to columns.
 
-"Data preparation" in docs/ lists the fields of an annotation.
+docs/data.md, "Annotation files", lists the fields of an annotation.
 """
 
 import collections
@@ -20,7 +20,7 @@ class AnnotationError(UserError):
 
 
 def read_pickle(path: Path) -> Any:
-    """Load numbers, text and plain arrays from a pickle, without running code in it. Raises AnnotationError."""
+    """Load numbers, text and plain arrays from a pickle without running any code from it. Raises AnnotationError."""
     try:
         with open(path, "rb") as file:
             return safe_pickle.load(file)
@@ -39,8 +39,8 @@ def not_opened(path: Path, error: OSError) -> AnnotationError:
 def clips_and_splits(path: Path, content: Any) -> tuple[list[dict], dict]:
     """Split the content of an annotation file into its list of annotations and its dict of splits.
 
-    The content may have either published form: {'split', 'annotations'}, or the plain list, which has no splits.
-    Raises AnnotationError.
+    The content may be a dict {'split', 'annotations'} or a plain list of annotations, which has no splits. Both forms
+    are published. Raises AnnotationError.
     """
     if isinstance(content, dict) and {"split", "annotations"} <= content.keys():
         clips, splits = content["annotations"], content["split"]
@@ -59,7 +59,7 @@ def _all_dicts(clips: list) -> bool:
 
 
 def split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> list[int]:
-    """The rows of the clips that a split lists. `row_of` gives the row of each name. Raises AnnotationError."""
+    """The rows of the clips that a split lists. `row_of` maps a clip's name to its row. Raises AnnotationError."""
     if not isinstance(members, list | tuple | np.ndarray):
         raise AnnotationError(f"split '{split}' of {path} is not a list of names; see 'Data preparation' in docs/")
     names = [str(name) for name in members]
@@ -145,7 +145,7 @@ def parse_clip(clip: dict) -> dict[str, Any]:
         "height": _whole("height", size[0]),
         "width": _whole("width", size[1]),
         "num_persons": keypoint.shape[0],
-        # A coordinate that is not a number counts as missing, and 0 marks a missing coordinate.
+        # NaN and infinite coordinates count as missing, and a missing coordinate is stored as 0.
         "joints": np.nan_to_num(joints[:, :frames].astype(dtype), nan=0.0, posinf=0.0, neginf=0.0),
     }
 
@@ -159,32 +159,32 @@ def _whole(field: str, value: Any) -> int:
 
 
 def _safe_name(name: str) -> str:
-    """Return the name of a clip. Raises UserError if it would lead out of the data folder, to which it is appended."""
+    """Return the name unchanged. Raises UserError if a path made of the data folder and the name could lead outside."""
     parts = name.replace("\\", "/").split("/")
     if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
         raise UserError(f"the name {name!r} leads out of the data folder")
     return name
 
 
-# Clips with height and width swapped are an error if there are at least this many, and this share of all clips. A
-# single one may just have wrong joints.
+# Height and width count as swapped only if they are in at least this many clips and in this share of all clips. In a
+# single clip, the joints may be wrong instead.
 MIN_CLIPS, MIN_SHARE = 3, 0.1
-MARGIN = 1.02  # an image counts as 2 % larger than it is, because joints are often slightly outside
+MARGIN = 1.02  # images are treated as 2 % larger than they are, because joints are often slightly outside the image
 
 
 def check_image_shapes(path: Path, clips: Sequence[dict[str, Any]]) -> None:
-    """Raise UserError if height and width are swapped in many clips, which are dicts made by `parse_clip`."""
-    exchanged = [clip for clip in clips if fits_only_exchanged(clip["joints"], clip["height"], clip["width"])]
-    if len(exchanged) >= max(MIN_CLIPS, MIN_SHARE * len(clips)):
-        first = exchanged[0]
+    """Raise UserError if height and width are swapped in many clips. `clips`: the dicts that `parse_clip` returns."""
+    swapped_clips = [clip for clip in clips if fits_only_swapped(clip["joints"], clip["height"], clip["width"])]
+    if len(swapped_clips) >= max(MIN_CLIPS, MIN_SHARE * len(clips)):
+        first = swapped_clips[0]
         raise UserError(
-            f"{path}: in {len(exchanged)} clips, such as {first['names']} with img_shape ({first['height']}, "
+            f"{path}: in {len(swapped_clips)} clips, such as {first['names']} with img_shape ({first['height']}, "
             f"{first['width']}), the joints fit into the image only if the two numbers are swapped: write img_shape as "
             "(height, width)"
         )
 
 
-def fits_only_exchanged(joints: np.ndarray, height: int, width: int) -> bool:
+def fits_only_swapped(joints: np.ndarray, height: int, width: int) -> bool:
     """Whether the joints extend beyond an image of (height, width), but fit if height and width are swapped."""
     points = joints[joints[..., 2] > 0][:, :2]
     if height == width or not len(points):

@@ -27,7 +27,7 @@ from pipelines.annotations.schema import (
     split_rows,
 )
 
-FORMAT = 1  # raise it when the columns change, so that tables in the cache are built again
+FORMAT = 1  # raise this number when the columns change, so that tables in the cache are built again
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,13 @@ class ClipTable:
         return self.joints.shape[1]
 
     def clip_joints(self, row: int) -> np.ndarray:
-        """The joints of the clip in row `clip`: [M, T, V, 3] (x, y, score), a view of `joints`. M may be 0."""
+        """The joints of the clip in row `row`: [M, T, V, 3] (x, y, score), a view of `joints`. M may be 0."""
         persons, frames, first = self.num_persons[row], self.total_frames[row], self.first_row[row]
         rows = self.joints[first : first + persons * frames]
         return rows.reshape(persons, frames, self.num_joints, 3)
 
     def rows_in_split(self, split: str | None) -> np.ndarray:
-        """The rows of a split. None stands for all rows, for files that are one plain list, such as MA-52's.
+        """The rows of a split. None means all rows; it is for annotation files without splits, such as MA-52's.
 
         Raises AnnotationError if there is no such split.
         """
@@ -84,7 +84,7 @@ class ClipTable:
 def open_table(path: Path, cache: Path) -> ClipTable:
     """Open the table of an annotation pickle.
 
-    It is built in the folder `cache` if it is not there yet, or damaged. Raises AnnotationError.
+    If the folder `cache` does not contain the table, or only a damaged one, it is built. Raises AnnotationError.
     """
     try:
         digest = digest_of(path, cache)
@@ -94,7 +94,7 @@ def open_table(path: Path, cache: Path) -> ClipTable:
     table = _load(folder, digest)
     if table is None:
         with _lock(cache):
-            if _load(folder, digest) is None:  # another process may have built it while this one waited
+            if _load(folder, digest) is None:  # another process may have built it while this one waited for the lock
                 _build(path, folder)
         table = _load(folder, digest)
         assert table is not None
@@ -133,7 +133,7 @@ def _lock(cache: Path) -> Iterator[None]:
 def _build(path: Path, folder: Path) -> None:
     """Build the table of the pickle `path` in `folder`.
 
-    The files are written to a temporary folder, which is renamed at the end, so that a kill leaves no partial table.
+    The files are written to a temporary folder, which is renamed at the end: a killed process leaves no partial table.
     """
     clips, splits = clips_and_splits(path, read_pickle(path))
     columns = columns_of_clips(path, clips)
@@ -161,7 +161,7 @@ def _build(path: Path, folder: Path) -> None:
 def _save_joints(path: Path, joints: list[np.ndarray]) -> None:
     """Write the joints of all clips, each [M, T, V, 3], as one array [sum of M*T, V, 3].
 
-    They are written one after another, because joining them first would need twice the memory.
+    The clips are written one after another, because joining them first would need twice the memory.
     """
     dtype = np.dtype(np.float16 if all(clip.dtype == np.float16 for clip in joints) else np.float32)
     shape = (sum(clip.shape[0] * clip.shape[1] for clip in joints), *joints[0].shape[2:])

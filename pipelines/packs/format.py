@@ -26,7 +26,7 @@ from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
 
-FORMAT = 2  # raise this number when the files, the crop rule or the encoder change, so that older clips are made again
+FORMAT = 2  # raise this number if the files, the crop rule or the encoder change, so that all clips are made again
 
 
 class PackError(UserError):
@@ -37,8 +37,8 @@ class PackError(UserError):
 class PackSettings:
     """What a pack stores of each clip.
 
-    count: pose frames per sample. The pack stores every box that a sample of `count` frames can ask for.
-    box_pixels: side of the smallest such box in the pack, in pixels. Frames are never enlarged to reach this size.
+    count: pose frames per sample. The region that a pack stores contains the box of every sample of `count` frames.
+    box_pixels: side of the smallest of these boxes in the pack, in pixels. Frames are never enlarged to reach it.
     quality: quality of the JPEG frames, from 2 (best) to 31 (worst).
     """
 
@@ -52,11 +52,11 @@ class PackSettings:
         return cls(count=config.pose_frames, box_pixels=config.box_pixels, quality=config.quality)
 
     def digest(self) -> str:
-        """Identifies the settings and the format: 16 hex digits."""
+        """A digest of the settings and of FORMAT: 16 hex digits."""
         return _digest({"format": FORMAT, **asdict(self)})
 
     def folder(self, packs: Path, table: ClipTable) -> Path:
-        """The default folder of a pack, under `packs`. Experiments with the same annotations and settings share it."""
+        """The default folder of a pack, inside `packs`. Experiments with the same annotations and settings share it."""
         return packs / _digest({"settings": self.digest(), "table": table.digest})
 
 
@@ -64,7 +64,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# The columns of the index, and their types. Each is a key of a manifest line as well.
+# The columns of the index, and their types. Every line of the manifest has the same keys.
 COLUMNS = {
     "name": np.str_,
     "settings": np.str_,  # digest of the PackSettings
@@ -72,14 +72,14 @@ COLUMNS = {
     "joints": np.str_,  # digest of the clip's joints
     "source": np.str_,  # digest of the video
     "source_bytes": np.int64,  # size of the video's file
-    "source_time": np.int64,  # when the video was last changed, in ns
+    "source_time": np.int64,  # modification time of the video's file, in ns
     "source_size": np.int32,  # [2] (width, height) of the video in pixels
     "region": np.float64,  # [4] (left, top, right, bottom) of the stored region, in pixels of the video
     "frame_size": np.int32,  # [2] (width, height) of the stored frames in pixels
-    "num_frames": np.int32,  # 0 if there is no clip
+    "num_frames": np.int32,  # 0 if the clip could not be made
     "clip_bytes": np.int64,  # size of the clip's file
     "first": np.int64,  # offset of the first packet in the clip's file, in bytes
-    "bad": np.str_,  # why there is no clip; "" for a good clip
+    "bad": np.str_,  # why the clip could not be made; "" for a good clip
 }
 
 
@@ -110,7 +110,7 @@ class Pack:
 
     @property
     def region(self) -> np.ndarray:
-        """The part of the video that the frames show, in pixels of the video: [n, 4] (left, top, right, bottom)."""
+        """The part of the video that is stored, in pixels of the video: [n, 4] (left, top, right, bottom)."""
         return self.columns["region"]
 
     @property
@@ -125,7 +125,7 @@ class Pack:
         return dict(zip(self.names[rows].tolist(), self.columns["bad"][rows].tolist(), strict=True))
 
     def pack_rows(self, table: ClipTable) -> np.ndarray:
-        """The row of this pack for each clip of the table: [len(table)] int64, -1 if the pack has no frames of it."""
+        """The row of this pack for each clip of the table: [len(table)] int64, -1 if the pack lacks the clip."""
         good = np.flatnonzero(self.num_frames > 0)
         row_of = dict(zip(self.names[good].tolist(), good.tolist(), strict=True))
         return np.array([row_of.get(name, -1) for name in table.names.tolist()], np.int64)
@@ -133,7 +133,8 @@ class Pack:
     def read_frames(self, row: int, frames: list[int]) -> tuple[list[bytes], list[int]]:
         """Read the JPEG packets of some frames of the clip in `row`, and list the positions of damaged ones.
 
-        Frame numbers are clamped to the clip. A damaged packet is returned as it was read, so it may be cut or changed.
+        Frame numbers are clamped to the length of the clip. A damaged packet is returned as it was read. If the clip's
+        file cannot be opened, all packets are empty and listed as damaged.
         """
         first, last = int(self.first_packet[row]), int(self.first_packet[row + 1]) - 1
         sizes, crcs = self.packets[first : last + 1].T
@@ -161,7 +162,7 @@ def clip_file(folder: Path, name: str) -> Path:
 
 
 def is_clip(video: Path) -> bool:
-    """Whether the file `video` belongs to a pack, so that it shows only a part of the original video."""
+    """Whether the file `video` is a clip in a pack, which shows only a part of the original video."""
     above = video.resolve().parents
     return any(folder.name == "clips" and (folder.parent / "manifest.jsonl").is_file() for folder in above)
 
@@ -178,12 +179,12 @@ def open_pack(folder: Path) -> Pack:
 
 
 def load_columns(folder: Path) -> dict[str, np.ndarray]:
-    """Map the columns of a pack's index. Raises FileNotFoundError if there is no index."""
+    """Memory-map the columns of a pack's index. Raises FileNotFoundError if there is no index."""
     return {key: np.load(folder / "index" / f"{key}.npy", mmap_mode="r") for key in COLUMNS}
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The last line of each clip in the manifest, by name. A line cut off by a kill is left out."""
+    """The last line of each clip in the manifest, by name. A line that a killed process left incomplete is skipped."""
     lines = {}
     try:
         with open(folder / "manifest.jsonl", encoding="utf-8") as file:
@@ -213,7 +214,7 @@ def packets_of(text: str) -> np.ndarray:
 
 
 def index_is_current(folder: Path) -> bool:
-    """Whether the manifest is still the one from which the index was written."""
+    """Whether the index was written from the current manifest, judging by the manifest's size."""
     try:
         return int(np.load(folder / "index" / "manifest_bytes.npy")) == (folder / "manifest.jsonl").stat().st_size
     except (FileNotFoundError, NotADirectoryError):
@@ -221,7 +222,7 @@ def index_is_current(folder: Path) -> bool:
 
 
 def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write the manifest and the index, sorted by name, so that their bytes do not depend on the order of the work."""
+    """Write the manifest and the index. They are sorted by name, so the order in which clips are made has no effect."""
     sorted_lines = sorted(lines, key=lambda line: line["name"])
     text = "".join(json.dumps(line) + "\n" for line in sorted_lines).encode()
     arrays = columns_of(sorted_lines) | {

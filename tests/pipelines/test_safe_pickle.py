@@ -87,7 +87,7 @@ def test_foreign_functions_are_named_and_never_called(tmp_path, protocol, nested
     attack = Calls(function, filled)
     content = {"split": {}, "annotations": [{"keypoint": np.zeros(3), "label": [attack]}]} if nested else attack
     text = refusal(tmp_path, dump(content, protocol))
-    assert "it asks for " in text
+    assert "the pickle asks for " in text
     assert named in text
     assert not marker.exists()
 

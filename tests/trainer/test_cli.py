@@ -147,7 +147,7 @@ def test_a_pickle_with_a_foreign_global(capsys, tmp_path, monkeypatch):
     (tmp_path / "foreign.pkl").write_bytes(pickle.dumps([Foreign()]))
     line = told(capsys, "--exp", "ntu60_x3d", "--work-dir", "run", "--set", "data.annotations=foreign.pkl",
                 "--set", "data.cache=cache", "--device", "cpu")  # fmt: skip
-    assert "foreign.pkl cannot be read: it asks for posix.system" in line
+    assert "foreign.pkl cannot be read: the pickle asks for posix.system" in line
     assert not (tmp_path / "hacked").exists()
 
 

@@ -131,7 +131,7 @@ def test_the_order_of_settings_does_not_matter():
     ("name", "setting", "sentence"),
     [
         ("ntu60", "clip.pose_frames=30", "--set clip.pose_frames=32"),
-        ("ntu60_epam", "clip.pose_frames=8", "no multiple of clip.rgb_frames=16"),
+        ("ntu60_epam", "clip.pose_frames=8", "not a multiple of clip.rgb_frames=16"),
         ("ntu60_epam", "clip.pose_frames=32", "--set clip.pose_frames=48"),
         ("ntu60_x3d", "optim.warmup_epochs=100", "--set optim.warmup_epochs=0"),
     ],
