@@ -32,7 +32,7 @@ def test_checkpoints_of_another_program_are_refused_and_kept(tiny, tmp_path, cap
     before = [file.read_bytes() for file in files]
     assert run_command([*tiny, "--work-dir", str(tmp_path / "run"), *resume]) == 2
     told = capsys.readouterr().err
-    assert "holds checkpoints that this program did not write, such as best_acc_RGBPose_1:1_top1_epoch_7.pth" in told
+    assert "contains checkpoints that this program did not write, such as best_acc_RGBPose_1:1_top1_epoch_7.pth" in told
     assert "--init" in told
     assert [file.read_bytes() for file in files] == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,1 +1,1 @@
-"""The output of a run: log, records, TensorBoard, and lines on the terminal."""
+"""What a run logs: train.log, metrics.jsonl, TensorBoard, Weights & Biases, and lines on the terminal."""

@@ -1,4 +1,4 @@
-"""Journal: writes train.log in mmengine's format, metrics.jsonl, TensorBoard events, and a progress bar or lines."""
+"""Logs a run: train.log in mmengine's format, metrics.jsonl, TensorBoard events, and progress on the terminal."""
 
 import contextlib
 import json
@@ -26,9 +26,9 @@ TENSORBOARD = "tensorboard"
 class Journal:
     """Records the events of a run in `work_dir` and on the console. On ranks other than 0 the methods write nothing.
 
-    Epochs are counted from 1, and steps and clips are those that are done. The x axis in TensorBoard and Weights &
+    Epochs are counted from 1. Steps and clips are the numbers of finished ones. The x axis in TensorBoard and Weights &
     Biases is the number of clips since the start of the run, so that curves stay comparable when the batch size
-    changes. If the disk is full, this is reported once on the console, and the run goes on.
+    changes. If the disk is full, this is reported once on the console, and the run continues.
     """
 
     def __init__(self, work_dir: Path, rank: int = 0, console: Console | None = None) -> None:
@@ -57,7 +57,7 @@ class Journal:
     def closing(self) -> Iterator[None]:
         """A context that closes the journal at its end.
 
-        If an exception ended the run, its reason becomes the last line of the log, where `trainer runs` reads it.
+        If an exception ends the run, its message becomes the last line of the log, where `trainer runs` reads it.
         """
         try:
             yield
@@ -67,16 +67,16 @@ class Journal:
                 # KeyboardInterrupt is raised only while the data are prepared; later, Interrupt handles the signals.
                 interrupted = isinstance(error, KeyboardInterrupt)
                 text = "stopped: while its data were prepared" if interrupted else f"failed: {reason}"
-                self._write(text, on_console=False)  # the command line prints the error on the console
+                self._write(text, on_console=False)  # because trainer/cli.py prints the error on the console
             raise
         finally:
             self.close()
 
     def continue_from(self, cursor: Cursor, batch_size: int) -> None:
-        """Prepare metrics.jsonl for a run that continues at `cursor`: drop the records that it will write again.
+        """Prepare metrics.jsonl for a run that continues at `cursor`: drop the records that the run will write again.
 
-        `batch_size` is that of the run which wrote the records. If there are no records, because the snapshot was
-        copied here without them, the validations that the snapshot holds are written.
+        `batch_size` is the batch size of the run that wrote the records. If metrics.jsonl is empty, because only the
+        snapshot was copied into this folder, the validations that the snapshot contains are written.
         """
         if not self.active:
             return
@@ -97,7 +97,7 @@ class Journal:
                 self._record("val", end, values)
 
     def start_epoch(self, cursor: Cursor, num_epochs: int) -> None:
-        """Start the clock and the progress bar for the cursor's epoch, at its beginning or after a resume within it."""
+        """Start the clock and the progress bar for the cursor's epoch, which may have been begun before a resume."""
         self.clock.start()
         if self.active:
             self._num_epochs = num_epochs
@@ -112,9 +112,9 @@ class Journal:
             self._advance(1, note)
 
     def train(self, cursor: Cursor, values: Mapping[str, float]) -> None:
-        """Write the line and the record of a training log, every log_every steps.
+        """Log the training so far: a line in train.log, and a record in metrics.jsonl, TensorBoard and wandb.
 
-        `values` are lr, loss, loss terms and grad_norm; times and speed come from the clock.
+        `values` are lr, loss, loss terms and grad_norm. Times and speed, which are logged too, come from the clock.
         """
         if not self.active:
             return
@@ -142,7 +142,7 @@ class Journal:
             self._advance(num_clips, "")
 
     def validation(self, cursor: Cursor, num_clips: int, metrics: Mapping[str, float]) -> None:
-        """Write the line and the record of the validation after the cursor's epoch, which scored `num_clips` clips."""
+        """Log the `metrics` of the validation of `num_clips` clips after the cursor's epoch, as a line and a record."""
         if not self.active:
             return
         self._hide()
@@ -186,7 +186,7 @@ class Journal:
                 self.wandb.log(titled, cursor.total_clips)
 
     def _print(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a closed pipe or a lost terminal must not end a run
+        with contextlib.suppress(OSError):  # a closed pipe or a lost terminal must not stop a run
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
@@ -216,7 +216,7 @@ class Journal:
                 self._tensorboard = SummaryWriter(folder, purge_step=cursor.total_clips + 1, flush_secs=30)
 
     def _show(self, title: str, done: int, total: int) -> None:
-        """Show a progress bar on a terminal. Elsewhere there is none, as the logged lines show the progress."""
+        """Show a progress bar on a terminal. If the output is not a terminal, the logged lines show the progress."""
         self._hide()
         if self._console.is_terminal:
             columns = (
@@ -241,8 +241,8 @@ class Journal:
 
 
 def _pairs(values: Mapping[str, float]) -> list[str]:
-    """`name: value` as mmengine prints it: learning rates as 1.2000e-02, integers as such, the rest with four
-    decimals.
+    """`name: value` in mmengine's format: learning rates as 1.2000e-02, integers without decimals, other numbers with
+    four decimals.
     """
     formats = {
         name: ".4e" if name.endswith("lr") else "d" if isinstance(value, int) else ".4f"
@@ -261,7 +261,7 @@ class Clock:
         self._warm = False
 
     def start(self) -> None:
-        """Start timing the next step now. The time since the last one, perhaps of a validation, counts for no step."""
+        """Start timing the next step now, so that it does not include the time of a validation since the last step."""
         self._last = time.perf_counter()
 
     def tick(self, num_clips: int, waited: float) -> None:

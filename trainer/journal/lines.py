@@ -1,4 +1,4 @@
-"""Text files to which whole lines are appended, and which survive kills and full disks: train.log, metrics.jsonl."""
+"""Reads and writes train.log and metrics.jsonl, so that a kill or a full disk damages at most their last line."""
 
 import contextlib
 import errno
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LOG, METRICS = "train.log", "metrics.jsonl"  # files in the folder of a run
+LOG, METRICS = "train.log", "metrics.jsonl"  # names of files in a work directory
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, in order. Incomplete lines, left by a kill or a full disk, are skipped.
 
-    Each record has kind ("train" or "val"), epoch (from 1), step and clips (done in that epoch), epoch_clips (in a
-    whole epoch), and the metrics, in which None stands for NaN and infinity. Records of older versions have no clips.
+    Each record has kind ("train" or "val"), epoch (from 1), step and clips (finished in that epoch), epoch_clips (clips
+    in a whole epoch), and the metrics, where None stands for NaN or infinity. Records of older versions lack the clips.
     """
     records = []
     for line in path.read_bytes().split(b"\n"):
@@ -27,9 +27,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def epochs_of(records: Sequence[dict[str, Any]]) -> list[float]:
-    """The position of each record in epochs since the start of the run, which does not depend on the batch size.
+    """The position of each record, in epochs since the start of the run. It does not depend on the batch size.
 
-    Records of older versions count only steps. The largest step among these is assumed to be the last of an epoch.
+    Records of older versions count steps instead of clips. The largest such count is assumed to be a whole epoch.
     """
     last_step = max((record["step"] for record in records if "clips" not in record), default=1)
 
@@ -42,9 +42,9 @@ def epochs_of(records: Sequence[dict[str, Any]]) -> list[float]:
 def keep_until(path: Path, epoch: int, clips: int, *, batch_size: int, epoch_clips: int) -> None:
     """Remove the records from `path` that a run will write again when it continues after `clips` clips of `epoch`.
 
-    epoch counts from 1. The validation of an epoch is kept once the next epoch has begun. Incomplete lines are
-    removed. Records of older versions, which count only steps, get their clips: `batch_size` for each step, and at
-    most `epoch_clips`.
+    `epoch` counts from 1; its validation will run again, so only those of earlier epochs are kept. Incomplete lines are
+    removed. To records of older versions, which only count steps, the number of clips is added: `batch_size` for each
+    step, and at most `epoch_clips`.
     """
     if not path.exists():
         return
@@ -74,7 +74,7 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115
         size = self._file.seek(0, os.SEEK_END)
-        if size:  # a kill may have left an incomplete line: end it, so that the next one starts on its own
+        if size:  # a kill may have left a line without a newline: add it, so that our next line starts a new one
             self._file.seek(-1, os.SEEK_END)
             if self._file.read(1) != b"\n":
                 self._file.write(b"\n")
@@ -84,7 +84,7 @@ class Lines:
         return self._file.seek(0, os.SEEK_END)
 
     def append(self, line: str) -> None:
-        """Append a line in one write. Raises OSError if the disk refuses it; the file is then as before."""
+        """Append a line in one write. If that fails, the file stays as it was, and OSError is raised."""
         start = self._file.seek(0, os.SEEK_END)
         data = line.encode() + b"\n"
         try:

@@ -1,4 +1,4 @@
-"""Logging to Weights & Biases, with `--set wandb=true` and the extra `wandb`. WANDB_MODE=offline needs no account."""
+"""Logs to Weights & Biases with `--set wandb=true`. Needs the extra `wandb` and, unless WANDB_MODE=offline, an account."""
 
 import importlib
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from trainer.config import Experiment
 
 
 class WandbLog:
-    """Logs one session of training as a run of the project `duet`. Each resume is a new run in the same group.
+    """Logs one session of training as a run of the wandb project `duet`. Each resume is a new run in the same group.
 
-    Raises UserError if the package is not installed, or if it does not start.
+    Raises UserError if the package wandb is not installed, or if wandb.init fails.
     """
 
     def __init__(self, experiment: Experiment, work_dir: Path) -> None:
@@ -32,7 +32,7 @@ class WandbLog:
             )
         except wandb.Error as error:
             raise UserError(f"wandb does not start ({error}): run `wandb login`, or set WANDB_MODE=offline") from None
-        # wandb's own steps can only increase, but a run may go back to an earlier snapshot.
+        # Our own x axis, because wandb's step can only increase, but a run may go back to an earlier snapshot.
         self._run.define_metric("*", step_metric="clips")
 
     def log(self, values: Mapping[str, float], clips: int) -> None:

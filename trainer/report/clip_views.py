@@ -1,4 +1,4 @@
-"""Draws one clip as the networks see it: frames with joints, and below them the heatmaps of the same moments."""
+"""Draws one clip as the networks see it: frames with skeletons, and below each frame the nearest heatmap."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from pipelines.skeleton import Skeleton
 from pipelines.view import ClipView
 
-MOMENTS, SIDE, DPI = 4, 2.24, 100  # moments in a view, side of a picture in inches, pixels per inch
+MOMENTS, SIDE, DPI = 4, 2.24, 100  # frames that are drawn of a sample, side of a picture in inches, pixels per inch
 TOP, ROOM = 0.75, 0.25  # inches for the title of the figure, and for the title of a picture
 LEFT, RIGHT, MIDDLE = "#4cc9f0", "#ff8fab", "#ffffff"  # colours of a person's left side, right side and middle
 JOINT = np.array([255, 214, 10]) / 255  # colour of the heatmap value 1
 
 
 def draw_views(views: Sequence[ClipView], names: Sequence[str], title: str, skeleton: Skeleton) -> Figure:
-    """Draw views side by side, with four moments each. The upper row shows frames with their skeletons; the lower row
-    shows the same frames dimmed, with the heatmap of the nearest sampled pose frame on top.
+    """Draw views side by side, with up to four frames each. The upper row shows the frames with their skeletons; the
+    lower row shows the same frames dimmed, overlaid with the heatmap of the nearest sampled pose frame.
     """
     columns, cell = MOMENTS * len(views), (SIDE, SIDE + ROOM)
     size = (columns * cell[0], TOP + 2 * cell[1])

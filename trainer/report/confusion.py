@@ -1,4 +1,4 @@
-"""Draws a confusion matrix, with the classes of a group side by side and a list of the most confused pairs."""
+"""Draws a confusion matrix, sorted by coarse class, and beside it a list of the most confused pairs of classes."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ NUM_PAIRS = 10  # confused pairs that are listed beside the matrix
 def draw_confusion(counts: np.ndarray, class_names: Sequence[str] = (), groups: Sequence[int] = ()) -> Figure:
     """Draw the counts [K, K], whose rows are true classes and whose columns are predicted classes.
 
-    class_names are K names; if empty, the classes are numbered. groups are the coarse classes of the K classes; if not
-    empty, classes are sorted by group, with lines between the groups.
+    class_names are K names; if empty, the classes are numbered. groups[i] is the coarse class of class i. If groups is
+    not empty, the classes are sorted by group, with lines between the groups.
     """
     num_classes = len(counts)
     names = list(class_names) or [str(i) for i in range(num_classes)]
@@ -57,7 +57,7 @@ def _draw_groups(axes: Axes, groups: np.ndarray) -> None:
 
 
 def _draw_pairs(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
-    """List the largest cells off the diagonal in words."""
+    """List the pairs of classes that are confused most often, each with its number of clips."""
     axes.axis("off")
     wrong = counts - np.diag(counts.diagonal())
     largest = np.argsort(-wrong, axis=None, kind="stable")[:NUM_PAIRS]

@@ -1,4 +1,4 @@
-"""Draws a sheet of clips as the network sees them: RGB frames, and below each frame its joint heatmaps."""
+"""Draws several clips of a batch in one picture, as the network sees them: RGB frames, and below them the heatmaps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +13,18 @@ from pipelines.batch import Batch
 from trainer.report.curves import write_png
 
 SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # all in pixels, except DPI in pixels per inch
-NUM_CLIPS, NUM_FRAMES = 6, 8
+NUM_CLIPS, NUM_FRAMES = 6, 8  # most clips of a picture, and most frames of a clip
 JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1
 
 
 def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: str = "clip") -> Path:
-    """Write a PNG of up to six clips of `batch`, with up to eight moments each, and return its path.
+    """Write a PNG of up to six clips of `batch`, with up to eight frames each, and return its path.
 
     `labels` are the names of the fine classes. `what` is the word for a row of the batch in the titles.
 
-    The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, with the maximum
-    over all heatmap channels on top. The streams may sample the clip independently, so a heatmap can be a few frames
-    away from its picture, but a difference in box or flip is easy to see.
+    The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
+    over all heatmap channels. The streams may sample the clip independently, so a heatmap can be a few frames away from
+    the RGB frame below it, but a difference in box or flip is easy to see.
     """
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
     strips = _strips(batch.rgb[clips].cpu(), batch.heatmap[clips].cpu())  # [n, 2, H, W, 3]

@@ -1,4 +1,4 @@
-"""Draws the curves of one or several runs from their records, and writes curves.png and confusion.png."""
+"""Draws the curves of one run or several runs from their metrics.jsonl, and writes curves.png and confusion.png."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
 
 RGB, POSE, BOTH, GREY = "#c8553d", "#2a6f97", "#222222", "#888888"
-# A line has at most this many points. A longer series is divided into this many stretches, whose means are drawn.
+# A line has at most this many points. A series of more values is divided into so many parts, whose means are drawn.
 MOST_POINTS = 200
 Records = Sequence[dict[str, Any]]
 
@@ -24,10 +24,10 @@ Records = Sequence[dict[str, Any]]
 def write_report(
     work_dir: Path, counts: Tensor | None = None, class_names: Sequence[str] = (), groups: Sequence[int] = ()
 ) -> list[Path]:
-    """Write `work_dir`/curves.png from its metrics.jsonl and, with `counts`, confusion.png. Returns their paths.
+    """Draw `work_dir`/metrics.jsonl as curves.png, and `counts`, unless None, as confusion.png. Returns the paths.
 
-    counts [K, K] come from metrics.confusion_matrix. class_names are K names, or empty. groups are the coarse classes
-    of the K classes, or empty. The same input always produces the same bytes.
+    counts [K, K] come from metrics.confusion_matrix. class_names are K names, or empty. groups[i] is the coarse class
+    of class i; groups may be empty. The same input always produces the same bytes.
     """
     pictures = {"curves.png": draw_curves(read_metrics(work_dir / METRICS))}
     if counts is not None:
@@ -36,7 +36,7 @@ def write_report(
 
 
 def write_png(figure: Figure, path: Path) -> Path:
-    """Write the figure as a PNG file, which appears at `path` only when it is complete. Returns the path."""
+    """Write the figure as a PNG file, under another name than `path` until it is complete. Returns `path`."""
     tmp = path.with_name(path.name + ".tmp")
     FigureCanvasAgg(figure).print_png(tmp, metadata={"Software": None})
     os.replace(tmp, path)
@@ -63,7 +63,7 @@ def draw_curves(records: Records) -> Figure:
 
 
 def with_epochs(records: Records) -> Records:
-    """The records, each with `epochs`: its position on the x axis, in epochs since the start of the run."""
+    """Add `epochs` to each record: its position on the x axis, in epochs since the start of the run."""
     return [record | {"epochs": epochs} for record, epochs in zip(records, epochs_of(records), strict=True)]
 
 
@@ -93,7 +93,7 @@ def _draw_accuracies(axes: Axes, train: Records, val: Records) -> None:
 
 
 def _look(name: str) -> dict[str, Any]:
-    """Style of a line: the colour shows the stream, and coarse classes have a dashed line."""
+    """The style of a curve: its colour shows the stream, and curves of coarse classes are dashed."""
     color = BOTH if name == "loss" or "RGBPose" in name else RGB if "rgb" in name else POSE if "pose" in name else GREY
     return {"color": color, "linestyle": "--" if "coarse" in name else "-"}
 
@@ -116,7 +116,7 @@ def _finish(axes: Axes, title: str, legend: bool = True) -> None:
     axes.set_xlim(left=0)
     if legend and axes.lines:
         columns = 1 + (len(axes.lines) > 6)
-        # The handles are long enough to show the dashes beside a dot.
+        # The line samples in the legend are long, so that dashes are visible beside the dot.
         axes.legend(fontsize=8, ncols=columns, handlelength=3.6, facecolor="white", edgecolor="none", framealpha=0.8)
 
 
@@ -127,7 +127,7 @@ PANELS = (  # kind of record, name (None: the metric that selects the best snaps
     ("val", "acc/rgb_top1", "validation, rgb top-1"),
     ("val", "acc/pose_top1", "validation, pose top-1"),
 )
-SMOOTHED = 100  # most points of a line in a comparison; longer series are drawn as the means of this many stretches
+SMOOTHED = 100  # like MOST_POINTS, for a comparison of several runs
 
 
 def draw(runs: Sequence[PastRun]) -> Figure:

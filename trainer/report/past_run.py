@@ -1,4 +1,4 @@
-"""Reads a run back from its work directory: its settings, records and state."""
+"""Reads the settings, the records and the state of a run from its work directory."""
 
 import json
 import os
@@ -17,10 +17,10 @@ TAIL = 8192  # bytes at the end of train.log that are read for its last lines
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PastRun:
-    """The facts about a run in the files of its work directory.
+    """A run as the files of its work directory describe it.
 
-    settings are those of experiment.json, from which name, metric, num_epochs and stalled_after come. records are the
-    lines of metrics.jsonl. silent is the number of seconds since the run last wrote a file.
+    settings are the content of experiment.json; name, metric, num_epochs and stalled_after are some of them. records
+    are the lines of metrics.jsonl. silent is the number of seconds since the run last wrote a file.
     """
 
     folder: Path
@@ -33,7 +33,7 @@ class PastRun:
     silent: float
 
     def epochs(self) -> float:
-        """Number of epochs that are done, including the done part of the current one."""
+        """Number of finished epochs, plus the finished share of the current epoch."""
         return epochs_of(self.records)[-1] if self.records else 0.0
 
     def best(self) -> dict[str, Any] | None:
@@ -42,10 +42,8 @@ class PastRun:
         return max(scored, key=lambda record: record[self.metric], default=None)
 
     def state(self) -> str:
-        """The state of the run in a word.
-
-        finished; stopped (by a signal or --max-steps); failed (with an error); stalled (ended by the watchdog);
-        running; cut off (killed: the run has been silent for longer than is possible while it runs).
+        """The state of the run: finished, stopped (by a signal or --max-steps), failed (with an error), stalled (the
+        watchdog ended it), running, or cut off (killed: nothing was written for longer than `stalled_after`).
         """
         lines = last_lines(self.folder / LOG)
         if lines and lines[-1].startswith(("failed: ", "stopped: ")):
@@ -58,7 +56,7 @@ class PastRun:
 
 
 def find_runs(folder: Path) -> Iterator[PastRun]:
-    """All work directories at most two levels below `folder`, and `folder` itself if it is one.
+    """The runs whose work directory is `folder`, or a folder at most two levels below it.
 
     Damaged work directories are skipped, with a message.
     """
@@ -71,7 +69,7 @@ def find_runs(folder: Path) -> Iterator[PastRun]:
 
 
 def read_run(folder: Path) -> PastRun:
-    """Read a work directory. Raises UserError if the folder is not one, or if its settings are damaged."""
+    """Read a work directory. Raises UserError if `folder` is not a work directory, or if its settings are damaged."""
     files = [folder / METRICS, folder / LOG, folder / SETTINGS]
     try:
         settings = json.loads(files[-1].read_bytes())
@@ -97,7 +95,7 @@ def read_run(folder: Path) -> PastRun:
 
 
 def last_lines(log: Path) -> list[str]:
-    """The last lines of a train.log without their times and names. Empty if there is no log."""
+    """The last lines of a train.log, without the time and level that start each line. Empty if there is no log."""
     if not log.exists():
         return []
     with open(log, "rb") as file:
@@ -107,7 +105,7 @@ def last_lines(log: Path) -> list[str]:
 
 
 def names(runs: Sequence[PastRun]) -> list[str]:
-    """Short names of the runs: their folders without the common part, such as a/x for work_dirs/a/x."""
+    """Short names of the runs: their folders relative to the deepest common folder, such as a/x for work_dirs/a/x."""
     folders = [run.folder.absolute() for run in runs]
     common = os.path.commonpath([folder.parent for folder in folders])
     return [str(folder.relative_to(common)) for folder in folders]

@@ -1,1 +1,1 @@
-"""The snapshots of a run, and the work directory that holds them."""
+"""The snapshots of a run, and the work directory in which they are stored."""

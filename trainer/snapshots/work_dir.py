@@ -1,4 +1,4 @@
-"""The work directory of a run: created or taken over, locked for one run at a time, and free of foreign files."""
+"""Creates the work directory of a run, or takes over an existing one, and locks it so that no other run can use it."""
 
 import contextlib
 import fcntl
@@ -23,8 +23,8 @@ LOCK = ".lock"
 def claim(work_dir: Path, resume: bool, ranks: Ranks) -> Iterator[None]:
     """A context in which the work directory belongs to this run. Rank 0 creates and locks it; all ranks must see it.
 
-    Without `resume`, an earlier run in the directory is moved aside. Raises UserError if another run is using the
-    directory, if it cannot be written, or if it holds checkpoints of another program, which this run might delete.
+    Without `resume`, the directory of an earlier run is renamed first. Raises UserError if another run is using the
+    directory, if it is not writable, or if it contains checkpoints of another program, which this run might delete.
     """
     with contextlib.ExitStack() as stack:
         with ranks.in_turn():
@@ -45,7 +45,9 @@ def _own(work_dir: Path, resume: bool) -> Iterator[None]:
                 new_name = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
                 work_dir.rename(new_name)
             with contextlib.suppress(OSError):  # stdout may be a file on a full disk
-                print(f"{work_dir} held an earlier run, which is now {new_name} (--resume would have continued it)")
+                print(
+                    f"{work_dir} contained an earlier run, which is now {new_name} (--resume would have continued it)"
+                )
         work_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=work_dir):
             pass
@@ -58,7 +60,7 @@ def _own(work_dir: Path, resume: bool) -> Iterator[None]:
 
 
 def write_settings(work_dir: Path, experiment: Experiment) -> None:
-    """Write experiment.json, which appears only when it is complete. Raises UserError if it cannot be written."""
+    """Write experiment.json, under another name until it is complete. Raises UserError if it cannot be written."""
     part = work_dir / f"{SETTINGS}.tmp"
     try:
         part.write_text(json.dumps(asdict(experiment), indent=1) + "\n")
@@ -71,7 +73,7 @@ def write_settings(work_dir: Path, experiment: Experiment) -> None:
 
 
 def check(work_dir: Path) -> None:
-    """Raise UserError if the folder cannot serve a run: it contains the current folder, or foreign checkpoints."""
+    """Raise UserError if the folder contains the current folder or checkpoints of another program."""
     if work_dir.resolve() in (current := Path.cwd(), *current.parents):
         raise UserError(
             f"--work-dir {work_dir} is the current folder or one above it: choose a folder that is only for the run"
@@ -79,16 +81,16 @@ def check(work_dir: Path) -> None:
     checkpoints = sorted(work_dir.glob("*.pth"))
     if checkpoints and not (work_dir / SETTINGS).exists() and not any(map(is_sealed, checkpoints)):
         raise UserError(
-            f"{work_dir} holds checkpoints that this program did not write, such as {checkpoints[0].name}: choose "
+            f"{work_dir} contains checkpoints that this program did not write, such as {checkpoints[0].name}: choose "
             "another --work-dir (--init loads the weights of such a file)"
         )
 
 
 @contextlib.contextmanager
 def _locked(work_dir: Path) -> Iterator[None]:
-    """A context in which this process holds the lock of the work directory.
+    """A context in which this process has the lock of the work directory.
 
-    Raises UserError if another process holds the lock. The kernel releases the lock of a process that is killed.
+    Raises UserError if another process has it. The operating system releases the lock of a process that is killed.
     On file systems without locks, nothing is locked.
     """
     with open(work_dir / LOCK, "w") as file:

@@ -1,7 +1,7 @@
 """Writes the snapshots of a run in the background. Keeps the newest two, a link to the newest, and the best one.
 
-An old snapshot is removed only when a newer one is durable on the disk, so whenever the process is killed, there is a
-snapshot to load. models/weights/files.py writes the files, and trainer/resume.py decides what they contain.
+An old snapshot is removed only when a newer one is durable on the disk. So there is always a snapshot to resume from,
+whenever the process is killed. models/weights/files.py writes the files; trainer/resume.py decides what they contain.
 """
 
 import os
@@ -41,11 +41,10 @@ class Snapshot(NamedTuple):
 def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
     """The newest intact snapshot in `folder`, or None if there is none.
 
-    The snapshot that latest.pth links to is tried first. Then follow the rolling snapshots by epoch
-    and step; after a resume with a larger batch this order may be wrong, because an epoch then has fewer steps. Then
-    follows latest.pth, if it is a file rather than a link because somebody copied only that, and last the best
-    snapshots. `say` gets a sentence about each damaged
-    file that is skipped.
+    Tries the target of the link latest.pth first, because after a resume with a larger batch, which makes fewer steps
+    an epoch, file names do not show which snapshot is the newest. Then come the rolling snapshots by epoch and step,
+    then latest.pth itself, which is a file if somebody copied only this one here, and last the best snapshots. `say`
+    gets a sentence about each damaged file that is skipped.
     """
     tried = set()
     for path in _candidates(folder):
@@ -65,12 +64,12 @@ Copies = list[tuple[Tensor, Tensor]]  # pairs (target, source)
 def stage(
     state: Any, buffers: dict[str, Tensor], steady: frozenset[int] = frozenset(), at: str = "state"
 ) -> tuple[Any, Copies]:
-    """Copy `state` with all tensors to CPU memory, so that training can go on changing the original.
+    """Copy `state` with all tensors to CPU memory, so that training can continue to change the original.
 
     Returns the copy, and the pairs (target, source) of the tensors whose address is in `steady`: the caller has to
-    copy these later. `buffers` keeps the copied tensors by their place in the state, so that the next call reuses
-    their memory, which is pinned for CUDA tensors. Copies from a GPU are only queued on return: wait for the current
-    stream before reading them. `at` is the place of `state` itself, for `buffers` and error messages.
+    copy these later. `buffers` maps places in the state to the tensors of the copy, whose memory the next call reuses.
+    It is pinned for CUDA tensors, and copies from a GPU are only queued on return: wait for the current stream before
+    reading them. `at` is the place of `state` itself, for the keys of `buffers` and for error messages.
     """
     copies: Copies = []
     staged = _stage(state, buffers, at, copies)
@@ -81,7 +80,9 @@ def stage(
 
 
 def _stage(state: Any, buffers: dict[str, Tensor], at: str, copies: Copies) -> Any:
-    """The structure of `state` with the buffers in place of its tensors. Appends the copies to make to `copies`."""
+    """Return `state` with its tensors replaced by buffers on the CPU. Appends the pairs (buffer, tensor) to `copies`,
+    without copying them.
+    """
     if isinstance(state, Tensor):
         buffer = buffers.get(at)
         if buffer is None or (buffer.shape, buffer.dtype) != (state.shape, state.dtype):
@@ -99,15 +100,15 @@ def _stage(state: Any, buffers: dict[str, Tensor], at: str, copies: Copies) -> A
 
 
 class Writer:
-    """Writes the snapshots of a run in a thread while training goes on. Keeps the newest two and the best one.
+    """Writes the snapshots of a run in a thread while training continues. Keeps the newest two and the best one.
 
     Only rank 0 has a Writer. `resumed_from` is the snapshot from which the run resumed; it is kept until two newer
     snapshots are durable. The first save removes all other rolling snapshots, which are damaged or newer than
     `resumed_from`.
 
-    The thread copies weights and momentum during the next forward and backward pass. If the weights changed meanwhile,
-    the snapshot would be half old and half new. `changing_weights` prevents this, and `_release` detects callers that
-    change weights without it.
+    The thread copies weights and momentum during the next forward and backward pass. If the weights changed during the
+    copy, the snapshot would be half old and half new. `changing_weights` prevents this, and `_release` detects code
+    that changes weights outside of `changing_weights`.
     """
 
     def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
@@ -132,11 +133,10 @@ class Writer:
         *,
         steady: Iterable[Tensor] = (),
     ) -> None:
-        """Write `state` in the background as epoch_E_step_S.pth, and as `best` (see `best_name`).
+        """Write `state` in the background as epoch_E_step_S.pth and, if `best` is a file name, also to that file.
 
         The tensors in `steady` (weights and momentum) may only be changed within `changing_weights`; all others may
-        change as soon as this returns. Waits for the previous write first, and raises its error if that write
-        failed.
+        change as soon as `save` returns. Waits for the previous write first, and raises its error if it failed.
         """
         self.wait()
         staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
@@ -149,11 +149,11 @@ class Writer:
 
     @contextmanager
     def changing_weights(self) -> Iterator[None]:
-        """A context within which all code that changes weights or momentum during a run must do so.
+        """A context for changes of weights or momentum: no code of a run may change them outside of it.
 
         On entry it waits until weights and momentum are copied into the snapshot that is being written. BatchNorm
         statistics, prototypes, averages and the loss scale may be changed outside of this context, as forward passes
-        do: `save` copies them before it returns (on a GPU it queues the copies).
+        do, because `save` copies them before it returns (on a GPU it queues the copies).
         """
         self._release()
         yield
@@ -182,11 +182,11 @@ class Writer:
     def _release(self) -> None:
         """Wait until the last save has copied its steady tensors, and check that none has changed since that save.
 
-        A tensor that has changed must have been changed outside of `changing_weights`. The snapshot may then be half
-        old and half new, so it is removed, and an AssertionError names the tensor. The check uses torch's counters of
-        in-place changes. Torch increases them when a change is queued, which is right for GPUs as well, where copies
-        and changes run in the order in which they were queued. Changes through `Tensor.data` and those by a replayed
-        CUDA graph are not counted.
+        A changed tensor was changed outside of `changing_weights`. The snapshot may then be half old and half new, so
+        it is removed, and an AssertionError names the tensor. The check uses torch's counters of in-place changes
+        (`Tensor._version`). They are increased when a change is queued, which is early enough on a GPU too, because it
+        runs copies and changes in the order of the queue. Changes through `Tensor.data` and those by a replayed CUDA
+        graph are not counted.
         """
         steady, self._steady = self._steady, []
         if not steady:
@@ -202,7 +202,7 @@ class Writer:
             )
 
     def _remove_last(self) -> None:
-        """Remove the files of the last save, and let latest.pth point to the snapshot before it if there is one."""
+        """Remove the files of the last save, and link latest.pth to the snapshot before that save, if there is one."""
         if self._thread is not None:
             self._thread.join()
         self._thread, self._error = None, None
@@ -215,7 +215,7 @@ class Writer:
     def _write(self, staged: dict[str, Any], copies: Copies, name: str, best: str | None) -> None:
         try:
             self._copy(copies)
-            if best is not None:  # written first, because the rolling snapshot says that the best file exists
+            if best is not None:  # written first, because the rolling snapshot contains the name of the best one
                 save(self.folder / best, staged)
             save(self.folder / name, staged)
             _point_latest(self.folder, name)
@@ -224,7 +224,7 @@ class Writer:
             self._error = error
 
     def _copy(self, copies: Copies) -> None:
-        """Copy the steady tensors, and let `_release` go on once all copies are made, or queued on a GPU.
+        """Copy the steady tensors. `_release` waits until all copies are made, or on a GPU, until they are queued.
 
         On a GPU it is enough to queue the copies: updates are queued on the same stream, and so run after the copies.
         """
@@ -237,12 +237,12 @@ class Writer:
             torch.cuda.current_stream().synchronize()
 
     def _remove_old(self, name: str, best: str | None) -> None:
-        """Remove old files once `name` and `best` are durable. Keeps `name`, its good predecessor and `best`."""
+        """Remove old snapshots once `name` and `best` are durable. Keeps these and the intact snapshot before `name`."""
         self._good = [*(good for good in self._good if good != name), name][-2:]
         for path in self.folder.iterdir():
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
             old_best = best is not None and BEST.fullmatch(path.name) and path.name != best
-            # Files of mmengine have the same names as our best ones, but are not sealed.
+            # mmengine names its best checkpoints like ours, but only ours are sealed; do not delete a user's checkpoint.
             if old_rolling or (old_best and is_sealed(path)):
                 path.unlink(missing_ok=True)
 
@@ -263,21 +263,21 @@ class NoWriter:
 
     @contextmanager
     def changing_weights(self) -> Iterator[None]:
-        """No snapshot is ever being copied, so weights may change at once."""
+        """Weights may change immediately, because this writer never copies any."""
         yield
 
     def wait(self) -> None:
-        """Return at once, because nothing is being written."""
+        """Return immediately, because this writer never writes anything."""
 
     close = wait
 
     def newest(self, say: Callable[[str], None]) -> None:
-        """None, as only rank 0 reads snapshots."""
+        """Return None, because only rank 0 reads snapshots."""
         return None
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """The files in which `newest_valid` looks for a snapshot, in its order."""
+    """The files that `newest_valid` tries, in this order."""
 
     def newest_first(pattern: re.Pattern[str]) -> list[Path]:
         matches = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
@@ -292,7 +292,7 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _point_latest(folder: Path, name: str) -> None:
-    """Make latest.pth a relative link to `name`. The link never dangles, as its old target is removed only later."""
+    """Make latest.pth a relative link to `name`. Its old target is removed only later, so the link never dangles."""
     tmp = folder / f"{LATEST}.tmp"
     tmp.unlink(missing_ok=True)
     tmp.symlink_to(name)
