@@ -17,12 +17,12 @@ from torch.library import triton_op, wrap_triton
 from kernels.blocks.conv_bn_reference import WIDEST
 from kernels.blocks.rows import activate, load, merge, part, through
 
-BLOCK_M = 64  # with 128, threads need up to 159 registers and some of them spill
-BLOCK_N = 64  # at most; narrower matrices use the next power of two
+BLOCK_M = 64  # with 128, threads need up to 159 registers, and some registers spill
+BLOCK_N = 64  # maximum; for narrower matrices, the next power of two after their width
 BLOCK_K = 32
-GRAD_TILE = 8192  # elements in a block of the gradient, which spans all columns
-GRAD_SUMS = 16384  # elements of the gradient of the weight in a program: 64 per thread
-GRAD_PARTIAL = 1 << 22  # all programs together write about as many sums; fewer programs would leave SMs idle
+GRAD_TILE = 8192  # elements of the block of the result's gradient that is loaded at once; it spans all columns
+GRAD_SUMS = 16384  # elements of the weight's gradient that a program sums: 64 per thread
+GRAD_PARTIAL = 1 << 22  # approximate number of sums that all programs write; with fewer programs, SMs would be idle
 
 
 def conv_bn(
@@ -111,15 +111,15 @@ def split_backward(rows: Tensor, weight: Tensor, groups: int) -> tuple[int, tupl
     steps = triton.cdiv(blocks, max(1, GRAD_PARTIAL // (block_o * block_c * groups * columns)))
     splits = triton.cdiv(blocks, steps)
     options = {"BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_O": block_o, "C": channels, "O": width}
-    # Blocks in bfloat16 are loaded one iteration ahead. In float32 there is no room for two blocks.
+    # Two stages: blocks in bfloat16 are loaded one iteration ahead. In float32 there is no room for two blocks.
     options |= {"num_warps": 8 if block_o * block_c > 2048 else 4, "num_stages": 4 // rows.element_size()}
     return groups * splits * columns, (group_rows, splits, steps), options
 
 
 def spread(grad_mean: Tensor, grad_var: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Return `level` [O] and `slope` [O], given the gradients of the mean and the variance.
+    """Return `level` [O] and `slope` [O], given the gradients [O] of the mean and the variance of the result.
 
-    The statistics add level + slope * (result - mean) to the gradient of each result.
+    The gradient that an element of the result gets through these statistics is level + slope * (result - mean).
     """
     return grad_mean / num_rows, grad_var * (2 / num_rows)
 
@@ -150,41 +150,40 @@ def _affine(scale, shift, group, channel, C: tl.constexpr):
 
 @triton.jit
 def _normalised(value, factor, addend, inside, ACTIVATION: tl.constexpr):
-    """Return the normalised and activated value that the convolution reads; 0 outside, because padding must be 0."""
+    """Return the normalised and activated value, or 0 where `inside` is false, because padding must stay 0."""
     z = value.to(tl.float32) * factor + addend
     return tl.where(inside, activate(z, ACTIVATION), 0.0).to(value.dtype)
 
 
 @triton.jit
 def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.constexpr):  # noqa: E741
-    """Return the gradient of the result, including the part that comes through its statistics, and 0 outside.
+    """Return the gradient of the result, including the part that comes through its statistics.
 
-    `column` must broadcast to the shape of `place`.
+    Where `inside` is false it is 0. `column` must broadcast to the shape of `place`.
     """
     known = column < O
     value = load(result, place, inside) - load(mean, column, known)
     added = load(level, column, known) + load(slope, column, known) * value
-    come = tl.where(inside, load(grad, place, inside) + added, 0.0)
-    return come.to(grad.dtype.element_ty)
+    gradient = tl.where(inside, load(grad, place, inside) + added, 0.0)
+    return gradient.to(grad.dtype.element_ty)
 
 
 @triton.jit
-def store_tile(result, partial, total, first, left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
-    """Store the first `left` rows of a block, their mean and their summed squared deviations.
+def store_tile(result, partial, total, first, rows_left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
+    """Store the first `rows_left` rows of the block `total`, their mean and their summed squared deviations.
 
-    The rows after them must be 0. The block is split `number` of `count` splits.
+    All other rows of the block must be 0. The block is split `number` of `count` splits.
     """
     local = tl.arange(0, BLOCK_M)
-    owned, known = (local < left)[:, None], column < O
+    owned, known = (local < rows_left)[:, None], column < O
     stored = total.to(result.dtype.element_ty)
     tl.store(result + first * O + local[:, None] * O + column[None, :], stored, owned & known[None, :])
     value = stored.to(tl.float32)
-    share = tl.minimum(left, BLOCK_M)
+    share = tl.minimum(rows_left, BLOCK_M)
     mean = tl.sum(value, 0) / share
     delta = tl.where(owned, value - mean[None, :], 0.0)
-    mean += (
-        tl.sum(delta, 0) / share
-    )  # corrects the rounding error of the first sum, which matters if the mean is far from 0
+    # This corrects the rounding error of the first sum, which matters if the mean is far from 0.
+    mean += tl.sum(delta, 0) / share
     target = partial + column * count + number
     tl.store(target, mean, known)
     tl.store(target + O * count, tl.sum(delta * delta, 0), known)
@@ -207,21 +206,21 @@ def _forward(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    group, split, first, left, column = part(group_rows, splits, 1, O, BLOCK_M, BLOCK_N)
+    group, split, first, rows_left, column = part(group_rows, splits, 1, O, BLOCK_M, BLOCK_N)
     local = tl.arange(0, BLOCK_M)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, C, BLOCK_K):
         channel = start + tl.arange(0, BLOCK_K)
-        inside = (local < left)[:, None] & (channel < C)[None, :]
-        taken = tl.load(rows + first * C + local[:, None] * C + channel[None, :], inside, 0.0)
+        inside = (local < rows_left)[:, None] & (channel < C)[None, :]
+        inputs = tl.load(rows + first * C + local[:, None] * C + channel[None, :], inside, 0.0)
         if scale is not None:
             factor, addend = _affine(scale, shift, group, channel, C)
-            taken = _normalised(taken, factor, addend, inside, ACTIVATION)
+            inputs = _normalised(inputs, factor, addend, inside, ACTIVATION)
         real = (channel < C)[:, None] & (column < O)[None, :]
-        read = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0).to(taken.dtype)
-        total = tl.dot(taken, read, total, input_precision="ieee")
+        weights = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0).to(inputs.dtype)
+        total = tl.dot(inputs, weights, total, input_precision="ieee")
     count = tl.num_programs(0) // ((O + BLOCK_N - 1) // BLOCK_N)
-    store_tile(result, partial, total, first, left, group * splits + split, count, column, O, BLOCK_M)
+    store_tile(result, partial, total, first, rows_left, group * splits + split, count, column, O, BLOCK_M)
 
 
 @triton.jit
@@ -248,41 +247,42 @@ def _backward(
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    group, split, first, left, channel = part(group_rows, splits, steps, C, BLOCK_M, BLOCK_C)
+    group, split, first, rows_left, channel = part(group_rows, splits, steps, C, BLOCK_M, BLOCK_C)
     number = (group * splits + split).to(tl.int64)
     local, column, known = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O), channel < C
-    # Offsets have 64 bits, because their constants become part of the instructions. Those of 32 bits would take
-    # registers.
+    # Offsets have 64 bits, because the compiler then puts their constant parts into the load instructions. With 32
+    # bits, the constants would need registers.
     place = local.to(tl.int64)[:, None] * C + channel[None, :]
     wide = local.to(tl.int64)[:, None] * O + column[None, :]
     cell = column.to(tl.int64)[:, None] * C + channel[None, :]
     real = (column < O)[:, None] & known[None, :]
-    read = tl.load(weight + cell, real, 0.0).to(rows.dtype.element_ty)
+    weights = tl.load(weight + cell, real, 0.0).to(rows.dtype.element_ty)
     total = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
     if scale is not None:
         factor, addend = _affine(scale, shift, group, channel, C)
         of_scale, of_shift = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     for _ in range(steps):
-        owned = (local < left)[:, None]
+        owned = (local < rows_left)[:, None]
         inside = owned & known[None, :]
-        taken = tl.load(rows + first * C + place, inside, 0.0)
-        value = taken.to(tl.float32)
+        inputs = tl.load(rows + first * C + place, inside, 0.0)
+        value = inputs.to(tl.float32)
         if scale is not None:
-            taken = _normalised(taken, factor, addend, inside, ACTIVATION)
+            inputs = _normalised(inputs, factor, addend, inside, ACTIVATION)
         inner = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inner, O)
-        total = tl.dot(tl.trans(whole), taken, total, input_precision="ieee")
-        if left > 0:  # the branch separates the two products, which would otherwise get one layout that suits neither
-            come = tl.dot(whole, read, input_precision="ieee")
+        total = tl.dot(tl.trans(whole), inputs, total, input_precision="ieee")
+        # The branch separates the two products, which would otherwise get one layout that suits neither.
+        if rows_left > 0:
+            gradient = tl.dot(whole, weights, input_precision="ieee")
             if scale is not None:
                 factor, addend = _affine(scale, shift, group, channel, C)  # loading them again saves registers
-                come = through(come, value * factor + addend, ACTIVATION)
-                of_scale += tl.sum(come * value, 0)
-                of_shift += tl.sum(come, 0)
-                come *= factor
-            tl.store(grad_rows + first * C + place, come.to(grad_rows.dtype.element_ty), inside)
+                gradient = through(gradient, value * factor + addend, ACTIVATION)
+                of_scale += tl.sum(gradient * value, 0)
+                of_shift += tl.sum(gradient, 0)
+                gradient *= factor
+            tl.store(grad_rows + first * C + place, gradient.to(grad_rows.dtype.element_ty), inside)
         first += BLOCK_M
-        left -= BLOCK_M
+        rows_left -= BLOCK_M
     tl.store(of_weight + number * (O * C) + cell, total, real)
     if scale is not None:
         count = tl.num_programs(0) // ((C + BLOCK_C - 1) // BLOCK_C)

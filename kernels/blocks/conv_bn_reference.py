@@ -13,9 +13,9 @@ def conv_bn(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolve activation(x * scale + shift) 1x1, and compute the statistics for the BatchNorm that follows.
 
-    scale and shift express the previous BatchNorm, multiplied by its gate: scale = weight / deviation * gate and shift
-    = (bias - mean * weight / deviation) * gate. Without them x itself is convolved. Gradients flow from the result, the
-    mean and the variance to x, weight, scale and shift.
+    scale and shift express a BatchNorm of x with weight w and bias b, multiplied by a gate: scale = w / deviation *
+    gate and shift = (b - mean * w / deviation) * gate, with deviation = sqrt(variance + eps). Without scale and shift,
+    x itself is convolved. Gradients flow from the result, the mean and the variance to x, weight, scale and shift.
 
     x: [F, C, H, W] channels_last, like the result; weight: [O, C, 1, 1] with O <= WIDEST, in float32 or the type of x,
     to which it is rounded; scale, shift: [N, C], one row for every F / N consecutive images; activation: none, relu or

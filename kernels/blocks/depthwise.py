@@ -1,10 +1,11 @@
 """A depthwise convolution that normalises the pixels it loads, and computes statistics of the pixels it stores.
 
-A program moves down its strip row by row, and each of its lanes has SPAN columns. A lane normalises a value once and
-adds its products to all rows of the result that need the value. Loading and normalising nine values for each pixel
-would take three times as many instructions. The backward kernel moves down the same strips, with a window of three rows
-of the gradient of the result in registers. This gradient already includes the part that comes through the statistics.
-The channel blocks of a strip and the strips of an image are neighbours in the grid, so that they share cache lines.
+A program computes a strip of an image row by row, from top to bottom. A strip consists of lanes with SPAN columns each.
+A lane normalises a value once and adds the products of this value to all rows of the result that need it. Loading and
+normalising nine values for each pixel would take three times as many instructions. The backward kernel moves down the
+same strips and keeps three rows of the gradient of the result in registers. This gradient already includes the part
+that comes through the statistics. The channel blocks of a strip and the strips of an image are neighbours in the grid,
+because they share cache lines.
 Sums over pixels are computed by each program and then added in a fixed order, without atomics.
 """
 
@@ -18,9 +19,9 @@ from torch.library import triton_op, wrap_triton
 
 from kernels.blocks.rows import activate, load, through
 
-TILE = 128  # channels times lanes of a program: two per thread
+TILE = 128  # channels times lanes of a program; each thread computes two elements
 SPAN = 4  # columns of a lane, in the result or, for the backward kernel, in the images
-ROWS = 32  # rows of a strip, at most
+ROWS = 32  # maximum number of rows of a strip
 PROGRAMS = 2048  # approximate number of programs
 
 
@@ -49,7 +50,7 @@ def depthwise_conv(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strips:
-    """A launch: the grid (channel blocks, strips of an image, splits of all images), and the options of the kernel."""
+    """Parameters of a launch: the grid (channel blocks, strips of an image, splits of all images), and all options."""
 
     grid: tuple[int, int, int]
     options: dict[str, int]
@@ -63,9 +64,9 @@ class Strips:
 def cut(result: Tensor, images: Tensor, groups: int, stride: int, span: int) -> Strips:
     """Divide the result [F, H, W, C] of the convolution into strips, in which each lane has `span` columns.
 
-    The images that the convolution reads are [F, SOURCE_H, SOURCE_W, C]. A program computes one strip of ROWS by
-    LANES * SPAN pixels and BLOCK_C channels for BLOCK_I images at once, and then the same strip of other images, in
-    `steps` steps altogether. BLOCK_C is 64 unless 32 would waste fewer channels.
+    The images that the convolution reads are [F, SOURCE_H, SOURCE_W, C]. In each of its `steps` steps, a program
+    computes BLOCK_C channels of one strip of ROWS by LANES * SPAN pixels for BLOCK_I images. BLOCK_C is 64, or 32 if
+    the last block then has fewer unused channels.
     """
     count, height, width, channels = result.shape
     block_c = 64 if triton.cdiv(channels, 64) * 64 == triton.cdiv(channels, 32) * 32 else 32
@@ -159,7 +160,7 @@ def _grads(
 def _keep(ctx, inputs, output) -> None:
     images, weight, scale, shift, *ctx.options = inputs
     ctx.save_for_backward(images, weight, scale, shift, *output[:2])
-    ctx.set_materialize_grads(False)  # making zero gradients for means that nobody uses would cost a launch
+    ctx.set_materialize_grads(False)  # zero gradients for unused statistics would cost a launch
 
 
 def _backward(ctx, grad: Tensor | None, *of_statistics: Tensor | None):
@@ -184,7 +185,7 @@ def _place(W: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, SPAN: tl.co
 
 @triton.jit
 def _normalised(value, inside, factor, addend, ACTIVATION: tl.constexpr):
-    """Return what is convolved for values from memory: float32, and 0 outside of the image."""
+    """Return values in float32 as the convolution reads them: normalised and activated, and 0 outside of the image."""
     if factor is not None:
         z = value.to(tl.float32) * factor + addend
         value = tl.where(inside, activate(z, ACTIVATION), 0.0).to(value.dtype)
@@ -215,7 +216,7 @@ def _forward(
     BLOCK_I: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Each step down reads STRIDE rows of the images and stores one row of the result. The first steps only add."""
+    """Each step down reads STRIDE rows of the images and stores one row of the result, except the first 3 - STRIDE."""
     first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = channel < C
@@ -226,7 +227,7 @@ def _forward(
     if scale is not None:
         factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
     nothing = tl.zeros([BLOCK_I * LANES, BLOCK_C], tl.float32)
-    pivot, above, squares, seen = nothing, nothing, nothing, lane * 0
+    pivot, above, squares, pixels = nothing, nothing, nothing, lane * 0
     width: tl.constexpr = SPAN * STRIDE + 3 - STRIDE  # number of columns that a lane reads
     group, begin = tl.program_id(2) // splits, tl.program_id(2) % splits * steps * BLOCK_I + lane // LANES
     for step in range(steps):
@@ -235,11 +236,11 @@ def _forward(
         index = group.to(tl.int64) * group_images + image
         source = images + ((index * (SOURCE_H * SOURCE_W * C) + column * (STRIDE * C))[:, None] + channel[None, :])
         target = result + ((index * (H * W * C) + column * C)[:, None] + channel[None, :])
-        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # of the next row to store and of those below it that have begun
+        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # for the next row to store, and for rows below it
         for down in range(ROWS + 3 - STRIDE):
             row = first + down + STRIDE - 3
             for r in tl.static_range(STRIDE):
-                y, values, grown = row * STRIDE + 2 - STRIDE + r, (), ()
+                y, values, new_sums = row * STRIDE + 2 - STRIDE + r, (), ()
                 for k in tl.static_range(width):
                     x = column * STRIDE + (k - 1)
                     inside = (owned & (y >= 0) & (y < SOURCE_H) & (x >= 0) & (x < SOURCE_W))[:, None] & known[None, :]
@@ -250,22 +251,22 @@ def _forward(
                     for tap in tl.static_range(9):
                         if tap // 3 == 3 - STRIDE + r - k // SPAN * STRIDE:
                             total += values[k % SPAN * STRIDE + tap % 3] * weights[tap]
-                    grown += (total,)
-                sums = grown
+                    new_sums += (total,)
+                sums = new_sums
             for k in tl.static_range(SPAN):
                 stored = sums[k].to(result.dtype.element_ty)
                 inside = (owned & (row >= first) & (row < H) & (column + k < W))[:, None] & known[None, :]
                 tl.store(target + row * (W * C) + k * C, stored, inside)
                 value = stored.to(tl.float32)
-                if k == 0:  # deviations from one of the values lose no digits if the mean is far from 0
+                if k == 0:  # deviations from a stored value stay accurate if the mean is far from 0
                     pivot = tl.where((step == 0) & (row == first), value, pivot)
                 delta = tl.where(inside, value, pivot) - pivot
                 above += delta
                 squares += delta * delta
             sums = sums[SPAN:] + (nothing,) * SPAN
-        seen += owned.to(tl.int32)
-    seen *= tl.minimum(H - first, ROWS) * tl.minimum(tl.maximum(W - column, 0), SPAN)
-    whole, count = tl.sum(seen, 0).to(tl.float32), seen.to(tl.float32)[:, None]
+        pixels += owned.to(tl.int32)
+    pixels *= tl.minimum(H - first, ROWS) * tl.minimum(tl.maximum(W - column, 0), SPAN)
+    whole, count = tl.sum(pixels, 0).to(tl.float32), pixels.to(tl.float32)[:, None]
     above /= tl.maximum(count, 1.0)
     mean = tl.sum((pivot + above) * (count / whole), 0)
     delta = pivot + above - mean[None, :]
@@ -280,7 +281,7 @@ def _forward(
 @triton.jit
 def _gradients(
     grad_images,  # [F, SOURCE_H, SOURCE_W, C]
-    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and of shift, if they are given
+    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and shift unless None
     grad,  # [F, H, W, C]
     result,  # [F, H, W, C]
     mean,  # [C]
@@ -309,7 +310,7 @@ def _gradients(
 ):
     """Each pixel of the result corresponds to STRIDE by STRIDE pixels of the images.
 
-    Their gradients depend on that pixel of the result and on its neighbours in the window. Each step down loads one row
+    The gradients of these pixels depend on that pixel of the result and on its neighbours. Each step down loads one row
     of the gradient into the window, and stores the STRIDE rows of the images above that row.
     """
     first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
@@ -325,7 +326,7 @@ def _gradients(
         factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
     centre, rise = load(mean, channel, known)[None, :], load(slope, channel, known)[None, :]
     base = load(level, group * C * APART + channel, known)[None, :]
-    before: tl.constexpr = 2 - STRIDE  # columns of the window to the left of those of the lane
+    before: tl.constexpr = 2 - STRIDE  # columns of the window that are to the left of the lane
     width: tl.constexpr = before + SPAN + 1
     for _ in range(steps):
         owned = image < group_images
@@ -342,27 +343,27 @@ def _gradients(
                 at = start + (row + 1) * (W * C) + (k - before) * C
                 added = base + rise * (load(result, at, inside) - centre)
                 window += (tl.where(inside, load(grad, at, inside) + added, 0.0),)
-            for i in tl.static_range(1, STRIDE + 1):  # counted from the first tap that may have read the pixel
+            for i in tl.static_range(1, STRIDE + 1):  # (i, j) = (1, 1) is the pixel under the centre of the weights
                 for j in tl.static_range(1, STRIDE * SPAN + 1):
                     y, x = row * STRIDE + (i - 1), column * STRIDE + (j - 1)
                     inside = owned & (row >= first) & (row < H) & (y < SOURCE_H) & (x < SOURCE_W)
                     inside = inside[:, None] & known[None, :]
-                    read = tl.load(images + place + y * (SOURCE_W * C) + (j - 1) * C, inside, 0.0)
-                    taken = _normalised(read, inside, factor, addend, ACTIVATION)
-                    total, grown = nothing, ()
+                    raw = tl.load(images + place + y * (SOURCE_W * C) + (j - 1) * C, inside, 0.0)
+                    operand = _normalised(raw, inside, factor, addend, ACTIVATION)
+                    total, new_sums = nothing, ()
                     for tap in tl.static_range(9):
                         added = sums[tap]
                         if (i - tap // 3) % STRIDE == 0 and (j - tap % 3) % STRIDE == 0:
-                            come = window[((i - tap // 3) // STRIDE + 1) * width + (j - tap % 3) // STRIDE + before]
-                            total += come * weights[tap]
-                            added += come * taken
-                        grown += (added,)
+                            gradient = window[((i - tap // 3) // STRIDE + 1) * width + (j - tap % 3) // STRIDE + before]
+                            total += gradient * weights[tap]
+                            added += gradient * operand
+                        new_sums += (added,)
                     if scale is not None:
-                        value = read.to(tl.float32)
+                        value = raw.to(tl.float32)
                         total = through(tl.where(inside, total, 0.0), value * factor + addend, ACTIVATION)
-                        grown += (sums[9] + total * value, sums[10] + total)
+                        new_sums += (sums[9] + total * value, sums[10] + total)
                         total *= factor
-                    sums = grown
+                    sums = new_sums
                     target = grad_images + place + y * (SOURCE_W * C) + (j - 1) * C
                     tl.store(target, total.to(grad_images.dtype.element_ty), inside)
         image += BLOCK_I

@@ -16,10 +16,10 @@ def depthwise_conv(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Convolve each channel of activation(x * scale + shift) with its own 3x3 weights, and compute statistics.
 
-    scale and shift express the previous BatchNorm: scale = weight / deviation and shift = bias - mean * weight /
-    deviation. Without them x itself is convolved. The activated values are rounded to the type of x, and then padded by
-    one pixel of zeros. Gradients flow from the result, the mean, the variance and the means to x, weight, scale and
-    shift.
+    scale and shift express a BatchNorm of x with weight w and bias b: scale = w / deviation and shift = b - mean * w /
+    deviation, with deviation = sqrt(variance + eps). Without scale and shift, x itself is convolved. The activated
+    values are rounded to the type of x, and then padded by one pixel of zeros. Gradients flow from all four results to
+    x, weight, scale and shift.
 
     x: [F, C, H, W] channels_last, like the result; weight: [C, 1, 3, 3], in float32 or the type of x, to which it is
     rounded; stride: 1 or 2; scale, shift: [C]; activation: none, relu or silu; num_groups: N.

@@ -33,7 +33,7 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad_mean: Tensor, grad_var: Tensor):
-    """Elementwise plain torch, which a compiler fuses with the sum of all other gradients of the rows."""
+    """Use elementwise torch operations, because torch.compile fuses them with the sum of all gradients of the rows."""
     rows, mean = ctx.saved_tensors
     grad = (rows.float() - mean) * (grad_var * (2 / len(rows))) + grad_mean / len(rows)
     return grad.to(rows.dtype)
@@ -53,24 +53,24 @@ def _statistics(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Updates a running mean (Welford's) for each element of a block, and merges them at the end.
+    """Update a running mean and variance (Welford's algorithm) for each element of a block; merge them at the end.
 
-    This loses no digits if the mean is large.
+    Unlike a sum of squares, this stays accurate if the mean is large.
     """
-    _, split, first, left, channel = part(num_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    _, split, first, rows_left, channel = part(num_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     local = tl.arange(0, BLOCK_R)
     mean = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for step in range(steps):
-        inside = (step * BLOCK_R + local < left)[:, None] & (channel < C)[None, :]
+        inside = (step * BLOCK_R + local < rows_left)[:, None] & (channel < C)[None, :]
         value = load(rows, first * C + local[:, None] * C + channel[None, :], inside)
         delta = tl.where(inside, value - mean, 0.0)
         mean += delta / (step + 1)
         squares += delta * (value - mean)
         first += BLOCK_R
-    left = tl.minimum(left, steps * BLOCK_R)
-    count = ((left - local + BLOCK_R - 1) // BLOCK_R).to(tl.float32)[:, None]
-    whole = tl.sum(mean * count, 0) / left
+    rows_left = tl.minimum(rows_left, steps * BLOCK_R)
+    count = ((rows_left - local + BLOCK_R - 1) // BLOCK_R).to(tl.float32)[:, None]
+    whole = tl.sum(mean * count, 0) / rows_left
     delta = mean - whole[None, :]
     target = partial + channel * splits + split
     tl.store(target, whole, channel < C)

@@ -1,6 +1,7 @@
 """BatchNorm over rows [R, C], with gate, residual and activation, in two passes forward and two backward.
 
-Little is stored between the passes. rows.py explains how programs share the rows.
+Between the passes only statistics and sums are stored, and one gradient if there is a residual. rows.py explains how
+programs share the rows.
 """
 
 import torch
@@ -123,7 +124,7 @@ def _keep(ctx, inputs, output) -> None:
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
     ctx.has_residual = residual is not None
-    linear = ctx.activation == "none"  # the gradient then does not depend on the residual
+    linear = ctx.activation == "none"  # without an activation, no gradient depends on the residual
     ctx.save_for_backward(rows, weight, bias, None if linear else residual, gate, mean, var)
 
 
@@ -134,7 +135,7 @@ def _backward(ctx, grad: Tensor, *_):
     sums, inner = _grad_sums(grad, rows, residual, *of_channels, gate, activation, ctx.eps)
     through = grad if residual is None else inner
     if activation == "relu" and residual is not None:
-        # relu has set parts of the gradient to 0 and rounded nothing, so `through` is exact.
+        # The second pass can start from `through`: relu sets elements to 0 and rounds nothing, so it is exact.
         grad, activation, residual = through, "none", None
     totals = (sums if gate is None else sums * gate).sum(1)
     grad_rows = None
@@ -156,7 +157,7 @@ def _row(source, channel, C: tl.constexpr):
 
 @triton.jit
 def _over_deviation(var, eps, channel, C: tl.constexpr):
-    # torch.compile passes eps in float64. Without the cast, everything after it would be computed in float64, too.
+    # torch.compile passes eps in float64. Without the cast, all results that use it would be computed in float64.
     return tl.rsqrt((_row(var, channel, C) + eps).to(tl.float32))
 
 
@@ -179,11 +180,11 @@ def _forward(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    group, _, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    group, _, first, rows_left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     scale = _over_deviation(var, eps, channel, C) * _row(weight, channel, C)
     local = tl.arange(0, BLOCK_R)
     place = first * C + local[:, None] * C + channel[None, :]
-    inside = (local < left)[:, None] & (channel < C)[None, :]
+    inside = (local < rows_left)[:, None] & (channel < C)[None, :]
     value = load(rows, place, inside) - _row(mean, channel, C)
     z = value * scale + _row(bias, channel, C)
     if gate is not None:
@@ -215,7 +216,7 @@ def _backward_sums(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    group, split, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    group, split, first, rows_left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     centre, rstd = _row(mean, channel, C), _over_deviation(var, eps, channel, C)
     scale, shift = _row(weight, channel, C), _row(bias, channel, C)
     local = tl.arange(0, BLOCK_R)
@@ -223,19 +224,19 @@ def _backward_sums(
     normed = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for step in range(steps):
         place = first * C + local[:, None] * C + channel[None, :]
-        inside = (step * BLOCK_R + local < left)[:, None] & (channel < C)[None, :]
-        come = load(grad, place, inside)
+        inside = (step * BLOCK_R + local < rows_left)[:, None] & (channel < C)[None, :]
+        gradient = load(grad, place, inside)
         value = (load(rows, place, inside) - centre) * rstd
         z = value * scale + shift
         if gate is not None:
             z *= _row(gate + group * C, channel, C)
         if residual is not None:
             z += load(residual, place, inside)
-        come = through(come, z, ACTIVATION)
+        gradient = through(gradient, z, ACTIVATION)
         if residual is not None:
-            tl.store(inner + place, come.to(inner.dtype.element_ty), inside)
-        plain += come
-        normed += come * value
+            tl.store(inner + place, gradient.to(inner.dtype.element_ty), inside)
+        plain += gradient
+        normed += gradient * value
         first += BLOCK_R
     target = partial + (group * C + channel) * splits + split
     tl.store(target, tl.sum(plain, 0), channel < C)
@@ -263,18 +264,18 @@ def _backward_rows(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    group, _, first, left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    group, _, first, rows_left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     rstd, scale = _over_deviation(var, eps, channel, C), _row(weight, channel, C)
     local = tl.arange(0, BLOCK_R)
     place = first * C + local[:, None] * C + channel[None, :]
-    inside = (local < left)[:, None] & (channel < C)[None, :]
-    come = load(grad, place, inside)
+    inside = (local < rows_left)[:, None] & (channel < C)[None, :]
+    gradient = load(grad, place, inside)
     value = (load(rows, place, inside) - _row(mean, channel, C)) * rstd
     z = value * scale + _row(bias, channel, C)
     factor = 1.0 if gate is None else _row(gate + group * C, channel, C)
     z *= factor
     if residual is not None:
         z += load(residual, place, inside)
-    come = through(come, z, ACTIVATION) * factor
-    come = (come - _row(shares, channel, C) - value * _row(shares + C, channel, C)) * (rstd * scale)
-    tl.store(result + place, come.to(result.dtype.element_ty), inside)
+    gradient = through(gradient, z, ACTIVATION) * factor
+    gradient = (gradient - _row(shares, channel, C) - value * _row(shares + C, channel, C)) * (rstd * scale)
+    tl.store(result + place, gradient.to(result.dtype.element_ty), inside)

@@ -1,9 +1,9 @@
-"""The first convolution of a residual block, which computes the end of the block before it while it loads its input.
+"""The first convolution of a residual block, which computes the end of the previous block while it loads its input.
 
-The sum that ends a block is thus written once and not read back in the forward pass. The pixels of all frames are the
-rows of a matrix [R, C]; programs share them and compute statistics as in conv_bn.py. A convolution over K frames reads
-the rows of K frames: the forward pass sums the products frame by frame, and the backward pass treats the gradients of K
-frames as columns [R, K*O]. Rows that are loaded K times come from the caches.
+The sum that ends the previous block is thus written once and not read back in the forward pass. The pixels of all
+frames are the rows of a matrix [R, C]. Programs share the rows and compute statistics as in conv_bn.py. A convolution
+over K frames reads the rows of K frames: the forward pass sums the products frame by frame, and the backward pass
+treats the gradients of K frames as columns [R, K*O]. Each row is loaded K times, but caches serve the repeated loads.
 """
 
 import torch
@@ -58,7 +58,7 @@ def _residual_conv(
     num_frames: int,
     frame_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the result [R, O], its mean [O] and variance [O], and the sum [R, C].
+    """Return the result [R, O], its mean [O] and variance [O], and the activated sum [R, C].
 
     rows, shortcut: [R, C]; weight: [O, K, C]; scale, shift, shortcut_scale: [C]; frame_rows: rows of one frame.
     """
@@ -88,7 +88,7 @@ def _residual_conv_grad(
     num_frames: int,
     frame_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of rows [R, C], weight [O, K, C], scale, shift, shortcut [R, C], and any shortcut_scale."""
+    """Return the gradients of rows [R, C], weight [O, K, C], scale, shift, shortcut [R, C], shortcut_scale."""
     programs, (num_rows, splits, steps), options = split_backward(rows, weight.flatten(0, 1), 1)
     grad_rows, grad_shortcut = rows.new_empty(rows.shape), rows.new_empty(rows.shape)
     of_weight = rows.new_empty(splits, *weight.shape, dtype=torch.float32)
@@ -122,7 +122,7 @@ _residual_conv.register_autograd(_backward_of, setup_context=_keep)
 
 @triton.jit
 def _frame(first, local, num_frames, frame_rows):
-    """Return for each row which frame of its clip it is in, [rows, 1]. 32 bits, because their division is faster."""
+    """Return the number of each row's frame in its clip, [rows, 1], in 32 bits, whose division is faster."""
     start = (first % (num_frames * frame_rows)).to(tl.int32)
     return ((start + local) // frame_rows % num_frames)[:, None]
 
@@ -130,7 +130,7 @@ def _frame(first, local, num_frames, frame_rows):
 @triton.jit
 def _forward(
     result,  # [R, O]
-    total,  # [R, C]: the sums
+    total,  # [R, C]: the activated sums
     partial,  # [2, O, S]: mean, then summed squared deviations
     rows,  # [R, C]
     weight,  # [O, K, C]
@@ -149,10 +149,10 @@ def _forward(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    _, split, first, left, column = part(num_rows, splits, 1, O, BLOCK_M, BLOCK_N)
+    _, split, first, rows_left, column = part(num_rows, splits, 1, O, BLOCK_M, BLOCK_N)
     local = tl.arange(0, BLOCK_M)
-    owned = (local < left)[:, None]
-    # Of all programs that read these rows, one stores the sums.
+    owned = (local < rows_left)[:, None]
+    # Several programs read these rows, but only one of them stores their sums.
     storing = owned & (tl.program_id(0) % ((O + BLOCK_N - 1) // BLOCK_N) == 0)
     frame = _frame(first, local, num_frames, frame_rows)
     products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -170,13 +170,15 @@ def _forward(
             if shortcut_scale is not None:
                 other *= load(shortcut_scale, channel, known)[None, :]
             value += load(shift, channel, known)[None, :] + other
-            taken = tl.where(inside, activate(value, "relu"), 0.0).to(total.dtype.element_ty)
+            inputs = tl.where(inside, activate(value, "relu"), 0.0).to(total.dtype.element_ty)
             if later == 0:
-                tl.store(total + place, taken, storing & known[None, :])
+                tl.store(total + place, inputs, storing & known[None, :])
             real = known[:, None] & (column < O)[None, :]
-            read = tl.load(weight + (column * TAPS + tap)[None, :] * C + channel[:, None], real, 0.0).to(taken.dtype)
-            products = tl.dot(taken, read, products, input_precision="ieee")
-    store_tile(result, partial, products, first, left, split, splits, column, O, BLOCK_M)
+            weights = tl.load(weight + (column * TAPS + tap)[None, :] * C + channel[:, None], real, 0.0).to(
+                inputs.dtype
+            )
+            products = tl.dot(inputs, weights, products, input_precision="ieee")
+    store_tile(result, partial, products, first, rows_left, split, splits, column, O, BLOCK_M)
 
 
 @triton.jit
@@ -190,12 +192,12 @@ def _backward(
     mean,  # [O]
     level,  # [O]
     slope,  # [O]
-    grad_total,  # [R, C]: gradient of the sums from other users
+    grad_total,  # [R, C]: gradient of `total` from other layers
     total,  # [R, C]
     rows,  # [R, C]
     weight,  # [O, K, C]
     scale,  # [C]
-    shortcut,  # [R, C] if it has a scale, else None
+    shortcut,  # [R, C], or None without shortcut_scale
     shortcut_scale,  # [C] or None
     num_rows,
     splits,
@@ -209,7 +211,7 @@ def _backward(
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,  # at least K*O
 ):
-    _, split, first, left, channel = part(num_rows, splits, steps, C, BLOCK_M, BLOCK_C)
+    _, split, first, rows_left, channel = part(num_rows, splits, steps, C, BLOCK_M, BLOCK_C)
     local, column, known = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O), channel < C
     output, tap = column % O, column // O
     later = tap - TAPS // 2
@@ -219,35 +221,35 @@ def _backward(
     wide = (long - (later * frame_rows)[None, :]) * O + output[None, :]
     cell = (output * TAPS + tap).to(tl.int64)[:, None] * C + channel[None, :]
     real = (column < TAPS * O)[:, None] & known[None, :]
-    read = tl.load(weight + cell, real, 0.0).to(rows.dtype.element_ty)
+    weights = tl.load(weight + cell, real, 0.0).to(rows.dtype.element_ty)
     products = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
     of_scale, of_shift = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     if shortcut_scale is not None:
         of_other = tl.zeros([BLOCK_C], tl.float32)
     for _ in range(steps):
-        owned = (local < left)[:, None]
+        owned = (local < rows_left)[:, None]
         inside = owned & known[None, :]
-        taken = tl.load(total + first * C + place, inside, 0.0)
+        inputs = tl.load(total + first * C + place, inside, 0.0)
         inner = owned & (column < TAPS * O)[None, :]
-        if TAPS > 1:  # a row was read for the results of an earlier frame, its own, and a later one
+        if TAPS > 1:  # the results of earlier and later frames have read the row, too
             to = _frame(first, local, num_frames, frame_rows) - later[None, :]
             inner &= (to >= 0) & (to < num_frames)
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, output[None, :], inner, O)
-        products = tl.dot(tl.trans(whole), taken, products, input_precision="ieee")
-        if left > 0:  # the branch separates the products, as in conv_bn
-            come = tl.dot(whole, read, input_precision="ieee") + load(grad_total, first * C + place, inside)
-            come = through(come, taken.to(tl.float32), "relu")
-            of_scale += tl.sum(come * load(rows, first * C + place, inside), 0)
-            of_shift += tl.sum(come, 0)
-            beside = come
+        products = tl.dot(tl.trans(whole), inputs, products, input_precision="ieee")
+        if rows_left > 0:  # the branch separates the two products, as in conv_bn.py
+            gradient = tl.dot(whole, weights, input_precision="ieee") + load(grad_total, first * C + place, inside)
+            gradient = through(gradient, inputs.to(tl.float32), "relu")
+            of_scale += tl.sum(gradient * load(rows, first * C + place, inside), 0)
+            of_shift += tl.sum(gradient, 0)
+            shortcut_gradient = gradient
             if shortcut_scale is not None:
-                of_other += tl.sum(come * load(shortcut, first * C + place, inside), 0)
-                beside *= load(shortcut_scale, channel, known)[None, :]
-            tl.store(grad_shortcut + first * C + place, beside.to(grad_shortcut.dtype.element_ty), inside)
-            come *= load(scale, channel, known)[None, :]
-            tl.store(grad_rows + first * C + place, come.to(grad_rows.dtype.element_ty), inside)
+                of_other += tl.sum(gradient * load(shortcut, first * C + place, inside), 0)
+                shortcut_gradient *= load(shortcut_scale, channel, known)[None, :]
+            tl.store(grad_shortcut + first * C + place, shortcut_gradient.to(grad_shortcut.dtype.element_ty), inside)
+            gradient *= load(scale, channel, known)[None, :]
+            tl.store(grad_rows + first * C + place, gradient.to(grad_rows.dtype.element_ty), inside)
         first += BLOCK_M
-        left -= BLOCK_M
+        rows_left -= BLOCK_M
     tl.store(of_weight + split.to(tl.int64) * (TAPS * O * C) + cell, products, real)
     target = of_affine + channel * splits + split
     tl.store(target, of_scale, known)

@@ -1,9 +1,9 @@
-"""Shared by the six kernels: how programs divide the rows [R, C] of a matrix, and how their statistics are merged.
+"""What the six kernels share: how programs divide the rows of a matrix [R, C], and how their statistics are merged.
 
 The rows are the pixels of all frames. If a kernel gates or scales each clip differently, the rows of each clip form a
 group; otherwise there is one group. A program computes BLOCK_C channels of a split, which is one or more blocks of
-BLOCK_R rows of one group. The channel blocks of a split are neighbours in the grid, so that they share its cache lines.
-Sums over rows are computed by each split and then merged in a fixed order, without atomics.
+BLOCK_R rows of one group. The channel blocks of a split are neighbours in the grid, because their rows share cache
+lines. Sums over rows are computed by each split and then merged in a fixed order, without atomics.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 4096  # elements of a block
+TILE = 4096  # elements of a block in kernels that compute no sums
 SUM_TILE = 2048  # elements of a block in kernels that also keep sums in registers
 SUM_PROGRAMS = 2048  # approximate number of programs that share the rows of one sum
 
@@ -19,7 +19,7 @@ SUM_PROGRAMS = 2048  # approximate number of programs that share the rows of one
 def split_rows(rows: Tensor, groups: int, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:
     """Return the number of programs, (rows of a group, splits of a group, blocks of a split), and the launch options.
 
-    A split has one block if nothing is summed. BLOCK_C is 64 unless 32 would waste fewer channels.
+    A split has one block if nothing is summed. BLOCK_C is 64, or 32 if the last block then has fewer unused channels.
     """
     num_rows, channels = rows.shape
     wide = triton.cdiv(channels, 64) * 64 == triton.cdiv(channels, 32) * 32
@@ -74,7 +74,7 @@ def activate(z, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def through(grad, z, ACTIVATION: tl.constexpr):
-    """Return the gradient before the activation of z. That of relu is 0 at 0."""
+    """Return the gradient of z from the gradient of activate(z). The derivative of relu at 0 is 0."""
     if ACTIVATION == "relu":
         grad = tl.where(z <= 0, 0.0, grad)
     if ACTIVATION == "silu":

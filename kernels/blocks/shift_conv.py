@@ -1,7 +1,7 @@
-"""A 1x1 convolution that applies the temporal shift by reading from other addresses, without writing a shifted copy.
+"""A 1x1 convolution that applies the temporal shift while it loads its input, without writing a shifted copy.
 
 The pixels of all frames are the rows of a matrix [R, C]. Programs share them and compute statistics as in conv_bn.py.
-The gradient of an element is stored where the element was read from.
+The backward pass stores the gradient of an element at the place from which the forward pass read the element.
 """
 
 import torch
@@ -101,21 +101,21 @@ def _forward(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    _, split, first, left, column = part(num_rows, splits, 1, O, BLOCK_M, BLOCK_N)
+    _, split, first, rows_left, column = part(num_rows, splits, 1, O, BLOCK_M, BLOCK_N)
     local = tl.arange(0, BLOCK_M)
-    owned = (local < left)[:, None]
+    owned = (local < rows_left)[:, None]
     frame = ((_in_clip(first, num_frames, frame_rows) + local) // frame_rows % num_frames)[:, None]
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in tl.static_range(0, C, BLOCK_K):
         channel = start + tl.arange(0, BLOCK_K)
         source = rows + first * C + local[:, None] * C + channel[None, :]
-        taken = _load_shifted(
+        inputs = _load_shifted(
             source, owned, frame, channel, num_frames, frame_rows * C, C, FOLD if start < 2 * FOLD else 0, VECTOR
         )
         real = (channel < C)[:, None] & (column < O)[None, :]
-        read = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0).to(taken.dtype)
-        total = tl.dot(taken, read, total, input_precision="ieee")
-    store_tile(result, partial, total, first, left, split, splits, column, O, BLOCK_M)
+        weights = tl.load(weight + column[None, :] * C + channel[:, None], real, 0.0).to(inputs.dtype)
+        total = tl.dot(inputs, weights, total, input_precision="ieee")
+    store_tile(result, partial, total, first, rows_left, split, splits, column, O, BLOCK_M)
 
 
 @triton.jit
@@ -142,34 +142,34 @@ def _backward(
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    _, split, first, left, channel = part(num_rows, splits, steps, C, BLOCK_M, BLOCK_C)
+    _, split, first, rows_left, channel = part(num_rows, splits, steps, C, BLOCK_M, BLOCK_C)
     local, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O)
     cell = column.to(tl.int64)[:, None] * C + channel[None, :]
     real = (column < O)[:, None] & (channel < C)[None, :]
-    read = tl.load(weight + cell, real, 0.0).to(rows.dtype.element_ty)
+    weights = tl.load(weight + cell, real, 0.0).to(rows.dtype.element_ty)
     total = tl.zeros([BLOCK_O, BLOCK_C], tl.float32)
     long = local.to(tl.int64)[:, None]
     place, wide = long * C + channel[None, :], long * O + column[None, :]
     for _ in range(steps):
-        owned = (local < left)[:, None]
+        owned = (local < rows_left)[:, None]
         frame = ((_in_clip(first, num_frames, frame_rows) + local) // frame_rows % num_frames)[:, None]
         source = rows + first * C + place
-        taken = _load_shifted(source, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)
+        inputs = _load_shifted(source, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)
         inside = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inside, O)
-        total = tl.dot(tl.trans(whole), taken, total, input_precision="ieee")
-        if left > 0:  # the branch separates the products, as in conv_bn
-            come = tl.dot(whole, read, input_precision="ieee").to(grad_rows.dtype.element_ty)
+        total = tl.dot(tl.trans(whole), inputs, total, input_precision="ieee")
+        if rows_left > 0:  # the branch separates the two products, as in conv_bn.py
+            gradient = tl.dot(whole, weights, input_precision="ieee").to(grad_rows.dtype.element_ty)
             target = grad_rows + first * C + place
-            _store_shifted(target, come, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)
+            _store_shifted(target, gradient, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)
         first += BLOCK_M
-        left -= BLOCK_M
+        rows_left -= BLOCK_M
     tl.store(of_weight + split.to(tl.int64) * (O * C) + cell, total, real)
 
 
 @triton.jit
 def _in_clip(row, num_frames, frame_rows):
-    """Return the position of a row in its clip, in 32 bits, because their division is faster."""
+    """Return the position of a row in its clip as a 32-bit integer, because these divide faster."""
     return (row % (num_frames * frame_rows)).to(tl.int32)
 
 
@@ -179,8 +179,9 @@ def _load_shifted(
 ):
     """Load the shifted rows at `source`: 0 if a row is not owned, or if it would come from beyond the ends of its clip.
 
-    `step` is the number of elements of a frame. There are three loads, whose masks are the same for whole vectors, and
-    then a choice by channel. If the masks of the loads depended on the channel, they would load single elements.
+    `step` is the number of elements of a frame. Each of the three loads has a mask that is the same for all
+    VECTOR channels of 16 bytes, and each channel is then selected from one of the loads. If masks differed between
+    neighbouring channels, elements would be loaded one by one.
     """
     inside = owned & (channel < C)[None, :]
     if FOLD == 0:
@@ -199,18 +200,18 @@ def _load_shifted(
 
 @triton.jit
 def _store_shifted(
-    target, come, owned, frame, channel, num_frames, step, C: tl.constexpr, FOLD: tl.constexpr, VECTOR: tl.constexpr
+    target, gradient, owned, frame, channel, num_frames, step, C: tl.constexpr, FOLD: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """Store the gradient `come` of the shifted rows where `_load_shifted` read them, each element exactly once."""
+    """Store the `gradient` of the shifted rows where `_load_shifted` read them, each element exactly once."""
     inside = owned & (channel < C)[None, :]
     moved: tl.constexpr = (2 * FOLD + VECTOR - 1) // VECTOR * VECTOR
-    tl.store(target, come, inside & (channel >= moved)[None, :])
+    tl.store(target, gradient, inside & (channel >= moved)[None, :])
     if FOLD:
-        # The gradient of an element that was read from the next frame is stored in the next frame. In the last frame of
-        # a clip there is none; instead we store zeros in the first frame, whose elements nothing has read.
+        # The gradient of an element that was read from the next frame is stored in the next frame. The last frame of a
+        # clip has no next frame; instead we store zeros in the first frame, whose elements were read by no frame.
         later = (channel < FOLD)[None, :]
         earlier = ((channel >= FOLD) & (channel < 2 * FOLD))[None, :]
         leaves = (later & (frame == num_frames - 1)) | (earlier & (frame == 0))
         offset = tl.where(leaves, (1 - num_frames) * step, step)
         offset = tl.where(later, offset, tl.where(earlier, -offset, 0))
-        tl.store(target + offset, tl.where(leaves, 0.0, come), inside & (channel < moved)[None, :])
+        tl.store(target + offset, tl.where(leaves, 0.0, gradient), inside & (channel < moved)[None, :])

@@ -233,12 +233,18 @@ def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
 
 
 MUTANTS = {
-    "rows beyond the group loaded": ("inside = (local < left)[:, None]", "inside = (local < left + 1)[:, None]"),
-    "last row unwritten": ("owned, known = (local < left)[:, None]", "owned, known = (local < left - 1)[:, None]"),
+    "rows beyond the group loaded": (
+        "inside = (local < rows_left)[:, None]",
+        "inside = (local < rows_left + 1)[:, None]",
+    ),
+    "last row unwritten": (
+        "owned, known = (local < rows_left)[:, None]",
+        "owned, known = (local < rows_left - 1)[:, None]",
+    ),
     "statistics with rows beyond": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "activate(z, ACTIVATION)"),
     "deviations with rows beyond": ("tl.where(owned, value - mean[None, :], 0.0)", "value - mean[None, :]"),
     "statistics of what is not stored": ("value = stored.to(tl.float32)", "value = total"),
-    "mean of whole blocks": ("tl.minimum(left, BLOCK_M)", "BLOCK_M"),
+    "mean of whole blocks": ("tl.minimum(rows_left, BLOCK_M)", "BLOCK_M"),
     "unactivated": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "tl.where(inside, z, 0.0)"),
     "shift forgotten": ("load(shift, place, known)[None, :]", "0 * load(shift, place, known)[None, :]"),
     "first group's scale": ("place, known = group * C + channel", "place, known = channel"),
@@ -254,23 +260,26 @@ MUTANTS = {
         "load(grad, place, inside) + added",
     ),
     "half the variance": ("grad_var * (2 / num_rows)", "grad_var / num_rows"),
-    "activation not derived": ("come = through(come, value * factor + addend, ACTIVATION)", "come = come"),
-    "derived without shift": (
-        "through(come, value * factor + addend, ACTIVATION)",
-        "through(come, value * factor, ACTIVATION)",
+    "activation not derived": (
+        "gradient = through(gradient, value * factor + addend, ACTIVATION)",
+        "gradient = gradient",
     ),
-    "gradient without scale": ("                come *= factor\n", ""),
-    "scale's gradient of scaled": ("tl.sum(come * value, 0)", "tl.sum(come * value * factor, 0)"),
+    "derived without shift": (
+        "through(gradient, value * factor + addend, ACTIVATION)",
+        "through(gradient, value * factor, ACTIVATION)",
+    ),
+    "gradient without scale": ("                gradient *= factor\n", ""),
+    "scale's gradient of scaled": ("tl.sum(gradient * value, 0)", "tl.sum(gradient * value * factor, 0)"),
     "scale's gradient of the last step": ("of_scale += tl.sum", "of_scale = tl.sum"),
     "scale and shift exchanged": (
         "scale, shift = scale.float().contiguous(), shift.float().contiguous()",
         "scale, shift = shift.float().contiguous(), scale.float().contiguous()",
     ),
-    "last row's gradient unwritten": ("        owned = (local < left)", "        owned = (local < left - 1)"),
-    "last block of rows unwritten": ("if left > 0", "if left > BLOCK_M"),
+    "last row's gradient unwritten": ("        owned = (local < rows_left)", "        owned = (local < rows_left - 1)"),
+    "last block of rows unwritten": ("if rows_left > 0", "if rows_left > BLOCK_M"),
     "rows of the first step": ("        first += BLOCK_M\n", ""),
-    "rows beyond the group given": ("        left -= BLOCK_M\n", ""),
-    "weight's gradient of the last step": ("taken, total, input", "taken, 0 * total, input"),
+    "rows beyond the group given": ("        rows_left -= BLOCK_M\n", ""),
+    "weight's gradient of the last step": ("inputs, total, input", "inputs, 0 * total, input"),
     "weight's gradient unactivated": ("inside, ACTIVATION)\n        inner", "inside, 'none')\n        inner"),
     "one split's sums alone": ("of_weight + number * (O * C)", "of_weight + 0 * number * (O * C)"),
     "one split's scale alone": ("of_affine + channel * count + number", "of_affine + channel * count"),

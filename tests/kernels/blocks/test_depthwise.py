@@ -382,7 +382,7 @@ MUTANTS = {
     ),
     "tap of every row": ("(i - tap // 3) % STRIDE == 0 and ", ""),
     "tap of every column": (" and (j - tap % 3) % STRIDE == 0", ""),
-    "transpose not turned round": ("total += come * weights[tap]", "total += come * weights[8 - tap]"),
+    "transpose not turned round": ("total += gradient * weights[tap]", "total += gradient * weights[8 - tap]"),
     "gradient above the strip": ("(row >= first) & (row < H) & (y < SOURCE_H)", "(row < H) & (y < SOURCE_H)"),
     "gradient below the image": ("(row < H) & (y < SOURCE_H)", "(row < H)"),
     "gradient beside the image": ("(y < SOURCE_H) & (x < SOURCE_W)\n", "(y < SOURCE_H)\n"),
@@ -404,10 +404,10 @@ MUTANTS = {
     "shift's gradient of pixels beyond": ("through(tl.where(inside, total, 0.0),", "through(total,"),
     "gradient without scale": ("total *= factor", "total *= 1"),
     "scale's gradient of scaled": ("sums[9] + total * value", "sums[9] + total * value * factor"),
-    "weight's gradient of the last step": ("added += come * taken", "added = come * taken"),
+    "weight's gradient of the last step": ("added += gradient * operand", "added = gradient * operand"),
     "weight's gradient unnormalised": (
-        "taken = _normalised(read, inside, factor, addend, ACTIVATION)",
-        "taken = read.to(tl.float32)",
+        "operand = _normalised(raw, inside, factor, addend, ACTIVATION)",
+        "operand = raw.to(tl.float32)",
     ),
     "weight's gradient rounded early": (
         "11), strips.partial, dtype=torch.float32",
