@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-# DALI has one wheel for each CUDA version. Both also run on a machine without a GPU.
+# DALI has one wheel for each CUDA version. Both wheels also run on a machine without a GPU.
 DALI = "2.4.0"
 
 # For `python -m trainer export --format onnx`: torch's exporter writes the file, onnxruntime checks it.
@@ -20,8 +20,8 @@ setup(
     # Tests and benchmarks run from the checkout and are not installed.
     packages=find_packages(include=["pipelines*", "kernels*", "models*", "trainer*"]),
     install_requires=[
-        # torch 2.9 computes 3-D convolutions in bf16 without cuDNN (pytorch#166122), and 2.10 was never tried here.
-        # kernels/program.py refuses both with a sentence.
+        # torch 2.9 computes 3-D convolutions in bf16 without cuDNN (pytorch#166122), and 2.10 has not been tested.
+        # kernels/program.py refuses both versions with an error message.
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=2",
@@ -38,9 +38,9 @@ setup(
     extras_require={
         "cu13": [f"nvidia-dali-cuda130=={DALI}"],
         "cu12": [f"nvidia-dali-cuda120=={DALI}"],
-        # NVIDIA's apex has no wheels, and PyPI's "apex" is something else. README.md says how to build it.
+        # NVIDIA publishes no apex wheels, and PyPI's "apex" is a different program. README.md says how to build apex.
         "apex": [],
-        # Estimates skeletons for videos that have none. It downloads its weights at the first use.
+        # rtmlib estimates skeletons for videos that have none. It downloads its weights at the first use.
         "pose": ["rtmlib>=0.0.16", "onnxruntime>=1.17"],
         "export": EXPORT,
         # Sends the curves to Weights & Biases as well: --set wandb=true.

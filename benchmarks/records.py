@@ -31,16 +31,21 @@ ROWS = (
     ("nets", "ma52.clips_per_s", "step of `ma52`, the guide's batch", "clips/s"),
     ("train", "ntu60_x3d_data_alone.clips_per_s", "data path of `ntu60_x3d` alone", "clips/s"),
     ("data", "ours_8_32.clips_per_s", "data path, 8 frames + 32 heatmaps, one core", "clips/s"),
-    ("data", "ratio_8_32", "the same against MMAction2's, same run", "times"),
-    ("data", "heatmap_8_32", "its heatmaps against MMAction2's, same run", "times"),
-    ("data", "ratio_16_48", "16 frames + 48 heatmaps against MMAction2's", "times"),
-    ("step", "speedup.folded_compiled/plain_5d_eager", "step, folded and compiled against plain 5-D", "times"),
-    ("cpu_step", "ntu60_x3d.speedup", "step of `ntu60_x3d` on one CPU core, against plain 5-D", "times"),
-    ("cpu_step", "ntu60_x3d.speedup_of_folding", "the same, folded and not compiled", "times"),
-    ("cpu_step", "ma52.speedup", "step of `ma52` on one CPU core, against plain 5-D", "times"),
-    ("cpu_step", "ma52.speedup_of_folding", "the same, folded and not compiled", "times"),
-    ("snapshot", "snapshot.share_lost", "time a snapshot costs the loop, of the time it takes", "share"),
-    ("resume", "resume.more_s", "resume at 90 % of an NTU-60 epoch, later than a fresh start", "s"),
+    ("data", "ratio_8_32", "speed of this data path relative to MMAction2's, same run", "times"),
+    ("data", "heatmap_8_32", "speed of drawing its heatmaps relative to MMAction2's", "times"),
+    ("data", "ratio_16_48", "speed of the data path, 16 frames + 48 heatmaps, relative to MMAction2's", "times"),
+    ("step", "speedup.folded_compiled/plain_5d_eager", "step: compiled 2-D layers against 3-D layers", "times"),
+    ("cpu_step", "ntu60_x3d.speedup", "CPU step of `ntu60_x3d`: compiled 2-D layers against 3-D layers", "times"),
+    (
+        "cpu_step",
+        "ntu60_x3d.speedup_of_folding",
+        "CPU step of `ntu60_x3d`: uncompiled 2-D layers against 3-D layers",
+        "times",
+    ),
+    ("cpu_step", "ma52.speedup", "CPU step of `ma52`: compiled 2-D layers against 3-D layers", "times"),
+    ("cpu_step", "ma52.speedup_of_folding", "CPU step of `ma52`: uncompiled 2-D layers against 3-D layers", "times"),
+    ("snapshot", "snapshot.share_lost", "training time lost to a snapshot, as a share of its writing time", "share"),
+    ("resume", "resume.more_s", "extra time to the first batch after a resume at 90 % of an NTU-60 epoch", "s"),
 )
 
 
@@ -175,7 +180,7 @@ def _counted(file: Path) -> list[str]:
     if not file.exists():
         return []
     record = read_record(file, "compiled")
-    head = "| counted, not measured: a step as compiled for an H200 | our kernels | all compiled | ideal | commit |"
+    head = "| counted, not measured: a training step compiled for an H200 | our kernels | no kernels | ideal | commit |"
     return ["", head, "|---|---|---|---|---|"] + [
         f"| `{name}` | {_planned(plans['through_kernels'])} | {_planned(plans['plain'])}"
         f" | {record['step'][name]['ideal_gb']:.2f} GB | {record['commit']} |"

@@ -87,7 +87,7 @@ def test_a_table_of_what_was_measured(tmp_path, capsys):
         f"before\n{BEGIN}\n"
         "| what | median (quartiles, n) | machine | commit |\n|---|---|---|---|\n"
         "| training `ntu60_x3d`, data included | 20 (19 to 22, n 7) clips/s | a card | 0123 |\n"
-        "| step of `ma52` on one CPU core, against plain 5-D | 1.25 times | a card | 0123 |\n"
+        "| CPU step of `ma52`: compiled 2-D layers against 3-D layers | 1.25 times | a card | 0123 |\n"
         f"{END}\nafter\n"
     )
     assert capsys.readouterr().out.splitlines()[-1] == f"{readme} is up to date"
@@ -108,7 +108,7 @@ def test_what_was_counted_comes_after_what_was_measured(tmp_path):
     }
     (tmp_path / "bytes.json").write_text(json.dumps(record))
     counted = (
-        "| counted, not measured: a step as compiled for an H200 | our kernels | all compiled | ideal | commit |\n"
+        "| counted, not measured: a training step compiled for an H200 | our kernels | no kernels | ideal | commit |\n"
         "|---|---|---|---|---|\n"
         "| `ntu60_x3d` | 2.61 GB a clip, 2000 launches | 4.56 GB a clip, 3000 launches | 2.19 GB | 4567 |\n"
         "| `some_more` | 1.00 GB a clip, 4 launches | 2.50 GB a clip, 8 launches | 0.50 GB | 4567 |\n"
