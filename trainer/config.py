@@ -1,4 +1,4 @@
-"""Experiment and its parts: all settings that decide the result of a run. Each part checks its values when created."""
+"""The dataclass Experiment and its parts: all settings of a run. Each part checks its values when it is created."""
 
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -16,12 +16,13 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Rate = Annotated[float, Range(0, 1e38)]
 Epochs = Annotated[int, Range(0, MANY)]
 FUSIONS = ((1, 1), (2, 1), (1, 2))
-"""Weights of rgb : pose. A validation reports the accuracies of the streams' probabilities summed with each pair."""
+"""Pairs of weights (rgb, pose). A validation reports, for each pair, the accuracy of the weighted sum of the
+probabilities of both streams."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """SGD with momentum. `batch_size` is divided among the ranks; their number does not change the learning rate."""
+    """SGD with momentum. `batch_size` is that of all ranks together, so the learning rate does not depend on them."""
 
     batch_size: Count
     num_epochs: Count
@@ -37,7 +38,7 @@ class OptimConfig:
     rollbacks: Epochs = 0  # how often a run may return to its last snapshot after a spike of the loss; 0: only warn
     precision: Precision = "auto"
     impl: Impl = "auto"
-    accumulate: Count = 1  # number of parts of a rank's batch that go through the network one after another
+    accumulate: Count = 1  # a rank's batch is divided into so many parts, which go through the network in turn
     logit_adjustment: Rate | None = None  # factor of the log class frequencies added to training logits; usually 1
     ema: Annotated[float, Range(0, 0.9999999)] | None = None  # decay of the weights' moving average; usually 0.999
 
@@ -80,7 +81,7 @@ class ValidationConfig:
         check_ranges(self, "val")
 
     def due(self, epoch: int, num_epochs: int) -> bool:
-        """Whether there is a validation after epoch `epoch` (from 1)."""
+        """Whether a validation follows epoch `epoch`, counted from 1."""
         return epoch == num_epochs or (epoch >= self.begin and (epoch - self.begin) % self.every == 0)
 
 
@@ -88,8 +89,8 @@ class ValidationConfig:
 class Experiment:
     """All settings of a run, under a name.
 
-    Classes, coarse map and joints are set once, in `data` and `clip`; the model gets them from there. `compile` None
-    means: on a GPU only, because on a CPU Inductor takes minutes to compile one stream.
+    Classes, coarse map and joints are set once, in `data` and `clip`, and copied from there into `model`. With
+    compile=None, networks are compiled on a GPU only, because on a CPU Inductor takes minutes for one stream.
     """
 
     name: str
@@ -134,7 +135,7 @@ class Experiment:
 
 
 def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> ModelConfig:
-    """The model with the classes, the coarse map and the heatmap channels of its data.
+    """Copy the number of classes, the coarse map and the number of heatmap channels from `data` and `clip` to `model`.
 
     Raises UserError if the coarse map does not fit the classes, or if the model has coarse heads but there is no map.
     """
@@ -150,7 +151,7 @@ def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> Model
 
 
 def check_map(data: DataConfig) -> int:
-    """The number of coarse classes. Raises UserError if the coarse map does not fit the classes."""
+    """The number of coarse classes in data.coarse_map. Raises UserError if the map does not fit the classes."""
     num_coarse = max(data.coarse_map, default=-1) + 1
     if data.coarse_map:
         check_coarse_map(data.coarse_map, data.num_classes, num_coarse)

@@ -1,4 +1,4 @@
-"""The position of a run, counted in clips. Steps would not do, because a resume may change the batch size."""
+"""The position of a run, counted in clips and not in steps, because a resume may change the batch size."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ SAVED = ("epoch", "clips", "best", "best_file", "bad_steps", "validations", "usu
 
 @dataclass(kw_only=True)
 class Cursor:
-    """The position of a run: epoch `epoch` (counted from 0) has `epoch_clips` clips, and `clips` of them are done.
+    """The position of a run: `clips` of the `epoch_clips` clips of epoch `epoch` (counted from 0) are finished.
 
-    When all clips of an epoch are done, the epoch's validation comes next. The last batch of an epoch is filled up with
-    clips from the start of the epoch, which are not counted again. Only this class converts between clips and steps.
+    After the last clip of an epoch comes its validation. The last batch of an epoch is filled up with clips from the
+    start of the epoch, which are not counted again. Only this class converts between clips and steps.
 
-    batch_size is the number of clips in a step on all ranks together. bad_steps [2] int64, on the device, counts the
-    steps without finite gradients: first those of the whole run, then those in a row up to the present step.
+    batch_size is the number of clips in a step on all ranks together. bad_steps [2] int64, on the device, contains the
+    number of steps without finite gradients in the whole run, and the number of such steps since the last good one.
     """
 
     batch_size: int
@@ -28,8 +28,8 @@ class Cursor:
     clips: int = 0
     best: float = -math.inf
     best_file: str = ""
-    validations: list[dict[str, float]] = field(default_factory=list)  # epoch (from 1) and metrics of each
-    usual_loss: float = math.inf  # loss at the last log, with which the next one is compared to find spikes
+    validations: list[dict[str, float]] = field(default_factory=list)  # the epoch (from 1) and the metrics of each
+    usual_loss: float = math.inf  # loss in the last log without a spike; the next loss is compared with it
     rollbacks: int = 0
 
     @property
@@ -39,21 +39,21 @@ class Cursor:
 
     @property
     def step(self) -> int:
-        """Number of steps of the epoch that are done.
+        """Number of finished steps of the epoch.
 
-        After a resume with another batch size, `clips` may lie in the middle of a step. That step is not counted as
-        done, so that no clip is skipped.
+        After a resume with a different batch size, `clips` may end in the middle of a step. That step is not counted
+        as finished, so that no clip is skipped.
         """
         return self.num_steps if self.epoch_is_done else self.clips // self.batch_size
 
     @property
     def epoch_is_done(self) -> bool:
-        """Whether all clips of the epoch are done."""
+        """Whether all clips of the epoch are finished."""
         return self.clips >= self.epoch_clips
 
     @property
     def total_steps(self) -> int:
-        """Number of steps since the start of the run, as if it had had the present batch size from the start."""
+        """Number of steps since the start of the run, if all of them had had the present batch size."""
         return self.epoch * self.num_steps + self.step
 
     @property
@@ -78,10 +78,10 @@ class Cursor:
         return {name: getattr(self, name) for name in SAVED}
 
     def load_state_dict(self, state: dict[str, Any], batch_size: int) -> None:
-        """Take over the position in `state`. Values that it lacks stay as they are.
+        """Continue at the position in `state`. Values that `state` lacks stay as they are.
 
-        `batch_size` is that of the run which saved the state. It is needed for snapshots of older versions, which
-        count steps (`step`) instead of clips.
+        `batch_size` is the batch size of the run that saved the state. Snapshots of older versions contain a number of
+        steps (`step`) instead of clips, and need it for the conversion.
         """
         saved = {name: state[name] for name in SAVED if name in state}
         if "clips" not in saved:

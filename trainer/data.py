@@ -1,6 +1,6 @@
 """Builds the training and validation loaders of an experiment.
 
-Missing clip packs, and the demo's videos, are made first.
+If clip packs are missing, or the demo's videos, they are made first.
 """
 
 import os
@@ -30,13 +30,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The table of an annotation file, and the source of its clips' frames."""
+    """The table of an annotation file, and the packs or videos from which the frames of its clips are read."""
 
     table: ClipTable
     frames: FrameSource
 
     def usable_rows(self, split: str | None) -> np.ndarray:
-        """Rows of the clips in a split (None: all clips) whose video is usable. Raises AnnotationError without any."""
+        """Rows of the clips in a split (None: all clips) whose video is usable. Raises AnnotationError if none is."""
         rows = self.table.rows_in_split(split)
         usable = rows[self.frames.has_frames()[rows]]
         if not len(usable):
@@ -50,8 +50,8 @@ class Source:
 def open_sources(experiment: Experiment, console: Console, device: torch.device = CPU) -> tuple[Source, Source]:
     """The training and the validation source of an experiment. They are the same if it has one annotation file.
 
-    Missing packs, and the demo's videos, are made first. With data.source=video there are no packs: `device` decodes
-    the videos.
+    If packs are missing, or the demo's videos, they are made first. With data.source=video there are no packs: `device`
+    decodes the videos during training.
     """
     tables = open_tables(experiment)
     if experiment.data.source == "video":
@@ -62,13 +62,13 @@ def open_sources(experiment: Experiment, console: Console, device: torch.device 
 
 
 def open_tables(experiment: Experiment) -> list[ClipTable]:
-    """The tables of the experiment's one or two annotation files. Missing data of the demo are made first."""
+    """The tables of the experiment's one or two annotation files. If the demo's data are missing, makes them first."""
     data = experiment.data
     if data.demo is not None:
         if Path(data.annotations).name != ANNOTATIONS:
             raise UserError(
-                f"data.annotations={data.annotations}: {experiment.name} makes its own data, in a file named "
-                f"{ANNOTATIONS}; to train on your own data use --exp custom, or add --set data.demo=None"
+                f"data.annotations={data.annotations}: {experiment.name} makes its own data, in a file that must be "
+                f"named {ANNOTATIONS}; to train on your own data use --exp custom, or add --set data.demo=None"
             )
         make_demo(Path(data.annotations).parent, data.demo, workers=len(os.sched_getaffinity(0)))
     tables = []
@@ -97,7 +97,7 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
     joints, classes = experiment.clip.skeleton.num_joints, experiment.data.num_classes
     if table.num_joints != joints:
         raise AnnotationError(
-            f"{annotations} has {table.num_joints} joints a person, but experiment {experiment.name} needs {joints}; "
+            f"{annotations} has {table.num_joints} joints per person, but experiment {experiment.name} needs {joints}; "
             "choose another file with data.annotations, or another experiment"
         )
     low, high = int(table.label.min()), int(table.label.max())
@@ -109,7 +109,7 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
 
 
 def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Loader, Loader]:
-    """The training and the validation loader of this rank."""
+    """The loaders of this rank for training and for validation."""
     with ranks.in_turn():
         train, val = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
     return build_loader(experiment, train, True, ranks, say), build_loader(experiment, val, False, ranks, say)
@@ -127,7 +127,7 @@ def build_loader(
 def loader_of(
     experiment: Experiment, source: Source, rows: np.ndarray, train: bool, ranks: Ranks, say: Callable[[str], None]
 ) -> Loader:
-    """A loader of `rows` of the source's table, with the experiment's settings."""
+    """A loader of the clips in these `rows` of the source's table, with the settings of the experiment."""
     return Loader(
         table=source.table,
         frames=source.frames,

@@ -1,4 +1,4 @@
-"""All experiments by name. A variant is a `replace(...)` of another experiment, with a comment that names its source.
+"""All experiments by name. A variant is a `replace(...)` of another experiment. Comments name the sources of values.
 
 Sources: docs/sources.md, "Training samples", "Guide recipes", "PCAN recipe", "Staged recipe" and "EPAM-Net".
 """
@@ -37,11 +37,11 @@ MA52_DATA = DataConfig(
     coarse_map=MA52,
     class_names=MA52_NAMES,
 )
-# The samples of RGBPoseConv3D, with NTU's joints (docs/sources.md, "Training samples").
+# RGBPoseConv3D's sampling of frames, with NTU's joints (docs/sources.md, "Training samples").
 RGBPOSE_CLIP = ClipConfig(skeleton=COCO_17, rgb_frames=8, pose_frames=32, sigma=0.7)
 
-# The guide's experiment 1, with the values of its text. The guide's script prints these values but trains with PCAN's
-# own: batch 10, lr 7.5e-3, 30 epochs, steps at 10 and 20 (docs/sources.md, "Guide recipes").
+# The guide's experiment 1, with the values that its text gives. The guide's script prints these values too, but trains
+# with those of PCAN: batch 10, lr 7.5e-3, 30 epochs, milestones 10 and 20 (docs/sources.md, "Guide recipes").
 MA52_RUN = Experiment(
     name="ma52",
     data=MA52_DATA,
@@ -54,8 +54,8 @@ MA52_RUN = Experiment(
     optim=OptimConfig(batch_size=16, num_epochs=50, lr=1e-3, schedule="constant"),
     val=ValidationConfig(batch_size=16, begin=3),
 )
-# PCAN as published: its schedule (docs/sources.md, "PCAN recipe"), fingers that are not swapped in a mirrored clip, and
-# a diversity term without gradient. Start it from merged single streams with --init.
+# PCAN as published: its schedule (docs/sources.md, "PCAN recipe"), no swap of left and right fingers in mirrored clips,
+# and a diversity loss without gradient. Start it with --init from the merged weights of two single streams.
 MA52_PCAN = replace(
     MA52_RUN,
     name="ma52_pcan",
@@ -69,8 +69,8 @@ MA52_PCAN = replace(
     val=ValidationConfig(batch_size=10, begin=3),
 )
 
-# The guide's experiment 2. Its committed configuration differs from its text: batch 20, 30 epochs, eta_min 1e-5,
-# clip 20, and a start from its own earlier checkpoint.
+# The guide's experiment 2, with the values that its text gives. The guide's configuration file differs: batch 20, 30
+# epochs, eta_min 1e-5, clip_norm 20, and a start from a checkpoint of its own epoch 26.
 NTU60 = Experiment(
     name="ntu60",
     data=NTU60_DATA,
@@ -84,8 +84,8 @@ NTU60 = Experiment(
     val=ValidationConfig(batch_size=24),
 )
 
-# The guide's experiment 3, whose text and configuration agree (docs/sources.md, "Guide recipes"). The guide uses
-# several coarse maps within one loss; here it is the same map everywhere.
+# The guide's experiment 3, whose text and configuration agree (docs/sources.md, "Guide recipes"). The guide mixes
+# several coarse maps in one loss; here all terms use the same map.
 NTU60_X3D = Experiment(
     name="ntu60_x3d",
     data=NTU60_DATA,
@@ -102,7 +102,7 @@ NTU60_X3D = Experiment(
     ),
     val=ValidationConfig(batch_size=32, begin=5, every=2, patience=15, min_delta=5e-4),
 )
-# The values of the guide's "advanced" section.
+# The guide's experiment 3 with the values of its section "advanced".
 NTU60_X3D_TUNED = replace(
     NTU60_X3D,
     name="ntu60_x3d_tuned",
@@ -110,8 +110,8 @@ NTU60_X3D_TUNED = replace(
     val=replace(NTU60_X3D.val, patience=8),
 )
 
-# The networks of ntu60_x3d for your own videos, whose annotations python -m pipelines.annotate makes. There are no
-# coarse classes, and therefore no PCAN losses. Start it from a checkpoint of ntu60_x3d with --init.
+# The networks of ntu60_x3d for your own videos; `python -m pipelines.annotate` makes their annotations. There are no
+# coarse classes, and therefore no PCAN losses. Start it with --init from a checkpoint of ntu60_x3d.
 CUSTOM = Experiment(
     name="custom",
     data=DataConfig(
@@ -127,9 +127,10 @@ CUSTOM = Experiment(
     val=replace(NTU60_X3D.val, begin=1, every=1),
 )
 
-# MMAction2's three stages to 96.6 %: train both streams, `python -m models.weights merge`, fine-tune with --init
-# (docs/sources.md, "Staged recipe"). An epoch there passes over the data ten times, so its 18 epochs are 180 here. The
-# cosine is computed for each step, so every step has the published rate.
+# MMAction2's recipe in three stages, which reaches a top-1 of 96.6 %: train ntu60_rgb and ntu60_pose, merge them with
+# `python -m models.weights merge`, and fine-tune ntu60_rgbpose with --init (docs/sources.md, "Staged recipe"). Its 18
+# epochs pass over the data ten times each, so there are 180 here. As in the recipe, the learning rate changes at every
+# step.
 NTU60_RGB = Experiment(
     name="ntu60_rgb",
     data=NTU60_DATA,
@@ -155,10 +156,10 @@ NTU60_RGBPOSE = Experiment(
     val=ValidationConfig(batch_size=48),
 )
 
-# EPAM-Net's joint training (docs/sources.md, "EPAM-Net"): RGB takes every third pose frame, there is no random crop,
-# and validation uses 224 px too. Start it from two single streams: published ones, merged by `python -m models.weights
-# merge`, with --init, or a snapshot of ntu60_x3d, whose streams are independent, with --init alone. The authors of
-# EPAM-Net cut their videos to the person beforehand.
+# EPAM-Net's joint training of both streams (docs/sources.md, "EPAM-Net"): the RGB stream uses every third frame of the
+# pose stream, there is no random crop, and validation uses 224 px, like training. Start it with --init, either from
+# published single streams that `python -m models.weights merge` has merged, or from a snapshot of ntu60_x3d, whose
+# streams are independent. The authors of EPAM-Net cropped their videos to the person beforehand.
 NTU60_EPAM = Experiment(
     name="ntu60_epam",
     data=NTU60_DATA,

@@ -1,4 +1,4 @@
-"""The training loop: epochs, steps, validations and snapshots. It reads from top to bottom."""
+"""The training loop: epochs, steps, validations and snapshots."""
 
 import contextlib
 import math
@@ -19,15 +19,15 @@ from trainer.scoring import score_split
 from trainer.snapshots.writer import best_name
 from trainer.step import rate, train_step
 
-SPIKE = 10  # a loss more than this many times that of the last log is a spike
+SPIKE = 10  # a loss is a spike if it is more than this many times as high as the loss in the log before
 
 
 def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
     """Train from the run's cursor to the end of its experiment.
 
-    Returns the scores of the best validation of this session; if none was a new best, those of the first; if there
-    was no validation, None. Training saves a snapshot and ends early on a signal, after `max_steps` steps in all, or
-    when validations stop improving.
+    Returns the scores of the last validation of this session that was a new best, or those of its first validation if
+    none was, or None if there was no validation. On a signal, after `max_steps` steps in all, or when validations stop
+    improving, training saves a snapshot and ends early.
     """
     cursor, experiment, scores = run.cursor, run.experiment, None
     try:
@@ -35,7 +35,7 @@ def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
             train_epoch(run, max_steps)
             best = None
             if experiment.val.due(cursor.epoch + 1, experiment.optim.num_epochs):
-                save(run)  # so that a run which dies during the validation only has to repeat the validation
+                save(run)  # so that a run which is killed during the validation only has to repeat the validation
                 latest, best = validate(run)
                 scores = latest if best else scores or latest
             cursor.start_next_epoch()
@@ -51,7 +51,7 @@ def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
 
 
 def train_epoch(run: Run, max_steps: float) -> None:
-    """Do the steps of the cursor's epoch that are not done yet."""
+    """Do the remaining steps of the epoch at the run's cursor."""
     cursor, experiment = run.cursor, run.experiment
     batches = run.train_loader.epoch(cursor.epoch, cursor.step)
     run.journal.start_epoch(cursor, experiment.optim.num_epochs)
@@ -71,13 +71,13 @@ def train_epoch(run: Run, max_steps: float) -> None:
 
 
 def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """Do a training step. If it does not fit into memory, save the run and raise a UserError that says what fits."""
+    """Do a training step. If the GPU's memory does not suffice, save the run and raise a UserError with advice."""
     try:
         return train_step(run, batch)
     except torch.OutOfMemoryError:
-        pass  # leave this block before recovering, because the traceback keeps the activations in memory
+        pass  # recover only after this block, because its traceback keeps the activations in memory
     recover(run)
-    if run.ranks.world_size == 1:  # several ranks can only save together, and the others are still in their step
+    if run.ranks.world_size == 1:  # several ranks can only save together, but the other ranks are still in their step
         save(run)
         run.writer.wait()
     raise UserError(advice(run, batch))
@@ -101,7 +101,10 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 def log(run: Run) -> None:
-    """Log the means since the last log. Raises UserError if gradients stay non-finite, and handles loss spikes."""
+    """Log the means of loss and accuracies since the last log, and handle loss spikes.
+
+    Raises UserError after optim.max_bad_steps steps in a row without finite gradients.
+    """
     values = {"lr": rate(run), **run.meter.read(run.ranks)}
     total, in_a_row = run.cursor.bad_steps.tolist()
     if total:
@@ -119,9 +122,9 @@ def log(run: Run) -> None:
 
 
 def handle_spike(run: Run, loss: float) -> None:
-    """Report that the loss has risen to `loss`. If the experiment allows rollbacks, go back to the last snapshot.
+    """Log that the loss has jumped to `loss`. If the experiment allows rollbacks, go back to the last snapshot.
 
-    Raises UserError when all rollbacks are used up.
+    Raises UserError if the run has already used all its rollbacks.
     """
     cursor, max_rollbacks = run.cursor, run.experiment.optim.rollbacks
     event = f"the loss jumped from {cursor.usual_loss:.3f} to {loss:.3f}"
@@ -140,7 +143,7 @@ def handle_spike(run: Run, loss: float) -> None:
 
 
 def validate(run: Run) -> tuple[Scores, str | None]:
-    """Score the validation split. Returns its scores and, if they are the best so far, the new best snapshot's name."""
+    """Score the validation split. Returns the scores and, if they are the best so far, a file name for a snapshot."""
     cursor, val, journal = run.cursor, run.experiment.val, run.journal
     epoch, num_clips = cursor.epoch + 1, len(run.val_loader.rows)
     journal.start_validation(epoch, num_clips)

@@ -8,7 +8,7 @@ from trainer.step import split
 
 
 def recover(run: Run) -> None:
-    """Undo an unfinished step: drop its gradients and restore the buffers."""
+    """Undo an unfinished step: drop its gradients, and restore the buffers as they were before the step."""
     run.optimizer.zero_grad()
     run.guard.settle(torch.zeros((), dtype=torch.bool, device=run.ranks.device))
     if run.ranks.device.type == "cuda":
@@ -16,13 +16,15 @@ def recover(run: Run) -> None:
 
 
 def advice(run: Run, batch: Batch) -> str:
-    """A sentence that says how many clips fit at once and which setting does it; one process tries this out."""
+    """A sentence that says how many clips fit into memory, and which setting to use. If there is only one rank, it
+    tries whether half as many clips fit.
+    """
     optim = run.experiment.optim
     at_once = len(batch.label) // optim.accumulate
     parts = 2 * optim.accumulate
     problem = f"{at_once} clips at once do not fit into the GPU's memory"
     if len(batch.label) % parts:
-        return f"{problem}, and they cannot be halved: lower clip.rgb_size, or use a larger GPU"
+        return f"{problem}, and this number cannot be halved: lower clip.rgb_size, or use a larger GPU"
     if run.ranks.world_size > 1:
         estimate = f"{at_once // 2} may fit"
     elif fits(run, split(batch, parts)[0]):
@@ -39,7 +41,7 @@ def advice(run: Run, batch: Batch) -> str:
 
 
 def fits(run: Run, part: Batch) -> bool:
-    """Whether memory suffices for a forward and a backward pass of a part of a batch. Does not change the run."""
+    """Whether the memory suffices for a forward and a backward pass of `part`. Leaves the run as it was."""
     try:
         with run.precision():
             output = run.network(part.rgb, part.heatmap, part.label, part.coarse_label)

@@ -19,7 +19,7 @@ from trainer.config import FUSIONS
 class Scores:
     """Scores of N clips: index, label, coarse_label [N] int64, and the probabilities [N, K] float32 of each stream.
 
-    index is the clip's row in the table, or -1 for padding in the last batch, which `gather` removes.
+    `index` is the clip's row in the table. Clips that pad the last batch have -1, and `gather` removes them.
     """
 
     index: Tensor
@@ -29,7 +29,7 @@ class Scores:
 
 
 def score_batch(batch: Batch, logits: dict[str, Tensor]) -> Scores:
-    """The scores of a batch: the softmax of each stream's logits [N, K], on the device and without waiting for it."""
+    """The scores of a batch: the softmax of each stream's logits [N, K], on the device. The host does not wait."""
     return Scores(
         index=torch.where(batch.valid, batch.index, -1),
         label=batch.label,
@@ -39,10 +39,10 @@ def score_batch(batch: Batch, logits: dict[str, Tensor]) -> Scores:
 
 
 def gather(parts: Sequence[Scores], rows: np.ndarray) -> Scores:
-    """Join the `parts` of all ranks. The result is on the CPU, sorted by index, and the same on every rank.
+    """Join the scores of this rank's batches (`parts`) with those of all other ranks.
 
-    `rows` are the rows of the split's clips, each of which must have been scored exactly once. Also works without a
-    process group.
+    The result is on the CPU, sorted by index, and the same on every rank. `rows` are the rows of the split's clips,
+    each of which must have been scored exactly once. Also works without a process group.
     """
     own_scores = _joined([_on_cpu(part) for part in parts])
     all_scores: list[Scores] = [own_scores]
@@ -69,8 +69,8 @@ def summarize(scores: Scores) -> dict[str, float]:
     """All metrics of a validation, under the names that published logs use (see config.metric_names).
 
     The names are acc/{RGBPose_1:1,RGBPose_2:1,RGBPose_1:2,rgb,pose}_{top1,top5,mean1}. A network with one stream has
-    only the metrics of that stream. Coarse heads add acc/{RGBPose_coarse_1:1,rgb_coarse,...}_{top1,mean1}, and
-    f1/{action,body}_{macro,micro} of the 1:1 sums with their mean f1/mean, by which MA-52 ranks.
+    only the metrics of that stream. Coarse heads add acc/{RGBPose_coarse_1:1,rgb_coarse,...}_{top1,mean1}, the F1
+    scores f1/{action,body}_{macro,micro} of the 1:1 sums, and their mean f1/mean, by which MA-52's challenge ranks.
     """
     metrics: dict[str, float] = {}
     for name, score in _all_scores(scores, "").items():
@@ -89,7 +89,7 @@ def summarize(scores: Scores) -> dict[str, float]:
 
 
 def worse_than_a_stream(metrics: dict[str, float]) -> str | None:
-    """A warning if the fused 1:1 top-1 is lower than that of the better stream alone; otherwise None."""
+    """A warning if the top-1 of the 1:1 sum is lower than the top-1 of the better stream alone; otherwise None."""
     fused = metrics.get("acc/RGBPose_1:1_top1")
     if fused is None:
         return None
@@ -101,20 +101,20 @@ def worse_than_a_stream(metrics: dict[str, float]) -> str | None:
 
 
 def main_scores(scores: Scores, coarse: bool = False) -> Tensor:
-    """The scores [N, K] for the first metric: the 1:1 sum of both streams, or the scores of the only stream."""
+    """The scores [N, K] that count most: the 1:1 sum of both streams, or the scores of the only stream."""
     return next(iter(_all_scores(scores, "_coarse" if coarse else "").values()))
 
 
 def fused_scores(rgb: Tensor, pose: Tensor, weights: tuple[float, float]) -> Tensor:
-    """The weighted sum [N, K] float64 of probabilities [N, K]. It is not normalised again."""
+    """The weighted sum [N, K] float64 of the probabilities [N, K] of two streams. Its rows need not sum to 1."""
     return weights[0] * rgb.double() + weights[1] * pose.double()
 
 
 def top_k(score: Tensor, label: Tensor, k: int) -> float:
     """Share of clips whose label [N] is among the k highest of `score` [N, K]. Of equal scores the higher class wins.
 
-    The published code uses an unstable sort, which leaves the order of equal scores open. Our order is that of NumPy
-    for up to 16 classes on a CPU without AVX-512. A label whose score is NaN never counts as a hit.
+    The published code sorts with NumPy's unstable sort, whose order of equal scores is not defined. Ours is the order
+    that NumPy produces for up to 16 classes on a CPU without AVX-512. A label whose score is NaN never counts as a hit.
     """
     own_score = score.gather(1, label[:, None])
     is_higher_class = torch.arange(score.shape[1]) > label[:, None]
@@ -126,8 +126,8 @@ def top_k(score: Tensor, label: Tensor, k: int) -> float:
 def mean_class_accuracy(score: Tensor, label: Tensor) -> float:
     """Mean recall over all classes that occur at least once as a label or a prediction.
 
-    A class that occurs only as a prediction counts as 0, as in the published code. Of equal scores the lowest class is
-    the prediction.
+    As in the published code, a class that occurs only as a prediction has recall 0. If several classes of a clip have
+    the highest score, the lowest of them is the prediction.
     """
     counts = confusion_matrix(score, label)
     recall = counts.diagonal() / counts.sum(dim=1).clamp(min=1)
@@ -135,7 +135,7 @@ def mean_class_accuracy(score: Tensor, label: Tensor) -> float:
 
 
 def macro_f1(score: Tensor, label: Tensor) -> float:
-    """Mean F1 over the same classes as `mean_class_accuracy`."""
+    """Mean F1 over all classes that occur at least once as a label or a prediction."""
     counts = confusion_matrix(score, label)
     f1 = 2 * counts.diagonal() / (counts.sum(dim=0) + counts.sum(dim=1))
     return f1[_occurs(counts)].double().mean().item()
@@ -149,7 +149,10 @@ def confusion_matrix(score: Tensor, label: Tensor) -> Tensor:
 
 
 def _all_scores(scores: Scores, suffix: str) -> dict[str, Tensor]:
-    """The fused scores, then those of each stream, and of EPAM-Net's sum of logits. `suffix` is "_coarse" or ""."""
+    """All scores by name: weighted sums of the streams, each stream, and "sum" for EPAM-Net's sum of logits.
+
+    `suffix` is "_coarse" for the scores of coarse classes, and "" for those of fine classes.
+    """
     names = [name + suffix for name in ("rgb", "pose", "sum") if name + suffix in scores.probability]
     streams = {name: scores.probability[name] for name in names}
     if len(streams) < 2:
@@ -170,7 +173,7 @@ def _f1(scores: Scores) -> dict[str, float]:
 
 
 def _occurs(counts: Tensor) -> Tensor:
-    """Whether each class occurs as a label or a prediction, bool [K]."""
+    """For each class, whether it occurs as a label or a prediction, bool [K]."""
     return counts.sum(dim=0) + counts.sum(dim=1) > 0
 
 
@@ -207,5 +210,5 @@ def _check_complete(scored: np.ndarray, rows: np.ndarray) -> None:
     missing, foreign = np.setdiff1d(rows, scored), np.setdiff1d(scored, rows)
     assert len(duplicates) == len(missing) == len(foreign) == 0, (
         f"a validation must score each clip once, but {len(missing)} of {len(rows)} are missing {missing[:5]}, "
-        f"{len(duplicates)} came twice {duplicates[:5]} and {len(foreign)} are of another split {foreign[:5]}"
+        f"{len(duplicates)} were scored twice {duplicates[:5]} and {len(foreign)} are of another split {foreign[:5]}"
     )

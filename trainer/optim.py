@@ -21,10 +21,10 @@ GAMMA = 0.1  # factor of the learning rate at each milestone of the multistep sc
 def build_optimizer(
     impl: Impl, parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD from torch or from NVIDIA's apex, which compute the same update.
+    """SGD from torch or from NVIDIA's apex; the two compute the same update.
 
-    `auto` means torch, as no committed record shows apex to be faster. Raises UserError if apex's compiled extension
-    is not installed.
+    `auto` means torch, because no record in benchmarks/records shows that apex is faster. Raises UserError for `apex`
+    if its compiled extension is not installed.
     """
     if impl != "apex":
         return build_sgd(parameters, lr, momentum, weight_decay)
@@ -44,8 +44,8 @@ def build_optimizer(
 def count_changes(optimizer: torch.optim.Optimizer) -> None:
     """Make each step of `optimizer` increase the version counters (`Tensor._version`) of its weights and momenta.
 
-    Torch does so for all in-place changes except those of its fused optimizers. With these counters the snapshot
-    writer detects changes that were made without its `changing_weights`.
+    Torch counts all in-place changes except those of its fused optimizers. The snapshot writer uses the counters to
+    detect changes that were made outside of its `changing_weights`.
     """
 
     def after_step(*_: object) -> None:
@@ -57,10 +57,11 @@ def count_changes(optimizer: torch.optim.Optimizer) -> None:
 
 
 def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Torch's fused SGD for all `parameters` in one group. Biases and norms are decayed too, as published.
+    """Torch's fused SGD for all `parameters` in one group. As in published recipes, weight decay also applies to
+    biases and norms.
 
-    Momentum starts at zero, so the first step is the same as with torch's own start (dampening 0). If torch
-    started the momentum and the very first step was skipped, the momentum would be uninitialised memory.
+    Momentum is set to zero here, which gives the same first step as torch's own initialisation (dampening 0). Torch
+    would leave the momentum uninitialised if the very first step was skipped because of its gradients.
     """
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     start_momentum(optimizer)
@@ -84,10 +85,11 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def clip_and_check(parameters: Iterable[Parameter], max_norm: float | None) -> tuple[Tensor, Tensor]:
-    """Scale gradients in place so that their total 2-norm is at most `max_norm`. None leaves them as they are.
+    """Scale gradients in place so that their total 2-norm is at most `max_norm`, as torch's clip_grad_norm_ does.
+    With `max_norm` None, gradients stay as they are.
 
-    Returns the total norm before clipping, and whether it is finite: scalars on the device, without waiting for it.
-    The rule is that of torch.nn.utils.clip_grad_norm_. Under DDP all ranks get the same results.
+    Returns the total norm before clipping and whether it is finite, as scalars on the device; the host does not wait.
+    Under DDP all ranks get the same results.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -99,8 +101,8 @@ def clip_and_check(parameters: Iterable[Parameter], max_norm: float | None) -> t
 def step_if(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
     """Step a fused optimizer if `ok`, a bool scalar on the device, is true. Otherwise change no weights or momentum.
 
-    The optimizer's kernels read the flag on the device, so the host does not wait. Torch reads it as `found_inf`, as
-    GradScaler sets it, and apex as its overflow flag.
+    The optimizer's kernels read the flag on the device, so the host does not wait for it. For torch the flag is stored
+    in `found_inf`, where GradScaler stores it too, and for apex in the optimizer's overflow buffer.
     """
     if hasattr(optimizer, "_dummy_overflow_buf"):
         optimizer._dummy_overflow_buf.copy_(~ok)  # type: ignore[attr-defined]
@@ -109,11 +111,11 @@ def step_if(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
 
 
 class BufferGuard:
-    """Restores buffers that a forward pass has changed (BatchNorm statistics, prototypes) if the step is bad.
+    """Restores buffers that a forward pass has changed (BatchNorm statistics, prototypes) if gradients are not finite.
 
-    Call `hold()` before the forward pass and `settle(ok)` when it is known whether the gradients are finite. Neither
-    waits for the device. The contents are selected by multiplying with 0 or 1 as integers of the same width, because
-    NaN times 0 is NaN in floating point.
+    Call `hold()` before the forward pass and `settle(ok)` after the gradients were checked. The host does not wait for
+    the device. `settle` selects new or old contents by multiplying with 1 or 0. It views the buffers as integers for
+    that, because in floating point NaN times 0 is NaN.
     """
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
@@ -127,12 +129,12 @@ class BufferGuard:
             backups.append(bits.clone())
 
     def hold(self) -> None:
-        """Back up the present contents."""
+        """Copy the present contents of the buffers to the backups."""
         for live, backups in self._groups.values():
             torch._foreach_copy_(backups, live)
 
     def settle(self, ok: Tensor) -> None:
-        """Keep the new contents if `ok` (bool scalar on the device), otherwise restore those of the last `hold`."""
+        """If `ok`, a bool scalar on the device, is false, restore the contents that the buffers had at `hold`."""
         for integer, (live, backups) in self._groups.items():
             torch._foreach_mul_(live, ok.to(integer))
             torch._foreach_mul_(backups, (~ok).to(integer))
@@ -153,10 +155,10 @@ def learning_rate(
 ) -> float:
     """Learning rate of step `step` (from 0) of epoch `epoch` (from 0). It does not depend on earlier steps.
 
-    During warm-up the factor rises from .1 to 1 in equal amounts per epoch (5 epochs: .1 .325 .55 .775 1), as in
-    mmengine's LinearLR(start_factor=.1, by_epoch). After it, `cosine` falls from base_lr to eta_min over the remaining
-    epochs, once per epoch, and `cosine_per_step` does so at every step. `multistep` multiplies the rate by GAMMA at
-    each milestone, which is an epoch.
+    During warm-up, base_lr is multiplied by a factor that rises linearly from 0.1 to 1, once per epoch (5 epochs: .1
+    .325 .55 .775 1), as in mmengine's LinearLR(start_factor=.1, by_epoch). Afterwards `cosine` lowers the rate from
+    base_lr to eta_min over the remaining epochs, once per epoch; `cosine_per_step` lowers it at every step.
+    `multistep` multiplies the rate by GAMMA at the start of each epoch in `milestones`.
     Source: docs/sources.md, "Schedules", "Staged recipe" and "Guide recipes".
     """
     if epoch < warmup_epochs:
@@ -171,10 +173,9 @@ def learning_rate(
 
 @dataclass(kw_only=True, slots=True)
 class EarlyStopping:
-    """Ends training after `patience` validations in a row that did not reach best + min_delta.
+    """Says when to end training: after `patience` validations in a row that did not reach best + min_delta.
 
     This is MMEngine's rule, except that a score of NaN counts as no improvement (docs/sources.md, "Schedules").
-    `state_dict` is saved in the snapshot.
     """
 
     patience: int
@@ -199,15 +200,15 @@ class EarlyStopping:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `best` and `waited`. patience and min_delta are not restored: this run's experiment sets them."""
+        """Restore `best` and `waited`. `patience` and `min_delta` keep the values of the present experiment."""
         self.best, self.waited = state["best"], state["waited"]
 
 
 class Ema:
-    """Exponential moving averages (EMA) of a network's weights and float buffers, held in `network`.
+    """Exponential moving averages (EMA) of a network's weights and float buffers, in a copy of the network.
 
-    They start at the present values. After each step every average moves towards the weight by 1 - `decay` of the
-    difference. Source: Polyak and Juditsky 1992.
+    The averages start at the present weights. After each step every average moves towards its weight by 1 - `decay`
+    of the difference. Source: Polyak and Juditsky 1992.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -215,11 +216,11 @@ class Ema:
         self._step = 1 - decay
 
     def networks(self) -> list[nn.Module]:
-        """The network that holds the averages, in a list of one (`NoEma` returns an empty list)."""
+        """A list with the network of averages (`NoEma` returns an empty list)."""
         return [self.network]
 
     def tensors(self) -> list[Tensor]:
-        """The averages, in the order of the network's weights and buffers."""
+        """The averages as a list, first those of the weights, then those of the float buffers."""
         return _floating(self.network)
 
     @torch.no_grad()
@@ -227,15 +228,15 @@ class Ema:
         torch._foreach_lerp_(self.tensors(), [tensor.detach() for tensor in _floating(live)], self._step)
 
     def measured(self, live: nn.Module, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Call `measure` while the network `live` computes with the averages; each metric is renamed to ema/NAME."""
+        """Call `measure` while `live` computes with the averages. Returns its metrics, renamed to ema/NAME."""
         with self.in_place_of(live):
             return {f"ema/{name}": value for name, value in measure().items()}
 
     @contextmanager
     @torch.no_grad()
     def in_place_of(self, live: nn.Module) -> Iterator[None]:
-        """A context in which `live` computes with the averages. Its own weights are restored at the end, also after
-        an error.
+        """A context in which the network `live` contains the averages. Its own weights are restored at the end, also
+        after an error.
         """
         weights = [tensor.detach() for tensor in _floating(live)]
         backup = [tensor.clone() for tensor in weights]
@@ -262,17 +263,17 @@ class NoEma:
         return []
 
     def update(self, live: nn.Module) -> None:
-        """There are no averages to update."""
+        """Do nothing, because there are no averages."""
 
     def measured(self, live: nn.Module, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         return {}
 
     def state_dict(self) -> None:
-        """A snapshot stores None if there are no averages."""
+        """None, which a snapshot then contains in place of averages."""
         return None
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Ema in the snapshot are ignored."""
+        """Ignore the averages of a snapshot."""
 
 
 def _floating(network: nn.Module) -> list[Tensor]:
@@ -282,8 +283,8 @@ def _floating(network: nn.Module) -> list[Tensor]:
 def autocast_of(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager]:
     """A function that returns a new context for a forward pass in this precision.
 
-    `auto` means bf16 on GPUs that compute in it, and float32 elsewhere: most CPUs only emulate bf16, and on older GPUs
-    the user has to choose fp16.
+    `auto` means bf16 on GPUs that support it natively, and float32 on other GPUs and on CPUs, most of which only
+    emulate bf16. fp16 is never chosen automatically.
     """
     if precision == "auto":
         is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -296,9 +297,9 @@ def autocast_of(precision: Precision, device: torch.device) -> Callable[[], Abst
 class LossScale:
     """Scales the loss so that fp16 gradients do not become zero.
 
-    The scale is halved after a step that overflows and doubled after 2000 good steps in a row, the rule of
-    torch.amp.GradScaler. Unlike GradScaler it does not check the gradients itself: `settle` is told the result as a
-    tensor, so nothing waits for the device.
+    The scale is halved after a step with an overflow and doubled after 2000 steps in a row without one, as in
+    torch.amp.GradScaler. Unlike GradScaler, this class does not check the gradients: the caller passes the result to
+    `settle` as a tensor, so the host does not wait for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -334,14 +335,14 @@ class NoLossScale:
         return loss
 
     def unscale(self, parameters: Iterable[Parameter]) -> None:
-        """The gradients are not scaled."""
+        """Do nothing, because the gradients are not scaled."""
 
     def settle(self, ok: Tensor) -> None:
-        """There is no scale to change."""
+        """Do nothing, because there is no scale."""
 
     def state_dict(self) -> None:
-        """A snapshot stores None if there is no scale."""
+        """None, which a snapshot then contains in place of a scale."""
         return None
 
     def load_state_dict(self, state: dict[str, Tensor] | None) -> None:
-        """A scale in the snapshot is ignored."""
+        """Ignore the scale of a snapshot."""

@@ -1,4 +1,4 @@
-"""Converts a run to a snapshot and back: `save` writes one, `take_up` resumes from one, `go_back` rolls back to one.
+"""The content of snapshots: `save` writes a snapshot, `take_up` resumes from it, and `go_back` rolls back to it.
 
 models/weights/files.py writes and reads the file. trainer/snapshots/writer.py decides which files are kept.
 """
@@ -20,13 +20,13 @@ from trainer.runtime.ranks import average_statistics
 from trainer.settings import flattened
 from trainer.snapshots.writer import Snapshot, SnapshotError
 
-# Increased when runs of older versions can no longer continue as they began. 3: the clip plan draws random numbers in
-# vectors.
+# Increased when the snapshots of older versions can no longer be resumed with the same results. Since 3, the clip plan
+# draws random numbers in vectors.
 FORMAT = 3
 
 
 def save(run: Run, best: str | None = None) -> None:
-    """Save a snapshot of the run in the background. `best` is the file name of a second copy, for the best snapshot."""
+    """Save a snapshot of the run in the background. If it is the best so far, `best` names a second copy."""
     with nvtx.annotate("snapshot"):
         for network in (run.network, *run.ema.networks()):
             average_statistics(network, run.ranks)
@@ -35,7 +35,7 @@ def save(run: Run, best: str | None = None) -> None:
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """The content of a snapshot. It consists of tensors, numbers and text only."""
+    """The content of a snapshot. It consists of tensors, numbers and text only, so that it can be loaded safely."""
     return {
         "format": FORMAT,
         "experiment": json.dumps(asdict(run.experiment)),
@@ -50,10 +50,10 @@ def state_of(run: Run) -> dict[str, Any]:
 
 
 def take_up(run: Run, state: dict[str, Any]) -> None:
-    """Continue a new run from the `state` of a snapshot. Logs a line if the rest of the run will not be bit-exact.
+    """Continue a new run from the `state` of a snapshot. Logs a line if the run will not be bit-exact from here on.
 
-    Learning rate, momentum and weight decay come from the run's own experiment. A part that is missing because an
-    older version wrote the snapshot starts as in a new run.
+    Learning rate, momentum factor and weight decay come from the experiment of `run`. If an older version wrote the
+    snapshot without some part of `state`, that part starts as in a new run.
     """
     restore(run, state)
     run.stopping.load_state_dict(state["stopping"])
@@ -63,8 +63,8 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     run.journal.continue_from(cursor, batch_size)
     if cursor.clips and cursor.batch_size != batch_size:
         run.journal.say(
-            f"{cursor.clips} clips of this epoch were done in steps of {batch_size}: it continues after step "
-            f"{cursor.step} of {cursor.num_steps}, in steps of {cursor.batch_size}"
+            f"{cursor.clips} clips of this epoch were trained on in steps of {batch_size}: the epoch continues after "
+            f"step {cursor.step} of {cursor.num_steps}, in steps of {cursor.batch_size}"
         )
     saved, current = state.get("exact_under", {}), exact_under(run)
     differences = [
@@ -80,7 +80,7 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
 def go_back(run: Run) -> str | None:
     """Restore the weights, buffers, momentum and averages of the newest snapshot. The cursor does not move.
 
-    Returns the name of the snapshot, or None if there is none yet; then nothing changes. All ranks call this
+    Returns the name of the snapshot. If there is none yet, changes nothing and returns None. All ranks call this
     together; rank 0 reads the file.
     """
     snapshot = run.writer.newest(run.journal.say)
@@ -96,10 +96,10 @@ def go_back(run: Run) -> str | None:
 
 @torch.no_grad()
 def restore(run: Run, state: dict[str, Any]) -> None:
-    """Copy weights, buffers, momentum and averages of a snapshot into those of the run.
+    """Copy weights, buffers, momentum and averages of a snapshot into the tensors of the run.
 
     The tensors stay at their addresses, because a CUDA graph and the BufferGuard refer to these. If the snapshot has
-    no averages, they start at its weights. If it has no momentum, momentum stays as it is.
+    no averages, the averages are set to its weights. If the snapshot has no momentum, momentum stays as it is.
     """
     saved = state["optimizer"]["state"]
     with run.writer.changing_weights():
@@ -112,13 +112,15 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
 
 def changed_by_update(run: Run) -> list[Tensor]:
-    """Weights and momenta, the large part of a snapshot. Only the optimizer's step changes them."""
+    """Weights and momenta, the large part of a snapshot. During training only the optimizer changes them."""
     momenta = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return [*run.network.parameters(), *momenta]
 
 
 def exact_under(run: Run) -> dict[str, Any]:
-    """The facts that must not change for a resumed run to be bit-identical to an uninterrupted one."""
+    """The conditions of a run. If one of them has changed at a resume, the results are not bit-identical to those of
+    an uninterrupted run.
+    """
     return {
         "torch": str(torch.__version__),
         "device": run.ranks.device.type,
@@ -129,7 +131,7 @@ def exact_under(run: Run) -> dict[str, Any]:
 
 
 def check_same(snapshot: Snapshot, experiment: Experiment, say: Callable[[str], None]) -> None:
-    """Raise SnapshotError for a snapshot of another network or format. Reports other changed settings with `say`."""
+    """Raise SnapshotError if the snapshot has a different network or format. Other changed settings are logged."""
     path, state = snapshot
     if state.get("format") != FORMAT:
         raise SnapshotError(
@@ -154,7 +156,7 @@ def as_json(value: Any) -> Any:
 def default_of(experiment: Experiment, key: str) -> Any:
     """The default of a setting such as optim.ema, or None if it has no default.
 
-    Runs that are older than the setting behaved like its default.
+    Snapshots that are older than a setting do not contain it, and their runs behaved as with its default.
     """
     *path, name = key.split(".")
     config: Any = experiment

@@ -12,7 +12,7 @@ from trainer.run import Run, Stopped
 
 
 def score_split(run: Run) -> Scores:
-    """Score all validation clips. The scores are gathered from all ranks, sorted, and the same on every rank."""
+    """Score all validation clips. Every rank returns the scores of all ranks, sorted by row."""
 
     def after_batch() -> None:
         run.journal.advance_validation(run.val_loader.batch_size)
@@ -32,7 +32,7 @@ def score_clips(
     precision: Callable[[], AbstractContextManager],
     after_batch: Callable[[], None],
 ) -> Scores:
-    """Score all clips of a loader with a network in evaluation mode; `after_batch` is called after each batch."""
+    """Score all clips of a loader. `forward` must be in evaluation mode; `after_batch` is called after each batch."""
     parts = []
     for batch in loader.epoch(0):
         with precision():

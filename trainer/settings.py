@@ -1,4 +1,4 @@
-"""Settings from the command line: --exp names an experiment, and all --set options are applied to it at once."""
+"""Reads an experiment from the command line: --exp names it, and all --set options are applied to it together."""
 
 import ast
 import types
@@ -14,7 +14,7 @@ from models.classes import read_coarse_map
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 
-SETTINGS = "experiment.json"  # the settings of a run, in its folder
+SETTINGS = "experiment.json"  # the file with the settings of a run, in its work directory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ def experiment_of(options: Choice) -> Experiment:
     """The experiment that --exp names, with every --set and --coarse-map applied."""
     if options.exp not in EXPERIMENTS:
         similar = get_close_matches(options.exp, EXPERIMENTS, 1)
-        hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(EXPERIMENTS)}"
+        hint = f"did you mean {similar[0]}?" if similar else f"the experiments are {', '.join(EXPERIMENTS)}"
         raise UserError(
             f"there is no experiment {options.exp!r}; {hint}" if options.exp else f"--exp is missing; {hint}"
         )
@@ -51,14 +51,14 @@ def experiment_of(options: Choice) -> Experiment:
     for key, value in changes.items():
         if key.startswith("model.") and value_at(changed, key) != value:
             raise UserError(
-                f"--set {key} has no effect, because {key} follows from data, clip and --coarse-map: leave it out, and "
-                "change those instead"
+                f"--set {key} has no effect, because {key} is computed from data, clip and --coarse-map: change these "
+                "instead"
             )
     return changed
 
 
 def override(experiment: Experiment, *assignments: str) -> Experiment:
-    """The experiment with several fields changed together, as in `optim.lr=0.004` and `data.split=None`.
+    """The experiment with `assignments` applied together, such as `optim.lr=0.004` and `data.split=None`.
 
     Raises UserError for an unknown field, for a value of the wrong type, and for values that the experiment refuses.
     """
@@ -66,12 +66,12 @@ def override(experiment: Experiment, *assignments: str) -> Experiment:
 
 
 def parse_assignments(experiment: Experiment, assignments: Sequence[str]) -> dict[str, Any]:
-    """Convert assignments to a dict from fields, such as optim.lr, to values of the type of the field.
+    """Convert assignments such as optim.lr=0.004 to a dict from fields to values, which have the types of the fields.
 
     If a field is assigned twice, the last value counts. Raises UserError for an unknown field or a wrong value.
     """
     changes: dict[str, Any] = {}
-    # A part such as optim comes before its fields, which are looked up in the new part.
+    # Parts such as model.pcan come before their fields, because type_of looks up the fields in the new part.
     for assignment in sorted(assignments, key=lambda text: text.partition("=")[0].count(".")):
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -85,8 +85,8 @@ def parse_assignments(experiment: Experiment, assignments: Sequence[str]) -> dic
 
 
 def type_of(experiment: Experiment, key: str, assignment: str, changes: dict[str, Any]) -> Any:
-    """The type of the field `key`, such as optim.lr. Raises UserError for an unknown field, and for a field of a part
-    that is off, unless `changes` switches it on.
+    """The type of the field `key`, such as optim.lr. Raises UserError if there is no such field, or if it belongs to a
+    part that is None in the experiment and not set in `changes`.
     """
     config: Any = experiment
     path = key.split(".")
@@ -95,7 +95,7 @@ def type_of(experiment: Experiment, key: str, assignment: str, changes: dict[str
         if name not in names:
             nested = [other for other in all_fields(config) if other.endswith(f".{name}")]
             similar = get_close_matches(name, names, 1) or nested
-            hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(names)}"
+            hint = f"did you mean {similar[0]}?" if similar else f"its fields are {', '.join(names)}"
             kind = config if isinstance(config, type) else type(config)
             raise UserError(f"--set {assignment}: {kind.__name__} has no field {name}; {hint}")
         hint = get_type_hints(config if isinstance(config, type) else type(config))[name]
@@ -107,15 +107,15 @@ def type_of(experiment: Experiment, key: str, assignment: str, changes: dict[str
         if value is None and kinds:
             if part not in changes:
                 raise UserError(f"--set {assignment}: {part} is off here; add --set {part}=default")
-            value = kinds[0]  # this command switches the part off: its fields are still checked, but have no effect
+            value = kinds[0]  # `changes` sets the part to None: its fields are still checked, but have no effect
         if not is_dataclass(value):
-            raise UserError(f"--set {assignment}: {name} is a value and has no field {path[depth + 1]}")
+            raise UserError(f"--set {assignment}: {name} is a single value and has no field {path[depth + 1]}")
         config = value
     raise AssertionError("a key has at least one name")
 
 
 def all_fields(config: Any, prefix: str = "") -> Iterator[str]:
-    """The names of all fields, including those of parts, such as optim.lr."""
+    """The names of all fields of a dataclass, including the fields of its parts, such as optim.lr."""
     for field in fields(config):
         value = getattr(config, field.name)
         yield prefix + field.name
@@ -124,7 +124,9 @@ def all_fields(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def changed_by(config: Any, changes: dict[str, Any]) -> Any:
-    """A dataclass with the changes of `parse_assignments` applied. Each part is created, and so checked, only once."""
+    """A dataclass with the changes of `parse_assignments` applied. Each part is created once, with all its changes,
+    because it checks its values when it is created.
+    """
     own = {key: value for key, value in changes.items() if "." not in key}
     nested: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
@@ -134,20 +136,20 @@ def changed_by(config: Any, changes: dict[str, Any]) -> Any:
     parts = {
         name: changed_by(part, rest)
         for name, rest in nested.items()
-        if (part := own.get(name, getattr(config, name))) is not None  # a part that this command switches off stays off
+        if (part := own.get(name, getattr(config, name))) is not None  # a part that --set has made None stays None
     }
     return replace(config, **own | parts) if own or parts else config
 
 
 def value_at(config: Any, key: str) -> Any:
-    """The value of a field such as model.pcan.fine_width, or None if one of its parts is off."""
+    """The value of a field such as model.pcan.fine_width, or None if one of the parts in its name is None."""
     for name in key.split("."):
         config = getattr(config, name, None)
     return config
 
 
 def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts, such as an experiment in JSON, as one dict with keys such as optim.lr."""
+    """Convert nested dicts, such as an experiment in JSON, to a single dict with keys such as optim.lr."""
     if not isinstance(settings, dict):
         return {prefix[:-1]: settings}
     return {name: value for key, part in settings.items() for name, value in flattened(part, f"{prefix}{key}.").items()}
@@ -156,16 +158,16 @@ def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
 def parse_value(text: str, hint: Any) -> Any:
     """Convert `text` to a value of the type `hint`. Raises UserError if that is not possible.
 
-    Understands numbers, texts, true and false; none for a field that can be off; (10,20), [10,20], 10,20 and () for
-    tuples; and default for a part with its default settings. (tyro 1.0 refuses or misreads most of these when they are
-    part of an argument.)
+    Understands numbers, texts, true and false; none for a field that can be None; (10,20), [10,20], 10,20 and () for
+    tuples; and default for a part with its default settings. (tyro 1.0 can parse only few of these within an argument
+    such as --set optim.lr=0.004, so this is done here.)
     """
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
     kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    for kind in sorted(kinds, key=lambda kind: kind is not type(None)):  # None first: `none` would also be a text
+    for kind in sorted(kinds, key=lambda kind: kind is not type(None)):  # try None first, as "none" is also a valid str
         matches, result = match_type(value, text, kind)
         if matches:
             return result
@@ -173,8 +175,8 @@ def parse_value(text: str, hint: Any) -> Any:
 
 
 def match_type(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
-    """Whether a literal `value`, or the `text` that it was parsed from, fits a type that is not a union. Returns the
-    converted value as well.
+    """Whether `value`, or the `text` from which it was parsed, fits the type `kind`, and the converted value. `kind`
+    must not be a union.
     """
     if kind is type(None):
         return value is None or text.lower() == "none", None
@@ -196,8 +198,8 @@ def match_type(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
 
 
 def match_tuple(value: Any, text: str, kinds: tuple[Any, ...]) -> tuple[bool, Any]:
-    """Like `match_type`, for the types tuple[kind, ...] and tuple[kind, kind]. A single value makes a tuple of one."""
-    if isinstance(value, str) and text == value:  # not a literal: one or several names without quotes
+    """Like `match_type`, for the types tuple[kind, ...] and tuple[kind, kind]. A single value counts as a tuple."""
+    if isinstance(value, str) and text == value:  # not a Python literal, so one or several names without quotes
         value = tuple(part.strip() for part in text.strip("()[]").split(",")) if text else ()
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
     if kinds[-1] is Ellipsis:
@@ -233,7 +235,9 @@ EXAMPLES = {int: "(10,20)", float: "(0.5,0.8)", bool: "(true,false)", str: "(wal
 
 
 def check_division(experiment: Experiment, world_size: int) -> None:
-    """Raise UserError unless batches can be divided equally among the ranks, and into equal parts there."""
+    """Raise UserError unless batches can be divided equally among the ranks, and the share of a rank into
+    optim.accumulate equal parts.
+    """
     for part, clips in (("optim", experiment.optim.batch_size), ("val", experiment.val.batch_size)):
         if clips % world_size:
             raise UserError(
@@ -248,9 +252,9 @@ def check_division(experiment: Experiment, world_size: int) -> None:
 
 
 def check_source(experiment: Experiment, device: str) -> None:
-    """Raise UserError if the experiment decodes videos during training and there is no GPU to do so."""
+    """Raise UserError if the experiment decodes videos during training, but `device` is not a GPU."""
     if experiment.data.source == "video" and device != "cuda":
         raise UserError(
-            "data.source=video decodes videos on a GPU, and this run has none: leave it out to use clip packs, which "
-            "are made automatically"
+            "data.source=video decodes videos on a GPU, and this run has none: leave this setting out to use clip "
+            "packs, which are made automatically"
         )

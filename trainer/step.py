@@ -1,4 +1,4 @@
-"""One training step: forward, backward, check of the gradients, update. Nothing in it waits for the GPU."""
+"""One training step: forward, backward, check of the gradients, update. The host never waits for the GPU in a step."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
@@ -17,7 +17,7 @@ from trainer.run import Run
 def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
     """Do one step of SGD. Returns loss terms, accuracies and gradient norm as scalars on the device.
 
-    If the gradients are not finite, weights, momentum, buffers and averages stay bit-identical.
+    If the gradients are not finite, the step changes no weights, momentum, buffers or averages.
     """
     set_lr(run.optimizer, rate(run))
     torch.manual_seed(step_seed(run.experiment.seed, run.cursor.total_steps, run.ranks.rank))
@@ -25,9 +25,10 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 
 def update(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """Do the device's part of a step. Returns the same as `train_step`.
+    """Do the part of a step that runs on the device. Returns the same as `train_step`.
 
-    Its only inputs from the host are the seed of the generator and the learning rate, as CUDA-graph replay requires.
+    Apart from the batch, only the random seed and the learning rate differ between steps. A CUDA graph, which replays
+    this function, reads these from the device.
     """
     optim = run.experiment.optim
     run.guard.hold()
@@ -47,9 +48,10 @@ def update(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 
 def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Tensor]:
-    """Add the gradients of `share` times the loss of a part of the batch. With the last part, ranks exchange them.
+    """Add the gradients of a part of the batch, whose loss is weighted by `share`. With the `last` part of the batch,
+    ranks exchange the sums.
 
-    Returns loss terms and accuracies of the part, scalars on the device.
+    Returns loss terms and accuracies of the part, as scalars on the device.
     """
     with exchange_if(last, run.parallel):
         with nvtx.annotate("forward"), run.precision():
@@ -62,12 +64,12 @@ def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Ten
 
 
 def exchange_if(last: bool, parallel: torch.nn.Module) -> AbstractContextManager:
-    """A context in which DDP's backward pass exchanges gradients only if `last`."""
+    """A context in which a backward pass exchanges gradients between the ranks only if `last` is true."""
     return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext()
 
 
 def split(batch: Batch, count: int) -> list[Batch]:
-    """Divide a batch into `count` equal parts, which are views of it."""
+    """Divide a batch into `count` equal parts. They share the memory of the batch."""
     if count == 1:
         return [batch]
     columns = [getattr(batch, field.name).chunk(count) for field in fields(batch)]
@@ -75,7 +77,7 @@ def split(batch: Batch, count: int) -> list[Batch]:
 
 
 def rate(run: Run) -> float:
-    """The learning rate of the cursor's step."""
+    """The learning rate for the step at the run's cursor."""
     optim = run.experiment.optim
     return learning_rate(
         optim.schedule,
@@ -91,7 +93,7 @@ def rate(run: Run) -> float:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of dropout for a step. It follows from the step number, so no generator state has to be saved."""
+    """Seed of dropout for a step. Computed from the step number, so that snapshots need no state of a generator."""
     return ((seed << 40) + (step << 12) + rank) & ((1 << 63) - 1)
 
 

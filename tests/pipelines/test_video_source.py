@@ -251,8 +251,8 @@ def test_without_a_gpu_the_command_names_prepare(tmp_path, command):
     done = run_forked(*words, cwd=tmp_path)  # nothing of the checkout is touched, even where the check fails
     assert done.returncode == 2
     assert done.stderr == (
-        "error: data.source=video decodes videos on a GPU, and this run has none: leave it out to use clip packs, "
-        "which are made automatically\n"
+        "error: data.source=video decodes videos on a GPU, and this run has none: leave this setting out to use "
+        "clip packs, which are made automatically\n"
     )
     assert not list(tmp_path.iterdir())
 

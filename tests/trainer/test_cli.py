@@ -27,7 +27,7 @@ def told(capsys, *arguments):
 
 def test_wrong_experiment(capsys):
     assert told(capsys, "--exp", "dmo") == "error: there is no experiment 'dmo'; did you mean demo?"
-    assert "there are ma52, " in told(capsys, "--exp", "zzzz")
+    assert "the experiments are ma52, " in told(capsys, "--exp", "zzzz")
     assert "--exp is missing" in told(capsys)
 
 
@@ -37,11 +37,11 @@ def test_wrong_experiment(capsys):
         ("optim.lrr=1", "OptimConfig has no field lrr; did you mean lr?"),
         ("lr=1", "Experiment has no field lr; did you mean optim.lr?"),
         ("blocks=(1,1)", "Experiment has no field blocks; did you mean model.rgb.blocks?"),
-        ("nonsense=1", "Experiment has no field nonsense; there are name, data, clip, "),
+        ("nonsense=1", "Experiment has no field nonsense; its fields are name, data, clip, "),
         ("optim.lr=fast", "'fast' is not a number"),
         ("optim.num_epochs=2.5", "'2.5' is not a whole number"),
         ("optim.schedule=linear", "'linear' is not one of constant, cosine, cosine_per_step, multistep"),
-        ("optim.lr.x=1", "lr is a value and has no field x"),
+        ("optim.lr.x=1", "lr is a single value and has no field x"),
         ("optim.lr", "write it as --set optim.lr=0.004"),
     ],
 )

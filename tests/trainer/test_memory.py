@@ -62,7 +62,7 @@ def test_where_half_does_not_fit_either(run):
 def test_one_clip_cannot_be_halved(run, build):
     single = build("optim.accumulate=8")
     (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0), strict=False))
-    assert "1 clips at once do not fit into the GPU's memory, and they cannot be halved" in advice(single, batch)
+    assert "1 clips at once do not fit into the GPU's memory, and this number cannot be halved" in advice(single, batch)
 
 
 def test_measuring_leaves_no_trace(run):

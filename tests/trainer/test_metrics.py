@@ -115,7 +115,7 @@ def test_gather_refuses_an_incomplete_validation(rows: list[int], complaint: str
 
 def test_gather_refuses_a_clip_scored_twice() -> None:
     part = metrics.score_batch(batch_of([1, 2, 1], 3), {"rgb": torch.zeros(3, 3)})
-    with pytest.raises(AssertionError, match="1 came twice"):
+    with pytest.raises(AssertionError, match="1 were scored twice"):
         metrics.gather([part], np.array([1, 2]))
 
 

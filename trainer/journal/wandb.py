@@ -1,4 +1,4 @@
-"""Logs to Weights & Biases with `--set wandb=true`. Needs the extra `wandb` and, unless WANDB_MODE=offline, an account."""
+"""Logs to Weights & Biases with `--set wandb=true`. Needs the extra `wandb`; WANDB_MODE=offline needs no account."""
 
 import importlib
 from collections.abc import Mapping

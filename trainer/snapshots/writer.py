@@ -237,12 +237,12 @@ class Writer:
             torch.cuda.current_stream().synchronize()
 
     def _remove_old(self, name: str, best: str | None) -> None:
-        """Remove old snapshots once `name` and `best` are durable. Keeps these and the intact snapshot before `name`."""
+        """Remove old snapshots once `name` and `best` are durable. Also keeps the intact snapshot before `name`."""
         self._good = [*(good for good in self._good if good != name), name][-2:]
         for path in self.folder.iterdir():
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
             old_best = best is not None and BEST.fullmatch(path.name) and path.name != best
-            # mmengine names its best checkpoints like ours, but only ours are sealed; do not delete a user's checkpoint.
+            # mmengine names its best checkpoints like ours, but does not seal them. They are not ours to delete.
             if old_rolling or (old_best and is_sealed(path)):
                 path.unlink(missing_ok=True)
 
