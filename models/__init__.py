@@ -1,1 +1,1 @@
-"""Networks, heads and losses, which depend on tensors alone. config.py and classes.py can be used without torch."""
+"""Networks, heads and losses, which read and return tensors. config.py and classes.py can be imported without torch."""

@@ -15,9 +15,9 @@ NTU60_SEMANTIC8 = tuple(
 )  # fmt: skip
 """Our own grouping by meaning. It respects the official division into daily, medical and mutual actions."""
 NTU60_GUIDE_DIV8 = tuple(min(fine // 8, 7) for fine in range(60))
-"""The map that the guide uses for its coarse cross-entropy: eight consecutive classes each, whatever they mean."""
+"""The map of the guide's coarse cross-entropy: eight consecutive classes form one, whatever they mean."""
 NTU60_GUIDE_RANGES = (0,) * 10 + (1,) * 10 + (2,) * 10 + (3,) * 10 + (4,) * 5 + (5,) * 5 + (6,) * 5 + (7,) * 5
-"""The map that the guide uses for its tree loss."""
+"""The map of the guide's tree loss."""
 COARSE_MAPS = {
     "ma52": MA52,
     "semantic8": NTU60_SEMANTIC8,
@@ -33,11 +33,11 @@ def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: in
     """
     if len(coarse_map) != num_classes:
         raise UserError(
-            f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: give one entry for each class"
+            f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: list one entry for each class"
         )
     for fine, coarse in enumerate(coarse_map):
         if not 0 <= coarse < num_coarse:
-            raise UserError(f"the coarse map sends class {fine} to {coarse}: use numbers from 0 to {num_coarse - 1}")
+            raise UserError(f"the coarse map assigns class {fine} to {coarse}: use numbers from 0 to {num_coarse - 1}")
     if empty := sorted(set(range(num_coarse)) - set(coarse_map)):
         raise UserError(f"the coarse map assigns no class to coarse class {empty[0]}: set num_coarse to match")
     return tuple(coarse_map)
@@ -47,7 +47,7 @@ def read_coarse_map(source: str | Path, num_classes: int) -> tuple[int, ...]:
     """Return a map of COARSE_MAPS by its name, or read one from a text file.
 
     The file lists integers, separated by spaces, commas or line breaks. The number of coarse classes is the largest
-    entry plus one. Raises UserError for a file that cannot be read or does not hold a map for `num_classes` classes.
+    entry plus one. Raises UserError if the file cannot be read, or is not a map for `num_classes` classes.
     """
     values = COARSE_MAPS[str(source)] if str(source) in COARSE_MAPS else parse_numbers(Path(source))
     try:
@@ -57,17 +57,17 @@ def read_coarse_map(source: str | Path, num_classes: int) -> tuple[int, ...]:
 
 
 def parse_numbers(path: Path) -> list[int]:
-    """Read the integers of a text file. Raises UserError if it cannot be read or holds anything else."""
+    """Read the integers of a text file. Raises UserError if it cannot be read, is empty, or contains anything else."""
     try:
         words = path.read_bytes().decode("ascii", "replace").replace(",", " ").split()
     except OSError as error:
         names = ", ".join(COARSE_MAPS)
         raise UserError(
-            f"cannot read a coarse map from {path} ({error.strerror}): give a readable file or one of {names}"
+            f"cannot read a coarse map from {path} ({error.strerror}): pass a readable file or one of {names}"
         ) from None
     for word in words:
         if not word.removeprefix("-").isdecimal():
-            raise UserError(f"{path} holds {word!r}: a coarse map is a list of integers, one for each class")
+            raise UserError(f"{path} contains {word!r}: a coarse map is a list of integers, one for each class")
     if not words:
         raise UserError(f"{path} is empty: a coarse map is a list of integers, one for each class")
     return [int(word) for word in words]

@@ -1,4 +1,4 @@
-"""Settings of the networks. They are plain values and need no torch."""
+"""Dataclasses with the settings of the networks. They do not need torch."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -17,7 +17,7 @@ LossWeights = tuple[float, float, float, float]
 
 
 def check_stages(entries: dict[str, tuple]) -> None:
-    """Raise UserError unless the settings of the stages are all of the same length, and not empty."""
+    """Raise UserError unless all values of `entries`, which are tuples, have the same length, and are not empty."""
     if len({len(entry) for entry in entries.values()}) > 1 or not all(entries.values()):
         settings = ", ".join(f"{name}={entry}" for name, entry in entries.items())
         raise UserError(f"{settings} must each have one entry per stage of the network; see --set model")
@@ -95,7 +95,7 @@ class PcanConfig:
     coarse_map: tuple[int, ...] = ()
     """The coarse class of every fine class. An experiment fills in the map of its data."""
     diversity: Literal["live", "published"] = "live"
-    """The term that drives fine prototypes apart has a gradient if "live"; in the published code it has none."""
+    """Whether the loss term that drives fine prototypes apart has a gradient: "live" yes, "published" no."""
     fine_width: Count = 256
     coarse_width: Count = 128
     contrast_weight: Weight = 0.2
@@ -109,7 +109,7 @@ class TwoStreamConfig:
     """Settings that all two-stream networks have: classes, joints, loss weights, and dropout before the heads."""
 
     frame_ratio: ClassVar[int | None] = None
-    """Number of pose frames that the network reads for each RGB frame, or None if any number will do."""
+    """Number of pose frames that the network reads for each RGB frame, or None if it can read any number."""
     num_classes: int = FROM_DATA
     num_coarse: int = FROM_DATA
     """Number of coarse classes; with 0 the network has no coarse heads."""
@@ -117,13 +117,13 @@ class TwoStreamConfig:
     loss_weights: Annotated[LossWeights, Range(0, 1e38)] = (1.0, 1.0, 1.0, 1.0)
     dropout: Share = 0.5
     pcan: PcanConfig | None = None
-    """None stands for the plain head, whose losses are cross-entropies alone."""
+    """None selects the plain head, whose only losses are cross-entropies."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
         if len(self.loss_weights) != 4:
             raise UserError(
-                f"model.loss_weights={self.loss_weights}: give four weights, for rgb, pose, rgb_coarse and pose_coarse"
+                f"model.loss_weights={self.loss_weights}: set four weights, for rgb, pose, rgb_coarse and pose_coarse"
             )
 
 

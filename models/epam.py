@@ -10,7 +10,7 @@ from kernels.program import UserError
 from models.config import EpamConfig
 from models.layers import ConvBn, pixels, unfold_pixels
 
-FRAME_RATIO = EpamConfig.frame_ratio or 1  # the map is computed from every third pose frame
+FRAME_RATIO = EpamConfig.frame_ratio or 1  # the map of an RGB frame is computed from one of three pose frames
 
 
 class PoseAttention(nn.Module):
@@ -53,6 +53,6 @@ def attend(rgb: Tensor, attention: Tensor) -> Tensor:
     if attention.shape != (len(rgb), 1, *rgb.shape[2:]):
         raise UserError(
             f"pose attention makes {len(attention)} maps of size {tuple(attention.shape[2:])} for {len(rgb)} RGB frames"
-            f" of size {tuple(rgb.shape[2:])}: give {FRAME_RATIO} heatmaps per RGB frame, of a quarter of its size"
+            f" of size {tuple(rgb.shape[2:])}: use {FRAME_RATIO} heatmaps per RGB frame, of a quarter of its size"
         )
     return torch.addcmul(rgb, rgb, attention)

@@ -2,8 +2,8 @@
 
 `fuse` changes the classes of the modules of a built network. Their parameters, buffers and names stay the same, and so
 do the results, up to rounding. Only training uses the kernels: in evaluation a norm is just a scale and a shift, which
-the compiler fuses by itself. Tensors are [N*T, C, H, W] channels_last. kernels/blocks/README.md describes what is known
-about the kernels.
+the compiler fuses by itself. Tensors are [N*T, C, H, W] channels_last. kernels/blocks/README.md describes the
+kernels.
 """
 
 from collections.abc import Iterable
@@ -57,7 +57,7 @@ class FusedX3DBlock(X3DBlock):
 
 
 class BlockEnd(NamedTuple):
-    """The output of a residual block before it is computed: relu(y * scale + shift + shortcut * shortcut_scale)."""
+    """Tensors that define the output of a residual block: relu(y * scale + shift + shortcut * shortcut_scale)."""
 
     y: Tensor  # [N*T, C, H, W]
     scale: Tensor  # [C]
@@ -67,7 +67,7 @@ class BlockEnd(NamedTuple):
 
 
 def materialise(x: Tensor | BlockEnd) -> Tensor:
-    """Compute the output of a block. A tensor is returned unchanged."""
+    """Compute the output of a block from a BlockEnd. A tensor is returned unchanged."""
     if isinstance(x, Tensor):
         return x
     shortcut = x.shortcut if x.shortcut_scale is None else x.shortcut * x.shortcut_scale[:, None, None]
@@ -75,7 +75,7 @@ def materialise(x: Tensor | BlockEnd) -> Tensor:
 
 
 class FusedPath(ResNetPath):
-    """A path in which a stage may leave the end of its last block for the next stage to compute."""
+    """A path whose stages may return a BlockEnd, whose output the next stage then computes."""
 
     def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
         end: Tensor | BlockEnd = x
@@ -87,7 +87,7 @@ class FusedPath(ResNetPath):
 class FusedStage(Stage):
     """A stage whose bottlenecks run through residual_conv, moments and conv_bn. cuDNN computes their 3x3 convolutions.
 
-    The first convolution of a block computes the end of the block before it. The end of the last block is returned as a
+    The kernel of a block's first convolution also computes the output of the previous block. The last block returns a
     BlockEnd.
     """
 
@@ -101,7 +101,7 @@ class FusedStage(Stage):
 
 
 def fused_bottleneck(block: Bottleneck, x: Tensor | BlockEnd, num_frames: int) -> BlockEnd:
-    """Compute `block.forward` without the final sum. If x is a BlockEnd, compute that first."""
+    """Run a block without its final sum and activation. If x is a BlockEnd, its output is computed first."""
     if isinstance(x, BlockEnd):
         assert block.conv1.bn is not None
         y, mean, var, x = residual_conv(
@@ -125,7 +125,7 @@ def conv_with_norm(layer: ConvBn, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result of the convolution [N*T, O, h, w], and its batch norm as a scale and a shift [O]."""
     if layer.conv.kernel_size == (1, 1):
         down, across = layer.conv.stride
-        strided = x.permute(0, 2, 3, 1)[:, ::down, ::across].permute(0, 3, 1, 2)  # its gradient is channels_last too
+        strided = x.permute(0, 2, 3, 1)[:, ::down, ::across].permute(0, 3, 1, 2)  # keeps the gradient channels_last
         y, mean, var = conv_bn(strided, layer.conv.weight)
     else:
         y = layer.conv(x)
@@ -194,7 +194,7 @@ def values_per_channel(x: Tensor) -> int:
 def update_running(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
     """Move the running statistics towards the mean and the biased variance [C] of `count` values per channel.
 
-    Like `Norm`, this does not count the batch.
+    Like `Norm`, this does not update num_batches_tracked.
     """
     assert bn.running_mean is not None
     assert bn.running_var is not None

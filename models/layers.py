@@ -1,4 +1,4 @@
-"""Layers for clips whose frames are folded into the batch: [N*T, C, H, W], channels_last, where T is known.
+"""Layers for N clips of T frames, which are folded into one batch axis: [N*T, C, H, W], channels_last.
 
 No convolution of these networks spans time and space at once, so 2-D layers compute exactly what the published 3-D
 layers do. cuDNN and Inductor handle 2-D convolutions best (docs/sources.md, "Convolutions on a GPU").
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Norm(nn.BatchNorm2d):
     """Batch norm over [N*T, C, H, W], followed by the addition of a shortcut and an activation.
 
-    It does not count its batches, because each counter would need a launch of its own. `networks.count_batch` counts
-    for all norms of a network at once.
+    It does not update num_batches_tracked, which would need a launch for each norm. `networks.count_batch` updates the
+    counters of all norms of a network at once.
     """
 
     def forward(self, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
@@ -25,7 +25,8 @@ class Norm(nn.BatchNorm2d):
         if shortcut is not None:
             y = y + shortcut
         elif activation == "relu" and self.training and torch.compiler.is_compiling():
-            # The gradient of `where` needs only y, which the compiler recomputes from what the norm's gradient reads.
+            # The gradient of `where` reads y, which the compiler can recompute from what the norm's gradient reads, so
+            # that nothing more is stored.
             return torch.where(y <= 0, 0.0, y)
         return y.relu_() if activation == "relu" else y
 
@@ -92,7 +93,7 @@ class SqueezeExcite(nn.Module):
     def gate(self, means: Tensor) -> Tensor:
         """Return factors [N, C] for the means [N, C] of clips.
 
-        They are computed in the wider of the types of the means and the weights, under autocast as well.
+        They are computed in the wider of the types of the means and the weights, even under autocast.
         """
         return weighted_sums(self.fc2, weighted_sums(self.fc1, means).relu()).sigmoid()
 
@@ -122,7 +123,7 @@ def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
     Source: docs/sources.md, "Temporal-shift X3D".
     """
     channels = x.shape[1]
-    # [N, T, H, W, C]. With four dimensions the compiler would take T for the channels and make it the innermost axis.
+    # [N, T, H, W, C]. In a 4-D tensor, the compiler would mistake T for the channels and make it the innermost axis.
     frames = x.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))
     later, earlier, same = frames.split([fold, fold, channels - 2 * fold], dim=-1)
     later = F.pad(later, (0, 0, 0, 0, 0, 0, -1, 1))

@@ -23,7 +23,7 @@ from models.x3d_shift import X3DTemporalShift
 
 
 class TwoStream(nn.Module):
-    """Base of the two-stream networks: each has its own `features`, whose result goes into `cls_head`."""
+    """Base class of the two-stream networks. Each of them defines `features`, whose results `cls_head` classifies."""
 
     cls_head: TwoStreamHead
 
@@ -84,7 +84,7 @@ class Epam(X3DPair):
 
 
 class RGBPose(TwoStream):
-    """RGBPoseConv3D, with or without PCAN's interaction, under a two-stream head; reads four heatmaps per RGB frame."""
+    """RGBPoseConv3D, with or without PCAN's interaction, under a two-stream head. Reads four heatmaps per RGB frame."""
 
     def __init__(self, config: RGBPoseConfig) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
 
 
 class SingleStream(nn.Module):
-    """One stream with its classifier. Called like a two-stream network, it reads only the input of its stream."""
+    """One stream with its classifier. Arguments are those of two-stream networks; the other input is ignored."""
 
     log_prior: Tensor | None
 
@@ -122,7 +122,7 @@ class SingleStream(nn.Module):
         label: Tensor | None = None,
         coarse_label: Tensor | None = None,
     ) -> Output:
-        """Return the logits and, with labels, the loss of one stream. Other inputs and coarse labels are ignored."""
+        """Return the logits and, with labels, the loss of this stream. Coarse labels are ignored."""
         if self.stream == "rgb":
             assert rgb is not None
             folded, num_frames = self.fold_rgb(rgb), rgb.shape[1]
@@ -175,7 +175,7 @@ STD = (58.395, 57.12, 57.375)
 
 
 class FoldRGB(nn.Module):
-    """Folds RGB frames into the batch, and normalises them if they are bytes. When compiled, this takes one pass.
+    """Folds RGB frames into the batch, and normalises them if they are uint8. When compiled, this is one pass.
 
     rgb: [N, T, H, W, 3], uint8 in RGB order, or floats that are normalised already. Returns [N*T, 3, H, W].
     """
@@ -196,12 +196,12 @@ class FoldRGB(nn.Module):
 
 
 def fold_heatmap(heatmap: Tensor, dtype: torch.dtype) -> Tensor:
-    """Fold [N, T, V, H, W], which lies in memory with V innermost, into [N*T, V, H, W] channels_last."""
+    """Fold [N, T, V, H, W], whose innermost axis in memory must be V, into [N*T, V, H, W] channels_last."""
     return heatmap.flatten(0, 1).to(dtype)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """Return the type that convolutions compute in: autocast's if it is on (never on "meta"), else that of `weight`."""
+    """Return autocast's type if autocast is on for the device of `weight`, and otherwise the type of `weight`."""
     device = weight.device.type
     on = device != "meta" and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else weight.dtype

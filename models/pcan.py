@@ -13,13 +13,13 @@ from models.config import TwoStreamConfig
 from models.heads import STREAMS, Output, TwoStreamHead, full_precision
 from models.layers import clip_mean, pixels
 
-ALPHA = 0.125  # scales how much a likely error changes a score
+ALPHA = 0.125  # factor of the change that the samples of a kind of error make to a score
 TAU = 0.125  # temperature of the scores
 MOMENTUM = 0.9  # momentum of the running means that are the prototypes
 
 
 class Contrast(NamedTuple):
-    """Scores [N, K] of the samples for each kind of error, and the prototypes [K, D] from which they were computed."""
+    """Scores [N, K] of the samples for each kind of error, and the prototypes [K, D] that they were compared with."""
 
     scores: list[Tensor]
     prototypes: Tensor
@@ -28,8 +28,9 @@ class Contrast(NamedTuple):
 class PrototypeContrast(nn.Module):
     """Prototypes of the classes in a projected space, and scores that compare samples with them.
 
-    The scores draw samples towards the prototype of their class, and away from classes they are confused with. The
-    prototypes are a buffer. They start at random, from torch's global generator, and change only in `contrast`.
+    Training with the scores draws samples towards the prototype of their class, and away from classes with which they
+    are confused. The prototypes are a buffer. They start at random, from torch's global generator, and change only in
+    `contrast`.
     """
 
     prototypes: Tensor
@@ -46,10 +47,11 @@ class PrototypeContrast(nn.Module):
     def contrast(self, feature: Tensor, logits: Tensor, label: Tensor, parent_right: Tensor | None) -> Contrast:
         """Update the prototypes from this batch, and score its samples against them.
 
-        A sample is a true positive if `logits` predict its label and if `parent_right` [N], where given, says that its
-        coarse class is predicted as well. There is a list entry of scores for each kind of false negatives, then one
-        for false positives. With `parent_right`, false negatives are of three kinds: only the fine class is wrong, only
-        the coarse class is, or both are. Gradients flow through the returned prototypes, not through the stored ones.
+        A sample is a true positive if `logits` predict its label and, unless `parent_right` [N] is None, if
+        `parent_right` says that its coarse class is predicted as well. The list of scores has one entry for each kind
+        of false negative, then one for false positives. With `parent_right`, there are three kinds of false negatives:
+        only the fine class is wrong, only the coarse class is wrong, or both are wrong. Gradients flow through the
+        returned prototypes, not through the stored ones.
         """
         z = self.cl_fc(feature)
         predicted = logits.argmax(1)
@@ -103,7 +105,7 @@ def class_sums(z: Tensor, groups: Tensor, classes: Tensor, num_classes: int) -> 
 
 
 def over_ranks(x: Tensor) -> Tensor:
-    """Sum x over all ranks, or return it unchanged without a process group. Works with autograd and torch.compile."""
+    """Sum x over all ranks. Without a process group, return it unchanged. Supports autograd and torch.compile."""
     if not dist.is_initialized():
         return x
     assert dist.group.WORLD is not None
@@ -139,8 +141,9 @@ def tree_loss(fine: Tensor, coarse: Tensor, label: Tensor, coarse_map: Tensor) -
     return (states.logsumexp(1) - leaves.gather(1, label[:, None]).squeeze(1)).mean()
 
 
-FINE_SCALES = (1.0, 0.1, 0.5, 1.0)  # factors of the scores (not of the losses), for the kinds FN1, FN2, FN3 and FP
-COARSE_SCALES = (1.0, 1.0)  # the same for the kinds FN and FP
+# Factors of the scores (not of the losses), for the kinds of error in the order of `PrototypeContrast.contrast`.
+FINE_SCALES = (1.0, 0.1, 0.5, 1.0)
+COARSE_SCALES = (1.0, 1.0)
 INFERENCE_WEIGHTS = {"rgb": 5.0, "pose": 1.0}  # weights of the cosines that are added to the fine logits
 
 
@@ -191,9 +194,9 @@ class PcanHead(TwoStreamHead):
             return Output(output.logits, losses)
 
     def nearness(self, stream: str, feature: Tensor, num_frames: int) -> Tensor:
-        """Return what the prototypes add to the fine logits of a stream.
+        """Return the weighted cosines to the prototypes, which evaluation adds to the fine logits of a stream.
 
-        Like the published code, this reads the global mean of the features, not the peak that training reads.
+        Like the published code, this reads the mean of the features over T, H and W, not their peak as training does.
         """
         contrast = self.contrast(f"contrast_{stream}")
         return INFERENCE_WEIGHTS[stream] * contrast.similarity(full_precision(clip_mean(feature, num_frames)))
@@ -229,5 +232,5 @@ def peak_of_time_mean(x: Tensor, num_frames: int) -> Tensor:
 
 
 def scaled_cross_entropies(scores: list[Tensor], scales: tuple[float, ...], label: Tensor) -> Tensor:
-    """Sum the cross-entropies of scale * scores over all kinds of error."""
+    """Return the sum, over all kinds of error, of the cross-entropy of scale * scores."""
     return torch.stack([F.cross_entropy(scale * s, label) for s, scale in zip(scores, scales, strict=True)]).sum()

@@ -13,7 +13,7 @@ from models.layers import ConvBn, TemporalConv, initialise
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions with a shortcut: 1x1, or three frames if `inflate`; 3x3 with the stride; 1x1 up to `width`."""
+    """A shortcut around three convolutions: 1x1 (or three frames if `inflate`), 3x3 with the stride, 1x1 to `width`."""
 
     def __init__(self, in_channels: int, width: int, stride: int, inflate: bool) -> None:
         super().__init__()
@@ -48,9 +48,9 @@ class Stage(nn.ModuleList):
 
 
 class ResNetPath(nn.Module):
-    """A stem and the stages layer1, layer2, ... Stage i reads `extra[i]` channels more than stage i-1 writes.
+    """A stem and the stages layer1, layer2, ... Stage i reads `extra[i]` more channels than stage i-1 returns.
 
-    A network that adds laterals between the stages calls `stem` and `stages`. `forward` runs the path by itself.
+    A network that appends laterals between stages calls `stem` and `stages`. `forward` runs a path without laterals.
     """
 
     def __init__(self, config: ResNetPathConfig, in_channels: int, extra: tuple[int, ...]) -> None:

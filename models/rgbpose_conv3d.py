@@ -12,22 +12,23 @@ from models.layers import TemporalConv, initialise, pixels, time_rows
 from models.resnet_path import ResNetPath
 
 SPEED_RATIO = RGBPoseConfig.frame_ratio or 1  # number of pose frames for each RGB frame
-# RGB stages after which the paths are fused, and the RGB stages that run before that fusion. After RGB stage s the pose
-# path has finished its stage s - 1.
+# RGB stage after which the paths are fused -> RGB stages that run before this fusion and after the previous one. At the
+# fusion after RGB stage s, the pose path has finished its stage s - 1.
 FUSIONS = {2: (1, 2), 3: (3,)}
 
 
 class RGBPoseConv3D(nn.Module):
-    """Both paths and their laterals. They turn [N*T, 3, H, W] and [N*4T, V, H', W'] into 2048 and 512 feature channels.
+    """Both paths and their laterals. RGB [N*T, 3, H, W] and heatmaps [N*4T, V, H', W'] become 2048 and 512 channels.
 
-    A lateral reads the other path before the interaction, and its output is appended to the channels of its own path.
+    A lateral reads one path, before the interaction, and its output is appended to the channels of the other path.
     """
 
     def __init__(self, config: RGBPoseConfig) -> None:
         super().__init__()
         self.drop_path = config.drop_path
-        pose_widths = [config.pose.width(stage - 2) for stage in FUSIONS]  # channels of the laterals into the RGB path
-        rgb_widths = [config.rgb.width(stage - 1) // 16 for stage in FUSIONS]  # and of those into the pose path
+        # Numbers of channels of the laterals into the RGB path, and of those into the pose path.
+        pose_widths = [config.pose.width(stage - 2) for stage in FUSIONS]
+        rgb_widths = [config.rgb.width(stage - 1) // 16 for stage in FUSIONS]
         self.rgb_path = ResNetPath(config.rgb, 3, (0, 0, *pose_widths))
         self.pose_path = ResNetPath(config.pose, config.pose_channels, (0, *rgb_widths))
         for stage, pose_width, rgb_width in zip(FUSIONS, pose_widths, rgb_widths, strict=True):
@@ -58,7 +59,7 @@ class RGBPoseConv3D(nn.Module):
     def fuse(
         self, stage: int, rgb: Tensor, pose: Tensor, num_frames: dict[str, int], dropped: list[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        """Append to the channels of each path [N*T, C, H, W] a lateral that reads the other path."""
+        """Append to the channels of each path [N*T, C, H, W] the output of a lateral that reads the other path."""
         into_rgb = self.rgb_path.get_submodule(f"layer{stage}_lateral")(pose, num_frames["pose"])
         into_pose = self.pose_path.get_submodule(f"layer{stage - 1}_lateral")(rgb, num_frames["rgb"]).relu()
         if self.interaction:
@@ -78,7 +79,7 @@ class RGBPoseConv3D(nn.Module):
 
 
 def drop(lateral: Tensor, dropped: Tensor | None) -> Tensor:
-    """Return zeros if `dropped` is true, which the device decides. masked_fill would lose the memory layout."""
+    """Return zeros if `dropped` is true, without waiting for its value. masked_fill would lose the memory layout."""
     return lateral if dropped is None else torch.where(dropped, 0.0, lateral)
 
 
@@ -107,7 +108,7 @@ class CrossAttention(nn.Module):
 class FeatureInteraction(nn.Module):
     """Scales the frames of each stream by 1 + a, where a comes from attention to the other stream over time.
 
-    RGB attends to pose, then pose attends to the result of that; the published code has the same asymmetry. A time step
+    RGB attends to pose, then pose attends to the result, as in the published code. A time step
     is one RGB frame and `ratio` pose frames. The published networks have 8 steps, but any number works.
     """
 
@@ -127,7 +128,7 @@ class FeatureInteraction(nn.Module):
         return scale_frames(rgb, rgb_gate), scale_frames(pose, pose_gate)
 
     def gates(self, rgb: Tensor, pose: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Return the numbers a for both streams: [N, C, T, 1] for RGB and [N, C', ratio*T, 1] for pose."""
+        """Return the factors a of both streams: [N, C, T, 1] for RGB and [N, C', ratio*T, 1] for pose."""
         rgb_line = pixels(self.conv1(rgb), 1).amax(1).unflatten(0, (-1, num_frames))  # [N, T, hidden]
         pose_line = self.conv2(time_rows(pose, self.ratio * num_frames)).permute(0, 2, 3, 1).amax(2)
         rgb_line = self.rgb_cross_attn(rgb_line, pose_line)

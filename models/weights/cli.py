@@ -20,7 +20,7 @@ To = Annotated[Target | None, tyro.conf.arg(metavar="LAYOUT")]
 
 
 def inspect(file: File) -> int:
-    """Show what a checkpoint holds and what it lacks: python -m models.weights inspect rgbpose.pth
+    """Show what a checkpoint contains and what it lacks: python -m models.weights inspect rgbpose.pth
 
     It can read mmaction2 1.x (RGBPoseConv3D, SlowOnly, X3D-M), PCAN, EPAM-Net and its single streams, the guide's X3D
     pair, X3D-M of SlowFast and of pytorchvideo, torchvision's ResNet-50, and Duet's own snapshots and safetensors.
@@ -61,7 +61,7 @@ def convert(file: File, out: Out, to: To = None) -> int:
 def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
     """Merge two streams into one network: python -m models.weights merge rgb.pth pose.pth init.safetensors
 
-    Each stream still computes what it did alone.
+    In the merged network, each stream computes the same as it did alone.
 
     Two SlowOnly streams become RGBPoseConv3D. Two temporal-shift X3D streams become the X3D pair, which can also
     initialise EPAM-Net. X3D-M trained on Kinetics can serve as the RGB stream of a pair.
@@ -79,19 +79,19 @@ def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
 
 
 def save(out: Path, weights: Weights, to: Target | None) -> None:
-    """Write native or published tensors, as `to` says or else as the ending of the name says."""
+    """Write the tensors in the layout `to`. Without it, the ending of `out` selects native or published."""
     if out.suffix not in SUFFIXES:
         raise WeightsError(f"{out} has an unknown ending: give a name that ends in {', '.join(SUFFIXES)}")
     native = to == "native" if to else out.suffix == ".safetensors"
     state, omitted = (weights.native(), []) if native else weights.published(to)
     if omitted:
-        print(f"not written, because that layout has no place for it: {listed(omitted)}")
+        print(f"not written, because the layout has no names for them: {listed(omitted)}")
     write_file(out, state)
     print(f"{out}: {count(state)} in {'native' if native else to or weights.home()} layout")
 
 
 def describe(weights: Weights) -> str:
-    """Describe the layout, the network and the size of a file in one line."""
+    """Return one line about the layout, the network and the size of a file."""
     config = config_of(weights.native())
     source = f"{weights.layout.name}'s" if weights.layout else "native"
     fine = next((f"{len(weights.state[name])} classes" for name in HEADS if name in weights.state), "no heads")

@@ -16,15 +16,15 @@ MAY_BE_ABSENT = (
     (r"attention", "only EPAM-Net has the attention"),
     (r"(rgb|pose)_backbone", "the file has only the other stream"),
 )
-"""Parts of a network that a file may lack, but only as a whole, and why it may."""
+"""(pattern, reason) for each part of a network that a file may lack, but only as a whole. Users see the reason."""
 
 REPLACED = re.compile(r"cls_head\.\w+")
-"""Parts of a file that may have another shape when it initialises a training: heads for other classes."""
+"""Parts whose shapes in a file that initialises a training may be different: heads for other classes."""
 
 
 @dataclass(slots=True)
 class Comparison:
-    """Names of tensors by what is wrong with them. `absent` maps parts that may be absent to the reason."""
+    """Names of tensors by what is wrong with them. `absent` maps parts that the file may lack to the reason."""
 
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Comparison:
     absent: dict[str, str] = field(default_factory=dict)
 
     def complaints(self) -> list[str]:
-        """Return one clause for each kind of fault, and none if the file fits."""
+        """Return one clause for each kind of fault. If the file fits, there is none."""
         kinds = {"unknown": self.unknown, "missing": self.missing, "of another shape": self.reshaped}
         return [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
@@ -47,7 +47,7 @@ class Comparison:
 def compare(state: State, shapes: dict[str, torch.Size], unknown: list[str]) -> Comparison:
     """Compare `state` with the shapes of the tensors of a network.
 
-    `unknown` lists further names of the file for which no name of ours exists.
+    `unknown` lists names in the file that could not be translated to names of ours.
     """
     result = Comparison(unknown=[*unknown, *(name for name in state if name not in shapes)])
     for name, shape in shapes.items():

@@ -25,7 +25,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", WEIGHTS)
 
 
 class WeightsError(UserError):
-    """A checkpoint cannot be used. The message names the file, the reason and a way out in one sentence."""
+    """A checkpoint cannot be used. The message is one sentence with the file, the reason and what to do."""
 
 
 class Skipped:
@@ -54,13 +54,13 @@ LOG_TYPES = (
 
 
 def read_file(path: Path, averaged: bool = False) -> State:
-    """Read the tensors of a .safetensors file or a torch checkpoint to the CPU, by name. Always uses weights_only.
+    """Read the tensors of a .safetensors file or a torch checkpoint to the CPU, by name, and run no code in the file.
 
     With `averaged`, read the EMA of a snapshot instead of its weights. Raises WeightsError if the file cannot be read,
-    or has no EMA when it is asked for.
+    or has no EMA although `averaged` is set.
     """
     if not path.is_file():
-        raise WeightsError(f"there is no file {path}: give a checkpoint (.pth, .pt, .pyth, .safetensors)")
+        raise WeightsError(f"there is no file {path}: pass a checkpoint (.pth, .pt, .pyth, .safetensors)")
     if path.suffix == ".safetensors":
         if averaged:
             raise without_averages(path)
@@ -73,7 +73,7 @@ def read_file(path: Path, averaged: bool = False) -> State:
     with open(path, "rb") as file:
         if is_whole(file) is False:  # torch's reader does not notice most flipped bits
             raise WeightsError(
-                f"{path} is damaged: its bytes do not match the digest in it; copy it again, or use another"
+                f"{path} is damaged: its bytes do not match the digest in it; copy it again, or use another file"
             )
     try:
         with torch.serialization.safe_globals([(Skipped, name) for name in LOG_TYPES]):
@@ -81,7 +81,7 @@ def read_file(path: Path, averaged: bool = False) -> State:
     except UnpicklingError as error:
         reason = first_line(error) if "Unsupported" not in str(error) else unsupported(error)
         raise WeightsError(
-            f"{path} is not a checkpoint of tensors ({reason}): save only its state_dict with the program it is from"
+            f"{path} is not a checkpoint of tensors ({reason}): save only its state_dict with the program that wrote it"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, WeightsError):
@@ -104,7 +104,7 @@ def tensors_of(content: Any, path: Path, averaged: bool) -> State:
         if isinstance(name, str) and isinstance(value, Tensor):
             tensors[name.replace("_orig_mod.", "").removeprefix("module.")] = value
     if not tensors:
-        raise WeightsError(f"{path} contains no named tensors: give a checkpoint with a state_dict")
+        raise WeightsError(f"{path} contains no named tensors: pass a checkpoint with a state_dict")
     return tensors
 
 
@@ -113,7 +113,7 @@ def without_averages(path: Path) -> WeightsError:
 
 
 def write_file(path: Path, state: State) -> None:
-    """Write a native .safetensors file, or a torch file that mmengine can load. A crash leaves the old file or none.
+    """Write a native .safetensors file, or a torch file that mmengine can load. A crash leaves no incomplete file.
 
     Raises WeightsError if the file cannot be written.
     """
@@ -127,7 +127,7 @@ def write_file(path: Path, state: State) -> None:
         os.replace(partial, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise WeightsError(f"{path} could not be written ({first_line(error)}): choose another place") from None
+        raise WeightsError(f"{path} could not be written ({first_line(error)}): choose another folder") from None
 
 
 def first_line(error: Exception) -> str:
@@ -150,7 +150,7 @@ MAGIC = b"DUETSNAP"
 def is_whole(file: BinaryIO) -> bool | None:
     """Whether the bytes of a file match the length and digest in its trailer; None if it has no trailer.
 
-    Leaves the file at its start.
+    Afterwards, the position in the file is its start.
     """
     length = max(file.seek(0, os.SEEK_END) - TRAILER.size, 0)
     file.seek(length)
@@ -178,10 +178,10 @@ class SnapshotError(UserError):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path`, completely or not at all: a crash leaves the old file there, or none.
+    """Write `state` to `path`, completely or not at all. After a crash, an older file of this name is still there.
 
-    `state` holds tensors, numbers, strings and None in dicts, lists and tuples. Raises SnapshotError if the file cannot
-    be written.
+    `state` contains tensors, numbers, strings and None in dicts, lists and tuples. Raises SnapshotError if the file
+    cannot be written.
     """
     tmp = path.with_name(path.name + ".tmp")
     try:
@@ -210,7 +210,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file ends like a file that `save` has completed. Does not check the digest."""
+    """Whether a file ends with a trailer, as `save` writes it last. The digest in the trailer is not checked."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TRAILER.size))
@@ -222,7 +222,7 @@ def is_sealed(path: Path) -> bool:
 def _write_synced(tmp: Path, state: dict[str, Any]) -> None:
     torch.save(state, tmp)
     with open(tmp, "rb+") as file:
-        # The last two bytes of a zip are the length of its comment.
+        # Without a comment, the last two bytes of a zip are the comment's length 0. The trailer becomes the comment.
         file.seek(-2, os.SEEK_END)
         file.write(struct.pack("<H", TRAILER.size))
         length = file.tell()
@@ -233,13 +233,13 @@ def _write_synced(tmp: Path, state: dict[str, Any]) -> None:
 
 
 def _verify(path: Path, file: BinaryIO) -> None:
-    """Raise SnapshotError unless `file` matches the length and digest in its trailer. Leaves the file at its start."""
+    """Raise SnapshotError unless `file` matches the length and digest in its trailer. Rewinds the file."""
     size, whole = file.seek(0, os.SEEK_END), is_whole(file)
     if whole is None:
         raise SnapshotError(f"{path} ({size} bytes) is cut short, or is not a snapshot of this program")
     if not whole:
         raise SnapshotError(f"{path} is damaged: its bytes do not match the digest in it")
-    # Anybody can write a correct digest, so we still refuse a small file that would unpack to a large one.
+    # A malicious file may have a correct digest, so we also refuse a small file that would unpack to a large one.
     if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
         raise SnapshotError(f"{path} is not a snapshot of this program: it unpacks to more than its {size} bytes")
     file.seek(0)

@@ -1,4 +1,4 @@
-"""All known layouts of weights: how to recognise, read and write each of them."""
+"""All layouts of weights that Duet knows, with how to recognise, read and write each of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from models.weights.renaming import Rules, State, listed
 
 Target = Literal["native", "mmaction2", "guide", "epam", "slowfast", "pytorchvideo", "torchvision"]
 Step = Callable[[State], tuple[State, list[str]]]
-"""Maps tensors to tensors under other names, and also returns the names for which there is no other name."""
+"""Converts tensors to another layout. Also returns the names of tensors for which that layout has no name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +45,8 @@ def of_x3d_m(name: Target, rules: Rules, *markers: str) -> Layout:
     return Layout(name=name, nets="X3D-M", markers=markers, axes=5, read=read, write=write)
 
 
-# The first match counts. EPAM-Net comes before the guide's pair, because the backbones have the same names in both and
-# only the heads tell EPAM-Net apart. Pairs are listed once per stream, because a file may hold only one stream.
+# The first match counts. EPAM-Net comes before the guide's pair, because files of EPAM-Net contain the markers of both.
+# Pairs are listed once per stream, because a file may contain only one stream.
 LAYOUTS = (
     of_ours("mmaction2", "RGBPoseConv3D", published.MMACTION2, "backbone.rgb_path.conv1.conv.weight"),
     of_ours("mmaction2", "SlowOnly", published.MMACTION2, "backbone.conv1.conv.weight"),
@@ -100,10 +100,10 @@ class Weights:
         return compare(state, shapes_of(config_of(state)), self.unknown)
 
     def published(self, target: Target | None) -> tuple[State, list[str]]:
-        """Return the tensors in a published layout, and those of our names that have no place in it.
+        """Return the tensors in a published layout, and our names for which it has no name.
 
-        None stands for the layout of the published code of this network. Raises WeightsError if the network has no
-        layout of this name.
+        If `target` is None, the layout is that of the published code of this network. Raises WeightsError if the
+        network has no layout of this name.
         """
         name = target or self.home()
         for layout in LAYOUTS:
@@ -140,7 +140,7 @@ def read_weights(path: Path, averaged: bool = False) -> Weights:
 
 
 def with_counters(state: State) -> State:
-    """Add the num_batches_tracked that old files lack, with the value 0. Nothing here depends on it."""
+    """Add the num_batches_tracked that old files lack, with the value 0. No result depends on it."""
     stems = [name.removesuffix("running_var") for name in state if name.endswith("running_var")]
     return {f"{stem}num_batches_tracked": torch.tensor(0) for stem in stems} | state
 

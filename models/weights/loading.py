@@ -1,4 +1,4 @@
-"""Loads the weights of a file into a network: either all of them, or those that fit, with a list of the others."""
+"""Loads the weights of a file into a network: all of them, or those that fit, with sentences about the others."""
 
 from pathlib import Path
 

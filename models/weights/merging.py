@@ -1,7 +1,7 @@
 """Merges two single streams into one two-stream network.
 
 SlowOnly streams are merged as in MMAction2's notebook (docs/sources.md, "Merging streams"). The tensors of X3D streams
-only get other names.
+are only renamed.
 """
 
 import torch
@@ -21,18 +21,18 @@ STREAMS = ("rgb", "pose")
 def merge(rgb: Weights, pose: Weights) -> Weights:
     """Merge two SlowOnly streams into RGBPoseConv3D, or two X3D streams into the X3D pair.
 
-    Each stream still computes what it did alone, and the result has no laterals. X3D-M trained on Kinetics, and a file
-    of a pair that holds only one stream, count as an X3D stream. Raises WeightsError for streams that do not fit
-    together.
+    In the result each stream computes the same as it did alone, and there are no tensors of laterals. X3D-M trained on
+    Kinetics, and a file of a pair with only one stream, count as an X3D stream. Raises WeightsError for streams that
+    do not fit together.
     """
     kinds, merged = [], {}
     for weights, stream in zip((rgb, pose), STREAMS, strict=True):
-        kind, given_stream, state = single(weights)
-        if given_stream != stream:
-            content = f"the {given_stream} stream" if given_stream else kind
+        kind, file_stream, state = single(weights)
+        if file_stream != stream:
+            content = f"the {file_stream} stream" if file_stream else kind
             raise WeightsError(
-                f"merge needs the {stream} stream alone, but its file holds {content}:"
-                " give the file of the RGB stream first, then that of the pose stream"
+                f"merge needs the {stream} stream alone, but its file contains {content}:"
+                " pass the file of the RGB stream first, then that of the pose stream"
             )
         weights.compare().insist(f"the {stream} stream")
         kinds.append(kind)
@@ -69,10 +69,10 @@ def single(weights: Weights) -> tuple[str, str | None, State]:
 
 
 def make_room(state: State) -> None:
-    """Add the input channels for laterals, with weights of zero, so that they do not change the result.
+    """Add input channels for laterals. Their weights are zero, so that the result stays the same.
 
-    They belong to the first convolution and the shortcut of each stage after a fusion, eight tensors in all, and come
-    last, where the laterals are appended.
+    They are the last input channels of the first convolution and of the shortcut in each stage that follows a fusion,
+    eight tensors in all, because laterals are appended to the channels.
     """
     for stage in FUSIONS:
         rgb_width = state[f"backbone.rgb_path.layer{stage}.0.conv3.conv.weight"].shape[0]

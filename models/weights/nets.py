@@ -1,4 +1,4 @@
-"""Finds out to which network the tensors of a file belong, from their names (in our layout) and shapes."""
+"""Determines the network to which the tensors of a file belong, from their names (in our layout) and shapes."""
 
 import re
 
@@ -24,7 +24,7 @@ from models.weights.renaming import State
 def config_of(state: State) -> ModelConfig:
     """Return the config of the network, as far as its tensors determine it.
 
-    Strides, loss weights and the coarse map are not stored in them. Raises WeightsError if tensors are missing.
+    Strides, loss weights and the coarse map do not follow from tensors. Raises WeightsError if tensors are missing.
     """
     if "backbone.rgb_path.conv1.conv.weight" in state:
         return RGBPoseConfig(
@@ -64,7 +64,7 @@ def shapes_of(config: ModelConfig) -> dict[str, torch.Size]:
 
 
 def head_of(state: State) -> dict:
-    """Return the fields of a two-stream config that describe the head. Without heads there is 1 class."""
+    """Return the fields of a two-stream config that describe the head. If there are no heads, num_classes is 1."""
     stream = "rgb" if "cls_head.fc_rgb.weight" in state else "pose"
     classes, coarse = rows(state, f"cls_head.fc_{stream}.weight"), f"cls_head.fc_{stream}_coarse.weight"
     groups = rows(state, coarse) if coarse in state else 0
@@ -72,10 +72,9 @@ def head_of(state: State) -> dict:
     widths = [f"cls_head.contrast_{stream}{suffix}.cl_fc.weight" for suffix in ("", "_coarse")]
     if groups and all(name in state for name in widths):
         fine_width, coarse_width = (rows(state, name) for name in widths)
-        spread = tuple(
-            min(fine, groups - 1) for fine in range(classes)
-        )  # the weights do not tell the map: take any that uses all groups
-        head["pcan"] = PcanConfig(coarse_map=spread, fine_width=fine_width, coarse_width=coarse_width)
+        # The coarse map does not follow from the weights. A config needs one that uses every coarse class.
+        any_map = tuple(min(fine, groups - 1) for fine in range(classes))
+        head["pcan"] = PcanConfig(coarse_map=any_map, fine_width=fine_width, coarse_width=coarse_width)
     return head
 
 

@@ -27,8 +27,8 @@ def read(state: State) -> tuple[State, list[str]]:
 def write(state: State) -> tuple[State, list[str]]:
     """Return torchvision's tensors, and our names that no rule covers.
 
-    Weights are summed over time, so the result on a clip whose frames are all equal is the same. Raises WeightsError
-    unless the network is the RGB stream.
+    Weights are summed over time, so both networks return the same for a clip whose frames are all equal. Raises
+    WeightsError unless the network is the RGB stream.
     """
     stem = state.get("backbone.conv1.conv.weight")
     if stem is None or stem.shape[1] != 3:
@@ -48,8 +48,8 @@ def inflated(name: str) -> bool:
 def inflate(weight: Tensor) -> Tensor:
     """Spread [O, I, 1, 1] over three frames, as [O, I, 3, 1], so that the three sum to `weight` exactly.
 
-    The outer two are rounded thirds. The middle one is the rest, and may differ from the published third in the last
-    bit.
+    The first and the last frame get a rounded third. The middle frame gets the remainder, which may differ from the
+    third of the published code in the last bit.
     """
     third = weight / 3
     return torch.cat([third, weight - 2 * third, third], 2)

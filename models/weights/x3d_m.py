@@ -73,7 +73,7 @@ PYTORCHVIDEO: Rules = (
 def read(state: State, rules: Rules) -> tuple[State, list[str]]:
     """Return the tensors under mmaction2's names, and the names that no rule covers.
 
-    The batch norm that pytorchvideo lacks is added as one that changes nothing.
+    If the batch norm that pytorchvideo lacks is missing, one that changes nothing is added.
     """
     ours, unknown = renamed(state, rules)
     if "cls_head.fc1.weight" in ours:
@@ -102,7 +102,7 @@ def write(state: State, rules: Rules) -> tuple[State, list[str]]:
 
 
 def identity_norm(channels: int) -> State:
-    """Return a batch norm with weight 1, bias 0, mean 0 and variance 1 for the one place that may lack it."""
+    """Return a batch norm with weight 1, bias 0, mean 0 and variance 1, for the place where pytorchvideo has none."""
     values = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
     norm = {f"{BARE}.bn.{name}": torch.full((channels,), value) for name, value in values.items()}
     return norm | {f"{BARE}.bn.num_batches_tracked": torch.tensor(0)}
