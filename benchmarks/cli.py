@@ -46,7 +46,7 @@ def gpu(
         only: parts to run: limits, kernels, heatmap, nets, decode, train, step, scaling. The default is all
             but scaling.
         records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
-        minutes: all parts together are stopped after this time.
+        minutes: after this time, parts that have not finished are stopped.
     """
     parts = {part.name: part for part in (*suite.GPU_PARTS, suite.SCALING)}
     for name in only:
@@ -64,7 +64,8 @@ def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: P
 
     Args:
         peer: a program whose published pipeline is measured on the same clips, in an environment of its own. The last
-            line is then `ratio R parity ok|red`.
+            printed line is then `ratio R parity ok|red`: Duet's speed relative to the peer's, and whether both make
+            the same clips.
         toy: use tiny sizes, only to test that the benchmark runs.
         records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
     """
@@ -155,7 +156,7 @@ def table(readme: Path | None = None, records: Path = RECORDS) -> int:
     """Print the results of all records as a table: python -m benchmarks table --readme README.md
 
     Args:
-        readme: a Markdown file in which the table between the two marks is replaced.
+        readme: a Markdown file whose table, between the marks `<!-- measured: ... -->` and `<!-- end -->`, is replaced.
         records: folder of the records.
     """
     print(results_table(records), end="")

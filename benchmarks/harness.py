@@ -1,4 +1,4 @@
-"""Shared by all benchmarks: their target, how they measure time, and how fast the machine could be at best.
+"""Code that all benchmarks share: the device to measure, how time is measured, and the limits of the machine.
 
 Candidates are timed in rounds, each candidate once per round, so that a machine that becomes slower or faster affects
 all of them equally.
@@ -33,14 +33,14 @@ class Target:
 
 
 class Skipped(Exception):
-    """A part cannot run on this machine. The message is the reason in a few words."""
+    """A part of the benchmark cannot run on this machine. The message says why in a few words."""
 
 
 def time_rounds(candidates: Candidates, target: Target, *, seconds: float, warmup: int = 3) -> dict[str, np.ndarray]:
     """Measure the seconds per call of each candidate, with one sample for each round: [rounds].
 
-    The rounds take about `seconds` in all, but there are at least five; a toy has two. Round r of n candidates begins
-    with candidate r mod n. Time is measured with CUDA events on a GPU, and with the wall clock on a CPU.
+    All rounds together take about `seconds`, but there are at least five rounds; a toy has two. With n candidates,
+    round r begins with candidate r mod n. Time is measured with CUDA events on a GPU, and with the wall clock on a CPU.
     """
     calls, device = {}, target.device
     for name, call in candidates.items():
@@ -82,7 +82,7 @@ def spread(samples: np.ndarray) -> dict[str, float]:
 
 
 def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Return how many times faster `ours` is than `theirs`, computed for each round."""
+    """Return the speed of `ours` relative to `theirs`, as the spread of theirs / ours over the rounds (in seconds)."""
     return spread(theirs / ours)
 
 

@@ -9,7 +9,7 @@ python=.venv/bin/python
 test -x $python || python=python
 out=work_dirs/nsys_$exp
 mkdir -p "$out"
-# Compilation, and cuDNN's choice of algorithms, are finished after some tens of steps.
+# Steps 41 to 50 are profiled, because by then compilation and cuDNN's choice of algorithms are finished.
 nsys profile --force-overwrite true --output "$out/report" \
   --trace cuda,nvtx,cudnn,cublas --cuda-memory-usage true --sample none --cpuctxsw none \
   --capture-range cudaProfilerApi --capture-range-end stop \

@@ -1,6 +1,6 @@
 """`python -m benchmarks.nsys_gaps gpu_trace.csv` shows how long the GPU was idle, and the longest gaps between kernels.
 
-The file is the report cuda_gpu_trace of nsys as CSV.
+The file is the report `cuda_gpu_trace` of Nsight Systems (nsys) in CSV format.
 """
 
 import csv
@@ -44,7 +44,7 @@ def read_work(path: Path) -> list[tuple[int, int, str]]:
 
 
 def find_gaps(work: list[tuple[int, int, str]]) -> list[Gap]:
-    """Return the gaps in order of time. There is no gap while any stream is busy."""
+    """Return the gaps in order of time. A gap is a time in which no CUDA stream is busy."""
     gaps, busy_until, last = [], work[0][0], ""
     for start, end, name in work:
         if start > busy_until:

@@ -149,7 +149,7 @@ def _conditions(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 
 def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number with its dotted path. The number of a spread is its median."""
+    """Yield every number with its dotted path. Of the values that `spread` returned, only the median is yielded."""
     if isinstance(values, dict) and "median" in values:
         yield path, float(values["median"])
     elif isinstance(values, dict):

@@ -41,9 +41,9 @@ class Part:
     needs_dali: bool = False
 
 
-# The most important parts come first. Their limits add up to 530 seconds, which leaves some time of nine minutes for
-# starting processes. With an empty compiler cache, `kernels` and `nets` spend most of their time on compilation; a
-# second run then measures more.
+# The most important parts come first. Their time limits add up to 530 seconds; the rest of the nine minutes is for
+# starting processes. With an empty compiler cache, `kernels` and `nets` spend most of their time on compilation. A
+# second run finds the compiled code in the cache and measures more.
 GPU_PARTS = (
     Part("limits", 25, "benchmarks.harness", "measure_limits"),
     Part("kernels", 110, "benchmarks.kernels.report"),
@@ -53,7 +53,7 @@ GPU_PARTS = (
     Part("train", 95, "benchmarks.step.train", needs_dali=True),
     Part("step", 50, "benchmarks.step.step"),
 )
-# This part only runs if it is named, because it shows nothing on one GPU and takes minutes on several.
+# This part only runs if `--only` names it, because it cannot run on one GPU and takes minutes on several.
 SCALING = Part("scaling", 600, "benchmarks.step.scaling", needs_dali=True)
 DATA_ALONE = Part("data_alone", 900, "benchmarks.data.measure", "measure_alone", needs_dali=True)
 DATA_BESIDE_PEER = Part("data", 1500, "benchmarks.data.measure", "measure_beside_peer", needs_dali=True)
@@ -69,7 +69,7 @@ def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: flo
     """Run the parts, and return whether none of them failed. All parts together are stopped after `seconds`."""
     if target.device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-    # The server imports the modules of the parts once. It never initialises CUDA.
+    # The fork server imports the modules once for all parts. It never initialises CUDA, which forks could not use.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([part.module for part in parts if not part.needs_dali])
     end = time.monotonic() + seconds
@@ -130,7 +130,7 @@ def _end(record: dict[str, Any], status: str, text: str) -> None:
 def _work(part: Part, target: Target, sender: Connection) -> None:
     """Run a part in its own process. Sends the results one by one, and then how the part ended."""
     threading.Thread(target=_end_with_suite, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process as well, but the suite ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the suite ends this process
     try:
         if target.toy:
             torch.set_num_threads(1)
@@ -148,7 +148,7 @@ def _work(part: Part, target: Target, sender: Connection) -> None:
 
 
 def _end_with_suite() -> None:
-    """End the process of a part when the process of the suite has ended, even by SIGKILL."""
+    """Wait until the process of the suite has ended, even by SIGKILL, and then end this process of a part."""
     suite = multiprocessing.parent_process()
     assert suite is not None
     suite.join()

@@ -1,4 +1,4 @@
-"""Clips for benchmarks without a data set: the videos of the demo at full size, packed as `prepare` packs them."""
+"""Makes clips for benchmarks that need no data set: the videos of the demo, packed by the same code as real videos."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ TOY = DemoConfig(num_train=12, num_val=12, size=(128, 96), num_frames=(12, 16))
 
 
 def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experiment:
-    """Return the experiment `full`, or for a toy a small ntu60_x3d, with the clips of the demo as its data.
+    """Return the experiment `full` (for a toy, a small ntu60_x3d), changed to use the clips of the demo as its data.
 
     The clips are made in the scratch folder of the target.
     """

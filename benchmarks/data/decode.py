@@ -1,4 +1,6 @@
-"""Measures how many JPEG frames per second our DALI graph decodes, for several shares of work on the JPEG engine.
+"""Measures how many JPEG frames per second our DALI graph decodes.
+
+On a GPU this is repeated for several shares of the frames that the GPU's JPEG engine decodes.
 
 Needs DALI.
 """
@@ -17,7 +19,7 @@ from pipelines.dali import FrameDecoder
 # Shares of the frames that the JPEG engine decodes. The CUDA cores decode the others.
 LOADS = (0.75, 0.0, 0.5, 0.65, 0.9, 1.0)
 SIDES = (256, 288)
-QUALITY = 3  # as in ClipConfig
+QUALITY = 3  # of the JPEG encoder; the value in ClipConfig
 
 
 def measure(target: Target) -> Iterator[Result]:
@@ -47,7 +49,7 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def jpegs(count: int, side: int) -> list[np.ndarray]:
-    """Encode `count` frames of a moving texture with camera noise, in the way of `prepare`."""
+    """Encode `count` frames of a moving texture with camera noise as JPEG, with the settings of `prepare`."""
     codec = av.CodecContext.create("mjpeg", "w")
     assert isinstance(codec, av.VideoCodecContext)
     codec.width = codec.height = side
@@ -71,7 +73,7 @@ def jpegs(count: int, side: int) -> list[np.ndarray]:
 
 
 def _frames_per_second(decoder: FrameDecoder, num_images: int, target: Target) -> np.ndarray:
-    """Return one value for each batch. The first four are left out, because they were decoded in advance."""
+    """Return the frames per second of each batch, without the first four, which were decoded in advance."""
     samples, end = [], np.inf
     for number in range(10_000):
         start = time.perf_counter()

@@ -12,12 +12,13 @@ from benchmarks.harness import Result, Target, copy_bandwidth, ratio, spread, ti
 from kernels.heatmap import fused, reference
 from pipelines.skeleton import COCO_17, OPENPOSE_28, Skeleton
 
-TOLERANCE = 2**-8  # one step of bf16 below 1: float32 values that differ in the last bit may be rounded differently
+# One step of bf16 below 1. Values that differ only in the last bit of float32 may be rounded to different bf16 values.
+TOLERANCE = 2**-8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """The size of a batch of heatmaps in an experiment."""
+    """The sizes of a batch of heatmaps in an experiment. `side` is the height and width of a heatmap in pixels."""
 
     skeleton: Skeleton
     clips: int

@@ -46,9 +46,9 @@ def _measure(target: Target, python: Path | None) -> Iterator[Result]:
     yield "videos", {"count": sizes.count, "size": sizes.size, "frames": sizes.frames, "kib": files.kib_per_video}
     configs = {case: sized(EXPERIMENTS[name].clip, target.toy) for case, name in CASES.items()}
     packs = {case: videos.pack(files, config, folder) for case, config in configs.items()}
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # all threads and processes that start later inherit it
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # threads and processes that start later use this core too
     torch.set_num_threads(1)
-    keep_freed_memory()  # training on a CPU does the same
+    keep_freed_memory()  # because training on a CPU calls it too
     for case, frames in packs.items():
         loader = loader_of(frames, configs[case], *((3, 2) if target.toy else (BATCH, BATCHES)))
         if python is None:
@@ -79,7 +79,7 @@ def _beside_peer(case: str, peer: Peer, files: videos.Files, loader: Loader, tar
     )["clips"]
     agreement = parity(peer, loader, [clips.index(name) for name in loader.table.names.tolist()], target.scratch)
     yield f"parity_{case}", agreement
-    if not (agreement["ok"] or target.toy):  # toy images are so small that they consist of edges only
+    if not (agreement["ok"] or target.toy):  # toy images are mostly edges, where the two programs differ more
         raise RuntimeError(f"{case}: MMAction2 and Duet make different clips, see parity_{case}")
     draw, ours, theirs, drawing, stages = heatmaps(loader), [], [], [], []
     for number in range(_rounds(target)):

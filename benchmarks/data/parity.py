@@ -13,24 +13,25 @@ from pipelines.loader import Loader
 from pipelines.plan import ClipPlan
 from tests.pipelines.oracles import train_frames
 
-# Largest mean difference over all clips in grey levels, and lowest PSNR of a clip in dB. Our drawn scenes consist
-# mostly of edges, where JPEG is least exact. Videos of NTU differ by 1.0 to 1.3 levels, and
-# tests/parity/test_rgb_clip.py allows 1.5 there.
+# Largest mean difference over all clips in grey levels, and lowest PSNR of a clip in dB. These limits are wider than
+# the 1.5 levels that tests/parity/test_rgb_clip.py allows for NTU videos (which differ by 1.0 to 1.3), because the
+# scenes of our generated videos consist mostly of edges, where JPEG is least exact.
 LEVELS, PSNR = 2.0, 36.0
 SAME_JOINTS = 1e-6  # largest difference of two heatmaps that are drawn from the same joints, in heatmap pixels
-# The peer and we both scale the joints to heatmap pixels in float32, but in different orders, so that joints differ by
-# up to 1e-4 pixels. A Gaussian with sigma 0.7 changes by at most 0.87 per pixel.
+# Largest difference of two heatmaps for which the peer and we each scale the joints to heatmap pixels. Both do this in
+# float32, but in different orders, so that joints differ by up to 1e-4 pixels. A Gaussian with sigma 0.7 changes by at
+# most 0.87 per pixel.
 OWN_JOINTS = 1e-4
 WINDOW = float(np.exp(-4.5)) * 1.01  # largest value of a pixel that is inside only one of two windows of three sigma
 SEEDS = range(5)
 
 
 def parity(peer: Peer, loader: Loader, order: list[int], scratch: Path) -> dict[str, float | bool]:
-    """Return the differences over the first batch of an epoch. order: [N], the peer's number for each row of the table.
+    """Return the differences over the first batch of an epoch. order: [N], the peer's clip number for each of our rows.
 
     `ok` is true if RandomState(seed) draws the same frames, RGB differs by at most 2 grey levels on average and has at
     least 36 dB in every clip, heatmaps of the same joints differ by at most 1e-6, and heatmaps of the whole path differ
-    by at most 1e-4 where both windows reach.
+    by at most 1e-4 at pixels that both programs draw or both leave at 0.
     """
     plan, batch, file = loader.plan(0, 0), next(loader.epoch(0)), scratch / "clip.npz"
     clips = [_differences(peer, loader, plan, batch, clip, order, file) for clip in range(len(plan.row))]
@@ -49,7 +50,7 @@ def _differences(
 ) -> dict[str, float]:
     """Return the differences of one clip.
 
-    Keys with `_decord` are for the peer's own decoder, whose RGB is 1.1 levels darker than that of an exact conversion.
+    Keys with `_decord` are for frames from the peer's own decoder, which are 1.1 grey levels darker than exact ones.
     """
     differences, theirs = {}, {}
     for name, whole in {"_decord": False, "": True}.items():
@@ -78,7 +79,10 @@ def _frames(peer: Peer, loader: Loader, order: list[int]) -> int:
 def _peer_clip(
     peer: Peer, loader: Loader, plan: ClipPlan, clip: int, order: list[int], file: Path, whole: bool
 ) -> dict:
-    """Let the peer make a clip of our plan: imgs [1, 3, T, H, W], heatmap [1, V, T', H', W'], and its joints."""
+    """Let the peer make a clip with the frames, crop and flip of our plan.
+
+    Returns imgs [1, 3, T, H, W], heatmap [1, V, T', H', W'], and the joints from which the peer drew the heatmap.
+    """
     table, row = loader.table, int(plan.row[clip])
     joints = table.clip_joints(row)[:, plan.pose_frames[clip], :, :2]
     around = np.array(compact_box(joints, int(table.height[row]), int(table.width[row])))
@@ -99,7 +103,7 @@ def _peer_clip(
 
 
 def _our_heatmap(theirs: dict, loader: Loader) -> torch.Tensor:
-    """Draw our heatmap [T, V, H, W] from the peer's joints, which are in pixels of its RGB image."""
+    """Draw our heatmap [T, V, H, W] from the peer's joints, which are in pixels of the peer's RGB images."""
     side, config = loader.config.sizes(train=True)[1], loader.config
     joints = np.concatenate([theirs["keypoint"] * np.float32(0.25), theirs["keypoint_score"][..., None]], axis=-1)
     placed = torch.from_numpy(joints).transpose(0, 1)[None]  # [1, T, M, V, 3]
@@ -107,7 +111,7 @@ def _our_heatmap(theirs: dict, loader: Loader) -> torch.Tensor:
 
 
 def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
-    """Return the largest difference where both or neither heatmap is above 0, and the largest value elsewhere."""
+    """Return the largest difference over pixels where both heatmaps are 0 or neither is, and over all other pixels."""
     only_one = (ours == 0) != (theirs == 0)
     error = (ours - theirs).abs()
     return float(error[~only_one].max()), float(error[only_one].max()) if only_one.any() else 0.0

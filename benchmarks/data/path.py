@@ -49,7 +49,7 @@ def loader_of(frames: PackFrames, config: ClipConfig, batch_size: int, num_batch
 
 
 def run_epoch(loader: Loader, number: int) -> Pass:
-    """Run a whole epoch, including the start of the pipeline, so that nothing has been decoded in advance."""
+    """Run a whole epoch. It includes the start of the DALI pipeline, so that no frame has been decoded in advance."""
     before, clips = (time.perf_counter(), time.process_time()), 0
     for batch in loader.epoch(number):
         clips += len(batch.label)
@@ -57,7 +57,7 @@ def run_epoch(loader: Loader, number: int) -> Pass:
 
 
 def heatmaps(loader: Loader) -> Callable[[], torch.Tensor]:
-    """Return a call that draws the heatmaps of the first batch from its joints, as the loader does."""
+    """Return a function that draws the heatmaps of the first batch from its joints, as the loader does."""
     plan, side, config = loader.plan(0, 0), loader.config.sizes(train=True)[1], loader.config
     scale = side / (plan.box[:, 2:] - plan.box[:, :2])
     placement = np.stack([scale, -plan.box[:, :2] * scale], axis=2).reshape(-1, 4).astype(np.float32)
@@ -69,8 +69,9 @@ def heatmaps(loader: Loader) -> Callable[[], torch.Tensor]:
 
 
 def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str, dict]:
-    """Measure the milliseconds per clip of each stage alone. `joints` is a part of `hand_over`.
+    """Measure the milliseconds per clip of each stage alone.
 
+    `hand_over` is the time to make a `Batch` from decoded frames, without drawing heatmaps; `joints` is a part of it.
     In training, a thread of DALI decodes and resizes in advance.
     """
     plan, config = loader.plan(0, 0), loader.config
@@ -122,5 +123,5 @@ def _ms(call: Callable[[], object], target: Target, first: Callable[[], object] 
 
 
 def sized(config: ClipConfig, toy: bool) -> ClipConfig:
-    """Return the published sizes, or small ones for a toy."""
+    """Return the config unchanged, or with small image sizes for a toy."""
     return replace(config, rgb_size=32, heatmap_size=8, box_pixels=48) if toy else config

@@ -19,8 +19,8 @@ CACHE = ROOT / "work_dirs" / "peer"
 NAME = "mmaction2"
 CASES = {"8_32": "ntu60", "16_48": "ntu60_x3d"}
 """The compared cases, named after their numbers of RGB and pose frames, and the experiments that use such clips."""
-# MMAction2 1.2 and the packages that it needs to run. MMAction2 needs NumPy 1. Its metadata list packages that
-# it never imports.
+# MMAction2 1.2 and the packages that it needs to run; it needs NumPy 1. pip installs exactly this list, without
+# dependencies, because the metadata of MMAction2 also require packages that are never imported.
 TORCH = "torch==2.13.0"
 PACKAGES = (
     *("numpy==1.26.4", "mmaction2==1.2.0", "mmcv-lite==2.1.0", "mmengine==0.10.7", "scipy==1.13.1"),
@@ -28,12 +28,13 @@ PACKAGES = (
     *("importlib_metadata==8.5.0", "addict", "rich", "yapf", "termcolor", "pyyaml", "zipp", "platformdirs"),
     *("packaging", "pillow", "matplotlib"),
 )
-# This file imports a module that is missing from the wheel and belongs to a network that we do not use.
+# This file of MMAction2 imports a module that is missing from its wheel. The import is removed, because it belongs to a
+# network that we do not use.
 PATCHED = "mmaction/models/localizers/__init__.py"
 
 
 class PeerError(UserError):
-    """The peer cannot be installed or does not answer. The message says what to do about it."""
+    """The peer (MMAction2) cannot be installed or does not answer. The message says what to do about it."""
 
 
 def environment() -> Path:
@@ -72,7 +73,10 @@ def _patch(folder: Path) -> None:
 
 
 class Peer:
-    """The process of the peer, on the same cores as this one. `ask("run", clips=[0])` calls a method of its Peer."""
+    """The process that runs peer_mmaction2.py, on the same cores as this process.
+
+    `ask("run", clips=[0], seed=0)` calls the method `run` of the class Peer in peer_mmaction2.py.
+    """
 
     def __init__(self, python: Path, log: Path):
         variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -113,7 +117,7 @@ class Peer:
 
 
 def verdict(records: Path) -> str:
-    """Return the last line: how many times faster we are at 8 frames and 32 heatmaps, and whether the clips agree."""
+    """Return the line to print last: our speed relative to the peer's for 8 frames and 32 heatmaps, and parity."""
     record = json.loads((records / f"data_{slug(device_name(torch.device('cpu')))}.json").read_text())
     results = record["results"]
     green = all(results.get(f"parity_{case}", {}).get("ok") for case in CASES)

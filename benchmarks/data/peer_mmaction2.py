@@ -43,7 +43,7 @@ def pipeline(frames: dict[str, int], sigma: float, side: int) -> list[dict[str, 
 
 
 class Peer:
-    """Answers requests. It has one data set and one pipeline at a time."""
+    """Answers requests, each with one of its methods. `open` replaces the data set and the pipeline."""
 
     def open(self, annotations: str, videos: str, split: str, frames: dict[str, int], sigma: float, side: int) -> dict:
         """Read the annotations and build the transforms. Returns the names of the clips."""
@@ -62,7 +62,8 @@ class Peer:
     def draw(self, clip: int, frames: dict[str, list[int]], crop: list[int], flip: bool, out: str, whole: bool) -> dict:
         """Make a clip with these random choices, and write its images, heatmap, joints and scores to the file `out`.
 
-        With `whole`, frames are converted to RGB with exact rounding. Decord's faster conversion is 1.1 levels darker.
+        With `whole`, frames are converted to RGB with exact rounding. Without it, decord's faster conversion is used,
+        whose frames are 1.1 grey levels darker.
         """
         info = self.dataset.get_data_info(clip) | {"modality": list(frames), "num_clips": 1, "clip_len": self.frames}
         info |= {f"{stream}_inds": np.array(numbers, np.int32) for stream, numbers in frames.items()}

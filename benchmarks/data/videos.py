@@ -1,4 +1,4 @@
-"""Videos for benchmarks of the data path: clips of the demo with one person, encoded like the videos of NTU."""
+"""Makes videos for benchmarks of the data path: clips of the demo with one person, encoded like the videos of NTU."""
 
 import pickle
 from dataclasses import dataclass
@@ -18,8 +18,10 @@ from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare
 
 SPLIT = "xsub_train"
-ALONE = 9  # the first classes of the demo show one person
-NOISE = 1.3  # standard deviation of luma in grey levels; frames then have as many bytes as NTU's (1.15 kB, ROSE Lab)
+ALONE = 9  # the first nine classes of the demo show a single person
+# Standard deviation of the noise in luma, in grey levels. With it, a frame has as many bytes as one of NTU (1.15 kB,
+# according to ROSE Lab).
+NOISE = 1.3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

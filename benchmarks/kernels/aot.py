@@ -35,21 +35,21 @@ class Launch:
 
     arch: int
     call: Call
-    settings: str  # the description of the launch that the function `settings` returns
+    settings: str  # a description of the launch, from the function `settings`
     resources: dict[str, int]
 
 
 def write_registers(folder: Path, every: int = 1) -> bool:
-    """Compile every call, print and record the worst launch of each kernel, and return whether nothing spilled.
+    """Compile every call, print and record the maximum use of each resource per kernel, and return whether none spills.
 
-    The record has an entry for each version of Triton. With `every` n, only every n-th call is compiled, and also
-    the calls that the committed record names as the heaviest of their kernels.
+    The record has an entry for each version of Triton. If `every` is n > 1, only every n-th call is compiled, plus
+    the calls that the committed record names as `heaviest`.
     """
     callers = callers_of_calls()
     calls = list(callers)
     if every > 1:
-        named = heaviest_calls()
-        calls = [call for place, call in enumerate(calls) if place % every == 0 or describe(call) in named[call.kernel]]
+        heavy = heaviest_calls()
+        calls = [call for place, call in enumerate(calls) if place % every == 0 or describe(call) in heavy[call.kernel]]
     summary = summarised(list(compiled_launches(calls)), callers)
     for arch, kernels in summary.items():
         for kernel, values in kernels.items():
@@ -62,7 +62,7 @@ def write_registers(folder: Path, every: int = 1) -> bool:
 
 
 def callers_of_calls() -> dict[Call, list[str]]:
-    """Return every call of the listed experiments, and its callers (`ntu60_train`, `ntu60_val`, ...)."""
+    """Return every call of the experiments in LISTED, with its callers (`ntu60_train`, `ntu60_val`, ...)."""
     callers = defaultdict(list)
     for experiment in LISTED:
         for train in (True, False):
@@ -72,25 +72,25 @@ def callers_of_calls() -> dict[Call, list[str]]:
 
 
 def heaviest_calls() -> dict[str, set[str]]:
-    """Return the calls that the committed record names for each kernel, as `describe` writes them."""
-    named = defaultdict(set)
+    """Return for each kernel the descriptions (of `describe`) of the calls that the committed record calls heaviest."""
+    calls = defaultdict(set)
     for summary in json.loads((RECORDS / RECORD).read_text())["triton"].values():
         for arch in ARCHS:
             for kernel, values in summary[f"sm_{arch}"].items():
-                named[kernel].add(values["heaviest"])
-    return named
+                calls[kernel].add(values["heaviest"])
+    return calls
 
 
 def compiled_launches(calls: list[Call]) -> Iterator[Launch]:
-    """Yield the launches of the calls on each architecture. If several calls make equal launches, one is compiled."""
+    """Yield the launches of the calls on each architecture. ptxas runs only once for equal launches."""
     for arch in ARCHS:
         stand_in(arch)
         known: dict[tuple[str, str], dict[str, int]] = {}
-        with compiling() as made:
+        with compiling() as kernels:
             for call in calls:
-                made.clear()
+                kernels.clear()
                 call.run()
-                for compiled in made:
+                for compiled in kernels:
                     name = settings(compiled)
                     if (call.kernel, name) not in known:
                         known[call.kernel, name] = resources(compiled)
@@ -100,7 +100,7 @@ def compiled_launches(calls: list[Call]) -> Iterator[Launch]:
 def summarised(launches: list[Launch], callers: dict[Call, list[str]]) -> Summary:
     """Return for each kernel the largest use of each resource, the number of different launches, and their callers.
 
-    `heaviest` is the first of the calls that need the most registers.
+    `heaviest` describes the call that needs the most registers.
     """
     groups: dict[tuple[str, str], list[Launch]] = defaultdict(list)
     for launch in launches:
@@ -118,28 +118,28 @@ def summarised(launches: list[Launch], callers: dict[Call, list[str]]) -> Summar
 
 @contextmanager
 def compiling() -> Iterator[list[CompiledKernel]]:
-    """Inside this context, launches are compiled but not run. Compiled kernels are appended to the list.
+    """Inside this context, launches are compiled but not run. The list that it yields collects the compiled kernels.
 
-    Kernels are compiled again for each architecture.
+    Triton's cache of each kernel is cleared first, so that kernels are compiled again for each architecture.
     """
-    run, used, made = JITFunction.run, set(), []
+    run, cleared, kernels = JITFunction.run, set(), []
 
     def compile_only(self: JITFunction, *arguments, grid, warmup, **options) -> CompiledKernel:
-        if self not in used:
-            used.add(self)
+        if self not in cleared:
+            cleared.add(self)
             self.device_caches.clear()
-        made.append(run(self, *arguments, grid=grid, warmup=True, **options))
-        return made[-1]
+        kernels.append(run(self, *arguments, grid=grid, warmup=True, **options))
+        return kernels[-1]
 
     JITFunction.run = compile_only
     try:
-        yield made
+        yield kernels
     finally:
         JITFunction.run = run
 
 
 def settings(compiled: CompiledKernel) -> str:
-    """Describe a launch by the name of the kernel, its constants, and the arguments known to be multiples of 16."""
+    """Describe a launch by its kernel, the kernel's constants, and the integer arguments that are multiples of 16."""
     source = compiled.src
     names = list(source.signature)
     constants = {names[place[0]]: value for place, value in source.constants.items()}
@@ -150,7 +150,7 @@ def settings(compiled: CompiledKernel) -> str:
 
 
 def resources(compiled: CompiledKernel) -> dict[str, int]:
-    """Return registers, stack and spilled bytes per thread from Triton's ptxas, and shared memory per program."""
+    """Return registers, stack bytes and spilled bytes of a thread, as ptxas reports them, and the shared memory."""
     ptx = compiled.asm["ptx"]
     arch = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert arch

@@ -1,8 +1,8 @@
 """Counts the bytes that our kernels move per clip, and those that an ideal fusion of torch's operators would move.
 
-Triton's interpreter counts at toy sizes which share of each tensor a launch reads and writes. The launchers show how
-large those tensors are at the sizes of the experiment. We ignore the reads that add up partial sums of the gradients of
-weights, because these reads are below 2 % of all bytes. TRITON_INTERPRET must be set before this module is imported.
+At toy sizes, Triton's interpreter counts which share of each tensor a launch reads and writes. This share is multiplied
+by the size of the tensor in the experiment. The reads that add up partial sums of the gradients of weights are not
+counted, because they are below 2 % of all bytes. TRITON_INTERPRET must be set before this module is imported.
 """
 
 from collections import defaultdict
@@ -55,10 +55,10 @@ def write_bytes(path: Path) -> None:
 
 
 def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str, float]) -> dict[str, float]:
-    """Return the GB per clip of a training step: with our kernels and the rest compiled, all compiled, and ideal.
+    """Return the GB per clip of a training step: with our kernels in compiled code, compiled without them, and ideal.
 
-    Also returns numbers of launches: of our kernels, and of the folded and the published network without compilation.
-    tests/planner/compiled.py counts the launches of compiled code between our kernels.
+    Also returns numbers of launches: of our kernels alone, and of the folded and the published network in eager mode.
+    The launches of the compiled code between our kernels are counted in tests/planner/compiled.py.
     """
     config = experiment.model
     assert isinstance(config, X3DPairConfig | RGBPoseConfig)
@@ -112,7 +112,7 @@ def moved(call: Call) -> dict:
 
 def toy_launches(call: Call) -> list[Launch]:
     """Run the call at its toy size in the interpreter, and return its launches."""
-    with Traffic() as toy, np.errstate(all="ignore"):  # the tensors are uninitialised
+    with Traffic() as toy, np.errstate(all="ignore"):  # uninitialised tensors may contain NaN
         call.toy().run()
     return toy.launches
 
@@ -120,11 +120,11 @@ def toy_launches(call: Call) -> list[Launch]:
 def totals(launches: list[dict]) -> dict[str, dict]:
     """Add up the GB per clip, the calls and the launches of each kernel and of groups of kernels.
 
-    `beside_gb` counts what the compiler moves around the kernels; `compiled_gb` and `ideal_gb` are for plain torch. The
-    group `blocks` has the kernels of whole blocks, because the ideal is one number for a block; `over_ideal` is their
-    GB relative to it. norm_act is not in that group, because it makes as many passes over memory as compiled
-    code. `heaviest` is the call of each kernel that moves the most bytes, and the only call that `make test` counts
-    again.
+    `gb` is what our kernels move, and `beside_gb` what compiled code moves for the operations around them.
+    `compiled_gb` and `ideal_gb` are for the same computation without our kernels. The group `blocks` contains the
+    kernels that replace whole blocks; `over_ideal` is their `gb` / `ideal_gb`, because the ideal is only known for a
+    whole block. norm_act is not in this group: it makes as many passes over memory as compiled code. `heaviest` is the
+    call of each kernel that moves the most bytes; `make test` counts only these calls again.
     """
     sums: dict[str, dict] = {}
     heaviest: dict[str, dict] = {}

@@ -2,12 +2,12 @@
 
 A step runs on torch's meta device, operator by operator, with two bytes for each number of an activation. Bytes are
 counted in two ways (docs/sources.md, "Bytes of a training step"):
-compiled: what Inductor achieves. Convolutions and products read their inputs and write their outputs. Each BatchNorm
-    makes one pass to compute its statistics and one to apply them, and twice as many backward. Everything else is fused
-    into these passes.
-ideal: convolutions and products compute the statistics when they write, and apply the norm when the next
-    convolution reads. The backward pass of a norm reads the input of the norm once more. A shortcut is
-    read, the sum is written, and the gradient of the sum is read.
+compiled: what Inductor achieves. Convolutions and matrix products read their inputs and write their outputs. Each
+    BatchNorm reads its input to compute statistics, then reads it again and writes the normalised output; its backward
+    pass needs 5 reads and writes. Everything else is fused into these passes.
+ideal: a convolution computes the statistics of the next norm while it writes, and the next convolution applies
+    that norm while it reads. The backward pass of a norm reads the input of the norm once more. For a shortcut, three
+    tensors are counted: the shortcut is read, the sum is written, and the gradient of the sum is read.
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ NORM_PASSES = {"native_batch_norm": 3, "native_batch_norm_backward": 5}  # reads
 
 
 class Operators(TorchDispatchMode):
-    """Inside this mode, adds up the numbers that operators read and write, counted in both ways, and their launches."""
+    """Counts the numbers that operators read and write inside this mode, in both ways, and the operators' launches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Operators(TorchDispatchMode):
             self.numbers["compiled"] += NORM_PASSES[name] * outputs[0].numel()
         if name == "native_batch_norm_backward":
             self.numbers["ideal"] += outputs[0].numel()
-        if name == "add" and torch.is_grad_enabled():  # forward
+        if name == "add" and torch.is_grad_enabled():  # gradients are only recorded in the forward pass
             self.numbers["ideal"] += 3 * outputs[0].numel()
         return out
 
@@ -61,7 +61,7 @@ class Operators(TorchDispatchMode):
 def step_of(experiment: Experiment) -> Operators:
     """Count a training step of CLIPS clips.
 
-    PCAN's head is replaced by the plain head. Compared with the backbones, both heads move almost nothing.
+    PCAN's head is replaced by the plain head, because either head moves almost nothing compared with the backbones.
     """
     model = experiment.model
     network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model).to("meta")

@@ -1,7 +1,7 @@
-"""Compares parts of the networks that run through our kernels with the same parts compiled: first results, then time.
+"""Compares our kernels with the code of torch.compile on parts of the networks: first the results, then the times.
 
-It measures the heaviest blocks and norms of the guide's networks, forward and backward, both compiled. The last result
-says which parts to turn on in each experiment: those that were faster at every shape measured.
+It measures the heaviest blocks and norms of the guide's networks, forward and backward. What surrounds our kernels in a
+part is compiled too. The last result recommends parts for each experiment: those faster at every shape measured.
 """
 
 import time
@@ -28,7 +28,7 @@ from models.config import FusedPart
 from trainer.experiments import MA52_RUN, NTU60_X3D
 from trainer.runtime.wrap import settings
 
-SECONDS = 85  # no step begins later than this
+SECONDS = 85  # from the start; no measurement of a step begins later than this
 CLIPS = 2  # clips in the comparison of results
 # The error of a kernel may be ERROR times the error of the plain step, plus FLOOR times the norm of the exact result.
 # Both errors are differences from the result in float32.
@@ -47,7 +47,7 @@ KERNELS: dict[str, Callable] = {
 def measure(target: Target) -> Iterator[Result]:
     if target.device.type == "cpu" and not interprets():
         raise Skipped(
-            f"Triton's interpreter does not work in operators of torch {torch.__version__}, only of 2.13 and later"
+            f"operators of torch {torch.__version__} cannot run Triton's interpreter, those of 2.13 and later can"
         )
     steps = heaviest((TOY,) if target.toy else (NTU60_X3D, MA52_RUN))
     end, wrong = time.monotonic() + SECONDS, []
@@ -68,12 +68,12 @@ def measure(target: Target) -> Iterator[Result]:
     yield "recommended", recommended(lowest)
     if wrong:
         raise RuntimeError(
-            f"{', '.join(wrong)}: the errors are larger than allowed, or an exception was raised; see results"
+            f"{', '.join(wrong)}: the errors are larger than allowed, or an exception was raised; see the record"
         )
 
 
 def interprets() -> bool:
-    """Whether operators of this torch can run Triton's interpreter: those of 2.13 can, those of 2.11 cannot."""
+    """Return whether operators of this torch can run Triton's interpreter: those of 2.13 can, those of 2.11 cannot."""
     try:
         wrap_triton(_statistics)
     except RuntimeError:
@@ -82,7 +82,7 @@ def interprets() -> bool:
 
 
 def _look(step: Step, target: Target) -> dict:
-    """Compare the results and, if they agree, the times."""
+    """Compare the results of the step with and without our kernels and, if they agree, the times."""
     torch._dynamo.reset()
     error = worst_error(step, target)
     if not error <= 1:
@@ -93,7 +93,7 @@ def _look(step: Step, target: Target) -> dict:
 
 
 def recommended(lowest: dict[tuple[str, FusedPart], float]) -> dict[str, str]:
-    """Return the arguments to add for each experiment, given the lowest speedup of each of its parts."""
+    """Return for each experiment the `--set` that turns on its parts whose lowest speedup is above 1."""
     parts: dict[str, list[FusedPart]] = {experiment: [] for experiment, _ in lowest}
     for (experiment, part), speedup in lowest.items():
         if speedup > 1:
@@ -105,7 +105,7 @@ def recommended(lowest: dict[tuple[str, FusedPart], float]) -> dict[str, str]:
 
 
 def worst_error(step: Step, target: Target) -> float:
-    """Return the largest error of result, gradients and running statistics, as a share of the largest error allowed."""
+    """Return the largest error of the kernels in result, gradients and running statistics, 1 being just allowed."""
     halved = target.device.type == "cuda"
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = outcome(step, target, fused=False, halved=False)
@@ -118,7 +118,7 @@ def worst_error(step: Step, target: Target) -> float:
 
 
 def outcome(step: Step, target: Target, *, fused: bool, halved: bool) -> list[Tensor]:
-    """Return result, gradients and buffers of a step in float64, computed in bfloat16 on a GPU if `halved`."""
+    """Return result, gradients and buffers of a step as float64, computed in bfloat16 if `halved`, else in float32."""
     block, x = step.make(target.device, CLIPS, fused=fused)
     leaves = [x.requires_grad_(), *block.parameters()]
     with interpreted(target.device):
@@ -129,13 +129,16 @@ def outcome(step: Step, target: Target, *, fused: bool, halved: bool) -> list[Te
 
 
 def direction(y: Tensor) -> Tensor:
-    """Return a gradient for y. Unlike `randn_like`, its numbers do not depend on the type or memory layout of y."""
+    """Return a random gradient for y. Unlike with `randn_like`, it does not depend on y's type or memory layout."""
     numbers = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     return torch.empty_like(y).copy_(numbers.bfloat16())
 
 
 def timed(step: Step, target: Target) -> dict[str, np.ndarray]:
-    """Measure seconds of forward and backward at the batch size of the experiment, compiled unless it is a toy."""
+    """Measure the seconds of forward and backward with our kernels (`fused`) and without them (`compiled`).
+
+    The batch size is that of the experiment. A toy is not compiled.
+    """
     calls: Candidates = {
         "fused": both_ways(step, target, fused=True),
         "compiled": both_ways(step, target, fused=False),
@@ -145,7 +148,7 @@ def timed(step: Step, target: Target) -> dict[str, np.ndarray]:
 
 
 def both_ways(step: Step, target: Target, *, fused: bool) -> Callable[[], None]:
-    """Return a call that runs the step forward and backward, in bfloat16 on a GPU."""
+    """Return a function that runs the step forward and backward, in bfloat16 on a GPU."""
     on_gpu = target.device.type == "cuda"
     block, x = step.make(target.device, step.batch, fused=fused)
     x = (x.bfloat16() if on_gpu else x).requires_grad_()

@@ -1,4 +1,4 @@
-"""A stand-in for a GPU, which is enough for compiling."""
+"""Replaces Triton's GPU driver, so that kernels can be compiled on a machine without a GPU."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ from triton.backends.compiler import GPUTarget
 
 
 def stand_in(arch: int) -> None:
-    """From now on Triton compiles for `sm_<arch>`, and cannot launch anything."""
+    """Let Triton compile for `sm_<arch>` from now on. Kernels cannot be launched any more."""
     driver = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", arch, 32),
         get_current_device=lambda: 0,

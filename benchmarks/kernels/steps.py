@@ -1,4 +1,4 @@
-"""Lists the parts of the networks that kernels can run, with their sizes, the heaviest first."""
+"""Lists the parts of the networks that our kernels can run, with their sizes, the heaviest first."""
 
 import copy
 from collections.abc import Iterable
@@ -23,9 +23,9 @@ Block = X3DBlock | Bottleneck | Stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """A block, a stage, or the norm after the first convolution of a block.
+    """A part of a network to measure: a block, a stage, or the norm after the first convolution of a block.
 
-    The network has `times` such parts of equal sizes. `batch` is the number of clips.
+    The network contains `times` such parts of equal sizes. `batch` is the number of clips.
     """
 
     experiment: str
@@ -46,7 +46,7 @@ class Step:
 
     @property
     def weight(self) -> int:
-        """How many numbers per clip all `times` parts read together."""
+        """The count of input numbers per clip, added up over all `times` parts."""
         return self.times * self.num_frames * torch.Size(self.shape).numel()
 
     def make(self, device: torch.device, clips: int, *, fused: bool) -> tuple[Block, Tensor]:

@@ -1,4 +1,4 @@
-"""Makes the table of kernels/blocks/README.md from the records of numbers counted without a GPU."""
+"""Makes the table of kernels/blocks/README.md from bytes.json and registers.json, which are counted without a GPU."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Counts the bytes that Triton kernels move, by observing the loads and stores of the interpreter.
+"""Counts the bytes that Triton kernels move, by observing the loads and stores of Triton's interpreter.
 
-An access raises IndexError if it goes beyond the tensor in which it starts, so that a missing mask is noticed as well.
+A load or store that goes beyond the tensor in which it starts raises IndexError. This reveals a missing mask.
 """
 
 from dataclasses import dataclass, field
@@ -13,28 +13,28 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 @dataclass(slots=True)
 class Argument:
-    """A contiguous tensor that was passed to a launch, and the record of which elements were read and written."""
+    """A contiguous tensor that was passed to a launch, and which of its elements were read and written."""
 
-    base: int
-    item: int
-    read: np.ndarray
-    written: np.ndarray
+    base: int  # address of the first element
+    item: int  # bytes of an element
+    read: np.ndarray  # [elements] of bool
+    written: np.ndarray  # [elements] of bool
 
     @property
     def size(self) -> int:
         return self.read.size * self.item
 
     def touched(self) -> int:
-        """Return the bytes touched, each counted once for reading and once for writing.
+        """Return the bytes that were read plus the bytes that were written, each counted once.
 
-        This is the traffic of the DRAM if caches keep everything.
+        This would be the traffic of the DRAM if the caches kept everything.
         """
         return (int(self.read.sum()) + int(self.written.sum())) * self.item
 
 
 @dataclass(slots=True)
 class Launch:
-    """The traffic of one launch. `asked` counts a byte every time that it is loaded or stored."""
+    """The traffic of one launch. `asked` counts a byte again each time that it is loaded or stored."""
 
     kernel: str
     arguments: dict[str, Argument] = field(default_factory=dict)

@@ -1,4 +1,7 @@
-"""Measures steps of the guide's networks without data: at the guide's batch, as a CUDA graph, and filling the GPU."""
+"""Measures training steps of the guide's networks without loading data.
+
+Each network is measured at the guide's batch size, as a CUDA graph, and at a batch size that fills the GPU's memory.
+"""
 
 import time
 from collections.abc import Iterator
@@ -14,8 +17,8 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.runtime.wrap import settings
 
-FILL = 0.85  # share of the GPU memory to fill
-LARGEST = 16  # largest batch, in multiples of the guide's batch
+FILL = 0.85  # share of the GPU's memory that the largest batch should use
+LARGEST = 16  # largest batch size, in multiples of the guide's batch size
 
 
 def measure(target: Target) -> Iterator[Result]:
@@ -25,13 +28,13 @@ def measure(target: Target) -> Iterator[Result]:
             yield name, values
             failed += [name] if "error" in values else []
     if failed:
-        raise RuntimeError(f"{', '.join(failed)} raised an exception, see results")
+        raise RuntimeError(f"{', '.join(failed)} raised an exception; see the record")
 
 
 def _network(experiment: Experiment, target: Target) -> Iterator[Result]:
-    """Measure the step of one network, the step as a CUDA graph, and a step that fills the GPU.
+    """Measure the step of one network, the step as a CUDA graph, and a step that fills the GPU's memory.
 
-    If one of these measurements raises an exception, the exception is its result.
+    If one of these measurements raises an exception, its result is a description of the exception.
     """
     name, optim = experiment.name, experiment.optim
     timed, failure = attempt(partial(_compiled_step, experiment, target))
@@ -59,14 +62,17 @@ def _compiled_step(experiment: Experiment, target: Target) -> tuple[TrainingStep
 
 
 def _memory_share(values: dict, target: Target) -> float:
-    """Return the share of the GPU memory that the step used. On a CPU, pretend that the step used half."""
+    """Return the share of the GPU's memory that the step used. On a CPU this is not measured, and 0.5 is returned."""
     if target.device.type != "cuda":
         return 0.5
     return values["peak_memory_gb"] * 1e9 / torch.cuda.get_device_properties(target.device).total_memory
 
 
 def filling_batch(batch: int, share: float) -> int:
-    """Return the multiple of 8, at least `batch`, that uses FILL of the memory, if `batch` uses `share` of it."""
+    """Return the batch size (a multiple of 8, at least `batch`) that uses the share FILL of the GPU's memory.
+
+    `share` is the share of the memory that `batch` clips use.
+    """
     return max(batch, min(LARGEST * batch, int(batch * FILL / share)) // 8 * 8)
 
 

@@ -20,11 +20,11 @@ TOY = ("data.demo.num_train=24", "data.demo.num_val=12", "data.demo.size=(160,12
 def measure(target: Target) -> Iterator[Result]:
     """Train the experiment `demo` with up to one rank per GPU, or on a CPU one single-threaded rank per core."""
     on_gpu = target.device.type == "cuda"
-    most = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
-    if on_gpu and most == 1:
-        raise Skipped("it compares several GPUs with one GPU, and this machine has only one")
+    max_ranks = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
+    if on_gpu and max_ranks == 1:
+        raise Skipped("this part compares several GPUs with one GPU, and this machine has only one")
     one_rank = None
-    for ranks in (2**power for power in range(most.bit_length())):
+    for ranks in (2**power for power in range(max_ranks.bit_length())):
         rates = clips_per_s(ranks, target)
         median = float(np.median(rates))
         one_rank = one_rank or median
@@ -32,9 +32,9 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def clips_per_s(ranks: int, target: Target) -> np.ndarray:
-    """Train with this many ranks, and return the clips per second of each logged window except the first two.
+    """Train with this many ranks, and return the clips per second between two log lines, for all but the first two.
 
-    The first two windows include compilation, and batches that were made in advance.
+    The first two values are left out because they include compilation, and batches that were made in advance.
     """
     work_dir = target.scratch / f"ranks_{ranks}"
     arguments = ["--work-dir", str(work_dir), "--ranks", str(ranks), "--max-steps", str(2 if target.toy else STEPS)]

@@ -1,4 +1,4 @@
-"""Measures how much time a snapshot costs the training loop, and how soon a resume has its first batch.
+"""Measures how much time a snapshot costs the training loop, and how long a resume takes to its first batch.
 
 Needs DALI.
 """
@@ -20,13 +20,15 @@ from trainer.runtime.ranks import Ranks
 from trainer.snapshots.writer import Writer
 
 NTU60_CLIPS = 40_091
-STEPS_TO_UPDATE = 60  # matrix products instead of forward and backward; they take 0.1 s, much less than a real step
+# The measured loop computes this many matrix products in place of forward and backward, and then updates the weights.
+# The products take 0.1 s, much less than a real step.
+STEPS_TO_UPDATE = 60
 
 
 def measure_snapshot(target: Target) -> Iterator[Result]:
-    """Measure the time that a loop loses while a snapshot of 39 M weights and their momenta is written.
+    """Measure the time that a loop loses while a snapshot of 39 million weights and their momenta is written.
 
-    The loop has one thread, like a loop that drives a GPU, so that the writer has a core for itself.
+    The loop has one thread, like a loop that drives a GPU, so that the writer can use another core.
     """
     torch.set_num_threads(1)
     network = build_model(EXPERIMENTS["ma52"].model).to(target.device)

@@ -1,7 +1,7 @@
-"""Measures training steps without data: several forms of `ntu60_x3d` on a GPU, three of two networks on a CPU core.
+"""Measures training steps without loading data: several forms of a step on a GPU, and three forms on one CPU core.
 
-`plain_5d` is the network as published, with 3-D layers on [N, C, T, H, W]. `folded` is our network, with 2-D layers on
-[N*T, C, H, W].
+The form `plain_5d` is the network as published, with 3-D layers on [N, C, T, H, W]. The form `folded` is our network,
+with 2-D layers on [N*T, C, H, W].
 """
 
 import time
@@ -34,7 +34,7 @@ TOY = replace(
     ),
     optim=replace(NTU60_X3D.optim, batch_size=2),
 )
-# Pairs of variants whose speeds are compared; ours comes first. `variants` defines the names.
+# Pairs of forms whose speeds are compared, the one that should be faster first. `variants` defines the names.
 RIVALS = (
     ("folded_eager", "plain_5d_eager"),
     ("folded_compiled", "folded_eager"),
@@ -50,7 +50,7 @@ Value = TypeVar("Value")
 
 
 def measure(target: Target) -> Iterator[Result]:
-    """Measure every variant of the ntu60_x3d step alone, and then in turns with the others."""
+    """Measure each variant of the ntu60_x3d step alone, and then all variants in turns."""
     experiment = TOY if target.toy else NTU60_X3D
     batch, steps, failed = random_batch(experiment, target.device), {}, []
     assert isinstance(experiment.model, X3DPairConfig)
@@ -66,13 +66,13 @@ def measure(target: Target) -> Iterator[Result]:
     pairs = [(ours, theirs) for ours, theirs in RIVALS if ours in samples and theirs in samples]
     yield "speedup", {f"{ours}/{theirs}": ratio(samples[ours], samples[theirs]) for ours, theirs in pairs}
     if failed:
-        raise RuntimeError(f"{', '.join(failed)} raised an exception, see results")
+        raise RuntimeError(f"{', '.join(failed)} raised an exception; see the record")
 
 
 def attempt(call: Callable[[], Value]) -> tuple[Value | None, dict]:
-    """Return the result of the call and {}, or None and a description of the exception that it raised.
+    """Return the result of the call and {}, or None and a description of the exception that the call raised.
 
-    This way the other variants are still measured.
+    A measurement that fails in this way does not stop the following ones.
     """
     try:
         return call(), {}
@@ -83,7 +83,7 @@ def attempt(call: Callable[[], Value]) -> tuple[Value | None, dict]:
 
 
 def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tuple[nn.Module, nn.Module]]]:
-    """Return builders by name, the most important first. Each returns a network and the module to call for it."""
+    """Return builders by name, the most important first. Each returns a network and the (compiled) module to call."""
 
     def aligned(network: nn.Module) -> nn.Module:
         align_channels(network)
@@ -103,7 +103,7 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
         "folded_compiled": lambda: compiled(build_model(config)),
         "folded_eager": lambda: eager(build_model(config)),
         "plain_5d_eager": lambda: eager(X3DPair5d(config)),
-        # Small independent kernels share a launch, which halves the number of launches.
+        # Small independent kernels share a launch, so that there are fewer launches.
         "folded_compiled_combined": lambda: compiled(build_model(config), ours | {"combo_kernels": True}),
         "folded_compiled_by_default": lambda: compiled(build_model(config), {}),
         "folded_compiled_aligned": lambda: compiled(aligned(build_model(config))),
@@ -128,7 +128,7 @@ class TrainingStep:
         self.parameters = list(network.parameters())
         self.optimizer = build_sgd(self.parameters, optim.lr, optim.momentum, optim.weight_decay)
         self.guard = BufferGuard(network.buffers())
-        # The same as in trainer.run, which is not imported because it needs DALI.
+        # The same precision as in trainer.run, which is not imported because it needs DALI.
         self.precision = torch.autocast("cuda", torch.bfloat16, enabled=batch[0].is_cuda)
 
     def __call__(self) -> None:
@@ -146,9 +146,9 @@ class TrainingStep:
 def time_step(
     built: tuple[nn.Module, nn.Module], experiment: Experiment, batch: tuple[Tensor, ...], target: Target
 ) -> tuple[TrainingStep, dict]:
-    """Return the step of a variant, and its clips per second, the time of its first call, and its peak memory.
+    """Return the step of a variant, and its clips per second, its peak memory, and the time of its first call.
 
-    The first call includes compilation.
+    The first call includes the time of compilation.
     """
     step = TrainingStep(*built, experiment, batch)
     on_gpu = target.device.type == "cuda"
@@ -171,10 +171,8 @@ def time_step(
 def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, ...]:
     """Return rgb, heatmap, label and coarse label with the shapes, types and memory layout of the loader."""
     clip, count = experiment.clip, experiment.optim.batch_size
-    options: dict = {
-        "device": device,
-        "generator": torch.Generator(device).manual_seed(0),
-    }  # on a GPU these are gigabytes
+    # The numbers are drawn on the device, because for a GPU they are gigabytes.
+    options: dict = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
     side, small, channels = clip.rgb_size, clip.heatmap_size, clip.num_channels()
     rgb = torch.randint(0, 256, (count, clip.rgb_frames, side, side, 3), dtype=torch.uint8, **options)
     heatmap = torch.rand(count, clip.pose_frames, small, small, channels, **options)
@@ -186,7 +184,7 @@ def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, 
 def measure_on_one_core(target: Target) -> Iterator[Result]:
     """Measure steps of ntu60_x3d and ma52 on one CPU core: plain 5-D, folded, and folded and compiled."""
     if target.device.type != "cpu":
-        raise Skipped("it only measures a CPU core")
+        raise Skipped("this part only measures a CPU core")
     torch.set_num_threads(1)
     keep_freed_memory()
     for experiment in (TOY,) if target.toy else (NTU60_X3D, EXPERIMENTS["ma52"]):

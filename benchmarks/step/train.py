@@ -44,7 +44,7 @@ def measure(target: Target) -> Iterator[Result]:
 def _train(experiment: Experiment, loader: Loader, target: Target, limit: float) -> dict:
     """Measure training steps on batches of the loader. `limit`: clips per second that the memory bandwidth allows."""
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=target.device)
-    # The journal of rank 1 writes nothing.
+    # Only the journal of rank 0 writes files, so with rank=1 this journal writes none.
     journal = Journal(target.scratch, rank=1)
     run = build_run(experiment, ranks, (loader, loader), journal, NoWriter(), Interrupt())
 
@@ -71,7 +71,7 @@ def pace(
 ) -> tuple[np.ndarray, float]:
     """Return the batches per second in each window of a few batches, and the share of time spent waiting for data.
 
-    A window ends when the device has finished. The first two windows do not count, because they include compilation.
+    A window ends when the device has finished. The first two windows are left out, because they include compilation.
     """
     window, rates, waited, spent = (1 if target.toy else 5), [], 0.0, 0.0
     end = np.inf

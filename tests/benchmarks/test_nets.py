@@ -23,7 +23,7 @@ def test_a_network_that_raises_is_told_when_the_others_are_done(tmp_path, monkey
     name, values = next(measured)
     assert name == TOY.name
     assert values == {"error": "RuntimeError: no such kernel"}
-    with pytest.raises(RuntimeError, match=f"{name} raised an exception, see results"):
+    with pytest.raises(RuntimeError, match=f"{name} raised an exception; see the record"):
         next(measured)
 
 

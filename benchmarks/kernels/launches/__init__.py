@@ -1,7 +1,8 @@
 """Lists the calls of our kernels that an experiment makes, by running its network on the meta device.
 
-Each kernel has a module here with a class for its calls, whose fields are what a call depends on, and whose `find`
-lists the calls of a network. To add a kernel, add such a module, and its class to CALLS.
+Each kernel has a module here with a class for its calls. The fields of the class are the sizes and options of a call,
+and its method `find` lists the calls that a network makes. To add a kernel, write such a module and add its class to
+CALLS.
 """
 
 from collections import Counter
@@ -27,7 +28,7 @@ from trainer.experiments import MA52_RUN, NTU60, NTU60_X3D
 
 WITH_LIMBS = replace(NTU60_X3D, name="ntu60_x3d_limbs", clip=replace(NTU60_X3D.clip, limbs=True))
 LISTED = (NTU60_X3D, NTU60, MA52_RUN, WITH_LIMBS)
-"""Experiments of which every launch is compiled ahead of time."""
+"""Experiments whose launches are all compiled ahead of time."""
 
 
 class Call(Protocol):
@@ -41,7 +42,7 @@ class Call(Protocol):
 
     @property
     def beside(self) -> int:
-        """The minimum of numbers to read and write for the operations that the kernel leaves to the compiler."""
+        """How many numbers compiled code must at least read and write for the operations that the kernel leaves out."""
         ...
 
     def toy(self) -> "Call":
@@ -49,7 +50,7 @@ class Call(Protocol):
         ...
 
     def plain(self) -> None:
-        """Do the computation of the call with torch's own operators on the meta device, forward and backward."""
+        """Compute the same as the call with torch's own operators on the meta device, forward and backward."""
         ...
 
     def run(self) -> None:
@@ -61,7 +62,7 @@ CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall, NormActCall, MomentsCall, Co
 
 
 def calls_of(experiment: Experiment, train: bool, parts: tuple[FusedPart, ...] = PARTS) -> Counter[Call]:
-    """Count how often a training step or a validation batch makes each call, if these parts run through kernels."""
+    """Count how often a training step (or a validation batch) makes each call if `parts` run through kernels."""
     clip, model = experiment.clip, experiment.model
     lengths = dict(zip(("rgb_size", "heatmap_size"), clip.sizes(train), strict=True))
     few = replace(experiment, clip=replace(clip, **lengths), optim=replace(experiment.optim, batch_size=CLIPS))

@@ -1,4 +1,7 @@
-"""Calls of conv_bn in training: 1x1 convolutions that compute the statistics of the next norm, most after a norm."""
+"""Calls of conv_bn in training: 1x1 convolutions that compute the statistics for the next norm.
+
+Most of them also apply the previous norm to their input.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,17 +26,17 @@ class ConvBnCall:
     width: int
     channels: int
     outputs: int
-    norms: int  # rows of scale and shift of the previous norm: one, one for each clip, or 0 without a norm
+    norms: int  # rows in scale and shift of the previous norm: 1, or one for each clip, or 0 if there is no norm
     activation: str
-    behind: str  # what follows: "norm", "relu" for norm and relu, or "shortcut" for norm, shortcut and relu
-    left: bool  # whether the compiler, not residual_conv, computes what follows
+    behind: str  # what follows the convolution: "norm", "relu" (norm and relu) or "shortcut" (norm, shortcut, relu)
+    left: bool  # whether these following operations are left to the compiler and not computed by residual_conv
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        """List the calls. Those whose block ends in a residual_conv are recognised by their shapes."""
-        made = seen.calls["residual_conv"]
-        ends = Counter(y.shape for y, *_ in made)
-        shortcuts = Counter(shortcut.shape for *_, shortcut, _, shortcut_scale in made if shortcut_scale is not None)
+        """List the calls. If residual_conv ends the block, a call is recognised by its output's shape."""
+        users = seen.calls["residual_conv"]
+        ends = Counter(y.shape for y, *_ in users)
+        shortcuts = Counter(shortcut.shape for *_, shortcut, _, shortcut_scale in users if shortcut_scale is not None)
         for x, weight, scale, _, activation in seen.calls["conv_bn"]:
             shape = torch.Size((len(x), len(weight), *x.shape[2:]))
             takers = shortcuts if scale is None else ends
@@ -77,7 +80,7 @@ class ConvBnCall:
         torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
 
     def _leaves(self, device: str) -> list[Tensor]:
-        """Make x and weight, and scale and shift if there is a norm before."""
+        """Make x and weight, and also scale and shift if there is a previous norm."""
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
         weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)

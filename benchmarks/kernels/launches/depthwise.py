@@ -25,11 +25,11 @@ class DepthwiseCall:
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        """List the calls. Squeeze-excite is recognised by the scale of the next convolution."""
-        behind = [scale for _, _, scale, _, activation in seen.calls["conv_bn"] if activation == "silu"]
-        for (x, _, stride, _, _, activation, num_groups), gated in zip(seen.calls["depthwise"], behind, strict=True):
+        """List the calls. With squeeze-excite, the scale of the next convolution has one row for each clip."""
+        scales = [scale for _, _, scale, _, activation in seen.calls["conv_bn"] if activation == "silu"]
+        for (x, _, stride, _, _, activation, num_groups), scale in zip(seen.calls["depthwise"], scales, strict=True):
             assert (activation, num_groups) == ("relu", CLIPS)
-            yield cls(clips=seen.clips, **sizes(x), stride=stride, squeezed=len(gated) == CLIPS)
+            yield cls(clips=seen.clips, **sizes(x), stride=stride, squeezed=len(scale) == CLIPS)
 
     @property
     def beside(self) -> int:

@@ -33,9 +33,9 @@ class MomentsCall:
         return replace(self, clips=1, frames=1, height=5, width=7)
 
     def plain(self) -> None:
-        """Do nothing, because the call of the convolution counts the norm."""
+        """Do nothing, because ConvBnCall.plain of the next convolution computes this norm."""
 
     def run(self) -> None:
-        """Run forward only. Backward launches no kernel, and would compute in plain torch on large tensors."""
+        """Run the forward pass only. The backward pass launches no kernel; it would run slow plain torch."""
         size = self.clips * self.frames, self.height, self.width, self.channels
         moments(torch.empty(size, dtype=torch.bfloat16).permute(0, 3, 1, 2))

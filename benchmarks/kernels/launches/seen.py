@@ -19,7 +19,7 @@ from kernels.blocks import (
 )
 from trainer.config import Experiment
 
-CLIPS = 2  # clips in the batch that is run: more than one, so that one row per clip differs from one row in all
+CLIPS = 2  # clips in the batch that is run; with 1, a tensor with a row per clip would look like one with a single row
 CONTRACTS: dict[str, tuple[ModuleType, str]] = {
     "shift_conv": (shift_conv_reference, "shift_conv"),
     "depthwise": (depthwise_reference, "depthwise_conv"),
@@ -34,7 +34,7 @@ CONTRACTS: dict[str, tuple[ModuleType, str]] = {
 class Seen:
     """The calls of a network that was run on CLIPS clips of the experiment, with the sizes of training or validation.
 
-    `calls` has the arguments of every call by kernel, in order. `clips` is the real number of clips in a batch.
+    `calls` lists, for each kernel, the arguments of its calls in order. `clips` is the batch size of the experiment.
     """
 
     experiment: Experiment
@@ -45,7 +45,7 @@ class Seen:
 
 @contextmanager
 def noted() -> Iterator[dict[str, list[tuple[Any, ...]]]]:
-    """Inside this context, the arguments of every kernel that a fused network on the meta device calls are recorded."""
+    """Record the arguments of every kernel that a fused network on the meta device calls inside this context."""
     calls: dict[str, list[tuple[Any, ...]]] = {name: [] for name in CONTRACTS}
     originals = {name: getattr(module, function) for name, (module, function) in CONTRACTS.items()}
 

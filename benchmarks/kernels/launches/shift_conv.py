@@ -37,7 +37,7 @@ class ShiftConvCall:
         return replace(self, clips=1, height=3, width=5)
 
     def plain(self) -> None:
-        """Run the shift and the convolution. The call of the next convolution counts the norm."""
+        """Run the shift and the convolution. DepthwiseCall.plain runs the norm that follows."""
         x, weight = self._leaves("meta")
         result = torch.conv2d(shift_frames(x, self.frames, self.fold), weight)
         torch.autograd.grad(result, (x, weight), torch.empty_like(result))

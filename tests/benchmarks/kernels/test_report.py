@@ -109,7 +109,7 @@ def test_a_kernel_that_raises_is_a_result_and_the_others_are_measured(target, mo
 
     monkeypatch.setitem(report.KERNELS, "norm_act", broken)
     results = {}
-    with pytest.raises(RuntimeError, match=r"norm_act_3x18x8x8.*an exception was raised; see results"):
+    with pytest.raises(RuntimeError, match=r"norm_act_3x18x8x8.*an exception was raised; see the record"):
         results.update(report.measure(target))
     told = {name for name, values in results.items() if "out of resource" in values.get("error", "")}
     assert told == {name for name in results if "norm_act" in name}
