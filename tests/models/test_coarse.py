@@ -56,8 +56,8 @@ def test_names_are_one_per_class():
     ("values", "sentence"),
     [
         ([0, 1, 1], "has 3 entries for 4 classes"),
-        ([0, 1, 2, 1], "sends class 2 to 2: use numbers from 0 to 1"),
-        ([0, -1, 1, 1], "sends class 1 to -1"),
+        ([0, 1, 2, 1], "assigns class 2 to 2: use numbers from 0 to 1"),
+        ([0, -1, 1, 1], "assigns class 1 to -1"),
         ([0, 0, 0, 0], "assigns no class to coarse class 1"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_map_is_read_by_name_or_from_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("0 one", "holds 'one'"), ("0 --1", "holds '--1'"), ("", "is empty"), (None, "No such file")],
+    [("0 one", "contains 'one'"), ("0 --1", "contains '--1'"), ("", "is empty"), (None, "No such file")],
 )
 def test_a_file_that_is_no_map_is_named(tmp_path, text, sentence):
     path = tmp_path / "map.txt"
