@@ -24,7 +24,7 @@ Share = Annotated[float, Range(0, 1)]
 
 @functools.cache
 def ranges(settings: type) -> dict[str, Range]:
-    """Map the name of each field whose type declares a Range to that Range. `settings` is a dataclass."""
+    """Return the Range of each field of the dataclass `settings` by its name. Fields without a Range are left out."""
     hints = get_type_hints(settings, include_extras=True)
     return {name: item for name, hint in hints.items() for item in _metadata(hint) if isinstance(item, Range)}
 

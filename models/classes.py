@@ -15,9 +15,9 @@ NTU60_SEMANTIC8 = tuple(
 )  # fmt: skip
 """Our own grouping by meaning. It respects the official division into daily, medical and mutual actions."""
 NTU60_GUIDE_DIV8 = tuple(min(fine // 8, 7) for fine in range(60))
-"""The map of the guide's coarse cross-entropy: eight consecutive classes form one, whatever they mean."""
+"""The map of the coarse cross-entropy in PCANetwork's training guide: eight consecutive classes form a coarse class."""
 NTU60_GUIDE_RANGES = (0,) * 10 + (1,) * 10 + (2,) * 10 + (3,) * 10 + (4,) * 5 + (5,) * 5 + (6,) * 5 + (7,) * 5
-"""The map of the guide's tree loss."""
+"""The map of the tree loss in PCANetwork's training guide."""
 COARSE_MAPS = {
     "ma52": MA52,
     "semantic8": NTU60_SEMANTIC8,

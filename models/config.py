@@ -154,7 +154,7 @@ class RGBPoseConfig(TwoStreamConfig):
 
     frame_ratio: ClassVar[int | None] = 4
     interaction: bool = False
-    """PCAN's FeatureInteraction at both fusion points."""
+    """Whether the network has PCAN's FeatureInteraction at both fusion points."""
     drop_path: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
     """Probabilities that a training batch drops the laterals into the RGB path, and those into the pose path."""
     rgb: ResNetPathConfig = RESNET_RGB

@@ -108,8 +108,8 @@ class CrossAttention(nn.Module):
 class FeatureInteraction(nn.Module):
     """Scales the frames of each stream by 1 + a, where a comes from attention to the other stream over time.
 
-    RGB attends to pose, then pose attends to the result, as in the published code. A time step
-    is one RGB frame and `ratio` pose frames. The published networks have 8 steps, but any number works.
+    RGB attends to pose, then pose attends to the result, as in the published code. A time step is one RGB frame and
+    `ratio` pose frames. The published networks have 8 steps, but any number works.
     """
 
     def __init__(self, rgb_channels: int, pose_channels: int, ratio: int) -> None:

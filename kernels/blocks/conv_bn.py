@@ -18,7 +18,7 @@ from kernels.blocks.conv_bn_reference import WIDEST
 from kernels.blocks.rows import activate, load, merge, part, through
 
 BLOCK_M = 64  # with 128, threads need up to 159 registers, and some registers spill
-BLOCK_N = 64  # maximum; for narrower matrices, the next power of two after their width
+BLOCK_N = 64  # columns of a block; for narrower matrices, their width rounded up to a power of two
 BLOCK_K = 32
 GRAD_TILE = 8192  # elements of the block of the result's gradient that is loaded at once; it spans all columns
 GRAD_SUMS = 16384  # elements of the weight's gradient that a program sums: 64 per thread

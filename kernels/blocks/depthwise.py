@@ -311,7 +311,8 @@ def _gradients(
     """Each pixel of the result corresponds to STRIDE by STRIDE pixels of the images.
 
     The gradients of these pixels depend on that pixel of the result and on its neighbours. Each step down loads one row
-    of the gradient into the window, and stores the STRIDE rows of the images above that row.
+    of the result's gradient into the window, and stores the gradients of the STRIDE rows that correspond to the row
+    above.
     """
     first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)

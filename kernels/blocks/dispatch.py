@@ -44,7 +44,7 @@ def depthwise_conv(
 def conv_bn(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Norm and activation, if there is a norm, then a 1x1 convolution; also returns the statistics of the result."""
+    """Norm and activation (if scale is passed) and a 1x1 convolution; also returns the statistics of the result."""
     if x.is_cuda:
         from kernels.blocks import conv_bn as module
     else:
@@ -61,7 +61,7 @@ def residual_conv(
     num_frames: int,
     shortcut_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """End of a residual block and first convolution of the next block; also returns the statistics of its result."""
+    """End of a residual block and first convolution of the next one; also returns the statistics of the convolution."""
     if y.is_cuda:
         from kernels.blocks import residual_conv as module
     else:

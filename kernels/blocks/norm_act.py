@@ -78,10 +78,10 @@ def _grad_sums(
     activation: str,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return sums over each group [2, N, C], and the gradient before the activation [N*P, C] if there is a residual.
+    """Return sums over each group [2, N, C], and the gradient of the activation's input [N*P, C].
 
-    The sums are those of the gradient before the activation, and of this gradient times the normalised rows. Without a
-    residual, the second result is empty.
+    The sums are those of the gradient of the activation's input, and of this gradient times the normalised rows.
+    Without a residual, the second result is empty.
     """
     programs, shape, options = split_rows(rows, _groups(gate), summed=True)
     partial = rows.new_empty(2, _groups(gate), rows.shape[1], shape[1], dtype=torch.float32)
@@ -197,7 +197,7 @@ def _forward(
 @triton.jit
 def _backward_sums(
     partial,  # [2, N, C, S]
-    inner,  # [N*P, C] if there is a residual
+    inner,  # [N*P, C], or empty if residual is None
     grad,  # [N*P, C]
     rows,  # [N*P, C]
     residual,  # [N*P, C] or None

@@ -231,7 +231,7 @@ def _backward(
         inside = owned & known[None, :]
         inputs = tl.load(total + first * C + place, inside, 0.0)
         inner = owned & (column < TAPS * O)[None, :]
-        if TAPS > 1:  # the results of earlier and later frames have read the row, too
+        if TAPS > 1:  # the row was also read for the results of earlier and later frames
             to = _frame(first, local, num_frames, frame_rows) - later[None, :]
             inner &= (to >= 0) & (to < num_frames)
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, output[None, :], inner, O)

@@ -25,8 +25,8 @@ def residual_conv(
     includes its shift; without `shortcut_scale` the shortcut is added unchanged. Gradients flow from all
     four results to all tensors.
 
-    y, shortcut: [N*T, C, H, W] channels_last, like the results; weight: [O, C, K, 1] with K odd and K * O <= 512, in
-    float32 or the type of y, to which it is rounded; scale, shift, shortcut_scale: [C]; num_frames: T.
+    y, shortcut: [N*T, C, H, W] channels_last, like the results; weight: [O, C, K, 1] with K odd and K * O <= 512,
+    which is rounded to the type of y; scale, shift, shortcut_scale: [C]; num_frames: T.
     Returns the result of the convolution [N*T, O, H, W], its mean [O] and biased variance [O], and x. The statistics
     are those of the stored, rounded values. Statistics and sums of products are in float32 at least.
     """

@@ -208,7 +208,7 @@ def _store_shifted(
     tl.store(target, gradient, inside & (channel >= moved)[None, :])
     if FOLD:
         # The gradient of an element that was read from the next frame is stored in the next frame. The last frame of a
-        # clip has no next frame; instead we store zeros in the first frame, whose elements were read by no frame.
+        # clip has no next frame; instead we store zeros in the clip's first frame, which no frame has read.
         later = (channel < FOLD)[None, :]
         earlier = ((channel >= FOLD) & (channel < 2 * FOLD))[None, :]
         leaves = (later & (frame == num_frames - 1)) | (earlier & (frame == 0))

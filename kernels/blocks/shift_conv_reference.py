@@ -12,8 +12,8 @@ def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[T
     from the frame itself. Beyond the ends of a clip there are zeros. Gradients flow from the result, the mean and the
     variance to x and weight.
 
-    x: [N*T, C, H, W] channels_last, like the result; num_frames: T; weight: [O, C, 1, 1] with O <= 512, in float32 or
-    the type of x, to which it is rounded.
+    x: [N*T, C, H, W] channels_last, like the result; num_frames: T; weight: [O, C, 1, 1] with O <= 512, which is
+    rounded to the type of x.
     Returns the result [N*T, O, H, W], its mean [O] and its biased variance [O]. The statistics are those of the stored,
     rounded values. Statistics and sums of products are in float32 at least.
     Source: the first step of a block of temporal-shift X3D (docs/sources.md, "Temporal-shift X3D").

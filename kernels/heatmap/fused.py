@@ -144,7 +144,7 @@ def _place(joint, placement, clip, is_flipped, W: tl.constexpr, MIN_SCORE: tl.co
     x = tl.load(joint).to(tl.float32)
     y = tl.load(joint + 1).to(tl.float32)
     score = tl.load(joint + 2).to(tl.float32)
-    visible = score.to(tl.float64) - MIN_SCORE >= 0  # float32 would round MIN_SCORE
+    visible = score.to(tl.float64) - MIN_SCORE >= 0  # in float64, because float32 would round MIN_SCORE
     if placement is not None:
         visible = visible & ((x != 0) | (y != 0))
         x = tl.load(placement + clip * 4) * x + tl.load(placement + clip * 4 + 1)

@@ -37,7 +37,7 @@ class Comparison:
         return [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
     def insist(self, source: object) -> None:
-        """Raise WeightsError, with the name of `source`, if there are complaints."""
+        """Raise WeightsError, which names `source`, if there are complaints."""
         if complaints := self.complaints():
             raise WeightsError(
                 f"{source} does not fit: {'; '.join(complaints)}; see `python -m models.weights inspect`"

@@ -54,7 +54,7 @@ LOG_TYPES = (
 
 
 def read_file(path: Path, averaged: bool = False) -> State:
-    """Read the tensors of a .safetensors file or a torch checkpoint to the CPU, by name, and run no code in the file.
+    """Read the tensors of a .safetensors file or a torch checkpoint to the CPU, by name. No code in the file runs.
 
     With `averaged`, read the EMA of a snapshot instead of its weights. Raises WeightsError if the file cannot be read,
     or has no EMA although `averaged` is set.
@@ -210,7 +210,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file ends with a trailer, as `save` writes it last. The digest in the trailer is not checked."""
+    """Whether a file ends with the trailer that `save` writes. The digest in the trailer is not checked."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TRAILER.size))

@@ -7,7 +7,7 @@ from models.weights.renaming import State
 
 
 def folded(state: State) -> State:
-    """Convert published tensors, which have our names already, to our shapes."""
+    """Convert published tensors, which must have been renamed to our names, to our shapes."""
     return {name: fold(name, tensor) for name, tensor in state.items()}
 
 

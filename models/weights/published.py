@@ -1,4 +1,4 @@
-"""The names in published weights of mmaction2, PCAN, EPAM-Net and the guide (docs/sources.md, "Weight files")."""
+"""Rules that translate tensor names of mmaction2, PCAN, EPAM-Net and the guide (docs/sources.md, "Weight files")."""
 
 from models.weights.folding import folded, unfolded
 from models.weights.renaming import Rules, State, renamed, turned

@@ -102,7 +102,7 @@ def write(state: State, rules: Rules) -> tuple[State, list[str]]:
 
 
 def identity_norm(channels: int) -> State:
-    """Return a batch norm with weight 1, bias 0, mean 0 and variance 1, for the place where pytorchvideo has none."""
+    """Return the tensors of a batch norm that changes nothing (up to eps), for BARE, which has none in pytorchvideo."""
     values = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
     norm = {f"{BARE}.bn.{name}": torch.full((channels,), value) for name, value in values.items()}
     return norm | {f"{BARE}.bn.num_batches_tracked": torch.tensor(0)}
