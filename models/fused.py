@@ -2,8 +2,7 @@
 
 `fuse` changes the classes of the modules of a built network. Their parameters, buffers and names stay the same, and so
 do the results, up to rounding. Only training uses the kernels: in evaluation a norm is just a scale and a shift, which
-the compiler fuses by itself. Tensors are [N*T, C, H, W] channels_last. kernels/blocks/README.md describes the
-kernels.
+the compiler fuses by itself. Tensors are [N*T, C, H, W] channels_last. See kernels/blocks/README.md.
 """
 
 from collections.abc import Iterable

@@ -227,7 +227,7 @@ def _forward(
 def _backward(
     grad_rows,  # [N*P, C]
     of_weight,  # [N*S, O, C]
-    of_affine,  # [2, C, N, S]: gradients of scale and shift, if they are given
+    of_affine,  # [2, C, N, S]: gradients of scale and shift; empty if these are None
     grad,  # [N*P, O]
     result,  # [N*P, O]
     mean,  # [O]

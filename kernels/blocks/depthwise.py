@@ -144,8 +144,7 @@ def _grads(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of the images, of the weight [C, 9], and of scale and shift [C], if there are any.
 
-    The statistics add level + slope * (result - mean) to the gradient of the result. level: [N, C] or [1, C]; slope:
-    [C].
+    level [N, C] or [1, C] and slope [C] come from `spread_over_pixels`.
     """
     strips, channels = cut(result, images, groups, stride, SPAN // stride), images.shape[3]
     grad_images = images.new_empty(images.shape)
@@ -216,7 +215,10 @@ def _forward(
     BLOCK_I: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Each step down reads STRIDE rows of the images and stores one row of the result, except the first 3 - STRIDE."""
+    """Each step down reads STRIDE rows of the images and stores one row of the result.
+
+    The first 3 - STRIDE steps store nothing.
+    """
     first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = channel < C
