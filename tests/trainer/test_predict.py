@@ -184,7 +184,7 @@ MISTAKES = {
     "no npz": ("{video} --pose {tmp}/fake.npz", "fake.npz cannot be read"),
     "other joints": (
         "{video} --pose {tmp}/joints.npz",
-        "joints.npz has 28 joints a person, but experiment demo needs 17",
+        "joints.npz has 28 joints per person, but experiment demo needs 17",
     ),
     "other length": ("{video} --pose {tmp}/short.npz", "it has more than 7 frames, but its skeleton has 5"),
     "broken video": ("{tmp}/broken.mp4 --pose {tmp}/short.npz", "broken.mp4: it"),

@@ -148,7 +148,7 @@ def test_single_streams_beside_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["runs", "{}/none"], "none has no run in it: give the folder of your work directories"),
+        (["runs", "{}/none"], "none contains no run: name the folder of your work directories"),
         (["compare", "{}/a"], "compare takes 2 to 6 work directories, not 1"),
         (["compare", "{}/a", "{}/b"], "b is not a work directory: its experiment.json cannot be read"),
         (["compare", "{}/a", "{}/fresh"], "fresh has no records yet"),

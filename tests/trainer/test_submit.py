@@ -47,8 +47,8 @@ def test_a_submission_read_back(tmp_path, capsys):
     ("changes", "sentence"),
     [
         ({"actions": 60, "bodies": 8}, "has 60 classes and 8 coarse classes, but MA-52 has 52 and 7"),
-        ({"pose_coarse": None}, "does not hold fine and coarse scores of both streams"),
-        ({"name": np.array(["a/x.mp4", "b/x.mp4", "c", "d"])}, "names 1 videos twice"),
+        ({"pose_coarse": None}, "does not contain fine and coarse scores of both streams"),
+        ({"name": np.array(["a/x.mp4", "b/x.mp4", "c", "d"])}, "1 videos have the same file name as another"),
     ],
 )
 def test_scores_that_cannot_be_submitted(tmp_path, capsys, changes, sentence):

@@ -32,14 +32,14 @@ class CompareOptions:
 
 
 def compare(options: CompareOptions, console: Console | None = None) -> int:
-    """Write the picture and print the tables. Raises UserError for a run without records, or an unwritable file."""
+    """Write the picture and print the tables. Raises UserError if a run has no records or the file is not writable."""
     if not 2 <= len(options.runs) <= len(COLORS):
         raise UserError(f"compare takes 2 to {len(COLORS)} work directories, not {len(options.runs)}")
     past_runs = [read_run(folder) for folder in options.runs]
     for run in past_runs:
         if not run.records:
             raise UserError(
-                f"{run.folder} has no records yet: wait until the run has logged some steps, or leave it out"
+                f"{run.folder} has no records yet: wait until the run has logged some steps, or compare other runs"
             )
     try:
         write_png(draw(past_runs), options.out)
@@ -55,7 +55,7 @@ def compare(options: CompareOptions, console: Console | None = None) -> int:
 
 
 def bests(past_runs: Sequence[PastRun]) -> Table:
-    """A table with one line for each run: its best validation, the top-1 of both streams there, and its speed."""
+    """A table with one row for each run: its best validation, the top-1 of both streams in it, and the run's speed."""
     table = Table("run", "state", "epoch", "best", "at epoch", "rgb", "pose", "metric", "clips/s")
     for run, name in zip(past_runs, names(past_runs), strict=True):
         best = run.best() or {}
@@ -84,7 +84,9 @@ def shortened(value: Any) -> str:
 
 
 def as_text(value: float | None) -> str:
-    """Text for a cell: counts as they are, shares with four decimals, larger numbers with one; "" for None and NaN."""
+    """Text for a cell: integers unchanged, numbers up to 1 with four decimals, larger ones with one decimal, and "" for
+    None and NaN.
+    """
     if value is None or value != value:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.4f}" if value <= 1 else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""`python -m trainer eval`: writes a checkpoint's accuracies, scores, per-class table and confusion matrix."""
+"""`python -m trainer eval`: scores a validation split, and writes metrics, scores, classes and confusion matrix."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     out = options.out or options.checkpoint.parent / "eval"
     with join(device) as ranks:
         if ranks.leads:
-            make_folder(out)  # a folder that cannot be written is reported now, not after an hour of scoring
+            make_folder(out)  # so that a folder without write permission is reported now, and not after scoring
         scores, names = score(experiment, network.to(ranks.device).eval(), ranks, options.clips)
         if ranks.leads:
             metrics = summarize(scores)
@@ -114,7 +114,7 @@ def write(
 
 
 def make_folder(out: Path) -> None:
-    """Make the folder of --out if it does not exist. Raises UserError if it cannot be written."""
+    """Make the folder of --out if it does not exist. Raises UserError if no files can be written to it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -127,8 +127,8 @@ def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
 
 
 def write_scores(path: Path, scores: Scores, names: Sequence[str]) -> None:
-    """Write an npz with name [N] text, label and coarse_label [N] int64, and for each stream probabilities [N, K]
-    float32.
+    """Write an npz file with the arrays name [N] (text), label and coarse_label [N] int64, and one of probabilities
+    [N, K] float32 for each stream.
     """
     arrays: dict[str, Any] = {stream: probability.numpy() for stream, probability in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy()}
@@ -136,7 +136,7 @@ def write_scores(path: Path, scores: Scores, names: Sequence[str]) -> None:
 
 
 def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], coarse_map: Sequence[int]) -> None:
-    """Write a CSV with a line for each class: the number of clips; recall, precision and F1 of the fused scores; and
+    """Write a CSV with one line for each class: its number of clips, recall, precision and F1 of the fused scores, and
     the recall of each stream.
     """
     num_classes = main_scores(scores).shape[1]

@@ -1,8 +1,8 @@
 """`python -m trainer export`: writes a checkpoint's network to a file that other programs can run.
 
-The file takes the same inputs as the network: any number of clips, at the sizes of training and of validation. Its
-metadata describe these inputs (export_recipe.py). Before the file gets its final name, its outputs are compared with
-those of the network.
+The exported network takes any number of clips, at the frame sizes of training and of validation. Metadata in the file
+describe its inputs (export_recipe.py). Before the file gets its final name, its outputs are compared with those of the
+original network.
 """
 
 import json
@@ -35,8 +35,8 @@ from trainer.commands.export_recipe import recipe, sizes_of
 from trainer.config import Experiment
 from trainer.settings import Choice, experiment_of
 
-TOLERANCE = 1e-4  # largest difference of a probability that is accepted
-NUM_CLIPS = (1, 3)  # clips in the comparisons: other numbers than the 2 clips with which the network is traced
+TOLERANCE = 1e-4  # largest accepted difference between a probability of the written file and that of the network
+NUM_CLIPS = (1, 3)  # clips in the two comparisons; not 2, because the network is traced with 2 clips
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class ExportOptions(Choice):
 
 
 def export(options: ExportOptions) -> int:
-    """Write the file and print a summary. Raises UserError if its outputs differ from those of the network."""
+    """Write the file and print a summary. Raises UserError if the file's outputs differ from those of the network."""
     experiment = experiment_of(options)
     out = options.out or options.checkpoint.with_suffix(f".{options.format}")
     check(options, out)
@@ -71,8 +71,8 @@ def export(options: ExportOptions) -> int:
         partial.unlink(missing_ok=True)
     size = out.stat().st_size / 1e6
     print(
-        f"{out}: {size:.1f} MB, probabilities within {difference:.0e} of the network's; its metadata describe the "
-        "inputs"
+        f"{out}: {size:.1f} MB; its probabilities differ from the network's by at most {difference:.0e}, and its "
+        "metadata describe the inputs"
     )
     return 0
 
@@ -95,7 +95,7 @@ def check(options: ExportOptions, out: Path) -> None:
 
 
 def unwritable(out: Path, error: Exception) -> UserError:
-    """The error for a file that cannot be written."""
+    """A UserError that says why the file `out` cannot be written."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     return UserError(f"{out} cannot be written ({reason}); name another file with --out")
 
@@ -117,7 +117,7 @@ def write(options: ExportOptions, experiment: Experiment, scorer: Scorer, path: 
 def compare(experiment: Experiment, scorer: Scorer, score: Score, out: Path) -> float:
     """Compare the network (`scorer`) with the written file (`score`) at the sizes of training and of validation.
 
-    Returns the largest difference of a probability. Raises UserError if it is more than TOLERANCE.
+    Returns the largest difference between their probabilities. Raises UserError if it is more than TOLERANCE.
     """
     largest = 0.0
     for num_clips, train in zip(NUM_CLIPS, (True, False), strict=True):
@@ -136,8 +136,8 @@ def compare(experiment: Experiment, scorer: Scorer, score: Score, out: Path) -> 
 
 
 def example(experiment: Experiment, num_clips: int, train: bool) -> Inputs:
-    """Inputs for a test: frames of noise, and heatmaps of random joints of one person, at the size of training or of
-    validation.
+    """Inputs for tracing and for `compare`: frames of noise, and heatmaps of random joints of one person. They have the
+    size of training if `train`, else that of validation.
     """
     clip, model = experiment.clip, experiment.model
     generator = torch.Generator().manual_seed(num_clips)

@@ -1,4 +1,4 @@
-"""The file formats of `python -m trainer export`: how each is written, and read back as a function of inputs."""
+"""The file formats of `python -m trainer export`: writes each format, and reads a file back as a callable network."""
 
 import importlib.util
 import io
@@ -15,14 +15,14 @@ from torch.export import Dim, ExportedProgram
 
 from kernels.program import UserError
 
-KEY = "duet"  # name of our entry in a file's metadata, whose value is JSON
+KEY = "duet"  # the key in a file's metadata under which our metadata are stored as JSON
 Format = Literal["onnx", "pt2", "safetensors"]
 Inputs = dict[str, Tensor]
 Score = Callable[..., dict[str, Tensor]]  # takes the inputs as keyword arguments
 
 
 class Scorer(nn.Module):
-    """The network as it is exported: takes the inputs of the streams, each [N, ...], and returns probabilities [N, K].
+    """The network in the form that is exported: takes the streams' inputs [N, ...], and returns probabilities [N, K].
 
     score_fused is the mean of both streams, as in `predict`. score_sum is EPAM-Net's published score. The names start
     with score_ because ONNX does not allow an output to have the name of an input, such as rgb.
@@ -36,7 +36,7 @@ class Scorer(nn.Module):
     def forward(self, rgb: Tensor | None = None, heatmap: Tensor | None = None) -> dict[str, Tensor]:
         logits = self.network(rgb, heatmap).logits
         scores = {f"score_{name}": values.float().softmax(1) for name, values in logits.items()}
-        if "rgb" in logits and "pose" in logits:  # not a comparison of sets, which torch 2.11 cannot trace
+        if "rgb" in logits and "pose" in logits:  # written like this because torch 2.11 cannot trace set comparisons
             return {"score_fused": (scores["score_rgb"] + scores["score_pose"]) / 2} | scores
         return scores
 
@@ -50,8 +50,8 @@ def check_extra(chosen: Format) -> None:
 
 def write_pt2(scorer: Scorer, inputs: Inputs, any_side: bool, metadata: str, path: Path) -> None:
     exported = traced(scorer, inputs, any_side)
-    exported.example_inputs = None  # they would be twice as large as a small network
-    content = io.BytesIO()  # not straight to the file: on a full disk torch's own writer would kill the process
+    exported.example_inputs = None  # do not save these: they can be twice as large as the network
+    content = io.BytesIO()  # saved in memory first, because on a full disk torch's file writer would kill the process
     torch.export.save(exported, content, extra_files={f"{KEY}.json": metadata})
     path.write_bytes(content.getbuffer())
 
@@ -96,11 +96,11 @@ def write_tensors(network: nn.Module, metadata: str, path: Path) -> None:
 
 
 def traced(scorer: Scorer, inputs: Inputs, any_side: bool) -> ExportedProgram:
-    """The exported graph. It takes any number of clips and, with `any_side`, frames and heatmaps of any square size."""
+    """The exported graph. It takes any number of clips and, with `any_side`, frames and heatmaps of any side length."""
     axes = {"rgb": (2, 3), "heatmap": (3, 4)}
     batch, shapes = Dim("batch"), {}
     for name in inputs:
         shapes[name] = {0: batch} | ({axis: Dim.DYNAMIC for axis in axes[name]} if any_side else {})
     with torch.no_grad():
-        # strict=True also traces Python code such as len(tensor).
+        # strict=True traces the Python bytecode, which is needed for calls such as len(tensor).
         return torch.export.export(scorer, (), inputs, dynamic_shapes=shapes, strict=True)

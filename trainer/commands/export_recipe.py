@@ -1,4 +1,4 @@
-"""The metadata of an exported network: all that a program needs to know to run it, in words and numbers."""
+"""The metadata of an exported network, which describe its inputs and outputs for the author of another program."""
 
 import importlib.metadata
 from pathlib import Path
@@ -37,7 +37,7 @@ LIMBS = (
 
 
 def recipe(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
-    """The metadata, ready for JSON: inputs, outputs, classes and versions."""
+    """The metadata as a dict that can be written as JSON: inputs, outputs, classes and versions."""
     clip, data, model = experiment.clip, experiment.data, experiment.model
     inputs = {"rgb": describe_rgb(clip), "heatmap": describe_heatmap(clip)}
     if isinstance(model, SingleStreamConfig):
@@ -85,7 +85,7 @@ def describe_heatmap(clip: ClipConfig) -> dict[str, Any]:
 
 
 def sizes_of(clip: ClipConfig) -> list[tuple[int, int]]:
-    """(frame side, heatmap side) in pixels: two pairs if the sizes of training and validation differ, else one."""
+    """Pairs (frame side, heatmap side) in pixels: two if the sizes of training and validation differ, else one."""
     return sorted({clip.sizes(train) for train in (True, False)})
 
 

@@ -1,6 +1,6 @@
 """`python -m trainer --list`: prints a table of all experiments.
 
-It shows the data, network, parameters, multiply-adds, batch size and schedule of each.
+The table shows their data, network, number of parameters, multiply-adds, batch size and schedule.
 """
 
 from pathlib import Path
@@ -10,9 +10,9 @@ from rich.table import Table
 
 from trainer.experiments import EXPERIMENTS
 
-WIDE = 150  # columns when the output is not a terminal, so that no number is cut off
-# For each experiment the number of parameters, and the multiply-adds of a forward pass of one clip at the training
-# size. PCAN's fine prototypes count as parameters. tests/trainer/test_list.py compares this table with the networks.
+WIDE = 150  # width of the table in characters when the output is not a terminal, so that no number is cut off
+# For each experiment, the number of parameters (including PCAN's fine prototypes), and the multiply-adds of a forward
+# pass of one clip at the frame size of training. tests/trainer/test_list.py compares these numbers with the networks.
 SIZES = {
     "ma52": (39_144_886, 61_390_835_200),
     "ma52_pcan": (39_144_886, 61_390_835_200),

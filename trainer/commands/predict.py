@@ -34,8 +34,8 @@ from trainer.runtime.ranks import device_of
 from trainer.runtime.wrap import compiled
 from trainer.settings import Choice, experiment_of
 
-WIDTH = 120  # columns of the table when the output is not a terminal
-LONGEST = 512  # frames in a window at most: their scaled copies stay in memory until the window is scored
+WIDTH = 120  # width of the table in characters when the output is not a terminal
+LONGEST = 512  # maximum of frames in a window, as their scaled copies stay in memory until the window is scored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,8 @@ class PredictOptions(Choice):
     checkpoint: Path
     """Snapshot of a run, native safetensors, or a published file."""
     pose: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Skeletons: an annotation pickle with entries for the videos, or the .npz of one video. Default: estimate them."""
+    """Skeletons: an annotation pickle with entries for the videos, or the .npz of one video. Default: they are
+    estimated."""
     window: int = 64
     """Number of frames that are classified together. A shorter video is one window."""
     stride: int = 32
@@ -59,9 +60,7 @@ class PredictOptions(Choice):
 
 
 def predict(options: PredictOptions) -> int:
-    """Predict the videos one after another. Raises UserError for a video that cannot be read or results that cannot be
-    written.
-    """
+    """Predict the videos one after another. Raises UserError if a video cannot be read or results cannot be written."""
     experiment, device = experiment_of(options), torch.device(device_of(options.device))
     out = options.out or options.checkpoint.parent / "predict"
     check(options, out)
@@ -93,7 +92,7 @@ def predict(options: PredictOptions) -> int:
 
 
 def check(options: PredictOptions, out: Path) -> None:
-    """Raise UserError for mistakes that can be found before anything is computed."""
+    """Raise UserError for mistakes in the options, before anything is computed."""
     if not options.videos:
         raise UserError("no video is named; write python -m trainer predict VIDEO.mp4 --exp ... --checkpoint ...")
     if not 1 <= options.stride <= options.window <= LONGEST:
@@ -119,7 +118,7 @@ def check(options: PredictOptions, out: Path) -> None:
 
 
 class Skeletons:
-    """The source of the videos' skeletons: the file of --pose, or a pose estimator if there is none."""
+    """Reads the skeletons of videos from the file of --pose. Without --pose, estimates them."""
 
     def __init__(self, options: PredictOptions, experiment: Experiment, console: Console):
         self.options, self.console, self.experiment = options, console, experiment
@@ -128,7 +127,7 @@ class Skeletons:
         self.estimator: PoseEstimator | None = None
         if self.needed and options.pose is None:
             joints = experiment.clip.skeleton.num_joints
-            self.estimator = PoseEstimator(joints, "give a file of skeletons with --pose")
+            self.estimator = PoseEstimator(joints, "name a file of skeletons with --pose")
 
     def of(self, video: Path, header: Header, out: Path) -> Poses | None:
         """The skeletons of a video, or None if the experiment does not need them and --pose is not given.
@@ -140,7 +139,7 @@ class Skeletons:
             return self._checked(read_poses(self.options.pose, video, header, cache))
         if self.estimator is None:
             self.console.print(
-                escape(f"{video}: without --pose the network gets whole frames, not a box of the people")
+                escape(f"{video}: without --pose, frames are not cropped to the people before the network gets them")
             )
             return None
         with Progress(self.console, "estimating poses", header.frames) as progress:
@@ -152,7 +151,7 @@ class Skeletons:
         num_joints, expected = poses.joints.shape[2], self.experiment.clip.skeleton.num_joints
         if num_joints != expected:
             raise UserError(
-                f"{self.options.pose} has {num_joints} joints a person, but experiment {self.experiment.name} needs "
+                f"{self.options.pose} has {num_joints} joints per person, but experiment {self.experiment.name} needs "
                 f"{expected}: name another file, or another experiment with --exp"
             )
         return poses
@@ -160,7 +159,7 @@ class Skeletons:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """A network on its device, with the length and stride of windows in frames."""
+    """Scores the windows of videos with a network. `window` and `stride` are in frames."""
 
     experiment: Experiment
     forward: nn.Module
@@ -169,7 +168,9 @@ class Predictor:
     stride: int
 
     def run(self, video: Path, header: Header, poses: Poses | None, out: Path, console: Console) -> Prediction:
-        """Score all windows of a video. Writes its annotated copy STEM.mp4 and a sheet of windows STEM.png to `out`."""
+        """Score all windows of a video. Writes to `out` an annotated copy (STEM.mp4) and a picture of some windows
+        (STEM.png), where STEM is the name of the video without its suffix.
+        """
         total, rate = header.frames, frame_rate(str(video))
         joints = torch.zeros(0, total, self.experiment.clip.skeleton.num_joints, 3).numpy()
         height, width = header.height, header.width
@@ -207,7 +208,7 @@ class Predictor:
             frames=frames,
             rows=np.arange(len(frames.table)),
             config=self.experiment.clip,
-            coarse_map=(0,),  # labels are not known: all windows have label 0
+            coarse_map=(0,),  # one class is enough, because labels are not known and all windows have label 0
             train=False,
             batch_size=1,
             device=self.device,
@@ -215,7 +216,7 @@ class Predictor:
 
     @torch.no_grad()
     def _score(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Probabilities [K] of each stream on the CPU. `fused` is the mean of both, half of the published 1:1 sum."""
+        """Probabilities [K] of each stream, on the CPU. `fused` is the mean of RGB and pose (the 1:1 sum, halved)."""
         with autocast_of(self.experiment.optim.precision, self.device)():
             output = self.forward(batch.rgb, batch.heatmap)
         scores = score_batch(batch, output.logits).probability
@@ -226,5 +227,5 @@ class Predictor:
 
 
 def on_cpu(batch: Batch) -> Batch:
-    """A copy of the batch on the CPU. The copy is needed because the decoder reuses the memory for the next window."""
+    """A copy of the batch on the CPU, which is needed because the decoder reuses the batch's memory."""
     return replace(batch, **{name: getattr(batch, name).to("cpu", copy=True) for name in batch.__slots__})

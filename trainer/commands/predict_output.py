@@ -1,4 +1,4 @@
-"""The output of `predict`: a table, JSON, a sheet of windows, and a copy of the video with skeletons and captions."""
+"""The output of `predict`: a table, JSON, a picture of windows, and a copy of the video with skeletons and captions."""
 
 import json
 import os
@@ -28,13 +28,13 @@ from trainer.config import Experiment
 from trainer.report.clip_views import LEFT, MIDDLE, RIGHT
 from trainer.report.contact_sheet import contact_sheet
 
-TOP = 5  # classes that are listed for each window
-IN_FULL = 6  # with at most this many windows, the table shows five classes for each; with more, only one
+TOP = 5  # number of classes that are listed for each window
+IN_FULL = 6  # if a video has at most this many windows, the table shows TOP classes for each; otherwise only the best
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Frames `start` to `end` - 1 of a video, with the probabilities [K] of each stream, the main score first."""
+    """Frames `start` to `end` - 1 of a video, and the probabilities [K] of each stream. The first is the main score."""
 
     start: int
     end: int
@@ -43,7 +43,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """All windows of a video that has `frames` frames, `rate` per second."""
+    """All windows of a video with `frames` frames, at `rate` frames per second."""
 
     video: Path
     frames: int
@@ -52,7 +52,7 @@ class Prediction:
     windows: list[Window]
 
     def whole(self) -> Window:
-        """A window that spans the video, with the mean probabilities of all windows."""
+        """A window that spans the whole video, and the mean probabilities of all windows."""
         streams = self.windows[0].probability
         mean = {
             name: torch.stack([window.probability[name] for window in self.windows]).mean(dim=0) for name in streams
@@ -71,7 +71,7 @@ def name_of(label: int, class_names: Sequence[str]) -> str:
 
 
 def captions(window: Window, class_names: Sequence[str], rate: Fraction) -> list[str]:
-    """The lines above a frame: the main score, each further stream, and the frames of the window."""
+    """The lines of text above a frame: the best class of the main score and of each other stream, and the window."""
     best = {stream: top(score, class_names)[0] for stream, score in window.probability.items()}
     main, *others = best
     lines = [f"{best[main][1]}  {best[main][2]:.0%}"]
@@ -84,7 +84,7 @@ def _seconds(window: Window, rate: Fraction) -> str:
 
 
 def write_json(path: Path, prediction: Prediction, experiment: Experiment, checkpoint: Path) -> None:
-    """Write the five best classes of each stream for every window and for the whole video (the mean of its windows)."""
+    """Write JSON with each stream's five best classes, for every window and for the mean over all windows."""
     content = {
         "video": str(prediction.video),
         "experiment": experiment.name,
@@ -107,9 +107,9 @@ def _entry(window: Window, prediction: Prediction) -> dict[str, Any]:
 
 
 def show(prediction: Prediction, console: Console) -> None:
-    """Print a table with the best classes of each window, and last those of the mean over all windows.
+    """Print a table with the best classes of each window, and at the end those of the mean over all windows.
 
-    Each window of a short video has five classes, one per line. Each window of a long video has only the best class.
+    For a short video, five classes of each window are listed, one per line; for a long video, only the best class.
     """
     windows, names = prediction.windows, prediction.class_names
     depth = TOP if len(windows) <= IN_FULL else 1
@@ -131,7 +131,7 @@ def _add(table: Table, title: str, window: Window, rate: Fraction, names: Sequen
 
 
 def write_sheet(path: Path, batches: Sequence[Batch], prediction: Prediction) -> None:
-    """Write a PNG of these windows as the networks saw them. The title of each is its best class and its frames."""
+    """Write a PNG of the windows in `batches`, as the networks see them. Titles give the best class and the frames."""
     parts = {field.name: torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)}
     windows = [prediction.windows[row] for row in parts["index"].tolist()]
     lines = [captions(window, prediction.class_names, prediction.rate) for window in windows]
@@ -139,16 +139,16 @@ def write_sheet(path: Path, batches: Sequence[Batch], prediction: Prediction) ->
     contact_sheet(path, batch, [f"{line[0]}, {line[-1]}" for line in lines], "window")
 
 
-SHORT = (480, 720)  # smallest and largest length in pixels of the picture's shorter side
+SHORT = (480, 720)  # minimum and maximum of the shorter side of the written video in pixels
 MIN_SCORE = 0.2  # a joint is drawn if it has at least this score
 PAD = 8  # pixels between the text and the edge of its bar
 BAR, TEXT, FAINT = "#14213d", "#ffffff", "#b8c4d6"
 
 
 class AnnotatedVideo:
-    """Writes an H.264 video to `path`, which appears only when it is complete.
+    """Writes an H.264 video, which has another name than `path` until it is complete.
 
-    `show` takes the frames of the video. They wait in memory, scaled, until `write` says what caption they get.
+    Pass each frame to `show`, which scales it and keeps it in memory. `write` then writes frames with a caption.
     """
 
     def __init__(self, path: Path, rate: Fraction, poses: Poses | None, skeleton: Skeleton):
@@ -174,14 +174,14 @@ class AnnotatedVideo:
             self.part.unlink(missing_ok=True)
 
     def show(self, frame: av.VideoFrame) -> None:
-        """Take the next frame of the video, and scale it to the size of the output."""
+        """Scale the next frame of the video to the size of the output, and keep it until `write` is called."""
         low, high = SHORT
         scale = min(max(low / min(frame.width, frame.height), 1), high / min(frame.width, frame.height))
         width, height = (2 * round(side * scale / 2) for side in (frame.width, frame.height))
         self.waiting.append(frame.reformat(width=width, height=height, format="yuv420p"))
 
     def write(self, end: int, lines: Sequence[str]) -> None:
-        """Write the waiting frames before frame `end` with `lines` above them. The first line has the largest font."""
+        """Write the waiting frames up to frame `end` - 1, with `lines` of text above, the first in the largest font."""
         bar = None
         while self.waiting and self.num_written < end:
             picture = self.waiting.popleft().to_image()
@@ -216,7 +216,7 @@ class AnnotatedVideo:
 
 
 def draw_bar(width: int, lines: Sequence[str]) -> Image.Image:
-    """A dark bar, `width` pixels wide, with `lines` of text. A line that is too long for it gets a smaller font."""
+    """A dark bar, `width` pixels wide, with `lines` of text. A line that is too long gets a smaller font."""
     fonts = [_font(line, width - 2 * PAD, 26 if number == 0 else 18) for number, line in enumerate(lines)]
     heights = [round(font.getbbox("Ag")[3]) + 4 for font in fonts]
     bar = Image.new("RGB", (width, 2 * ((sum(heights) + 2 * PAD) // 2)), BAR)
@@ -235,8 +235,8 @@ def _font(line: str, width: int, size: int) -> ImageFont.FreeTypeFont:
 
 
 def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton) -> None:
-    """Draw the limbs and joints of people [M, V, 3] (x, y in pixels of the picture, and score). Left, right and middle
-    have their own colours.
+    """Draw limbs and joints: joints [M, V, 3] of M people (x, y in pixels of the picture, and score). Limbs of the left
+    side, the right side and the middle of a person have different colours.
     """
     draw, line = ImageDraw.Draw(picture), max(2, min(picture.size) // 180)
     left, right = {pair[0] for pair in skeleton.pairs}, {pair[1] for pair in skeleton.pairs}

@@ -6,17 +6,17 @@ from rich.console import Console
 
 from trainer.settings import Choice, experiment_of
 
-DESCRIPTION = """Make an experiment's clip packs now, which its training would otherwise do first:
+DESCRIPTION = """Make the clip packs of an experiment now (otherwise training makes them when it starts):
   python -m trainer prepare --exp ntu60"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareOptions(Choice):
-    """The experiment whose packs are made. --ranks and --device have no effect here."""
+    """Options of `prepare`: the experiment whose packs are made. --ranks and --device have no effect here."""
 
 
 def prepare(options: PrepareOptions) -> int:
-    """Make the clip packs of an experiment, and for the demo its videos first."""
+    """Make the clip packs of an experiment. For the demo, its videos are made first."""
     from trainer.data import open_sources
 
     experiment = experiment_of(options)

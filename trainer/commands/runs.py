@@ -1,4 +1,4 @@
-"""`python -m trainer runs`: prints a table of the work directories in a folder. Reads text files, never a snapshot."""
+"""`python -m trainer runs`: prints a table of the runs in a folder. It reads only logs and settings, so it is quick."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.table import Table
 from kernels.program import UserError
 from trainer.report.past_run import find_runs
 
-WIDE = 150  # columns when the output is not a terminal, so that nothing is cut off
+WIDE = 150  # width of the table in characters when the output is not a terminal, so that nothing is cut off
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,14 +20,14 @@ class RunsOptions:
     """List runs with their state, progress and best score: python -m trainer runs work_dirs"""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")] = Path("work_dirs")
-    """Folder that contains work directories, itself or in its subfolders."""
+    """Folder with work directories, which may be up to two levels below it."""
 
 
 def runs(options: RunsOptions, console: Console | None = None) -> int:
-    """Print the table, with the run that wrote last at the top. Raises UserError if there is no run."""
+    """Print the table, the most recently active run first. Raises UserError if there is no run."""
     past_runs = sorted(find_runs(options.folder), key=lambda run: run.silent)
     if not past_runs:
-        raise UserError(f"{options.folder} has no run in it: give the folder of your work directories")
+        raise UserError(f"{options.folder} contains no run: name the folder of your work directories")
     console = console or Console()
     if not console.is_terminal:
         console.width = WIDE

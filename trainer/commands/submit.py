@@ -1,7 +1,7 @@
 """`python -m trainer submit`: writes predictions for MA-52 to a zip file that Codabench accepts.
 
-The zip contains prediction.csv, not in a folder. Each of its lines is a video: its name, the five best of 52 actions
-and the five best of 7 body parts (docs/sources.md, "MA-52").
+The zip contains only prediction.csv, with one line for each video: its name, the five best of 52 actions and the five
+best of 7 body parts (docs/sources.md, "MA-52").
 """
 
 import csv
@@ -55,13 +55,15 @@ def submit(options: SubmitOptions) -> int:
 
 
 def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names [N] of videos, and the scores of actions [N, 52] and body parts [N, 7], each the mean of both streams."""
+    """Read the names [N] of the videos, and the scores of actions [N, 52] and of body parts [N, 7]. These are the means
+    of both streams.
+    """
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in ("name", "rgb", "pose", "rgb_coarse", "pose_coarse")}
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}): give the scores.npz that python -m trainer eval wrote"
+            f"{path} cannot be read ({error.strerror or error}): name the scores.npz that python -m trainer eval wrote"
         ) from None
     except (EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
@@ -69,20 +71,20 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         ) from None
     except (KeyError, ValueError):
         raise UserError(
-            f"{path} does not hold fine and coarse scores of both streams: give the scores.npz of ma52 or ma52_pcan"
+            f"{path} does not contain fine and coarse scores of both streams: name the scores.npz of ma52 or ma52_pcan"
         ) from None
     action, body = (arrays[f"rgb{level}"] + arrays[f"pose{level}"] for level in ("", "_coarse"))
     if (action.shape[1], body.shape[1]) != tuple(CLASSES.values()):
         raise UserError(
-            f"{path} has {action.shape[1]} classes and {body.shape[1]} coarse classes, but MA-52 has 52 and 7: give "
+            f"{path} has {action.shape[1]} classes and {body.shape[1]} coarse classes, but MA-52 has 52 and 7: name "
             "the scores.npz of ma52 or ma52_pcan"
         )
     names = [str(name) for name in arrays["name"]]
     num_duplicates = len(names) - len({PurePosixPath(name).name for name in names})
     if num_duplicates:
         raise UserError(
-            f"{path} names {num_duplicates} videos twice, and Codabench tells videos apart by file names, without "
-            "folders: evaluate the test videos alone, each once"
+            f"{path}: {num_duplicates} videos have the same file name as another, and Codabench ignores folders: "
+            "evaluate only the test videos, each of them once"
         )
     return names, action / 2, body / 2
 
@@ -103,9 +105,7 @@ def check(path: Path, count: int) -> None:
     """Read a submission as Codabench does. Raises UserError if it would be refused."""
     with zipfile.ZipFile(path) as archive:
         if archive.namelist() != [MEMBER]:
-            raise UserError(
-                f"{path} must contain {MEMBER} alone, but contains {archive.namelist()}: zip that file alone"
-            )
+            raise UserError(f"{path} must contain only {MEMBER}, but contains {archive.namelist()}: zip only that file")
         rows = list(csv.DictReader(io.StringIO(archive.read(MEMBER).decode())))
     if len(rows) != count or any(tuple(row) != COLUMNS for row in rows):
         raise UserError(f"{path}: {MEMBER} must have {count} lines with the columns {', '.join(COLUMNS)}")

@@ -12,7 +12,7 @@ from kernels.program import UserError
 from trainer.commands.list import list_experiments
 from trainer.settings import Choice, check_division, check_source, experiment_of
 
-# The lines are indented because tyro would join them otherwise.
+# The lines are indented, because tyro joins lines that are not.
 DESCRIPTION = """Train an experiment:
   python -m trainer --exp demo
   python -m trainer --exp ntu60 --set optim.lr=0.004 --resume
@@ -26,7 +26,7 @@ DESCRIPTION = """Train an experiment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options(Choice):
-    """The options of training that do not belong to an experiment."""
+    """The options of training that are not settings of an experiment."""
 
     work_dir: Path | None = None
     """Folder for snapshots, logs and pictures of the run. Default: work_dirs/NAME."""
@@ -35,9 +35,10 @@ class Options(Choice):
     max_steps: int | None = None
     """Save a snapshot and stop when the run has done this many steps in all."""
     init: Path | None = None
-    """Weights to start from, published or native. Heads for other classes start with random weights."""
+    """File of weights to start from: a snapshot or published weights. Heads whose number of classes differs start with
+    random weights."""
     max_restarts: int = 0
-    """When a process fails, restart all from the newest snapshot, at most this many times."""
+    """If a process fails, restart all processes from the newest snapshot, at most this many times."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None
     """Profile these steps: writes a torch trace to the work directory, or marks them for Nsight Systems
     (benchmarks/nsys.sh)."""
@@ -52,7 +53,7 @@ def train(options: Options, arguments: list[str]) -> int:
         return 0
     for flag, count in (("--max-steps", options.max_steps), ("--max-restarts", options.max_restarts)):
         if (count or 0) < 0:
-            raise UserError(f"{flag} {count}: the number cannot be negative; leave the flag out, or give 0 or more")
+            raise UserError(f"{flag} {count}: the number cannot be negative; leave the option out, or use 0 or more")
     experiment = experiment_of(options)
     profile = steps_of(options.profile) if options.profile else None
     # torch is imported only here, because help, --list and mistakes in settings do not need it.
@@ -68,7 +69,7 @@ def train(options: Options, arguments: list[str]) -> int:
     if experiment.cuda_graph:
         check_replay(device, world_size)
     if options.init is not None:
-        read_weights(options.init)  # a wrong file is reported now, not after hours of preparation
+        read_weights(options.init)  # so that a wrong file is reported now, and not after hours of preparation
     if not started_by_launcher() and (world_size > 1 or options.max_restarts):
         return launch(world_size, arguments, options.max_restarts)
     return train_here(
@@ -83,7 +84,9 @@ def train(options: Options, arguments: list[str]) -> int:
 
 
 def steps_of(text: str) -> tuple[int, int]:
-    """The first and the last step, counted from 1: (10, 20) for `steps=10..20`. Raises UserError for other texts."""
+    """Parse the value of --profile: `steps=10..20` becomes (10, 20). Steps count from 1. Raises UserError if `text` has
+    another form.
+    """
     match = re.fullmatch(r"steps=(\d+)\.\.(\d+)", text)
     first, last = (int(number) for number in match.groups()) if match else (0, 0)
     if not 1 <= first <= last:

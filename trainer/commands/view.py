@@ -1,4 +1,4 @@
-"""`python -m trainer view`: draws one clip as training and validation see it, with its skeleton and heatmaps."""
+"""`python -m trainer view`: draws one clip, with skeletons and heatmaps, as in training and as in validation."""
 
 import tempfile
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class ViewOptions(Choice):
     clip: str | None = None
     """Name of the clip in the annotation file, instead of --index."""
     epoch: int = 0
-    """Show the frames, the crop and the flip that training draws in this epoch."""
+    """Draw the frames, crop and flip that training chooses at random in this epoch (counted from 0)."""
     out: Path = Path("clip.png")
     """File of the picture (PNG)."""
 
@@ -58,7 +58,7 @@ def view(options: ViewOptions) -> int:
 
 
 def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTable, int]:
-    """The table and row of the clip: --index counts in the training file, --clip is looked up in both files."""
+    """The table and row of the clip: --index is a row of the training file; the name of --clip is searched in all files."""
     if options.clip is None:
         table, index = tables[0], options.index or 0
         if not 0 <= index < len(table):
