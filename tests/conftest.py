@@ -1,4 +1,4 @@
-"""Settings that must precede every import of torch and Triton, and the fixtures that several packages share."""
+"""Settings that must be made before our modules are imported, and the fixtures that tests of several packages use."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Read when a @triton.jit function is defined, so it has to be set before any fused.py is imported.
+    # Triton reads this variable when a @triton.jit function is defined, so it is set before any kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
-torch.set_num_threads(1)  # two pytest workers on two cores; results do not depend on it
+torch.set_num_threads(1)  # `make test` runs two pytest workers on two cores; results do not depend on the threads
 
-# Operators of torch 2.13 and newer take kernels of Triton's interpreter, in which these files launch them on a CPU.
+# On a CPU the test files named in OPERATORS run Triton's interpreter inside operators of torch, which needs torch 2.13.
 INTERPRETED = torch.cuda.is_available() or torch.__version__ >= (2, 13)
 OPERATORS = {f"test_{name}" for name in ("conv_bn", "depthwise", "moments", "norm_act", "residual_conv", "shift_conv")}
 OPERATORS |= {"test_networks", "test_report", "test_moved"}
@@ -22,7 +22,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if INTERPRETED:
         return
-    reason = f"operators of torch {torch.__version__} do not take Triton's interpreter, those of 2.13 do"
+    reason = f"operators of torch {torch.__version__} cannot run Triton's interpreter, those of 2.13 and later can"
     for item in items:
         if item.path.stem in OPERATORS or "through_kernels" in item.name:
             item.add_marker(pytest.mark.skip(reason))
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
-    """Folder with outputs of the published code (environment variable DUET_FIXTURES); skips where it is absent."""
+    """Return the folder with outputs of the published code ($DUET_FIXTURES). Skips the test if it does not exist."""
     folder = Path(os.environ.get("DUET_FIXTURES", SHARED / "fixtures"))
     if not folder.is_dir():
         pytest.skip(f"no fixtures of the published code in {folder}")
@@ -39,7 +39,7 @@ def fixtures() -> Path:
 
 @pytest.fixture(scope="session")
 def real_videos() -> Path:
-    """Folder with real NTU videos (environment variable DUET_REAL); skips where it is absent."""
+    """Return the folder with real NTU videos ($DUET_REAL). Skips the test if it does not exist."""
     folder = Path(os.environ.get("DUET_REAL", SHARED / "real"))
     if not folder.is_dir():
         pytest.skip(f"no real videos in {folder}")

@@ -1,10 +1,11 @@
-"""Programs that tests run as processes of their own. None of them outlives the tests, however these end.
+"""Runs programs for tests, each in a process of its own. All these processes end with the tests, even if those crash.
 
 `run` and `start` take the words that follow `python` on a command line and start a new interpreter, whose imports of
-torch and of our packages cost 2 to 4 seconds of a core. `Fork`, `run_forked` and `run_ranks` save these: the process of
-tests/starter.py has done the imports, and a fork of it becomes the program. Signals, kills and exit codes are as real
-there. What a fork cannot test is starting itself, so some test of each program starts a new interpreter. Nor do forks
-differ in the seed of Python's string hashes: of two runs that must agree, let one be a new interpreter.
+torch and of our packages take 2 to 4 seconds. `Fork`, `run_forked` and `run_ranks` save this time: the process of
+tests/starter.py has done the imports, and a fork of that process becomes the program. Signals and exit codes are those
+of a real process. A fork cannot test how a program starts, so at least one test of each program uses a new
+interpreter. All forks have the same seed for Python's string hashes: if a test compares two runs, let one of them use a
+new interpreter.
 """
 
 import atexit
@@ -26,19 +27,19 @@ from typing import IO, Any
 from kernels.program import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
-# What forks have imported.
+# Modules that tests/starter.py imports before it forks.
 IMPORTED = ("torch._dynamo", "trainer.session", "trainer.commands.eval", "trainer.commands.predict", "pipelines.dali")
 
 
 def variables(environment: Mapping[str, str] | None) -> dict[str, str]:
-    """These environment variables, by default the tests' own, with one thread for each program unless they say more."""
+    """Return `environment`, or by default that of the tests, with OMP_NUM_THREADS=1 if the variable is not set."""
     return {"OMP_NUM_THREADS": "1", **(os.environ if environment is None else environment)}
 
 
 def start(
     *words: object, environment: Mapping[str, str] | None = None, cwd: Path = ROOT, **more: Any
 ) -> subprocess.Popen:
-    """`python WORDS` in a new interpreter, stderr in stdout unless `more` (of subprocess.Popen) says otherwise."""
+    """Start `python WORDS` in a new interpreter. `more` are arguments of subprocess.Popen; stderr goes to stdout."""
     pipes = {
         "env": variables(environment),
         "stdout": subprocess.PIPE,
@@ -52,7 +53,7 @@ def start(
 def run(
     *words: object, environment: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float | None = 280
 ) -> subprocess.CompletedProcess[str]:
-    """`python WORDS` in a new interpreter to its end: exit code, stdout and stderr."""
+    """Run `python WORDS` in a new interpreter until it ends. Returns exit code, stdout and stderr."""
     process = start(*words, environment=environment, cwd=cwd, stderr=subprocess.PIPE)
     with process:
         try:
@@ -66,7 +67,7 @@ def run(
 def run_forked(
     *words: object, environment: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float = 280
 ) -> subprocess.CompletedProcess[str]:
-    """`run` by a fork."""
+    """Do the same as `run`, with a fork in place of a new interpreter."""
     with Fork(words, environment, cwd) as process:
         code = process.wait(timeout)
         return subprocess.CompletedProcess(process.words, code, process.stdout, process.stderr)
@@ -79,9 +80,10 @@ def run_ranks(
     machines: int = 1,
     timeout: float = 280,
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Forks that meet as the ranks of one run, one for each of `programs` (words after `python`), to their ends.
+    """Run each of `programs` (the words after `python`) as a fork. The forks are the ranks of one run.
 
-    Their environment is what torchrun sets on so many `machines`, but nothing ends the others when one fails.
+    They get the environment variables that torchrun would set on this number of machines. Unlike under torchrun, the
+    other ranks go on when one fails.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -104,9 +106,9 @@ def run_ranks(
 
 
 class Fork:
-    """`python WORDS` as a process of its own, without the imports; used as a subprocess.Popen is.
+    """A process that runs `python WORDS` as a fork of tests/starter.py. Its methods are those of subprocess.Popen.
 
-    stdout and stderr can be read at any time.
+    stdout and stderr can be read at any time and contain all that has been written so far.
     """
 
     def __init__(self, words: Sequence[object], environment: Mapping[str, str] | None = None, cwd: Path = ROOT):
@@ -130,14 +132,15 @@ class Fork:
         return read(self._stderr)
 
     def poll(self) -> int | None:
-        """The exit code of a process that has ended, -N after signal N; None while it runs."""
+        """Return the exit code if the process has ended (-N after signal N), or None while it runs."""
         if self.returncode is None and select.select([self._exit_code], [], [], 0)[0]:
-            self.returncode = int(os.read(self._exit_code, 16) or -signal.SIGKILL)  # the starter itself was killed
+            # Nothing can be read if the process of tests/starter.py was killed, which kills its forks.
+            self.returncode = int(os.read(self._exit_code, 16) or -signal.SIGKILL)
             os.close(self._exit_code)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it has ended."""
+        """Wait until the process has ended, and return its exit code."""
         if self.returncode is None and not select.select([self._exit_code], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(self.words, timeout or 0, self.stdout, self.stderr)
         code = self.poll()
@@ -160,7 +163,7 @@ class Fork:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process; one that has ended and waits for its parent is none."""
+    """Return whether the process runs. A zombie, which has ended but was not reaped by its parent, does not run."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -168,7 +171,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_for_end(*pids: int) -> None:
-    """Return when none of these processes is running; fail after a minute."""
+    """Wait until none of these processes is running. Fails after a minute."""
     deadline = time.monotonic() + 60
     while alive := [pid for pid in pids if is_running(pid)]:
         assert time.monotonic() < deadline, f"still running: {alive}"
@@ -176,7 +179,7 @@ def wait_for_end(*pids: int) -> None:
 
 
 def read(file: IO[bytes]) -> str:
-    """All of a file that a process may be writing, whose place in it stays."""
+    """Read the whole file. This does not move the position at which a process may be writing to it."""
     return os.pread(file.fileno(), 1 << 26, 0).decode()
 
 
@@ -189,7 +192,7 @@ class Starter:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.starter", str(theirs.fileno()), *IMPORTED],
                 cwd=ROOT,
-                # A fork has the threads that it was imported with.
+                # The number of threads is fixed at import, so a fork cannot change it.
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -198,15 +201,15 @@ class Starter:
         atexit.register(self.close)
 
     def start(self, request: dict[str, Any], files: list[int]) -> int:
-        """The process number of a new fork, whose stdout, stderr and exit code go to `files`."""
+        """Start a fork and return its process number. `files` receive its stdout, stderr and exit code."""
         socket.send_fds(self._socket, [json.dumps(request).encode()], files)
         answer = self._socket.recv(16)
         if not answer:
-            raise RuntimeError("tests/starter.py has ended; its error stands above")
+            raise RuntimeError("the process of tests/starter.py has ended; its error is printed above")
         return int(answer)
 
     def close(self) -> None:
-        """End it and all its forks."""
+        """End the process of tests/starter.py and all its forks."""
         self._socket.close()
         self.process.wait()
 

@@ -1,8 +1,8 @@
-"""Forks programs for tests/programs.py, each from a process in which the slow imports are done.
+"""Runs programs for tests/programs.py as forks of one process, in which the slow imports are already done.
 
-Its arguments are the file number of a socket and the modules to import. Each message on the socket says what to run,
-and carries the files for stdout, stderr and the exit code; the answer is the process number. It ends, and with it all
-its forks, when the socket closes.
+The arguments are the file descriptor of a socket and the modules to import. Each message on the socket says what to
+run, and carries the file descriptors for stdout, stderr and the exit code; the answer is the number of the new process.
+When the socket closes, this process ends, and all its forks end too.
 """
 
 import importlib
@@ -22,13 +22,13 @@ from kernels.program import die_with_parent
 
 
 def serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork a process for each message until the socket closes. Only these forks return, with their message."""
-    exit_codes: dict[int, int] = {}  # process number -> file that takes its exit code
+    """Fork a process for each message until the socket closes. Only the forks return from here, with their message."""
+    exit_codes: dict[int, int] = {}  # process number -> file descriptor to which its exit code is written
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # it wakes the selector
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for pytest, which then closes the socket
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # with a handler, the end of a fork wakes the selector
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C pytest closes the socket, which ends this process
     with selectors.DefaultSelector() as selector:
         selector.register(requests, selectors.EVENT_READ)
         selector.register(woken, selectors.EVENT_READ)
@@ -55,7 +55,7 @@ def serve(requests: socket.socket) -> dict[str, Any]:
 
 
 def report_ends(exit_codes: dict[int, int]) -> None:
-    """Write the exit codes of forks that have ended."""
+    """Write the exit code of each fork that has ended to the file for it."""
     for pid in list(exit_codes):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -65,7 +65,7 @@ def report_ends(exit_codes: dict[int, int]) -> None:
 
 
 def prepare(message: dict[str, Any], files: list[int]) -> dict[str, Any]:
-    """Make a fork as a new interpreter would be, but for what is imported."""
+    """Put a fork into the state of a new interpreter, except that modules are already imported."""
     die_with_parent()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -77,13 +77,13 @@ def prepare(message: dict[str, Any], files: list[int]) -> dict[str, Any]:
     os.environ.clear()
     os.environ.update(message["environment"])
     os.chdir(message["cwd"])
-    random.seed()  # forks would share what is drawn without a seed
+    random.seed()  # otherwise all forks would draw the same random numbers
     np.random.seed()
     return message
 
 
 def become(words: list[str]) -> None:
-    """What `python WORDS` does."""
+    """Do what `python WORDS` does."""
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

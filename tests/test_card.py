@@ -1,6 +1,6 @@
-"""The loop, its steps and snapshots on a card where neither DALI nor PyAV is installed: only the frames are noise.
+"""Tests the training loop, its steps and snapshots on a GPU machine without DALI and PyAV. The frames are noise.
 
-What runs on a CPU too runs there as well: `pytest -m gpu tests/test_card.py` is for the card.
+Some of the tests also run on a CPU. On a GPU run `pytest -m gpu tests/test_card.py`.
 """
 
 from dataclasses import dataclass, fields
@@ -24,7 +24,7 @@ from trainer.snapshots.writer import NoWriter, Writer, newest_valid
 from trainer.step import train_step
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
-STEPS, CLIPS = 7, 8  # of an epoch, of a step
+STEPS, CLIPS = 7, 8  # steps of an epoch, clips of a step
 SMALL = (
     *("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)"),
     *("clip.rgb_frames=4", "clip.pose_frames=8", "clip.rgb_size=48", "clip.rgb_size_val=48", "clip.heatmap_size=12"),
@@ -35,7 +35,7 @@ SMALL = (
 
 @dataclass
 class Noise:
-    """A source of frames: noise that belongs to the step's clips, as uint8 on the device."""
+    """A source of frames: uint8 noise on the device, which is always the same for the same clips."""
 
     device: torch.device
 
@@ -75,18 +75,18 @@ def experiment_of(*settings):
 
 @pytest.fixture
 def make(tmp_path):
-    """Makes a run, its weights the same each time; with `folder` it writes snapshots there."""
+    """A function that makes a run, always with the same weights. With `folder` the run writes snapshots there."""
 
     def run_of(device, *settings, folder=None, graph=False):
         experiment, device = experiment_of(*settings), torch.device(device)
         common = {"config": experiment.clip, "coarse_map": experiment.data.coarse_map, "device": device}
         common |= {"batch_size": CLIPS, "frames": Noise(device)}
-        train, val = table_of(STEPS * CLIPS - 3), table_of(CLIPS + 3)  # both end with part of a batch
+        train, val = table_of(STEPS * CLIPS - 3), table_of(CLIPS + 3)  # in both, the last batch is incomplete
         loaders = (
             Loader(table=train, rows=np.arange(len(train)), train=True, **common),
             Loader(table=val, rows=np.arange(len(val)), train=False, **common),
         )
-        ranks, journal = Ranks(0, 0, 1, device), Journal(tmp_path, rank=1)  # as rank 1 it writes nothing
+        ranks, journal = Ranks(0, 0, 1, device), Journal(tmp_path, rank=1)  # a journal of rank 1 writes no files
         writer = Writer(tmp_path / folder) if folder else NoWriter()
         run = build_run(experiment, ranks, loaders, journal, writer, Interrupt())
         if graph:
@@ -97,13 +97,14 @@ def make(tmp_path):
     return run_of
 
 
-def batches(run, count):
+def first_batches(run, count):
     return [batch for _, batch in zip(range(count), run.train_loader.epoch(0), strict=False)]
 
 
-def taken(run, kept):
+def run_steps(run, batches):
+    """Train on the batches, and return the values of each step."""
     values = []
-    for batch in kept:
+    for batch in batches:
         values.append(train_step(run, batch))
         run.cursor.finish_step()
     return values
@@ -126,11 +127,11 @@ def test_a_whole_training_and_its_resume(make, tmp_path, device):
     assert scores is not None
     assert scores.index.tolist() == list(range(CLIPS + 3))
     assert run.cursor.bad_steps.tolist() == [0, 0]
-    found = newest_valid(tmp_path / "run", print)
-    assert found is not None
-    assert_same(found[1]["model"], weights(run))
+    newest = newest_valid(tmp_path / "run", print)
+    assert newest is not None
+    assert_same(newest[1]["model"], weights(run))
     again = make(device, "optim.ema=0.9", "optim.num_epochs=3")
-    take_up(again, found[1])
+    take_up(again, newest[1])
     assert_same(weights(again), weights(run))
     momenta = [state["momentum_buffer"] for state in run.optimizer.state.values()]
     for one, other in zip(momenta, again.optimizer.state.values(), strict=True):
@@ -143,16 +144,16 @@ def test_a_whole_training_and_its_resume(make, tmp_path, device):
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_a_snapshot_is_the_state_at_the_save(make, tmp_path, device):
     run = make(device, "optim.ema=0.9", "compile=False", folder="run")
-    kept = batches(run, 6)
-    for epoch, batch in enumerate(kept[:3]):  # a second save reuses the memory of the first
-        taken(run, [batch])
+    batches = first_batches(run, 6)
+    for epoch, batch in enumerate(batches[:3]):  # a second save reuses the memory of the first
+        run_steps(run, [batch])
         before = weights(run)
         steady = [*run.network.parameters(), *(state["momentum_buffer"] for state in run.optimizer.state.values())]
         run.writer.save(state_of(run), epoch + 1, 0, steady=steady)
-        taken(run, kept[3:])
+        run_steps(run, batches[3:])
         run.writer.wait()
-        found = newest_valid(tmp_path / "run", print)
-        assert_same(found[1]["model"], before)
+        newest = newest_valid(tmp_path / "run", print)
+        assert_same(newest[1]["model"], before)
         assert not torch.equal(next(iter(before.values())), next(iter(weights(run).values())))
 
 
@@ -160,8 +161,8 @@ def test_a_snapshot_is_the_state_at_the_save(make, tmp_path, device):
 @pytest.mark.parametrize("settings", [("compile=False",), (), ("optim.ema=0.9", "optim.accumulate=2")])
 def test_replayed_steps_are_those_of_the_loop(make, settings):
     plain, replayed = make("cuda", *settings), make("cuda", *settings, graph=True)
-    kept = batches(plain, STEPS)
-    for one, other in zip(taken(plain, kept), taken(replayed, kept), strict=True):
+    batches = first_batches(plain, STEPS)
+    for one, other in zip(run_steps(plain, batches), run_steps(replayed, batches), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(weights(plain), weights(replayed), rtol=1e-2, atol=1e-3)
     assert replayed.cursor.bad_steps.tolist() == [0, 0]
@@ -173,23 +174,23 @@ def test_a_training_is_replayed_with_snapshots_and_validations(make, tmp_path):
     scores = fit(run)
     assert scores is not None
     assert run.cursor.bad_steps.tolist() == [0, 0]
-    found = newest_valid(tmp_path / "run", print)
-    assert found is not None
-    assert_same(found[1]["model"], weights(run))
+    newest = newest_valid(tmp_path / "run", print)
+    assert newest is not None
+    assert_same(newest[1]["model"], weights(run))
     assert int(run.network.rgb_backbone.conv1_s.bn.num_batches_tracked) == 2 * STEPS
 
 
 @pytest.mark.gpu
 def test_a_replayed_step_that_is_not_finite_changes_no_bit(make):
     run = make("cuda", graph=True)
-    kept = batches(run, STEPS)
-    taken(run, kept[:5])
-    before, bad = weights(run), kept[5]
+    batches = first_batches(run, STEPS)
+    run_steps(run, batches[:5])
+    before, bad = weights(run), batches[5]
     bad.heatmap.fill_(float("nan"))
-    taken(run, [bad])
+    run_steps(run, [bad])
     assert_same(weights(run), before)
     assert run.cursor.bad_steps.tolist() == [1, 1]
-    taken(run, kept[6:])
+    run_steps(run, batches[6:])
     assert run.cursor.bad_steps.tolist() == [1, 0]
 
 
@@ -197,12 +198,12 @@ def test_a_replayed_step_that_is_not_finite_changes_no_bit(make):
 @pytest.mark.parametrize("graph", [False, True])
 def test_nothing_waits_for_the_card_between_two_logs(make, graph):
     run = make("cuda", "optim.ema=0.9", graph=graph)
-    kept = batches(run, 6)
-    for value in taken(run, kept):  # the first steps compile, allocate and record
+    batches = first_batches(run, 6)
+    for value in run_steps(run, batches):  # the first steps compile, allocate and record
         run.meter.add(value)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for value in taken(run, kept):
+        for value in run_steps(run, batches):
             run.meter.add(value)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -214,7 +215,7 @@ def test_a_batch_does_not_wait_for_the_steps_before_it(make):
     loader = make("cuda", "compile=False", f"optim.batch_size={CLIPS}").train_loader
     plan = loader.plan(0, 0)
     rgb = loader.frames.decode(lambda _: plan, loader.decoding()).next()
-    first, busy = loader.batch(plan, 0, rgb), torch.cuda.Event()  # compiles the kernel, takes pinned memory
+    first, busy = loader.batch(plan, 0, rgb), torch.cuda.Event()  # the first call compiles and allocates
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # cycles: a second
     busy.record()
@@ -227,10 +228,10 @@ def test_a_batch_does_not_wait_for_the_steps_before_it(make):
 @pytest.mark.gpu
 def test_a_step_too_large_for_the_card_is_told_and_saved(make, tmp_path):
     run = make("cuda", "compile=False", folder="run")
-    small, large = batches(run, 2)
+    small, large = first_batches(run, 2)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    taken(run, [small])
+    run_steps(run, [small])
     before, peak = weights(run), torch.cuda.max_memory_allocated()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.8 * peak / torch.cuda.get_device_properties(0).total_memory)
@@ -239,8 +240,8 @@ def test_a_step_too_large_for_the_card_is_told_and_saved(make, tmp_path):
             step_or_advice(run, large)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    found = newest_valid(tmp_path / "run", print)
-    assert found is not None
-    assert_same(found[1]["model"], before)
+    newest = newest_valid(tmp_path / "run", print)
+    assert newest is not None
+    assert_same(newest[1]["model"], before)
     assert_same(weights(run), before)
-    taken(run, [large])
+    run_steps(run, [large])

@@ -1,4 +1,4 @@
-"""Every command in the README files and in docs/ is one that the programs take; both READMEs have the same commands."""
+"""The programs accept every command in the README files and in docs/, and both READMEs contain the same commands."""
 
 import functools
 import importlib
@@ -21,19 +21,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES.append(ROOT / "kernels" / "blocks" / "README.md")
 TRAINER = {word: place[:2] for word, place in COMMANDS.items()}
-# Comments, paths, the way of a clip, options on a line of their own.
+# The first words of indented lines that are not commands: comments, paths, "files -> ...", a line of options.
 NO_COMMAND = re.compile(r"#|data/|files$|labels.csv|-")
-# Programs of others: that they exist is not ours to test.
+# Programs that are not part of Duet. The tests do not check how these are called.
 FOREIGN = {"git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
 
 
 def blocks(page: Path) -> list[str]:
-    """The indented blocks of a page, whole."""
+    """Return the indented blocks of a page."""
     return re.findall(r"(?:^    .*\n)+", page.read_text(), re.MULTILINE)
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of each line of a page, in a block or in a table's `...`, that looks like a command."""
+    """Return the words of each command of a page, from its indented blocks and from `...` in its text and tables."""
     lines = [line.strip() for block in blocks(page) for line in block.splitlines()]
     lines += re.findall(r"`((?:python -m|nohup python|CUDA_VISIBLE_DEVICES=\d python) [^`]+)`", page.read_text())
     words = [shlex.split(line.replace("--exp X", "--exp demo"), comments=True) for line in lines]
@@ -41,7 +41,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def parse(words: list[str]) -> None:
-    """Raises, or exits, unless the programs take these words."""
+    """Check that the named program accepts the words. Raises an exception or SystemExit if not."""
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]) or words[0] in ("nohup", "srun", "cd"):
         words = words[1:]
     words = words[: words.index(">")] if ">" in words else words
@@ -58,7 +58,7 @@ def parse(words: list[str]) -> None:
     elif program.endswith("python"):
         assert (ROOT / rest[0]).exists()
     else:
-        assert program in FOREIGN, f"{program}: is it a command?"
+        assert program in FOREIGN, f"{program}: this is neither a command of Duet nor a program in FOREIGN"
 
 
 def parse_module(module: str, arguments: list[str]) -> None:
@@ -80,7 +80,7 @@ def parse_module(module: str, arguments: list[str]) -> None:
 
 
 def parse_call(function: Callable, arguments: list[str]) -> None:
-    """Reads the arguments of a command without running it."""
+    """Parse the arguments of a command without running it."""
     tyro.cli(functools.wraps(function)(lambda *args, **kwargs: None), args=arguments)
 
 

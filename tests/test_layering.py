@@ -1,4 +1,4 @@
-"""Imports go one way: trainer -> {pipelines, models} -> kernels; DALI and Triton have one place each."""
+"""Packages import only in the direction trainer -> {pipelines, models} -> kernels; few files import DALI or Triton."""
 
 import ast
 from pathlib import Path
@@ -24,7 +24,7 @@ FILES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*
 
 
 def imported(path: Path) -> set[str]:
-    """Modules that a file imports anywhere, functions' bodies included."""
+    """Return the modules that a file imports anywhere, also inside functions."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -72,14 +72,14 @@ def test_networks_load_without_dali_and_triton():
 
 
 def answer(code: str) -> str:
-    """The last line that a new interpreter prints."""
-    done = run("-c", code)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    """Run the code in a new interpreter, and return the last line that it prints."""
+    process = run("-c", code)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()[-1]
 
 
 def test_commands_start_without_the_compiler():
-    """torch.compile's modules take a second; only what compiles or trains imports them."""
+    """Importing the modules of torch.compile takes a second, so only commands that compile or train import them."""
     code = """
 import importlib, sys
 from trainer.cli import COMMANDS
@@ -102,7 +102,7 @@ print([m for m in ("torch", "nvidia.dali", "matplotlib") if m in sys.modules])""
 
 
 def modules_of(path: Path) -> set[str]:
-    """The files of ours that a file imports when it is imported itself: statements at its top level."""
+    """Return our modules that a file imports by statements at its top level, which run when it is imported."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):

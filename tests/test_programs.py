@@ -1,4 +1,4 @@
-"""What tests start ends with them, and a fork is what a new interpreter would be."""
+"""Processes that tests start end with the tests, and a fork of tests/starter.py behaves like a new interpreter."""
 
 import signal
 import time

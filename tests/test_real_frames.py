@@ -1,6 +1,6 @@
-"""Real NTU videos, whose timestamps lie: every frame packed in the decoder's order, and an epoch trained at full size.
+"""Packs real NTU videos, whose timestamps are wrong, in the decoder's order, and trains an epoch on them at full size.
 
-No skeletons come with them, so the test draws standing people about where the real ones stand.
+There are no skeletons for these videos, so the tests generate skeletons of standing people near the real people.
 """
 
 import io
@@ -22,12 +22,13 @@ from trainer.experiments import EXPERIMENTS
 
 FRAMES = {"S001C001P001R001A001": 103, "ntu_sample": 72}
 WIDTH, HEIGHT = 1920, 1080
-# Name -> label, and of each person (x at the start, x at the end, top of the head, soles) in pixels.
+# Name -> label, and for each person (x at the start, x at the end, y of the top of the head, y of the soles) in pixels.
 PEOPLE = {
     "S001C001P001R001A001": (0, [(1050, 1055, 290, 740)]),  # drinks
     "ntu_sample": (54, [(1025, 990, 250, 865), (725, 850, 280, 905)]),  # hug
 }
-# A body that faces the camera: COCO joints' x to its left, y down from the top of the head, in heights.
+# The COCO joints of a body that faces the camera, in units of its height: x to the body's left, y down from the top of
+# the head.
 BODY = np.array(
     [(0, 0.07), (0.015, 0.055), (-0.015, 0.055), (0.03, 0.065), (-0.03, 0.065)]
     + [(side * x, y) for x, y in ((0.085, 0.18), (0.11, 0.33), (0.095, 0.46)) for side in (1, -1)]
@@ -36,7 +37,7 @@ BODY = np.array(
 
 
 def standing(frames: int, start: float, end: float, top: float, soles: float, seed: int) -> np.ndarray:
-    """[frames, 17, 2]: a person who shifts the weight and moves the hands a little."""
+    """Return the joints [frames, 17, 2] of a standing person who sways and moves the hands a little."""
     t, rng = np.linspace(0, 1, frames), np.random.default_rng(seed)
     joints = np.stack([start + (end - start) * t, np.full(frames, top)], axis=-1)[:, None] + BODY * (soles - top)
     joints[..., 0] += 6 * np.sin(4 * np.pi * t)[:, None] * (1 - BODY[:, 1])
@@ -68,7 +69,7 @@ def annotations(tmp_path_factory, real_videos) -> Path:
 
 @pytest.fixture(scope="module")
 def pack(annotations, real_videos) -> Pack:
-    """Where the training of the same annotations looks for it."""
+    """Make the pack in the folder in which training on the same annotations looks for it."""
     settings = PackSettings.of(EXPERIMENTS["ntu60_x3d"].clip)
     table = open_table(annotations, annotations.parent / "cache")
     folder = settings.folder(annotations.parent / "packs", table)
@@ -76,7 +77,7 @@ def pack(annotations, real_videos) -> Pack:
 
 
 def originals(video: Path, region: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """[T, H, W] luma, 0 to 255, of a region in the decoder's order; black where it leaves the picture."""
+    """Return the luma [T, H, W], 0 to 255, of a region, in the decoder's order. Outside the picture it is black."""
     pictures = []
     with av.open(video) as container:
         for frame in container.decode(video=0):
@@ -97,19 +98,21 @@ def test_every_frame_in_the_decoders_order(pack, real_videos, name):
     (video,) = real_videos.glob(f"{name}*")
     source = originals(video, pack.region[row], pack.frame_size[row])
     assert source.shape == packed.shape
-    own = np.abs(source - packed)
-    assert own.mean(axis=(1, 2)).max() < 1.5  # levels of 255: JPEG, and another resize
-    assert np.quantile(own, 0.999) < 16
+    difference = np.abs(source - packed)
+    # In grey levels. The frames differ because of JPEG, and because prepare resizes with another filter.
+    assert difference.mean(axis=(1, 2)).max() < 1.5
+    assert np.quantile(difference, 0.999) < 16
+    # Each packed frame resembles its own source frame more than any other, in the middle, where people move.
     height, width = packed.shape[1:]
-    middle = np.s_[:, height // 4 : -height // 4, width // 4 : -width // 4]  # where people move
+    middle = np.s_[:, height // 4 : -height // 4, width // 4 : -width // 4]
     error = np.stack([np.abs(source[middle] - picture).mean(axis=(1, 2)) for picture in packed[middle]])
-    of_others = error + np.diag(np.full(len(error), np.inf))
-    assert (error.diagonal() < 0.99 * of_others.min(axis=1)).all()
+    error_of_others = error + np.diag(np.full(len(error), np.inf))
+    assert (error.diagonal() < 0.99 * error_of_others.min(axis=1)).all()
 
 
 @pytest.mark.soak
 def test_an_epoch_at_full_size(pack, annotations, real_videos, tmp_path):
-    """The experiment's own network, RGB 16x224 (256 in validation) and heatmaps 48x56, on a CPU."""
+    """The unchanged network of ntu60_x3d trains on a CPU: RGB 16x224 px (256 in validation), heatmaps 48x56 px."""
     root = annotations.parent
     changes = (
         *(f"data.annotations={annotations}", f"data.videos={real_videos}"),
@@ -120,13 +123,13 @@ def test_an_epoch_at_full_size(pack, annotations, real_videos, tmp_path):
     words = ("-m", "trainer", "--exp", "ntu60_x3d", "--device", "cpu", *settings, "--work-dir", tmp_path / "run")
     done = run_forked(*words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "packing" not in done.stderr  # the pack of this file's other test is the training's own
+    assert "packing" not in done.stderr  # because training finds the pack of the fixture
     log = (tmp_path / "run" / "train.log").read_text()
     (line,) = [line for line in log.splitlines() if "Epoch(train)" in line]
     assert "[1][1/1]" in line
     losses = dict(re.findall(r"(loss\w*|grad_norm): (\S+)", line))
     assert {"loss", "loss_rgb", "loss_pose", "loss_rgb_coarse", "loss_pose_coarse", "grad_norm"} <= losses.keys()
-    assert 2 < float(losses["loss_rgb"]) < 10  # ln 60 is 4.1
+    assert 2 < float(losses["loss_rgb"]) < 10  # a guess among 60 classes has the loss ln 60 = 4.1
     assert float(losses["grad_norm"]) > 0
     assert re.search(r"Epoch\(val\) \[1\]\[2/2\]  acc/\S+: [01]\.", log)
     assert "is saved to best_acc_RGBPose_1:1_top1_epoch_1.pth" in log

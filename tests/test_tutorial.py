@@ -1,4 +1,4 @@
-"""The tutorial of docs/custom_data.md, line by line as it stands there, on videos that it generates."""
+"""Runs the commands of the tutorial in docs/custom_data.md as they are written, on generated videos."""
 
 import json
 import shlex
@@ -14,12 +14,12 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path):
     text = (ROOT / "docs" / "custom_data.md").read_text().partition(HEADING)[2]
     lines = [shlex.split(line) for line in text.splitlines() if line.startswith("    python ")]
     assert len(lines) == 5
-    shown = []
+    outputs = []
     for _, *words in lines:
         done = run_forked(*words, cwd=tmp_path)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
-        shown.append(done.stdout)
-    _, annotated, verified, trained, predicted = shown
+        outputs.append(done.stdout)
+    _, annotated, verified, trained, predicted = outputs
     assert "23 in own_train, 12 in own_val, 12 classes; clips without a person: 1" in annotated
     assert annotated.count("left out: S001C001P002R001A00") == 1
     assert "usable: 35 of 35 clips" in verified

@@ -28,7 +28,7 @@ def test_limits(results):
     assert results("limits").keys() == {"copy", "matmul_bf16", "ntu60_x3d", "ntu60", "ma52"}
 
 
-@pytest.mark.skipif(not interprets(), reason="operators of torch 2.11 do not take Triton's interpreter")
+@pytest.mark.skipif(not interprets(), reason="operators of torch 2.11 cannot run Triton's interpreter")
 def test_kernels(results):
     *steps, chosen = results("kernels")
     assert len(steps) == 4  # a block and a norm in two streams
