@@ -28,7 +28,7 @@ NORM_PASSES = {"native_batch_norm": 3, "native_batch_norm_backward": 5}  # reads
 
 
 class Operators(TorchDispatchMode):
-    """Counts the numbers that operators read and write inside this mode, in both ways, and the operators' launches."""
+    """Counts the numbers that operators read and write inside this mode (`compiled` and `ideal`), and the launches."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ class ConvBnCall:
 
     @property
     def beside(self) -> int:
-        """A norm reads and writes one tensor forward; backward it reads two and writes one. A shortcut adds three."""
+        """A norm reads and writes one tensor forward; backward it reads two and writes one. A shortcut adds 3."""
         passes = 8 if self.behind == "shortcut" else 5
         return passes * self.left * self.clips * self.frames * self.height * self.width * self.outputs
 
