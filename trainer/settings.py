@@ -26,8 +26,7 @@ class Choice:
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Change one field of the experiment, as in --set optim.lr=0.004. Can be used many times."""
     coarse_map: str | None = None
-    """Coarse classes: semantic8, guide_div8, guide_ranges, ma52, or a text file with the number of the coarse class of
-    each fine class."""
+    """Coarse classes: semantic8, guide_div8, guide_ranges, ma52, or a text file with one number for each fine class."""
     ranks: int | None = None
     """Processes to start on this machine. Default: one for each visible GPU, or one on the CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -43,7 +43,10 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DoctorOptions(Choice):
-    """Check whether this machine is ready for training. With --exp NAME, also check the data of that experiment."""
+    """Check whether this machine and the data of an experiment are ready: python -m trainer doctor --exp ntu60_x3d
+
+    Without --exp, only the machine is checked.
+    """
 
 
 def doctor(options: DoctorOptions, console: Console | None = None) -> int:

@@ -35,8 +35,7 @@ class Options(Choice):
     max_steps: int | None = None
     """Save a snapshot and stop when the run has done this many steps in all."""
     init: Path | None = None
-    """File of weights to start from: a snapshot or published weights. Heads whose number of classes differs start with
-    random weights."""
+    """File of weights to start from, native or published. Heads for other classes start with random weights."""
     max_restarts: int = 0
     """If a process fails, restart all processes from the newest snapshot, at most this many times."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None

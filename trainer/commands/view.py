@@ -58,7 +58,7 @@ def view(options: ViewOptions) -> int:
 
 
 def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTable, int]:
-    """The table and row of the clip: --index is a row of the training file; the name of --clip is searched in all files."""
+    """The table and row of the clip. --index is a row of the training file; --clip is a name in any annotation file."""
     if options.clip is None:
         table, index = tables[0], options.index or 0
         if not 0 <= index < len(table):
