@@ -22,7 +22,9 @@ probabilities of both streams."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """SGD with momentum. `batch_size` is that of all ranks together, so the learning rate does not depend on them."""
+    """SGD with momentum. `batch_size` counts the clips of a step on all ranks together. The learning rate does not
+    depend on the number of ranks.
+    """
 
     batch_size: Count
     num_epochs: Count
@@ -56,7 +58,7 @@ class OptimConfig:
             )
         if self.batch_size % self.accumulate:
             raise UserError(
-                f"optim.batch_size={self.batch_size} does not divide into optim.accumulate={self.accumulate} equal "
+                f"optim.batch_size={self.batch_size} cannot be divided into optim.accumulate={self.accumulate} equal "
                 "parts: change one of them"
             )
 

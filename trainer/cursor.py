@@ -80,8 +80,8 @@ class Cursor:
     def load_state_dict(self, state: dict[str, Any], batch_size: int) -> None:
         """Continue at the position in `state`. Values that `state` lacks stay as they are.
 
-        `batch_size` is the batch size of the run that saved the state. Snapshots of older versions contain a number of
-        steps (`step`) instead of clips, and need it for the conversion.
+        `batch_size` is the batch size of the run that saved the state. It converts steps to clips in snapshots of older
+        versions, which contain `step` instead of `clips`.
         """
         saved = {name: state[name] for name in SAVED if name in state}
         if "clips" not in saved:

@@ -142,7 +142,7 @@ def macro_f1(score: Tensor, label: Tensor) -> float:
 
 
 def confusion_matrix(score: Tensor, label: Tensor) -> Tensor:
-    """Counts [K, K] float64: rows are the true classes, columns the predicted ones."""
+    """Counts of clips [K, K] float64: rows are true classes, and columns are predicted classes."""
     num_classes = score.shape[1]
     cells = label * num_classes + score.argmax(dim=1)
     return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).double()

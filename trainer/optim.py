@@ -122,7 +122,7 @@ class BufferGuard:
         integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         # For each integer type: the live buffers viewed as that type, and their backups.
         self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():  # a buffer may have two names
+        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():  # once if it has two names
             bits = buffer.detach().view(integers[buffer.itemsize])
             live, backups = self._groups.setdefault(bits.dtype, ([], []))
             live.append(bits)

@@ -105,7 +105,7 @@ def type_of(experiment: Experiment, key: str, assignment: str, changes: dict[str
         kinds = [kind for kind in get_args(hint) if is_dataclass(kind)]
         if value is None and kinds:
             if part not in changes:
-                raise UserError(f"--set {assignment}: {part} is off here; add --set {part}=default")
+                raise UserError(f"--set {assignment}: {part} is None in this experiment; add --set {part}=default")
             value = kinds[0]  # `changes` sets the part to None: its fields are still checked, but have no effect
         if not is_dataclass(value):
             raise UserError(f"--set {assignment}: {name} is a single value and has no field {path[depth + 1]}")

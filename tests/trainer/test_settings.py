@@ -40,7 +40,7 @@ from trainer.settings import override, value_at
         ("--set model.num_classes=5", "model.num_classes has no effect"),
         ("--set optim.accumulate=3", "optim.batch_size=16 does not divide into optim.accumulate=3"),
         ("--set optim.warmup_epochs=100", "optim.warmup_epochs=100 is more than optim.num_epochs=18"),
-        ("--set model.pcan.fine_width=9", "model.pcan is off here; add --set model.pcan=default"),
+        ("--set model.pcan.fine_width=9", "model.pcan is None in this experiment; add --set model.pcan=default"),
         ("--max-steps -1", "--max-steps -1: the number cannot be negative"),
         ("--max-restarts -1", "--max-restarts -1: the number cannot be negative"),
         ("--ranks 0", "--ranks 0: at least one process is needed"),

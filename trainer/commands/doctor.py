@@ -110,8 +110,8 @@ def video_engine(library: str = "libnvcuvid.so.1") -> Finding:
 
 
 def torch_version() -> Finding:
-    """Report the versions of torch, CUDA and cuDNN, and check that of cuDNN. If torch is too old, no command starts
-    (kernels/program.py), so its version needs no check here.
+    """Report the versions of torch, CUDA and cuDNN, and check whether cuDNN is new enough. Torch needs no check here,
+    because no command starts if it is too old (kernels/program.py).
     """
     cudnn = torch.backends.cudnn.version()
     details = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"

@@ -57,8 +57,8 @@ def _strips(rgb: Tensor, heatmap: Tensor) -> Tensor:
     joints = _resized(heatmap[:, (moments * heatmap.shape[1]).long()].float().amax(dim=2, keepdim=True)).clamp(0, 1)
     dimmed = frames.mean(dim=2, keepdim=True) * 0.45
     overlaid = dimmed * (1 - joints) + JOINT.view(3, 1, 1) * joints
-    both = F.pad(torch.stack([frames, overlaid], dim=1), (0, GAP), value=255)  # [n, 2, t, 3, SIDE, SIDE + GAP]
-    strip = both.permute(0, 1, 4, 2, 5, 3).flatten(3, 4)[:, :, :, :-GAP]
+    padded = F.pad(torch.stack([frames, overlaid], dim=1), (0, GAP), value=255)  # [n, 2, t, 3, SIDE, SIDE + GAP]
+    strip = padded.permute(0, 1, 4, 2, 5, 3).flatten(3, 4)[:, :, :, :-GAP]
     return strip.round().clamp(0, 255).to(torch.uint8)
 
 

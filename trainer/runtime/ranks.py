@@ -81,7 +81,7 @@ def started_by_launcher() -> bool:
 
 
 def world_size_of(ranks: int | None, device: str) -> int:
-    """Number of processes of the whole run, as the launcher says, else --ranks, else one for each visible GPU.
+    """Number of processes of the whole run: as many as the launcher started, else --ranks, else one for each GPU.
 
     Raises UserError if the machine has fewer GPUs than processes.
     """
@@ -108,7 +108,7 @@ def device_of(choice: str) -> str:
 def join(device: str) -> Iterator[Ranks]:
     """A context in which this process belongs to the process group that the launcher's environment describes.
 
-    The group is destroyed at the end of the context, except after an error: the process then ends at once
+    The group is destroyed at the end of the context, except after an error: the process then exits immediately
     (trainer/cli.py).
     """
     world_size = int(os.environ["WORLD_SIZE"]) if started_by_launcher() else 1

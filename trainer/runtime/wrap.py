@@ -14,9 +14,9 @@ from trainer.config import Experiment
 from trainer.runtime.ranks import Ranks
 
 Options = dict[str, str | int | bool | Callable]
-# Inductor recomputes a value instead of storing it if recomputing takes at most this many reads and operations. The
-# vectors [C] of a norm count as reads, just like feature maps, so a relu's gradient through a norm has 6 reads.
-# Inductor's defaults are 4 and 30.
+# Inductor recomputes a value instead of storing it if that takes at most so many reads of tensors and operations. Its
+# defaults, 4 and 30, are too low for the gradient of a relu after a norm, which has 6 reads, because a norm's vectors
+# [C] count just like feature maps.
 INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
 
 
@@ -72,5 +72,5 @@ def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
             broadcast_buffers=False,  # average_statistics makes the ranks' buffers equal before each snapshot
             gradient_as_bucket_view=True,
             static_graph=accumulate == 1,
-            bucket_cap_mb=1024,  # all gradients in one bucket (after torch's first of 1 MB), as the networks are small
+            bucket_cap_mb=1024,  # one bucket for all gradients but the first MB, because the networks are small
         )

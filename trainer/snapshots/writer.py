@@ -41,10 +41,10 @@ class Snapshot(NamedTuple):
 def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
     """The newest intact snapshot in `folder`, or None if there is none.
 
-    Tries the target of the link latest.pth first, because after a resume with a larger batch, which makes fewer steps
-    an epoch, file names do not show which snapshot is the newest. Then come the rolling snapshots by epoch and step,
-    then latest.pth itself, which is a file if somebody copied only this one here, and last the best snapshots. `say`
-    gets a sentence about each damaged file that is skipped.
+    Tries the target of the link latest.pth first, because file names do not always show which snapshot is the newest:
+    after a resume with a larger batch, an epoch has fewer steps. Then come the rolling snapshots by epoch and step,
+    then latest.pth itself, which may be a file that somebody copied into the folder, and last the best snapshots. `say`
+    is called with a sentence about each damaged file that is skipped.
     """
     tried = set()
     for path in _candidates(folder):
@@ -54,7 +54,7 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
         try:
             return Snapshot(path, load(path))
         except SnapshotError as error:
-            say(f"{error}; trying the snapshot before it")
+            say(f"{error}; trying an older snapshot")
     return None
 
 
