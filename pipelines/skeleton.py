@@ -17,7 +17,7 @@ class Skeleton:
     limbs: tuple[tuple[int, int], ...]
 
     def partner(self) -> np.ndarray:
-        """The joint that each joint becomes when a clip is mirrored: [V] int64. A joint in no pair is its own partner."""
+        """The joint that each joint becomes in a mirrored clip: [V] int64. A joint in no pair is its own partner."""
         partner = np.arange(self.num_joints)
         for left, right in self.pairs:
             partner[left], partner[right] = right, left

@@ -12,4 +12,4 @@ def start() -> int | None:
 
 
 if __name__ == "__main__":
-    run_program(start, "stopped; run the same command again to continue, poses that are estimated are kept")
+    run_program(start, "stopped; run the same command again to continue, the poses estimated so far are kept")

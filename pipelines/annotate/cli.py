@@ -31,7 +31,7 @@ def main(
     """
     console = Console(stderr=True)
     if people < 1:
-        raise UserError(f"--people {people}: give 1 or more")
+        raise UserError(f"--people {people}: the number must be 1 or more")
     label_table = read_labels(labels)
     source = poses_from_files(poses, people) if poses else estimated_poses(out.with_name(f"{out.stem}_poses"), people)
     clips = annotate(videos, label_table, source, console)

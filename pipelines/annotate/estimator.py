@@ -16,14 +16,14 @@ from pipelines.annotate.tracking import Person, follow
 from pipelines.videos.decode import decode
 
 JOINTS = 17
-MAX_FRAMES = 1 << 22  # most frames of a video
+MAX_FRAMES = 1 << 22  # maximum number of frames in a video
 INSTALL = "install the pose estimator with: .venv/bin/python -m pip install -e '.[pose]'"
 
 
 class PoseEstimator:
     """Finds the people in a video and their joints.
 
-    alternative: what the user can do if poses cannot be estimated; it becomes part of the error text.
+    alternative: what the user can do if poses cannot be estimated; a clause for error messages.
     Raises UserError if `num_joints` is not 17, or rtmlib or its weights cannot be loaded.
     """
 
@@ -37,14 +37,14 @@ class PoseEstimator:
             raise UserError(f"{text}; {alternative}, or {INSTALL}") from None
         try:
             self.body: Any = rtmlib.Body(mode="balanced", backend="onnxruntime", device="cpu")
-        except Exception as error:  # urllib, zipfile and onnxruntime each raise their own
+        except Exception as error:  # urllib, zipfile and onnxruntime raise exceptions of different classes
             text = f"rtmlib could not load its weights ({error}); check the network, or {alternative}"
             raise UserError(text) from None
 
     def estimate(self, video: str, max_people: int, advance: Callable[[], None]) -> Poses:
         """Estimate the joints of up to `max_people` people in a video, and follow each person through the frames.
 
-        advance: is called after each frame. Raises VideoError.
+        advance: a function that is called after each frame. Raises VideoError if the video cannot be decoded.
         """
         frames, height, width = [], 0, 0
         for frame in decode(video, MAX_FRAMES):

@@ -22,8 +22,8 @@ from pipelines.videos.decode import VideoError
 from pipelines.videos.find import EXTENSIONS
 from pipelines.videos.header import Header, read_header, shape_of
 
-# A skeleton is refused if more than this share of its joints lies outside the image. The share is large because some do
-# in good skeletons: of a person sitting close to the camera, estimators report legs below the image.
+# A skeleton is refused if more than this share of its joints lies outside the image. The share is large because good
+# skeletons have such joints too: if a person sits close to the camera, estimators report the legs below the image.
 MAX_OUTSIDE = 0.5
 NPZ_FORMAT = "an .npz with keypoint [M, T, V, 2] and keypoint_score [M, T, V]"
 FORMATS = f"an annotation pickle (.pkl) or {NPZ_FORMAT}"
@@ -42,10 +42,10 @@ class Poses:
 
 
 def header_of(video: str) -> Header:
-    """The header of a video. Raises VideoError if it cannot be used or the video has no frames."""
+    """The header of a video. Raises VideoError if the header cannot be used or the video has no frames."""
     header = read_header(video)
     if header.reason or not header.frames:
-        raise VideoError(header.reason or "it has no frames")
+        raise VideoError(header.reason or "the video has no frames")
     return header
 
 
@@ -80,13 +80,16 @@ def _read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> 
 
 
 def _check_place(file: Path, poses: Poses, video: Path, header: Header) -> None:
-    """Raise AnnotationError unless the video shows the whole annotated image, neither cut, turned nor distorted."""
+    """Raise AnnotationError if the video is cut, turned or distorted compared with the image that was annotated.
+
+    The same error is raised if most joints lie outside the image.
+    """
     shape, size = shape_of(header, poses.width, poses.height), f"{header.width}x{header.height}"
     if shape in ("turned", "other shape") or (shape == "scaled" and is_clip(video)):
         raise AnnotationError(
             f"{file}: the skeleton belongs to an image of {poses.width}x{poses.height} pixels, but {video} has {size} "
-            "and shows a part of it, or shows it turned or distorted; give the original video, or the skeleton of this "
-            "one as .npz"
+            "and shows a part of that image, or shows it turned or distorted; give the original video, or the skeleton "
+            "of this video as .npz"
         )
     visible = poses.joints[(poses.joints[..., 2] > 0) & poses.joints[..., :2].any(axis=-1)][:, :2]
     outside = (visible < 0) | (visible > (poses.width, poses.height))
@@ -136,9 +139,9 @@ JSON_FORMAT = "a list of {frame or image_id, keypoints [x, y, score, ...], score
 def read_people(file: Path, num_frames: int) -> tuple[list[list[Person]], int]:
     """Read the JSON of a pose estimator: the people in each of the video's frames, and the number of joints V.
 
-    An entry names its frame by a number, or by the name of an image that ends in a number. Frames count from 0; they
-    count from 1 if an entry names frame `num_frames` and none names frame 0. If any joint's score is above 1, the
-    scores are COCO's visibility flags, of which 1 and 2 become score 1. Raises UserError.
+    An entry names its frame by a number, or by the name of an image that ends in a number. Frames count from 0, or from
+    1 if an entry names frame `num_frames` and none names frame 0. If any joint's score is above 1, the scores are taken
+    for COCO's visibility flags, and the flags 1 and 2 become score 1. Raises UserError.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -179,15 +182,15 @@ def read_people(file: Path, num_frames: int) -> tuple[list[list[Person]], int]:
 
 
 def _parse_entry(entry: Any) -> tuple[int, np.ndarray, float | None]:
-    """Frame number, joints [V, 3] float32 (x, y, score), and score of the person, or None. Raises UserError."""
+    """Frame number, joints [V, 3] float32 (x, y, score), and the person's score or None. Raises UserError."""
     if not isinstance(entry, dict) or "keypoints" not in entry:
-        raise UserError("it has no keypoints")
+        raise UserError("there are no keypoints")
     frames = [entry[key] for key in FRAME_KEYS if key in entry]
     if not frames:
-        raise UserError("it has neither frame nor image_id")
+        raise UserError("there is neither frame nor image_id")
     values = np.asarray(entry["keypoints"], np.float64).ravel()
     if not values.size or values.size % 3:
-        raise UserError(f"it has {values.size} numbers as keypoints, which is not three per joint")
+        raise UserError(f"keypoints has {values.size} numbers, which is not three per joint")
     score = entry.get("score")
     joints = np.nan_to_num(values.reshape(-1, 3), nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
     return _parse_frame(frames[0]), joints, None if score is None else float(score)
@@ -199,5 +202,5 @@ def _parse_frame(value: Any) -> int:
     if match:
         return int(match[1])
     if not isinstance(value, int | float) or isinstance(value, bool) or value != int(value):
-        raise UserError(f"its frame is {value!r}, which is not a frame number")
+        raise UserError(f"frame is {value!r}, which is not a frame number")
     return int(value)

@@ -19,7 +19,10 @@ EVERY = 5  # without a column for the split, one in five videos of each class is
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The video, label and split of each line. If the labels were words, `class_names` lists them; else it is empty."""
+    """The video, the label as a number, and the split of each line.
+
+    class_names: the words, in the order of their numbers, if the labels in the file are words; otherwise empty.
+    """
 
     videos: list[str]
     labels: list[int]
@@ -52,9 +55,7 @@ def read_labels(file: Path) -> Labels:
     videos, words = [line[0] for _, line in rows], [line[1] for _, line in rows]
     repeated = [number for number, line in rows if videos.count(line[0]) > 1] if len(set(videos)) < len(videos) else []
     if repeated:
-        raise UserError(
-            f"{file}, lines {repeated[0]} and {repeated[1]}: they name the same video; leave one of them out"
-        )
+        raise UserError(f"{file}: lines {repeated[0]} and {repeated[1]} name the same video; leave one of them out")
     labels, class_names = _numbers(file, words)
     splits = [line[2] for _, line in rows] if columns == {3} else _split(videos, labels)
     for split in SPLITS:

@@ -30,9 +30,9 @@ PoseSource = Callable[[str, str, Header], Poses]  # (name of the clip, path of t
 
 
 def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) -> list[dict[str, Any] | str]:
-    """Make the annotation of each video in `labels`, or give the reason why the video cannot be used.
+    """Make the annotation of each video in `labels`. A video that cannot be used gets the reason, a string, instead.
 
-    videos: the folder in which the videos are. Raises UserError if a video is not there, or is named twice.
+    videos: the folder of the videos. Raises UserError if a video is missing, or is listed twice.
     """
     files = find_videos(videos, labels.videos)
     for name, video in zip(labels.videos, files, strict=True):
@@ -90,7 +90,7 @@ def poses_from_files(folder: Path, max_people: int) -> PoseSource:
 
 
 def estimated_poses(folder: Path, max_people: int) -> PoseSource:
-    """A source that estimates skeletons. It stores them in `folder` and does not estimate those that are there."""
+    """A source that estimates skeletons and stores them in `folder`. Skeletons that are there already are read."""
     estimator = PoseEstimator(JOINTS, "give the folder of your skeletons with --poses")
 
     def source(name: str, video: str, header: Header) -> Poses:
@@ -129,7 +129,7 @@ def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[
 
 
 def advice(out: Path, videos: Path, labels: Labels, num_joints: int) -> str:
-    """A sentence with the command that trains on the annotation file."""
+    """A sentence with the command that trains on the annotation file, or with the reason why there is none."""
     settings = [f"data.annotations={out}", f"data.videos={videos}", f"data.num_classes={max(labels.labels) + 1}"]
     if labels.class_names:
         settings.append(f"data.class_names={labels.class_names}")

@@ -12,14 +12,15 @@ OVERLAP = 0.3  # boxes of one person in neighbouring frames have at least this i
 class Person:
     """One person in one frame.
 
-    joints: [V, 3] (x, y, score) in pixels. score: of the person as a whole; None stands for the mean of the joints'.
+    joints: [V, 3] (x, y, score) in pixels.
+    score: the score of the whole person; None stands for the mean of the scores of the joints.
     """
 
     joints: np.ndarray
     score: float | None = None
 
     def weight(self) -> float:
-        """How certain it is that there is a person."""
+        """The confidence that there is a person: `score`, or the mean of the scores of the joints."""
         return float(self.joints[:, 2].mean()) if self.score is None else self.score
 
     def box(self) -> np.ndarray:
@@ -32,7 +33,7 @@ class Person:
 class Track:
     """One person over the frames of a video.
 
-    people: the person in each frame, by frame number. box: of the person in the last of these frames.
+    people: the person in each frame, by frame number. box: the person's box in the last of these frames.
     """
 
     people: dict[int, Person] = field(default_factory=dict)
@@ -52,8 +53,9 @@ def follow(frames: Sequence[Sequence[Person]], max_people: int, num_joints: int)
 
     frames: the people in each of the T frames.
 
-    The people with the highest scores, summed over frames, come first. A person may leave and appear elsewhere as a new
-    track; tracks that share no frame can have the same index m. Where nobody has index m in a frame, all is 0.
+    The people with the highest scores, summed over frames, come first. A person who leaves and comes back elsewhere is
+    followed as a new track. Tracks without a common frame may share an index along M. If an index belongs to nobody in
+    a frame, its joints there are 0.
     """
     tracks: list[Track] = []
     for number, people in enumerate(frames):

@@ -45,7 +45,7 @@ class Pose:
         return Pose(hands=self.hands[:, ::-1], feet=self.feet[:, ::-1], hips=hips, lean=self.lean)
 
     def joints(self) -> np.ndarray:
-        """[T, 17, 3] COCO joints."""
+        """The 17 COCO joints of the pose: [T, 17, 3]."""
         outward = np.stack([SIDES, np.ones(2), np.ones(2)], axis=1)  # [2, 3]
         c, s = np.cos(self.lean), np.sin(self.lean)
         zero, one = np.zeros_like(c), np.ones_like(c)
@@ -71,8 +71,9 @@ def bend_limb(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The middle joint and the end of a limb of two bones, both [T, 2, 3].
 
-    root: [T, 2, 3], where the limb starts. reach: [T, 2, 3], from there to its end; it is shortened if it is longer
-        than the limb. near, far: lengths of the two bones. pole: direction in which the middle joint points.
+    root: [T, 2, 3], where the limb starts. near, far: lengths of the two bones.
+    reach: [T, 2, 3], the vector from the start of the limb to its end; a vector longer than the limb is shortened.
+    pole: direction in which the middle joint points.
     """
     length = np.linalg.norm(reach, axis=-1, keepdims=True).clip(1e-6)
     axis = reach / length

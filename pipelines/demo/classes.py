@@ -25,7 +25,7 @@ TRAIN, VAL = "xsub_train", "xsub_val"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoConfig:
-    """Settings of the demo's data set, which depends on them and on GENERATOR in make.py, and on nothing else."""
+    """Settings of the demo's data set. The data depend only on these settings and on GENERATOR in make.py."""
 
     seed: Annotated[int, Range(0, 2**62)] = 0
     num_train: Count = 720
@@ -33,8 +33,8 @@ class DemoConfig:
     size: Annotated[tuple[int, int], Range(16, 8192)] = (320, 240)  # width, height; both even for 4:2:0 chroma
     num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)  # length of the shortest and the longest clip
     crf: Annotated[int, Range(0, 51)] = 23  # x264's constant rate factor
-    # For a control experiment: a grey box, which does not move, hides the area in which people and object move. What
-    # remains visible must not reveal which class of a MOTION_ONLY pair a clip belongs to.
+    # For a control experiment: True covers the area in which people and object move with a grey box that stands still.
+    # The visible remainder must not reveal which class of a MOTION_ONLY pair a clip belongs to.
     hide_people: bool = False
 
     def __post_init__(self) -> None:
@@ -81,5 +81,5 @@ def missing_skeleton(config: DemoConfig) -> ClipId:
 
 
 def corrupt_video(config: DemoConfig) -> ClipId:
-    """The training clip whose video is cut off in the middle, so that no decoder can open it."""
+    """The training clip whose video file is cut off in the middle, so that no decoder can open the file."""
     return clip_ids(config)[2 * config.num_train // 3]

@@ -19,10 +19,10 @@ def main(
 
     Args:
         out: folder of the data set
-        own: also write labels.csv and keypoints/, which pipelines.annotate can read like those of your own videos
+        own: also write labels.csv and keypoints/, from which pipelines.annotate can make an annotation file
         train: number of videos for training
         val: number of videos for validation
-        workers: processes that draw and encode videos (default: one per core)
+        workers: number of processes that draw and encode videos (default: one per core)
     """
     if min(train, val) < 1:
         raise UserError(f"--train {train} --val {val}: both must be 1 or more")

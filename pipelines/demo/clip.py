@@ -31,7 +31,7 @@ class View(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """All that is needed to draw a clip with M people in T frames."""
+    """The joints, the object and the view of a clip with M people in T frames, from which its frames are drawn."""
 
     points: np.ndarray  # [M, T, 17, 2] joints in pixels
     depth: np.ndarray  # [M, T, 17] distance of the joints from the origin towards the camera, in body heights
@@ -43,7 +43,7 @@ class Clip(NamedTuple):
 
 
 def generator(config: DemoConfig, clip: ClipId, purpose: int) -> np.random.Generator:
-    """A random generator for one purpose in one clip. It does not depend on other clips or on the order of calls."""
+    """A random generator for one purpose (0 to 3) in one clip. Its numbers do not depend on other clips or purposes."""
     return np.random.Generator(np.random.Philox(key=[config.seed, clip.number * 4 + purpose]))
 
 
@@ -88,8 +88,9 @@ def project(joints: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
 def detect(config: DemoConfig, clip: ClipId, points: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Imitate a pose estimator: keypoint [M, T, 17, 2] in pixels and keypoint_score [M, T, 17], both float16.
 
-    Joints are displaced at random, with a standard deviation of 0.8 % of the body's height. 2 % of them are missing,
-    that is (0, 0) with score 0. In a quarter of the clips, one joint is also missing for up to a third of the frames.
+    Joints are displaced at random, with a standard deviation of 0.8 % of the body's height. 2 % of the joints are
+    missing: they are (0, 0) with score 0. In a quarter of the clips, one joint is also missing for up to a third of the
+    frames.
     The order of people is random.
     """
     if clip == missing_skeleton(config):
@@ -171,16 +172,15 @@ def write_clip(config: DemoConfig, clip: ClipId, folder: Path) -> str:
 
 
 def encode(frames: list[Image.Image], file: Path, config: DemoConfig, rng: np.random.Generator) -> None:
-    """Add noise to the frames and write them as H.264 in MP4: 30 frames per second, a single key frame, B-frames.
+    """Add noise to the frames and write them as H.264 in MP4, at 30 frames per second, with one key frame and B-frames.
 
     Two options make the output depend on nothing but the version of x264: one encoder thread, and no macroblock tree,
     whose AVX-512 code reads uninitialised memory.
     """
     width, height = config.size
     noise = rng.normal(0, rng.uniform(1.5, 3.5), (NOISE_FRAMES, height, width))
-    bank = (
-        np.rint(noise).clip(-15, 15).astype(np.int8).view(np.uint8)
-    )  # Y is between 16 and 235, so the sum cannot overflow
+    # Y is between 16 and 235 and the noise between -15 and 15, so adding them modulo 256 gives the right sum.
+    bank = np.rint(noise).clip(-15, 15).astype(np.int8).view(np.uint8)
     noise_numbers = rng.integers(NOISE_FRAMES, size=len(frames))
     with av.open(file, "w", format="mp4") as container:
         options = {"preset": "veryfast", "crf": str(config.crf), "x264-params": "no-mbtree=1"}

@@ -1,9 +1,9 @@
 """Generates the data set of the demo, H.264 videos and skeletons (`python -m pipelines.demo --out DIR`).
 
-It resembles NTU and has 12 classes in 4 groups. In the pairs of classes MOTION_ONLY, single frames look the same, and
-only the order or the tempo of the motion differs. In the pairs COLOUR_ONLY, the joints are the same, and only the look
-of the object in the hands differs. One training video is cut in half and cannot be opened. One training clip has no
-skeleton: all joints of its one person are zero.
+The data set resembles NTU and has 12 classes in 4 groups. In the pairs of classes MOTION_ONLY, single frames look the
+same, and only the order or the tempo of the motion differs. In the pairs COLOUR_ONLY, the joints are the same, and only
+the look of the object in the hands differs. One training video is cut in half and cannot be opened. One training clip
+has no skeleton: all joints of its one person are zero.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ from pipelines.demo.classes import TRAIN, VAL, ClipId, DemoConfig, clip_ids
 from pipelines.demo.clip import annotate, write_clip
 from pipelines.progress import Progress
 
-GENERATOR = 3  # raise it when the same DemoConfig produces other data, so that existing folders are made again
+GENERATOR = 3  # raise this number when the same DemoConfig produces different data, so that old folders are replaced
 RECORD, ANNOTATIONS, VIDEOS = "demo.json", "annotations.pkl", "videos"
 
 
 def make_demo(root: Path, config: DemoConfig, workers: int = 1) -> Path:
     """Generate the data set in the folder `root`, and return the path of its annotations.
 
-    The folder contains videos/<name>.mp4, annotations.pkl (docs/sources.md, "Annotation files") and demo.json. If it
-    has some of the files for this `config`, only the others are made. Files of another `config` are replaced. The bytes
+    The folder contains videos/<name>.mp4, annotations.pkl (docs/sources.md, "Annotation files") and demo.json. If some
+    files for this `config` exist, only the missing ones are made. Files of a different `config` are replaced. The bytes
     of all files depend on `config` and on the versions of libraries, not on `workers`, the number of processes.
 
     Raises UserError if the folder cannot be written or contains files that the demo did not make.
@@ -79,7 +79,7 @@ def alone(root: Path) -> Iterator[None]:
 
 
 def claim(root: Path, config: DemoConfig) -> None:
-    """Make `root` a folder for this `config`: remove videos of another one, and write a record of the new one.
+    """Make `root` a folder for this `config`: remove the data of a different config, and record this one in demo.json.
 
     Raises UserError if there are files that the demo did not make.
     """
@@ -122,7 +122,7 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def write_videos(clips: list[ClipId], config: DemoConfig, videos: Path, workers: int) -> None:
-    """Draw and encode the videos of `clips` with a progress bar. A single worker is this process itself."""
+    """Draw and encode the videos of `clips`, with a progress bar. If `workers` is 1, no other process is started."""
     job = partial(write_clip, config, folder=videos)
     if workers == 1:
         watch(map(job, clips), len(clips))
@@ -133,7 +133,7 @@ def write_videos(clips: list[ClipId], config: DemoConfig, videos: Path, workers:
 
 
 def die_with_parent() -> None:
-    """End this worker when its parent dies. Workers of a killed run could otherwise disturb the next run."""
+    """Exit this worker process when its parent dies. Workers of a killed run could otherwise disturb the next run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -145,7 +145,7 @@ def die_with_parent() -> None:
 
 
 def watch(names: Iterable[str], total: int) -> None:
-    """Show a progress bar while the `total` clips of the iterator `names` are made."""
+    """Show a progress bar while iterating over `names`, which makes one of the `total` clips in each step."""
     with Progress(Console(stderr=True), "demo videos", total) as progress:
         for _ in names:
             progress.advance()

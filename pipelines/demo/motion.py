@@ -18,7 +18,7 @@ RED, BLUE, PLAIN, STRIPED = "red ball", "blue ball", "plain box", "striped box"
 class Scene:
     """The people of a clip and their object.
 
-    joints: [M, T, 17, 3]. held: the object in the hands, or "". path: [T, 3] centre of the object, or None.
+    joints: [M, T, 17, 3]. held: the name of the object in the hands, or "". path: [T, 3] centre of the object, or None.
     """
 
     joints: np.ndarray
@@ -173,7 +173,7 @@ def push(t: np.ndarray, rng: np.random.Generator) -> Scene:
     return Scene(joints=np.stack(face_to_face(one, two, gap + rng.uniform(0.12, 0.2) * hit, rng)))
 
 
-# One entry per class, in the order of FINE_NAMES. The two of a COLOUR_ONLY pair differ in the object alone.
+# One entry per class, in the order of FINE_NAMES. The two classes of a COLOUR_ONLY pair differ only in the object.
 ACTS: tuple[Callable[[np.ndarray, np.random.Generator], Scene], ...] = (
     lambda t, rng: move_arm(t, rng, lower=False),
     lambda t, rng: move_arm(t, rng, lower=True),

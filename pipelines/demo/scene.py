@@ -1,7 +1,8 @@
 """Draws the demo's people, who consist of shaded capsules, the objects in their hands, and a textured room.
 
-Shapes are drawn at twice the size, and the image is then halved. From the colours on, all arithmetic is in integers, so
-that every machine produces the same pixels. Images have Pillow's mode RGB, but their three channels are Y, Cb and Cr.
+Shapes are drawn at twice the size, and the image is then halved. Colours are rounded before they are converted and
+drawn, and all later arithmetic is in integers, so that every machine produces the same pixels. Images have Pillow's
+mode RGB, but their three channels are Y, Cb and Cr.
 In array shapes, T is the number of frames and P the number of points.
 """
 
@@ -15,7 +16,7 @@ LIGHT = np.array([-0.45, -0.55])  # direction to the light, in the image's axes
 SKIN = ((236, 205, 180), (214, 170, 135), (170, 120, 85), (120, 80, 55), (90, 60, 45))
 HAIR = ((30, 25, 22), (70, 45, 25), (120, 85, 45), (175, 145, 90), (120, 118, 115))
 RED, BLUE, YELLOW, BLACK = (225, 25, 30), (25, 60, 225), (245, 205, 20), (25, 20, 20)
-# Radii at the (near end, far end), in body heights.
+# Radii of limbs at the (near end, far end), and of objects, in body heights.
 ARM_R, FOREARM_R, THIGH_R, SHIN_R = (0.036, 0.029), (0.029, 0.021), (0.058, 0.042), (0.041, 0.027)
 BALL_R, BOX_R = 0.085, 0.1
 
@@ -70,7 +71,7 @@ def to_ycbcr(rgb: np.ndarray) -> np.ndarray:
 
 
 def capsule(a: np.ndarray, b: np.ndarray, radius_a: float, radius_b: float) -> np.ndarray:
-    """The outline [T, 12, 2] of a limb with round ends from a to b, both [T, 2]. If a = b, it is a disc."""
+    """The outline [T, 12, 2] of a limb with round ends from a to b, both [T, 2]. If a = b, the outline is a disc."""
     along = b - a
     along = along / np.linalg.norm(along, axis=-1, keepdims=True).clip(1e-3)
     along = np.where(np.abs(along).sum(axis=-1, keepdims=True) < 0.5, np.array([0.0, 1.0]), along)
@@ -194,7 +195,7 @@ def room(size: tuple[int, int], floor: float, rng: np.random.Generator) -> Image
 
 
 def paint(background: Image.Image, shapes: list[Shape]) -> list[Image.Image]:
-    """Draw the shapes on the background, the farthest first: T frames."""
+    """Draw the shapes on the background, the farthest first. Returns T frames."""
     box = extent(shapes, background.size)
     canvas = background.crop(box)
     canvas = canvas.resize((canvas.width * OVERSAMPLE, canvas.height * OVERSAMPLE), Image.Resampling.NEAREST)

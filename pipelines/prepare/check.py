@@ -1,7 +1,7 @@
 """Checks whether the files of a pack are as they were written (`python -m pipelines.prepare --check PACK`).
 
-It reads every byte that training could read. The paths of damaged files go to stdout and the reasons to stderr, so a
-pack can be repaired with `... --check PACK | xargs -d '\\n' rm` and another run of `prepare`.
+The check reads every byte that training could read. The paths of damaged files go to stdout and the reasons to stderr,
+so a pack can be repaired with `... --check PACK | xargs -d '\\n' rm` and another run of `prepare`.
 """
 
 import os
@@ -19,8 +19,8 @@ from pipelines.progress import Progress
 def check_pack(folder: Path, console: Console) -> Iterator[tuple[str, str]]:
     """Compare a pack's files with its index. Yields (name, what is wrong) once for each damaged clip.
 
-    The length of each file and the checksum of each frame are compared. Raises PackError if the index does
-    not match the manifest.
+    The length of each file and the checksum of each frame are compared. Raises PackError if the index does not match
+    the manifest.
     """
     pack = open_pack(folder)
     _check_index(pack)
@@ -60,9 +60,9 @@ def _fault(pack: Pack, row: int) -> str:
     try:
         size = path.stat().st_size
     except OSError as error:
-        return f"its file cannot be read ({error.strerror})"
+        return f"the file cannot be read ({error.strerror})"
     if size != expected:
-        return f"its file has {size:,} bytes, but had {expected:,} when it was written"
+        return f"the file has {size:,} bytes, but had {expected:,} when it was written"
     count = int(pack.num_frames[row])
     _, damaged = pack.read_frames(row, list(range(count)))
     if not damaged:

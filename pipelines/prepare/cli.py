@@ -35,11 +35,11 @@ def main(
         annotations: annotation file, a pickle with skeletons
         videos: folder of the videos; their names may have an extension, the suffix `_rgb`, and subfolders
         out: folder of the pack (default: a folder in --packs, whose name depends on annotations and settings)
-        count: pose frames per sample; the pack stores every box that a sample of this many frames can ask for
-        box_pixels: pixels per side of the smallest such box, if the video has enough pixels
+        count: pose frames per sample; the stored part of the image contains the box of every sample of so many frames
+        box_pixels: pixels per side of the smallest of these boxes, if the video has enough pixels
         quality: quality of the JPEG frames, from 2 (best) to 31; on NTU, 3 means a PSNR of 46 dB at 0.067 bytes per
             pixel, and 6 means 42 dB at 0.046 bytes per pixel
-        workers: processes that encode (default: one per core)
+        workers: number of processes that encode (default: one per core)
         max_bad: share of clips that may have no usable video
         packs: folder of all packs
         cache: folder in which tables of annotation files are stored

@@ -24,8 +24,9 @@ from pipelines.packs.format import PackSettings
 from pipelines.videos.decode import MATRICES, MAX_PIXELS, SLACK, VideoError, decode
 
 MEBIBYTE = 1 << 20
-FULL = 2  # in AVColorRange; videos without a tag count as limited, except those in the pixel formats of JPEG
-# Converts limited to full range and rounds correctly. The scale filter's own conversion leaves chroma half a level low.
+FULL = 2  # AVColorRange of full range; videos without a tag count as limited, except those in JPEG's pixel formats
+# Arguments of FFmpeg's lutyuv filter, which convert colours from limited to full range and round correctly. FFmpeg's
+# scale filter could convert them as well, but would make chroma half a level too low.
 TO_FULL = "y='clip((val-16)*255/219+0.5,0,255)':" + ":".join(
     f"{plane}='clip((val-128)*255/224+128.5,0,255)'" for plane in "uv"
 )
@@ -42,7 +43,7 @@ class Job:
     side: float  # side of the smallest box that a sample can ask for
     height: int  # height of the annotated image
     width: int
-    num_frames: int  # length of the annotation
+    num_frames: int  # number of frames in the annotation
     box_pixels: int  # pixels that `side` is to have in the clip, if the video has enough pixels
     quality: int  # quality of the JPEG frames, from 2 (best) to 31
 
@@ -93,11 +94,11 @@ def encode_clip(job: Job) -> EncodedClip:
         crop = Crop.of(job, first.width, first.height)
         content, packets = write_jpegs(job, crop, first, frames)
     except av.FFmpegError as error:
-        raise VideoError(f"it cannot be decoded ({error.strerror})") from None
+        raise VideoError(f"the video cannot be decoded ({error.strerror})") from None
     except StopIteration:
-        raise VideoError("it has no frames") from None
+        raise VideoError("the video has no frames") from None
     if len(packets) < job.num_frames - SLACK:
-        raise VideoError(f"it has {len(packets)} frames, but its skeleton has {job.num_frames}")
+        raise VideoError(f"the video has {len(packets)} frames, but its skeleton has {job.num_frames}")
     target = Path(job.target)
     part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     part.write_bytes(content)
@@ -117,8 +118,9 @@ def encode_clip(job: Job) -> EncodedClip:
 
 
 def describe(video: str) -> tuple[str, int, int]:
-    """Traits that reveal a change of a video: a digest of its size and its first and last MiB, its size in bytes, and
-    the time of its last change in ns. Raises VideoError if it cannot be read.
+    """Describe a video's file so that a later change can be noticed. Raises VideoError if it cannot be read.
+
+    Returns a digest of the size and of the first and last MiB, the size in bytes, and the modification time in ns.
     """
     try:
         with open(video, "rb") as file:
@@ -128,7 +130,7 @@ def describe(video: str) -> tuple[str, int, int]:
                 file.seek(start)
                 digest.update(file.read(MEBIBYTE))
     except OSError as error:
-        raise VideoError(f"it cannot be read ({error.strerror})") from None
+        raise VideoError(f"the video cannot be read ({error.strerror})") from None
     return digest.hexdigest()[:20], stat.st_size, stat.st_mtime_ns
 
 
@@ -136,9 +138,8 @@ def describe(video: str) -> tuple[str, int, int]:
 class Crop:
     """Which part of the video to store, and at which size."""
 
-    region: tuple[
-        int, int, int, int
-    ]  # (left, top, right, bottom), even pixels of the video; may extend beyond the frame
+    # (left, top, right, bottom) in pixels of the video, all even; the region may extend beyond the frame
+    region: tuple[int, int, int, int]
     frame_size: tuple[int, int]  # (width, height) of the stored frames in pixels
 
     @classmethod
@@ -146,13 +147,12 @@ class Crop:
         """The crop for a job whose video has frames of (width, height).
 
         The scale is chosen so that the smallest box of a sample has sides of `box_pixels` pixels; frames are never
-        enlarged. Raises VideoError
-        if the video is turned relative to the annotation.
+        enlarged. Raises VideoError if the video is turned by 90 degrees relative to the annotation.
         """
         turned = abs(width / height / (job.height / job.width) - 1) < 0.02
         if turned and abs(width / height / (job.width / job.height) - 1) > 0.02:
             raise VideoError(
-                f"it is {width}x{height}, but its skeleton belongs to {job.width}x{job.height}: it is turned"
+                f"the video is turned: it is {width}x{height}, but its skeleton belongs to {job.width}x{job.height}"
             )
         to_x, to_y = width / job.width, height / job.height
         left, top, right, bottom = job.region
@@ -171,11 +171,11 @@ class Crop:
         x0, x1 = max(left, 0), min(right, frame.width // 2 * 2)
         y0, y1 = max(top, 0), min(bottom, frame.height // 2 * 2)
         if x0 >= x1 or y0 >= y1:
-            raise VideoError("its skeleton lies outside the frame")
+            raise VideoError("the skeleton lies outside the frame")
         if (right - left) * (bottom - top) > MAX_PIXELS:
             extent = f"{right - left:,}x{bottom - top:,}"
             raise VideoError(
-                f"its skeleton extends over {extent} pixels, but its frames have {frame.width}x{frame.height}: at "
+                f"the skeleton extends over {extent} pixels, but the frames have {frame.width}x{frame.height}: at "
                 "least one joint is far outside"
             )
         matrix = MATRICES.get(int(frame.colorspace), "bt601")
@@ -197,9 +197,9 @@ class Crop:
 
 
 def _fit(low: float, high: float, scale: float) -> tuple[int, int, int]:
-    """Widen an interval of the video's pixels to (start, end), and give its length in the clip.
+    """Widen the interval from `low` to `high`, in pixels of the video, and return its (start, end, length in the clip).
 
-    start and end become even, and the length in the clip becomes a `standard_length`.
+    start and end are even, and the length, in pixels of the clip, is a `standard_length`.
     """
     scale = min(1.0, scale)
     start, end = 2 * floor(low / 2), 2 * ceil(high / 2)
@@ -210,16 +210,16 @@ def _fit(low: float, high: float, scale: float) -> tuple[int, int, int]:
 
 
 def standard_length(length: float) -> int:
-    """Round up to a multiple of 32; above 512 to one of 64, and above 1024 to one of 128.
+    """Round a length in pixels up to a multiple of 32 (above 512: of 64; above 1024: of 128).
 
-    Clips then have few different frame sizes.
+    The frames of different clips then have only a few different sizes.
     """
     step = 32 if length <= 512 else 64 if length <= 1024 else 128
     return step * max(1, ceil(length / step))
 
 
 def _graph(crop: Crop, frame: av.VideoFrame) -> av.filter.Graph:
-    """An FFmpeg graph that applies the crop to frames like this one."""
+    """An FFmpeg graph that applies the crop to frames of the same size and pixel format as `frame`."""
     graph = av.filter.Graph()
     graph.threads = 1
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 30))
@@ -230,9 +230,9 @@ def _graph(crop: Crop, frame: av.VideoFrame) -> av.filter.Graph:
 
 
 def write_jpegs(job: Job, crop: Crop, first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> tuple[bytes, list[bytes]]:
-    """Convert frames to JPEG: the content of a .mov file, and its packets, one per frame.
+    """Convert frames to JPEG. Returns the content of a .mov file, and its packets, one per frame.
 
-    A single thread is used, so that the bytes are the same on every machine and JPEGs contain no restart markers.
+    A single thread is used, so that the bytes are the same on every machine and the JPEGs contain no restart markers.
     Raises VideoError if the size or the pixel format of a frame differs from that of the first frame.
     """
     graph, shape = _graph(crop, first), (first.width, first.height, first.format.name)
@@ -245,7 +245,7 @@ def write_jpegs(job: Job, crop: Crop, first: av.VideoFrame, rest: Iterator[av.Vi
         stream.codec_context.thread_count = 1
         for number, frame in enumerate(itertools.chain([first], rest)):
             if (frame.width, frame.height, frame.format.name) != shape:
-                raise VideoError(f"its frame {number} differs from its first frame in size or pixel format")
+                raise VideoError(f"frame {number} differs from the first frame in size or pixel format")
             graph.push(frame)
             scaled = graph.pull()
             assert isinstance(scaled, av.VideoFrame)

@@ -55,9 +55,9 @@ def prepare(
 ) -> Pack:
     """Make or complete the pack in the folder `out`, and open it. It has one clip for each row of the table.
 
-    workers: processes that encode; by default one per core.
-    max_bad: share of clips that may be left out because their video is missing or cannot be decoded. Each of these
-        clips is reported once.
+    workers: number of processes that encode; by default one per core.
+    max_bad: share of clips that may be left out because their video is missing or cannot be decoded. Each clip that is
+        left out is reported once.
     The bytes of the pack depend neither on `workers` nor on interruptions.
 
     Raises UserError if more clips than `max_bad` would be left out, or the pack cannot be written.
@@ -92,7 +92,7 @@ def check_numbers(settings: PackSettings, workers: int | None, max_bad: float) -
 
 
 class _Run:
-    """One run of `prepare` that has something to do."""
+    """One run of `prepare` for a pack that is incomplete or out of date."""
 
     def __init__(
         self, table: ClipTable, out: Path, settings: PackSettings, todo: Survey, max_bad: float, console: Console
@@ -126,7 +126,7 @@ class _Run:
         self._say(f"{self.out} has {good} of {len(self.table)} clips; {len(rows)} made in {seconds:.0f} s")
 
     def _room(self, rows: list[int]) -> Room:
-        """The estimate of disk space. Clips that earlier runs made with these settings count towards it."""
+        """Estimate the disk space for the clips in `rows`, from clips that earlier runs made with the same settings."""
         digest = self.settings.digest()
         lines = [line for line in self.lines.values() if line["settings"] == digest]
         room = Room(self.out, lines, int(self.table.total_frames[rows].sum()))
@@ -149,7 +149,7 @@ class _Run:
         return self.todo.videos[row]
 
     def _without_video(self) -> None:
-        """Record the clips that have no video. If there are too many, as in a wrong folder, one error covers all."""
+        """Record the clips that have no video. If there are too many, a single UserError reports all of them."""
         reasons = {row: video for row in self.todo.stale if isinstance(video := self._video(row), MissingVideo)}
         names = self.table.names
         _check_limit(
@@ -164,7 +164,7 @@ class _Run:
         return Job.of(self.table, row, self.settings, os.path.abspath(self._video(row)), str(target.absolute()))
 
     def _record(self, row: int, answer: dict[str, Any]) -> dict[str, Any]:
-        """Add a line to the manifest: a clip whose file has been written, or the reason why there is none."""
+        """Add a line to the manifest, for a clip that was written or could not be made. worker.py explains `answer`."""
         if "fatal" in answer:
             raise UserError(answer["fatal"])
         name, bad = str(self.table.names[row]), answer.get("bad", "")
@@ -188,7 +188,7 @@ class _Run:
         return line
 
     def _stamp(self, row: int) -> dict[str, int]:
-        """Size and time of a video. A video that could not be used is tried again when its size or time changes."""
+        """Size and modification time of a video. When one of them changes, an unusable video is tried again."""
         video = self._video(row)
         if isinstance(video, MissingVideo):
             return {}
@@ -196,7 +196,7 @@ class _Run:
         return {"source_bytes": stat.st_size, "source_time": stat.st_mtime_ns}
 
     def _retouch(self, row: int) -> None:
-        """Record the new time of a video whose content is unchanged."""
+        """Record the new modification time of a video whose content is unchanged."""
         self._append(self.lines[str(self.table.names[row])] | self._stamp(row))
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -214,7 +214,7 @@ def _check_limit(bad: dict[str, str], total: int, max_bad: float) -> None:
         )
 
 
-# Options for rich: a name or a reason may contain characters of its markup, and lines are not to be wrapped.
+# Options for rich's print: names and reasons may contain characters of rich's markup, and lines must not be wrapped.
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 

@@ -1,4 +1,4 @@
-"""Worker processes that encode clips. If one crashes, hangs or needs too much memory, only its clip is lost."""
+"""Worker processes that encode clips. If one crashes, hangs or needs too much memory, only its current clip is lost."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ def time_limit(job: Job) -> float:
 
 
 class Worker:
-    """A process that runs `python -m pipelines.prepare.worker`. It ends when the process that started it ends."""
+    """A process that runs `python -m pipelines.prepare.worker`. It exits when the process that started it exits."""
 
     def __init__(self):
         self.process = subprocess.Popen(
@@ -36,7 +36,7 @@ class Worker:
             cwd=ROOT,
             env=os.environ | THREADS,
             text=True,
-            process_group=0,  # Ctrl-C reaches this process only; the workers end because their input closes
+            process_group=0,  # Ctrl-C stops the main process only; its workers then exit because stdin closes
         )
         self.job: Job | None = None
         self.deadline = 0.0
@@ -64,7 +64,7 @@ class Worker:
         code = self.process.wait()
         if code >= 0:
             raise RuntimeError(f"a worker of prepare failed at {self.job}; its error message is above")
-        return {"bad": f"its decoder was killed by signal {-code}"}
+        return {"bad": f"the decoder was killed by signal {-code}"}
 
     def end(self) -> None:
         """Kill the process and close its pipes."""
@@ -77,9 +77,9 @@ class Worker:
 
 
 def encode_all(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Run the jobs in worker processes. Yields (job, answer) in the order in which jobs are done.
+    """Run the jobs in worker processes. Yields (job, answer) in the order in which the jobs finish.
 
-    `worker.answer` describes the answers. A worker that dies or hangs is replaced.
+    `answer` in worker.py describes the answers. A worker that dies or hangs is replaced.
     """
     remaining = iter(jobs)
     pool = [Worker() for _ in range(workers)]
@@ -126,4 +126,4 @@ def _answers(busy: list[Worker]) -> Iterator[tuple[Worker, dict[str, Any]]]:
             assert worker.job is not None
             worker.process.kill()
             worker.process.wait()
-            yield worker, {"bad": f"encoding it took longer than {time_limit(worker.job):.0f} s"}
+            yield worker, {"bad": f"encoding the video took longer than {time_limit(worker.job):.0f} s"}

@@ -14,7 +14,7 @@ SPARE = 64 << 20  # bytes of the disk that must remain free
 def spread_first(rows: list[int]) -> list[int]:
     """Reorder rows: first a few from all parts of the list, then the others.
 
-    Neighbours in a table often have the same place or class, so the first ones would not be typical.
+    Clips next to each other in a table often have the same place or class, so the first few would not be typical.
     """
     first = set(rows[:: -(-len(rows) // FEW)]) if rows else set()
     return [*(row for row in rows if row in first), *(row for row in rows if row not in first)]
@@ -23,7 +23,7 @@ def spread_first(rows: list[int]) -> list[int]:
 class Room:
     """The disk space for the clips that remain to be made, estimated from the bytes per frame of finished clips.
 
-    lines: manifest lines of clips that are finished. frames_left: frames of all clips that remain.
+    lines: manifest lines of clips that are finished. frames_left: total frames of the clips that remain to be made.
     """
 
     def __init__(self, out: Path, lines: Iterable[dict[str, Any]], frames_left: int):
@@ -49,7 +49,7 @@ class Room:
         return self.clips >= FEW
 
     def verdict(self) -> str | None:
-        """The estimate as a sentence, or None if it is too early. Raises UserError if the disk is too small."""
+        """The estimate as a sentence, or None before FEW clips are done. Raises UserError if the disk is too small."""
         if not self.can_estimate:
             return None
         needed, free = self.bytes / self.frames * self.frames_left, shutil.disk_usage(self.out).free

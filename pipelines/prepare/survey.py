@@ -26,7 +26,7 @@ class Survey:
     """The work that a pack needs.
 
     stale: rows of the table whose clips have to be made, with the reason.
-    touched: rows whose video has a new time but its old content.
+    touched: rows whose video has a new modification time but the same content.
     bad: names of clips that cannot be made, with the reason.
     videos: the video of each row, or a MissingVideo; None if the folder of the videos does not exist.
     """
@@ -53,8 +53,8 @@ class ClipRecord(NamedTuple):
 def survey(table: ClipTable, folder: Path, out: Path, settings: PackSettings) -> Survey:
     """Compare the pack in `out` with a table and with the videos in `folder`.
 
-    A complete pack does not need the videos, so their folder may be gone. No file is opened unless it has changed; for
-    57,000 clips this takes about a second.
+    A complete pack does not need the videos, so their folder may be gone. Only videos that have changed are opened, so
+    the survey of 57,000 clips takes about a second.
     """
     names = table.names.tolist()
     videos = find_videos(folder, names) if folder.is_dir() else None
@@ -87,7 +87,7 @@ def _records(out: Path) -> dict[str, ClipRecord]:
 
 
 def _compare(clip: ClipRecord, video: str | None, path: str, row: int, result: Survey) -> str | None:
-    """Compare a clip with its video and its file. Returns the reason why it has to be made, or None."""
+    """Compare a clip with its video and its file. Returns the reason why the clip has to be made, or None."""
     if isinstance(video, MissingVideo):  # a good clip is kept even if its video is gone
         return VIDEO if clip.bad not in ("", video) else None
     if video is not None:

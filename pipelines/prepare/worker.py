@@ -44,7 +44,7 @@ def answer(job: Job) -> dict[str, Any]:
     except VideoError as error:
         return {"bad": str(error)}
     except MemoryError:
-        return {"bad": f"it needs more than {MEMORY >> 30} GiB of memory"}
+        return {"bad": f"encoding the video needs more than {MEMORY >> 30} GiB of memory"}
     except OSError as error:  # the pack cannot be written, for example because the disk is full
         return {"fatal": f"{job.target} cannot be written ({error.strerror})"}
 

@@ -26,8 +26,8 @@ def main(
     Args:
         annotations: annotation file, a pickle with skeletons
         videos: folder of the videos
-        num_classes: expected number of classes (default: as many as the labels name)
-        json: also write all results, with the names of all clips concerned, to this file
+        num_classes: expected number of classes (default: the largest label plus 1)
+        json: also write all results, with the names of all affected clips, to this file
         quick: do not open videos, only check that there is one for each clip
         max_bad: share of clips that may have no usable video
         cache: folder in which tables of annotation files are stored

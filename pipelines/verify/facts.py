@@ -28,7 +28,7 @@ def split_facts(table: ClipTable, num_classes: int | None) -> list[dict[str, Any
     clips: number of clips. published: the published number, or None if there is none.
     wrong_side: number of clips that NTU's rule puts into the other split.
     classes: number of classes that have clips. absent: the classes that have none.
-    fewest, median, most: clips per class. ratio: of `most` to `fewest`.
+    fewest, median, most: clips per class, over the classes that have clips. ratio: `most` divided by `fewest`.
     matches, expected: for a plain list, the name of the published file with as many clips, and all published numbers.
     """
     class_count = num_classes or int(table.label.max()) + 1
@@ -74,8 +74,8 @@ def _balance(labels: np.ndarray, num_classes: int) -> dict[str, Any]:
 def shared_clips(table: ClipTable) -> dict[str, int]:
     """For each pair of splits, such as 'xsub', the number of clips that are in both its train and its val split."""
     pairs = {name.removesuffix("_train") for name in table.splits if name.endswith("_train")}
-    both = {p: (table.splits[f"{p}_train"], table.splits.get(f"{p}_val", np.array([], np.int64))) for p in pairs}
-    return {pair: len(np.intersect1d(train, val)) for pair, (train, val) in sorted(both.items())}
+    rows = {p: (table.splits[f"{p}_train"], table.splits.get(f"{p}_val", np.array([], np.int64))) for p in pairs}
+    return {pair: len(np.intersect1d(train, val)) for pair, (train, val) in sorted(rows.items())}
 
 
 def person_facts(table: ClipTable) -> dict[str, int]:
@@ -92,8 +92,8 @@ def histogram(values: list[int]) -> dict[str, int]:
 def joint_facts(table: ClipTable) -> dict[str, Any]:
     """Facts about the joints.
 
-    joints: their number. missing: share of them that has score 0 or is at (0, 0).
-    outside: share of the others that lies outside the image.
+    joints: number of joints. missing: share of the joints that have a score of about 0 or are at (0, 0).
+    outside: share of the joints outside the image, among those that are not missing.
     without_joints: names of clips in which all joints are missing.
     swapped: names of clips whose joints fit into the image only if height and width are swapped.
     """
@@ -134,7 +134,7 @@ def _chunks(per_clip: np.ndarray) -> list[tuple[int, int]]:
 
 
 def nan_share(annotations: Path) -> float:
-    """The share of coordinates in the annotation file that are NaN or infinite. In the table they are 0."""
+    """The share of coordinates in the annotation file that are NaN or infinite. The table contains 0 instead."""
     content = read_pickle(annotations)
     clips = content["annotations"] if isinstance(content, dict) else content
     sizes, broken = 0, 0

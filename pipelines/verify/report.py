@@ -56,7 +56,7 @@ def _fault(facts: dict[str, Any], table: ClipTable, num_classes: int | None, max
     low, high = facts["labels"]
     if low < 0 or (num_classes is not None and high >= num_classes):
         classes = num_classes or high + 1
-        return f"labels are {low} to {high}, but must be within 0 to {classes - 1}; correct them, or --num-classes"
+        return f"labels are {low} to {high}, but must be within 0 to {classes - 1}; correct the labels or --num-classes"
     bad = unusable(facts)
     if len(bad) > max_bad * len(table) or len(bad) == len(table):
         name, reason = next(iter(bad.items()))
@@ -123,14 +123,14 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         if split.get("matches"):
             lines.append(("number of clips", f"the same as in the published file for {split['matches']}"))
         if split["wrong_side"]:
-            lines.append((f"in {split['split']} against NTU's rule", f"{split['wrong_side']} clips"))
+            lines.append((f"in {split['split']}, but not by NTU's rule", f"{split['wrong_side']} clips"))
     lines += [
         (f"in both {pair}_train and {pair}_val", f"{number} clips")
         for pair, number in facts["in_both"].items()
         if number
     ]
     if facts["labels"] == [0, 0] and facts["clips"] > 1:
-        lines.append(("labels", "all 0, which means that they are hidden (as in MA-52's test list)"))
+        lines.append(("labels", "all 0, which means that the labels are hidden (as in MA-52's test list)"))
     return lines
 
 

@@ -21,7 +21,8 @@ def video_facts(table: ClipTable, folder: Path, console: Console, *, quick: bool
     missing, ambiguous, broken: clips without a usable video, with the reason for each, by name.
 
     With `quick`, no video is opened, and the following are left out:
-    size: how many videos have the same size as the annotation, a scaled one, another shape, or are turned.
+    size: how many videos have the size of the annotation, a different size with the same shape, a different shape, or
+        are turned by 90 degrees.
     length: by how many frames videos and skeletons differ in length, as a histogram.
     sizes, codecs: the most frequent frame sizes and codecs, with the number of their videos.
 
@@ -56,10 +57,11 @@ def _compare(table: ClipTable, rows: np.ndarray, headers: list[Header]) -> dict[
         shapes[shape] += 1
         lengths.append(abs(header.frames - frames))
         if lengths[-1] > SLACK:
-            broken[name] = f"it has {header.frames} frames, but its skeleton has {frames}"
+            broken[name] = f"the video has {header.frames} frames, but its skeleton has {frames}"
         elif shape == "turned":
             size = f"{table.width[row]}x{table.height[row]}"
-            broken[name] = f"it is {header.width}x{header.height}, but its skeleton belongs to {size}: it is turned"
+            video_size = f"{header.width}x{header.height}"
+            broken[name] = f"the video is turned: it is {video_size}, but its skeleton belongs to {size}"
         pairs.append((f"{header.width}x{header.height}", header.codec))
     return {
         "broken": broken,

@@ -1,7 +1,7 @@
-"""The DALI graph for training without packs: videos, frame numbers and boxes go in, frames of one size come out.
+"""The DALI graph for training without packs: decodes frames of videos, cuts out a box, and resizes it to one size.
 
-`fn.decoders.video` uses the video engine of a GPU (`mixed`). On a CPU it knows VP8, VP9 and Motion JPEG only, which is
-enough for tests. docs/sources.md, "DALI", says what DALI can and cannot do.
+`fn.decoders.video` uses the video engine of a GPU (`mixed`). On a CPU it decodes VP8, VP9 and Motion JPEG only, which
+is enough for tests. docs/sources.md, "DALI", lists limits of DALI.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-# The input of one step, for N clips: the content of each video's file, uint8; frame numbers [N, T] int32; upper left
-# corner and size, [N, 2] int32 (y, x), of the part to cut out, in pixels of the video; start and end, [N, 2] float32
-# (y, x), of the region within that part to which the resize crops.
+# The input of one step, for N clips: the content of each video's file, uint8; frame numbers [N, T] int32; the upper
+# left corner and the size of the part to cut out, each [N, 2] int32 (y, x) in pixels of the video; the start and the
+# end of the region to crop from that part, each [N, 2] float32 (y, x) in pixels.
 VideoStep = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -23,8 +23,8 @@ class VideoDecodeError(RuntimeError):
 class VideoDecoder:
     """Decodes and resizes frames of `num_clips` videos per step, working up to `prefetch` steps ahead of `next`.
 
-    `source(step)` returns the input of a step, counted from 0, and raises StopIteration after the last step. `next`
-    calls `source` ahead of time, in the thread that calls `next`.
+    `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. It is
+    called from inside `next`, so in the caller's thread, but for steps that are up to `prefetch` ahead.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class VideoDecoder:
 
 
 def decode_frames(video: np.ndarray, frames: np.ndarray, device: torch.device) -> np.ndarray:
-    """Decode frames [T] of a video as VideoDecoder does, but without cutting or resizing them: uint8 [T, H, W, 3].
+    """Decode frames of a video as VideoDecoder does, but without cropping or resizing them: uint8 [T, H, W, 3].
 
-    video: the content of the file, uint8. Raises VideoDecodeError.
+    video: the content of the file, uint8. frames: [T] frame numbers. Raises VideoDecodeError.
     """
     pipeline = _whole_frames(
         lambda _: ([video], frames[None].astype(np.int32)),
@@ -85,23 +85,23 @@ def _pipeline_options(device: torch.device, batch: int, threads: int, prefetch: 
     return {"batch_size": batch, "num_threads": threads, "device_id": device_id, "prefetch_queue_depth": prefetch}
 
 
-@pipeline_def(exec_dynamic=True)  # unlike the older executor, this one can go on after a batch that failed
+@pipeline_def(exec_dynamic=True)  # unlike DALI's older executor, the dynamic one can continue after a failed batch
 def graph(source, size: int, decoder: str):
     """The graph that VideoDecoder runs; `source` returns a VideoStep, `decoder` is "mixed" or "cpu"."""
     video, frames, corner, shape, start, end = fn.external_source(
         source=source,
         num_outputs=6,
-        batch=True,  # a source of single samples would lose a last batch that is not full
+        batch=True,  # with batch=False, DALI would drop an incomplete last batch
         batch_info=True,
         dtype=[types.UINT8, types.INT32, types.INT32, types.INT32, types.FLOAT, types.FLOAT],
         ndim=[1] * 6,
     )
     # pad_mode="none" makes a frame number beyond the end an error; by default DALI would return a black frame.
     whole = fn.decoders.video(video, device=decoder, frames=frames, pad_mode="none")
-    # Pixels outside the frame become black, as in packs. Without this step, the resize would repeat the frame's edge.
+    # Pixels outside the frame become black, as in packs. Without this slice, the resize would repeat the frame's edge.
     part = fn.slice(whole, start=corner, shape=shape, axes=(1, 2), out_of_bounds_policy="pad", fill_values=0)
-    # The frames of a pack were scaled down when the pack was made. With antialiasing, the frames read here resemble
-    # them most: on NTU, the PSNR between the two is 38 to 40 dB with antialiasing, and 33 to 37 dB without.
+    # The frames of a pack were scaled down when the pack was made. Antialiasing makes the frames read here more similar
+    # to those of a pack: on NTU, the PSNR between the two is 38 to 40 dB with antialiasing, and 33 to 37 dB without.
     return fn.resize(
         part, size=(size, size), roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=True
     )

@@ -22,9 +22,9 @@ def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
     """Find the video of each name in `folder`: its path, or a MissingVideo.
 
     A name may contain folders and an extension. The file may have any video extension, and NTU's suffix `_rgb`. A file
-    whose relative path is the name comes first. Otherwise a file with the same name is taken from any
-    subfolder (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data
-    set cannot make Duet read other files.
+    at the path that the name gives is preferred. If there is none, a file with that name is searched in all subfolders
+    (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data set cannot
+    make Duet read other files.
 
     Raises UserError if the folder does not exist or contains no video.
     """
@@ -42,7 +42,7 @@ def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
     return [index.find(name) for name in names]
 
 
-LINKS = "set data.videos (--videos) to the folder that they lead to"
+LINKS = "set data.videos (--videos) to the folder that these links lead to"
 
 
 @dataclass
@@ -59,11 +59,14 @@ class _Index:
     def fill(self, place: str, within: str) -> None:
         """Add the videos in the folder `place` and its subfolders. `within` is its relative path, ending in a slash."""
         real = os.path.realpath(place)
-        if real in self.folders_read:  # a link led back to a folder above
+        if real in self.folders_read:  # a link led to a folder that has been read before
             return
         self.folders_read.add(real)
         sorted_entries: list[os.DirEntry[str]] = []
-        with contextlib.suppress(PermissionError), os.scandir(place) as entries:  # lost+found, for example, is private
+        with (
+            contextlib.suppress(PermissionError),
+            os.scandir(place) as entries,
+        ):  # the user may not read lost+found, for example
             sorted_entries = sorted(entries, key=lambda entry: entry.name)
         for entry in sorted_entries:
             if entry.is_symlink() and not self._inside(entry.path):

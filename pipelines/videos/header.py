@@ -13,7 +13,7 @@ from pipelines.videos.decode import CONTAINERS
 
 PATIENCE = 30.0  # seconds that reading a header may take
 MAX_PACKETS = 100_000  # packets to count if the header does not give the number of frames
-UNKNOWN = (1 << 32) - 1  # the size field of an .avi if its writer never filled it in
+UNKNOWN = (1 << 32) - 1  # value of the size field in an .avi whose writer did not fill it in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,33 +28,33 @@ class Header:
 
 
 def read_header(video: str) -> Header:
-    """Read the header of a video. Like `prepare`, this opens only local files, in the containers that are allowed.
+    """Read the header of a video. As in `prepare`, only local files in the formats of CONTAINERS are opened.
 
-    If the header does not give the number of frames, the packets are counted. If the file has an index, the file must
-    be long enough to hold everything that the index lists.
+    If the header does not contain the number of frames, the packets are counted. If the file has an index but is too
+    short for what the index lists, the header is returned with a `reason`.
     """
     try:
         with av.open(video, options=CONTAINERS, metadata_errors="replace", timeout=PATIENCE) as container:
             if not container.streams.video:
-                return Header(reason="it has no video stream")
+                return Header(reason="the file has no video stream")
             stream = container.streams.video[0]
             if stream.codec_context is None:
-                return Header(reason="it has a codec that FFmpeg does not know")
+                return Header(reason="the video has a codec that FFmpeg does not know")
             packets = itertools.islice(container.demux(stream), MAX_PACKETS) if not stream.frames else ()
             frames = stream.frames or sum(packet.size > 0 for packet in packets)
             if not stream.width or not stream.height:
-                return Header(reason="its header contains no frame size")
+                return Header(reason="the header contains no frame size")
             if os.path.getsize(video) < _end_of(video, stream):
-                return Header(reason=f"it is cut short: some of its {frames} frames are missing")
+                return Header(reason=f"the video is cut short: some of its {frames} frames are missing")
             return Header(width=stream.width, height=stream.height, frames=frames, codec=stream.codec_context.name)
     except av.FFmpegError as error:
-        return Header(reason=f"it cannot be opened ({error.strerror})")
+        return Header(reason=f"the video cannot be opened ({error.strerror})")
     except OSError as error:
-        return Header(reason=f"it cannot be read ({error.strerror})")
+        return Header(reason=f"the video cannot be read ({error.strerror})")
 
 
 def _end_of(video: str, stream: av.VideoStream) -> int:
-    """The bytes that the complete file must have at least, by its index and, if it is an .avi, its RIFF header."""
+    """The minimum size of the complete file in bytes, according to its index and, for an .avi, to its RIFF header."""
     index_end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     with open(video, "rb") as file:
         head = file.read(8)
@@ -65,7 +65,8 @@ def _end_of(video: str, stream: av.VideoStream) -> int:
 
 def read_headers(videos: list[str], console: Console) -> list[Header]:
     """Read the headers of all videos, with a progress bar on `console`."""
-    # Many threads help: FFmpeg runs without Python's global lock, and network disks are fast at parallel requests only.
+    # There are more threads than cores, because network disks are fast only if they get many requests at a time. FFmpeg
+    # releases Python's global lock, so the threads run in parallel.
     workers = 4 * len(os.sched_getaffinity(0))
     headers = []
     with Progress(console, "reading headers", len(videos)) as progress, ThreadPoolExecutor(workers) as pool:

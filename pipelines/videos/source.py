@@ -25,7 +25,7 @@ from pipelines.videos.decode import MATRICES, SLACK, VideoError, decode
 from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.header import Header, read_headers
 
-MAX_CHECKS = 4  # videos that are decoded by DALI and PyAV and compared
+MAX_CHECKS = 4  # at most so many videos are decoded by both DALI and PyAV and compared
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class VideoFrames:
 
 
 class NamingDecoder:
-    """A VideoDecoder that remembers which videos are in each batch, so that it can name the one that failed."""
+    """A VideoDecoder that remembers which videos are in each batch, so that an error message can name the video."""
 
     def __init__(self, frames: VideoFrames, plans: Callable[[int], ClipPlan], decoding: Decoding):
         self.frames, self.rows, self.step = frames, {}, 0
@@ -78,7 +78,7 @@ class NamingDecoder:
         self.decoder = VideoDecoder(source, *shape, threads=decoding.threads, prefetch=decoding.prefetch)
 
     def next(self) -> torch.Tensor:
-        """Return the frames of the next step, uint8 [N*T, size, size, 3]. Raises UserError if a video fails."""
+        """Return the frames of the next step, uint8 [N*T, size, size, 3]. Raises UserError if DALI fails to decode."""
         try:
             pictures = self.decoder.next()
         except VideoDecodeError as error:
@@ -90,7 +90,7 @@ class NamingDecoder:
 
 
 def _unreadable_video(videos: list[str]) -> str:
-    """The first of these videos that PyAV cannot decode either. If there is none, the names of all of them."""
+    """The first of these videos that PyAV cannot decode either. If PyAV decodes all, "one of" and all their names."""
     for video in videos:
         try:
             for _ in decode(video, max_frames=1 << 20):
@@ -110,10 +110,10 @@ def _bytes_of(video: str) -> np.ndarray:
 def open_videos(
     table: ClipTable, folder: Path, cache: Path, device: torch.device, *, max_bad: float, console: Console
 ) -> VideoFrames:
-    """Find the videos of a table's clips in `folder`, and check them: the headers of all, and all frames of a few.
+    """Find the videos of a table's clips in `folder`, and check all their headers and, with DALI, the frames of a few.
 
-    cache: folder in which headers are remembered. device: where DALI will decode.
-    max_bad: share of the clips that may have no usable video; they are left out.
+    cache: folder in which headers are stored. device: where DALI will decode.
+    max_bad: share of the clips that may have no usable video; such clips are left out.
     Raises UserError if more clips have no usable video, or VideoMismatch if DALI decodes a video differently from PyAV.
     """
     videos = find_videos(folder, table.names.tolist())
@@ -143,7 +143,7 @@ def _fault(header: Header, table: ClipTable, row: int) -> str:
         return header.reason
     frames = int(table.total_frames[row])
     if abs(header.frames - frames) > SLACK:
-        return f"it has {header.frames} frames, but its skeleton has {frames}"
+        return f"the video has {header.frames} frames, but its skeleton has {frames}"
     return ""
 
 
@@ -180,11 +180,11 @@ def _headers(videos: list[str], cache_file: Path, console: Console) -> list[Head
 
 USE_PACKS = "train with data.source=packs instead; python -m pipelines.prepare makes the packs"
 MAX_COMPARED = 32  # frames of each video that are compared: half at its start, half at its end
-COMPARED_WIDTH = 160  # frames are compared at about this many pixels a row
-# A decoded frame counts as the right one unless the difference to some other frame of the video is smaller by more than
-# this factor. In scenes without motion all frames are almost equal, so a factor of 1 would report good videos.
+COMPARED_WIDTH = 160  # before frames are compared, rows are thinned out to about this many pixels
+# A frame that DALI returns counts as wrong if it differs from the requested frame by more than this factor times its
+# difference from the most similar frame. The factor is above 1 because in scenes without motion all frames are similar.
 ALIKE = 1.02
-MAX_COLOUR_ERROR = 6.0  # mean difference in grey levels of 255; two correct decoders differ by 2 to 3
+MAX_COLOUR_ERROR = 6.0  # mean difference in levels from 0 to 255; two correct decoders differ by 2 to 3
 
 
 class VideoMismatch(UserError):
@@ -215,31 +215,31 @@ def _check(video: str, num_frames: int, device: torch.device) -> None:
 
 
 def compare(video: str, reference: np.ndarray, decoded: np.ndarray, numbers: np.ndarray) -> None:
-    """Raise VideoMismatch unless DALI returned the frames that it was asked for, in the right colours.
+    """Raise VideoMismatch unless DALI returned the requested frames in the right colours.
 
-    reference: [T, h, w, 3], all frames as PyAV decodes them, in levels of 255.
-    decoded: [n, h, w, 3], what DALI returned for the frames `numbers` [n].
+    reference: [T, h, w, 3], all frames as PyAV decodes them, in levels from 0 to 255.
+    decoded: [n, h, w, 3], the frames that DALI returned for the frame numbers `numbers` [n].
     """
     if decoded.shape[1:] != reference.shape[1:]:
         raise VideoMismatch(f"{video} has frames of different sizes in DALI and in PyAV; {USE_PACKS}")
-    # [n, T]: every frame that DALI returned against every frame of the video
+    # [n, T]: the difference between each frame that DALI returned and each frame of the video
     difference = np.stack([np.abs(reference - frame).mean(axis=(1, 2, 3)) for frame in decoded])
     own = difference[np.arange(len(numbers)), numbers]
     wrong = np.flatnonzero(own > ALIKE * difference.min(axis=1))
     if len(wrong):
         frame, other = numbers[wrong[0]], difference[wrong[0]].argmin()
         raise VideoMismatch(
-            f"{video}: asked for frame {frame}, DALI returns frame {other}, because the timestamps are out of order; "
+            f"{video}: DALI returns frame {other} instead of frame {frame}, because the timestamps are out of order; "
             f"{USE_PACKS}"
         )
     if own.mean() > MAX_COLOUR_ERROR:
         raise VideoMismatch(
-            f"{video}: DALI's colours are {own.mean():.1f} levels off, because it knows BT.601 only; {USE_PACKS}"
+            f"{video}: DALI's colours are {own.mean():.1f} levels off, because DALI decodes BT.601 only; {USE_PACKS}"
         )
 
 
 def _frames_in_order(video: str, num_frames: int) -> np.ndarray:
-    """All frames as PyAV decodes them, in a pack's colours and with fewer pixels: [T, h, w, 3] float32."""
+    """All frames as PyAV decodes them, with the colours of a pack, thinned out by `_sparse`: [T, h, w, 3] float32."""
     frames = []
     try:
         for frame in decode(video, num_frames):
@@ -252,6 +252,6 @@ def _frames_in_order(video: str, num_frames: int) -> np.ndarray:
 
 
 def _sparse(frame: np.ndarray) -> np.ndarray:
-    """Keep every n-th pixel of a frame [H, W, 3], so that COMPARED_WIDTH or a few more remain in a row."""
+    """Keep every n-th pixel of a frame [H, W, 3] in both directions, so that a row has about COMPARED_WIDTH pixels."""
     stride = max(1, frame.shape[1] // COMPARED_WIDTH)
     return frame[::stride, ::stride].astype(np.float32)

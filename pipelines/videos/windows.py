@@ -1,7 +1,7 @@
 """Cuts a long video into overlapping windows, each of which is treated like a clip in validation.
 
-The video is decoded once from start to end, and only frames that a window samples are held in memory. They go through
-the same steps as the frames of a pack (crop, JPEG compression, the DALI graph), except that no file is written.
+The video is decoded once from start to end, and only frames that a window samples are kept in memory. These frames go
+through the same steps as the frames of a pack (crop, JPEG compression, the DALI graph), but no file is written.
 """
 
 from collections import Counter
@@ -63,7 +63,7 @@ def window_table(joints: np.ndarray, height: int, width: int, windows: Windows) 
 class WindowFrames:
     """Reads the frames of a `window_table` from the video. Each batch is one window, and windows come in order.
 
-    settings: the settings of the pack whose clips the windows are to resemble.
+    settings: settings of a pack; the frames are cropped and compressed as in this pack.
     each: a function that is called with every decoded frame of the video.
     """
 
@@ -81,7 +81,7 @@ class WindowFrames:
         return WindowDecoder(self, list(_all_plans(plans)), decoding)
 
     def job(self, row: int) -> Job:
-        """The job that `prepare` would have for this window's clip, without a file to write to."""
+        """The encoding job that `prepare` would create if this window were a clip, but without a file to write to."""
         return Job.of(self.table, row, self.settings, self.video, target="")
 
 
@@ -106,7 +106,7 @@ class WindowDecoder:
         self.last_frame: av.VideoFrame
         self.num_read = 0
         self.decoded_frames = decode(frames.video, self.total + SLACK)
-        # With a prefetch of one, the frames of a window are not read before its turn comes.
+        # With prefetch=1, DALI does not ask for the frames of later windows, so fewer frames are in memory.
         shape = (decoding.num_frames, decoding.size, decoding.device)
         self.decoder = FrameDecoder(self._read, *shape, threads=decoding.threads, prefetch=1)
 
@@ -137,7 +137,7 @@ class WindowDecoder:
         return [np.frombuffer(packet, np.uint8) for packet in packets], *resize_regions(box, flip)
 
     def _read_to(self, end: int) -> None:
-        """Decode frames up to `end`. If `end` is the end of the last window, go on to the end of the video."""
+        """Decode frames up to `end`. If `end` is the end of the last window, continue to the end of the video."""
         while self.num_read < end or end == self.total:
             frame = next(self.decoded_frames, None)
             if frame is None:
@@ -152,13 +152,13 @@ class WindowDecoder:
     def _fill_up(self) -> None:
         """If up to SLACK frames are missing at the end, use the last frame in their place, as readers of a pack do."""
         if self.num_read < max(1, self.total - SLACK):
-            raise VideoError(f"it ends after {self.num_read} of {self.total} frames")
+            raise VideoError(f"the video ends after {self.num_read} of {self.total} frames")
         for number in self.uses_left:
             if number >= self.num_read:
                 self.frames_in_memory[number] = self.last_frame
 
     def _drop(self, numbers: list[int]) -> None:
-        """Free these frames, except those that a later window samples."""
+        """Remove these frames from memory, except those that a later window samples."""
         for number in set(numbers):
             self.uses_left[number] -= 1
             if not self.uses_left[number]:
@@ -171,4 +171,4 @@ def frame_rate(video: str) -> Fraction:
         with av.open(video, options=CONTAINERS) as container:
             return container.streams.video[0].average_rate or Fraction(30)
     except av.FFmpegError as error:
-        raise VideoError(f"it cannot be opened ({error.strerror})") from None
+        raise VideoError(f"the video cannot be opened ({error.strerror})") from None

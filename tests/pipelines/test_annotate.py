@@ -70,7 +70,7 @@ def test_one_in_five_of_each_class_is_validation(tmp_path):
         ("a,0\nb,", "line 2: 'b,' is not"),
         ("a,0,train\nb,0,test", "line 2: the split is 'test'; write train or val"),
         ("a,0,train\nb,0,train", "leaves no video for val"),
-        ("a,0\na,1", "lines 1 and 2: they name the same video"),
+        ("a,0\na,1", "lines 1 and 2 name the same video"),
         ("a,0\nb,wave", "numbers and words as labels, '0' and 'wave'"),
         ("a,1\nb,2\nc,2", "has labels up to 2, but none of them is 0"),
         ("a,0\nb,99999999", "has labels up to 99999999, but none of them is 1"),
@@ -161,12 +161,12 @@ def test_keypoints_of_coco(tmp_path):
         ("{", "a.json is not JSON"),
         ("[" * 100_000, "a.json is not JSON"),
         ("3", "a.json should be a list"),
-        ([3], "entry 0: it has no keypoints"),
-        ([{"keypoints": ONE}], "entry 0: it has neither frame nor image_id"),
-        ([{"frame": 0, "keypoints": ONE[:4]}], "entry 0: it has 4 numbers as keypoints"),
+        ([3], "entry 0: there are no keypoints"),
+        ([{"keypoints": ONE}], "entry 0: there is neither frame nor image_id"),
+        ([{"frame": 0, "keypoints": ONE[:4]}], "entry 0: keypoints has 4 numbers"),
         ([{"frame": 0, "keypoints": ["x"] * 3}], "entry 0: could not convert"),
-        ([{"frame": "last", "keypoints": ONE}], "entry 0: its frame is 'last'"),
-        ([{"frame": 0.5, "keypoints": ONE}], "entry 0: its frame is 0.5"),
+        ([{"frame": "last", "keypoints": ONE}], "entry 0: frame is 'last'"),
+        ([{"frame": 0.5, "keypoints": ONE}], "entry 0: frame is 0.5"),
         ([{"frame": 4, "keypoints": ONE}], "has people in frame 4, but its video has 3 frames"),
         ([{"frame": -1, "keypoints": ONE}], "has people in frame -1"),
         ([{"frame": 0, "keypoints": ONE}, {"frame": 0, "keypoints": ONE[:6]}], "has people with 2 and 17 joints"),
@@ -313,7 +313,7 @@ def test_estimated_poses_are_kept(own, tmp_path):
         ({"poses": "gone"}, "give --poses a folder with NAME.json or NAME.npz"),
         ({"poses": "my videos"}, "has neither take"),
         ({"out": "gone/my.pkl"}, "cannot be written"),
-        ({"people": "0"}, "--people 0: give 1 or more"),
+        ({"people": "0"}, "--people 0: the number must be 1 or more"),
         ({"extra": "stranger.mp4,wave"}, "the labels list stranger.mp4, but there is no video for it in"),
         ({"extra": f"take {CLIPS[0].name},wave"}, "name the same video"),
     ],
@@ -346,5 +346,5 @@ def test_a_broken_video_is_named_and_left_out(own, tmp_path, capsys):
         (tmp_path / "videos" / video.name).write_bytes(content[: len(content) // 2] if broken else content)
     main(tmp_path / "videos", own / "labels.csv", out=tmp_path / "my.pkl", poses=own / "keypoints")
     shown = capsys.readouterr().out
-    assert f"left out: take {CLIPS[0].name}: it" in shown
+    assert f"left out: take {CLIPS[0].name}: the video" in shown
     assert len(pickle.loads((tmp_path / "my.pkl").read_bytes())["annotations"]) == 9

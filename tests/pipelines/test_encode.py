@@ -222,15 +222,15 @@ def test_two_frames_more_or_less_are_taken(tmp_path, film):
     video = film.write(tmp_path / "video.mp4", film.frames(20, 160, 120))
     for annotated in (18, 22):
         assert len(encode_clip(job(video, tmp_path, (160, 120), annotated)).sizes) == 20
-    with pytest.raises(VideoError, match="it has more than 19 frames, but its skeleton has 17"):
+    with pytest.raises(VideoError, match="the video has more than 19 frames, but its skeleton has 17"):
         encode_clip(job(video, tmp_path, (160, 120), 17))
-    with pytest.raises(VideoError, match="it has 20 frames, but its skeleton has 23"):
+    with pytest.raises(VideoError, match="the video has 20 frames, but its skeleton has 23"):
         encode_clip(job(video, tmp_path, (160, 120), 23))
 
 
 def test_picture_on_its_side_is_refused(tmp_path, film):
     video = film.write(tmp_path / "video.mp4", film.frames(3, 160, 120))
-    with pytest.raises(VideoError, match="it is 160x120, but its skeleton belongs to 120x160: it is turned"):
+    with pytest.raises(VideoError, match="the video is turned: it is 160x120, but its skeleton belongs to 120x160"):
         encode_clip(job(video, tmp_path, (120, 160), 3))
     encode_clip(job(video, tmp_path, (320, 180), 3))  # squeezed, as some re-encoded sets are: joints scale by axis
 
@@ -245,7 +245,7 @@ def test_a_joint_far_off_is_the_skeletons_fault(tmp_path, film):
     """The filters refuse such a size too, but then the video is said not to decode."""
     video = film.write(tmp_path / "video.mp4", film.frames(3, 160, 120))
     with pytest.raises(
-        VideoError, match=r"skeleton extends over 1[\d,]+x4[\d,]+ pixels, but its frames have 160x120: at least"
+        VideoError, match=r"skeleton extends over 1[\d,]+x4[\d,]+ pixels, but the frames have 160x120: at least"
     ):
         encode_clip(job(video, tmp_path, (160, 120), 3, region=(0, -40000, 100000, 120)))
 

@@ -158,7 +158,7 @@ def survive(film, folder: Path, monkeypatch, good: int, bad: int, seed: int = 0)
     assert sum(1 for _ in work_loader.epoch(0)) == work_loader.num_batches
     assert frames.damaged == set()
     assert "left out: " in packed(work, table)[1]  # a second run: nothing is tried again
-    died = said.count("its decoder died")
+    died = said.count("the decoder was killed")
     return f"{len(named)} of {bad} fuzzed videos bad, {died} decoders died, {seconds:.0f} s for {good + bad}"
 
 

@@ -46,8 +46,8 @@ def test_damage_of_every_kind_is_named_once_and_mended(work):
     done = command(work.out)
     assert done.returncode == 2
     assert done.stdout.splitlines() == [str(cut), str(lost), str(flipped)]
-    assert f"{work.names[0]}: its file has {size - 1:,} bytes, but had {size:,} when it was written\n" in done.stderr
-    assert f"{work.names[1]}: its file cannot be read (No such file or directory)\n" in done.stderr
+    assert f"{work.names[0]}: the file has {size - 1:,} bytes, but had {size:,} when it was written\n" in done.stderr
+    assert f"{work.names[1]}: the file cannot be read (No such file or directory)\n" in done.stderr
     assert f"{work.names[3]}: damaged frames: 1 of 11 (" in done.stderr
     assert all(done.stderr.count(name) == 1 for name in (work.names[0], work.names[1], work.names[3]))
     assert done.stderr.endswith(

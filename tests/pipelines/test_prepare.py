@@ -124,11 +124,11 @@ def test_bad_videos_are_named_once_and_left_out(scene):
     work.video(1).write_bytes(work.video(1).read_bytes()[:500])
     work.video(3).unlink()
     pack, said = work.prepare(max_bad=0.5)
-    assert said.count(f"{work.names[1]}: it cannot be decoded") == 1
+    assert said.count(f"{work.names[1]}: the video cannot be decoded") == 1
     assert said.count(f"{work.names[3]}: there is no such video") == 1
     assert pack.num_frames.tolist() == [8, 0, 10, 0]
     _, said = work.prepare(max_bad=0.5)
-    assert said.startswith("2 of 4 clips are left out: it cannot be decoded")
+    assert said.startswith("2 of 4 clips are left out: the video cannot be decoded")
     assert f"there is no such video: 1 ({work.names[3]})" in said
     with pytest.raises(
         ValueError, match=r"2 of 4 clips have no usable video, and at most 25.0% may lack one \(--max-bad\)"
@@ -140,7 +140,7 @@ def test_too_many_bad_videos_stop_the_run(scene):
     work = scene(8, 9, 10, 11)
     for number in (0, 1, 2):
         work.video(number).write_bytes(b"\0" * 1000)
-    with pytest.raises(ValueError, match=rf"2 of 4 .*: it cannot be decoded .*: 2 \({work.names[0]}, "):
+    with pytest.raises(ValueError, match=rf"2 of 4 .*: the video cannot be decoded .*: 2 \({work.names[0]}, "):
         work.prepare(max_bad=0.25)
     assert not clip_file(work.out, work.names[3]).exists()
 
@@ -205,8 +205,8 @@ def test_crashed_and_hung_decoders_cost_one_clip_each(scene, monkeypatch):
     monkeypatch.setattr(prepare_pool, "time_limit", lambda job: 2 if job.name in strike else 60)
     pack, said = work.prepare(workers=2)
     assert pack.num_frames.tolist() == [0, 9, 0, 11]
-    assert f"{work.names[0]}: its decoder was killed by signal 9" in said
-    assert f"{work.names[2]}: encoding it took longer than 2 s" in said
+    assert f"{work.names[0]}: the decoder was killed by signal 9" in said
+    assert f"{work.names[2]}: encoding the video took longer than 2 s" in said
 
 
 def test_command_line(scene, tmp_path):

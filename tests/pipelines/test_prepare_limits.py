@@ -53,8 +53,8 @@ def claiming(path: Path, width: int, height: int) -> Path:
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((30000, 30000), "its header contains no usable frame size"),  # FFmpeg's own limit
-        ((12000, 12000), "its header claims 12000x12000 pixels, more than 67,108,864"),
+        ((30000, 30000), "the header contains no usable frame size"),  # FFmpeg's own limit
+        ((12000, 12000), "the header claims 12000x12000 pixels, more than 67,108,864"),
         ((160, 120), None),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_huge_number_of_frames_is_refused_from_the_header(tmp_path, film):
     at = content.index(b"strh") + 8 + 32  # dwLength of the stream's header
     assert struct.unpack_from("<I", content, at) == (20,)
     video.write_bytes(content[:at] + struct.pack("<I", 50_000_000) + content[at + 4 :])
-    with pytest.raises(VideoError, match="its header claims 50,000,000 frames, more than 1,048,576"):
+    with pytest.raises(VideoError, match="the header claims 50,000,000 frames, more than 1,048,576"):
         encode_clip(job(video, tmp_path))
 
 
@@ -103,9 +103,9 @@ def test_an_unknown_codec_is_one_sentence(tmp_path, film):
     content = video.read_bytes()
     at = content.index(b"avc1", content.index(b"stsd"))
     video.write_bytes(content[:at] + b"zzzz" + content[at + 4 :])
-    with pytest.raises(VideoError, match="it has a codec that FFmpeg does not know"):
+    with pytest.raises(VideoError, match="the video has a codec that FFmpeg does not know"):
         encode_clip(job(video, tmp_path))
-    assert read_header(str(video)).reason == "it has a codec that FFmpeg does not know"
+    assert read_header(str(video)).reason == "the video has a codec that FFmpeg does not know"
 
 
 PLAYLISTS = {
@@ -125,7 +125,7 @@ def test_no_file_leads_to_another(tmp_path, film, kind, extension):
     other = film.write(tmp_path / "other.ts", film.frames(20, 160, 120))
     video = tmp_path / f"a.{extension}"
     video.write_text(PLAYLISTS[kind].format(other=other))
-    with pytest.raises(VideoError, match="it cannot be decoded"):
+    with pytest.raises(VideoError, match="the video cannot be decoded"):
         encode_clip(job(video, tmp_path))
 
 
@@ -152,7 +152,7 @@ def test_a_worker_keeps_to_its_memory():
     for _ in range(2):
         worker.stdin.write(job_line)
         worker.stdin.flush()
-        assert json.loads(worker.stdout.readline()) == {"bad": "it needs more than 0 GiB of memory"}
+        assert json.loads(worker.stdout.readline()) == {"bad": "encoding the video needs more than 0 GiB of memory"}
     worker.stdin.close()
     assert worker.wait(10) == 0
 

@@ -80,5 +80,5 @@ def test_the_first_clips_come_from_all_over():
 def test_bad_clips_count_for_nothing(tmp_path):
     room = Room(tmp_path, [], 1000)
     for _ in range(100):
-        assert room.add({"bad": "it cannot be decoded", "num_frames": 0, "clip_bytes": 0}, 10) is None
+        assert room.add({"bad": "the video cannot be decoded", "num_frames": 0, "clip_bytes": 0}, 10) is None
     assert not room.can_estimate

@@ -95,7 +95,7 @@ def test_videos_that_lack_or_mislead(data):
     assert videos["size"] == {"same": 31, "scaled": 1, "other shape": 0, "turned": 1}
     assert list(videos["broken"]) == [data.names[place] for place in (4, 6, CUT)]
     frames = data.clips[4]["total_frames"]
-    assert videos["broken"][data.names[4]] == f"it has {frames - 3} frames, but its skeleton has {frames}"
+    assert videos["broken"][data.names[4]] == f"the video has {frames - 3} frames, but its skeleton has {frames}"
     assert "is 96x64, but its skeleton belongs to 64x96" in videos["broken"][data.names[6]]
     quick = data.facts(quick=True)
     assert not quick["videos"]["broken"]
@@ -135,7 +135,7 @@ def test_classes_out_of_range_absent_or_rare(data):
     assert facts["splits"][0]["absent"] == list(range(12, 20))
     assert (facts["splits"][0]["fewest"], facts["splits"][0]["ratio"]) == (1, 2.0)
     facts = data.facts(max_bad=0.05, num_classes=12)
-    assert facts["verdict"] == "labels are 0 to 20, but must be within 0 to 11; correct them, or --num-classes"
+    assert facts["verdict"] == "labels are 0 to 20, but must be within 0 to 11; correct the labels or --num-classes"
 
 
 def test_a_clip_on_both_sides_is_counted(data):
@@ -201,7 +201,7 @@ def test_frames_are_counted_where_the_header_is_silent(film, tmp_path):
     header = read_header(str(path))
     assert (header.width, header.height, header.frames, header.codec) == (64, 48, 9, "h264")
     (tmp_path / "text.mp4").write_text("ffconcat version 1.0\nfile clip.mkv\n")
-    assert read_header(str(tmp_path / "text.mp4")).reason.startswith("it cannot be opened")
+    assert read_header(str(tmp_path / "text.mp4")).reason.startswith("the video cannot be opened")
     assert read_header(str(tmp_path / "none.mp4")).reason
 
 
@@ -217,7 +217,7 @@ def test_a_file_that_was_cut_short_is_told_by_its_header(tmp_path, film):
     for path in (streamed, film.write(tmp_path / "clip.avi", film.frames(20, 96, 64), "mpeg4")):
         assert read_header(str(path)).reason == ""
         path.write_bytes(path.read_bytes()[:-200])
-        assert read_header(str(path)).reason == "it is cut short: some of its 20 frames are missing"
+        assert read_header(str(path)).reason == "the video is cut short: some of its 20 frames are missing"
 
 
 def test_command_tells_the_verdict_last_and_writes_json(data, tmp_path):
@@ -239,7 +239,7 @@ def test_command_refuses_with_the_way_out(data):
     assert done.returncode == 2
     last = done.stdout.rstrip().splitlines()[-1]
     assert last.startswith(
-        f"1 of 36 clips have no usable video, and at most 1.0% may lack one; the first is {data.names[CUT]}: it "
+        f"1 of 36 clips have no usable video, and at most 1.0% may lack one; the first is {data.names[CUT]}: the video "
     )
     assert "--max-bad" in last
     shutil.rmtree(data.videos)

@@ -202,7 +202,7 @@ def test_guard_refuses_frames_out_of_order(film, order):
     compare("clip.avi", right, right + noise, np.arange(12))
     found = (right + noise)[ORDERS[order]]
     with pytest.raises(
-        VideoMismatch, match=r"clip\.avi: asked for frame \d+, DALI returns frame \d+, .*pipelines\.prepare"
+        VideoMismatch, match=r"clip\.avi: DALI returns frame \d+ instead of frame \d+, .*pipelines\.prepare"
     ):
         compare("clip.avi", right, found, np.arange(12))
 

@@ -97,7 +97,7 @@ def test_videos_and_skeletons_of_other_lengths(film, tmp_path):
     video = film.write(tmp_path / "film.mp4", film.frames(30, *SIZE), preset="ultrafast")
     for length in (28, 32):  # two frames more or less: the last frame stands in
         assert len(list(loader_of(video, film.person(length, *SIZE), windows_of(length, 16, 8), []).epoch(0))) == 3
-    for length, sentence in ((33, "it ends after 30 of 33 frames"), (27, "it has more than 29 frames")):
+    for length, sentence in ((33, "the video ends after 30 of 33 frames"), (27, "the video has more than 29 frames")):
         with pytest.raises(VideoError, match=sentence):
             list(loader_of(video, film.person(length, *SIZE), windows_of(length, 16, 8), []).epoch(0))
 
