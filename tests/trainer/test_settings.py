@@ -38,7 +38,7 @@ from trainer.settings import override, value_at
         ("--set val.metric=acc/RGBPose_top1", "not a metric of demo; did you mean acc/RGBPose_"),
         ("--set val.metric=acc/RGBPose_1:1_top11", "not a metric of demo; did you mean acc/RGBPose_1:1_top1?"),
         ("--set model.num_classes=5", "model.num_classes has no effect"),
-        ("--set optim.accumulate=3", "optim.batch_size=16 does not divide into optim.accumulate=3"),
+        ("--set optim.accumulate=3", "optim.batch_size=16 cannot be divided into optim.accumulate=3"),
         ("--set optim.warmup_epochs=100", "optim.warmup_epochs=100 is more than optim.num_epochs=18"),
         ("--set model.pcan.fine_width=9", "model.pcan is None in this experiment; add --set model.pcan=default"),
         ("--max-steps -1", "--max-steps -1: the number cannot be negative"),
