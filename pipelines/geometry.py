@@ -121,7 +121,7 @@ def _min_span(coordinates: np.ndarray, count: int) -> float:
     coordinates: [M, T, V] x or y of the joints.
 
     A sample contains one frame of each of `count` spans of the clip, so its joints extend at least as far as those of
-    the narrowest frame in any span. The bound is the maximum over all spans. In a clip of fewer than 2 * count frames,
+    the narrowest frame in each span. The bound is the maximum over all spans. In a clip of fewer than 2 * count frames,
     each two neighbours count as a span, because only single frames are skipped. A clip of at most `count` frames is
     sampled whole.
     """

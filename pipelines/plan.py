@@ -218,7 +218,7 @@ TEST_SEED = 255  # the published code resets its random seed to this value for e
 
 
 def eval_frames(total: int, count: int, num_samples: int) -> np.ndarray:
-    """The published test samples of a clip of `total` frames: [num_samples, count] int64.
+    """The frames that the published code takes from a clip of `total` frames in testing: [num_samples, count] int64.
 
     The first sample is the same for any `num_samples`.
     """

@@ -21,8 +21,8 @@ class ClipView:
     rgb: [T, S, S, 3] uint8, and heatmap: [T', C, H', W'] float32, are the input of the networks.
     rgb_frames: [T], and pose_frames: [T'], are the numbers of the frames in `rgb` and in `heatmap`.
     rgb_joints: [T, M, V, 3], and pose_joints: [T', M, V, 3], are the joints (x, y, score) in these frames, in pixels of
-        `rgb`. They are mirrored if the clip is, and have the order of the heatmap's channels. Those with score 0 are
-        not drawn.
+        `rgb`. If the clip is mirrored, the joints are mirrored too. Their order is that of the heatmap's channels.
+        Joints with score 0 are not drawn.
     box: (left, top, right, bottom) of the part of the image to which `rgb` is cropped, in pixels of the annotation.
     flip: whether the clip is mirrored.
     """

@@ -72,8 +72,8 @@ def _read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> 
     if len(rows) != 1:
         count = "no clip" if not rows else f"{len(rows)} clips"
         raise AnnotationError(
-            f"{file} has {count} named {_key(video.name)}; its first clip is {table.names[0]}; rename the video, or "
-            "give its skeleton as .npz"
+            f"{file} has {count} named {_key(video.name)}; the first clip in the file is {table.names[0]}; rename the "
+            "video, or give its skeleton as .npz"
         )
     row = rows[0]
     return Poses(np.asarray(table.clip_joints(row)), int(table.height[row]), int(table.width[row]))

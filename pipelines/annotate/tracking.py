@@ -24,7 +24,7 @@ class Person:
         return float(self.joints[:, 2].mean()) if self.score is None else self.score
 
     def box(self) -> np.ndarray:
-        """The box around the joints with a score above 0: [4] (left, top, right, bottom). All 0 if there are none."""
+        """The box around the joints with a score above 0: [4] (left, top, right, bottom). All 0 without such joints."""
         points = self.joints[self.joints[:, 2] > 0, :2]
         return np.concatenate([points.min(axis=0), points.max(axis=0)]) if len(points) else np.zeros(4)
 

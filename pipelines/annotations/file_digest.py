@@ -18,8 +18,8 @@ def digest_of(path: Path, cache: Path) -> str:
     """The first 20 hex digits of the SHA-256 of a file.
 
     The digest is taken from a note in the folder `cache` if the note was written for the same path, size, times, inode,
-    and first and last MiB. Otherwise it is computed. Raises OSError if the file cannot be read. If the note cannot be
-    written, the digest is returned all the same.
+    and first and last MiB. Otherwise the digest is computed, and a new note is written if the folder permits it.
+    Raises OSError if the file cannot be read.
     """
     with open(path, "rb") as file:
         traits = _traits(file)

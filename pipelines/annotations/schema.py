@@ -159,7 +159,7 @@ def _whole(field: str, value: Any) -> int:
 
 
 def _safe_name(name: str) -> str:
-    """Return the name unchanged. Raises UserError if a path made of the data folder and the name could lead outside."""
+    """Return the name unchanged. Raises UserError if it could lead out of the data folder when appended to its path."""
     parts = name.replace("\\", "/").split("/")
     if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
         raise UserError(f"the name {name!r} leads out of the data folder")

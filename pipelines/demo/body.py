@@ -52,7 +52,7 @@ class Pose:
         bend = np.stack([one, zero, zero, zero, c, -s, zero, s, c], axis=1).reshape(-1, 3, 3)  # [T, 3, 3]
 
         def upper(points: np.ndarray) -> np.ndarray:
-            """Points [..., k, 3] of the upper body, leaned with the torso: [T, k, 3]."""
+            """Rotate points [..., k, 3] of the upper body by the lean of the torso in each frame: [T, k, 3]."""
             return np.einsum("tij,tkj->tki", bend, np.broadcast_to(points, (len(c), *points.shape[-2:])))
 
         hip = self.hips[:, None] + np.array([HIP, 0, 0]) * outward

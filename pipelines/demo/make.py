@@ -91,7 +91,7 @@ def claim(root: Path, config: DemoConfig) -> None:
         return
     if previous is None and videos.exists() and any(videos.iterdir()):
         raise UserError(
-            f"{videos} has files in it that the demo did not make; choose another folder, or move them away"
+            f"{videos} contains files that the demo did not make; choose another folder, or move these files away"
         )
     for file in (root / ANNOTATIONS, root / LABELS):
         if previous is None and file.exists():

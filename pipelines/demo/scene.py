@@ -146,7 +146,7 @@ def trunk_and_head(points: np.ndarray, depth: np.ndarray, scale: float, look: Lo
         face, face - 0.012 * scale * up, (0.054 * scale, 0.048 * scale), head_depth + 0.02, look.skin
     )
     eye = 0.009 * scale
-    for index in (1, 2):  # the face hides an eye on the far side of the head
+    for index in (1, 2):  # an eye on the far side of the head is hidden, because the face is closer
         eyes = points[:, index]
         shapes.append(Shape(capsule(eyes, eyes, eye, eye), depth[:, index] - 0.01, np.array([35.0, 25, 25])))
     return shapes

@@ -173,7 +173,7 @@ def open_pack(folder: Path) -> Pack:
         columns = load_columns(folder)
         packets = np.load(folder / "index" / "packets.npy", mmap_mode="r")
     except FileNotFoundError:
-        raise PackError(f"{folder} has no finished pack in it; make it with python -m pipelines.prepare") from None
+        raise PackError(f"{folder} contains no finished pack; make one with python -m pipelines.prepare") from None
     first = np.concatenate([[0], np.cumsum(columns["num_frames"], dtype=np.int64)])
     return Pack(folder, columns, packets, first)
 

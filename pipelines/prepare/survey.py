@@ -23,7 +23,7 @@ NEW, SETTINGS, JOINTS, VIDEO, LOST = (
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The work that a pack needs.
+    """What has to be done to complete a pack or bring it up to date.
 
     stale: rows of the table whose clips have to be made, with the reason.
     touched: rows whose video has a new modification time but the same content.

@@ -22,9 +22,9 @@ def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
     """Find the video of each name in `folder`: its path, or a MissingVideo.
 
     A name may contain folders and an extension. The file may have any video extension, and NTU's suffix `_rgb`. A file
-    at the path that the name gives is preferred. If there is none, a file with that name is searched in all subfolders
-    (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data set cannot
-    make Duet read other files.
+    whose path relative to `folder` is the name is preferred. If there is none, a file with that name in any subfolder
+    is used (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data set
+    cannot make Duet read other files.
 
     Raises UserError if the folder does not exist or contains no video.
     """
@@ -51,8 +51,8 @@ class _Index:
 
     folder: Path
     real: str  # the folder's path with all links resolved
-    at_place: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by path relative to the folder
-    anywhere: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by file name
+    at_place: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # videos by path in the folder
+    anywhere: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # videos by file name
     outside: list[str] = field(default_factory=list)  # links that lead out of the folder
     folders_read: set[str] = field(default_factory=set)  # folders that have been read
 

@@ -9,7 +9,7 @@ from pipelines.annotations.table import ClipTable, open_table
 
 
 def clip(name: str = "S001C001P001R001A001", persons: int = 1, frames: int = 6, joints: int = 17, **changes) -> dict:
-    """One annotation, all of whose numbers differ; a field that is changed to None is left out.
+    """One annotation, whose keypoints and scores are random. `changes` replace fields, and None removes a field.
 
     Fields: docs/sources.md, "Annotation files".
     """

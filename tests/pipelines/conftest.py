@@ -19,11 +19,11 @@ BITS = 8
 
 
 class Film:
-    """Makes videos whose frames carry their own number, and reads it back."""
+    """Makes videos in whose frames the number of the frame is drawn, and reads the number from decoded frames."""
 
     @staticmethod
     def frames(count: int, width: int, height: int, seed: int = 0) -> list[np.ndarray]:
-        """RGB frames of a moving texture; 8 black or white columns in the top left quarter spell the number."""
+        """RGB frames of a moving texture. In the top left quarter, 8 black or white columns encode the frame number."""
         rng = np.random.default_rng(seed)
         blocks = rng.integers(60, 200, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
         texture = np.kron(blocks, np.ones((16, 16, 1), np.uint8))
@@ -38,7 +38,7 @@ class Film:
 
     @staticmethod
     def number(picture: np.ndarray, box: tuple[float, float, float, float]) -> int:
-        """The number spelled in pixels [H, W, 3]; `box` is where the whole picture of the video lies in them."""
+        """The frame number that is drawn in `picture` [H, W, 3]. `box`: the area of `picture` that the frame covers."""
         left, top, right, bottom = box
         row = picture[int(top + (bottom - top) / 4)].mean(axis=1)
         centres = left + (np.arange(BITS) + 0.5) * (right - left) / 2 / BITS
@@ -62,7 +62,7 @@ class Film:
 
     @staticmethod
     def person(count: int, width: int, height: int, seed: int = 0) -> np.ndarray:
-        """[1, count, 17, 3]: a person-sized cloud of joints that wanders through the picture."""
+        """Joints [1, count, 17, 3] (x, y, score) of a person-sized cloud of points that moves through the frames."""
         rng = np.random.default_rng(seed)
         shape = rng.uniform(-0.5, 0.5, (17, 2)) * (0.15 * width, 0.6 * height)
         path = np.linspace(rng.uniform(0.3, 0.7, 2), rng.uniform(0.3, 0.7, 2), count) * (width, height)
@@ -93,7 +93,7 @@ class Film:
 
 
 class Scene:
-    """A folder of videos of people, and what a test does with it. All clips' sizes are `size`."""
+    """A folder of videos with annotations, all of `size` (width, height), of which tests make packs."""
 
     size = (160, 120)
     settings = PackSettings(count=8, box_pixels=64)
@@ -114,7 +114,7 @@ class Scene:
         return Film.table(self.folder, self.clips)
 
     def prepare(self, out: Path | None = None, settings: PackSettings | None = None, **options) -> tuple[Pack, str]:
-        """The pack and what was said about it."""
+        """Make a pack of the videos. Returns the pack, and the messages that were printed."""
         said = io.StringIO()
         options = {"workers": 1, "max_bad": 0.5, "console": Console(file=said)} | options
         pack = prepare(self.table(), self.videos, out or self.out, settings or self.settings, **options)
@@ -128,7 +128,7 @@ def film() -> type[Film]:
 
 @pytest.fixture
 def scene(tmp_path) -> Callable[..., Scene]:
-    """Makes a Scene from the lengths of its videos in frames."""
+    """A function that makes a Scene. Its arguments are the lengths of the videos in frames."""
     return lambda *lengths: Scene(tmp_path, list(lengths))
 
 

@@ -1,4 +1,4 @@
-"""The published sampling and cropping, one clip at a time: slow references for plan.py's batched draws."""
+"""The published sampling and cropping for one clip at a time, with which tests compare the batched code in plan.py."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from pipelines.plan import spread_frames
 
 
 def train_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:
-    """`count` frame numbers of a clip of `total` frames, one in each equal span; short clips wrap around.
+    """`count` frame numbers of a clip of `total` frames, one in each of `count` equal spans; short clips are repeated.
 
     Returns [count] int64 in [0, total).
     """
@@ -16,9 +16,9 @@ def train_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarr
 
 
 def random_crop(rng: np.random.RandomState, side: int = RESIZED) -> tuple[int, int, int, int]:
-    """A random box (left, top, right, bottom) of 56-100 % area and 3:4 to 4:3 aspect within a square of `side` px.
+    """A random box (left, top, right, bottom) of 56-100 % area and 3:4 to 4:3 aspect in a square of `side` pixels.
 
-    The published rule for one clip; training draws whole batches at once (plan.random_crops, tested against this).
+    This is the published code for one clip. `random_crops` in plan.py draws the crops of a whole batch instead.
     """
     aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), size=10))
     area = rng.uniform(*CROP_AREA, size=10) * side * side

@@ -115,7 +115,7 @@ def test_foreign_videos_are_refused_and_kept(tmp_path):
     for record in (None, "", "{}", "[]", '{"digest": 1'):
         if record is not None:
             (tmp_path / "demo.json").write_text(record)
-        with pytest.raises(ValueError, match=f"{video.parent} has files in it that the demo did not make"):
+        with pytest.raises(ValueError, match=f"{video.parent} contains files that the demo did not make"):
             make_demo(tmp_path, TINY)
         assert video.read_bytes() == b"mine"
 
@@ -156,7 +156,7 @@ def test_command_line(tmp_path):
     assert done.stderr == ""
     assert (root / "annotations.pkl").read_bytes() == b"complete"
     (root / "demo.json").unlink()
-    for out, reason in ((str(root), "has files in it that the demo did not make"), ("/proc/demo", "/proc/demo")):
+    for out, reason in ((str(root), "contains files that the demo did not make"), ("/proc/demo", "/proc/demo")):
         bad = run("--out", out)
         assert bad.returncode == 2
         assert reason in bad.stderr

@@ -85,4 +85,4 @@ def test_an_index_that_is_not_the_manifests(work, column):
 def test_no_pack_is_one_sentence(tmp_path):
     done = command(tmp_path)
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path} has no finished pack in it; make it with python -m pipelines.prepare\n"
+    assert done.stderr == f"error: {tmp_path} contains no finished pack; make one with python -m pipelines.prepare\n"

@@ -96,7 +96,7 @@ def test_pack_rows_follow_the_table(scene):
 
 
 def test_unfinished_pack_is_one_sentence(tmp_path):
-    with pytest.raises(PackError, match=r"has no finished pack in it; make it with python -m pipelines.prepare"):
+    with pytest.raises(PackError, match=r"contains no finished pack; make one with python -m pipelines.prepare"):
         open_pack(tmp_path)
 
 
