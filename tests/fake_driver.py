@@ -1,0 +1,42 @@
+"""NVIDIA drivers that are not there: an nvidia-smi that is a shell script, and a library libcuda of one function."""
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+LIBRARY = "int cuDriverGetVersion(int *version) { *version = CUDA; return CUDA ? 0 : 34; }"  # 34: it is only a stub
+FAILURE = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+NEWEST_CUDA = {"535.161.08": 12020, "550.54.15": 12040, "580.65.06": 13000}
+
+
+def machine_with(folder: Path, version: str = "", cuda: int = 0) -> dict[str, str]:
+    """The environment of a process that finds this driver, and no other.
+
+    Args:
+        folder: where nvidia-smi and libcuda are made.
+        version: what nvidia-smi prints; "" if it fails.
+        cuda: what libcuda answers, such as 12020; 0 if it answers with an error. Needs a C compiler.
+    """
+    script = folder / "nvidia-smi"
+    script.write_text(f"#!/bin/sh\necho '{version}'\n" if version else f'#!/bin/sh\necho "{FAILURE}"\nexit 9\n')
+    script.chmod(0o755)
+    (folder / "libcuda.so.1").write_bytes(library(cuda))
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return {**environment, "PATH": f"{folder}:{os.environ['PATH']}", "LD_LIBRARY_PATH": str(folder)}
+
+
+@functools.cache
+def library(cuda: int) -> bytes:
+    """A libcuda that gives this answer. A process that has loaded its file also finds it as libcuda.so.1."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs cc")
+    with tempfile.NamedTemporaryFile() as file:
+        command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", f"-DCUDA={cuda}", "-x", "c", "-"]
+        subprocess.run([*command, "-o", file.name], input=LIBRARY, text=True, check=True)
+        return Path(file.name).read_bytes()

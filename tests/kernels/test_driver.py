@@ -1,0 +1,179 @@
+"""Which wheels `make` installs for which driver, and what is said if torch does not fit the driver."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fake_driver import NEWEST_CUDA, machine_with
+from tests.programs import ROOT, run
+
+INDEX = "https://download.pytorch.org/whl"
+# For each choice: what pip is told to install.
+COMMANDS = {
+    "cu13": ("install -q torch -c constraints.txt", "install -q -e '.[cu13,test]' -c constraints.txt"),
+    "cu12": (
+        f"install -q torch==2.13.0+cu126 --extra-index-url {INDEX}/cu126 -c constraints.txt",
+        "install -q -e '.[cu12,test]' -c constraints.txt",
+    ),
+    "cpu": (
+        f"install -q torch==2.13.0+cpu --extra-index-url {INDEX}/cpu -c constraints.txt",
+        "install -q -e '.[cu13,test]' -c constraints.txt",
+    ),
+}
+# What each choice leaves in .venv, as far as it matters here.
+INSTALLED = {
+    "cu13": ("torch-2.13.0", "nvidia_dali_cuda130-2.4.0", "nvidia_cudnn_cu13-9.20", "cuda_toolkit-13.0.3"),
+    "cu12": ("torch-2.13.0+cu126", "nvidia_dali_cuda120-2.4.0", "nvidia_cudnn_cu12-9.10.2"),
+    "cpu": ("torch-2.13.0+cpu", "nvidia_dali_cuda130-2.4.0"),
+}
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for name in ("Makefile", "setup.py", "constraints.txt", "kernels"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def install(checkout: Path, wheels: str, stamp: str) -> None:
+    for package in (*INSTALLED[wheels], "torchmetrics-1.9.0", "numpy-2.4.6"):
+        (checkout / f".venv/lib/python3.11/site-packages/{package}.dist-info").mkdir(parents=True)
+    (checkout / ".venv" / stamp).touch()
+
+
+def which(checkout: Path, environment: dict[str, str], *words: str) -> tuple[str, list[str]]:
+    """The line about the driver and the words after `pip` of each command that `make which` prints."""
+    before = sorted(checkout.rglob("*"))
+    command = ["make", f"PYTHON={sys.executable}", "which", *words]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert sorted(checkout.rglob("*")) == before
+    if done.returncode:
+        return done.stderr.splitlines()[0], []
+    commands = [line.partition("-m pip --disable-pip-version-check ")[2].strip() for line in done.stdout.splitlines()]
+    return done.stderr.strip(), commands
+
+
+@pytest.mark.parametrize(
+    ("version", "installed", "wheels"),
+    [
+        *((version, "", wheels) for version, wheels in zip(NEWEST_CUDA, ("cu12", "cu12", "cu13"), strict=True)),
+        ("", "", "cu13"),
+        ("535.161.08", "cu13", "cu12"),
+        ("550.54.15", "cpu", "cu12"),
+        ("550.54.15", "cu12", "cu12"),
+        ("580.65.06", "cpu", "cu13"),
+        # Wheels that run with the driver stay, and so do all where no driver is found.
+        ("580.65.06", "cu12", "cu12"),
+        ("", "cu12", "cu12"),
+        ("", "cpu", "cpu"),
+    ],
+)
+def test_the_driver_decides_which_wheels_are_installed(tmp_path, checkout, version, installed, wheels):
+    if installed:
+        install(checkout, installed, f".installed-{installed}")
+    line, commands = which(checkout, machine_with(tmp_path, version, NEWEST_CUDA.get(version, 0)))
+    assert f"(CUDA={wheels}): " in line
+    assert (f"NVIDIA driver {version} (CUDA " if version else "there is no NVIDIA driver here") in line
+    assert tuple(commands[-2:]) == COMMANDS[wheels]
+    if installed in ("", wheels):
+        assert len(commands) == 2
+    else:
+        removed = {package.partition("-")[0] for package in INSTALLED[installed]}
+        assert commands[0].startswith("uninstall -q -y ")
+        assert {*commands[0].split()[3:]} == removed
+    if not version and not installed:
+        assert line.endswith("if the compute nodes have one older than 580, run make CUDA=cu12")
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "wheels"),
+    [("535.161.08", 0, "cu12"), ("580.65.06", 0, "cu13"), ("", 12020, "cu12"), ("535.161.08", 13000, "cu13")],
+    ids=["only nvidia-smi, old", "only nvidia-smi, new", "only libcuda", "cuda-compat"],
+)
+def test_a_part_of_a_driver_and_cuda_compat(tmp_path, checkout, version, cuda, wheels):
+    line, commands = which(checkout, machine_with(tmp_path, version, cuda))
+    assert f"(CUDA={wheels}): " in line
+    assert tuple(commands) == COMMANDS[wheels]
+
+
+@pytest.mark.parametrize("wheels", COMMANDS)
+def test_the_user_overrides_the_driver_and_switches(tmp_path, checkout, wheels):
+    environment = machine_with(tmp_path, "550.54.15", 12040)
+    install(checkout, "cu12", ".installed-cu12")
+    line, commands = which(checkout, {**environment, "CUDA": "/opt/cuda"}, f"CUDA={wheels}")
+    assert "as asked for; this machine has NVIDIA driver 550.54.15 (CUDA 12.4)" in line
+    assert ("they need 580 or newer, or NVIDIA's cuda-compat" in line) == (wheels == "cu13")
+    assert tuple(commands[-2:]) == COMMANDS[wheels]
+    assert len(commands) == (2 if wheels == "cu12" else 3)
+    _, commands = which(checkout, environment, f"CUDA={wheels}", "TORCH_INDEX=https://mirror/torch")
+    assert ("--extra-index-url https://mirror/torch/" in " ".join(commands)) == (wheels != "cu13")
+
+
+def test_what_an_earlier_makefile_or_an_interrupted_installation_left_is_replaced(tmp_path, checkout):
+    install(checkout, "cu13", ".installed")
+    _, commands = which(checkout, machine_with(tmp_path, "580.65.06", 13000))
+    assert "nvidia_dali_cuda130" in commands[0]
+    assert tuple(commands[-2:]) == COMMANDS["cu13"]
+
+
+def test_wheels_that_do_not_exist_are_refused(tmp_path, checkout):
+    line, commands = which(checkout, machine_with(tmp_path, "470.82.01", 11040))
+    assert line == (
+        "error: NVIDIA driver 470.82.01 (CUDA 11.4) is too old for CUDA 12: update it to 525 or newer, or run "
+        "make CUDA=cpu"
+    )
+    assert not commands
+    line, _ = which(checkout, machine_with(tmp_path), "CUDA=cu11")
+    assert line == "error: CUDA=cu11: give one of cu13, cu12, cpu, or leave it out"
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "built_for", "sentence"),
+    [
+        ("535.161.08", 12020, "13.0", "run make CUDA=cu12 in the checkout"),
+        ("535.161.08", 12020, None, "run make CUDA=cu12 in the checkout"),
+        ("580.65.06", 13000, None, "run make CUDA=cu13 in the checkout"),
+        ("580.65.06", 0, "13.0", "start the container with NVIDIA_DRIVER_CAPABILITIES=all"),
+        (
+            "580.65.06",
+            13000,
+            "12.6",
+            "torch 2.13.0 is built for CUDA 12.6, and this machine has NVIDIA driver 580.65.06",
+        ),
+        ("470.82.01", 0, "13.0", "NVIDIA driver 470.82.01 is too old for CUDA 12"),
+        (
+            "",
+            12020,
+            "13.0",
+            "this machine has the NVIDIA driver for CUDA 12.2, but torch 2.13.0 is built for CUDA 13.0",
+        ),
+    ],
+)
+def test_what_is_said_if_torch_sees_no_gpu(tmp_path, version, cuda, built_for, sentence):
+    said = why_no_gpu(machine_with(tmp_path, version, cuda), built_for)
+    assert sentence in said
+    assert version in said
+
+
+def test_cards_that_an_environment_variable_hides(tmp_path):
+    environment = machine_with(tmp_path, "580.65.06", 13000)
+    for hides in ("", "-1"):
+        assert why_no_gpu({**environment, "CUDA_VISIBLE_DEVICES": hides}, "13.0") == "None"
+    said = why_no_gpu({**environment, "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, "13.0")
+    assert "look at CUDA_VISIBLE_DEVICES=NoDevFiles" in said
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a card")
+def test_without_driver_and_card_nobody_expects_a_gpu(tmp_path):
+    assert why_no_gpu(machine_with(tmp_path), "13.0") == "None"
+
+
+def why_no_gpu(environment: dict[str, str], built_for: str | None) -> str:
+    code = f"from kernels.driver import why_no_gpu; print(why_no_gpu('2.13.0', {built_for!r}))"
+    done = run("-c", code, environment=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
