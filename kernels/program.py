@@ -116,7 +116,7 @@ def check_packages(needs: Iterable[str] = tuple(REQUIREMENTS)) -> None:
     if environment.exists() and Path(sys.prefix).resolve() != environment.resolve():
         advice = f"activate the environment that `make` created: . {environment}/bin/activate"
     else:
-        advice = "run `make install` in the checkout, or: pip install -e '.[cu13]' -c constraints.txt"
+        advice = "run `make install` in the checkout"
     raise UserError(f"this Python ({sys.executable}) has no {', '.join(missing)}: {advice}")
 
 
@@ -129,13 +129,11 @@ def is_installed(name: str) -> bool:
 
 
 def check_torch(version: str | None = None) -> None:
-    """Raise UserError, with the reason, if a version of torch (by default the installed one) is older than 2.11."""
+    """Raise UserError if a version of torch (by default the installed one) is older than 2.11."""
     version = version or importlib.metadata.version("torch")
     major, minor = (int(part) for part in version.split(".")[:2])
-    if (major, minor) >= OLDEST_TORCH:
-        return
-    reason = "its conv3d is broken under bf16 (pytorch issue 166122)" if (major, minor) == (2, 9) else "it is too old"
-    raise UserError(f"torch {version} cannot be used: {reason}; install 2.11 or later (Duet is tested with 2.13.0)")
+    if (major, minor) < OLDEST_TORCH:
+        raise UserError(f"torch {version} is too old: install 2.11 or later (Duet is tested with 2.13.0)")
 
 
 def die_with_parent() -> None:

@@ -32,9 +32,9 @@ def test_new_torch_is_taken(version):
     check_torch(version)
 
 
-@pytest.mark.parametrize(("version", "reason"), [("2.9.1", "conv3d is broken"), ("2.10.0", "too old")])
-def test_old_torch_is_refused_with_the_reason(version, reason):
-    with pytest.raises(UserError, match=reason):
+@pytest.mark.parametrize("version", ["2.9.1", "2.10.0"])
+def test_old_torch_is_refused(version):
+    with pytest.raises(UserError, match=f"torch {version} is too old: install 2.11"):
         check_torch(version)
 
 
