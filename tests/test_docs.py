@@ -129,7 +129,7 @@ def test_both_readmes_have_the_same_commands():
     english, chinese = blocks(ROOT / "README.md"), blocks(ROOT / "README.zh-CN.md")
     assert english == chinese
     before, _, rest = (ROOT / "README.md").read_text().partition(BEGIN)
-    assert len((before + rest.partition(END)[2]).splitlines()) < 135  # the tables grow with the records
+    assert len((before + rest.partition(END)[2]).splitlines()) < 140  # the tables grow with the records
 
 
 def test_links_lead_somewhere():

@@ -30,7 +30,7 @@ class Choice:
     ranks: int | None = None
     """Processes to start on this machine. Default: one for each visible GPU, or one on the CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto uses a GPU if there is one."""
+    """auto uses the GPUs, and the CPU on a machine without NVIDIA driver and card."""
 
 
 def experiment_of(options: Choice) -> Experiment:

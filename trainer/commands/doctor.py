@@ -5,7 +5,6 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kernels.driver import Driver, find_driver, newest_wheels, why_no_gpu
 from pipelines.annotations.table import ClipTable, open_table
 from pipelines.packs.format import PackSettings
 from trainer.config import Experiment
 from trainer.data import check_table
+from trainer.runtime.ranks import sees_gpu
 from trainer.runtime.wrap import has_compiler
 from trainer.settings import Choice, experiment_of
 
@@ -27,8 +28,8 @@ State = Literal["ok", "note", "bad"]
 SPACE = 40  # GB of free disk space: the packs of NTU-60 take about 35 GB
 SHARED_MEMORY = 1  # GB of free shared memory, which NCCL and worker processes need
 EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # an extra: one of its packages
-# cuDNN before 9.15 computes some convolutions in bf16 wrongly or slowly (docs/sources.md, "Convolutions on a GPU").
-OLDEST_CUDNN = 91500
+CORES = 4  # for each GPU: they read, decode and plan the batches
+DALI = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}  # the major version of CUDA that each needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class DoctorOptions(Choice):
 
 def doctor(options: DoctorOptions, console: Console | None = None) -> int:
     """Print a table with one line for each finding. Returns 0 if training can start, 2 if something must be fixed."""
-    findings = [*machine(), *(check_data(experiment_of(options)) if options.exp else ())]
+    findings = [*machine(options.device), *(check_data(experiment_of(options)) if options.exp else ())]
     console = console or Console()
     if not console.is_terminal:
         console.width = 150
@@ -66,27 +67,34 @@ def doctor(options: DoctorOptions, console: Console | None = None) -> int:
     return 2 if bad else 0
 
 
-def machine() -> Iterator[Finding]:
+def machine(device: str = "auto") -> Iterator[Finding]:
     """Check the machine itself: GPUs, packages, disk space and CPU. These findings do not depend on an experiment."""
-    yield from gpus()
+    driver = find_driver()
+    yield from gpus(device, driver)
     yield torch_version()
-    yield dali()
+    yield dali(driver, sees_gpu())
     yield compiler()
     yield apex()
     yield extras()
     yield space("disk", Path.cwd(), SPACE, "packs of NTU-60 take about 35 GB: set data.packs to another disk")
     yield space("/dev/shm", Path("/dev/shm"), SHARED_MEMORY, "start the container with --shm-size 8g")
-    cores = len(os.sched_getaffinity(0))
-    yield Finding("CPU", "ok", f"{cores} cores, {_memory_gb():.0f} GB of memory")
+    yield cpu(len(os.sched_getaffinity(0)), torch.cuda.device_count())
 
 
-def gpus() -> Iterator[Finding]:
-    """Check the GPUs, their driver and video engine. A missing GPU is only a note: everything also runs on a CPU."""
-    if not torch.cuda.is_available():
-        command = shutil.which("nvidia-smi")
+def gpus(device: str, driver: Driver | None) -> Iterator[Finding]:
+    """Check the GPUs, their driver and video engine.
+
+    A missing GPU is only a note, because everything also runs on a CPU. It is bad if torch cannot use a GPU that is
+    there: no run starts then without --device cpu.
+    """
+    if not sees_gpu():
+        reason = None if device == "cpu" else why_no_gpu(torch.__version__, torch.version.cuda)
+        if reason is not None:
+            yield Finding("GPU", "bad", *reason)
+            return
         fix = "needs an NVIDIA GPU and its driver"
-        if command and _smi():
-            fix = "the driver sees a GPU, but torch does not: install torch for CUDA"
+        if driver is not None:
+            fix = "leave out --device cpu, and do not set CUDA_VISIBLE_DEVICES"
         yield Finding("GPU", "note", "none: training runs on the CPU, slowly", fix)
         return
     for index in range(torch.cuda.device_count()):
@@ -95,7 +103,7 @@ def gpus() -> Iterator[Finding]:
         fix = "no bf16: set optim.precision=fp16" if old else ""
         size = f"{card.total_memory / 1e9:.0f} GB, sm_{card.major}{card.minor}"
         yield Finding(f"GPU {index}", "note" if old else "ok", f"{card.name}, {size}", fix)
-    yield Finding("driver", "ok", _smi() or "unknown")
+    yield Finding("driver", "ok", str(driver or "unknown"))
     yield video_engine()
 
 
@@ -110,23 +118,31 @@ def video_engine(library: str = "libnvcuvid.so.1") -> Finding:
 
 
 def torch_version() -> Finding:
-    """Report the versions of torch, CUDA and cuDNN, and check whether cuDNN is new enough. Torch needs no check here,
-    because no command starts if it is too old (kernels/program.py).
-    """
-    cudnn = torch.backends.cudnn.version()
-    details = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
-    if cudnn is not None and cudnn < OLDEST_CUDNN:
-        fix = "needs cuDNN 9.15 or newer: pip install -U nvidia-cudnn-cu13"
-        return Finding("torch", "bad", details, fix)
+    """Report the versions of torch, CUDA and cuDNN. If torch is too old, no command starts (kernels/program.py)."""
+    details = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
     return Finding("torch", "ok", details)
 
 
-def dali() -> Finding:
-    """Report DALI's version and whether it decodes on the GPU. Without DALI no command starts, so it is installed."""
-    names = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-    version = next((_version(name) for name in names if _version(name)), "of unknown version")
-    where = "decodes JPEG and video on the GPU" if torch.cuda.is_available() else "decodes JPEG on the CPU"
-    return Finding("DALI", "ok", f"{version}, {where}")
+def dali(driver: Driver | None, on_gpu: bool) -> Finding:
+    """Report DALI's version and whether it decodes on the GPU, and check that the driver runs it.
+
+    Without DALI no command starts, so it is installed.
+    """
+    name = next((name for name in DALI if _version(name)), "")
+    version = _version(name) or "of unknown version"
+    if on_gpu and driver is not None and DALI.get(name, 0) > driver.cuda_major:
+        fix = f"run make CUDA={newest_wheels(driver)} in the checkout"
+        return Finding("DALI", "bad", f"{version} for CUDA {DALI[name]}, but this machine has {driver}", fix)
+    return Finding("DALI", "ok", f"{version}, decodes {'JPEG and video on the GPU' if on_gpu else 'JPEG on the CPU'}")
+
+
+def cpu(cores: int, num_gpus: int) -> Finding:
+    """Check whether the process may use enough cores to keep its GPUs busy."""
+    details = f"{cores} cores, {_memory_gb():.0f} GB of memory"
+    if cores < CORES * num_gpus:
+        fix = f"use {CORES} cores for each GPU (SLURM: --cpus-per-task, and srun -c)"
+        return Finding("CPU", "note", f"{details}, too few for {num_gpus} GPUs", fix)
+    return Finding("CPU", "ok", details)
 
 
 def compiler() -> Finding:
@@ -198,16 +214,6 @@ def check_packs(experiment: Experiment, annotations: Path, table: ClipTable) -> 
         return Finding("packs", "ok", str(folder))
     fix = f"training makes them, or run python -m trainer prepare --exp {experiment.name}"
     return Finding("packs", "note", f"none for the clips of {annotations} yet", fix)
-
-
-def _smi() -> str:
-    """The driver's version, or "" if nvidia-smi does not report one."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def _memory_gb() -> float:

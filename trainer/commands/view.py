@@ -39,11 +39,11 @@ class ViewOptions(Choice):
 
 def view(options: ViewOptions) -> int:
     """Draw the clip. Packs its video into a temporary folder, so the experiment's own packs need not exist."""
-    experiment = experiment_of(options)
+    experiment, device = experiment_of(options), torch.device(device_of(options.device))
     table, row = find_clip(open_tables(experiment), options)
     with tempfile.TemporaryDirectory() as folder:
         source = pack_clip(experiment, table, row, Path(folder))
-        ranks = Ranks(0, 0, 1, torch.device(device_of(options.device)))
+        ranks = Ranks(0, 0, 1, device)
         loaders = [loader_of(experiment, source, np.array([row]), train, ranks, print) for train in (True, False)]
         views = [view_clip(loader, row, options.epoch) for loader in loaders]
     label = int(table.label[row])

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from kernels.driver import why_no_gpu
 from kernels.program import UserError
 from trainer.runtime.follow import LAUNCHER
 from trainer.runtime.signals import EXIT_CODES
@@ -98,10 +100,29 @@ def world_size_of(ranks: int | None, device: str) -> int:
 
 
 def device_of(choice: str) -> str:
-    """The device, cpu or cuda, for the value of --device. Raises UserError for cuda if torch sees no GPU."""
-    if choice == "cuda" and not torch.cuda.is_available():
+    """The device, cpu or cuda, for the value of --device.
+
+    auto is the CPU only where nobody expects a GPU. Raises UserError if torch sees no GPU although cuda was asked for,
+    or although the machine has an NVIDIA driver or card.
+    """
+    if choice == "cpu":
+        return "cpu"
+    if sees_gpu():
+        return "cuda"
+    reason = why_no_gpu(torch.__version__, torch.version.cuda)
+    if reason is not None:
+        problem, way_out = reason
+        raise UserError(f"--device {choice}: {problem}; {way_out}, or use --device cpu")
+    if choice == "cuda":
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install the driver")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if choice == "auto" else choice
+    return "cpu"
+
+
+def sees_gpu() -> bool:
+    """Whether torch sees a GPU. Its own warnings about the driver are dropped, because `why_no_gpu` says more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.cuda.is_available()
 
 
 @contextmanager
