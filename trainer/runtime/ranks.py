@@ -102,8 +102,8 @@ def world_size_of(ranks: int | None, device: str) -> int:
 def device_of(choice: str) -> str:
     """The device, cpu or cuda, for the value of --device.
 
-    auto is the CPU only where nobody expects a GPU. Raises UserError if torch sees no GPU although cuda was asked for,
-    or although the machine has an NVIDIA driver or card.
+    auto means the CPU only on a machine without an NVIDIA driver and card, or if CUDA_VISIBLE_DEVICES hides the cards.
+    Raises UserError if torch sees no GPU in any other case, or for cuda.
     """
     if choice == "cpu":
         return "cpu"
