@@ -90,8 +90,7 @@ def detect(config: DemoConfig, clip: ClipId, points: np.ndarray, scale: float) -
 
     Joints are displaced at random, with a standard deviation of 0.8 % of the body's height. 2 % of the joints are
     missing: they are (0, 0) with score 0. In a quarter of the clips, one joint is also missing for up to a third of the
-    frames.
-    The order of people is random.
+    frames. The order of people is random.
     """
     if clip == missing_skeleton(config):
         shape = (1, points.shape[1], 17)
