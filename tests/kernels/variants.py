@@ -1,13 +1,14 @@
-"""A kernel's module once more, broken on purpose, and whether a check sees that."""
+"""Mutants of kernels (copies of a module, broken on purpose), and which parametrised cases `make test` runs."""
 
 import importlib.util
 import itertools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from triton.runtime.errors import InterpreterError
 
 _numbers = itertools.count()
@@ -53,3 +54,17 @@ def dies(checks: Iterable[Callable[[], list[str]]]) -> bool:
                 return True
             raise
     return False
+
+
+def a_fourth(names: Iterable[str]) -> list:
+    """All names as parameters of a test. `make test` runs every fourth, `make soak` the others."""
+    return [name if i % 4 == 0 else pytest.param(name, marks=pytest.mark.soak) for i, name in enumerate(names)]
+
+
+def in_turn(cases: Iterable[str], dtypes: Sequence[torch.dtype]) -> list:
+    """All pairs of a case and a dtype. `make test` runs each case in one dtype, `make soak` in the others."""
+    return [
+        pytest.param(case, dtype, marks=() if i % len(dtypes) == j else pytest.mark.soak)
+        for i, case in enumerate(cases)
+        for j, dtype in enumerate(dtypes)
+    ]

@@ -78,6 +78,7 @@ def products():
     return layers(nn.Conv2d, nn.Linear) - 2 * layers(SqueezeExcite)
 
 
+@pytest.mark.soak
 def test_a_small_step_through_kernels():
     """Ours are those of the calls that the network makes, and move what these are given: two counts of the same."""
     counts, launches, gigabytes = counted("toy", PARTS), 0, 0.0

@@ -13,7 +13,7 @@ from kernels.blocks import depthwise as fused
 from kernels.blocks import depthwise_reference as reference
 from kernels.blocks import dispatch
 from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
-from tests.kernels.variants import broken, dies
+from tests.kernels.variants import a_fourth, broken, dies, in_turn
 
 CASES = {
     # name: (images, height, width, channels, stride, groups, scale and shift or not, activation)
@@ -176,8 +176,7 @@ def test_reference_has_the_gradients_of_its_results(stride, activation):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "dtype"), in_turn(CASES, (torch.float32, torch.bfloat16)))
 def test_kernel_and_gradients_follow_the_contract(case, dtype, fenced, rounding):
     assert not failures(fused.depthwise_conv, *make_case(case, dtype))
 
@@ -440,7 +439,7 @@ def mutant_of(old, new, folder):
     return mutant
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", a_fourth(MUTANTS))
 def test_mutants_die(name, tmp_path, fenced, rounding):
     mutant, types = mutant_of(*MUTANTS[name], tmp_path), (torch.float32, torch.bfloat16)
     assert dies(partial(failures, mutant.depthwise_conv, *make_case(case, dtype)) for case in CASES for dtype in types)

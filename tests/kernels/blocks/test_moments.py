@@ -9,7 +9,7 @@ from kernels.blocks import dispatch, rows
 from kernels.blocks import moments as fused
 from kernels.blocks import moments_reference as reference
 from tests.kernels.closeness import BFLOAT16_GRAD, FLOAT32, distance
-from tests.kernels.variants import broken_below, dies
+from tests.kernels.variants import a_fourth, broken_below, dies, in_turn
 
 CASES = {
     # name: (images, height, width, channels)
@@ -61,8 +61,7 @@ def failures(module, x) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "dtype"), in_turn(CASES, (torch.float32, torch.bfloat16)))
 def test_kernel_and_gradient_follow_the_contract(case, dtype, fenced, rounding):
     assert not failures(fused, make_case(case, dtype))
 
@@ -97,7 +96,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", a_fourth(MUTANTS))
 def test_mutants_die(name, tmp_path, monkeypatch, fenced):
     module, old, new = MUTANTS[name]
     mutant, mutant_of_moments = broken_below(monkeypatch, (rows, fused), module, old, new, tmp_path)

@@ -11,7 +11,7 @@ from kernels.blocks import dispatch, moments, rows
 from kernels.blocks import norm_act as fused
 from kernels.blocks import norm_act_reference as reference
 from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
-from tests.kernels.variants import broken_below, dies
+from tests.kernels.variants import a_fourth, broken_below, dies, in_turn
 
 CASES = {
     # name: (images, height, width, channels, gates or 0, residual, activation)
@@ -121,8 +121,7 @@ def test_reference_has_the_gradients_of_its_result(case):
     assert torch.autograd.gradcheck(lambda *leaves: reference.norm_act(*leaves, activation)[0], leaves)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "dtype"), in_turn(CASES, (torch.float32, torch.bfloat16)))
 def test_kernel_and_gradients_follow_the_contract(case, dtype, fenced, rounding):
     assert not failures(fused, *make_case(case, dtype))
 
@@ -281,7 +280,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", a_fourth(MUTANTS))
 def test_mutants_die(name, tmp_path, monkeypatch, fenced, rounding):
     module, old, new = MUTANTS[name]
     changed, mutant = broken_below(monkeypatch, (rows, moments, fused), module, old, new, tmp_path)

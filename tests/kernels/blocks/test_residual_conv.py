@@ -12,7 +12,7 @@ from kernels.blocks import residual_conv as fused
 from kernels.blocks import residual_conv_reference as reference
 from tests.kernels.blocks.test_conv_bn import Rounded, failures
 from tests.kernels.closeness import distance
-from tests.kernels.variants import broken, dies
+from tests.kernels.variants import a_fourth, broken, dies, in_turn
 
 CASES = {
     # name: (clips, frames, height, width, channels, outputs, taps), and whether the shortcut has a scale
@@ -124,8 +124,7 @@ def test_reference_has_the_gradients_of_its_results():
     assert torch.autograd.gradcheck(reference.residual_conv, (*leaves, frames, other))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "dtype"), in_turn(CASES, (torch.float32, torch.bfloat16)))
 def test_kernel_and_gradients_follow_the_contract(case, dtype, fenced, rounding):
     assert not failures_of(fused, *make_case(case, dtype))
 
@@ -292,7 +291,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", a_fourth(MUTANTS))
 def test_mutants_die(name, tmp_path, fenced, rounding):
     mutant = broken(fused, *MUTANTS[name], tmp_path)
     assert dies(partial(failures_of, mutant, *make_case(case, torch.bfloat16)) for case in CASES)

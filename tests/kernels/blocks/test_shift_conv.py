@@ -10,7 +10,7 @@ from kernels.blocks import conv_bn, dispatch
 from kernels.blocks import shift_conv as fused
 from kernels.blocks import shift_conv_reference as reference
 from tests.kernels.blocks.test_conv_bn import WAYS, Rounded, failures
-from tests.kernels.variants import broken, dies
+from tests.kernels.variants import a_fourth, broken, dies, in_turn
 
 CASES = {
     # name: (clips, frames, height, width, channels, outputs, fold)
@@ -94,14 +94,12 @@ def test_reference_has_the_gradients_of_its_results():
     assert torch.autograd.gradcheck(bind(reference.shift_conv, options), leaves)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "dtype"), in_turn(CASES, (torch.float32, torch.bfloat16)))
 def test_kernel_and_gradients_follow_the_contract(case, dtype, fenced, rounding):
     assert not failures_of(fused, *make_case(case, dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "dtype"), in_turn(WAYS, (torch.float32, torch.bfloat16)))
 def test_gradients_by_way_of_one_result_alone(way, dtype, fenced, rounding):
     assert not failures_of(fused, *make_case("fold no multiple of 8", dtype), [way])
 
@@ -239,7 +237,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", a_fourth(MUTANTS))
 def test_mutants_die(name, tmp_path, fenced, rounding):
     mutant = broken(fused, *MUTANTS[name], tmp_path)
     assert dies(partial(failures_of, mutant, *make_case(case, torch.bfloat16)) for case in CASES)
