@@ -182,12 +182,14 @@ def test_kernel_and_gradients_follow_the_contract(case, dtype, fenced, rounding)
 
 
 @pytest.mark.parametrize("by", RESULTS)
-@pytest.mark.parametrize("case", ["clips of three images", "two clips, strips down, stride 2"])
+@pytest.mark.parametrize(
+    "case", ["clips of three images", pytest.param("two clips, strips down, stride 2", marks=pytest.mark.soak)]
+)
 def test_gradients_by_way_of_each_result_alone(case, by, fenced):
     assert not failures(fused.depthwise_conv, *make_case(case), (by,))
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_strips_as_they_are_launched(stride, fenced, rounding, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setitem(CASES, "whole", (1, 34, 9, 54, stride, 1, True, "relu"))
