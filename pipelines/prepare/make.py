@@ -67,9 +67,8 @@ def prepare(
         todo = survey(table, videos, out, settings)
         if todo.stale or todo.touched or not index_is_current(out):
             with lock_pack(out, console):
-                todo = survey(
-                    table, videos, out, settings
-                )  # another run may have made clips while this one waited for the lock
+                # Survey again, because another run may have made clips while this one waited for the lock.
+                todo = survey(table, videos, out, settings)
                 run = _Run(table, out, settings, todo, max_bad, console)
                 run.make(workers or len(os.sched_getaffinity(0)))
         elif todo.bad:
