@@ -40,6 +40,7 @@ class Loader:
     train: bool
     batch_size: int
     device: torch.device
+    dtype: torch.dtype = torch.float32  # of the heatmaps
     rank: int = 0
     world_size: int = 1
     seed: int = 0
@@ -118,7 +119,6 @@ class Loader:
         scale = size / (plan.box[:, 2:] - plan.box[:, :2])
         shift = -plan.box[:, :2] * scale
         placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)  # ax, bx, ay, by
-        on_gpu = self.device.type == "cuda"
         with nvtx.annotate("heatmap"):
             heatmap = render_heatmaps(
                 self._to_device(sampled_joints(self.table, plan)),
@@ -128,7 +128,7 @@ class Loader:
                 flip=self._to_device(plan.flip),
                 partner=self.partner,
                 limbs=self.config.skeleton.limbs if self.config.limbs else (),
-                dtype=torch.bfloat16 if on_gpu else torch.float32,
+                dtype=self.dtype,
             )
         label = self._to_device(self.table.label[plan.row].astype(np.int64))
         return Batch(

@@ -12,7 +12,7 @@ from pipelines.config import ClipConfig, DataConfig
 
 Schedule = Literal["constant", "cosine", "cosine_per_step", "multistep"]
 Impl = Literal["auto", "torch", "apex"]
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
+PrecisionSetting = Literal["auto", "bf16", "fp16", "fp32"]
 Rate = Annotated[float, Range(0, 1e38)]
 Epochs = Annotated[int, Range(0, MANY)]
 FUSIONS = ((1, 1), (2, 1), (1, 2))
@@ -38,7 +38,7 @@ class OptimConfig:
     clip_norm: Annotated[float, Range(1e-3, 1e9)] | None = 40.0
     max_bad_steps: Count = 20  # the run ends after this many steps in a row without finite gradients
     rollbacks: Epochs = 0  # how often a run may return to its last snapshot after a spike of the loss; 0: only warn
-    precision: Precision = "auto"
+    precision: PrecisionSetting = "auto"
     impl: Impl = "auto"
     accumulate: Count = 1  # a rank's batch is divided into so many parts, which go through the network in turn
     logit_adjustment: Rate | None = None  # factor of the log class frequencies added to training logits; usually 1

@@ -23,6 +23,7 @@ from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare
 from pipelines.videos.source import open_videos
 from trainer.config import Experiment
+from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -137,6 +138,7 @@ def loader_of(
         train=train,
         batch_size=(experiment.optim if train else experiment.val).batch_size,
         device=ranks.device,
+        dtype=precision_of(experiment.optim.precision, ranks).dtype,
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=experiment.seed,

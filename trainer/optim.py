@@ -1,10 +1,10 @@
-"""Optimizer, learning rate, gradient clipping, moving average of the weights (EMA), precision and loss scale."""
+"""Optimizer, learning rate, gradient clipping, and moving average of the weights (EMA)."""
 
 import copy
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from kernels.program import UserError
-from trainer.config import Impl, Precision, Schedule
+from trainer.config import Impl, Schedule
 
 GAMMA = 0.1  # factor of the learning rate at each milestone of the multistep schedule
 
@@ -278,71 +278,3 @@ class NoEma:
 
 def _floating(network: nn.Module) -> list[Tensor]:
     return [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
-
-
-def autocast_of(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """A function that returns a new context for a forward pass in this precision.
-
-    `auto` means bf16 on GPUs that support it natively, and float32 on other GPUs and on CPUs, most of which only
-    emulate bf16. fp16 is never chosen automatically.
-    """
-    if precision == "auto":
-        is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if is_native else "fp32"
-    if precision == "fp32":
-        return nullcontext
-    return lambda: torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-class LossScale:
-    """Scales the loss so that fp16 gradients do not become zero.
-
-    The scale is halved after a step with an overflow and doubled after 2000 steps in a row without one, as in
-    torch.amp.GradScaler. Unlike GradScaler, this class does not check the gradients: the caller passes the result to
-    `settle` as a tensor, so the host does not wait for the device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._scale = torch.full((), 65536.0, device=device)
-        self._good = torch.zeros((), dtype=torch.int32, device=device)
-
-    def scale(self, loss: Tensor) -> Tensor:
-        return loss * self._scale
-
-    def unscale(self, parameters: Iterable[Parameter]) -> None:
-        """Divide the gradients of `parameters` by the scale, in place."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        torch._foreach_mul_(gradients, self._scale.reciprocal())
-
-    def settle(self, ok: Tensor) -> None:
-        """Adapt the scale after a step. `ok`, a bool scalar on the device, says whether its gradients were finite."""
-        torch._amp_update_scale_(self._scale, self._good, (~ok).float(), 2.0, 0.5, 2000)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"scale": self._scale, "good": self._good}
-
-    def load_state_dict(self, state: dict[str, Tensor] | None) -> None:
-        """Restore the scale of a snapshot. If the snapshot has none (None), the scale keeps its initial value."""
-        if state is not None:
-            self._scale.copy_(state["scale"])
-            self._good.copy_(state["good"])
-
-
-class NoLossScale:
-    """Stands in for `LossScale` in bf16 and float32, whose range is large enough for gradients."""
-
-    def scale(self, loss: Tensor) -> Tensor:
-        return loss
-
-    def unscale(self, parameters: Iterable[Parameter]) -> None:
-        """Do nothing, because the gradients are not scaled."""
-
-    def settle(self, ok: Tensor) -> None:
-        """Do nothing, because there is no scale."""
-
-    def state_dict(self) -> None:
-        """None, which a snapshot then contains in place of a scale."""
-        return None
-
-    def load_state_dict(self, state: dict[str, Tensor] | None) -> None:
-        """Ignore the scale of a snapshot."""

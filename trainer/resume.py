@@ -127,6 +127,7 @@ def exact_under(run: Run) -> dict[str, Any]:
         "ranks": run.ranks.world_size,
         "threads": torch.get_num_threads(),
         "compiled": run.forward is not run.network,
+        "precision": run.precision.name,
     }
 
 

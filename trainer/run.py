@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -20,13 +20,11 @@ from trainer.optim import (
     BufferGuard,
     EarlyStopping,
     Ema,
-    LossScale,
     NoEma,
-    NoLossScale,
-    autocast_of,
     build_optimizer,
 )
 from trainer.runtime.cuda_graph import Eager, Replay
+from trainer.runtime.precision import LossScale, NoLossScale, Precision, precision_of
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.wrap import compiled, parallel
@@ -89,7 +87,7 @@ class Run:
     writer: Writer | NoWriter
     interrupt: Interrupt
     beat: Callable[[], None]  # called after each batch, to tell the watchdog that the run is alive
-    precision: Callable[[], AbstractContextManager]
+    precision: Precision
     scale: LossScale | NoLossScale
     ema: Ema | NoEma
     execute: Eager | Replay = field(default_factory=Eager)  # runs the device's part of a step, directly or as a graph
@@ -120,11 +118,18 @@ def build_run(
     network = build_model(experiment.model).to(ranks.device)
     if experiment.align_channels:
         align_channels(network)
-    fuse(network, experiment.fused)
     optim, val = experiment.optim, experiment.val
+    precision = precision_of(optim.precision, ranks)
+    parts = precision.runnable(experiment.fused)
+    if parts != experiment.fused:
+        journal.say(
+            f"fused={','.join(experiment.fused)} has no effect, because on a GPU these kernels need bf16, and this run "
+            f"computes in {precision.name}"
+        )
+    fuse(network, parts)
     if optim.logit_adjustment is not None:
         adjust_logits(network, loaders[0].clips_by_class().to(ranks.device), optim.logit_adjustment)
-    forward = compiled(network, experiment, ranks.device, journal.say)
+    forward = compiled(network, replace(experiment, fused=parts), ranks.device, journal.say)
     ema = NoEma() if optim.ema is None else Ema(network, optim.ema)
     return Run(
         experiment=experiment,
@@ -146,7 +151,7 @@ def build_run(
         writer=writer,
         interrupt=interrupt,
         beat=beat,
-        precision=autocast_of(optim.precision, ranks.device),
-        scale=LossScale(ranks.device) if optim.precision == "fp16" else NoLossScale(),
+        precision=precision,
+        scale=precision.loss_scale(),
         ema=ema,
     )

@@ -1,7 +1,6 @@
 """Scores every clip of a split once, with any number of ranks."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -9,6 +8,7 @@ from torch import nn
 from pipelines.loader import Loader
 from trainer.metrics import Scores, gather, score_batch
 from trainer.run import Run, Stopped
+from trainer.runtime.precision import Precision
 
 
 def score_split(run: Run) -> Scores:
@@ -29,7 +29,7 @@ def score_split(run: Run) -> Scores:
 def score_clips(
     forward: nn.Module,
     loader: Loader,
-    precision: Callable[[], AbstractContextManager],
+    precision: Precision,
     after_batch: Callable[[], None],
 ) -> Scores:
     """Score all clips of a loader. `forward` must be in evaluation mode; `after_batch` is called after each batch."""

@@ -107,18 +107,21 @@ def add_replay_and_profile(run: Run, profile: tuple[int, int] | None, work_dir: 
 
 
 def introduce(run: Run) -> None:
-    """Log batch size, device, compilation and optimizer in one line, and warn if BatchNorm sees very few clips."""
+    """Log batch size, precision, device, compilation and optimizer in one line. Also log why the precision is not the
+    usual one, and a warning if BatchNorm sees very few clips.
+    """
     optim, world_size = run.experiment.optim, run.ranks.world_size
     share = optim.batch_size // world_size // optim.accumulate
     parts = f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""
-    precision = str(run.ranks.device) if optim.precision == "auto" else f"{run.ranks.device} {optim.precision}"
     compiled = "uncompiled" if run.forward is run.network else "compiled"
     graph = ", replayed as a CUDA graph" if run.experiment.cuda_graph else ""
     sgd = type(run.optimizer).__module__.partition(".")[0]
     run.journal.say(
         f"{world_size} x {optim.batch_size // world_size} clips{parts} a step (global batch {optim.batch_size}), "
-        f"{precision}, {compiled}{graph}, SGD from {sgd}"
+        f"{run.precision.name} on {run.ranks.device}, {compiled}{graph}, SGD from {sgd}"
     )
+    if run.precision.reason:
+        run.journal.say(run.precision.reason)
     if share < FEWEST_CLIPS:
         run.journal.say(
             f"BatchNorm sees only {share} clips at a time: use fewer ranks, a lower optim.accumulate or a larger batch"

@@ -22,6 +22,8 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS, NTU60_X3D
 from trainer.optim import BufferGuard, build_sgd, clip_and_check, step_if
 from trainer.runtime.allocator import keep_freed_memory
+from trainer.runtime.precision import precision_of
+from trainer.runtime.ranks import Ranks
 from trainer.runtime.wrap import Options, settings
 
 TOY = replace(
@@ -128,12 +130,11 @@ class TrainingStep:
         self.parameters = list(network.parameters())
         self.optimizer = build_sgd(self.parameters, optim.lr, optim.momentum, optim.weight_decay)
         self.guard = BufferGuard(network.buffers())
-        # The same precision as in trainer.run, which is not imported because it needs DALI.
-        self.precision = torch.autocast("cuda", torch.bfloat16, enabled=batch[0].is_cuda)
+        self.precision = precision_of(optim.precision, Ranks(0, 0, 1, batch[0].device))
 
     def __call__(self) -> None:
         self.guard.hold()
-        with self.precision:
+        with self.precision():
             output = self.called(*self.batch)
             loss = output if isinstance(output, Tensor) else torch.stack(list(output.losses.values())).sum()
         loss.backward()
@@ -176,7 +177,8 @@ def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, 
     side, small, channels = clip.rgb_size, clip.heatmap_size, clip.num_channels()
     rgb = torch.randint(0, 256, (count, clip.rgb_frames, side, side, 3), dtype=torch.uint8, **options)
     heatmap = torch.rand(count, clip.pose_frames, small, small, channels, **options)
-    heatmap = heatmap.to(torch.bfloat16 if device.type == "cuda" else torch.float32).permute(0, 1, 4, 2, 3)
+    dtype = precision_of(experiment.optim.precision, Ranks(0, 0, 1, device)).dtype
+    heatmap = heatmap.to(dtype).permute(0, 1, 4, 2, 3)
     label = torch.randint(0, experiment.model.num_classes, (count,), **options)
     return rgb, heatmap, label, torch.tensor(experiment.data.coarse_map, device=device)[label]
 

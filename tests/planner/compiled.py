@@ -39,11 +39,14 @@ from tests.planner.cards import CARDS, H200, Card
 from tests.planner.stand_in_torch import stand_in_for_torch
 from tests.programs import run
 from trainer.config import Experiment
-from trainer.experiments import MA52_RUN, NTU60_X3D
+from trainer.experiments import DEMO, MA52_RUN, NTU60_X3D
+from trainer.runtime.precision import Precision, precision_of
+from trainer.runtime.ranks import Ranks
 from trainer.runtime.wrap import Options, settings
 
 Counts = dict[str, dict[str, float]]
-EXPERIMENTS = {"toy": TOY, "ntu60_x3d": NTU60_X3D, "ma52": MA52_RUN}
+EXPERIMENTS = {"toy": TOY, "ntu60_x3d": NTU60_X3D, "ma52": MA52_RUN, "demo": DEMO}
+BF16 = re.compile("bf16|bfloat16")
 LAUNCH = re.compile(r"^ *(?!#).*?(\b\w+\.run|extern_kernels\.\w+|torch\.ops\.[\w.]+|aten\.[\w.]+)\(", re.MULTILINE)
 
 
@@ -65,7 +68,9 @@ def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
     totals: Counts = {whose: {"launches": 0, "gb": 0.0} for whose in ("ours", "generated", "extern")}
 
     def stop(graph: GraphLowering) -> SimpleNamespace:
-        code = graph.codegen()[0].value.partition("class Runner")[2]
+        whole = graph.codegen()[0].value
+        assert precision().name == "bf16" or not BF16.search(whole), "this card has no bf16"
+        code = whole.partition("class Runner")[2]
         for line in LAUNCH.finditer(code):
             name, _, method = line[1].rpartition(".")
             whose = "extern" if method != "run" else "generated" if name.startswith("triton_") else "ours"
@@ -111,7 +116,7 @@ def compile_step(experiment: Experiment, parts: tuple[FusedPart, ...]) -> None:
                 setattr(module, name, on_card(buffer))
         rgb, heatmap, *labels = (on_card(tensor) for tensor in batch)
         called = torch.compile(network, fullgraph=True, dynamic=False, backend=backend)
-        called(rgb, heatmap.bfloat16(), *labels)
+        called(rgb, heatmap.to(precision().dtype), *labels)
 
 
 @contextmanager
@@ -126,9 +131,14 @@ def planning(options: Options) -> Iterator[Callable[[GraphModule, list[Tensor]],
         FakeTensorMode(),
         aot.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False),
         inductor.patch(options | {"shape_padding": False, "fx_graph_cache": False, "compile_threads": 1}),
-        torch.autocast("cuda", torch.bfloat16),
+        precision()(),
     ):
         yield compile_only
+
+
+def precision() -> Precision:
+    """That of a run on the stand-in card."""
+    return precision_of("auto", Ranks(0, 0, 1, torch.device("cuda")))
 
 
 def on_card(tensor: Tensor) -> Tensor:

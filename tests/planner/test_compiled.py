@@ -1,7 +1,6 @@
 """Launches of a compiled step: a small network's, told from its layers and the calls of our kernels; the record."""
 
 import json
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -95,13 +94,8 @@ def test_a_small_step_through_kernels():
     assert counts["generated"]["launches"] > launches
 
 
-NO_BF16 = pytest.mark.xfail(
-    raises=subprocess.CalledProcessError, strict=True, reason="Inductor refuses the bfloat16 heatmaps on this card"
-)
-
-
 @pytest.mark.soak
-@pytest.mark.parametrize("arch", [pytest.param(arch, marks=() if CARDS[arch].has_bf16 else NO_BF16) for arch in CARDS])
+@pytest.mark.parametrize("arch", CARDS)
 def test_a_small_step_compiled_for_every_card(arch):
     counts = counted("toy", (), CARDS[arch])
     assert counts["ours"] == {"launches": 0, "gb": 0}

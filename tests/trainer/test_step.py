@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.heatmap import render_heatmaps
 from tests.trainer.test_resume import assert_equal
-from trainer.optim import LossScale, build_optimizer, step_if
+from trainer.optim import build_optimizer, step_if
 from trainer.resume import state_of, take_up
+from trainer.runtime.precision import LossScale
 from trainer.scoring import score_split
 from trainer.step import split, train_step
 

@@ -20,6 +20,7 @@ from pipelines.annotations.table import ClipTable, open_table
 from pipelines.packs.format import PackSettings
 from trainer.config import Experiment
 from trainer.data import check_table
+from trainer.runtime.cards import card_name, computes_in_bf16, why_no_code
 from trainer.runtime.ranks import sees_gpu
 from trainer.runtime.wrap import has_compiler
 from trainer.settings import Choice, experiment_of
@@ -99,10 +100,13 @@ def gpus(device: str, driver: Driver | None) -> Iterator[Finding]:
         return
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
-        old = card.major < 8
-        fix = "no bf16: set optim.precision=fp16" if old else ""
-        size = f"{card.total_memory / 1e9:.0f} GB, sm_{card.major}{card.minor}"
-        yield Finding(f"GPU {index}", "note" if old else "ok", f"{card.name}, {size}", fix)
+        reason, bf16 = why_no_code(index), computes_in_bf16(index)
+        if reason is not None:
+            yield Finding(f"GPU {index}", "bad", *reason)
+            continue
+        note = "" if bf16 else ", no bf16: runs compute in fp16"
+        details = f"{card_name(index)}, {card.total_memory / 1e9:.0f} GB{note}"
+        yield Finding(f"GPU {index}", "ok" if bf16 else "note", details)
     yield Finding("driver", "ok", str(driver or "unknown"))
     yield video_engine()
 

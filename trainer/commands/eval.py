@@ -20,9 +20,10 @@ from pipelines.progress import Progress
 from trainer.config import Experiment
 from trainer.data import build_loaders
 from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, summarize, worse_than_a_stream
-from trainer.optim import autocast_of
 from trainer.report.confusion import draw_confusion
 from trainer.report.curves import write_png
+from trainer.runtime.cards import check_cards
+from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks, device_of, join, launch, started_by_launcher, world_size_of
 from trainer.runtime.wrap import compiled
 from trainer.scoring import score_clips
@@ -51,6 +52,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     world_size = world_size_of(options.ranks, device)
     check_division(experiment, world_size)
     check_source(experiment, device)
+    check_cards(experiment.optim.precision, device, world_size)
     if world_size > 1 and not started_by_launcher():
         return launch(world_size, arguments, 0)
     network = build_model(experiment.model)
@@ -74,7 +76,7 @@ def score(experiment: Experiment, network: nn.Module, ranks: Ranks, num_samples:
     console = Console(stderr=True, quiet=not ranks.leads)
     _, loader = build_loaders(experiment, ranks, console.print)
     forward = compiled(network, experiment, ranks.device, console.print)
-    precision = autocast_of(experiment.optim.precision, ranks.device)
+    precision = precision_of(experiment.optim.precision, ranks)
     samples = []
     with Progress(console, "scoring", num_samples * loader.num_batches * loader.batch_size) as progress:
         for number in range(num_samples):

@@ -31,7 +31,7 @@ from trainer.commands.export_formats import (
     write_pt2,
     write_tensors,
 )
-from trainer.commands.export_recipe import recipe, sizes_of
+from trainer.commands.export_recipe import PRECISION, recipe, sizes_of
 from trainer.config import Experiment
 from trainer.settings import Choice, experiment_of
 
@@ -148,7 +148,7 @@ def example(experiment: Experiment, num_clips: int, train: bool) -> Inputs:
     limbs = clip.skeleton.limbs if clip.limbs else ()
     inputs: Inputs = {
         "rgb": torch.randint(0, 256, frames, dtype=torch.uint8, generator=generator),
-        "heatmap": render_heatmaps(joints, (side, side), clip.sigma, limbs=limbs).contiguous(),
+        "heatmap": render_heatmaps(joints, (side, side), clip.sigma, limbs=limbs, dtype=PRECISION.dtype).contiguous(),
     }
     if isinstance(model, SingleStreamConfig):
         name = "rgb" if model.stream == "rgb" else "heatmap"

@@ -4,13 +4,17 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kernels.heatmap.reference import MIN_SCORE
 from models.config import SingleStreamConfig
 from models.networks import MEAN, STD
 from pipelines.config import ClipConfig
 from pipelines.geometry import COMPACT
 from trainer.config import Experiment
+from trainer.runtime.precision import Precision
 
+PRECISION = Precision("fp32", torch.device("cpu"))  # of every file, so that its outputs can be compared exactly
 BOX = (
     "A square around the joints of all people in the frames of the heatmap. Half its side is "
     f"{1 + COMPACT.padding} times half the larger of the joints' extents in x and y. Its edges are truncated toward "
@@ -53,6 +57,7 @@ def recipe(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
             "Probabilities [N, classes]: score_rgb, score_pose and their mean score_fused. Networks with coarse heads "
             "also have score_rgb_coarse and score_pose_coarse [N, coarse classes]."
         ),
+        "precision": f"The file computes in {PRECISION.name}, whatever optim.precision was in training.",
         "num_classes": data.num_classes,
         "class_names": data.class_names,
         "coarse_map": data.coarse_map,
@@ -73,7 +78,7 @@ def describe_rgb(clip: ClipConfig) -> dict[str, Any]:
 def describe_heatmap(clip: ClipConfig) -> dict[str, Any]:
     return {
         "shape": ["N", clip.pose_frames, clip.num_channels(), "S", "S"],
-        "dtype": "float32",
+        "dtype": str(PRECISION.dtype).removeprefix("torch."),
         "sizes": [side for _, side in sizes_of(clip)],
         "sigma": clip.sigma,
         "min_score": MIN_SCORE,

@@ -28,9 +28,10 @@ from trainer.commands.eval import make_folder
 from trainer.commands.predict_output import AnnotatedVideo, Prediction, Window, captions, show, write_json, write_sheet
 from trainer.config import Experiment
 from trainer.metrics import fused_scores, score_batch
-from trainer.optim import autocast_of
 from trainer.report.contact_sheet import NUM_CLIPS
-from trainer.runtime.ranks import device_of
+from trainer.runtime.cards import check_cards
+from trainer.runtime.precision import Precision, precision_of
+from trainer.runtime.ranks import Ranks, device_of
 from trainer.runtime.wrap import compiled
 from trainer.settings import Choice, experiment_of
 
@@ -64,11 +65,13 @@ def predict(options: PredictOptions) -> int:
     experiment, device = experiment_of(options), torch.device(device_of(options.device))
     out = options.out or options.checkpoint.parent / "predict"
     check(options, out)
+    check_cards(experiment.optim.precision, device.type, 1)
     network = build_model(experiment.model)
     load_weights(network, options.checkpoint)
     console, printer = Console(stderr=True), Console()
     if not printer.is_terminal:
         printer.width = WIDTH
+    precision = precision_of(experiment.optim.precision, Ranks(0, 0, 1, device))
     forward = compiled(network.to(device).eval(), experiment, device, console.print)
     skeletons = Skeletons(options, experiment, console)
     make_folder(out)
@@ -76,7 +79,7 @@ def predict(options: PredictOptions) -> int:
         try:
             header = header_of(str(video))
             poses = skeletons.of(video, header, out)
-            predictor = Predictor(experiment, forward, device, options.window, options.stride)
+            predictor = Predictor(experiment, forward, precision, options.window, options.stride)
             prediction = predictor.run(video, header, poses, out, console)
             write_json(out / f"{video.stem}.json", prediction, experiment, options.checkpoint)
         except VideoError as error:
@@ -163,7 +166,7 @@ class Predictor:
 
     experiment: Experiment
     forward: nn.Module
-    device: torch.device
+    precision: Precision
     window: int
     stride: int
 
@@ -211,13 +214,14 @@ class Predictor:
             coarse_map=(0,),  # one class is enough, because labels are not known and all windows have label 0
             train=False,
             batch_size=1,
-            device=self.device,
+            device=self.precision.device,
+            dtype=self.precision.dtype,
         )
 
     @torch.no_grad()
     def _score(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Probabilities [K] of each stream, on the CPU. `fused` is the mean of RGB and pose (the 1:1 sum, halved)."""
-        with autocast_of(self.experiment.optim.precision, self.device)():
+        with self.precision():
             output = self.forward(batch.rgb, batch.heatmap)
         scores = score_batch(batch, output.logits).probability
         streams = {name: scores[name] for name in ("rgb", "pose", "sum") if name in scores}

@@ -57,6 +57,7 @@ def train(options: Options, arguments: list[str]) -> int:
     profile = steps_of(options.profile) if options.profile else None
     # torch is imported only here, because help, --list and mistakes in settings do not need it.
     from models.weights.layouts import read_weights
+    from trainer.runtime.cards import check_cards
     from trainer.runtime.cuda_graph import check_replay
     from trainer.runtime.ranks import device_of, launch, restarted, started_by_launcher, world_size_of
     from trainer.session import train_here
@@ -65,6 +66,7 @@ def train(options: Options, arguments: list[str]) -> int:
     world_size = world_size_of(options.ranks, device)
     check_division(experiment, world_size)
     check_source(experiment, device)
+    check_cards(experiment.optim.precision, device, world_size)
     if experiment.cuda_graph:
         check_replay(device, world_size)
     if options.init is not None:

@@ -19,6 +19,7 @@ from trainer.config import Experiment
 from trainer.data import Source, loader_of, open_tables
 from trainer.report.clip_views import draw_views
 from trainer.report.curves import write_png
+from trainer.runtime.cards import check_cards
 from trainer.runtime.ranks import Ranks, device_of
 from trainer.settings import Choice, experiment_of
 
@@ -40,6 +41,7 @@ class ViewOptions(Choice):
 def view(options: ViewOptions) -> int:
     """Draw the clip. Packs its video into a temporary folder, so the experiment's own packs need not exist."""
     experiment, device = experiment_of(options), torch.device(device_of(options.device))
+    check_cards(experiment.optim.precision, device.type, 1)
     table, row = find_clip(open_tables(experiment), options)
     with tempfile.TemporaryDirectory() as folder:
         source = pack_clip(experiment, table, row, Path(folder))
