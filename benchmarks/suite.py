@@ -69,7 +69,8 @@ def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: flo
     """Run the parts, and return whether none of them failed. All parts together are stopped after `seconds`."""
     if target.device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-    # The fork server imports the modules once for all parts. It never initialises CUDA, which forks could not use.
+    # The fork server imports the modules once for all parts. It never initialises CUDA, because a
+    # process that is forked from one with CUDA cannot use CUDA.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([part.module for part in parts if not part.needs_dali])
     end = time.monotonic() + seconds

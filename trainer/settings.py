@@ -110,7 +110,7 @@ def type_of(experiment: Experiment, key: str, assignment: str, changes: dict[str
         if not is_dataclass(value):
             raise UserError(f"--set {assignment}: {name} is a single value and has no field {path[depth + 1]}")
         config = value
-    raise AssertionError("a key has at least one name")
+    raise AssertionError("unreachable: str.split returns at least one part")
 
 
 def all_fields(config: Any, prefix: str = "") -> Iterator[str]:

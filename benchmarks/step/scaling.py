@@ -32,9 +32,9 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def clips_per_s(ranks: int, target: Target) -> np.ndarray:
-    """Train with this many ranks, and return the clips per second between two log lines, for all but the first two.
+    """Train with this many ranks, and return the clips per second that each line of the log reports, [n].
 
-    The first two values are left out because they include compilation, and batches that were made in advance.
+    The first two lines are left out: they include compilation, and batches that were made in advance.
     """
     work_dir = target.scratch / f"ranks_{ranks}"
     arguments = ["--work-dir", str(work_dir), "--ranks", str(ranks), "--max-steps", str(2 if target.toy else STEPS)]

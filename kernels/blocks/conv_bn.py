@@ -22,7 +22,7 @@ BLOCK_N = 64  # columns of a block; for narrower matrices, their width rounded u
 BLOCK_K = 32
 GRAD_TILE = 8192  # elements of the block of the result's gradient that is loaded at once; it spans all columns
 GRAD_SUMS = 16384  # elements of the weight's gradient that a program sums: 64 per thread
-GRAD_PARTIAL = 1 << 22  # approximate number of sums that all programs write; with fewer programs, SMs would be idle
+GRAD_PARTIAL = 1 << 22  # approximate number of partial sums: enough programs to keep all SMs busy
 
 
 def conv_bn(

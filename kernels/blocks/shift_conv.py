@@ -1,7 +1,8 @@
 """A 1x1 convolution that applies the temporal shift while it loads its input, without writing a shifted copy.
 
-The pixels of all frames are the rows of a matrix [R, C]. Programs share them and compute statistics as in conv_bn.py.
-The backward pass stores the gradient of an element at the place from which the forward pass read the element.
+The pixels of all frames are the rows of a matrix [R, C]. They are divided among programs, and statistics are computed,
+as in conv_bn.py. The backward pass stores the gradient of an element at the place from which the forward pass read the
+element.
 """
 
 import torch

@@ -71,8 +71,8 @@ def single(weights: Weights) -> tuple[str, str | None, State]:
 def make_room(state: State) -> None:
     """Add input channels for laterals. Their weights are zero, so that the result stays the same.
 
-    They are the last input channels of the first convolution and of the shortcut in each stage that follows a fusion,
-    eight tensors in all, because laterals are appended to the channels.
+    Laterals are appended to the channels, so the new ones come last. Eight tensors get them: in each stage that follows
+    a fusion, the first convolution and the shortcut.
     """
     for stage in FUSIONS:
         rgb_width = state[f"backbone.rgb_path.layer{stage}.0.conv3.conv.weight"].shape[0]

@@ -44,7 +44,7 @@ class Job:
     height: int  # height of the annotated image
     width: int
     num_frames: int  # number of frames in the annotation
-    box_pixels: int  # pixels that `side` is to have in the clip, if the video has enough pixels
+    box_pixels: int  # the length of `side` in the encoded clip, in pixels; less if the video itself has fewer
     quality: int  # quality of the JPEG frames, from 2 (best) to 31
 
     @classmethod

@@ -52,7 +52,7 @@ class Prediction:
     windows: list[Window]
 
     def whole(self) -> Window:
-        """A window that spans the whole video, and the mean probabilities of all windows."""
+        """A window that spans the whole video and has the mean probabilities of all windows."""
         streams = self.windows[0].probability
         mean = {
             name: torch.stack([window.probability[name] for window in self.windows]).mean(dim=0) for name in streams
@@ -71,7 +71,7 @@ def name_of(label: int, class_names: Sequence[str]) -> str:
 
 
 def captions(window: Window, class_names: Sequence[str], rate: Fraction) -> list[str]:
-    """The lines of text above a frame: the best class of the main score and of each other stream, and the window."""
+    """The lines of text above a frame: the window, and the best class by the main score and by each stream's own score."""
     best = {stream: top(score, class_names)[0] for stream, score in window.probability.items()}
     main, *others = best
     lines = [f"{best[main][1]}  {best[main][2]:.0%}"]

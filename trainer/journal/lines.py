@@ -42,9 +42,9 @@ def epochs_of(records: Sequence[dict[str, Any]]) -> list[float]:
 def keep_until(path: Path, epoch: int, clips: int, *, batch_size: int, epoch_clips: int) -> None:
     """Remove the records from `path` that a run will write again when it continues after `clips` clips of `epoch`.
 
-    `epoch` counts from 1; its validation will run again, so only those of earlier epochs are kept. Incomplete lines are
-    removed. To records of older versions, which only count steps, the number of clips is added: `batch_size` for each
-    step, and at most `epoch_clips`.
+    `epoch` counts from 1. The validation of `epoch` will run again, so its record is removed too. Incomplete lines are
+    removed. Records of older versions count only steps: they get a number of clips, `batch_size` for each step, but at
+    most `epoch_clips`.
     """
     if not path.exists():
         return

@@ -13,7 +13,7 @@ from pipelines.batch import Batch
 from trainer.report.curves import write_png
 
 SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # all in pixels, except DPI in pixels per inch
-NUM_CLIPS, NUM_FRAMES = 6, 8  # most clips of a picture, and most frames of a clip
+NUM_CLIPS, NUM_FRAMES = 6, 8  # the maximum numbers of clips in a picture, and of frames per clip
 JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1
 
 
@@ -23,8 +23,8 @@ def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: st
     `labels` are the names of the fine classes. `what` is the word for a row of the batch in the titles.
 
     The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
-    over all heatmap channels. The streams may sample the clip independently, so a heatmap can be a few frames away from
-    the RGB frame below it, but a difference in box or flip is easy to see.
+    over all heatmap channels. The streams may sample the clip independently, so a heatmap can belong to a moment a
+    few frames before or after the RGB frame that it overlays. A difference in box or flip is still easy to see.
     """
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
     strips = _strips(batch.rgb[clips].cpu(), batch.heatmap[clips].cpu())  # [n, 2, H, W, 3]

@@ -8,7 +8,7 @@ EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 
 
 class Interrupt:
-    """A context that only remembers a signal when it first arrives. A second one ends the process immediately."""
+    """A context in which the first signal is only recorded, and a second one ends the process immediately."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
