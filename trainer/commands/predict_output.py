@@ -71,7 +71,7 @@ def name_of(label: int, class_names: Sequence[str]) -> str:
 
 
 def captions(window: Window, class_names: Sequence[str], rate: Fraction) -> list[str]:
-    """The lines of text above a frame: the window, and the best class by the main score and by each stream's own score."""
+    """The lines of text above a frame: the window, and the best class by the main score and by each stream."""
     best = {stream: top(score, class_names)[0] for stream, score in window.probability.items()}
     main, *others = best
     lines = [f"{best[main][1]}  {best[main][2]:.0%}"]
