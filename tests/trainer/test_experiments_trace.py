@@ -1,5 +1,7 @@
 """The network of every experiment, whole: one graph to train, one to validate, nothing retraced; Inductor on some."""
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,6 @@ from tests.models.small import stir
 from tests.parity.published import without_dropout
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
-from trainer.runtime.wrap import has_compiler
 
 SOAK = (pytest.mark.soak, pytest.mark.timeout(600))  # nine networks take three to four minutes on one thread
 SHRINK = 7  # of frames and heatmaps; 224 and 256 px become 32 and 36
@@ -54,7 +55,7 @@ def test_one_graph_to_train_one_to_validate(name):
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here: Inductor cannot be tried")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: Inductor cannot be tried")
 @pytest.mark.parametrize("name", ["ma52", "ntu60_x3d", "ntu60_epam"])
 def test_compiled_network_equals_eager_in_float64(name):
     """Losses, logits, gradients and buffers of a training step; nine minutes for the three on one core."""

@@ -1,4 +1,4 @@
-"""torch.compile is on where it can be, and a machine without a compiler trains uncompiled, after one line."""
+"""torch.compile is on where it can be; tests/kernels/test_compiler.py has a machine without a compiler."""
 
 from dataclasses import replace
 
@@ -29,14 +29,3 @@ def test_settings_go_by_who_has_the_blocks():
     assert settings(card, ()) == settings(card, ("bottlenecks", "norm_act")) == INDUCTOR
     assert settings(card, ("norm_act", "x3d_block")) == {}
     assert settings(CPU, ()) == {}
-
-
-def test_without_a_compiler(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for name in ("CC", "CXX"):
-        monkeypatch.delenv(name, raising=False)
-    net, said = torch.nn.Linear(3, 2), []
-    assert compiled(net, replace(DEMO, compile=True), CPU, said.append) is net
-    assert said == [
-        "there is no C compiler, so the network runs uncompiled and slower (install gcc to use torch.compile)"
-    ]

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kernels.compiler import why_no_compiler
 from kernels.driver import Driver, find_driver, newest_wheels, why_no_gpu
 from pipelines.annotations.table import ClipTable, open_table
 from pipelines.packs.format import PackSettings
@@ -22,7 +23,6 @@ from trainer.config import Experiment
 from trainer.data import check_table
 from trainer.runtime.cards import card_name, computes_in_bf16, why_no_code
 from trainer.runtime.ranks import sees_gpu
-from trainer.runtime.wrap import has_compiler
 from trainer.settings import Choice, experiment_of
 
 State = Literal["ok", "note", "bad"]
@@ -74,7 +74,7 @@ def machine(device: str = "auto") -> Iterator[Finding]:
     yield from gpus(device, driver)
     yield torch_version()
     yield dali(driver, sees_gpu())
-    yield compiler()
+    yield compiler(sees_gpu())
     yield apex()
     yield extras()
     yield space("disk", Path.cwd(), SPACE, "packs of NTU-60 take about 35 GB: set data.packs to another disk")
@@ -149,11 +149,13 @@ def cpu(cores: int, num_gpus: int) -> Finding:
     return Finding("CPU", "ok", details)
 
 
-def compiler() -> Finding:
-    triton = _version("triton") or "none"
-    if has_compiler():
-        return Finding("torch.compile", "ok", f"C compiler found, triton {triton}")
-    return Finding("torch.compile", "note", "no C compiler: runs uncompiled, slower", "install gcc")
+def compiler(on_gpu: bool) -> Finding:
+    """Check whether Triton and torch.compile can build what they need, by building a stub."""
+    reason = why_no_compiler("C" if on_gpu else "C++")
+    if reason is not None:
+        problem, way_out = reason
+        return Finding("torch.compile", "note", f"{problem}: runs uncompiled and slower", way_out)
+    return Finding("torch.compile", "ok", f"compiler and Python.h found, triton {_version('triton') or 'none'}")
 
 
 def apex() -> Finding:

@@ -1,7 +1,5 @@
 """torch.compile with the settings that training needs, then DistributedDataParallel around the compiled network."""
 
-import os
-import shutil
 import warnings
 from collections.abc import Callable
 
@@ -9,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kernels.compiler import why_no_compiler
 from models.config import FusedPart
 from trainer.config import Experiment
 from trainer.runtime.ranks import Ranks
@@ -30,26 +29,21 @@ def settings(device: torch.device, fused: tuple[FusedPart, ...]) -> Options:
 
 
 def compiled(network: nn.Module, experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> nn.Module:
-    """The network compiled as one graph, or the network itself if compilation is off or there is no C compiler.
+    """The network compiled as one graph, or the network itself if compilation is off or cannot work here.
 
     Shapes are static: with automatic dynamic shapes, gradients would depend on the order in which batch sizes occur.
     """
     is_on = experiment.compile if experiment.compile is not None else device.type == "cuda"
     if not is_on:
         return network
-    if not has_compiler():
-        say("there is no C compiler, so the network runs uncompiled and slower (install gcc to use torch.compile)")
+    reason = why_no_compiler("C" if device.type == "cuda" else "C++")
+    if reason is not None:
+        problem, way_out = reason
+        say(f"{problem}, so the network runs uncompiled and slower ({way_out} to use torch.compile)")
         return network
     module = torch.compile(network, fullgraph=True, dynamic=False, options=settings(device, experiment.fused))
     assert isinstance(module, nn.Module)
     return module
-
-
-def has_compiler() -> bool:
-    """Whether there is a C compiler. Inductor needs it for kernels on a CPU, and Triton for launchers on a GPU."""
-    return any(
-        shutil.which(name) for name in (os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang") if name
-    )
 
 
 def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:

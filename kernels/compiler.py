@@ -1,0 +1,42 @@
+"""Whether programs can be compiled on this machine, as Triton (in C) and torch.compile (on a CPU in C++) need it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+Language = Literal["C", "C++"]
+# The variable that names the compiler, and those that are tried without it, in the order of Triton and of torch.
+COMPILERS: dict[Language, tuple[str, tuple[str, ...]]] = {"C": ("CC", ("gcc", "clang")), "C++": ("CXX", ("g++",))}
+STUB = "#include <Python.h>\nPyMODINIT_FUNC PyInit_stub(void) { return NULL; }\n"
+
+
+def why_no_compiler(language: Language) -> tuple[str, str] | None:
+    """Compile a Python module of two lines. Returns why that fails and what helps, or None if it works."""
+    variable, names = COMPILERS[language]
+    compiler = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        return f"there is no {language} compiler", f"install {names[0]}"
+    other = f"name another compiler in the environment variable {variable}"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Triton does so for Debian's Python
+    include = sysconfig.get_paths(scheme)["include"]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "stub.c" if language == "C" else "stub.cpp")
+            source.write_text(STUB)
+            command = [compiler, source, "-shared", "-fPIC", f"-I{include}", "-o", Path(folder, "stub.so")]
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    except OSError as error:
+        return f"the {language} compiler {compiler} cannot be run ({error.strerror or error})", other
+    if done.returncode == 0:
+        return None
+    if "Python.h" in done.stderr:
+        return f"{include} has no Python.h", "install python{}.{}-dev".format(*sys.version_info)
+    errors = (
+        [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
+    )
+    return f"the {language} compiler {compiler} fails ({errors[0].strip()})", other
