@@ -41,9 +41,9 @@ class Part:
     needs_dali: bool = False
 
 
-# The most important parts come first. Their time limits add up to 530 seconds; the rest of the nine minutes is for
-# starting processes. With an empty compiler cache, `kernels` and `nets` spend most of their time on compilation. A
-# second run finds the compiled code in the cache and measures more.
+# The most important parts come first. Their time limits add up to 530 seconds. The remaining ten seconds of the nine
+# minutes that `benchmarks gpu` may take are for starting processes. With an empty compiler cache, `kernels` and `nets`
+# spend most of their time on compilation. A second run finds the compiled code in the cache and measures more.
 GPU_PARTS = (
     Part("limits", 25, "benchmarks.harness", "measure_limits"),
     Part("kernels", 110, "benchmarks.kernels.report"),
@@ -69,8 +69,8 @@ def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: flo
     """Run the parts, and return whether none of them failed. All parts together are stopped after `seconds`."""
     if target.device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-    # The fork server imports the modules once for all parts. It never initialises CUDA, because a
-    # process that is forked from one with CUDA cannot use CUDA.
+    # The fork server imports the modules once for all parts. It never initialises CUDA, because a process
+    # that is forked from one with CUDA cannot use CUDA.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([part.module for part in parts if not part.needs_dali])
     end = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""Measures how much time a snapshot costs the training loop, and how long a resume takes to its first batch.
+"""Measures how much time a snapshot costs the training loop, and how long a resumed run waits for its first batch.
 
 Needs DALI.
 """
@@ -83,7 +83,7 @@ def _seconds_a_step(step: Callable[[], object], seconds: float) -> float:
 def measure_resume(target: Target) -> Iterator[Result]:
     """Measure the seconds until the first batch when an epoch begins, and when it is resumed after 90 % of its batches.
 
-    The epoch has as many clips as one of NTU-60.
+    The epoch has as many clips as an epoch of NTU-60.
     """
     experiment = experiment_on_demo(target)
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=target.device)

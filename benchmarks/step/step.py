@@ -105,7 +105,7 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
         "folded_compiled": lambda: compiled(build_model(config)),
         "folded_eager": lambda: eager(build_model(config)),
         "plain_5d_eager": lambda: eager(X3DPair5d(config)),
-        # Small independent kernels share a launch, so that there are fewer launches.
+        # With combo_kernels, small independent kernels share a launch.
         "folded_compiled_combined": lambda: compiled(build_model(config), ours | {"combo_kernels": True}),
         "folded_compiled_by_default": lambda: compiled(build_model(config), {}),
         "folded_compiled_aligned": lambda: compiled(aligned(build_model(config))),
@@ -205,7 +205,7 @@ def _three_forms(experiment: Experiment, target: Target) -> dict:
     compiled = compile_network(folded, target, None)
     difference = _loss_difference(compiled, plain, batch)
     if not difference < LARGEST_DIFFERENCE:
-        raise RuntimeError(f"{experiment.name}: losses of the two forms differ by {difference:.1e}")
+        raise RuntimeError(f"{experiment.name}: losses of the folded and the plain form differ by {difference:.1e}")
     steps: Candidates = {
         "folded_compiled": TrainingStep(folded, compiled, experiment, batch),
         "folded_eager": TrainingStep(folded, folded, experiment, batch),
@@ -222,6 +222,6 @@ def _three_forms(experiment: Experiment, target: Target) -> dict:
 
 
 def _loss_difference(folded: nn.Module, plain: nn.Module, batch: tuple[Tensor, ...]) -> float:
-    """Return the relative difference of the total losses."""
+    """Return the relative difference between the total losses of the two networks."""
     ours, theirs = torch.stack(list(folded(*batch).losses.values())).sum(), plain(*batch)
     return ((ours - theirs).abs() / theirs.abs()).item()
