@@ -1,7 +1,7 @@
 """The NVIDIA driver of this machine: which wheels of torch and DALI run with it, and why torch may see no GPU.
 
-`make` runs this file before any package is installed, and --device and `doctor` ask it as well. So it imports the
-standard library only.
+`make` runs this file before any package is installed, and --device and `doctor` use it as well. So it imports only
+the standard library.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kernels.program import UserError
 
-# The wheels of each choice, and how `make` offers them. The numbers of drivers are those of NVIDIA's release notes.
+# Choices of wheels, and the name that `make` prints for each. The oldest drivers are from NVIDIA's release notes.
 WHEELS = {"cu13": "CUDA 13", "cu12": "CUDA 12", "cpu": "the CPU"}
 DRIVER_FOR_CUDA_13, DRIVER_FOR_CUDA_12 = 580, 525
 HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES with which a user asks for the CPU
@@ -22,7 +22,7 @@ HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES with which a user asks for
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """An NVIDIA driver, as far as its two parts answer.
+    """An NVIDIA driver, as its two parts nvidia-smi and libcuda describe it.
 
     `version` is what nvidia-smi prints, such as "535.161.08", or "". `cuda` is the newest CUDA that the library libcuda
     can run, such as (12, 2), or None if the library cannot be loaded.
@@ -33,7 +33,7 @@ class Driver:
 
     @property
     def cuda_major(self) -> int:
-        """The newest major version of CUDA that the driver can run; 11 stands for all that are too old.
+        """The newest major version of CUDA that the driver can run. Below 12, the driver is too old.
 
         What libcuda says counts first, because torch loads it too. NVIDIA's package cuda-compat replaces this library,
         and with it an older driver can run a newer CUDA.
@@ -105,22 +105,22 @@ def why_no_gpu(torch: str, cuda: str | None) -> tuple[str, str] | None:
 
 
 def newest_wheels(driver: Driver) -> str | None:
-    """The wheels for the newest CUDA that the driver can run, or None if it is too old for all."""
+    """The wheels for the newest CUDA that the driver can run, or None if the driver is too old for all wheels."""
     return "cu13" if driver.cuda_major >= 13 else "cu12" if driver.cuda_major == 12 else None
 
 
 def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[str, str]:
-    """The wheels that `make` installs into .venv: cu13, cu12 or cpu; and a sentence that says why.
+    """Return the wheels that `make` installs into .venv (cu13, cu12 or cpu), and the reason, to print.
 
-    Installed wheels stay if they run with the driver. So a .venv with the wheels for CUDA 12, which machines with old
-    and new drivers share, is not replaced under the programs of another machine.
+    Installed wheels stay if they run with the driver. So if machines with old and new drivers share a .venv with the
+    wheels for CUDA 12, `make` on one machine does not replace wheels that programs on another machine are using.
 
     Args:
         asked: CUDA=... of the command line, or "".
         installed: the wheels that are in .venv, or "".
 
     Raises:
-        UserError: if there are no such wheels, or none for this driver.
+        UserError: if `asked` is none of these wheels, or if it is "" and the driver is too old for all wheels.
     """
     if asked and asked not in WHEELS:
         raise UserError(f"CUDA={asked}: give one of {', '.join(WHEELS)}, or leave it out")

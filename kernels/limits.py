@@ -30,7 +30,7 @@ def ranges(settings: type) -> dict[str, Range]:
 
 
 def check_ranges(settings: Any, section: str) -> None:
-    """Raise UserError if a number is outside its field's Range. `section` is the prefix of its fields in --set."""
+    """Raise UserError if a number is outside its field's Range. `section` is the prefix of the settings in --set."""
     limits = ranges(type(settings))
     for field in fields(settings):
         value = getattr(settings, field.name)

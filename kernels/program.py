@@ -35,8 +35,8 @@ REQUIREMENTS = {
 # Errors that the user can fix: disk full or over quota, read-only disk, no permission, failing hardware.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # PR_SET_PDEATHSIG is 1 in linux/prctl.h
-# Minimum terminal width in columns. On a terminal of five columns, tyro's layout of the help never ends and uses up all
-# memory.
+# Minimum terminal width in columns. On a terminal of five columns, tyro never finishes laying out the help and uses up
+# all memory.
 NARROWEST = 40
 
 

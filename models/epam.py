@@ -53,6 +53,7 @@ def attend(rgb: Tensor, attention: Tensor) -> Tensor:
     if attention.shape != (len(rgb), 1, *rgb.shape[2:]):
         raise UserError(
             f"pose attention makes {len(attention)} maps of size {tuple(attention.shape[2:])} for {len(rgb)} RGB frames"
-            f" of size {tuple(rgb.shape[2:])}: use {FRAME_RATIO} heatmaps per RGB frame, of a quarter of its size"
+            f" of size {tuple(rgb.shape[2:])}: use {FRAME_RATIO} heatmaps per RGB frame, each a quarter"
+            " of its height and width"
         )
     return torch.addcmul(rgb, rgb, attention)

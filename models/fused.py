@@ -74,7 +74,7 @@ def materialise(x: Tensor | BlockEnd) -> Tensor:
 
 
 class FusedPath(ResNetPath):
-    """A path whose stages may return a BlockEnd, whose output the next stage then computes."""
+    """A path whose stages may return a BlockEnd. The next stage then computes the output from it."""
 
     def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
         end: Tensor | BlockEnd = x

@@ -25,8 +25,8 @@ class Norm(nn.BatchNorm2d):
         if shortcut is not None:
             y = y + shortcut
         elif activation == "relu" and self.training and torch.compiler.is_compiling():
-            # The gradient of `where` reads y, which the compiler can recompute from what the norm's gradient reads, so
-            # that nothing more is stored.
+            # The gradient of `where` reads y. The compiler can recompute y from what it stores for the gradient of the
+            # norm, so that nothing more is stored.
             return torch.where(y <= 0, 0.0, y)
         return y.relu_() if activation == "relu" else y
 

@@ -102,7 +102,7 @@ def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
 
 
 class SingleStream(nn.Module):
-    """One stream with its classifier. Arguments are those of two-stream networks; the other input is ignored."""
+    """One stream with its classifier. Takes the arguments of a two-stream network, but ignores the other input."""
 
     log_prior: Tensor | None
 

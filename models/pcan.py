@@ -13,9 +13,9 @@ from models.config import TwoStreamConfig
 from models.heads import STREAMS, Output, TwoStreamHead, full_precision
 from models.layers import clip_mean, pixels
 
-ALPHA = 0.125  # factor of the change that the samples of a kind of error make to a score
+ALPHA = 0.125  # scales the change that each kind of error makes to the score of a sample's own class
 TAU = 0.125  # temperature of the scores
-MOMENTUM = 0.9  # momentum of the running means that are the prototypes
+MOMENTUM = 0.9  # weight of the old prototype when a prototype moves towards the mean of its class
 
 
 class Contrast(NamedTuple):

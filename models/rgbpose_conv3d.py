@@ -20,7 +20,7 @@ FUSIONS = {2: (1, 2), 3: (3,)}
 class RGBPoseConv3D(nn.Module):
     """Both paths and their laterals. RGB [N*T, 3, H, W] and heatmaps [N*4T, V, H', W'] become 2048 and 512 channels.
 
-    A lateral reads one path, before the interaction, and its output is appended to the channels of the other path.
+    A lateral reads one path as it is before the FeatureInteraction, and is appended to the channels of the other path.
     """
 
     def __init__(self, config: RGBPoseConfig) -> None:
@@ -70,7 +70,7 @@ class RGBPoseConv3D(nn.Module):
     def draw_drops(self, like: Tensor) -> list[Tensor | None]:
         """Draw, for each direction, whether this batch drops its laterals.
 
-        The result is a bool tensor on the device of `like`, or None if laterals of that direction are never dropped.
+        Each result is a bool tensor on the device of `like`, or None if that direction never drops its laterals.
         """
         return [
             torch.rand((), device=like.device) < chance if self.training and chance else None
@@ -79,7 +79,7 @@ class RGBPoseConv3D(nn.Module):
 
 
 def drop(lateral: Tensor, dropped: Tensor | None) -> Tensor:
-    """Return zeros if `dropped` is true, without waiting for its value. masked_fill would lose the memory layout."""
+    """Return zeros if `dropped` is true, without copying it to the CPU. masked_fill would lose the memory layout."""
     return lateral if dropped is None else torch.where(dropped, 0.0, lateral)
 
 

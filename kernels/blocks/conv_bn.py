@@ -20,7 +20,7 @@ from kernels.blocks.rows import activate, load, merge, part, through
 BLOCK_M = 64  # with 128, threads need up to 159 registers, and some registers spill
 BLOCK_N = 64  # columns of a block; for narrower matrices, their width rounded up to a power of two
 BLOCK_K = 32
-GRAD_TILE = 8192  # elements of the block of the result's gradient that is loaded at once; it spans all columns
+GRAD_TILE = 8192  # elements of each loaded block of the result's gradient; a block spans all columns
 GRAD_SUMS = 16384  # elements of the weight's gradient that a program sums: 64 per thread
 GRAD_PARTIAL = 1 << 22  # approximate number of partial sums: enough programs to keep all SMs busy
 
@@ -159,7 +159,7 @@ def _normalised(value, factor, addend, inside, ACTIVATION: tl.constexpr):
 def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.constexpr):  # noqa: E741
     """Return the gradient of the result, including the part that comes through its statistics.
 
-    Where `inside` is false it is 0. `column` must broadcast to the shape of `place`.
+    The gradient is 0 where `inside` is false. `column` must broadcast to the shape of `place`.
     """
     known = column < O
     value = load(result, place, inside) - load(mean, column, known)
@@ -172,7 +172,7 @@ def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.co
 def store_tile(result, partial, total, first, rows_left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
     """Store the first `rows_left` rows of the block `total`, their mean and their summed squared deviations.
 
-    All other rows of the block must be 0. The block is split `number` of `count` splits.
+    All other rows of the block must be 0. The block is the split with number `number`, of `count` splits.
     """
     local = tl.arange(0, BLOCK_M)
     owned, known = (local < rows_left)[:, None], column < O

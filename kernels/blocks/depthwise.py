@@ -159,7 +159,7 @@ def _grads(
 def _keep(ctx, inputs, output) -> None:
     images, weight, scale, shift, *ctx.options = inputs
     ctx.save_for_backward(images, weight, scale, shift, *output[:2])
-    ctx.set_materialize_grads(False)  # zero gradients for unused statistics would cost a launch
+    ctx.set_materialize_grads(False)  # otherwise a launch would make zero gradients for unused statistics
 
 
 def _backward(ctx, grad: Tensor | None, *of_statistics: Tensor | None):
@@ -260,7 +260,7 @@ def _forward(
                 inside = (owned & (row >= first) & (row < H) & (column + k < W))[:, None] & known[None, :]
                 tl.store(target + row * (W * C) + k * C, stored, inside)
                 value = stored.to(tl.float32)
-                if k == 0:  # deviations from a stored value stay accurate if the mean is far from 0
+                if k == 0:  # deviations from the first stored value stay accurate if the mean is far from 0
                     pivot = tl.where((step == 0) & (row == first), value, pivot)
                 delta = tl.where(inside, value, pivot) - pivot
                 above += delta

@@ -1,4 +1,4 @@
-"""Computes mean and variance of the columns of [R, C] in one pass. rows.py explains how programs share the rows."""
+"""Computes mean and variance of the columns of [R, C] in one pass. rows.py explains how programs divide the rows."""
 
 import torch
 import triton

@@ -1,7 +1,7 @@
 """BatchNorm over rows [R, C], with gate, residual and activation, in two passes forward and two backward.
 
 Between the passes only statistics and sums are stored, and one gradient if there is a residual. rows.py explains how
-programs share the rows.
+programs divide the rows.
 """
 
 import torch
@@ -135,7 +135,7 @@ def _backward(ctx, grad: Tensor, *_):
     sums, inner = _grad_sums(grad, rows, residual, *of_channels, gate, activation, ctx.eps)
     through = grad if residual is None else inner
     if activation == "relu" and residual is not None:
-        # The second pass can start from `through`: relu sets elements to 0 and rounds nothing, so it is exact.
+        # The second pass can start from `through`, which is exact: relu sets gradients to 0 and rounds nothing.
         grad, activation, residual = through, "none", None
     totals = (sums if gate is None else sums * gate).sum(1)
     grad_rows = None

@@ -1,7 +1,7 @@
 """The first convolution of a residual block, which computes the end of the previous block while it loads its input.
 
 The sum that ends the previous block is thus written once and not read back in the forward pass. The pixels of all
-frames are the rows of a matrix [R, C]. Programs share the rows and compute statistics as in conv_bn.py. A convolution
+frames are the rows of a matrix [R, C]. Programs divide the rows and compute statistics as in conv_bn.py. A convolution
 over K frames reads the rows of K frames: the forward pass sums the products frame by frame, and the backward pass
 treats the gradients of K frames as columns [R, K*O]. Each row is loaded K times, but caches serve the repeated loads.
 """
@@ -122,7 +122,7 @@ _residual_conv.register_autograd(_backward_of, setup_context=_keep)
 
 @triton.jit
 def _frame(first, local, num_frames, frame_rows):
-    """Return the number of each row's frame in its clip, [rows, 1], in 32 bits, whose division is faster."""
+    """Return the number [rows, 1] of each row's frame in its clip. Division is faster in 32 bits than in 64."""
     start = (first % (num_frames * frame_rows)).to(tl.int32)
     return ((start + local) // frame_rows % num_frames)[:, None]
 

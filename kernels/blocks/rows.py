@@ -13,7 +13,7 @@ from torch import Tensor
 
 TILE = 4096  # elements of a block in kernels that compute no sums
 SUM_TILE = 2048  # elements of a block in kernels that also keep sums in registers
-SUM_PROGRAMS = 2048  # approximate number of programs that share the rows of one sum
+SUM_PROGRAMS = 2048  # approximate number of programs of a launch that computes sums
 
 
 def split_rows(rows: Tensor, groups: int, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:

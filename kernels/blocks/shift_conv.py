@@ -170,7 +170,7 @@ def _backward(
 
 @triton.jit
 def _in_clip(row, num_frames, frame_rows):
-    """Return the position of a row in its clip as a 32-bit integer, because these divide faster."""
+    """Return the position of a row in its clip as a 32-bit integer, because 64-bit division is slower."""
     return (row % (num_frames * frame_rows)).to(tl.int32)
 
 
@@ -180,9 +180,9 @@ def _load_shifted(
 ):
     """Load the shifted rows at `source`: 0 if a row is not owned, or if it would come from beyond the ends of its clip.
 
-    `step` is the number of elements of a frame. Each of the three loads has a mask that is the same for all
-    VECTOR channels of 16 bytes, and each channel is then selected from one of the loads. If masks differed between
-    neighbouring channels, elements would be loaded one by one.
+    `step` is the number of elements of a frame. In each of the three loads, the VECTOR channels that fill 16 bytes have
+    the same mask; then each channel is selected from one of the loads. If masks differed between these channels,
+    elements would be loaded one by one.
     """
     inside = owned & (channel < C)[None, :]
     if FOLD == 0:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 MIN_SCORE = 1e-4
-# Joints 1e6 or more pixels from 0 are not drawn, because float32 cannot represent the squared length of their limbs.
+# Joints 1e6 or more pixels from 0 are not drawn, because float32 is too coarse for the squared length of their limbs.
 FAR = 1e6
 
 
@@ -140,7 +140,8 @@ def _draw_limb(volume: Tensor, channel: int, start: Tensor, end: Tensor, sigma: 
 def _pixels_of(area: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each pixel of all windows, the number of its window, its row and its column, each [sum(area)].
 
-    Row and column count from the window's corner. area, extent: number of pixels, and width in pixels, of each window.
+    Rows and columns are counted from the window's first pixel. area, extent: number of pixels, and width in pixels, of
+    each window.
     """
     window = torch.repeat_interleave(area)
     offset = torch.arange(len(window), device=area.device) - (area.cumsum(0) - area)[window]

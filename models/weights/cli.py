@@ -70,7 +70,7 @@ def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
         rgb: Checkpoint of the RGB stream.
         pose: Checkpoint of the pose stream.
         out: File to write.
-        to: Layout to write: native or mmaction2, for X3D native, epam or guide. By default the ending of OUT decides,
+        to: Layout to write: native or mmaction2; for X3D: native, epam or guide. By default, the ending of OUT decides,
             as in convert.
     """
     refuse_same(out, rgb, pose)
