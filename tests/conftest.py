@@ -1,11 +1,15 @@
 """Settings that must be made before our modules are imported, and the fixtures that tests of several packages use."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.gpus import hide_gpus_unless_selected
+
+hide_gpus_unless_selected(sys.argv[1:])  # before torch looks for GPUs
 if not torch.cuda.is_available():
     # Triton reads this variable when a @triton.jit function is defined, so it is set before any kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
