@@ -107,7 +107,7 @@ def kernels(
     Args:
         count: registers compiles every launch without a GPU, and counts its registers, shared memory and spills; bytes
             counts the bytes that the launches of a training step move. Without this option the kernels are timed.
-        every: count registers only for every n-th call, and for the call of each kernel that needs the most registers.
+        every: count registers only for every n-th call, and for each kernel's call that needs the most registers.
         device: where to time; cpu needs --toy.
         toy: use tiny sizes, only to test that the timing runs.
         records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
@@ -115,7 +115,7 @@ def kernels(
     if count is None:
         _need(device, "count with --count registers or --count bytes")
         return gpu(device, toy, ("kernels",), records)
-    # Triton reads this variable when a kernel is defined, so it is set before the import.
+    # Triton reads TRITON_INTERPRET when a kernel is defined, so it is removed or set before each import.
     if count == "registers":
         os.environ.pop("TRITON_INTERPRET", None)
         from benchmarks.kernels.aot import write_registers

@@ -82,7 +82,7 @@ def spread(samples: np.ndarray) -> dict[str, float]:
 
 
 def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Return the speed of `ours` relative to `theirs`, as the spread of theirs / ours over the rounds (in seconds)."""
+    """Return the spread over the rounds of theirs / ours, both in seconds: the speed of `ours` relative to `theirs`."""
     return spread(theirs / ours)
 
 

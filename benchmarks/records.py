@@ -34,16 +34,16 @@ ROWS = (
     ("data", "ratio_8_32", "speed of this data path relative to MMAction2's, same run", "times"),
     ("data", "heatmap_8_32", "speed of drawing its heatmaps relative to MMAction2's", "times"),
     ("data", "ratio_16_48", "speed of the data path, 16 frames + 48 heatmaps, relative to MMAction2's", "times"),
-    ("step", "speedup.folded_compiled/plain_5d_eager", "step: compiled 2-D layers against 3-D layers", "times"),
-    ("cpu_step", "ntu60_x3d.speedup", "CPU step of `ntu60_x3d`: compiled 2-D layers against 3-D layers", "times"),
+    ("step", "speedup.folded_compiled/plain_5d_eager", "step: speedup of compiled 2-D over 3-D layers", "times"),
+    ("cpu_step", "ntu60_x3d.speedup", "CPU step of `ntu60_x3d`: speedup of compiled 2-D over 3-D layers", "times"),
     (
         "cpu_step",
         "ntu60_x3d.speedup_of_folding",
-        "CPU step of `ntu60_x3d`: uncompiled 2-D layers against 3-D layers",
+        "CPU step of `ntu60_x3d`: speedup of uncompiled 2-D over 3-D layers",
         "times",
     ),
-    ("cpu_step", "ma52.speedup", "CPU step of `ma52`: compiled 2-D layers against 3-D layers", "times"),
-    ("cpu_step", "ma52.speedup_of_folding", "CPU step of `ma52`: uncompiled 2-D layers against 3-D layers", "times"),
+    ("cpu_step", "ma52.speedup", "CPU step of `ma52`: speedup of compiled 2-D over 3-D layers", "times"),
+    ("cpu_step", "ma52.speedup_of_folding", "CPU step of `ma52`: speedup of uncompiled 2-D over 3-D layers", "times"),
     ("snapshot", "snapshot.share_lost", "training time lost to a snapshot, as a share of its writing time", "share"),
     ("resume", "resume.more_s", "extra time to the first batch after a resume at 90 % of an NTU-60 epoch", "s"),
 )
@@ -160,7 +160,7 @@ def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def results_table(records: Path) -> str:
-    """Return a Markdown table of ROWS with one line per machine, and a table of the numbers counted without a GPU."""
+    """Return two Markdown tables: ROWS, with a line for each machine, and the numbers counted without a GPU."""
     lines = []
     for part, path, what, unit in ROWS:
         for file in sorted(records.glob(f"{part}_*.json")):

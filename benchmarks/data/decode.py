@@ -1,6 +1,6 @@
 """Measures how many JPEG frames per second our DALI graph decodes.
 
-On a GPU this is repeated for several shares of the frames that the GPU's JPEG engine decodes.
+On a GPU, the JPEG engine decodes a share of the frames. Several such shares are measured.
 
 Needs DALI.
 """
@@ -19,7 +19,7 @@ from pipelines.dali import FrameDecoder
 # Shares of the frames that the JPEG engine decodes. The CUDA cores decode the others.
 LOADS = (0.75, 0.0, 0.5, 0.65, 0.9, 1.0)
 SIDES = (256, 288)
-QUALITY = 3  # of the JPEG encoder; the value in ClipConfig
+QUALITY = 3  # the default of ClipConfig.quality
 
 
 def measure(target: Target) -> Iterator[Result]:

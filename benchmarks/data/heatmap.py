@@ -66,7 +66,7 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def prepare(case: Case, target: Target) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
-    """Return calls of the kernel and of the reference for the same batch, and the size of the result in bytes."""
+    """Return a function that runs the kernel, one that runs the reference on the same batch, and the result's bytes."""
     generator = torch.Generator().manual_seed(0)
     joints = torch.rand(case.clips, case.frames, case.people, case.skeleton.num_joints, 3, generator=generator)
     joints[..., :2] *= torch.tensor([1920.0, 1080.0])

@@ -29,9 +29,9 @@ SEEDS = range(5)
 def parity(peer: Peer, loader: Loader, order: list[int], scratch: Path) -> dict[str, float | bool]:
     """Return the differences over the first batch of an epoch. order: [N], the peer's clip number for each of our rows.
 
-    `ok` is true if RandomState(seed) draws the same frames, RGB differs by at most 2 grey levels on average and has at
-    least 36 dB in every clip, heatmaps of the same joints differ by at most 1e-6, and heatmaps of the whole path differ
-    by at most 1e-4 at pixels that both programs draw or both leave at 0.
+    `ok` is true if RandomState(seed) draws the same frames, RGB differs by at most 2 grey levels on average, its PSNR
+    is at least 36 dB in every clip, heatmaps of the same joints differ by at most 1e-6, and heatmaps of the whole path
+    differ by at most 1e-4 at pixels that both programs draw or both leave at 0.
     """
     plan, batch, file = loader.plan(0, 0), next(loader.epoch(0)), scratch / "clip.npz"
     clips = [_differences(peer, loader, plan, batch, clip, order, file) for clip in range(len(plan.row))]
@@ -111,7 +111,7 @@ def _our_heatmap(theirs: dict, loader: Loader) -> torch.Tensor:
 
 
 def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
-    """Return the largest difference over pixels where both heatmaps are 0 or neither is, and over all other pixels."""
+    """Return two largest differences: over pixels where both heatmaps are 0 or neither is, and over all others."""
     only_one = (ours == 0) != (theirs == 0)
     error = (ours - theirs).abs()
     return float(error[~only_one].max()), float(error[only_one].max()) if only_one.any() else 0.0

@@ -72,7 +72,7 @@ def callers_of_calls() -> dict[Call, list[str]]:
 
 
 def heaviest_calls() -> dict[str, set[str]]:
-    """Return for each kernel the descriptions (of `describe`) of the calls that the committed record calls heaviest."""
+    """Return for each kernel the calls that the committed record names as `heaviest`, as text made by `describe`."""
     calls = defaultdict(set)
     for summary in json.loads((RECORDS / RECORD).read_text())["triton"].values():
         for arch in ARCHS:

@@ -122,9 +122,9 @@ def totals(launches: list[dict]) -> dict[str, dict]:
 
     `gb` is what our kernels move, and `beside_gb` what compiled code moves for the operations around them.
     `compiled_gb` and `ideal_gb` are for the same computation without our kernels. The group `blocks` contains the
-    kernels that replace whole blocks; `over_ideal` is their `gb` / `ideal_gb`, because the ideal is only known for a
-    whole block. norm_act is not in this group: it makes as many passes over memory as compiled code. `heaviest` is the
-    call of each kernel that moves the most bytes; `make test` counts only these calls again.
+    kernels that replace whole blocks. Only this group has `over_ideal` (`gb` / `ideal_gb`), because the ideal is only
+    known for whole blocks. norm_act is not in this group: it makes as many passes over memory as compiled code.
+    `heaviest` is each kernel's call that moves the most bytes; `make test` counts only these calls again.
     """
     sums: dict[str, dict] = {}
     heaviest: dict[str, dict] = {}

@@ -53,7 +53,7 @@ class Operators(TorchDispatchMode):
             self.numbers["compiled"] += NORM_PASSES[name] * outputs[0].numel()
         if name == "native_batch_norm_backward":
             self.numbers["ideal"] += outputs[0].numel()
-        if name == "add" and torch.is_grad_enabled():  # gradients are only recorded in the forward pass
+        if name == "add" and torch.is_grad_enabled():  # is_grad_enabled() is true in the forward pass only
             self.numbers["ideal"] += 3 * outputs[0].numel()
         return out
 

@@ -1,7 +1,8 @@
 """Compares our kernels with the code of torch.compile on parts of the networks: first the results, then the times.
 
-It measures the heaviest blocks and norms of the guide's networks, forward and backward. What surrounds our kernels in a
-part is compiled too. The last result recommends parts for each experiment: those faster at every shape measured.
+It measures the heaviest blocks and norms of the guide's networks (docs/sources.md), forward and backward. What
+surrounds our kernels in a part is compiled too. The last result recommends parts for each experiment: those that are
+faster at every shape measured.
 """
 
 import time
@@ -105,7 +106,7 @@ def recommended(lowest: dict[tuple[str, FusedPart], float]) -> dict[str, str]:
 
 
 def worst_error(step: Step, target: Target) -> float:
-    """Return the largest error of the kernels in result, gradients and running statistics, 1 being just allowed."""
+    """Return the kernels' largest error in result, gradients and running statistics, relative to the allowed error."""
     halved = target.device.type == "cuda"
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = outcome(step, target, fused=False, halved=False)

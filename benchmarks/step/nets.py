@@ -1,4 +1,4 @@
-"""Measures training steps of the guide's networks without loading data.
+"""Measures training steps of the guide's networks (docs/sources.md) without loading data.
 
 Each network is measured at the guide's batch size, as a CUDA graph, and at a batch size that fills the GPU's memory.
 """

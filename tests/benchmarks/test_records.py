@@ -87,7 +87,7 @@ def test_a_table_of_what_was_measured(tmp_path, capsys):
         f"before\n{BEGIN}\n"
         "| what | median (quartiles, n) | machine | commit |\n|---|---|---|---|\n"
         "| training `ntu60_x3d`, data included | 20 (19 to 22, n 7) clips/s | a card | 0123 |\n"
-        "| CPU step of `ma52`: compiled 2-D layers against 3-D layers | 1.25 times | a card | 0123 |\n"
+        "| CPU step of `ma52`: speedup of compiled 2-D over 3-D layers | 1.25 times | a card | 0123 |\n"
         f"{END}\nafter\n"
     )
     assert capsys.readouterr().out.splitlines()[-1] == f"{readme} is up to date"

@@ -33,7 +33,7 @@ class ConvBnCall:
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        """List the calls. If residual_conv ends the block, a call is recognised by its output's shape."""
+        """List the calls. The shape of a call's output shows whether a residual_conv takes it."""
         users = seen.calls["residual_conv"]
         ends = Counter(y.shape for y, *_ in users)
         shortcuts = Counter(shortcut.shape for *_, shortcut, _, shortcut_scale in users if shortcut_scale is not None)
@@ -49,7 +49,7 @@ class ConvBnCall:
 
     @property
     def beside(self) -> int:
-        """A norm reads and writes one tensor forward; backward it reads two and writes one. A shortcut adds 3."""
+        """A norm has 2 reads or writes of a tensor forward and 3 backward; a shortcut has 3 more."""
         passes = 8 if self.behind == "shortcut" else 5
         return passes * self.left * self.clips * self.frames * self.height * self.width * self.outputs
 
@@ -84,7 +84,7 @@ class ConvBnCall:
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
         weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)
-        if device == "meta":  # operators need tensors of one type there
+        if device == "meta":  # on the meta device, operators need tensors of one dtype
             weight = weight.bfloat16()
         affine = [torch.empty(self.norms, self.channels, device=device) for _ in range(2 * (self.norms > 0))]
         return [tensor.requires_grad_() for tensor in (x, weight, *affine)]

@@ -55,7 +55,7 @@ class DepthwiseCall:
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
         weight = torch.empty(self.channels, 1, 3, 3, device=device)
-        if device == "meta":  # operators need tensors of one type there
+        if device == "meta":  # on the meta device, operators need tensors of one dtype
             weight = weight.bfloat16()
         scale, shift = (torch.empty(self.channels, device=device, requires_grad=True) for _ in range(2))
         return x, weight.requires_grad_(), scale, shift
