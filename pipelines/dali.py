@@ -1,4 +1,4 @@
-"""The DALI graph for clip packs: decodes JPEG packets (one per frame), crops a region of each, resizes it to one size.
+"""The DALI graph for clip packs: decodes JPEG packets (one per frame), crops a region of each, resizes all to one size.
 
 Only this file and videos/dali.py import DALI. The same graph runs on a GPU, where `fn.decoders.image` uses the JPEG
 engine (`mixed`), and on the CPU, with libjpeg-turbo (`cpu`). docs/sources.md, "DALI", lists limits of DALI.

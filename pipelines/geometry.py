@@ -18,7 +18,7 @@ CROP_ASPECT = (3 / 4, 4 / 3)  # smallest and largest width / height of a random 
 class CompactRule:
     """Settings of MMCompact. All published RGB + pose recipes use the defaults.
 
-    padding: by which share of the joints' extent the box is larger than that extent.
+    padding: how much larger the box is than the joints' extent, as a share of that extent.
     threshold: if the joints extend over fewer pixels than this on either axis, the whole image is used instead.
     ratio: the smallest and the largest allowed height / width; None keeps the ratio of the joints' extent.
     pad: whether the box may extend beyond the image.
@@ -122,8 +122,8 @@ def _min_span(coordinates: np.ndarray, count: int) -> float:
 
     A sample contains one frame of each of `count` spans of the clip, so its joints extend at least as far as those of
     the narrowest frame in each span. The bound is the maximum over all spans. In a clip of fewer than 2 * count frames,
-    each two neighbours count as a span, because only single frames are skipped. A clip of at most `count` frames is
-    sampled whole.
+    frames 0 and 1, frames 2 and 3 and so on are the spans, because a sample never skips two neighbouring frames. A clip
+    of at most `count` frames is sampled whole.
     """
     total = coordinates.shape[1]
     per_frame = np.array([high - low for low, high in (_span(coordinates[:, t]) for t in range(total))])

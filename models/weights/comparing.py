@@ -19,12 +19,15 @@ MAY_BE_ABSENT = (
 """(pattern, reason) for each part of a network that a file may lack, but only as a whole. Users see the reason."""
 
 REPLACED = re.compile(r"cls_head\.\w+")
-"""Parts whose shapes in a file that initialises a training may be different: heads for other classes."""
+"""Parts that may have other shapes in a file from which a training starts: heads for other classes."""
 
 
 @dataclass(slots=True)
 class Comparison:
-    """Names of tensors by what is wrong with them. `absent` maps parts that the file may lack to the reason."""
+    """The names of tensors, grouped by what is wrong with them.
+
+    `absent` maps each part that the file lacks, and is allowed to lack, to the reason why that is allowed.
+    """
 
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -32,7 +35,7 @@ class Comparison:
     absent: dict[str, str] = field(default_factory=dict)
 
     def complaints(self) -> list[str]:
-        """Return one clause for each kind of fault. If the file fits, there is none."""
+        """Return one clause for each kind of fault; an empty list if the file fits."""
         kinds = {"unknown": self.unknown, "missing": self.missing, "of another shape": self.reshaped}
         return [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
 

@@ -81,7 +81,8 @@ def read_file(path: Path, averaged: bool = False) -> State:
     except UnpicklingError as error:
         reason = first_line(error) if "Unsupported" not in str(error) else unsupported(error)
         raise WeightsError(
-            f"{path} is not a checkpoint of tensors ({reason}): save only its state_dict with the program that wrote it"
+            f"{path} is not a checkpoint of tensors ({reason}): with the program that wrote it,"
+            " save only its state_dict"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, WeightsError):
@@ -113,9 +114,9 @@ def without_averages(path: Path) -> WeightsError:
 
 
 def write_file(path: Path, state: State) -> None:
-    """Write a native .safetensors file, or a torch file that mmengine can load. A crash leaves no incomplete file.
+    """Write a native file if `path` ends in .safetensors, otherwise a torch file that mmengine can load.
 
-    Raises WeightsError if the file cannot be written.
+    A crash leaves no incomplete file. Raises WeightsError if the file cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
     state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
@@ -150,7 +151,7 @@ MAGIC = b"DUETSNAP"
 def is_whole(file: BinaryIO) -> bool | None:
     """Whether the bytes of a file match the length and digest in its trailer; None if it has no trailer.
 
-    Afterwards, the position in the file is its start.
+    Rewinds the file.
     """
     length = max(file.seek(0, os.SEEK_END) - TRAILER.size, 0)
     file.seek(length)
@@ -222,7 +223,7 @@ def is_sealed(path: Path) -> bool:
 def _write_synced(tmp: Path, state: dict[str, Any]) -> None:
     torch.save(state, tmp)
     with open(tmp, "rb+") as file:
-        # Without a comment, the last two bytes of a zip are the comment's length 0. The trailer becomes the comment.
+        # A zip without a comment ends with the length of the comment, 0, in two bytes. The trailer becomes the comment.
         file.seek(-2, os.SEEK_END)
         file.write(struct.pack("<H", TRAILER.size))
         length = file.tell()

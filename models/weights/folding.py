@@ -1,4 +1,4 @@
-"""Converts between the shapes of published 5-D weights and of ours, which differ by axes of length one."""
+"""Converts weights between their published 5-D shapes and our shapes, which differ by axes of length one."""
 
 from torch import Tensor
 

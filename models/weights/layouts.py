@@ -100,7 +100,7 @@ class Weights:
         return compare(state, shapes_of(config_of(state)), self.unknown)
 
     def published(self, target: Target | None) -> tuple[State, list[str]]:
-        """Return the tensors in a published layout, and our names for which it has no name.
+        """Return the tensors in a published layout, and those of our names for which that layout has no name.
 
         If `target` is None, the layout is that of the published code of this network. Raises WeightsError if the
         network has no layout of this name.

@@ -1,4 +1,4 @@
-"""Loads the weights of a file into a network: all of them, or those that fit, with sentences about the others."""
+"""Loads the weights of a file into a network: all of them, or only those that fit."""
 
 from pathlib import Path
 
@@ -25,8 +25,9 @@ def load_weights(model: nn.Module, path: Path, averaged: bool = False) -> None:
 def initialise_from(model: nn.Module, path: Path) -> list[str]:
     """Initialise `model` for training from a file.
 
-    Heads for other classes, and parts that a file may lack (comparing.MAY_BE_ABSENT), stay as they are in `model`.
-    Returns a sentence for each such part. Raises WeightsError for any other difference.
+    `model` keeps its own head if the head in the file is for other classes. It also keeps each part that the file
+    lacks, if a file may lack that part (comparing.MAY_BE_ABSENT). Returns a sentence for each part that is kept. Raises
+    WeightsError for any other difference.
     """
     weights = read_weights(path)
     state, expected = weights.native(), shapes(model)

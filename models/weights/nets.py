@@ -110,9 +110,7 @@ def blocks_of(state: State, prefix: str) -> tuple[int, ...]:
     blocks = {(int(match[1]), int(match[2])) for name in state if (match := pattern.fullmatch(name))}
     stages = {stage for stage, _ in blocks}
     if not stages or stages != set(range(1, max(stages) + 1)):
-        raise WeightsError(
-            f"some of {prefix}layer1 and the stages after it are missing: the file is incomplete or for another network"
-        )
+        raise WeightsError(f"{prefix}layer1 or a later stage is missing: the file is incomplete or for another network")
     return tuple(sum(stage == number for number, _ in blocks) for stage in sorted(stages))
 
 

@@ -48,8 +48,8 @@ def inflated(name: str) -> bool:
 def inflate(weight: Tensor) -> Tensor:
     """Spread [O, I, 1, 1] over three frames, as [O, I, 3, 1], so that the three sum to `weight` exactly.
 
-    The first and the last frame get a rounded third. The middle frame gets the remainder, which may differ from the
-    third of the published code in the last bit.
+    The first and the last frame get a rounded third. The middle frame gets the remainder. In the published code it
+    gets a rounded third as well, which may differ in the last bit.
     """
     third = weight / 3
     return torch.cat([third, weight - 2 * third, third], 2)

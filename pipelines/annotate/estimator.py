@@ -24,7 +24,7 @@ class PoseEstimator:
     """Finds the people in a video and their joints.
 
     alternative: what the user can do if poses cannot be estimated; a clause for error messages.
-    Raises UserError if `num_joints` is not 17, or rtmlib or its weights cannot be loaded.
+    Raises UserError if `num_joints` is not 17, or if rtmlib or its weights cannot be loaded.
     """
 
     def __init__(self, num_joints: int, alternative: str):

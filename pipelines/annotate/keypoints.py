@@ -80,7 +80,7 @@ def _read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> 
 
 
 def _check_place(file: Path, poses: Poses, video: Path, header: Header) -> None:
-    """Raise AnnotationError if the video is cut, turned or distorted compared with the image that was annotated.
+    """Raise AnnotationError if the video is cropped, turned or distorted compared with the annotated image.
 
     The same error is raised if most joints lie outside the image.
     """

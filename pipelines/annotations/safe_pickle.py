@@ -40,7 +40,7 @@ class _Dtype:
 
 
 def _check(raw: Any, dtype: Any) -> None:
-    """Refuse array content that is not bytes: a view of another array could outlive it, and then read freed memory."""
+    """Refuse array content that is not bytes: a view of another array could outlive that one and read freed memory."""
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray):
         raise pickle.UnpicklingError("the pickle contains an array of an unknown kind")
 
@@ -59,7 +59,7 @@ class _Array(np.ndarray):
         super().__setstate__(whole)  # type: ignore[arg-type]
 
 
-NDARRAY = "numpy.ndarray"  # a pickle gets this string for the class; _reconstruct accepts it, but it cannot be called
+NDARRAY = "numpy.ndarray"  # a pickle gets this string, not the class; _reconstruct accepts it, but it cannot be called
 
 
 def _reconstruct(kind: Any, *_: Any) -> np.ndarray:

@@ -166,8 +166,8 @@ def _safe_name(name: str) -> str:
     return name
 
 
-# Height and width count as swapped only if they are in at least this many clips and in this share of all clips. In a
-# single clip, the joints may be wrong instead.
+# The file is refused only if height and width seem swapped in at least this many clips and in at least this share of
+# all clips. In a single clip, the joints may be wrong instead.
 MIN_CLIPS, MIN_SHARE = 3, 0.1
 MARGIN = 1.02  # images are treated as 2 % larger than they are, because joints are often slightly outside the image
 

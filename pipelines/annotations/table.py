@@ -94,7 +94,7 @@ def open_table(path: Path, cache: Path) -> ClipTable:
     table = _load(folder, digest)
     if table is None:
         with _lock(cache):
-            if _load(folder, digest) is None:  # another process may have built it while this one waited for the lock
+            if _load(folder, digest) is None:  # another process may have built the table while this one waited
                 _build(path, folder)
         table = _load(folder, digest)
         assert table is not None

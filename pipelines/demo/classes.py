@@ -33,7 +33,7 @@ class DemoConfig:
     size: Annotated[tuple[int, int], Range(16, 8192)] = (320, 240)  # width, height; both even for 4:2:0 chroma
     num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)  # length of the shortest and the longest clip
     crf: Annotated[int, Range(0, 51)] = 23  # x264's constant rate factor
-    # For a control experiment: True covers the area in which people and object move with a grey box that stands still.
+    # For a control experiment: True puts a fixed grey box over the whole area in which people and object move.
     # The visible remainder must not reveal which class of a MOTION_ONLY pair a clip belongs to.
     hide_people: bool = False
 
@@ -69,7 +69,10 @@ class ClipId:
 
 
 def clip_ids(config: DemoConfig) -> list[ClipId]:
-    """All clips, those for training first. Classes alternate, so the numbers of their clips differ by at most one."""
+    """All clips, those for training first.
+
+    Classes alternate, so in each split the clip counts of any two classes differ by at most one.
+    """
     counts = ((TRAIN, config.num_train), (VAL, config.num_val))
     num_classes = len(FINE_NAMES)
     return [ClipId(split=s, label=i % num_classes, take=i // num_classes) for s, count in counts for i in range(count)]

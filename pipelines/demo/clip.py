@@ -31,7 +31,7 @@ class View(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """The joints, the object and the view of a clip with M people in T frames, from which its frames are drawn."""
+    """What the frames of a clip are drawn from: its joints, its object and its view, for M people in T frames."""
 
     points: np.ndarray  # [M, T, 17, 2] joints in pixels
     depth: np.ndarray  # [M, T, 17] distance of the joints from the origin towards the camera, in body heights

@@ -1,9 +1,9 @@
 """Generates the data set of the demo, H.264 videos and skeletons (`python -m pipelines.demo --out DIR`).
 
-The data set resembles NTU and has 12 classes in 4 groups. In the pairs of classes MOTION_ONLY, single frames look the
-same, and only the order or the tempo of the motion differs. In the pairs COLOUR_ONLY, the joints are the same, and only
-the look of the object in the hands differs. One training video is cut in half and cannot be opened. One training clip
-has no skeleton: all joints of its one person are zero.
+The data set resembles NTU and has 12 classes in 4 groups. The classes of a MOTION_ONLY pair look the same in single
+frames, and only the order or the tempo of the motion differs. The classes of a COLOUR_ONLY pair have the same joints,
+and only the look of the object in the hands differs. One training video breaks off in the middle and cannot be
+opened. One training clip has no skeleton: all joints of its one person are zero.
 """
 
 import contextlib

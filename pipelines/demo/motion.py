@@ -43,7 +43,10 @@ def between(low: np.ndarray | list[float], high: np.ndarray | list[float], p: np
 
 
 def rotate(joints: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:
-    """Rotate points [T, ..., 3] by `yaw` radians about the vertical axis, from the camera to the right of the image."""
+    """Rotate points [T, ..., 3] by `yaw` radians about the vertical axis.
+
+    A positive `yaw` turns the direction to the camera towards the right of the image.
+    """
     shape = (-1, *[1] * (joints.ndim - 2))
     c, s = np.cos(yaw).reshape(shape), np.sin(yaw).reshape(shape)
     x, y, z = joints[..., 0], joints[..., 1], joints[..., 2]
@@ -51,7 +54,7 @@ def rotate(joints: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:
 
 
 def both_hands(x: np.ndarray | float, y: np.ndarray, z: np.ndarray, grip: float) -> np.ndarray:
-    """Hands [T, 2, 3] that hold an object: `grip` apart, around a point relative to the middle of the shoulders."""
+    """Hands [T, 2, 3] that hold an object: `grip` apart, around (x, y, z) relative to the middle of the shoulders."""
     out = np.stack([x + grip / 2 - SHOULDER + 0 * y, grip / 2 - SHOULDER - x + 0 * y], axis=1)  # [T, 2]
     return np.stack([out, np.stack([y, y], axis=1), np.stack([z, z], axis=1)], axis=-1)
 
@@ -74,7 +77,7 @@ def grasp(joints: np.ndarray) -> np.ndarray:
 
 
 def move_arm(t: np.ndarray, rng: np.random.Generator, *, lower: bool) -> Scene:
-    """Raise an arm from hanging down, or, with `lower`, the same motion backwards."""
+    """Raise an arm that hangs down; with `lower`, perform this motion backwards."""
     pose = Pose.standing(t, rng)
     p = ramp(1 - t if lower else t, rng.uniform(0.1, 0.3), rng.uniform(0.7, 0.9))
     angle = 0.15 + p * rng.uniform(2.3, 2.7)

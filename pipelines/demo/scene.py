@@ -71,7 +71,7 @@ def to_ycbcr(rgb: np.ndarray) -> np.ndarray:
 
 
 def capsule(a: np.ndarray, b: np.ndarray, radius_a: float, radius_b: float) -> np.ndarray:
-    """The outline [T, 12, 2] of a limb with round ends from a to b, both [T, 2]. If a = b, the outline is a disc."""
+    """The outline [T, 12, 2] of a round-ended limb from a to b, both [T, 2]. If a = b, the outline is a disc."""
     along = b - a
     along = along / np.linalg.norm(along, axis=-1, keepdims=True).clip(1e-3)
     along = np.where(np.abs(along).sum(axis=-1, keepdims=True) < 0.5, np.array([0.0, 1.0]), along)
