@@ -85,7 +85,7 @@ def crops_within(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
 
 
 def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tuple[tuple[int, int, int, int], float]:
-    """The region of the image that a pack must store, and the side of the smallest box that a sample can ask for.
+    """The region of the image that a pack must store, and the side of the smallest box that a sample can have.
 
     The region contains the box of every possible sample of `count` pose frames.
 

@@ -39,8 +39,8 @@ def epoch_order(
 
     classes: [N], the class of each row; needed if `balance` is not 0.
     balance: if it is not 0, a class of n clips gets a share of the epoch proportional to n ** (1 - balance), to within
-        one clip. Clips of small classes may then be repeated, and some of large classes left out. The number of rows
-        stays the same.
+        one clip. Some clips of small classes may then be repeated, and some clips of large classes left out. The number
+        of rows stays the same.
     """
     rng = np.random.Generator(_generator(seed, (1 << 63) + epoch))
     order = rng.permutation(len(rows))
@@ -99,7 +99,7 @@ def plan_eval(
             if config.aligned
             else eval_frames(total, config.rgb_frames, num_samples)[sample]
         )
-        # The joints of all samples count, because the published code crops all samples of a clip to one box.
+        # The box contains the joints of all samples, because the published code crops all samples of a clip to one box.
         joints = table.clip_joints(row)[:, samples.ravel(), :, :2]
         box.append(compact_box(joints, int(table.height[row]), int(table.width[row])))
     flip = np.zeros(len(rows), bool)
@@ -114,7 +114,7 @@ def aligned_rgb_frames(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
 def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
     """The joints of the planned pose frames, [N, T', M, V, 3] float32 (x, y, score) in pixels of the annotation.
 
-    M is the largest number of people in these clips. In a clip with fewer people, the joints of the others are all 0.
+    M is the largest number of people in these clips. In a clip with m < M people, the joints from index m on are all 0.
     """
     joint_rows, exists = _joint_rows(table, plan.row, plan.pose_frames)
     joints = np.zeros((*joint_rows.shape, table.num_joints, 3), np.float32)
@@ -150,7 +150,7 @@ def _joint_rows(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> tuple
     return joint_rows, np.broadcast_to((person < persons[:, None])[:, None], joint_rows.shape)
 
 
-TRIES = 10  # after so many random crops that do not fit into the square, the published code takes the whole square
+TRIES = 10  # if this many random crops in a row do not fit into the square, the published code takes all of it
 CROP_DRAWS = 2 * TRIES + 2  # random numbers for a crop: an area and an aspect ratio per try, and the corner (x, y)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -179,13 +179,14 @@ def random_frames(total: np.ndarray, count: int, numbers: np.ndarray) -> np.ndar
 
     total: [N] frames of each clip. numbers: [N, count + 1] uniform random numbers.
 
-    A clip of fewer than `count` frames is read from a random frame on, and starts again after its last frame. In a clip
-    of fewer than 2 * count frames, single frames are skipped. A longer clip is cut into `count` spans, and one frame of
-    each is drawn.
+    A clip of fewer than `count` frames is read from a random frame on; after its last frame follows its first. From a
+    clip of fewer than 2 * count frames, all frames are taken except total - count random ones, no two of which are
+    adjacent. A longer clip is cut into `count` spans, and one frame of each is drawn.
     """
     place = np.arange(count)
     repeating = (numbers[:, :1] * total[:, None]).astype(np.int64) + place
-    # A frame can be skipped at count + 1 places. It is skipped at those with the total - count smallest random numbers.
+    # There are count + 1 places at which one frame can be skipped: before, between and after the frames that are taken.
+    # One is skipped at each of the total - count places with the smallest random numbers.
     skips = numbers.argsort(axis=1).argsort(axis=1) < (total - count)[:, None]
     with_skips = place + np.cumsum(skips, axis=1)[:, :-1]
     edges = np.arange(count + 1) * total[:, None] // count
@@ -237,8 +238,8 @@ def eval_frames(total: int, count: int, num_samples: int) -> np.ndarray:
 def spread_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:
     """Draw `count` ascending frame numbers spread over a clip of `total` >= count frames.
 
-    If total < 2 * count, single frames are skipped. Otherwise the clip is cut into `count` spans, and one frame of each
-    is drawn.
+    If total < 2 * count, all frames are taken except total - count random ones, no two of which are adjacent. Otherwise
+    the clip is cut into `count` spans, and one frame of each is drawn.
     """
     if total < 2 * count:
         skips = np.zeros(count + 1, dtype=np.int64)

@@ -48,8 +48,8 @@ def main() -> None:
         if not launched:
             raise
         end_snapshot()
-        # This error may only mean that another rank is gone. The launcher then ends this rank during the sleep, and
-        # only the message of the rank that failed is printed.
+        # This error may be a mere consequence of the failure of another rank. The launcher then ends this rank during
+        # the sleep, and only the message of the rank that failed is printed.
         if isinstance(error, RuntimeError):
             time.sleep(PATIENCE_FOR_END)
         traceback.print_exc()

@@ -33,14 +33,14 @@ def main(
 
     Args:
         annotations: annotation file, a pickle with skeletons
-        videos: folder of the videos; their names may have an extension, the suffix `_rgb`, and subfolders
-        out: folder of the pack (default: a folder in --packs, whose name depends on annotations and settings)
-        count: pose frames per sample; the stored part of the image contains the box of every sample of so many frames
+        videos: folder of the videos, which may lie in subfolders and have any video extension and the suffix `_rgb`
+        out: folder of the pack (default: a folder in --packs with a name made from the annotations and the settings)
+        count: pose frames per sample; the pack stores the part of the image that contains the boxes of all such samples
         box_pixels: pixels per side of the smallest of these boxes, if the video has enough pixels
         quality: quality of the JPEG frames, from 2 (best) to 31; on NTU, 3 means a PSNR of 46 dB at 0.067 bytes per
             pixel, and 6 means 42 dB at 0.046 bytes per pixel
         workers: number of processes that encode (default: one per core)
-        max_bad: share of clips that may have no usable video
+        max_bad: maximum share of clips without a usable video; if it is exceeded, the command fails
         packs: folder of all packs
         cache: folder in which tables of annotation files are stored
     """

@@ -34,13 +34,13 @@ TO_FULL = "y='clip((val-16)*255/219+0.5,0,255)':" + ":".join(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """The task to make one clip. Lengths are in pixels of the annotation."""
+    """The task of making one clip. Lengths are in pixels of the annotation."""
 
     name: str  # name of the clip
     video: str  # path of the video
     target: str  # path of the clip's file
     region: tuple[float, float, float, float]  # (left, top, right, bottom) of the part of the image to store
-    side: float  # side of the smallest box that a sample can ask for
+    side: float  # side of the smallest box that a sample can have
     height: int  # height of the annotated image
     width: int
     num_frames: int  # number of frames in the annotation
@@ -120,7 +120,7 @@ def encode_clip(job: Job) -> EncodedClip:
 def describe(video: str) -> tuple[str, int, int]:
     """Describe a video's file so that a later change can be noticed. Raises VideoError if it cannot be read.
 
-    Returns a digest of the size and of the first and last MiB, the size in bytes, and the modification time in ns.
+    Returns (digest, size in bytes, modification time in ns). The digest covers the size and the first and last MiB.
     """
     try:
         with open(video, "rb") as file:
@@ -152,7 +152,8 @@ class Crop:
         turned = abs(width / height / (job.height / job.width) - 1) < 0.02
         if turned and abs(width / height / (job.width / job.height) - 1) > 0.02:
             raise VideoError(
-                f"the video is turned: it is {width}x{height}, but its skeleton belongs to {job.width}x{job.height}"
+                f"the video is turned: it is {width}x{height}, but its skeleton belongs to an image of "
+                f"{job.width}x{job.height}"
             )
         to_x, to_y = width / job.width, height / job.height
         left, top, right, bottom = job.region
@@ -167,7 +168,8 @@ class Crop:
         has too many pixels.
         """
         left, top, right, bottom = self.region
-        # Chroma has half the resolution, so the last column or row of an odd size is treated as outside the frame.
+        # Chroma has half the resolution, so the last column of an odd width and the last row of an odd height are
+        # treated as outside the frame.
         x0, x1 = max(left, 0), min(right, frame.width // 2 * 2)
         y0, y1 = max(top, 0), min(bottom, frame.height // 2 * 2)
         if x0 >= x1 or y0 >= y1:

@@ -36,7 +36,7 @@ from pipelines.prepare.survey import Survey, joints_digest, survey
 from pipelines.progress import Progress
 from pipelines.videos.find import MissingVideo, summary
 
-# The fields of a manifest line for a video of which no clip could be made.
+# The fields of a manifest line for a video from which no clip could be made.
 NO_CLIP: dict[str, Any] = {
     **{"source": "", "source_bytes": -1, "source_time": 0, "clip_bytes": 0, "first": 0},
     **{"source_size": [0, 0], "region": [0, 0, 0, 0], "frame_size": [0, 0], "sizes": [], "crcs": []},
@@ -60,7 +60,7 @@ def prepare(
         left out is reported once.
     The bytes of the pack depend neither on `workers` nor on interruptions.
 
-    Raises UserError if more clips than `max_bad` would be left out, or the pack cannot be written.
+    Raises UserError if a larger share than `max_bad` would be left out, or the pack cannot be written.
     """
     console = console or Console(stderr=True)
     try:
@@ -233,7 +233,7 @@ def appending(manifest: Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def lock_pack(out: Path, console: Console) -> Iterator[None]:
-    """Let one run at a time work on a pack. The operating system releases the lock of a run that is killed."""
+    """Let only one run at a time work on a pack. The operating system releases the lock of a run that is killed."""
     try:
         (out / "clips").mkdir(parents=True, exist_ok=True)
         (out / "lock").touch()

@@ -72,7 +72,7 @@ class Worker:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):  # flushing a job that the worker did not read fails
+            with contextlib.suppress(BrokenPipeError):  # raised if the pipe holds a job that the worker did not read
                 pipe.close()
 
 

@@ -14,7 +14,7 @@ SPARE = 64 << 20  # bytes of the disk that must remain free
 def spread_first(rows: list[int]) -> list[int]:
     """Reorder rows: first a few from all parts of the list, then the others.
 
-    Clips next to each other in a table often have the same place or class, so the first few would not be typical.
+    Clips next to each other in a table often show the same place or class, so the first few would not be typical.
     """
     first = set(rows[:: -(-len(rows) // FEW)]) if rows else set()
     return [*(row for row in rows if row in first), *(row for row in rows if row not in first)]

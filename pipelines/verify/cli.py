@@ -29,7 +29,7 @@ def main(
         num_classes: expected number of classes (default: the largest label plus 1)
         json: also write all results, with the names of all affected clips, to this file
         quick: do not open videos, only check that there is one for each clip
-        max_bad: share of clips that may have no usable video
+        max_bad: maximum share of clips without a usable video; if it is exceeded, the check fails
         cache: folder in which tables of annotation files are stored
     """
     console = Console()

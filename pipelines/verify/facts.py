@@ -29,7 +29,8 @@ def split_facts(table: ClipTable, num_classes: int | None) -> list[dict[str, Any
     wrong_side: number of clips that NTU's rule puts into the other split.
     classes: number of classes that have clips. absent: the classes that have none.
     fewest, median, most: clips per class, over the classes that have clips. ratio: `most` divided by `fewest`.
-    matches, expected: for a plain list, the name of the published file with as many clips, and all published numbers.
+    matches: for a plain list, the name of the published file with the same number of clips, or None.
+    expected: for a plain list, the numbers of clips of all published files.
     """
     class_count = num_classes or int(table.label.max()) + 1
     ntu = [NTU_NAME.fullmatch(name) for name in table.names.tolist()]

@@ -30,7 +30,7 @@ def verify(
 ) -> dict[str, Any]:
     """Collect all facts about a data set. `usable` is the result of the check, and `verdict` explains it.
 
-    max_bad: share of clips that may have no usable video. quick: do not open videos. cache: folder for the table.
+    max_bad: maximum share of clips without a usable video. quick: do not open videos. cache: folder for the table.
     Raises UserError if the annotation file or the folder of the videos cannot be read.
     """
     console = console or Console(stderr=True)

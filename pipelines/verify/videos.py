@@ -21,8 +21,8 @@ def video_facts(table: ClipTable, folder: Path, console: Console, *, quick: bool
     missing, ambiguous, broken: clips without a usable video, with the reason for each, by name.
 
     With `quick`, no video is opened, and the following are left out:
-    size: how many videos have the size of the annotation, a different size with the same shape, a different shape, or
-        are turned by 90 degrees.
+    size: how many videos have the size of the annotation, how many have another size of the same shape, how many have
+        another shape, and how many are turned by 90 degrees.
     length: by how many frames videos and skeletons differ in length, as a histogram.
     sizes, codecs: the most frequent frame sizes and codecs, with the number of their videos.
 
@@ -61,7 +61,7 @@ def _compare(table: ClipTable, rows: np.ndarray, headers: list[Header]) -> dict[
         elif shape == "turned":
             size = f"{table.width[row]}x{table.height[row]}"
             video_size = f"{header.width}x{header.height}"
-            broken[name] = f"the video is turned: it is {video_size}, but its skeleton belongs to {size}"
+            broken[name] = f"the video is turned: it is {video_size}, but its skeleton belongs to an image of {size}"
         pairs.append((f"{header.width}x{header.height}", header.codec))
     return {
         "broken": broken,

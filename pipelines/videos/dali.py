@@ -23,8 +23,8 @@ class VideoDecodeError(RuntimeError):
 class VideoDecoder:
     """Decodes and resizes frames of `num_clips` videos per step, working up to `prefetch` steps ahead of `next`.
 
-    `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. It is
-    called from inside `next`, so in the caller's thread, but for steps that are up to `prefetch` ahead.
+    `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
+    calls it, so it runs in the thread of the caller, but for a step up to `prefetch` later than the one `next` returns.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Decodes videos with PyAV, and refuses files that no data set should contain, because they may come from strangers."""
+"""Decodes videos with PyAV. Videos may come from strangers, so files that no data set should contain are refused."""
 
 from collections.abc import Iterator
 

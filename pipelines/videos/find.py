@@ -22,8 +22,8 @@ def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
     """Find the video of each name in `folder`: its path, or a MissingVideo.
 
     A name may contain folders and an extension. The file may have any video extension, and NTU's suffix `_rgb`. A file
-    whose path relative to `folder` is the name is preferred. If there is none, a file with that name in any subfolder
-    is used (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data set
+    at exactly this path in `folder` is preferred. If there is none, a file with that name in any subfolder is used
+    (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data set
     cannot make Duet read other files.
 
     Raises UserError if the folder does not exist or contains no video.
@@ -57,16 +57,19 @@ class _Index:
     folders_read: set[str] = field(default_factory=set)  # folders that have been read
 
     def fill(self, place: str, within: str) -> None:
-        """Add the videos in the folder `place` and its subfolders. `within` is its relative path, ending in a slash."""
+        """Add the videos in the folder `place` and its subfolders.
+
+        within: the path from `self.folder` to `place`, ending in a slash; empty if they are the same.
+        """
         real = os.path.realpath(place)
         if real in self.folders_read:  # a link led to a folder that has been read before
             return
         self.folders_read.add(real)
         sorted_entries: list[os.DirEntry[str]] = []
         with (
-            contextlib.suppress(PermissionError),
+            contextlib.suppress(PermissionError),  # for example, only root has permission to read lost+found
             os.scandir(place) as entries,
-        ):  # the user may not read lost+found, for example
+        ):
             sorted_entries = sorted(entries, key=lambda entry: entry.name)
         for entry in sorted_entries:
             if entry.is_symlink() and not self._inside(entry.path):

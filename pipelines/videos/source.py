@@ -25,7 +25,7 @@ from pipelines.videos.decode import MATRICES, SLACK, VideoError, decode
 from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.header import Header, read_headers
 
-MAX_CHECKS = 4  # at most so many videos are decoded by both DALI and PyAV and compared
+MAX_CHECKS = 4  # at most this many videos are decoded by both DALI and PyAV and compared
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def open_videos(
     """Find the videos of a table's clips in `folder`, and check all their headers and, with DALI, the frames of a few.
 
     cache: folder in which headers are stored. device: where DALI will decode.
-    max_bad: share of the clips that may have no usable video; such clips are left out.
-    Raises UserError if more clips have no usable video, or VideoMismatch if DALI decodes a video differently from PyAV.
+    max_bad: maximum share of clips without a usable video; these clips are left out.
+    Raises UserError if the share is larger, or VideoMismatch if DALI decodes a video differently from PyAV.
     """
     videos = find_videos(folder, table.names.tolist())
     headers = _headers(videos, cache / f"videos-{table.digest}.json", console)
@@ -181,7 +181,7 @@ def _headers(videos: list[str], cache_file: Path, console: Console) -> list[Head
 USE_PACKS = "train with data.source=packs instead; python -m pipelines.prepare makes the packs"
 MAX_COMPARED = 32  # frames of each video that are compared: half at its start, half at its end
 COMPARED_WIDTH = 160  # before frames are compared, rows are thinned out to about this many pixels
-# A frame that DALI returns counts as wrong if it differs from the requested frame by more than this factor times its
+# A frame that DALI returns counts as wrong if its difference from the requested frame exceeds this factor times its
 # difference from the most similar frame. The factor is above 1 because in scenes without motion all frames are similar.
 ALIKE = 1.02
 MAX_COLOUR_ERROR = 6.0  # mean difference in levels from 0 to 255; two correct decoders differ by 2 to 3

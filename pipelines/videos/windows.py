@@ -63,7 +63,7 @@ def window_table(joints: np.ndarray, height: int, width: int, windows: Windows) 
 class WindowFrames:
     """Reads the frames of a `window_table` from the video. Each batch is one window, and windows come in order.
 
-    settings: settings of a pack; the frames are cropped and compressed as in this pack.
+    settings: the frames are cropped and compressed as in a pack with these settings.
     each: a function that is called with every decoded frame of the video.
     """
 

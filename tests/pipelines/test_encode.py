@@ -230,7 +230,9 @@ def test_two_frames_more_or_less_are_taken(tmp_path, film):
 
 def test_picture_on_its_side_is_refused(tmp_path, film):
     video = film.write(tmp_path / "video.mp4", film.frames(3, 160, 120))
-    with pytest.raises(VideoError, match="the video is turned: it is 160x120, but its skeleton belongs to 120x160"):
+    with pytest.raises(
+        VideoError, match="the video is turned: it is 160x120, but its skeleton belongs to an image of 120x160"
+    ):
         encode_clip(job(video, tmp_path, (120, 160), 3))
     encode_clip(job(video, tmp_path, (320, 180), 3))  # squeezed, as some re-encoded sets are: joints scale by axis
 

@@ -96,7 +96,7 @@ def test_videos_that_lack_or_mislead(data):
     assert list(videos["broken"]) == [data.names[place] for place in (4, 6, CUT)]
     frames = data.clips[4]["total_frames"]
     assert videos["broken"][data.names[4]] == f"the video has {frames - 3} frames, but its skeleton has {frames}"
-    assert "is 96x64, but its skeleton belongs to 64x96" in videos["broken"][data.names[6]]
+    assert "is 96x64, but its skeleton belongs to an image of 64x96" in videos["broken"][data.names[6]]
     quick = data.facts(quick=True)
     assert not quick["videos"]["broken"]
     assert len(unusable(quick)) == 2

@@ -85,8 +85,8 @@ def machine(device: str = "auto") -> Iterator[Finding]:
 def gpus(device: str, driver: Driver | None) -> Iterator[Finding]:
     """Check the GPUs, their driver and video engine.
 
-    A missing GPU is only a note, because everything also runs on a CPU. It is bad if torch cannot use a GPU that is
-    there: no run starts then without --device cpu.
+    If there is no GPU, that is only a note, because everything also runs on a CPU. If there is one that torch cannot
+    use, that is bad, because runs then start only with --device cpu.
     """
     if not sees_gpu():
         reason = None if device == "cpu" else why_no_gpu(torch.__version__, torch.version.cuda)
@@ -128,9 +128,9 @@ def torch_version() -> Finding:
 
 
 def dali(driver: Driver | None, on_gpu: bool) -> Finding:
-    """Report DALI's version and whether it decodes on the GPU, and check that the driver runs it.
+    """Report DALI's version and whether it decodes on the GPU, and check that the driver is new enough for it.
 
-    Without DALI no command starts, so it is installed.
+    There is no check whether DALI is installed, because no command, including this one, starts without it.
     """
     name = next((name for name in DALI if _version(name)), "")
     version = _version(name) or "of unknown version"

@@ -1,4 +1,4 @@
-"""`python -m trainer eval`: scores a validation split, and writes metrics, scores, classes and confusion matrix."""
+"""`python -m trainer eval`: scores a validation split; writes metrics, scores, a class table and a confusion matrix."""
 
 import csv
 import json
@@ -129,8 +129,8 @@ def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
 
 
 def write_scores(path: Path, scores: Scores, names: Sequence[str]) -> None:
-    """Write an npz file with the arrays name [N] (text), label and coarse_label [N] int64, and one of probabilities
-    [N, K] float32 for each stream.
+    """Write an npz file with the arrays name [N] (text), label and coarse_label [N] int64, and for each stream an array
+    of probabilities [N, K] float32.
     """
     arrays: dict[str, Any] = {stream: probability.numpy() for stream, probability in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy()}

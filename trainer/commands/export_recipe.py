@@ -14,7 +14,8 @@ from pipelines.geometry import COMPACT
 from trainer.config import Experiment
 from trainer.runtime.precision import Precision
 
-PRECISION = Precision("fp32", torch.device("cpu"))  # of every file, so that its outputs can be compared exactly
+# All files compute in this precision, so that their outputs can be compared exactly.
+PRECISION = Precision("fp32", torch.device("cpu"))
 BOX = (
     "A square around the joints of all people in the frames of the heatmap. Half its side is "
     f"{1 + COMPACT.padding} times half the larger of the joints' extents in x and y. Its edges are truncated toward "

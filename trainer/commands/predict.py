@@ -36,7 +36,7 @@ from trainer.runtime.wrap import compiled
 from trainer.settings import Choice, experiment_of
 
 WIDTH = 120  # width of the table in characters when the output is not a terminal
-LONGEST = 512  # maximum of frames in a window, as their scaled copies stay in memory until the window is scored
+LONGEST = 512  # maximum number of frames in a window; their scaled copies stay in memory until the window is scored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,7 +34,10 @@ IN_FULL = 6  # if a video has at most this many windows, the table shows TOP cla
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Frames `start` to `end` - 1 of a video, and the probabilities [K] of each stream. The first is the main score."""
+    """Frames `start` to `end` - 1 of a video, with the probabilities [K] by stream.
+
+    The first entry of `probability` is the main score, such as `fused`.
+    """
 
     start: int
     end: int
@@ -181,7 +184,7 @@ class AnnotatedVideo:
         self.waiting.append(frame.reformat(width=width, height=height, format="yuv420p"))
 
     def write(self, end: int, lines: Sequence[str]) -> None:
-        """Write the waiting frames up to frame `end` - 1, with `lines` of text above, the first in the largest font."""
+        """Write the waiting frames up to frame `end` - 1, below a bar with `lines` of text, the first in large type."""
         bar = None
         while self.waiting and self.num_written < end:
             picture = self.waiting.popleft().to_image()

@@ -90,7 +90,7 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def best(scores: np.ndarray) -> np.ndarray:
-    """The five best classes [N, 5] of scores [N, K], best first. Of equal scores the lower class comes first."""
+    """The five best classes [N, 5] of scores [N, K], best first. If scores are equal, the lower class comes first."""
     return np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
 
 
