@@ -68,7 +68,7 @@ class ClipConfig:
     flip: Share = 0.5  # probability that a training clip is mirrored
     crop: bool = True  # True: random crop of the box in training; False: the whole box
     aligned: bool = False  # True: the RGB frames are every n-th pose frame; False: each stream draws its own
-    # Packs store scaled-down frames, in which the smallest box that a sample can ask for has this many pixels a side.
+    # Packs store scaled-down frames: each side of the smallest box that a sample can have takes up this many pixels.
     # Frames are never enlarged.
     box_pixels: Pixels = 256
     quality: Annotated[int, Range(2, 31)] = 3  # JPEG quality of the frames in packs: 2 is best, 31 worst
