@@ -40,7 +40,7 @@ class OptimConfig:
     rollbacks: Epochs = 0  # how often a run may return to its last snapshot after a spike of the loss; 0: only warn
     precision: PrecisionSetting = "auto"
     impl: Impl = "auto"
-    accumulate: Count = 1  # a rank's batch is divided into so many parts, which go through the network in turn
+    accumulate: Count = 1  # a rank's batch is divided into this many parts, which go through the network in turn
     logit_adjustment: Rate | None = None  # factor of the log class frequencies added to training logits; usually 1
     ema: Annotated[float, Range(0, 0.9999999)] | None = None  # decay of the weights' moving average; usually 0.999
 
@@ -118,8 +118,8 @@ class Experiment:
         check_frames(self.model, self.clip)
         if self.optim.rollbacks and self.snapshot_every % self.log_every:
             raise UserError(
-                f"snapshot_every={self.snapshot_every} is not a multiple of log_every={self.log_every}, as "
-                "optim.rollbacks requires because the loss is checked at each log: change one of them"
+                f"snapshot_every={self.snapshot_every} is not a multiple of log_every={self.log_every}, but "
+                "optim.rollbacks needs that, because the loss is checked at each log: change one of the two"
             )
         parts = fusible_parts(self.model)
         for part in self.fused:
@@ -166,7 +166,7 @@ def check_frames(model: ModelConfig, clip: ClipConfig) -> None:
     if ratio is not None and clip.pose_frames != ratio * clip.rgb_frames:
         network = type(model).__name__.removesuffix("Config")
         raise UserError(
-            f"{network} needs {ratio} pose frames for each RGB frame, but there are "
+            f"{network} needs {ratio} pose frames for each RGB frame, but "
             f"clip.pose_frames={clip.pose_frames} and clip.rgb_frames={clip.rgb_frames}: --set "
             f"clip.pose_frames={ratio * clip.rgb_frames}"
         )

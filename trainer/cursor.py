@@ -12,7 +12,7 @@ SAVED = ("epoch", "clips", "best", "best_file", "bad_steps", "validations", "usu
 
 @dataclass(kw_only=True)
 class Cursor:
-    """The position of a run: `clips` of the `epoch_clips` clips of epoch `epoch` (counted from 0) are finished.
+    """The position of a run: in `epoch` (counted from 0), `clips` of the `epoch_clips` clips are finished.
 
     After the last clip of an epoch comes its validation. The last batch of an epoch is filled up with clips from the
     start of the epoch, which are not counted again. Only this class converts between clips and steps.

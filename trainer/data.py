@@ -1,6 +1,6 @@
 """Builds the training and validation loaders of an experiment.
 
-If clip packs are missing, or the demo's videos, they are made first.
+Clip packs or demo videos that are missing are made first.
 """
 
 import os
@@ -51,7 +51,7 @@ class Source:
 def open_sources(experiment: Experiment, console: Console, device: torch.device = CPU) -> tuple[Source, Source]:
     """The training and the validation source of an experiment. They are the same if it has one annotation file.
 
-    If packs are missing, or the demo's videos, they are made first. With data.source=video there are no packs: `device`
+    Packs or demo videos that are missing are made first. With data.source=video there are no packs: `device`
     decodes the videos during training.
     """
     tables = open_tables(experiment)

@@ -128,9 +128,9 @@ CUSTOM = Experiment(
 )
 
 # MMAction2's recipe in three stages, which reaches a top-1 of 96.6 %: train ntu60_rgb and ntu60_pose, merge them with
-# `python -m models.weights merge`, and fine-tune ntu60_rgbpose with --init (docs/sources.md, "Staged recipe"). Its 18
-# epochs pass over the data ten times each, so there are 180 here. As in the recipe, the learning rate changes at every
-# step.
+# `python -m models.weights merge`, and fine-tune ntu60_rgbpose with --init (docs/sources.md, "Staged recipe"). Each of
+# the recipe's 18 epochs passes over the data ten times, so there are 180 epochs here. As in the recipe, the learning
+# rate changes at every step.
 NTU60_RGB = Experiment(
     name="ntu60_rgb",
     data=NTU60_DATA,

@@ -19,15 +19,15 @@ from trainer.scoring import score_split
 from trainer.snapshots.writer import best_name
 from trainer.step import rate, train_step
 
-SPIKE = 10  # a loss is a spike if it is more than this many times as high as the loss in the log before
+SPIKE = 10  # a loss is a spike if it is more than this many times the usual loss (Cursor.usual_loss)
 
 
 def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
     """Train from the run's cursor to the end of its experiment.
 
-    Returns the scores of the last validation of this session that was a new best, or those of its first validation if
-    none was, or None if there was no validation. On a signal, after `max_steps` steps in all, or when validations stop
-    improving, training saves a snapshot and ends early.
+    Returns the scores of the last validation in this session that set a new best. If none did, returns those of the
+    session's first validation, or None if there was no validation. On a signal, after `max_steps` steps in
+    all, or when validations stop improving, training saves a snapshot and ends early.
     """
     cursor, experiment, scores = run.cursor, run.experiment, None
     try:
@@ -75,7 +75,7 @@ def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
     try:
         return train_step(run, batch)
     except torch.OutOfMemoryError:
-        pass  # recover only after this block, because its traceback keeps the activations in memory
+        pass  # recover after this block, because within it the error's traceback keeps the activations in memory
     recover(run)
     if run.ranks.world_size == 1:  # several ranks can only save together, but the other ranks are still in their step
         save(run)

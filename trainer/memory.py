@@ -16,8 +16,8 @@ def recover(run: Run) -> None:
 
 
 def advice(run: Run, batch: Batch) -> str:
-    """A sentence that says how many clips fit into memory, and which setting to use. If there is only one rank, runs
-    half as many clips to find out whether they fit.
+    """A sentence that says how many clips fit into memory, and which setting to use. With a single rank, half as
+    many clips are run to find out whether they fit.
     """
     optim = run.experiment.optim
     at_once = len(batch.label) // optim.accumulate

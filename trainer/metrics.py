@@ -111,7 +111,7 @@ def fused_scores(rgb: Tensor, pose: Tensor, weights: tuple[float, float]) -> Ten
 
 
 def top_k(score: Tensor, label: Tensor, k: int) -> float:
-    """Share of clips whose label [N] is among the k highest of `score` [N, K]. Of equal scores the higher class wins.
+    """Share of clips whose label [N] is among the k highest of `score` [N, K]. Among equal scores, higher classes win.
 
     The published code sorts with NumPy's unstable sort, whose order of equal scores is not defined. Ours is the order
     that NumPy produces for up to 16 classes on a CPU without AVX-512. A label whose score is NaN never counts as a hit.
@@ -126,8 +126,8 @@ def top_k(score: Tensor, label: Tensor, k: int) -> float:
 def mean_class_accuracy(score: Tensor, label: Tensor) -> float:
     """Mean recall over all classes that occur at least once as a label or a prediction.
 
-    As in the published code, a class that occurs only as a prediction has recall 0. If several classes of a clip have
-    the highest score, the lowest of them is the prediction.
+    As in the published code, a class that occurs only as a prediction has recall 0. If several classes share the
+    highest score of a clip, the prediction is the class with the lowest number.
     """
     counts = confusion_matrix(score, label)
     recall = counts.diagonal() / counts.sum(dim=1).clamp(min=1)

@@ -61,7 +61,7 @@ def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weigh
     biases and norms.
 
     Momentum is set to zero here, which gives the same first step as torch's own initialisation (dampening 0). Torch
-    would leave the momentum uninitialised if the very first step was skipped because of its gradients.
+    would leave the momentum uninitialised if the very first step was skipped because its gradients were not finite.
     """
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     start_momentum(optimizer)

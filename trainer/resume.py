@@ -63,7 +63,7 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     run.journal.continue_from(cursor, batch_size)
     if cursor.clips and cursor.batch_size != batch_size:
         run.journal.say(
-            f"{cursor.clips} clips of this epoch were trained on in steps of {batch_size}: the epoch continues after "
+            f"{cursor.clips} clips of this epoch are finished, in steps of {batch_size}: the epoch continues after "
             f"step {cursor.step} of {cursor.num_steps}, in steps of {cursor.batch_size}"
         )
     saved, current = state.get("exact_under", {}), exact_under(run)
@@ -144,7 +144,7 @@ def check_same(snapshot: Snapshot, experiment: Experiment, say: Callable[[str], 
         saved_value = saved[key] if key in saved else as_json(default_of(experiment, key))
         if saved_value == value:
             continue
-        if key.startswith("model.") or key == "align_channels":  # the optimizer's state has the network's shapes
+        if key.startswith("model.") or key == "align_channels":  # the snapshot's tensors may not fit
             raise SnapshotError(f"{path} was trained with {key}={saved_value}, not {value}; choose another --work-dir")
         say(f"{key} was {saved_value} in {path.name} and is now {value}")
 

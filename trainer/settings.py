@@ -30,7 +30,7 @@ class Choice:
     ranks: int | None = None
     """Processes to start on this machine. Default: one for each visible GPU, or one on the CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto uses the GPUs, and the CPU on a machine without NVIDIA driver and card."""
+    """auto uses the GPUs, or the CPU if there is neither an NVIDIA driver nor a card."""
 
 
 def experiment_of(options: Choice) -> Experiment:
@@ -174,8 +174,8 @@ def parse_value(text: str, hint: Any) -> Any:
 
 
 def match_type(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
-    """Whether `value`, or the `text` from which it was parsed, fits the type `kind`, and the converted value. `kind`
-    must not be a union.
+    """Return whether `value`, or the `text` from which it was parsed, fits the type `kind`, and as a second result the
+    converted value. `kind` must not be a union.
     """
     if kind is type(None):
         return value is None or text.lower() == "none", None

@@ -130,7 +130,10 @@ def test_clip_by_name_is_the_clip_by_place(demo, tmp_path, monkeypatch):
     [
         (["--index", "36"], "--index 36: the annotation file has the clips 0 to 35"),
         (["--index", "-1"], "--index -1: the annotation file has the clips 0 to 35"),
-        (["--clip", "nobody"], "there is no clip nobody; the annotation file begins with S001C001P001R001A001"),
+        (
+            ["--clip", "nobody"],
+            "there is no clip nobody; the first clip of the annotation file is S001C001P001R001A001",
+        ),
         (["--index", "16"], "S001C001P002R001A005 cannot be drawn: the video cannot be decoded"),  # the broken one
         (["--index", "0", "--out", "/nowhere/clip.png"], "/nowhere/clip.png cannot be written"),
     ],

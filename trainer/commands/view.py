@@ -70,7 +70,7 @@ def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTa
         rows = np.flatnonzero(table.names == options.clip)
         if len(rows):
             return table, int(rows[0])
-    raise UserError(f"there is no clip {options.clip}; the annotation file begins with {tables[0].names[0]}")
+    raise UserError(f"there is no clip {options.clip}; the first clip of the annotation file is {tables[0].names[0]}")
 
 
 def pack_clip(experiment: Experiment, table: ClipTable, row: int, folder: Path) -> Source:

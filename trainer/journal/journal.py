@@ -26,9 +26,9 @@ TENSORBOARD = "tensorboard"
 class Journal:
     """Records the events of a run in `work_dir` and on the console. On ranks other than 0 the methods write nothing.
 
-    Epochs are counted from 1. Steps and clips are the numbers of finished ones. The x axis in TensorBoard and Weights &
-    Biases is the number of clips since the start of the run, so that curves stay comparable when the batch size
-    changes. If the disk is full, this is reported once on the console, and the run continues.
+    Epochs are counted from 1. Steps and clips are counted when they are finished. The x axis in TensorBoard and
+    Weights & Biases is the number of clips since the start of the run, so that curves stay comparable when the batch
+    size changes. If the disk is full, this is reported once on the console, and the run continues.
     """
 
     def __init__(self, work_dir: Path, rank: int = 0, console: Console | None = None) -> None:
@@ -112,7 +112,7 @@ class Journal:
             self._advance(1, note)
 
     def train(self, cursor: Cursor, values: Mapping[str, float]) -> None:
-        """Log the training so far: a line in train.log, and a record in metrics.jsonl, TensorBoard and wandb.
+        """Log the progress of training: a line in train.log, and a record in metrics.jsonl, TensorBoard and wandb.
 
         `values` are lr, loss, loss terms and grad_norm. Times and speed, which are logged too, come from the clock.
         """

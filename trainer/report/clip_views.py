@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from pipelines.skeleton import Skeleton
 from pipelines.view import ClipView
 
-MOMENTS, SIDE, DPI = 4, 2.24, 100  # frames that are drawn of a sample, side of a picture in inches, pixels per inch
-TOP, ROOM = 0.75, 0.25  # inches for the title of the figure, and for the title of a picture
+MOMENTS, SIDE, DPI = 4, 2.24, 100  # frames drawn for each sample, side of each picture in inches, pixels per inch
+TOP, ROOM = 0.75, 0.25  # inches for the title of the figure, and for the title of each picture
 LEFT, RIGHT, MIDDLE = "#4cc9f0", "#ff8fab", "#ffffff"  # colours of a person's left side, right side and middle
 JOINT = np.array([255, 214, 10]) / 255  # colour of the heatmap value 1
 
@@ -51,7 +51,7 @@ def _frame_axes(axes: Axes, side: int) -> None:
 
 
 def _show(axes: Axes, picture: np.ndarray, side: int) -> None:
-    """Draw a square picture over `side` pixels of the frames. Pixel i covers [i, i + 1), as in the pipelines."""
+    """Draw a square picture, scaled to `side` x `side` pixels. Pixel i covers [i, i + 1), as in the pipelines."""
     axes.imshow(picture, extent=(0, side, side, 0), interpolation="nearest", aspect="auto")
 
 

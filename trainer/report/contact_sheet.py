@@ -20,7 +20,7 @@ JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1
 def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: str = "clip") -> Path:
     """Write a PNG of up to six clips of `batch`, with up to eight frames each, and return its path.
 
-    `labels` are the names of the fine classes. `what` is the word for a row of the batch in the titles.
+    `labels` are the names of the fine classes. `what` is the word before the number of each clip in its title.
 
     The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
     over all heatmap channels. The streams may sample the clip independently, so a heatmap can belong to a moment a

@@ -16,7 +16,7 @@ from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
 
 RGB, POSE, BOTH, GREY = "#c8553d", "#2a6f97", "#222222", "#888888"
-# A line has at most this many points. A series of more values is divided into so many parts, whose means are drawn.
+# A line has at most this many points. A longer series is divided into this many parts, and their means are drawn.
 MOST_POINTS = 200
 Records = Sequence[dict[str, Any]]
 
@@ -36,7 +36,7 @@ def write_report(
 
 
 def write_png(figure: Figure, path: Path) -> Path:
-    """Write the figure as a PNG file, under another name than `path` until it is complete. Returns `path`."""
+    """Write the figure as a PNG file, under a temporary name until it is complete. Returns `path`."""
     tmp = path.with_name(path.name + ".tmp")
     FigureCanvasAgg(figure).print_png(tmp, metadata={"Software": None})
     os.replace(tmp, path)

@@ -90,7 +90,7 @@ def read_run(folder: Path) -> PastRun:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{folder / SETTINGS} is damaged: continue the run with --resume, which writes it anew"
+            f"{folder / SETTINGS} is damaged: continue the run with --resume, which writes this file again"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What the GPUs of this machine can do, told from their compute capability."""
+"""What the GPUs of this machine can do, according to their compute capability."""
 
 import re
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def card_name(index: int) -> str:
 
 
 def computes_in_bf16(index: int) -> bool:
-    """Whether a GPU computes in bf16. On older ones torch emulates it, and torch.compile refuses it."""
+    """Whether a GPU computes in bf16. On GPUs that do not, torch emulates it, and torch.compile refuses it."""
     return torch.cuda.get_device_capability(index)[0] >= FIRST_WITH_BF16
 
 
@@ -36,7 +36,7 @@ def why_no_code(index: int) -> tuple[str, str] | None:
 
 
 def parsed(architectures: Iterable[str]) -> list[tuple[str, int, int]]:
-    """("sm", 12, 0) for sm_120, and so on for each of torch.cuda.get_arch_list; AMD's architectures are left out."""
+    """("sm", 12, 0) for sm_120, and so on for each name from torch.cuda.get_arch_list; AMD's are left out."""
     matches = [re.match(r"(sm|compute)_(\d+)(\d)", name) for name in architectures]
     return [(match[1], int(match[2]), int(match[3])) for match in matches if match]
 
@@ -62,5 +62,5 @@ def check_cards(precision: str, device: str, num_ranks: int) -> None:
             raise UserError(f"{problem}: {way_out}, or use --device cpu")
         if precision == "bf16" and not computes_in_bf16(index):
             raise UserError(
-                f"optim.precision=bf16: {card_name(index)} has no bf16; set optim.precision=auto, which takes fp16"
+                f"optim.precision=bf16: {card_name(index)} has no bf16; set optim.precision=auto, which then uses fp16"
             )

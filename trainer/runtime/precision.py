@@ -22,7 +22,7 @@ class Precision:
     """A number format and the device that computes in it.
 
     Calling the object returns a new context for a forward pass. Weights and losses are float32 in every format.
-    `reason` is a sentence for the user if the device decided otherwise than most devices would, else empty.
+    `reason` is a sentence for the user that says why `auto` did not choose bf16 on a GPU; otherwise it is empty.
     """
 
     name: Literal["bf16", "fp16", "fp32"]
@@ -69,8 +69,8 @@ class LossScale:
     """Scales the loss so that fp16 gradients do not become zero.
 
     The scale is halved after a step with an overflow and doubled after 2000 steps in a row without one, as in
-    torch.amp.GradScaler. Unlike GradScaler, this class does not check the gradients: the caller passes the result to
-    `settle` as a tensor, so the host does not wait for the device.
+    torch.amp.GradScaler. Unlike GradScaler, this class does not check the gradients: the caller checks them and passes
+    the result to `settle` as a tensor, so the host does not wait for the device.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -52,7 +52,7 @@ class Ranks:
     def in_turn(self) -> Iterator[None]:
         """A context that rank 0 enters first, then the first rank of each other machine, then all other ranks.
 
-        If the first rank of a machine makes a file in it, the file exists when the other ranks of the machine enter.
+        If the first rank of a machine makes a file in the context, it exists when the machine's other ranks enter.
         """
         own_turn = 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
         for turn in range(3):
@@ -102,8 +102,8 @@ def world_size_of(ranks: int | None, device: str) -> int:
 def device_of(choice: str) -> str:
     """The device, cpu or cuda, for the value of --device.
 
-    auto means the CPU only on a machine without an NVIDIA driver and card, or if CUDA_VISIBLE_DEVICES hides the cards.
-    Raises UserError if torch sees no GPU in any other case, or for cuda.
+    auto means the GPU, except on a machine that has neither an NVIDIA driver nor a card, or if CUDA_VISIBLE_DEVICES
+    hides the cards. Raises UserError if the choice means the GPU but torch sees none.
     """
     if choice == "cpu":
         return "cpu"
@@ -175,8 +175,8 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
     """Run `python -m trainer ARGUMENTS` as `num_ranks` processes on this machine.
 
     Uses torch's elastic launcher, like torchrun: if a process fails, it ends all processes, and restarts them up to
-    `max_restarts` times. Signals are passed on to all processes. Returns 0, the exit code of a process that failed,
-    or the code of the signal that stopped the run (EXIT_CODES).
+    `max_restarts` times. Signals are passed on to all processes. Returns an exit code: that of a failed process,
+    that of the signal that stopped the run (EXIT_CODES), or else 0.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -13,16 +13,16 @@ from trainer.config import Experiment
 from trainer.runtime.ranks import Ranks
 
 Options = dict[str, str | int | bool | Callable]
-# Inductor recomputes a value instead of storing it if that takes at most so many reads of tensors and operations. Its
-# defaults, 4 and 30, are too low for the gradient of a relu after a norm, which has 6 reads, because a norm's vectors
-# [C] count just like feature maps.
+# Inductor recomputes a value instead of storing it if that takes at most this many tensor reads and this many
+# operations. Its defaults, 4 and 30, are too low for the gradient of a relu after a norm: it takes 6 reads, because the
+# norm's vectors [C] count just like feature maps.
 INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
 
 
 def settings(device: torch.device, fused: tuple[FusedPart, ...]) -> Options:
     """Options for torch.compile: INDUCTOR on a GPU, but Inductor's defaults if our kernels compute the X3D blocks.
 
-    With "x3d_block" in `fused`, the compiler only generates the ends of the blocks, and its defaults make these move
+    With "x3d_block" in `fused`, the compiler generates only the ends of the blocks, and with its defaults these move
     fewer bytes.
     """
     return {} if device.type != "cuda" or "x3d_block" in fused else INDUCTOR

@@ -60,7 +60,7 @@ def _own(work_dir: Path, resume: bool) -> Iterator[None]:
 
 
 def write_settings(work_dir: Path, experiment: Experiment) -> None:
-    """Write experiment.json, under another name until it is complete. Raises UserError if it cannot be written."""
+    """Write experiment.json, under a temporary name until it is complete. Raises UserError if it cannot be written."""
     part = work_dir / f"{SETTINGS}.tmp"
     try:
         part.write_text(json.dumps(asdict(experiment), indent=1) + "\n")

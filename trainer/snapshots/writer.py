@@ -42,9 +42,9 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
     """The newest intact snapshot in `folder`, or None if there is none.
 
     Tries the target of the link latest.pth first, because file names do not always show which snapshot is the newest:
-    after a resume with a larger batch, an epoch has fewer steps. Then come the rolling snapshots by epoch and step,
-    then latest.pth itself, which may be a file that somebody copied into the folder, and last the best snapshots. `say`
-    is called with a sentence about each damaged file that is skipped.
+    after a resume with a larger batch, an epoch has fewer steps. Then come the rolling snapshots, from the highest
+    epoch and step down, then latest.pth itself, which may be a file that somebody copied into the folder, and last the
+    best snapshots. `say` is called with a sentence about each damaged file that is skipped.
     """
     tried = set()
     for path in _candidates(folder):
@@ -68,8 +68,8 @@ def stage(
 
     Returns the copy, and the pairs (target, source) of the tensors whose address is in `steady`: the caller has to
     copy these later. `buffers` maps places in the state to the tensors of the copy, whose memory the next call reuses.
-    It is pinned for CUDA tensors, and copies from a GPU are only queued on return: wait for the current stream before
-    reading them. `at` is the place of `state` itself, for the keys of `buffers` and for error messages.
+    This memory is pinned for CUDA tensors. Copies from a GPU may still be queued on return: wait for the current stream
+    before reading them. `at` is the place of `state` itself, for the keys of `buffers` and for error messages.
     """
     copies: Copies = []
     staged = _stage(state, buffers, at, copies)
@@ -237,7 +237,7 @@ class Writer:
             torch.cuda.current_stream().synchronize()
 
     def _remove_old(self, name: str, best: str | None) -> None:
-        """Remove old snapshots once `name` and `best` are durable. Also keeps the intact snapshot before `name`."""
+        """Remove old snapshots once `name` and `best` are durable, except the last intact one before `name`."""
         self._good = [*(good for good in self._good if good != name), name][-2:]
         for path in self.folder.iterdir():
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
