@@ -192,7 +192,7 @@ def test_another_batch_size_loses_no_clip_of_the_epoch_and_no_record(tiny, tmp_p
     assert records[:2] == before[:2]
     assert [record["step"] for record in records[2:]] == steps
     assert [record["clips"] for record in records] == [8, 16, *(min(step * batch_size, 39) for step in steps)]
-    assert sum("clips of this epoch were trained on" in line for line in (work_dir / "train.log").open()) == 1
+    assert sum("clips of this epoch are finished" in line for line in (work_dir / "train.log").open()) == 1
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 16])
