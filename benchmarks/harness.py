@@ -39,7 +39,7 @@ class Skipped(Exception):
 def time_rounds(candidates: Candidates, target: Target, *, seconds: float, warmup: int = 3) -> dict[str, np.ndarray]:
     """Measure the seconds per call of each candidate, with one sample for each round: [rounds].
 
-    All rounds together take about `seconds`, but there are at least five rounds; a toy has two. With n candidates,
+    All rounds together take about `seconds`, but there are at least five, or two in a toy run. With n candidates,
     round r begins with candidate r mod n. Time is measured with CUDA events on a GPU, and with the wall clock on a CPU.
     """
     calls, device = {}, target.device

@@ -123,7 +123,10 @@ class FeatureInteraction(nn.Module):
         self.conv5 = nn.ConvTranspose2d(hidden, pose_channels, (ratio, 1), (ratio, 1))
 
     def forward(self, rgb: Tensor, pose: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Return both streams, scaled. rgb: [N*T, C, H, W]; pose: [N*ratio*T, C', H', W']; T: num_frames."""
+        """Return both streams, each frame multiplied by its gate.
+
+        rgb: [N*T, C, H, W]; pose: [N*ratio*T, C', H', W']; T: num_frames.
+        """
         rgb_gate, pose_gate = self.gates(rgb, pose, num_frames)
         return scale_frames(rgb, rgb_gate), scale_frames(pose, pose_gate)
 

@@ -23,7 +23,7 @@ TOY = DemoConfig(num_train=12, num_val=12, size=(128, 96), num_frames=(12, 16))
 
 
 def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experiment:
-    """Return the experiment `full` (for a toy, a small ntu60_x3d), changed to use the clips of the demo as its data.
+    """Return the experiment `full`, or a small ntu60_x3d in a toy run, with the clips of the demo as its data.
 
     The clips are made in the scratch folder of the target.
     """

@@ -124,7 +124,7 @@ def totals(launches: list[dict]) -> dict[str, dict]:
     `compiled_gb` and `ideal_gb` are for the same computation without our kernels. The group `blocks` contains the
     kernels that replace whole blocks. Only this group has `over_ideal` (`gb` / `ideal_gb`), because the ideal is only
     known for whole blocks. norm_act is not in this group: it makes as many passes over memory as compiled code.
-    `heaviest` is each kernel's call that moves the most bytes; `make test` counts only these calls again.
+    `heaviest` is each kernel's call that moves the most bytes; these are the calls that `make test` counts again.
     """
     sums: dict[str, dict] = {}
     heaviest: dict[str, dict] = {}

@@ -52,7 +52,7 @@ Value = TypeVar("Value")
 
 
 def measure(target: Target) -> Iterator[Result]:
-    """Measure each variant of the ntu60_x3d step alone, and then all variants in turns."""
+    """Measure each variant of the ntu60_x3d step alone, and then all variants in alternation."""
     experiment = TOY if target.toy else NTU60_X3D
     batch, steps, failed = random_batch(experiment, target.device), {}, []
     assert isinstance(experiment.model, X3DPairConfig)
@@ -172,7 +172,7 @@ def time_step(
 def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, ...]:
     """Return rgb, heatmap, label and coarse label with the shapes, types and memory layout of the loader."""
     clip, count = experiment.clip, experiment.optim.batch_size
-    # The numbers are drawn on the device, because for a GPU they are gigabytes.
+    # At a GPU's batch sizes these are gigabytes, so they are drawn on the device and not copied to it.
     options: dict = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
     side, small, channels = clip.rgb_size, clip.heatmap_size, clip.num_channels()
     rgb = torch.randint(0, 256, (count, clip.rgb_frames, side, side, 3), dtype=torch.uint8, **options)

@@ -271,7 +271,7 @@ def _backward(
         inner = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inner, O)
         total = tl.dot(tl.trans(whole), inputs, total, input_precision="ieee")
-        # The branch separates the two products, which would otherwise get one layout that suits neither.
+        # The branch lets the compiler choose a layout for each of the two products. One for both would suit neither.
         if rows_left > 0:
             gradient = tl.dot(whole, weights, input_precision="ieee")
             if scale is not None:

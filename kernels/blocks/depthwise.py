@@ -20,7 +20,7 @@ from torch.library import triton_op, wrap_triton
 from kernels.blocks.rows import activate, load, through
 
 TILE = 128  # channels times lanes of a program; each thread computes two elements
-SPAN = 4  # columns of a lane, in the result or, for the backward kernel, in the images
+SPAN = 4  # columns that a lane computes: of the result, or of the gradient of the images
 ROWS = 32  # maximum number of rows of a strip
 PROGRAMS = 2048  # approximate number of programs
 
@@ -100,7 +100,7 @@ def spread_over_pixels(
 ) -> tuple[Tensor, Tensor]:
     """Return `level` and `slope`, given the gradients of the three statistics that `merge_strips` returns.
 
-    Because of these statistics, level + slope * (result - mean) is added to the gradient of each pixel. level is
+    The statistics contribute level + slope * (result - mean) to the gradient of each pixel of the result. level is
     [N, C], or [1, C] if it is the same for all groups; slope is [C]. `count` is the number of pixels of all groups.
     """
     level = torch.zeros_like(mean)[None] if grad_mean is None else grad_mean[None] / count
@@ -159,7 +159,7 @@ def _grads(
 def _keep(ctx, inputs, output) -> None:
     images, weight, scale, shift, *ctx.options = inputs
     ctx.save_for_backward(images, weight, scale, shift, *output[:2])
-    ctx.set_materialize_grads(False)  # otherwise a launch would make zero gradients for unused statistics
+    ctx.set_materialize_grads(False)  # otherwise torch would fill a tensor with zeros for each unused statistic
 
 
 def _backward(ctx, grad: Tensor | None, *of_statistics: Tensor | None):

@@ -236,7 +236,8 @@ def _backward(
             inner &= (to >= 0) & (to < num_frames)
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, output[None, :], inner, O)
         products = tl.dot(tl.trans(whole), inputs, products, input_precision="ieee")
-        if rows_left > 0:  # the branch separates the two products, as in conv_bn.py
+        # As in conv_bn.py, the branch lets the compiler choose a layout for each of the two products.
+        if rows_left > 0:
             gradient = tl.dot(whole, weights, input_precision="ieee") + load(grad_total, first * C + place, inside)
             gradient = through(gradient, inputs.to(tl.float32), "relu")
             of_scale += tl.sum(gradient * load(rows, first * C + place, inside), 0)

@@ -159,7 +159,8 @@ def _backward(
         inside = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inside, O)
         total = tl.dot(tl.trans(whole), inputs, total, input_precision="ieee")
-        if rows_left > 0:  # the branch separates the two products, as in conv_bn.py
+        # As in conv_bn.py, the branch lets the compiler choose a layout for each of the two products.
+        if rows_left > 0:
             gradient = tl.dot(whole, weights, input_precision="ieee").to(grad_rows.dtype.element_ty)
             target = grad_rows + first * C + place
             _store_shifted(target, gradient, owned, frame, channel, num_frames, frame_rows * C, C, FOLD, VECTOR)

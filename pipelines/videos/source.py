@@ -90,7 +90,7 @@ class NamingDecoder:
 
 
 def _unreadable_video(videos: list[str]) -> str:
-    """The first of these videos that PyAV cannot decode either. If PyAV decodes all, "one of" and all their names."""
+    """Name the video at which DALI failed: the first that PyAV cannot decode, or "one of" all if there is none."""
     for video in videos:
         try:
             for _ in decode(video, max_frames=1 << 20):
