@@ -12,7 +12,9 @@ import tyro
 from benchmarks import suite
 from benchmarks.harness import Target
 from benchmarks.records import RECORDS, compare_records, renew_table, results_table
+from kernels.driver import why_no_gpu
 from kernels.program import UserError
+from trainer.runtime.ranks import sees_gpu
 
 Device = Literal["cuda", "cpu"]
 
@@ -166,7 +168,9 @@ def table(readme: Path | None = None, records: Path = RECORDS) -> int:
 
 
 def _need(device: Device, way_out: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not sees_gpu():
+        if reason := why_no_gpu(torch.__version__, torch.version.cuda):
+            raise UserError("; ".join(reason))
         raise UserError(f"torch {torch.__version__} sees no CUDA device: run on a GPU machine, or {way_out}")
 
 

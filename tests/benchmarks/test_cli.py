@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.cli import gpu, kernels, main, snapshot, step
 from kernels.program import UserError, die_with_parent, exit_code
+from tests.fake_driver import machine_with
 from tests.programs import ROOT, run, start
 
 
@@ -62,8 +63,14 @@ def test_a_mistake_takes_a_sentence(capsys, monkeypatch):
     )
 
 
-def test_a_machine_without_a_gpu_is_told(monkeypatch):
+def test_a_machine_without_a_gpu_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with monkeypatch.context() as patches:
+        patches.setenv("PATH", machine_with(tmp_path, "535.161.08")["PATH"])
+        patches.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        with pytest.raises(UserError, match=r"this machine has NVIDIA driver 535\.161\.08"):
+            gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="sees no CUDA device: run on a GPU machine, or try --device cpu --toy"):
         gpu()
     with pytest.raises(UserError, match="run on a GPU machine, or leave --device cuda out"):
