@@ -91,7 +91,7 @@ def make(tmp_path):
         run = build_run(experiment, ranks, loaders, journal, writer, Interrupt())
         if graph:
             rate_on_device(run.optimizer, device)
-            run.execute = Replay(run.writer.changing_weights)
+            run.execute = Replay(run.writer.changing_weights, run.optimizer, print)
         return run
 
     return run_of

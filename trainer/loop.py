@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 
 import nvtx
-import torch
 from torch import Tensor
 
 from kernels.program import UserError
@@ -15,6 +14,7 @@ from trainer.memory import advice, recover
 from trainer.metrics import Scores, summarize, worse_than_a_stream
 from trainer.resume import go_back, save
 from trainer.run import Run, Stopped
+from trainer.runtime.faults import exceeds_memory
 from trainer.scoring import score_split
 from trainer.snapshots.writer import best_name
 from trainer.step import rate, train_step
@@ -74,8 +74,10 @@ def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
     """Do a training step. If the GPU's memory does not suffice, save the run and raise a UserError with advice."""
     try:
         return train_step(run, batch)
-    except torch.OutOfMemoryError:
-        pass  # recover after this block, because within it the error's traceback keeps the activations in memory
+    except RuntimeError as error:
+        if not exceeds_memory(error):
+            raise
+    # recover after this block, because within it the error's traceback keeps the activations in memory
     recover(run)
     if run.ranks.world_size == 1:  # several ranks can only save together, but the other ranks are still in their step
         save(run)

@@ -1,10 +1,21 @@
-"""Recovery from a step that does not fit into the GPU's memory, and advice on what would fit."""
+"""Gradients without a trace, recovery from a step that does not fit into the GPU's memory, and advice on what fits."""
 
 import torch
+from torch import nn
 
 from pipelines.batch import Batch
 from trainer.run import Run
-from trainer.step import split
+from trainer.runtime.faults import exceeds_memory
+from trainer.step import loss_of, split
+
+
+def gradients(run: Run, network: nn.Module, part: Batch) -> None:
+    """Compute the gradients of a part of a batch and drop them. Only buffers change, which `recover` restores.
+
+    The gradients never reach the weights, where DDP would count them as a step.
+    """
+    _, loss = loss_of(run, network, part)
+    torch.autograd.grad(run.scale.scale(loss), list(run.network.parameters()), allow_unused=True)
 
 
 def recover(run: Run) -> None:
@@ -43,10 +54,10 @@ def advice(run: Run, batch: Batch) -> str:
 def fits(run: Run, part: Batch) -> bool:
     """Whether the memory suffices for a forward and a backward pass of `part`. Leaves the run as it was."""
     try:
-        with run.precision():
-            output = run.network(part.rgb, part.heatmap, part.label, part.coarse_label)
-        torch.stack(list(output.losses.values())).sum().backward()
-    except torch.OutOfMemoryError:
+        gradients(run, run.network, part)
+    except RuntimeError as error:
+        if not exceeds_memory(error):
+            raise
         return False
     finally:
         recover(run)

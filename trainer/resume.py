@@ -16,6 +16,7 @@ from torch import Tensor
 from models.weights.files import AVERAGES, WEIGHTS
 from trainer.config import Experiment
 from trainer.run import Run
+from trainer.runtime.forward import Way
 from trainer.runtime.ranks import average_statistics
 from trainer.settings import flattened
 from trainer.snapshots.writer import Snapshot, SnapshotError
@@ -126,7 +127,7 @@ def exact_under(run: Run) -> dict[str, Any]:
         "device": run.ranks.device.type,
         "ranks": run.ranks.world_size,
         "threads": torch.get_num_threads(),
-        "compiled": run.forward is not run.network,
+        "compiled": run.forward.way is Way.COMPILED,
         "precision": run.precision.name,
     }
 

@@ -23,7 +23,8 @@ from trainer.optim import (
     NoEma,
     build_optimizer,
 )
-from trainer.runtime.cuda_graph import Eager, Replay
+from trainer.runtime.cuda_graph import Eager, Execute
+from trainer.runtime.forward import Forward
 from trainer.runtime.precision import LossScale, NoLossScale, Precision, precision_of
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.signals import Interrupt
@@ -77,7 +78,7 @@ class Run:
     train_loader: Loader
     val_loader: Loader
     network: nn.Module
-    forward: nn.Module
+    forward: Forward
     parallel: nn.Module
     optimizer: torch.optim.Optimizer
     guard: BufferGuard
@@ -90,7 +91,7 @@ class Run:
     precision: Precision
     scale: LossScale | NoLossScale
     ema: Ema | NoEma
-    execute: Eager | Replay = field(default_factory=Eager)  # runs the device's part of a step, directly or as a graph
+    execute: Execute = field(default_factory=Eager)  # runs the device's part of a step, directly or as a graph
     profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
     num_batches: int = 0  # batches of training and validation so far; should_stop counts them
@@ -129,7 +130,8 @@ def build_run(
     fuse(network, parts)
     if optim.logit_adjustment is not None:
         adjust_logits(network, loaders[0].clips_by_class().to(ranks.device), optim.logit_adjustment)
-    forward = compiled(network, replace(experiment, fused=parts), ranks.device, journal.say)
+    report = journal.work_dir / f"fallbacks_rank{ranks.rank}.txt"
+    forward = compiled(network, replace(experiment, fused=parts), ranks.device, journal.say, report)
     ema = NoEma() if optim.ema is None else Ema(network, optim.ema)
     return Run(
         experiment=experiment,

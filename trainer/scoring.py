@@ -1,13 +1,16 @@
 """Scores every clip of a split once, with any number of ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from kernels.program import UserError
 from pipelines.loader import Loader
 from trainer.metrics import Scores, gather, score_batch
 from trainer.run import Run, Stopped
+from trainer.runtime.faults import exceeds_memory
 from trainer.runtime.precision import Precision
 
 
@@ -35,8 +38,24 @@ def score_clips(
     """Score all clips of a loader. `forward` must be in evaluation mode; `after_batch` is called after each batch."""
     parts = []
     for batch in loader.epoch(0):
-        with precision():
+        with precision(), advising(loader):
             output = forward(batch.rgb, batch.heatmap)
         parts.append(score_batch(batch, output.logits))
         after_batch()
     return gather(parts, loader.rows)
+
+
+@contextmanager
+def advising(loader: Loader) -> Iterator[None]:
+    """A context for computing a batch of the loader. Raises UserError with advice if the memory does not suffice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not exceeds_memory(error):
+            raise
+        fewer = loader.batch_size // loader.world_size // 2 * loader.world_size
+        way_out = f"set val.batch_size={fewer}" if fewer else "lower clip.rgb_size_val, or use a larger GPU"
+        raise UserError(
+            f"the memory does not suffice to score {loader.batch_size} clips at once: "
+            f"{way_out} (training goes on with --resume)"
+        ) from None

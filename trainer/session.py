@@ -19,8 +19,10 @@ from trainer.resume import check_same, take_up
 from trainer.run import Run, build_run
 from trainer.runtime.allocator import keep_freed_memory
 from trainer.runtime.cuda_graph import Replay, rate_on_device
+from trainer.runtime.forward import Way
 from trainer.runtime.profiler import Profile
 from trainer.runtime.ranks import Ranks, join
+from trainer.runtime.rehearsal import Rehearsed
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.work_dir import claim, write_settings
@@ -68,7 +70,7 @@ def train_here(
                         journal.say(f"--init {init} is ignored, because the run resumes from its own snapshot")
                 else:
                     start_afresh(run, init)
-                add_replay_and_profile(run, profile, work_dir)
+                set_up_steps(run, profile, work_dir)
                 introduce(run)
                 if ranks.leads:
                     with pictures(run):
@@ -95,15 +97,17 @@ def start_afresh(run: Run, init: Path | None) -> None:
             run.journal.say(sentence)
 
 
-def add_replay_and_profile(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> None:
-    """Set up the replay of steps as a CUDA graph, if the experiment has cuda_graph=True, and the profiler of rank 0
-    for the steps `profile` = (first, last), if it is not None.
+def set_up_steps(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> None:
+    """Set up how steps are executed: as a CUDA graph if the experiment has cuda_graph=True, rehearsed if something can
+    fail that has a slower way, and on rank 0 under the profiler in the steps `profile` = (first, last), if not None.
     """
     if run.experiment.cuda_graph:
         rate_on_device(run.optimizer, run.ranks.device)
-        run.execute = Replay(run.writer.changing_weights)
+        run.execute = Replay(run.writer.changing_weights, run.optimizer, run.journal.say)
     if profile is not None and run.ranks.leads:
         run.profile = Profile(profile, work_dir, run.journal.say)
+    if run.forward.way is Way.COMPILED or run.ranks.device.type == "cuda":
+        run.execute = Rehearsed(run)
 
 
 def introduce(run: Run) -> None:
@@ -113,7 +117,7 @@ def introduce(run: Run) -> None:
     optim, world_size = run.experiment.optim, run.ranks.world_size
     share = optim.batch_size // world_size // optim.accumulate
     parts = f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""
-    compiled = "uncompiled" if run.forward is run.network else "compiled"
+    compiled = "compiled" if run.forward.way is Way.COMPILED else "uncompiled"
     graph = ", replayed as a CUDA graph" if run.experiment.cuda_graph else ""
     sgd = type(run.optimizer).__module__.partition(".")[0]
     run.journal.say(

@@ -6,9 +6,10 @@ from functools import partial
 
 import nvtx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.heads import Output
 from pipelines.batch import Batch
 from trainer.optim import clip_and_check, learning_rate, set_lr, step_if
 from trainer.run import Run
@@ -54,13 +55,18 @@ def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Ten
     Returns loss terms and accuracies of the part, as scalars on the device.
     """
     with exchange_if(last, run.parallel):
-        with nvtx.annotate("forward"), run.precision():
-            output = run.parallel(part.rgb, part.heatmap, part.label, part.coarse_label)
-            loss = torch.stack(list(output.losses.values())).sum()
+        output, loss = loss_of(run, run.parallel, part)
         with nvtx.annotate("backward"):
             run.scale.scale(loss * share if share < 1 else loss).backward()
     terms = {"loss": loss, **output.losses, **accuracies(output.logits, part)}
     return {name: term.detach() for name, term in terms.items()}
+
+
+def loss_of(run: Run, network: nn.Module, part: Batch) -> tuple[Output, Tensor]:
+    """The output of the network for a part of a batch, and the sum of its losses, in the run's precision."""
+    with nvtx.annotate("forward"), run.precision():
+        output = network(part.rgb, part.heatmap, part.label, part.coarse_label)
+        return output, torch.stack(list(output.losses.values())).sum()
 
 
 def exchange_if(last: bool, parallel: torch.nn.Module) -> AbstractContextManager:

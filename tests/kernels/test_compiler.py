@@ -10,6 +10,7 @@ import torch
 from kernels.compiler import why_no_compiler
 from trainer.commands.doctor import Finding, compiler
 from trainer.experiments import DEMO
+from trainer.runtime.forward import Way
 from trainer.runtime.wrap import compiled
 
 LANGUAGES = ("C", "C++")
@@ -66,7 +67,8 @@ def test_the_doctor_and_a_run_say_the_same(monkeypatch, tmp_path):
         "torch.compile", "note", "there is no C compiler: runs uncompiled and slower", "install gcc"
     )
     net, said = torch.nn.Linear(3, 2), []
-    assert compiled(net, replace(DEMO, compile=True), torch.device("cpu"), said.append) is net
+    forward = compiled(net, replace(DEMO, compile=True), torch.device("cpu"), said.append, tmp_path / "report")
+    assert forward.way is Way.DIRECT
     assert said == [
         "there is no C++ compiler, so the network runs uncompiled and slower (install g++ to use torch.compile)"
     ]

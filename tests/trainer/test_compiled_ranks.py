@@ -33,3 +33,88 @@ with join("cpu") as ranks:
 def test_a_compiled_network_stays_one_graph(environment):
     for done in run_ranks(*[("-c", SCRIPT)] * 2, environment=environment):
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+REHEARSED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor import compile_fx
+
+from models.heads import Output
+from pipelines.batch import Batch
+from trainer.experiments import DEMO
+from trainer.optim import BufferGuard, NoLossScale
+from trainer.runtime.ranks import join
+from trainer.runtime.rehearsal import rehearse
+from trainer.runtime.wrap import compiled, parallel
+
+folder, fails = Path(sys.argv[1]), sys.argv[2] == "fails"
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, rgb, heatmap, label, coarse_label):
+        return Output({}, {"loss": self.linear(self.norm(rgb).relu()).square().mean()})
+
+
+def fail(*_, **__):
+    raise RuntimeError("no space left on device")
+
+
+with join("cpu") as ranks:
+    torch.manual_seed(0)
+    network = Net()
+    if fails and ranks.rank:
+        compile_fx.compile_fx = fail
+    report, said = folder / f"fallbacks_rank{ranks.rank}.txt", []
+    forward = compiled(network, replace(DEMO, compile=True), ranks.device, said.append, report)
+    trained = parallel(forward, ranks, accumulate=1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    run = SimpleNamespace(ranks=ranks, network=network, forward=forward, scale=NoLossScale(), optimizer=optimizer,
+        guard=BufferGuard(network.buffers()), precision=torch.enable_grad)
+    rgb = torch.arange(12.0).view(3, 4) + ranks.rank
+    batch = Batch(rgb=rgb, heatmap=rgb, label=rgb, coarse_label=rgb, index=rgb, valid=rgb)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.manual_seed(3)
+    rehearse(run, batch)
+    assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(3)))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    graphs = counters["stats"]["unique_graphs"]
+    for _ in range(3):
+        optimizer.zero_grad()
+        trained(rgb, rgb, rgb, rgb).losses["loss"].backward()
+        both = network.linear.weight.grad.clone()
+        torch.distributed.all_reduce(both)
+        assert torch.equal(both, 2 * network.linear.weight.grad)
+    assert counters["stats"]["unique_graphs"] == graphs
+    hits = counters["aot_autograd"]["autograd_cache_hit"] + counters["inductor"]["fxgraph_cache_hit"]
+    print(f"{forward.way.name}, {'hit' if hits else 'miss'}, {report.exists()}: {''.join(said)}")
+"""
+
+
+def rehearsed(environment, folder, word):
+    surroundings = {**environment, "TORCHINDUCTOR_CACHE_DIR": str(folder)}
+    ranks = run_ranks(*[("-c", REHEARSED, folder, word)] * 2, environment=surroundings)
+    assert all(done.returncode == 0 for done in ranks), [done.stdout + done.stderr for done in ranks]
+    return [done.stdout.splitlines()[-1] for done in ranks]
+
+
+def test_the_first_rank_compiles_and_the_other_finds_its_code(environment, tmp_path):
+    """The rehearsal leaves no trace, and DDP's steps run its graph."""
+    assert rehearsed(environment, tmp_path, "works") == ["COMPILED, miss, False: ", "COMPILED, hit, False: "]
+
+
+def test_ranks_agree_when_one_cannot_compile(environment, tmp_path):
+    first, second = rehearsed(environment, tmp_path, "fails")
+    assert first.startswith("DIRECT, miss, False: torch.compile failed (on another rank, which has a file of its own)")
+    assert second.startswith("DIRECT, miss, True: torch.compile failed (RuntimeError: no space left")

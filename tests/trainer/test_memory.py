@@ -8,17 +8,20 @@ from tests.trainer.test_resume import assert_equal
 from trainer.loop import step_or_advice
 from trainer.memory import advice, fits, recover
 from trainer.resume import state_of
+from trainer.scoring import score_split
 from trainer.snapshots.writer import Writer, newest_valid
 from trainer.step import train_step
 
+FULL = torch.OutOfMemoryError("CUDA out of memory")
 
-def limit(run, clips):
+
+def limit(run, clips, error: RuntimeError = FULL):
     """Memory for so many clips: more run out of it right behind the first BatchNorm."""
     layer = next(part for part in run.network.modules() if isinstance(part, ConvBn))
 
     def fail(module, inputs, output):
         if len(inputs[0]) > clips * run.experiment.clip.rgb_frames:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
 
     return layer.register_forward_hook(fail)
 
@@ -52,7 +55,7 @@ def test_the_run_is_saved_as_it_was_before_the_step(run, tmp_path):
 
 def test_where_half_does_not_fit_either(run):
     (batch,) = (batch for _, batch in zip(range(1), run.train_loader.epoch(0), strict=False))
-    limit(run, 2)
+    limit(run, 2, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     with pytest.raises(
         ValueError, match=r"8 clips at once do not fit .*, and neither do 4: set optim\.accumulate=4 or more"
     ):
@@ -73,3 +76,9 @@ def test_measuring_leaves_no_trace(run):
     assert_equal(dict(run.network.state_dict()), before)
     recover(run)
     assert all(parameter.grad is None for parameter in run.network.parameters())
+
+
+def test_a_validation_that_does_not_fit_is_told(run):
+    limit(run, 6, RuntimeError("FIND was unable to find an engine to execute this computation"))
+    with pytest.raises(ValueError, match=r"not suffice to score 8 clips at once: set val\.batch_size=4 "):
+        score_split(run)

@@ -1,27 +1,42 @@
 """torch.compile is on where it can be; tests/kernels/test_compiler.py has a machine without a compiler."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from models.heads import Output
 from trainer.experiments import DEMO
+from trainer.runtime.forward import Way
 from trainer.runtime.wrap import INDUCTOR, compiled, settings
 
-CPU = torch.device("cpu")
+CPU, REPORT = torch.device("cpu"), Path("no-such-file")
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
+
+    def forward(self, x):
+        return Output({"rgb": self.layers(x)}, {})
 
 
 def test_off_on_a_cpu_unless_asked_for():
-    net = torch.nn.Linear(3, 2)
-    assert compiled(net, DEMO, CPU, lambda _: None) is net
+    forward = compiled(Net(), DEMO, CPU, print, REPORT)
+    assert forward.way is Way.DIRECT
 
 
 def test_compiled_equals_eager():
-    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
-    fast = compiled(net, replace(DEMO, compile=True), CPU, lambda _: None)
-    assert fast is not net
-    assert list(fast.state_dict()) == [f"_orig_mod.{name}" for name in net.state_dict()]
+    net = Net()
+    fast = compiled(net, replace(DEMO, compile=True), CPU, print, REPORT)
+    assert fast.way is Way.COMPILED
+    assert list(fast.state_dict()) == [f"network.{name}" for name in net.state_dict()]
     x = torch.randn(5, 3)
     torch.testing.assert_close(fast(x), net(x))
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x))
+    assert fast.way is Way.COMPILED
 
 
 def test_settings_go_by_who_has_the_blocks():

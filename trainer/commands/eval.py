@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     with join(device) as ranks:
         if ranks.leads:
             make_folder(out)  # so that a folder without write permission is reported now, and not after scoring
-        scores, names = score(experiment, network.to(ranks.device).eval(), ranks, options.clips)
+        scores, names = score(experiment, network.to(ranks.device).eval(), ranks, options.clips, out)
         if ranks.leads:
             metrics = summarize(scores)
             show(experiment, len(names), metrics)
@@ -69,13 +70,16 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     return 0
 
 
-def score(experiment: Experiment, network: nn.Module, ranks: Ranks, num_samples: int) -> tuple[Scores, Sequence[str]]:
+def score(
+    experiment: Experiment, network: nn.Module, ranks: Ranks, num_samples: int, out: Path
+) -> tuple[Scores, Sequence[str]]:
     """Score the validation split. Returns the mean scores over `num_samples` samples of each clip, and the names of
     the clips in the same order.
     """
     console = Console(stderr=True, quiet=not ranks.leads)
     _, loader = build_loaders(experiment, ranks, console.print)
-    forward = compiled(network, experiment, ranks.device, console.print)
+    report = out / f"fallbacks_rank{ranks.rank}.txt"
+    forward = compiled(network, experiment, ranks.device, partial(console.print, markup=False), report)
     precision = precision_of(experiment.optim.precision, ranks)
     samples = []
     with Progress(console, "scoring", num_samples * loader.num_batches * loader.batch_size) as progress:

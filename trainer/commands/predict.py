@@ -1,6 +1,7 @@
 """`python -m trainer predict`: names the actions in videos, window by window, as a table, JSON and pictures."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +73,8 @@ def predict(options: PredictOptions) -> int:
     if not printer.is_terminal:
         printer.width = WIDTH
     precision = precision_of(experiment.optim.precision, Ranks(0, 0, 1, device))
-    forward = compiled(network.to(device).eval(), experiment, device, console.print)
+    say, report = partial(console.print, markup=False), out / "fallbacks_rank0.txt"
+    forward = compiled(network.to(device).eval(), experiment, device, say, report)
     skeletons = Skeletons(options, experiment, console)
     make_folder(out)
     for video in options.videos:

@@ -32,11 +32,11 @@ class Journal:
     """
 
     def __init__(self, work_dir: Path, rank: int = 0, console: Console | None = None) -> None:
+        self.work_dir = work_dir
         self.active = rank == 0
         self.clock = Clock()
         if not self.active:
             return
-        self._work_dir = work_dir
         self._console = console or Console()
         self._has_warned = False
         self._num_epochs = 0
@@ -83,13 +83,13 @@ class Journal:
         self._metrics.close()
         with self._writable():
             keep_until(
-                self._work_dir / METRICS,
+                self.work_dir / METRICS,
                 cursor.epoch + 1,
                 cursor.clips,
                 batch_size=batch_size,
                 epoch_clips=cursor.epoch_clips,
             )
-            self._metrics = Lines(self._work_dir / METRICS)
+            self._metrics = Lines(self.work_dir / METRICS)
         if not self._metrics.size():
             for validation in cursor.validations:
                 values = dict(validation)
@@ -195,7 +195,7 @@ class Journal:
             yield
         except OSError as error:
             raise UserError(
-                f"{self._work_dir} cannot be written ({error.strerror}): choose another --work-dir"
+                f"{self.work_dir} cannot be written ({error.strerror}): choose another --work-dir"
             ) from error
 
     @contextlib.contextmanager
@@ -212,7 +212,7 @@ class Journal:
             from torch.utils.tensorboard.writer import SummaryWriter  # takes a second to import; only rank 0 needs it
 
             with self._tolerated():
-                folder = str(self._work_dir / TENSORBOARD)
+                folder = str(self.work_dir / TENSORBOARD)
                 self._tensorboard = SummaryWriter(folder, purge_step=cursor.total_clips + 1, flush_secs=30)
 
     def _show(self, title: str, done: int, total: int) -> None:

@@ -4,7 +4,7 @@ Try `--set cuda_graph=True` when kernel launches limit the speed: with small bat
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import fields, replace
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from kernels.program import UserError
 from pipelines.batch import Batch
+from trainer.runtime.faults import first_line
 
 WARM_UP = 3  # eager steps before the recording, in which compilers, allocators and autotuners do their work
+ATTEMPTS = 2  # recordings to try
 Update = Callable[[Batch], dict[str, Tensor]]
+Execute = Callable[[Update, Batch], dict[str, Tensor]]
 
 
 def check_replay(device: str, world_size: int) -> None:
@@ -48,11 +51,20 @@ class Replay:
     of the random generator anew, so dropout is the same as without recording. All calls must pass the same `update`,
     and batches of the same shape. Each call enters `changing_weights` (trainer/snapshots/writer.py) here, because a
     replay does not run the Python code of `update` that would enter that context.
+
+    A recording computes nothing, so one that fails leaves weights and buffers as they were: another thread of this
+    process, such as DALI's when it frees memory, can invalidate it. After a second failure all steps run directly.
     """
 
-    def __init__(self, changing_weights: Callable[[], AbstractContextManager]) -> None:
-        self._changing_weights = changing_weights
+    def __init__(
+        self,
+        changing_weights: Callable[[], AbstractContextManager],
+        optimizer: torch.optim.Optimizer,
+        say: Callable[[str], None],
+    ) -> None:
+        self._changing_weights, self._optimizer, self._say = changing_weights, optimizer, say
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator still refers to them
         self._num_warm_up = 0
         self._stream = torch.cuda.Stream()
 
@@ -61,19 +73,33 @@ class Replay:
             if self._num_warm_up < WARM_UP:
                 self._num_warm_up += 1
                 return self._warm_up(update, batch)
-            return self._replay(update, batch)
+            while self._graph is None and len(self._failed) < ATTEMPTS:
+                self._record(update, batch)
+            return update(batch) if self._graph is None else self._replay(self._graph, batch)
 
-    def _replay(self, update: Update, batch: Batch) -> dict[str, Tensor]:
-        if self._graph is None:
-            self._batch = replace(batch, **{name: tensor.clone() for name, tensor in _columns(batch)})
-            self._graph = torch.cuda.CUDAGraph()
+    def _record(self, update: Update, batch: Batch) -> None:
+        self._batch = replace(batch, **{name: tensor.clone() for name, tensor in _columns(batch)})
+        graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+        try:
             # Meanwhile DALI decodes the next batches in its own threads, and the default capture mode would forbid the
             # CUDA calls of these threads (DALI's issue 3703).
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._values = update(self._batch)
+            self._graph = graph
+            return
+        except Exception as error:
+            reason = first_line(error)
+        self._failed.append(graph)
+        torch.cuda.set_stream(stream)  # the recording's own stream would remain the current one
+        forget_recording(stream.device, pool)
+        self._optimizer.zero_grad()
+        if len(self._failed) == ATTEMPTS:
+            self._say(f"recording the step as a CUDA graph failed {ATTEMPTS} times ({reason}): steps run without it")
+
+    def _replay(self, graph: torch.cuda.CUDAGraph, batch: Batch) -> dict[str, Tensor]:
         for (_, recorded), (_, new) in zip(_columns(self._batch), _columns(batch), strict=True):
             recorded.copy_(new, non_blocking=True)
-        self._graph.replay()
+        graph.replay()
         return {name: value.clone() for name, value in self._values.items()}
 
     def _warm_up(self, update: Update, batch: Batch) -> dict[str, Tensor]:
@@ -83,6 +109,19 @@ class Replay:
             values = update(batch)
         torch.cuda.current_stream().wait_stream(self._stream)
         return values
+
+
+def forget_recording(device: torch.device, pool: tuple[int, int]) -> None:
+    """Let torch compute as usual again after a recording into the memory pool `pool` has failed.
+
+    If ending the recording raises, torch (2.13, CUDAGraph::capture_end) stops before it tells its allocator and its
+    random generator that the recording is over.
+    """
+    with suppress(RuntimeError):  # raised if torch has already told the allocator
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+    generator.manual_seed(torch.initial_seed())
 
 
 def _columns(batch: Batch) -> list[tuple[str, Tensor]]:

@@ -49,12 +49,14 @@ class Ranks:
         return self.rank == 0
 
     @contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def in_turn(self, machines_together: bool = False) -> Iterator[None]:
         """A context that rank 0 enters first, then the first rank of each other machine, then all other ranks.
 
-        If the first rank of a machine makes a file in the context, it exists when the machine's other ranks enter.
+        If the first rank of a machine makes a file in the context, it exists when the machine's other ranks enter. With
+        `machines_together` the first ranks of all machines enter at once.
         """
-        own_turn = 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
+        leads_machine = self.local_rank == 0
+        own_turn = 0 if self.rank == 0 or (leads_machine and machines_together) else 1 if leads_machine else 2
         for turn in range(3):
             if turn == own_turn:
                 yield
@@ -70,11 +72,15 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank. All ranks call this together and get the same answer."""
+        return bool(self.largest(flag))
+
+    def largest(self, number: int) -> int:
+        """The largest `number` of all ranks. All ranks call this together."""
         if self.hosts is None:
-            return flag
-        flags = torch.tensor([flag], dtype=torch.int32)
-        dist.all_reduce(flags, dist.ReduceOp.MAX, self.hosts)
-        return bool(flags.item())
+            return number
+        numbers = torch.tensor([number], dtype=torch.int32)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, self.hosts)
+        return int(numbers.item())
 
 
 def started_by_launcher() -> bool:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kernels.compiler import why_no_compiler
 from models.config import FusedPart
 from trainer.config import Experiment
+from trainer.runtime.forward import Forward, Way
 from trainer.runtime.ranks import Ranks
 
 Options = dict[str, str | int | bool | Callable]
@@ -28,22 +30,23 @@ def settings(device: torch.device, fused: tuple[FusedPart, ...]) -> Options:
     return {} if device.type != "cuda" or "x3d_block" in fused else INDUCTOR
 
 
-def compiled(network: nn.Module, experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> nn.Module:
-    """The network compiled as one graph, or the network itself if compilation is off or cannot work here.
+def compiled(
+    network: nn.Module, experiment: Experiment, device: torch.device, say: Callable[[str], None], report: Path
+) -> Forward:
+    """The network compiled as one graph, or called directly if compilation is off or cannot work here.
 
     Shapes are static: with automatic dynamic shapes, gradients would depend on the order in which batch sizes occur.
+    Torch compiles at the first call. If that fails, the file `report` gets the full text.
     """
     is_on = experiment.compile if experiment.compile is not None else device.type == "cuda"
-    if not is_on:
-        return network
-    reason = why_no_compiler("C" if device.type == "cuda" else "C++")
+    reason = why_no_compiler("C" if device.type == "cuda" else "C++") if is_on else None
     if reason is not None:
         problem, way_out = reason
         say(f"{problem}, so the network runs uncompiled and slower ({way_out} to use torch.compile)")
-        return network
-    module = torch.compile(network, fullgraph=True, dynamic=False, options=settings(device, experiment.fused))
-    assert isinstance(module, nn.Module)
-    return module
+    if not is_on or reason is not None:
+        return Forward(network, network, Way.DIRECT, say, report)
+    call = torch.compile(network, fullgraph=True, dynamic=False, options=settings(device, experiment.fused))
+    return Forward(network, call, Way.COMPILED, say, report)
 
 
 def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:

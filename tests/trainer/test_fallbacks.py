@@ -1,0 +1,206 @@
+"""A compiler or cuDNN that fails where torch calls it: a line, the full text in a file, and the same weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._inductor import compile_fx
+
+from kernels.program import UserError
+from tests.trainer.test_resume import assert_equal
+from trainer.loop import step_or_advice, validate
+from trainer.resume import state_of
+from trainer.runtime.faults import exceeds_memory, is_from_cudnn, is_out_of_memory
+from trainer.runtime.forward import Way
+from trainer.runtime.rehearsal import Rehearsed
+from trainer.session import set_up_steps
+
+ENGINE = "GET was unable to find an engine to execute this computation"
+ONE_BLOCK = (
+    *("model.rgb.widths=(8,)", "model.rgb.blocks=(1,)", "model.pose.widths=(8,)", "model.pose.blocks=(1,)"),
+    "optim.ema=0.9",
+)
+
+
+@pytest.fixture(autouse=True)
+def cudnn_as_before():
+    with torch.backends.cudnn.flags(enabled=True):
+        yield
+    torch._dynamo.reset()
+
+
+def trained(build, *settings):
+    """A run after three steps and a validation, and random numbers that were drawn next."""
+    run = build(*ONE_BLOCK, *settings)
+    set_up_steps(run, None, Path())
+    for _, batch in zip(range(3), run.train_loader.epoch(0), strict=False):
+        run.meter.add(step_or_advice(run, batch))
+        run.cursor.finish_step()
+    drawn = torch.rand(3)
+    run.journal.start_epoch(run.cursor, 2)
+    validate(run)
+    return run, drawn
+
+
+@pytest.fixture
+def undisturbed(build):
+    return trained(build, "compile=False")
+
+
+def assert_same(one, other):
+    for part in ("model", "optimizer", "averages"):
+        assert_equal(state_of(one[0])[part], state_of(other[0])[part], part)
+    assert torch.equal(one[1], other[1])
+    assert one[0].cursor.validations == other[0].cursor.validations
+
+
+def lines(tmp_path, words):
+    return [line for line in (tmp_path / "journal" / "train.log").read_text().splitlines() if words in line]
+
+
+def fail(*_, **__):
+    raise RuntimeError("fatal error: Python.h: No such file or directory\nand more of it")
+
+
+def compile_by(monkeypatch, **compilers):
+    """Makes torch.compile run operators as they are, instead of generating code, which takes minutes."""
+    real, backend = torch.compile, aot_autograd(**{"fw_compiler": as_it_is} | compilers)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: real(network, fullgraph=True, backend=backend))
+
+
+def as_it_is(graph, inputs):
+    return make_boxed_func(graph.forward)
+
+
+def failing_when_called(graph, inputs):
+    return make_boxed_func(fail)
+
+
+def assert_told(tmp_path, what):
+    report = tmp_path / "journal" / "fallbacks_rank0.txt"
+    (line,) = lines(tmp_path, "failed")
+    reason = "fatal error: Python.h: No such file or directory"
+    assert f"{reason}), so {what} runs uncompiled and slower; the full text is in {report}" in line
+    assert "Traceback" in report.read_text()
+    assert "and more of it" in report.read_text()
+
+
+def test_inductor_fails(build, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(compile_fx, "fx_codegen_and_compile", fail)
+    run = trained(build, "compile=True")
+    assert_told(tmp_path, "the network")
+    assert_same(run, undisturbed)
+    assert not state_of(run[0])["exact_under"]["compiled"]
+
+
+def test_a_compiled_backward_pass_fails(build, tmp_path, monkeypatch):
+    """By then the forward pass has changed the buffers and drawn dropout."""
+    compile_by(monkeypatch, bw_compiler=failing_when_called)
+    run = trained(build, "compile=True", "optim.accumulate=2")
+    assert_told(tmp_path, "the network")
+    assert_same(run, trained(build, "compile=False", "optim.accumulate=2"))
+
+
+def test_validation_fails_to_compile(build, undisturbed, tmp_path, monkeypatch):
+    compile_by(monkeypatch, inference_compiler=fail)
+    run = trained(build, "compile=True")
+    assert_told(tmp_path, "validation")
+    run[0].network.train()
+    assert run[0].forward.way is Way.COMPILED
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_cudnn_has_no_plan(build, undisturbed, tmp_path, monkeypatch, training):
+    """In training, the convolutions before the third have changed the buffers by then."""
+    real, calls, modes = nn.functional.conv2d, [], []
+
+    def conv2d(*arguments, **more):
+        calls.append(1)
+        if len(calls) > 2 and torch.backends.cudnn.enabled and modes[0].training is training:
+            raise RuntimeError(ENGINE)
+        return real(*arguments, **more)
+
+    def build_rehearsed(*settings):
+        run = build(*settings)
+        modes.append(run.network)
+        run.execute = Rehearsed(run)
+        return run
+
+    monkeypatch.setattr(nn.functional, "conv2d", conv2d)
+    run = trained(build_rehearsed, "compile=False")
+    (line,) = lines(tmp_path, "cuDNN cannot compute a convolution")
+    assert f"(RuntimeError: {ENGINE}), so {'the network' if training else 'validation'} runs uncompiled" in line
+    assert torch.backends.cudnn.enabled is not training
+    assert_same(run, undisturbed)
+
+
+def test_cudnn_has_no_plan_in_benchmark_mode(build, tmp_path):
+    run = build(*ONE_BLOCK, "compile=False")
+    with torch.backends.cudnn.flags(benchmark=True):
+        run.forward.fall_back(RuntimeError(ENGINE.replace("GET", "FIND")))
+        assert not torch.backends.cudnn.benchmark
+        assert run.forward.way is Way.DIRECT
+        run.forward.fall_back(RuntimeError(ENGINE))
+        assert run.forward.way is Way.WITHOUT_CUDNN
+        with pytest.raises(RuntimeError, match="unable to find an engine"):
+            run.forward.fall_back(RuntimeError(ENGINE))
+    assert len(lines(tmp_path, "cuDNN")) == 2
+
+
+def test_the_plainest_way_raises_its_own_error(build, monkeypatch):
+    """A bug of the network is not one of the compiler; advice on memory is not lost either."""
+    run = build(*ONE_BLOCK, "compile=False")
+    for error in (KeyError("a bug"), UserError("a mistake"), torch.OutOfMemoryError("CUDA out of memory")):
+        with pytest.raises(type(error)):
+            run.forward.fall_back(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA allocation failed",
+    ],
+)
+def test_too_little_memory(text):
+    assert is_out_of_memory(RuntimeError(text))
+    assert exceeds_memory(RuntimeError(text))
+    assert not is_from_cudnn(RuntimeError(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ENGINE,
+        "FIND was unable to find an engine to execute this computation",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+        "cuDNN Frontend error: [cudnn_frontend] Error: No execution plans support the graph.",
+        "[cudnn_frontend] Error: No execution plans built successfully.",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input.",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+)
+def test_no_plan_of_cudnn(text):
+    assert is_from_cudnn(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError(text))
+
+
+def test_other_failures():
+    for text in (
+        "out of resource: shared memory, Required: 131072, Hardware limit: 101376. Reducing block sizes may help",
+        "CUDA error: an illegal memory access was encountered",
+        "Failed to find C compiler. Please specify via CC environment variable",
+    ):
+        assert not exceeds_memory(RuntimeError(text))
+        assert not is_from_cudnn(RuntimeError(text))

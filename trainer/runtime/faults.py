@@ -1,0 +1,50 @@
+"""Tells by its message what an exception of torch means: too little GPU memory, or a convolution that cuDNN cannot do.
+
+The messages are those of torch, cuBLAS, cuDNN, NCCL, Triton and DALI, as users report them. Most are RuntimeErrors.
+"""
+
+import re
+
+import torch
+
+MEMORY = re.compile(
+    r"out of memory"  # "CUDA out of memory", "CUDA error: out of memory", NCCL's "Cuda failure 2 'out of memory'"
+    r"|CU(BLAS|DNN|FFT|RAND|SOLVER|SPARSE)_STATUS_\w*ALLOC"  # ..._ALLOC_FAILED, ..._DEVICE_ALLOCATION_FAILED
+    r"|CUBLAS_STATUS_NOT_INITIALIZED when calling .?cublasCreate"  # its workspace did not fit
+    r"|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|CUDA allocation failed",
+    re.IGNORECASE,
+)
+NO_PLAN = re.compile(
+    r"unable to find an engine to execute"  # "GET was unable ..." and, in benchmark mode, "FIND was unable ..."
+    r"|find a valid cuDNN algorithm"
+    r"|no (valid )?execution plan",
+    re.IGNORECASE,
+)
+CUDNN = re.compile(r"CUDNN_STATUS_|cuDNN (Frontend )?error", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's memory did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(MEMORY.search(str(error)))
+
+
+def is_from_cudnn(error: BaseException) -> bool:
+    """Whether cuDNN has no plan for a convolution, or fails in it."""
+    text = str(error)
+    return not is_out_of_memory(error) and bool(NO_PLAN.search(text) or CUDNN.search(text))
+
+
+def exceeds_memory(error: BaseException) -> bool:
+    """Whether memory is the reason why a step fails whose convolutions cuDNN could compute before.
+
+    Where the memory for its work is missing, cuDNN says that it has no plan.
+    """
+    return is_out_of_memory(error) or bool(NO_PLAN.search(str(error)))
+
+
+def first_line(error: BaseException) -> str:
+    """The type of an exception and the first line of its message, at most 200 characters."""
+    error = getattr(error, "inner_exception", error)  # torch.compile's BackendCompilerFailed begins with other words
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -1,0 +1,97 @@
+"""The network as training and validation call it, and the slower ways to compute it when the fastest one fails."""
+
+import contextlib
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kernels.program import UserError
+from models.heads import Output
+from trainer.runtime.faults import first_line, is_from_cudnn, is_out_of_memory
+
+
+class Way(IntEnum):
+    """How a network is computed, fastest first."""
+
+    COMPILED = 0
+    DIRECT = 1
+    WITHOUT_CUDNN = 2  # also not compiled, because compiled code expects the memory layout of cuDNN's results
+
+
+LINES = {
+    Way.DIRECT: "torch.compile failed ({reason}), so {what} runs uncompiled and slower; the full text is in {report}",
+    Way.WITHOUT_CUDNN: "cuDNN cannot compute a convolution ({reason}), so {what} runs uncompiled and without cuDNN, "
+    "much slower; the full text is in {report}. If the GPU's memory is nearly full, try optim.accumulate=2 instead",
+}
+
+
+class Forward(nn.Module):
+    """Calls `compiled`, or `network` itself. Both have the same weights, and `way` is the way to begin with.
+
+    If a call without gradients fails, it is repeated in a slower way. A call with gradients may have changed buffers,
+    so its caller has to undo the step and call `fall_back` (trainer/runtime/rehearsal.py). Each fall-back is told in
+    one line with `say`, and the full text of the exception is appended to the file `report`.
+    """
+
+    def __init__(
+        self, network: nn.Module, compiled: Callable[..., Output], way: Way, say: Callable[[str], None], report: Path
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self._compiled = [compiled]  # in a list, so that the weights do not become this module's a second time
+        self._ways = {True: way, False: way}  # in training mode, and in evaluation mode
+        self._say, self._report = say, report
+
+    @property
+    def way(self) -> Way:
+        """The way in the network's present mode, which is training or evaluation."""
+        return self._ways[self.network.training]
+
+    def forward(self, *inputs: Tensor) -> Output:
+        while not torch.is_grad_enabled():
+            try:
+                return self._call(*inputs)
+            except Exception as error:
+                self.fall_back(error)
+        return self._call(*inputs)
+
+    def _call(self, *inputs: Tensor) -> Output:
+        if self.way is Way.COMPILED:
+            return self._compiled[0](*inputs)
+        if self.way is Way.DIRECT:
+            return self.network(*inputs)
+        with torch.backends.cudnn.flags(enabled=False):
+            return self.network(*inputs)
+
+    def fall_back(self, error: Exception) -> None:
+        """After a call that failed with `error`: choose a slower way, and say so. Raises `error` if there is none.
+
+        Too little memory is no reason for another way. trainer/memory.py has advice for that.
+        """
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise error
+        if is_from_cudnn(error) and torch.backends.cudnn.benchmark:
+            torch.backends.cudnn.benchmark = False
+            self._say(f"cuDNN's benchmark mode is off, because it failed ({first_line(error)})")
+            return
+        way = Way.WITHOUT_CUDNN if is_from_cudnn(error) else Way.DIRECT
+        if way <= self.way:
+            raise error
+        with contextlib.suppress(OSError), open(self._report, "a") as file:
+            file.write("".join(traceback.format_exception(error)) + "\n")
+        self.use(way, first_line(error))
+
+    def use(self, way: Way, reason: str) -> None:
+        """Use this way from now on, unless a slower one is in use. In evaluation mode this leaves training as it is."""
+        if way <= self.way:
+            return
+        training = self.network.training
+        self._ways = {True: way if training else self._ways[True], False: max(way, self._ways[False])}
+        if training and way is Way.WITHOUT_CUDNN:
+            torch.backends.cudnn.enabled = False  # for the backward pass too, which runs outside of `_call`
+        what = "the network" if training else "validation"
+        self._say(LINES[way].format(reason=reason, what=what, report=self._report))
