@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import triton
-from triton import knobs
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
@@ -157,7 +157,14 @@ def resources(compiled: CompiledKernel) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
-        command = [knobs.nvidia.ptxas.path, "-v", f"--gpu-name={arch[1]}", str(source), "-o", f"{folder}/kernel.cubin"]
+        command = [
+            get_ptxas(compiled.metadata.target.arch).path,
+            "-v",
+            f"--gpu-name={arch[1]}",
+            str(source),
+            "-o",
+            f"{folder}/kernel.cubin",
+        ]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
     def count(pattern: str) -> int:

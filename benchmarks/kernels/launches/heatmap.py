@@ -45,7 +45,7 @@ class HeatmapCall:
     def plain(self) -> None:
         """Do nothing, because the loader makes this call, and no operator of a network replaces it."""
 
-    def run(self) -> None:
+    def run(self, dtype: torch.dtype = torch.bfloat16) -> None:
         joints = torch.rand(self.clips, self.frames, self.people, self.skeleton.num_joints, 3) * self.side
         render_heatmaps(
             joints,
@@ -55,5 +55,5 @@ class HeatmapCall:
             flip=torch.zeros(self.clips, dtype=torch.bool),
             partner=torch.from_numpy(self.skeleton.partner()),
             limbs=self.skeleton.limbs if self.limbs else (),
-            dtype=torch.bfloat16,
+            dtype=dtype,
         )
