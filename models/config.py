@@ -129,7 +129,7 @@ class TwoStreamConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class X3DPairConfig(TwoStreamConfig):
-    """Two temporal-shift X3D networks, RGB and pose, that are combined only by the fusion of their probabilities."""
+    """The two-stream X3D: two temporal-shift X3D networks, RGB and pose. Only their probabilities are combined."""
 
     rgb: X3DStreamConfig = X3D_RGB
     pose: X3DStreamConfig = X3D_POSE
@@ -137,7 +137,7 @@ class X3DPairConfig(TwoStreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpamConfig(X3DPairConfig):
-    """EPAM-Net: the X3D pair, with its RGB features scaled by a map that is computed from the pose features.
+    """EPAM-Net: the two-stream X3D, with RGB features that are scaled by a map computed from the pose features.
 
     The score is the sum of both streams' logits (docs/sources.md, "EPAM-Net").
     """
@@ -156,7 +156,7 @@ class RGBPoseConfig(TwoStreamConfig):
     interaction: bool = False
     """Whether the network has PCAN's FeatureInteraction at both fusion points."""
     drop_path: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
-    """Probabilities that a training batch drops the laterals into the RGB path, and those into the pose path."""
+    """Two probabilities that a training batch drops laterals: those into the RGB path, and those into the pose path."""
     rgb: ResNetPathConfig = RESNET_RGB
     pose: ResNetPathConfig = RESNET_POSE
 

@@ -14,7 +14,7 @@ FRAME_RATIO = EpamConfig.frame_ratio or 1  # the map of an RGB frame is computed
 
 
 class PoseAttention(nn.Module):
-    """Computes a map with values in (0, 1), one for each RGB frame and pixel, from the pose features alone.
+    """Computes a map for each RGB frame, with one value in (0, 1) for each pixel, from the pose features alone.
 
     The map is the product of two factors. The spatial factor comes from the maximum and the mean over the channels of a
     pose frame, by a 7x7 convolution, batch norm and a sigmoid. The temporal factor comes from the means of seven
@@ -53,7 +53,7 @@ def attend(rgb: Tensor, attention: Tensor) -> Tensor:
     if attention.shape != (len(rgb), 1, *rgb.shape[2:]):
         raise UserError(
             f"pose attention makes {len(attention)} maps of size {tuple(attention.shape[2:])} for {len(rgb)} RGB frames"
-            f" of size {tuple(rgb.shape[2:])}: use {FRAME_RATIO} heatmaps per RGB frame, each a quarter"
-            " of its height and width"
+            f" of size {tuple(rgb.shape[2:])}: use {FRAME_RATIO} heatmaps per RGB frame, each with a"
+            " quarter of the RGB frame's height and width"
         )
     return torch.addcmul(rgb, rgb, attention)

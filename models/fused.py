@@ -100,7 +100,7 @@ class FusedStage(Stage):
 
 
 def fused_bottleneck(block: Bottleneck, x: Tensor | BlockEnd, num_frames: int) -> BlockEnd:
-    """Run a block without its final sum and activation. If x is a BlockEnd, its output is computed first."""
+    """Run a block without its final sum and activation. If x is a BlockEnd, the output it defines is computed first."""
     if isinstance(x, BlockEnd):
         assert block.conv1.bn is not None
         y, mean, var, x = residual_conv(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm over [N*T, C, H, W], followed by the addition of a shortcut and an activation.
+    """Batch norm over [N*T, C, H, W]. If there is a shortcut, it is added; then an activation may follow.
 
     It does not update num_batches_tracked, which would need a launch for each norm. `networks.count_batch` updates the
     counters of all norms of a network at once.
@@ -119,7 +119,8 @@ def squeeze_width(channels: int) -> int:
 def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
     """Take channels [0, fold) from the next frame and [fold, 2 fold) from the previous one.
 
-    Beyond the ends of the clip they are zero. x and the result: [N*T, C, H, W] channels_last.
+    At the ends of the clip, where there is no such frame, they are zero.
+    x and the result: [N*T, C, H, W] channels_last.
     Source: docs/sources.md, "Temporal-shift X3D".
     """
     channels = x.shape[1]

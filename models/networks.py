@@ -66,7 +66,7 @@ class X3DPair(TwoStream):
 
 
 class Epam(X3DPair):
-    """EPAM-Net: the X3D pair with pose attention between backbones and head. logits["sum"] is the published score."""
+    """EPAM-Net: the two-stream X3D, with pose attention before the head. logits["sum"] is the published score."""
 
     def __init__(self, config: EpamConfig) -> None:
         super().__init__(config)
@@ -102,7 +102,7 @@ def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
 
 
 class SingleStream(nn.Module):
-    """One stream with its classifier. Takes the arguments of a two-stream network, but ignores the other input."""
+    """One stream with its classifier. Takes both inputs of a two-stream network, and ignores the other stream's."""
 
     log_prior: Tensor | None
 

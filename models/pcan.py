@@ -19,7 +19,7 @@ MOMENTUM = 0.9  # weight of the old prototype when a prototype moves towards the
 
 
 class Contrast(NamedTuple):
-    """Scores [N, K] of the samples for each kind of error, and the prototypes [K, D] that they were compared with."""
+    """Scores [N, K] of the samples for each kind of error, and the prototypes [K, D] to which the scores refer."""
 
     scores: list[Tensor]
     prototypes: Tensor
@@ -28,7 +28,7 @@ class Contrast(NamedTuple):
 class PrototypeContrast(nn.Module):
     """Prototypes of the classes in a projected space, and scores that compare samples with them.
 
-    Training with the scores draws samples towards the prototype of their class, and away from classes with which they
+    Training with these scores draws samples towards the prototype of their class, and away from classes with which they
     are confused. The prototypes are a buffer. They start at random, from torch's global generator, and change only in
     `contrast`.
     """
@@ -79,7 +79,7 @@ class PrototypeContrast(nn.Module):
 
 
 # Without this operator, a compiled backward pass recomputes `fresh` from prototypes that have already been updated, and
-# the gradients are wrong by a percent (torch 2.13's min-cut partitioner, pytorch #197039). The compiler saves the
+# the gradients are about 1 % wrong (torch 2.13's min-cut partitioner, pytorch #197039). The compiler saves the
 # result of a custom operator instead of recomputing it.
 @torch.library.custom_op("duet::held", mutates_args=())
 def held(x: Tensor) -> Tensor:

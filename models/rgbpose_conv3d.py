@@ -20,7 +20,8 @@ FUSIONS = {2: (1, 2), 3: (3,)}
 class RGBPoseConv3D(nn.Module):
     """Both paths and their laterals. RGB [N*T, 3, H, W] and heatmaps [N*4T, V, H', W'] become 2048 and 512 channels.
 
-    A lateral reads one path as it is before the FeatureInteraction, and is appended to the channels of the other path.
+    A lateral reads one path as it is before the FeatureInteraction. Its output is appended to the channels of the other
+    path.
     """
 
     def __init__(self, config: RGBPoseConfig) -> None:
@@ -79,7 +80,7 @@ class RGBPoseConv3D(nn.Module):
 
 
 def drop(lateral: Tensor, dropped: Tensor | None) -> Tensor:
-    """Return zeros if `dropped` is true, without copying it to the CPU. masked_fill would lose the memory layout."""
+    """Return zeros if `dropped` is true. `dropped` stays on its device. masked_fill would lose the memory layout."""
     return lateral if dropped is None else torch.where(dropped, 0.0, lateral)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
 
-# The input of one step: N*T JPEG packets, and where the region to crop from each starts and where it ends, two arrays
-# [N*T, 2] float32 (y, x) in pixels of the decoded image.
+# The input of one step: N*T JPEG packets, the starts of the regions to crop from them, and the ends of these regions.
+# Starts and ends are [N*T, 2] float32 (y, x), in pixels of the decoded images.
 Step = tuple[list[np.ndarray], np.ndarray, np.ndarray]
 
 

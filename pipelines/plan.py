@@ -150,7 +150,7 @@ def _joint_rows(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> tuple
     return joint_rows, np.broadcast_to((person < persons[:, None])[:, None], joint_rows.shape)
 
 
-TRIES = 10  # if this many random crops in a row do not fit into the square, the published code takes all of it
+TRIES = 10  # if this many random crops in a row do not fit into the square, the whole square is taken
 CROP_DRAWS = 2 * TRIES + 2  # random numbers for a crop: an area and an aspect ratio per try, and the corner (x, y)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

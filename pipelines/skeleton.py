@@ -33,7 +33,7 @@ COCO_17 = Skeleton(
     ),
 )
 
-# The 18 joints of OpenPose and ten finger points: points 18-22 belong to wrist 7, points 23-27 to wrist 4.
+# 28 joints: OpenPose's 18 body joints, then five finger joints at wrist 7 (18-22) and five at wrist 4 (23-27).
 _OPENPOSE_28_LIMBS = (
     *((4, 3), (3, 2), (7, 6), (6, 5), (13, 12), (12, 11), (10, 9), (9, 8), (11, 5), (8, 2), (5, 1), (2, 1)),
     *((0, 1), (15, 0), (14, 0), (17, 15), (16, 14)),

@@ -22,8 +22,9 @@ To = Annotated[Target | None, tyro.conf.arg(metavar="LAYOUT")]
 def inspect(file: File) -> int:
     """Show what a checkpoint contains and what it lacks: python -m models.weights inspect rgbpose.pth
 
-    It can read mmaction2 1.x (RGBPoseConv3D, SlowOnly, X3D-M), PCAN, EPAM-Net and its single streams, the guide's X3D
-    pair, X3D-M of SlowFast and of pytorchvideo, torchvision's ResNet-50, and Duet's own snapshots and safetensors.
+    It can read mmaction2 1.x (RGBPoseConv3D, SlowOnly, X3D-M), PCAN, EPAM-Net and its single streams, the guide's
+    two-stream X3D, X3D-M of SlowFast and of pytorchvideo, torchvision's ResNet-50, and Duet's own snapshots and
+    safetensors.
 
     Args:
         file: Checkpoint to read.
@@ -46,7 +47,7 @@ def convert(file: File, out: Out, to: To = None) -> int:
         out: File to write.
         to: Layout to write: native, mmaction2, guide, epam, slowfast, pytorchvideo or torchvision. The default is
             native for .safetensors, otherwise the layout that the published code of the network reads. X3D-M becomes
-            the RGB stream of the X3D pair when it is written as native.
+            the RGB stream of the two-stream X3D when it is written as native.
     """
     refuse_same(out, file)
     weights = read_weights(file)
@@ -63,8 +64,8 @@ def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
 
     In the merged network, each stream computes the same as it did alone.
 
-    Two SlowOnly streams become RGBPoseConv3D. Two temporal-shift X3D streams become the X3D pair, which can also
-    initialise EPAM-Net. X3D-M trained on Kinetics can serve as the RGB stream of a pair.
+    Two SlowOnly streams become RGBPoseConv3D. Two temporal-shift X3D streams become the two-stream X3D, which
+    can also initialise EPAM-Net. X3D-M trained on Kinetics can serve as its RGB stream.
 
     Args:
         rgb: Checkpoint of the RGB stream.

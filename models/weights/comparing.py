@@ -19,7 +19,7 @@ MAY_BE_ABSENT = (
 """(pattern, reason) for each part of a network that a file may lack, but only as a whole. Users see the reason."""
 
 REPLACED = re.compile(r"cls_head\.\w+")
-"""Parts that may have other shapes in a file from which a training starts: heads for other classes."""
+"""Parts that may have other shapes in a file from which training starts: heads for other classes."""
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ WEIGHTS, AVERAGES = "model", "averages"
 """Keys of a snapshot for the weights of a network and for their EMA, which may be None."""
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", WEIGHTS)
-"""Keys under which mmengine, EPAM-Net, SlowFast (and pytorchvideo) and our snapshots store the tensors."""
+"""Keys under which tensors are stored: by mmengine, by EPAM-Net, by SlowFast and pytorchvideo, and by our snapshots."""
 
 
 class WeightsError(UserError):

@@ -45,16 +45,18 @@ def of_x3d_m(name: Target, rules: Rules, *markers: str) -> Layout:
     return Layout(name=name, nets="X3D-M", markers=markers, axes=5, read=read, write=write)
 
 
-# The first match counts. EPAM-Net comes before the guide's pair, because files of EPAM-Net contain the markers of both.
-# Pairs are listed once per stream, because a file may contain only one stream.
+# The first match counts. EPAM-Net comes before the guide's net, because files of EPAM-Net contain the markers of both.
+# Two-stream X3D nets are listed once per stream, because a file may contain only one stream.
 LAYOUTS = (
     of_ours("mmaction2", "RGBPoseConv3D", published.MMACTION2, "backbone.rgb_path.conv1.conv.weight"),
     of_ours("mmaction2", "SlowOnly", published.MMACTION2, "backbone.conv1.conv.weight"),
     of_ours("epam", "X3D stream", published.MMACTION2, "backbone.conv1_s.conv.weight", "backbone.conv1_s.bn.weight"),
-    of_ours("epam", "X3D pair", published.EPAM, "rgb_backbone.conv1_s.conv.weight", "rgb_cls_head.fc_cls.weight"),
-    of_ours("epam", "X3D pair", published.EPAM, "pose_backbone.conv1_s.conv.weight", "pose_cls_head.fc_cls.weight"),
-    of_ours("guide", "X3D pair", published.GUIDE, "rgb_backbone.conv1_s.conv.weight"),
-    of_ours("guide", "X3D pair", published.GUIDE, "pose_backbone.conv1_s.conv.weight"),
+    of_ours("epam", "two-stream X3D", published.EPAM, "rgb_backbone.conv1_s.conv.weight", "rgb_cls_head.fc_cls.weight"),
+    of_ours(
+        "epam", "two-stream X3D", published.EPAM, "pose_backbone.conv1_s.conv.weight", "pose_cls_head.fc_cls.weight"
+    ),
+    of_ours("guide", "two-stream X3D", published.GUIDE, "rgb_backbone.conv1_s.conv.weight"),
+    of_ours("guide", "two-stream X3D", published.GUIDE, "pose_backbone.conv1_s.conv.weight"),
     of_x3d_m("mmaction2", x3d_m.MMACTION2, "backbone.conv1_t.conv.weight"),
     of_x3d_m("slowfast", x3d_m.SLOWFAST, "s1.pathway0_stem.conv_xy.weight"),
     of_x3d_m("pytorchvideo", x3d_m.PYTORCHVIDEO, "blocks.0.conv.conv_t.weight"),
@@ -91,7 +93,7 @@ class Weights:
     unknown: list[str]
 
     def native(self) -> State:
-        """Return tensors that a network of ours can load. X3D-M becomes the RGB stream of the X3D pair."""
+        """Return tensors that a network of ours can load. X3D-M becomes the RGB stream of a two-stream X3D."""
         return x3d_m.to_temporal_shift(self.state) if self.nets == "X3D-M" else self.state
 
     def compare(self) -> Comparison:
@@ -114,7 +116,7 @@ class Weights:
 
     def home(self) -> Target:
         """Return the layout of the published code of this network."""
-        if not self.nets.startswith("X3D "):
+        if self.nets not in ("X3D stream", "two-stream X3D"):
             return "mmaction2"
         guides = any(name.startswith(("cls_head.contrast_", "cls_head.fc_rgb_coarse")) for name in self.state)
         return "guide" if guides else "epam"
@@ -153,4 +155,4 @@ def nets_of(state: State) -> str:
             return "X3D stream"
         case SingleStreamConfig():
             return "SlowOnly"
-    return "X3D pair"
+    return "two-stream X3D"

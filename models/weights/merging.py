@@ -14,16 +14,16 @@ from models.weights.nets import config_of
 from models.weights.renaming import State
 
 LATERAL_RATIO = 16  # a lateral that reads the RGB path has 1/16 of the channels of the stage that it reads
-TOGETHER = {"SlowOnly": "RGBPoseConv3D", "X3D stream": "X3D pair"}
+TOGETHER = {"SlowOnly": "RGBPoseConv3D", "X3D stream": "two-stream X3D"}
 STREAMS = ("rgb", "pose")
 
 
 def merge(rgb: Weights, pose: Weights) -> Weights:
-    """Merge two SlowOnly streams into RGBPoseConv3D, or two X3D streams into the X3D pair.
+    """Merge two SlowOnly streams into RGBPoseConv3D, or two X3D streams into the two-stream X3D.
 
     In the result each stream computes the same as it did alone, and there are no tensors of laterals. X3D-M trained on
-    Kinetics, and a file of a pair with only one stream, count as an X3D stream. Raises WeightsError for streams that
-    do not fit together.
+    Kinetics, and a file of the two-stream X3D that has only one stream, count as an X3D stream. Raises WeightsError for
+    streams that do not fit together.
     """
     kinds, merged = [], {}
     for weights, stream in zip((rgb, pose), STREAMS, strict=True):

@@ -2,7 +2,7 @@
 
 All three save the same tensors (docs/sources.md, "Weight files"); inside Duet they have the names of mmaction2. The
 conversion to temporal shift sums the depthwise kernels over time and drops conv1_t. Its result is a starting point for
-training, and does not compute the same function.
+training, and does not compute the same function as X3D-M.
 """
 
 import torch
@@ -109,7 +109,7 @@ def identity_norm(channels: int) -> State:
 
 
 def to_temporal_shift(state: State) -> State:
-    """Convert to the RGB stream of the X3D pair, under our names.
+    """Convert to the RGB stream of the two-stream X3D, under our names.
 
     The depthwise kernels are summed over time, and the norm of conv1_t moves to conv1_s. The convolution conv1_t and
     the classifier are dropped. The result needs fine-tuning, also because X3D-M was trained on pixels normalised

@@ -12,4 +12,4 @@ def start() -> int | None:
 
 
 if __name__ == "__main__":
-    run_program(start, "stopped; run the same command again to continue, the poses estimated so far are kept")
+    run_program(start, "stopped; the poses estimated so far are kept, so run the same command again to continue")

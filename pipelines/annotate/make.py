@@ -37,7 +37,7 @@ def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) 
     files = find_videos(videos, labels.videos)
     for name, video in zip(labels.videos, files, strict=True):
         if isinstance(video, MissingVideo):
-            raise UserError(f"the labels list {name}, but there is no video for it in {videos}: {video}")
+            raise UserError(f"the labels list {name}, but {videos} has no usable video for it: {video}")
         if files.count(video) > 1:
             raise UserError(f"two lines of the labels, one of them {name}, name the same video {video}; leave one out")
     clips: list[dict[str, Any] | str] = []
@@ -136,7 +136,7 @@ def advice(out: Path, videos: Path, labels: Labels, num_joints: int) -> str:
     words = ["python -m trainer --exp custom", *(f"--set {shlex.quote(setting)}" for setting in settings)]
     if num_joints != JOINTS:
         return (
-            f"people with {num_joints} joints need an experiment of their own, with their layout in "
-            "pipelines/skeleton.py"
+            f"skeletons with {num_joints} joints need a joint layout in pipelines/skeleton.py, and an "
+            "experiment that uses this layout"
         )
     return f"train with: {' '.join(words)}"

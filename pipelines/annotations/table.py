@@ -84,7 +84,7 @@ class ClipTable:
 def open_table(path: Path, cache: Path) -> ClipTable:
     """Open the table of an annotation pickle.
 
-    If the folder `cache` does not contain the table, or only a damaged one, it is built. Raises AnnotationError.
+    If the folder `cache` contains no table of it, or a damaged one, the table is built. Raises AnnotationError.
     """
     try:
         digest = digest_of(path, cache)

@@ -45,7 +45,7 @@ def between(low: np.ndarray | list[float], high: np.ndarray | list[float], p: np
 def rotate(joints: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:
     """Rotate points [T, ..., 3] by `yaw` radians about the vertical axis.
 
-    A positive `yaw` turns the direction to the camera towards the right of the image.
+    A positive `yaw` turns a person who faces the camera towards the right of the image.
     """
     shape = (-1, *[1] * (joints.ndim - 2))
     c, s = np.cos(yaw).reshape(shape), np.sin(yaw).reshape(shape)

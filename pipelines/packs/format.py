@@ -93,7 +93,7 @@ class Pack:
     folder: Path
     columns: dict[str, np.ndarray]
     packets: np.ndarray  # [sum of num_frames, 2] uint32: size in bytes and CRC-32 of each packet
-    first_packet: np.ndarray  # [n + 1]: where the rows of each clip start in `packets`, and where the last one ends
+    first_packet: np.ndarray  # [n + 1]: where each clip's rows start in `packets`, and the total number of rows
 
     @property
     def names(self) -> np.ndarray:

@@ -26,7 +26,7 @@ def main(
     packs: Path = Path("data/packs"),
     cache: Path = Path("data/cache"),
 ) -> None:
-    """Make a clip pack for training from videos: python -m pipelines.prepare my.pkl --videos videos/
+    """Make a clip pack from videos: python -m pipelines.prepare my.pkl --videos videos/
 
     Two other forms exist: `--exp NAME` makes the packs of an experiment (training makes them as well if they are
     missing), and `--check PACK` reads a pack and lists its damaged clips.

@@ -149,7 +149,7 @@ def _video_lines(videos: dict[str, Any]) -> list[tuple[str, str]]:
             )
     if "size" in videos:
         lines += [
-            ("video size, against annotation", _counts(videos["size"])),
+            ("video size compared with annotation", _counts(videos["size"])),
             ("length difference in frames", _counts(videos["length"])),
             ("video sizes and codecs", ", ".join([*videos["sizes"], *videos["codecs"]])),
         ]

@@ -90,7 +90,7 @@ class NamingDecoder:
 
 
 def _unreadable_video(videos: list[str]) -> str:
-    """Name the video at which DALI failed: the first that PyAV cannot decode, or "one of" all if there is none."""
+    """Name the video at which DALI failed: the first that PyAV cannot decode, or else "one of" and all."""
     for video in videos:
         try:
             for _ in decode(video, max_frames=1 << 20):
@@ -114,7 +114,7 @@ def open_videos(
 
     cache: folder in which headers are stored. device: where DALI will decode.
     max_bad: maximum share of clips without a usable video; these clips are left out.
-    Raises UserError if the share is larger, or VideoMismatch if DALI decodes a video differently from PyAV.
+    Raises UserError if this share is exceeded, or VideoMismatch if DALI decodes a video differently from PyAV.
     """
     videos = find_videos(folder, table.names.tolist())
     headers = _headers(videos, cache / f"videos-{table.digest}.json", console)

@@ -84,7 +84,7 @@ def test_the_arithmetic_of_a_step_is_that_of_the_network(name):
 
 def test_the_cost_of_a_step_is_what_the_sources_say():
     page = (ROOT / "docs" / "sources.md").read_text()
-    for row, cost in {"X3D pair, 16 x 224 px": X3D_PAIR, "RGBPoseConv3D, 8 x 224 px": RGBPOSE}.items():
+    for row, cost in {"two-stream X3D, 16 x 224 px": X3D_PAIR, "RGBPoseConv3D, 8 x 224 px": RGBPOSE}.items():
         (line,) = (line for line in page.splitlines() if line.startswith(f"| {row}"))
         gflop, _, compiled, ideal = (float(cell) for cell in line.split("|")[2:6])
         assert StepCost(gflop, compiled, ideal) == cost

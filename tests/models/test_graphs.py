@@ -12,7 +12,7 @@ from tests.models.graphs import Graphs, layout_copies
 from tests.models.small import SMALL_EPAM, SMALL_PATHS, SMALL_PCAN, batch, epam_batch
 
 KINDS = {
-    "X3D pair with EPAM's attention": (SMALL_EPAM, epam_batch),
+    "two-stream X3D with EPAM's attention": (SMALL_EPAM, epam_batch),
     "RGBPoseConv3D with interaction, PCAN's head, drop-path": (
         replace(SMALL_PCAN, drop_path=(0.3, 0.3), dropout=0.5),
         lambda seed: batch(seed=seed, frames=(2, 8)),

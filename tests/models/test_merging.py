@@ -68,7 +68,7 @@ def test_merge_refuses_streams_in_the_wrong_order_and_of_other_data(tmp_path, ca
     assert "of different kinds, SlowOnly and X3D stream" in capsys.readouterr().err
     both = save(tmp_path / "both.pth", ours(PAIR))
     assert main(["merge", str(both), str(x3d), out]) == 2
-    assert "needs the rgb stream alone, but its file contains X3D pair" in capsys.readouterr().err
+    assert "needs the rgb stream alone, but its file contains two-stream X3D" in capsys.readouterr().err
 
 
 def test_x3d_streams_merge_into_the_pair(tmp_path):

@@ -1,4 +1,4 @@
-"""The X3D pair: folded equals plain 5-D, losses, layouts, one graph."""
+"""The two-stream X3D: folded equals plain 5-D, losses, layouts, one graph."""
 
 from dataclasses import replace
 
