@@ -37,7 +37,7 @@ def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) 
     files = find_videos(videos, labels.videos)
     for name, video in zip(labels.videos, files, strict=True):
         if isinstance(video, MissingVideo):
-            raise UserError(f"the labels list {name}, but {videos} has no usable video for it: {video}")
+            raise UserError(f"the labels list {name}, but there is no usable video for it in {videos}: {video}")
         if files.count(video) > 1:
             raise UserError(f"two lines of the labels, one of them {name}, name the same video {video}; leave one out")
     clips: list[dict[str, Any] | str] = []
