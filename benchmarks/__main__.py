@@ -1,4 +1,4 @@
-"""Runs `python -m benchmarks`; cli.py has the commands."""
+"""The start of `python -m benchmarks`. Its commands are in cli.py."""
 
 from kernels.program import run_program
 

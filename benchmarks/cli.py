@@ -47,7 +47,7 @@ def gpu(
         toy: use tiny sizes, only to test that the benchmark runs.
         only: parts to run: limits, kernels, heatmap, nets, decode, train, step, scaling. The default is all
             but scaling.
-        records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
+        records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
         minutes: after this time, parts that have not finished are stopped.
     """
     parts = {part.name: part for part in (*suite.GPU_PARTS, suite.SCALING)}
@@ -69,7 +69,7 @@ def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: P
             printed line is then `ratio R parity ok|red`: Duet's speed relative to the peer's, and whether both make
             the same clips.
         toy: use tiny sizes, only to test that the benchmark runs.
-        records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
+        records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """
     from benchmarks.data.peer import environment, verdict
 
@@ -90,7 +90,7 @@ def step(device: Device = "cuda", toy: bool = False, records: Path | None = None
         device: cuda measures the step of ntu60_x3d: plain 5-D, folded to 2-D, compiled, and with aligned channels. cpu
             measures the steps of ntu60_x3d and ma52 on one core: plain 5-D, folded, and compiled.
         toy: use tiny sizes, only to test that the benchmark runs.
-        records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
+        records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """
     _need(device, "add --device cpu")
     part = suite.STEP_ON_GPU if device == "cuda" else suite.STEP_ON_CPU
@@ -112,7 +112,7 @@ def kernels(
         every: count registers only for every n-th call, and for each kernel's call that needs the most registers.
         device: where to time; cpu needs --toy.
         toy: use tiny sizes, only to test that the timing runs.
-        records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
+        records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """
     if count is None:
         _need(device, "count with --count registers or --count bytes")
@@ -136,7 +136,7 @@ def snapshot(device: Device = "cpu", toy: bool = False, records: Path | None = N
     Args:
         device: where the training loop runs.
         toy: use fewer rounds, only to test that the benchmark runs.
-        records: folder for the records. The default is benchmarks/records; a toy keeps no records by default.
+        records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """
     _need(device, "leave --device cuda out")
     return _run(suite.SNAPSHOT_PARTS, device, toy, records, 240)

@@ -37,10 +37,11 @@ class Skipped(Exception):
 
 
 def time_rounds(candidates: Candidates, target: Target, *, seconds: float, warmup: int = 3) -> dict[str, np.ndarray]:
-    """Measure the seconds per call of each candidate, with one sample for each round: [rounds].
+    """Measure the seconds per call of each candidate. Returns an array of one sample per round for each candidate.
 
-    All rounds together take about `seconds`, but there are at least five, or two in a toy run. With n candidates,
-    round r begins with candidate r mod n. Time is measured with CUDA events on a GPU, and with the wall clock on a CPU.
+    All rounds together take about `seconds`, or longer if five rounds take longer. A toy run has two rounds. With n
+    candidates, round r begins with candidate r mod n. Time is measured with CUDA events on a GPU, and with the wall
+    clock on a CPU.
     """
     calls, device = {}, target.device
     for name, call in candidates.items():
@@ -82,7 +83,7 @@ def spread(samples: np.ndarray) -> dict[str, float]:
 
 
 def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Return the spread over the rounds of theirs / ours, both in seconds: the speed of `ours` relative to `theirs`."""
+    """Return the speed of `ours` relative to `theirs`: the spread of theirs / ours over the rounds, both in seconds."""
     return spread(theirs / ours)
 
 

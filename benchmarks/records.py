@@ -84,12 +84,12 @@ def device_name(device: torch.device) -> str:
 
 
 def slug(text: str) -> str:
-    """Make a text fit for a file name: 'NVIDIA H200' becomes 'nvidia_h200'."""
+    """Turn a text into a part of a file name: 'NVIDIA H200' becomes 'nvidia_h200'."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout, or $DUET_COMMIT if there is no .git, or None if DUET_COMMIT is not set."""
+    """Return the commit of the checkout, or $DUET_COMMIT if there is no .git, or None without either."""
     head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if head is None:
         return os.environ.get("DUET_COMMIT")
@@ -127,8 +127,8 @@ def read_record(path: Path, key: str = "results") -> dict[str, Any]:
 def compare_records(before: Path, after: Path) -> Iterator[str]:
     """Yield lines that compare two records.
 
-    The first line lists differing conditions. A line with before, after and ratio follows for each number in both
-    records, then a line for each number that only one record has. Raises RecordError.
+    The first line lists the conditions that differ, if any do. A line with before, after and ratio follows for each
+    number that both records have, then a line for each number that only one has. Raises RecordError.
     """
     old, new = read_record(before), read_record(after)
     yield from _conditions(old.get("provenance", {}), new.get("provenance", {}))
@@ -160,7 +160,7 @@ def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def results_table(records: Path) -> str:
-    """Return two Markdown tables: ROWS, with a line for each machine, and the numbers counted without a GPU."""
+    """Return Markdown tables of the numbers in ROWS, with a line per machine, and of numbers counted without a GPU."""
     lines = []
     for part, path, what, unit in ROWS:
         for file in sorted(records.glob(f"{part}_*.json")):

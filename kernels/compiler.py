@@ -1,4 +1,4 @@
-"""Whether programs can be compiled on this machine, as Triton (in C) and torch.compile (on a CPU in C++) need it."""
+"""Checks whether this machine can compile C, as Triton must, and C++, as torch.compile must on a CPU."""
 
 import os
 import shutil
@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Literal
 
 Language = Literal["C", "C++"]
-# The variable that names the compiler, and those that are tried without it, in the order of Triton and of torch.
+# For each language, the environment variable that names the compiler, and the compilers that Triton or torch tries in
+# turn if the variable is not set.
 COMPILERS: dict[Language, tuple[str, tuple[str, ...]]] = {"C": ("CC", ("gcc", "clang")), "C++": ("CXX", ("g++",))}
 STUB = "#include <Python.h>\nPyMODINIT_FUNC PyInit_stub(void) { return NULL; }\n"
 
 
 def why_no_compiler(language: Language) -> tuple[str, str] | None:
-    """Compile a Python module of two lines. Returns why that fails and what helps, or None if it works."""
+    """Compile a small Python module. Returns why that fails and what the user can do about it, or None if it works."""
     variable, names = COMPILERS[language]
     compiler = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
         return f"there is no {language} compiler", f"install {names[0]}"
     other = f"name another compiler in the environment variable {variable}"
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Triton does so for Debian's Python
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does for Debian's Python
     include = sysconfig.get_paths(scheme)["include"]
     try:
         with tempfile.TemporaryDirectory() as folder:

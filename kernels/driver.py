@@ -14,8 +14,9 @@ from pathlib import Path
 
 from kernels.program import UserError
 
-# Choices of wheels, and the name that `make` prints for each. The oldest drivers are from NVIDIA's release notes.
+# The wheels to choose from, and the name that `make` prints for each.
 WHEELS = {"cu13": "CUDA 13", "cu12": "CUDA 12", "cpu": "the CPU"}
+# The oldest drivers that can run them, from NVIDIA's release notes.
 DRIVER_FOR_CUDA_13, DRIVER_FOR_CUDA_12 = 580, 525
 HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES with which a user asks for the CPU
 
@@ -24,8 +25,8 @@ HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES with which a user asks for
 class Driver:
     """An NVIDIA driver, as its two parts nvidia-smi and libcuda describe it.
 
-    `version` is what nvidia-smi prints, such as "535.161.08", or "". `cuda` is the newest CUDA that the library libcuda
-    can run, such as (12, 2), or None if the library cannot be loaded.
+    `version` is what nvidia-smi prints, such as "535.161.08", or "" if nvidia-smi does not answer. `cuda` is the newest
+    CUDA that the library libcuda can run, such as (12, 2), or None if the library cannot be loaded.
     """
 
     version: str
@@ -35,8 +36,8 @@ class Driver:
     def cuda_major(self) -> int:
         """The newest major version of CUDA that the driver can run. Below 12, the driver is too old.
 
-        What libcuda says counts first, because torch loads it too. NVIDIA's package cuda-compat replaces this library,
-        and with it an older driver can run a newer CUDA.
+        If libcuda states a version, that version counts, because torch loads the same library. NVIDIA's package
+        cuda-compat replaces the library, so that an older driver can run a newer CUDA.
         """
         if self.cuda is not None:
             return self.cuda[0]
@@ -57,7 +58,7 @@ def find_driver() -> Driver | None:
 
 
 def version_of_driver() -> str:
-    """The version that nvidia-smi prints for the first card, or ""."""
+    """The version that nvidia-smi prints for the first card, or "" if nvidia-smi does not answer."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -68,7 +69,7 @@ def version_of_driver() -> str:
 
 
 def cuda_of_driver() -> tuple[int, int] | None:
-    """The newest CUDA that the driver's library can run, as (12, 2), or None without this library."""
+    """The newest CUDA that the driver's library can run, as (12, 2), or None if the library cannot be loaded."""
     version = ctypes.c_int()
     try:
         code = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -80,8 +81,8 @@ def cuda_of_driver() -> tuple[int, int] | None:
 def why_no_gpu(torch: str, cuda: str | None) -> tuple[str, str] | None:
     """Why torch sees no GPU on a machine that has an NVIDIA driver or card, and what the user can do about it.
 
-    `torch` is its version, `cuda` the version of CUDA that it is built for, or None. Returns None if the CPU is the
-    right device: there is neither driver nor card, or CUDA_VISIBLE_DEVICES hides the cards.
+    `torch` is torch's version, and `cuda` the version of CUDA that torch is built for, or None. Returns None if the CPU
+    is the right device: there is neither driver nor card, or CUDA_VISIBLE_DEVICES hides the cards.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in HIDDEN:
@@ -112,8 +113,8 @@ def newest_wheels(driver: Driver) -> str | None:
 def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[str, str]:
     """Return the wheels that `make` installs into .venv (cu13, cu12 or cpu), and the reason, to print.
 
-    Installed wheels stay if they run with the driver. So if machines with old and new drivers share a .venv with the
-    wheels for CUDA 12, `make` on one machine does not replace wheels that programs on another machine are using.
+    Installed wheels stay if they run with the driver. Machines with old and new drivers can thus share a .venv with the
+    wheels for CUDA 12: `make` on one machine does not replace wheels that programs on another machine are using.
 
     Args:
         asked: CUDA=... of the command line, or "".

@@ -1,4 +1,4 @@
-"""Limits for numbers in settings dataclasses, declared in the type: `quality: Annotated[int, Range(2, 31)] = 3`."""
+"""Limits for numbers in settings. A field's type declares its limits: `quality: Annotated[int, Range(2, 31)] = 3`."""
 
 import functools
 from dataclasses import dataclass, fields
@@ -24,13 +24,13 @@ Share = Annotated[float, Range(0, 1)]
 
 @functools.cache
 def ranges(settings: type) -> dict[str, Range]:
-    """Return the Range of each field of the dataclass `settings` by its name. Fields without a Range are left out."""
+    """Return the Range of each field of the dataclass `settings`, by field name, without the fields that have none."""
     hints = get_type_hints(settings, include_extras=True)
     return {name: item for name, hint in hints.items() for item in _metadata(hint) if isinstance(item, Range)}
 
 
 def check_ranges(settings: Any, section: str) -> None:
-    """Raise UserError if a number is outside its field's Range. `section` is the prefix of the settings in --set."""
+    """Raise UserError if a number is outside its field's Range. `section` precedes the field's name in --set."""
     limits = ranges(type(settings))
     for field in fields(settings):
         value = getattr(settings, field.name)

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 PACKAGES = ("kernels", "pipelines", "models", "trainer")
 OLDEST_TORCH = (2, 11)
-# Name of the module for `import` -> name of the package for pip. setup.py lists the same packages, as a test checks.
+# Name of the module for `import` -> name of the package for pip. A test checks that setup.py lists the same packages.
 REQUIREMENTS = {
     "torch": "torch",
     "numpy": "numpy",
@@ -35,8 +35,8 @@ REQUIREMENTS = {
 # Errors that the user can fix: disk full or over quota, read-only disk, no permission, failing hardware.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # PR_SET_PDEATHSIG is 1 in linux/prctl.h
-# Minimum terminal width in columns. On a terminal of five columns, tyro never finishes laying out the help and uses up
-# all memory.
+# Narrower terminals are treated as if they had this many columns. With five columns, tyro would never finish laying out
+# the help, and would use up all memory.
 NARROWEST = 40
 
 

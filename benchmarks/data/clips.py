@@ -1,4 +1,4 @@
-"""Makes clips for benchmarks that need no data set: the videos of the demo, packed by the same code as real videos."""
+"""Makes clips, so that benchmarks need no data set: the videos of the demo, packed by the same code as real videos."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,9 @@ TOY = DemoConfig(num_train=12, num_val=12, size=(128, 96), num_frames=(12, 16))
 
 
 def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experiment:
-    """Return the experiment `full`, or a small ntu60_x3d in a toy run, with the clips of the demo as its data.
+    """Return an experiment whose data are the clips of the demo: `full`, or in a toy run a small form of ntu60_x3d.
 
-    The clips are made in the scratch folder of the target.
+    `open_demo` makes these clips in the scratch folder of the target.
     """
     base, root = step.TOY if target.toy else full, target.scratch / "demo"
     data = replace(
@@ -37,8 +37,8 @@ def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experime
         demo=TOY if target.toy else FULL,
         max_bad=1.0,  # one of the few videos in the demo is corrupt
     )
-    # The network keeps its 60 classes although the demo has fewer, so that it shares Inductor's cache with
-    # benchmarks/step.
+    # The network keeps its 60 classes although the demo has fewer. Inductor can then reuse the code that it has
+    # compiled for benchmarks/step.
     return replace(base, data=data)
 
 

@@ -1,6 +1,7 @@
 """Measures how many JPEG frames per second our DALI graph decodes.
 
-On a GPU, the JPEG engine decodes a share of the frames. Several such shares are measured.
+On a GPU, the JPEG engine decodes a share of the frames, and the CUDA cores decode the others. The speed is measured for
+several values of this share.
 
 Needs DALI.
 """
@@ -16,7 +17,7 @@ import torch
 from benchmarks.harness import Result, Target, spread
 from pipelines.dali import FrameDecoder
 
-# Shares of the frames that the JPEG engine decodes. The CUDA cores decode the others.
+# Shares of the frames that the JPEG engine decodes.
 LOADS = (0.75, 0.0, 0.5, 0.65, 0.9, 1.0)
 SIDES = (256, 288)
 QUALITY = 3  # the default of ClipConfig.quality
@@ -73,7 +74,7 @@ def jpegs(count: int, side: int) -> list[np.ndarray]:
 
 
 def _frames_per_second(decoder: FrameDecoder, num_images: int, target: Target) -> np.ndarray:
-    """Return the frames per second of each batch, without the first four, which were decoded in advance."""
+    """Return the frames per second of each batch but the first four, which were decoded in advance."""
     samples, end = [], np.inf
     for number in range(10_000):
         start = time.perf_counter()

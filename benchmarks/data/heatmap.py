@@ -12,7 +12,8 @@ from benchmarks.harness import Result, Target, copy_bandwidth, ratio, spread, ti
 from kernels.heatmap import fused, reference
 from pipelines.skeleton import COCO_17, OPENPOSE_28, Skeleton
 
-# One step of bf16 below 1. Values that differ only in the last bit of float32 may be rounded to different bf16 values.
+# The distance between neighbouring bf16 values just below 1. Values that differ only in the last bit of float32 may be
+# rounded to different bf16 values.
 TOLERANCE = 2**-8
 
 
@@ -66,7 +67,7 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def prepare(case: Case, target: Target) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
-    """Return a function that runs the kernel, one that runs the reference on the same batch, and the result's bytes."""
+    """Return functions that run the kernel and the reference on the same batch, and the size of the result in bytes."""
     generator = torch.Generator().manual_seed(0)
     joints = torch.rand(case.clips, case.frames, case.people, case.skeleton.num_joints, 3, generator=generator)
     joints[..., :2] *= torch.tensor([1920.0, 1080.0])
@@ -86,7 +87,7 @@ def prepare(case: Case, target: Target) -> tuple[Callable[[], Tensor], Callable[
 
 
 def _tiles(draw: Callable[[], Tensor], target: Target) -> dict[str, dict]:
-    """Measure the microseconds for each tile size."""
+    """Measure the microseconds that the kernel takes with each tile size."""
     default, times = fused.TILE, {}
     try:
         for tile in TILES:

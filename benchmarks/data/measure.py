@@ -1,4 +1,4 @@
-"""Measures our whole data path on one core, alone or together with MMAction2's, in the same run and on the same clips.
+"""Measures our whole data path on one core, alone or alternating with MMAction2's data path on the same clips.
 
 Our path reads clip packs; MMAction2 reads the 960x540 H.264 files from which the packs were made. Both run with one
 thread on the same core, and take turns: in a round, our path runs a whole epoch and MMAction2's path runs once over
@@ -48,7 +48,7 @@ def _measure(target: Target, python: Path | None) -> Iterator[Result]:
     packs = {case: videos.pack(files, config, folder) for case, config in configs.items()}
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # threads and processes that start later use this core too
     torch.set_num_threads(1)
-    keep_freed_memory()  # because training on a CPU calls it too
+    keep_freed_memory()  # as training on a CPU does
     for case, frames in packs.items():
         loader = loader_of(frames, configs[case], *((3, 2) if target.toy else (BATCH, BATCHES)))
         if python is None:
@@ -66,7 +66,7 @@ def _rounds(target: Target) -> int:
 
 
 def _beside_peer(case: str, peer: Peer, files: videos.Files, loader: Loader, target: Target) -> Iterator[Result]:
-    """Measure our path and MMAction2's in turns, after checking that both make the same clips."""
+    """Measure our path and MMAction2's alternately, after checking that both make the same clips."""
     config = loader.config
     clips = peer.ask(
         "open",

@@ -13,25 +13,27 @@ from pipelines.loader import Loader
 from pipelines.plan import ClipPlan
 from tests.pipelines.oracles import train_frames
 
-# Largest mean difference over all clips in grey levels, and lowest PSNR of a clip in dB. These limits are wider than
-# the 1.5 levels that tests/parity/test_rgb_clip.py allows for NTU videos (which differ by 1.0 to 1.3), because the
-# scenes of our generated videos consist mostly of edges, where JPEG is least exact.
+# The largest allowed mean difference over all clips, in grey levels, and the lowest allowed PSNR of a clip, in dB.
+# tests/parity/test_rgb_clip.py allows only 1.5 levels, because NTU videos differ by 1.0 to 1.3. More is allowed here,
+# because the scenes of our generated videos consist mostly of edges, where JPEG is least exact.
 LEVELS, PSNR = 2.0, 36.0
-SAME_JOINTS = 1e-6  # largest difference of two heatmaps that are drawn from the same joints, in heatmap pixels
-# Largest difference of two heatmaps for which the peer and we each scale the joints to heatmap pixels. Both do this in
-# float32, but in different orders, so that joints differ by up to 1e-4 pixels. A Gaussian with sigma 0.7 changes by at
-# most 0.87 per pixel.
+# Largest difference between two heatmaps that are drawn from the same positions of joints in heatmap pixels.
+SAME_JOINTS = 1e-6
+# Largest difference between two heatmaps if each program scales the joints to heatmap pixels by itself. Both do this in
+# float32, but with operations in a different order, so that joints differ by up to 1e-4 pixels. A Gaussian with sigma
+# 0.7 changes by at most 0.87 per pixel.
 OWN_JOINTS = 1e-4
-WINDOW = float(np.exp(-4.5)) * 1.01  # largest value of a pixel that is inside only one of two windows of three sigma
+# Largest value of a pixel that only one program draws. Such a pixel is at the edge of the window, three sigma from the
+# joint, and is inside the window of one program but not of the other.
+WINDOW = float(np.exp(-4.5)) * 1.01
 SEEDS = range(5)
 
 
 def parity(peer: Peer, loader: Loader, order: list[int], scratch: Path) -> dict[str, float | bool]:
     """Return the differences over the first batch of an epoch. order: [N], the peer's clip number for each of our rows.
 
-    `ok` is true if RandomState(seed) draws the same frames, RGB differs by at most 2 grey levels on average, its PSNR
-    is at least 36 dB in every clip, heatmaps of the same joints differ by at most 1e-6, and heatmaps of the whole path
-    differ by at most 1e-4 at pixels that both programs draw or both leave at 0.
+    `ok` is true if both programs draw the same frames for the same RandomState(seed), and if all differences in pixels
+    and heatmaps are within the limits above.
     """
     plan, batch, file = loader.plan(0, 0), next(loader.epoch(0)), scratch / "clip.npz"
     clips = [_differences(peer, loader, plan, batch, clip, order, file) for clip in range(len(plan.row))]
@@ -50,7 +52,8 @@ def _differences(
 ) -> dict[str, float]:
     """Return the differences of one clip.
 
-    Keys with `_decord` are for frames from the peer's own decoder, which are 1.1 grey levels darker than exact ones.
+    Keys with `_decord` are for frames from the peer's own decoder, which are 1.1 grey levels darker than exact ones
+    would be.
     """
     differences, theirs = {}, {}
     for name, whole in {"_decord": False, "": True}.items():
@@ -65,7 +68,7 @@ def _differences(
 
 
 def _frames(peer: Peer, loader: Loader, order: list[int]) -> int:
-    """Count the pairs of clip and seed for which the peer draws different frames from ours."""
+    """Count the pairs of clip and seed for which the peer and we draw different frames."""
     differ, config = 0, loader.config
     for row, clip in enumerate(order):
         for seed in SEEDS:
@@ -111,7 +114,7 @@ def _our_heatmap(theirs: dict, loader: Loader) -> torch.Tensor:
 
 
 def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
-    """Return two largest differences: over pixels where both heatmaps are 0 or neither is, and over all others."""
+    """Return the largest difference at pixels where both heatmaps are 0 or neither is, and that at all other pixels."""
     only_one = (ours == 0) != (theirs == 0)
     error = (ours - theirs).abs()
     return float(error[~only_one].max()), float(error[only_one].max()) if only_one.any() else 0.0

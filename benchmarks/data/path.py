@@ -49,7 +49,7 @@ def loader_of(frames: PackFrames, config: ClipConfig, batch_size: int, num_batch
 
 
 def run_epoch(loader: Loader, number: int) -> Pass:
-    """Run a whole epoch. It includes the start of the DALI pipeline, so that no frame has been decoded in advance."""
+    """Measure a whole epoch from the start of DALI's pipeline, so that all frames are decoded in the measured time."""
     before, clips = (time.perf_counter(), time.process_time()), 0
     for batch in loader.epoch(number):
         clips += len(batch.label)
@@ -123,5 +123,5 @@ def _ms(call: Callable[[], object], target: Target, first: Callable[[], object] 
 
 
 def sized(config: ClipConfig, toy: bool) -> ClipConfig:
-    """Return the config unchanged, or with small image sizes for a toy."""
+    """Return the config unchanged, or with small image sizes in a toy run."""
     return replace(config, rgb_size=32, heatmap_size=8, box_pixels=48) if toy else config

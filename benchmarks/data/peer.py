@@ -19,7 +19,7 @@ CACHE = ROOT / "work_dirs" / "peer"
 NAME = "mmaction2"
 CASES = {"8_32": "ntu60", "16_48": "ntu60_x3d"}
 """The compared cases, named after their numbers of RGB and pose frames, and the experiments that use such clips."""
-# MMAction2 1.2 and the packages that it needs to run; it needs NumPy 1. pip installs exactly this list, without
+# MMAction2 1.2 and the packages that it needs to run, among them NumPy 1. pip installs exactly this list, without
 # dependencies, because the metadata of MMAction2 also require packages that are never imported.
 TORCH = "torch==2.13.0"
 PACKAGES = (
@@ -80,7 +80,7 @@ class Peer:
 
     def __init__(self, python: Path, log: Path):
         variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        # -P keeps the folder of the script off sys.path, where our modules would hide others of the same name.
+        # -P keeps the folder of the script off sys.path, because our modules there would hide others of the same name.
         command, self.log = [str(python), "-P", str(SCRIPT)], log
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
@@ -117,7 +117,10 @@ class Peer:
 
 
 def verdict(records: Path) -> str:
-    """Return the line to print last: our speed relative to the peer's for 8 frames and 32 heatmaps, and parity."""
+    """Return the line to print last: our speed relative to the peer's for 8 frames and 32 heatmaps, and the parity.
+
+    The parity is ok if both programs make the same clips in all cases.
+    """
     record = json.loads((records / f"data_{slug(device_name(torch.device('cpu')))}.json").read_text())
     results = record["results"]
     green = all(results.get(f"parity_{case}", {}).get("ok") for case in CASES)

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-# From MMAction2's rgbpose_conv3d.py (docs/sources.md, "Training samples"), without the steps that run on the GPU.
+# The joints of the left and right side of the body, from MMAction2's rgbpose_conv3d.py.
 LEFT, RIGHT = [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 10, 12, 14, 16]
 HEATMAP = "GeneratePoseTarget"
 
 
 def pipeline(frames: dict[str, int], sigma: float, side: int) -> list[dict[str, Any]]:
-    """Return the published training transforms.
+    """Return the published training transforms, without those that run on the GPU.
 
-    frames: the number of frames by stream; side: 224 pixels, or less for a toy.
+    frames: the number of frames by stream; side: 224 pixels, or less in a toy run.
+    Source: MMAction2's rgbpose_conv3d.py (docs/sources.md, "Training samples").
     """
     return [
         {"type": "MMUniformSampleFrames", "clip_len": frames, "num_clips": 1},
@@ -43,7 +44,7 @@ def pipeline(frames: dict[str, int], sigma: float, side: int) -> list[dict[str, 
 
 
 class Peer:
-    """Answers requests, each with one of its methods. `open` replaces the data set and the pipeline."""
+    """Answers each request with the method of that name. The first one must be `open`."""
 
     def open(self, annotations: str, videos: str, split: str, frames: dict[str, int], sigma: float, side: int) -> dict:
         """Read the annotations and build the transforms. Returns the names of the clips."""

@@ -1,1 +1,1 @@
-"""Benchmarks of the opt-in Triton blocks: their speed, their registers, and the bytes that they move."""
+"""Benchmarks of the opt-in Triton kernels for blocks: their speed, their registers, and the bytes that they move."""

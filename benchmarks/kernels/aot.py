@@ -1,7 +1,8 @@
 """Compiles the Triton kernels without a GPU, to count registers, spills and shared memory of every launch.
 
-The real launchers run, with uninitialised CPU tensors and a stand-in for the GPU driver, so that exactly the kernels
-that a GPU would run are compiled. TRITON_INTERPRET must be unset when this module is imported.
+The same Python code as in training makes the launches, but with uninitialised CPU tensors and a stand-in for the GPU
+driver. Exactly the kernels that a GPU would run are thus compiled. TRITON_INTERPRET must be unset when this module is
+imported.
 """
 
 import json
@@ -40,7 +41,7 @@ class Launch:
 
 
 def write_registers(folder: Path, every: int = 1) -> bool:
-    """Compile every call, print and record the maximum use of each resource per kernel, and return whether none spills.
+    """Compile every call, print and record each kernel's largest use of each resource, and return whether none spills.
 
     The record has an entry for each version of Triton. If `every` is n > 1, only every n-th call is compiled, plus
     the calls that the committed record names as `heaviest`.
@@ -98,7 +99,7 @@ def compiled_launches(calls: list[Call]) -> Iterator[Launch]:
 
 
 def summarised(launches: list[Launch], callers: dict[Call, list[str]]) -> Summary:
-    """Return for each kernel the largest use of each resource, the number of different launches, and their callers.
+    """Return for each kernel its largest use of each resource, the number of its different launches, and their callers.
 
     `heaviest` describes the call that needs the most registers.
     """

@@ -1,8 +1,9 @@
 """Counts the bytes that our kernels move per clip, and those that an ideal fusion of torch's operators would move.
 
-At toy sizes, Triton's interpreter counts which share of each tensor a launch reads and writes. This share is multiplied
-by the size of the tensor in the experiment. The reads that add up partial sums of the gradients of weights are not
-counted, because they are below 2 % of all bytes. TRITON_INTERPRET must be set before this module is imported.
+A launch runs at a toy size in Triton's interpreter, where we count what share of each tensor it reads and writes. This
+share is multiplied by the size of the tensor in the experiment. For the gradients of weights, partial sums are also
+read and added up after the launch; these reads are not counted, because they are below 2 % of all bytes.
+TRITON_INTERPRET must be set before this module is imported.
 """
 
 from collections import defaultdict
@@ -124,7 +125,8 @@ def totals(launches: list[dict]) -> dict[str, dict]:
     `compiled_gb` and `ideal_gb` are for the same computation without our kernels. The group `blocks` contains the
     kernels that replace whole blocks. Only this group has `over_ideal` (`gb` / `ideal_gb`), because the ideal is only
     known for whole blocks. norm_act is not in this group: it makes as many passes over memory as compiled code.
-    `heaviest` is each kernel's call that moves the most bytes; these are the calls that `make test` counts again.
+    `heaviest` is each kernel's call that moves the most bytes. To save time, `make test` repeats the count for these
+    calls only.
     """
     sums: dict[str, dict] = {}
     heaviest: dict[str, dict] = {}

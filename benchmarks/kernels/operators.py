@@ -28,7 +28,7 @@ NORM_PASSES = {"native_batch_norm": 3, "native_batch_norm_backward": 5}  # reads
 
 
 class Operators(TorchDispatchMode):
-    """Counts the numbers that operators read and write inside this mode (`compiled` and `ideal`), and the launches."""
+    """Counts the numbers that operators in this mode read and write (`compiled` and `ideal`), and their launches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Operators(TorchDispatchMode):
 
 
 def step_of(experiment: Experiment) -> Operators:
-    """Count a training step of CLIPS clips.
+    """Count what the operators of a training step on CLIPS clips read and write.
 
     PCAN's head is replaced by the plain head, because either head moves almost nothing compared with the backbones.
     """

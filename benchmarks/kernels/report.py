@@ -1,7 +1,7 @@
 """Compares our kernels with the code of torch.compile on parts of the networks: first the results, then the times.
 
-It measures the heaviest blocks and norms of the guide's networks (docs/sources.md), forward and backward. What
-surrounds our kernels in a part is compiled too. The last result recommends parts for each experiment: those that are
+It measures the heaviest blocks and norms of the guide's networks (docs/sources.md), forward and backward. Operations
+that no kernel replaces are compiled in both cases. The last result recommends parts for each experiment: those that are
 faster at every shape measured.
 """
 
@@ -138,7 +138,7 @@ def direction(y: Tensor) -> Tensor:
 def timed(step: Step, target: Target) -> dict[str, np.ndarray]:
     """Measure the seconds of forward and backward with our kernels (`fused`) and without them (`compiled`).
 
-    The batch size is that of the experiment. A toy is not compiled.
+    The batch size is that of the experiment. In a toy run, nothing is compiled.
     """
     calls: Candidates = {
         "fused": both_ways(step, target, fused=True),

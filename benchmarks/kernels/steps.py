@@ -46,7 +46,7 @@ class Step:
 
     @property
     def weight(self) -> int:
-        """The count of input numbers per clip, added up over all `times` parts."""
+        """The count of numbers that all `times` parts take as input, per clip."""
         return self.times * self.num_frames * torch.Size(self.shape).numel()
 
     def make(self, device: torch.device, clips: int, *, fused: bool) -> tuple[Block, Tensor]:

@@ -7,7 +7,7 @@ EXPERIMENTS = ("ntu60_x3d", "ma52")
 
 
 def blocks_table(records: Path) -> str:
-    """Return a Markdown table of the bytes and the worst launch of each kernel, over all architectures and versions."""
+    """Return a Markdown table of each kernel's bytes and largest resource use over all architectures and versions."""
     versions = json.loads((records / "registers.json").read_text())["triton"].values()
     per_clip = json.loads((records / "bytes.json").read_text())["per_clip"]
     head = ["kernel", "registers", "shared memory", "spilled", *(f"`{name}`: moved (ideal)" for name in EXPERIMENTS)]

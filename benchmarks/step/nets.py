@@ -32,7 +32,7 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def _network(experiment: Experiment, target: Target) -> Iterator[Result]:
-    """Measure the step of one network, the step as a CUDA graph, and a step that fills the GPU's memory.
+    """Measure the step of one network: as in training, as a CUDA graph, and with a batch that fills the GPU's memory.
 
     If one of these measurements raises an exception, its result is a description of the exception.
     """
@@ -77,7 +77,7 @@ def filling_batch(batch: int, share: float) -> int:
 
 
 def as_one_graph(step: TrainingStep, experiment: Experiment, target: Target) -> dict:
-    """Measure the step replayed as a CUDA graph, and the same step launched kernel by kernel, in turns."""
+    """Measure, alternately, the step replayed as a CUDA graph and the same step launched kernel by kernel."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

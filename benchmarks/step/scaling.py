@@ -18,7 +18,7 @@ TOY = ("data.demo.num_train=24", "data.demo.num_val=12", "data.demo.size=(160,12
 
 
 def measure(target: Target) -> Iterator[Result]:
-    """Train the experiment `demo` with 1, 2, 4, ... ranks: at most one per GPU, or one single-threaded per CPU core."""
+    """Train the experiment `demo` with 1, 2, 4, ... ranks, at most one per GPU. On a CPU, each rank uses one core."""
     on_gpu = target.device.type == "cuda"
     max_ranks = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
     if on_gpu and max_ranks == 1:
@@ -55,7 +55,7 @@ def clips_per_s(ranks: int, target: Target) -> np.ndarray:
 
 
 def settings(target: Target) -> list[str]:
-    """Return settings that put the data of the demo into the scratch folder. For a toy they also make it small."""
+    """Return settings that put the data of the demo into the scratch folder. In a toy run, the data are small."""
     root = target.scratch
     return [
         f"data.annotations={root}/demo/annotations.pkl",

@@ -52,11 +52,11 @@ Value = TypeVar("Value")
 
 
 def measure(target: Target) -> Iterator[Result]:
-    """Measure each variant of the ntu60_x3d step alone, and then all variants in alternation."""
+    """Measure the variants of the ntu60_x3d step, first one after another and then in alternation."""
     experiment = TOY if target.toy else NTU60_X3D
     batch, steps, failed = random_batch(experiment, target.device), {}, []
     assert isinstance(experiment.model, X3DPairConfig)
-    config = replace(experiment.model, pcan=None)  # the plain 5-D form has the plain head
+    config = replace(experiment.model, pcan=None)  # like the plain 5-D form, without PCAN's head
     for name, build in variants(config, target).items():
         timed, values = attempt(lambda build=build: time_step(build(), experiment, batch, target))
         if timed is not None:
@@ -74,7 +74,7 @@ def measure(target: Target) -> Iterator[Result]:
 def attempt(call: Callable[[], Value]) -> tuple[Value | None, dict]:
     """Return the result of the call and {}, or None and a description of the exception that the call raised.
 
-    A measurement that fails in this way does not stop the following ones.
+    Thus a measurement that fails does not stop the following ones.
     """
     try:
         return call(), {}
@@ -85,7 +85,10 @@ def attempt(call: Callable[[], Value]) -> tuple[Value | None, dict]:
 
 
 def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tuple[nn.Module, nn.Module]]]:
-    """Return builders by name, the most important first. Each returns a network and the (compiled) module to call."""
+    """Return a builder for each variant, the most important variant first.
+
+    A builder returns a network and the module to call, which is the network itself or its compiled form.
+    """
 
     def aligned(network: nn.Module) -> nn.Module:
         align_channels(network)
@@ -114,7 +117,7 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
 
 
 def compile_network(network: nn.Module, target: Target, options: Options | None) -> nn.Module:
-    """Compile the network as one graph. A toy is only captured, because Inductor would take minutes on a CPU."""
+    """Compile the network as one graph. In a toy run it is only captured, as Inductor would take minutes on a CPU."""
     backend, options = ("aot_eager", None) if target.toy else ("inductor", options)
     compiled = torch.compile(network, fullgraph=True, dynamic=False, backend=backend, options=options)
     assert isinstance(compiled, nn.Module)
@@ -147,9 +150,9 @@ class TrainingStep:
 def time_step(
     built: tuple[nn.Module, nn.Module], experiment: Experiment, batch: tuple[Tensor, ...], target: Target
 ) -> tuple[TrainingStep, dict]:
-    """Return the step of a variant, and its clips per second, its peak memory, and the time of its first call.
+    """Return the step of a variant, and measurements of it: its speed, its peak memory, and the time of its first call.
 
-    The first call includes the time of compilation.
+    The first call includes the compilation.
     """
     step = TrainingStep(*built, experiment, batch)
     on_gpu = target.device.type == "cuda"
@@ -172,7 +175,7 @@ def time_step(
 def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, ...]:
     """Return rgb, heatmap, label and coarse label with the shapes, types and memory layout of the loader."""
     clip, count = experiment.clip, experiment.optim.batch_size
-    # At a GPU's batch sizes these are gigabytes, so they are drawn on the device and not copied to it.
+    # A batch of the usual size takes gigabytes, so it is drawn on the device and not copied to it.
     options: dict = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
     side, small, channels = clip.rgb_size, clip.heatmap_size, clip.num_channels()
     rgb = torch.randint(0, 256, (count, clip.rgb_frames, side, side, 3), dtype=torch.uint8, **options)
@@ -196,7 +199,7 @@ def measure_on_one_core(target: Target) -> Iterator[Result]:
 def _three_forms(experiment: Experiment, target: Target) -> dict:
     """Measure the three forms of one network, after checking that their losses agree."""
     assert isinstance(experiment.model, X3DPairConfig | RGBPoseConfig)
-    config = replace(experiment.model, pcan=None, dropout=0.0)  # the plain 5-D form has the plain head
+    config = replace(experiment.model, pcan=None, dropout=0.0)  # like the plain 5-D form, without PCAN's head
     batch = random_batch(replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS_ON_CPU)), target.device)
     torch.manual_seed(0)
     folded = build_model(config)

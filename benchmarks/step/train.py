@@ -71,7 +71,8 @@ def pace(
 ) -> tuple[np.ndarray, float]:
     """Return the batches per second in each window of a few batches, and the share of time spent waiting for data.
 
-    A window ends when the device has finished. The first two windows are left out, because they include compilation.
+    A window ends when the device has finished its work. The first two windows are left out, because they include
+    compilation.
     """
     window, rates, waited, spent = (1 if target.toy else 5), [], 0.0, 0.0
     end = np.inf

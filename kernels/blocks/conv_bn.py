@@ -1,11 +1,12 @@
 """A matrix product over rows [R, C] that normalises the rows it loads, and computes statistics of the rows it stores.
 
-The rows form equal groups, one for each row of scale and shift. In the forward pass a program computes BLOCK_M rows of
-one group and BLOCK_N columns of the result. In the backward pass it computes BLOCK_C channels of a split, which is one
-or more blocks of BLOCK_M rows of one group. It reads all columns of the gradient once, adds the gradient that comes
-through the statistics, and uses the sum twice: for the gradients of the rows and of the weight. Programs that read the
-same rows are neighbours in the grid, so that they share those rows in the L2 cache. Sums over rows are computed by each
-split and then merged in a fixed order, without atomics.
+The rows form groups of equal size, one group for each row of scale and shift. In the forward pass, a program computes
+BLOCK_N columns of the result for BLOCK_M rows of one group. In the backward pass, a program computes BLOCK_C channels
+for a split, which is one or more blocks of BLOCK_M rows of one group. It loads all columns of the result's gradient
+once, adds the gradient that comes through the statistics, and uses the sum twice: for the gradient of the rows and for
+the gradient of the weight. Programs that read the same rows are neighbours in the grid, so that these rows come from
+the L2 cache. Each program sums over the rows of its split; these sums are then merged in a fixed order, without
+atomics.
 """
 
 import torch
@@ -17,12 +18,13 @@ from torch.library import triton_op, wrap_triton
 from kernels.blocks.conv_bn_reference import WIDEST
 from kernels.blocks.rows import activate, load, merge, part, through
 
-BLOCK_M = 64  # with 128, threads need up to 159 registers, and some registers spill
-BLOCK_N = 64  # columns of a block; for narrower matrices, their width rounded up to a power of two
+BLOCK_M = 64  # with 128, a thread needs up to 159 registers, and some registers spill
+BLOCK_N = 64  # columns of a block; a narrower matrix has one block, its width rounded up to a power of two
 BLOCK_K = 32
 GRAD_TILE = 8192  # elements of each loaded block of the result's gradient; a block spans all columns
 GRAD_SUMS = 16384  # elements of the weight's gradient that a program sums: 64 per thread
-GRAD_PARTIAL = 1 << 22  # approximate number of partial sums: enough programs to keep all SMs busy
+# All programs together write about this many partial sums. A smaller number would mean fewer programs, and idle SMs.
+GRAD_PARTIAL = 1 << 22
 
 
 def conv_bn(
@@ -73,7 +75,7 @@ def _conv_bn_grad(
     shift: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of rows [N*P, C], of the weight [O, C], and of scale and shift [N, C], if there are any."""
+    """Return the gradients of rows [N*P, C] and weight [O, C], and, if these exist, of scale and shift [N, C]."""
     groups = 1 if scale is None else len(scale)
     programs, shape, options = split_backward(rows, weight, groups)
     grad_rows = rows.new_empty(rows.shape)
@@ -111,7 +113,7 @@ def split_backward(rows: Tensor, weight: Tensor, groups: int) -> tuple[int, tupl
     steps = triton.cdiv(blocks, max(1, GRAD_PARTIAL // (block_o * block_c * groups * columns)))
     splits = triton.cdiv(blocks, steps)
     options = {"BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_O": block_o, "C": channels, "O": width}
-    # Two stages: blocks in bfloat16 are loaded one iteration ahead. In float32 there is no room for two blocks.
+    # Two stages in bfloat16: blocks are loaded one iteration ahead. One in float32, where two blocks do not fit.
     options |= {"num_warps": 8 if block_o * block_c > 2048 else 4, "num_stages": 4 // rows.element_size()}
     return groups * splits * columns, (group_rows, splits, steps), options
 
@@ -172,7 +174,7 @@ def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.co
 def store_tile(result, partial, total, first, rows_left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
     """Store the first `rows_left` rows of the block `total`, their mean and their summed squared deviations.
 
-    All other rows of the block must be 0. The block is the split with number `number`, of `count` splits.
+    `total` must be 0 in all other rows. The block is one of `count` splits; its number is `number`.
     """
     local = tl.arange(0, BLOCK_M)
     owned, known = (local < rows_left)[:, None], column < O
@@ -271,7 +273,7 @@ def _backward(
         inner = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inner, O)
         total = tl.dot(tl.trans(whole), inputs, total, input_precision="ieee")
-        # The branch lets the compiler choose a layout for each of the two products. One for both would suit neither.
+        # With the branch, the compiler chooses a layout for each of the two products. A common one would suit neither.
         if rows_left > 0:
             gradient = tl.dot(whole, weights, input_precision="ieee")
             if scale is not None:

@@ -4,22 +4,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The largest number of outputs that the kernel supports, because a program keeps all outputs of its rows in registers.
+# The kernel supports at most this many output channels, because a program keeps all of them in registers for its rows.
 WIDEST = 512
 
 
 def conv_bn(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Convolve activation(x * scale + shift) 1x1, and compute the statistics for the BatchNorm that follows.
+    """Apply a 1x1 convolution to activation(x * scale + shift), and compute statistics for the BatchNorm that follows.
 
     scale and shift express a BatchNorm of x with weight w and bias b, multiplied by a gate: scale = w / deviation *
     gate and shift = (b - mean * w / deviation) * gate, with deviation = sqrt(variance + eps). Without scale and shift,
     x itself is convolved. Gradients flow from the result, the mean and the variance to x, weight, scale and shift.
 
-    x: [F, C, H, W] channels_last, like the result; weight: [O, C, 1, 1] with O <= WIDEST, which is rounded to the type
-    of x; scale, shift: [N, C], one row for every F / N consecutive images; activation: none, relu or
-    silu.
+    x: [F, C, H, W] channels_last, like the result; weight: [O, C, 1, 1] with O <= WIDEST (rounded to the type of
+    x); scale, shift: [N, C], one row for every F / N consecutive images; activation: none, relu or silu.
     Returns the result [F, O, H, W], its mean [O] and its biased variance [O]. The statistics are those of the stored,
     rounded values. Statistics and sums of products are in float32 at least.
     """

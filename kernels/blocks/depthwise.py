@@ -1,12 +1,12 @@
 """A depthwise convolution that normalises the pixels it loads, and computes statistics of the pixels it stores.
 
 A program computes a strip of an image row by row, from top to bottom. A strip consists of lanes with SPAN columns each.
-A lane normalises a value once and adds the products of this value to all rows of the result that need it. Loading and
-normalising nine values for each pixel would take three times as many instructions. The backward kernel moves down the
-same strips and keeps three rows of the gradient of the result in registers. This gradient already includes the part
-that comes through the statistics. The channel blocks of a strip and the strips of an image are neighbours in the grid,
-because they share cache lines.
-Sums over pixels are computed by each program and then added in a fixed order, without atomics.
+A lane normalises each value once, multiplies it by the weights, and adds the products to all rows of the result that
+need them. If every pixel of the result loaded and normalised its nine values, this would take three times as many
+instructions. The backward kernel moves down strips in the same way and keeps three rows of the result's gradient in
+registers, including the part of the gradient that comes through the statistics. The channel blocks of a strip and the
+strips of an image are neighbours in the grid, because they read the same cache lines. Each program sums over its
+pixels; these sums are then added in a fixed order, without atomics.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from torch.library import triton_op, wrap_triton
 
 from kernels.blocks.rows import activate, load, through
 
-TILE = 128  # channels times lanes of a program; each thread computes two elements
-SPAN = 4  # columns that a lane computes: of the result, or of the gradient of the images
+TILE = 128  # channels times lanes of a program: two for each thread
+SPAN = 4  # columns that a lane computes: of the result in the forward pass, of the images' gradient in the backward
 ROWS = 32  # maximum number of rows of a strip
-PROGRAMS = 2048  # approximate number of programs
+PROGRAMS = 2048  # a launch has about this many programs
 
 
 def depthwise_conv(
@@ -65,7 +65,7 @@ def cut(result: Tensor, images: Tensor, groups: int, stride: int, span: int) -> 
     """Divide the result [F, H, W, C] of the convolution into strips, in which each lane has `span` columns.
 
     The images that the convolution reads are [F, SOURCE_H, SOURCE_W, C]. In each of its `steps` steps, a program
-    computes BLOCK_C channels of one strip of ROWS by LANES * SPAN pixels for BLOCK_I images. BLOCK_C is 64, or 32 if
+    computes BLOCK_C channels of one strip of ROWS by LANES * SPAN pixels in BLOCK_I images. BLOCK_C is 64, or 32 if
     the last block then has fewer unused channels.
     """
     count, height, width, channels = result.shape
@@ -142,7 +142,7 @@ def _grads(
     activation: str,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of the images, of the weight [C, 9], and of scale and shift [C], if there are any.
+    """Return the gradients of the images and the weight [C, 9], and, if these exist, of scale and shift [C].
 
     level [N, C] or [1, C] and slope [C] come from `spread_over_pixels`.
     """
@@ -159,7 +159,7 @@ def _grads(
 def _keep(ctx, inputs, output) -> None:
     images, weight, scale, shift, *ctx.options = inputs
     ctx.save_for_backward(images, weight, scale, shift, *output[:2])
-    ctx.set_materialize_grads(False)  # otherwise torch would fill a tensor with zeros for each unused statistic
+    ctx.set_materialize_grads(False)  # otherwise torch would make a gradient of zeros for each unused statistic
 
 
 def _backward(ctx, grad: Tensor | None, *of_statistics: Tensor | None):
@@ -217,7 +217,7 @@ def _forward(
 ):
     """Each step down reads STRIDE rows of the images and stores one row of the result.
 
-    The first 3 - STRIDE steps store nothing.
+    The first 3 - STRIDE steps store nothing: they only read rows that the first row of the result needs.
     """
     first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -283,7 +283,7 @@ def _forward(
 @triton.jit
 def _gradients(
     grad_images,  # [F, SOURCE_H, SOURCE_W, C]
-    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and shift unless None
+    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and shift unless these are None
     grad,  # [F, H, W, C]
     result,  # [F, H, W, C]
     mean,  # [C]
@@ -312,9 +312,9 @@ def _gradients(
 ):
     """Each pixel of the result corresponds to STRIDE by STRIDE pixels of the images.
 
-    The gradients of these pixels depend on that pixel of the result and on its neighbours. Each step down loads one row
-    of the result's gradient into the window, and stores the gradients of the STRIDE rows that correspond to the row
-    above.
+    The gradients of these pixels depend on that pixel of the result and on its neighbours. Each step down loads a row
+    of the result's gradient into a window of three rows, and stores gradients of the STRIDE rows of the images that
+    correspond to the row above the loaded one.
     """
     first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)

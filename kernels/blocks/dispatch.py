@@ -1,6 +1,6 @@
-"""The six functions that networks call. They run the Triton kernel on a GPU, and the reference on a CPU.
+"""The six functions that networks call. Each runs its Triton kernel on a GPU, and its reference on a CPU.
 
-The references document arguments and results. Triton is only imported for tensors on a GPU.
+The references document arguments and results. Triton is imported only if a tensor is on a GPU.
 """
 
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Computes mean and variance of the columns of [R, C] in one pass. rows.py explains how programs divide the rows."""
+"""Computes mean and variance of the columns of [R, C] in one pass. rows.py explains how the work is divided."""
 
 import torch
 import triton
@@ -33,7 +33,7 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad_mean: Tensor, grad_var: Tensor):
-    """Use elementwise torch operations, because torch.compile fuses them with the sum of all gradients of the rows."""
+    """Use elementwise torch operations, so that torch.compile fuses them with the sum of all gradients of the rows."""
     rows, mean = ctx.saved_tensors
     grad = (rows.float() - mean) * (grad_var * (2 / len(rows))) + grad_mean / len(rows)
     return grad.to(rows.dtype)
@@ -53,7 +53,7 @@ def _statistics(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Update a running mean and variance (Welford's algorithm) for each element of a block; merge them at the end.
+    """Update a running mean and variance (Welford's algorithm) for each place in a block; merge them at the end.
 
     Unlike a sum of squares, this stays accurate if the mean is large.
     """

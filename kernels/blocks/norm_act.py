@@ -1,7 +1,7 @@
 """BatchNorm over rows [R, C], with gate, residual and activation, in two passes forward and two backward.
 
-Between the passes only statistics and sums are stored, and one gradient if there is a residual. rows.py explains how
-programs divide the rows.
+Between the passes only statistics and sums are stored and, if there is a residual, the gradient of the activation's
+input. rows.py explains how the work is divided among programs.
 """
 
 import torch
@@ -78,10 +78,10 @@ def _grad_sums(
     activation: str,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return sums over each group [2, N, C], and the gradient of the activation's input [N*P, C].
+    """Return two sums over each group [2, N, C], and g [N*P, C], the gradient of the activation's input.
 
-    The sums are those of the gradient of the activation's input, and of this gradient times the normalised rows.
-    Without a residual, the second result is empty.
+    The sums are those of g, and of g times the normalised rows. If there is no residual, an empty tensor is returned
+    instead of g.
     """
     programs, shape, options = split_rows(rows, _groups(gate), summed=True)
     partial = rows.new_empty(2, _groups(gate), rows.shape[1], shape[1], dtype=torch.float32)
@@ -91,7 +91,7 @@ def _grad_sums(
         ACTIVATION=activation,
         **options,
     )
-    return partial.sum(-1), inner  # splits are the last axis, so that the compiler sums them with one launch
+    return partial.sum(-1), inner  # splits are the last axis, so that the compiler sums them in one launch
 
 
 @triton_op("duet::norm_act_grad_rows", mutates_args=())
@@ -151,7 +151,7 @@ _norm_act.register_autograd(_backward, setup_context=_keep)
 
 @triton.jit
 def _row(source, channel, C: tl.constexpr):
-    """Load one float32 number for each channel, as [1, channels]."""
+    """Load one number for each channel, as float32 [1, channels]."""
     return load(source, channel, channel < C)[None, :]
 
 

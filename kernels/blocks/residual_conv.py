@@ -1,9 +1,10 @@
 """The first convolution of a residual block, which computes the end of the previous block while it loads its input.
 
 The sum that ends the previous block is thus written once and not read back in the forward pass. The pixels of all
-frames are the rows of a matrix [R, C]. Programs divide the rows and compute statistics as in conv_bn.py. A convolution
-over K frames reads the rows of K frames: the forward pass sums the products frame by frame, and the backward pass
-treats the gradients of K frames as columns [R, K*O]. Each row is loaded K times, but caches serve the repeated loads.
+frames are the rows of a matrix [R, C]. They are divided among programs, and statistics are computed, as in conv_bn.py.
+A convolution over K frames reads the rows of K frames: the forward pass sums the products frame by frame, and the
+backward pass treats the gradients of K frames as columns [R, K*O]. Each row is loaded K times, but caches serve the
+repeated loads.
 """
 
 import torch
@@ -88,7 +89,10 @@ def _residual_conv_grad(
     num_frames: int,
     frame_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of rows [R, C], weight [O, K, C], scale, shift, shortcut [R, C], shortcut_scale."""
+    """Return gradients: of rows [R, C], weight [O, K, C], scale [C], shift [C], shortcut [R, C], shortcut_scale [C].
+
+    The last one is empty if there is no shortcut_scale.
+    """
     programs, (num_rows, splits, steps), options = split_backward(rows, weight.flatten(0, 1), 1)
     grad_rows, grad_shortcut = rows.new_empty(rows.shape), rows.new_empty(rows.shape)
     of_weight = rows.new_empty(splits, *weight.shape, dtype=torch.float32)
@@ -192,7 +196,7 @@ def _backward(
     mean,  # [O]
     level,  # [O]
     slope,  # [O]
-    grad_total,  # [R, C]: gradient of `total` from other layers
+    grad_total,  # [R, C]: gradient of `total` from the other layers that use it
     total,  # [R, C]
     rows,  # [R, C]
     weight,  # [O, K, C]
@@ -215,7 +219,7 @@ def _backward(
     local, column, known = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_O), channel < C
     output, tap = column % O, column // O
     later = tap - TAPS // 2
-    # Offsets have 64 bits, as in conv_bn.
+    # Offsets have 64 bits for the reason given in conv_bn.py.
     long = local.to(tl.int64)[:, None]
     place = long * C + channel[None, :]
     wide = (long - (later * frame_rows)[None, :]) * O + output[None, :]
@@ -236,7 +240,7 @@ def _backward(
             inner &= (to >= 0) & (to < num_frames)
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, output[None, :], inner, O)
         products = tl.dot(tl.trans(whole), inputs, products, input_precision="ieee")
-        # As in conv_bn.py, the branch lets the compiler choose a layout for each of the two products.
+        # As in conv_bn.py, the branch makes the compiler choose a layout for each of the two products.
         if rows_left > 0:
             gradient = tl.dot(whole, weights, input_precision="ieee") + load(grad_total, first * C + place, inside)
             gradient = through(gradient, inputs.to(tl.float32), "relu")

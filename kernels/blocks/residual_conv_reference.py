@@ -19,14 +19,14 @@ def residual_conv(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Convolve x = relu(y * scale + shift + shortcut * shortcut_scale) over K frames, with zeros beyond a clip's ends.
 
-    `scale` and `shift` are the last BatchNorm of one bottleneck; the convolution is the first one of the next
-    (docs/sources.md, "RGBPoseConv3D"). The sum x is stored once, because the next bottleneck needs it for its shortcut.
-    If the shortcut comes from a convolution, `shortcut_scale` is the scale of that convolution's BatchNorm and `shift`
-    includes its shift; without `shortcut_scale` the shortcut is added unchanged. Gradients flow from all
-    four results to all tensors.
+    `scale` and `shift` express the last BatchNorm of a bottleneck, and the convolution is the first one of the next
+    bottleneck (docs/sources.md, "RGBPoseConv3D"). That bottleneck also needs x for its shortcut, so x is returned too.
+    If the shortcut comes from a convolution, `shortcut_scale` is the scale of that convolution's BatchNorm, whose shift
+    is included in `shift`; without `shortcut_scale`, the shortcut is added unchanged. Gradients flow from all four
+    results to all tensors.
 
-    y, shortcut: [N*T, C, H, W] channels_last, like the results; weight: [O, C, K, 1] with K odd and K * O <= 512,
-    which is rounded to the type of y; scale, shift, shortcut_scale: [C]; num_frames: T.
+    y, shortcut: [N*T, C, H, W] channels_last, like the results; weight: [O, C, K, 1] with K odd and K * O <= 512
+    (rounded to the type of y); scale, shift, shortcut_scale: [C]; num_frames: T.
     Returns the result of the convolution [N*T, O, H, W], its mean [O] and biased variance [O], and x. The statistics
     are those of the stored, rounded values. Statistics and sums of products are in float32 at least.
     """

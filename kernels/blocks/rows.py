@@ -1,9 +1,9 @@
-"""What the six kernels share: how programs divide the rows of a matrix [R, C], and how their statistics are merged.
+"""What the kernels have in common: how a matrix [R, C] is divided among programs, and how statistics are merged.
 
 The rows are the pixels of all frames. If a kernel gates or scales each clip differently, the rows of each clip form a
-group; otherwise there is one group. A program computes BLOCK_C channels of a split, which is one or more blocks of
-BLOCK_R rows of one group. The channel blocks of a split are neighbours in the grid, because their rows share cache
-lines. Sums over rows are computed by each split and then merged in a fixed order, without atomics.
+group; otherwise there is one group. A split is one or more blocks of BLOCK_R rows of one group, and a program computes
+BLOCK_C channels of one split. The programs of a split are neighbours in the grid, because they read the same cache
+lines. Each program sums over the rows of its split; these sums are then merged in a fixed order, without atomics.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 TILE = 4096  # elements of a block in kernels that compute no sums
 SUM_TILE = 2048  # elements of a block in kernels that also keep sums in registers
-SUM_PROGRAMS = 2048  # approximate number of programs of a launch that computes sums
+SUM_PROGRAMS = 2048  # a launch that computes sums has about this many programs
 
 
 def split_rows(rows: Tensor, groups: int, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:
@@ -36,8 +36,8 @@ def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
     """Return the mean [C] and the biased variance [C] of all rows.
 
     partial: [2, C, N, S], the mean and the summed squared deviations of each split. A split has `span` rows, and the
-    last split of a group may have fewer. Splits are the last axis, so that the compiler makes both passes over the
-    partial sums in one launch.
+    last split of a group may have fewer. Splits are the last axis, because the compiler then needs only one launch
+    for both passes over the partial sums.
     """
     means, squares = partial
     groups, splits = means.shape[1:]
@@ -74,7 +74,7 @@ def activate(z, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def through(grad, z, ACTIVATION: tl.constexpr):
-    """Return the gradient of z from the gradient of activate(z). The derivative of relu at 0 is 0."""
+    """Return the gradient of z, given the gradient of activate(z). The derivative of relu at 0 is 0."""
     if ACTIVATION == "relu":
         grad = tl.where(z <= 0, 0.0, grad)
     if ACTIVATION == "silu":

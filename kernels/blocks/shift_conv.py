@@ -159,7 +159,7 @@ def _backward(
         inside = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inside, O)
         total = tl.dot(tl.trans(whole), inputs, total, input_precision="ieee")
-        # As in conv_bn.py, the branch lets the compiler choose a layout for each of the two products.
+        # As in conv_bn.py, the branch makes the compiler choose a layout for each of the two products.
         if rows_left > 0:
             gradient = tl.dot(whole, weights, input_precision="ieee").to(grad_rows.dtype.element_ty)
             target = grad_rows + first * C + place
@@ -179,11 +179,11 @@ def _in_clip(row, num_frames, frame_rows):
 def _load_shifted(
     source, owned, frame, channel, num_frames, step, C: tl.constexpr, FOLD: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """Load the shifted rows at `source`: 0 if a row is not owned, or if it would come from beyond the ends of its clip.
+    """Load the rows at `source`, shifted in time, with 0 in rows that are not owned and for frames outside the clip.
 
-    `step` is the number of elements of a frame. In each of the three loads, the VECTOR channels that fill 16 bytes have
-    the same mask; then each channel is selected from one of the loads. If masks differed between these channels,
-    elements would be loaded one by one.
+    `step` is the number of elements of a frame. Three loads read the next, the previous and the same frame, and then
+    each channel is taken from one of them. In each load, the VECTOR channels that fill 16 bytes have the same mask,
+    because with different masks elements would be loaded one by one.
     """
     inside = owned & (channel < C)[None, :]
     if FOLD == 0:
@@ -210,7 +210,8 @@ def _store_shifted(
     tl.store(target, gradient, inside & (channel >= moved)[None, :])
     if FOLD:
         # The gradient of an element that was read from the next frame is stored in the next frame. The last frame of a
-        # clip has no next frame; instead we store zeros in the clip's first frame, which no frame has read.
+        # clip has no next frame, so it stores zeros in the clip's first frame, which no frame has read. Elements from
+        # the previous frame are treated in the same way, with first and last exchanged.
         later = (channel < FOLD)[None, :]
         earlier = ((channel >= FOLD) & (channel < 2 * FOLD))[None, :]
         leaves = (later & (frame == num_frames - 1)) | (earlier & (frame == 0))

@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Shift channels in time, convolve 1x1, and compute the statistics for the BatchNorm that follows.
+    """Shift channels in time, apply a 1x1 convolution, and compute statistics for the BatchNorm that follows.
 
     Channels [0, fold) come from the next frame of the clip, [fold, 2 * fold) from the previous frame, and the others
-    from the frame itself. Beyond the ends of a clip there are zeros. Gradients flow from the result, the mean and the
-    variance to x and weight.
+    from the frame itself. Where there is no such frame, zeros are used. Gradients flow from the result, the mean and
+    the variance to x and weight.
 
-    x: [N*T, C, H, W] channels_last, like the result; num_frames: T; weight: [O, C, 1, 1] with O <= 512, which is
-    rounded to the type of x.
+    x: [N*T, C, H, W] channels_last, like the result; num_frames: T; weight: [O, C, 1, 1] with O <= 512
+    (rounded to the type of x).
     Returns the result [N*T, O, H, W], its mean [O] and its biased variance [O]. The statistics are those of the stored,
     rounded values. Statistics and sums of products are in float32 at least.
     Source: the first step of a block of temporal-shift X3D (docs/sources.md, "Temporal-shift X3D").

@@ -20,7 +20,7 @@ def render_heatmaps(
     joint_channels: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Draw joints and limbs as Gaussians, [N, T, C, H', W']. `reference.render_heatmaps` describes all arguments."""
+    """Draw joints and limbs as Gaussians. `reference.render_heatmaps` describes the arguments and the result."""
     if joints.is_cuda:
         from kernels.heatmap import fused as implementation
     else:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kernels.heatmap.reference import FAR, MIN_SCORE
 
-# Values (pixels times channels) that one program computes. More values need more registers: on sm_80, limbs in tiles of
-# 4096 took 241 registers per thread, and tiles of 8192 spilled 8.7 KB per thread.
+# Values (pixels times channels) that one program computes. More values need more registers: when limbs were drawn on
+# sm_80, a thread used 241 registers with tiles of 4096 values, and spilled 8.7 KB with tiles of 8192.
 TILE = 1024
 
 
@@ -64,7 +64,7 @@ def render_heatmaps(
 def _pairs_on(
     device: torch.device, num_joints: int, limbs: tuple[tuple[int, int], ...], joint_channels: bool
 ) -> Tensor:
-    """Return the two joints that each channel connects, int64 [C, 2]: (v, v) for joint v, (a, b) for limb (a, b).
+    """Return the two joints of each channel, int64 [C, 2]: (v, v) for joint v, (a, b) for limb (a, b).
 
     The tensor is cached, so it is copied to the device only once.
     """
@@ -137,7 +137,7 @@ def _draw(
 
 @triton.jit
 def _place(joint, placement, clip, is_flipped, W: tl.constexpr, MIN_SCORE: tl.constexpr, FAR: tl.constexpr):
-    """Return x and y in heatmap pixels and the score of the joints whose data start at the addresses `joint`.
+    """Return x, y (in heatmap pixels) and score of the joints whose data start at the addresses `joint`.
 
     All three are 0 for joints that must not be drawn.
     """
@@ -156,9 +156,10 @@ def _place(joint, placement, clip, is_flipped, W: tl.constexpr, MIN_SCORE: tl.co
 
 @triton.jit
 def _within(pixel, a, b, REACH: tl.constexpr):
-    """Whether pixels are inside the window from a to b, on one axis.
+    """Whether pixels are inside the window, which extends from a to b and by REACH beyond both.
 
-    As in the published code, the window's edges are computed in float64 and truncated toward zero.
+    All are positions on one axis. As in the published code, the window's edges are computed in float64 and truncated
+    toward zero.
     """
     first = (tl.minimum(a, b).to(tl.float64) - REACH).to(tl.int32)
     last = (tl.maximum(a, b).to(tl.float64) + REACH).to(tl.int32)

@@ -34,8 +34,8 @@ def render_heatmaps(
     size: (H', W') of the heatmaps in pixels.
     sigma: standard deviation of the Gaussians in heatmap pixels.
     placement: [N, 4] float32 (ax, bx, ay, by). It maps joints to heatmap pixels: x' = ax * x + bx, y' = ay * y + by.
-    flip: [N] bool, the clips to mirror. After placement, x' becomes W' - x'. Channel v then draws joint partner[v],
-        and the channel of limb (a, b) draws the limb from partner[a] to partner[b].
+    flip: [N] bool, whether to mirror each clip. After placement, x' becomes W' - x'. Channel v then draws joint
+        partner[v], and the channel of limb (a, b) draws the limb from partner[a] to partner[b].
     partner: [V] int64, needed with `flip`: for a left or right joint the same joint of the other side of the body, for
         any other joint the joint itself.
     limbs: pairs (a, b) of joints. Each limb gets one channel after those of the joints.
@@ -140,8 +140,8 @@ def _draw_limb(volume: Tensor, channel: int, start: Tensor, end: Tensor, sigma: 
 def _pixels_of(area: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each pixel of all windows, the number of its window, its row and its column, each [sum(area)].
 
-    Rows and columns are counted from the window's first pixel. area, extent: number of pixels, and width in pixels, of
-    each window.
+    Rows and columns are counted from the window's first pixel. area: [windows], the number of pixels
+    of each window; extent: [windows], its width in pixels.
     """
     window = torch.repeat_interleave(area)
     offset = torch.arange(len(window), device=area.device) - (area.cumsum(0) - area)[window]

@@ -42,7 +42,7 @@ class Call(Protocol):
 
     @property
     def beside(self) -> int:
-        """How many numbers compiled code must at least read and write for the operations that the kernel leaves out."""
+        """How many numbers compiled code reads and writes, at least, for operations that the kernel leaves to it."""
         ...
 
     def toy(self) -> "Call":

@@ -33,7 +33,7 @@ class ConvBnCall:
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        """List the calls. The shape of a call's output shows whether a residual_conv takes it."""
+        """List the calls. The shape of a call's output shows whether a residual_conv takes this output as its input."""
         users = seen.calls["residual_conv"]
         ends = Counter(y.shape for y, *_ in users)
         shortcuts = Counter(shortcut.shape for *_, shortcut, _, shortcut_scale in users if shortcut_scale is not None)

@@ -26,7 +26,7 @@ class MomentsCall:
 
     @property
     def beside(self) -> int:
-        """The gradient through the statistics is added to the convolution's gradient, with two reads and one write."""
+        """Adding the gradient that comes through the statistics to the other gradient takes two reads and one write."""
         return 3 * self.clips * self.frames * self.height * self.width * self.channels
 
     def toy(self) -> Self:
