@@ -39,8 +39,11 @@ def gpu(
     only: tuple[str, ...] = (),
     records: Path | None = None,
     minutes: float = 9.0,
+    again: bool = False,
 ) -> int:
     """Measure everything on one GPU, the most important parts first: python -m benchmarks gpu --only limits nets
+
+    Parts that are done according to their records are left out if code, GPU and versions are still the same.
 
     Args:
         device: where to measure; cpu needs --toy.
@@ -48,7 +51,8 @@ def gpu(
         only: parts to run: limits, kernels, heatmap, nets, decode, train, step, scaling. The default is all
             but scaling.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
-        minutes: after this time, parts that have not finished are stopped.
+        minutes: after this time, which does not include compiling, parts that have not finished are stopped.
+        again: also measure the parts that are done, and drop the results of the parts that were stopped.
     """
     parts = {part.name: part for part in (*suite.GPU_PARTS, suite.SCALING)}
     for name in only:
@@ -58,7 +62,7 @@ def gpu(
         raise UserError("the full sizes would take hours on a CPU: add --toy, or leave --device cpu out")
     _need(device, "try --device cpu --toy")
     chosen = [part for part in parts.values() if part.name in only] if only else suite.GPU_PARTS
-    return _run(chosen, device, toy, records, 60 * minutes)
+    return _run(chosen, device, toy, records, 60 * minutes, again)
 
 
 def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: Path | None = None) -> int:
@@ -116,7 +120,7 @@ def kernels(
     """
     if count is None:
         _need(device, "count with --count registers or --count bytes")
-        return gpu(device, toy, ("kernels",), records)
+        return gpu(device, toy, ("kernels",), records, again=True)
     # Triton reads TRITON_INTERPRET when a kernel is defined, so it is removed or set before each import.
     if count == "registers":
         os.environ.pop("TRITON_INTERPRET", None)
@@ -174,8 +178,16 @@ def _need(device: Device, way_out: str) -> None:
         raise UserError(f"torch {torch.__version__} sees no CUDA device: run on a GPU machine, or {way_out}")
 
 
-def _run(parts: Sequence[suite.Part], device: Device, toy: bool, records: Path | None, seconds: float) -> int:
+def _run(
+    parts: Sequence[suite.Part],
+    device: Device,
+    toy: bool,
+    records: Path | None,
+    seconds: float,
+    again: bool = True,
+) -> int:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         records = records or (scratch / "records" if toy else RECORDS)
-        return 0 if suite.run_suite(parts, Target(torch.device(device), toy, scratch), records, seconds) else 1
+        target = Target(torch.device(device), toy, scratch)
+        return 0 if suite.run_suite(parts, target, records, seconds, again) else 1

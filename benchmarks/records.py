@@ -3,6 +3,7 @@
 Two records can be compared. The table in README is made from the committed records, so that no number is typed by hand.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -62,7 +63,11 @@ def write_record(path: Path, record: dict) -> None:
 
 
 def provenance(device: torch.device) -> dict:
-    """Return device, driver, versions, commit (with '+' if there are uncommitted changes) and the time in UTC."""
+    """Return device, driver, versions, commit (with '+' if there are uncommitted changes) and the time in UTC.
+
+    `changes` is a digest of the uncommitted changes, or None if there are none.
+    """
+    changes = uncommitted()
     return {
         "device": device_name(device),
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
@@ -75,6 +80,7 @@ def provenance(device: torch.device) -> dict:
         "triton": _version("triton"),
         "dali": _version("nvidia-dali-cuda130") or _version("nvidia-dali-cuda120"),
         "commit": commit(),
+        "changes": hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else None,
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -93,7 +99,12 @@ def commit() -> str | None:
     head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if head is None:
         return os.environ.get("DUET_COMMIT")
-    return head + ("+" if _output("git", "-C", str(ROOT), "status", "--porcelain", "-uno") else "")
+    return head + ("+" if uncommitted() else "")
+
+
+def uncommitted() -> str | None:
+    """Return the uncommitted changes of tracked files. The records do not count, because measuring changes them."""
+    return _output("git", "-C", str(ROOT), "diff", "HEAD", "--", ".", ":(exclude)benchmarks/records")
 
 
 def _output(*command: str) -> str | None:
@@ -122,6 +133,21 @@ def read_record(path: Path, key: str = "results") -> dict[str, Any]:
     if not isinstance(record, dict) or key not in record:
         raise RecordError(f"{path} is not a record of a benchmark: choose a file of benchmarks/records")
     return record
+
+
+def earlier_results(path: Path, record: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Return status and results of the record at `path` if it was made in the same circumstances as the new `record`.
+
+    Returns (None, {}) if there is no such record, or if size, device, versions or code differ from those of `record`.
+    """
+    try:
+        earlier = read_record(path)
+    except RecordError:
+        return None, {}
+    old, new = ({**each.get("provenance", {}), "utc": None, "toy": each.get("toy")} for each in (earlier, record))
+    if old != new or new.get("commit") is None:
+        return None, {}
+    return earlier.get("status"), earlier["results"]
 
 
 def compare_records(before: Path, after: Path) -> Iterator[str]:

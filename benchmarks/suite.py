@@ -1,7 +1,8 @@
 """Runs the parts of a benchmark one after another, each in its own process.
 
 If a part crashes or hangs, the others still run. Every result is written to the record of the part,
-`<part>_<device>.json`, as soon as it is known.
+`<part>_<device>.json`, as soon as it is known. A later run of the suite leaves out the parts that are done. The time
+limits of the parts do not include compiling, which has a limit of its own.
 """
 
 import importlib
@@ -9,10 +10,10 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Result, Skipped, Target
-from benchmarks.records import provenance, slug, write_record
+from benchmarks.harness import Clock, Result, Skipped, Target
+from benchmarks.records import earlier_results, provenance, slug, write_record
 
 DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 
@@ -30,8 +31,8 @@ DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 class Part:
     """One part of a benchmark: a function that takes a Target and yields results as soon as they are known.
 
-    The part is stopped after `seconds`. Its module is imported only when the part begins, so that the other parts run
-    where DALI is missing.
+    The part is stopped after `seconds`, or once it has spent `compile_seconds` inside `Target.clock.compiling`. Its
+    module is imported only when the part begins, so that the other parts run where DALI is missing.
     """
 
     name: str
@@ -39,11 +40,12 @@ class Part:
     module: str
     function: str = "measure"
     needs_dali: bool = False
+    compile_seconds: float = 1800
 
 
 # The most important parts come first. Their time limits add up to 530 seconds. The remaining ten seconds of the nine
-# minutes that `benchmarks gpu` may take are for starting processes. With an empty compiler cache, `kernels` and `nets`
-# spend most of their time on compilation. A second run finds the compiled code in the cache and measures more.
+# minutes that `benchmarks gpu` may take are for starting processes. Compiling does not count: with an empty compiler
+# cache, `kernels` and `nets` compile for longer than they measure.
 GPU_PARTS = (
     Part("limits", 25, "benchmarks.harness", "measure_limits"),
     Part("kernels", 110, "benchmarks.kernels.report"),
@@ -65,60 +67,92 @@ SNAPSHOT_PARTS = (
 )
 
 
-def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: float) -> bool:
-    """Run the parts, and return whether none of them failed. All parts together are stopped after `seconds`."""
+def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: float, again: bool = True) -> bool:
+    """Run the parts, and return whether none of them failed.
+
+    All parts together are stopped after `seconds`, which do not include compiling. Without `again`, records of the same
+    code, device and versions are continued: a part that is done does not run, and a part that was stopped keeps those
+    of its results that are not measured again.
+    """
     if target.device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
     # The fork server imports the modules once for all parts. It never initialises CUDA, because a process
     # that is forked from one with CUDA cannot use CUDA.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([part.module for part in parts if not part.needs_dali])
-    end = time.monotonic() + seconds
     statuses = []
     for part in parts:
-        statuses.append(_run_part(context, part, target, records, min(part.seconds, end - time.monotonic())))
+        part = replace(part, seconds=min(part.seconds, seconds))
+        status, spent = _run_part(context, part, target, records, again)
+        statuses.append(status)
+        seconds -= spent
     return FAILED not in statuses
 
 
-def _run_part(context: ForkServerContext, part: Part, target: Target, records: Path, seconds: float) -> str:
-    """Run the part in a process, write its record after each message from it, and return how the part ended."""
+def _run_part(context: ForkServerContext, part: Part, target: Target, records: Path, again: bool) -> tuple[str, float]:
+    """Run the part in a process, and write its record after each message from it.
+
+    Returns how the part ended, and how many seconds it took without compiling.
+    """
     record: dict[str, Any] = {"part": part.name, "toy": target.toy, "status": RUNNING, "results": {}}
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(part, target, sender))
-    start = time.monotonic()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(part, target, theirs))
+    clock = Clock()
     process.start()
-    sender.close()
+    theirs.close()
     try:
         while record["status"] == RUNNING:
-            if not receiver.poll(max(0.0, start + seconds - time.monotonic())):
-                _end(record, FAILED, f"it was not finished after {seconds:.0f} s")
-            else:
-                _receive(receiver, process, record)
-            record["seconds"] = round(time.monotonic() - start, 1)
+            kind = _receive(ours, process, part, record, clock)
             device = record.get("provenance", {}).get("device", target.device.type)
-            write_record(records / f"{part.name}_{slug(device)}.json", record)
+            path = records / f"{part.name}_{slug(device)}.json"
+            if kind == "provenance":
+                status, record["results"] = (None, {}) if again else earlier_results(path, record)
+                if status == DONE:
+                    print(f"{part.name} was done before and is left out, see {path} (--again measures it again)")
+                    return DONE, clock.seconds()
+                with suppress(ConnectionError):  # if the process has just died, the next message is EOFError
+                    ours.send("begin")
+            record["seconds"], record["compile_s"] = round(clock.seconds(), 1), round(clock.compile_seconds(), 1)
+            write_record(path, record)
     finally:
         process.kill()
         process.join()
-    return record["status"]
+    return record["status"], clock.seconds()
 
 
-def _receive(receiver: Connection, process: ForkServerProcess, record: dict[str, Any]) -> None:
-    """Read one message from the process of the part, put it into the record and print it."""
+def _receive(
+    connection: Connection, process: ForkServerProcess, part: Part, record: dict[str, Any], clock: Clock
+) -> str:
+    """Wait for a message from the process of the part, put it into the record, and print it if it is a result.
+
+    Returns the kind of the message. Without a message within the part's limits, the part has failed.
+    """
+    if clock.is_compiling():
+        limit, spent, late = part.compile_seconds, clock.compile_seconds(), "it still compiled"
+    else:
+        limit, spent, late = part.seconds, clock.seconds(), "it was not finished"
+    if not connection.poll(max(0.0, limit - spent)):
+        _end(record, FAILED, f"{late} after {limit:.0f} s")
+        return FAILED
     try:
-        kind, content = receiver.recv()
+        kind, content = connection.recv()
     except EOFError:
         process.join()
         _end(record, FAILED, f"its process ended with exit code {process.exitcode}")
-        return
+        return FAILED
     if kind == "result":
         key, values = content
         record["results"][key] = values
         print(f"{record['part']}.{key}: {brief(values)}", flush=True)
     elif kind == "provenance":
         record["provenance"] = content
+    elif kind == "compiling":
+        clock.begin_compiling()
+    elif kind == "compiled":
+        clock.end_compiling()
     else:
         _end(record, kind, content)
+    return kind
 
 
 def _end(record: dict[str, Any], status: str, text: str) -> None:
@@ -128,22 +162,39 @@ def _end(record: dict[str, Any], status: str, text: str) -> None:
         print(f"{record['part']} {status}: {text.strip().splitlines()[-1]}", flush=True)
 
 
-def _work(part: Part, target: Target, sender: Connection) -> None:
+class _ReportedClock(Clock):
+    """The clock of a part's process, which tells the process of the suite when the part compiles."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def begin_compiling(self) -> None:
+        super().begin_compiling()
+        self._connection.send(("compiling", None))
+
+    def end_compiling(self) -> None:
+        super().end_compiling()
+        self._connection.send(("compiled", None))
+
+
+def _work(part: Part, target: Target, connection: Connection) -> None:
     """Run a part in its own process. Sends the results one by one, and then how the part ended."""
     threading.Thread(target=_end_with_suite, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the suite ends this process
     try:
         if target.toy:
             torch.set_num_threads(1)
-        sender.send(("provenance", provenance(target.device)))
-        for result in load(part)(target):
-            sender.send(("result", result))
-        sender.send((DONE, ""))
+        connection.send(("provenance", provenance(target.device)))
+        connection.recv()  # if the suite leaves the part out, it ends this process here
+        for result in load(part)(replace(target, clock=_ReportedClock(connection))):
+            connection.send(("result", result))
+        connection.send((DONE, ""))
     except Skipped as reason:
-        sender.send((SKIPPED, str(reason)))
+        connection.send((SKIPPED, str(reason)))
     except Exception:
-        sender.send((FAILED, traceback.format_exc()))
-    sender.close()
+        connection.send((FAILED, traceback.format_exc()))
+    connection.close()
     if target.device.type == "cuda":
         torch.cuda.synchronize()
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.cli import gpu, kernels, main, snapshot, step
+from benchmarks.records import commit
 from kernels.program import UserError, die_with_parent, exit_code
 from tests.fake_driver import machine_with
 from tests.programs import ROOT, run, start
@@ -23,7 +24,7 @@ def test_without_tyro_it_is_one_sentence():
     assert done.stderr.count("\n") == 1
 
 
-def test_the_suite_runs_parts_by_name_in_the_order_of_their_worth(tmp_path):
+def test_the_suite_runs_parts_by_name_in_the_order_of_their_worth(tmp_path, capsys):
     before = sorted((ROOT / "benchmarks" / "records").iterdir())
     words = ("-m", "benchmarks", "gpu", "--device", "cpu", "--toy", "--only", "heatmap", "limits")
     done = run(*words, "--records", tmp_path)
@@ -34,7 +35,14 @@ def test_the_suite_runs_parts_by_name_in_the_order_of_their_worth(tmp_path):
         "limits": ("done", True),
         "heatmap": ("done", True),
     }
+    assert all(record["compile_s"] >= 0 for record in records)
     assert sorted((ROOT / "benchmarks" / "records").iterdir()) == before
+    if commit() is not None:
+        assert gpu(device="cpu", toy=True, only=("heatmap", "limits"), records=tmp_path) == 0
+        assert [line.partition(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+            "limits was done before and is left out",
+            "heatmap was done before and is left out",
+        ]
 
 
 def test_ctrl_c_leaves_one_line(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.cli import compare, table
-from benchmarks.records import BEGIN, END, RECORDS, ROOT, provenance, results_table, slug, write_record
+from benchmarks.records import BEGIN, END, RECORDS, ROOT, earlier_results, provenance, results_table, slug, write_record
 from kernels.program import UserError
 
 
@@ -38,6 +39,42 @@ def test_a_copy_without_git_is_told_its_commit(tmp_path, monkeypatch):
     assert records.commit() is None
     monkeypatch.setenv("DUET_COMMIT", "0123456789ab")
     assert records.commit() == "0123456789ab"
+
+
+MADE = {"device": "a card", "torch": "2.13", "commit": "0123+", "changes": "4567", "utc": "yesterday"}
+
+
+@pytest.mark.parametrize("changed", [{"torch": "2.14"}, {"commit": "89ab"}, {"changes": "cdef"}, {"device": "a T4"}])
+def test_a_record_is_continued_only_in_the_same_circumstances(tmp_path, changed):
+    path = tmp_path / "limits_a_card.json"
+    new = {"toy": False, "provenance": MADE | {"utc": "today"}}
+    assert earlier_results(path, new) == (None, {})
+    write(path, {"copy": {"n": 1}}, provenance=MADE, status="failed")
+    assert earlier_results(path, new) == ("failed", {"copy": {"n": 1}})
+    assert earlier_results(path, new | {"toy": True}) == (None, {})
+    assert earlier_results(path, {"toy": False, "provenance": MADE | changed}) == (None, {})
+    write(path, {"copy": {"n": 1}}, provenance=MADE | {"commit": None}, status="done")
+    assert earlier_results(path, {"toy": False, "provenance": MADE | {"commit": None}}) == (None, {})
+
+
+def test_only_changes_of_the_code_count(tmp_path, monkeypatch):
+    (tmp_path / "benchmarks" / "records").mkdir(parents=True)
+    code, record = tmp_path / "code.py", tmp_path / "benchmarks" / "records" / "limits_a_card.json"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for path in (code, record):
+        path.write_text("old\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "old"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    record.write_text("new\n")
+    here = provenance(torch.device("cpu"))
+    assert len(here["commit"]) == 12
+    assert here["changes"] is None
+    code.write_text("new\n")
+    changed = provenance(torch.device("cpu"))
+    assert changed["commit"] == here["commit"] + "+"
+    code.write_text("newer\n")
+    assert provenance(torch.device("cpu"))["changes"] not in (None, changed["changes"])
 
 
 def write(path: Path, results: dict, **rest) -> Path:

@@ -5,14 +5,16 @@ import os
 import re
 import sys
 import time
-from dataclasses import astuple
+from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import suite
-from benchmarks.harness import Skipped, Target
+from benchmarks.harness import Clock, Skipped, Target
+from benchmarks.records import commit
 from benchmarks.suite import Part, brief, load, run_suite
 from tests.programs import Fork, run, wait_for_end
 
@@ -47,6 +49,30 @@ def hangs_in_a_known_process(target):
     time.sleep(600)
 
 
+def compiles(target):
+    with target.clock.compiling():
+        yield "one", {"value": 1}
+    yield "two", {"value": 2}
+
+
+def compiles_for_ever(target):
+    yield "one", {"value": 1}
+    with target.clock.compiling():
+        time.sleep(600)
+
+
+def dies_in_its_first_run(target):
+    with (target.scratch / "runs").open("a+") as file:
+        file.write("x")
+        number = file.tell()
+    if number == 1:
+        yield "before", {"run": number}
+    yield "at", {"run": number}
+    if number == 1:
+        os._exit(3)
+    yield "after", {"run": number}
+
+
 def declines(target):
     raise Skipped("DALI cannot be imported here")
     yield
@@ -79,6 +105,59 @@ def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
     assert "hangs failed: it was not finished after 10 s\n" in said
     assert run_suite(planned[2:3] + planned[4:], target, tmp_path / "good", 120)
     assert not run_suite(planned[4:], target, tmp_path / "late", 0)
+
+
+def record_of(function, folder):
+    (path,) = folder.glob(f"{function.__name__}_*.json")
+    return json.loads(path.read_text())
+
+
+class SlowCompiler(Clock):
+    """A clock on which every compile takes 1000 seconds longer."""
+
+    def begin_compiling(self):
+        super().begin_compiling()
+        self._start -= 1000
+        self._compiling_since = time.monotonic() - 1000
+
+
+def test_compiling_does_not_use_up_the_time_of_the_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "Clock", SlowCompiler)
+    parts = [part_of(compiles, 500), part_of(works, 500)]
+    assert run_suite(parts, Target(torch.device("cpu"), True, tmp_path), tmp_path, 500)
+    record = record_of(compiles, tmp_path)
+    assert record["results"] == {"one": {"value": 1}, "two": {"value": 2}}
+    assert record["compile_s"] >= 1000 > record["seconds"]
+    assert record_of(works, tmp_path)["compile_s"] == 0
+
+
+def test_a_compile_that_hangs_has_a_limit_of_its_own(tmp_path):
+    part = replace(part_of(compiles_for_ever, 500), compile_seconds=1)
+    assert not run_suite([part], Target(torch.device("cpu"), True, tmp_path), tmp_path, 500)
+    record = record_of(compiles_for_ever, tmp_path)
+    assert record["error"] == "it still compiled after 1 s"
+    assert record["results"] == {"one": {"value": 1}}
+    assert record["compile_s"] >= 1
+
+
+@pytest.mark.skipif(commit() is None, reason="neither a .git nor DUET_COMMIT says which code this is")
+def test_a_second_run_continues_the_records(tmp_path, capsys):
+    target, records, function = Target(torch.device("cpu"), True, tmp_path), tmp_path / "records", dies_in_its_first_run
+    run_again = partial(run_suite, [part_of(function)], target, records, 500)
+    assert not run_again(again=False)
+    assert record_of(function, records)["results"] == {"before": {"run": 1}, "at": {"run": 1}}
+    assert run_again(again=False)
+    record = record_of(function, records)
+    assert record["results"] == {"before": {"run": 1}, "at": {"run": 2}, "after": {"run": 2}}
+    assert "error" not in record
+    capsys.readouterr()
+    assert run_again(again=False)
+    (path,) = records.iterdir()
+    said = f"{function.__name__} was done before and is left out, see {path} (--again measures it again)\n"
+    assert capsys.readouterr().out == said
+    assert record_of(function, records) == record
+    assert run_again(again=True)
+    assert record_of(function, records)["results"] == {"at": {"run": 3}, "after": {"run": 3}}
 
 
 SUITE = """
