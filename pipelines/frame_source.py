@@ -1,6 +1,7 @@
 """The interface between a loader and the source of its RGB frames: a clip pack, or the videos themselves."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,8 @@ from pipelines.plan import ClipPlan
 class Decoding:
     """How to decode batches: clips per batch, frames per clip, the side of a frame in pixels, and options for DALI.
 
-    threads: CPU threads of DALI. prefetch: batches that are decoded in advance. say: shows a message to the user.
+    threads: CPU threads of DALI. prefetch: batches that are decoded in advance. readers: threads for reading files,
+    which end with the epoch. say: shows a message to the user.
     """
 
     num_clips: int
@@ -23,6 +25,7 @@ class Decoding:
     device: torch.device
     threads: int
     prefetch: int
+    readers: Executor
     say: Callable[[str], None] = print
 
 
@@ -42,6 +45,7 @@ class FrameSource(Protocol):
     def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> Decoder:
         """Return a decoder for the frames of plans(0), plans(1), ..., until `plans` raises StopIteration.
 
-        The decoder works ahead, so it calls `plans` for a batch before `next` is asked for the frames of that batch.
+        The decoder works ahead, so it calls `plans` for a batch before `next` is asked for the frames of that batch,
+        and it may do so in several threads at once.
         """
         ...

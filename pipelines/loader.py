@@ -1,10 +1,11 @@
-"""Loader: turns plans of clips into batches. It decodes frames ahead of time and draws the heatmaps on the device.
+"""Loader: turns plans of clips into batches. It reads and decodes ahead of time, and draws heatmaps on the device.
 
 The loader has no worker processes and keeps no state between batches, so an epoch can start at any batch.
 """
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipelines.batch import Batch
 from pipelines.config import ClipConfig
 from pipelines.frame_source import Decoding, FrameSource
 from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_train, sampled_joints
+from pipelines.read_ahead import reader_threads
 
 
 @dataclass
@@ -67,20 +69,22 @@ class Loader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, starting with batch number `first`."""
-        plans: dict[int, ClipPlan] = {}  # the plan of each step whose batch has not been yielded yet
+        planned: dict[int, tuple[ClipPlan, np.ndarray]] = {}  # plan and joints of the steps that are not yielded yet
 
         def next_plan(step: int) -> ClipPlan:
             if first + step >= self.num_batches:
                 raise StopIteration
-            plans[step] = self.plan(epoch, first + step)
-            return plans[step]
+            plan = self.plan(epoch, first + step)
+            planned[step] = plan, sampled_joints(self.table, plan)
+            return plan
 
-        decoder = self.frames.decode(next_plan, self.decoding())
-        for step in range(self.num_batches - first):
-            rgb = decoder.next()
-            yield self.batch(plans.pop(step), first + step, rgb)
+        with reader_threads() as readers:
+            decoder = self.frames.decode(next_plan, self.decoding(readers))
+            for step in range(self.num_batches - first):
+                rgb = decoder.next()
+                yield self.batch(*planned.pop(step), first + step, rgb)
 
-    def decoding(self) -> Decoding:
+    def decoding(self, readers: Executor) -> Decoding:
         """The options with which the decoder of an epoch is created."""
         return Decoding(
             num_clips=self.batch_size // self.world_size,
@@ -89,6 +93,7 @@ class Loader:
             device=self.device,
             threads=self.threads,
             prefetch=self.prefetch,
+            readers=readers,
             say=self.say,
         )
 
@@ -105,23 +110,25 @@ class Loader:
         return torch.from_numpy(np.bincount(self.table.label[self.rows], minlength=len(self.coarse_map)))
 
     def _order(self, epoch: int) -> np.ndarray:
-        if self._epoch_rows is None or self._epoch_rows[0] != epoch:
+        epoch_rows = self._epoch_rows  # read once, because the threads of another epoch may replace it meanwhile
+        if epoch_rows is None or epoch_rows[0] != epoch:
             classes = self.table.label[self.rows]
-            self._epoch_rows = epoch, epoch_order(self.rows, self.seed, epoch, classes, self.balance)
-        return self._epoch_rows[1]
+            epoch_rows = epoch, epoch_order(self.rows, self.seed, epoch, classes, self.balance)
+            self._epoch_rows = epoch_rows
+        return epoch_rows[1]
 
     def _positions(self, step: int) -> np.ndarray:
         return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
 
-    def batch(self, plan: ClipPlan, step: int, rgb: torch.Tensor) -> Batch:
-        """Build batch number `step` from its plan and its decoded frames, uint8 [N*T, size, size, 3]."""
+    def batch(self, plan: ClipPlan, joints: np.ndarray, step: int, rgb: torch.Tensor) -> Batch:
+        """Build batch number `step`. joints: those of the plan (`sampled_joints`); rgb: [N*T, size, size, 3] uint8."""
         size = self.config.sizes(self.train)[1]
         scale = size / (plan.box[:, 2:] - plan.box[:, :2])
         shift = -plan.box[:, :2] * scale
         placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)  # ax, bx, ay, by
         with nvtx.annotate("heatmap"):
             heatmap = render_heatmaps(
-                self._to_device(sampled_joints(self.table, plan)),
+                self._to_device(joints),
                 (size, size),
                 self.config.sigma,
                 placement=self._to_device(placement),

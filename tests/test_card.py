@@ -11,6 +11,7 @@ import torch
 
 from pipelines.annotations.table import ClipTable
 from pipelines.loader import Loader
+from pipelines.plan import sampled_joints
 from trainer.experiments import DEMO
 from trainer.journal.journal import Journal
 from trainer.loop import fit, step_or_advice
@@ -213,13 +214,13 @@ def test_nothing_waits_for_the_card_between_two_logs(make, graph):
 @pytest.mark.gpu
 def test_a_batch_does_not_wait_for_the_steps_before_it(make):
     loader = make("cuda", "compile=False", f"optim.batch_size={CLIPS}").train_loader
-    plan = loader.plan(0, 0)
-    rgb = loader.frames.decode(lambda _: plan, loader.decoding()).next()
-    first, busy = loader.batch(plan, 0, rgb), torch.cuda.Event()  # the first call compiles and allocates
+    plan, rgb = loader.plan(0, 0), next(loader.epoch(0)).rgb.flatten(0, 1)
+    joints = sampled_joints(loader.table, plan)
+    first, busy = loader.batch(plan, joints, 0, rgb), torch.cuda.Event()  # the first call compiles and allocates
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # cycles: a second
     busy.record()
-    second = loader.batch(plan, 0, rgb)
+    second = loader.batch(plan, joints, 0, rgb)
     assert not busy.query()
     for field in fields(first):
         assert torch.equal(getattr(first, field.name), getattr(second, field.name))

@@ -71,19 +71,22 @@ def heatmaps(loader: Loader) -> Callable[[], torch.Tensor]:
 def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str, dict]:
     """Measure the milliseconds per clip of each stage alone.
 
-    `hand_over` is the time to make a `Batch` from decoded frames, without drawing heatmaps; `joints` is a part of it.
-    In training, a thread of DALI decodes and resizes in advance.
+    `hand_over` is the time to make a `Batch` from decoded frames and joints, without drawing heatmaps. In training,
+    other threads plan, gather joints, read, decode and resize in advance.
     """
     plan, config = loader.plan(0, 0), loader.config
     rgb = torch.zeros(len(plan.row) * config.rgb_frames, config.rgb_size, config.rgb_size, 3, dtype=torch.uint8)
-    packets = frames.packets(plan, print)
+    clips = range(len(plan.row))
+    joints = sampled_joints(loader.table, plan)
+    packets = frames.step(plan, [frames.read(plan, clip) for clip in clips])
 
     def decoder(side: int) -> Callable[[], object]:
         decoding = FrameDecoder(lambda _: packets, len(rgb), side, CPU, threads=1, prefetch=1)
         return decoding.next
 
     def read() -> None:
-        frames.packets(plan, print)
+        for clip in clips:
+            frames.read(plan, clip)
 
     times = {
         "read_cold": _ms(read, target, first=lambda: _forget(frames)),
@@ -93,7 +96,7 @@ def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str,
         "plan": _ms(lambda: loader.plan(0, 1), target),
         "joints": _ms(lambda: sampled_joints(loader.table, plan), target),
         "heatmap": _ms(heatmaps(loader), target),
-        "hand_over_and_heatmap": _ms(lambda: loader.batch(plan, 0, rgb), target),
+        "hand_over_and_heatmap": _ms(lambda: loader.batch(plan, joints, 0, rgb), target),
     }
     resize = times["decode_and_resize"] - np.median(times["decode"])
     hand_over = times["hand_over_and_heatmap"] - np.median(times["heatmap"])

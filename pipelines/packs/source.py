@@ -5,6 +5,7 @@ A damaged packet is reported once; the nearest good frame of the same clip is us
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,14 @@ from pipelines.dali import FrameDecoder, Step, resize_regions
 from pipelines.frame_source import Decoding
 from pipelines.packs.format import Pack, PackError, clip_file
 from pipelines.plan import ClipPlan
+from pipelines.read_ahead import ReadAhead
+
+
+class ClipPackets(NamedTuple):
+    """The packets of a clip's planned frames, and the numbers of the damaged frames for which others stand in."""
+
+    packets: list[bytes]
+    damaged: list[int]
 
 
 @dataclass
@@ -33,8 +42,13 @@ class PackFrames:
         return self.pack_rows >= 0
 
     def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> FrameDecoder:
+        ahead = ReadAhead(decoding.readers, plans, self.read, depth=decoding.prefetch + 1)
+
         def source(step: int) -> Step:
-            return self.packets(plans(step), decoding.say)
+            plan, clips = ahead.take(step)
+            for row, clip in zip(plan.row, clips, strict=True):
+                self._report_damage(str(self.table.names[row]), clip.damaged, decoding.say)
+            return self.step(plan, clips)
 
         return FrameDecoder(
             source,
@@ -45,26 +59,23 @@ class PackFrames:
             prefetch=decoding.prefetch,
         )
 
-    def packets(self, plan: ClipPlan, say: Callable[[str], None]) -> Step:
+    def step(self, plan: ClipPlan, clips: list[ClipPackets]) -> Step:
         """The decoder's input for a plan: the packets of the planned frames, and the region to crop from each."""
-        packets = [
-            packet
-            for row, frames in zip(plan.row, plan.rgb_frames, strict=True)
-            for packet in self._frames(int(row), frames, say)
-        ]
+        packets = [np.frombuffer(packet, np.uint8) for clip in clips for packet in clip.packets]
         num_frames = plan.rgb_frames.shape[1]
         box = np.repeat(self._boxes(plan), num_frames, axis=0)
         return packets, *resize_regions(box, np.repeat(plan.flip, num_frames))
 
-    def _frames(self, row: int, frames: np.ndarray, say: Callable[[str], None]) -> list[np.ndarray]:
-        """Read the planned frames of one clip, with the nearest good frame in place of a damaged one."""
-        pack_row = int(self.pack_rows[row])
-        packets, damaged = self.pack.read_frames(pack_row, frames.tolist())
+    def read(self, plan: ClipPlan, clip: int) -> ClipPackets:
+        """Read the planned frames of clip number `clip`, with the nearest good frame in place of a damaged one.
+
+        Several threads may read at once. Raises PackError if no frame of the clip can be read.
+        """
+        pack_row, frames = int(self.pack_rows[plan.row[clip]]), plan.rgb_frames[clip].tolist()
+        packets, damaged = self.pack.read_frames(pack_row, frames)
         for position in damaged:
-            frame = int(frames[position])
-            self._report_damage(str(self.table.names[row]), frame, say)
-            packets[position] = self._nearest_good(pack_row, frame)
-        return [np.frombuffer(packet, np.uint8) for packet in packets]
+            packets[position] = self._nearest_good(pack_row, frames[position])
+        return ClipPackets(packets, [frames[position] for position in damaged])
 
     def _nearest_good(self, pack_row: int, frame: int) -> bytes:
         num_frames = int(self.pack.num_frames[pack_row])
@@ -75,10 +86,11 @@ class PackFrames:
         file = clip_file(self.pack.folder, str(self.pack.names[pack_row]))
         raise PackError(f"no frame of {file} can be read; remove this file and run python -m pipelines.prepare again")
 
-    def _report_damage(self, name: str, frame: int, say: Callable[[str], None]) -> None:
-        if (name, frame) not in self.damaged:
-            self.damaged.add((name, frame))
-            say(f"{name}: frame {frame} in the pack is damaged, so the nearest good frame is used instead")
+    def _report_damage(self, name: str, frames: list[int], say: Callable[[str], None]) -> None:
+        for frame in frames:
+            if (name, frame) not in self.damaged:
+                self.damaged.add((name, frame))
+                say(f"{name}: frame {frame} in the pack is damaged, so the nearest good frame is used instead")
 
     def _boxes(self, plan: ClipPlan) -> np.ndarray:
         """The plan's boxes, converted to pixels of the packets: [N, 4]."""

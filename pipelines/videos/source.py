@@ -20,6 +20,7 @@ from pipelines.annotations.table import ClipTable
 from pipelines.dali import resize_regions
 from pipelines.frame_source import Decoding
 from pipelines.plan import ClipPlan
+from pipelines.read_ahead import ReadAhead
 from pipelines.videos.dali import VideoDecodeError, VideoDecoder, VideoStep, decode_frames
 from pipelines.videos.decode import MATRICES, SLACK, VideoError, decode
 from pipelines.videos.find import MissingVideo, find_videos
@@ -48,14 +49,22 @@ class VideoFrames:
     def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> "NamingDecoder":
         return NamingDecoder(self, plans, decoding)
 
-    def read(self, plan: ClipPlan) -> VideoStep:
-        """The decoder's input for a plan. Raises UserError if a video can no longer be read."""
+    def read(self, plan: ClipPlan, clip: int) -> np.ndarray:
+        """Read the video of clip number `clip` of a plan. Raises UserError if it can no longer be read."""
+        video = self.videos[plan.row[clip]]
+        try:
+            return np.fromfile(video, np.uint8)
+        except OSError as error:
+            raise UserError(f"{video} cannot be read ({error.strerror}); {USE_PACKS}") from None
+
+    def step(self, plan: ClipPlan, contents: list[np.ndarray]) -> VideoStep:
+        """The decoder's input for a plan and the contents of its videos."""
         annotation_size = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
         box = plan.box * np.tile(self.sizes[plan.row] / annotation_size, 2)
         corner, far = np.floor(box[:, :2]), np.ceil(box[:, 2:])
         frames = np.minimum(plan.rgb_frames, self.lengths[plan.row, None] - 1)
         return (
-            [_bytes_of(self.videos[row]) for row in plan.row.tolist()],
+            contents,
             frames.astype(np.int32),
             corner[:, ::-1].astype(np.int32),
             (far - corner)[:, ::-1].astype(np.int32),
@@ -68,11 +77,12 @@ class NamingDecoder:
 
     def __init__(self, frames: VideoFrames, plans: Callable[[int], ClipPlan], decoding: Decoding):
         self.frames, self.rows, self.step = frames, {}, 0
+        ahead = ReadAhead(decoding.readers, plans, frames.read, depth=decoding.prefetch + 1)
 
         def source(step: int) -> VideoStep:
-            plan = plans(step)
+            plan, contents = ahead.take(step)
             self.rows[step] = plan.row.tolist()
-            return frames.read(plan)
+            return frames.step(plan, contents)
 
         shape = (decoding.num_clips, decoding.size, decoding.device)
         self.decoder = VideoDecoder(source, *shape, threads=decoding.threads, prefetch=decoding.prefetch)
@@ -98,13 +108,6 @@ def _unreadable_video(videos: list[str]) -> str:
         except VideoError:
             return video
     return f"one of {', '.join(videos)}"
-
-
-def _bytes_of(video: str) -> np.ndarray:
-    try:
-        return np.fromfile(video, np.uint8)
-    except OSError as error:
-        raise UserError(f"{video} cannot be read ({error.strerror}); {USE_PACKS}") from None
 
 
 def open_videos(

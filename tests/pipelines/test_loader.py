@@ -1,6 +1,7 @@
 """Batches: the same for any number of ranks, prefetch depth and start; both streams see one crop; damage is mended."""
 
 import io
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -214,8 +215,13 @@ def test_damaged_packet_is_named_once_and_its_neighbour_takes_its_place(damaged)
     config = replace(CONFIG, rgb_frames=10)  # clip 0 has 10 frames: all are read
     whole = list(loader(table, pack, config=config, train=False, batch_size=2).epoch(0))
     destroy(0, 4)
-    said = []
-    work = loader(table, pack, config=config, train=False, batch_size=2, say=said.append)
+    said, threads = [], set()
+
+    def say(text: str) -> None:
+        said.append(text)
+        threads.add(threading.current_thread())
+
+    work = loader(table, pack, config=config, train=False, batch_size=2, say=say)
     for _ in range(2):
         (batch,) = work.epoch(0)
         assert torch.equal(batch.rgb[1], whole[0].rgb[1])
@@ -224,6 +230,7 @@ def test_damaged_packet_is_named_once_and_its_neighbour_takes_its_place(damaged)
             assert torch.equal(batch.rgb[0, frame], expected), frame
     assert said == [f"{pack.names[0]}: frame 4 in the pack is damaged, so the nearest good frame is used instead"]
     assert work.frames.damaged == {(str(pack.names[0]), 4)}
+    assert threads == {threading.current_thread()}  # a journal is not made for several
 
 
 def test_clip_without_a_good_frame_stops_with_its_name(damaged):

@@ -216,7 +216,9 @@ def test_guard_puts_up_with_still_scenes_but_not_with_other_colours(film):
 
 def test_graph_for_the_gpu_is_a_graph(own):
     """Without a GPU it can be written down, though not built."""
-    step = own.open().read(own.loader(own.open()).plan(0, 0))
+    frames = own.open()
+    plan = own.loader(frames).plan(0, 0)
+    step = frames.step(plan, [frames.read(plan, clip) for clip in range(len(plan.row))])
     pipeline = dali_video.graph(
         lambda _: step, 64, "mixed", batch_size=3, num_threads=1, device_id=None, prefetch_queue_depth=2
     )

@@ -11,6 +11,7 @@ from pipelines.config import ClipConfig
 from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
+from pipelines.read_ahead import reader_threads
 from pipelines.skeleton import COCO_17
 from pipelines.videos.decode import VideoError
 from pipelines.videos.windows import WindowFrames, window_table, windows_of
@@ -105,10 +106,11 @@ def test_videos_and_skeletons_of_other_lengths(film, tmp_path):
 def test_few_frames_wait(film, tmp_path):
     video = film.write(tmp_path / "film.mp4", film.frames(200, *SIZE), preset="ultrafast")
     loader = loader_of(video, film.person(200, *SIZE), windows_of(200, 16, 8), [])
-    decoder = loader.frames.decode(all_plans(loader), loader.decoding())
-    for _ in range(24):
-        decoder.next()
-        assert len(decoder.frames_in_memory) <= 2 * CONFIG.rgb_frames
+    with reader_threads() as readers:
+        decoder = loader.frames.decode(all_plans(loader), loader.decoding(readers))
+        for _ in range(24):
+            decoder.next()
+            assert len(decoder.frames_in_memory) <= 2 * CONFIG.rgb_frames
     assert not decoder.frames_in_memory
     assert all(isinstance(frame, av.VideoFrame) for frame in [decoder.last_frame])
 
