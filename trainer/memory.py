@@ -1,7 +1,7 @@
 """Gradients without a trace, recovery from a step that does not fit into the GPU's memory, and advice on what fits."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.batch import Batch
 from trainer.run import Run
@@ -9,13 +9,15 @@ from trainer.runtime.faults import exceeds_memory
 from trainer.step import loss_of, split
 
 
-def gradients(run: Run, network: nn.Module, part: Batch) -> None:
-    """Compute the gradients of a part of a batch and drop them. Only buffers change, which `recover` restores.
+def gradients(run: Run, network: nn.Module, part: Batch) -> list[Tensor]:
+    """The gradients of a part of a batch, one for each weight that has any. `recover` restores the buffers.
 
-    The gradients never reach the weights, where DDP would count them as a step.
+    The gradients never reach the weights, where DDP would count them as a step. The loss is not scaled, because the
+    first scale of fp16 makes some gradients infinite.
     """
     _, loss = loss_of(run, network, part)
-    torch.autograd.grad(run.scale.scale(loss), list(run.network.parameters()), allow_unused=True)
+    grads = torch.autograd.grad(loss, list(run.network.parameters()), allow_unused=True)
+    return [grad for grad in grads if grad is not None]
 
 
 def recover(run: Run) -> None:

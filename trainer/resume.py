@@ -16,6 +16,7 @@ from torch import Tensor
 from models.weights.files import AVERAGES, WEIGHTS
 from trainer.config import Experiment
 from trainer.run import Run
+from trainer.runtime.decisions import Decisions
 from trainer.runtime.forward import Way
 from trainer.runtime.ranks import average_statistics
 from trainer.settings import flattened
@@ -46,6 +47,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "cursor": run.cursor.state_dict(),
         "exact_under": exact_under(run),
         "scale": run.scale.state_dict(),
+        "first_look": run.decisions.to_json(),
         AVERAGES: run.ema.state_dict(),
     }
 
@@ -59,6 +61,7 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     restore(run, state)
     run.stopping.load_state_dict(state["stopping"])
     run.scale.load_state_dict(state.get("scale"))
+    run.decisions = Decisions.from_json(state.get("first_look", "{}"))
     cursor, batch_size = run.cursor, json.loads(state["experiment"])["optim"]["batch_size"]
     cursor.load_state_dict(state["cursor"], batch_size)
     run.journal.continue_from(cursor, batch_size)

@@ -24,6 +24,7 @@ from trainer.optim import (
     build_optimizer,
 )
 from trainer.runtime.cuda_graph import Eager, Execute
+from trainer.runtime.decisions import Decisions
 from trainer.runtime.forward import Forward
 from trainer.runtime.precision import LossScale, NoLossScale, Precision, precision_of
 from trainer.runtime.ranks import Ranks
@@ -92,6 +93,7 @@ class Run:
     scale: LossScale | NoLossScale
     ema: Ema | NoEma
     execute: Execute = field(default_factory=Eager)  # runs the device's part of a step, directly or as a graph
+    decisions: Decisions = field(default_factory=Decisions)  # of the first look, or of the snapshot
     profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
     meter: Meter = field(default_factory=Meter)
     num_batches: int = 0  # batches of training and validation so far; should_stop counts them

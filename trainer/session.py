@@ -19,10 +19,10 @@ from trainer.resume import check_same, take_up
 from trainer.run import Run, build_run
 from trainer.runtime.allocator import keep_freed_memory
 from trainer.runtime.cuda_graph import Replay, rate_on_device
+from trainer.runtime.first_look import FirstLook
 from trainer.runtime.forward import Way
 from trainer.runtime.profiler import Profile
 from trainer.runtime.ranks import Ranks, join
-from trainer.runtime.rehearsal import Rehearsed
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.work_dir import claim, write_settings
@@ -107,7 +107,7 @@ def set_up_steps(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> N
     if profile is not None and run.ranks.leads:
         run.profile = Profile(profile, work_dir, run.journal.say)
     if run.forward.way is Way.COMPILED or run.ranks.device.type == "cuda":
-        run.execute = Rehearsed(run)
+        run.execute = FirstLook(run)
 
 
 def introduce(run: Run) -> None:

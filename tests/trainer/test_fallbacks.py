@@ -14,8 +14,8 @@ from tests.trainer.test_resume import assert_equal
 from trainer.loop import step_or_advice, validate
 from trainer.resume import state_of
 from trainer.runtime.faults import exceeds_memory, is_from_cudnn, is_out_of_memory
+from trainer.runtime.first_look import FirstLook
 from trainer.runtime.forward import Way
-from trainer.runtime.rehearsal import Rehearsed
 from trainer.session import set_up_steps
 
 ENGINE = "GET was unable to find an engine to execute this computation"
@@ -127,7 +127,7 @@ def test_cudnn_has_no_plan(build, undisturbed, tmp_path, monkeypatch, training):
     def build_rehearsed(*settings):
         run = build(*settings)
         modes.append(run.network)
-        run.execute = Rehearsed(run)
+        run.execute = FirstLook(run)
         return run
 
     monkeypatch.setattr(nn.functional, "conv2d", conv2d)

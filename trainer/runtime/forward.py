@@ -23,9 +23,9 @@ class Way(IntEnum):
 
 
 LINES = {
-    Way.DIRECT: "torch.compile failed ({reason}), so {what} runs uncompiled and slower; the full text is in {report}",
+    Way.DIRECT: "torch.compile failed ({reason}), so {what} runs uncompiled and slower",
     Way.WITHOUT_CUDNN: "cuDNN cannot compute a convolution ({reason}), so {what} runs uncompiled and without cuDNN, "
-    "much slower; the full text is in {report}. If the GPU's memory is nearly full, try optim.accumulate=2 instead",
+    "much slower (if the GPU's memory is nearly full, try optim.accumulate=2 instead)",
 }
 
 
@@ -83,9 +83,9 @@ class Forward(nn.Module):
             raise error
         with contextlib.suppress(OSError), open(self._report, "a") as file:
             file.write("".join(traceback.format_exception(error)) + "\n")
-        self.use(way, first_line(error))
+        self.use(way, first_line(error), f"; the full text is in {self._report}")
 
-    def use(self, way: Way, reason: str) -> None:
+    def use(self, way: Way, reason: str, where: str = "") -> None:
         """Use this way from now on, unless a slower one is in use. In evaluation mode this leaves training as it is."""
         if way <= self.way:
             return
@@ -94,4 +94,4 @@ class Forward(nn.Module):
         if training and way is Way.WITHOUT_CUDNN:
             torch.backends.cudnn.enabled = False  # for the backward pass too, which runs outside of `_call`
         what = "the network" if training else "validation"
-        self._say(LINES[way].format(reason=reason, what=what, report=self._report))
+        self._say(LINES[way].format(reason=reason, what=what) + where)

@@ -1,0 +1,136 @@
+"""The first look before step 1: what is wrong is replaced, what is slower is left out, and nothing else changes."""
+
+import json
+import time
+from itertools import accumulate
+
+import pytest
+import torch
+from torch._functorch.aot_autograd import make_boxed_func
+
+from tests.programs import run_ranks
+from tests.trainer.test_fallbacks import ONE_BLOCK, assert_same, compile_by, lines, trained
+from trainer.resume import state_of, take_up
+from trainer.runtime.first_look import FILE, fastest, look, relative_distance
+from trainer.runtime.forward import Way
+
+
+@pytest.fixture(autouse=True)
+def new_compiler():
+    yield
+    torch._dynamo.reset()
+
+
+def wrong_by(share):
+    """A compiler whose backward pass returns gradients that are too large by this share."""
+
+    def compiler(graph, inputs):
+        def backward(*values):
+            return [value if value is None else value * (1 + share) for value in graph.forward(*values)]
+
+        return make_boxed_func(backward)
+
+    return compiler
+
+
+def test_a_compiled_step_that_agrees(build, tmp_path, monkeypatch):
+    undisturbed = trained(build, "compile=False")
+    compile_by(monkeypatch)
+    run = trained(build, "compile=True")
+    (line,) = lines(tmp_path, "first look")
+    assert "gradients of the compiled step are within 0 % of a direct step's" in line
+    assert run[0].forward.way is Way.COMPILED
+    decisions = {"network": "compiled", "cudnn_benchmark": False}
+    assert json.loads((tmp_path / "journal" / FILE).read_text()) == decisions
+    assert json.loads(state_of(run[0])["first_look"]) == decisions
+    assert_same(run, undisturbed)
+
+
+def test_a_compiled_step_that_is_wrong(build, tmp_path, monkeypatch):
+    undisturbed = trained(build, "compile=False")
+    compile_by(monkeypatch, bw_compiler=wrong_by(0.02))
+    run = trained(build, "compile=True")
+    (line,) = lines(tmp_path, "torch.compile")
+    assert "its gradients differ by 2 % from those of a direct step" in line
+    assert json.loads((tmp_path / "journal" / FILE).read_text())["network"] == "direct"
+    assert_same(run, undisturbed)
+
+
+def test_a_resumed_run_keeps_what_was_timed(build, tmp_path, monkeypatch):
+    compile_by(monkeypatch)
+    run, _ = trained(build, "compile=True")
+    state = state_of(run) | {"first_look": json.dumps({"network": "compiled", "cudnn_benchmark": True})}
+    again = build(*ONE_BLOCK, "compile=True")
+    take_up(again, state)
+    with torch.backends.cudnn.flags(benchmark=False):
+        look(again, next(again.train_loader.epoch(0)), time.perf_counter)
+        assert torch.backends.cudnn.benchmark
+    assert "as in the snapshot" in lines(tmp_path, "first look")[-1]
+    assert json.loads(state_of(again)["first_look"])["cudnn_benchmark"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({"a": [1, 1, 1, 1, 1], "b": [0.9] * 5}, "b"),
+        ({"a": [1, 1, 1, 1, 1], "b": [0.99] * 5}, "a"),
+        ({"a": [1, 1, 1, 1, 1], "b": [0.8, 1.1, 1.1, 0.8, 1.1]}, "a"),
+        ({"a": [1, 1, 1, 1, 1], "b": [0.9] * 5, "c": [0.8] * 5}, "c"),
+    ],
+)
+def test_the_fastest_choice(seconds, expected):
+    """The first run of each choice, which takes long, is not counted."""
+    rounds = zip(*([100, *samples] for samples in seconds.values()), strict=True)
+    times = iter(accumulate(value for turn in rounds for sample in turn for value in (0, sample)))
+    done = []
+    choice, gain = fastest(list(seconds), done.append, lambda: next(times))
+    assert choice == expected
+    assert done == list(seconds) * 6
+    assert (gain > 1.02) == (choice != "a")
+
+
+def test_distance_of_gradients():
+    one, two = [torch.tensor([3.0]), torch.tensor([4.0])], [torch.tensor([3.0]), torch.tensor([4.5])]
+    assert relative_distance(two, one) == pytest.approx(0.1)
+    assert relative_distance(one, one) == 0
+    assert relative_distance([torch.tensor([float("nan")]), one[1]], one) == 9
+
+
+DISAGREE = """
+import sys
+from pathlib import Path
+import torch
+from tests.trainer.conftest import arguments_in
+from tests.trainer.test_fallbacks import ONE_BLOCK, as_it_is
+from tests.trainer.test_first_look import wrong_by
+from torch._dynamo.backends.common import aot_autograd
+import tyro
+from trainer.commands.train import Options
+from trainer.data import build_loaders
+from trainer.journal.journal import Journal
+from trainer.loop import step_or_advice
+from trainer.run import build_run
+from trainer.runtime.ranks import join
+from trainer.runtime.signals import Interrupt
+from trainer.session import set_up_steps
+from trainer.settings import experiment_of
+from trainer.snapshots.writer import NoWriter
+
+words = [word for each in (*ONE_BLOCK, "compile=True") for word in ("--set", each)]
+experiment = experiment_of(tyro.cli(Options, args=[*sys.argv[2:], *words]))
+with join("cpu") as ranks, Interrupt() as interrupt:
+    real = torch.compile
+    backend = aot_autograd(fw_compiler=as_it_is, bw_compiler=wrong_by(0.5) if ranks.rank else as_it_is)
+    torch.compile = lambda network, **_: real(network, fullgraph=True, backend=backend)
+    journal = Journal(Path(sys.argv[1]), ranks.rank)
+    run = build_run(experiment, ranks, build_loaders(experiment, ranks, print), journal, NoWriter(), interrupt)
+    set_up_steps(run, None, Path())
+    step_or_advice(run, next(run.train_loader.epoch(0)))
+    print(run.forward.way.name, run.decisions.network, torch.backends.cudnn.benchmark)
+"""
+
+
+def test_two_ranks_that_disagree_decide_alike(tiny, environment, tmp_path):
+    for done in run_ranks(*[("-c", DISAGREE, tmp_path / "run", *tiny)] * 2, environment=environment):
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == "DIRECT direct False"

@@ -1,0 +1,23 @@
+"""What the first look decides about a run on its device (trainer/runtime/first_look.py). Snapshots contain it."""
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """How a run computes on its device. None means that nothing has been decided.
+
+    network: the name of a `Way` (trainer/runtime/forward.py), in lower case. cudnn_benchmark: whether cuDNN times its
+    algorithms for each convolution.
+    """
+
+    network: str | None = None
+    cudnn_benchmark: bool | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Decisions":
+        return cls(**json.loads(text))

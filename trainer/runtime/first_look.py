@@ -1,0 +1,168 @@
+"""The first look: before its first step, a run checks what its device computes, and times what it can choose.
+
+A comparison that fails makes the run slower, never wrong: the slower way is used, and one line says why. Nothing here
+changes weights, buffers, momenta, random numbers or the order of the clips. Rank 0 decides for all ranks.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from operator import truediv
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pipelines.batch import Batch
+from trainer.memory import gradients, recover
+from trainer.run import Run
+from trainer.runtime.cuda_graph import Update
+from trainer.runtime.decisions import Decisions
+from trainer.runtime.faults import exceeds_memory
+from trainer.runtime.forward import Way
+from trainer.runtime.rehearsal import rehearse
+from trainer.step import split
+
+FILE = "first_look.json"
+# Largest distance between the gradients of compiled and direct computation, relative to their norm. Between float32 and
+# a half precision, the networks of the experiments differ by up to 0.1; a wrong kernel makes a difference of about 1.
+TOLERANCE = {"fp32": 0.01, "bf16": 0.3, "fp16": 0.3}
+GAIN = 1.02  # a choice must be faster by this factor, because a smaller gain may be chance
+ROUNDS = 5  # timed steps of each choice
+
+
+class FirstLook:
+    """Takes a first look in the run's first step, then executes every step as the run did before.
+
+    `clock()` returns the seconds since some moment.
+    """
+
+    def __init__(self, run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._run, self._execute, self._clock = run, run.execute, clock
+
+    def __call__(self, update: Update, batch: Batch) -> dict[str, Tensor]:
+        look(self._run, split(batch, self._run.experiment.optim.accumulate)[0], self._clock)
+        self._run.execute = self._execute
+        return self._execute(update, batch)
+
+
+def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
+    """Look at how the gradients of a part of a batch are computed, and log and store what was decided.
+
+    What was timed before a snapshot is not timed again, so that a resumed run computes as before. All ranks call this
+    together. Raises torch's error if the memory does not suffice for the part.
+    """
+    rehearse(run, part)
+    with torch.random.fork_rng([run.ranks.device] if run.ranks.device.type == "cuda" else []):
+        sentences = [compare(run, part), choose_benchmark(run, part, clock), memory(run)]
+    run.decisions = Decisions(run.forward.way.name.lower(), torch.backends.cudnn.benchmark)
+    run.journal.say(f"first look: {'; '.join(sentence for sentence in sentences if sentence)}")
+    if run.ranks.leads:
+        with suppress(OSError):  # the file is only for people, and a full disk is reported with the next snapshot
+            (run.journal.work_dir / FILE).write_text(run.decisions.to_json() + "\n")
+
+
+def compare(run: Run, part: Batch) -> str:
+    """Compare the compiled step with a direct one, and return the result as part of a sentence.
+
+    Both draw the same dropout, because torch.compile is called with `fallback_random` (trainer/runtime/wrap.py).
+    """
+    if run.forward.way is not Way.COMPILED:
+        return "the network runs uncompiled"
+    direct = gradients_of(run, run.network, part)
+    if run.ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # so that `memory` reports the need of a compiled step
+    compiled = gradients_of(run, run.forward, part)
+    if direct is None or compiled is None:
+        return "the memory does not suffice to compare the compiled step with a direct one"
+    distance = relative_distance(compiled, direct)
+    percent = run.ranks.largest(round(min(distance, 9.99) * 10_000)) / 100
+    if percent <= 100 * TOLERANCE[run.precision.name]:
+        return f"gradients of the compiled step are within {percent:g} % of a direct step's"
+    run.forward.use(Way.DIRECT, f"its gradients differ by {percent:g} % from those of a direct step")
+    return "the network runs uncompiled"
+
+
+def gradients_of(run: Run, network: torch.nn.Module, part: Batch) -> list[Tensor] | None:
+    """The gradients of a part of a batch, from always the same random numbers, or None if the memory does not suffice.
+
+    Buffers are as before afterwards.
+    """
+    torch.manual_seed(run.experiment.seed)
+    run.guard.hold()
+    try:
+        return gradients(run, network, part)
+    except RuntimeError as error:
+        if not exceeds_memory(error):
+            raise
+        return None
+    finally:
+        recover(run)
+
+
+def relative_distance(values: list[Tensor], expected: list[Tensor]) -> float:
+    """The norm of the difference of all tensors together, relative to the expected norm. NaN counts as 9."""
+    squares = [
+        torch.stack([(one - other).square().sum(), other.square().sum()])
+        for one, other in zip(values, expected, strict=True)
+    ]
+    error, size = torch.stack(squares).double().sum(0).sqrt().tolist()
+    distance = error / size if size else error
+    return distance if distance == distance else 9.0
+
+
+def choose_benchmark(run: Run, part: Batch, clock: Callable[[], float]) -> str:
+    """Choose whether cuDNN times its algorithms for each convolution, by timing steps with and without this mode."""
+    earlier = run.decisions.cudnn_benchmark
+    if earlier is not None:
+        torch.backends.cudnn.benchmark = earlier
+        return f"cuDNN's benchmark mode is {'on' if earlier else 'off'}, as in the snapshot"
+    if run.ranks.device.type != "cuda" or run.forward.way is Way.WITHOUT_CUDNN:
+        return ""
+
+    def step(benchmark: bool) -> None:
+        torch.backends.cudnn.benchmark = benchmark
+        if gradients_of(run, run.forward, part) is None:
+            raise MemoryError
+        torch.cuda.synchronize()
+        run.beat()
+
+    try:
+        choice, gain = fastest((False, True), step, clock)
+    except MemoryError:
+        choice, gain = False, 0.0
+    choice = run.ranks.from_leader(str(choice)) == "True" and not run.ranks.any(not gain)
+    torch.backends.cudnn.benchmark = choice
+    return f"cuDNN's benchmark mode is {'on' if choice else 'off'} ({gain:.2f} times as fast)"
+
+
+Choice = TypeVar("Choice")
+
+
+def fastest(
+    choices: Sequence[Choice], run: Callable[[Choice], None], clock: Callable[[], float]
+) -> tuple[Choice, float]:
+    """The choice with which `run` is fastest, and how many times as fast it is as the first choice, the default.
+
+    Each choice runs once to warm up and ROUNDS times to be timed, taking turns. A choice counts as faster if the lower
+    quartile of its gains over the default is at least GAIN.
+    """
+    seconds: list[list[float]] = [[] for _ in choices]
+    for _ in range(1 + ROUNDS):
+        for choice, samples in zip(choices, seconds, strict=True):
+            start = clock()
+            run(choice)
+            samples.append(clock() - start)
+    timed = [samples[1:] for samples in seconds]
+    gains = [statistics.quantiles(map(truediv, timed[0], samples), n=4)[0] for samples in timed]
+    best = max(range(len(choices)), key=gains.__getitem__)
+    return (choices[best], gains[best]) if gains[best] >= GAIN else (choices[0], max(gains[1:], default=1.0))
+
+
+def memory(run: Run) -> str:
+    """How much of the GPU's memory the steps of the first look needed."""
+    if run.ranks.device.type != "cuda":
+        return ""
+    total = torch.cuda.get_device_properties(run.ranks.device).total_memory
+    return f"a step takes {torch.cuda.max_memory_allocated() / 1e9:.1f} of {total / 1e9:.1f} GB of memory"
