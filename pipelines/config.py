@@ -39,7 +39,7 @@ class DataConfig:
         check_ranges(self, "data")
         if len(self.class_names) not in (0, self.num_classes):
             raise UserError(
-                f"data.class_names has {len(self.class_names)} names for data.num_classes={self.num_classes}: name "
+                f"data.class_names has {len(self.class_names)} entries for data.num_classes={self.num_classes}: name "
                 "each class, or none with --set data.class_names=()"
             )
 
@@ -67,7 +67,7 @@ class ClipConfig:
     limbs: bool = False  # add one heatmap channel per limb
     flip: Share = 0.5  # probability that a training clip is mirrored
     crop: bool = True  # True: random crop of the box in training; False: the whole box
-    aligned: bool = False  # True: the RGB frames are every n-th pose frame; False: each stream draws its own
+    aligned: bool = False  # True: the RGB frames are every n-th pose frame; False: each stream draws its own frames
     # Packs store scaled-down frames: each side of the smallest box that a sample can have takes up this many pixels.
     # Frames are never enlarged.
     box_pixels: Pixels = 256
@@ -77,8 +77,8 @@ class ClipConfig:
         check_ranges(self, "clip")
         if self.aligned and self.pose_frames % self.rgb_frames:
             raise UserError(
-                f"clip.aligned takes the RGB frames from the pose frames, and clip.pose_frames={self.pose_frames} is "
-                f"not a multiple of clip.rgb_frames={self.rgb_frames}: change one of them, or set clip.aligned=false"
+                f"clip.aligned takes the RGB frames from the pose frames, but clip.pose_frames={self.pose_frames} is "
+                f"not a multiple of clip.rgb_frames={self.rgb_frames}: change one of the two, or set clip.aligned=false"
             )
 
     def num_channels(self) -> int:

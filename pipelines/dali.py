@@ -29,8 +29,8 @@ def resize_regions(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.nd
 class FrameDecoder:
     """Decodes and resizes `num_images` packets per step, working up to `prefetch` steps ahead of `next`.
 
-    `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. It is
-    called from inside `next`, so in the caller's thread, but for steps that are up to `prefetch` ahead.
+    `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
+    calls `source` in the same thread, but for a step up to `prefetch` later than the one that `next` returns.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ def _graph(source, size: int, decoder: str, hw_decoder_load: float):
 
 
 def _part(packets, start, end):
-    """The part of an image that interpolation inside the region reads: its first pixel and its end, each (y, x)."""
+    """The part of an image that fn.resize reads for the region: the part's start and end, each (y, x)."""
     shape = fn.peek_image_shape(packets)[:2]
     first = math.clamp(math.floor(math.min(start, end)) - 1, 0, shape - 1)
     last = math.clamp(math.ceil(math.max(start, end)) + 1, first + 1, shape)

@@ -15,8 +15,8 @@ from pipelines.plan import ClipPlan
 class Decoding:
     """How to decode batches: clips per batch, frames per clip, the side of a frame in pixels, and options for DALI.
 
-    threads: CPU threads of DALI. prefetch: batches that are decoded in advance. readers: threads for reading files,
-    which end with the epoch. say: shows a message to the user.
+    threads: CPU threads of DALI. prefetch: batches that are decoded in advance. readers: threads that read files; they
+    end when the epoch ends. say: shows a message to the user.
     """
 
     num_clips: int

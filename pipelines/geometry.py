@@ -116,7 +116,7 @@ def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tupl
 
 
 def _min_span(coordinates: np.ndarray, count: int) -> float:
-    """A lower bound, in pixels, for the extent on one axis of the joints in any sample of `count` frames.
+    """A lower bound, in pixels, for the joints' extent on one axis in any sample of `count` frames.
 
     coordinates: [M, T, V] x or y of the joints.
 

@@ -85,7 +85,7 @@ def plan_train(table: ClipTable, rows: np.ndarray, config: ClipConfig, seed: int
 def plan_eval(
     table: ClipTable, rows: np.ndarray, config: ClipConfig, sample: int = 0, num_samples: int = 1
 ) -> ClipPlan:
-    """Plan each row for evaluation: the frames of one published test sample, the whole compact box, no mirroring.
+    """Plan each row for evaluation: frames as in the published code's testing, the whole compact box, no mirroring.
 
     sample: number of the sample, out of `num_samples` samples of each clip.
     """
@@ -138,7 +138,7 @@ def _compact_boxes(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> np
 
 
 def _joint_rows(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For frames [N, T'] of the rows: each person's index into the table's joints, and whether the person exists.
+    """For frames [N, T'] of the rows: where each person's joints are in `table.joints`, and whether the person exists.
 
     Both results are [N, T', M], where M is the largest number of people in these clips.
     """
@@ -179,14 +179,14 @@ def random_frames(total: np.ndarray, count: int, numbers: np.ndarray) -> np.ndar
 
     total: [N] frames of each clip. numbers: [N, count + 1] uniform random numbers.
 
-    A clip of fewer than `count` frames is read from a random frame on; after its last frame follows its first. From a
-    clip of fewer than 2 * count frames, all frames are taken except total - count random ones, no two of which are
-    adjacent. A longer clip is cut into `count` spans, and one frame of each is drawn.
+    A clip of fewer than `count` frames is read from a random frame on; its last frame is followed by its first. From a
+    clip of `count` to 2 * count - 1 frames, all frames are taken except total - count random ones, no two of which
+    are adjacent. A longer clip is cut into `count` spans, and one frame of each span is drawn.
     """
     place = np.arange(count)
     repeating = (numbers[:, :1] * total[:, None]).astype(np.int64) + place
     # There are count + 1 places at which one frame can be skipped: before, between and after the frames that are taken.
-    # One is skipped at each of the total - count places with the smallest random numbers.
+    # One frame is skipped at each of the total - count places with the smallest random numbers.
     skips = numbers.argsort(axis=1).argsort(axis=1) < (total - count)[:, None]
     with_skips = place + np.cumsum(skips, axis=1)[:, :-1]
     edges = np.arange(count + 1) * total[:, None] // count

@@ -14,7 +14,7 @@ Content = TypeVar("Content")
 
 @contextmanager
 def reader_threads() -> Iterator[Executor]:
-    """Threads for reading files. When the context ends, what has not begun is dropped, and no thread is left."""
+    """Threads for reading files. When the context ends, tasks that have not begun are dropped, and all threads end."""
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
     try:
         yield pool
@@ -26,7 +26,7 @@ class ReadAhead(Generic[Content]):
     """Plans batches and reads the files of their clips in the threads `readers`, up to `depth` batches ahead of `take`.
 
     plans(step) returns the plan of a batch, counted from 0, and raises StopIteration after the last one.
-    read(plan, clip) reads the file of clip number `clip` of a plan. The clips of a batch are read side by side.
+    read(plan, clip) reads the file of clip number `clip` of a plan. The clips of a batch are read in parallel.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ReadAhead(Generic[Content]):
         self._begun: dict[int, Future[tuple[ClipPlan, list[Future[Content]]]]] = {}
 
     def take(self, step: int) -> tuple[ClipPlan, list[Content]]:
-        """Wait for batch number `step`: its plan, and what was read for each of its clips.
+        """Wait for batch number `step`, and return its plan and what was read for each of its clips.
 
         Steps are taken in order. Raises what `plans` or `read` raised for this batch.
         """

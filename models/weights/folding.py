@@ -1,4 +1,4 @@
-"""Converts weights between their published 5-D shapes and our shapes, which differ by axes of length one."""
+"""Converts weights between their published 5-D shapes and our shapes, which leave out axes of length one."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from models.weights.renaming import State
 
 
 def folded(state: State) -> State:
-    """Convert published tensors, which must have been renamed to our names, to our shapes."""
+    """Convert tensors of published shapes to our shapes. The tensors must already have our names."""
     return {name: fold(name, tensor) for name, tensor in state.items()}
 
 
@@ -19,9 +19,9 @@ def unfolded(state: State) -> State:
 def fold(name: str, tensor: Tensor) -> Tensor:
     """Convert one published tensor to our shape.
 
-    [O, I, 1, k, k] becomes [O, I, k, k]; [O, I, k, 1, 1] becomes [O, I, k, 1]; the layers of squeeze-excite become
-    [O, I]. Prototypes are transposed: in published files they are columns, in ours they are rows. Raises WeightsError
-    for a convolution that spans both time and space.
+    [O, I, 1, k, k] becomes [O, I, k, k], and [O, I, k, 1, 1] becomes [O, I, k, 1]. In squeeze-excite, [O, I, 1, 1, 1]
+    becomes [O, I]. Prototypes are transposed: in published files they are columns, in ours they are rows. Raises
+    WeightsError for a convolution that spans both time and space.
     """
     if name.endswith(".prototypes"):
         return tensor.T

@@ -17,14 +17,15 @@ from models.weights.renaming import Rules, State, listed
 
 Target = Literal["native", "mmaction2", "guide", "epam", "slowfast", "pytorchvideo", "torchvision"]
 Step = Callable[[State], tuple[State, list[str]]]
-"""Converts tensors to another layout. Also returns the names of tensors for which that layout has no name."""
+"""Converts tensors to another layout. Also returns the names of tensors that the other layout lacks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
     """A published layout: its author, the networks it is for, and how to read and write it.
 
-    A file has this layout if it has all tensors named in `markers`, and the first of them has `axes` axes.
+    A file has this layout if it contains all tensors named in `markers`, and the tensor of the first marker has `axes`
+    axes.
     """
 
     name: Target
@@ -45,8 +46,8 @@ def of_x3d_m(name: Target, rules: Rules, *markers: str) -> Layout:
     return Layout(name=name, nets="X3D-M", markers=markers, axes=5, read=read, write=write)
 
 
-# The first match counts. EPAM-Net comes before the guide's net, because files of EPAM-Net contain the markers of both.
-# Two-stream X3D nets are listed once per stream, because a file may contain only one stream.
+# The first layout that matches a file is used. EPAM-Net comes before the guide's net, because files of EPAM-Net contain
+# the markers of both. Two-stream X3D nets are listed once per stream, because a file may contain only one stream.
 LAYOUTS = (
     of_ours("mmaction2", "RGBPoseConv3D", published.MMACTION2, "backbone.rgb_path.conv1.conv.weight"),
     of_ours("mmaction2", "SlowOnly", published.MMACTION2, "backbone.conv1.conv.weight"),
@@ -83,8 +84,8 @@ NATIVE_MARKERS = (
 class Weights:
     """The content of a file.
 
-    `state` has our names and shapes. Only X3D-M, which is not a network of ours, keeps those of mmaction2. `layout` is
-    None for a native file. `unknown` lists the names in the file that its layout does not have.
+    `state` has our names and shapes, except that X3D-M, which is not a network of ours, keeps mmaction2's names and
+    shapes. `layout` is None for a native file. `unknown` lists the tensors in the file that its layout does not have.
     """
 
     layout: Layout | None
@@ -102,10 +103,10 @@ class Weights:
         return compare(state, shapes_of(config_of(state)), self.unknown)
 
     def published(self, target: Target | None) -> tuple[State, list[str]]:
-        """Return the tensors in a published layout, and those of our names for which that layout has no name.
+        """Convert the tensors to the layout `target`. Also return the names of tensors that this layout lacks.
 
-        If `target` is None, the layout is that of the published code of this network. Raises WeightsError if the
-        network has no layout of this name.
+        None stands for the layout of the published code of this network. Raises WeightsError if this network cannot be
+        written in the layout `target`.
         """
         name = target or self.home()
         for layout in LAYOUTS:
@@ -142,7 +143,7 @@ def read_weights(path: Path, averaged: bool = False) -> Weights:
 
 
 def with_counters(state: State) -> State:
-    """Add the num_batches_tracked that old files lack, with the value 0. No result depends on it."""
+    """Add num_batches_tracked = 0 to batch norms without this tensor, as in old files. Results do not depend on it."""
     stems = [name.removesuffix("running_var") for name in state if name.endswith("running_var")]
     return {f"{stem}num_batches_tracked": torch.tensor(0) for stem in stems} | state
 

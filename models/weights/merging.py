@@ -31,7 +31,7 @@ def merge(rgb: Weights, pose: Weights) -> Weights:
         if file_stream != stream:
             content = f"the {file_stream} stream" if file_stream else kind
             raise WeightsError(
-                f"merge needs the {stream} stream alone, but its file contains {content}:"
+                f"merge needs the {stream} stream alone, but the file for it contains {content}:"
                 " pass the file of the RGB stream first, then that of the pose stream"
             )
         weights.compare().insist(f"the {stream} stream")
@@ -50,9 +50,9 @@ def merge(rgb: Weights, pose: Weights) -> Weights:
 
 
 def single(weights: Weights) -> tuple[str, str | None, State]:
-    """Return the kind of network in a file, its stream, and its tensors under the names of the two-stream network.
+    """Return what a file contains: the kind of network, its stream, and tensors with names of the two-stream network.
 
-    The stream is None if the file has both.
+    The stream is None if the file has both streams.
     """
     state = weights.native()
     if weights.nets in TOGETHER:
@@ -69,10 +69,10 @@ def single(weights: Weights) -> tuple[str, str | None, State]:
 
 
 def make_room(state: State) -> None:
-    """Add input channels for laterals. Their weights are zero, so that the result stays the same.
+    """Add input channels for laterals, with weights of zero, so that the streams compute the same as before.
 
-    Laterals are appended to the channels, so the new ones come last. Eight tensors get them: in each stage that follows
-    a fusion, the first convolution and the shortcut.
+    The new channels come last, because a lateral is appended to the channels of a stream. Eight tensors get new
+    channels: in each stream, the first convolution and the shortcut of the two stages that follow a fusion.
     """
     for stage in FUSIONS:
         rgb_width = state[f"backbone.rgb_path.layer{stage}.0.conv3.conv.weight"].shape[0]

@@ -72,7 +72,7 @@ def head_of(state: State) -> dict:
     widths = [f"cls_head.contrast_{stream}{suffix}.cl_fc.weight" for suffix in ("", "_coarse")]
     if groups and all(name in state for name in widths):
         fine_width, coarse_width = (rows(state, name) for name in widths)
-        # The tensors do not contain the coarse map, but PcanConfig needs one, so take any that uses all coarse classes.
+        # PcanConfig needs a coarse map, which cannot be seen from the tensors. Any map onto all coarse classes will do.
         any_map = tuple(min(fine, groups - 1) for fine in range(classes))
         head["pcan"] = PcanConfig(coarse_map=any_map, fine_width=fine_width, coarse_width=coarse_width)
     return head
@@ -92,7 +92,7 @@ def resnet_of(state: State, prefix: str) -> ResNetPathConfig:
 
 
 def x3d_of(state: State, prefix: str, default: X3DStreamConfig) -> X3DStreamConfig:
-    """Return the config of a stream, or `default` if the file only has the other stream."""
+    """Return the config of a stream, or `default` if the file has only the other stream."""
     if not any(name.startswith(prefix) for name in state):
         return default
     blocks = blocks_of(state, prefix)

@@ -22,11 +22,11 @@ EPAM: Rules = (
 
 
 def read(state: State, rules: Rules) -> tuple[State, list[str]]:
-    """Return our tensors, and the published names that no rule covers."""
+    """Convert published tensors to ours. Also return the published names that no rule covers."""
     ours, unknown = renamed(state, rules)
     return folded(ours), unknown
 
 
 def write(state: State, rules: Rules) -> tuple[State, list[str]]:
-    """Return the published tensors, and our names that no rule covers."""
+    """Convert our tensors to published ones. Also return our names that no rule covers."""
     return renamed(unfolded(state), turned(rules))

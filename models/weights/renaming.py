@@ -36,6 +36,6 @@ def turned(rules: Rules) -> Rules:
 
 
 def listed(names: list[str], most: int = 6) -> str:
-    """Join the first `most` names for a sentence, followed by how many more there are."""
+    """Join the first `most` names with commas, and add how many names are left out."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

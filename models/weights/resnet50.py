@@ -19,13 +19,13 @@ RULES: Rules = (
 
 
 def read(state: State) -> tuple[State, list[str]]:
-    """Return our tensors, and the names of torchvision that no rule covers."""
+    """Convert torchvision's tensors to ours. Also return torchvision's names that no rule covers."""
     ours, unknown = renamed(state, RULES)
     return {name: inflate(tensor) if inflated(name) else tensor for name, tensor in ours.items()}, unknown
 
 
 def write(state: State) -> tuple[State, list[str]]:
-    """Return torchvision's tensors, and our names that no rule covers.
+    """Convert our tensors to torchvision's. Also return our names that no rule covers.
 
     Weights are summed over time, so both networks return the same for a clip whose frames are all equal. Raises
     WeightsError unless the network is the RGB stream.
@@ -48,8 +48,8 @@ def inflated(name: str) -> bool:
 def inflate(weight: Tensor) -> Tensor:
     """Spread [O, I, 1, 1] over three frames, as [O, I, 3, 1], so that the three sum to `weight` exactly.
 
-    The first and the last frame get a rounded third. The middle frame gets the remainder. In the published code it
-    gets a rounded third as well, which may differ in the last bit.
+    The first and the last frame get a rounded third. The middle frame gets the remainder, which may differ in the last
+    bit from the rounded third that the published code gives to this frame too.
     """
     third = weight / 3
     return torch.cat([third, weight - 2 * third, third], 2)

@@ -1,8 +1,8 @@
 """Reads and writes X3D-M as mmaction2, SlowFast and pytorchvideo save it, and converts it to temporal-shift X3D.
 
-All three save the same tensors (docs/sources.md, "Weight files"); inside Duet they have the names of mmaction2. The
-conversion to temporal shift sums the depthwise kernels over time and drops conv1_t. Its result is a starting point for
-training, and does not compute the same function as X3D-M.
+All three save the same tensors under different names (docs/sources.md, "Weight files"); Duet uses mmaction2's names.
+The conversion to temporal shift sums the depthwise kernels over time and drops conv1_t. The converted network is a
+starting point for training, and does not compute the same function as X3D-M.
 """
 
 import torch
@@ -73,7 +73,7 @@ PYTORCHVIDEO: Rules = (
 def read(state: State, rules: Rules) -> tuple[State, list[str]]:
     """Return the tensors under mmaction2's names, and the names that no rule covers.
 
-    If the batch norm that pytorchvideo lacks is missing, one that changes nothing is added.
+    If the batch norm of BARE is missing, as in pytorchvideo's files, a batch norm that changes nothing is added.
     """
     ours, unknown = renamed(state, rules)
     if "cls_head.fc1.weight" in ours:

@@ -1,4 +1,4 @@
-"""Reads and writes the joints of a video in files.
+"""Reads and writes files with the joints of a video.
 
 A file is an .npz or an annotation pickle with the joints of all frames, or the JSON of a pose estimator: one entry per
 person and frame, in COCO's format for results.
@@ -52,7 +52,8 @@ def header_of(video: str) -> Header:
 def read_poses(file: Path, video: Path, header: Header, cache: Path) -> Poses:
     """Read the skeleton of `video` from a .npz file, or from an annotation pickle that contains the video's name.
 
-    If a .npz contains no image size, its joints are in pixels of the video. cache: folder for the table of a pickle.
+    If a .npz contains no image size, its joints are in pixels of the video. cache: folder in which Duet keeps the table
+    that it makes from an annotation pickle.
     Raises AnnotationError if the file cannot be used, or if its joints do not belong to the frames of this video.
     """
     poses = _read_poses(file, video, (header.height, header.width), cache)
@@ -103,7 +104,7 @@ def _check_place(file: Path, poses: Poses, video: Path, header: Header) -> None:
 
 
 def _key(name: str) -> str:
-    """The name of a video or an annotation without folders, video extension, and NTU's suffix `_rgb`."""
+    """The name of a video or of an annotation, without its folders, video extension and suffix `_rgb` (NTU)."""
     path = Path(name.replace("\\", "/"))
     return (path.stem if path.suffix.lower() in EXTENSIONS else path.name).removesuffix("_rgb")
 
@@ -122,7 +123,7 @@ def read_npz(file: Path, size: tuple[int, int]) -> Poses:
         clip = parse_clip(defaults | arrays | {"total_frames": frames})
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
-        raise AnnotationError(f"{file}: {reason}; it should be {NPZ_FORMAT}") from None
+        raise AnnotationError(f"{file}: {reason}; the file should be {NPZ_FORMAT}") from None
     return Poses(clip["joints"], clip["height"], clip["width"])
 
 
@@ -139,9 +140,9 @@ JSON_FORMAT = "a list of {frame or image_id, keypoints [x, y, score, ...], score
 def read_people(file: Path, num_frames: int) -> tuple[list[list[Person]], int]:
     """Read the JSON of a pose estimator: the people in each of the video's frames, and the number of joints V.
 
-    An entry names its frame by a number, or by the name of an image that ends in a number. Frames count from 0, or from
-    1 if an entry names frame `num_frames` and none names frame 0. If any joint's score is above 1, the scores are taken
-    for COCO's visibility flags, and the flags 1 and 2 become score 1. Raises UserError.
+    An entry gives its frame as a number, or as the name of an image that ends in a number. Frames count from 0, or from
+    1 if there is an entry for frame `num_frames` and none for frame 0. If any joint's score is above 1, all scores are
+    treated as COCO's visibility flags, and the flags 1 and 2 become score 1. Raises UserError.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -157,7 +158,7 @@ def read_people(file: Path, num_frames: int) -> tuple[list[list[Person]], int]:
         try:
             number, person, score = _parse_entry(entry)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{file}, entry {position}: {error}; it should be {JSON_FORMAT}") from None
+            raise UserError(f"{file}, entry {position}: {error}; the file should be {JSON_FORMAT}") from None
         numbers.append(number)
         joints.append(person)
         scores.append(score)

@@ -93,9 +93,9 @@ def _numbers(file: Path, words: list[str]) -> tuple[list[int], tuple[str, ...]]:
 
 
 def _split(videos: list[str], labels: list[int]) -> list[str]:
-    """Choose one video in five of each class, but at least one, for validation. The choice depends on names alone.
+    """Choose one video in five of each class, but at least one, for validation.
 
-    A class with a single video uses it for training.
+    The choice depends only on the names of the videos in the class. A class with a single video uses it for training.
     """
     members: dict[int, list[str]] = defaultdict(list)
     for video, label in zip(videos, labels, strict=True):

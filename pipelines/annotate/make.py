@@ -30,7 +30,7 @@ PoseSource = Callable[[str, str, Header], Poses]  # (name of the clip, path of t
 
 
 def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) -> list[dict[str, Any] | str]:
-    """Make the annotation of each video in `labels`. A video that cannot be used gets the reason, a string, instead.
+    """Make the annotation of each video in `labels`, or a string that says why the video cannot be used.
 
     videos: the folder of the videos. Raises UserError if a video is missing, or is listed twice.
     """
@@ -39,7 +39,7 @@ def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) 
         if isinstance(video, MissingVideo):
             raise UserError(f"the labels list {name}, but there is no usable video for it in {videos}: {video}")
         if files.count(video) > 1:
-            raise UserError(f"two lines of the labels, one of them {name}, name the same video {video}; leave one out")
+            raise UserError(f"two lines of the labels, one of them {name}, refer to the video {video}; leave one out")
     clips: list[dict[str, Any] | str] = []
     with Progress(console, "annotating", len(files)) as progress:
         for video, label in zip(files, labels.labels, strict=True):
@@ -55,7 +55,7 @@ def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) 
 def annotation(name: str, label: int, poses: Poses) -> dict[str, Any]:
     """Build an annotation in the published form (docs/sources.md, "Annotation files").
 
-    Raises UserError if training could not use it.
+    Raises UserError if training could not use the annotation.
     """
     clip = {
         "frame_dir": name,
@@ -71,7 +71,7 @@ def annotation(name: str, label: int, poses: Poses) -> dict[str, Any]:
 
 
 def poses_from_files(folder: Path, max_people: int) -> PoseSource:
-    """A source that reads skeletons from a folder of .json and .npz files. Raises UserError if there is no folder."""
+    """A source that reads skeletons from .json and .npz files in `folder`. Raises UserError if there is no `folder`."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give --poses a folder with NAME.json or NAME.npz for each video")
 
@@ -90,7 +90,7 @@ def poses_from_files(folder: Path, max_people: int) -> PoseSource:
 
 
 def estimated_poses(folder: Path, max_people: int) -> PoseSource:
-    """A source that estimates skeletons and stores them in `folder`. Skeletons that are there already are read."""
+    """A source that estimates skeletons and stores them in `folder`. Skeletons that were stored earlier are read."""
     estimator = PoseEstimator(JOINTS, "give the folder of your skeletons with --poses")
 
     def source(name: str, video: str, header: Header) -> Poses:
@@ -129,7 +129,7 @@ def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[
 
 
 def advice(out: Path, videos: Path, labels: Labels, num_joints: int) -> str:
-    """A sentence with the command that trains on the annotation file, or with the reason why there is none."""
+    """A sentence with the command that trains on the annotation file, or one that says what such training needs."""
     settings = [f"data.annotations={out}", f"data.videos={videos}", f"data.num_classes={max(labels.labels) + 1}"]
     if labels.class_names:
         settings.append(f"data.class_names={labels.class_names}")

@@ -19,7 +19,7 @@ PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
 
 
 class _Dtype:
-    """Replaces numpy.dtype. A pickle creates one from a type code such as "f4", then sets its state, a byte order."""
+    """Replaces numpy.dtype. A pickle passes a type code such as "f4", and then a state that contains the byte order."""
 
     __slots__ = ("name", "order")
 
@@ -40,7 +40,7 @@ class _Dtype:
 
 
 def _check(raw: Any, dtype: Any) -> None:
-    """Refuse array content that is not bytes: a view of another array could outlive that one and read freed memory."""
+    """Refuse array content that is not bytes: a view of an array could outlive the array and read freed memory."""
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray):
         raise pickle.UnpicklingError("the pickle contains an array of an unknown kind")
 
@@ -59,7 +59,8 @@ class _Array(np.ndarray):
         super().__setstate__(whole)  # type: ignore[arg-type]
 
 
-NDARRAY = "numpy.ndarray"  # a pickle gets this string, not the class; _reconstruct accepts it, but it cannot be called
+# Pickles get this string in place of the class numpy.ndarray, which they could call. _reconstruct accepts the string.
+NDARRAY = "numpy.ndarray"
 
 
 def _reconstruct(kind: Any, *_: Any) -> np.ndarray:
@@ -105,7 +106,7 @@ class _SafeFunction:
         raise pickle.UnpicklingError("the pickle tries to change a function")
 
 
-# The names that pickles of numbers, text and plain arrays contain, written by NumPy 1 or 2 in any pickle protocol.
+# The names that occur in pickles of numbers, text and plain arrays, with NumPy 1 or 2 and any pickle protocol.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): NDARRAY,
     ("numpy", "dtype"): _SafeFunction(_Dtype),

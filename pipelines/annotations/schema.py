@@ -159,7 +159,7 @@ def _whole(field: str, value: Any) -> int:
 
 
 def _safe_name(name: str) -> str:
-    """Return the name unchanged. Raises UserError if it could lead out of the data folder when appended to its path."""
+    """Return the name unchanged. Raises UserError if the name is a path that can lead out of the data folder."""
     parts = name.replace("\\", "/").split("/")
     if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
         raise UserError(f"the name {name!r} leads out of the data folder")
@@ -167,7 +167,7 @@ def _safe_name(name: str) -> str:
 
 
 # The file is refused only if height and width seem swapped in at least this many clips and in at least this share of
-# all clips. In a single clip, the joints may be wrong instead.
+# all clips. In fewer clips, the joints may be wrong rather than height and width.
 MIN_CLIPS, MIN_SHARE = 3, 0.1
 MARGIN = 1.02  # images are treated as 2 % larger than they are, because joints are often slightly outside the image
 

@@ -66,7 +66,7 @@ class ClipTable:
         return rows.reshape(persons, frames, self.num_joints, 3)
 
     def rows_in_split(self, split: str | None) -> np.ndarray:
-        """The rows of a split. None means all rows; it is for annotation files without splits, such as MA-52's.
+        """The rows of a split. None, for annotation files without splits such as MA-52's, means all rows.
 
         Raises AnnotationError if there is no such split.
         """
@@ -75,16 +75,16 @@ class ClipTable:
         if split not in self.splits:
             raise AnnotationError(
                 f"the annotations have no split '{split}', only {sorted(self.splits) or 'a plain list'}; set "
-                "data.split to the part before _train and _val, or to None if each split has a file of its own (see "
-                "data.val_annotations)"
+                "data.split to the name of a split without _train or _val, or to None if each split has a file of its own "
+                "(see data.val_annotations)"
             )
         return self.splits[split]
 
 
 def open_table(path: Path, cache: Path) -> ClipTable:
-    """Open the table of an annotation pickle.
+    """Open the table that Duet makes from an annotation pickle.
 
-    If the folder `cache` contains no table of it, or a damaged one, the table is built. Raises AnnotationError.
+    If the folder `cache` contains no such table, or a damaged one, the table is built. Raises AnnotationError.
     """
     try:
         digest = digest_of(path, cache)
@@ -131,7 +131,7 @@ def _lock(cache: Path) -> Iterator[None]:
 
 
 def _build(path: Path, folder: Path) -> None:
-    """Build the table of the pickle `path` in `folder`.
+    """Build in `folder` the table of the annotation pickle `path`.
 
     The files are written to a temporary folder, which is renamed at the end: a killed process leaves no partial table.
     """

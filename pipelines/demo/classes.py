@@ -34,7 +34,7 @@ class DemoConfig:
     num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)  # length of the shortest and the longest clip
     crf: Annotated[int, Range(0, 51)] = 23  # x264's constant rate factor
     # For a control experiment: True puts a fixed grey box over the whole area in which people and object move.
-    # The visible remainder must not reveal which class of a MOTION_ONLY pair a clip belongs to.
+    # The visible rest of the image must not reveal which class of a MOTION_ONLY pair a clip belongs to.
     hide_people: bool = False
 
     def __post_init__(self) -> None:

@@ -197,7 +197,7 @@ def encode(frames: list[Image.Image], file: Path, config: DemoConfig, rng: np.ra
 
 
 def fill(plane: VideoPlane, values: np.ndarray) -> None:
-    """Copy an image [H, W] to a plane of a video frame, whose rows may be padded."""
+    """Copy an image [H, W] to a plane of a video frame. The rows of the plane may be padded."""
     rows = np.zeros((plane.height, plane.line_size), np.uint8)
     rows[:, : plane.width] = values
     plane.update(rows.tobytes())

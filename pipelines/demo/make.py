@@ -145,7 +145,7 @@ def die_with_parent() -> None:
 
 
 def watch(names: Iterable[str], total: int) -> None:
-    """Show a progress bar while iterating over `names`, which makes one of the `total` clips in each step."""
+    """Iterate over `names`, which makes a clip for each name that it yields, with a progress bar of `total` clips."""
     with Progress(Console(stderr=True), "demo videos", total) as progress:
         for _ in names:
             progress.advance()

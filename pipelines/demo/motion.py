@@ -159,7 +159,7 @@ def give(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
 
 
 def between_paths(first: np.ndarray, second: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """A path that changes from `first` to `second`, both [T, 3], as p [T] goes from 0 to 1."""
+    """A path that changes from the path `first` to the path `second`, all [T, 3], as p [T] goes from 0 to 1."""
     return first + (second - first) * p[:, None]
 
 

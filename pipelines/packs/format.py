@@ -1,8 +1,8 @@
 """The format of clip packs: a pack is a folder with one Motion JPEG file per clip, from which single frames are read.
 
-    clips/NAME.mov    the frames of a clip as JPEG; a reader can fetch single frames, and video players can play it
-    manifest.jsonl    one line per clip: what it was made from, or why it could not be made. If several lines have the
-                      same name, the last one counts.
+    clips/NAME.mov    the frames of a clip as JPEG; a reader can fetch single frames; video players can play the file
+    manifest.jsonl    one line per clip: what the clip was made from, or why it could not be made. If several lines are
+                      for the same clip, the last one counts.
     index/*.npy       the content of the manifest as arrays that can be memory-mapped, written at the end of `prepare`
 
 `python -m pipelines.prepare` writes packs. docs/sources.md, "Clip packs", gives the reasons for the format.
@@ -38,7 +38,7 @@ class PackSettings:
     """What a pack stores of each clip.
 
     count: pose frames per sample. The region that a pack stores contains the box of every sample of `count` frames.
-    box_pixels: side of the smallest of these boxes in the pack, in pixels. Frames are never enlarged to reach it.
+    box_pixels: side of the smallest of these boxes in the pack, in pixels. Frames are never enlarged to this size.
     quality: quality of the JPEG frames, from 2 (best) to 31 (worst).
     """
 
@@ -64,7 +64,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# The columns of the index, and their types. Every line of the manifest has the same keys.
+# The columns of the index, and their types. Every line of the manifest has these keys, and `packets`.
 COLUMNS = {
     "name": np.str_,
     "settings": np.str_,  # digest of the PackSettings
@@ -131,7 +131,7 @@ class Pack:
         return np.array([row_of.get(name, -1) for name in table.names.tolist()], np.int64)
 
     def read_frames(self, row: int, frames: list[int]) -> tuple[list[bytes], list[int]]:
-        """Read the JPEG packets of some frames of the clip in `row`, and list the positions of damaged ones.
+        """Read the JPEG packets of some frames of the clip in `row`. Also return the indices of damaged packets.
 
         Frame numbers are clamped to the length of the clip. A damaged packet is returned as it was read. If the clip's
         file cannot be opened, all packets are empty and listed as damaged.
@@ -162,7 +162,7 @@ def clip_file(folder: Path, name: str) -> Path:
 
 
 def is_clip(video: Path) -> bool:
-    """Whether the file `video` is a clip in a pack, which shows only a part of the original video."""
+    """Whether the file `video` is a clip of a pack. Such a clip shows only a part of the original video."""
     above = video.resolve().parents
     return any(folder.name == "clips" and (folder.parent / "manifest.jsonl").is_file() for folder in above)
 
@@ -222,7 +222,7 @@ def index_is_current(folder: Path) -> bool:
 
 
 def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write the manifest and the index. They are sorted by name, so the order in which clips are made has no effect."""
+    """Write the manifest and the index, both sorted by name, so the order in which clips are made has no effect."""
     sorted_lines = sorted(lines, key=lambda line: line["name"])
     text = "".join(json.dumps(line) + "\n" for line in sorted_lines).encode()
     arrays = columns_of(sorted_lines) | {

@@ -1,4 +1,4 @@
-"""Makes one clip of a pack from one video: decodes it, crops and scales the frames, and writes them as Motion JPEG.
+"""Makes one clip of a pack: decodes the video, crops and scales its frames, and writes them as Motion JPEG.
 
 Frames are numbered in the order in which the decoder returns them, because the timestamps in NTU's .avi files are wrong
 (docs/sources.md, "NTU RGB+D 60").
@@ -25,8 +25,8 @@ from pipelines.videos.decode import MATRICES, MAX_PIXELS, SLACK, VideoError, dec
 
 MEBIBYTE = 1 << 20
 FULL = 2  # AVColorRange of full range; videos without a tag count as limited, except those in JPEG's pixel formats
-# Arguments of FFmpeg's lutyuv filter, which convert colours from limited to full range and round correctly. FFmpeg's
-# scale filter could convert them as well, but would make chroma half a level too low.
+# With these arguments, FFmpeg's lutyuv filter converts colours from limited to full range, with correct rounding.
+# FFmpeg's scale filter could convert colours as well, but would make chroma half a level too low.
 TO_FULL = "y='clip((val-16)*255/219+0.5,0,255)':" + ":".join(
     f"{plane}='clip((val-128)*255/224+128.5,0,255)'" for plane in "uv"
 )
@@ -44,7 +44,7 @@ class Job:
     height: int  # height of the annotated image
     width: int
     num_frames: int  # number of frames in the annotation
-    box_pixels: int  # the length of `side` in the encoded clip, in pixels; less if the video itself has fewer
+    box_pixels: int  # the length of `side` in the encoded clip, in pixels; less if the video has fewer pixels
     quality: int  # quality of the JPEG frames, from 2 (best) to 31
 
     @classmethod
@@ -118,7 +118,7 @@ def encode_clip(job: Job) -> EncodedClip:
 
 
 def describe(video: str) -> tuple[str, int, int]:
-    """Describe a video's file so that a later change can be noticed. Raises VideoError if it cannot be read.
+    """Describe a video's file so that a later change is noticed. Raises VideoError if the file cannot be read.
 
     Returns (digest, size in bytes, modification time in ns). The digest covers the size and the first and last MiB.
     """

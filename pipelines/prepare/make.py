@@ -1,8 +1,8 @@
 """Makes a clip pack from videos (`python -m pipelines.prepare ANNOTATIONS --videos DIR --out PACK`, or `--exp NAME`).
 
-A run continues where an earlier one stopped, for whatever reason, and returns at once if there is nothing to do. The
-pack's manifest records what each clip was made from. A clip is made again if its video, its skeleton or the settings
-change. `--check PACK` reads a finished pack and lists damaged clips (check.py).
+A run continues where an earlier run stopped or was killed, and returns at once if there is nothing to do. The pack's
+manifest records what each clip was made from. A clip is made again if its video, its skeleton or the settings change.
+`--check PACK` reads a finished pack and lists damaged clips (check.py).
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def prepare(
     max_bad: float = 0.01,
     console: Console | None = None,
 ) -> Pack:
-    """Make or complete the pack in the folder `out`, and open it. It has one clip for each row of the table.
+    """Make or complete the pack in the folder `out`, with one clip for each row of the table, and open the pack.
 
     workers: number of processes that encode; by default one per core.
     max_bad: share of clips that may be left out because their video is missing or cannot be decoded. Each clip that is
@@ -189,7 +189,7 @@ class _Run:
         return line
 
     def _stamp(self, row: int) -> dict[str, int]:
-        """Size and modification time of a video. When one of them changes, an unusable video is tried again."""
+        """Size and modification time of a video. If either has changed, a video that was unusable is tried again."""
         video = self._video(row)
         if isinstance(video, MissingVideo):
             return {}

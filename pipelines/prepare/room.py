@@ -1,4 +1,4 @@
-"""Estimates the disk space that a pack needs from its first few clips, so that too small a disk is noticed early."""
+"""Estimates, from the first few clips, the disk space that a pack needs, so that too small a disk is noticed early."""
 
 import shutil
 from collections.abc import Iterable
@@ -35,8 +35,8 @@ class Room:
     def add(self, line: dict[str, Any], frames: int) -> str | None:
         """Add a finished clip to the estimate. line: its line in the manifest; frames: the length of its annotation.
 
-        Returns the estimate as a sentence when an estimate first becomes possible. Raises UserError if the disk is too
-        small for the remaining clips.
+        Returns the estimate as a sentence when an estimate first becomes possible, and None for every other clip.
+        Raises UserError if the disk is too small for the remaining clips.
         """
         self.frames_left -= frames
         before = self.can_estimate

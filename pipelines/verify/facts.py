@@ -25,7 +25,7 @@ MA52_FILES = {11250: "train", 5586: "val or test"}
 def split_facts(table: ClipTable, num_classes: int | None) -> list[dict[str, Any]]:
     """Facts about each split, one dict per split. A plain list counts as one split with the name 'all'.
 
-    clips: number of clips. published: the published number, or None if there is none.
+    clips: number of clips. published: the published number of clips, None if unknown.
     wrong_side: number of clips that NTU's rule puts into the other split.
     classes: number of classes that have clips. absent: the classes that have none.
     fewest, median, most: clips per class, over the classes that have clips. ratio: `most` divided by `fewest`.

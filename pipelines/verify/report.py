@@ -30,8 +30,8 @@ def verify(
 ) -> dict[str, Any]:
     """Collect all facts about a data set. `usable` is the result of the check, and `verdict` explains it.
 
-    max_bad: maximum share of clips without a usable video. quick: do not open videos. cache: folder for the table.
-    Raises UserError if the annotation file or the folder of the videos cannot be read.
+    max_bad: maximum share of clips without a usable video. quick: do not open videos. cache: folder in which the
+    annotation table is stored. Raises UserError if the annotation file or the folder of the videos cannot be read.
     """
     console = console or Console(stderr=True)
     table = open_table(annotations, cache)

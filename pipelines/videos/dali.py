@@ -24,7 +24,7 @@ class VideoDecoder:
     """Decodes and resizes frames of `num_clips` videos per step, working up to `prefetch` steps ahead of `next`.
 
     `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
-    calls it, so it runs in the thread of the caller, but for a step up to `prefetch` later than the one `next` returns.
+    calls `source` in the same thread, but for a step up to `prefetch` later than the one that `next` returns.
     """
 
     def __init__(

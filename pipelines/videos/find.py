@@ -21,9 +21,9 @@ class MissingVideo(str):
 def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
     """Find the video of each name in `folder`: its path, or a MissingVideo.
 
-    A name may contain folders and an extension. The file may have any video extension, and NTU's suffix `_rgb`. A file
-    at exactly this path in `folder` is preferred. If there is none, a file with that name in any subfolder is used
-    (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data set
+    A name may contain folders and an extension. The file may have any video extension, and NTU's suffix `_rgb`. The
+    name is first taken as a path in `folder`. If there is no file at that path, a file of that name in any subfolder is
+    used (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data set
     cannot make Duet read other files.
 
     Raises UserError if the folder does not exist or contains no video.

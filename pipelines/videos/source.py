@@ -100,7 +100,7 @@ class NamingDecoder:
 
 
 def _unreadable_video(videos: list[str]) -> str:
-    """Name the video at which DALI failed: the first that PyAV cannot decode, or else "one of" and all."""
+    """Name the video at which DALI failed: the first that PyAV cannot decode; if there is none, "one of" and all."""
     for video in videos:
         try:
             for _ in decode(video, max_frames=1 << 20):
@@ -113,7 +113,7 @@ def _unreadable_video(videos: list[str]) -> str:
 def open_videos(
     table: ClipTable, folder: Path, cache: Path, device: torch.device, *, max_bad: float, console: Console
 ) -> VideoFrames:
-    """Find the videos of a table's clips in `folder`, and check all their headers and, with DALI, the frames of a few.
+    """Find the videos of a table's clips in `folder`. Check the headers of all videos, and DALI's frames of a few.
 
     cache: folder in which headers are stored. device: where DALI will decode.
     max_bad: maximum share of clips without a usable video; these clips are left out.

@@ -60,7 +60,7 @@ def test_merge_refuses_streams_in_the_wrong_order_and_of_other_data(tmp_path, ca
     other = save(tmp_path / "other.pth", ours(replace(SINGLE["pose"], num_classes=7)))
     out = str(tmp_path / "init.safetensors")
     assert main(["merge", str(files["pose"]), str(files["rgb"]), out]) == 2
-    assert "needs the rgb stream alone, but its file contains the pose stream" in capsys.readouterr().err
+    assert "needs the rgb stream alone, but the file for it contains the pose stream" in capsys.readouterr().err
     assert main(["merge", str(files["rgb"]), str(other), out]) == 2
     assert "for 7 and 11 classes" in capsys.readouterr().err
     x3d = save(tmp_path / "x3d.pth", ours(X3D_SINGLE["pose"]))
@@ -68,7 +68,7 @@ def test_merge_refuses_streams_in_the_wrong_order_and_of_other_data(tmp_path, ca
     assert "of different kinds, SlowOnly and X3D stream" in capsys.readouterr().err
     both = save(tmp_path / "both.pth", ours(PAIR))
     assert main(["merge", str(both), str(x3d), out]) == 2
-    assert "needs the rgb stream alone, but its file contains two-stream X3D" in capsys.readouterr().err
+    assert "needs the rgb stream alone, but the file for it contains two-stream X3D" in capsys.readouterr().err
 
 
 def test_x3d_streams_merge_into_the_pair(tmp_path):

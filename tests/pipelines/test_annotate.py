@@ -315,7 +315,7 @@ def test_estimated_poses_are_kept(own, tmp_path):
         ({"out": "gone/my.pkl"}, "cannot be written"),
         ({"people": "0"}, "--people 0: the number must be 1 or more"),
         ({"extra": "stranger.mp4,wave"}, "the labels list stranger.mp4, but there is no usable video for it in"),
-        ({"extra": f"take {CLIPS[0].name},wave"}, "name the same video"),
+        ({"extra": f"take {CLIPS[0].name},wave"}, "refer to the video"),
     ],
 )
 def test_mistakes_are_one_sentence(own, tmp_path, capsys, monkeypatch, change, sentence):

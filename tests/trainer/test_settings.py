@@ -30,7 +30,7 @@ from trainer.settings import override, value_at
         ("--set model.rgb.widths=(8,16)", "widths=(8, 16), blocks=(1, 2, 1) must each have one entry per stage"),
         ("--set model.rgb.widths=() --set model.rgb.blocks=()", "must each have one entry per stage"),
         ("--set model.loss_weights=(1.0,)", "'(1.0,)' is not 4 numbers such as"),
-        ("--set data.class_names=('a','b')", "data.class_names has 2 names for data.num_classes=12"),
+        ("--set data.class_names=('a','b')", "data.class_names has 2 entries for data.num_classes=12"),
         ("--set data.demo.size=(0,0)", "data.demo.size=0 is not between"),
         ("--set optim.schedule=multistep", "--set 'optim.milestones=(12,16)'"),
         ("--set fused=bottlenecks", "this network has no bottlenecks, only x3d_block and norm_act"),
