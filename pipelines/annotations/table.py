@@ -75,8 +75,8 @@ class ClipTable:
         if split not in self.splits:
             raise AnnotationError(
                 f"the annotations have no split '{split}', only {sorted(self.splits) or 'a plain list'}; set "
-                "data.split to the name of a split without _train or _val, or to None if each split has a file of its own "
-                "(see data.val_annotations)"
+                "data.split to the name of a split without _train or _val, or to None if each split has a file of its "
+                "own (see data.val_annotations)"
             )
         return self.splits[split]
 
