@@ -1,4 +1,4 @@
-"""One clip as arrays: what the networks see of it, and its joints in pixels of its frames.
+"""One clip as arrays: the input of the networks, and the clip's joints in pixels of the RGB input.
 
 `python -m pipelines.view` starts `python -m trainer view`, which knows the experiments and draws the picture.
 """
@@ -67,7 +67,7 @@ def view_clip(loader: Loader, row: int, epoch: int) -> ClipView:
 def place_joints(joints: np.ndarray, box: np.ndarray, flip: bool, side: int) -> np.ndarray:
     """Convert joints [..., 3] (x, y, score) from pixels of the annotation to pixels of the box resized to side x side.
 
-    Missing joints get score 0.
+    If `flip`, x is mirrored. Missing joints get score 0.
     """
     x, y, score = np.moveaxis(joints, -1, 0)
     present = (score >= MIN_SCORE) & ((x != 0) | (y != 0))

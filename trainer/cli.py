@@ -33,11 +33,11 @@ TRAIN = ("trainer.commands.train", "Options", "train")  # the command when no wo
 START_RANKS = ("eval", None)
 
 PATIENCE_FOR_SNAPSHOT = 60  # seconds to wait for a snapshot that is being written
-PATIENCE_FOR_END = 3  # seconds in which the launcher notices that another rank has failed, and ends this rank
+PATIENCE_FOR_END = 3  # seconds to wait for the launcher to notice that another rank has failed, and to end this rank
 
 
 def main() -> None:
-    # By default OpenMP's threads spin while they wait. On busy cores that costs a run two thirds of its speed (LOG.md).
+    # By default OpenMP's threads spin while they wait. On busy cores this costs a run two thirds of its speed (LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     launched = "TORCHELASTIC_RUN_ID" in os.environ
     if launched:
@@ -94,7 +94,7 @@ def run_command(arguments: list[str]) -> int:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Run the command that the first argument names (none: training), and return its exit code."""
+    """Run the command that the first argument names, or training if it names none, and return the exit code."""
     word = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if word is not None and word not in COMMANDS:
         similar = get_close_matches(word, COMMANDS, 1)

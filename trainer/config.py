@@ -37,11 +37,11 @@ class OptimConfig:
     weight_decay: Rate = 1e-4
     clip_norm: Annotated[float, Range(1e-3, 1e9)] | None = 40.0
     max_bad_steps: Count = 20  # the run ends after this many steps in a row without finite gradients
-    rollbacks: Epochs = 0  # how often a run may return to its last snapshot after a spike of the loss; 0: only warn
+    rollbacks: Epochs = 0  # how many times a run may return to its last snapshot after a loss spike; 0: only warn
     precision: PrecisionSetting = "auto"
     impl: Impl = "auto"
     accumulate: Count = 1  # a rank's batch is divided into this many parts, which go through the network in turn
-    logit_adjustment: Rate | None = None  # factor of the log class frequencies added to training logits; usually 1
+    logit_adjustment: Rate | None = None  # training logits get this times the log class frequencies; usually 1
     ema: Annotated[float, Range(0, 0.9999999)] | None = None  # decay of the weights' moving average; usually 0.999
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class Experiment:
     log_every: Count = 20  # steps
     snapshot_every: Count = 500  # steps; there is also a snapshot at the end of every epoch
     compile: bool | None = None
-    fused: tuple[FusedPart, ...] = ()  # parts of the network that run through kernels (kernels/blocks/README.md)
+    fused: tuple[FusedPart, ...] = ()  # parts of the network that our kernels compute (kernels/blocks/README.md)
     cuda_graph: bool = False  # replay each step as one CUDA graph (trainer/runtime/cuda_graph.py)
     align_channels: bool = False  # pad X3D's inner channels to multiples of eight (models/alignment.py)
     prefetch: Count = 2  # batches that the data pipeline prepares in advance
@@ -173,7 +173,7 @@ def check_frames(model: ModelConfig, clip: ClipConfig) -> None:
 
 
 def metric_names(model: ModelConfig, averaged: bool) -> list[str]:
-    """The names of all metrics that a validation of this network reports, in order, as in published logs.
+    """The names of all metrics that a validation of this network reports, in order. Published logs use the same names.
 
     With `averaged` each metric is also reported for the EMA of the weights, as ema/NAME.
     """

@@ -28,8 +28,8 @@ class Cursor:
     clips: int = 0
     best: float = -math.inf
     best_file: str = ""
-    validations: list[dict[str, float]] = field(default_factory=list)  # the epoch (from 1) and the metrics of each
-    usual_loss: float = math.inf  # loss in the last log without a spike; the next loss is compared with it
+    validations: list[dict[str, float]] = field(default_factory=list)  # epoch (from 1) and metrics of each validation
+    usual_loss: float = math.inf  # the logged loss with which the next one is compared (trainer/loop.py)
     rollbacks: int = 0
 
     @property
@@ -69,7 +69,7 @@ class Cursor:
         self.epoch, self.clips = self.epoch + 1, 0
 
     def count_bad(self, ok: Tensor) -> None:
-        """Count a step. `ok`, a bool scalar on the device, says whether its gradients were finite."""
+        """Update `bad_steps` after a step. `ok`, a bool scalar on the device: whether its gradients were finite."""
         bad = (~ok).long()
         self.bad_steps += bad
         self.bad_steps[1] *= bad
@@ -80,8 +80,8 @@ class Cursor:
     def load_state_dict(self, state: dict[str, Any], batch_size: int) -> None:
         """Continue at the position in `state`. Values that `state` lacks stay as they are.
 
-        `batch_size` is the batch size of the run that saved the state. It converts steps to clips in snapshots of older
-        versions, which contain `step` instead of `clips`.
+        `batch_size` is the batch size of the run that saved the state. It is needed for snapshots of older versions,
+        which contain `step` instead of `clips`.
         """
         saved = {name: state[name] for name in SAVED if name in state}
         if "clips" not in saved:

@@ -37,7 +37,7 @@ class Source:
     frames: FrameSource
 
     def usable_rows(self, split: str | None) -> np.ndarray:
-        """Rows of the clips in a split (None: all clips) whose video is usable. Raises AnnotationError if none is."""
+        """Rows of a split's clips (None: all clips) whose video is usable. Raises AnnotationError if there are none."""
         rows = self.table.rows_in_split(split)
         usable = rows[self.frames.has_frames()[rows]]
         if not len(usable):
@@ -49,7 +49,7 @@ class Source:
 
 
 def open_sources(experiment: Experiment, console: Console, device: torch.device = CPU) -> tuple[Source, Source]:
-    """The training and the validation source of an experiment. They are the same if it has one annotation file.
+    """The training and the validation source of an experiment. With one annotation file, both are the same object.
 
     Packs or demo videos that are missing are made first. With data.source=video there are no packs: `device`
     decodes the videos during training.

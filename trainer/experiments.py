@@ -55,7 +55,7 @@ MA52_RUN = Experiment(
     val=ValidationConfig(batch_size=16, begin=3),
 )
 # PCAN as published: its schedule (docs/sources.md, "PCAN recipe"), no swap of left and right fingers in mirrored clips,
-# and a diversity loss without gradient. Start it with --init from the merged weights of two single streams.
+# and a diversity loss without gradient. Start training with --init from the merged weights of two single streams.
 MA52_PCAN = replace(
     MA52_RUN,
     name="ma52_pcan",
@@ -70,7 +70,7 @@ MA52_PCAN = replace(
 )
 
 # The guide's experiment 2, with the values that its text gives. The guide's configuration file differs: batch 20, 30
-# epochs, eta_min 1e-5, clip_norm 20, and a start from a checkpoint of its own epoch 26.
+# epochs, eta_min 1e-5, clip_norm 20, and a start from that configuration's own checkpoint of epoch 26.
 NTU60 = Experiment(
     name="ntu60",
     data=NTU60_DATA,
@@ -111,7 +111,7 @@ NTU60_X3D_TUNED = replace(
 )
 
 # The networks of ntu60_x3d for your own videos; `python -m pipelines.annotate` makes their annotations. There are no
-# coarse classes, and therefore no PCAN losses. Start it with --init from a checkpoint of ntu60_x3d.
+# coarse classes, and therefore no PCAN losses. Start training with --init from a checkpoint of ntu60_x3d.
 CUSTOM = Experiment(
     name="custom",
     data=DataConfig(
@@ -157,8 +157,8 @@ NTU60_RGBPOSE = Experiment(
 )
 
 # EPAM-Net's joint training of both streams (docs/sources.md, "EPAM-Net"): the RGB stream uses every third frame of the
-# pose stream, there is no random crop, and validation uses 224 px, like training. Start it with --init, either from
-# published single streams that `python -m models.weights merge` has merged, or from a snapshot of ntu60_x3d, whose
+# pose stream, there is no random crop, and validation uses 224 px, like training. Start training with --init, either
+# from published single streams that `python -m models.weights merge` has merged, or from a snapshot of ntu60_x3d, whose
 # streams are independent. The authors of EPAM-Net cropped their videos to the person beforehand.
 NTU60_EPAM = Experiment(
     name="ntu60_epam",

@@ -77,9 +77,9 @@ def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
     except RuntimeError as error:
         if not exceeds_memory(error):
             raise
-    # recover after this block, because within it the error's traceback keeps the activations in memory
+    # Recovery comes after the `except` block, in which the error's traceback keeps the activations in memory.
     recover(run)
-    if run.ranks.world_size == 1:  # several ranks can only save together, but the other ranks are still in their step
+    if run.ranks.world_size == 1:  # several ranks must save together, but the other ranks are still in their step
         save(run)
         run.writer.wait()
     raise UserError(advice(run, batch))

@@ -1,4 +1,4 @@
-"""Gradients without a trace, recovery from a step that does not fit into the GPU's memory, and advice on what fits."""
+"""Gradients of a batch without a step, and recovery and advice when a step does not fit into the GPU's memory."""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from trainer.step import loss_of, split
 
 
 def gradients(run: Run, network: nn.Module, part: Batch) -> list[Tensor]:
-    """The gradients of a part of a batch, one for each weight that has any. `recover` restores the buffers.
+    """The gradients of a part of a batch, one for each weight that gets one. Changes buffers, which `recover` restores.
 
-    The gradients never reach the weights, where DDP would count them as a step. The loss is not scaled, because the
-    first scale of fp16 makes some gradients infinite.
+    The gradients are not added to `weight.grad`, because DDP would count that as a step. The loss is not scaled,
+    because the scale with which fp16 starts would make some gradients infinite.
     """
     _, loss = loss_of(run, network, part)
     grads = torch.autograd.grad(loss, list(run.network.parameters()), allow_unused=True)

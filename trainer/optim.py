@@ -45,7 +45,7 @@ def count_changes(optimizer: torch.optim.Optimizer) -> None:
     """Make each step of `optimizer` increase the version counters (`Tensor._version`) of its weights and momenta.
 
     Torch counts all in-place changes except those of its fused optimizers. The snapshot writer uses the counters to
-    detect changes that were made outside of its `changing_weights`.
+    detect changes that were made outside of `Writer.changing_weights`.
     """
 
     def after_step(*_: object) -> None:
@@ -101,8 +101,8 @@ def clip_and_check(parameters: Iterable[Parameter], max_norm: float | None) -> t
 def step_if(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
     """Step a fused optimizer if `ok`, a bool scalar on the device, is true. Otherwise change no weights or momentum.
 
-    The optimizer's kernels read the flag on the device, so the host does not wait for it. For torch the flag is stored
-    in `found_inf`, where GradScaler stores it too, and for apex in the optimizer's overflow buffer.
+    The optimizer's kernels read the flag on the device, so the host does not wait for it. In torch's optimizers
+    the flag is stored in `found_inf`, where GradScaler stores it too, and in apex's in the overflow buffer.
     """
     if hasattr(optimizer, "_dummy_overflow_buf"):
         optimizer._dummy_overflow_buf.copy_(~ok)  # type: ignore[attr-defined]
@@ -114,15 +114,15 @@ class BufferGuard:
     """Restores buffers that a forward pass has changed (BatchNorm statistics, prototypes) if gradients are not finite.
 
     Call `hold()` before the forward pass and `settle(ok)` after the gradients were checked. The host does not wait for
-    the device. `settle` selects new or old contents by multiplying with 1 or 0. It views the buffers as integers for
-    that, because in floating point NaN times 0 is NaN.
+    the device. `settle` selects new or old contents by multiplying with 1 or 0. For that, `settle` views
+    the buffers as integers, because in floating point NaN times 0 is NaN.
     """
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
         integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         # For each integer type: the live buffers viewed as that type, and their backups.
         self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():  # once if it has two names
+        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():  # two names of one buffer count once
             bits = buffer.detach().view(integers[buffer.itemsize])
             live, backups = self._groups.setdefault(bits.dtype, ([], []))
             live.append(bits)
@@ -228,15 +228,15 @@ class Ema:
         torch._foreach_lerp_(self.tensors(), [tensor.detach() for tensor in _floating(live)], self._step)
 
     def measured(self, live: nn.Module, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Call `measure` while `live` computes with the averages. Returns its metrics, renamed to ema/NAME."""
+        """Call `measure` while `live` computes with the averages. Returns the metrics of `measure`, as ema/NAME."""
         with self.in_place_of(live):
             return {f"ema/{name}": value for name, value in measure().items()}
 
     @contextmanager
     @torch.no_grad()
     def in_place_of(self, live: nn.Module) -> Iterator[None]:
-        """A context in which the network `live` contains the averages. Its own weights are restored at the end, also
-        after an error.
+        """A context in which the network `live` contains the averages. When the context ends, also by an error, the
+        network's own weights are restored.
         """
         weights = [tensor.detach() for tensor in _floating(live)]
         backup = [tensor.clone() for tensor in weights]

@@ -22,13 +22,13 @@ from trainer.runtime.ranks import average_statistics
 from trainer.settings import flattened
 from trainer.snapshots.writer import Snapshot, SnapshotError
 
-# Increased when the snapshots of older versions can no longer be resumed with the same results. Since 3, the clip plan
-# draws random numbers in vectors.
+# Increased when the snapshots of older versions can no longer be resumed with the same results. Since format 3, the
+# clip plan draws random numbers in vectors.
 FORMAT = 3
 
 
 def save(run: Run, best: str | None = None) -> None:
-    """Save a snapshot of the run in the background. If it is the best so far, `best` names a second copy."""
+    """Save a snapshot of the run in the background. `best`, if not None, is the file name of a second copy."""
     with nvtx.annotate("snapshot"):
         for network in (run.network, *run.ema.networks()):
             average_statistics(network, run.ranks)
@@ -141,14 +141,14 @@ def check_same(snapshot: Snapshot, experiment: Experiment, say: Callable[[str], 
     if state.get("format") != FORMAT:
         raise SnapshotError(
             f"{path} has format {state.get('format')}, but this version continues only from format {FORMAT}; start a "
-            "new run, with --init to use its weights"
+            "new run, with --init to use the weights of this file"
         )
     saved, current = flattened(json.loads(state["experiment"])), flattened(as_json(asdict(experiment)))
     for key, value in current.items():
         saved_value = saved[key] if key in saved else as_json(default_of(experiment, key))
         if saved_value == value:
             continue
-        if key.startswith("model.") or key == "align_channels":  # the snapshot's tensors may not fit
+        if key.startswith("model.") or key == "align_channels":  # the snapshot's tensors may not fit the network
             raise SnapshotError(f"{path} was trained with {key}={saved_value}, not {value}; choose another --work-dir")
         say(f"{key} was {saved_value} in {path.name} and is now {value}")
 
@@ -161,7 +161,7 @@ def as_json(value: Any) -> Any:
 def default_of(experiment: Experiment, key: str) -> Any:
     """The default of a setting such as optim.ema, or None if it has no default.
 
-    Snapshots that are older than a setting do not contain it, and their runs behaved as with its default.
+    A snapshot that is older than a setting does not contain it, and the snapshot's run behaved as with the default.
     """
     *path, name = key.split(".")
     config: Any = experiment

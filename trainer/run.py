@@ -32,7 +32,7 @@ from trainer.runtime.signals import Interrupt
 from trainer.runtime.wrap import compiled, parallel
 from trainer.snapshots.writer import NoWriter, Writer
 
-ASK_RANKS_EVERY = 8  # in batches: how often the ranks ask each other whether one of them got a signal to stop
+ASK_RANKS_EVERY = 8  # every this many batches, the ranks ask each other whether one of them got a signal to stop
 
 
 class Stopped(Exception):
@@ -93,8 +93,8 @@ class Run:
     scale: LossScale | NoLossScale
     ema: Ema | NoEma
     execute: Execute = field(default_factory=Eager)  # runs the device's part of a step, directly or as a graph
-    decisions: Decisions = field(default_factory=Decisions)  # of the first look, or of the snapshot
-    profile: AbstractContextManager = field(default_factory=nullcontext)  # entered at each step
+    decisions: Decisions = field(default_factory=Decisions)  # made by the first look, or read from the snapshot
+    profile: AbstractContextManager = field(default_factory=nullcontext)  # is entered at each step
     meter: Meter = field(default_factory=Meter)
     num_batches: int = 0  # batches of training and validation so far; should_stop counts them
 

@@ -98,8 +98,8 @@ def start_afresh(run: Run, init: Path | None) -> None:
 
 
 def set_up_steps(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> None:
-    """Set up how steps are executed: as a CUDA graph if the experiment has cuda_graph=True, rehearsed if something can
-    fail that has a slower way, and on rank 0 under the profiler in the steps `profile` = (first, last), if not None.
+    """Set up how steps are executed: as a CUDA graph if the experiment has cuda_graph=True, and after a first look if
+    the network is compiled or on a GPU. Rank 0 profiles the steps `profile` = (first, last), unless `profile` is None.
     """
     if run.experiment.cuda_graph:
         rate_on_device(run.optimizer, run.ranks.device)

@@ -124,7 +124,7 @@ def all_fields(config: Any, prefix: str = "") -> Iterator[str]:
 
 def changed_by(config: Any, changes: dict[str, Any]) -> Any:
     """A dataclass with the changes of `parse_assignments` applied. Each part is created once, with all its changes,
-    because it checks its values when it is created.
+    because a part checks its values when it is created.
     """
     own = {key: value for key, value in changes.items() if "." not in key}
     nested: dict[str, dict[str, Any]] = {}
@@ -157,9 +157,9 @@ def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
 def parse_value(text: str, hint: Any) -> Any:
     """Convert `text` to a value of the type `hint`. Raises UserError if that is not possible.
 
-    Understands numbers, texts, true and false; none for a field that can be None; (10,20), [10,20], 10,20 and () for
-    tuples; and default for a part with its default settings. (tyro 1.0 can parse only few of these within an argument
-    such as --set optim.lr=0.004, so this is done here.)
+    Understands numbers, texts, `true` and `false`; `none` if the field can be None; `(10,20)`, `[10,20]`, `10,20` and
+    `()` for tuples; and `default` for a part with its default settings. (tyro 1.0 can parse only few of these within an
+    argument such as --set optim.lr=0.004, so this is done here.)
     """
     try:
         value = ast.literal_eval(text)
@@ -174,8 +174,9 @@ def parse_value(text: str, hint: Any) -> Any:
 
 
 def match_type(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
-    """Return whether `value`, or the `text` from which it was parsed, fits the type `kind`, and as a second result the
-    converted value. `kind` must not be a union.
+    """A pair: whether `value`, or the `text` from which it was parsed, fits the type `kind`; and the converted value.
+
+    `kind` must not be a union.
     """
     if kind is type(None):
         return value is None or text.lower() == "none", None

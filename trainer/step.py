@@ -50,7 +50,7 @@ def update(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Tensor]:
     """Add the gradients of a part of the batch, whose loss is weighted by `share`. With the `last` part of the batch,
-    ranks exchange the sums.
+    ranks exchange the summed gradients.
 
     Returns loss terms and accuracies of the part, as scalars on the device.
     """

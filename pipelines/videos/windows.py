@@ -106,7 +106,7 @@ class WindowDecoder:
         self.last_frame: av.VideoFrame
         self.num_read = 0
         self.decoded_frames = decode(frames.video, self.total + SLACK)
-        # With prefetch=1, DALI does not ask for the frames of later windows, so fewer frames are in memory.
+        # With prefetch=1, DALI does not ask for later windows in advance, so fewer frames are in memory.
         shape = (decoding.num_frames, decoding.size, decoding.device)
         self.decoder = FrameDecoder(self._read, *shape, threads=decoding.threads, prefetch=1)
 
@@ -166,7 +166,7 @@ class WindowDecoder:
 
 
 def frame_rate(video: str) -> Fraction:
-    """Frames per second according to the header, or 30, as in NTU and MA-52, if the header has no rate."""
+    """The frames per second in the video's header, or 30 (the rate of NTU and MA-52) if the header gives no rate."""
     try:
         with av.open(video, options=CONTAINERS) as container:
             return container.streams.video[0].average_rate or Fraction(30)

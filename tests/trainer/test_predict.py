@@ -190,7 +190,7 @@ MISTAKES = {
     "broken video": ("{tmp}/broken.mp4 --pose {tmp}/short.npz", "broken.mp4: the video "),
     "long window": ("{video} --pose {poses} --window 1000", "1 <= stride <= window <= 512"),
     "long stride": ("{video} --pose {poses} --window 8 --stride 9", "1 <= stride <= window"),
-    "twice": ("{video} {tmp}/{name}.mp4 --pose {poses}", "two of the videos are named"),
+    "twice": ("{video} {tmp}/{name}.mp4 --pose {poses}", "two videos have the name"),
     "one npz": ("{video} {tmp}/broken.mp4 --pose {tmp}/short.npz", "of one video, but 2 videos are named"),
     "onto itself": ("{tmp}/{name}.mp4 --pose {poses} --out {tmp}", "the result would replace"),
     "no out": ("{video} --pose {poses} --out {tmp}/notes.txt", "notes.txt cannot be written"),

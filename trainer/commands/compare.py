@@ -55,7 +55,7 @@ def compare(options: CompareOptions, console: Console | None = None) -> int:
 
 
 def bests(past_runs: Sequence[PastRun]) -> Table:
-    """A table with one row for each run: its best validation, the top-1 of both streams in it, and the run's speed."""
+    """A table with one row for each run: its best validation, with the top-1 of each stream, and its speed."""
     table = Table("run", "state", "epoch", "best", "at epoch", "rgb", "pose", "metric", "clips/s")
     for run, name in zip(past_runs, names(past_runs), strict=True):
         best = run.best() or {}

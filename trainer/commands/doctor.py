@@ -1,4 +1,4 @@
-"""`python -m trainer doctor`: checks what this machine has for training, what is missing, and how to get it."""
+"""`python -m trainer doctor`: says what this machine has for training, what is missing, and how to get it."""
 
 import ctypes
 import importlib.metadata
@@ -28,9 +28,9 @@ from trainer.settings import Choice, experiment_of
 State = Literal["ok", "note", "bad"]
 SPACE = 40  # GB of free disk space: the packs of NTU-60 take about 35 GB
 SHARED_MEMORY = 1  # GB of free shared memory, which NCCL and worker processes need
-EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # an extra: one of its packages
-CORES = 4  # for each GPU: they read, decode and plan the batches
-DALI = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}  # the major version of CUDA that each needs
+EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # for each extra, one of its packages
+CORES = 4  # CPU cores that read, decode and plan the batches of one GPU
+DALI = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}  # the major version of CUDA that each package needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ def machine(device: str = "auto") -> Iterator[Finding]:
 def gpus(device: str, driver: Driver | None) -> Iterator[Finding]:
     """Check the GPUs, their driver and video engine.
 
-    If there is no GPU, that is only a note, because everything also runs on a CPU. If there is one that torch cannot
-    use, that is bad, because runs then start only with --device cpu.
+    A missing GPU is only a `note`, because everything also runs on a CPU. A GPU that torch cannot use is `bad`, because
+    runs then start only with --device cpu.
     """
     if not sees_gpu():
         reason = None if device == "cpu" else why_no_gpu(torch.__version__, torch.version.cuda)
@@ -128,7 +128,7 @@ def torch_version() -> Finding:
 
 
 def dali(driver: Driver | None, on_gpu: bool) -> Finding:
-    """Report DALI's version and whether it decodes on the GPU, and check that the driver is new enough for it.
+    """Report DALI's version and whether it decodes on the GPU, and check that the driver is new enough for DALI.
 
     There is no check whether DALI is installed, because no command, including this one, starts without it.
     """
@@ -150,7 +150,7 @@ def cpu(cores: int, num_gpus: int) -> Finding:
 
 
 def compiler(on_gpu: bool) -> Finding:
-    """Check whether Triton and torch.compile can build what they need, by building a stub."""
+    """Build a stub, to check whether Triton and torch.compile can build what they need."""
     reason = why_no_compiler("C" if on_gpu else "C++")
     if reason is not None:
         problem, way_out = reason
@@ -184,7 +184,7 @@ def space(what: str, path: Path, needed: float, fix: str) -> Finding:
 
 
 def check_data(experiment: Experiment) -> Iterator[Finding]:
-    """Check the annotations, videos and packs of an experiment. The demo makes its own data, so it passes."""
+    """Check the annotations, videos and packs of an experiment. The demo passes, because it makes its own data."""
     data = experiment.data
     if data.demo is not None:
         yield Finding("data", "ok", "the demo makes its own data")
@@ -201,7 +201,10 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
 
 
 def check_annotations(experiment: Experiment, file: Path) -> tuple[Finding, ClipTable | None]:
-    """Check that an annotation file exists, can be read, and fits the experiment. If so, also return its table."""
+    """Check that an annotation file exists, can be read, and fits the experiment.
+
+    Returns the finding, and the file's table (None if something is wrong).
+    """
     if not file.is_file():
         fix = "get the published skeleton pickle, or --set data.annotations=..."
         return Finding("annotations", "bad", f"{file} does not exist", fix), None

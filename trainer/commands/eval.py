@@ -73,8 +73,8 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
 def score(
     experiment: Experiment, network: nn.Module, ranks: Ranks, num_samples: int, out: Path
 ) -> tuple[Scores, Sequence[str]]:
-    """Score the validation split. Returns the mean scores over `num_samples` samples of each clip, and the names of
-    the clips in the same order.
+    """Score the validation split. Returns the mean scores over `num_samples` samples of each clip and, in the same
+    order, the names of the clips.
     """
     console = Console(stderr=True, quiet=not ranks.leads)
     _, loader = build_loaders(experiment, ranks, console.print)
@@ -120,7 +120,7 @@ def write(
 
 
 def make_folder(out: Path) -> None:
-    """Make the folder of --out if it does not exist. Raises UserError if no files can be written to it."""
+    """Make the folder `out` if it does not exist. Raises UserError if no files can be written to it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

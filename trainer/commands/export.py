@@ -1,8 +1,8 @@
 """`python -m trainer export`: writes a checkpoint's network to a file that other programs can run.
 
-The exported network takes any number of clips, at the frame sizes of training and of validation. Metadata in the file
-describe its inputs (export_recipe.py). Before the file gets its final name, its outputs are compared with those of the
-original network.
+The exported network takes any number of clips. Frames and heatmaps may have the sizes used in training or those used
+in validation. Metadata in the file describe the inputs (export_recipe.py). Before the file gets its final name, its
+outputs are compared with those of the original network.
 """
 
 import json
@@ -36,7 +36,7 @@ from trainer.config import Experiment
 from trainer.settings import Choice, experiment_of
 
 TOLERANCE = 1e-4  # largest accepted difference between a probability of the written file and that of the network
-NUM_CLIPS = (1, 3)  # clips in the two comparisons; not 2, because the network is traced with 2 clips
+NUM_CLIPS = (1, 3)  # numbers of clips in the two comparisons; 2 is left out, because the network is traced with 2 clips
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,9 +115,10 @@ def write(options: ExportOptions, experiment: Experiment, scorer: Scorer, path: 
 
 @torch.no_grad()
 def compare(experiment: Experiment, scorer: Scorer, score: Score, out: Path) -> float:
-    """Compare the network (`scorer`) with the written file (`score`) at the sizes of training and of validation.
+    """Compare the probabilities of the network (`scorer`) with those of the written file (`score`).
 
-    Returns the largest difference between their probabilities. Raises UserError if it is more than TOLERANCE.
+    The first comparison uses frames and heatmaps of the sizes used in training, the second of those used in validation.
+    Returns the largest difference. Raises UserError if a difference is more than TOLERANCE.
     """
     largest = 0.0
     for num_clips, train in zip(NUM_CLIPS, (True, False), strict=True):
@@ -136,8 +137,8 @@ def compare(experiment: Experiment, scorer: Scorer, score: Score, out: Path) -> 
 
 
 def example(experiment: Experiment, num_clips: int, train: bool) -> Inputs:
-    """Inputs for tracing and for `compare`: frames of noise, and heatmaps of random joints of one person. They have the
-    size of training if `train`, else that of validation.
+    """Inputs for tracing and for `compare`: frames of noise, and heatmaps of random joints of one person. Frames and
+    heatmaps have the sizes used in training if `train`, else those used in validation.
     """
     clip, model = experiment.clip, experiment.model
     generator = torch.Generator().manual_seed(num_clips)

@@ -18,19 +18,19 @@ from kernels.program import UserError
 KEY = "duet"  # the key in a file's metadata under which our metadata are stored as JSON
 Format = Literal["onnx", "pt2", "safetensors"]
 Inputs = dict[str, Tensor]
-Score = Callable[..., dict[str, Tensor]]  # takes the inputs as keyword arguments
+Score = Callable[..., dict[str, Tensor]]  # a function that takes inputs as keyword arguments and returns scores
 
 
 class Scorer(nn.Module):
     """The network in the form that is exported: takes the streams' inputs [N, ...], and returns probabilities [N, K].
 
-    score_fused is the mean of both streams, as in `predict`. score_sum is EPAM-Net's published score. The names start
-    with score_ because ONNX does not allow an output to have the name of an input, such as rgb.
+    score_fused is the mean of both streams, as in `predict`. score_sum is EPAM-Net's published score. The names of
+    outputs start with score_ because ONNX does not allow an output to have the name of an input, such as rgb.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        # torch.export does not save channels_last tensors completely.
+        # Contiguous, because torch.export does not save channels_last tensors completely.
         self.network = network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
     def forward(self, rgb: Tensor | None = None, heatmap: Tensor | None = None) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from pipelines.geometry import COMPACT
 from trainer.config import Experiment
 from trainer.runtime.precision import Precision
 
-# All files compute in this precision, so that their outputs can be compared exactly.
+# Every exported file computes in this precision, so that its outputs can be compared closely with the network's.
 PRECISION = Precision("fp32", torch.device("cpu"))
 BOX = (
     "A square around the joints of all people in the frames of the heatmap. Half its side is "
@@ -91,7 +91,7 @@ def describe_heatmap(clip: ClipConfig) -> dict[str, Any]:
 
 
 def sizes_of(clip: ClipConfig) -> list[tuple[int, int]]:
-    """Pairs (frame side, heatmap side) in pixels: two if the sizes of training and validation differ, else one."""
+    """Pairs (frame side, heatmap side) in pixels: two if training and validation use different sizes, else one."""
     return sorted({clip.sizes(train) for train in (True, False)})
 
 

@@ -111,7 +111,7 @@ def check(options: PredictOptions, out: Path) -> None:
             raise UserError(f"there is no video {video}; check its path")
         if stems.count(video.stem) > 1:
             raise UserError(
-                f"two of the videos are named {video.stem}: predict them in separate commands, each with its own --out"
+                f"two videos have the name {video.stem}: predict them in separate commands, each with its own --out"
             )
         if (out / f"{video.stem}.mp4").resolve() == video.resolve():
             raise UserError(f"the result would replace {video}; name another folder with --out")
@@ -213,7 +213,7 @@ class Predictor:
             frames=frames,
             rows=np.arange(len(frames.table)),
             config=self.experiment.clip,
-            coarse_map=(0,),  # one class is enough, because labels are not known and all windows have label 0
+            coarse_map=(0,),  # a map of one class is enough, because labels are not known and all windows have label 0
             train=False,
             batch_size=1,
             device=self.precision.device,

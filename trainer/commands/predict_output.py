@@ -34,7 +34,7 @@ IN_FULL = 6  # if a video has at most this many windows, the table shows TOP cla
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Frames `start` to `end` - 1 of a video, with the probabilities [K] by stream.
+    """Frames `start` to `end` - 1 of a video, with the probabilities [K] of each stream.
 
     The first entry of `probability` is the main score, such as `fused`.
     """
@@ -149,7 +149,7 @@ BAR, TEXT, FAINT = "#14213d", "#ffffff", "#b8c4d6"
 
 
 class AnnotatedVideo:
-    """Writes an H.264 video, which has another name than `path` until it is complete.
+    """Writes an H.264 video to `path`, under a temporary name until it is complete.
 
     Pass each frame to `show`, which scales it and keeps it in memory. `write` then writes frames with a caption.
     """

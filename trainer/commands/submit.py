@@ -55,8 +55,8 @@ def submit(options: SubmitOptions) -> int:
 
 
 def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Read the names [N] of the videos, and the scores of actions [N, 52] and of body parts [N, 7]. These are the means
-    of both streams.
+    """Read the names [N] of the videos, and the scores of actions [N, 52] and of body parts [N, 7], which are means
+    over both streams.
     """
     try:
         with np.load(path) as file:
@@ -83,7 +83,7 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     num_duplicates = len(names) - len({PurePosixPath(name).name for name in names})
     if num_duplicates:
         raise UserError(
-            f"{path}: {num_duplicates} videos have the same file name as another, and Codabench ignores folders: "
+            f"{path}: {num_duplicates} videos have the same file name as another video, and Codabench ignores folders: "
             "evaluate only the test videos, each of them once"
         )
     return names, action / 2, body / 2
@@ -102,7 +102,7 @@ def as_csv(lines: list[list]) -> str:
 
 
 def check(path: Path, count: int) -> None:
-    """Read a submission as Codabench does. Raises UserError if it would be refused."""
+    """Read a submission as Codabench does. Raises UserError if Codabench would refuse it."""
     with zipfile.ZipFile(path) as archive:
         if archive.namelist() != [MEMBER]:
             raise UserError(f"{path} must contain only {MEMBER}, but contains {archive.namelist()}: zip only that file")

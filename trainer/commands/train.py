@@ -12,7 +12,7 @@ from kernels.program import UserError
 from trainer.commands.list import list_experiments
 from trainer.settings import Choice, check_division, check_source, experiment_of
 
-# The lines are indented, because tyro joins lines that are not.
+# The lines are indented, because tyro joins lines that are not indented.
 DESCRIPTION = """Train an experiment:
   python -m trainer --exp demo
   python -m trainer --exp ntu60 --set optim.lr=0.004 --resume

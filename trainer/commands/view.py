@@ -1,4 +1,4 @@
-"""`python -m trainer view`: draws one clip, with skeletons and heatmaps, as in training and as in validation."""
+"""`python -m trainer view`: draws one clip, with skeletons and heatmaps, as in training and again as in validation."""
 
 import tempfile
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTa
 
 
 def pack_clip(experiment: Experiment, table: ClipTable, row: int, folder: Path) -> Source:
-    """Make a pack of one clip in `folder`. Its bytes are the same as in the experiment's own pack."""
+    """Make a pack of one clip in `folder`. The clip's bytes are the same as in the experiment's own pack."""
     settings, quiet = PackSettings.of(experiment.clip), Console(quiet=True)
     one = only_clip(table, row)
     pack = prepare(one, Path(experiment.data.videos), folder, settings, workers=1, max_bad=1, console=quiet)

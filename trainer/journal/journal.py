@@ -55,9 +55,10 @@ class Journal:
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """A context that closes the journal at its end.
+        """A context at whose end the journal is closed.
 
-        If an exception ends the run, its message becomes the last line of the log, where `trainer runs` reads it.
+        If an exception ends the run, the exception's message becomes the last line of the log, where `trainer runs`
+        finds it.
         """
         try:
             yield
@@ -209,7 +210,7 @@ class Journal:
 
     def _open_tensorboard(self, cursor: Cursor) -> None:
         if self._tensorboard is None:
-            from torch.utils.tensorboard.writer import SummaryWriter  # takes a second to import; only rank 0 needs it
+            from torch.utils.tensorboard.writer import SummaryWriter  # not at the top: slow, and only rank 0 needs it
 
             with self._tolerated():
                 folder = str(self.work_dir / TENSORBOARD)
@@ -261,7 +262,7 @@ class Clock:
         self._warm = False
 
     def start(self) -> None:
-        """Start timing the next step now, so that it does not include the time of a validation since the last step."""
+        """Start timing the next step now, so that a validation since the last step is not counted."""
         self._last = time.perf_counter()
 
     def tick(self, num_clips: int, waited: float) -> None:

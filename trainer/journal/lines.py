@@ -1,4 +1,4 @@
-"""Reads and writes train.log and metrics.jsonl, so that a kill or a full disk damages at most their last line."""
+"""Reads and writes train.log and metrics.jsonl, so that a kill or a full disk damages at most the last line."""
 
 import contextlib
 import errno
@@ -15,7 +15,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, in order. Incomplete lines, left by a kill or a full disk, are skipped.
 
     Each record has kind ("train" or "val"), epoch (from 1), step and clips (finished in that epoch), epoch_clips (clips
-    in a whole epoch), and the metrics, where None stands for NaN or infinity. Records of older versions lack the clips.
+    in a whole epoch), and the metrics, where None stands for NaN or infinity. Records of older versions lack clips and
+    epoch_clips.
     """
     records = []
     for line in path.read_bytes().split(b"\n"):
@@ -27,9 +28,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def epochs_of(records: Sequence[dict[str, Any]]) -> list[float]:
-    """The position of each record, in epochs since the start of the run. It does not depend on the batch size.
+    """For each record, its position in epochs since the start of the run. Positions do not depend on the batch size.
 
-    Records of older versions count steps instead of clips. The largest such count is assumed to be a whole epoch.
+    Records of older versions count steps instead of clips. The largest number of steps is assumed to be a whole epoch.
     """
     last_step = max((record["step"] for record in records if "clips" not in record), default=1)
 

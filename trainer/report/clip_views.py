@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pipelines.skeleton import Skeleton
 from pipelines.view import ClipView
 
-MOMENTS, SIDE, DPI = 4, 2.24, 100  # frames drawn for each sample, side of each picture in inches, pixels per inch
+MOMENTS, SIDE, DPI = 4, 2.24, 100  # frames of each view, side of each picture in inches, pixels per inch
 TOP, ROOM = 0.75, 0.25  # inches for the title of the figure, and for the title of each picture
 LEFT, RIGHT, MIDDLE = "#4cc9f0", "#ff8fab", "#ffffff"  # colours of a person's left side, right side and middle
 JOINT = np.array([255, 214, 10]) / 255  # colour of the heatmap value 1
@@ -38,7 +38,7 @@ def draw_views(views: Sequence[ClipView], names: Sequence[str], title: str, skel
 
 
 def _moments(frames: int) -> list[int]:
-    """Positions of up to four frames, spread evenly over the clip's `frames` frames."""
+    """Indices of up to four frames, spread evenly over the `frames` frames of a clip."""
     count = min(MOMENTS, frames)
     return [int((i + 0.5) * frames / count) for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""Draws a confusion matrix, sorted by coarse class, and beside it a list of the most confused pairs of classes."""
+"""Draws a confusion matrix, sorted by coarse class, and a list of the pairs of classes that are confused most often."""
 
 from collections.abc import Sequence
 

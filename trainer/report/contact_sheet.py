@@ -20,11 +20,12 @@ JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1
 def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: str = "clip") -> Path:
     """Write a PNG of up to six clips of `batch`, with up to eight frames each, and return its path.
 
-    `labels` are the names of the fine classes. `what` is the word before the number of each clip in its title.
+    `labels` are the names of the fine classes. `what` is the word before the clip's number in each title.
 
     The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
     over all heatmap channels. The streams may sample the clip independently, so a heatmap can belong to a moment a
-    few frames before or after the RGB frame that it overlays. A difference in box or flip is still easy to see.
+    few frames before or after the RGB frame that it overlays. A difference in box or flip between the streams is
+    still easy to see.
     """
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
     strips = _strips(batch.rgb[clips].cpu(), batch.heatmap[clips].cpu())  # [n, 2, H, W, 3]

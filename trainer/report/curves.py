@@ -16,7 +16,7 @@ from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
 
 RGB, POSE, BOTH, GREY = "#c8553d", "#2a6f97", "#222222", "#888888"
-# A line has at most this many points. A longer series is divided into this many parts, and their means are drawn.
+# A line has at most this many points. A longer series is divided into this many parts, and the mean of each is drawn.
 MOST_POINTS = 200
 Records = Sequence[dict[str, Any]]
 
@@ -63,7 +63,7 @@ def draw_curves(records: Records) -> Figure:
 
 
 def with_epochs(records: Records) -> Records:
-    """Add `epochs` to each record: its position on the x axis, in epochs since the start of the run."""
+    """Add `epochs` to each record: the record's position on the x axis, in epochs since the start of the run."""
     return [record | {"epochs": epochs} for record, epochs in zip(records, epochs_of(records), strict=True)]
 
 

@@ -17,12 +17,12 @@ def card_name(index: int) -> str:
 
 
 def computes_in_bf16(index: int) -> bool:
-    """Whether a GPU computes in bf16. On GPUs that do not, torch emulates it, and torch.compile refuses it."""
+    """Whether a GPU computes in bf16. On other GPUs torch emulates bf16, and torch.compile refuses it."""
     return torch.cuda.get_device_capability(index)[0] >= FIRST_WITH_BF16
 
 
 def why_no_code(index: int) -> tuple[str, str] | None:
-    """Why the installed torch cannot run on a GPU, and what helps; None if it can."""
+    """If the installed torch cannot run on a GPU, the reason and what helps; otherwise None."""
     capability = torch.cuda.get_device_capability(index)
     targets = parsed(torch.cuda.get_arch_list())
     if not targets or has_code(targets, capability):
@@ -36,16 +36,16 @@ def why_no_code(index: int) -> tuple[str, str] | None:
 
 
 def parsed(architectures: Iterable[str]) -> list[tuple[str, int, int]]:
-    """("sm", 12, 0) for sm_120, and so on for each name from torch.cuda.get_arch_list; AMD's are left out."""
+    """Parse names from torch.cuda.get_arch_list: sm_120 becomes ("sm", 12, 0). Names of AMD's GPUs are left out."""
     matches = [re.match(r"(sm|compute)_(\d+)(\d)", name) for name in architectures]
     return [(match[1], int(match[2]), int(match[3])) for match in matches if match]
 
 
 def has_code(targets: Iterable[tuple[str, int, int]], capability: tuple[int, int]) -> bool:
-    """Whether code for `targets` runs on a compute capability.
+    """Whether code for one of `targets` runs on a GPU of this compute capability.
 
-    sm is machine code, which also runs on later GPUs of the same major number. compute is assembly, which the driver
-    translates for every later GPU.
+    Code for an sm target is machine code, which also runs on later GPUs of the same major number. Code for a compute
+    target is assembly, which the driver translates for every later GPU.
     """
     return any(
         tuple(version) <= capability and (kind == "compute" or version[0] == capability[0])
@@ -54,7 +54,7 @@ def has_code(targets: Iterable[tuple[str, int, int]], capability: tuple[int, int
 
 
 def check_cards(precision: str, device: str, num_ranks: int) -> None:
-    """Raise UserError if one of the GPUs that `num_ranks` processes use cannot run torch or `optim.precision`."""
+    """Raise UserError if a GPU of one of the `num_ranks` processes cannot run torch, or not in `precision`."""
     for index in range(min(num_ranks, torch.cuda.device_count()) if device == "cuda" else 0):
         reason = why_no_code(index)
         if reason is not None:

@@ -15,7 +15,7 @@ from pipelines.batch import Batch
 from trainer.runtime.faults import first_line
 
 WARM_UP = 3  # eager steps before the recording, in which compilers, allocators and autotuners do their work
-ATTEMPTS = 2  # recordings to try
+ATTEMPTS = 2  # number of recordings to try before all steps run directly
 Update = Callable[[Batch], dict[str, Tensor]]
 Execute = Callable[[Update, Batch], dict[str, Tensor]]
 
@@ -32,7 +32,7 @@ def check_replay(device: str, world_size: int) -> None:
 
 
 def rate_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Make the learning rate a tensor on the device, so that each replayed step reads what `set_lr` wrote to it."""
+    """Make the learning rate a tensor on the device, into which `set_lr` writes and from which replayed steps read."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
@@ -52,8 +52,8 @@ class Replay:
     and batches of the same shape. Each call enters `changing_weights` (trainer/snapshots/writer.py) here, because a
     replay does not run the Python code of `update` that would enter that context.
 
-    A recording computes nothing, so one that fails leaves weights and buffers as they were: another thread of this
-    process, such as DALI's when it frees memory, can invalidate it. After a second failure all steps run directly.
+    Another thread of this process, such as one of DALI's that frees memory, can make a recording fail. Weights and
+    buffers are then unchanged, because a recording computes nothing. After a second failure all steps run directly.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Replay:
     ) -> None:
         self._changing_weights, self._optimizer, self._say = changing_weights, optimizer, say
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator still refers to them
+        self._failed: list[torch.cuda.CUDAGraph] = []  # kept, because torch's allocator still refers to them
         self._num_warm_up = 0
         self._stream = torch.cuda.Stream()
 
@@ -90,7 +90,7 @@ class Replay:
         except Exception as error:
             reason = first_line(error)
         self._failed.append(graph)
-        torch.cuda.set_stream(stream)  # the recording's own stream would remain the current one
+        torch.cuda.set_stream(stream)  # otherwise the recording's own stream would remain the current one
         forget_recording(stream.device, pool)
         self._optimizer.zero_grad()
         if len(self._failed) == ATTEMPTS:
@@ -117,7 +117,7 @@ def forget_recording(device: torch.device, pool: tuple[int, int]) -> None:
     If ending the recording raises, torch (2.13, CUDAGraph::capture_end) stops before it tells its allocator and its
     random generator that the recording is over.
     """
-    with suppress(RuntimeError):  # raised if torch has already told the allocator
+    with suppress(RuntimeError):  # raised if torch has already told its allocator
         torch._C._cuda_endAllocateToPool(device.index, pool)
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())

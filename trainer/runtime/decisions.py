@@ -1,4 +1,4 @@
-"""What the first look decides about a run on its device (trainer/runtime/first_look.py). Snapshots contain it."""
+"""The decisions of the first look at a run's device (trainer/runtime/first_look.py). Snapshots contain them."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -1,6 +1,7 @@
-"""Tells by its message what an exception of torch means: too little GPU memory, or a convolution that cuDNN cannot do.
+"""Recognises torch's exceptions by their messages: too little GPU memory, or a convolution that cuDNN cannot compute.
 
-The messages are those of torch, cuBLAS, cuDNN, NCCL, Triton and DALI, as users report them. Most are RuntimeErrors.
+The messages are those of torch, cuBLAS, cuDNN, NCCL, Triton and DALI, as users report them. Most of the exceptions
+are RuntimeErrors.
 """
 
 import re
@@ -10,7 +11,7 @@ import torch
 MEMORY = re.compile(
     r"out of memory"  # "CUDA out of memory", "CUDA error: out of memory", NCCL's "Cuda failure 2 'out of memory'"
     r"|CU(BLAS|DNN|FFT|RAND|SOLVER|SPARSE)_STATUS_\w*ALLOC"  # ..._ALLOC_FAILED, ..._DEVICE_ALLOCATION_FAILED
-    r"|CUBLAS_STATUS_NOT_INITIALIZED when calling .?cublasCreate"  # its workspace did not fit
+    r"|CUBLAS_STATUS_NOT_INITIALIZED when calling .?cublasCreate"  # cuBLAS's workspace did not fit into memory
     r"|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|CUDA allocation failed",
     re.IGNORECASE,
 )
@@ -29,22 +30,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_from_cudnn(error: BaseException) -> bool:
-    """Whether cuDNN has no plan for a convolution, or fails in it."""
+    """Whether cuDNN has no plan for a convolution, or failed while computing one."""
     text = str(error)
     return not is_out_of_memory(error) and bool(NO_PLAN.search(text) or CUDNN.search(text))
 
 
 def exceeds_memory(error: BaseException) -> bool:
-    """Whether memory is the reason why a step fails whose convolutions cuDNN could compute before.
+    """Whether a step failed because of too little memory, if cuDNN could compute the step's convolutions before.
 
-    Where the memory for its work is missing, cuDNN says that it has no plan.
+    In that case, cuDNN's message that it has no plan also means that memory is missing.
     """
     return is_out_of_memory(error) or bool(NO_PLAN.search(str(error)))
 
 
 def first_line(error: BaseException) -> str:
     """The type of an exception and the first line of its message, at most 200 characters."""
-    error = getattr(error, "inner_exception", error)  # torch.compile's BackendCompilerFailed begins with other words
+    error = getattr(error, "inner_exception", error)  # BackendCompilerFailed of torch.compile adds a first line
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -1,6 +1,6 @@
-"""The first look: before its first step, a run checks what its device computes, and times what it can choose.
+"""The first look: before its first step, a run checks the results of its device, and times settings to choose the best.
 
-A comparison that fails makes the run slower, never wrong: the slower way is used, and one line says why. Nothing here
+If the results of a fast way to compute are wrong, the run uses a slower way, and one line says why. Nothing here
 changes weights, buffers, momenta, random numbers or the order of the clips. Rank 0 decides for all ranks.
 """
 
@@ -25,17 +25,18 @@ from trainer.runtime.rehearsal import rehearse
 from trainer.step import split
 
 FILE = "first_look.json"
-# Largest distance between the gradients of compiled and direct computation, relative to their norm. Between float32 and
-# a half precision, the networks of the experiments differ by up to 0.1; a wrong kernel makes a difference of about 1.
+# Largest accepted distance of the compiled step's gradients from a direct step's, relative to the norm of the latter.
+# For the experiments' networks, gradients in float32 and in half precision are up to 0.1 apart; a wrong kernel puts
+# gradients about 1 apart.
 TOLERANCE = {"fp32": 0.01, "bf16": 0.3, "fp16": 0.3}
 GAIN = 1.02  # a choice must be faster by this factor, because a smaller gain may be chance
 ROUNDS = 5  # timed steps of each choice
 
 
 class FirstLook:
-    """Takes a first look in the run's first step, then executes every step as the run did before.
+    """Stands in for `run.execute` at the first step: takes the first look, then restores and calls the original.
 
-    `clock()` returns the seconds since some moment.
+    `clock()` returns the seconds since a fixed moment.
     """
 
     def __init__(self, run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -48,9 +49,9 @@ class FirstLook:
 
 
 def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
-    """Look at how the gradients of a part of a batch are computed, and log and store what was decided.
+    """Decide how the gradients of a part of a batch are computed, and log and store the decisions.
 
-    What was timed before a snapshot is not timed again, so that a resumed run computes as before. All ranks call this
+    A resumed run times nothing again: it uses its snapshot's decision, and so computes as before. All ranks call this
     together. Raises torch's error if the memory does not suffice for the part.
     """
     rehearse(run, part)
@@ -85,9 +86,9 @@ def compare(run: Run, part: Batch) -> str:
 
 
 def gradients_of(run: Run, network: torch.nn.Module, part: Batch) -> list[Tensor] | None:
-    """The gradients of a part of a batch, from always the same random numbers, or None if the memory does not suffice.
+    """The gradients of a part of a batch, or None if the memory does not suffice.
 
-    Buffers are as before afterwards.
+    All calls use the same random numbers. Buffers are restored.
     """
     torch.manual_seed(run.experiment.seed)
     run.guard.hold()
@@ -102,7 +103,7 @@ def gradients_of(run: Run, network: torch.nn.Module, part: Batch) -> list[Tensor
 
 
 def relative_distance(values: list[Tensor], expected: list[Tensor]) -> float:
-    """The norm of the difference of all tensors together, relative to the expected norm. NaN counts as 9."""
+    """The norm of `values` - `expected` over all tensors together, relative to that of `expected`. NaN becomes 9."""
     squares = [
         torch.stack([(one - other).square().sum(), other.square().sum()])
         for one, other in zip(values, expected, strict=True)
@@ -143,10 +144,10 @@ Choice = TypeVar("Choice")
 def fastest(
     choices: Sequence[Choice], run: Callable[[Choice], None], clock: Callable[[], float]
 ) -> tuple[Choice, float]:
-    """The choice with which `run` is fastest, and how many times as fast it is as the first choice, the default.
+    """The choice with which `run` is fastest, and how many times as fast as with the first choice, the default.
 
-    Each choice runs once to warm up and ROUNDS times to be timed, taking turns. A choice counts as faster if the lower
-    quartile of its gains over the default is at least GAIN.
+    Choices take turns: each runs once to warm up, then ROUNDS times to be timed. The gain of a choice is the lower
+    quartile of its gains over the default. If no gain reaches GAIN, returns the default and the largest gain.
     """
     seconds: list[list[float]] = [[] for _ in choices]
     for _ in range(1 + ROUNDS):
@@ -161,7 +162,7 @@ def fastest(
 
 
 def memory(run: Run) -> str:
-    """How much of the GPU's memory the steps of the first look needed."""
+    """Part of a sentence that says how much of the GPU's memory the first look needed; empty on a CPU."""
     if run.ranks.device.type != "cuda":
         return ""
     total = torch.cuda.get_device_properties(run.ranks.device).total_memory

@@ -11,7 +11,7 @@ PATIENCE = 60.0  # seconds for the current step and the snapshot, before a secon
 
 
 def follow_launcher() -> None:
-    """In a process started by our launcher: watch it, and send this process SIGTERM once the launcher is gone.
+    """Watch the launcher, if it is our own, and send this process SIGTERM once the launcher is gone.
 
     On SIGTERM the run saves a snapshot and ends (trainer/runtime/signals.py).
     """

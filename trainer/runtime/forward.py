@@ -32,9 +32,9 @@ LINES = {
 class Forward(nn.Module):
     """Calls `compiled`, or `network` itself. Both have the same weights, and `way` is the way to begin with.
 
-    If a call without gradients fails, it is repeated in a slower way. A call with gradients may have changed buffers,
-    so its caller has to undo the step and call `fall_back` (trainer/runtime/rehearsal.py). Each fall-back is told in
-    one line with `say`, and the full text of the exception is appended to the file `report`.
+    If a call without gradients fails, it is repeated in a slower way. A failed call with gradients may have changed
+    buffers, so its caller has to undo the step and call `fall_back` (trainer/runtime/rehearsal.py). `say` gets one line
+    for each fall-back, and the full text of the exception is appended to the file `report`.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Forward(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self._compiled = [compiled]  # in a list, so that the weights do not become this module's a second time
+        self._compiled = [compiled]  # in a list, so that torch does not register the weights a second time
         self._ways = {True: way, False: way}  # in training mode, and in evaluation mode
         self._say, self._report = say, report
 
     @property
     def way(self) -> Way:
-        """The way in the network's present mode, which is training or evaluation."""
+        """The way that is used in the network's present mode, which is training or evaluation."""
         return self._ways[self.network.training]
 
     def forward(self, *inputs: Tensor) -> Output:
@@ -70,7 +70,7 @@ class Forward(nn.Module):
     def fall_back(self, error: Exception) -> None:
         """After a call that failed with `error`: choose a slower way, and say so. Raises `error` if there is none.
 
-        Too little memory is no reason for another way. trainer/memory.py has advice for that.
+        Also raises `error` if it means too little memory, for which trainer/memory.py has advice.
         """
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise error
@@ -86,12 +86,12 @@ class Forward(nn.Module):
         self.use(way, first_line(error), f"; the full text is in {self._report}")
 
     def use(self, way: Way, reason: str, where: str = "") -> None:
-        """Use this way from now on, unless a slower one is in use. In evaluation mode this leaves training as it is."""
+        """Use this way from now on, unless a slower one is in use. In evaluation mode this does not affect training."""
         if way <= self.way:
             return
         training = self.network.training
         self._ways = {True: way if training else self._ways[True], False: max(way, self._ways[False])}
         if training and way is Way.WITHOUT_CUDNN:
-            torch.backends.cudnn.enabled = False  # for the backward pass too, which runs outside of `_call`
+            torch.backends.cudnn.enabled = False  # also for the backward pass, which runs outside of `_call`
         what = "the network" if training else "validation"
         self._say(LINES[way].format(reason=reason, what=what) + where)

@@ -42,15 +42,15 @@ class Precision:
         return parts if self.name == "bf16" or self.device.type != "cuda" else ()
 
     def loss_scale(self) -> "LossScale | NoLossScale":
-        """A new loss scale, which only fp16 needs."""
+        """A new LossScale for fp16, or a NoLossScale for the other formats, which need none."""
         return LossScale(self.device) if self.name == "fp16" else NoLossScale()
 
 
 def precision_of(setting: PrecisionSetting, ranks: Ranks) -> Precision:
     """The precision of a run with this `optim.precision`. All ranks call this together and get the same answer.
 
-    `auto` means bf16 if every rank's GPU computes in it, and otherwise fp16 with a scaled loss. On a CPU it means
-    float32, because most CPUs only emulate the others.
+    `auto` means bf16 if every rank's GPU computes in it, and otherwise fp16 with a scaled loss. On a CPU `auto` means
+    float32, because most CPUs only emulate bf16 and fp16.
     """
     device = ranks.device
     if setting != "auto":

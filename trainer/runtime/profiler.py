@@ -9,11 +9,11 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Profile:
-    """A context to enter at each step. It profiles the steps FIRST to LAST of this process, where step 1 is its first.
+    """A context to enter at each step. Profiles the steps FIRST to LAST of this process, counted from 1.
 
     Writes <work_dir>/trace_steps_FIRST_LAST.json, which ui.perfetto.dev opens, and a table of the most expensive
-    operations as .txt. Under Nsight Systems it only starts and stops the capture (benchmarks/nsys.sh), because two
-    profilers would disturb each other.
+    operations as .txt. Under Nsight Systems the context only starts and stops the capture (benchmarks/nsys.sh),
+    because two profilers would disturb each other.
     """
 
     def __init__(self, steps: tuple[int, int], work_dir: Path, say: Callable[[str], None]) -> None:

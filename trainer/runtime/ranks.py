@@ -52,7 +52,7 @@ class Ranks:
     def in_turn(self, machines_together: bool = False) -> Iterator[None]:
         """A context that rank 0 enters first, then the first rank of each other machine, then all other ranks.
 
-        If the first rank of a machine makes a file in the context, it exists when the machine's other ranks enter. With
+        A file that a machine's first rank makes in the context exists when the machine's other ranks enter. With
         `machines_together` the first ranks of all machines enter at once.
         """
         leads_machine = self.local_rank == 0
@@ -125,7 +125,7 @@ def device_of(choice: str) -> str:
 
 
 def sees_gpu() -> bool:
-    """Whether torch sees a GPU. Its own warnings about the driver are dropped, because `why_no_gpu` says more."""
+    """Whether torch sees a GPU. Torch's warnings about the driver are dropped, because `why_no_gpu` says more."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.cuda.is_available()
@@ -180,8 +180,8 @@ def restarted() -> bool:
 def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
     """Run `python -m trainer ARGUMENTS` as `num_ranks` processes on this machine.
 
-    Uses torch's elastic launcher, like torchrun: if a process fails, it ends all processes, and restarts them up to
-    `max_restarts` times. Signals are passed on to all processes. Returns an exit code: that of a failed process,
+    Uses torch's elastic launcher, like torchrun: if a process fails, the launcher ends all processes, and restarts them
+    up to `max_restarts` times. Signals are passed on to all processes. Returns an exit code: that of a failed process,
     that of the signal that stopped the run (EXIT_CODES), or else 0.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -206,7 +206,7 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         elastic_launch(config, sys.executable)("-m", "trainer", *arguments)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
-        # The launcher ends the other processes with SIGTERM, and torch lists them among the failures too.
+        # Leave out the processes that the launcher ended with SIGTERM: torch lists them among the failures too.
         failed = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM} or codes
         for rank, code in failed.items():
             print(f"rank {rank} {how_it_ended(code)}", file=sys.stderr)

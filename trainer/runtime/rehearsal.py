@@ -21,8 +21,8 @@ def rehearse(run: Run, part: Batch) -> None:
     One rank of each machine goes first, and the others then find the compiled code in the cache. PCAN's prototypes are
     summed over all ranks in the forward pass, so with PCAN no rank can go first.
 
-    Changes neither weights nor buffers nor the state of the random generators. Raises what the slowest way raises, and
-    torch's errors if memory does not suffice.
+    Changes neither weights nor buffers nor the state of the random generators. Raises the error of the
+    slowest way if that fails too, and torch's error if memory does not suffice.
     """
     on_gpu = [run.ranks.device] if run.ranks.device.type == "cuda" else []
     needs_all_ranks = any(isinstance(module, PrototypeContrast) for module in run.network.modules())
@@ -35,7 +35,7 @@ def rehearse(run: Run, part: Batch) -> None:
 
 
 def succeeds(run: Run, part: Batch) -> bool:
-    """Compute the gradients of a part of a batch and drop them. After a failure the network has a slower way."""
+    """Whether the gradients of a part of a batch can be computed. If not, the network then uses a slower way."""
     run.guard.hold()
     try:
         gradients(run, run.forward, part)

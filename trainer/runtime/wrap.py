@@ -16,16 +16,16 @@ from trainer.runtime.ranks import Ranks
 
 Options = dict[str, str | int | bool | Callable]
 # Inductor recomputes a value instead of storing it if that takes at most this many tensor reads and this many
-# operations. Its defaults, 4 and 30, are too low for the gradient of a relu after a norm: it takes 6 reads, because the
-# norm's vectors [C] count just like feature maps.
+# operations. The defaults, 4 and 30, are too low for the gradient of a relu after a norm: that gradient takes 6 reads,
+# because the norm's vectors [C] count just like feature maps.
 INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
 
 
 def settings(device: torch.device, fused: tuple[FusedPart, ...]) -> Options:
     """Options for torch.compile: INDUCTOR on a GPU, but Inductor's defaults if our kernels compute the X3D blocks.
 
-    With "x3d_block" in `fused`, the compiler generates only the ends of the blocks, and with its defaults these move
-    fewer bytes.
+    With "x3d_block" in `fused`, Inductor generates only the code for the ends of the blocks. That code reads and writes
+    fewer bytes with Inductor's defaults than with INDUCTOR.
     """
     return {} if device.type != "cuda" or "x3d_block" in fused else INDUCTOR
 
@@ -36,7 +36,7 @@ def compiled(
     """The network compiled as one graph, or called directly if compilation is off or cannot work here.
 
     Shapes are static: with automatic dynamic shapes, gradients would depend on the order in which batch sizes occur.
-    Torch compiles at the first call. If that fails, the file `report` gets the full text.
+    Torch compiles at the first call. If compiling fails, the full text of the exception is in the file `report`.
     """
     is_on = experiment.compile if experiment.compile is not None else device.type == "cuda"
     reason = why_no_compiler("C" if device.type == "cuda" else "C++") if is_on else None
@@ -61,10 +61,10 @@ def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
     if ranks.world_size == 1:
         return forward
     # By default torch splits a graph for DDP before the last MB of weights, to send their gradients while the backward
-    # pass continues. Small networks gain nothing from the split, and lose the fusions across it.
+    # pass continues. Small networks gain nothing from the split, and would lose the fusions across it.
     torch._dynamo.config.optimize_ddp = False
     with warnings.catch_warnings():
-        # torch 2.13 has a new name for `broadcast_buffers`, which torch 2.11 does not know.
+        # The warning of torch 2.13 asks for a new name of this option, but torch 2.11 knows only the old one.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return DistributedDataParallel(
             forward,

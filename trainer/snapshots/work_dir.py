@@ -73,7 +73,7 @@ def write_settings(work_dir: Path, experiment: Experiment) -> None:
 
 
 def check(work_dir: Path) -> None:
-    """Raise UserError if the folder contains the current folder or checkpoints of another program."""
+    """Raise UserError if `work_dir` is the current folder or one above it, or holds another program's checkpoints."""
     if work_dir.resolve() in (current := Path.cwd(), *current.parents):
         raise UserError(
             f"--work-dir {work_dir} is the current folder or one above it: choose a folder that is only for the run"

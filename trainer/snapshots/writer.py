@@ -120,7 +120,7 @@ class Writer:
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
-        self._steady: list[tuple[Tensor, Tensor, int]] = []  # copy, original, and its version when save was called
+        self._steady: list[tuple[Tensor, Tensor, int]] = []  # copy, original, and the original's version at `save`
         self._names: list[str] = []  # names of the files that the last save wrote
         self._error: Exception | None = None
 
@@ -136,7 +136,7 @@ class Writer:
         """Write `state` in the background as epoch_E_step_S.pth and, if `best` is a file name, also to that file.
 
         The tensors in `steady` (weights and momentum) may only be changed within `changing_weights`; all others may
-        change as soon as `save` returns. Waits for the previous write first, and raises its error if it failed.
+        change as soon as `save` returns. Waits for the previous write first, and raises SnapshotError if that failed.
         """
         self.wait()
         staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
@@ -149,7 +149,7 @@ class Writer:
 
     @contextmanager
     def changing_weights(self) -> Iterator[None]:
-        """A context for changes of weights or momentum: no code of a run may change them outside of it.
+        """A context for changes of weights or momentum: no code of a run may change these anywhere else.
 
         On entry it waits until weights and momentum are copied into the snapshot that is being written. BatchNorm
         statistics, prototypes, averages and the loss scale may be changed outside of this context, as forward passes
@@ -184,9 +184,9 @@ class Writer:
 
         A changed tensor was changed outside of `changing_weights`. The snapshot may then be half old and half new, so
         it is removed, and an AssertionError names the tensor. The check uses torch's counters of in-place changes
-        (`Tensor._version`). They are increased when a change is queued, which is early enough on a GPU too, because it
-        runs copies and changes in the order of the queue. Changes through `Tensor.data` and those by a replayed CUDA
-        graph are not counted.
+        (`Tensor._version`). A counter increases when a change is queued. That is early enough on a GPU too, because a
+        GPU runs copies and changes in the order of the queue. Changes through `Tensor.data` and those by a replayed
+        CUDA graph are not counted.
         """
         steady, self._steady = self._steady, []
         if not steady:
