@@ -17,13 +17,17 @@ STUB = "#include <Python.h>\nPyMODINIT_FUNC PyInit_stub(void) { return NULL; }\n
 
 
 def why_no_compiler(language: Language) -> tuple[str, str] | None:
-    """Compile a small Python module. Returns why that fails and what the user can do about it, or None if it works."""
+    """Compile a small extension module for Python, written in `language`.
+
+    Returns why the compiler fails and what the user can do about it, or None if the compiler works.
+    """
     variable, names = COMPILERS[language]
     compiler = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
         return f"there is no {language} compiler", f"install {names[0]}"
     other = f"name another compiler in the environment variable {variable}"
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does for Debian's Python
+    # Triton makes the same replacement, for Debian's Python.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     include = sysconfig.get_paths(scheme)["include"]
     try:
         with tempfile.TemporaryDirectory() as folder:

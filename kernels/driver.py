@@ -1,7 +1,7 @@
 """The NVIDIA driver of this machine: which wheels of torch and DALI run with it, and why torch may see no GPU.
 
-`make` runs this file before any package is installed, and --device and `doctor` use it as well. So it imports only
-the standard library.
+`make` runs this file before any package is installed, so this file imports only the standard library. The option
+--device and the command `doctor` use the file as well.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from kernels.program import UserError
 
 # The wheels to choose from, and the name that `make` prints for each.
 WHEELS = {"cu13": "CUDA 13", "cu12": "CUDA 12", "cpu": "the CPU"}
-# The oldest drivers that can run them, from NVIDIA's release notes.
+# The oldest drivers that can run CUDA 13 and CUDA 12, from NVIDIA's release notes.
 DRIVER_FOR_CUDA_13, DRIVER_FOR_CUDA_12 = 580, 525
 HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES with which a user asks for the CPU
 
@@ -36,8 +36,8 @@ class Driver:
     def cuda_major(self) -> int:
         """The newest major version of CUDA that the driver can run. Below 12, the driver is too old.
 
-        If libcuda states a version, that version counts, because torch loads the same library. NVIDIA's package
-        cuda-compat replaces the library, so that an older driver can run a newer CUDA.
+        What libcuda says takes precedence over what nvidia-smi says, because torch loads libcuda, too. NVIDIA's package
+        cuda-compat replaces libcuda, so that an older driver can run a newer CUDA.
         """
         if self.cuda is not None:
             return self.cuda[0]
@@ -121,10 +121,10 @@ def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[st
         installed: the wheels that are in .venv, or "".
 
     Raises:
-        UserError: if `asked` is none of these wheels, or if it is "" and the driver is too old for all wheels.
+        UserError: if `asked` is none of these wheels, or if `asked` is "" and the driver is too old for all wheels.
     """
     if asked and asked not in WHEELS:
-        raise UserError(f"CUDA={asked}: give one of {', '.join(WHEELS)}, or leave it out")
+        raise UserError(f"CUDA={asked}: give one of {', '.join(WHEELS)}, or leave CUDA out")
     newest = None if driver is None else newest_wheels(driver)
     here = "there is no NVIDIA driver here" if driver is None else f"this machine has {driver}"
     if asked:
@@ -144,7 +144,7 @@ def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[st
 
 
 def main(asked: str, installed: str) -> None:
-    """Print the wheels to install, and on stderr the reason."""
+    """Print the wheels to install on stdout, and the reason on stderr."""
     try:
         wheels, reason = choose_wheels(asked, installed, find_driver())
     except UserError as error:

@@ -24,7 +24,7 @@ Share = Annotated[float, Range(0, 1)]
 
 @functools.cache
 def ranges(settings: type) -> dict[str, Range]:
-    """Return the Range of each field of the dataclass `settings`, by field name, without the fields that have none."""
+    """Return the Ranges of the fields of the dataclass `settings`, by name. Fields without a Range are left out."""
     hints = get_type_hints(settings, include_extras=True)
     return {name: item for name, hint in hints.items() for item in _metadata(hint) if isinstance(item, Range)}
 

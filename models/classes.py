@@ -29,7 +29,7 @@ COARSE_MAPS = {
 def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: int) -> tuple[int, ...]:
     """Return the map as a tuple.
 
-    Raises UserError unless it has one entry for each fine class and uses every coarse class at least once.
+    Raises UserError unless the map has one entry for each fine class and uses every coarse class at least once.
     """
     if len(coarse_map) != num_classes:
         raise UserError(
@@ -37,7 +37,9 @@ def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: in
         )
     for fine, coarse in enumerate(coarse_map):
         if not 0 <= coarse < num_coarse:
-            raise UserError(f"the coarse map assigns class {fine} to {coarse}: use numbers from 0 to {num_coarse - 1}")
+            raise UserError(
+                f"the coarse map assigns class {fine} to coarse class {coarse}: use numbers from 0 to {num_coarse - 1}"
+            )
     if empty := sorted(set(range(num_coarse)) - set(coarse_map)):
         raise UserError(f"the coarse map assigns no class to coarse class {empty[0]}: set num_coarse to match")
     return tuple(coarse_map)
@@ -57,7 +59,7 @@ def read_coarse_map(source: str | Path, num_classes: int) -> tuple[int, ...]:
 
 
 def parse_numbers(path: Path) -> list[int]:
-    """Read the integers of a text file. Raises UserError if it cannot be read, is empty, or contains anything else."""
+    """Read the integers of a text file. Raises UserError if it is unreadable or empty, or contains anything else."""
     try:
         words = path.read_bytes().decode("ascii", "replace").replace(",", " ").split()
     except OSError as error:

@@ -17,7 +17,7 @@ LossWeights = tuple[float, float, float, float]
 
 
 def check_stages(entries: dict[str, tuple]) -> None:
-    """Raise UserError unless all values of `entries`, which are tuples, have the same length, and are not empty."""
+    """Raise UserError if the tuples in `entries` differ in length, or if they are empty."""
     if len({len(entry) for entry in entries.values()}) > 1 or not all(entries.values()):
         settings = ", ".join(f"{name}={entry}" for name, entry in entries.items())
         raise UserError(f"{settings} must each have one entry per stage of the network; see --set model")

@@ -1,8 +1,8 @@
 """Makes parts of a network run through the kernels of kernels/blocks. No other module of models uses those kernels.
 
-`fuse` changes the classes of the modules of a built network. Their parameters, buffers and names stay the same, and so
-do the results, up to rounding. Only training uses the kernels: in evaluation a norm is just a scale and a shift, which
-the compiler fuses by itself. Tensors are [N*T, C, H, W] channels_last. See kernels/blocks/README.md.
+`fuse` changes the Python classes of modules in a built network. The parameters, buffers and names of these modules stay
+the same, and so do the results, up to rounding. Only training uses the kernels: in evaluation a norm is just a scale
+and a shift, which the compiler fuses by itself. Tensors are [N*T, C, H, W] channels_last. See kernels/blocks/README.md.
 """
 
 from collections.abc import Iterable
@@ -74,7 +74,7 @@ def materialise(x: Tensor | BlockEnd) -> Tensor:
 
 
 class FusedPath(ResNetPath):
-    """A path whose stages may return a BlockEnd. The next stage then computes the output from it."""
+    """A path in which a stage may return a BlockEnd instead of its output. The next stage then computes that output."""
 
     def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
         end: Tensor | BlockEnd = x
@@ -124,7 +124,8 @@ def conv_with_norm(layer: ConvBn, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result of the convolution [N*T, O, h, w], and its batch norm as a scale and a shift [O]."""
     if layer.conv.kernel_size == (1, 1):
         down, across = layer.conv.stride
-        strided = x.permute(0, 2, 3, 1)[:, ::down, ::across].permute(0, 3, 1, 2)  # keeps the gradient channels_last
+        # Slicing the permuted tensor keeps the gradient channels_last.
+        strided = x.permute(0, 2, 3, 1)[:, ::down, ::across].permute(0, 3, 1, 2)
         y, mean, var = conv_bn(strided, layer.conv.weight)
     else:
         y = layer.conv(x)

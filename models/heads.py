@@ -80,8 +80,8 @@ class TwoStreamHead(nn.Module):
 def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:
     """Make training favour rare classes: add strength * log(share of a class) to the logits in fine cross-entropies.
 
-    counts: [K] number of training clips of each class; a class without clips counts as having one. Because
-    evaluation does not adjust its logits, it then predicts rare classes more often.
+    counts: [K] number of training clips of each class; a class without clips counts as having one. Evaluation
+    does not adjust its logits, and therefore predicts rare classes more often.
     Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021, eq. 10.
     """
     share = counts.clamp(min=1).double() / counts.clamp(min=1).sum()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Norm(nn.BatchNorm2d):
     """Batch norm over [N*T, C, H, W]. If there is a shortcut, it is added; then an activation may follow.
 
-    It does not update num_batches_tracked, which would need a launch for each norm. `networks.count_batch` updates the
-    counters of all norms of a network at once.
+    A Norm does not update num_batches_tracked, because each update would need a launch. `networks.count_batch` updates
+    these counters for all norms of a network at once.
     """
 
     def forward(self, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
@@ -25,8 +25,8 @@ class Norm(nn.BatchNorm2d):
         if shortcut is not None:
             y = y + shortcut
         elif activation == "relu" and self.training and torch.compiler.is_compiling():
-            # The gradient of `where` reads y. The compiler can recompute y from what it stores for the gradient of the
-            # norm, so that nothing more is stored.
+            # The gradient of `where` reads y, which the compiler can recompute from the tensors that it stores for the
+            # gradient of the norm. Nothing more has to be stored.
             return torch.where(y <= 0, 0.0, y)
         return y.relu_() if activation == "relu" else y
 
@@ -93,7 +93,7 @@ class SqueezeExcite(nn.Module):
     def gate(self, means: Tensor) -> Tensor:
         """Return factors [N, C] for the means [N, C] of clips.
 
-        They are computed in the wider of the types of the means and the weights, even under autocast.
+        The factors have the type of the means or of the weights, whichever is wider, even under autocast.
         """
         return weighted_sums(self.fc2, weighted_sums(self.fc1, means).relu()).sigmoid()
 
@@ -101,7 +101,7 @@ class SqueezeExcite(nn.Module):
 def weighted_sums(layer: nn.Linear, x: Tensor) -> Tensor:
     """Compute layer(x) for x [N, C] as sums, which the compiler can fuse.
 
-    A matmul would not be fused, and autocast would round it.
+    A matmul would not be fused, and under autocast its result would be rounded.
     """
     return (x[:, None] * layer.weight).sum(-1) + layer.bias
 
@@ -119,7 +119,7 @@ def squeeze_width(channels: int) -> int:
 def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
     """Take channels [0, fold) from the next frame and [fold, 2 fold) from the previous one.
 
-    At the ends of the clip, where there is no such frame, they are zero.
+    At the ends of the clip, where there is no such frame, these channels are zero.
     x and the result: [N*T, C, H, W] channels_last.
     Source: docs/sources.md, "Temporal-shift X3D".
     """

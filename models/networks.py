@@ -1,4 +1,4 @@
-"""Whole networks: they fold a batch to [N*T, C, H, W] channels_last, and pass it through backbones and a head."""
+"""Whole networks: they fold a batch to [N*T, C, H, W] channels_last and pass it through backbones and a head."""
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from models.x3d_shift import X3DTemporalShift
 
 
 class TwoStream(nn.Module):
-    """Base class of the two-stream networks. Each of them defines `features`, whose results `cls_head` classifies."""
+    """Base class of the two-stream networks. Each network defines `features`, whose results `cls_head` classifies."""
 
     cls_head: TwoStreamHead
 
@@ -102,7 +102,7 @@ def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
 
 
 class SingleStream(nn.Module):
-    """One stream with its classifier. Takes both inputs of a two-stream network, and ignores the other stream's."""
+    """One stream with its classifier. Takes the RGB and the pose input, but ignores that of the other stream."""
 
     log_prior: Tensor | None
 
@@ -175,7 +175,7 @@ STD = (58.395, 57.12, 57.375)
 
 
 class FoldRGB(nn.Module):
-    """Folds RGB frames into the batch, and normalises them if they are uint8. When compiled, this is one pass.
+    """Folds RGB frames into the batch, and normalises them if they are uint8. torch.compile fuses both into one pass.
 
     rgb: [N, T, H, W, 3], uint8 in RGB order, or floats that are normalised already. Returns [N*T, 3, H, W].
     """

@@ -47,11 +47,11 @@ class PrototypeContrast(nn.Module):
     def contrast(self, feature: Tensor, logits: Tensor, label: Tensor, parent_right: Tensor | None) -> Contrast:
         """Update the prototypes from this batch, and score its samples against them.
 
-        A sample is a true positive if `logits` predict its label and, unless `parent_right` [N] is None, if
-        `parent_right` says that its coarse class is predicted as well. The list of scores has one entry for each kind
-        of false negative, then one for false positives. With `parent_right`, there are three kinds of false negatives:
-        only the fine class is wrong, only the coarse class is wrong, or both are wrong. Gradients flow through the
-        returned prototypes, not through the stored ones.
+        `parent_right` [N] says for each sample whether its coarse class is predicted correctly; None for coarse labels.
+        A sample is a true positive if its label has the highest logit and `parent_right`, if passed, is true.
+        The list of scores has one entry for each kind of false negative, then one for false positives. With
+        `parent_right`, there are three kinds of false negatives: only the fine class is wrong, only the coarse class is
+        wrong, or both are wrong. Gradients flow through the returned prototypes, not through the stored ones.
         """
         z = self.cl_fc(feature)
         predicted = logits.argmax(1)
@@ -196,7 +196,7 @@ class PcanHead(TwoStreamHead):
     def nearness(self, stream: str, feature: Tensor, num_frames: int) -> Tensor:
         """Return the weighted cosines to the prototypes, which evaluation adds to the fine logits of a stream.
 
-        Like the published code, this reads the mean of the features over T, H and W, not their peak as training does.
+        Like the published code, this reads the mean of the features over T, H and W, whereas training reads their peak.
         """
         contrast = self.contrast(f"contrast_{stream}")
         return INFERENCE_WEIGHTS[stream] * contrast.similarity(full_precision(clip_mean(feature, num_frames)))

@@ -27,7 +27,7 @@ class RGBPoseConv3D(nn.Module):
     def __init__(self, config: RGBPoseConfig) -> None:
         super().__init__()
         self.drop_path = config.drop_path
-        # Numbers of channels of the laterals into the RGB path, and of those into the pose path.
+        # Output channels of the laterals from the pose path into the RGB path, and of those in the other direction.
         pose_widths = [config.pose.width(stage - 2) for stage in FUSIONS]
         rgb_widths = [config.rgb.width(stage - 1) // 16 for stage in FUSIONS]
         self.rgb_path = ResNetPath(config.rgb, 3, (0, 0, *pose_widths))
@@ -80,7 +80,10 @@ class RGBPoseConv3D(nn.Module):
 
 
 def drop(lateral: Tensor, dropped: Tensor | None) -> Tensor:
-    """Return zeros if `dropped` is true. `dropped` stays on its device. masked_fill would lose the memory layout."""
+    """Return zeros if `dropped` is true, otherwise `lateral`. The CPU does not wait for the value of `dropped`.
+
+    masked_fill would lose the memory layout.
+    """
     return lateral if dropped is None else torch.where(dropped, 0.0, lateral)
 
 
@@ -124,7 +127,7 @@ class FeatureInteraction(nn.Module):
         self.conv5 = nn.ConvTranspose2d(hidden, pose_channels, (ratio, 1), (ratio, 1))
 
     def forward(self, rgb: Tensor, pose: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Return both streams, each frame multiplied by its gate.
+        """Return both streams, each frame scaled by 1 + its gate.
 
         rgb: [N*T, C, H, W]; pose: [N*ratio*T, C', H', W']; T: num_frames.
         """
@@ -132,7 +135,7 @@ class FeatureInteraction(nn.Module):
         return scale_frames(rgb, rgb_gate), scale_frames(pose, pose_gate)
 
     def gates(self, rgb: Tensor, pose: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Return the factors a of both streams: [N, C, T, 1] for RGB and [N, C', ratio*T, 1] for pose."""
+        """Return the gates a of both streams: [N, C, T, 1] for RGB and [N, C', ratio*T, 1] for pose."""
         rgb_line = pixels(self.conv1(rgb), 1).amax(1).unflatten(0, (-1, num_frames))  # [N, T, hidden]
         pose_line = self.conv2(time_rows(pose, self.ratio * num_frames)).permute(0, 2, 3, 1).amax(2)
         rgb_line = self.rgb_cross_attn(rgb_line, pose_line)

@@ -1,11 +1,11 @@
 """A matrix product over rows [R, C] that normalises the rows it loads, and computes statistics of the rows it stores.
 
-The rows form groups of equal size, one group for each row of scale and shift. In the forward pass, a program computes
+The rows form groups of equal size, and each group has its own scale and shift. In the forward pass, a program computes
 BLOCK_N columns of the result for BLOCK_M rows of one group. In the backward pass, a program computes BLOCK_C channels
-for a split, which is one or more blocks of BLOCK_M rows of one group. It loads all columns of the result's gradient
-once, adds the gradient that comes through the statistics, and uses the sum twice: for the gradient of the rows and for
-the gradient of the weight. Programs that read the same rows are neighbours in the grid, so that these rows come from
-the L2 cache. Each program sums over the rows of its split; these sums are then merged in a fixed order, without
+for a split, which is one or more blocks of BLOCK_M rows of one group. The program loads all columns of the result's
+gradient once, adds the gradient that comes through the statistics, and uses the sum twice: for the gradient of the rows
+and for the gradient of the weight. Programs that read the same rows are neighbours in the grid, so that these rows come
+from the L2 cache. Each program sums over the rows of its split; these sums are then merged in a fixed order, without
 atomics.
 """
 
@@ -75,7 +75,7 @@ def _conv_bn_grad(
     shift: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of rows [N*P, C] and weight [O, C], and, if these exist, of scale and shift [N, C]."""
+    """Return the gradients of rows [N*P, C], of weight [O, C] and, unless these are None, of scale and shift [N, C]."""
     groups = 1 if scale is None else len(scale)
     programs, shape, options = split_backward(rows, weight, groups)
     grad_rows = rows.new_empty(rows.shape)
@@ -91,7 +91,7 @@ def _conv_bn_grad(
 def split_forward(
     rows: Tensor, weight: Tensor, groups: int, block_m: int
 ) -> tuple[int, tuple[int, int], dict[str, int]]:
-    """Return the number of programs, (rows of a group, splits of a group), and the options of the launch.
+    """Return the number of programs, (rows per group, splits per group), and the options of the launch.
 
     A split has `block_m` rows.
     """
@@ -104,7 +104,7 @@ def split_forward(
 
 
 def split_backward(rows: Tensor, weight: Tensor, groups: int) -> tuple[int, tuple[int, int, int], dict[str, int]]:
-    """Return the number of programs, (rows of a group, splits of a group, blocks of a split), and launch options."""
+    """Return the number of programs, (rows per group, splits per group, blocks per split), and launch options."""
     (width, channels), group_rows = weight.shape, len(rows) // groups
     block_o = max(16, triton.next_power_of_2(width))
     block_m = min(32, GRAD_TILE // block_o)
@@ -113,7 +113,8 @@ def split_backward(rows: Tensor, weight: Tensor, groups: int) -> tuple[int, tupl
     steps = triton.cdiv(blocks, max(1, GRAD_PARTIAL // (block_o * block_c * groups * columns)))
     splits = triton.cdiv(blocks, steps)
     options = {"BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_O": block_o, "C": channels, "O": width}
-    # Two stages in bfloat16: blocks are loaded one iteration ahead. One in float32, where two blocks do not fit.
+    # In bfloat16, two stages, so that blocks are loaded one iteration ahead. In float32, only one stage, because the
+    # blocks of two iterations do not fit into shared memory.
     options |= {"num_warps": 8 if block_o * block_c > 2048 else 4, "num_stages": 4 // rows.element_size()}
     return groups * splits * columns, (group_rows, splits, steps), options
 
@@ -161,7 +162,7 @@ def _normalised(value, factor, addend, inside, ACTIVATION: tl.constexpr):
 def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.constexpr):  # noqa: E741
     """Return the gradient of the result, including the part that comes through its statistics.
 
-    The gradient is 0 where `inside` is false. `column` must broadcast to the shape of `place`.
+    The returned gradient is 0 where `inside` is false. `column` must broadcast to the shape of `place`.
     """
     known = column < O
     value = load(result, place, inside) - load(mean, column, known)
@@ -174,7 +175,7 @@ def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.co
 def store_tile(result, partial, total, first, rows_left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
     """Store the first `rows_left` rows of the block `total`, their mean and their summed squared deviations.
 
-    `total` must be 0 in all other rows. The block is one of `count` splits; its number is `number`.
+    `total` must be 0 in all other rows. The block is split `number` of `count` splits.
     """
     local = tl.arange(0, BLOCK_M)
     owned, known = (local < rows_left)[:, None], column < O
@@ -184,7 +185,7 @@ def store_tile(result, partial, total, first, rows_left, number, count, column, 
     share = tl.minimum(rows_left, BLOCK_M)
     mean = tl.sum(value, 0) / share
     delta = tl.where(owned, value - mean[None, :], 0.0)
-    # This corrects the rounding error of the first sum, which matters if the mean is far from 0.
+    # The mean of the deviations corrects the rounding error of `mean`, which is large if the mean is far from 0.
     mean += tl.sum(delta, 0) / share
     target = partial + column * count + number
     tl.store(target, mean, known)
@@ -273,11 +274,13 @@ def _backward(
         inner = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inner, O)
         total = tl.dot(tl.trans(whole), inputs, total, input_precision="ieee")
-        # With the branch, the compiler chooses a layout for each of the two products. A common one would suit neither.
+        # Because of the branch, the compiler chooses a layout for each of the two products. A common layout would suit
+        # neither.
         if rows_left > 0:
             gradient = tl.dot(whole, weights, input_precision="ieee")
             if scale is not None:
-                factor, addend = _affine(scale, shift, group, channel, C)  # loading them again saves registers
+                # Loading scale and shift a second time saves registers.
+                factor, addend = _affine(scale, shift, group, channel, C)
                 gradient = through(gradient, value * factor + addend, ACTIVATION)
                 of_scale += tl.sum(gradient * value, 0)
                 of_shift += tl.sum(gradient, 0)

@@ -2,7 +2,7 @@
 
 A program computes a strip of an image row by row, from top to bottom. A strip consists of lanes with SPAN columns each.
 A lane normalises each value once, multiplies it by the weights, and adds the products to all rows of the result that
-need them. If every pixel of the result loaded and normalised its nine values, this would take three times as many
+need them. Loading and normalising nine values for every pixel of the result would take three times as many
 instructions. The backward kernel moves down strips in the same way and keeps three rows of the result's gradient in
 registers, including the part of the gradient that comes through the statistics. The channel blocks of a strip and the
 strips of an image are neighbours in the grid, because they read the same cache lines. Each program sums over its
@@ -19,7 +19,7 @@ from torch.library import triton_op, wrap_triton
 
 from kernels.blocks.rows import activate, load, through
 
-TILE = 128  # channels times lanes of a program: two for each thread
+TILE = 128  # number of channels times number of lanes in a program; twice the number of its threads
 SPAN = 4  # columns that a lane computes: of the result in the forward pass, of the images' gradient in the backward
 ROWS = 32  # maximum number of rows of a strip
 PROGRAMS = 2048  # a launch has about this many programs
@@ -57,7 +57,7 @@ class Strips:
 
     @property
     def partial(self) -> int:
-        """Number of partial sums for each channel. They are ordered by group."""
+        """Number of partial sums for each channel. The partial sums are ordered by group."""
         return self.grid[1] * self.grid[2]
 
 
@@ -101,7 +101,7 @@ def spread_over_pixels(
     """Return `level` and `slope`, given the gradients of the three statistics that `merge_strips` returns.
 
     The statistics contribute level + slope * (result - mean) to the gradient of each pixel of the result. level is
-    [N, C], or [1, C] if it is the same for all groups; slope is [C]. `count` is the number of pixels of all groups.
+    [N, C], or [1, C] if it is the same for all groups; slope is [C]. `count` is the number of pixels in all groups.
     """
     level = torch.zeros_like(mean)[None] if grad_mean is None else grad_mean[None] / count
     if grad_means is not None:
@@ -114,7 +114,7 @@ def spread_over_pixels(
 def _depthwise(
     images: Tensor, taps: Tensor, scale: Tensor | None, shift: Tensor | None, stride: int, activation: str, groups: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the result [F, h, w, C], its mean [C] and variance [C], and the means of groups [N, C].
+    """Return the result [F, h, w, C], its mean [C] and variance [C], and the means of the groups [N, C].
 
     images: [F, H, W, C]; taps: [C, 9]; scale, shift: [C].
     """
@@ -142,7 +142,7 @@ def _grads(
     activation: str,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of the images and the weight [C, 9], and, if these exist, of scale and shift [C].
+    """Return the gradients of the images, of the weight [C, 9] and, unless these are None, of scale and shift [C].
 
     level [N, C] or [1, C] and slope [C] come from `spread_over_pixels`.
     """
@@ -238,7 +238,7 @@ def _forward(
         index = group.to(tl.int64) * group_images + image
         source = images + ((index * (SOURCE_H * SOURCE_W * C) + column * (STRIDE * C))[:, None] + channel[None, :])
         target = result + ((index * (H * W * C) + column * C)[:, None] + channel[None, :])
-        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # for the next row to store, and for rows below it
+        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # of the next row to store, and of the rows below it
         for down in range(ROWS + 3 - STRIDE):
             row = first + down + STRIDE - 3
             for r in tl.static_range(STRIDE):
@@ -260,7 +260,7 @@ def _forward(
                 inside = (owned & (row >= first) & (row < H) & (column + k < W))[:, None] & known[None, :]
                 tl.store(target + row * (W * C) + k * C, stored, inside)
                 value = stored.to(tl.float32)
-                if k == 0:  # deviations from the first stored value stay accurate if the mean is far from 0
+                if k == 0:  # deviations from the pivot stay accurate even if the mean is far from 0
                     pivot = tl.where((step == 0) & (row == first), value, pivot)
                 delta = tl.where(inside, value, pivot) - pivot
                 above += delta
@@ -293,7 +293,7 @@ def _gradients(
     weight,  # [C, 9]
     scale,  # [C] or None
     shift,  # [C] or None
-    APART: tl.constexpr,  # whether level is [N, C]
+    APART: tl.constexpr,  # whether level is [N, C], with a row for each group
     ACTIVATION: tl.constexpr,
     group_images,
     splits,
@@ -346,7 +346,7 @@ def _gradients(
                 at = start + (row + 1) * (W * C) + (k - before) * C
                 added = base + rise * (load(result, at, inside) - centre)
                 window += (tl.where(inside, load(grad, at, inside) + added, 0.0),)
-            for i in tl.static_range(1, STRIDE + 1):  # (i, j) = (1, 1) is the pixel under the centre of the weights
+            for i in tl.static_range(1, STRIDE + 1):  # the centre of the weights is over the pixel (i, j) = (1, 1)
                 for j in tl.static_range(1, STRIDE * SPAN + 1):
                     y, x = row * STRIDE + (i - 1), column * STRIDE + (j - 1)
                     inside = owned & (row >= first) & (row < H) & (y < SOURCE_H) & (x < SOURCE_W)

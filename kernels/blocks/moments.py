@@ -33,7 +33,10 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad_mean: Tensor, grad_var: Tensor):
-    """Use elementwise torch operations, so that torch.compile fuses them with the sum of all gradients of the rows."""
+    """Return the gradient of the rows.
+
+    torch.compile can fuse these elementwise operations with the addition of the other gradients of the rows.
+    """
     rows, mean = ctx.saved_tensors
     grad = (rows.float() - mean) * (grad_var * (2 / len(rows))) + grad_mean / len(rows)
     return grad.to(rows.dtype)
@@ -55,7 +58,7 @@ def _statistics(
 ):
     """Update a running mean and variance (Welford's algorithm) for each place in a block; merge them at the end.
 
-    Unlike a sum of squares, this stays accurate if the mean is large.
+    Unlike a sum of squares, this algorithm stays accurate if the mean is large.
     """
     _, split, first, rows_left, channel = part(num_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     local = tl.arange(0, BLOCK_R)

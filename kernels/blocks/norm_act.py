@@ -135,7 +135,8 @@ def _backward(ctx, grad: Tensor, *_):
     sums, inner = _grad_sums(grad, rows, residual, *of_channels, gate, activation, ctx.eps)
     through = grad if residual is None else inner
     if activation == "relu" and residual is not None:
-        # The second pass can start from `through`, which is exact: relu sets gradients to 0 and rounds nothing.
+        # The second pass can start from the stored gradient of relu's input instead of `grad`. The stored values are
+        # exact, because relu's backward only sets some gradients to 0.
         grad, activation, residual = through, "none", None
     totals = (sums if gate is None else sums * gate).sum(1)
     grad_rows = None
@@ -157,7 +158,7 @@ def _row(source, channel, C: tl.constexpr):
 
 @triton.jit
 def _over_deviation(var, eps, channel, C: tl.constexpr):
-    # torch.compile passes eps in float64. Without the cast, all results that use it would be computed in float64.
+    # torch.compile passes eps in float64. Without the cast, everything computed from the result would be in float64.
     return tl.rsqrt((_row(var, channel, C) + eps).to(tl.float32))
 
 

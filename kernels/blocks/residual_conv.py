@@ -1,7 +1,8 @@
-"""The first convolution of a residual block, which computes the end of the previous block while it loads its input.
+"""The first convolution of a residual block, in one kernel with the end of the previous block.
 
-The sum that ends the previous block is thus written once and not read back in the forward pass. The pixels of all
-frames are the rows of a matrix [R, C]. They are divided among programs, and statistics are computed, as in conv_bn.py.
+The kernel computes the sum that ends the previous block while it loads the input of the convolution. This sum is thus
+written once and not read back in the forward pass. The pixels of all frames are the rows of a matrix [R, C]. The rows
+are divided among programs, and statistics are computed, as in conv_bn.py.
 A convolution over K frames reads the rows of K frames: the forward pass sums the products frame by frame, and the
 backward pass treats the gradients of K frames as columns [R, K*O]. Each row is loaded K times, but caches serve the
 repeated loads.
@@ -91,7 +92,7 @@ def _residual_conv_grad(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return gradients: of rows [R, C], weight [O, K, C], scale [C], shift [C], shortcut [R, C], shortcut_scale [C].
 
-    The last one is empty if there is no shortcut_scale.
+    The gradient of shortcut_scale is empty if there is no shortcut_scale.
     """
     programs, (num_rows, splits, steps), options = split_backward(rows, weight.flatten(0, 1), 1)
     grad_rows, grad_shortcut = rows.new_empty(rows.shape), rows.new_empty(rows.shape)
@@ -126,7 +127,7 @@ _residual_conv.register_autograd(_backward_of, setup_context=_keep)
 
 @triton.jit
 def _frame(first, local, num_frames, frame_rows):
-    """Return the number [rows, 1] of each row's frame in its clip. Division is faster in 32 bits than in 64."""
+    """Return [rows, 1]: the position of each row's frame in its clip, in 32 bits because 64-bit division is slower."""
     start = (first % (num_frames * frame_rows)).to(tl.int32)
     return ((start + local) // frame_rows % num_frames)[:, None]
 
@@ -156,7 +157,7 @@ def _forward(
     _, split, first, rows_left, column = part(num_rows, splits, 1, O, BLOCK_M, BLOCK_N)
     local = tl.arange(0, BLOCK_M)
     owned = (local < rows_left)[:, None]
-    # Several programs read these rows, but only one of them stores their sums.
+    # Several programs compute the activated sums of these rows, but only one of them stores the sums.
     storing = owned & (tl.program_id(0) % ((O + BLOCK_N - 1) // BLOCK_N) == 0)
     frame = _frame(first, local, num_frames, frame_rows)
     products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -235,7 +236,7 @@ def _backward(
         inside = owned & known[None, :]
         inputs = tl.load(total + first * C + place, inside, 0.0)
         inner = owned & (column < TAPS * O)[None, :]
-        if TAPS > 1:  # the row was also read for the results of earlier and later frames
+        if TAPS > 1:  # a row contributes to results in several frames; some may lie outside the clip
             to = _frame(first, local, num_frames, frame_rows) - later[None, :]
             inner &= (to >= 0) & (to < num_frames)
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, output[None, :], inner, O)

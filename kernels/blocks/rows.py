@@ -17,7 +17,7 @@ SUM_PROGRAMS = 2048  # a launch that computes sums has about this many programs
 
 
 def split_rows(rows: Tensor, groups: int, *, summed: bool) -> tuple[int, tuple[int, int, int], dict[str, int]]:
-    """Return the number of programs, (rows of a group, splits of a group, blocks of a split), and the launch options.
+    """Return the number of programs, (rows per group, splits per group, blocks per split), and the launch options.
 
     A split has one block if nothing is summed. BLOCK_C is 64, or 32 if the last block then has fewer unused channels.
     """

@@ -1,8 +1,8 @@
 """A 1x1 convolution that applies the temporal shift while it loads its input, without writing a shifted copy.
 
-The pixels of all frames are the rows of a matrix [R, C]. They are divided among programs, and statistics are computed,
-as in conv_bn.py. The backward pass stores the gradient of an element at the place from which the forward pass read the
-element.
+The pixels of all frames are the rows of a matrix [R, C]. The rows are divided among programs, and statistics are
+computed, as in conv_bn.py. The backward pass stores the gradient of an element at the place from which the forward pass
+read the element.
 """
 
 import torch
@@ -210,8 +210,9 @@ def _store_shifted(
     tl.store(target, gradient, inside & (channel >= moved)[None, :])
     if FOLD:
         # The gradient of an element that was read from the next frame is stored in the next frame. The last frame of a
-        # clip has no next frame, so it stores zeros in the clip's first frame, which no frame has read. Elements from
-        # the previous frame are treated in the same way, with first and last exchanged.
+        # clip has no next frame. It stores zeros in the clip's first frame instead, which is not the next frame of any
+        # frame and would otherwise stay unwritten. Elements from the previous frame are treated in the same way, with
+        # first and last exchanged.
         later = (channel < FOLD)[None, :]
         earlier = ((channel >= FOLD) & (channel < 2 * FOLD))[None, :]
         leaves = (later & (frame == num_frames - 1)) | (earlier & (frame == 0))

@@ -65,7 +65,7 @@ def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
     In the merged network, each stream computes the same as it did alone.
 
     Two SlowOnly streams become RGBPoseConv3D. Two temporal-shift X3D streams become the two-stream X3D, which
-    can also initialise EPAM-Net. X3D-M trained on Kinetics can serve as its RGB stream.
+    can also initialise EPAM-Net. The RGB stream of the two-stream X3D can also be X3D-M trained on Kinetics.
 
     Args:
         rgb: Checkpoint of the RGB stream.
@@ -80,19 +80,19 @@ def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
 
 
 def save(out: Path, weights: Weights, to: Target | None) -> None:
-    """Write the tensors in the layout `to`. Without it, the ending of `out` selects native or published."""
+    """Write the tensors in the layout `to`. If `to` is None, the ending of `out` decides."""
     if out.suffix not in SUFFIXES:
         raise WeightsError(f"{out} has an unknown ending: give a name that ends in {', '.join(SUFFIXES)}")
     native = to == "native" if to else out.suffix == ".safetensors"
     state, omitted = (weights.native(), []) if native else weights.published(to)
     if omitted:
-        print(f"not written, because the layout has no names for them: {listed(omitted)}")
+        print(f"left out, because the layout has no name for these tensors: {listed(omitted)}")
     write_file(out, state)
     print(f"{out}: {count(state)} in {'native' if native else to or weights.home()} layout")
 
 
 def describe(weights: Weights) -> str:
-    """Return one line about the layout, the network and the size of a file."""
+    """Return one line with the layout, the network, and the numbers of classes, joints, tensors and parameters."""
     config = config_of(weights.native())
     source = f"{weights.layout.name}'s" if weights.layout else "native"
     fine = next((f"{len(weights.state[name])} classes" for name in HEADS if name in weights.state), "no heads")

@@ -40,7 +40,7 @@ class Comparison:
         return [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
     def insist(self, source: object) -> None:
-        """Raise WeightsError, which names `source`, if there are complaints."""
+        """If there are complaints, raise a WeightsError with them and the name `source`."""
         if complaints := self.complaints():
             raise WeightsError(
                 f"{source} does not fit: {'; '.join(complaints)}; see `python -m models.weights inspect`"
@@ -50,7 +50,7 @@ class Comparison:
 def compare(state: State, shapes: dict[str, torch.Size], unknown: list[str]) -> Comparison:
     """Compare `state` with the shapes of the tensors of a network.
 
-    `unknown` lists names in the file that could not be translated to names of ours.
+    `unknown` lists names in the file that could not be translated to Duet's names.
     """
     result = Comparison(unknown=[*unknown, *(name for name in state if name not in shapes)])
     for name, shape in shapes.items():
@@ -65,7 +65,10 @@ def compare(state: State, shapes: dict[str, torch.Size], unknown: list[str]) -> 
 
 
 def absent_part(name: str, state: State) -> tuple[str, str] | None:
-    """Return the part that `name` belongs to and why it may be absent; None unless all of that part is absent."""
+    """Return the part that the missing tensor `name` belongs to, and the reason why this part may be absent.
+
+    Return None if there is no such part, or if `state` contains other tensors of the part.
+    """
     for pattern, reason in MAY_BE_ABSENT:
         match = re.match(rf"({pattern})(\.|$)", name)
         if match and not any(other == match[1] or other.startswith(match[1] + ".") for other in state):

@@ -57,7 +57,7 @@ def read_file(path: Path, averaged: bool = False) -> State:
     """Read the tensors of a .safetensors file or a torch checkpoint to the CPU, by name. No code in the file runs.
 
     With `averaged`, read the EMA of a snapshot instead of its weights. Raises WeightsError if the file cannot be read,
-    or has no EMA although `averaged` is set.
+    or if `averaged` is set and the file has no EMA.
     """
     if not path.is_file():
         raise WeightsError(f"there is no file {path}: pass a checkpoint (.pth, .pt, .pyth, .safetensors)")
@@ -240,7 +240,7 @@ def _verify(path: Path, file: BinaryIO) -> None:
         raise SnapshotError(f"{path} ({size} bytes) is cut short, or is not a snapshot of this program")
     if not whole:
         raise SnapshotError(f"{path} is damaged: its bytes do not match the digest in it")
-    # A malicious file may have a correct digest, so we also refuse a small file that would unpack to a large one.
+    # A malicious file may have a correct digest, so we also refuse archives that unpack to more bytes than they have.
     if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
         raise SnapshotError(f"{path} is not a snapshot of this program: it unpacks to more than its {size} bytes")
     file.seek(0)

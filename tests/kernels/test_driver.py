@@ -128,7 +128,7 @@ def test_wheels_that_do_not_exist_are_refused(tmp_path, checkout):
     )
     assert not commands
     line, _ = which(checkout, machine_with(tmp_path), "CUDA=cu11")
-    assert line == "error: CUDA=cu11: give one of cu13, cu12, cpu, or leave it out"
+    assert line == "error: CUDA=cu11: give one of cu13, cu12, cpu, or leave CUDA out"
 
 
 @pytest.mark.parametrize(

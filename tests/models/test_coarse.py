@@ -56,8 +56,8 @@ def test_names_are_one_per_class():
     ("values", "sentence"),
     [
         ([0, 1, 1], "has 3 entries for 4 classes"),
-        ([0, 1, 2, 1], "assigns class 2 to 2: use numbers from 0 to 1"),
-        ([0, -1, 1, 1], "assigns class 1 to -1"),
+        ([0, 1, 2, 1], "assigns class 2 to coarse class 2: use numbers from 0 to 1"),
+        ([0, -1, 1, 1], "assigns class 1 to coarse class -1"),
         ([0, 0, 0, 0], "assigns no class to coarse class 1"),
     ],
 )

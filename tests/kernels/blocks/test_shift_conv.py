@@ -226,8 +226,8 @@ MUTANTS = {
         "0, C, FOLD, VECTOR)\n        inside",
     ),
     "weight's gradient of the last step": (
-        'inputs, total, input_precision="ieee")\n        if',
-        'inputs, 0 * total, input_precision="ieee")\n        if',
+        "tl.trans(whole), inputs, total,",
+        "tl.trans(whole), inputs, 0 * total,",
     ),
     "one split's sums alone": ("split.to(tl.int64) * (O * C)", "0 * split.to(tl.int64) * (O * C)"),
     "sums of the second channels where the first's are": (
