@@ -1,4 +1,4 @@
-"""The start of `python -m benchmarks`. Its commands are in cli.py."""
+"""Starts `python -m benchmarks`. The commands of this program are in cli.py."""
 
 from kernels.program import run_program
 

@@ -121,7 +121,8 @@ def kernels(
     if count is None:
         _need(device, "count with --count registers or --count bytes")
         return gpu(device, toy, ("kernels",), records, again=True)
-    # Triton reads TRITON_INTERPRET when a kernel is defined, so it is removed or set before each import.
+    # Triton reads the variable TRITON_INTERPRET when a kernel is defined, so the variable is removed or set before the
+    # imports that define kernels.
     if count == "registers":
         os.environ.pop("TRITON_INTERPRET", None)
         from benchmarks.kernels.aot import write_registers

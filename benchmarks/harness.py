@@ -21,10 +21,10 @@ SHORTEST = 2e-3  # seconds; shorter calls are repeated within a sample, because 
 
 
 class Clock:
-    """Measures how long a part of a benchmark takes, and apart from that how long it compiles.
+    """Measures two times of a part of a benchmark separately: that of compiling, and that of all other work.
 
-    A compile takes minutes if the compiler's cache is empty, and next to nothing afterwards. It must not shorten the
-    measurements, so a part compiles, and makes the first calls of compiled code, inside `compiling`.
+    Compiling takes minutes if the compiler's cache is empty, and next to nothing otherwise. These minutes must not be
+    taken from the measurements, so a part compiles, and makes the first calls of compiled code, inside `compiling`.
     """
 
     def __init__(self) -> None:

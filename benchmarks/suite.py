@@ -110,7 +110,7 @@ def _run_part(context: ForkServerContext, part: Part, target: Target, records: P
                 if status == DONE:
                     print(f"{part.name} was done before and is left out, see {path} (--again measures it again)")
                     return DONE, clock.seconds()
-                with suppress(ConnectionError):  # if the process has just died, the next message is EOFError
+                with suppress(ConnectionError):  # raised if the process has just died, which _receive then reports
                     ours.send("begin")
             record["seconds"], record["compile_s"] = round(clock.seconds(), 1), round(clock.compile_seconds(), 1)
             write_record(path, record)

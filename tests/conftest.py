@@ -26,7 +26,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if INTERPRETED:
         return
-    reason = f"operators of torch {torch.__version__} cannot run Triton's interpreter, those of 2.13 and later can"
+    reason = f"torch {torch.__version__} cannot run kernels in Triton's interpreter, which needs torch 2.13 or newer"
     for item in items:
         if item.path.stem in OPERATORS or "through_kernels" in item.name:
             item.add_marker(pytest.mark.skip(reason))

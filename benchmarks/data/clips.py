@@ -23,7 +23,7 @@ TOY = DemoConfig(num_train=12, num_val=12, size=(128, 96), num_frames=(12, 16))
 
 
 def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experiment:
-    """Return an experiment whose data are the clips of the demo: `full`, or in a toy run a small form of ntu60_x3d.
+    """Return the experiment `full`, or in a toy run a small form of ntu60_x3d, with the clips of the demo as its data.
 
     `open_demo` makes these clips in the scratch folder of the target.
     """
@@ -35,7 +35,7 @@ def experiment_on_demo(target: Target, full: Experiment = NTU60_X3D) -> Experime
         packs=str(target.scratch / "packs"),
         cache=str(target.scratch / "cache"),
         demo=TOY if target.toy else FULL,
-        max_bad=1.0,  # one of the few videos in the demo is corrupt
+        max_bad=1.0,  # the demo has few videos, and one of them is corrupt
     )
     # The network keeps its 60 classes although the demo has fewer. Inductor can then reuse the code that it has
     # compiled for benchmarks/step.

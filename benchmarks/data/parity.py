@@ -33,7 +33,7 @@ def parity(peer: Peer, loader: Loader, order: list[int], scratch: Path) -> dict[
     """Return the differences over the first batch of an epoch. order: [N], the peer's clip number for each of our rows.
 
     `ok` is true if both programs draw the same frames for the same RandomState(seed), and if all differences in pixels
-    and heatmaps are within the limits above.
+    and heatmaps are within the limits at the top of this file.
     """
     plan, batch, file = loader.plan(0, 0), next(loader.epoch(0)), scratch / "clip.npz"
     clips = [_differences(peer, loader, plan, batch, clip, order, file) for clip in range(len(plan.row))]
@@ -114,7 +114,10 @@ def _our_heatmap(theirs: dict, loader: Loader) -> torch.Tensor:
 
 
 def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
-    """Return the largest difference at pixels where both heatmaps are 0 or neither is, and that at all other pixels."""
+    """Return the largest difference between the heatmaps at two kinds of pixels.
+
+    First the pixels where both heatmaps are 0 or neither is, then the pixels where only one of them is 0.
+    """
     only_one = (ours == 0) != (theirs == 0)
     error = (ours - theirs).abs()
     return float(error[~only_one].max()), float(error[only_one].max()) if only_one.any() else 0.0

@@ -80,7 +80,8 @@ class Peer:
 
     def __init__(self, python: Path, log: Path):
         variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        # -P keeps the folder of the script off sys.path, because our modules there would hide others of the same name.
+        # -P keeps the folder of the script off sys.path, because our modules there would hide installed modules of the
+        # same name.
         command, self.log = [str(python), "-P", str(SCRIPT)], log
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
@@ -100,12 +101,12 @@ class Peer:
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # the process has ended, which is reported below
+            pass  # raised if the process has ended, which the lines below report
         answer = self.process.stdout.readline()
         if not answer:
             self.process.wait()
             reason = (self.log.read_text().strip().splitlines() or ["no reason given"])[-1]
-            raise PeerError(f"{NAME} ended during {do} ({reason}); remove {CACHE / NAME} to install it again")
+            raise PeerError(f"{NAME} ended during the request {do!r} ({reason}); remove {CACHE / NAME} to reinstall it")
         return json.loads(answer)
 
     def __enter__(self) -> "Peer":

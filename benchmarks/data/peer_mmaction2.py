@@ -44,7 +44,7 @@ def pipeline(frames: dict[str, int], sigma: float, side: int) -> list[dict[str, 
 
 
 class Peer:
-    """Answers each request with the method of that name. The first one must be `open`."""
+    """Answers each request by calling the method that the request names. The first request must be `open`."""
 
     def open(self, annotations: str, videos: str, split: str, frames: dict[str, int], sigma: float, side: int) -> dict:
         """Read the annotations and build the transforms. Returns the names of the clips."""

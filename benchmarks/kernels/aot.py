@@ -41,7 +41,9 @@ class Launch:
 
 
 def write_registers(folder: Path, every: int = 1) -> bool:
-    """Compile every call, print and record each kernel's largest use of each resource, and return whether none spills.
+    """Compile every call, and print and record each kernel's largest use of each resource.
+
+    Returns True if no launch spills registers.
 
     The record has an entry for each version of Triton. If `every` is n > 1, only every n-th call is compiled, plus
     the calls that the committed record names as `heaviest`.

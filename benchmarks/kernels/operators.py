@@ -24,11 +24,12 @@ from trainer.config import Experiment
 BYTES = 2  # bfloat16
 CLIPS = 2
 PRODUCTS = {"convolution", "convolution_backward", "mm", "addmm", "bmm"}
-NORM_PASSES = {"native_batch_norm": 3, "native_batch_norm_backward": 5}  # reads and writes of an activation
+# How often each operator reads or writes an activation.
+NORM_PASSES = {"native_batch_norm": 3, "native_batch_norm_backward": 5}
 
 
 class Operators(TorchDispatchMode):
-    """Counts the numbers that operators in this mode read and write (`compiled` and `ideal`), and their launches."""
+    """Counts how many numbers the operators in this mode read and write (`compiled`, `ideal`), and their launches."""
 
     def __init__(self) -> None:
         super().__init__()

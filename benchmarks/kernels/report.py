@@ -1,8 +1,8 @@
 """Compares our kernels with the code of torch.compile on parts of the networks: first the results, then the times.
 
 It measures the heaviest blocks and norms of the guide's networks (docs/sources.md), forward and backward. Operations
-that no kernel replaces are compiled in both cases. The last result recommends parts for each experiment: those that are
-faster at every shape measured.
+that no kernel replaces are compiled in both cases. The last result recommends, for each experiment, the parts that are
+faster with our kernels at every shape measured.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ KERNELS: dict[str, Callable] = {
 def measure(target: Target) -> Iterator[Result]:
     if target.device.type == "cpu" and not interprets():
         raise Skipped(
-            f"operators of torch {torch.__version__} cannot run Triton's interpreter, those of 2.13 and later can"
+            f"torch {torch.__version__} cannot run kernels in Triton's interpreter, which needs torch 2.13 or newer"
         )
     steps = heaviest((TOY,) if target.toy else (NTU60_X3D, MA52_RUN))
     wrong = []
@@ -73,7 +73,7 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def interprets() -> bool:
-    """Return whether operators of this torch can run Triton's interpreter: those of 2.13 can, those of 2.11 cannot."""
+    """Return whether torch's operators can run kernels in Triton's interpreter, as in torch 2.13 but not in 2.11."""
     try:
         wrap_triton(_statistics)
     except RuntimeError:
@@ -130,7 +130,7 @@ def outcome(step: Step, target: Target, *, fused: bool, halved: bool) -> list[Te
 
 
 def direction(y: Tensor) -> Tensor:
-    """Return a random gradient for y. Unlike with `randn_like`, it does not depend on y's type or memory layout."""
+    """Return a random gradient for y. Its values, unlike those of `randn_like`, do not depend on y's memory layout."""
     numbers = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     return torch.empty_like(y).copy_(numbers.bfloat16())
 

@@ -52,11 +52,11 @@ Value = TypeVar("Value")
 
 
 def measure(target: Target) -> Iterator[Result]:
-    """Measure the variants of the ntu60_x3d step, first one after another and then in alternation."""
+    """Measure the variants of the ntu60_x3d step, first one after another and then alternately."""
     experiment = TOY if target.toy else NTU60_X3D
     batch, steps, failed = random_batch(experiment, target.device), {}, []
     assert isinstance(experiment.model, X3DPairConfig)
-    config = replace(experiment.model, pcan=None)  # like the plain 5-D form, without PCAN's head
+    config = replace(experiment.model, pcan=None)  # the plain 5-D form has no PCAN head either
     for name, build in variants(config, target).items():
         timed, values = attempt(lambda build=build: time_step(build(), experiment, batch, target))
         if timed is not None:
@@ -200,7 +200,7 @@ def measure_on_one_core(target: Target) -> Iterator[Result]:
 def _three_forms(experiment: Experiment, target: Target) -> dict:
     """Measure the three forms of one network, after checking that their losses agree."""
     assert isinstance(experiment.model, X3DPairConfig | RGBPoseConfig)
-    config = replace(experiment.model, pcan=None, dropout=0.0)  # like the plain 5-D form, without PCAN's head
+    config = replace(experiment.model, pcan=None, dropout=0.0)  # the plain 5-D form has no PCAN head either
     batch = random_batch(replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS_ON_CPU)), target.device)
     torch.manual_seed(0)
     folded = build_model(config)

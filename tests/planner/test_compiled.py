@@ -27,7 +27,7 @@ from tests.planner.compiled import counted
 def test_gradients_are_those_of_torch(parts):
     """Eager ones with PCAN's heads, some outputs unused; also of operators whose backward functions are Python's."""
     if parts and not interprets():
-        pytest.skip("operators of torch 2.11 cannot run Triton's interpreter")
+        pytest.skip("torch 2.11 cannot run kernels in Triton's interpreter")
     batch, found = random_batch(TOY, torch.device("cpu")), []
     for grad in (torch.autograd.grad, engine.grad):
         torch.manual_seed(0)

@@ -42,7 +42,7 @@ class Call(Protocol):
 
     @property
     def beside(self) -> int:
-        """How many numbers compiled code reads and writes, at least, for operations that the kernel leaves to it."""
+        """How many numbers compiled code must at least read and write for the operations around this kernel."""
         ...
 
     def toy(self) -> "Call":
@@ -62,7 +62,10 @@ CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall, NormActCall, MomentsCall, Co
 
 
 def calls_of(experiment: Experiment, train: bool, parts: tuple[FusedPart, ...] = PARTS) -> Counter[Call]:
-    """Count how often a training step (or a validation batch) makes each call if `parts` run through kernels."""
+    """Count how often each call is made in a training step, or without `train` in a validation batch.
+
+    `parts` are the parts of the network that run through kernels.
+    """
     clip, model = experiment.clip, experiment.model
     lengths = dict(zip(("rgb_size", "heatmap_size"), clip.sizes(train), strict=True))
     few = replace(experiment, clip=replace(clip, **lengths), optim=replace(experiment.optim, batch_size=CLIPS))

@@ -28,8 +28,8 @@ class ConvBnCall:
     outputs: int
     norms: int  # rows in scale and shift of the previous norm: 1, or one for each clip, or 0 if there is no norm
     activation: str
-    behind: str  # what follows the convolution: "norm", "relu" (norm and relu) or "shortcut" (norm, shortcut, relu)
-    left: bool  # whether these following operations are left to the compiler and not computed by residual_conv
+    behind: str  # operations after the convolution: "norm", "relu" (norm and relu) or "shortcut" (norm, shortcut, relu)
+    left: bool  # whether the operations in `behind` are left to the compiler, because no residual_conv computes them
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:

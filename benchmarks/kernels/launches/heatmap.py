@@ -43,7 +43,7 @@ class HeatmapCall:
         return replace(self, clips=1, frames=1)
 
     def plain(self) -> None:
-        """Do nothing, because the loader makes this call, and no operator of a network replaces it."""
+        """Do nothing, because heatmaps are drawn by the loader, not by operators of a network."""
 
     def run(self, dtype: torch.dtype = torch.bfloat16) -> None:
         joints = torch.rand(self.clips, self.frames, self.people, self.skeleton.num_joints, 3) * self.side

@@ -1,4 +1,4 @@
-"""Calls of moments in training: the statistics of 3x3 convolutions, for the conv_bn that follows."""
+"""Calls of moments in training: the statistics of the outputs of 3x3 convolutions, for the conv_bn that follows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class MomentsCall:
         return replace(self, clips=1, frames=1, height=5, width=7)
 
     def plain(self) -> None:
-        """Do nothing, because ConvBnCall.plain of the next convolution computes this norm."""
+        """Do nothing, because ConvBnCall.plain of the next convolution computes the norm that uses these statistics."""
 
     def run(self) -> None:
         """Run the forward pass only. The backward pass launches no kernel; it would run slow plain torch."""

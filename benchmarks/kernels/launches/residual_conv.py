@@ -39,7 +39,10 @@ class ResidualConvCall:
         return replace(self, clips=1, frames=min(self.frames, 3), height=3, width=7)
 
     def plain(self) -> None:
-        """Run the convolution and the next norm. ConvBnCall.plain runs the end of the block before it."""
+        """Run the first convolution of the next bottleneck, and the norm after this convolution.
+
+        ConvBnCall.plain runs the end of the previous bottleneck.
+        """
         x, weight, *_ = self._tensors("meta")
         leaves = weight, x = weight.bfloat16().requires_grad_(), x.requires_grad_()
         clips = x.permute(0, 2, 3, 1).unflatten(0, (self.clips, -1)).flatten(2, 3).permute(0, 3, 1, 2)

@@ -32,9 +32,10 @@ CONTRACTS: dict[str, tuple[ModuleType, str]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """The calls of a network that was run on CLIPS clips of the experiment, with the sizes of training or validation.
+    """The calls that the network of an experiment makes on a batch of CLIPS clips.
 
     `calls` lists, for each kernel, the arguments of its calls in order. `clips` is the batch size of the experiment.
+    With `train`, image sizes and batch size are those of training, otherwise those of validation.
     """
 
     experiment: Experiment
