@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
 
+from pipelines.backends import Backends
+
 # The input of one step: N*T JPEG packets, the starts of the regions to crop from them, and the ends of these regions.
 # Starts and ends are [N*T, 2] float32 (y, x), in pixels of the decoded images.
 Step = tuple[list[np.ndarray], np.ndarray, np.ndarray]
@@ -31,6 +33,8 @@ class FrameDecoder:
 
     `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
     calls `source` in the same thread, but for a step up to `prefetch` later than the one that `next` returns.
+
+    If the JPEG engine fails, the CPU decodes that step and all later ones (`Backends.decode_on_cpu`).
     """
 
     def __init__(
@@ -39,28 +43,65 @@ class FrameDecoder:
         num_images: int,
         size: int,
         device: torch.device,
+        backends: Backends,
         *,
         threads: int,
         prefetch: int,
         hw_decoder_load: float = 0.75,
     ):
-        on_gpu = device.type == "cuda"
+        self.source, self.device, self.backends = source, device, backends
+        self.size, self.hw_decoder_load = size, hw_decoder_load
+        self.options = {"batch_size": num_images, "num_threads": threads, "prefetch_queue_depth": prefetch}
+        self.decoder = ""  # the decoder of `pipeline`, once there is one
+        self.step = 0  # the next step to deliver
+        self.inputs: dict[int, Step] = {}  # of steps that DALI has asked for, and that are not delivered yet
+
+    def next(self) -> torch.Tensor:
+        """Return the frames of the next step, uint8 [N*T, size, size, 3]. The tensor may share DALI's memory."""
+        try:
+            frames = self._run()
+        except RuntimeError as error:  # exceptions of `source` have other types
+            if self.backends.decoder == "cpu":
+                raise
+            self.backends.decode_on_cpu(_reason(error))
+            frames = self._run()
+        del self.inputs[self.step]
+        self.step += 1
+        return frames
+
+    def _run(self) -> torch.Tensor:
+        if self.decoder != self.backends.decoder:
+            self._start()
+        (frames,) = self.pipeline.run()
+        tensor = torch.from_dlpack(frames.as_tensor())
+        if tensor.device.type == self.device.type:
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _start(self) -> None:
+        """Build a pipeline that begins at the present step."""
+        first, self.decoder = self.step, self.backends.decoder
         self.pipeline = _graph(
-            lambda info: source(info.iteration),
-            size,
-            "mixed" if on_gpu else "cpu",
-            hw_decoder_load,
-            batch_size=num_images,
-            num_threads=threads,
-            device_id=(device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=prefetch,
+            lambda info: self._input(first + info.iteration),
+            self.size,
+            self.decoder,
+            self.hw_decoder_load,
+            device_id=(self.device.index or 0) if self.decoder == "mixed" else None,
+            **self.options,
         )
         self.pipeline.build()
 
-    def next(self) -> torch.Tensor:
-        """Return the frames of the next step, uint8 [N*T, size, size, 3]. The tensor shares DALI's memory."""
-        (frames,) = self.pipeline.run()
-        return torch.from_dlpack(frames.as_tensor())
+    def _input(self, step: int) -> Step:
+        """The input of a step. A pipeline that takes over asks once more for what the one before it had asked for."""
+        if step not in self.inputs:
+            self.inputs[step] = self.source(step)
+        return self.inputs[step]
+
+
+def _reason(error: RuntimeError) -> str:
+    """The line of DALI's message that says what happened; lines before it say where."""
+    lines = [line.strip() for line in str(error).partition("encountered:")[2].splitlines() or str(error).splitlines()]
+    return next(filter(None, lines), type(error).__name__)[:200]
 
 
 @pipeline_def(exec_dynamic=True)  # unlike DALI's older executor, the dynamic one can continue after a failed batch

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from pipelines.backends import Backends
 from pipelines.plan import ClipPlan
 
 
@@ -16,7 +17,7 @@ class Decoding:
     """How to decode batches: clips per batch, frames per clip, the side of a frame in pixels, and options for DALI.
 
     threads: CPU threads of DALI. prefetch: batches that are decoded in advance. readers: threads that read files; they
-    end when the epoch ends. say: shows a message to the user.
+    end when the epoch ends. backends: what decodes. say: shows a message to the user.
     """
 
     num_clips: int
@@ -26,6 +27,7 @@ class Decoding:
     threads: int
     prefetch: int
     readers: Executor
+    backends: Backends
     say: Callable[[str], None] = print
 
 

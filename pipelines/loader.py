@@ -12,9 +12,10 @@ import numpy as np
 import nvtx
 import torch
 
-from kernels.heatmap import render_heatmaps
+from kernels.heatmap import KernelError, render_heatmaps
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
+from pipelines.backends import Backends
 from pipelines.batch import Batch
 from pipelines.config import ClipConfig
 from pipelines.frame_source import Decoding, FrameSource
@@ -52,6 +53,7 @@ class Loader:
     prefetch: int = 2
     threads: int = field(default_factory=lambda: max(1, min(8, len(os.sched_getaffinity(0)) - 1)))
     say: Callable[[str], None] = print
+    backends: Backends = None  # pyright: ignore[reportAssignmentType]  # by default the fastest for the device
     _epoch_rows: tuple[int, np.ndarray] | None = field(default=None, init=False)  # (epoch, its rows in order)
 
     def __post_init__(self) -> None:
@@ -60,6 +62,7 @@ class Loader:
                 f"the global batch of {self.batch_size} clips cannot be divided evenly among {self.world_size} ranks; "
                 f"set optim.batch_size to a multiple of {self.world_size}"
             )
+        self.backends = self.backends or Backends.fastest(self.device, self.say)
         self.coarse = torch.tensor(self.coarse_map, device=self.device)
         self.partner = torch.from_numpy(self.config.skeleton.partner()).to(self.device)
 
@@ -94,6 +97,7 @@ class Loader:
             threads=self.threads,
             prefetch=self.prefetch,
             readers=readers,
+            backends=self.backends,
             say=self.say,
         )
 
@@ -122,21 +126,12 @@ class Loader:
 
     def batch(self, plan: ClipPlan, joints: np.ndarray, step: int, rgb: torch.Tensor) -> Batch:
         """Build batch number `step`. joints: those of the plan (`sampled_joints`); rgb: [N*T, size, size, 3] uint8."""
-        size = self.config.sizes(self.train)[1]
-        scale = size / (plan.box[:, 2:] - plan.box[:, :2])
-        shift = -plan.box[:, :2] * scale
-        placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)  # ax, bx, ay, by
         with nvtx.annotate("heatmap"):
-            heatmap = render_heatmaps(
-                self._to_device(joints),
-                (size, size),
-                self.config.sigma,
-                placement=self._to_device(placement),
-                flip=self._to_device(plan.flip),
-                partner=self.partner,
-                limbs=self.config.skeleton.limbs if self.config.limbs else (),
-                dtype=self.dtype,
-            )
+            try:
+                heatmap = self.heatmaps(plan, joints, by_kernel=self.backends.renderer == "kernel")
+            except KernelError as error:
+                self.backends.draw_by_reference(str(error))
+                heatmap = self.heatmaps(plan, joints, by_kernel=False)
         label = self._to_device(self.table.label[plan.row].astype(np.int64))
         return Batch(
             rgb=rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:]),
@@ -145,6 +140,24 @@ class Loader:
             coarse_label=self.coarse[label],
             index=self._to_device(plan.row.astype(np.int64)),
             valid=self._to_device(self._positions(step) < len(self.rows) if not self.train else plan.row >= 0),
+        )
+
+    def heatmaps(self, plan: ClipPlan, joints: np.ndarray, *, by_kernel: bool) -> torch.Tensor:
+        """Draw the joints of a plan, by the Triton kernel or by plain torch: [N, T', C, H', W']. Raises KernelError."""
+        size = self.config.sizes(self.train)[1]
+        scale = size / (plan.box[:, 2:] - plan.box[:, :2])
+        shift = -plan.box[:, :2] * scale
+        placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)  # ax, bx, ay, by
+        return render_heatmaps(
+            self._to_device(joints),
+            (size, size),
+            self.config.sigma,
+            placement=self._to_device(placement),
+            flip=self._to_device(plan.flip),
+            partner=self.partner,
+            limbs=self.config.skeleton.limbs if self.config.limbs else (),
+            dtype=self.dtype,
+            by_kernel=by_kernel,
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:

@@ -5,7 +5,7 @@ Clip packs or demo videos that are missing are made first.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,10 +110,11 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
 
 
 def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Loader, Loader]:
-    """The loaders of this rank for training and for validation."""
+    """The loaders of this rank for training and for validation. They share their backends."""
     with ranks.in_turn():
         train, val = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
-    return build_loader(experiment, train, True, ranks, say), build_loader(experiment, val, False, ranks, say)
+    loader = build_loader(experiment, train, True, ranks, say)
+    return loader, replace(build_loader(experiment, val, False, ranks, say), backends=loader.backends)
 
 
 def build_loader(

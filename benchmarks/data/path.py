@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.harness import Target, spread
 from kernels.heatmap import render_heatmaps
+from pipelines.backends import Backends
 from pipelines.config import ClipConfig
 from pipelines.dali import FrameDecoder
 from pipelines.loader import Loader
@@ -81,7 +82,9 @@ def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str,
     packets = frames.step(plan, [frames.read(plan, clip) for clip in clips])
 
     def decoder(side: int) -> Callable[[], object]:
-        decoding = FrameDecoder(lambda _: packets, len(rgb), side, CPU, threads=1, prefetch=1)
+        decoding = FrameDecoder(
+            lambda _: packets, len(rgb), side, CPU, Backends.fastest(CPU, print), threads=1, prefetch=1
+        )
         return decoding.next
 
     def read() -> None:

@@ -1,11 +1,16 @@
-"""Draws joints as heatmaps: with a Triton kernel if they are on a GPU, with plain torch if they are on the CPU."""
+"""Heatmap volumes from joints: the Triton kernel on a GPU, and plain torch on a CPU and where the kernel fails."""
 
 import torch
 from torch import Tensor
 
+from kernels.compiler import why_no_compiler
 from kernels.heatmap import reference
 
-__all__ = ["render_heatmaps"]
+__all__ = ["KernelError", "render_heatmaps"]
+
+
+class KernelError(RuntimeError):
+    """The Triton kernel cannot be built or launched. The message is the reason, in one line."""
 
 
 def render_heatmaps(
@@ -19,20 +24,37 @@ def render_heatmaps(
     limbs: tuple[tuple[int, int], ...] = (),
     joint_channels: bool = True,
     dtype: torch.dtype = torch.float32,
+    by_kernel: bool | None = None,
 ) -> Tensor:
-    """Draw joints and limbs as Gaussians. `reference.render_heatmaps` describes the arguments and the result."""
-    if joints.is_cuda:
-        from kernels.heatmap import fused as implementation
-    else:
-        implementation = reference
-    return implementation.render_heatmaps(
-        joints,
-        size,
-        sigma,
-        placement=placement,
-        flip=flip,
-        partner=partner,
-        limbs=limbs,
-        joint_channels=joint_channels,
-        dtype=dtype,
-    )
+    """Draw joints and limbs as Gaussians. `reference.render_heatmaps` describes the result and the other arguments.
+
+    by_kernel: whether the Triton kernel draws. By default it draws for tensors on a GPU. Raises KernelError.
+    """
+    options = {
+        "placement": placement,
+        "flip": flip,
+        "partner": partner,
+        "limbs": limbs,
+        "joint_channels": joint_channels,
+        "dtype": dtype,
+    }
+    if not (joints.is_cuda if by_kernel is None else by_kernel):
+        return reference.render_heatmaps(joints, size, sigma, **options)
+    try:
+        from kernels.heatmap import fused
+
+        return fused.render_heatmaps(joints, size, sigma, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the many kinds that Triton, the C compiler, ptxas and the driver raise
+        raise KernelError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why the kernel failed: what the C compiler lacks, or the first line of the exception."""
+    no_compiler = why_no_compiler("C")
+    if no_compiler is not None:
+        problem, way_out = no_compiler
+        return f"{problem}; {way_out}"
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}"[:200]

@@ -55,6 +55,7 @@ class PackFrames:
             decoding.num_clips * decoding.num_frames,
             decoding.size,
             decoding.device,
+            decoding.backends,
             threads=decoding.threads,
             prefetch=decoding.prefetch,
         )

@@ -107,7 +107,7 @@ class WindowDecoder:
         self.num_read = 0
         self.decoded_frames = decode(frames.video, self.total + SLACK)
         # With prefetch=1, DALI does not ask for later windows in advance, so fewer frames are in memory.
-        shape = (decoding.num_frames, decoding.size, decoding.device)
+        shape = (decoding.num_frames, decoding.size, decoding.device, decoding.backends)
         self.decoder = FrameDecoder(self._read, *shape, threads=decoding.threads, prefetch=1)
 
     def next(self) -> torch.Tensor:

@@ -1,0 +1,48 @@
+"""Tries the fast ways of a GPU on a batch and compares them with the slower ones, without a trace in the loader."""
+
+from dataclasses import replace
+
+import torch
+
+from kernels.heatmap import KernelError
+from pipelines.backends import Backends
+from pipelines.loader import Loader
+from pipelines.plan import sampled_joints
+
+# Of the largest value. At the edge of a joint's window, which rounding may move by a pixel, a Gaussian has 0.011 of its
+# peak.
+HEATMAP_DIFFERENCE = 0.02
+# Root mean square, in levels of 255. Two ways of upsampling chroma or of the inverse cosine transform differ by 1.3 at
+# most, a wrong range of the colours by 3.3 or more (measured on frames of NTU and of the demo).
+FRAME_DIFFERENCE = 2.5
+
+
+def why_not_kernel(loader: Loader) -> str | None:
+    """Draw heatmaps by the kernel and by plain torch. Returns how the kernel fails, or None."""
+    plan = loader.plan(0, 0)
+    joints = sampled_joints(loader.table, plan)
+    try:
+        drawn = loader.heatmaps(plan, joints, by_kernel=True).float()
+    except KernelError as error:
+        return str(error)
+    expected = loader.heatmaps(plan, joints, by_kernel=False).float()
+    difference = (drawn - expected).abs().max()
+    if difference <= HEATMAP_DIFFERENCE * expected.max():
+        return None
+    return f"its values differ from those of plain torch by up to {difference.item():.2g}"
+
+
+def why_not_mixed(loader: Loader) -> str | None:
+    """Decode a batch on the GPU and on the CPU. Returns how decoding on the GPU fails, or None."""
+    on_gpu = Backends("mixed", "reference", say=lambda _: None)
+    frames = _frames(loader, on_gpu)
+    if on_gpu.decoder_reason:
+        return on_gpu.decoder_reason
+    difference = (frames - _frames(loader, Backends("cpu", "reference", on_gpu.say))).square().mean().sqrt()
+    if difference <= FRAME_DIFFERENCE:
+        return None
+    return f"its pixels differ from the CPU's by {difference.item():.1f} levels on average"
+
+
+def _frames(loader: Loader, backends: Backends) -> torch.Tensor:
+    return next(replace(loader, backends=backends, prefetch=1).epoch(0)).rgb.float()

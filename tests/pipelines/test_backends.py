@@ -1,0 +1,190 @@
+"""A JPEG engine or a heatmap kernel that fails, at first or later: one line, and the same batches as without it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from triton.runtime.errors import OutOfResources
+
+from kernels.heatmap import fused
+from pipelines import dali
+from pipelines.backends import Backends
+from pipelines.packs.source import PackFrames
+from pipelines.trial import why_not_kernel, why_not_mixed
+from tests.kernels.variants import broken
+from tests.pipelines.test_loader import CONFIG, loader, same, tensors
+
+CRASH = """Critical error in pipeline:
+Error in MIXED operator `nvidia.dali.fn.decoders.image`,
+which was used in the pipeline definition with the following traceback:
+
+encountered:
+
+nvImageCodec failure: '#5'
+Current pipeline object is no longer valid."""
+NO_ENGINE = "the GPU cannot decode JPEG frames ({}), so the CPU decodes them, which is slower"
+NO_KERNEL = "the heatmap kernel cannot be used ({}), so plain torch draws the heatmaps, which is slower"
+
+if torch.cuda.is_available():
+    pytest.skip("injects faults into a machine without a GPU", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, scene_class):
+    work = scene_class(tmp_path_factory.mktemp("backends"), [8, 9, 10, 11, 12, 20, 5])
+    return work.table(), work.prepare(workers=2)[0]
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Stands in for the JPEG engine: decodes as the CPU does, but for what `fault(frames, step)` makes of it."""
+    graph = dali._graph
+
+    def install(fault):
+        def stand_in(source, size, decoder, load, *, device_id, **options):
+            pipeline = graph(source, size, "cpu", load, device_id=None, **options)
+            if decoder == "mixed":
+                run, steps = pipeline.run, iter(range(100))
+                pipeline.run = lambda: fault(run(), next(steps))
+            return pipeline
+
+        monkeypatch.setattr(dali, "_graph", stand_in)
+
+    return install
+
+
+def crash_at(step):
+    def fault(frames, number):
+        if number == step:
+            raise RuntimeError(CRASH)
+        return frames
+
+    return fault
+
+
+def darker(frames, _):
+    """Frames whose colours were taken for those of another range."""
+    (frames,) = frames
+    dark = torch.from_dlpack(frames.as_tensor()).float().mul(219 / 255).add(16).round().to(torch.uint8)
+
+    class Frames:
+        def as_tensor(self):
+            return dark.numpy()
+
+    return (Frames(),)
+
+
+def test_a_jpeg_engine_that_does_not_start(shared):
+    """There is none here, so DALI refuses; the second loader finds that out from the first."""
+    said = []
+    backends = Backends("mixed", "reference", said.append)
+    for train in (True, False):
+        work = loader(*shared, train=train, batch_size=2, backends=backends)
+        assert same(list(work.epoch(1)), list(loader(*shared, train=train, batch_size=2).epoch(1)))
+    assert len(said) == 1
+    assert said[0].startswith("the GPU cannot decode JPEG frames (Assert on ")
+    assert said[0].endswith("so the CPU decodes them, which is slower")
+
+
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_a_jpeg_engine_that_fails_later(shared, engine, monkeypatch, step):
+    """The CPU goes on with the very step, and nothing is read twice."""
+    expected = list(loader(*shared, batch_size=2).epoch(0))
+    engine(crash_at(step))
+    read, said, rows = PackFrames.read, [], []
+    monkeypatch.setattr(PackFrames, "read", lambda self, plan, clip: rows.append(clip) or read(self, plan, clip))
+    work = loader(*shared, batch_size=2, backends=Backends("mixed", "reference", said.append))
+    assert same(list(work.epoch(0)), expected)
+    assert said == [NO_ENGINE.format("nvImageCodec failure: '#5'")]
+    assert len(rows) == 2 * len(expected)
+    assert same(list(work.epoch(0)), expected)
+    assert len(said) == 1
+
+
+def test_an_epoch_follows_a_switch_at_once(shared, engine):
+    """As first look makes it when a batch has been decoded already."""
+    expected = list(loader(*shared, batch_size=2).epoch(0))
+    engine(crash_at(2))
+    said = []
+    work = loader(*shared, batch_size=2, backends=Backends("mixed", "reference", said.append))
+    batches = work.epoch(0)
+    first = [next(batches)]
+    work.backends.decode_on_cpu("told so")
+    assert same(first + list(batches), expected)
+    assert said == [NO_ENGINE.format("told so")]
+
+
+def test_what_a_cpu_cannot_decode_either_is_an_error(shared, monkeypatch):
+    table, pack = shared
+    monkeypatch.setattr(type(pack), "read_frames", lambda self, row, frames: ([b"no JPEG" for _ in frames], []))
+    work = loader(table, pack, batch_size=2, backends=Backends("mixed", "reference", lambda _: None))
+    with pytest.raises(RuntimeError, match="nvImageCodec failure"):
+        next(work.epoch(0))
+
+
+def small(shared, **changes):
+    """A loader with so few pixels to draw that the interpreter is quick."""
+    config = replace(CONFIG, flip=1.0, pose_frames=3, heatmap_size=8, heatmap_size_val=9)
+    return loader(*shared, config=config, batch_size=2, rows=np.arange(2), **changes)
+
+
+class Draw:
+    """The kernel, which works by Triton's interpreter, until it is launched for heatmaps of `side` pixels."""
+
+    def __init__(self, side, error):
+        self.kernel, self.side, self.error = fused._draw, side, error
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            if options["H"] == self.side:
+                raise self.error
+            return self.kernel[grid](*arguments, **options)
+
+        return launch
+
+
+@pytest.mark.parametrize("side", [8, 9])
+def test_a_heatmap_kernel_that_fails_at_first_or_at_another_size(shared, monkeypatch, side):
+    monkeypatch.setattr(fused, "_draw", Draw(side, OutOfResources(120_000, 101_376, "shared memory")))
+    said = []
+    backends = Backends("cpu", "kernel", said.append)
+    for train in (True, False, True):
+        work, plain = (small(shared, train=train, **more) for more in ({"backends": backends}, {}))
+        for one, other in zip(work.epoch(0), plain.epoch(0), strict=True):
+            for ours, theirs in zip(tensors(one), tensors(other), strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    (line,) = said
+    assert line.startswith("the heatmap kernel cannot be used (OutOfResources: out of resource: shared memory")
+
+
+def test_too_little_memory_is_no_fault_of_the_kernel(shared, monkeypatch):
+    monkeypatch.setattr(fused, "_draw", Draw(8, torch.OutOfMemoryError("CUDA out of memory")))
+    work = small(shared, backends=Backends("cpu", "kernel", print))
+    with pytest.raises(torch.OutOfMemoryError):
+        next(work.epoch(0))
+
+
+def test_trial_of_the_kernel(shared, monkeypatch, tmp_path):
+    work = small(shared, backends=Backends("cpu", "kernel", pytest.fail))
+    assert why_not_kernel(work) is None
+    mutant = broken(fused, "W - x", "W - 1 - x", tmp_path)
+    monkeypatch.setattr(fused, "_draw", mutant._draw)
+    assert why_not_kernel(work).startswith("its values differ from those of plain torch by up to 0.")
+    monkeypatch.setattr(fused, "_draw", Draw(8, RuntimeError("Triton Error [CUDA]: no kernel image\nmore")))
+    assert why_not_kernel(work) == "RuntimeError: Triton Error [CUDA]: no kernel image"
+    assert work.backends.renderer == "kernel"
+
+
+def test_trial_of_the_jpeg_engine(shared, engine):
+    expected = list(loader(*shared).epoch(0))
+    work = loader(*shared, backends=Backends("mixed", "reference", pytest.fail))
+    assert why_not_mixed(work).startswith("Assert on ")
+    engine(crash_at(0))
+    assert why_not_mixed(work) == "nvImageCodec failure: '#5'"
+    engine(darker)
+    assert why_not_mixed(work).startswith("its pixels differ from the CPU's by ")
+    engine(crash_at(-1))
+    assert why_not_mixed(work) is None
+    assert work.backends.decoder == "mixed"
+    assert same(list(work.epoch(0)), expected)
