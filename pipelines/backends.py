@@ -15,6 +15,7 @@ class Backends:
         the frames to the device. Frames of data.source=video are always decoded by the device.
     renderer: `kernel` draws heatmaps with Triton, and `reference` with plain torch.
     decoder_reason, renderer_reason: why the slower way was chosen, or empty.
+    hw_decoder_load: share of the frames that `mixed` gives to the JPEG engine. CUDA kernels decode the others.
     """
 
     decoder: Literal["mixed", "cpu"]
@@ -22,6 +23,7 @@ class Backends:
     say: Callable[[str], None]
     decoder_reason: str = ""
     renderer_reason: str = ""
+    hw_decoder_load: float = 0.75
 
     @classmethod
     def fastest(cls, device: torch.device, say: Callable[[str], None]) -> "Backends":

@@ -47,10 +47,9 @@ class FrameDecoder:
         *,
         threads: int,
         prefetch: int,
-        hw_decoder_load: float = 0.75,
     ):
         self.source, self.device, self.backends = source, device, backends
-        self.size, self.hw_decoder_load = size, hw_decoder_load
+        self.size = size
         self.options = {"batch_size": num_images, "num_threads": threads, "prefetch_queue_depth": prefetch}
         self.decoder = ""  # the decoder of `pipeline`, once there is one
         self.step = 0  # the next step to deliver
@@ -85,7 +84,7 @@ class FrameDecoder:
             lambda info: self._input(first + info.iteration),
             self.size,
             self.decoder,
-            self.hw_decoder_load,
+            self.backends.hw_decoder_load,
             device_id=(self.device.index or 0) if self.decoder == "mixed" else None,
             **self.options,
         )

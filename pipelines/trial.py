@@ -1,5 +1,7 @@
 """Tries the fast ways of a GPU on a batch and compares them with the slower ones, without a trace in the loader."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -8,6 +10,7 @@ from kernels.heatmap import KernelError
 from pipelines.backends import Backends
 from pipelines.loader import Loader
 from pipelines.plan import sampled_joints
+from pipelines.read_ahead import reader_threads
 
 # Of the largest value. At the edge of a joint's window, which rounding may move by a pixel, a Gaussian has 0.011 of its
 # peak.
@@ -42,6 +45,32 @@ def why_not_mixed(loader: Loader) -> str | None:
     if difference <= FRAME_DIFFERENCE:
         return None
     return f"its pixels differ from the CPU's by {difference.item():.1f} levels on average"
+
+
+LOADS = (0.75, 0.65, 0.9)  # shares of the frames for the JPEG engine that are tried, the default first
+BATCHES = 4  # batches that are decoded for each measurement
+
+
+@contextmanager
+def decoding_alone(loader: Loader) -> Iterator[Callable[[float], None]]:
+    """Within this context, the function that it returns decodes BATCHES batches with a JPEG engine's load of LOADS."""
+    with reader_threads() as readers:
+        decoding = loader.decoding(readers)
+        decoders = {
+            load: loader.frames.decode(
+                lambda step: loader.plan(0, step % loader.num_batches),
+                replace(decoding, backends=replace(loader.backends, hw_decoder_load=load)),
+            )
+            for load in LOADS
+        }
+
+        def decode(load: float) -> None:
+            for _ in range(BATCHES):
+                decoders[load].next()
+            if loader.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        yield decode
 
 
 def _frames(loader: Loader, backends: Backends) -> torch.Tensor:

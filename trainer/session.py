@@ -19,7 +19,7 @@ from trainer.resume import check_same, take_up
 from trainer.run import Run, build_run
 from trainer.runtime.allocator import keep_freed_memory
 from trainer.runtime.cuda_graph import Replay, rate_on_device
-from trainer.runtime.first_look import FirstLook
+from trainer.runtime.first_look import FirstLook, look_at_data
 from trainer.runtime.forward import Way
 from trainer.runtime.profiler import Profile
 from trainer.runtime.ranks import Ranks, join
@@ -72,6 +72,7 @@ def train_here(
                     start_afresh(run, init)
                 set_up_steps(run, profile, work_dir)
                 introduce(run)
+                look_at_data(run)
                 if ranks.leads:
                     with pictures(run):
                         draw_clips(run, work_dir)

@@ -8,6 +8,7 @@ Needs DALI.
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -37,10 +38,9 @@ def measure(target: Target) -> Iterator[Result]:
             num_images,
             out,
             device,
-            Backends.fastest(device, _fail),
+            replace(Backends.fastest(device, _fail), hw_decoder_load=load),
             threads=8,
             prefetch=2,
-            hw_decoder_load=load,
         )
 
     on_gpu = target.device.type == "cuda"

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch._functorch.aot_autograd import make_boxed_func
 
+from kernels.heatmap import fused
 from tests.programs import run_ranks
 from tests.trainer.test_fallbacks import ONE_BLOCK, assert_same, compile_by, lines, trained
 from trainer.resume import state_of, take_up
-from trainer.runtime.first_look import FILE, fastest, look, relative_distance
+from trainer.runtime.first_look import FILE, fastest, fastest_load, look, look_at_data, relative_distance
 from trainer.runtime.forward import Way
 
 
@@ -41,6 +42,7 @@ def test_a_compiled_step_that_agrees(build, tmp_path, monkeypatch):
     assert "gradients of the compiled step are within 0 % of a direct step's" in line
     assert run[0].forward.way is Way.COMPILED
     decisions = {"network": "compiled", "cudnn_benchmark": False}
+    decisions |= {"renderer": "reference", "decoder": "cpu", "hw_decoder_load": 0.75}
     assert json.loads((tmp_path / "journal" / FILE).read_text()) == decisions
     assert json.loads(state_of(run[0])["first_look"]) == decisions
     assert_same(run, undisturbed)
@@ -134,3 +136,53 @@ def test_two_ranks_that_disagree_decide_alike(tiny, environment, tmp_path):
     for done in run_ranks(*[("-c", DISAGREE, tmp_path / "run", *tiny)] * 2, environment=environment):
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.splitlines()[-1] == "DIRECT direct False"
+
+
+@pytest.fixture
+def run_on_a_card(build):
+    """A run on the CPU whose loader begins as on a GPU: with the heatmap kernel, interpreted, and the JPEG engine."""
+    run = build(*ONE_BLOCK, "compile=False")
+    backends = run.train_loader.backends
+    backends.renderer, backends.decoder = "kernel", "mixed"
+    return run
+
+
+def test_a_kernel_that_agrees_stays_and_a_missing_jpeg_engine_does_not(run_on_a_card, capsys):
+    look_at_data(run_on_a_card)
+    backends = run_on_a_card.train_loader.backends
+    assert (backends.renderer, backends.decoder) == ("kernel", "cpu")
+    printed = capsys.readouterr().out
+    assert "heatmap kernel" not in printed
+    assert printed.count("the GPU cannot decode JPEG frames") == 1
+
+
+def test_a_kernel_that_draws_wrongly_is_replaced(run_on_a_card, capsys, monkeypatch):
+    draw = fused.render_heatmaps
+    monkeypatch.setattr(fused, "render_heatmaps", lambda *arguments, **options: draw(*arguments, **options) * 1.1)
+    look_at_data(run_on_a_card)
+    assert run_on_a_card.train_loader.backends.renderer == "reference"
+    printed = capsys.readouterr().out
+    assert printed.count("the heatmap kernel cannot be used (its values differ from those of plain torch by") == 1
+
+
+def test_the_load_of_the_jpeg_engine_is_timed_once(run_on_a_card, monkeypatch):
+    """The decoder here is the CPU's, so only the clock tells the loads apart: 0.65 takes half the time."""
+    backends, moments, tried = run_on_a_card.train_loader.backends, [0.0], []
+    backends.decoder = "cpu"
+    make = run_on_a_card.train_loader.frames.decode
+
+    def decode(plans, decoding):
+        tried.append(decoding.backends.hw_decoder_load)
+        decoder, load = make(plans, decoding), decoding.backends.hw_decoder_load
+        real = decoder.next
+
+        def timed():
+            moments.append(moments[-1] + (0.5 if load == 0.65 else 1.0))
+            return real()
+
+        decoder.next = timed
+        return decoder
+
+    monkeypatch.setattr(run_on_a_card.train_loader.frames, "decode", decode, raising=False)
+    assert fastest_load(run_on_a_card, lambda: moments[-1]) == 0.65
+    assert tried == [0.75, 0.65, 0.9]

@@ -9,11 +9,14 @@ class Decisions:
     """How a run computes on its device. None means that nothing has been decided.
 
     network: the name of a `Way` (trainer/runtime/forward.py), in lower case. cudnn_benchmark: whether cuDNN times its
-    algorithms for each convolution.
+    algorithms for each convolution. renderer, decoder, hw_decoder_load: those of `Backends` (pipelines/backends.py).
     """
 
     network: str | None = None
     cudnn_benchmark: bool | None = None
+    renderer: str | None = None
+    decoder: str | None = None
+    hw_decoder_load: float | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

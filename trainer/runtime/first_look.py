@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from pipelines.batch import Batch
+from pipelines.trial import LOADS, decoding_alone, why_not_kernel, why_not_mixed
 from trainer.memory import gradients, recover
 from trainer.run import Run
 from trainer.runtime.cuda_graph import Update
 from trainer.runtime.decisions import Decisions
 from trainer.runtime.faults import exceeds_memory
 from trainer.runtime.forward import Way
+from trainer.runtime.ranks import Ranks
 from trainer.runtime.rehearsal import rehearse
 from trainer.step import split
 
@@ -56,12 +58,59 @@ def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
     """
     rehearse(run, part)
     with torch.random.fork_rng([run.ranks.device] if run.ranks.device.type == "cuda" else []):
-        sentences = [compare(run, part), choose_benchmark(run, part, clock), memory(run)]
-    run.decisions = Decisions(run.forward.way.name.lower(), torch.backends.cudnn.benchmark)
+        sentences = [data(run), compare(run, part), choose_benchmark(run, part, clock), memory(run)]
+    backends = run.train_loader.backends
+    run.decisions = Decisions(
+        network=run.forward.way.name.lower(),
+        cudnn_benchmark=torch.backends.cudnn.benchmark,
+        renderer=backends.renderer,
+        decoder=backends.decoder,
+        hw_decoder_load=backends.hw_decoder_load,
+    )
     run.journal.say(f"first look: {'; '.join(sentence for sentence in sentences if sentence)}")
     if run.ranks.leads:
         with suppress(OSError):  # the file is only for people, and a full disk is reported with the next snapshot
             (run.journal.work_dir / FILE).write_text(run.decisions.to_json() + "\n")
+
+
+def look_at_data(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Check the heatmap kernel and the GPU's JPEG decoder on the first batch, and time the JPEG engine by itself.
+
+    Must be called before the run makes batches. All ranks call this together.
+    """
+    loader, backends = run.train_loader, run.train_loader.backends
+    if backends.renderer == "kernel" and (reason := of_any_rank(run.ranks, why_not_kernel(loader))):
+        backends.draw_by_reference(reason)
+    if run.experiment.data.source == "video":  # then no JPEG packets are decoded
+        return
+    if backends.decoder == "mixed" and (reason := of_any_rank(run.ranks, why_not_mixed(loader))):
+        backends.decode_on_cpu(reason)
+    if backends.decoder == "mixed":
+        backends.hw_decoder_load = run.decisions.hw_decoder_load or fastest_load(run, clock)
+
+
+def of_any_rank(ranks: Ranks, reason: str | None) -> str | None:
+    """`reason`, or that another rank has a reason, or None if no rank has one."""
+    return (reason or "on another rank") if ranks.any(reason is not None) else None
+
+
+def fastest_load(run: Run, clock: Callable[[], float]) -> float:
+    """The share of the frames that the JPEG engine should decode, measured by rank 0 while nothing else runs."""
+    load = None
+    if run.ranks.leads:
+        with decoding_alone(run.train_loader) as decode:
+            load = str(fastest(LOADS, decode, clock)[0])
+    return float(run.ranks.from_leader(load) or LOADS[0])
+
+
+def data(run: Run) -> str:
+    """What draws the heatmaps and decodes the frames, as part of a sentence."""
+    backends = run.train_loader.backends
+    renderer = "the Triton kernel" if backends.renderer == "kernel" else "plain torch"
+    if run.experiment.data.source == "video":
+        return f"{renderer} draws the heatmaps"
+    share = f"the GPU ({backends.hw_decoder_load:.0%} by its JPEG engine)" if backends.decoder == "mixed" else "the CPU"
+    return f"{renderer} draws the heatmaps; {share} decodes the frames"
 
 
 def compare(run: Run, part: Batch) -> str:
