@@ -56,9 +56,10 @@ def write_bytes(path: Path) -> None:
 
 
 def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str, float]) -> dict[str, float]:
-    """Return the GB per clip of a training step: with our kernels in compiled code, compiled without them, and ideal.
+    """Return the GB per clip that a training step moves: compiled with our kernels, compiled without them, and ideally.
 
-    Also returns numbers of launches: of our kernels alone, and of the folded and the published network in eager mode.
+    Also returns three numbers of launches: those of our kernels, and those of a step without torch.compile of our 2-D
+    network and of the published 3-D network.
     The launches of the compiled code between our kernels are counted in tests/planner/compiled.py.
     """
     config = experiment.model

@@ -29,7 +29,7 @@ NORM_PASSES = {"native_batch_norm": 3, "native_batch_norm_backward": 5}
 
 
 class Operators(TorchDispatchMode):
-    """Counts how many numbers the operators in this mode read and write (`compiled`, `ideal`), and their launches."""
+    """Within this mode, counts launches of operators, and the elements that compiled and ideal code would move."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -179,11 +179,11 @@ def _in_clip(row, num_frames, frame_rows):
 def _load_shifted(
     source, owned, frame, channel, num_frames, step, C: tl.constexpr, FOLD: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """Load the rows at `source`, shifted in time, with 0 in rows that are not owned and for frames outside the clip.
+    """Load the rows at `source`, shifted in time, with 0 in rows of other programs and for frames outside the clip.
 
     `step` is the number of elements of a frame. Three loads read the next, the previous and the same frame, and then
     each channel is taken from one of them. In each load, the VECTOR channels that fill 16 bytes have the same mask,
-    because with different masks elements would be loaded one by one.
+    because elements whose masks differ would be loaded one by one.
     """
     inside = owned & (channel < C)[None, :]
     if FOLD == 0:

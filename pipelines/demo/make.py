@@ -145,7 +145,7 @@ def die_with_parent() -> None:
 
 
 def watch(names: Iterable[str], total: int) -> None:
-    """Iterate over `names`, which makes a clip for each name that it yields, with a progress bar of `total` clips."""
+    """Consume the iterator `names`, which makes a clip before it yields its name, and show progress towards `total`."""
     with Progress(Console(stderr=True), "demo videos", total) as progress:
         for _ in names:
             progress.advance()

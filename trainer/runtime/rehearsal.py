@@ -35,7 +35,7 @@ def rehearse(run: Run, part: Batch) -> None:
 
 
 def succeeds(run: Run, part: Batch) -> bool:
-    """Whether the gradients of a part of a batch can be computed. If not, the network then uses a slower way."""
+    """Try to compute the gradients of a part of a batch. After a failure, switch to a slower way and return False."""
     run.guard.hold()
     try:
         gradients(run, run.forward, part)

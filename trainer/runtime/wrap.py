@@ -45,8 +45,9 @@ def compiled(
         say(f"{problem}, so the network runs uncompiled and slower ({way_out} to use torch.compile)")
     if not is_on or reason is not None:
         return Forward(network, network, Way.DIRECT, say, report)
-    # With `fallback_random` compiled code draws the same dropout as torch itself, so the first look can compare both.
-    # This costs little, because the networks have dropout only on pooled features and attention weights.
+    # With `fallback_random`, compiled code draws the same dropout as uncompiled code, so trainer/runtime/first_look.py
+    # can compare their gradients.
+    # The option costs little, because the networks have dropout only on pooled features and attention weights.
     options: Options = {"fallback_random": True, **settings(device, experiment.fused)}
     call = torch.compile(network, fullgraph=True, dynamic=False, options=options)
     return Forward(network, call, Way.COMPILED, say, report)

@@ -19,7 +19,7 @@ from kernels.blocks import (
 )
 from trainer.config import Experiment
 
-CLIPS = 2  # clips in the batch that is run; with 1, tensors with one row and with one row per clip would look the same
+CLIPS = 2  # clips per batch; with one clip, a tensor with a row per clip would look like one with a single row
 CONTRACTS: dict[str, tuple[ModuleType, str]] = {
     "shift_conv": (shift_conv_reference, "shift_conv"),
     "depthwise": (depthwise_reference, "depthwise_conv"),
