@@ -1,10 +1,12 @@
 """Two ranks against one: twenty steps on the same global batches give the same losses."""
 
 import json
+import os
 
 import pytest
+import torch
 
-from tests.programs import run_ranks
+from tests.programs import ROOT, run, run_ranks
 
 SCRIPT = """
 import itertools, json, sys
@@ -23,9 +25,9 @@ import torch.distributed as dist
 import torch, tyro
 
 
-def main(log, *arguments):
+def main(device, log, *arguments):
     experiment = experiment_of(tyro.cli(Options, args=arguments))
-    with join("cpu") as ranks, Interrupt() as interrupt:
+    with join(device) as ranks, Interrupt() as interrupt:
         journal = Journal(Path(log), ranks.rank)
         loaders = build_loaders(experiment, ranks, journal.say)
         run = build_run(experiment, ranks, loaders, journal, NoWriter(), interrupt)
@@ -59,7 +61,7 @@ def test_losses_of_two_ranks_are_those_of_one(tiny, environment, tmp_path, accum
     for ranks in (1, 2):
         log = tmp_path / str(ranks)
         log.mkdir()
-        for done in run_ranks(*[("-c", SCRIPT, log, *tiny, *frozen)] * ranks, environment=environment):
+        for done in run_ranks(*[("-c", SCRIPT, "cpu", log, *tiny, *frozen)] * ranks, environment=environment):
             assert done.returncode == 0, done.stdout + done.stderr
         results.append(json.loads((log / "out").read_text()))
     one, two = results
@@ -70,3 +72,35 @@ def test_losses_of_two_ranks_are_those_of_one(tiny, environment, tmp_path, accum
             assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-6), (step, name)
     assert all(step["grad_norm"] > 0.1 for step in one["losses"])
     assert two["weights"] == pytest.approx(one["weights"], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are fewer than two GPUs")
+def test_losses_of_two_gpus_are_those_of_one(tiny, tmp_path):
+    losses_of_torchrun(tiny, tmp_path, "cuda", 0.01)
+
+
+@pytest.mark.soak
+def test_losses_of_two_processes_of_torchrun_are_those_of_one(tiny, tmp_path):
+    losses_of_torchrun(tiny, tmp_path, "cpu", 1e-5)
+
+
+def losses_of_torchrun(tiny, tmp_path, device, bound):
+    """Compare losses and weights of two ranks with those of one. NCCL needs new processes: CUDA forbids forks."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    frozen = ("--set", "model.dropout=0.0", "--set", "optim.precision=fp32")
+    results = []
+    for ranks in (1, 2):
+        log = tmp_path / str(ranks)
+        log.mkdir()
+        torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = run(*torchrun, script, device, log, *tiny, *frozen, environment=environment, timeout=None)
+        assert done.returncode == 0, done.stdout + done.stderr
+        results.append(json.loads((log / "out").read_text()))
+    one, two = results
+    assert [step["loss"] for step in two["losses"]] == pytest.approx(
+        [step["loss"] for step in one["losses"]], rel=bound
+    )
+    assert two["weights"] == pytest.approx(one["weights"], rel=10 * bound, abs=bound / 10)
