@@ -54,14 +54,14 @@ def test_frames_are_those_that_the_cpu_decodes(build, device):
         assert mirrored.mean > 2 or mirrored.share > 0.01
 
 
-# On a CPU the losses of bf16 differ from those of float32 by up to 5e-4, and a third more or less learning rate makes
-# them differ by up to 9e-2.
+# Measured on a CPU, relative to float32: bf16 changes the losses by up to 5e-4, weights that start 0.1 % off by up to
+# 8e-4, and a learning rate of 0.005 in place of 0.1 by up to 9e-2.
 @pytest.mark.parametrize(
     ("device", "precision", "bound"),
     [
-        ("cpu", "bf16", 0.01),
-        pytest.param("cuda", "fp32", 0.005, marks=gpu),
-        pytest.param("cuda", "auto", 0.01, marks=gpu),
+        ("cpu", "bf16", 0.005),
+        pytest.param("cuda", "fp32", 0.002, marks=gpu),
+        pytest.param("cuda", "auto", 0.005, marks=gpu),
     ],
 )
 def test_twenty_steps_are_those_of_the_cpu(build, device, precision, bound):
