@@ -87,5 +87,6 @@ def test_a_step_on_one_core(tmp_path):
     assert measured_alone("cpu_step", tmp_path)["ntu60_x3d"]["loss_difference"] < 1e-5
 
 
+@pytest.mark.soak
 def test_scaling(tmp_path):
     assert measured_alone("scaling", tmp_path)["1_ranks"]["efficiency"] == 1
