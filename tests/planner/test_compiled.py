@@ -18,8 +18,9 @@ from benchmarks.step.step import TOY, random_batch
 from models.fused import PARTS, fuse
 from models.layers import SqueezeExcite
 from models.networks import build_model
+from tests import programs
 from tests.planner import engine
-from tests.planner.cards import CARDS
+from tests.planner.cards import CARDS, T4
 from tests.planner.compiled import counted
 
 
@@ -92,6 +93,39 @@ def test_a_small_step_through_kernels():
     in_blocks = 6  # convolutions that kernels do instead, forward and for two gradients
     assert counts["extern"]["launches"] == 3 * (products() - in_blocks) - 2 + 1
     assert counts["generated"]["launches"] > launches
+
+
+HEATMAPS = """
+from types import SimpleNamespace
+
+import torch
+from tests.planner.cards import CARDS
+from tests.planner.compiled import on_card, planning, precision
+from tests.planner.stand_in_torch import stand_in_for_torch
+from torch._inductor.graph import GraphLowering
+
+stand_in_for_torch(CARDS["sm_75"])
+GraphLowering.compile_to_module = lambda graph: print(graph.codegen()[0].value) or SimpleNamespace(call=print)
+with planning({}) as backend:
+    for dtype in (precision().dtype, torch.bfloat16):
+        heatmap = on_card(torch.empty(2, 17, 8, 8, dtype=dtype))
+        torch.compile(lambda x: x.relu() * 2, fullgraph=True, backend=backend)(heatmap)
+"""
+
+
+def test_heatmaps_for_a_card_without_bf16():
+    """They come as fp16, which Inductor takes; it would refuse bf16, also on the card that is not there."""
+    done = programs.run_forked("-c", HEATMAPS, timeout=900)
+    assert "fp16" in done.stdout
+    assert "BF16 is not supported" in done.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
+@pytest.mark.parametrize("name", ["demo", "ntu60_x3d", "ma52"])
+def test_whole_networks_for_a_card_without_bf16(name):
+    """The planner itself sees to it that no generated code has bf16."""
+    assert counted(name, (), T4)["generated"]["launches"] > 300
 
 
 @pytest.mark.soak
