@@ -20,7 +20,8 @@ from pipelines.frame_source import FrameSource
 from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
-from pipelines.prepare.make import prepare
+from pipelines.prepare.make import prepare, prepare_shard
+from pipelines.prepare.shard import Shard
 from pipelines.videos.source import open_videos
 from trainer.config import Experiment
 from trainer.runtime.precision import precision_of
@@ -78,6 +79,14 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
             tables.append(open_table(Path(file), Path(data.cache)))
             check_table(experiment, Path(file), tables[-1])
     return tables
+
+
+def make_shard(experiment: Experiment, shard: Shard, console: Console) -> None:
+    """Make one shard of each pack of an experiment. Missing videos of the demo are made first, all of them."""
+    data, settings = experiment.data, PackSettings.of(experiment.clip)
+    for table in open_tables(experiment):
+        folder = settings.folder(Path(data.packs), table)
+        prepare_shard(table, Path(data.videos), folder, settings, shard, max_bad=data.max_bad, console=console)
 
 
 def _packed(experiment: Experiment, table: ClipTable, console: Console) -> Source:

@@ -3,6 +3,8 @@
     clips/NAME.mov    the frames of a clip as JPEG; a reader can fetch single frames; video players can play the file
     manifest.jsonl    one line per clip: what the clip was made from, or why it could not be made. If several lines are
                       for the same clip, the last one counts.
+    parts/*.jsonl     lines that are not merged into the manifest yet. Each run of `prepare` writes a file of its own,
+                      so several machines can work on a pack at the same time.
     index/*.npy       the content of the manifest as arrays that can be memory-mapped, written at the end of `prepare`
 
 `python -m pipelines.prepare` writes packs. docs/sources.md, "Clip packs", gives the reasons for the format.
@@ -164,7 +166,10 @@ def clip_file(folder: Path, name: str) -> Path:
 def is_clip(video: Path) -> bool:
     """Whether the file `video` is a clip of a pack. Such a clip shows only a part of the original video."""
     above = video.resolve().parents
-    return any(folder.name == "clips" and (folder.parent / "manifest.jsonl").is_file() for folder in above)
+    return any(
+        folder.name == "clips" and ((folder.parent / "manifest.jsonl").is_file() or (folder.parent / "parts").is_dir())
+        for folder in above
+    )
 
 
 def open_pack(folder: Path) -> Pack:
@@ -183,24 +188,45 @@ def load_columns(folder: Path) -> dict[str, np.ndarray]:
     return {key: np.load(folder / "index" / f"{key}.npy", mmap_mode="r") for key in COLUMNS}
 
 
+def parts_of(folder: Path) -> list[Path]:
+    """The files of lines that are not merged into the manifest yet. The one that was written to last comes last."""
+    times = {}
+    for part in (folder / "parts").glob("*.jsonl"):
+        with contextlib.suppress(FileNotFoundError):  # another run has merged it just now
+            times[part] = part.stat().st_mtime_ns, part.name
+    return sorted(times, key=times.__getitem__)
+
+
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The last line of each clip in the manifest, by name. A line that a killed process left incomplete is skipped."""
+    """The last line of each clip in the manifest and its parts, by name. A line cut off by a kill is left out."""
     lines = {}
-    try:
-        with open(folder / "manifest.jsonl", encoding="utf-8") as file:
+    for path in [folder / "manifest.jsonl", *parts_of(folder)]:
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
             for text in file:
                 with contextlib.suppress(json.JSONDecodeError):
                     line = json.loads(text)
                     lines[line["name"]] = line
-    except FileNotFoundError:
-        return {}
     return lines
+
+
+def merge_parts(folder: Path) -> None:
+    """Write the manifest and the index from the manifest and its parts, and remove the parts.
+
+    Only one run at a time may do this, and none may write a part meanwhile. If it is killed, it can be done again.
+    """
+    parts = parts_of(folder)
+    write_index(folder, read_manifest(folder).values())
+    for part in parts:
+        part.unlink(missing_ok=True)
 
 
 def columns_of(lines: Iterable[dict[str, Any]]) -> dict[str, np.ndarray]:
     """The lines of a manifest as the columns of an index, sorted by name."""
     sorted_lines = sorted(lines, key=lambda line: line["name"])
     return {key: np.array([line[key] for line in sorted_lines], dtype) for key, dtype in COLUMNS.items()}
+
+
+NO_PACKETS = np.zeros((0, 2), np.uint32)
 
 
 def packets_text(sizes: list[int], crcs: list[int]) -> str:
@@ -214,7 +240,9 @@ def packets_of(text: str) -> np.ndarray:
 
 
 def index_is_current(folder: Path) -> bool:
-    """Whether the index was written from the current manifest, judging by the manifest's size."""
+    """Whether the index was written from the current manifest, judging by its size, and no part waits to be merged."""
+    if parts_of(folder):
+        return False
     try:
         return int(np.load(folder / "index" / "manifest_bytes.npy")) == (folder / "manifest.jsonl").stat().st_size
     except (FileNotFoundError, NotADirectoryError):
@@ -226,7 +254,7 @@ def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
     sorted_lines = sorted(lines, key=lambda line: line["name"])
     text = "".join(json.dumps(line) + "\n" for line in sorted_lines).encode()
     arrays = columns_of(sorted_lines) | {
-        "packets": np.concatenate([packets_of(line["packets"]) for line in sorted_lines]).astype(np.uint32),
+        "packets": np.concatenate([NO_PACKETS, *(packets_of(line["packets"]) for line in sorted_lines)]),
         "manifest_bytes": np.array(len(text)),
     }
     part, index, target = folder / "manifest.jsonl.tmp", folder / "index.tmp", folder / "index"

@@ -10,7 +10,8 @@ from rich.console import Console
 from pipelines.annotations.table import open_table
 from pipelines.packs.format import PackSettings, clip_file, open_pack
 from pipelines.prepare.check import check_pack
-from pipelines.prepare.make import check_numbers, prepare
+from pipelines.prepare.make import check_numbers, prepare, prepare_shard
+from pipelines.prepare.shard import Shard
 
 
 def main(
@@ -23,6 +24,7 @@ def main(
     quality: int = 3,
     workers: int | None = None,
     max_bad: float = 0.01,
+    shard: str | None = None,
     packs: Path = Path("data/packs"),
     cache: Path = Path("data/cache"),
 ) -> None:
@@ -41,14 +43,20 @@ def main(
             pixel, and 6 means 42 dB at 0.046 bytes per pixel
         workers: number of processes that encode (default: one per core)
         max_bad: maximum share of clips without a usable video; if it is exceeded, the command fails
+        shard: make only part I of N of the pack, as I/N with I from 0 to N-1; several machines can make different parts
+            at the same time (docs/clusters.md)
         packs: folder of all packs
         cache: folder in which tables of annotation files are stored
     """
     settings = PackSettings(count=count, box_pixels=box_pixels, quality=quality)
     check_numbers(settings, workers, max_bad)
+    part = None if shard is None else Shard.parse(shard)
     table = open_table(annotations, cache)
     folder = out or settings.folder(packs, table)
-    prepare(table, videos, folder, settings, workers=workers, max_bad=max_bad)
+    if part is None:
+        prepare(table, videos, folder, settings, workers=workers, max_bad=max_bad)
+    else:
+        prepare_shard(table, videos, folder, settings, part, workers=workers, max_bad=max_bad)
     print(folder)
 
 

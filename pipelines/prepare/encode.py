@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import os
+import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def encode_clip(job: Job) -> EncodedClip:
     if len(packets) < job.num_frames - SLACK:
         raise VideoError(f"the video has {len(packets)} frames, but its skeleton has {job.num_frames}")
     target = Path(job.target)
-    part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")  # another machine may have the same process ID
     part.write_bytes(content)
     part.replace(target)
     return EncodedClip(

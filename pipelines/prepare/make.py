@@ -2,18 +2,21 @@
 
 A run continues where an earlier run stopped or was killed, and returns at once if there is nothing to do. The pack's
 manifest records what each clip was made from. A clip is made again if its video, its skeleton or the settings change.
-`--check PACK` reads a finished pack and lists damaged clips (check.py).
+With `--shard I/N` a run makes a part of the clips, while runs on other machines make the other parts. `--check PACK`
+reads a finished pack and lists damaged clips (check.py).
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 
@@ -24,14 +27,15 @@ from pipelines.packs.format import (
     PackSettings,
     clip_file,
     index_is_current,
+    merge_parts,
     open_pack,
     packets_text,
     read_manifest,
-    write_index,
 )
 from pipelines.prepare.encode import Job
 from pipelines.prepare.pool import encode_all
 from pipelines.prepare.room import Room, spread_first
+from pipelines.prepare.shard import Shard
 from pipelines.prepare.survey import Survey, joints_digest, survey
 from pipelines.progress import Progress
 from pipelines.videos.find import MissingVideo, summary
@@ -62,23 +66,66 @@ def prepare(
 
     Raises UserError if a larger share than `max_bad` would be left out, or the pack cannot be written.
     """
-    console = console or Console(stderr=True)
-    try:
-        todo = survey(table, videos, out, settings)
+    console, rows = console or Console(stderr=True), range(len(table))
+    with _unwritable_is_told(out):
+        todo = survey(table, rows, videos, out, settings)
         if todo.stale or todo.touched or not index_is_current(out):
             with lock_pack(out, console):
                 # Survey again, because another run may have made clips while this one waited for the lock.
-                todo = survey(table, videos, out, settings)
-                run = _Run(table, out, settings, todo, max_bad, console)
-                run.make(workers or len(os.sched_getaffinity(0)))
+                todo = survey(table, rows, videos, out, settings)
+                start = time.monotonic()
+                for leftover in (out / "clips").rglob("*.tmp"):  # of a run that was killed
+                    leftover.unlink()
+                made = _Run(table, out, settings, todo, len(rows), max_bad, console).make(workers)
+                merge_parts(out)
+                good, seconds = len(table) - len(todo.bad), time.monotonic() - start
+                console.print(f"{out} has {good} of {len(table)} clips; {made} made in {seconds:.0f} s", **PLAIN)
         elif todo.bad:
             console.print(f"{len(todo.bad)} of {len(table)} clips are left out: {summary(todo.bad.items())}", **PLAIN)
+    _check_limit(todo.bad, len(table), max_bad)
+    return open_pack(out)
+
+
+def prepare_shard(
+    table: ClipTable,
+    videos: Path,
+    out: Path,
+    settings: PackSettings,
+    shard: Shard,
+    *,
+    workers: int | None = None,
+    max_bad: float = 0.01,
+    console: Console | None = None,
+) -> None:
+    """Make or complete one shard of the pack in the folder `out`, while other runs may make other shards of it.
+
+    Of the runs that work on the pack at the same time, the last one to end merges what all of them have made. If it is
+    killed before that, the next run of `prepare` does it. The other arguments and the errors are those of `prepare`.
+    """
+    console, rows, start = console or Console(stderr=True), shard.rows(len(table)), time.monotonic()
+    with _unwritable_is_told(out):
+        with lock_pack(out, console, fcntl.LOCK_SH):
+            todo = survey(table, rows, videos, out, settings)
+            made = _Run(table, out, settings, todo, len(rows), max_bad, console).make(workers)
+        seconds = time.monotonic() - start
+        text = f"{out}: shard {shard} is complete, {made} of its {len(rows)} clips were made in {seconds:.0f} s"
+        with lock_if_alone(out) as alone:
+            if alone and not index_is_current(out):
+                merge_parts(out)
+        if alone:
+            text += f"; the pack has {int((open_pack(out).pack_rows(table) >= 0).sum())} of {len(table)} clips"
+        console.print(text, **PLAIN)
+
+
+@contextlib.contextmanager
+def _unwritable_is_told(out: Path) -> Iterator[None]:
+    """Turn an OSError, such as that of a full disk, into a UserError."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{error.filename or out}: {error.strerror}; free some space, or choose another folder"
         ) from error
-    _check_limit(todo.bad, len(table), max_bad)
-    return open_pack(out)
 
 
 def check_numbers(settings: PackSettings, workers: int | None, max_bad: float) -> None:
@@ -93,44 +140,50 @@ def check_numbers(settings: PackSettings, workers: int | None, max_bad: float) -
 
 
 class _Run:
-    """One run of `prepare` for a pack that is incomplete or out of date."""
+    """A run that makes the clips in `todo`. num_clips: number of all clips that were surveyed for it."""
 
     def __init__(
-        self, table: ClipTable, out: Path, settings: PackSettings, todo: Survey, max_bad: float, console: Console
+        self,
+        table: ClipTable,
+        out: Path,
+        settings: PackSettings,
+        todo: Survey,
+        num_clips: int,
+        max_bad: float,
+        console: Console,
     ):
-        self.table, self.out, self.settings, self.todo = table, out, settings, todo
+        self.table, self.out, self.settings, self.todo, self.num_clips = table, out, settings, todo, num_clips
         self.max_bad, self.console = max_bad, console
         self.lines = read_manifest(out)
         self.row_of = {str(table.names[row]): row for row in todo.stale}
+        self.part = out / "parts" / f"{uuid.uuid4().hex}.jsonl"
 
-    def make(self, workers: int) -> None:
-        """Make all clips that are missing or out of date, and write the index."""
-        start = time.monotonic()
-        for part in (self.out / "clips").rglob("*.tmp"):
-            part.unlink()
+    def make(self, workers: int | None) -> int:
+        """Make the clips, with one worker per core by default. Returns for how many clips there was a video."""
+        workers = workers or len(os.sched_getaffinity(0))
         self._say_why()
-        with appending(self.out / "manifest.jsonl") as self.manifest:
-            self._without_video()
-            rows = spread_first([row for row in self.todo.stale if not isinstance(self._video(row), MissingVideo)])
-            if rows:
-                self.room = self._room(rows)
-                with Progress(self.console, "packing clips", len(rows)) as progress:
-                    for job, answer in encode_all(map(self._job, rows), min(workers, len(rows))):
-                        line = self._record(self.row_of[job.name], answer)
-                        progress.advance()
-                        self._say(self.room.add(line, job.num_frames))
-            for row in self.todo.touched:
-                self._retouch(row)
-        write_index(self.out, self.lines.values())
-        good = len(self.table) - len(self.todo.bad)
-        seconds = time.monotonic() - start
-        self._say(f"{self.out} has {good} of {len(self.table)} clips; {len(rows)} made in {seconds:.0f} s")
+        self._without_video()
+        rows = spread_first([row for row in self.todo.stale if not isinstance(self._video(row), MissingVideo)])
+        if rows:
+            self.room = self._room(rows)
+            with Progress(self.console, "packing clips", len(rows)) as progress:
+                for job, answer in encode_all(map(self._job, rows), min(workers, len(rows))):
+                    line = self._record(self.row_of[job.name], answer)
+                    progress.advance()
+                    self._say(self.room.add(line, job.num_frames))
+        for row in self.todo.touched:
+            self._retouch(row)
+        return len(rows)
 
     def _room(self, rows: list[int]) -> Room:
-        """Estimate the disk space for the clips in `rows`, from clips that earlier runs made with the same settings."""
-        digest = self.settings.digest()
+        """Estimate the disk space for the clips in `rows`, from clips that earlier runs made with the same settings.
+
+        It includes the space for clips that other shards have yet to make.
+        """
+        digest, names = self.settings.digest(), self.table.names.tolist()
         lines = [line for line in self.lines.values() if line["settings"] == digest]
-        room = Room(self.out, lines, int(self.table.total_frames[rows].sum()))
+        unmade = [*{*rows, *(row for row, name in enumerate(names) if name not in self.lines)}]
+        room = Room(self.out, lines, int(self.table.total_frames[unmade].sum()))
         self._say(room.verdict())
         return room
 
@@ -143,21 +196,26 @@ class _Run:
         reasons = Counter(self.todo.stale.values())
         parts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         if parts:
-            self._say(f"{self.out}: packing {len(self.todo.stale)} of {len(self.table)} clips: {parts}")
+            self._say(f"{self.out}: packing {len(self.todo.stale)} of {self.num_clips} clips: {parts}")
 
     def _video(self, row: int) -> str:
         assert self.todo.videos is not None
         return self.todo.videos[row]
 
     def _without_video(self) -> None:
-        """Record the clips that have no video. If there are too many, a single UserError reports all of them."""
-        reasons = {row: video for row in self.todo.stale if isinstance(video := self._video(row), MissingVideo)}
-        names = self.table.names
-        _check_limit(
-            self.todo.bad | {str(names[row]): reason for row, reason in reasons.items()}, len(names), self.max_bad
-        )
-        for row, reason in reasons.items():
-            self._record(row, {"bad": reason})
+        """Record the clips that have no video. If there are too many, a single UserError reports all of them.
+
+        The videos that other shards lack count as well, so that the smallest shard notices a wrong folder.
+        """
+        if not self.todo.stale:
+            return
+        names, lines, stale = self.table.names.tolist(), self.lines, self.todo.stale
+        missing = {row: video for row in range(len(names)) if isinstance(video := self._video(row), MissingVideo)}
+        reasons = {names[row]: video for row, video in missing.items() if row in stale or names[row] not in lines}
+        _check_limit(self.todo.bad | reasons, len(names), self.max_bad)
+        for row, video in missing.items():
+            if row in stale:
+                self._record(row, {"bad": video})
 
     def _job(self, row: int) -> Job:
         target = clip_file(self.out, str(self.table.names[row]))
@@ -202,8 +260,9 @@ class _Run:
 
     def _append(self, line: dict[str, Any]) -> None:
         self.lines[line["name"]] = line
-        self.manifest.write(json.dumps(line) + "\n")
-        self.manifest.flush()
+        # The file is closed after each line, so that a network file system sends the line to its server at once.
+        with open(self.part, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _check_limit(bad: dict[str, str], total: int, max_bad: float) -> None:
@@ -219,30 +278,48 @@ def _check_limit(bad: dict[str, str], total: int, max_bad: float) -> None:
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
-@contextlib.contextmanager
-def appending(manifest: Path) -> Iterator[TextIO]:
-    """Open the manifest to append lines. If the last line was cut off when a run was killed, end that line first."""
-    with open(manifest, "a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                file.write(b"\n")
-    with open(manifest, "a", encoding="utf-8") as file:
-        yield file
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of network file systems that have no locks
 
 
 @contextlib.contextmanager
-def lock_pack(out: Path, console: Console) -> Iterator[None]:
-    """Let only one run at a time work on a pack. The operating system releases the lock of a run that is killed."""
+def lock_pack(out: Path, console: Console, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Let only one run at a time work on a pack; with LOCK_SH, let other runs with LOCK_SH work on it as well.
+
+    The operating system releases the lock of a run that is killed.
+    """
     try:
-        (out / "clips").mkdir(parents=True, exist_ok=True)
+        for name in ("clips", "parts"):
+            (out / name).mkdir(parents=True, exist_ok=True)
         (out / "lock").touch()
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
-    with open(out / "lock") as file:
+    with open(out / "lock", "r+") as file:  # on NFS, LOCK_EX needs a file that is open for writing
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             console.print(f"{out}: waiting for another run that is working on this pack", **PLAIN)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, kind)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            text = "its file system has no locks, so until this run ends, start no other one, except for other shards"
+            console.print(f"{out}: {text}", **PLAIN)
         yield
+
+
+@contextlib.contextmanager
+def lock_if_alone(out: Path) -> Iterator[bool]:
+    """Whether no other run is working on the pack. If so, no other run can begin to until the context ends.
+
+    Without locks, this is not known, and the answer is no.
+    """
+    with open(out / "lock", "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, *NO_LOCKS):
+                raise
+            alone = False
+        else:
+            alone = True
+        yield alone

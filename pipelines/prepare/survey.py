@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -50,8 +51,8 @@ class ClipRecord(NamedTuple):
     bad: str
 
 
-def survey(table: ClipTable, folder: Path, out: Path, settings: PackSettings) -> Survey:
-    """Compare the pack in `out` with a table and with the videos in `folder`.
+def survey(table: ClipTable, rows: Iterable[int], folder: Path, out: Path, settings: PackSettings) -> Survey:
+    """Compare the pack in `out` with these rows of a table and with the videos in `folder`.
 
     A complete pack does not need the videos, so their folder may be gone. Only videos that have changed are opened, so
     the survey of 57,000 clips takes about a second.
@@ -60,7 +61,8 @@ def survey(table: ClipTable, folder: Path, out: Path, settings: PackSettings) ->
     videos = find_videos(folder, names) if folder.is_dir() else None
     records, digest, clips = _records(out), settings.digest(), out / "clips"
     result = Survey({}, [], {}, videos)
-    for row, name in enumerate(names):
+    for row in rows:
+        name = names[row]
         clip = records.get(name)
         if clip is None:
             reason = NEW

@@ -7,7 +7,9 @@ import pytest
 
 from kernels.program import UserError
 from pipelines.prepare import room as pack_room
+from pipelines.prepare.make import prepare_shard
 from pipelines.prepare.room import FEW, Room, spread_first
+from pipelines.prepare.shard import Shard
 
 
 @pytest.fixture
@@ -44,6 +46,16 @@ def test_too_small_a_disk_is_told_before_it_is_full(scene, small_disk, monkeypat
     assert (pack.num_frames == 26).all()
     assert 50_000 < pack.columns["clip_bytes"].min() < pack.columns["clip_bytes"].max() < 150_000
     assert f"{60 - made} made" in said
+
+
+def test_a_shard_leaves_room_for_the_others(scene, small_disk, monkeypatch):
+    """Its own twenty clips would fit, but not all sixty."""
+    work = scene(*[26] * 60)
+    for number in range(1, 60):
+        shutil.copy(work.video(0), work.video(number))
+    monkeypatch.setattr(pack_room, "SPARE", 1 << 20)
+    with pytest.raises(UserError, match=r"needs \d+\.\d MB more, but its disk has only \d\.\d MB free; free some"):
+        prepare_shard(work.table(), work.videos, small_disk / "pack", work.settings, Shard(0, 3), workers=1)
 
 
 def test_the_estimate_is_right(scene):

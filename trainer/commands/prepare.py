@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
+from pipelines.prepare.shard import Shard
 from trainer.settings import Choice, experiment_of
 
 DESCRIPTION = """Make the clip packs of an experiment now (otherwise training makes them when it starts):
@@ -14,12 +15,18 @@ DESCRIPTION = """Make the clip packs of an experiment now (otherwise training ma
 class PrepareOptions(Choice):
     """Options of `prepare`: the experiment whose packs are made. --ranks and --device have no effect here."""
 
+    shard: str | None = None
+    """Make only part I of N of each pack, as I/N with I from 0 to N-1, while other machines make the other parts."""
+
 
 def prepare(options: PrepareOptions) -> int:
     """Make the clip packs of an experiment. For the demo, its videos are made first."""
-    from trainer.data import open_sources
+    from trainer.data import make_shard, open_sources
 
-    experiment = experiment_of(options)
-    packed = replace(experiment, data=replace(experiment.data, source="packs"))
-    open_sources(packed, Console(stderr=True))
+    shard = None if options.shard is None else Shard.parse(options.shard)
+    experiment, console = experiment_of(options), Console(stderr=True)
+    if shard is None:
+        open_sources(replace(experiment, data=replace(experiment.data, source="packs")), console)
+    else:
+        make_shard(experiment, shard, console)
     return 0
