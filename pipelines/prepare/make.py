@@ -67,7 +67,7 @@ def prepare(
     Raises UserError if a larger share than `max_bad` would be left out, or the pack cannot be written.
     """
     console, rows = console or Console(stderr=True), range(len(table))
-    with _unwritable_is_told(out):
+    with _disk_errors_for_the_user(out):
         todo = survey(table, rows, videos, out, settings)
         if todo.stale or todo.touched or not index_is_current(out):
             with lock_pack(out, console):
@@ -103,7 +103,7 @@ def prepare_shard(
     killed before that, the next run of `prepare` does it. The other arguments and the errors are those of `prepare`.
     """
     console, rows, start = console or Console(stderr=True), shard.rows(len(table)), time.monotonic()
-    with _unwritable_is_told(out):
+    with _disk_errors_for_the_user(out):
         with lock_pack(out, console, fcntl.LOCK_SH):
             todo = survey(table, rows, videos, out, settings)
             made = _Run(table, out, settings, todo, len(rows), max_bad, console).make(workers)
@@ -118,7 +118,7 @@ def prepare_shard(
 
 
 @contextlib.contextmanager
-def _unwritable_is_told(out: Path) -> Iterator[None]:
+def _disk_errors_for_the_user(out: Path) -> Iterator[None]:
     """Turn an OSError, such as that of a full disk, into a UserError."""
     try:
         yield
