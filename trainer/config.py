@@ -38,7 +38,7 @@ class OptimConfig:
     clip_norm: Annotated[float, Range(1e-3, 1e9)] | None = 40.0
     max_bad_steps: Count = 20  # the run ends after this many steps in a row without finite gradients
     rollbacks: Epochs = 0  # how many times a run may return to its last snapshot after a loss spike; 0: only warn
-    precision: PrecisionSetting = "auto"
+    precision: PrecisionSetting = "auto"  # of networks and heatmaps; auto: see trainer/runtime/precision.py
     impl: Impl = "auto"
     accumulate: Count = 1  # a rank's batch is divided into this many parts, which go through the network in turn
     logit_adjustment: Rate | None = None  # training logits get this times the log class frequencies; usually 1
