@@ -15,6 +15,8 @@ from typing import NoReturn
 
 from kernels.program import UserError, exit_code
 from trainer.runtime.follow import follow_launcher
+from trainer.runtime.own_card import see_own_card
+from trainer.runtime.srun import describe_task
 
 # For each word after `python -m trainer`: the module of the command, its class of options, and its function.
 COMMANDS = {
@@ -37,6 +39,7 @@ PATIENCE_FOR_END = 3  # seconds to wait for the launcher to notice that another 
 
 
 def main() -> None:
+    describe_task()
     # By default OpenMP's threads spin while they wait. On busy cores this costs a run two thirds of its speed (LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     launched = "TORCHELASTIC_RUN_ID" in os.environ
@@ -111,4 +114,6 @@ def dispatch(arguments: list[str]) -> int:
         description=getattr(module, "DESCRIPTION", None),
     )
     function = getattr(module, function_name)
+    if word in START_RANKS and "TORCHELASTIC_RUN_ID" in os.environ:
+        see_own_card()
     return function(options, arguments) if word in START_RANKS else function(options)

@@ -21,6 +21,7 @@ from trainer.runtime.allocator import keep_freed_memory
 from trainer.runtime.cuda_graph import Replay, rate_on_device
 from trainer.runtime.first_look import FirstLook, look_at_data
 from trainer.runtime.forward import Way
+from trainer.runtime.own_card import idle_cards
 from trainer.runtime.profiler import Profile
 from trainer.runtime.ranks import Ranks, join
 from trainer.runtime.signals import Interrupt
@@ -40,8 +41,11 @@ def train_here(
     max_steps: int | None,
     init: Path | None,
     profile: tuple[int, int] | None = None,
+    advice: str = "",
 ) -> int:
     """Train in this process. Returns the exit code: 0, or the code of the signal that stopped the run (EXIT_CODES).
+
+    `advice` is logged after the first line about the run, unless it is empty.
 
     While the data are prepared, a signal ends the process immediately; clips that are already prepared are kept.
     """
@@ -72,6 +76,8 @@ def train_here(
                     start_afresh(run, init)
                 set_up_steps(run, profile, work_dir)
                 introduce(run)
+                if advice:
+                    journal.say(advice)
                 look_at_data(run)
                 if ranks.leads:
                     with pictures(run):
@@ -121,9 +127,11 @@ def introduce(run: Run) -> None:
     compiled = "compiled" if run.forward.way is Way.COMPILED else "uncompiled"
     graph = ", replayed as a CUDA graph" if run.experiment.cuda_graph else ""
     sgd = type(run.optimizer).__module__.partition(".")[0]
+    names = ", ".join(idle_cards()) if run.ranks.device.type == "cuda" else ""
+    idle = f"; idle on this machine: GPU {names}" if names else ""
     run.journal.say(
         f"{world_size} x {optim.batch_size // world_size} clips{parts} a step (global batch {optim.batch_size}), "
-        f"{run.precision.name} on {run.ranks.device}, {compiled}{graph}, SGD from {sgd}"
+        f"{run.precision.name} on {run.ranks.device}, {compiled}{graph}, SGD from {sgd}{idle}"
     )
     if run.precision.reason:
         run.journal.say(run.precision.reason)

@@ -28,7 +28,8 @@ class Choice:
     coarse_map: str | None = None
     """Coarse classes: semantic8, guide_div8, guide_ranges, ma52, or a text file with one number for each fine class."""
     ranks: int | None = None
-    """Processes to start on this machine. Default: one for each visible GPU, or one on the CPU."""
+    """Processes to start on this machine. Default: one for each GPU, as long as each trains on at least 8 clips; one on
+    the CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses the GPUs, or the CPU if there is neither an NVIDIA driver nor a card."""
 

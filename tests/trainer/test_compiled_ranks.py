@@ -49,7 +49,8 @@ from torch._inductor import compile_fx
 from models.heads import Output
 from pipelines.batch import Batch
 from trainer.experiments import DEMO
-from trainer.optim import BufferGuard, NoLossScale
+from trainer.optim import BufferGuard
+from trainer.runtime.precision import NoLossScale
 from trainer.runtime.ranks import join
 from trainer.runtime.rehearsal import rehearse
 from trainer.runtime.wrap import compiled, parallel

@@ -24,8 +24,9 @@ from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, summ
 from trainer.report.confusion import draw_confusion
 from trainer.report.curves import write_png
 from trainer.runtime.cards import check_cards
+from trainer.runtime.num_ranks import world_size_of
 from trainer.runtime.precision import precision_of
-from trainer.runtime.ranks import Ranks, device_of, join, launch, started_by_launcher, world_size_of
+from trainer.runtime.ranks import Ranks, device_of, join, launch, started_by_launcher
 from trainer.runtime.wrap import compiled
 from trainer.scoring import score_clips
 from trainer.settings import Choice, check_division, check_source, experiment_of
@@ -50,7 +51,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     experiment, device = experiment_of(options), device_of(options.device)
     if options.clips < 1:
         raise UserError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
-    world_size = world_size_of(options.ranks, device)
+    world_size = world_size_of(experiment, options.ranks, device, fewest_clips=1)
     check_division(experiment, world_size)
     check_source(experiment, device)
     check_cards(experiment.optim.precision, device, world_size)

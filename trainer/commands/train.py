@@ -59,11 +59,12 @@ def train(options: Options, arguments: list[str]) -> int:
     from models.weights.layouts import read_weights
     from trainer.runtime.cards import check_cards
     from trainer.runtime.cuda_graph import check_replay
-    from trainer.runtime.ranks import device_of, launch, restarted, started_by_launcher, world_size_of
+    from trainer.runtime.num_ranks import advice_for_all, world_size_of
+    from trainer.runtime.ranks import device_of, launch, restarted, started_by_launcher
     from trainer.session import train_here
 
     device = device_of(options.device)
-    world_size = world_size_of(options.ranks, device)
+    world_size = world_size_of(experiment, options.ranks, device)
     check_division(experiment, world_size)
     check_source(experiment, device)
     check_cards(experiment.optim.precision, device, world_size)
@@ -81,6 +82,7 @@ def train(options: Options, arguments: list[str]) -> int:
         max_steps=options.max_steps,
         init=options.init,
         profile=profile,
+        advice=advice_for_all(experiment, options.ranks, device, world_size),
     )
 
 

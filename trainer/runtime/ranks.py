@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch import nn
 
 from kernels.driver import why_no_gpu
 from kernels.program import UserError
+from trainer.runtime.faults import first_line
 from trainer.runtime.follow import LAUNCHER
 from trainer.runtime.signals import EXIT_CODES
 
@@ -28,6 +30,7 @@ from trainer.runtime.signals import EXIT_CODES
 # In a stuck step, our own watchdog (stalled_after) acts before PATIENCE_FOR_STEP is over, and writes stacks.
 PATIENCE_FOR_DATA = timedelta(days=3)
 PATIENCE_FOR_STEP = timedelta(minutes=30)
+LATER = 5.0  # seconds that other ranks wait longer for a connection, so that only rank 0 says what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +91,6 @@ def started_by_launcher() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def world_size_of(ranks: int | None, device: str) -> int:
-    """Number of processes of the whole run: as many as the launcher started, else --ranks, else one for each GPU.
-
-    Raises UserError if the machine has fewer GPUs than processes.
-    """
-    if ranks is not None and ranks < 1:
-        raise UserError(f"--ranks {ranks}: at least one process is needed")
-    num_gpus = torch.cuda.device_count() if device == "cuda" else 0
-    num_local = int(os.environ["LOCAL_RANK"]) + 1 if started_by_launcher() else ranks or num_gpus or 1
-    if device == "cuda" and num_local > num_gpus:
-        raise UserError(
-            f"{num_local} processes on this machine need one GPU each, but torch sees {num_gpus}: lower --ranks "
-            "(--nproc-per-node with torchrun), or use --device cpu"
-        )
-    return int(os.environ["WORLD_SIZE"]) if started_by_launcher() else num_local
-
-
 def device_of(choice: str) -> str:
     """The device, cpu or cuda, for the value of --device.
 
@@ -132,18 +118,20 @@ def sees_gpu() -> bool:
 
 
 @contextmanager
-def join(device: str) -> Iterator[Ranks]:
+def join(device: str, limit: float = 90.0) -> Iterator[Ranks]:
     """A context in which this process belongs to the process group that the launcher's environment describes.
 
     The group is destroyed at the end of the context, except after an error: the process then exits immediately
-    (trainer/cli.py).
+    (trainer/cli.py). Raises UserError if the ranks cannot exchange data within `limit` seconds after all have started.
     """
     world_size = int(os.environ["WORLD_SIZE"]) if started_by_launcher() else 1
     rank = int(os.environ["RANK"]) if started_by_launcher() else 0
     local_rank = int(os.environ["LOCAL_RANK"]) if started_by_launcher() else 0
-    place = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
-    if place.type == "cuda":
+    if device == "cuda":
+        place = torch.device("cuda", min(local_rank, torch.cuda.device_count() - 1))  # see_own_card leaves only cuda:0
         torch.cuda.set_device(place)
+    else:
+        place = torch.device("cpu")
     if world_size == 1:
         yield Ranks(rank, local_rank, world_size, place)
         return
@@ -152,11 +140,59 @@ def join(device: str) -> Iterator[Ranks]:
     store, *_ = next(dist.rendezvous("env://", rank, world_size, timeout=PATIENCE_FOR_STEP))
     # Each restart has its own prefix, because the store still contains the addresses of the processes that failed.
     attempt = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
-    backend = "nccl" if place.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=PATIENCE_FOR_STEP)
-    hosts = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
+    check_devices(attempt, place.type, rank, world_size)
+    hosts = connect(attempt, place, rank, world_size, limit)
     yield Ranks(rank, local_rank, world_size, place, hosts)
     dist.destroy_process_group()  # skipped after an error: NCCL would wait for ranks that are waiting for this rank
+
+
+def check_devices(store: dist.Store, device: str, rank: int, world_size: int) -> None:
+    """Wait until all ranks have started. Raises UserError if some of them see a GPU and others do not."""
+    store.set(f"device of rank {rank}", device)
+    without = [other for other in range(world_size) if store.get(f"device of rank {other}") == b"cpu"]
+    if 0 < len(without) < world_size:
+        raise UserError(
+            f"rank {', '.join(map(str, without))} sees no GPU, but other ranks do: start as many ranks on each machine "
+            "as it has GPUs, or use --device cpu"
+        )
+
+
+def connect(store: dist.Store, place: torch.device, rank: int, world_size: int, limit: float) -> Any:
+    """Create the default process group and the group `hosts`, which is returned, and try both.
+
+    NCCL connects the GPUs at the first exchange, and some machines hang in it for ever. So everything happens in a
+    thread, for which this one waits `limit` seconds. Raises UserError if that is not enough, or if connecting fails.
+    """
+    hosts: list[Any] = []
+    errors: list[Exception] = []
+
+    def exchange() -> None:
+        try:
+            if place.type == "cuda":
+                torch.cuda.set_device(place)  # each thread has a current device of its own
+            backend = "nccl" if place.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE_FOR_STEP)
+            number = torch.ones(1, device=place)
+            dist.all_reduce(number)
+            number.item()  # waits for the GPU
+            group = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
+            dist.barrier(group)
+            hosts.append(group)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=exchange, name="connect", daemon=True)
+    thread.start()
+    thread.join(limit if rank == 0 else limit + LATER)
+    if not hosts:
+        reason = first_line(errors[0]) if errors else f"no answer within {limit:g} s"
+        raise UserError(
+            f"the {world_size} ranks cannot exchange data ({reason}): start again with NCCL_DEBUG=INFO to see why; "
+            "NCCL_P2P_DISABLE=1 helps if the GPUs of a machine cannot read each other's memory, and "
+            "NCCL_SOCKET_IFNAME=NAME (with GLOO_SOCKET_IFNAME=NAME) if machines do not meet on the right network "
+            "interface"
+        )
+    return hosts[0]
 
 
 @torch.no_grad()

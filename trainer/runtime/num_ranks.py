@@ -1,0 +1,66 @@
+"""How many ranks a run has: what the launcher or --ranks says, else as many as its batches keep busy."""
+
+import os
+
+from kernels.program import UserError
+from trainer.config import Experiment
+from trainer.runtime.follow import LAUNCHER
+from trainer.runtime.own_card import cards
+from trainer.runtime.ranks import started_by_launcher
+
+CLIPS_PER_RANK = 8  # with fewer clips at a time, BatchNorm's statistics are poor and a GPU mostly waits for launches
+
+
+def world_size_of(experiment: Experiment, ranks: int | None, device: str, fewest_clips: int = CLIPS_PER_RANK) -> int:
+    """Number of processes of the whole run: as many as the launcher started, else --ranks, else one for each GPU, as
+    long as each gets at least `fewest_clips` clips of a training batch.
+
+    Raises UserError if the machine has fewer GPUs than processes.
+    """
+    if ranks is not None and ranks < 1:
+        raise UserError(f"--ranks {ranks}: at least one process is needed")
+    num_gpus = len(cards()) if device == "cuda" else 0
+    if started_by_launcher():
+        num_local = int(os.environ["LOCAL_RANK"]) + 1
+    else:
+        num_local = ranks or fitting_ranks(experiment, min(num_gpus, num_combinable()), fewest_clips)
+    if device == "cuda" and num_local > num_gpus:
+        raise UserError(
+            f"{num_local} processes on this machine need one GPU each, but torch sees {num_gpus}: lower --ranks "
+            "(--nproc-per-node with torchrun), or use --device cpu"
+        )
+    return int(os.environ["WORLD_SIZE"]) if started_by_launcher() else num_local
+
+
+def fitting_ranks(experiment: Experiment, most: int, fewest_clips: int) -> int:
+    """The largest number of ranks, at most `most`, that divides all batches and leaves each rank `fewest_clips` clips
+    of a training batch. 1 if there is no such number.
+    """
+    optim, val = experiment.optim, experiment.val
+    for number in range(most, 1, -1):
+        divides = optim.batch_size % (number * optim.accumulate) == 0 == val.batch_size % number
+        if divides and optim.batch_size // number >= fewest_clips:
+            return number
+    return 1
+
+
+def num_combinable() -> int:
+    """How many GPUs of this machine a run can use without further settings. NCCL refuses two parts of the same GPU."""
+    names = cards()
+    return 1 if names and names[0].startswith("MIG-") else len(names)
+
+
+def advice_for_all(experiment: Experiment, ranks: int | None, device: str, world_size: int) -> str:
+    """A sentence with the settings that would use all GPUs, if we have chosen fewer ranks. Else empty."""
+    chosen_by_us = ranks is None and (not started_by_launcher() or LAUNCHER in os.environ)
+    num_gpus = num_combinable() if chosen_by_us and device == "cuda" else 0
+    if world_size >= num_gpus:
+        return ""
+    optim, batch_size = experiment.optim, experiment.optim.batch_size // world_size * num_gpus
+    changes = [f"optim.batch_size={batch_size}", f"optim.lr={optim.lr * batch_size / optim.batch_size:.6g}"]
+    if experiment.val.batch_size % num_gpus:
+        changes.append(f"val.batch_size={batch_size}")
+    return (
+        f"{world_size} of {num_gpus} GPUs are used, because more would not get {CLIPS_PER_RANK} clips each of a batch "
+        f"of {optim.batch_size}; all would be used with --set {' --set '.join(changes)}"
+    )

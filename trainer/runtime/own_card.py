@@ -1,0 +1,44 @@
+"""The GPUs of this machine that a run may use, and the one that belongs to this rank.
+
+Each rank sees only its own GPU, as cuda:0. Torch stores compiled code under the number of the device, so ranks with
+different numbers would compile the same network once each.
+"""
+
+import os
+
+from trainer.runtime.srun import RUN_ID
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+ALL = "DUET_CARDS"  # environment variable of a rank: all GPUs of its machine, of which it sees only its own
+
+
+def cards() -> list[str]:
+    """The GPUs that a run may use on this machine, as CUDA_VISIBLE_DEVICES names them: 2, GPU-8f1c..., MIG-41aa...
+
+    Does not initialise CUDA, which reads CUDA_VISIBLE_DEVICES only once. (Torch counts GPUs without doing so, but not
+    parts of GPUs, whose names begin with MIG.)
+    """
+    if ALL in os.environ:
+        return [name for name in os.environ[ALL].split(",") if name]
+    names = [name.strip() for name in os.environ[VISIBLE].split(",")] if VISIBLE in os.environ else None
+    if names and names[0].startswith("MIG-"):
+        return names
+    import torch  # only here, because the entry point of the commands imports this file
+
+    count = torch.cuda.device_count()
+    return ([str(number) for number in range(count)] if names is None else names)[:count]
+
+
+def see_own_card() -> None:
+    """In a rank: hide the GPUs of the other ranks. Must be called before anything uses CUDA."""
+    machine, number = cards(), int(os.environ["LOCAL_RANK"])
+    if len(machine) == 1 and os.environ["TORCHELASTIC_RUN_ID"].startswith(RUN_ID):
+        machine *= int(os.environ["LOCAL_WORLD_SIZE"])  # SLURM shows each task only the GPU that it has bound to it
+    os.environ[ALL] = ",".join(machine)
+    if number < len(machine):  # otherwise world_size_of in ranks.py refuses to start
+        os.environ[VISIBLE] = machine[number]
+
+
+def idle_cards() -> list[str]:
+    """The GPUs of this machine that the run does not use."""
+    return cards()[int(os.environ.get("LOCAL_WORLD_SIZE", "1")) :]
