@@ -4,6 +4,7 @@ import functools
 import importlib
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,8 +43,12 @@ def commands(page: Path) -> list[list[str]]:
 
 def parse(words: list[str]) -> None:
     """Check that the named program accepts the words. Raises an exception or SystemExit if not."""
-    while re.fullmatch(r"[A-Z_]+=\S*", words[0]) or words[0] in ("nohup", "srun", "cd"):
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]) or words[0] in ("nohup", "cd"):
         words = words[1:]
+    if words[0] == "srun":
+        words = words[words.index("python") :]
+    if words[:2] == ["apptainer", "exec"]:
+        words = words[4:]
     words = words[: words.index(">")] if ">" in words else words
     if words[0] == "torchrun":
         words = ["python", *words[words.index("-m") :]]
@@ -51,8 +56,8 @@ def parse(words: list[str]) -> None:
     if program == "make":
         targets = [word for word in rest if "=" not in word]
         assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in targets)
-    elif program == "sh":
-        assert (ROOT / rest[0]).exists()
+    elif program in ("sh", "apptainer"):
+        assert (ROOT / rest[-1 if program == "apptainer" else 0]).exists()
     elif program.endswith("python") and rest[0] == "-m":
         parse_module(rest[1], rest[2:])
     elif program.endswith("python"):
@@ -130,6 +135,18 @@ def test_both_readmes_have_the_same_commands():
     assert english == chinese
     before, _, rest = (ROOT / "README.md").read_text().partition(BEGIN)
     assert len((before + rest.partition(END)[2]).splitlines()) < 140  # the tables grow with the records
+
+
+def test_the_recipe_of_apptainer():
+    """Its form, the shell of its sections, and what a machine without gcc or Python.h lacks."""
+    text = (ROOT / "docs" / "duet.def").read_text()
+    header, *sections = re.split(r"^%(?=\w)", text, flags=re.MULTILINE)
+    assert re.fullmatch(r"Bootstrap: docker\nFrom: [\w.-]+:[\w.-]+\n\n", header)
+    bodies = dict(section.split("\n", 1) for section in sections)
+    assert bodies.keys() <= {"post", "environment", "runscript", "labels", "help", "files", "test"}
+    subprocess.run(["sh", "-n"], input=bodies["post"], text=True, check=True)
+    (packages,) = re.findall(r"apt-get install -y --no-install-recommends (.+)", bodies["post"])
+    assert {"gcc", "g++", "make", "git", "python3", "python3-dev", "python3-venv"} <= set(packages.split())
 
 
 def test_links_lead_somewhere():
