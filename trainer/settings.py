@@ -28,8 +28,7 @@ class Choice:
     coarse_map: str | None = None
     """Coarse classes: semantic8, guide_div8, guide_ranges, ma52, or a text file with one number for each fine class."""
     ranks: int | None = None
-    """Processes to start on this machine. Default: one for each GPU, as long as each trains on at least 8 clips; one on
-    the CPU."""
+    """Processes to start here. Default: one for each GPU that gets 8 clips or more; on the CPU one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses the GPUs, or the CPU if there is neither an NVIDIA driver nor a card."""
 

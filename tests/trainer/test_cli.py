@@ -231,7 +231,7 @@ def test_the_launcher_ends_a_rank_when_its_snapshot_is_written():
 
 def failing_rank(script):
     code = f"import sys\nfrom trainer import cli\n{script}\ncli.main()"
-    return run_forked("-c", code, environment={**os.environ, "TORCHELASTIC_RUN_ID": "1"}, timeout=60)
+    return run_forked("-c", code, environment={**os.environ, "TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "0"}, timeout=60)
 
 
 def test_list_shows_every_experiment(capsys, monkeypatch):

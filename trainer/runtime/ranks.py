@@ -175,7 +175,7 @@ def connect(store: dist.Store, place: torch.device, rank: int, world_size: int, 
             number = torch.ones(1, device=place)
             dist.all_reduce(number)
             number.item()  # waits for the GPU
-            group = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
+            group: Any = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
             dist.barrier(group)
             hosts.append(group)
         except Exception as error:
