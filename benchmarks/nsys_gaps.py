@@ -58,7 +58,7 @@ def main(path: Path) -> None:
     work = read_work(path)
     if not work:
         raise UserError(
-            f"{path} lists no kernels or copies on the GPU: run benchmarks/nsys.sh again, and let this script finish"
+            f"{path} lists no kernels or copies on the GPU: run benchmarks/nsys.sh again, and let it finish"
         )
     gaps = find_gaps(work)
     span, idle = max(end for _, end, _ in work) - work[0][0], sum(gap.nanoseconds for gap in gaps)

@@ -9,7 +9,7 @@ import torch
 
 @dataclass
 class Backends:
-    """The present choice. All loaders of a run share one object, so each failure is met and told only once.
+    """The decoder and the renderer in use. All loaders of a run share one object, so each failure is reported once.
 
     decoder: `mixed` decodes JPEG packets with the GPU's JPEG engine; `cpu` decodes them with libjpeg-turbo and copies
         the frames to the device. Frames of data.source=video are always decoded by the device.

@@ -84,8 +84,8 @@ NTU60 = Experiment(
     val=ValidationConfig(batch_size=24),
 )
 
-# The guide's experiment 3, whose text and configuration agree (docs/sources.md, "Guide recipes"). The guide mixes
-# several coarse maps in one loss; here all terms use the same map.
+# Experiment 3 of the guide, for which the guide's description and its configuration file agree (docs/sources.md, "Guide
+# recipes"). The guide's loss has terms with different coarse maps; here all terms use the same map.
 NTU60_X3D = Experiment(
     name="ntu60_x3d",
     data=NTU60_DATA,

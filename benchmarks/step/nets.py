@@ -69,9 +69,9 @@ def _memory_share(values: dict, target: Target) -> float:
 
 
 def filling_batch(batch: int, share: float) -> int:
-    """Return the batch size (a multiple of 8, at least `batch`) that uses the share FILL of the GPU's memory.
+    """Return the batch size (a multiple of 8, at least `batch`) that would use the fraction FILL of the GPU's memory.
 
-    `share` is the share of the memory that `batch` clips use.
+    `share` is the fraction that `batch` clips use.
     """
     return max(batch, min(LARGEST * batch, int(batch * FILL / share)) // 8 * 8)
 

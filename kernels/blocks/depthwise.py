@@ -50,7 +50,7 @@ def depthwise_conv(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strips:
-    """Parameters of a launch: the grid (channel blocks, strips of an image, splits of all images), and all options."""
+    """How a kernel is launched: the grid (channel blocks, strips of an image, parts of the batch), and its options."""
 
     grid: tuple[int, int, int]
     options: dict[str, int]
@@ -114,7 +114,7 @@ def spread_over_pixels(
 def _depthwise(
     images: Tensor, taps: Tensor, scale: Tensor | None, shift: Tensor | None, stride: int, activation: str, groups: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the result [F, h, w, C], its mean [C] and variance [C], and the means of the groups [N, C].
+    """Return the result [F, h, w, C], its mean [C], its variance [C], and the mean of each group of images [N, C].
 
     images: [F, H, W, C]; taps: [C, 9]; scale, shift: [C].
     """

@@ -53,8 +53,8 @@ class FirstLook:
 def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
     """Decide how the gradients of a part of a batch are computed, and log and store the decisions.
 
-    A resumed run times nothing again: it uses its snapshot's decision, and so computes as before. All ranks call this
-    together. Raises torch's error if the memory does not suffice for the part.
+    A resumed run uses the decisions of its snapshot, so that it computes as before. All ranks call this together.
+    Raises torch's error if the memory does not suffice for the part.
     """
     rehearse(run, part)
     with torch.random.fork_rng([run.ranks.device] if run.ranks.device.type == "cuda" else []):

@@ -3,7 +3,7 @@
 import os
 import re
 
-RUN_ID = "srun "  # how the names of runs begin that srun has started
+RUN_ID = "srun "  # prefix of the IDs of runs that srun has started
 
 
 def describe_task() -> None:

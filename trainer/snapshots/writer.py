@@ -64,12 +64,12 @@ Copies = list[tuple[Tensor, Tensor]]  # pairs (target, source)
 def stage(
     state: Any, buffers: dict[str, Tensor], steady: frozenset[int] = frozenset(), at: str = "state"
 ) -> tuple[Any, Copies]:
-    """Copy `state` with all tensors to CPU memory, so that training can continue to change the original.
+    """Copy `state` to CPU memory, so that training can continue to change the original.
 
-    Returns the copy, and the pairs (target, source) of the tensors whose address is in `steady`: the caller has to
-    copy these later. `buffers` maps places in the state to the tensors of the copy, whose memory the next call reuses.
-    This memory is pinned for CUDA tensors. Copies from a GPU may still be queued on return: wait for the current stream
-    before reading them. `at` is the place of `state` itself, for the keys of `buffers` and for error messages.
+    Tensors whose address is in `steady` are not copied yet: they are returned as pairs (target, source), which the
+    caller has to copy later. `buffers` keeps the CPU tensors by their path in the state, and the next call writes into
+    the same memory, which is pinned for CUDA tensors. Copies from a GPU may still be queued on return: wait for the
+    current stream before reading them. `at` is the path of `state` itself; paths and error messages begin with it.
     """
     copies: Copies = []
     staged = _stage(state, buffers, at, copies)
@@ -198,7 +198,7 @@ class Writer:
             self._remove_last()
             raise AssertionError(
                 f"internal error: {place} was changed outside of Writer.changing_weights() while it was copied for "
-                f"{self._names[0]}, so that snapshot was removed ({len(torn)} of {len(steady)} tensors changed)"
+                f"{self._names[0]}; that snapshot was removed, because {len(torn)} of {len(steady)} tensors changed"
             )
 
     def _remove_last(self) -> None:

@@ -57,7 +57,7 @@ class ConvBnCall:
         return replace(self, clips=1, frames=1, height=5, width=7, norms=min(self.norms, 1))
 
     def plain(self) -> None:
-        """Run both norms, the mean and the gate of squeeze-excite, the convolution, and the shortcut."""
+        """Run the same layers in plain torch: both norms, squeeze-excite, the convolution and the shortcut."""
         leaves = x, weight, *affine = self._leaves("meta")
         size = self.clips * self.frames, self.outputs, self.height, self.width
         shortcut = torch.empty(size, dtype=torch.bfloat16, device="meta", requires_grad=True)
