@@ -33,8 +33,9 @@ def world_size_of(experiment: Experiment, ranks: int | None, device: str, fewest
 
 
 def fitting_ranks(experiment: Experiment, most: int, fewest_clips: int) -> int:
-    """The largest number of ranks, up to `most`, that divides all batch sizes and gives each rank `fewest_clips` clips of
-    a training batch or more. 1 if there is no such number.
+    """The largest number of ranks, up to `most`, that divides all batch sizes and gives each rank enough clips.
+
+    Enough are `fewest_clips` clips of a training batch. Returns 1 if there is no such number.
     """
     optim, val = experiment.optim, experiment.val
     for number in range(most, 1, -1):
