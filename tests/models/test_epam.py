@@ -62,5 +62,5 @@ def test_sizes_that_do_not_match_are_refused_in_one_sentence():
         model(**epam_batch(frames=(3, 8)))
     with pytest.raises(ValueError, match=r"makes 12 maps of size \(5, 4\) for 9 RGB frames of size \(5, 4\)"):
         model(**epam_batch(frames=(3, 12)))
-    with pytest.raises(ValueError, match="a quarter of its height and width"):
+    with pytest.raises(ValueError, match="a quarter of the RGB frame's height and width"):
         attend(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 5))
