@@ -25,6 +25,7 @@ def plug_in(monkeypatch):
     """Answers what is asked of cards, as if these were in the machine."""
 
     def plug(*cards: Card, architectures=CUDA_13):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # tests/conftest.py hides the cards of the machine
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: cards[index].name)
@@ -111,7 +112,7 @@ def test_which_cards_a_wheel_has_code_for(architectures, runs, does_not_run):
     ("cards", "architectures", "words", "sentence"),
     [
         ([V100], CUDA_13, [], "(sm_70), which is too old: run make CUDA=cu12, or choose another GPU with"),
-        ([A100, V100], CUDA_13, [], "has no code for Tesla V100-SXM2-32GB (sm_70)"),
+        ([A100, V100], CUDA_13, ["--ranks", "2"], "has no code for Tesla V100-SXM2-32GB (sm_70)"),
         ([B200], CUDA_12, [], "NVIDIA B200 (sm_100), which is too new: run make CUDA=cu13, or choose"),
         ([T4], CUDA_13, ["--set", "optim.precision=bf16"], "Tesla T4 (sm_75) has no bf16; set optim.precision=auto"),
     ],
