@@ -92,7 +92,7 @@ BESIDE = {
     ("same clip", "poses"): "an image of 160x120 pixels, but {video} has 128x96 and shows a part of that image",
     ("copied clip", "poses"): "an image of 160x120 pixels, but {video} has {size} and shows a part",
     ("copied clip", "sized"): "an image of 160x120 pixels, but {video} has {size} and shows a part",
-    ("turned", "poses"): "an image of 160x120 pixels, but {video} has 60x80 and shows a part of that image, or shows it turned",
+    ("turned", "poses"): "an image of 160x120 pixels, but {video} has 60x80 and shows a part of that image, or shows",
     ("wide clip", "unsized"): "lie outside the image of {size} pixels (they extend to ",
     ("half", "of 1080p"): "lie outside the image of 80x60 pixels (they extend to ",
     ("wide", "left of all"): "and {video} has 160x120; give the original video, or write img_shape",
