@@ -48,6 +48,8 @@ def install(checkout: Path, wheels: str, stamp: str) -> None:
 def which(checkout: Path, environment: dict[str, str], *words: str) -> tuple[str, list[str]]:
     """The line about the driver and the words after `pip` of each command that `make which` prints."""
     before = sorted(checkout.rglob("*"))
+    # The `make` that runs the tests passes its own options and variables on to every other `make`.
+    environment = {name: value for name, value in environment.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     command = ["make", f"PYTHON={sys.executable}", "which", *words]
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     assert sorted(checkout.rglob("*")) == before
