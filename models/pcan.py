@@ -1,12 +1,13 @@
 """PCAN's head: the two-stream head with tree loss, prototype contrast on both label levels, and prototype logits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed import _functional_collectives as collectives
 
 from models.classes import check_coarse_map
 from models.config import TwoStreamConfig
@@ -106,10 +107,38 @@ def class_sums(z: Tensor, groups: Tensor, classes: Tensor, num_classes: int) -> 
 
 def over_ranks(x: Tensor) -> Tensor:
     """Sum x over all ranks. Without a process group, return it unchanged. Supports autograd and torch.compile."""
-    if not dist.is_initialized():
-        return x
-    assert dist.group.WORLD is not None
-    return collectives.all_reduce(x, "sum", dist.group.WORLD)
+    return _sum_over_ranks(x) if dist.is_initialized() else x
+
+
+# The sum is an operator of its own, so that a rank can run the same compiled code with and without the other ranks.
+@torch.library.custom_op("duet::sum_over_ranks", mutates_args=())
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    if not _is_alone:
+        dist.all_reduce(total)
+    return total
+
+
+@_sum_over_ranks.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+# The loss of each rank depends on the x of all ranks, so the gradients are summed over the ranks as well.
+_sum_over_ranks.register_autograd(lambda _context, gradient: _sum_over_ranks(gradient))
+
+_is_alone = False  # a global variable, because autograd calls operators in threads of its own
+
+
+@contextmanager
+def without_other_ranks() -> Iterator[None]:
+    """A context in which `over_ranks` returns the values of this rank, so that the other ranks need not take part."""
+    global _is_alone
+    _is_alone = True
+    try:
+        yield
+    finally:
+        _is_alone = False
 
 
 def step_towards_means(prototypes: Tensor, sums: Tensor, counts: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
 """Scores every clip of a split once, with any number of ranks."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import nn
 
 from kernels.program import UserError
 from pipelines.loader import Loader
 from trainer.metrics import Scores, gather, score_batch
 from trainer.run import Run, Stopped
 from trainer.runtime.faults import exceeds_memory
+from trainer.runtime.forward import Forward, Way
 from trainer.runtime.precision import Precision
+from trainer.runtime.ranks import Ranks
 
 
 def score_split(run: Run) -> Scores:
@@ -23,22 +24,28 @@ def score_split(run: Run) -> Scores:
             raise Stopped("by a signal, in validation")
 
     run.network.eval()
-    scores = score_clips(run.forward, run.val_loader, run.precision, after_batch)
+    scores = score_clips(run.forward, run.val_loader, run.ranks, run.precision, after_batch)
     run.network.train()
     return scores
 
 
 @torch.no_grad()
 def score_clips(
-    forward: nn.Module,
+    forward: Forward,
     loader: Loader,
+    ranks: Ranks,
     precision: Precision,
     after_batch: Callable[[], None],
 ) -> Scores:
-    """Score all clips of a loader. `forward` must be in evaluation mode; `after_batch` is called after each batch."""
+    """Score all clips of a loader. `forward` must be in evaluation mode; `after_batch` is called after each batch.
+
+    One rank of each machine scores its first batch before the others, which then find the compiled code in the cache.
+    """
     parts = []
-    for batch in loader.epoch(0):
-        with precision(), advising(loader):
+    for number, batch in enumerate(loader.epoch(0)):
+        compiles = number == 0 and forward.way is Way.COMPILED
+        turns = ranks.in_turn(machines_together=True) if compiles else nullcontext()
+        with precision(), advising(loader), turns:
             output = forward(batch.rgb, batch.heatmap)
         parts.append(score_batch(batch, output.logits))
         after_batch()

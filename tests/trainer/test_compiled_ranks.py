@@ -47,6 +47,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import compile_fx
 
 from models.heads import Output
+from models.pcan import over_ranks
 from pipelines.batch import Batch
 from trainer.experiments import DEMO
 from trainer.optim import BufferGuard
@@ -64,7 +65,8 @@ class Net(nn.Module):
         self.norm, self.linear = nn.BatchNorm1d(4), nn.Linear(4, 2)
 
     def forward(self, rgb, heatmap, label, coarse_label):
-        return Output({}, {"loss": self.linear(self.norm(rgb).relu()).square().mean()})
+        sums = over_ranks(self.linear(self.norm(rgb).relu()))  # as in PCAN, the ranks exchange values here
+        return Output({}, {"loss": sums.square().mean()})
 
 
 def fail(*_, **__):
@@ -93,7 +95,11 @@ with join("cpu") as ranks:
     graphs = counters["stats"]["unique_graphs"]
     for _ in range(3):
         optimizer.zero_grad()
-        trained(rgb, rgb, rgb, rgb).losses["loss"].backward()
+        loss = trained(rgb, rgb, rgb, rgb).losses["loss"]
+        loss.backward()
+        losses = loss.detach().clone()
+        torch.distributed.all_reduce(losses)
+        assert torch.equal(losses, 2 * loss)
         both = network.linear.weight.grad.clone()
         torch.distributed.all_reduce(both)
         assert torch.equal(both, 2 * network.linear.weight.grad)

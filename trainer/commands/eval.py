@@ -86,7 +86,9 @@ def score(
     with Progress(console, "scoring", num_samples * loader.num_batches * loader.batch_size) as progress:
         for number in range(num_samples):
             one_sample = replace(loader, sample=number, num_samples=num_samples)
-            samples.append(score_clips(forward, one_sample, precision, lambda: progress.advance(loader.batch_size)))
+            samples.append(
+                score_clips(forward, one_sample, ranks, precision, lambda: progress.advance(loader.batch_size))
+            )
     scores = mean_of(samples)
     return scores, [str(loader.table.names[row]) for row in scores.index.tolist()]
 

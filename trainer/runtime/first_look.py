@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from models.pcan import without_other_ranks
 from pipelines.batch import Batch
 from pipelines.trial import LOADS, decoding_alone, why_not_kernel, why_not_mixed
 from trainer.memory import gradients, recover
@@ -57,7 +58,9 @@ def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
     Raises torch's error if the memory does not suffice for the part.
     """
     rehearse(run, part)
-    with torch.random.fork_rng([run.ranks.device] if run.ranks.device.type == "cuda" else []):
+    on_gpu = [run.ranks.device] if run.ranks.device.type == "cuda" else []
+    # Without the other ranks, a rank whose memory does not suffice cannot make the others wait in PCAN's sums.
+    with torch.random.fork_rng(on_gpu), without_other_ranks():
         sentences = [data(run), compare(run, part), choose_benchmark(run, part, clock), memory(run)]
     backends = run.train_loader.backends
     run.decisions = Decisions(

@@ -4,11 +4,9 @@ Here torch compiles the network. If compiling or cuDNN fails, all ranks choose t
 (trainer/runtime/forward.py).
 """
 
-from contextlib import nullcontext
-
 import torch
 
-from models.pcan import PrototypeContrast
+from models.pcan import without_other_ranks
 from pipelines.batch import Batch
 from trainer.memory import gradients, recover
 from trainer.run import Run
@@ -18,16 +16,15 @@ from trainer.runtime.forward import Way
 def rehearse(run: Run, part: Batch) -> None:
     """Find a way to compute the gradients of a part of a batch. All ranks call this together.
 
-    One rank of each machine goes first, and the others then find the compiled code in the cache. PCAN's prototypes are
-    summed over all ranks in the forward pass, so with PCAN no rank can go first.
+    One rank of each machine goes first, and the others then find the compiled code in the cache. Meanwhile PCAN's sums
+    are those of a single rank, because a rank cannot wait for ranks whose turn comes later.
 
     Changes neither weights nor buffers nor the state of the random generators. Raises the error of the
     slowest way if that fails too, and torch's error if memory does not suffice.
     """
     on_gpu = [run.ranks.device] if run.ranks.device.type == "cuda" else []
-    needs_all_ranks = any(isinstance(module, PrototypeContrast) for module in run.network.modules())
-    turns = nullcontext() if needs_all_ranks else run.ranks.in_turn(machines_together=True)
-    with torch.random.fork_rng(on_gpu), turns:
+    turns = run.ranks.in_turn(machines_together=True)
+    with torch.random.fork_rng(on_gpu), without_other_ranks(), turns:
         while not succeeds(run, part):
             pass
     slowest = Way(run.ranks.largest(run.forward.way))
