@@ -30,7 +30,7 @@ COMMANDS = {
     "submit": ("trainer.commands.submit", "SubmitOptions", "submit"),
     "view": ("trainer.commands.view", "ViewOptions", "view"),
 }
-TRAIN = ("trainer.commands.train", "Options", "train")  # the command when no word is given
+TRAIN = ("trainer.commands.train", "Options", "train")  # runs if the command line names no command
 # Commands that may start ranks (None is training). Their functions also take the command line, to pass it to the ranks.
 START_RANKS = ("eval", None)
 
@@ -51,8 +51,8 @@ def main() -> None:
         if not launched:
             raise
         end_snapshot()
-        # This error may be a mere consequence of the failure of another rank. The launcher then ends this rank during
-        # the sleep, and only the message of the rank that failed is printed.
+        # This error may only be a consequence of the failure of another rank. In that case the launcher ends this rank
+        # during the sleep, so only the message of the other rank is printed.
         if isinstance(error, RuntimeError):
             time.sleep(PATIENCE_FOR_END)
         traceback.print_exc()
@@ -74,9 +74,9 @@ def leave(code: int) -> NoReturn:
 
 
 def end_snapshot() -> None:
-    """Wait until the snapshot that is being written is complete.
+    """Wait until the snapshot that is being written is complete, at most PATIENCE_FOR_SNAPSHOT seconds.
 
-    If the launcher sends SIGTERM meanwhile, because another rank has failed, the signal takes effect afterwards.
+    If the launcher sends SIGTERM during the wait, because another rank has failed, SIGTERM takes effect after the wait.
     """
     sigterm_arrived = threading.Event()
     handler = signal.signal(signal.SIGTERM, lambda *_: sigterm_arrived.set())
@@ -97,7 +97,7 @@ def run_command(arguments: list[str]) -> int:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Run the command that the first argument names, or training if it names none, and return the exit code."""
+    """Run the command that the first argument names, or training if there is no command. Return the exit code."""
     word = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if word is not None and word not in COMMANDS:
         similar = get_close_matches(word, COMMANDS, 1)

@@ -22,8 +22,10 @@ probabilities of both streams."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """SGD with momentum. `batch_size` counts the clips of a step on all ranks together. The learning rate does not
-    depend on the number of ranks.
+    """SGD with momentum.
+
+    `batch_size` is the number of clips in a step, on all ranks together. The learning rate does not depend on the
+    number of ranks.
     """
 
     batch_size: Count
@@ -41,7 +43,7 @@ class OptimConfig:
     precision: PrecisionSetting = "auto"  # of networks and heatmaps; auto: see trainer/runtime/precision.py
     impl: Impl = "auto"
     accumulate: Count = 1  # a rank's batch is divided into this many parts, which go through the network in turn
-    logit_adjustment: Rate | None = None  # training logits get this times the log class frequencies; usually 1
+    logit_adjustment: Rate | None = None  # training adds this times log(class frequency) to the logits; usually 1
     ema: Annotated[float, Range(0, 0.9999999)] | None = None  # decay of the weights' moving average; usually 0.999
 
     def __post_init__(self) -> None:
@@ -65,11 +67,11 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationConfig:
-    """When and how to validate: after epoch `begin` (from 1), then every `every` epochs, and after the last epoch.
+    """When and how to validate: after epoch `begin`, then every `every` epochs, and after the last epoch.
 
-    `metric` decides which snapshot is the best. Training stops after `patience` validations in a row that did not
-    reach the best score plus `min_delta` (patience None: it never stops early). `batch_size` is divided among the
-    ranks.
+    Epochs count from 1. `metric` decides which snapshot is the best. Training stops after `patience` validations in a
+    row that did not reach the best score plus `min_delta`. If `patience` is None, training never stops early.
+    `batch_size` is divided among the ranks.
     """
 
     batch_size: Count
@@ -109,7 +111,7 @@ class Experiment:
     cuda_graph: bool = False  # replay each step as one CUDA graph (trainer/runtime/cuda_graph.py)
     align_channels: bool = False  # pad X3D's inner channels to multiples of eight (models/alignment.py)
     prefetch: Count = 2  # batches that the data pipeline prepares in advance
-    stalled_after: Annotated[float, Range(1e-3, 1e9)] = 600.0  # seconds without a batch after which the run ends
+    stalled_after: Annotated[float, Range(1e-3, 1e9)] = 600.0  # the run ends after this many seconds without a batch
     wandb: bool = False  # also log to Weights & Biases (trainer/journal/wandb.py)
 
     def __post_init__(self) -> None:
@@ -119,7 +121,7 @@ class Experiment:
         if self.optim.rollbacks and self.snapshot_every % self.log_every:
             raise UserError(
                 f"snapshot_every={self.snapshot_every} is not a multiple of log_every={self.log_every}, but "
-                "optim.rollbacks needs that, because the loss is checked at each log: change one of the two"
+                "optim.rollbacks needs a multiple, because the loss is checked at each log: change one of the two"
             )
         parts = fusible_parts(self.model)
         for part in self.fused:
@@ -131,8 +133,8 @@ class Experiment:
             raise UserError(f"val.metric={self.val.metric} is not a metric of {self.name}; did you mean {similar}?")
         if self.cuda_graph and self.optim.impl == "apex":
             raise UserError(
-                "cuda_graph=True needs an optimizer that reads its learning rate on the GPU, which apex does not: set "
-                "optim.impl=torch"
+                "cuda_graph=True needs an optimizer that reads its learning rate on the GPU, and apex's optimizer does "
+                "not: set optim.impl=torch"
             )
 
 
@@ -175,7 +177,7 @@ def check_frames(model: ModelConfig, clip: ClipConfig) -> None:
 def metric_names(model: ModelConfig, averaged: bool) -> list[str]:
     """The names of all metrics that a validation of this network reports, in order. Published logs use the same names.
 
-    With `averaged` each metric is also reported for the EMA of the weights, as ema/NAME.
+    With `averaged`, each metric is also reported for the EMA of the weights, as ema/NAME.
     """
     if isinstance(model, SingleStreamConfig):
         names = _accuracies([model.stream], "top1", "top5", "mean1")

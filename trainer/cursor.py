@@ -17,8 +17,8 @@ class Cursor:
     After the last clip of an epoch comes its validation. The last batch of an epoch is filled up with clips from the
     start of the epoch, which are not counted again. Only this class converts between clips and steps.
 
-    batch_size is the number of clips in a step on all ranks together. bad_steps [2] int64, on the device, contains the
-    number of steps without finite gradients in the whole run, and the number of such steps since the last good one.
+    batch_size is the number of clips in a step on all ranks together. bad_steps [2] int64, on the device, contains two
+    numbers of steps without finite gradients: in the whole run, and since the last step with finite gradients.
     """
 
     batch_size: int
@@ -29,7 +29,7 @@ class Cursor:
     best: float = -math.inf
     best_file: str = ""
     validations: list[dict[str, float]] = field(default_factory=list)  # epoch (from 1) and metrics of each validation
-    usual_loss: float = math.inf  # the logged loss with which the next one is compared (trainer/loop.py)
+    usual_loss: float = math.inf  # the next logged loss is compared with this loss (trainer/loop.py)
     rollbacks: int = 0
 
     @property
@@ -53,7 +53,7 @@ class Cursor:
 
     @property
     def total_steps(self) -> int:
-        """Number of steps since the start of the run, if all of them had had the present batch size."""
+        """Number of steps since the start of the run, computed with the current batch size."""
         return self.epoch * self.num_steps + self.step
 
     @property
@@ -62,14 +62,14 @@ class Cursor:
         return self.epoch * self.epoch_clips + self.clips
 
     def finish_step(self) -> None:
-        """Count the clips of one step."""
+        """Advance the position by the clips of one step."""
         self.clips = min((self.step + 1) * self.batch_size, self.epoch_clips)
 
     def start_next_epoch(self) -> None:
         self.epoch, self.clips = self.epoch + 1, 0
 
     def count_bad(self, ok: Tensor) -> None:
-        """Update `bad_steps` after a step. `ok`, a bool scalar on the device: whether its gradients were finite."""
+        """Update `bad_steps` after a step. `ok` is a bool scalar on the device: whether the gradients were finite."""
         bad = (~ok).long()
         self.bad_steps += bad
         self.bad_steps[1] *= bad

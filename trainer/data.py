@@ -38,7 +38,10 @@ class Source:
     frames: FrameSource
 
     def usable_rows(self, split: str | None) -> np.ndarray:
-        """Rows of a split's clips (None: all clips) whose video is usable. Raises AnnotationError if there are none."""
+        """The rows of all clips with a usable video, in one split or, if `split` is None, in the whole table.
+
+        Raises AnnotationError if there is no such clip.
+        """
         rows = self.table.rows_in_split(split)
         usable = rows[self.frames.has_frames()[rows]]
         if not len(usable):
@@ -82,7 +85,7 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
 
 
 def make_shard(experiment: Experiment, shard: Shard, console: Console) -> None:
-    """Make one shard of each pack of an experiment. Missing videos of the demo are made first, all of them."""
+    """Make one shard of each pack of an experiment. If the demo's videos are missing, all of them are made first."""
     data, settings = experiment.data, PackSettings.of(experiment.clip)
     for table in open_tables(experiment):
         folder = settings.folder(Path(data.packs), table)
@@ -119,7 +122,7 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
 
 
 def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Loader, Loader]:
-    """The loaders of this rank for training and for validation. They share their backends."""
+    """The loaders of this rank for training and for validation. Both loaders use the same backends."""
     with ranks.in_turn():
         train, val = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
     loader = build_loader(experiment, train, True, ranks, say)

@@ -41,7 +41,7 @@ MA52_DATA = DataConfig(
 RGBPOSE_CLIP = ClipConfig(skeleton=COCO_17, rgb_frames=8, pose_frames=32, sigma=0.7)
 
 # The guide's experiment 1, with the values that its text gives. The guide's script prints these values too, but trains
-# with those of PCAN: batch 10, lr 7.5e-3, 30 epochs, milestones 10 and 20 (docs/sources.md, "Guide recipes").
+# with PCAN's values: batch 10, lr 7.5e-3, 30 epochs, milestones 10 and 20 (docs/sources.md, "Guide recipes").
 MA52_RUN = Experiment(
     name="ma52",
     data=MA52_DATA,
@@ -70,7 +70,7 @@ MA52_PCAN = replace(
 )
 
 # The guide's experiment 2, with the values that its text gives. The guide's configuration file differs: batch 20, 30
-# epochs, eta_min 1e-5, clip_norm 20, and a start from that configuration's own checkpoint of epoch 26.
+# epochs, eta_min 1e-5 and clip_norm 20, and it starts training from its own checkpoint of epoch 26.
 NTU60 = Experiment(
     name="ntu60",
     data=NTU60_DATA,
@@ -158,7 +158,7 @@ NTU60_RGBPOSE = Experiment(
 
 # EPAM-Net's joint training of both streams (docs/sources.md, "EPAM-Net"): the RGB stream uses every third frame of the
 # pose stream, there is no random crop, and validation uses 224 px, like training. Start training with --init, either
-# from published single streams that `python -m models.weights merge` has merged, or from a snapshot of ntu60_x3d, whose
+# from published single streams, merged by `python -m models.weights merge`, or from a snapshot of ntu60_x3d, whose
 # streams are independent. The authors of EPAM-Net cropped their videos to the person beforehand.
 NTU60_EPAM = Experiment(
     name="ntu60_epam",

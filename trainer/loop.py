@@ -25,9 +25,9 @@ SPIKE = 10  # a loss is a spike if it is more than this many times the usual los
 def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
     """Train from the run's cursor to the end of its experiment.
 
-    Returns the scores of the last validation in this session that set a new best. If none did, returns those of the
-    session's first validation, or None if there was no validation. On a signal, after `max_steps` steps in
-    all, or when validations stop improving, training saves a snapshot and ends early.
+    Returns the scores of the last validation in this session that set a new best. If no validation set a new best,
+    returns the scores of the session's first validation, or None if there was no validation. On a signal, after
+    `max_steps` steps in all, or when validations stop improving, training saves a snapshot and ends early.
     """
     cursor, experiment, scores = run.cursor, run.experiment, None
     try:
@@ -77,7 +77,7 @@ def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
     except RuntimeError as error:
         if not exceeds_memory(error):
             raise
-    # Recovery comes after the `except` block, in which the error's traceback keeps the activations in memory.
+    # Recover only after the `except` block, because inside it the error's traceback keeps the activations in memory.
     recover(run)
     if run.ranks.world_size == 1:  # several ranks must save together, but the other ranks are still in their step
         save(run)
@@ -114,7 +114,7 @@ def log(run: Run) -> None:
     run.journal.train(run.cursor, values)
     if in_a_row >= run.experiment.optim.max_bad_steps:
         raise UserError(
-            f"{in_a_row} steps in a row had gradients that were not finite, and none of them was applied; lower "
+            f"{in_a_row} steps in a row had gradients that were not finite, so these steps changed no weights; lower "
             "optim.lr or set optim.clip_norm, then go on with --resume"
         )
     if values["loss"] > SPIKE * run.cursor.usual_loss:

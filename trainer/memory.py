@@ -1,4 +1,4 @@
-"""Gradients of a batch without a step, and recovery and advice when a step does not fit into the GPU's memory."""
+"""Computes gradients without a step. Recovers and gives advice if a step does not fit into the GPU's memory."""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,11 @@ from trainer.step import loss_of, split
 
 
 def gradients(run: Run, network: nn.Module, part: Batch) -> list[Tensor]:
-    """The gradients of a part of a batch, one for each weight that gets one. Changes buffers, which `recover` restores.
+    """The gradients of a part of a batch, for all weights that get a gradient.
 
-    The gradients are not added to `weight.grad`, because DDP would count that as a step. The loss is not scaled,
-    because the scale with which fp16 starts would make some gradients infinite.
+    Changes the network's buffers, which `recover` restores. The gradients are not added to `weight.grad`, because
+    DDP would count that as a step. The loss is not scaled, because the initial scale of fp16 would make some gradients
+    infinite.
     """
     _, loss = loss_of(run, network, part)
     grads = torch.autograd.grad(loss, list(run.network.parameters()), allow_unused=True)
@@ -29,8 +30,9 @@ def recover(run: Run) -> None:
 
 
 def advice(run: Run, batch: Batch) -> str:
-    """A sentence that says how many clips fit into memory, and which setting to use. With a single rank, half as
-    many clips are run to find out whether they fit.
+    """A sentence that says how many clips fit into memory, and which setting to use.
+
+    With a single rank, half of the clips are run to find out whether they fit.
     """
     optim = run.experiment.optim
     at_once = len(batch.label) // optim.accumulate

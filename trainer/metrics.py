@@ -19,7 +19,7 @@ from trainer.config import FUSIONS
 class Scores:
     """Scores of N clips: index, label, coarse_label [N] int64, and the probabilities [N, K] float32 of each stream.
 
-    `index` is the clip's row in the table. Clips that pad the last batch have index -1, and `gather` removes them.
+    `index` contains each clip's row in the table. Clips that pad the last batch have index -1; `gather` removes them.
     """
 
     index: Tensor
@@ -70,7 +70,7 @@ def summarize(scores: Scores) -> dict[str, float]:
 
     The names are acc/{RGBPose_1:1,RGBPose_2:1,RGBPose_1:2,rgb,pose}_{top1,top5,mean1}. A network with one stream has
     only the metrics of that stream. Coarse heads add acc/{RGBPose_coarse_1:1,rgb_coarse,...}_{top1,mean1}, the F1
-    scores f1/{action,body}_{macro,micro} of the 1:1 sums, and their mean f1/mean, which decides MA-52's challenge.
+    scores f1/{action,body}_{macro,micro} of the 1:1 sums, and their mean f1/mean, the score of MA-52's challenge.
     """
     metrics: dict[str, float] = {}
     for name, score in _all_scores(scores, "").items():
@@ -113,9 +113,9 @@ def fused_scores(rgb: Tensor, pose: Tensor, weights: tuple[float, float]) -> Ten
 def top_k(score: Tensor, label: Tensor, k: int) -> float:
     """Share of clips whose label [N] is among the k classes with the highest `score` [N, K].
 
-    If scores are equal, the class with the higher number comes first.
-    The published code sorts with NumPy's unstable sort, whose order of equal scores is not defined. Ours is the order
-    that NumPy produces for up to 16 classes on a CPU without AVX-512. A label whose score is NaN never counts as a hit.
+    If scores are equal, the class with the higher number comes first. The published code sorts with NumPy's unstable
+    sort, whose order of equal scores is not defined. Our order is the one that NumPy produces for up to 16 classes on a
+    CPU without AVX-512. A label whose score is NaN never counts as a hit.
     """
     own_score = score.gather(1, label[:, None])
     is_higher_class = torch.arange(score.shape[1]) > label[:, None]

@@ -30,8 +30,8 @@ def build_optimizer(
         return build_sgd(parameters, lr, momentum, weight_decay)
     if importlib.util.find_spec("amp_C") is None:
         raise UserError(
-            "optim.impl=apex needs apex's extension amp_C, which is not installed: build it as README says, or set "
-            "optim.impl=torch"
+            "optim.impl=apex needs apex's extension amp_C, which is not installed: build it as the README says, or "
+            "set optim.impl=torch"
         )
     from apex.optimizers import FusedSGD  # type: ignore[import-not-found]
 
@@ -101,8 +101,8 @@ def clip_and_check(parameters: Iterable[Parameter], max_norm: float | None) -> t
 def step_if(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
     """Step a fused optimizer if `ok`, a bool scalar on the device, is true. Otherwise change no weights or momentum.
 
-    The optimizer's kernels read the flag on the device, so the host does not wait for it. In torch's optimizers
-    the flag is stored in `found_inf`, where GradScaler stores it too, and in apex's in the overflow buffer.
+    The optimizer's kernels read the flag on the device, so the host does not wait for it. Torch's optimizers read it
+    from `found_inf`, which GradScaler also sets. Apex's optimizer reads it from the overflow buffer.
     """
     if hasattr(optimizer, "_dummy_overflow_buf"):
         optimizer._dummy_overflow_buf.copy_(~ok)  # type: ignore[attr-defined]
@@ -113,16 +113,16 @@ def step_if(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
 class BufferGuard:
     """Restores buffers that a forward pass has changed (BatchNorm statistics, prototypes) if gradients are not finite.
 
-    Call `hold()` before the forward pass and `settle(ok)` after the gradients were checked. The host does not wait for
-    the device. `settle` selects new or old contents by multiplying with 1 or 0. For that, `settle` views
-    the buffers as integers, because in floating point NaN times 0 is NaN.
+    Call `hold()` before the forward pass and `settle(ok)` after the gradients have been checked. The host does not wait
+    for the device: `settle` multiplies the new and the old contents by 1 or 0 and adds them. It does so on integer
+    views of the buffers, because in floating point NaN times 0 is NaN.
     """
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
         integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         # For each integer type: the live buffers viewed as that type, and their backups.
         self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():  # two names of one buffer count once
+        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():  # a buffer with two names counts once
             bits = buffer.detach().view(integers[buffer.itemsize])
             live, backups = self._groups.setdefault(bits.dtype, ([], []))
             live.append(bits)
@@ -189,7 +189,7 @@ class EarlyStopping:
         return self.waited >= self.patience
 
     def update(self, score: float) -> None:
-        """Count one validation with this score."""
+        """Take the score of one more validation into account."""
         if score >= self.best + self.min_delta:
             self.best = score
             self.waited = 0
@@ -207,8 +207,8 @@ class EarlyStopping:
 class Ema:
     """Exponential moving averages (EMA) of a network's weights and float buffers, in a copy of the network.
 
-    The averages start at the present weights. After each step every average moves towards its weight by 1 - `decay`
-    of the difference. Source: Polyak and Juditsky 1992.
+    The averages start at the current weights. After each step, the difference between an average and its weight is
+    multiplied by `decay`. Source: Polyak and Juditsky 1992.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -228,15 +228,16 @@ class Ema:
         torch._foreach_lerp_(self.tensors(), [tensor.detach() for tensor in _floating(live)], self._step)
 
     def measured(self, live: nn.Module, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Call `measure` while `live` computes with the averages. Returns the metrics of `measure`, as ema/NAME."""
+        """Call `measure` while `live` computes with the averages. Returns the metrics of `measure`, named ema/NAME."""
         with self.in_place_of(live):
             return {f"ema/{name}": value for name, value in measure().items()}
 
     @contextmanager
     @torch.no_grad()
     def in_place_of(self, live: nn.Module) -> Iterator[None]:
-        """A context in which the network `live` contains the averages. When the context ends, also by an error, the
-        network's own weights are restored.
+        """A context in which the network `live` contains the averages.
+
+        When the context ends, even after an error, the network's own weights are restored.
         """
         weights = [tensor.detach() for tensor in _floating(live)]
         backup = [tensor.clone() for tensor in weights]
@@ -269,7 +270,7 @@ class NoEma:
         return {}
 
     def state_dict(self) -> None:
-        """None, which a snapshot then contains in place of averages."""
+        """Return None, which snapshots contain in place of averages."""
         return None
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -102,8 +102,9 @@ def go_back(run: Run) -> str | None:
 def restore(run: Run, state: dict[str, Any]) -> None:
     """Copy weights, buffers, momentum and averages of a snapshot into the tensors of the run.
 
-    The tensors stay at their addresses, because a CUDA graph and the BufferGuard refer to these. If the snapshot has
-    no averages, the averages are set to its weights. If the snapshot has no momentum, momentum stays as it is.
+    The tensors stay at their addresses, because a CUDA graph and the BufferGuard use these addresses. If the snapshot
+    has no averages, the averages are set to the snapshot's weights. If the snapshot has no momentum, momentum stays as
+    it is.
     """
     saved = state["optimizer"]["state"]
     with run.writer.changing_weights():
@@ -122,8 +123,9 @@ def changed_by_update(run: Run) -> list[Tensor]:
 
 
 def exact_under(run: Run) -> dict[str, Any]:
-    """The conditions of a run. If one of them has changed at a resume, the results are not bit-identical to those of
-    an uninterrupted run.
+    """The conditions that must stay the same for bit-exact results.
+
+    If a condition has changed when a run resumes, its results are not bit-identical to those of an uninterrupted run.
     """
     return {
         "torch": str(torch.__version__),

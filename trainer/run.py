@@ -32,7 +32,7 @@ from trainer.runtime.signals import Interrupt
 from trainer.runtime.wrap import compiled, parallel
 from trainer.snapshots.writer import NoWriter, Writer
 
-ASK_RANKS_EVERY = 8  # every this many batches, the ranks ask each other whether one of them got a signal to stop
+ASK_RANKS_EVERY = 8  # number of batches after which the ranks ask each other whether any rank got a signal to stop
 
 
 class Stopped(Exception):

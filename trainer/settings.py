@@ -65,7 +65,7 @@ def override(experiment: Experiment, *assignments: str) -> Experiment:
 
 
 def parse_assignments(experiment: Experiment, assignments: Sequence[str]) -> dict[str, Any]:
-    """Convert assignments such as optim.lr=0.004 to a dict from fields to values, which have the types of the fields.
+    """Convert assignments such as optim.lr=0.004 to a dict that maps each field to a value of the field's type.
 
     If a field is assigned twice, the last value counts. Raises UserError for an unknown field or a wrong value.
     """
@@ -158,8 +158,8 @@ def parse_value(text: str, hint: Any) -> Any:
     """Convert `text` to a value of the type `hint`. Raises UserError if that is not possible.
 
     Understands numbers, texts, `true` and `false`; `none` if the field can be None; `(10,20)`, `[10,20]`, `10,20` and
-    `()` for tuples; and `default` for a part with its default settings. (tyro 1.0 can parse only few of these within an
-    argument such as --set optim.lr=0.004, so this is done here.)
+    `()` for tuples; and `default` for a part with its default settings. (tyro 1.0 can parse only a few of these values
+    within an argument such as --set optim.lr=0.004, so this function parses all of them.)
     """
     try:
         value = ast.literal_eval(text)
@@ -235,8 +235,9 @@ EXAMPLES = {int: "(10,20)", float: "(0.5,0.8)", bool: "(true,false)", str: "(wal
 
 
 def check_division(experiment: Experiment, world_size: int) -> None:
-    """Raise UserError unless batches can be divided equally among the ranks, and the share of a rank into
-    optim.accumulate equal parts.
+    """Raise UserError unless each batch can be divided equally among the ranks.
+
+    A rank's clips of a training batch must also be divisible into optim.accumulate equal parts.
     """
     for part, clips in (("optim", experiment.optim.batch_size), ("val", experiment.val.batch_size)):
         if clips % world_size:

@@ -84,8 +84,9 @@ def shortened(value: Any) -> str:
 
 
 def as_text(value: float | None) -> str:
-    """Text for a cell: integers unchanged, numbers up to 1 with four decimals, larger ones with one decimal, and "" for
-    None and NaN.
+    """Format a value for a cell of a table.
+
+    Integers stay as they are. Floats up to 1 get four decimals, and larger floats get one. None and NaN become "".
     """
     if value is None or value != value:
         return ""

@@ -150,7 +150,7 @@ def cpu(cores: int, num_gpus: int) -> Finding:
 
 
 def compiler(on_gpu: bool) -> Finding:
-    """Build a stub, to check whether Triton and torch.compile can build what they need."""
+    """Compile a small extension module, to check whether Triton and torch.compile can compile their code."""
     reason = why_no_compiler("C" if on_gpu else "C++")
     if reason is not None:
         problem, way_out = reason

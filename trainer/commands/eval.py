@@ -1,4 +1,7 @@
-"""`python -m trainer eval`: scores a validation split; writes metrics, scores, a class table and a confusion matrix."""
+"""`python -m trainer eval`: evaluates a checkpoint on a validation split.
+
+It writes the metrics, the scores of each clip, a table of the classes, and a confusion matrix.
+"""
 
 import csv
 import json
@@ -145,8 +148,9 @@ def write_scores(path: Path, scores: Scores, names: Sequence[str]) -> None:
 
 
 def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], coarse_map: Sequence[int]) -> None:
-    """Write a CSV with one line for each class: its number of clips, recall, precision and F1 of the fused scores, and
-    the recall of each stream.
+    """Write a CSV with one line for each class.
+
+    A line contains the number of clips; recall, precision and F1 of the fused scores; and the recall of each stream.
     """
     num_classes = main_scores(scores).shape[1]
     fused = confusion_matrix(main_scores(scores), scores.label)

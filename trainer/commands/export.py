@@ -54,7 +54,7 @@ class ExportOptions(Choice):
 
 
 def export(options: ExportOptions) -> int:
-    """Write the file and print a summary. Raises UserError if the file's outputs differ from those of the network."""
+    """Export the network and print a summary. Raises UserError if the file's outputs differ from the network's."""
     experiment = experiment_of(options)
     out = options.out or options.checkpoint.with_suffix(f".{options.format}")
     check(options, out)
@@ -117,7 +117,7 @@ def write(options: ExportOptions, experiment: Experiment, scorer: Scorer, path: 
 def compare(experiment: Experiment, scorer: Scorer, score: Score, out: Path) -> float:
     """Compare the probabilities of the network (`scorer`) with those of the written file (`score`).
 
-    The first comparison uses frames and heatmaps of the sizes used in training, the second of those used in validation.
+    The first comparison uses the frame and heatmap sizes of training, and the second uses the sizes of validation.
     Returns the largest difference. Raises UserError if a difference is more than TOLERANCE.
     """
     largest = 0.0
@@ -137,8 +137,9 @@ def compare(experiment: Experiment, scorer: Scorer, score: Score, out: Path) -> 
 
 
 def example(experiment: Experiment, num_clips: int, train: bool) -> Inputs:
-    """Inputs for tracing and for `compare`: frames of noise, and heatmaps of random joints of one person. Frames and
-    heatmaps have the sizes used in training if `train`, else those used in validation.
+    """Make random inputs for tracing and for `compare`: frames of noise, and heatmaps of one person's random joints.
+
+    With `train`, frames and heatmaps have the sizes of training, otherwise the sizes of validation.
     """
     clip, model = experiment.clip, experiment.model
     generator = torch.Generator().manual_seed(num_clips)

@@ -1,4 +1,7 @@
-"""The file formats of `python -m trainer export`: writes each format, and reads a file back as a callable network."""
+"""Writes and reads the file formats of `python -m trainer export`.
+
+A file is read back as a function that computes scores.
+"""
 
 import importlib.util
 import io
@@ -15,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from kernels.program import UserError
 
-KEY = "duet"  # the key in a file's metadata under which our metadata are stored as JSON
+KEY = "duet"  # the key under which an exported file contains our metadata, as JSON
 Format = Literal["onnx", "pt2", "safetensors"]
 Inputs = dict[str, Tensor]
 Score = Callable[..., dict[str, Tensor]]  # a function that takes inputs as keyword arguments and returns scores
@@ -24,8 +27,9 @@ Score = Callable[..., dict[str, Tensor]]  # a function that takes inputs as keyw
 class Scorer(nn.Module):
     """The network in the form that is exported: takes the streams' inputs [N, ...], and returns probabilities [N, K].
 
-    score_fused is the mean of both streams, as in `predict`. score_sum is EPAM-Net's published score. The names of
-    outputs start with score_ because ONNX does not allow an output to have the name of an input, such as rgb.
+    score_fused is the mean of both streams' probabilities, as in `predict`. score_sum is EPAM-Net's published score.
+    The names of outputs start with score_ because ONNX does not allow an output to have the name of an input, such as
+    rgb.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -1,4 +1,7 @@
-"""`python -m trainer predict`: names the actions in videos, window by window, as a table, JSON and pictures."""
+"""`python -m trainer predict`: names the action in each window of a video.
+
+It prints a table, and writes JSON, a picture of some windows, and a copy of the video with captions.
+"""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,7 +65,10 @@ class PredictOptions(Choice):
 
 
 def predict(options: PredictOptions) -> int:
-    """Predict the videos one after another. Raises UserError if a video cannot be read or results cannot be written."""
+    """Predict the actions in the videos, one video after another.
+
+    Raises UserError if a video cannot be read or results cannot be written.
+    """
     experiment, device = experiment_of(options), torch.device(device_of(options.device))
     out = options.out or options.checkpoint.parent / "predict"
     check(options, out)
@@ -173,8 +179,10 @@ class Predictor:
     stride: int
 
     def run(self, video: Path, header: Header, poses: Poses | None, out: Path, console: Console) -> Prediction:
-        """Score all windows of a video. Writes to `out` an annotated copy (STEM.mp4) and a picture of some windows
-        (STEM.png), where STEM is the name of the video without its suffix.
+        """Score all windows of a video.
+
+        Writes an annotated copy of the video (STEM.mp4) and a picture of some windows (STEM.png) to the folder `out`.
+        STEM is the name of the video without its suffix.
         """
         total, rate = header.frames, frame_rate(str(video))
         joints = torch.zeros(0, total, self.experiment.clip.skeleton.num_joints, 3).numpy()
@@ -222,7 +230,7 @@ class Predictor:
 
     @torch.no_grad()
     def _score(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Probabilities [K] of each stream, on the CPU. `fused` is the mean of RGB and pose (the 1:1 sum, halved)."""
+        """Probabilities [K] of each stream, on the CPU. `fused` is the mean of the RGB and pose probabilities."""
         with self.precision():
             output = self.forward(batch.rgb, batch.heatmap)
         scores = score_batch(batch, output.logits).probability

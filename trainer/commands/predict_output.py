@@ -29,7 +29,7 @@ from trainer.report.clip_views import LEFT, MIDDLE, RIGHT
 from trainer.report.contact_sheet import contact_sheet
 
 TOP = 5  # number of classes that are listed for each window
-IN_FULL = 6  # if a video has at most this many windows, the table shows TOP classes for each; otherwise only the best
+IN_FULL = 6  # with more windows than this, the table shows only the best class of each window, not TOP classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,10 @@ def _entry(window: Window, prediction: Prediction) -> dict[str, Any]:
 
 
 def show(prediction: Prediction, console: Console) -> None:
-    """Print a table with the best classes of each window, and at the end those of the mean over all windows.
+    """Print a table with the best classes of each window, followed by the best classes by the mean over all windows.
 
-    For a short video, five classes of each window are listed, one per line; for a long video, only the best class.
+    For a short video, five classes of each window are listed, one per line. For a long video, only the best class of
+    each window is listed.
     """
     windows, names = prediction.windows, prediction.class_names
     depth = TOP if len(windows) <= IN_FULL else 1
@@ -151,7 +152,8 @@ BAR, TEXT, FAINT = "#14213d", "#ffffff", "#b8c4d6"
 class AnnotatedVideo:
     """Writes an H.264 video to `path`, under a temporary name until it is complete.
 
-    Pass each frame to `show`, which scales it and keeps it in memory. `write` then writes frames with a caption.
+    Pass each frame to `show`, which scales it and keeps it in memory. `write` then writes the kept frames
+    with a caption.
     """
 
     def __init__(self, path: Path, rate: Fraction, poses: Poses | None, skeleton: Skeleton):
@@ -184,7 +186,10 @@ class AnnotatedVideo:
         self.waiting.append(frame.reformat(width=width, height=height, format="yuv420p"))
 
     def write(self, end: int, lines: Sequence[str]) -> None:
-        """Write the waiting frames up to frame `end` - 1, below a bar with `lines` of text, the first in large type."""
+        """Write the waiting frames up to frame `end` - 1. A bar above each frame shows `lines` of text.
+
+        The first line of text is in large type.
+        """
         bar = None
         while self.waiting and self.num_written < end:
             picture = self.waiting.popleft().to_image()
@@ -238,8 +243,10 @@ def _font(line: str, width: int, size: int) -> ImageFont.FreeTypeFont:
 
 
 def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton) -> None:
-    """Draw limbs and joints: joints [M, V, 3] of M people (x, y in pixels of the picture, and score). Limbs of the left
-    side, the right side and the middle of a person have different colours.
+    """Draw the limbs and joints of M people.
+
+    `joints` [M, V, 3] contains x and y in pixels of the picture, and a score. Limbs of the left side, the right side
+    and the middle of a person have different colours.
     """
     draw, line = ImageDraw.Draw(picture), max(2, min(picture.size) // 180)
     left, right = {pair[0] for pair in skeleton.pairs}, {pair[1] for pair in skeleton.pairs}

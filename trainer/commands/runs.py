@@ -24,7 +24,7 @@ class RunsOptions:
 
 
 def runs(options: RunsOptions, console: Console | None = None) -> int:
-    """Print the table, the most recently active run first. Raises UserError if there is no run."""
+    """Print a table of the runs, with the most recently active run first. Raises UserError if there is no run."""
     past_runs = sorted(find_runs(options.folder), key=lambda run: run.silent)
     if not past_runs:
         raise UserError(f"{options.folder} contains no run: name the folder of your work directories")

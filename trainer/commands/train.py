@@ -46,7 +46,7 @@ class Options(Choice):
 
 
 def train(options: Options, arguments: list[str]) -> int:
-    """Train with one process for each GPU, or print the experiments with --list. Returns the exit code."""
+    """Train with one process for each GPU. With --list, only print the experiments. Returns the exit code."""
     if options.list:
         list_experiments(Console())
         return 0

@@ -1,4 +1,4 @@
-"""`python -m trainer view`: draws one clip, with skeletons and heatmaps, as in training and again as in validation."""
+"""`python -m trainer view`: draws one clip with skeletons and heatmaps, first as in training, then as in validation."""
 
 import tempfile
 from collections.abc import Sequence

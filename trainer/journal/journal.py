@@ -55,7 +55,7 @@ class Journal:
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """A context at whose end the journal is closed.
+        """A context that closes the journal when it ends.
 
         If an exception ends the run, the exception's message becomes the last line of the log, where `trainer runs`
         finds it.
@@ -242,8 +242,9 @@ class Journal:
 
 
 def _pairs(values: Mapping[str, float]) -> list[str]:
-    """`name: value` in mmengine's format: learning rates as 1.2000e-02, integers without decimals, other numbers with
-    four decimals.
+    """Format each value as `name: value`, as mmengine does.
+
+    Learning rates look like 1.2000e-02, integers have no decimals, and other numbers have four decimals.
     """
     formats = {
         name: ".4e" if name.endswith("lr") else "d" if isinstance(value, int) else ".4f"
@@ -256,7 +257,7 @@ class Clock:
     """Measures the speed of the last 100 steps. A process's first step is left out, as it includes compilation."""
 
     def __init__(self) -> None:
-        # For each step: its seconds, the seconds that the host waited for data, and its clips.
+        # For each step: its duration in seconds, the seconds that the host waited for data, and the number of clips.
         self._steps: deque[tuple[float, float, int]] = deque(maxlen=100)
         self._last = time.perf_counter()
         self._warm = False

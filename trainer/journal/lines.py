@@ -44,8 +44,8 @@ def keep_until(path: Path, epoch: int, clips: int, *, batch_size: int, epoch_cli
     """Remove the records from `path` that a run will write again when it continues after `clips` clips of `epoch`.
 
     `epoch` counts from 1. The validation of `epoch` will run again, so its record is removed too. Incomplete lines are
-    removed. Records of older versions count only steps: they get a number of clips, `batch_size` for each step, but at
-    most `epoch_clips`.
+    removed. Records of older versions contain a number of steps but no number of clips. The number of clips is added:
+    `batch_size` for each step, but at most `epoch_clips`.
     """
     if not path.exists():
         return
@@ -75,7 +75,7 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115
         size = self._file.seek(0, os.SEEK_END)
-        if size:  # a kill may have left a line without a newline: add it, so that our next line starts a new one
+        if size:  # after a kill, the last line may lack its newline: add it, so that the next line is separate
             self._file.seek(-1, os.SEEK_END)
             if self._file.read(1) != b"\n":
                 self._file.write(b"\n")

@@ -16,7 +16,7 @@ from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
 
 RGB, POSE, BOTH, GREY = "#c8553d", "#2a6f97", "#222222", "#888888"
-# A line has at most this many points. A longer series is divided into this many parts, and the mean of each is drawn.
+# A line has at most this many points. A longer series is cut into this many parts, and the mean of each part is drawn.
 MOST_POINTS = 200
 Records = Sequence[dict[str, Any]]
 
@@ -121,13 +121,13 @@ def _finish(axes: Axes, title: str, legend: bool = True) -> None:
 
 
 COLORS = ("#2a6f97", "#c8553d", "#3a7d44", "#8e5ea2", "#b8860b", "#555555")
-PANELS = (  # kind of record, name (None: the metric that selects the best snapshot), title
+PANELS = (  # kind of record, metric (None: the metric that selects the best snapshot), title
     ("val", None, "validation, metric that selects the best snapshot"),
     ("train", "loss", "training loss"),
     ("val", "acc/rgb_top1", "validation, rgb top-1"),
     ("val", "acc/pose_top1", "validation, pose top-1"),
 )
-SMOOTHED = 100  # like MOST_POINTS, for a comparison of several runs
+SMOOTHED = 100  # the maximum number of points in a line when several runs are compared
 
 
 def draw(runs: Sequence[PastRun]) -> Figure:

@@ -19,8 +19,8 @@ TAIL = 8192  # bytes at the end of train.log that are read for its last lines
 class PastRun:
     """A run as the files of its work directory describe it.
 
-    settings are the content of experiment.json; name, metric, num_epochs and stalled_after are some of them. records
-    are the lines of metrics.jsonl. silent is the number of seconds since the run last wrote a file.
+    settings are the content of experiment.json; name, metric, num_epochs and stalled_after are copied from them.
+    records are the lines of metrics.jsonl. silent is the number of seconds since the run last wrote a file.
     """
 
     folder: Path

@@ -8,8 +8,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # the values of these constants in malloc
 def keep_freed_memory() -> None:
     """Keep freed memory for the next step. The operating system would zero the pages of memory that is returned to it.
 
-    Zeroing took a seventh of the time of the demo's steps (LOG.md). With other C libraries than glibc, this function
-    does nothing.
+    Zeroing took a seventh of the time of the demo's steps (LOG.md). With a C library other than glibc, this
+    function does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -22,7 +22,7 @@ def computes_in_bf16(index: int) -> bool:
 
 
 def why_no_code(index: int) -> tuple[str, str] | None:
-    """If the installed torch cannot run on a GPU, the reason and what helps; otherwise None."""
+    """Why the installed torch cannot run on a GPU, and what the user can do about it. None if torch can run on it."""
     capability = torch.cuda.get_device_capability(index)
     targets = parsed(torch.cuda.get_arch_list())
     if not targets or has_code(targets, capability):
@@ -54,7 +54,7 @@ def has_code(targets: Iterable[tuple[str, int, int]], capability: tuple[int, int
 
 
 def check_cards(precision: str, device: str, num_ranks: int) -> None:
-    """Raise UserError if a GPU of one of the `num_ranks` processes cannot run torch, or not in `precision`."""
+    """Raise UserError if a GPU of the `num_ranks` processes cannot run torch or cannot compute in `precision`."""
     for index in range(min(num_ranks, torch.cuda.device_count()) if device == "cuda" else 0):
         reason = why_no_code(index)
         if reason is not None:

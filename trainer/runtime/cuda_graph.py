@@ -52,7 +52,7 @@ class Replay:
     and batches of the same shape. Each call enters `changing_weights` (trainer/snapshots/writer.py) here, because a
     replay does not run the Python code of `update` that would enter that context.
 
-    Another thread of this process, such as one of DALI's that frees memory, can make a recording fail. Weights and
+    Another thread of this process, such as a DALI thread that frees memory, can make a recording fail. Weights and
     buffers are then unchanged, because a recording computes nothing. After a second failure all steps run directly.
     """
 
@@ -114,10 +114,10 @@ class Replay:
 def forget_recording(device: torch.device, pool: tuple[int, int]) -> None:
     """Let torch compute as usual again after a recording into the memory pool `pool` has failed.
 
-    If ending the recording raises, torch (2.13, CUDAGraph::capture_end) stops before it tells its allocator and its
-    random generator that the recording is over.
+    If an error occurs while torch ends the recording (2.13, CUDAGraph::capture_end), torch does not tell its allocator
+    and its random generator that the recording is over.
     """
-    with suppress(RuntimeError):  # raised if torch has already told its allocator
+    with suppress(RuntimeError):  # raised if the allocator already knows that the recording is over
         torch._C._cuda_endAllocateToPool(device.index, pool)
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())

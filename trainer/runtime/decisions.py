@@ -9,7 +9,8 @@ class Decisions:
     """How a run computes on its device. None means that nothing has been decided.
 
     network: the name of a `Way` (trainer/runtime/forward.py), in lower case. cudnn_benchmark: whether cuDNN times its
-    algorithms for each convolution. renderer, decoder, hw_decoder_load: those of `Backends` (pipelines/backends.py).
+    algorithms for each convolution. renderer, decoder and hw_decoder_load: the fields of `Backends` with these names
+    (pipelines/backends.py).
     """
 
     network: str | None = None

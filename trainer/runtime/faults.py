@@ -36,16 +36,16 @@ def is_from_cudnn(error: BaseException) -> bool:
 
 
 def exceeds_memory(error: BaseException) -> bool:
-    """Whether a step failed because of too little memory, if cuDNN could compute the step's convolutions before.
+    """Whether a step failed because of too little memory, for a network that cuDNN has computed before.
 
-    In that case, cuDNN's message that it has no plan also means that memory is missing.
+    For such a network, cuDNN's message that it has no plan for a convolution also means too little memory.
     """
     return is_out_of_memory(error) or bool(NO_PLAN.search(str(error)))
 
 
 def first_line(error: BaseException) -> str:
     """The type of an exception and the first line of its message, at most 200 characters."""
-    error = getattr(error, "inner_exception", error)  # BackendCompilerFailed of torch.compile adds a first line
+    error = getattr(error, "inner_exception", error)  # torch.compile's BackendCompilerFailed adds its own first line
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."

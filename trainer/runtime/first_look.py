@@ -1,6 +1,6 @@
 """The first look: before its first step, a run checks the results of its device, and times settings to choose the best.
 
-If the results of a fast way to compute are wrong, the run uses a slower way, and one line says why. Nothing here
+If the results of a fast way to compute are wrong, the run uses a slower way and logs the reason. Nothing here
 changes weights, buffers, momenta, random numbers or the order of the clips. Rank 0 decides for all ranks.
 """
 
@@ -28,9 +28,9 @@ from trainer.runtime.rehearsal import rehearse
 from trainer.step import split
 
 FILE = "first_look.json"
-# Largest accepted distance of the compiled step's gradients from a direct step's, relative to the norm of the latter.
-# For the experiments' networks, gradients in float32 and in half precision are up to 0.1 apart; a wrong kernel puts
-# gradients about 1 apart.
+# Largest accepted distance between the gradients of a compiled step and of a direct step, divided by the norm of the
+# direct step's gradients. For the experiments' networks, gradients in float32 and in half precision are up to 0.1
+# apart; a wrong kernel puts gradients about 1 apart.
 TOLERANCE = {"fp32": 0.01, "bf16": 0.3, "fp16": 0.3}
 GAIN = 1.02  # a choice must be faster by this factor, because a smaller gain may be chance
 ROUNDS = 5  # timed steps of each choice
@@ -93,7 +93,7 @@ def look_at_data(run: Run, clock: Callable[[], float] = time.perf_counter) -> No
 
 
 def of_any_rank(ranks: Ranks, reason: str | None) -> str | None:
-    """`reason`, or that another rank has a reason, or None if no rank has one."""
+    """`reason` if it is not None; "on another rank" if only other ranks have a reason; None if no rank has one."""
     return (reason or "on another rank") if ranks.any(reason is not None) else None
 
 
@@ -119,13 +119,13 @@ def data(run: Run) -> str:
 def compare(run: Run, part: Batch) -> str:
     """Compare the compiled step with a direct one, and return the result as part of a sentence.
 
-    Both draw the same dropout, because torch.compile is called with `fallback_random` (trainer/runtime/wrap.py).
+    Both steps draw the same dropout, because torch.compile is called with `fallback_random` (trainer/runtime/wrap.py).
     """
     if run.forward.way is not Way.COMPILED:
         return "the network runs uncompiled"
     direct = gradients_of(run, run.network, part)
     if run.ranks.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # so that `memory` reports the need of a compiled step
+        torch.cuda.reset_peak_memory_stats()  # so that `memory` reports what a compiled step needs
     compiled = gradients_of(run, run.forward, part)
     # All ranks return together; otherwise a rank with enough memory would wait for the others in `largest` below.
     if run.ranks.any(direct is None or compiled is None) or direct is None or compiled is None:
@@ -156,7 +156,10 @@ def gradients_of(run: Run, network: torch.nn.Module, part: Batch) -> list[Tensor
 
 
 def relative_distance(values: list[Tensor], expected: list[Tensor]) -> float:
-    """The norm of `values` - `expected` over all tensors together, relative to that of `expected`. NaN becomes 9."""
+    """The norm of `values` - `expected`, divided by the norm of `expected`, over all tensors together.
+
+    Returns 9 instead of NaN.
+    """
     squares = [
         torch.stack([(one - other).square().sum(), other.square().sum()])
         for one, other in zip(values, expected, strict=True)
@@ -197,10 +200,11 @@ Choice = TypeVar("Choice")
 def fastest(
     choices: Sequence[Choice], run: Callable[[Choice], None], clock: Callable[[], float]
 ) -> tuple[Choice, float]:
-    """The choice with which `run` is fastest, and how many times as fast as with the first choice, the default.
+    """The choice with which `run` is fastest, and its gain over the default, which is the first choice.
 
-    Choices take turns: each runs once to warm up, then ROUNDS times to be timed. The gain of a choice is the lower
-    quartile of its gains over the default. If no gain reaches GAIN, returns the default and the largest gain.
+    Choices take turns: `run` is called with each choice once to warm up, and then ROUNDS times to be timed. In each
+    round the gain is the default's time divided by the choice's time; the lower quartile over the rounds counts. If no
+    gain reaches GAIN, returns the default and the largest gain of the other choices.
     """
     seconds: list[list[float]] = [[] for _ in choices]
     for _ in range(1 + ROUNDS):

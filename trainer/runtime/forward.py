@@ -19,7 +19,7 @@ class Way(IntEnum):
 
     COMPILED = 0
     DIRECT = 1
-    WITHOUT_CUDNN = 2  # also not compiled, because compiled code expects the memory layout of cuDNN's results
+    WITHOUT_CUDNN = 2  # not compiled either, because compiled code expects the memory layout of cuDNN's results
 
 
 LINES = {
@@ -30,7 +30,7 @@ LINES = {
 
 
 class Forward(nn.Module):
-    """Calls `compiled`, or `network` itself. Both have the same weights, and `way` is the way to begin with.
+    """Calls `compiled`, or `network` itself. Both have the same weights. `way` is the first way to be used.
 
     If a call without gradients fails, it is repeated in a slower way. A failed call with gradients may have changed
     buffers, so its caller has to undo the step and call `fall_back` (trainer/runtime/rehearsal.py). `say` gets one line

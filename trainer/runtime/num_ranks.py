@@ -1,4 +1,4 @@
-"""How many ranks a run has: what the launcher or --ranks says, else as many as its batches keep busy."""
+"""How many ranks a run has: as many as the launcher or --ranks says, or else as many as its batches keep busy."""
 
 import os
 
@@ -12,10 +12,10 @@ CLIPS_PER_RANK = 8  # with fewer clips at a time, BatchNorm's statistics are poo
 
 
 def world_size_of(experiment: Experiment, ranks: int | None, device: str, fewest_clips: int = CLIPS_PER_RANK) -> int:
-    """Number of processes of the whole run: as many as the launcher started, else --ranks, else one for each GPU, as
-    long as each gets at least `fewest_clips` clips of a training batch.
+    """Number of processes of the whole run: as many as the launcher started, else --ranks, else one for each GPU.
 
-    Raises UserError if the machine has fewer GPUs than processes.
+    In the last case, fewer GPUs are used if a GPU would get fewer than `fewest_clips` clips of a training batch. Raises
+    UserError if the machine has fewer GPUs than processes.
     """
     if ranks is not None and ranks < 1:
         raise UserError(f"--ranks {ranks}: at least one process is needed")
@@ -35,7 +35,7 @@ def world_size_of(experiment: Experiment, ranks: int | None, device: str, fewest
 def fitting_ranks(experiment: Experiment, most: int, fewest_clips: int) -> int:
     """The largest number of ranks, up to `most`, that divides all batch sizes and gives each rank enough clips.
 
-    Enough are `fewest_clips` clips of a training batch. Returns 1 if there is no such number.
+    A rank needs at least `fewest_clips` clips of a training batch. Returns 1 if there is no such number.
     """
     optim, val = experiment.optim, experiment.val
     for number in range(most, 1, -1):
@@ -46,13 +46,13 @@ def fitting_ranks(experiment: Experiment, most: int, fewest_clips: int) -> int:
 
 
 def num_combinable() -> int:
-    """How many GPUs of this machine a run can use without further settings. NCCL refuses two parts of the same GPU."""
+    """How many GPUs of this machine a run can use without further settings. NCCL cannot connect parts of one GPU."""
     names = cards()
     return 1 if names and names[0].startswith("MIG-") else len(names)
 
 
 def advice_for_all(experiment: Experiment, ranks: int | None, device: str, world_size: int) -> str:
-    """A sentence with the settings that would use all GPUs, if we have chosen fewer ranks. Else empty."""
+    """A sentence with the settings that would use all GPUs, if this program has chosen fewer ranks. Otherwise empty."""
     chosen_by_us = ranks is None and (not started_by_launcher() or LAUNCHER in os.environ)
     num_gpus = num_combinable() if chosen_by_us and device == "cuda" else 0
     if world_size >= num_gpus:

@@ -1,7 +1,7 @@
 """The GPUs of this machine that a run may use, and the one that belongs to this rank.
 
-Each rank sees only its own GPU, as cuda:0. Torch stores compiled code under the number of the device, so ranks with
-different numbers would compile the same network once each.
+Each rank sees only its own GPU, as cuda:0. Torch stores compiled code under the number of the device, so each rank
+would compile the network again if the ranks' devices had different numbers.
 """
 
 import os
@@ -9,14 +9,14 @@ import os
 from trainer.runtime.srun import RUN_ID
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-ALL = "DUET_CARDS"  # environment variable of a rank: all GPUs of its machine, of which it sees only its own
+ALL = "DUET_CARDS"  # environment variable of a rank: all GPUs of its machine; CUDA_VISIBLE_DEVICES names only one
 
 
 def cards() -> list[str]:
     """The GPUs that a run may use on this machine, as CUDA_VISIBLE_DEVICES names them: 2, GPU-8f1c..., MIG-41aa...
 
-    Does not initialise CUDA, which reads CUDA_VISIBLE_DEVICES only once. (Torch counts GPUs without doing so, but not
-    parts of GPUs, whose names begin with MIG.)
+    Does not initialise CUDA, which reads CUDA_VISIBLE_DEVICES only once. (Torch can count GPUs without initialising
+    CUDA, but it does not count parts of GPUs, whose names begin with MIG.)
     """
     if ALL in os.environ:
         return [name for name in os.environ[ALL].split(",") if name]
@@ -35,7 +35,7 @@ def see_own_card() -> None:
     if len(machine) == 1 and os.environ["TORCHELASTIC_RUN_ID"].startswith(RUN_ID):
         machine *= int(os.environ["LOCAL_WORLD_SIZE"])  # SLURM shows each task only the GPU that it has bound to it
     os.environ[ALL] = ",".join(machine)
-    if number < len(machine):  # otherwise world_size_of in ranks.py refuses to start
+    if number < len(machine):  # otherwise world_size_of in num_ranks.py raises UserError
         os.environ[VISIBLE] = machine[number]
 
 

@@ -38,7 +38,7 @@ class Precision:
         return nullcontext() if self.name == "fp32" else torch.autocast(self.device.type, self.dtype)
 
     def runnable(self, parts: tuple[FusedPart, ...]) -> tuple[FusedPart, ...]:
-        """Those of `parts` whose kernels compute in this format. On a GPU, kernels/blocks computes in bf16 only."""
+        """The `parts` whose kernels compute in this format. On a GPU, kernels/blocks computes in bf16 only."""
         return parts if self.name == "bf16" or self.device.type != "cuda" else ()
 
     def loss_scale(self) -> "LossScale | NoLossScale":
@@ -112,7 +112,7 @@ class NoLossScale:
         """Do nothing, because there is no scale."""
 
     def state_dict(self) -> None:
-        """None, which a snapshot then contains in place of a scale."""
+        """Return None, which snapshots contain in place of a scale."""
         return None
 
     def load_state_dict(self, state: dict[str, Tensor] | None) -> None:

@@ -30,7 +30,7 @@ from trainer.runtime.signals import EXIT_CODES
 # In a stuck step, our own watchdog (stalled_after) acts before PATIENCE_FOR_STEP is over, and writes stacks.
 PATIENCE_FOR_DATA = timedelta(days=3)
 PATIENCE_FOR_STEP = timedelta(minutes=30)
-LATER = 5.0  # seconds that other ranks wait longer for a connection, so that only rank 0 says what to do
+LATER = 5.0  # other ranks wait this many seconds longer for a connection, so that only rank 0 says what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Ranks:
         """A context that rank 0 enters first, then the first rank of each other machine, then all other ranks.
 
         A file that a machine's first rank makes in the context exists when the machine's other ranks enter. With
-        `machines_together` the first ranks of all machines enter at once.
+        `machines_together`, the first ranks of all machines enter at once.
         """
         leads_machine = self.local_rank == 0
         own_turn = 0 if self.rank == 0 or (leads_machine and machines_together) else 1 if leads_machine else 2
@@ -160,8 +160,9 @@ def check_devices(store: dist.Store, device: str, rank: int, world_size: int) ->
 def connect(store: dist.Store, place: torch.device, rank: int, world_size: int, limit: float) -> Any:
     """Create the default process group and the group `hosts`, which is returned, and try both.
 
-    NCCL connects the GPUs at the first exchange, and some machines hang in it for ever. So everything happens in a
-    thread, for which this one waits `limit` seconds. Raises UserError if that is not enough, or if connecting fails.
+    NCCL connects the GPUs at the first exchange, and on some machines this exchange hangs for ever. So everything
+    happens in a separate thread, and the calling thread waits at most `limit` seconds. Raises UserError if that is not
+    enough, or if connecting fails.
     """
     hosts: list[Any] = []
     errors: list[Exception] = []

@@ -1,6 +1,6 @@
-"""Rehearses the first training step: computes its gradients once and undoes it, so that a failure costs nothing.
+"""Rehearses the first training step: computes its gradients, then undoes the step, so that a failure costs nothing.
 
-Here torch compiles the network. If compiling or cuDNN fails, all ranks choose the same slower way
+Torch compiles the network during the rehearsal. If compiling or cuDNN fails, all ranks choose the same slower way
 (trainer/runtime/forward.py).
 """
 
@@ -19,8 +19,8 @@ def rehearse(run: Run, part: Batch) -> None:
     One rank of each machine goes first, and the others then find the compiled code in the cache. Meanwhile PCAN's sums
     are those of a single rank, because a rank cannot wait for ranks whose turn comes later.
 
-    Changes neither weights nor buffers nor the state of the random generators. Raises the error of the
-    slowest way if that fails too, and torch's error if memory does not suffice.
+    Does not change weights, buffers or the state of the random generators. If the slowest way fails too, raises the
+    error of that way. If the memory does not suffice, raises torch's error.
     """
     on_gpu = [run.ranks.device] if run.ranks.device.type == "cuda" else []
     turns = run.ranks.in_turn(machines_together=True)

@@ -1,4 +1,4 @@
-"""Starts from srun: describes the tasks of a SLURM job step by the environment variables that torchrun would set."""
+"""Supports srun: gives the tasks of a SLURM job step the environment variables that torchrun would set."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def describe_task() -> None:
 
 
 def tasks_of_nodes(text: str) -> list[int]:
-    """Tasks of each node: [4, 4, 2] for SLURM's 4(x2),2."""
+    """The number of tasks on each node: [4, 4, 2] for SLURM's 4(x2),2."""
     parts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
     return [int(part[1]) for part in parts if part for _ in range(int(part[2] or 1))]
 

@@ -15,7 +15,7 @@ from trainer.runtime.forward import Forward, Way
 from trainer.runtime.ranks import Ranks
 
 Options = dict[str, str | int | bool | Callable]
-# Inductor recomputes a value instead of storing it if that takes at most this many tensor reads and this many
+# Inductor recomputes a value instead of storing it if recomputing takes at most this many tensor reads and this many
 # operations. The defaults, 4 and 30, are too low for the gradient of a relu after a norm: that gradient takes 6 reads,
 # because the norm's vectors [C] count just like feature maps.
 INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
@@ -46,7 +46,7 @@ def compiled(
     if not is_on or reason is not None:
         return Forward(network, network, Way.DIRECT, say, report)
     # With `fallback_random`, compiled code draws the same dropout as uncompiled code, so trainer/runtime/first_look.py
-    # can compare their gradients.
+    # can compare the gradients of compiled and uncompiled code.
     # The option costs little, because the networks have dropout only on pooled features and attention weights.
     options: Options = {"fallback_random": True, **settings(device, experiment.fused)}
     call = torch.compile(network, fullgraph=True, dynamic=False, options=options)
@@ -61,8 +61,9 @@ def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
     """
     if ranks.world_size == 1:
         return forward
-    # By default torch splits a graph for DDP before the last MB of weights, to send their gradients while the backward
-    # pass continues. Small networks gain nothing from the split, and would lose the fusions across it.
+    # For DDP, torch by default splits a graph before the last MB of weights, so that it can send the gradients of these
+    # weights while the backward pass continues. Small networks gain nothing from the split, and would lose the fusions
+    # across it.
     torch._dynamo.config.optimize_ddp = False
     with warnings.catch_warnings():
         # The warning of torch 2.13 asks for a new name of this option, but torch 2.11 knows only the old one.

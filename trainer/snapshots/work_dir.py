@@ -73,7 +73,7 @@ def write_settings(work_dir: Path, experiment: Experiment) -> None:
 
 
 def check(work_dir: Path) -> None:
-    """Raise UserError if `work_dir` is the current folder or one above it, or holds another program's checkpoints."""
+    """Raise UserError if `work_dir` is the current folder or a parent of it, or has checkpoints of another program."""
     if work_dir.resolve() in (current := Path.cwd(), *current.parents):
         raise UserError(
             f"--work-dir {work_dir} is the current folder or one above it: choose a folder that is only for the run"
@@ -90,8 +90,8 @@ def check(work_dir: Path) -> None:
 def _locked(work_dir: Path) -> Iterator[None]:
     """A context in which this process has the lock of the work directory.
 
-    Raises UserError if another process has it. The operating system releases the lock of a process that is killed.
-    On file systems without locks, nothing is locked.
+    Raises UserError if another process has the lock. If a process is killed, the operating system releases its lock. On
+    file systems without locks, nothing is locked.
     """
     with open(work_dir / LOCK, "w") as file:
         if not _lock(file):

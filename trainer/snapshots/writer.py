@@ -42,9 +42,9 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
     """The newest intact snapshot in `folder`, or None if there is none.
 
     Tries the target of the link latest.pth first, because file names do not always show which snapshot is the newest:
-    after a resume with a larger batch, an epoch has fewer steps. Then come the rolling snapshots, from the highest
-    epoch and step down, then latest.pth itself, which may be a file that somebody copied into the folder, and last the
-    best snapshots. `say` is called with a sentence about each damaged file that is skipped.
+    after a resume with a larger batch, an epoch has fewer steps. Next come the rolling snapshots, from the highest
+    epoch and step down. Next comes latest.pth itself, which may be a file that somebody copied into the folder. The
+    best snapshots come last. `say` is called with a sentence about each damaged file that is skipped.
     """
     tried = set()
     for path in _candidates(folder):
@@ -69,7 +69,8 @@ def stage(
     Tensors whose address is in `steady` are not copied yet: they are returned as pairs (target, source), which the
     caller has to copy later. `buffers` keeps the CPU tensors by their path in the state, and the next call writes into
     the same memory, which is pinned for CUDA tensors. Copies from a GPU may still be queued on return: wait for the
-    current stream before reading them. `at` is the path of `state` itself; paths and error messages begin with it.
+    current stream before reading them. `at` is the path of `state` itself, with which all paths and error
+    messages begin.
     """
     copies: Copies = []
     staged = _stage(state, buffers, at, copies)
@@ -136,7 +137,7 @@ class Writer:
         """Write `state` in the background as epoch_E_step_S.pth and, if `best` is a file name, also to that file.
 
         The tensors in `steady` (weights and momentum) may only be changed within `changing_weights`; all others may
-        change as soon as `save` returns. Waits for the previous write first, and raises SnapshotError if that failed.
+        change as soon as `save` returns. Waits for the previous write first. Raises SnapshotError if that write failed.
         """
         self.wait()
         staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
