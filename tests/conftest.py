@@ -13,6 +13,7 @@ hide_gpus_unless_selected(sys.argv[1:])  # before torch looks for GPUs
 if not torch.cuda.is_available():
     # Triton reads this variable when a @triton.jit function is defined, so it is set before any kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # otherwise Inductor starts processes that import torch
 torch.set_num_threads(1)  # `make test` runs two pytest workers on two cores; results do not depend on the threads
 
 # On a CPU the test files named in OPERATORS run Triton's interpreter inside operators of torch, which needs torch 2.13.

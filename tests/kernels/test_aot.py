@@ -63,21 +63,6 @@ def test_every_experiment_on_both_architectures_with_both_versions(kernel):
             assert {f"{name}_{mode}" for name in experiments for mode in modes} <= callers
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.skipif(triton.__version__ not in RECORD, reason="no record of this version of Triton")
-def test_the_record_is_current(tmp_path):
-    """The heaviest call of each kernel and a sample of the others; `make soak` compiles them all."""
-    for arch, kernels in record_of_now(tmp_path, every=48).items():
-        assert kernels.keys() == set(KERNELS)
-        for kernel, now in kernels.items():
-            worst = RECORD[triton.__version__][arch][kernel]
-            assert now["registers"] == worst["registers"], (kernel, arch, RECOUNT)
-            assert now["heaviest"] == worst["heaviest"], (kernel, arch, RECOUNT)
-            for name in ("shared_bytes", "spilled_bytes", "stack_bytes", "launches"):
-                assert now[name] <= worst[name], (kernel, arch, name, RECOUNT)
-            assert set(now["callers"].split(", ")) <= set(worst["callers"].split(", ")), (kernel, arch, RECOUNT)
-
-
 @pytest.mark.soak
 @pytest.mark.timeout(1000)
 @pytest.mark.skipif(triton.__version__ not in RECORD, reason="no record of this version of Triton")

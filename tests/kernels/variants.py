@@ -3,7 +3,7 @@
 import importlib.util
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -56,9 +56,14 @@ def dies(checks: Iterable[Callable[[], list[str]]]) -> bool:
     return False
 
 
-def a_fourth(names: Iterable[str]) -> list:
-    """All names as parameters of a test. `make test` runs every fourth, `make soak` the others."""
-    return [name if i % 4 == 0 else pytest.param(name, marks=pytest.mark.soak) for i, name in enumerate(names)]
+def a_share(names: Iterable[str], every: int = 4, slow: Collection[str] = ()) -> list:
+    """All names as parameters of a test. `make test` runs one out of `every`, but not the slow ones; `make soak` runs
+    the others.
+    """
+    return [
+        name if i % every == 0 and name not in slow else pytest.param(name, marks=pytest.mark.soak)
+        for i, name in enumerate(names)
+    ]
 
 
 def in_turn(cases: Iterable[str], dtypes: Sequence[torch.dtype]) -> list:

@@ -72,6 +72,7 @@ class Trajectory:
             assert got == close, f"step {number}"
 
 
+@pytest.mark.soak
 def test_first_steps_equal_the_published_in_float32(cases):
     for path in cases("traj_*.json"):
         if path.stem.endswith("_final"):

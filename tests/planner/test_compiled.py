@@ -24,7 +24,7 @@ from tests.planner.cards import CARDS, T4
 from tests.planner.compiled import counted
 
 
-@pytest.mark.parametrize("parts", [(), PARTS])
+@pytest.mark.parametrize("parts", [(), pytest.param(PARTS, marks=pytest.mark.soak)])
 def test_gradients_are_those_of_torch(parts):
     """Eager ones with PCAN's heads, some outputs unused; also of operators whose backward functions are Python's."""
     if parts and not interprets():

@@ -20,6 +20,7 @@ from models.config import ResNetPathConfig
 from models.networks import build_model
 from models.weights.files import write_file
 from models.weights.loading import load_weights
+from tests.kernels.variants import a_share
 from tests.models.small import SMALL_PATHS, SMALL_RGB
 from tests.trainer.conftest import SMALL_NETS
 from trainer.cli import run_command
@@ -168,7 +169,7 @@ def small(name: str) -> Experiment:
 SHORT_PATH = ResNetPathConfig(base_channels=4, blocks=(2,), inflate=(True,), strides=(2,), stem_stride=1)
 
 
-@pytest.mark.parametrize("name", ["ntu60_pose", "ntu60_epam", "ma52"])
+@pytest.mark.parametrize("name", a_share(NAMES, slow=("ntu60_epam", "ma52"), every=1))
 def test_other_networks(name, tmp_path):
     """Single streams take their own input alone; EPAM-Net's published score is there; any number of clips."""
     experiment = small(name)

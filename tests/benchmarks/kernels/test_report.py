@@ -103,6 +103,7 @@ def test_a_wrong_kernel_is_not_timed_not_recommended_and_said(target, monkeypatc
     assert not list(target.scratch.iterdir())
 
 
+@pytest.mark.soak
 def test_a_kernel_that_raises_is_a_result_and_the_others_are_measured(target, monkeypatch):
     def broken(*given):
         raise RuntimeError("out of resource: shared memory")

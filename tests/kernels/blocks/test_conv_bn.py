@@ -11,7 +11,7 @@ from kernels.blocks import conv_bn as fused
 from kernels.blocks import conv_bn_reference as reference
 from kernels.blocks import dispatch
 from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
-from tests.kernels.variants import a_fourth, broken, dies, in_turn
+from tests.kernels.variants import a_share, broken, dies, in_turn
 
 CASES = {
     # name: (images, height, width, channels, outputs, rows of scale and shift or 0, activation)
@@ -292,7 +292,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", a_fourth(MUTANTS))
+@pytest.mark.parametrize("name", a_share(MUTANTS))
 def test_mutants_die(name, tmp_path, fenced, rounding):
     mutant = broken(fused, *MUTANTS[name], tmp_path)
     mutant.GRAD_PARTIAL = 4096

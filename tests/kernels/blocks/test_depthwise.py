@@ -13,7 +13,7 @@ from kernels.blocks import depthwise as fused
 from kernels.blocks import depthwise_reference as reference
 from kernels.blocks import dispatch
 from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
-from tests.kernels.variants import a_fourth, broken, dies, in_turn
+from tests.kernels.variants import a_share, broken, dies, in_turn
 
 CASES = {
     # name: (images, height, width, channels, stride, groups, scale and shift or not, activation)
@@ -23,7 +23,7 @@ CASES = {
     "scaled alone, stride 2": (1, 6, 8, 24, 2, 1, True, "none"),
     "even and odd, stride 2": (1, 4, 3, 24, 2, 1, False, "none"),
     "strips across, stride 2": (1, 3, 17, 24, 2, 1, True, "relu"),
-    "65 channels": (3, 2, 5, 65, 1, 1, True, "relu"),
+    "65 channels": (2, 2, 3, 65, 1, 1, True, "relu"),
     "strips across and down": (4, 4, 9, 13, 1, 2, True, "silu"),
     "clips of three images": (6, 2, 3, 24, 1, 2, True, "silu"),
     "channels in 64s": (1, 2, 3, 128, 1, 1, True, "relu"),
@@ -273,7 +273,7 @@ def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
 
 
 def test_a_launch_each_way_and_nothing_kept_but_what_came_and_what_is_stored():
-    inputs, settings = make_case("strips across and down")
+    inputs, settings = make_case("two clips")
     leaves, kept = [t.requires_grad_() for t in inputs], []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), Traffic() as traffic:
         y, *rest = call(fused.depthwise_conv, leaves, settings)
@@ -289,7 +289,7 @@ def x_size(leaves):
     return leaves[0].numel()
 
 
-@pytest.mark.parametrize("case", ["strips across and down", "as it is"])
+@pytest.mark.parametrize("case", ["two clips", "as it is"])
 def test_operators_are_registered_as_torch_wants(case):
     (x, weight, scale, shift), (stride, activation, groups) = make_case(case)
     checks = ("test_schema", "test_autograd_registration")
@@ -318,7 +318,7 @@ def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
 
 
 def test_means_that_nobody_takes_cost_no_row_for_each_group(fenced):
-    inputs, settings = make_case("strips across and down")
+    inputs, settings = make_case("two clips")
     assert not failures(fused.depthwise_conv, inputs, settings, RESULTS[:3])
     for taken, rows in ((RESULTS, settings[2]), (RESULTS[:3], 1)):
         with Traffic() as traffic:
@@ -441,7 +441,11 @@ def mutant_of(old, new, folder):
     return mutant
 
 
-@pytest.mark.parametrize("name", a_fourth(MUTANTS))
+# With these mutants several large cases pass before one fails, so `make test` leaves them out.
+SLOW = ("deviations from several", "last lanes left out", "splits weigh the same", "splits across strips")
+
+
+@pytest.mark.parametrize("name", a_share(MUTANTS, slow=SLOW))
 def test_mutants_die(name, tmp_path, fenced, rounding):
     mutant, types = mutant_of(*MUTANTS[name], tmp_path), (torch.float32, torch.bfloat16)
     assert dies(partial(failures, mutant.depthwise_conv, *make_case(case, dtype)) for case in CASES for dtype in types)

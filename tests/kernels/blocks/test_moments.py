@@ -9,7 +9,7 @@ from kernels.blocks import dispatch, rows
 from kernels.blocks import moments as fused
 from kernels.blocks import moments_reference as reference
 from tests.kernels.closeness import BFLOAT16_GRAD, FLOAT32, distance
-from tests.kernels.variants import a_fourth, broken_below, dies, in_turn
+from tests.kernels.variants import a_share, broken_below, dies, in_turn
 
 CASES = {
     # name: (images, height, width, channels)
@@ -96,7 +96,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", a_fourth(MUTANTS))
+@pytest.mark.parametrize("name", a_share(MUTANTS))
 def test_mutants_die(name, tmp_path, monkeypatch, fenced):
     module, old, new = MUTANTS[name]
     mutant, mutant_of_moments = broken_below(monkeypatch, (rows, fused), module, old, new, tmp_path)

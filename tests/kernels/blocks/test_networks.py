@@ -88,7 +88,14 @@ def test_all_parts_together_are_the_plain_network(name, calls, fenced):
     assert set(calls) == CALLS[name] | ({"norm_act"} if name in OTHER_NORMS else set())
 
 
-@pytest.mark.parametrize(("name", "part"), [("X3D", "x3d_block"), ("bottlenecks", "bottlenecks"), ("X3D", "norm_act")])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        pytest.param("X3D", "x3d_block", marks=pytest.mark.soak),
+        ("bottlenecks", "bottlenecks"),
+        ("X3D", "norm_act"),
+    ],
+)
 def test_each_part_alone(name, part, calls, fenced):
     assert_close(results(name, [part]), results(name))
     assert set(calls) == ({"norm_act"} if part == "norm_act" else CALLS[name])
@@ -108,7 +115,7 @@ def test_all_parts_on_a_gpu_compiled(name, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "kernel"),
-    [("X3D", kernel) for kernel in sorted(CALLS["X3D"])]
+    [pytest.param("X3D", kernel, marks=pytest.mark.soak) for kernel in sorted(CALLS["X3D"])]
     + [("inflated bottlenecks", kernel) for kernel in sorted(CALLS["inflated bottlenecks"])],
 )
 def test_a_wrong_result_of_one_kernel_is_seen(name, kernel, calls, monkeypatch):
@@ -167,6 +174,7 @@ def graphs(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.soak
 def test_one_graph_with_all_parts_and_no_layout_copy(graphs):
     """Three blocks of three kernels, one launch each way; other norms two each way; moments backward none."""
     forward, backward = graphs["X3D"]

@@ -11,7 +11,7 @@ from kernels.blocks import dispatch, moments, rows
 from kernels.blocks import norm_act as fused
 from kernels.blocks import norm_act_reference as reference
 from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
-from tests.kernels.variants import a_fourth, broken_below, dies, in_turn
+from tests.kernels.variants import a_share, broken_below, dies, in_turn
 
 CASES = {
     # name: (images, height, width, channels, gates or 0, residual, activation)
@@ -280,7 +280,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", a_fourth(MUTANTS))
+@pytest.mark.parametrize("name", a_share(MUTANTS))
 def test_mutants_die(name, tmp_path, monkeypatch, fenced, rounding):
     module, old, new = MUTANTS[name]
     changed, mutant = broken_below(monkeypatch, (rows, moments, fused), module, old, new, tmp_path)

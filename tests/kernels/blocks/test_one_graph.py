@@ -47,6 +47,7 @@ def test_one_graph_and_few_launches_each_way(graphs, name):
         assert not [node for node in graph if any(copy in node for copy in COPIES)]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_what_the_compiler_hands_to_triton_compiles(launches, name):
     """As for a launch by hand: no spill, nothing in float64."""

@@ -10,7 +10,7 @@ from kernels.blocks import conv_bn, dispatch
 from kernels.blocks import shift_conv as fused
 from kernels.blocks import shift_conv_reference as reference
 from tests.kernels.blocks.test_conv_bn import WAYS, Rounded, failures
-from tests.kernels.variants import a_fourth, broken, dies, in_turn
+from tests.kernels.variants import a_share, broken, dies, in_turn
 
 CASES = {
     # name: (clips, frames, height, width, channels, outputs, fold)
@@ -237,7 +237,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", a_fourth(MUTANTS))
+@pytest.mark.parametrize("name", a_share(MUTANTS))
 def test_mutants_die(name, tmp_path, fenced, rounding):
     mutant = broken(fused, *MUTANTS[name], tmp_path)
     assert dies(partial(failures_of, mutant, *make_case(case, torch.bfloat16)) for case in CASES)
