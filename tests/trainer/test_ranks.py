@@ -87,11 +87,11 @@ def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, t
     ]
 
 
-@pytest.mark.parametrize("course", [[(1, 2), (2, 8)], pytest.param([(1, 2), (4, 5), (2, 8)], marks=pytest.mark.soak)])
-def test_the_order_of_clips_is_the_same_through_any_change_of_ranks(tiny, environment, tmp_path, course):
+@pytest.mark.parametrize("several", [[(1, 2), (2, 8)], pytest.param([(1, 2), (4, 5), (2, 8)], marks=pytest.mark.soak)])
+def test_the_order_of_clips_is_the_same_through_any_change_of_ranks(tiny, environment, tmp_path, several):
     """Each global batch of eight steps by several numbers of ranks is that of an unbroken run of one."""
     orders = []
-    for name, course in (("one", [(1, 8)]), ("many", course)):
+    for name, course in (("one", [(1, 8)]), ("many", several)):
         log = tmp_path / f"{name}.log"
         for ranks, last in course:
             more = ("--max-steps", last, "--resume", "--work-dir", tmp_path / name)
