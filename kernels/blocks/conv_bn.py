@@ -1,12 +1,12 @@
 """A matrix product over rows [R, C] that normalises the rows it loads, and computes statistics of the rows it stores.
 
 The rows form groups of equal size, and each group has its own scale and shift. In the forward pass, a program computes
-BLOCK_N columns of the result for BLOCK_M rows of one group. In the backward pass, a program computes BLOCK_C channels
-for a split, which is one or more blocks of BLOCK_M rows of one group. The program loads all columns of the result's
-gradient once, adds the gradient that comes through the statistics, and uses the sum twice: for the gradient of the rows
-and for the gradient of the weight. Programs that read the same rows are neighbours in the grid, so that these rows come
-from the L2 cache. Each program sums over the rows of its split; these sums are then merged in a fixed order, without
-atomics.
+BLOCK_N columns of the result for BLOCK_M rows of one group. In the backward pass, a program computes the gradients of
+BLOCK_C channels for a split, which is one or more blocks of BLOCK_M rows of one group. The program loads all columns of
+the result's gradient once, adds the gradient that comes through the statistics, and uses the sum twice: for the
+gradient of the rows and for the gradient of the weight. Programs that read the same rows are neighbours in the grid, so
+that these rows come from the L2 cache. Each program sums over the rows of its split; these sums are then merged in a
+fixed order, without atomics.
 """
 
 import torch
@@ -19,7 +19,7 @@ from kernels.blocks.conv_bn_reference import WIDEST
 from kernels.blocks.rows import activate, load, merge, part, through
 
 BLOCK_M = 64  # with 128, a thread needs up to 159 registers, and some registers spill
-BLOCK_N = 64  # columns of a block; a narrower matrix has one block, its width rounded up to a power of two
+BLOCK_N = 64  # columns of a block; for a narrower result, its width rounded up to a power of two, at least 16
 BLOCK_K = 32
 GRAD_TILE = 8192  # elements of each loaded block of the result's gradient; a block spans all columns
 GRAD_SUMS = 16384  # elements of the weight's gradient that a program sums: 64 per thread
@@ -75,7 +75,10 @@ def _conv_bn_grad(
     shift: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of rows [N*P, C], of weight [O, C] and, unless these are None, of scale and shift [N, C]."""
+    """Return the gradients of rows [N*P, C], weight [O, C], scale [N, C] and shift [N, C].
+
+    Without scale and shift, the last two results are zeros.
+    """
     groups = 1 if scale is None else len(scale)
     programs, shape, options = split_backward(rows, weight, groups)
     grad_rows = rows.new_empty(rows.shape)
@@ -91,7 +94,7 @@ def _conv_bn_grad(
 def split_forward(
     rows: Tensor, weight: Tensor, groups: int, block_m: int
 ) -> tuple[int, tuple[int, int], dict[str, int]]:
-    """Return the number of programs, (rows per group, splits per group), and the options of the launch.
+    """Return the number of programs, (rows per group, splits per group), and launch options.
 
     A split has `block_m` rows.
     """
@@ -113,8 +116,8 @@ def split_backward(rows: Tensor, weight: Tensor, groups: int) -> tuple[int, tupl
     steps = triton.cdiv(blocks, max(1, GRAD_PARTIAL // (block_o * block_c * groups * columns)))
     splits = triton.cdiv(blocks, steps)
     options = {"BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_O": block_o, "C": channels, "O": width}
-    # In bfloat16, two stages, so that blocks are loaded one iteration ahead. In float32, only one stage, because the
-    # blocks of two iterations do not fit into shared memory.
+    # In bfloat16 there are two stages, so that blocks are loaded one iteration ahead. In float32 there is only one,
+    # because the blocks of two iterations do not fit into shared memory.
     options |= {"num_warps": 8 if block_o * block_c > 2048 else 4, "num_stages": 4 // rows.element_size()}
     return groups * splits * columns, (group_rows, splits, steps), options
 
@@ -175,7 +178,7 @@ def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.co
 def store_tile(result, partial, total, first, rows_left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
     """Store the first `rows_left` rows of the block `total`, their mean and their summed squared deviations.
 
-    `total` must be 0 in all other rows. The block is split `number` of `count` splits.
+    `total` must be 0 in all other rows. The block is the split with index `number`, out of `count` splits.
     """
     local = tl.arange(0, BLOCK_M)
     owned, known = (local < rows_left)[:, None], column < O
@@ -185,7 +188,7 @@ def store_tile(result, partial, total, first, rows_left, number, count, column, 
     share = tl.minimum(rows_left, BLOCK_M)
     mean = tl.sum(value, 0) / share
     delta = tl.where(owned, value - mean[None, :], 0.0)
-    # The mean of the deviations corrects the rounding error of `mean`, which is large if the mean is far from 0.
+    # If `mean` is far from 0, its rounding error is large. Adding the mean of the deviations corrects this error.
     mean += tl.sum(delta, 0) / share
     target = partial + column * count + number
     tl.store(target, mean, known)
@@ -274,8 +277,8 @@ def _backward(
         inner = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inner, O)
         total = tl.dot(tl.trans(whole), inputs, total, input_precision="ieee")
-        # Because of the branch, the compiler chooses a layout for each of the two products. A common layout would suit
-        # neither.
+        # The branch makes the compiler choose a separate layout for each of the two products. One layout for both would
+        # suit neither.
         if rows_left > 0:
             gradient = tl.dot(whole, weights, input_precision="ieee")
             if scale is not None:

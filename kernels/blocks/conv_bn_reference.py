@@ -17,10 +17,10 @@ def conv_bn(
     gate and shift = (b - mean * w / deviation) * gate, with deviation = sqrt(variance + eps). Without scale and shift,
     x itself is convolved. Gradients flow from the result, the mean and the variance to x, weight, scale and shift.
 
-    x: [F, C, H, W] channels_last, like the result; weight: [O, C, 1, 1] with O <= WIDEST (rounded to the type of
-    x); scale, shift: [N, C], one row for every F / N consecutive images; activation: none, relu or silu.
-    Returns the result [F, O, H, W], its mean [O] and its biased variance [O]. The statistics are those of the stored,
-    rounded values. Statistics and sums of products are in float32 at least.
+    x: [F, C, H, W] channels_last, like the result; weight: [O, C, 1, 1], rounded to the type of x, with O <= WIDEST;
+    scale, shift: [N, C], one row for every F / N consecutive images; activation: none, relu or silu.
+    Returns the result [F, O, H, W], its mean [O] and its biased variance [O]. The statistics are computed from the
+    stored, rounded values. Statistics and sums of products are in float32 at least.
     """
     if scale is not None and shift is not None:
         repeats = len(x) // len(scale)

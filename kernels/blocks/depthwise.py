@@ -19,8 +19,8 @@ from torch.library import triton_op, wrap_triton
 
 from kernels.blocks.rows import activate, load, through
 
-TILE = 128  # number of channels times number of lanes in a program; twice the number of its threads
-SPAN = 4  # columns that a lane computes: of the result in the forward pass, of the images' gradient in the backward
+TILE = 128  # channels times lanes of a program, which has TILE / 2 threads
+SPAN = 4  # columns per lane: of the result in the forward pass, of the images' gradient in the backward pass
 ROWS = 32  # maximum number of rows of a strip
 PROGRAMS = 2048  # a launch has about this many programs
 
@@ -238,7 +238,7 @@ def _forward(
         index = group.to(tl.int64) * group_images + image
         source = images + ((index * (SOURCE_H * SOURCE_W * C) + column * (STRIDE * C))[:, None] + channel[None, :])
         target = result + ((index * (H * W * C) + column * C)[:, None] + channel[None, :])
-        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # of the next row to store, and of the rows below it
+        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # for the next row to store and for the rows below it
         for down in range(ROWS + 3 - STRIDE):
             row = first + down + STRIDE - 3
             for r in tl.static_range(STRIDE):
@@ -260,7 +260,7 @@ def _forward(
                 inside = (owned & (row >= first) & (row < H) & (column + k < W))[:, None] & known[None, :]
                 tl.store(target + row * (W * C) + k * C, stored, inside)
                 value = stored.to(tl.float32)
-                if k == 0:  # deviations from the pivot stay accurate even if the mean is far from 0
+                if k == 0:  # the first value is the pivot: deviations from it are accurate even if the mean is large
                     pivot = tl.where((step == 0) & (row == first), value, pivot)
                 delta = tl.where(inside, value, pivot) - pivot
                 above += delta
@@ -313,8 +313,8 @@ def _gradients(
     """Each pixel of the result corresponds to STRIDE by STRIDE pixels of the images.
 
     The gradients of these pixels depend on that pixel of the result and on its neighbours. Each step down loads a row
-    of the result's gradient into a window of three rows, and stores gradients of the STRIDE rows of the images that
-    correspond to the row above the loaded one.
+    of the result's gradient into a window of three rows. It then stores the gradients of the STRIDE rows of the images
+    that correspond to the middle row of the window.
     """
     first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -346,7 +346,7 @@ def _gradients(
                 at = start + (row + 1) * (W * C) + (k - before) * C
                 added = base + rise * (load(result, at, inside) - centre)
                 window += (tl.where(inside, load(grad, at, inside) + added, 0.0),)
-            for i in tl.static_range(1, STRIDE + 1):  # the centre of the weights is over the pixel (i, j) = (1, 1)
+            for i in tl.static_range(1, STRIDE + 1):  # the pixel (i, j) = (1, 1) is under the centre of the weights
                 for j in tl.static_range(1, STRIDE * SPAN + 1):
                     y, x = row * STRIDE + (i - 1), column * STRIDE + (j - 1)
                     inside = owned & (row >= first) & (row < H) & (y < SOURCE_H) & (x < SOURCE_W)

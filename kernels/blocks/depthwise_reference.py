@@ -21,11 +21,11 @@ def depthwise_conv(
     values are rounded to the type of x, and then padded by one pixel of zeros. Gradients flow from all four results to
     x, weight, scale and shift.
 
-    x: [F, C, H, W] channels_last, like the result; weight: [C, 1, 3, 3] (rounded to the type of x);
+    x: [F, C, H, W] channels_last, like the result; weight: [C, 1, 3, 3], rounded to the type of x;
     stride: 1 or 2; scale, shift: [C]; activation: none, relu or silu; num_groups: N.
     Returns the result [F, C, ceil(H / stride), ceil(W / stride)], its mean [C] and biased variance [C], and the means
-    [N, C] over every F / N consecutive images, because squeeze-excite treats those as one clip. The statistics are
-    those of the stored, rounded values. Statistics and sums of products are in float32 at least.
+    [N, C] over every F / N consecutive images, because squeeze-excite treats these images as one clip. The statistics
+    are computed from the stored, rounded values. Statistics and sums of products are in float32 at least.
     """
     if scale is not None and shift is not None:
         z = x * scale[:, None, None] + shift[:, None, None]

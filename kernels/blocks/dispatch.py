@@ -44,7 +44,7 @@ def depthwise_conv(
 def conv_bn(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Norm and activation (if scale is passed) and a 1x1 convolution; also returns the statistics of the result."""
+    """A 1x1 convolution, after norm and activation if scale is passed; also returns the statistics of the result."""
     if x.is_cuda:
         from kernels.blocks import conv_bn as module
     else:
@@ -87,7 +87,7 @@ def norm_act(
     activation: str = "none",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm in training, with gate, residual and activation; also returns the statistics of x."""
+    """BatchNorm in training mode, with gate, residual and activation; also returns the statistics of x."""
     if x.is_cuda:
         from kernels.blocks import norm_act as module
     else:

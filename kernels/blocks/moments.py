@@ -35,7 +35,7 @@ def _keep(ctx, inputs, output) -> None:
 def _backward(ctx, grad_mean: Tensor, grad_var: Tensor):
     """Return the gradient of the rows.
 
-    torch.compile can fuse these elementwise operations with the addition of the other gradients of the rows.
+    All operations are elementwise, so torch.compile can fuse them with the addition of other gradients of the rows.
     """
     rows, mean = ctx.saved_tensors
     grad = (rows.float() - mean) * (grad_var * (2 / len(rows))) + grad_mean / len(rows)
@@ -56,7 +56,7 @@ def _statistics(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Update a running mean and variance (Welford's algorithm) for each place in a block; merge them at the end.
+    """Keep a running mean and variance (Welford's algorithm) for each position in a block; merge them at the end.
 
     Unlike a sum of squares, this algorithm stays accurate if the mean is large.
     """

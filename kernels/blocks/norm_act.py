@@ -1,7 +1,7 @@
-"""BatchNorm over rows [R, C], with gate, residual and activation, in two passes forward and two backward.
+"""BatchNorm over rows [R, C], with gate, residual and activation, in two forward and two backward passes.
 
-Between the passes only statistics and sums are stored and, if there is a residual, the gradient of the activation's
-input. rows.py explains how the work is divided among programs.
+Between two passes, only statistics and sums are stored. If there is a residual, the gradient of the activation's input
+is stored, too. rows.py explains how the work is divided among programs.
 """
 
 import torch
@@ -80,8 +80,8 @@ def _grad_sums(
 ) -> tuple[Tensor, Tensor]:
     """Return two sums over each group [2, N, C], and g [N*P, C], the gradient of the activation's input.
 
-    The sums are those of g, and of g times the normalised rows. If there is no residual, an empty tensor is returned
-    instead of g.
+    The first sum is that of g, the second that of g times the normalised rows. Without a residual, an empty tensor is
+    returned instead of g.
     """
     programs, shape, options = split_rows(rows, _groups(gate), summed=True)
     partial = rows.new_empty(2, _groups(gate), rows.shape[1], shape[1], dtype=torch.float32)

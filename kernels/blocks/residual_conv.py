@@ -90,7 +90,7 @@ def _residual_conv_grad(
     num_frames: int,
     frame_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients: of rows [R, C], weight [O, K, C], scale [C], shift [C], shortcut [R, C], shortcut_scale [C].
+    """Return the gradients of rows [R, C], weight [O, K, C], scale [C], shift [C], shortcut [R, C], shortcut_scale [C].
 
     The gradient of shortcut_scale is empty if there is no shortcut_scale.
     """
@@ -127,7 +127,7 @@ _residual_conv.register_autograd(_backward_of, setup_context=_keep)
 
 @triton.jit
 def _frame(first, local, num_frames, frame_rows):
-    """Return [rows, 1]: the position of each row's frame in its clip, in 32 bits because 64-bit division is slower."""
+    """Return the position of each row's frame in the clip, as 32-bit integers [rows, 1]; 64-bit division is slower."""
     start = (first % (num_frames * frame_rows)).to(tl.int32)
     return ((start + local) // frame_rows % num_frames)[:, None]
 
@@ -236,12 +236,12 @@ def _backward(
         inside = owned & known[None, :]
         inputs = tl.load(total + first * C + place, inside, 0.0)
         inner = owned & (column < TAPS * O)[None, :]
-        if TAPS > 1:  # a row contributes to results in several frames; some may lie outside the clip
+        if TAPS > 1:  # a row contributes to results in several frames; some of these frames may be outside the clip
             to = _frame(first, local, num_frames, frame_rows) - later[None, :]
             inner &= (to >= 0) & (to < num_frames)
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, output[None, :], inner, O)
         products = tl.dot(tl.trans(whole), inputs, products, input_precision="ieee")
-        # As in conv_bn.py, the branch makes the compiler choose a layout for each of the two products.
+        # As in conv_bn.py, the branch makes the compiler choose a separate layout for each of the two products.
         if rows_left > 0:
             gradient = tl.dot(whole, weights, input_precision="ieee") + load(grad_total, first * C + place, inside)
             gradient = through(gradient, inputs.to(tl.float32), "relu")

@@ -23,12 +23,12 @@ def residual_conv(
     bottleneck (docs/sources.md, "RGBPoseConv3D"). That bottleneck also needs x for its shortcut, so x is returned too.
     If the shortcut comes from a convolution, `shortcut_scale` is the scale of that convolution's BatchNorm, whose shift
     is included in `shift`; without `shortcut_scale`, the shortcut is added unchanged. Gradients flow from all four
-    results to all tensors.
+    results to all tensor arguments.
 
-    y, shortcut: [N*T, C, H, W] channels_last, like the results; weight: [O, C, K, 1] with K odd and K * O <= 512
-    (rounded to the type of y); scale, shift, shortcut_scale: [C]; num_frames: T.
+    y, shortcut: [N*T, C, H, W] channels_last, like the results; weight: [O, C, K, 1], rounded to the type of y,
+    with K odd and K * O <= 512; scale, shift, shortcut_scale: [C]; num_frames: T.
     Returns the result of the convolution [N*T, O, H, W], its mean [O] and biased variance [O], and x. The statistics
-    are those of the stored, rounded values. Statistics and sums of products are in float32 at least.
+    are computed from the stored, rounded values. Statistics and sums of products are in float32 at least.
     """
     if shortcut_scale is not None:
         shortcut = shortcut * shortcut_scale[:, None, None]

@@ -49,7 +49,7 @@ def merge(partial: Tensor, group_rows: int, span: int) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def part(group_rows, splits, steps, C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return a program's group, split, first row, number of rows from there to the end of the group, and channels."""
+    """Return a program's group, split, first row, number of rows left in the group, and channels."""
     columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     number = tl.program_id(0) // columns
     channel = tl.program_id(0) % columns * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -15,7 +15,7 @@ from kernels.blocks.conv_bn import split_backward, split_forward, spread, store_
 from kernels.blocks.conv_bn_reference import WIDEST
 from kernels.blocks.rows import merge, part
 
-BLOCK_M = 128  # with 64 there would be twice as many statistics to merge
+BLOCK_M = 128  # with 64, there would be twice as many statistics to merge
 VECTOR = 8  # channels of a 16-byte load; within one load all elements must have the same mask
 
 
@@ -159,7 +159,7 @@ def _backward(
         inside = owned & (column < O)[None, :]
         whole = whole_grad(grad + first * O, result + first * O, mean, level, slope, wide, column[None, :], inside, O)
         total = tl.dot(tl.trans(whole), inputs, total, input_precision="ieee")
-        # As in conv_bn.py, the branch makes the compiler choose a layout for each of the two products.
+        # As in conv_bn.py, the branch makes the compiler choose a separate layout for each of the two products.
         if rows_left > 0:
             gradient = tl.dot(whole, weights, input_precision="ieee").to(grad_rows.dtype.element_ty)
             target = grad_rows + first * C + place
@@ -179,7 +179,7 @@ def _in_clip(row, num_frames, frame_rows):
 def _load_shifted(
     source, owned, frame, channel, num_frames, step, C: tl.constexpr, FOLD: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """Load the rows at `source`, shifted in time, with 0 in rows of other programs and for frames outside the clip.
+    """Load the rows at `source`, shifted in time. Rows of other programs and frames outside the clip are 0.
 
     `step` is the number of elements of a frame. Three loads read the next, the previous and the same frame, and then
     each channel is taken from one of them. In each load, the VECTOR channels that fill 16 bytes have the same mask,
@@ -204,7 +204,7 @@ def _load_shifted(
 def _store_shifted(
     target, gradient, owned, frame, channel, num_frames, step, C: tl.constexpr, FOLD: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """Store the `gradient` of the shifted rows where `_load_shifted` read them, each element exactly once."""
+    """Store each element of `gradient` exactly once, where `_load_shifted` read the corresponding element."""
     inside = owned & (channel < C)[None, :]
     moved: tl.constexpr = (2 * FOLD + VECTOR - 1) // VECTOR * VECTOR
     tl.store(target, gradient, inside & (channel >= moved)[None, :])

@@ -12,10 +12,10 @@ def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[T
     from the frame itself. Where there is no such frame, zeros are used. Gradients flow from the result, the mean and
     the variance to x and weight.
 
-    x: [N*T, C, H, W] channels_last, like the result; num_frames: T; weight: [O, C, 1, 1] with O <= 512
-    (rounded to the type of x).
-    Returns the result [N*T, O, H, W], its mean [O] and its biased variance [O]. The statistics are those of the stored,
-    rounded values. Statistics and sums of products are in float32 at least.
+    x: [N*T, C, H, W] channels_last, like the result; num_frames: T; weight: [O, C, 1, 1], rounded to the type of
+    x, with O <= 512.
+    Returns the result [N*T, O, H, W], its mean [O] and its biased variance [O]. The statistics are computed from the
+    stored, rounded values. Statistics and sums of products are in float32 at least.
     Source: the first step of a block of temporal-shift X3D (docs/sources.md, "Temporal-shift X3D").
     """
     clips = x.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))  # [N, T, H, W, C]
