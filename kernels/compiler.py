@@ -1,4 +1,4 @@
-"""Checks whether this machine can compile C, as Triton must, and C++, as torch.compile must on a CPU."""
+"""Checks whether this machine can compile C, which Triton needs, and C++, which torch.compile needs on a CPU."""
 
 import os
 import shutil
@@ -17,9 +17,9 @@ STUB = "#include <Python.h>\nPyMODINIT_FUNC PyInit_stub(void) { return NULL; }\n
 
 
 def why_no_compiler(language: Language) -> tuple[str, str] | None:
-    """Compile a small extension module for Python, written in `language`.
+    """Find out why the compiler for `language` fails, by compiling a small extension module for Python.
 
-    Returns why the compiler fails and what the user can do about it, or None if the compiler works.
+    Returns the reason and what the user can do about it, or None if the compiler works.
     """
     variable, names = COMPILERS[language]
     compiler = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)

@@ -36,8 +36,8 @@ class Driver:
     def cuda_major(self) -> int:
         """The newest major version of CUDA that the driver can run. Below 12, the driver is too old.
 
-        What libcuda says takes precedence over what nvidia-smi says, because torch loads libcuda, too. NVIDIA's package
-        cuda-compat replaces libcuda, so that an older driver can run a newer CUDA.
+        The answer of libcuda takes precedence over the answer of nvidia-smi, because torch loads libcuda, too.
+        NVIDIA's package cuda-compat replaces libcuda, so that an older driver can run a newer CUDA.
         """
         if self.cuda is not None:
             return self.cuda[0]
@@ -69,7 +69,7 @@ def version_of_driver() -> str:
 
 
 def cuda_of_driver() -> tuple[int, int] | None:
-    """The newest CUDA that the driver's library can run, as (12, 2), or None if the library cannot be loaded."""
+    """The newest CUDA that the driver's library can run, such as (12, 2), or None if the library cannot be loaded."""
     version = ctypes.c_int()
     try:
         code = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -82,7 +82,7 @@ def why_no_gpu(torch: str, cuda: str | None) -> tuple[str, str] | None:
     """Why torch sees no GPU on a machine that has an NVIDIA driver or card, and what the user can do about it.
 
     `torch` is torch's version, and `cuda` the version of CUDA that torch is built for, or None. Returns None if the CPU
-    is the right device: there is neither driver nor card, or CUDA_VISIBLE_DEVICES hides the cards.
+    is the right device: there is neither a driver nor a card, or CUDA_VISIBLE_DEVICES hides the cards.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in HIDDEN:
@@ -111,17 +111,17 @@ def newest_wheels(driver: Driver) -> str | None:
 
 
 def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[str, str]:
-    """Return the wheels that `make` installs into .venv (cu13, cu12 or cpu), and the reason, to print.
+    """Return the wheels that `make` installs into .venv (cu13, cu12 or cpu), and a phrase that gives the reason.
 
     Installed wheels stay if they run with the driver. Machines with old and new drivers can thus share a .venv with the
     wheels for CUDA 12: `make` on one machine does not replace wheels that programs on another machine are using.
 
     Args:
-        asked: CUDA=... of the command line, or "".
+        asked: the value of CUDA=... on the command line, or "".
         installed: the wheels that are in .venv, or "".
 
     Raises:
-        UserError: if `asked` is none of these wheels, or if `asked` is "" and the driver is too old for all wheels.
+        UserError: if `asked` is none of cu13, cu12, cpu and "", or is "" while the driver is too old for all wheels.
     """
     if asked and asked not in WHEELS:
         raise UserError(f"CUDA={asked}: give one of {', '.join(WHEELS)}, or leave CUDA out")

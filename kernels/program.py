@@ -129,7 +129,7 @@ def is_installed(name: str) -> bool:
 
 
 def check_torch(version: str | None = None) -> None:
-    """Raise UserError if a version of torch (by default the installed one) is older than 2.11."""
+    """Raise UserError if `version`, by default that of the installed torch, is older than 2.11."""
     version = version or importlib.metadata.version("torch")
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) < OLDEST_TORCH:

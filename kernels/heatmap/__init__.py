@@ -1,4 +1,4 @@
-"""Heatmap volumes from joints: the Triton kernel on a GPU, and plain torch on a CPU and where the kernel fails."""
+"""Heatmap volumes from joints, drawn by a Triton kernel on a GPU, or by plain torch on any device."""
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ def render_heatmaps(
 ) -> Tensor:
     """Draw joints and limbs as Gaussians. `reference.render_heatmaps` describes the result and the other arguments.
 
-    by_kernel: whether the Triton kernel draws. By default it draws for tensors on a GPU. Raises KernelError.
+    by_kernel: whether to use the Triton kernel; by default, it is used if `joints` is on a GPU.
+    Raises KernelError if the kernel fails.
     """
     options = {
         "placement": placement,
@@ -51,7 +52,7 @@ def render_heatmaps(
 
 
 def _reason(error: Exception) -> str:
-    """Why the kernel failed: what the C compiler lacks, or the first line of the exception."""
+    """Why the kernel failed: a problem of the C compiler, or otherwise the first line of the exception."""
     no_compiler = why_no_compiler("C")
     if no_compiler is not None:
         problem, way_out = no_compiler

@@ -36,13 +36,13 @@ def render_heatmaps(
     placement: [N, 4] float32 (ax, bx, ay, by). It maps joints to heatmap pixels: x' = ax * x + bx, y' = ay * y + by.
     flip: [N] bool, whether to mirror each clip. After placement, x' becomes W' - x'. Channel v then draws joint
         partner[v], and the channel of limb (a, b) draws the limb from partner[a] to partner[b].
-    partner: [V] int64, needed with `flip`: for a left or right joint the same joint of the other side of the body, for
-        any other joint the joint itself.
+    partner: [V] int64, needed with `flip`: for a left or right joint, the same joint on the other side of the body; for
+        any other joint, the joint itself.
     limbs: pairs (a, b) of joints. Each limb gets one channel after those of the joints.
     joint_channels: if False, the joints have no channels, and only limbs are drawn.
     Returns [N, T, C, H', W'] in `dtype`, a view of memory that is contiguous as [N, T, H', W', C].
 
-    A joint is not drawn if its score is below 1e-4, if a coordinate is NaN or 1e6 pixels or more from 0, or, with
+    A joint is not drawn if its score is below 1e-4, if a coordinate is NaN or at least 1e6 pixels from 0, or, with
     `placement`, if it is at exactly (0, 0), which marks a missing joint. On each axis, a joint or limb covers the
     pixels from int(min - 3 sigma) to int(max + 3 sigma). `int` truncates toward zero, so a joint just outside the left
     or upper edge still reaches pixel 0. A limb's score is the lower one of its joints' scores. A limb shorter than one
@@ -63,7 +63,7 @@ def render_heatmaps(
 
 
 def _place(joints: Tensor, width: int, placement: Tensor | None, flip: Tensor | None, partner: Tensor | None) -> Tensor:
-    """Return joints [N, T, M, V, 3] in heatmap pixels, in channel order. Joints that are not drawn are 0."""
+    """Return joints [N, T, M, V, 3] in heatmap pixels, in channel order. Joints that are not drawn are zeros."""
     x, y, score = joints.float().unbind(-1)
     visible = score.double() >= MIN_SCORE
     if placement is not None:
@@ -80,7 +80,7 @@ def _place(joints: Tensor, width: int, placement: Tensor | None, flip: Tensor | 
 
 
 def _draw_points(volume: Tensor, positions: Tensor, sigma: float) -> None:
-    """Draw all joints into the first channels. Each 2-D Gaussian is the product of one along x and one along y."""
+    """Draw all joints into the first channels. A 2-D Gaussian is the product of a 1-D one along x and one along y."""
     num_clips, num_frames, height, width, num_channels = volume.shape
     columns, across = _profile(positions[..., 0], width, sigma)
     rows, down = _profile(positions[..., 1], height, sigma)
@@ -95,7 +95,7 @@ def _draw_points(volume: Tensor, positions: Tensor, sigma: float) -> None:
 def _profile(center: Tensor, limit: int, sigma: float) -> tuple[Tensor, Tensor]:
     """Return the pixels of each joint's window on one axis, and the Gaussian's values at these pixels: both [..., K].
 
-    K is the length of the widest window. Values past the end of a shorter window are 0. limit: pixels of the axis.
+    K is the length of the widest window. Values past the end of a shorter window are 0. limit: length of the axis.
     """
     first, end = _window(center, center, limit, sigma)
     pixel = first[..., None] + torch.arange(math.floor(6 * sigma + 1e-6) + 2, device=center.device)
@@ -138,7 +138,7 @@ def _draw_limb(volume: Tensor, channel: int, start: Tensor, end: Tensor, sigma: 
 
 
 def _pixels_of(area: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each pixel of all windows, the number of its window, its row and its column, each [sum(area)].
+    """Return, for each pixel of all windows, the index of its window, its row and its column, each [sum(area)].
 
     Rows and columns are counted from the window's first pixel. area: [windows], the number of pixels
     of each window; extent: [windows], its width in pixels.
