@@ -59,7 +59,7 @@ def read_coarse_map(source: str | Path, num_classes: int) -> tuple[int, ...]:
 
 
 def parse_numbers(path: Path) -> list[int]:
-    """Read the integers of a text file. Raises UserError if it is unreadable or empty, or contains anything else."""
+    """Read the integers of a text file. Raises UserError if the file is unreadable or empty, or contains other text."""
     try:
         words = path.read_bytes().decode("ascii", "replace").replace(",", " ").split()
     except OSError as error:

@@ -10,7 +10,7 @@ from kernels.program import UserError
 from models.config import EpamConfig
 from models.layers import ConvBn, pixels, unfold_pixels
 
-FRAME_RATIO = EpamConfig.frame_ratio or 1  # the map of an RGB frame is computed from one of three pose frames
+FRAME_RATIO = EpamConfig.frame_ratio or 1  # pose frames per RGB frame; the first of them determines the map
 
 
 class PoseAttention(nn.Module):

@@ -1,4 +1,4 @@
-"""Makes parts of a network run through the kernels of kernels/blocks. No other module of models uses those kernels.
+"""Makes parts of a network run through the kernels of kernels/blocks. No other module of models uses these kernels.
 
 `fuse` changes the Python classes of modules in a built network. The parameters, buffers and names of these modules stay
 the same, and so do the results, up to rounding. Only training uses the kernels: in evaluation a norm is just a scale
@@ -23,7 +23,7 @@ PARTS: tuple[FusedPart, ...] = get_args(FusedPart)
 
 
 def fuse(network: nn.Module, parts: Iterable[FusedPart]) -> None:
-    """Make these parts of the network run through kernels in training. Parts that the network lacks are ignored."""
+    """Make `parts` of the network run through kernels in training. Parts that the network lacks are ignored."""
     for part in parts:
         for module in network.modules():
             fused_class = FUSED_CLASSES[part].get(type(module))
@@ -153,7 +153,7 @@ FUSED_CLASSES: dict[FusedPart, dict[type[nn.Module], type[nn.Module]]] = {
 
 
 def has_kernels_for(x: Tensor) -> bool:
-    """Whether the kernels support x. On a GPU they need bfloat16, because some do not fit into registers in float32."""
+    """Whether the kernels support x. On a GPU, x must be bfloat16: in float32, some kernels need too many registers."""
     return x.dtype == torch.bfloat16 or not x.is_cuda
 
 
@@ -192,9 +192,10 @@ def values_per_channel(x: Tensor) -> int:
 
 @torch.no_grad()
 def update_running(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move the running statistics towards the mean and the biased variance [C] of `count` values per channel.
+    """Move the running statistics towards the statistics of `count` values per channel.
 
-    Like `Norm`, this does not update num_batches_tracked.
+    mean, var: [C]. `var` is biased; as in torch, the running variance moves towards the unbiased variance. Like `Norm`,
+    this function does not update num_batches_tracked.
     """
     assert bn.running_mean is not None
     assert bn.running_var is not None

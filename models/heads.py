@@ -78,7 +78,7 @@ class TwoStreamHead(nn.Module):
 
 
 def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:
-    """Make training favour rare classes: add strength * log(share of a class) to the logits in fine cross-entropies.
+    """Favour rare classes in training: fine cross-entropies add strength * log(share of a class) to the class's logit.
 
     counts: [K] number of training clips of each class; a class without clips counts as having one. Evaluation
     does not adjust its logits, and therefore predicts rare classes more often.

@@ -117,7 +117,7 @@ def squeeze_width(channels: int) -> int:
 
 
 def shift_frames(x: Tensor, num_frames: int, fold: int) -> Tensor:
-    """Take channels [0, fold) from the next frame and [fold, 2 fold) from the previous one.
+    """Take channels [0, fold) from the next frame and [fold, 2 fold) from the previous frame.
 
     At the ends of the clip, where there is no such frame, these channels are zero.
     x and the result: [N*T, C, H, W] channels_last.

@@ -102,7 +102,7 @@ def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
 
 
 class SingleStream(nn.Module):
-    """One stream with its classifier. Takes the RGB and the pose input, but ignores that of the other stream."""
+    """One stream with its classifier. Takes the RGB and the pose input, but ignores the input of the other stream."""
 
     log_prior: Tensor | None
 
@@ -157,7 +157,7 @@ def build_backbone(path: ResNetPathConfig | X3DStreamConfig, in_channels: int) -
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """Build the network that a config describes, in channels_last, initialised with torch's global random generator."""
+    """Build the network that a config describes, in channels_last. Its weights come from torch's global generator."""
     match config:
         case EpamConfig():
             net = Epam(config)
@@ -175,7 +175,7 @@ STD = (58.395, 57.12, 57.375)
 
 
 class FoldRGB(nn.Module):
-    """Folds RGB frames into the batch, and normalises them if they are uint8. torch.compile fuses both into one pass.
+    """Folds RGB frames into the batch, and normalises them if they are uint8. torch.compile fuses the two steps.
 
     rgb: [N, T, H, W, 3], uint8 in RGB order, or floats that are normalised already. Returns [N*T, 3, H, W].
     """

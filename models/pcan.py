@@ -16,7 +16,7 @@ from models.layers import clip_mean, pixels
 
 ALPHA = 0.125  # scales the change that each kind of error makes to the score of a sample's own class
 TAU = 0.125  # temperature of the scores
-MOMENTUM = 0.9  # weight of the old prototype when a prototype moves towards the mean of its class
+MOMENTUM = 0.9  # weight of the old value when a prototype moves towards the mean of its class
 
 
 class Contrast(NamedTuple):
@@ -48,8 +48,8 @@ class PrototypeContrast(nn.Module):
     def contrast(self, feature: Tensor, logits: Tensor, label: Tensor, parent_right: Tensor | None) -> Contrast:
         """Update the prototypes from this batch, and score its samples against them.
 
-        `parent_right` [N] says for each sample whether its coarse class is predicted correctly; None for coarse labels.
-        A sample is a true positive if its label has the highest logit and `parent_right`, if passed, is true.
+        `parent_right` [N] says for each sample whether its coarse class is predicted correctly. With coarse labels, it
+        is None. A sample is a true positive if its label has the highest logit and `parent_right`, if passed, is true.
         The list of scores has one entry for each kind of false negative, then one for false positives. With
         `parent_right`, there are three kinds of false negatives: only the fine class is wrong, only the coarse class is
         wrong, or both are wrong. Gradients flow through the returned prototypes, not through the stored ones.
@@ -94,7 +94,7 @@ def _(x: Tensor) -> Tensor:
 
 
 def class_sums(z: Tensor, groups: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """For each group and class, sum z over the samples in the group that have the class, and count them, on all ranks.
+    """Sum z over the samples of each class in each group, on all ranks, and count these samples.
 
     z: [N, D]; groups: bool [S, N], whether a sample is in the group; classes: int64 [S, N], its class in that group.
     Returns the sums [S, K, D] and the counts [S, K]. Gradients of the sums reach z on every rank.
@@ -106,7 +106,7 @@ def class_sums(z: Tensor, groups: Tensor, classes: Tensor, num_classes: int) -> 
 
 
 def over_ranks(x: Tensor) -> Tensor:
-    """Sum x over all ranks. Without a process group, return it unchanged. Supports autograd and torch.compile."""
+    """Sum x over all ranks. Without a process group, return x unchanged. Supports autograd and torch.compile."""
     return _sum_over_ranks(x) if dist.is_initialized() else x
 
 
@@ -142,7 +142,7 @@ def without_other_ranks() -> Iterator[None]:
 
 
 def step_towards_means(prototypes: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
-    """Move each prototype one step towards the mean of its class. Classes without samples do not move."""
+    """Move each prototype one step towards the mean of its class, unless the class has no samples."""
     mean = sums / counts.clamp(min=1)[:, None]
     return torch.where(counts[:, None] > 0, MOMENTUM * prototypes + (1 - MOMENTUM) * mean, prototypes)
 
@@ -181,9 +181,9 @@ class PcanHead(TwoStreamHead):
 
     Source: docs/sources.md, "PCAN head".
 
-    In training with labels it adds the losses loss_tree_<stream> and loss_contrast_<head>. In evaluation it adds the
-    cosines between a stream's features and prototypes to the fine logits; the losses are cross-entropies of the logits
-    before this addition.
+    In training with labels, the head adds the losses loss_tree_<stream> and loss_contrast_<head>. In evaluation, the
+    head adds the weighted cosines between a stream's features and prototypes to the fine logits. The cross-entropies
+    are computed before this addition.
     """
 
     coarse_map: Tensor
@@ -225,7 +225,7 @@ class PcanHead(TwoStreamHead):
     def nearness(self, stream: str, feature: Tensor, num_frames: int) -> Tensor:
         """Return the weighted cosines to the prototypes, which evaluation adds to the fine logits of a stream.
 
-        Like the published code, this reads the mean of the features over T, H and W, whereas training reads their peak.
+        As in the published code, the features are averaged over T, H and W, whereas training uses their peak.
         """
         contrast = self.contrast(f"contrast_{stream}")
         return INFERENCE_WEIGHTS[stream] * contrast.similarity(full_precision(clip_mean(feature, num_frames)))
@@ -233,7 +233,7 @@ class PcanHead(TwoStreamHead):
     def stream_losses(
         self, stream: str, peak: Tensor, logits: dict[str, Tensor], label: Tensor, coarse_label: Tensor
     ) -> dict[str, Tensor]:
-        """Return the weighted tree loss and both weighted contrast losses of one stream."""
+        """Return the tree loss of one stream, and its fine and coarse contrast losses times contrast_weight."""
         fine, coarse = logits[stream], logits[f"{stream}_coarse"]
         coarse_right = coarse.argmax(1) == coarse_label
         scores, _ = self.contrast(f"contrast_{stream}_coarse").contrast(peak, coarse, coarse_label, None)

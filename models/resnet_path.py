@@ -13,7 +13,7 @@ from models.layers import ConvBn, TemporalConv, initialise
 
 
 class Bottleneck(nn.Module):
-    """A shortcut around three convolutions: 1x1 (or three frames if `inflate`), 3x3 with the stride, 1x1 to `width`."""
+    """A shortcut around three convolutions: 1x1 (over 3 frames if `inflate`), 3x3 with the stride, 1x1 to `width`."""
 
     def __init__(self, in_channels: int, width: int, stride: int, inflate: bool) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class ResNetPath(nn.Module):
         return F.max_pool2d(self.conv1(x, "relu"), 3, self.stride, 1)
 
     def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
-        """Run these stages one after another. They are numbered from 1, as in the names of the parameters."""
+        """Run the stages `numbers` in this order. Stages are numbered from 1, as in the names of the parameters."""
         for number in numbers:
             x = self.get_submodule(f"layer{number}")(x, num_frames)
         return x

@@ -18,16 +18,17 @@ FUSIONS = {2: (1, 2), 3: (3,)}
 
 
 class RGBPoseConv3D(nn.Module):
-    """Both paths and their laterals. RGB [N*T, 3, H, W] and heatmaps [N*4T, V, H', W'] become 2048 and 512 channels.
+    """Both paths and their laterals.
 
-    A lateral reads one path as it is before the FeatureInteraction. Its output is appended to the channels of the other
-    path.
+    RGB [N*T, 3, H, W] and heatmaps [N*4T, V, H', W'] become feature maps with 2048 and 512 channels. A lateral reads
+    the features of one path before the FeatureInteraction. The output of the lateral is appended to the channels of the
+    other path.
     """
 
     def __init__(self, config: RGBPoseConfig) -> None:
         super().__init__()
         self.drop_path = config.drop_path
-        # Output channels of the laterals from the pose path into the RGB path, and of those in the other direction.
+        # Output channels of the laterals: from the pose path to the RGB path, and from the RGB path to the pose path.
         pose_widths = [config.pose.width(stage - 2) for stage in FUSIONS]
         rgb_widths = [config.rgb.width(stage - 1) // 16 for stage in FUSIONS]
         self.rgb_path = ResNetPath(config.rgb, 3, (0, 0, *pose_widths))
@@ -71,7 +72,7 @@ class RGBPoseConv3D(nn.Module):
     def draw_drops(self, like: Tensor) -> list[Tensor | None]:
         """Draw, for each direction, whether this batch drops its laterals.
 
-        Each result is a bool tensor on the device of `like`, or None if that direction never drops its laterals.
+        Each result is a bool tensor on the device of `like`, or None in evaluation or if the drop probability is 0.
         """
         return [
             torch.rand((), device=like.device) < chance if self.training and chance else None
@@ -110,7 +111,7 @@ class CrossAttention(nn.Module):
 
 
 class FeatureInteraction(nn.Module):
-    """Scales the frames of each stream by 1 + a, where a comes from attention to the other stream over time.
+    """Scales the frames of each stream by 1 + a. The gates a come from attention to the time steps of the other stream.
 
     RGB attends to pose, then pose attends to the result, as in the published code. A time step is one RGB frame and
     `ratio` pose frames. The published networks have 8 steps, but any number works.

@@ -22,8 +22,8 @@ To = Annotated[Target | None, tyro.conf.arg(metavar="LAYOUT")]
 def inspect(file: File) -> int:
     """Show what a checkpoint contains and what it lacks: python -m models.weights inspect rgbpose.pth
 
-    It can read mmaction2 1.x (RGBPoseConv3D, SlowOnly, X3D-M), PCAN, EPAM-Net and its single streams, the guide's
-    two-stream X3D, X3D-M of SlowFast and of pytorchvideo, torchvision's ResNet-50, and Duet's own snapshots and
+    Known layouts: mmaction2 1.x (RGBPoseConv3D, SlowOnly, X3D-M), PCAN, EPAM-Net and its single streams, the
+    guide's two-stream X3D, X3D-M of SlowFast and of pytorchvideo, torchvision's ResNet-50, and Duet's own snapshots and
     safetensors.
 
     Args:

@@ -26,7 +26,7 @@ REPLACED = re.compile(r"cls_head\.\w+")
 class Comparison:
     """The names of tensors, grouped by what is wrong with them.
 
-    `absent` maps each part that the file lacks, and is allowed to lack, to the reason why that is allowed.
+    `absent` contains the parts that the file lacks and may lack. It maps each part to the reason why it may be absent.
     """
 
     unknown: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Comparison:
     absent: dict[str, str] = field(default_factory=dict)
 
     def complaints(self) -> list[str]:
-        """Return one clause for each kind of fault; an empty list if the file fits."""
+        """Return one clause for each kind of fault, or an empty list if the file fits."""
         kinds = {"unknown": self.unknown, "missing": self.missing, "of another shape": self.reshaped}
         return [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
 

@@ -54,7 +54,7 @@ LOG_TYPES = (
 
 
 def read_file(path: Path, averaged: bool = False) -> State:
-    """Read the tensors of a .safetensors file or a torch checkpoint to the CPU, by name. No code in the file runs.
+    """Return the tensors of a .safetensors file or a torch checkpoint by name, on the CPU. No code in the file runs.
 
     With `averaged`, read the EMA of a snapshot instead of its weights. Raises WeightsError if the file cannot be read,
     or if `averaged` is set and the file has no EMA.
@@ -240,7 +240,7 @@ def _verify(path: Path, file: BinaryIO) -> None:
         raise SnapshotError(f"{path} ({size} bytes) is cut short, or is not a snapshot of this program")
     if not whole:
         raise SnapshotError(f"{path} is damaged: its bytes do not match the digest in it")
-    # A malicious file may have a correct digest, so we also refuse archives that unpack to more bytes than they have.
+    # A malicious file may have a correct digest. So we also refuse archives that unpack to more than the file's size.
     if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
         raise SnapshotError(f"{path} is not a snapshot of this program: it unpacks to more than its {size} bytes")
     file.seek(0)

@@ -1,4 +1,4 @@
-"""All layouts of weights that Duet knows, with how to recognise, read and write each of them."""
+"""All layouts of weights that Duet knows, and how to recognise, read and write each of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,7 +143,7 @@ def read_weights(path: Path, averaged: bool = False) -> Weights:
 
 
 def with_counters(state: State) -> State:
-    """Add num_batches_tracked = 0 to batch norms without this tensor, as in old files. Results do not depend on it."""
+    """Add num_batches_tracked = 0 where an old file lacks it. Results do not depend on this tensor."""
     stems = [name.removesuffix("running_var") for name in state if name.endswith("running_var")]
     return {f"{stem}num_batches_tracked": torch.tensor(0) for stem in stems} | state
 

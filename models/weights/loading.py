@@ -25,9 +25,9 @@ def load_weights(model: nn.Module, path: Path, averaged: bool = False) -> None:
 def initialise_from(model: nn.Module, path: Path) -> list[str]:
     """Initialise `model` for training from a file.
 
-    `model` keeps its own head if the head in the file is for other classes. Of the parts that a file may lack
-    (comparing.MAY_BE_ABSENT), `model` also keeps those that this file lacks. Returns a sentence for each part that is
-    kept. Raises WeightsError for any other difference between the file and `model`.
+    `model` keeps its own head if the head in the file is for other classes. If the file lacks a part that may be absent
+    (comparing.MAY_BE_ABSENT), `model` keeps its own part, too. Returns a sentence for each part that is kept. Raises
+    WeightsError for any other difference between the file and `model`.
     """
     weights = read_weights(path)
     state, expected = weights.native(), shapes(model)

@@ -22,8 +22,8 @@ def merge(rgb: Weights, pose: Weights) -> Weights:
     """Merge two SlowOnly streams into RGBPoseConv3D, or two X3D streams into the two-stream X3D.
 
     In the result each stream computes the same as it did alone, and there are no tensors of laterals. X3D-M trained on
-    Kinetics, and a file of the two-stream X3D that has only one stream, count as an X3D stream. Raises WeightsError for
-    streams that do not fit together.
+    Kinetics, and a file of the two-stream X3D that has only one stream, each count as an X3D stream. Raises
+    WeightsError for streams that do not fit together.
     """
     kinds, merged = [], {}
     for weights, stream in zip((rgb, pose), STREAMS, strict=True):

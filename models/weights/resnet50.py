@@ -46,7 +46,7 @@ def inflated(name: str) -> bool:
 
 
 def inflate(weight: Tensor) -> Tensor:
-    """Spread [O, I, 1, 1] over three frames, as [O, I, 3, 1], so that the three sum to `weight` exactly.
+    """Spread [O, I, 1, 1] over three frames, as [O, I, 3, 1]. The sum over the frames is exactly `weight`.
 
     The first and the last frame get a rounded third. The middle frame gets the remainder, which may differ in the last
     bit from the rounded third that the published code gives to this frame too.

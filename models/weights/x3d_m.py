@@ -45,7 +45,7 @@ SLOWFAST: Rules = (
 )
 
 PYTORCHVIDEO: Rules = (
-    ("blocks.0.conv.conv_t.weight", "backbone.conv1_s.conv.weight"),  # pytorchvideo has these two names swapped
+    ("blocks.0.conv.conv_t.weight", "backbone.conv1_s.conv.weight"),  # pytorchvideo swaps conv_t and conv_xy
     ("blocks.0.conv.conv_xy.weight", "backbone.conv1_t.conv.weight"),
     ("blocks.0.norm.{rest}", "backbone.conv1_t.bn.{rest}"),
     *(
