@@ -4,7 +4,7 @@ A box is (left, top, right, bottom) in pixels of the annotation. Source: MMCompa
 (docs/sources.md, "Crop around the poses").
 """
 
-import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,20 +84,36 @@ def crops_within(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
     return np.concatenate([corner, corner], axis=-1) + crops * np.concatenate([size, size], axis=-1) / RESIZED
 
 
-def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tuple[tuple[int, int, int, int], float]:
-    """The region of the image that a pack must store, and the side of the smallest box that a sample can have.
+@dataclass(frozen=True, slots=True)
+class StoredRegion:
+    """The part of a clip's image that a pack must store. Lengths are in pixels of the annotation.
 
-    The region contains the box of every possible sample of `count` pose frames.
+    region: (left, top, right, bottom). It contains the box of every sample of at least `fewest` pose frames.
+    side: of the smallest box that a sample of at least 32 pose frames can have.
+    """
+
+    region: tuple[int, int, int, int]
+    side: float
+    fewest: int
+
+
+FEWEST, USUAL = 8, 32  # pose frames per sample: the fewest for which packs are made, and those of published experiments
+
+
+def crop_region(joints: np.ndarray, height: int, width: int, fewest: int = FEWEST) -> StoredRegion:
+    """The region for all samples of at least `fewest` pose frames. It does not depend on an experiment's own number.
 
     joints: [M, T, V, >=2] (x, y, ...) of the whole clip. height, width: of the image in pixels.
-    Returns (left, top, right, bottom) of the region, and the side, all in pixels.
 
     If the joints of the clip extend over W x H pixels, no box reaches further than max(W/8, 5H/8) to the left and right
     of them, or max(H/8, 5W/8) above and below. The box of a sample in which nobody is visible is the whole image, so if
-    there may be such a sample, the region includes the whole image.
+    there may be such a sample, the region includes the whole image. If no frame is without a person, no sample is,
+    however few frames it has, and the result's `fewest` is 1.
     """
     (left, right), (top, bottom) = (_span(joints[..., axis]) for axis in (0, 1))
     wide, high = float(right - left), float(bottom - top)
+    if min(wide, high) < COMPACT.threshold:
+        return StoredRegion((0, 0, width, height), float(min(height, width)), 1)
     margin_x, margin_y = max(wide / 8, high * 5 / 8), max(high / 8, wide * 5 / 8)
     region = (
         int(np.floor(left - margin_x)) - 1,
@@ -105,33 +121,40 @@ def crop_region(joints: np.ndarray, height: int, width: int, count: int) -> tupl
         int(np.ceil(right + margin_x)) + 1,
         int(np.ceil(bottom + margin_y)) + 1,
     )
-    min_spans = [_min_span(joints[..., axis], count) for axis in (0, 1)]
-    side = max(min_spans) * (1 + COMPACT.padding)
-    if max(wide, high) < COMPACT.threshold or min(wide, high) < COMPACT.threshold:
-        return (0, 0, width, height), float(min(height, width))
-    if min(min_spans) < COMPACT.threshold:
+    extents = [_extents(joints[..., axis]) for axis in (0, 1)]
+    side = max(_min_span(extent, whole, USUAL) for extent, whole in zip(extents, (wide, high), strict=True))
+    if min(extent.min() for extent in extents) >= COMPACT.threshold:
+        fewest = 1
+    elif min(_min_span(extent, whole, fewest) for extent, whole in zip(extents, (wide, high), strict=True)) < (
+        COMPACT.threshold
+    ):
         region = (min(region[0], 0), min(region[1], 0), max(region[2], width), max(region[3], height))
-        side = max(side, COMPACT.threshold * (1 + COMPACT.padding))
-    return region, side
+        fewest = 1
+    return StoredRegion(region, max(side, COMPACT.threshold) * (1 + COMPACT.padding), fewest)
 
 
-def _min_span(coordinates: np.ndarray, count: int) -> float:
-    """A lower bound, in pixels, for the joints' extent on one axis in any sample of `count` frames.
+def _extents(coordinates: np.ndarray) -> np.ndarray:
+    """The joints' extent on one axis in each frame, in pixels: [T]. coordinates: [M, T, V], x or y of the joints."""
+    values = np.moveaxis(coordinates, 1, 0).reshape(coordinates.shape[1], -1).astype(np.float32)
+    missing = (values == 0) | np.isnan(values)
+    low = np.where(missing, np.inf, values).min(axis=1, initial=np.inf)
+    high = np.where(missing, -np.inf, values).max(axis=1, initial=-np.inf)
+    return np.where(high >= low, high - low, 0)
 
-    coordinates: [M, T, V] x or y of the joints.
 
-    A sample contains one frame of each of `count` spans of the clip, so its joints extend at least as far as those of
-    the narrowest frame in each span. The bound is the maximum over all spans. In a clip of fewer than 2 * count frames,
-    frames 0 and 1, frames 2 and 3 and so on are the spans, because a sample never skips two neighbouring frames. A clip
-    of at most `count` frames is sampled whole.
+def _min_span(extents: np.ndarray, whole: float, count: int) -> float:
+    """A lower bound, in pixels, for the joints' extent on one axis in any sample of `count` frames or more.
+
+    extents: [T], the extent in each frame. whole: the extent in all frames together.
+
+    A clip of at most `count` frames is sampled whole. If there are fewer than two frames for each sampled one, the
+    sample never skips two neighbouring frames. Otherwise it contains one frame of each of `count` or more spans of at
+    most ceil(T / count) frames, hence one of any 2 * ceil(T / count) - 1 neighbouring frames. The joints of a sample
+    extend at least as far as in the narrowest of such neighbouring frames, wherever these are in the clip.
     """
-    total = coordinates.shape[1]
-    per_frame = np.array([high - low for low, high in (_span(coordinates[:, t]) for t in range(total))])
+    total = len(extents)
     if total <= count:
-        low, high = _span(coordinates)
-        return float(high - low)
-    if total < 2 * count:
-        pairs = per_frame[: total - total % 2].reshape(-1, 2)
-        return float(pairs.min(axis=1).max())
-    edges = [i * total // count for i in range(count + 1)]
-    return float(max(per_frame[a:b].min() for a, b in itertools.pairwise(edges)))
+        return whole
+    length = 2 if total < 2 * count else 2 * math.ceil(total / count) - 1
+    length = min(length, total)
+    return float(np.lib.stride_tricks.sliding_window_view(extents, length).min(axis=1).max())

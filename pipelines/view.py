@@ -5,12 +5,11 @@
 
 import os
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kernels.heatmap.reference import MIN_SCORE
-from pipelines.annotations.table import ClipTable
 from pipelines.loader import Loader
 
 
@@ -74,16 +73,6 @@ def place_joints(joints: np.ndarray, box: np.ndarray, flip: bool, side: int) -> 
     left, top, right, bottom = box
     x, y = (x - left) * side / (right - left), (y - top) * side / (bottom - top)
     return np.stack([side - x if flip else x, y, np.where(present, score, 0)], axis=-1)
-
-
-def only_clip(table: ClipTable, row: int) -> ClipTable:
-    """A table that contains only the clip in row `row`, so that a pack of this one clip can be made."""
-    first = int(table.first_row[row])
-    joints = table.joints[first : first + int(table.num_persons[row] * table.total_frames[row])]
-    columns = {field.name: getattr(table, field.name) for field in fields(table)}
-    arrays = {key: column for key, column in columns.items() if isinstance(column, np.ndarray)}
-    one_row = {key: array[row : row + 1] for key, array in arrays.items() if len(array) == len(table)}
-    return replace(table, **one_row | {"first_row": np.array([0]), "joints": joints, "splits": {}})
 
 
 if __name__ == "__main__":

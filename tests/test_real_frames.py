@@ -15,7 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines.annotations.table import open_table
-from pipelines.packs.format import Pack, PackSettings
+from pipelines.packs.format import PackSettings
+from pipelines.packs.pack import Pack
 from pipelines.prepare.make import prepare
 from tests.programs import run_forked
 from trainer.experiments import EXPERIMENTS
@@ -69,11 +70,10 @@ def annotations(tmp_path_factory, real_videos) -> Path:
 
 @pytest.fixture(scope="module")
 def pack(annotations, real_videos) -> Pack:
-    """Make the pack in the folder in which training on the same annotations looks for it."""
+    """Make the pack in the folder in which training looks for it."""
     settings = PackSettings.of(EXPERIMENTS["ntu60_x3d"].clip)
     table = open_table(annotations, annotations.parent / "cache")
-    folder = settings.folder(annotations.parent / "packs", table)
-    return prepare(table, real_videos, folder, settings, workers=1, console=Console(quiet=True))
+    return prepare(table, real_videos, annotations.parent / "packs", settings, workers=1, console=Console(quiet=True))
 
 
 def originals(video: Path, region: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare, prepare_shard
 from pipelines.prepare.shard import Shard
+from pipelines.prepare.users import User
 from pipelines.videos.source import open_videos
 from trainer.config import Experiment
 from trainer.runtime.precision import precision_of
@@ -62,7 +63,8 @@ def open_sources(experiment: Experiment, console: Console, device: torch.device 
     if experiment.data.source == "video":
         train, *val = [_unpacked(experiment, table, device, console) for table in tables]
     else:
-        train, *val = [_packed(experiment, table, console) for table in tables]
+        files = annotation_files(experiment)
+        train, *val = [_packed(experiment, table, file, console) for table, file in zip(tables, files, strict=True)]
     return train, val[0] if val else train
 
 
@@ -77,25 +79,29 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
             )
         make_demo(Path(data.annotations).parent, data.demo, workers=len(os.sched_getaffinity(0)))
     tables = []
-    for file in (data.annotations, data.val_annotations):
-        if file is not None:
-            tables.append(open_table(Path(file), Path(data.cache)))
-            check_table(experiment, Path(file), tables[-1])
+    for file in annotation_files(experiment):
+        tables.append(open_table(file, Path(data.cache)))
+        check_table(experiment, file, tables[-1])
     return tables
+
+
+def annotation_files(experiment: Experiment) -> list[Path]:
+    """The experiment's one or two annotation files."""
+    return [Path(file) for file in (experiment.data.annotations, experiment.data.val_annotations) if file is not None]
 
 
 def make_shard(experiment: Experiment, shard: Shard, console: Console) -> None:
     """Make one shard of each pack of an experiment. If the demo's videos are missing, all of them are made first."""
     data, settings = experiment.data, PackSettings.of(experiment.clip)
-    for table in open_tables(experiment):
-        folder = settings.folder(Path(data.packs), table)
-        prepare_shard(table, Path(data.videos), folder, settings, shard, max_bad=data.max_bad, console=console)
+    for table, file in zip(open_tables(experiment), annotation_files(experiment), strict=True):
+        user, places = User(file, experiment.name), (Path(data.videos), Path(data.packs))
+        prepare_shard(table, *places, settings, shard, max_bad=data.max_bad, console=console, user=user)
 
 
-def _packed(experiment: Experiment, table: ClipTable, console: Console) -> Source:
-    data, settings = experiment.data, PackSettings.of(experiment.clip)
-    folder = settings.folder(Path(data.packs), table)
-    pack = prepare(table, Path(data.videos), folder, settings, max_bad=data.max_bad, console=console)
+def _packed(experiment: Experiment, table: ClipTable, file: Path, console: Console) -> Source:
+    data, settings, user = experiment.data, PackSettings.of(experiment.clip), User(file, experiment.name)
+    places = Path(data.videos), Path(data.packs)
+    pack = prepare(table, *places, settings, max_bad=data.max_bad, console=console, user=user)
     return Source(table, PackFrames(table, pack))
 
 

@@ -11,7 +11,7 @@ from benchmarks.harness import Target
 from benchmarks.step import step
 from pipelines.demo.classes import DemoConfig
 from pipelines.loader import Loader
-from pipelines.packs.format import Pack
+from pipelines.packs.pack import Pack
 from pipelines.packs.source import PackFrames
 from trainer.config import Experiment
 from trainer.data import Source, build_loader, open_sources

@@ -17,7 +17,6 @@ from pipelines.backends import Backends
 from pipelines.config import ClipConfig
 from pipelines.dali import FrameDecoder
 from pipelines.loader import Loader
-from pipelines.packs.format import clip_file
 from pipelines.packs.source import PackFrames
 from pipelines.plan import sampled_joints
 
@@ -109,8 +108,8 @@ def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str,
 
 def _forget(frames: PackFrames) -> None:
     """Make the operating system drop the pack from its cache. This has no effect on a file system in memory."""
-    for name in frames.pack.names:
-        file = os.open(clip_file(frames.pack.folder, str(name)), os.O_RDONLY)
+    for row in np.flatnonzero(frames.has_frames()).tolist():
+        file = os.open(frames.pack.clip_file(row), os.O_RDONLY)
         os.fsync(file)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)

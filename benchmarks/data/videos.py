@@ -83,7 +83,5 @@ def pack(files: Files, config: ClipConfig, folder: Path) -> PackFrames:
     """Make the pack of the videos, and open it as training does."""
     table = open_table(files.annotations, folder / "cache")
     settings = PackSettings.of(config)
-    packed = prepare(
-        table, files.videos, settings.folder(folder / "packs", table), settings, console=Console(quiet=True)
-    )
+    packed = prepare(table, files.videos, folder / "packs", settings, console=Console(quiet=True))
     return PackFrames(table, packed)

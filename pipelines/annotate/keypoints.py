@@ -17,7 +17,7 @@ from kernels.program import UserError
 from pipelines.annotate.tracking import Person
 from pipelines.annotations.schema import AnnotationError, parse_clip
 from pipelines.annotations.table import open_table
-from pipelines.packs.format import is_clip
+from pipelines.packs.format import is_clip, original_name
 from pipelines.videos.decode import VideoError
 from pipelines.videos.find import EXTENSIONS
 from pipelines.videos.header import Header, read_header, shape_of
@@ -69,11 +69,12 @@ def _read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> 
     if file.suffix not in (".pkl", ".pickle"):
         raise AnnotationError(f"{file} is not a skeleton file; give --pose {FORMATS}")
     table = open_table(file, cache)
-    rows = [row for row, name in enumerate(table.names.tolist()) if _key(name) == _key(video.name)]
+    own = _key(original_name(video))
+    rows = [row for row, name in enumerate(table.names.tolist()) if _key(name) == own]
     if len(rows) != 1:
         count = "no clip" if not rows else f"{len(rows)} clips"
         raise AnnotationError(
-            f"{file} has {count} named {_key(video.name)}; the first clip in the file is {table.names[0]}; rename the "
+            f"{file} has {count} named {own}; the first clip in the file is {table.names[0]}; rename the "
             "video, or give its skeleton as .npz"
         )
     row = rows[0]

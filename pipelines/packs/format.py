@@ -1,12 +1,16 @@
 """The format of clip packs: a pack is a folder with one Motion JPEG file per clip, from which single frames are read.
 
-    clips/NAME.mov    the frames of a clip as JPEG; a reader can fetch single frames; video players can play the file
-    manifest.jsonl    one line per clip: what the clip was made from, or why it could not be made. If several lines are
-                      for the same clip, the last one counts.
-    parts/*.jsonl     lines that are not merged into the manifest yet. Each run of `prepare` writes a file of its own,
-                      so several machines can work on a pack at the same time.
-    index/*.npy       the content of the manifest as arrays that can be memory-mapped, written at the end of `prepare`
+    clips/NAME.ID.mov  the frames of a clip as JPEG; a reader can fetch single frames; video players can play the file
+    manifest.jsonl     one line per clip: what the clip was made from, or why it could not be made. If several lines are
+                       for the same clip, the last one counts.
+    parts/*.jsonl      lines that are not merged into the manifest yet. Each run of `prepare` writes a file of its own,
+                       so several machines can work on a pack at the same time.
+    index/*.npy        the content of the manifest as arrays that can be memory-mapped, written at the end of `prepare`
+    users/             which annotation files and experiments use which clips (prepare/users.py)
 
+A clip is identified by the content of its video, its joints and the encoder's settings. So all annotation files and
+experiments share one pack, and a clip that two of them have in common is made once. A clip's file may also lie in a
+pack that an earlier version made, or in one that the user made elsewhere (prepare/elsewhere.py).
 `python -m pipelines.prepare` writes packs. docs/sources.md, "Clip packs", gives the reasons for the format.
 """
 
@@ -15,20 +19,20 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kernels.program import UserError
-from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
+from pipelines.geometry import FEWEST
 
-FORMAT = 2  # raise this number if the files, the crop rule or the encoder change, so that all clips are made again
+FORMAT = 3  # raise this number if the crop rule or the encoder change, so that all clips are made again
 
 
 class PackError(UserError):
@@ -39,14 +43,16 @@ class PackError(UserError):
 class PackSettings:
     """What a pack stores of each clip.
 
-    count: pose frames per sample. The region that a pack stores contains the box of every sample of `count` frames.
-    box_pixels: side of the smallest of these boxes in the pack, in pixels. Frames are never enlarged to this size.
+    box_pixels: side of the smallest box that a sample of 32 pose frames can have, in pixels of the stored frames.
+        Frames are never enlarged to this size.
     quality: quality of the JPEG frames, from 2 (best) to 31 (worst).
+    count: pose frames per sample. The clips serve every number of pose frames from 8 on, so this is no property of a
+        clip; only for a smaller `count` some clips are made again (geometry.crop_region).
     """
 
-    count: int
     box_pixels: int = 256
     quality: int = 3
+    count: int = FEWEST
 
     @classmethod
     def of(cls, config: ClipConfig) -> "PackSettings":
@@ -54,113 +60,73 @@ class PackSettings:
         return cls(count=config.pose_frames, box_pixels=config.box_pixels, quality=config.quality)
 
     def digest(self) -> str:
-        """A digest of the settings and of FORMAT: 16 hex digits."""
-        return _digest({"format": FORMAT, **asdict(self)})
-
-    def folder(self, packs: Path, table: ClipTable) -> Path:
-        """The default folder of a pack, inside `packs`. Experiments with the same annotations and settings share it."""
-        return packs / _digest({"settings": self.digest(), "table": table.digest})
+        """A digest of FORMAT and of the encoder's settings: 16 hex digits."""
+        return digest_of({"format": FORMAT, "box_pixels": self.box_pixels, "quality": self.quality})
 
 
-def _digest(content: dict[str, Any]) -> str:
+def digest_of(content: dict[str, Any]) -> str:
+    """The first 16 hex digits of the SHA-256 of a dict."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def clip_id(source: str, joints: str, settings: str) -> str:
+    """The identity of a clip, from the digests of its video, of its joints, and of the settings: 20 hex digits."""
+    return hashlib.sha256(f"{source} {joints} {settings}".encode()).hexdigest()[:20]
 
 
 # The columns of the index, and their types. Every line of the manifest has these keys, and `packets`.
 COLUMNS = {
-    "name": np.str_,
+    "clip": np.str_,  # the clip's identity
+    "name": np.str_,  # a name of the clip; other annotation files may have other names for it
     "settings": np.str_,  # digest of the PackSettings
-    "table": np.str_,  # digest of the annotation file
-    "joints": np.str_,  # digest of the clip's joints
+    "joints": np.str_,  # digest of the clip's joints and of the size of the annotated image
     "source": np.str_,  # digest of the video
-    "source_bytes": np.int64,  # size of the video's file
-    "source_time": np.int64,  # modification time of the video's file, in ns
+    "stamps": np.int64,  # [4, 3] size, modification time in ns and inode of the files that had this content last
     "source_size": np.int32,  # [2] (width, height) of the video in pixels
     "region": np.float64,  # [4] (left, top, right, bottom) of the stored region, in pixels of the video
     "frame_size": np.int32,  # [2] (width, height) of the stored frames in pixels
+    "fewest": np.int32,  # the region suffices for samples of this many pose frames and more
     "num_frames": np.int32,  # 0 if the clip could not be made
     "clip_bytes": np.int64,  # size of the clip's file
     "first": np.int64,  # offset of the first packet in the clip's file, in bytes
+    "file": np.str_,  # the clip's file, relative to the folder of the pack or absolute
     "bad": np.str_,  # why the clip could not be made; "" for a good clip
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Pack:
-    """A pack that is open for reading, with one row per clip, sorted by name. Several threads may read at once.
+class Index:
+    """What a pack records of its clips, one row per clip, sorted by the clips' identity.
 
-    columns: the index, arrays of n rows each (see COLUMNS). Rows whose `bad` is not empty have no frames.
+    columns: arrays of n rows each (see COLUMNS). Rows whose `bad` is not empty have no frames.
+    packets: [sum of num_frames, 2] uint32, size in bytes and CRC-32 of each packet.
+    first_packet: [n + 1], where each clip's rows start in `packets`, and the total number of rows.
     """
 
-    folder: Path
     columns: dict[str, np.ndarray]
-    packets: np.ndarray  # [sum of num_frames, 2] uint32: size in bytes and CRC-32 of each packet
-    first_packet: np.ndarray  # [n + 1]: where each clip's rows start in `packets`, and the total number of rows
+    packets: np.ndarray
+    first_packet: np.ndarray
 
-    @property
-    def names(self) -> np.ndarray:
-        return self.columns["name"]
+    @classmethod
+    def of(cls, columns: dict[str, np.ndarray], packets: np.ndarray) -> "Index":
+        return cls(columns, packets, np.concatenate([[0], np.cumsum(columns["num_frames"], dtype=np.int64)]))
 
-    @property
-    def num_frames(self) -> np.ndarray:
-        return self.columns["num_frames"]
-
-    @property
-    def frame_size(self) -> np.ndarray:
-        """(width, height) of the stored frames in pixels: [n, 2]."""
-        return self.columns["frame_size"]
-
-    @property
-    def region(self) -> np.ndarray:
-        """The part of the video that is stored, in pixels of the video: [n, 4] (left, top, right, bottom)."""
-        return self.columns["region"]
-
-    @property
-    def source_size(self) -> np.ndarray:
-        """(width, height) of the videos in pixels: [n, 2]."""
-        return self.columns["source_size"]
-
-    @property
-    def bad(self) -> dict[str, str]:
-        """Names of the clips that could not be made, and the reason for each."""
-        rows = np.flatnonzero(self.num_frames == 0)
-        return dict(zip(self.names[rows].tolist(), self.columns["bad"][rows].tolist(), strict=True))
-
-    def pack_rows(self, table: ClipTable) -> np.ndarray:
-        """The row of this pack for each clip of the table: [len(table)] int64, -1 if the pack lacks the clip."""
-        good = np.flatnonzero(self.num_frames > 0)
-        row_of = dict(zip(self.names[good].tolist(), good.tolist(), strict=True))
-        return np.array([row_of.get(name, -1) for name in table.names.tolist()], np.int64)
-
-    def read_frames(self, row: int, frames: list[int]) -> tuple[list[bytes], list[int]]:
-        """Read the JPEG packets of some frames of the clip in `row`. Also return the indices of damaged packets.
-
-        Frame numbers are clamped to the length of the clip. A damaged packet is returned as it was read. If the clip's
-        file cannot be opened, all packets are empty and listed as damaged.
-        """
-        first, last = int(self.first_packet[row]), int(self.first_packet[row + 1]) - 1
-        sizes, crcs = self.packets[first : last + 1].T
-        starts = int(self.columns["first"][row]) + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        numbers = [min(max(frame, 0), last - first) for frame in frames]
-        try:
-            file = os.open(clip_file(self.folder, str(self.names[row])), os.O_RDONLY)
-        except OSError:
-            return [b""] * len(frames), list(range(len(frames)))
-        try:
-            packets = [os.pread(file, int(sizes[frame]), int(starts[frame])) for frame in numbers]
-        finally:
-            os.close(file)
-        damaged = [
-            place
-            for place, (packet, frame) in enumerate(zip(packets, numbers, strict=True))
-            if zlib.crc32(packet) != crcs[frame]
-        ]
-        return packets, damaged
+    def rows_of(self, clips: np.ndarray) -> np.ndarray:
+        """The row of each clip, by its identity: [n] int64, -1 for a clip that the pack lacks."""
+        if not len(self.columns["clip"]):
+            return np.full(len(clips), -1)
+        rows = np.searchsorted(self.columns["clip"], clips).clip(max=len(self.columns["clip"]) - 1)
+        return np.where(self.columns["clip"][rows] == clips, rows, -1)
 
 
-def clip_file(folder: Path, name: str) -> Path:
-    """The file of a clip in the pack `folder`."""
-    return folder / "clips" / f"{name}.mov"
+def file_for(name: str, clip: str, fewest: int) -> str:
+    """The file for a new clip, relative to the folder of the pack. Clips of different content get different files."""
+    return f"clips/{name}.{hashlib.sha256(f'{clip} {fewest}'.encode()).hexdigest()[:8]}.mov"
+
+
+def original_name(video: Path) -> str:
+    """The name of the video from which a clip of a pack was made; the name of any other file as it is."""
+    return re.sub(r"\.[0-9a-f]{8}(?=\.mov$)", "", video.name) if is_clip(video) else video.name
 
 
 def is_clip(video: Path) -> bool:
@@ -172,20 +138,27 @@ def is_clip(video: Path) -> bool:
     )
 
 
-def open_pack(folder: Path) -> Pack:
-    """Open a finished pack by mapping its index into memory. Raises PackError if the folder has no index."""
-    try:
-        columns = load_columns(folder)
-        packets = np.load(folder / "index" / "packets.npy", mmap_mode="r")
-    except FileNotFoundError:
-        raise PackError(f"{folder} contains no finished pack; make one with python -m pipelines.prepare") from None
-    first = np.concatenate([[0], np.cumsum(columns["num_frames"], dtype=np.int64)])
-    return Pack(folder, columns, packets, first)
+def read_index(folder: Path) -> Index:
+    """The index of a pack, memory-mapped. If it is not current, it is built in memory from the manifest and its parts.
+
+    A folder without a pack has an empty index.
+    """
+    place = folder / "index"
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        before = place.stat().st_ino
+        if index_is_current(folder):
+            columns = {key: np.load(place / f"{key}.npy", mmap_mode="r") for key in COLUMNS}
+            index = Index.of(columns, np.load(place / "packets.npy", mmap_mode="r"))
+            if place.stat().st_ino == before:  # no other run has replaced the index meanwhile
+                return index
+    return index_of(read_manifest(folder).values())
 
 
-def load_columns(folder: Path) -> dict[str, np.ndarray]:
-    """Memory-map the columns of a pack's index. Raises FileNotFoundError if there is no index."""
-    return {key: np.load(folder / "index" / f"{key}.npy", mmap_mode="r") for key in COLUMNS}
+def index_of(lines: Iterable[dict[str, Any]]) -> Index:
+    """The lines of a manifest as an index."""
+    sorted_lines = sorted(lines, key=lambda line: line["clip"])
+    columns = {key: np.array([line[key] for line in sorted_lines], dtype) for key, dtype in COLUMNS.items()}
+    return Index.of(columns, np.concatenate([NO_PACKETS, *(packets_of(line["packets"]) for line in sorted_lines)]))
 
 
 def parts_of(folder: Path) -> list[Path]:
@@ -197,16 +170,34 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted(times, key=times.__getitem__)
 
 
-def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The last line of each clip in the manifest and its parts, by name. A line cut off by a kill is left out."""
-    lines = {}
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """All lines of the manifest and its parts. A line that was cut off by a kill is left out."""
+    lines = []
     for path in [folder / "manifest.jsonl", *parts_of(folder)]:
-        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(path, encoding="utf-8") as file:
             for text in file:
                 with contextlib.suppress(json.JSONDecodeError):
-                    line = json.loads(text)
-                    lines[line["name"]] = line
+                    lines.append(json.loads(text))
     return lines
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The last line of each clip in the manifest and its parts, by the clip's identity.
+
+    The lines of earlier versions, which named clips after their annotations, are left out.
+    """
+    return {line["clip"]: line for line in read_lines(folder) if "clip" in line}
+
+
+EARLIER = "manifest-2.jsonl"  # the lines of an earlier version, in a folder in which that version made a pack
+
+
+def earlier_lines(folder: Path) -> list[dict[str, Any]]:
+    """The last line of each clip that an earlier version made in this folder."""
+    lines = {line["name"]: line for line in read_lines(folder) if "clip" not in line}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(folder / EARLIER, encoding="utf-8") as file:
+        lines = {line["name"]: line for line in map(json.loads, file)} | lines
+    return list(lines.values())
 
 
 def merge_parts(folder: Path) -> None:
@@ -215,15 +206,11 @@ def merge_parts(folder: Path) -> None:
     Only one run at a time may do this, and none may write a part meanwhile. If it is killed, it can be done again.
     """
     parts = parts_of(folder)
+    if any("clip" not in line for line in read_lines(folder)):
+        write_durably(folder / EARLIER, "".join(json.dumps(line) + "\n" for line in earlier_lines(folder)).encode())
     write_index(folder, read_manifest(folder).values())
     for part in parts:
         part.unlink(missing_ok=True)
-
-
-def columns_of(lines: Iterable[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The lines of a manifest as the columns of an index, sorted by name."""
-    sorted_lines = sorted(lines, key=lambda line: line["name"])
-    return {key: np.array([line[key] for line in sorted_lines], dtype) for key, dtype in COLUMNS.items()}
 
 
 NO_PACKETS = np.zeros((0, 2), np.uint32)
@@ -244,28 +231,36 @@ def index_is_current(folder: Path) -> bool:
     if parts_of(folder):
         return False
     try:
-        return int(np.load(folder / "index" / "manifest_bytes.npy")) == (folder / "manifest.jsonl").stat().st_size
+        current = int(np.load(folder / "index" / "manifest_bytes.npy")) == (folder / "manifest.jsonl").stat().st_size
+        return current and (folder / "index" / "clip.npy").exists()  # an earlier version's index has no such file
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
 def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write the manifest and the index, both sorted by name, so the order in which clips are made has no effect."""
-    sorted_lines = sorted(lines, key=lambda line: line["name"])
+    """Write the manifest and the index, both sorted by clip, so the order in which clips are made has no effect."""
+    sorted_lines = sorted(lines, key=lambda line: line["clip"])
     text = "".join(json.dumps(line) + "\n" for line in sorted_lines).encode()
-    arrays = columns_of(sorted_lines) | {
-        "packets": np.concatenate([NO_PACKETS, *(packets_of(line["packets"]) for line in sorted_lines)]),
-        "manifest_bytes": np.array(len(text)),
-    }
-    part, index, target = folder / "manifest.jsonl.tmp", folder / "index.tmp", folder / "index"
+    content = index_of(sorted_lines)
+    arrays = content.columns | {"packets": content.packets, "manifest_bytes": np.array(len(text))}
+    index, target = folder / "index.tmp", folder / "index"
     shutil.rmtree(index, ignore_errors=True)
     index.mkdir()
-    part.write_bytes(text)
     for key, array in arrays.items():
-        np.save(index / f"{key}.npy", array)
-    for file in [part, *index.iterdir()]:
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
+        with open(index / f"{key}.npy", "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
     shutil.rmtree(target, ignore_errors=True)
     index.rename(target)
-    part.replace(folder / "manifest.jsonl")
+    write_durably(folder / "manifest.jsonl", text)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash either its old or its new content is there, whole."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -12,7 +12,8 @@ import numpy as np
 from pipelines.annotations.table import ClipTable
 from pipelines.dali import FrameDecoder, Step, resize_regions
 from pipelines.frame_source import Decoding
-from pipelines.packs.format import Pack, PackError, clip_file
+from pipelines.packs.format import PackError
+from pipelines.packs.pack import Pack
 from pipelines.plan import ClipPlan
 from pipelines.read_ahead import ReadAhead
 
@@ -26,7 +27,7 @@ class ClipPackets(NamedTuple):
 
 @dataclass
 class PackFrames:
-    """Reads the frames of a table's clips from a pack.
+    """Reads the frames of a table's clips from a pack whose rows are those of the table.
 
     damaged: (clip name, frame number) of each damaged packet that has been reported so far.
     """
@@ -35,11 +36,8 @@ class PackFrames:
     pack: Pack
     damaged: set[tuple[str, int]] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.pack_rows = self.pack.pack_rows(self.table)
-
     def has_frames(self) -> np.ndarray:
-        return self.pack_rows >= 0
+        return self.pack.num_frames > 0
 
     def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> FrameDecoder:
         ahead = ReadAhead(decoding.readers, plans, self.read, depth=decoding.prefetch + 1)
@@ -72,19 +70,19 @@ class PackFrames:
 
         Several threads may read at once. Raises PackError if no frame of the clip can be read.
         """
-        pack_row, frames = int(self.pack_rows[plan.row[clip]]), plan.rgb_frames[clip].tolist()
-        packets, damaged = self.pack.read_frames(pack_row, frames)
+        row, frames = int(plan.row[clip]), plan.rgb_frames[clip].tolist()
+        packets, damaged = self.pack.read_frames(row, frames)
         for position in damaged:
-            packets[position] = self._nearest_good(pack_row, frames[position])
+            packets[position] = self._nearest_good(row, frames[position])
         return ClipPackets(packets, [frames[position] for position in damaged])
 
-    def _nearest_good(self, pack_row: int, frame: int) -> bytes:
-        num_frames = int(self.pack.num_frames[pack_row])
+    def _nearest_good(self, row: int, frame: int) -> bytes:
+        num_frames = int(self.pack.num_frames[row])
         for other in sorted(range(num_frames), key=lambda other: abs(other - frame)):
-            (packet,), damaged = self.pack.read_frames(pack_row, [other])
+            (packet,), damaged = self.pack.read_frames(row, [other])
             if not damaged:
                 return packet
-        file = clip_file(self.pack.folder, str(self.pack.names[pack_row]))
+        file = self.pack.clip_file(row)
         raise PackError(f"no frame of {file} can be read; remove this file and run python -m pipelines.prepare again")
 
     def _report_damage(self, name: str, frames: list[int], say: Callable[[str], None]) -> None:
@@ -95,7 +93,7 @@ class PackFrames:
 
     def _boxes(self, plan: ClipPlan) -> np.ndarray:
         """The plan's boxes, converted to pixels of the packets: [N, 4]."""
-        rows = self.pack_rows[plan.row]
+        rows = plan.row
         annotation_size = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
         pack = self.pack
         return packet_boxes(plan.box, annotation_size, pack.source_size[rows], pack.region[rows], pack.frame_size[rows])

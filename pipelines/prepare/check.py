@@ -12,51 +12,51 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from pipelines.packs.format import Pack, PackError, clip_file, columns_of, open_pack, packets_of, read_manifest
+from pipelines.packs.format import PackError, index_of, packets_of, read_index, read_manifest
+from pipelines.packs.pack import Pack, open_pack
 from pipelines.progress import Progress
 
 
-def check_pack(folder: Path, console: Console) -> Iterator[tuple[str, str]]:
-    """Compare a pack's files with its index. Yields (name, what is wrong) once for each damaged clip.
+def check_pack(folder: Path, console: Console) -> Iterator[tuple[str, Path, str]]:
+    """Compare a pack's files with its index. Yields (name, file, what is wrong) once for each damaged clip.
 
     The length of each file and the checksum of each frame are compared. Raises PackError if the index does not match
     the manifest.
     """
+    _check_index(folder)
     pack = open_pack(folder)
-    _check_index(pack)
     rows = np.flatnonzero(pack.num_frames > 0).tolist()
     workers = len(os.sched_getaffinity(0))
     with Progress(console, "checking clips", max(1, len(rows))) as progress, ThreadPoolExecutor(workers) as pool:
         for row, fault in zip(rows, pool.map(lambda row: _fault(pack, row), rows), strict=True):
             progress.advance()
             if fault:
-                yield str(pack.names[row]), fault
+                yield str(pack.names[row]), pack.clip_file(row), fault
 
 
-def _check_index(pack: Pack) -> None:
+def _check_index(folder: Path) -> None:
     """Raise PackError if the index does not match the manifest, or if the manifest contradicts itself."""
-    lines = read_manifest(pack.folder)
-    manifest = columns_of(lines.values())
-    packets = [packets_of(lines[name]["packets"]) for name in manifest["name"].tolist()]
-    manifest["packets"] = np.concatenate([np.zeros((0, 2), np.uint32), *packets])
-    for key, column in (pack.columns | {"packets": pack.packets}).items():
-        if not np.array_equal(column, manifest[key]):
+    lines, index = read_manifest(folder), read_index(folder)
+    manifest = index_of(lines.values())
+    expected = manifest.columns | {"packets": manifest.packets}
+    for key, column in (index.columns | {"packets": index.packets}).items():
+        if not np.array_equal(column, expected[key]):
             raise PackError(
-                f"{pack.folder}: the index differs from manifest.jsonl in {key}; remove {pack.folder / 'index'} and "
+                f"{folder}: the index differs from manifest.jsonl in {key}; remove {folder / 'index'} and "
                 "run python -m pipelines.prepare again"
             )
-    wrong = [name for name, line in lines.items() if line["num_frames"] != len(packets_of(line["packets"]))]
+    wrong = [line for line in lines.values() if line["num_frames"] != len(packets_of(line["packets"]))]
     if wrong:
-        line = lines[wrong[0]]
+        line = wrong[0]
         raise PackError(
-            f"{pack.folder / 'manifest.jsonl'} is damaged: {wrong[0]} has {line['num_frames']} frames but "
+            f"{folder / 'manifest.jsonl'} is damaged: {line['name']} has {line['num_frames']} frames but "
             f"{len(packets_of(line['packets']))} packets; remove the folder and run python -m pipelines.prepare again"
         )
 
 
 def _fault(pack: Pack, row: int) -> str:
     """What is wrong with a clip, or an empty string."""
-    path, expected = clip_file(pack.folder, str(pack.names[row])), int(pack.columns["clip_bytes"][row])
+    path, expected = pack.clip_file(row), int(pack.columns["clip_bytes"][row])
     try:
         size = path.stat().st_size
     except OSError as error:

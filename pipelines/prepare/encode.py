@@ -4,10 +4,8 @@ Frames are numbered in the order in which the decoder returns them, because the 
 (docs/sources.md, "NTU RGB+D 60").
 """
 
-import hashlib
 import io
 import itertools
-import os
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -20,11 +18,11 @@ import av
 import av.filter
 
 from pipelines.annotations.table import ClipTable
-from pipelines.geometry import crop_region
+from pipelines.geometry import FEWEST, crop_region
 from pipelines.packs.format import PackSettings
+from pipelines.prepare.content import digest_of_video
 from pipelines.videos.decode import MATRICES, MAX_PIXELS, SLACK, VideoError, decode
 
-MEBIBYTE = 1 << 20
 FULL = 2  # AVColorRange of full range; videos without a tag count as limited, except those in JPEG's pixel formats
 # With these arguments, FFmpeg's lutyuv filter converts colours from limited to full range, with correct rounding.
 # FFmpeg's scale filter could convert colours as well, but would make chroma half a level too low.
@@ -41,7 +39,8 @@ class Job:
     video: str  # path of the video
     target: str  # path of the clip's file
     region: tuple[float, float, float, float]  # (left, top, right, bottom) of the part of the image to store
-    side: float  # side of the smallest box that a sample can have
+    side: float  # side of the smallest box that a sample of 32 pose frames can have
+    fewest: int  # the region suffices for samples of this many pose frames and more
     height: int  # height of the annotated image
     width: int
     num_frames: int  # number of frames in the annotation
@@ -52,13 +51,14 @@ class Job:
     def of(cls, table: ClipTable, row: int, settings: PackSettings, video: str, target: str) -> "Job":
         """The job for row `row` of the table, which reads `video` and writes `target`."""
         height, width = int(table.height[row]), int(table.width[row])
-        region, side = crop_region(table.clip_joints(row)[..., :2], height, width, settings.count)
+        stored = crop_region(table.clip_joints(row)[..., :2], height, width, min(FEWEST, settings.count))
         return cls(
             name=str(table.names[row]),
             video=video,
             target=target,
-            region=region,
-            side=side,
+            region=stored.region,
+            side=stored.side,
+            fewest=stored.fewest,
             height=height,
             width=width,
             num_frames=int(table.total_frames[row]),
@@ -72,11 +72,11 @@ class EncodedClip:
     """A clip that has been written. The fields are explained at COLUMNS in packs/format.py."""
 
     source: str
-    source_bytes: int
-    source_time: int
+    stamps: list[list[int]]
     source_size: list[int]
     region: list[int]
     frame_size: list[int]
+    fewest: int
     clip_bytes: int
     first: int
     sizes: list[int]  # sizes of the packets in bytes; there is one packet per frame, one after another in the file
@@ -88,7 +88,7 @@ def encode_clip(job: Job) -> EncodedClip:
 
     Raises VideoError if the video cannot be used, and OSError if the clip cannot be written.
     """
-    source, source_bytes, source_time = describe(job.video)
+    source, stamp = digest_of_video(job.video)  # the content is then decoded from the cache of the operating system
     frames = decode(job.video, job.num_frames + SLACK)
     try:
         first = next(frames)
@@ -106,33 +106,16 @@ def encode_clip(job: Job) -> EncodedClip:
     part.replace(target)
     return EncodedClip(
         source=source,
-        source_bytes=source_bytes,
-        source_time=source_time,
+        stamps=stamp.before([]),
         source_size=[first.width, first.height],
         region=list(crop.region),
         frame_size=list(crop.frame_size),
+        fewest=job.fewest,
         clip_bytes=len(content),
         first=content.index(b"mdat") + 4,
         sizes=[len(packet) for packet in packets],
         crcs=[zlib.crc32(packet) for packet in packets],
     )
-
-
-def describe(video: str) -> tuple[str, int, int]:
-    """Describe a video's file so that a later change is noticed. Raises VideoError if the file cannot be read.
-
-    Returns (digest, size in bytes, modification time in ns). The digest covers the size and the first and last MiB.
-    """
-    try:
-        with open(video, "rb") as file:
-            stat = os.fstat(file.fileno())
-            digest = hashlib.sha256(str(stat.st_size).encode())
-            for start in (0, max(0, stat.st_size - MEBIBYTE)):
-                file.seek(start)
-                digest.update(file.read(MEBIBYTE))
-    except OSError as error:
-        raise VideoError(f"the video cannot be read ({error.strerror})") from None
-    return digest.hexdigest()[:20], stat.st_size, stat.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from pipelines.annotations.table import ClipTable, open_table
-from pipelines.packs.format import Pack, PackSettings
+from pipelines.packs.format import PackSettings
+from pipelines.packs.pack import Pack
 from pipelines.prepare.make import prepare
 
 BITS = 8
@@ -112,6 +113,11 @@ class Scene:
 
     def table(self) -> ClipTable:
         return Film.table(self.folder, self.clips)
+
+    def clip(self, number: int, out: Path | None = None) -> Path:
+        """The file of a clip in the pack."""
+        (file,) = ((out or self.out) / "clips").glob(f"{self.names[number]}.*.mov")
+        return file
 
     def prepare(self, out: Path | None = None, settings: PackSettings | None = None, **options) -> tuple[Pack, str]:
         """Make a pack of the videos. Returns the pack, and the messages that were printed."""

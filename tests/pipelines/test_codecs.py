@@ -94,7 +94,7 @@ def prepared(folder: Path, film, kind: Kind, count: int) -> list[int]:
     width, height = kind.size
     job = Job(
         **{"name": "a", "video": str(video), "target": str(folder / "clip.mov"), "num_frames": count - kind.first},
-        **{"region": (0, 0, width, height), "side": float(height), "width": width, "height": height},
+        **{"region": (0, 0, width, height), "side": float(height), "fewest": 1, "width": width, "height": height},
         **{"box_pixels": 96, "quality": 3},
     )
     encoded = encode_clip(job)

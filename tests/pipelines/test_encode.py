@@ -33,7 +33,7 @@ def job(video, folder, size, num_frames, **changes) -> Job:
     width, height = size
     values = {
         **{"name": "clip", "video": str(video), "target": str(folder / "clip.mov"), "num_frames": num_frames},
-        **{"region": (0, 0, width, height), "side": 1.0, "width": width, "height": height},
+        **{"region": (0, 0, width, height), "side": 1.0, "fewest": 1, "width": width, "height": height},
         **{"box_pixels": 256, "quality": 2},
     }
     return Job(**values | changes)

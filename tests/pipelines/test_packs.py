@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.packs.format import PackError, PackSettings, clip_file, columns_of, open_pack, read_manifest, write_index
+from pipelines.packs.format import PackError, PackSettings, clip_id, index_of, read_manifest, write_index
+from pipelines.packs.pack import open_pack
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_frames_in_any_order_and_clamped(made, film):
 
 
 def test_every_damaged_byte_is_found(made):
-    path = clip_file(made.folder, str(made.names[0]))
+    path = made.clip_file(0)
     whole = path.read_bytes()
     for number, position in enumerate(
         np.linspace(packet_start(made, 0, 0), packet_start(made, 0, 10) - 1, 40).astype(int)
@@ -63,13 +64,13 @@ def test_every_damaged_byte_is_found(made):
 
 
 def test_damage_is_reported_by_place_in_the_request(made):
-    flip_bit(clip_file(made.folder, str(made.names[0])), packet_start(made, 0, 4) + 100)
+    flip_bit(made.clip_file(0), packet_start(made, 0, 4) + 100)
     assert made.read_frames(0, [9, 4, 0, 4])[1] == [1, 3]
     assert made.read_frames(1, [9, 4, 0, 4])[1] == []
 
 
 def test_cut_and_lost_clips_are_damage(made):
-    path = clip_file(made.folder, str(made.names[0]))
+    path = made.clip_file(0)
     path.write_bytes(path.read_bytes()[: packet_start(made, 0, 6) + 1])
     assert made.read_frames(0, list(range(10)))[1] == [6, 7, 8, 9]
     path.unlink()
@@ -85,14 +86,20 @@ def test_threads_may_share_a_pack(made):
     assert all(packets == expected[number % 2] for number, packets in enumerate(found))
 
 
-def test_pack_rows_follow_the_table(scene):
+def test_rows_follow_the_table(scene):
     work = scene(8, 9, 10)
     work.video(1).write_bytes(b"no video")
-    pack, _ = work.prepare()
     work.clips.reverse()
     work.clips.append(work.clips[0] | {"frame_dir": "unknown"})
-    assert pack.pack_rows(work.table()).tolist() == [2, -1, 0, -1]
-    assert list(pack.bad) == [work.names[1]]
+    pack, _ = work.prepare()
+    assert pack.names.tolist() == [*reversed(work.names), "unknown"]
+    assert pack.num_frames.tolist() == [10, 0, 8, 0]
+    assert pack.bad == {
+        "unknown": "there is no such video",
+        work.names[1]: "the video cannot be decoded (Invalid data found when processing input)",
+    }
+    assert pack.clip_file(2) == work.clip(0)
+    assert sorted(open_pack(work.out).num_frames.tolist()) == [0, 8, 10]
 
 
 def test_unfinished_pack_is_one_sentence(tmp_path):
@@ -101,10 +108,10 @@ def test_unfinished_pack_is_one_sentence(tmp_path):
 
 
 def test_torn_lines_are_left_out(tmp_path):
-    line = {"name": "a", "bad": "x}"}
+    line = {"clip": "a", "bad": "x}"}
     whole = json.dumps(line)
     for cut in range(len(whole)):
-        (tmp_path / "manifest.jsonl").write_text(whole + "\n" + json.dumps({"name": "b"})[:cut] + "\n" + "\0\0")
+        (tmp_path / "manifest.jsonl").write_text(whole + "\n" + json.dumps({"clip": "b"})[:cut] + "\n" + "\0\0")
         assert read_manifest(tmp_path).get("a") == line
 
 
@@ -115,17 +122,13 @@ def test_index_depends_on_no_order(made, tmp_path):
         write_index(tmp_path / str(number), [lines[name] for name in order])
     files = [sorted(path for path in (tmp_path / number).rglob("*") if path.is_file()) for number in "01"]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
-    assert columns_of(lines.values())["name"].tolist() == sorted(lines)
+    assert index_of(lines.values()).columns["clip"].tolist() == sorted(lines)
 
 
-def test_folder_depends_on_every_setting_and_the_annotations(scene, tmp_path):
-    work = scene(8)
-    table = work.table()
-    base = {"count": 48, "box_pixels": 256, "quality": 3}
-    folders = {
-        PackSettings(**base | change).folder(tmp_path, table)
-        for change in ({}, {"count": 32}, {"box_pixels": 128}, {"quality": 2})
-    }
-    work.clips[0]["label"] = 3
-    folders.add(PackSettings(**base).folder(tmp_path, work.table()))
-    assert len(folders) == 5
+def test_a_clip_is_identified_by_its_video_its_joints_and_the_encoder():
+    settings = [PackSettings(), PackSettings(count=48), PackSettings(box_pixels=128), PackSettings(quality=2)]
+    digests = [it.digest() for it in settings]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    clips = {clip_id("video", "joints", digest) for digest in digests}
+    assert len(clips | {clip_id("other", "joints", digests[0]), clip_id("video", "others", digests[0])}) == 5

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
-from pipelines.geometry import COMPACT, compact_box, crop_region
+from pipelines.geometry import COMPACT, FEWEST, USUAL, StoredRegion, compact_box, crop_region
 from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_train, sampled_joints
 from pipelines.skeleton import COCO_17
 from tests.programs import run
@@ -250,36 +250,37 @@ def test_region_holds_every_box_and_knows_the_smallest(joints, count, seed):
     flat = np.ones((persons * total, 17, 3), np.float32)
     flat[..., :2] = joints.reshape(-1, 17, 2)
     one = table_of(flat, np.array([total]), np.array([persons]), np.array([0]))
-    region, side = crop_region(joints, HEIGHT, WIDTH, count)
+    stored = crop_region(joints, HEIGHT, WIDTH, min(count, FEWEST))
+    region = stored.region
     config = replace(CONFIG, pose_frames=count)
     plans = [plan_train(one, np.zeros(1, int), config, seed, epoch) for epoch in range(8)]
     for plan in (*plans, plan_eval(one, np.zeros(1, int), config), plan_eval(one, np.zeros(1, int), config, 9, 10)):
         assert (plan.box[0, :2] >= region[:2]).all()
         assert (plan.box[0, 2:] <= region[2:]).all()
         whole = compact_box(joints[:, plan.pose_frames[0]], HEIGHT, WIDTH)
-        if whole != (0, 0, WIDTH, HEIGHT):  # corners are cut to whole pixels
-            assert min(whole[2] - whole[0], whole[3] - whole[1]) >= side - 2
+        if whole != (0, 0, WIDTH, HEIGHT) and count >= USUAL:  # corners are cut to whole pixels
+            assert min(whole[2] - whole[0], whole[3] - whole[1]) >= stored.side - 2
 
 
 def test_region_of_the_published_rule():
     """A person 40 px wide and 120 px high: 75 px around the joints sideways, 25 px above and below."""
     joints = np.zeros((1, 50, 17, 2), np.float32)
     joints[..., 0], joints[..., 1] = np.linspace(100, 140, 17), np.linspace(60, 180, 17)
-    region, side = crop_region(joints, HEIGHT, WIDTH, 24)
-    assert region == (100 - 75 - 1, 60 - 25 - 1, 140 + 75 + 1, 180 + 25 + 1)
-    assert side == 120 * (1 + COMPACT.padding)
-    joints[:, 0] = 0  # one frame without anybody: every sample still sees the rest
-    assert crop_region(joints, HEIGHT, WIDTH, 24) == (region, side)
+    region, side = (100 - 75 - 1, 60 - 25 - 1, 140 + 75 + 1, 180 + 25 + 1), 120 * (1 + COMPACT.padding)
+    assert crop_region(joints, HEIGHT, WIDTH) == StoredRegion(region, side, fewest=1)
+    joints[:, 0] = 0  # one frame without anybody: every sample of eight frames still sees the rest
+    assert crop_region(joints, HEIGHT, WIDTH) == StoredRegion(region, side, fewest=8)
+    whole = crop_region(joints, HEIGHT, WIDTH, fewest=1)  # but a sample of one frame may be this one
+    assert whole == StoredRegion((0, 0, WIDTH, HEIGHT), side, fewest=1)
     joints[:, 1:49] = 0
-    region, side = crop_region(joints, HEIGHT, WIDTH, 24)
-    assert region == (min(24, 0), 0, WIDTH, HEIGHT)
-    assert crop_region(joints * 0, HEIGHT, WIDTH, 24) == ((0, 0, WIDTH, HEIGHT), HEIGHT)
+    assert crop_region(joints, HEIGHT, WIDTH).region == (0, 0, WIDTH, HEIGHT)
+    assert crop_region(joints * 0, HEIGHT, WIDTH) == StoredRegion((0, 0, WIDTH, HEIGHT), HEIGHT, fewest=1)
 
 
-@pytest.mark.parametrize(("total", "side"), [(20, 200), (24, 200), (25, 40), (30, 40), (47, 40), (48, 40), (90, 40)])
+@pytest.mark.parametrize(("total", "side"), [(20, 200), (32, 200), (33, 40), (47, 40), (64, 40), (90, 40)])
 def test_smallest_box_where_one_frame_is_wide(total, side):
-    """Samples of 24 frames must see a frame only when there are no more than 24."""
+    """Samples of 32 frames must see a frame only when there are no more than 32."""
     joints = np.zeros((1, total, 17, 2), np.float32)
     joints[..., 0] = joints[..., 1] = np.linspace(20, 60, 17)
     joints[:, 10] = np.linspace(20, 220, 17)[:, None]
-    assert crop_region(joints, HEIGHT, WIDTH, 24)[1] == side * (1 + COMPACT.padding)
+    assert crop_region(joints, HEIGHT, WIDTH).side == side * (1 + COMPACT.padding)

@@ -13,7 +13,7 @@ from pipelines.demo.classes import FINE_NAMES
 from pipelines.loader import Loader
 from pipelines.packs.source import PackFrames
 from pipelines.skeleton import COCO_17
-from pipelines.view import only_clip, view_clip
+from pipelines.view import view_clip
 from tests.programs import run
 from trainer.cli import dispatch
 from trainer.report.clip_views import DPI, MOMENTS, ROOM, SIDE, TOP, draw_views
@@ -83,12 +83,6 @@ def test_skeleton_is_drawn_at_its_place_in_the_picture(loader, tmp_path):
             joints = (view.rgb_joints[place, 0, :, :2] / 96).clip(0, 1) * cell
             found = [columns.min(), rows.min(), columns.max(), rows.max()]
             np.testing.assert_allclose(found, [*joints.min(axis=0), *joints.max(axis=0)], atol=4)
-
-
-def test_table_of_one_clip(loader):
-    one = only_clip(loader.table, 1)
-    assert (len(one), one.names.tolist()) == (1, [loader.table.names[1]])
-    assert np.array_equal(one.clip_joints(0), loader.table.clip_joints(1))
 
 
 def settings_in(root: Path) -> list[str]:

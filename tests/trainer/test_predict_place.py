@@ -36,7 +36,7 @@ def files(tiny, tmp_path) -> dict[str, Path]:
     files = {"poses": Path(settings["data.annotations"])}
     for name, clip in (("wide", WIDE), ("same", SAME)):
         files[name] = Path(settings["data.videos"]) / f"{clip}.mp4"
-        (files[f"{name} clip"],) = Path(settings["data.packs"]).glob(f"*/clips/{clip}.mov")
+        (files[f"{name} clip"],) = Path(settings["data.packs"]).glob(f"clips/{clip}.*.mov")
     files["copied clip"] = tmp_path / f"{WIDE}.mov"
     shutil.copy(files["wide clip"], files["copied clip"])
     for name, size in (("half", (80, 60)), ("turned", (60, 80))):

@@ -14,7 +14,7 @@ from pipelines.annotations.table import ClipTable
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare
-from pipelines.view import only_clip, view_clip
+from pipelines.view import view_clip
 from trainer.config import Experiment
 from trainer.data import Source, loader_of, open_tables
 from trainer.report.clip_views import draw_views
@@ -75,9 +75,8 @@ def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTa
 
 def pack_clip(experiment: Experiment, table: ClipTable, row: int, folder: Path) -> Source:
     """Make a pack of one clip in `folder`. The clip's bytes are the same as in the experiment's own pack."""
-    settings, quiet = PackSettings.of(experiment.clip), Console(quiet=True)
-    one = only_clip(table, row)
-    pack = prepare(one, Path(experiment.data.videos), folder, settings, workers=1, max_bad=1, console=quiet)
+    settings, videos, quiet = PackSettings.of(experiment.clip), Path(experiment.data.videos), Console(quiet=True)
+    pack = prepare(table, videos, folder, settings, rows=[row], workers=1, max_bad=1, console=quiet)
     if pack.bad:
         raise UserError(f"{table.names[row]} cannot be drawn: {pack.bad[str(table.names[row])]}")
     return Source(table, PackFrames(table, pack))

@@ -1,0 +1,47 @@
+"""Tells whether a video is the one from which a clip was made.
+
+The quick answer is the video's stamp. If the stamp is another one, the whole content decides.
+"""
+
+import hashlib
+import os
+from typing import NamedTuple
+
+from pipelines.videos.decode import VideoError
+
+ENDS = "ends:"  # begins the digest of an earlier version, which covers only the size and the first and last MiB
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is written or replaced: size in bytes, modification time in ns, and inode.
+
+    An inode of 0 is not known, and an inode of -1 stands for no file.
+    """
+
+    bytes: int
+    time: int
+    inode: int
+
+    def before(self, stamps: list[list[int]]) -> list[list[int]]:
+        """This stamp and the three newest others. Two copies of a data set may be used in turn."""
+        return [list(self), *(stamp for stamp in stamps if stamp[2] and stamp != list(self)), *NO_STAMPS][:4]
+
+
+NO_STAMPS = [[-1, 0, -1]] * 4
+
+
+def stamp_of(video: str) -> Stamp:
+    """The stamp of a video's file. Raises OSError."""
+    stat = os.stat(video)
+    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def digest_of_video(video: str) -> tuple[str, Stamp]:
+    """The digest of a video's whole content (20 hex digits), and its stamp. Raises VideoError if it cannot be read."""
+    try:
+        with open(video, "rb") as file:
+            stat = os.fstat(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:20]
+    except OSError as error:
+        raise VideoError(f"the video cannot be read ({error.strerror})") from None
+    return digest, Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ino)

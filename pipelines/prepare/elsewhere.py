@@ -1,0 +1,161 @@
+"""Finds clips in other packs, so that they need not be made again: in those of earlier versions and of `prepare --out`.
+
+They stay where they are. The pack only records where their files lie, so nothing is copied, and a kill does no harm.
+
+Earlier versions kept a pack for each annotation file and each number of pose frames in a folder of its own, within the
+folder of all packs. Its clips serve as they are if the region that they store suffices, and if they have enough pixels.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kernels.program import UserError
+from pipelines.annotations.table import ClipTable
+from pipelines.geometry import FEWEST, crop_region
+from pipelines.packs.format import (
+    EARLIER,
+    PackSettings,
+    clip_id,
+    digest_of,
+    earlier_lines,
+    index_of,
+    read_manifest,
+    write_durably,
+)
+from pipelines.prepare.content import ENDS, Stamp
+from pipelines.prepare.locks import PLAIN
+from pipelines.prepare.survey import LOST, NEW, Survey, match
+
+OTHERS = "others.json"  # in a pack: the folders of packs that the user made elsewhere with --out
+Line = dict[str, Any]
+
+
+def note(packs: Path, out: Path) -> None:
+    """Note in the folder `packs` that there is a pack in `out`, so that training looks there as well."""
+    folder = str(out.resolve())
+    folders = others(packs)
+    if folder not in folders and out.resolve() != packs.resolve():
+        for place in (out, packs):
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{place} cannot be written ({error.strerror}); choose another folder") from None
+        write_durably(packs / OTHERS, json.dumps([*folders, folder]).encode())
+
+
+def others(packs: Path) -> list[str]:
+    """The folders that were noted."""
+    try:
+        return json.loads((packs / OTHERS).read_text())
+    except (OSError, ValueError):
+        return []
+
+
+def look_elsewhere(
+    todo: Survey, rows: Sequence[int], table: ClipTable, out: Path, settings: PackSettings, console: Console
+) -> None:
+    """Look in other packs for the clips of `rows` that the pack in `out` lacks, and note in `todo` what was found."""
+    names = table.names.tolist()
+    if all(reason == LOST for reason in todo.stale.values()):
+        return
+    for place in [*earlier_packs(out), *map(Path, others(out))]:
+        missing = [row for row in rows if row not in todo.clips and todo.stale.get(row) != LOST]
+        if not missing:
+            return
+        wanted = {todo.joints[row]: row for row in missing}
+        lines = _earlier(place, wanted, table, out, settings) or _made_elsewhere(place, wanted, out, console)
+        found = Survey(todo.videos, todo.joints)
+        match(found, missing, index_of(lines.values()).columns, out, names, settings, console)
+        for row, clip in found.clips.items():
+            if not lines[clip]["bad"]:
+                stamp = found.touched.get(row)
+                todo.elsewhere[row] = lines[clip] | ({"stamps": stamp.before(lines[clip]["stamps"])} if stamp else {})
+                todo.clips[row] = clip
+                todo.stale.pop(row, None)
+                todo.bad.pop(names[row], None)
+        reasons = {row: reason for row, reason in found.stale.items() if row in todo.stale and reason != NEW}
+        todo.stale |= reasons
+        if reasons and not found.clips:
+            parts = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons.values()).most_common())
+            console.print(f"{place} has these clips, but they cannot be used: {parts}", **PLAIN)
+
+
+def earlier_packs(out: Path) -> list[Path]:
+    """The folders in and below `out` in which an earlier version made a pack."""
+    if not out.is_dir():
+        return []
+    below = [path.parent for path in sorted(out.glob("*/manifest.jsonl")) if not (path.parent / "users").exists()]
+    own = (out / EARLIER).exists() or (out / "index" / "table.npy").exists() or not (out / "index").exists()
+    return [*([out] if own else []), *below]
+
+
+def _made_elsewhere(place: Path, wanted: dict[str, int], out: Path, console: Console) -> dict[str, Line]:
+    """The lines of a pack that was made with --out, by clip."""
+    if place == out or place.parent == out:
+        return {}
+    if not place.is_dir():
+        text = f"so {len(wanted)} clips may be made again; mount it, or remove it from {out / OTHERS}"
+        console.print(f"{place}, where prepare --out made a pack, cannot be found, {text}", **PLAIN)
+        return {}
+    lines = read_manifest(place)
+    return {
+        clip: line | {"file": str(place / line["file"]) if line["file"] else ""}
+        for clip, line in lines.items()
+        if line["joints"] in wanted
+    }
+
+
+def _earlier(
+    place: Path, wanted: dict[str, int], table: ClipTable, out: Path, settings: PackSettings
+) -> dict[str, Line]:
+    """The lines of an earlier version's pack, by clip, in today's form."""
+    counts = {_earlier_digest(count, settings): count for count in range(1, 1025)}
+    within = "" if place == out else f"{place.name}/" if place.parent == out else f"{place}/"
+    lines = {}
+    for line in earlier_lines(place):
+        row, count = wanted.get(line["joints"]), counts.get(line["settings"])
+        if row is None or count is None or line["bad"]:
+            continue
+        fewest = _fewest(line, table, row, settings, count)
+        if fewest is None:
+            continue
+        source, digest = ENDS + line["source"], settings.digest()
+        clip = clip_id(source, line["joints"], digest)
+        columns = {"clip": clip, "settings": digest, "source": source, "fewest": fewest}
+        columns["stamps"] = Stamp(line["source_bytes"], line["source_time"], 0).before([])
+        lines[clip] = line | columns | {"file": f"{within}clips/{line['name']}.mov"}
+    return lines
+
+
+def _earlier_digest(count: int, settings: PackSettings) -> str:
+    """The digest by which format 2 named settings."""
+    return digest_of({"format": 2, "count": count, "box_pixels": settings.box_pixels, "quality": settings.quality})
+
+
+TOLERANCE = 2  # pixels of the video by which a region may be too small; regions are rounded to even pixels
+ENOUGH = 0.9  # share of the scale that a new clip would have
+
+
+def _fewest(line: Line, table: ClipTable, row: int, settings: PackSettings, count: int) -> int | None:
+    """The number of pose frames from which on a clip serves that was made for `count`, or None if for none."""
+    joints = table.clip_joints(row)[..., :2]
+    height, width = int(table.height[row]), int(table.width[row])
+    (left, top, right, bottom), (across, down) = line["region"], line["source_size"]
+    for fewest in (FEWEST, count):
+        need = crop_region(joints, height, width, fewest)
+        to_x, to_y = across / width, down / height
+        covers = (
+            left <= need.region[0] * to_x + TOLERANCE
+            and top <= need.region[1] * to_y + TOLERANCE
+            and right >= need.region[2] * to_x - TOLERANCE
+            and bottom >= need.region[3] * to_y - TOLERANCE
+        )
+        scale = min(1.0, settings.box_pixels / (need.side * to_x))
+        if covers and (fewest >= count or line["frame_size"][0] / (right - left) >= ENOUGH * scale):
+            return need.fewest if fewest == FEWEST else count
+    return None

@@ -1,0 +1,105 @@
+"""Locks that runs of `prepare` and training hold in the folder of a pack. A lock ends when its process ends.
+
+    lock                shared by every run that makes clips or looks for them, and exclusive for merging and dropping
+    users/KEY/making    exclusive for a run that makes all clips of a table, and shared by the runs that make its shards
+    users/KEY/reading   shared by every run that reads the clips of a table
+
+The locks are those of flock. On a file system without locks, runs go on without them, and merging waits for a run
+without a shard.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+
+from kernels.program import UserError
+
+# Options for rich's print: names and reasons may contain characters of rich's markup, and lines must not be wrapped.
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of network file systems that have no locks
+
+
+@contextlib.contextmanager
+def make_clips(out: Path, key: str, console: Console, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Let only one run at a time make the clips of a table; with LOCK_SH, let its other shards work as well.
+
+    key: names the table and the settings.
+    """
+    try:
+        for folder in (out / "clips", out / "parts", out / "users" / key):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
+    with (
+        _locked(out / "users" / key / "making", out, kind, console),
+        _locked(out / "lock", out, fcntl.LOCK_SH, console),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, out: Path, kind: int, console: Console) -> Iterator[None]:
+    with _opened(path) as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"{out}: waiting for another run that is working on this pack", **PLAIN)
+            fcntl.flock(file, kind)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            if path.name == "lock":
+                text = "its file system has no locks, so until this run ends, start no other one, except for shards"
+                console.print(f"{out}: {text}", **PLAIN)
+        yield
+
+
+def _opened(path: Path) -> IO[str]:
+    """Open a lock's file, and make it if it is missing. On NFS an exclusive lock needs a file open for writing."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+
+
+@contextlib.contextmanager
+def look_for_clips(out: Path) -> Iterator[None]:
+    """Let no run drop clips of the pack meanwhile. A pack that is missing or read-only needs no lock."""
+    try:
+        file = _opened(out / "lock")
+    except OSError:
+        yield
+        return
+    with file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def if_alone(path: Path) -> Iterator[bool | None]:
+    """Whether no other run holds the lock of this file. If so, no other run gets it until the context ends.
+
+    On a file system without locks this is not known, and the answer is None.
+    """
+    with _opened(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, *NO_LOCKS):
+                raise
+            alone = False if error.errno == errno.EWOULDBLOCK else None
+        else:
+            alone = True
+        yield alone
+
+
+def hold(path: Path) -> IO[str]:
+    """Hold a shared lock until the returned file is closed or garbage. Raises OSError if it cannot be opened."""
+    file = _opened(path)
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return file

@@ -1,0 +1,110 @@
+"""Who uses the clips of a pack: annotation files, and the experiments that were trained on them.
+
+A pack keeps a folder for each table and each of its settings, users/KEY/:
+
+    user.json    the annotation files with this content and the experiments, each with the time of its last use
+    clips.npy    the identities of the table's clips
+    making, reading    locks (locks.py)
+
+users/DIGEST.npy stores the digests of the joints of a table's clips, so that they are computed once.
+"""
+
+import contextlib
+import io
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pipelines.annotations.table import ClipTable
+from pipelines.packs.format import PackSettings, write_durably
+from pipelines.prepare.locks import hold
+from pipelines.prepare.run import Task
+from pipelines.prepare.survey import Survey, joints_digest
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who asks for clips: an annotation file, and the experiment that uses it, if it is known."""
+
+    annotations: Path
+    experiment: str | None = None
+
+
+def key_of(table: ClipTable, settings: PackSettings) -> str:
+    """The name of the folder for the users of this table with these settings."""
+    return f"{table.digest}-{settings.digest()}"
+
+
+def table_joints(table: ClipTable, out: Path) -> list[str]:
+    """The `joints_digest` of each clip of a table. The digests are computed once and stored in the pack."""
+    file = out / "users" / f"{table.digest}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        stored = np.load(file)
+        if len(stored) == len(table):
+            return stored.tolist()
+    digests = [joints_digest(table, row) for row in range(len(table))]
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _save(file, np.array(digests))
+    return digests
+
+
+def register(task: Task, todo: Survey, user: User | None) -> list[IO[str]]:
+    """Note in the pack that a table uses these clips, and hold a lock that says that a living run reads them.
+
+    Returns the file that holds the lock while it is open. Nothing is noted without a `user`, and in a pack that cannot
+    be written, because nobody can drop its clips either.
+    """
+    folder = task.out / "users" / key_of(task.table, task.settings)
+    if user is None:
+        return []
+    try:
+        note_user(task, user)
+        lock = hold(folder / "reading")
+        used = np.unique(todo.identities())
+        if not np.array_equal(clips_of(folder), used):
+            _save(folder / "clips.npy", used)
+    except OSError:
+        return []
+    return [lock]
+
+
+def note_user(task: Task, user: User | None) -> None:
+    """Note in the pack who uses a table, and when. Raises OSError."""
+    folder = task.out / "users" / key_of(task.table, task.settings)
+    if user is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    content, now = note_of(folder), time.strftime("%Y-%m-%d %H:%M")
+    content["annotations"][str(user.annotations.resolve())] = now
+    if user.experiment:
+        content["experiments"][user.experiment] = now
+    content |= {"box_pixels": task.settings.box_pixels, "quality": task.settings.quality}
+    write_durably(folder / "user.json", json.dumps(content).encode())
+
+
+def clips_of(folder: Path) -> np.ndarray:
+    """The identities of the clips that a table uses, sorted: [n] str."""
+    try:
+        return np.load(folder / "clips.npy")
+    except (OSError, ValueError, EOFError):
+        return np.array([], "U20")
+
+
+def note_of(folder: Path) -> dict[str, Any]:
+    """The content of user.json, or that of an empty one."""
+    try:
+        content = json.loads((folder / "user.json").read_text())
+    except (OSError, ValueError):
+        content = {}
+    return {"table": folder.name.partition("-")[0], "annotations": {}, "experiments": {}} | content
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    write_durably(path, content.getvalue())

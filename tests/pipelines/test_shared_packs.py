@@ -1,0 +1,186 @@
+"""A clip is packed once for all annotation files and experiments, and packs of earlier versions are taken over."""
+
+import io
+import json
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pipelines.annotations.table import ClipTable, open_table
+from pipelines.packs.format import PackSettings, digest_of, read_manifest
+from pipelines.prepare.make import prepare
+
+SETTINGS = PackSettings(box_pixels=64, count=48)
+
+
+class Data:
+    """A folder of 24 tiny videos with annotations, and a pack."""
+
+    def __init__(self, folder: Path, film, count: int = 24):
+        self.folder, self.packs, self.videos, self.film = folder, folder / "packs", folder / "videos", film
+        self.clips = []
+        for number in range(count):
+            name, length = f"S001C001P001R001A{number + 1:03}", 8 + number % 3
+            film.write(self.videos / f"{name}.mp4", film.frames(length, 128, 96, seed=number), preset="ultrafast")
+            joints = film.person(length, 128, 96, seed=number)
+            self.clips.append(film.annotation(name, joints, 128, 96, label=number % 4))
+
+    def table(self, content, name: str = "annotations.pkl") -> ClipTable:
+        (self.folder / name).write_bytes(pickle.dumps(content))
+        return open_table(self.folder / name, self.folder / "cache")
+
+    def pack(self, content, name: str = "annotations.pkl", settings: PackSettings = SETTINGS, **options):
+        """Make the pack. Returns it, and what was said."""
+        said = io.StringIO()
+        table = self.table(content, name)
+        options = {"workers": 1, "console": Console(file=said)} | options
+        return prepare(table, self.videos, options.pop("out", self.packs), settings, **options), said.getvalue()
+
+    def encoded(self, content, *more, **options) -> int:
+        """How many clips `pack` encoded."""
+        before = len(list(self.packs.rglob("*.mov")))
+        pack, said = self.pack(content, *more, **options)
+        new = len(list(self.packs.rglob("*.mov"))) - before
+        assert ("packing" in said) == (new > 0), said
+        assert (pack.num_frames == pack.columns["num_frames"]).all()
+        assert not pack.bad
+        return new
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, film) -> Data:
+    data = Data(tmp_path_factory.mktemp("shared"), film)
+    assert data.encoded(data.clips) == 24
+    return data
+
+
+@pytest.fixture
+def data(made, tmp_path) -> Data:
+    """A copy of the data and their pack. Its videos are the same files."""
+    own = Data(tmp_path, made.film, 0)
+    own.clips, own.videos = [dict(clip) for clip in made.clips], made.videos
+    shutil.copytree(made.packs, own.packs)
+    return own
+
+
+def test_nothing_but_a_changed_clip_is_encoded_again(data):
+    """The bar of the issue."""
+    clips, names = data.clips, [clip["frame_dir"] for clip in data.clips]
+    reverse = list(reversed(clips))
+    splits = {"xsub_train": names[:16], "xsub_val": names[16:], "mine_train": names[:3], "mine_val": names[3:]}
+    assert data.encoded({"split": splits, "annotations": clips}) == 0
+    assert data.encoded({"split": splits, "annotations": reverse}) == 0
+    assert data.encoded(reverse[::2]) == 0
+    for count in (32, 64, 8):
+        assert data.encoded(clips, settings=PackSettings(box_pixels=64, count=count)) == 0
+    assert data.encoded(clips, "copy.pkl") == 0
+    clips[5] = clips[5] | {"keypoint": clips[5]["keypoint"].copy()}
+    clips[5]["keypoint"][0, 0, 0, 0] += 1
+    assert data.encoded(clips) == 1
+    assert len(list((data.packs / "clips").glob(f"{names[5]}.*.mov"))) == 2
+    pack, said = data.pack(reverse)
+    assert said == ""
+    assert pack.names.tolist() == names[::-1]
+    other = data.pack(clips)[0]
+    differ = pack.columns["clip"][::-1] != other.columns["clip"]
+    assert np.flatnonzero(differ).tolist() == [5]
+    files = {pack.clip_file(18), other.clip_file(5)}
+    assert files == set((data.packs / "clips").glob(f"{names[5]}.*.mov"))
+
+
+def test_clips_change_places_but_not_their_frames(data):
+    first, _ = data.pack(data.clips)
+    other, _ = data.pack(list(reversed(data.clips)))
+    for row in range(24):
+        assert first.read_frames(row, [0, 3, 7]) == other.read_frames(23 - row, [0, 3, 7])
+
+
+def test_few_frames_need_whole_images_of_clips_in_which_nobody_is_seen_at_times(data):
+    data.clips[3]["keypoint"] = data.clips[3]["keypoint"].copy()
+    data.clips[3]["keypoint"][:, 2] = 0
+    assert data.encoded(data.clips) == 1
+    _, said = data.pack(data.clips, settings=PackSettings(box_pixels=64, count=4))
+    assert "packing 1 of 24 clips: 1 made for samples of more pose frames" in said
+    assert data.pack(data.clips, settings=PackSettings(box_pixels=64, count=4))[1] == ""
+    assert data.encoded(data.clips) == 0
+
+
+def test_two_names_of_the_same_video_share_a_clip(tmp_path, film):
+    data = Data(tmp_path, film, 1)
+    data.clips.append(data.clips[0] | {"frame_dir": "other"})
+    shutil.copy(next(data.videos.iterdir()), data.videos / "other.mp4")
+    assert data.encoded(data.clips) == 1
+    pack, said = data.pack(data.clips)
+    assert said == ""
+    assert pack.clip_file(0) == pack.clip_file(1)
+    assert pack.num_frames.tolist() == [8, 8]
+
+
+def test_names_and_folders_of_videos_do_not_matter(data):
+    for clip in data.clips:
+        clip["frame_dir"] = f"train/{clip['frame_dir']}"
+    assert data.encoded(data.clips) == 0
+
+
+def as_format_2(data: Data, folder: Path, count: int) -> None:
+    """Turn the pack into one of an earlier version, which was made for `count` pose frames."""
+    settings = digest_of({"format": 2, "count": count, "box_pixels": 64, "quality": 3})
+    (folder / "clips").mkdir(parents=True)
+    (folder / "index").mkdir()
+    lines = []
+    for line in read_manifest(data.packs).values():
+        (data.packs / line["file"]).rename(folder / "clips" / f"{line['name']}.mov")
+        (size, date, _), *_ = line["stamps"]
+        old = {key: value for key, value in line.items() if key not in {"clip", "file", "fewest", "stamps"}}
+        lines.append(
+            old | {"source_bytes": size, "source_time": date} | {"settings": settings, "table": "t", "source": "0" * 20}
+        )
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    np.save(folder / "index" / "table.npy", np.array(["t"]))
+    for name in ("clips", "index", "users", "parts"):
+        shutil.rmtree(data.packs / name)
+    for name in ("manifest.jsonl", "lock"):
+        (data.packs / name).unlink()
+    data.packs.mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize("place", ["packs/0123456789abcdef", "packs"])
+def test_packs_of_earlier_versions_are_taken_over(data, tmp_path, place):
+    expected = [data.pack(data.clips)[0].read_frames(row, [0, 7]) for row in range(24)]
+    as_format_2(data, tmp_path / "old", 48)
+    if place == "packs":
+        data.packs.rmdir()
+    (tmp_path / "old").rename(tmp_path / place)
+    random.Random(0).shuffle(data.clips)
+    pack, said = data.pack(data.clips[:9])
+    assert "9 clips of other packs are used where they are" in said
+    assert "9 of 9 clips; 0 made" in said
+    assert data.encoded(data.clips) == 0
+    assert data.encoded(data.clips, settings=PackSettings(box_pixels=64, count=32)) == 0
+    pack, said = data.pack(sorted(data.clips, key=lambda clip: clip["frame_dir"]))
+    assert said == ""
+    assert [pack.read_frames(row, [0, 7]) for row in range(24)] == expected
+    assert data.encoded(data.clips, settings=PackSettings(box_pixels=32)) == 24
+
+
+def test_a_video_with_another_date_is_packed_anew_if_only_its_ends_are_known(data, tmp_path):
+    as_format_2(data, data.packs / "0123456789abcdef", 48)
+    data.videos = shutil.copytree(data.videos, tmp_path / "copy", copy_function=shutil.copyfile)
+    _, said = data.pack(data.clips)
+    assert "24 whose video has another date than in the record of an earlier version" in said
+
+
+def test_a_clip_of_an_earlier_version_with_too_small_a_region_is_made_again(data):
+    as_format_2(data, data.packs / "0123456789abcdef", 48)
+    manifest = data.packs / "0123456789abcdef" / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in lines:
+        left, top, right, bottom = line["region"]
+        line["region"] = [(left + right) // 2, top, right, bottom] if line["name"].endswith("007") else line["region"]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert data.encoded(data.clips) == 1
