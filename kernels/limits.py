@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from kernels.meanings import explain
 from kernels.program import UserError
 
 MANY = 1_000_000
@@ -39,7 +40,8 @@ def check_ranges(settings: Any, section: str) -> None:
             if limit is None or number is None or limit.low <= number <= limit.high:
                 continue
             name = f"{section}.{field.name}" if section else field.name
-            raise UserError(f"{name}={number:g} is not between {limit.low:g} and {limit.high:g}; see --set {name}")
+            told = explain(type(settings), field.name, name)
+            raise UserError(f"{name}={number:g} is not between {limit.low:g} and {limit.high:g}; {told}")
 
 
 def _metadata(hint: Any) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ def check_stages(entries: dict[str, tuple]) -> None:
     """Raise UserError if the tuples in `entries` differ in length, or if they are empty."""
     if len({len(entry) for entry in entries.values()}) > 1 or not all(entries.values()):
         settings = ", ".join(f"{name}={entry}" for name, entry in entries.items())
-        raise UserError(f"{settings} must each have one entry per stage of the network; see --set model")
+        raise UserError(f"{settings} must each have one entry per stage of the network: set all of them")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +31,11 @@ class X3DStreamConfig:
     """
 
     widths: Counts
+    """Channels of each stage."""
     blocks: Counts
+    """Number of blocks of each stage."""
     stem_stride: Annotated[int, Range(1, 16)]
+    """Stride of the first convolution."""
     shift_divisor: Count
     """A block takes 1 / shift_divisor of its input channels from the next frame, and equally many from the previous."""
 
@@ -61,10 +64,13 @@ class ResNetPathConfig:
     """
 
     base_channels: Count
+    """Channels of the first convolution."""
     blocks: Counts
+    """Number of blocks of each stage."""
     inflate: tuple[bool, ...]
     """For each stage, whether the first convolution of every block spans three frames."""
     strides: Strides
+    """Stride of each stage in height and width."""
     stem_stride: Annotated[int, Range(1, 16)]
     """Stride of the 7x7 convolution and of the 3x3 pooling after it."""
 
@@ -97,8 +103,11 @@ class PcanConfig:
     diversity: Literal["live", "published"] = "live"
     """Whether the loss term that drives fine prototypes apart has a gradient: "live" yes, "published" no."""
     fine_width: Count = 256
+    """Length of the prototypes of fine classes."""
     coarse_width: Count = 128
+    """Length of the prototypes of coarse classes."""
     contrast_weight: Weight = 0.2
+    """Weight of the prototype contrast in the loss."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.pcan")
@@ -111,13 +120,17 @@ class TwoStreamConfig:
     frame_ratio: ClassVar[int | None] = None
     """Number of pose frames that the network reads for each RGB frame, or None if it can read any number."""
     num_classes: int = FROM_DATA
+    """Number of fine classes. An experiment takes it from its data."""
     num_coarse: int = FROM_DATA
     """Number of coarse classes; with 0 the network has no coarse heads."""
     pose_channels: int = 17
+    """Number of heatmap channels. An experiment takes it from its skeleton."""
     loss_weights: Annotated[LossWeights, Range(0, 1e38)] = (1.0, 1.0, 1.0, 1.0)
+    """Weights of the cross-entropies of rgb, pose, rgb_coarse and pose_coarse."""
     dropout: Share = 0.5
+    """Share of the features that training sets to zero before the heads."""
     pcan: PcanConfig | None = None
-    """None selects the plain head, whose only losses are cross-entropies."""
+    """PCAN's head and losses. None: the plain head, whose only losses are cross-entropies."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
@@ -132,7 +145,9 @@ class X3DPairConfig(TwoStreamConfig):
     """The two-stream X3D: two temporal-shift X3D networks, RGB and pose. Only their probabilities are combined."""
 
     rgb: X3DStreamConfig = X3D_RGB
+    """The RGB stream."""
     pose: X3DStreamConfig = X3D_POSE
+    """The pose stream."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +173,9 @@ class RGBPoseConfig(TwoStreamConfig):
     drop_path: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
     """Two probabilities that a training batch drops laterals: those into the RGB path, and those into the pose path."""
     rgb: ResNetPathConfig = RESNET_RGB
+    """The RGB path."""
     pose: ResNetPathConfig = RESNET_POSE
+    """The pose path."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,10 +186,15 @@ class SingleStreamConfig:
     """
 
     stream: Literal["rgb", "pose"]
+    """What the network sees: frames or heatmaps."""
     num_classes: int = FROM_DATA
+    """Number of classes. An experiment takes it from its data."""
     in_channels: int = FROM_DATA
+    """Number of input channels: 3 for frames, and for heatmaps as many as the skeleton has joints."""
     path: ResNetPathConfig | X3DStreamConfig
+    """The layers: a path of RGBPoseConv3D or a stream of the two-stream X3D."""
     dropout: Share = 0.5
+    """Share of the features that training sets to zero before the head."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")

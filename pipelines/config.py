@@ -14,26 +14,34 @@ from pipelines.skeleton import Skeleton
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where the data are, and which classes they have.
-
-    `split` stands for the two splits '<split>_train' and '<split>_val' of the annotation file. A data set with one
-    annotation file per split (MA-52) sets `val_annotations` instead and leaves `split` None. `coarse_map` lists the
-    coarse class of each fine class. If `demo` is set, missing data are generated.
-    """
+    """Where the data are, and which classes they have."""
 
     annotations: str
+    """Annotation file (a pickle) of all clips, or of the training clips alone."""
     videos: str
+    """Folder of the videos. Its sub-folders are searched too."""
     num_classes: Count
+    """Number of fine classes."""
     coarse_map: tuple[int, ...]
+    """The coarse class of each fine class. Empty: there are no coarse classes."""
     class_names: tuple[str, ...] = ()
+    """The name of each fine class. Empty: the classes are numbered."""
     val_annotations: str | None = None
+    """Annotation file of the validation clips, for data with one file per split. None: annotations has both."""
     split: str | None = None
+    """Which splits of the annotation file count: xsub means xsub_train and xsub_val. None: all clips of each file."""
     packs: str = "data/packs"
+    """Folder of the clip packs."""
     cache: str = "data/cache"
-    source: Literal["packs", "video"] = "packs"  # video: no packs; decode the videos on the GPU at every step
-    balance: Share = 0.0  # 0: each clip once per epoch; 1: each class equally often; or a value between
-    max_bad: Share = 0.01  # share of clips that may lack a usable video; if more do, preparing the data fails
+    """Folder of the tables that are made from annotation files."""
+    source: Literal["packs", "video"] = "packs"
+    """Where frames come from. video: there are no packs, and a GPU decodes the videos at every step."""
+    balance: Share = 0.0
+    """0: each clip once per epoch; 1: each class equally often; or a value between."""
+    max_bad: Share = 0.01
+    """Share of clips that may lack a usable video. If more do, preparing the data fails."""
     demo: DemoConfig | None = None
+    """Settings of the demo's data, which are generated if they are missing. None: the data exist."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data")
@@ -49,29 +57,36 @@ Pixels = Annotated[int, Range(1, 8192)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConfig:
-    """What a network sees of a clip.
-
-    rgb_frames, pose_frames: number of frames in a sample of the RGB stream and of the pose stream.
-    rgb_size, heatmap_size: side of the frames and of the heatmaps in training; `_val`: the same in validation.
-    sigma: standard deviation of a heatmap's Gaussians, in heatmap pixels.
-    """
+    """What a network sees of a clip."""
 
     skeleton: Skeleton
+    """The joints, which of them swap places when a clip is mirrored, and the limbs."""
     rgb_frames: Count
+    """Frames in a sample of the RGB stream."""
     pose_frames: Count
+    """Frames in a sample of the pose stream."""
     rgb_size: Pixels = 224
+    """Side of the frames in training, in pixels."""
     rgb_size_val: Pixels = 256
+    """Side of the frames in validation, in pixels."""
     heatmap_size: Pixels = 56
+    """Side of the heatmaps in training, in pixels."""
     heatmap_size_val: Pixels = 64
+    """Side of the heatmaps in validation, in pixels."""
     sigma: Annotated[float, Range(1e-3, 1e9)] = 0.6
-    limbs: bool = False  # add one heatmap channel per limb
-    flip: Share = 0.5  # probability that a training clip is mirrored
-    crop: bool = True  # True: random crop of the box in training; False: the whole box
-    aligned: bool = False  # True: the RGB frames are every n-th pose frame; False: each stream draws its own frames
-    # Packs store scaled-down frames: each side of the smallest box that a sample can have takes up this many pixels.
-    # Frames are never enlarged.
+    """Standard deviation of a heatmap's Gaussians, in heatmap pixels."""
+    limbs: bool = False
+    """Whether the heatmaps have a channel for each limb behind those of the joints."""
+    flip: Share = 0.5
+    """Probability that a training clip is mirrored."""
+    crop: bool = True
+    """Whether training crops the box around the people at random. false: the whole box."""
+    aligned: bool = False
+    """Whether the RGB frames are every n-th pose frame. false: each stream draws its own frames."""
     box_pixels: Pixels = 256
-    quality: Annotated[int, Range(2, 31)] = 3  # JPEG quality of the frames in packs: 2 is best, 31 worst
+    """Packs store frames scaled down so that the smallest box of a sample has sides of this many pixels, never more."""
+    quality: Annotated[int, Range(2, 31)] = 3
+    """JPEG quality of the frames in packs: 2 is best, 31 worst."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "clip")

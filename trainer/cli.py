@@ -21,6 +21,7 @@ from trainer.runtime.srun import describe_task
 # For each word after `python -m trainer`: the module of the command, its class of options, and its function.
 COMMANDS = {
     "compare": ("trainer.commands.compare", "CompareOptions", "compare"),
+    "config": ("trainer.commands.config", "ConfigOptions", "config"),
     "doctor": ("trainer.commands.doctor", "DoctorOptions", "doctor"),
     "eval": ("trainer.commands.eval", "EvalOptions", "evaluate"),
     "export": ("trainer.commands.export", "ExportOptions", "export"),

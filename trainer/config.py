@@ -22,29 +22,42 @@ probabilities of both streams."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """SGD with momentum.
-
-    `batch_size` is the number of clips in a step, on all ranks together. The learning rate does not depend on the
-    number of ranks.
-    """
+    """How the weights are optimized. Nothing here depends on the number of ranks."""
 
     batch_size: Count
+    """Clips of a training step on all ranks together."""
     num_epochs: Count
+    """Passes over the training clips."""
     lr: Rate
+    """Learning rate at the start of the schedule, after the warm-up."""
     schedule: Schedule
+    """How the learning rate falls: never, along a cosine at each epoch or each step, or at each of the milestones."""
     eta_min: Rate = 0.0
+    """Learning rate at the end of a cosine."""
     warmup_epochs: Epochs = 0
+    """Epochs in which the learning rate rises from a tenth of lr to lr."""
     milestones: Annotated[tuple[int, ...], Range(0, MANY)] = ()
+    """Epochs at whose start the schedule multistep divides the learning rate by ten."""
     momentum: Share = 0.9
+    """Share of the last update that SGD adds to the next one."""
     weight_decay: Rate = 1e-4
+    """Share of each weight, norms and biases included, that is added to its gradient."""
     clip_norm: Annotated[float, Range(1e-3, 1e9)] | None = 40.0
-    max_bad_steps: Count = 20  # the run ends after this many steps in a row without finite gradients
-    rollbacks: Epochs = 0  # how many times a run may return to its last snapshot after a loss spike; 0: only warn
-    precision: PrecisionSetting = "auto"  # of networks and heatmaps; auto: see trainer/runtime/precision.py
+    """Largest 2-norm of all gradients together; longer gradients are scaled down. None: no limit."""
+    max_bad_steps: Count = 20
+    """The run ends after this many steps in a row without finite gradients."""
+    rollbacks: Epochs = 0
+    """How many times a run may return to its last snapshot after a loss spike. 0: a spike is only logged."""
+    precision: PrecisionSetting = "auto"
+    """Number format of networks and heatmaps. auto: bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
     impl: Impl = "auto"
-    accumulate: Count = 1  # a rank's batch is divided into this many parts, which go through the network in turn
-    logit_adjustment: Rate | None = None  # training adds this times log(class frequency) to the logits; usually 1
-    ema: Annotated[float, Range(0, 0.9999999)] | None = None  # decay of the weights' moving average; usually 0.999
+    """Whose code computes the update: that of torch (auto, torch) or of NVIDIA's apex."""
+    accumulate: Count = 1
+    """Number of equal parts into which the clips of a rank are divided; they go through the network one by one."""
+    logit_adjustment: Rate | None = None
+    """Training adds this many times the log frequency of a class to its logit; usually 1. None: nothing is added."""
+    ema: Annotated[float, Range(0, 0.9999999)] | None = None
+    """Decay of an exponential moving average of the weights; usually 0.999. None: there is no average."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim")
@@ -67,19 +80,20 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationConfig:
-    """When and how to validate: after epoch `begin`, then every `every` epochs, and after the last epoch.
-
-    Epochs count from 1. `metric` decides which snapshot is the best. Training stops after `patience` validations in a
-    row that did not reach the best score plus `min_delta`. If `patience` is None, training never stops early.
-    `batch_size` is divided among the ranks.
-    """
+    """When and how a run validates."""
 
     batch_size: Count
+    """Clips of a validation step on all ranks together."""
     begin: Count = 1
+    """Epoch, from 1, after which the run validates for the first time."""
     every: Count = 1
+    """Epochs from one validation to the next. The last epoch is always validated."""
     metric: str = "acc/RGBPose_1:1_top1"
+    """Score that decides which snapshot is the best."""
     patience: Count | None = None
+    """Training ends after this many validations in a row without a better score. None: it never ends early."""
     min_delta: Share = 0.0
+    """What must be added to the best score for a new score to count as better for patience."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "val")
@@ -93,26 +107,41 @@ class ValidationConfig:
 class Experiment:
     """All settings of a run, under a name.
 
-    Classes, coarse map and joints are set once, in `data` and `clip`, and copied from there into `model`. With
-    compile=None, networks are compiled on a GPU only, because on a CPU Inductor takes minutes for one stream.
+    Classes, coarse map and joints are set once, in `data` and `clip`, and copied from there into `model`.
     """
 
     name: str
+    """Name of the experiment, and of the folder of its runs in work_dirs."""
     data: DataConfig
+    """Where the data are, and which classes they have."""
     clip: ClipConfig
+    """What a network sees of a clip."""
     model: ModelConfig
+    """The network and its losses."""
     optim: OptimConfig
+    """How the weights are optimized."""
     val: ValidationConfig
+    """When and how a run validates."""
     seed: Annotated[int, Range(0, 2**62)] = 0
-    log_every: Count = 20  # steps
-    snapshot_every: Count = 500  # steps; there is also a snapshot at the end of every epoch
+    """Seed of the first weights and of everything that is drawn at random."""
+    log_every: Count = 20
+    """Steps from one line of the log to the next."""
+    snapshot_every: Count = 500
+    """Steps from one snapshot to the next. There is also one at the end of every epoch."""
     compile: bool | None = None
-    fused: tuple[FusedPart, ...] = ()  # parts of the network that our kernels compute (kernels/blocks/README.md)
-    cuda_graph: bool = False  # replay each step as one CUDA graph (trainer/runtime/cuda_graph.py)
-    align_channels: bool = False  # pad X3D's inner channels to multiples of eight (models/alignment.py)
-    prefetch: Count = 2  # batches that the data pipeline prepares in advance
-    stalled_after: Annotated[float, Range(1e-3, 1e9)] = 600.0  # the run ends after this many seconds without a batch
-    wandb: bool = False  # also log to Weights & Biases (trainer/journal/wandb.py)
+    """Whether torch.compile compiles the network. None: on a GPU only, because on a CPU this takes minutes."""
+    fused: tuple[FusedPart, ...] = ()
+    """Parts of the network that our kernels compute (kernels/blocks/README.md)."""
+    cuda_graph: bool = False
+    """Whether each step is recorded and replayed as one CUDA graph."""
+    align_channels: bool = False
+    """Whether X3D's inner channels are padded to multiples of eight. This changes no result."""
+    prefetch: Count = 2
+    """Batches that are prepared in advance."""
+    stalled_after: Annotated[float, Range(1e-3, 1e9)] = 600.0
+    """Seconds without a batch after which the run ends."""
+    wandb: bool = False
+    """Whether the run also logs to Weights & Biases."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "")

@@ -23,6 +23,7 @@ from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare, prepare_shard
 from pipelines.prepare.shard import Shard
 from pipelines.prepare.users import User
+from pipelines.skeleton import fitting
 from pipelines.videos.source import open_videos
 from trainer.config import Experiment
 from trainer.runtime.precision import precision_of
@@ -116,8 +117,9 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
     joints, classes = experiment.clip.skeleton.num_joints, experiment.data.num_classes
     if table.num_joints != joints:
         raise AnnotationError(
-            f"{annotations} has {table.num_joints} joints per person, but experiment {experiment.name} needs {joints}; "
-            "choose another file with data.annotations, or another experiment"
+            f"{annotations} has {table.num_joints} joints per person, but experiment {experiment.name} needs {joints} "
+            f"({experiment.clip.skeleton}); set clip.skeleton to {fitting(table.num_joints)}, or choose another file "
+            "with data.annotations"
         )
     low, high = int(table.label.min()), int(table.label.max())
     if low < 0 or high >= classes:

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
+from kernels.meanings import explain
 from kernels.program import UserError
 from models.classes import read_coarse_map
+from pipelines.skeleton import SKELETONS, Skeleton, read_skeleton
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 
@@ -70,36 +72,39 @@ def parse_assignments(experiment: Experiment, assignments: Sequence[str]) -> dic
     If a field is assigned twice, the last value counts. Raises UserError for an unknown field or a wrong value.
     """
     changes: dict[str, Any] = {}
-    # Parts such as model.pcan come before their fields, because type_of looks up the fields in the new part.
+    # Parts such as model.pcan come before their fields, because field_at looks up the fields in the new part.
     for assignment in sorted(assignments, key=lambda text: text.partition("=")[0].count(".")):
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"--set {assignment} is not an assignment; write it as --set optim.lr=0.004")
-        hint = type_of(experiment, key, assignment, changes)
+        part, hint = field_at(experiment, key, assignment, changes)
         try:
             changes[key] = parse_value(text, hint)
         except UserError as error:
-            raise UserError(f"--set {assignment}: {error}") from None
+            told = explain(part, key.rpartition(".")[2], key)
+            raise UserError(f"--set {assignment}: {error}; {told}") from None
     return changes
 
 
-def type_of(experiment: Experiment, key: str, assignment: str, changes: dict[str, Any]) -> Any:
-    """The type of the field `key`, such as optim.lr. Raises UserError if there is no such field, or if it belongs to a
-    part that is None in the experiment and not set in `changes`.
+def field_at(experiment: Experiment, key: str, assignment: str, changes: dict[str, Any]) -> tuple[type, Any]:
+    """The dataclass that has the field `key`, such as optim.lr, and the type of the field.
+
+    Raises UserError if there is no such field, or if it belongs to a part that is None in the experiment and not set
+    in `changes`.
     """
     config: Any = experiment
     path = key.split(".")
     for depth, name in enumerate(path):
+        kind = config if isinstance(config, type) else type(config)
         names = [field.name for field in fields(config)]
         if name not in names:
             nested = [other for other in all_fields(config) if other.endswith(f".{name}")]
             similar = get_close_matches(name, names, 1) or nested
             hint = f"did you mean {similar[0]}?" if similar else f"its fields are {', '.join(names)}"
-            kind = config if isinstance(config, type) else type(config)
             raise UserError(f"--set {assignment}: {kind.__name__} has no field {name}; {hint}")
-        hint = get_type_hints(config if isinstance(config, type) else type(config))[name]
+        hint = get_type_hints(kind)[name]
         if depth == len(path) - 1:
-            return hint
+            return kind, hint
         part = ".".join(path[: depth + 1])
         value = changes.get(part, getattr(config, name))
         kinds = [kind for kind in get_args(hint) if is_dataclass(kind)]
@@ -188,6 +193,8 @@ def match_type(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
         return type(value) in (int, float), value if type(value) is not int else float(value)
     if kind is str:
         return True, value if isinstance(value, str) else text
+    if kind is Skeleton:
+        return True, read_skeleton(text)
     if get_origin(kind) is Literal:
         return value in get_args(kind), value
     if get_origin(kind) is tuple:
@@ -227,6 +234,8 @@ def describe_type(hint: Any) -> str:
         count = "a list of" if kinds[-1] is Ellipsis else str(len(kinds))
         plural = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}.get(kinds[0], "lists")
         return f"{count} {plural} such as {EXAMPLES.get(kinds[0], '((1,2),(3,4))')}"
+    if hint is Skeleton:
+        return f"one of {', '.join(SKELETONS)}, or a .json file"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "none"}
     return names.get(hint, "default")
 

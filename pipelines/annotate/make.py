@@ -21,6 +21,7 @@ from pipelines.annotate.labels import SPLITS, Labels
 from pipelines.annotate.tracking import follow
 from pipelines.annotations.schema import parse_clip
 from pipelines.progress import Progress
+from pipelines.skeleton import fitting
 from pipelines.videos.decode import VideoError
 from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.header import Header
@@ -129,14 +130,11 @@ def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[
 
 
 def advice(out: Path, videos: Path, labels: Labels, num_joints: int) -> str:
-    """A sentence with the command that trains on the annotation file, or one that says what such training needs."""
+    """A sentence with the command that trains on the annotation file."""
     settings = [f"data.annotations={out}", f"data.videos={videos}", f"data.num_classes={max(labels.labels) + 1}"]
     if labels.class_names:
         settings.append(f"data.class_names={labels.class_names}")
     words = ["python -m trainer --exp custom", *(f"--set {shlex.quote(setting)}" for setting in settings)]
     if num_joints != JOINTS:
-        return (
-            f"skeletons with {num_joints} joints need a joint layout in pipelines/skeleton.py, and an "
-            "experiment that uses this layout"
-        )
+        return f"train with: {' '.join(words)} --set clip.skeleton=NAME, where NAME is {fitting(num_joints)}"
     return f"train with: {' '.join(words)}"

@@ -28,14 +28,20 @@ class DemoConfig:
     """Settings of the demo's data set. The data depend only on these settings and on GENERATOR in make.py."""
 
     seed: Annotated[int, Range(0, 2**62)] = 0
+    """Seed of everything in the videos that is drawn at random."""
     num_train: Count = 720
+    """Number of training clips."""
     num_val: Count = 240
-    size: Annotated[tuple[int, int], Range(16, 8192)] = (320, 240)  # width, height; both even for 4:2:0 chroma
-    num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)  # length of the shortest and the longest clip
-    crf: Annotated[int, Range(0, 51)] = 23  # x264's constant rate factor
-    # For a control experiment: True puts a fixed grey box over the whole area in which people and object move.
-    # The visible rest of the image must not reveal which class of a MOTION_ONLY pair a clip belongs to.
+    """Number of validation clips."""
+    size: Annotated[tuple[int, int], Range(16, 8192)] = (320, 240)
+    """Width and height of the videos in pixels, both even."""
+    num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)
+    """Frames of the shortest and of the longest clip."""
+    crf: Annotated[int, Range(0, 51)] = 23
+    """x264's constant rate factor: 0 is lossless, 51 the smallest file."""
     hide_people: bool = False
+    """For a control experiment: whether a fixed grey box covers the whole area in which people and objects move, so
+    that nothing reveals the class of a clip whose class differs from another in its motion only."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.demo")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from matplotlib.image import imread
 from rich.console import Console
@@ -127,6 +128,13 @@ def test_confusion_without_names_or_clips() -> None:
     assert pairs.get_title("left") == "no confusions"
     assert [tick.get_text() for tick in matrix.get_yticklabels()] == [str(i) for i in range(60)]
     assert not matrix.texts
+
+
+def test_a_class_without_clips_has_a_grey_row() -> None:
+    matrix, _ = draw_confusion(np.array([[2.0, 1.0], [0.0, 0.0]])).axes
+    share = matrix.images[0].get_array()
+    assert np.ma.getmaskarray(share).tolist() == [[False, False], [True, True]]
+    assert matrix.images[0].cmap.get_bad()[:3].tolist() == pytest.approx([0.867] * 3, abs=0.001)
 
 
 def test_the_legend_tells_coarse_lines_from_fine_ones(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from tests.programs import run_forked
 from tests.trainer.test_end_to_end import size_of_png
 from trainer.cli import run_command
+from trainer.commands.eval import write_class_table
+from trainer.metrics import Scores
 
 
 def run(environment, *arguments):
@@ -63,6 +66,20 @@ def test_scores_and_class_table_agree_with_scikit_learn(evaluated):
         )
         np.testing.assert_allclose([float(row[f"recall_{stream}"]) for row in rows], expected, atol=1e-4)
     assert min(size_of_png(folder / "confusion.png")) > 400
+
+
+def test_a_class_without_clips_has_blank_recall(tmp_path):
+    probability = {stream: torch.tensor([[0.1, 0.7, 0.2], [0.8, 0.1, 0.1]]) for stream in ("rgb", "pose")}
+    label = torch.tensor([1, 1])
+    index, coarse = torch.tensor([0, 1]), torch.tensor([0, 0])
+    scores = Scores(index=index, label=label, coarse_label=coarse, probability=probability)
+    write_class_table(tmp_path / "classes.csv", scores, (), ())
+    with open(tmp_path / "classes.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [row["recall"] for row in table] == ["", "0.5000", ""]
+    assert [row["f1"] for row in table] == ["", "0.6667", ""]
+    assert [row["recall_rgb"] for row in table] == ["", "0.5000", ""]
+    assert [row["precision"] for row in table] == ["0.0000", "1.0000", "0.0000"]
 
 
 def test_two_ranks_write_the_same_scores(tiny, environment, trained, evaluated, tmp_path):

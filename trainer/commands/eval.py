@@ -151,6 +151,7 @@ def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], co
     """Write a CSV with one line for each class.
 
     A line contains the number of clips; recall, precision and F1 of the fused scores; and the recall of each stream.
+    For a class without clips, recall and F1 are left blank.
     """
     num_classes = main_scores(scores).shape[1]
     fused = confusion_matrix(main_scores(scores), scores.label)
@@ -163,9 +164,11 @@ def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], co
         )
         for number in range(num_classes):
             clips, predicted, right = fused[number].sum(), fused[:, number].sum(), fused[number, number]
-            shares = [right / clips.clamp(min=1), right / predicted.clamp(min=1)]
-            shares.append(2 * right / (clips + predicted).clamp(min=1))
-            shares += [counts[stream][number, number] / clips.clamp(min=1) for stream in streams]
+            shares = [right / clips, right / predicted.clamp(min=1), 2 * right / (clips + predicted)]
+            shares += [counts[stream][number, number] / clips for stream in streams]
+            cells = [f"{float(share):.4f}" for share in shares]
+            if not clips:
+                cells = ["", cells[1], "", *("" for _ in streams)]
             name = class_names[number] if class_names else ""
             coarse = coarse_map[number] if coarse_map else ""
-            writer.writerow([number, name, coarse, int(clips), *(f"{float(share):.4f}" for share in shares)])
+            writer.writerow([number, name, coarse, int(clips), *cells])

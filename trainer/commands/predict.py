@@ -163,7 +163,7 @@ class Skeletons:
         if num_joints != expected:
             raise UserError(
                 f"{self.options.pose} has {num_joints} joints per person, but experiment {self.experiment.name} needs "
-                f"{expected}: name another file, or another experiment with --exp"
+                f"{expected} ({self.experiment.clip.skeleton}): name another file, or another experiment with --exp"
             )
         return poses
 

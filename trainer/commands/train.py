@@ -21,7 +21,7 @@ DESCRIPTION = """Train an experiment:
   predict  name the actions in videos        export   write ONNX, pt2 or safetensors
   runs     list runs and their state         compare  draw runs in one picture
   doctor   check this machine                view     draw a clip as the networks see it
-  submit   zip MA-52's predictions"""
+  config   explain an experiment's settings  submit   zip MA-52's predictions"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str] = (), groups: 
     """Draw the counts [K, K], whose rows are true classes and whose columns are predicted classes.
 
     class_names are K names; if empty, the classes are numbered. groups[i] is the coarse class of class i. If groups is
-    not empty, the classes are sorted by group, with lines between the groups.
+    not empty, the classes are sorted by group, with lines between the groups. Rows of classes without clips are grey.
     """
     num_classes = len(counts)
     names = list(class_names) or [str(i) for i in range(num_classes)]
@@ -32,9 +33,11 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str] = (), groups: 
 
 
 def _draw_matrix(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
-    share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    clips = counts.sum(axis=1, keepdims=True)
+    share = np.where(clips > 0, counts / clips.clip(min=1), np.nan)
     # Colours follow the square root of the share, so that rare confusions are visible.
-    axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    colours = colormaps["Blues"].with_extremes(bad="#dddddd")
+    axes.imshow(share, cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
     size = float(np.clip(220 / len(names), 5, 9))
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)

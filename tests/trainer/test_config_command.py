@@ -1,0 +1,91 @@
+"""`python -m trainer config`, and the meanings of settings that it and the messages about --set show."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import get_args, get_type_hints
+
+import pytest
+
+from kernels.meanings import meanings
+from trainer.cli import run_command
+from trainer.commands.config import settings_of
+from trainer.config import Experiment
+from trainer.experiments import EXPERIMENTS
+
+
+def dataclasses_in(kind: type) -> Iterator[type]:
+    """The dataclass and those of its fields, also where a field can have several types."""
+    yield kind
+    for hint in get_type_hints(kind).values():
+        for part in (hint, *get_args(hint)):
+            if is_dataclass(part):
+                yield from dataclasses_in(part)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("kind", set(dataclasses_in(Experiment)), ids=lambda kind: kind.__name__)
+def test_every_setting_has_a_meaning_of_a_sentence(kind):
+    texts = meanings(kind)
+    for field in fields(kind):
+        assert field.name in texts, f"write a docstring under {kind.__name__}.{field.name}"
+        assert texts[field.name].endswith(".")
+
+
+def printed(capsys, *arguments: str) -> str:
+    assert run_command(["config", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [80, 150])
+def test_every_setting_is_shown_within_the_width(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = printed(capsys, "--exp", "ntu60")
+    assert max(map(len, shown.splitlines())) <= columns
+    for setting in settings_of(EXPERIMENTS["ntu60"]):
+        assert f"\n{setting.name}=" in f"\n{shown}"
+    text = " ".join(shown.split())
+    assert "optim.lr=0.001 Learning rate at the start of the schedule, after the warm-up." in text
+    assert "model.pcan.fine_width=256 Length of the prototypes" in text
+    assert "clip.flip=0.5 Probability that a training clip is mirrored. (a number from 0 to 1; default 0.5)" in text
+    assert "clip.skeleton=coco17 " in text
+    assert "model=RGBPoseConfig " in text
+
+
+def test_a_difference_is_one_from_the_experiment_or_else_from_the_defaults(capsys):
+    changed = printed(capsys, "--exp", "ntu60", "--set", "optim.lr=0.5", "--set", "clip.skeleton=body25", "--diff")
+    lines = [line for line in changed.splitlines() if not line.startswith(" ")]
+    assert lines == [
+        "3 settings of ntu60 differ from the experiment as it ships:",
+        "clip.skeleton=body25 instead of coco17",
+        "model.pose_channels=25 instead of 17",
+        "optim.lr=0.5 instead of 0.001",
+    ]
+    own = printed(capsys, "--exp", "ntu60", "--diff")
+    assert " settings of ntu60 differ from the defaults:\n" in own
+    assert "\nmodel.interaction=true instead of false\n" in own
+    assert "optim.momentum" not in own
+
+
+def test_json_is_the_experiment(capsys):
+    told = json.loads(printed(capsys, "--exp", "demo", "--set", "optim.ema=0.5", "--json"))
+    assert told["optim"]["ema"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("optim.lr=x", "'x' is not a number; optim.lr (no default): Learning rate at the start"),
+        ("model.pcan=9", "'9' is not default or none; model.pcan (default none): PCAN's head"),
+        ("clip.flip=2", "clip.flip=2 is not between 0 and 1; clip.flip (default 0.5): Probability that"),
+        ("clip.skeleton=body24", "use one of coco17, openpose28"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_type_default_and_meaning(capsys, setting, sentence):
+    assert run_command(["--exp", "demo", "--set", setting]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_skeleton_is_chosen_by_name(capsys):
+    told = json.loads(printed(capsys, "--exp", "demo", "--set", "clip.skeleton=mediapipe33", "--json"))
+    assert told["clip"]["skeleton"]["names"][0] == "nose"
+    assert told["model"]["pose_channels"] == 33
