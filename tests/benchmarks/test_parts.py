@@ -34,6 +34,7 @@ def test_heatmap(results):
     assert results("heatmap")["toy"]["max_error"] <= 2**-8
 
 
+@pytest.mark.soak
 def test_nets(results):
     assert results("nets").keys() == {"ntu60_x3d", "ntu60_x3d_full"}
 
@@ -58,6 +59,7 @@ def test_step(results):
     assert len(measured["speedup"]) == len(forms)
 
 
+@pytest.mark.soak
 def test_snapshot(results):
     assert results("snapshot")["snapshot"]["share_lost"]["n"] == 2
 
@@ -83,6 +85,7 @@ def measured_alone(name, folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.soak
 def test_a_step_on_one_core(tmp_path):
     assert measured_alone("cpu_step", tmp_path)["ntu60_x3d"]["loss_difference"] < 1e-5
 

@@ -24,6 +24,7 @@ print(faults())
 """
 
 
+@pytest.mark.soak
 def test_a_second_step_takes_no_new_pages():
     def faults(mode):
         done = run("-c", SCRIPT, mode)

@@ -133,7 +133,10 @@ def test_prepare_takes_an_experiment(tiny, environment):
     assert "1 of 64 clips are left out" in done.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.soak), (signal.SIGINT, 130)],
+)
 def test_a_signal_ends_a_run_with_a_snapshot(tiny, environment, tmp_path, number, code):
     run = tmp_path / "run"
     words = ("-m", "trainer", *tiny, "--set", "optim.num_epochs=500", "--work-dir", run)

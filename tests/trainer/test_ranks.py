@@ -71,6 +71,7 @@ def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path,
     assert why in second
 
 
+@pytest.mark.soak
 def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, tmp_path):
     """A run of two ranks is taken up by one, whose batches are those that two would have had."""
     work_dir = tmp_path / "run"

@@ -64,7 +64,7 @@ def test_a_signal_to_the_launcher_ends_all_ranks_with_a_snapshot(tiny, environme
     assert newest_valid(work_dir, print) is not None
 
 
-@pytest.mark.parametrize("text", ["Epoch(train) [1][2/5]", None])
+@pytest.mark.parametrize("text", [pytest.param("Epoch(train) [1][2/5]", marks=pytest.mark.soak), None])
 def test_no_rank_outlives_its_launcher(tiny, environment, tmp_path, text):
     """Killed in training, or as soon as there are ranks, which then wait for it at their rendezvous."""
     work_dir = tmp_path / "run"

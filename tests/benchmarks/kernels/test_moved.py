@@ -17,6 +17,7 @@ from benchmarks.kernels.moved import moved, totals, toy_launches, training_launc
 from benchmarks.kernels.traffic import Traffic
 from benchmarks.records import RECORDS
 from kernels.blocks import conv_bn, shift_conv
+from tests.kernels.variants import a_share
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
 RECORD = json.loads((RECORDS / "bytes.json").read_text())
@@ -75,7 +76,7 @@ def test_the_record_has_every_call_and_launch(name):
     assert kernels.keys() == RECORD["per_clip"][name].keys() - {"blocks", "networks"}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", a_share(EXPERIMENTS, slow=("ntu60_x3d",), every=1))
 def test_the_record_is_current(name):
     """The call of each kernel that moves most; `make soak` counts them all."""
     kernels = {kernel: values for kernel, values in RECORD["per_clip"][name].items() if "heaviest" in values}
