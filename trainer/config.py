@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from kernels.limits import MANY, Count, Range, Share, check_ranges
+from kernels.meanings import as_text, default_of
 from kernels.program import UserError
 from models.classes import check_coarse_map
 from models.config import EpamConfig, FusedPart, ModelConfig, SingleStreamConfig, TwoStreamConfig, fusible_parts
@@ -38,10 +39,16 @@ class OptimConfig:
     """Epochs in which the learning rate rises from a tenth of lr to lr."""
     milestones: Annotated[tuple[int, ...], Range(0, MANY)] = ()
     """Epochs at whose start the schedule multistep divides the learning rate by ten."""
+    kind: Literal["sgd", "adamw"] = "sgd"
+    """The optimizer: SGD with momentum, or AdamW, which usually needs a much lower lr and a higher weight_decay."""
     momentum: Share = 0.9
     """Share of the last update that SGD adds to the next one."""
+    betas: Annotated[tuple[float, float], Range(0, 0.9999999)] = (0.9, 0.999)
+    """Decay of AdamW's moving averages of the gradients and of their squares."""
     weight_decay: Rate = 1e-4
-    """Share of each weight, norms and biases included, that is added to its gradient."""
+    """Share of each weight, norms and biases included, that SGD adds to its gradient, and by which AdamW, times lr,
+    shrinks the weight.
+    """
     clip_norm: Annotated[float, Range(1e-3, 1e9)] | None = 40.0
     """Largest 2-norm of all gradients together; longer gradients are scaled down. None: no limit."""
     max_bad_steps: Count = 20
@@ -71,6 +78,15 @@ class OptimConfig:
                 "optim.schedule=multistep needs the epochs at which the learning rate drops: --set "
                 "'optim.milestones=(12,16)'"
             )
+        for name, kind, other in (("momentum", "sgd", "betas"), ("betas", "adamw", "momentum")):
+            default = default_of(OptimConfig, name)
+            if self.kind != kind and getattr(self, name) != default:
+                raise UserError(
+                    f"optim.{name}={as_text(getattr(self, name))} has no effect with optim.kind={self.kind}: set "
+                    f"optim.{other} instead, and optim.{name}={as_text(default)}"
+                )
+        if self.kind == "adamw" and self.impl == "apex":
+            raise UserError("optim.impl=apex has SGD only: set optim.impl=torch, or optim.kind=sgd")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"optim.batch_size={self.batch_size} cannot be divided into optim.accumulate={self.accumulate} equal "

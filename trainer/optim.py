@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from kernels.program import UserError
-from trainer.config import Impl, Schedule
+from trainer.config import OptimConfig, Schedule
 
 GAMMA = 0.1  # factor of the learning rate at each milestone of the multistep schedule
 
 
-def build_optimizer(
-    impl: Impl, parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """SGD from torch or from NVIDIA's apex; the two compute the same update.
+def build_optimizer(config: OptimConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
+    """AdamW from torch, or SGD from torch or from NVIDIA's apex; the two SGDs compute the same update.
 
-    `auto` means torch, because no record in benchmarks/records shows that apex is faster. Raises UserError for `apex`
-    if its compiled extension is not installed.
+    With optim.impl=auto SGD is that of torch, because no record in benchmarks/records shows that apex is faster. Raises
+    UserError for `apex` if its compiled extension is not installed.
     """
-    if impl != "apex":
-        return build_sgd(parameters, lr, momentum, weight_decay)
+    if config.kind == "adamw":
+        return build_adamw(parameters, config.lr, config.betas, config.weight_decay)
+    if config.impl != "apex":
+        return build_sgd(parameters, config.lr, config.momentum, config.weight_decay)
     if importlib.util.find_spec("amp_C") is None:
         raise UserError(
             "optim.impl=apex needs apex's extension amp_C, which is not installed: build it as the README says, or "
@@ -35,7 +35,7 @@ def build_optimizer(
         )
     from apex.optimizers import FusedSGD  # type: ignore[import-not-found]
 
-    optimizer = FusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    optimizer = FusedSGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     start_momentum(optimizer)
     count_changes(optimizer)
     return optimizer
@@ -65,6 +65,26 @@ def build_sgd(parameters: Iterable[Parameter], lr: float, momentum: float, weigh
     """
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     start_momentum(optimizer)
+    count_changes(optimizer)
+    return optimizer
+
+
+def build_adamw(
+    parameters: Iterable[Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """Torch's fused AdamW for all `parameters` in one group. Weight decay also applies to biases and norms.
+
+    As with SGD, the averages and the number of steps exist from the start, so that a snapshot can be copied into them
+    and a first step that is skipped leaves them at zero. Source: Loshchilov and Hutter, ICLR 2019.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
     count_changes(optimizer)
     return optimizer
 

@@ -143,7 +143,7 @@ def build_run(
         network=network,
         forward=forward,
         parallel=parallel(forward, ranks, optim.accumulate),
-        optimizer=build_optimizer(optim.impl, network.parameters(), optim.lr, optim.momentum, optim.weight_decay),
+        optimizer=build_optimizer(optim, network.parameters()),
         guard=BufferGuard([*network.buffers(), *ema.tensors()]),
         cursor=Cursor(
             batch_size=optim.batch_size,

@@ -126,12 +126,13 @@ def introduce(run: Run) -> None:
     parts = f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""
     compiled = "compiled" if run.forward.way is Way.COMPILED else "uncompiled"
     graph = ", replayed as a CUDA graph" if run.experiment.cuda_graph else ""
-    sgd = type(run.optimizer).__module__.partition(".")[0]
+    package = type(run.optimizer).__module__.partition(".")[0]
+    optimizer = f"{'AdamW' if optim.kind == 'adamw' else 'SGD'} from {package}"
     names = ", ".join(idle_cards()) if run.ranks.device.type == "cuda" else ""
     idle = f"; idle on this machine: GPU {names}" if names else ""
     run.journal.say(
         f"{world_size} x {optim.batch_size // world_size} clips{parts} a step (global batch {optim.batch_size}), "
-        f"{run.precision.name} on {run.ranks.device}, {compiled}{graph}, SGD from {sgd}{idle}"
+        f"{run.precision.name} on {run.ranks.device}, {compiled}{graph}, {optimizer}{idle}"
     )
     if run.precision.reason:
         run.journal.say(run.precision.reason)

@@ -16,7 +16,7 @@ from trainer.run import Run
 
 
 def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """Do one step of SGD. Returns loss terms, accuracies and gradient norm as scalars on the device.
+    """Do one step of the optimizer. Returns loss terms, accuracies and gradient norm as scalars on the device.
 
     If the gradients are not finite, the step changes no weights, momentum, buffers or averages.
     """

@@ -100,7 +100,9 @@ def test_a_recording_that_another_thread_invalidates(build, monkeypatch, failure
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("settings", [(), ("optim.ema=0.9", "optim.accumulate=2", "compile=True")])
+@pytest.mark.parametrize(
+    "settings", [(), ("optim.ema=0.9", "optim.accumulate=2", "compile=True"), ("optim.kind=adamw",)]
+)
 def test_replayed_steps_are_those_of_the_loop(build, settings):
     plain, replayed = build(*settings, on="cuda"), build(*settings, on="cuda")
     rate_on_device(replayed.optimizer, torch.device("cuda"))

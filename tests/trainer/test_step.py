@@ -1,5 +1,6 @@
 """One step: accumulation, the moving average, loss scaling, and steps that are not finite, which change nothing."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.heatmap import render_heatmaps
 from tests.trainer.test_resume import assert_equal
-from trainer.optim import build_optimizer, step_if
+from trainer.config import OptimConfig
+from trainer.optim import build_optimizer, build_sgd, step_if
 from trainer.resume import state_of, take_up
 from trainer.runtime.precision import LossScale
 from trainer.scoring import score_split
+from trainer.session import introduce
 from trainer.step import split, train_step
+
+SGD = OptimConfig(batch_size=8, num_epochs=1, lr=0.1, schedule="constant", weight_decay=1e-3)
 
 
 def frozen(run):
@@ -76,10 +81,40 @@ def test_averages_and_loss_scale_go_through_a_snapshot(build):
     assert float(again.scale.scale(torch.tensor(1.0))) == 32768
 
 
+def test_adamw_goes_on_from_a_snapshot_bit_for_bit(build):
+    settings = ("optim.kind=adamw", "optim.lr=0.001", "optim.betas=(0.8,0.95)", "optim.ema=0.9")
+    run, again = build(*settings), build(*settings)
+    first, second, third = batches(run, 3)
+    train_step(run, first)
+    saved = clone(state_of(run))
+    train_step(again, third)  # averages that the snapshot must replace
+    take_up(again, saved)
+    for each in (run, again):
+        train_step(each, second)
+    for part in ("model", "optimizer", "averages"):
+        assert_equal(state_of(again)[part], state_of(run)[part], part)
+    assert {float(state["step"]) for state in run.optimizer.state.values()} == {2.0}
+
+
+def test_the_introduction_names_the_optimizer(build, tmp_path):
+    introduce(build("optim.kind=adamw"))
+    introduce(build())
+    log = (tmp_path / "journal" / "train.log").read_text()
+    assert re.findall(r"(\w+) from torch", log) == ["AdamW", "SGD"]
+
+
+def test_another_optimizer_starts_anew_from_a_snapshot(build):
+    run, again = build(), build("optim.kind=adamw")
+    train_step(run, *batches(run, 1))
+    take_up(again, state_of(run))
+    assert_equal(weights(again), weights(run))
+    assert all(not state["exp_avg"].any() for state in again.optimizer.state.values())
+
+
 def test_loss_scale_follows_the_rule_of_torch():
     ours, theirs = LossScale(torch.device("cpu")), torch.amp.GradScaler("cpu")
     weight = nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer("torch", [weight], 0.1, 0.9, 0.0)
+    optimizer = build_sgd([weight], 0.1, 0.9, 0.0)
     generator = torch.Generator().manual_seed(0)
     for good in [*(torch.rand(30, generator=generator) < 0.7), *torch.ones(2100, dtype=torch.bool)]:
         loss = (weight * (1.0 if good else float("inf"))).sum()
@@ -139,9 +174,9 @@ def poison_gradient(run, batch):
 
 
 @pytest.mark.parametrize("poison", [poison_heatmap, poison_pixel, poison_loss, poison_gradient])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_step_that_is_not_finite_changes_no_bit(build, poison, precision):
-    run = build("optim.ema=0.9", f"optim.precision={precision}")
+@pytest.mark.parametrize("settings", ["optim.precision=fp32", "optim.precision=fp16", "optim.kind=adamw"])
+def test_a_step_that_is_not_finite_changes_no_bit(build, poison, settings):
+    run = build("optim.ema=0.9", settings)
     first, second = batches(run, 2)
     train_step(run, first)
     before = {name: clone(value) for name, value in state_of(run).items()}
@@ -161,7 +196,7 @@ def clone(value):
 
 def test_apex_without_its_extension_is_told():
     with pytest.raises(ValueError, match=r"amp_C, which is not installed"):
-        build_optimizer("apex", [nn.Parameter(torch.ones(3))], 0.1, 0.9, 0.0)
+        build_optimizer(replace(SGD, impl="apex"), [nn.Parameter(torch.ones(3))])
 
 
 @pytest.mark.gpu
@@ -171,7 +206,7 @@ def test_apex_makes_the_steps_of_torch():
     for impl in ("torch", "apex"):
         torch.manual_seed(0)
         net = nn.Conv2d(8, 8, 3).cuda().to(memory_format=torch.channels_last)
-        optimizer = build_optimizer(impl, net.parameters(), 0.1, 0.9, 1e-3)
+        optimizer = build_optimizer(replace(SGD, impl=impl), net.parameters())
         for step in range(4):
             net(torch.rand(2, 8, 9, 9, device="cuda")).square().sum().backward()
             step_if(optimizer, torch.tensor(step != 2, device="cuda"))
@@ -197,7 +232,9 @@ class Questions(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("settings", [(), ("optim.ema=0.9", "optim.precision=fp16", "optim.accumulate=2")])
+@pytest.mark.parametrize(
+    "settings", [(), ("optim.ema=0.9", "optim.precision=fp16", "optim.accumulate=2"), ("optim.kind=adamw",)]
+)
 def test_a_step_asks_nothing_of_the_device(build, settings):
     run = build(*settings)
     first, second = batches(run, 2)
