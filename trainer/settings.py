@@ -207,7 +207,7 @@ def match_type(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
 def match_tuple(value: Any, text: str, kinds: tuple[Any, ...]) -> tuple[bool, Any]:
     """Like `match_type`, for the types tuple[kind, ...] and tuple[kind, kind]. A single value counts as a tuple."""
     if isinstance(value, str) and text == value:  # not a Python literal, so one or several names without quotes
-        value = tuple(part.strip() for part in text.strip("()[]").split(",")) if text else ()
+        value = tuple(part.strip() for part in text.strip("()[]").removesuffix(",").split(",")) if text else ()
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(items)

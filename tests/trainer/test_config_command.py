@@ -23,7 +23,7 @@ def dataclasses_in(kind: type) -> Iterator[type]:
                 yield from dataclasses_in(part)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("kind", set(dataclasses_in(Experiment)), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", dict.fromkeys(dataclasses_in(Experiment)), ids=lambda kind: kind.__name__)
 def test_every_setting_has_a_meaning_of_a_sentence(kind):
     texts = meanings(kind)
     for field in fields(kind):

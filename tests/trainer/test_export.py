@@ -85,14 +85,15 @@ def check_scores(experiment, checkpoint, score):
         inputs = example(experiment, num_clips, train)
         with torch.no_grad():
             expected, found = scorer(**inputs), score(**inputs)
-        assert list(found) == [f"score_{name}" for name in NAMES["ma52"]]
+        assert list(found) == [f"score_{name}" for name in NAMES.get(experiment.name, NAMES["ma52"])]
         for name, probability in expected.items():
             assert found[name].shape == probability.shape
             assert (found[name] - probability).abs().max() <= 1e-4
         spread += [(probability[:1] - probability).abs().max() for probability in expected.values()]
-    assert max(spread) > 0.01  # a clip in another's place would have been told
-    assert (expected["score_fused"] - (expected["score_rgb"] + expected["score_pose"]) / 2).abs().max() < 1e-6
-    assert expected["score_fused"].sum(dim=1).sub(1).abs().max() < 1e-5
+    assert max(spread) > 1e-3  # so exchanged clips would exceed the tolerance of 1e-4
+    if "score_fused" in expected:
+        assert (expected["score_fused"] - (expected["score_rgb"] + expected["score_pose"]) / 2).abs().max() < 1e-6
+    assert all(score.sum(dim=1).sub(1).abs().max() < 1e-5 for score in expected.values())
 
 
 def test_pt2(tiny_demo, checkpoint, tmp_path, capsys):
@@ -108,17 +109,30 @@ def test_pt2(tiny_demo, checkpoint, tmp_path, capsys):
         assert [file.file_size < 2000 for file in archive.infolist() if "sample_inputs" in file.filename] == [True]
 
 
-def test_onnx(tiny_demo, checkpoint, tmp_path):
+# A network of one stream is traced five times as fast as one of two.
+POSE = (
+    *("model.path.base_channels=4", "model.path.blocks=(2,)", "model.path.inflate=(true,)", "model.path.strides=(2,)"),
+    *("model.path.stem_stride=1", "clip.pose_frames=16", "clip.heatmap_size=16", "clip.heatmap_size_val=20"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("ntu60_pose", POSE), pytest.param("demo", SMALL_NETS, marks=pytest.mark.soak)]
+)
+def test_onnx(name, settings, tmp_path):
     onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
-    out = tmp_path / "net.onnx"
-    assert exported(checkpoint, out) == 0
+    experiment, checkpoint, out = override(EXPERIMENTS[name], *settings), tmp_path / "net.pth", tmp_path / "net.onnx"
+    write_file(checkpoint, lively(experiment).state_dict())
+    words = [word for setting in settings for word in ("--set", setting)]
+    files = ["--checkpoint", str(checkpoint), "--format", "onnx", "--out", str(out)]
+    assert run_command(["export", "--exp", name, *words, *files]) == 0
     model = onnx.load(out)
     onnx.checker.check_model(model)
     (told,) = [entry.value for entry in model.metadata_props if entry.key == "duet"]
-    assert json.loads(told)["num_classes"] == 12
-    check_scores(tiny_demo, checkpoint, read_onnx(out))
+    assert json.loads(told)["num_classes"] == experiment.data.num_classes
+    check_scores(experiment, checkpoint, read_onnx(out))
 
 
 def test_safetensors(tiny_demo, checkpoint, tmp_path):

@@ -84,6 +84,7 @@ VALUES = [
     ("ntu60", "optim.milestones=10", (10,)),
     ("ntu60", "optim.milestones=()", ()),
     ("ntu60", "data.class_names=()", ()),
+    ("custom", "data.class_names=(run,jump,)", ("run", "jump")),
     ("custom", "data.class_names=run,stand still", ("run", "stand still")),
     ("ntu60", "wandb=true", True),
     ("ntu60", "compile=False", False),
