@@ -10,6 +10,7 @@ FROM_DATA = -1
 """Placeholder for a number that an experiment fills in from its data and its skeleton (trainer/config.py)."""
 FusedPart = Literal["x3d_block", "bottlenecks", "norm_act"]
 """Parts that models/fused.py can run through kernels: X3D blocks, RGBPoseConv3D's bottlenecks, single norms."""
+Stream = Literal["rgb", "pose"]
 Strides = Annotated[tuple[int, ...], Range(1, 16)]
 Weight = Annotated[float, Range(0, 1e38)]
 LossWeights = tuple[float, float, float, float]
@@ -117,6 +118,7 @@ class PcanConfig:
 class TwoStreamConfig:
     """Settings that all two-stream networks have: classes, joints, loss weights, and dropout before the heads."""
 
+    streams: ClassVar[tuple[Stream, ...]] = ("rgb", "pose")
     frame_ratio: ClassVar[int | None] = None
     """Number of pose frames that the network reads for each RGB frame, or None if it can read any number."""
     num_classes: int = FROM_DATA
@@ -185,7 +187,7 @@ class SingleStreamConfig:
     Source: docs/sources.md, "Staged recipe" and "EPAM-Net".
     """
 
-    stream: Literal["rgb", "pose"]
+    stream: Stream
     """What the network sees: frames or heatmaps."""
     num_classes: int = FROM_DATA
     """Number of classes. An experiment takes it from its data."""
@@ -198,6 +200,10 @@ class SingleStreamConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        return (self.stream,)
 
 
 ModelConfig = EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig

@@ -102,7 +102,7 @@ def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
 
 
 class SingleStream(nn.Module):
-    """One stream with its classifier. Takes the RGB and the pose input, but ignores the input of the other stream."""
+    """One stream with its classifier. The input of the other stream is ignored and may be None."""
 
     log_prior: Tensor | None
 

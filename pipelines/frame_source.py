@@ -1,4 +1,4 @@
-"""The interface between a loader and the source of its RGB frames: a clip pack, or the videos themselves."""
+"""The interface between a loader and the source of its RGB frames: a clip pack, the videos themselves, or none."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -10,6 +10,7 @@ import torch
 
 from pipelines.backends import Backends
 from pipelines.plan import ClipPlan
+from pipelines.read_ahead import ReadAhead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +33,8 @@ class Decoding:
 
 
 class Decoder(Protocol):
-    def next(self) -> torch.Tensor:
-        """Return the frames of the next batch, uint8 [N*T, size, size, 3]."""
+    def next(self) -> torch.Tensor | None:
+        """Return the frames of the next batch, uint8 [N*T, size, size, 3], or None if the source has no frames."""
         ...
 
 
@@ -51,3 +52,30 @@ class FrameSource(Protocol):
         and it may do so in several threads at once.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class NoFrames:
+    """Stands in for the frames of a table with `num_clips` clips if the network reads only skeletons.
+
+    No video or pack needs to exist.
+    """
+
+    num_clips: int
+
+    def has_frames(self) -> np.ndarray:
+        return np.ones(self.num_clips, bool)
+
+    def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> "PlanningAhead":
+        return PlanningAhead(ReadAhead(decoding.readers, plans, lambda plan, clip: None, depth=decoding.prefetch + 1))
+
+
+class PlanningAhead:
+    """Stands in for a decoder: plans batches ahead of time, as decoders do, but returns no frames."""
+
+    def __init__(self, ahead: ReadAhead[None]) -> None:
+        self._ahead, self._step = ahead, 0
+
+    def next(self) -> None:
+        self._ahead.take(self._step)
+        self._step += 1

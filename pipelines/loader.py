@@ -28,6 +28,8 @@ class Loader:
     """Batches of one split for one rank.
 
     rows: the rows of the table that belong to the split, the same array on every rank.
+    streams: what the network reads. Heatmaps are drawn only if "pose" is among these. Without "rgb", `frames` is a
+        NoFrames.
     batch_size: number of clips in a batch, summed over all ranks.
 
     Training shuffles the rows anew for each epoch, and fills up the last batch with the epoch's first clips. Evaluation
@@ -44,6 +46,7 @@ class Loader:
     batch_size: int
     device: torch.device
     dtype: torch.dtype = torch.float32  # of the heatmaps
+    streams: tuple[str, ...] = ("rgb", "pose")
     rank: int = 0
     world_size: int = 1
     seed: int = 0
@@ -72,13 +75,13 @@ class Loader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, starting with batch number `first`."""
-        planned: dict[int, tuple[ClipPlan, np.ndarray]] = {}  # plan and joints of the steps that are not yielded yet
+        planned: dict[int, tuple[ClipPlan, np.ndarray | None]] = {}  # plan and joints of steps that are yet to come
 
         def next_plan(step: int) -> ClipPlan:
             if first + step >= self.num_batches:
                 raise StopIteration
             plan = self.plan(epoch, first + step)
-            planned[step] = plan, sampled_joints(self.table, plan)
+            planned[step] = plan, sampled_joints(self.table, plan) if "pose" in self.streams else None
             return plan
 
         with reader_threads() as readers:
@@ -124,23 +127,30 @@ class Loader:
     def _positions(self, step: int) -> np.ndarray:
         return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
 
-    def batch(self, plan: ClipPlan, joints: np.ndarray, step: int, rgb: torch.Tensor) -> Batch:
-        """Build batch number `step`. joints: those of the plan (`sampled_joints`); rgb: [N*T, size, size, 3] uint8."""
-        with nvtx.annotate("heatmap"):
-            try:
-                heatmap = self.heatmaps(plan, joints, by_kernel=self.backends.renderer == "kernel")
-            except KernelError as error:
-                self.backends.draw_by_reference(str(error))
-                heatmap = self.heatmaps(plan, joints, by_kernel=False)
+    def batch(self, plan: ClipPlan, joints: np.ndarray | None, step: int, rgb: torch.Tensor | None) -> Batch:
+        """Build batch number `step`.
+
+        joints: those of the plan (`sampled_joints`), or None if the network reads no skeletons.
+        rgb: [N*T, size, size, 3] uint8, or None if the network reads no frames.
+        """
         label = self._to_device(self.table.label[plan.row].astype(np.int64))
         return Batch(
-            rgb=rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:]),
-            heatmap=heatmap,
+            rgb=None if rgb is None else rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:]),
+            heatmap=None if joints is None else self._drawn(plan, joints),
             label=label,
             coarse_label=self.coarse[label],
             index=self._to_device(plan.row.astype(np.int64)),
             valid=self._to_device(self._positions(step) < len(self.rows) if not self.train else plan.row >= 0),
         )
+
+    def _drawn(self, plan: ClipPlan, joints: np.ndarray) -> torch.Tensor:
+        """The heatmaps of a plan. If the kernel fails, plain torch draws these and all later ones."""
+        with nvtx.annotate("heatmap"):
+            try:
+                return self.heatmaps(plan, joints, by_kernel=self.backends.renderer == "kernel")
+            except KernelError as error:
+                self.backends.draw_by_reference(str(error))
+                return self.heatmaps(plan, joints, by_kernel=False)
 
     def heatmaps(self, plan: ClipPlan, joints: np.ndarray, *, by_kernel: bool) -> torch.Tensor:
         """Draw the joints of a plan, by the Triton kernel or by plain torch: [N, T', C, H', W']. Raises KernelError."""

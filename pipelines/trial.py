@@ -74,4 +74,6 @@ def decoding_alone(loader: Loader) -> Iterator[Callable[[float], None]]:
 
 
 def _frames(loader: Loader, backends: Backends) -> torch.Tensor:
-    return next(replace(loader, backends=backends, prefetch=1).epoch(0)).rgb.float()
+    rgb = next(replace(loader, backends=backends, prefetch=1).epoch(0)).rgb
+    assert rgb is not None
+    return rgb.float()

@@ -17,23 +17,26 @@ from pipelines.loader import Loader
 class ClipView:
     """The input of both streams for one clip, and the clip's joints.
 
-    rgb: [T, S, S, 3] uint8, and heatmap: [T', C, H', W'] float32, are the input of the networks.
+    rgb: [T, S, S, 3] uint8, and heatmap: [T', C, H', W'] float32, are the input of the networks. The input of a stream
+        that the network does not read is None.
     rgb_frames: [T], and pose_frames: [T'], are the numbers of the frames in `rgb` and in `heatmap`.
+    side: S, the side of the RGB input in pixels.
     rgb_joints: [T, M, V, 3], and pose_joints: [T', M, V, 3], are the joints (x, y, score) in these frames, in pixels of
-        `rgb`. If the clip is mirrored, the joints are mirrored too. Their order is that of the heatmap's channels.
-        Joints with score 0 are not drawn.
+        the RGB input. If the clip is mirrored, the joints are mirrored too. Their order is that of the heatmap's
+        channels. Joints with score 0 are not drawn.
     box: (left, top, right, bottom) of the part of the image to which `rgb` is cropped, in pixels of the annotation.
     flip: whether the clip is mirrored.
     """
 
-    rgb: np.ndarray
+    rgb: np.ndarray | None
     rgb_frames: np.ndarray
     rgb_joints: np.ndarray
-    heatmap: np.ndarray
+    heatmap: np.ndarray | None
     pose_frames: np.ndarray
     pose_joints: np.ndarray
     box: np.ndarray
     flip: bool
+    side: int
 
     def moment(self, frame: int) -> int:
         """Index into `pose_frames` of the sampled frame that is nearest to frame number `frame` of the video."""
@@ -44,22 +47,23 @@ def view_clip(loader: Loader, row: int, epoch: int) -> ClipView:
     """The clip in row `row` as the loader delivers it. In training, its frames, crop and flip depend on `epoch`."""
     single = replace(loader, rows=np.array([row]), batch_size=1, rank=0, world_size=1)
     (batch,), plan = single.epoch(epoch), single.plan(epoch, 0)
-    rgb, box, flip = batch.rgb[0].cpu().numpy(), plan.box[0], bool(plan.flip[0])
+    side, box, flip = single.config.sizes(single.train)[0], plan.box[0], bool(plan.flip[0])
     joints = loader.table.clip_joints(row).astype(np.float64)
     partner = loader.config.skeleton.partner() if flip else np.arange(loader.table.num_joints)
 
     def joints_in(frames: np.ndarray) -> np.ndarray:
-        return place_joints(joints[:, frames].swapaxes(0, 1)[:, :, partner], box, flip, rgb.shape[1])
+        return place_joints(joints[:, frames].swapaxes(0, 1)[:, :, partner], box, flip, side)
 
     return ClipView(
-        rgb=rgb,
+        rgb=None if batch.rgb is None else batch.rgb[0].cpu().numpy(),
         rgb_frames=plan.rgb_frames[0],
         rgb_joints=joints_in(plan.rgb_frames[0]),
-        heatmap=batch.heatmap[0].float().cpu().numpy(),
+        heatmap=None if batch.heatmap is None else batch.heatmap[0].float().cpu().numpy(),
         pose_frames=plan.pose_frames[0],
         pose_joints=joints_in(plan.pose_frames[0]),
         box=box,
         flip=flip,
+        side=side,
     )
 
 

@@ -8,7 +8,15 @@ from kernels.limits import MANY, Count, Range, Share, check_ranges
 from kernels.meanings import as_text, default_of
 from kernels.program import UserError
 from models.classes import check_coarse_map
-from models.config import EpamConfig, FusedPart, ModelConfig, SingleStreamConfig, TwoStreamConfig, fusible_parts
+from models.config import (
+    EpamConfig,
+    FusedPart,
+    ModelConfig,
+    SingleStreamConfig,
+    Stream,
+    TwoStreamConfig,
+    fusible_parts,
+)
 from pipelines.config import ClipConfig, DataConfig
 
 Schedule = Literal["constant", "cosine", "cosine_per_step", "multistep"]
@@ -181,6 +189,11 @@ class Experiment:
                 "cuda_graph=True needs an optimizer that reads its learning rate on the GPU, and apex's optimizer does "
                 "not: set optim.impl=torch"
             )
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The streams that the network reads. Frames are decoded only for "rgb", and heatmaps drawn only for "pose"."""
+        return self.model.streams
 
 
 def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> ModelConfig:

@@ -16,7 +16,7 @@ from kernels.program import UserError
 from pipelines.annotations.schema import AnnotationError
 from pipelines.annotations.table import ClipTable, open_table
 from pipelines.demo.make import ANNOTATIONS, make_demo
-from pipelines.frame_source import FrameSource
+from pipelines.frame_source import FrameSource, NoFrames
 from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The table of an annotation file, and the packs or videos from which the frames of its clips are read."""
+    """The table of an annotation file, and where the frames of its clips are read: packs, videos or nowhere."""
 
     table: ClipTable
     frames: FrameSource
@@ -58,10 +58,12 @@ def open_sources(experiment: Experiment, console: Console, device: torch.device 
     """The training and the validation source of an experiment. With one annotation file, both are the same object.
 
     Packs or demo videos that are missing are made first. With data.source=video there are no packs: `device`
-    decodes the videos during training.
+    decodes the videos during training. If the network reads only skeletons, videos and packs are not needed.
     """
     tables = open_tables(experiment)
-    if experiment.data.source == "video":
+    if "rgb" not in experiment.streams:
+        train, *val = [Source(table, NoFrames(len(table))) for table in tables]
+    elif experiment.data.source == "video":
         train, *val = [_unpacked(experiment, table, device, console) for table in tables]
     else:
         files = annotation_files(experiment)
@@ -164,6 +166,7 @@ def loader_of(
         world_size=ranks.world_size,
         seed=experiment.seed,
         balance=experiment.data.balance,
+        streams=experiment.streams,
         prefetch=experiment.prefetch,
         say=say,
     )

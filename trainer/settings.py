@@ -263,7 +263,7 @@ def check_division(experiment: Experiment, world_size: int) -> None:
 
 def check_source(experiment: Experiment, device: str) -> None:
     """Raise UserError if the experiment decodes videos during training, but `device` is not a GPU."""
-    if experiment.data.source == "video" and device != "cuda":
+    if "rgb" in experiment.streams and experiment.data.source == "video" and device != "cuda":
         raise UserError(
             "data.source=video decodes videos on a GPU, and this run has none: leave this setting out to use clip "
             "packs, which are made automatically"

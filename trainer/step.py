@@ -1,7 +1,7 @@
 """One training step: forward, backward, check of the gradients, update. The host never waits for the GPU in a step."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import replace
 from functools import partial
 
 import nvtx
@@ -78,8 +78,8 @@ def split(batch: Batch, count: int) -> list[Batch]:
     """Divide a batch into `count` equal parts. They share the memory of the batch."""
     if count == 1:
         return [batch]
-    columns = [getattr(batch, field.name).chunk(count) for field in fields(batch)]
-    return [Batch(*parts) for parts in zip(*columns, strict=True)]
+    columns = {name: tensor.chunk(count) for name, tensor in batch.tensors().items()}
+    return [replace(batch, **{name: parts[number] for name, parts in columns.items()}) for number in range(count)]
 
 
 def rate(run: Run) -> float:

@@ -56,6 +56,8 @@ def _differences(
     would be.
     """
     differences, theirs = {}, {}
+    assert batch.rgb is not None
+    assert batch.heatmap is not None
     for name, whole in {"_decord": False, "": True}.items():
         theirs = _peer_clip(peer, loader, plan, clip, order, file, whole)
         error = batch.rgb[clip].float() - torch.from_numpy(theirs["imgs"])[0].permute(1, 2, 3, 0)

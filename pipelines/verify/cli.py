@@ -14,7 +14,7 @@ from pipelines.verify.report import PLAIN, show, verify
 def main(
     annotations: Annotated[Path, tyro.conf.Positional],
     /,
-    videos: Path,
+    videos: Path | None = None,
     num_classes: int | None = None,
     json: Path | None = None,
     quick: bool = False,
@@ -25,7 +25,7 @@ def main(
 
     Args:
         annotations: annotation file, a pickle with skeletons
-        videos: folder of the videos
+        videos: folder of the videos (not needed for networks that read only skeletons, such as ntu60_pose)
         num_classes: expected number of classes (default: the largest label plus 1)
         json: also write all results, with the names of all affected clips, to this file
         quick: do not open videos, only check that there is one for each clip

@@ -20,7 +20,7 @@ PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 def verify(
     annotations: Path,
-    videos: Path,
+    videos: Path | None,
     *,
     num_classes: int | None = None,
     max_bad: float = 0.01,
@@ -30,6 +30,8 @@ def verify(
 ) -> dict[str, Any]:
     """Collect all facts about a data set. `usable` is the result of the check, and `verdict` explains it.
 
+    videos: folder of the videos, or None to check the annotations alone, which is enough for a network that reads only
+        skeletons.
     max_bad: maximum share of clips without a usable video. quick: do not open videos. cache: folder in which the
     annotation table is stored. Raises UserError if the annotation file or the folder of the videos cannot be read.
     """
@@ -45,7 +47,7 @@ def verify(
         "in_both": shared_clips(table),
         "persons": person_facts(table),
         "joints": joint_facts(table) | {"nan": nan_share(annotations)},
-        "videos": video_facts(table, videos, console, quick=quick),
+        "videos": None if videos is None else video_facts(table, videos, console, quick=quick),
     }
     fault = _fault(facts, table, num_classes, max_bad)
     return facts | {"usable": not fault, "verdict": fault or _usable_text(facts)}
@@ -71,13 +73,15 @@ def _fault(facts: dict[str, Any], table: ClipTable, num_classes: int | None, max
 def unusable(facts: dict[str, Any]) -> dict[str, str]:
     """The clips that training would leave out, with the reason for each, by name."""
     videos = facts["videos"]
-    return videos["missing"] | videos["ambiguous"] | videos["broken"]
+    return {} if videos is None else videos["missing"] | videos["ambiguous"] | videos["broken"]
 
 
 def _usable_text(facts: dict[str, Any]) -> str:
     bad = len(unusable(facts))
     left_out = f"; training leaves {bad} out" if bad else ""
-    return f"usable: {facts['clips'] - bad} of {facts['clips']} clips{left_out}"
+    without = "; no videos were checked, which only networks that read skeletons alone can do without"
+    note = without if facts["videos"] is None else left_out
+    return f"usable: {facts['clips'] - bad} of {facts['clips']} clips{note}"
 
 
 def show(facts: dict[str, Any], console: Console) -> None:
@@ -114,7 +118,7 @@ def _published(split: dict[str, Any]) -> str:
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
-        *_video_lines(facts["videos"]),
+        *([] if facts["videos"] is None else _video_lines(facts["videos"])),
         ("people per clip", _counts(facts["persons"])),
         ("joints per person", str(facts["joints_a_person"])),
         *_joint_lines(facts["joints"]),

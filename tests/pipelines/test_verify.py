@@ -78,6 +78,13 @@ def test_demo_as_it_comes(data):
     assert facts["verdict"] == "usable: 35 of 36 clips; training leaves 1 out"
 
 
+def test_annotations_alone_are_enough_for_a_network_that_reads_only_skeletons(data):
+    shutil.rmtree(data.videos)
+    done = run("-m", "pipelines.verify", data.write(), "--cache", data.folder / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "usable: 36 of 36 clips; no videos were checked" in done.stdout
+
+
 def test_videos_that_lack_or_mislead(data):
     data.video(0).unlink()
     shutil.copy(data.video(1), data.videos / f"{data.names[1]}_rgb.avi")

@@ -193,6 +193,9 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
     files = [Path(file) for file in (data.annotations, data.val_annotations) if file is not None]
     tables = {file: check_annotations(experiment, file) for file in files}
     yield from (finding for finding, _ in tables.values())
+    if "rgb" not in experiment.streams:
+        yield Finding("videos", "ok", f"not needed: the network of {experiment.name} reads only skeletons")
+        return
     folder = Path(data.videos)
     has_videos = folder.is_dir() and any(folder.iterdir())
     fix = "" if has_videos else "put the videos there, or --set data.videos=...; see 'Data preparation' in docs/"

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 
 from kernels.heatmap import render_heatmaps
 from kernels.program import UserError
-from models.config import SingleStreamConfig
 from models.networks import build_model
 from models.weights.loading import load_weights
 from trainer.commands.export_formats import (
@@ -31,7 +30,7 @@ from trainer.commands.export_formats import (
     write_pt2,
     write_tensors,
 )
-from trainer.commands.export_recipe import PRECISION, recipe, sizes_of
+from trainer.commands.export_recipe import INPUTS, PRECISION, recipe, sizes_of
 from trainer.config import Experiment
 from trainer.settings import Choice, experiment_of
 
@@ -141,7 +140,7 @@ def example(experiment: Experiment, num_clips: int, train: bool) -> Inputs:
 
     With `train`, frames and heatmaps have the sizes of training, otherwise the sizes of validation.
     """
-    clip, model = experiment.clip, experiment.model
+    clip = experiment.clip
     generator = torch.Generator().manual_seed(num_clips)
     frame_side, side = clip.sizes(train)
     frames = (num_clips, clip.rgb_frames, frame_side, frame_side, 3)
@@ -152,7 +151,4 @@ def example(experiment: Experiment, num_clips: int, train: bool) -> Inputs:
         "rgb": torch.randint(0, 256, frames, dtype=torch.uint8, generator=generator),
         "heatmap": render_heatmaps(joints, (side, side), clip.sigma, limbs=limbs, dtype=PRECISION.dtype).contiguous(),
     }
-    if isinstance(model, SingleStreamConfig):
-        name = "rgb" if model.stream == "rgb" else "heatmap"
-        return {name: inputs[name]}
-    return inputs
+    return {INPUTS[stream]: inputs[INPUTS[stream]] for stream in experiment.streams}

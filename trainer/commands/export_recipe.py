@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from kernels.heatmap.reference import MIN_SCORE
-from models.config import SingleStreamConfig
 from models.networks import MEAN, STD
 from pipelines.config import ClipConfig
 from pipelines.geometry import COMPACT
@@ -16,6 +15,7 @@ from trainer.runtime.precision import Precision
 
 # Every exported file computes in this precision, so that its outputs can be compared closely with the network's.
 PRECISION = Precision("fp32", torch.device("cpu"))
+INPUTS = {"rgb": "rgb", "pose": "heatmap"}  # for each stream, the name of its input
 BOX = (
     "A square around the joints of all people in the frames of the heatmap. Half its side is "
     f"{1 + COMPACT.padding} times half the larger of the joints' extents in x and y. Its edges are truncated toward "
@@ -43,15 +43,12 @@ LIMBS = (
 
 def recipe(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
     """The metadata as a dict that can be written as JSON: inputs, outputs, classes and versions."""
-    clip, data, model = experiment.clip, experiment.data, experiment.model
+    clip, data = experiment.clip, experiment.data
     inputs = {"rgb": describe_rgb(clip), "heatmap": describe_heatmap(clip)}
-    if isinstance(model, SingleStreamConfig):
-        name = "rgb" if model.stream == "rgb" else "heatmap"
-        inputs = {name: inputs[name]}
     return {
         "experiment": experiment.name,
         "checkpoint": checkpoint.name,
-        "inputs": inputs,
+        "inputs": {INPUTS[stream]: inputs[INPUTS[stream]] for stream in experiment.streams},
         "box": BOX,
         "frames": FRAMES + (ALIGNED if clip.aligned else INDEPENDENT),
         "outputs": (

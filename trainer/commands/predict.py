@@ -16,7 +16,6 @@ from rich.markup import escape
 from torch import nn
 
 from kernels.program import UserError
-from models.config import SingleStreamConfig
 from models.networks import build_model
 from models.weights.loading import load_weights
 from pipelines.annotate.estimator import PoseEstimator
@@ -133,8 +132,7 @@ class Skeletons:
 
     def __init__(self, options: PredictOptions, experiment: Experiment, console: Console):
         self.options, self.console, self.experiment = options, console, experiment
-        model = experiment.model
-        self.needed = not (isinstance(model, SingleStreamConfig) and model.stream == "rgb")
+        self.needed = "pose" in experiment.streams
         self.estimator: PoseEstimator | None = None
         if self.needed and options.pose is None:
             joints = experiment.clip.skeleton.num_joints
@@ -226,6 +224,7 @@ class Predictor:
             batch_size=1,
             device=self.precision.device,
             dtype=self.precision.dtype,
+            streams=self.experiment.streams,
         )
 
     @torch.no_grad()
@@ -242,4 +241,4 @@ class Predictor:
 
 def on_cpu(batch: Batch) -> Batch:
     """A copy of the batch on the CPU, which is needed because the decoder reuses the batch's memory."""
-    return replace(batch, **{name: getattr(batch, name).to("cpu", copy=True) for name in batch.__slots__})
+    return replace(batch, **{name: tensor.to("cpu", copy=True) for name, tensor in batch.tensors().items()})

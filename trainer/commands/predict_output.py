@@ -4,7 +4,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -136,10 +136,11 @@ def _add(table: Table, title: str, window: Window, rate: Fraction, names: Sequen
 
 def write_sheet(path: Path, batches: Sequence[Batch], prediction: Prediction) -> None:
     """Write a PNG of the windows in `batches`, as the networks see them. Titles give the best class and the frames."""
-    parts = {field.name: torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)}
+    columns = [batch.tensors() for batch in batches]
+    parts = {name: torch.cat([tensors[name] for tensors in columns]) for name in columns[0]}
     windows = [prediction.windows[row] for row in parts["index"].tolist()]
     lines = [captions(window, prediction.class_names, prediction.rate) for window in windows]
-    batch = Batch(**parts | {"label": torch.arange(len(windows))})
+    batch = replace(batches[0], **parts | {"label": torch.arange(len(windows))})
     contact_sheet(path, batch, [f"{line[0]}, {line[-1]}" for line in lines], "window")
 
 

@@ -25,6 +25,9 @@ def prepare(options: PrepareOptions) -> int:
 
     shard = None if options.shard is None else Shard.parse(options.shard)
     experiment, console = experiment_of(options), Console(stderr=True)
+    if "rgb" not in experiment.streams:
+        print(f"{experiment.name} needs no videos and no packs, because its network reads only skeletons")
+        return 0
     if shard is None:
         open_sources(replace(experiment, data=replace(experiment.data, source="packs")), console)
     else:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
+from pipelines.frame_source import NoFrames
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare
@@ -39,7 +40,10 @@ class ViewOptions(Choice):
 
 
 def view(options: ViewOptions) -> int:
-    """Draw the clip. Packs its video into a temporary folder, so the experiment's own packs need not exist."""
+    """Draw the clip. Packs its video into a temporary folder, so the experiment's own packs need not exist.
+
+    If the network reads only skeletons, no video is needed, and only heatmaps are drawn.
+    """
     experiment, device = experiment_of(options), torch.device(device_of(options.device))
     check_cards(experiment.optim.precision, device.type, 1)
     table, row = find_clip(open_tables(experiment), options)
@@ -74,7 +78,12 @@ def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTa
 
 
 def pack_clip(experiment: Experiment, table: ClipTable, row: int, folder: Path) -> Source:
-    """Make a pack of one clip in `folder`. The clip's bytes are the same as in the experiment's own pack."""
+    """Make a pack of one clip in `folder`. The clip's bytes are the same as in the experiment's own pack.
+
+    No pack is made if the network reads only skeletons.
+    """
+    if "rgb" not in experiment.streams:
+        return Source(table, NoFrames(len(table)))
     settings, videos, quiet = PackSettings.of(experiment.clip), Path(experiment.data.videos), Console(quiet=True)
     pack = prepare(table, videos, folder, settings, rows=[row], workers=1, max_bad=1, console=quiet)
     if pack.bad:

@@ -1,4 +1,7 @@
-"""Draws one clip as the networks see it: frames with skeletons, and below each frame the nearest heatmap."""
+"""Draws one clip as the networks see it: frames with skeletons, and below each frame the nearest heatmap.
+
+The row of a stream that the network does not read is left out.
+"""
 
 from collections.abc import Sequence
 
@@ -19,8 +22,9 @@ def draw_views(views: Sequence[ClipView], names: Sequence[str], title: str, skel
     """Draw views side by side, with up to four frames each. The upper row shows the frames with their skeletons; the
     lower row shows the same frames dimmed, overlaid with the heatmap of the nearest sampled pose frame.
     """
+    rows = [_draw_frame] * (views[0].rgb is not None) + [_draw_heatmap] * (views[0].heatmap is not None)
     columns, cell = MOMENTS * len(views), (SIDE, SIDE + ROOM)
-    size = (columns * cell[0], TOP + 2 * cell[1])
+    size = (columns * cell[0], TOP + len(rows) * cell[1])
     figure = Figure(figsize=size, dpi=DPI)
     figure.text(0.005, 1 - 0.2 / size[1], title, va="center", fontsize=12)
     for number, (view, name) in enumerate(zip(views, names, strict=True)):
@@ -29,11 +33,11 @@ def draw_views(views: Sequence[ClipView], names: Sequence[str], title: str, skel
         figure.text(number / len(views) + 0.005, 1 - 0.5 / size[1], text, va="center", fontsize=10)
         for place, moment in enumerate(_moments(len(view.rgb_frames))):
             left = (number * MOMENTS + place) * cell[0] / size[0]
-            for line in (0, 1):
+            for line, draw in enumerate(rows):
                 bottom = 1 - (TOP + (line + 1) * cell[1]) / size[1]
                 axes = figure.add_axes((left + 0.001, bottom, cell[0] / size[0] - 0.002, SIDE / size[1]))
-                (_draw_frame, _draw_heatmap)[line](axes, view, moment, skeleton)
-                _frame_axes(axes, view.rgb.shape[1])
+                draw(axes, view, moment, skeleton)
+                _frame_axes(axes, view.side)
     return figure
 
 
@@ -56,7 +60,8 @@ def _show(axes: Axes, picture: np.ndarray, side: int) -> None:
 
 
 def _draw_frame(axes: Axes, view: ClipView, moment: int, skeleton: Skeleton) -> None:
-    _show(axes, view.rgb[moment], view.rgb.shape[1])
+    assert view.rgb is not None
+    _show(axes, view.rgb[moment], view.side)
     axes.set_title(f"frame {view.rgb_frames[moment]}", fontsize=8, pad=2, loc="left")
     left, right = {pair[0] for pair in skeleton.pairs}, {pair[1] for pair in skeleton.pairs}
     for person in view.rgb_joints[moment]:
@@ -71,9 +76,10 @@ def _draw_frame(axes: Axes, view: ClipView, moment: int, skeleton: Skeleton) -> 
 
 def _draw_heatmap(axes: Axes, view: ClipView, moment: int, _: Skeleton) -> None:
     frame = int(view.rgb_frames[moment])
-    at, side = view.moment(frame), view.rgb.shape[1]
-    dimmed = view.rgb[moment].mean(axis=-1, keepdims=True) * 0.45
+    at, side = view.moment(frame), view.side
+    dimmed = np.zeros((1, 1, 1)) if view.rgb is None else view.rgb[moment].mean(axis=-1, keepdims=True) * 0.45
     _show(axes, np.repeat(dimmed, 3, axis=-1).astype(np.uint8), side)
+    assert view.heatmap is not None
     joints = view.heatmap[at].max(axis=0).clip(0, 1)[..., None]
     _show(axes, np.concatenate([np.broadcast_to(JOINT, (*joints.shape[:2], 3)), joints], axis=-1), side)
     axes.set_title(f"heatmap of frame {view.pose_frames[at]} over {frame}", fontsize=8, pad=2, loc="left")

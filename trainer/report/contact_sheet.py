@@ -25,12 +25,13 @@ def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: st
     The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
     over all heatmap channels. The streams may sample the clip independently, so a heatmap can belong to a moment a
     few frames before or after the RGB frame that it overlays. A difference in box or flip between the streams is
-    still easy to see.
+    still easy to see. The strip of a stream that the network does not read is left out.
     """
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
-    strips = _strips(batch.rgb[clips].cpu(), batch.heatmap[clips].cpu())  # [n, 2, H, W, 3]
-    num_clips, _, height, width, _ = strips.shape
-    block = TITLE + 2 * height + GAP + MARGIN
+    rgb, heatmap = (None if tensor is None else tensor[clips].cpu() for tensor in (batch.rgb, batch.heatmap))
+    strips = _strips(rgb, heatmap)
+    num_clips, num_strips, height, width, _ = strips.shape
+    block = TITLE + num_strips * (height + GAP) - GAP + MARGIN
     canvas = np.full((MARGIN + num_clips * block, width + 2 * MARGIN, 3), 255, np.uint8)
     figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
     for place, clip in enumerate(clips.tolist()):
@@ -49,16 +50,20 @@ def title_of(batch: Batch, clip: int, labels: Sequence[str], what: str) -> str:
     return f"{what} {int(batch.index[clip])}: {labels[label] if labels else f'class {label}'}"
 
 
-def _strips(rgb: Tensor, heatmap: Tensor) -> Tensor:
-    """The two strips of each clip: rgb [n, T, H, W, 3] uint8, heatmap [n, T', C, H', W'] -> [n, 2, SIDE, width, 3]
-    uint8.
+def _strips(rgb: Tensor | None, heatmap: Tensor | None) -> Tensor:
+    """The strips of each clip, one for each input: rgb [n, T, H, W, 3] uint8, heatmap [n, T', C, H', W'] ->
+    [n, 1 or 2, SIDE, width, 3] uint8.
     """
-    moments = (torch.arange(min(NUM_FRAMES, rgb.shape[1])) + 0.5) / min(NUM_FRAMES, rgb.shape[1])
-    frames = _resized(rgb[:, (moments * rgb.shape[1]).long()].permute(0, 1, 4, 2, 3).float())
-    joints = _resized(heatmap[:, (moments * heatmap.shape[1]).long()].float().amax(dim=2, keepdim=True)).clamp(0, 1)
-    dimmed = frames.mean(dim=2, keepdim=True) * 0.45
-    overlaid = dimmed * (1 - joints) + JOINT.view(3, 1, 1) * joints
-    padded = F.pad(torch.stack([frames, overlaid], dim=1), (0, GAP), value=255)  # [n, 2, t, 3, SIDE, SIDE + GAP]
+    lengths = [tensor.shape[1] for tensor in (rgb, heatmap) if tensor is not None]
+    num_frames, strips, dimmed = min(NUM_FRAMES, lengths[0]), [], torch.zeros(())
+    moments = (torch.arange(num_frames) + 0.5) / num_frames
+    if rgb is not None:
+        frames = _resized(rgb[:, (moments * rgb.shape[1]).long()].permute(0, 1, 4, 2, 3).float())
+        strips, dimmed = [frames], frames.mean(dim=2, keepdim=True) * 0.45
+    if heatmap is not None:
+        joints = _resized(heatmap[:, (moments * heatmap.shape[1]).long()].float().amax(dim=2, keepdim=True)).clamp(0, 1)
+        strips.append(dimmed * (1 - joints) + JOINT.view(3, 1, 1) * joints)
+    padded = F.pad(torch.stack(strips, dim=1), (0, GAP), value=255)  # [n, 1 or 2, t, 3, SIDE, SIDE + GAP]
     strip = padded.permute(0, 1, 4, 2, 5, 3).flatten(3, 4)[:, :, :, :-GAP]
     return strip.round().clamp(0, 255).to(torch.uint8)
 

@@ -5,7 +5,7 @@ Try `--set cuda_graph=True` when kernel launches limit the speed: with small bat
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class Replay:
             return update(batch) if self._graph is None else self._replay(self._graph, batch)
 
     def _record(self, update: Update, batch: Batch) -> None:
-        self._batch = replace(batch, **{name: tensor.clone() for name, tensor in _columns(batch)})
+        self._batch = replace(batch, **{name: tensor.clone() for name, tensor in batch.tensors().items()})
         graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
         try:
             # Meanwhile DALI decodes the next batches in its own threads, and the default capture mode would forbid the
@@ -103,7 +103,7 @@ class Replay:
             self._say(f"recording the step as a CUDA graph failed {ATTEMPTS} times ({reason}): steps run without it")
 
     def _replay(self, graph: torch.cuda.CUDAGraph, batch: Batch) -> dict[str, Tensor]:
-        for (_, recorded), (_, new) in zip(_columns(self._batch), _columns(batch), strict=True):
+        for recorded, new in zip(self._batch.tensors().values(), batch.tensors().values(), strict=True):
             recorded.copy_(new, non_blocking=True)
         graph.replay()
         return {name: value.clone() for name, value in self._values.items()}
@@ -128,7 +128,3 @@ def forget_recording(device: torch.device, pool: tuple[int, int]) -> None:
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
     generator.manual_seed(torch.initial_seed())
-
-
-def _columns(batch: Batch) -> list[tuple[str, Tensor]]:
-    return [(field.name, getattr(batch, field.name)) for field in fields(batch)]

@@ -82,9 +82,11 @@ def look_at_data(run: Run, clock: Callable[[], float] = time.perf_counter) -> No
     Must be called before the run makes batches. All ranks call this together.
     """
     loader, backends = run.train_loader, run.train_loader.backends
-    if backends.renderer == "kernel" and (reason := of_any_rank(run.ranks, why_not_kernel(loader))):
+    streams = run.experiment.streams
+    uses_kernel = "pose" in streams and backends.renderer == "kernel"
+    if uses_kernel and (reason := of_any_rank(run.ranks, why_not_kernel(loader))):
         backends.draw_by_reference(reason)
-    if run.experiment.data.source == "video":  # then no JPEG packets are decoded
+    if "rgb" not in streams or run.experiment.data.source == "video":  # then no JPEG packets are decoded
         return
     if backends.decoder == "mixed" and (reason := of_any_rank(run.ranks, why_not_mixed(loader))):
         backends.decode_on_cpu(reason)
@@ -108,12 +110,14 @@ def fastest_load(run: Run, clock: Callable[[], float]) -> float:
 
 def data(run: Run) -> str:
     """What draws the heatmaps and decodes the frames, as part of a sentence."""
-    backends = run.train_loader.backends
-    renderer = "the Triton kernel" if backends.renderer == "kernel" else "plain torch"
-    if run.experiment.data.source == "video":
-        return f"{renderer} draws the heatmaps"
-    share = f"the GPU ({backends.hw_decoder_load:.0%} by its JPEG engine)" if backends.decoder == "mixed" else "the CPU"
-    return f"{renderer} draws the heatmaps; {share} decodes the frames"
+    backends, experiment, parts = run.train_loader.backends, run.experiment, []
+    if "pose" in experiment.streams:
+        renderer = "the Triton kernel" if backends.renderer == "kernel" else "plain torch"
+        parts.append(f"{renderer} draws the heatmaps")
+    if "rgb" in experiment.streams and experiment.data.source == "packs":
+        mixed = f"the GPU ({backends.hw_decoder_load:.0%} by its JPEG engine)"
+        parts.append(f"{mixed if backends.decoder == 'mixed' else 'the CPU'} decodes the frames")
+    return "; ".join(parts)
 
 
 def compare(run: Run, part: Batch) -> str:

@@ -1,0 +1,82 @@
+"""Only what a network reads is needed: a pose network needs no videos, and an RGB network draws no heatmaps."""
+
+import re
+import shutil
+from pathlib import Path
+
+import av
+import pytest
+from matplotlib.image import imread
+
+import pipelines.dali
+import pipelines.loader
+from trainer.cli import dispatch
+from trainer.commands.doctor import check_data
+from trainer.experiments import EXPERIMENTS
+from trainer.report.contact_sheet import MARGIN, NUM_CLIPS, SIDE, TITLE
+from trainer.settings import override
+from trainer.snapshots.writer import newest_valid
+
+PATH = ("base_channels=4", "blocks=(1,1)", "inflate=(False,True)", "strides=(2,2)")
+CLIP = ("rgb_frames=4", "pose_frames=8", "rgb_size=48", "rgb_size_val=56", "box_pixels=56")
+CLIP += ("heatmap_size=12", "heatmap_size_val=14")
+SMALL = (*(f"model.path.{each}" for each in PATH), *(f"clip.{each}" for each in CLIP))
+SMALL += ("optim.batch_size=8", "optim.num_epochs=1", "val.batch_size=8", "log_every=1", "optim.accumulate=2")
+ONE_STRIP = MARGIN + NUM_CLIPS * (TITLE + SIDE + MARGIN)  # height of a picture of clips, each of them in one strip
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("this must not be called")
+
+
+def settings_in(folder: Path, data: Path) -> list[str]:
+    settings = (f"data.annotations={data}/demo/annotations.pkl", f"data.videos={folder}/demo/videos", *SMALL)
+    return [*settings, f"data.packs={folder}/packs", f"data.cache={folder}/cache", "data.max_bad=0.05"]
+
+
+def words(settings: list[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+@pytest.fixture
+def data(tiny) -> Path:
+    """The folder of the tiny demo's data."""
+    return Path(next(word for word in tiny if word.startswith("data.packs=")).removeprefix("data.packs=")).parent
+
+
+def test_a_pose_network_trains_from_the_pickle_alone(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(av, "open", refuse)
+    monkeypatch.setattr(pipelines.dali, "_graph", refuse)
+    settings, run = settings_in(tmp_path, data), tmp_path / "run"
+    chosen = ["--exp", "ntu60_pose", *words(settings)]
+    assert dispatch([*chosen, "--work-dir", str(run), "--max-steps", "2"]) == 0
+    assert dispatch([*chosen, "--work-dir", str(run), "--resume"]) == 0
+    assert "Epoch(val) [1][24/24]" in (run / "train.log").read_text()  # the clip with a broken video as well
+    snapshot = newest_valid(run, pytest.fail)
+    assert snapshot is not None
+    assert dispatch(["eval", *chosen, "--checkpoint", str(snapshot.path)]) == 0
+    shown = re.search(r"acc/pose_top1\D+([\d.]+)", capsys.readouterr().out)
+    assert shown is not None
+    assert f"{snapshot.state['cursor']['validations'][0]['acc/pose_top1']:.4f}" == shown[1]
+    assert dispatch(["export", *chosen, "--checkpoint", str(snapshot.path), "--format", "safetensors"]) == 0
+    assert dispatch(["view", *chosen, "--index", "3", "--out", str(tmp_path / "clip.png")]) == 0
+    assert dispatch(["prepare", *chosen]) == 0
+    assert "ntu60_pose needs no videos and no packs" in capsys.readouterr().out
+    assert [each.what for each in check_data(override(EXPERIMENTS["ntu60_pose"], *settings))] == [
+        "annotations",
+        "videos",
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "cache", "clip.png"}
+    assert imread(run / "clips.png").shape[0] == ONE_STRIP
+
+
+def test_an_rgb_network_draws_no_heatmaps(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipelines.loader, "render_heatmaps", refuse)
+    monkeypatch.setattr(pipelines.loader, "sampled_joints", refuse)
+    (tmp_path / "demo").symlink_to(data / "demo")
+    shutil.copytree(data / "packs", tmp_path / "packs")
+    chosen = ["--exp", "ntu60_rgb", *words(settings_in(tmp_path, data))]
+    run = tmp_path / "run"
+    assert dispatch([*chosen, "--work-dir", str(run), "--max-steps", "2"]) == 0
+    assert dispatch(["view", *chosen, "--index", "3", "--out", str(tmp_path / "clip.png")]) == 0
+    assert imread(run / "clips.png").shape[0] == ONE_STRIP
