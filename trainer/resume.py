@@ -5,7 +5,6 @@ models/weights/files.py writes and reads the file. trainer/snapshots/writer.py d
 
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 import nvtx
@@ -19,8 +18,8 @@ from trainer.run import Run
 from trainer.runtime.decisions import Decisions
 from trainer.runtime.forward import Way
 from trainer.runtime.ranks import average_statistics
-from trainer.settings import flattened
 from trainer.snapshots.writer import Snapshot, SnapshotError
+from trainer.stored import changes_told, differences, from_json, shortened, to_settings
 
 # Increased when the snapshots of older versions can no longer be resumed with the same results. Since format 3, the
 # clip plan draws random numbers in vectors.
@@ -40,7 +39,7 @@ def state_of(run: Run) -> dict[str, Any]:
     """The content of a snapshot. It consists of tensors, numbers and text only, so that it can be loaded safely."""
     return {
         "format": FORMAT,
-        "experiment": json.dumps(asdict(run.experiment)),
+        "experiment": json.dumps(to_settings(run.experiment)),
         WEIGHTS: run.network.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "stopping": run.stopping.state_dict(),
@@ -145,29 +144,11 @@ def check_same(snapshot: Snapshot, experiment: Experiment, say: Callable[[str], 
             f"{path} has format {state.get('format')}, but this version continues only from format {FORMAT}; start a "
             "new run, with --init to use the weights of this file"
         )
-    saved, current = flattened(json.loads(state["experiment"])), flattened(as_json(asdict(experiment)))
-    for key, value in current.items():
-        saved_value = saved[key] if key in saved else as_json(default_of(experiment, key))
-        if saved_value == value:
-            continue
-        if key.startswith("model.") or key == "align_channels":  # the snapshot's tensors may not fit the network
-            raise SnapshotError(f"{path} was trained with {key}={saved_value}, not {value}; choose another --work-dir")
-        say(f"{key} was {saved_value} in {path.name} and is now {value}")
-
-
-def as_json(value: Any) -> Any:
-    """`value` as it is after being saved as JSON in a snapshot: tuples become lists."""
-    return json.loads(json.dumps(value))
-
-
-def default_of(experiment: Experiment, key: str) -> Any:
-    """The default of a setting such as optim.ema, or None if it has no default.
-
-    A snapshot that is older than a setting does not contain it, and the snapshot's run behaved as with the default.
-    """
-    *path, name = key.split(".")
-    config: Any = experiment
-    for part in path:
-        config = getattr(config, part)
-    (default,) = [field.default for field in fields(config) if field.name == name]
-    return None if default is MISSING else default
+    saved = from_json(state["experiment"], path, say)
+    for key, before, after in differences(saved, experiment):
+        if key.startswith("model") or key == "align_channels":  # the snapshot's tensors may not fit the network
+            raise SnapshotError(
+                f"{path} was trained with {key}={shortened(before)}, not {shortened(after)}; choose another --work-dir"
+            )
+    for sentence in changes_told(saved, experiment, path.name):
+        say(sentence)

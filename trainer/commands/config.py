@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from pipelines.skeleton import Skeleton
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.settings import Choice, describe_type, experiment_of
+from trainer.stored import to_settings
 
 DESCRIPTION = """Print the settings of an experiment:
   python -m trainer config --exp ntu60_x3d
@@ -49,7 +50,7 @@ def config(options: ConfigOptions) -> int:
     """Print all settings, or those that differ, or the experiment as JSON."""
     experiment = experiment_of(options)
     if options.json:
-        print(json.dumps(asdict(experiment), indent=1))
+        print(json.dumps(to_settings(experiment), indent=1))
         return 0
     console = Console(highlight=False)
     console.width = min(console.width, WIDEST)

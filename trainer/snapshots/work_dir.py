@@ -6,7 +6,6 @@ import itertools
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
@@ -15,6 +14,7 @@ from models.weights.files import is_sealed
 from trainer.config import Experiment
 from trainer.runtime.ranks import Ranks
 from trainer.settings import SETTINGS
+from trainer.stored import to_settings
 
 LOCK = ".lock"
 
@@ -63,7 +63,7 @@ def write_settings(work_dir: Path, experiment: Experiment) -> None:
     """Write experiment.json, under a temporary name until it is complete. Raises UserError if it cannot be written."""
     part = work_dir / f"{SETTINGS}.tmp"
     try:
-        part.write_text(json.dumps(asdict(experiment), indent=1) + "\n")
+        part.write_text(json.dumps(to_settings(experiment), indent=1) + "\n")
         part.replace(work_dir / SETTINGS)
     except OSError as error:
         part.unlink(missing_ok=True)
