@@ -37,25 +37,32 @@ class Choice:
 
 def experiment_of(options: Choice) -> Experiment:
     """The experiment that --exp names, with every --set and --coarse-map applied."""
-    if options.exp not in EXPERIMENTS:
-        similar = get_close_matches(options.exp, EXPERIMENTS, 1)
+    return changed(experiment_named(options.exp), options)
+
+
+def experiment_named(name: str) -> Experiment:
+    """The experiment with this name. Raises UserError, with a similar name, if there is none."""
+    if name not in EXPERIMENTS:
+        similar = get_close_matches(name, EXPERIMENTS, 1)
         hint = f"did you mean {similar[0]}?" if similar else f"the experiments are {', '.join(EXPERIMENTS)}"
-        raise UserError(
-            f"there is no experiment {options.exp!r}; {hint}" if options.exp else f"--exp is missing; {hint}"
-        )
-    experiment = EXPERIMENTS[options.exp]
+        raise UserError(f"there is no experiment {name!r}; {hint}" if name else f"--exp is missing; {hint}")
+    return EXPERIMENTS[name]
+
+
+def changed(experiment: Experiment, options: Choice) -> Experiment:
+    """The experiment with every --set and --coarse-map applied. Raises UserError."""
     changes = parse_assignments(experiment, options.set)
     if options.coarse_map:
         num_classes = changes.get("data.num_classes", experiment.data.num_classes)
         changes["data.coarse_map"] = read_coarse_map(options.coarse_map, num_classes)
-    changed = changed_by(experiment, changes)
+    result = changed_by(experiment, changes)
     for key, value in changes.items():
-        if key.startswith("model.") and value_at(changed, key) != value:
+        if key.startswith("model.") and value_at(result, key) != value:
             raise UserError(
                 f"--set {key} has no effect, because {key} is computed from data, clip and --coarse-map: change these "
                 "instead"
             )
-    return changed
+    return result
 
 
 def override(experiment: Experiment, *assignments: str) -> Experiment:
