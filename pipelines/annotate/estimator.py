@@ -1,7 +1,7 @@
 """Estimates skeletons with rtmlib, which the extra `pose` installs.
 
-YOLOX finds the people in each frame and RTMPose their 17 COCO joints; both run in ONNX Runtime on the CPU. rtmlib
-downloads the weights when it is first used, and keeps them in a cache of its own.
+YOLOX finds the people in each frame, and RTMPose finds the 17 COCO joints of each person. Both models run in ONNX
+Runtime on the CPU. rtmlib downloads their weights when it is first used, and keeps them in a cache of its own.
 """
 
 import importlib
@@ -23,7 +23,7 @@ INSTALL = "install the pose estimator with: .venv/bin/python -m pip install -e '
 class PoseEstimator:
     """Finds the people in a video and their joints.
 
-    alternative: what the user can do if poses cannot be estimated; a clause for error messages.
+    alternative: a clause for error messages, which says what the user can do if poses cannot be estimated.
     Raises UserError if `num_joints` is not 17, or if rtmlib or its weights cannot be loaded.
     """
 

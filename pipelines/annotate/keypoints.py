@@ -1,7 +1,7 @@
 """Reads and writes files with the joints of a video.
 
-A file is an .npz or an annotation pickle with the joints of all frames, or the JSON of a pose estimator: one entry per
-person and frame, in COCO's format for results.
+Three kinds of file are supported: an .npz file and an annotation pickle, which contain the joints of all frames, and
+the JSON file of a pose estimator, which contains one entry per person and frame in COCO's format for results.
 """
 
 import json
@@ -23,7 +23,8 @@ from pipelines.videos.find import EXTENSIONS
 from pipelines.videos.header import Header, read_header, shape_of
 
 # A skeleton is refused if more than this share of its joints lies outside the image. The share is large because good
-# skeletons have such joints too: if a person sits close to the camera, estimators report the legs below the image.
+# skeletons may also have joints outside: if a person sits close to the camera, estimators place the legs below the
+# image.
 MAX_OUTSIDE = 0.5
 NPZ_FORMAT = "an .npz with keypoint [M, T, V, 2] and keypoint_score [M, T, V]"
 FORMATS = f"an annotation pickle (.pkl) or {NPZ_FORMAT}"
@@ -33,7 +34,7 @@ FORMATS = f"an annotation pickle (.pkl) or {NPZ_FORMAT}"
 class Poses:
     """The skeletons of M people in a video; M may be 0.
 
-    joints: [M, T, V, 3] (x, y, score) in pixels of an image of (height, width).
+    joints: [M, T, V, 3] (x, y, score); x and y are in pixels of an image of size (height, width).
     """
 
     joints: np.ndarray
@@ -50,10 +51,10 @@ def header_of(video: str) -> Header:
 
 
 def read_poses(file: Path, video: Path, header: Header, cache: Path) -> Poses:
-    """Read the skeleton of `video` from a .npz file, or from an annotation pickle that contains the video's name.
+    """Read the skeleton of `video` from an .npz file, or from an annotation pickle that contains the video's name.
 
-    If a .npz contains no image size, its joints are in pixels of the video. cache: folder in which Duet keeps the table
-    that it makes from an annotation pickle.
+    If an .npz file contains no image size, its joints are taken to be in pixels of the video.
+    cache: folder in which Duet keeps the table that it makes from an annotation pickle.
     Raises AnnotationError if the file cannot be used, or if its joints do not belong to the frames of this video.
     """
     poses = _read_poses(file, video, (header.height, header.width), cache)
@@ -192,7 +193,7 @@ def _parse_entry(entry: Any) -> tuple[int, np.ndarray, float | None]:
         raise UserError("there is neither frame nor image_id")
     values = np.asarray(entry["keypoints"], np.float64).ravel()
     if not values.size or values.size % 3:
-        raise UserError(f"keypoints has {values.size} numbers, which is not three per joint")
+        raise UserError(f"keypoints has {values.size} numbers, but should have three per joint")
     score = entry.get("score")
     joints = np.nan_to_num(values.reshape(-1, 3), nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
     return _parse_frame(frames[0]), joints, None if score is None else float(score)

@@ -19,9 +19,9 @@ EVERY = 5  # without a column for the split, one in five videos of each class is
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The video, the label as a number, and the split of each line.
+    """For each line of a CSV file, the video, the number of the label, and the split.
 
-    class_names: the words, in the order of their numbers, if the labels in the file are words; otherwise empty.
+    class_names: the labels in the order of their numbers, if the labels in the file are words; otherwise empty.
     """
 
     videos: list[str]
@@ -93,9 +93,9 @@ def _numbers(file: Path, words: list[str]) -> tuple[list[int], tuple[str, ...]]:
 
 
 def _split(videos: list[str], labels: list[int]) -> list[str]:
-    """Choose one video in five of each class, but at least one, for validation.
+    """Choose a split for each video: in each class, one video in five is for validation, but at least one video.
 
-    The choice depends only on the names of the videos in the class. A class with a single video uses it for training.
+    The choice depends only on the names of the videos in the class. If a class has a single video, it is for training.
     """
     members: dict[int, list[str]] = defaultdict(list)
     for video, label in zip(videos, labels, strict=True):

@@ -24,7 +24,7 @@ class Person:
         return float(self.joints[:, 2].mean()) if self.score is None else self.score
 
     def box(self) -> np.ndarray:
-        """The box around the joints with a score above 0: [4] (left, top, right, bottom). All 0 if there are none."""
+        """The box [4] (left, top, right, bottom) around the joints with a score above 0; all 0 without such joints."""
         points = self.joints[self.joints[:, 2] > 0, :2]
         return np.concatenate([points.min(axis=0), points.max(axis=0)]) if len(points) else np.zeros(4)
 
@@ -78,7 +78,8 @@ def follow(frames: Sequence[Sequence[Person]], max_people: int, num_joints: int)
 def _match(tracks: list[Track], number: int, people: Sequence[Person]) -> None:
     """Add each person in frame `number` to the track whose last box overlaps most with the person's box.
 
-    The pairs of a track and a person that overlap most are matched first. A person without a match starts a new track.
+    Pairs of a track and a person are matched in order of overlap, largest first. A person without a match starts a new
+    track.
     """
     boxes = [person.box() for person in people]
     pairs = [(overlap(track.box, box), t, p) for t, track in enumerate(tracks) for p, box in enumerate(boxes)]

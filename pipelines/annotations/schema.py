@@ -16,7 +16,7 @@ from pipelines.annotations import safe_pickle
 
 
 class AnnotationError(UserError):
-    """An annotation file that cannot be used. The message names the file and the value, and says what to do."""
+    """An annotation file that cannot be used. The message names the file and the wrong value, and says what to do."""
 
 
 def read_pickle(path: Path) -> Any:

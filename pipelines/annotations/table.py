@@ -38,7 +38,7 @@ class ClipTable:
     names: [n] str. label, total_frames, num_persons: [n] int32. height, width: [n] int32, of the image in pixels.
     joints: [sum of M*T over all clips, V, 3] float16 or float32, (x, y, score) in pixels of the image.
     first_row: [n] int64, where the joints of each clip start in `joints`.
-    splits: the rows of each split, by its name; empty if the file is a plain list.
+    splits: for the name of each split, the rows of its clips; empty if the file is a plain list.
     """
 
     digest: str
@@ -66,8 +66,9 @@ class ClipTable:
         return rows.reshape(persons, frames, self.num_joints, 3)
 
     def rows_in_split(self, split: str | None) -> np.ndarray:
-        """The rows of a split. None, for annotation files without splits such as MA-52's, means all rows.
+        """The rows of a split, or all rows if `split` is None.
 
+        None is for annotation files that have no splits, such as the files of MA-52.
         Raises AnnotationError if there is no such split.
         """
         if split is None:

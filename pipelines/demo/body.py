@@ -14,7 +14,7 @@ SHOULDER, HIP = (0.105, 0.065)  # half widths
 TORSO, NECK = (0.30, 0.075)  # heights
 ANKLE = 0.035  # height of the ankle above the floor
 STAND = ANKLE + (THIGH + SHIN) * 0.995  # height of the hips of a person who stands
-SIDES = np.array([1.0, -1.0])  # left, right; arrays of shape [..., 2, 3] below have this order as well
+SIDES = np.array([1.0, -1.0])  # left, right; the axis of length 2 of arrays [..., 2, 3] has the same order
 # Positions of nose, eyes and ears relative to the centre of the head, left before right.
 FACE = np.array([[0, -0.005, 0.06], [0.022, 0.014, 0.05], [-0.022, 0.014, 0.05], [0.045, 0, 0], [-0.045, 0, 0]])
 

@@ -49,9 +49,9 @@ class DemoConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipId:
-    """Identifies a clip: number `take` of a class in a split.
+    """Identifies a clip by its split, its class `label`, and its number `take` within this class and split.
 
-    The content of the clip depends on the settings and on these three values, not on other clips.
+    The content of the clip depends on these three values and on the settings, not on other clips.
     """
 
     split: str

@@ -14,7 +14,7 @@ from pipelines.demo.classes import ClipId, DemoConfig, corrupt_video, missing_sk
 from pipelines.demo.motion import act
 
 MARGIN = 4  # pixels; detected joints are at least this far from the edge of the image
-NOISE_FRAMES = 8  # images of noise; one of them, chosen at random, is added to each frame
+NOISE_FRAMES = 8  # number of noise images; a randomly chosen one is added to each frame
 
 
 class View(NamedTuple):
@@ -31,7 +31,7 @@ class View(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """What the frames of a clip are drawn from: its joints, its object and its view, for M people in T frames."""
+    """The data from which the frames of a clip are drawn, for M people in T frames."""
 
     points: np.ndarray  # [M, T, 17, 2] joints in pixels
     depth: np.ndarray  # [M, T, 17] distance of the joints from the origin towards the camera, in body heights
@@ -48,7 +48,7 @@ def generator(config: DemoConfig, clip: ClipId, purpose: int) -> np.random.Gener
 
 
 def stage(config: DemoConfig, clip: ClipId) -> Clip:
-    """Let the people of a clip act, and compute where their joints and the object appear in the image."""
+    """Compute how the people of a clip move, and where their joints and the object appear in the image."""
     rng = generator(config, clip, 0)
     low, high = config.num_frames
     scene = act(clip.label, int(rng.integers(low, high + 1)), rng)
@@ -173,8 +173,8 @@ def write_clip(config: DemoConfig, clip: ClipId, folder: Path) -> str:
 def encode(frames: list[Image.Image], file: Path, config: DemoConfig, rng: np.random.Generator) -> None:
     """Add noise to the frames and write them as H.264 in MP4, at 30 frames per second, with one key frame and B-frames.
 
-    Two options make the output depend on nothing but the version of x264: one encoder thread, and no macroblock tree,
-    whose AVX-512 code reads uninitialised memory.
+    Two options make the output reproducible with the same version of x264: a single encoder thread, and no macroblock
+    tree, because the AVX-512 code of the macroblock tree reads uninitialised memory.
     """
     width, height = config.size
     noise = rng.normal(0, rng.uniform(1.5, 3.5), (NOISE_FRAMES, height, width))

@@ -79,7 +79,7 @@ def alone(root: Path) -> Iterator[None]:
 
 
 def claim(root: Path, config: DemoConfig) -> None:
-    """Make `root` a folder for this `config`: remove the data of a different config, and record this one in demo.json.
+    """Prepare the folder `root`: remove the data of a different config, and record `config` in demo.json.
 
     Raises UserError if there are files that the demo did not make.
     """
@@ -145,7 +145,7 @@ def die_with_parent() -> None:
 
 
 def watch(names: Iterable[str], total: int) -> None:
-    """Consume the iterator `names`, which makes a clip before it yields its name, and show progress towards `total`."""
+    """Consume `names`, which makes each clip just before it yields the clip's name. Show progress towards `total`."""
     with Progress(Console(stderr=True), "demo videos", total) as progress:
         for _ in names:
             progress.advance()

@@ -27,7 +27,7 @@ class Scene:
 
 
 def act(label: int, num_frames: int, rng: np.random.Generator) -> Scene:
-    """Perform class `label` once. How it is performed depends on `rng`, not on the look of the object."""
+    """Perform the motion of class `label` once. `rng` varies the motion; the look of the object does not affect it."""
     return ACTS[label](np.linspace(0, 1, num_frames), rng)
 
 
@@ -54,13 +54,16 @@ def rotate(joints: np.ndarray, yaw: float | np.ndarray) -> np.ndarray:
 
 
 def both_hands(x: np.ndarray | float, y: np.ndarray, z: np.ndarray, grip: float) -> np.ndarray:
-    """Hands [T, 2, 3] that hold an object: `grip` apart, around (x, y, z) relative to the middle of the shoulders."""
+    """The positions [T, 2, 3] of two hands that hold an object, for `Pose.hands`.
+
+    The hands are `grip` apart. Midway between them is the point (x, y, z), relative to the middle of the shoulders.
+    """
     out = np.stack([x + grip / 2 - SHOULDER + 0 * y, grip / 2 - SHOULDER - x + 0 * y], axis=1)  # [T, 2]
     return np.stack([out, np.stack([y, y], axis=1), np.stack([z, z], axis=1)], axis=-1)
 
 
 def alone(t: np.ndarray, pose: Pose, rng: np.random.Generator, held: str = "") -> Scene:
-    """A scene with one person, who faces the camera within 35 degrees. Left and right are swapped at random.
+    """A scene with one person, turned away from the camera by at most 35 degrees, and mirrored at random.
 
     The object, if there is one, is between the hands.
     """
@@ -134,7 +137,7 @@ def swing(t: np.ndarray, rng: np.random.Generator) -> Scene:
 def face_to_face(
     one: Pose, two: Pose, gap: float | np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Joints of two people who face each other, with their hips `gap` apart. Either may be on the left."""
+    """Joints of two people who face each other, with their hips `gap` apart. Who is on the left is random."""
     side = np.radians(90) * (1 if rng.random() < 0.5 else -1)
     scene = np.radians(rng.uniform(-25, 25))
     half = np.zeros((len(one.lean), 1, 3))
@@ -159,7 +162,7 @@ def give(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
 
 
 def between_paths(first: np.ndarray, second: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """A path that changes from the path `first` to the path `second`, all [T, 3], as p [T] goes from 0 to 1."""
+    """A path [T, 3] that changes from `first` [T, 3] to `second` [T, 3] as p [T] goes from 0 to 1."""
     return first + (second - first) * p[:, None]
 
 

@@ -1,4 +1,4 @@
-"""Draws the demo's people, who consist of shaded capsules, the objects in their hands, and a textured room.
+"""Draws a textured room, and in it the demo's people, made of shaded capsules, with objects in their hands.
 
 Shapes are drawn at twice the size, and the image is then halved. Colours are rounded before they are converted and
 drawn, and all later arithmetic is in integers, so that every machine produces the same pixels. Images have Pillow's
@@ -36,7 +36,7 @@ class Look:
     def draw(rng: np.random.Generator) -> "Look":
         """Choose random colours: a light shirt and dark trousers, less saturated than the objects in the hands.
 
-        Limbs then stand out against the room, so that a small network learns the demo in a few hundred steps.
+        With these colours, limbs stand out against the room, so a small network learns the demo in a few hundred steps.
         """
         grey = rng.uniform([[170], [30], [60]], [[225], [75], [180]])
         shirt, trousers, shoes = (grey + 30 * rng.uniform(-1, 1, (3, 3))).clip(0, 255)
@@ -60,7 +60,7 @@ class Shape:
 def to_ycbcr(rgb: np.ndarray) -> np.ndarray:
     """Convert RGB to Y, Cb, Cr, both [..., 3] from 0 to 255, in integer arithmetic.
 
-    The conversion is BT.601 with limited range, which decoders assume for small videos without a tag.
+    The conversion is BT.601 with limited range, which decoders assume for small videos without a tag for the colours.
     """
     levels = np.rint(rgb).astype(np.int32)
     weights = ((66, 129, 25), (-38, -74, 112), (112, -94, -18))
@@ -146,7 +146,7 @@ def trunk_and_head(points: np.ndarray, depth: np.ndarray, scale: float, look: Lo
         face, face - 0.012 * scale * up, (0.054 * scale, 0.048 * scale), head_depth + 0.02, look.skin
     )
     eye = 0.009 * scale
-    for index in (1, 2):  # an eye on the far side of the head is hidden, because the face is closer
+    for index in (1, 2):  # the face is closer to the camera, so it hides an eye on the far side
         eyes = points[:, index]
         shapes.append(Shape(capsule(eyes, eyes, eye, eye), depth[:, index] - 0.01, np.array([35.0, 25, 25])))
     return shapes
