@@ -162,7 +162,7 @@ def index_of(lines: Iterable[dict[str, Any]]) -> Index:
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The files of lines that are not merged into the manifest yet. The one that was written to last comes last."""
+    """The files with lines that are not merged into the manifest yet, in the order of their last change."""
     times = {}
     for part in (folder / "parts").glob("*.jsonl"):
         with contextlib.suppress(FileNotFoundError):  # another run has merged it just now
@@ -203,7 +203,7 @@ def earlier_lines(folder: Path) -> list[dict[str, Any]]:
 def merge_parts(folder: Path) -> None:
     """Write the manifest and the index from the manifest and its parts, and remove the parts.
 
-    Only one run at a time may do this, and none may write a part meanwhile. If it is killed, it can be done again.
+    Only one run at a time may merge, and no run may write a part meanwhile. A merge that was killed can be repeated.
     """
     parts = parts_of(folder)
     if any("clip" not in line for line in read_lines(folder)):
@@ -227,7 +227,7 @@ def packets_of(text: str) -> np.ndarray:
 
 
 def index_is_current(folder: Path) -> bool:
-    """Whether the index was written from the current manifest, judging by its size, and no part waits to be merged."""
+    """Whether the index matches the manifest, judging by the manifest's size, and no part waits to be merged."""
     if parts_of(folder):
         return False
     try:

@@ -9,7 +9,7 @@ from kernels.program import run_program
 def start() -> int | None:
     words = {word.partition("=")[0] for word in sys.argv[1:]}
     if "--exp" in words:
-        # `pipelines` may not import `trainer`, which defines the experiments, so the command is run as a program.
+        # `pipelines` may not import `trainer`, which defines the experiments, so `trainer prepare` is run as a program.
         os.execv(sys.executable, [sys.executable, "-m", "trainer", "prepare", *sys.argv[1:]])
     import tyro
 

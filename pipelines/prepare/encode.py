@@ -183,9 +183,9 @@ class Crop:
 
 
 def _fit(low: float, high: float, scale: float) -> tuple[int, int, int]:
-    """Widen the interval from `low` to `high`, in pixels of the video, and return its (start, end, length in the clip).
+    """Widen the interval from `low` to `high`, in pixels of the video. Returns (start, end, length in the clip).
 
-    start and end are even, and the length, in pixels of the clip, is a `standard_length`.
+    start and end are even numbers in pixels of the video. The length, in pixels of the clip, is a `standard_length`.
     """
     scale = min(1.0, scale)
     start, end = 2 * floor(low / 2), 2 * ceil(high / 2)
@@ -198,7 +198,7 @@ def _fit(low: float, high: float, scale: float) -> tuple[int, int, int]:
 def standard_length(length: float) -> int:
     """Round a length in pixels up to a multiple of 32 (above 512: of 64; above 1024: of 128).
 
-    The frames of different clips then have only a few different sizes.
+    As a result, the frames of all clips together have only a few different sizes.
     """
     step = 32 if length <= 512 else 64 if length <= 1024 else 128
     return step * max(1, ceil(length / step))

@@ -93,8 +93,9 @@ def prepare_shard(
 ) -> None:
     """Make the clips of one shard of a table, while other runs may make other shards.
 
-    Of the runs that work on the pack at the same time, the last one to end merges what all of them have made. If it is
-    killed before that, the next run of `prepare` does it. The other arguments and the errors are those of `prepare`.
+    Of the runs that work on the pack at the same time, the last one to end merges what all of them have made. If that
+    run is killed before it merges, the next run of `prepare` merges. The other arguments and the errors are those of
+    `prepare`.
     """
     start, console = time.monotonic(), console or Console(stderr=True)
     with _disk_errors_for_the_user(out):

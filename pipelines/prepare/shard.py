@@ -1,4 +1,4 @@
-"""A part of the clips of a table, so that the jobs of an array can pack one data set on many machines."""
+"""Divides the clips of a table into shards, so that jobs on many machines can pack one data set together."""
 
 import re
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from kernels.program import UserError
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Shard number `index`, counted from 0, of `count` shards that have no clip in common and together all clips."""
+    """Shard number `index`, counted from 0, of `count` shards. Each clip belongs to exactly one shard."""
 
     index: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """The shard that a text such as "0/16" names. Raises UserError if it names none."""
+        """Parse a text such as "0/16". Raises UserError if the text does not name a shard."""
         match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
         if match is None:
             raise UserError(f"--shard {text} is not of the form I/N; the first of 16 shards is --shard 0/16")

@@ -80,7 +80,7 @@ def shared_clips(table: ClipTable) -> dict[str, int]:
 
 
 def person_facts(table: ClipTable) -> dict[str, int]:
-    """The number of clips with no people, one, two, and more: keys '0', '1', '2', '>2'."""
+    """How many clips have no person, one person, two people, and more: keys '0', '1', '2', '>2'."""
     return histogram(table.num_persons.tolist())
 
 
@@ -94,7 +94,7 @@ def joint_facts(table: ClipTable) -> dict[str, Any]:
     """Facts about the joints.
 
     joints: number of joints. missing: share of the joints that have a score of about 0 or are at (0, 0).
-    outside: share of the joints outside the image, among those that are not missing.
+    outside: share of the joints outside the image, among the joints that are not missing.
     without_joints: names of clips in which all joints are missing.
     swapped: names of clips whose joints fit into the image only if height and width are swapped.
     """
@@ -128,7 +128,7 @@ def joint_facts(table: ClipTable) -> dict[str, Any]:
 
 
 def _chunks(per_clip: np.ndarray) -> list[tuple[int, int]]:
-    """Divide the clips into runs (first, last + 1) with about CHUNK rows of joints each."""
+    """Divide the clips into ranges (first, last + 1) with about CHUNK rows of joints each."""
     chunk = np.cumsum(per_clip) // CHUNK
     edges = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(per_clip)]
     return list(itertools.pairwise(edges))

@@ -110,7 +110,10 @@ def _split_table(facts: dict[str, Any]) -> Table:
 
 
 def _published(split: dict[str, Any]) -> str:
-    """The published number of clips as text: "the same" if it equals the number of clips here, '-' if it is unknown."""
+    """The published number of clips as text, or "the same" if it equals the number of clips here.
+
+    If the published number is unknown, the text lists the numbers of clips of all published files, or is '-'.
+    """
     if split["published"] is None:
         return " or ".join(f"{size:,}" for size in split.get("expected", ())) or "-"
     return "the same" if split["published"] == split["clips"] else f"{split['published']:,}"

@@ -24,7 +24,8 @@ class VideoDecoder:
     """Decodes and resizes frames of `num_clips` videos per step, working up to `prefetch` steps ahead of `next`.
 
     `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
-    calls `source` in the same thread, but for a step up to `prefetch` later than the one that `next` returns.
+    calls `source` in the same thread, but for a step that comes up to `prefetch` steps after the step that `next`
+    returns.
     """
 
     def __init__(
@@ -98,10 +99,10 @@ def graph(source, size: int, decoder: str):
     )
     # pad_mode="none" makes a frame number beyond the end an error; by default DALI would return a black frame.
     whole = fn.decoders.video(video, device=decoder, frames=frames, pad_mode="none")
-    # Pixels outside the frame become black, as in packs. Without this slice, the resize would repeat the frame's edge.
+    # Pixels outside the frame become black, as in packs. Without this slice, fn.resize would repeat the frame's edge.
     part = fn.slice(whole, start=corner, shape=shape, axes=(1, 2), out_of_bounds_policy="pad", fill_values=0)
-    # The frames of a pack were scaled down when the pack was made. Antialiasing makes the frames read here more similar
-    # to those of a pack: on NTU, the PSNR between the two is 38 to 40 dB with antialiasing, and 33 to 37 dB without.
+    # The frames of a pack were scaled down when the pack was made. Antialiasing makes frames of this graph more like
+    # frames of a pack: on NTU, the PSNR between them is 38 to 40 dB with antialiasing, and 33 to 37 dB without.
     return fn.resize(
         part, size=(size, size), roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=True
     )

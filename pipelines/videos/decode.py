@@ -48,7 +48,7 @@ def decode(video: str, max_frames: int) -> Iterator[av.VideoFrame]:
 
 
 def _check_header(stream: av.VideoStream) -> None:
-    """Raise VideoError if the header has no known codec or no size, or claims more than MAX_PIXELS or MAX_FRAMES."""
+    """Raise VideoError if the codec is unknown, the size is missing, or the header claims too many pixels or frames."""
     if stream.codec_context is None:
         raise VideoError("the video has a codec that FFmpeg does not know")
     if not stream.width or not stream.height:  # FFmpeg also reports 0 for a size beyond its own limits

@@ -12,7 +12,7 @@ from pipelines.progress import Progress
 from pipelines.videos.decode import CONTAINERS
 
 PATIENCE = 30.0  # seconds that reading a header may take
-MAX_PACKETS = 100_000  # packets to count if the header does not give the number of frames
+MAX_PACKETS = 100_000  # at most this many packets are counted if the header does not give the number of frames
 UNKNOWN = (1 << 32) - 1  # value of the size field in an .avi whose writer did not fill it in
 
 
@@ -77,7 +77,10 @@ def read_headers(videos: list[str], console: Console) -> list[Header]:
 
 
 def shape_of(header: Header, width: int, height: int) -> str:
-    """Compare the video's frames with an annotated image of (width, height): same, scaled, turned, or other shape."""
+    """Compare the size of the video's frames with that of an annotated image, (width, height), both in pixels.
+
+    Returns "same", "scaled" (same aspect ratio), "turned" (by 90 degrees), or "other shape".
+    """
     if (header.width, header.height) == (width, height):
         return "same"
     aspect = header.width / header.height

@@ -50,7 +50,7 @@ class VideoFrames:
         return NamingDecoder(self, plans, decoding)
 
     def read(self, plan: ClipPlan, clip: int) -> np.ndarray:
-        """Read the video of clip number `clip` of a plan. Raises UserError if it can no longer be read."""
+        """Read the video of clip number `clip` of a plan. Raises UserError if the file can no longer be read."""
         video = self.videos[plan.row[clip]]
         try:
             return np.fromfile(video, np.uint8)
@@ -58,7 +58,7 @@ class VideoFrames:
             raise UserError(f"{video} cannot be read ({error.strerror}); {USE_PACKS}") from None
 
     def step(self, plan: ClipPlan, contents: list[np.ndarray]) -> VideoStep:
-        """The decoder's input for a plan and the contents of its videos."""
+        """Build the decoder's input from a plan and the contents of the plan's video files."""
         annotation_size = np.stack([self.table.width[plan.row], self.table.height[plan.row]], axis=1)
         box = plan.box * np.tile(self.sizes[plan.row] / annotation_size, 2)
         corner, far = np.floor(box[:, :2]), np.ceil(box[:, 2:])
@@ -100,7 +100,7 @@ class NamingDecoder:
 
 
 def _unreadable_video(videos: list[str]) -> str:
-    """Name the video at which DALI failed: the first that PyAV cannot decode; if there is none, "one of" and all."""
+    """The first video that PyAV cannot decode either, or "one of" and all videos, as text for an error message."""
     for video in videos:
         try:
             for _ in decode(video, max_frames=1 << 20):
@@ -113,10 +113,10 @@ def _unreadable_video(videos: list[str]) -> str:
 def open_videos(
     table: ClipTable, folder: Path, cache: Path, device: torch.device, *, max_bad: float, console: Console
 ) -> VideoFrames:
-    """Find the videos of a table's clips in `folder`. Check the headers of all videos, and DALI's frames of a few.
+    """Find the videos of a table's clips in `folder`, check all headers, and check DALI's decoding of a few videos.
 
     cache: folder in which headers are stored. device: where DALI will decode.
-    max_bad: maximum share of clips without a usable video; these clips are left out.
+    max_bad: maximum share of clips without a usable video; clips without one are left out.
     Raises UserError if this share is exceeded, or VideoMismatch if DALI decodes a video differently from PyAV.
     """
     videos = find_videos(folder, table.names.tolist())
@@ -151,7 +151,10 @@ def _fault(header: Header, table: ClipTable, row: int) -> str:
 
 
 def _videos_to_check(videos: list[str], headers: list[Header], lengths: np.ndarray) -> list[tuple[str, int]]:
-    """Choose the videos to check: (path, frames) of one usable video of each container, codec and size."""
+    """Choose the videos to check: one usable video for each combination of container, codec and size.
+
+    Returns (path, number of frames) of at most MAX_CHECKS videos.
+    """
     kinds: dict[tuple, tuple[str, int]] = {}
     for row in np.flatnonzero(lengths).tolist():
         header = headers[row]
