@@ -1,4 +1,7 @@
-"""What decodes frames and what draws heatmaps: a GPU's own ways at first, and slower ones after these have failed."""
+"""Records which decoder and which renderer of heatmaps are in use.
+
+On a GPU, loaders begin with the fastest decoder and renderer, and change to a slower one after a failure.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +17,8 @@ class Backends:
     decoder: `mixed` decodes JPEG packets with the GPU's JPEG engine; `cpu` decodes them with libjpeg-turbo and copies
         the frames to the device. Frames of data.source=video are always decoded by the device.
     renderer: `kernel` draws heatmaps with Triton, and `reference` with plain torch.
-    decoder_reason, renderer_reason: why the slower way was chosen, or empty.
-    hw_decoder_load: share of the frames that `mixed` gives to the JPEG engine. CUDA kernels decode the others.
+    decoder_reason, renderer_reason: why the slower decoder or renderer was chosen; empty if it was not.
+    hw_decoder_load: share of the frames that `mixed` gives to the JPEG engine. CUDA kernels decode the other frames.
     """
 
     decoder: Literal["mixed", "cpu"]
@@ -27,7 +30,7 @@ class Backends:
 
     @classmethod
     def fastest(cls, device: torch.device, say: Callable[[str], None]) -> "Backends":
-        """The choice with which loaders on this device begin."""
+        """The fastest decoder and renderer for the device; loaders begin with these."""
         return cls("mixed", "kernel", say) if device.type == "cuda" else cls("cpu", "reference", say)
 
     def decode_on_cpu(self, reason: str) -> None:

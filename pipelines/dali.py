@@ -32,9 +32,10 @@ class FrameDecoder:
     """Decodes and resizes `num_images` packets per step, working up to `prefetch` steps ahead of `next`.
 
     `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
-    calls `source` in the same thread, but for a step up to `prefetch` later than the one that `next` returns.
+    calls `source` in the same thread, but for a step that comes up to `prefetch` steps after the step that `next`
+    returns.
 
-    If the JPEG engine fails, the CPU decodes that step and all later ones (`Backends.decode_on_cpu`).
+    If the JPEG engine fails in a step, the CPU decodes this step and all later steps (`Backends.decode_on_cpu`).
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class FrameDecoder:
         self.source, self.device, self.backends = source, device, backends
         self.size = size
         self.options = {"batch_size": num_images, "num_threads": threads, "prefetch_queue_depth": prefetch}
-        self.decoder = ""  # the decoder of `pipeline`, once there is one
-        self.step = 0  # the next step to deliver
-        self.inputs: dict[int, Step] = {}  # of steps that DALI has asked for, and that are not delivered yet
+        self.decoder = ""  # the decoder of `pipeline`; empty until the pipeline is built
+        self.step = 0  # the step that `next` returns next
+        self.inputs: dict[int, Step] = {}  # inputs of steps that DALI has asked for and `next` has not returned yet
 
     def next(self) -> torch.Tensor:
         """Return the frames of the next step, uint8 [N*T, size, size, 3]. The tensor may share DALI's memory."""
@@ -78,7 +79,7 @@ class FrameDecoder:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _start(self) -> None:
-        """Build a pipeline that begins at the present step."""
+        """Build a pipeline that begins at the step `self.step`."""
         first, self.decoder = self.step, self.backends.decoder
         self.pipeline = _graph(
             lambda info: self._input(first + info.iteration),
@@ -91,7 +92,7 @@ class FrameDecoder:
         self.pipeline.build()
 
     def _input(self, step: int) -> Step:
-        """The input of a step. A pipeline that takes over asks once more for what the one before it had asked for."""
+        """The input of a step. It is kept, because a new pipeline asks again for inputs that the old one had taken."""
         if step not in self.inputs:
             self.inputs[step] = self.source(step)
         return self.inputs[step]

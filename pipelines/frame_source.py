@@ -18,7 +18,7 @@ class Decoding:
     """How to decode batches: clips per batch, frames per clip, the side of a frame in pixels, and options for DALI.
 
     threads: CPU threads of DALI. prefetch: batches that are decoded in advance. readers: threads that read files; they
-    end when the epoch ends. backends: what decodes. say: shows a message to the user.
+    end when the epoch ends. backends: the decoder in use. say: shows a message to the user.
     """
 
     num_clips: int

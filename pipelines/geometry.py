@@ -34,12 +34,12 @@ COMPACT = CompactRule()
 
 
 def compact_box(joints: np.ndarray, height: int, width: int, rule: CompactRule = COMPACT) -> tuple[int, int, int, int]:
-    """The published box around all joints of a sample: a square, a quarter larger than the joints' extent.
+    """The box around all joints of a sample, as in MMCompact: by default a square, a quarter larger than their extent.
 
     joints: [..., >=2] (x, y, ...); a coordinate of exactly 0 or NaN counts as missing.
     height, width: of the image in pixels.
-    The box may extend beyond the image. If the joints extend over less than 10 pixels in x or in y, the box is the
-    whole image.
+    By default, the box may extend beyond the image, and it is the whole image if the joints extend over less than 10
+    pixels in x or in y.
     """
     spans = np.array([[_span(joints[..., axis]) for axis in (0, 1)]], np.float32)
     (box,) = compact_boxes(spans[..., 0], spans[..., 1], np.array([height]), np.array([width]), rule)

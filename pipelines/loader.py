@@ -51,13 +51,13 @@ class Loader:
     world_size: int = 1
     seed: int = 0
     balance: float = 0.0  # how much training balances the classes, see epoch_order
-    sample: int = 0  # evaluation uses test sample number `sample` of the `num_samples` of each clip
+    sample: int = 0  # evaluation uses sample number `sample` of the `num_samples` test samples of each clip
     num_samples: int = 1
     prefetch: int = 2
     threads: int = field(default_factory=lambda: max(1, min(8, len(os.sched_getaffinity(0)) - 1)))
     say: Callable[[str], None] = print
     backends: Backends = None  # pyright: ignore[reportAssignmentType]  # by default the fastest for the device
-    _epoch_rows: tuple[int, np.ndarray] | None = field(default=None, init=False)  # (epoch, its rows in order)
+    _epoch_rows: tuple[int, np.ndarray] | None = field(default=None, init=False)  # (epoch, rows in this epoch's order)
 
     def __post_init__(self) -> None:
         if self.batch_size % self.world_size:
@@ -157,7 +157,7 @@ class Loader:
         size = self.config.sizes(self.train)[1]
         scale = size / (plan.box[:, 2:] - plan.box[:, :2])
         shift = -plan.box[:, :2] * scale
-        placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)  # ax, bx, ay, by
+        placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)  # (ax, bx, ay, by)
         return render_heatmaps(
             self._to_device(joints),
             (size, size),

@@ -1,7 +1,7 @@
 """Plans: which frames of a clip to use, where to crop them, and whether to mirror them.
 
-All random choices about clips are made here. A training plan depends on nothing but (seed, epoch, row), because its
-random numbers come from a counter-based generator. An evaluation plan takes exactly the frames that MMAction2's seeded
+All random choices about clips are made here. The random choices of a training plan depend only on (seed, epoch, row),
+because they come from a counter-based generator. An evaluation plan takes exactly the frames that MMAction2's seeded
 sampling takes (docs/sources.md, "Frame sampling"). tests/pipelines/oracles.py contains the published sampling, which
 handles one clip at a time.
 """
@@ -85,8 +85,9 @@ def plan_train(table: ClipTable, rows: np.ndarray, config: ClipConfig, seed: int
 def plan_eval(
     table: ClipTable, rows: np.ndarray, config: ClipConfig, sample: int = 0, num_samples: int = 1
 ) -> ClipPlan:
-    """Plan each row for evaluation: frames as in the published code's testing, the whole compact box, no mirroring.
+    """Plan each row for evaluation, with the frames that the published code takes in testing.
 
+    The crop is the whole `compact_box`, and clips are not mirrored.
     sample: number of the sample, out of `num_samples` samples of each clip.
     """
     rgb, pose, box = [], [], []
@@ -107,7 +108,7 @@ def plan_eval(
 
 
 def aligned_rgb_frames(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
-    """Select every n-th pose frame as an RGB frame; for EPAM-Net every third of 48 (docs/sources.md, "EPAM-Net")."""
+    """Take every n-th pose frame as an RGB frame; for EPAM-Net, every third of 48 (docs/sources.md, "EPAM-Net")."""
     return pose[..., :: config.pose_frames // config.rgb_frames]
 
 
@@ -179,9 +180,9 @@ def random_frames(total: np.ndarray, count: int, numbers: np.ndarray) -> np.ndar
 
     total: [N] frames of each clip. numbers: [N, count + 1] uniform random numbers.
 
-    A clip of fewer than `count` frames is read from a random frame on; its last frame is followed by its first. From a
-    clip of `count` to 2 * count - 1 frames, all frames are taken except total - count random ones, no two of which
-    are adjacent. A longer clip is cut into `count` spans, and one frame of each span is drawn.
+    A clip of fewer than `count` frames is repeated, and read from a random frame on. In a clip of `count` to
+    2 * count - 1 frames, total - count random frames are skipped, and no two skipped frames are adjacent. A longer clip
+    is cut into `count` spans, and one frame of each span is drawn.
     """
     place = np.arange(count)
     repeating = (numbers[:, :1] * total[:, None]).astype(np.int64) + place
@@ -238,8 +239,8 @@ def eval_frames(total: int, count: int, num_samples: int) -> np.ndarray:
 def spread_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:
     """Draw `count` ascending frame numbers spread over a clip of `total` >= count frames.
 
-    If total < 2 * count, all frames are taken except total - count random ones, no two of which are adjacent. Otherwise
-    the clip is cut into `count` spans, and one frame of each is drawn.
+    If total < 2 * count, total - count random frames are skipped, and no two skipped frames are adjacent. Otherwise the
+    clip is cut into `count` spans, and one frame of each span is drawn.
     """
     if total < 2 * count:
         skips = np.zeros(count + 1, dtype=np.int64)

@@ -1,4 +1,7 @@
-"""Tries the fast ways of a GPU on a batch and compares them with the slower ones, without a trace in the loader."""
+"""Tests decoding on the GPU and the heatmap kernel on one batch, by comparison with the CPU and plain torch.
+
+The loader is not changed by these tests.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +15,12 @@ from pipelines.loader import Loader
 from pipelines.plan import sampled_joints
 from pipelines.read_ahead import reader_threads
 
-# Of the largest value. At the edge of a joint's window, which rounding may move by a pixel, a Gaussian has 0.011 of its
-# peak.
+# Permitted difference, as a share of the largest value. Rounding may move the edge of a joint's window by a pixel, and
+# at this edge, a Gaussian has 0.011 of its peak.
 HEATMAP_DIFFERENCE = 0.02
-# Root mean square, in levels of 255. Two ways of upsampling chroma or of the inverse cosine transform differ by 1.3 at
-# most, a wrong range of the colours by 3.3 or more (measured on frames of NTU and of the demo).
+# Permitted root mean square of the differences, in levels from 0 to 255. Two correct decoders may upsample chroma or
+# compute the inverse cosine transform in different ways, and then differ by at most 1.3. If one decoder uses a wrong
+# colour range, they differ by 3.3 or more (measured on frames of NTU and of the demo).
 FRAME_DIFFERENCE = 2.5
 
 
@@ -47,13 +51,16 @@ def why_not_mixed(loader: Loader) -> str | None:
     return f"its pixels differ from the CPU's by {difference.item():.1f} levels on average"
 
 
-LOADS = (0.75, 0.65, 0.9)  # shares of the frames for the JPEG engine that are tried, the default first
+LOADS = (0.75, 0.65, 0.9)  # the values of hw_decoder_load that are tried; the first is the default
 BATCHES = 4  # batches that are decoded for each measurement
 
 
 @contextmanager
 def decoding_alone(loader: Loader) -> Iterator[Callable[[float], None]]:
-    """Within this context, the function that it returns decodes BATCHES batches with a JPEG engine's load of LOADS."""
+    """Yield a function decode(load) that decodes BATCHES batches, for measurements of its speed.
+
+    load: share of the frames that the JPEG engine decodes, one of LOADS.
+    """
     with reader_threads() as readers:
         decoding = loader.decoding(readers)
         decoders = {

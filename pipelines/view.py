@@ -80,5 +80,5 @@ def place_joints(joints: np.ndarray, box: np.ndarray, flip: bool, side: int) -> 
 
 
 if __name__ == "__main__":
-    # `pipelines` may not import `trainer`, which defines the experiments, so the command is run as a program.
+    # `pipelines` may not import `trainer`, which defines the experiments, so `trainer view` is run as a program.
     os.execv(sys.executable, [sys.executable, "-m", "trainer", "view", *sys.argv[1:]])
