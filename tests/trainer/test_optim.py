@@ -74,7 +74,7 @@ def test_steps_are_those_of_plain_torch(kind: str) -> None:
         backward(theirs, seed)
         nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         plain.step()
-    # The gradient of a bias before BatchNorm is only rounding, which AdamW scales up; BatchNorm's mean follows the bias.
+    # A bias before BatchNorm has a gradient of mere rounding errors, which AdamW scales up.
     rounding = ("0.bias", "1.running_mean") if kind == "adamw" else ()
     expected = theirs.state_dict()
     for name, mine in ours.state_dict().items():
