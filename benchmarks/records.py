@@ -8,16 +8,15 @@ import json
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kernels.program import UserError
+from trainer.journal.provenance import DALI, changes_in, commit_of, output, version_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -70,15 +69,15 @@ def provenance(device: torch.device) -> dict:
     changes = uncommitted()
     return {
         "device": device_name(device),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
         if device.type == "cuda"
         else None,
         "cpu_threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
-        "triton": _version("triton"),
-        "dali": _version("nvidia-dali-cuda130") or _version("nvidia-dali-cuda120"),
+        "triton": version_of("triton"),
+        "dali": next(filter(None, map(version_of, DALI)), None),
         "commit": commit(),
         "changes": hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else None,
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -95,31 +94,14 @@ def slug(text: str) -> str:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout, or $DUET_COMMIT if there is no .git, or None without either."""
-    head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
-    if head is None:
-        return os.environ.get("DUET_COMMIT")
-    return head + ("+" if uncommitted() else "")
+    """Return the commit of the checkout, with '+' if there are uncommitted changes (see `commit_of`)."""
+    head = commit_of(ROOT)
+    return head and head + ("+" if uncommitted() else "")
 
 
 def uncommitted() -> str | None:
     """Return the uncommitted changes of tracked files. The records do not count, because measuring changes them."""
-    return _output("git", "-C", str(ROOT), "diff", "HEAD", "--", ".", ":(exclude)benchmarks/records")
-
-
-def _output(*command: str) -> str | None:
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return process.stdout.strip() if process.returncode == 0 else None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
+    return changes_in(ROOT, ":(exclude)benchmarks/records")
 
 
 def read_record(path: Path, key: str = "results") -> dict[str, Any]:

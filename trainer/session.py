@@ -1,7 +1,7 @@
 """Training in one process: joins the other ranks, claims the work directory, runs the training, draws the curves."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from models.weights.loading import initialise_from
 from trainer.config import Experiment
 from trainer.data import build_loaders
 from trainer.journal.journal import Journal
+from trainer.journal.provenance import describe_start, recorded, sentences
 from trainer.journal.wandb import WandbLog
 from trainer.loop import fit
 from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
@@ -42,10 +43,11 @@ def train_here(
     init: Path | None,
     profile: tuple[int, int] | None = None,
     advice: str = "",
+    arguments: Sequence[str] = (),
 ) -> int:
     """Train in this process. Returns the exit code: 0, or the code of the signal that stopped the run (EXIT_CODES).
 
-    `advice` is logged after the first line about the run, unless it is empty.
+    `advice` is logged after the first line about the run, unless it is empty. `arguments` is the command line.
 
     While the data are prepared, a signal ends the process immediately; clips that are already prepared are kept.
     """
@@ -54,7 +56,7 @@ def train_here(
     with join(device) as ranks, claim(work_dir, resume, ranks):
         snapshot = last_snapshot(work_dir, ranks) if resume else None
         journal = Journal(work_dir, ranks.rank)
-        with journal.closing():
+        with journal.closing(), remembered(work_dir, journal, arguments, ranks):
             if snapshot:
                 journal.say(f"resuming from {snapshot.path}")
                 check_same(snapshot, experiment, journal.say)
@@ -87,6 +89,19 @@ def train_here(
                 with pictures(run):
                     report(run, work_dir, scores)
     return interrupt.exit_code
+
+
+@contextmanager
+def remembered(work_dir: Path, journal: Journal, arguments: Sequence[str], ranks: Ranks) -> Iterator[None]:
+    """A context for the run in which train.log and starts.json say how, when and where this process started."""
+    if not ranks.leads:
+        yield
+        return
+    start = describe_start(arguments, ranks.device.type, ranks.world_size)
+    for sentence in sentences(start):
+        journal.note(sentence)
+    with recorded(work_dir, start):
+        yield
 
 
 def last_snapshot(work_dir: Path, ranks: Ranks) -> Snapshot | None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.trainer.test_journal import cursor_at
 from trainer.journal.journal import Journal
-from trainer.journal.lines import METRICS, read_metrics
+from trainer.journal.lines import LOG, METRICS, read_metrics
 from trainer.report import curves as report
 from trainer.report.confusion import draw_confusion
 
@@ -55,7 +55,7 @@ def test_a_report_is_whole_png_files_and_the_same_each_time(tmp_path: Path) -> N
 
 def test_curves_show_every_loss_term_over_epochs(tmp_path: Path) -> None:
     a_run(tmp_path)
-    losses = lines_of(report.draw_curves(read_metrics(tmp_path / METRICS)), 0)
+    losses = lines_of(report.draw_curves(read_metrics(tmp_path / METRICS), tmp_path / LOG), 0)
     assert list(losses) == ["loss", "loss_rgb", "loss_pose_coarse"]
     np.testing.assert_allclose(losses["loss"][:, 0], [0.5, 1, 1.5, 2, 2.5, 3])
     np.testing.assert_allclose(losses["loss"][:, 1], [3, 3, 1.5, 1.5, 1, 1])
@@ -63,7 +63,7 @@ def test_curves_show_every_loss_term_over_epochs(tmp_path: Path) -> None:
 
 def test_curves_show_validations_at_the_end_of_their_epoch_and_name_the_best(tmp_path: Path) -> None:
     a_run(tmp_path)
-    figure = report.draw_curves(read_metrics(tmp_path / METRICS))
+    figure = report.draw_curves(read_metrics(tmp_path / METRICS), tmp_path / LOG)
     scores = lines_of(figure, 1)
     assert list(scores) == ["rgb, training", "RGBPose_1:1", "rgb", "RGBPose_coarse_1:1"]
     np.testing.assert_allclose(scores["RGBPose_1:1"], [[1, 0.25], [2, 0.75], [3, 0.5]])
@@ -72,13 +72,13 @@ def test_curves_show_validations_at_the_end_of_their_epoch_and_name_the_best(tmp
 
 def test_a_value_that_was_not_finite_leaves_a_gap(tmp_path: Path) -> None:
     a_run(tmp_path)
-    (norm,) = report.draw_curves(read_metrics(tmp_path / METRICS)).axes[3].lines
+    (norm,) = report.draw_curves(read_metrics(tmp_path / METRICS), tmp_path / LOG).axes[3].lines
     np.testing.assert_allclose(norm.get_xydata(), [[1, 5], [2, 5], [3, 5]])
 
 
-def test_a_long_course_is_shown_as_means() -> None:
+def test_a_long_course_is_shown_as_means(tmp_path: Path) -> None:
     records = [{"kind": "train", "epoch": 1, "step": step, "loss": float(step)} for step in range(1, 1001)]
-    (loss,) = lines_of(report.draw_curves(records), 0).values()
+    (loss,) = lines_of(report.draw_curves(records, tmp_path / LOG), 0).values()
     assert len(loss) == report.MOST_POINTS
     np.testing.assert_allclose(loss[0], [0.003, 3.0])
 
@@ -92,7 +92,7 @@ def test_curves_are_single_valued_under_changed_batch_sizes(tmp_path: Path) -> N
             journal.train(cursor_at(epoch, step, 48 // batch_size, batch_size), TRAIN)
     journal.validation(cursor_at(2, 4, 4, 12), 8, {"acc/rgb_top1": 0.5})
     journal.close()
-    figure = report.draw_curves(read_metrics(tmp_path / METRICS))
+    figure = report.draw_curves(read_metrics(tmp_path / METRICS), tmp_path / LOG)
     at = lines_of(figure, 0)["loss"][:, 0]
     np.testing.assert_allclose(at, [*(n / 12 for n in range(1, 17)), 1.5, 1.75, 2])
     np.testing.assert_allclose(lines_of(figure, 1)["rgb"], [[2, 0.5]])
@@ -101,7 +101,7 @@ def test_curves_are_single_valued_under_changed_batch_sizes(tmp_path: Path) -> N
 def test_a_run_without_a_record_still_has_a_picture(tmp_path: Path) -> None:
     (tmp_path / METRICS).write_text("")
     assert [path.name for path in report.write_report(tmp_path)] == ["curves.png"]
-    figure = report.draw_curves([{"kind": "val", "epoch": 1, "step": 4, "acc/rgb_top1": None}])
+    figure = report.draw_curves([{"kind": "val", "epoch": 1, "step": 4, "acc/rgb_top1": None}], tmp_path / LOG)
     assert figure.axes[1].get_title("right") == ""
 
 
@@ -140,7 +140,7 @@ def test_a_class_without_clips_has_a_grey_row() -> None:
 def test_the_legend_tells_coarse_lines_from_fine_ones(tmp_path: Path) -> None:
     """The dots of a validation must leave room for the dashes beside them."""
     a_run(tmp_path)
-    legend = report.draw_curves(read_metrics(tmp_path / METRICS)).axes[1].get_legend()
+    legend = report.draw_curves(read_metrics(tmp_path / METRICS), tmp_path / LOG).axes[1].get_legend()
     handles = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
     coarse, fine = handles["RGBPose_coarse_1:1"], handles["RGBPose_1:1"]
     assert (coarse.get_linestyle(), fine.get_linestyle()) == ("--", "-")

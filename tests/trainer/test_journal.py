@@ -125,14 +125,14 @@ def test_records_that_count_steps_alone_get_their_clips(tmp_path: Path) -> None:
     old = [{"kind": "train", "epoch": epoch, "step": step, "loss": 1.0} for epoch in (1, 2) for step in range(1, 6)]
     old.insert(5, {"kind": "val", "epoch": 1, "step": 5, "acc/rgb_top1": 0.5})
     (tmp_path / METRICS).write_text("".join(json.dumps(record) + "\n" for record in old))
-    assert epochs_of(old) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1.2, 1.4, 1.6, 1.8, 2])
+    assert epochs_of(old, tmp_path / LOG) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1.2, 1.4, 1.6, 1.8, 2])
     keep_until(tmp_path / METRICS, 2, 24, batch_size=8, epoch_clips=39)
     records = read_metrics(tmp_path / METRICS)
     assert [record["clips"] for record in records] == [8, 16, 24, 32, 39, 39, 8, 16, 24]
     assert [{name: record[name] for name in old[0] if name in record} for record in records] == [
         {name: record[name] for name in old[0] if name in record} for record in old[:9]
     ]
-    assert epochs_of(records)[-4:] == pytest.approx([1, 1 + 8 / 39, 1 + 16 / 39, 1 + 24 / 39])
+    assert epochs_of(records, tmp_path / LOG)[-4:] == pytest.approx([1, 1 + 8 / 39, 1 + 16 / 39, 1 + 24 / 39])
 
 
 def test_validations_of_a_snapshot_without_records_are_written(tmp_path: Path) -> None:

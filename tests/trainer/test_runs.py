@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import platform
 import time
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from rich.console import Console
 
@@ -18,8 +20,10 @@ from trainer.commands.runs import span
 from trainer.experiments import EXPERIMENTS
 from trainer.journal.journal import Journal
 from trainer.journal.lines import METRICS
+from trainer.journal.provenance import ROOT, STARTS, code_of, commit_of, describe_start, recorded
 from trainer.report.curves import draw
 from trainer.report.past_run import names, read_run
+from trainer.snapshots.lock import locked
 
 DEMO = EXPERIMENTS["demo"]
 
@@ -78,7 +82,7 @@ def test_runs(tmp_path, capsys):
     epochs = EXPERIMENTS["demo"].optim.num_epochs
     assert rows["done[1]"][2:6] == [f"3.0 of {epochs}", "0.7500", "2", "acc/RGBPose_1:1_top1"]
     assert rows["fresh"][2:5] == [f"0.0 of {epochs}", "", ""]
-    assert rows["killed"][6] == "12 min ago"
+    assert rows["killed"][6:] == ["", "", "12 min ago"]
 
 
 def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):
@@ -89,10 +93,49 @@ def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):
     assert read_run(tmp_path / "run").epochs() == pytest.approx(1 + 16 / 39)  # 39 of 40 videos are readable
     assert run_command([*words, "--resume"]) == 0
     assert read_run(tmp_path / "run").state() == "finished"
+    first, second = read_run(tmp_path / "run").starts
+    assert first["start"] <= first["end"] <= second["start"] <= second["end"]
+    assert first["command"].startswith("python -m trainer --exp demo --set ")
+    assert first["command"].endswith("--max-steps 7")
+    assert second["command"].endswith("--resume")
+    assert (first["torch"], first["ranks"], first["commit"]) == (torch.__version__, 1, commit_of(ROOT))
+    log = (tmp_path / "run" / "train.log").read_text().splitlines()
+    assert log[0].endswith(f"command: {first['command']}")
+    assert f"code: commit {code_of(first)}; Python {platform.python_version()}, torch {torch.__version__}" in log[1]
+    assert f"machine: 1 x CPU {platform.machine()} on {platform.node()}" in log[2]
     row = table_of(capsys, "runs", str(tmp_path))["run"]
     assert row[:3] == ["demo", "finished", "2.0 of 2"]
+    assert row[6:8] == [code_of(first), f"1 x CPU {platform.machine()}"]
     assert float(row[3]) == pytest.approx(max(r["acc/RGBPose_1:1_top1"] for r in read_run(tmp_path / "run").records
                                               if r["kind"] == "val"), abs=1e-4)  # fmt: skip
+
+
+def test_a_killed_run_is_known_by_its_lock_and_its_epoch_by_its_clips(tmp_path, capsys):
+    folder = a_run(tmp_path / "run", scores=())
+    journal = Journal(folder, console=Console(file=io.StringIO()))
+    journal.start_epoch(cursor_at(1, 0, 180), 18)
+    journal.train(cursor_at(1, 20, 180), {"lr": 0.1, "loss": 3.0})
+    journal.close()
+    silent_for(folder, 700)
+    with locked(folder):
+        assert read_run(folder).state() == "running"
+    with recorded(folder, describe_start(["--exp", "demo"], "cpu", 2) | {"driver": "a driver"}):
+        assert "because it was killed or still runs" in shown(capsys, "runs", str(tmp_path), "--starts")
+    silent_for(folder, 0)
+    assert read_run(folder).state() == "cut off"
+    told = shown(capsys, "runs", str(tmp_path), "--starts")
+    assert "0.1 of 18" in told
+    assert f"2 x CPU {platform.machine()} on {platform.node()}, a driver" in told
+    as_older_versions_wrote_it = [{"kind": "train", "epoch": 1, "step": 20, "loss": 3.0}]
+    (folder / METRICS).write_text(json.dumps(*as_older_versions_wrote_it))
+    assert read_run(folder).epochs() == pytest.approx(20 / 180)
+    (folder / STARTS).write_text("[{")
+    assert read_run(folder).starts == []
+
+
+def shown(capsys, *words) -> str:
+    assert run_command(list(words)) == 0
+    return capsys.readouterr().out
 
 
 def test_a_run_that_failed_says_so_once(tiny, tmp_path, capsys):
@@ -127,6 +170,12 @@ def test_compare(tmp_path, capsys):
     assert rows["optim.lr"] == ["0.1", "0.02"]
     assert not {"seed", "optim.momentum"} & set(rows)
     assert imread(out).std() > 0.05
+    for folder, version in zip(folders, ("2.12", "2.13"), strict=True):
+        with recorded(folder, describe_start([], "cpu", 1) | {"torch": version}):
+            pass
+    rows = table_of(capsys, "compare", *map(str, folders), "--out", str(out))
+    assert rows["torch"] == ["2.12", "2.13"]
+    assert not {"host", "commit"} & set(rows)
     first, second = draw([read_run(folder) for folder in folders]).axes[0].lines
     np.testing.assert_allclose(first.get_xydata(), [[1, 0.25], [2, 0.75], [3, 0.5]])
     np.testing.assert_allclose(second.get_xydata(), [[1, 0.1], [2, 0.2]])

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from kernels.program import UserError
 from trainer.commands.runs import WIDE
+from trainer.journal.provenance import code_of
 from trainer.report.curves import COLORS, draw, write_png
 from trainer.report.past_run import PastRun, names, read_run
 from trainer.settings import flattened
@@ -68,14 +69,23 @@ def bests(past_runs: Sequence[PastRun]) -> Table:
 
 
 def differences(past_runs: Sequence[PastRun]) -> Table:
-    """A table of the settings in which the runs differ."""
+    """A table of what the runs differ in: settings, and the code, versions and machine of their last starts."""
     table = Table("setting", *map(escape, names(past_runs)))
-    flat = [flattened(run.settings) for run in past_runs]
+    flat = [flattened(run.settings) | where(run) for run in past_runs]
     for name in dict.fromkeys(name for settings in flat for name in settings):
         values = [settings.get(name, "") for settings in flat]
         if any(value != values[0] for value in values):
             table.add_row(name, *(escape(shortened(value)) for value in values))
     return table
+
+
+def where(run: PastRun) -> dict[str, Any]:
+    """The code, versions and machine of the run's last start. Empty for runs of older versions."""
+    if not run.starts:
+        return {}
+    start = run.starts[-1]
+    names = ("python", "torch", "triton", "dali", "host", "card", "driver", "ranks")
+    return {"commit": code_of(start)} | {name: start[name] or "" for name in names}
 
 
 def shortened(value: Any) -> str:

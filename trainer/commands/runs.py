@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from kernels.program import UserError
-from trainer.report.past_run import find_runs
+from trainer.journal.provenance import code_of, sentences
+from trainer.report.past_run import PastRun, find_runs
 
 WIDE = 150  # width of the table in characters when the output is not a terminal, so that nothing is cut off
 
@@ -21,6 +22,8 @@ class RunsOptions:
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")] = Path("work_dirs")
     """Folder with work directories, which may be up to two levels below it."""
+    starts: bool = False
+    """Also print each start of each run: when, with which command, code and versions, and on which machine."""
 
 
 def runs(options: RunsOptions, console: Console | None = None) -> int:
@@ -32,7 +35,8 @@ def runs(options: RunsOptions, console: Console | None = None) -> int:
     if not console.is_terminal:
         console.width = WIDE
     table = Table(
-        "run", "experiment", "state", "epoch", "best", "at epoch", "metric", "last write", title=str(options.folder)
+        *("run", "experiment", "state", "epoch", "best", "at epoch", "metric", "commit", "card", "last write"),
+        title=str(options.folder),
     )
     for run in past_runs:
         best = run.best()
@@ -46,10 +50,24 @@ def runs(options: RunsOptions, console: Console | None = None) -> int:
             score,
             epoch,
             run.metric,
+            *origin(run),
         )
         table.add_row(*cells, f"{span(run.silent)} ago")
     console.print(table)
+    for run in past_runs if options.starts else ():
+        for start in run.starts:
+            end = f"ended {start['end']}" if start["end"] else "without an end, because it was killed or still runs"
+            lines = [f"{run.folder}: started {start['start']}, {end}", *sentences(start)]
+            console.print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def origin(run: PastRun) -> tuple[str, str]:
+    """The commit and the cards of the run's last start, or empty texts for runs of older versions."""
+    if not run.starts:
+        return "", ""
+    start = run.starts[-1]
+    return code_of(start), escape(f"{start['ranks']} x {start['card']}")
 
 
 def span(seconds: float) -> str:

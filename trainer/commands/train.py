@@ -83,6 +83,7 @@ def train(options: Options, arguments: list[str]) -> int:
         init=options.init,
         profile=profile,
         advice=advice_for_all(experiment, options.ranks, device, world_size),
+        arguments=arguments,
     )
 
 

@@ -53,6 +53,11 @@ class Journal:
         if self.active:
             self._write(text)
 
+    def note(self, text: str) -> None:
+        """Write one line of text to the log only."""
+        if self.active:
+            self._write(text, on_console=False)
+
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
         """A context that closes the journal when it ends.

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def epochs_of(records: Sequence[dict[str, Any]]) -> list[float]:
+def epochs_of(records: Sequence[dict[str, Any]], log: Path) -> list[float]:
     """For each record, its position in epochs since the start of the run. Positions do not depend on the batch size.
 
-    Records of older versions count steps instead of clips. The largest number of steps is assumed to be a whole epoch.
+    Records of older versions count steps instead of clips. How many steps an epoch has is in the train.log `log` of
+    the run.
     """
-    last_step = max((record["step"] for record in records if "clips" not in record), default=1)
+    is_old = any("clips" not in record for record in records)
+    num_steps = max([record["step"] for record in records] + [steps_in_epoch(log)]) if is_old else 1
 
     def share_of_epoch(record: dict[str, Any]) -> float:
-        return record["clips"] / record["epoch_clips"] if "clips" in record else record["step"] / last_step
+        return record["clips"] / record["epoch_clips"] if "clips" in record else record["step"] / num_steps
 
     return [record["epoch"] - 1 + share_of_epoch(record) for record in records]
+
+
+def steps_in_epoch(log: Path) -> int:
+    """The number of steps in an epoch, from the last line about training in a train.log. 1 if there is no such line."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    counts = re.findall(r"Epoch\(train\) \[\d+\]\[ *\d+/(\d+)\]", text)
+    return int(counts[-1]) if counts else 1
 
 
 def keep_until(path: Path, epoch: int, clips: int, *, batch_size: int, epoch_clips: int) -> None:
@@ -59,14 +69,23 @@ def keep_until(path: Path, epoch: int, clips: int, *, batch_size: int, epoch_cli
             is_past = record["epoch"] < epoch
         if is_past:
             lines.append(json.dumps(record) + "\n")
-    content = "".join(lines).encode()
-    if content != path.read_bytes():
-        tmp = path.with_name(path.name + ".tmp")
+    content = "".join(lines)
+    if content.encode() != path.read_bytes():
+        replace_file(path, content)
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Write a file, under a temporary name until it is complete. Raises OSError, and then the file stays as it was."""
+    tmp = path.with_name(path.name + ".tmp")
+    try:
         with open(tmp, "wb") as file:
-            file.write(content)
+            file.write(content.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(tmp, path)
+    except OSError:
+        tmp.unlink(missing_ok=True)
+        raise
 
 
 class Lines:

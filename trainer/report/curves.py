@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from trainer.journal.lines import METRICS, epochs_of, read_metrics
+from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics
 from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
 
@@ -29,7 +29,7 @@ def write_report(
     counts [K, K] come from metrics.confusion_matrix. class_names are K names, or empty. groups[i] is the coarse class
     of class i; groups may be empty. The same input always produces the same bytes.
     """
-    pictures = {"curves.png": draw_curves(read_metrics(work_dir / METRICS))}
+    pictures = {"curves.png": draw_curves(read_metrics(work_dir / METRICS), work_dir / LOG)}
     if counts is not None:
         pictures["confusion.png"] = draw_confusion(counts.numpy(), class_names, groups)
     return [write_png(figure, work_dir / name) for name, figure in pictures.items()]
@@ -43,11 +43,11 @@ def write_png(figure: Figure, path: Path) -> Path:
     return path
 
 
-def draw_curves(records: Records) -> Figure:
-    """Draw losses, accuracies, learning rate, gradient norm and speed of a run over its epochs."""
+def draw_curves(records: Records, log: Path) -> Figure:
+    """Draw losses, accuracies, learning rate, gradient norm and speed of a run over its epochs. log: its train.log."""
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=(5, 3))
-    records = with_epochs(records)
+    records = with_epochs(records, log)
     train = [record for record in records if record["kind"] == "train"]
     val = [record for record in records if record["kind"] == "val"]
     _draw_losses(figure.add_subplot(grid[0, :3]), train)
@@ -62,9 +62,9 @@ def draw_curves(records: Records) -> Figure:
     return figure
 
 
-def with_epochs(records: Records) -> Records:
+def with_epochs(records: Records, log: Path) -> Records:
     """Add `epochs` to each record: the record's position on the x axis, in epochs since the start of the run."""
-    return [record | {"epochs": epochs} for record, epochs in zip(records, epochs_of(records), strict=True)]
+    return [record | {"epochs": epochs} for record, epochs in zip(records, epochs_of(records, log), strict=True)]
 
 
 def _draw_losses(axes: Axes, train: Records) -> None:
@@ -147,7 +147,8 @@ def draw(runs: Sequence[PastRun]) -> Figure:
 
 
 def line(axes: Axes, run: PastRun, kind: str, name: str, label: str, color: str) -> None:
-    records = [record for record in with_epochs(run.records) if record["kind"] == kind and record.get(name) is not None]
+    records = with_epochs(run.records, run.folder / LOG)
+    records = [record for record in records if record["kind"] == kind and record.get(name) is not None]
     points = np.array([(record["epochs"], record[name]) for record in records])
     if len(points):
         stretches = np.array_split(points, min(SMOOTHED, len(points)))

@@ -10,7 +10,9 @@ from typing import Any
 
 from kernels.program import UserError
 from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics
+from trainer.journal.provenance import read_starts
 from trainer.settings import SETTINGS
+from trainer.snapshots.lock import is_locked
 
 TAIL = 8192  # bytes at the end of train.log that are read for its last lines
 
@@ -20,7 +22,8 @@ class PastRun:
     """A run as the files of its work directory describe it.
 
     settings are the content of experiment.json; name, metric, num_epochs and stalled_after are copied from them.
-    records are the lines of metrics.jsonl. silent is the number of seconds since the run last wrote a file.
+    records are the lines of metrics.jsonl, and starts those of starts.json. silent is the number of seconds since the
+    run last wrote a file.
     """
 
     folder: Path
@@ -30,11 +33,12 @@ class PastRun:
     stalled_after: float
     settings: dict[str, Any]
     records: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
     silent: float
 
     def epochs(self) -> float:
         """Number of finished epochs, plus the finished share of the current epoch."""
-        return epochs_of(self.records)[-1] if self.records else 0.0
+        return epochs_of(self.records, self.folder / LOG)[-1] if self.records else 0.0
 
     def best(self) -> dict[str, Any] | None:
         """The record of the best validation, or None if there is none yet."""
@@ -42,9 +46,15 @@ class PastRun:
         return max(scored, key=lambda record: record[self.metric], default=None)
 
     def state(self) -> str:
-        """The state of the run: finished, stopped (by a signal or --max-steps), failed (with an error), stalled (the
-        watchdog ended it), running, or cut off (killed: nothing was written for longer than `stalled_after`).
+        """The state of the run: running, finished, stopped (by a signal or --max-steps), failed (with an error),
+        stalled (the watchdog ended it), or cut off (killed).
+
+        A run has the lock of its folder as long as it runs. Where there are no locks, a run that has written nothing
+        for longer than `stalled_after` counts as cut off.
         """
+        is_alive = is_locked(self.folder)
+        if is_alive:
+            return "running"
         lines = last_lines(self.folder / LOG)
         if lines and lines[-1].startswith(("failed: ", "stopped: ")):
             return lines[-1].partition(":")[0]
@@ -52,7 +62,7 @@ class PastRun:
             return "stopped" if any(line.startswith("stopped: ") for line in lines[-3:]) else "finished"
         if any(file.stat().st_size for file in self.folder.glob("stalled_rank*.txt")):
             return "stalled"
-        return "running" if self.silent < self.stalled_after else "cut off"
+        return "running" if is_alive is None and self.silent < self.stalled_after else "cut off"
 
 
 def find_runs(folder: Path) -> Iterator[PastRun]:
@@ -81,6 +91,7 @@ def read_run(folder: Path) -> PastRun:
             stalled_after=settings["stalled_after"],
             settings=settings,
             records=read_metrics(files[0]) if files[0].exists() else [],
+            starts=read_starts(folder),
             silent=max(0.0, time.time() - max(file.stat().st_mtime for file in files if file.exists())),
         )
     except OSError as error:

@@ -1,22 +1,19 @@
 """Creates the work directory of a run, or takes over an existing one, and locks it so that no other run can use it."""
 
 import contextlib
-import fcntl
 import itertools
 import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from kernels.program import UserError
 from models.weights.files import is_sealed
 from trainer.config import Experiment
 from trainer.runtime.ranks import Ranks
 from trainer.settings import SETTINGS
+from trainer.snapshots.lock import locked
 from trainer.stored import to_settings
-
-LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -41,7 +38,7 @@ def _own(work_dir: Path, resume: bool) -> Iterator[None]:
     check(work_dir)
     try:
         if not resume and any(work_dir.glob("*.pth")):
-            with _locked(work_dir):
+            with locked(work_dir):
                 new_name = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
                 work_dir.rename(new_name)
             with contextlib.suppress(OSError):  # stdout may be a file on a full disk
@@ -52,7 +49,7 @@ def _own(work_dir: Path, resume: bool) -> Iterator[None]:
         with tempfile.TemporaryFile(dir=work_dir):
             pass
         lock = contextlib.ExitStack()
-        lock.enter_context(_locked(work_dir))
+        lock.enter_context(locked(work_dir))
     except OSError as error:
         raise UserError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
     with lock:
@@ -84,29 +81,3 @@ def check(work_dir: Path) -> None:
             f"{work_dir} contains checkpoints that this program did not write, such as {checkpoints[0].name}: choose "
             "another --work-dir (--init loads the weights of such a file)"
         )
-
-
-@contextlib.contextmanager
-def _locked(work_dir: Path) -> Iterator[None]:
-    """A context in which this process has the lock of the work directory.
-
-    Raises UserError if another process has the lock. If a process is killed, the operating system releases its lock. On
-    file systems without locks, nothing is locked.
-    """
-    with open(work_dir / LOCK, "w") as file:
-        if not _lock(file):
-            raise UserError(
-                f"another run is using {work_dir}: choose another --work-dir, or wait until that run has ended"
-            )
-        yield
-
-
-def _lock(file: TextIO) -> bool:
-    """Lock a file. Returns False if another process has locked it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some network file systems have no locks
-        pass
-    return True

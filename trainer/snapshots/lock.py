@@ -1,0 +1,53 @@
+"""The lock of a work directory, which tells whether a run is alive. It needs no torch."""
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from kernels.program import UserError
+
+LOCK = ".lock"  # name of the file in a work directory
+PATIENCE = 0.2  # seconds; `is_locked` of another process has the lock for a moment
+
+
+@contextlib.contextmanager
+def locked(work_dir: Path) -> Iterator[None]:
+    """A context in which this process has the lock of the work directory.
+
+    Raises UserError if another process has the lock. If a process is killed, the operating system releases its lock. On
+    file systems without locks, nothing is locked.
+    """
+    with open(work_dir / LOCK, "a") as file:
+        if not _lock(file):
+            time.sleep(PATIENCE)
+            if not _lock(file):
+                raise UserError(
+                    f"another run is using {work_dir}: choose another --work-dir, or wait until that run has ended"
+                )
+        yield
+
+
+def is_locked(work_dir: Path) -> bool | None:
+    """Whether a process has the lock of the work directory. None if there is no lock, as in runs of older versions."""
+    try:
+        with open(work_dir / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file, or its file system has no locks
+        return None
+    return False
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock a file. Returns False if another process has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have no locks
+        pass
+    return True
