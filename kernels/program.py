@@ -136,9 +136,12 @@ def check_torch(version: str | None = None) -> None:
         raise UserError(f"torch {version} is too old: install 2.11 or later (Duet is tested with 2.13.0)")
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
     """Ask Linux to kill this process as soon as its parent process ends for any reason, even by SIGKILL.
 
-    Call this at the start of a child process, for example as `preexec_fn` of subprocess.Popen.
+    Call this at the start of a child process, for example as `preexec_fn` of subprocess.Popen. `parent` is the number
+    of the parent process, because the parent may end before this call.
     """
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -45,7 +45,7 @@ def start(
         "stdout": subprocess.PIPE,
         "stderr": subprocess.STDOUT,
         "text": True,
-        "preexec_fn": die_with_parent,
+        "preexec_fn": functools.partial(die_with_parent, os.getpid()),
     }
     return subprocess.Popen([sys.executable, *map(str, words)], cwd=cwd, **pipes | more)
 
@@ -196,7 +196,7 @@ class Starter:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                preexec_fn=die_with_parent,
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
         atexit.register(self.close)
 

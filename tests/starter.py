@@ -24,6 +24,7 @@ from kernels.program import die_with_parent
 def serve(requests: socket.socket) -> dict[str, Any]:
     """Fork a process for each message until the socket closes. Only the forks return from here, with their message."""
     exit_codes: dict[int, int] = {}  # process number -> file descriptor to which its exit code is written
+    own_pid = os.getpid()
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
@@ -47,7 +48,7 @@ def serve(requests: socket.socket) -> dict[str, Any]:
                     requests.close()
                     for file in (woken, waker, *exit_codes.values()):
                         os.close(file)
-                    return prepare(json.loads(message), files)
+                    return prepare(json.loads(message) | {"starter": own_pid}, files)
                 stdout, stderr, exit_codes[pid] = files
                 os.close(stdout)
                 os.close(stderr)
@@ -66,7 +67,7 @@ def report_ends(exit_codes: dict[int, int]) -> None:
 
 def prepare(message: dict[str, Any], files: list[int]) -> dict[str, Any]:
     """Put a fork into the state of a new interpreter, except that modules are already imported."""
-    die_with_parent()
+    die_with_parent(message["starter"])
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,7 +47,9 @@ def clips_per_s(ranks: int, target: Target) -> np.ndarray:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        preexec_fn=die_with_parent,  # so that the training also ends if the suite kills this process
+        preexec_fn=partial(
+            die_with_parent, os.getpid()
+        ),  # so that the training also ends if the suite kills this process
     )
     if process.returncode:
         raise RuntimeError(f"{ranks} ranks: exit code {process.returncode}\n{process.stdout}{process.stderr}")

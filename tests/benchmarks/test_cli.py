@@ -46,8 +46,10 @@ def test_the_suite_runs_parts_by_name_in_the_order_of_their_worth(tmp_path, caps
 
 
 def test_ctrl_c_leaves_one_line(tmp_path):
+    tests = os.getpid()
+
     def listen() -> None:
-        die_with_parent()
+        die_with_parent(tests)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background, tests start with it ignored
 
     more = {"stderr": subprocess.PIPE, "start_new_session": True, "preexec_fn": listen}
