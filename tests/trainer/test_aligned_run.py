@@ -11,7 +11,7 @@ ALIGNED = ("--set", "align_channels=true", "--set", "optim.ema=0.9", "--set", "o
 def test_an_aligned_run_resumes_and_its_snapshots_are_the_published_network(tiny, tmp_path):
     where = ("--work-dir", str(tmp_path / "run"))
     assert dispatch([*tiny, *ALIGNED, *where, "--max-steps", "3"]) == 0
-    with pytest.raises(SnapshotError, match="align_channels=True, not False"):
+    with pytest.raises(SnapshotError, match="align_channels=true, not false"):
         dispatch([*tiny, *where, *ALIGNED[2:], "--resume"])
     assert dispatch([*tiny, *ALIGNED, *where, "--resume"]) == 0
     found = newest_valid(tmp_path / "run", print)
