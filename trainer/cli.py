@@ -32,6 +32,9 @@ COMMANDS = {
     "view": ("trainer.commands.view", "ViewOptions", "view"),
 }
 TRAIN = ("trainer.commands.train", "Options", "train")  # runs if the command line names no command
+# Words of other programs for what Duet does, and how to do it here.
+OTHER_WORDS = {"train": "leave this word out, because `python -m trainer --exp NAME` trains"}
+OTHER_WORDS |= dict.fromkeys(("test", "val", "validate"), "`python -m trainer eval` scores a checkpoint")
 # Commands that may start ranks (None is training). Their functions also take the command line, to pass it to the ranks.
 START_RANKS = ("eval", None)
 
@@ -103,7 +106,7 @@ def dispatch(arguments: list[str]) -> int:
     if word is not None and word not in COMMANDS:
         similar = get_close_matches(word, COMMANDS, 1)
         hint = f"did you mean {similar[0]}?" if similar else f"the commands are {', '.join(COMMANDS)}"
-        raise UserError(f"there is no command {word!r}; {hint}")
+        raise UserError(f"there is no command {word!r}; {OTHER_WORDS.get(word, hint)}")
     import tyro  # not at the top of the file, because exit_code must first check that all packages are installed
 
     module_name, options_name, function_name = TRAIN if word is None else COMMANDS[word]

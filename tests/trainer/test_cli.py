@@ -51,9 +51,12 @@ def test_wrong_set(capsys, assignment, sentence):
 
 def test_wrong_command(capsys):
     assert told(capsys, "evl", "--exp", "demo") == "error: there is no command 'evl'; did you mean eval?"
-    assert told(capsys, "zzzz").startswith(
-        "error: there is no command 'zzzz'; the commands are compare, doctor, eval, "
+    assert told(capsys, "zzzz").startswith("error: there is no command 'zzzz'; the commands are compare, config, ")
+    assert told(capsys, "train", "--exp", "demo").endswith(
+        "'train'; leave this word out, because `python -m trainer --exp NAME` trains"
     )
+    for word in ("test", "val"):
+        assert told(capsys, word).endswith(f"no command '{word}'; `python -m trainer eval` scores a checkpoint")
 
 
 def test_wrong_flag(capsys):
