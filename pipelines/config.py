@@ -30,8 +30,10 @@ class DataConfig:
     """Annotation file of the validation clips, for data with one file per split. None: annotations has both."""
     split: str | None = None
     """Which splits of the annotation file count: xsub means xsub_train and xsub_val. None: all clips of each file."""
+    follow_links: bool = False
+    """Whether links that lead out of the folder of the videos are followed. Only for a folder that you trust."""
     packs: str = "data/packs"
-    """Folder of the clip packs."""
+    """Folder of the clip pack that all data sets share."""
     cache: str = "data/cache"
     """Folder of the tables that are made from annotation files."""
     source: Literal["packs", "video"] = "packs"

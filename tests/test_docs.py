@@ -81,7 +81,7 @@ def parse_module(module: str, arguments: list[str]) -> None:
         parse_trainer([module.rpartition(".")[2], *arguments])
     else:
         cli = importlib.import_module(f"{module}.cli")
-        parse_call(cli.check_main if "--check" in arguments else cli.main, arguments)
+        parse_call(cli.form_of(arguments) if hasattr(cli, "form_of") else cli.main, arguments)
 
 
 def parse_call(function: Callable, arguments: list[str]) -> None:

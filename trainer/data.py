@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from pipelines.frame_source import FrameSource, NoFrames
 from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
-from pipelines.prepare.make import prepare, prepare_shard
+from pipelines.prepare.make import dry_run, prepare, prepare_shard
 from pipelines.prepare.shard import Shard
 from pipelines.prepare.users import User
 from pipelines.skeleton import fitting
@@ -98,20 +99,33 @@ def make_shard(experiment: Experiment, shard: Shard, console: Console) -> None:
     data, settings = experiment.data, PackSettings.of(experiment.clip)
     for table, file in zip(open_tables(experiment), annotation_files(experiment), strict=True):
         user, places = User(file, experiment.name), (Path(data.videos), Path(data.packs))
-        prepare_shard(table, *places, settings, shard, max_bad=data.max_bad, console=console, user=user)
+        prepare_shard(table, *places, settings, shard, **_limits(experiment, console), user=user)
+
+
+def _limits(experiment: Experiment, console: Console) -> dict[str, Any]:
+    """Arguments of `prepare` and `open_videos` that say which videos are taken, and where messages go."""
+    data = experiment.data
+    return {"max_bad": data.max_bad, "follow_links": data.follow_links, "console": console}
+
+
+def estimate_packs(experiment: Experiment, console: Console) -> None:
+    """Say how many clips of an experiment have to be made, and the time and disk space that this takes."""
+    data, settings = experiment.data, PackSettings.of(experiment.clip)
+    for table in open_tables(experiment):
+        dry_run(table, Path(data.videos), Path(data.packs), settings, console=console, follow_links=data.follow_links)
 
 
 def _packed(experiment: Experiment, table: ClipTable, file: Path, console: Console) -> Source:
     data, settings, user = experiment.data, PackSettings.of(experiment.clip), User(file, experiment.name)
     places = Path(data.videos), Path(data.packs)
-    pack = prepare(table, *places, settings, max_bad=data.max_bad, console=console, user=user)
+    pack = prepare(table, *places, settings, **_limits(experiment, console), user=user)
     return Source(table, PackFrames(table, pack))
 
 
 def _unpacked(experiment: Experiment, table: ClipTable, device: torch.device, console: Console) -> Source:
     data = experiment.data
     videos, cache = Path(data.videos), Path(data.cache)
-    return Source(table, open_videos(table, videos, cache, device, max_bad=data.max_bad, console=console))
+    return Source(table, open_videos(table, videos, cache, device, **_limits(experiment, console)))
 
 
 def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> None:

@@ -18,6 +18,7 @@ def main(
     out: Path,
     poses: Path | None = None,
     people: int = 2,
+    follow_links: bool = False,
 ) -> None:
     """Make an annotation file for your own videos: python -m pipelines.annotate videos/ labels.csv --out my.pkl
 
@@ -28,13 +29,14 @@ def main(
         poses: folder with the joints of each video in NAME.json or NAME.npz (default: estimate them, which needs the
             extra `pose`)
         people: maximum number of people per clip
+        follow_links: follow links that lead out of the folder of the videos; only for a folder that you trust
     """
     console = Console(stderr=True)
     if people < 1:
         raise UserError(f"--people {people}: the number must be 1 or more")
     label_table = read_labels(labels)
     source = poses_from_files(poses, people) if poses else estimated_poses(out.with_name(f"{out.stem}_poses"), people)
-    clips = annotate(videos, label_table, source, console)
+    clips = annotate(videos, label_table, source, console, follow_links)
     splits = write(out, clips, label_table)
     usable = [clip for clip in clips if isinstance(clip, dict)]
     empty = sum(not clip["keypoint_score"].any() for clip in usable)

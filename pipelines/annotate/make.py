@@ -30,12 +30,14 @@ SPLIT = "own"  # the annotation file has the splits own_train and own_val
 PoseSource = Callable[[str, str, Header], Poses]  # (name of the clip, path of the video, its header) -> skeletons
 
 
-def annotate(videos: Path, labels: Labels, poses: PoseSource, console: Console) -> list[dict[str, Any] | str]:
+def annotate(
+    videos: Path, labels: Labels, poses: PoseSource, console: Console, follow_links: bool = False
+) -> list[dict[str, Any] | str]:
     """Make the annotation of each video in `labels`, or a string that says why the video cannot be used.
 
     videos: the folder of the videos. Raises UserError if a video is missing, or is listed twice.
     """
-    files = find_videos(videos, labels.videos)
+    files = find_videos(videos, labels.videos, follow_links)
     for name, video in zip(labels.videos, files, strict=True):
         if isinstance(video, MissingVideo):
             raise UserError(f"the labels list {name}, but there is no usable video for it in {videos}: {video}")

@@ -7,15 +7,14 @@ from kernels.program import run_program
 
 
 def start() -> int | None:
-    words = {word.partition("=")[0] for word in sys.argv[1:]}
-    if "--exp" in words:
-        # `pipelines` may not import `trainer`, which defines the experiments, so `trainer prepare` is run as a program.
+    if any(word.partition("=")[0] == "--exp" for word in sys.argv):
+        # `pipelines` may not import `trainer`, which defines the experiments, so the command is run as a program.
         os.execv(sys.executable, [sys.executable, "-m", "trainer", "prepare", *sys.argv[1:]])
     import tyro
 
-    from pipelines.prepare.cli import check_main, main
+    from pipelines.prepare.cli import form_of
 
-    return tyro.cli(check_main if "--check" in words else main, prog="python -m pipelines.prepare")
+    return tyro.cli(form_of(sys.argv), prog="python -m pipelines.prepare")
 
 
 if __name__ == "__main__":

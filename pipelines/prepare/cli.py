@@ -1,6 +1,7 @@
 """The command line of `python -m pipelines.prepare`, which makes or checks a pack."""
 
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +14,18 @@ from pipelines.packs.format import PackSettings
 from pipelines.packs.pack import open_pack
 from pipelines.prepare.check import check_pack
 from pipelines.prepare.elsewhere import note
+from pipelines.prepare.inventory import drop as free
+from pipelines.prepare.inventory import show
 from pipelines.prepare.make import check_numbers, prepare, prepare_shard
+from pipelines.prepare.make import dry_run as dry
 from pipelines.prepare.shard import Shard
 from pipelines.prepare.users import User
+
+
+def form_of(words: Iterable[str]) -> Callable[..., int | None]:
+    """The form of the command that these words of a command line ask for."""
+    flags = {word.partition("=")[0] for word in words}
+    return check_main if "--check" in flags else packs_main if flags & {"--list", "--drop"} else main
 
 
 def main(
@@ -29,26 +39,29 @@ def main(
     workers: int | None = None,
     max_bad: float = 0.01,
     shard: str | None = None,
+    dry_run: bool = False,
+    follow_links: bool = False,
     packs: Path = Path("data/packs"),
     cache: Path = Path("data/cache"),
 ) -> None:
     """Make a clip pack from videos: python -m pipelines.prepare my.pkl --videos videos/
 
-    Two other forms exist: `--exp NAME` makes the packs of an experiment (training makes them as well if they are
-    missing), and `--check PACK` reads a pack and lists its damaged clips.
+    Other forms: `--exp NAME` makes the packs of an experiment (as training does if they are missing), `--list` shows
+    who uses a pack, `--drop` frees the clips that nothing uses, and `--check PACK` lists damaged clips.
 
     Args:
         annotations: annotation file, a pickle with skeletons
         videos: folder of the videos, which may lie in subfolders and have any video extension and the suffix `_rgb`
-        out: folder of another pack than --packs; training looks there as well, because --packs keeps a note of it
-        count: pose frames per sample; the clips serve every number from 8 on, so only a smaller one needs this option
-        box_pixels: pixels per side of the smallest box of a sample of 32 pose frames, if the video has enough pixels
+        out: folder of the pack instead of --packs, where a note of it is kept, so that training finds it
+        count: pose frames per sample; only needed for fewer than 8, which every clip serves
+        box_pixels: pixels per side of the smallest box of 32 frames, if the video has enough pixels
         quality: quality of the JPEG frames, from 2 (best) to 31; on NTU, 3 means a PSNR of 46 dB at 0.067 bytes per
             pixel, and 6 means 42 dB at 0.046 bytes per pixel
         workers: number of processes that encode (default: one per core)
         max_bad: maximum share of clips without a usable video; if it is exceeded, the command fails
-        shard: make only part I of N of the pack, as I/N with I from 0 to N-1; several machines can make different parts
-            at the same time (docs/clusters.md)
+        shard: make only part I of N, as I/N with I from 0 to N-1 (docs/clusters.md)
+        dry_run: make nothing; only say how many clips would be made, how long that takes, and the disk space
+        follow_links: follow links that lead out of the folder of the videos
         packs: folder of the pack that training uses (data.packs)
         cache: folder in which tables of annotation files are stored
     """
@@ -57,17 +70,45 @@ def main(
     part = None if shard is None else Shard.parse(shard)
     table = open_table(annotations, cache)
     folder, user = out or packs, User(annotations)
+    if dry_run:
+        dry(table, videos, folder, settings, workers=workers, follow_links=follow_links)
+        return
     if out is not None:
         note(packs, out)
+    options = {"workers": workers, "max_bad": max_bad, "user": user, "follow_links": follow_links}
     if part is None:
-        prepare(table, videos, folder, settings, workers=workers, max_bad=max_bad, user=user)
+        prepare(table, videos, folder, settings, **options)
     else:
-        prepare_shard(table, videos, folder, settings, part, workers=workers, max_bad=max_bad, user=user)
+        prepare_shard(table, videos, folder, settings, part, **options)
     print(folder)
 
 
+def packs_main(
+    list: bool = False,
+    drop: bool = False,
+    dry_run: bool = False,
+    unused_days: int | None = None,
+    packs: Path = Path("data/packs"),
+    cache: Path = Path("data/cache"),
+) -> None:
+    """Show what a pack contains and who uses it, or free what nothing uses: python -m pipelines.prepare --list
+
+    Args:
+        list: show the size of the pack, and the annotation files and experiments that use it
+        drop: free the clips that no annotation file and no running program uses any more
+        dry_run: only say what --drop would free
+        unused_days: also free the clips of annotation files that were not used for so many days
+        packs: folder of the pack
+        cache: folder in which tables of annotation files are stored
+    """
+    if list:
+        show(packs, cache, Console())
+    if drop:
+        free(packs, cache, Console(), only_say=dry_run, days=unused_days)
+
+
 def check_main(check: Path) -> int:
-    """Check the files of a pack: python -m pipelines.prepare --check data/packs/NAME
+    """Check the files of a pack: python -m pipelines.prepare --check data/packs
 
     The paths of damaged files go to stdout and the reasons to stderr. The exit code is 2 if any file is damaged.
 

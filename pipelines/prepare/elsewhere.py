@@ -63,12 +63,16 @@ def look_elsewhere(
     names = table.names.tolist()
     if all(reason == LOST for reason in todo.stale.values()):
         return
-    for place in [*earlier_packs(out), *map(Path, others(out))]:
+    earlier = earlier_packs(out)
+    for place in [*earlier, *map(Path, others(out))]:
         missing = [row for row in rows if row not in todo.clips and todo.stale.get(row) != LOST]
         if not missing:
             return
         wanted = {todo.joints[row]: row for row in missing}
-        lines = _earlier(place, wanted, table, out, settings) or _made_elsewhere(place, wanted, out, console)
+        if place in earlier:
+            lines = _earlier(place, wanted, table, out, settings)
+        else:
+            lines = _made_elsewhere(place, wanted, out, console)
         found = Survey(todo.videos, todo.joints)
         match(found, missing, index_of(lines.values()).columns, out, names, settings, console)
         for row, clip in found.clips.items():
@@ -96,8 +100,6 @@ def earlier_packs(out: Path) -> list[Path]:
 
 def _made_elsewhere(place: Path, wanted: dict[str, int], out: Path, console: Console) -> dict[str, Line]:
     """The lines of a pack that was made with --out, by clip."""
-    if place == out or place.parent == out:
-        return {}
     if not place.is_dir():
         text = f"so {len(wanted)} clips may be made again; mount it, or remove it from {out / OTHERS}"
         console.print(f"{place}, where prepare --out made a pack, cannot be found, {text}", **PLAIN)
@@ -115,7 +117,7 @@ def _earlier(
 ) -> dict[str, Line]:
     """The lines of an earlier version's pack, by clip, in today's form."""
     counts = {_earlier_digest(count, settings): count for count in range(1, 1025)}
-    within = "" if place == out else f"{place.name}/" if place.parent == out else f"{place}/"
+    within = "" if place == out else f"{place.name}/"
     lines = {}
     for line in earlier_lines(place):
         row, count = wanted.get(line["joints"]), counts.get(line["settings"])

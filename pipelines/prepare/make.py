@@ -21,6 +21,7 @@ from pipelines.annotations.table import ClipTable
 from pipelines.packs.format import PackSettings, index_is_current, merge_parts, read_index
 from pipelines.packs.pack import Pack
 from pipelines.prepare.elsewhere import look_elsewhere, others
+from pipelines.prepare.estimate import estimate, record_speed
 from pipelines.prepare.locks import PLAIN, if_alone, look_for_clips, make_clips
 from pipelines.prepare.run import Run, Task, check_limit
 from pipelines.prepare.shard import Shard
@@ -40,6 +41,7 @@ def prepare(
     max_bad: float = 0.01,
     console: Console | None = None,
     user: User | None = None,
+    follow_links: bool = False,
 ) -> Pack:
     """Make the clips of a table that the pack in the folder `out` lacks, and open the pack with the table's rows.
 
@@ -48,6 +50,7 @@ def prepare(
     max_bad: share of clips that may be left out because their video is missing or cannot be decoded. Each clip that is
         left out is reported once.
     user: who uses the clips, for `prepare --list` and `--drop`.
+    follow_links: whether links that lead out of the folder of the videos are followed.
     The bytes of the pack depend neither on `workers` nor on interruptions.
 
     Raises UserError if a larger share than `max_bad` would be left out, or the pack cannot be written.
@@ -58,7 +61,7 @@ def prepare(
             rows, joints = range(len(table)), table_joints(table, out)
         else:
             joints = ["" if row not in rows else joints_digest(table, row) for row in range(len(table))]
-        task = Task(table, joints, rows, videos, out, settings, max_bad, console)
+        task = Task(table, joints, rows, videos, out, settings, max_bad, console, follow_links)
         with look_for_clips(out):
             todo = look(task)
             complete = not todo.is_incomplete() and index_is_current(out)
@@ -68,7 +71,9 @@ def prepare(
                 note_user(task, user)
                 # Look again, because another run may have made clips while this one waited for the lock.
                 todo = look(task)
+                frames, begin = int(table.total_frames[list(todo.stale)].sum()), time.monotonic()
                 made = Run(task, todo).make(workers)
+                record_speed(task, workers, made, frames, time.monotonic() - begin)
                 in_use = register(task, todo, user)
             _merge(out, without_locks=True)
             good, seconds = len(rows) - len(todo.bad), time.monotonic() - start
@@ -90,6 +95,7 @@ def prepare_shard(
     max_bad: float = 0.01,
     console: Console | None = None,
     user: User | None = None,
+    follow_links: bool = False,
 ) -> None:
     """Make the clips of one shard of a table, while other runs may make other shards.
 
@@ -101,7 +107,7 @@ def prepare_shard(
     with _disk_errors_for_the_user(out):
         joints, rows = table_joints(table, out), shard.rows(len(table))
         with make_clips(out, key_of(table, settings), console, fcntl.LOCK_SH):
-            task = Task(table, joints, rows, videos, out, settings, max_bad, console)
+            task = Task(table, joints, rows, videos, out, settings, max_bad, console, follow_links)
             note_user(task, user)
             made = Run(task, look(task)).make(workers)
         alone, seconds = _merge(out), time.monotonic() - start
@@ -114,9 +120,27 @@ def prepare_shard(
         console.print(text, **PLAIN)
 
 
+def dry_run(
+    table: ClipTable,
+    videos: Path,
+    out: Path,
+    settings: PackSettings,
+    *,
+    workers: int | None = None,
+    console: Console | None = None,
+    follow_links: bool = False,
+) -> None:
+    """Say how many clips `prepare` would make, and the time and disk space that this takes. Makes nothing in `out`."""
+    joints, console = table_joints(table, out, store=False), console or Console(stderr=True)
+    with _disk_errors_for_the_user(out):
+        task = Task(table, joints, range(len(table)), videos, out, settings, 1.0, console, follow_links)
+        estimate(task, look(task), workers)
+
+
 def look(task: Task) -> Survey:
     """Find out which clips of a task have to be made."""
-    todo = survey(task.table, task.joints, task.rows, task.videos, task.out, task.settings, task.console)
+    places = task.videos, task.out, task.settings, task.console, task.follow_links
+    todo = survey(task.table, task.joints, task.rows, *places)
     look_elsewhere(todo, task.rows, task.table, task.out, task.settings, task.console)
     if todo.videos is None and todo.stale:
         find_videos(task.videos, task.table.names.tolist())  # raises an error that says what is wrong with the folder

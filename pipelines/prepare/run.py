@@ -35,7 +35,7 @@ NO_CLIP: dict[str, Any] = {
 class Task:
     """The clips to make: `rows` of a table with their joints' digests (of all rows), from `videos` into the pack `out`.
 
-    max_bad: share of the table's clips that may be left out.
+    max_bad: share of the table's clips that may be left out. follow_links: see `find_videos`.
     """
 
     table: ClipTable
@@ -46,6 +46,7 @@ class Task:
     settings: PackSettings
     max_bad: float
     console: Console
+    follow_links: bool = False
 
 
 class Run:
@@ -69,7 +70,7 @@ class Run:
         if rows:
             room = self._room(rows)
             with Progress(self.task.console, "packing clips", len(rows)) as progress:
-                for job, answer in encode_all(map(self._job, rows), min(workers, len(rows))):
+                for job, answer in encode_all(map(self.job, rows), min(workers, len(rows))):
                     line = self._record(job, answer)
                     progress.advance()
                     self._say(room.add(line, job.num_frames))
@@ -131,8 +132,9 @@ class Run:
         assert self.todo.videos is not None
         return self.todo.videos[row]
 
-    def _job(self, row: int) -> Job:
-        target = self.out / "clips" / f"{self.names[row]}.{self.part.stem}.tmp"  # renamed when its identity is known
+    def job(self, row: int) -> Job:
+        """The job of making the clip in `row`. Its file gets its name when the clip's identity is known."""
+        target = self.out / "clips" / f"{self.names[row]}.{self.part.stem}.tmp"
         target.parent.mkdir(parents=True, exist_ok=True)
         return Job.of(self.table, row, self.task.settings, os.path.abspath(self._video(row)), str(target.absolute()))
 

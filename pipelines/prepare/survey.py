@@ -89,6 +89,7 @@ def survey(
     out: Path,
     settings: PackSettings,
     console: Console,
+    follow_links: bool = False,
 ) -> Survey:
     """Compare the pack in `out` with these rows of a table and with the videos in `folder`.
 
@@ -97,7 +98,7 @@ def survey(
     so the survey of 114,000 clips takes about a second.
     """
     names = table.names.tolist()
-    result = Survey(find_videos(folder, names) if folder.is_dir() else None, joints)
+    result = Survey(find_videos(folder, names, follow_links) if folder.is_dir() else None, joints)
     match(result, rows, read_index(out).columns, out, names, settings, console)
     return result
 

@@ -25,6 +25,8 @@ from pipelines.prepare.locks import hold
 from pipelines.prepare.run import Task
 from pipelines.prepare.survey import Survey, joints_digest
 
+TIME = "%Y-%m-%d %H:%M"  # the form of times in user.json
+
 
 @dataclass(frozen=True, slots=True)
 class User:
@@ -39,7 +41,7 @@ def key_of(table: ClipTable, settings: PackSettings) -> str:
     return f"{table.digest}-{settings.digest()}"
 
 
-def table_joints(table: ClipTable, out: Path) -> list[str]:
+def table_joints(table: ClipTable, out: Path, store: bool = True) -> list[str]:
     """The `joints_digest` of each clip of a table. The digests are computed once and stored in the pack."""
     file = out / "users" / f"{table.digest}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):
@@ -47,9 +49,10 @@ def table_joints(table: ClipTable, out: Path) -> list[str]:
         if len(stored) == len(table):
             return stored.tolist()
     digests = [joints_digest(table, row) for row in range(len(table))]
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _save(file, np.array(digests))
+    if store:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _save(file, np.array(digests))
     return digests
 
 
@@ -79,7 +82,7 @@ def note_user(task: Task, user: User | None) -> None:
     if user is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    content, now = note_of(folder), time.strftime("%Y-%m-%d %H:%M")
+    content, now = note_of(folder), time.strftime(TIME)
     content["annotations"][str(user.annotations.resolve())] = now
     if user.experiment:
         content["experiments"][user.experiment] = now

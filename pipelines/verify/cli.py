@@ -19,6 +19,7 @@ def main(
     json: Path | None = None,
     quick: bool = False,
     max_bad: float = 0.01,
+    follow_links: bool = False,
     cache: Path = Path("data/cache"),
 ) -> int:
     """Check whether a data set can be used for training: python -m pipelines.verify my.pkl --videos videos/
@@ -30,10 +31,12 @@ def main(
         json: also write all results, with the names of all affected clips, to this file
         quick: do not open videos, only check that there is one for each clip
         max_bad: maximum share of clips without a usable video; if it is exceeded, the check fails
+        follow_links: follow links that lead out of the folder of the videos; only for a folder that you trust
         cache: folder in which tables of annotation files are stored
     """
     console = Console()
-    facts = verify(annotations, videos, num_classes=num_classes, max_bad=max_bad, quick=quick, cache=cache)
+    options = {"num_classes": num_classes, "max_bad": max_bad, "quick": quick, "follow_links": follow_links}
+    facts = verify(annotations, videos, **options, cache=cache)
     if json:
         write_json(json, facts)
     show(facts, console)

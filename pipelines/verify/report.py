@@ -25,6 +25,7 @@ def verify(
     num_classes: int | None = None,
     max_bad: float = 0.01,
     quick: bool = False,
+    follow_links: bool = False,
     cache: Path = Path("data/cache"),
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -47,7 +48,9 @@ def verify(
         "in_both": shared_clips(table),
         "persons": person_facts(table),
         "joints": joint_facts(table) | {"nan": nan_share(annotations)},
-        "videos": None if videos is None else video_facts(table, videos, console, quick=quick),
+        "videos": None
+        if videos is None
+        else video_facts(table, videos, console, quick=quick, follow_links=follow_links),
     }
     fault = _fault(facts, table, num_classes, max_bad)
     return facts | {"usable": not fault, "verdict": fault or _usable_text(facts)}

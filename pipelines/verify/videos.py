@@ -14,7 +14,9 @@ from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.header import Header, read_headers, shape_of
 
 
-def video_facts(table: ClipTable, folder: Path, console: Console, *, quick: bool) -> dict[str, Any]:
+def video_facts(
+    table: ClipTable, folder: Path, console: Console, *, quick: bool, follow_links: bool = False
+) -> dict[str, Any]:
     """Facts about the videos of all clips.
 
     found: number of clips that have a video.
@@ -29,7 +31,7 @@ def video_facts(table: ClipTable, folder: Path, console: Console, *, quick: bool
     Raises UserError if the folder does not exist or contains no video.
     """
     names = table.names.tolist()
-    videos = find_videos(folder, names)
+    videos = find_videos(folder, names, follow_links)
     reasons = {name: str(video) for name, video in zip(names, videos, strict=True) if isinstance(video, MissingVideo)}
     ambiguous = {name: reason for name, reason in reasons.items() if "match the name" in reason}
     facts: dict[str, Any] = {

@@ -18,19 +18,19 @@ class MissingVideo(str):
     __slots__ = ()
 
 
-def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
+def find_videos(folder: Path, names: Sequence[str], follow_links: bool = False) -> list[str]:
     """Find the video of each name in `folder`: its path, or a MissingVideo.
 
     A name may contain folders and an extension. The file may have any video extension, and NTU's suffix `_rgb`. The
     name is first taken as a path in `folder`. If there is no file at that path, a file of that name in any subfolder is
     used (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data set
-    cannot make Duet read other files.
+    cannot make Duet read other files, unless `follow_links` is set: the user's own folder may consist of links.
 
     Raises UserError if the folder does not exist or contains no video.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; set data.videos (--videos) to the folder of the videos")
-    index = _Index(folder, os.path.realpath(folder))
+    index = _Index(folder, os.path.realpath(folder), follow_links)
     index.fill(str(folder), "")
     if index.outside and not index.at_place:
         raise UserError(f"{folder} contains only links that lead out of it, such as {index.outside[0]}; {LINKS}")
@@ -42,7 +42,10 @@ def find_videos(folder: Path, names: Sequence[str]) -> list[str]:
     return [index.find(name) for name in names]
 
 
-LINKS = "set data.videos (--videos) to the folder that these links lead to"
+LINKS = (
+    "set data.videos (--videos) to the folder that these links lead to, or, if you trust them, "
+    "data.follow_links=true (--follow-links)"
+)
 
 
 @dataclass
@@ -51,6 +54,7 @@ class _Index:
 
     folder: Path
     real: str  # the folder's path with all links resolved
+    follow_links: bool  # whether links that lead out of the folder are followed
     at_place: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # videos by path in the folder
     anywhere: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # videos by file name
     outside: list[str] = field(default_factory=list)  # links that lead out of the folder
@@ -72,7 +76,7 @@ class _Index:
         ):
             sorted_entries = sorted(entries, key=lambda entry: entry.name)
         for entry in sorted_entries:
-            if entry.is_symlink() and not self._inside(entry.path):
+            if entry.is_symlink() and not self.follow_links and not self._inside(entry.path):
                 self.outside.append(entry.path)
             elif entry.is_dir():
                 self.fill(entry.path, f"{within}{entry.name}/")

@@ -111,7 +111,14 @@ def _unreadable_video(videos: list[str]) -> str:
 
 
 def open_videos(
-    table: ClipTable, folder: Path, cache: Path, device: torch.device, *, max_bad: float, console: Console
+    table: ClipTable,
+    folder: Path,
+    cache: Path,
+    device: torch.device,
+    *,
+    max_bad: float,
+    console: Console,
+    follow_links: bool = False,
 ) -> VideoFrames:
     """Find the videos of a table's clips in `folder`, check all headers, and check DALI's decoding of a few videos.
 
@@ -119,7 +126,7 @@ def open_videos(
     max_bad: maximum share of clips without a usable video; clips without one are left out.
     Raises UserError if this share is exceeded, or VideoMismatch if DALI decodes a video differently from PyAV.
     """
-    videos = find_videos(folder, table.names.tolist())
+    videos = find_videos(folder, table.names.tolist(), follow_links)
     headers = _headers(videos, cache / f"videos-{table.digest}.json", console)
     reasons = {}
     for row, (video, header) in enumerate(zip(videos, headers, strict=True)):

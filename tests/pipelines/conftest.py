@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipelines.annotations.table import ClipTable, open_table
 from pipelines.packs.format import PackSettings
 from pipelines.packs.pack import Pack
 from pipelines.prepare.make import prepare
+from pipelines.prepare.users import User
 
 BITS = 8
 
@@ -141,3 +143,59 @@ def scene(tmp_path) -> Callable[..., Scene]:
 @pytest.fixture(scope="session")
 def scene_class() -> type[Scene]:
     return Scene
+
+
+class Data:
+    """A folder of 24 tiny videos with annotations, and a pack."""
+
+    settings = PackSettings(box_pixels=64, count=48)
+
+    def __init__(self, folder: Path, count: int = 24):
+        self.folder, self.packs, self.videos = folder, folder / "packs", folder / "videos"
+        self.clips = []
+        for number in range(count):
+            name, length = f"S001C001P001R001A{number + 1:03}", 8 + number % 3
+            Film.write(self.videos / f"{name}.mp4", Film.frames(length, 128, 96, seed=number), preset="ultrafast")
+            joints = Film.person(length, 128, 96, seed=number)
+            self.clips.append(Film.annotation(name, joints, 128, 96, label=number % 4))
+
+    def table(self, content, name: str = "annotations.pkl") -> ClipTable:
+        (self.folder / name).write_bytes(pickle.dumps(content))
+        return open_table(self.folder / name, self.folder / "cache")
+
+    def pack(self, content, name: str = "annotations.pkl", **options) -> tuple[Pack, str]:
+        """Make the pack. Returns it, and what was said. options: those of `prepare`, and `out` and `settings`."""
+        said, table = io.StringIO(), self.table(content, name)
+        options = {"workers": 1, "console": Console(file=said), "user": User(self.folder / name)} | options
+        out, settings = options.pop("out", self.packs), options.pop("settings", self.settings)
+        return prepare(table, self.videos, out, settings, **options), said.getvalue()
+
+    def encoded(self, content, *more, **options) -> int:
+        """How many clips `pack` encoded."""
+        before = len(list(self.packs.rglob("*.mov")))
+        pack, said = self.pack(content, *more, **options)
+        new = len(list(self.packs.rglob("*.mov"))) - before
+        assert ("packing" in said) == (new > 0), said
+        assert not pack.bad
+        return new
+
+
+@pytest.fixture(scope="session")
+def packed_data(tmp_path_factory) -> Data:
+    data = Data(tmp_path_factory.mktemp("shared"))
+    assert data.encoded(data.clips) == 24
+    return data
+
+
+@pytest.fixture
+def data(packed_data, tmp_path) -> Data:
+    """A copy of the data and their pack. Its videos are the same files."""
+    own = Data(tmp_path, 0)
+    own.clips, own.videos = [dict(clip) for clip in packed_data.clips], packed_data.videos
+    shutil.copytree(packed_data.packs, own.packs, ignore=shutil.ignore_patterns("users"))
+    return own
+
+
+@pytest.fixture(scope="session")
+def data_class() -> type[Data]:
+    return Data

@@ -1,71 +1,17 @@
 """A clip is packed once for all annotation files and experiments, and packs of earlier versions are taken over."""
 
-import io
 import json
-import pickle
+import os
 import random
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from pipelines.annotations.table import ClipTable, open_table
+from kernels.program import UserError
 from pipelines.packs.format import PackSettings, digest_of, read_manifest
-from pipelines.prepare.make import prepare
-
-SETTINGS = PackSettings(box_pixels=64, count=48)
-
-
-class Data:
-    """A folder of 24 tiny videos with annotations, and a pack."""
-
-    def __init__(self, folder: Path, film, count: int = 24):
-        self.folder, self.packs, self.videos, self.film = folder, folder / "packs", folder / "videos", film
-        self.clips = []
-        for number in range(count):
-            name, length = f"S001C001P001R001A{number + 1:03}", 8 + number % 3
-            film.write(self.videos / f"{name}.mp4", film.frames(length, 128, 96, seed=number), preset="ultrafast")
-            joints = film.person(length, 128, 96, seed=number)
-            self.clips.append(film.annotation(name, joints, 128, 96, label=number % 4))
-
-    def table(self, content, name: str = "annotations.pkl") -> ClipTable:
-        (self.folder / name).write_bytes(pickle.dumps(content))
-        return open_table(self.folder / name, self.folder / "cache")
-
-    def pack(self, content, name: str = "annotations.pkl", settings: PackSettings = SETTINGS, **options):
-        """Make the pack. Returns it, and what was said."""
-        said = io.StringIO()
-        table = self.table(content, name)
-        options = {"workers": 1, "console": Console(file=said)} | options
-        return prepare(table, self.videos, options.pop("out", self.packs), settings, **options), said.getvalue()
-
-    def encoded(self, content, *more, **options) -> int:
-        """How many clips `pack` encoded."""
-        before = len(list(self.packs.rglob("*.mov")))
-        pack, said = self.pack(content, *more, **options)
-        new = len(list(self.packs.rglob("*.mov"))) - before
-        assert ("packing" in said) == (new > 0), said
-        assert (pack.num_frames == pack.columns["num_frames"]).all()
-        assert not pack.bad
-        return new
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, film) -> Data:
-    data = Data(tmp_path_factory.mktemp("shared"), film)
-    assert data.encoded(data.clips) == 24
-    return data
-
-
-@pytest.fixture
-def data(made, tmp_path) -> Data:
-    """A copy of the data and their pack. Its videos are the same files."""
-    own = Data(tmp_path, made.film, 0)
-    own.clips, own.videos = [dict(clip) for clip in made.clips], made.videos
-    shutil.copytree(made.packs, own.packs)
-    return own
+from pipelines.prepare.content import digest_of_video
 
 
 def test_nothing_but_a_changed_clip_is_encoded_again(data):
@@ -110,8 +56,8 @@ def test_few_frames_need_whole_images_of_clips_in_which_nobody_is_seen_at_times(
     assert data.encoded(data.clips) == 0
 
 
-def test_two_names_of_the_same_video_share_a_clip(tmp_path, film):
-    data = Data(tmp_path, film, 1)
+def test_two_names_of_the_same_video_share_a_clip(tmp_path, data_class):
+    data = data_class(tmp_path, 1)
     data.clips.append(data.clips[0] | {"frame_dir": "other"})
     shutil.copy(next(data.videos.iterdir()), data.videos / "other.mp4")
     assert data.encoded(data.clips) == 1
@@ -127,7 +73,56 @@ def test_names_and_folders_of_videos_do_not_matter(data):
     assert data.encoded(data.clips) == 0
 
 
-def as_format_2(data: Data, folder: Path, count: int) -> None:
+def test_the_whole_content_of_a_video_counts(tmp_path):
+    content = random.Random(0).randbytes(5 << 20)
+    digests = set()
+    for middle in (b"", b"mended"):
+        (tmp_path / "video").write_bytes(content[: 2 << 20] + middle + content[(2 << 20) + len(middle) :])
+        digests.add(digest_of_video(str(tmp_path / "video"))[0])
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_video_that_was_replaced_under_the_same_size_and_time(data, film, tmp_path, mended):
+    """The inode tells that it is another file, and its content whether it is another video."""
+    data.videos = shutil.copytree(data.videos, tmp_path / "copy")
+    assert data.encoded(data.clips) == 0
+    video = data.videos / f"{data.clips[0]['frame_dir']}.mp4"
+    stat, content = video.stat(), video.read_bytes()
+    if mended:
+        other = film.write(tmp_path / "other.mp4", [np.zeros((96, 128, 3), np.uint8)] * 8, preset="ultrafast")
+        content = other.read_bytes().ljust(len(content), b"\0")
+    (tmp_path / "new").write_bytes(content)
+    os.utime(tmp_path / "new", ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+    (tmp_path / "new").replace(video)
+    assert video.stat().st_size == stat.st_size
+    _, said = data.pack(data.clips)
+    assert ("packing 1 of 24 clips: 1 whose video changed" in said) == mended
+    assert "comparing videos 1/1" in said
+    assert data.pack(data.clips)[1] == ""
+
+
+def test_two_copies_of_a_data_set_can_be_used_in_turn(data, tmp_path):
+    copies = [shutil.copytree(data.videos, tmp_path / name) for name in "ab"]
+    for number in range(4):
+        data.videos = copies[number % 2]
+        said = data.pack(data.clips)[1]
+        assert ("comparing videos 24/24" in said) == (number < 2)
+        assert "packing" not in said
+
+
+def test_links_are_followed_if_they_may_be(data, tmp_path):
+    farm = tmp_path / "farm"
+    farm.mkdir()
+    for video in data.videos.iterdir():
+        (farm / video.name).symlink_to(video)
+    data.videos = farm
+    with pytest.raises(UserError, match=r"if you trust them, data\.follow_links=true \(--follow-links\)"):
+        data.pack(data.clips)
+    assert data.encoded(data.clips, follow_links=True) == 0
+
+
+def as_format_2(data, folder: Path, count: int) -> None:
     """Turn the pack into one of an earlier version, which was made for `count` pose frames."""
     settings = digest_of({"format": 2, "count": count, "box_pixels": 64, "quality": 3})
     (folder / "clips").mkdir(parents=True)
@@ -143,7 +138,7 @@ def as_format_2(data: Data, folder: Path, count: int) -> None:
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     np.save(folder / "index" / "table.npy", np.array(["t"]))
     for name in ("clips", "index", "users", "parts"):
-        shutil.rmtree(data.packs / name)
+        shutil.rmtree(data.packs / name, ignore_errors=True)
     for name in ("manifest.jsonl", "lock"):
         (data.packs / name).unlink()
     data.packs.mkdir(exist_ok=True)

@@ -90,9 +90,13 @@ def test_links_that_leave_the_folder_are_refused(tmp_path, linked):
     assert clip.startswith(
         f"there is no such video, but some links lead out of {folder}, such as {link}; set data.videos"
     )
+    assert clip.endswith("or, if you trust them, data.follow_links=true (--follow-links)")
+    followed = str(link if linked == "file" else link / "clip.mp4")
+    assert find_videos(folder, ["other", "clip"], follow_links=True) == [other, followed]
     (folder / "other.mp4").unlink()
     with pytest.raises(ValueError, match=r"contains only links that lead out of it, .*; set data.videos"):
         find_videos(folder, ["clip"])
+    assert find_videos(folder, ["clip"], follow_links=True) == [followed]
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path):

@@ -1,9 +1,12 @@
 """`python -m trainer prepare`: makes the clip packs of an experiment before it is trained."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.console import Console
 
+from pipelines.prepare.cli import packs_main
+from pipelines.prepare.elsewhere import note
 from pipelines.prepare.shard import Shard
 from trainer.settings import Choice, experiment_of
 
@@ -17,19 +20,44 @@ class PrepareOptions(Choice):
 
     shard: str | None = None
     """Make only part I of N of each pack, as I/N with I from 0 to N-1, while other machines make the other parts."""
+    out: Path | None = None
+    """Make the pack in this folder instead of data.packs, where a note of it is kept, so that training finds it."""
+    dry_run: bool = False
+    """Make nothing; only say how many clips would be made (with --drop: freed), how long that takes, and the space."""
+    list: bool = False
+    """Show what the pack contains, and which annotation files and experiments use it. Needs no --exp."""
+    drop: bool = False
+    """Free the clips that no annotation file and no running program uses any more. Needs no --exp."""
+    unused_days: int | None = None
+    """With --drop: also free the clips of annotation files that were not used for so many days."""
 
 
 def prepare(options: PrepareOptions) -> int:
-    """Make the clip packs of an experiment. For the demo, its videos are made first."""
-    from trainer.data import make_shard, open_sources
+    """Make the clips of an experiment, say what that takes, or show and free what is there.
 
+    For the demo, its videos are made first.
+    """
+    from trainer.data import estimate_packs, make_shard, open_sources
+
+    if options.list or options.drop:
+        packs = experiment_of(options).data.packs if options.exp else "data/packs"
+        cache = experiment_of(options).data.cache if options.exp else "data/cache"
+        flags = {"list": options.list, "drop": options.drop, "dry_run": options.dry_run}
+        packs_main(**flags, unused_days=options.unused_days, packs=Path(packs), cache=Path(cache))
+        return 0
     shard = None if options.shard is None else Shard.parse(options.shard)
     experiment, console = experiment_of(options), Console(stderr=True)
     if "rgb" not in experiment.streams:
         print(f"{experiment.name} needs no videos and no packs, because its network reads only skeletons")
         return 0
-    if shard is None:
-        open_sources(replace(experiment, data=replace(experiment.data, source="packs")), console)
+    packs = options.out or Path(experiment.data.packs)
+    if options.out is not None and not options.dry_run:
+        note(Path(experiment.data.packs), options.out)
+    experiment = replace(experiment, data=replace(experiment.data, source="packs", packs=str(packs)))
+    if options.dry_run:
+        estimate_packs(experiment, console)
+    elif shard is None:
+        open_sources(experiment, console)
     else:
         make_shard(experiment, shard, console)
     return 0

@@ -1,0 +1,208 @@
+"""What a pack contains and who uses it (`prepare --list`), and freeing the clips that nothing uses (`prepare --drop`).
+
+A table uses its clips as long as an annotation file with its content exists or a run reads them. If the content of the
+file has changed since, the file still uses the clips of its former content until its new content is prepared.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from kernels.program import UserError
+from pipelines.annotations.file_digest import digest_of
+from pipelines.packs.format import EARLIER, earlier_lines, parts_of, read_manifest, write_index
+from pipelines.prepare.elsewhere import earlier_packs, others
+from pipelines.prepare.locks import PLAIN, if_alone
+from pipelines.prepare.room import size_text
+from pipelines.prepare.users import TIME, clips_of, note_of
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TableUse:
+    """The use of a pack by one table with one set of settings.
+
+    folder: its folder in the pack, users/KEY. clips: identities of its clips.
+    files: its annotation files, and the time of the last use of each. present: those that still exist.
+    experiments: the time of the last use by each experiment. settings: the encoder's settings, as text.
+    is_read: whether a run is reading the clips or making them.
+    """
+
+    folder: Path
+    clips: set[str]
+    files: dict[str, str]
+    present: list[str]
+    experiments: dict[str, str]
+    settings: str
+    is_read: bool
+
+    def is_alive(self, days: int | None = None) -> bool:
+        """Whether the clips are used. days: number of days without use after which a table no longer counts."""
+        since = "" if days is None else time.strftime(TIME, time.localtime(time.time() - days * 86400))
+        return self.is_read or any(self.files[file] >= since for file in self.present)
+
+
+def uses_of(pack: Path, lines: Iterable[Line], cache: Path) -> list[TableUse]:
+    """Who uses the clips in `lines`. cache: folder in which digests of annotation files are stored."""
+    clips_for: dict[tuple[str, str], set[str]] = {}
+    for line in lines:
+        clips_for.setdefault((line["joints"], line["settings"]), set()).add(line["clip"])
+    folders = sorted(path for path in (pack / "users").glob("*-*") if path.is_dir())
+    tables_of: dict[str, set[str]] = {}
+    notes = {folder: note_of(folder) for folder in folders}
+    for note in notes.values():
+        for file in note["annotations"]:
+            tables_of.setdefault(file, set()).add(note["table"])
+    digests = {file: _digest(file, cache) for file in tables_of}
+    uses = []
+    for folder, note in notes.items():
+        present = [
+            file
+            for file in note["annotations"]
+            if digests[file] is not None and (digests[file] == note["table"] or digests[file] not in tables_of[file])
+        ]
+        busy = [_is_locked(folder / name) for name in ("reading", "making") if (folder / name).exists()]
+        clips = _clips_of_table(folder, note["table"], clips_for)
+        settings = f"box_pixels {note.get('box_pixels')}, quality {note.get('quality')}"
+        uses.append(TableUse(folder, clips, note["annotations"], present, note["experiments"], settings, any(busy)))
+    return uses
+
+
+def _clips_of_table(folder: Path, table: str, clips_for: dict[tuple[str, str], set[str]]) -> set[str]:
+    """The clips that a table used last, and for joints without such a clip all clips with these joints.
+
+    So the clips that a killed run has made count as well.
+    """
+    last, settings = set(clips_of(folder).tolist()), folder.name.partition("-")[2]
+    used = last.copy()
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        for joints in np.load(folder.parent / f"{table}.npy").tolist():
+            clips = clips_for.get((joints, settings), set())
+            used |= clips if not clips & last else set()
+    return used
+
+
+def _digest(file: str, cache: Path) -> str | None:
+    try:
+        return digest_of(Path(file), cache)
+    except OSError:
+        return None
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a run holds this lock. Where the file system has no locks, it is taken as held."""
+    try:
+        with if_alone(path) as alone:
+            return not alone
+    except OSError:  # a pack that cannot be written, whose locks cannot be opened
+        return True
+
+
+def show(pack: Path, cache: Path, console: Console) -> None:
+    """Print the size of a pack, its users, and the packs that belong to it."""
+    lines = read_manifest(pack)
+    if not lines and not earlier_packs(pack):
+        raise UserError(f"{pack} contains no pack; name its folder with --packs")
+    uses = uses_of(pack, lines.values(), cache)
+    used = set().union(*(use.clips for use in uses if use.is_alive()))
+    good = [line for line in lines.values() if not line["bad"]]
+    idle = [line for line in good if line["clip"] not in used]
+    console.print(f"{pack}: {_extent(good)}", **PLAIN)
+    for use in uses:
+        clips = _extent([line for line in good if line["clip"] in use.clips])
+        experiments = ", ".join(use.experiments) or "no experiment"
+        state = " (being read now)" if use.is_read else ""
+        for file, last in use.files.items():
+            gone = "" if file in use.present else " (gone or changed)"
+            text = f"{clips}, {experiments}, {use.settings}, last used {last}{state}"
+            console.print(f"  {file}{gone}: {text}", **PLAIN)
+    if idle:
+        console.print(f"  used by nothing: {_extent(idle)}; prepare --drop frees them", **PLAIN)
+    for folder in earlier_packs(pack):
+        if folder != pack or (pack / EARLIER).exists():
+            number = len(earlier_lines(folder))
+            console.print(f"  {folder}: made by an earlier version, {number} clips, some of which may be used", **PLAIN)
+    for folder in others(pack):
+        console.print(f"  {folder}: made with --out, used from here", **PLAIN)
+
+
+def _extent(lines: Iterable[Line]) -> str:
+    sizes = [line["clip_bytes"] for line in lines]
+    return f"{len(sizes)} clips, {size_text(sum(sizes))}"
+
+
+def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, days: int | None = None) -> None:
+    """Free the clips that no annotation file and no living run uses, and say first how much that is.
+
+    only_say: free nothing. days: also free the clips of annotation files that were not used for so many days.
+    Clips that an earlier version made are freed only once a run of this version has used them. Files are removed before
+    their lines in the manifest, so if this is killed, it can be done again. Raises UserError if a run is making clips.
+    """
+    if not (pack / "lock").exists():
+        raise UserError(f"{pack} contains no pack; name its folder with --packs")
+    with if_alone(pack / "lock") as alone:
+        if not alone:
+            why = "another run is making clips in it" if alone is False else "its file system has no locks"
+            raise UserError(f"{pack}: nothing can be dropped, because {why}; try again when no run uses this pack")
+        lines = read_manifest(pack)
+        uses = uses_of(pack, lines.values(), cache)
+        dead = [use for use in uses if not use.is_alive(days)]
+        used = set().union(*(use.clips for use in uses if use not in dead))
+        idle = [line for line in lines.values() if line["clip"] not in used]
+        stray = _stray_files(pack, lines.values())
+        _say_what_is_freed(pack, dead, idle, stray, console)
+        if only_say or not (idle or stray):
+            return
+        for file in [*(pack / line["file"] for line in idle if _is_inside(line)), *stray]:
+            file.unlink(missing_ok=True)
+        gone = {line["clip"] for line in idle}
+        _keep(pack, {clip: line for clip, line in lines.items() if clip not in gone})
+        for folder in [*(use.folder for use in dead), *_empty_packs(pack)]:
+            shutil.rmtree(folder)
+        console.print(f"{pack}: freed", **PLAIN)
+
+
+def _is_inside(line: Line) -> bool:
+    """Whether the clip has a file, and this file belongs to the pack."""
+    return bool(line["file"]) and not Path(line["file"]).is_absolute()
+
+
+def _stray_files(pack: Path, lines: Iterable[Line]) -> list[Path]:
+    """Files of killed runs, and clips that were made anew under another name. No line names them."""
+    named = {pack / line["file"] for line in lines}
+    named |= {pack / f"clips/{line['name']}.mov" for line in earlier_lines(pack)}
+    return [path for path in (pack / "clips").rglob("*.*") if path.is_file() and path not in named]
+
+
+def _say_what_is_freed(pack: Path, dead: list[TableUse], idle: list[Line], stray: list[Path], console: Console) -> None:
+    own = [line for line in idle if _is_inside(line)]
+    freed = sum(line["clip_bytes"] for line in own) + sum(path.stat().st_size for path in stray)
+    if not idle and not stray:
+        console.print(f"{pack}: every clip is used", **PLAIN)
+        return
+    text = f"{len(own)} clips and {len(stray)} other files, {size_text(freed)}, are used by nothing"
+    console.print(f"{pack}: {text}", **PLAIN)
+    for use in dead:
+        files = ", ".join(use.files) or "an unknown file"
+        console.print(f"  no longer used: {files}, {use.settings} ({len(use.clips)} clips)", **PLAIN)
+
+
+def _empty_packs(pack: Path) -> list[Path]:
+    """The folders of packs of earlier versions that contain no clip any more."""
+    return [folder for folder in earlier_packs(pack) if folder != pack and not any((folder / "clips").rglob("*.mov"))]
+
+
+def _keep(pack: Path, lines: dict[str, Line]) -> None:
+    """Write the manifest and the index anew, with these lines only."""
+    parts = parts_of(pack)
+    write_index(pack, lines.values())
+    for part in parts:
+        part.unlink(missing_ok=True)
