@@ -53,14 +53,14 @@ def main(
         annotations: annotation file, a pickle with skeletons
         videos: folder of the videos, which may lie in subfolders and have any video extension and the suffix `_rgb`
         out: folder of the pack instead of --packs, where a note of it is kept, so that training finds it
-        count: pose frames per sample; only needed for fewer than 8, which every clip serves
+        count: pose frames per sample, if these are fewer than 8
         box_pixels: pixels per side of the smallest box of 32 frames, if the video has enough pixels
         quality: quality of the JPEG frames, from 2 (best) to 31; on NTU, 3 means a PSNR of 46 dB at 0.067 bytes per
             pixel, and 6 means 42 dB at 0.046 bytes per pixel
         workers: number of processes that encode (default: one per core)
-        max_bad: maximum share of clips without a usable video; if it is exceeded, the command fails
+        max_bad: the largest share of clips that may lack a usable video
         shard: make only part I of N, as I/N with I from 0 to N-1 (docs/clusters.md)
-        dry_run: make nothing; only say how many clips would be made, how long that takes, and the disk space
+        dry_run: only say how many clips would be made, how long that takes, and the disk space
         follow_links: follow links that lead out of the folder of the videos
         packs: folder of the pack that training uses (data.packs)
         cache: folder in which tables of annotation files are stored
