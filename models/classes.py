@@ -14,6 +14,10 @@ NTU60_SEMANTIC8 = tuple(
     int(digit) for digit in "0000222334" "2221111111" "1443233222" "4224440444" "5555555556" "6676776777"
 )  # fmt: skip
 """Our own grouping by meaning. It respects the official division into daily, medical and mutual actions."""
+NTU120_SEMANTIC8 = NTU60_SEMANTIC8 + tuple(
+    int(digit) for digit in "1122224044" "4422024243" "2222001122" "2242444433" "3355566666" "6777777777"
+)  # fmt: skip
+"""The same eight groups for all 120 classes."""
 NTU60_GUIDE_DIV8 = tuple(min(fine // 8, 7) for fine in range(60))
 """The map of the coarse cross-entropy in PCANetwork's training guide: eight consecutive classes form a coarse class."""
 NTU60_GUIDE_RANGES = (0,) * 10 + (1,) * 10 + (2,) * 10 + (3,) * 10 + (4,) * 5 + (5,) * 5 + (6,) * 5 + (7,) * 5
@@ -21,6 +25,7 @@ NTU60_GUIDE_RANGES = (0,) * 10 + (1,) * 10 + (2,) * 10 + (3,) * 10 + (4,) * 5 + 
 COARSE_MAPS = {
     "ma52": MA52,
     "semantic8": NTU60_SEMANTIC8,
+    "semantic8_ntu120": NTU120_SEMANTIC8,
     "guide_div8": NTU60_GUIDE_DIV8,
     "guide_ranges": NTU60_GUIDE_RANGES,
 }
@@ -91,7 +96,7 @@ MA52_NAMES = (
     *("covering mouth", "pushing glasses"),
     *("patting legs", "touching legs", "scratching legs", "scratching feet"),
 )
-NTU60_SEMANTIC8_NAMES = (
+SEMANTIC8_NAMES = (
     "eat and groom",
     "dressing",
     "object or device handling",
@@ -112,4 +117,18 @@ NTU60_NAMES = (
     *("chest pain", "backache", "neckache", "nausea/vomiting", "use a fan", "punching/slapping", "kicking other"),
     *("pushing other", "pat on back", "point finger at other", "hugging", "giving something"),
     *("touch other's pocket", "handshaking", "walking towards", "walking apart"),
+)
+NTU120_NAMES = (
+    *NTU60_NAMES,
+    *("put on headphone", "take off headphone", "shoot at basket", "bounce ball", "tennis bat swing"),
+    *("juggling table tennis balls", "hush", "flick hair", "thumb up", "thumb down", "make ok sign"),
+    *("make victory sign", "staple book", "counting money", "cutting nails", "cutting paper", "snapping fingers"),
+    *("open bottle", "sniff", "squat down", "toss a coin", "fold paper", "ball up paper", "play magic cube"),
+    *("apply cream on face", "apply cream on hand back", "put on bag", "take off bag", "put something into a bag"),
+    *("take something out of a bag", "open a box", "move heavy objects", "shake fist", "throw up cap/hat"),
+    *("hands up", "cross arms", "arm circles", "arm swings", "running on the spot", "butt kicks", "cross toe touch"),
+    *("side kick", "yawn", "stretch oneself", "blow nose", "hit other with something", "wield knife towards other"),
+    *("knock over other", "grab other's stuff", "shoot at other with a gun", "step on foot", "high-five"),
+    *("cheers and drink", "carry something with other", "take a photo of other", "follow other"),
+    *("whisper in other's ear", "exchange things with other", "support somebody with hand", "finger-guessing game"),
 )

@@ -28,7 +28,8 @@ class Choice:
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Change one field of the experiment, as in --set optim.lr=0.004. Can be used many times."""
     coarse_map: str | None = None
-    """Coarse classes: semantic8, guide_div8, guide_ranges, ma52, or a text file with one number for each fine class."""
+    """Coarse classes: semantic8, semantic8_ntu120, guide_div8, guide_ranges, ma52, or a text file with one number for
+    each fine class."""
     ranks: int | None = None
     """Processes to start here. Default: one for each GPU that gets 8 clips or more; on the CPU one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -9,7 +9,8 @@ from models.classes import (
     MA52_COARSE_NAMES,
     MA52_NAMES,
     NTU60_NAMES,
-    NTU60_SEMANTIC8_NAMES,
+    NTU120_NAMES,
+    SEMANTIC8_NAMES,
     check_coarse_map,
     read_coarse_map,
 )
@@ -28,7 +29,7 @@ def test_maps_have_the_sizes_of_their_groups():
 
 
 def test_semantic8_means_what_its_groups_are_called():
-    named = {NTU60_NAMES[fine]: NTU60_SEMANTIC8_NAMES[group] for fine, group in enumerate(COARSE_MAPS["semantic8"])}
+    named = {NTU60_NAMES[fine]: SEMANTIC8_NAMES[group] for fine, group in enumerate(COARSE_MAPS["semantic8"])}
     assert named["wipe face"] == "eat and groom"
     assert named["take off a hat/cap"] == "dressing"
     assert named["typing on a keyboard"] == "object or device handling"
@@ -38,14 +39,44 @@ def test_semantic8_means_what_its_groups_are_called():
     assert named["touch other's pocket"] == "mutual forceful"
 
 
+def test_semantic8_of_ntu120_keeps_the_official_division():
+    """Liu et al.: daily A1-40 and A61-102, medical A41-49 and A103-105, mutual A50-60 and A106-120."""
+    groups = COARSE_MAPS["semantic8_ntu120"]
+    assert groups[:60] == COARSE_MAPS["semantic8"]
+    assert sizes("semantic8_ntu120") == [9, 12, 29, 10, 22, 12, 11, 15]
+    for action, group in enumerate(groups, 1):
+        medical = 41 <= action <= 49 or 103 <= action <= 105
+        mutual = 50 <= action <= 60 or action >= 106
+        assert (group == 5, group in (6, 7)) == (medical, mutual)
+    named = {NTU120_NAMES[fine]: SEMANTIC8_NAMES[group] for fine, group in enumerate(groups)}
+    assert named["cutting nails"] == named["flick hair"] == "eat and groom"
+    assert named["put on headphone"] == named["take off bag"] == "dressing"
+    assert named["throw up cap/hat"] == named["tennis bat swing"] == "object or device handling"
+    assert named["side kick"] == named["squat down"] == "posture and leg motion"
+    assert named["hush"] == named["arm circles"] == named["cross arms"] == "hand or head gestures"
+    assert named["step on foot"] == "mutual forceful"
+    assert named["finger-guessing game"] == "mutual friendly or approach"
+
+
 def test_names_are_one_per_class():
-    for names, count in ((MA52_NAMES, 52), (MA52_COARSE_NAMES, 7), (NTU60_NAMES, 60), (NTU60_SEMANTIC8_NAMES, 8)):
+    for names, count in (
+        (MA52_NAMES, 52),
+        (MA52_COARSE_NAMES, 7),
+        (NTU60_NAMES, 60),
+        (NTU120_NAMES, 120),
+        (SEMANTIC8_NAMES, 8),
+    ):
         assert len(names) == len(set(names)) == count
     assert (NTU60_NAMES[0], NTU60_NAMES[26], NTU60_NAMES[42], NTU60_NAMES[59]) == (
         "drink water",
         "jump up",
         "falling",
         "walking apart",
+    )
+    assert (NTU120_NAMES[60], NTU120_NAMES[99], NTU120_NAMES[119]) == (
+        "put on headphone",
+        "butt kicks",
+        "finger-guessing game",
     )
     groups = [MA52_COARSE_NAMES[group] for group in COARSE_MAPS["ma52"]]
     assert (groups[MA52_NAMES.index("rising up")], groups[MA52_NAMES.index("tiptoe")]) == ("body", "lower limb")

@@ -193,6 +193,20 @@ def test_published_counts_of_ntu60():
     assert (train["published"], train["wrong_side"]) == (37646, 240)
 
 
+def test_splits_of_ntu120_follow_its_rules():
+    """Subject 45 and setup 2 train; subject 60 and setup 1 do not. The numbers of clips are not known."""
+    names = [
+        f"S{setup:03}C001P{person:03}R001A{action:03}" for setup in (1, 2) for person in (45, 60) for action in (1, 120)
+    ]
+    table = Bare({"all": names})
+    table.splits = {"xsub_train": np.arange(2), "xsub_val": np.arange(3), "xset_train": np.arange(5)}
+    assert [(facts["published"], facts["wrong_side"]) for facts in split_facts(table, None)] == [
+        (None, 0),
+        (None, 2),
+        (None, 4),
+    ]
+
+
 def test_a_plain_list_of_a_published_length():
     table = Bare(ntu_names())
     table.splits = {}
