@@ -27,6 +27,7 @@ from trainer.runtime.profiler import Profile
 from trainer.runtime.ranks import Ranks, join
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.watchdog import Watchdog
+from trainer.snapshots.choice import of_leader
 from trainer.snapshots.work_dir import claim, write_settings
 from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_valid
 
@@ -54,6 +55,7 @@ def train_here(
     if device == "cpu":
         keep_freed_memory()
     with join(device) as ranks, claim(work_dir, resume, ranks):
+        experiment = of_leader(experiment, ranks)
         snapshot = last_snapshot(work_dir, ranks) if resume else None
         journal = Journal(work_dir, ranks.rank)
         with journal.closing(), remembered(work_dir, journal, arguments, ranks):

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from models.weights.comparing import REPLACED, compare
-from models.weights.layouts import read_weights
+from models.weights.comparing import REPLACED, Comparison, compare
+from models.weights.layouts import Weights, read_weights
 
 
 def load_weights(model: nn.Module, path: Path, averaged: bool = False) -> None:
@@ -16,10 +17,15 @@ def load_weights(model: nn.Module, path: Path, averaged: bool = False) -> None:
     WeightsError if the file has none.
     """
     weights = read_weights(path, averaged)
-    comparison = compare(weights.native(), shapes(model), weights.unknown)
-    comparison.missing += [part for part in comparison.absent if not part.endswith("_coarse.prototypes")]
-    comparison.insist(path)
+    compare_whole(weights, shapes(model)).insist(path)
     model.load_state_dict(weights.native(), strict=False)
+
+
+def compare_whole(weights: Weights, expected: dict[str, torch.Size]) -> Comparison:
+    """Compare the tensors of a file with all those of a network. Only coarse prototypes may be absent."""
+    comparison = compare(weights.native(), expected, weights.unknown)
+    comparison.missing += [part for part in comparison.absent if not part.endswith("_coarse.prototypes")]
+    return comparison
 
 
 def initialise_from(model: nn.Module, path: Path) -> list[str]:
@@ -48,5 +54,5 @@ def initialise_from(model: nn.Module, path: Path) -> list[str]:
     return unread + [f"{part} stays as initialised: {reason}" for part, reason in comparison.absent.items()]
 
 
-def shapes(model: nn.Module) -> dict:
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -19,7 +19,8 @@ from trainer.commands.runs import WIDE
 from trainer.journal.provenance import code_of
 from trainer.report.curves import COLORS, draw, write_png
 from trainer.report.past_run import PastRun, names, read_run
-from trainer.settings import flattened
+from trainer.settings import SETTINGS, flattened
+from trainer.stored import from_settings, to_settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,9 +70,12 @@ def bests(past_runs: Sequence[PastRun]) -> Table:
 
 
 def differences(past_runs: Sequence[PastRun]) -> Table:
-    """A table of what the runs differ in: settings, and the code, versions and machine of their last starts."""
+    """A table of what the runs differ in: settings, and the code, versions and machine of their last starts.
+
+    A setting that an older version did not have is shown as its default.
+    """
     table = Table("setting", *map(escape, names(past_runs)))
-    flat = [flattened(run.settings) | where(run) for run in past_runs]
+    flat = [flattened(complete_settings(run)) | where(run) for run in past_runs]
     for name in dict.fromkeys(name for settings in flat for name in settings):
         values = [settings.get(name, "") for settings in flat]
         if any(value != values[0] for value in values):
@@ -86,6 +90,10 @@ def where(run: PastRun) -> dict[str, Any]:
     start = run.starts[-1]
     names = ("python", "torch", "triton", "dali", "host", "card", "driver", "ranks")
     return {"commit": code_of(start)} | {name: start[name] or "" for name in names}
+
+
+def complete_settings(run: PastRun) -> dict[str, Any]:
+    return to_settings(from_settings(run.settings, run.folder / SETTINGS, print))
 
 
 def shortened(value: Any) -> str:

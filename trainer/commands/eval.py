@@ -32,15 +32,15 @@ from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks, device_of, join, launch, started_by_launcher
 from trainer.runtime.wrap import compiled
 from trainer.scoring import score_clips
-from trainer.settings import Choice, check_division, check_source, experiment_of
+from trainer.settings import check_division, check_source
+from trainer.snapshots.choice import RunChoice, checkpoint_of, of_leader, tell
+from trainer.stored import to_settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvalOptions(Choice):
-    """Score the validation split: python -m trainer eval --exp ntu60 --checkpoint work_dirs/ntu60/latest.pth"""
+class EvalOptions(RunChoice):
+    """Score the validation split with a run's own settings: python -m trainer eval work_dirs/ntu60"""
 
-    checkpoint: Path
-    """Snapshot of a run, native safetensors, or a published file."""
     clips: int = 1
     """Number of samples of each clip, whose scores are averaged. Published results use 1 or 10."""
     averaged: bool = False
@@ -51,20 +51,23 @@ class EvalOptions(Choice):
 
 def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     """Score the validation split, with one process for each GPU. Rank 0 prints and writes the results."""
-    experiment, device = experiment_of(options), device_of(options.device)
     if options.clips < 1:
         raise UserError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
+    checkpoint, device = checkpoint_of(options, options.averaged), device_of(options.device)
+    experiment = checkpoint.experiment
     world_size = world_size_of(experiment, options.ranks, device, fewest_clips=1)
     check_division(experiment, world_size)
     check_source(experiment, device)
     check_cards(experiment.optim.precision, device, world_size)
     if world_size > 1 and not started_by_launcher():
         return launch(world_size, arguments, 0)
-    network = build_model(experiment.model)
-    load_weights(network, options.checkpoint, averaged=options.averaged)
-    out = options.out or options.checkpoint.parent / "eval"
     with join(device) as ranks:
+        path, experiment = Path(str(ranks.from_leader(str(checkpoint.path)))), of_leader(experiment, ranks)
+        network = build_model(experiment.model)
+        load_weights(network, path, averaged=options.averaged)
+        out = options.out or path.parent / "eval"
         if ranks.leads:
+            tell(checkpoint)
             make_folder(out)  # so that a folder without write permission is reported now, and not after scoring
         scores, names = score(experiment, network.to(ranks.device).eval(), ranks, options.clips, out)
         if ranks.leads:
@@ -115,7 +118,7 @@ def write(
     counts = confusion_matrix(main_scores(scores), scores.label)
     try:
         write_metrics(folder / "metrics.json", metrics)
-        write_scores(folder / "scores.npz", scores, names)
+        write_scores(folder / "scores.npz", scores, names, experiment)
         write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
         write_png(draw_confusion(counts.numpy(), data.class_names, data.coarse_map), folder / "confusion.png")
     except OSError as error:
@@ -138,13 +141,13 @@ def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     path.write_text(json.dumps(dict(metrics), indent=1) + "\n")
 
 
-def write_scores(path: Path, scores: Scores, names: Sequence[str]) -> None:
+def write_scores(path: Path, scores: Scores, names: Sequence[str], experiment: Experiment) -> None:
     """Write an npz file with the arrays name [N] (text), label and coarse_label [N] int64, and for each stream an array
-    of probabilities [N, K] float32.
+    of probabilities [N, K] float32. The array settings is the experiment as JSON.
     """
     arrays: dict[str, Any] = {stream: probability.numpy() for stream, probability in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy()}
-    np.savez_compressed(path, name=np.array(names), **arrays)
+    np.savez_compressed(path, name=np.array(names), settings=json.dumps(to_settings(experiment)), **arrays)
 
 
 def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], coarse_map: Sequence[int]) -> None:

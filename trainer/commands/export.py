@@ -32,18 +32,16 @@ from trainer.commands.export_formats import (
 )
 from trainer.commands.export_recipe import INPUTS, PRECISION, recipe, sizes_of
 from trainer.config import Experiment
-from trainer.settings import Choice, experiment_of
+from trainer.snapshots.choice import Checkpoint, RunChoice, checkpoint_of, tell
 
 TOLERANCE = 1e-4  # largest accepted difference between a probability of the written file and that of the network
 NUM_CLIPS = (1, 3)  # numbers of clips in the two comparisons; 2 is left out, because the network is traced with 2 clips
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExportOptions(Choice):
-    """Export a network for other programs: python -m trainer export --exp ntu60 --checkpoint FILE --format onnx"""
+class ExportOptions(RunChoice):
+    """Export a network for other programs: python -m trainer export work_dirs/ntu60 --format onnx"""
 
-    checkpoint: Path
-    """Snapshot of a run, native safetensors, or a published file."""
     format: Format
     """onnx (extra `export`), pt2 (torch.export), or safetensors (the tensors alone)."""
     averaged: bool = False
@@ -54,14 +52,16 @@ class ExportOptions(Choice):
 
 def export(options: ExportOptions) -> int:
     """Export the network and print a summary. Raises UserError if the file's outputs differ from the network's."""
-    experiment = experiment_of(options)
-    out = options.out or options.checkpoint.with_suffix(f".{options.format}")
-    check(options, out)
+    checkpoint = checkpoint_of(options, options.averaged)
+    tell(checkpoint)
+    experiment = checkpoint.experiment
+    out = options.out or checkpoint.path.with_suffix(f".{options.format}")
+    check(options.format, checkpoint.path, out)
     scorer = Scorer(build_model(experiment.model).eval())
-    load_weights(scorer.network, options.checkpoint, averaged=options.averaged)
+    load_weights(scorer.network, checkpoint.path, averaged=options.averaged)
     partial = out.with_name(f"{out.stem}.partial{out.suffix}")
     try:
-        score = write(options, experiment, scorer, partial)
+        score = write(options.format, checkpoint, scorer, partial)
         difference = compare(experiment, scorer, score, out)
         os.replace(partial, out)
     except (OSError, SafetensorError) as error:
@@ -76,20 +76,18 @@ def export(options: ExportOptions) -> int:
     return 0
 
 
-def check(options: ExportOptions, out: Path) -> None:
+def check(chosen: Format, checkpoint: Path, out: Path) -> None:
     """Raise UserError for mistakes that can be found before the network is built."""
-    check_extra(options.format)
-    if out.suffix != f".{options.format}":
-        raise UserError(
-            f"--out {out}: with --format {options.format} the name of the file must end in .{options.format}"
-        )
+    check_extra(chosen)
+    if out.suffix != f".{chosen}":
+        raise UserError(f"--out {out}: with --format {chosen} the name of the file must end in .{chosen}")
     if not out.parent.is_dir():
         raise UserError(f"{out} cannot be written: there is no folder {out.parent}; name another file with --out")
     try:
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise unwritable(out, error) from None
-    if out.exists() and options.checkpoint.exists() and out.samefile(options.checkpoint):
+    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
         raise UserError(f"{out} is the checkpoint itself: name another file with --out")
 
 
@@ -99,15 +97,16 @@ def unwritable(out: Path, error: Exception) -> UserError:
     return UserError(f"{out} cannot be written ({reason}); name another file with --out")
 
 
-def write(options: ExportOptions, experiment: Experiment, scorer: Scorer, path: Path) -> Score:
+def write(chosen: Format, checkpoint: Checkpoint, scorer: Scorer, path: Path) -> Score:
     """Write the network to `path`, and return a function that computes scores with the written file."""
-    metadata = json.dumps(recipe(experiment, options.checkpoint))
-    if options.format == "safetensors":
+    experiment = checkpoint.experiment
+    metadata = json.dumps(recipe(experiment, checkpoint.path))
+    if chosen == "safetensors":
         write_tensors(scorer.network, metadata, path)
         network = build_model(experiment.model).eval()
         load_weights(network, path)
         return Scorer(network)
-    write_graph, read = {"onnx": (write_onnx, read_onnx), "pt2": (write_pt2, read_pt2)}[options.format]
+    write_graph, read = {"onnx": (write_onnx, read_onnx), "pt2": (write_pt2, read_pt2)}[chosen]
     write_graph(scorer, example(experiment, 2, train=True), len(sizes_of(experiment.clip)) > 1, metadata, path)
     return read(path)
 

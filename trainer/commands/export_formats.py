@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from kernels.program import UserError
+from trainer.snapshots.choice import METADATA as KEY
 
-KEY = "duet"  # the key under which an exported file contains our metadata, as JSON
 Format = Literal["onnx", "pt2", "safetensors"]
 Inputs = dict[str, Tensor]
 Score = Callable[..., dict[str, Tensor]]  # a function that takes inputs as keyword arguments and returns scores

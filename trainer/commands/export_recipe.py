@@ -12,6 +12,7 @@ from pipelines.config import ClipConfig
 from pipelines.geometry import COMPACT
 from trainer.config import Experiment
 from trainer.runtime.precision import Precision
+from trainer.stored import to_settings
 
 # Every exported file computes in this precision, so that its outputs can be compared closely with the network's.
 PRECISION = Precision("fp32", torch.device("cpu"))
@@ -56,6 +57,7 @@ def recipe(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
             "also have score_rgb_coarse and score_pose_coarse [N, coarse classes]."
         ),
         "precision": f"The file computes in {PRECISION.name}, whatever optim.precision was in training.",
+        "settings": to_settings(experiment),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
         "coarse_map": data.coarse_map,

@@ -36,20 +36,18 @@ from trainer.runtime.cards import check_cards
 from trainer.runtime.precision import Precision, precision_of
 from trainer.runtime.ranks import Ranks, device_of
 from trainer.runtime.wrap import compiled
-from trainer.settings import Choice, experiment_of
+from trainer.snapshots.choice import CheckpointChoice, checkpoint_of, tell
 
 WIDTH = 120  # width of the table in characters when the output is not a terminal
 LONGEST = 512  # maximum number of frames in a window; their scaled copies stay in memory until the window is scored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PredictOptions(Choice):
-    """Name the actions in videos: python -m trainer predict a.mp4 --exp ntu60_x3d --checkpoint FILE --pose FILE"""
+class PredictOptions(CheckpointChoice):
+    """Name the actions in videos: python -m trainer predict a.mp4 --checkpoint work_dirs/ntu60 --pose FILE"""
 
     videos: tyro.conf.Positional[tuple[Path, ...]]
     """Videos of any length."""
-    checkpoint: Path
-    """Snapshot of a run, native safetensors, or a published file."""
     pose: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Skeletons: an annotation pickle with entries for the videos, or the .npz of one video. Default: they are
     estimated."""
@@ -68,12 +66,14 @@ def predict(options: PredictOptions) -> int:
 
     Raises UserError if a video cannot be read or results cannot be written.
     """
-    experiment, device = experiment_of(options), torch.device(device_of(options.device))
-    out = options.out or options.checkpoint.parent / "predict"
+    checkpoint, device = checkpoint_of(options), torch.device(device_of(options.device))
+    tell(checkpoint)
+    experiment = checkpoint.experiment
+    out = options.out or checkpoint.path.parent / "predict"
     check(options, out)
     check_cards(experiment.optim.precision, device.type, 1)
     network = build_model(experiment.model)
-    load_weights(network, options.checkpoint)
+    load_weights(network, checkpoint.path)
     console, printer = Console(stderr=True), Console()
     if not printer.is_terminal:
         printer.width = WIDTH
@@ -88,7 +88,7 @@ def predict(options: PredictOptions) -> int:
             poses = skeletons.of(video, header, out)
             predictor = Predictor(experiment, forward, precision, options.window, options.stride)
             prediction = predictor.run(video, header, poses, out, console)
-            write_json(out / f"{video.stem}.json", prediction, experiment, options.checkpoint)
+            write_json(out / f"{video.stem}.json", prediction, experiment, checkpoint.path)
         except VideoError as error:
             raise UserError(f"{video}: {error}") from None
         except OSError as error:
@@ -104,7 +104,7 @@ def predict(options: PredictOptions) -> int:
 def check(options: PredictOptions, out: Path) -> None:
     """Raise UserError for mistakes in the options, before anything is computed."""
     if not options.videos:
-        raise UserError("no video is named; write python -m trainer predict VIDEO.mp4 --exp ... --checkpoint ...")
+        raise UserError("no video is named; write python -m trainer predict VIDEO.mp4 --checkpoint work_dirs/NAME")
     if not 1 <= options.stride <= options.window <= LONGEST:
         raise UserError(
             f"--window {options.window} --stride {options.stride}: choose them so that 1 <= stride <= window <= "

@@ -16,6 +16,8 @@ import numpy as np
 import tyro
 
 from kernels.program import UserError
+from models.classes import MA52
+from trainer.stored import from_json
 
 TOP = 5
 COLUMNS = ("vid", *(f"{level}_pred_{place}" for level in ("action", "body") for place in range(1, TOP + 1)))
@@ -25,21 +27,22 @@ MEMBER = "prediction.csv"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubmitOptions:
-    """Zip MA-52's predictions for Codabench: python -m trainer submit work_dirs/ma52/eval/scores.npz
+    """Zip MA-52's predictions for Codabench: python -m trainer submit work_dirs/ma52
 
-    First compute the scores of the test videos: python -m trainer eval --exp ma52 --checkpoint FILE
+    First compute the scores of the test videos: python -m trainer eval work_dirs/ma52
     --set data.val_annotations=data/ma52/MA-52_openpose_28kp/MA52_test.pkl
     """
 
     scores: tyro.conf.Positional[Path]
-    """The scores.npz that `python -m trainer eval` wrote."""
+    """A run's folder, or the scores.npz that `python -m trainer eval` wrote."""
     out: Annotated[Path, tyro.conf.arg(metavar="ZIP")] = Path("submission.zip")
     """File to write."""
 
 
 def submit(options: SubmitOptions) -> int:
     """Write the zip, read it back, and print a summary. Raises UserError for scores that cannot be submitted."""
-    names, action, body = read_scores(options.scores)
+    scores = options.scores / "eval" / "scores.npz" if options.scores.is_dir() else options.scores
+    names, action, body = read_scores(scores)
     lines = [
         [PurePosixPath(name).name, *map(int, a), *map(int, b)]
         for name, a, b in zip(names, best(action), best(body), strict=True)
@@ -56,11 +59,12 @@ def submit(options: SubmitOptions) -> int:
 
 def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Read the names [N] of the videos, and the scores of actions [N, 52] and of body parts [N, 7], which are means
-    over both streams.
+    over both streams. Raises UserError for scores that cannot be submitted.
     """
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in ("name", "rgb", "pose", "rgb_coarse", "pose_coarse")}
+            settings = str(file["settings"]) if "settings" in file else None  # scores of older versions have none
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}): name the scores.npz that python -m trainer eval wrote"
@@ -78,6 +82,10 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         raise UserError(
             f"{path} has {action.shape[1]} classes and {body.shape[1]} coarse classes, but MA-52 has 52 and 7: name "
             "the scores.npz of ma52 or ma52_pcan"
+        )
+    if settings is not None and from_json(settings, path, print).data.coarse_map != MA52:
+        raise UserError(
+            f"{path} has scores of other coarse classes than MA-52's body parts: train with --coarse-map ma52"
         )
     names = [str(name) for name in arrays["name"]]
     num_duplicates = len(names) - len({PurePosixPath(name).name for name in names})

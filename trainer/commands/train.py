@@ -10,7 +10,8 @@ from rich.console import Console
 
 from kernels.program import UserError
 from trainer.commands.list import list_experiments
-from trainer.settings import Choice, check_division, check_source, experiment_of
+from trainer.config import Experiment
+from trainer.settings import Choice, check_division, check_source, experiment_named, experiment_of
 
 # The lines are indented, because tyro joins lines that are not indented.
 DESCRIPTION = """Train an experiment:
@@ -53,7 +54,8 @@ def train(options: Options, arguments: list[str]) -> int:
     for flag, count in (("--max-steps", options.max_steps), ("--max-restarts", options.max_restarts)):
         if (count or 0) < 0:
             raise UserError(f"{flag} {count}: the number cannot be negative; leave the option out, or use 0 or more")
-    experiment = experiment_of(options)
+    work_dir = folder_of(options)
+    experiment = experiment_of(options) if not options.resume else resumed(options, work_dir)
     profile = steps_of(options.profile) if options.profile else None
     # torch is imported only here, because help, --list and mistakes in settings do not need it.
     from models.weights.layouts import read_weights
@@ -77,7 +79,7 @@ def train(options: Options, arguments: list[str]) -> int:
     return train_here(
         experiment,
         device,
-        options.work_dir or Path("work_dirs") / experiment.name,
+        work_dir,
         resume=options.resume or restarted(),
         max_steps=options.max_steps,
         init=options.init,
@@ -85,6 +87,26 @@ def train(options: Options, arguments: list[str]) -> int:
         advice=advice_for_all(experiment, options.ranks, device, world_size),
         arguments=arguments,
     )
+
+
+def folder_of(options: Options) -> Path:
+    """The work directory: --work-dir, or by default the folder work_dirs/NAME, where NAME is that of the experiment."""
+    if options.work_dir is not None:
+        return options.work_dir
+    if options.resume and not options.exp:
+        raise UserError("--resume needs the run's folder: name it with --work-dir, or name its experiment with --exp")
+    names = [text.partition("=")[2].strip("'\"") for text in options.set if text.startswith("name=")]
+    return Path("work_dirs") / [experiment_named(options.exp).name, *names][-1]
+
+
+def resumed(options: Options, work_dir: Path) -> Experiment:
+    """The experiment of the run in `work_dir`. If there is no run yet, the one that --exp names."""
+    from trainer.snapshots.choice import experiment_to_resume
+
+    experiment = experiment_to_resume(options, work_dir)
+    if experiment is None and not options.exp:
+        raise UserError(f"{work_dir} contains no run to resume: name the folder of a run, or start one with --exp")
+    return experiment or experiment_of(options)
 
 
 def steps_of(text: str) -> tuple[int, int]:

@@ -58,6 +58,16 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
     return None
 
 
+def best_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
+    """The intact best snapshot in `folder`, or None. `say` is called with a sentence about each damaged one."""
+    for path in _newest_first(folder, BEST):
+        try:
+            return Snapshot(path, load(path))
+        except SnapshotError as error:
+            say(f"{error}; trying another snapshot")
+    return None
+
+
 Copies = list[tuple[Tensor, Tensor]]  # pairs (target, source)
 
 
@@ -280,16 +290,19 @@ class NoWriter:
 def _candidates(folder: Path) -> list[Path]:
     """The files that `newest_valid` tries, in this order."""
 
-    def newest_first(pattern: re.Pattern[str]) -> list[Path]:
-        matches = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
-        matches.sort(key=lambda pair: [int(number) for number in pair[0].groups()], reverse=True)
-        return [path for _, path in matches]
-
     if not folder.is_dir():
         return []
     latest = folder / LATEST
     linked = [folder / os.readlink(latest)] if latest.is_symlink() else []
-    return [path for path in (*linked, *newest_first(ROLLING), latest, *newest_first(BEST)) if path.exists()]
+    candidates = (*linked, *_newest_first(folder, ROLLING), latest, *_newest_first(folder, BEST))
+    return [path for path in candidates if path.exists()]
+
+
+def _newest_first(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """The files in `folder` whose names match, from the highest epoch and step down."""
+    matches = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    matches.sort(key=lambda pair: [int(number) for number in pair[0].groups()], reverse=True)
+    return [path for _, path in matches]
 
 
 def _point_latest(folder: Path, name: str) -> None:

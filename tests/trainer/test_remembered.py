@@ -1,0 +1,196 @@
+"""A run remembers its settings: resume, eval, predict, export and submit use them without --exp and --set."""
+
+import csv
+import io
+import json
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from models.weights.files import load, save
+from models.weights.nets import shapes_of
+from tests.programs import run_forked
+from trainer.cli import run_command
+from trainer.experiments import EXPERIMENTS
+from trainer.journal.lines import read_metrics
+from trainer.stored import from_json
+
+SIX = (
+    "data.split=mine",
+    "clip.sigma=0.9",
+    "clip.rgb_size_val=64",
+    "data.num_classes=52",
+    "clip.limbs=true",
+    "clip.skeleton.limbs=((0,1),(5,6))",
+    "val.batch_size=6",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tiny, tmp_path_factory):
+    """The tiny demo's annotations with another split: 16 clips to train on, and 12 to validate."""
+    folder = tmp_path_factory.mktemp("mine")
+    settings = dict(word.split("=", 1) for word in tiny if "=" in word)
+    content = pickle.loads(Path(settings["data.annotations"]).read_bytes())
+    train, val = content["split"]["xsub_train"], content["split"]["xsub_val"]
+    content["split"] |= {"mine_train": train[:8] + val[:8], "mine_val": val[12:]}
+    file = folder / "mine.pkl"
+    file.write_bytes(pickle.dumps(content))
+    return file
+
+
+@pytest.fixture(scope="module")
+def work_dir(tiny, data, environment, tmp_path_factory):
+    """A run of one epoch with six changed settings, of two, saved before it was done."""
+    folder = tmp_path_factory.mktemp("remembered") / "run"
+    sets = [*SIX, "data.class_names=()", f"data.annotations={data}", "data.demo=none"]
+    words = [*tiny, *(part for each in sets for part in ("--set", each)), "--coarse-map", "ma52"]
+    done = run_forked("-m", "trainer", *words, "--work-dir", folder, "--max-steps", 3, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(work_dir, environment):
+    done = run_forked("-m", "trainer", "--resume", "--work-dir", work_dir, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " is now " not in done.stdout
+    return work_dir
+
+
+def settings_of(folder):
+    experiment = from_json(load(folder / "latest.pth")["experiment"], "x", pytest.fail)
+    return experiment, from_json((folder / "experiment.json").read_text(), "x", pytest.fail)
+
+
+def test_a_resume_without_settings_goes_on_with_those_of_the_run(resumed):
+    experiment, written = settings_of(resumed)
+    assert experiment == written
+    assert experiment.data.split == "mine"
+    assert (experiment.clip.sigma, experiment.data.num_classes, experiment.val.batch_size) == (0.9, 52, 6)
+    assert load(resumed / "latest.pth")["cursor"]["epoch"] == 2
+
+
+@pytest.mark.parametrize("which", ["best", "latest"])
+def test_the_evaluation_is_that_of_the_training_to_the_last_digit(resumed, environment, tmp_path, which):
+    more = ["--latest"] if which == "latest" else []
+    done = run_forked("-m", "trainer", "eval", resumed, "--out", tmp_path, *more, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    state = load(resumed / "latest.pth")["cursor"]
+    epoch = 2 if which == "latest" else int(state["best_file"].rpartition("_")[2].removesuffix(".pth"))
+    (logged,) = [r for r in read_metrics(resumed / "metrics.jsonl") if r["kind"] == "val" and r["epoch"] == epoch]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics == {name: logged[name] for name in metrics}
+    assert len(np.load(tmp_path / "scores.npz")["name"]) == 12
+    name = (resumed / "latest.pth").readlink().name if which == "latest" else state["best_file"]
+    assert f"the {'newest' if which == 'latest' else 'best'} snapshot is used, {name}" in done.stderr
+    assert " is now " not in done.stderr
+
+
+def test_export_and_submit_use_the_settings_of_the_run(resumed, tmp_path, capsys):
+    out = tmp_path / "net.safetensors"
+    assert run_command(["export", str(resumed), "--format", "safetensors", "--out", str(out)]) == 0
+    with safe_open(out, "pt") as file:
+        recipe = json.loads(file.metadata()["duet"])
+    assert (recipe["inputs"]["heatmap"]["sigma"], recipe["inputs"]["heatmap"]["shape"][2]) == (0.9, 19)
+    assert recipe["num_classes"] == 52
+    folder = tmp_path / "again"
+    for words in ([str(resumed)], [str(out), "--out", str(folder)]):  # an exported file has the settings too
+        assert run_command(["eval", *words]) == 0
+    one, two = np.load(resumed / "eval" / "scores.npz"), np.load(folder / "scores.npz")
+    assert np.array_equal(one["rgb"], two["rgb"])
+    assert run_command(["submit", str(resumed), "--out", str(tmp_path / "s.zip")]) == 0
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        rows = list(csv.DictReader(io.StringIO(archive.read("prediction.csv").decode())))
+    guess = (one["rgb"] + one["pose"]).argmax(axis=1)
+    assert [int(row["action_pred_1"]) for row in rows] == guess.tolist()
+
+
+def test_predict_uses_the_settings_of_the_run(resumed, tiny, data, tmp_path):
+    settings = dict(word.split("=", 1) for word in tiny if "=" in word)
+    names = pickle.loads(data.read_bytes())["split"]["mine_val"]
+    video = f"{settings['data.videos']}/{names[0]}.mp4"
+    words = [video, "--checkpoint", str(resumed), "--pose", str(data), "--out", str(tmp_path)]
+    assert run_command(["predict", *words]) == 0
+    written = json.loads((tmp_path / f"{names[0]}.json").read_text())
+    assert "best_acc" in written["checkpoint"]
+
+
+def test_settings_on_top_are_told(resumed, tmp_path, capsys):
+    more = ["--set", "clip.sigma=0.7", "--set", "val.batch_size=12", "--out", str(tmp_path)]
+    assert run_command(["eval", str(resumed), *more]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if " is now " in line]
+    best = load(resumed / "latest.pth")["cursor"]["best_file"]
+    assert told == [
+        f"clip.sigma was 0.9 in {best} and is now 0.7: the results mean something else than those of that run",
+        f"val.batch_size was 6 in {best} and is now 12",
+    ]
+
+
+def test_a_snapshot_without_some_settings_is_resumed_with_their_defaults(resumed, tmp_path, capsys):
+    state = load(resumed / "latest.pth")
+    settings = json.loads(state["experiment"])
+    for part, names in (
+        ("optim", ("ema", "accumulate", "momentum")),
+        ("clip", ("flip", "quality")),
+        ("model", ("type",)),
+    ):
+        for name in names:
+            del settings[part][name]
+    del settings["clip"]["skeleton"]["names"]
+    settings["optim"]["from_later"] = 1
+    (tmp_path / "old").mkdir()
+    save(tmp_path / "old" / "epoch_2_step_2.pth", state | {"experiment": json.dumps(settings)})
+    words = ["--exp", "demo", "--resume", "--work-dir", str(tmp_path / "old"), "--set", "optim.num_epochs=3"]
+    assert run_command(words) == 0
+    log = (tmp_path / "old" / "train.log").read_text()
+    assert "have no effect: optim.from_later" in log
+    assert log.count(" is now ") == 1
+    assert "optim.num_epochs was 2 in epoch_2_step_2.pth and is now 3" in log
+    assert settings_of(tmp_path / "old")[0].data.split == "mine"
+
+
+def test_another_experiment_is_refused(resumed, capsys):
+    for words in (["--resume", "--work-dir", str(resumed)], ["eval", str(resumed)]):
+        assert run_command([*words, "--exp", "custom"]) == 2
+        error = capsys.readouterr().err
+        assert "belongs to experiment demo, not to custom: leave out --exp" in error
+
+
+def test_a_change_that_does_not_fit_the_tensors_is_refused(resumed, capsys):
+    assert run_command(["--resume", "--work-dir", str(resumed), "--set", "model.dropout=0.1"]) == 2
+    assert "was trained with model.dropout=0.2, not 0.1; choose another --work-dir" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_before_its_first_snapshot_keeps_its_settings(work_dir, tmp_path, capsys):
+    shutil.copy(work_dir / "experiment.json", tmp_path)
+    assert run_command(["--resume", "--work-dir", str(tmp_path), "--max-steps", "0", "--set", "log_every=1"]) == 0
+    assert settings_of(tmp_path)[0].data.split == "mine"
+    assert "log_every was 2 in experiment.json and is now 1" in capsys.readouterr().out
+
+
+def test_folders_and_files_without_settings_are_one_sentence_with_a_way_out(tmp_path, capsys):
+    file = tmp_path / "net.pth"
+    tensors = {name: torch.zeros(shape) for name, shape in shapes_of(EXPERIMENTS["ntu60_rgbpose"].model).items()}
+    torch.save({"state_dict": tensors}, file)
+    for words, sentence in (
+        (["eval", str(file)], "its network is RGBPoseConv3D: use --exp ntu60_rgbpose"),
+        (["eval", str(file), "--exp", "ntu60"], "its network is RGBPoseConv3D: use --exp ntu60_rgbpose"),
+        (["eval", str(tmp_path)], "has no intact snapshot"),
+        (["eval"], "no checkpoint is named: add --checkpoint"),
+        (["eval", str(file), "--checkpoint", str(file)], "leave one of them out"),
+        (["--resume"], "name it with --work-dir, or name its experiment with --exp"),
+        (["--resume", "--work-dir", str(tmp_path / "none")], "contains no run to resume"),
+    ):
+        assert run_command(words) == 2, words
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert len(error.splitlines()) == 1
+        assert sentence in error
+    assert not (tmp_path / "none").exists()

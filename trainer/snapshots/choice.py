@@ -1,0 +1,186 @@
+"""Chooses the checkpoint of a command, and finds the experiment that it was trained with.
+
+A snapshot contains the settings of its run, and so do exported safetensors files. For other files --exp is needed.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from safetensors import SafetensorError, safe_open
+
+from kernels.program import UserError
+from models.weights.comparing import Comparison
+from models.weights.files import SnapshotError, is_sealed, load
+from models.weights.layouts import Weights, read_weights
+from models.weights.loading import compare_whole
+from models.weights.nets import shapes_of
+from trainer.config import Experiment
+from trainer.experiments import EXPERIMENTS
+from trainer.runtime.ranks import Ranks
+from trainer.settings import SETTINGS, Choice, changed, experiment_named, experiment_of
+from trainer.snapshots.writer import best_valid, newest_valid
+from trainer.stored import changes_told, from_json, to_settings
+
+METADATA = "duet"  # the key of our metadata in an exported file; the metadata contain the settings as `settings`
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointChoice(Choice):
+    """Options that choose a checkpoint. Its own settings count; --exp is needed only for files of other programs."""
+
+    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """A run's folder (its best snapshot), a snapshot, an exported .safetensors, or a published file (with --exp)."""
+    latest: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Take the newest snapshot of the run's folder, not the best one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunChoice(CheckpointChoice):
+    """The same options for commands to which the run's folder can be passed without --checkpoint."""
+
+    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="RUN")] = None
+    """The same as --checkpoint RUN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A file with weights, the experiment for them, and sentences for the user about what was chosen and changed."""
+
+    path: Path
+    experiment: Experiment
+    sentences: list[str] = field(default_factory=list)
+
+
+def checkpoint_of(options: CheckpointChoice, averaged: bool = False) -> Checkpoint:
+    """The checkpoint that the options choose. `averaged`: its EMA is used. Raises UserError."""
+    place, sentences = options.checkpoint, []
+    if isinstance(options, RunChoice) and options.run is not None:
+        if place is not None:
+            raise UserError(f"both {options.run} and --checkpoint {place} are named: leave one of them out")
+        place = options.run
+    if place is None:
+        raise UserError(
+            "no checkpoint is named: add --checkpoint with a run's folder, such as work_dirs/ntu60, or a file"
+        )
+    if place.is_dir():
+        path, state = snapshot_in(place, options.latest, sentences.append)
+        settings = state.get("experiment")
+    else:
+        path, settings = place, settings_in(place)
+    if settings is None:
+        return Checkpoint(path, experiment_for(path, options, averaged), sentences)
+    stored = from_json(settings, path, sentences.append)
+    check_name(options, stored, path, "leave out --exp")
+    experiment = changed(stored, options)
+    sentences += changes_told(stored, experiment, path.name)
+    return Checkpoint(path, experiment, sentences)
+
+
+def tell(checkpoint: Checkpoint) -> None:
+    """Print the sentences about what was chosen and changed."""
+    for sentence in checkpoint.sentences:
+        print(sentence, file=sys.stderr)
+
+
+def snapshot_in(folder: Path, latest: bool, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """File and state of the best snapshot in a run's folder, or of the newest with `latest` or if there is no best one.
+
+    Says which one it is. Raises UserError if the folder has no intact snapshot.
+    """
+    best = None if latest else best_valid(folder, say)
+    if best is not None:
+        say(f"{folder}: the best snapshot is used, {best.path.name}")
+        return best
+    newest = newest_valid(folder, say)
+    if newest is None:
+        raise UserError(f"{folder} has no intact snapshot: name the folder of a run that has saved one, or a file")
+    why = "" if latest else ", because no validation has chosen a best one yet"
+    say(f"{folder}: the newest snapshot is used, {newest.path.name}{why}")
+    return newest
+
+
+def settings_in(path: Path) -> str | None:
+    """The settings in a file, as JSON, or None if it has none. Raises UserError if a snapshot cannot be read."""
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            with safe_open(path, "pt") as file:
+                settings = json.loads((file.metadata() or {}).get(METADATA, "{}")).get("settings")
+                return settings and json.dumps(settings)
+        except (SafetensorError, OSError, ValueError, AttributeError, RecursionError):
+            return None  # read_weights, which reads the file next, says what is wrong with it
+    if not is_sealed(path):
+        return None
+    try:
+        state = load(path)
+    except SnapshotError as error:
+        raise UserError(f"{error}; copy it again, or name another file with --checkpoint") from None
+    return state.get("experiment") if isinstance(state, dict) else None
+
+
+def experiment_for(path: Path, options: CheckpointChoice, averaged: bool) -> Experiment:
+    """The experiment that --exp names, for a file without settings. Raises UserError unless the file fits its network.
+
+    The message names the experiments whose network the file fits.
+    """
+    if options.exp:
+        experiment = experiment_of(options)
+        weights = read_weights(path, averaged)
+        complaints = comparison_with(experiment, weights).complaints()
+        if not complaints:
+            return experiment
+        problem = f"{path} does not fit {options.exp}: {'; '.join(complaints)}"
+    else:
+        weights = read_weights(path, averaged)
+        problem = f"{path} does not say which experiment it belongs to"
+    fitting = [name for name, shipped in EXPERIMENTS.items() if not comparison_with(shipped, weights).complaints()]
+    if fitting:
+        raise UserError(f"{problem}; its network is {weights.nets}: use --exp {' or --exp '.join(fitting)}")
+    raise UserError(
+        f"{problem}; its network is {weights.nets}, and as shipped no experiment has the same tensors: name one with "
+        f"--exp and change it with --set (`python -m models.weights inspect {path}` lists the tensors)"
+    )
+
+
+def comparison_with(experiment: Experiment, weights: Weights) -> Comparison:
+    return compare_whole(weights, shapes_of(experiment.model))
+
+
+def experiment_to_resume(options: Choice, work_dir: Path) -> Experiment | None:
+    """The experiment of the run in `work_dir`, with --set applied; None if the folder contains no run yet.
+
+    The settings are those of the newest intact snapshot or, if there is no snapshot yet, those in experiment.json. What
+    --set changes in the settings of a snapshot is told by trainer/resume.py.
+    """
+    snapshot, file = newest_valid(work_dir, lambda _: None), work_dir / SETTINGS
+    if snapshot is not None:
+        stored = from_json(snapshot.state.get("experiment", ""), snapshot.path, lambda _: None)
+    elif file.is_file():
+        stored = from_json(file.read_bytes(), file, print)
+    else:
+        return None
+    check_name(options, stored, work_dir, f"leave out --exp and write --work-dir {work_dir}")
+    experiment = changed(stored, options)
+    if snapshot is None:
+        for sentence in changes_told(stored, experiment, SETTINGS):
+            print(sentence)
+    return experiment
+
+
+def of_leader(experiment: Experiment, ranks: Ranks) -> Experiment:
+    """The experiment of rank 0, because other ranks may have read other settings while a run was writing a snapshot."""
+    settings = ranks.from_leader(json.dumps(to_settings(experiment)))
+    return experiment if ranks.leads else from_json(str(settings), "the command of rank 0", print)
+
+
+def check_name(options: Choice, stored: Experiment, place: Path, way_out: str) -> None:
+    """Raise UserError if --exp names another experiment than the stored one, whose settings would be used."""
+    if not options.exp or f"name={stored.name}" in options.set:
+        return
+    name = experiment_named(options.exp).name
+    if name != stored.name:
+        raise UserError(f"{place} belongs to experiment {stored.name}, not to {name}: {way_out}")
