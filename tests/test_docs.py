@@ -29,8 +29,9 @@ FOREIGN = {"git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
 
 
 def blocks(page: Path) -> list[str]:
-    """Return the indented blocks of a page."""
-    return re.findall(r"(?:^    .*\n)+", page.read_text(), re.MULTILINE)
+    """Return the indented blocks of a page. Blocks between ``` are no commands."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
 
 
 def commands(page: Path) -> list[list[str]]:
