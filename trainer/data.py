@@ -86,6 +86,12 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
     for file in annotation_files(experiment):
         tables.append(open_table(file, Path(data.cache)))
         check_table(experiment, file, tables[-1])
+    names = [table.class_names for table in tables if table.class_names]
+    if len(set(names)) > 1:
+        raise AnnotationError(
+            f"{data.annotations} and {data.val_annotations} name their classes differently; write the same class_names "
+            "into both"
+        )
     return tables
 
 
@@ -129,7 +135,7 @@ def _unpacked(experiment: Experiment, table: ClipTable, device: torch.device, co
 
 
 def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> None:
-    """Raise AnnotationError unless the labels and the number of joints fit the experiment."""
+    """Raise AnnotationError unless the labels, the names of classes and the number of joints fit the experiment."""
     joints, classes = experiment.clip.skeleton.num_joints, experiment.data.num_classes
     if table.num_joints != joints:
         raise AnnotationError(
@@ -137,12 +143,32 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
             f"({experiment.clip.skeleton}); set clip.skeleton to {fitting(table.num_joints)}, or choose another file "
             "with data.annotations"
         )
+    if len(table.class_names) not in (0, classes):
+        raise AnnotationError(
+            f"{annotations} names {len(table.class_names)} classes, but experiment {experiment.name} has {classes}; "
+            f"set data.num_classes={len(table.class_names)}"
+        )
     low, high = int(table.label.min()), int(table.label.max())
     if low < 0 or high >= classes:
         raise AnnotationError(
             f"{annotations} has labels {low} to {high}, but experiment {experiment.name} has classes 0 to "
             f"{classes - 1}; set data.num_classes"
         )
+
+
+def with_class_names(experiment: Experiment, table: ClipTable, say: Callable[[str], None]) -> Experiment:
+    """The experiment with the class names of its annotation file, unless it has class names already.
+
+    If these differ from the names in the file, one sentence says so.
+    """
+    data = experiment.data
+    if not data.class_names:
+        return replace(experiment, data=replace(data, class_names=table.class_names))
+    for number, (own, other) in enumerate(zip(data.class_names, table.class_names, strict=False)):
+        if own != other:
+            say(f"class {number} is {other!r} in {data.annotations}, but data.class_names calls it {own!r}")
+            break
+    return experiment
 
 
 def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Loader, Loader]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from models.weights.files import load
 from models.weights.loading import initialise_from
 from trainer.config import Experiment
-from trainer.data import build_loaders
+from trainer.data import build_loaders, with_class_names
 from trainer.journal.journal import Journal
 from trainer.journal.provenance import describe_start, recorded, sentences
 from trainer.journal.wandb import WandbLog
@@ -69,6 +69,9 @@ def train_here(
                 if experiment.wandb:
                     journal.wandb = WandbLog(experiment, work_dir)
             loaders = build_loaders(experiment, ranks, journal.say)
+            experiment = with_class_names(experiment, loaders[0].table, journal.say)
+            if ranks.leads:
+                write_settings(work_dir, experiment)
             with Interrupt() as interrupt, Watchdog(work_dir, ranks, experiment.stalled_after) as watchdog:
                 writer = Writer(work_dir, snapshot.path if snapshot else None) if ranks.leads else NoWriter()
                 run = build_run(experiment, ranks, loaders, journal, writer, interrupt, watchdog.beat)

@@ -19,7 +19,7 @@ from pipelines.annotate.estimator import JOINTS, PoseEstimator
 from pipelines.annotate.keypoints import Poses, header_of, read_npz, read_people, write_poses
 from pipelines.annotate.labels import SPLITS, Labels
 from pipelines.annotate.tracking import follow
-from pipelines.annotations.schema import parse_clip
+from pipelines.annotations.schema import class_names_of, parse_clip
 from pipelines.progress import Progress
 from pipelines.skeleton import fitting
 from pipelines.videos.decode import VideoError
@@ -109,7 +109,8 @@ def estimated_poses(folder: Path, max_people: int) -> PoseSource:
 
 
 def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[str, list[str]]:
-    """Write the annotations of all usable videos to the pickle `out`, and return the names in each split.
+    """Write the annotations of all usable videos and the names of the classes to the pickle `out`. Returns the names of
+    the clips in each split.
 
     A failure leaves no partial file. Raises UserError if a split is empty or the file cannot be written.
     """
@@ -121,7 +122,8 @@ def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[
     for name, members in splits.items():
         if not members:
             raise UserError(f"no usable video is left for the split {name}; add videos to the labels")
-    content = {"split": splits, "annotations": [clip for clip, _ in usable]}
+    content = {"split": splits, "annotations": [clip for clip, _ in usable], "class_names": list(labels.class_names)}
+    class_names_of(out, content, max(labels.labels) + 1)
     part = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
         part.write_bytes(pickle.dumps(content, protocol=4))
@@ -134,8 +136,6 @@ def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[
 def advice(out: Path, videos: Path, labels: Labels, num_joints: int) -> str:
     """A sentence with the command that trains on the annotation file."""
     settings = [f"data.annotations={out}", f"data.videos={videos}", f"data.num_classes={max(labels.labels) + 1}"]
-    if labels.class_names:
-        settings.append(f"data.class_names={labels.class_names}")
     words = ["python -m trainer --exp custom", *(f"--set {shlex.quote(setting)}" for setting in settings)]
     if num_joints != JOINTS:
         return f"train with: {' '.join(words)} --set clip.skeleton=NAME, where NAME is {fitting(num_joints)}"

@@ -54,6 +54,33 @@ def clips_and_splits(path: Path, content: Any) -> tuple[list[dict], dict]:
     return clips, splits
 
 
+LONGEST_NAME = 200  # characters of the name of a class
+
+
+def class_names_of(path: Path, content: Any, num_classes: int) -> tuple[str, ...]:
+    """The names under the key 'class_names' of an annotation file, or an empty tuple if there are none.
+
+    num_classes: how many classes the labels of the clips need at least. Raises AnnotationError.
+    """
+    names = content.get("class_names", ()) if isinstance(content, dict) else ()
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise AnnotationError(f"class_names in {path} is not a list of texts; write one name for each class")
+    for name in names:
+        if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+            raise AnnotationError(
+                f"class_names in {path} has the name {name[:60]!r}; write 1 to {LONGEST_NAME} printable characters"
+            )
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in collections.Counter(names).items() if count > 1)
+        raise AnnotationError(f"class_names in {path} has two classes with the name {twice}; rename one of them")
+    if 0 < len(names) < num_classes:
+        raise AnnotationError(
+            f"class_names in {path} has {len(names)} names, but the labels go up to {num_classes - 1}; write one name "
+            "for each class"
+        )
+    return tuple(str(name) for name in names)
+
+
 def _all_dicts(clips: list) -> bool:
     return all(isinstance(clip, dict) for clip in clips)
 

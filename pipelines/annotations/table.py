@@ -20,6 +20,7 @@ import numpy as np
 from pipelines.annotations.file_digest import digest_of
 from pipelines.annotations.schema import (
     AnnotationError,
+    class_names_of,
     clips_and_splits,
     columns_of_clips,
     not_opened,
@@ -27,7 +28,7 @@ from pipelines.annotations.schema import (
     split_rows,
 )
 
-FORMAT = 1  # raise this number when the columns change, so that tables in the cache are built again
+FORMAT = 2  # raise this number when the columns change, so that tables in the cache are built again
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class ClipTable:
     joints: [sum of M*T over all clips, V, 3] float16 or float32, (x, y, score) in pixels of the image.
     first_row: [n] int64, where the joints of each clip start in `joints`.
     splits: for the name of each split, the rows of its clips; empty if the file is a plain list.
+    class_names: the name of each class, or empty if the file does not name its classes.
     """
 
     digest: str
@@ -51,6 +53,7 @@ class ClipTable:
     first_row: np.ndarray
     joints: np.ndarray
     splits: dict[str, np.ndarray]
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.label)
@@ -110,11 +113,11 @@ def _load(folder: Path, digest: str) -> ClipTable | None:
     try:
         columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
         splits = json.loads((folder / "splits.json").read_text())
+        class_names = tuple(json.loads((folder / "class_names.json").read_text()))
     except (OSError, ValueError, EOFError):
         return None
-    return ClipTable(
-        digest=digest, splits={name: np.asarray(rows, np.int64) for name, rows in splits.items()}, **columns
-    )
+    rows = {name: np.asarray(rows, np.int64) for name, rows in splits.items()}
+    return ClipTable(digest=digest, splits=rows, class_names=class_names, **columns)
 
 
 @contextlib.contextmanager
@@ -136,8 +139,10 @@ def _build(path: Path, folder: Path) -> None:
 
     The files are written to a temporary folder, which is renamed at the end: a killed process leaves no partial table.
     """
-    clips, splits = clips_and_splits(path, read_pickle(path))
+    content = read_pickle(path)
+    clips, splits = clips_and_splits(path, content)
     columns = columns_of_clips(path, clips)
+    class_names = class_names_of(path, content, int(columns["label"].max()) + 1)
     row_of = {name: row for row, name in enumerate(columns["names"].tolist())}
     if len(row_of) != len(clips):
         duplicates = [name for name, count in collections.Counter(columns["names"].tolist()).items() if count > 1]
@@ -153,6 +158,7 @@ def _build(path: Path, folder: Path) -> None:
     for name, column in columns.items():
         np.save(temporary / f"{name}.npy", column)
     (temporary / "splits.json").write_text(json.dumps(rows))
+    (temporary / "class_names.json").write_text(json.dumps(class_names))
     for file in temporary.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())

@@ -27,7 +27,7 @@ def main(
     Args:
         annotations: annotation file, a pickle with skeletons
         videos: folder of the videos (not needed for networks that read only skeletons, such as ntu60_pose)
-        num_classes: expected number of classes (default: the largest label plus 1)
+        num_classes: expected number of classes (default: that of class_names, or the largest label plus 1)
         json: also write all results, with the names of all affected clips, to this file
         quick: do not open videos, only check that there is one for each clip
         max_bad: maximum share of clips without a usable video; if it is exceeded, the check fails

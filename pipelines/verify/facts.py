@@ -36,7 +36,7 @@ def split_facts(table: ClipTable, num_classes: int | None) -> list[dict[str, Any
     matches: for a plain list, the name of the published file with the same number of clips, or None.
     expected: for a plain list, the numbers of clips of all published files.
     """
-    class_count = num_classes or int(table.label.max()) + 1
+    class_count = num_classes or len(table.class_names) or int(table.label.max()) + 1
     ntu = [NTU_NAME.fullmatch(name) for name in table.names.tolist()]
     is_ntu = class_count == 60 and all(ntu)
     rules = NTU_RULES.get(class_count, ()) if all(ntu) else ()

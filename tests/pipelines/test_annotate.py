@@ -1,5 +1,6 @@
 """`python -m pipelines.annotate`: labels, keypoints and people as they come, and a training on what it wrote."""
 
+import csv
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from kernels.program import UserError
+from models.weights.files import load
 from pipelines.annotate.keypoints import Poses, read_npz, read_people, write_poses
 from pipelines.annotate.labels import read_labels
 from pipelines.annotate.tracking import Person, follow
@@ -18,6 +20,9 @@ from pipelines.demo import clip as demo_clip
 from pipelines.demo.classes import DemoConfig, clip_ids
 from tests.programs import run
 from trainer.cli import run_command
+from trainer.data import with_class_names
+from trainer.experiments import EXPERIMENTS
+from trainer.settings import override
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -229,6 +234,7 @@ def test_pickle_holds_what_was_annotated(annotated, tmp_path):
     path, shown = annotated
     table = open_table(path, tmp_path / "cache")
     assert sorted(table.splits) == ["own_train", "own_val"]
+    assert table.class_names == tuple(sorted(WORDS.values()))
     assert (len(table.splits["own_train"]), len(table.splits["own_val"])) == (5, 5)
     assert "5 in own_train, 5 in own_val, 5 classes; clips without a person: 0" in shown
     for row, clip in enumerate(CLIPS):
@@ -266,9 +272,28 @@ def test_it_trains_by_the_command_that_is_advised(annotated, own, tmp_path):
     assert words[:2] == ["--exp", "custom"]
     more = [word for setting in settings for word in ("--set", setting)]
     assert run_command([*words, *more, "--work-dir", str(tmp_path / "run"), "--max-steps", "2"]) == 0
-    record = json.loads((tmp_path / "run" / "experiment.json").read_text())
-    assert "lift, red" in json.dumps(record)
-    assert (tmp_path / "run" / "latest.pth").exists()
+    assert "lift" not in advised  # nobody types the names of the classes
+    names = sorted(WORDS.values())
+    for settings in (
+        (tmp_path / "run" / "experiment.json").read_text(),
+        load(tmp_path / "run" / "latest.pth")["experiment"],
+    ):
+        assert json.loads(settings)["data"]["class_names"] == names
+    words = ["eval", str(tmp_path / "run"), "--latest", "--out", str(tmp_path / "eval")]
+    assert run_command(words) == 0
+    with open(tmp_path / "eval" / "classes.csv") as table:
+        assert [row["name"] for row in csv.DictReader(table)] == names
+
+
+def test_names_that_do_not_fit_the_experiment_are_told(annotated, tmp_path, capsys):
+    words = ["--exp", "custom", "--set", f"data.annotations={annotated[0]}", "--set", f"data.cache={tmp_path}"]
+    assert run_command(["prepare", *words]) == 2
+    assert "my.pkl names 5 classes, but experiment custom has 2; set data.num_classes=5" in capsys.readouterr().err
+    other = override(EXPERIMENTS["custom"], "data.num_classes=5", "data.class_names=give,push,lift,raise,wave")
+    said = []
+    table = open_table(annotated[0], tmp_path)
+    assert with_class_names(other, table, said.append) == other
+    assert said == ["class 1 is 'lift, red' in data/custom/annotations.pkl, but data.class_names calls it 'push'"]
 
 
 # What PoseEstimator asks of rtmlib 0.0.16, so that its way is walked where the extra is not installed: one person,

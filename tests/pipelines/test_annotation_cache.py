@@ -36,9 +36,9 @@ def test_a_known_pickle_is_not_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["lost", "empty", "cut", "garbage"])
-@pytest.mark.parametrize("file", ["joints.npy", "names.npy", "splits.json"])
+@pytest.mark.parametrize("file", ["joints.npy", "splits.json", "class_names.json"])
 def test_a_damaged_cache_is_made_anew(tmp_path, file, damage):
-    content = {"split": {"val": ["b"]}, "annotations": [clip("a"), clip("b", 2)]}
+    content = {"split": {"val": ["b"]}, "annotations": [clip("a"), clip("b", 2)], "class_names": list("abcd")}
     table = table_of(tmp_path, content)
     (path,) = tmp_path.rglob(file)
     whole = path.read_bytes()
@@ -50,6 +50,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, file, damage):
     np.testing.assert_array_equal(again.joints, table.joints)
     assert again.names.tolist() == ["a", "b"]
     assert again.rows_in_split("val").tolist() == [1]
+    assert again.class_names == table.class_names == ("a", "b", "c", "d")
 
 
 def test_what_a_kill_left_is_cleared(tmp_path):

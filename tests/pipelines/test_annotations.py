@@ -64,6 +64,13 @@ def test_plain_list(tmp_path):
         table.rows_in_split("xsub_train")
 
 
+def test_names_of_classes_are_read_with_the_clips(tmp_path):
+    names = ["drink", "走る", "wave hello", "sit, stand", "unused"]
+    content = {"split": {}, "annotations": [clip("a")], "class_names": names}
+    assert table_of(tmp_path, content).class_names == tuple(names)
+    assert table_of(tmp_path, [clip("a")]).class_names == ()
+
+
 def test_filename_replaces_frame_dir(tmp_path):
     content = {"split": {"train": np.array(["b.mp4"])}, "annotations": [clip("a", filename="b.mp4")]}
     assert table_of(tmp_path, content).rows_in_split("train").tolist() == [0]
@@ -139,6 +146,20 @@ NO_FORM = "contains neither a list of annotations nor {'split', 'annotations'}; 
         (
             {"split": {"val": ["a", "b", "a"]}, "annotations": [clip("a"), clip("b")]},
             "split 'val' of {} lists clips twice (1 in all, the first is a); remove the duplicates",
+        ),
+        *(
+            ({"split": {}, "annotations": [clip("a")], "class_names": names}, f"class_names in {{}} {sentence}")
+            for names, sentence in (
+                (5, "is not a list of texts"),
+                ("abcd", "is not a list of texts"),
+                ([*"abc", b"d"], "is not a list of texts"),
+                ([*"abc", ["d"]], "is not a list of texts"),
+                ([*"abc", ""], "has the name ''; write 1 to 200 printable characters"),
+                ([*"abc", "\x1b[2Jd"], "has the name '\\x1b[2Jd'"),
+                ([*"abc", "d" * 201], "has the name '"),
+                ([*"abc", "a"], "has two classes with the name a"),
+                ([*"abc"], "has 3 names, but the labels go up to 3"),
+            )
         ),
         ([clip("a"), clip("b"), clip("a")], "{} lists clips twice (1 in all, the first is a); remove the duplicates"),
         (

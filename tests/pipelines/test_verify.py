@@ -167,6 +167,8 @@ def ntu_names() -> dict[str, list[str]]:
 class Bare:
     """The columns of a table that counting needs."""
 
+    class_names = ()
+
     def __init__(self, splits: dict[str, list[str]]):
         names = [name for split in splits.values() for name in split]
         self.names, self.splits, start = np.array([name.partition("/")[0] for name in names]), {}, 0

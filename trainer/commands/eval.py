@@ -22,7 +22,7 @@ from models.networks import build_model
 from models.weights.loading import load_weights
 from pipelines.progress import Progress
 from trainer.config import Experiment
-from trainer.data import build_loaders
+from trainer.data import build_loaders, with_class_names
 from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, summarize, worse_than_a_stream
 from trainer.report.confusion import draw_confusion
 from trainer.report.curves import write_png
@@ -69,7 +69,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
         if ranks.leads:
             tell(checkpoint)
             make_folder(out)  # so that a folder without write permission is reported now, and not after scoring
-        scores, names = score(experiment, network.to(ranks.device).eval(), ranks, options.clips, out)
+        scores, names, experiment = score(experiment, network.to(ranks.device).eval(), ranks, options.clips, out)
         if ranks.leads:
             metrics = summarize(scores)
             show(experiment, len(names), metrics)
@@ -79,14 +79,16 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
 
 def score(
     experiment: Experiment, network: nn.Module, ranks: Ranks, num_samples: int, out: Path
-) -> tuple[Scores, Sequence[str]]:
+) -> tuple[Scores, Sequence[str], Experiment]:
     """Score the validation split. Returns the mean scores over `num_samples` samples of each clip and, in the same
-    order, the names of the clips.
+    order, the names of the clips; and the experiment with the class names of the annotation file, if it had none.
     """
     console = Console(stderr=True, quiet=not ranks.leads)
+    say = partial(console.print, markup=False)
     _, loader = build_loaders(experiment, ranks, console.print)
+    experiment = with_class_names(experiment, loader.table, say)
     report = out / f"fallbacks_rank{ranks.rank}.txt"
-    forward = compiled(network, experiment, ranks.device, partial(console.print, markup=False), report)
+    forward = compiled(network, experiment, ranks.device, say, report)
     precision = precision_of(experiment.optim.precision, ranks)
     samples = []
     with Progress(console, "scoring", num_samples * loader.num_batches * loader.batch_size) as progress:
@@ -96,7 +98,7 @@ def score(
                 score_clips(forward, one_sample, ranks, precision, lambda: progress.advance(loader.batch_size))
             )
     scores = mean_of(samples)
-    return scores, [str(loader.table.names[row]) for row in scores.index.tolist()]
+    return scores, [str(loader.table.names[row]) for row in scores.index.tolist()], experiment
 
 
 def show(experiment: Experiment, num_clips: int, metrics: dict[str, float]) -> None:

@@ -17,7 +17,7 @@ from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare
 from pipelines.view import view_clip
 from trainer.config import Experiment
-from trainer.data import Source, loader_of, open_tables
+from trainer.data import Source, loader_of, open_tables, with_class_names
 from trainer.report.clip_views import draw_views
 from trainer.report.curves import write_png
 from trainer.runtime.cards import check_cards
@@ -53,7 +53,7 @@ def view(options: ViewOptions) -> int:
         loaders = [loader_of(experiment, source, np.array([row]), train, ranks, print) for train in (True, False)]
         views = [view_clip(loader, row, options.epoch) for loader in loaders]
     label = int(table.label[row])
-    names = experiment.data.class_names
+    names = with_class_names(experiment, table, print).data.class_names
     title = f"{table.names[row]} (clip {row}): {names[label] if names else f'class {label}'}"
     try:
         write_png(draw_views(views, ("training", "validation"), title, experiment.clip.skeleton), options.out)
