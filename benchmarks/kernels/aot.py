@@ -1,8 +1,8 @@
 """Compiles the Triton kernels without a GPU, to count registers, spills and shared memory of every launch.
 
-The same Python code as in training makes the launches, but with uninitialised CPU tensors and a stand-in for the GPU
-driver. Exactly the kernels that a GPU would run are thus compiled. TRITON_INTERPRET must be unset when this module is
-imported.
+The launches are made by the same Python code as in training, but with uninitialised CPU tensors and a stand-in for the
+GPU driver. The compiled kernels are therefore exactly the kernels that a GPU would run. TRITON_INTERPRET must be unset
+when this module is imported.
 """
 
 import json
@@ -121,7 +121,7 @@ def summarised(launches: list[Launch], callers: dict[Call, list[str]]) -> Summar
 
 @contextmanager
 def compiling() -> Iterator[list[CompiledKernel]]:
-    """Inside this context, launches are compiled but not run. The list that it yields collects the compiled kernels.
+    """Inside this context, launches are compiled but not run. The yielded list collects the compiled kernels.
 
     Triton's cache of each kernel is cleared first, so that kernels are compiled again for each architecture.
     """

@@ -1,4 +1,4 @@
-"""Counts the bytes that our kernels move per clip, and those that an ideal fusion of torch's operators would move.
+"""Counts the bytes per clip that our kernels move, and the bytes that ideally fused operators of torch would move.
 
 A launch runs at a toy size in Triton's interpreter, where we count what share of each tensor it reads and writes. This
 share is multiplied by the size of the tensor in the experiment. For the gradients of weights, partial sums are also
@@ -58,8 +58,8 @@ def write_bytes(path: Path) -> None:
 def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str, float]) -> dict[str, float]:
     """Return the GB per clip that a training step moves: compiled with our kernels, compiled without them, and ideally.
 
-    Also returns three numbers of launches: those of our kernels, and those of a step without torch.compile of our 2-D
-    network and of the published 3-D network.
+    Also returns three counts of launches: the launches of our kernels, the launches of an uncompiled step of our 2-D
+    network, and the launches of an uncompiled step of the published 3-D network.
     The launches of the compiled code between our kernels are counted in tests/planner/compiled.py.
     """
     config = experiment.model

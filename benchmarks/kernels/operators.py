@@ -1,6 +1,6 @@
 """Counts the bytes that torch's own operators would move in a training step.
 
-A step runs on torch's meta device, operator by operator, with two bytes for each number of an activation. Bytes are
+A step runs on torch's meta device, operator by operator, with two bytes for each element of an activation. Bytes are
 counted in two ways (docs/sources.md, "Bytes of a training step"):
 compiled: what Inductor achieves. Convolutions and matrix products read their inputs and write their outputs. Each
     BatchNorm reads its input to compute statistics, then reads it again and writes the normalised output; its backward
@@ -29,7 +29,7 @@ NORM_PASSES = {"native_batch_norm": 3, "native_batch_norm_backward": 5}
 
 
 class Operators(TorchDispatchMode):
-    """Within this mode, counts launches of operators, and the elements that compiled and ideal code would move."""
+    """A mode that counts launches of operators, and the elements that compiled and ideal code would move."""
 
     def __init__(self) -> None:
         super().__init__()

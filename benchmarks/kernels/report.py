@@ -94,7 +94,7 @@ def _look(step: Step, target: Target) -> dict:
 
 
 def recommended(lowest: dict[tuple[str, FusedPart], float]) -> dict[str, str]:
-    """Return for each experiment the `--set` that turns on its parts whose lowest speedup is above 1."""
+    """Return for each experiment the `--set` option that turns on the parts whose lowest speedup is above 1."""
     parts: dict[str, list[FusedPart]] = {experiment: [] for experiment, _ in lowest}
     for (experiment, part), speedup in lowest.items():
         if speedup > 1:

@@ -25,7 +25,7 @@ Block = X3DBlock | Bottleneck | Stage
 class Step:
     """A part of a network to measure: a block, a stage, or the norm after the first convolution of a block.
 
-    The network contains `times` such parts of equal sizes. `batch` is the number of clips.
+    The network contains `times` parts of this kind and of equal sizes. `batch` is the number of clips.
     """
 
     experiment: str
@@ -46,7 +46,7 @@ class Step:
 
     @property
     def weight(self) -> int:
-        """The count of numbers that all `times` parts take as input, per clip."""
+        """Return the number of input elements per clip of all `times` parts together."""
         return self.times * self.num_frames * torch.Size(self.shape).numel()
 
     def make(self, device: torch.device, clips: int, *, fused: bool) -> tuple[Block, Tensor]:
@@ -79,7 +79,7 @@ class Step:
 
 
 def heaviest(experiments: Iterable[Experiment]) -> list[Step]:
-    """Return the heaviest step of every part in every experiment, then the second heaviest ones, and so on."""
+    """Return the heaviest step of every part in every experiment, then the second heaviest steps, and so on."""
     ranked: dict[tuple[str, str], list[Step]] = {}
     for experiment in experiments:
         for step in sorted(_steps(experiment), key=lambda step: -step.weight):

@@ -42,7 +42,7 @@ class Call(Protocol):
 
     @property
     def beside(self) -> int:
-        """How many numbers compiled code must at least read and write for the operations around this kernel."""
+        """Return the smallest number of elements that compiled code can move for the operations around this kernel."""
         ...
 
     def toy(self) -> "Call":
@@ -50,7 +50,7 @@ class Call(Protocol):
         ...
 
     def plain(self) -> None:
-        """Compute the same as the call with torch's own operators on the meta device, forward and backward."""
+        """Compute what the call computes, but with torch's own operators on the meta device, forward and backward."""
         ...
 
     def run(self) -> None:

@@ -26,7 +26,7 @@ class ConvBnCall:
     width: int
     channels: int
     outputs: int
-    norms: int  # rows in scale and shift of the previous norm: 1, or one for each clip, or 0 if there is no norm
+    norms: int  # number of rows in the previous norm's scale and shift: 1 or `clips`; 0 if there is no previous norm
     activation: str
     behind: str  # operations after the convolution: "norm", "relu" (norm and relu) or "shortcut" (norm, shortcut, relu)
     left: bool  # whether the operations in `behind` are left to the compiler, because no residual_conv computes them
@@ -49,7 +49,11 @@ class ConvBnCall:
 
     @property
     def beside(self) -> int:
-        """A norm has 2 reads or writes of a tensor forward and 3 backward; a shortcut has 3 more."""
+        """Return the number of elements that compiled code moves for the operations in `behind`.
+
+        A norm reads or writes a tensor 2 times forward and 3 times backward. A shortcut adds 3 times. The number is 0
+        if these operations are not left to the compiler.
+        """
         passes = 8 if self.behind == "shortcut" else 5
         return passes * self.left * self.clips * self.frames * self.height * self.width * self.outputs
 

@@ -26,7 +26,11 @@ class MomentsCall:
 
     @property
     def beside(self) -> int:
-        """Adding the gradient that comes through the statistics to the other gradient takes two reads and one write."""
+        """Return the number of elements that compiled code moves when it adds up the two gradients of a call's input.
+
+        One gradient comes through the statistics, the other from the next conv_bn. The addition takes two reads and one
+        write.
+        """
         return 3 * self.clips * self.frames * self.height * self.width * self.channels
 
     def toy(self) -> Self:
@@ -36,6 +40,6 @@ class MomentsCall:
         """Do nothing, because ConvBnCall.plain of the next convolution computes the norm that uses these statistics."""
 
     def run(self) -> None:
-        """Run the forward pass only. The backward pass launches no kernel; it would run slow plain torch."""
+        """Run the forward pass only. The backward pass launches no kernel, only slow operators of plain torch."""
         size = self.clips * self.frames, self.height, self.width, self.channels
         moments(torch.empty(size, dtype=torch.bfloat16).permute(0, 3, 1, 2))

@@ -32,7 +32,10 @@ class ResidualConvCall:
 
     @property
     def beside(self) -> int:
-        """The next norm and relu read and write one tensor forward; backward they read two and write one."""
+        """Return the number of elements that compiled code moves for the next norm and relu.
+
+        Forward they read one tensor and write one tensor; backward they read two tensors and write one tensor.
+        """
         return 5 * self.clips * self.frames * self.height * self.width * self.outputs
 
     def toy(self) -> Self:
