@@ -43,7 +43,7 @@ def gpu(
 ) -> int:
     """Measure everything on one GPU, the most important parts first: python -m benchmarks gpu --only limits nets
 
-    Parts that are done according to their records are left out if code, GPU and versions are still the same.
+    A part is left out if its record says that it is done, and code, GPU and versions are still the same.
 
     Args:
         device: where to measure; cpu needs --toy.
@@ -51,7 +51,8 @@ def gpu(
         only: parts to run: limits, kernels, heatmap, nets, decode, train, step, scaling. The default is all
             but scaling.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
-        minutes: after this time, which does not include compiling, parts that have not finished are stopped.
+        minutes: time limit for all parts together, not counting compiling. Parts that are not finished by then are
+            stopped.
         again: also measure the parts that are done, and drop the results of the parts that were stopped.
     """
     parts = {part.name: part for part in (*suite.GPU_PARTS, suite.SCALING)}

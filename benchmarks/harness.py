@@ -21,10 +21,11 @@ SHORTEST = 2e-3  # seconds; shorter calls are repeated within a sample, because 
 
 
 class Clock:
-    """Measures two times of a part of a benchmark separately: that of compiling, and that of all other work.
+    """Measures separately how long a part of a benchmark compiles and how long it does all other work.
 
-    Compiling takes minutes if the compiler's cache is empty, and next to nothing otherwise. These minutes must not be
-    taken from the measurements, so a part compiles, and makes the first calls of compiled code, inside `compiling`.
+    Compiling takes minutes if the compiler's cache is empty, and next to nothing otherwise. The time limit of a part
+    must not include these minutes. A part therefore compiles inside `compiling`, and also makes the first calls of
+    compiled code there.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ class Gap:
 def read_work(path: Path) -> list[tuple[int, int, str]]:
     """Return (start, end, name) of all kernels and copies on the GPU, in nanoseconds, sorted by start.
 
-    Raises UserError if the file is not such a report.
+    Raises UserError if the file is not a report `cuda_gpu_trace` in CSV format.
     """
     lines = path.read_text().splitlines()
     head = next((i for i, line in enumerate(lines) if line.startswith("Start (ns)")), None)

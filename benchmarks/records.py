@@ -54,7 +54,7 @@ class RecordError(UserError):
 
 
 def write_record(path: Path, record: dict) -> None:
-    """Replace the file atomically: a reader sees the old record or the new one, never a part of one."""
+    """Replace the file atomically: a reader sees the old record or the new record, never part of a record."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(json.dumps(record, indent=1) + "\n")
@@ -100,7 +100,7 @@ def commit() -> str | None:
 
 
 def uncommitted() -> str | None:
-    """Return the uncommitted changes of tracked files. The records do not count, because measuring changes them."""
+    """Return the uncommitted changes of tracked files, except the records, because measuring changes the records."""
     return changes_in(ROOT, ":(exclude)benchmarks/records")
 
 
@@ -136,7 +136,7 @@ def compare_records(before: Path, after: Path) -> Iterator[str]:
     """Yield lines that compare two records.
 
     The first line lists the conditions that differ, if any do. A line with before, after and ratio follows for each
-    number that both records have, then a line for each number that only one has. Raises RecordError.
+    number that both records have, then a line for each number that only one record has. Raises RecordError.
     """
     old, new = read_record(before), read_record(after)
     yield from _conditions(old.get("provenance", {}), new.get("provenance", {}))
@@ -150,7 +150,7 @@ def compare_records(before: Path, after: Path) -> Iterator[str]:
 
 
 def _conditions(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """Yield one line that lists device, versions and so on where they differ, or nothing if they are equal."""
+    """Yield one line that lists the conditions (device, versions, ...) that differ, or nothing if all are equal."""
     changed = [f"{key} {old.get(key)} -> {new.get(key)}" for key in new if old.get(key) != new.get(key)]
     if changed:
         yield f"the conditions differ: {', '.join(changed)}"

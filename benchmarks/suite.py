@@ -68,11 +68,11 @@ SNAPSHOT_PARTS = (
 
 
 def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: float, again: bool = True) -> bool:
-    """Run the parts, and return whether none of them failed.
+    """Run the parts, and return True if no part failed.
 
     All parts together are stopped after `seconds`, which do not include compiling. Without `again`, records of the same
-    code, device and versions are continued: a part that is done does not run, and a part that was stopped keeps those
-    of its results that are not measured again.
+    code, device and versions are continued: a part that is done does not run, and the results of a part that was
+    stopped are kept until they are measured again.
     """
     if target.device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
@@ -110,7 +110,7 @@ def _run_part(context: ForkServerContext, part: Part, target: Target, records: P
                 if status == DONE:
                     print(f"{part.name} was done before and is left out, see {path} (--again measures it again)")
                     return DONE, clock.seconds()
-                with suppress(ConnectionError):  # raised if the process has just died, which _receive then reports
+                with suppress(ConnectionError):  # if the process has just died, _receive reports it
                     ours.send("begin")
             record["seconds"], record["compile_s"] = round(clock.seconds(), 1), round(clock.compile_seconds(), 1)
             write_record(path, record)
@@ -125,7 +125,7 @@ def _receive(
 ) -> str:
     """Wait for a message from the process of the part, put it into the record, and print it if it is a result.
 
-    Returns the kind of the message. Without a message within the part's limits, the part has failed.
+    Returns the kind of the message. If no message comes within the part's time limits, the part has failed.
     """
     if clock.is_compiling():
         limit, spent, late = part.compile_seconds, clock.compile_seconds(), "it still compiled"
@@ -186,7 +186,7 @@ def _work(part: Part, target: Target, connection: Connection) -> None:
         if target.toy:
             torch.set_num_threads(1)
         connection.send(("provenance", provenance(target.device)))
-        connection.recv()  # if the suite leaves the part out, it ends this process here
+        connection.recv()  # the suite ends this process here if it leaves the part out
         for result in load(part)(replace(target, clock=_ReportedClock(connection))):
             connection.send(("result", result))
         connection.send((DONE, ""))

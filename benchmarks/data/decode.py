@@ -87,7 +87,7 @@ def jpegs(count: int, side: int) -> list[np.ndarray]:
 
 
 def _frames_per_second(decoder: FrameDecoder, num_images: int, target: Target) -> np.ndarray:
-    """Return the frames per second of each batch but the first four, which were decoded in advance."""
+    """Return the frames per second of each batch except the first four, which were decoded in advance."""
     samples, end = [], np.inf
     for number in range(10_000):
         start = time.perf_counter()

@@ -30,7 +30,7 @@ SEEDS = range(5)
 
 
 def parity(peer: Peer, loader: Loader, order: list[int], scratch: Path) -> dict[str, float | bool]:
-    """Return the differences over the first batch of an epoch. order: [N], the peer's clip number for each of our rows.
+    """Return the differences over the first batch of an epoch. order: [N], the peer's clip number for each row.
 
     `ok` is true if both programs draw the same frames for the same RandomState(seed), and if all differences in pixels
     and heatmaps are within the limits at the top of this file.
@@ -52,8 +52,8 @@ def _differences(
 ) -> dict[str, float]:
     """Return the differences of one clip.
 
-    Keys with `_decord` are for frames from the peer's own decoder, which are 1.1 grey levels darker than exact ones
-    would be.
+    Keys with `_decord` are for frames from the peer's own decoder, which are 1.1 grey levels darker than exactly
+    converted frames.
     """
     differences, theirs = {}, {}
     assert batch.rgb is not None
@@ -116,9 +116,10 @@ def _our_heatmap(theirs: dict, loader: Loader) -> torch.Tensor:
 
 
 def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
-    """Return the largest difference between the heatmaps at two kinds of pixels.
+    """Return the largest difference between the heatmaps for each of two kinds of pixels.
 
-    First the pixels where both heatmaps are 0 or neither is, then the pixels where only one of them is 0.
+    The first value is for pixels where both heatmaps are 0 or both are not 0. The second value is for pixels where
+    only one heatmap is 0.
     """
     only_one = (ours == 0) != (theirs == 0)
     error = (ours - theirs).abs()

@@ -102,7 +102,7 @@ class Peer:
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # raised if the process has ended, which the lines below report
+            pass  # the process has ended; the lines below report it
         answer = self.process.stdout.readline()
         if not answer:
             self.process.wait()

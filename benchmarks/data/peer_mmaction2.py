@@ -64,7 +64,7 @@ class Peer:
         """Make a clip with these random choices, and write its images, heatmap, joints and scores to the file `out`.
 
         With `whole`, frames are converted to RGB with exact rounding. Without it, decord's faster conversion is used,
-        whose frames are 1.1 grey levels darker.
+        which makes frames 1.1 grey levels darker.
         """
         info = self.dataset.get_data_info(clip) | {"modality": list(frames), "num_clips": 1, "clip_len": self.frames}
         info |= {f"{stream}_inds": np.array(numbers, np.int32) for stream, numbers in frames.items()}

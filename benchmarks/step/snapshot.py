@@ -37,7 +37,7 @@ def measure_snapshot(target: Target) -> Iterator[Result]:
     state = {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
     writer = Writer(target.scratch / "run")
     on_gpu = target.device.type == "cuda"
-    side = 8192 if on_gpu else 512  # at this size a product takes one or two milliseconds
+    side = 8192 if on_gpu else 512  # at this size a matrix product takes one or two milliseconds
     factor = torch.rand(side, side, device=target.device, dtype=torch.bfloat16 if on_gpu else None)
 
     def product() -> None:

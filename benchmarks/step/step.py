@@ -36,7 +36,7 @@ TOY = replace(
     ),
     optim=replace(NTU60_X3D.optim, batch_size=2),
 )
-# Pairs of forms whose speeds are compared, the one that should be faster first. `variants` defines the names.
+# Pairs of forms whose speeds are compared. The first form of a pair should be faster. `variants` defines the names.
 RIVALS = (
     ("folded_eager", "plain_5d_eager"),
     ("folded_compiled", "folded_eager"),
@@ -117,7 +117,7 @@ def variants(config: X3DPairConfig, target: Target) -> dict[str, Callable[[], tu
 
 
 def compile_network(network: nn.Module, target: Target, options: Options | None) -> nn.Module:
-    """Compile the network as one graph. In a toy run it is only captured, as Inductor would take minutes on a CPU."""
+    """Compile the network as one graph. A toy run only captures it, because Inductor would take minutes on a CPU."""
     backend, options = ("aot_eager", None) if target.toy else ("inductor", options)
     compiled = torch.compile(network, fullgraph=True, dynamic=False, backend=backend, options=options)
     assert isinstance(compiled, nn.Module)
@@ -174,7 +174,7 @@ def time_step(
 
 
 def random_batch(experiment: Experiment, device: torch.device) -> tuple[Tensor, ...]:
-    """Return rgb, heatmap, label and coarse label with the shapes, types and memory layout of the loader."""
+    """Return rgb, heatmap, label and coarse label with the shapes, types and memory layout of the loader's batches."""
     clip, count = experiment.clip, experiment.optim.batch_size
     # A batch of the usual size takes gigabytes, so it is drawn on the device and not copied to it.
     options: dict = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
