@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from tests.programs import ROOT
 from tests.trainer.conftest import arguments_in
 from trainer.cli import run_command
 from trainer.commands import doctor as module
@@ -34,11 +35,29 @@ def test_what_is_missing_comes_with_a_way_out(tmp_path, monkeypatch):
     assert code == 2
     assert "fix these first: annotations, videos" in shown
     findings = list(check_data(EXPERIMENTS["ntu60"]))
-    assert [(finding.what, finding.state) for finding in findings] == [("annotations", "bad"), ("videos", "bad")]
+    expected = [("annotations", "bad"), ("weights", "ok"), ("videos", "bad")]
+    assert [(finding.what, finding.state) for finding in findings] == expected
     assert all(finding.fix for finding in findings)
+    assert "ntu60_2d.pkl of MMAction2" in findings[0].fix
+    assert "the videos of NTU RGB+D 60" in findings[-1].fix
+    of_ma52 = check_data(EXPERIMENTS["ma52"])
+    assert "data.annotations" in next(of_ma52).fix
+    assert "data.val_annotations" in next(of_ma52).fix
     assert space("disk", tmp_path, 1e9, "buy one") == Finding(
         "disk", "note", details=space("", tmp_path, 0, "").details, fix="buy one"
     )
+
+
+def test_published_names_are_those_of_the_pages():
+    data, weights = ((ROOT / "docs" / page).read_text() for page in ("data.md", "weights.md"))
+    for annotations, videos in module.PUBLISHED_DATA.values():
+        assert annotations.split()[0] in data
+        assert videos in data
+    for experiment, file in module.PUBLISHED_WEIGHTS.items():
+        assert f"`{experiment}`" in weights
+        assert f"`{file.split()[0]}`" in weights
+    table = weights.partition("## What to start from")[2]
+    assert all(f"`{name}`" in table for name in EXPERIMENTS if name != "demo")
 
 
 def test_data_and_packs_in_place(tiny, tmp_path):

@@ -31,6 +31,30 @@ SPACE = 40  # GB of free disk space: the packs of NTU-60 take about 35 GB
 SHARED_MEMORY = 1  # GB of free shared memory, which NCCL and worker processes need
 EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # for each extra, one of its packages
 CORES = 4  # CPU cores that read, decode and plan the batches of one GPU
+# By the first word of the experiment: how its annotation files and videos are called where they are published.
+PUBLISHED_DATA = {
+    "ntu60": ("ntu60_2d.pkl of MMAction2 (pyskl: ntu60_hrnet.pkl)", "NTU RGB+D 60"),
+    "ntu120": ("ntu120_2d.pkl of MMAction2 (pyskl: ntu120_hrnet.pkl)", "NTU RGB+D 120"),
+    "ma52": ("MA-52_openpose_28kp of PCAN's authors", "MA-52"),
+}
+# Published files of weights with which these experiments can start. docs/weights.md describes them.
+NTU60_STREAMS = "rgbpose_conv3d_init_20230228-09b7684b.pth of MMAction2"
+X3D_M = "x3d_m_16x5x1_facebook-kinetics400-rgb_20201027-3f42382a.pth of MMAction2"
+PUBLISHED_WEIGHTS = {
+    "ma52": "rgbpose_conv3d_init.pth of PCAN",
+    "ma52_pcan": "rgbpose_conv3d_init.pth of PCAN",
+    "ntu60": NTU60_STREAMS,
+    "ntu60_rgbpose": NTU60_STREAMS,
+    "ntu120": NTU60_STREAMS,
+    "ntu120_rgbpose": NTU60_STREAMS,
+    "ntu60_rgb": "resnet50-0676ba61.pth of torchvision",
+    "ntu120_rgb": "rgb_only_20230228-576b9f86.pth of MMAction2",
+    "ntu120_pose": "pose_only_20230228-fa40054e.pth of MMAction2",
+    "ntu60_x3d": X3D_M,
+    "ntu60_x3d_tuned": X3D_M,
+    "ntu120_x3d": X3D_M,
+    "custom": X3D_M,
+}
 DALI = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}  # the major version of CUDA that each package needs
 
 
@@ -185,7 +209,10 @@ def space(what: str, path: Path, needed: float, fix: str) -> Finding:
 
 
 def check_data(experiment: Experiment) -> Iterator[Finding]:
-    """Check the annotations, videos and packs of an experiment. The demo passes, because it makes its own data."""
+    """Check the annotations, videos and packs of an experiment, and name a published file with which it can start.
+
+    The demo passes, because it makes its own data.
+    """
     data = experiment.data
     if data.demo is not None:
         yield Finding("data", "ok", "the demo makes its own data")
@@ -193,12 +220,16 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
     files = [Path(file) for file in (data.annotations, data.val_annotations) if file is not None]
     tables = {file: check_annotations(experiment, file) for file in files}
     yield from (finding for finding, _ in tables.values())
+    if experiment.name in PUBLISHED_WEIGHTS:
+        details = f"none needed; {experiment.name} can start from {PUBLISHED_WEIGHTS[experiment.name]}"
+        yield Finding("weights", "ok", details, "optional: --init FILE, see docs/weights.md")
     if "rgb" not in experiment.streams:
         yield Finding("videos", "ok", f"not needed: the network of {experiment.name} reads only skeletons")
         return
     folder = Path(data.videos)
     has_videos = folder.is_dir() and any(folder.iterdir())
-    fix = "" if has_videos else "put the videos there, or --set data.videos=...; see 'Data preparation' in docs/"
+    videos = f"the videos of {published_data(experiment)[1]}"
+    fix = "" if has_videos else f"put {videos} there, or --set data.videos=... (docs/data.md)"
     details = f"{folder}{'' if has_videos else ' is empty or does not exist'}"
     yield Finding("videos", "ok" if has_videos else "bad", details, fix)
     yield from (check_packs(experiment, file, table) for file, (_, table) in tables.items() if table is not None)
@@ -210,7 +241,8 @@ def check_annotations(experiment: Experiment, file: Path) -> tuple[Finding, Clip
     Returns the finding, and the file's table (None if something is wrong).
     """
     if not file.is_file():
-        fix = "get the published skeleton pickle, or --set data.annotations=..."
+        setting = "annotations" if str(file) == experiment.data.annotations else "val_annotations"
+        fix = f"put {published_data(experiment)[0]} there, or --set data.{setting}=... (docs/data.md)"
         return Finding("annotations", "bad", f"{file} does not exist", fix), None
     try:
         table = open_table(file, Path(experiment.data.cache))
@@ -218,6 +250,11 @@ def check_annotations(experiment: Experiment, file: Path) -> tuple[Finding, Clip
     except ValueError as error:
         return Finding("annotations", "bad", str(error), f"for details: python -m pipelines.verify {file}"), None
     return Finding("annotations", "ok", str(file)), table
+
+
+def published_data(experiment: Experiment) -> tuple[str, str]:
+    """What the annotation files and the videos of an experiment are called where they are published."""
+    return PUBLISHED_DATA.get(experiment.name.partition("_")[0], ("your annotation file", "your data set"))
 
 
 def check_packs(experiment: Experiment, annotations: Path, table: ClipTable) -> Finding:
