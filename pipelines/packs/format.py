@@ -7,6 +7,8 @@
                        so several machines can work on a pack at the same time.
     index/*.npy        the content of the manifest as arrays that can be memory-mapped, written at the end of `prepare`
     users/             which annotation files and experiments use which clips (prepare/users.py)
+    others.json        the folders of further packs, which were made with --out
+    speed-HOST.json    how long the last long run on a machine took
 
 A clip is identified by the content of its video, its joints and the encoder's settings. So all annotation files and
 experiments share one pack, and a clip that two of them have in common is made once. A clip's file may also lie in a
@@ -21,6 +23,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,7 +261,7 @@ def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file so that after a crash either its old or its new content is there, whole."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # other machines may write this file at the same time
     with open(part, "wb") as file:
         file.write(content)
         file.flush()

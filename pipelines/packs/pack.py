@@ -8,7 +8,7 @@ from typing import IO
 
 import numpy as np
 
-from pipelines.packs.format import Index, PackError, read_index
+from pipelines.packs.format import Index, PackError, earlier_lines, read_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,11 @@ class Pack:
 def open_pack(folder: Path) -> Pack:
     """All clips of a pack, for whichever annotation file they were made. Raises PackError if there are none."""
     index = read_index(folder)
+    if not len(index.columns["clip"]) and earlier_lines(folder):
+        raise PackError(
+            f"{folder} was made by an earlier version; run python -m pipelines.prepare for its annotation file, and "
+            "then check the pack that has taken over its clips (--check data/packs)"
+        )
     if not len(index.columns["clip"]):
         raise PackError(f"{folder} contains no finished pack; make one with python -m pipelines.prepare")
     names, bad = index.columns["name"], np.flatnonzero(index.columns["num_frames"] == 0)

@@ -128,8 +128,11 @@ def show(pack: Path, cache: Path, console: Console) -> None:
         console.print(f"  used by nothing: {_extent(idle)}; prepare --drop frees them", **PLAIN)
     for folder in earlier_packs(pack):
         if folder != pack or (pack / EARLIER).exists():
-            number = len(earlier_lines(folder))
-            console.print(f"  {folder}: made by an earlier version, {number} clips, some of which may be used", **PLAIN)
+            files = {pack / line["file"] for line in good}
+            names = [line["name"] for line in earlier_lines(folder) if not line["bad"]]
+            number = sum(folder / f"clips/{name}.mov" in files for name in names)
+            text = f"made by an earlier version, {number} of its {len(names)} clips are part of this pack"
+            console.print(f"  {folder}: {text}", **PLAIN)
     for folder in others(pack):
         console.print(f"  {folder}: made with --out, used from here", **PLAIN)
 

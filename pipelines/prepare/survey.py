@@ -113,47 +113,79 @@ def match(
     console: Console,
 ) -> None:
     """Look for the clips of `rows` among the records of a pack, and note in `result` what was found."""
+    result.packed = set(columns["joints"][columns["settings"] == settings.digest()].tolist())
+    rows = _match_at_a_glance(result, rows, columns, out, settings)
+    if not rows:
+        return
     records = [Record(*values) for values in zip(*(columns[key].tolist() for key in Record._fields), strict=True)]
-    same_joints: dict[str, list[Record]] = {}
-    for record in records:
-        same_joints.setdefault(record.joints, []).append(record)
-    digest, packed_names = settings.digest(), {record.name for record in records}
-    result.packed = {record.joints for record in records if record.settings == digest}
-    matches: dict[int, Record] = {}
-    unknown: dict[int, list[Record]] = {}
-    for row in rows:
-        video, like = result.videos[row] if result.videos else None, same_joints.get(result.joints[row], [])
-        usable = [record for record in like if record.settings == digest and record.fewest <= settings.count]
-        if not usable:
-            if isinstance(video, MissingVideo):
-                result.bad[names[row]] = video
-            elif like:
-                result.stale[row] = REGION if any(record.settings == digest for record in like) else SETTINGS
-            else:
-                result.stale[row] = JOINTS if names[row] in packed_names else NEW
-        elif video is None or isinstance(video, MissingVideo):  # a good clip is kept even if its video is gone
-            best = max(usable, key=lambda record: (not record.bad, record.name == names[row]))
-            if video is None or not best.bad:
-                matches[row] = best
-            else:
-                result.bad[names[row]] = video
-        else:
-            stamp = stamp_of(video)
-            known = next((record for record in usable if record.is_of(stamp)), None)
-            if known is None:
-                unknown[row] = usable
-            else:
-                matches[row] = known
-    matches |= _match_contents(result, unknown, console)
+    matches = _match_records(result, rows, records, names, settings, console)
     for row, record in matches.items():
-        reason = _look_at_file(record, out)
-        if reason:
-            result.stale[row] = reason
+        if not record.bad and _size_of(str(out), record.file) != record.clip_bytes:
+            result.stale[row] = LOST
             continue
         result.clips[row] = record.clip
         if record.bad:
             result.bad[names[row]] = record.bad
     result.bad = {names[row]: result.bad[names[row]] for row in rows if names[row] in result.bad}
+
+
+def _match_at_a_glance(
+    result: Survey, rows: Sequence[int], columns: dict[str, np.ndarray], out: Path, settings: PackSettings
+) -> list[int]:
+    """Match the rows whose video is unchanged and whose clip is there, all at once. Returns the other rows."""
+    usable = (columns["settings"] == settings.digest()) & (columns["fewest"] <= settings.count)
+    usable = np.flatnonzero(usable & (columns["num_frames"] > 0))
+    record_of = dict(zip(columns["joints"][usable].tolist(), usable.tolist(), strict=True))
+    if result.videos is None or not record_of:
+        return list(rows)
+    videos, joints, folder = result.videos, result.joints, str(out)
+    likely = [row for row in rows if joints[row] in record_of and not isinstance(videos[row], MissingVideo)]
+    records = np.array([record_of[joints[row]] for row in likely], np.int64)
+    stamps = np.array([stamp_of(videos[row]) for row in likely], np.int64).reshape(-1, 1, 3)
+    known = columns["stamps"][records] == stamps
+    known[..., 2] |= columns["stamps"][records][..., 2] == 0  # earlier versions did not record the inode
+    sizes = np.array([_size_of(folder, file) for file in columns["file"][records].tolist()], np.int64)
+    good = known.all(axis=2).any(axis=1) & (sizes == columns["clip_bytes"][records])
+    clips = zip(likely, columns["clip"][records].tolist(), good.tolist(), strict=True)
+    result.clips.update({row: clip for row, clip, is_good in clips if is_good})
+    return [row for row in rows if row not in result.clips]
+
+
+def _match_records(
+    result: Survey,
+    rows: Sequence[int],
+    records: list[Record],
+    names: list[str],
+    settings: PackSettings,
+    console: Console,
+) -> dict[int, Record]:
+    """The record of the clip of each row, one by one. For rows without one, `result` gets the reason."""
+    same_joints: dict[str, list[Record]] = {}
+    for record in records:
+        same_joints.setdefault(record.joints, []).append(record)
+    digest, packed_names = settings.digest(), {record.name for record in records}
+    matches: dict[int, Record] = {}
+    unknown: dict[int, list[Record]] = {}
+    for row in rows:
+        video, like = result.videos[row] if result.videos else None, same_joints.get(result.joints[row], [])
+        usable = [record for record in like if record.settings == digest and record.fewest <= settings.count]
+        good = [record for record in usable if not record.bad]
+        if isinstance(video, MissingVideo) and not good:
+            result.bad[names[row]] = video
+        elif not usable and like:
+            result.stale[row] = REGION if any(record.settings == digest for record in like) else SETTINGS
+        elif not usable:
+            result.stale[row] = JOINTS if names[row] in packed_names else NEW
+        elif video is None or isinstance(video, MissingVideo):  # a good clip is kept even if its video is gone
+            matches[row] = max(good or usable, key=lambda record: record.name == names[row])
+        else:
+            stamp = stamp_of(video)
+            known = [record for record in usable if record.is_of(stamp)]
+            if known:
+                matches[row] = known[0]
+            else:
+                unknown[row] = usable
+    return matches | _match_contents(result, unknown, console)
 
 
 def _match_contents(result: Survey, unknown: dict[int, list[Record]], console: Console) -> dict[int, Record]:
@@ -187,14 +219,12 @@ def _content(video: str) -> tuple[str, Stamp]:
         return "", Stamp(-1, 0, 0)
 
 
-def _look_at_file(record: Record, out: Path) -> str | None:
-    """Why the clip of a record has to be made again, judging by its file, or None."""
-    if record.bad:
-        return None
+def _size_of(out: str, file: str) -> int:
+    """The size of a clip's file in bytes, or -1 if there is none."""
     try:
-        return None if os.stat(os.path.join(out, record.file)).st_size == record.clip_bytes else LOST
+        return os.stat(os.path.join(out, file)).st_size
     except (FileNotFoundError, NotADirectoryError):
-        return LOST
+        return -1
 
 
 def joints_digest(table: ClipTable, row: int) -> str:

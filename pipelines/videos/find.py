@@ -87,16 +87,17 @@ class _Index:
         return (os.path.realpath(link) + "/").startswith(self.real.rstrip("/") + "/")
 
     def _add(self, path: str, within: str, file: str) -> None:
-        stem, extension = os.path.splitext(file)
-        if extension.lower() in EXTENSIONS:
+        stem, _, extension = file.rpartition(".")
+        if f".{extension.lower()}" in EXTENSIONS and stem:
             name = stem.removesuffix("_rgb")
             self.at_place[within + name].append(path)
             self.anywhere[name].append(path)
 
     def find(self, name: str) -> str:
         """The path of the video for `name`, or a MissingVideo."""
-        stem, extension = os.path.splitext(name.replace("\\", "/"))
-        key = (stem if extension.lower() in EXTENSIONS else stem + extension).removesuffix("_rgb")
+        key = name.replace("\\", "/")
+        stem, _, extension = key.rpartition(".")
+        key = (stem if f".{extension.lower()}" in EXTENSIONS else key).removesuffix("_rgb")
         videos = self.at_place.get(key) or self.anywhere.get(key.rpartition("/")[2], [])
         if len(videos) == 1:
             return videos[0]

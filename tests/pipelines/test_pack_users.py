@@ -152,7 +152,7 @@ def test_nothing_is_dropped_while_clips_are_made(data):
 def test_a_pack_of_an_earlier_version_goes_with_its_last_clip(data):
     as_format_2(data, data.packs / "0123456789abcdef", 48)
     data.pack(data.clips[:20])
-    assert "made by an earlier version, 24 clips" in said_by(show, data)
+    assert "made by an earlier version, 20 of its 24 clips are part of this pack" in said_by(show, data)
     (data.folder / "annotations.pkl").unlink()
     assert "20 clips and 0 other files" in said_by(drop, data)
     assert len(list(data.packs.rglob("*.mov"))) == 4  # of which nobody knows who uses them

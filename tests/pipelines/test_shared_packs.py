@@ -4,14 +4,17 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kernels.program import UserError
-from pipelines.packs.format import PackSettings, digest_of, read_manifest
+from pipelines.packs.format import PackError, PackSettings, digest_of, read_manifest
+from pipelines.packs.pack import open_pack
 from pipelines.prepare.content import digest_of_video
+from trainer.experiments import EXPERIMENTS
 
 
 def test_nothing_but_a_changed_clip_is_encoded_again(data):
@@ -25,6 +28,9 @@ def test_nothing_but_a_changed_clip_is_encoded_again(data):
     for count in (32, 64, 8):
         assert data.encoded(clips, settings=PackSettings(box_pixels=64, count=count)) == 0
     assert data.encoded(clips, "copy.pkl") == 0
+    for name in ("ntu60", "ntu60_x3d"):
+        experiment = replace(EXPERIMENTS[name].clip, box_pixels=64)
+        assert data.encoded(clips, settings=PackSettings.of(experiment)) == 0
     clips[5] = clips[5] | {"keypoint": clips[5]["keypoint"].copy()}
     clips[5]["keypoint"][0, 0, 0, 0] += 1
     assert data.encoded(clips) == 1
@@ -174,6 +180,8 @@ def test_a_clip_of_an_earlier_version_with_too_small_a_region_is_made_again(data
     as_format_2(data, data.packs / "0123456789abcdef", 48)
     manifest = data.packs / "0123456789abcdef" / "manifest.jsonl"
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    with pytest.raises(PackError, match="was made by an earlier version; run python -m pipelines.prepare for its"):
+        open_pack(data.packs / "0123456789abcdef")
     for line in lines:
         left, top, right, bottom = line["region"]
         line["region"] = [(left + right) // 2, top, right, bottom] if line["name"].endswith("007") else line["region"]
