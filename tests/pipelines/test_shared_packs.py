@@ -180,7 +180,7 @@ def test_a_clip_of_an_earlier_version_with_too_small_a_region_is_made_again(data
     as_format_2(data, data.packs / "0123456789abcdef", 48)
     manifest = data.packs / "0123456789abcdef" / "manifest.jsonl"
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
-    with pytest.raises(PackError, match="was made by an earlier version; run python -m pipelines.prepare for its"):
+    with pytest.raises(PackError, match=r"was made by an earlier version; run python -m pipelines.prepare for its"):
         open_pack(data.packs / "0123456789abcdef")
     for line in lines:
         left, top, right, bottom = line["region"]
