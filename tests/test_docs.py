@@ -98,7 +98,7 @@ def parse_trainer(arguments: list[str]) -> None:
     parsed = tyro.cli(options, args=arguments)
     if getattr(parsed, "profile", None):
         steps_of(parsed.profile)
-    if getattr(parsed, "exp", None):
+    if getattr(parsed, "exp", None) and ".py:" not in parsed.exp:  # tests/trainer/test_own_experiments.py runs these
         experiment_of(parsed)
 
 

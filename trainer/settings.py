@@ -1,10 +1,15 @@
 """Reads an experiment from the command line: --exp names it, and all --set options are applied to it together."""
 
 import ast
+import functools
+import runpy
+import sys
+import traceback
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
@@ -24,24 +29,78 @@ class Choice:
     """Options that choose an experiment and the processes that run it."""
 
     exp: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    """Name of the experiment. python -m trainer --list prints all experiments."""
+    """Name of an experiment (see --list), or FILE.py:NAME."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON file with all settings, in place of --exp."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Change one field of the experiment, as in --set optim.lr=0.004. Can be used many times."""
+    """Change one setting, as in --set optim.lr=0.004."""
     coarse_map: str | None = None
-    """Coarse classes: semantic8, semantic8_ntu120, guide_div8, guide_ranges, ma52, or a text file with one number for
-    each fine class."""
+    """Coarse classes: the name of a map, such as semantic8, or a text file with one number for each fine class."""
     ranks: int | None = None
     """Processes to start here. Default: one for each GPU that gets 8 clips or more; on the CPU one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses the GPUs, or the CPU if there is neither an NVIDIA driver nor a card."""
 
+    @property
+    def named(self) -> bool:
+        """Whether --exp or --config names an experiment."""
+        return bool(self.exp or self.config)
+
 
 def experiment_of(options: Choice) -> Experiment:
-    """The experiment that --exp names, with every --set and --coarse-map applied."""
-    return changed(experiment_named(options.exp), options)
+    """The experiment of --exp or --config, with every --set and --coarse-map applied."""
+    return changed(experiment_named(options), options)
 
 
-def experiment_named(name: str) -> Experiment:
+def experiment_named(options: Choice) -> Experiment:
+    """The experiment that --exp names or --config contains, as it is there. Raises UserError if there is none."""
+    if options.config is None:
+        return own_experiment(options.exp) if ".py" in options.exp else shipped_experiment(options.exp)
+    if options.exp:
+        raise UserError(
+            f"--exp {options.exp} and --config {options.config} both name an experiment: leave one of them out"
+        )
+    # Imported here, because trainer/stored.py imports this file, which knows how values are read.
+    from trainer.stored import from_json
+
+    try:
+        return from_json(options.config.read_bytes(), options.config, lambda text: print(text, file=sys.stderr))
+    except OSError as error:
+        raise UserError(
+            f"--config {options.config} cannot be read ({error.strerror}): name a file that "
+            "`python -m trainer config --json` has written"
+        ) from None
+
+
+@functools.cache
+def own_experiment(choice: str) -> Experiment:
+    """The user's own experiment that `choice`, FILE.py:NAME, names. Runs the file. Raises UserError."""
+    file, colon, name = choice.rpartition(":")
+    if not colon or not name:
+        raise UserError(f"--exp {choice} names no experiment in the file: write it as --exp my_experiments.py:MINE")
+    if not Path(file).is_file():
+        raise UserError(f"--exp {choice}: there is no file {file}; write it as --exp my_experiments.py:MINE")
+    try:
+        content = runpy.run_path(file, run_name="own_experiments")
+    except (Exception, SystemExit) as error:  # a user's file can raise anything
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
+        reason = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"--exp {choice}: line {line} of {file} fails ({reason}{error}); correct it") from None
+    experiment = content.get(name)
+    if not isinstance(experiment, Experiment):
+        others = ", ".join(other for other, value in content.items() if isinstance(value, Experiment)) or "none"
+        what = "nothing of this name" if name not in content else f"a value of type {type(experiment).__name__}"
+        raise UserError(f"--exp {choice}: {file} has {what}; the experiments in it are: {others}")
+    if EXPERIMENTS.get(experiment.name, experiment) != experiment:
+        raise UserError(
+            f"--exp {choice}: its name, {experiment.name}, belongs to another experiment; give it its own, as in "
+            f'replace(..., name="{name.lower()}")'
+        )
+    return experiment
+
+
+def shipped_experiment(name: str) -> Experiment:
     """The experiment with this name. Raises UserError, with a similar name, if there is none."""
     if name not in EXPERIMENTS:
         similar = get_close_matches(name, EXPERIMENTS, 1)

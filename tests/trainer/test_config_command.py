@@ -12,6 +12,7 @@ from trainer.cli import run_command
 from trainer.commands.config import settings_of
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
+from trainer.settings import Choice, experiment_of, override
 
 
 def dataclasses_in(kind: type) -> Iterator[type]:
@@ -55,20 +56,47 @@ def test_a_difference_is_one_from_the_experiment_or_else_from_the_defaults(capsy
     changed = printed(capsys, "--exp", "ntu60", "--set", "optim.lr=0.5", "--set", "clip.skeleton=body25", "--diff")
     lines = [line for line in changed.splitlines() if not line.startswith(" ")]
     assert lines == [
-        "3 settings of ntu60 differ from the experiment as it ships:",
+        "settings of ntu60 that differ from the experiment as it ships:",
         "clip.skeleton=body25 instead of coco17",
         "model.pose_channels=25 instead of 17",
         "optim.lr=0.5 instead of 0.001",
     ]
     own = printed(capsys, "--exp", "ntu60", "--diff")
-    assert " settings of ntu60 differ from the defaults:\n" in own
+    assert own.startswith("settings of ntu60 that differ from the defaults:\n")
     assert "\nmodel.interaction=true instead of false\n" in own
     assert "optim.momentum" not in own
 
 
-def test_json_is_the_experiment(capsys):
-    told = json.loads(printed(capsys, "--exp", "demo", "--set", "optim.ema=0.5", "--json"))
-    assert told["optim"]["ema"] == 0.5
+@pytest.mark.parametrize("name", ["demo", "ntu60_epam", "ntu60_pose", "ma52"])
+def test_json_is_read_back(capsys, tmp_path, name):
+    text = printed(capsys, "--exp", name, "--set", "optim.ema=0.5", "--json")
+    assert json.loads(text)["optim"]["ema"] == 0.5
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    assert printed(capsys, "--config", str(file), "--json") == text
+    assert experiment_of(Choice(config=file)) == override(EXPERIMENTS[name], "optim.ema=0.5")
+    assert "optim.ema=0.25 instead of none" in printed(
+        capsys, "--config", str(file), "--set", "optim.ema=0.25", "--diff"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "sentence"),
+    [
+        (None, (), "cannot be read (No such file or directory): name a file that"),
+        ("{", (), "are not JSON"),
+        ("[]", (), "an experiment must be a JSON object"),
+        ('{"name": "x"}', (), "data is missing and has no default"),
+        ("{}", ("--exp", "demo"), "both name an experiment: leave one of them out"),
+    ],
+)
+def test_a_file_without_an_experiment_is_one_sentence(capsys, tmp_path, content, more, sentence):
+    file = tmp_path / "mine.json"
+    if content is not None:
+        file.write_text(content)
+    assert run_command(["--config", str(file), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
 
 
 @pytest.mark.parametrize(

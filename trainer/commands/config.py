@@ -14,7 +14,7 @@ from kernels.meanings import as_text, default_of, meanings
 from pipelines.skeleton import Skeleton
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
-from trainer.settings import Choice, describe_type, experiment_of
+from trainer.settings import Choice, describe_type, experiment_named, experiment_of
 from trainer.stored import to_settings
 
 DESCRIPTION = """Print the settings of an experiment:
@@ -56,9 +56,15 @@ def config(options: ConfigOptions) -> int:
     console.width = min(console.width, WIDEST)
     settings = list(settings_of(experiment))
     if options.diff:
-        told, base = base_of(experiment, settings)
+        told, base = base_of(options, experiment, settings)
         settings = [setting for setting in settings if setting.value != base.get(setting.name, MISSING)]
-        console.print(Text(f"{len(settings)} settings of {experiment.name} differ from {told}:"))
+        console.print(
+            Text(
+                f"settings of {experiment.name} that differ from {told}:"
+                if settings
+                else f"no setting differs from {told}"
+            )
+        )
         for setting in settings:
             other = base.get(setting.name, MISSING)
             show(setting, console, "" if other is MISSING else f" instead of {shortened(other)}")
@@ -96,12 +102,15 @@ def settings_of(part: Any, prefix: str = "", defaults: Any = None) -> Iterator[S
             yield Setting(name, value, default, kind, texts[field.name])
 
 
-def base_of(experiment: Experiment, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
-    """What --diff compares with, in words and as values: the experiment as it ships, or defaults if nothing differs."""
-    shipped = EXPERIMENTS.get(experiment.name)
-    if shipped is None or shipped == experiment:
-        return "the defaults", {setting.name: setting.default for setting in settings}
-    return "the experiment as it ships", {setting.name: setting.value for setting in settings_of(shipped)}
+def base_of(options: ConfigOptions, experiment: Experiment, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
+    """What --diff compares with, in words and as values: the experiment as it ships, a user's own experiment as it is
+    in its file, or the defaults if the experiment is the same as these.
+    """
+    shipped, named = EXPERIMENTS.get(experiment.name), experiment_named(options)
+    for told, base in (("the experiment as it ships", shipped), (f"{options.exp or options.config}", named)):
+        if base is not None and base != experiment:
+            return told, {setting.name: setting.value for setting in settings_of(base)}
+    return "the defaults", {setting.name: setting.default for setting in settings}
 
 
 def shortened(value: Any) -> str:

@@ -78,7 +78,7 @@ class DoctorOptions(Choice):
 
 def doctor(options: DoctorOptions, console: Console | None = None) -> int:
     """Print a table with one line for each finding. Returns 0 if training can start, 2 if something must be fixed."""
-    findings = [*machine(options.device), *(check_data(experiment_of(options)) if options.exp else ())]
+    findings = [*machine(options.device), *(check_data(experiment_of(options)) if options.named else ())]
     console = console or Console()
     if not console.is_terminal:
         console.width = 150
@@ -265,7 +265,7 @@ def check_packs(experiment: Experiment, annotations: Path, table: ClipTable) -> 
     found = sum(joints in good for joints in table_joints(table, packs)) if good else 0
     if found:
         return Finding("packs", "ok", f"{found} of {len(table)} clips are in {packs}")
-    fix = f"training makes them, or run python -m trainer prepare --exp {experiment.name}"
+    fix = "training makes them, or run python -m trainer prepare with the same options"
     return Finding("packs", "note", f"none for the clips of {annotations} yet", fix)
 
 

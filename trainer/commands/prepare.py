@@ -40,8 +40,8 @@ def prepare(options: PrepareOptions) -> int:
     from trainer.data import estimate_packs, make_shard, open_sources
 
     if options.list or options.drop:
-        packs = experiment_of(options).data.packs if options.exp else "data/packs"
-        cache = experiment_of(options).data.cache if options.exp else "data/cache"
+        packs = experiment_of(options).data.packs if options.named else "data/packs"
+        cache = experiment_of(options).data.cache if options.named else "data/cache"
         flags = {"list": options.list, "drop": options.drop, "dry_run": options.dry_run}
         packs_main(**flags, unused_days=options.unused_days, packs=Path(packs), cache=Path(cache))
         return 0

@@ -93,10 +93,10 @@ def folder_of(options: Options) -> Path:
     """The work directory: --work-dir, or by default the folder work_dirs/NAME, where NAME is that of the experiment."""
     if options.work_dir is not None:
         return options.work_dir
-    if options.resume and not options.exp:
+    if options.resume and not options.named:
         raise UserError("--resume needs the run's folder: name it with --work-dir, or name its experiment with --exp")
     names = [text.partition("=")[2].strip("'\"") for text in options.set if text.startswith("name=")]
-    return Path("work_dirs") / [experiment_named(options.exp).name, *names][-1]
+    return Path("work_dirs") / [experiment_named(options).name, *names][-1]
 
 
 def resumed(options: Options, work_dir: Path) -> Experiment:
@@ -104,7 +104,7 @@ def resumed(options: Options, work_dir: Path) -> Experiment:
     from trainer.snapshots.choice import experiment_to_resume
 
     experiment = experiment_to_resume(options, work_dir)
-    if experiment is None and not options.exp:
+    if experiment is None and not options.named:
         raise UserError(f"{work_dir} contains no run to resume: name the folder of a run, or start one with --exp")
     return experiment or experiment_of(options)
 

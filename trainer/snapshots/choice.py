@@ -127,13 +127,13 @@ def experiment_for(path: Path, options: CheckpointChoice, averaged: bool) -> Exp
 
     The message names the experiments whose network the file fits.
     """
-    if options.exp:
+    if options.named:
         experiment = experiment_of(options)
         weights = read_weights(path, averaged)
         complaints = comparison_with(experiment, weights).complaints()
         if not complaints:
             return experiment
-        problem = f"{path} does not fit {options.exp}: {'; '.join(complaints)}"
+        problem = f"{path} does not fit {experiment.name}: {'; '.join(complaints)}"
     else:
         weights = read_weights(path, averaged)
         problem = f"{path} does not say which experiment it belongs to"
@@ -179,8 +179,8 @@ def of_leader(experiment: Experiment, ranks: Ranks) -> Experiment:
 
 def check_name(options: Choice, stored: Experiment, place: Path, way_out: str) -> None:
     """Raise UserError if --exp names another experiment than the stored one, whose settings would be used."""
-    if not options.exp or f"name={stored.name}" in options.set:
+    if not options.named or f"name={stored.name}" in options.set:
         return
-    name = experiment_named(options.exp).name
+    name = experiment_named(options).name
     if name != stored.name:
         raise UserError(f"{place} belongs to experiment {stored.name}, not to {name}: {way_out}")

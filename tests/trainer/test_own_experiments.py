@@ -1,0 +1,76 @@
+"""`--exp FILE.py:NAME`: the example in docs/settings.md trains, its snapshot needs no file, mistakes are told."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.programs import run_forked
+from trainer.cli import run_command
+from trainer.experiments import DEMO
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+
+
+@pytest.fixture
+def example(tmp_path) -> Path:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "my_experiments.py").write_text(code)
+    return tmp_path / "my_experiments.py"
+
+
+def test_the_example_of_the_docs_is_an_experiment(example, capsys):
+    words = ["config", "--exp", f"{example}:QUICK"]
+    assert run_command([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["optim"]["kind"], told["clip"]["sigma"]) == ("quick", "adamw", 0.8)
+    assert told["data"]["num_classes"] == DEMO.data.num_classes
+    assert run_command([*words, "--diff", "--set", "seed=3"]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if "=" in line]
+    assert shown == ["seed=3 instead of 0"]
+
+
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.soak)])
+def test_the_example_trains_and_its_snapshot_stands_alone(example, tiny, environment, tmp_path, ranks):
+    work_dir = tmp_path / "run"
+    words = ["--exp", f"{example}:QUICK", *tiny[2:], "--work-dir", work_dir, "--max-steps", "2", "--ranks", ranks]
+    done = run_forked("-m", "trainer", *words, "--max-restarts", "1" if ranks == "2" else "0", environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "AdamW from torch" in (work_dir / "train.log").read_text()
+    example.unlink()
+    done = run_forked("-m", "trainer", "eval", work_dir, "--latest", environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "quick: 24 clips" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "sentence"),
+    [
+        (None, ":X", "there is no file"),
+        ("", "", "names no experiment in the file: write it as --exp my_experiments.py:MINE"),
+        ("", ":X", "has nothing of this name; the experiments in it are: none"),
+        ("from trainer.experiments import DEMO, NTU60", ":X", "the experiments in it are: DEMO, NTU60"),
+        ("X = 5", ":X", "has a value of type int; the experiments in it are: none"),
+        ("a = 1\nb = a / 0", ":X", "line 2 of {} fails (ZeroDivisionError: division by zero); correct it"),
+        ("a = 1\nb = (", ":X", "line 2 of {} fails (SyntaxError: '(' was never closed"),
+        ("import sys\nsys.exit(3)", ":X", "line 2 of {} fails (SystemExit: 3); correct it"),
+        (
+            "from dataclasses import replace\nfrom trainer.experiments import DEMO\nX = replace(DEMO, seed=-1)",
+            ":X",
+            "line 3 of {} fails (seed=-1 is not between 0 and",
+        ),
+        (
+            "from dataclasses import replace\nfrom trainer.experiments import DEMO\nX = replace(DEMO, seed=1)",
+            ":X",
+            'its name, demo, belongs to another experiment; give it its own, as in replace(..., name="x")',
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path, capsys, code, name, sentence):
+    file = tmp_path / "own.py"
+    if code is not None:
+        file.write_text(code)
+    assert run_command(["--exp", f"{file}{name}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence.replace("{}", str(file)) in line
