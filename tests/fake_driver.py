@@ -1,4 +1,4 @@
-"""NVIDIA drivers that are not there: an nvidia-smi that is a shell script, and a library libcuda of one function."""
+"""Fakes NVIDIA drivers: nvidia-smi is a shell script, and libcuda is a library with one function."""
 
 import functools
 import os
@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
-LIBRARY = "int cuDriverGetVersion(int *version) { *version = CUDA; return CUDA ? 0 : 34; }"  # 34: it is only a stub
+LIBRARY = "int cuDriverGetVersion(int *version) { *version = CUDA; return CUDA ? 0 : 34; }"  # 34: error STUB_LIBRARY
 FAILURE = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
 NEWEST_CUDA = {"535.161.08": 12020, "550.54.15": 12040, "580.65.06": 13000}
 
 
 def machine_with(folder: Path, version: str = "", cuda: int = 0) -> dict[str, str]:
-    """The environment of a process that finds this driver, and no other.
+    """Return the environment of a process that finds this driver and no other.
 
     Args:
         folder: where nvidia-smi and libcuda are made.
         version: what nvidia-smi prints; "" if it fails.
-        cuda: what libcuda answers, such as 12020; 0 if it answers with an error. Needs a C compiler.
+        cuda: the version that libcuda returns, such as 12020; 0 if libcuda returns an error.
+
+    Needs a C compiler.
     """
     script = folder / "nvidia-smi"
     script.write_text(f"#!/bin/sh\necho '{version}'\n" if version else f'#!/bin/sh\necho "{FAILURE}"\nexit 9\n')
@@ -32,7 +34,7 @@ def machine_with(folder: Path, version: str = "", cuda: int = 0) -> dict[str, st
 
 @functools.cache
 def library(cuda: int) -> bytes:
-    """A libcuda that gives this answer. A process that has loaded its file also finds it as libcuda.so.1."""
+    """Compile a libcuda that returns this version. A process that has loaded its file also finds it as libcuda.so.1."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs cc")

@@ -17,7 +17,7 @@ def selects_gpu_tests(arguments: Sequence[str]) -> bool:
 def hide_gpus_unless_selected(arguments: Sequence[str]) -> None:
     """Hide all GPUs from torch and from child processes, unless the tests marked `gpu` are selected.
 
-    pytest-xdist starts its workers with other arguments, so they inherit the decision as a variable.
+    pytest-xdist starts its workers with other arguments, so they inherit the decision as an environment variable.
     """
     if os.environ.setdefault(SEES_GPUS, str(int(selects_gpu_tests(arguments)))) == "0":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

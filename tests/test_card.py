@@ -218,7 +218,7 @@ def test_a_batch_does_not_wait_for_the_steps_before_it(make):
     joints = sampled_joints(loader.table, plan)
     first, busy = loader.batch(plan, joints, 0, rgb), torch.cuda.Event()  # the first call compiles and allocates
     torch.cuda.synchronize()
-    torch.cuda._sleep(2_000_000_000)  # cycles: a second
+    torch.cuda._sleep(2_000_000_000)  # cycles, about a second
     busy.record()
     second = loader.batch(plan, joints, 0, rgb)
     assert not busy.query()

@@ -29,7 +29,7 @@ FOREIGN = {"git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
 
 
 def blocks(page: Path) -> list[str]:
-    """Return the indented blocks of a page. Blocks between ``` are no commands."""
+    """Return the indented blocks of a page. Blocks between ``` are not commands."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
 
@@ -135,11 +135,11 @@ def test_both_readmes_have_the_same_commands():
     english, chinese = blocks(ROOT / "README.md"), blocks(ROOT / "README.zh-CN.md")
     assert english == chinese
     before, _, rest = (ROOT / "README.md").read_text().partition(BEGIN)
-    assert len((before + rest.partition(END)[2]).splitlines()) < 140  # the tables grow with the records
+    assert len((before + rest.partition(END)[2]).splitlines()) < 140  # without the tables, which grow with the records
 
 
 def test_the_recipe_of_apptainer():
-    """Its form, the shell of its sections, and what a machine without gcc or Python.h lacks."""
+    """Checks the form of the recipe, the shell syntax of %post, and that gcc and Python.h are installed."""
     text = (ROOT / "docs" / "duet.def").read_text()
     header, *sections = re.split(r"^%(?=\w)", text, flags=re.MULTILINE)
     assert re.fullmatch(r"Bootstrap: docker\nFrom: [\w.-]+:[\w.-]+\n\n", header)

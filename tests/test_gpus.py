@@ -1,4 +1,4 @@
-"""On a machine with GPUs, `make test` is the suite of a CPU, and only `pytest -m gpu` sees the GPUs."""
+"""On a machine with GPUs, `make test` runs the tests as on a CPU, and only `pytest -m gpu` sees the GPUs."""
 
 import os
 

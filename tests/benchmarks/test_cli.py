@@ -50,13 +50,13 @@ def test_ctrl_c_leaves_one_line(tmp_path):
 
     def listen() -> None:
         die_with_parent(tests)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background, tests start with it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores SIGINT in the background
 
     more = {"stderr": subprocess.PIPE, "start_new_session": True, "preexec_fn": listen}
     with start("-u", "-m", "benchmarks", "snapshot", "--toy", "--records", tmp_path, **more) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the process that measures too
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, also to the process that measures
         _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert error.splitlines()[-1] == "interrupted; the results so far are in the records"

@@ -1,4 +1,4 @@
-"""`python -m benchmarks data` at toy size; the peer's side, which installs MMAction2, in the soak."""
+"""`python -m benchmarks data` at toy size. Only the soak compares with MMAction2, because that has to be installed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The batch that fills a card."""
+"""The batch size that fills a GPU's memory, and networks that raise an exception."""
 
 import pytest
 import torch

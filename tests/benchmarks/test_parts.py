@@ -18,7 +18,7 @@ PARTS = {part.name: part for part in (*suite.GPU_PARTS, *suite.SNAPSHOT_PARTS)}
 
 @pytest.fixture
 def results(tmp_path):
-    """Measures one part in this process: the results by their names."""
+    """A function that measures one part in this process and returns the results by name."""
 
     def measure(name: str) -> dict[str, dict]:
         return dict(suite.load(PARTS[name])(Target(CPU, True, tmp_path)))
@@ -79,7 +79,7 @@ print(json.dumps(dict(suite.load(part)(Target(torch.device("cpu"), True, Path(sy
 
 
 def measured_alone(name, folder):
-    """In a process of its own: the part changes its process for good, or starts others."""
+    """Measure a part in a process of its own, because it changes its process for good or starts other processes."""
     done = run_forked("-c", ALONE, name, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Records are whole or absent, can be compared, and make README's table."""
+"""Records are complete or absent, can be compared, and make the table in README."""
 
 import json
 import math

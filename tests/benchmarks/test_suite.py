@@ -1,4 +1,4 @@
-"""What one part breaks costs the others nothing, and what was measured before it is kept."""
+"""A part that fails does not stop the others, and the results that it measured before are kept."""
 
 import json
 import os

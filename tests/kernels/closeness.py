@@ -1,18 +1,18 @@
-"""How far a kernel is from its contract in float64, and what an honest computation in its own type would give."""
+"""Compares a kernel's error against the float64 reference with the error that rounding alone would cause."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-FLOAT32 = 1e-5  # relative L2
-BFLOAT16, BFLOAT16_GRAD = 1.2, 1.5  # times the error of float32 arithmetic, rounded once at the end
+FLOAT32 = 1e-5  # relative error, in the L2 norm
+BFLOAT16, BFLOAT16_GRAD = 1.2, 1.5  # multiples of the error of float32 arithmetic that is rounded once at the end
 
 Function = Callable[..., Tensor]
 
 
 def run(function: Function, inputs: Sequence[Tensor], dtype: torch.dtype, rounded: torch.dtype) -> list[Tensor]:
-    """Result and gradients of all inputs, computed in `dtype` from these inputs, then rounded."""
+    """Compute the result and the gradients of all inputs in `dtype`, and round them to the type `rounded`."""
     leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
     result = function(*leaves)
     generator = torch.Generator().manual_seed(1)
@@ -21,7 +21,7 @@ def run(function: Function, inputs: Sequence[Tensor], dtype: torch.dtype, rounde
 
 
 def failures(fused: Function, reference: Function, inputs: Sequence[Tensor]) -> list[str]:
-    """Which of result and gradients are further from the float64 reference than the bars allow, in words."""
+    """Return one line for each result or gradient whose error against float64 is larger than allowed."""
     dtype = inputs[0].dtype
     exact = run(reference, inputs, torch.float64, torch.float64)
     found = run(fused, inputs, dtype, dtype)

@@ -1,4 +1,4 @@
-"""For kernels on a CPU: memory full of NaN, fences around it, and an interpreter that rounds as a card does."""
+"""Fixtures for kernels on a CPU: memory full of NaN, checks of each access, and rounding like a GPU's."""
 
 import math
 
@@ -14,7 +14,7 @@ from benchmarks.kernels.traffic import Traffic
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Memory that arrives full of NaN, so that an element nobody writes is seen."""
+    """Fill new memory with NaN, so that an element that the kernel does not write is noticed."""
     new_empty, empty_like = Tensor.new_empty, torch.empty_like
     monkeypatch.setattr(Tensor, "new_empty", lambda *sizes, **options: new_empty(*sizes, **options).fill_(math.nan))
     monkeypatch.setattr(torch, "empty_like", lambda *like, **options: empty_like(*like, **options).fill_(math.nan))
@@ -22,7 +22,7 @@ def poisoned(monkeypatch):
 
 @pytest.fixture
 def fenced(poisoned):
-    """Loads and stores outside the tensors of a launch raise: a missing mask is seen, and does no harm."""
+    """Make loads and stores outside the tensors of a launch raise an exception, so that a missing mask is noticed."""
     if torch.cuda.is_available():
         pytest.skip("for Triton's interpreter; pytest -m gpu has the tests for a card")
     with Traffic():
@@ -31,7 +31,7 @@ def fenced(poisoned):
 
 @pytest.fixture
 def rounding(monkeypatch):
-    """Triton 3.7's interpreter cuts float32 off to bfloat16 and multiplies bit patterns in tl.dot; no card does."""
+    """Make the interpreter treat bfloat16 as a GPU does. Triton 3.7 truncates, and tl.dot multiplies bit patterns."""
     cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
 
     def to_nearest(self, source, target):

@@ -1,4 +1,4 @@
-"""Kernels compiled for sm_80 and sm_90 without a GPU: nothing spills, and the committed record is what comes out."""
+"""Kernels compiled for sm_80 and sm_90 without a GPU: no registers spill, and the committed record is current."""
 
 import json
 import os
@@ -13,17 +13,18 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORD = json.loads((ROOT / "benchmarks" / "records" / "registers.json").read_text())["triton"]
 ARCHS = ("sm_80", "sm_90")
 KERNELS = ("conv_bn", "depthwise", "heatmap", "moments", "norm_act", "residual_conv", "shift_conv")
-SHARED = 163 << 10  # bytes a program may have on sm_80; sm_90 has more
+SHARED = 163 << 10  # bytes of shared memory for a program on sm_80; sm_90 has more
+# Limits on registers per thread. With these, an SM holds at least six blocks of heatmap (128 threads each), two of
+# norm_act (256 threads each), and one of the backward pass of a matrix product (256 threads).
 REGISTERS = {"heatmap": 80, "depthwise": 168, "norm_act": 96, "moments": 56}
 REGISTERS |= dict.fromkeys(("shift_conv", "conv_bn", "residual_conv"), 254)
-# heatmap: six blocks of 128 threads on an SM; norm_act: two of 256; matrix products, backward: one of 256
 ONLY_OF = dict.fromkeys(("depthwise", "shift_conv"), ("ntu60_x3d",))
 ONLY_OF |= dict.fromkeys(("moments", "residual_conv"), ("ma52", "ntu60"))
 RECOUNT = "python -m benchmarks kernels --count registers"
 
 
 def record_of_now(folder: Path, every: int) -> dict[str, dict]:
-    """By architecture and kernel, what this machine's Triton makes of every n-th call and of the heaviest ones."""
+    """Compile the heaviest calls and every n-th call (n is `every`). Returns resources by architecture and kernel."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", *RECOUNT.split()[2:], "--records", str(folder), "--every", str(every)],

@@ -1,4 +1,4 @@
-"""The kernel of a default run compiles ahead of time for every card, in its precision and within its shared memory."""
+"""A default run needs only the heatmap kernel. This kernel compiles for every card, within the card's shared memory."""
 
 import json
 import os
@@ -33,7 +33,7 @@ print(json.dumps(made))
 
 
 def calls(every: bool) -> list[HeatmapCall]:
-    """The calls of training and validation in the experiments of README, and in one with limbs; or two of them."""
+    """Return the heatmap calls of README's experiments and of one with limbs; without `every`, only two of them."""
     with_limbs = replace(DEMO, clip=replace(DEMO.clip, limbs=True))
     made = []
     for experiment in (NTU60_X3D, with_limbs, DEMO, MA52_RUN, NTU60) if every else (NTU60_X3D, with_limbs):

@@ -1,4 +1,4 @@
-"""Whether a compiler works is told by compiling; what is missing is named, and the doctor and a run say the same."""
+"""A compiler is tried by compiling with it. Messages name what is missing, and the doctor and a run say the same."""
 
 import sysconfig
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Which wheels `make` installs for which driver, and what is said if torch does not fit the driver."""
+"""Which wheels `make` installs for which driver, and the message if torch does not fit the driver."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ COMMANDS = {
         "install -q -e '.[cu13,test]' -c constraints.txt",
     ),
 }
-# What each choice leaves in .venv, as far as it matters here.
+# For each choice: packages that it installs in .venv.
 INSTALLED = {
     "cu13": ("torch-2.13.0", "nvidia_dali_cuda130-2.4.0", "nvidia_cudnn_cu13-9.20", "cuda_toolkit-13.0.3"),
     "cu12": ("torch-2.13.0+cu126", "nvidia_dali_cuda120-2.4.0", "nvidia_cudnn_cu12-9.10.2"),
@@ -46,7 +46,7 @@ def install(checkout: Path, wheels: str, stamp: str) -> None:
 
 
 def which(checkout: Path, environment: dict[str, str], *words: str) -> tuple[str, list[str]]:
-    """The line about the driver and the words after `pip` of each command that `make which` prints."""
+    """Run `make which`. Returns its line about the driver, and the words after `pip` of each command that it prints."""
     before = sorted(checkout.rglob("*"))
     # The `make` that runs the tests passes its own options and variables on to every other `make`.
     environment = {name: value for name, value in environment.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
@@ -68,7 +68,7 @@ def which(checkout: Path, environment: dict[str, str], *words: str) -> tuple[str
         ("550.54.15", "cpu", "cu12"),
         ("550.54.15", "cu12", "cu12"),
         ("580.65.06", "cpu", "cu13"),
-        # Wheels that run with the driver stay, and so do all where no driver is found.
+        # Installed wheels stay if they run with the driver, or if there is no driver.
         ("580.65.06", "cu12", "cu12"),
         ("", "cu12", "cu12"),
         ("", "cpu", "cpu"),

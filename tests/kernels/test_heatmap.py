@@ -1,4 +1,4 @@
-"""Heatmaps: nested loops over the contract guard the reference and the kernel; the published code: tests/parity."""
+"""Nested loops check the heatmaps of the reference and of the kernel. tests/parity compares with the published code."""
 
 import math
 
@@ -14,7 +14,7 @@ from tests.kernels.variants import broken
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LIMBS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (1, 0), (3, 10), (11, 12), (13, 14))
-# float32: exp, and the rounding along limbs that run far off the map. bfloat16: a step below 1.
+# float32: errors of exp, and of positions on limbs that end far off the map. bfloat16: spacing of the values below 1.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 
 CASES = {
@@ -32,15 +32,15 @@ CASES = {
 
 
 def make_case(num_people, num_joints, size, sigma, *, placed=False, flipped=False, **options):
-    """Joints with every clause of the contract, and the keyword arguments that go with them."""
+    """Return joints that cover every clause of the contract, and the keyword arguments that go with them."""
     generator = torch.Generator().manual_seed(num_people * 100 + num_joints)
     shape = (2, 3, num_people, num_joints)
     x = torch.rand(shape, generator=generator) * (size[1] + 12) - 6
     y = torch.rand(shape, generator=generator) * (size[0] + 12) - 6
     joints = torch.stack([x, y, torch.rand(shape, generator=generator)], -1)
     joints[1, 1:, 1:, :, :2] = joints[1, 1:, :1, :, :2] + 0.3  # people who overlap
-    joints[0, :, :, 1] = joints[0, :, :, 0] + torch.tensor([0.5, 0.4, 0.0])  # a limb below a pixel
-    joints[0, :, :, 1, 2] *= 0.5  # ... which takes its start's score, the higher
+    joints[0, :, :, 1] = joints[0, :, :, 0] + torch.tensor([0.5, 0.4, 0.0])  # a limb shorter than a pixel
+    joints[0, :, :, 1, 2] *= 0.5  # so that this limb's start has the higher score, which counts
     joints[1, :, :, 3] = joints[1, :, :, 2]  # a limb without length
     joints[0, 0, :, 5] = joints[0, 0, :, 4] + torch.tensor([1.0, 0.0, 0.0])  # a limb of one pixel
     joints[0, 1, :, 6, :2] = torch.tensor([3.0, 3.0])
@@ -61,12 +61,12 @@ def make_case(num_people, num_joints, size, sigma, *, placed=False, flipped=Fals
         a, b = options["placement"][:, None, None, None, 0::2], options["placement"][:, None, None, None, 1::2]
         joints[..., :2] = (joints[..., :2] - b) / a
         joints[:, 1, 0, 11:13, :2] = 0.0  # missing, though their score says otherwise
-        joints[:, 1, 0, 12, 0] = 0.5 if num_people > 1 else 0.0  # a zero on one axis alone is a place
+        joints[:, 1, 0, 12, 0] = 0.5 if num_people > 1 else 0.0  # 0 on one axis only: not missing
     return joints, {"size": size, "sigma": sigma, **options}
 
 
 def oracle(joints, size, sigma, placement=None, flip=None, partner=None, limbs=(), joint_channels=True, dtype=None):
-    """The contract as loops over clips, frames, people, channels and the pixels of a window."""
+    """Compute the contract with loops over clips, frames, people, channels and the pixels of a window."""
     num_clips, num_frames, num_people, num_joints, _ = joints.shape
     pairs = [(v, v) for v in range(num_joints) if joint_channels] + list(limbs)
     volume = np.zeros((num_clips, num_frames, len(pairs), *size))
@@ -116,7 +116,7 @@ def draw_fused(module, joints, options) -> Tensor:
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Memory that arrives full of NaN, so that an element nobody writes is seen."""
+    """Fill new memory with NaN, so that an element that the kernel does not write is noticed."""
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(math.nan))
 
@@ -132,7 +132,7 @@ def test_reference_follows_the_contract(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_kernel_follows_the_contract(case, poisoned, monkeypatch):
-    monkeypatch.setattr(fused, "TILE", 1 << 12)  # two or more programs a frame, and few: the interpreter counts them
+    monkeypatch.setattr(fused, "TILE", 1 << 12)  # several programs per frame, but few: the interpreter is slow
     *arguments, extra = CASES[case]
     joints, options = make_case(*arguments, **extra)
     expected, drawn = oracle(joints, **options), draw_fused(fused, joints, options)
@@ -223,7 +223,7 @@ def test_mutants_die(name, tmp_path, poisoned):
         expected = reference.render_heatmaps(joints, **options)
         try:
             drawn = draw_fused(mutant, joints, options)
-        except InterpreterError:  # NumPy's warning of a NaN cast to an integer
+        except InterpreterError:  # from NumPy's warning that a NaN is cast to an integer
             return
         if not torch.allclose(drawn, expected, atol=TOLERANCE[expected.dtype], rtol=0):
             return

@@ -1,4 +1,4 @@
-"""What every program looks at before it starts: where its packages come from, and whether all are installed."""
+"""What every program checks before it starts: where its packages come from, and whether all are installed."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def test_old_torch_is_refused(version):
 
 
 def without(missing: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a program under the same interpreter with all packages of this environment but one ("all": with none)."""
+    """Run a program with all packages of this environment except `missing` ("all": without any packages)."""
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         hidden = missing == "all" or entry.name.startswith((missing, "__editable__")) or entry.suffix == ".pth"
         if not hidden:

@@ -15,7 +15,7 @@ _numbers = itertools.count()
 
 
 def broken(fused: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
-    """The module with one piece of its source exchanged everywhere; its operators get a namespace of their own."""
+    """Return a copy of the module with `old` replaced by `new` everywhere. Its operators get their own namespace."""
     source = Path(fused.__file__).read_text()
     assert old in source
     number = next(_numbers)
@@ -35,7 +35,10 @@ def broken_below(
     new: str,
     folder: Path,
 ) -> tuple[ModuleType, ModuleType]:
-    """The broken module, and the last of `modules` on top of it. Each of these imports those before it."""
+    """Return the broken copy of `module`, and a copy of the last of `modules` that uses it.
+
+    Each of `modules` imports the ones before it.
+    """
     mutant = top = broken(module, old, new, folder)
     for below, above in itertools.pairwise(modules[modules.index(module) :]):
         monkeypatch.setitem(sys.modules, below.__name__, top)
@@ -44,7 +47,7 @@ def broken_below(
 
 
 def dies(checks: Iterable[Callable[[], list[str]]]) -> bool:
-    """Whether a check has something to say, or an access outside of the tensors ends it."""
+    """Return whether one of the checks reports a failure or makes an access outside of the tensors."""
     for check in checks:
         try:
             if check():
@@ -57,8 +60,9 @@ def dies(checks: Iterable[Callable[[], list[str]]]) -> bool:
 
 
 def a_share(names: Iterable[str], every: int = 4, slow: Collection[str] = ()) -> list:
-    """All names as parameters of a test. `make test` runs one out of `every`, but not the slow ones; `make soak` runs
-    the others.
+    """Return the names as parameters of a test. `make test` runs one out of `every`, but no name in `slow`.
+
+    `make soak` runs the others.
     """
     return [
         name if i % every == 0 and name not in slow else pytest.param(name, marks=pytest.mark.soak)
@@ -67,7 +71,7 @@ def a_share(names: Iterable[str], every: int = 4, slow: Collection[str] = ()) ->
 
 
 def in_turn(cases: Iterable[str], dtypes: Sequence[torch.dtype]) -> list:
-    """All pairs of a case and a dtype. `make test` runs each case in one dtype, `make soak` in the others."""
+    """Return all pairs of a case and a dtype. `make test` runs each case in one dtype, `make soak` in the others."""
     return [
         pytest.param(case, dtype, marks=() if i % len(dtypes) == j else pytest.mark.soak)
         for i, case in enumerate(cases)

@@ -1,9 +1,9 @@
-"""`python -m models.weights` in this process."""
+"""Runs `python -m models.weights` in this process."""
 
 from kernels.program import exit_code
 from models.weights import cli
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code; a user's mistake is told on stderr."""
+    """Return the exit code. A mistake of the user is reported on stderr."""
     return exit_code(lambda: cli.main(arguments))

@@ -1,4 +1,4 @@
-"""A network compiled with its joint graphs kept, and the copies in them that only change a layout."""
+"""Keeps the graphs of a compiled network, and finds the nodes that copy a feature map only to change its layout."""
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,7 +20,7 @@ READERS = (
 
 
 class Graphs:
-    """Backend of torch.compile: runs as aot_eager does and keeps every graph, forward and backward."""
+    """A backend of torch.compile that runs like aot_eager and keeps every graph, forward and backward."""
 
     def __init__(self) -> None:
         self.kept: list[fx.GraphModule] = []
@@ -35,11 +35,11 @@ class Graphs:
 
 
 def layout_copies(graph: fx.GraphModule) -> list[str]:
-    """Nodes that copy a feature map into another order, or read one that is not channels_last."""
+    """Return the nodes that copy a feature map to another layout, or read one that is not channels_last."""
     found = []
     for node in graph.graph.nodes:
         if "_cross_attn(" in node.meta.get("stack_trace", ""):
-            continue  # sequences of one vector a frame, no feature maps
+            continue  # attention works on sequences of vectors, not on feature maps
         read = [value for argument in node.all_input_nodes if isinstance(value := argument.meta.get("val"), Tensor)]
         if node.target in COPIES and read[0].ndim == 4 and read[0].stride() != node.meta["val"].stride():
             found.append(f"{node.name}: {tuple(read[0].shape)} {read[0].stride()} -> {node.meta['val'].stride()}")

@@ -30,7 +30,7 @@ SMALL_X3D_M = X3DPairConfig(
 
 
 def filled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The fixtures' deterministic weights, by name and shape."""
+    """Return the deterministic weights of the fixtures for these names and shapes."""
     return {name: det_tensor(name, tuple(tensor.shape)) for name, tensor in state.items()}
 
 
@@ -39,7 +39,7 @@ def ours(config: object) -> dict[str, Tensor]:
 
 
 def kinetics(rules: Rules) -> dict[str, Tensor]:
-    """A small X3D-M in one of its three layouts."""
+    """Return the weights of a small X3D-M in one of its three layouts."""
     stream = {name.removeprefix("rgb_"): t for name, t in ours(SMALL_X3D_M).items() if name.startswith("rgb_backbone.")}
     state = {}
     for name, tensor in layout.write(stream, x3d_m.MMACTION2)[0].items():

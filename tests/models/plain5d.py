@@ -1,6 +1,6 @@
-"""The same networks the plain way, 3-D layers on [N, C, T, H, W]: the oracle of tests, the rival of timings.
+"""Two-stream X3D with plain 3-D layers on [N, C, T, H, W]. Tests and benchmarks compare it with our folded network.
 
-Parameter names are the folded networks'; `load_folded` copies their weights.
+The parameters have the same names as in the folded network. `load_folded` copies its weights.
 """
 
 import torch
@@ -12,7 +12,7 @@ from models.networks import MEAN, STD
 
 
 def load_folded(plain: nn.Module, folded: nn.Module) -> None:
-    """Give `plain` the weights of `folded`, name by name: only singleton axes differ."""
+    """Copy the weights of `folded` to `plain` by name. Shapes of the same name differ only in axes of size 1."""
     own = plain.state_dict()
     plain.load_state_dict({name: value.reshape(own[name].shape) for name, value in folded.state_dict().items()})
 
@@ -46,7 +46,7 @@ class SqueezeExcite3d(nn.Module):
 
 
 def shift5d(x: Tensor, fold: int) -> Tensor:
-    """Temporal shift of [N, C, T, H, W], written as the papers do: into a tensor of zeros."""
+    """Shift channels of [N, C, T, H, W] in time as the papers' code does, by copying into a tensor of zeros."""
     out = torch.zeros_like(x)
     out[:, :fold, :-1] = x[:, :fold, 1:]
     out[:, fold : 2 * fold, 1:] = x[:, fold : 2 * fold, :-1]
@@ -74,7 +74,7 @@ class X3DBlock5d(nn.Module):
 
 
 class X3D5d(nn.Module):
-    """[N, C, T, H, W] to features of the same order."""
+    """Computes features [N, C', T, H', W'] of a clip [N, C, T, H, W]."""
 
     SQUEEZED = {54: 8, 108: 8, 216: 16, 432: 32}  # noqa: RUF012 (docs/sources.md, "Temporal-shift X3D")
 
@@ -101,7 +101,7 @@ class X3D5d(nn.Module):
 
 
 class Head5d(nn.Module):
-    """Global average, dropout, linear layers of the plain two-stream head; the losses' sum."""
+    """The plain two-stream head: global average, dropout and linear layers. Returns the weighted sum of the losses."""
 
     def __init__(self, channels: tuple[int, int], classes: int, coarse: int, weights: tuple, dropout: float) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Head5d(nn.Module):
 
 
 class X3DPair5d(nn.Module):
-    """Twin of `models.networks.X3DPair`; takes the same batch, returns the total loss."""
+    """The 5-D form of `models.networks.X3DPair`. Takes the same batch, and returns the total loss."""
 
     def __init__(self, config: X3DPairConfig) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class X3DPair5d(nn.Module):
 
 
 def clip_first(rgb: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, T, H, W, 3] as contiguous [N, 3, T, H, W], bytes normalised."""
+    """Convert [N, T, H, W, 3] to contiguous [N, 3, T, H, W]. Bytes are normalised."""
     clip = rgb.permute(0, 4, 1, 2, 3)
     if not rgb.is_floating_point():
         mean, std = (torch.tensor(values, dtype=dtype, device=rgb.device).view(1, 3, 1, 1, 1) for values in (MEAN, STD))

@@ -1,4 +1,4 @@
-"""RGBPoseConv3D the plain way, 3-D layers on [N, C, T, H, W]: the oracle of tests, the rival of timings."""
+"""RGBPoseConv3D with plain 3-D layers on [N, C, T, H, W]. Tests and benchmarks compare it with our folded network."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.models.plain5d import Head5d, clip_first
 
 
 class Conv5d(nn.Module):
-    """Conv3d without bias, then batch norm if asked."""
+    """Conv3d without bias, followed by a batch norm unless `norm` is False."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: tuple, stride: tuple = (1, 1, 1), norm: bool = True
@@ -26,7 +26,7 @@ class Conv5d(nn.Module):
 
 
 class Deconv5d(nn.Module):
-    """Time times four by a transposed convolution of 7 frames, batch norm, ReLU."""
+    """Upsamples time by four with a transposed convolution over 7 frames, followed by batch norm and ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Bottleneck5d(nn.Module):
 
 
 def path5d(config: ResNetPathConfig, in_channels: int, extra: tuple[int, ...]) -> Any:
-    """A module with a stem and stages called conv1, layer1, ..."""
+    """Return a module with a stem, called conv1, and stages, called layer1, layer2 and so on."""
     path: Any = nn.Module()
     stride = config.stem_stride
     path.conv1 = Conv5d(in_channels, config.base_channels, (1, 7, 7), (1, stride, stride))
@@ -72,7 +72,7 @@ def path5d(config: ResNetPathConfig, in_channels: int, extra: tuple[int, ...]) -
 
 
 class Attention5d(nn.Module):
-    """Cross-attention by torch's own scaled_dot_product_attention; no dropout."""
+    """Cross-attention with torch's scaled_dot_product_attention, without dropout."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Interaction5d(nn.Module):
 
 
 class Backbone5d(nn.Module):
-    """Twin of `models.rgbpose_conv3d.RGBPoseConv3D` without drop-path."""
+    """The 5-D form of `models.rgbpose_conv3d.RGBPoseConv3D`, without drop-path."""
 
     def __init__(self, config: RGBPoseConfig) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Backbone5d(nn.Module):
 
 
 class RGBPose5d(nn.Module):
-    """Twin of `models.networks.RGBPose` with a plain head; takes the same batch, returns the total loss."""
+    """The 5-D form of `models.networks.RGBPose` with a plain head. Takes the same batch, and returns the total loss."""
 
     def __init__(self, config: RGBPoseConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Batches that BatchNorms have seen: counted once a training forward in every kind of network, by nobody else."""
+"""BatchNorm's num_batches_tracked: in every kind of network, each forward pass in training adds 1."""
 
 from dataclasses import replace
 

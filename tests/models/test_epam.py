@@ -1,4 +1,4 @@
-"""EPAM-Net: the attention equals plain 5-D, reaches the pose stream, sum of logits, refusals, one graph."""
+"""EPAM-Net: its attention equals the 5-D form and trains the pose stream, and sizes that do not match are refused."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.models.small import SMALL_EPAM, epam_batch, stir
 
 
 def plain_attention(net: PoseAttention, pose: Tensor) -> Tensor:
-    """The map [N, 1, T, H, W] of pose features [N, C, 3T, H, W], by 3-D layers."""
+    """Compute the attention map [N, 1, T, H, W] of pose features [N, C, 3T, H, W] with 3-D layers."""
     pose = pose[:, :, ::3]
     both = torch.cat([pose.max(1, keepdim=True)[0], pose.mean(1, keepdim=True)], 1)
     bn = net.spatial.bn

@@ -1,4 +1,4 @@
-"""Parts of a network through kernels, here by their references: the same parameters, names, results and copies."""
+"""Fused networks, with references in place of kernels: parameters, names and results equal those of plain networks."""
 
 from copy import deepcopy
 
@@ -31,7 +31,7 @@ def network_of(kind, parts):
 
 
 def step(network, kind):
-    """Losses, gradients and buffers of a training step in float64."""
+    """Return the losses, gradients and buffers of a training step in float64."""
     inputs = NETWORKS[kind][1]
     inputs = inputs | {"rgb": inputs["rgb"].double() / 128 - 1, "heatmap": inputs["heatmap"].double()}
     torch.manual_seed(1)
@@ -58,7 +58,7 @@ def test_a_fused_network_has_the_same_parameters_and_results(kind):
 
 @pytest.mark.parametrize("kind", a_share(NETWORKS, 1, ("PCAN",)))
 def test_a_copy_and_a_compiled_network_are_fused_as_well(kind):
-    """The moving average of the weights is a copy of the network, and training compiles it as one graph."""
+    """Training copies the network for the moving average of its weights, and compiles the network as one graph."""
     torch._dynamo.reset()
     expected = step(network_of(kind, PARTS), kind)
     copy = deepcopy(network_of(kind, PARTS))

@@ -50,7 +50,7 @@ def test_one_graph_to_train_one_to_evaluate_and_no_layout_copy(kind):
 
 
 class Careless(nn.Module):
-    """Breaks the layout once, in the middle."""
+    """A network that changes the layout of its feature map once, between two convolutions."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Inductor compiles one block of each kind to what it computes uncompiled: outputs, gradients, buffers."""
+"""One block of each kind, compiled by Inductor, has the same outputs, gradients and buffers as uncompiled."""
 
 import shutil
 from collections.abc import Callable
@@ -24,7 +24,7 @@ SHIFTING = X3DStreamConfig(widths=(16,), blocks=(1,), stem_stride=1, shift_divis
 
 
 class Contrast(nn.Module):
-    """PCAN's contrast: scores of every kind of error against moving prototypes, and how far apart these are."""
+    """PCAN's contrast: the scores for each kind of error, and the diversity of the prototypes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Contrast(nn.Module):
 
 
 def draw(*shape: int) -> Tensor:
-    """A leaf of random numbers, channels_last where it is a feature map."""
+    """Return a leaf of random numbers. With four dimensions, it is a feature map in channels_last."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
     return (x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x).requires_grad_()
 
@@ -54,7 +54,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple]] = {
 
 
 def outcome(called: Callable, net: nn.Module, inputs: tuple) -> dict[str, Tensor]:
-    """Outputs and buffers after a training step, and the gradients of everything."""
+    """Run forward and backward. Returns outputs, buffers, and the gradients of all inputs and parameters."""
     leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
     for tensor in (*leaves, *net.parameters()):
         tensor.grad = None

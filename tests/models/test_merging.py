@@ -1,4 +1,4 @@
-"""Two single streams made one net: what each says stays what it said alone."""
+"""Two single streams merged into one network: each stream computes the same logits as before."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ def trained(configs: dict) -> dict[str, nn.Module]:
 
 
 def merged(streams: dict[str, nn.Module], out: Path) -> Path:
-    """The streams' published files merged by the command line."""
+    """Save the streams in their published layout, merge the files on the command line, and return the merged file."""
     files = [
         save(out.with_name(f"{stream}.pth"), layout.write(net.state_dict(), layout.MMACTION2)[0])
         for stream, net in streams.items()
@@ -94,7 +94,7 @@ def test_halves_of_a_pair_merge_into_what_they_were(tmp_path, name, rules):
 
 @pytest.mark.parametrize("out", ["init.safetensors", "init.pth"])
 def test_x3d_streams_merge_into_epam(tmp_path, out):
-    """The pose stream says what it did alone, and so does RGB until the attention weighs its features."""
+    """The pose stream's logits stay the same, and so do the RGB stream's if its features skip the attention."""
     streams = trained(X3D_SINGLE)
     model = build_model(EPAM).eval()
     fresh = initialise_from(model, merged(streams, tmp_path / out))
@@ -109,7 +109,7 @@ def test_x3d_streams_merge_into_epam(tmp_path, out):
 
 
 def test_epam_starts_from_the_guides_pair_too(tmp_path):
-    """Its streams never meet before the head: a run of ntu60_x3d has trained two single streams."""
+    """The two streams of ntu60_x3d meet only in the head, so EPAM-Net can start from the weights of each."""
     pair = stir(build_model(replace(PAIR, num_coarse=3, pcan=SMALL_PCAN.pcan)))
     torch.save({"model": pair.state_dict()}, tmp_path / "latest.pth")
     model = build_model(EPAM)

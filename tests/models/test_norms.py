@@ -1,4 +1,4 @@
-"""A norm with its relu, eager and as the compiler gets it; the shift before a block."""
+"""A norm with relu, eager and compiled, and the shift of channels in time before a block."""
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -7,12 +7,12 @@ from models.layers import Norm, shift_frames
 
 
 def results(run):
-    """Result, gradients of input, weight and bias, and running statistics of a norm with relu."""
+    """Return the result, the gradients of input, weight and bias, and the running statistics of a norm with relu."""
     torch.manual_seed(0)
     bn = Norm(5)
     torch.nn.init.uniform_(bn.weight, -1, 1)
     torch.nn.init.normal_(bn.bias)
-    bn.weight.data[1] = bn.bias.data[1] = 0  # a channel that is 0 everywhere: its gradient is 0, as relu's
+    bn.weight.data[1] = bn.bias.data[1] = 0  # a channel that is 0 everywhere, where relu's gradient is 0
     x = torch.randn(4, 5, 3, 7, requires_grad=True)
     y = run(bn, x)
     assert bn.running_mean is not None
@@ -26,22 +26,22 @@ def test_compiled_and_eager_relu_are_the_same():
         assert torch.equal(one, other)
     bn, x = Norm(2), torch.randn(2, 2, 3, 3)
     x[0, 0] = float("nan")
-    assert compiled(bn, x)[:, 0].isnan().all()  # a bad value is not made a 0
+    assert compiled(bn, x)[:, 0].isnan().all()  # relu does not turn a NaN into 0
     assert not compiled(bn, x)[:, 1].isnan().any()
 
 
 def test_compiled_relu_keeps_nothing_of_its_result():
-    """What is saved for its gradient is made of the norm's, so that the compiler reads no feature map more for it."""
+    """The compiler can recompute all that relu's gradient needs from the tensors that the norm stores."""
     graph = torch.compile(lambda bn, x: bn(x, "relu"), backend="eager", fullgraph=True)
     bn, x = Norm(5), torch.randn(4, 5, 3, 7, requires_grad=True)
     y = graph(bn, x)
     assert type(y.grad_fn).__name__ == "WhereBackward0"
     assert type(bn(x, "relu").grad_fn).__name__ == "ReluBackward0"
-    assert type(graph(bn.eval(), x).grad_fn).__name__ == "ReluBackward0"  # also what is exported
+    assert type(graph(bn.eval(), x).grad_fn).__name__ == "ReluBackward0"  # in evaluation, and so in an export
 
 
 def test_of_four_dimensions_are_images_alone():
-    """Inductor lays out the second of four dimensions innermost wherever a convolution follows."""
+    """Before a convolution, Inductor makes all tensors of four dimensions channels_last, so they must be images."""
     images = torch.randn(6, 8, 5, 7).contiguous(memory_format=torch.channels_last)
     graph = make_fx(lambda x: shift_frames(x, 3, 2))(images)
     values = [node.meta.get("val") for node in graph.graph.nodes]

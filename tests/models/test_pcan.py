@@ -1,4 +1,4 @@
-"""PCAN's head beyond the published cases: ranks, diversity, the tree's states, snapshots, one graph."""
+"""PCAN's head beyond the published cases: diversity, prototypes, the tree loss, evaluation, and parameter counts."""
 
 import math
 from dataclasses import replace
@@ -13,7 +13,7 @@ from models.networks import build_model
 from models.pcan import PcanHead, PrototypeContrast, diversity, tree_loss
 from tests.models.small import SMALL_PCAN, batch, stir
 
-WIDTHS = (24, 16)  # of the features that a head alone reads
+WIDTHS = (24, 16)  # channels of the RGB and pose features
 
 
 def test_diversity_drives_prototypes_apart_unless_published():
@@ -45,7 +45,7 @@ def test_prototypes_move_by_a_tenth_towards_the_mean_and_only_where_something_wa
     contrast = PrototypeContrast(6, 4, 3)
     before = contrast.prototypes.clone()
     feature, label = torch.randn(3, 6), torch.tensor([0, 0, 1])
-    logits = torch.tensor([[9.0, 0, 0], [8, 0, 0], [7, 0, 0]])  # the third is taken for class 0
+    logits = torch.tensor([[9.0, 0, 0], [8, 0, 0], [7, 0, 0]])  # the third clip is wrongly predicted as class 0
     contrast.contrast(feature, logits, label, None)
     mean = contrast.cl_fc(feature[:2]).mean(0)
     torch.testing.assert_close(contrast.prototypes[0], 0.9 * before[0] + 0.1 * mean)
@@ -122,7 +122,7 @@ def test_a_map_that_does_not_fit_the_heads_is_refused():
     ],
 )
 def test_the_guides_nets_are_counted_as_published(config, count):
-    """The published count has the fine prototypes, parameters there and buffers here."""
+    """The published count includes the fine prototypes, which are parameters in the published code but buffers here."""
     with torch.device("meta"):
         model = build_model(config)
     prototypes = [b for name, b in model.named_buffers() if "prototypes" in name and "coarse" not in name]

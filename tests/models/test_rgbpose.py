@@ -1,4 +1,4 @@
-"""RGBPoseConv3D: folded equals plain 5-D, laterals, drop-path, single streams, one graph."""
+"""RGBPoseConv3D: the folded network equals the 5-D form; also frame counts, drop-path and single streams."""
 
 from dataclasses import replace
 

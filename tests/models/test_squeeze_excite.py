@@ -1,4 +1,4 @@
-"""Squeeze-excite's gate: the published two linear layers, in float32 wherever it is called."""
+"""Squeeze-excite's gate equals the two published linear layers, and is computed in float32 even under autocast."""
 
 from contextlib import nullcontext
 

@@ -1,4 +1,4 @@
-"""Weights in and out: every layout byte-equal both ways, initialisation."""
+"""Reading and writing weights: every layout is byte-equal after a round trip, and networks start from weights."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from tests.parity.published import det_tensor
 def test_a_round_trip_is_byte_equal(tmp_path, layout):
     source = filled(LAYOUTS[layout]())
     torch.save({"meta": {"epoch": 3}, "state_dict": source}, tmp_path / "in.pth")
-    if "X3D-M" in layout:  # names only: the native form is another network, see below
+    if "X3D-M" in layout:  # only renamed, because no network of ours is X3D-M
         target = layout.split()[0].lower()
         assert main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "mid.pth"), "--to", "mmaction2"]) == 0
         assert main(["convert", str(tmp_path / "mid.pth"), str(tmp_path / "out.pth"), "--to", target]) == 0

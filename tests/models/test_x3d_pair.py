@@ -1,4 +1,4 @@
-"""The two-stream X3D: folded equals plain 5-D, losses, layouts, one graph."""
+"""The two-stream X3D: the folded network equals the 5-D form; also losses, logits, initial weights and one graph."""
 
 from dataclasses import replace
 

@@ -1,6 +1,6 @@
-"""One network on a whole batch, and under DDP as two ranks see it: run by test_two_ranks.py, one process a rank.
+"""Runs a network on half of each batch, as one of two ranks under DDP. test_two_ranks.py runs a process per rank.
 
-Its argument is the folder that takes the results of two ranks, 0.pt and 1.pt.
+The argument is the folder to which the ranks write their results, 0.pt and 1.pt.
 """
 
 import sys
@@ -21,7 +21,7 @@ CONFIG = replace(SMALL_PCAN, dropout=0.0)
 
 
 def network() -> nn.Module:
-    """Weights of the seed, batch norms frozen, half of the heads' answers right: every kind of error occurs."""
+    """Return a network with seeded weights, frozen batch norms and no dropout."""
     torch.manual_seed(0)
     model = stir(build_model(CONFIG)).double()
     for module in model.modules():
@@ -34,7 +34,10 @@ def network() -> nn.Module:
 
 
 def batches(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Batches of CLIPS clips; labels are what the net says for some clips, in one or both levels, else chance."""
+    """Yield batches of CLIPS clips. About half of the fine and of the coarse labels are what the network predicts.
+
+    So the batches contain every kind of error.
+    """
     for step in range(STEPS):
         inputs = batch(seed=step, clips=CLIPS, frames=(2, 8))
         inputs["rgb"] = inputs["rgb"].double() / 128 - 1
@@ -49,7 +52,7 @@ def batches(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def results(first: int, last: int, ranks: int) -> dict[str, Tensor]:
-    """Losses of clips [first, last) in each step, gradients summed over the steps, prototypes after them; float64."""
+    """Return each step's losses on clips [first, last), and the summed gradients and the prototypes after all steps."""
     model = network()
     found: dict[str, Tensor] = {}
     parts = list(batches(network()))

@@ -1,4 +1,4 @@
-"""The folder of published outputs, case by case; facts that another folder lacks come from the default one."""
+"""Fixtures that find published outputs. Facts that are not in $DUET_FIXTURES come from the default folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.parity.published import load_json
 
 @pytest.fixture(scope="session")
 def located(fixtures: Path) -> Callable[[str], Path]:
-    """Finds a file that says how cases were made (shapes, labels, keys, inputs); skips where there is none."""
+    """A function that finds a file of facts about cases (shapes, labels, keys, inputs), or skips the test."""
 
     def find(name: str) -> Path:
         for folder in (fixtures, SHARED / "fixtures"):
@@ -24,13 +24,13 @@ def located(fixtures: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def facts(located: Callable[[str], Path]) -> Callable[[str], dict]:
-    """Reads such a file of JSON."""
+    """A function that reads a JSON file of facts about cases."""
     return lambda name: load_json(located(name))
 
 
 @pytest.fixture(scope="session")
 def cases(fixtures: Path) -> Callable[[str], list[Path]]:
-    """All case files of a kind, by a pattern; skips where there is none."""
+    """A function that returns all case files that match a pattern. If there is none, the test is skipped."""
 
     def find(pattern: str) -> list[Path]:
         found = sorted(fixtures.glob(pattern))

@@ -1,4 +1,4 @@
-"""Weights and inputs of the fixtures, remade from names (fixtures/README.md, "Weight fill"), and their comparison."""
+"""Remakes weights and inputs of the fixtures from their names (fixtures/README.md, "Weight fill"); compares tensors."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from models.weights.renaming import Rules
 
 
 def det_u01(name: str, count: int) -> np.ndarray:
-    """`count` float64 in [0, 1) by SplitMix64 from the name."""
+    """Return `count` float64 numbers in [0, 1), which SplitMix64 makes from the name."""
     seed = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], "<u8")[0]
     with np.errstate(over="ignore"):
         z = seed + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -23,7 +23,7 @@ def det_u01(name: str, count: int) -> np.ndarray:
 
 
 def det_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The weight published under `name`, float32 (int64 0 for a batch norm's counter)."""
+    """Return the weight published under `name`, in float32. The counter of a batch norm is 0 in int64."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros((), dtype=torch.int64)
     u = det_u01(name, int(np.prod(shape))).reshape(shape)
@@ -39,30 +39,30 @@ def det_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def det_input(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The input called `name`, float32."""
+    """Return the input called `name`, in float32."""
     u = det_u01("input." + name, int(np.prod(shape))).reshape(shape)
     return torch.from_numpy((u**8 if "heatmap" in name else 2 * u - 1).astype(np.float32))
 
 
 def fill(model: nn.Module, rules: Rules, prefix: str = "") -> None:
-    """Fill a network with the weights published under its names (`prefix` + ours, through models/weights' key map)."""
+    """Fill a network with published weights. models/weights maps `prefix` + our name to the published name."""
     own = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     names, left = layout.write(own, rules)
     filled, _ = layout.read({name: det_tensor(name, tuple(t.shape)) for name, t in names.items()}, rules)
-    for name in left:  # prototypes that the original does not save: named as if it did
+    for name in left:  # prototypes that the published code does not save, with names in its style
         published = name.replace("contrast_", "fr_coarse_").replace("_coarse.prototypes", ".spatio_cl_net.avg_f")
         filled[name] = det_tensor(published, tuple(own[name].shape[::-1])).T
     model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in filled.items()})
 
 
 def norms(model: nn.Module, rules: Rules, prefix: str = "") -> dict[str, float]:
-    """2-norm of every parameter's gradient, by its published name."""
+    """Return the 2-norm of each parameter's gradient, by the published name of the parameter."""
     gradients = {prefix + name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {name: gradient.norm().item() for name, gradient in layout.write(gradients, rules)[0].items()}
 
 
 def published_keys(model: nn.Module, rules: Rules) -> list[list]:
-    """[key, shape] of everything that the published network saves."""
+    """Return [key, shape] of every tensor that the published network saves."""
     return sorted([name, list(t.shape)] for name, t in layout.write(model.state_dict(), rules)[0].items())
 
 
@@ -78,23 +78,23 @@ def load_json(path: Path) -> dict:
 
 
 def folded(clip: Tensor) -> Tensor:
-    """Published [N, C, T, H, W] as our [N*T, C, H, W] channels_last."""
+    """Convert the published [N, C, T, H, W] to our [N*T, C, H, W] channels_last."""
     return clip.permute(0, 2, 3, 4, 1).flatten(0, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def clips(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """The published input [N, C, T, H, W] as our networks take it: [N, T, H, W, 3], or heatmaps [N, T, V, H, W]."""
+    """Return a published input [N, C, T, H, W] as images [N, T, H, W, 3] or heatmaps [N, T, V, H, W]."""
     last = det_input(name, shape).to(dtype).permute(0, 2, 3, 4, 1).contiguous()
     return last.permute(0, 1, 4, 2, 3) if "heatmap" in name else last
 
 
 def unfolded(x: Tensor, num_frames: int) -> Tensor:
-    """Our [N*T, C, H, W] as published [N, C, T, H, W]."""
+    """Convert our [N*T, C, H, W] to the published [N, C, T, H, W]."""
     return x.unflatten(0, (-1, num_frames)).transpose(1, 2)
 
 
 def assert_close(ours: Tensor, published: np.ndarray | Tensor, tolerance: float) -> None:
-    """Largest difference over largest value stays under `tolerance`."""
+    """Assert that the largest difference, divided by the largest published value, is below `tolerance`."""
     published = torch.as_tensor(published, dtype=torch.float64)
     assert ours.shape == published.shape
     error = (ours.detach().double() - published).abs().max() / (published.abs().max() or 1)
@@ -102,7 +102,7 @@ def assert_close(ours: Tensor, published: np.ndarray | Tensor, tolerance: float)
 
 
 def sample(tensor: Tensor, count: int) -> Tensor:
-    """Flat positions floor(j * n / count), or everything where there is less (C order)."""
+    """Return the values at flat positions floor(j * n / count) in C order, or all n values if n <= count."""
     flat = tensor.reshape(-1)
     if flat.numel() <= count:
         return flat

@@ -26,7 +26,7 @@ def attention(mode: str) -> PoseAttention:
 
 
 def attended(net: PoseAttention, clip: torch.Tensor) -> torch.Tensor:
-    """The map [N, 1, T, H, W] of the frames [N, C, T, H, W] that it is drawn from."""
+    """Return the attention map [N, 1, T, H, W] for pose features [N, C, T, H, W]."""
     frames = clip.shape[2]
     spread = clip.repeat_interleave(FRAME_RATIO, 2)
     return unfolded(net(folded(spread), FRAME_RATIO * frames), frames)
@@ -35,7 +35,7 @@ def attended(net: PoseAttention, clip: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_attention_equals_the_published(cases, facts, case):
     about = facts("epam_attention.json")[f"cbam_{case}"]
-    channels = 216  # of the pose stream; the files hold the map only
+    channels = 216  # of the pose stream; the files contain only the map
     for path in cases("epam_attention.npz"):
         published = np.load(path)
         expected = published[f"cbam_{case}"]
@@ -57,7 +57,7 @@ def test_attention_equals_the_published(cases, facts, case):
 
 @pytest.fixture(scope="module")
 def recogniser(facts):
-    """The whole network with the published weights, in eval mode; keys and shapes compared on the way."""
+    """The whole network with the published weights, in eval mode. Its keys and shapes equal the published ones."""
     model = build_model(EpamConfig(num_classes=60, num_coarse=0, dropout=0.0)).eval()
     assert published_keys(model, RULES) == sorted(key[:2] for key in facts("epam_recognizer_state_dict.json"))
     assert sum(p.numel() for p in model.parameters()) == facts("epam_attention.json")["recognizer"]["count"]["params"]
@@ -88,7 +88,7 @@ def test_recogniser_scores_equal_the_published(cases, facts, recogniser):
 
 
 def attention_map(recogniser: torch.nn.Module, facts) -> torch.Tensor:
-    """The map [N, 1, T, H, W] that the whole network scales its RGB features by."""
+    """Return the map [N, 1, T, H, W] by which the whole network multiplies its RGB features."""
     inputs, maps = recogniser_inputs(facts), []
     with torch.no_grad(), recogniser.attention.register_forward_hook(lambda *call: maps.append(call[-1])):
         recogniser(**inputs)
@@ -104,7 +104,7 @@ def test_recognisers_attention_has_the_published_spread(facts, recogniser):
 
 
 def test_recogniser_gradients_equal_the_published(facts, recogniser):
-    """Norms of float32 gradients of CE + CE with label 17; logits by their mean, deviation and largest value."""
+    """Compares gradient norms of the sum of both losses, and mean, deviation and largest value of the logits."""
     about = facts("epam_attention.json")["recognizer"]
     recogniser.zero_grad()
     output = recogniser(**recogniser_inputs(facts), label=torch.tensor([17]))

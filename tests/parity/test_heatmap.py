@@ -13,7 +13,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def published(module, case) -> Tensor:
-    """Our volume [T, C, H, W] for one file of fixtures/heatmap, with the published oddities made here."""
+    """Draw the heatmaps [T, C, H, W] of one file of fixtures/heatmap, with the oddities of the published code."""
     settings = json.loads(str(case["params"]))
     points = torch.from_numpy(case["keypoint"].astype(np.float32) * np.float32(settings["scaling"]))
     scored = settings["use_score"] and "keypoint_score" in case
@@ -23,7 +23,7 @@ def published(module, case) -> Tensor:
     size = tuple(int(side * settings["scaling"] + 0.5) for side in case["img_shape"].tolist())
     options = {"size": size, "sigma": settings["sigma"], "limbs": limbs, "joint_channels": settings["with_kp"]}
     volume = module.render_heatmaps(joints.to(DEVICE), **options)[0].cpu()
-    if settings["with_kp"] and limbs:  # the published code draws limbs over the joints' channels
+    if settings["with_kp"] and limbs:  # the published code draws limbs into the channels of joints
         volume[:, : len(limbs)] = volume[:, : len(limbs)].maximum(volume[:, points.shape[2] :])
         volume[:, points.shape[2] :] = 0
     if settings["double"]:
@@ -35,10 +35,11 @@ def published(module, case) -> Tensor:
 
 
 def tolerance(case) -> float:
-    """1e-5; more for limbs that reach far beyond the map.
+    """Return the tolerance of a case: 1e-5, or more if limbs reach far beyond the map.
 
-    The published code finds the place on a limb from differences of squared distances in float32, and is off by about
-    the last bit of the longest distance in pixels (measured: 1.5e-5 with joints 100 px off the map, 1.8e-4 with 1,000).
+    The published code computes the position on a limb from differences of squared distances in float32. Its error is
+    about the last bit of the longest distance in pixels (measured: 1.5e-5 with joints 100 px off the map, 1.8e-4 with
+    1,000 px).
     """
     settings = json.loads(str(case["params"]))
     if not settings["with_limb"] or not case["keypoint"].size:

@@ -1,4 +1,4 @@
-"""The formula that fills weights and inputs, against values told in words (fixtures/README.md, models.json)."""
+"""The formula that fills weights and inputs, compared with the values in fixtures/README.md and in the fixtures."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from tests.parity.published import det_input, det_u01
 
 TOLD = {
     "input.imgs.tsm": [0.7747946528249058, 0.8239951666329061, 0.06913549486927517, 0.6634685489349165],
-    # The README's fourth value differs from the ninth digit on; three evaluations of its formula agree against it.
+    # Without the README's fourth value: it differs from the result of the formula, which we computed in three ways.
     "rgb_backbone.conv1_s.conv.weight": [0.8019084538854452, 0.027732634070940065, 0.6005018463240284],
 }
 

@@ -1,6 +1,7 @@
-"""A training clip's pixels, from a pack through DALI, against the published chain: black padding, crop, bilinear to
-256, crop, bilinear to 224, mirror (docs/sources.md, "Training samples"). On a real NTU clip, with boxes inside and
-beyond the image.
+"""The pixels of training clips, which DALI decodes from a pack, equal those of the published steps.
+
+The steps are black padding, crop, bilinear resize to 256, crop, bilinear resize to 224, and mirror (docs/sources.md,
+"Training samples"). The clips are made of a real NTU video, with boxes inside the image and beyond it.
 """
 
 import pickle
@@ -25,18 +26,18 @@ from pipelines.skeleton import COCO_17
 
 VIDEO, FRAMES, WIDTH, HEIGHT = "S001C001P001R001A001_rgb.avi", 103, 1920, 1080
 CONFIG = ClipConfig(skeleton=COCO_17, rgb_frames=8, pose_frames=32, sigma=0.7)
-# Where the joints lie: the person of the video; one at the right border, whose box leaves the image; a small one, whose
-# box is enlarged; one over the whole height, whose box of 1240 px leaves three sides.
+# Where the joints are: on the person of the video; at the right border, with a box that leaves the image; on a small
+# area, with a box that is enlarged; over the whole height, with a box of 1240 px that leaves the image on three sides.
 PLACES = {
     "inside": (900, 250, 1150, 750),
     "beyond": (1600, 300, 1800, 850),
     "small": (1000, 300, 1090, 450),
     "tall": (1500, 60, 1900, 1050),
 }
-LEAST = 36.0  # dB
-MOST = 1.5  # levels, on average
-# Where the image ends and the black begins, the published chain is jagged and a pack, which was scaled down before, is
-# smooth: these pixels at either side of that edge are measured apart.
+LEAST = 36.0  # PSNR in dB
+MOST = 1.5  # grey levels, on average
+# The border between the image and the black is jagged in the published code, but smooth in a pack, which has been
+# scaled down. Pixels closer than EDGE to this border are therefore measured separately.
 EDGE = 3
 
 
@@ -50,7 +51,7 @@ def annotation(name: str, left: int, top: int, right: int, bottom: int) -> dict:
 
 
 def training_clips(folder: Path, real_videos: Path, settings: PackSettings):
-    """The table, the pack and three epochs of (plan, batch)."""
+    """Return the table, the pack, and one (plan, batch) of each of three epochs."""
     (folder / "videos").mkdir(exist_ok=True)
     for name in PLACES:
         shutil.copy(real_videos / VIDEO, folder / "videos" / f"{name}.avi")
@@ -65,7 +66,7 @@ def training_clips(folder: Path, real_videos: Path, settings: PackSettings):
 
 
 def decoded(video: Path) -> list[np.ndarray]:
-    """RGB frames by FFmpeg with whole rounding; its fast conversion alone is 1.2 levels off."""
+    """Decode RGB frames with FFmpeg's accurate rounding. Its fast conversion would be wrong by 1.2 grey levels."""
     graph, frames = av.filter.Graph(), []
     with av.open(video) as container:
         source = graph.add_buffer(template=container.streams.video[0])
@@ -81,14 +82,14 @@ def decoded(video: Path) -> list[np.ndarray]:
 
 
 def bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """cv2.resize of [H, W, 3] with its default interpolation: centres of pixels, no antialiasing, whole levels."""
+    """Resize [H, W, 3] as cv2.resize does by default: half-pixel centres, no antialiasing, rounded to whole levels."""
     planes = image.permute(2, 0, 1)[None].float()
     resized = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", align_corners=False)
     return resized[0].permute(1, 2, 0).round()
 
 
 def published(picture: np.ndarray, box: tuple[int, int, int, int], crop: np.ndarray, flip: bool) -> torch.Tensor:
-    """MMCompact, Resize, RandomResizedCrop, Resize and Flip of one frame, given their luck: [224, 224, 3]."""
+    """Apply MMCompact, Resize, RandomResizedCrop, Resize and Flip to a frame, with given random numbers."""
     left, top, right, bottom = box
     padded = np.zeros((bottom - top, right - left, 3), np.uint8)
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, WIDTH), min(bottom, HEIGHT)
@@ -99,7 +100,7 @@ def published(picture: np.ndarray, box: tuple[int, int, int, int], crop: np.ndar
 
 
 def expected(table: ClipTable, plan: ClipPlan, clip: int, pictures: list[np.ndarray]) -> torch.Tensor:
-    """[T, 224, 224, 3] of the published chain for one clip of a plan."""
+    """Return the frames [T, 224, 224, 3] that the published code makes for one clip of a plan."""
     joints = table.clip_joints(int(plan.row[clip]))[:, plan.pose_frames[clip], :, :2]
     box = compact_box(joints, HEIGHT, WIDTH)
     scale = RESIZED / np.array([box[2] - box[0], box[3] - box[1]] * 2)
@@ -114,7 +115,7 @@ def psnr(error: torch.Tensor) -> float:
 
 
 def near_edge(box: np.ndarray, flip: bool) -> torch.Tensor:
-    """[224, 224] bool: pixels of a clip at the border of the image."""
+    """Return [224, 224] bool, true for the pixels of a clip that are near the border of the image."""
     size, near = CONFIG.rgb_size, []
     for low, high, length in ((box[1], box[3], HEIGHT), (box[0], box[2], WIDTH)):
         scale = size / (high - low)

@@ -43,7 +43,7 @@ def bare(joints: int, interaction: bool) -> torch.nn.Module:
 
 
 def network(joints: int, interaction: bool) -> torch.nn.Module:
-    """A fresh network with the published weights, 60 classes."""
+    """Return a new network for 60 classes with the published weights."""
     model = bare(joints, interaction)
     model.load_state_dict(published_weights(joints, interaction))
     return model
@@ -91,7 +91,7 @@ def test_features_equal_the_published(cases, kind, stream):
 
 @pytest.mark.parametrize("joints", [17, 28])
 def test_features_have_the_published_spread(facts, joints):
-    """Mean, deviation and largest value of the features: they are told for more joints than the files of features."""
+    """Compares mean, deviation and largest value, which are published for both numbers of joints."""
     about = facts("pcan_backbone_info.json")[f"V{joints}"]
     model = network(joints, True).eval()
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_features_have_the_published_spread(facts, joints):
 
 
 def test_scores_equal_the_published(cases):
-    """Raw scores of the input and of the batch of two, in either width."""
+    """Compares logits of the single clip and of the batch of two, in float32 and in float64."""
     for path in cases("rgbpose_scores.npz"):
         for key, published in np.load(path).items():
             if published.ndim != 2 or probabilities(published):
@@ -114,7 +114,7 @@ def test_scores_equal_the_published(cases):
 
 
 def test_two_views_are_averaged_as_published(cases):
-    """Probabilities averaged over the batch of two as two views of a clip; another rule differs by 1e-4 or more."""
+    """Averages probabilities over a batch of two, as two views of one clip. Other rules differ by 1e-4 or more."""
     paths, logits = cases("rgbpose_scores.npz"), scores(2, torch.float64)
     clip = torch.zeros(1, dtype=torch.int64)
     views = [
@@ -127,7 +127,7 @@ def test_two_views_are_averaged_as_published(cases):
             ours = mean[stream_of(key)]
             if ours.shape == published.shape and probabilities(published):
                 error = np.abs(ours.numpy() - published).max() / published.max()
-                if error < 5e-3:  # other clips differ by over 1e-2: their name is not in the fixtures' README
+                if error < 5e-3:  # the file also has clips that we cannot remake; they differ by over 1e-2
                     assert_close(ours, published, 1e-5)
                     compared += 1
     if not compared:
@@ -143,14 +143,14 @@ def probabilities(rows: np.ndarray) -> bool:
 
 
 def scores(clip_count: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Logits of the input, or of the batch of two."""
+    """Return the logits of the single clip, or of the batch of two."""
     rgb, heatmap = inputs(clip_count, ".b2" if clip_count == 2 else "", 17, dtype)
     with torch.no_grad():
         return network(17, False).to(dtype).eval()(rgb, heatmap).logits
 
 
 def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, fixtures):
-    """Batch of two with labels 3 and 17, float32: the numbers in the fixtures' README, and the file where it is."""
+    """Compares a step in float32 with the numbers in the fixtures' README and, if it exists, with the file of norms."""
     facts("rgbpose_state_dict.json")
     model = network(17, False).train()
     losses = model(*inputs(2, ".b2", 17), torch.tensor([3, 17])).losses
@@ -160,7 +160,7 @@ def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, 
     assert losses["loss_pose"].item() == pytest.approx(3.95422, rel=1e-5)
     assert total == pytest.approx(23.003, rel=1e-3)
     if (path := fixtures / "rgbpose_train_step.json").exists():
-        # float32 on both sides: a ReLU's sign may differ
+        # Both sides are computed in float32, so the sign of a ReLU's input may differ.
         gradients = {
             name: pytest.approx(norm, rel=1e-2, abs=1e-5 * total) for name, norm in norms(model, RULES).items()
         }
@@ -172,7 +172,10 @@ def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, 
 
 
 def compared(content: dict, ours: dict) -> Iterator[dict]:
-    """The tables of a JSON value that have the names of `ours`, with or without "backbone.", each equal to it."""
+    """Yield each table in a JSON value with the same names as `ours`, and assert that it equals `ours`.
+
+    A prefix "backbone." of names is ignored.
+    """
     ours = {name.removeprefix("backbone."): value for name, value in ours.items()}
     for table in tables_of(content):
         theirs = {name.removeprefix("backbone."): value for name, value in table.items()}
@@ -182,7 +185,7 @@ def compared(content: dict, ours: dict) -> Iterator[dict]:
 
 
 def tables_of(value: object) -> list[dict]:
-    """All dicts within a JSON value."""
+    """Return a JSON value and all values within it that are dicts."""
     if not isinstance(value, dict):
         return []
     return [value, *(table for part in value.values() for table in tables_of(part))]
@@ -202,7 +205,7 @@ def test_interacting_gradients_equal_the_published_in_float64(cases):
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_interaction_equals_the_published(fixtures, facts, stage):
-    """Gradient norms as described, for both stages; gates, sequences and outputs where there is the file."""
+    """Compares gradient norms, and, if the file of this stage exists, also gates, sequences and outputs."""
     about = facts("pcan_backbone_info.json")[f"fi{stage}"]
     shapes = {stream: tuple(about[stream]) for stream in ("rgb", "skt")}
     ratio = shapes["skt"][2] // shapes["rgb"][2]

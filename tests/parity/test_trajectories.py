@@ -1,4 +1,4 @@
-"""Twelve steps of SGD against the published ones (traj_*): losses, gradient norms, where the weights end up."""
+"""Twelve steps of SGD against the published ones (traj_*): losses, gradient norms, and final weights."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ BLOCKS = {40: "{}", 5: "clip5_4steps_{}"}
 
 
 class Trajectory:
-    """One published run made again: its network, its optimizer, its inputs by step."""
+    """Repeats a published run with the same network, optimizer and inputs of each step."""
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         self.about = load_json(path)
@@ -46,7 +46,7 @@ class Trajectory:
         return tuple(clips(name + suffix, shape, self.dtype) for name, shape in shapes.items())
 
     def step(self, number: int, clip_norm: float, last: bool) -> dict[str, float]:
-        """Losses of a step, then (unless it is the last wanted) the step itself and the norm before clipping."""
+        """Return the losses of a step. Unless `last`, also take the step, and return the norm before clipping."""
         label = torch.tensor(self.about["labels"][number])
         losses = self.model(*self.inputs(f".traj.{number}"), label).losses
         values = {name: loss.item() for name, loss in losses.items()}
@@ -64,7 +64,7 @@ class Trajectory:
         for number in range(steps):
             got = self.step(number, clip_norm, number == steps - 1 and not to_the_end)
             expected = {name: published[number][name] for name in got}
-            # The norm follows the losses with ten times their error (fixtures' README).
+            # The error of the gradient norm is ten times that of the losses (fixtures' README).
             close = {
                 name: pytest.approx(value, rel=tolerance * (10 if "norm" in name else 1))
                 for name, value in expected.items()
@@ -100,7 +100,7 @@ def test_all_steps_equal_the_published_in_float64(cases):
 
 
 def compare_end(run: Trajectory, path: Path) -> None:
-    """Weights, their way and running statistics after the last step; then the scores of the trained net."""
+    """Compare weights, their total change and running statistics after the last step, and the final scores."""
     final = path.with_name(f"{path.stem}_final.json")
     if final.exists():
         expected = load_json(final)["f64"]

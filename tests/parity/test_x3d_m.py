@@ -1,6 +1,6 @@
-"""mmaction2's X3D-M of Kinetics (x3d_m*): every published key has its place, and a plain net in them computes the same.
+"""MMAction2's X3D-M for Kinetics (x3d_m*): all published keys are read, and a plain network computes the same scores.
 
-No network of ours is X3D-M; the oracle here shows that its weights are read for what they are.
+No network of ours is X3D-M, so the plain network in this file shows that each weight gets the right name.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ def test_published_keys_are_read_and_written_back(published, tmp_path):
 
 
 class PlainX3DM:
-    """X3D-M in evaluation, of 5-D layers that look up their weights by our names (docs/sources.md, "Weight files")."""
+    """X3D-M in evaluation, with 5-D layers. Weights are looked up by our names (docs/sources.md, "Weight files")."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = state

@@ -1,4 +1,4 @@
-"""Annotations as published, for tests."""
+"""Makes annotations in the published form, for tests."""
 
 import pickle
 from pathlib import Path

@@ -117,7 +117,7 @@ class Scene:
         return Film.table(self.folder, self.clips)
 
     def clip(self, number: int, out: Path | None = None) -> Path:
-        """The file of a clip in the pack."""
+        """Return the file of a clip in the pack."""
         (file,) = ((out or self.out) / "clips").glob(f"{self.names[number]}.*.mov")
         return file
 
@@ -164,14 +164,14 @@ class Data:
         return open_table(self.folder / name, self.folder / "cache")
 
     def pack(self, content, name: str = "annotations.pkl", **options) -> tuple[Pack, str]:
-        """Make the pack. Returns it, and what was said. options: those of `prepare`, and `out` and `settings`."""
+        """Make the pack. Returns it, and the printed messages. `options`: those of `prepare`, `out` and `settings`."""
         said, table = io.StringIO(), self.table(content, name)
         options = {"workers": 1, "console": Console(file=said), "user": User(self.folder / name)} | options
         out, settings = options.pop("out", self.packs), options.pop("settings", self.settings)
         return prepare(table, self.videos, out, settings, **options), said.getvalue()
 
     def encoded(self, content, *more, **options) -> int:
-        """How many clips `pack` encoded."""
+        """Make the pack, and return how many clips were encoded for it."""
         before = len(list(self.packs.rglob("*.mov")))
         pack, said = self.pack(content, *more, **options)
         new = len(list(self.packs.rglob("*.mov"))) - before
@@ -189,7 +189,7 @@ def packed_data(tmp_path_factory) -> Data:
 
 @pytest.fixture
 def data(packed_data, tmp_path) -> Data:
-    """A copy of the data and their pack. Its videos are the same files."""
+    """A copy of the annotations and the pack of `packed_data`, with the same video files."""
     own = Data(tmp_path, 0)
     own.clips, own.videos = [dict(clip) for clip in packed_data.clips], packed_data.videos
     shutil.copytree(packed_data.packs, own.packs, ignore=shutil.ignore_patterns("users"))

@@ -1,4 +1,4 @@
-"""`python -m pipelines.annotate`: labels, keypoints and people as they come, and a training on what it wrote."""
+"""`python -m pipelines.annotate` reads all forms of labels, keypoints and people, and training takes its output."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(*words: object, **environment: str) -> tuple[int, str, str]:
-    """Exit code and what was said, on a machine without rtmlib unless `environment` has one."""
+    """Run `python -m WORDS` with more environment variables. Returns exit code, stdout and stderr."""
     done = run("-m", *words, environment=os.environ | environment)
     return done.returncode, done.stdout, done.stderr
 
@@ -58,7 +58,7 @@ def test_one_in_five_of_each_class_is_validation(tmp_path):
     found = labels_in(tmp_path, text)
     pairs = list(zip(found.labels, found.splits, strict=True))
     counts = [pairs.count((label, "val")) for label in range(4)]
-    assert counts == [0, 2, 4, 6]  # the only clip of a class trains
+    assert counts == [0, 2, 4, 6]  # class 0 has a single clip, which is in train
     assert labels_in(tmp_path, text) == found
     again = labels_in(tmp_path, text + "\n0-new,0")
     old = dict(zip(found.videos, found.splits, strict=True))
@@ -88,13 +88,13 @@ def test_labels_that_cannot_be_used(tmp_path, text, sentence):
 
 
 def person(x: float, score: float = 1.0, size: float = 20) -> Person:
-    """A person of 4 joints around x."""
+    """Return a person with 4 joints around x."""
     corners = np.array([(-1, -1, 1), (1, -1, 1), (1, 1, 1), (-1, 1, 1)], np.float32)
     return Person(corners * (size, size, score) + (x, 100, 0))
 
 
 def middle(joints: np.ndarray) -> np.ndarray:
-    """[M, T] mean x of each person, 0 where nobody is."""
+    """Return the mean x of each person's joints, [M, T]. It is 0 in frames without the person."""
     return np.round(joints[..., 0].mean(axis=-1), 3)
 
 
@@ -138,7 +138,7 @@ ONE = [1.0, 2.0, 0.5] * 17
     ("key", "values", "places"),
     [
         ("frame", [0, 1], [0, 1]),
-        ("frame", [1, 3], [0, 2]),  # the video has three frames: they count from 1
+        ("frame", [1, 3], [0, 2]),  # frame 3 of three frames: numbers start at 1
         ("frame", [1, 2], [1, 2]),
         ("frame_id", ["0", "2"], [0, 2]),
         ("image_id", ["clip2/000000.jpg", "clip2/000001.jpg"], [0, 1]),
@@ -199,7 +199,7 @@ WORDS = {0: "raise", 2: "wave", 6: "lift, red", 9: "give", 11: "push"}
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory) -> Path:
-    """Ten videos with spaces in their names, their labels, and keypoints as JSON, people in any order."""
+    """A folder with ten videos, whose names contain spaces, their labels, and JSON keypoints in random order."""
     root = tmp_path_factory.mktemp("own")
     (root / "my videos").mkdir()
     (root / "keypoints").mkdir()
@@ -213,7 +213,7 @@ def own(tmp_path_factory) -> Path:
         for keypoint, scores in zip(annotation["keypoint"], annotation["keypoint_score"], strict=True):
             for frame, (xy, score) in enumerate(zip(keypoint, scores, strict=True)):
                 values = np.c_[xy, score].ravel().tolist()
-                if frame != 3:  # nobody is found there
+                if frame != 3:  # frame 3 has no people
                     entries.append({"image_id": f"{frame:06}.jpg", "keypoints": values, "score": float(score.mean())})
         shuffled = [entries[place] for place in rng.permutation(len(entries))]
         (root / "keypoints" / f"{name}.json").write_text(json.dumps(shuffled))
@@ -272,7 +272,7 @@ def test_it_trains_by_the_command_that_is_advised(annotated, own, tmp_path):
     assert words[:2] == ["--exp", "custom"]
     more = [word for setting in settings for word in ("--set", setting)]
     assert run_command([*words, *more, "--work-dir", str(tmp_path / "run"), "--max-steps", "2"]) == 0
-    assert "lift" not in advised  # nobody types the names of the classes
+    assert "lift" not in advised  # class names come from the annotation file
     names = sorted(WORDS.values())
     for settings in (
         (tmp_path / "run" / "experiment.json").read_text(),
@@ -296,8 +296,8 @@ def test_names_that_do_not_fit_the_experiment_are_told(annotated, tmp_path, caps
     assert said == ["class 1 is 'lift, red' in data/custom/annotations.pkl, but data.class_names calls it 'push'"]
 
 
-# What PoseEstimator asks of rtmlib 0.0.16, so that its way is walked where the extra is not installed: one person,
-# found where the picture's mean is, in all frames but the fourth.
+# Replaces rtmlib 0.0.16, so that PoseEstimator is also tested where the extra is not installed. It finds one person,
+# always at the same place, but nobody in the fourth frame.
 RTMLIB = """
 import numpy as np
 class Body:

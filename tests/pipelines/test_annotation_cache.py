@@ -1,4 +1,4 @@
-"""The table of a pickle is built once, mapped from then on, and made anew where it is damaged."""
+"""The table of a pickle is built once and memory-mapped from then on. If it is damaged, it is built again."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ def test_a_known_pickle_is_not_read_again(tmp_path):
     assert files(tmp_path / "cache") == made
     assert again.digest == table.digest
     (tmp_path / "poses.pkl").rename(tmp_path / "renamed.pkl")  # the content counts, not the name
-    np.save(folder / "label.npy", np.array([7, 8], np.int32))  # and what is in the cache is what is read
+    np.save(folder / "label.npy", np.array([7, 8], np.int32))  # a change that shows that the cache is read
     assert open_table(tmp_path / "renamed.pkl", tmp_path / "cache").label.tolist() == [7, 8]
     other = table_of(tmp_path, [clip("a"), clip("b", 2, label=4)])
     assert other.digest != table.digest

@@ -1,4 +1,4 @@
-"""A JPEG engine or a heatmap kernel that fails, at first or later: one line, and the same batches as without it."""
+"""If the JPEG engine or the heatmap kernel fails, at once or later, one line says so, and batches stay the same."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def shared(tmp_path_factory, scene_class):
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Stands in for the JPEG engine: decodes as the CPU does, but for what `fault(frames, step)` makes of it."""
+    """Replaces the JPEG engine by the CPU's decoder, whose frames are passed through `fault(frames, step)`."""
     graph = dali._graph
 
     def install(fault):
@@ -64,7 +64,7 @@ def crash_at(step):
 
 
 def darker(frames, _):
-    """Frames whose colours were taken for those of another range."""
+    """Return frames in which full-range colours were converted to the limited range, as a wrong decoder does."""
     (frames,) = frames
     dark = torch.from_dlpack(frames.as_tensor()).float().mul(219 / 255).add(16).round().to(torch.uint8)
 
@@ -76,7 +76,7 @@ def darker(frames, _):
 
 
 def test_a_jpeg_engine_that_does_not_start(shared):
-    """There is none here, so DALI refuses; the second loader finds that out from the first."""
+    """DALI refuses because this machine has no JPEG engine. The second loader does not try again."""
     said = []
     backends = Backends("mixed", "reference", said.append)
     for train in (True, False):
@@ -89,7 +89,7 @@ def test_a_jpeg_engine_that_does_not_start(shared):
 
 @pytest.mark.parametrize("step", [0, 1, 3])
 def test_a_jpeg_engine_that_fails_later(shared, engine, monkeypatch, step):
-    """The CPU goes on with the very step, and nothing is read twice."""
+    """The CPU decodes the step that failed and all later ones, and nothing is read twice."""
     expected = list(loader(*shared, batch_size=2).epoch(0))
     engine(crash_at(step))
     read, said, rows = PackFrames.read, [], []
@@ -103,7 +103,7 @@ def test_a_jpeg_engine_that_fails_later(shared, engine, monkeypatch, step):
 
 
 def test_an_epoch_follows_a_switch_at_once(shared, engine):
-    """As first look makes it when a batch has been decoded already."""
+    """The first look may switch the decoder after a batch has already been decoded."""
     expected = list(loader(*shared, batch_size=2).epoch(0))
     engine(crash_at(2))
     said = []
@@ -124,13 +124,13 @@ def test_what_a_cpu_cannot_decode_either_is_an_error(shared, monkeypatch):
 
 
 def small(shared, **changes):
-    """A loader with so few pixels to draw that the interpreter is quick."""
+    """Return a loader with heatmaps so small that the interpreter is fast."""
     config = replace(CONFIG, flip=1.0, pose_frames=3, heatmap_size=8, heatmap_size_val=9)
     return loader(*shared, config=config, batch_size=2, rows=np.arange(2), **changes)
 
 
 class Draw:
-    """The kernel, which works by Triton's interpreter, until it is launched for heatmaps of `side` pixels."""
+    """The kernel in Triton's interpreter. It raises `error` if it is launched for heatmaps of `side` pixels."""
 
     def __init__(self, side, error):
         self.kernel, self.side, self.error = fused._draw, side, error

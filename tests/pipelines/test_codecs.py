@@ -1,4 +1,4 @@
-"""Every prepared frame is the frame of its video: as many, in order, whatever codec and container it came in."""
+"""A packed clip has all frames of its video in the right order, for every codec and container."""
 
 import io
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from pipelines.prepare.encode import Job, encode_clip
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How a video is written. `time` maps a frame's number to its time in 1/30 s; `first` is the first frame shown."""
+    """How a video is written. `time` names an entry of TIMES, and `first` is the number of the first frame shown."""
 
     file: str
     codec: str
@@ -28,11 +28,12 @@ class Kind:
     first: int = 0
 
 
+# Functions from the number of a frame to its time in 1/30 s.
 TIMES = {
     "even": lambda number: number,
     "uneven": lambda number: 2 * number + (number % 5 == 0) + 20 * (number > 10),  # variable frame rate and a gap
     "late": lambda number: number + 30,
-    "early": lambda number: number - 10,  # the edit list of an .mp4 hides what lies before 0
+    "early": lambda number: number - 10,  # the edit list of an .mp4 hides frames before time 0
 }
 B = {"bf": "2", "g": "250"}
 OPEN = {"x264-params": "open-gop=1:keyint=10:min-keyint=10:bframes=3:b-adapt=0"}
@@ -89,7 +90,7 @@ def write(path: Path, kind: Kind, frames: list[np.ndarray]) -> Path:
 
 
 def prepared(folder: Path, film, kind: Kind, count: int) -> list[int]:
-    """The numbers that the frames of the packed clip show."""
+    """Write and pack a video, and return the numbers that are drawn in the frames of the packed clip."""
     video = write(folder / kind.file, kind, film.frames(count, *kind.size))
     width, height = kind.size
     job = Job(
@@ -117,13 +118,13 @@ def test_every_frame_is_its_own(tmp_path, film, kind):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", (FEW | MORE).values(), ids=FEW | MORE)
 def test_every_frame_of_every_codec(tmp_path, film, kind):
-    """Clips of 11 to 250 frames."""
+    """Checks clips of 11 to 250 frames."""
     for count in (11, 16, 47, 103, 250):
         assert prepared(tmp_path, film, kind, count) == list(range(kind.first, count)), count
 
 
 def test_ntus_timestamps_do_lie(tmp_path, film):
-    """Sorted by time, the frames of such an .avi are not in order: what these tests stand on."""
+    """The decoder returns the frames of such an .avi in order, but sorting them by timestamp would change the order."""
     video = write(tmp_path / "a.avi", FEW["NTU: H.264 with B-frames in .avi"], film.frames(33, 160, 120))
     with av.open(video) as container:
         frames = list(container.decode(video=0))

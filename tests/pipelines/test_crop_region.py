@@ -1,4 +1,4 @@
-"""A pack holds every box that a sample may ask for, whatever the skeleton; what lies outside the image is black."""
+"""A pack contains every box that training or evaluation may need, for any skeleton. Outside the image it is black."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ KINDS = ("walker", "at the border", "one frame", "one joint", "tiny", "appears",
 
 
 def skeleton(rng: np.random.RandomState, kind: str, total: int, persons: int, height: int, width: int) -> np.ndarray:
-    """[M, T, 17, 2] float32 with a float16's digits, missing joints at (0, 0)."""
+    """Return random joints [M, T, 17, 2], float32 rounded to float16. Missing joints are at (0, 0)."""
     tall = {"tiny": rng.uniform(1, 14)}.get(kind, rng.uniform(20, height))
     shape = rng.uniform(-0.5, 0.5, (persons, 1, 17, 2)) * (tall * rng.uniform(0.2, 1.5), tall)
     walk = np.cumsum(rng.randn(persons, total, 1, 2), axis=1) * rng.uniform(0, 8)
@@ -30,7 +30,7 @@ def skeleton(rng: np.random.RandomState, kind: str, total: int, persons: int, he
         start = edges[rng.randint(6, size=persons)].reshape(persons, 1, 1, 2)
     if kind == "far outside":
         start = start + rng.choice([-1, 1], (persons, 1, 1, 2)) * (width, height)
-    if kind == "jumps":  # the detector takes someone else
+    if kind == "jumps":  # as if the detector found another person
         start = np.where(rng.random_sample((persons, total, 1, 1)) < 0.2, start, rng.uniform(0, height, 2))
     joints = start + walk + shape + rng.randn(persons, total, 17, 2) * rng.uniform(0, 3)
     joints[rng.random_sample(joints.shape[:3]) < rng.choice([0, 0.1, 0.7])] = 0
@@ -51,7 +51,7 @@ SIZES = [(1080, 1920), (1296, 1080), (240, 320), (540, 960)]
 
 
 def boxes_inside(film, folder, seeds: range, most_frames: int, count: int) -> int:
-    """How many boxes training and testing drew for random skeletons; fails at one outside its region."""
+    """Draw boxes of training and evaluation for random skeletons, assert that regions contain them, and count them."""
     clips = []
     for seed in seeds:
         rng = np.random.RandomState(seed)
@@ -70,7 +70,7 @@ def boxes_inside(film, folder, seeds: range, most_frames: int, count: int) -> in
     for plan in [*tested, *whole, *crops]:
         outside = (plan.box[:, :2] < region[:, :2]) | (plan.box[:, 2:] > region[:, 2:])
         assert not outside.any(), [clips[row]["frame_dir"] for row in np.flatnonzero(outside.any(axis=1))]
-    for plan in [*tested, *whole] if count >= USUAL else []:  # corners are cut to whole pixels
+    for plan in [*tested, *whole] if count >= USUAL else []:  # corners are truncated to whole pixels
         assert ((plan.box[:, 2:] - plan.box[:, :2]).min(axis=1) >= side - 2).all()
     return len(rows) * (len(tested) + len(whole) + len(crops))
 
@@ -88,11 +88,11 @@ def test_every_box_of_6000_skeletons(tmp_path, film, count):
     print(sum(boxes_inside(film, tmp_path, range(seed, seed + 500), 300, count) for seed in chunks), "boxes inside")
 
 
-EDGE = 8  # pixels at the image's border: a block of JPEG, in which its edge rings
+EDGE = 8  # pixels around the image's border: one JPEG block, which may show ringing
 
 
 def test_outside_the_image_is_black_in_training(tmp_path, film):
-    """A bright picture of people at its corners, at the default quality, as the loader hands it out."""
+    """Packs a bright video with people at its corners in the default quality, and checks the loader's frames."""
     width, height, total = 320, 240, 8
     film.write(tmp_path / "videos" / "clip.mp4", [np.full((height, width, 3), 230, np.uint8)] * total)
     rng, clips = np.random.default_rng(0), []
@@ -115,7 +115,7 @@ def test_outside_the_image_is_black_in_training(tmp_path, film):
         for pixels, flip, (left, top, right, bottom) in zip(batch.rgb, plan.flip, plan.box, strict=True):
             x, y = (low + (np.arange(224) + 0.5) / 224 * (high - low) for low, high in ((left, right), (top, bottom)))
             x = x[::-1] if flip else x
-            beyond = np.maximum(np.maximum(-x, x - width), np.maximum(-y, y - height)[:, None])  # pixels of the video
+            beyond = np.maximum(np.maximum(-x, x - width), np.maximum(-y, y - height)[:, None])  # in pixels
             black.append(pixels[:, torch.from_numpy(beyond > EDGE)].flatten())
             near.append(pixels[:, torch.from_numpy((beyond > 1) & (beyond <= EDGE))].flatten())
             inside = pixels[:, torch.from_numpy(beyond < -16)]

@@ -1,4 +1,4 @@
-"""The demo's data set is made the same every time, by any number of processes, after any kill; foreign files stay."""
+"""The demo's data set is always the same, for any number of processes and after any kill. Foreign files are kept."""
 
 import hashlib
 import os
@@ -42,7 +42,7 @@ LONGER = replace(TINY, num_frames=(30, 40))
 
 
 def test_bytes_depend_on_nothing_left_in_memory(tmp_path):
-    """x264's macroblock tree reads memory nobody wrote (AVX-512): turns of eight clips in one process show it."""
+    """x264's macroblock tree reads uninitialised memory (AVX-512), which shows when one process encodes eight clips."""
     clips = clip_ids(LONGER)[:8]
     made: list[set[bytes]] = [set() for _ in clips]
     for _ in range(5):
@@ -122,7 +122,7 @@ def test_foreign_videos_are_refused_and_kept(tmp_path):
 
 @pytest.mark.parametrize("file", ["annotations.pkl", "labels.csv"])
 def test_files_of_ones_own_are_refused_and_kept(tmp_path, file):
-    """A user's folder whose videos lie elsewhere: `--exp demo --set data.annotations=mine/annotations.pkl`."""
+    """A user may give a folder of their own by `--exp demo --set data.annotations=mine/annotations.pkl`."""
     mine = tmp_path / file
     mine.write_bytes(b"mine")
     with pytest.raises(ValueError, match=f"{mine} was not made by the demo"):
@@ -144,7 +144,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_command_line(tmp_path):
-    """A complete folder is left as it is: exit 0. What cannot be: one sentence, exit 2."""
+    """A complete folder is left as it is, with exit code 0. A mistake is one sentence, with exit code 2."""
     root = tmp_path / "demo"
     claim(root, SHIPPED)
     for clip in clip_ids(SHIPPED):

@@ -1,4 +1,4 @@
-"""A digest is computed once for a file that stays as it is, and anew for one that does not."""
+"""The digest of a file is computed once, and again only if the file changes."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ def sha(path):
 
 @pytest.fixture
 def hashed(monkeypatch):
-    """Counts how often a whole file is read."""
+    """A list to which each reading of a whole file adds the file's name."""
     calls = []
     whole = hashlib.file_digest
 
@@ -47,7 +47,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
         if place is not None:
             content[place] ^= 1
         path.write_bytes(content)
-        os.utime(path, ns=(1, 1))  # its times are set back: ctime tells
+        os.utime(path, ns=(1, 1))  # mtime stays the same, and only ctime changes
         assert digest_of(path, tmp_path / "cache") == sha(path)
         seen.add(sha(path))
     assert len(seen) == 4
@@ -75,7 +75,7 @@ def test_a_cache_that_takes_no_note_is_done_without(tmp_path):
 
 
 def test_a_name_that_is_no_text(tmp_path):
-    """As where the locale is not that of the file system."""
+    """Names that are not UTF-8 occur if files were named under another locale."""
     path = tmp_path / os.fsdecode(b"\xff.pkl")
     path.write_bytes(b"content")
     assert [digest_of(path, tmp_path / "cache") for _ in range(2)] == [sha(path)] * 2

@@ -1,5 +1,6 @@
-"""Broken videos among good ones, and packs that are damaged while training reads them: each is named once, the good
-clips are trained in the order they had, nothing hangs.
+"""Broken videos among good ones, and packs that are damaged during training.
+
+Each bad clip is named once, the good clips keep their order in training, and nothing hangs.
 """
 
 import io
@@ -48,14 +49,14 @@ def zeroed(content: bytes, rng: random.Random) -> bytes:
 
 
 def shuffled(content: bytes, rng: random.Random) -> bytes:
-    """Blocks of a file in another order, as after a bad repair of a disk."""
+    """Shuffle the blocks of a file, as a bad repair of a disk does."""
     blocks = [content[start : start + 512] for start in range(0, len(content), 512)]
     rng.shuffle(blocks)
     return b"".join(blocks)
 
 
 def headed(content: bytes, rng: random.Random) -> bytes:
-    """Numbers of the header are replaced: sizes, counts, lengths."""
+    """Overwrite some numbers in the header, which may be sizes, counts or lengths."""
     changed = bytearray(content)
     for _ in range(rng.randrange(1, 8)):
         start = rng.randrange(min(600, len(changed) - 4))
@@ -66,7 +67,7 @@ def headed(content: bytes, rng: random.Random) -> bytes:
 
 
 def huge(content: bytes, rng: random.Random) -> bytes:
-    """Wherever the picture's sides stand next to each other, they are 30000."""
+    """Replace width and height by 30000, wherever the file contains them next to each other."""
     for order in ("big", "little"):
         for bytes_each in (2, 4):
             sides = b"".join(side.to_bytes(bytes_each, order) for side in SIZE)
@@ -86,7 +87,7 @@ NEVER_GOOD = ("empty", "noise", "text")
 
 
 class Fuzzed:
-    """A folder of `good` whole videos and `bad` fuzzed ones between them, in an order of their own."""
+    """A folder with `good` intact videos and `bad` fuzzed ones, in random order."""
 
     def __init__(self, film, folder: Path, good: int, bad: int, seed: int = 0):
         self.film, self.folder, self.rng = film, folder, random.Random(seed)
@@ -105,9 +106,7 @@ class Fuzzed:
             if kind == "good":
                 os.link(original, self.videos / (name + original.suffix))
                 continue
-            suffix = self.rng.choice(
-                [original.suffix, ".avi", ".mp4", ".ts"]
-            )  # the wrong extension, more often than not
+            suffix = self.rng.choice([original.suffix, ".avi", ".mp4", ".ts"])  # often the wrong extension
             (self.videos / (name + suffix)).write_bytes(FUZZ[kind](original.read_bytes(), self.rng))
         self.clips = [
             film.annotation(name, film.person(FRAMES, *SIZE, seed=number), *SIZE)
@@ -121,7 +120,7 @@ class Fuzzed:
 
 
 def order_of(table, pack, epoch: int) -> list[str]:
-    """Names of the clips in the order in which training sees them."""
+    """Return the names of the clips in the order in which training sees them."""
     frames = PackFrames(table, pack)
     rows = np.flatnonzero(frames.has_frames())
     work = loader(table, frames, rows)
@@ -136,7 +135,7 @@ def loader(table, frames: PackFrames, rows: np.ndarray, **changes) -> Loader:
 
 
 def survive(film, folder: Path, monkeypatch, good: int, bad: int, seed: int = 0) -> str:
-    """Prepare a fuzzed folder and look at everything that is promised; a sentence of what was found."""
+    """Prepare a fuzzed folder, check the pack and its use in training, and return a sentence about the result."""
     work = Fuzzed(film, folder, good, bad, seed)
     monkeypatch.setattr(prepare_pool, "time_limit", lambda job: 10.0)
     start = time.monotonic()
@@ -145,7 +144,7 @@ def survive(film, folder: Path, monkeypatch, good: int, bad: int, seed: int = 0)
     seconds = time.monotonic() - start
     assert "took longer" not in said
     for video in work.videos.iterdir():
-        read_header(str(video))  # as `verify` does: whatever it says, it says it
+        read_header(str(video))  # `verify` reads headers too, and must not fail on them
     named = [name for name in work.kind_of if f"{name}: " in said]
     assert all(said.count(f"{name}: ") == 1 for name in named)
     assert sorted(named) == sorted(pack.bad)
@@ -159,7 +158,7 @@ def survive(film, folder: Path, monkeypatch, good: int, bad: int, seed: int = 0)
     work_loader = loader(table, frames, np.flatnonzero(frames.has_frames()))
     assert sum(1 for _ in work_loader.epoch(0)) == work_loader.num_batches
     assert frames.damaged == set()
-    assert "left out: " in packed(work, table)[1]  # a second run: nothing is tried again
+    assert "left out: " in packed(work, table)[1]  # a second run tries no bad video again
     died = said.count("the decoder was killed")
     return f"{len(named)} of {bad} fuzzed videos bad, {died} decoders died, {seconds:.0f} s for {good + bad}"
 
@@ -184,8 +183,9 @@ def test_500_fuzzed_videos_among_1500(tmp_path, film, monkeypatch, seed):
 
 
 def test_packs_damaged_under_a_running_training(tmp_path, film):
-    """Five clips of two hundred, one byte each, after training has begun: named, replaced by their neighbours; every
-    other pixel of the epoch is what it was.
+    """After training has begun, one byte is damaged in each of five clips out of two hundred.
+
+    The damaged frames are named and replaced by their neighbours. All other pixels of the epoch stay the same.
     """
     work = Fuzzed(film, tmp_path, good=200, bad=0)
     table = work.table()
@@ -211,7 +211,7 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
             expected[frame] = expected[frame - 1 if frame else 1]
         assert torch.equal(rgb, expected), row
     assert seen == 200
-    assert sum(1 for _ in clips(running, 1)) == 200  # what was named once is not named again
+    assert sum(1 for _ in clips(running, 1)) == 200  # the second epoch names nothing again
     names = {(str(table.names[row]), frame) for row, frame in damaged.items()}
     assert frames.damaged == names
     assert sorted(said) == sorted(
@@ -221,7 +221,7 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
 
 
 def clips(work: Loader, epoch: int):
-    """(row, frames) of every clip of an epoch."""
+    """Yield (row, frames) of each clip of an epoch."""
     for batch in work.epoch(epoch):
         yield from zip(batch.index.tolist(), batch.rgb, strict=True)
 

@@ -1,4 +1,4 @@
-"""Where crops land; equality of boxes with the published ones: tests/parity/test_compact.py."""
+"""Crops lie inside their boxes. tests/parity/test_compact.py compares the boxes with the published ones."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A pickle as large as NTU-60's: time and memory of its first reading, of the next, and what four ranks share."""
+"""A pickle as large as NTU-60's: time and memory when it is read first, when it is read again, and by four ranks."""
 
 import json
 
@@ -82,4 +82,4 @@ def test_as_large_as_ntu60(tmp_path):
     assert first["peak_gb"] <= 3
     assert second["seconds"] <= 0.5
     for rank in ranks:
-        assert rank["private_gb"] < 0.2  # the map is shared: the table's 1.1 GB are nobody's own
+        assert rank["private_gb"] < 0.2  # the table's 1.1 GB are memory that all ranks share

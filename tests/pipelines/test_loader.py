@@ -1,4 +1,4 @@
-"""Batches: the same for any number of ranks, prefetch depth and start; both streams see one crop; damage is mended."""
+"""Batches do not depend on ranks, prefetching or the first step; streams share a crop; damaged frames are replaced."""
 
 import io
 import threading
@@ -23,7 +23,7 @@ COARSE = (1, 0, 1, 2)
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, scene_class):
-    """Seven clips, one of two people and one of nobody; tests that damage a pack make their own."""
+    """Seven clips, one with two people and one without any. Tests that damage a pack make a pack of their own."""
     work = scene_class(tmp_path_factory.mktemp("loader"), [8, 9, 10, 11, 12, 20, 5])
     for clip, people in ((work.clips[3], [0, 0]), (work.clips[4], [])):
         clip["keypoint"] = clip["keypoint"][people] + np.arange(len(people), dtype=np.float16).reshape(-1, 1, 1, 1) * 9
@@ -92,7 +92,7 @@ def test_training_sees_every_clip_in_every_epoch(shared):
     batches = list(loader(*shared, batch_size=2).epoch(0))
     order = torch.cat([batch.index for batch in batches]).tolist()
     assert sorted(order[:7]) == list(range(7))
-    assert order[7] == order[0]  # the last batch is filled up from the start
+    assert order[7] == order[0]  # the last batch is filled up with the first clips
     assert all(batch.valid.all() for batch in batches)
 
 
@@ -116,7 +116,7 @@ def test_batches_stay_valid_while_held(shared):
 
 
 def test_pixels_are_the_planned_box_resized(shared):
-    """Against torch's bilinear sampling of the decoded packets, flipped clips included."""
+    """Compares with torch's bilinear sampling of the decoded packets, also in flipped clips."""
     table, pack = shared
     work = loader(table, pack, config=replace(CONFIG, flip=0.5))
     flips = set()
@@ -137,7 +137,7 @@ def test_pixels_are_the_planned_box_resized(shared):
 
 
 def resized(packet: bytes, box, size: int, flip: bool) -> torch.Tensor:
-    """A box of a JPEG frame at size x size, bilinear without antialiasing: [size, size, 3]."""
+    """Resize a box of a JPEG frame to [size, size, 3], bilinearly and without antialiasing."""
     image = torch.from_numpy(np.array(Image.open(io.BytesIO(packet)).convert("RGB"))).float().permute(2, 0, 1)
     left, top, right, bottom = box
     centres = (torch.arange(size) + 0.5) / size
@@ -152,9 +152,9 @@ def resized(packet: bytes, box, size: int, flip: bool) -> torch.Tensor:
 NOSE, LEFT, RIGHT = 0, 5, 6  # joints drawn as white, red and blue dots
 
 
-@pytest.mark.parametrize("annotated", [(240, 180), (480, 270)])  # the video's own size; another, as after a re-encode
+@pytest.mark.parametrize("annotated", [(240, 180), (480, 270)])  # the video's own size, and a different one
 def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated):
-    """Dots drawn at joints lie where their heatmaps peak; mirrored, the left shoulder's dot is the right shoulder's."""
+    """The dot drawn at each joint lies at the peak of its heatmap. A flip exchanges the left and the right shoulder."""
     width, height, total = 240, 180, 8
     joints = film.person(total, width, height, seed=3)
     joints[0, :, NOSE, :2] += np.linspace(0, 30, total)[:, None]
@@ -181,7 +181,7 @@ def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated):
             for frame in range(total):
                 mass = (dots[frame] > 128).nonzero().float()
                 peak = heatmap[frame, joint]
-                # A whole dot, and a joint well within the crop.
+                # Skip a dot that is cut off, or a joint at the edge of the crop.
                 if len(mass) < 60 or peak.max() < 0.5:
                     continue
                 y, x = divmod(int(peak.argmax()), 96)
@@ -193,7 +193,7 @@ def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated):
 
 @pytest.fixture
 def damaged(scene):
-    """A scene and its pack, of which single packets can be destroyed."""
+    """The table and the pack of a scene, and a function that destroys a packet of the pack."""
     work = scene(10, 12)
     table, pack = work.table(), work.prepare()[0]
 
@@ -228,7 +228,7 @@ def test_damaged_packet_is_named_once_and_its_neighbour_takes_its_place(damaged)
             assert torch.equal(batch.rgb[0, frame], expected), frame
     assert said == [f"{pack.names[0]}: frame 4 in the pack is damaged, so the nearest good frame is used instead"]
     assert work.frames.damaged == {(str(pack.names[0]), 4)}
-    assert threads == {threading.current_thread()}  # a journal is not made for several
+    assert threads == {threading.current_thread()}  # a journal can be used by one thread only
 
 
 def test_clip_without_a_good_frame_stops_with_its_name(damaged):

@@ -1,4 +1,4 @@
-"""`prepare --check` finds whatever has happened to a pack, names each clip once, and its output mends the pack."""
+"""`prepare --check` finds all damage to a pack, names each clip once, and lists the files to remove for a repair."""
 
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -23,7 +23,7 @@ def command(folder: Path) -> CompletedProcess:
 @pytest.fixture
 def work(scene):
     made = scene(8, 9, 10, 11, 12)
-    made.video(4).unlink()  # a clip that was never made is no damage
+    made.video(4).unlink()  # a clip that was never made does not count as damaged
     made.prepare()
     return made
 

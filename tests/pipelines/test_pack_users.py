@@ -1,4 +1,4 @@
-"""Who uses a pack is listed, what nothing uses is freed and nothing else, and estimates come before the work."""
+"""`prepare` lists the users of a pack, deletes only clips that nothing uses, and estimates its work beforehand."""
 
 import fcntl
 import io
@@ -75,7 +75,7 @@ def test_a_living_run_keeps_its_clips(data):
     assert "every clip is used" in said_by(drop, data)
     assert "(gone or changed)" in said_by(show, data)
     assert "(being read now)" in said_by(show, data)
-    for file in pack.in_use:  # as at the end of the run
+    for file in pack.in_use:  # as when the run ends
         file.close()
     assert "24 clips and 0 other files" in said_by(drop, data)
     assert clips_in(data) == 0
@@ -83,7 +83,7 @@ def test_a_living_run_keeps_its_clips(data):
 
 def test_a_file_that_changed_keeps_its_clips_until_it_is_prepared_anew(data):
     data.pack(data.clips)
-    data.table(data.clips[:20])  # under the same name
+    data.table(data.clips[:20])  # overwrites the annotation file
     assert "every clip is used" in said_by(drop, data)
     assert data.encoded(data.clips[:20]) == 0
     assert "4 clips and 0 other files" in said_by(drop, data)
@@ -155,7 +155,7 @@ def test_a_pack_of_an_earlier_version_goes_with_its_last_clip(data):
     assert "made by an earlier version, 20 of its 24 clips are part of this pack" in said_by(show, data)
     (data.folder / "annotations.pkl").unlink()
     assert "20 clips and 0 other files" in said_by(drop, data)
-    assert len(list(data.packs.rglob("*.mov"))) == 4  # of which nobody knows who uses them
+    assert len(list(data.packs.rglob("*.mov"))) == 4  # their users are unknown
     data.pack(data.clips[20:])
     (data.folder / "annotations.pkl").unlink()
     said_by(drop, data)

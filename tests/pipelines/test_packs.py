@@ -1,4 +1,4 @@
-"""Frames of a pack are fetched one by one, and damage is found by name before any decoder sees it."""
+"""Frames of a pack are read one by one, and damaged frames are named before any decoder gets them."""
 
 import io
 import json

@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 320, 240
 
 
 def table(lengths, persons=(1, 2), seed=0) -> ClipTable:
-    """Clips of wandering people, `persons` of them in turn."""
+    """Return a table of clips with moving people. The clips have `persons` people, in turn."""
     rng = np.random.default_rng(seed)
     total = np.array(lengths, np.int32)
     num_persons = np.resize(np.array(persons, np.int32), len(total))
@@ -52,7 +52,7 @@ def same(one: ClipPlan, other: ClipPlan) -> bool:
 
 
 def digest(plan: ClipPlan) -> str:
-    """Frame numbers, flips, and boxes to a millionth of a pixel."""
+    """Return a digest of a plan: row and frame numbers, flips, and boxes rounded to a millionth of a pixel."""
     parts = [np.round(part * 1e6).astype("<i8").tobytes() for part in map(np.asarray, columns(plan))]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -64,7 +64,7 @@ def test_same_in_any_order_and_company():
         luck = np.random.random()
         np.random.seed(5)
         plan = plan_train(TABLE, order, CONFIG, 3, 7)
-        assert np.random.random() == luck  # the global generator is left alone
+        assert np.random.random() == luck  # NumPy's global generator was not used
         for expected, found in zip(whole, columns(plan), strict=True):
             np.testing.assert_array_equal(expected[order], found)
 
@@ -95,7 +95,7 @@ def test_same_in_another_process():
     assert done.stdout.split(maxsplit=1) == [expected[0], f"{expected[1]}\n"]
 
 
-# A change of these is a change of everybody's luck: no run can be resumed across it, which CHANGELOG.md should say.
+# If these change, training draws other random numbers, and older runs cannot be resumed: CHANGELOG.md must say so.
 GOLDEN_TRAIN = "6609e9f52c8560eae0d83027ae45dc0bd0f5fe27e29d767e604869f05764c36c"
 GOLDEN_EVAL = "df1eada605a9d058faaf4168edec4371f5a4de9c357d56649eeb834923a2242f"
 GOLDEN_ORDER = [5, 7, 3, 4, 1, 0, 9, 8, 2, 6]
@@ -138,7 +138,7 @@ def test_evaluation_is_fixed():
     assert same(plan, plan_eval(TABLE, ROWS, CONFIG))
     assert not plan.flip.any()
     assert same(plan_eval(TABLE, ROWS[4:6], CONFIG), ClipPlan(*[part[4:6] for part in columns(plan)]))
-    for row in ROWS:  # the box is the whole compact one, around all ten samples where ten are asked for
+    for row in ROWS:  # the box is the whole compact box around the sampled joints
         joints = TABLE.clip_joints(int(row))[:, plan.pose_frames[row]]
         assert tuple(plan.box[row]) == compact_box(joints, HEIGHT, WIDTH)
     ten = [plan_eval(TABLE, ROWS, CONFIG, clip, 10) for clip in range(10)]
@@ -178,7 +178,7 @@ def test_flips_and_crops_follow_their_odds():
 
 @pytest.mark.parametrize("count", [1, 8, 48])
 def test_frames_are_in_range_and_in_order(count):
-    """For every length from 1 to 300, training and evaluation."""
+    """Checks clips of 1 to 300 frames, in training and evaluation."""
     every = table(range(1, 301), persons=(1,))
     config = replace(CONFIG, rgb_frames=count, pose_frames=count)
     train, fixed = plan_train(every, np.arange(300), config, 0, 0), plan_eval(every, np.arange(300), config, 3, 10)
@@ -193,7 +193,7 @@ def test_frames_are_in_range_and_in_order(count):
                 else:  # short clips wrap around
                     assert (np.diff(chosen) % total == 1 % total).all()
     if count > 1:
-        assert (train.rgb_frames != train.pose_frames).any()  # the streams sample on their own, as published
+        assert (train.rgb_frames != train.pose_frames).any()  # each stream samples its own frames, as published
 
 
 @pytest.mark.parametrize("plan", [plan_train, plan_eval])
@@ -203,7 +203,7 @@ def test_aligned_frames_are_pose_frames(plan):
     np.testing.assert_array_equal(found.rgb_frames, found.pose_frames[:, ::3])
     free = plan(TABLE, ROWS, CONFIG, *more)
     for one, other in ((found.pose_frames, free.pose_frames), (found.box, free.box), (found.flip, free.flip)):
-        np.testing.assert_array_equal(one, other)  # the rest of the luck is the same
+        np.testing.assert_array_equal(one, other)  # all other random numbers are the same
 
 
 def test_without_crops_the_whole_box_is_seen():
@@ -231,7 +231,7 @@ def test_sampled_joints_are_those_of_the_plan():
 
 @st.composite
 def skeletons(draw) -> np.ndarray:
-    """[M, T, V, 2] of any shape and place, also beyond the picture, with joints, axes, frames and people missing."""
+    """Draw joints [M, T, V, 2], also outside the picture. Coordinates, joints, frames or people may be missing."""
     rng = np.random.RandomState(draw(st.integers(0, 1 << 31)))
     total, persons = draw(st.integers(1, 60)), draw(st.integers(0, 2))
     spread = np.array([draw(st.sampled_from([0, 1, 4, 9, 30, 200])) for _ in "xy"])
@@ -258,19 +258,19 @@ def test_region_holds_every_box_and_knows_the_smallest(joints, count, seed):
         assert (plan.box[0, :2] >= region[:2]).all()
         assert (plan.box[0, 2:] <= region[2:]).all()
         whole = compact_box(joints[:, plan.pose_frames[0]], HEIGHT, WIDTH)
-        if whole != (0, 0, WIDTH, HEIGHT) and count >= USUAL:  # corners are cut to whole pixels
+        if whole != (0, 0, WIDTH, HEIGHT) and count >= USUAL:  # corners are truncated to whole pixels
             assert min(whole[2] - whole[0], whole[3] - whole[1]) >= stored.side - 2
 
 
 def test_region_of_the_published_rule():
-    """A person 40 px wide and 120 px high: 75 px around the joints sideways, 25 px above and below."""
+    """Around a person 40 px wide and 120 px high, the region adds 75 px left and right, and 25 px above and below."""
     joints = np.zeros((1, 50, 17, 2), np.float32)
     joints[..., 0], joints[..., 1] = np.linspace(100, 140, 17), np.linspace(60, 180, 17)
     region, side = (100 - 75 - 1, 60 - 25 - 1, 140 + 75 + 1, 180 + 25 + 1), 120 * (1 + COMPACT.padding)
     assert crop_region(joints, HEIGHT, WIDTH) == StoredRegion(region, side, fewest=1)
-    joints[:, 0] = 0  # one frame without anybody: every sample of eight frames still sees the rest
+    joints[:, 0] = 0  # one frame without people: every sample of eight frames contains others
     assert crop_region(joints, HEIGHT, WIDTH) == StoredRegion(region, side, fewest=8)
-    whole = crop_region(joints, HEIGHT, WIDTH, fewest=1)  # but a sample of one frame may be this one
+    whole = crop_region(joints, HEIGHT, WIDTH, fewest=1)  # a sample of one frame may be this frame
     assert whole == StoredRegion((0, 0, WIDTH, HEIGHT), side, fewest=1)
     joints[:, 1:49] = 0
     assert crop_region(joints, HEIGHT, WIDTH).region == (0, 0, WIDTH, HEIGHT)
@@ -279,7 +279,7 @@ def test_region_of_the_published_rule():
 
 @pytest.mark.parametrize(("total", "side"), [(20, 200), (32, 200), (33, 40), (47, 40), (64, 40), (90, 40)])
 def test_smallest_box_where_one_frame_is_wide(total, side):
-    """Samples of 32 frames must see a frame only when there are no more than 32."""
+    """A sample of 32 frames is sure to contain the wide frame only if the clip has at most 32 frames."""
     joints = np.zeros((1, total, 17, 2), np.float32)
     joints[..., 0] = joints[..., 1] = np.linspace(20, 60, 17)
     joints[:, 10] = np.linspace(20, 220, 17)[:, None]

@@ -1,4 +1,4 @@
-"""Training's luck for a batch: pure, even, and of the same distribution as the published functions of one clip."""
+"""Random numbers of a training batch: reproducible, uniform, and distributed like those of the published functions."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_numbers_are_even_and_do_not_know_their_neighbours():
     assert luck.max() < 1
     counts = np.histogram(luck, bins=100, range=(0, 1))[0]
     expected = luck.size / 100
-    assert ((counts - expected) ** 2 / expected).sum() < 160  # chi square of 99 degrees: 1 in 10,000
+    assert ((counts - expected) ** 2 / expected).sum() < 160  # chi-square, 99 degrees of freedom, p = 1e-4
     shifted = uniforms(0, 1, ROWS, 50)
     for one, other in ((luck[1:], luck[:-1]), (luck[:, 1:], luck[:, :-1]), (luck, shifted)):
         correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
@@ -59,13 +59,13 @@ def test_crops_are_distributed_as_published():
 
 
 def test_a_crop_that_never_fits_is_the_whole():
-    luck = np.full((1, CROP_DRAWS), 1 - 2.0**-53)  # area 1 and aspect 4:3 at each try
+    luck = np.full((1, CROP_DRAWS), 1 - 2.0**-53)  # each draw has area 1 and aspect 4:3, which does not fit
     assert random_crops(256, luck).tolist() == [[0, 0, 256, 256]]
     assert random_crop(AlwaysHigh()) == (0, 0, 256, 256)
 
 
 class AlwaysHigh:
-    """A generator whose every number is its upper bound."""
+    """A random generator that always returns the upper bound."""
 
     def uniform(self, low, high, size):
         return np.full(size, high)

@@ -1,5 +1,7 @@
-"""What a hostile or broken video may cost: nothing is decoded that its header already forbids, no file but itself is
-opened, and a worker keeps to its memory. What a run costs that has nothing to do.
+"""Limits on what a hostile or broken video can cost, and on the cost of a run with nothing to do.
+
+A video is not decoded if its header shows that it is too large. It cannot make a worker open other files, and a worker
+has a limit on its memory.
 """
 
 import json
@@ -42,7 +44,7 @@ def job(video: Path, folder: Path, frames: int = 20) -> Job:
 
 
 def claiming(path: Path, width: int, height: int) -> Path:
-    """Twenty pictures of 160x120 in Motion JPEG, of which each one and the file's header claim another size."""
+    """Write twenty Motion JPEG frames of 160x120. The header of the file and of each frame claims another size."""
     with av.open(path, "w") as container:
         stream = container.add_stream("mjpeg", rate=30)
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuvj420p"
@@ -81,7 +83,7 @@ def test_a_huge_size_is_refused_from_the_header(tmp_path, size, expected):
 
 
 def test_a_huge_number_of_frames_is_refused_from_the_header(tmp_path, film):
-    """The sample table of an .mp4 whose pictures all have one size takes no room, however many it claims."""
+    """A small file can claim any number of frames, for example an .mp4 whose frames all have the same size."""
     video = film.write(tmp_path / "a.avi", film.frames(20, 160, 120), "mpeg4")
     content = video.read_bytes()
     at = content.index(b"strh") + 8 + 32  # dwLength of the stream's header
@@ -92,7 +94,7 @@ def test_a_huge_number_of_frames_is_refused_from_the_header(tmp_path, film):
 
 
 def test_texts_that_are_no_utf8_do_no_harm(tmp_path, film):
-    """Titles in the encoding of the camera's country."""
+    """A camera may write titles in the local encoding of its country."""
     video = tmp_path / "a.mkv"
     with av.open(video, "w") as container:
         container.metadata["title"] = "XXXXXXXX"
@@ -151,7 +153,7 @@ worker.main()
 
 
 def test_a_worker_keeps_to_its_memory():
-    """A real worker, with the limit set low, over a job that asks for more: it says so and is there for the next."""
+    """A real worker with a low limit gets a job that needs more memory. It reports this, and takes the next job."""
     job_line = '{"name":"a","video":"","target":"","region":[0,0,1,1],"side":1,"fewest":1,"height":1,"width":1,' + (
         '"num_frames":1,"box_pixels":1,"quality":3}\n'
     )
@@ -169,7 +171,7 @@ def test_a_worker_keeps_to_its_memory():
 
 @pytest.mark.soak
 def test_a_run_with_nothing_to_do_takes_seconds_with_114000_clips(tmp_path):
-    """Empty stand-ins for videos and clips, a whole manifest and index: what a second run looks at."""
+    """Videos and clips are tiny stand-in files, but manifest and index are complete, as a second run finds them."""
     settings, count = PackSettings(count=8), 114_000
     videos, out = tmp_path / "videos", tmp_path / "pack"
     videos.mkdir()

@@ -1,4 +1,4 @@
-"""A disk that is too small for a pack is told after its first clips, on a real small disk; nothing made is lost."""
+"""A disk that is too small for a pack is reported after the first clips, which are kept. Tests mount a small disk."""
 
 import shutil
 import subprocess
@@ -27,7 +27,7 @@ def small_disk(tmp_path):
 
 
 def test_too_small_a_disk_is_told_before_it_is_full(scene, small_disk, monkeypatch):
-    """Sixty clips of about 90 KB in 4 MB: a run stops after sixteen, the next at once; with more room it goes on."""
+    """Sixty clips of about 90 KB do not fit into 4 MB: a run stops after about sixteen clips, and the next at once."""
     work = scene(*[26] * 60)
     for number in range(1, 60):
         shutil.copy(work.video(0), work.video(number))
@@ -49,7 +49,7 @@ def test_too_small_a_disk_is_told_before_it_is_full(scene, small_disk, monkeypat
 
 
 def test_a_shard_leaves_room_for_the_others(scene, small_disk, monkeypatch):
-    """Its own twenty clips would fit, but not all sixty."""
+    """The twenty clips of one shard would fit on the disk, but not all sixty."""
     work = scene(*[26] * 60)
     for number in range(1, 60):
         shutil.copy(work.video(0), work.video(number))
@@ -59,7 +59,7 @@ def test_a_shard_leaves_room_for_the_others(scene, small_disk, monkeypatch):
 
 
 def test_the_estimate_is_right(scene):
-    """Told after sixteen clips of forty; the pack turns out as large as told."""
+    """The estimate after sixteen of forty clips agrees with the final size of the pack."""
     work = scene(*[8 + number % 5 for number in range(40)])
     pack, said = work.prepare()
     (line,) = [line for line in said.splitlines() if "remaining clips" in line]
@@ -70,7 +70,7 @@ def test_the_estimate_is_right(scene):
 
 
 def test_a_full_disk_in_the_middle_of_a_clip_is_one_sentence(scene, small_disk):
-    """Fewer clips than an estimate needs: the write itself fails."""
+    """There are too few clips for an estimate, so the write of a clip fails."""
     work = scene(8, 9, 10)
     filling = small_disk / "filling"
     filling.write_bytes(bytes(shutil.disk_usage(small_disk).free - (40 << 10)))

@@ -30,7 +30,7 @@ def another_shard(work):
 
 
 def pack_shard(work, text: str, max_bad: float = 0.5) -> str:
-    """Make one shard of the scene's pack in this process. Returns what was said."""
+    """Make one shard of the scene's pack in this process. Returns the messages that were printed."""
     said = io.StringIO()
     shard = Shard.parse(text)
     options = {"workers": 1, "max_bad": max_bad, "console": Console(file=said)}
@@ -70,8 +70,8 @@ def test_commands_refuse_such_a_shard(scene):
     assert not work.out.exists()
 
 
-# `pipelines.prepare` with the words after its own three arguments. After its second clip, the run waits until the other
-# shard has made two clips as well, and then kills itself if it is the first shard.
+# Runs `pipelines.prepare` with the arguments after the first three. After its second clip, the run waits until the
+# other shard has made two clips as well, and then kills itself if it is shard 0/2.
 MEETING = """
 import os, signal, sys, time
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_two_shards_at_once_of_which_one_is_killed_make_the_pack_of_an_unbroken_
     assert again.stdout.strip() == str(work.out)
     assert "shard 0/2 is complete, 3 of its 5 clips were made in" in again.stderr
     assert "; the pack has 10 of 10 clips" in again.stderr
-    for leftover in (work.out / "clips").glob("*.tmp"):  # of the worker of the killed run
+    for leftover in (work.out / "clips").glob("*.tmp"):  # from the worker of the killed run
         leftover.unlink()
     assert digests(work.out) == digests(expected)
     assert work.prepare()[1] == ""
@@ -176,7 +176,7 @@ def test_parts_of_killed_runs_are_merged_by_the_next_run(scene, monkeypatch):
 
 
 def test_the_newest_line_of_a_clip_counts(scene, film):
-    """A part that was merged late, as after a kill, must not hide what a later run has made."""
+    """An older part of the manifest, left unmerged by a kill, must not hide the clips that a later run has made."""
     work = scene(8, 9)
     with another_shard(work):
         pack_shard(work, "0/1")
@@ -196,14 +196,14 @@ def test_the_allowance_for_bad_videos_is_that_of_the_whole_pack(scene):
     work.video(0).write_bytes(b"\0" * 1000)
     work.prepare(work.folder / "whole", max_bad=0.1)
     assert "1 of its 1 clips were made" in pack_shard(work, "0/10", max_bad=0.1)
-    for number in (1, 2):  # of other shards
+    for number in (1, 2):  # videos of other shards
         work.video(number).unlink()
     with pytest.raises(UserError, match=r"2 of 10 clips have no usable video, and at most 10\.0% may lack one"):
         pack_shard(work, "5/10", max_bad=0.1)
 
 
 def flock_of_nfs(flock):
-    """NFS locks a byte range instead, and therefore wants the file open for reading or for writing."""
+    """On NFS, a shared lock needs a file open for reading, and an exclusive lock needs a file open for writing."""
 
     def on_nfs(file, operation: int) -> None:
         mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
@@ -215,7 +215,7 @@ def flock_of_nfs(flock):
 
 
 def flock_of_lustre(flock):
-    """Lustre, mounted without the option flock."""
+    """On Lustre mounted without the option flock, locking fails."""
 
     def without_locks(file, operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -226,7 +226,7 @@ def flock_of_lustre(flock):
 @pytest.mark.parametrize("kind", [flock_of_nfs, flock_of_lustre])
 def test_network_file_systems(scene, monkeypatch, kind):
     work = scene(8, 9, 10)
-    work.table()  # needs no lock later
+    work.table()  # built before locks are replaced, and only read later
     monkeypatch.setattr(fcntl, "flock", kind(fcntl.flock))
     said = pack_shard(work, "0/3") + pack_shard(work, "1/3")
     pack, last = work.prepare()

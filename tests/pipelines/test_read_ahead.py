@@ -1,4 +1,4 @@
-"""Files are read in their own threads, side by side and not too far ahead; no such thread outlives its epoch."""
+"""Files are read in threads, in parallel and not too far ahead. The threads end with their epoch."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ from pipelines.skeleton import COCO_17
 CONFIG = ClipConfig(
     skeleton=COCO_17, rgb_frames=2, pose_frames=8, rgb_size=32, rgb_size_val=32, heatmap_size=8, heatmap_size_val=8
 )
-PREFETCH, BATCHES, CLIPS = 2, 12, 2  # batches of an epoch, clips of a batch
+PREFETCH, BATCHES, CLIPS = 2, 12, 2  # batches to decode ahead, batches of an epoch, clips of a batch
 AHEAD = (1 + PREFETCH + 1) * CLIPS  # files of the first batch and of those that are read ahead of it
 
 
@@ -48,7 +48,7 @@ def loader(shared) -> Loader:
 
 
 class Opener:
-    """Stands before the real os.open: each open of a clip waits until `gate` is set, as on a slow file system."""
+    """Replaces os.open. Opening a clip waits until `gate` is set, as on a slow file system."""
 
     def __init__(self, monkeypatch):
         self.gate, self.threads, self.open = threading.Event(), [], os.open
@@ -61,7 +61,7 @@ class Opener:
         return self.open(path, *more, **options)
 
     def wait_for(self, count: int) -> None:
-        """Return as soon as `count` files are being opened, or have been."""
+        """Return as soon as `count` calls to open a file have begun."""
         deadline = time.monotonic() + 100
         while len(self.threads) < count:
             assert time.monotonic() < deadline, f"{len(self.threads)} of {count} files are being opened"
@@ -81,7 +81,7 @@ def test_files_are_opened_side_by_side_and_a_bounded_number_ahead(loader, monkey
     opener, epoch, batches = Opener(monkeypatch), loader.epoch(0), []
     waiting = threading.Thread(target=lambda: batches.append(next(epoch)))
     waiting.start()
-    opener.wait_for(AHEAD)  # none of these has returned, so all of them wait at the same time
+    opener.wait_for(AHEAD)  # none of these calls has returned, so all of them wait at the same time
     time.sleep(0.05)
     assert len(opener.threads) == AHEAD
     opener.gate.set()
@@ -151,7 +151,7 @@ def test_an_error_of_planning_has_its_own_message(loader, monkeypatch):
 
 
 def test_signals_are_handled_while_a_batch_is_awaited(loader, monkeypatch):
-    """The handler itself opens the gate, so without it the batch would never come."""
+    """The signal handler sets the gate, so the batch would never arrive if the handler did not run."""
     opener = Opener(monkeypatch)
     before = signal.signal(signal.SIGUSR1, lambda number, frame: opener.gate.set())
     try:

@@ -1,4 +1,4 @@
-"""A pickle can hold numbers, text and plain arrays. Whatever else it tries is one sentence, and nothing of it runs."""
+"""A pickle can contain numbers, text and plain arrays. Anything else is refused in one sentence, and no code runs."""
 
 import builtins
 import collections
@@ -21,7 +21,7 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
 class Calls:
-    """Pickles as a call of `function` with `arguments`; `state` is handed to the result."""
+    """An object whose pickle calls `function` with `arguments`, and passes `state` to the result."""
 
     def __init__(self, function, *arguments, state=None):
         self.result = (function, arguments) if state is None else (function, arguments, state)
@@ -31,7 +31,7 @@ class Calls:
 
 
 class Raw:
-    """Pickles as the dtype '|O' that `numpy.dtype` would make, in the form that arrays' states hold."""
+    """An object whose pickle makes the dtype '|O', in the form that the state of an array contains."""
 
     def __reduce__(self):
         return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 63)
@@ -53,7 +53,7 @@ def put(folder: Path, content: bytes) -> Path:
 
 
 def refusal(folder: Path, content: bytes) -> str:
-    """The sentence with which a pickle is refused."""
+    """Assert that reading a pickle is refused in one sentence, and return the sentence."""
     path = put(folder, content)
     with pytest.raises(AnnotationError) as refused:
         read_pickle(path)
@@ -107,7 +107,7 @@ def test_a_name_cannot_draw_on_the_terminal(tmp_path):
 @pytest.mark.parametrize(
     "attack",
     [
-        # Object arrays over raw bytes are pointers of the attacker's choice.
+        # Object arrays made of raw bytes would contain any pointers that an attacker chooses.
         Calls(np.ndarray, (1,), "O", b"AAAAAAAA"),
         Calls(multiarray._reconstruct, np.ndarray, (3,), "O", state=(1, (1,), Raw(), False, b"AAAAAAAA")),
         Calls(numeric._frombuffer, b"AAAAAAAA", "O", (1,), "C"),
@@ -116,7 +116,7 @@ def test_a_name_cannot_draw_on_the_terminal(tmp_path):
         np.zeros(2, [("x", np.float32), ("who", object)]),
         np.array(["2020-01-01"], "M8[D]"),
         np.zeros(2, np.complex64),
-        # Content, type and shape that do not agree.
+        # The content, type and shape of these do not agree.
         Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (9,), np.dtype("f4"), False, b"1234")),
         Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (-1,), np.dtype("f4"), False, b"1234")),
         Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (1 << 62, 4), np.dtype("f4"), False, b"")),
@@ -125,7 +125,7 @@ def test_a_name_cannot_draw_on_the_terminal(tmp_path):
         Calls(multiarray._reconstruct, np.memmap, (0,), b"b"),
         Calls(np.dtype, "f4", False, True, state=(3, "|", ("O", (1,)), None, None, 8, 8, 63)),
         Calls(np.dtype, "S4", False, True, state=(3, "?", None, None, None, 8, 8, 63)),
-        # A view of an array that the pickle could free.
+        # These make a view of an array that the pickle could free.
         Calls(numeric._frombuffer, np.zeros(4), np.dtype("f8"), (4,), "C"),
         Calls(multiarray.scalar, np.dtype("f8"), np.zeros(4)),
         Calls(collections.OrderedDict, 3),
@@ -137,7 +137,7 @@ def test_arrays_that_are_not_plain_are_refused(tmp_path, attack):
 
 
 def test_no_function_of_ours_is_changed(tmp_path):
-    """BUILD would set a function's attributes; the next pickle would meet another function."""
+    """The opcode BUILD could set attributes of a function, and so change it for all later pickles."""
     attack = b"\x80\x04\x8c\x07_codecs\x8c\x06encode\x93N}\x8c\x0c__defaults__)s\x86b."
     assert "tries to change a function" in refusal(tmp_path, attack)
     assert "encoding 'idna'" in refusal(tmp_path, b"c_codecs\nencode\n(Va\nVidna\ntR.")
@@ -180,7 +180,7 @@ PLAIN = [
 
 
 def respelled(content: bytes, old: str, new: str) -> bytes:
-    """The pickle with `old` in place of `new` in every name, as another version of NumPy writes it."""
+    """Return the pickle with `new` in place of `old` in every name, as another version of NumPy writes it."""
     parts = bytearray()
     found = list(pickletools.genops(content))
     ends = [place for *_, place in found[1:]] + [len(content)]
@@ -191,7 +191,7 @@ def respelled(content: bytes, old: str, new: str) -> bytes:
             part = b"\x8c" + bytes([len(text)]) + text
         elif code.name == "GLOBAL":
             part = part.replace(old.encode(), new.encode())
-        parts += b"" if code.name == "FRAME" else part  # frames hold lengths
+        parts += b"" if code.name == "FRAME" else part  # frames would have wrong lengths
     return bytes(parts)
 
 
@@ -233,7 +233,7 @@ print("read", read)
 
 
 def mangled(count: int):
-    """Real pickles with a few bytes altered, cut out or doubled."""
+    """Yield real pickles with a few bytes altered, cut out or doubled."""
     clip = {"frame_dir": "a", "keypoint": np.ones((1, 2, 17, 2), np.float16), "total_frames": np.int64(2)}
     whole, rng = [dump([clip], protocol) for protocol in PROTOCOLS], random.Random(0)
     for number in range(count):

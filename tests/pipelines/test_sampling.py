@@ -1,4 +1,4 @@
-"""Sampled frames exist and keep their order; equality with the published numbers: tests/parity/test_sampling.py."""
+"""Sampled frames exist and keep their order. tests/parity/test_sampling.py compares them with the published numbers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A clip is packed once for all annotation files and experiments, and packs of earlier versions are taken over."""
+"""A clip is packed once for all annotation files and experiments, and packs of earlier versions are used."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from trainer.experiments import EXPERIMENTS
 
 
 def test_nothing_but_a_changed_clip_is_encoded_again(data):
-    """The bar of the issue."""
+    """Other splits, orders, frame counts, annotation files and experiments use the clips that are in the pack."""
     clips, names = data.clips, [clip["frame_dir"] for clip in data.clips]
     reverse = list(reversed(clips))
     splits = {"xsub_train": names[:16], "xsub_val": names[16:], "mine_train": names[:3], "mine_val": names[3:]}
@@ -90,7 +90,7 @@ def test_the_whole_content_of_a_video_counts(tmp_path):
 
 @pytest.mark.parametrize("mended", [True, False])
 def test_a_video_that_was_replaced_under_the_same_size_and_time(data, film, tmp_path, mended):
-    """The inode tells that it is another file, and its content whether it is another video."""
+    """The inode shows that the file was replaced, and its content whether the video is another."""
     data.videos = shutil.copytree(data.videos, tmp_path / "copy")
     assert data.encoded(data.clips) == 0
     video = data.videos / f"{data.clips[0]['frame_dir']}.mp4"
@@ -129,7 +129,7 @@ def test_links_are_followed_if_they_may_be(data, tmp_path):
 
 
 def as_format_2(data, folder: Path, count: int) -> None:
-    """Turn the pack into one of an earlier version, which was made for `count` pose frames."""
+    """Turn the pack into a pack of an earlier version, made for `count` pose frames, in another folder."""
     settings = digest_of({"format": 2, "count": count, "box_pixels": 64, "quality": 3})
     (folder / "clips").mkdir(parents=True)
     (folder / "index").mkdir()

@@ -1,4 +1,4 @@
-"""Joint layouts: those that have names, and those that users describe in a file of their own."""
+"""Joint layouts: the named ones, and layouts that users describe in a file."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_left_and_right_swap_and_nothing_else_does(name):
 
 @pytest.mark.parametrize("name", SKELETONS)
 def test_limbs_are_those_of_a_mirror_image_too(name):
-    """Mirrored, a skeleton has the same limbs; only the published 28 joints leave the fingers where they are."""
+    """A mirrored skeleton has the same limbs, except that the published 28 joints do not swap the fingers."""
     skeleton = SKELETONS[name]
     partner = skeleton.partner()
     limbs = {frozenset(limb) for limb in skeleton.limbs}

@@ -1,4 +1,4 @@
-"""`python -m pipelines.verify` on the demo's data: every defect put in is counted and named, and can decide."""
+"""`python -m pipelines.verify` on the demo's data: every defect is counted and named, and can change the verdict."""
 
 import json
 import pickle
@@ -19,8 +19,8 @@ from pipelines.videos.header import read_header
 from tests.programs import run
 
 CONFIG = DemoConfig(num_train=24, num_val=12, size=(96, 64), num_frames=(12, 16))
-CUT = 16  # the place of the demo's own broken video
-EMPTY = 8  # and of its clip without a skeleton
+CUT = 16  # index of the demo's broken video
+EMPTY = 8  # index of the demo's clip without a skeleton
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def demo(tmp_path_factory) -> Path:
 
 
 class DataSet:
-    """A copy of the demo to spoil."""
+    """A copy of the demo's data in which tests make defects."""
 
     def __init__(self, demo: Path, folder: Path):
         self.folder, self.videos = folder, folder / "videos"
@@ -151,7 +151,7 @@ def test_a_clip_on_both_sides_is_counted(data):
 
 
 def ntu_names() -> dict[str, list[str]]:
-    """Every clip of NTU-60's protocols: setups, cameras, subjects and replications made up to the published totals."""
+    """Make up names of clips for NTU-60's subject splits, as many as are published for each split."""
     sides = {"xsub_train": (1, 2), "xsub_val": (3, 6)}
     counts = {"xsub_train": 40091, "xsub_val": 16487}
     names = {}
@@ -165,7 +165,7 @@ def ntu_names() -> dict[str, list[str]]:
 
 
 class Bare:
-    """The columns of a table that counting needs."""
+    """A table with only those columns that are needed to count clips."""
 
     class_names = ()
 
@@ -186,7 +186,7 @@ def test_published_counts_of_ntu60():
     train, val = split_facts(table, None)
     assert (train["published"], val["published"]) == (train["clips"], val["clips"]) == (40091, 16487)
     assert train["wrong_side"] == val["wrong_side"] == 0
-    table.splits["xsub_val"] = np.append(table.splits["xsub_val"], 0)  # a training subject
+    table.splits["xsub_val"] = np.append(table.splits["xsub_val"], 0)  # a clip of a training subject
     _, val = split_facts(table, 60)
     assert (val["clips"], val["published"], val["wrong_side"]) == (16488, 16487, 1)
     swapped = Bare(ntu_names())
@@ -196,7 +196,7 @@ def test_published_counts_of_ntu60():
 
 
 def test_splits_of_ntu120_follow_its_rules():
-    """Subject 45 and setup 2 train; subject 60 and setup 1 do not. The numbers of clips are not known."""
+    """Subject 45 and setup 2 are for training; subject 60 and setup 1 are not. Published counts are not known."""
     names = [
         f"S{setup:03}C001P{person:03}R001A{action:03}" for setup in (1, 2) for person in (45, 60) for action in (1, 120)
     ]
@@ -230,7 +230,7 @@ def test_frames_are_counted_where_the_header_is_silent(film, tmp_path):
 
 def test_a_file_that_was_cut_short_is_told_by_its_header(tmp_path, film):
     whole = film.write(tmp_path / "whole.mp4", film.frames(20, 96, 64))
-    streamed = tmp_path / "streamed.mp4"  # what a download leaves of it opens all the same
+    streamed = tmp_path / "streamed.mp4"  # can be opened even if it is cut short
     with av.open(whole) as source, av.open(streamed, "w", options={"movflags": "faststart"}) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):

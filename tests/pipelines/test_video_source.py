@@ -1,6 +1,6 @@
-"""Frames straight from the videos: the same as from a pack, with DALI's CPU decoder on Motion JPEG and VP9; the guard.
+"""Frames that DALI decodes directly from videos equal those of a pack, or a guard refuses the videos.
 
-On a GPU the same tests run with H.264 (`pytest -m gpu`).
+Here DALI's CPU decoder reads Motion JPEG and VP9. On a GPU the same tests run with H.264 (`pytest -m gpu`).
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def write(film, path: Path, frames: list[np.ndarray], codec: str, **options: str
 
 
 class Set:
-    """Three clips of one codec; the annotations are in pixels of twice the videos' size."""
+    """Three clips of one codec. The annotations are for images twice as wide and high as the videos."""
 
     def __init__(self, film, folder: Path, codec: str):
         extension, options = CODECS.get(codec, (".mp4", {}))
@@ -57,7 +57,7 @@ class Set:
         for number, length in enumerate(LENGTHS):
             name, frames = f"clip{number}", film.frames(length, WIDTH, HEIGHT, seed=number)
             self.videos.append(write(film, folder / "videos" / f"{name}{extension}", frames, codec, **options))
-            # Near the edge, so that boxes leave the picture.
+            # Joints near the left edge, so that boxes leave the picture.
             joints = film.person(length, 2 * WIDTH, 2 * HEIGHT, seed=number)
             joints[..., 0] -= joints[..., 0].min() - 2
             clips.append(film.annotation(name, joints, 2 * WIDTH, 2 * HEIGHT, label=number))
@@ -79,7 +79,7 @@ def videos(request, film, tmp_path_factory) -> Set:
 
 
 def close_to_pack(data: Set, film, device: torch.device) -> None:
-    """Boxes, flips, frames and the black outside are those of a pack; colours and sharpness nearly so."""
+    """Assert that batches nearly equal those of a pack: same frames, boxes and flips, and black outside the image."""
     pack = PackFrames(data.table, film.prepare(data.table, data.folder, CONFIG.pose_frames, 400))
     flips, black = set(), 0
     for train, epochs in ((True, 4), (False, 1)):
@@ -91,7 +91,7 @@ def close_to_pack(data: Set, film, device: torch.device) -> None:
                 assert one.rgb.shape == other.rgb.shape
                 first, second = one.rgb.cpu().float(), other.rgb.float()
                 error = (first - second).abs()
-                assert error.mean(dim=(2, 3, 4)).max() < 8  # each frame; a neighbouring frame has 15 and more
+                assert error.mean(dim=(2, 3, 4)).max() < 8  # per frame; another frame differs by 15 or more
                 dark = second.amax(dim=-1) < 8
                 outside = dark.all(dim=2, keepdim=True).expand_as(dark)  # whole columns
                 black += int(outside.sum())
@@ -131,7 +131,7 @@ def test_headers_are_read_once(videos, monkeypatch, film):
 
 @pytest.fixture
 def own(film, tmp_path) -> Set:
-    """A set to spoil."""
+    """A set of videos that the test may damage."""
     return Set(film, tmp_path, "mjpeg")
 
 
@@ -173,7 +173,7 @@ def test_guard_refuses_what_dali_cannot_decode_here(film, tmp_path):
 
 
 def test_guard_refuses_a_file_whose_timestamps_hide_frames(own, tmp_path):
-    """DALI then answers the last frames with what it pleases."""
+    """DALI would return wrong frames at the end of such a file."""
     path = tmp_path / "shuffled.mov"
     with av.open(own.videos[0]) as source, av.open(path, "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -197,7 +197,7 @@ ORDERS = {
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_guard_refuses_frames_out_of_order(film, order):
-    right = np.stack(film.frames(12, 96, 64)).astype(np.float32) * 0.06  # neighbours differ little, as in quiet scenes
+    right = np.stack(film.frames(12, 96, 64)).astype(np.float32) * 0.06  # neighbouring frames differ little
     noise = np.random.default_rng(0).normal(0, 3, right.shape)
     compare("clip.avi", right, right + noise, np.arange(12))
     found = (right + noise)[ORDERS[order]]
@@ -215,7 +215,7 @@ def test_guard_puts_up_with_still_scenes_but_not_with_other_colours(film):
 
 
 def test_graph_for_the_gpu_is_a_graph(own):
-    """Without a GPU it can be written down, though not built."""
+    """Without a GPU, the pipeline of DALI can be serialised, but not built."""
     frames = own.open()
     plan = own.loader(frames).plan(0, 0)
     step = frames.step(plan, [frames.read(plan, clip) for clip in range(len(plan.row))])
@@ -226,7 +226,7 @@ def test_graph_for_the_gpu_is_a_graph(own):
 
 
 def test_guard_refuses_colours_that_dali_does_not_know(tmp_path):
-    """Strong colours tagged BT.709, as MA-52's are, come out as BT.601's; on NTU's footage that would be 0.6 levels."""
+    """DALI decodes BT.709, the tag of MA-52's videos, as BT.601. The error is large only for strong colours."""
     blocks = np.random.default_rng(0).integers(0, 2, (4, 5, 3), dtype=np.uint8) * 200 + 20
     pixels = np.kron(blocks, np.ones((32, 32, 1), np.uint8))
     paths = {space: tmp_path / f"{space}.webm" for space in ("ITU601", "ITU709")}
@@ -250,7 +250,7 @@ def test_guard_refuses_colours_that_dali_does_not_know(tmp_path):
 @pytest.mark.parametrize("command", [["--work-dir", "run"], ["eval", "--checkpoint", "none.pth"]])
 def test_without_a_gpu_the_command_names_prepare(tmp_path, command):
     words = ("-m", "trainer", *command, "--exp", "demo", "--set", "data.source=video")
-    done = run_forked(*words, cwd=tmp_path)  # nothing of the checkout is touched, even where the check fails
+    done = run_forked(*words, cwd=tmp_path)  # in another folder, so that a failure leaves the checkout clean
     assert done.returncode == 2
     assert done.stderr == (
         "error: data.source=video decodes videos on a GPU, and this run has none: leave this setting out to use "
@@ -267,7 +267,7 @@ def test_gpu_batches_are_those_of_a_pack(film, tmp_path, codec):
 
 @pytest.mark.gpu
 def test_gpu_decodes_real_videos_right_or_the_guard_refuses_them(real_videos):
-    """NTU's .avi as they come: right frames, or a sentence; never wrong frames."""
+    """For NTU's original .avi files, DALI returns the right frames or the guard refuses the file."""
     for path, frames in (("S001C001P001R001A001_rgb.avi", 103), ("ntu_sample.avi", 72)):
         video = real_videos / path
         with contextlib.suppress(VideoMismatch):

@@ -1,4 +1,4 @@
-"""`python -m pipelines.view`: heatmaps peak at the drawn joints, the drawing lies where it belongs, and the command."""
+"""`python -m pipelines.view`: heatmaps peak at the drawn joints, skeletons are in place, and the command works."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_clip_by_name_is_the_clip_by_place(demo, tmp_path, monkeypatch):
             ["--clip", "nobody"],
             "there is no clip nobody; the first clip of the annotation file is S001C001P001R001A001",
         ),
-        (["--index", "16"], "S001C001P002R001A005 cannot be drawn: the video cannot be decoded"),  # the broken one
+        (["--index", "16"], "S001C001P002R001A005 cannot be drawn: the video cannot be decoded"),  # a broken video
         (["--index", "0", "--out", "/nowhere/clip.png"], "/nowhere/clip.png cannot be written"),
     ],
 )

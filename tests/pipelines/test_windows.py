@@ -1,4 +1,4 @@
-"""A video as windows: where they lie, that each samples its own frames, and what becomes of videos that are wrong."""
+"""Windows of a video: their places, the frames and joints that each of them gets, and videos that do not fit."""
 
 from pathlib import Path
 
@@ -49,13 +49,13 @@ def loader_on(table, frames) -> Loader:
 def test_each_window_samples_its_own_frames(film, tmp_path):
     video = film.write(tmp_path / "film.mp4", film.frames(50, *SIZE), preset="ultrafast", crf="10")
     windows, seen = windows_of(50, 20, 12), []
-    loader = loader_of(video, np.zeros((0, 50, 17, 3)), windows, seen)  # nobody is there: the whole picture
+    loader = loader_of(video, np.zeros((0, 50, 17, 3)), windows, seen)  # no people: the whole picture
     starts = set()
     for step, batch in enumerate(loader.epoch(0)):
         start, end = windows[step]
         numbers = [film.number(picture, (0, 0, 96, 96)) for picture in batch.rgb[0].numpy()]
         assert numbers == (start + loader.plan(0, step).rgb_frames[0]).tolist()
-        assert len(seen) == end  # no frame is decoded before its time
+        assert len(seen) == end  # frames after the window are not yet decoded
         starts.add(start)
         assert not batch.heatmap.any()
     assert starts == {0, 12, 24, 36}
@@ -84,7 +84,7 @@ def test_each_window_has_its_own_joints(film, tmp_path):
 
 
 class NoFrames:
-    """Grey pictures, where only the heatmaps matter."""
+    """A source of black frames, for a test that looks only at heatmaps."""
 
     def decode(self, plans, decoding):
         plans(0)
@@ -96,7 +96,7 @@ class NoFrames:
 
 def test_videos_and_skeletons_of_other_lengths(film, tmp_path):
     video = film.write(tmp_path / "film.mp4", film.frames(30, *SIZE), preset="ultrafast")
-    for length in (28, 32):  # two frames more or less: the last frame stands in
+    for length in (28, 32):  # two frames more or fewer are allowed
         assert len(list(loader_of(video, film.person(length, *SIZE), windows_of(length, 16, 8), []).epoch(0))) == 3
     for length, sentence in ((33, "the video ends after 30 of 33 frames"), (27, "the video has more than 29 frames")):
         with pytest.raises(VideoError, match=sentence):

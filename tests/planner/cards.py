@@ -1,4 +1,4 @@
-"""Cards that a training step can be planned for where there is none: one of each architecture, oldest first."""
+"""GPUs for which a training step can be planned on a machine without them: one per architecture, oldest first."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ KIB = 1 << 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """A card as torch.cuda.get_device_properties shows it, in what Inductor's and Triton's choices depend on.
+    """The properties of a GPU, named as in torch.cuda.get_device_properties, on which Inductor and Triton depend.
 
     Sizes are in bytes. Threads, registers and shared memory follow from the compute capability (CUDA C++ Programming
-    Guide, "Technical Specifications per Compute Capability"); name, multiprocessors and memory are the product's.
+    Guide, "Technical Specifications per Compute Capability"); name, multiprocessors and memory belong to the product.
     """
 
     name: str
@@ -27,16 +27,16 @@ class Card:
     regs_per_multiprocessor: int = 65536
     max_threads_per_block: int = 1024
     warp_size: int = 32
-    gcnArchName: str = ""  # AMD's; torch reads it where it was built without CUDA
+    gcnArchName: str = ""  # of AMD's GPUs; a torch built without CUDA reads it
 
     @property
     def arch(self) -> int:
-        """90 for compute capability 9.0, which Triton calls sm_90."""
+        """The architecture as a number: 90 for compute capability 9.0, which Triton calls sm_90."""
         return 10 * self.major + self.minor
 
     @property
     def has_bf16(self) -> bool:
-        """Whether the card computes in bfloat16; on older ones torch emulates it and Inductor refuses it."""
+        """Whether the card computes in bfloat16. On older cards torch emulates bfloat16, and Inductor refuses it."""
         return self.major >= 8
 
 

@@ -1,12 +1,12 @@
-"""Launches of a compiled training step and the bytes that they move, as the compiler plans them, without a card.
+"""Counts the launches of a compiled training step and the bytes that they move, without a GPU.
 
-A network with its losses, at the experiment's batch in fake tensors, is compiled as in training, by Dynamo, AOTAutograd
-and Inductor, for a card that is not there. As nothing can run, it ends with the generated code. Not counted is what is
-outside of that graph: the sum of the losses, clipping, SGD, and the input. Heads are plain. Products are not padded,
-because Inductor would decide that by timing them.
+A network with its losses is compiled as in training, by Dynamo, AOTAutograd and Inductor, for a GPU that is not there.
+The inputs are fake tensors with the batch size of the experiment. Compilation stops with the generated code, because
+nothing can run. Operations outside of the compiled graph are not counted: the sum of the losses, clipping, SGD, and the
+input. Heads are plain. Matrix products are not padded, because Inductor decides about padding by timing them.
 
-`python -m tests.planner.compiled NAME [--card sm_90] PARTS...` prints, after some minutes, the counts of one experiment
-whose PARTS run through kernels. It is a process of its own because it changes torch for good.
+`python -m tests.planner.compiled NAME [--card sm_90] PARTS...` prints the counts of an experiment whose PARTS run
+through our kernels. This takes some minutes. The counts need a process of their own, which changes torch for good.
 """
 
 import argparse
@@ -51,7 +51,7 @@ LAUNCH = re.compile(r"^ *(?!#).*?(\b\w+\.run|extern_kernels\.\w+|torch\.ops\.[\w
 
 
 def counted(name: str, parts: tuple[FusedPart, ...], card: Card = H200) -> Counts:
-    """`counts` for an experiment of EXPERIMENTS on a card of CARDS, in a process of its own."""
+    """Return the `counts` of an experiment of EXPERIMENTS on a card of CARDS, computed in a process of its own."""
     surroundings = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     words = ("-m", "tests.planner.compiled", name, "--card", f"sm_{card.arch}", *parts)
     process = run(*words, environment=surroundings | {"CUDA_VISIBLE_DEVICES": ""}, timeout=None)
@@ -60,10 +60,11 @@ def counted(name: str, parts: tuple[FusedPart, ...], card: Card = H200) -> Count
 
 
 def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
-    """Of one step where these parts are kernels': launches, and GB a clip in what each reads and writes, by whose.
+    """Return the launches of one step, and the GB per clip that they read and write, in three groups.
 
-    ours: kernels of this repository; generated: the compiler's; extern: convolutions, products and other operators. A
-    convolution backward launches one for each of two gradients, and both read the result's.
+    ours: kernels of this repository, which compute `parts`; generated: kernels that Inductor generates; extern:
+    convolutions, matrix products and other operators. In the backward pass a convolution has one launch for each of its
+    two gradients, and both launches read the gradient of the result.
     """
     totals: Counts = {whose: {"launches": 0, "gb": 0.0} for whose in ("ours", "generated", "extern")}
 
@@ -79,7 +80,7 @@ def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
             whose, size, more = described(node)
             totals[whose]["launches"] += more
             totals[whose]["gb"] += size / experiment.optim.batch_size / 1e9
-        return SimpleNamespace(call=stop)  # never called; torch 2.11 asserts that there is something
+        return SimpleNamespace(call=stop)  # never called, but torch 2.11 asserts that it is there
 
     GraphLowering.compile_to_module = stop  # pyright: ignore[reportAttributeAccessIssue]
     compile_step(experiment, parts)
@@ -87,13 +88,13 @@ def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
 
 
 def described(node: BaseSchedulerNode) -> tuple[str, int, int]:
-    """Whose launch, the bytes that it reads and writes, and how many launches it makes that the code does not show."""
+    """Return the group of a node, the bytes that it reads and writes, and its launches that the code does not show."""
     size = node.get_read_write_buffers_sizes()
     if not isinstance(node, ExternKernelSchedulerNode):
         return "generated", size, 0
     operator: Any = node.node
     if isinstance(operator, UserDefinedTritonKernel):
-        return "ours", node.get_read_buffer_sizes(), 0  # among them are those that it changes
+        return "ours", node.get_read_buffer_sizes(), 0  # these include the buffers that it writes
     backward = getattr(operator, "op_overload", None) is torch.ops.aten.convolution_backward.default
     if not backward or not all(operator.constant_args[-3:-1]):
         return "extern", size, 0
@@ -102,7 +103,7 @@ def described(node: BaseSchedulerNode) -> tuple[str, int, int]:
 
 
 def compile_step(experiment: Experiment, parts: tuple[FusedPart, ...]) -> None:
-    """Fuse and compile the network as training does, forward and backward, and run neither."""
+    """Fuse and compile the network as training does, forward and backward, without running it."""
     model = experiment.model
     with torch.device("meta"):
         network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)
@@ -121,7 +122,7 @@ def compile_step(experiment: Experiment, parts: tuple[FusedPart, ...]) -> None:
 
 @contextmanager
 def planning(options: Options) -> Iterator[Callable[[GraphModule, list[Tensor]], Callable[..., Any]]]:
-    """Within, tensors are fake; torch.compile's backend that goes through Inductor both ways, as far as to code."""
+    """Make tensors fake, and yield a backend of torch.compile that generates Inductor's code, forward and backward."""
 
     def compile_only(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         compile_fx(graph, inputs)
@@ -137,7 +138,7 @@ def planning(options: Options) -> Iterator[Callable[[GraphModule, list[Tensor]],
 
 
 def precision() -> Precision:
-    """That of a run on the stand-in card."""
+    """Return the precision of a run on the stand-in card."""
     return precision_of("auto", Ranks(0, 0, 1, torch.device("cuda")))
 
 

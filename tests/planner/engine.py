@@ -1,7 +1,6 @@
-"""torch.autograd.grad in Python: torch's own asks a device for its streams, and a card that is not there has none.
+"""torch.autograd.grad in Python, because torch's own function needs the streams of a GPU that is there.
 
-It also does what the engine does around the backward functions: it sums gradients over broadcast dimensions, casts them
-and adds them up.
+Like torch's engine, it sums gradients over broadcast dimensions, casts them and adds them up.
 """
 
 from collections import Counter
@@ -21,7 +20,7 @@ Slots = dict[int, Tensor]
 def grad(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor], allow_unused: bool = False
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the inputs, None for those that the outputs do not depend on."""
+    """Return the gradients of the inputs, or None for an input on which no output depends."""
     roots = [get_gradient_edge(output) for output in outputs]
     leaves: list[GradientEdge] = [get_gradient_edge(leaf) for leaf in inputs]
     sums: dict[Node, Slots] = {}
@@ -30,7 +29,7 @@ def grad(
     missing = consumers([root.node for root in roots])
     ready, results = [node for node, count in missing.items() if not count], {}
     while ready:
-        ready.sort(key=lambda node: node._sequence_nr())  # the latest of the forward pass comes first
+        ready.sort(key=lambda node: node._sequence_nr())  # pop() takes the node that the forward pass made last
         node = ready.pop()
         gradients = sums.pop(node, {})
         results |= {
@@ -48,7 +47,7 @@ def grad(
 
 
 def consumers(roots: list[Node]) -> Counter[Node]:
-    """Every node below the roots, and how many gradients it waits for."""
+    """Return every node that can be reached from the roots, with the number of gradients that it waits for."""
     counts, left = Counter(dict.fromkeys(roots, 0)), list(dict.fromkeys(roots))
     while left:
         for following, _ in left.pop().next_functions:
@@ -72,7 +71,7 @@ def accumulate(sums: dict[Node, Slots], node: Node, slot: int, gradient: Tensor 
 
 
 def backward(node: Node, gradients: Slots) -> tuple[Tensor | None, ...]:
-    """Call the node's backward function; one written in Python gets zeros where no gradient has arrived."""
+    """Call the node's backward function. A function written in Python gets zeros for gradients that are missing."""
     arguments: list[Any] = [gradients.get(slot) for slot in range(len(node._input_metadata))]
     if isinstance(node, BackwardCFunction):
         for slot, meta in enumerate(node._input_metadata):

@@ -1,4 +1,4 @@
-"""What torch asks of a card while it compiles a training step, answered for one that is not there."""
+"""Answers all that torch asks about a GPU while it compiles a training step, for a GPU that is not there."""
 
 import ctypes
 from functools import partial
@@ -13,13 +13,13 @@ from benchmarks.kernels.stand_in import stand_in
 from tests.planner import engine
 from tests.planner.cards import Card
 
-CUDA, META, DEVICE_TYPES = 1, 14, 21  # of c10::DeviceType
+CUDA, META, DEVICE_TYPES = 1, 14, 21  # values of c10::DeviceType
 
 
 def stand_in_for_torch(card: Card) -> None:
-    """From here on fake tensors can be on the card, and a network of them compiles for it, up to the generated code.
+    """Make torch accept fake tensors on the card, and compile networks for it, up to the generated code.
 
-    This cannot be undone, so it needs a process of its own. cuDNN is assumed, and that it keeps channels last.
+    This cannot be undone, so it needs a process of its own. The answers assume cuDNN with channels_last convolutions.
     """
     stand_in(card.arch)
     answers = {
@@ -30,7 +30,7 @@ def stand_in_for_torch(card: Card) -> None:
         (torch.cuda, "get_device_properties"): card,
         (torch.cuda.amp.common, "amp_definitely_not_available"): False,
         (CudaInterface, "get_device_properties"): card,
-        (CudaInterface, "is_available"): True,  # torch.cuda's would have Dynamo ask for random states
+        (CudaInterface, "is_available"): True,  # not in torch.cuda, where Dynamo would ask for random states
         (torch._C, "_select_conv_backend"): torch._C._ConvBackend.Cudnn,  # pyright: ignore[reportAttributeAccessIssue]
         (torch._C, "_conv_determine_backend_memory_format"): torch.channels_last,
     }
@@ -38,12 +38,12 @@ def stand_in_for_torch(card: Card) -> None:
         setattr(owner, name, staticmethod(partial(_answer, value)))
     torch.cuda.is_bf16_supported = partial(_is_bf16_supported, card)
     CudaInterface.is_bf16_supported = staticmethod(torch.cuda.is_bf16_supported)
-    torch.autograd.grad = engine.grad  # torch's own wants streams
-    # Autograd asks for a guard of the device, which a torch without CUDA lacks; that of meta does nothing.
+    torch.autograd.grad = engine.grad  # torch's own function needs streams
+    # Autograd needs a device guard, which a torch without CUDA lacks. The guard of the meta device does nothing.
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * DEVICE_TYPES).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     guards[CUDA] = guards[CUDA] or guards[META]
-    # Constants whose values the compiler wants to know are made on the host.
+    # Make constants on the host, because the compiler reads their values.
     torch.library.impl("aten::empty.memory_format", "CUDA")(_empty)
     torch.library.impl("aten::empty_strided", "CUDA")(_empty_strided)
 

@@ -1,4 +1,4 @@
-"""Launches of a compiled step: a small network's, told from its layers and the calls of our kernels; the record."""
+"""Launches of a compiled step: for a small network they follow from its layers and its calls of kernels; the record."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ from tests.planner.compiled import counted
 
 @pytest.mark.parametrize("parts", [(), pytest.param(PARTS, marks=pytest.mark.soak)])
 def test_gradients_are_those_of_torch(parts):
-    """Eager ones with PCAN's heads, some outputs unused; also of operators whose backward functions are Python's."""
+    """The network is eager and has PCAN's heads. Some outputs are unused, and some backward functions are in Python."""
     if parts and not interprets():
         pytest.skip("torch 2.11 cannot run kernels in Triton's interpreter")
     batch, found = random_batch(TOY, torch.device("cpu")), []
@@ -57,7 +57,7 @@ class Two(torch.autograd.Function):
 
 
 def test_gradients_that_the_engine_changes():
-    """Of another type than what they are for, of a broadcast, and of an output that nobody used."""
+    """Gradients with another type than their tensor, gradients of a broadcast, and gradients of an unused output."""
     x, half = torch.randn(3, 4, requires_grad=True), torch.randn(4, requires_grad=True, dtype=torch.bfloat16)
     y = Two.apply(x)[0] * half + Two.apply(x[0])[1]
     given = torch.randn(3, 4)
@@ -74,13 +74,13 @@ def layers(*kinds):
 
 
 def products():
-    """Layers that are launches of libraries; squeeze-excite's two are the compiler's."""
+    """Count the layers that libraries compute. For the two layers of squeeze-excite, Inductor generates code."""
     return layers(nn.Conv2d, nn.Linear) - 2 * layers(SqueezeExcite)
 
 
 @pytest.mark.soak
 def test_a_small_step_through_kernels():
-    """Ours are those of the calls that the network makes, and move what these are given: two counts of the same."""
+    """Launches and bytes of our kernels equal a second count, from the network's calls and the sizes of arguments."""
     counts, launches, gigabytes = counted("toy", PARTS), 0, 0.0
     for call, times in calls_of(TOY, train=True).items():
         if call.kernel != "heatmap":
@@ -90,7 +90,7 @@ def test_a_small_step_through_kernels():
             gigabytes += times * sum(sum(launch.sizes.values()) for launch in made.launches) / call.clips / 1e9
     assert counts["ours"]["launches"] == launches > 0
     assert counts["ours"]["gb"] == pytest.approx(gigabytes, rel=0.01)
-    in_blocks = 6  # convolutions that kernels do instead, forward and for two gradients
+    in_blocks = 6  # convolutions that our kernels compute, forward and backward
     assert counts["extern"]["launches"] == 3 * (products() - in_blocks) - 2 + 1
     assert counts["generated"]["launches"] > launches
 
@@ -114,7 +114,7 @@ with planning({}) as backend:
 
 
 def test_heatmaps_for_a_card_without_bf16():
-    """They come as fp16, which Inductor takes; it would refuse bf16, also on the card that is not there."""
+    """Heatmaps are fp16, which Inductor accepts. Inductor refuses bf16 for such a card, even for a stand-in."""
     done = programs.run_forked("-c", HEATMAPS, timeout=900)
     assert "fp16" in done.stdout
     assert "BF16 is not supported" in done.stderr
@@ -124,7 +124,7 @@ def test_heatmaps_for_a_card_without_bf16():
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("name", ["demo", "ntu60_x3d", "ma52"])
 def test_whole_networks_for_a_card_without_bf16(name):
-    """The planner itself sees to it that no generated code has bf16."""
+    """The planner itself asserts that the generated code does not contain bf16."""
     assert counted(name, (), T4)["generated"]["launches"] > 300
 
 
@@ -133,9 +133,9 @@ def test_whole_networks_for_a_card_without_bf16(name):
 def test_a_small_step_compiled_for_every_card(arch):
     counts = counted("toy", (), CARDS[arch])
     assert counts["ours"] == {"launches": 0, "gb": 0}
-    # Each layer's forward and two gradients, but of the networks' inputs none, and what dropout draws.
+    # Each layer has a forward launch and two for gradients, except that the two inputs have none; dropout has one.
     assert counts["extern"]["launches"] == 3 * products() - 2 + 1
-    assert counts["generated"]["launches"] > 4 * layers(nn.BatchNorm2d)  # statistics and norm, both ways
+    assert counts["generated"]["launches"] > 4 * layers(nn.BatchNorm2d)  # statistics and norm, forward and backward
 
 
 @pytest.mark.parametrize("name", ["ntu60_x3d", "ma52"])

@@ -42,7 +42,7 @@ def arguments_in(root: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, worker_id) -> list[str]:
-    """`arguments_in` a folder of all test processes, all data in place."""
+    """`arguments_in` of a folder that all test processes share and that contains all data."""
     base = tmp_path_factory.getbasetemp()
     root: Path = (base if worker_id == "master" else base.parent) / "tiny"
     root.mkdir(exist_ok=True)
@@ -54,15 +54,16 @@ def tiny(tmp_path_factory, worker_id) -> list[str]:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """Of subprocesses: one thread each, so that runs under load neither crawl nor differ; no GPU, of which a machine
-    may have fewer than a test has ranks (test_card.py is for GPUs).
+    """Environment variables of subprocesses: one thread, so that load does not slow or change runs, and no GPU.
+
+    A machine may have fewer GPUs than a test has ranks; test_card.py is for GPUs.
     """
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture
 def build(tiny, tmp_path) -> Iterator[Callable[..., Run]]:
-    """Makes a run of the tiny demo in this process, with more `--set` assignments, its weights the same each time."""
+    """A function that makes a run of the tiny demo in this process, with more settings and always the same weights."""
     with ExitStack() as stack:
 
         def make(*assignments: str, on: str = "cpu") -> Run:

@@ -1,8 +1,8 @@
-"""A training run, as `python -m trainer` is, that logs what it trains on and kills itself with SIGKILL at one point.
+"""A training run like `python -m trainer`, which also logs its batches and kills itself with SIGKILL at a given point.
 
-Arguments: log file, point, then those of the trainer. Points: none; step:N in the Nth step of this process, before
-the weights change; validation:begin, validation:inside, validation:end; snapshot:N in the Nth write, when the
-temporary file is whole but not in place.
+Arguments: the log file, the point, and the arguments of the trainer. The points are: none; step:N, in the Nth step of
+this process, before the weights change; validation:begin, validation:inside and validation:end; snapshot:N, in the Nth
+write, when the temporary file is complete but not yet renamed.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A run with aligned channels: stopped and resumed as any other, its snapshots for everyone."""
+"""A run with aligned channels can be stopped and resumed, and its snapshots have the published shapes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Freed activations stay in the process: a second step takes no new pages from the kernel."""
+"""The memory of freed activations stays in the process, so later steps take no new pages from the operating system."""
 
 import pytest
 
@@ -34,4 +34,4 @@ def test_a_second_step_takes_no_new_pages():
         return int(done.stdout)
 
     assert faults("kept") < 1000
-    assert faults("plain") > 10_000  # else the setting has become needless
+    assert faults("plain") > 10_000  # otherwise the setting is not needed any more

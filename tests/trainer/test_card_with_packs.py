@@ -1,4 +1,4 @@
-"""The default path on a GPU against the same on the CPU: frames that DALI decodes from packs, steps, and a resume.
+"""Compares the default path on a GPU with a CPU: frames that DALI decodes from packs, steps, and a resume.
 
 The tests that need a GPU are marked `gpu` and have not run yet, because none was available. The same test bodies run on
 a CPU with the number formats of a GPU. tests/test_card.py tests what needs no DALI.
@@ -19,7 +19,7 @@ STEPS = 20
 
 
 def batches(run):
-    """The batches of four epochs of five steps, with the number of their epoch."""
+    """Yield (epoch, batch) for four epochs of five steps."""
     for epoch in range(4):
         for batch in run.train_loader.epoch(epoch):
             yield epoch, batch
@@ -37,7 +37,7 @@ def losses(run, source):
 
 
 def far(frames, others):
-    """The mean difference of two batches of frames in grey levels, and the share that differs by more than 32."""
+    """Return the mean difference of two batches in grey levels, and the share of values that differ by more than 32."""
     difference = (frames.cpu().int() - others.cpu().int()).abs()
     return SimpleNamespace(mean=float(difference.float().mean()), share=float((difference > 32).float().mean()))
 

@@ -1,4 +1,4 @@
-"""A user's mistake is one sentence and exit code 2, without a traceback; our own bugs raise."""
+"""A user's mistake gives one sentence and exit code 2, without a traceback. Our own bugs raise exceptions."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from trainer.experiments import EXPERIMENTS
 
 
 def told(capsys, *arguments):
-    """The one line on stderr of a command that must fail as the user's mistake."""
+    """Run a command that must fail because of a user's mistake, and return its only line on stderr."""
     assert run_command(list(arguments)) == 2
     shown = capsys.readouterr()
     lines = shown.err.strip().splitlines()
@@ -104,7 +104,7 @@ def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):
 
 
 def test_help_in_a_terminal_of_five_columns():
-    """In a process of its own that may address 8 GiB: tyro would take all memory there is."""
+    """Runs in a process limited to 8 GiB, because tyro by itself takes all memory for so few columns."""
     limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); "
     code = limit + "runpy.run_module('trainer', run_name='__main__')"
     done = run("-c", code, "--help", environment={**os.environ, "COLUMNS": "5"}, timeout=60)
@@ -196,7 +196,7 @@ def test_a_bug_of_ours_raises(monkeypatch):
         run_command([])
 
 
-NEVER = "import threading; threading.Thread(target=threading.Event().wait).start()"  # as torch waits for other ranks
+NEVER = "import threading; threading.Thread(target=threading.Event().wait).start()"  # like torch's wait for other ranks
 SNAPSHOT = """import time
 threading.Thread(target=lambda: (time.sleep(2), print('written', flush=True)), name='snapshot').start()"""
 

@@ -1,4 +1,4 @@
-"""Two ranks train a compiled network: what DDP puts around it must not split its graph."""
+"""Two ranks train a compiled network, whose graph DDP must not split."""
 
 from tests.programs import run_ranks
 
@@ -117,7 +117,7 @@ def rehearsed(environment, folder, word):
 
 
 def test_the_first_rank_compiles_and_the_other_finds_its_code(environment, tmp_path):
-    """The rehearsal leaves no trace, and DDP's steps run its graph."""
+    """The rehearsal changes no state, and the steps under DDP run the graph that the rehearsal has compiled."""
     assert rehearsed(environment, tmp_path, "works") == ["COMPILED, miss, False: ", "COMPILED, hit, False: "]
 
 

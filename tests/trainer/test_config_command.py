@@ -1,4 +1,4 @@
-"""`python -m trainer config`, and the meanings of settings that it and the messages about --set show."""
+"""`python -m trainer config`, and the meanings of settings, which this command and errors about --set show."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from trainer.settings import Choice, experiment_of, override
 
 
 def dataclasses_in(kind: type) -> Iterator[type]:
-    """The dataclass and those of its fields, also where a field can have several types."""
+    """Yield the dataclass and the dataclasses of its fields, also of fields that can have several types."""
     yield kind
     for hint in get_type_hints(kind).values():
         for part in (hint, *get_args(hint)):

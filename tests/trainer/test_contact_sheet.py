@@ -1,4 +1,4 @@
-"""The contact sheet: frames where they belong, joints over them, padding left out."""
+"""The contact sheet shows frames at their places, below them the same frames with joints, and no padding."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ SIDE, GAP, TITLE, MARGIN = sheet.SIDE, sheet.GAP, sheet.TITLE, sheet.MARGIN
 
 
 def batch_of(num_clips: int = 3, num_valid: int = 2, frames: int = 4, size: int = 32) -> Batch:
-    """Frame t of clip n is one colour (40 * n, 50 * t, 90); its joint lies left while n + t < 2, else right."""
+    """Return a batch. Frame t of clip n has colour (40 * n, 50 * t, 90); its joint is left if n + t < 2, else right."""
     rgb = torch.zeros(num_clips, frames, size, size, 3, dtype=torch.uint8)
     heatmap = torch.zeros(num_clips, 2 * frames, 8, 8, 5, dtype=torch.bfloat16)  # channels last
     for clip in range(num_clips):
@@ -36,7 +36,7 @@ def cell(image: np.ndarray, clip: int, strip: int, time: int) -> np.ndarray:
 def test_frames_lie_above_their_heatmaps(tmp_path: Path) -> None:
     image = imread(contact_sheet(tmp_path / "sheet.png", batch_of(), ("one", "two", "three")))
     block = TITLE + 2 * SIDE + GAP + MARGIN
-    assert image.shape[:2] == (MARGIN + 2 * block, 2 * MARGIN + 4 * (SIDE + GAP) - GAP)  # padding is no third clip
+    assert image.shape[:2] == (MARGIN + 2 * block, 2 * MARGIN + 4 * (SIDE + GAP) - GAP)  # the third clip is padding
     for clip in range(2):
         for time in range(4):
             color = np.array([40 * clip, 50 * time, 90])

@@ -1,4 +1,4 @@
-"""A step whose rate lies on the device, and (on a GPU) the whole step replayed as one CUDA graph."""
+"""Steps with a learning rate that is on the device, and (on a GPU) steps that are replayed as one CUDA graph."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -43,9 +43,9 @@ def test_on_a_cpu_it_says_so(tiny, capsys):
 
 
 class StandIn:
-    """torch.cuda's graphs without a card: a recording changes nothing, and a replay does what was recorded.
+    """Replaces torch.cuda's graphs without a GPU: a recording changes nothing, and a replay does what was recorded.
 
-    The first recordings are invalidated, `failures` of them: as a real one, that raises at its end.
+    The first `failures` recordings are invalidated. As with a real GPU, this raises an exception at their end.
     """
 
     def __init__(self, run, failures, monkeypatch):
@@ -73,7 +73,7 @@ class StandIn:
         if self.left:
             self.left -= 1
             weight = next(iter(self.run.network.parameters()))
-            weight.grad = torch.full_like(weight, float("nan"))  # memory of the recording
+            weight.grad = torch.full_like(weight, float("nan"))  # undefined memory of the recording
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nand more")
 
     def forget(self, device, pool):

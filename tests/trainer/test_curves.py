@@ -1,4 +1,4 @@
-"""What the pictures of a run show, and that they are whole files, the same each time."""
+"""The pictures of a run: what they show, and that the files are complete and always the same."""
 
 import io
 import re
@@ -84,7 +84,7 @@ def test_a_long_course_is_shown_as_means(tmp_path: Path) -> None:
 
 
 def test_curves_are_single_valued_under_changed_batch_sizes(tmp_path: Path) -> None:
-    """Two epochs of 48 clips: in steps of 4, from clip 16 of the second one in steps of 12."""
+    """Two epochs of 48 clips are trained in steps of 4 clips, but from clip 16 of the second epoch in steps of 12."""
     journal = Journal(tmp_path, console=Console(file=io.StringIO()))
     small = [(1, step) for step in range(1, 13)] + [(2, step) for step in range(1, 5)]
     for batch_size, places in ((4, small), (12, [(2, 2), (2, 3), (2, 4)])):
@@ -138,11 +138,11 @@ def test_a_class_without_clips_has_a_grey_row() -> None:
 
 
 def test_the_legend_tells_coarse_lines_from_fine_ones(tmp_path: Path) -> None:
-    """The dots of a validation must leave room for the dashes beside them."""
+    """In the legend, the marker on a dashed line must leave room for the dashes beside it."""
     a_run(tmp_path)
     legend = report.draw_curves(read_metrics(tmp_path / METRICS), tmp_path / LOG).axes[1].get_legend()
     handles = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
     coarse, fine = handles["RGBPose_coarse_1:1"], handles["RGBPose_1:1"]
     assert (coarse.get_linestyle(), fine.get_linestyle()) == ("--", "-")
-    dashes = np.ptp(coarse.get_xdata()) / coarse.get_linewidth()  # of 3.7 line widths, and 1.6 between
+    dashes = np.ptp(coarse.get_xdata()) / coarse.get_linewidth()  # dashes of 3.7 line widths, gaps of 1.6
     assert dashes > 2 * (3.7 + 1.6) + coarse.get_markersize() / coarse.get_linewidth()

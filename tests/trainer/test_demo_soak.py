@@ -1,4 +1,4 @@
-"""The demo's bars, as `make demo` trains it: accuracies on three seeds, its CPU time, and two controls.
+"""Limits for the demo, trained as by `make demo`: accuracies on three seeds, CPU time, and two controls.
 
 Three runs of the demo and a control run: about 45 minutes on two cores. The data are those of `make demo`.
 """
@@ -27,14 +27,14 @@ from trainer.snapshots.writer import NoWriter
 
 CORE_MINUTES = 12
 SEEDS = (0, 1, 2)
-# Of 40 clips a pair, 80 in both pairs, a coin gets more than two thirds right in one of 1,000 controls.
+# With 40 clips in each of two pairs, guesses get more than two thirds right with a probability of 0.001.
 CHANCE = 2 / 3
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
 def train(work_dir: Path, *arguments: str) -> float:
-    """Train the demo into `work_dir`; returns the CPU minutes of the whole process and its children."""
+    """Train the demo into `work_dir`, and return the CPU minutes of the process and its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run("-m", "trainer", "--exp", "demo", "--work-dir", work_dir, *arguments, timeout=None)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -43,19 +43,19 @@ def train(work_dir: Path, *arguments: str) -> float:
 
 
 def best(work_dir: Path) -> dict[str, float]:
-    """Metrics of the validation whose snapshot is kept as the best."""
+    """Return the metrics of the validation whose snapshot is kept as the best."""
     records = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
     return max((r for r in records if r["kind"] == "val"), key=lambda record: record["acc/RGBPose_1:1_top1"])
 
 
 def lead(metrics: dict[str, float]) -> float:
-    """Points by which the fused score is above the better stream."""
+    """Return by how many percentage points the fused accuracy is above that of the better stream."""
     return 100 * (metrics["acc/RGBPose_1:1_top1"] - max(metrics["acc/rgb_top1"], metrics["acc/pose_top1"]))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[Path]:
-    """Work directories of the demo on each seed."""
+    """The work directories of the demo, one for each seed."""
     prepared = run("-m", "trainer", "prepare", "--exp", "demo", timeout=None)
     assert prepared.returncode == 0, prepared.stdout + prepared.stderr
     folders = [tmp_path_factory.mktemp("demo") / f"seed{seed}" for seed in SEEDS]
@@ -85,7 +85,7 @@ def test_the_pose_net_cannot_see_colours(runs):
 
 
 def test_the_rgb_net_needs_the_person_for_motion(tmp_path):
-    """People hidden behind a grey box: what is left does not tell the pairs of equal looks apart."""
+    """People are hidden behind a grey box. The rest of the frames does not show which class of a pair it is."""
     data = replace(
         DEMO.data,
         annotations=str(tmp_path / "hidden" / "annotations.pkl"),
@@ -103,7 +103,7 @@ def test_the_rgb_net_needs_the_person_for_motion(tmp_path):
 
 
 def scores_of(work_dir: Path, experiment) -> Scores:
-    """Validation scores of a run's best snapshot."""
+    """Return the validation scores of a run's best snapshot."""
     with join("cpu") as ranks, Interrupt() as interrupt:
         journal = Journal(work_dir / "scores")
         run = build_run(experiment, ranks, build_loaders(experiment, ranks, print), journal, NoWriter(), interrupt)
@@ -112,7 +112,7 @@ def scores_of(work_dir: Path, experiment) -> Scores:
 
 
 def within_pairs(scores: Scores, stream: str, pairs) -> float:
-    """Share of clips of some pairs of classes that a stream gives the right one of the two."""
+    """Return the share of clips of these pairs of classes to which a stream gives the right class of the pair."""
     right = [
         (scores.probability[stream][of_pair][:, pair].argmax(dim=1) == (scores.label[of_pair] == pair[1])).float()
         for pair in map(list, pairs)

@@ -1,4 +1,4 @@
-"""`python -m trainer` as a user runs it: from nothing to a trained, validated, reported net; stopped by signals."""
+"""`python -m trainer` as a user runs it: from nothing to a trained network and its reports, or stopped by signals."""
 
 import json
 import re
@@ -32,13 +32,13 @@ def size_of_png(path):
 
 
 def times(folder):
-    """When each file under a folder was written."""
+    """Return the time at which each video and packed clip in a folder was written."""
     return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.suffix in (".mp4", ".mov")}
 
 
 @pytest.fixture(scope="module")
 def first(environment, tmp_path_factory):
-    """The output and folder of a run that starts with nothing at all."""
+    """The output and the folder of a run that starts without any data."""
     root = tmp_path_factory.mktemp("end_to_end")
     return train(environment, *arguments_in(root), "--work-dir", root / "run", by=programs.run), root
 

@@ -1,4 +1,4 @@
-"""`python -m trainer eval`: one process or two, one view or ten, weights or averages; the files that it writes."""
+"""`python -m trainer eval` with one process or two, one view or ten, weights or averages, and the files it writes."""
 
 import csv
 import json

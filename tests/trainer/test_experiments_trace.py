@@ -1,4 +1,4 @@
-"""The network of every experiment, whole: one graph to train, one to validate, nothing retraced; Inductor on some."""
+"""The full network of every experiment is one graph in training and one in validation; Inductor compiles some."""
 
 import shutil
 
@@ -14,11 +14,11 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 
 SOAK = (pytest.mark.soak, pytest.mark.timeout(600))  # nine networks take three to four minutes on one thread
-SHRINK = 7  # of frames and heatmaps; 224 and 256 px become 32 and 36
+SHRINK = 7  # divides the sides of frames and heatmaps: 224 and 256 px become 32 and 36
 
 
 def batch(experiment: Experiment, train: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random clips as the loader lays them out: two to train on, three to validate on, of sizes that differ."""
+    """Return random clips in the layout of the loader: two clips for training, or three of another size."""
     clip, data, clips = experiment.clip, experiment.data, 2 if train else 3
     frame, heatmap = (max(side // SHRINK, 4) for side in clip.sizes(train))
     draw = torch.Generator().manual_seed(seed)
@@ -38,7 +38,7 @@ NETS = {(e.model, e.clip): name for name, e in reversed(EXPERIMENTS.items()) if 
 
 @pytest.mark.parametrize("name", [name if name == "demo" else pytest.param(name, marks=SOAK) for name in NETS.values()])
 def test_one_graph_to_train_one_to_validate(name):
-    """Two training steps and two validation batches, as the trainer runs them, are three graphs: one goes backward."""
+    """Two training steps and two validation batches make only three graphs: forward, backward and validation."""
     torch._dynamo.reset()
     experiment = EXPERIMENTS[name]
     model, graphs = build_model(experiment.model), Graphs()
@@ -58,7 +58,7 @@ def test_one_graph_to_train_one_to_validate(name):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: Inductor cannot be tried")
 @pytest.mark.parametrize("name", ["ma52", "ntu60_x3d", "ntu60_epam"])
 def test_compiled_network_equals_eager_in_float64(name):
-    """Losses, logits, gradients and buffers of a training step; nine minutes for the three on one core."""
+    """Compares losses, logits, gradients and buffers of a training step. Takes nine minutes in all on one core."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     experiment = EXPERIMENTS[name]

@@ -1,4 +1,4 @@
-"""`python -m trainer export`: each format says what the network says, at both sizes; its metadata suffices for it."""
+"""`python -m trainer export`: files give the network's scores at both sizes, and contain all that a user must know."""
 
 import importlib.util
 import json
@@ -78,7 +78,7 @@ def scorer_of(experiment, checkpoint) -> Scorer:
 
 
 def check_scores(experiment, checkpoint, score):
-    """As the network, for other clips than those that export itself compared, at both sizes."""
+    """Assert that `score` equals the network at both sizes, on other clips than those that export itself compares."""
     scorer = scorer_of(experiment, checkpoint)
     spread = []
     for num_clips, train in ((1, False), (5, True), (4, False)):
@@ -105,7 +105,7 @@ def test_pt2(tiny_demo, checkpoint, tmp_path, capsys):
     assert json.loads(told["duet.json"])["experiment"] == "demo"
     check_scores(tiny_demo, checkpoint, read_pt2(out))
     assert [file.name for file in tmp_path.iterdir()] == ["net.pt2"]
-    with ZipFile(out) as archive:  # no clip of the tracing lies in it
+    with ZipFile(out) as archive:  # the clips for tracing are not in the file
         assert [file.file_size < 2000 for file in archive.infolist() if "sample_inputs" in file.filename] == [True]
 
 
@@ -148,7 +148,7 @@ def test_safetensors(tiny_demo, checkpoint, tmp_path):
 
 
 def test_a_snapshot_and_its_averages(build, tiny, tmp_path, monkeypatch):
-    """What training wrote is taken as it is; the averages are other weights."""
+    """A snapshot of training can be exported, and --averaged exports its averaged weights."""
     from models.weights.files import save
     from trainer.resume import state_of
 
@@ -167,7 +167,7 @@ def test_a_snapshot_and_its_averages(build, tiny, tmp_path, monkeypatch):
 
 
 def small(name: str) -> Experiment:
-    """The experiment with a few layers and small frames; its kinds of layers, heads and sizes stay."""
+    """Return the experiment with few layers and small frames. The kinds of layers and heads stay the same."""
     experiment = EXPERIMENTS[name]
     model, clip = experiment.model, experiment.clip
     sides = {"rgb_size": 64, "rgb_size_val": 64 if clip.aligned else 80}
@@ -185,7 +185,7 @@ SHORT_PATH = ResNetPathConfig(base_channels=4, blocks=(2,), inflate=(True,), str
 
 @pytest.mark.parametrize("name", a_share(NAMES, slow=("ntu60_epam", "ma52"), every=1))
 def test_other_networks(name, tmp_path):
-    """Single streams take their own input alone; EPAM-Net's published score is there; any number of clips."""
+    """Single streams need only their own input, EPAM-Net has its published score, and any number of clips works."""
     experiment = small(name)
     scorer = Scorer(lively(experiment))
     score = traced(scorer, example(experiment, 2, True), len(sizes_of(experiment.clip)) > 1).module()
@@ -195,7 +195,7 @@ def test_other_networks(name, tmp_path):
 
 
 def test_what_differs_from_the_network_is_not_written(checkpoint, tmp_path, capsys, monkeypatch):
-    """Another network's file in its place: the command says by how much, and leaves nothing."""
+    """If the file contains other weights, the command says how much its scores differ, and leaves no file."""
     writes = exporting.write_tensors
 
     def broken(network, *rest):
@@ -236,11 +236,11 @@ def test_onnx_without_its_packages(checkpoint, tmp_path, capsys, monkeypatch):
 
 
 def test_the_recipe_draws_the_heatmap(tiny_demo):
-    """Its numbers and sentences, followed pixel by pixel, give what the network was trained on."""
+    """The recipe's numbers, followed pixel by pixel, give the same heatmap as in training."""
     told = json.loads(json.dumps(recipe(tiny_demo, Path("latest.pth"))))["inputs"]["heatmap"]
     sigma, least, size = told["sigma"], told["min_score"], told["sizes"][0]
     luck = np.random.default_rng(0)
-    joints = luck.uniform(-3, size + 3, (2, told["num_joints"], 3))  # people, joints
+    joints = luck.uniform(-3, size + 3, (2, told["num_joints"], 3))  # two people
     joints[..., 2] = luck.uniform(0, 1, joints.shape[:2])
     joints[1, :, :2] = joints[0, :, :2] + 0.7
     joints[0, 3, 2] = 5e-5

@@ -1,4 +1,4 @@
-"""A compiler or cuDNN that fails where torch calls it: a line, the full text in a file, and the same weights."""
+"""If a compiler or cuDNN fails, one line says so, the full text is in a file, and the weights stay the same."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def cudnn_as_before():
 
 
 def trained(build, *settings):
-    """A run after three steps and a validation, and random numbers that were drawn next."""
+    """Return a run after three steps and a validation, and random numbers that were drawn after the steps."""
     run = build(*ONE_BLOCK, *settings)
     set_up_steps(run, None, Path())
     for _, batch in zip(range(3), run.train_loader.epoch(0), strict=False):
@@ -66,7 +66,7 @@ def fail(*_, **__):
 
 
 def compile_by(monkeypatch, **compilers):
-    """Makes torch.compile run operators as they are, instead of generating code, which takes minutes."""
+    """Make torch.compile run operators as they are, because generating code would take minutes."""
     real, backend = torch.compile, aot_autograd(**{"fw_compiler": as_it_is} | compilers)
     monkeypatch.setattr(torch, "compile", lambda network, **_: real(network, fullgraph=True, backend=backend))
 
@@ -97,7 +97,7 @@ def test_inductor_fails(build, undisturbed, tmp_path, monkeypatch):
 
 
 def test_a_compiled_backward_pass_fails(build, tmp_path, monkeypatch):
-    """By then the forward pass has changed the buffers and drawn dropout."""
+    """When it fails, the forward pass has already changed the buffers and drawn dropout."""
     compile_by(monkeypatch, bw_compiler=failing_when_called)
     run = trained(build, "compile=True", "optim.accumulate=2")
     assert_told(tmp_path, "the network")
@@ -115,7 +115,7 @@ def test_validation_fails_to_compile(build, undisturbed, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_cudnn_has_no_plan(build, undisturbed, tmp_path, monkeypatch, training):
-    """In training, the convolutions before the third have changed the buffers by then."""
+    """The third convolution fails. In training, the steps before it have already changed the buffers."""
     real, calls, modes = nn.functional.conv2d, [], []
 
     def conv2d(*arguments, **more):
@@ -152,7 +152,7 @@ def test_cudnn_has_no_plan_in_benchmark_mode(build, tmp_path):
 
 
 def test_the_plainest_way_raises_its_own_error(build, monkeypatch):
-    """A bug of the network is not one of the compiler; advice on memory is not lost either."""
+    """Errors from bugs, mistakes of the user and too little memory are raised unchanged: no fallback can help."""
     run = build(*ONE_BLOCK, "compile=False")
     for error in (KeyError("a bug"), UserError("a mistake"), torch.OutOfMemoryError("CUDA out of memory")):
         with pytest.raises(type(error)):

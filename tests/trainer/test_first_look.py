@@ -1,4 +1,4 @@
-"""The first look before step 1: what is wrong is replaced, what is slower is left out, and nothing else changes."""
+"""The first look before step 1 replaces what computes wrongly, and drops what is slower. Nothing else changes."""
 
 import json
 import time
@@ -23,7 +23,7 @@ def new_compiler():
 
 
 def wrong_by(share):
-    """A compiler whose backward pass returns gradients that are too large by this share."""
+    """Return a compiler whose backward pass returns gradients that are too large by this share."""
 
     def compiler(graph, inputs):
         def backward(*values):
@@ -140,7 +140,7 @@ def test_two_ranks_that_disagree_decide_alike(tiny, environment, tmp_path):
 
 @pytest.fixture
 def run_on_a_card(build):
-    """A run on the CPU whose loader begins as on a GPU: with the heatmap kernel, interpreted, and the JPEG engine."""
+    """A run on the CPU whose loader starts as on a GPU: with the heatmap kernel (interpreted) and the JPEG engine."""
     run = build(*ONE_BLOCK, "compile=False")
     backends = run.train_loader.backends
     backends.renderer, backends.decoder = "kernel", "mixed"
@@ -166,7 +166,7 @@ def test_a_kernel_that_draws_wrongly_is_replaced(run_on_a_card, capsys, monkeypa
 
 
 def test_the_load_of_the_jpeg_engine_is_timed_once(run_on_a_card, monkeypatch):
-    """The decoder here is the CPU's, so only the clock tells the loads apart: 0.65 takes half the time."""
+    """The CPU decodes with all loads alike, so the clock is faked: with the load 0.65, a batch takes half the time."""
     backends, moments, tried = run_on_a_card.train_loader.backends, [0.0], []
     backends.decoder = "cpu"
     make = run_on_a_card.train_loader.frames.decode

@@ -1,4 +1,4 @@
-"""The guide's three experiments as a user starts them, at full size on a CPU: two steps, a validation, on made data."""
+"""The guide's three experiments at full size on a CPU, as a user starts them: two steps and a validation."""
 
 import json
 import math
@@ -19,7 +19,7 @@ OPENPOSE_FROM_COCO = [0, 6, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Path:
-    """Five training clips, of which one is corrupt and one has no skeleton, and two to validate on."""
+    """Five clips for training, of which one is corrupt and one has no skeleton, and two clips for validation."""
     root = tmp_path_factory.mktemp("demo")
     make_demo(root, DemoConfig(num_train=5, num_val=2))
     return root
@@ -31,9 +31,9 @@ def written(path: Path, content: object) -> Path:
 
 
 def annotations(demo: Path, folder: Path, name: str) -> list[str]:
-    """Write the demo's clips as annotations of an experiment, labels all over its classes; the settings to name them.
+    """Write the demo's clips as annotations of an experiment, with labels spread over its classes. Returns settings.
 
-    NTU-60's form is the demo's own; MA-52's has 28 joints and a plain list in a file a split.
+    The demo's annotations have the form of NTU-60. MA-52 has 28 joints, and one file per split with a plain list.
     """
     content = pickle.loads((demo / "annotations.pkl").read_bytes())
     for clip in content["annotations"]:
@@ -65,7 +65,7 @@ def test_two_steps_and_a_validation(demo, environment, tmp_path, name):
     ]
     command = ["-m", "trainer", "--exp", name, "--work-dir", tmp_path / "run"]
     command += [part for setting in settings for part in ("--set", setting)]
-    for more in (["--max-steps", "2"], ["--resume"]):  # the epoch has no third step: what is left is to validate
+    for more in (["--max-steps", "2"], ["--resume"]):  # the epoch has two steps, so only validation is left
         done = run(*command, *more, environment=environment, timeout=None)
         assert done.returncode == 0, done.stdout + done.stderr
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""A run with parts through kernels: it may be resumed without them and the other way round, and is told so."""
+"""A run with fused parts can be resumed without them, and the other way round. Its log says so."""
 
 from trainer.cli import dispatch
 from trainer.snapshots.writer import newest_valid

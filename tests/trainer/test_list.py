@@ -14,10 +14,10 @@ from trainer.experiments import EXPERIMENTS
 
 
 def counted(experiment: Experiment) -> tuple[int, int]:
-    """Parameters and multiply-adds of a forward pass of one clip at the training size; nothing is computed.
+    """Return the parameters of a network, and the multiply-adds of a forward pass of one clip at the training size.
 
-    PCAN's fine prototypes count as parameters, which they are in the published nets; its projections of pooled
-    features (under a million multiply-adds) and squeeze-excite's sums (200 thousand) are left out.
+    PCAN's fine prototypes count as parameters, which they are in the published networks. Not counted are PCAN's
+    projections of pooled features (under a million multiply-adds) and squeeze-excite's sums (200 thousand).
     """
     clip, model = experiment.clip, experiment.model
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""A step that does not fit is told with what fits, and nothing is lost. (Fault injected where memory would run out.)"""
+"""If a step does not fit into memory, the message says what fits, and nothing is lost. (The tests inject the error.)"""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory")
 
 
 def limit(run, clips, error: RuntimeError = FULL):
-    """Memory for so many clips: more run out of it right behind the first BatchNorm."""
+    """Make forward passes with more than `clips` clips raise `error` after the first ConvBn. Returns the hook."""
     layer = next(part for part in run.network.modules() if isinstance(part, ConvBn))
 
     def fail(module, inputs, output):

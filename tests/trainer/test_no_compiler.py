@@ -1,4 +1,4 @@
-"""Runs without a C compiler, or without Python.h: each ends well, with one line for each thing that it does without."""
+"""Runs without a C compiler or without Python.h complete, with one line about each thing that they cannot use."""
 
 import os
 import sysconfig
@@ -9,7 +9,7 @@ from tests import programs
 from tests.trainer.test_resume import assert_equal
 from trainer.snapshots.writer import newest_valid
 
-# A run on a CPU that believes in its card: Triton builds its launcher, and DALI looks for the JPEG engine.
+# A run on a CPU that acts as on a GPU: Triton builds its launcher, and DALI looks for the JPEG engine.
 AS_ON_A_CARD = """
 import sys, sysconfig
 from triton.backends.nvidia.driver import CudaDriver
@@ -27,7 +27,7 @@ INCLUDE = sysconfig.get_paths()["include"]
 
 @pytest.fixture
 def train(tiny, environment, tmp_path):
-    """Runs two steps by these words after `python`; returns the log and the snapshot."""
+    """A function that trains two steps by `python WORDS`, and returns the log and the state in the snapshot."""
 
     def run(name, *words, path=tmp_path):
         hidden = {"PATH": str(path), "TRITON_CACHE_DIR": str(tmp_path / "cache"), "TRITON_LIBCUDA_PATH": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""Weights and momentum change through one door, so that no snapshot is torn; who goes around it is caught."""
+"""Weights and momentum change only in Writer.changing_weights() (the door). Changes elsewhere are caught."""
 
 import copy
 import time
@@ -75,7 +75,7 @@ def test_a_change_around_the_door_is_caught_and_its_snapshot_removed(
     parts = Parts(tmp_path)
     parts.save(1)
     pass_the_door(parts)
-    change(parts)  # there is no snapshot under way that it could tear
+    change(parts)  # allowed, because no snapshot is being copied
     parts.save(2, "best_acc_epoch_1.pth")
     change(parts)
     with pytest.raises(
@@ -89,7 +89,7 @@ def test_a_change_around_the_door_is_caught_and_its_snapshot_removed(
 
 
 def test_it_is_caught_however_fast_the_copy_was(tmp_path: Path) -> None:
-    """The check doesn't depend on who came first, the copy or the change."""
+    """A change is also noticed if the copy was complete before it."""
     parts = Parts(tmp_path)
     parts.save(1)
     while parts.writer.busy():
@@ -111,7 +111,7 @@ def test_forward_and_backward_passes_need_no_door(tmp_path: Path) -> None:
 
 
 def test_a_new_caller_in_the_loop_that_goes_around_the_door_ends_the_run(build, tmp_path: Path) -> None:
-    """One that multiplies weights by one at the start of an epoch, as a snapshot of the last one is being written."""
+    """The new caller multiplies weights by 1 when an epoch starts, while a snapshot of the epoch before is written."""
     run = build()
     run.writer, run.journal = Writer(tmp_path / "run"), Journal(tmp_path / "run")
     batches = run.train_loader.epoch

@@ -58,7 +58,7 @@ def step(
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_steps_are_those_of_plain_torch(kind: str) -> None:
-    """Fused kernel, masked step and zeros at the start against torch's single-tensor optimizer and its clipping."""
+    """Our fused, masked steps, which start with zero state, equal torch's single-tensor optimizer and clipping."""
     ours, theirs = network(), network()
     if kind == "adamw":
         optimizer = build_adamw(ours.parameters(), 0.1, (0.8, 0.95), 1e-2)
@@ -85,7 +85,7 @@ def test_steps_are_those_of_plain_torch(kind: str) -> None:
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 3e38])
 @pytest.mark.parametrize("bad", [0, 2])
 def test_a_bad_step_changes_no_bit_and_the_next_ones_go_on(poison: float, bad: int) -> None:
-    """3e38 is finite, but the norm is not. A bad very first step too (bad = 0)."""
+    """A gradient of 3e38 is finite, but its norm is not. With bad = 0, the very first step is bad."""
     net = network()
     optimizer, guard = build_sgd(net.parameters(), 0.1, 0.9, 1e-2), BufferGuard(net.buffers())
     unbroken = copy.deepcopy(net)
@@ -191,7 +191,7 @@ def test_a_buffer_under_two_names_is_guarded_once() -> None:
 
 
 def test_the_guard_sees_what_a_compiled_module_does_to_its_buffers() -> None:
-    """Compiled without code generation (aot_eager), so that no compiler is needed: buffers change by copy-back."""
+    """The module is compiled without code generation (aot_eager), which needs no compiler, and copies buffers back."""
     net = network()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     optimizer, guard = build_sgd(net.parameters(), 0.1, 0.9, 0.0), BufferGuard(net.buffers())
@@ -233,7 +233,7 @@ def test_warm_up_factors_are_the_published_ones() -> None:
     assert rates("constant", 3, base_lr=2.0, warmup_epochs=1) == pytest.approx([0.2, 2.0, 2.0])
 
 
-@pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR of some torch versions uses it itself
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # from SequentialLR itself, in some versions of torch
 def test_warm_up_and_cosine_are_torchs_in_sequence() -> None:
     """ntu60_x3d: LinearLR over epochs 0-4, then a cosine of 75 epochs to 1e-6 (docs/sources.md, "Schedules")."""
 

@@ -1,4 +1,4 @@
-"""Each rank sees its own GPU as cuda:0; srun's tasks are ranks; and a run starts only as many as its batches fill."""
+"""Each rank sees its own GPU as cuda:0, srun's tasks are ranks, and a run starts no more ranks than batches fill."""
 
 import os
 from dataclasses import replace
@@ -20,11 +20,11 @@ OTHERS += ("TORCHELASTIC_RESTART_COUNT",)
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Makes torch see so many GPUs, and sets environment variables. None of the tests' own are left."""
+    """A function that makes torch see `num_gpus` GPUs, and replaces the environment variables of the tests."""
 
     def make(num_gpus, visible=None, **variables):
         for name in (*RANK, *OTHERS):
-            monkeypatch.setenv(name, "")  # so that what the program sets is gone after the test
+            monkeypatch.setenv(name, "")  # so that the test's end removes what the program sets
             monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -98,7 +98,7 @@ def test_what_would_use_all_cards(machine):
     assert advice_for_all(MA52_RUN, None, "cuda", 6) == ""
     assert advice_for_all(MA52_RUN, None, "cpu", 1) == ""
     machine(8, **RANK)
-    assert advice_for_all(MA52_RUN, None, "cuda", 2) == ""  # torchrun has chosen
+    assert advice_for_all(MA52_RUN, None, "cuda", 2) == ""  # torchrun has chosen the number
     machine(8, **RANK | {"DUET_LAUNCHER": "1"})
     assert "2 of 8 GPUs are used" in advice_for_all(MA52_RUN, None, "cuda", 2)
 
@@ -118,7 +118,7 @@ def test_the_tasks_of_srun_are_ranks(machine):
     see_own_card()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     assert idle_cards() == ["2", "3"]
-    machine(1, "2", MASTER_ADDR="login", **TASK)  # --gpus-per-task=1
+    machine(1, "2", MASTER_ADDR="login", **TASK)  # as with --gpus-per-task=1
     describe_task()
     see_own_card()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"

@@ -16,13 +16,13 @@ from trainer.session import introduce
 
 CUDA = torch.device("cuda", 0)
 V100 = replace(T4, name="Tesla V100-SXM2-32GB", major=7, minor=0)
-CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # of torch's wheels
+CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # in torch's wheels
 CUDA_12 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 
 
 @pytest.fixture
 def plug_in(monkeypatch):
-    """Answers what is asked of cards, as if these were in the machine."""
+    """A function that makes torch see these cards, as if they were in the machine."""
 
     def plug(*cards: Card, architectures=CUDA_13):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # tests/conftest.py hides the cards of the machine
@@ -123,7 +123,7 @@ def test_a_card_that_cannot_run_is_told_before_anything_is_read(
 ):
     monkeypatch.chdir(tmp_path)
     plug_in(*cards, architectures=architectures)
-    assert run_command([*command, "--exp", "ntu60", *words]) == 2  # its data are not there
+    assert run_command([*command, "--exp", "ntu60", *words]) == 2  # although the data of ntu60 do not exist here
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

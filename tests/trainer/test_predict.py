@@ -1,4 +1,4 @@
-"""`python -m trainer predict`: what `eval` says, window by window; the files that it writes; bounded memory."""
+"""`python -m trainer predict` gives the scores of `eval` for each window, writes files, and needs bounded memory."""
 
 import json
 import pickle
@@ -35,7 +35,7 @@ def settings_of(tiny: list[str]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Path:
-    """Weights after a few steps, with the last layers so enlarged that clips differ in their probabilities."""
+    """Weights after a few steps. The last layers are multiplied by 100, so that clips differ in their probabilities."""
     work_dir = tmp_path_factory.mktemp("predict")
     assert run_command([*tiny, "--work-dir", str(work_dir), "--max-steps", "4"]) == 0
     network = build_model(experiment_of(tyro.cli(Options, args=tiny)).model)
@@ -92,7 +92,7 @@ def test_one_window_says_what_eval_says(tiny, trained, scores, paths, annotation
             values = [guess["probability"] for guess in guesses]
             np.testing.assert_allclose(values, np.sort(probability)[:-6:-1], atol=1e-5)
     spread = [np.ptp(scores[stream][list(rows.values())], axis=0).max() for stream in ("rgb", "pose")]
-    assert min(spread) > 1e-2  # another clip's probabilities would have been told apart
+    assert min(spread) > 1e-2  # clips differ, so those of another would be noticed
 
 
 def test_files_of_a_video_in_windows(tiny, trained, paths, annotation, tmp_path, capsys):
@@ -114,11 +114,11 @@ def test_files_of_a_video_in_windows(tiny, trained, paths, annotation, tmp_path,
 
 
 def test_skeleton_is_drawn_on_the_person(tmp_path):
-    """One limb, one colour: what changes in the picture lies around the joints of that very frame."""
+    """Drawing a single limb changes each frame only around the joints of this frame."""
     joints = np.zeros((1, 6, 17, 3))
     joints[0, :, 5] = [(20 + 10 * t, 30, 1) for t in range(6)]  # left shoulder
     joints[0, :, 7] = [(20 + 10 * t, 90, 1) for t in range(6)]  # left elbow
-    joints[0, :, 9] = (100, 100, 0.01)  # not found
+    joints[0, :, 9] = (100, 100, 0.01)  # a score too low to be drawn
     pictures = {}
     for name, poses in (("drawn", Poses(joints, 120, 160)), ("bare", None)):
         with AnnotatedVideo(tmp_path / f"{name}.mp4", Fraction(30), poses, COCO_17) as annotated:
@@ -147,7 +147,7 @@ def test_colours_stay(tmp_path):
         annotated.write(1, ["red"])
     with av.open(tmp_path / "red.mp4") as container:
         (frame,) = container.decode(video=0)
-        assert frame.colorspace == 1  # BT.709, and said so
+        assert frame.colorspace == 1  # tagged as BT.709
         np.testing.assert_allclose(frame.to_ndarray(format="rgb24")[300, 300], (200, 30, 60), atol=6)
 
 
@@ -169,7 +169,7 @@ def test_rgb_alone_needs_no_pose(tiny, paths, tmp_path):
     boxed = predicted(words, tmp_path / "net.safetensors", tmp_path / "boxed", video, "--pose", paths[1])[VIDEO]
     assert bare["windows"][0].keys() >= {"rgb"}
     assert not bare["windows"][0].keys() & {"pose", "fused"}
-    assert bare["windows"][0]["rgb"] != boxed["windows"][0]["rgb"]  # with a skeleton, the person's box is looked at
+    assert bare["windows"][0]["rgb"] != boxed["windows"][0]["rgb"]  # with a skeleton, RGB is the person's box
 
 
 MISTAKES = {
@@ -232,7 +232,7 @@ def test_mistakes_are_one_sentence(tiny, trained, paths, annotation, tmp_path, c
 
 
 def long_video(path: Path, frames: int) -> Path:
-    """A 1080p video of one second again and again, and the skeletons of two people beside it as .npz."""
+    """Write a 1080p video that repeats one second, and an .npz with the skeletons of two people."""
     second, pixels = 30, np.kron(np.random.default_rng(0).integers(60, 200, (27, 48, 3)), np.ones((40, 40, 1)))
     part = path.with_name("second.mp4")
     with av.open(part, "w") as container:
@@ -259,7 +259,7 @@ def long_video(path: Path, frames: int) -> Path:
 
 
 def peak_of(tiny, trained, environment, video: Path) -> int:
-    """MiB of resident memory at the most of `predict` on a video."""
+    """Return the peak of resident memory of `predict` on a video, in MiB."""
     words = ["--checkpoint", str(trained), "--pose", str(video.with_suffix(".npz")), "--out", str(video.parent / "out")]
     code = "import resource, sys; from trainer.cli import run_command; code = run_command(sys.argv[1:]); "
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"

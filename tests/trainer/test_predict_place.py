@@ -1,4 +1,4 @@
-"""`python -m trainer predict`: a skeleton is drawn where it was found, or the command says why it cannot be."""
+"""`python -m trainer predict` draws a skeleton at its place in the picture, or says why that is not possible."""
 
 import pickle
 import shutil
@@ -17,7 +17,7 @@ from trainer.cli import run_command
 from trainer.commands.train import Options
 from trainer.settings import experiment_of
 
-WIDE, SAME = "S001C001P021R001A001", "S001C001P021R001A010"  # packed as 96x96, and as 128x96, a video's 4:3
+WIDE, SAME = "S001C001P021R001A001", "S001C001P021R001A010"  # packed as 96x96, and as 128x96, which is 4:3 like videos
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def network(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def files(tiny, tmp_path) -> dict[str, Path]:
-    """The tiny demo's annotations, and by name: videos, clips of its pack, skeletons as .npz with and without size."""
+    """Files by name: the tiny demo's annotations, videos, clips of its pack, .npz skeletons with or without size."""
     settings = dict(word.split("=", 1) for word in tiny if "=" in word)
     files = {"poses": Path(settings["data.annotations"])}
     for name, clip in (("wide", WIDE), ("same", SAME)):
@@ -47,7 +47,7 @@ def files(tiny, tmp_path) -> dict[str, Path]:
     below = keypoint.copy()
     below[:, :, 11:, 1] += 120  # hips, knees and ankles
     far = np.zeros_like(keypoint)
-    far[:, ::3] = 9 * keypoint[:, ::3]  # where there are no joints, none is inside either
+    far[:, ::3] = 9 * keypoint[:, ::3]  # far outside in every third frame, missing in the others
     arrays = {
         "unsized": {"keypoint": keypoint},
         "sized": {"keypoint": keypoint, "img_shape": (120, 160)},
@@ -86,7 +86,7 @@ def run(tiny, network, files, video: str, pose: str, out: Path) -> int:
     return run_command([*words, "--window", "128", "--out", str(out)])
 
 
-# (video, skeleton): what is said of them
+# (video, skeleton): the message about them
 BESIDE = {
     ("wide clip", "poses"): "an image of 160x120 pixels, but {video} has {size} and shows a part of that image",
     ("same clip", "poses"): "an image of 160x120 pixels, but {video} has 128x96 and shows a part of that image",
@@ -113,7 +113,7 @@ def test_a_skeleton_beside_the_person_is_one_sentence(tiny, network, files, tmp_
 @pytest.mark.parametrize(
     ("video", "pose"),
     [
-        ("half", "poses"),  # scaled by one factor, and the file says from what
+        ("half", "poses"),  # the file says from which size the video was scaled
         ("half", "sized"),
         ("wide clip", "of clip"),
         ("wide", "sitting"),
@@ -125,7 +125,7 @@ def test_what_fits_goes_on_working(tiny, network, files, tmp_path, video, pose):
 
 
 def test_a_scaled_videos_skeleton_is_drawn_on_the_person(tiny, network, files, tmp_path):
-    """The same bones at the same places of both annotated pictures, which are of one size."""
+    """The original and the scaled video give pictures of equal size, with the bones at the same places."""
     drawn = []
     for video, pose in (("wide", "unsized"), ("half", "sized"), ("half", "nobody")):
         assert run(tiny, network, files, video, pose, tmp_path / video / pose) == 0

@@ -1,4 +1,4 @@
-"""One process or many: the same clips, one journal, and both launchers."""
+"""Runs with one process or many have the same clips and one journal, with either launcher."""
 
 import json
 import socket
@@ -23,7 +23,7 @@ def validations(work_dir):
 
 
 def two_machines(environment, *arguments):
-    """Two of torchrun, as on two nodes, that find each other by address, each with its arguments: codes, texts."""
+    """Run torchrun twice, as on two nodes, each time with its own arguments. Returns the exit codes and the outputs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -38,7 +38,7 @@ def two_machines(environment, *arguments):
 
 
 def test_torchrun_on_two_machines_of_one_rank_each(tiny, environment, tmp_path):
-    """The one of rank 0 writes."""
+    """Only the machine of rank 0 writes."""
     own = (*tiny, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
     codes, (first, second) = two_machines(environment, own, own)
     assert codes == [0, 0], first + second
@@ -55,7 +55,7 @@ def test_torchrun_on_two_machines_of_one_rank_each(tiny, environment, tmp_path):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path, resume):
-    """A fresh start is refused; so is a snapshot that only one has: the other would train from other weights."""
+    """A new run is refused. A resume is refused if one machine lacks the snapshot, because weights would differ."""
     here, there = tmp_path / "here", tmp_path / "there"
     trainer = ("-m", "trainer", *tiny)
     if resume:
@@ -73,7 +73,7 @@ def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path,
 
 @pytest.mark.soak
 def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, tmp_path):
-    """A run of two ranks is taken up by one, whose batches are those that two would have had."""
+    """One rank resumes a run of two ranks, with the batches that two ranks would have had."""
     work_dir = tmp_path / "run"
     words = ("-m", "trainer", *tiny, "--work-dir", work_dir)
     two = shown_by(programs.run_forked(*words, "--ranks", "2", "--max-steps", "3", environment=environment))
@@ -90,7 +90,7 @@ def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, t
 
 @pytest.mark.parametrize("several", [[(1, 2), (2, 8)], pytest.param([(1, 2), (4, 5), (2, 8)], marks=pytest.mark.soak)])
 def test_the_order_of_clips_is_the_same_through_any_change_of_ranks(tiny, environment, tmp_path, several):
-    """Each global batch of eight steps by several numbers of ranks is that of an unbroken run of one."""
+    """Eight steps are run by several numbers of ranks in turn. Each global batch equals that of one unbroken rank."""
     orders = []
     for name, course in (("one", [(1, 8)]), ("many", several)):
         log = tmp_path / f"{name}.log"
@@ -105,7 +105,7 @@ def test_the_order_of_clips_is_the_same_through_any_change_of_ranks(tiny, enviro
 
 
 def global_batches(log):
-    """(epoch, step) -> the clips of all ranks in their global order."""
+    """Return the clips of all ranks in their global order, by (epoch, step)."""
     parts = {}
     for line in log.read_text().splitlines():
         record = json.loads(line)

@@ -1,7 +1,7 @@
 """Twelve steps of training of three small networks, compared with the numbers that were recorded for them.
 
-A change that only moves or renames code must leave every number as it is. A change that is meant to alter results
-records them anew, and its commit says why they differ:
+A change that only moves or renames code must leave every number as it is. For a change that is meant to alter results,
+record the numbers anew, and say in the commit why they differ:
 
     python -m tests.trainer.test_recorded_trajectories
 
@@ -73,7 +73,7 @@ def test_twelve_steps_give_the_recorded_numbers(name, tmp_path):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_fused_networks_give_the_same_numbers(name, tmp_path):
-    """On a CPU the references of the kernels run."""
+    """On a CPU, fused networks run the references of the kernels."""
     recorded, parts = json.loads(RECORDED.read_text()), fusible_parts(ALL_EXPERIMENTS[name].model)
     assert len(parts) == 2
     for step, numbers in trajectory(name, tmp_path, f"fused={parts}").items():
@@ -81,9 +81,9 @@ def test_fused_networks_give_the_same_numbers(name, tmp_path):
 
 
 def trajectory(name: str, folder: Path, *more: str) -> dict[str, dict[str, float]]:
-    """The numbers of each step: loss terms, accuracies and gradient norm; of steps 6 and 12 also those of `norms`.
+    """Return the loss terms, accuracies and gradient norm of each step, and after steps 6 and 12 also the `norms`.
 
-    `folder` is for the run's log, `more` for settings beside those of EXPERIMENTS.
+    `folder` is for the run's log. `more` are settings in addition to those in EXPERIMENTS.
     """
     settings = (f"optim.num_epochs={NUM_EPOCHS}", "optim.precision=fp32", *EXPERIMENTS[name], *more)
     experiment = experiment_of(Choice(exp=name, set=settings))
@@ -104,7 +104,7 @@ def trajectory(name: str, folder: Path, *more: str) -> dict[str, dict[str, float
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Within, new networks are float64, and torch computes on one thread; optim.precision=fp32 converts nothing."""
+    """Make new networks float64, and torch use one thread. With optim.precision=fp32, a run keeps float64."""
     num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -117,17 +117,17 @@ def in_float64() -> Iterator[None]:
 
 @dataclass
 class MadeUpBatches:
-    """Stands where a run has its loader. Batches follow from their number alone, the same on every machine."""
+    """Replaces the loader of a run. A batch depends only on its number, and is the same on every machine."""
 
     experiment: Experiment
 
     @property
     def rows(self) -> range:
-        """As many as there are clips in an epoch."""
+        """The row numbers of the clips of an epoch."""
         return range(NUM_BATCHES * self.experiment.optim.batch_size)
 
     def batch(self, step: int) -> Batch:
-        """Clips of a few classes; the classes differ in how bright their frames and their joints are."""
+        """Return a batch of clips of three classes, which differ in the brightness of their frames and heatmaps."""
         data, clip, num_clips = self.experiment.data, self.experiment.clip, self.experiment.optim.batch_size
         kind = torch.arange(num_clips).add(step) % 3
         label = kind * (data.num_classes // 3)
@@ -144,18 +144,18 @@ class MadeUpBatches:
         )
 
     def clips_by_class(self) -> Tensor:
-        """[K] int64, from no clip to six."""
+        """Return the number of clips of each class, [K] int64, between 0 and 6."""
         return torch.arange(self.experiment.data.num_classes) % 7
 
 
 def noise(shape: tuple[int, ...], key: int) -> Tensor:
-    """Float64 in [0, 1), from the raw integers of a counter-based generator, which numpy never changes."""
+    """Make float64 numbers in [0, 1) from Philox's raw integers, which are the same in all versions of NumPy."""
     integers = np.random.Philox(key=key).random_raw(int(np.prod(shape)))
     return torch.from_numpy((integers >> 11) * 2.0**-53).view(shape)
 
 
 def norms(state: dict) -> dict[str, float]:
-    """The norm of everything in a snapshot's state that training changes, in a few groups."""
+    """Return the norms of all tensors in a snapshot's state that training changes, in a few groups."""
     groups: dict[str, list[Tensor]] = {}
     for prefix, tensors in (("", state["model"]), ("ema_", state["averages"] or {})):
         for name, tensor in tensors.items():

@@ -34,7 +34,7 @@ SIX = (
 
 @pytest.fixture(scope="module")
 def data(tiny, tmp_path_factory):
-    """The tiny demo's annotations with another split: 16 clips to train on, and 12 to validate."""
+    """The tiny demo's annotations with another split: 16 clips for training, and 12 for validation."""
     folder = tmp_path_factory.mktemp("mine")
     settings = dict(word.split("=", 1) for word in tiny if "=" in word)
     content = pickle.loads(Path(settings["data.annotations"]).read_bytes())
@@ -47,7 +47,7 @@ def data(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def work_dir(tiny, data, environment, tmp_path_factory):
-    """A run of one epoch with six changed settings, of two, saved before it was done."""
+    """The work directory of a run with the settings SIX, which was stopped after three steps."""
     folder = tmp_path_factory.mktemp("remembered") / "run"
     sets = [*SIX, "data.class_names=()", f"data.annotations={data}", "data.demo=none"]
     words = [*tiny, *(part for each in sets for part in ("--set", each)), "--coarse-map", "ma52"]

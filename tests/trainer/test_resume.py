@@ -1,4 +1,4 @@
-"""kill -9 at any time, then --resume: the same batches and rates, and on the CPU the same weights bit for bit."""
+"""After kill -9 at any time, --resume gives the same batches and rates, and on the CPU the same weights bit for bit."""
 
 import json
 import random
@@ -24,13 +24,13 @@ def words(arguments, log, work_dir, point="none", *more):
 
 
 def train(arguments, environment, *rest, by=programs.run_forked):
-    """Exit code and all that was shown of a run of killed_run.py, by default in a fork."""
+    """Run killed_run.py, by default in a fork. Returns the exit code and the output."""
     done = by(*words(arguments, *rest), environment=environment)
     return done.returncode, done.stdout + done.stderr
 
 
 def steps(log):
-    """(epoch, step) -> what was trained on; a step that is trained again after a kill must see the same."""
+    """Return what each (epoch, step) was trained on. A step repeated after a kill must have seen the same."""
     seen = {}
     for line in log.read_text().splitlines():
         record = json.loads(line)
@@ -62,7 +62,7 @@ def assert_equal(a, b, at=""):
 
 @pytest.fixture(scope="module")
 def whole(tiny, environment, tmp_path_factory):
-    """Log and work directory of a run that nothing ends."""
+    """The log and the work directory of a run that is not interrupted."""
     folder = tmp_path_factory.mktemp("unbroken")
     code, shown = train(tiny, environment, folder / "log", folder / "run")
     assert code == 0, shown
@@ -76,7 +76,7 @@ def unbroken(whole):
 
 
 def metrics_of(work_dir):
-    """Validation metrics by epoch."""
+    """Return the records of a run's validations."""
     records = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
     return [record for record in records if record["kind"] == "val"]
 
@@ -88,14 +88,14 @@ def assert_unbroken(log, run, unbroken):
     assert metrics_of(run) == metrics
 
 
-# Runs of two epochs of five steps, with snapshots after steps 2, 4 and 5 and after the validation. Each process goes on
-# from what the one before it left, and counts its own steps and writes; a number is of `--max-steps`, which ends it.
+# Runs of two epochs of five steps, with snapshots after steps 2, 4 and 5 and after the validation. Each process resumes
+# the run of the process before it, and counts its own steps and writes. A number stands for `--max-steps`.
 COURSES = {
-    # The very first step, the fourth, the third (twice in a row from one snapshot); the first of the second epoch,
-    # a stop after its second, and the last.
+    # Kills in steps 1, 4 and 3 of the first epoch and in step 1 of the second (the last two resume from one snapshot),
+    # a stop after step 2 of the second epoch, and a kill in its last step.
     "steps": ["step:1", "step:4", "step:1", "step:4", 7, "step:3"],
     "validation": ["validation:begin", "validation:inside", "validation:end"],
-    # The first snapshot, the link to it, the link to the second.
+    # Kills during the writes of the first snapshot, of the link to it, and of the link to the second snapshot.
     "snapshots": ["snapshot:1", "snapshot:2", "snapshot:2"],
 }
 
@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny, environment, tmp_path
 
 
 def test_a_second_run_is_the_first_again(tiny, environment, tmp_path, unbroken):
-    """In a new interpreter, whose hashes of strings are others."""
+    """The second run is in a new interpreter, which has other hashes of strings."""
     code, shown = train(tiny, environment, tmp_path / "log", tmp_path / "run", by=programs.run)
     assert code == 0, shown
     assert_unbroken(tmp_path / "log", tmp_path / "run", unbroken)
@@ -126,7 +126,7 @@ def test_a_second_run_is_the_first_again(tiny, environment, tmp_path, unbroken):
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_fifty_kills_at_any_moment(tiny, environment, tmp_path, unbroken):
-    """Ten runs of five kills each, at moments drawn over the length of a run, data loading and writes included."""
+    """Kills runs fifty times at random moments, up to five times each, also during data loading and writes."""
     luck = random.Random(0)
     kills = 0
     while kills < 50:
@@ -175,7 +175,7 @@ ONE_EPOCH = ("--set", "optim.num_epochs=1", "--set", "log_every=1")
 
 @pytest.fixture(scope="module")
 def begun(tiny, tmp_path_factory):
-    """The work directory of a run: three steps of 8 of 39 clips, and a snapshot of the first two of them."""
+    """The work directory of a run with three steps of 8 clips, and a snapshot after two. The epoch has 39 clips."""
     run = tmp_path_factory.mktemp("begun") / "run"
     assert run_command([*tiny, *ONE_EPOCH, "--work-dir", str(run), "--max-steps", "3"]) == 0
     (run / "epoch_1_step_3.pth").unlink()
@@ -197,7 +197,7 @@ def test_another_batch_size_loses_no_clip_of_the_epoch_and_no_record(tiny, tmp_p
 
 @pytest.mark.parametrize("batch_size", [4, 8, 16])
 def test_a_run_of_an_older_version_goes_on(build, tmp_path, batch_size):
-    """Its snapshot and its records count steps, of 8 clips here, and some parts of a snapshot did not exist yet."""
+    """The older version counted steps (here of 8 clips), and its snapshot lacks some parts of today's snapshots."""
     run = build("optim.weight_decay=0.01")
     state = state_of(run)
     experiment = json.loads(state["experiment"])
@@ -217,7 +217,7 @@ def test_a_run_of_an_older_version_goes_on(build, tmp_path, batch_size):
     assert again.cursor.step == 24 // batch_size
     assert again.cursor.bad_steps.tolist() == [2, 0]
     assert_equal(again.ema.state_dict(), state["model"])
-    assert again.optimizer.param_groups[0]["weight_decay"] == 0.02  # what the user sets on top counts
+    assert again.optimizer.param_groups[0]["weight_decay"] == 0.02  # the user's new setting counts
     records = read_metrics(tmp_path / "journal" / "metrics.jsonl")
     assert [(record["epoch"], record["clips"]) for record in records] == [
         *((1, clips) for clips in (8, 16, 24, 32, 39)),

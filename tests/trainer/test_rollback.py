@@ -1,4 +1,4 @@
-"""A loss that spikes sends a run back to its last snapshot, past the clips since: the same each time, on all ranks."""
+"""If the loss spikes, a run goes back to its last snapshot and skips the clips since then, alike on all ranks."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ with join("cpu") as ranks, Interrupt() as interrupt:
 
 
 def spiking_run(build, folder, *settings):
-    """A snapshot every two steps; before the sixth step the classifiers' weights grow a thousandfold."""
+    """Return a run whose classifiers' weights grow a thousandfold before the sixth step. It saves every two steps."""
     run = build("optim.rollbacks=1", *settings)
     run.writer = Writer(folder)
     run.journal = Journal(folder)

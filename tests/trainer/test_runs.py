@@ -1,4 +1,4 @@
-"""`python -m trainer runs` and `compare`: what files of work directories tell, whole, damaged or under way."""
+"""`python -m trainer runs` and `compare` read work directories of runs that are finished, damaged or under way."""
 
 import io
 import json
@@ -29,7 +29,7 @@ DEMO = EXPERIMENTS["demo"]
 
 
 def a_run(folder, scores=(0.25, 0.75, 0.5), experiment=DEMO, ends=()):
-    """A work directory of so many validated epochs of four steps; `ends` are its last sentences."""
+    """Write a work directory with an epoch of four steps for each of `scores`. `ends` are the last lines of its log."""
     journal = Journal(folder, console=Console(file=io.StringIO()))
     for epoch, score in enumerate(scores, start=1):
         journal.start_epoch(cursor_at(epoch, 0), experiment.optim.num_epochs)
@@ -52,7 +52,7 @@ def silent_for(folder, seconds):
 
 
 def table_of(capsys, *words) -> dict[str, list[str]]:
-    """The cells of each line, by the run's name."""
+    """Run a command, and return the other cells of each line of its table by the first cell."""
     assert run_command(list(words)) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
@@ -86,7 +86,7 @@ def test_runs(tmp_path, capsys):
 
 
 def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):
-    """What training itself writes, not what this test believes that it writes."""
+    """Reads the files that training itself writes, not files made by a test."""
     words = [*tiny, "--work-dir", str(tmp_path / "run")]
     assert run_command([*words, "--max-steps", "7"]) == 0
     assert read_run(tmp_path / "run").state() == "stopped"
@@ -151,7 +151,7 @@ def test_a_run_that_failed_says_so_once(tiny, tmp_path, capsys):
 
 
 def test_broken_numbers(tmp_path):
-    """Lines that a kill cut and scores that were NaN change nothing else."""
+    """A line cut off by a kill and a score that is NaN do not affect other numbers."""
     folder = a_run(tmp_path / "run", scores=(0.5, float("nan"), 0.25))
     with open(folder / METRICS, "a") as file:
         file.write('{"kind": "val", "ep')

@@ -1,4 +1,4 @@
-"""Settings that make no run are told before anything is made; what ships is within limits."""
+"""Settings that cannot work are refused before anything is written. All shipped settings are within their limits."""
 
 import json
 
@@ -116,7 +116,7 @@ def test_a_part_is_switched_on_and_changed_at_once():
 
 
 def test_the_order_of_settings_does_not_matter():
-    """Each alone is refused: names for other classes, frames in another ratio."""
+    """Each setting alone is refused, because class names would not fit classes, or frames would not fit the ratio."""
     settings = [
         "data.num_classes=2",
         "data.class_names=a,b",

@@ -1,4 +1,4 @@
-"""Which snapshots a run keeps, and what is there after a kill at any time."""
+"""Which snapshots a run keeps, and which exist after a kill at any time."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def flip_bit(path: Path) -> None:
 
 
 def in_the_way(path: Path) -> None:
-    """A full folder of that name, which no file can replace."""
+    """Make a folder that is not empty, so that no file can replace it."""
     path.mkdir()
     (path / "file").touch()
 
@@ -56,7 +56,7 @@ def test_the_newest_two_and_the_best_one_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_best_one_is_durable_before_a_resume_can_rely_on_it(tmp_path: Path) -> None:
-    """The rolling snapshot says that the best file exists: ended in between, the run would never write it."""
+    """A rolling snapshot says that the best file exists, so the best file must be written before it."""
     writer = saved(tmp_path, (1, 0))
     in_the_way(tmp_path / "best_acc_epoch_2.pth")
     writer.save({"place": "later"}, 2, 0, "best_acc_epoch_2.pth")
@@ -89,7 +89,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path) -> N
 
 
 def test_the_last_one_is_the_newest_after_a_resume_with_a_larger_batch(tmp_path: Path) -> None:
-    """120 clips in steps of 4, then 200 clips in steps of 40."""
+    """120 clips were trained in 30 steps of 4. The resumed run is at 200 clips, which are 5 steps of 40."""
     writer = saved(tmp_path, (2, 30))
     writer.save({"place": [2, 5]}, 2, 5)
     writer.close()
@@ -158,7 +158,7 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
     wide += 1
     second, _ = stage(state, buffers)
     assert {at: buffer.data_ptr() for at, buffer in buffers.items()} == places
-    for staged in (first, second):  # one memory
+    for staged in (first, second):  # both use the same memory
         torch.testing.assert_close(staged["a.b"], wide.T)
         torch.testing.assert_close(staged["a"]["b"], wide[:, 1])
         assert staged["c"][0].tolist() == [1, 1, 1]
@@ -169,7 +169,7 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
 
 
 def test_what_is_steady_is_copied_beside_the_loop_and_changes_within_the_door(tmp_path: Path) -> None:
-    """Everything else may change the moment that save returns."""
+    """All other tensors may change as soon as `save` returns."""
     weight, mean, writer = torch.zeros(3_000_000), torch.zeros(1000), Writer(tmp_path)
     for step in range(20):
         weight.fill_(step)
@@ -213,7 +213,7 @@ while True:
 
 
 def test_kill_9_at_any_time_leaves_one_to_load(tmp_path: Path) -> None:
-    """Twice, in the same folder; never back by more than the write in flight and the one staged."""
+    """Kills two runs in one folder. At most the snapshot that is being written and the one that waits are lost."""
     rng, reached = np.random.default_rng(0), 0
     for _ in range(2):
         with Fork(("-c", ENDLESS, tmp_path)) as process:

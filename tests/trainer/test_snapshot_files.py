@@ -1,4 +1,4 @@
-"""Snapshot files: whole or not there, never silently damaged, no code of theirs run."""
+"""Snapshot files are complete or absent, damage is always found, and code in them never runs."""
 
 import hashlib
 import os
@@ -46,7 +46,7 @@ def assert_equal(found, expected) -> None:
 
 
 def seal(path: Path, archive: bytes) -> None:
-    """`archive` with a right trailer, as somebody would make it who knows the format."""
+    """Write `archive` with a correct trailer, as an attacker who knows the format could do."""
     length = len(archive)
     archive = archive[:-2] + struct.pack("<H", TRAILER.size)
     path.write_bytes(archive + TRAILER.pack(MAGIC, length, hashlib.sha256(archive).digest()))
@@ -65,7 +65,7 @@ def test_torch_and_zip_read_the_file_as_it_is(tmp_path: Path) -> None:
 
 
 def test_every_single_bit_flip_is_found(tmp_path: Path) -> None:
-    """Each bit of the first 30 bytes and the last 80 (all of the trailer), and 200 drawn from the whole file."""
+    """Flips each bit of the first 30 bytes and of the last 80 (with all of the trailer), and 200 random bits."""
     path = tmp_path / "a.pth"
     save(path, state())
     whole = path.read_bytes()
@@ -95,7 +95,7 @@ def test_every_truncation_and_every_tail_is_found(tmp_path: Path) -> None:
 
 
 def test_a_zeroed_block_is_found(tmp_path: Path) -> None:
-    """What a power loss leaves of a file whose length reached the disk before its blocks."""
+    """A power loss leaves zeros if the length of a file has reached the disk before its content."""
     path = tmp_path / "a.pth"
     save(path, state())
     whole = bytearray(path.read_bytes())
@@ -120,7 +120,7 @@ class Hostile:
 
 @pytest.mark.parametrize("call", [os.system, eval, exec, os.mkdir, open, getattr, __import__, subprocess.getoutput])
 def test_a_foreign_pickle_is_refused_and_not_run(tmp_path: Path, call) -> None:
-    """Plain pickles, torch's own format, and torch's format with a right digest."""
+    """Tries a plain pickle, torch's own format, and torch's format with a correct digest."""
     marker = tmp_path / "marker"
     arguments = {os.mkdir: (str(marker),), open: (str(marker), "w")}.get(call, (f"touch {marker}",))
     hostile, path = {"model": Hostile(call, *arguments)}, tmp_path / "a.pth"
@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_the_old_file_and_one_sentence(tmp_path: Path) -> Non
 
 
 def test_weights_are_read_from_no_damaged_snapshot(tmp_path):
-    """`eval`, `predict`, `export` and --init read it as one checkpoint of many."""
+    """`eval`, `predict`, `export` and --init read snapshots with the function that reads all checkpoints."""
     path = tmp_path / "latest.pth"
     save(path, {"model": {"weight": torch.arange(4096.0)}})
     assert read_file(path)["weight"].tolist() == list(range(4096))

@@ -1,4 +1,4 @@
-"""Two processes: signals reach both, one that is stopped is noticed, one that is killed is started again."""
+"""Two ranks: signals reach both, a rank that hangs is noticed, and a rank that was killed is started again."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def wait_for_log(process, work_dir, text):
 
 
 def children(pid):
-    """Process numbers of the ranks, by rank."""
+    """Return the process number of each rank."""
     found = {}
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         settings = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
@@ -48,7 +48,7 @@ def children(pid):
 LONG = ("--set", "optim.num_epochs=50")
 
 
-# SIGTERM takes the same way; what a rank does when it gets it is in test_end_to_end.py.
+# SIGTERM is passed on in the same way. test_end_to_end.py tests what a rank does when it gets a signal.
 @pytest.mark.parametrize(
     ("number", "code"), [pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.soak), (signal.SIGINT, 130)]
 )
@@ -60,13 +60,13 @@ def test_a_signal_to_the_launcher_ends_all_ranks_with_a_snapshot(tiny, environme
     shown = shown_by(process, 60)
     assert process.returncode == code, shown
     assert len(re.findall("stopped: by a signal.*; go on with --resume", shown)) == 1, shown
-    assert "closing signal" not in shown  # the launcher's own lines
+    assert "closing signal" not in shown  # the launcher's own lines are not shown
     assert newest_valid(work_dir, print) is not None
 
 
 @pytest.mark.parametrize("text", [pytest.param("Epoch(train) [1][2/5]", marks=pytest.mark.soak), None])
 def test_no_rank_outlives_its_launcher(tiny, environment, tmp_path, text):
-    """Killed in training, or as soon as there are ranks, which then wait for it at their rendezvous."""
+    """The launcher is killed during training, or as soon as its ranks exist and wait for it at their rendezvous."""
     work_dir = tmp_path / "run"
     process = programs.start(*words_of(*tiny, *LONG, "--work-dir", work_dir), environment=environment)
     if text:
@@ -93,7 +93,7 @@ def test_a_rank_that_stands_still_ends_the_run_with_stacks_of_all(tiny, environm
 
 
 def test_a_killed_rank_is_started_again_once(tiny, environment, tmp_path):
-    """After the second kill, the other rank only loses a connection, which is nobody's news; its snapshot is whole."""
+    """After the second kill, the other rank loses its connection, which is not reported. Its snapshot is intact."""
     work_dir = tmp_path / "run"
     process = start(environment, *tiny, *LONG, "--max-restarts", "1", "--work-dir", work_dir)
     for text in ("Epoch(train) [1][4/5]", "Epoch(train) [2][2/5]"):

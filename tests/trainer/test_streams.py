@@ -1,4 +1,4 @@
-"""Only what a network reads is needed: a pose network needs no videos, and an RGB network draws no heatmaps."""
+"""A network needs only the data that it reads: a pose network no videos, and an RGB network no heatmaps."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ CLIP = ("rgb_frames=4", "pose_frames=8", "rgb_size=48", "rgb_size_val=56", "box_
 CLIP += ("heatmap_size=12", "heatmap_size_val=14")
 SMALL = (*(f"model.path.{each}" for each in PATH), *(f"clip.{each}" for each in CLIP))
 SMALL += ("optim.batch_size=8", "optim.num_epochs=1", "val.batch_size=8", "log_every=1", "optim.accumulate=2")
-ONE_STRIP = MARGIN + NUM_CLIPS * (TITLE + SIDE + MARGIN)  # height of a picture of clips, each of them in one strip
+ONE_STRIP = MARGIN + NUM_CLIPS * (TITLE + SIDE + MARGIN)  # height of a contact sheet with one strip per clip
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -51,7 +51,7 @@ def test_a_pose_network_trains_from_the_pickle_alone(data, tmp_path, monkeypatch
     chosen = ["--exp", "ntu60_pose", *words(settings)]
     assert dispatch([*chosen, "--work-dir", str(run), "--max-steps", "2"]) == 0
     assert dispatch([*chosen, "--work-dir", str(run), "--resume"]) == 0
-    assert "Epoch(val) [1][24/24]" in (run / "train.log").read_text()  # the clip with a broken video as well
+    assert "Epoch(val) [1][24/24]" in (run / "train.log").read_text()  # also the clip with a broken video
     snapshot = newest_valid(run, pytest.fail)
     assert snapshot is not None
     assert dispatch(["eval", *chosen, "--checkpoint", str(snapshot.path)]) == 0

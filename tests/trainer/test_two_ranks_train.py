@@ -1,4 +1,4 @@
-"""Two ranks against one: twenty steps on the same global batches give the same losses."""
+"""Two ranks have the same losses as one rank in twenty steps on the same global batches."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_losses_of_two_processes_of_torchrun_are_those_of_one(tiny, tmp_path):
 
 
 def losses_of_torchrun(tiny, tmp_path, device, bound):
-    """Compare losses and weights of two ranks with those of one. NCCL needs new processes: CUDA forbids forks."""
+    """Compare losses and weights of two ranks with those of one, in new processes, because CUDA forbids forks."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     frozen = ("--set", "model.dropout=0.0", "--set", "optim.precision=fp32")

@@ -1,4 +1,4 @@
-"""A work directory belongs to one run at a time, and what another program left in it stays."""
+"""A work directory belongs to one run at a time, and files of other programs in it are kept."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from trainer.snapshots.writer import Writer, newest_valid
 
 
 def mmengine(folder: Path) -> list[Path]:
-    """A work directory as MMAction2 leaves it."""
+    """Make a work directory like those of MMAction2, and return its checkpoints."""
     folder.mkdir()
     files = [folder / name for name in ("best_acc_RGBPose_1:1_top1_epoch_7.pth", "epoch_10.pth")]
     for file in files:
@@ -39,7 +39,7 @@ def test_checkpoints_of_another_program_are_refused_and_kept(tiny, tmp_path, cap
 
 
 def test_a_new_best_one_removes_none_of_another_program(tmp_path):
-    """A snapshot of ours was copied beside them, and the run goes on with it."""
+    """A run writes its snapshots into a folder with checkpoints of another program."""
     (best, _) = mmengine(tmp_path / "run")
     Writer(tmp_path / "run").close()
     writer = Writer(tmp_path / "run")
@@ -70,7 +70,7 @@ def test_a_second_run_leaves_the_first_alone(tiny, environment, tmp_path, capsys
 
 @pytest.mark.parametrize("work_dir", ["", ".", ".."])
 def test_the_current_folder_is_no_work_directory(tiny, tmp_path, capsys, monkeypatch, work_dir):
-    """As where a script's variable is empty: a fresh run would move the folder aside."""
+    """A script may pass an empty variable. A new run would then move the current folder aside."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert run_command([*tiny, "--work-dir", work_dir]) == 2

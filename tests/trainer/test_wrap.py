@@ -1,4 +1,4 @@
-"""torch.compile is on where it can be; tests/kernels/test_compiler.py has a machine without a compiler."""
+"""When torch.compile is used. tests/kernels/test_compiler.py tests machines without a compiler."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bytes of torch's operators: by hand for single layers, near the reference's count for the guide's networks."""
+"""Bytes of torch's operators: single layers counted by hand, and the guide's networks against a reference count."""
 
 import pytest
 import torch
@@ -22,12 +22,12 @@ def test_two_layers_counted_by_hand():
 
 
 def test_a_shortcut_counted_by_hand():
-    """Read, its sum written, its gradient read; gradients that meet are not once more."""
+    """The shortcut is read, the sum written and its gradient read. The sum of x's two gradients is not counted."""
     x = torch.empty(2, 3, 4, 4, device="meta", requires_grad=True)
     weight = torch.empty(3, 3, 1, 1, device="meta")
     with Operators() as operators:
         (torch.conv2d(x, weight) + x).sum().backward()
-    convolution = 2 * x.numel() + weight.numel(), 3 * x.numel() + weight.numel()  # backward its input is read as well
+    convolution = 2 * x.numel() + weight.numel(), 3 * x.numel() + weight.numel()  # backward also reads x
     assert operators.numbers["ideal"] == sum(convolution) + 3 * x.numel()
 
 
@@ -40,4 +40,4 @@ def test_the_guides_networks_are_near_the_reference(name):
     numbers = step_of(EXPERIMENTS[name]).numbers
     compiled, ideal = (numbers[kind] * BYTES / CLIPS / 1e9 for kind in ("compiled", "ideal"))
     assert compiled == pytest.approx(REFERENCE[name][0], rel=0.12)
-    assert ideal == pytest.approx(REFERENCE[name][1], rel=0.15)  # of ntu60's shortcuts we count every pass
+    assert ideal == pytest.approx(REFERENCE[name][1], rel=0.15)  # we count three passes for each shortcut of ntu60

@@ -1,4 +1,4 @@
-"""Parts of networks through kernels: measured in their place, after parity, and recommended where they are faster."""
+"""The report on kernels: each part of a network is checked, then timed, and recommended where it is faster."""
 
 from collections import Counter
 
@@ -36,7 +36,7 @@ def test_every_block_of_the_networks_is_there(steps):
     assert times == {
         ("ntu60_x3d", "x3d_block"): 49,
         ("ntu60_x3d", "norm_act"): 49,
-        ("ma52", "bottlenecks"): 5,  # stages of 7: those of 512 channels and fewer
+        ("ma52", "bottlenecks"): 5,  # 5 of 7 stages: those with at most 512 channels
         ("ma52", "norm_act"): 29,
     }
     assert len({step.name for step in steps}) == len(steps)
@@ -92,7 +92,7 @@ def test_a_wrong_kernel_is_not_timed_not_recommended_and_said(target, monkeypatc
         return 1.001 * y, *statistics
 
     monkeypatch.setitem(report.KERNELS, "depthwise_conv", wrong)
-    # No interpreter is as fast as torch: as if each were twice as fast.
+    # The interpreter is slower than torch, so the test pretends that each kernel is twice as fast.
     monkeypatch.setattr(report, "ratio", lambda *samples: {"median": 2.0, "p25": 2.0, "p75": 2.0, "n": 2})
     results = {}
     with pytest.raises(
@@ -118,7 +118,7 @@ def test_a_kernel_that_raises_is_a_result_and_the_others_are_measured(target, mo
 
 
 def test_each_side_of_a_comparison_runs_its_own_code(monkeypatch):
-    """What is timed as the compiler's is not the kernel, and the other way round."""
+    """The compiler's side does not run our kernel, and the kernel's side does not run the compiler's code."""
     step = next(step for step in heaviest((TOY,)) if step.part == "x3d_block")
     monkeypatch.setattr(report, "KERNELS", {"materialise": lambda end: torch.zeros_like(end.y)})
     for through_kernels in (False, True, False):

@@ -1,6 +1,6 @@
-"""Kernels as Inductor hands them to Triton, compiled for a card; run by test_one_graph.py, without TRITON_INTERPRET.
+"""Compiles the kernels as Inductor passes them to Triton. test_one_graph.py runs this without TRITON_INTERPRET.
 
-Its signatures are not those of a launch by hand: a float is an fp64 there, and of a launch an fp32.
+Inductor's signatures differ from those of a direct launch: a Python float is fp64, but fp32 in a direct launch.
 """
 
 import json
@@ -21,17 +21,17 @@ from tests.planner.compiled import on_card, planning
 from tests.planner.stand_in_torch import stand_in_for_torch
 
 KERNEL = re.compile(r"async_compile\.triton\('(\w+)', '''(.*?)''', device_str", re.DOTALL)
-WIDE = re.compile(r"\b(?:mul|fma)\.\S*f64")  # float64 that is more than a number's way to float32
+WIDE = re.compile(r"\b(?:mul|fma)\.\S*f64")  # arithmetic in float64, not only a conversion to float32
 
 
 def handed(name: str) -> list[dict]:
-    """Of every launch of ours, both ways, sm_80 and sm_90: function, what ptxas says, whether it is in float64."""
+    """Compile every launch, forward and backward, for sm_80 and sm_90. Returns its resources and use of float64."""
     function, inputs = FUNCTIONS[name]
     codes: list[str] = []
 
     def stop(graph: GraphLowering) -> SimpleNamespace:
         codes.append(graph.codegen()[0].value)
-        return SimpleNamespace(call=stop)  # never called; torch 2.11 asserts that there is something
+        return SimpleNamespace(call=stop)  # never called, but torch 2.11 asserts that it is there
 
     GraphLowering.compile_to_module = stop  # pyright: ignore[reportAttributeAccessIssue]
     with planning({}) as backend:
@@ -42,7 +42,7 @@ def handed(name: str) -> list[dict]:
 
 
 def compiled(name: str, source: str, architecture: int) -> dict:
-    """As torch's CachingAutotuner does, from the compiler's copy of our kernel and of all that it calls."""
+    """Compile Inductor's copy of our kernel, with all that the kernel calls, as torch's CachingAutotuner does."""
     tuner = getattr(PyCodeCache.load(source), name)
     meta, (config,) = tuner.triton_meta, tuner.configs
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}

@@ -1,4 +1,4 @@
-"""Depthwise 3x3 between two BatchNorms: nested loops guard the reference, float64 the kernel and its gradients."""
+"""depthwise_conv: nested loops check the reference, and the float64 reference checks the kernel and its gradients."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
 from tests.kernels.variants import a_share, broken, dies, in_turn
 
 CASES = {
-    # name: (images, height, width, channels, stride, groups, scale and shift or not, activation)
+    # name: (images, height, width, channels, stride, groups, whether it has scale and shift, activation)
     "two clips": (2, 3, 5, 13, 1, 2, True, "silu"),
     "two clips, strips down, stride 2": (2, 7, 5, 13, 2, 2, True, "relu"),
     "as it is": (1, 5, 3, 54, 1, 1, False, "none"),
@@ -40,7 +40,7 @@ RESULTS = ("result", "mean", "var", "means")
 
 
 def make_case(case, dtype=torch.float32):
-    """x, weight, scale and shift of a case, the last two or None; stride, activation and groups."""
+    """Return (x, weight, scale, shift) and (stride, activation, groups) of a case. scale and shift may be None."""
     images, height, width, channels, stride, groups, scaled, activation = CASES[case]
     generator = torch.Generator().manual_seed(0)
 
@@ -59,7 +59,7 @@ def call(function, inputs, settings):
 
 
 class Rounded(torch.autograd.Function):
-    """What a tensor between two operators loses in bfloat16, and its gradient on the way back."""
+    """Rounds a tensor between two operators to bfloat16, and its gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx, x):
@@ -71,7 +71,7 @@ class Rounded(torch.autograd.Function):
 
 
 def eager(x, weight, stride, scale, shift, activation, groups):
-    """The contract with two operators' worth of rounding: the normalised activation, then the convolution."""
+    """Compute the contract as two operators that round their outputs: norm with activation, then convolution."""
     if scale is not None:
         z = x * scale[:, None, None] + shift[:, None, None]
         x = Rounded.apply({"none": nn.Identity(), "relu": nn.ReLU(), "silu": nn.SiLU()}[activation](z))
@@ -85,7 +85,7 @@ def statistics(y, groups):
 
 
 def run(function, inputs, settings, dtype=None, by=RESULTS):
-    """Results and all gradients, by name; the statistics in `by` matter to the loss as much as the result does."""
+    """Return results and gradients by name. The loss contains the results named in `by`, with similar influence."""
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     results = dict(zip(RESULTS, call(function, leaves, settings), strict=True))
     generator = torch.Generator().manual_seed(1)
@@ -100,7 +100,7 @@ def run(function, inputs, settings, dtype=None, by=RESULTS):
 
 
 def failures(function, inputs, settings, by=RESULTS) -> list[str]:
-    """Which of results and gradients are further from what they should be than the bars allow."""
+    """Return one line for each result or gradient whose error is larger than allowed."""
     half = inputs[0].dtype == torch.bfloat16
     exact = run(reference.depthwise_conv, inputs, settings, torch.float64, by)
     plain = run(eager, inputs, settings, torch.float32, by) if half else exact
@@ -119,10 +119,10 @@ def failures(function, inputs, settings, by=RESULTS) -> list[str]:
 
 
 def far_from_zero(function, dtype) -> list[str]:
-    """Which statistics lose digits where the mean is a hundred deviations from 0."""
+    """Return the statistics that are inaccurate if the mean is many standard deviations away from 0."""
     (x, weight, *_), _ = make_case("strips across and down")
     weight = weight.abs() + 0.1
-    weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0  # the border is as the rest
+    weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0  # so that padding changes nothing
     x = (x / 10 + 10).to(dtype)
     y, *found = function(x, weight.to(dtype), num_groups=2)
     exact = statistics(y.double(), 2)
@@ -134,13 +134,13 @@ def far_from_zero(function, dtype) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def small_strips(monkeypatch):
-    """Several strips across and down, of two lanes or one, several images a program."""
+    """Make strips small: several across and down an image, one or two lanes wide, with several images per program."""
     for name, value in SMALL_STRIPS.items():
         monkeypatch.setattr(fused, name, value)
 
 
 def oracle(x, weight, stride):
-    """The convolution as loops over the pixels of the result."""
+    """Compute the convolution with loops over the pixels of the result."""
     x, weight = x.double().numpy(), weight.double().numpy()[:, 0]
     images, channels, height, width = x.shape
     result = np.zeros((images, channels, -(-height // stride), -(-width // stride)))
@@ -203,7 +203,7 @@ def test_statistics_of_a_mean_far_from_zero(dtype, rounding):
 
 def test_what_is_convolved_is_rounded(rounding):
     (x, weight, scale, shift), _ = make_case("65 channels", torch.bfloat16)
-    weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0  # one product: no order of sums
+    weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0  # a single product, so no order of sums
     found = fused.depthwise_conv(x, weight, 1, scale, shift, "silu")[0]
     z = x * scale[:, None, None] + shift[:, None, None]
     assert torch.equal(found, F.silu(z).bfloat16() * weight[:, 0, 1, 1, None, None])

@@ -1,4 +1,4 @@
-"""Statistics of batches: float64 guards the kernel and its gradient."""
+"""moments: the float64 reference checks the kernel and its gradient."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ NAMES = ("mean", "var", "x")
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Sums of few programs: each of them adds up several blocks of rows."""
+    """Limit the kernels that sum to few programs, so that each of them adds up several blocks of rows."""
     monkeypatch.setattr(rows, "SUM_PROGRAMS", 2)
     monkeypatch.setattr(rows, "SUM_TILE", 512)
 
@@ -39,7 +39,7 @@ def make_case(case, dtype=torch.float32):
 
 
 def run(module, x, dtype):
-    """Statistics and the gradient of x from both of them, each as large a part of it as the other."""
+    """Return mean, variance and the gradient of x. Mean and variance contribute about equally to the gradient."""
     leaf = x.detach().to(dtype).requires_grad_()
     results = module.moments(leaf)
     generator = torch.Generator().manual_seed(1)
@@ -106,7 +106,7 @@ def test_mutants_die(name, tmp_path, monkeypatch, fenced):
 
 @pytest.mark.parametrize("far", [0.1, 1, 10])
 def test_a_first_split_that_is_unlike_the_rest(far):
-    """A dark corner of a picture must not cost the variance its digits."""
+    """The variance stays accurate if the first split is unlike the others, for example a dark corner of a picture."""
     generator = torch.Generator().manual_seed(0)
     splits = torch.randn(1000, 64, 8, generator=generator, dtype=torch.float64) + 3
     splits[0] += far

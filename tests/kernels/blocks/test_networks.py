@@ -1,4 +1,4 @@
-"""Networks whose steps kernels take over: the same results and gradients as in plain torch, and still one graph."""
+"""Networks with parts that our kernels run: the same results and gradients as in plain torch, still in one graph."""
 
 import json
 import os
@@ -33,12 +33,12 @@ CALLS = {
     "inflated bottlenecks": {"residual_conv", "moments", "conv_bn"},
     "stages": {"residual_conv", "moments", "conv_bn"},
 }
-OTHER_NORMS = {"X3D", "inflated bottlenecks", "stages"}  # have norms that their blocks leave out
+OTHER_NORMS = {"X3D", "inflated bottlenecks", "stages"}  # networks with norms that no kernel of a block computes
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """On a CPU fused networks run the kernels in Triton's interpreter; the list takes the calls that they make."""
+    """Make fused networks run the kernels in Triton's interpreter. Returns a list that collects the kernels called."""
     made = []
 
     def noted(name, function):
@@ -50,7 +50,7 @@ def calls(monkeypatch):
 
 
 def built(name):
-    """A network whose every parameter matters, and its input of two clips."""
+    """Return a network whose norms have random weights and biases, and an input of two clips."""
     torch.manual_seed(0)
     make, channels = NETWORKS[name]
     network = make().to(memory_format=torch.channels_last)
@@ -62,7 +62,7 @@ def built(name):
 
 
 def results(name, parts=(), train=True, device="cpu", run=lambda network: network):
-    """Feature map, in training the gradients of input and parameters too, and buffers, after two steps."""
+    """Return the feature map and buffers after two forward passes, with `train` also all gradients of the second."""
     network, x = built(name)
     network.train(train).to(device)
     fuse(network, parts)
@@ -176,15 +176,15 @@ def graphs(tmp_path_factory):
 
 @pytest.mark.soak
 def test_one_graph_with_all_parts_and_no_layout_copy(graphs):
-    """Three blocks of three kernels, one launch each way; other norms two each way; moments backward none."""
+    """In each direction, a block's kernels have one launch each and other norms two. Backward, moments has none."""
     forward, backward = graphs["X3D"]
-    norms = 2 + 2  # stem and end, two that bring the shortcut to a block's shape
+    norms = 2 + 2  # of the stem, of the end, and of two shortcuts that change the shape
     assert forward["launches"] == backward["launches"] == 3 * 3 + norms * 2
     assert forward["copies"] == backward["copies"] == []
     forward, backward = graphs["stages"]
-    blocks, norms = 5, 1  # in two stages; a norm in the stem
-    by_convolutions = blocks * 2 + 2  # and two that bring a shortcut to a stage's shape
-    assert forward["launches"] == by_convolutions + blocks + norms * 2  # 3x3 has its statistics taken afterwards
+    blocks, norms = 5, 1  # five blocks in two stages, one norm in the stem
+    by_convolutions = blocks * 2 + 2  # two in each block, two in shortcuts that change the shape
+    assert forward["launches"] == by_convolutions + blocks + norms * 2  # `moments` follows each 3x3 convolution
     assert backward["launches"] == by_convolutions + norms * 2
-    assert [copy.partition(":")[0] for copy in forward["copies"]] == ["clone"]  # the pixels that a stride leaves
+    assert [copy.partition(":")[0] for copy in forward["copies"]] == ["clone"]  # pixels that a strided shortcut reads
     assert not backward["copies"]

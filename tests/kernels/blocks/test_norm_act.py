@@ -1,4 +1,4 @@
-"""BatchNorm, gate, residual, activation: float64 guards the kernel, torch's BatchNorm2d the running statistics."""
+"""norm_act: torch's BatchNorm2d checks the reference, and the float64 reference checks the kernel and its gradients."""
 
 import sys
 from functools import partial
@@ -38,7 +38,7 @@ STATISTICS = 1e-5
 
 
 def make_case(case, dtype=torch.float32):
-    """x, weight, bias, residual and gate of a case, the last two or None, and the activation."""
+    """Return (x, weight, bias, residual, gate) and the activation of a case. residual and gate may be None."""
     images, height, width, channels, gates, has_residual, activation = CASES[case]
     generator = torch.Generator().manual_seed(0)
 
@@ -47,14 +47,14 @@ def make_case(case, dtype=torch.float32):
 
     x, residual = (random(images, channels, height, width).to(dtype) for _ in range(2))
     x = x * 3 + random(channels, 1, 1) * 5
-    x[:, 0] /= 100  # a variance that eps matters beside
+    x[:, 0] /= 100  # so small a variance that eps matters
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     weight, bias, gate = 1 + random(channels) / 2, random(channels), random(max(gates, 1), channels).sigmoid().to(dtype)
     return (x, weight, bias, residual if has_residual else None, gate if gates else None), activation
 
 
 def run(module, inputs, activation, dtype=None, rounded=None):
-    """Result, statistics and all gradients, by name, computed in `dtype`; all that has x's type is then rounded."""
+    """Return result, statistics and gradients by name, computed in `dtype`. Tensors of x's type become `rounded`."""
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     result, mean, var = module.norm_act(*leaves, activation)
     assert not mean.requires_grad
@@ -69,7 +69,7 @@ def run(module, inputs, activation, dtype=None, rounded=None):
 
 
 def failures(module, inputs, activation) -> list[str]:
-    """Which of result, statistics and gradients are further from the float64 reference than the bars allow."""
+    """Return one line for each result, statistic or gradient whose error against float64 is larger than allowed."""
     dtype = inputs[0].dtype
     exact = run(reference, inputs, activation, torch.float64)
     found = run(module, inputs, activation)
@@ -88,7 +88,7 @@ def failures(module, inputs, activation) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Sums of few programs: each of them adds up several blocks of rows."""
+    """Limit the kernels that sum to few programs, so that each of them adds up several blocks of rows."""
     monkeypatch.setattr(rows, "SUM_PROGRAMS", 2)
     monkeypatch.setattr(rows, "SUM_TILE", 1024)
 

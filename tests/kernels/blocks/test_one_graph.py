@@ -1,4 +1,4 @@
-"""The kernels enter a compiled graph as what they are: one graph forward, one backward, no copy of an activation."""
+"""torch.compile puts the kernels into its graphs: one graph forward, one backward, and no copy of an activation."""
 
 import json
 import os
@@ -14,13 +14,13 @@ COPIES = ("clone", "_to_copy", "contiguous", "permute_copy")
 
 
 def told(module, tmp_path_factory):
-    """What a module of these tests prints, in a process without TRITON_INTERPRET."""
+    """Run a module of these tests without TRITON_INTERPRET, and return the JSON that it prints."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     command = [sys.executable, "-m", f"tests.kernels.blocks.{module}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "Encountered an exception" not in done.stderr  # then every argument would count as written, and be copied
+    assert "Encountered an exception" not in done.stderr  # after one, torch copies all of a kernel's arguments
     return json.loads(done.stdout)
 
 
@@ -50,7 +50,7 @@ def test_one_graph_and_few_launches_each_way(graphs, name):
 @pytest.mark.soak
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_what_the_compiler_hands_to_triton_compiles(launches, name):
-    """As for a launch by hand: no spill, nothing in float64."""
+    """As in a direct launch, the kernels spill no registers and compute nothing in float64."""
     assert len(launches[name]) == 2 * 2 * LAUNCHES[name]
     for launch in launches[name]:
         assert not launch["float64"], launch

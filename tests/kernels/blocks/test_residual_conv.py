@@ -1,4 +1,4 @@
-"""A block's end in the next first convolution: loops guard the reference, float64 the kernel and its gradients."""
+"""residual_conv: loops check the reference, and the float64 reference checks the kernel and its gradients."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ WAYS = ("result", "mean", "var", "sum")
 
 
 def make_case(case, dtype=torch.float32):
-    """The five tensors of a case, or six, and its frames."""
+    """Return the tensors of a case (a scaled shortcut adds a sixth) and its number of frames."""
     clips, frames, height, width, channels, outputs, taps, *scaled = CASES[case]
     generator = torch.Generator().manual_seed(0)
 
@@ -53,7 +53,7 @@ def make_case(case, dtype=torch.float32):
 
 
 def eager(y, weight, scale, shift, shortcut, num_frames, shortcut_scale=None):
-    """The contract with the rounding of its two operators, and of the gradients on the way back."""
+    """Compute the contract as two operators that round their outputs, and in backward their gradients."""
     if shortcut_scale is not None:
         shortcut = shortcut * shortcut_scale[:, None, None]
     x = Rounded.apply((y * scale[:, None, None] + shift[:, None, None] + shortcut).relu())
@@ -73,12 +73,12 @@ def failures_of(module, inputs, num_frames, ways=WAYS) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """A backward of few programs: each of them goes through several blocks of rows."""
+    """Limit the backward kernel to few programs, so that each of them processes several blocks of rows."""
     monkeypatch.setattr(conv_bn, "GRAD_PARTIAL", 4096)
 
 
 def oracle(x, weight, num_frames):
-    """The convolution as loops over images and frames."""
+    """Compute the convolution with loops over images and taps."""
     x, weight = x.double().numpy(), weight.double().numpy()[..., 0]
     result = np.zeros((len(x), len(weight), *x.shape[2:]))
     taps = weight.shape[2]
@@ -192,7 +192,7 @@ def test_a_nan_stays_in_its_pixel_and_its_statistics(fenced):
     (y, weight, scale, shift, shortcut), frames = make_case("inflated")
     y[0, 0, 2, 3] = float("nan")
     result, mean, var, x = fused.residual_conv(y, weight, scale, shift, shortcut, frames)
-    assert result.isnan()[:2, :, 2, 3].all()  # the frame's own and the next
+    assert result.isnan()[:2, :, 2, 3].all()  # the frame of the NaN and the next frame
     assert result.isnan().sum() == 2 * len(weight)
     assert x.isnan().sum() == 1
     assert mean.isnan().all()

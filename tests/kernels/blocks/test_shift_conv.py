@@ -1,4 +1,4 @@
-"""Shift, 1x1 convolution and statistics in one: loops guard the reference, float64 the kernel and its gradients."""
+"""shift_conv: loops check the reference, and the float64 reference checks the kernel and its gradients."""
 
 from functools import partial
 
@@ -36,7 +36,7 @@ CASES = {
 
 
 def make_case(case, dtype=torch.float32):
-    """x and weight of a case, and the function's other arguments."""
+    """Return (x, weight) of a case, and the other arguments of shift_conv."""
     clips, frames, height, width, channels, outputs, fold = CASES[case]
     generator = torch.Generator().manual_seed(0)
     shapes = (clips * frames, channels, height, width), (outputs, channels, 1, 1)
@@ -50,7 +50,7 @@ def bind(function, options):
 
 
 def eager(x, weight, num_frames, fold):
-    """The contract with its result rounded, and the gradient on the way back."""
+    """Compute the contract with a rounded result and, in backward, a rounded gradient of the result."""
     y, *_ = reference.shift_conv(x, weight, num_frames, fold)
     y = Rounded.apply(y)
     return y, y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)
@@ -63,12 +63,12 @@ def failures_of(module, inputs, options, ways=WAYS) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """A backward of few programs: each of them goes through several blocks of rows."""
+    """Limit the backward kernel to few programs, so that each of them processes several blocks of rows."""
     monkeypatch.setattr(conv_bn, "GRAD_PARTIAL", 4096)
 
 
 def oracle(x, weight, num_frames, fold):
-    """The result as loops over images and channels."""
+    """Compute the result with loops over images and channels."""
     x, weight = x.double().numpy(), weight.double().numpy()[:, :, 0, 0]
     shifted = np.zeros_like(x)
     for image, channel in np.ndindex(x.shape[:2]):

@@ -1,6 +1,6 @@
-"""What torch.compile makes of the kernels' functions; run by test_one_graph.py, without TRITON_INTERPRET.
+"""Prints the graphs that torch.compile makes of the kernels. test_one_graph.py runs this without TRITON_INTERPRET.
 
-Nothing is launched: a backend that keeps graphs answers with empty tensors.
+Nothing is launched: the backend keeps the graphs, and the compiled functions return empty tensors.
 """
 
 import json
@@ -45,7 +45,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]
 
 
 def trace(function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]) -> list[list[str]]:
-    """Targets of the nodes of every graph of twice the function's results: one forward, one backward."""
+    """Compile the function, followed by a multiplication by 2. Returns the calls in each graph: forward, backward."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     graphs, backend = kept()
 
@@ -58,7 +58,7 @@ def trace(function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...
 
 
 def kept() -> tuple[list[fx.GraphModule], Callable]:
-    """A list, and a backend that puts every graph into it."""
+    """Return an empty list, and a backend of torch.compile that appends every graph to the list."""
     graphs = []
 
     def keep(graph: fx.GraphModule, _) -> object:

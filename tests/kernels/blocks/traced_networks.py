@@ -1,4 +1,7 @@
-"""Graphs of a network through kernels; run by test_networks.py, without TRITON_INTERPRET. Nothing is launched."""
+"""Prints what the graphs of networks with our kernels contain. test_networks.py runs this without TRITON_INTERPRET.
+
+Nothing is launched.
+"""
 
 import json
 
@@ -14,7 +17,7 @@ from tests.models.graphs import layout_copies
 
 
 def traced(name: str) -> list[dict]:
-    """Launches and layout copies of every graph of a step in bfloat16."""
+    """Return the number of launches and the layout copies in each graph of a step in bfloat16."""
     network, x = built(name)
     fuse(network, PARTS)
     graphs, backend = kept()
