@@ -86,7 +86,7 @@ class ClipConfig:
     aligned: bool = False
     """Whether the RGB frames are every n-th pose frame. false: each stream draws its own frames."""
     box_pixels: Pixels = 256
-    """Packs store frames scaled down so that the smallest box of a sample has sides of this many pixels, never more."""
+    """Packs scale frames down so that the smallest box of a sample of 32 pose frames has this many pixels a side."""
     quality: Annotated[int, Range(2, 31)] = 3
     """JPEG quality of the frames in packs: 2 is best, 31 worst."""
 

@@ -1,7 +1,8 @@
 """What a pack contains and who uses it (`prepare --list`), and freeing the clips that nothing uses (`prepare --drop`).
 
 A table uses its clips as long as an annotation file with its content exists or a run reads them. If the content of the
-file has changed since, the file still uses the clips of its former content until its new content is prepared.
+file has changed since, the file still uses the clips of its former content until its new content is prepared. A file
+whose folder is missing as well may lie on a disk that is not mounted here, so it counts as existing.
 """
 
 import contextlib
@@ -67,7 +68,8 @@ def uses_of(pack: Path, lines: Iterable[Line], cache: Path) -> list[TableUse]:
         present = [
             file
             for file in note["annotations"]
-            if digests[file] is not None and (digests[file] == note["table"] or digests[file] not in tables_of[file])
+            if not Path(file).parent.exists()
+            or (digests[file] is not None and (digests[file] == note["table"] or digests[file] not in tables_of[file]))
         ]
         busy = [_is_locked(folder / name) for name in ("reading", "making") if (folder / name).exists()]
         clips = _clips_of_table(folder, note["table"], clips_for)
@@ -153,14 +155,15 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
         raise UserError(f"{pack} contains no pack; name its folder with --packs")
     with if_alone(pack / "lock") as alone:
         if not alone:
-            why = "another run is making clips in it" if alone is False else "its file system has no locks"
+            why = "another run is working on it" if alone is False else "its file system has no locks"
             raise UserError(f"{pack}: nothing can be dropped, because {why}; try again when no run uses this pack")
         lines = read_manifest(pack)
         uses = uses_of(pack, lines.values(), cache)
         dead = [use for use in uses if not use.is_alive(days)]
         used = set().union(*(use.clips for use in uses if use not in dead))
         idle = [line for line in lines.values() if line["clip"] not in used]
-        stray = _stray_files(pack, lines.values())
+        # A run may still read a file that has been made anew under another name.
+        stray = [] if any(use.is_read for use in uses) else _stray_files(pack, lines.values())
         _say_what_is_freed(pack, dead, idle, stray, console)
         if only_say or not (idle or stray):
             return

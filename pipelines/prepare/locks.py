@@ -62,7 +62,10 @@ def _locked(path: Path, out: Path, kind: int, console: Console) -> Iterator[None
 
 def _opened(path: Path) -> IO[str]:
     """Open a lock's file, and make it if it is missing. On NFS an exclusive lock needs a file open for writing."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+    except PermissionError:  # a pack of another user; a shared lock can be had all the same
+        return open(path, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -59,8 +59,8 @@ def table_joints(table: ClipTable, out: Path, store: bool = True) -> list[str]:
 def register(task: Task, todo: Survey, user: User | None) -> list[IO[str]]:
     """Note in the pack that a table uses these clips, and hold a lock that says that a living run reads them.
 
-    Returns the file that holds the lock while it is open. Nothing is noted without a `user`, and in a pack that cannot
-    be written, because nobody can drop its clips either.
+    Returns the file that holds the lock while it is open. If nothing can be noted, because the pack belongs to another
+    user, this is a lock on the whole pack. Nothing is noted without a `user`.
     """
     folder = task.out / "users" / key_of(task.table, task.settings)
     if user is None:
@@ -72,6 +72,8 @@ def register(task: Task, todo: Survey, user: User | None) -> list[IO[str]]:
         if not np.array_equal(clips_of(folder), used):
             _save(folder / "clips.npy", used)
     except OSError:
+        with contextlib.suppress(OSError):
+            return [hold(task.out / "lock")]
         return []
     return [lock]
 

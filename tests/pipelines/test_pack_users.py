@@ -143,10 +143,40 @@ def test_a_killed_drop_can_be_done_again(data, monkeypatch):
 def test_nothing_is_dropped_while_clips_are_made(data):
     table = data.table(data.clips)
     another_run = make_clips(data.packs, key_of(table, data.settings), Console(quiet=True), fcntl.LOCK_SH)
-    with another_run, pytest.raises(UserError, match="nothing can be dropped, because another run is making clips"):
+    with another_run, pytest.raises(UserError, match="nothing can be dropped, because another run is working on it"):
         said_by(drop, data)
     with pytest.raises(UserError, match="contains no pack; name its folder with --packs"):
         drop(data.folder, data.folder, Console(quiet=True))
+
+
+def test_a_file_on_a_disk_that_is_not_mounted_keeps_its_clips(data):
+    disk = data.folder / "disk"
+    disk.mkdir()
+    data.pack(data.clips, "disk/annotations.pkl")
+    disk.rename(data.folder / "away")
+    assert "every clip is used" in said_by(drop, data)
+    disk.mkdir()  # it is mounted again, and the file is gone
+    assert "24 clips and 0 other files" in said_by(drop, data)
+
+
+def test_a_reader_that_may_note_nothing_keeps_all_clips(data):
+    (data.packs / "users").write_text("stands for a folder of another user")
+    pack, said = data.pack(data.clips)
+    assert said == ""
+    with pytest.raises(UserError, match="because another run is working on it"):
+        said_by(drop, data)
+    for file in pack.in_use:
+        file.close()
+    assert "24 clips and 0 other files" in said_by(drop, data, only_say=True)
+
+
+def test_files_without_a_record_are_kept_while_a_run_reads_clips(data):
+    pack, _ = data.pack(data.clips)
+    (data.packs / "clips" / "stray.mov").write_bytes(b"a clip that was made anew under another name")
+    assert "every clip is used" in said_by(drop, data)
+    for file in pack.in_use:
+        file.close()
+    assert "0 clips and 1 other files" in said_by(drop, data)
 
 
 def test_a_pack_of_an_earlier_version_goes_with_its_last_clip(data):

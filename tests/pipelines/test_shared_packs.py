@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from kernels.program import UserError
-from pipelines.packs.format import PackError, PackSettings, digest_of, read_manifest
+from pipelines.packs.format import PackError, PackSettings, digest_of, parts_of, read_manifest
 from pipelines.packs.pack import open_pack
 from pipelines.prepare.content import digest_of_video
+from pipelines.prepare.locks import make_clips
 from trainer.experiments import EXPERIMENTS
 
 
@@ -126,6 +128,18 @@ def test_links_are_followed_if_they_may_be(data, tmp_path):
     with pytest.raises(UserError, match=r"if you trust them, data\.follow_links=true \(--follow-links\)"):
         data.pack(data.clips)
     assert data.encoded(data.clips, follow_links=True) == 0
+
+
+def test_runs_for_different_tables_do_not_wait_for_one_another(data):
+    with make_clips(data.packs, "another-table", Console(quiet=True)):
+        more = [clip | {"keypoint": clip["keypoint"] + 1} for clip in data.clips[:3]]
+        pack, said = data.pack(more)
+        assert "3 of 3 clips; 3 made" in said
+        assert pack.num_frames.tolist() == [8, 9, 10]
+        assert len(parts_of(data.packs)) == 1  # the last run to end merges it
+    assert "3 of 3 clips; 0 made" in data.pack(more)[1]
+    assert parts_of(data.packs) == []
+    assert data.pack(more)[1] == ""
 
 
 def as_format_2(data, folder: Path, count: int) -> None:
