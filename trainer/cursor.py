@@ -68,6 +68,14 @@ class Cursor:
     def start_next_epoch(self) -> None:
         self.epoch, self.clips = self.epoch + 1, 0
 
+    def keep_share(self, epoch_clips: int) -> None:
+        """Move to the same share of the epoch, if an epoch had `epoch_clips` clips and now has another number.
+
+        A finished epoch stays finished, and no other epoch becomes finished.
+        """
+        done = self.clips >= epoch_clips
+        self.clips = self.epoch_clips if done else self.clips * self.epoch_clips // epoch_clips
+
     def count_bad(self, ok: Tensor) -> None:
         """Update `bad_steps` after a step. `ok` is a bool scalar on the device: whether the gradients were finite."""
         bad = (~ok).long()
@@ -77,8 +85,10 @@ class Cursor:
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SAVED}
 
-    def load_state_dict(self, state: dict[str, Any], batch_size: int) -> None:
+    def load_state_dict(self, state: dict[str, Any], batch_size: int, epoch_clips: int) -> None:
         """Continue at the position in `state`. Values that `state` lacks stay as they are.
+
+        `epoch_clips` is the number of clips that an epoch had in the run that saved the state (see `keep_share`).
 
         `batch_size` is the batch size of the run that saved the state. It is needed for snapshots of older versions,
         which contain `step` instead of `clips`.
@@ -86,7 +96,7 @@ class Cursor:
         saved = {name: state[name] for name in SAVED if name in state}
         if "clips" not in saved:
             saved["clips"] = state["step"] * batch_size
-        saved["clips"] = min(saved["clips"], self.epoch_clips)
+        saved["clips"] = min(saved["clips"], epoch_clips)
         saved["validations"] = list(saved.get("validations", ()))
         self.bad_steps.copy_(saved.pop("bad_steps", self.bad_steps))
         for name, value in saved.items():

@@ -4,7 +4,7 @@ models/weights/files.py writes and reads the file. trainer/snapshots/writer.py d
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import nvtx
@@ -18,6 +18,7 @@ from trainer.run import Run
 from trainer.runtime.decisions import Decisions
 from trainer.runtime.forward import Way
 from trainer.runtime.ranks import average_statistics
+from trainer.snapshots.data_record import former_clips
 from trainer.snapshots.writer import Snapshot, SnapshotError
 from trainer.stored import changes_told, differences, from_json, shortened, to_settings
 
@@ -48,11 +49,14 @@ def state_of(run: Run) -> dict[str, Any]:
         "scale": run.scale.state_dict(),
         "first_look": run.decisions.to_json(),
         AVERAGES: run.ema.state_dict(),
+        "data": run.records,
     }
 
 
-def take_up(run: Run, state: dict[str, Any]) -> None:
+def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> None:
     """Continue a new run from the `state` of a snapshot. Logs a line if the run will not be bit-exact from here on.
+
+    `changed` names the clips that are others than those of the snapshot: "training", "validation" or both.
 
     Learning rate, momentum factor and weight decay come from the experiment of `run`. If an older version wrote the
     snapshot without some part of `state`, that part starts as in a new run.
@@ -62,8 +66,13 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     run.scale.load_state_dict(state.get("scale"))
     run.decisions = Decisions.from_json(state.get("first_look", "{}"))
     cursor, batch_size = run.cursor, json.loads(state["experiment"])["optim"]["batch_size"]
-    cursor.load_state_dict(state["cursor"], batch_size)
+    epoch_clips = former_clips(state.get("data", {})) or cursor.epoch_clips
+    cursor.load_state_dict(state["cursor"], batch_size, epoch_clips)
     run.journal.continue_from(cursor, batch_size)
+    if "training" in changed:
+        go_on_with_other_clips(run, epoch_clips)
+    if "validation" in changed and cursor.validations:
+        run.journal.say(f"the best score so far, {cursor.best:.4f}, is that of the former validation clips")
     if cursor.clips and cursor.batch_size != batch_size:
         run.journal.say(
             f"{cursor.clips} clips of this epoch are finished, in steps of {batch_size}: the epoch continues after "
@@ -77,6 +86,22 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
         run.journal.say(
             "the resumed run has the same batches and learning rates, but its results will not be bit-exact: "
             f"{', '.join(differences)}"
+        )
+
+
+def go_on_with_other_clips(run: Run, epoch_clips: int) -> None:
+    """Continue the epoch of a snapshot with other clips than those of the snapshot, and say how.
+
+    `epoch_clips` is the number of clips that an epoch had before.
+    """
+    cursor = run.cursor
+    finished, done = cursor.clips, cursor.clips >= epoch_clips
+    cursor.keep_share(epoch_clips)
+    if finished and not done:
+        run.journal.say(
+            f"{finished} of {epoch_clips} clips of epoch {cursor.epoch + 1} were finished: it continues after "
+            f"{cursor.clips} of {cursor.epoch_clips}, the same share, so the learning rate goes on from where it was, "
+            "but some clips may come twice in this epoch and others not at all"
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ from trainer.runtime.precision import LossScale, NoLossScale, Precision, precisi
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.wrap import compiled, parallel
+from trainer.snapshots.data_record import records_of
 from trainer.snapshots.writer import NoWriter, Writer
 
 ASK_RANKS_EVERY = 8  # number of batches after which the ranks ask each other whether any rank got a signal to stop
@@ -96,6 +98,7 @@ class Run:
     decisions: Decisions = field(default_factory=Decisions)  # made by the first look, or read from the snapshot
     profile: AbstractContextManager = field(default_factory=nullcontext)  # is entered at each step
     meter: Meter = field(default_factory=Meter)
+    records: dict[str, str] = field(default_factory=dict)  # identify the clips in snapshots
     num_batches: int = 0  # batches of training and validation so far; should_stop counts them
 
     def should_stop(self) -> bool:
@@ -158,4 +161,5 @@ def build_run(
         precision=precision,
         scale=precision.loss_scale(),
         ema=ema,
+        records=records_of(loaders, Path(experiment.data.cache)),
     )

@@ -28,6 +28,7 @@ from trainer.runtime.ranks import Ranks, join
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.choice import of_leader
+from trainer.snapshots.data_record import check_data
 from trainer.snapshots.work_dir import claim, write_settings
 from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_valid
 
@@ -42,6 +43,7 @@ def train_here(
     resume: bool,
     max_steps: int | None,
     init: Path | None,
+    accept_changed_data: bool = False,
     profile: tuple[int, int] | None = None,
     advice: str = "",
     arguments: Sequence[str] = (),
@@ -76,7 +78,9 @@ def train_here(
                 writer = Writer(work_dir, snapshot.path if snapshot else None) if ranks.leads else NoWriter()
                 run = build_run(experiment, ranks, loaders, journal, writer, interrupt, watchdog.beat)
                 if snapshot:
-                    take_up(run, snapshot.state)
+                    former, name = snapshot.state.get("data", {}), snapshot.path.name
+                    changed = check_data(former, run.records, name, accept_changed_data, journal.say)
+                    take_up(run, snapshot.state, changed)
                     if init is not None:
                         journal.say(f"--init {init} is ignored, because the run resumes from its own snapshot")
                 else:

@@ -32,7 +32,7 @@ def test_another_batch_size_skips_no_clip_and_repeats_less_than_a_step() -> None
             first, second = (Cursor(batch_size=size, epoch_clips=EPOCH) for size in (before, after))
             for _ in range(step):
                 first.finish_step()
-            second.load_state_dict(first.state_dict(), batch_size=before)
+            second.load_state_dict(first.state_dict(), before, EPOCH)
             assert second.clips == first.clips
             if first.epoch_is_done:
                 assert second.epoch_is_done
@@ -48,7 +48,7 @@ def test_what_a_snapshot_holds_comes_back_and_is_a_copy() -> None:
     cursor.count_bad(torch.tensor(False))
     again = Cursor(batch_size=8, epoch_clips=EPOCH)
     memory = again.bad_steps.data_ptr()
-    again.load_state_dict(cursor.state_dict(), batch_size=8)
+    again.load_state_dict(cursor.state_dict(), 8, EPOCH)
     assert again.bad_steps.tolist() == [1, 1]
     assert again.bad_steps.data_ptr() == memory  # a CUDA graph may use this address
     assert (again.epoch, again.clips, again.best, again.best_file, again.rollbacks) == (1, 16, 0.5, "best.pth", 2)
@@ -61,7 +61,7 @@ def test_what_a_snapshot_holds_comes_back_and_is_a_copy() -> None:
 @pytest.mark.parametrize(("step", "clips"), [(0, 0), (3, 24), (5, EPOCH)])
 def test_a_snapshot_of_an_older_version_counts_steps(step: int, clips: int) -> None:
     cursor = Cursor(batch_size=4, epoch_clips=EPOCH)
-    cursor.load_state_dict({"epoch": 1, "step": step, "best": 0.5}, batch_size=8)
+    cursor.load_state_dict({"epoch": 1, "step": step, "best": 0.5}, 8, EPOCH)
     assert (cursor.epoch, cursor.clips, cursor.best, cursor.rollbacks) == (1, clips, 0.5, 0)
 
 
@@ -70,3 +70,13 @@ def test_steps_without_finite_gradients() -> None:
     for ok, total, in_a_row in ((False, 1, 1), (False, 2, 2), (True, 2, 0), (False, 3, 1)):
         cursor.count_bad(torch.tensor(ok))
         assert cursor.bad_steps.tolist() == [total, in_a_row]
+
+
+@pytest.mark.parametrize("present", [1, 7, EPOCH, 1000])
+def test_a_change_of_the_data_neither_ends_an_epoch_nor_begins_a_finished_one_again(present):
+    for clips in range(EPOCH + 1):
+        cursor = Cursor(batch_size=8, epoch_clips=present)
+        cursor.load_state_dict({"clips": clips}, 8, EPOCH)
+        cursor.keep_share(EPOCH)
+        assert cursor.epoch_is_done == (clips == EPOCH)
+        assert abs(cursor.clips / present - clips / EPOCH) < 1 / present

@@ -32,7 +32,9 @@ class Options(Choice):
     work_dir: Path | None = None
     """Folder for snapshots, logs and pictures of the run. Default: work_dirs/NAME."""
     resume: bool = False
-    """Continue from the newest intact snapshot in the work directory, if there is one."""
+    """Continue from the newest intact snapshot of the run."""
+    accept_changed_data: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Resume although the clips or their order have changed."""
     max_steps: int | None = None
     """Save a snapshot and stop when the run has done this many steps in all."""
     init: Path | None = None
@@ -40,8 +42,7 @@ class Options(Choice):
     max_restarts: int = 0
     """If a process fails, restart all processes from the newest snapshot, at most this many times."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None
-    """Profile these steps: writes a torch trace to the work directory, or marks them for Nsight Systems
-    (benchmarks/nsys.sh)."""
+    """Profile these steps: writes a torch trace, or marks them for Nsight Systems (benchmarks/nsys.sh)."""
     list: bool = False
     """Print the experiments and exit."""
 
@@ -83,6 +84,7 @@ def train(options: Options, arguments: list[str]) -> int:
         resume=options.resume or restarted(),
         max_steps=options.max_steps,
         init=options.init,
+        accept_changed_data=options.accept_changed_data,
         profile=profile,
         advice=advice_for_all(experiment, options.ranks, device, world_size),
         arguments=arguments,

@@ -1,0 +1,133 @@
+"""A resume notices that the clips are not those of the snapshot, says what has changed, and goes on only if told to."""
+
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from models.weights.files import load
+from trainer.cli import run_command
+from trainer.journal.lines import read_metrics
+from trainer.snapshots.data_record import DataRecord, changes_between
+
+
+@pytest.fixture(scope="module")
+def begun(tiny, tmp_path_factory):
+    """A folder with a run that has done two steps of 8 of 39 clips, and the content of its annotation file."""
+    root = tmp_path_factory.mktemp("changed")
+    settings = dict(word.split("=", 1) for word in tiny if "=" in word)
+    content = pickle.loads(Path(settings["data.annotations"]).read_bytes())
+    (root / "a.pkl").write_bytes(pickle.dumps(content))
+    more = [f"data.annotations={root}/a.pkl", "data.demo=none", "optim.schedule=cosine_per_step", "log_every=1"]
+    more += ["optim.warmup_epochs=0", "data.max_bad=0.1"]
+    words = [*tiny, *(part for each in more for part in ("--set", each)), "--work-dir", str(root / "run")]
+    assert run_command([*words, "--max-steps", "2"]) == 0
+    return root, content
+
+
+def resume(begun, tmp_path, change, *more):
+    """Exit code and work directory of a resume, after `change` was applied to the annotations."""
+    root, content = begun
+    content = pickle.loads(pickle.dumps(content))
+    change(content)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+    run = tmp_path / "run"
+    if not run.exists():
+        shutil.copytree(root / "run", run, symlinks=True)
+    words = ["--resume", "--work-dir", str(run), "--set", f"data.annotations={tmp_path}/a.pkl", "--max-steps", "4"]
+    return run_command([*words, *more]), run
+
+
+def clip(content, name):
+    (entry,) = [each for each in content["annotations"] if each["frame_dir"] == name]
+    return entry
+
+
+def reverse(content):
+    content["split"]["xsub_train"].reverse()
+
+
+def halve(content):
+    del content["split"]["xsub_train"][20:]
+
+
+def relabel(content):
+    one = clip(content, content["split"]["xsub_train"][0])
+    one["label"] = (one["label"] + 1) % 12
+
+
+def move_joints(content):
+    one = clip(content, content["split"]["xsub_train"][1])
+    one["keypoint"] = one["keypoint"] + 1
+
+
+def change_validation(content):
+    content["split"]["xsub_val"].pop()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (reverse, r"the training clips are not those of epoch_1_step_2\.pth: \d+ are in another place \(\w+, "),
+        (halve, r": 19 are gone \(\w+, \w+, \w+, \.\.\.\): bring"),
+        (relabel, r": 1 have another label \(\w+\): bring"),
+        (move_joints, r": 1 have other joints \(\w+\): bring"),
+        (change_validation, r"the validation clips are not those of epoch_1_step_2\.pth: 1 are gone \(\w+\): bring"),
+    ],
+)
+def test_changed_clips_are_named_and_refused(begun, tmp_path, capsys, change, sentence):
+    code, run = resume(begun, tmp_path, change)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2
+    assert re.search(sentence, error), error
+    assert error.endswith("bring the former data back, or go on with --accept-changed-data")
+    assert load(run / "latest.pth")["cursor"]["clips"] == 16
+
+
+def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_path):
+    code, run = resume(begun, tmp_path, halve, "--accept-changed-data")
+    assert code == 0
+    log = (run / "train.log").read_text()
+    assert "19 are gone" in log
+    assert "16 of 39 clips of epoch 1 were finished: it continues after 8 of 20, the same share, so" in log
+    records = [record for record in read_metrics(run / "metrics.jsonl") if record["kind"] == "train"]
+    places = [(record["epoch"], record["clips"], record["epoch_clips"]) for record in records]
+    assert places == [(1, 8, 39), (1, 16, 39), (1, 16, 20), (1, 20, 20), (2, 8, 20)]
+    assert "may come twice" in log
+    assert records[2]["lr"] == pytest.approx(records[1]["lr"], rel=0.2)
+    assert resume(begun, tmp_path, halve, "--max-steps", "5")[0] == 0  # the snapshot knows the clips now
+
+
+def test_only_the_bytes_of_the_file_have_changed(begun, tmp_path):
+    def add_split(content):
+        content["split"]["other"] = content["split"]["xsub_val"][:3]
+
+    def add_clip(content):
+        content["annotations"].insert(0, {**content["annotations"][0], "frame_dir": "new"})
+
+    line = "the annotation file has changed since epoch_1_step_2.pth: the training clips, their order, labels, lengths "
+    for change, end in (
+        (add_split, "are the same\n"),
+        (add_clip, "are the same, but not their random crops"),
+    ):
+        code, run = resume(begun, tmp_path, change)
+        assert code == 0
+        log = (run / "train.log").read_text()
+        assert f"{line}and joints {end}" in log
+        assert "may come twice" not in log
+        shutil.rmtree(run)
+
+
+def test_every_kind_of_change_is_a_clause():
+    before = DataRecord("t", "r", ["a", "b", "c", "d"], [0, 1, 2, 3], [9, 9, 9, 9], ["x", "y", "z", "w"])
+    after = DataRecord("u", "s", ["c", "b", "e"], [2, 0, 4], [9, 8, 9], ["q", "y", "v"])
+    assert list(changes_between(before, after)) == [
+        "2 are gone (a, d)",
+        "1 are new (e)",
+        "1 have another label (b)",
+        "1 have another length (b)",
+        "1 have other joints (c)",
+        "2 are in another place (c, b)",
+    ]

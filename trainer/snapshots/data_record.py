@@ -1,0 +1,109 @@
+"""Identifies the clips of a run in its snapshots, and says what has changed about them when the run is resumed."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kernels.program import UserError
+from pipelines.loader import Loader
+from pipelines.prepare.users import table_joints
+
+NAMED = 3  # clips of each kind that a sentence names
+DIGITS = 8  # of the digest of a clip's joints, which are enough to notice a change
+
+
+@dataclass(frozen=True, slots=True)
+class DataRecord:
+    """The usable clips of a split, in order: name, label, number of frames, and a digest of the joints of each clip.
+
+    table: digest of the annotation file. rows: digest of the clips' rows in it, which decide the random crops.
+    """
+
+    table: str
+    rows: str
+    names: list[str]
+    labels: list[int]
+    frames: list[int]
+    joints: list[str]
+
+    @classmethod
+    def of(cls, loader: Loader, cache: Path) -> "DataRecord":
+        """The record of a loader's clips. The digests of their joints are computed once and kept in `cache`."""
+        table, rows = loader.table, loader.rows
+        joints = np.array(table_joints(table, cache))[rows]
+        return cls(
+            table=table.digest,
+            rows=hashlib.sha256(rows.tobytes()).hexdigest()[:DIGITS],
+            names=table.names[rows].tolist(),
+            labels=table.label[rows].tolist(),
+            frames=table.total_frames[rows].tolist(),
+            joints=[digest[:DIGITS] for digest in joints.tolist()],
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def records_of(loaders: tuple[Loader, Loader], cache: Path) -> dict[str, str]:
+    """The records of the training and of the validation clips, as JSON, for a snapshot."""
+    kinds = ("training", "validation")
+    return {kind: DataRecord.of(loader, cache).to_json() for kind, loader in zip(kinds, loaders, strict=True)}
+
+
+def check_data(
+    before: dict[str, str], after: dict[str, str], source: str, accept: bool, say: Callable[[str], None]
+) -> set[str]:
+    """Say what has changed between the records of a snapshot, called `source`, and those of the run that resumes it.
+
+    Returns "training" or "validation" or both if these clips are others now. Raises UserError if clips, their order,
+    labels, lengths or joints have changed, unless `accept` is set. Snapshots of older versions have no records, and
+    then nothing is checked.
+    """
+    changed = set()
+    for kind in sorted(before.keys() & after.keys()):
+        former, present = (DataRecord(**json.loads(records[kind])) for records in (before, after))
+        changes = list(changes_between(former, present))
+        if changes:
+            sentence = f"the {kind} clips are not those of {source}: {'; '.join(changes)}"
+            if not accept:
+                raise UserError(f"{sentence}: bring the former data back, or go on with --accept-changed-data")
+            say(sentence)
+            changed.add(kind)
+        elif former.table != present.table:
+            moved = former.rows != present.rows
+            crops = ", but not their random crops, because clips are in other rows of the file" if moved else ""
+            say(
+                f"the annotation file has changed since {source}: the {kind} clips, their order, labels, lengths and "
+                f"joints are the same{crops}"
+            )
+    return changed
+
+
+def changes_between(before: DataRecord, after: DataRecord) -> Iterator[str]:
+    """A clause for each kind of change, with the number of clips and the names of a few."""
+    old, new = ({name: i for i, name in enumerate(record.names)} for record in (before, after))
+    stay = [name for name in before.names if name in new]
+    kinds = {
+        "are gone": [name for name in before.names if name not in new],
+        "are new": [name for name in after.names if name not in old],
+    }
+    columns = (("label", before.labels, after.labels), ("length", before.frames, after.frames))
+    for word, former, present in (*columns, ("joints", before.joints, after.joints)):
+        names = [name for name in stay if former[old[name]] != present[new[name]]]
+        kinds["have other joints" if word == "joints" else f"have another {word}"] = names
+    order = [name for name in after.names if name in old]
+    kinds["are in another place"] = [name for name, former in zip(order, stay, strict=True) if name != former]
+    return (f"{len(names)} {what} ({few(names)})" for what, names in kinds.items() if names)
+
+
+def few(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def former_clips(records: dict[str, str]) -> int | None:
+    """The number of training clips in the records of a snapshot, or None if it has no records."""
+    return len(json.loads(records["training"])["names"]) if "training" in records else None
