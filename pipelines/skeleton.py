@@ -27,7 +27,9 @@ class Skeleton:
     limbs: Edges
     """The two joints of each limb."""
     names: tuple[str, ...] = ()
-    """The name of each joint. Empty: the joints are numbered, as in snapshots from before there were names."""
+    """The name of each joint. Empty: the names in SKELETONS for the same partners and limbs, if there are any, because
+    old snapshots contain no names.
+    """
 
     def __post_init__(self) -> None:
         if self.num_joints < 1:
@@ -55,6 +57,11 @@ class Skeleton:
             if count > 1:
                 ends = " to ".join(self.joint(joint) for joint in sorted(limb))
                 raise UserError(f"a skeleton has the limb from {ends} twice: leave one of them out")
+        for known in SKELETONS.values() if not self.names else ():
+            same_limbs = (known.num_joints, known.limbs) == (self.num_joints, self.limbs)
+            if same_limbs and np.array_equal(known.partner(), self.partner()):
+                object.__setattr__(self, "names", known.names)
+                object.__setattr__(self, "pairs", known.pairs)
 
     def __str__(self) -> str:
         """The name of the layout, or its number of joints if it has no name."""

@@ -40,6 +40,16 @@ def test_limbs_are_those_of_a_mirror_image_too(name):
     assert (mirrored == limbs) == (skeleton != OPENPOSE_28_PUBLISHED)
 
 
+@pytest.mark.parametrize("name", SKELETONS)
+def test_a_layout_without_names_is_recognised(name):
+    """Snapshots from before there were names have only pairs, and those of MA-52's body were (right, left)."""
+    known = SKELETONS[name]
+    pairs = tuple((right, left) for left, right in known.pairs)
+    assert Skeleton(num_joints=known.num_joints, pairs=pairs, limbs=known.limbs) == known
+    other = Skeleton(num_joints=known.num_joints, pairs=pairs[1:], limbs=known.limbs)
+    assert (other.names, other.joint(0)) == ((), "joint 0")
+
+
 # Joints of each layout, from the sources in docs/sources.md, "Joint layouts": number and name.
 SPOT_CHECKS = {
     "coco17": {0: "nose", 5: "left_shoulder", 10: "right_wrist", 16: "right_ankle"},

@@ -115,7 +115,7 @@ def test_clip_by_name_is_the_clip_by_place(demo, tmp_path, monkeypatch):
     )
     for words in (["--index", "30"], ["--clip", "S001C001P021R001A007"]):
         assert dispatch(["view", *demo, *words, "--out", str(tmp_path / f"{words[0]}.png")]) == 0
-    assert titles[0] == titles[1] == f"S001C001P021R001A007 (clip 30): {FINE_NAMES[6]}"
+    assert titles[0] == titles[1] == f"S001C001P021R001A007 (clip 30): {FINE_NAMES[6]}; joints: coco17"
     assert (tmp_path / "--index.png").read_bytes() == (tmp_path / "--clip.png").read_bytes()
 
 

@@ -55,6 +55,7 @@ def view(options: ViewOptions) -> int:
     label = int(table.label[row])
     names = with_class_names(experiment, table, print).data.class_names
     title = f"{table.names[row]} (clip {row}): {names[label] if names else f'class {label}'}"
+    title += f"; joints: {experiment.clip.skeleton}"
     try:
         write_png(draw_views(views, ("training", "validation"), title, experiment.clip.skeleton), options.out)
     except OSError as error:
