@@ -19,7 +19,7 @@ from pipelines.annotations.schema import AnnotationError, parse_clip
 from pipelines.annotations.table import open_table
 from pipelines.packs.format import is_clip, original_name
 from pipelines.videos.decode import VideoError
-from pipelines.videos.find import EXTENSIONS
+from pipelines.videos.find import clip_name, places_of
 from pipelines.videos.header import Header, read_header, shape_of
 
 # A skeleton is refused if more than this share of its joints lies outside the image. The share is large because good
@@ -70,8 +70,8 @@ def _read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> 
     if file.suffix not in (".pkl", ".pickle"):
         raise AnnotationError(f"{file} is not a skeleton file; give --pose {FORMATS}")
     table = open_table(file, cache)
-    own = _key(original_name(video))
-    rows = [row for row, name in enumerate(table.names.tolist()) if _key(name) == own]
+    own = clip_name(original_name(video)).rpartition("/")[2]
+    rows = places_of(own, table.names.tolist())
     if len(rows) != 1:
         count = "no clip" if not rows else f"{len(rows)} clips"
         raise AnnotationError(
@@ -103,12 +103,6 @@ def _check_place(file: Path, poses: Poses, video: Path, header: Header) -> None:
             f"{reach}), and {video} has {size}; give the original video, or write img_shape (height, width) into the "
             "file"
         )
-
-
-def _key(name: str) -> str:
-    """The name of a video or of an annotation, without its folders, video extension and suffix `_rgb` (NTU)."""
-    path = Path(name.replace("\\", "/"))
-    return (path.stem if path.suffix.lower() in EXTENSIONS else path.name).removesuffix("_rgb")
 
 
 def read_npz(file: Path, size: tuple[int, int]) -> Poses:

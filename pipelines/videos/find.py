@@ -95,9 +95,7 @@ class _Index:
 
     def find(self, name: str) -> str:
         """The path of the video for `name`, or a MissingVideo."""
-        key = name.replace("\\", "/")
-        stem, _, extension = key.rpartition(".")
-        key = (stem if f".{extension.lower()}" in EXTENSIONS else key).removesuffix("_rgb")
+        key = clip_name(name)
         videos = self.at_place.get(key) or self.anywhere.get(key.rpartition("/")[2], [])
         if len(videos) == 1:
             return videos[0]
@@ -108,6 +106,31 @@ class _Index:
                 f"there is no such video, but some links lead out of {self.folder}, such as {self.outside[0]}; {LINKS}"
             )
         return MissingVideo("there is no such video")
+
+
+def clip_name(name: str) -> str:
+    """The name of a video or of a clip without its video extension and without NTU's suffix `_rgb`. Folders stay."""
+    path = name.replace("\\", "/")
+    stem, _, extension = path.rpartition(".")
+    return (stem if f".{extension.lower()}" in EXTENSIONS else path).removesuffix("_rgb")
+
+
+def places_of(name: str, names: Sequence[str]) -> list[int]:
+    """The positions in `names` of the clips that `name` means. Folders count only if that leaves any clip."""
+    clips, clip = [clip_name(each) for each in names], clip_name(name)
+    files, file = [each.rpartition("/")[2] for each in clips], clip.rpartition("/")[2]
+    return [i for i, each in enumerate(clips) if each == clip] or [i for i, each in enumerate(files) if each == file]
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """The videos that lie in the folder itself, not in its subfolders, by name. Raises UserError if there is none."""
+    videos = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not videos:
+        raise UserError(
+            f"{folder} contains no video ({' '.join(sorted(EXTENSIONS))}), and its sub-folders are not searched: name "
+            "the folder in which the videos are"
+        )
+    return videos
 
 
 def summary(reasons: Iterable[tuple[str, str]], limit: int = 3) -> str:

@@ -113,7 +113,7 @@ def test_clip_by_name_is_the_clip_by_place(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "trainer.commands.view.draw_views", lambda *arguments: titles.append(arguments[2]) or draw_views(*arguments)
     )
-    for words in (["--index", "30"], ["--clip", "S001C001P021R001A007"]):
+    for words in (["--index", "30"], ["--clip", "nturgbd/S001C001P021R001A007_rgb.avi"]):
         assert dispatch(["view", *demo, *words, "--out", str(tmp_path / f"{words[0]}.png")]) == 0
     assert titles[0] == titles[1] == f"S001C001P021R001A007 (clip 30): {FINE_NAMES[6]}; joints: coco17"
     assert (tmp_path / "--index.png").read_bytes() == (tmp_path / "--clip.png").read_bytes()

@@ -198,6 +198,20 @@ MISTAKES = {
 }
 
 
+def test_a_folder_of_videos_of_which_one_is_broken(tiny, trained, paths, tmp_path, capsys):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "A.mp4").write_bytes((paths[0] / f"{VIDEO}.mp4").read_bytes()[:2000])
+    (folder / f"{VIDEO}.mp4").write_bytes((paths[0] / f"{VIDEO}.mp4").read_bytes())
+    (folder / "notes.txt").write_text("no video")
+    out = ("--out", str(tmp_path / "out"), "--pose", str(paths[1]), "--window", "128")
+    assert run_command(["predict", *tiny, "--checkpoint", str(trained), str(folder), *out]) == 2
+    assert f"error: 1 of 2 videos have no result, such as {folder}/A.mp4: " in capsys.readouterr().err
+    assert [path.stem for path in (tmp_path / "out").glob("*.json")] == [VIDEO]
+    assert run_command(["predict", *tiny, "--checkpoint", str(trained), str(tmp_path), *out]) == 2
+    assert f"{tmp_path} contains no video" in capsys.readouterr().err
+
+
 def test_names_that_mean_something_to_rich(tiny, trained, paths, annotation, tmp_path, capsys):
     video = tmp_path / "[red] film [1].mp4"
     video.write_bytes((paths[0] / f"{VIDEO}.mp4").read_bytes())

@@ -25,6 +25,7 @@ from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings
 from pipelines.progress import Progress
 from pipelines.videos.decode import SLACK, VideoError
+from pipelines.videos.find import videos_in
 from pipelines.videos.header import Header
 from pipelines.videos.windows import WindowFrames, frame_rate, window_table, windows_of
 from trainer.commands.eval import make_folder
@@ -47,7 +48,7 @@ class PredictOptions(CheckpointChoice):
     """Name the actions in videos: python -m trainer predict a.mp4 --checkpoint work_dirs/ntu60 --pose FILE"""
 
     videos: tyro.conf.Positional[tuple[Path, ...]]
-    """Videos of any length."""
+    """Videos of any length, or folders of videos."""
     pose: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Skeletons: an annotation pickle with entries for the videos, or the .npz of one video. Default: they are
     estimated."""
@@ -70,6 +71,7 @@ def predict(options: PredictOptions) -> int:
     tell(checkpoint)
     experiment = checkpoint.experiment
     out = options.out or checkpoint.path.parent / "predict"
+    options = replace(options, videos=tuple(video for path in options.videos for video in videos_at(path)))
     check(options, out)
     check_cards(experiment.optim.precision, device.type, 1)
     network = build_model(experiment.model)
@@ -82,6 +84,7 @@ def predict(options: PredictOptions) -> int:
     forward = compiled(network.to(device).eval(), experiment, device, say, report)
     skeletons = Skeletons(options, experiment, console)
     make_folder(out)
+    bad: dict[Path, VideoError] = {}
     for video in options.videos:
         try:
             header = header_of(str(video))
@@ -90,7 +93,9 @@ def predict(options: PredictOptions) -> int:
             prediction = predictor.run(video, header, poses, out, console)
             write_json(out / f"{video.stem}.json", prediction, experiment, checkpoint.path)
         except VideoError as error:
-            raise UserError(f"{video}: {error}") from None
+            bad[video] = error
+            console.print(f"{video} has no result: {error}", markup=False, highlight=False, soft_wrap=True)
+            continue
         except OSError as error:
             raise UserError(
                 f"the results of {video} cannot be written to {out} ({error.strerror or error}); name another folder "
@@ -98,7 +103,16 @@ def predict(options: PredictOptions) -> int:
             ) from None
         show(prediction, printer)
         print(f"{out}: {video.stem}.mp4, {video.stem}.json, {video.stem}.png")
+    if bad:
+        (video, error), total = next(iter(bad.items())), len(options.videos)
+        count = f"{len(bad)} of {total} videos have no result, such as " if total > 1 else ""
+        raise UserError(f"{count}{video}: {error}")
     return 0
+
+
+def videos_at(path: Path) -> list[Path]:
+    """The video at this path, or all videos in this folder."""
+    return videos_in(path) if path.is_dir() else [path]
 
 
 def check(options: PredictOptions, out: Path) -> None:

@@ -15,6 +15,7 @@ from pipelines.frame_source import NoFrames
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare
+from pipelines.videos.find import places_of
 from pipelines.view import view_clip
 from trainer.config import Experiment
 from trainer.data import Source, loader_of, open_tables, with_class_names
@@ -32,7 +33,7 @@ class ViewOptions(Choice):
     index: int | None = None
     """Position of the clip in the annotation file, from 0."""
     clip: str | None = None
-    """Name of the clip in the annotation file, instead of --index."""
+    """Name of the clip or of its video, instead of --index. Folders, extension and suffix _rgb make no difference."""
     epoch: int = 0
     """Draw the frames, crop and flip that training chooses at random in this epoch (counted from 0)."""
     out: Path = Path("clip.png")
@@ -72,9 +73,12 @@ def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTa
             raise UserError(f"--index {index}: the annotation file has the clips 0 to {len(table) - 1}")
         return table, index
     for table in tables:
-        rows = np.flatnonzero(table.names == options.clip)
-        if len(rows):
-            return table, int(rows[0])
+        rows = places_of(options.clip, table.names.tolist())
+        if len(rows) > 1:
+            names = " and ".join(table.names[rows[:2]])
+            raise UserError(f"--clip {options.clip} means {len(rows)} clips, such as {names}: name its folder as well")
+        if rows:
+            return table, rows[0]
     raise UserError(f"there is no clip {options.clip}; the first clip of the annotation file is {tables[0].names[0]}")
 
 
