@@ -31,6 +31,7 @@ from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]  # the checkout
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ def open_sources(experiment: Experiment, console: Console, device: torch.device 
 
 def open_tables(experiment: Experiment) -> list[ClipTable]:
     """The tables of the experiment's one or two annotation files. If the demo's data are missing, makes them first."""
+    check_place(experiment)
     data = experiment.data
     if data.demo is not None:
         if Path(data.annotations).name != ANNOTATIONS:
@@ -93,6 +95,16 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
             "into both"
         )
     return tables
+
+
+def check_place(experiment: Experiment) -> None:
+    """Raise UserError outside the checkout, unless the annotation file is there, so that no data are made there."""
+    file = Path(experiment.data.annotations)
+    if not (file.is_absolute() or file.exists() or Path.cwd() == ROOT):
+        raise UserError(
+            f"there is no {file} in {Path.cwd()}: experiments find their data from the checkout, so start again after "
+            f"cd {ROOT}"
+        )
 
 
 def annotation_files(experiment: Experiment) -> list[Path]:

@@ -143,7 +143,7 @@ def set_up_steps(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> N
 
 def introduce(run: Run) -> None:
     """Log batch size, precision, device, compilation and optimizer in one line. Also log why the precision is not the
-    usual one, and a warning if BatchNorm sees very few clips.
+    usual one, and warnings if there are fewer clips than a batch needs or BatchNorm sees very few clips.
     """
     optim, world_size = run.experiment.optim, run.ranks.world_size
     share = optim.batch_size // world_size // optim.accumulate
@@ -160,6 +160,11 @@ def introduce(run: Run) -> None:
     )
     if run.precision.reason:
         run.journal.say(run.precision.reason)
+    if run.cursor.epoch_clips < optim.batch_size:
+        run.journal.say(
+            f"the training split has only {run.cursor.epoch_clips} clips, fewer than optim.batch_size="
+            f"{optim.batch_size}: the clips are repeated to fill the batch"
+        )
     if share < FEWEST_CLIPS:
         run.journal.say(
             f"BatchNorm sees only {share} clips at a time: use fewer ranks, a lower optim.accumulate or a larger batch"

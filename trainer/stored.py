@@ -39,7 +39,7 @@ def from_json(text: str | bytes, source: object, say: Callable[[str], None]) -> 
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError):
-        raise UserError(f"the settings in {source} are not JSON: use another file, or name --exp") from None
+        raise UserError(f"the settings in {source} are not JSON: use another file") from None
     return from_settings(settings, source, say)
 
 

@@ -91,6 +91,7 @@ def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_p
     assert code == 0
     log = (run / "train.log").read_text()
     assert "19 are gone" in log
+    assert "the training split has only 20 clips, fewer than" not in log
     assert "16 of 39 clips of epoch 1 were finished: it continues after 8 of 20, the same share, so" in log
     records = [record for record in read_metrics(run / "metrics.jsonl") if record["kind"] == "train"]
     places = [(record["epoch"], record["clips"], record["epoch_clips"]) for record in records]

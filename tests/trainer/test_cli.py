@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import trainer.cli
-from tests.programs import run, run_forked
+from tests.programs import ROOT, run, run_forked
 from trainer.cli import run_command
 from trainer.experiments import EXPERIMENTS
 
@@ -117,6 +117,18 @@ def test_help_names_every_command(capsys):
         run_command(["--help"])
     shown = capsys.readouterr().out
     assert all(re.search(rf"^  .*\b{command}  ", shown, re.MULTILINE) for command in trainer.cli.COMMANDS)
+
+
+def test_outside_the_checkout(tmp_path):
+    """In a new interpreter, because the tests' own path of imports begins with the checkout that they are in."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for words in (["--exp", "demo"], ["--exp", "demo", "--resume"], ["prepare", "--exp", "demo"]):
+        done = run_forked("-m", "trainer", *words, environment=environment, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: there is no data/demo/annotations.pkl in {tmp_path}: ")
+        assert line.endswith(f"start again after cd {ROOT}")
+        assert not list(tmp_path.iterdir())
 
 
 def test_missing_data(capsys, tmp_path):

@@ -19,7 +19,8 @@ from tests.programs import run_forked
 from trainer.cli import run_command
 from trainer.experiments import EXPERIMENTS
 from trainer.journal.lines import read_metrics
-from trainer.stored import from_json
+from trainer.settings import override
+from trainer.stored import from_json, to_settings
 
 SIX = (
     "data.split=mine",
@@ -170,9 +171,22 @@ def test_a_change_that_does_not_fit_the_tensors_is_refused(resumed, capsys):
 
 def test_a_run_that_was_killed_before_its_first_snapshot_keeps_its_settings(work_dir, tmp_path, capsys):
     shutil.copy(work_dir / "experiment.json", tmp_path)
-    assert run_command(["--resume", "--work-dir", str(tmp_path), "--max-steps", "0", "--set", "log_every=1"]) == 0
+    more = ["--max-steps", "0", "--set", "log_every=1", "--set", "optim.batch_size=24"]
+    assert run_command(["--resume", "--work-dir", str(tmp_path), *more]) == 0
     assert settings_of(tmp_path)[0].data.split == "mine"
-    assert "log_every was 2 in experiment.json and is now 1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "log_every was 2 in experiment.json and is now 1" in shown
+    assert "the training split has only 16 clips, fewer than optim.batch_size=24: the clips are repeated" in shown
+
+
+def test_a_config_with_other_settings_is_refused(resumed, tmp_path, capsys):
+    experiment, _ = settings_of(resumed)
+    (tmp_path / "same.json").write_text(json.dumps(to_settings(experiment)))
+    (tmp_path / "other.json").write_text(json.dumps(to_settings(override(experiment, "optim.lr=0.5"))))
+    words = ["export", str(resumed), "--format", "safetensors", "--out", str(tmp_path / "net.safetensors"), "--config"]
+    assert run_command([*words, str(tmp_path / "same.json")]) == 0
+    assert run_command([*words, str(tmp_path / "other.json")]) == 2
+    assert "with optim.lr=0.1, but" in capsys.readouterr().err
 
 
 def test_folders_and_files_without_settings_are_one_sentence_with_a_way_out(tmp_path, capsys):

@@ -60,12 +60,14 @@ def train(options: Options, arguments: list[str]) -> int:
     profile = steps_of(options.profile) if options.profile else None
     # torch is imported only here, because help, --list and mistakes in settings do not need it.
     from models.weights.layouts import read_weights
+    from trainer.data import check_place
     from trainer.runtime.cards import check_cards
     from trainer.runtime.cuda_graph import check_replay
     from trainer.runtime.num_ranks import advice_for_all, world_size_of
     from trainer.runtime.ranks import device_of, launch, restarted, started_by_launcher
     from trainer.session import train_here
 
+    check_place(experiment)
     device = device_of(options.device)
     world_size = world_size_of(experiment, options.ranks, device)
     check_division(experiment, world_size)

@@ -24,7 +24,7 @@ from trainer.experiments import EXPERIMENTS
 from trainer.runtime.ranks import Ranks
 from trainer.settings import SETTINGS, Choice, changed, experiment_named, experiment_of
 from trainer.snapshots.writer import best_valid, newest_valid
-from trainer.stored import changes_told, from_json, to_settings
+from trainer.stored import changes_told, differences, from_json, shortened, to_settings
 
 METADATA = "duet"  # the key of our metadata in an exported file; the metadata contain the settings as `settings`
 
@@ -178,9 +178,18 @@ def of_leader(experiment: Experiment, ranks: Ranks) -> Experiment:
 
 
 def check_name(options: Choice, stored: Experiment, place: Path, way_out: str) -> None:
-    """Raise UserError if --exp names another experiment than the stored one, whose settings would be used."""
+    """Raise UserError if --exp names another experiment than the stored one, whose settings would be used.
+
+    Also raises it if --config names a file with other settings, because these would have no effect.
+    """
     if not options.named or f"name={stored.name}" in options.set:
         return
-    name = experiment_named(options).name
-    if name != stored.name:
-        raise UserError(f"{place} belongs to experiment {stored.name}, not to {name}: {way_out}")
+    named = experiment_named(options)
+    if named.name != stored.name:
+        raise UserError(f"{place} belongs to experiment {stored.name}, not to {named.name}: {way_out}")
+    if options.config is not None and named != stored:
+        key, was, now = next(differences(stored, named))
+        raise UserError(
+            f"{place} has its own settings, with {key}={shortened(was)}, but {options.config} has {key}="
+            f"{shortened(now)}: leave out --config, and change settings with --set"
+        )
