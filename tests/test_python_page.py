@@ -11,6 +11,7 @@ from tests.programs import ROOT, run_forked
 def test_the_code_of_the_page_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "python.md").read_text()
     (command,) = re.findall(r"^```sh\npython (.+?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "data").mkdir()
     done = run_forked(*shlex.split(command.replace("\\\n", "")), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     blocks = re.findall(r"^```python\n(.+?)^```$", page, re.MULTILINE | re.DOTALL)

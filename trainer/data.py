@@ -98,12 +98,12 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
 
 
 def check_place(experiment: Experiment) -> None:
-    """Raise UserError outside the checkout, unless the annotation file is there, so that no data are made there."""
+    """Raise UserError outside the checkout, unless a folder for data is there, so that none is made by mistake."""
     file = Path(experiment.data.annotations)
-    if not (file.is_absolute() or file.exists() or Path.cwd() == ROOT):
+    if not (file.is_absolute() or Path(file.parts[0]).exists() or Path.cwd() == ROOT):
         raise UserError(
-            f"there is no {file} in {Path.cwd()}: experiments find their data from the checkout, so start again after "
-            f"cd {ROOT}"
+            f"there is no {file.parts[0]} in {Path.cwd()}, which is not the checkout: start again after cd {ROOT}, or "
+            "make this folder to keep data in it"
         )
 
 

@@ -67,12 +67,12 @@ def train(options: Options, arguments: list[str]) -> int:
     from trainer.runtime.ranks import device_of, launch, restarted, started_by_launcher
     from trainer.session import train_here
 
-    check_place(experiment)
     device = device_of(options.device)
     world_size = world_size_of(experiment, options.ranks, device)
     check_division(experiment, world_size)
     check_source(experiment, device)
     check_cards(experiment.optim.precision, device, world_size)
+    check_place(experiment)
     if experiment.cuda_graph:
         check_replay(device, world_size)
     if options.init is not None:
