@@ -173,6 +173,16 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted(times, key=times.__getitem__)
 
 
+def state_of(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and modification time of the manifest and its parts. They change whenever a line is written."""
+    state = []
+    for path in [folder / "manifest.jsonl", *parts_of(folder)]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            stat = path.stat()
+            state.append((path.name, stat.st_size, stat.st_mtime_ns))
+    return state
+
+
 def read_lines(folder: Path) -> list[dict[str, Any]]:
     """All lines of the manifest and its parts. A line that was cut off by a kill is left out."""
     lines = []

@@ -60,19 +60,18 @@ def look_elsewhere(
     todo: Survey, rows: Sequence[int], table: ClipTable, out: Path, settings: PackSettings, console: Console
 ) -> None:
     """Look in other packs for the clips of `rows` that the pack in `out` lacks, and note in `todo` what was found."""
-    names = table.names.tolist()
+    if todo.stale:
+        _say_what_is_gone(out, len(todo.stale), console)
     if all(reason == LOST for reason in todo.stale.values()):
         return
+    names = table.names.tolist()
     earlier = earlier_packs(out)
     for place in [*earlier, *map(Path, others(out))]:
         missing = [row for row in rows if row not in todo.clips and todo.stale.get(row) != LOST]
         if not missing:
             return
         wanted = {todo.joints[row]: row for row in missing}
-        if place in earlier:
-            lines = _earlier(place, wanted, table, out, settings)
-        else:
-            lines = _made_elsewhere(place, wanted, out, console)
+        lines = _earlier(place, wanted, table, out, settings) if place in earlier else _made_elsewhere(place, wanted)
         found = Survey(todo.videos, todo.joints)
         match(found, missing, index_of(lines.values()).columns, out, names, settings, console)
         for row, clip in found.clips.items():
@@ -98,16 +97,18 @@ def earlier_packs(out: Path) -> list[Path]:
     return [*([out] if own else []), *below]
 
 
-def _made_elsewhere(place: Path, wanted: dict[str, int], out: Path, console: Console) -> dict[str, Line]:
+def _say_what_is_gone(out: Path, number: int, console: Console) -> None:
+    for folder in others(out):
+        if not Path(folder).is_dir():
+            text = f"so up to {number} clips are made again; stop this and mount it, or remove it from {out / OTHERS}"
+            console.print(f"{folder}, where prepare --out made a pack, cannot be found, {text}", **PLAIN)
+
+
+def _made_elsewhere(place: Path, wanted: dict[str, int]) -> dict[str, Line]:
     """The lines of a pack that was made with --out, by clip."""
-    if not place.is_dir():
-        text = f"so {len(wanted)} clips may be made again; mount it, or remove it from {out / OTHERS}"
-        console.print(f"{place}, where prepare --out made a pack, cannot be found, {text}", **PLAIN)
-        return {}
-    lines = read_manifest(place)
     return {
         clip: line | {"file": str(place / line["file"]) if line["file"] else ""}
-        for clip, line in lines.items()
+        for clip, line in read_manifest(place).items()
         if line["joints"] in wanted
     }
 
@@ -148,7 +149,7 @@ def _fewest(line: Line, table: ClipTable, row: int, settings: PackSettings, coun
     joints = table.clip_joints(row)[..., :2]
     height, width = int(table.height[row]), int(table.width[row])
     (left, top, right, bottom), (across, down) = line["region"], line["source_size"]
-    for fewest in (FEWEST, count):
+    for fewest in (min(FEWEST, count), count):
         need = crop_region(joints, height, width, fewest)
         to_x, to_y = across / width, down / height
         covers = (
@@ -159,5 +160,5 @@ def _fewest(line: Line, table: ClipTable, row: int, settings: PackSettings, coun
         )
         scale = min(1.0, settings.box_pixels / (need.side * to_x))
         if covers and (fewest >= count or line["frame_size"][0] / (right - left) >= ENOUGH * scale):
-            return need.fewest if fewest == FEWEST else count
+            return need.fewest if fewest <= FEWEST else count
     return None

@@ -165,7 +165,7 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
         # A run may still read a file that has been made anew under another name.
         stray = [] if any(use.is_read for use in uses) else _stray_files(pack, lines.values())
         _say_what_is_freed(pack, dead, idle, stray, console)
-        if only_say or not (idle or stray):
+        if only_say or not (idle or stray or dead):
             return
         for file in [*(pack / line["file"] for line in idle if _is_inside(line)), *stray]:
             file.unlink(missing_ok=True)
@@ -173,6 +173,9 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
         _keep(pack, {clip: line for clip, line in lines.items() if clip not in gone})
         for folder in [*(use.folder for use in dead), *_empty_packs(pack)]:
             shutil.rmtree(folder)
+        for joints in (pack / "users").glob("*.npy"):
+            if not any(joints.parent.glob(f"{joints.stem}-*")):
+                joints.unlink()
         console.print(f"{pack}: freed", **PLAIN)
 
 
@@ -191,11 +194,8 @@ def _stray_files(pack: Path, lines: Iterable[Line]) -> list[Path]:
 def _say_what_is_freed(pack: Path, dead: list[TableUse], idle: list[Line], stray: list[Path], console: Console) -> None:
     own = [line for line in idle if _is_inside(line)]
     freed = sum(line["clip_bytes"] for line in own) + sum(path.stat().st_size for path in stray)
-    if not idle and not stray:
-        console.print(f"{pack}: every clip is used", **PLAIN)
-        return
     text = f"{len(own)} clips and {len(stray)} other files, {size_text(freed)}, are used by nothing"
-    console.print(f"{pack}: {text}", **PLAIN)
+    console.print(f"{pack}: {text if idle or stray else 'every clip is used'}", **PLAIN)
     for use in dead:
         files = ", ".join(use.files) or "an unknown file"
         console.print(f"  no longer used: {files}, {use.settings} ({len(use.clips)} clips)", **PLAIN)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
-from pipelines.packs.format import PackSettings, index_is_current, merge_parts, read_index
+from pipelines.packs.format import PackSettings, index_is_current, merge_parts, read_index, state_of
 from pipelines.packs.pack import Pack
 from pipelines.prepare.elsewhere import look_elsewhere, others
 from pipelines.prepare.estimate import estimate, record_speed
@@ -63,14 +63,14 @@ def prepare(
             joints = ["" if row not in rows else joints_digest(table, row) for row in range(len(table))]
         task = Task(table, joints, rows, videos, out, settings, max_bad, console, follow_links)
         with look_for_clips(out):
-            todo = look(task)
+            state, todo = state_of(out), look(task)
             complete = not todo.is_incomplete() and index_is_current(out)
             in_use = register(task, todo, user) if complete else []
         if not complete:
             with make_clips(out, key_of(table, settings), console):
                 note_user(task, user)
-                # Look again, because another run may have made clips while this one waited for the lock.
-                todo = look(task)
+                if state_of(out) != state:  # another run has made clips while this one waited for the lock
+                    todo = look(task)
                 frames, begin = int(table.total_frames[list(todo.stale)].sum()), time.monotonic()
                 made = Run(task, todo).make(workers)
                 record_speed(task, workers, made, frames, time.monotonic() - begin)

@@ -212,6 +212,7 @@ def test_training_finds_what_was_made_elsewhere(data, tmp_path):
     assert f"{out} has these clips, but they cannot be used: 24 made with other settings" in said
     shutil.rmtree(out)
     _, said = data.pack(data.clips)
+    assert f"{out}, where prepare --out made a pack, cannot be found, so up to 24 clips are made again" in said
     assert "24 whose file in the pack is missing" in said
 
 
@@ -220,7 +221,8 @@ def test_a_folder_that_cannot_be_found_is_told(data, tmp_path):
     (tmp_path / "gone").rmdir()
     _, said = data.pack([clip | {"keypoint": clip["keypoint"] + 1} for clip in data.clips[:2]])
     assert (
-        f"{tmp_path / 'gone'}, where prepare --out made a pack, cannot be found, so 2 clips may be made again" in said
+        f"{tmp_path / 'gone'}, where prepare --out made a pack, cannot be found, so up to 2 clips are made again"
+        in said
     )
 
 

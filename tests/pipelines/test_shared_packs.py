@@ -16,6 +16,7 @@ from pipelines.packs.format import PackError, PackSettings, digest_of, parts_of,
 from pipelines.packs.pack import open_pack
 from pipelines.prepare.content import digest_of_video
 from pipelines.prepare.locks import make_clips
+from pipelines.prepare.run import Run
 from trainer.experiments import EXPERIMENTS
 
 
@@ -115,7 +116,7 @@ def test_two_copies_of_a_data_set_can_be_used_in_turn(data, tmp_path):
     for number in range(4):
         data.videos = copies[number % 2]
         said = data.pack(data.clips)[1]
-        assert ("comparing videos 24/24" in said) == (number < 2)
+        assert said.count("comparing videos 24/24") == (number < 2)  # they are read once
         assert "packing" not in said
 
 
@@ -162,6 +163,36 @@ def as_format_2(data, folder: Path, count: int) -> None:
     for name in ("manifest.jsonl", "lock"):
         (data.packs / name).unlink()
     data.packs.mkdir(exist_ok=True)
+
+
+def test_a_killed_takeover_can_be_done_again(data, monkeypatch):
+    as_format_2(data, data.packs / "0123456789abcdef", 48)
+    append, count = Run._append, []
+
+    def killed(self, line) -> None:
+        append(self, line)
+        count.append(line)
+        if len(count) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "_append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        data.pack(data.clips)
+    monkeypatch.undo()
+    _, said = data.pack(data.clips)
+    assert "19 clips of other packs are used where they are" in said
+    assert "24 of 24 clips; 0 made" in said
+
+
+def test_packs_for_samples_of_few_frames_serve_these_and_longer_ones(data):
+    few = PackSettings(box_pixels=64, count=4)
+    data.clips[3] = data.clips[3] | {"keypoint": data.clips[3]["keypoint"].copy()}
+    data.clips[3]["keypoint"][:, 2] = 0
+    shutil.rmtree(data.packs)
+    data.pack(data.clips, settings=few)
+    as_format_2(data, data.packs / "0123456789abcdef", 4)
+    assert data.encoded(data.clips, settings=few) == 0
+    assert data.encoded(data.clips) == 0
 
 
 @pytest.mark.parametrize("place", ["packs/0123456789abcdef", "packs"])
