@@ -114,7 +114,7 @@ def kernels(
     Args:
         count: registers compiles every launch without a GPU, and counts its registers, shared memory and spills; bytes
             counts the bytes that the launches of a training step move. Without this option the kernels are timed.
-        every: count registers only for every n-th call, and for each kernel's call that needs the most registers.
+        every: count registers only for every n-th call, and for the calls that the committed record calls heaviest.
         device: where to time; cpu needs --toy.
         toy: use tiny sizes, only to test that the timing runs.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.

@@ -200,7 +200,7 @@ def _work(part: Part, target: Target, connection: Connection) -> None:
 
 
 def _end_with_suite() -> None:
-    """Wait until the process of the suite has ended, even by SIGKILL, and then end this process of a part."""
+    """Wait until the suite's process has ended, even by SIGKILL. Then end this process, which runs a part."""
     suite = multiprocessing.parent_process()
     assert suite is not None
     suite.join()

@@ -28,7 +28,7 @@ def meanings(settings: type) -> dict[str, str]:
 
 
 def explain(settings: type, field: str, name: str) -> str:
-    """Default and meaning of a field, called `name`: `clip.flip (default 0.5): Probability that ...`."""
+    """A field's full `name`, its default and its meaning, such as `clip.flip (default 0.5): Probability that ...`."""
     value = default_of(settings, field)
     default = "no default" if value is MISSING else f"default {as_text(value)}"
     return f"{name} ({default}): {meanings(settings)[field]}"

@@ -56,7 +56,7 @@ def serve(requests: socket.socket) -> dict[str, Any]:
 
 
 def report_ends(exit_codes: dict[int, int]) -> None:
-    """Write the exit code of each fork that has ended to the file for it."""
+    """For each fork that has ended, write its exit code to the file descriptor that `exit_codes` has for the fork."""
     for pid in list(exit_codes):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:

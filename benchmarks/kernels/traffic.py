@@ -94,9 +94,9 @@ class Traffic:
             if argument.base <= lowest < argument.base + argument.size:
                 break
         else:
-            raise IndexError(f"{launch.kernel}: an address to be {how} is in none of the arguments")
+            raise IndexError(f"{launch.kernel}: an address that is {how} lies in none of the arguments")
         if highest + argument.item > argument.base + argument.size:
-            raise IndexError(f"{launch.kernel}: an address to be {how} is after the end of its argument")
+            raise IndexError(f"{launch.kernel}: an address that is {how} lies after the end of its argument")
         getattr(argument, how)[(addresses - argument.base) // argument.item] = True
         launch.asked += addresses.size * argument.item
 

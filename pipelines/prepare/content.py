@@ -23,7 +23,10 @@ class Stamp(NamedTuple):
     inode: int
 
     def before(self, stamps: list[list[int]]) -> list[list[int]]:
-        """This stamp and the three newest others. Two copies of a data set may be used in turn."""
+        """This stamp, then the first three of `stamps` that differ from it.
+
+        Several stamps are kept because copies of a data set may be used in turn.
+        """
         return [list(self), *(stamp for stamp in stamps if stamp[2] and stamp != list(self)), *NO_STAMPS][:4]
 
 

@@ -62,7 +62,8 @@ def _speed_file(out: Path) -> Path:
     return out / f"speed-{platform.node() or 'unknown'}.json"
 
 
-LONG = 100  # clips that a run must have made so that its speed counts; of a shorter run the start is too large a part
+# A run's speed counts if the run has made this many clips. In a shorter one the start takes too much of the time.
+LONG = 100
 
 
 def record_speed(task: Task, workers: int | None, clips: int, frames: int, seconds: float) -> None:

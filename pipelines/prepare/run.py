@@ -114,7 +114,7 @@ class Run:
     def _check_missing(self) -> None:
         """Report the clips that have no video. If there are too many, a single UserError reports all of them.
 
-        The videos that other shards lack count as well, so that the smallest shard notices a wrong folder.
+        Missing videos of other shards' clips count as well, so that even the smallest shard notices a wrong folder.
         """
         if not self.todo.stale:
             return

@@ -1,4 +1,4 @@
-"""EPAM-Net: its attention equals the 5-D form and trains the pose stream, and sizes that do not match are refused."""
+"""EPAM-Net: the attention equals the 5-D form and passes gradients to the pose stream; sizes must match."""
 
 import pytest
 import torch

@@ -108,8 +108,8 @@ def test_x3d_streams_merge_into_epam(tmp_path, out):
     torch.testing.assert_close(model.cls_head.fc_rgb(pooled), streams["rgb"](**inputs).logits["rgb"])
 
 
-def test_epam_starts_from_the_guides_pair_too(tmp_path):
-    """The two streams of ntu60_x3d meet only in the head, so EPAM-Net can start from the weights of each."""
+def test_epam_can_start_from_ntu60_x3d(tmp_path):
+    """The two streams of ntu60_x3d meet only in the head, so EPAM-Net can start from the weights of both streams."""
     pair = stir(build_model(replace(PAIR, num_coarse=3, pcan=SMALL_PCAN.pcan)))
     torch.save({"model": pair.state_dict()}, tmp_path / "latest.pth")
     model = build_model(EPAM)

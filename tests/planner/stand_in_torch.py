@@ -17,9 +17,10 @@ CUDA, META, DEVICE_TYPES = 1, 14, 21  # values of c10::DeviceType
 
 
 def stand_in_for_torch(card: Card) -> None:
-    """Make torch accept fake tensors on the card, and compile networks for it, up to the generated code.
+    """Make torch accept fake tensors on the card, and generate code for networks that are compiled for the card.
 
-    This cannot be undone, so it needs a process of its own. The answers assume cuDNN with channels_last convolutions.
+    This cannot be undone, so it needs a process of its own. Torch is told that cuDNN computes the convolutions, in
+    channels_last.
     """
     stand_in(card.arch)
     answers = {

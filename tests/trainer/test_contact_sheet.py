@@ -15,7 +15,10 @@ SIDE, GAP, TITLE, MARGIN = sheet.SIDE, sheet.GAP, sheet.TITLE, sheet.MARGIN
 
 
 def batch_of(num_clips: int = 3, num_valid: int = 2, frames: int = 4, size: int = 32) -> Batch:
-    """Return a batch. Frame t of clip n has colour (40 * n, 50 * t, 90); its joint is left if n + t < 2, else right."""
+    """Return a batch. Frame t of clip n has colour (40 * n, 50 * t, 90).
+
+    A frame has one joint, in its left half if n + t < 2, otherwise in its right half.
+    """
     rgb = torch.zeros(num_clips, frames, size, size, 3, dtype=torch.uint8)
     heatmap = torch.zeros(num_clips, 2 * frames, 8, 8, 5, dtype=torch.bfloat16)  # channels last
     for clip in range(num_clips):

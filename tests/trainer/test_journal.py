@@ -275,7 +275,7 @@ def test_the_clock_forgets_the_first_step_and_the_pauses(monkeypatch: pytest.Mon
     for seconds, waited in ((90.0, 1.0), (2.0, 0.5), (2.0, 0.5)):  # the first step compiles
         now[0] += seconds
         clock.tick(16, waited)
-    now[0] += 600.0  # a validation
+    now[0] += 600.0  # a validation takes this long
     clock.start()
     now[0] += 2.0
     clock.tick(16, 0.5)

@@ -88,8 +88,9 @@ def assert_unbroken(log, run, unbroken):
     assert metrics_of(run) == metrics
 
 
-# Runs of two epochs of five steps, with snapshots after steps 2, 4 and 5 and after the validation. Each process resumes
-# the run of the process before it, and counts its own steps and writes. A number stands for `--max-steps`.
+# Runs of two epochs of five steps, with snapshots after steps 2, 4 and 5 of an epoch and after its validation. Each
+# process resumes the run of the process before it. In `step:N` and `snapshot:N`, N counts the steps or writes of one
+# process from 1. A plain number is the value of `--max-steps`, which counts the steps of the whole run.
 COURSES = {
     # Kills in steps 1, 4 and 3 of the first epoch and in step 1 of the second (the last two resume from one snapshot),
     # a stop after step 2 of the second epoch, and a kill in its last step.

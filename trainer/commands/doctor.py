@@ -31,7 +31,7 @@ SPACE = 40  # GB of free disk space: the packs of NTU-60 take about 35 GB
 SHARED_MEMORY = 1  # GB of free shared memory, which NCCL and worker processes need
 EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # for each extra, one of its packages
 CORES = 4  # CPU cores that read, decode and plan the batches of one GPU
-# By the first word of the experiment: how its annotation files and videos are called where they are published.
+# For the first word of an experiment's name: the published names of its annotation files and of its videos.
 PUBLISHED_DATA = {
     "ntu60": ("ntu60_2d.pkl of MMAction2 (pyskl: ntu60_hrnet.pkl)", "NTU RGB+D 60"),
     "ntu120": ("ntu120_2d.pkl of MMAction2 (pyskl: ntu120_hrnet.pkl)", "NTU RGB+D 120"),

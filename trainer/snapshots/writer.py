@@ -42,8 +42,8 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
     """The newest intact snapshot in `folder`, or None if there is none.
 
     Tries the target of the link latest.pth first, because file names do not always show which snapshot is the newest:
-    after a resume with a larger batch, an epoch has fewer steps. Next come the rolling snapshots, from the highest
-    epoch and step down. Next comes latest.pth itself, which may be a file that somebody copied into the folder. The
+    after a resume with a larger batch, an epoch has fewer steps. Next come the rolling snapshots, in descending
+    order of epoch and step. Next comes latest.pth itself, which may be a file that somebody copied into the folder. The
     best snapshots come last. `say` is called with a sentence about each damaged file that is skipped.
     """
     tried = set()
@@ -299,7 +299,7 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _newest_first(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
-    """The files in `folder` whose names match, from the highest epoch and step down."""
+    """The files in `folder` whose names match, in descending order of epoch and step."""
     matches = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
     matches.sort(key=lambda pair: [int(number) for number in pair[0].groups()], reverse=True)
     return [path for _, path in matches]

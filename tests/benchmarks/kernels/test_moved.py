@@ -50,7 +50,7 @@ def test_a_kernel_counted_by_hand():
 
 
 def test_fences_around_arguments():
-    with pytest.raises(InterpreterError, match="add: an address to be read is after the end of its argument"):
+    with pytest.raises(InterpreterError, match="add: an address that is read lies after the end of its argument"):
         add(11)
 
 

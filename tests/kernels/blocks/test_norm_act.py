@@ -54,7 +54,10 @@ def make_case(case, dtype=torch.float32):
 
 
 def run(module, inputs, activation, dtype=None, rounded=None):
-    """Return result, statistics and gradients by name, computed in `dtype`. Tensors of x's type become `rounded`."""
+    """Return result, statistics and gradients by name, computed in `dtype`.
+
+    The result and the gradients of x, residual and gate are then converted to the type `rounded`, if it is given.
+    """
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     result, mean, var = module.norm_act(*leaves, activation)
     assert not mean.requires_grad
