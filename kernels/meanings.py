@@ -11,9 +11,9 @@ from typing import Any
 
 @functools.cache
 def meanings(settings: type) -> dict[str, str]:
-    """The docstring under each field of the dataclass `settings`, in one line, by the name of the field.
+    """The docstrings under the fields of the dataclass `settings`, each as one line, by the field's name.
 
-    Fields of its base classes are included. Fields without a docstring are left out.
+    Fields of base classes are included. Fields without a docstring are left out.
     """
     texts: dict[str, str] = {}
     for kind in reversed(settings.__mro__):
@@ -41,7 +41,7 @@ def default_of(settings: type, field: str) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """A value of a setting as --set takes it, such as `none`, `true` or `(1,2)`."""
+    """The value of a setting in the form that --set accepts, such as `none`, `true` or `(1,2)`."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

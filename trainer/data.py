@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]  # the checkout
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The table of an annotation file, and where the frames of its clips are read: packs, videos or nowhere."""
+    """The table of an annotation file, and what the frames of its clips are read from: a pack, videos or nothing."""
 
     table: ClipTable
     frames: FrameSource

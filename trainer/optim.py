@@ -21,7 +21,7 @@ GAMMA = 0.1  # factor of the learning rate at each milestone of the multistep sc
 def build_optimizer(config: OptimConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
     """AdamW from torch, or SGD from torch or from NVIDIA's apex; the two SGDs compute the same update.
 
-    With optim.impl=auto SGD is that of torch, because no record in benchmarks/records shows that apex is faster. Raises
+    With optim.impl=auto, torch's SGD is used, because no record in benchmarks/records shows that apex is faster. Raises
     UserError for `apex` if its compiled extension is not installed.
     """
     if config.kind == "adamw":

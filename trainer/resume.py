@@ -56,7 +56,7 @@ def state_of(run: Run) -> dict[str, Any]:
 def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> None:
     """Continue a new run from the `state` of a snapshot. Logs a line if the run will not be bit-exact from here on.
 
-    `changed` names the clips that are others than those of the snapshot: "training", "validation" or both.
+    `changed` says which clips are not the same as those of the snapshot: "training", "validation" or both.
 
     Learning rate, momentum factor and weight decay come from the experiment of `run`. If an older version wrote the
     snapshot without some part of `state`, that part starts as in a new run.
@@ -72,7 +72,7 @@ def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> N
     if "training" in changed:
         go_on_with_other_clips(run, epoch_clips)
     if "validation" in changed and cursor.validations:
-        run.journal.say(f"the best score so far, {cursor.best:.4f}, is that of the former validation clips")
+        run.journal.say(f"the best score so far, {cursor.best:.4f}, was reached on the former validation clips")
     if cursor.clips and cursor.batch_size != batch_size:
         run.journal.say(
             f"{cursor.clips} clips of this epoch are finished, in steps of {batch_size}: the epoch continues after "
@@ -90,7 +90,7 @@ def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> N
 
 
 def go_on_with_other_clips(run: Run, epoch_clips: int) -> None:
-    """Continue the epoch of a snapshot with other clips than those of the snapshot, and say how.
+    """Continue the epoch of a snapshot although its clips have changed, and say how.
 
     `epoch_clips` is the number of clips that an epoch had before.
     """
@@ -99,7 +99,7 @@ def go_on_with_other_clips(run: Run, epoch_clips: int) -> None:
     cursor.keep_share(epoch_clips)
     if finished and not done:
         run.journal.say(
-            f"{finished} of {epoch_clips} clips of epoch {cursor.epoch + 1} were finished: it continues after "
+            f"{finished} of {epoch_clips} clips of epoch {cursor.epoch + 1} were finished: the epoch continues after "
             f"{cursor.clips} of {cursor.epoch_clips}, the same share, so the learning rate goes on from where it was, "
             "but some clips may come twice in this epoch and others not at all"
         )

@@ -53,14 +53,14 @@ def experiment_of(options: Choice) -> Experiment:
 
 
 def experiment_named(options: Choice) -> Experiment:
-    """The experiment that --exp names or --config contains, as it is there. Raises UserError if there is none."""
+    """The unchanged experiment that --exp names or --config contains. Raises UserError if there is none."""
     if options.config is None:
         return own_experiment(options.exp) if ".py" in options.exp else shipped_experiment(options.exp)
     if options.exp:
         raise UserError(
             f"--exp {options.exp} and --config {options.config} both name an experiment: leave one of them out"
         )
-    # Imported here, because trainer/stored.py imports this file, which knows how values are read.
+    # Imported here, because trainer/stored.py itself imports this file.
     from trainer.stored import from_json
 
     try:
@@ -94,14 +94,14 @@ def own_experiment(choice: str) -> Experiment:
         raise UserError(f"--exp {choice}: {file} has {what}; the experiments in it are: {others}")
     if EXPERIMENTS.get(experiment.name, experiment) != experiment:
         raise UserError(
-            f"--exp {choice}: its name, {experiment.name}, belongs to another experiment; give it its own, as in "
+            f"--exp {choice}: the name {experiment.name} belongs to another experiment; choose another name, as in "
             f'replace(..., name="{name.lower()}")'
         )
     return experiment
 
 
 def shipped_experiment(name: str) -> Experiment:
-    """The experiment with this name. Raises UserError, with a similar name, if there is none."""
+    """The experiment with this name. If there is none, raises a UserError that suggests a similar name."""
     if name not in EXPERIMENTS:
         similar = get_close_matches(name, EXPERIMENTS, 1)
         hint = f"did you mean {similar[0]}?" if similar else f"the experiments are {', '.join(EXPERIMENTS)}"

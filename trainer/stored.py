@@ -46,9 +46,9 @@ def from_json(text: str | bytes, source: object, say: Callable[[str], None]) -> 
 def from_settings(settings: Any, source: object, say: Callable[[str], None]) -> Experiment:
     """The experiment that `to_settings` described, perhaps in another version of Duet.
 
-    A missing setting has its default, as if nothing had been set. Settings that this version does not know are named to
-    `say` in one sentence, which begins with `source`, the name of the file. Raises UserError, which names `source` too,
-    if a setting has no default and is missing, or if the experiment refuses a value.
+    A missing setting has its default, as if nothing had been set. If this version does not know some of the settings,
+    `say` is called with a sentence that names these and begins with `source`, the name of the file. Raises UserError,
+    which names `source` too, if a setting without a default is missing, or if the experiment refuses a value.
     """
     unknown: list[str] = []
     try:
@@ -73,7 +73,7 @@ def with_network(settings: Any) -> Any:
 
 
 def read_part(settings: Any, kind: Any, at: str, unknown: list[str]) -> Any:
-    """Create the dataclass `kind` from its settings. `at` begins the names of its fields, such as `optim.`.
+    """Create the dataclass `kind` from its settings. The names of its fields begin with `at`, such as `optim.`.
 
     Appends the names of settings that `kind` does not have to `unknown`. Raises UserError.
     """
@@ -138,7 +138,7 @@ def differences(before: Any, after: Any, at: str = "") -> Iterator[tuple[str, An
 
 
 def changes_told(before: Experiment, after: Experiment, source: str) -> Iterator[str]:
-    """A sentence for each setting that was changed, and whether the results mean something else now."""
+    """A sentence for each setting that was changed. It also says if the results mean something else because of that."""
     for key, was, now in differences(before, after):
         sentence = f"{key} was {shortened(was)} in {source} and is now {shortened(now)}"
         if any(f"{key}.".startswith(f"{part}.") for part in MEANING):
@@ -147,6 +147,6 @@ def changes_told(before: Experiment, after: Experiment, source: str) -> Iterator
 
 
 def shortened(value: Any) -> str:
-    """A value as --set takes it, of which at most LONGEST characters are left."""
+    """A value in the form that --set accepts, shortened to at most LONGEST characters."""
     text = as_text(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -8,9 +8,9 @@
     index/*.npy        the content of the manifest as arrays that can be memory-mapped, written at the end of `prepare`
     users/             which annotation files and experiments use which clips (prepare/users.py)
     others.json        the folders of further packs, which were made with --out
-    speed-HOST.json    how long the last long run on a machine took
+    speed-HOST.json    how fast the last long run on the machine HOST was
 
-A clip is identified by the content of its video, its joints and the encoder's settings. So all annotation files and
+A clip is identified by its joints, the content of its video, and the encoder's settings. So all annotation files and
 experiments share one pack, and a clip that two of them have in common is made once. A clip's file may also lie in a
 pack that an earlier version made, or in one that the user made elsewhere (prepare/elsewhere.py).
 `python -m pipelines.prepare` writes packs. docs/sources.md, "Clip packs", gives the reasons for the format.
@@ -35,7 +35,7 @@ from kernels.program import UserError
 from pipelines.config import ClipConfig
 from pipelines.geometry import FEWEST
 
-FORMAT = 3  # raise this number if the crop rule or the encoder change, so that all clips are made again
+FORMAT = 3  # raise this number if the crop rule or the encoder changes, so that all clips are made again
 
 
 class PackError(UserError):
@@ -49,8 +49,8 @@ class PackSettings:
     box_pixels: side of the smallest box that a sample of 32 pose frames can have, in pixels of the stored frames.
         Frames are never enlarged to this size.
     quality: quality of the JPEG frames, from 2 (best) to 31 (worst).
-    count: pose frames per sample. The clips serve every number of pose frames from 8 on, so this is no property of a
-        clip; only for a smaller `count` some clips are made again (geometry.crop_region).
+    count: pose frames per sample. Clips can be used with 8 pose frames or any larger number, so `count` is not part of
+        a clip's identity. Only for a smaller `count` are some clips made again (geometry.crop_region).
     """
 
     box_pixels: int = 256
@@ -77,14 +77,14 @@ def clip_id(source: str, joints: str, settings: str) -> str:
     return hashlib.sha256(f"{source} {joints} {settings}".encode()).hexdigest()[:20]
 
 
-# The columns of the index, and their types. Every line of the manifest has these keys, and `packets`.
+# The columns of the index, and their types. Every line of the manifest has these keys and the key `packets`.
 COLUMNS = {
     "clip": np.str_,  # the clip's identity
     "name": np.str_,  # a name of the clip; other annotation files may have other names for it
     "settings": np.str_,  # digest of the PackSettings
     "joints": np.str_,  # digest of the clip's joints and of the size of the annotated image
     "source": np.str_,  # digest of the video
-    "stamps": np.int64,  # [4, 3] size, modification time in ns and inode of the files that had this content last
+    "stamps": np.int64,  # [4, 3] size, modification time in ns and inode of the last four files with this content
     "source_size": np.int32,  # [2] (width, height) of the video in pixels
     "region": np.float64,  # [4] (left, top, right, bottom) of the stored region, in pixels of the video
     "frame_size": np.int32,  # [2] (width, height) of the stored frames in pixels
@@ -128,7 +128,7 @@ def file_for(name: str, clip: str, fewest: int) -> str:
 
 
 def original_name(video: Path) -> str:
-    """The name of the video from which a clip of a pack was made; the name of any other file as it is."""
+    """The file name of `video`. If the file is a clip of a pack, the clip's ID is left out of the name."""
     return re.sub(r"\.[0-9a-f]{8}(?=\.mov$)", "", video.name) if is_clip(video) else video.name
 
 
@@ -142,7 +142,7 @@ def is_clip(video: Path) -> bool:
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a pack, memory-mapped. If it is not current, it is built in memory from the manifest and its parts.
+    """The index of a pack, memory-mapped. If the index on disk is not current, one is built from the manifest.
 
     A folder without a pack has an empty index.
     """
@@ -202,7 +202,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return {line["clip"]: line for line in read_lines(folder) if "clip" in line}
 
 
-EARLIER = "manifest-2.jsonl"  # the lines of an earlier version, in a folder in which that version made a pack
+EARLIER = "manifest-2.jsonl"  # an earlier version's lines, in a folder where that version made a pack
 
 
 def earlier_lines(folder: Path) -> list[dict[str, Any]]:
@@ -270,7 +270,7 @@ def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash either its old or its new content is there, whole."""
+    """Write a file so that after a crash it has either its whole old content or its whole new content."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # other machines may write this file at the same time
     with open(part, "wb") as file:
         file.write(content)

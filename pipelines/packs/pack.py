@@ -1,4 +1,4 @@
-"""A pack as the clips of one annotation table see it, and reading frames from it."""
+"""A pack with one row for each clip of an annotation table, from which single frames are read."""
 
 import os
 import zlib
@@ -15,7 +15,7 @@ from pipelines.packs.format import Index, PackError, earlier_lines, read_index
 class Pack:
     """A pack that is open for reading, with one row per clip. Several threads may read at once.
 
-    Rows are those of an annotation table, or all clips of the pack if it was opened by `open_pack`. Everything that
+    The rows are those of an annotation table. `open_pack` gives all clips of the pack a row instead. Everything that
     is read from the index is in memory, because another machine may replace the index during a long run.
 
     columns: arrays of n rows each (see COLUMNS in format.py). A row whose `num_frames` is 0 has no frames.
@@ -34,7 +34,7 @@ class Pack:
 
     @classmethod
     def of(cls, folder: Path, index: Index, rows: np.ndarray, names: np.ndarray, bad: dict[str, str]) -> "Pack":
-        """The clips in these `rows` of an index, which the table calls `names`. Row -1 is a clip without frames."""
+        """Open the clips in `rows` of an index under the table's `names` for them. Row -1 is a clip without frames."""
         absent, some = rows < 0, np.maximum(rows, 0)
         if len(index.columns["clip"]):
             columns = {key: np.array(column[some]) for key, column in index.columns.items()}
@@ -101,7 +101,7 @@ class Pack:
 
 
 def open_pack(folder: Path) -> Pack:
-    """All clips of a pack, for whichever annotation file they were made. Raises PackError if there are none."""
+    """Open a pack with all its clips, whichever annotation file they are from. Raises PackError if there are none."""
     index = read_index(folder)
     if not len(index.columns["clip"]) and earlier_lines(folder):
         raise PackError(

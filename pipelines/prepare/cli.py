@@ -52,7 +52,7 @@ def main(
     Args:
         annotations: annotation file, a pickle with skeletons
         videos: folder of the videos, which may lie in subfolders and have any video extension and the suffix `_rgb`
-        out: folder of the pack instead of --packs, where a note of it is kept, so that training finds it
+        out: make the pack in this folder; a note in the folder --packs tells training where it is
         count: pose frames per sample, if these are fewer than 8
         box_pixels: pixels per side of the smallest box of 32 frames, if the video has enough pixels
         quality: quality of the JPEG frames, from 2 (best) to 31; on NTU, 3 means a PSNR of 46 dB at 0.067 bytes per
@@ -60,7 +60,7 @@ def main(
         workers: number of processes that encode (default: one per core)
         max_bad: the largest share of clips that may lack a usable video
         shard: make only part I of N, as I/N with I from 0 to N-1 (docs/clusters.md)
-        dry_run: only say how many clips would be made, how long that takes, and the disk space
+        dry_run: only say how many clips would be made, and how much time and disk space that takes
         follow_links: follow links that lead out of the folder of the videos
         packs: folder of the pack that training uses (data.packs)
         cache: folder in which tables of annotation files are stored
@@ -97,7 +97,7 @@ def packs_main(
         list: show the size of the pack, and the annotation files and experiments that use it
         drop: free the clips that no annotation file and no running program uses any more
         dry_run: only say what --drop would free
-        unused_days: also free the clips of annotation files that were not used for so many days
+        unused_days: also free the clips of annotation files that have not been used for this many days
         packs: folder of the pack
         cache: folder in which tables of annotation files are stored
     """

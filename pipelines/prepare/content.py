@@ -1,6 +1,6 @@
 """Tells whether a video is the one from which a clip was made.
 
-The quick answer is the video's stamp. If the stamp is another one, the whole content decides.
+The quick answer is the video's stamp. If the stamp has changed, the whole content decides.
 """
 
 import hashlib
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from pipelines.videos.decode import VideoError
 
-ENDS = "ends:"  # begins the digest of an earlier version, which covers only the size and the first and last MiB
+ENDS = "ends:"  # prefix of an earlier version's digests, which cover only the size and the first and last MiB
 
 
 class Stamp(NamedTuple):
     """What changes when a file is written or replaced: size in bytes, modification time in ns, and inode.
 
-    An inode of 0 is not known, and an inode of -1 stands for no file.
+    The inode is 0 if it is not known, and -1 if the stamp stands for no file.
     """
 
     bytes: int

@@ -1,9 +1,10 @@
-"""Finds clips in other packs, so that they need not be made again: in those of earlier versions and of `prepare --out`.
+"""Finds clips in packs of earlier versions and of `prepare --out`, so that these clips need not be made again.
 
-They stay where they are. The pack only records where their files lie, so nothing is copied, and a kill does no harm.
+The clips stay where they are. The pack only records where their files lie, so nothing is copied, and a kill does no
+harm.
 
-Earlier versions kept a pack for each annotation file and each number of pose frames in a folder of its own, within the
-folder of all packs. Its clips serve as they are if the region that they store suffices, and if they have enough pixels.
+Earlier versions made a pack for each annotation file and number of pose frames. Each of these packs has a folder of its
+own, within the folder of all packs. A clip in it is used as it is if its region is large enough and has enough pixels.
 """
 
 import json
@@ -49,7 +50,7 @@ def note(packs: Path, out: Path) -> None:
 
 
 def others(packs: Path) -> list[str]:
-    """The folders that were noted."""
+    """The folders that `note` has noted in `packs`."""
     try:
         return json.loads((packs / OTHERS).read_text())
     except (OSError, ValueError):
@@ -100,12 +101,12 @@ def earlier_packs(out: Path) -> list[Path]:
 def _say_what_is_gone(out: Path, number: int, console: Console) -> None:
     for folder in others(out):
         if not Path(folder).is_dir():
-            text = f"so up to {number} clips are made again; stop this and mount it, or remove it from {out / OTHERS}"
+            text = f"so up to {number} clips are made again; stop this run and mount the folder, or remove it from {out / OTHERS}"
             console.print(f"{folder}, where prepare --out made a pack, cannot be found, {text}", **PLAIN)
 
 
 def _made_elsewhere(place: Path, wanted: dict[str, int]) -> dict[str, Line]:
-    """The lines of a pack that was made with --out, by clip."""
+    """The lines for the `wanted` joints in a pack that was made with --out, by clip."""
     return {
         clip: line | {"file": str(place / line["file"]) if line["file"] else ""}
         for clip, line in read_manifest(place).items()
@@ -116,7 +117,7 @@ def _made_elsewhere(place: Path, wanted: dict[str, int]) -> dict[str, Line]:
 def _earlier(
     place: Path, wanted: dict[str, int], table: ClipTable, out: Path, settings: PackSettings
 ) -> dict[str, Line]:
-    """The lines of an earlier version's pack, by clip, in today's form."""
+    """The usable lines for the `wanted` joints in an earlier version's pack, by clip, in today's form."""
     counts = {_earlier_digest(count, settings): count for count in range(1, 1025)}
     within = "" if place == out else f"{place.name}/"
     lines = {}
@@ -136,16 +137,16 @@ def _earlier(
 
 
 def _earlier_digest(count: int, settings: PackSettings) -> str:
-    """The digest by which format 2 named settings."""
+    """The digest that stands for these settings in packs of format 2."""
     return digest_of({"format": 2, "count": count, "box_pixels": settings.box_pixels, "quality": settings.quality})
 
 
 TOLERANCE = 2  # pixels of the video by which a region may be too small; regions are rounded to even pixels
-ENOUGH = 0.9  # share of the scale that a new clip would have
+ENOUGH = 0.9  # share of a new clip's scale that an earlier clip must have
 
 
 def _fewest(line: Line, table: ClipTable, row: int, settings: PackSettings, count: int) -> int | None:
-    """The number of pose frames from which on a clip serves that was made for `count`, or None if for none."""
+    """The smallest number of pose frames for which a clip made for `count` can be used, or None if there is none."""
     joints = table.clip_joints(row)[..., :2]
     height, width = int(table.height[row]), int(table.width[row])
     (left, top, right, bottom), (across, down) = line["region"], line["source_size"]

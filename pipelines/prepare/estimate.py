@@ -23,7 +23,7 @@ from pipelines.prepare.survey import Survey
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a frame costs: seconds (with all workers together) and bytes. basis: what this was measured on."""
+    """Seconds (of all workers together) and bytes that a frame takes. basis: says on which clips this was measured."""
 
     seconds: float
     bytes: float
@@ -47,7 +47,7 @@ def estimate(task: Task, todo: Survey, workers: int | None) -> None:
     hours, needed, free = pace.seconds * frames / 3600, pace.bytes * frames, shutil.disk_usage(_above(task.out)).free
     duration = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes" if hours >= 0.03 else "a minute"
     say(
-        f"this takes about {duration} with {workers} processes and {size_text(needed)} of disk space, of which "
+        f"this takes about {duration} with {workers} processes and {size_text(needed)} of disk space; "
         f"{size_text(free)} are free{'' if needed + SPARE < free else ': too little'} ({pace.basis})",
         **PLAIN,
     )

@@ -1,8 +1,8 @@
-"""What a pack contains and who uses it (`prepare --list`), and freeing the clips that nothing uses (`prepare --drop`).
+"""Shows what a pack contains and who uses it (`prepare --list`), and frees clips that nothing uses (`prepare --drop`).
 
-A table uses its clips as long as an annotation file with its content exists or a run reads them. If the content of the
-file has changed since, the file still uses the clips of its former content until its new content is prepared. A file
-whose folder is missing as well may lie on a disk that is not mounted here, so it counts as existing.
+A table uses its clips as long as a run reads them, or an annotation file with the table's content exists. If a file's
+content has changed, the file still uses the clips of its former content until its new content is prepared. If the
+folder of a file is missing too, the file may lie on a disk that is not mounted here, so it counts as existing.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ Line = dict[str, Any]
 class TableUse:
     """The use of a pack by one table with one set of settings.
 
-    folder: its folder in the pack, users/KEY. clips: identities of its clips.
-    files: its annotation files, and the time of the last use of each. present: those that still exist.
+    folder: the table's folder in the pack, users/KEY. clips: identities of the table's clips.
+    files: the table's annotation files, with the time of each file's last use. present: the files that still exist.
     experiments: the time of the last use by each experiment. settings: the encoder's settings, as text.
     is_read: whether a run is reading the clips or making them.
     """
@@ -79,9 +79,9 @@ def uses_of(pack: Path, lines: Iterable[Line], cache: Path) -> list[TableUse]:
 
 
 def _clips_of_table(folder: Path, table: str, clips_for: dict[tuple[str, str], set[str]]) -> set[str]:
-    """The clips that a table used last, and for joints without such a clip all clips with these joints.
+    """The clips that a table used last, and for joints that none of these clips has, all clips with these joints.
 
-    So the clips that a killed run has made count as well.
+    So clips made by a run that was killed count as well.
     """
     last, settings = set(clips_of(folder).tolist()), folder.name.partition("-")[2]
     used = last.copy()
@@ -100,11 +100,11 @@ def _digest(file: str, cache: Path) -> str | None:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a run holds this lock. Where the file system has no locks, it is taken as held."""
+    """Whether a run holds this lock. On a file system without locks, every lock counts as held."""
     try:
         with if_alone(path) as alone:
             return not alone
-    except OSError:  # a pack that cannot be written, whose locks cannot be opened
+    except OSError:  # the pack cannot be written, so its locks cannot be opened
         return True
 
 
@@ -136,7 +136,7 @@ def show(pack: Path, cache: Path, console: Console) -> None:
             text = f"made by an earlier version, {number} of its {len(names)} clips are part of this pack"
             console.print(f"  {folder}: {text}", **PLAIN)
     for folder in others(pack):
-        console.print(f"  {folder}: made with --out, used from here", **PLAIN)
+        console.print(f"  {folder}: made with --out; runs that use this pack also find its clips", **PLAIN)
 
 
 def _extent(lines: Iterable[Line]) -> str:
@@ -145,11 +145,11 @@ def _extent(lines: Iterable[Line]) -> str:
 
 
 def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, days: int | None = None) -> None:
-    """Free the clips that no annotation file and no living run uses, and say first how much that is.
+    """Say how much space is taken by clips that no annotation file and no living run uses, and free these clips.
 
-    only_say: free nothing. days: also free the clips of annotation files that were not used for so many days.
+    only_say: free nothing. days: also free the clips of annotation files that have not been used for this many days.
     Clips that an earlier version made are freed only once a run of this version has used them. Files are removed before
-    their lines in the manifest, so if this is killed, it can be done again. Raises UserError if a run is making clips.
+    their lines in the manifest, so a call that was killed can be repeated. Raises UserError if a run is making clips.
     """
     if not (pack / "lock").exists():
         raise UserError(f"there is no pack in {pack}; name the folder of a pack with --packs")
@@ -162,7 +162,7 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
         dead = [use for use in uses if not use.is_alive(days)]
         used = set().union(*(use.clips for use in uses if use not in dead))
         idle = [line for line in lines.values() if line["clip"] not in used]
-        # A run may still read a file that has been made anew under another name.
+        # A run may still read the old file of a clip that has been made anew under another name.
         stray = [] if any(use.is_read for use in uses) else _stray_files(pack, lines.values())
         _say_what_is_freed(pack, dead, idle, stray, console)
         if only_say or not (idle or stray or dead):
@@ -180,12 +180,12 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
 
 
 def _is_inside(line: Line) -> bool:
-    """Whether the clip has a file, and this file belongs to the pack."""
+    """Whether the clip has a file in the folder of the pack."""
     return bool(line["file"]) and not Path(line["file"]).is_absolute()
 
 
 def _stray_files(pack: Path, lines: Iterable[Line]) -> list[Path]:
-    """Files of killed runs, and clips that were made anew under another name. No line names them."""
+    """Files that no line names: leftovers of killed runs, and old files of clips that now have another name."""
     named = {pack / line["file"] for line in lines}
     named |= {pack / f"clips/{line['name']}.mov" for line in earlier_lines(pack)}
     return [path for path in (pack / "clips").rglob("*.*") if path.is_file() and path not in named]

@@ -4,8 +4,8 @@
     users/KEY/making    exclusive for a run that makes all clips of a table, and shared by the runs that make its shards
     users/KEY/reading   shared by every run that reads the clips of a table
 
-The locks are those of flock. On a file system without locks, runs go on without them, and merging waits for a run
-without a shard.
+The locks are those of flock. On a file system without locks, runs go on without them, and only a run without
+--shard merges.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of network f
 
 @contextlib.contextmanager
 def make_clips(out: Path, key: str, console: Console, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Let only one run at a time make the clips of a table; with LOCK_SH, let its other shards work as well.
+    """A context in which no other run makes the clips of a table. With LOCK_SH, they may make its other shards.
 
     key: names the table and the settings.
     """
@@ -64,13 +64,13 @@ def _opened(path: Path) -> IO[str]:
     """Open a lock's file, and make it if it is missing. On NFS an exclusive lock needs a file open for writing."""
     try:
         return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
-    except PermissionError:  # a pack of another user; a shared lock can be had all the same
+    except PermissionError:  # the pack belongs to another user; this file suffices for a shared lock
         return open(path, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def look_for_clips(out: Path) -> Iterator[None]:
-    """Let no run drop clips of the pack meanwhile. A pack that is missing or read-only needs no lock."""
+    """A context in which no run drops clips of the pack. A pack that is missing or read-only needs no lock."""
     try:
         file = _opened(out / "lock")
     except OSError:
@@ -84,7 +84,7 @@ def look_for_clips(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def if_alone(path: Path) -> Iterator[bool | None]:
-    """Whether no other run holds the lock of this file. If so, no other run gets it until the context ends.
+    """A context that tells whether no other run holds the lock of this file. If none does, none gets it meanwhile.
 
     On a file system without locks this is not known, and the answer is None.
     """
@@ -101,7 +101,7 @@ def if_alone(path: Path) -> Iterator[bool | None]:
 
 
 def hold(path: Path) -> IO[str]:
-    """Hold a shared lock until the returned file is closed or garbage. Raises OSError if it cannot be opened."""
+    """Hold a shared lock until the returned file is closed or garbage. Raises OSError if the file cannot be opened."""
     file = _opened(path)
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH)

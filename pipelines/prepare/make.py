@@ -148,7 +148,7 @@ def look(task: Task) -> Survey:
 
 
 def _open(task: Task, todo: Survey, in_use: list[IO[str]], user: User | None) -> Pack:
-    """Open the pack, and note its user in the packs elsewhere that contain some of the clips as well."""
+    """Open the pack, and note who uses it. Packs elsewhere that contain some of the clips get the same note."""
     index, clips = read_index(task.out), todo.identities()
     pack = Pack.of(task.out, index, index.rows_of(clips), task.table.names, todo.bad)
     pack.in_use.extend(in_use)
@@ -160,9 +160,9 @@ def _open(task: Task, todo: Survey, in_use: list[IO[str]], user: User | None) ->
 
 
 def _merge(out: Path, without_locks: bool = False) -> bool:
-    """Merge what this run and others have made, unless another run is still making clips. Returns whether this is so.
+    """Merge what this and other runs have made, unless another run is still making clips. Returns whether it merges.
 
-    without_locks: also merge if the file system has no locks, so that it is not known.
+    without_locks: also merge if other runs cannot be noticed, because the file system has no locks.
     """
     with if_alone(out / "lock") as alone:
         may = alone or (alone is None and without_locks)

@@ -33,8 +33,9 @@ NO_CLIP: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The clips to make: `rows` of a table with their joints' digests (of all rows), from `videos` into the pack `out`.
+    """The clips to make: those in `rows` of a table, from the folder `videos` into the pack in the folder `out`.
 
+    joints: digests of the joints in all rows of the table.
     max_bad: share of the table's clips that may be left out. follow_links: see `find_videos`.
     """
 
@@ -89,7 +90,7 @@ class Run:
     def _room(self, rows: list[int]) -> Room:
         """Estimate the disk space for the clips in `rows`, from clips that earlier runs made with the same settings.
 
-        It includes the space for clips that other shards have yet to make.
+        The estimate includes the clips that other shards have yet to make.
         """
         digest, mine = self.task.settings.digest(), set(self.task.rows)
         lines = [line for line in self.lines.values() if line["settings"] == digest]
@@ -169,7 +170,7 @@ class Run:
         return line
 
     def _unusable(self, row: int) -> dict[str, Any]:
-        """The content and the stamp of a video that cannot be used. It is tried again when its content has changed."""
+        """Digest and stamp of a video that cannot be used. It is tried again only after its content has changed."""
         try:
             source, stamp = digest_of_video(self._video(row))
         except VideoError:

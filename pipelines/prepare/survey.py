@@ -34,10 +34,10 @@ NEW, SETTINGS, JOINTS, REGION, VIDEO, ENDS_ONLY, LOST = (
 class Survey:
     """What has to be done so that a pack has the clips of a table.
 
-    clips: the identity of each clip that needs not be made, by row. Bad clips are among them.
+    clips: the identities of clips that need not be made, by row, including bad clips.
     stale: rows of the table whose clips have to be made, with the reason.
-    touched: for rows whose video has the same content, but is another file than before: the new stamp.
-    elsewhere: lines of clips that other packs contain, by row. They are to be added to the pack.
+    touched: the new stamp of each video that is another file than before but has the same content, by row.
+    elsewhere: lines of clips that other packs contain, by row. These lines are to be added to the pack.
     bad: names of clips that cannot be made, with the reason.
     videos: the video of each row, or a MissingVideo; None if the folder of the videos does not exist.
     joints: the digest of each row's joints.
@@ -159,7 +159,7 @@ def _match_records(
     settings: PackSettings,
     console: Console,
 ) -> dict[int, Record]:
-    """The record of the clip of each row, one by one. For rows without one, `result` gets the reason."""
+    """Find the record of each row's clip, one by one. For a row without a record, `result` gets the reason."""
     same_joints: dict[str, list[Record]] = {}
     for record in records:
         same_joints.setdefault(record.joints, []).append(record)
@@ -189,7 +189,7 @@ def _match_records(
 
 
 def _match_contents(result: Survey, unknown: dict[int, list[Record]], console: Console) -> dict[int, Record]:
-    """For videos whose files are not those of the records, find the record of a video with the same content."""
+    """For videos whose stamps are in no record, find the record of a video with the same content."""
     matches = {}
     if not unknown:
         return matches

@@ -1,6 +1,6 @@
 """Who uses the clips of a pack: annotation files, and the experiments that were trained on them.
 
-A pack keeps a folder for each table and each of its settings, users/KEY/:
+A pack has a folder, users/KEY/, for each table together with each of the encoder's settings that it is used with:
 
     user.json    the annotation files with this content and the experiments, each with the time of its last use
     clips.npy    the identities of the table's clips
@@ -30,7 +30,7 @@ TIME = "%Y-%m-%d %H:%M"  # the form of times in user.json
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who asks for clips: an annotation file, and the experiment that uses it, if it is known."""
+    """Who asks for clips: an annotation file and, if it is known, the experiment."""
 
     annotations: Path
     experiment: str | None = None
@@ -59,8 +59,8 @@ def table_joints(table: ClipTable, out: Path, store: bool = True) -> list[str]:
 def register(task: Task, todo: Survey, user: User | None) -> list[IO[str]]:
     """Note in the pack that a table uses these clips, and hold a lock that says that a living run reads them.
 
-    Returns the file that holds the lock while it is open. If nothing can be noted, because the pack belongs to another
-    user, this is a lock on the whole pack. Nothing is noted without a `user`.
+    Returns a list with the file that holds the lock while it is open. If the pack belongs to another user, nothing can
+    be noted, and the lock is on the whole pack. Without a `user`, nothing is noted, and the list is empty.
     """
     folder = task.out / "users" / key_of(task.table, task.settings)
     if user is None:
@@ -101,7 +101,7 @@ def clips_of(folder: Path) -> np.ndarray:
 
 
 def note_of(folder: Path) -> dict[str, Any]:
-    """The content of user.json, or that of an empty one."""
+    """The content of user.json, with empty entries if there is no such file or it is damaged."""
     try:
         content = json.loads((folder / "user.json").read_text())
     except (OSError, ValueError):

@@ -90,7 +90,7 @@ def test_schema_is_the_published_one(sample):
 
 
 def test_videos_are_real(sample):
-    """One video cannot be decoded. All others are H.264 with one key frame, B-frames and as many frames as skeletons."""
+    """One video cannot be decoded. The others are H.264 with one key frame, B-frames, and `total_frames` frames."""
     corrupt, lengths = corrupt_video(SAMPLE).name, set()
     for clip in pickle.loads((sample / "annotations.pkl").read_bytes())["annotations"]:
         path = sample / "videos" / f"{clip['frame_dir']}.mp4"

@@ -236,7 +236,7 @@ def test_an_estimate_makes_nothing(data, monkeypatch):
     assert estimate(data.settings) == f"{data.packs}: 0 of 24 clips have to be made\n"
     said = estimate(PackSettings(box_pixels=32))
     assert f"{data.packs}: 24 of 24 clips have to be made: 24 made with other settings\n" in said
-    assert "this takes about a minute with 1 processes and 0.3 MB of disk space, of which " in said
+    assert "this takes about a minute with 1 processes and 0.3 MB of disk space; " in said
     assert "(measured on 16 of these clips)" in said
     assert sorted(data.packs.rglob("*")) == before
     monkeypatch.setattr("pipelines.prepare.estimate.LONG", 20)

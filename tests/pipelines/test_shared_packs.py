@@ -93,7 +93,7 @@ def test_the_whole_content_of_a_video_counts(tmp_path):
 
 @pytest.mark.parametrize("mended", [True, False])
 def test_a_video_that_was_replaced_under_the_same_size_and_time(data, film, tmp_path, mended):
-    """The inode shows that the file was replaced, and its content whether the video is another."""
+    """The inode shows that the file was replaced. The content shows whether the video has changed."""
     data.videos = shutil.copytree(data.videos, tmp_path / "copy")
     assert data.encoded(data.clips) == 0
     video = data.videos / f"{data.clips[0]['frame_dir']}.mp4"
@@ -137,7 +137,7 @@ def test_runs_for_different_tables_do_not_wait_for_one_another(data):
         pack, said = data.pack(more)
         assert "3 of 3 clips; 3 made" in said
         assert pack.num_frames.tolist() == [8, 9, 10]
-        assert len(parts_of(data.packs)) == 1  # the last run to end merges it
+        assert len(parts_of(data.packs)) == 1  # the last run to end merges this part
     assert "3 of 3 clips; 0 made" in data.pack(more)[1]
     assert parts_of(data.packs) == []
     assert data.pack(more)[1] == ""

@@ -42,7 +42,7 @@ def test_limbs_are_those_of_a_mirror_image_too(name):
 
 @pytest.mark.parametrize("name", SKELETONS)
 def test_a_layout_without_names_is_recognised(name):
-    """Snapshots from before there were names have only pairs, and those of MA-52's body were (right, left)."""
+    """Snapshots from before layouts had names contain only pairs. In MA-52's body the pairs were (right, left)."""
     known = SKELETONS[name]
     pairs = tuple((right, left) for left, right in known.pairs)
     assert Skeleton(num_joints=known.num_joints, pairs=pairs, limbs=known.limbs) == known

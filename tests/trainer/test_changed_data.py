@@ -15,7 +15,7 @@ from trainer.snapshots.data_record import DataRecord, changes_between
 
 @pytest.fixture(scope="module")
 def begun(tiny, tmp_path_factory):
-    """A folder with a run that has done two steps of 8 of 39 clips, and the content of its annotation file."""
+    """A folder with a run that has trained on 16 of 39 clips, in two steps, and the content of its annotation file."""
     root = tmp_path_factory.mktemp("changed")
     settings = dict(word.split("=", 1) for word in tiny if "=" in word)
     content = pickle.loads(Path(settings["data.annotations"]).read_bytes())
@@ -92,7 +92,7 @@ def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_p
     log = (run / "train.log").read_text()
     assert "19 are gone" in log
     assert "the training split has only 20 clips, fewer than" not in log
-    assert "16 of 39 clips of epoch 1 were finished: it continues after 8 of 20, the same share, so" in log
+    assert "16 of 39 clips of epoch 1 were finished: the epoch continues after 8 of 20, the same share, so" in log
     records = [record for record in read_metrics(run / "metrics.jsonl") if record["kind"] == "train"]
     places = [(record["epoch"], record["clips"], record["epoch_clips"]) for record in records]
     assert places == [(1, 8, 39), (1, 16, 39), (1, 16, 20), (1, 20, 20), (2, 8, 20)]

@@ -1,4 +1,4 @@
-"""`--exp FILE.py:NAME`: the example in docs/settings.md trains, its snapshot needs no file, mistakes are told."""
+"""`--exp FILE.py:NAME`: the example in docs/settings.md trains, its snapshot needs no file, mistakes get a message."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def test_the_example_trains_and_its_snapshot_stands_alone(example, tiny, environ
         (
             "from dataclasses import replace\nfrom trainer.experiments import DEMO\nX = replace(DEMO, seed=1)",
             ":X",
-            'its name, demo, belongs to another experiment; give it its own, as in replace(..., name="x")',
+            'the name demo belongs to another experiment; choose another name, as in replace(..., name="x")',
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""A network needs only the data that it reads: a pose network no videos, and an RGB network no heatmaps."""
+"""A network needs only the data that it reads: a pose network needs no videos, an RGB network no heatmaps."""
 
 import re
 import shutil

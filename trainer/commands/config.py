@@ -47,7 +47,7 @@ class Setting:
 
 
 def config(options: ConfigOptions) -> int:
-    """Print all settings, or those that differ, or the experiment as JSON."""
+    """Print all settings, only the settings that differ, or the experiment as JSON."""
     experiment = experiment_of(options)
     if options.json:
         print(json.dumps(to_settings(experiment), indent=1))
@@ -103,8 +103,10 @@ def settings_of(part: Any, prefix: str = "", defaults: Any = None) -> Iterator[S
 
 
 def base_of(options: ConfigOptions, experiment: Experiment, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
-    """What --diff compares with, in words and as values: the experiment as it ships, a user's own experiment as it is
-    in its file, or the defaults if the experiment is the same as these.
+    """What --diff compares with, in words and as values.
+
+    This is the experiment as it ships, or a user's own experiment as its file defines it. If `experiment` does not
+    differ from that, --diff compares with the defaults.
     """
     shipped, named = EXPERIMENTS.get(experiment.name), experiment_named(options)
     for told, base in (("the experiment as it ships", shipped), (f"{options.exp or options.config}", named)):
@@ -114,6 +116,6 @@ def base_of(options: ConfigOptions, experiment: Experiment, settings: list[Setti
 
 
 def shortened(value: Any) -> str:
-    """The value as text, of which at most LONGEST characters are left."""
+    """The value as text, cut after LONGEST characters."""
     text = as_text(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(value)} entries)"

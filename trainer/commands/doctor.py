@@ -209,7 +209,7 @@ def space(what: str, path: Path, needed: float, fix: str) -> Finding:
 
 
 def check_data(experiment: Experiment) -> Iterator[Finding]:
-    """Check the annotations, videos and packs of an experiment, and name a published file with which it can start.
+    """Check annotations, videos and packs of an experiment, and name a published file with which training can start.
 
     The demo passes, because it makes its own data.
     """

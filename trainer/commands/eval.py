@@ -80,8 +80,10 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
 def score(
     experiment: Experiment, network: nn.Module, ranks: Ranks, num_samples: int, out: Path
 ) -> tuple[Scores, Sequence[str], Experiment]:
-    """Score the validation split. Returns the mean scores over `num_samples` samples of each clip and, in the same
-    order, the names of the clips; and the experiment with the class names of the annotation file, if it had none.
+    """Score the validation split. Returns scores, names of clips in the same order, and the experiment.
+
+    The scores of a clip are means over `num_samples` samples. If the experiment has no class names, the returned
+    experiment has those of the annotation file.
     """
     console = Console(stderr=True, quiet=not ranks.leads)
     say = partial(console.print, markup=False)
@@ -145,7 +147,7 @@ def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
 
 def write_scores(path: Path, scores: Scores, names: Sequence[str], experiment: Experiment) -> None:
     """Write an npz file with the arrays name [N] (text), label and coarse_label [N] int64, and for each stream an array
-    of probabilities [N, K] float32. The array settings is the experiment as JSON.
+    of probabilities [N, K] float32. The array settings contains the experiment as JSON.
     """
     arrays: dict[str, Any] = {stream: probability.numpy() for stream, probability in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy()}

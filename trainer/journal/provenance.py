@@ -29,7 +29,7 @@ def describe_start(arguments: Sequence[str], device: str, num_ranks: int) -> dic
     start, end: local time with its offset; the end is None until the run ends, and remains None if it is killed.
     command: the command line. commit: 12 digits, or None if it is unknown. clean: whether no file has been changed
     since that commit, or None if that is unknown. python, torch, triton, dali: versions. host: the machine of rank 0.
-    card: its GPU, or its CPU. driver: that of the GPU, or None. ranks: number of processes.
+    card: the GPU or CPU on which rank 0 runs. driver: the driver of the GPU, or None. ranks: number of processes.
     """
     import torch
 
@@ -72,7 +72,7 @@ def code_of(start: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def recorded(work_dir: Path, start: dict[str, Any]) -> Iterator[None]:
-    """A context for a run. Adds `start` to the starts.json of the run's folder, and at the end adds its end.
+    """A context for a run. Adds `start` to starts.json in the run's folder. At the end of the context, adds the time.
 
     Raises OSError if the file cannot be written at the start.
     """
@@ -82,7 +82,7 @@ def recorded(work_dir: Path, start: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         start["end"] = now()
-        with contextlib.suppress(OSError):  # a full disk is reported by the snapshot, which is more important
+        with contextlib.suppress(OSError):  # the snapshot, which is more important, reports a full disk
             replace_file(work_dir / STARTS, json.dumps(starts, indent=1) + "\n")
 
 

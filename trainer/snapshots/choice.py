@@ -31,7 +31,7 @@ METADATA = "duet"  # the key of our metadata in an exported file; the metadata c
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointChoice(Choice):
-    """Options that choose a checkpoint. Its own settings count; --exp is needed only for files of other programs."""
+    """Options that choose a checkpoint. The settings in it are used; only files of other programs need --exp."""
 
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A run's folder (its best snapshot), a snapshot, an exported .safetensors, or a published file (with --exp)."""
@@ -41,7 +41,7 @@ class CheckpointChoice(Choice):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunChoice(CheckpointChoice):
-    """The same options for commands to which the run's folder can be passed without --checkpoint."""
+    """Options of a command that takes a checkpoint, and to which a run's folder can be passed without --checkpoint."""
 
     run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="RUN")] = None
     """The same as --checkpoint RUN."""
@@ -88,9 +88,9 @@ def tell(checkpoint: Checkpoint) -> None:
 
 
 def snapshot_in(folder: Path, latest: bool, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """File and state of the best snapshot in a run's folder, or of the newest with `latest` or if there is no best one.
+    """File and state of the best snapshot in a run's folder. With `latest`, or if there is no best one, of the newest.
 
-    Says which one it is. Raises UserError if the folder has no intact snapshot.
+    Says which snapshot is used. Raises UserError if the folder has no intact snapshot.
     """
     best = None if latest else best_valid(folder, say)
     if best is not None:
@@ -123,7 +123,7 @@ def settings_in(path: Path) -> str | None:
 
 
 def experiment_for(path: Path, options: CheckpointChoice, averaged: bool) -> Experiment:
-    """The experiment that --exp names, for a file without settings. Raises UserError unless the file fits its network.
+    """The experiment that --exp names, for a file without settings. Raises UserError unless its network fits the file.
 
     The message names the experiments whose network the file fits.
     """
@@ -153,8 +153,8 @@ def comparison_with(experiment: Experiment, weights: Weights) -> Comparison:
 def experiment_to_resume(options: Choice, work_dir: Path) -> Experiment | None:
     """The experiment of the run in `work_dir`, with --set applied; None if the folder contains no run yet.
 
-    The settings are those of the newest intact snapshot or, if there is no snapshot yet, those in experiment.json. What
-    --set changes in the settings of a snapshot is told by trainer/resume.py.
+    The settings are those of the newest intact snapshot or, if there is no snapshot yet, those in experiment.json. If
+    --set changes settings of a snapshot, trainer/resume.py says so.
     """
     snapshot, file = newest_valid(work_dir, lambda _: None), work_dir / SETTINGS
     if snapshot is not None:

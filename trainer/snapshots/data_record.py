@@ -13,14 +13,15 @@ from pipelines.loader import Loader
 from pipelines.prepare.users import table_joints
 
 NAMED = 3  # clips of each kind that a sentence names
-DIGITS = 8  # of the digest of a clip's joints, which are enough to notice a change
+DIGITS = 8  # of a digest that are stored, enough to notice a change
 
 
 @dataclass(frozen=True, slots=True)
 class DataRecord:
     """The usable clips of a split, in order: name, label, number of frames, and a digest of the joints of each clip.
 
-    table: digest of the annotation file. rows: digest of the clips' rows in it, which decide the random crops.
+    table: digest of the annotation file.
+    rows: digest of the clips' row numbers in that file. These numbers decide the random crops.
     """
 
     table: str
@@ -59,9 +60,9 @@ def check_data(
 ) -> set[str]:
     """Say what has changed between the records of a snapshot, called `source`, and those of the run that resumes it.
 
-    Returns "training" or "validation" or both if these clips are others now. Raises UserError if clips, their order,
-    labels, lengths or joints have changed, unless `accept` is set. Snapshots of older versions have no records, and
-    then nothing is checked.
+    Returns a set that contains "training" if the training clips have changed, and "validation" if the validation clips
+    have changed. Unless `accept` is set, raises UserError instead. A change is one of the clips or of their order,
+    labels, lengths or joints. Snapshots of older versions have no records, so for them nothing is checked.
     """
     changed = set()
     for kind in sorted(before.keys() & after.keys()):

@@ -1,4 +1,4 @@
-"""The lock of a work directory, which tells whether a run is alive. It needs no torch."""
+"""The lock of a work directory, which tells whether a run is alive. This module does not need torch."""
 
 import contextlib
 import fcntl
@@ -10,7 +10,7 @@ from typing import TextIO
 from kernels.program import UserError
 
 LOCK = ".lock"  # name of the file in a work directory
-PATIENCE = 0.2  # seconds; `is_locked` of another process has the lock for a moment
+PATIENCE = 0.2  # seconds until a second try, because `is_locked` in another process has the lock for a moment
 
 
 @contextlib.contextmanager
