@@ -101,7 +101,7 @@ def earlier_packs(out: Path) -> list[Path]:
 def _say_what_is_gone(out: Path, number: int, console: Console) -> None:
     for folder in others(out):
         if not Path(folder).is_dir():
-            text = f"so up to {number} clips are made again; stop this run and mount the folder, or remove it from {out / OTHERS}"
+            text = f"so up to {number} clips are made again; stop this and mount it, or remove it from {out / OTHERS}"
             console.print(f"{folder}, where prepare --out made a pack, cannot be found, {text}", **PLAIN)
 
 

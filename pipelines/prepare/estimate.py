@@ -23,7 +23,7 @@ from pipelines.prepare.survey import Survey
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds (of all workers together) and bytes that a frame takes. basis: says on which clips this was measured."""
+    """Seconds (with all workers together) and bytes that a frame takes. basis: says what they were measured on."""
 
     seconds: float
     bytes: float

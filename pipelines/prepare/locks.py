@@ -4,8 +4,8 @@
     users/KEY/making    exclusive for a run that makes all clips of a table, and shared by the runs that make its shards
     users/KEY/reading   shared by every run that reads the clips of a table
 
-The locks are those of flock. On a file system without locks, runs go on without them, and only a run without
---shard merges.
+The locks are those of flock. On a file system without locks, runs go on without them, and only a run without --shard
+merges.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of network f
 
 @contextlib.contextmanager
 def make_clips(out: Path, key: str, console: Console, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """A context in which no other run makes the clips of a table. With LOCK_SH, they may make its other shards.
+    """A context in which no other run makes clips of a table. LOCK_SH admits runs that make its other shards.
 
     key: names the table and the settings.
     """

@@ -1,6 +1,6 @@
 """Who uses the clips of a pack: annotation files, and the experiments that were trained on them.
 
-A pack has a folder, users/KEY/, for each table together with each of the encoder's settings that it is used with:
+A pack has a folder, users/KEY/, for each combination of a table and settings of the encoder:
 
     user.json    the annotation files with this content and the experiments, each with the time of its last use
     clips.npy    the identities of the table's clips

@@ -50,7 +50,7 @@ def test_ctrl_c_leaves_one_line(tmp_path):
 
     def listen() -> None:
         die_with_parent(tests)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background ignores SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background programs ignore SIGINT
 
     more = {"stderr": subprocess.PIPE, "start_new_session": True, "preexec_fn": listen}
     with start("-u", "-m", "benchmarks", "snapshot", "--toy", "--records", tmp_path, **more) as process:

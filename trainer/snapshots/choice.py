@@ -31,7 +31,7 @@ METADATA = "duet"  # the key of our metadata in an exported file; the metadata c
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointChoice(Choice):
-    """Options that choose a checkpoint. The settings in it are used; only files of other programs need --exp."""
+    """Options that choose a checkpoint, whose own settings are used. Only files of other programs need --exp."""
 
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A run's folder (its best snapshot), a snapshot, an exported .safetensors, or a published file (with --exp)."""
@@ -88,7 +88,7 @@ def tell(checkpoint: Checkpoint) -> None:
 
 
 def snapshot_in(folder: Path, latest: bool, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """File and state of the best snapshot in a run's folder. With `latest`, or if there is no best one, of the newest.
+    """File and state of a run's best snapshot or, with `latest` or if there is no best one, of its newest snapshot.
 
     Says which snapshot is used. Raises UserError if the folder has no intact snapshot.
     """

@@ -13,7 +13,7 @@ from pipelines.loader import Loader
 from pipelines.prepare.users import table_joints
 
 NAMED = 3  # clips of each kind that a sentence names
-DIGITS = 8  # of a digest that are stored, enough to notice a change
+DIGITS = 8  # stored digits of a digest; they are enough to notice a change
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ def check_data(
     """Say what has changed between the records of a snapshot, called `source`, and those of the run that resumes it.
 
     Returns a set that contains "training" if the training clips have changed, and "validation" if the validation clips
-    have changed. Unless `accept` is set, raises UserError instead. A change is one of the clips or of their order,
-    labels, lengths or joints. Snapshots of older versions have no records, so for them nothing is checked.
+    have changed, that is, their names, order, labels, lengths or joints. Unless `accept` is set, raises UserError
+    instead. Snapshots of older versions have no records, so for them nothing is checked.
     """
     changed = set()
     for kind in sorted(before.keys() & after.keys()):

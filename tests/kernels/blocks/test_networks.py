@@ -62,7 +62,7 @@ def built(name):
 
 
 def results(name, parts=(), train=True, device="cpu", run=lambda network: network):
-    """Return the feature map, all gradients of the second of two forward passes (with `train`), and the buffers."""
+    """Return the feature map and buffers after two forward passes and, with `train`, all gradients of the second."""
     network, x = built(name)
     network.train(train).to(device)
     fuse(network, parts)
