@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -31,7 +30,6 @@ from trainer.runtime.precision import LossScale, NoLossScale, Precision, precisi
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.wrap import compiled, parallel
-from trainer.snapshots.data_record import records_of
 from trainer.snapshots.writer import NoWriter, Writer
 
 ASK_RANKS_EVERY = 8  # number of batches after which the ranks ask each other whether any rank got a signal to stop
@@ -161,5 +159,4 @@ def build_run(
         precision=precision,
         scale=precision.loss_scale(),
         ema=ema,
-        records=records_of(loaders, Path(experiment.data.cache)),
     )

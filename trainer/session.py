@@ -28,7 +28,7 @@ from trainer.runtime.ranks import Ranks, join
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.choice import of_leader
-from trainer.snapshots.data_record import check_data
+from trainer.snapshots.data_record import check_data, records_of
 from trainer.snapshots.work_dir import claim, write_settings
 from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_valid
 
@@ -77,6 +77,7 @@ def train_here(
             with Interrupt() as interrupt, Watchdog(work_dir, ranks, experiment.stalled_after) as watchdog:
                 writer = Writer(work_dir, snapshot.path if snapshot else None) if ranks.leads else NoWriter()
                 run = build_run(experiment, ranks, loaders, journal, writer, interrupt, watchdog.beat)
+                run.records = records_of(loaders, Path(experiment.data.cache))
                 if snapshot:
                     former, name = snapshot.state.get("data", {}), snapshot.path.name
                     changed = check_data(former, run.records, name, accept_changed_data, journal.say)
