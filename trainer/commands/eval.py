@@ -53,7 +53,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     """Score the validation split, with one process for each GPU. Rank 0 prints and writes the results."""
     if options.clips < 1:
         raise UserError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
-    checkpoint, device = checkpoint_of(options, options.averaged), device_of(options.device)
+    device, checkpoint = device_of(options.device), checkpoint_of(options, options.averaged)
     experiment = checkpoint.experiment
     world_size = world_size_of(experiment, options.ranks, device, fewest_clips=1)
     check_division(experiment, world_size)

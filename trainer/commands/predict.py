@@ -67,7 +67,7 @@ def predict(options: PredictOptions) -> int:
 
     Raises UserError if a video cannot be read or results cannot be written.
     """
-    checkpoint, device = checkpoint_of(options), torch.device(device_of(options.device))
+    device, checkpoint = torch.device(device_of(options.device)), checkpoint_of(options)
     tell(checkpoint)
     experiment = checkpoint.experiment
     out = options.out or checkpoint.path.parent / "predict"
