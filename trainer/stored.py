@@ -38,7 +38,7 @@ def from_json(text: str | bytes, source: object, say: Callable[[str], None]) -> 
     """The experiment that `to_settings` described in the JSON `text`. See `from_settings`."""
     try:
         settings = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         raise UserError(f"the settings in {source} are not JSON: use another file") from None
     return from_settings(settings, source, say)
 
