@@ -171,15 +171,17 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
 def with_class_names(experiment: Experiment, table: ClipTable, say: Callable[[str], None]) -> Experiment:
     """The experiment with the class names of its annotation file, unless it has class names already.
 
-    If these differ from the names in the file, one sentence says so.
+    If these differ from the names in the file, one sentence says for how many classes, and names the first.
     """
     data = experiment.data
     if not data.class_names:
         return replace(experiment, data=replace(data, class_names=table.class_names))
-    for number, (own, other) in enumerate(zip(data.class_names, table.class_names, strict=False)):
-        if own != other:
-            say(f"class {number} is {other!r} in {data.annotations}, but data.class_names calls it {own!r}")
-            break
+    pairs = enumerate(zip(data.class_names, table.class_names, strict=False))
+    others = [(number, own, other) for number, (own, other) in pairs if own != other]
+    if others:
+        number, own, other = others[0]
+        count = f"{len(others)} of {data.num_classes} classes have other names in {data.annotations}"
+        say(f"{count} than in data.class_names, which are used; the first is class {number}: {other!r}, not {own!r}")
     return experiment
 
 

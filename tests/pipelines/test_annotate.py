@@ -293,7 +293,10 @@ def test_names_that_do_not_fit_the_experiment_are_told(annotated, tmp_path, caps
     said = []
     table = open_table(annotated[0], tmp_path)
     assert with_class_names(other, table, said.append) == other
-    assert said == ["class 1 is 'lift, red' in data/custom/annotations.pkl, but data.class_names calls it 'push'"]
+    assert said == [
+        "2 of 5 classes have other names in data/custom/annotations.pkl than in data.class_names, which are used; the "
+        "first is class 1: 'lift, red', not 'push'"
+    ]
 
 
 # Replaces rtmlib 0.0.16, so that PoseEstimator is also tested where the extra is not installed. It finds one person,
