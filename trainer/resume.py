@@ -4,7 +4,7 @@ models/weights/files.py writes and reads the file. trainer/snapshots/writer.py d
 """
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import nvtx
@@ -62,6 +62,10 @@ def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> N
     snapshot without some part of `state`, that part starts as in a new run.
     """
     restore(run, state)
+    if parts_of(run.optimizer.state) - parts_of(state["optimizer"]["state"]):
+        adamw = run.experiment.optim.kind == "adamw"
+        own = "averages of AdamW, which start" if adamw else "momentum of SGD, which starts"
+        run.journal.say(f"the snapshot contains no {own} from zero")
     run.stopping.load_state_dict(state["stopping"])
     run.scale.load_state_dict(state.get("scale"))
     run.decisions = Decisions.from_json(state.get("first_look", "{}"))
@@ -138,6 +142,11 @@ def restore(run: Run, state: dict[str, Any]) -> None:
             for key, value in run.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     value.copy_(saved.get(index, {}).get(key, value))
+
+
+def parts_of(state: Mapping[Any, dict[str, Any]]) -> set[str]:
+    """What an optimizer keeps for a weight, such as momentum_buffer, from the state of the optimizer by weight."""
+    return {key for kept in state.values() for key in kept}
 
 
 def changed_by_update(run: Run) -> list[Tensor]:

@@ -101,12 +101,19 @@ def test_the_introduction_names_the_optimizer(build, tmp_path):
     assert re.findall(r"(\w+) from torch", log) == ["AdamW", "SGD"]
 
 
-def test_another_optimizer_starts_anew_from_a_snapshot(build):
-    run, again = build(), build("optim.kind=adamw")
+def test_another_optimizer_starts_anew_from_a_snapshot_and_says_so(build, tmp_path):
+    run, again, same = build(), build("optim.kind=adamw"), build()
     train_step(run, *batches(run, 1))
+    take_up(same, state_of(run))
+    log = tmp_path / "journal" / "train.log"
+    assert "from zero" not in log.read_text()
     take_up(again, state_of(run))
     assert_equal(weights(again), weights(run))
     assert all(not state["exp_avg"].any() for state in again.optimizer.state.values())
+    take_up(same, state_of(again))
+    told = [line for line in log.read_text().splitlines() if "from zero" in line]
+    for line, own in zip(told, ("averages of AdamW, which start", "momentum of SGD, which starts"), strict=True):
+        assert line.endswith(f"the snapshot contains no {own} from zero")
 
 
 def test_loss_scale_follows_the_rule_of_torch():
