@@ -13,7 +13,7 @@ from pipelines.geometry import FEWEST
 from pipelines.packs.format import PackSettings
 from pipelines.packs.pack import open_pack
 from pipelines.prepare.check import check_pack
-from pipelines.prepare.elsewhere import note
+from pipelines.prepare.elsewhere import forget, note
 from pipelines.prepare.inventory import drop as free
 from pipelines.prepare.inventory import show
 from pipelines.prepare.make import check_numbers, prepare, prepare_shard
@@ -88,6 +88,7 @@ def packs_main(
     drop: bool = False,
     dry_run: bool = False,
     unused_days: int | None = None,
+    out: Path | None = None,
     packs: Path = Path("data/packs"),
     cache: Path = Path("data/cache"),
 ) -> None:
@@ -98,12 +99,15 @@ def packs_main(
         drop: free the clips that no annotation file and no running program uses any more
         dry_run: only say what --drop would free
         unused_days: also free the clips of annotation files that have not been used for this many days
+        out: with --drop: free nothing; only forget the pack that was made in this folder with --out
         packs: folder of the pack
         cache: folder in which tables of annotation files are stored
     """
     if list:
         show(packs, cache, Console())
-    if drop:
+    if drop and out is not None:
+        print(forget(packs, out, only_say=dry_run))
+    elif drop:
         free(packs, cache, Console(), only_say=dry_run, days=unused_days)
 
 

@@ -8,11 +8,13 @@ own, within the folder of all packs. A clip in it is used as it is if its region
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from kernels.program import UserError
@@ -25,6 +27,7 @@ from pipelines.packs.format import (
     digest_of,
     earlier_lines,
     index_of,
+    read_index,
     read_manifest,
     write_durably,
 )
@@ -57,12 +60,44 @@ def others(packs: Path) -> list[str]:
         return []
 
 
+def forget(packs: Path, out: Path, only_say: bool = False) -> str:
+    """Remove the note of the pack in `out` from the folder `packs`, unless `only_say`. Returns a sentence about it.
+
+    Raises UserError if there is no such note, or it cannot be removed.
+    """
+    folder, folders = str(out.resolve()), others(packs)
+    if folder not in folders:
+        known = f"it knows those in {', '.join(folders)}" if folders else "it knows none"
+        raise UserError(f"{packs} knows no pack that was made in {folder} with --out; {known}")
+    if only_say:
+        return f"{packs}: the pack in {folder} would be forgotten"
+    try:
+        write_durably(packs / OTHERS, json.dumps([other for other in folders if other != folder]).encode())
+    except OSError as error:
+        raise UserError(f"{packs / OTHERS} cannot be written ({error.strerror}); ask its owner to do this") from None
+    return f"{packs}: the pack in {folder} is forgotten; what is in that folder stays there"
+
+
+def is_gone(folder: str, files: np.ndarray) -> bool:
+    """Whether the pack in `folder`, made with --out, is not there. files: the clips' files in the pack `packs`.
+
+    Where a disk is not mounted, the folder may be there, but without the pack that these files are in.
+    """
+    if not Path(folder).is_dir():
+        return True
+    is_pack = any((Path(folder) / name).exists() for name in ("manifest.jsonl", "parts"))
+    return not is_pack and bool(np.char.startswith(files, f"{folder}/").any())
+
+
 def look_elsewhere(
     todo: Survey, rows: Sequence[int], table: ClipTable, out: Path, settings: PackSettings, console: Console
 ) -> None:
-    """Look in other packs for the clips of `rows` that the pack in `out` lacks, and note in `todo` what was found."""
+    """Look in other packs for the clips of `rows` that the pack in `out` lacks, and note in `todo` what was found.
+
+    Raises UserError if clips are lacking, and a pack in which they may be is not there any more.
+    """
     if todo.stale:
-        _say_what_is_gone(out, len(todo.stale), console)
+        _check_that_none_is_gone(out, len(todo.stale))
     if all(reason == LOST for reason in todo.stale.values()):
         return
     names = table.names.tolist()
@@ -98,11 +133,14 @@ def earlier_packs(out: Path) -> list[Path]:
     return [*([out] if own else []), *below]
 
 
-def _say_what_is_gone(out: Path, number: int, console: Console) -> None:
-    for folder in others(out):
-        if not Path(folder).is_dir():
-            text = f"so up to {number} clips are made again; stop this and mount it, or remove it from {out / OTHERS}"
-            console.print(f"{folder}, where prepare --out made a pack, cannot be found, {text}", **PLAIN)
+def _check_that_none_is_gone(packs: Path, number: int) -> None:
+    for folder in others(packs):
+        if is_gone(folder, read_index(packs).columns["file"]):
+            raise UserError(
+                f"the pack in {folder}, made with --out, is not there any more, and up to {number} clips would be made "
+                "again: mount its disk or move the folder back, or forget this pack with `python -m pipelines.prepare "
+                f"--drop --packs {shlex.quote(str(packs))} --out {shlex.quote(folder)}`"
+            )
 
 
 def _made_elsewhere(place: Path, wanted: dict[str, int]) -> dict[str, Line]:

@@ -19,7 +19,7 @@ from rich.console import Console
 from kernels.program import UserError
 from pipelines.annotations.file_digest import digest_of
 from pipelines.packs.format import EARLIER, earlier_lines, parts_of, read_manifest, write_index
-from pipelines.prepare.elsewhere import earlier_packs, others
+from pipelines.prepare.elsewhere import earlier_packs, is_gone, others
 from pipelines.prepare.locks import PLAIN, if_alone
 from pipelines.prepare.room import size_text
 from pipelines.prepare.users import TIME, clips_of, note_of
@@ -136,7 +136,9 @@ def show(pack: Path, cache: Path, console: Console) -> None:
             text = f"made by an earlier version, {number} of its {len(names)} clips are part of this pack"
             console.print(f"  {folder}: {text}", **PLAIN)
     for folder in others(pack):
-        console.print(f"  {folder}: made with --out; runs that use this pack also find its clips", **PLAIN)
+        gone = is_gone(folder, np.array([line["file"] for line in lines.values()], np.str_))
+        text = "is not there any more" if gone else "runs that use this pack also find its clips"
+        console.print(f"  {folder}: made with --out; {text}", **PLAIN)
 
 
 def _extent(lines: Iterable[Line]) -> str:

@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import shlex
 import shutil
 import sys
 
@@ -210,20 +211,31 @@ def test_training_finds_what_was_made_elsewhere(data, tmp_path):
     assert "every clip is used" in said.getvalue()
     _, said = data.pack(data.clips, settings=PackSettings(box_pixels=32))
     assert f"{out} has these clips, but they cannot be used: 24 made with other settings" in said
-    shutil.rmtree(out)
-    _, said = data.pack(data.clips)
-    assert f"{out}, where prepare --out made a pack, cannot be found, so up to 24 clips are made again" in said
-    assert "24 whose file in the pack is missing" in said
 
 
-def test_a_folder_that_cannot_be_found_is_told(data, tmp_path):
-    note(data.packs, tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    _, said = data.pack([clip | {"keypoint": clip["keypoint"] + 1} for clip in data.clips[:2]])
-    assert (
-        f"{tmp_path / 'gone'}, where prepare --out made a pack, cannot be found, so up to 2 clips are made again"
-        in said
-    )
+@pytest.mark.parametrize("place", ["known clips", "not mounted", "new clips"])
+def test_a_pack_that_is_not_there_any_more_stops_the_run_until_it_is_forgotten(data, tmp_path, monkeypatch, place):
+    out = tmp_path / "else where"
+    note(data.packs.rename(out).with_name("packs"), out)
+    if place != "new clips":
+        data.pack(data.clips)
+        assert data.pack(data.clips)[1] == ""
+    out.rename(tmp_path / "away")
+    if place == "not mounted":
+        out.mkdir()
+    with pytest.raises(UserError, match=f"the pack in {out}, made with --out, is not there any more") as error:
+        data.pack(data.clips)
+    with pytest.raises(UserError, match="is not there any more"):
+        dry_run(data.table(data.clips), data.videos, data.packs, data.settings)
+    if place != "new clips":
+        assert f"{out}: made with --out; is not there any more" in said_by(show, data)
+    command = shlex.split(str(error.value).split("`")[1])
+    assert command[:3] == ["python", "-m", "pipelines.prepare"]
+    monkeypatch.setattr(sys, "argv", command[2:])
+    start()
+    with pytest.raises(UserError, match="knows no pack that was made in"):
+        start()
+    assert "packing 2 of 2 clips: 2 " in data.pack(data.clips[:2])[1]
 
 
 def test_an_estimate_makes_nothing(data, monkeypatch):

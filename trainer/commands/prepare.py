@@ -21,7 +21,8 @@ class PrepareOptions(Choice):
     shard: str | None = None
     """Make only part I of N of each pack, as I/N with I from 0 to N-1, while other machines make the other parts."""
     out: Path | None = None
-    """Make the pack in this folder instead of data.packs, where a note of it is kept, so that training finds it."""
+    """Make the pack in this folder instead of data.packs, where a note of it is kept, so that training finds it.
+    With --drop: free nothing, but forget the pack that was made in this folder."""
     dry_run: bool = False
     """Make nothing; only say how many clips would be made (with --drop: freed), how long that takes, and the space."""
     list: bool = False
@@ -43,7 +44,7 @@ def prepare(options: PrepareOptions) -> int:
         packs = experiment_of(options).data.packs if options.named else "data/packs"
         cache = experiment_of(options).data.cache if options.named else "data/cache"
         flags = {"list": options.list, "drop": options.drop, "dry_run": options.dry_run}
-        packs_main(**flags, unused_days=options.unused_days, packs=Path(packs), cache=Path(cache))
+        packs_main(**flags, unused_days=options.unused_days, out=options.out, packs=Path(packs), cache=Path(cache))
         return 0
     shard = None if options.shard is None else Shard.parse(options.shard)
     experiment, console = experiment_of(options), Console(stderr=True)
