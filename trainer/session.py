@@ -86,6 +86,8 @@ def train_here(
                         journal.say(f"--init {init} is ignored, because the run resumes from its own snapshot")
                 else:
                     start_afresh(run, init)
+                    if accept_changed_data:
+                        journal.say("--accept-changed-data has no effect, because the run resumes from no snapshot")
                 set_up_steps(run, profile, work_dir)
                 introduce(run)
                 if advice:

@@ -23,7 +23,8 @@ def begun(tiny, tmp_path_factory):
     more = [f"data.annotations={root}/a.pkl", "data.demo=none", "optim.schedule=cosine_per_step", "log_every=1"]
     more += ["optim.warmup_epochs=0", "data.max_bad=0.1"]
     words = [*tiny, *(part for each in more for part in ("--set", each)), "--work-dir", str(root / "run")]
-    assert run_command([*words, "--max-steps", "2"]) == 0
+    assert run_command([*words, "--max-steps", "2", "--accept-changed-data"]) == 0
+    assert "--accept-changed-data has no effect, because" in (root / "run" / "train.log").read_text()
     return root, content
 
 
@@ -101,6 +102,16 @@ def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_p
     assert resume(begun, tmp_path, halve, "--max-steps", "5")[0] == 0  # the snapshot knows the clips now
 
 
+def test_the_best_score_on_former_validation_clips_is_told(begun, tmp_path):
+    """Training goes on to a validation with the former clips, and then with other clips."""
+    assert resume(begun, tmp_path, lambda content: None, "--max-steps", "6")[0] == 0
+    code, run = resume(begun, tmp_path, change_validation, "--max-steps", "7", "--accept-changed-data")
+    assert code == 0
+    assert re.search(
+        r"the best score so far, 0\.\d{4}, was reached on the former validation clips", (run / "train.log").read_text()
+    )
+
+
 def test_only_the_bytes_of_the_file_have_changed(begun, tmp_path):
     def add_split(content):
         content["split"]["other"] = content["split"]["xsub_val"][:3]
@@ -111,12 +122,13 @@ def test_only_the_bytes_of_the_file_have_changed(begun, tmp_path):
     line = "the annotation file has changed since epoch_1_step_2.pth: the training clips, their order, labels, lengths "
     for change, end in (
         (add_split, "are the same\n"),
-        (add_clip, "are the same, but not their random crops"),
+        (add_clip, "are the same, but not the frames, crops and flips that are drawn at random, because clips are in "),
     ):
         code, run = resume(begun, tmp_path, change)
         assert code == 0
         log = (run / "train.log").read_text()
         assert f"{line}and joints {end}" in log
+        assert f"{line.replace('training', 'validation')}and joints are the same\n" in log
         assert "may come twice" not in log
         shutil.rmtree(run)
 

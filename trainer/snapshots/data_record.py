@@ -21,7 +21,7 @@ class DataRecord:
     """The usable clips of a split, in order: name, label, number of frames, and a digest of the joints of each clip.
 
     table: digest of the annotation file.
-    rows: digest of the clips' row numbers in that file. These numbers decide the random crops.
+    rows: digest of the clips' row numbers in that file. In training these decide the random frames, crops and flips.
     """
 
     table: str
@@ -75,8 +75,9 @@ def check_data(
             say(sentence)
             changed.add(kind)
         elif former.table != present.table:
-            moved = former.rows != present.rows
-            crops = ", but not their random crops, because clips are in other rows of the file" if moved else ""
+            moved = kind == "training" and former.rows != present.rows
+            draws = "frames, crops and flips that are drawn at random"
+            crops = f", but not the {draws}, because clips are in other rows of the file" if moved else ""
             say(
                 f"the annotation file has changed since {source}: the {kind} clips, their order, labels, lengths and "
                 f"joints are the same{crops}"
