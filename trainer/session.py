@@ -30,7 +30,7 @@ from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.choice import of_leader
 from trainer.snapshots.data_record import check_data, records_of
 from trainer.snapshots.work_dir import claim, write_settings
-from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_valid
+from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_to_resume
 
 FEWEST_CLIPS = 4  # with fewer clips at a time on a rank, BatchNorm's statistics are poor
 
@@ -117,8 +117,11 @@ def remembered(work_dir: Path, journal: Journal, arguments: Sequence[str], ranks
 
 
 def last_snapshot(work_dir: Path, ranks: Ranks) -> Snapshot | None:
-    """The snapshot to resume from. Rank 0 chooses it, because on NFS the other ranks may see new files late."""
-    snapshot = newest_valid(work_dir, print) if ranks.leads else None
+    """The snapshot to resume from. Rank 0 chooses it, because on NFS the other ranks may see new files late.
+
+    Raises SnapshotError if the folder has snapshots, but only damaged ones.
+    """
+    snapshot = newest_to_resume(work_dir, print) if ranks.leads else None
     name = ranks.from_leader(snapshot.path.name if snapshot else None)
     return snapshot if name is None or ranks.leads else Snapshot(work_dir / name, load(work_dir / name))
 

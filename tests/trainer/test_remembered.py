@@ -179,6 +179,23 @@ def test_a_run_that_was_killed_before_its_first_snapshot_keeps_its_settings(work
     assert "the training split has only 16 clips, fewer than optim.batch_size=24: the clips are repeated" in shown
 
 
+@pytest.mark.parametrize("named", [[], ["--exp", "demo"]])
+def test_a_run_whose_snapshots_are_all_damaged_is_not_written_over(work_dir, tmp_path, capsys, named):
+    run = shutil.copytree(work_dir, tmp_path / "run", symlinks=True)
+    snapshots = sorted(path for path in run.glob("*.pth") if not path.is_symlink())
+    for file in snapshots[1:]:
+        file.unlink()
+    snapshots[0].write_bytes(snapshots[0].read_bytes()[:1000])
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert run_command(["--resume", "--work-dir", str(run), *named]) == 2
+    error = capsys.readouterr().err
+    assert f"no snapshot of the run in {run} is intact ({snapshots[0].name}, latest.pth): choose another" in error
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    snapshots[0].unlink()  # latest.pth still says that there was a snapshot
+    assert run_command(["--resume", "--work-dir", str(run), *named]) == 2
+    assert f"no snapshot of the run in {run} is intact (latest.pth)" in capsys.readouterr().err
+
+
 def test_a_config_with_other_settings_is_refused(resumed, tmp_path, capsys):
     experiment, _ = settings_of(resumed)
     (tmp_path / "same.json").write_text(json.dumps(to_settings(experiment)))

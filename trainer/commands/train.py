@@ -11,7 +11,7 @@ from rich.console import Console
 from kernels.program import UserError
 from trainer.commands.list import list_experiments
 from trainer.config import Experiment
-from trainer.settings import Choice, check_division, check_source, experiment_named, experiment_of
+from trainer.settings import SETTINGS, Choice, check_division, check_source, experiment_named, experiment_of
 
 # The lines are indented, because tyro joins lines that are not indented.
 DESCRIPTION = """Train an experiment:
@@ -109,7 +109,10 @@ def resumed(options: Options, work_dir: Path) -> Experiment:
 
     experiment = experiment_to_resume(options, work_dir)
     if experiment is None and not options.named:
-        raise UserError(f"{work_dir} contains no run to resume: name the folder of a run, or start one with --exp")
+        raise UserError(
+            f"{work_dir} contains no run to resume, because it has neither an intact snapshot nor {SETTINGS}: name the "
+            "folder of a run, or start one with --exp and without --resume"
+        )
     return experiment or experiment_of(options)
 
 

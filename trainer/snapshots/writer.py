@@ -58,6 +58,20 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
     return None
 
 
+def newest_to_resume(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
+    """The newest intact snapshot, or None if there is no snapshot at all. See `newest_valid`.
+
+    Raises SnapshotError if there are snapshots but none is intact: a run that starts over would write over their run.
+    """
+    snapshot, names = newest_valid(folder, say), [path.name for path in folder.glob("*.pth") if _is_snapshot(path)]
+    if snapshot is None and names:
+        raise SnapshotError(
+            f"no snapshot of the run in {folder} is intact ({', '.join(sorted(names))}): choose another --work-dir, or "
+            "start a new run with --exp and without --resume, which first moves this folder aside"
+        )
+    return snapshot
+
+
 def best_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
     """The intact best snapshot in `folder`, or None. `say` is called with a sentence about each damaged one."""
     for path in _newest_first(folder, BEST):
@@ -296,6 +310,10 @@ def _candidates(folder: Path) -> list[Path]:
     linked = [folder / os.readlink(latest)] if latest.is_symlink() else []
     candidates = (*linked, *_newest_first(folder, ROLLING), latest, *_newest_first(folder, BEST))
     return [path for path in candidates if path.exists()]
+
+
+def _is_snapshot(path: Path) -> bool:
+    return path.name == LATEST or any(pattern.fullmatch(path.name) for pattern in (ROLLING, BEST))
 
 
 def _newest_first(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
