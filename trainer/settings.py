@@ -79,7 +79,9 @@ def own_experiment(choice: str) -> Experiment:
     if not colon or not name:
         raise UserError(f"--exp {choice} names no experiment in the file: write it as --exp my_experiments.py:MINE")
     if not Path(file).is_file():
-        raise UserError(f"--exp {choice}: there is no file {file}; write it as --exp my_experiments.py:MINE")
+        raise UserError(
+            f"--exp {choice}: there is no file {file}; name an existing file, as in --exp my_experiments.py:MINE"
+        )
     try:
         content = runpy.run_path(file, run_name="own_experiments")
     except (Exception, SystemExit) as error:  # a user's file can raise anything

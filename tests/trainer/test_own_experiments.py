@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.programs import run_forked
 from trainer.cli import run_command
 from trainer.experiments import DEMO
+from trainer.snapshots.work_dir import write_settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -74,3 +76,18 @@ def test_a_mistake_is_one_sentence(tmp_path, capsys, code, name, sentence):
     assert run_command(["--exp", f"{file}{name}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence.replace("{}", str(file)) in line
+
+
+def test_a_run_is_resumed_although_the_file_of_its_experiment_is_gone(tmp_path, capsys):
+    run = tmp_path / "my run"
+    run.mkdir()
+    write_settings(run, replace(DEMO, name="demo2"))
+    for exp in (f"{tmp_path}/my2.py:demo", "demo2"):
+        assert run_command(["--resume", "--exp", exp, "--work-dir", str(run)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"but {run} has its own settings: leave out --exp and write --work-dir '{run}'")
+        assert run_command(["--resume", "--exp", exp]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("leave out --exp, and name its folder with --work-dir")
+        assert run_command(["--exp", exp]) == 2
+        assert "--work-dir" not in capsys.readouterr().err

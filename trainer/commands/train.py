@@ -100,7 +100,15 @@ def folder_of(options: Options) -> Path:
     if options.resume and not options.named:
         raise UserError("--resume needs the run's folder: name it with --work-dir, or name its experiment with --exp")
     names = [text.partition("=")[2].strip("'\"") for text in options.set if text.startswith("name=")]
-    return Path("work_dirs") / [experiment_named(options).name, *names][-1]
+    try:
+        return Path("work_dirs") / [experiment_named(options).name, *names][-1]
+    except UserError as error:
+        if not options.resume or not options.exp or options.config:
+            raise
+        raise UserError(
+            f"{error}; a run can also be resumed without its experiment: leave out --exp, and name its folder with "
+            "--work-dir"
+        ) from None
 
 
 def resumed(options: Options, work_dir: Path) -> Experiment:

@@ -4,6 +4,7 @@ A snapshot contains the settings of its run, and so do exported safetensors file
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -163,7 +164,7 @@ def experiment_to_resume(options: Choice, work_dir: Path) -> Experiment | None:
         stored = from_json(file.read_bytes(), file, print)
     else:
         return None
-    check_name(options, stored, work_dir, f"leave out --exp and write --work-dir {work_dir}")
+    check_name(options, stored, work_dir, f"leave out --exp and write --work-dir {shlex.quote(str(work_dir))}")
     experiment = changed(stored, options)
     if snapshot is None:
         for sentence in changes_told(stored, experiment, SETTINGS):
@@ -184,7 +185,14 @@ def check_name(options: Choice, stored: Experiment, place: Path, way_out: str) -
     """
     if not options.named or f"name={stored.name}" in options.set:
         return
-    named = experiment_named(options)
+    try:
+        named = experiment_named(options)
+    except UserError:
+        if not options.exp or options.config:
+            raise
+        raise UserError(
+            f"--exp {options.exp} names no experiment that can be used, but {place} has its own settings: {way_out}"
+        ) from None
     if named.name != stored.name:
         raise UserError(f"{place} belongs to experiment {stored.name}, not to {named.name}: {way_out}")
     if options.config is not None and named != stored:
