@@ -82,23 +82,21 @@ class Skeleton:
 def read_skeleton(text: str) -> Skeleton:
     """A layout of SKELETONS by its name, or the one in the JSON file `text` (docs/settings.md, "Skeletons").
 
-    Raises UserError if there is no such layout or file, or if the file does not describe a layout.
+    Raises UserError if there is no such layout or file, or if the file does not describe a layout. The caller names
+    `text` in the message.
     """
     if text in SKELETONS:
         return SKELETONS[text]
     path = Path(text)
     if path.suffix != ".json":
-        raise UserError(f"there is no skeleton {text!r}: use one of {', '.join(SKELETONS)}, or name a .json file")
+        raise UserError(f"there is no such skeleton: use one of {', '.join(SKELETONS)}, or name a .json file")
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"the skeleton {path} cannot be read ({error.strerror}): name a readable .json file") from None
+        raise UserError(f"the file cannot be read ({error.strerror}): name a readable .json file") from None
     except (ValueError, RecursionError):
-        raise UserError(f"the skeleton {path} is not JSON: {FORM}") from None
-    try:
-        return skeleton_of(content)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"the file is not JSON: {FORM}") from None
+    return skeleton_of(content)
 
 
 FORM = 'write it as {"names": ["nose", ...], "partners": [["left_eye", "right_eye"], ...], "limbs": [[0, 1], ...]}'

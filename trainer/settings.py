@@ -150,8 +150,9 @@ def parse_assignments(experiment: Experiment, assignments: Sequence[str]) -> dic
         try:
             changes[key] = parse_value(text, hint)
         except UserError as error:
-            told = explain(part, key.rpartition(".")[2], key)
-            raise UserError(f"--set {assignment}: {error}; {told}") from None
+            # What is wrong with a skeleton lies in its file, so the meaning of the setting does not help.
+            told = "" if hint is Skeleton else f"; {explain(part, key.rpartition('.')[2], key)}"
+            raise UserError(f"--set {assignment}: {error}{told}") from None
     return changes
 
 

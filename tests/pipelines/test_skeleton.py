@@ -7,6 +7,8 @@ import pytest
 
 from kernels.program import UserError
 from pipelines.skeleton import OPENPOSE_28_PUBLISHED, SKELETONS, Skeleton, fitting, read_skeleton
+from trainer.experiments import EXPERIMENTS
+from trainer.settings import override
 
 OF_THE_MIDDLE = {"nose", "neck", "head", "hip", "mid_hip", "spine_base", "spine_middle", "spine"}
 
@@ -118,8 +120,11 @@ def test_a_file_describes_joints_by_name_or_number(tmp_path):
 def test_a_wrong_file_is_one_sentence(tmp_path, change, sentence):
     content = {"names": OWN["names"], "partners": [], "limbs": []} | change
     (tmp_path / "own.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=str(tmp_path)) as error:
-        read_skeleton(str(tmp_path / "own.json"))
+    with pytest.raises(UserError) as error:
+        override(EXPERIMENTS["ntu60"], f"clip.skeleton={tmp_path}/own.json")
+    assert str(error.value).startswith(f"--set clip.skeleton={tmp_path}/own.json: ")
+    assert str(error.value).count("own.json") == 1
+    assert ";" not in str(error.value)  # no meaning of the setting follows
     assert sentence in str(error.value)
 
 
@@ -128,7 +133,7 @@ def test_a_file_that_is_missing_or_no_json_is_told(tmp_path):
     for text, sentence in (
         (f"{tmp_path}/none.json", "cannot be read"),
         (f"{tmp_path}/deep.json", "is not JSON"),
-        ("body24", "there is no skeleton 'body24': use one of coco17"),
+        ("body24", "there is no such skeleton: use one of coco17"),
     ):
         with pytest.raises(UserError, match=sentence):
             read_skeleton(text)
