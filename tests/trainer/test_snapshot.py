@@ -1,6 +1,7 @@
 """Which snapshots a run keeps, and which exist after a kill at any time."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from models.weights.files import SnapshotError, load, save
 from tests.programs import Fork
+from trainer.snapshots.choice import snapshot_in
 from trainer.snapshots.writer import LATEST, Writer, best_name, newest_valid, stage
 
 
@@ -102,6 +104,40 @@ def test_a_copied_latest_is_enough(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / LATEST).write_bytes((tmp_path / "run" / LATEST).read_bytes())
     assert newest_valid(tmp_path / "copy", silent) == (tmp_path / "copy" / LATEST, {"place": [3, 7]})
+
+
+def test_the_best_one_is_the_one_that_the_newest_names(tmp_path: Path) -> None:
+    best, other = tmp_path / "best_a_epoch_2.pth", tmp_path / "best_a_epoch_9.pth"
+    newest = tmp_path / "epoch_3_step_4.pth"
+    for file in (best, newest):
+        save(file, {"cursor": {"best_file": best.name}})
+    shutil.copy(best, other)
+
+    def chosen(latest: bool = False) -> tuple[Path, str]:
+        said: list[str] = []
+        return snapshot_in(tmp_path, latest, said.append)[0], "\n".join(said)
+
+    assert chosen() == (
+        best,
+        f"{tmp_path}: {other.name} is ignored, because {newest.name} does not name it as the best snapshot\n"
+        f"{tmp_path}: the best snapshot is used, {best.name}",
+    )
+    assert chosen(latest=True) == (newest, f"{tmp_path}: the newest snapshot is used, {newest.name}")
+    other.unlink()
+    assert chosen() == (best, f"{tmp_path}: the best snapshot is used, {best.name}")
+    instead = f"{tmp_path}: the newest snapshot is used, {newest.name}, because "
+    flip_bit(best)
+    assert chosen() == (
+        newest,
+        f"{instead}the best one cannot be used: {best} is damaged: its bytes do not match the digest in it",
+    )
+    best.unlink()
+    assert chosen() == (newest, f"{instead}the best one, {best.name}, is missing")
+    save(newest, {"cursor": {"best_file": ""}})
+    assert chosen() == (newest, f"{instead}no validation before it has chosen a best one")
+    newest.unlink()
+    save(best, {"cursor": {"best_file": best.name}})
+    assert chosen() == (best, f"{tmp_path}: the best snapshot is used, {best.name}")
 
 
 def test_an_empty_or_absent_folder_has_none(tmp_path: Path) -> None:

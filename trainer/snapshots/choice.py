@@ -24,7 +24,7 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.runtime.ranks import Ranks
 from trainer.settings import SETTINGS, Choice, changed, experiment_named, experiment_of
-from trainer.snapshots.writer import best_valid, newest_valid
+from trainer.snapshots.writer import Snapshot, best_files, newest_valid
 from trainer.stored import changes_told, differences, from_json, shortened, to_settings
 
 METADATA = "duet"  # the key of our metadata in an exported file; the metadata contain the settings as `settings`
@@ -89,19 +89,34 @@ def tell(checkpoint: Checkpoint) -> None:
 
 
 def snapshot_in(folder: Path, latest: bool, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """File and state of a run's best snapshot or, with `latest` or if there is no best one, of its newest snapshot.
+    """File and state of a run's best snapshot or, with `latest` or if there is no intact best one, of its newest.
 
-    Says which snapshot is used. Raises UserError if the folder has no intact snapshot.
+    The newest snapshot names the best one. Says which snapshot is used, why it is not the best one, and which other
+    files with names of best snapshots are ignored. Raises UserError if the folder has no intact snapshot.
     """
-    best = None if latest else best_valid(folder, say)
-    if best is not None:
-        say(f"{folder}: the best snapshot is used, {best.path.name}")
-        return best
     newest = newest_valid(folder, say)
     if newest is None:
         raise UserError(f"{folder} has no intact snapshot: name the folder of a run that has saved one, or a file")
-    why = "" if latest else ", because no validation has chosen a best one yet"
-    say(f"{folder}: the newest snapshot is used, {newest.path.name}{why}")
+    if latest:
+        say(f"{folder}: the newest snapshot is used, {newest.path.name}")
+        return newest
+    best = Path(newest.state.get("cursor", {}).get("best_file", "")).name
+    others = ", ".join(path.name for path in best_files(folder) if path.name not in (best, newest.path.name))
+    if others:
+        say(f"{folder}: {others} is ignored, because {newest.path.name} does not name it as the best snapshot")
+    if not best:
+        why = "no validation before it has chosen a best one"
+    elif not (folder / best).exists():
+        why = f"the best one, {best}, is missing"
+    else:
+        try:
+            snapshot = Snapshot(folder / best, load(folder / best))
+        except SnapshotError as error:
+            why = f"the best one cannot be used: {error}"
+        else:
+            say(f"{folder}: the best snapshot is used, {best}")
+            return snapshot
+    say(f"{folder}: the newest snapshot is used, {newest.path.name}, because {why}")
     return newest
 
 

@@ -72,14 +72,9 @@ def newest_to_resume(folder: Path, say: Callable[[str], None]) -> Snapshot | Non
     return snapshot
 
 
-def best_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
-    """The intact best snapshot in `folder`, or None. `say` is called with a sentence about each damaged one."""
-    for path in _newest_first(folder, BEST):
-        try:
-            return Snapshot(path, load(path))
-        except SnapshotError as error:
-            say(f"{error}; trying another snapshot")
-    return None
+def best_files(folder: Path) -> list[Path]:
+    """The best snapshots in `folder`, newest first. A run keeps one, but others may have been copied there."""
+    return _newest_first(folder, BEST)
 
 
 Copies = list[tuple[Tensor, Tensor]]  # pairs (target, source)
