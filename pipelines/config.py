@@ -23,7 +23,7 @@ class DataConfig:
     num_classes: Count
     """Number of fine classes."""
     coarse_map: tuple[int, ...]
-    """The coarse class of each fine class. Empty: there are no coarse classes."""
+    """The coarse class of each fine class. (): there are no coarse classes, so model.num_coarse must be 0."""
     class_names: tuple[str, ...] = ()
     """The name of each fine class. Empty: the classes are numbered."""
     val_annotations: str | None = None

@@ -205,11 +205,24 @@ def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> Model
     if isinstance(model, SingleStreamConfig):
         check_map(data)
         return replace(model, num_classes=data.num_classes, in_channels=3 if model.stream == "rgb" else num_channels)
-    if model.num_coarse and not data.coarse_map:
-        check_coarse_map((), data.num_classes, 0)  # raises UserError, because coarse heads need a map
+    if not data.coarse_map and (settings := no_coarse_heads(model)):
+        raise UserError(
+            f"data.coarse_map=() gives no coarse classes, but this network has coarse heads: set "
+            f"{' and '.join(settings)}, or list one coarse class for each of the {data.num_classes} "
+            "classes"
+        )
+    if model.pcan and not model.num_coarse:
+        raise UserError("model.num_coarse=0 leaves no coarse heads, but model.pcan needs them: set model.pcan=none")
     num_coarse = check_map(data) if model.num_coarse else 0
     pcan = model.pcan and replace(model.pcan, coarse_map=data.coarse_map)
     return replace(model, num_classes=data.num_classes, num_coarse=num_coarse, pose_channels=num_channels, pcan=pcan)
+
+
+def no_coarse_heads(model: ModelConfig) -> list[str]:
+    """The settings that remove the coarse heads of a network, and PCAN, which needs them."""
+    if isinstance(model, SingleStreamConfig):
+        return []
+    return [*(["model.num_coarse=0"] if model.num_coarse else []), *(["model.pcan=none"] if model.pcan else [])]
 
 
 def check_map(data: DataConfig) -> int:

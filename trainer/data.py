@@ -26,7 +26,7 @@ from pipelines.prepare.shard import Shard
 from pipelines.prepare.users import User
 from pipelines.skeleton import fitting
 from pipelines.videos.source import open_videos
-from trainer.config import Experiment
+from trainer.config import Experiment, no_coarse_heads
 from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks
 
@@ -158,14 +158,29 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
     if len(table.class_names) not in (0, classes):
         raise AnnotationError(
             f"{annotations} names {len(table.class_names)} classes, but experiment {experiment.name} has {classes}; "
-            f"set data.num_classes={len(table.class_names)}"
+            f"{setting_classes(experiment, len(table.class_names))}"
         )
     low, high = int(table.label.min()), int(table.label.max())
-    if low < 0 or high >= classes:
+    if low < 0:
+        raise AnnotationError(f"{annotations} has labels from {low} on; number the classes from 0 in this file")
+    if high >= classes:
         raise AnnotationError(
             f"{annotations} has labels {low} to {high}, but experiment {experiment.name} has classes 0 to "
-            f"{classes - 1}; set data.num_classes"
+            f"{classes - 1}; {setting_classes(experiment, high + 1)}"
         )
+
+
+def setting_classes(experiment: Experiment, count: int) -> str:
+    """Advice that gives an experiment another number of classes: all settings that have to change together."""
+    data = experiment.data
+    settings = [f"data.num_classes={count}", *(["data.class_names=()"] if data.class_names else [])]
+    if not data.coarse_map:
+        return f"set {' and '.join(settings)}"
+    no_map = ["data.coarse_map=()", *no_coarse_heads(experiment.model)]
+    return (
+        f"set {' and '.join(settings)}, with a --coarse-map for {count} classes or without coarse classes: "
+        f"{' and '.join(no_map)}"
+    )
 
 
 def with_class_names(experiment: Experiment, table: ClipTable, say: Callable[[str], None]) -> Experiment:

@@ -1,12 +1,14 @@
 """Settings that cannot work are refused before anything is written. All shipped settings are within their limits."""
 
 import json
+import re
 
 import pytest
 
 from kernels.program import UserError
 from trainer.cli import run_command
-from trainer.config import metric_names
+from trainer.config import metric_names, no_coarse_heads
+from trainer.data import setting_classes
 from trainer.experiments import EXPERIMENTS
 from trainer.settings import override, value_at
 
@@ -143,3 +145,33 @@ def test_the_order_of_settings_does_not_matter():
 def test_frames_and_epochs_that_do_not_fit_are_refused_before_anything_is_read(name, setting, sentence, capsys):
     assert run_command(["--exp", name, "--set", setting]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_advice_about_coarse_classes_works(name):
+    """Without a map, each network says which settings remove its coarse heads, until there are none left."""
+    settings = ["data.coarse_map=()"]
+    if no_coarse_heads(EXPERIMENTS[name].model):
+        with pytest.raises(UserError, match="has coarse heads") as error:
+            override(EXPERIMENTS[name], *settings)
+        settings += re.findall(r"model\.\w+=\w+", str(error.value))
+    changed = override(EXPERIMENTS[name], *settings)
+    assert not changed.data.coarse_map
+    assert no_coarse_heads(changed.model) == []
+
+
+def test_pcan_needs_coarse_heads():
+    with pytest.raises(UserError, match=r"set model\.pcan=none"):
+        override(EXPERIMENTS["ntu60"], "model.num_coarse=0")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_advice_about_another_number_of_classes_works(name):
+    """It names all settings that have to change together, also those that the user has just set."""
+    names = ",".join(f"c{i}" for i in range(14))
+    typed = ["data.num_classes=14", f"data.class_names={names}", "data.coarse_map=(0,1,0,1,0,1,0,1,0,1,0,1,0,1)"]
+    for experiment in (EXPERIMENTS[name], override(EXPERIMENTS[name], *typed)):
+        advice = setting_classes(experiment, 12)
+        changed = override(experiment, *re.findall(r"(?:data|model)\.\w+=[^\s,]+", advice))
+        assert changed.data.num_classes == changed.model.num_classes == 12
+        assert ("--coarse-map for 12 classes" in advice) == bool(experiment.data.coarse_map)
