@@ -196,6 +196,25 @@ def test_a_run_whose_snapshots_are_all_damaged_is_not_written_over(work_dir, tmp
     assert f"no snapshot of the run in {run} is intact (latest.pth)" in capsys.readouterr().err
 
 
+def test_a_damaged_snapshot_of_a_run_is_answered_with_an_intact_one(work_dir, tmp_path, capsys):
+    run = shutil.copytree(work_dir, tmp_path / "run", symlinks=True)
+    newest = run / (run / "latest.pth").readlink()
+    damaged = run / "epoch_9_step_9.pth"
+    content = newest.read_bytes()
+    for rest in (content[: len(content) // 2], content[:1000] + b"x" + content[1001:], b""):
+        damaged.write_bytes(rest)
+        for named in ([], ["--exp", "demo"]):
+            assert run_command(["eval", str(damaged), *named]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: {damaged} ")
+            assert error.endswith(f"; name {newest}, which is intact, or the folder {run}\n")
+            assert "copy it again" not in error
+    for file in run.glob("*.pth"):
+        file.write_bytes(content[:1000])
+    assert run_command(["eval", str(damaged)]) == 2
+    assert "no other snapshot in this folder is intact" in capsys.readouterr().err
+
+
 def test_a_config_with_other_settings_is_refused(resumed, tmp_path, capsys):
     experiment, _ = settings_of(resumed)
     (tmp_path / "same.json").write_text(json.dumps(to_settings(experiment)))

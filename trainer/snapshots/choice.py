@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from kernels.program import UserError
 from models.weights.comparing import Comparison
-from models.weights.files import SnapshotError, is_sealed, load
+from models.weights.files import SnapshotError, WeightsError, is_sealed, load
 from models.weights.layouts import Weights, read_weights
 from models.weights.loading import compare_whole
 from models.weights.nets import shapes_of
@@ -24,7 +24,7 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.runtime.ranks import Ranks
 from trainer.settings import SETTINGS, Choice, changed, experiment_named, experiment_of
-from trainer.snapshots.writer import Snapshot, best_files, newest_valid
+from trainer.snapshots.writer import Snapshot, best_files, is_snapshot_name, newest_valid
 from trainer.stored import changes_told, differences, from_json, shortened, to_settings
 
 METADATA = "duet"  # the key of our metadata in an exported file; the metadata contain the settings as `settings`
@@ -134,7 +134,8 @@ def settings_in(path: Path) -> str | None:
     try:
         state = load(path)
     except SnapshotError as error:
-        raise UserError(f"{error}; copy it again, or name another file with --checkpoint") from None
+        instead = way_out(path) or "copy it again, or name another file with --checkpoint"
+        raise UserError(f"{error}; {instead}") from None
     return state.get("experiment") if isinstance(state, dict) else None
 
 
@@ -143,15 +144,19 @@ def experiment_for(path: Path, options: CheckpointChoice, averaged: bool) -> Exp
 
     The message names the experiments whose network the file fits.
     """
+    try:
+        weights = read_weights(path, averaged)
+    except WeightsError:
+        if other := way_out(path):
+            raise UserError(f"{path} is no intact snapshot of the run in its folder; {other}") from None
+        raise
     if options.named:
         experiment = experiment_of(options)
-        weights = read_weights(path, averaged)
         complaints = comparison_with(experiment, weights).complaints()
         if not complaints:
             return experiment
         problem = f"{path} does not fit {experiment.name}: {'; '.join(complaints)}"
     else:
-        weights = read_weights(path, averaged)
         problem = f"{path} does not say which experiment it belongs to"
     fitting = [name for name, shipped in EXPERIMENTS.items() if not comparison_with(shipped, weights).complaints()]
     if fitting:
@@ -160,6 +165,16 @@ def experiment_for(path: Path, options: CheckpointChoice, averaged: bool) -> Exp
         f"{problem}; its network is {weights.nets}, and as shipped no experiment has the same tensors: name one with "
         f"--exp and change it with --set (`python -m models.weights inspect {path}` lists the tensors)"
     )
+
+
+def way_out(path: Path) -> str:
+    """What to use instead of a damaged snapshot in the folder of its run. Empty for other files."""
+    if not (path.is_file() and is_snapshot_name(path.name) and (path.parent / SETTINGS).is_file()):
+        return ""
+    intact = newest_valid(path.parent, lambda _: None)
+    if intact is None:
+        return "no other snapshot in this folder is intact, so name a file of another run"
+    return f"name {intact.path}, which is intact, or the folder {path.parent}"
 
 
 def comparison_with(experiment: Experiment, weights: Weights) -> Comparison:

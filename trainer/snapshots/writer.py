@@ -31,6 +31,10 @@ def best_name(metric: str, epoch: int) -> str:
     return f"best_{metric.replace('/', '_')}_epoch_{epoch}.pth"
 
 
+def is_snapshot_name(name: str) -> bool:
+    return name == LATEST or any(pattern.fullmatch(name) for pattern in (ROLLING, BEST))
+
+
 class Snapshot(NamedTuple):
     """A snapshot in memory: its file, and the state that was read from it (trainer/resume.py)."""
 
@@ -63,10 +67,11 @@ def newest_to_resume(folder: Path, say: Callable[[str], None]) -> Snapshot | Non
 
     Raises SnapshotError if there are snapshots but none is intact: a run that starts over would write over their run.
     """
-    snapshot, names = newest_valid(folder, say), [path.name for path in folder.glob("*.pth") if _is_snapshot(path)]
+    snapshot = newest_valid(folder, say)
+    names = sorted(path.name for path in folder.glob("*.pth") if is_snapshot_name(path.name))
     if snapshot is None and names:
         raise SnapshotError(
-            f"no snapshot of the run in {folder} is intact ({', '.join(sorted(names))}): choose another --work-dir, or "
+            f"no snapshot of the run in {folder} is intact ({', '.join(names)}): choose another --work-dir, or "
             "start a new run with --exp and without --resume, which first moves this folder aside"
         )
     return snapshot
@@ -305,10 +310,6 @@ def _candidates(folder: Path) -> list[Path]:
     linked = [folder / os.readlink(latest)] if latest.is_symlink() else []
     candidates = (*linked, *_newest_first(folder, ROLLING), latest, *_newest_first(folder, BEST))
     return [path for path in candidates if path.exists()]
-
-
-def _is_snapshot(path: Path) -> bool:
-    return path.name == LATEST or any(pattern.fullmatch(path.name) for pattern in (ROLLING, BEST))
 
 
 def _newest_first(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
