@@ -198,9 +198,11 @@ def _say_what_is_freed(pack: Path, dead: list[TableUse], idle: list[Line], stray
     freed = sum(line["clip_bytes"] for line in own) + sum(path.stat().st_size for path in stray)
     text = f"{len(own)} clips and {len(stray)} other files, {size_text(freed)}, are used by nothing"
     console.print(f"{pack}: {text if idle or stray else 'every clip is used'}", **PLAIN)
+    clips = {line["clip"] for line in own}
     for use in dead:
-        files = ", ".join(use.files) or "an unknown file"
-        console.print(f"  no longer used: {files}, {use.settings} ({len(use.clips)} clips)", **PLAIN)
+        files, count = ", ".join(use.files) or "an unknown file", len(use.clips & clips)
+        text = f"frees {count} of its {len(use.clips)} clips"
+        console.print(f"  no longer used: {files}, {use.settings} ({text})", **PLAIN)
 
 
 def _empty_packs(pack: Path) -> list[Path]:

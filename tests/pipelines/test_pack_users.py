@@ -64,10 +64,17 @@ def test_what_nothing_uses_is_freed_and_nothing_else(data):
     assert clips_in(data) == before == 34
     said = said_by(drop, data)
     assert "9 clips and 1 other files, " in said
-    assert f"no longer used: {data.folder / 'other.pkl'}, box_pixels 64, quality 3 (9 clips)" in said
+    assert f"no longer used: {data.folder / 'other.pkl'}, box_pixels 64, quality 3 (frees 9 of its 9 clips)" in said
     assert clips_in(data) == len(read_manifest(data.packs)) == 24
     assert data.pack(data.clips)[1] == ""
     assert data.encoded(other, "other.pkl") == 9
+
+
+def test_of_a_file_that_shares_its_clips_only_the_others_are_freed(data):
+    data.pack(data.clips)
+    data.pack([*data.clips[:8], data.clips[8] | {"keypoint": data.clips[8]["keypoint"] + 1}], "other.pkl")
+    (data.folder / "other.pkl").unlink()
+    assert "(frees 1 of its 9 clips)" in said_by(drop, data, only_say=True)
 
 
 def test_a_living_run_keeps_its_clips(data):

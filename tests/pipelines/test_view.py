@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tyro
 from matplotlib.image import imread
 
 from pipelines.config import ClipConfig
@@ -16,8 +17,11 @@ from pipelines.skeleton import COCO_17
 from pipelines.view import view_clip
 from tests.programs import run
 from trainer.cli import dispatch
+from trainer.commands.train import Options
 from trainer.report.clip_views import DPI, MOMENTS, ROOM, SIDE, TOP, draw_views
 from trainer.report.curves import write_png
+from trainer.settings import experiment_of
+from trainer.snapshots.work_dir import write_settings
 
 CONFIG = ClipConfig(
     skeleton=COCO_17, rgb_frames=4, pose_frames=8, rgb_size=96, rgb_size_val=96, heatmap_size=48, heatmap_size_val=48
@@ -113,8 +117,12 @@ def test_clip_by_name_is_the_clip_by_place(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "trainer.commands.view.draw_views", lambda *arguments: titles.append(arguments[2]) or draw_views(*arguments)
     )
-    for words in (["--index", "30"], ["--clip", "nturgbd/S001C001P021R001A007_rgb.avi"]):
-        assert dispatch(["view", *demo, *words, "--out", str(tmp_path / f"{words[0]}.png")]) == 0
+    write_settings(tmp_path, experiment_of(tyro.cli(Options, args=demo)))
+    for choice, words in (
+        (demo, ["--index", "30"]),
+        ([str(tmp_path)], ["--clip", "nturgbd/S001C001P021R001A007_rgb.avi"]),
+    ):
+        assert dispatch(["view", *choice, *words, "--out", str(tmp_path / f"{words[0]}.png")]) == 0
     assert titles[0] == titles[1] == f"S001C001P021R001A007 (clip 30): {FINE_NAMES[6]}; joints: coco17"
     assert (tmp_path / "--index.png").read_bytes() == (tmp_path / "--clip.png").read_bytes()
 

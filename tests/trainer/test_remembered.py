@@ -117,7 +117,7 @@ def test_predict_uses_the_settings_of_the_run(resumed, tiny, data, tmp_path):
     settings = dict(word.split("=", 1) for word in tiny if "=" in word)
     names = pickle.loads(data.read_bytes())["split"]["mine_val"]
     video = f"{settings['data.videos']}/{names[0]}.mp4"
-    words = [video, "--checkpoint", str(resumed), "--pose", str(data), "--out", str(tmp_path)]
+    words = [video, str(resumed), "--pose", str(data), "--out", str(tmp_path)]
     assert run_command(["predict", *words]) == 0
     written = json.loads((tmp_path / f"{names[0]}.json").read_text())
     assert "best_acc" in written["checkpoint"]
@@ -235,6 +235,10 @@ def test_folders_and_files_without_settings_are_one_sentence_with_a_way_out(tmp_
         (["eval", str(tmp_path)], "has no intact snapshot"),
         (["eval"], "no checkpoint is named: add --checkpoint"),
         (["eval", str(file), "--checkpoint", str(file)], "leave one of them out"),
+        (["predict", str(file), "--checkpoint", str(file)], "leave one of them out"),
+        (["view", str(tmp_path), "--index", "7"], "python -m trainer view work_dirs/ntu60 --index 7"),
+        (["view", str(tmp_path), "--exp", "ntu60"], "leave one of them out"),
+        (["compare"], "python -m trainer compare work_dirs/ntu60 work_dirs/ntu60_x3d"),
         (["--resume"], "name it with --work-dir, or name its experiment with --exp"),
         (["--resume", "--work-dir", str(tmp_path / "none")], "contains no run to resume"),
     ):

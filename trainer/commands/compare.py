@@ -36,7 +36,10 @@ class CompareOptions:
 def compare(options: CompareOptions, console: Console | None = None) -> int:
     """Write the picture and print the tables. Raises UserError if a run has no records or the file is not writable."""
     if not 2 <= len(options.runs) <= len(COLORS):
-        raise UserError(f"compare takes 2 to {len(COLORS)} work directories, not {len(options.runs)}")
+        raise UserError(
+            f"compare takes 2 to {len(COLORS)} work directories, not {len(options.runs)}: write, for example, "
+            "python -m trainer compare work_dirs/ntu60 work_dirs/ntu60_x3d"
+        )
     past_runs = [read_run(folder) for folder in options.runs]
     for run in past_runs:
         if not run.records:

@@ -37,6 +37,7 @@ from trainer.runtime.cards import check_cards
 from trainer.runtime.precision import Precision, precision_of
 from trainer.runtime.ranks import Ranks, device_of
 from trainer.runtime.wrap import compiled
+from trainer.settings import SETTINGS
 from trainer.snapshots.choice import CheckpointChoice, checkpoint_of, tell
 
 WIDTH = 120  # width of the table in characters when the output is not a terminal
@@ -48,7 +49,7 @@ class PredictOptions(CheckpointChoice):
     """Name the actions in videos: python -m trainer predict a.mp4 --checkpoint work_dirs/ntu60 --pose FILE"""
 
     videos: tyro.conf.Positional[tuple[Path, ...]]
-    """Videos of any length, or folders of videos."""
+    """Videos of any length, or folders of videos. Also a run's folder, in place of --checkpoint."""
     pose: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Skeletons: an annotation pickle with entries for the videos, or the .npz of one video. Default: they are
     estimated."""
@@ -67,6 +68,7 @@ def predict(options: PredictOptions) -> int:
 
     Raises UserError if a video cannot be read or results cannot be written.
     """
+    options = with_run(options)
     device, checkpoint = torch.device(device_of(options.device)), checkpoint_of(options)
     tell(checkpoint)
     experiment = checkpoint.experiment
@@ -108,6 +110,26 @@ def predict(options: PredictOptions) -> int:
         count = f"{len(bad)} of {total} videos have no result, such as " if total > 1 else ""
         raise UserError(f"{count}{video}: {error}")
     return 0
+
+
+def with_run(options: PredictOptions) -> PredictOptions:
+    """The options, with the run's folder or snapshot among `videos`, if there is one, as the checkpoint.
+
+    Raises UserError if several checkpoints are named.
+    """
+    runs = [path for path in options.videos if is_checkpoint(path)]
+    if not runs:
+        return options
+    named = [*runs, *([options.checkpoint] if options.checkpoint else [])]
+    if len(named) > 1:
+        raise UserError(f"{named[0]} and {named[1]} are both named as the checkpoint: leave one of them out")
+    videos = tuple(path for path in options.videos if path not in runs)
+    return replace(options, videos=videos, checkpoint=runs[0])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is the path of a checkpoint or of a run's folder, and not that of a video."""
+    return path.suffix in (".pth", ".safetensors") or (path / SETTINGS).is_file() or any(path.glob("*.pth"))
 
 
 def videos_at(path: Path) -> list[Path]:

@@ -2,11 +2,13 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import tyro
 from rich.console import Console
 
 from kernels.program import UserError
@@ -23,13 +25,15 @@ from trainer.report.clip_views import draw_views
 from trainer.report.curves import write_png
 from trainer.runtime.cards import check_cards
 from trainer.runtime.ranks import Ranks, device_of
-from trainer.settings import Choice, experiment_of
+from trainer.settings import SETTINGS, Choice, experiment_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewOptions(Choice):
     """Draw one clip as the networks see it: python -m trainer view --exp ntu60 --index 7 --out clip.png"""
 
+    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="RUN")] = None
+    """A run's folder, whose settings are used in place of --exp."""
     index: int | None = None
     """Position of the clip in the annotation file, from 0."""
     clip: str | None = None
@@ -45,6 +49,8 @@ def view(options: ViewOptions) -> int:
 
     If the network reads only skeletons, no video is needed, and only heatmaps are drawn.
     """
+    if options.run is not None:
+        options = replace(options, config=settings_file(options))
     experiment, device = experiment_of(options), torch.device(device_of(options.device))
     check_cards(experiment.optim.precision, device.type, 1)
     table, row = find_clip(open_tables(experiment), options)
@@ -63,6 +69,20 @@ def view(options: ViewOptions) -> int:
         raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
     print(options.out)
     return 0
+
+
+def settings_file(options: ViewOptions) -> Path:
+    """The file with the settings of the run that `options` name. Raises UserError."""
+    if options.named:
+        raise UserError(f"{options.run} and --exp or --config both name an experiment: leave one of them out")
+    assert options.run is not None
+    file = options.run / SETTINGS
+    if not file.is_file():
+        raise UserError(
+            f"{options.run} is not a run's folder, because it has no {SETTINGS}: write, for example, "
+            "python -m trainer view work_dirs/ntu60 --index 7"
+        )
+    return file
 
 
 def find_clip(tables: Sequence[ClipTable], options: ViewOptions) -> tuple[ClipTable, int]:
