@@ -1,14 +1,14 @@
 """Training in one process: joins the other ranks, claims the work directory, runs the training, draws the curves."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from models.weights.files import load
 from models.weights.loading import initialise_from
 from trainer.config import Experiment
-from trainer.data import build_loaders, with_class_names
+from trainer.data import build_loaders, open_tables, with_class_names
 from trainer.journal.journal import Journal
 from trainer.journal.provenance import describe_start, recorded, sentences
 from trainer.journal.wandb import WandbLog
@@ -28,9 +28,10 @@ from trainer.runtime.ranks import Ranks, join
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.choice import of_leader
-from trainer.snapshots.data_record import check_data, records_of
+from trainer.snapshots.data_record import check_data, records_of, records_without_packs, way_back
 from trainer.snapshots.work_dir import claim, write_settings
 from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_to_resume
+from trainer.stored import from_json
 
 FEWEST_CLIPS = 4  # with fewer clips at a time on a rank, BatchNorm's statistics are poor
 
@@ -64,6 +65,8 @@ def train_here(
             if snapshot:
                 journal.say(f"resuming from {snapshot.path}")
                 check_same(snapshot, experiment, journal.say)
+                if not accept_changed_data:
+                    check_before_packing(snapshot, experiment, ranks)
             elif resume:
                 journal.say(f"{work_dir} has no snapshot yet: the run starts from the beginning")
             if ranks.leads:
@@ -79,8 +82,7 @@ def train_here(
                 run = build_run(experiment, ranks, loaders, journal, writer, interrupt, watchdog.beat)
                 run.records = records_of(loaders, Path(experiment.data.cache))
                 if snapshot:
-                    former, name = snapshot.state.get("data", {}), snapshot.path.name
-                    changed = check_data(former, run.records, name, accept_changed_data, journal.say)
+                    changed = check_clips(snapshot, experiment, run.records, accept_changed_data, journal.say)
                     take_up(run, snapshot.state, changed)
                     if init is not None:
                         journal.say(f"--init {init} is ignored, because the run resumes from its own snapshot")
@@ -124,6 +126,26 @@ def last_snapshot(work_dir: Path, ranks: Ranks) -> Snapshot | None:
     snapshot = newest_to_resume(work_dir, print) if ranks.leads else None
     name = ranks.from_leader(snapshot.path.name if snapshot else None)
     return snapshot if name is None or ranks.leads else Snapshot(work_dir / name, load(work_dir / name))
+
+
+def check_clips(
+    snapshot: Snapshot, experiment: Experiment, records: dict[str, str], accept: bool, say: Callable[[str], None]
+) -> set[str]:
+    """Call `check_data` for the clips of a snapshot and the `records` of the run that resumes it."""
+    path, state = snapshot
+    saved = from_json(state["experiment"], path, lambda _: None)
+    return check_data(state.get("data", {}), records, path.name, accept, say, way_back(saved, experiment))
+
+
+def check_before_packing(snapshot: Snapshot, experiment: Experiment, ranks: Ranks) -> None:
+    """Raise UserError if the annotations alone show that the clips are not those of the snapshot.
+
+    This takes seconds, and making packs for other clips can take hours. New clips are noticed only after packing.
+    """
+    with ranks.in_turn():
+        tables = open_tables(experiment)
+    records = records_without_packs(experiment, tables, snapshot.state.get("data", {}))
+    check_clips(snapshot, experiment, records, False, lambda _: None)
 
 
 def start_afresh(run: Run, init: Path | None) -> None:

@@ -9,8 +9,10 @@ import pytest
 
 from models.weights.files import load
 from trainer.cli import run_command
+from trainer.experiments import DEMO
 from trainer.journal.lines import read_metrics
-from trainer.snapshots.data_record import DataRecord, changes_between
+from trainer.settings import override
+from trainer.snapshots.data_record import DataRecord, changes_between, way_back
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +74,10 @@ def change_validation(content):
     ("change", "sentence"),
     [
         (reverse, r"the training clips are not those of epoch_1_step_2\.pth: \d+ are in another place \(\w+, "),
-        (halve, r": 19 are gone \(\w+, \w+, \w+, \.\.\.\): bring"),
-        (relabel, r": 1 have another label \(\w+\): bring"),
-        (move_joints, r": 1 have other joints \(\w+\): bring"),
-        (change_validation, r"the validation clips are not those of epoch_1_step_2\.pth: 1 are gone \(\w+\): bring"),
+        (halve, r": 19 are gone \(\w+, \w+, \w+, \.\.\.\): leave out --set"),
+        (relabel, r": 1 have another label \(\w+\): leave out --set"),
+        (move_joints, r": 1 have other joints \(\w+\): leave out --set"),
+        (change_validation, r"the validation clips are not those of epoch_1_step_2\.pth: 1 are gone \(\w+\): leave"),
     ],
 )
 def test_changed_clips_are_named_and_refused(begun, tmp_path, capsys, change, sentence):
@@ -83,8 +85,17 @@ def test_changed_clips_are_named_and_refused(begun, tmp_path, capsys, change, se
     error = capsys.readouterr().err.splitlines()[-1]
     assert code == 2
     assert re.search(sentence, error), error
-    assert error.endswith("bring the former data back, or go on with --accept-changed-data")
+    assert error.endswith(
+        "leave out --set data.annotations, bring the former data back, or go on with --accept-changed-data"
+    )
     assert load(run / "latest.pth")["cursor"]["clips"] == 16
+
+
+def test_changed_clips_are_refused_before_packs_are_made(begun, tmp_path, capsys):
+    packs = tmp_path / "other packs"
+    assert resume(begun, tmp_path, halve, "--set", f"data.packs={packs}")[0] == 2
+    assert "19 are gone" in capsys.readouterr().err
+    assert not packs.exists()
 
 
 def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_path):
@@ -131,6 +142,14 @@ def test_only_the_bytes_of_the_file_have_changed(begun, tmp_path):
         assert f"{line.replace('training', 'validation')}and joints are the same\n" in log
         assert "may come twice" not in log
         shutil.rmtree(run)
+
+
+def test_the_way_back_names_the_settings_that_chose_other_clips():
+    assert way_back(DEMO, override(DEMO, "optim.lr=0.1", "data.balance=1")) == "bring the former data back"
+    assert way_back(DEMO, override(DEMO, "data.split=xset")) == "leave out --set data.split"
+    assert way_back(DEMO, override(DEMO, "data.split=xset", "data.demo.num_val=2")) == (
+        "leave out --set data.split and --set data.demo.num_val, bring the former data back"
+    )
 
 
 def test_every_kind_of_change_is_a_clause():

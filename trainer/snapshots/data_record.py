@@ -9,10 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from kernels.program import UserError
+from pipelines.annotations.table import ClipTable
 from pipelines.loader import Loader
 from pipelines.prepare.users import table_joints
+from trainer.config import Experiment
+from trainer.stored import differences
 
 NAMED = 3  # clips of each kind that a sentence names
+BRING_BACK = "bring the former data back"
+# Settings that choose files, and other settings that choose clips out of them.
+FILES = ("data.annotations", "data.val_annotations", "data.videos", "data.demo")
+CHOOSING = ("data.split", "data.follow_links", "data.source")
 DIGITS = 8  # stored digits of a digest; they are enough to notice a change
 
 
@@ -32,9 +39,8 @@ class DataRecord:
     joints: list[str]
 
     @classmethod
-    def of(cls, loader: Loader, cache: Path) -> "DataRecord":
-        """The record of a loader's clips. The digests of their joints are computed once and kept in `cache`."""
-        table, rows = loader.table, loader.rows
+    def of(cls, table: ClipTable, rows: np.ndarray, cache: Path) -> "DataRecord":
+        """The record of the clips in these rows. The digests of their joints are computed once and kept in `cache`."""
         joints = np.array(table_joints(table, cache))[rows]
         return cls(
             table=table.digest,
@@ -52,17 +58,38 @@ class DataRecord:
 def records_of(loaders: tuple[Loader, Loader], cache: Path) -> dict[str, str]:
     """The records of the training and of the validation clips, as JSON, for a snapshot."""
     kinds = ("training", "validation")
-    return {kind: DataRecord.of(loader, cache).to_json() for kind, loader in zip(kinds, loaders, strict=True)}
+    pairs = zip(kinds, loaders, strict=True)
+    return {kind: DataRecord.of(loader.table, loader.rows, cache).to_json() for kind, loader in pairs}
+
+
+def records_without_packs(experiment: Experiment, tables: list[ClipTable], former: dict[str, str]) -> dict[str, str]:
+    """Like `records_of`, but made from the annotations alone, so that the packs need not exist yet.
+
+    Only the clips of the `former` records are in the result, because a clip that is new may have no usable video.
+    """
+    records, split, cache = {}, experiment.data.split, Path(experiment.data.cache)
+    for kind, part, table in (("training", "train", tables[0]), ("validation", "val", tables[-1])):
+        if kind in former:
+            rows = table.rows_in_split(None if split is None else f"{split}_{part}")
+            known = np.isin(table.names[rows], json.loads(former[kind])["names"])
+            records[kind] = DataRecord.of(table, rows[known], cache).to_json()
+    return records
 
 
 def check_data(
-    before: dict[str, str], after: dict[str, str], source: str, accept: bool, say: Callable[[str], None]
+    before: dict[str, str],
+    after: dict[str, str],
+    source: str,
+    accept: bool,
+    say: Callable[[str], None],
+    way_back: str = BRING_BACK,
 ) -> set[str]:
     """Say what has changed between the records of a snapshot, called `source`, and those of the run that resumes it.
 
     Returns a set that contains "training" if the training clips have changed, and "validation" if the validation clips
     have changed, that is, their names, order, labels, lengths or joints. Unless `accept` is set, raises UserError
-    instead. Snapshots of older versions have no records, so for them nothing is checked.
+    instead, which advises the `way_back` to the former clips. Snapshots of older versions have no records, so for them
+    nothing is checked.
     """
     changed = set()
     for kind in sorted(before.keys() & after.keys()):
@@ -71,7 +98,7 @@ def check_data(
         if changes:
             sentence = f"the {kind} clips are not those of {source}: {'; '.join(changes)}"
             if not accept:
-                raise UserError(f"{sentence}: bring the former data back, or go on with --accept-changed-data")
+                raise UserError(f"{sentence}: {way_back}, or go on with --accept-changed-data")
             say(sentence)
             changed.add(kind)
         elif former.table != present.table:
@@ -83,6 +110,15 @@ def check_data(
                 f"joints are the same{crops}"
             )
     return changed
+
+
+def way_back(saved: Experiment, experiment: Experiment) -> str:
+    """What to do for the clips of the `saved` experiment, if --set may have made those of `experiment` other ones."""
+    keys = [key for key, _, _ in differences(saved, experiment) if key.startswith((*FILES, *CHOOSING))]
+    if not keys:
+        return BRING_BACK
+    back = f", {BRING_BACK}" if any(key not in CHOOSING for key in keys) else ""
+    return f"leave out --set {' and --set '.join(keys)}{back}"
 
 
 def changes_between(before: DataRecord, after: DataRecord) -> Iterator[str]:
