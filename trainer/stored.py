@@ -141,9 +141,14 @@ def changes_told(before: Experiment, after: Experiment, source: str) -> Iterator
     """A sentence for each setting that was changed. It also says if the results mean something else because of that."""
     for key, was, now in differences(before, after):
         sentence = f"{key} was {shortened(was)} in {source} and is now {shortened(now)}"
-        if any(f"{key}.".startswith(f"{part}.") for part in MEANING):
+        if changes_meaning(key):
             sentence += ": the results mean something else than those of that run"
         yield sentence
+
+
+def changes_meaning(key: str) -> bool:
+    """Whether the scores of a run mean something else if the setting `key` changes."""
+    return any(f"{key}.".startswith(f"{part}.") for part in MEANING)
 
 
 def shortened(value: Any) -> str:

@@ -102,9 +102,13 @@ def test_export_and_submit_use_the_settings_of_the_run(resumed, tmp_path, capsys
     assert (recipe["inputs"]["heatmap"]["sigma"], recipe["inputs"]["heatmap"]["shape"][2]) == (0.9, 19)
     assert recipe["num_classes"] == 52
     folder = tmp_path / "again"
+    (resumed / "eval").mkdir()
+    (resumed / "eval" / "scores.npz").touch()
     for words in ([str(resumed)], [str(out), "--out", str(folder)]):  # an exported file has the settings too
         assert run_command(["eval", *words]) == 0
+    assert capsys.readouterr().err.count("has results of an earlier eval, which will be replaced") == 1
     one, two = np.load(resumed / "eval" / "scores.npz"), np.load(folder / "scores.npz")
+    assert one["checkpoint"] == load(resumed / "latest.pth")["cursor"]["best_file"]
     assert np.array_equal(one["rgb"], two["rgb"])
     assert run_command(["submit", str(resumed), "--out", str(tmp_path / "s.zip")]) == 0
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import zipfile
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 
 from trainer.cli import run_command
 from trainer.commands.submit import check
+from trainer.experiments import EXPERIMENTS
+from trainer.settings import override
+from trainer.stored import to_settings
 
 COLUMNS = "vid,action_pred_1,action_pred_2,action_pred_3,action_pred_4,action_pred_5," + (
     "body_pred_1,body_pred_2,body_pred_3,body_pred_4,body_pred_5"
@@ -56,6 +60,27 @@ def test_scores_that_cannot_be_submitted(tmp_path, capsys, changes, sentence):
     assert run_command(["submit", str(tmp_path / "scores.npz"), "--out", str(tmp_path / "s.zip")]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "s.zip").exists()
+
+
+def test_scores_in_a_run_of_other_settings_or_another_snapshot_are_refused(tmp_path, capsys):
+    """The annotations of the test videos are another file than the run's, which is no mistake."""
+    run, best, out = tmp_path / "run", "best_acc_epoch_3.pth", ["--out", str(tmp_path / "s.zip")]
+    (run / "eval").mkdir(parents=True)
+    (run / best).touch()
+    file, ma52 = run / "eval" / "scores.npz", EXPERIMENTS["ma52"]
+    (run / "experiment.json").write_text(json.dumps(to_settings(ma52)))
+    for changed, checkpoint, sentence in (
+        ("data.val_annotations=test.pkl", best, ""),
+        ("clip.sigma=2.0", best, "was computed with clip.sigma=2, but the run has 0.7: run"),
+        ("data.split=other", best, "was computed with data.split=other"),
+        ("seed=0", "epoch_4_step_2.pth", f"has scores of epoch_4_step_2.pth, not of the best snapshot {best}: run"),
+    ):
+        settings = json.dumps(to_settings(override(ma52, changed)))
+        scores(file, settings=settings, checkpoint=checkpoint)
+        assert run_command(["submit", str(run), *out]) == (2 if sentence else 0), changed
+        assert sentence in capsys.readouterr().err
+        assert run_command(["submit", str(file), *out]) == 0
+        capsys.readouterr()
 
 
 def test_files_that_are_not_there(tmp_path, capsys):

@@ -5,6 +5,7 @@ It writes the metrics, the scores of each clip, a table of the classes, and a co
 
 import csv
 import json
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ from trainer.scoring import score_clips
 from trainer.settings import check_division, check_source
 from trainer.snapshots.choice import RunChoice, checkpoint_of, of_leader, tell
 from trainer.stored import to_settings
+
+SCORES = "scores.npz"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,12 +71,14 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
         out = options.out or path.parent / "eval"
         if ranks.leads:
             tell(checkpoint)
+            if options.out is None and (out / SCORES).exists():
+                print(f"{out} has results of an earlier eval, which will be replaced", file=sys.stderr)
             make_folder(out)  # so that a folder without write permission is reported now, and not after scoring
         scores, names, experiment = score(experiment, network.to(ranks.device).eval(), ranks, options.clips, out)
         if ranks.leads:
             metrics = summarize(scores)
             show(experiment, len(names), metrics)
-            write(out, experiment, metrics, scores, names)
+            write(out, experiment, path.name, metrics, scores, names)
     return 0
 
 
@@ -115,14 +120,22 @@ def show(experiment: Experiment, num_clips: int, metrics: dict[str, float]) -> N
 
 
 def write(
-    folder: Path, experiment: Experiment, metrics: dict[str, float], scores: Scores, names: Sequence[str]
+    folder: Path,
+    experiment: Experiment,
+    checkpoint: str,
+    metrics: dict[str, float],
+    scores: Scores,
+    names: Sequence[str],
 ) -> None:
-    """Write metrics.json, scores.npz, classes.csv and confusion.png to `folder`. Raises UserError if that fails."""
+    """Write metrics.json, scores.npz, classes.csv and confusion.png to `folder`. Raises UserError if that fails.
+
+    `checkpoint` is the name of the file with the weights.
+    """
     data = experiment.data
     counts = confusion_matrix(main_scores(scores), scores.label)
     try:
         write_metrics(folder / "metrics.json", metrics)
-        write_scores(folder / "scores.npz", scores, names, experiment)
+        write_scores(folder / SCORES, scores, names, experiment, checkpoint)
         write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
         write_png(draw_confusion(counts.numpy(), data.class_names, data.coarse_map), folder / "confusion.png")
     except OSError as error:
@@ -145,13 +158,15 @@ def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     path.write_text(json.dumps(dict(metrics), indent=1) + "\n")
 
 
-def write_scores(path: Path, scores: Scores, names: Sequence[str], experiment: Experiment) -> None:
+def write_scores(path: Path, scores: Scores, names: Sequence[str], experiment: Experiment, checkpoint: str) -> None:
     """Write an npz file with the arrays name [N] (text), label and coarse_label [N] int64, and for each stream an array
-    of probabilities [N, K] float32. The array settings contains the experiment as JSON.
+    of probabilities [N, K] float32. The array settings contains the experiment as JSON, and the array checkpoint the
+    name of the file with the weights.
     """
     arrays: dict[str, Any] = {stream: probability.numpy() for stream, probability in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy()}
-    np.savez_compressed(path, name=np.array(names), settings=json.dumps(to_settings(experiment)), **arrays)
+    arrays |= {"settings": json.dumps(to_settings(experiment)), "checkpoint": checkpoint}
+    np.savez_compressed(path, name=np.array(names), **arrays)
 
 
 def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], coarse_map: Sequence[int]) -> None:

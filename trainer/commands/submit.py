@@ -17,7 +17,8 @@ import tyro
 
 from kernels.program import UserError
 from models.classes import MA52
-from trainer.stored import from_json
+from trainer.settings import SETTINGS
+from trainer.stored import changes_meaning, differences, from_json, shortened
 
 TOP = 5
 COLUMNS = ("vid", *(f"{level}_pred_{place}" for level in ("action", "body") for place in range(1, TOP + 1)))
@@ -43,6 +44,8 @@ def submit(options: SubmitOptions) -> int:
     """Write the zip, read it back, and print a summary. Raises UserError for scores that cannot be submitted."""
     scores = options.scores / "eval" / "scores.npz" if options.scores.is_dir() else options.scores
     names, action, body = read_scores(scores)
+    if options.scores.is_dir():
+        check_origin(options.scores, scores)
     lines = [
         [PurePosixPath(name).name, *map(int, a), *map(int, b)]
         for name, a, b in zip(names, best(action), best(body), strict=True)
@@ -95,6 +98,25 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
             "evaluate only the test videos, each of them once"
         )
     return names, action / 2, body / 2
+
+
+def check_origin(run: Path, scores: Path) -> None:
+    """Raise UserError if the scores in a run's folder come from other settings than the run's, or not from its best
+    snapshot. Scores of older versions do not say from which snapshot they come.
+    """
+    with np.load(scores) as file:
+        settings, checkpoint = (str(file[key]) if key in file else "" for key in ("settings", "checkpoint"))
+    way_out = f"run python -m trainer eval {run} without these changes, or name {scores} to submit them as they are"
+    best_names = [path.name for path in run.glob("best_*.pth")]
+    if checkpoint and best_names and checkpoint not in best_names:
+        raise UserError(f"{scores} has scores of {checkpoint}, not of the best snapshot {best_names[0]}: {way_out}")
+    if settings and (run / SETTINGS).is_file():
+        own = from_json((run / SETTINGS).read_bytes(), run / SETTINGS, print)
+        for key, was, now in differences(own, from_json(settings, scores, print)):
+            if changes_meaning(key):
+                raise UserError(
+                    f"{scores} was computed with {key}={shortened(now)}, but the run has {shortened(was)}: {way_out}"
+                )
 
 
 def best(scores: np.ndarray) -> np.ndarray:
