@@ -130,7 +130,7 @@ def estimate_packs(experiment: Experiment, console: Console) -> None:
     """Say how many clips of an experiment have to be made, and the time and disk space that this takes."""
     data, settings = experiment.data, PackSettings.of(experiment.clip)
     for table in open_tables(experiment):
-        dry_run(table, Path(data.videos), Path(data.packs), settings, console=console, follow_links=data.follow_links)
+        dry_run(table, Path(data.videos), Path(data.packs), settings, **_limits(experiment, console))
 
 
 def _packed(experiment: Experiment, table: ClipTable, file: Path, console: Console) -> Source:

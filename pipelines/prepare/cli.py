@@ -71,7 +71,7 @@ def main(
     table = open_table(annotations, cache)
     folder, user = out or packs, User(annotations)
     if dry_run:
-        dry(table, videos, folder, settings, workers=workers, follow_links=follow_links)
+        dry(table, videos, folder, settings, workers=workers, max_bad=max_bad, follow_links=follow_links)
         return
     if out is not None:
         note(packs, out)

@@ -111,12 +111,13 @@ def look_elsewhere(
         found = Survey(todo.videos, todo.joints)
         match(found, missing, index_of(lines.values()).columns, out, names, settings, console)
         for row, clip in found.clips.items():
-            if not lines[clip]["bad"]:
-                stamp = found.touched.get(row)
-                todo.elsewhere[row] = lines[clip] | ({"stamps": stamp.before(lines[clip]["stamps"])} if stamp else {})
-                todo.clips[row] = clip
-                todo.stale.pop(row, None)
-                todo.bad.pop(names[row], None)
+            stamp = found.touched.get(row)
+            todo.elsewhere[row] = lines[clip] | ({"stamps": stamp.before(lines[clip]["stamps"])} if stamp else {})
+            todo.clips[row] = clip
+            todo.stale.pop(row, None)
+            todo.bad.pop(names[row], None)
+            if lines[clip]["bad"]:  # its video was tried there, and is not tried again
+                todo.bad[names[row]] = lines[clip]["bad"]
         reasons = {row: reason for row, reason in found.stale.items() if row in todo.stale and reason != NEW}
         todo.stale |= reasons
         if reasons and not found.clips:
@@ -161,16 +162,16 @@ def _earlier(
     lines = {}
     for line in earlier_lines(place):
         row, count = wanted.get(line["joints"]), counts.get(line["settings"])
-        if row is None or count is None or line["bad"]:
+        if row is None or count is None or line["source_bytes"] < 0:  # the last: there was no video
             continue
-        fewest = _fewest(line, table, row, settings, count)
+        fewest = 0 if line["bad"] else _fewest(line, table, row, settings, count)
         if fewest is None:
             continue
         source, digest = ENDS + line["source"], settings.digest()
         clip = clip_id(source, line["joints"], digest)
         columns = {"clip": clip, "settings": digest, "source": source, "fewest": fewest}
         columns["stamps"] = Stamp(line["source_bytes"], line["source_time"], 0).before([])
-        lines[clip] = line | columns | {"file": f"{within}clips/{line['name']}.mov"}
+        lines[clip] = line | columns | {"file": "" if line["bad"] else f"{within}clips/{line['name']}.mov"}
     return lines
 
 

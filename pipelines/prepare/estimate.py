@@ -43,6 +43,10 @@ def estimate(task: Task, todo: Survey, workers: int | None) -> None:
     if not rows:
         return
     pace = _recorded(task, workers) or _measured(task, todo, rows, workers)
+    if pace is None:
+        text = "none of them can be decoded, so they are left out; look at them with python -m pipelines.verify"
+        say(f"{task.videos}: {text}", **PLAIN)
+        return
     frames = int(task.table.total_frames[rows].sum())
     hours, needed, free = pace.seconds * frames / 3600, pace.bytes * frames, shutil.disk_usage(_above(task.out)).free
     duration = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes" if hours >= 0.03 else "a minute"
@@ -90,8 +94,11 @@ def _recorded(task: Task, workers: int) -> Pace | None:
     return Pace(seconds, per_frame, f"judging by the {speed['clips']} clips that the last run made on this machine")
 
 
-def _measured(task: Task, todo: Survey, rows: list[int], workers: int) -> Pace:
-    """The pace at which a few of the clips are made in a temporary folder. Raises UserError if none can be made."""
+def _measured(task: Task, todo: Survey, rows: list[int], workers: int) -> Pace | None:
+    """The pace at which a few of the clips are made in a temporary folder.
+
+    None if all were tried, none can be made, and so few may be left out. Raises UserError if too many cannot be made.
+    """
     few = rows[: max(FEW, 2 * workers)]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "clips").mkdir()
@@ -108,6 +115,8 @@ def _measured(task: Task, todo: Survey, rows: list[int], workers: int) -> Pace:
                 frames, size, clips = frames + job.num_frames, size + answer["encoded"]["clip_bytes"], clips + 1
                 os.unlink(job.target)
         seconds = time.monotonic() - start
+    if not frames and len(few) == len(rows) and len(rows) + len(todo.bad) <= task.max_bad * len(task.table):
+        return None
     if not frames:
         raise UserError(
             f"{task.videos}: none of the first {len(few)} videos can be decoded; look at them with "

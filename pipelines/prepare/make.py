@@ -127,13 +127,14 @@ def dry_run(
     settings: PackSettings,
     *,
     workers: int | None = None,
+    max_bad: float = 0.01,
     console: Console | None = None,
     follow_links: bool = False,
 ) -> None:
     """Say how many clips `prepare` would make, and the time and disk space that this takes. Makes nothing in `out`."""
     joints, console = table_joints(table, out, store=False), console or Console(stderr=True)
     with _disk_errors_for_the_user(out):
-        task = Task(table, joints, range(len(table)), videos, out, settings, 1.0, console, follow_links)
+        task = Task(table, joints, range(len(table)), videos, out, settings, max_bad, console, follow_links)
         estimate(task, look(task), workers)
 
 

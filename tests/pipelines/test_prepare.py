@@ -1,6 +1,7 @@
 """`prepare` makes the same pack after any interruption, does nothing twice, and names bad videos."""
 
 import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from kernels.program import UserError
 from pipelines.config import ClipConfig
 from pipelines.geometry import crop_region
 from pipelines.packs.format import PackSettings, read_manifest
 from pipelines.plan import plan_eval, plan_train
 from pipelines.prepare import pool as prepare_pool
+from pipelines.prepare.elsewhere import note
+from pipelines.prepare.make import dry_run
 from pipelines.skeleton import COCO_17
 from tests import programs
 
@@ -272,3 +277,31 @@ def test_region_holds_every_sampled_box(tmp_path_factory, film, seed, total, per
         assert top >= region[1]
         assert right <= region[2]
         assert bottom <= region[3]
+
+
+def test_a_video_that_could_not_be_decoded_for_another_pack_is_not_tried_again(scene, tmp_path):
+    work = scene(8, 8)
+    work.video(1).write_bytes(b"no video")
+    work.prepare(tmp_path / "elsewhere")
+    note(work.out, tmp_path / "elsewhere")
+    _, said = work.prepare()
+    assert "packing" not in said
+    pack, said = work.prepare()
+    assert "packing" not in said
+    assert "1 of 2 clips are left out" in said
+    assert list(pack.bad) == [work.names[1]]
+
+
+def test_an_estimate_for_nothing_but_a_broken_video(scene):
+    work = scene(8, 8)
+    content = work.video(1).read_bytes()
+    work.video(1).unlink()
+    work.prepare()
+    work.video(1).write_bytes(content[:100])
+    said = io.StringIO()
+    places = (work.table(), work.videos, work.out, work.settings)
+    dry_run(*places, workers=1, max_bad=0.5, console=Console(file=said, width=300))
+    assert "1 of 2 clips have to be made" in said.getvalue()
+    assert "none of them can be decoded, so they are left out" in said.getvalue()
+    with pytest.raises(UserError, match="can be decoded"):
+        dry_run(*places, workers=1, max_bad=0.4, console=Console(file=said))

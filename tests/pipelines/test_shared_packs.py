@@ -150,7 +150,8 @@ def as_format_2(data, folder: Path, count: int) -> None:
     (folder / "index").mkdir()
     lines = []
     for line in read_manifest(data.packs).values():
-        (data.packs / line["file"]).rename(folder / "clips" / f"{line['name']}.mov")
+        if line["file"]:
+            (data.packs / line["file"]).rename(folder / "clips" / f"{line['name']}.mov")
         (size, date, _), *_ = line["stamps"]
         old = {key: value for key, value in line.items() if key not in {"clip", "file", "fewest", "stamps"}}
         lines.append(
@@ -232,3 +233,15 @@ def test_a_clip_of_an_earlier_version_with_too_small_a_region_is_made_again(data
         line["region"] = [(left + right) // 2, top, right, bottom] if line["name"].endswith("007") else line["region"]
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert data.encoded(data.clips) == 1
+
+
+def test_a_video_that_an_earlier_version_could_not_decode_is_not_tried_again(tmp_path, data_class):
+    data = data_class(tmp_path, 2)
+    (data.videos / f"{data.clips[1]['frame_dir']}.mp4").write_bytes(b"no video")
+    data.pack(data.clips, max_bad=0.5)
+    as_format_2(data, data.packs / "0123456789abcdef", 48)
+    pack, said = data.pack(data.clips, max_bad=0.5)
+    assert "2 clips of other packs are used where they are" in said
+    assert "packing" not in said
+    assert list(pack.bad) == [data.clips[1]["frame_dir"]]
+    assert "1 of 2 clips are left out" in data.pack(data.clips, max_bad=0.5)[1]
