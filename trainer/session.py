@@ -29,7 +29,7 @@ from trainer.runtime.signals import Interrupt
 from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.choice import of_leader
 from trainer.snapshots.data_record import check_data, records_of, records_without_packs, way_back
-from trainer.snapshots.work_dir import claim, write_settings
+from trainer.snapshots.work_dir import claim, former_settings_if_refused, write_settings
 from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_to_resume
 from trainer.stored import from_json
 
@@ -69,11 +69,12 @@ def train_here(
                     check_before_packing(snapshot, experiment, ranks)
             elif resume:
                 journal.say(f"{work_dir} has no snapshot yet: the run starts from the beginning")
-            if ranks.leads:
-                write_settings(work_dir, experiment)
-                if experiment.wandb:
-                    journal.wandb = WandbLog(experiment, work_dir)
-            loaders = build_loaders(experiment, ranks, journal.say)
+            with former_settings_if_refused(work_dir, ranks):
+                if ranks.leads:
+                    write_settings(work_dir, experiment)
+                    if experiment.wandb:
+                        journal.wandb = WandbLog(experiment, work_dir)
+                loaders = build_loaders(experiment, ranks, journal.say)
             experiment = with_class_names(experiment, loaders[0].table, journal.say)
             if ranks.leads:
                 write_settings(work_dir, experiment)

@@ -190,6 +190,11 @@ def test_foreign_data(capsys, tmp_path, tiny):
     assert "has labels 0 to 11, but experiment demo has classes 0 to 4; set data.num_classes" in told(
         capsys, *tiny, *more
     )
+    assert "contains no run to resume" in told(capsys, "--resume", *more[-2:])  # the refused settings are not kept
+    file = tmp_path / "run" / "experiment.json"
+    file.write_text("settings of an earlier start")
+    told(capsys, *tiny, *more)
+    assert file.read_text() == "settings of an earlier start"
 
 
 def test_wrong_coarse_map(capsys, tmp_path):

@@ -69,6 +69,22 @@ def write_settings(work_dir: Path, experiment: Experiment) -> None:
         ) from None
 
 
+@contextlib.contextmanager
+def former_settings_if_refused(work_dir: Path, ranks: Ranks) -> Iterator[None]:
+    """A context in which settings are written and tried. If they are refused (UserError), experiment.json is again as
+    it was before, or is missing if it was, so that a later --resume does not take the refused settings.
+    """
+    file = work_dir / SETTINGS
+    former = file.read_bytes() if ranks.leads and file.is_file() else None
+    try:
+        yield
+    except UserError:
+        if ranks.leads:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True) if former is None else file.write_bytes(former)
+        raise
+
+
 def check(work_dir: Path) -> None:
     """Raise UserError if `work_dir` is the current folder or a parent of it, or has checkpoints of another program."""
     if work_dir.resolve() in (current := Path.cwd(), *current.parents):
