@@ -24,6 +24,7 @@ from trainer.journal.provenance import ROOT, STARTS, code_of, commit_of, describ
 from trainer.report.curves import draw
 from trainer.report.past_run import names, read_run
 from trainer.snapshots.lock import locked
+from trainer.snapshots.writer import rolling_name
 
 DEMO = EXPERIMENTS["demo"]
 
@@ -83,6 +84,19 @@ def test_runs(tmp_path, capsys):
     assert rows["done[1]"][2:6] == [f"3.0 of {epochs}", "0.7500", "2", "acc/RGBPose_1:1_top1"]
     assert rows["fresh"][2:5] == [f"0.0 of {epochs}", "", ""]
     assert rows["killed"][6:] == ["", "", "12 min ago"]
+
+
+def test_progress_counts_the_newest_snapshot(tmp_path, capsys):
+    """Between two lines of the log, and before the first one."""
+    for name, scores in (("logged", (0.25,)), ("fresh", ())):
+        a_run(tmp_path / name, scores=scores)
+        (tmp_path / name / rolling_name(2, 3)).touch()
+    record = read_run(tmp_path / "logged").records[-1]
+    expected = 1 + 3 * DEMO.optim.batch_size / record["epoch_clips"]
+    assert read_run(tmp_path / "logged").epochs() == pytest.approx(min(2, expected))
+    rows = table_of(capsys, "runs", str(tmp_path))
+    assert rows["logged"][2] == f"{min(2, expected):.1f} of {DEMO.optim.num_epochs}"
+    assert rows["fresh"][2] == f"step 3 of epoch 2 of {DEMO.optim.num_epochs}"
 
 
 def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):

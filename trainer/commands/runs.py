@@ -41,7 +41,10 @@ def runs(options: RunsOptions, console: Console | None = None) -> int:
     for run in past_runs:
         best = run.best()
         score, epoch = (f"{best[run.metric]:.4f}", str(best["epoch"])) if best else ("", "")
-        progress = f"{run.epochs():.1f} of {run.num_epochs}"
+        saved = run.saved()  # (epoch, step)
+        nothing_logged = not run.records and saved > (1, 0)
+        progress = f"step {saved[1]} of epoch {saved[0]}" if nothing_logged else f"{run.epochs():.1f}"
+        progress += f" of {run.num_epochs}"
         cells = (
             escape(str(run.folder.relative_to(options.folder))),
             run.name,

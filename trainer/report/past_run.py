@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from trainer.journal.provenance import read_starts
 from trainer.settings import SETTINGS
 from trainer.snapshots.lock import is_locked
 
+SNAPSHOT = re.compile(r"epoch_(\d+)_step_(\d+)\.pth")  # as in snapshots/writer.py, which would load torch
 TAIL = 8192  # bytes at the end of train.log that are read for its last lines
 
 
@@ -38,7 +40,17 @@ class PastRun:
 
     def epochs(self) -> float:
         """Number of finished epochs, plus the finished share of the current epoch."""
-        return epochs_of(self.records, self.folder / LOG)[-1] if self.records else 0.0
+        logged = epochs_of(self.records, self.folder / LOG)[-1] if self.records else 0.0
+        epoch, step = self.saved()
+        clips = next((record["epoch_clips"] for record in reversed(self.records) if "epoch_clips" in record), None)
+        if not epoch or clips is None:
+            return logged
+        return max(logged, epoch - 1 + min(1.0, step * self.settings["optim"]["batch_size"] / clips))
+
+    def saved(self) -> tuple[int, int]:
+        """Epoch (from 1) and step of the newest snapshot, by the names of the files, or (0, 0) if there is none."""
+        found = [SNAPSHOT.fullmatch(path.name) for path in self.folder.glob("epoch_*.pth")]
+        return max(((int(name[1]), int(name[2])) for name in found if name), default=(0, 0))
 
     def best(self) -> dict[str, Any] | None:
         """The record of the best validation, or None if there is none yet."""
