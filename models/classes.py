@@ -37,8 +37,11 @@ def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: in
     Raises UserError unless the map has one entry for each fine class and uses every coarse class at least once.
     """
     if len(coarse_map) != num_classes:
+        maps = [name for name, known in COARSE_MAPS.items() if len(known) == num_classes]
         raise UserError(
-            f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: list one entry for each class"
+            f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: name with --coarse-map "
+            f"{' or '.join([*maps, 'a text file'])} with {num_classes} numbers, or have no coarse classes, --set "
+            "data.coarse_map=()"
         )
     for fine, coarse in enumerate(coarse_map):
         if not 0 <= coarse < num_coarse:
@@ -46,7 +49,7 @@ def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: in
                 f"the coarse map assigns class {fine} to coarse class {coarse}: use numbers from 0 to {num_coarse - 1}"
             )
     if empty := sorted(set(range(num_coarse)) - set(coarse_map)):
-        raise UserError(f"the coarse map assigns no class to coarse class {empty[0]}: set num_coarse to match")
+        raise UserError(f"the coarse map assigns no class to coarse class {empty[0]}: number them from 0, with no gap")
     return tuple(coarse_map)
 
 
@@ -68,7 +71,7 @@ def parse_numbers(path: Path) -> list[int]:
     try:
         words = path.read_bytes().decode("ascii", "replace").replace(",", " ").split()
     except OSError as error:
-        names = ", ".join(COARSE_MAPS)
+        names = ", ".join(f"{name} ({len(known)} classes)" for name, known in COARSE_MAPS.items())
         raise UserError(
             f"cannot read a coarse map from {path} ({error.strerror}): pass a readable file or one of {names}"
         ) from None

@@ -155,6 +155,8 @@ def clip_mean(x: Tensor, num_frames: int) -> Tensor:
 
 def initialise(module: nn.Module) -> None:
     """Initialise convolutions and squeeze-excite as the published networks do: Kaiming normal by fan out, biases 0."""
+    if next(module.parameters()).is_meta:
+        return  # only the shapes of the tensors are asked for
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -161,7 +161,7 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
             f"{setting_classes(experiment, len(table.class_names))}"
         )
     low, high = int(table.label.min()), int(table.label.max())
-    if low < 0:
+    if low < 0 or (low, high) == (1, classes):
         raise AnnotationError(f"{annotations} has labels from {low} on; number the classes from 0 in this file")
     if high >= classes:
         raise AnnotationError(

@@ -119,7 +119,7 @@ def changed(experiment: Experiment, options: Choice) -> Experiment:
         changes["data.coarse_map"] = read_coarse_map(options.coarse_map, num_classes)
     result = changed_by(experiment, changes)
     for key, value in changes.items():
-        if key.startswith("model.") and value_at(result, key) != value:
+        if key.startswith("model.") and not is_dataclass(value) and value_at(result, key) != value:
             raise UserError(
                 f"--set {key} has no effect, because {key} is computed from data, clip and --coarse-map: change these "
                 "instead"
@@ -169,7 +169,7 @@ def field_at(experiment: Experiment, key: str, assignment: str, changes: dict[st
         names = [field.name for field in fields(config)]
         if name not in names:
             nested = [other for other in all_fields(config) if other.endswith(f".{name}")]
-            similar = get_close_matches(name, names, 1) or nested
+            similar = [".".join([*path[:depth], other]) for other in get_close_matches(name, names, 1) or nested]
             hint = f"did you mean {similar[0]}?" if similar else f"its fields are {', '.join(names)}"
             raise UserError(f"--set {assignment}: {kind.__name__} has no field {name}; {hint}")
         hint = get_type_hints(kind)[name]

@@ -1,5 +1,6 @@
 """Determines the network to which the tensors of a file belong, from their names (in our layout) and shapes."""
 
+import functools
 import re
 
 import torch
@@ -57,8 +58,9 @@ def single_stream(state: State, channels: int, *, x3d: bool) -> SingleStreamConf
     )
 
 
+@functools.cache
 def shapes_of(config: ModelConfig) -> dict[str, torch.Size]:
-    """Return the shape of every tensor that the network saves."""
+    """Return the shape of every tensor that the network saves. All callers get the same dict; do not change it."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in build_model(config).state_dict().items()}
 

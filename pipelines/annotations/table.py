@@ -77,10 +77,12 @@ class ClipTable:
         if split is None:
             return np.arange(len(self))
         if split not in self.splits:
+            end = f"_{split.rpartition('_')[2]}"
+            names = sorted(name.removesuffix(end) for name in self.splits if name.endswith(end))
             raise AnnotationError(
                 f"the annotations have no split '{split}', only {sorted(self.splits) or 'a plain list'}; set "
-                "data.split to the name of a split without _train or _val, or to None if each split has a file of its "
-                "own (see data.val_annotations)"
+                + (f"data.split={' or data.split='.join(names)}, or " if names else "")
+                + "data.split=none with data.val_annotations, if the validation clips have a file of their own"
             )
         return self.splits[split]
 

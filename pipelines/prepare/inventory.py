@@ -112,7 +112,7 @@ def show(pack: Path, cache: Path, console: Console) -> None:
     """Print the size of a pack, its users, and the packs that belong to it."""
     lines = read_manifest(pack)
     if not lines and not earlier_packs(pack):
-        raise UserError(f"there is no pack in {pack}; name the folder of a pack with --packs")
+        raise UserError(f"there is no pack in {pack}; name its folder with --packs of python -m pipelines.prepare")
     uses = uses_of(pack, lines.values(), cache)
     used = set().union(*(use.clips for use in uses if use.is_alive()))
     good = [line for line in lines.values() if not line["bad"]]
@@ -154,7 +154,7 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
     their lines in the manifest, so a call that was killed can be repeated. Raises UserError if a run is making clips.
     """
     if not (pack / "lock").exists():
-        raise UserError(f"there is no pack in {pack}; name the folder of a pack with --packs")
+        raise UserError(f"there is no pack in {pack}; name its folder with --packs of python -m pipelines.prepare")
     with if_alone(pack / "lock") as alone:
         if not alone:
             why = "another run is working on it" if alone is False else "its file system has no locks"

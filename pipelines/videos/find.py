@@ -29,21 +29,21 @@ def find_videos(folder: Path, names: Sequence[str], follow_links: bool = False) 
     Raises UserError if the folder does not exist or contains no video.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; set data.videos (--videos) to the folder of the videos")
+        raise UserError(f"there is no folder {folder}; name the folder of the videos (data.videos, --videos)")
     index = _Index(folder, os.path.realpath(folder), follow_links)
     index.fill(str(folder), "")
     if index.outside and not index.at_place:
         raise UserError(f"{folder} contains only links that lead out of it, such as {index.outside[0]}; {LINKS}")
     if not index.at_place:
         raise UserError(
-            f"{folder} contains no video ({' '.join(sorted(EXTENSIONS))}); set data.videos (--videos) to the folder of "
-            "the videos"
+            f"{folder} contains no video ({' '.join(sorted(EXTENSIONS))}); name the folder of the videos (data.videos, "
+            "--videos)"
         )
     return [index.find(name) for name in names]
 
 
 LINKS = (
-    "set data.videos (--videos) to the folder that these links lead to, or, if you trust them, "
+    "name the folder that these links lead to (data.videos, --videos), or, if you trust them, set "
     "data.follow_links=true (--follow-links)"
 )
 

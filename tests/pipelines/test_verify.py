@@ -270,5 +270,5 @@ def test_command_refuses_with_the_way_out(data):
     assert (done.returncode, done.stdout) == (2, "")
     assert (
         done.stderr
-        == f"error: there is no folder {data.videos}; set data.videos (--videos) to the folder of the videos\n"
+        == f"error: there is no folder {data.videos}; name the folder of the videos (data.videos, --videos)\n"
     )

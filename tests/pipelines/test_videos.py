@@ -88,13 +88,13 @@ def test_links_that_leave_the_folder_are_refused(tmp_path, linked):
     assert other == str(folder / "other.mp4")
     assert isinstance(clip, MissingVideo)
     assert clip.startswith(
-        f"there is no such video, but some links lead out of {folder}, such as {link}; set data.videos"
+        f"there is no such video, but some links lead out of {folder}, such as {link}; name the folder"
     )
-    assert clip.endswith("or, if you trust them, data.follow_links=true (--follow-links)")
+    assert clip.endswith("or, if you trust them, set data.follow_links=true (--follow-links)")
     followed = str(link if linked == "file" else link / "clip.mp4")
     assert find_videos(folder, ["other", "clip"], follow_links=True) == [other, followed]
     (folder / "other.mp4").unlink()
-    with pytest.raises(ValueError, match=r"contains only links that lead out of it, .*; set data.videos"):
+    with pytest.raises(ValueError, match=r"contains only links that lead out of it, .*; name the folder"):
         find_videos(folder, ["clip"])
     assert find_videos(folder, ["clip"], follow_links=True) == [followed]
 
@@ -120,7 +120,7 @@ def test_summary_counts_and_names_a_few():
 
 
 def test_wrong_folder_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"no folder .*nowhere; set data.videos"):
+    with pytest.raises(ValueError, match=r"no folder .*nowhere; name the folder"):
         find_videos(tmp_path / "nowhere", ["clip"])
     put(tmp_path, "notes.txt")
     with pytest.raises(ValueError, match="contains no video"):

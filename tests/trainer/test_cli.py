@@ -34,7 +34,7 @@ def test_wrong_experiment(capsys):
 @pytest.mark.parametrize(
     ("assignment", "sentence"),
     [
-        ("optim.lrr=1", "OptimConfig has no field lrr; did you mean lr?"),
+        ("optim.lrr=1", "OptimConfig has no field lrr; did you mean optim.lr?"),
         ("lr=1", "Experiment has no field lr; did you mean optim.lr?"),
         ("blocks=(1,1)", "Experiment has no field blocks; did you mean model.rgb.blocks?"),
         ("nonsense=1", "Experiment has no field nonsense; its fields are name, data, clip, "),
@@ -149,7 +149,7 @@ def test_own_annotations_in_the_demos_experiment(capsys, tmp_path):
 def test_missing_videos(capsys, tmp_path, tiny):
     line = told(capsys, *tiny, "--work-dir", str(tmp_path / "run"), "--set", f"data.videos={tmp_path}/none",
                 "--set", f"data.packs={tmp_path}/packs", "--set", "data.demo=None")  # fmt: skip
-    assert f"there is no folder {tmp_path}/none; set data.videos" in line
+    assert f"there is no folder {tmp_path}/none; name the folder of the videos (data.videos" in line
 
 
 class Foreign:
@@ -199,10 +199,12 @@ def test_foreign_data(capsys, tmp_path, tiny):
 
 def test_wrong_coarse_map(capsys, tmp_path):
     assert "cannot read a coarse map from nonsense" in told(capsys, "--exp", "ntu60", "--coarse-map", "nonsense")
-    assert "52 entries for 60 classes: list one entry" in told(capsys, "--exp", "ntu60", "--coarse-map", "ma52")
+    assert "52 entries for 60 classes: name with --coarse-map semantic8 or" in told(
+        capsys, "--exp", "ntu60", "--coarse-map", "ma52"
+    )
     (tmp_path / "map.txt").write_text("0 1 1\n0,0,3, 1 1 1 1 1 1\n")
     line = told(capsys, "--exp", "demo", "--coarse-map", str(tmp_path / "map.txt"))
-    assert line.endswith("map.txt: the coarse map assigns no class to coarse class 2: set num_coarse to match")
+    assert line.endswith("map.txt: the coarse map assigns no class to coarse class 2: number them from 0, with no gap")
 
 
 def test_a_bug_of_ours_raises(monkeypatch):
