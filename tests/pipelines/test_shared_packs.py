@@ -126,7 +126,7 @@ def test_links_are_followed_if_they_may_be(data, tmp_path):
     for video in data.videos.iterdir():
         (farm / video.name).symlink_to(video)
     data.videos = farm
-    with pytest.raises(UserError, match=r"if you trust them, data\.follow_links=true \(--follow-links\)"):
+    with pytest.raises(UserError, match=r"if you trust them, set data\.follow_links=true \(--follow-links\)"):
         data.pack(data.clips)
     assert data.encoded(data.clips, follow_links=True) == 0
 

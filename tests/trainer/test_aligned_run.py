@@ -12,7 +12,7 @@ def test_an_aligned_run_resumes_and_its_snapshots_are_the_published_network(tiny
     where = ("--work-dir", str(tmp_path / "run"))
     assert dispatch([*tiny, *ALIGNED, *where, "--max-steps", "3"]) == 0
     with pytest.raises(SnapshotError, match="align_channels=true, not false"):
-        dispatch([*tiny, *where, *ALIGNED[2:], "--resume"])
+        dispatch([*tiny, *where, "--set", "align_channels=false", "--resume"])
     assert dispatch([*tiny, *ALIGNED, *where, "--resume"]) == 0
     found = newest_valid(tmp_path / "run", print)
     assert found is not None
