@@ -12,8 +12,8 @@ def test_fused_is_saved_told_on_resume_and_changes_no_name(tiny, tmp_path):
     log = tmp_path / "run" / "train.log"
     assert dispatch([*tiny, *FUSED, *where, "--max-steps", "5", "--resume"]) == 0
     assert "fused was" not in log.read_text()
-    assert dispatch([*tiny, *where, "--resume"]) == 0
-    assert "fused was ['x3d_block', 'norm_act'] in" in log.read_text()
+    assert dispatch([*tiny, *where, "--set", "fused=()", "--resume"]) == 0
+    assert "fused was (x3d_block,norm_act) in" in log.read_text()
     found = newest_valid(tmp_path / "run", print)
     assert found is not None
     assert "rgb_backbone.layer1.0.conv2.bn.running_mean" in found[1]["model"]
