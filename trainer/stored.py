@@ -95,7 +95,10 @@ def read_value(value: Any, hint: Any, at: str, unknown: list[str]) -> Any:
     if kinds and isinstance(value, dict):
         return read_part(value, type_of(value, kinds, at), f"{at}.", unknown)
     for kind in sorted(options_of(hint), key=lambda kind: kind is not type(None)):
-        matches, result = match_type(value, str(value), kind)
+        try:
+            matches, result = match_type(value, str(value), kind)
+        except UserError as error:
+            raise UserError(f"{at}={shortened(value)}: {error}") from None
         if matches and (value is not None or kind is type(None)):
             return result
     raise UserError(f"{at}={shortened(value)} is not {describe_type(hint)}")

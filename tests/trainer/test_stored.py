@@ -47,7 +47,7 @@ def test_missing_settings_have_their_defaults_and_unknown_ones_are_named():
         (("name",), None, "name=none is not a text"),
         (("optim",), 3, "optim=3 is not "),
         (("model", "type"), "Transformer", "model.type=Transformer is not one of EpamConfig, X3DPairConfig, "),
-        (("clip", "skeleton"), "nothing", "nothing"),
+        (("clip", "skeleton"), "nothing", "clip.skeleton=nothing: there is no such skeleton"),
     ],
 )
 def test_values_are_checked(path, value, sentence):
