@@ -205,7 +205,14 @@ def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], Non
     with ranks.in_turn():
         train, val = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
     loader = build_loader(experiment, train, True, ranks, say)
-    return loader, replace(build_loader(experiment, val, False, ranks, say), backends=loader.backends)
+    val_loader = replace(build_loader(experiment, val, False, ranks, say), backends=loader.backends)
+    shared = len(np.intersect1d(loader.rows, val_loader.rows)) if train is val else 0
+    if shared:
+        say(
+            f"{shared} of the {len(val_loader.rows)} validation clips are training clips too, so their scores do not "
+            "show how well the network does on new clips: set data.split, or data.val_annotations"
+        )
+    return loader, val_loader
 
 
 def build_loader(

@@ -80,3 +80,11 @@ def test_an_rgb_network_draws_no_heatmaps(data, tmp_path, monkeypatch):
     assert dispatch([*chosen, "--work-dir", str(run), "--max-steps", "2"]) == 0
     assert dispatch(["view", *chosen, "--index", "3", "--out", str(tmp_path / "clip.png")]) == 0
     assert imread(run / "clips.png").shape[0] == ONE_STRIP
+
+
+def test_validation_on_training_clips_is_told(build, capsys):
+    """Without a split, all clips count for both. The video of one of the 64 clips is unusable."""
+    build()
+    assert "training clips too" not in capsys.readouterr().out
+    build("data.split=none")
+    assert "63 of the 63 validation clips are training clips too" in capsys.readouterr().out.replace("\n", " ")
