@@ -122,7 +122,7 @@ class TwoStreamConfig:
     frame_ratio: ClassVar[int | None] = None
     """Number of pose frames that the network reads for each RGB frame, or None if it can read any number."""
     num_classes: int = FROM_DATA
-    """Number of fine classes. An experiment takes it from its data."""
+    """Number of fine classes. An experiment copies this number from data.num_classes."""
     num_coarse: int = FROM_DATA
     """Number of coarse classes; with 0 the network has no coarse heads."""
     pose_channels: int = 17

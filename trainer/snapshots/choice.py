@@ -58,7 +58,7 @@ class Checkpoint:
 
 
 def checkpoint_of(options: CheckpointChoice, averaged: bool = False) -> Checkpoint:
-    """The checkpoint that the options choose. `averaged`: its EMA is used. Raises UserError."""
+    """Find the checkpoint that the options name. `averaged`: whether its EMA weights will be used. Raises UserError."""
     place, sentences = options.checkpoint, []
     if isinstance(options, RunChoice) and options.run is not None:
         if place is not None:
