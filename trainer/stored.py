@@ -105,7 +105,7 @@ def read_value(value: Any, hint: Any, at: str, unknown: list[str]) -> Any:
 
 
 def type_of(settings: dict[str, Any], kinds: list[Any], at: str) -> Any:
-    """The dataclass that the settings name. Settings of older versions name none, so their fields decide which it is."""
+    """The dataclass that the settings name. Settings of older versions name none, so their fields decide."""
     name = settings.get(TYPE)
     if name is None:
         return min(kinds, key=lambda kind: (len(names_of(kind) ^ settings.keys()), len(kind.__mro__)))
