@@ -26,6 +26,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if INTERPRETED:
+        if not torch.cuda.is_available():
+            from tests.interpreter import speed_up  # imports Triton, so only after TRITON_INTERPRET is set
+
+            speed_up()
         return
     reason = f"torch {torch.__version__} cannot run kernels in Triton's interpreter, which needs torch 2.13 or newer"
     for item in items:
