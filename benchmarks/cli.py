@@ -15,6 +15,7 @@ from benchmarks.records import RECORDS, compare_records, renew_table, results_ta
 from kernels.driver import why_no_gpu
 from kernels.program import UserError
 from trainer.runtime.ranks import sees_gpu
+from trainer.settings import Choice, experiment_of
 
 Device = Literal["cuda", "cpu"]
 
@@ -24,6 +25,7 @@ def main() -> int:
     commands = {
         "gpu": gpu,
         "data": data,
+        "headspace": headspace,
         "step": step,
         "kernels": kernels,
         "snapshot": snapshot,
@@ -38,32 +40,57 @@ def gpu(
     toy: bool = False,
     only: tuple[str, ...] = (),
     records: Path | None = None,
-    minutes: float = 9.0,
     again: bool = False,
 ) -> int:
-    """Measure everything on one GPU, the most important parts first: python -m benchmarks gpu --only limits nets
+    """Measure everything on one GPU, the most important parts first: python -m benchmarks gpu --only limits step
 
-    A part is left out if its record says that it is done, and code, GPU and versions are still the same.
+    Each part takes less than eight minutes. A part is left out if its record says that it is done, and code, GPU and
+    versions are still the same, so an interrupted command is continued by the same command.
 
     Args:
         device: where to measure; cpu needs --toy.
         toy: use tiny sizes, only to test that the benchmark runs.
-        only: parts to run: limits, kernels, heatmap, nets, decode, train, step, scaling. The default is all
-            but scaling.
+        only: parts to run, for example limits step. By default all parts run.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
-        minutes: time limit for all parts together, not counting compiling. Parts that are not finished by then are
-            stopped.
         again: also measure the parts that are done, and drop the results of the parts that were stopped.
     """
-    parts = {part.name: part for part in (*suite.GPU_PARTS, suite.SCALING)}
+    parts = {part.name: part for part in suite.GPU_PARTS}
     for name in only:
         if name not in parts:
             raise UserError(f"--only {name}: there is no such part, choose from {', '.join(parts)}")
     if device == "cpu" and not toy:
         raise UserError("the full sizes would take hours on a CPU: add --toy, or leave --device cpu out")
     _need(device, "try --device cpu --toy")
-    chosen = [part for part in parts.values() if part.name in only] if only else suite.GPU_PARTS
-    return _run(chosen, device, toy, records, 60 * minutes, again)
+    return _run([part for part in parts.values() if part.name in only or not only], device, toy, records, again)
+
+
+def headspace(
+    exp: str,
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    device: Device | None = None,
+    toy: bool = False,
+    records: Path | None = None,
+) -> int:
+    """Compare the training step with and without loading data: python -m benchmarks headspace --exp ntu60_x3d
+
+    The data are those of the experiment. If its annotation file does not exist, clips of the demo are made.
+
+    Args:
+        exp: name of an experiment, or FILE.py:NAME.
+        set: change one setting of the experiment, as in --set optim.batch_size=4.
+        device: where to measure. The default is the GPU, or the CPU if there is none.
+        toy: use tiny sizes, only to test that the benchmark runs.
+        records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
+    """
+    device = device or ("cuda" if sees_gpu() else "cpu")
+    _need(device, "add --device cpu")
+    choice = Choice(exp=exp, set=set)
+    data = experiment_of(choice).data
+    own = data.demo is None and not toy and Path(data.annotations).exists()
+    if not own:
+        reason = "" if toy or data.demo else f", because {data.annotations} does not exist"
+        print(f"clips of the demo are made for this benchmark{reason}")
+    return _run([suite.headspace_of(choice, own)], device, toy, records)
 
 
 def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: Path | None = None) -> int:
@@ -79,60 +106,49 @@ def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: P
     from benchmarks.data.peer import environment, verdict
 
     if peer is None:
-        return _run([suite.DATA_ALONE], "cpu", toy, records, suite.DATA_ALONE.seconds)
+        return _run([suite.DATA_ALONE], "cpu", toy, records)
     environment()
     with tempfile.TemporaryDirectory() as scratch:
         folder = records or (Path(scratch) if toy else RECORDS)
-        code = _run([suite.DATA_BESIDE_PEER], "cpu", toy, folder, suite.DATA_BESIDE_PEER.seconds)
+        code = _run([suite.DATA_BESIDE_PEER], "cpu", toy, folder)
         print(verdict(folder))
     return code
 
 
 def step(device: Device = "cuda", toy: bool = False, records: Path | None = None) -> int:
-    """Measure a training step without loading data, in several forms: python -m benchmarks step --device cpu
+    """Measure training steps with the published 3-D layers and our 2-D layers: python -m benchmarks step --device cpu
 
     Args:
-        device: cuda measures the step of ntu60_x3d: plain 5-D, folded to 2-D, compiled, and with aligned channels. cpu
-            measures the steps of ntu60_x3d and ma52 on one core: plain 5-D, folded, and compiled.
+        device: where to measure; cpu measures with one thread.
         toy: use tiny sizes, only to test that the benchmark runs.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """
     _need(device, "add --device cpu")
-    part = suite.STEP_ON_GPU if device == "cuda" else suite.STEP_ON_CPU
-    return _run([part], device, toy, records, 1800)
+    return _run([suite.STEP if device == "cuda" else suite.STEP_ON_CPU], device, toy, records)
 
 
-def kernels(
-    count: Literal["registers", "bytes"] | None = None,
-    every: int = 1,
-    device: Device = "cuda",
-    toy: bool = False,
-    records: Path | None = None,
-) -> int:
-    """Time the opt-in kernels on a GPU, or analyse them without one: python -m benchmarks kernels --count registers
+def kernels(count: Literal["registers", "bytes"], every: int = 1, records: Path = RECORDS) -> int:
+    """Analyse the opt-in kernels without a GPU: python -m benchmarks kernels --count registers
+
+    `python -m trainer tune` times them, as parts of whole training steps.
 
     Args:
         count: registers compiles every launch without a GPU, and counts its registers, shared memory and spills; bytes
-            counts the bytes that the launches of a training step move. Without this option the kernels are timed.
+            counts the bytes that the launches of a training step move.
         every: count registers only for every n-th call, and for the calls that the committed record calls heaviest.
-        device: where to time; cpu needs --toy.
-        toy: use tiny sizes, only to test that the timing runs.
-        records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
+        records: folder for the records.
     """
-    if count is None:
-        _need(device, "count with --count registers or --count bytes")
-        return gpu(device, toy, ("kernels",), records, again=True)
     # Triton reads the variable TRITON_INTERPRET when a kernel is defined, so the variable is removed or set before the
     # imports that define kernels.
     if count == "registers":
         os.environ.pop("TRITON_INTERPRET", None)
         from benchmarks.kernels.aot import write_registers
 
-        return 0 if write_registers(records or RECORDS, every) else 1
+        return 0 if write_registers(records, every) else 1
     os.environ["TRITON_INTERPRET"] = "1"
     from benchmarks.kernels.moved import write_bytes
 
-    write_bytes((records or RECORDS) / "bytes.json")
+    write_bytes(records / "bytes.json")
     return 0
 
 
@@ -145,7 +161,7 @@ def snapshot(device: Device = "cpu", toy: bool = False, records: Path | None = N
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """
     _need(device, "leave --device cuda out")
-    return _run(suite.SNAPSHOT_PARTS, device, toy, records, 240)
+    return _run(suite.SNAPSHOT_PARTS, device, toy, records)
 
 
 def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path, tyro.conf.Positional], /) -> int:
@@ -180,16 +196,9 @@ def _need(device: Device, way_out: str) -> None:
         raise UserError(f"torch {torch.__version__} sees no CUDA device: run on a GPU machine, or {way_out}")
 
 
-def _run(
-    parts: Sequence[suite.Part],
-    device: Device,
-    toy: bool,
-    records: Path | None,
-    seconds: float,
-    again: bool = True,
-) -> int:
+def _run(parts: Sequence[suite.Part], device: Device, toy: bool, records: Path | None, again: bool = True) -> int:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         records = records or (scratch / "records" if toy else RECORDS)
         target = Target(torch.device(device), toy, scratch)
-        return 0 if suite.run_suite(parts, target, records, seconds, again) else 1
+        return 0 if suite.run_suite(parts, target, records, again) else 1

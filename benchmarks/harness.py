@@ -6,8 +6,7 @@ all of them equally.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,46 +17,6 @@ Result = tuple[str, dict]
 """A key of the record and its JSON values."""
 
 SHORTEST = 2e-3  # seconds; shorter calls are repeated within a sample, because the clock is not precise enough for them
-
-
-class Clock:
-    """Measures separately how long a part of a benchmark compiles and how long it does all other work.
-
-    Compiling takes minutes if the compiler's cache is empty, and next to nothing otherwise. The time limit of a part
-    must not include these minutes. A part therefore compiles inside `compiling`, and also makes the first calls of
-    compiled code there.
-    """
-
-    def __init__(self) -> None:
-        self._start, self._compile_s = time.monotonic(), 0.0
-        self._compiling_since: float | None = None
-
-    @contextmanager
-    def compiling(self) -> Iterator[None]:
-        """Inside this context, which cannot be nested, `seconds` stands still and `compile_seconds` runs."""
-        self.begin_compiling()
-        try:
-            yield
-        finally:
-            self.end_compiling()
-
-    def begin_compiling(self) -> None:
-        self._compiling_since = time.monotonic()
-
-    def end_compiling(self) -> None:
-        self._compile_s, self._compiling_since = self.compile_seconds(), None
-
-    def is_compiling(self) -> bool:
-        return self._compiling_since is not None
-
-    def compile_seconds(self) -> float:
-        """Return the seconds spent inside `compiling` so far."""
-        running = 0.0 if self._compiling_since is None else time.monotonic() - self._compiling_since
-        return self._compile_s + running
-
-    def seconds(self) -> float:
-        """Return the seconds since this clock was made, without those spent inside `compiling`."""
-        return time.monotonic() - self._start - self.compile_seconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +30,6 @@ class Target:
     device: torch.device
     toy: bool
     scratch: Path
-    clock: Clock = field(default_factory=Clock, compare=False)
 
 
 class Skipped(Exception):

@@ -24,26 +24,36 @@ BEGIN, END = "<!-- measured: python -m benchmarks table -->", "<!-- end -->"
 
 # (part, path in its results, description, unit) in the order of the table in README
 ROWS = (
-    ("train", "ntu60_x3d.clips_per_s", "training `ntu60_x3d`, data included", "clips/s"),
-    ("train", "ntu60.clips_per_s", "training `ntu60`, data included", "clips/s"),
-    ("nets", "ntu60_x3d.clips_per_s", "step of `ntu60_x3d`, the guide's batch", "clips/s"),
-    ("nets", "ntu60.clips_per_s", "step of `ntu60`, the guide's batch", "clips/s"),
-    ("nets", "ma52.clips_per_s", "step of `ma52`, the guide's batch", "clips/s"),
-    ("train", "ntu60_x3d_data_alone.clips_per_s", "data path of `ntu60_x3d` alone", "clips/s"),
+    *(
+        row
+        for name in ("demo", "ntu60_x3d", "ntu60", "ma52")
+        for row in (
+            (
+                f"headspace_{name}",
+                "headspace.loader_clips_per_s",
+                f"training step of `{name}`, data included",
+                "clips/s",
+            ),
+            (f"headspace_{name}", "headspace.share", "speed of this step relative to a batch in memory", "times"),
+        )
+    ),
     ("data", "ours_8_32.clips_per_s", "data path, 8 frames + 32 heatmaps, one core", "clips/s"),
     ("data", "ratio_8_32", "speed of this data path relative to MMAction2's, same run", "times"),
     ("data", "heatmap_8_32", "speed of drawing its heatmaps relative to MMAction2's", "times"),
     ("data", "ratio_16_48", "speed of the data path, 16 frames + 48 heatmaps, relative to MMAction2's", "times"),
-    ("step", "speedup.folded_compiled/plain_5d_eager", "step: speedup of compiled 2-D over 3-D layers", "times"),
-    ("cpu_step", "ntu60_x3d.speedup", "CPU step of `ntu60_x3d`: speedup of compiled 2-D over 3-D layers", "times"),
-    (
-        "cpu_step",
-        "ntu60_x3d.speedup_of_folding",
-        "CPU step of `ntu60_x3d`: speedup of uncompiled 2-D over 3-D layers",
-        "times",
+    *(
+        row
+        for name in ("ntu60_x3d", "ma52")
+        for row in (
+            ("step", f"{name}.speedup", f"step of `{name}`: speedup of compiled 2-D over 3-D layers", "times"),
+            (
+                "step",
+                f"{name}.speedup_of_folding",
+                f"step of `{name}`: speedup of uncompiled 2-D over 3-D layers",
+                "times",
+            ),
+        )
     ),
-    ("cpu_step", "ma52.speedup", "CPU step of `ma52`: speedup of compiled 2-D over 3-D layers", "times"),
-    ("cpu_step", "ma52.speedup_of_folding", "CPU step of `ma52`: speedup of uncompiled 2-D over 3-D layers", "times"),
     ("snapshot", "snapshot.share_lost", "training time lost to a snapshot, as a share of its writing time", "share"),
     ("resume", "resume.more_s", "extra time to the first batch after a resume at 90 % of an NTU-60 epoch", "s"),
 )
@@ -120,13 +130,17 @@ def read_record(path: Path, key: str = "results") -> dict[str, Any]:
 def earlier_results(path: Path, record: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """Return status and results of the record at `path` if it was made in the same circumstances as the new `record`.
 
-    Returns (None, {}) if there is no such record, or if size, device, versions or code differ from those of `record`.
+    Returns (None, {}) if there is no such record, or if size, settings, device, versions or code differ from those of
+    `record`.
     """
     try:
         earlier = read_record(path)
     except RecordError:
         return None, {}
-    old, new = ({**each.get("provenance", {}), "utc": None, "toy": each.get("toy")} for each in (earlier, record))
+    old, new = (
+        {**each.get("provenance", {}), "utc": None} | {key: each.get(key) for key in ("toy", "experiment", "set")}
+        for each in (earlier, record)
+    )
     if old != new or new.get("commit") is None:
         return None, {}
     return earlier.get("status"), earlier["results"]

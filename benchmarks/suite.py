@@ -1,8 +1,7 @@
 """Runs the parts of a benchmark one after another, each in its own process.
 
 If a part crashes or hangs, the others still run. Every result is written to the record of the part,
-`<part>_<device>.json`, as soon as it is known. A later run of the suite leaves out the parts that are done. The time
-limits of the parts do not include compiling, which has a limit of its own.
+`<part>_<device>.json`, as soon as it is known. A later run of the suite leaves out the parts that are done.
 """
 
 import importlib
@@ -10,10 +9,12 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -21,58 +22,77 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Clock, Result, Skipped, Target
+from benchmarks.harness import GUIDE, Result, Skipped, Target
 from benchmarks.records import earlier_results, provenance, slug, write_record
+from trainer.settings import Choice, experiment_of
 
 DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """One part of a benchmark: a function that takes a Target and yields results as soon as they are known.
+    """One part of a benchmark: a function that yields results as soon as they are known.
 
-    The part is stopped after `seconds`, or once it has spent `compile_seconds` inside `Target.clock.compiling`. Its
-    module is imported only when the part begins, so that the other parts run where DALI is missing.
+    The function takes a Target and, if there is a `choice`, the experiment that it chooses. Compiling included, the
+    part is stopped after `seconds`; by default it then fits into the ten minutes that a cluster's test queue may give.
+    Its module is imported only when the part begins, so that the other parts run where DALI is missing.
     """
 
     name: str
-    seconds: float
     module: str
     function: str = "measure"
+    seconds: float = 470
     needs_dali: bool = False
-    compile_seconds: float = 1800
+    choice: Choice | None = None
 
 
-# The most important parts come first. Their time limits add up to 530 seconds. The remaining ten seconds of the nine
-# minutes that `benchmarks gpu` may take are for starting processes. Compiling does not count: with an empty compiler
-# cache, `kernels` and `nets` compile for longer than they measure.
-GPU_PARTS = (
-    Part("limits", 25, "benchmarks.harness", "measure_limits"),
-    Part("kernels", 110, "benchmarks.kernels.report"),
-    Part("heatmap", 20, "benchmarks.data.heatmap"),
-    Part("nets", 185, "benchmarks.step.nets"),
-    Part("decode", 45, "benchmarks.data.decode", needs_dali=True),
-    Part("train", 95, "benchmarks.step.train", needs_dali=True),
-    Part("step", 50, "benchmarks.step.step"),
+def headspace_of(choice: Choice, own_data: bool = False) -> Part:
+    """Return the part that compares an experiment's step with and without its loader.
+
+    Packs of the experiment's own data may have to be made first, which takes hours.
+    """
+    part = Part(name=f"headspace_{slug(choice.exp)}", module="benchmarks.step.headspace", choice=choice)
+    if own_data:
+        return replace(part, function="measure_on_own_data", needs_dali=True, seconds=7 * 86400)
+    return part
+
+
+def parts_of(name: str) -> tuple[Part, ...]:
+    """Return the parts that measure one of the guide's experiments."""
+    choice = Choice(exp=name)
+    look = Part(
+        name=f"first_look_{name}",
+        module="benchmarks.step.headspace",
+        function="measure_first_look",
+        needs_dali=True,
+        choice=choice,
+    )
+    return look, headspace_of(choice)
+
+
+STEP = Part(name="step", module="benchmarks.step.step")
+STEP_ON_CPU = replace(STEP, seconds=1800)
+DATA_ALONE = Part(
+    name="data_alone", module="benchmarks.data.measure", function="measure_alone", seconds=900, needs_dali=True
 )
-# This part only runs if `--only` names it, because it cannot run on one GPU and takes minutes on several.
-SCALING = Part("scaling", 600, "benchmarks.step.scaling", needs_dali=True)
-DATA_ALONE = Part("data_alone", 900, "benchmarks.data.measure", "measure_alone", needs_dali=True)
-DATA_BESIDE_PEER = Part("data", 1500, "benchmarks.data.measure", "measure_beside_peer", needs_dali=True)
-STEP_ON_GPU = GPU_PARTS[-1]
-STEP_ON_CPU = Part("cpu_step", 1800, "benchmarks.step.step", "measure_on_one_core")
+DATA_BESIDE_PEER = replace(DATA_ALONE, name="data", function="measure_beside_peer", seconds=1500)
 SNAPSHOT_PARTS = (
-    Part("snapshot", 120, "benchmarks.step.snapshot", "measure_snapshot", needs_dali=True),
-    Part("resume", 120, "benchmarks.step.snapshot", "measure_resume", needs_dali=True),
+    Part(name="snapshot", module="benchmarks.step.snapshot", function="measure_snapshot", needs_dali=True),
+    Part(name="resume", module="benchmarks.step.snapshot", function="measure_resume", needs_dali=True),
+)
+# First what a user gets, then what explains it.
+GPU_PARTS = (
+    *(part for name in GUIDE for part in parts_of(name)),
+    Part(name="limits", module="benchmarks.harness", function="measure_limits"),
+    STEP,
 )
 
 
-def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: float, again: bool = True) -> bool:
+def run_suite(parts: Sequence[Part], target: Target, records: Path, again: bool = True) -> bool:
     """Run the parts, and return True if no part failed.
 
-    All parts together are stopped after `seconds`, which do not include compiling. Without `again`, records of the same
-    code, device and versions are continued: a part that is done does not run, and the results of a part that was
-    stopped are kept until they are measured again.
+    Without `again`, records of the same code, settings, device and versions are continued: a part that is done does
+    not run, and the results of a part that was stopped are kept until they are measured again.
     """
     if target.device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
@@ -80,59 +100,47 @@ def run_suite(parts: Sequence[Part], target: Target, records: Path, seconds: flo
     # that is forked from one with CUDA cannot use CUDA.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([part.module for part in parts if not part.needs_dali])
-    statuses = []
-    for part in parts:
-        part = replace(part, seconds=min(part.seconds, seconds))
-        status, spent = _run_part(context, part, target, records, again)
-        statuses.append(status)
-        seconds -= spent
-    return FAILED not in statuses
+    return FAILED not in [_run_part(context, part, target, records, again) for part in parts]
 
 
-def _run_part(context: ForkServerContext, part: Part, target: Target, records: Path, again: bool) -> tuple[str, float]:
-    """Run the part in a process, and write its record after each message from it.
-
-    Returns how the part ended, and how many seconds it took without compiling.
-    """
-    record: dict[str, Any] = {"part": part.name, "toy": target.toy, "status": RUNNING, "results": {}}
+def _run_part(context: ForkServerContext, part: Part, target: Target, records: Path, again: bool) -> str:
+    """Run the part in a process, and write its record after each message from it. Returns how the part ended."""
+    settings = {} if part.choice is None else {"experiment": part.choice.exp, "set": [*part.choice.set]}
+    record: dict[str, Any] = {"part": part.name, "toy": target.toy, **settings, "status": RUNNING, "results": {}}
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(part, target, theirs))
-    clock = Clock()
+    start = time.monotonic()
     process.start()
     theirs.close()
     try:
         while record["status"] == RUNNING:
-            kind = _receive(ours, process, part, record, clock)
+            kind = _receive(ours, process, record, part.seconds, start)
             device = record.get("provenance", {}).get("device", target.device.type)
             path = records / f"{part.name}_{slug(device)}.json"
             if kind == "provenance":
                 status, record["results"] = (None, {}) if again else earlier_results(path, record)
                 if status == DONE:
                     print(f"{part.name} was done before and is left out, see {path} (--again measures it again)")
-                    return DONE, clock.seconds()
+                    return DONE
                 with suppress(ConnectionError):  # if the process has just died, _receive reports it
                     ours.send("begin")
-            record["seconds"], record["compile_s"] = round(clock.seconds(), 1), round(clock.compile_seconds(), 1)
+            record["seconds"] = round(time.monotonic() - start, 1)
             write_record(path, record)
     finally:
         process.kill()
         process.join()
-    return record["status"], clock.seconds()
+    return record["status"]
 
 
 def _receive(
-    connection: Connection, process: ForkServerProcess, part: Part, record: dict[str, Any], clock: Clock
+    connection: Connection, process: ForkServerProcess, record: dict[str, Any], limit: float, start: float
 ) -> str:
     """Wait for a message from the process of the part, put it into the record, and print it if it is a result.
 
-    Returns the kind of the message. If no message comes within the part's time limits, the part has failed.
+    Returns the kind of the message. If no message comes within `limit` seconds after `start`, the part has failed.
     """
-    if clock.is_compiling():
-        limit, spent, late = part.compile_seconds, clock.compile_seconds(), "it still compiled"
-    else:
-        limit, spent, late = part.seconds, clock.seconds(), "it was not finished"
-    if not connection.poll(max(0.0, limit - spent)):
-        _end(record, FAILED, f"{late} after {limit:.0f} s")
+    if not connection.poll(max(0.0, start + limit - time.monotonic())):
+        _end(record, FAILED, f"it was not finished after {limit:.0f} s")
         return FAILED
     try:
         kind, content = connection.recv()
@@ -146,10 +154,6 @@ def _receive(
         print(f"{record['part']}.{key}: {brief(values)}", flush=True)
     elif kind == "provenance":
         record["provenance"] = content
-    elif kind == "compiling":
-        clock.begin_compiling()
-    elif kind == "compiled":
-        clock.end_compiling()
     else:
         _end(record, kind, content)
     return kind
@@ -162,22 +166,6 @@ def _end(record: dict[str, Any], status: str, text: str) -> None:
         print(f"{record['part']} {status}: {text.strip().splitlines()[-1]}", flush=True)
 
 
-class _ReportedClock(Clock):
-    """The clock of a part's process, which tells the process of the suite when the part compiles."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__()
-        self._connection = connection
-
-    def begin_compiling(self) -> None:
-        super().begin_compiling()
-        self._connection.send(("compiling", None))
-
-    def end_compiling(self) -> None:
-        super().end_compiling()
-        self._connection.send(("compiled", None))
-
-
 def _work(part: Part, target: Target, connection: Connection) -> None:
     """Run a part in its own process. Sends the results one by one, and then how the part ended."""
     threading.Thread(target=_end_with_suite, daemon=True).start()
@@ -187,7 +175,7 @@ def _work(part: Part, target: Target, connection: Connection) -> None:
             torch.set_num_threads(1)
         connection.send(("provenance", provenance(target.device)))
         connection.recv()  # the suite ends this process here if it leaves the part out
-        for result in load(part)(replace(target, clock=_ReportedClock(connection))):
+        for result in load(part)(target):
             connection.send(("result", result))
         connection.send((DONE, ""))
     except Skipped as reason:
@@ -208,13 +196,14 @@ def _end_with_suite() -> None:
 
 
 def load(part: Part) -> Callable[[Target], Iterator[Result]]:
-    """Return the function of a part. Raises Skipped if the part needs DALI and DALI cannot be imported."""
+    """Return the function of a part, which takes the target. Raises Skipped if it needs DALI and there is none."""
     if part.needs_dali:
         try:
             importlib.import_module("pipelines.dali")
         except ImportError as error:
             raise Skipped(f"DALI cannot be imported here ({error})") from None
-    return getattr(importlib.import_module(part.module), part.function)
+    function = getattr(importlib.import_module(part.module), part.function)
+    return function if part.choice is None else partial(function, experiment=experiment_of(part.choice))
 
 
 def brief(values: dict) -> str:

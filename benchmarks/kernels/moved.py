@@ -18,7 +18,7 @@ from benchmarks.kernels.launches import Call, calls_of, describe
 from benchmarks.kernels.operators import BYTES, CLIPS, Operators, step_of
 from benchmarks.kernels.traffic import Launch, Traffic
 from benchmarks.records import commit, write_record
-from benchmarks.step.step import random_batch
+from benchmarks.synthetic import random_batch
 from models.config import RGBPoseConfig, X3DPairConfig
 from models.fused import PARTS
 from tests.models.plain5d import X3DPair5d

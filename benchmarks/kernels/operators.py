@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.step.step import random_batch
+from benchmarks.synthetic import random_batch
 from models.networks import build_model
 from trainer.config import Experiment
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from benchmarks.data.clips import experiment_on_demo, open_demo
+from benchmarks.data.clips import long_loader, on_made_clips
 from benchmarks.harness import Result, Target, spread
+from benchmarks.synthetic import TOY
 from models.networks import build_model
-from trainer.data import build_loader
-from trainer.experiments import EXPERIMENTS
+from trainer.experiments import MA52_RUN, NTU60_X3D
 from trainer.optim import build_sgd
 from trainer.runtime.ranks import Ranks
 from trainer.snapshots.writer import Writer
@@ -31,7 +31,7 @@ def measure_snapshot(target: Target) -> Iterator[Result]:
     The loop has one thread, like a loop that drives a GPU, so that the writer can use another core.
     """
     torch.set_num_threads(1)
-    network = build_model(EXPERIMENTS["ma52"].model).to(target.device)
+    network = build_model(MA52_RUN.model).to(target.device)
     optimizer = build_sgd(network.parameters(), 0.1, 0.9, 0.0)
     steady = [*network.parameters(), *(state["momentum_buffer"] for state in optimizer.state.values())]
     state = {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
@@ -85,10 +85,9 @@ def measure_resume(target: Target) -> Iterator[Result]:
 
     The epoch has as many clips as an epoch of NTU-60.
     """
-    experiment = experiment_on_demo(target)
+    experiment = on_made_clips(TOY if target.toy else NTU60_X3D, target)
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=target.device)
-    loader = build_loader(experiment, open_demo(experiment), True, ranks, print)
-    loader = replace(loader, rows=np.resize(loader.rows, NTU60_CLIPS))
+    loader = long_loader(experiment, ranks, NTU60_CLIPS // experiment.optim.batch_size)
     seconds: dict[int, list[float]] = {0: [], loader.num_batches * 9 // 10: []}
     for _ in range(1 if target.toy else 5):
         for first, samples in seconds.items():

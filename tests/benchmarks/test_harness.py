@@ -21,7 +21,7 @@ from benchmarks.harness import (
     time_rounds,
 )
 from benchmarks.records import ROOT
-from benchmarks.step.step import random_batch
+from benchmarks.synthetic import random_batch
 from models.networks import build_model
 from trainer.experiments import EXPERIMENTS
 

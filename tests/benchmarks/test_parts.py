@@ -1,15 +1,14 @@
-"""Every part of the benchmarks at toy size on a CPU runs to its end and names its results as the tables expect.
-
-The part `kernels` is measured in kernels/test_report.py.
-"""
+"""Every part of the benchmarks at toy size on a CPU runs to its end and names its results as the tables expect."""
 
 import json
+import sys
 
 import pytest
 import torch
 
 from benchmarks import suite
 from benchmarks.harness import Target
+from benchmarks.step import headspace
 from tests.programs import run_forked
 
 CPU = torch.device("cpu")
@@ -30,33 +29,45 @@ def test_limits(results):
     assert results("limits").keys() == {"copy", "matmul_bf16", "ntu60_x3d", "ntu60", "ma52"}
 
 
-def test_heatmap(results):
-    assert results("heatmap")["toy"]["max_error"] <= 2**-8
+RATES = ("cached_clips_per_s", "loader_clips_per_s", "loader_alone_clips_per_s", "share")
 
 
-@pytest.mark.soak
-def test_nets(results):
-    assert results("nets").keys() == {"ntu60_x3d", "ntu60_x3d_full"}
+@pytest.mark.parametrize("name", ["ma52", pytest.param("ntu60_x3d", marks=pytest.mark.soak)])
+def test_first_look_and_headspace(name, results):
+    """The joints of ma52 are not those of the demo, from which its clips are made."""
+    assert results(f"first_look_{name}")["first_look"]["seconds"] > 0
+    measured = results(f"headspace_{name}")["headspace"]
+    assert measured["clips"] == "made for this benchmark"
+    assert {measured[rate]["n"] for rate in RATES} == {2}
+    assert measured["loader_alone_clips_per_s"]["median"] > measured["loader_clips_per_s"]["median"] > 0
 
 
-def test_decode(results):
-    assert results("decode")["cpu_48px"]["frames_per_s"]["median"] > 0
+def test_headspace_without_dali_is_the_step_alone(results, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pipelines.dali", None)
+    assert results("headspace_ntu60")["headspace"].keys() == {"batch", "steps_a_sample", "cached_clips_per_s"}
+    assert "only the step on a batch in memory is measured" in capsys.readouterr().out
 
 
-def test_train(results):
-    measured = results("train")["ntu60_x3d"]
-    assert measured["clips_per_s"]["n"] >= 1
-    assert measured["share_of_limit"] > 0
+def test_a_sample_measures_only_its_last_batches(monkeypatch, tmp_path):
+    """On this clock each batch takes a second to make, and each step takes two."""
+    clock = [0.0]
+    monkeypatch.setattr(headspace.time, "perf_counter", lambda: clock[0])
 
+    def batches(ended):
+        try:
+            while True:
+                clock[0] += 1
+                yield None
+        finally:
+            ended.append(True)
 
-def test_step(results):
-    forms = (
-        *("folded_compiled", "folded_eager", "plain_5d_eager", "folded_compiled_combined"),
-        *("folded_compiled_by_default", "folded_compiled_aligned", "folded_eager_aligned"),
-    )
-    measured = results("step")
-    assert measured.keys() == {*forms, "speedup"}
-    assert len(measured["speedup"]) == len(forms)
+    def step(_):
+        clock[0] += 2
+
+    ended = []
+    assert headspace._pace(batches(ended), step, 5, 4, Target(CPU, True, tmp_path)) == 3
+    assert clock == [27]
+    assert ended == [True]
 
 
 @pytest.mark.soak
@@ -73,23 +84,13 @@ import json, sys, torch
 from pathlib import Path
 from benchmarks import suite
 from benchmarks.harness import Target
-part = {part.name: part for part in (suite.SCALING, suite.STEP_ON_CPU)}[sys.argv[1]]
-print(json.dumps(dict(suite.load(part)(Target(torch.device("cpu"), True, Path(sys.argv[2]))))))
+print(json.dumps(dict(suite.load(suite.STEP_ON_CPU)(Target(torch.device("cpu"), True, Path(sys.argv[1]))))))
 """
-
-
-def measured_alone(name, folder):
-    """Measure a part in a process of its own, because it changes its process for good or starts other processes."""
-    done = run_forked("-c", ALONE, name, folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.soak
 def test_a_step_on_one_core(tmp_path):
-    assert measured_alone("cpu_step", tmp_path)["ntu60_x3d"]["loss_difference"] < 1e-5
-
-
-@pytest.mark.soak
-def test_scaling(tmp_path):
-    assert measured_alone("scaling", tmp_path)["1_ranks"]["efficiency"] == 1
+    """Runs in a process of its own, because it changes how its process allocates memory."""
+    done = run_forked("-c", ALONE, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["ntu60_x3d"]["loss_difference"] < 1e-5

@@ -114,17 +114,17 @@ def test_what_is_no_record_is_named(tmp_path, content):
 
 
 def test_a_table_of_what_was_measured(tmp_path, capsys):
-    write(tmp_path / "train_a_card.json", {"ntu60_x3d": {"clips_per_s": SPREAD}})
-    write(tmp_path / "cpu_step_a.json", {"ma52": {"speedup": 1.25}})
-    write(tmp_path / "train_a_toy.json", {"ntu60_x3d": {"clips_per_s": SPREAD}}, toy=True)
+    write(tmp_path / "headspace_ntu60_a_card.json", {"headspace": {"loader_clips_per_s": SPREAD}})
+    write(tmp_path / "step_a.json", {"ma52": {"speedup": 1.25}})
+    write(tmp_path / "headspace_ntu60_a_toy.json", {"headspace": {"loader_clips_per_s": SPREAD}}, toy=True)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     assert table(readme, tmp_path) == table(readme, tmp_path) == 0
     assert readme.read_text() == (
         f"before\n{BEGIN}\n"
         "| what | median (quartiles, n) | machine | commit |\n|---|---|---|---|\n"
-        "| training `ntu60_x3d`, data included | 20 (19 to 22, n 7) clips/s | a card | 0123 |\n"
-        "| CPU step of `ma52`: speedup of compiled 2-D over 3-D layers | 1.25 times | a card | 0123 |\n"
+        "| training step of `ntu60`, data included | 20 (19 to 22, n 7) clips/s | a card | 0123 |\n"
+        "| step of `ma52`: speedup of compiled 2-D over 3-D layers | 1.25 times | a card | 0123 |\n"
         f"{END}\nafter\n"
     )
     assert capsys.readouterr().out.splitlines()[-1] == f"{readme} is up to date"
@@ -151,7 +151,7 @@ def test_what_was_counted_comes_after_what_was_measured(tmp_path):
         "| `some_more` | 1.00 GB a clip, 4 launches | 2.50 GB a clip, 8 launches | 0.50 GB | 4567 |\n"
     )
     assert results_table(tmp_path) == f"Nothing has been measured yet.\n\n{counted}"
-    write(tmp_path / "cpu_step_a.json", {"ma52": {"speedup": 1.25}})
+    write(tmp_path / "step_a.json", {"ma52": {"speedup": 1.25}})
     assert results_table(tmp_path).endswith(f"| 1.25 times | a card | 0123 |\n\n{counted}")
     (tmp_path / "bytes.json").write_text("{}")
     with pytest.raises(UserError, match=r"bytes\.json is not a record"):

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from benchmarks import suite
-from benchmarks.harness import Clock, Skipped, Target
+from benchmarks.harness import Skipped, Target
 from benchmarks.records import commit
 from benchmarks.suite import Part, brief, load, run_suite
 from tests.programs import Fork, run, wait_for_end
+from trainer.settings import Choice
 
 
-def part_of(function, seconds=60):
-    return Part(function.__name__, seconds, __name__, function.__name__)
+def part_of(function, seconds=60, **rest):
+    return Part(name=function.__name__, seconds=seconds, module=__name__, function=function.__name__, **rest)
 
 
 def works(target):
@@ -49,18 +50,6 @@ def hangs_in_a_known_process(target):
     time.sleep(600)
 
 
-def compiles(target):
-    with target.clock.compiling():
-        yield "one", {"value": 1}
-    yield "two", {"value": 2}
-
-
-def compiles_for_ever(target):
-    yield "one", {"value": 1}
-    with target.clock.compiling():
-        time.sleep(600)
-
-
 def dies_in_its_first_run(target):
     with (target.scratch / "runs").open("a+") as file:
         file.write("x")
@@ -73,6 +62,10 @@ def dies_in_its_first_run(target):
     yield "after", {"run": number}
 
 
+def names_its_experiment(target, experiment):
+    yield "one", {"lr": experiment.optim.lr}
+
+
 def declines(target):
     raise Skipped("DALI cannot be imported here")
     yield
@@ -82,7 +75,7 @@ def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     target = Target(torch.device("cpu"), True, tmp_path)
     planned = [part_of(raises), part_of(dies), part_of(declines), part_of(hangs, 10), part_of(works)]
-    assert not run_suite(planned, target, tmp_path / "records", 120)
+    assert not run_suite(planned, target, tmp_path / "records")
     records = {json.loads(path.read_text())["part"]: json.loads(path.read_text()) for path in records_of(tmp_path)}
     assert {name: record["status"] for name, record in records.items()} == {
         "raises": "failed",
@@ -103,8 +96,8 @@ def test_parts_fail_alone(tmp_path, monkeypatch, capsys):
     assert "works.one: us 2.5, loss None\n" in said
     assert "raises failed: RuntimeError: the kernel differs from the reference\n" in said
     assert "hangs failed: it was not finished after 10 s\n" in said
-    assert run_suite(planned[2:3] + planned[4:], target, tmp_path / "good", 120)
-    assert not run_suite(planned[4:], target, tmp_path / "late", 0)
+    assert run_suite(planned[2:3] + planned[4:], target, tmp_path / "good")
+    assert not run_suite([replace(planned[4], seconds=0)], target, tmp_path / "late")
 
 
 def record_of(function, folder):
@@ -112,38 +105,10 @@ def record_of(function, folder):
     return json.loads(path.read_text())
 
 
-class SlowCompiler(Clock):
-    """A clock on which every compile takes 1000 seconds longer."""
-
-    def begin_compiling(self):
-        super().begin_compiling()
-        self._start -= 1000
-        self._compiling_since = time.monotonic() - 1000
-
-
-def test_compiling_does_not_use_up_the_time_of_the_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(suite, "Clock", SlowCompiler)
-    parts = [part_of(compiles, 500), part_of(works, 500)]
-    assert run_suite(parts, Target(torch.device("cpu"), True, tmp_path), tmp_path, 500)
-    record = record_of(compiles, tmp_path)
-    assert record["results"] == {"one": {"value": 1}, "two": {"value": 2}}
-    assert record["compile_s"] >= 1000 > record["seconds"]
-    assert record_of(works, tmp_path)["compile_s"] == 0
-
-
-def test_a_compile_that_hangs_has_a_limit_of_its_own(tmp_path):
-    part = replace(part_of(compiles_for_ever, 500), compile_seconds=1)
-    assert not run_suite([part], Target(torch.device("cpu"), True, tmp_path), tmp_path, 500)
-    record = record_of(compiles_for_ever, tmp_path)
-    assert record["error"] == "it still compiled after 1 s"
-    assert record["results"] == {"one": {"value": 1}}
-    assert record["compile_s"] >= 1
-
-
 @pytest.mark.skipif(commit() is None, reason="neither a .git nor DUET_COMMIT says which code this is")
 def test_a_second_run_continues_the_records(tmp_path, capsys):
     target, records, function = Target(torch.device("cpu"), True, tmp_path), tmp_path / "records", dies_in_its_first_run
-    run_again = partial(run_suite, [part_of(function)], target, records, 500)
+    run_again = partial(run_suite, [part_of(function)], target, records)
     assert not run_again(again=False)
     assert record_of(function, records)["results"] == {"before": {"run": 1}, "at": {"run": 1}}
     assert run_again(again=False)
@@ -160,6 +125,16 @@ def test_a_second_run_continues_the_records(tmp_path, capsys):
     assert record_of(function, records)["results"] == {"at": {"run": 3}, "after": {"run": 3}}
 
 
+@pytest.mark.skipif(commit() is None, reason="neither a .git nor DUET_COMMIT says which code this is")
+def test_a_record_of_other_settings_is_measured_anew(tmp_path):
+    for rate in ("0.5", "0.5", "0.25"):
+        part = part_of(names_its_experiment, choice=Choice(exp="demo", set=(f"optim.lr={rate}",)))
+        assert run_suite([part], Target(torch.device("cpu"), True, tmp_path), tmp_path, again=False)
+        record = record_of(names_its_experiment, tmp_path)
+        assert record["results"] == {"one": {"lr": float(rate)}}
+        assert (record["experiment"], record["set"]) == ("demo", [f"optim.lr={rate}"])
+
+
 SUITE = """
 import sys, torch
 from pathlib import Path
@@ -167,7 +142,7 @@ from benchmarks.harness import Target
 from benchmarks.suite import run_suite
 from tests.benchmarks.test_suite import hangs_in_a_known_process, part_of
 folder = Path(sys.argv[1])
-run_suite([part_of(hangs_in_a_known_process)], Target(torch.device("cpu"), True, folder), folder, 600)
+run_suite([part_of(hangs_in_a_known_process)], Target(torch.device("cpu"), True, folder), folder)
 """
 
 
@@ -187,17 +162,15 @@ def test_a_result_on_a_line():
     assert brief({"a": {"median": 1.23456, "n": 2}, "b": 3, "c": "x"}) == "a 1.235, b 3, c x"
 
 
-def test_parts_in_order_of_worth_fit_into_nine_minutes():
+def test_the_parts_of_the_guides_experiments_come_first_and_each_is_short():
     names = [part.name for part in suite.GPU_PARTS]
-    assert names == ["limits", "kernels", "heatmap", "nets", "decode", "train", "step"]
-    assert sum(part.seconds for part in suite.GPU_PARTS) <= 9 * 60 - 10
+    first = [f"{part}_{experiment}" for experiment in ("ntu60_x3d", "ntu60", "ma52") for part in PARTS_OF_EXPERIMENTS]
+    assert names == [*first, "limits", "step"]
+    assert max(part.seconds for part in suite.GPU_PARTS) < 8 * 60
 
 
-ALL_PARTS = (
-    *suite.GPU_PARTS,
-    *(suite.SCALING, suite.DATA_ALONE, suite.DATA_BESIDE_PEER, suite.STEP_ON_CPU),
-    *suite.SNAPSHOT_PARTS,
-)
+PARTS_OF_EXPERIMENTS = ("first_look", "headspace")
+ALL_PARTS = (*suite.GPU_PARTS, suite.DATA_ALONE, suite.DATA_BESIDE_PEER, suite.STEP_ON_CPU, *suite.SNAPSHOT_PARTS)
 
 
 @pytest.mark.parametrize("part", [part for part in ALL_PARTS if part.needs_dali], ids=lambda part: part.name)
@@ -209,10 +182,10 @@ def test_without_dali_a_part_is_skipped(part, monkeypatch):
 
 
 def test_the_other_parts_need_no_dali():
-    others = [astuple(part) for part in ALL_PARTS if not part.needs_dali]
     code = (
-        "import sys; sys.modules['nvidia.dali'] = None; import benchmarks.cli; from benchmarks import suite;"
-        f"[suite.load(suite.Part(*values)) for values in {others}]"
+        "import sys; sys.modules['nvidia.dali'] = None; import benchmarks.cli;"
+        "from tests.benchmarks.test_suite import ALL_PARTS, load;"
+        "[load(part) for part in ALL_PARTS if not part.needs_dali]"
     )
     done = run("-c", code)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.kernels.launches import HeatmapCall, calls_of
 from benchmarks.kernels.launches.seen import Seen
-from benchmarks.step.step import TOY
+from benchmarks.synthetic import TOY
 from tests import programs
 from tests.planner.cards import CARDS
 from trainer.experiments import DEMO, MA52_RUN, NTU60, NTU60_X3D

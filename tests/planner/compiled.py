@@ -31,7 +31,7 @@ from torch._inductor.scheduler import BaseSchedulerNode, ExternKernelSchedulerNo
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
-from benchmarks.step.step import TOY, random_batch
+from benchmarks.synthetic import TOY, random_batch
 from models.config import FusedPart
 from models.fused import fuse
 from models.networks import build_model

@@ -11,14 +11,14 @@ if torch.cuda.is_available():
     pytest.skip("the stand-in is for where there is no card", allow_module_level=True)
 
 from benchmarks.kernels.launches import calls_of
-from benchmarks.kernels.report import interpreted, interprets
 from benchmarks.kernels.traffic import Traffic
 from benchmarks.records import RECORDS
-from benchmarks.step.step import TOY, random_batch
+from benchmarks.synthetic import TOY, random_batch
 from models.fused import PARTS, fuse
 from models.layers import SqueezeExcite
 from models.networks import build_model
 from tests import programs
+from tests.kernels.interpreted import interpreted, interprets
 from tests.planner import engine
 from tests.planner.cards import CARDS, T4
 from tests.planner.compiled import counted
@@ -34,7 +34,7 @@ def test_gradients_are_those_of_torch(parts):
         torch.manual_seed(0)
         net = build_model(TOY.model)
         fuse(net, parts)
-        with interpreted(torch.device("cpu")):
+        with interpreted():
             torch.manual_seed(1)
             losses = [loss.sum() for loss in net(*batch).losses.values()]
             weights = [weight for weight in net.parameters() if weight.requires_grad]
@@ -150,3 +150,8 @@ def test_the_record_has_the_compilers_launches(name):
         assert counts["generated"]["launches"] > 0
     gigabytes = [sum(count["gb"] for count in counts.values()) for counts in (through_kernels, plain)]
     assert gigabytes[0] < gigabytes[1]
+
+
+def test_the_tests_know_when_operators_take_the_interpreter(pytestconfig):
+    (conftest,) = (plugin for plugin in pytestconfig.pluginmanager.get_plugins() if hasattr(plugin, "INTERPRETED"))
+    assert interprets() == conftest.INTERPRETED

@@ -83,8 +83,8 @@ HELP = (
     *(f"trainer {command}" for command in trainer.cli.COMMANDS),
     *("pipelines.annotate", "pipelines.demo", "pipelines.prepare", "pipelines.verify", "pipelines.prepare --check x"),
     *("models.weights", "models.weights inspect", "models.weights convert", "models.weights merge"),
-    *("benchmarks", "benchmarks gpu", "benchmarks data", "benchmarks step", "benchmarks kernels"),
-    *("benchmarks snapshot", "benchmarks compare", "benchmarks table"),
+    *("benchmarks", "benchmarks gpu", "benchmarks data", "benchmarks headspace", "benchmarks step"),
+    *("benchmarks kernels", "benchmarks snapshot", "benchmarks compare", "benchmarks table"),
 )
 
 

@@ -19,7 +19,7 @@ from benchmarks.kernels.launches.norm_act import NormActCall
 from benchmarks.kernels.launches.residual_conv import ResidualConvCall
 from benchmarks.kernels.launches.seen import CLIPS, Seen, noted
 from benchmarks.kernels.launches.shift_conv import ShiftConvCall
-from benchmarks.step.step import random_batch
+from benchmarks.synthetic import random_batch
 from models.config import FusedPart
 from models.fused import PARTS, fuse
 from models.networks import build_model

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.kernels.report import KERNELS
 from models import fused
 from models.config import ResNetPathConfig, X3DStreamConfig
 from models.fused import PARTS, fuse, materialise
 from models.resnet_path import ResNetPath, Stage
 from models.x3d_shift import X3DTemporalShift
+from tests.kernels.interpreted import KERNELS
 
 ROOT = Path(__file__).resolve().parents[3]
 STREAM = X3DStreamConfig(widths=(8, 16), blocks=(2, 1), stem_stride=1, shift_divisor=4)

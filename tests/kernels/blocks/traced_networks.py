@@ -7,12 +7,12 @@ import json
 
 import torch
 
-from benchmarks.kernels.report import KERNELS
 from benchmarks.kernels.stand_in import stand_in
 from models import fused
 from models.fused import PARTS, fuse
 from tests.kernels.blocks.test_networks import FRAMES, built
 from tests.kernels.blocks.traced import kept
+from tests.kernels.interpreted import KERNELS
 from tests.models.graphs import layout_copies
 
 
