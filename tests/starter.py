@@ -5,6 +5,7 @@ run, and carries the file descriptors for stdout, stderr and the exit code; the 
 When the socket closes, this process ends, and all its forks end too.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -99,4 +100,5 @@ def become(words: list[str]) -> None:
 if __name__ == "__main__":
     for name in sys.argv[2:]:
         importlib.import_module(name)
+    gc.freeze()  # otherwise each fork would go through all objects of the imported modules when it ends
     become(serve(socket.socket(fileno=int(sys.argv[1])))["words"])
