@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from kernels.meanings import explain
+from kernels.meanings import as_text, explain
 from kernels.program import UserError
 
 MANY = 1_000_000
@@ -41,7 +41,8 @@ def check_ranges(settings: Any, section: str) -> None:
                 continue
             name = f"{section}.{field.name}" if section else field.name
             told = explain(type(settings), field.name, name)
-            raise UserError(f"{name}={number:g} is not between {limit.low:g} and {limit.high:g}; {told}")
+            low, high = as_text(limit.low), as_text(limit.high)
+            raise UserError(f"{name}={as_text(number)} is not between {low} and {high}; {told}")
 
 
 def _metadata(hint: Any) -> tuple[Any, ...]:

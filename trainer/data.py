@@ -21,9 +21,10 @@ from pipelines.frame_source import FrameSource, NoFrames
 from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
+from pipelines.prepare.foresee import foresee
 from pipelines.prepare.make import dry_run, prepare, prepare_shard
 from pipelines.prepare.shard import Shard
-from pipelines.prepare.users import User
+from pipelines.prepare.users import User, table_joints
 from pipelines.skeleton import fitting
 from pipelines.videos.source import open_videos
 from trainer.config import Experiment, no_coarse_heads
@@ -131,6 +132,24 @@ def estimate_packs(experiment: Experiment, console: Console) -> None:
     data, settings = experiment.data, PackSettings.of(experiment.clip)
     for table in open_tables(experiment):
         dry_run(table, Path(data.videos), Path(data.packs), settings, **_limits(experiment, console))
+
+
+def usable_before_packing(
+    experiment: Experiment, table: ClipTable, rows: np.ndarray, known: np.ndarray, console: Console
+) -> np.ndarray:
+    """Which clips in `rows` of a table will be usable, before packs are made: [rows of the table] bool.
+
+    `known`, of the same shape, says which clips were usable before. If videos are decoded without packs, new clips are
+    left out.
+    """
+    data = experiment.data
+    if "rgb" not in experiment.streams:
+        return np.ones(len(table), bool)
+    if data.source == "video":
+        return known
+    joints, places = table_joints(table, Path(data.cache)), (Path(data.videos), Path(data.packs))
+    settings = PackSettings.of(experiment.clip)
+    return foresee(table, joints, rows.tolist(), known, *places, settings, console, data.follow_links)
 
 
 def _packed(experiment: Experiment, table: ClipTable, file: Path, console: Console) -> Source:

@@ -16,7 +16,7 @@ from trainer.resume import go_back, save
 from trainer.run import Run, Stopped
 from trainer.runtime.faults import exceeds_memory
 from trainer.scoring import score_split
-from trainer.snapshots.writer import best_name
+from trainer.snapshots.names import best_name
 from trainer.step import rate, train_step
 
 SPIKE = 10  # a loss is a spike if it is more than this many times the usual loss (Cursor.usual_loss)

@@ -4,6 +4,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from models.weights.files import load
 from models.weights.loading import initialise_from
@@ -11,7 +14,7 @@ from trainer.config import Experiment
 from trainer.data import build_loaders, open_tables, with_class_names
 from trainer.journal.journal import Journal
 from trainer.journal.provenance import describe_start, recorded, sentences
-from trainer.journal.wandb import WandbLog
+from trainer.journal.wandb import WandbLog, log_in
 from trainer.loop import fit
 from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
 from trainer.report.contact_sheet import contact_sheet
@@ -28,8 +31,8 @@ from trainer.runtime.ranks import Ranks, join
 from trainer.runtime.signals import Interrupt
 from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.choice import of_leader
-from trainer.snapshots.data_record import check_data, records_of, records_without_packs, way_back
-from trainer.snapshots.work_dir import claim, former_settings_if_refused, write_settings
+from trainer.snapshots.data_record import check_data, records_before_packing, records_of, way_back
+from trainer.snapshots.work_dir import claim, write_settings
 from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_to_resume
 from trainer.stored import from_json
 
@@ -57,40 +60,42 @@ def train_here(
     """
     if device == "cpu":
         keep_freed_memory()
-    with join(device) as ranks, claim(work_dir, resume, ranks):
+    with join(device) as ranks, claim(work_dir, resume, ranks) as claimed:
         experiment = of_leader(experiment, ranks)
-        snapshot = last_snapshot(work_dir, ranks) if resume else None
-        journal = Journal(work_dir, ranks.rank)
-        with journal.closing(), remembered(work_dir, journal, arguments, ranks):
+        snapshot = last_snapshot(work_dir, ranks) if claimed.resume else None
+        journal, start = Journal(work_dir, ranks.rank, later=True), describe_start(arguments, device, ranks.world_size)
+        with journal.closing():
+            for sentence in sentences(start):
+                journal.note(sentence)
+            if experiment.wandb and ranks.leads:
+                log_in()
             if snapshot:
                 journal.say(f"resuming from {snapshot.path}")
                 check_same(snapshot, experiment, journal.say)
                 if not accept_changed_data:
                     check_before_packing(snapshot, experiment, ranks)
-            elif resume:
+            elif claimed.resume:
                 journal.say(f"{work_dir} has no snapshot yet: the run starts from the beginning")
-            with former_settings_if_refused(work_dir, ranks):
-                if ranks.leads:
-                    write_settings(work_dir, experiment)
-                    if experiment.wandb:
-                        journal.wandb = WandbLog(experiment, work_dir)
-                loaders = build_loaders(experiment, ranks, journal.say)
+            loaders = build_loaders(experiment, ranks, journal.say)
             experiment = with_class_names(experiment, loaders[0].table, journal.say)
-            if ranks.leads:
-                write_settings(work_dir, experiment)
-            with Interrupt() as interrupt, Watchdog(work_dir, ranks, experiment.stalled_after) as watchdog:
-                writer = Writer(work_dir, snapshot.path if snapshot else None) if ranks.leads else NoWriter()
-                run = build_run(experiment, ranks, loaders, journal, writer, interrupt, watchdog.beat)
-                run.records = records_of(loaders, Path(experiment.data.cache))
+            run = build_run(experiment, ranks, loaders, journal, NoWriter(), Interrupt())
+            run.records, changed = records_of(loaders, Path(experiment.data.cache)), set()
+            if snapshot:
+                changed = check_clips(snapshot, experiment, run.records, accept_changed_data, journal.say)
+            elif accept_changed_data:
+                journal.say("--accept-changed-data has no effect, because the run resumes from no snapshot")
+            if snapshot and init is not None:
+                journal.say(f"--init {init} is ignored, because the run resumes from its own snapshot")
+            elif init is not None:
+                for sentence in initialise_from(run.network, init):
+                    journal.say(sentence)
+            claimed.begin()
+            with begun(run, start, snapshot), Watchdog(work_dir, ranks, experiment.stalled_after) as watchdog:
+                run.beat = watchdog.beat
                 if snapshot:
-                    changed = check_clips(snapshot, experiment, run.records, accept_changed_data, journal.say)
                     take_up(run, snapshot.state, changed)
-                    if init is not None:
-                        journal.say(f"--init {init} is ignored, because the run resumes from its own snapshot")
-                else:
-                    start_afresh(run, init)
-                    if accept_changed_data:
-                        journal.say("--accept-changed-data has no effect, because the run resumes from no snapshot")
+                else:  # drops the records of an earlier run that saved no snapshot
+                    journal.continue_from(run.cursor, run.cursor.batch_size)
                 set_up_steps(run, profile, work_dir)
                 introduce(run)
                 if advice:
@@ -100,22 +105,29 @@ def train_here(
                     with pictures(run):
                         draw_clips(run, work_dir)
                 scores = fit(run, math.inf if max_steps is None else max_steps)
-            if ranks.leads:
-                with pictures(run):
-                    report(run, work_dir, scores)
-    return interrupt.exit_code
+                if ranks.leads:
+                    with pictures(run):
+                        report(run, work_dir, scores)
+    return run.interrupt.exit_code
 
 
 @contextmanager
-def remembered(work_dir: Path, journal: Journal, arguments: Sequence[str], ranks: Ranks) -> Iterator[None]:
-    """A context for the run in which train.log and starts.json say how, when and where this process started."""
-    if not ranks.leads:
-        yield
+def begun(run: Run, start: dict[str, Any], snapshot: Snapshot | None) -> Iterator[None]:
+    """A context for a run that nothing can refuse any more: only from here on, files are written into its folder.
+
+    The `start` is recorded in starts.json. Signals ask the run to stop.
+    """
+    run.journal.open()
+    if not run.ranks.leads:
+        with run.interrupt:
+            yield
         return
-    start = describe_start(arguments, ranks.device.type, ranks.world_size)
-    for sentence in sentences(start):
-        journal.note(sentence)
-    with recorded(work_dir, start):
+    work_dir = run.journal.work_dir
+    write_settings(work_dir, run.experiment)
+    with recorded(work_dir, start), run.interrupt:
+        if run.experiment.wandb:
+            run.journal.wandb = WandbLog(run.experiment, work_dir)
+        run.writer = Writer(work_dir, snapshot.path if snapshot else None)
         yield
 
 
@@ -139,22 +151,14 @@ def check_clips(
 
 
 def check_before_packing(snapshot: Snapshot, experiment: Experiment, ranks: Ranks) -> None:
-    """Raise UserError if the annotations alone show that the clips are not those of the snapshot.
+    """Raise UserError if it can be foreseen that the clips will not be those of the snapshot.
 
-    This takes seconds, and making packs for other clips can take hours. New clips are noticed only after packing.
+    This takes seconds, and making packs for other clips can take hours.
     """
     with ranks.in_turn():
-        tables = open_tables(experiment)
-    records = records_without_packs(experiment, tables, snapshot.state.get("data", {}))
+        tables, console = open_tables(experiment), Console(stderr=True, quiet=not ranks.leads)
+        records = records_before_packing(experiment, tables, snapshot.state.get("data", {}), console)
     check_clips(snapshot, experiment, records, False, lambda _: None)
-
-
-def start_afresh(run: Run, init: Path | None) -> None:
-    """Start from step 0: drop the log of an earlier run that saved no snapshot, and load the weights file `init`."""
-    run.journal.continue_from(run.cursor, run.cursor.batch_size)
-    if init is not None:
-        for sentence in initialise_from(run.network, init):
-            run.journal.say(sentence)
 
 
 def set_up_steps(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> None:

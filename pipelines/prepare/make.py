@@ -194,4 +194,4 @@ def check_numbers(settings: PackSettings, workers: int | None, max_bad: float) -
     for flag, value in values.items():
         low, high = limits.get(flag, (1, 100_000))
         if not low <= value <= high:
-            raise UserError(f"--{flag} {value:g} is not between {low} and {high}")
+            raise UserError(f"--{flag} {value} is not between {low} and {high}")

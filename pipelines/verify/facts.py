@@ -14,15 +14,19 @@ from pipelines.annotations.table import ClipTable
 MIN_SCORE = 1e-4  # joints with a lower score are not drawn (kernels/heatmap)
 CHUNK = 1 << 20  # rows of the table's joints (one person in one frame each) that are processed at a time
 NTU_NAME = re.compile(r"(?:.*/)?S(\d{3})C(\d{3})P(\d{3})R\d{3}A(\d{3})(?:_rgb)?(?:\.\w+)?")
-# Published numbers of clips with a skeleton (docs/sources.md, "NTU RGB+D 60" and "MA-52").
-NTU60_SPLITS = {"xsub_train": 40091, "xsub_val": 16487, "xview_train": 37646, "xview_val": 18932}
+# Published numbers of clips with a skeleton (docs/sources.md, "NTU RGB+D 60", "NTU RGB+D 120" and "MA-52"), for each
+# number of classes.
+NTU_SPLITS = {
+    60: {"xsub_train": 40091, "xsub_val": 16487, "xview_train": 37646, "xview_val": 18932},
+    120: {"xsub_train": 63026, "xsub_val": 50919, "xset_train": 54468, "xset_val": 59477},
+}
 NTU60_SUBJECTS = {1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38}  # subjects in the train split of xsub
 NTU60_CAMERAS = {2, 3}  # cameras in the train split of xview
 # Subjects in the train split of NTU-120's xsub. The train split of xset has the even setups.
 NTU120_SUBJECTS = NTU60_SUBJECTS | {45, 46, 47, 49, 50, *range(52, 60), 70, 74, 78, *range(80, 87), 89}
 NTU120_SUBJECTS |= {*range(91, 96), 97, 98, 100, 103}
 NTU_RULES = {60: ("xsub", "xview"), 120: ("xsub", "xset")}  # for each number of classes, the splits with a rule
-NTU60_FILES = {40091: "xsub_train", 16487: "xsub_val", 37646: "xview_train", 18932: "xview_val", 56578: "all clips"}
+NTU_CLIPS = {60: 56578, 120: 113945}  # in both splits of a pair together
 MA52_FILES = {11250: "train", 5586: "val or test"}
 
 
@@ -38,20 +42,20 @@ def split_facts(table: ClipTable, num_classes: int | None) -> list[dict[str, Any
     """
     class_count = num_classes or len(table.class_names) or int(table.label.max()) + 1
     ntu = [NTU_NAME.fullmatch(name) for name in table.names.tolist()]
-    is_ntu = class_count == 60 and all(ntu)
+    sizes = NTU_SPLITS.get(class_count, {}) if all(ntu) else {}
     rules = NTU_RULES.get(class_count, ()) if all(ntu) else ()
     facts = []
     for split, rows in (table.splits or {"all": np.arange(len(table))}).items():
-        published = (NTU60_SPLITS if is_ntu else {}).get(split)
         by_rule = split in [f"{rule}_{side}" for rule in rules for side in ("train", "val")]
         wrong = sum(_wrong_side(split, ntu[row], class_count) for row in rows.tolist()) if by_rule else 0
-        facts.append({"split": split, "clips": len(rows), "published": published, "wrong_side": wrong})
+        facts.append({"split": split, "clips": len(rows), "published": sizes.get(split), "wrong_side": wrong})
         facts[-1] |= _balance(table.label[rows], class_count)
     if not table.splits:
-        sizes = NTU60_FILES if is_ntu else MA52_FILES if class_count == 52 else {}
-        facts[0]["matches"] = sizes.get(len(table))
-        facts[0]["published"] = len(table) if len(table) in sizes else None
-        facts[0]["expected"] = sorted(sizes)
+        files = {size: name for name, size in sizes.items()} | ({NTU_CLIPS[class_count]: "all clips"} if sizes else {})
+        files = MA52_FILES if class_count == 52 else files
+        facts[0]["matches"] = files.get(len(table))
+        facts[0]["published"] = len(table) if len(table) in files else None
+        facts[0]["expected"] = sorted(files)
     return facts
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pipelines.demo.classes import DemoConfig
 from pipelines.demo.make import make_demo
-from pipelines.verify.facts import split_facts
+from pipelines.verify.facts import NTU_CLIPS, NTU_SPLITS, split_facts
 from pipelines.verify.report import unusable, verify
 from pipelines.videos.header import read_header
 from tests.programs import run
@@ -196,17 +196,21 @@ def test_published_counts_of_ntu60():
 
 
 def test_splits_of_ntu120_follow_its_rules():
-    """Subject 45 and setup 2 are for training; subject 60 and setup 1 are not. Published counts are not known."""
+    """Subject 45 and setup 2 are for training; subject 60 and setup 1 are not."""
     names = [
         f"S{setup:03}C001P{person:03}R001A{action:03}" for setup in (1, 2) for person in (45, 60) for action in (1, 120)
     ]
     table = Bare({"all": names})
     table.splits = {"xsub_train": np.arange(2), "xsub_val": np.arange(3), "xset_train": np.arange(5)}
     assert [(facts["published"], facts["wrong_side"]) for facts in split_facts(table, None)] == [
-        (None, 0),
-        (None, 2),
-        (None, 4),
+        (63026, 0),
+        (50919, 2),
+        (54468, 4),
     ]
+    assert {sum(sizes.values()) for sizes in NTU_SPLITS.values()} == {2 * clips for clips in NTU_CLIPS.values()}
+    table.splits = {}
+    (facts,) = split_facts(table, None)
+    assert facts["expected"] == [50919, 54468, 59477, 63026, 113945]
 
 
 def test_a_plain_list_of_a_published_length():

@@ -5,9 +5,15 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from models.weights.files import load
+from pipelines.annotations.table import open_table
+from pipelines.packs.format import PackSettings
+from pipelines.prepare.foresee import foresee
+from pipelines.prepare.users import table_joints
 from trainer.cli import run_command
 from trainer.experiments import DEMO
 from trainer.journal.lines import read_metrics
@@ -91,11 +97,46 @@ def test_changed_clips_are_named_and_refused(begun, tmp_path, capsys, change, se
     assert load(run / "latest.pth")["cursor"]["clips"] == 16
 
 
-def test_changed_clips_are_refused_before_packs_are_made(begun, tmp_path, capsys):
-    packs = tmp_path / "other packs"
-    assert resume(begun, tmp_path, halve, "--set", f"data.packs={packs}")[0] == 2
-    assert "19 are gone" in capsys.readouterr().err
+def new_clip(content):
+    """Add a clip, and a clip whose video is broken, to the training split."""
+    one = clip(content, content["split"]["xsub_train"][0])
+    for name in ("broken", "new"):
+        content["annotations"].append({**one, "frame_dir": name, "keypoint": one["keypoint"] + len(name)})
+        content["split"]["xsub_train"].append(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "without", "sentence"),
+    [
+        (halve, None, "the training clips are not those of epoch_1_step_2.pth: 19 are gone ("),
+        (new_clip, None, "the training clips are not those of epoch_1_step_2.pth: 1 are new (new): "),
+        (lambda content: None, "xsub_val", "the validation clips are not those of epoch_1_step_2.pth: 1 are gone ("),
+    ],
+)
+def test_changed_clips_are_refused_before_packs_are_made(begun, tiny, tmp_path, capsys, change, without, sentence):
+    """Clips are gone from the annotations, clips are new, or the video of a clip is gone."""
+    (shared,) = (Path(word.partition("=")[2]) for word in tiny if word.startswith("data.videos="))
+    videos, packs = shutil.copytree(shared, tmp_path / "videos"), tmp_path / "other packs"
+    some = next(file for file in videos.iterdir() if file.stat().st_size)
+    shutil.copy(some, videos / "new.mp4")
+    (videos / "broken.mp4").write_bytes(b"no video")
+    if without:
+        (videos / f"{begun[1]['split'][without][0]}.mp4").unlink()
+    assert resume(begun, tmp_path, change, "--set", f"data.packs={packs}", "--set", f"data.videos={videos}")[0] == 2
+    assert sentence in capsys.readouterr().err
     assert not packs.exists()
+
+
+def test_what_is_foreseen_is_what_a_pack_will_have(begun, tiny, tmp_path):
+    settings = dict(word.split("=", 1) for word in tiny if "=" in word)
+    table = open_table(begun[0] / "a.pkl", tmp_path)
+    joints, rows = table_joints(table, tmp_path), range(len(table))
+    videos, packs, none = Path(settings["data.videos"]), Path(settings["data.packs"]), np.zeros(len(table), bool)
+    more = PackSettings(box_pixels=56, count=8), Console(quiet=True)
+    packed = foresee(table, joints, rows, none, videos, packs, *more)
+    assert packed.sum() == len(table) - 1  # the video of one clip is broken
+    assert np.array_equal(foresee(table, joints, rows, packed, videos, tmp_path / "packs", *more), packed)
+    assert not (tmp_path / "packs").exists()
 
 
 def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_path):

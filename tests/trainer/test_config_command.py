@@ -48,6 +48,8 @@ def test_every_setting_is_shown_within_the_width(capsys, monkeypatch, columns):
     assert "optim.lr=0.001 Learning rate at the start of the schedule, after the warm-up." in text
     assert "model.pcan.fine_width=256 Length of the prototypes" in text
     assert "clip.flip=0.5 Probability that a training clip is mirrored. (a number from 0 to 1; default 0.5)" in text
+    assert "(a whole number from 1 to 1000000; no default)" in text
+    assert "(a number from 0 to 0.9999999 or none; default none)" in text or "to 0.9999999; default none)" in text
     assert "clip.skeleton=coco17 " in text
     assert "model=RGBPoseConfig " in text
 

@@ -12,7 +12,8 @@ from torch import nn
 from trainer.journal.journal import Journal
 from trainer.loop import fit
 from trainer.optim import build_sgd
-from trainer.snapshots.writer import LATEST, Writer, newest_valid
+from trainer.snapshots.names import LATEST
+from trainer.snapshots.writer import Writer, newest_valid
 
 
 class Parts:

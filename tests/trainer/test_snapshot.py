@@ -13,7 +13,8 @@ import torch
 from models.weights.files import SnapshotError, load, save
 from tests.programs import Fork
 from trainer.snapshots.choice import snapshot_in
-from trainer.snapshots.writer import LATEST, Writer, best_name, newest_valid, stage
+from trainer.snapshots.names import LATEST, best_name
+from trainer.snapshots.writer import Writer, newest_valid, stage
 
 
 def names(folder: Path) -> list[str]:
@@ -234,7 +235,8 @@ def test_a_write_that_fails_is_told_at_the_next_save(tmp_path: Path) -> None:
 ENDLESS = """
 import sys, torch
 from pathlib import Path
-from trainer.snapshots.writer import Writer, best_name, newest_valid
+from trainer.snapshots.names import best_name
+from trainer.snapshots.writer import Writer, newest_valid
 folder = Path(sys.argv[1])
 found = newest_valid(folder, print)
 writer = Writer(folder, found[0] if found else None)

@@ -44,6 +44,8 @@ def test_missing_settings_have_their_defaults_and_unknown_ones_are_named():
         (("optim", "lr"), "fast", "optim.lr=fast is not a number"),
         (("optim", "lr"), -1, "optim.lr=-1 is not between 0 and 1e+38"),
         (("optim", "lr"), None, "optim.lr=none is not a number"),
+        (("optim", "ema"), 1, "optim.ema=1 is not between 0 and 0.9999999;"),
+        (("optim", "num_epochs"), 2_000_000, "optim.num_epochs=2000000 is not between 1 and 1000000;"),
         (("name",), None, "name=none is not a text"),
         (("optim",), 3, "optim=3 is not "),
         (("model", "type"), "Transformer", "model.type=Transformer is not one of EpamConfig, X3DPairConfig, "),

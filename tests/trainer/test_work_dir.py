@@ -3,15 +3,25 @@
 import os
 import signal
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 
+from models.weights.files import save
+from models.weights.nets import shapes_of
 from tests.programs import Fork
 from trainer.cli import run_command
+from trainer.experiments import EXPERIMENTS
+from trainer.journal.lines import LOG
+from trainer.journal.provenance import STARTS
+from trainer.report.past_run import read_run
 from trainer.runtime.ranks import join
 from trainer.session import pictures
+from trainer.settings import SETTINGS
+from trainer.snapshots.lock import LOCK, locked
+from trainer.snapshots.names import rolling_name
 from trainer.snapshots.work_dir import claim
 from trainer.snapshots.writer import Writer, newest_valid
 
@@ -66,6 +76,68 @@ def test_a_second_run_leaves_the_first_alone(tiny, environment, tmp_path, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     with join("cpu") as ranks, claim(run, True, ranks):
         pass
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def wrong_weights(tmp_path_factory) -> Path:
+    """Weights that can be read, but whose network does not fit the tiny demo, as is noticed when they are loaded."""
+    file = tmp_path_factory.mktemp("wrong") / "rgb.pth"
+    tensors = {name: torch.zeros(shape) for name, shape in shapes_of(EXPERIMENTS["ntu60_rgbpose"].model).items()}
+    torch.save({"state_dict": tensors}, file)
+    return file
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_refused_start_moves_nothing_and_leaves_nothing(tiny, wrong_weights, tmp_path, capsys, earlier):
+    """Also if it is refused after the data are prepared."""
+    run = tmp_path / "runs" / "run"
+    if earlier:
+        run.mkdir(parents=True)
+        save(run / rolling_name(1, 2), {"place": [1, 2]})
+        for name in (SETTINGS, LOG, STARTS, LOCK):
+            (run / name).write_text("")
+    before = contents(tmp_path)
+    none = ["--set", "data.demo=none", "--set", f"data.annotations={tmp_path}/none.pkl"]
+    for words, sentence in ((none, "none.pkl cannot be opened"), (["--init", str(wrong_weights)], "does not fit")):
+        assert run_command([*tiny, "--work-dir", str(run), *words]) == 2
+        assert sentence in capsys.readouterr().err
+        assert contents(tmp_path) == before
+        assert (tmp_path / "runs").exists() == earlier
+    if earlier:
+        assert run_command([*tiny, "--work-dir", str(run), "--max-steps", "0"]) == 0
+        assert {f"runs/run/{name}": content for name, content in contents(Path(f"{run}.1")).items()} == before
+        assert (run / LOG).read_text().startswith(str(datetime.now().year))
+        with join("cpu") as ranks, claim(run, True, ranks), locked(Path(f"{run}.1")):
+            pass
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tiny, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert run_command([*tiny, "--work-dir", str(run), "--max-steps", "0"]) == 0
+    before = contents(run)
+    for change in ("model.dropout=0.1", "data.split=xset"):
+        assert run_command(["--resume", "--work-dir", str(run), "--set", change]) == 2
+        assert contents(run) == before
+    assert read_run(run).state() == "stopped"
+
+
+def test_a_run_that_is_restarted_continues_only_if_it_had_begun(tmp_path, monkeypatch):
+    """A crash before the first step must not make the restarted run continue the earlier run in the folder."""
+    run = tmp_path / "run"
+    run.mkdir()
+    save(run / rolling_name(1, 2), {"place": [1, 2]})
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    for count, begins, resumes in ((0, False, False), (1, True, False), (2, True, True)):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+        with join("cpu") as ranks, claim(run, False, ranks) as claimed:
+            assert claimed.resume == resumes
+            if begins:
+                claimed.begin()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([LOCK, LOCK, "run", "run.1", rolling_name(1, 2)])
 
 
 @pytest.mark.parametrize("work_dir", ["", ".", ".."])

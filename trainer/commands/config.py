@@ -98,7 +98,7 @@ def settings_of(part: Any, prefix: str = "", defaults: Any = None) -> Iterator[S
         else:
             kind = describe_type(hints[field.name])
             if limit := limits.get(field.name):
-                kind += f" from {limit.low:g} to {limit.high:g}"
+                kind += f" from {as_text(limit.low)} to {as_text(limit.high)}"
             yield Setting(name, value, default, kind, texts[field.name])
 
 

@@ -64,7 +64,7 @@ def train(options: Options, arguments: list[str]) -> int:
     from trainer.runtime.cards import check_cards
     from trainer.runtime.cuda_graph import check_replay
     from trainer.runtime.num_ranks import advice_for_all, world_size_of
-    from trainer.runtime.ranks import device_of, launch, restarted, started_by_launcher
+    from trainer.runtime.ranks import device_of, launch, started_by_launcher
     from trainer.session import train_here
 
     device = device_of(options.device)
@@ -83,7 +83,7 @@ def train(options: Options, arguments: list[str]) -> int:
         experiment,
         device,
         work_dir,
-        resume=options.resume or restarted(),
+        resume=options.resume,
         max_steps=options.max_steps,
         init=options.init,
         accept_changed_data=options.accept_changed_data,

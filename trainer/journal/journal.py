@@ -29,9 +29,11 @@ class Journal:
     Epochs are counted from 1. Steps and clips are counted when they are finished. The x axis in TensorBoard and
     Weights & Biases is the number of clips since the start of the run, so that curves stay comparable when the batch
     size changes. If the disk is full, this is reported once on the console, and the run continues.
+
+    With `later`, files are written only when `open` is called, and the lines until then are kept in memory.
     """
 
-    def __init__(self, work_dir: Path, rank: int = 0, console: Console | None = None) -> None:
+    def __init__(self, work_dir: Path, rank: int = 0, console: Console | None = None, later: bool = False) -> None:
         self.work_dir = work_dir
         self.active = rank == 0
         self.clock = Clock()
@@ -40,13 +42,26 @@ class Journal:
         self._console = console or Console()
         self._has_warned = False
         self._num_epochs = 0
-        with self._writable():
-            work_dir.mkdir(parents=True, exist_ok=True)
-            self._log = Lines(work_dir / LOG)
-            self._metrics = Lines(work_dir / METRICS)
         self._tensorboard = None
         self.wandb: WandbLog | None = None
         self._progress: Progress | None = None
+        self._waiting: list[str] = []  # lines for train.log, until there is a file for them
+        self._log: Lines | None = None
+        if not later:
+            self.open()
+
+    def open(self) -> None:
+        """Start to write train.log and metrics.jsonl. Raises UserError if that is not possible."""
+        if not self.active:
+            return
+        with self._writable():
+            self.work_dir.mkdir(parents=True, exist_ok=True)
+            self._log = Lines(self.work_dir / LOG)
+            self._metrics = Lines(self.work_dir / METRICS)
+        with self._tolerated():
+            for line in self._waiting:
+                self._log.append(line)
+        self._waiting.clear()
 
     def say(self, text: str) -> None:
         """Write one line of text to the console and the log."""
@@ -70,10 +85,7 @@ class Journal:
         except BaseException as error:
             if self.active:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                # KeyboardInterrupt is raised only while the data are prepared; later, Interrupt handles the signals.
-                interrupted = isinstance(error, KeyboardInterrupt)
-                text = "stopped: while its data were prepared" if interrupted else f"failed: {reason}"
-                self._write(text, on_console=False)  # because trainer/cli.py prints the error on the console
+                self._write(f"failed: {reason}", on_console=False)  # trainer/cli.py prints the error on the console
             raise
         finally:
             self.close()
@@ -167,13 +179,17 @@ class Journal:
                 self._tensorboard.close()
             if self.wandb is not None:
                 self.wandb.close()
-        self._log.close()
-        self._metrics.close()
+        if self._log is not None:
+            self._log.close()
+            self._metrics.close()
 
     def _write(self, text: str, on_console: bool = True) -> None:
         stamped = f"{datetime.now():%Y/%m/%d %H:%M:%S} - duet - INFO - {text}"
         if on_console:
             self._print(text if self._console.is_terminal else stamped)
+        if self._log is None:
+            self._waiting.append(stamped)
+            return
         with self._tolerated():
             self._log.append(stamped)
 

@@ -1,13 +1,40 @@
 """Logs to Weights & Biases with `--set wandb=true`. Needs the extra `wandb`; WANDB_MODE=offline needs no account."""
 
 import importlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kernels.program import UserError
 from trainer.config import Experiment
+
+
+def log_in() -> None:
+    """Raise UserError if the package wandb is not installed, or if it needs an account and knows none."""
+    wandb = installed()
+    if os.environ.get("WANDB_MODE", "online") == "online":
+        with told(wandb):
+            wandb.login()
+
+
+def installed() -> Any:
+    """The package wandb. Raises UserError if it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError:
+        raise UserError("wandb=true needs the extra `wandb`: pip install -e '.[wandb]'") from None
+
+
+@contextmanager
+def told(wandb: Any) -> Iterator[None]:
+    """A context in which an error of wandb becomes a UserError."""
+    try:
+        yield
+    except wandb.Error as error:
+        raise UserError(f"wandb does not start ({error}): run `wandb login`, or set WANDB_MODE=offline") from None
 
 
 class WandbLog:
@@ -17,11 +44,8 @@ class WandbLog:
     """
 
     def __init__(self, experiment: Experiment, work_dir: Path) -> None:
-        try:
-            wandb: Any = importlib.import_module("wandb")
-        except ImportError:
-            raise UserError("wandb=true needs the extra `wandb`: pip install -e '.[wandb]'") from None
-        try:
+        wandb = installed()
+        with told(wandb):
             self._run = wandb.init(
                 project="duet",
                 name=experiment.name,
@@ -30,8 +54,6 @@ class WandbLog:
                 config=asdict(experiment),
                 settings=wandb.Settings(console="off"),
             )
-        except wandb.Error as error:
-            raise UserError(f"wandb does not start ({error}): run `wandb login`, or set WANDB_MODE=offline") from None
         # Our own x axis, because wandb's step can only increase, but a run may go back to an earlier snapshot.
         self._run.define_metric("*", step_metric="clips")
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics
 from trainer.journal.provenance import read_starts
 from trainer.settings import SETTINGS
 from trainer.snapshots.lock import is_locked
+from trainer.snapshots.names import ROLLING
 
-SNAPSHOT = re.compile(r"epoch_(\d+)_step_(\d+)\.pth")  # as in snapshots/writer.py, which would load torch
 TAIL = 8192  # bytes at the end of train.log that are read for its last lines
 
 
@@ -49,7 +48,7 @@ class PastRun:
 
     def saved(self) -> tuple[int, int]:
         """Epoch (from 1) and step of the newest snapshot, by the names of the files, or (0, 0) if there is none."""
-        found = [SNAPSHOT.fullmatch(path.name) for path in self.folder.glob("epoch_*.pth")]
+        found = [ROLLING.fullmatch(path.name) for path in self.folder.glob("epoch_*.pth")]
         return max(((int(name[1]), int(name[2])) for name in found if name), default=(0, 0))
 
     def best(self) -> dict[str, Any] | None:

@@ -34,13 +34,12 @@ def check_replay(device: str, world_size: int) -> None:
 def rate_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Make the learning rate a tensor on the device, into which `set_lr` writes and from which replayed steps read.
 
-    AdamW also has to be told that its steps are recorded, and must not warn of the steps before the recording.
+    AdamW also has to be told that its steps are recorded.
     """
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
         if "capturable" in group:
             group["capturable"] = True
-            optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
 
 
 class Eager:

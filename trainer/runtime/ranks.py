@@ -209,9 +209,14 @@ def average_statistics(model: nn.Module, ranks: Ranks) -> None:
         buffer.copy_(mean.view_as(buffer))
 
 
-def restarted() -> bool:
-    """Whether the launcher has restarted this process after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts_done() -> int:
+    """How many times the launcher has restarted this process after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def restarts_left() -> int:
+    """How many times the launcher would still restart this process after a failure."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - restarts_done()
 
 
 def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:

@@ -24,7 +24,8 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.runtime.ranks import Ranks
 from trainer.settings import SETTINGS, Choice, changed, experiment_named, experiment_of
-from trainer.snapshots.writer import Snapshot, best_files, is_snapshot_name, newest_valid
+from trainer.snapshots.names import is_snapshot_name
+from trainer.snapshots.writer import Snapshot, best_files, newest_valid
 from trainer.stored import changes_told, differences, from_json, shortened, to_settings
 
 METADATA = "duet"  # the key of our metadata in an exported file; the metadata contain the settings as `settings`

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.loader import Loader
 from pipelines.prepare.users import table_joints
 from trainer.config import Experiment
+from trainer.data import usable_before_packing
 from trainer.stored import differences
 
 NAMED = 3  # clips of each kind that a sentence names
@@ -62,17 +64,20 @@ def records_of(loaders: tuple[Loader, Loader], cache: Path) -> dict[str, str]:
     return {kind: DataRecord.of(loader.table, loader.rows, cache).to_json() for kind, loader in pairs}
 
 
-def records_without_packs(experiment: Experiment, tables: list[ClipTable], former: dict[str, str]) -> dict[str, str]:
-    """Like `records_of`, but made from the annotations alone, so that the packs need not exist yet.
+def records_before_packing(
+    experiment: Experiment, tables: list[ClipTable], former: dict[str, str], console: Console
+) -> dict[str, str]:
+    """Like `records_of`, but foreseen from annotations and videos, so that the packs need not exist yet.
 
-    Only the clips of the `former` records are in the result, because a clip that is new may have no usable video.
+    `former` are the records of the snapshot, whose clips had usable videos.
     """
     records, split, cache = {}, experiment.data.split, Path(experiment.data.cache)
+    names = [name for kind in former for name in json.loads(former[kind])["names"]]
     for kind, part, table in (("training", "train", tables[0]), ("validation", "val", tables[-1])):
         if kind in former:
             rows = table.rows_in_split(None if split is None else f"{split}_{part}")
-            known = np.isin(table.names[rows], json.loads(former[kind])["names"])
-            records[kind] = DataRecord.of(table, rows[known], cache).to_json()
+            usable = usable_before_packing(experiment, table, rows, np.isin(table.names, names), console)
+            records[kind] = DataRecord.of(table, rows[usable[rows]], cache).to_json()
     return records
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,11 @@ def locked(work_dir: Path) -> Iterator[None]:
     Raises UserError if another process has the lock. If a process is killed, the operating system releases its lock. On
     file systems without locks, nothing is locked.
     """
-    with open(work_dir / LOCK, "a") as file:
-        if not _lock(file):
+    path = work_dir / LOCK
+    with open(path, "a") as file:
+        if not _lock(file, path):
             time.sleep(PATIENCE)
-            if not _lock(file):
+            if not _lock(file, path):
                 raise UserError(
                     f"another run is using {work_dir}: choose another --work-dir, or wait until that run has ended"
                 )
@@ -42,12 +44,12 @@ def is_locked(work_dir: Path) -> bool | None:
     return False
 
 
-def _lock(file: TextIO) -> bool:
-    """Lock a file. Returns False if another process has locked it."""
+def _lock(file: TextIO, path: Path) -> bool:
+    """Lock the open file at `path`. Returns False if another process has locked it, or has moved it away since."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # some network file systems have no locks
         pass
-    return True
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path))

@@ -4,56 +4,122 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from kernels.program import UserError
 from models.weights.files import is_sealed
 from trainer.config import Experiment
-from trainer.runtime.ranks import Ranks
+from trainer.runtime.ranks import Ranks, restarts_done, restarts_left
 from trainer.settings import SETTINGS
-from trainer.snapshots.lock import locked
+from trainer.snapshots.lock import LOCK, locked
 from trainer.stored import to_settings
 
+ROOM = 1 << 16  # bytes that must be free for the run's settings and the start of its log
+
+
+BEFORE_START = ".before_start"  # is in a work directory while a run without --resume, which may restart, is prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A work directory that belongs to this run.
+
+    resume: whether the run continues the one in the directory: it should, or it has begun there and was restarted.
+    begin: all ranks call this together when nothing can refuse the run any more. If `resume` is false, it renames the
+        directory of an earlier run. If it is never called, the directory stays as it was.
+    """
+
+    resume: bool
+    begin: Callable[[], None]
+
 
 @contextlib.contextmanager
-def claim(work_dir: Path, resume: bool, ranks: Ranks) -> Iterator[None]:
+def claim(work_dir: Path, resume: bool, ranks: Ranks) -> Iterator[Claim]:
     """A context in which the work directory belongs to this run. Rank 0 creates and locks it; all ranks must see it.
 
-    Without `resume`, the directory of an earlier run is renamed first. Raises UserError if another run is using the
-    directory, if it is not writable, or if it contains checkpoints of another program, which this run might delete.
+    Raises UserError if another run is using the directory, if it is not writable, or if it contains checkpoints of
+    another program, which this run might delete.
     """
     with contextlib.ExitStack() as stack:
+        own = _Own(work_dir)
         with ranks.in_turn():
             if ranks.leads:
-                stack.enter_context(_own(work_dir, resume))
+                stack.enter_context(own)
+                resume = resume or own.has_begun()
         if ranks.any(not work_dir.is_dir()):
             raise UserError(f"{work_dir} does not exist on every machine: choose a --work-dir that all of them share")
-        yield
+        resume = ranks.any(resume)
+
+        def begin() -> None:
+            with ranks.in_turn():
+                if ranks.leads:
+                    own.begin(resume)
+
+        yield Claim(resume, begin)
 
 
-@contextlib.contextmanager
-def _own(work_dir: Path, resume: bool) -> Iterator[None]:
-    """The part of `claim` that only rank 0 runs."""
-    check(work_dir)
-    try:
-        if not resume and any(work_dir.glob("*.pth")):
-            with locked(work_dir):
-                new_name = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
-                work_dir.rename(new_name)
-            with contextlib.suppress(OSError):  # stdout may be a file on a full disk
-                print(
-                    f"{work_dir} contained an earlier run, which is now {new_name} (--resume would have continued it)"
-                )
-        work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=work_dir):
-            pass
-        lock = contextlib.ExitStack()
-        lock.enter_context(locked(work_dir))
-    except OSError as error:
-        raise UserError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from None
-    with lock:
-        yield
+class _Own:
+    """The part of `claim` that only rank 0 runs: a context in which this process has the lock of the work directory."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self._work_dir = work_dir
+        self._lock = contextlib.ExitStack()
+        self._made: list[Path] = []  # the folders that were made for this run, the deepest first
+
+    def __enter__(self) -> "_Own":
+        work_dir = self._work_dir
+        check(work_dir)
+        with self._writable():
+            self._made = [folder for folder in (work_dir, *work_dir.parents) if not folder.exists()]
+            work_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=work_dir) as file:
+                file.write(bytes(ROOM))
+                file.flush()
+            self._lock.enter_context(locked(work_dir))
+        return self
+
+    def has_begun(self) -> bool:
+        """Whether the launcher has restarted a run that had begun in this directory."""
+        mark = self._work_dir / BEFORE_START
+        if restarts_done():
+            return not mark.exists()
+        if restarts_left():
+            mark.touch()
+        return False
+
+    def begin(self, resume: bool) -> None:
+        """Keep the work directory. Without `resume`, rename that of an earlier run, and make and lock a new one."""
+        work_dir, self._made = self._work_dir, []
+        (work_dir / BEFORE_START).unlink(missing_ok=True)
+        if resume or not any(work_dir.glob("*.pth")):
+            return
+        with self._writable(), self._lock.pop_all():  # the lock of the earlier run
+            new_name = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
+            work_dir.rename(new_name)
+            work_dir.mkdir()
+            self._lock.enter_context(locked(work_dir))
+        with contextlib.suppress(OSError):  # stdout may be a file on a full disk
+            print(f"{work_dir} contained an earlier run, which is now {new_name} (--resume would have continued it)")
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(OSError):  # another run may have begun to use the folders
+            if not restarts_left():
+                (self._work_dir / BEFORE_START).unlink(missing_ok=True)
+                for folder in self._made:
+                    (folder / LOCK).unlink(missing_ok=True)
+                    folder.rmdir()
+        self._lock.close()
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._work_dir} cannot be written ({error.strerror}): choose another --work-dir"
+            ) from None
 
 
 def write_settings(work_dir: Path, experiment: Experiment) -> None:
@@ -67,22 +133,6 @@ def write_settings(work_dir: Path, experiment: Experiment) -> None:
         raise UserError(
             f"{work_dir / SETTINGS} cannot be written ({error.strerror}): free some space, or choose another --work-dir"
         ) from None
-
-
-@contextlib.contextmanager
-def former_settings_if_refused(work_dir: Path, ranks: Ranks) -> Iterator[None]:
-    """A context in which settings are written and tried. If they are refused (UserError), experiment.json is again as
-    it was before, or is missing if it was, so that a later --resume does not take the refused settings.
-    """
-    file = work_dir / SETTINGS
-    former = file.read_bytes() if ranks.leads and file.is_file() else None
-    try:
-        yield
-    except UserError:
-        if ranks.leads:
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True) if former is None else file.write_bytes(former)
-        raise
 
 
 def check(work_dir: Path) -> None:
