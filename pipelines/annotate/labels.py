@@ -60,6 +60,8 @@ def read_labels(file: Path) -> Labels:
     splits = [line[2] for _, line in rows] if columns == {3} else _split(videos, labels)
     for split in SPLITS:
         if split not in splits:
+            if columns == {3}:
+                raise UserError(f"{file} leaves no video for {split}; write {split} into the third column of a line")
             raise UserError(f"{file} leaves no video for {split}; add a third column with train or val")
     return Labels(videos, labels, splits, class_names)
 

@@ -49,7 +49,7 @@ def clips_and_splits(path: Path, content: Any) -> tuple[list[dict], dict]:
     if not isinstance(clips, list) or not clips or not isinstance(splits, dict) or not _all_dicts(clips):
         raise AnnotationError(
             f"{path} contains neither a list of annotations nor {{'split', 'annotations'}}; "
-            "see 'Data preparation' in docs/"
+            'see "Annotation files" in docs/data.md'
         )
     return clips, splits
 
@@ -88,7 +88,9 @@ def _all_dicts(clips: list) -> bool:
 def split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> list[int]:
     """The rows of the clips that a split lists. `row_of` maps a clip's name to its row. Raises AnnotationError."""
     if not isinstance(members, list | tuple | np.ndarray):
-        raise AnnotationError(f"split '{split}' of {path} is not a list of names; see 'Data preparation' in docs/")
+        raise AnnotationError(
+            f"split '{split}' of {path} is not a list of names; see \"Annotation files\" in docs/data.md"
+        )
     names = [str(name) for name in members]
     unknown = [name for name in names if name not in row_of]
     if unknown:

@@ -122,7 +122,9 @@ def test_length_may_differ_by_two(tmp_path, told):
     np.testing.assert_array_equal(table.clip_joints(1), expected(clip("b")))
 
 
-NO_FORM = "contains neither a list of annotations nor {'split', 'annotations'}; see 'Data preparation' in docs/"
+NO_FORM = (
+    "contains neither a list of annotations nor {'split', 'annotations'}; see \"Annotation files\" in docs/data.md"
+)
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,8 @@ class Skeletons:
         if num_joints != expected:
             raise UserError(
                 f"{self.options.pose} has {num_joints} joints per person, but experiment {self.experiment.name} needs "
-                f"{expected} ({self.experiment.clip.skeleton}): name another file, or another experiment with --exp"
+                f"{expected} ({self.experiment.clip.skeleton}): name a file with {expected} joints, or a checkpoint "
+                f"for {num_joints}"
             )
         return poses
 

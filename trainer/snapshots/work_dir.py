@@ -74,9 +74,8 @@ class _Own:
         with self._writable():
             self._made = [folder for folder in (work_dir, *work_dir.parents) if not folder.exists()]
             work_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=work_dir) as file:
-                file.write(bytes(ROOM))
-                file.flush()
+            with tempfile.TemporaryFile(dir=work_dir):
+                pass
             self._lock.enter_context(locked(work_dir))
         return self
 
@@ -96,6 +95,9 @@ class _Own:
         if resume or not any(work_dir.glob("*.pth")):
             return
         with self._writable(), self._lock.pop_all():  # the lock of the earlier run
+            with tempfile.TemporaryFile(dir=work_dir) as file:
+                file.write(bytes(ROOM))
+                file.flush()
             new_name = next(path for i in itertools.count(1) if not (path := Path(f"{work_dir}.{i}")).exists())
             work_dir.rename(new_name)
             work_dir.mkdir()
