@@ -119,7 +119,7 @@ ROWS = [
     ("skeleton {dir}/s.json", "s.json", skeleton(limbs=[["a", "d"]]), "use one of its names, or a number", skeleton()),
     ("skeleton {dir}/s.json", "s.json", skeleton(limbs=[[0, 3]]), "are 0 to 2: correct the number$", skeleton()),
     ("skeleton {dir}/s.json", "s.json", skeleton(limbs=[[0, 0]]), "name two different joints$", skeleton()),
-    ("skeleton {dir}/s.json", "s.json", skeleton(names=["a", "a", "c"], partners=[]), "name a: rename one of them$", skeleton()),
+    ("skeleton {dir}/s.json", "s.json", skeleton(names=["a", "a", "c"], partners=[]), "name a: rename one", skeleton()),
     ("skeleton {dir}/s.json", "s.json", skeleton(partners=[[0, 1], [0, 2]]), "partners for a: leave one", skeleton()),
     ("skeleton {dir}/s.json", "s.json", skeleton(limbs=[[0, 1], [1, 0]]), "twice: leave one of them out$", skeleton()),
     ("skeleton {dir}/s.json", "s.json", {"names": [], "partners": [], "limbs": []}, "list at least one$", skeleton()),
