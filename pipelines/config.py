@@ -10,6 +10,7 @@ from kernels.limits import Count, Range, Share, check_ranges
 from kernels.program import UserError
 from pipelines.demo.classes import DemoConfig
 from pipelines.skeleton import Skeleton
+from pipelines.videos.turn import Rotation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +37,8 @@ class DataConfig:
     """Folder of the clip pack that all data sets share."""
     cache: str = "data/cache"
     """Folder of the tables that are made from annotation files."""
+    rotation: Rotation = "shown"
+    """Whether skeletons belong to frames as players show them or as files store them, where img_shape cannot tell."""
     source: Literal["packs", "video"] = "packs"
     """Where frames come from. video: there are no packs, and a GPU decodes the videos at every step."""
     balance: Share = 0.0

@@ -115,7 +115,7 @@ def annotation_files(experiment: Experiment) -> list[Path]:
 
 def make_shard(experiment: Experiment, shard: Shard, console: Console) -> None:
     """Make one shard of each pack of an experiment. If the demo's videos are missing, all of them are made first."""
-    data, settings = experiment.data, PackSettings.of(experiment.clip)
+    data, settings = experiment.data, PackSettings.of(experiment.clip, experiment.data.rotation)
     for table, file in zip(open_tables(experiment), annotation_files(experiment), strict=True):
         user, places = User(file, experiment.name), (Path(data.videos), Path(data.packs))
         prepare_shard(table, *places, settings, shard, **_limits(experiment, console), user=user)
@@ -129,7 +129,7 @@ def _limits(experiment: Experiment, console: Console) -> dict[str, Any]:
 
 def estimate_packs(experiment: Experiment, console: Console) -> None:
     """Say how many clips of an experiment have to be made, and the time and disk space that this takes."""
-    data, settings = experiment.data, PackSettings.of(experiment.clip)
+    data, settings = experiment.data, PackSettings.of(experiment.clip, experiment.data.rotation)
     for table in open_tables(experiment):
         dry_run(table, Path(data.videos), Path(data.packs), settings, **_limits(experiment, console))
 
@@ -153,7 +153,8 @@ def usable_before_packing(
 
 
 def _packed(experiment: Experiment, table: ClipTable, file: Path, console: Console) -> Source:
-    data, settings, user = experiment.data, PackSettings.of(experiment.clip), User(file, experiment.name)
+    data, user = experiment.data, User(file, experiment.name)
+    settings = PackSettings.of(experiment.clip, data.rotation)
     places = Path(data.videos), Path(data.packs)
     pack = prepare(table, *places, settings, **_limits(experiment, console), user=user)
     return Source(table, PackFrames(table, pack))
@@ -162,7 +163,8 @@ def _packed(experiment: Experiment, table: ClipTable, file: Path, console: Conso
 def _unpacked(experiment: Experiment, table: ClipTable, device: torch.device, console: Console) -> Source:
     data = experiment.data
     videos, cache = Path(data.videos), Path(data.cache)
-    return Source(table, open_videos(table, videos, cache, device, **_limits(experiment, console)))
+    options = {"rotation": data.rotation, **_limits(experiment, console)}
+    return Source(table, open_videos(table, videos, cache, device, **options))
 
 
 def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from kernels.program import UserError
 from pipelines.annotate.labels import read_labels
 from pipelines.annotate.make import advice, annotate, estimated_poses, poses_from_files, write
+from pipelines.videos.turn import Rotation
 
 
 def main(
@@ -18,6 +19,7 @@ def main(
     out: Path,
     poses: Path | None = None,
     people: int = 2,
+    rotation: Rotation = "shown",
     follow_links: bool = False,
 ) -> None:
     """Make an annotation file for your own videos: python -m pipelines.annotate videos/ labels.csv --out my.pkl
@@ -29,15 +31,20 @@ def main(
         poses: folder with the joints of each video in NAME.json or NAME.npz (default: estimate them, which needs the
             extra `pose`)
         people: maximum number of people per clip
+        rotation: whether the skeletons in --poses belong to frames as players show them, turned like those of a phone,
+            or as the files store them; the annotation file records it
         follow_links: follow links that lead out of the folder of the videos; only for a folder that you trust
     """
     console = Console(stderr=True)
     if people < 1:
         raise UserError(f"--people {people}: the number must be 1 or more")
+    if rotation != "shown" and poses is None:
+        raise UserError(f"--rotation {rotation} is about skeletons from files: add --poses, or leave --rotation out")
     label_table = read_labels(labels)
-    source = poses_from_files(poses, people) if poses else estimated_poses(out.with_name(f"{out.stem}_poses"), people)
+    stored = out.with_name(f"{out.stem}_poses")
+    source = poses_from_files(poses, people, rotation) if poses else estimated_poses(stored, people)
     clips = annotate(videos, label_table, source, console, follow_links)
-    splits = write(out, clips, label_table)
+    splits = write(out, clips, label_table, rotation)
     usable = [clip for clip in clips if isinstance(clip, dict)]
     empty = sum(not clip["keypoint_score"].any() for clip in usable)
     counts = ", ".join(f"{len(members)} in {name}" for name, members in splits.items())

@@ -14,6 +14,7 @@ from kernels.program import UserError
 from pipelines.annotate.keypoints import Poses
 from pipelines.annotate.tracking import Person, follow
 from pipelines.videos.decode import decode
+from pipelines.videos.header import Header
 
 JOINTS = 17
 MAX_FRAMES = 1 << 22  # maximum number of frames in a video
@@ -41,15 +42,17 @@ class PoseEstimator:
             text = f"rtmlib could not load its weights ({error}); check the network, or {alternative}"
             raise UserError(text) from None
 
-    def estimate(self, video: str, max_people: int, advance: Callable[[], None]) -> Poses:
+    def estimate(self, video: str, header: Header, max_people: int, advance: Callable[[], None]) -> Poses:
         """Estimate the joints of up to `max_people` people in a video, and follow each person through the frames.
+
+        The joints are in pixels of the frames as players show them.
 
         advance: a function that is called after each frame. Raises VideoError if the video cannot be decoded.
         """
-        frames, height, width = [], 0, 0
+        width, height = header.display
+        frames = []
         for frame in decode(video, MAX_FRAMES):
-            height, width = frame.height, frame.width
-            frames.append(self._people(frame.to_ndarray(format="bgr24")))
+            frames.append(self._people(frame.to_ndarray(width=width, height=height, format="bgr24")))
             advance()
         return Poses(follow(frames, max_people, JOINTS), height, width)
 

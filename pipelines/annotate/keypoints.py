@@ -15,12 +15,13 @@ import numpy as np
 
 from kernels.program import UserError
 from pipelines.annotate.tracking import Person
-from pipelines.annotations.schema import AnnotationError, parse_clip
+from pipelines.annotations.schema import AnnotationError, parse_clip, rotation_of
 from pipelines.annotations.table import open_table
 from pipelines.packs.format import is_clip, original_name
-from pipelines.videos.decode import VideoError
+from pipelines.videos.container import VideoError
 from pipelines.videos.find import clip_name, places_of
 from pipelines.videos.header import Header, read_header, shape_of
+from pipelines.videos.turn import AnnotatedImage, Rotation
 
 # A skeleton is refused if more than this share of its joints lies outside the image. The share is large because good
 # skeletons may also have joints outside: if a person sits close to the camera, estimators place the legs below the
@@ -35,11 +36,17 @@ class Poses:
     """The skeletons of M people in a video; M may be 0.
 
     joints: [M, T, V, 3] (x, y, score); x and y are in pixels of an image of size (height, width).
+    rotation: whether this image is a frame as players show it or as the file stores it (AnnotatedImage).
     """
 
     joints: np.ndarray
     height: int
     width: int
+    rotation: Rotation = "shown"
+
+    def image(self) -> AnnotatedImage:
+        """The image to which the joints belong."""
+        return AnnotatedImage(self.width, self.height, self.rotation)
 
 
 def header_of(video: str) -> Header:
@@ -50,23 +57,25 @@ def header_of(video: str) -> Header:
     return header
 
 
-def read_poses(file: Path, video: Path, header: Header, cache: Path) -> Poses:
+def read_poses(file: Path, video: Path, header: Header, cache: Path, rotation: Rotation = "shown") -> Poses:
     """Read the skeleton of `video` from an .npz file, or from an annotation pickle that contains the video's name.
 
-    If an .npz file contains no image size, its joints are taken to be in pixels of the video.
+    If an .npz file contains no image size, its joints are taken to be in pixels of the video's frames.
+    rotation: that of the poses, if the file does not say it.
     cache: folder in which Duet keeps the table that it makes from an annotation pickle.
     Raises AnnotationError if the file cannot be used, or if its joints do not belong to the frames of this video.
     """
-    poses = _read_poses(file, video, (header.height, header.width), cache)
+    poses = _read_poses(file, video, header, cache, rotation)
     _check_place(file, poses, video, header)
     return poses
 
 
-def _read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> Poses:
+def _read_poses(file: Path, video: Path, header: Header, cache: Path, rotation: Rotation) -> Poses:
     if not file.exists():
         raise AnnotationError(f"there is no file {file}; give --pose {FORMATS}")
     if file.suffix == ".npz":
-        return read_npz(file, size)
+        width, height = (header.width, header.height) if rotation == "shown" else header.stored
+        return read_npz(file, (height, width), rotation)
     if file.suffix not in (".pkl", ".pickle"):
         raise AnnotationError(f"{file} is not a skeleton file; give --pose {FORMATS}")
     table = open_table(file, cache)
@@ -78,8 +87,8 @@ def _read_poses(file: Path, video: Path, size: tuple[int, int], cache: Path) -> 
             f"{file} has {count} named {own}; the first clip in the file is {table.names[0]}; rename the "
             "video, or give its skeleton as .npz"
         )
-    row = rows[0]
-    return Poses(np.asarray(table.clip_joints(row)), int(table.height[row]), int(table.width[row]))
+    image = table.image(rows[0], rotation)
+    return Poses(np.asarray(table.clip_joints(rows[0])), image.height, image.width, image.rotation)
 
 
 def _check_place(file: Path, poses: Poses, video: Path, header: Header) -> None:
@@ -105,8 +114,11 @@ def _check_place(file: Path, poses: Poses, video: Path, header: Header) -> None:
         )
 
 
-def read_npz(file: Path, size: tuple[int, int]) -> Poses:
-    """Read an .npz file. `size` (height, width) is used if the file has no img_shape. Raises AnnotationError."""
+def read_npz(file: Path, size: tuple[int, int], rotation: Rotation = "shown") -> Poses:
+    """Read an .npz file. Raises AnnotationError.
+
+    `size` (height, width) is used if the file has no img_shape, and `rotation` if `write_poses` did not write the file.
+    """
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
@@ -120,13 +132,15 @@ def read_npz(file: Path, size: tuple[int, int]) -> Poses:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
         raise AnnotationError(f"{file}: {reason}; the file should be {NPZ_FORMAT}") from None
-    return Poses(clip["joints"], clip["height"], clip["width"])
+    rotation = rotation_of(file, {"rotation": arrays["rotation"].item()} if "rotation" in arrays else {}) or rotation
+    return Poses(clip["joints"], clip["height"], clip["width"], rotation)
 
 
 def write_poses(file: Path, poses: Poses) -> None:
     """Write poses as an .npz that `read_poses` and `read_npz` can read."""
     keypoint, score = poses.joints[..., :2], poses.joints[..., 2]
-    np.savez_compressed(file, keypoint=keypoint, keypoint_score=score, img_shape=[poses.height, poses.width])
+    image = {"img_shape": [poses.height, poses.width], "rotation": poses.rotation}
+    np.savez_compressed(file, keypoint=keypoint, keypoint_score=score, **image)
 
 
 FRAME_KEYS = ("frame", "frame_id", "image_id")

@@ -8,6 +8,7 @@ import os
 import pickle
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from pipelines.annotate.estimator import JOINTS, PoseEstimator
 from pipelines.annotate.keypoints import Poses, header_of, read_npz, read_people, write_poses
 from pipelines.annotate.labels import SPLITS, Labels
 from pipelines.annotate.tracking import follow
-from pipelines.annotations.schema import class_names_of, parse_clip
+from pipelines.annotations.schema import class_names_of, fits_only_swapped, parse_clip
 from pipelines.progress import Progress
 from pipelines.skeleton import fitting
-from pipelines.videos.decode import VideoError
+from pipelines.videos.container import VideoError
 from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.header import Header
+from pipelines.videos.turn import Rotation, Turn
 
 SPLIT = "own"  # the annotation file has the splits own_train and own_val
 PoseSource = Callable[[str, str, Header], Poses]  # (name of the clip, path of the video, its header) -> skeletons
@@ -73,23 +75,54 @@ def annotation(name: str, label: int, poses: Poses) -> dict[str, Any]:
     return clip
 
 
-def poses_from_files(folder: Path, max_people: int) -> PoseSource:
-    """A source that reads skeletons from .json and .npz files in `folder`. Raises UserError if there is no `folder`."""
+def poses_from_files(folder: Path, max_people: int, rotation: Rotation = "shown") -> PoseSource:
+    """A source that reads skeletons from .json and .npz files in `folder`. Raises UserError if there is no `folder`.
+
+    rotation: whether the skeletons belong to frames as players show them or as the files store them.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give --poses a folder with NAME.json or NAME.npz for each video")
 
     def source(name: str, video: str, header: Header) -> Poses:
+        width, height = (header.width, header.height) if rotation == "shown" else header.stored
         for stem in (folder / name, folder / Path(name).name):
             file = stem.with_name(f"{stem.name}.npz")
             if file.exists():
-                return read_npz(file, (header.height, header.width))
+                return check_rotation(file, header, read_npz(file, (height, width), rotation), rotation)
             file = stem.with_name(f"{stem.name}.json")
             if file.exists():
                 frames, num_joints = read_people(file, header.frames)
-                return Poses(follow(frames, max_people, num_joints or JOINTS), header.height, header.width)
+                joints = follow(frames, max_people, num_joints or JOINTS)
+                poses = check_rotation(file, header, Poses(joints, height, width, rotation), rotation)
+                return with_square_pixels(poses, header)
         raise UserError(f"{folder} has neither {name}.json nor {name}.npz; leave out --poses to estimate skeletons")
 
     return source
+
+
+def check_rotation(file: Path, header: Header, poses: Poses, rotation: Rotation) -> Poses:
+    """The poses, unless they are clearly of the other rotation than `rotation`. In this case, raises UserError."""
+    fits_other = Turn.of_code(header.turn).swap and fits_only_swapped(poses.joints, poses.height, poses.width)
+    if header.turn and (fits_other or poses.rotation != rotation):
+        here, other = ("shown", "stored") if rotation == "shown" else ("stored", "shown")
+        raise UserError(
+            f"{file}: the skeleton belongs to the frames as they are {other}, not as they are {here} (players turn "
+            f"this video); give --rotation {other}, and put skeletons of both kinds into separate annotation files"
+        )
+    return poses
+
+
+def with_square_pixels(poses: Poses, header: Header) -> Poses:
+    """Convert poses to the size at which a video is shown, if the pixels of its frames are not square.
+
+    So boxes and heatmaps show people in their true shape.
+    """
+    frames = header.frames_for(poses.image())
+    if frames.pixel == 1:
+        return poses
+    width = round(poses.width * frames.pixel)
+    scale = np.array([width / poses.width, 1, 1], np.float32)
+    return replace(poses, joints=poses.joints * scale, width=width)
 
 
 def estimated_poses(folder: Path, max_people: int) -> PoseSource:
@@ -99,8 +132,11 @@ def estimated_poses(folder: Path, max_people: int) -> PoseSource:
     def source(name: str, video: str, header: Header) -> Poses:
         file = (folder / name).with_name(f"{Path(name).name}.npz")
         if file.exists():
-            return read_npz(file, (header.height, header.width))
-        poses = estimator.estimate(video, max_people, lambda: None)
+            # Files of earlier versions do not say their rotation: these versions did not turn frames.
+            poses = read_npz(file, (header.height, header.width), "stored")
+            if poses.rotation == "shown" or not header.turn:
+                return poses
+        poses = estimator.estimate(video, header, max_people, lambda: None)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_poses(file, poses)
         return poses
@@ -108,7 +144,9 @@ def estimated_poses(folder: Path, max_people: int) -> PoseSource:
     return source
 
 
-def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[str, list[str]]:
+def write(
+    out: Path, clips: list[dict[str, Any] | str], labels: Labels, rotation: Rotation = "shown"
+) -> dict[str, list[str]]:
     """Write the annotations of all usable videos and the names of the classes to the pickle `out`. Returns the names of
     the clips in each split.
 
@@ -123,6 +161,7 @@ def write(out: Path, clips: list[dict[str, Any] | str], labels: Labels) -> dict[
         if not members:
             raise UserError(f"no usable video is left for the split {name}; add videos to the labels")
     content = {"split": splits, "annotations": [clip for clip, _ in usable], "class_names": list(labels.class_names)}
+    content["rotation"] = rotation
     class_names_of(out, content, max(labels.labels) + 1)
     part = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:

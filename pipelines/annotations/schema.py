@@ -7,12 +7,13 @@ import collections
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from kernels.program import UserError
 from pipelines.annotations import safe_pickle
+from pipelines.videos.turn import Rotation
 
 
 class AnnotationError(UserError):
@@ -79,6 +80,19 @@ def class_names_of(path: Path, content: Any, num_classes: int) -> tuple[str, ...
             "for each class"
         )
     return tuple(str(name) for name in names)
+
+
+def rotation_of(path: Path, content: Any) -> Rotation | None:
+    """What `annotate` wrote under the key 'rotation' of an annotation file, or None (see AnnotatedImage).
+
+    Raises AnnotationError.
+    """
+    rotation = content.get("rotation") if isinstance(content, dict) else None
+    if rotation not in (None, *get_args(Rotation)):
+        raise AnnotationError(
+            f"rotation in {path} is {str(rotation)[:60]!r}; write 'shown' or 'stored', or leave it out"
+        )
+    return rotation
 
 
 def _all_dicts(clips: list) -> bool:

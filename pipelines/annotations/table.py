@@ -25,10 +25,12 @@ from pipelines.annotations.schema import (
     columns_of_clips,
     not_opened,
     read_pickle,
+    rotation_of,
     split_rows,
 )
+from pipelines.videos.turn import AnnotatedImage, Rotation
 
-FORMAT = 2  # raise this number when the columns change, so that tables in the cache are built again
+FORMAT = 3  # raise this number when the columns change, so that tables in the cache are built again
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class ClipTable:
     first_row: [n] int64, where the joints of each clip start in `joints`.
     splits: for the name of each split, the rows of its clips; empty if the file is a plain list.
     class_names: the name of each class, or empty if the file does not name its classes.
+    rotation: see AnnotatedImage; None if the file does not say it.
     """
 
     digest: str
@@ -54,6 +57,7 @@ class ClipTable:
     joints: np.ndarray
     splits: dict[str, np.ndarray]
     class_names: tuple[str, ...] = ()
+    rotation: Rotation | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -67,6 +71,10 @@ class ClipTable:
         persons, frames, first = self.num_persons[row], self.total_frames[row], self.first_row[row]
         rows = self.joints[first : first + persons * frames]
         return rows.reshape(persons, frames, self.num_joints, 3)
+
+    def image(self, row: int, rotation: Rotation) -> AnnotatedImage:
+        """The annotated image of a clip. `rotation` counts if the annotation file does not say it."""
+        return AnnotatedImage(int(self.width[row]), int(self.height[row]), self.rotation or rotation)
 
     def rows_in_split(self, split: str | None) -> np.ndarray:
         """The rows of a split, or all rows if `split` is None.
@@ -116,10 +124,11 @@ def _load(folder: Path, digest: str) -> ClipTable | None:
         columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
         splits = json.loads((folder / "splits.json").read_text())
         class_names = tuple(json.loads((folder / "class_names.json").read_text()))
+        rotation = json.loads((folder / "rotation.json").read_text())
     except (OSError, ValueError, EOFError):
         return None
     rows = {name: np.asarray(rows, np.int64) for name, rows in splits.items()}
-    return ClipTable(digest=digest, splits=rows, class_names=class_names, **columns)
+    return ClipTable(digest=digest, splits=rows, class_names=class_names, rotation=rotation, **columns)
 
 
 @contextlib.contextmanager
@@ -161,6 +170,7 @@ def _build(path: Path, folder: Path) -> None:
         np.save(temporary / f"{name}.npy", column)
     (temporary / "splits.json").write_text(json.dumps(rows))
     (temporary / "class_names.json").write_text(json.dumps(class_names))
+    (temporary / "rotation.json").write_text(json.dumps(rotation_of(path, content)))
     for file in temporary.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())

@@ -34,6 +34,7 @@ import numpy as np
 from kernels.program import UserError
 from pipelines.config import ClipConfig
 from pipelines.geometry import FEWEST
+from pipelines.videos.turn import Rotation
 
 FORMAT = 3  # raise this number if the crop rule or the encoder changes, so that all clips are made again
 
@@ -51,16 +52,19 @@ class PackSettings:
     quality: quality of the JPEG frames, from 2 (best) to 31 (worst).
     count: pose frames per sample. Clips can be used with 8 pose frames or any larger number, so `count` is not part of
         a clip's identity. Only for a smaller `count` are some clips made again (geometry.crop_region).
+    rotation: how frames are stored for which neither the annotation nor its shape says how they are turned
+        (AnnotatedImage). Only the identity of these clips depends on it.
     """
 
     box_pixels: int = 256
     quality: int = 3
     count: int = FEWEST
+    rotation: Rotation = "shown"
 
     @classmethod
-    def of(cls, config: ClipConfig) -> "PackSettings":
-        """The settings that match an experiment's `ClipConfig`."""
-        return cls(count=config.pose_frames, box_pixels=config.box_pixels, quality=config.quality)
+    def of(cls, config: ClipConfig, rotation: Rotation = "shown") -> "PackSettings":
+        """The settings that match an experiment's `ClipConfig` and its data.rotation."""
+        return cls(count=config.pose_frames, box_pixels=config.box_pixels, quality=config.quality, rotation=rotation)
 
     def digest(self) -> str:
         """A digest of FORMAT and of the encoder's settings: 16 hex digits."""
@@ -72,9 +76,13 @@ def digest_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def clip_id(source: str, joints: str, settings: str) -> str:
-    """The identity of a clip, from the digests of its video, of its joints, and of the settings: 20 hex digits."""
-    return hashlib.sha256(f"{source} {joints} {settings}".encode()).hexdigest()[:20]
+def clip_id(source: str, joints: str, settings: str, rotation: str = "") -> str:
+    """The identity of a clip, from the digests of its video, of its joints, and of the settings: 20 hex digits.
+
+    rotation: as in COLUMNS. A clip whose frames are as they are stored has the identity that earlier versions gave it.
+    """
+    turned = " shown" if rotation == "shown" else ""
+    return hashlib.sha256(f"{source} {joints} {settings}{turned}".encode()).hexdigest()[:20]
 
 
 # The columns of the index, and their types. Every line of the manifest has these keys and the key `packets`.
@@ -94,7 +102,11 @@ COLUMNS = {
     "first": np.int64,  # offset of the first packet in the clip's file, in bytes
     "file": np.str_,  # the clip's file, relative to the folder of the pack or absolute
     "bad": np.str_,  # why the clip could not be made; "" for a good clip
+    # "shown" or "stored", if only that decided how the frames are turned (AnnotatedImage), and otherwise "". UNKNOWN in
+    # packs of earlier versions, which turned no frames.
+    "rotation": np.str_,
 }
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +162,10 @@ def read_index(folder: Path) -> Index:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
         before = place.stat().st_ino
         if index_is_current(folder):
-            columns = {key: np.load(place / f"{key}.npy", mmap_mode="r") for key in COLUMNS}
+            columns = {key: np.load(place / f"{key}.npy", mmap_mode="r") for key in COLUMNS if key != "rotation"}
+            with contextlib.suppress(FileNotFoundError):
+                columns["rotation"] = np.load(place / "rotation.npy", mmap_mode="r")
+            columns.setdefault("rotation", np.full(len(columns["clip"]), UNKNOWN))
             index = Index.of(columns, np.load(place / "packets.npy", mmap_mode="r"))
             if place.stat().st_ino == before:  # no other run has replaced the index meanwhile
                 return index
@@ -159,7 +174,7 @@ def read_index(folder: Path) -> Index:
 
 def index_of(lines: Iterable[dict[str, Any]]) -> Index:
     """The lines of a manifest as an index."""
-    sorted_lines = sorted(lines, key=lambda line: line["clip"])
+    sorted_lines = [{"rotation": UNKNOWN} | line for line in sorted(lines, key=lambda line: line["clip"])]
     columns = {key: np.array([line[key] for line in sorted_lines], dtype) for key, dtype in COLUMNS.items()}
     return Index.of(columns, np.concatenate([NO_PACKETS, *(packets_of(line["packets"]) for line in sorted_lines)]))
 

@@ -20,6 +20,7 @@ from pipelines.prepare.make import check_numbers, prepare, prepare_shard
 from pipelines.prepare.make import dry_run as dry
 from pipelines.prepare.shard import Shard
 from pipelines.prepare.users import User
+from pipelines.videos.turn import Rotation
 
 
 def form_of(words: Iterable[str]) -> Callable[..., int | None]:
@@ -36,6 +37,7 @@ def main(
     count: int = FEWEST,
     box_pixels: int = 256,
     quality: int = 3,
+    rotation: Rotation = "shown",
     workers: int | None = None,
     max_bad: float = 0.01,
     shard: str | None = None,
@@ -57,6 +59,8 @@ def main(
         box_pixels: pixels per side of the smallest box of 32 frames, if the video has enough pixels
         quality: quality of the JPEG frames, from 2 (best) to 31; on NTU, 3 means a PSNR of 46 dB at 0.067 bytes per
             pixel, and 6 means 42 dB at 0.046 bytes per pixel
+        rotation: whether skeletons belong to frames as players show them or as files store them, where neither the
+            annotation file nor img_shape tells (data.rotation)
         workers: number of processes that encode (default: one per core)
         max_bad: the largest share of clips that may lack a usable video
         shard: make only part I of N, as I/N with I from 0 to N-1 (docs/clusters.md)
@@ -65,7 +69,7 @@ def main(
         packs: folder of the pack that training uses (data.packs)
         cache: folder in which tables of annotation files are stored
     """
-    settings = PackSettings(count=count, box_pixels=box_pixels, quality=quality)
+    settings = PackSettings(count=count, box_pixels=box_pixels, quality=quality, rotation=rotation)
     check_numbers(settings, workers, max_bad)
     part = None if shard is None else Shard.parse(shard)
     table = open_table(annotations, cache)

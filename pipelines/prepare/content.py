@@ -7,7 +7,7 @@ import hashlib
 import os
 from typing import NamedTuple
 
-from pipelines.videos.decode import VideoError
+from pipelines.videos.container import VideoError
 
 ENDS = "ends:"  # prefix of an earlier version's digests, which cover only the size and the first and last MiB
 

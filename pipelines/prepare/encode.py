@@ -15,15 +15,15 @@ from math import ceil, floor
 from pathlib import Path
 
 import av
-import av.filter
 
 from pipelines.annotations.table import ClipTable
 from pipelines.geometry import FEWEST, crop_region
 from pipelines.packs.format import PackSettings
 from pipelines.prepare.content import digest_of_video
-from pipelines.videos.decode import MATRICES, MAX_PIXELS, SLACK, VideoError, decode
+from pipelines.videos.container import MAX_PIXELS, VideoError, has_full_range
+from pipelines.videos.decode import MATRICES, SLACK, FrameReader, filter_graph
+from pipelines.videos.turn import AnnotatedImage, Rotation
 
-FULL = 2  # AVColorRange of full range; videos without a tag count as limited, except those in JPEG's pixel formats
 # With these arguments, FFmpeg's lutyuv filter converts colours from limited to full range, with correct rounding.
 # FFmpeg's scale filter could convert colours as well, but would make chroma half a level too low.
 TO_FULL = "y='clip((val-16)*255/219+0.5,0,255)':" + ":".join(
@@ -46,6 +46,7 @@ class Job:
     num_frames: int  # number of frames in the annotation
     box_pixels: int  # the length of `side` in the encoded clip, in pixels; less if the video has fewer pixels
     quality: int  # quality of the JPEG frames, from 2 (best) to 31
+    rotation: Rotation = "shown"  # see AnnotatedImage
 
     @classmethod
     def of(cls, table: ClipTable, row: int, settings: PackSettings, video: str, target: str) -> "Job":
@@ -64,7 +65,12 @@ class Job:
             num_frames=int(table.total_frames[row]),
             box_pixels=settings.box_pixels,
             quality=settings.quality,
+            rotation=table.rotation or settings.rotation,
         )
+
+    def image(self) -> AnnotatedImage:
+        """The annotated image."""
+        return AnnotatedImage(self.width, self.height, self.rotation)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +79,7 @@ class EncodedClip:
 
     source: str
     stamps: list[list[int]]
+    rotation: str
     source_size: list[int]
     region: list[int]
     frame_size: list[int]
@@ -89,7 +96,7 @@ def encode_clip(job: Job) -> EncodedClip:
     Raises VideoError if the video cannot be used, and OSError if the clip cannot be written.
     """
     source, stamp = digest_of_video(job.video)  # the content is then decoded from the cache of the operating system
-    frames = decode(job.video, job.num_frames + SLACK)
+    frames = FrameReader(job.video, job.num_frames + SLACK, job.image())
     try:
         first = next(frames)
         crop = Crop.of(job, first.width, first.height)
@@ -107,6 +114,7 @@ def encode_clip(job: Job) -> EncodedClip:
     return EncodedClip(
         source=source,
         stamps=stamp.before([]),
+        rotation=job.rotation if frames.undecided else "",
         source_size=[first.width, first.height],
         region=list(crop.region),
         frame_size=list(crop.frame_size),
@@ -165,7 +173,7 @@ class Crop:
                 "least one joint is far outside"
             )
         matrix = MATRICES.get(int(frame.colorspace), "bt601")
-        full = int(frame.color_range) == FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
+        full = has_full_range(frame)
         color_range = "full" if full else "limited"
         return [
             ("crop", f"{x1 - x0}:{y1 - y0}:{x0}:{y0}"),
@@ -204,24 +212,13 @@ def standard_length(length: float) -> int:
     return step * max(1, ceil(length / step))
 
 
-def _graph(crop: Crop, frame: av.VideoFrame) -> av.filter.Graph:
-    """An FFmpeg graph that applies the crop to frames of the same size and pixel format as `frame`."""
-    graph = av.filter.Graph()
-    graph.threads = 1
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 30))
-    filters = [graph.add(name, arguments) for name, arguments in crop.filters(frame)]
-    graph.link_nodes(source, *filters, graph.add("buffersink"))
-    graph.configure()
-    return graph
-
-
 def write_jpegs(job: Job, crop: Crop, first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> tuple[bytes, list[bytes]]:
     """Convert frames to JPEG. Returns the content of a .mov file, and its packets, one per frame.
 
     A single thread is used, so that the bytes are the same on every machine and the JPEGs contain no restart markers.
     Raises VideoError if the size or the pixel format of a frame differs from that of the first frame.
     """
-    graph, shape = _graph(crop, first), (first.width, first.height, first.format.name)
+    graph, shape = filter_graph(first, crop.filters(first)), (first.width, first.height, first.format.name)
     file, packets = io.BytesIO(), []
     quality = {"qmin": str(job.quality), "qmax": str(job.quality), "flags": "+bitexact"}
     with av.open(file, "w", format="mov", options={"fflags": "bitexact"}) as container:

@@ -21,13 +21,13 @@ from pipelines.prepare.pool import encode_all
 from pipelines.prepare.room import Room, spread_first
 from pipelines.prepare.survey import Survey
 from pipelines.progress import Progress
-from pipelines.videos.decode import VideoError
+from pipelines.videos.container import VideoError
 from pipelines.videos.find import MissingVideo, summary
 
 # The fields of a manifest line for a video from which no clip could be made.
 NO_CLIP: dict[str, Any] = {
     **{"clip_bytes": 0, "first": 0, "fewest": 0},
-    **{"source_size": [0, 0], "region": [0, 0, 0, 0], "frame_size": [0, 0], "sizes": [], "crcs": []},
+    **{"rotation": "", "source_size": [0, 0], "region": [0, 0, 0, 0], "frame_size": [0, 0], "sizes": [], "crcs": []},
 }
 
 
@@ -147,7 +147,7 @@ class Run:
         encoded: dict[str, Any] = answer.get("encoded") or NO_CLIP | self._unusable(row)
         sizes, crcs = encoded.pop("sizes"), encoded.pop("crcs")
         joints, settings = self.task.joints[row], self.task.settings.digest()
-        clip = clip_id(encoded["source"], joints, settings)
+        clip = clip_id(encoded["source"], joints, settings, encoded["rotation"])
         file = "" if bad else file_for(job.name, clip, job.fewest)
         line = {
             **{"clip": clip, "name": job.name, "settings": settings, "joints": joints, "file": file, "bad": bad},

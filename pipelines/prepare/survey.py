@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,18 +12,20 @@ import numpy as np
 from rich.console import Console
 
 from pipelines.annotations.table import ClipTable
-from pipelines.packs.format import PackSettings, read_index
+from pipelines.packs.format import UNKNOWN, PackSettings, read_index
 from pipelines.prepare.content import ENDS, Stamp, digest_of_video, stamp_of
+from pipelines.prepare.turned import wrongly_stored
 from pipelines.progress import Progress
-from pipelines.videos.decode import VideoError
+from pipelines.videos.container import VideoError
 from pipelines.videos.find import MissingVideo, find_videos
 
 # The reasons why clips have to be made, as parts of a message: "packing 5 clips: 3 whose video changed, ..."
-NEW, SETTINGS, JOINTS, REGION, VIDEO, ENDS_ONLY, LOST = (
+NEW, SETTINGS, JOINTS, REGION, TURN, VIDEO, ENDS_ONLY, LOST = (
     "that are not in the pack yet",
     "made with other settings",
     "whose skeleton changed",
     "made for samples of more pose frames",
+    "whose frames have to be turned otherwise",
     "whose video changed",
     "whose video has another date than in the record of an earlier version, which knew only its two ends",
     "whose file in the pack is missing or has a different size",
@@ -75,6 +77,7 @@ class Record(NamedTuple):
     clip_bytes: int
     file: str
     bad: str
+    rotation: str
 
     def is_of(self, stamp: Stamp) -> bool:
         """Whether a file with this stamp had the content from which the clip was made."""
@@ -99,7 +102,7 @@ def survey(
     """
     names = table.names.tolist()
     result = Survey(find_videos(folder, names, follow_links) if folder.is_dir() else None, joints)
-    match(result, rows, read_index(out).columns, out, names, settings, console)
+    match(result, rows, read_index(out).columns, out, table, settings, console)
     return result
 
 
@@ -108,11 +111,36 @@ def match(
     rows: Sequence[int],
     columns: dict[str, np.ndarray],
     out: Path,
-    names: list[str],
+    table: ClipTable,
     settings: PackSettings,
     console: Console,
 ) -> None:
     """Look for the clips of `rows` among the records of a pack, and note in `result` what was found."""
+    settings = replace(settings, rotation=table.rotation or settings.rotation)
+    _match(result, rows, columns, out, table.names.tolist(), settings, console)
+    unknown = set(columns["clip"][columns["rotation"] == UNKNOWN].tolist())
+    unsure = {row: result.clips[row] for row in rows if result.clips.get(row) in unknown}
+    if not unsure or result.videos is None:
+        return
+    unsure = {row: clip for row, clip in unsure.items() if not isinstance(result.videos[row], MissingVideo)}
+    images = {row: table.image(row, settings.rotation) for row in unsure}
+    bad = {row for row in unsure if str(table.names[row]) in result.bad}
+    for row in wrongly_stored(out, unsure, result.videos, images, bad, console):
+        result.stale[row] = TURN
+        del result.clips[row]
+        result.touched.pop(row, None)
+        result.bad.pop(str(table.names[row]), None)
+
+
+def _match(
+    result: Survey,
+    rows: Sequence[int],
+    columns: dict[str, np.ndarray],
+    out: Path,
+    names: list[str],
+    settings: PackSettings,
+    console: Console,
+) -> None:
     result.packed = set(columns["joints"][columns["settings"] == settings.digest()].tolist())
     rows = _match_at_a_glance(result, rows, columns, out, settings)
     if not rows:
@@ -134,7 +162,10 @@ def _match_at_a_glance(
 ) -> list[int]:
     """Match the rows whose video is unchanged and whose clip is there, all at once. Returns the other rows."""
     usable = (columns["settings"] == settings.digest()) & (columns["fewest"] <= settings.count)
+    usable &= np.isin(columns["rotation"], ["", settings.rotation, UNKNOWN])
     usable = np.flatnonzero(usable & (columns["num_frames"] > 0))
+    # Of two clips with the same joints, the dict below keeps the last one: rather one whose rotation is known.
+    usable = usable[np.argsort(columns["rotation"][usable] != UNKNOWN, kind="stable")]
     record_of = dict(zip(columns["joints"][usable].tolist(), usable.tolist(), strict=True))
     if result.videos is None or not record_of:
         return list(rows)
@@ -168,10 +199,14 @@ def _match_records(
     unknown: dict[int, list[Record]] = {}
     for row in rows:
         video, like = result.videos[row] if result.videos else None, same_joints.get(result.joints[row], [])
-        usable = [record for record in like if record.settings == digest and record.fewest <= settings.count]
+        enough = [record for record in like if record.settings == digest and record.fewest <= settings.count]
+        usable = [record for record in enough if record.rotation in ("", settings.rotation, UNKNOWN)]
+        usable.sort(key=lambda record: record.rotation == UNKNOWN)
         good = [record for record in usable if not record.bad]
         if isinstance(video, MissingVideo) and not good:
             result.bad[names[row]] = video
+        elif not usable and enough:
+            result.stale[row] = TURN
         elif not usable and like:
             result.stale[row] = REGION if any(record.settings == digest for record in like) else SETTINGS
         elif not usable:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.prepare.encode import Job, encode_clip
-from pipelines.videos.decode import VideoError
+from pipelines.videos.container import VideoError
 
 READY = "ready"  # the first line that a worker writes
 MEMORY = 4 << 30  # bytes of address space that a worker may use; a hostile header can ask for much more

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from kernels.program import UserError
 from pipelines.verify.report import PLAIN, show, verify
+from pipelines.videos.turn import Rotation
 
 
 def main(
@@ -20,6 +21,7 @@ def main(
     quick: bool = False,
     max_bad: float = 0.01,
     follow_links: bool = False,
+    rotation: Rotation = "shown",
     cache: Path = Path("data/cache"),
 ) -> int:
     """Check whether a data set can be used for training: python -m pipelines.verify my.pkl --videos videos/
@@ -32,10 +34,13 @@ def main(
         quick: do not open videos, only check that there is one for each clip
         max_bad: maximum share of clips without a usable video; if it is exceeded, the check fails
         follow_links: follow links that lead out of the folder of the videos; only for a folder that you trust
+        rotation: whether skeletons belong to frames as players show them or as files store them, where neither the
+            annotation file nor img_shape tells (data.rotation)
         cache: folder in which tables of annotation files are stored
     """
     console = Console()
     options = {"num_classes": num_classes, "max_bad": max_bad, "quick": quick, "follow_links": follow_links}
+    options["rotation"] = rotation
     facts = verify(annotations, videos, **options, cache=cache)
     if json:
         write_json(json, facts)

@@ -14,6 +14,7 @@ from rich.table import Table
 from pipelines.annotations.table import ClipTable, open_table
 from pipelines.verify.facts import joint_facts, nan_share, person_facts, shared_clips, split_facts
 from pipelines.verify.videos import video_facts
+from pipelines.videos.turn import Rotation
 
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
@@ -26,6 +27,7 @@ def verify(
     max_bad: float = 0.01,
     quick: bool = False,
     follow_links: bool = False,
+    rotation: Rotation = "shown",
     cache: Path = Path("data/cache"),
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -33,6 +35,7 @@ def verify(
 
     videos: folder of the videos, or None to check the annotations alone, which is enough for a network that reads only
         skeletons.
+    rotation: see AnnotatedImage.
     max_bad: maximum share of clips without a usable video. quick: do not open videos. cache: folder in which the
     annotation table is stored. Raises UserError if the annotation file or the folder of the videos cannot be read.
     """
@@ -50,7 +53,7 @@ def verify(
         "joints": joint_facts(table) | {"nan": nan_share(annotations)},
         "videos": None
         if videos is None
-        else video_facts(table, videos, console, quick=quick, follow_links=follow_links),
+        else video_facts(table, videos, console, quick=quick, follow_links=follow_links, rotation=rotation),
     }
     fault = _fault(facts, table, num_classes, max_bad)
     return facts | {"usable": not fault, "verdict": fault or _usable_text(facts)}
@@ -161,9 +164,25 @@ def _video_lines(videos: dict[str, Any]) -> list[tuple[str, str]]:
         lines += [
             ("video size compared with annotation", _counts(videos["size"])),
             ("length difference in frames", _counts(videos["length"])),
+            *_rotation_lines(videos["rotation"]),
+            *([("special videos", _counts(videos["special"]))] if videos["special"] else []),
             ("video sizes and codecs", ", ".join([*videos["sizes"], *videos["codecs"]])),
         ]
     return lines
+
+
+def _rotation_lines(turns: dict[str, int]) -> list[tuple[str, str]]:
+    """How many videos players turn or mirror, and to which frames their skeletons belong."""
+    if not turns:
+        return []
+    text = {
+        "shown": "annotated as they are shown",
+        "stored": "annotated as they are stored",
+        "assumed shown": "taken as they are shown, because img_shape cannot tell (data.rotation=stored changes this)",
+        "assumed stored": "taken as they are stored, because img_shape cannot tell",
+    }
+    counts = ", ".join(f"{turns[key]} {meaning}" for key, meaning in text.items() if key in turns)
+    return [("videos that players turn or mirror", f"{sum(turns.values())}: {counts}")]
 
 
 def _joint_lines(joints: dict[str, Any]) -> list[tuple[str, str]]:

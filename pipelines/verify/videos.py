@@ -1,6 +1,7 @@
 """Facts about the videos of a data set, from their headers, compared with the annotations. No frame is decoded."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,25 @@ from pipelines.verify.facts import histogram
 from pipelines.videos.decode import SLACK
 from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.header import Header, read_headers, shape_of
+from pipelines.videos.turn import Rotation
+
+SPECIAL: dict[str, Callable[[Header], bool]] = {
+    "with frames that an edit list hides": lambda header: header.hides_frames,
+    "with pixels that are not square": lambda header: header.pixel[0] != header.pixel[1],
+    "interlaced (frames are used as they are)": lambda header: header.interlaced,
+    "with levels of full range": lambda header: header.full_range,
+    "with other pictures beside the video": lambda header: header.has_more_streams,
+}
 
 
 def video_facts(
-    table: ClipTable, folder: Path, console: Console, *, quick: bool, follow_links: bool = False
+    table: ClipTable,
+    folder: Path,
+    console: Console,
+    *,
+    quick: bool,
+    follow_links: bool = False,
+    rotation: Rotation = "shown",
 ) -> dict[str, Any]:
     """Facts about the videos of all clips.
 
@@ -27,6 +43,10 @@ def video_facts(
         another shape, and how many are turned by 90 degrees.
     length: by how many frames videos and skeletons differ in length, as a histogram.
     sizes, codecs: the most frequent frame sizes and codecs, with the number of their videos.
+    rotation: of the videos that players turn or mirror, how many are annotated as shown, how many as stored, and how
+        many are taken to be so only because of the annotation file's `rotation` or of the argument.
+    special: how many videos have frames that an edit list hides, pixels that are not square, interlaced frames, levels
+        of full range, or other pictures beside the video.
 
     Raises UserError if the folder does not exist or contains no video.
     """
@@ -43,13 +63,15 @@ def video_facts(
     rows = [row for row, video in enumerate(videos) if not isinstance(video, MissingVideo)]
     if rows and not quick:
         headers = read_headers([videos[row] for row in rows], console)
-        facts |= _compare(table, np.array(rows), headers)
+        facts |= _compare(table, np.array(rows), headers, rotation)
     return facts
 
 
-def _compare(table: ClipTable, rows: np.ndarray, headers: list[Header]) -> dict[str, Any]:
+def _compare(table: ClipTable, rows: np.ndarray, headers: list[Header], rotation: Rotation) -> dict[str, Any]:
     broken, lengths, pairs = {}, [], []
     shapes: Counter[str] = Counter()
+    turns: Counter[str] = Counter()
+    special: Counter[str] = Counter()
     for row, header in zip(rows.tolist(), headers, strict=True):
         name, frames = str(table.names[row]), int(table.total_frames[row])
         if header.reason:
@@ -64,11 +86,18 @@ def _compare(table: ClipTable, rows: np.ndarray, headers: list[Header]) -> dict[
             size = f"{table.width[row]}x{table.height[row]}"
             video_size = f"{header.width}x{header.height}"
             broken[name] = f"the video is turned: it is {video_size}, but its skeleton belongs to an image of {size}"
+        if header.turn:
+            frames_shown = header.frames_for(table.image(row, rotation))
+            is_assumed = frames_shown.undecided and table.rotation is None
+            turns[("assumed " if is_assumed else "") + ("shown" if frames_shown.turn else "stored")] += 1
+        special.update(kind for kind, holds in SPECIAL.items() if holds(header))
         pairs.append((f"{header.width}x{header.height}", header.codec))
     return {
         "broken": broken,
         "size": {key: shapes.get(key, 0) for key in ("same", "scaled", "other shape", "turned")},
         "length": histogram(lengths),
+        "rotation": dict(turns),
+        "special": dict(special),
         "sizes": dict(Counter(size for size, _ in pairs).most_common(10)),
         "codecs": dict(Counter(codec for _, codec in pairs).most_common(10)),
     }

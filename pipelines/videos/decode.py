@@ -1,59 +1,87 @@
-"""Decodes videos with PyAV. Videos may come from strangers, so files that no data set should contain are refused."""
+"""Decodes videos with PyAV. Frames come as players show them: turned, and without what an edit list hides."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 import av
 import av.filter
 
-from kernels.program import UserError
+from pipelines.videos.container import Display, VideoError, display_of, open_video
+from pipelines.videos.turn import AnnotatedImage, Turn, wanted_turn
 
-MAX_PIXELS = 8192 * 8192
-MAX_FRAMES = 1 << 20
 SLACK = 2  # a video and its skeleton may differ in length by this many frames (docs/sources.md, "Annotation files")
-# Options that keep FFmpeg from opening network addresses and playlists, to which a hostile file could refer.
-CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "avi,mov,mp4,matroska,webm,mpeg,mpegts"}
 # AVColorSpace -> the name of the colour matrix in FFmpeg's scale filter. Videos without a colour tag are treated as
 # BT.601, as in OpenCV and decord.
 MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 
 
-class VideoError(UserError):
-    """A video that cannot become a clip. The message is the reason; the caller puts the name of the video before it."""
+class FrameReader:
+    """Iterates over the frames of a video, in the order in which the decoder returns them.
 
-
-def decode(video: str, max_frames: int) -> Iterator[av.VideoFrame]:
-    """Yield the frames of a video in the order in which the decoder returns them.
-
+    Frames are turned as players show them, unless an annotation's `image` is that of the stored frames. From the first
+    frame on, `undecided` says whether only `image.rotation` could decide.
     Raises VideoError if the video has more than `max_frames` frames or cannot be decoded.
     """
-    try:
-        with av.open(video, options=CONTAINERS, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise VideoError("the file has no video stream")
-            stream = container.streams.video[0]
-            _check_header(stream)
-            stream.codec_context.thread_count = 1
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+
+    def __init__(self, video: str, max_frames: int, image: AnnotatedImage | None = None):
+        self.video, self.max_frames, self.image = video, max_frames, image
+        self.undecided = False
+        self.frames = self._frames()
+
+    def __iter__(self) -> "FrameReader":
+        return self
+
+    def __next__(self) -> av.VideoFrame:
+        return next(self.frames)
+
+    def _frames(self) -> Iterator[av.VideoFrame]:
+        with open_video(self.video) as (container, stream):
+            turned = None
             for number, frame in enumerate(container.decode(stream)):
-                if number >= max_frames:
-                    length = max_frames - SLACK
-                    raise VideoError(f"the video has more than {max_frames} frames, but its skeleton has {length}")
-                yield frame
-    except VideoError:
-        raise
-    except av.FFmpegError as error:
-        raise VideoError(f"the video cannot be decoded ({error.strerror})") from None
-    except (ValueError, OverflowError) as error:  # PyAV raises these if the file contains invalid numbers or text
-        raise VideoError(f"the video cannot be decoded ({error})") from None
+                if number >= self.max_frames:
+                    raise VideoError(
+                        f"the video has more than {self.max_frames} frames, but its skeleton has "
+                        f"{self.max_frames - SLACK}"
+                    )
+                turned = turned or self._turner(display_of(stream, frame))
+                yield turned(frame)
+
+    def _turner(self, display: Display) -> "Turner":
+        turn, self.undecided = wanted_turn(display.turn, display.stored, float(display.pixel), self.image)
+        return Turner(turn)
 
 
-def _check_header(stream: av.VideoStream) -> None:
-    """Raise VideoError if the codec is unknown, the size is missing, or the header claims too many pixels or frames."""
-    if stream.codec_context is None:
-        raise VideoError("the video has a codec that FFmpeg does not know")
-    if not stream.width or not stream.height:  # FFmpeg also reports 0 for a size beyond its own limits
-        raise VideoError("the header contains no usable frame size")
-    if stream.width * stream.height > MAX_PIXELS:
-        raise VideoError(f"the header claims {stream.width}x{stream.height} pixels, more than {MAX_PIXELS:,}")
-    if stream.frames > MAX_FRAMES:
-        raise VideoError(f"the header claims {stream.frames:,} frames, more than {MAX_FRAMES:,}")
+def decode(video: str, max_frames: int, image: AnnotatedImage | None = None) -> Iterator[av.VideoFrame]:
+    """The frames of a video; see FrameReader."""
+    return FrameReader(video, max_frames, image)
+
+
+class Turner:
+    """Turns frames. Frames of a video without a turn stay as they are."""
+
+    def __init__(self, turn: Turn):
+        self.turn, self.shape = turn, ()
+        self.graph: av.filter.Graph
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        if not self.turn:
+            return frame
+        shape = (frame.width, frame.height, frame.format.name)
+        if shape != self.shape:  # also in the middle of a video; the caller decides whether it accepts that
+            self.shape, self.graph = shape, filter_graph(frame, self.turn.filters())
+        self.graph.push(frame)
+        turned = self.graph.pull()
+        assert isinstance(turned, av.VideoFrame)
+        return turned
+
+
+def filter_graph(frame: av.VideoFrame, filters: list[tuple[str, str]]) -> av.filter.Graph:
+    """An FFmpeg graph that applies filters (name, arguments) to frames of the size and pixel format of `frame`."""
+    graph = av.filter.Graph()
+    graph.threads = 1
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 30)
+    )
+    graph.link_nodes(source, *(graph.add(name, arguments) for name, arguments in filters), graph.add("buffersink"))
+    graph.configure()
+    return graph

@@ -21,10 +21,12 @@ from pipelines.dali import resize_regions
 from pipelines.frame_source import Decoding
 from pipelines.plan import ClipPlan
 from pipelines.read_ahead import ReadAhead
+from pipelines.videos.container import VideoError, has_full_range
 from pipelines.videos.dali import VideoDecodeError, VideoDecoder, VideoStep, decode_frames
-from pipelines.videos.decode import MATRICES, SLACK, VideoError, decode
+from pipelines.videos.decode import MATRICES, SLACK, decode
 from pipelines.videos.find import MissingVideo, find_videos
-from pipelines.videos.header import Header, read_headers
+from pipelines.videos.header import Header, read_header, read_headers
+from pipelines.videos.turn import AnnotatedImage, Rotation
 
 MAX_CHECKS = 4  # at most this many videos are decoded by both DALI and PyAV and compared
 
@@ -34,7 +36,7 @@ class VideoFrames:
     """Reads the frames of a table's n clips from their videos.
 
     videos: the path of each clip's video, or a MissingVideo.
-    sizes: [n, 2] (width, height) of the videos in pixels.
+    sizes: [n, 2] (width, height) of the videos' frames in pixels, as they are stored.
     lengths: [n] frames of each video; 0 for a clip that is left out.
     """
 
@@ -119,15 +121,17 @@ def open_videos(
     max_bad: float,
     console: Console,
     follow_links: bool = False,
+    rotation: Rotation = "shown",
 ) -> VideoFrames:
     """Find the videos of a table's clips in `folder`, check all headers, and check DALI's decoding of a few videos.
 
     cache: folder in which headers are stored. device: where DALI will decode.
     max_bad: maximum share of clips without a usable video; clips without one are left out.
+    rotation: see AnnotatedImage.
     Raises UserError if this share is exceeded, or VideoMismatch if DALI decodes a video differently from PyAV.
     """
     videos = find_videos(folder, table.names.tolist(), follow_links)
-    headers = _headers(videos, cache / f"videos-{table.digest}.json", console)
+    headers = _headers(videos, cache / f"headers-{table.digest}.json", console)
     reasons = {}
     for row, (video, header) in enumerate(zip(videos, headers, strict=True)):
         reason = str(video) if isinstance(video, MissingVideo) else _fault(header, table, row)
@@ -143,8 +147,9 @@ def open_videos(
         text = f"{len(reasons)} of {len(table)} clips are left out; the first is {first}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     lengths = np.array([0 if row in reasons else header.frames for row, header in enumerate(headers)])
+    _check_container(table, videos, headers, lengths, rotation)
     check_videos(_videos_to_check(videos, headers, lengths), device)
-    return VideoFrames(table, videos, np.array([(header.width, header.height) for header in headers]), lengths)
+    return VideoFrames(table, videos, np.array([header.stored for header in headers]), lengths)
 
 
 def _fault(header: Header, table: ClipTable, row: int) -> str:
@@ -157,17 +162,35 @@ def _fault(header: Header, table: ClipTable, row: int) -> str:
     return ""
 
 
+def _check_container(
+    table: ClipTable, videos: list[str], headers: list[Header], lengths: np.ndarray, rotation: Rotation
+) -> None:
+    """Raise VideoMismatch if a container asks for something that DALI does not do."""
+    reasons: dict[str, list[str]] = {}
+    for row in np.flatnonzero(lengths).tolist():
+        header = headers[row]
+        if header.frames_for(table.image(row, rotation)).turn:
+            reasons.setdefault("are to be turned or mirrored", []).append(videos[row])
+        if header.hides_frames:
+            reasons.setdefault("have an edit list that hides frames", []).append(videos[row])
+        if header.has_more_streams:
+            reasons.setdefault("contain more pictures than one video stream", []).append(videos[row])
+    for reason, names in reasons.items():
+        raise VideoMismatch(f"{len(names)} videos {reason}, which DALI ignores, such as {names[0]}; {USE_PACKS}")
+
+
 def _videos_to_check(videos: list[str], headers: list[Header], lengths: np.ndarray) -> list[tuple[str, int]]:
-    """Choose the videos to check: one usable video for each combination of container, codec and size.
+    """Choose the videos to check: one usable video for each combination of container, codec, size and range of levels.
 
     Returns (path, number of frames) of at most MAX_CHECKS videos.
     """
     kinds: dict[tuple, tuple[str, int]] = {}
     for row in np.flatnonzero(lengths).tolist():
         header = headers[row]
-        kind = (os.path.splitext(videos[row])[1], header.codec, header.width, header.height)
+        kind = (os.path.splitext(videos[row])[1], header.codec, header.stored, header.full_range, header.interlaced)
         kinds.setdefault(kind, (videos[row], header.frames))
-    return list(kinds.values())[:MAX_CHECKS]
+    unusual_first = sorted(kinds, key=lambda kind: kind[-2:], reverse=True)
+    return [kinds[kind] for kind in unusual_first][:MAX_CHECKS]
 
 
 def _headers(videos: list[str], cache_file: Path, console: Console) -> list[Header]:
@@ -247,7 +270,8 @@ def compare(video: str, reference: np.ndarray, decoded: np.ndarray, numbers: np.
         )
     if own.mean() > MAX_COLOUR_ERROR:
         raise VideoMismatch(
-            f"{video}: DALI's colours are {own.mean():.1f} levels off, because DALI decodes BT.601 only; {USE_PACKS}"
+            f"{video}: DALI's colours are {own.mean():.1f} levels off, because DALI decodes BT.601 with limited range "
+            f"only; {USE_PACKS}"
         )
 
 
@@ -255,10 +279,12 @@ def _frames_in_order(video: str, num_frames: int) -> np.ndarray:
     """All frames as PyAV decodes them, with the colours of a pack, thinned out by `_sparse`: [T, h, w, 3] float32."""
     frames = []
     try:
-        for frame in decode(video, num_frames):
+        as_stored = AnnotatedImage(*read_header(video).stored, "stored")  # DALI does not turn frames either
+        for frame in decode(video, num_frames, as_stored):
             matrix = MATRICES.get(int(frame.colorspace), "bt601")
             space = {"bt601": "ITU601", "bt709": "ITU709"}.get(matrix, "ITU601")
-            frames.append(_sparse(frame.to_ndarray(format="rgb24", src_colorspace=space)))
+            levels = "JPEG" if has_full_range(frame) else "MPEG"
+            frames.append(_sparse(frame.to_ndarray(format="rgb24", src_colorspace=space, src_color_range=levels)))
     except VideoError as error:
         raise VideoMismatch(f"{video} cannot be checked: {error}; {USE_PACKS}") from None
     return np.stack(frames) if frames else np.zeros((0, 0, 0, 3), np.float32)

@@ -7,7 +7,6 @@ through the same steps as the frames of a pack (crop, JPEG compression, the DALI
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import count
 
 import av
@@ -21,7 +20,9 @@ from pipelines.packs.format import PackSettings
 from pipelines.packs.source import packet_boxes
 from pipelines.plan import ClipPlan
 from pipelines.prepare.encode import Crop, Job, write_jpegs
-from pipelines.videos.decode import CONTAINERS, SLACK, VideoError, decode
+from pipelines.videos.container import VideoError
+from pipelines.videos.decode import SLACK, decode
+from pipelines.videos.turn import AnnotatedImage
 
 Windows = list[tuple[int, int]]  # for each window, its first frame and the frame after its last one
 
@@ -35,11 +36,11 @@ def windows_of(total: int, window: int, stride: int) -> Windows:
     return [(start, min(start + window, total)) for start in range(0, num_more * stride + 1, stride)]
 
 
-def window_table(joints: np.ndarray, height: int, width: int, windows: Windows) -> ClipTable:
+def window_table(joints: np.ndarray, image: AnnotatedImage, windows: Windows) -> ClipTable:
     """An annotation table with one row per window.
 
-    joints: [M, T, V, 3] (x, y, score) of the whole video, in pixels of an image of (height, width). If M is 0, each row
-        gets one person whose joints are all missing.
+    joints: [M, T, V, 3] (x, y, score) of the whole video, in pixels of `image`. If M is 0, each row gets one person
+        whose joints are all missing.
     """
     joints = joints if len(joints) else np.zeros((1, *joints.shape[1:]), np.float32)
     parts = [joints[:, start:end].reshape(-1, *joints.shape[2:]) for start, end in windows]
@@ -50,12 +51,13 @@ def window_table(joints: np.ndarray, height: int, width: int, windows: Windows) 
         names=np.array([f"frames {start} to {end - 1}" for start, end in windows]),
         label=0 * ones,
         total_frames=np.array([end - start for start, end in windows], np.int32),
-        height=height * ones,
-        width=width * ones,
+        height=image.height * ones,
+        width=image.width * ones,
         num_persons=len(joints) * ones,
         first_row=np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(np.int64),
         joints=np.concatenate(parts),
         splits={},
+        rotation=image.rotation,
     )
 
 
@@ -105,7 +107,8 @@ class WindowDecoder:
         self.frames_in_memory: dict[int, av.VideoFrame] = {}
         self.last_frame: av.VideoFrame
         self.num_read = 0
-        self.decoded_frames = decode(frames.video, self.total + SLACK)
+        image = frames.table.image(0, frames.settings.rotation)
+        self.decoded_frames = decode(frames.video, self.total + SLACK, image)
         # With prefetch=1, DALI does not ask for later windows in advance, so fewer frames are in memory.
         shape = (decoding.num_frames, decoding.size, decoding.device, decoding.backends)
         self.decoder = FrameDecoder(self._read, *shape, threads=decoding.threads, prefetch=1)
@@ -163,12 +166,3 @@ class WindowDecoder:
             self.uses_left[number] -= 1
             if not self.uses_left[number]:
                 del self.uses_left[number], self.frames_in_memory[number]
-
-
-def frame_rate(video: str) -> Fraction:
-    """The frames per second in the video's header, or 30 (the rate of NTU and MA-52) if the header gives no rate."""
-    try:
-        with av.open(video, options=CONTAINERS) as container:
-            return container.streams.video[0].average_rate or Fraction(30)
-    except av.FFmpegError as error:
-        raise VideoError(f"the video cannot be opened ({error.strerror})") from None

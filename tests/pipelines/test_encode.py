@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.prepare.encode import Crop, EncodedClip, Job, encode_clip, standard_length
-from pipelines.videos.decode import VideoError
+from pipelines.videos.container import VideoError
 
 COLOURS = np.array(
     [

@@ -23,7 +23,7 @@ from pipelines.prepare.encode import Job, encode_clip
 from pipelines.prepare.make import prepare
 from pipelines.prepare.survey import joints_digest
 from pipelines.prepare.worker import READY
-from pipelines.videos.decode import VideoError
+from pipelines.videos.container import VideoError
 from pipelines.videos.header import read_header
 from tests.programs import start
 

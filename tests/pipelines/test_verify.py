@@ -228,7 +228,7 @@ def test_frames_are_counted_where_the_header_is_silent(film, tmp_path):
     header = read_header(str(path))
     assert (header.width, header.height, header.frames, header.codec) == (64, 48, 9, "h264")
     (tmp_path / "text.mp4").write_text("ffconcat version 1.0\nfile clip.mkv\n")
-    assert read_header(str(tmp_path / "text.mp4")).reason.startswith("the video cannot be opened")
+    assert read_header(str(tmp_path / "text.mp4")).reason.startswith("the video cannot be decoded")
     assert read_header(str(tmp_path / "none.mp4")).reason
 
 

@@ -13,7 +13,8 @@ from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
 from pipelines.read_ahead import reader_threads
 from pipelines.skeleton import COCO_17
-from pipelines.videos.decode import VideoError
+from pipelines.videos.container import VideoError
+from pipelines.videos.turn import AnnotatedImage
 from pipelines.videos.windows import WindowFrames, window_table, windows_of
 
 SIZE = (160, 120)
@@ -34,7 +35,7 @@ def test_windows_cover_every_frame(total, window, stride):
 
 
 def loader_of(video: Path, joints: np.ndarray, windows, seen: list) -> Loader:
-    table = window_table(joints, SIZE[1], SIZE[0], windows)
+    table = window_table(joints, AnnotatedImage(*SIZE), windows)
     frames = WindowFrames(
         video=str(video), table=table, windows=windows, settings=PackSettings.of(CONFIG), each=seen.append
     )

@@ -259,7 +259,7 @@ def published_data(experiment: Experiment) -> tuple[str, str]:
 
 def check_packs(experiment: Experiment, annotations: Path, table: ClipTable) -> Finding:
     """Check whether the packs for the clips of an annotation file exist already."""
-    packs, settings = Path(experiment.data.packs), PackSettings.of(experiment.clip)
+    packs, settings = Path(experiment.data.packs), PackSettings.of(experiment.clip, experiment.data.rotation)
     clips = read_index(packs).columns
     good = set(clips["joints"][(clips["settings"] == settings.digest()) & (clips["num_frames"] > 0)].tolist())
     found = sum(joints in good for joints in table_joints(table, packs)) if good else 0

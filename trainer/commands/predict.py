@@ -24,10 +24,13 @@ from pipelines.batch import Batch
 from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings
 from pipelines.progress import Progress
-from pipelines.videos.decode import SLACK, VideoError
+from pipelines.videos.container import VideoError
+from pipelines.videos.decode import SLACK
 from pipelines.videos.find import videos_in
 from pipelines.videos.header import Header
-from pipelines.videos.windows import WindowFrames, frame_rate, window_table, windows_of
+from pipelines.videos.times import frame_rate
+from pipelines.videos.turn import AnnotatedImage
+from pipelines.videos.windows import WindowFrames, window_table, windows_of
 from trainer.commands.eval import make_folder
 from trainer.commands.predict_output import AnnotatedVideo, Prediction, Window, captions, show, write_json, write_sheet
 from trainer.config import Experiment
@@ -181,14 +184,15 @@ class Skeletons:
         """
         if self.options.pose is not None:
             cache = Path(self.experiment.data.cache)
-            return self._checked(read_poses(self.options.pose, video, header, cache))
+            rotation = self.experiment.data.rotation
+            return self._checked(read_poses(self.options.pose, video, header, cache, rotation))
         if self.estimator is None:
             self.console.print(
                 escape(f"{video}: without --pose, frames are not cropped to the people before the network gets them")
             )
             return None
         with Progress(self.console, "estimating poses", header.frames) as progress:
-            poses = self.estimator.estimate(str(video), self.options.people, progress.advance)
+            poses = self.estimator.estimate(str(video), header, self.options.people, progress.advance)
         write_poses(out / f"{video.stem}.npz", poses)
         return poses
 
@@ -221,12 +225,12 @@ class Predictor:
         """
         total, rate = header.frames, frame_rate(str(video))
         joints = torch.zeros(0, total, self.experiment.clip.skeleton.num_joints, 3).numpy()
-        height, width = header.height, header.width
+        image = AnnotatedImage(*header.display)
         if poses is not None:
-            joints, height, width = poses.joints, poses.height, poses.width
+            joints, image = poses.joints, poses.image()
             total = joints.shape[1]
         spans = windows_of(total, self.window, self.stride)
-        table = window_table(joints, height, width, spans)
+        table = window_table(joints, image, spans)
         windows: list[Window] = []
         sheet_batches: list[Batch] = []
         sheet_numbers = {round(i * (len(spans) - 1) / (NUM_CLIPS - 1)) for i in range(NUM_CLIPS)}

@@ -110,7 +110,11 @@ def pack_clip(experiment: Experiment, table: ClipTable, row: int, folder: Path) 
     if "rgb" not in experiment.streams:
         return Source(table, NoFrames(len(table)))
     links = experiment.data.follow_links
-    settings, videos, quiet = PackSettings.of(experiment.clip), Path(experiment.data.videos), Console(quiet=True)
+    settings, videos, quiet = (
+        PackSettings.of(experiment.clip, experiment.data.rotation),
+        Path(experiment.data.videos),
+        Console(quiet=True),
+    )
     pack = prepare(table, videos, folder, settings, rows=[row], workers=1, max_bad=1, console=quiet, follow_links=links)
     if pack.bad:
         raise UserError(f"{table.names[row]} cannot be drawn: {pack.bad[str(table.names[row])]}")

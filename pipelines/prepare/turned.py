@@ -1,0 +1,54 @@
+"""Finds clips that an earlier version made, and whose frames it did not turn as players show them.
+
+Such a clip's record does not say whether its video asks for a turn, so the header of the video is read once.
+"""
+
+import contextlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from pipelines.packs.format import write_durably
+from pipelines.videos.header import read_headers
+from pipelines.videos.turn import AnnotatedImage
+
+LOOKED = "looked.npy"  # in the folder users/ of a pack: identities of the clips that need not be looked at again
+
+
+def wrongly_stored(
+    out: Path,
+    clips: Mapping[int, str],
+    videos: list[str],
+    images: Mapping[int, AnnotatedImage],
+    bad: set[int],
+    console: Console,
+) -> list[int]:
+    """The rows whose clips have to be made again because their frames have to be turned.
+
+    clips: identities of clips of earlier versions, by row. images: the annotated image of each of these rows.
+    bad: the rows whose clips could not be made. If their videos ask for a turn, this may have been the reason.
+    """
+    file = out / "users" / LOOKED
+    looked = np.array([], "U20")
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        looked = np.load(file)
+    known = set(looked.tolist())
+    rows = [row for row, clip in clips.items() if clip not in known]
+    if not rows:
+        return []
+    headers = read_headers([videos[row] for row in rows], console)
+    wrong = [
+        row
+        for row, header in zip(rows, headers, strict=True)
+        if (row in bad and header.turn) or header.frames_for(images[row]).turn
+    ]
+    right = {clips[row] for row in rows} - {clips[row] for row in wrong}
+    content = io.BytesIO()
+    np.save(content, np.union1d(looked, np.array(sorted(right), "U20")))
+    with contextlib.suppress(OSError):  # the pack may belong to another user; then the next run looks again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(file, content.getvalue())
+    return wrong

@@ -1,0 +1,139 @@
+"""What a container says about its video: which stream the video is, and how players show its frames.
+
+Every program reads these facts here. Videos may come from strangers, so files that no data set should contain are
+refused.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import cast
+
+import av
+import av.container
+import numpy as np
+from av.codec.context import Flags
+from av.sidedata.sidedata import SideDataContainer
+from av.stream import Disposition
+
+from kernels.program import UserError
+from pipelines.videos.turn import NO_TURN, Size, Turn
+
+MAX_PIXELS = 8192 * 8192
+MAX_FRAMES = 1 << 20
+# Options that keep FFmpeg from opening network addresses and playlists, to which a hostile file could refer.
+CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "avi,mov,mp4,matroska,webm,mpeg,mpegts"}
+FULL = 2  # AVColorRange of full range; videos without a tag count as limited, except those in JPEG's pixel formats
+PROGRESSIVE = (0, 1)  # values of AVFieldOrder: unknown and progressive; all others mean interlaced
+STILL = Disposition.attached_pic | Disposition.timed_thumbnails
+
+
+class VideoError(UserError):
+    """A video that cannot become a clip. The message is the reason; the caller puts the name of the video before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """How the frames of a video are shown.
+
+    stored: (width, height) of stored frames in pixels. turn: how players turn them.
+    pixel: width of a stored pixel divided by its height. 1 for almost all videos.
+    interlaced: whether a frame consists of two fields of different times. Frames are never deinterlaced.
+    full_range: whether black is 0 and white is 255, and not 16 and 235.
+    """
+
+    stored: Size
+    turn: Turn
+    pixel: Fraction
+    interlaced: bool
+    full_range: bool
+
+
+@contextlib.contextmanager
+def open_video(path: str, timeout: float | None = None) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a video file: its container, and the stream that players show.
+
+    timeout: seconds after which reading gives up. Raises VideoError for a file that cannot be opened, and for errors of
+    FFmpeg inside the `with` block.
+    """
+    try:
+        # Without "file:", FFmpeg would take a name like "10:30 a.mp4" for an address on a network.
+        url = f"file:{os.path.abspath(path)}"
+        with av.open(url, options=CONTAINERS, metadata_errors="replace", timeout=timeout) as container:
+            stream = _stream(container)
+            stream.codec_context.thread_count = 1
+            # Without this flag, FFmpeg would crop less at the left than H.264 says, so that rows are aligned in memory.
+            stream.codec_context.flags |= Flags.unaligned
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            yield container, stream
+    except VideoError:
+        raise
+    except av.FFmpegError as error:
+        raise VideoError(f"the video cannot be decoded ({error.strerror})") from None
+    except (ValueError, OverflowError) as error:  # PyAV raises these if the file contains invalid numbers or text
+        raise VideoError(f"the video cannot be decoded ({error})") from None
+
+
+def _stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The default video stream, or the first one. Pictures of a cover are not the video. Raises VideoError."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & STILL]
+    if not streams:
+        attached = " apart from an attached picture" if container.streams.video else ""
+        raise VideoError(f"the file has no video stream{attached}")
+    defaults = [stream for stream in streams if stream.disposition & Disposition.default]
+    stream = (defaults or streams)[0]
+    if stream.codec_context is None:
+        raise VideoError("the video has a codec that FFmpeg does not know")
+    if not stream.width or not stream.height:  # FFmpeg also reports 0 for a size beyond its own limits
+        raise VideoError("the header contains no usable frame size")
+    if stream.width * stream.height > MAX_PIXELS:
+        raise VideoError(f"the header claims {stream.width}x{stream.height} pixels, more than {MAX_PIXELS:,}")
+    if stream.frames > MAX_FRAMES:
+        raise VideoError(f"the header claims {stream.frames:,} frames, more than {MAX_FRAMES:,}")
+    return stream
+
+
+def display_of(stream: av.VideoStream, first: av.VideoFrame) -> Display:
+    """How a video is shown, from its stream and its first frame. Raises VideoError."""
+    return Display(
+        stored=(first.width, first.height),
+        turn=turn_of(first),
+        pixel=stream.sample_aspect_ratio or Fraction(1),
+        interlaced=first.interlaced_frame or stream.codec_context.field_order not in PROGRESSIVE,
+        full_range=has_full_range(first),
+    )
+
+
+def has_full_range(frame: av.VideoFrame) -> bool:
+    """Whether the levels of a frame reach from 0 to 255."""
+    return int(frame.color_range) == FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
+
+
+def turn_of(frame: av.VideoFrame) -> Turn:
+    """The turn that the display matrix of a decoded frame asks for; none without a matrix.
+
+    Raises VideoError if the matrix asks for another angle than a multiple of 90 degrees.
+    """
+    try:
+        data = cast(SideDataContainer, frame.side_data)  # PyAV declares another type
+        matrix = np.frombuffer(memoryview(data["DISPLAYMATRIX"]), np.int32).reshape(3, 3)[:2, :2]
+    except KeyError:
+        return NO_TURN
+    except ValueError:  # PyAV cannot read side data of a kind that it does not know, but it still tells the angle
+        angle = np.radians(frame.rotation)
+        matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    # A stored pixel (x, y) is shown at (a * x + c * y, b * x + d * y).
+    scale = np.abs(matrix).max()
+    a, b, c, d = (0 if abs(value) <= 0.01 * scale else value for value in matrix.ravel().tolist())
+    if not scale:
+        return NO_TURN
+    if a and d and not b and not c:
+        return Turn(False, a < 0, d < 0)
+    if b and c and not a and not d:
+        return Turn(True, c < 0, b < 0)
+    raise VideoError(
+        f"players show the video turned by {-frame.rotation} degrees, but only turns by 90, 180 and 270 degrees are "
+        "supported; write an upright copy with ffmpeg -i VIDEO -c:v libx264 COPY.mp4"
+    )
