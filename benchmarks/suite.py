@@ -26,6 +26,7 @@ from benchmarks.harness import GUIDE, Result, Skipped, Target
 from benchmarks.records import earlier_results, provenance, slug, write_record
 from trainer.settings import Choice, experiment_of
 
+SHORT = 470  # seconds of a part, by default
 DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 
 
@@ -41,7 +42,7 @@ class Part:
     name: str
     module: str
     function: str = "measure"
-    seconds: float = 470
+    seconds: float = SHORT
     needs_dali: bool = False
     choice: Choice | None = None
 
@@ -51,7 +52,7 @@ def headspace_of(choice: Choice, own_data: bool = False) -> Part:
 
     Packs of the experiment's own data may have to be made first, which takes hours.
     """
-    part = Part(name=f"headspace_{slug(choice.exp)}", module="benchmarks.step.headspace", choice=choice)
+    part = Part(name=f"headspace_{slug(choice.exp)}", module="benchmarks.step.headspace", seconds=3600, choice=choice)
     if own_data:
         return replace(part, function="measure_on_own_data", needs_dali=True, seconds=7 * 86400)
     return part
@@ -67,7 +68,7 @@ def parts_of(name: str) -> tuple[Part, ...]:
         needs_dali=True,
         choice=choice,
     )
-    return look, headspace_of(choice)
+    return look, replace(headspace_of(choice), seconds=SHORT)
 
 
 STEP = Part(name="step", module="benchmarks.step.step")

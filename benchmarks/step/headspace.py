@@ -28,7 +28,8 @@ from trainer.runtime.signals import Interrupt
 from trainer.snapshots.writer import NoWriter
 from trainer.step import train_step
 
-FIRST_STEPS = 8  # not measured: they compile, take the first look, and record a CUDA graph if the experiment uses one
+# Steps before the first sample. On a GPU they include those that are needed to record a CUDA graph.
+FIRST_STEPS = {"cpu": 1, "cuda": 8}
 SAMPLE_S = 3.0  # a sample of a way has as many steps as take about this time
 SECONDS = 180.0  # after this time no round begins
 MIN_ROUNDS, MAX_ROUNDS, TOY_ROUNDS = 5, 15, 2
@@ -130,7 +131,7 @@ def _headspace(run: Run, cached: Batch, loader: Loader | None, target: Target) -
         while True:
             yield cached
 
-    for _ in range(1 if target.toy else FIRST_STEPS):
+    for _ in range(FIRST_STEPS[target.device.type]):
         _step(run, cached)
     seconds = _pace(again(), lambda batch: _step(run, batch), 0, 1, target)
     steps, late = 1 if target.toy else max(3, min(50, math.ceil(SAMPLE_S / seconds))), run.experiment.prefetch + 1
