@@ -85,6 +85,7 @@ SNAPSHOT_PARTS = (
 GPU_PARTS = (
     *(part for name in GUIDE for part in parts_of(name)),
     Part(name="limits", module="benchmarks.harness", function="measure_limits"),
+    replace(DATA_ALONE, seconds=SHORT),
     STEP,
 )
 

@@ -1,4 +1,4 @@
-"""Measures our whole data path on one core, alone or alternating with MMAction2's data path on the same clips.
+"""Measures our whole data path alone, or on one core alternating with MMAction2's data path on the same clips.
 
 Our path reads clip packs; MMAction2 reads the 960x540 H.264 files from which the packs were made. Both run with one
 thread on the same core, and take turns: in a round, our path runs a whole epoch and MMAction2's path runs once over
@@ -30,7 +30,7 @@ BATCH, BATCHES = 24, 16
 
 
 def measure_alone(target: Target) -> Iterator[Result]:
-    """Measure our data path alone."""
+    """Measure our data path alone: on one core, or on a GPU that decodes and draws."""
     yield from _measure(target, None)
 
 
@@ -46,11 +46,12 @@ def _measure(target: Target, python: Path | None) -> Iterator[Result]:
     yield "videos", {"count": sizes.count, "size": sizes.size, "frames": sizes.frames, "kib": files.kib_per_video}
     configs = {case: sized(EXPERIMENTS[name].clip, target.toy) for case, name in CASES.items()}
     packs = {case: videos.pack(files, config, folder) for case, config in configs.items()}
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # threads and processes that start later use this core too
-    torch.set_num_threads(1)
-    keep_freed_memory()  # as training on a CPU does
+    if target.device.type == "cpu":
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # threads and processes of later use this core too
+        torch.set_num_threads(1)
+        keep_freed_memory()  # as training on a CPU does
     for case, frames in packs.items():
-        loader = loader_of(frames, configs[case], *((3, 2) if target.toy else (BATCH, BATCHES)))
+        loader = loader_of(frames, configs[case], target.device, *((3, 2) if target.toy else (BATCH, BATCHES)))
         if python is None:
             passes = [run_epoch(loader, number) for number in range(_rounds(target))]
             yield f"ours_{case}", _speeds(passes[1:])

@@ -1,4 +1,4 @@
-"""Measures our data path from clip packs through DALI to a `Batch` on one core: whole epochs, and each stage alone.
+"""Measures our data path from clip packs through DALI to a `Batch`: whole epochs, and each stage alone.
 
 Needs DALI.
 """
@@ -20,8 +20,6 @@ from pipelines.loader import Loader
 from pipelines.packs.source import PackFrames
 from pipelines.plan import sampled_joints
 
-CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True, slots=True)
 class Pass:
@@ -32,10 +30,15 @@ class Pass:
     cpu_seconds: float
 
 
-def loader_of(frames: PackFrames, config: ClipConfig, batch_size: int, num_batches: int) -> Loader:
-    """Build a training loader whose epoch repeats the clips until it has `num_batches` batches."""
+def loader_of(
+    frames: PackFrames, config: ClipConfig, device: torch.device, batch_size: int, num_batches: int
+) -> Loader:
+    """Build a training loader whose epoch repeats the clips until it has `num_batches` batches.
+
+    On a CPU one thread decodes, and on a GPU as many threads as in training.
+    """
     rows = np.flatnonzero(frames.has_frames())
-    return Loader(
+    loader = Loader(
         table=frames.table,
         frames=frames,
         rows=np.resize(rows, batch_size * num_batches),
@@ -43,9 +46,10 @@ def loader_of(frames: PackFrames, config: ClipConfig, batch_size: int, num_batch
         coarse_map=(0,) * 60,
         train=True,
         batch_size=batch_size,
-        device=CPU,
-        threads=1,
+        device=device,
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
     )
+    return replace(loader, threads=1) if device.type == "cpu" else loader
 
 
 def run_epoch(loader: Loader, number: int) -> Pass:
@@ -53,6 +57,7 @@ def run_epoch(loader: Loader, number: int) -> Pass:
     before, clips = (time.perf_counter(), time.process_time()), 0
     for batch in loader.epoch(number):
         clips += len(batch.label)
+    _wait(loader.device)
     return Pass(clips, time.perf_counter() - before[0], time.process_time() - before[1])
 
 
@@ -61,10 +66,10 @@ def heatmaps(loader: Loader) -> Callable[[], torch.Tensor]:
     plan, side, config = loader.plan(0, 0), loader.config.sizes(train=True)[1], loader.config
     scale = side / (plan.box[:, 2:] - plan.box[:, :2])
     placement = np.stack([scale, -plan.box[:, :2] * scale], axis=2).reshape(-1, 4).astype(np.float32)
-    joints, flip = torch.from_numpy(sampled_joints(loader.table, plan)), torch.from_numpy(plan.flip)
-    on_grid = torch.from_numpy(placement)
+    arrays = sampled_joints(loader.table, plan), plan.flip, placement
+    joints, flip, on_grid = (torch.from_numpy(array).to(loader.device) for array in arrays)
     return lambda: render_heatmaps(
-        joints, (side, side), config.sigma, placement=on_grid, flip=flip, partner=loader.partner
+        joints, (side, side), config.sigma, placement=on_grid, flip=flip, partner=loader.partner, dtype=loader.dtype
     )
 
 
@@ -74,17 +79,18 @@ def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str,
     `hand_over` is the time to make a `Batch` from decoded frames and joints, without drawing heatmaps. In training,
     other threads plan, gather joints, read, decode and resize in advance.
     """
-    plan, config = loader.plan(0, 0), loader.config
-    rgb = torch.zeros(len(plan.row) * config.rgb_frames, config.rgb_size, config.rgb_size, 3, dtype=torch.uint8)
+    plan, config, device = loader.plan(0, 0), loader.config, loader.device
+    shape = len(plan.row) * config.rgb_frames, config.rgb_size, config.rgb_size, 3
+    rgb = torch.zeros(shape, dtype=torch.uint8, device=device)
     clips = range(len(plan.row))
     joints = sampled_joints(loader.table, plan)
     packets = frames.step(plan, [frames.read(plan, clip) for clip in clips])
 
     def decoder(side: int) -> Callable[[], object]:
-        decoding = FrameDecoder(
-            lambda _: packets, len(rgb), side, CPU, Backends.fastest(CPU, print), threads=1, prefetch=1
-        )
-        return decoding.next
+        backends = Backends.fastest(device, print)
+        return FrameDecoder(
+            lambda _: packets, len(rgb), side, device, backends, threads=loader.threads, prefetch=1
+        ).next
 
     def read() -> None:
         for clip in clips:
@@ -122,9 +128,15 @@ def _ms(call: Callable[[], object], target: Target, first: Callable[[], object] 
         first()
         start = time.perf_counter()
         call()
+        _wait(target.device)
         if number >= 2:
             samples.append((time.perf_counter() - start) * 1e3)
     return np.array(samples)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def sized(config: ClipConfig, toy: bool) -> ClipConfig:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from benchmarks.kernels.launches import Call, calls_of, describe
 from benchmarks.kernels.operators import BYTES, CLIPS, Operators, step_of
@@ -21,6 +22,8 @@ from benchmarks.records import commit, write_record
 from benchmarks.synthetic import random_batch
 from models.config import RGBPoseConfig, X3DPairConfig
 from models.fused import PARTS
+from models.networks import build_model
+from models.resnet_path import Bottleneck
 from tests.models.plain5d import X3DPair5d
 from tests.models.plain5d_rgbpose import RGBPose5d
 from tests.planner.cards import H200
@@ -52,6 +55,8 @@ def write_bytes(path: Path) -> None:
         print(f"{name} compiled, GB: " + ", ".join(f"{part} {value}" for part, value in COMPILED[name].items()))
         print(f"{name} whole step: " + ", ".join(f"{key} {value:.4g}" for key, value in step.items()))
         print(f"{name} in the compiler's plan: {record['compiled'][name]}")
+        if saved := saved_by_dense_kernel(experiment):
+            print(f"{name}: a kernel for the 3x3 convolutions of bottlenecks would save an estimated {saved:.2f} GB")
     write_record(path, record)
 
 
@@ -83,6 +88,32 @@ def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str,
         "folded_eager_launches": folded.launches,
         "published_eager_launches": operators.launches,
     }
+
+
+def saved_by_dense_kernel(experiment: Experiment) -> float:
+    """Estimate the GB per clip that a kernel for the 3x3 convolutions of bottlenecks would save (we have none).
+
+    The kernel would apply the norm before it to its input x while it loads x, and compute the statistics of its result
+    y while it stores y. Forward, that saves a read and a write of x and a read of y. The backward pass would read the
+    gradient of y, y and x, and write the gradient of x, all of them once: 2 y + 2 x. Without the kernel, the gradients
+    of input and weight (2 y + 2 x), the relu and the norm before (5 x), and the sum of the two gradients of y (3 y) are
+    computed in passes of their own.
+    """
+    config = experiment.model
+    few = replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS))
+    with torch.device("meta"):
+        network = build_model(replace(config, pcan=None) if hasattr(config, "pcan") else config)
+    elements = 0
+
+    def count(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal elements
+        elements += 7 * inputs[0].numel() + 4 * output.numel()
+
+    for block in network.modules():
+        if isinstance(block, Bottleneck):
+            block.conv2.register_forward_hook(count)
+    network(*(tensor.to("meta") for tensor in random_batch(few, torch.device("cpu"))))
+    return elements * BYTES / CLIPS / 1e9
 
 
 def training_launches(experiment: Experiment) -> Iterator[dict]:

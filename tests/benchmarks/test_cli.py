@@ -68,7 +68,7 @@ def test_a_mistake_takes_a_sentence(capsys, monkeypatch):
     assert exit_code(main) == 2
     assert capsys.readouterr().err == (
         "error: --only stpe: there is no such part, choose from first_look_ntu60_x3d, headspace_ntu60_x3d, "
-        "first_look_ntu60, headspace_ntu60, first_look_ma52, headspace_ma52, limits, step\n"
+        "first_look_ntu60, headspace_ntu60, first_look_ma52, headspace_ma52, limits, data_alone, step\n"
     )
 
 

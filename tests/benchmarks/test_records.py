@@ -10,7 +10,18 @@ import torch
 
 from benchmarks import records
 from benchmarks.cli import compare, table
-from benchmarks.records import BEGIN, END, RECORDS, ROOT, earlier_results, provenance, results_table, slug, write_record
+from benchmarks.records import (
+    BEGIN,
+    END,
+    RECORDS,
+    ROOT,
+    earlier_results,
+    provenance,
+    read_record,
+    results_table,
+    slug,
+    write_record,
+)
 from kernels.program import UserError
 
 
@@ -163,6 +174,19 @@ def test_without_records_and_without_marks(tmp_path):
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(UserError, match="has no marks for the table: add the lines"):
         table(tmp_path / "README.md", tmp_path)
+
+
+# Duet's speed relative to MMAction2's in the record of the data path, when somebody last looked at it.
+LAST_RATIOS = {"ratio_8_32": 10.2, "ratio_16_48": 6.66}
+
+
+@pytest.mark.parametrize("name", LAST_RATIOS)
+def test_the_recorded_data_path_has_not_become_slower_unnoticed(name):
+    """Compares two records and times nothing. A new record that is much faster or slower asks for a new LAST_RATIOS."""
+    (file,) = (file for file in RECORDS.glob("data_*.json") if read_record(file).get("part") == "data")
+    now, last = read_record(file)["results"][name]["median"], LAST_RATIOS[name]
+    assert now >= 0.9 * last, f"{name} fell from {last} to {now}: find out why, or say in LOG.md why this is right"
+    assert now <= 1.1 * last, f"{name} rose from {last} to {now}: put the new value into LAST_RATIOS"
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])

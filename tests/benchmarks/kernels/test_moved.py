@@ -13,7 +13,7 @@ if torch.cuda.is_available():
     pytest.skip("the interpreter counts, and a GPU is here: TRITON_INTERPRET is unset", allow_module_level=True)
 
 from benchmarks.kernels.launches import CALLS, calls_of, describe
-from benchmarks.kernels.moved import moved, totals, toy_launches, training_launches
+from benchmarks.kernels.moved import moved, saved_by_dense_kernel, totals, toy_launches, training_launches
 from benchmarks.kernels.traffic import Traffic
 from benchmarks.records import RECORDS
 from kernels.blocks import conv_bn, shift_conv
@@ -137,6 +137,12 @@ def test_all_parts_move_less_than_the_compiler():
     """Only 7 % less, because no kernel of ours computes the 3x3 convolutions of ma52 (LOG.md)."""
     step = RECORD["step"]["ma52"]
     assert step["gb"] <= 0.93 * step["compiled_gb"]
+
+
+def test_what_a_kernel_for_dense_convolutions_would_save():
+    """It would save an eighth of the 4.19 GB of ma52 (README), which has 29 bottlenecks. ntu60_x3d has none."""
+    assert saved_by_dense_kernel(MA52_RUN) == pytest.approx(0.498, abs=0.001)
+    assert saved_by_dense_kernel(NTU60_X3D) == 0
 
 
 @pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.12), ("ma52", 0.24)])
