@@ -208,8 +208,7 @@ def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> Model
     if not data.coarse_map and (settings := no_coarse_heads(model)):
         raise UserError(
             f"data.coarse_map=() gives no coarse classes, but this network has coarse heads: set "
-            f"{' and '.join(settings)}, or list one coarse class for each of the {data.num_classes} "
-            "classes"
+            f"{' and '.join(settings)}, or name with --coarse-map a text file with {data.num_classes} numbers"
         )
     if model.pcan and not model.num_coarse:
         raise UserError("model.num_coarse=0 leaves no coarse heads, but model.pcan needs them: set model.pcan=none")

@@ -150,7 +150,8 @@ JSON_FORMAT = "a list of {frame or image_id, keypoints [x, y, score, ...], score
 def read_people(file: Path, num_frames: int) -> tuple[list[list[Person]], int]:
     """Read the JSON of a pose estimator: the people in each of the video's frames, and the number of joints V.
 
-    An entry gives its frame as a number, or as the name of an image that ends in a number. Frames count from 0, or from
+    An entry gives its frame as a number, as the name of an image that ends in a number, or as the id of an image in the
+    list `images` of a whole COCO file. Frames count from 0, or from
     1 if there is an entry for frame `num_frames` and none for frame 0. If any joint's score is above 1, all scores are
     treated as COCO's visibility flags, and the flags 1 and 2 become score 1. Raises UserError.
     """
@@ -163,10 +164,11 @@ def read_people(file: Path, num_frames: int) -> tuple[list[list[Person]], int]:
     entries = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise UserError(f"{file} should be {JSON_FORMAT}")
+    files = files_of_images(content)
     numbers, joints, scores = [], [], []
     for position, entry in enumerate(entries):
         try:
-            number, person, score = _parse_entry(entry)
+            number, person, score = _parse_entry(entry, files)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{file}, entry {position}: {error}; the file should be {JSON_FORMAT}") from None
         numbers.append(number)
@@ -192,8 +194,18 @@ def read_people(file: Path, num_frames: int) -> tuple[list[list[Person]], int]:
     return frames, len(joints[0]) if joints else 0
 
 
-def _parse_entry(entry: Any) -> tuple[int, np.ndarray, float | None]:
-    """Frame number, joints [V, 3] float32 (x, y, score), and the person's score or None. Raises UserError."""
+def files_of_images(content: Any) -> dict[str, Any]:
+    """The name of each image's file by the id of the image, from the list `images` of a whole COCO file."""
+    images = content.get("images") if isinstance(content, dict) else None
+    listed = images if isinstance(images, list) else []
+    return {str(image.get("id")): image.get("file_name") for image in listed if isinstance(image, dict)}
+
+
+def _parse_entry(entry: Any, files: dict[str, Any]) -> tuple[int, np.ndarray, float | None]:
+    """Frame number, joints [V, 3] float32 (x, y, score), and the person's score or None. Raises UserError.
+
+    files: the name of the file of each image, if the whole file lists them; its number is then that of the frame.
+    """
     if not isinstance(entry, dict) or "keypoints" not in entry:
         raise UserError("there are no keypoints")
     frames = [entry[key] for key in FRAME_KEYS if key in entry]
@@ -204,7 +216,7 @@ def _parse_entry(entry: Any) -> tuple[int, np.ndarray, float | None]:
         raise UserError(f"keypoints has {values.size} numbers, but should have three per joint")
     score = entry.get("score")
     joints = np.nan_to_num(values.reshape(-1, 3), nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
-    return _parse_frame(frames[0]), joints, None if score is None else float(score)
+    return _parse_frame(files.get(str(frames[0]), frames[0])), joints, None if score is None else float(score)
 
 
 def _parse_frame(value: Any) -> int:

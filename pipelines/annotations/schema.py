@@ -164,6 +164,8 @@ def parse_clip(clip: dict) -> dict[str, Any]:
     """
     name = clip["filename"] if "filename" in clip else clip["frame_dir"]
     keypoint = np.asarray(clip["keypoint"])
+    if keypoint.ndim == 4 and keypoint.shape[3] == 3 and not {"keypoint_score", "img_shape"} & clip.keys():
+        raise UserError("its skeleton is 3-D; use 2-D skeletons, for NTU those of ntu60_2d.pkl (or ntu60_hrnet.pkl)")
     if keypoint.ndim != 4 or keypoint.shape[2] < 1 or keypoint.shape[3] not in (2, 3):
         raise UserError(f"keypoint has shape {keypoint.shape}, not (people, frames, joints, 2)")
     frames = _whole("total_frames", clip["total_frames"])

@@ -158,6 +158,9 @@ def test_keypoints_of_coco(tmp_path):
     frames, _ = entries_in(tmp_path, '[{"frame": 0, "keypoints": [NaN, 1, 0.5]}]')
     assert frames[0][0].joints.tolist() == [[0, 1, 0.5]]
     assert entries_in(tmp_path, []) == ([[], [], []], 0)
+    images = [{"id": 900 + number, "file_name": f"a_{number:06}.jpg"} for number in range(3)] + [None, {}]
+    whole = {"images": images, "annotations": [{"image_id": 902, "keypoints": ONE}]}
+    assert list(map(len, entries_in(tmp_path, whole)[0])) == [0, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,7 @@ def test_nothing_is_dropped_while_clips_are_made(data):
         said_by(drop, data)
     with pytest.raises(UserError, match="there is no pack in "):
         drop(data.folder, data.folder, Console(quiet=True))
+    said_by(drop, data)  # the other run has ended
 
 
 def test_a_file_on_a_disk_that_is_not_mounted_keeps_its_clips(data):

@@ -57,7 +57,7 @@ SETTINGS = [
     (f"{CONFIG} --set optim.lr", (r"write it as (--set [\w.=]+)", f"{CONFIG} {{0}}")),
     (f"{CONFIG} --set optim.schedule=linear", (r"is not one of (\w+),", f"{CONFIG} --set optim.schedule={{0}}")),
     (f"{CONFIG} --set optim.milestones=x", (r"such as (\S+);", f"{CONFIG} --set optim.milestones={{0}}")),
-    (f"{CONFIG} --set model.pcan.fine_width=9", (r"add (--set \S+)$", "{before} {0}")),
+    (f"{CONFIG} --set model.pcan.fine_width=9", (r"in this experiment; add (--set \S+)$", "{before} {0}")),
     (f"{CONFIG} --set clip.quality=99", (r"not between (\d+) and 31", f"{CONFIG} --set clip.quality={{0}}")),
     (f"{CONFIG} --set optim.warmup_epochs=100", (r"for example (--set \S+)$", "{before} {0}")),
     (f"{CONFIG} --set optim.schedule=multistep", (r"drops: (--set '\S+')$", "{before} {0}")),
@@ -94,7 +94,7 @@ SETTINGS = [
     (f"{CONFIG} --set data.class_names=a,b", (r"none with (--set \S+)$", "{before} {0}")),
     (
         f"{CONFIG} --set model.num_classes=5",
-        (r"computed from (data),", f"{CONFIG} --set {{0}}.num_classes=5"),
+        (r"computed from (data), clip and --coarse-map: change these", f"{CONFIG} --set {{0}}.num_classes=5"),
         (r"none with (--set \S+)$", "{before} {0}"),
         (r"no coarse classes, (--set \S+)$", "{before} {0}"),
         (r"set (model.num_coarse=0),", "{before} --set {0}"),
@@ -113,14 +113,14 @@ SETTINGS = [
         f"{CONFIG} --coarse-map {{dir}}/gap.txt",
         (r"coarse class 1: (number them from 0, with no gap)$", "{before}", "close_the_gap"),
     ),
-    (f"{CONFIG} --set clip.skeleton=coco", (r"use one of (\w+),", f"{CONFIG} --set clip.skeleton={{0}}")),
+    (f"{CONFIG} --set clip.skeleton=coco", (r": use one of (\w+),", f"{CONFIG} --set clip.skeleton={{0}}")),
     (
         "division 3 demo val.batch_size=16",
-        (r"(optim.batch_size)=16 .* change it", "{before} {0}=24"),
-        (r"(val.batch_size)=\d+ .* change it", "{before} {0}=12"),
+        (r"(optim.batch_size)=16 .* ranks; change it, or --ranks$", "{before} {0}=24"),
+        (r"(val.batch_size)=\d+ .* ranks; change it, or --ranks$", "{before} {0}=12"),
     ),
     ("division 2 demo optim.accumulate=16", (r"change (optim.accumulate),", "division 2 demo {0}=8")),
-    ("trainer config --exp {files}/own.py", (r"(:)MINE$", "{before}{0}MINE")),
+    ("trainer config --exp {files}/own.py", (r"write it as --exp my_experiments.py(:)MINE$", "{before}{0}MINE")),
     (
         "trainer config --exp {files}/own.py:X",
         (r"the experiments in it are: (\w+)", "trainer config --exp {files}/own.py:{0}"),
@@ -239,7 +239,7 @@ RUNS = [
         f"{EXPORT} {{run}} --config {{files}}/demo.json",
         (r"(leave out --config), and change settings with (--set)$", f"{EXPORT} {{run}} {{1}} log_every=3"),
     ),
-    (f"{EXPORT} {{files}}/x3d.pth --exp ntu60_pose", (r"use (--exp \w+)", f"{EXPORT} {{files}}/x3d.pth {{0}}")),
+    (f"{EXPORT} {{files}}/x3d.pth --exp ntu60_pose", (r": use (--exp \w+)", f"{EXPORT} {{files}}/x3d.pth {{0}}")),
     (f"{EXPORT} {{run}} --out {{dir}}/net.onnx", (r"must end in (\.\w+)$", "{before} --out {dir}/net{0}")),
     (f"{EXPORT} {{run}} --out {{dir}}/no/net.safetensors", (r"with (--out)$", "{before} {0} {dir}/net.safetensors")),
     ("trainer test {run}", (r"`python -m (trainer eval)` scores", "{0} {run} --out {dir}/eval")),
@@ -276,14 +276,17 @@ RUNS = [
     ("claim .", (r"choose (a folder that is only for the run)$", "claim {dir}/new")),
     ("claim {files}/own.py/run", (r"choose another (--work-dir)$", "claim {dir}/new")),
     ("claim {locked}", (r"choose another (--work-dir), or wait", "claim {dir}/new")),
-    ("weights convert {files}/x3d.pth {dir}/x.bin", (r"ends in (\S+),", "weights convert {files}/x3d.pth {dir}/x{0}")),
+    (
+        "weights convert {files}/x3d.pth {dir}/x.bin",
+        (r"give a name that ends in (\S+),", "weights convert {files}/x3d.pth {dir}/x{0}"),
+    ),
     (
         "weights convert {files}/x3d.pth {files}/x3d.pth",
         (r"write to (another file)$", "weights convert {files}/x3d.pth {dir}/x.pth"),
     ),
     (
         "weights convert {files}/x3d.pth {dir}/x.pth --to torchvision",
-        (r"choose (--to \w+)", "{before} {0}"),
+        (r": choose (--to \w+)", "{before} {0}"),
     ),
 ]
 

@@ -5,6 +5,7 @@ in the message, and the content after following the advice. None stands for a fi
 are as in `places`.
 """
 
+import contextlib
 import json
 import pickle
 import re
@@ -21,17 +22,38 @@ import tyro
 from rich.console import Console
 from safetensors.torch import save_file
 
+from benchmarks.nsys_gaps import main as show_gaps
+from benchmarks.records import BEGIN, END, read_record, renew_table
 from kernels.program import exit_code
 from models.classes import read_coarse_map
-from models.weights.files import read_file, save
+from models.weights.files import load, read_file, save, write_file
+from models.weights.layouts import read_weights
+from models.weights.merging import merge
+from models.weights.nets import shapes_of
 from pipelines.annotate.cli import main as annotate
 from pipelines.annotate.keypoints import header_of, read_poses
 from pipelines.annotations.table import open_table
+from pipelines.demo.classes import DemoConfig
+from pipelines.demo.make import claim as claim_demo
+from pipelines.prepare.elsewhere import note
+from pipelines.prepare.locks import make_clips
 from pipelines.skeleton import read_skeleton
+from pipelines.verify.cli import main as verify
+from pipelines.videos.decode import decode
+from pipelines.videos.find import videos_in
 from tests.pipelines.annotated import clip
+from tests.trainer.test_profiler import TRACE
+from trainer.cli import dispatch
 from trainer.commands.predict import PredictOptions, Skeletons, check
 from trainer.commands.submit import read_scores
-from trainer.experiments import DEMO
+from trainer.commands.view import ViewOptions, find_clip, settings_file
+from trainer.data import check_place, open_sources, open_tables
+from trainer.experiments import DEMO, EXPERIMENTS
+from trainer.resume import check_same
+from trainer.settings import SETTINGS, override
+from trainer.snapshots.choice import CheckpointChoice, experiment_for, settings_in
+from trainer.snapshots.writer import Snapshot
+from trainer.stored import to_settings
 
 ANNOTATE = "annotate {videos} {dir}/labels.csv --out {dir}/my.pkl --poses {dir}/poses"
 LABELS = "a.mp4,0,train\nb.mp4,1,val\n"
@@ -54,6 +76,9 @@ def skeleton(**changes: Any) -> dict[str, Any]:
     return {"names": ["a", "b", "c"], "partners": [["a", "b"]], "limbs": [["a", "c"]]} | changes
 
 
+TWELVE = TWO | {"class_names": list("abcdefghijkl")}
+OWN = "from dataclasses import replace\nfrom trainer.experiments import DEMO\n"
+SMALL = ("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)")
 WEIGHTS = {"weight": torch.ones(2)}
 TINY = torch.nn.Linear(2, 2)
 ONE_CLIP = {"keypoint": np.full((1, 5, 17, 2), 9.0), "keypoint_score": np.ones((1, 5, 17))}
@@ -140,6 +165,65 @@ ROWS = [
     ("scores {dir}/s.npz", "s.npz", arrays(name=["x/a", "y/a"]), "evaluate only the test videos, each of them once$",
      arrays(name=["x/a", "y/b"])),
     ("video {dir}/v.mp4", "v.mp4", None, "check its path$", b"any"),
+    (TABLE, "x.pkl", [{"frame_dir": "a", "label": 0, "total_frames": 6, "keypoint": np.ones((1, 6, 25, 3))}],
+     r"3-D; use 2-D skeletons, for NTU those of ntu60_2d.pkl \(or ntu60_hrnet.pkl\)$", [clip("a")]),
+    ("tables {dir}/twelve.pkl {dir}/val.pkl {dir}/cache", "val.pkl", TWELVE | {"class_names": list("abcdefghijkx")},
+     "write the same class_names into both$", TWELVE),
+    ("trainer config --exp {dir}/own.py:X", "own.py", f"{OWN}X = replace(DEMO, seed='no', name='x'", "; correct it$",
+     f"{OWN}X = replace(DEMO, seed=1, name='x')"),
+    ("trainer config --config {dir}/x.json", "x.json", {"name": "x"}, "has no default: add it$",
+     to_settings(DEMO)),
+    ("settings {dir}/s.pth", "s.pth", damaged, "copy it again, or name another file with --checkpoint$", sealed),
+    ("record {dir}/r.json", "r.json", None, "choose a file of benchmarks/records$", {"results": {}}),
+    ("record {dir}/r.json", "r.json", {}, "choose a file of benchmarks/records$", {"results": {}}),
+    ("readme {dir}/r.md", "r.md", "text", "add the lines '<!-- measured", f"text\n{BEGIN}\n{END}\n"),
+    ("gaps {dir}/t.csv", "t.csv", "text", "make it with benchmarks/nsys.sh$", TRACE),
+    ("gaps {dir}/t.csv", "t.csv", "\n".join(TRACE.splitlines()[:2]), "run benchmarks/nsys.sh again, and let it", TRACE),
+]  # fmt: skip
+
+# Commands that are refused, the advice, and the commands that follow it; {0} is the group of the expression.
+MERGE = "merge {weights}/rgb.pth {weights}/pose.pth"
+COMMANDS = [
+    ("trainer config --exp {dir}/no.py:X", "name an existing file, as in --exp", "trainer config --exp {dir}/own.py:X"),
+    ("trainer config --exp ntu60 --set data.coarse_map=()", r"set (model.num_coarse=0) and (model.pcan=none), or",
+     "{before} --set {0} --set {1}"),
+    ("trainer config --exp ntu60 --set data.coarse_map=()", r"or name with (--coarse-map) a text file with 60 numbers$",
+     "{before} {0} {dir}/sixty.txt"),
+    ("trainer config --exp ntu60 --set model.num_coarse=0", r"set (model.pcan=none)$",
+     "{before} --set {0}"),
+    ("folder {dir}", "name the folder in which the videos are$", "folder {videos}"),
+    ("verify {dir}/x.pkl --num-classes 1 --cache {dir}/cache", r"correct the labels or (--num-classes)$",
+     "verify {dir}/x.pkl {0} 2 --cache {dir}/cache"),
+    ("verify {dir}/x.pkl --videos {dir}/some --cache {dir}/cache", r"repair or add the videos, or allow",
+     "verify {dir}/x.pkl --videos {videos} --quick --cache {dir}/cache"),
+    ("verify {dir}/x.pkl --videos {dir}/some --cache {dir}/cache --quick", r"or allow more with (--max-bad) \(in",
+     "{before} {0} 0.5"),
+    ("verify {dir}/x.pkl --json {dir}/no/x.json --cache {dir}/cache", r"name another file with (--json)$",
+     "verify {dir}/x.pkl {0} {dir}/x.json --cache {dir}/cache"),
+    ("annotate {videos} {dir}/labels.csv --out {dir}/my.pkl --poses {dir}/no", "give --poses a folder with NAME.json",
+     ANNOTATE),
+    ("video {videos}/a.mp4 {dir}/some/a.mp4", "predict them in separate commands, each", "video {videos}/a.mp4"),
+    ("video {videos}/a.mp4 {videos}/b.mp4 --pose {dir}/one.npz", "predict them in separate commands$",
+     "video {videos}/a.mp4 --pose {dir}/one.npz"),
+    ("poses {dir}/labels.csv {video} {dir}/cache", "give --pose an annotation pickle", "poses {dir}/one.npz {video} _"),
+    ("find {dir}/folders.pkl a", "means 2 clips, such as (x/a) and y/a: name its folder", "find {dir}/folders.pkl {0}"),
+    ("view {dir}/some", "write, for example, python -m trainer view work_dirs", "view {dir}/run"),
+    ("write {dir}/no/x.pth", "could not be written .*: choose another folder$", "write {dir}/x.pth"),
+    ("averaged {dir}/w.pth", "or leave out --averaged$", "weights {dir}/w.pth"),
+    ("merge {weights}/pose.pth {weights}/rgb.pth", "pass the file of the RGB stream first, then that", MERGE),
+    ("merge {weights}/rgb120.pth {weights}/pose.pth", "merge networks of one data set$", MERGE),
+    ("note {dir}/w.pth/x {dir}/y", "cannot be written .*; choose another folder$", "note {dir}/p {dir}/y"),
+    ("lock {dir}/w.pth/x", "cannot be written .*; choose another folder$", "lock {dir}/p"),
+    ("demo {dir}/taken", "did not make; choose another folder, or move these files away$", "demo {dir}/new"),
+    ("settings {dir}/run/epoch_1_step_1.pth", "so name a file of another run$", "settings {dir}/sealed.pth"),
+    ("choose {weights}/tiny.pth", "name one with --exp and change it with --set",
+     "choose {weights}/tiny.pth --exp demo {small}"),
+    ("poses {dir}/own.pkl {video} {dir}/c", r"first clip in the file is (\w+); rename the video, or give its skeleton",
+     "poses {dir}/own.pkl {videos}/{0}.mp4 {dir}/c"),
+    ("place {dir}/some", r"start again after cd (\S+), or make this folder", "place {0}"),
+    ("same {dir}/sealed.pth", "start a new run, with --init to use the weights", "weights {dir}/sealed.pth"),
+    ("sources {dir}/own.pkl {videos} {dir} bad", "; change data.split, or set data.videos to the folder",
+     "sources {dir}/own.pkl {videos} {dir} good"),
 ]  # fmt: skip
 
 
@@ -167,8 +251,24 @@ def video(tiny) -> Path:
     return next(file for file in sorted(videos.iterdir()) if file.stat().st_size)
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A folder with streams of X3D for 60 and for 120 classes, and with the network of a small demo."""
+    folder = tmp_path_factory.mktemp("weights")
+    small = override(DEMO, *SMALL).model
+    for name, model, part in (
+        ("rgb", EXPERIMENTS["ntu60_x3d"].model, "rgb"),
+        ("pose", EXPERIMENTS["ntu60_x3d"].model, "pose"),
+        ("rgb120", EXPERIMENTS["ntu120_x3d"].model, "rgb"),
+        ("tiny", small, ""),
+    ):
+        shapes = {key: shape for key, shape in shapes_of(model).items() if part in key}
+        torch.save({"state_dict": {key: torch.zeros(shape) for key, shape in shapes.items()}}, folder / f"{name}.pth")
+    return folder
+
+
 @pytest.fixture
-def places(video, tmp_path) -> dict[str, str]:
+def places(video, weights, tmp_path) -> dict[str, str]:
     for name in ("videos", "poses"):
         (tmp_path / name).mkdir()
     for name in ("a", "b", "broken"):
@@ -176,7 +276,65 @@ def places(video, tmp_path) -> dict[str, str]:
         (tmp_path / "poses" / f"{name}.json").write_text(PERSON.format(3))
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"broken")
     (tmp_path / "labels.csv").write_text(LABELS)
-    return {"dir": str(tmp_path), "videos": str(tmp_path / "videos"), "video": str(video)}
+    (tmp_path / "sixty.txt").write_text("0 1 " * 30)
+    (tmp_path / "own.py").write_text(f"{OWN}X = replace(DEMO, seed=1, name='x')")
+    for folder in ("some", "taken/videos", "run"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("some/a.mp4", "taken/videos/a.mp4"):
+        shutil.copy(video, tmp_path / file)
+    (tmp_path / "run" / SETTINGS).write_text("{}")
+    put(tmp_path / "one.npz", ONE_CLIP)
+    put(tmp_path / "w.pth", WEIGHTS)
+    sealed(tmp_path / "sealed.pth")
+    damaged(tmp_path / "run" / "epoch_1_step_1.pth")
+    put(tmp_path / "x.pkl", TWO)
+    put(tmp_path / "twelve.pkl", TWELVE)
+    put(tmp_path / "folders.pkl", [clip("x/a"), clip("y/a")])
+    people = {"img_shape": (120, 160), "keypoint": np.full((1, 6, 17, 2), 50.0), "label": 0}
+    splits = {"good_train": ["a"], "good_val": ["b"], "bad_train": ["a"], "bad_val": ["broken"]}
+    length = sum(1 for _ in decode(str(video), 1 << 20))
+    people |= {"total_frames": length, "keypoint": np.full((1, length, 17, 2), 50.0), "keypoint_score": None}
+    put(tmp_path / "own.pkl", {"split": splits, "annotations": [clip(n, **people) for n in ("a", "b", "broken")]})
+    names = {"dir": tmp_path, "videos": tmp_path / "videos", "video": video, "weights": weights}
+    small = " ".join(f"--set {setting}" for setting in SMALL)
+    return {key: str(value) for key, value in names.items()} | {"small": small}
+
+
+def choose(words: list[str]) -> None:
+    options = tyro.cli(CheckpointChoice, args=words[1:])
+    experiment_for(Path(words[0]), options, False)
+
+
+def make_demo_folder(words: list[str]) -> None:
+    claim_demo(Path(words[0]), DemoConfig())
+
+
+def open_both(words: list[str]) -> None:
+    files = (f"data.annotations={words[0]}", f"data.val_annotations={words[1]}", f"data.cache={words[2]}")
+    open_tables(override(DEMO, *files, "data.demo=none", "data.class_names=()"))
+
+
+def usable_rows(words: list[str]) -> None:
+    file, videos, folder, split = words
+    places = (
+        f"data.annotations={file}",
+        f"data.videos={videos}",
+        f"data.cache={folder}/c",
+        f"data.packs={folder}/packs",
+    )
+    experiment = override(DEMO, *places, "data.demo=none", "data.max_bad=1")
+    train, _ = open_sources(experiment, Console(quiet=True))
+    train.usable_rows(f"{split}_val")
+
+
+def start_in(words: list[str]) -> None:
+    with contextlib.chdir(words[0]):
+        check_place(DEMO)
+
+
+def lock(words: list[str]) -> None:
+    with make_clips(Path(words[0]), "key", Console(quiet=True)):
+        pass
 
 
 def find_skeletons(words: list[str]) -> None:
@@ -195,24 +353,57 @@ PROGRAMS: dict[str, Callable[[list[str]], object]] = {
     "weights": lambda words: read_file(Path(words[0])),
     "scores": lambda words: read_scores(Path(words[0])),
     "video": lambda words: check(tyro.cli(PredictOptions, args=words), Path(words[0]).parent / "predict"),
+    "trainer": dispatch,
+    "tables": open_both,
+    "settings": lambda words: settings_in(Path(words[0])),
+    "record": lambda words: read_record(Path(words[0])),
+    "readme": lambda words: renew_table(Path(words[0]), Path(words[0]).parent),
+    "gaps": lambda words: show_gaps(Path(words[0])),
+    "folder": lambda words: videos_in(Path(words[0])),
+    "verify": lambda words: tyro.cli(verify, args=words),
+    "find": lambda words: find_clip([open_table(Path(words[0]), Path(words[0]).parent)], ViewOptions(clip=words[1])),
+    "view": lambda words: settings_file(ViewOptions(run=Path(words[0]))),
+    "write": lambda words: write_file(Path(words[0]), WEIGHTS),
+    "averaged": lambda words: read_file(Path(words[0]), averaged=True),
+    "merge": lambda words: merge(read_weights(Path(words[0])), read_weights(Path(words[1]))),
+    "note": lambda words: note(Path(words[0]), Path(words[1])),
+    "lock": lock,
+    "place": start_in,
+    "same": lambda words: check_same(Snapshot(Path(words[0]), load(Path(words[0]))), DEMO, print),
+    "demo": make_demo_folder,
+    "choose": choose,
+    "sources": usable_rows,
 }
+
+
+def start(command: str) -> int:
+    """Run a command of PROGRAMS, and return its exit code."""
+    program, *words = shlex.split(command)
+
+    def call() -> int:
+        code = PROGRAMS[program](words)
+        return code if program in ("trainer", "verify") and isinstance(code, int) else 0
+
+    return exit_code(call)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[1]}: {row[3]}")
 def test_the_mended_file_is_accepted(row, places, capsys):
     command, name, wrong, advice, right = row
-    program, *words = shlex.split(command.format(**places))
-
-    def start() -> int:
-        def call() -> int:
-            PROGRAMS[program](words)
-            return 0
-
-        return exit_code(call)
-
     put(Path(places["dir"]) / name, wrong)
-    assert start() == 2
+    assert start(command.format(**places)) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(advice, message), message
     put(Path(places["dir"]) / name, right)
-    assert start() == 0, capsys.readouterr().err
+    assert start(command.format(**places)) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("row", COMMANDS, ids=lambda row: row[0])
+def test_the_changed_command_is_accepted(row, places, capsys):
+    refused, advice, followed = row
+    command = refused.format(**places)
+    assert start(command) == 2
+    message = "".join(capsys.readouterr())
+    words = re.search(advice, message, re.MULTILINE)
+    assert words, message
+    assert start(followed.format(*words.groups(), before=command, **places)) == 0, capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""Every sentence of the five packages that gives advice is followed by a test, or stands here with the reason why not.
+
+A sentence gives advice if an imperative follows a comma, a colon, a semicolon, `or`, `and` or `then`, as in `; set
+data.split=xsub`. A row of tests/trainer/test_advice*.py follows it if their longest common words are long enough.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.trainer import test_advice, test_advice_files
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("kernels", "pipelines", "models", "trainer", "benchmarks")
+VERBS = (
+    "add|ask|build|bring|change|check|choose|continue|copy|correct|delete|download|evaluate|export|forget|free|get|give|"
+    "install|keep|leave|list|look|lower|make|mark|merge|mount|move|name|number|pass|pick|predict|put|raise|remove|rename|"
+    "repair|run|save|see|set|start|store|train|try|turn|update|use|wait|write|zip"
+)
+ADVICE = re.compile(rf"(?:[;:,]|\bor|\band|\bthen)\s+(?:or |so |then |first |not )*(?:{VERBS})\b")
+ENOUGH = 12  # characters in a row that a row's expression and a sentence must have in common
+GAP = "\0"  # stands for a value in a text
+
+# Sentences whose advice no test can follow, by what that would need. Some words of each sentence.
+NOT_HERE = {
+    "a GPU, its driver, or another version of torch": (
+        *("start the container with", "or run make CUDA=cpu", "run make CUDA=cu12", "make CUDA=cu13 replaces them"),
+        *("or leave CUDA out", "install 2.11 or later", "then uses fp16", "run on a GPU machine", "use a larger GPU"),
+    ),
+    "a network, an account or another user": (
+        *("check the network, or", "run `wandb login`", "ask its owner to do this", "can reach a package index"),
+        "to reinstall it",
+    ),
+    "a file system without locks": ("start no other one, except for shards",),
+    "hours": ("wait until the run has logged some steps", "there is no such part", "--again measures it again"),
+    "a fault of our own code": ("try another --format", "zip only that file", "see parity_"),
+    "code that uses our classes without the command line": (
+        *(
+            "name each joint",
+            "set four weights, for rgb",
+            "heatmaps per RGB frame, each",
+            "larger batch or larger images",
+        ),
+    ),
+    "files of 130 MB": ("merge two of the same kind",),
+    "nothing: they say where to read more": (
+        *("see `python -m models.weights inspect", "; see README", "see docs/weights.md", "about 35 GB"),
+    ),
+}
+# Sentences that another test follows.
+ELSEWHERE = {
+    "run the same command again": "tests/pipelines/test_prepare.py::test_killed_runs_go_on_to_the_same_bytes",
+    "try again when no run uses this pack": "tests/pipelines/test_pack_users.py::"
+    "test_nothing_is_dropped_while_clips_are_made",
+    " to submit them as they are": "tests/trainer/test_submit.py::"
+    "test_scores_in_a_run_of_other_settings_or_another_snapshot_are_refused",
+}
+
+
+def sentences() -> Iterator[tuple[str, str]]:
+    """Place and text of each sentence with advice, where GAP stands for each value that is filled in."""
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            tree = ast.parse(file.read_text())
+            texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp)]
+            parts = {id(part) for node in texts for part in ast.walk(node) if part is not node}
+            parts |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+            for node in texts:
+                text = "" if id(node) in parts else text_of(node)
+                if ADVICE.search(text):
+                    yield f"{file.relative_to(ROOT)}:{node.lineno}", text
+
+
+def text_of(node: ast.expr) -> str:
+    match node:
+        case ast.Constant(value=str() as text):
+            return text
+        case ast.JoinedStr():
+            return "".join(text_of(part) if isinstance(part, ast.Constant) else GAP for part in node.values)
+        case ast.BinOp(left=left, right=right):
+            return text_of(left) + text_of(right)
+        case ast.IfExp(body=body):
+            return text_of(body)
+    return GAP
+
+
+def runs_of(text: str) -> set[str]:
+    """All runs of ENOUGH characters in a text, without those in which a value is filled in."""
+    runs = {text[at : at + ENOUGH] for at in range(len(text) - ENOUGH + 1)}
+    return {run for run in runs if GAP not in run}
+
+
+def runs_of_rows() -> set[str]:
+    rows = [*test_advice.SETTINGS, *test_advice.DATA, *test_advice.RUNS]
+    expressions = [step[0] for row in rows for step in row[1:]] + [row[3] for row in test_advice_files.ROWS]
+    expressions += [row[1] for row in test_advice_files.COMMANDS]
+    runs: set[str] = set()
+    for expression in expressions:
+        plain = re.sub(r"\\([wSd]\+?)|\[[^\]]*\]\+?|\.\*|\.\+", GAP, expression)
+        runs |= runs_of(re.sub(r"(?<!\\)[()$^]", "", plain).replace("\\", ""))
+    return runs
+
+
+def test_every_advice_is_followed():
+    rows, listed = runs_of_rows(), [*ELSEWHERE, *(words for group in NOT_HERE.values() for words in group)]
+    left = []
+    for at, text in sentences():
+        advice = ADVICE.search(text)
+        assert advice
+        if not runs_of(text[max(0, advice.start() - ENOUGH) :]) & rows and not any(words in text for words in listed):
+            left.append(f"{at}: {text.replace(GAP, '{}')}")
+    assert not left, "add a row to tests/trainer/test_advice.py or test_advice_files.py for:\n" + "\n".join(left)
+
+
+def test_the_lists_name_sentences_that_exist_and_tests_that_exist():
+    texts = [text for _, text in sentences()]
+    for words in [*ELSEWHERE, *(words for group in NOT_HERE.values() for words in group)]:
+        assert any(words in text for text in texts), words
+    for place in ELSEWHERE.values():
+        file, _, name = place.partition("::")
+        assert f"def {name}(" in (ROOT / file).read_text(), place
