@@ -33,6 +33,7 @@ NOT_HERE = {
         "to reinstall it",
     ),
     "a file system without locks": ("start no other one, except for shards",),
+    "the program ffmpeg": ("write an upright copy with ffmpeg",),
     "hours": ("wait until the run has logged some steps", "there is no such part", "--again measures it again"),
     "a fault of our own code": ("try another --format", "zip only that file", "see parity_"),
     "code that uses our classes without the command line": (
