@@ -30,7 +30,15 @@ class DataConfig:
     val_annotations: str | None = None
     """Annotation file of the validation clips, for data with one file per split. None: annotations has both."""
     split: str | None = None
-    """Which splits of the annotation file count: xsub means xsub_train and xsub_val. None: all clips of each file."""
+    """Which pair of splits counts: xsub means xsub_train and xsub_val (or xsub_test), train1 means train1 and test1.
+    None: all clips of each file.
+    """
+    train_split: str | None = None
+    """Name of the training split, if data.split does not name it. None: that of data.split."""
+    val_split: str | None = None
+    """Name of the validation split, if data.split does not name it. None: that of data.split."""
+    max_absent: Share = 0.5
+    """Share of the clips that a split lists and the annotation file lacks. If more are lacking, a run stops."""
     follow_links: bool = False
     """Whether links that lead out of the folder of the videos are followed. Only for a folder that you trust."""
     packs: str = "data/packs"
@@ -55,6 +63,17 @@ class DataConfig:
                 f"data.class_names has {len(self.class_names)} entries for data.num_classes={self.num_classes}: name "
                 "each class, or none with --set data.class_names=()"
             )
+        lacking = "train_split" if self.train_split is None else "val_split"
+        if self.split is self.val_annotations is None and (self.train_split is None) != (self.val_split is None):
+            raise UserError(
+                f"data.{lacking} is none, and neither data.split nor data.val_annotations says which clips are meant: "
+                f"set data.{lacking} too"
+            )
+
+    def split_for(self, train: bool) -> str | None:
+        """The name of the training or of the validation split, or None for all clips of the file."""
+        name = self.train_split if train else self.val_split
+        return name or (None if self.split is None else f"{self.split}_{'train' if train else 'val'}")
 
 
 Pixels = Annotated[int, Range(1, 8192)]

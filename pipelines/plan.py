@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.annotations.measures import ROUNDED
 from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
 from pipelines.geometry import CROP_AREA, CROP_ASPECT, RESIZED, compact_box, compact_boxes, crops_within
@@ -116,10 +117,13 @@ def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
     """The joints of the planned pose frames, [N, T', M, V, 3] float32 (x, y, score) in pixels of the annotation.
 
     M is the largest number of people in these clips. In a clip with m < M people, the joints from index m on are all 0.
+    Scores that are above 1 by rounding become 1.
     """
     joint_rows, exists = _joint_rows(table, plan.row, plan.pose_frames)
     joints = np.zeros((*joint_rows.shape, table.num_joints, 3), np.float32)
     joints[exists] = table.joints[joint_rows[exists]]
+    score = joints[..., 2]
+    score[(score > 1) & (score <= ROUNDED)] = 1
     return joints
 
 

@@ -14,7 +14,9 @@ import torch
 from rich.console import Console
 
 from kernels.program import UserError
+from pipelines.annotations.checks import absent_findings, joint_findings, label_findings, split_findings
 from pipelines.annotations.schema import AnnotationError
+from pipelines.annotations.splits import find_split
 from pipelines.annotations.table import ClipTable, open_table
 from pipelines.demo.make import ANNOTATIONS, make_demo
 from pipelines.frame_source import FrameSource, NoFrames
@@ -190,6 +192,61 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
             f"{classes - 1}; {setting_classes(experiment, high + 1)}"
         )
 
+    for finding in joint_findings(table, experiment.clip.skeleton):
+        if finding.fatal and "pose" in experiment.streams:
+            raise AnnotationError(f"{annotations}: {finding.text}")
+
+
+def split_of(experiment: Experiment, table: ClipTable, train: bool) -> str | None:
+    """The split of `table` with the training or the validation clips. None: all clips, as in one of two plain lists."""
+    data = experiment.data
+    return None if data.val_annotations is not None and not table.splits else data.split_for(train)
+
+
+def warn(experiment: Experiment, loaders: tuple[Loader, Loader], say: Callable[[str], None]) -> None:
+    """Say what is suspicious about the clips of the training and of the validation loader.
+
+    Raises AnnotationError if training would be in vain, or if a split lacks more annotations than data.max_absent.
+    """
+    data, tables = experiment.data, [loader.table for loader in loaders]
+    findings = split_findings(tables[0], loaders[0].rows, tables[1], loaders[1].rows)
+    splits = []
+    for table, train in zip(tables, (True, False), strict=True):
+        split = split_of(experiment, table, train)
+        if split is not None and (name := find_split(table.splits, split)):
+            splits.append((table, name))
+        if split is None and data.split_for(train) is not None:
+            kind = "training" if train else "validation"
+            say(f"the file of the {kind} clips has no splits, so all of its {len(table)} clips are used")
+    findings += absent_findings(splits, data.max_absent, "--set data.max_absent={0}")
+    for table in tables[: 1 if tables[0] is tables[1] else 2]:
+        findings += [*label_findings(table, data.num_classes), *joint_findings(table, experiment.clip.skeleton)]
+    for finding in findings:
+        if finding.fatal and finding.kind in ("absent", "never_trained"):
+            raise AnnotationError(f"{data.annotations}: {finding.text}")
+        say(f"warning: {finding.text}")
+
+
+def validating_on(experiment: Experiment, split: str) -> Experiment:
+    """The experiment with `split` as its validation split, in whichever of its annotation files this split is.
+
+    If there are two files without splits, `train` and `val` mean all clips of one of them. Raises AnnotationError.
+    """
+    files, data = annotation_files(experiment), experiment.data
+    tables = [open_table(file, Path(data.cache)) for file in files]
+    for file, table in zip(reversed(files), reversed(tables), strict=True):
+        if name := find_split(table.splits, split):
+            val_annotations = str(file) if len(files) > 1 else None
+            return replace(experiment, data=replace(data, val_split=name, val_annotations=val_annotations))
+    if len(files) > 1 and split in ("train", "val"):
+        file, table = (files[0], tables[0]) if split == "train" else (files[1], tables[1])
+        if not table.splits:
+            return replace(experiment, data=replace(data, val_annotations=str(file)))
+    names = sorted({name for table in tables for name in table.splits})
+    names = names or (["train", "val"] if len(files) > 1 else [])
+    advice = f"name one of {', '.join(names)}" if names else "leave --split out, because the file is a plain list"
+    raise AnnotationError(f"--split {split}: the annotations have no such split; {advice}")
+
 
 def setting_classes(experiment: Experiment, count: int) -> str:
     """Advice that gives an experiment another number of classes: all settings that have to change together."""
@@ -227,12 +284,7 @@ def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], Non
         train, val = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
     loader = build_loader(experiment, train, True, ranks, say)
     val_loader = replace(build_loader(experiment, val, False, ranks, say), backends=loader.backends)
-    shared = len(np.intersect1d(loader.rows, val_loader.rows)) if train is val else 0
-    if shared:
-        say(
-            f"{shared} of the {len(val_loader.rows)} validation clips are training clips too, so their scores do not "
-            "show how well the network does on new clips: set data.split, or data.val_annotations"
-        )
+    warn(experiment, (loader, val_loader), say)
     return loader, val_loader
 
 
@@ -240,8 +292,7 @@ def build_loader(
     experiment: Experiment, source: Source, train: bool, ranks: Ranks, say: Callable[[str], None]
 ) -> Loader:
     """A loader of the experiment's training or validation split."""
-    split = experiment.data.split
-    rows = source.usable_rows(None if split is None else f"{split}_{'train' if train else 'val'}")
+    rows = source.usable_rows(split_of(experiment, source.table, train))
     return loader_of(experiment, source, rows, train, ranks, say)
 
 

@@ -19,7 +19,7 @@ from trainer.settings import describe_type, match_type
 TYPE = "type"  # names the dataclass of a part that can be one of several, such as the model
 LONGEST = 60  # characters of a value in a sentence; longer values are cut
 # Changes of these settings, or of a part of them, give the scores of a run another meaning.
-MEANING = ("model", "data.split", "data.num_classes", "data.coarse_map", "clip", "align_channels")
+MEANING = ("model", "data.split", "data.val_split", "data.num_classes", "data.coarse_map", "clip", "align_channels")
 
 
 def to_settings(part: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from kernels.program import UserError
 from pipelines.annotations import safe_pickle
+from pipelines.annotations.measures import THIRD_IS_SCORE, THIRD_IS_UNUSED
 from pipelines.videos.turn import Rotation
 
 
@@ -99,26 +100,23 @@ def _all_dicts(clips: list) -> bool:
     return all(isinstance(clip, dict) for clip in clips)
 
 
-def split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> list[int]:
-    """The rows of the clips that a split lists. `row_of` maps a clip's name to its row. Raises AnnotationError."""
+def split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> tuple[list[int], list[str]]:
+    """The rows of the clips that a split lists, and the names of listed clips that have no annotation.
+
+    `row_of` maps a clip's name to its row. Raises AnnotationError.
+    """
     if not isinstance(members, list | tuple | np.ndarray):
         raise AnnotationError(
             f"split '{split}' of {path} is not a list of names; see \"Annotation files\" in docs/data.md"
         )
     names = [str(name) for name in members]
-    unknown = [name for name in names if name not in row_of]
-    if unknown:
-        raise AnnotationError(
-            f"split '{split}' of {path} lists clips that have no annotation in the file ({len(unknown)} in all, the "
-            f"first is {unknown[0]}); remove them from the split, or get the published file again"
-        )
     duplicates = [name for name, count in collections.Counter(names).items() if count > 1]
     if duplicates:
         raise AnnotationError(
             f"split '{split}' of {path} lists clips twice ({len(duplicates)} in all, the first is {duplicates[0]}); "
             "remove the duplicates"
         )
-    return [row_of[name] for name in names]
+    return [row_of[name] for name in names if name in row_of], [name for name in names if name not in row_of]
 
 
 def columns_of_clips(path: Path, clips: list[Any]) -> dict[str, Any]:
@@ -147,7 +145,7 @@ def columns_of_clips(path: Path, clips: list[Any]) -> dict[str, Any]:
     rows = np.array([j.shape[0] * j.shape[1] for j in joints], np.int64)
     columns = {
         name: np.array([clip[name] for clip in checked_clips], np.int32)
-        for name in ("label", "total_frames", "height", "width", "num_persons")
+        for name in ("label", "total_frames", "height", "width", "num_persons", "not_a_number", "third")
     }
     return columns | {
         "names": np.array([clip["names"] for clip in checked_clips]),
@@ -168,14 +166,22 @@ def parse_clip(clip: dict) -> dict[str, Any]:
         raise UserError("its skeleton is 3-D; use 2-D skeletons, for NTU those of ntu60_2d.pkl (or ntu60_hrnet.pkl)")
     if keypoint.ndim != 4 or keypoint.shape[2] < 1 or keypoint.shape[3] not in (2, 3):
         raise UserError(f"keypoint has shape {keypoint.shape}, not (people, frames, joints, 2)")
+    if keypoint.shape[3] == 3 and "img_shape" not in clip:
+        raise UserError(
+            "joints have three numbers and there is no img_shape, so these are 3-D skeletons; take the 2-D skeletons "
+            "of the data set (for NTU RGB+D ntu60_hrnet.pkl or ntu120_hrnet.pkl instead of ntu60_3danno.pkl)"
+        )
     frames = _whole("total_frames", clip["total_frames"])
     if not frames >= 1 or abs(keypoint.shape[1] - frames) > 2:
-        raise UserError(f"total_frames is {frames}, but the skeleton has {keypoint.shape[1]} frames")
+        order = "; write the axes of keypoint in the order (people, frames, joints, 2)"
+        hint = order if frames in (keypoint.shape[0], keypoint.shape[2]) else ""
+        raise UserError(f"total_frames is {frames}, but the skeleton has {keypoint.shape[1]} frames{hint}")
     frames = min(frames, keypoint.shape[1])
     dtype = np.float16 if keypoint.dtype == np.float16 else np.float32
-    score = clip.get("keypoint_score")
+    score, has_third = clip.get("keypoint_score"), keypoint.shape[-1] == 3
+    third = 0 if not has_third else THIRD_IS_SCORE if score is None else THIRD_IS_UNUSED
     if score is None:
-        score = keypoint[..., 2] if keypoint.shape[-1] == 3 else np.ones(keypoint.shape[:3], dtype)
+        score = keypoint[..., 2] if has_third else np.ones(keypoint.shape[:3], dtype)
     score = np.asarray(score)
     if score.shape not in (keypoint.shape[:3], (*keypoint.shape[:3], 1)):
         raise UserError(f"keypoint_score has shape {score.shape}, but keypoint has {keypoint.shape}")
@@ -183,6 +189,9 @@ def parse_clip(clip: dict) -> dict[str, Any]:
     if size.shape != (2,) or not (size >= 1).all():
         raise UserError(f"img_shape is {clip['img_shape']}, not (height, width)")
     joints = np.concatenate([keypoint[..., :2], score.reshape(*keypoint.shape[:3], 1)], axis=-1)
+    if third == THIRD_IS_UNUSED and np.allclose(joints[..., 2], keypoint[..., 2], rtol=1e-3, atol=1e-3, equal_nan=True):
+        third = 0  # the third number repeats the score
+    joints = joints[:, :frames].astype(dtype)
     return {
         "names": _safe_name(str(name)),
         "label": _whole("label", clip["label"]),
@@ -190,8 +199,10 @@ def parse_clip(clip: dict) -> dict[str, Any]:
         "height": _whole("height", size[0]),
         "width": _whole("width", size[1]),
         "num_persons": keypoint.shape[0],
+        "not_a_number": int((~np.isfinite(joints[..., :2])).sum()),
+        "third": third,
         # NaN and infinite coordinates count as missing, and a missing coordinate is stored as 0.
-        "joints": np.nan_to_num(joints[:, :frames].astype(dtype), nan=0.0, posinf=0.0, neginf=0.0),
+        "joints": np.nan_to_num(joints, nan=0.0, posinf=0.0, neginf=0.0),
     }
 
 

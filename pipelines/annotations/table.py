@@ -12,12 +12,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.annotations.file_digest import digest_of
+from pipelines.annotations.measures import MEASURES, measure
 from pipelines.annotations.schema import (
     AnnotationError,
     class_names_of,
@@ -28,9 +29,10 @@ from pipelines.annotations.schema import (
     rotation_of,
     split_rows,
 )
+from pipelines.annotations.splits import find_split, pair_name, pairs_of
 from pipelines.videos.turn import AnnotatedImage, Rotation
 
-FORMAT = 3  # raise this number when the columns change, so that tables in the cache are built again
+FORMAT = 4  # raise this number when the columns change, so that tables in the cache are built again
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class ClipTable:
     splits: for the name of each split, the rows of its clips; empty if the file is a plain list.
     class_names: the name of each class, or empty if the file does not name its classes.
     rotation: see AnnotatedImage; None if the file does not say it.
+    measures: [n] of dtype MEASURES, the measures of each clip's joints; empty for a table that no file was read for.
+    absent: for each split that lists clips without an annotation, how many these are and the name of the first.
     """
 
     digest: str
@@ -58,6 +62,8 @@ class ClipTable:
     splits: dict[str, np.ndarray]
     class_names: tuple[str, ...] = ()
     rotation: Rotation | None = None
+    measures: np.ndarray = field(default_factory=lambda: np.zeros(0, MEASURES))
+    absent: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -79,20 +85,32 @@ class ClipTable:
     def rows_in_split(self, split: str | None) -> np.ndarray:
         """The rows of a split, or all rows if `split` is None.
 
-        None is for annotation files that have no splits, such as the files of MA-52.
-        Raises AnnotationError if there is no such split.
+        split: the name of a split, or PAIR_train or PAIR_val of a pair of splits (`find_split`). None is for annotation
+            files that have no splits, such as the files of MA-52.
+        Raises AnnotationError if there is no such split, or if none of its clips has an annotation.
         """
         if split is None:
             return np.arange(len(self))
-        if split not in self.splits:
-            end = f"_{split.rpartition('_')[2]}"
-            names = sorted(name.removesuffix(end) for name in self.splits if name.endswith(end))
+        name = find_split(self.splits, split)
+        if name is None:
+            pairs = [pair_name(train) or train for train, _ in pairs_of(self.splits)]
+            ways = [f"data.split={pair}" for pair in pairs]
+            if len(self.splits) > 1 and not pairs:
+                ways.append("data.train_split and data.val_split to two of these names")
             raise AnnotationError(
                 f"the annotations have no split '{split}', only {sorted(self.splits) or 'a plain list'}; set "
-                + (f"data.split={' or data.split='.join(names)}, or " if names else "")
+                + (f"{' or '.join(ways)}, or " if ways else "")
                 + "data.split=none with data.val_annotations, if the validation clips have a file of their own"
             )
-        return self.splits[split]
+        if not len(self.splits[name]):
+            count, first = self.absent.get(name, (0, ""))
+            listed = (
+                f" (it lists {count}, the first is {first}, and the first clip is {self.names[0]})" if count else ""
+            )
+            raise AnnotationError(
+                f"split '{name}' has no clip with an annotation{listed}; choose another split with data.split"
+            )
+        return self.splits[name]
 
 
 def open_table(path: Path, cache: Path) -> ClipTable:
@@ -115,7 +133,7 @@ def open_table(path: Path, cache: Path) -> ClipTable:
     return table
 
 
-_COLUMNS = ("names", "label", "total_frames", "height", "width", "num_persons", "first_row", "joints")
+_COLUMNS = ("names", "label", "total_frames", "height", "width", "num_persons", "first_row", "joints", "measures")
 
 
 def _load(folder: Path, digest: str) -> ClipTable | None:
@@ -123,12 +141,13 @@ def _load(folder: Path, digest: str) -> ClipTable | None:
     try:
         columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
         splits = json.loads((folder / "splits.json").read_text())
+        absent = {name: tuple(entry) for name, entry in json.loads((folder / "absent.json").read_text()).items()}
         class_names = tuple(json.loads((folder / "class_names.json").read_text()))
         rotation = json.loads((folder / "rotation.json").read_text())
     except (OSError, ValueError, EOFError):
         return None
     rows = {name: np.asarray(rows, np.int64) for name, rows in splits.items()}
-    return ClipTable(digest=digest, splits=rows, class_names=class_names, rotation=rotation, **columns)
+    return ClipTable(digest=digest, splits=rows, class_names=class_names, rotation=rotation, absent=absent, **columns)
 
 
 @contextlib.contextmanager
@@ -160,21 +179,36 @@ def _build(path: Path, folder: Path) -> None:
         raise AnnotationError(
             f"{path} lists clips twice ({len(duplicates)} in all, the first is {duplicates[0]}); remove the duplicates"
         )
-    rows = {str(name): split_rows(path, str(name), members, row_of) for name, members in splits.items()}
+    rows, absent = {}, {}
+    for name, members in splits.items():
+        rows[str(name)], missing = split_rows(path, str(name), members, row_of)
+        if missing:
+            absent[str(name)] = len(missing), missing[0]
     temporary = folder.with_name(f"{folder.name}.tmp")
     for leftover in (temporary, folder):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     _save_joints(temporary / "joints.npy", columns.pop("joints"))
+    columns["measures"] = _measured(np.load(temporary / "joints.npy", mmap_mode="r"), columns)
     for name, column in columns.items():
         np.save(temporary / f"{name}.npy", column)
     (temporary / "splits.json").write_text(json.dumps(rows))
+    (temporary / "absent.json").write_text(json.dumps(absent))
     (temporary / "class_names.json").write_text(json.dumps(class_names))
     (temporary / "rotation.json").write_text(json.dumps(rotation_of(path, content)))
     for file in temporary.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
     temporary.rename(folder)
+
+
+def _measured(joints: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """The column `measures`. Removes from `columns` the two facts that only the annotation file contains."""
+    per_clip = columns["num_persons"].astype(np.int64) * columns["total_frames"]
+    measures = measure(joints, per_clip, columns["height"], columns["width"], columns["first_row"])
+    for name in ("not_a_number", "third"):
+        measures[name] = columns.pop(name)
+    return measures
 
 
 def _save_joints(path: Path, joints: list[np.ndarray]) -> None:

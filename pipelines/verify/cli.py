@@ -20,6 +20,7 @@ def main(
     json: Path | None = None,
     quick: bool = False,
     max_bad: float = 0.01,
+    max_absent: float = 0.5,
     follow_links: bool = False,
     rotation: Rotation = "shown",
     cache: Path = Path("data/cache"),
@@ -33,14 +34,21 @@ def main(
         json: also write all results, with the names of all affected clips, to this file
         quick: do not open videos, only check that there is one for each clip
         max_bad: maximum share of clips without a usable video; if it is exceeded, the check fails
+        max_absent: maximum share of a split's clips without an annotation; if it is exceeded, the check fails
         follow_links: follow links that lead out of the folder of the videos; only for a folder that you trust
         rotation: whether skeletons belong to frames as players show them or as files store them, where neither the
             annotation file nor img_shape tells (data.rotation)
         cache: folder in which tables of annotation files are stored
     """
     console = Console()
-    options = {"num_classes": num_classes, "max_bad": max_bad, "quick": quick, "follow_links": follow_links}
-    options["rotation"] = rotation
+    options = {
+        "num_classes": num_classes,
+        "max_bad": max_bad,
+        "max_absent": max_absent,
+        "quick": quick,
+        "follow_links": follow_links,
+        "rotation": rotation,
+    }
     facts = verify(annotations, videos, **options, cache=cache)
     if json:
         write_json(json, facts)

@@ -1,18 +1,16 @@
 """Facts about an annotation file: its splits, classes, people and joints. Videos are not needed."""
 
-import itertools
 import re
 from collections import Counter
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pipelines.annotations.schema import read_pickle
+from pipelines.annotations.checks import Finding, absent_findings, split_findings
+from pipelines.annotations.splits import pairs_of
 from pipelines.annotations.table import ClipTable
 
-MIN_SCORE = 1e-4  # joints with a lower score are not drawn (kernels/heatmap)
-CHUNK = 1 << 20  # rows of the table's joints (one person in one frame each) that are processed at a time
 NTU_NAME = re.compile(r"(?:.*/)?S(\d{3})C(\d{3})P(\d{3})R\d{3}A(\d{3})(?:_rgb)?(?:\.\w+)?")
 # Published numbers of clips with a skeleton (docs/sources.md, "NTU RGB+D 60", "NTU RGB+D 120" and "MA-52"), for each
 # number of classes.
@@ -86,11 +84,16 @@ def _balance(labels: np.ndarray, num_classes: int) -> dict[str, Any]:
     }
 
 
-def shared_clips(table: ClipTable) -> dict[str, int]:
-    """For each pair of splits, such as 'xsub', the number of clips that are in both its train and its val split."""
-    pairs = {name.removesuffix("_train") for name in table.splits if name.endswith("_train")}
-    rows = {p: (table.splits[f"{p}_train"], table.splits.get(f"{p}_val", np.array([], np.int64))) for p in pairs}
-    return {pair: len(np.intersect1d(train, val)) for pair, (train, val) in sorted(rows.items())}
+MAX_ABSENT = "--max-absent {0} (in training: --set data.max_absent={0})"
+
+
+def split_problems(table: ClipTable, max_absent: float) -> list[Finding]:
+    """What is wrong with the splits of a table: each pair of a training and a validation split, and each list alone."""
+    findings = []
+    for train, val in pairs_of(table.splits):
+        for finding in split_findings(table, table.splits[train], table, table.splits[val]):
+            findings.append(replace(finding, text=f"{train} and {val}: {finding.text}"))
+    return findings + absent_findings([(table, split) for split in table.splits], max_absent, MAX_ABSENT)
 
 
 def person_facts(table: ClipTable) -> dict[str, int]:
@@ -109,51 +112,15 @@ def joint_facts(table: ClipTable) -> dict[str, Any]:
 
     joints: number of joints. missing: share of the joints that have a score of about 0 or are at (0, 0).
     outside: share of the joints outside the image, among the joints that are not missing.
+    nan: share of the coordinates in the annotation file that are NaN or infinite. The table contains 0 instead.
     without_joints: names of clips in which all joints are missing.
-    swapped: names of clips whose joints fit into the image only if height and width are swapped.
     """
-    per_clip = table.num_persons * table.total_frames
-    num_present = np.zeros(len(table), np.int64)
-    total = outside = 0
-    reach = np.zeros((len(table), 2), np.float32)  # largest x and y of each clip
-    for first, last in _chunks(per_clip):
-        start = int(table.first_row[first])
-        joints = np.asarray(table.joints[start : start + int(per_clip[first:last].sum())], np.float32)
-        clip = np.repeat(np.arange(first, last), per_clip[first:last])
-        x, y, score = joints[..., 0], joints[..., 1], joints[..., 2]
-        present = (score >= MIN_SCORE) & ((x != 0) | (y != 0))
-        width, height = table.width[clip, None], table.height[clip, None]
-        out = present & ((x < 0) | (y < 0) | (x >= width) | (y >= height))
-        total, outside = total + present.size, outside + int(out.sum())
-        num_present += np.bincount(clip, present.sum(axis=1), minlength=len(table)).astype(np.int64)
-        # The 90 % quantile is used instead of the maximum, because single joints can be far off.
-        inside = np.where(present[..., None], joints[..., :2], 0)
-        np.maximum.at(reach, clip, np.quantile(inside, 0.9, axis=1))
-    total_present = int(num_present.sum())
-    size = np.stack([table.width, table.height], axis=1)
-    swapped = (reach > size).any(axis=1) & (reach <= size[:, ::-1]).all(axis=1)
+    measures = table.measures
+    total, drawn = int(measures["joints"].sum()), int(measures["drawn"].sum())
     return {
         "joints": total,
-        "missing": 1 - total_present / total if total else 0.0,
-        "outside": outside / total_present if total_present else 0.0,
-        "without_joints": [str(name) for name in table.names[num_present == 0]],
-        "swapped": [str(name) for name in table.names[swapped]],
+        "missing": 1 - drawn / total if total else 0.0,
+        "outside": int(measures["outside"].sum()) / drawn if drawn else 0.0,
+        "nan": int(measures["not_a_number"].sum()) / (2 * total) if total else 0.0,
+        "without_joints": [str(name) for name in table.names[measures["drawn"] == 0]],
     }
-
-
-def _chunks(per_clip: np.ndarray) -> list[tuple[int, int]]:
-    """Divide the clips into ranges (first, last + 1) with about CHUNK rows of joints each."""
-    chunk = np.cumsum(per_clip) // CHUNK
-    edges = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(per_clip)]
-    return list(itertools.pairwise(edges))
-
-
-def nan_share(annotations: Path) -> float:
-    """The share of coordinates in the annotation file that are NaN or infinite. The table contains 0 instead."""
-    content = read_pickle(annotations)
-    clips = content["annotations"] if isinstance(content, dict) else content
-    sizes, broken = 0, 0
-    for clip in clips:
-        keypoint = np.asarray(clip["keypoint"])
-        sizes, broken = sizes + keypoint.size, broken + int((~np.isfinite(keypoint)).sum())
-    return broken / sizes if sizes else 0.0

@@ -4,6 +4,7 @@ The report consists of two tables and a verdict. The exit code is 0 if training 
 the last line then says why, and what to do.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.annotations.checks import joint_findings, label_findings
 from pipelines.annotations.table import ClipTable, open_table
-from pipelines.verify.facts import joint_facts, nan_share, person_facts, shared_clips, split_facts
+from pipelines.verify.facts import joint_facts, person_facts, split_facts, split_problems
 from pipelines.verify.videos import video_facts
 from pipelines.videos.turn import Rotation
 
+MAX_ABSENT_SHARE = 0.5
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
@@ -25,6 +28,7 @@ def verify(
     *,
     num_classes: int | None = None,
     max_bad: float = 0.01,
+    max_absent: float = MAX_ABSENT_SHARE,
     quick: bool = False,
     follow_links: bool = False,
     rotation: Rotation = "shown",
@@ -36,8 +40,9 @@ def verify(
     videos: folder of the videos, or None to check the annotations alone, which is enough for a network that reads only
         skeletons.
     rotation: see AnnotatedImage.
-    max_bad: maximum share of clips without a usable video. quick: do not open videos. cache: folder in which the
-    annotation table is stored. Raises UserError if the annotation file or the folder of the videos cannot be read.
+    max_bad: maximum share of clips without a usable video. max_absent: maximum share of a split's clips that have no
+    annotation. quick: do not open videos. cache: folder in which the annotation table is stored.
+    Raises UserError if the annotation file or the folder of the videos cannot be read.
     """
     console = console or Console(stderr=True)
     table = open_table(annotations, cache)
@@ -48,9 +53,16 @@ def verify(
         "joints_a_person": table.num_joints,
         "labels": labels,
         "splits": split_facts(table, num_classes),
-        "in_both": shared_clips(table),
         "persons": person_facts(table),
-        "joints": joint_facts(table) | {"nan": nan_share(annotations)},
+        "joints": joint_facts(table),
+        "findings": [
+            asdict(finding)
+            for finding in (
+                *label_findings(table, num_classes),
+                *joint_findings(table),
+                *split_problems(table, max_absent),
+            )
+        ],
         "videos": None
         if videos is None
         else video_facts(table, videos, console, quick=quick, follow_links=follow_links, rotation=rotation),
@@ -65,6 +77,9 @@ def _fault(facts: dict[str, Any], table: ClipTable, num_classes: int | None, max
     if low < 0 or (num_classes is not None and high >= num_classes):
         classes = num_classes or high + 1
         return f"labels are {low} to {high}, but must be within 0 to {classes - 1}; correct the labels or --num-classes"
+    for finding in facts["findings"]:
+        if finding["fatal"]:
+            return f"not usable: {finding['text']}"
     bad = unusable(facts)
     if len(bad) > max_bad * len(table) or len(bad) == len(table):
         name, reason = next(iter(bad.items()))
@@ -91,12 +106,15 @@ def _usable_text(facts: dict[str, Any]) -> str:
 
 
 def show(facts: dict[str, Any], console: Console) -> None:
-    """Print the facts as two tables: one line per split, and one line per fact about all clips."""
+    """Print two tables, with one line per split and one line per fact about all clips, and then the warnings."""
     console.print(_split_table(facts))
     table = Table("all clips", "", box=SIMPLE_HEAD)
     for name, text in _lines(facts):
         table.add_row(name, text)
     console.print(table)
+    for finding in facts["findings"]:
+        if not finding["fatal"]:
+            console.print(f"warning: {finding['text']}", **PLAIN)
 
 
 def _split_table(facts: dict[str, Any]) -> Table:
@@ -137,11 +155,6 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append(("number of clips", f"the same as in the published file for {split['matches']}"))
         if split["wrong_side"]:
             lines.append((f"in {split['split']}, but not by NTU's rule", f"{split['wrong_side']} clips"))
-    lines += [
-        (f"in both {pair}_train and {pair}_val", f"{number} clips")
-        for pair, number in facts["in_both"].items()
-        if number
-    ]
     if facts["labels"] == [0, 0] and facts["clips"] > 1:
         lines.append(("labels", "all 0, which means that the labels are hidden (as in MA-52's test list)"))
     return lines
@@ -195,8 +208,6 @@ def _joint_lines(joints: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if joints["without_joints"]:
         lines.append(("clips without joints", _shortened(joints["without_joints"])))
-    if joints["swapped"]:
-        lines.append(("height and width swapped", _shortened(joints["swapped"])))
     return lines
 
 

@@ -64,6 +64,45 @@ def test_plain_list(tmp_path):
         table.rows_in_split("xsub_train")
 
 
+@pytest.mark.parametrize(
+    ("lists", "pair", "train", "val"),
+    [
+        (("xsub_train", "xsub_val"), "xsub", "xsub_train", "xsub_val"),
+        (("train1", "test1", "train2", "test2"), "train2", "train2", "test2"),  # UCF101, HMDB51
+        (("train1", "test1", "train2", "test2"), "1", "train1", "test1"),
+        (("train", "val", "test"), "train", "train", "val"),  # FineGYM: train and val
+        (("train", "test"), "train", "train", "test"),
+        (("sub_train", "sub_test"), "sub", "sub_train", "sub_test"),
+        (("Training", "Validation"), "Training", "Training", "Validation"),
+        (("trainlist01", "testlist01"), "list01", "trainlist01", "testlist01"),
+    ],
+)
+def test_pairs_of_splits_as_files_name_them(tmp_path, lists, pair, train, val):
+    clips = [clip(name) for name in lists]
+    table = table_of(tmp_path, {"split": {name: [name] for name in lists}, "annotations": clips})
+    found = [table.names[table.rows_in_split(f"{pair}_{side}")].tolist() for side in ("train", "val")]
+    assert found == [[train], [val]]
+    assert table.names[table.rows_in_split(lists[-1])].tolist() == [lists[-1]]
+
+
+def test_a_pair_that_is_not_there_is_told_with_those_that_are(tmp_path):
+    lists = ("train1", "test1", "alone")
+    table = table_of(tmp_path, {"split": {name: [name] for name in lists}, "annotations": [clip(n) for n in lists]})
+    with pytest.raises(AnnotationError, match=r"only \['alone', 'test1', 'train1'\]; set data.split=1, or"):
+        table.rows_in_split("own_val")
+    with pytest.raises(AnnotationError, match="no split 'alone_val'"):
+        table.rows_in_split("alone_val")
+
+
+def test_splits_may_list_clips_that_were_filtered_out(tmp_path):
+    content = {"split": {"a_train": ["b", "a", "c"], "a_val": ["d"]}, "annotations": [clip("a")]}
+    table = table_of(tmp_path, content)
+    assert table.rows_in_split("a_train").tolist() == [0]
+    assert table.absent == {"a_train": (2, "b"), "a_val": (1, "d")}
+    with pytest.raises(AnnotationError, match=r"'a_val' has no clip with an annotation \(it lists 1, the first is d"):
+        table.rows_in_split("a_val")
+
+
 def test_names_of_classes_are_read_with_the_clips(tmp_path):
     names = ["drink", "走る", "wave hello", "sit, stand", "unused"]
     content = {"split": {}, "annotations": [clip("a")], "class_names": names}
@@ -142,10 +181,6 @@ NO_FORM = (
         ({"split": {"val": 5}, "annotations": [clip()]}, "split 'val' of {} is not a list of names"),
         ({"split": {"val": "a"}, "annotations": [clip("a")]}, "split 'val' of {} is not a list of names"),
         (
-            {"split": {"val": ["b", "a", "c"]}, "annotations": [clip("a")]},
-            "split 'val' of {} lists clips that have no annotation in the file (2 in all, the first is b)",
-        ),
-        (
             {"split": {"val": ["a", "b", "a"]}, "annotations": [clip("a"), clip("b")]},
             "split 'val' of {} lists clips twice (1 in all, the first is a); remove the duplicates",
         ),
@@ -182,6 +217,14 @@ SHAPE = "not (people, frames, joints, 2)"
     [
         *(({key: None}, f"'{key}' is missing") for key in ("frame_dir", "label", "keypoint", "total_frames")),
         ({"img_shape": None}, "'img_shape' is missing"),
+        (
+            {"img_shape": None, "keypoint": np.zeros((1, 6, 25, 3))},
+            "so these are 3-D skeletons; take the 2-D skeletons",
+        ),
+        (
+            {"keypoint": np.zeros((6, 1, 17, 2)), "keypoint_score": None},
+            "skeleton has 1 frames; write the axes of keypoint in the order (people, frames, joints, 2)",
+        ),
         ({"keypoint": np.zeros((6, 17, 2))}, f"keypoint has shape (6, 17, 2), {SHAPE}"),
         ({"keypoint": np.zeros((1, 6, 17, 4))}, f"keypoint has shape (1, 6, 17, 4), {SHAPE}"),
         ({"keypoint": np.zeros((1, 6, 0, 2))}, f"keypoint has shape (1, 6, 0, 2), {SHAPE}"),

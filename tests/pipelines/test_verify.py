@@ -68,7 +68,7 @@ def test_demo_as_it_comes(data):
     assert (train["clips"], val["clips"], facts["clips"]) == (24, 12, 36)
     assert (train["classes"], train["fewest"], train["median"], train["most"], train["absent"]) == (12, 2, 2.0, 2, [])
     assert train["published"] is None  # twelve classes are not NTU's
-    assert facts["in_both"] == {"xsub": 0}
+    assert facts["findings"] == []
     assert facts["persons"] == {"0": 0, "1": 27, "2": 9, ">2": 0}
     assert list(facts["videos"]["broken"]) == [data.names[CUT]]
     assert facts["videos"]["length"] == {"0": 35, "1": 0, "2": 0, ">2": 0}
@@ -147,7 +147,11 @@ def test_classes_out_of_range_absent_or_rare(data):
 
 def test_a_clip_on_both_sides_is_counted(data):
     data.content["split"]["xsub_val"].append(data.names[0])
-    assert data.facts(max_bad=0.05)["in_both"] == {"xsub": 1}
+    (finding,) = data.facts(max_bad=0.05)["findings"]
+    assert (finding["kind"], finding["clips"], finding["fatal"]) == ("overlap", [data.names[0]], False)
+    assert finding["text"].startswith(
+        f"xsub_train and xsub_val: 1 of the 13 validation clips are training clips too, such as {data.names[0]}, "
+    )
 
 
 def ntu_names() -> dict[str, list[str]]:

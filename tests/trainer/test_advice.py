@@ -91,6 +91,10 @@ SETTINGS = [
         f"{CONFIG} --set model.rgb.widths=8,16 --set model.pose.widths=8,16",
         (r"widths=\S+ \S+ (blocks)=.*set all of them", "{before} --set model.rgb.{0}=1,1 --set model.pose.{0}=1,1"),
     ),
+    (
+        f"{CONFIG} --set data.split=none --set data.train_split=a",
+        (r"set (data.val_split) too$", "{before} --set {0}=b"),
+    ),
     (f"{CONFIG} --set data.class_names=a,b", (r"none with (--set \S+)$", "{before} {0}")),
     (
         f"{CONFIG} --set model.num_classes=5",
@@ -173,6 +177,10 @@ DATA = [
             "{before} --set {0} --set {1} {2} {files}/thirteen.txt",
         ),
     ),
+    (
+        "verify {files}/part.pkl --cache {cache}",
+        (r"allow it with (--max-absent \S+) \(in training: (--set \S+)\)$", "{before} {0}"),
+    ),
     (f"{VIEW} --set data.videos={{dir}}/no", (r"\((data.videos), ", "{before} --set {0}={videos}")),
     (f"{DRY} --set data.videos={{files}}/links", (r"(data.follow_links=true)", "{before} --set {0}")),
     (f"{PREPARE} --videos {{files}}/links", (r"\((--follow-links)\)", "{before} {0}")),
@@ -247,6 +255,11 @@ RUNS = [
     (
         f"{SCORE} --set data.split=b",
         (r"or (data.split=none) with (data.val_annotations),", "{before} --set {0} --set {1}={files}/val.pkl"),
+    ),
+    (f"{SCORE} --split test", (r"name one of (\w+),", f"{SCORE} --split {{0}}")),
+    (
+        f"{BEGIN} --max-steps 0 --set data.demo=none --set data.annotations={{files}}/part.pkl",
+        (r"allow it with (--set \S+)$", "{before} {0}"),
     ),
     (
         "trainer predict --pose {annotations} --out {dir}/predictions --window 16 --stride 20",
@@ -371,6 +384,9 @@ def shared(tiny, tmp_path_factory) -> dict[str, str]:
     split = content["split"] | {"xsub_train": content["split"]["xsub_train"][:-1]}
     (files / "shorter.pkl").write_bytes(pickle.dumps(content | {"split": split}))
 
+    part = [each for each in content["annotations"] if each["label"] < 5]
+    (files / "part.pkl").write_bytes(pickle.dumps(content | {"annotations": part}))
+
     (files / "links").mkdir()
     for video in videos.iterdir():
         (files / "links" / video.name).symlink_to(video)
@@ -451,7 +467,8 @@ def test_the_advice_ends_the_refusal(row, places, capsys):
     with locked(Path(places["locked"])):
         for pattern, followed, *change in steps:
             assert start(command) == 2, command
-            message = capsys.readouterr().err.strip().splitlines()[-1]
+            told = capsys.readouterr()
+            message = (told.err.strip() or told.out.strip()).splitlines()[-1]
             advice = re.search(pattern, message)
             assert advice, message
             for name in change:

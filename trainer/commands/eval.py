@@ -23,7 +23,7 @@ from models.networks import build_model
 from models.weights.loading import load_weights
 from pipelines.progress import Progress
 from trainer.config import Experiment
-from trainer.data import build_loaders, with_class_names
+from trainer.data import build_loaders, validating_on, with_class_names
 from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, summarize, worse_than_a_stream
 from trainer.report.confusion import draw_confusion
 from trainer.report.curves import write_png
@@ -44,6 +44,8 @@ SCORES = "scores.npz"
 class EvalOptions(RunChoice):
     """Score the validation split with a run's own settings: python -m trainer eval work_dirs/ntu60"""
 
+    split: str | None = None
+    """Score this split of the annotation file instead, such as test or xsub_train."""
     clips: int = 1
     """Number of samples of each clip, whose scores are averaged. Published results use 1 or 10."""
     averaged: bool = False
@@ -64,6 +66,8 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     check_cards(experiment.optim.precision, device, world_size)
     if world_size > 1 and not started_by_launcher():
         return launch(world_size, arguments, 0)
+    if options.split is not None:
+        experiment = validating_on(experiment, options.split)
     with join(device) as ranks:
         path, experiment = Path(str(ranks.from_leader(str(checkpoint.path)))), of_leader(experiment, ranks)
         network = build_model(experiment.model)

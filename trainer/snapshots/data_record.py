@@ -14,14 +14,14 @@ from pipelines.annotations.table import ClipTable
 from pipelines.loader import Loader
 from pipelines.prepare.users import table_joints
 from trainer.config import Experiment
-from trainer.data import usable_before_packing
+from trainer.data import split_of, usable_before_packing
 from trainer.stored import differences
 
 NAMED = 3  # clips of each kind that a sentence names
 BRING_BACK = "bring the former data back"
 # Settings that choose files, and other settings that choose clips out of them.
 FILES = ("data.annotations", "data.val_annotations", "data.videos", "data.demo")
-CHOOSING = ("data.split", "data.follow_links", "data.source")
+CHOOSING = ("data.split", "data.train_split", "data.val_split", "data.follow_links", "data.source")
 DIGITS = 8  # stored digits of a digest; they are enough to notice a change
 
 
@@ -71,11 +71,11 @@ def records_before_packing(
 
     `former` are the records of the snapshot, whose clips had usable videos.
     """
-    records, split, cache = {}, experiment.data.split, Path(experiment.data.cache)
+    records, cache = {}, Path(experiment.data.cache)
     names = [name for kind in former for name in json.loads(former[kind])["names"]]
-    for kind, part, table in (("training", "train", tables[0]), ("validation", "val", tables[-1])):
+    for kind, table in (("training", tables[0]), ("validation", tables[-1])):
         if kind in former:
-            rows = table.rows_in_split(None if split is None else f"{split}_{part}")
+            rows = table.rows_in_split(split_of(experiment, table, kind == "training"))
             usable = usable_before_packing(experiment, table, rows, np.isin(table.names, names), console)
             records[kind] = DataRecord.of(table, rows[usable[rows]], cache).to_json()
     return records

@@ -1,0 +1,103 @@
+"""Measures the joints of every clip once, when the table of an annotation file is built.
+
+The checks of a data set (checks.py) need only these numbers, so they take milliseconds on a table of any size.
+"""
+
+import hashlib
+import itertools
+
+import numpy as np
+
+MIN_SCORE = 1e-4  # joints with a lower score are not drawn (kernels/heatmap)
+CHUNK = 1 << 18  # rows of the table's joints (one person in one frame each) that are processed at a time
+
+# One entry for each clip. A joint counts as placed if it is not at (0, 0), and as drawn if it is placed and its score
+# is at least MIN_SCORE. Positions are in pixels of the annotated image.
+MEASURES = np.dtype(
+    [
+        ("joints", np.int64),  # joints of all people in all frames
+        ("placed", np.int64),
+        ("drawn", np.int64),
+        ("outside", np.int64),  # drawn joints outside the image
+        ("outside_swapped", np.int64),  # drawn joints outside an image whose height and width are swapped
+        ("negative", np.int64, (2,)),  # drawn joints with x below 0, and with y below 0
+        ("low", np.float32, (2,)),  # smallest x and y of the drawn joints
+        ("high", np.float32, (2,)),  # largest x and y of the drawn joints
+        ("still", np.int64),  # joints of the layout that are drawn at least twice, and always at one place
+        ("moving", np.int64),  # joints of the layout that are drawn at several places
+        ("size", np.float32),  # longer side of the box around a person's drawn joints, the largest of all frames
+        ("score_low", np.float32),
+        ("score_high", np.float32),
+        ("rounded", np.int64),  # scores above 1 that rounding explains
+        ("digest", np.uint64),  # of joints and scores
+        ("not_a_number", np.int64),  # coordinates that are NaN or infinite in the annotation file
+        ("third", np.int8),  # THIRD_IS_SCORE, THIRD_IS_UNUSED, or 0 if a joint has two numbers
+    ]
+)
+THIRD_IS_SCORE, THIRD_IS_UNUSED = 1, 2
+ROUNDED = 1.01  # scores above 1 and up to this value are taken for 1 that was rounded
+
+
+def measure(
+    joints: np.ndarray, per_clip: np.ndarray, height: np.ndarray, width: np.ndarray, first_row: np.ndarray
+) -> np.ndarray:
+    """Measure all clips: [n] of dtype MEASURES, in which `not_a_number` and `third` are still 0.
+
+    joints: [rows, V, 3], as in a ClipTable. per_clip: [n], the number of rows of each clip. height, width: [n].
+    """
+    measures = np.zeros(len(per_clip), MEASURES)
+    for first, last in chunks(per_clip):
+        some, start = slice(first, last), int(first_row[first])
+        stored = np.asarray(joints[start : start + int(per_clip[some].sum())])
+        if len(stored):
+            _measure(stored, per_clip[some], height[some], width[some], measures[some])
+    return measures
+
+
+def _measure(stored: np.ndarray, per_clip: np.ndarray, height: np.ndarray, width: np.ndarray, part: np.ndarray) -> None:
+    """Fill `part`, the measures of consecutive clips whose joints are `stored`."""
+    some = np.flatnonzero(per_clip)  # reduceat cannot sum over no rows at all
+    starts = np.cumsum(per_clip)[some] - per_clip[some]
+    clip = np.repeat(np.arange(len(per_clip)), per_clip)
+    joints = stored.astype(np.float32)
+    xy, score = joints[..., :2], joints[..., 2]
+    placed = (xy[..., 0] != 0) | (xy[..., 1] != 0)
+    drawn = placed & (score >= MIN_SCORE)
+    size = np.stack([width, height], axis=1)[clip, None]
+
+    def count(mask: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(mask.reshape(len(mask), -1).sum(axis=1), starts)
+
+    def out_of(box: np.ndarray) -> np.ndarray:
+        return np.logical_and(drawn, np.any((xy < 0) | (xy >= box), axis=-1))
+
+    part["joints"] = per_clip * stored.shape[1]
+    part["placed"][some], part["drawn"][some] = count(placed), count(drawn)
+    part["outside"][some], part["outside_swapped"][some] = count(out_of(size)), count(out_of(size[..., ::-1]))
+    for axis in (0, 1):
+        part["negative"][some, axis] = count(drawn & (xy[..., axis] < 0))
+    small = np.where(drawn[..., None], xy, np.float32(np.inf))
+    large = np.where(drawn[..., None], xy, np.float32(-np.inf))
+    low, high = np.minimum.reduceat(small, starts), np.maximum.reduceat(large, starts)  # [clips, V, 2]
+    part["low"][some], part["high"][some] = low.min(axis=1), high.max(axis=1)
+    times = np.add.reduceat(drawn.astype(np.int64), starts)
+    moves = np.any(low != high, axis=-1)
+    part["still"][some] = ((times > 1) & ~moves).sum(axis=1)
+    part["moving"][some] = ((times > 1) & moves).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        sides = np.where(np.any(drawn, axis=1)[:, None], large.max(axis=1) - small.min(axis=1), 0)
+    part["size"][some] = np.maximum.reduceat(sides.max(axis=1), starts)
+    part["score_low"][some] = np.minimum.reduceat(score.min(axis=1), starts)
+    part["score_high"][some] = np.maximum.reduceat(score.max(axis=1), starts)
+    part["rounded"][some] = count((score > 1) & (score <= ROUNDED))
+    ends = np.append(starts[1:], len(stored))
+    for row, begin, end in zip(some.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        digest = hashlib.blake2b(stored[begin:end].tobytes(), digest_size=8).digest()
+        part["digest"][row] = int.from_bytes(digest)
+
+
+def chunks(per_clip: np.ndarray) -> list[tuple[int, int]]:
+    """Divide the clips into ranges (first, last + 1) with about CHUNK rows of joints each."""
+    chunk = np.cumsum(per_clip) // CHUNK
+    edges = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(per_clip)]
+    return list(itertools.pairwise(edges))
