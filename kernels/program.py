@@ -6,6 +6,7 @@ program can still start and report which package is missing.
 
 import ctypes
 import errno
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -56,7 +57,10 @@ def run_program(
     `needs` lists the modules that the program imports. `main` must import them inside its body, because the
     installation is checked just before `main` is called.
     """
-    sys.exit(exit_code(main, interrupt_message, needs))
+    code = exit_code(main, interrupt_message, needs)
+    # At its end Python would look for garbage among all objects of torch, which takes over a second.
+    gc.freeze()
+    sys.exit(code)
 
 
 def exit_code(
