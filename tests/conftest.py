@@ -1,5 +1,6 @@
 """Settings that must be made before our modules are imported, and the fixtures that tests of several packages use."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -35,6 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in OPERATORS or "through_kernels" in item.name:
             item.add_marker(pytest.mark.skip(reason))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # garbage collections skip the objects of modules that are imported by now, which tests do not free
 
 
 @pytest.fixture(scope="session")
