@@ -37,12 +37,17 @@ NAMES = {
     "ntu60_epam": ["fused", "rgb", "pose", "sum"],
     "ma52": ["fused", "rgb", "pose", "rgb_coarse", "pose_coarse"],
 }
-SETTINGS = [word for setting in SMALL_NETS for word in ("--set", setting)]
+# Tracing takes most of the time of these tests, in proportion to the number of layers.
+ONE_STAGE = (
+    *SMALL_NETS,
+    *("model.rgb.widths=(8,)", "model.rgb.blocks=(1,)", "model.pose.widths=(8,)", "model.pose.blocks=(1,)"),
+)
+SETTINGS = [word for setting in ONE_STAGE for word in ("--set", setting)]
 
 
 @pytest.fixture(scope="module")
 def tiny_demo() -> Experiment:
-    return override(EXPERIMENTS["demo"], *SMALL_NETS)
+    return override(EXPERIMENTS["demo"], *ONE_STAGE)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +122,7 @@ POSE = (
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [("ntu60_pose", POSE), pytest.param("demo", SMALL_NETS, marks=pytest.mark.soak)]
+    ("name", "settings"), [("ntu60_pose", POSE), pytest.param("demo", ONE_STAGE, marks=pytest.mark.soak)]
 )
 def test_onnx(name, settings, tmp_path):
     onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
