@@ -60,7 +60,7 @@ def test_a_compiled_step_that_is_wrong(build, tmp_path, monkeypatch):
 
 def test_a_resumed_run_keeps_what_was_timed(build, tmp_path, monkeypatch):
     compile_by(monkeypatch)
-    run, _ = trained(build, "compile=True")
+    run, _ = trained(build, "compile=False")
     state = state_of(run) | {"first_look": json.dumps({"network": "compiled", "cudnn_benchmark": True})}
     again = build(*ONE_BLOCK, "compile=True")
     take_up(again, state)

@@ -8,9 +8,9 @@ import torch
 
 from models.pcan import without_other_ranks
 from pipelines.batch import Batch
-from trainer.memory import gradients
+from trainer.memory import gradients, recover
 from trainer.run import Run
-from trainer.step import recover
+from trainer.runtime.forward import Way
 
 
 def rehearse(run: Run, part: Batch) -> None:
@@ -27,7 +27,8 @@ def rehearse(run: Run, part: Batch) -> None:
     with torch.random.fork_rng(on_gpu), without_other_ranks(), turns:
         while not succeeds(run, part):
             pass
-    run.forward.agree(run.ranks)
+    slowest = Way(run.ranks.largest(run.forward.way))
+    run.forward.use(slowest, "on another rank, which has a file of its own")
 
 
 def succeeds(run: Run, part: Batch) -> bool:
