@@ -15,7 +15,7 @@ class Backends:
     """The decoder and the renderer in use. All loaders of a run share one object, so each failure is reported once.
 
     decoder: `mixed` decodes JPEG packets with the GPU's JPEG engine; `cpu` decodes them with libjpeg-turbo and copies
-        the frames to the device. Frames of data.source=video are always decoded by the device.
+        the frames to the device. With data.source=video, `mixed` means the GPU's video engine, and `cpu` means PyAV.
     renderer: `kernel` draws heatmaps with Triton, and `reference` with plain torch.
     decoder_reason, renderer_reason: why the slower decoder or renderer was chosen; empty if it was not.
     hw_decoder_load: share of the frames that `mixed` gives to the JPEG engine. CUDA kernels decode the other frames.
@@ -36,6 +36,13 @@ class Backends:
     def decode_on_cpu(self, reason: str) -> None:
         self.decoder, self.decoder_reason = "cpu", reason
         self.say(f"the GPU cannot decode JPEG frames ({reason}), so the CPU decodes them, which is slower")
+
+    def decode_videos_on_cpu(self, reason: str) -> None:
+        self.decoder, self.decoder_reason = "cpu", reason
+        self.say(
+            f"the GPU cannot decode the videos ({reason}), so the CPU decodes them, which is much slower than training "
+            "from packs (without data.source=video)"
+        )
 
     def draw_by_reference(self, reason: str) -> None:
         self.renderer, self.renderer_reason = "reference", reason

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from kernels.program import UserError
 from pipelines.batch import Batch
-from trainer.memory import advice, recover
+from trainer.memory import advice
 from trainer.metrics import Scores, summarize, worse_than_a_stream
 from trainer.resume import go_back, save
 from trainer.run import Run, Stopped
 from trainer.runtime.faults import exceeds_memory
 from trainer.scoring import score_split
 from trainer.snapshots.names import best_name
-from trainer.step import rate, train_step
+from trainer.step import rate, recover, train_step
 
 SPIKE = 10  # a loss is a spike if it is more than this many times the usual loss (Cursor.usual_loss)
 

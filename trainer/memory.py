@@ -1,4 +1,4 @@
-"""Computes gradients without a step. Recovers and gives advice if a step does not fit into the GPU's memory."""
+"""Computes gradients without a step. Gives advice if a step does not fit into the GPU's memory."""
 
 import torch
 from torch import Tensor, nn
@@ -6,27 +6,19 @@ from torch import Tensor, nn
 from pipelines.batch import Batch
 from trainer.run import Run
 from trainer.runtime.faults import exceeds_memory
-from trainer.step import loss_of, split
+from trainer.step import loss_of, recover, split
 
 
 def gradients(run: Run, network: nn.Module, part: Batch) -> list[Tensor]:
     """The gradients of a part of a batch, for all weights that get a gradient.
 
-    Changes the network's buffers, which `recover` restores. The gradients are not added to `weight.grad`, because
-    DDP would count that as a step. The loss is not scaled, because the initial scale of fp16 would make some gradients
-    infinite.
+    Changes the network's buffers, which `recover` (trainer/step.py) restores. The gradients are not added to
+    `weight.grad`, because DDP would count that as a step. The loss is not scaled, because the initial scale of fp16
+    would make some gradients infinite.
     """
     _, loss = loss_of(run, network, part)
     grads = torch.autograd.grad(loss, list(run.network.parameters()), allow_unused=True)
     return [grad for grad in grads if grad is not None]
-
-
-def recover(run: Run) -> None:
-    """Undo an unfinished step: drop its gradients, and restore the buffers as they were before the step."""
-    run.optimizer.zero_grad()
-    run.guard.settle(torch.zeros((), dtype=torch.bool, device=run.ranks.device))
-    if run.ranks.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def advice(run: Run, batch: Batch) -> str:

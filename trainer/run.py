@@ -100,11 +100,15 @@ class Run:
     num_batches: int = 0  # batches of training and validation so far; should_stop counts them
 
     def should_stop(self) -> bool:
-        """Whether a signal has asked any rank to stop. All ranks call this after each batch and get the same answer."""
+        """Whether a signal has asked any rank to stop. All ranks call this after each batch and get the same answer.
+
+        On this occasion, all ranks also begin to compute in the slowest way that one of them has had to choose.
+        """
         self.beat()
         self.num_batches += 1
         if self.ranks.world_size > 1 and self.num_batches % ASK_RANKS_EVERY:
             return False
+        self.forward.agree(self.ranks)
         return self.ranks.any(self.interrupt.received is not None)
 
 

@@ -13,6 +13,7 @@ from models.heads import Output
 from pipelines.batch import Batch
 from trainer.optim import clip_and_check, learning_rate, set_lr, step_if
 from trainer.run import Run
+from trainer.runtime.faults import exceeds_memory
 
 
 def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
@@ -21,7 +22,7 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
     If the gradients are not finite, the step changes no weights, momentum, buffers or averages.
     """
     set_lr(run.optimizer, rate(run))
-    torch.manual_seed(step_seed(run.experiment.seed, run.cursor.total_steps, run.ranks.rank))
+    seed_step(run)
     return run.execute(partial(update, run), batch)
 
 
@@ -33,8 +34,7 @@ def update(run: Run, batch: Batch) -> dict[str, Tensor]:
     """
     optim = run.experiment.optim
     run.guard.hold()
-    parts = split(batch, optim.accumulate)
-    terms = [accumulate(run, part, 1 / len(parts), last=part is parts[-1]) for part in parts]
+    terms = gradients_of_batch(run, split(batch, optim.accumulate))
     with nvtx.annotate("optimizer"):
         run.scale.unscale(run.network.parameters())
         norm, ok = clip_and_check(run.network.parameters(), optim.clip_norm)
@@ -46,6 +46,34 @@ def update(run: Run, batch: Batch) -> dict[str, Tensor]:
         run.optimizer.zero_grad()
     run.cursor.count_bad(ok)
     return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]} | {"grad_norm": norm}
+
+
+def gradients_of_batch(run: Run, parts: list[Batch]) -> list[dict[str, Tensor]]:
+    """Compute the gradients of a batch. Returns the loss terms and accuracies of each of its parts.
+
+    If compiled code or cuDNN fails, the gradients are computed again in a slower way (trainer/runtime/forward.py). This
+    is possible only without other ranks, because these would not exchange their values again, and not while a CUDA
+    graph is recorded (trainer/runtime/cuda_graph.py).
+    """
+    on_gpu = run.ranks.device.type == "cuda"
+    while True:
+        try:
+            return [accumulate(run, part, 1 / len(parts), last=part is parts[-1]) for part in parts]
+        except Exception as error:
+            records = on_gpu and torch.cuda.is_current_stream_capturing()
+            if run.ranks.world_size > 1 or records or exceeds_memory(error):
+                raise
+            run.forward.fall_back(error)
+        recover(run)
+        seed_step(run)
+
+
+def recover(run: Run) -> None:
+    """Undo an unfinished step: drop its gradients, and restore the buffers as they were before the step."""
+    run.optimizer.zero_grad()
+    run.guard.settle(torch.zeros((), dtype=torch.bool, device=run.ranks.device))
+    if run.ranks.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Tensor]:
@@ -96,6 +124,10 @@ def rate(run: Run) -> float:
         warmup_epochs=optim.warmup_epochs,
         milestones=optim.milestones,
     )
+
+
+def seed_step(run: Run) -> None:
+    torch.manual_seed(step_seed(run.experiment.seed, run.cursor.total_steps, run.ranks.rank))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

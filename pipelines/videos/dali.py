@@ -17,7 +17,7 @@ VideoStep = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 
 class VideoDecodeError(RuntimeError):
-    """DALI failed to decode one of the files in a batch. DALI does not say which one."""
+    """DALI failed to start its decoder, or to decode one of the files in a batch. DALI does not say which one."""
 
 
 class VideoDecoder:
@@ -44,7 +44,6 @@ class VideoDecoder:
             _decoder_device(device),
             **_pipeline_options(device, num_clips, threads, prefetch),
         )
-        self.pipeline.build()
 
     def next(self) -> torch.Tensor:
         """Return the frames of the next step, uint8 [N*T, size, size, 3]. The tensor shares DALI's memory.
@@ -64,12 +63,12 @@ def decode_frames(video: np.ndarray, frames: np.ndarray, device: torch.device) -
         _decoder_device(device),
         **_pipeline_options(device, 1, 1, 1),
     )
-    pipeline.build()
     return torch.from_dlpack(_run(pipeline).as_tensor())[0].cpu().numpy()
 
 
 def _run(pipeline):
     try:
+        pipeline.build()  # does nothing if the pipeline is built already
         (frames,) = pipeline.run()
     except RuntimeError as error:
         reasons = [line for line in str(error).splitlines() if line.startswith("Assert on") or "rror" in line[:40]]

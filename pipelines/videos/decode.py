@@ -5,8 +5,9 @@ from fractions import Fraction
 
 import av
 import av.filter
+import numpy as np
 
-from pipelines.videos.container import Display, VideoError, display_of, open_video
+from pipelines.videos.container import Display, VideoError, display_of, has_full_range, open_video
 from pipelines.videos.turn import AnnotatedImage, Turn, wanted_turn
 
 SLACK = 2  # a video and its skeleton may differ in length by this many frames (docs/sources.md, "Annotation files")
@@ -85,3 +86,10 @@ def filter_graph(frame: av.VideoFrame, filters: list[tuple[str, str]]) -> av.fil
     graph.link_nodes(source, *(graph.add(name, arguments) for name, arguments in filters), graph.add("buffersink"))
     graph.configure()
     return graph
+
+
+def in_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """The pixels of a frame, with the colours of a pack: uint8 [H, W, 3]."""
+    space = {"bt709": "ITU709"}.get(MATRICES.get(int(frame.colorspace), "bt601"), "ITU601")
+    levels = "JPEG" if has_full_range(frame) else "MPEG"
+    return frame.to_ndarray(format="rgb24", src_colorspace=space, src_color_range=levels)

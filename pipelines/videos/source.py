@@ -2,13 +2,14 @@
 
 Before training starts, a few videos are decoded by DALI and by PyAV, and their frames are compared. Some files have
 wrong timestamps, and a decoder that finds frames by timestamp then returns a wrong frame without an error
-(docs/sources.md, "NTU RGB+D 60").
+(docs/sources.md, "NTU RGB+D 60"). If DALI fails or its frames are wrong, PyAV decodes the videos during training too.
 """
 
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,13 @@ from pipelines.annotations.table import ClipTable
 from pipelines.dali import resize_regions
 from pipelines.frame_source import Decoding
 from pipelines.plan import ClipPlan
-from pipelines.read_ahead import ReadAhead
-from pipelines.videos.container import VideoError, has_full_range
+from pipelines.read_ahead import Content, ReadAhead
+from pipelines.videos.container import VideoError
 from pipelines.videos.dali import VideoDecodeError, VideoDecoder, VideoStep, decode_frames
-from pipelines.videos.decode import MATRICES, SLACK, decode
+from pipelines.videos.decode import SLACK, decode, in_rgb
 from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.header import Header, read_header, read_headers
+from pipelines.videos.on_cpu import decode_clip
 from pipelines.videos.turn import AnnotatedImage, Rotation
 
 MAX_CHECKS = 4  # at most this many videos are decoded by both DALI and PyAV and compared
@@ -38,18 +40,20 @@ class VideoFrames:
     videos: the path of each clip's video, or a MissingVideo.
     sizes: [n, 2] (width, height) of the videos' frames in pixels, as they are stored.
     lengths: [n] frames of each video; 0 for a clip that is left out.
+    fault: why DALI cannot decode the videos on the device; empty if it can.
     """
 
     table: ClipTable
     videos: list[str]
     sizes: np.ndarray
     lengths: np.ndarray
+    fault: str = ""
 
     def has_frames(self) -> np.ndarray:
         return self.lengths > 0
 
-    def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> "NamingDecoder":
-        return NamingDecoder(self, plans, decoding)
+    def decode(self, plans: Callable[[int], ClipPlan], decoding: Decoding) -> "SwitchingDecoder":
+        return SwitchingDecoder(self, plans, decoding)
 
     def read(self, plan: ClipPlan, clip: int) -> np.ndarray:
         """Read the video of clip number `clip` of a plan. Raises UserError if the file can no longer be read."""
@@ -58,6 +62,18 @@ class VideoFrames:
             return np.fromfile(video, np.uint8)
         except OSError as error:
             raise UserError(f"{video} cannot be read ({error.strerror}); {USE_PACKS}") from None
+
+    def decode_on_cpu(self, plan: ClipPlan, clip: int, size: int) -> np.ndarray:
+        """Decode clip number `clip` of a plan with PyAV: uint8 [T, size, size, 3].
+
+        Raises UserError if the video can no longer be decoded.
+        """
+        video = self.videos[plan.row[clip]]
+        numbers, corner, shape, start, end = (values[clip] for values in self.step(plan, [])[1:])
+        try:
+            return decode_clip(video, self.sizes[plan.row[clip]], numbers, corner, shape, start, end, size)
+        except VideoError as error:
+            raise UserError(f"{video} cannot be used: {error}; {USE_PACKS}") from None
 
     def step(self, plan: ClipPlan, contents: list[np.ndarray]) -> VideoStep:
         """Build the decoder's input from a plan and the contents of the plan's video files."""
@@ -74,42 +90,55 @@ class VideoFrames:
         )
 
 
-class NamingDecoder:
-    """A VideoDecoder that remembers which videos are in each batch, so that an error message can name the video."""
+class SwitchingDecoder:
+    """Decodes videos with DALI on the device. If that fails in a step, PyAV decodes this step and all later steps."""
 
     def __init__(self, frames: VideoFrames, plans: Callable[[int], ClipPlan], decoding: Decoding):
-        self.frames, self.rows, self.step = frames, {}, 0
-        ahead = ReadAhead(decoding.readers, plans, frames.read, depth=decoding.prefetch + 1)
-
-        def source(step: int) -> VideoStep:
-            plan, contents = ahead.take(step)
-            self.rows[step] = plan.row.tolist()
-            return frames.step(plan, contents)
-
-        shape = (decoding.num_clips, decoding.size, decoding.device)
-        self.decoder = VideoDecoder(source, *shape, threads=decoding.threads, prefetch=decoding.prefetch)
+        self.frames, self.plans, self.decoding = frames, plans, decoding
+        self.step = 0  # the step that `next` returns next
+        self.run: Callable[[], torch.Tensor] | None = None  # returns the frames of `step`; None before the first step
+        self.in_use = ""  # the decoder that `run` uses
+        if frames.fault and decoding.backends.decoder == "mixed":
+            decoding.backends.decode_videos_on_cpu(frames.fault)
 
     def next(self) -> torch.Tensor:
-        """Return the frames of the next step, uint8 [N*T, size, size, 3]. Raises UserError if DALI fails to decode."""
+        """Return the frames of the next step, uint8 [N*T, size, size, 3]. Raises UserError if PyAV fails as well."""
         try:
-            pictures = self.decoder.next()
+            pictures = self._run()
         except VideoDecodeError as error:
-            videos = [self.frames.videos[row] for row in self.rows[self.step]]
-            raise UserError(f"DALI cannot decode {_unreadable_video(videos)} ({error}); {USE_PACKS}") from None
-        del self.rows[self.step]
+            self.decoding.backends.decode_videos_on_cpu(str(error))
+            pictures = self._run()
         self.step += 1
         return pictures
 
+    def _run(self) -> torch.Tensor:
+        backends = self.decoding.backends
+        if self.run is None or self.in_use != backends.decoder:
+            self.in_use = backends.decoder
+            self.run = self._on_device() if backends.decoder == "mixed" else self._on_cpu()
+        return self.run()
 
-def _unreadable_video(videos: list[str]) -> str:
-    """The first video that PyAV cannot decode either, or "one of" and all videos, as text for an error message."""
-    for video in videos:
-        try:
-            for _ in decode(video, max_frames=1 << 20):
-                pass
-        except VideoError:
-            return video
-    return f"one of {', '.join(videos)}"
+    def _on_device(self) -> Callable[[], torch.Tensor]:
+        decoding, ahead = self.decoding, self._read_ahead(self.frames.read)
+        shape = (decoding.num_clips, decoding.size, decoding.device)
+        options = {"threads": decoding.threads, "prefetch": decoding.prefetch}
+        return VideoDecoder(lambda step: self.frames.step(*ahead.take(step)), *shape, **options).next
+
+    def _on_cpu(self) -> Callable[[], torch.Tensor]:
+        size, device, steps = self.decoding.size, self.decoding.device, count()
+        ahead = self._read_ahead(lambda plan, clip: self.frames.decode_on_cpu(plan, clip, size))
+
+        def run() -> torch.Tensor:
+            _, clips = ahead.take(next(steps))
+            pictures = torch.from_numpy(np.concatenate(clips))
+            return pictures if device.type == "cpu" else pictures.pin_memory().to(device, non_blocking=True)
+
+        return run
+
+    def _read_ahead(self, read: Callable[[ClipPlan, int], Content]) -> ReadAhead[Content]:
+        """Plan and read the batches from the step `self.step` on, which becomes number 0."""
+        first, depth = self.step, self.decoding.prefetch + 1
+        return ReadAhead(self.decoding.readers, lambda step: self.plans(first + step), read, depth=depth)
 
 
 def open_videos(
@@ -128,7 +157,7 @@ def open_videos(
     cache: folder in which headers are stored. device: where DALI will decode.
     max_bad: maximum share of clips without a usable video; clips without one are left out.
     rotation: see AnnotatedImage.
-    Raises UserError if this share is exceeded, or VideoMismatch if DALI decodes a video differently from PyAV.
+    Raises UserError if this share is exceeded, or if neither DALI nor PyAV can decode the videos as they are meant.
     """
     videos = find_videos(folder, table.names.tolist(), follow_links)
     headers = _headers(videos, cache / f"headers-{table.digest}.json", console)
@@ -147,9 +176,13 @@ def open_videos(
         text = f"{len(reasons)} of {len(table)} clips are left out; the first is {first}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     lengths = np.array([0 if row in reasons else header.frames for row, header in enumerate(headers)])
+    sizes = np.array([header.stored for header in headers])
     _check_container(table, videos, headers, lengths, rotation)
-    check_videos(_videos_to_check(videos, headers, lengths), device)
-    return VideoFrames(table, videos, np.array([header.stored for header in headers]), lengths)
+    try:
+        check_videos(_videos_to_check(videos, headers, lengths), device)
+    except VideoMismatch as mismatch:
+        return VideoFrames(table, videos, sizes, lengths, fault=str(mismatch))
+    return VideoFrames(table, videos, sizes, lengths)
 
 
 def _fault(header: Header, table: ClipTable, row: int) -> str:
@@ -165,7 +198,7 @@ def _fault(header: Header, table: ClipTable, row: int) -> str:
 def _check_container(
     table: ClipTable, videos: list[str], headers: list[Header], lengths: np.ndarray, rotation: Rotation
 ) -> None:
-    """Raise VideoMismatch if a container asks for something that DALI does not do."""
+    """Raise UserError if a container asks for something that DALI does not do."""
     reasons: dict[str, list[str]] = {}
     for row in np.flatnonzero(lengths).tolist():
         header = headers[row]
@@ -176,7 +209,7 @@ def _check_container(
         if header.has_more_streams:
             reasons.setdefault("contain more pictures than one video stream", []).append(videos[row])
     for reason, names in reasons.items():
-        raise VideoMismatch(f"{len(names)} videos {reason}, which DALI ignores, such as {names[0]}; {USE_PACKS}")
+        raise UserError(f"{len(names)} videos {reason}, which DALI ignores, such as {names[0]}; {USE_PACKS}")
 
 
 def _videos_to_check(videos: list[str], headers: list[Header], lengths: np.ndarray) -> list[tuple[str, int]]:
@@ -223,14 +256,14 @@ ALIKE = 1.02
 MAX_COLOUR_ERROR = 6.0  # mean difference in levels from 0 to 255; two correct decoders differ by 2 to 3
 
 
-class VideoMismatch(UserError):
-    """A video that DALI does not decode correctly. The message names the video and says what to do."""
+class VideoMismatch(Exception):
+    """DALI does not decode a video correctly. The message names the video and says what is wrong."""
 
 
 def check_videos(videos: Sequence[tuple[str, int]], device: torch.device) -> None:
     """Compare DALI's frames with PyAV's for each video (path, number of frames).
 
-    Raises VideoMismatch for the first video that DALI decodes differently.
+    Raises VideoMismatch for the first video that DALI decodes differently, and UserError if PyAV cannot decode it.
     """
     for video, num_frames in videos:
         _check(video, num_frames, device)
@@ -239,14 +272,13 @@ def check_videos(videos: Sequence[tuple[str, int]], device: torch.device) -> Non
 def _check(video: str, num_frames: int, device: torch.device) -> None:
     reference = _frames_in_order(video, num_frames)
     if len(reference) != num_frames:
-        raise VideoMismatch(f"{video} has {len(reference)} frames, but its header says {num_frames}; {USE_PACKS}")
+        raise UserError(f"{video} has {len(reference)} frames, but its header says {num_frames}; {USE_PACKS}")
     half = MAX_COMPARED // 2
     numbers = np.array(sorted({*range(min(half, num_frames)), *range(max(0, num_frames - half), num_frames)}))
     try:
         decoded = decode_frames(np.fromfile(video, np.uint8), numbers, device)
     except VideoDecodeError as error:
-        where = "GPU" if device.type == "cuda" else "CPU"
-        raise VideoMismatch(f"DALI cannot decode {video} on the {where} ({error}); {USE_PACKS}") from None
+        raise VideoMismatch(f"{video}: {error}") from None
     compare(video, reference, np.stack([_sparse(frame) for frame in decoded]), numbers)
 
 
@@ -257,7 +289,7 @@ def compare(video: str, reference: np.ndarray, decoded: np.ndarray, numbers: np.
     decoded: [n, h, w, 3], the frames that DALI returned for the frame numbers `numbers` [n].
     """
     if decoded.shape[1:] != reference.shape[1:]:
-        raise VideoMismatch(f"{video} has frames of different sizes in DALI and in PyAV; {USE_PACKS}")
+        raise VideoMismatch(f"{video} has frames of different sizes in DALI and in PyAV")
     # [n, T]: the difference between each frame that DALI returned and each frame of the video
     difference = np.stack([np.abs(reference - frame).mean(axis=(1, 2, 3)) for frame in decoded])
     own = difference[np.arange(len(numbers)), numbers]
@@ -265,13 +297,12 @@ def compare(video: str, reference: np.ndarray, decoded: np.ndarray, numbers: np.
     if len(wrong):
         frame, other = numbers[wrong[0]], difference[wrong[0]].argmin()
         raise VideoMismatch(
-            f"{video}: DALI returns frame {other} instead of frame {frame}, because the timestamps are out of order; "
-            f"{USE_PACKS}"
+            f"{video}: DALI returns frame {other} instead of frame {frame}, because the timestamps are out of order"
         )
     if own.mean() > MAX_COLOUR_ERROR:
         raise VideoMismatch(
             f"{video}: DALI's colours are {own.mean():.1f} levels off, because DALI decodes BT.601 with limited range "
-            f"only; {USE_PACKS}"
+            "only"
         )
 
 
@@ -281,12 +312,9 @@ def _frames_in_order(video: str, num_frames: int) -> np.ndarray:
     try:
         as_stored = AnnotatedImage(*read_header(video).stored, "stored")  # DALI does not turn frames either
         for frame in decode(video, num_frames, as_stored):
-            matrix = MATRICES.get(int(frame.colorspace), "bt601")
-            space = {"bt601": "ITU601", "bt709": "ITU709"}.get(matrix, "ITU601")
-            levels = "JPEG" if has_full_range(frame) else "MPEG"
-            frames.append(_sparse(frame.to_ndarray(format="rgb24", src_colorspace=space, src_color_range=levels)))
+            frames.append(_sparse(in_rgb(frame)))
     except VideoError as error:
-        raise VideoMismatch(f"{video} cannot be checked: {error}; {USE_PACKS}") from None
+        raise UserError(f"{video} cannot be used: {error}; {USE_PACKS}") from None
     return np.stack(frames) if frames else np.zeros((0, 0, 0, 3), np.float32)
 
 

@@ -22,7 +22,7 @@ from pipelines.packs.format import UNKNOWN, PackSettings, clip_id, read_index
 from pipelines.prepare.make import prepare
 from pipelines.verify.report import show, verify
 from pipelines.videos.dali import decode_frames
-from pipelines.videos.source import VideoMismatch, check_videos, open_videos
+from pipelines.videos.source import check_videos, open_videos
 from pipelines.videos.turn import Turn
 from tests.pipelines.made_videos import Made, make, number_of
 
@@ -225,7 +225,7 @@ def test_training_from_videos_refuses_what_dali_ignores(tmp_path, made, reason):
     work = Videos(tmp_path, PLAIN, made)
     table = work.table(work.annotate())
     options = {"max_bad": 0, "console": QUIET}
-    with pytest.raises(VideoMismatch, match=f"{reason}, which DALI ignores, .* train with data.source=packs instead"):
+    with pytest.raises(UserError, match=f"{reason}, which DALI ignores, .* train with data.source=packs instead"):
         open_videos(table, tmp_path / "videos", tmp_path / "cache", torch.device("cpu"), **options)
 
 

@@ -1,5 +1,7 @@
 """If a compiler or cuDNN fails, one line says so, the full text is in a file, and the weights stay the same."""
 
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor import compile_fx
 
 from kernels.program import UserError
+from tests.programs import run_ranks
 from tests.trainer.test_resume import assert_equal
 from trainer.loop import step_or_advice, validate
 from trainer.resume import state_of
@@ -32,17 +35,24 @@ def cudnn_as_before():
     torch._dynamo.reset()
 
 
-def trained(build, *settings):
-    """Return a run after three steps and a validation, and random numbers that were drawn after the steps."""
+def trained(build, *settings, last_clips=8):
+    """Return a run after three steps and a validation, and random numbers that were drawn after the steps.
+
+    The batch of the third step has only `last_clips` clips.
+    """
     run = build(*ONE_BLOCK, *settings)
     set_up_steps(run, None, Path())
-    for _, batch in zip(range(3), run.train_loader.epoch(0), strict=False):
-        run.meter.add(step_or_advice(run, batch))
+    for number, batch in zip(range(3), run.train_loader.epoch(0), strict=False):
+        run.meter.add(step_or_advice(run, batch if number < 2 else first_clips(batch, last_clips)))
         run.cursor.finish_step()
     drawn = torch.rand(3)
     run.journal.start_epoch(run.cursor, 2)
     validate(run)
     return run, drawn
+
+
+def first_clips(batch, number):
+    return replace(batch, **{name: tensor[:number] for name, tensor in batch.tensors().items()})
 
 
 @pytest.fixture
@@ -79,6 +89,22 @@ def failing_when_called(graph, inputs):
     return make_boxed_func(fail)
 
 
+def later(compiler, instead):
+    """Return a compiler that uses `compiler` for the first graph, and `instead` for the others."""
+    graphs = count()
+    return lambda graph, inputs: (instead if next(graphs) else compiler)(graph, inputs)
+
+
+def calls_failing_from(first):
+    """Return a compiler whose compiled code fails from its call number `first` on, counted from 0."""
+    calls = count()
+
+    def compiler(graph, inputs):
+        return make_boxed_func(lambda *values: graph.forward(*values) if next(calls) < first else fail())
+
+    return compiler
+
+
 def assert_told(tmp_path, what):
     report = tmp_path / "journal" / "fallbacks_rank0.txt"
     (line,) = lines(tmp_path, "failed")
@@ -102,6 +128,87 @@ def test_a_compiled_backward_pass_fails(build, tmp_path, monkeypatch):
     run = trained(build, "compile=True", "optim.accumulate=2")
     assert_told(tmp_path, "the network")
     assert_same(run, trained(build, "compile=False", "optim.accumulate=2"))
+
+
+def test_a_smaller_batch_fails_to_compile(build, tmp_path, monkeypatch):
+    """First the backward pass fails to compile, then torch refuses to compile more shapes."""
+    undisturbed = trained(build, "compile=False", last_clips=4)
+    compile_by(monkeypatch, bw_compiler=later(as_it_is, fail))
+    run = trained(build, "compile=True", last_clips=4)
+    assert_told(tmp_path, "the network")
+    assert_same(run, undisturbed)
+    compile_by(monkeypatch)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        assert_same(trained(build, "compile=True", last_clips=4), undisturbed)
+    line = lines(tmp_path, "failed")[1]
+    assert "torch.compile failed (FailOnRecompileLimitHit: " in line
+    assert "so the network runs uncompiled and slower; the full text is in" in line
+
+
+def test_compiled_code_fails_in_a_later_step(build, tmp_path, monkeypatch):
+    """The first look calls the backward pass twice, the first step twice. The second part of the second step fails."""
+    undisturbed = trained(build, "compile=False", "optim.accumulate=2")
+    compile_by(monkeypatch, bw_compiler=calls_failing_from(5))
+    run = trained(build, "compile=True", "optim.accumulate=2")
+    assert_told(tmp_path, "the network")
+    assert_same(run, undisturbed)
+
+
+TWO_RANKS = """
+import sys
+from pathlib import Path
+
+import torch
+import tyro
+from torch._dynamo.backends.common import aot_autograd
+
+from tests.trainer.test_fallbacks import ONE_BLOCK, as_it_is, fail, first_clips, later
+from trainer.commands.train import Options
+from trainer.data import build_loaders
+from trainer.journal.journal import Journal
+from trainer.loop import step_or_advice, validate
+from trainer.run import build_run
+from trainer.runtime.forward import Way
+from trainer.runtime.ranks import join
+from trainer.runtime.signals import Interrupt
+from trainer.session import set_up_steps
+from trainer.settings import experiment_of
+from trainer.snapshots.writer import NoWriter
+
+words = [word for each in (*ONE_BLOCK, "compile=True") for word in ("--set", each)]
+experiment = experiment_of(tyro.cli(Options, args=[*sys.argv[2:], *words]))
+with join("cpu") as ranks, Interrupt() as interrupt:
+    real, compilers = torch.compile, dict.fromkeys(("fw_compiler", "bw_compiler", "inference_compiler"), as_it_is)
+    if ranks.rank:
+        compilers |= {"inference_compiler": fail, "bw_compiler": later(as_it_is, fail)}
+    torch.compile = lambda network, **_: real(network, fullgraph=True, backend=aot_autograd(**compilers))
+    journal = Journal(Path(sys.argv[1]), ranks.rank)
+    run = build_run(experiment, ranks, build_loaders(experiment, ranks, print), journal, NoWriter(), interrupt)
+    set_up_steps(run, None, Path())
+    batches = run.train_loader.epoch(0)
+    run.meter.add(step_or_advice(run, next(batches)))
+    run.journal.start_epoch(run.cursor, 2)
+    for _ in range(2):
+        validate(run)
+    assert run.forward.way is Way.COMPILED
+    run.meter.add(step_or_advice(run, first_clips(next(batches), 3)))
+    for _ in range(8):
+        run.should_stop()
+    weights = torch.cat([weight.detach().flatten() for weight in run.network.parameters()])
+    torch.distributed.broadcast(others := weights.clone(), 0)
+    print(run.forward.way.name, torch.equal(weights, others), bool(weights.isfinite().all()))
+"""
+
+
+def test_one_of_two_ranks_fails_later(tiny, environment, tmp_path):
+    """Validation, and later a smaller batch, fail to compile on one rank. The other rank does not wait for ever."""
+    program = ("-c", TWO_RANKS, tmp_path / "run", *tiny)
+    for done in run_ranks(program, program, environment=environment):
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == "DIRECT True True"
+    assert (tmp_path / "run" / "fallbacks_rank1.txt").read_text().count("and more of it") >= 2
+    for what in ("validation", "the network"):
+        assert f"so {what} runs uncompiled" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_validation_fails_to_compile(build, undisturbed, tmp_path, monkeypatch):

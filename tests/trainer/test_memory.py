@@ -6,11 +6,11 @@ import torch
 from models.layers import ConvBn
 from tests.trainer.test_resume import assert_equal
 from trainer.loop import step_or_advice
-from trainer.memory import advice, fits, recover
+from trainer.memory import advice, fits
 from trainer.resume import state_of
 from trainer.scoring import score_split
 from trainer.snapshots.writer import Writer, newest_valid
-from trainer.step import train_step
+from trainer.step import recover, train_step
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 

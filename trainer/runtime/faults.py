@@ -1,7 +1,7 @@
-"""Recognises torch's exceptions by their messages: too little GPU memory, or a convolution that cuDNN cannot compute.
+"""Recognises torch's exceptions: too little GPU memory, a convolution that cuDNN cannot compute, a failed compilation.
 
-The messages are those of torch, cuBLAS, cuDNN, NCCL, Triton and DALI, as users report them. Most of the exceptions
-are RuntimeErrors.
+Most of them are RuntimeErrors that differ only in their messages. The messages are those of torch, cuBLAS, cuDNN, NCCL,
+Triton and DALI, as users report them.
 """
 
 import re
@@ -33,6 +33,11 @@ def is_from_cudnn(error: BaseException) -> bool:
     """Whether cuDNN has no plan for a convolution, or failed while computing one."""
     text = str(error)
     return not is_out_of_memory(error) and bool(NO_PLAN.search(text) or CUDNN.search(text))
+
+
+def is_from_compiler(error: BaseException) -> bool:
+    """Whether torch.compile failed to compile. The network has then computed nothing yet."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def exceeds_memory(error: BaseException) -> bool:

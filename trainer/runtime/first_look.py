@@ -17,15 +17,15 @@ from torch import Tensor
 from models.pcan import without_other_ranks
 from pipelines.batch import Batch
 from pipelines.trial import LOADS, decoding_alone, why_not_kernel, why_not_mixed
-from trainer.memory import gradients, recover
+from trainer.memory import gradients
 from trainer.run import Run
 from trainer.runtime.cuda_graph import Update
 from trainer.runtime.decisions import Decisions
-from trainer.runtime.faults import exceeds_memory
+from trainer.runtime.faults import is_from_cudnn, is_out_of_memory
 from trainer.runtime.forward import Way
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.rehearsal import rehearse
-from trainer.step import split
+from trainer.step import recover, split
 
 FILE = "first_look.json"
 # Largest accepted distance between the gradients of a compiled step and of a direct step, divided by the norm of the
@@ -117,6 +117,8 @@ def data(run: Run) -> str:
     if "rgb" in experiment.streams and experiment.data.source == "packs":
         mixed = f"the GPU ({backends.hw_decoder_load:.0%} by its JPEG engine)"
         parts.append(f"{mixed if backends.decoder == 'mixed' else 'the CPU'} decodes the frames")
+    if "rgb" in experiment.streams and experiment.data.source == "video":
+        parts.append(f"the {'GPU' if backends.decoder == 'mixed' else 'CPU'} decodes the videos")
     return "; ".join(parts)
 
 
@@ -143,7 +145,7 @@ def compare(run: Run, part: Batch) -> str:
 
 
 def gradients_of(run: Run, network: torch.nn.Module, part: Batch) -> list[Tensor] | None:
-    """The gradients of a part of a batch, or None if the memory does not suffice.
+    """The gradients of a part of a batch. None if the memory does not suffice, or cuDNN fails (in benchmark mode).
 
     All calls use the same random numbers. Buffers are restored.
     """
@@ -152,7 +154,7 @@ def gradients_of(run: Run, network: torch.nn.Module, part: Batch) -> list[Tensor
     try:
         return gradients(run, network, part)
     except RuntimeError as error:
-        if not exceeds_memory(error):
+        if not (is_out_of_memory(error) or is_from_cudnn(error)):
             raise
         return None
     finally:

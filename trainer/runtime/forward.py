@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from kernels.program import UserError
 from models.heads import Output
-from trainer.runtime.faults import first_line, is_from_cudnn, is_out_of_memory
+from trainer.runtime.faults import first_line, is_from_compiler, is_from_cudnn, is_out_of_memory
+from trainer.runtime.ranks import Ranks
 
 
 class Way(IntEnum):
@@ -32,9 +33,10 @@ LINES = {
 class Forward(nn.Module):
     """Calls `compiled`, or `network` itself. Both have the same weights. `way` is the first way to be used.
 
-    If a call without gradients fails, it is repeated in a slower way. A failed call with gradients may have changed
-    buffers, so its caller has to undo the step and call `fall_back` (trainer/runtime/rehearsal.py). `say` gets one line
-    for each fall-back, and the full text of the exception is appended to the file `report`.
+    If a call without gradients fails, or if compiling fails, the call is repeated in a slower way. Other failed calls
+    with gradients may have changed buffers, so their callers have to undo the step and call `fall_back`
+    (trainer/step.py). `say` gets one line for each fall-back, and the full text of the exception is appended to the
+    file `report`.
     """
 
     def __init__(
@@ -52,12 +54,13 @@ class Forward(nn.Module):
         return self._ways[self.network.training]
 
     def forward(self, *inputs: Tensor) -> Output:
-        while not torch.is_grad_enabled():
+        while True:
             try:
                 return self._call(*inputs)
             except Exception as error:
+                if torch.is_grad_enabled() and not is_from_compiler(error):
+                    raise
                 self.fall_back(error)
-        return self._call(*inputs)
 
     def _call(self, *inputs: Tensor) -> Output:
         if self.way is Way.COMPILED:
@@ -70,9 +73,10 @@ class Forward(nn.Module):
     def fall_back(self, error: Exception) -> None:
         """After a call that failed with `error`: choose a slower way, and say so. Raises `error` if there is none.
 
-        Also raises `error` if it means too little memory, for which trainer/memory.py has advice.
+        Also raises `error` if it means too little memory, for which trainer/memory.py has advice, or if it is an error
+        of CUDA, after which a process can no longer use the GPU.
         """
-        if isinstance(error, UserError) or is_out_of_memory(error):
+        if isinstance(error, UserError | torch.AcceleratorError) or is_out_of_memory(error):
             raise error
         if is_from_cudnn(error) and torch.backends.cudnn.benchmark:
             torch.backends.cudnn.benchmark = False
@@ -84,6 +88,10 @@ class Forward(nn.Module):
         with contextlib.suppress(OSError), open(self._report, "a") as file:
             file.write("".join(traceback.format_exception(error)) + "\n")
         self.use(way, first_line(error), f"; the full text is in {self._report}")
+
+    def agree(self, ranks: Ranks) -> None:
+        """Use the slowest way that any rank uses. All ranks call this together."""
+        self.use(Way(ranks.largest(self.way)), "on another rank, which has a file of its own")
 
     def use(self, way: Way, reason: str, where: str = "") -> None:
         """Use this way from now on, unless a slower one is in use. In evaluation mode this does not affect training."""

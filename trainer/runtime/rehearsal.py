@@ -8,9 +8,9 @@ import torch
 
 from models.pcan import without_other_ranks
 from pipelines.batch import Batch
-from trainer.memory import gradients, recover
+from trainer.memory import gradients
 from trainer.run import Run
-from trainer.runtime.forward import Way
+from trainer.step import recover
 
 
 def rehearse(run: Run, part: Batch) -> None:
@@ -27,8 +27,7 @@ def rehearse(run: Run, part: Batch) -> None:
     with torch.random.fork_rng(on_gpu), without_other_ranks(), turns:
         while not succeeds(run, part):
             pass
-    slowest = Way(run.ranks.largest(run.forward.way))
-    run.forward.use(slowest, "on another rank, which has a file of its own")
+    run.forward.agree(run.ranks)
 
 
 def succeeds(run: Run, part: Batch) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch
 from torch.nn.parallel import DistributedDataParallel
 
 from kernels.compiler import why_no_compiler
@@ -49,6 +50,9 @@ def compiled(
     # can compare the gradients of compiled and uncompiled code.
     # The option costs little, because the networks have dropout only on pooled features and attention weights.
     options: Options = {"fallback_random": True, **settings(device, experiment.fused)}
+    # Compile the backward pass together with the forward pass. If compiling fails, nothing has been computed then, and
+    # other ranks do not yet wait for this rank, so the call can be repeated uncompiled.
+    functorch.force_non_lazy_backward_lowering = True
     call = torch.compile(network, fullgraph=True, dynamic=False, options=options)
     return Forward(network, call, Way.COMPILED, say, report)
 
