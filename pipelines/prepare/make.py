@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 from rich.console import Console
 
+from kernels.meanings import as_text
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.packs.format import PackSettings, index_is_current, merge_parts, read_index, state_of
@@ -194,4 +195,4 @@ def check_numbers(settings: PackSettings, workers: int | None, max_bad: float) -
     for flag, value in values.items():
         low, high = limits.get(flag, (1, 100_000))
         if not low <= value <= high:
-            raise UserError(f"--{flag} {value} is not between {low} and {high}")
+            raise UserError(f"--{flag} {as_text(value)} is not between {low} and {high}")
