@@ -4,6 +4,7 @@ The file is in kernels because every package may import from there. It imports t
 program can still start and report which package is missing.
 """
 
+import atexit
 import ctypes
 import errno
 import gc
@@ -57,10 +58,9 @@ def run_program(
     `needs` lists the modules that the program imports. `main` must import them inside its body, because the
     installation is checked just before `main` is called.
     """
-    code = exit_code(main, interrupt_message, needs)
     # At its end Python would look for garbage among all objects of torch, which takes over a second.
-    gc.freeze()
-    sys.exit(code)
+    atexit.register(gc.freeze)
+    sys.exit(exit_code(main, interrupt_message, needs))
 
 
 def exit_code(
