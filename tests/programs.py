@@ -3,15 +3,18 @@
 `run` and `start` take the words that follow `python` on a command line and start a new interpreter, whose imports of
 torch and of our packages take 2 to 4 seconds. `Fork`, `run_forked` and `run_ranks` save this time: the process of
 tests/starter.py has done the imports, and a fork of that process becomes the program. Signals and exit codes are those
-of a real process. A fork cannot test how a program starts, so at least one test of each program uses a new
-interpreter. All forks have the same seed for Python's string hashes: if a test compares two runs, let one of them use a
-new interpreter.
+of a real process. `run_here` costs least: it runs a program that only prints something in the process of the tests.
+None but `run` and `start` can test how a program starts, so at least one test of each program uses a new interpreter.
+All forks have the same seed for Python's string hashes: if a test compares two runs, let one of them use a new
+interpreter.
 """
 
 import atexit
 import functools
+import io
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -20,9 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import IO, Any
+
+import pytest
 
 from kernels.program import die_with_parent
 
@@ -62,6 +67,25 @@ def run(
             process.kill()
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def run_here(*words: object) -> subprocess.CompletedProcess[str]:
+    """Do the same as `run` for the words `-m MODULE ...`, but in this process. For programs that only print and end."""
+    option, module, *arguments = map(str, words)
+    assert option == "-m"
+    before, sys.argv = sys.argv, [module, *arguments]
+    try:
+        with (
+            redirect_stdout(io.StringIO()) as stdout,
+            redirect_stderr(io.StringIO()) as stderr,
+            pytest.raises(SystemExit) as end,
+        ):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = before
+    return subprocess.CompletedProcess(
+        [module, *arguments], int(end.value.code or 0), stdout.getvalue(), stderr.getvalue()
+    )
 
 
 def run_forked(

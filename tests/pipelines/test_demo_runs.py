@@ -157,8 +157,8 @@ def test_command_line(tmp_path):
     assert (root / "annotations.pkl").read_bytes() == b"complete"
     (root / "demo.json").unlink()
     for out, reason in ((str(root), "contains files that the demo did not make"), ("/proc/demo", "/proc/demo")):
-        bad = run("--out", out)
+        bad = programs.run_here("-m", "pipelines.demo", "--out", out)
         assert bad.returncode == 2
         assert reason in bad.stderr
         assert bad.stderr.count("\n") == 1
-    assert run("--size", "9").returncode == 2
+    assert programs.run_here("-m", "pipelines.demo", "--size", "9").returncode == 2

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipelines.packs.format import PackError
 from pipelines.prepare.check import check_pack
-from tests.programs import run
+from tests.programs import run_here
 
 
 def faults(folder: Path) -> list[tuple[str, Path, str]]:
@@ -17,7 +17,7 @@ def faults(folder: Path) -> list[tuple[str, Path, str]]:
 
 
 def command(folder: Path) -> CompletedProcess:
-    return run("-m", "pipelines.prepare", "--check", folder)
+    return run_here("-m", "pipelines.prepare", "--check", folder)
 
 
 @pytest.fixture

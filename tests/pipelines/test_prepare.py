@@ -229,12 +229,12 @@ def test_command_line(scene, tmp_path):
         (("--out", str(tmp_path / "p2"), "--box-pixels", "0"), "--box-pixels 0 is not between"),
         (("--out", str(tmp_path / "p2"), "--max-bad", "-1"), "--max-bad -1 is not between 0 and 1"),
     ):
-        bad = run(work, *more)
+        bad = programs.run_here(*words_of(work, *more))
         assert bad.returncode == 2
         assert expected in bad.stderr
         assert bad.stderr.count("\n") == 1
     (work.folder / "annotations.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    bad = programs.run("-m", "pipelines.prepare", work.folder / "annotations.pkl", "--videos", work.videos)
+    bad = programs.run_here("-m", "pipelines.prepare", work.folder / "annotations.pkl", "--videos", work.videos)
     assert bad.returncode == 2
     assert "os.system" in bad.stderr
 

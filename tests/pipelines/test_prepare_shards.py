@@ -63,7 +63,7 @@ def test_a_shard_that_does_not_exist_is_one_sentence(text, sentence):
 def test_commands_refuse_such_a_shard(scene):
     work = scene(8)
     for words in (words_of(work, "--shard", "2/2"), ["-m", "trainer", "prepare", "--exp", "demo", "--shard", "2/2"]):
-        done = programs.run_forked(*words)
+        done = programs.run_here(*words)
         assert done.returncode == 2
         assert "--shard 2/2 does not exist" in done.stderr
         assert done.stderr.count("\n") == 1
