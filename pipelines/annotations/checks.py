@@ -121,10 +121,10 @@ def absent_findings(splits: Sequence[tuple[ClipTable, str]], max_absent: float, 
         elif share == 1:
             findings.append(Finding("absent", [first], f"{text}; {NONE_LISTED}", True))
         elif share:
-            text += f", and at most {max_absent:.0%} may lack one; get the whole file, or, if you left clips out on "
-            findings.append(
-                Finding("absent", [first], f"{text}purpose, allow it with {limit.format(f'{allowed:g}')}", True)
-            )
+            option = limit.format(f"{allowed:g}")
+            way_out = f"get the whole file, or, if you left clips out on purpose, allow it with {option}"
+            text += f", and at most {max_absent:.0%} may lack one; {way_out}"
+            findings.append(Finding("absent", [first], text, True))
     return findings
 
 

@@ -162,15 +162,10 @@ def parse_clip(clip: dict) -> dict[str, Any]:
     """
     name = clip["filename"] if "filename" in clip else clip["frame_dir"]
     keypoint = np.asarray(clip["keypoint"])
-    if keypoint.ndim == 4 and keypoint.shape[3] == 3 and not {"keypoint_score", "img_shape"} & clip.keys():
+    if keypoint.ndim == 4 and keypoint.shape[3] == 3 and "img_shape" not in clip:
         raise UserError("its skeleton is 3-D; use 2-D skeletons, for NTU those of ntu60_2d.pkl (or ntu60_hrnet.pkl)")
     if keypoint.ndim != 4 or keypoint.shape[2] < 1 or keypoint.shape[3] not in (2, 3):
         raise UserError(f"keypoint has shape {keypoint.shape}, not (people, frames, joints, 2)")
-    if keypoint.shape[3] == 3 and "img_shape" not in clip:
-        raise UserError(
-            "joints have three numbers and there is no img_shape, so these are 3-D skeletons; take the 2-D skeletons "
-            "of the data set (for NTU RGB+D ntu60_hrnet.pkl or ntu120_hrnet.pkl instead of ntu60_3danno.pkl)"
-        )
     frames = _whole("total_frames", clip["total_frames"])
     if not frames >= 1 or abs(keypoint.shape[1] - frames) > 2:
         order = "; write the axes of keypoint in the order (people, frames, joints, 2)"

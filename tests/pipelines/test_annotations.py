@@ -219,7 +219,7 @@ SHAPE = "not (people, frames, joints, 2)"
         ({"img_shape": None}, "'img_shape' is missing"),
         (
             {"img_shape": None, "keypoint": np.zeros((1, 6, 25, 3))},
-            "so these are 3-D skeletons; take the 2-D skeletons",
+            "its skeleton is 3-D; use 2-D skeletons",
         ),
         (
             {"keypoint": np.zeros((6, 1, 17, 2)), "keypoint_score": None},

@@ -93,7 +93,7 @@ SETTINGS = [
     ),
     (
         f"{CONFIG} --set data.split=none --set data.train_split=a",
-        (r"set (data.val_split) too$", "{before} --set {0}=b"),
+        (r"says which clips are meant: set (data.val_split) too$", "{before} --set {0}=b"),
     ),
     (f"{CONFIG} --set data.class_names=a,b", (r"none with (--set \S+)$", "{before} {0}")),
     (
@@ -259,7 +259,7 @@ RUNS = [
     (f"{SCORE} --split test", (r"name one of (\w+),", f"{SCORE} --split {{0}}")),
     (
         f"{BEGIN} --max-steps 0 --set data.demo=none --set data.annotations={{files}}/part.pkl",
-        (r"allow it with (--set \S+)$", "{before} {0}"),
+        (r"left clips out on purpose, allow it with (--set \S+)$", "{before} {0}"),
     ),
     (
         "trainer predict --pose {annotations} --out {dir}/predictions --window 16 --stride 20",

@@ -59,7 +59,7 @@ ANNOTATE = "annotate {videos} {dir}/labels.csv --out {dir}/my.pkl --poses {dir}/
 LABELS = "a.mp4,0,train\nb.mp4,1,val\n"
 PERSON = '[{{"frame": {}, "keypoints": [9, 9, 1]}}]'
 TABLE = "table {dir}/x.pkl {dir}/cache"
-TWO = {"split": {"s_train": ["a"], "s_val": ["b"]}, "annotations": [clip("a", label=0), clip("b", label=1)]}
+TWO = {"split": {"s_train": ["a", "b"]}, "annotations": [clip("a", label=0), clip("b", label=1)]}
 NAMED = TWO | {"class_names": ["x", "y"]}
 WIDE = [clip(name, img_shape=(200, 900), keypoint=np.full((1, 6, 17, 2), (800.0, 100.0))) for name in "abc"]
 TURNED = [each | {"img_shape": (900, 200)} for each in WIDE]
@@ -123,12 +123,13 @@ ROWS = [
     (TABLE, "x.pkl", TWO | {"class_names": ["x", ""]}, "write 1 to 200 printable characters$",
      NAMED),
     (TABLE, "x.pkl", TWO | {"class_names": ["x", "x"]}, "rename one of them$", NAMED),
-    (TABLE, "x.pkl", TWO | {"split": {"s_train": ["a", "c"]}}, "remove them from the split, or get", TWO),
     (TABLE, "x.pkl", TWO | {"split": {"s_train": ["a", "a"]}}, "remove the duplicates$", TWO),
     (TABLE, "x.pkl", TWO | {"rotation": "left"}, "write 'shown' or 'stored', or leave it out$",
      TWO | {"rotation": "shown"}),
     (TABLE, "x.pkl", [clip("a"), clip("a")], "remove the duplicates$", [clip("a")]),
     (TABLE, "x.pkl", [clip("a"), clip("b", joints=25)], "use one file for each layout$", [clip("a")]),
+    (TABLE, "x.pkl", [clip("a", keypoint=np.ones((6, 1, 17, 2)), keypoint_score=None)],
+     r"write the axes of keypoint in the order \(people, frames, joints, 2\)$", [clip("a")]),
     (TABLE, "x.pkl", TURNED, r"are swapped: write img_shape as \(height, width\)$", WIDE),
     ("poses {dir}/one.npz {video} {dir}/cache", "one.npz", None, "give --pose an annotation pickle", ONE_CLIP),
     ("poses {dir}/one.npz {video} {dir}/cache", "one.npz", ONE_CLIP | {"img_shape": [1000, 300]},
