@@ -18,6 +18,7 @@ from kernels.program import UserError
 WHEELS = {"cu13": "CUDA 13", "cu12": "CUDA 12", "cpu": "the CPU"}
 # The oldest drivers that can run CUDA 13 and CUDA 12, from NVIDIA's release notes.
 DRIVER_FOR_CUDA_13, DRIVER_FOR_CUDA_12 = 580, 525
+SECONDS_FOR_NVIDIA_SMI = 60  # some machines with many cards need half a minute
 HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES with which a user asks for the CPU
 
 
@@ -58,14 +59,26 @@ def find_driver() -> Driver | None:
 
 
 def version_of_driver() -> str:
-    """The version that nvidia-smi prints for the first card, or "" if nvidia-smi does not answer."""
+    """The version that nvidia-smi prints for the first card, or "" if nvidia-smi does not answer.
+
+    A card with a fault makes nvidia-smi print warnings around the version and exit with an error, so a line that is a
+    version counts in any case.
+    """
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    nothing = subprocess.DEVNULL
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
+        process = subprocess.Popen(
+            command, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, text=True, errors="replace"
+        )
+    except OSError:
         return ""
-    version = re.match(r"\d+(\.\d+)+", result.stdout.strip())
-    return version[0] if version and result.returncode == 0 else ""
+    try:
+        output, _ = process.communicate(timeout=SECONDS_FOR_NVIDIA_SMI)
+    except subprocess.TimeoutExpired:
+        process.kill()  # without waiting for its end, because a broken driver may never let it end
+        return ""
+    version = re.search(r"^\s*(\d+(\.\d+)+)\s*$", output, re.MULTILINE)
+    return version[1] if version else ""
 
 
 def cuda_of_driver() -> tuple[int, int] | None:

@@ -102,6 +102,32 @@ def test_a_part_of_a_driver_and_cuda_compat(tmp_path, checkout, version, cuda, w
     assert tuple(commands) == COMMANDS[wheels]
 
 
+@pytest.mark.parametrize(
+    ("answer", "wheels"),
+    [
+        ("echo 'WARNING: infoROM is corrupted at gpu 0000:3B:00.0'; echo 535.161.08", "cu12"),
+        ("echo 535.161.08; echo 'WARNING: infoROM is corrupted at gpu 0000:3B:00.0'; exit 14", "cu12"),
+        ("printf '\\377 535.1\\n'; read line; echo 535.161.08; echo 535.161.08", "cu12"),
+        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; echo 'library 535.161'; exit 18", "cu13"),
+        ("echo 'No devices were found'", "cu13"),
+    ],
+    ids=["warning first", "warning last, and an error", "no text, and a question", "mismatch", "no devices"],
+)
+def test_answers_of_nvidia_smi_on_a_machine_with_a_fault(tmp_path, checkout, answer, wheels):
+    environment = machine_with(tmp_path, "535.161.08")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")
+    line, _ = which(checkout, environment)
+    assert f"(CUDA={wheels}): " in line
+    assert ("NVIDIA driver 535.161.08" in line) == (wheels == "cu12")
+
+
+def test_an_nvidia_smi_that_hangs_is_given_up(tmp_path):
+    environment = machine_with(tmp_path, "535.161.08", 12020)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nsleep 100\n")
+    code = "from kernels import driver; driver.SECONDS_FOR_NVIDIA_SMI = 0.1; print(driver.find_driver())"
+    assert run("-c", code, environment=environment, timeout=60).stdout == "the NVIDIA driver for CUDA 12.2\n"
+
+
 @pytest.mark.parametrize("wheels", COMMANDS)
 def test_the_user_overrides_the_driver_and_switches(tmp_path, checkout, wheels):
     environment = machine_with(tmp_path, "550.54.15", 12040)

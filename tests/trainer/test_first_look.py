@@ -2,18 +2,25 @@
 
 import json
 import time
+from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
 from torch._functorch.aot_autograd import make_boxed_func
 
 from kernels.heatmap import fused
+from tests.planner.cards import T4
 from tests.programs import run_ranks
 from tests.trainer.test_fallbacks import ONE_BLOCK, assert_same, compile_by, lines, trained
+from tests.trainer.test_resume import assert_equal
+from trainer.loop import step_or_advice
 from trainer.resume import state_of, take_up
 from trainer.runtime.first_look import FILE, fastest, fastest_load, look, look_at_data, relative_distance
 from trainer.runtime.forward import Way
+from trainer.runtime.precision import LossScale, precision_of
+from trainer.session import set_up_steps
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +143,47 @@ def test_two_ranks_that_disagree_decide_alike(tiny, environment, tmp_path):
     for done in run_ranks(*[("-c", DISAGREE, tmp_path / "run", *tiny)] * 2, environment=environment):
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.splitlines()[-1] == "DIRECT direct False"
+
+
+@pytest.fixture
+def build_on_t4(build, monkeypatch):
+    """A function that makes a run on the CPU whose precision is decided, and whose loader starts, as on a T4."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (T4.major, T4.minor))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: T4.name)
+
+    def decide(setting, ranks):
+        return replace(precision_of(setting, replace(ranks, device=torch.device("cuda", 0))), device=ranks.device)
+
+    monkeypatch.setattr("trainer.run.precision_of", decide)
+    monkeypatch.setattr("trainer.data.precision_of", decide)
+
+    def make(*settings):
+        run = build(*ONE_BLOCK, *settings)
+        run.train_loader.backends.renderer, run.train_loader.backends.decoder = "kernel", "mixed"
+        set_up_steps(run, None, Path())
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize(("share", "way"), [(0, Way.COMPILED), (0.5, Way.DIRECT)])
+def test_a_first_look_on_a_t4(build_on_t4, tmp_path, monkeypatch, share, way):
+    compile_by(monkeypatch, bw_compiler=wrong_by(share))
+    run, undisturbed = build_on_t4("compile=True"), build_on_t4("compile=False")
+    assert run.precision.reason.startswith("Tesla T4 (sm_75) has no bf16, so the run computes in fp16")
+    assert isinstance(run.scale, LossScale)
+    look_at_data(run)
+    batch = next(run.train_loader.epoch(0))
+    assert batch.heatmap is not None
+    assert batch.heatmap.dtype is torch.float16
+    for one in (run, undisturbed):
+        step_or_advice(one, batch)
+    (line,) = lines(tmp_path, "first look")
+    assert "the Triton kernel draws the heatmaps; the CPU decodes the frames" in line
+    assert ("gradients of the compiled step are within" in line) == (way is Way.COMPILED)
+    assert run.forward.way is way
+    for part in ("model", "optimizer", "scale"):
+        assert_equal(state_of(run)[part], state_of(undisturbed)[part], part)
 
 
 @pytest.fixture

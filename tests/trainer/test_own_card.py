@@ -41,7 +41,7 @@ def machine(monkeypatch):
         (4, None, ["0", "1", "2", "3"], "1", ["2", "3"]),
         (3, "5,2, 7", ["5", "2", "7"], "2", ["7"]),
         (2, "GPU-8f1c,GPU-97aa", ["GPU-8f1c", "GPU-97aa"], "GPU-97aa", []),
-        (1, "MIG-41aa,MIG-8c02", ["MIG-41aa", "MIG-8c02"], "MIG-8c02", []),  # CUDA shows a process only the first
+        (1, "MIG-41aa, MIG-8c02,", ["MIG-41aa", "MIG-8c02"], "MIG-8c02", []),  # CUDA shows a process only the first
         (1, "3,-1,5", ["3"], "3,-1,5", []),  # a rank without a GPU: the run does not start
         (0, "NoDevFiles", [], "NoDevFiles", []),
         (0, "", [], "", []),

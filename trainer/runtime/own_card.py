@@ -22,7 +22,7 @@ def cards() -> list[str]:
         return [name for name in os.environ[ALL].split(",") if name]
     names = [name.strip() for name in os.environ[VISIBLE].split(",")] if VISIBLE in os.environ else None
     if names and names[0].startswith("MIG-"):
-        return names
+        return list(filter(None, names))
     import torch  # only here, because the entry point of the commands imports this file
 
     count = torch.cuda.device_count()
