@@ -10,6 +10,7 @@ import errno
 import gc
 import importlib.metadata
 import importlib.util
+import io
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
+
+from kernels.names import printable
 
 PACKAGES = ("kernels", "pipelines", "models", "trainer")
 OLDEST_TORCH = (2, 11)
@@ -68,11 +71,14 @@ def exit_code(
 ) -> int:
     """Check the installation, run `main`, and return the program's exit code.
 
-    If `main` raises UserError, or OSError because a disk is full or read-only, one sentence is printed to stderr and
-    the exit code is 2. Ctrl-C prints `interrupt_message`, and the exit code is 130.
+    If `main` raises UserError, ImportError for a package of others, or OSError because a disk is full or read-only, one
+    sentence is printed to stderr and the exit code is 2. Ctrl-C prints `interrupt_message`, and the exit code is 130.
     """
     if shutil.get_terminal_size().columns < NARROWEST:
         os.environ["COLUMNS"] = str(NARROWEST)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may contain bytes that are no UTF-8
     try:
         check_origin()
         check_packages(needs)
@@ -82,17 +88,28 @@ def exit_code(
         print(interrupt_message, file=sys.stderr)
         return 130
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] in PACKAGES:
+            raise
+        print(f"error: {_not_importable(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        name = error.filename or "a file"
+        name = printable(str(error.filename or "a file"))
         print(
             f"error: {name}: {error.strerror}; check free space and permissions there, or choose another folder",
             file=sys.stderr,
         )
         return 2
+
+
+def _not_importable(error: ImportError) -> str:
+    """What to do about a package that is missing or broken, although the packages that need it are installed."""
+    name = error.name or "a package"
+    return f"{name} cannot be imported ({printable(str(error))}): run `make install` in the checkout, which installs it"
 
 
 def check_origin() -> None:

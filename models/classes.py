@@ -109,6 +109,14 @@ SEMANTIC8_NAMES = (
     "mutual forceful",
     "mutual friendly or approach",
 )
+
+
+def coarse_names(coarse_map: Sequence[int]) -> tuple[str, ...]:
+    """The names of the coarse classes of a published map, or an empty tuple for another map."""
+    known = {MA52: MA52_COARSE_NAMES, NTU60_SEMANTIC8: SEMANTIC8_NAMES, NTU120_SEMANTIC8: SEMANTIC8_NAMES}
+    return known.get(tuple(coarse_map), ())
+
+
 NTU60_NAMES = (
     *("drink water", "eat meal/snack", "brushing teeth", "brushing hair", "drop", "pickup", "throw", "sitting down"),
     *("standing up", "clapping", "reading", "writing", "tear up paper", "wear jacket", "take off jacket"),

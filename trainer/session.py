@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from models.classes import coarse_names
 from models.weights.files import load
 from models.weights.loading import initialise_from
 from trainer.config import Experiment
@@ -226,7 +227,7 @@ def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
     """
     data = run.experiment.data
     counts = None if scores is None else confusion_matrix(main_scores(scores), scores.label)
-    paths = write_report(work_dir, counts, data.class_names, data.coarse_map)
+    paths = write_report(work_dir, counts, data.class_names, data.coarse_map, coarse_names(data.coarse_map))
     if scores is not None:
         metrics = summarize(scores)
         fine = [name for name in metrics if name.endswith("_top1") and "coarse" not in name]

@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from kernels.names import printable
 from kernels.program import UserError
 from pipelines.annotate.labels import read_labels
 from pipelines.annotate.make import advice, annotate, estimated_poses, poses_from_files, write
@@ -48,8 +49,8 @@ def main(
     usable = [clip for clip in clips if isinstance(clip, dict)]
     empty = sum(not clip["keypoint_score"].any() for clip in usable)
     counts = ", ".join(f"{len(members)} in {name}" for name, members in splits.items())
-    print(f"{out}: {counts}, {max(label_table.labels) + 1} classes; clips without a person: {empty}")
+    print(f"{printable(str(out))}: {counts}, {max(label_table.labels) + 1} classes; clips without a person: {empty}")
     for reason in clips:
         if isinstance(reason, str):
-            print(f"left out: {reason}")
+            print(f"left out: {printable(reason)}")
     print(advice(out, videos, label_table, usable[0]["keypoint"].shape[2]))

@@ -5,6 +5,7 @@ A first line with the names of the columns is optional.
 
 import csv
 import io
+import os
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
@@ -36,11 +37,9 @@ def read_labels(file: Path) -> Labels:
     Raises UserError, which names the line that cannot be used.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # names of files may be no UTF-8
     except OSError as error:
         raise UserError(f"{file} cannot be opened ({error.strerror}); it should be {FORMAT}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is not UTF-8 text; save it as CSV in UTF-8") from None
     rows = [(number, line) for number, line in _lines(file, text) if any(line)]
     if rows and rows[0][1][:2] == ["video", "label"]:
         del rows[0]
@@ -52,6 +51,8 @@ def read_labels(file: Path) -> Labels:
             raise UserError(f"{file}, line {number}: {','.join(line)!r} is not `video,label` or `video,label,split`")
         if len(line) == 3 and line[2] not in SPLITS:
             raise UserError(f"{file}, line {number}: the split is {line[2]!r}; write train or val")
+        if not all(cell.isprintable() for cell in line[1:]):
+            raise UserError(f"{file}, line {number}: {line[1]!r} is not UTF-8 text; save the file as CSV in UTF-8")
     videos, words = [line[0] for _, line in rows], [line[1] for _, line in rows]
     repeated = [number for number, line in rows if videos.count(line[0]) > 1] if len(set(videos)) < len(videos) else []
     if repeated:
@@ -104,6 +105,6 @@ def _split(videos: list[str], labels: list[int]) -> list[str]:
         members[label].append(video)
     validation: set[str] = set()
     for group in members.values():
-        shuffled = sorted(group, key=lambda video: (zlib.crc32(video.encode()), video))
+        shuffled = sorted(group, key=lambda video: (zlib.crc32(os.fsencode(video)), video))
         validation.update(shuffled[1 : 1 + max(1, len(group) // EVERY)])
     return ["val" if video in validation else "train" for video in videos]

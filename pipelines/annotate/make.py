@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from kernels.names import SHORT, printable
 from kernels.program import UserError
 from pipelines.annotate.estimator import JOINTS, PoseEstimator
 from pipelines.annotate.keypoints import Poses, header_of, read_npz, read_people, write_poses
@@ -52,7 +53,7 @@ def annotate(
             try:
                 clips.append(annotation(name, label, poses(name, video, header_of(video))))
             except VideoError as error:
-                clips.append(f"{name}: {error}")
+                clips.append(f"{printable(name, SHORT)}: {error}")
             progress.advance()
     return clips
 

@@ -4,6 +4,7 @@ docs/data.md, "Annotation files", lists the fields of an annotation.
 """
 
 import collections
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -209,10 +210,13 @@ def _whole(field: str, value: Any) -> int:
     return int(number.item())
 
 
+DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")  # of Windows
+
+
 def _safe_name(name: str) -> str:
     """Return the name unchanged. Raises UserError if the name is a path that can lead out of the data folder."""
     parts = name.replace("\\", "/").split("/")
-    if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
+    if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or DRIVE.match(name):
         raise UserError(f"the name {name!r} leads out of the data folder")
     return name
 

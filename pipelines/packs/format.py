@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.names import safe_name
 from kernels.program import UserError
 from pipelines.config import ClipConfig
 from pipelines.geometry import FEWEST
@@ -136,7 +137,7 @@ class Index:
 
 def file_for(name: str, clip: str, fewest: int) -> str:
     """The file for a new clip, relative to the folder of the pack. Clips of different content get different files."""
-    return f"clips/{name}.{hashlib.sha256(f'{clip} {fewest}'.encode()).hexdigest()[:8]}.mov"
+    return f"clips/{safe_name(name)}.{hashlib.sha256(f'{clip} {fewest}'.encode()).hexdigest()[:8]}.mov"
 
 
 def original_name(video: Path) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kernels.names import SHORT, printable
 from pipelines.annotations.table import ClipTable
 from pipelines.dali import FrameDecoder, Step, resize_regions
 from pipelines.frame_source import Decoding
@@ -89,7 +90,8 @@ class PackFrames:
         for frame in frames:
             if (name, frame) not in self.damaged:
                 self.damaged.add((name, frame))
-                say(f"{name}: frame {frame} in the pack is damaged, so the nearest good frame is used instead")
+                text = f"frame {frame} in the pack is damaged, so the nearest good frame is used instead"
+                say(f"{printable(name, SHORT)}: {text}")
 
     def _boxes(self, plan: ClipPlan) -> np.ndarray:
         """The plan's boxes, converted to pixels of the packets: [N, 4]."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from kernels.names import SHORT, printable
 from pipelines.annotations.table import open_table
 from pipelines.geometry import FEWEST
 from pipelines.packs.format import PackSettings
@@ -126,7 +127,7 @@ def check_main(check: Path) -> int:
     count = 0
     for name, file, fault in check_pack(check, Console(stderr=True)):
         count += 1
-        print(f"{name}: {fault}", file=sys.stderr)
+        print(f"{printable(name, SHORT)}: {fault}", file=sys.stderr)
         print(file, flush=True)
     total = int((open_pack(check).num_frames > 0).sum())
     if count:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kernels.names import SHORT, printable
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.packs.format import PackSettings, clip_id, file_for, packets_text, read_manifest
@@ -103,7 +104,7 @@ class Run:
 
     def _say(self, text: str | None) -> None:
         if text:
-            self.task.console.print(text, **PLAIN)
+            self.task.console.print(printable(text), **PLAIN)
 
     def _say_why(self) -> None:
         """Report how many clips have to be made, and for which reasons."""
@@ -127,7 +128,7 @@ class Run:
                 missing[self.names[row]] = video
         check_limit(missing, len(self.table), self.task.max_bad)
         for name, reason in self.todo.bad.items():
-            self._say(f"{name}: {reason}; left out")
+            self._say(f"{printable(name, SHORT)}: {reason}; left out")
 
     def _video(self, row: int) -> str:
         assert self.todo.videos is not None
@@ -135,7 +136,7 @@ class Run:
 
     def job(self, row: int) -> Job:
         """The job of making the clip in `row`. Its file gets its name when the clip's identity is known."""
-        target = self.out / "clips" / f"{self.names[row]}.{self.part.stem}.tmp"
+        target = self.out / "clips" / f"{row}.{self.part.stem}.tmp"
         target.parent.mkdir(parents=True, exist_ok=True)
         return Job.of(self.table, row, self.task.settings, os.path.abspath(self._video(row)), str(target.absolute()))
 
@@ -155,12 +156,13 @@ class Run:
             **{"num_frames": len(sizes), "packets": packets_text(sizes, crcs)},
         }
         if bad:
-            self._say(f"{job.name}: {bad}; left out")
+            self._say(f"{printable(job.name, SHORT)}: {bad}; left out")
             self.todo.bad[job.name] = bad
         elif clip in self.made:  # another row has the same joints, and its video the same content
             os.unlink(job.target)
             line = self.lines[clip] | {"stamps": Stamp(*encoded["stamps"][0]).before(self.lines[clip]["stamps"])}
         else:
+            (self.out / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(job.target, self.out / file)
         if encoded["source"]:
             self.todo.clips[row] = clip

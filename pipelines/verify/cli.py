@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from kernels.names import printable
 from kernels.program import UserError
 from pipelines.verify.report import PLAIN, show, verify
 from pipelines.videos.turn import Rotation
@@ -53,7 +54,7 @@ def main(
     if json:
         write_json(json, facts)
     show(facts, console)
-    console.print(facts["verdict"], **PLAIN)
+    console.print(printable(facts["verdict"]), **PLAIN)
     return 0 if facts["usable"] else 2
 
 

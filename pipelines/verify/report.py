@@ -10,8 +10,10 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from kernels.names import SHORT, printable
 from pipelines.annotations.checks import joint_findings, label_findings
 from pipelines.annotations.table import ClipTable, open_table
 from pipelines.verify.facts import joint_facts, person_facts, split_facts, split_problems
@@ -82,7 +84,7 @@ def _fault(facts: dict[str, Any], table: ClipTable, num_classes: int | None, max
             return f"not usable: {finding['text']}"
     bad = unusable(facts)
     if len(bad) > max_bad * len(table) or len(bad) == len(table):
-        name, reason = next(iter(bad.items()))
+        name, reason = (printable(text) for text in next(iter(bad.items())))
         return (
             f"{len(bad)} of {len(table)} clips have no usable video, and at most {max_bad:.1%} may lack one; the first "
             f"is {name}: {reason}; repair or add the videos, or allow more with --max-bad (in training: --set "
@@ -110,11 +112,11 @@ def show(facts: dict[str, Any], console: Console) -> None:
     console.print(_split_table(facts))
     table = Table("all clips", "", box=SIMPLE_HEAD)
     for name, text in _lines(facts):
-        table.add_row(name, text)
+        table.add_row(name, escape(text))
     console.print(table)
     for finding in facts["findings"]:
         if not finding["fatal"]:
-            console.print(f"warning: {finding['text']}", **PLAIN)
+            console.print(f"warning: {printable(finding['text'])}", **PLAIN)
 
 
 def _split_table(facts: dict[str, Any]) -> Table:
@@ -171,7 +173,13 @@ def _video_lines(videos: dict[str, Any]) -> list[tuple[str, str]]:
     for kind in ("missing", "ambiguous", "broken"):
         if videos[kind]:
             lines.append(
-                (f"  {kind}", _shortened([f"{name}: {reason}" for name, reason in videos[kind].items()], "; "))
+                (
+                    f"  {kind}",
+                    _shortened(
+                        [f"{printable(name, SHORT)}: {printable(reason)}" for name, reason in videos[kind].items()],
+                        "; ",
+                    ),
+                )
             )
     if "size" in videos:
         lines += [
@@ -207,7 +215,8 @@ def _joint_lines(joints: dict[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     if joints["without_joints"]:
-        lines.append(("clips without joints", _shortened(joints["without_joints"])))
+        names = [printable(name, SHORT) for name in joints["without_joints"]]
+        lines.append(("clips without joints", _shortened(names)))
     return lines
 
 

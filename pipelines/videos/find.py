@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kernels.names import SHORT, printable
 from kernels.program import UserError
 
 EXTENSIONS = {".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
@@ -96,7 +98,9 @@ class _Index:
     def find(self, name: str) -> str:
         """The path of the video for `name`, or a MissingVideo."""
         key = clip_name(name)
-        videos = self.at_place.get(key) or self.anywhere.get(key.rpartition("/")[2], [])
+        # The name may also be that of a file with a backslash, which `clip_name` takes for the slash of another system.
+        videos = self.at_place.get(_without_extension(name)) or self.at_place.get(key)
+        videos = videos or self.anywhere.get(key.rpartition("/")[2], [])
         if len(videos) == 1:
             return videos[0]
         if videos:
@@ -110,7 +114,10 @@ class _Index:
 
 def clip_name(name: str) -> str:
     """The name of a video or of a clip without its video extension and without NTU's suffix `_rgb`. Folders stay."""
-    path = name.replace("\\", "/")
+    return _without_extension(re.sub("/+", "/", name.replace("\\", "/")))
+
+
+def _without_extension(path: str) -> str:
     stem, _, extension = path.rpartition(".")
     return (stem if f".{extension.lower()}" in EXTENSIONS else path).removesuffix("_rgb")
 
@@ -139,9 +146,9 @@ def summary(reasons: Iterable[tuple[str, str]], limit: int = 3) -> str:
     for name, reason in reasons:
         names_of["several videos match the name" if "match the name" in reason else reason].append(name)
     groups = sorted(names_of.items(), key=lambda item: -len(item[1]))
-    parts = [
-        f"{reason}: {len(names)} ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})"
-        for reason, names in groups[:limit]
-    ]
+    parts = []
+    for reason, names in groups[:limit]:
+        examples = ", ".join(printable(name, SHORT) for name in names[:limit])
+        parts.append(f"{printable(reason)}: {len(names)} ({examples}{', ...' if len(names) > limit else ''})")
     others = sum(len(names) for _, names in groups[limit:])
     return "; ".join(parts) + (f"; {others} for other reasons" if others else "")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from kernels.names import SHORT, printable
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.dali import resize_regions
@@ -165,7 +166,7 @@ def open_videos(
     for row, (video, header) in enumerate(zip(videos, headers, strict=True)):
         reason = str(video) if isinstance(video, MissingVideo) else _fault(header, table, row)
         if reason:
-            reasons[row] = f"{table.names[row]}: {reason}"
+            reasons[row] = f"{printable(str(table.names[row]), SHORT)}: {printable(reason)}"
     if len(reasons) > max_bad * len(table):
         raise UserError(
             f"{len(reasons)} of {len(table)} clips have no usable video, and at most {max_bad:.1%} may lack one "

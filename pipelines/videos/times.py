@@ -22,13 +22,19 @@ class FrameTimes:
     start: np.ndarray
     unit: Fraction
 
+    def at(self, frame: int) -> int:
+        """The time at which frame number `frame` is shown, in units. Further frames follow the last one evenly."""
+        past = max(0, frame - (len(self.start) - 1))
+        return int(self.start[frame - past]) + past * max(1, int(self.start[-1]) // max(1, len(self.start) - 1))
+
     def seconds(self, frame: int) -> float:
         """The time in seconds at which frame number `frame` is shown, or the end of the video after the last frame."""
         return float(self.start[min(frame, len(self.start) - 1)] * self.unit)
 
     def rate(self) -> Fraction:
         """The mean number of frames per second."""
-        return (len(self.start) - 1) / (int(self.start[-1]) * self.unit)
+        steps = max(1, len(self.start) - 2)  # the length of the last frame is often not known, so it does not count
+        return steps / (int(self.start[steps]) * self.unit)
 
 
 def frame_times(video: str) -> FrameTimes:

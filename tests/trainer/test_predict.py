@@ -1,7 +1,9 @@
 """`python -m trainer predict` gives the scores of `eval` for each window, writes files, and needs bounded memory."""
 
 import json
+import os
 import pickle
+import shutil
 import sys
 from dataclasses import replace
 from fractions import Fraction
@@ -14,10 +16,16 @@ import torch
 import tyro
 from safetensors.torch import save_file
 
+from kernels.names import safe_stem
 from models.networks import build_model
 from models.weights.loading import load_weights
 from pipelines.annotate.keypoints import Poses
 from pipelines.skeleton import COCO_17
+from pipelines.videos.decode import decode
+from pipelines.videos.header import read_header
+from pipelines.videos.times import FrameTimes, frame_times
+from pipelines.videos.turn import NO_TURN, Turn
+from tests.pipelines.made_videos import Made, make, number_of
 from tests.programs import run_forked
 from tests.trainer.test_end_to_end import size_of_png
 from trainer.cli import run_command
@@ -27,6 +35,7 @@ from trainer.experiments import EXPERIMENTS
 from trainer.settings import experiment_of
 
 VIDEO = "S001C001P021R001A001"
+EVEN = FrameTimes(np.arange(7), Fraction(1, 30))
 
 
 def settings_of(tiny: list[str]) -> dict[str, str]:
@@ -121,28 +130,71 @@ def test_skeleton_is_drawn_on_the_person(tmp_path):
     joints[0, :, 9] = (100, 100, 0.01)  # a score too low to be drawn
     pictures = {}
     for name, poses in (("drawn", Poses(joints, 120, 160)), ("bare", None)):
-        with AnnotatedVideo(tmp_path / f"{name}.mp4", Fraction(30), poses, COCO_17) as annotated:
+        with AnnotatedVideo(tmp_path / f"{name}.mp4", EVEN, poses, COCO_17) as annotated:
             for _ in range(6):
                 annotated.show(av.VideoFrame.from_ndarray(np.full((120, 160, 3), 90, np.uint8), format="rgb24"))
             annotated.write(3, ["wave 90%"])
             annotated.write(6, ["kick 80%"])
         with av.open(tmp_path / f"{name}.mp4") as container:
             pictures[name] = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    scale, bar = 4, draw_bar(640, ["wave 90%"]).height
-    assert pictures["drawn"].shape == (6, 480 + bar, 640, 3)
+    bar = draw_bar(160, ["wave 90%"]).height
+    assert pictures["drawn"].shape == (6, 120 + bar, 160, 3)
     changed = np.abs(pictures["drawn"].astype(int) - pictures["bare"]).max(axis=-1) > 40
-    assert not changed[:, : bar - 2].any()
+    assert not changed[:, : bar - 4].any()
     for number in range(6):
         rows, columns = np.nonzero(changed[number])
         found = [columns.min(), rows.min() - bar, columns.max(), rows.max() - bar]
         x = 20 + 10 * number
-        np.testing.assert_allclose(np.array(found) / scale, [x, 30, x, 90], atol=2)
+        np.testing.assert_allclose(np.array(found), [x, 30, x, 90], atol=4)
     captions = pictures["bare"][:, :bar].astype(int)
     assert np.abs(captions[2] - captions[0]).max() < 40 < np.abs(captions[3] - captions[2]).max()
 
 
+@pytest.mark.parametrize("stem", ["10:30 \x1b[31m'x' 😀", "-rf\n", "x" * 248, os.fsdecode(b"\xff\xe9")])
+def test_a_video_of_any_name_has_results_under_a_safe_name(tiny, trained, paths, tmp_path, capsys, stem):
+    video = tmp_path / "videos" / f"{stem}.mp4"
+    video.parent.mkdir()
+    shutil.copy(paths[0] / f"{VIDEO}.mp4", video)
+    np.savez(tmp_path / "poses.npz", keypoint=np.full((1, read_header(str(video)).frames, 17, 2), 50))
+    (found,) = predicted(tiny, trained, tmp_path, video, "--pose", tmp_path / "poses.npz").values()
+    assert found["video"] == str(video)
+    out, err = capsys.readouterr()
+    assert not any(char in out + err for char in "\x1b\udcff\x00")
+    assert "rf\n" not in out + err
+    assert {path.suffix for path in tmp_path.glob(f"{safe_stem(video)}.*")} == {".mp4", ".json", ".png"}
+
+
+@pytest.mark.parametrize("unit", [Fraction(1, 1000), Fraction(1, 90_000), Fraction(1001, 30_000)])
+def test_the_copy_keeps_the_times_of_the_video(tmp_path, unit):
+    times = FrameTimes(np.array([0, 33, 66, 116, 616, 632, 700]), unit)
+    with AnnotatedVideo(tmp_path / "a.mp4", times, None, COCO_17) as annotated:
+        for _ in range(6):
+            annotated.show(av.VideoFrame.from_ndarray(np.full((31, 45, 3), 90, np.uint8), format="rgb24"))
+        annotated.write(6, ["wave"])
+    copy = frame_times(str(tmp_path / "a.mp4"))
+    assert [copy.start[n] * copy.unit for n in range(6)] == [int(times.start[n]) * unit for n in range(6)]
+    header = read_header(str(tmp_path / "a.mp4"))
+    assert (header.width, header.height) == (46, 32 + draw_bar(46, ["wave"]).height)  # H.264 needs even sides
+
+
+def test_the_copy_of_a_turned_video_is_upright_even_if_the_skeleton_belongs_to_stored_frames(tmp_path):
+    made = Made(turn=Turn.of_code("110"), pixel=Fraction(4, 3))
+    video, stored = str(make(tmp_path, made)), Poses(np.zeros((1, 9, 17, 3)), 48, 64, "stored")
+    for poses, size, turn in ((None, (48, 48), NO_TURN), (stored, (85, 48), made.turn)):
+        image = None if poses is None else poses.image()
+        with AnnotatedVideo(tmp_path / "copy.mp4", frame_times(video), poses, COCO_17, size, turn) as annotated:
+            for frame in decode(video, 99, image):
+                annotated.show(frame)
+            annotated.write(9, ["wave"])
+        with av.open(tmp_path / "copy.mp4") as container:
+            picture = next(container.decode(video=0)).to_image()
+        width, height = turn.size(*size)
+        upright = picture.crop((0, picture.height - height - height % 2, width, picture.height - height % 2))
+        assert number_of(np.asarray(upright.resize((48, 64)))) == 0
+
+
 def test_colours_stay(tmp_path):
-    with AnnotatedVideo(tmp_path / "red.mp4", Fraction(30), None, COCO_17) as annotated:
+    with AnnotatedVideo(tmp_path / "red.mp4", EVEN, None, COCO_17) as annotated:
         annotated.show(av.VideoFrame.from_ndarray(np.full((480, 640, 3), (200, 30, 60), np.uint8), format="rgb24"))
         annotated.write(1, ["red"])
     with av.open(tmp_path / "red.mp4") as container:

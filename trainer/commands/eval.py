@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from kernels.program import UserError
+from models.classes import coarse_names
 from models.networks import build_model
 from models.weights.loading import load_weights
 from pipelines.progress import Progress
@@ -141,7 +142,8 @@ def write(
         write_metrics(folder / "metrics.json", metrics)
         write_scores(folder / SCORES, scores, names, experiment, checkpoint)
         write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
-        write_png(draw_confusion(counts.numpy(), data.class_names, data.coarse_map), folder / "confusion.png")
+        picture = draw_confusion(counts.numpy(), data.class_names, data.coarse_map, coarse_names(data.coarse_map))
+        write_png(picture, folder / "confusion.png")
     except OSError as error:
         raise UserError(
             f"the results cannot be written to {folder} ({error.strerror or error}); name another folder with --out"

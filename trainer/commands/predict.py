@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
+from kernels.names import SHORT, printable, safe_stem
 from kernels.program import UserError
 from models.networks import build_model
 from models.weights.loading import load_weights
@@ -28,14 +29,15 @@ from pipelines.videos.container import VideoError
 from pipelines.videos.decode import SLACK
 from pipelines.videos.find import videos_in
 from pipelines.videos.header import Header
-from pipelines.videos.times import frame_rate
-from pipelines.videos.turn import AnnotatedImage
+from pipelines.videos.times import frame_times
+from pipelines.videos.turn import NO_TURN, AnnotatedImage, Turn
 from pipelines.videos.windows import WindowFrames, window_table, windows_of
 from trainer.commands.eval import make_folder
 from trainer.commands.predict_output import AnnotatedVideo, Prediction, Window, captions, show, write_json, write_sheet
 from trainer.config import Experiment
 from trainer.metrics import fused_scores, score_batch
 from trainer.report.contact_sheet import NUM_CLIPS
+from trainer.report.text import class_names_in_pictures
 from trainer.runtime.cards import check_cards
 from trainer.runtime.precision import Precision, precision_of
 from trainer.runtime.ranks import Ranks, device_of
@@ -96,10 +98,12 @@ def predict(options: PredictOptions) -> int:
             poses = skeletons.of(video, header, out)
             predictor = Predictor(experiment, forward, precision, options.window, options.stride)
             prediction = predictor.run(video, header, poses, out, console)
-            write_json(out / f"{video.stem}.json", prediction, experiment, checkpoint.path)
+            write_json(out / f"{safe_stem(video)}.json", prediction, experiment, checkpoint.path)
         except VideoError as error:
             bad[video] = error
-            console.print(f"{video} has no result: {error}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                f"{printable(str(video))} has no result: {error}", markup=False, highlight=False, soft_wrap=True
+            )
             continue
         except OSError as error:
             raise UserError(
@@ -107,7 +111,8 @@ def predict(options: PredictOptions) -> int:
                 "with --out"
             ) from None
         show(prediction, printer)
-        print(f"{out}: {video.stem}.mp4, {video.stem}.json, {video.stem}.png")
+        stem = safe_stem(video)
+        print(f"{printable(str(out))}: {stem}.mp4, {stem}.json, {stem}.png")
     if bad:
         (video, error), total = next(iter(bad.items())), len(options.videos)
         count = f"{len(bad)} of {total} videos have no result, such as " if total > 1 else ""
@@ -149,15 +154,15 @@ def check(options: PredictOptions, out: Path) -> None:
             f"--window {options.window} --stride {options.stride}: choose them so that 1 <= stride <= window <= "
             f"{LONGEST}"
         )
-    stems = [video.stem for video in options.videos]
+    stems = [safe_stem(video) for video in options.videos]
     for video in options.videos:
         if not video.is_file():
             raise UserError(f"there is no video {video}; check its path")
-        if stems.count(video.stem) > 1:
+        if stems.count(safe_stem(video)) > 1:
             raise UserError(
                 f"two videos have the name {video.stem}: predict them in separate commands, each with its own --out"
             )
-        if (out / f"{video.stem}.mp4").resolve() == video.resolve():
+        if (out / f"{safe_stem(video)}.mp4").resolve() == video.resolve():
             raise UserError(f"the result would replace {video}; name another folder with --out")
     if options.pose is not None and options.pose.suffix == ".npz" and len(stems) > 1:
         raise UserError(
@@ -180,7 +185,7 @@ class Skeletons:
     def of(self, video: Path, header: Header, out: Path) -> Poses | None:
         """The skeletons of a video, or None if the experiment does not need them and --pose is not given.
 
-        Estimated skeletons are written to `out` as STEM.npz.
+        Estimated skeletons are written to `out` as STEM.npz (`safe_stem`).
         """
         if self.options.pose is not None:
             cache = Path(self.experiment.data.cache)
@@ -188,12 +193,14 @@ class Skeletons:
             return self._checked(read_poses(self.options.pose, video, header, cache, rotation))
         if self.estimator is None:
             self.console.print(
-                escape(f"{video}: without --pose, frames are not cropped to the people before the network gets them")
+                f"{printable(str(video))}: without --pose, frames are not cropped to the people before the network "
+                "gets them",
+                markup=False,
             )
             return None
         with Progress(self.console, "estimating poses", header.frames) as progress:
             poses = self.estimator.estimate(str(video), header, self.options.people, progress.advance)
-        write_poses(out / f"{video.stem}.npz", poses)
+        write_poses(out / f"{safe_stem(video)}.npz", poses)
         return poses
 
     def _checked(self, poses: Poses) -> Poses:
@@ -223,21 +230,26 @@ class Predictor:
         Writes an annotated copy of the video (STEM.mp4) and a picture of some windows (STEM.png) to the folder `out`.
         STEM is the name of the video without its suffix.
         """
-        total, rate = header.frames, frame_rate(str(video))
+        total, times = header.frames, frame_times(str(video))
         joints = torch.zeros(0, total, self.experiment.clip.skeleton.num_joints, 3).numpy()
         image = AnnotatedImage(*header.display)
         if poses is not None:
             joints, image = poses.joints, poses.image()
             total = joints.shape[1]
+        frames = header.frames_for(image)
+        size = round(frames.size[0] * frames.pixel), frames.size[1]
+        turn = NO_TURN if frames.turn else Turn.of_code(header.turn)
+        stem = safe_stem(video)
         spans = windows_of(total, self.window, self.stride)
         table = window_table(joints, image, spans)
         windows: list[Window] = []
         sheet_batches: list[Batch] = []
         sheet_numbers = {round(i * (len(spans) - 1) / (NUM_CLIPS - 1)) for i in range(NUM_CLIPS)}
+        names = class_names_in_pictures(self.experiment.data.class_names)
         skeleton, settings = self.experiment.clip.skeleton, PackSettings.of(self.experiment.clip)
         with (
-            AnnotatedVideo(out / f"{video.stem}.mp4", rate, poses, skeleton) as annotated,
-            Progress(console, f"{escape(video.name)}: windows", len(spans)) as progress,
+            AnnotatedVideo(out / f"{stem}.mp4", times, poses, skeleton, size, turn) as annotated,
+            Progress(console, f"{escape(printable(video.name, SHORT))}: windows", len(spans)) as progress,
         ):
             frames = WindowFrames(video=str(video), table=table, windows=spans, settings=settings, each=annotated.show)
             for number, batch in enumerate(self._loader(frames).epoch(0)):
@@ -248,10 +260,10 @@ class Predictor:
                 is_last = number == len(spans) - 1
                 # Each frame gets the caption of the window whose middle is nearest to it.
                 caption_end = total + SLACK if is_last else (start + end + sum(spans[number + 1])) // 4
-                annotated.write(caption_end, captions(windows[-1], self.experiment.data.class_names, rate))
+                annotated.write(caption_end, captions(windows[-1], names, times))
                 progress.advance()
-        prediction = Prediction(video, total, rate, self.experiment.data.class_names, windows)
-        write_sheet(out / f"{video.stem}.png", sheet_batches, prediction)
+        prediction = Prediction(video, total, times, self.experiment.data.class_names, windows)
+        write_sheet(out / f"{stem}.png", sheet_batches, prediction)
         return prediction
 
     def _loader(self, frames: WindowFrames) -> Loader:

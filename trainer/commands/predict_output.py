@@ -1,11 +1,9 @@
 """The output of `predict`: a table, JSON, a picture of windows, and a copy of the video with skeletons and captions."""
 
 import json
-import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,23 @@ import av.container
 import numpy as np
 import torch
 from av.video.reformatter import Colorspace
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from kernels.names import SHORT, printable, temporary
 from pipelines.annotate.keypoints import Poses
 from pipelines.batch import Batch
 from pipelines.skeleton import Skeleton
+from pipelines.videos.times import FrameTimes
+from pipelines.videos.turn import NO_TURN, Size, Turn
 from trainer.config import Experiment
 from trainer.report.clip_views import LEFT, MIDDLE, RIGHT
 from trainer.report.contact_sheet import contact_sheet
+from trainer.report.text import class_names_in_pictures, draw_line
 
 TOP = 5  # number of classes that are listed for each window
 IN_FULL = 6  # with more windows than this, the table shows only the best class of each window, not TOP classes
@@ -46,11 +48,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """All windows of a video with `frames` frames, at `rate` frames per second."""
+    """All windows of a video with `frames` frames."""
 
     video: Path
     frames: int
-    rate: Fraction
+    times: FrameTimes
     class_names: tuple[str, ...]
     windows: list[Window]
 
@@ -73,17 +75,17 @@ def name_of(label: int, class_names: Sequence[str]) -> str:
     return class_names[label] if label < len(class_names) else f"class {label}"
 
 
-def captions(window: Window, class_names: Sequence[str], rate: Fraction) -> list[str]:
+def captions(window: Window, class_names: Sequence[str], times: FrameTimes) -> list[str]:
     """The lines of text above a frame: the window, and the best class by the main score and by each stream."""
     best = {stream: top(score, class_names)[0] for stream, score in window.probability.items()}
     main, *others = best
     lines = [f"{best[main][1]}  {best[main][2]:.0%}"]
     lines += [f"{stream}: {best[stream][1]} {best[stream][2]:.0%}" for stream in others]
-    return [*lines, f"frames {window.start} to {window.end - 1} ({_seconds(window, rate)})"]
+    return [*lines, f"frames {window.start} to {window.end - 1} ({_seconds(window, times)})"]
 
 
-def _seconds(window: Window, rate: Fraction) -> str:
-    return f"{float(window.start / rate):.1f} to {float(window.end / rate):.1f} s"
+def _seconds(window: Window, times: FrameTimes) -> str:
+    return f"{times.seconds(window.start):.1f} to {times.seconds(window.end):.1f} s"
 
 
 def write_json(path: Path, prediction: Prediction, experiment: Experiment, checkpoint: Path) -> None:
@@ -93,7 +95,7 @@ def write_json(path: Path, prediction: Prediction, experiment: Experiment, check
         "experiment": experiment.name,
         "checkpoint": str(checkpoint),
         "frames": prediction.frames,
-        "frames_per_second": float(prediction.rate),
+        "frames_per_second": round(float(prediction.times.rate()), 3),
         "whole": _entry(prediction.whole(), prediction),
         "windows": [_entry(window, prediction) for window in prediction.windows],
     }
@@ -105,7 +107,7 @@ def _entry(window: Window, prediction: Prediction) -> dict[str, Any]:
         stream: [{"class": c, "label": name, "probability": p} for c, name, p in top(score, prediction.class_names)]
         for stream, score in window.probability.items()
     }
-    start_s, end_s = (round(float(frame / prediction.rate), 3) for frame in (window.start, window.end))
+    start_s, end_s = (round(prediction.times.seconds(frame), 3) for frame in (window.start, window.end))
     return {"first_frame": window.start, "last_frame": window.end - 1, "start_s": start_s, "end_s": end_s, **streams}
 
 
@@ -118,19 +120,19 @@ def show(prediction: Prediction, console: Console) -> None:
     windows, names = prediction.windows, prediction.class_names
     depth = TOP if len(windows) <= IN_FULL else 1
     streams = list(windows[0].probability)
-    table = Table("frames", "seconds", *streams, title=escape(prediction.video.name), box=SIMPLE_HEAD)
+    table = Table("frames", "seconds", *streams, title=escape(printable(prediction.video.name, SHORT)), box=SIMPLE_HEAD)
     for window in windows:
-        _add(table, f"{window.start} to {window.end - 1}", window, prediction.rate, names, depth)
+        _add(table, f"{window.start} to {window.end - 1}", window, prediction.times, names, depth)
     if len(windows) > 1:
-        _add(table, "all windows", prediction.whole(), prediction.rate, names, TOP)
+        _add(table, "all windows", prediction.whole(), prediction.times, names, TOP)
     console.print(table)
 
 
-def _add(table: Table, title: str, window: Window, rate: Fraction, names: Sequence[str], depth: int) -> None:
+def _add(table: Table, title: str, window: Window, times: FrameTimes, names: Sequence[str], depth: int) -> None:
     columns = [top(score, names)[:depth] for score in window.probability.values()]
     for line, guesses in enumerate(zip(*columns, strict=True)):
         cells = [f"{share:6.1%}  {escape(name)}" for _, name, share in guesses]
-        place = (title, _seconds(window, rate)) if line == 0 else ("", "")
+        place = (title, _seconds(window, times)) if line == 0 else ("", "")
         table.add_row(*place, *cells, end_section=line == len(columns[0]) - 1)
 
 
@@ -139,12 +141,12 @@ def write_sheet(path: Path, batches: Sequence[Batch], prediction: Prediction) ->
     columns = [batch.tensors() for batch in batches]
     parts = {name: torch.cat([tensors[name] for tensors in columns]) for name in columns[0]}
     windows = [prediction.windows[row] for row in parts["index"].tolist()]
-    lines = [captions(window, prediction.class_names, prediction.rate) for window in windows]
+    names = class_names_in_pictures(prediction.class_names)
+    lines = [captions(window, names, prediction.times) for window in windows]
     batch = replace(batches[0], **parts | {"label": torch.arange(len(windows))})
     contact_sheet(path, batch, [f"{line[0]}, {line[-1]}" for line in lines], "window")
 
 
-SHORT = (480, 720)  # minimum and maximum of the shorter side of the written video in pixels
 MIN_SCORE = 0.2  # a joint is drawn if it has at least this score
 PAD = 8  # pixels between the text and the edge of its bar
 BAR, TEXT, FAINT = "#14213d", "#ffffff", "#b8c4d6"
@@ -153,13 +155,25 @@ BAR, TEXT, FAINT = "#14213d", "#ffffff", "#b8c4d6"
 class AnnotatedVideo:
     """Writes an H.264 video to `path`, under a temporary name until it is complete.
 
-    Pass each frame to `show`, which scales it and keeps it in memory. `write` then writes the kept frames
-    with a caption.
+    The copy has the resolution of the video as players show it, and each of its frames has the time of the video's
+    frame. Pass each frame to `show`, which keeps it in memory. `write` then writes the kept frames with a caption.
+
+    poses: the skeletons to draw, or None. size: (width, height) at which to draw the frames; None keeps their size.
+    turn: how the frames are turned for the copy, after skeletons are drawn on them.
     """
 
-    def __init__(self, path: Path, rate: Fraction, poses: Poses | None, skeleton: Skeleton):
-        self.path, self.rate, self.poses, self.skeleton = path, rate, poses, skeleton
-        self.part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    def __init__(
+        self,
+        path: Path,
+        times: FrameTimes,
+        poses: Poses | None,
+        skeleton: Skeleton,
+        size: Size | None = None,
+        turn: Turn = NO_TURN,
+    ):
+        self.path, self.times, self.poses, self.skeleton = path, times, poses, skeleton
+        self.size, self.turn = size, turn
+        self.part = temporary(path)
         self.waiting: deque[av.VideoFrame] = deque()
         self.num_written = 0
         self.container: av.container.OutputContainer | None = None
@@ -180,11 +194,8 @@ class AnnotatedVideo:
             self.part.unlink(missing_ok=True)
 
     def show(self, frame: av.VideoFrame) -> None:
-        """Scale the next frame of the video to the size of the output, and keep it until `write` is called."""
-        low, high = SHORT
-        scale = min(max(low / min(frame.width, frame.height), 1), high / min(frame.width, frame.height))
-        width, height = (2 * round(side * scale / 2) for side in (frame.width, frame.height))
-        self.waiting.append(frame.reformat(width=width, height=height, format="yuv420p"))
+        """Keep the next frame of the video until `write` is called."""
+        self.waiting.append(frame)
 
     def write(self, end: int, lines: Sequence[str]) -> None:
         """Write the waiting frames up to frame `end` - 1. A bar above each frame shows `lines` of text.
@@ -193,11 +204,14 @@ class AnnotatedVideo:
         """
         bar = None
         while self.waiting and self.num_written < end:
-            picture = self.waiting.popleft().to_image()
-            bar = bar or draw_bar(picture.width, lines)
-            canvas = Image.new("RGB", (picture.width, picture.height + bar.height))
-            canvas.paste(bar, (0, 0))
+            frame = self.waiting.popleft()
+            width, height = self.size or (frame.width, frame.height)
+            picture = frame.to_image(width=width, height=height)
             self._draw_people(picture)
+            picture = Image.fromarray(np.ascontiguousarray(self.turn.apply(np.asarray(picture))))
+            bar = bar or draw_bar(_even(picture.width), lines)
+            canvas = Image.new("RGB", (bar.width, bar.height + _even(picture.height)))
+            canvas.paste(bar, (0, 0))
             canvas.paste(picture, (0, bar.height))
             self._encode(canvas)
             self.num_written += 1
@@ -211,7 +225,11 @@ class AnnotatedVideo:
 
     def _open(self, width: int, height: int) -> av.container.OutputContainer:
         self.container = av.open(self.part, "w", format="mp4")
-        self.stream = self.container.add_stream("libx264", rate=self.rate, options={"preset": "veryfast", "crf": "21"})
+        options = {"preset": "veryfast", "crf": "21"}
+        self.stream = self.container.add_stream(
+            "libx264", rate=self.times.rate().limit_denominator(1001), options=options
+        )
+        self.stream.codec_context.time_base = self.times.unit
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
         self.stream.codec_context.colorspace = Colorspace.ITU709.value
         return self.container
@@ -220,27 +238,28 @@ class AnnotatedVideo:
         container = self.container or self._open(canvas.width, canvas.height)
         frame = av.VideoFrame.from_image(canvas)
         frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
-        frame.pts, frame.time_base = self.num_written, 1 / self.rate
+        frame.pts, frame.time_base = self.times.at(self.num_written), self.times.unit
         container.mux(self.stream.encode(frame))
 
 
+def _even(length: int) -> int:
+    """The length, or one pixel more: H.264 needs even sides."""
+    return length + length % 2
+
+
 def draw_bar(width: int, lines: Sequence[str]) -> Image.Image:
-    """A dark bar, `width` pixels wide, with `lines` of text. A line that is too long gets a smaller font."""
-    fonts = [_font(line, width - 2 * PAD, 26 if number == 0 else 18) for number, line in enumerate(lines)]
-    heights = [round(font.getbbox("Ag")[3]) + 4 for font in fonts]
-    bar = Image.new("RGB", (width, 2 * ((sum(heights) + 2 * PAD) // 2)), BAR)
+    """A dark bar, `width` pixels wide, with `lines` of text. Its height depends only on the number of lines.
+
+    A line that is too long gets a smaller font, and is cut off if it is still too long.
+    """
+    sizes = [max(18, width // 33) if number == 0 else max(13, width // 48) for number in range(len(lines))]
+    heights = [round(1.3 * size) for size in sizes]
+    bar = Image.new("RGB", (width, _even(sum(heights) + 2 * PAD)), BAR)
     draw, top = ImageDraw.Draw(bar), PAD
-    for number, (line, font, height) in enumerate(zip(lines, fonts, heights, strict=True)):
-        draw.text((PAD, top), line, TEXT if number == 0 else FAINT, font)
+    for number, (line, size, height) in enumerate(zip(lines, sizes, heights, strict=True)):
+        draw_line(draw, (PAD, top), line, width - 2 * PAD, size, TEXT if number == 0 else FAINT)
         top += height
     return bar
-
-
-def _font(line: str, width: int, size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    length = font.getlength(line)
-    return font if length <= width else font.font_variant(size=max(9, int(size * width / length)))
 
 
 def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from kernels.names import SHORT, printable
 from kernels.program import UserError
 from models.classes import MA52
 from trainer.settings import SETTINGS
@@ -52,11 +53,12 @@ def submit(options: SubmitOptions) -> int:
     ]
     try:
         with zipfile.ZipFile(options.out, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(MEMBER, as_csv(lines))
+            archive.writestr(MEMBER, as_csv(lines).encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
     check(options.out, len(lines))
-    print(f"{options.out}: {MEMBER} with {len(lines)} videos, the first {lines[0][0]}; ready for Codabench")
+    first = printable(str(lines[0][0]), SHORT)
+    print(f"{options.out}: {MEMBER} with {len(lines)} videos, the first {first}; ready for Codabench")
     return 0
 
 

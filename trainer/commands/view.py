@@ -11,6 +11,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from kernels.names import SHORT, printable
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.frame_source import NoFrames
@@ -61,13 +62,13 @@ def view(options: ViewOptions) -> int:
         views = [view_clip(loader, row, options.epoch) for loader in loaders]
     label = int(table.label[row])
     names = with_class_names(experiment, table, print).data.class_names
-    title = f"{table.names[row]} (clip {row}): {names[label] if names else f'class {label}'}"
+    title = f"{printable(str(table.names[row]), SHORT)} (clip {row}): {names[label] if names else f'class {label}'}"
     title += f"; joints: {experiment.clip.skeleton}"
     try:
         write_png(draw_views(views, ("training", "validation"), title, experiment.clip.skeleton), options.out)
     except OSError as error:
         raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
-    print(options.out)
+    print(printable(str(options.out)))
     return 0
 
 

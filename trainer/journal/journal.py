@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from kernels.names import printable
 from kernels.program import UserError
 from trainer.cursor import Cursor
 from trainer.journal.lines import LOG, METRICS, Lines, keep_until
@@ -184,6 +185,7 @@ class Journal:
             self._metrics.close()
 
     def _write(self, text: str, on_console: bool = True) -> None:
+        text = printable(text)
         stamped = f"{datetime.now():%Y/%m/%d %H:%M:%S} - duet - INFO - {text}"
         if on_console:
             self._print(text if self._console.is_terminal else stamped)

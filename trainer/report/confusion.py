@@ -1,5 +1,6 @@
 """Draws a confusion matrix, sorted by coarse class, and a list of the pairs of classes that are confused most often."""
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,28 +9,56 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from kernels.names import printable
+from trainer.report.text import class_names_in_pictures
+
 MOST_NUMBERED = 20  # with more classes the cells are too small for numbers
 NUM_PAIRS = 10  # confused pairs that are listed beside the matrix
+CELL, SMALLEST = 0.2, 5.0  # smallest side of a cell, and of the matrix, in inches
+TYPE = 8.5  # points of the names of classes; a cell has room for them
+GROUP = "#c8553d"  # colour of the groups
+LONGEST = 32  # characters of a class's name
+PAIRS = 3.6  # width of the list of pairs in inches
+MARGIN = 0.45  # inches
 
 
-def draw_confusion(counts: np.ndarray, class_names: Sequence[str] = (), groups: Sequence[int] = ()) -> Figure:
+def draw_confusion(
+    counts: np.ndarray,
+    class_names: Sequence[str] = (),
+    groups: Sequence[int] = (),
+    group_names: Sequence[str] = (),
+) -> Figure:
     """Draw the counts [K, K], whose rows are true classes and whose columns are predicted classes.
 
     class_names are K names; if empty, the classes are numbered. groups[i] is the coarse class of class i. If groups is
-    not empty, the classes are sorted by group, with lines between the groups. Rows of classes without clips are grey.
+    not empty, the classes are sorted by group, with lines between the groups, and each group is named: group_names[j]
+    is the name of coarse class j; if empty, the groups are numbered. Rows of classes without clips are grey.
     """
     num_classes = len(counts)
-    names = list(class_names) or [str(i) for i in range(num_classes)]
+    names = class_names_in_pictures(class_names) or [str(i) for i in range(num_classes)]
     order = np.argsort(groups, kind="stable") if len(groups) else np.arange(num_classes)
-    counts, names = counts[np.ix_(order, order)], [names[i] for i in order]
-    side = max(5.5, 0.2 * num_classes)
-    figure = Figure(figsize=(side + 4.5, side + 1.0), dpi=110, layout="constrained")
-    matrix, pairs = figure.subplots(1, 2, width_ratios=(side, 3.2))
+    counts, names = counts[np.ix_(order, order)], [printable(names[i], LONGEST) for i in order]
+    labels = max(_width(name) for name in names) + MARGIN
+    side, room = max(SMALLEST, CELL * num_classes), 0.0
+    group_texts = [group_names[group] if group_names else f"group {group}" for group in sorted(set(groups))]
+    if group_texts:
+        room = max(_width(text) for text in group_texts) + MARGIN / 2
+    width, height = labels + side + room + PAIRS + MARGIN, labels + side + MARGIN
+    figure = Figure(figsize=(width, height), dpi=110)
+    matrix = figure.add_axes((labels / width, labels / height, side / width, side / height))
+    pairs = figure.add_axes(
+        ((labels + side + room + MARGIN / 2) / width, labels / height, PAIRS / width, side / height)
+    )
     _draw_matrix(matrix, counts, names)
     if len(groups):
-        _draw_groups(matrix, np.asarray(groups)[order])
+        _draw_groups(matrix, np.asarray(groups)[order], group_texts)
     _draw_pairs(pairs, counts, names)
     return figure
+
+
+def _width(text: str) -> float:
+    """About how many inches a text is wide. Chinese characters are twice as wide as Latin ones."""
+    return sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.56 for char in text) * TYPE / 72
 
 
 def _draw_matrix(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
@@ -37,10 +66,9 @@ def _draw_matrix(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
     share = np.where(clips > 0, counts / clips.clip(min=1), np.nan)
     # Colours follow the square root of the share, so that rare confusions are visible.
     colours = colormaps["Blues"].with_extremes(bad="#dddddd")
-    axes.imshow(share, cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
-    size = float(np.clip(220 / len(names), 5, 9))
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.imshow(share, cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest", aspect="auto")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=TYPE)
+    axes.set_yticks(range(len(names)), names, fontsize=TYPE)
     axes.tick_params(length=0)
     axes.set_xlabel("predicted class", fontsize=9)
     axes.set_ylabel("true class", fontsize=9)
@@ -53,10 +81,13 @@ def _draw_matrix(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
 
 
-def _draw_groups(axes: Axes, groups: np.ndarray) -> None:
-    for edge in np.flatnonzero(np.diff(groups)) + 0.5:
-        axes.axhline(edge, color="#c8553d", linewidth=0.9)
-        axes.axvline(edge, color="#c8553d", linewidth=0.9)
+def _draw_groups(axes: Axes, groups: np.ndarray, texts: list[str]) -> None:
+    edges = [-0.5, *(np.flatnonzero(np.diff(groups)) + 0.5), len(groups) - 0.5]
+    for edge in edges[1:-1]:
+        axes.axhline(edge, color=GROUP, linewidth=0.9)
+        axes.axvline(edge, color=GROUP, linewidth=0.9)
+    for text, start, end in zip(texts, edges[:-1], edges[1:], strict=True):
+        axes.text(len(groups) - 0.2, (start + end) / 2, text, va="center", fontsize=TYPE, color=GROUP)
 
 
 def _draw_pairs(axes: Axes, counts: np.ndarray, names: list[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.batch import Batch
 from trainer.report.curves import write_png
+from trainer.report.text import class_names_in_pictures
 
 SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # all in pixels, except DPI in pixels per inch
 NUM_CLIPS, NUM_FRAMES = 6, 8  # the maximum numbers of clips in a picture, and of frames per clip
@@ -27,6 +28,7 @@ def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: st
     few frames before or after the RGB frame that it overlays. A difference in box or flip between the streams is
     still easy to see. The strip of a stream that the network does not read is left out.
     """
+    labels = class_names_in_pictures(labels)
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
     rgb, heatmap = (None if tensor is None else tensor[clips].cpu() for tensor in (batch.rgb, batch.heatmap))
     strips = _strips(rgb, heatmap)

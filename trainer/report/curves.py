@@ -11,9 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from kernels.names import temporary
 from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics
 from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
+from trainer.report.text import plain_text
 
 RGB, POSE, BOTH, GREY = "#c8553d", "#2a6f97", "#222222", "#888888"
 # A line has at most this many points. A longer series is cut into this many parts, and the mean of each part is drawn.
@@ -22,23 +24,29 @@ Records = Sequence[dict[str, Any]]
 
 
 def write_report(
-    work_dir: Path, counts: Tensor | None = None, class_names: Sequence[str] = (), groups: Sequence[int] = ()
+    work_dir: Path,
+    counts: Tensor | None = None,
+    class_names: Sequence[str] = (),
+    groups: Sequence[int] = (),
+    group_names: Sequence[str] = (),
 ) -> list[Path]:
     """Draw `work_dir`/metrics.jsonl as curves.png, and `counts`, unless None, as confusion.png. Returns the paths.
 
     counts [K, K] come from metrics.confusion_matrix. class_names are K names, or empty. groups[i] is the coarse class
-    of class i; groups may be empty. The same input always produces the same bytes.
+    of class i, and group_names are the names of the coarse classes; both may be empty. The same input always produces
+    the same bytes.
     """
     pictures = {"curves.png": draw_curves(read_metrics(work_dir / METRICS), work_dir / LOG)}
     if counts is not None:
-        pictures["confusion.png"] = draw_confusion(counts.numpy(), class_names, groups)
+        pictures["confusion.png"] = draw_confusion(counts.numpy(), class_names, groups, group_names)
     return [write_png(figure, work_dir / name) for name, figure in pictures.items()]
 
 
 def write_png(figure: Figure, path: Path) -> Path:
     """Write the figure as a PNG file, under a temporary name until it is complete. Returns `path`."""
-    tmp = path.with_name(path.name + ".tmp")
-    FigureCanvasAgg(figure).print_png(tmp, metadata={"Software": None})
+    tmp = temporary(path)
+    with plain_text(figure):
+        FigureCanvasAgg(figure).print_png(tmp, metadata={"Software": None})
     os.replace(tmp, path)
     return path
 

@@ -1,0 +1,92 @@
+"""Text in pictures can be read: any characters that a font here has, no markup, no warnings, and 120 names."""
+
+import itertools
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from models.classes import MA52, MA52_NAMES, NTU60_NAMES, NTU60_SEMANTIC8, coarse_names
+from trainer.commands.predict_output import draw_bar
+from trainer.report import text as report_text
+from trainer.report.confusion import draw_confusion
+from trainer.report.curves import write_png
+from trainer.report.text import class_names_in_pictures, drawable, fonts, fonts_for, missing_in_fonts
+
+CHINESE = ("喝水", "吃饭", "刷牙")
+MARKUP = ("a$b$c", r"$\frac{1}{$", "x_{1}^2", "100 %", "<b>&amp;</b>", "[red]")
+
+
+@pytest.fixture
+def said(caplog):
+    """Collects what libraries would print: warnings and log lines."""
+    with warnings.catch_warnings(record=True) as seen, caplog.at_level(logging.WARNING):
+        warnings.simplefilter("always")
+        yield lambda: [str(warning.message) for warning in seen] + caplog.messages
+
+
+@pytest.fixture(params=["with the fonts of this machine", "without Chinese fonts"])
+def some_fonts(request, monkeypatch):
+    if request.param == "without Chinese fonts":
+        monkeypatch.setattr(report_text, "fonts", lambda: fonts()[:1])
+
+
+@pytest.mark.parametrize("names", [CHINESE, MARKUP, ("один", "δύο", "três")], ids=["Chinese", "markup", "other"])
+def test_no_name_makes_a_library_complain(tmp_path: Path, names, said, some_fonts) -> None:
+    counts = np.eye(len(names)) + 1
+    write_png(draw_confusion(counts, names, tuple(range(len(names)))), tmp_path / "a.png")
+    draw_bar(200, [f"{name} 90 %" for name in names])
+    assert said() == []
+
+
+def test_names_that_no_font_has_become_class_numbers(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(report_text, "fonts", lambda: fonts()[:1])
+    report_text._say_missing.cache_clear()  # it says this once
+    assert class_names_in_pictures(("wave", *CHINESE)) == ["wave", "class 1", "class 2", "class 3"]
+    assert "no font on this machine has the characters" in capsys.readouterr().err
+    bars = [np.asarray(draw_bar(300, [f"{name} 90 %"])) for name in CHINESE]
+    assert not np.array_equal(bars[0], bars[1])
+    assert drawable("喝水 90 %") == "U+559D U+6C34  90 %"
+
+
+def test_a_font_of_this_machine_draws_chinese() -> None:
+    if missing_in_fonts("喝水"):
+        pytest.skip("this machine has no font with Chinese characters")
+    assert class_names_in_pictures(CHINESE) == list(CHINESE)
+    assert len(fonts_for("drink 喝水")) == 2
+
+
+def test_markup_is_drawn_as_it_is(tmp_path: Path) -> None:
+    pictures = []
+    for names in (("a$b$c", "d"), ("abc", "d")):
+        write_png(draw_confusion(np.eye(2), names), tmp_path / "a.png")
+        pictures.append(imread(tmp_path / "a.png"))
+    assert pictures[0].shape != pictures[1].shape or not np.array_equal(*pictures)
+    figure = draw_confusion(np.eye(2), ("a$b$c", "d"))
+    write_png(figure, tmp_path / "a.png")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a$b$c", "d"]
+    assert not any(label.get_parse_math() for label in figure.axes[0].get_yticklabels())
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"), [(NTU60_NAMES, NTU60_SEMANTIC8), (MA52_NAMES, MA52)], ids=["NTU-60", "MA-52"]
+)
+def test_long_lists_of_names_do_not_overlap_and_groups_are_named(tmp_path: Path, names, groups) -> None:
+    figure = draw_confusion(np.eye(len(names)), names, groups, coarse_names(groups))
+    write_png(figure, tmp_path / "a.png")
+    matrix = figure.axes[0]
+    boxes = [label.get_window_extent() for label in matrix.get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))
+    assert min(box.height for box in boxes) >= 9  # pixels
+    assert min(box.x0 for box in boxes) > 0
+    assert {text.get_text() for text in matrix.texts} == set(coarse_names(groups))
+    right = max(text.get_window_extent().x1 for text in matrix.texts)
+    assert right < figure.axes[1].get_window_extent().x0
+
+
+def test_bars_of_a_video_have_the_same_height() -> None:
+    heights = {draw_bar(160, [f"{name}  90%", "frames 0 to 3"]).height for name in ("a", "long name " * 20, *CHINESE)}
+    assert len(heights) == 1
