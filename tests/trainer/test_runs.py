@@ -4,6 +4,7 @@ import io
 import json
 import os
 import platform
+import subprocess
 import time
 from dataclasses import asdict, replace
 
@@ -20,7 +21,7 @@ from trainer.commands.runs import span
 from trainer.experiments import EXPERIMENTS
 from trainer.journal.journal import Journal
 from trainer.journal.lines import METRICS
-from trainer.journal.provenance import ROOT, STARTS, code_of, commit_of, describe_start, recorded
+from trainer.journal.provenance import ROOT, STARTS, changes_in, code_of, commit_of, describe_start, recorded
 from trainer.report.curves import draw
 from trainer.report.past_run import names, read_run
 from trainer.snapshots.lock import locked
@@ -122,6 +123,25 @@ def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):
     assert row[6:8] == [code_of(first), f"1 x CPU {platform.machine()}"]
     assert float(row[3]) == pytest.approx(max(r["acc/RGBPose_1:1_top1"] for r in read_run(tmp_path / "run").records
                                               if r["kind"] == "val"), abs=1e-4)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("commit", "clean", "text"),
+    [("abc", True, "abc"), ("abc", False, "abc+"), ("abc", None, "abc"), (None, None, "unknown")],
+)
+def test_a_changed_checkout_is_marked(commit, clean, text):
+    assert code_of({"commit": commit, "clean": clean}) == text
+
+
+def test_a_checkout_is_clean_until_a_tracked_file_changes(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a", "--allow-empty"]):
+        (tmp_path / "a.py").write_text("")
+        subprocess.run([*git, *words], check=True)
+    assert changes_in(tmp_path) == ""
+    (tmp_path / "a.py").write_text("1")
+    assert "a.py" in (changes_in(tmp_path) or "")
+    assert changes_in(tmp_path / "none") is None
 
 
 def test_a_killed_run_is_known_by_its_lock_and_its_epoch_by_its_clips(tmp_path, capsys):
