@@ -30,7 +30,7 @@ NOT_HERE = {
     ),
     "a network, an account or another user": (
         *("check the network, or", "run `wandb login`", "ask its owner to do this", "can reach a package index"),
-        "to reinstall it",
+        *("to reinstall it", "in the checkout, which installs it"),
     ),
     "a file system without locks": ("start no other one, except for shards",),
     "the program ffmpeg": ("write an upright copy with ffmpeg",),
