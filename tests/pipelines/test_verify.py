@@ -280,3 +280,15 @@ def test_command_refuses_with_the_way_out(data):
         done.stderr
         == f"error: there is no folder {data.videos}; name the folder of the videos (data.videos, --videos)\n"
     )
+
+
+def test_a_trial_with_one_validation_clip_of_a_class_of_its_own_is_usable_with_a_warning(tmp_path, film):
+    clips = [
+        film.annotation(name, film.person(9, 64, 48, seed=label), 64, 48, label=label)
+        for label, name in enumerate("ab")
+    ]
+    path = tmp_path / "my.pkl"
+    path.write_bytes(pickle.dumps({"split": {"own_train": ["a"], "own_val": ["b"]}, "annotations": clips}))
+    facts = verify(path, None, cache=tmp_path / "cache")
+    assert facts["usable"]
+    assert any("never occur in train" in finding["text"] for finding in facts["findings"])
