@@ -5,12 +5,14 @@ Mistakes of the user are printed as one sentence, without a traceback.
 
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import traceback
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import NoReturn
 
 from kernels.program import UserError, exit_code
@@ -100,6 +102,17 @@ def run_command(arguments: list[str]) -> int:
     return exit_code(lambda: dispatch(arguments))
 
 
+def check_device(arguments: list[str]) -> None:
+    """Raise UserError if --device names a single GPU as torch does, which no command of this program takes."""
+    for option, value in pairwise(part for word in arguments for part in word.split("=", 1)):
+        number = re.fullmatch(r"(?:cuda:)?(\d+)", value) if option == "--device" else None
+        if number is not None:
+            raise UserError(
+                f"--device {value}: choose the GPU with the environment variable CUDA_VISIBLE_DEVICES={number[1]}, and "
+                "write --device cuda"
+            )
+
+
 def dispatch(arguments: list[str]) -> int:
     """Run the command that the first argument names, or training if there is no command. Return the exit code."""
     word = arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -107,6 +120,7 @@ def dispatch(arguments: list[str]) -> int:
         similar = get_close_matches(word, COMMANDS, 1)
         hint = f"did you mean {similar[0]}?" if similar else f"the commands are {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {word!r}; {OTHER_WORDS.get(word, hint)}")
+    check_device(arguments)
     import tyro  # not at the top of the file, because exit_code must first check that all packages are installed
 
     module_name, options_name, function_name = TRAIN if word is None else COMMANDS[word]

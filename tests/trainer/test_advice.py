@@ -49,6 +49,8 @@ LABELS = "annotate {videos} {dir}/labels.csv --out {dir}/my.pkl --poses {files}/
 SETTINGS = [
     ("trainer config --exp dmo", (r"did you mean (\w+)\?", "trainer config --exp {0}")),
     ("trainer config", (r"--exp is missing; the experiments are (\w+),", "trainer config --exp {0}")),
+    (f"{CONFIG} --device cuda:1", (r"write (--device cuda)$", f"{CONFIG} {{0}}")),
+    (f"{CONFIG} --device=1", (r"write (--device cuda)$", f"{CONFIG} {{0}}")),
     ("trainer confg --exp demo", (r"did you mean (\w+)\?", "trainer {0} --exp demo")),
     (f"{CONFIG} --set optim.lrr=1", (r"did you mean ([\w.]+)\?", f"{CONFIG} --set {{0}}=1")),
     (f"{CONFIG} --set lr=1", (r"did you mean ([\w.]+)\?", f"{CONFIG} --set {{0}}=1")),
