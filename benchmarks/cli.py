@@ -52,7 +52,7 @@ def gpu(
         toy: use tiny sizes, only to test that the benchmark runs.
         only: parts to run, for example limits step. By default all parts run.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
-        again: also measure the parts that are done, and drop the results of the parts that were stopped.
+        again: also measure the parts that are done.
     """
     parts = {part.name: part for part in suite.GPU_PARTS}
     for name in only:

@@ -127,23 +127,17 @@ def read_record(path: Path, key: str = "results") -> dict[str, Any]:
     return record
 
 
-def earlier_results(path: Path, record: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Return status and results of the record at `path` if it was made in the same circumstances as the new `record`.
-
-    Returns (None, {}) if there is no such record, or if size, settings, device, versions or code differ from those of
-    `record`.
-    """
+def is_done(path: Path, record: dict[str, Any]) -> bool:
+    """Return whether the record at `path` is complete, with size, settings, device, versions and code of `record`."""
     try:
         earlier = read_record(path)
     except RecordError:
-        return None, {}
+        return False
     old, new = (
         {**each.get("provenance", {}), "utc": None} | {key: each.get(key) for key in ("toy", "experiment", "set")}
         for each in (earlier, record)
     )
-    if old != new or new.get("commit") is None:
-        return None, {}
-    return earlier.get("status"), earlier["results"]
+    return earlier.get("status") == "done" and old == new and new.get("commit") is not None
 
 
 def compare_records(before: Path, after: Path) -> Iterator[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import GUIDE, Result, Skipped, Target
-from benchmarks.records import earlier_results, provenance, slug, write_record
+from benchmarks.records import is_done, provenance, slug, write_record
 from trainer.settings import Choice, experiment_of
 
 SHORT = 470  # seconds of a part, by default
@@ -93,8 +93,7 @@ GPU_PARTS = (
 def run_suite(parts: Sequence[Part], target: Target, records: Path, again: bool = True) -> bool:
     """Run the parts, and return True if no part failed.
 
-    Without `again`, records of the same code, settings, device and versions are continued: a part that is done does
-    not run, and the results of a part that was stopped are kept until they are measured again.
+    Without `again`, a part does not run if its record is complete, with the same code, settings, device and versions.
     """
     if target.device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
@@ -120,8 +119,7 @@ def _run_part(context: ForkServerContext, part: Part, target: Target, records: P
             device = record.get("provenance", {}).get("device", target.device.type)
             path = records / f"{part.name}_{slug(device)}.json"
             if kind == "provenance":
-                status, record["results"] = (None, {}) if again else earlier_results(path, record)
-                if status == DONE:
+                if not again and is_done(path, record):
                     print(f"{part.name} was done before and is left out, see {path} (--again measures it again)")
                     return DONE
                 with suppress(ConnectionError):  # if the process has just died, _receive reports it

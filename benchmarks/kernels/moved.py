@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness import GUIDE
 from benchmarks.kernels.launches import Call, calls_of, describe
-from benchmarks.kernels.operators import BYTES, CLIPS, Operators, step_of
+from benchmarks.kernels.operators import BYTES, CLIPS, Operators
 from benchmarks.kernels.traffic import Launch, Traffic
 from benchmarks.records import commit, write_record
 from benchmarks.synthetic import random_batch
@@ -31,13 +32,6 @@ from tests.planner.compiled import counted
 from trainer.config import Experiment
 from trainer.experiments import MA52_RUN, NTU60_X3D
 
-# GB per clip, in the ideal case and as compiled (docs/sources.md, "Bytes of a training step").
-IDEAL = {"ntu60_x3d": 2.19, "ma52": 2.06}
-COMPILED = {
-    "ntu60_x3d": {"norms": 2.57, "1x1 convolutions": 1.25, "depthwise": 0.75, "squeeze-excite": 0.29, "shift": 0.24},
-    "ma52": {"norms": 2.25, "convolutions": 1.77, "concatenation": 0.10},
-}
-
 
 def write_bytes(path: Path) -> None:
     """Count the bytes of each kernel and of whole steps, print them, and write the record."""
@@ -45,14 +39,13 @@ def write_bytes(path: Path) -> None:
     for experiment in (NTU60_X3D, MA52_RUN):
         name, launches = experiment.name, list(training_launches(experiment))
         parts = record["per_clip"][name] = totals(launches)
-        step = record["step"][name] = whole_step(experiment, launches, parts["networks"])
+        step = record["step"][name] = whole_step(experiment, launches)
         record["compiled"][name] = {
             "plain": counted(name, (), H200),
             "through_kernels": counted(name, PARTS, H200),
         }
         for part, values in parts.items():
             print(f"{name} {part}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
-        print(f"{name} compiled, GB: " + ", ".join(f"{part} {value}" for part, value in COMPILED[name].items()))
         print(f"{name} whole step: " + ", ".join(f"{key} {value:.4g}" for key, value in step.items()))
         print(f"{name} in the compiler's plan: {record['compiled'][name]}")
         if saved := saved_by_dense_kernel(experiment):
@@ -60,32 +53,23 @@ def write_bytes(path: Path) -> None:
     write_record(path, record)
 
 
-def whole_step(experiment: Experiment, launches: list[dict], networks: dict[str, float]) -> dict[str, float]:
-    """Return the GB per clip that a training step moves: compiled with our kernels, compiled without them, and ideally.
+def whole_step(experiment: Experiment, launches: list[dict]) -> dict[str, float]:
+    """Return the GB per clip that an ideal training step moves, and two counts of launches.
 
-    Also returns three counts of launches: the launches of our kernels, the launches of an uncompiled step of our 2-D
-    network, and the launches of an uncompiled step of the published 3-D network.
-    The launches of the compiled code between our kernels are counted in tests/planner/compiled.py.
+    These are the launches of our kernels, and those of an uncompiled step of the published 3-D network. The launches
+    and bytes of compiled steps are counted in tests/planner/compiled.py.
     """
     config = experiment.model
     assert isinstance(config, X3DPairConfig | RGBPoseConfig)
     config = replace(config, pcan=None)
     with torch.device("meta"):
         published = X3DPair5d(config) if isinstance(config, X3DPairConfig) else RGBPose5d(config)
-    few = replace(experiment, optim=replace(experiment.optim, batch_size=2))
-    batch = [tensor.to("meta") for tensor in random_batch(few, torch.device("cpu"))]
+    few = replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS))
     with Operators() as operators:
-        published(*batch).backward()
-    folded = step_of(experiment)
-    compiled_gb = folded.numbers["compiled"] * BYTES / CLIPS / 1e9
-    rest = compiled_gb - networks["compiled_gb"]
-    assert rest >= 0
+        published(*(tensor.to("meta") for tensor in random_batch(few, torch.device("cpu")))).backward()
     return {
-        "gb": round(networks["gb"] + networks["beside_gb"] + rest, 6),
-        "compiled_gb": round(compiled_gb, 6),
-        "ideal_gb": IDEAL[experiment.name],
+        "ideal_gb": GUIDE[experiment.name].ideal_gb,
         "launches": sum(launch["launches"] * launch["times"] for launch in launches),
-        "folded_eager_launches": folded.launches,
         "published_eager_launches": operators.launches,
     }
 
@@ -135,8 +119,7 @@ def moved(call: Call) -> dict:
                 total += argument.touched() / argument.size * launch.sizes[name]
     with Operators() as operators:
         call.plain()
-    plain = {f"{kind}_mb": count * BYTES for kind, count in operators.numbers.items()}
-    counts = {"mb": total, "beside_mb": call.beside * BYTES} | plain
+    counts = {"mb": total, "ideal_mb": operators.elements * BYTES}
     return {
         **{kind: round(count / call.clips / 1e6, 6) for kind, count in counts.items()},
         "launches": len(toys),
@@ -153,12 +136,11 @@ def toy_launches(call: Call) -> list[Launch]:
 def totals(launches: list[dict]) -> dict[str, dict]:
     """Add up the GB per clip, the calls and the launches of each kernel and of groups of kernels.
 
-    `gb` is what our kernels move, and `beside_gb` what compiled code moves for the operations around them.
-    `compiled_gb` and `ideal_gb` are for the same computation without our kernels. The group `blocks` contains the
-    kernels that replace whole blocks. Only this group has `over_ideal` (`gb` / `ideal_gb`), because the ideal is only
-    known for whole blocks. norm_act is not in this group: it makes as many passes over memory as compiled code.
-    `heaviest` is each kernel's call that moves the most bytes. To save time, `make test` repeats the count for these
-    calls only.
+    `gb` is what our kernels move, and `ideal_gb` what ideal code moves for the same computation. The group `blocks`
+    contains the kernels that replace whole blocks. Only this group has `over_ideal` (`gb` / `ideal_gb`), because the
+    ideal is only known for whole blocks. norm_act is not in this group: it makes as many passes over memory as compiled
+    code. `heaviest` is each kernel's call that moves the most bytes. To save time, `make test` repeats the count for
+    these calls only.
     """
     sums: dict[str, dict] = {}
     heaviest: dict[str, dict] = {}

@@ -15,7 +15,7 @@ from benchmarks.records import (
     END,
     RECORDS,
     ROOT,
-    earlier_results,
+    is_done,
     provenance,
     read_record,
     results_table,
@@ -56,16 +56,19 @@ MADE = {"device": "a card", "torch": "2.13", "commit": "0123+", "changes": "4567
 
 
 @pytest.mark.parametrize("changed", [{"torch": "2.14"}, {"commit": "89ab"}, {"changes": "cdef"}, {"device": "a T4"}])
-def test_a_record_is_continued_only_in_the_same_circumstances(tmp_path, changed):
+def test_a_part_is_done_only_in_the_same_circumstances(tmp_path, changed):
     path = tmp_path / "limits_a_card.json"
     new = {"toy": False, "provenance": MADE | {"utc": "today"}}
-    assert earlier_results(path, new) == (None, {})
+    assert not is_done(path, new)
     write(path, {"copy": {"n": 1}}, provenance=MADE, status="failed")
-    assert earlier_results(path, new) == ("failed", {"copy": {"n": 1}})
-    assert earlier_results(path, new | {"toy": True}) == (None, {})
-    assert earlier_results(path, {"toy": False, "provenance": MADE | changed}) == (None, {})
+    assert not is_done(path, new)
+    write(path, {"copy": {"n": 1}}, provenance=MADE, status="done")
+    assert is_done(path, new)
+    assert not is_done(path, new | {"toy": True})
+    assert not is_done(path, new | {"set": ["optim.lr=1"]})
+    assert not is_done(path, {"toy": False, "provenance": MADE | changed})
     write(path, {"copy": {"n": 1}}, provenance=MADE | {"commit": None}, status="done")
-    assert earlier_results(path, {"toy": False, "provenance": MADE | {"commit": None}}) == (None, {})
+    assert not is_done(path, {"toy": False, "provenance": MADE | {"commit": None}})
 
 
 def test_only_changes_of_the_code_count(tmp_path, monkeypatch):

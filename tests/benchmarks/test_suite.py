@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,18 +47,6 @@ def hangs(target):
 def hangs_in_a_known_process(target):
     yield "process", {"number": os.getpid()}
     time.sleep(600)
-
-
-def dies_in_its_first_run(target):
-    with (target.scratch / "runs").open("a+") as file:
-        file.write("x")
-        number = file.tell()
-    if number == 1:
-        yield "before", {"run": number}
-    yield "at", {"run": number}
-    if number == 1:
-        os._exit(3)
-    yield "after", {"run": number}
 
 
 def names_its_experiment(target, experiment):
@@ -106,33 +93,16 @@ def record_of(function, folder):
 
 
 @pytest.mark.skipif(commit() is None, reason="neither a .git nor DUET_COMMIT says which code this is")
-def test_a_second_run_continues_the_records(tmp_path, capsys):
-    target, records, function = Target(torch.device("cpu"), True, tmp_path), tmp_path / "records", dies_in_its_first_run
-    run_again = partial(run_suite, [part_of(function)], target, records)
-    assert not run_again(again=False)
-    assert record_of(function, records)["results"] == {"before": {"run": 1}, "at": {"run": 1}}
-    assert run_again(again=False)
-    record = record_of(function, records)
-    assert record["results"] == {"before": {"run": 1}, "at": {"run": 2}, "after": {"run": 2}}
-    assert "error" not in record
-    capsys.readouterr()
-    assert run_again(again=False)
-    (path,) = records.iterdir()
-    said = f"{function.__name__} was done before and is left out, see {path} (--again measures it again)\n"
-    assert capsys.readouterr().out == said
-    assert record_of(function, records) == record
-    assert run_again(again=True)
-    assert record_of(function, records)["results"] == {"at": {"run": 3}, "after": {"run": 3}}
-
-
-@pytest.mark.skipif(commit() is None, reason="neither a .git nor DUET_COMMIT says which code this is")
-def test_a_record_of_other_settings_is_measured_anew(tmp_path):
-    for rate in ("0.5", "0.5", "0.25"):
+def test_a_part_that_is_done_is_left_out_unless_its_settings_change(tmp_path, capsys):
+    runs = (("0.5", False, False), ("0.5", False, True), ("0.25", False, False), ("0.25", True, False))
+    for rate, again, is_left_out in runs:
         part = part_of(names_its_experiment, choice=Choice(exp="demo", set=(f"optim.lr={rate}",)))
-        assert run_suite([part], Target(torch.device("cpu"), True, tmp_path), tmp_path, again=False)
+        assert run_suite([part], Target(torch.device("cpu"), True, tmp_path), tmp_path, again)
         record = record_of(names_its_experiment, tmp_path)
         assert record["results"] == {"one": {"lr": float(rate)}}
         assert (record["experiment"], record["set"]) == ("demo", [f"optim.lr={rate}"])
+        left_out = "names_its_experiment was done before and is left out, see "
+        assert capsys.readouterr().out.startswith(left_out) == is_left_out
 
 
 SUITE = """

@@ -40,11 +40,6 @@ class Call(Protocol):
     @property
     def clips(self) -> int: ...
 
-    @property
-    def beside(self) -> int:
-        """Return the smallest number of elements that compiled code can move for the operations around this kernel."""
-        ...
-
     def toy(self) -> "Call":
         """Return the same call with few pixels and one clip, for Triton's interpreter."""
         ...

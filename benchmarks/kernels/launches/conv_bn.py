@@ -29,33 +29,19 @@ class ConvBnCall:
     norms: int  # number of rows in the previous norm's scale and shift: 1 or `clips`; 0 if there is no previous norm
     activation: str
     behind: str  # operations after the convolution: "norm", "relu" (norm and relu) or "shortcut" (norm, shortcut, relu)
-    left: bool  # whether the operations in `behind` are left to the compiler, because no residual_conv computes them
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        """List the calls. The shape of a call's output shows whether a residual_conv takes this output as its input."""
+        """List the calls. The shape of a call's output shows whether a residual_conv takes this output as shortcut."""
         users = seen.calls["residual_conv"]
-        ends = Counter(y.shape for y, *_ in users)
         shortcuts = Counter(shortcut.shape for *_, shortcut, _, shortcut_scale in users if shortcut_scale is not None)
         for x, weight, scale, _, activation in seen.calls["conv_bn"]:
             shape = torch.Size((len(x), len(weight), *x.shape[2:]))
-            takers = shortcuts if scale is None else ends
-            left = takers[shape] == 0
-            takers[shape] -= not left
-            behind = "shortcut" if scale is not None else "relu" if left else "norm"
-            how = {"activation": activation, "behind": behind, "left": left}
+            behind = "shortcut" if scale is not None else "norm" if shortcuts[shape] else "relu"
+            shortcuts[shape] -= behind == "norm"
+            how = {"activation": activation, "behind": behind}
             norms = 0 if scale is None else seen.clips if len(scale) == CLIPS else 1
             yield cls(clips=seen.clips, **sizes(x), outputs=len(weight), norms=norms, **how)
-
-    @property
-    def beside(self) -> int:
-        """Return the number of elements that compiled code moves for the operations in `behind`.
-
-        A norm reads or writes a tensor 2 times forward and 3 times backward. A shortcut adds 3 times. The number is 0
-        if these operations are not left to the compiler.
-        """
-        passes = 8 if self.behind == "shortcut" else 5
-        return passes * self.left * self.clips * self.frames * self.height * self.width * self.outputs
 
     def toy(self) -> Self:
         return replace(self, clips=1, frames=1, height=5, width=7, norms=min(self.norms, 1))

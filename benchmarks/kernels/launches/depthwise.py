@@ -31,10 +31,6 @@ class DepthwiseCall:
             assert (activation, num_groups) == ("relu", CLIPS)
             yield cls(clips=seen.clips, **sizes(x), stride=stride, squeezed=len(scale) == CLIPS)
 
-    @property
-    def beside(self) -> int:
-        return 0
-
     def toy(self) -> Self:
         return replace(self, clips=1, frames=1, height=self.height // 7, width=self.width // 7)
 

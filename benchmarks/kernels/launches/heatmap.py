@@ -35,10 +35,6 @@ class HeatmapCall:
             limbs=clip.limbs,
         )
 
-    @property
-    def beside(self) -> int:
-        return 0
-
     def toy(self) -> Self:
         return replace(self, clips=1, frames=1)
 

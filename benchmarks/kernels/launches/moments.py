@@ -24,15 +24,6 @@ class MomentsCall:
         for (x,) in seen.calls["moments"]:
             yield cls(clips=seen.clips, **sizes(x))
 
-    @property
-    def beside(self) -> int:
-        """Return the number of elements that compiled code moves when it adds up the two gradients of a call's input.
-
-        One gradient comes through the statistics, the other from the next conv_bn. The addition takes two reads and one
-        write.
-        """
-        return 3 * self.clips * self.frames * self.height * self.width * self.channels
-
     def toy(self) -> Self:
         return replace(self, clips=1, frames=1, height=5, width=7)
 

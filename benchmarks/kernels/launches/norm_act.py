@@ -29,10 +29,6 @@ class NormActCall:
             assert gate is None
             yield cls(clips=seen.clips, **sizes(x), residual=residual is not None, activation=activation)
 
-    @property
-    def beside(self) -> int:
-        return 0
-
     def toy(self) -> Self:
         return replace(self, clips=1, frames=1, height=5, width=7)
 

