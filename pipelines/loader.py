@@ -23,6 +23,11 @@ from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_tr
 from pipelines.read_ahead import reader_threads
 
 
+def decode_threads(cores: int) -> int:
+    """The number of threads that decode frames by default, in a process that may use so many cores."""
+    return max(1, min(8, cores - 1))
+
+
 @dataclass
 class Loader:
     """Batches of one split for one rank.
@@ -54,7 +59,7 @@ class Loader:
     sample: int = 0  # evaluation uses sample number `sample` of the `num_samples` test samples of each clip
     num_samples: int = 1
     prefetch: int = 2
-    threads: int = field(default_factory=lambda: max(1, min(8, len(os.sched_getaffinity(0)) - 1)))
+    threads: int = field(default_factory=lambda: decode_threads(len(os.sched_getaffinity(0))))
     say: Callable[[str], None] = print
     backends: Backends = None  # pyright: ignore[reportAssignmentType]  # by default the fastest for the device
     _epoch_rows: tuple[int, np.ndarray] | None = field(default=None, init=False)  # (epoch, rows in this epoch's order)

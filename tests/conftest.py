@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ if not torch.cuda.is_available():
     # Triton reads this variable when a @triton.jit function is defined, so it is set before any kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # otherwise Inductor starts processes that import torch
+# Settings that `tune` has found for this machine must not change the runs of tests. Matplotlib's cache of fonts, which
+# would lie in the same folder, takes seconds to make.
+CACHE = tempfile.TemporaryDirectory(prefix="duet-tests-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
+os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / f"duet-tests-matplotlib-{os.getuid()}"))
 torch.set_num_threads(1)  # `make test` runs two pytest workers on two cores; results do not depend on the threads
 
 # On a CPU the test files named in OPERATORS run Triton's interpreter inside operators of torch, which needs torch 2.13.

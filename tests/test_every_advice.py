@@ -47,13 +47,20 @@ NOT_HERE = {
     "files of 130 MB": ("merge two of the same kind",),
     "nothing: they say where to read more": (
         *("see `python -m models.weights inspect", "; see README", "see docs/weights.md", "about 35 GB"),
+        "see what python -m trainer doctor says",
     ),
 }
 # Sentences that another test follows.
 SPOILED = "tests/trainer/test_checks.py::test_a_spoiled_data_set_is_named_by_verify_and_by_training"
+TUNE = "tests/trainer/test_tune.py::test_mistakes_are_told_in_one_sentence"
 ELSEWHERE = {
     "look whether the estimator fills in joints": SPOILED,
     "mean the same clip twice; leave one": SPOILED,
+    "leave this setting out, or use a new process": "tests/trainer/test_tune.py::"
+    "test_threads_for_operators_can_only_be_set_in_time",
+    **dict.fromkeys(
+        ("optim.accumulate=2, or lower", "set the environment variable XDG_CACHE_HOME", "start it without"), TUNE
+    ),
     "run the same command again": "tests/pipelines/test_prepare.py::test_killed_runs_go_on_to_the_same_bytes",
     "try again when no run uses this pack": "tests/pipelines/test_pack_users.py::"
     "test_nothing_is_dropped_while_clips_are_made",

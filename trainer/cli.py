@@ -31,6 +31,7 @@ COMMANDS = {
     "prepare": ("trainer.commands.prepare", "PrepareOptions", "prepare"),
     "runs": ("trainer.commands.runs", "RunsOptions", "runs"),
     "submit": ("trainer.commands.submit", "SubmitOptions", "submit"),
+    "tune": ("trainer.commands.tune", "TuneOptions", "tune_command"),
     "view": ("trainer.commands.view", "ViewOptions", "view"),
 }
 TRAIN = ("trainer.commands.train", "Options", "train")  # runs if the command line names no command

@@ -24,6 +24,12 @@ Impl = Literal["auto", "torch", "apex"]
 PrecisionSetting = Literal["auto", "bf16", "fp16", "fp32"]
 Rate = Annotated[float, Range(0, 1e38)]
 Epochs = Annotated[int, Range(0, MANY)]
+Threads = Annotated[int, Range(1, 1024)]
+EXECUTION = (
+    *("compile", "combine_launches", "fused", "cuda_graph", "align_channels", "cudnn_benchmark", "optim.precision"),
+    *("threads", "interop_threads", "prefetch", "decode_threads", "jpeg_load"),
+)
+"""Settings that say how a step is executed, and not what it computes. `python -m trainer tune` chooses them."""
 FUSIONS = ((1, 1), (2, 1), (1, 2))
 """Pairs of weights (rgb, pose). A validation reports, for each pair, the accuracy of the weighted sum of the
 probabilities of both streams."""
@@ -154,14 +160,26 @@ class Experiment:
     """Steps from one snapshot to the next. There is also one at the end of every epoch."""
     compile: bool | None = None
     """Whether torch.compile compiles the network. None: on a GPU only, because on a CPU this takes minutes."""
+    combine_launches: bool = False
+    """Whether compiled code computes small independent parts of a network in one launch. Only on a GPU."""
     fused: tuple[FusedPart, ...] = ()
     """Parts of the network that our kernels compute (kernels/blocks/README.md)."""
     cuda_graph: bool = False
     """Whether each step is recorded and replayed as one CUDA graph."""
     align_channels: bool = False
     """Whether X3D's inner channels are padded to multiples of eight. This changes no result."""
+    cudnn_benchmark: bool | None = None
+    """Whether cuDNN times its algorithms for each convolution. None: the first look at a GPU decides."""
+    threads: Threads | None = None
+    """Threads of each rank that compute on the CPU. None: as many as torch takes by default."""
+    interop_threads: Threads | None = None
+    """Threads of each rank for independent operators on the CPU. None: as many as torch takes by default."""
     prefetch: Count = 2
     """Batches that are prepared in advance."""
+    decode_threads: Threads | None = None
+    """Threads of each rank that decode frames. None: one fewer than the cores of the process, at most eight."""
+    jpeg_load: Share | None = None
+    """Share of the frames that a GPU's JPEG engine decodes. None: the first look at a GPU decides."""
     stalled_after: Annotated[float, Range(1e-3, 1e9)] = 600.0
     """Seconds without a batch after which the run ends."""
     wandb: bool = False

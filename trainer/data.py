@@ -21,7 +21,7 @@ from pipelines.annotations.table import ClipTable, open_table
 from pipelines.demo.make import ANNOTATIONS, make_demo
 from pipelines.frame_source import FrameSource, NoFrames
 from pipelines.loader import Loader
-from pipelines.packs.format import PackSettings
+from pipelines.packs.format import PackSettings, read_index
 from pipelines.packs.source import PackFrames
 from pipelines.prepare.foresee import foresee
 from pipelines.prepare.make import dry_run, prepare, prepare_shard
@@ -127,6 +127,15 @@ def _limits(experiment: Experiment, console: Console) -> dict[str, Any]:
     """Arguments of `prepare` and `open_videos` that say which videos are taken, and where messages go."""
     data = experiment.data
     return {"max_bad": data.max_bad, "follow_links": data.follow_links, "console": console}
+
+
+def num_packed(experiment: Experiment, table: ClipTable) -> int:
+    """How many clips of a table are in the experiment's packs already."""
+    data, clip = experiment.data, experiment.clip
+    packs, digest = Path(data.packs), PackSettings.of(clip, data.rotation).digest()
+    clips = read_index(packs).columns
+    good = set(clips["joints"][(clips["settings"] == digest) & (clips["num_frames"] > 0)].tolist())
+    return sum(joints in good for joints in table_joints(table, packs)) if good else 0
 
 
 def estimate_packs(experiment: Experiment, console: Console) -> None:
@@ -300,7 +309,7 @@ def loader_of(
     experiment: Experiment, source: Source, rows: np.ndarray, train: bool, ranks: Ranks, say: Callable[[str], None]
 ) -> Loader:
     """A loader of the clips in these `rows` of the source's table, with the settings of the experiment."""
-    return Loader(
+    loader = Loader(
         table=source.table,
         frames=source.frames,
         rows=rows,
@@ -318,3 +327,4 @@ def loader_of(
         prefetch=experiment.prefetch,
         say=say,
     )
+    return loader if experiment.decode_threads is None else replace(loader, threads=experiment.decode_threads)

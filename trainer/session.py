@@ -30,6 +30,8 @@ from trainer.runtime.own_card import idle_cards
 from trainer.runtime.profiler import Profile
 from trainer.runtime.ranks import Ranks, join
 from trainer.runtime.signals import Interrupt
+from trainer.runtime.threads import use_threads
+from trainer.runtime.tuning.choice import Lookup, executed_with, execution_of
 from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.choice import of_leader
 from trainer.snapshots.data_record import check_data, records_before_packing, records_of, way_back
@@ -52,18 +54,27 @@ def train_here(
     profile: tuple[int, int] | None = None,
     advice: str = "",
     arguments: Sequence[str] = (),
+    lookup: Lookup | None = None,
 ) -> int:
     """Train in this process. Returns the exit code: 0, or the code of the signal that stopped the run (EXIT_CODES).
 
-    `advice` is logged after the first line about the run, unless it is empty. `arguments` is the command line.
+    `advice` is logged after the first line about the run, unless it is empty. `arguments` is the command line. With
+    `lookup` the run uses the settings that `tune` has found, or those of the snapshot from which it is restarted.
 
     While the data are prepared, a signal ends the process immediately; clips that are already prepared are kept.
     """
     if device == "cpu":
         keep_freed_memory()
     with join(device) as ranks, claim(work_dir, resume, ranks) as claimed:
-        experiment = of_leader(experiment, ranks)
         snapshot = last_snapshot(work_dir, ranks) if claimed.resume else None
+        told = None
+        if lookup is not None and snapshot:  # the launcher has restarted the run
+            stored = from_json(snapshot.state["experiment"], snapshot.path, lambda _: None)
+            experiment = executed_with(experiment, execution_of(stored), lookup.fixed)
+        elif lookup is not None:
+            experiment, told = lookup.settings_for(experiment, ranks)
+        experiment = of_leader(experiment, ranks)
+        use_threads(experiment)
         journal, start = Journal(work_dir, ranks.rank, later=True), describe_start(arguments, device, ranks.world_size)
         with journal.closing():
             for sentence in sentences(start):
@@ -99,8 +110,11 @@ def train_here(
                     journal.continue_from(run.cursor, run.cursor.batch_size)
                 set_up_steps(run, profile, work_dir)
                 introduce(run)
-                if advice:
-                    journal.say(advice)
+                if lookup is not None and not snapshot and told is None:
+                    num_clips = experiment.optim.num_epochs * run.cursor.epoch_clips
+                    told = lookup.advice(ranks.device.type, 0 if max_steps is not None else num_clips)
+                for sentence in filter(None, (told, advice)):
+                    journal.say(sentence)
                 look_at_data(run)
                 if ranks.leads:
                     with pictures(run):

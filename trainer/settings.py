@@ -46,6 +46,20 @@ class Choice:
         """Whether --exp or --config names an experiment."""
         return bool(self.exp or self.config)
 
+    def words(self) -> list[str]:
+        """The options as words of a command line, without those that have their defaults."""
+        words = [word for assignment in self.set for word in ("--set", assignment)]
+        for name in ("exp", "config", "coarse_map", "ranks", "device"):
+            value = getattr(self, name)
+            if value and value != "auto":
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        return words
+
+
+def names_set(options: Choice) -> frozenset[str]:
+    """The names of the settings that --set changes."""
+    return frozenset(assignment.partition("=")[0] for assignment in options.set)
+
 
 def experiment_of(options: Choice) -> Experiment:
     """The experiment of --exp or --config, with every --set and --coarse-map applied."""

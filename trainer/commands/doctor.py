@@ -18,10 +18,8 @@ from rich.table import Table
 from kernels.compiler import why_no_compiler
 from kernels.driver import Driver, find_driver, newest_wheels, why_no_gpu
 from pipelines.annotations.table import ClipTable, open_table
-from pipelines.packs.format import PackSettings, read_index
-from pipelines.prepare.users import table_joints
 from trainer.config import Experiment
-from trainer.data import check_table
+from trainer.data import check_table, num_packed
 from trainer.runtime.cards import card_name, computes_in_bf16, why_no_code
 from trainer.runtime.ranks import sees_gpu
 from trainer.settings import Choice, experiment_of
@@ -259,12 +257,9 @@ def published_data(experiment: Experiment) -> tuple[str, str]:
 
 def check_packs(experiment: Experiment, annotations: Path, table: ClipTable) -> Finding:
     """Check whether the packs for the clips of an annotation file exist already."""
-    packs, settings = Path(experiment.data.packs), PackSettings.of(experiment.clip, experiment.data.rotation)
-    clips = read_index(packs).columns
-    good = set(clips["joints"][(clips["settings"] == settings.digest()) & (clips["num_frames"] > 0)].tolist())
-    found = sum(joints in good for joints in table_joints(table, packs)) if good else 0
+    found = num_packed(experiment, table)
     if found:
-        return Finding("packs", "ok", f"{found} of {len(table)} clips are in {packs}")
+        return Finding("packs", "ok", f"{found} of {len(table)} clips are in {experiment.data.packs}")
     fix = "training makes them, or run python -m trainer prepare with the same options"
     return Finding("packs", "note", f"none for the clips of {annotations} yet", fix)
 

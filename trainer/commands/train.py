@@ -1,6 +1,7 @@
 """`python -m trainer --exp NAME`: trains an experiment, with one process for each GPU."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from rich.console import Console
 from kernels.program import UserError
 from trainer.commands.list import list_experiments
 from trainer.config import Experiment
-from trainer.settings import SETTINGS, Choice, check_division, check_source, experiment_named, experiment_of
+from trainer.settings import SETTINGS, Choice, check_division, check_source, experiment_named, experiment_of, names_set
 
 # The lines are indented, because tyro joins lines that are not indented.
 DESCRIPTION = """Train an experiment:
@@ -22,7 +23,8 @@ DESCRIPTION = """Train an experiment:
   predict  name the actions in videos        export   write ONNX, pt2 or safetensors
   runs     list runs and their state         compare  draw runs in one picture
   doctor   check this machine                view     draw a clip as the networks see it
-  config   explain an experiment's settings  submit   zip MA-52's predictions"""
+  config   explain an experiment's settings  submit   zip MA-52's predictions
+  tune     find the fastest settings for this machine"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,8 @@ class Options(Choice):
     """If a process fails, restart all processes from the newest snapshot, at most this many times."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None
     """Profile these steps: writes a torch trace, or marks them for Nsight Systems (benchmarks/nsys.sh)."""
+    no_tuned: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Ignore the settings that `tune` has found."""
     list: bool = False
     """Print the experiments and exit."""
 
@@ -56,7 +60,8 @@ def train(options: Options, arguments: list[str]) -> int:
         if (count or 0) < 0:
             raise UserError(f"{flag} {count}: the number cannot be negative; leave the option out, or use 0 or more")
     work_dir = folder_of(options)
-    experiment = experiment_of(options) if not options.resume else resumed(options, work_dir)
+    stored = resumed(options, work_dir) if options.resume else None
+    experiment = stored or experiment_of(options)
     profile = steps_of(options.profile) if options.profile else None
     # torch is imported only here, because help, --list and mistakes in settings do not need it.
     from models.weights.layouts import read_weights
@@ -65,6 +70,7 @@ def train(options: Options, arguments: list[str]) -> int:
     from trainer.runtime.cuda_graph import check_replay
     from trainer.runtime.num_ranks import advice_for_all, world_size_of
     from trainer.runtime.ranks import device_of, launch, started_by_launcher
+    from trainer.runtime.tuning.choice import Lookup
     from trainer.session import train_here
 
     device = device_of(options.device)
@@ -90,7 +96,13 @@ def train(options: Options, arguments: list[str]) -> int:
         profile=profile,
         advice=advice_for_all(experiment, options.ranks, device, world_size),
         arguments=arguments,
+        lookup=None if stored or options.no_tuned else Lookup(names_set(options), tuning_command(options)),
     )
+
+
+def tuning_command(options: Options) -> str:
+    """The command that tunes the run that the options describe."""
+    return shlex.join(["python", "-m", "trainer", "tune", *options.words()])
 
 
 def folder_of(options: Options) -> Path:
@@ -111,8 +123,8 @@ def folder_of(options: Options) -> Path:
         ) from None
 
 
-def resumed(options: Options, work_dir: Path) -> Experiment:
-    """The experiment of the run in `work_dir`. If there is no run yet, the one that --exp names."""
+def resumed(options: Options, work_dir: Path) -> Experiment | None:
+    """The experiment of the run in `work_dir`, or None if there is no run yet, but the options name an experiment."""
     from trainer.snapshots.choice import experiment_to_resume
 
     experiment = experiment_to_resume(options, work_dir)
@@ -121,7 +133,7 @@ def resumed(options: Options, work_dir: Path) -> Experiment:
             f"{work_dir} contains no run to resume, because it has neither an intact snapshot nor {SETTINGS}: name the "
             "folder of a run, or start one with --exp and without --resume"
         )
-    return experiment or experiment_of(options)
+    return experiment
 
 
 def steps_of(text: str) -> tuple[int, int]:

@@ -91,7 +91,8 @@ def look_at_data(run: Run, clock: Callable[[], float] = time.perf_counter) -> No
     if backends.decoder == "mixed" and (reason := of_any_rank(run.ranks, why_not_mixed(loader))):
         backends.decode_on_cpu(reason)
     if backends.decoder == "mixed":
-        backends.hw_decoder_load = run.decisions.hw_decoder_load or fastest_load(run, clock)
+        own = run.experiment.jpeg_load
+        backends.hw_decoder_load = (run.decisions.hw_decoder_load or fastest_load(run, clock)) if own is None else own
 
 
 def of_any_rank(ranks: Ranks, reason: str | None) -> str | None:
@@ -177,10 +178,12 @@ def relative_distance(values: list[Tensor], expected: list[Tensor]) -> float:
 
 def choose_benchmark(run: Run, part: Batch, clock: Callable[[], float]) -> str:
     """Choose whether cuDNN times its algorithms for each convolution, by timing steps with and without this mode."""
-    earlier = run.decisions.cudnn_benchmark
-    if earlier is not None:
-        torch.backends.cudnn.benchmark = earlier
-        return f"cuDNN's benchmark mode is {'on' if earlier else 'off'}, as in the snapshot"
+    own, earlier = run.experiment.cudnn_benchmark, run.decisions.cudnn_benchmark
+    if own is not None or earlier is not None:
+        choice = bool(earlier if own is None else own)
+        torch.backends.cudnn.benchmark = choice
+        source = "as in the snapshot" if own is None else "as cudnn_benchmark says"
+        return f"cuDNN's benchmark mode is {'on' if choice else 'off'}, {source}"
     if run.ranks.device.type != "cuda" or run.forward.way is Way.WITHOUT_CUDNN:
         return ""
 

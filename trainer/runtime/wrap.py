@@ -22,13 +22,16 @@ Options = dict[str, str | int | bool | Callable]
 INDUCTOR: Options = {"realize_reads_threshold": 6, "realize_opcount_threshold": 150}
 
 
-def settings(device: torch.device, fused: tuple[FusedPart, ...]) -> Options:
+def settings(device: torch.device, fused: tuple[FusedPart, ...], combine: bool = False) -> Options:
     """Options for torch.compile: INDUCTOR on a GPU, but Inductor's defaults if our kernels compute the X3D blocks.
 
     With "x3d_block" in `fused`, Inductor generates only the code for the ends of the blocks. That code reads and writes
-    fewer bytes with Inductor's defaults than with INDUCTOR.
+    fewer bytes with Inductor's defaults than with INDUCTOR. With `combine`, small independent kernels share a launch.
     """
-    return {} if device.type != "cuda" or "x3d_block" in fused else INDUCTOR
+    if device.type != "cuda":
+        return {}
+    combined: Options = {"combo_kernels": True} if combine else {}
+    return combined if "x3d_block" in fused else INDUCTOR | combined
 
 
 def compiled(
@@ -49,7 +52,7 @@ def compiled(
     # With `fallback_random`, compiled code draws the same dropout as uncompiled code, so trainer/runtime/first_look.py
     # can compare the gradients of compiled and uncompiled code.
     # The option costs little, because the networks have dropout only on pooled features and attention weights.
-    options: Options = {"fallback_random": True, **settings(device, experiment.fused)}
+    options: Options = {"fallback_random": True, **settings(device, experiment.fused, experiment.combine_launches)}
     # Compile the backward pass together with the forward pass. If compiling fails, nothing has been computed then, and
     # other ranks do not yet wait for this rank, so the call can be repeated uncompiled.
     functorch.force_non_lazy_backward_lowering = True

@@ -1,0 +1,50 @@
+"""Takes the place of trainer/runtime/tuning/trial.py in tests: answers as that program does, but computes nothing.
+
+The experiment's `prefetch` says how it behaves; FORMS lists the changes. Programs that hang, crash or are killed do so.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+
+FORMS = {name: f"prefetch={number}" for number, name in enumerate(
+    ("default", "slower", "faster", "fastest", "wrong", "nan", "wrong gradients", "raises", "no memory", "killed",
+     "crashes", "hangs", "hangs in a turn", "as fast"), 2
+)}  # fmt: skip
+SECONDS = {"slower": 0.02, "faster": 0.008, "fastest": 0.004}  # of a step; 0.01 for all other forms
+
+
+def main() -> None:
+    settings = json.loads(sys.stdin.readline())["settings"]
+    form = {change: name for name, change in FORMS.items()}[f"prefetch={settings['prefetch']}"]
+    losses, norms = [2.0, 1.9, 1.8], [5.0, 4.0, 3.0]
+    if form in ("wrong", "nan"):
+        losses[2] = 1.81 if form == "wrong" else float("nan")
+    if form == "wrong gradients":
+        norms[1] = 2.0
+    if form == "raises":
+        tell({"failed": "ValueError: no such kernel", "no_memory": False})
+    if form == "no memory":
+        tell({"failed": "OutOfMemoryError: CUDA out of memory", "no_memory": True})
+    if form == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if form == "crashes":
+        sys.exit("Segmentation fault somewhere")
+    if form == "hangs":
+        time.sleep(1000)
+    tell({"loss": losses, "grad_norm": norms, "threads": 2, "interop_threads": 2, "precision": "fp32"})
+    tell({"seconds": 0.01, "gb": 0.5})
+    for number, _ in enumerate(sys.stdin):
+        if form == "hangs in a turn" and number == 2:
+            time.sleep(1000)
+        tell({"seconds": SECONDS.get(form, 0.01) * (1 + 0.001 * (number % 3))})
+
+
+def tell(answer: dict) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

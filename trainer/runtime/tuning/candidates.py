@@ -1,0 +1,111 @@
+"""The changes of execution settings that `tune` tries, in the order in which it tries them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kernels.compiler import why_no_compiler
+from models.config import fusible_parts
+from pipelines.loader import decode_threads
+from pipelines.trial import LOADS
+from trainer.config import Experiment
+
+# Given the fastest experiment so far: one assignment such as `threads=2`, or None if it would change nothing.
+Change = Callable[[Experiment], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the candidates depend on.
+
+    device: cpu or cuda. cores: cores that a rank may use. threads, interop_threads: numbers that torch takes by
+    default. precision: the name of the number format in which the default step computes. alone: whether the run has
+    one rank only.
+    """
+
+    device: str
+    cores: int
+    threads: int
+    interop_threads: int
+    precision: str
+    alone: bool
+
+
+def of_the_step(machine: Machine) -> list[Change]:
+    """Changes of how a step computes. Those that compile anew, which takes minutes, come late."""
+    if machine.device == "cpu":
+        counts = dict.fromkeys(filter(None, (machine.cores, machine.cores // 2, machine.cores // 4)))
+        changes = [number("threads", count, machine.threads) for count in counts]
+        changes += [number("interop_threads", 1, machine.interop_threads), flag("align_channels")]
+        return [*changes, *([] if why_no_compiler("C++") else [flag("compile")])]
+    changes = [flag("cudnn_benchmark"), flag("align_channels"), flag("combine_launches"), fuse(0), fuse(1)]
+    changes += [lambda experiment: "compile=false" if is_compiled(experiment) else None, half_precision(machine)]
+    return [*changes, *([flag("cuda_graph")] if machine.alone else [])]
+
+
+def of_the_loader(machine: Machine) -> list[Change]:
+    """Changes of how batches are read and decoded."""
+    counts = dict.fromkeys(filter(None, (machine.cores, machine.cores // 2)))
+    default = decode_threads(machine.cores)
+    changes = [number("decode_threads", count, default) for count in counts] + [number("prefetch", 4, 2)]
+    return [*changes, *(number("jpeg_load", load, LOADS[0]) for load in LOADS[1:] if machine.device == "cuda")]
+
+
+def number(name: str, value: float, default: float) -> Change:
+    """Set a number. `default` is what None means in the experiment."""
+
+    def change(experiment: Experiment) -> str | None:
+        now = getattr(experiment, name)
+        return None if (default if now is None else now) == value else f"{name}={value:g}"
+
+    return change
+
+
+def flag(name: str) -> Change:
+    """Turn a setting on. What only matters in compiled code, or for the blocks of X3D, is not tried elsewhere."""
+
+    def change(experiment: Experiment) -> str | None:
+        if getattr(experiment, name) or (name == "combine_launches" and not is_compiled(experiment)):
+            return None
+        if name == "align_channels" and "x3d_block" not in fusible_parts(experiment.model):
+            return None
+        return None if name == "cuda_graph" and experiment.optim.impl == "apex" else f"{name}=true"
+
+    return change
+
+
+def fuse(position: int) -> Change:
+    """Let our kernels compute one more part of the network."""
+
+    def change(experiment: Experiment) -> str | None:
+        part = fusible_parts(experiment.model)[position]
+        return None if part in experiment.fused else f"fused={','.join([*experiment.fused, part])}"
+
+    return change
+
+
+def half_precision(machine: Machine) -> Change:
+    """Compute in fp16 in place of bf16, if the user leaves the precision to us. fp16 has more digits, but overflows."""
+
+    def change(experiment: Experiment) -> str | None:
+        may = experiment.optim.precision == "auto" and machine.precision == "bf16" and not experiment.fused
+        return "optim.precision=fp16" if may else None
+
+    return change
+
+
+def is_compiled(experiment: Experiment) -> bool:
+    """Whether the network is compiled in a run on a GPU."""
+    return experiment.compile is not False
+
+
+def allowed(changes: Sequence[Change], fixed: frozenset[str]) -> list[Change]:
+    """The changes without those of settings that the command line fixes."""
+
+    def within(change: Change) -> Change:
+        def permitted(experiment: Experiment) -> str | None:
+            assignment = change(experiment)
+            return None if assignment is None or assignment.partition("=")[0] in fixed else assignment
+
+        return permitted
+
+    return [within(change) for change in changes]

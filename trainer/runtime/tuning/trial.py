@@ -1,0 +1,210 @@
+"""The process in which `tune` tries one form of the training step: `python -m trainer.runtime.tuning.trial`.
+
+`tune` (search.py) can end this process whatever happens in it. Requests come as lines of JSON on stdin, and answers go
+as lines of JSON to stdout. The first request describes the step. Two answers follow: the losses of the first steps,
+and, once the step is ready to be timed, its speed and memory. Every later request is timed: {"steps": 10}.
+"""
+
+import itertools
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from pipelines.batch import Batch
+from pipelines.loader import Loader
+from pipelines.trial import LOADS
+from trainer.config import Experiment
+from trainer.data import build_loader, open_sources
+from trainer.journal.journal import Journal
+from trainer.run import build_run
+from trainer.runtime.allocator import keep_freed_memory
+from trainer.runtime.cuda_graph import Replay, rate_on_device
+from trainer.runtime.faults import exceeds_memory, first_line
+from trainer.runtime.precision import precision_of
+from trainer.runtime.ranks import Ranks
+from trainer.runtime.signals import Interrupt
+from trainer.runtime.threads import use_threads
+from trainer.snapshots.writer import NoWriter
+from trainer.step import train_step
+from trainer.stored import from_settings
+
+LOSS_STEPS = 6  # compared steps; a CUDA graph is recorded in the fourth, so the last two are replayed
+NUM_STEPS = 100_000  # length of an epoch; no trial does as many steps
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else this process prints must not look like an answer
+    requests = map(json.loads, sys.stdin)
+    try:
+        for answer in answers_to(requests):
+            answers.write(json.dumps(answer) + "\n")
+    except Exception as error:
+        traceback.print_exc()
+        answers.write(json.dumps({"failed": first_line(error), "no_memory": needs_more_memory(error)}) + "\n")
+
+
+def needs_more_memory(error: Exception) -> bool:
+    """Whether the memory of the GPU or of the machine did not suffice."""
+    return exceeds_memory(error) or isinstance(error, MemoryError) or "allocate memory" in str(error)
+
+
+def answers_to(requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Build the step that the first request describes, and answer this request and the following ones.
+
+    The losses are computed without dropout and drop path, and the speed is measured with them.
+    """
+    task = next(requests)
+    experiment = from_settings(task["settings"], "the request", lambda _: None)
+    device = torch.device(task["device"])
+    if device.type == "cpu":
+        keep_freed_memory()
+        torch.set_num_threads(task["threads"] or torch.get_num_threads())
+    machine = {"threads": torch.get_num_threads(), "interop_threads": torch.get_num_interop_threads()}
+    use_threads(experiment)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(experiment, device, task["with_loader"], Path(folder))
+        drops = without_dropout(trial.run.network)
+        values = [trial.step() for _ in range(LOSS_STEPS)]
+        losses = {name: [step[name].item() for step in values] for name in ("loss", "grad_norm")}
+        yield {**losses, **machine, "precision": trial.run.precision.name}
+        if drops:
+            del trial
+            trial = Trial(experiment, device, task["with_loader"], Path(folder))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        if drops and device.type == "cuda":
+            trial.steps(LOSS_STEPS)
+        trial.steps(1)
+        yield {"seconds": trial.steps(2), "gb": memory_gb(device)}
+        for request in requests:
+            trial.steps(trial.lead)
+            yield {"seconds": trial.steps(request["steps"])}
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # the step that takes turns with this one needs the memory
+
+
+class Fussy(Journal):
+    """A journal that raises RuntimeError where a run would log a line, because then the step is not what was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, rank=1)
+
+    def say(self, text: str) -> None:
+        raise RuntimeError(text)
+
+
+class Trial:
+    """A run of one rank, with weights and batches that depend on the experiment's seed only.
+
+    `lead` is the number of steps before each measurement, in which batches are used up that were prepared meanwhile.
+    """
+
+    def __init__(self, experiment: Experiment, device: torch.device, with_loader: bool, folder: Path) -> None:
+        ranks, journal = Ranks(0, 0, 1, device), Fussy(folder)
+        torch.backends.cudnn.benchmark = bool(experiment.cudnn_benchmark)
+        if with_loader:
+            loader = endless_loader(experiment, ranks, journal)
+            self.batches = loader.epoch(0)
+        else:
+            made_up = MadeUpClips(experiment, ranks)
+            loader, self.batches = cast(Loader, made_up), itertools.cycle(made_up.batches())
+        self.lead = experiment.prefetch + 2 if with_loader else 1 if device.type == "cuda" else 0
+        self.run = build_run(experiment, ranks, (loader, loader), journal, NoWriter(), Interrupt())
+        if experiment.cuda_graph:
+            rate_on_device(self.run.optimizer, device)
+            self.run.execute = Replay(self.run.writer.changing_weights, self.run.optimizer, journal.say)
+
+    def step(self) -> dict[str, Tensor]:
+        values = train_step(self.run, next(self.batches))
+        self.run.cursor.finish_step()
+        return values
+
+    def steps(self, count: int) -> float:
+        """Do `count` steps. Returns the seconds of one step on average, until the device has finished the last."""
+        start = time.perf_counter()
+        for _ in range(count):
+            self.step()
+        if self.run.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / max(count, 1)
+
+
+def without_dropout(network: nn.Module) -> bool:
+    """Turn dropout and drop path off. Returns whether the network has either."""
+    found = False
+    for module in network.modules():
+        if isinstance(module, nn.Dropout) and module.p:
+            module.p, found = 0.0, True
+        if any(getattr(module, "drop_path", ())):
+            module.drop_path, found = (0.0, 0.0), True  # pyright: ignore[reportArgumentType]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class MadeUpClips:
+    """Random clips with the shapes, types and memory layout of an experiment's clips. Takes the place of a loader."""
+
+    experiment: Experiment
+    ranks: Ranks
+
+    @property
+    def rows(self) -> range:
+        return range(NUM_STEPS * self.experiment.optim.batch_size)
+
+    def clips_by_class(self) -> Tensor:
+        """Number of clips of each class, [K] int64."""
+        return torch.ones(self.experiment.data.num_classes, dtype=torch.int64)
+
+    def batches(self) -> list[Batch]:
+        """Two batches. They are drawn on the device, because a batch may have gigabytes."""
+        generator = torch.Generator(self.ranks.device).manual_seed(self.experiment.seed)
+        return [self._batch({"device": self.ranks.device, "generator": generator}) for _ in range(2)]
+
+    def _batch(self, options: dict[str, Any]) -> Batch:
+        clip, data, count = self.experiment.clip, self.experiment.data, self.experiment.optim.batch_size
+        device, streams = self.ranks.device, self.experiment.streams
+        rgb = heatmap = None
+        if "rgb" in streams:
+            shape = (count, clip.rgb_frames, clip.rgb_size, clip.rgb_size, 3)
+            rgb = torch.randint(0, 256, shape, dtype=torch.uint8, **options)
+        if "pose" in streams:
+            shape = (count, clip.pose_frames, clip.heatmap_size, clip.heatmap_size, clip.num_channels())
+            heatmap = torch.rand(shape, **options).to(precision_of(self.experiment.optim.precision, self.ranks).dtype)
+            heatmap = heatmap.permute(0, 1, 4, 2, 3)
+        label = torch.randint(0, data.num_classes, (count,), **options)
+        coarse = torch.tensor(data.coarse_map or (0,) * data.num_classes, device=device)[label]
+        valid = torch.ones(count, dtype=torch.bool, device=device)
+        return Batch(rgb, heatmap, label, coarse, torch.arange(count, device=device), valid)
+
+
+def endless_loader(experiment: Experiment, ranks: Ranks, journal: Journal) -> Loader:
+    """The loader of the experiment's training clips, whose epoch repeats them."""
+    source = open_sources(experiment, Console(stderr=True, quiet=True), ranks.device)[0]
+    loader = build_loader(experiment, source, True, ranks, journal.say)
+    loader.backends.hw_decoder_load = LOADS[0] if experiment.jpeg_load is None else experiment.jpeg_load
+    return replace(loader, rows=np.resize(loader.rows, NUM_STEPS // 50 * experiment.optim.batch_size))
+
+
+def memory_gb(device: torch.device) -> float:
+    """The largest amount of memory so far: of the GPU's memory, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    main()
