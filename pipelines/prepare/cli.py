@@ -58,10 +58,8 @@ def main(
         out: make the pack in this folder; a note in the folder --packs tells training where it is
         count: pose frames per sample, if these are fewer than 8
         box_pixels: pixels per side of the smallest box of 32 frames, if the video has enough pixels
-        quality: quality of the JPEG frames, from 2 (best) to 31; on NTU, 3 means a PSNR of 46 dB at 0.067 bytes per
-            pixel, and 6 means 42 dB at 0.046 bytes per pixel
-        rotation: whether skeletons belong to frames as players show them or as files store them, where neither the
-            annotation file nor img_shape tells (data.rotation)
+        quality: JPEG quality from 2 (best) to 31; on NTU, 3 has 46 dB PSNR at 0.067 bytes per pixel, 6 has 42 at 0.046
+        rotation: whether skeletons belong to frames as shown or as stored, where no file tells (data.rotation)
         workers: number of processes that encode (default: one per core)
         max_bad: the largest share of clips that may lack a usable video
         shard: make only part I of N, as I/N with I from 0 to N-1 (docs/clusters.md)
