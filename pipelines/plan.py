@@ -7,13 +7,14 @@ handles one clip at a time.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from pipelines.annotations.measures import ROUNDED
 from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
-from pipelines.geometry import CROP_AREA, CROP_ASPECT, RESIZED, compact_box, compact_boxes, crops_within
+from pipelines.geometry import CROP_AREA, CROP_ASPECT, RESIZED, compact_boxes, crops_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +92,27 @@ def plan_eval(
     The crop is the whole `compact_box`, and clips are not mirrored.
     sample: number of the sample, out of `num_samples` samples of each clip.
     """
-    rgb, pose, box = [], [], []
-    for row in rows:
-        total = int(table.total_frames[row])
-        samples = eval_frames(total, config.pose_frames, num_samples)
-        pose.append(samples[sample])
-        rgb.append(
-            aligned_rgb_frames(pose[-1], config)
-            if config.aligned
-            else eval_frames(total, config.rgb_frames, num_samples)[sample]
-        )
-        # The box contains the joints of all samples, because the published code crops all samples of a clip to one box.
-        joints = table.clip_joints(row)[:, samples.ravel(), :, :2]
-        box.append(compact_box(joints, int(table.height[row]), int(table.width[row])))
-    flip = np.zeros(len(rows), bool)
-    return ClipPlan(np.asarray(rows), np.stack(rgb), np.stack(pose), np.array(box, np.float64), flip)
+    rows, lengths = np.asarray(rows), table.total_frames[rows].tolist()
+    samples = np.stack([eval_frames(length, config.pose_frames, num_samples) for length in lengths])
+    pose = samples[:, sample]
+    if config.aligned:
+        rgb = aligned_rgb_frames(pose, config)
+    else:
+        rgb = np.stack([eval_frames(length, config.rgb_frames, num_samples)[sample] for length in lengths])
+    # The box contains the joints of all samples, because the published code crops all samples of a clip to one box.
+    box = _compact_boxes(table, rows, _different(samples.reshape(len(rows), -1))).astype(np.float64)
+    return ClipPlan(rows, rgb, pose, box, np.zeros(len(rows), bool))
+
+
+def _different(frames: np.ndarray) -> np.ndarray:
+    """The frame numbers that occur in each row of `frames` [N, F]: [N, at most F], with repetitions where need be.
+
+    Ten samples of a clip contain most of its frames several times.
+    """
+    occurs = np.zeros((len(frames), frames.max() + 1), bool)
+    occurs[np.arange(len(frames))[:, None], frames] = True
+    numbers = np.where(occurs, np.arange(occurs.shape[1]), frames[:, :1])
+    return numbers if numbers.shape[1] < frames.shape[1] else frames
 
 
 def aligned_rgb_frames(pose: np.ndarray, config: ClipConfig) -> np.ndarray:
@@ -223,10 +230,11 @@ def random_crops(side: int, numbers: np.ndarray) -> np.ndarray:
 TEST_SEED = 255  # the published code resets its random seed to this value for each stream of each clip
 
 
+@cache  # a data set has clips of a few hundred lengths, and seeding a generator takes longer than all the rest
 def eval_frames(total: int, count: int, num_samples: int) -> np.ndarray:
     """The frames that the published code takes from a clip of `total` frames in testing: [num_samples, count] int64.
 
-    The first sample is the same for any `num_samples`.
+    The first sample is the same for any `num_samples`. The array is shared by all callers and cannot be changed.
     """
     rng = np.random.RandomState(TEST_SEED)
     samples = []
@@ -237,7 +245,9 @@ def eval_frames(total: int, count: int, num_samples: int) -> np.ndarray:
         else:
             frames = spread_frames(total, count, rng)
         samples.append(np.mod(frames, total))
-    return np.stack(samples)
+    numbers = np.stack(samples)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def spread_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:

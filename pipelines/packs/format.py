@@ -163,14 +163,19 @@ def read_index(folder: Path) -> Index:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
         before = place.stat().st_ino
         if index_is_current(folder):
-            columns = {key: np.load(place / f"{key}.npy", mmap_mode="r") for key in COLUMNS if key != "rotation"}
-            with contextlib.suppress(FileNotFoundError):
-                columns["rotation"] = np.load(place / "rotation.npy", mmap_mode="r")
-            columns.setdefault("rotation", np.full(len(columns["clip"]), UNKNOWN))
-            index = Index.of(columns, np.load(place / "packets.npy", mmap_mode="r"))
+            index = _stored_index(folder)
             if place.stat().st_ino == before:  # no other run has replaced the index meanwhile
                 return index
     return index_of(read_manifest(folder).values())
+
+
+def _stored_index(folder: Path) -> Index:
+    place = folder / "index"
+    columns = {key: np.load(place / f"{key}.npy", mmap_mode="r") for key in COLUMNS if key != "rotation"}
+    with contextlib.suppress(FileNotFoundError):
+        columns["rotation"] = np.load(place / "rotation.npy", mmap_mode="r")
+    columns.setdefault("rotation", np.full(len(columns["clip"]), UNKNOWN))
+    return Index.of(columns, np.load(place / "packets.npy", mmap_mode="r"))
 
 
 def index_of(lines: Iterable[dict[str, Any]]) -> Index:
@@ -201,12 +206,16 @@ def state_of(folder: Path) -> list[tuple[str, int, int]]:
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
     """All lines of the manifest and its parts. A line that was cut off by a kill is left out."""
+    return [line for path in [folder / "manifest.jsonl", *parts_of(folder)] for line in _lines_of(path)]
+
+
+def _lines_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of the manifest or of a part; none if there is no such file."""
     lines = []
-    for path in [folder / "manifest.jsonl", *parts_of(folder)]:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(path, encoding="utf-8") as file:
-            for text in file:
-                with contextlib.suppress(json.JSONDecodeError):
-                    lines.append(json.loads(text))
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(path, encoding="utf-8") as file:
+        for text in file:
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
     return lines
 
 
@@ -235,11 +244,72 @@ def merge_parts(folder: Path) -> None:
     Only one run at a time may merge, and no run may write a part meanwhile. A merge that was killed can be repeated.
     """
     parts = parts_of(folder)
-    if any("clip" not in line for line in read_lines(folder)):
-        write_durably(folder / EARLIER, "".join(json.dumps(line) + "\n" for line in earlier_lines(folder)).encode())
-    write_index(folder, read_manifest(folder).values())
+    if not _add_to_index(folder, parts):
+        if any("clip" not in line for line in read_lines(folder)):
+            earlier = "".join(json.dumps(line) + "\n" for line in earlier_lines(folder))
+            write_durably(folder / EARLIER, earlier.encode())
+        write_index(folder, read_manifest(folder).values())
     for part in parts:
         part.unlink(missing_ok=True)
+
+
+def _add_to_index(folder: Path, parts: list[Path]) -> bool:
+    """Write the manifest and the index as `write_index` does, but without parsing or copying the old manifest.
+
+    Returns False, and writes nothing, unless the old index describes the old manifest and all lines have today's form.
+    """
+    new = {line.get("clip", ""): line for part in parts for line in _lines_of(part)}
+    if "" in new or not _describes_manifest(folder):
+        return False
+    old = _stored_index(folder)
+    if not len(old.columns["clip"]):
+        return False
+    text = np.memmap(folder / "manifest.jsonl", np.uint8, "r")
+    starts = _starts_of_lines(text, old.columns["clip"].tolist())
+    if starts is None:
+        return False
+    if not new:  # the parts contain nothing but lines that were cut off
+        return True
+    added = index_of(new.values())
+    texts = [_text_of(new[clip]) for clip in added.columns["clip"].tolist()]
+    kept = np.flatnonzero(~np.isin(old.columns["clip"], added.columns["clip"]))
+    columns = {key: np.concatenate([old.columns[key][kept], added.columns[key]]) for key in COLUMNS}
+    order = np.argsort(columns["clip"])
+    sources = np.concatenate([kept, -1 - np.arange(len(new))])[order]  # a row of `old`, or -1 - a row of `added`
+    manifest, packets = [], []
+    # Rows that are neighbours in the old index stay together, so that few pieces have to be copied.
+    for run in np.split(sources, np.flatnonzero((np.diff(sources) != 1) | (sources[1:] <= 0)) + 1):
+        first, end = int(run[0]), int(run[-1]) + 1
+        if first < 0:
+            manifest.append(texts[-1 - first])
+            packets.append(added.packets[added.first_packet[-1 - first] : added.first_packet[-first]])
+        else:
+            manifest.append(text[starts[first] : starts[end]])
+            packets.append(old.packets[old.first_packet[first] : old.first_packet[end]])
+    ordered = {key: _narrow(column[order]) for key, column in columns.items()}
+    _write(folder, manifest, Index.of(ordered, np.concatenate(packets)))
+    return True
+
+
+def _starts_of_lines(text: np.ndarray, clips: list[str]) -> list[int] | None:
+    """Where each line of a manifest starts, and where the last one ends.
+
+    Returns None unless the lines are for these clips, in this order. text: the manifest, uint8.
+    """
+    ends = np.flatnonzero(text == ord("\n")) + 1
+    starts = [0, *ends.tolist()]
+    if len(ends) != len(clips) or starts[-1] != len(text):
+        return None
+    beginnings = (b'{"clip": "%b"' % clip.encode() for clip in clips)
+    lines, plain = zip(starts, beginnings, strict=False), text.data
+    return starts if all(plain[start : start + len(it)] == it for start, it in lines) else None
+
+
+def _narrow(column: np.ndarray) -> np.ndarray:
+    """A column of texts in the narrowest type that has room for them; other columns stay as they are."""
+    if column.dtype.kind != "U":
+        return column
+    return column.astype(f"U{max(1, np.char.str_len(column).max(initial=0))}", copy=False)
 
 
 NO_PACKETS = np.zeros((0, 2), np.uint32)
@@ -257,8 +327,11 @@ def packets_of(text: str) -> np.ndarray:
 
 def index_is_current(folder: Path) -> bool:
     """Whether the index matches the manifest, judging by the manifest's size, and no part waits to be merged."""
-    if parts_of(folder):
-        return False
+    return not parts_of(folder) and _describes_manifest(folder)
+
+
+def _describes_manifest(folder: Path) -> bool:
+    """Whether the index matches the manifest, judging by the manifest's size."""
     try:
         current = int(np.load(folder / "index" / "manifest_bytes.npy")) == (folder / "manifest.jsonl").stat().st_size
         return current and (folder / "index" / "clip.npy").exists()  # an earlier version's index has no such file
@@ -269,9 +342,16 @@ def index_is_current(folder: Path) -> bool:
 def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Write the manifest and the index, both sorted by clip, so the order in which clips are made has no effect."""
     sorted_lines = sorted(lines, key=lambda line: line["clip"])
-    text = "".join(json.dumps(line) + "\n" for line in sorted_lines).encode()
-    content = index_of(sorted_lines)
-    arrays = content.columns | {"packets": content.packets, "manifest_bytes": np.array(len(text))}
+    _write(folder, list(map(_text_of, sorted_lines)), index_of(sorted_lines))
+
+
+def _text_of(line: dict[str, Any]) -> bytes:
+    return (json.dumps(line) + "\n").encode()
+
+
+def _write(folder: Path, manifest: list[Any], content: Index) -> None:
+    """Write a manifest, given as pieces of its text (bytes or uint8 arrays), and the index of its lines."""
+    arrays = content.columns | {"packets": content.packets, "manifest_bytes": np.array(sum(map(len, manifest)))}
     index, target = folder / "index.tmp", folder / "index"
     shutil.rmtree(index, ignore_errors=True)
     index.mkdir()
@@ -282,14 +362,14 @@ def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
             os.fsync(file.fileno())
     shutil.rmtree(target, ignore_errors=True)
     index.rename(target)
-    write_durably(folder / "manifest.jsonl", text)
+    write_durably(folder / "manifest.jsonl", *manifest)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it has either its whole old content or its whole new content."""
+def write_durably(path: Path, *pieces: Any) -> None:
+    """Write bytes to a file so that after a crash it has either its whole old content or its whole new content."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # other machines may write this file at the same time
     with open(part, "wb") as file:
-        file.write(content)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -14,7 +14,7 @@ from rich.console import Console
 from kernels.names import SHORT, printable
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
-from pipelines.packs.format import PackSettings, clip_id, file_for, packets_text, read_manifest
+from pipelines.packs.format import PackSettings, clip_id, file_for, packets_text, read_index, read_manifest
 from pipelines.prepare.content import Stamp, digest_of_video
 from pipelines.prepare.encode import Job
 from pipelines.prepare.locks import PLAIN
@@ -52,11 +52,15 @@ class Task:
 
 
 class Run:
-    """A run that makes the clips in `todo`, and completes `todo` with what it made."""
+    """A run that makes the clips in `todo`, and completes `todo` with what it made.
+
+    finished: what the pack recorded when the run began. lines: the lines that the run has added, by clip.
+    """
 
     def __init__(self, task: Task, todo: Survey):
         self.task, self.todo, self.table, self.out = task, todo, task.table, task.out
-        self.lines = read_manifest(task.out)
+        self.finished = read_index(task.out).columns
+        self.lines: dict[str, dict[str, Any]] = {}
         self.names = task.table.names.tolist()
         self.row_of = {self.names[row]: row for row in todo.stale}
         self.made: set[str] = set()
@@ -82,8 +86,9 @@ class Run:
         """Record clips that other packs contain, and new stamps of videos whose content is unchanged."""
         for line in self.todo.elsewhere.values():
             self._append(line)
+        lines = read_manifest(self.out) if self.todo.touched else {}
         for row, stamp in self.todo.touched.items():
-            line = self.lines[self.todo.clips[row]]
+            line = lines[self.todo.clips[row]]
             self._append(line | {"stamps": stamp.before(line["stamps"])})
         if self.todo.elsewhere:
             self._say(f"{self.out}: {len(self.todo.elsewhere)} clips of other packs are used where they are")
@@ -94,7 +99,10 @@ class Run:
         The estimate includes the clips that other shards have yet to make.
         """
         digest, mine = self.task.settings.digest(), set(self.task.rows)
-        lines = [line for line in self.lines.values() if line["settings"] == digest]
+        alike = self.finished["settings"] == digest
+        facts = zip(*(self.finished[key][alike].tolist() for key in ("bad", "num_frames", "clip_bytes")), strict=True)
+        lines = [dict(zip(("bad", "num_frames", "clip_bytes"), values, strict=True)) for values in facts]
+        lines += [line for line in self.lines.values() if line["settings"] == digest]
         theirs = [
             row for row, joints in enumerate(self.task.joints) if row not in mine and joints not in self.todo.packed
         ]

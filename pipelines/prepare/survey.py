@@ -145,8 +145,10 @@ def _match(
     rows = _match_at_a_glance(result, rows, columns, out, settings)
     if not rows:
         return
-    records = [Record(*values) for values in zip(*(columns[key].tolist() for key in Record._fields), strict=True)]
-    matches = _match_records(result, rows, records, names, settings, console)
+    alike = np.flatnonzero(np.isin(columns["joints"], [result.joints[row] for row in rows]))
+    values = zip(*(columns[key][alike].tolist() for key in Record._fields), strict=True)
+    packed_names = set(columns["name"].tolist())
+    matches = _match_records(result, rows, [Record(*value) for value in values], packed_names, names, settings, console)
     for row, record in matches.items():
         if not record.bad and _size_of(str(out), record.file) != record.clip_bytes:
             result.stale[row] = LOST
@@ -172,10 +174,10 @@ def _match_at_a_glance(
     videos, joints, folder = result.videos, result.joints, str(out)
     likely = [row for row in rows if joints[row] in record_of and not isinstance(videos[row], MissingVideo)]
     records = np.array([record_of[joints[row]] for row in likely], np.int64)
-    stamps = np.array([stamp_of(videos[row]) for row in likely], np.int64).reshape(-1, 1, 3)
+    stamps = np.fromiter((part for row in likely for part in stamp_of(videos[row])), np.int64).reshape(-1, 1, 3)
     known = columns["stamps"][records] == stamps
     known[..., 2] |= columns["stamps"][records][..., 2] == 0  # earlier versions did not record the inode
-    sizes = np.array([_size_of(folder, file) for file in columns["file"][records].tolist()], np.int64)
+    sizes = np.fromiter((_size_of(folder, file) for file in columns["file"][records].tolist()), np.int64)
     good = known.all(axis=2).any(axis=1) & (sizes == columns["clip_bytes"][records])
     clips = zip(likely, columns["clip"][records].tolist(), good.tolist(), strict=True)
     result.clips.update({row: clip for row, clip, is_good in clips if is_good})
@@ -186,15 +188,19 @@ def _match_records(
     result: Survey,
     rows: Sequence[int],
     records: list[Record],
+    packed_names: set[str],
     names: list[str],
     settings: PackSettings,
     console: Console,
 ) -> dict[int, Record]:
-    """Find the record of each row's clip, one by one. For a row without a record, `result` gets the reason."""
+    """Find the record of each row's clip, one by one. For a row without a record, `result` gets the reason.
+
+    records: those that have the joints of one of the rows. packed_names: the names in all records.
+    """
     same_joints: dict[str, list[Record]] = {}
     for record in records:
         same_joints.setdefault(record.joints, []).append(record)
-    digest, packed_names = settings.digest(), {record.name for record in records}
+    digest = settings.digest()
     matches: dict[int, Record] = {}
     unknown: dict[int, list[Record]] = {}
     for row in rows:

@@ -8,13 +8,14 @@ import torch
 from rich.console import Console
 
 from pipelines.config import ClipConfig
-from pipelines.geometry import FEWEST, USUAL, crop_region
+from pipelines.geometry import COMPACT, FEWEST, USUAL, crop_region
 from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
 from pipelines.plan import plan_eval, plan_train
 from pipelines.prepare.make import prepare
 from pipelines.skeleton import COCO_17
+from tests.pipelines.oracles import least_extent
 
 KINDS = ("walker", "at the border", "one frame", "one joint", "tiny", "appears", "nobody", "jumps", "far outside")
 
@@ -73,6 +74,16 @@ def boxes_inside(film, folder, seeds: range, most_frames: int, count: int) -> in
     for plan in [*tested, *whole] if count >= USUAL else []:  # corners are truncated to whole pixels
         assert ((plan.box[:, 2:] - plan.box[:, :2]).min(axis=1) >= side - 2).all()
     return len(rows) * (len(tested) + len(whole) + len(crops))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_smallest_box_is_found_frame_by_frame_too(kind):
+    for seed in range(6):
+        rng = np.random.RandomState(seed)
+        joints = skeleton(rng, kind, rng.randint(1, 200), rng.randint(1, 3), 540, 960)
+        if min(least_extent(joints[..., axis], len(joints[0])) for axis in (0, 1)) >= COMPACT.threshold:
+            side = max(least_extent(joints[..., axis], USUAL) for axis in (0, 1))
+            assert crop_region(joints, 540, 960).side == max(side, COMPACT.threshold) * (1 + COMPACT.padding)
 
 
 @pytest.mark.parametrize("count", [1, 8, 13, 32, 48, 61])

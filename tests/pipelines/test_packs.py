@@ -1,14 +1,29 @@
 """Frames of a pack are read one by one, and damaged frames are named before any decoder gets them."""
 
+import contextlib
+import hashlib
 import io
+import itertools
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.packs.format import PackError, PackSettings, clip_id, index_of, read_manifest, write_index
+from pipelines.packs import format
+from pipelines.packs.format import (
+    PackError,
+    PackSettings,
+    clip_id,
+    index_of,
+    merge_parts,
+    packets_text,
+    parts_of,
+    read_manifest,
+    write_index,
+)
 from pipelines.packs.pack import open_pack
 
 
@@ -123,6 +138,71 @@ def test_index_depends_on_no_order(made, tmp_path):
     files = [sorted(path for path in (tmp_path / number).rglob("*") if path.is_file()) for number in "01"]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     assert index_of(lines.values()).columns["clip"].tolist() == sorted(lines)
+
+
+def merged(folder, written, *parts, damage=lambda folder: None) -> dict[str, bytes]:
+    """Write a pack with the lines `written`, merge parts with further lines, and return the content of all files."""
+    (folder / "parts").mkdir(parents=True)
+    write_index(folder, written)
+    for number, lines in enumerate(parts):
+        (folder / "parts" / f"{number}.jsonl").write_text("".join(lines))
+        os.utime(folder / "parts" / f"{number}.jsonl", (number, number))
+    damage(folder)
+    merge_parts(folder)
+    assert not parts_of(folder)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def a_line(number: int, seed: int = 0, **changes) -> dict:
+    rng = np.random.default_rng([number, seed])
+    clip, frames = hashlib.sha256(str(number).encode()).hexdigest()[:20], int(rng.integers(0, 9))
+    line = {"clip": clip, "name": "N" * int(rng.integers(1, 9)), "settings": "s", "joints": f"j{number}", "file": "f"}
+    line |= {"bad": "" if frames else "broken", "source": "v", "stamps": [[seed, 2, 3]] * 4, "source_size": [9, 8]}
+    line |= {"region": [0, 0, 1.5, 2], "frame_size": [4, 2], "fewest": 8, "clip_bytes": 3, "first": 1}
+    line |= {"num_frames": frames, "packets": packets_text(*rng.integers(0, 1 << 32, (2, frames)).tolist())}
+    return line | changes
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_merging_adds_lines_as_if_all_were_written_at_once(tmp_path, seed, monkeypatch):
+    """Lines of new clips and newer lines of known clips, in several parts, some of them cut off."""
+    rng = np.random.default_rng(seed)
+    written = [a_line(number) for number in range(int(rng.integers(1, 40)))]
+    parts = []
+    for part in range(int(rng.integers(1, 4))):
+        numbers = rng.integers(0, 50, int(rng.integers(0, 12))).tolist()
+        parts.append([json.dumps(a_line(number, part + 1)) + "\n" for number in numbers])
+        parts[-1].append(json.dumps(a_line(99))[: int(rng.integers(0, 300))])
+    lines = {line["clip"]: line for line in written}
+    for text in itertools.chain(*parts):
+        with contextlib.suppress(json.JSONDecodeError):
+            lines[json.loads(text)["clip"]] = json.loads(text)
+    expected = merged(tmp_path / "expected", lines.values(), [])
+    monkeypatch.setattr(format, "read_manifest", lambda folder: pytest.fail("the whole manifest was parsed"))
+    assert merged(tmp_path / "merged", written, *parts) == expected
+
+
+def two_lines_swapped(folder):
+    manifest = folder / "manifest.jsonl"
+    first, second, *others = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join([second, first, *others]))
+
+
+def another_length(folder):
+    with open(folder / "manifest.jsonl", "a") as file:
+        file.write("\n")
+
+
+def earlier_version(folder):
+    (folder / "parts" / "1.jsonl").write_text('{"name": "a", "bad": ""}\n')
+
+
+@pytest.mark.parametrize("damage", [two_lines_swapped, another_length, earlier_version])
+def test_merging_parses_a_manifest_that_its_index_does_not_describe(tmp_path, damage):
+    written, new = [a_line(number) for number in range(9)], a_line(20)
+    found = merged(tmp_path / "merged", written, [json.dumps(new) + "\n"], damage=damage)
+    expected = merged(tmp_path / "expected", [*written, new], [])
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_a_clip_is_identified_by_its_video_its_joints_and_the_encoder():

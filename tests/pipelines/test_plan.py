@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pipelines.annotations.table import ClipTable
 from pipelines.config import ClipConfig
 from pipelines.geometry import COMPACT, FEWEST, USUAL, StoredRegion, compact_box, crop_region
-from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_train, sampled_joints
+from pipelines.plan import ClipPlan, batch_rows, epoch_order, eval_frames, plan_eval, plan_train, sampled_joints
 from pipelines.skeleton import COCO_17
+from tests.pipelines.oracles import eval_plan
 from tests.programs import run
 
 CONFIG = ClipConfig(skeleton=COCO_17, rgb_frames=8, pose_frames=24)
@@ -147,6 +148,21 @@ def test_evaluation_is_fixed():
     assert (ten[0].pose_frames[6] != ten[5].pose_frames[6]).any()
     around = ten[0].box[6]
     assert around[2] - around[0] >= plan.box[6, 2] - plan.box[6, 0]
+
+
+@pytest.mark.parametrize(("sample", "num_samples"), [(0, 1), (0, 10), (7, 10)])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_evaluation_of_a_batch_is_that_of_each_clip(sample, num_samples, aligned):
+    many, config = table(range(1, 130), persons=(1, 2, 0)), replace(CONFIG, aligned=aligned)
+    for rows in (np.arange(len(many)), np.array([64, 3, 3]), np.array([2])):
+        batch, each = (plan(many, rows, config, sample, num_samples) for plan in (plan_eval, eval_plan))
+        assert same(batch, each)
+        assert [part.dtype for part in columns(batch)] == [part.dtype for part in columns(each)]
+
+
+def test_frames_of_evaluation_cannot_be_changed_by_a_caller():
+    with pytest.raises(ValueError, match="read-only"):
+        eval_frames(60, 8, 1)[0, 0] = 1
 
 
 def test_large_seeds_are_not_rounded():

@@ -20,7 +20,7 @@ from trainer.commands.compare import CompareOptions, bests, compare
 from trainer.commands.runs import span
 from trainer.experiments import EXPERIMENTS
 from trainer.journal.journal import Journal
-from trainer.journal.lines import METRICS
+from trainer.journal.lines import METRICS, read_progress
 from trainer.journal.provenance import ROOT, STARTS, changes_in, code_of, commit_of, describe_start, recorded
 from trainer.report.curves import draw
 from trainer.report.past_run import names, read_run
@@ -98,6 +98,20 @@ def test_progress_counts_the_newest_snapshot(tmp_path, capsys):
     rows = table_of(capsys, "runs", str(tmp_path))
     assert rows["logged"][2] == f"{min(2, expected):.1f} of {DEMO.optim.num_epochs}"
     assert rows["fresh"][2] == f"step 3 of epoch 2 of {DEMO.optim.num_epochs}"
+
+
+def test_few_records_tell_what_all_records_tell(tmp_path):
+    folder = a_run(tmp_path / "run")
+    whole = (folder / METRICS).read_bytes()
+    first_line = whole.index(b"\n") + 1
+    old = json.dumps({"kind": "train", "epoch": 1, "step": 3, "loss": 3.0}).encode() + b"\n"
+    for content in (whole, whole[:-1], whole[:-20], whole[:-20] + b"\n", whole[:first_line], b"", b"\n{", old + whole):
+        (folder / METRICS).write_bytes(content)
+        few, every = read_run(folder, read_progress), read_run(folder)
+        assert (few.best(), few.epochs()) == (every.best(), every.epochs())
+        assert few.records[-1:] == every.records[-1:]
+    (folder / METRICS).write_bytes(whole)
+    assert [record["kind"] for record in read_run(folder, read_progress).records] == ["val"] * 3
 
 
 def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LOG, METRICS = "train.log", "metrics.jsonl"  # names of files in a work directory
+VALIDATION = b'"kind": "val"'  # part of each line of metrics.jsonl about a validation
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -19,13 +20,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     in a whole epoch), and the metrics, where None stands for NaN or infinity. Records of older versions lack clips and
     epoch_clips.
     """
-    records = []
-    for line in path.read_bytes().split(b"\n"):
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict):
-                records.append(record)
-    return records
+    return [record for line in path.read_bytes().split(b"\n") if (record := _record(line))]
+
+
+def read_progress(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl that tell how far a run is and how good: all validations, and the last record.
+
+    The other lines are not parsed, which takes most of the time of `read_metrics`. Where one of them is of an older
+    version, all records are returned, because `epochs_of` needs them.
+    """
+    lines = [line for line in path.read_bytes().split(b"\n") if line]
+    if not all(b'"clips": ' in line for line in lines):
+        return read_metrics(path)
+    last = next((number for number, line in reversed([*enumerate(lines)]) if _record(line)), 0)
+    return [
+        record
+        for number, line in enumerate(lines)
+        if (number == last or VALIDATION in line) and (record := _record(line))
+    ]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line of metrics.jsonl, or None if the line is incomplete."""
+    with contextlib.suppress(ValueError):
+        record = json.loads(line)
+        if isinstance(record, dict):
+            return record
+    return None
 
 
 def epochs_of(records: Sequence[dict[str, Any]], log: Path) -> list[float]:

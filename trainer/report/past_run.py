@@ -3,13 +3,13 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kernels.program import UserError
-from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics
+from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics, read_progress
 from trainer.journal.provenance import read_starts
 from trainer.settings import SETTINGS
 from trainer.snapshots.lock import is_locked
@@ -23,8 +23,8 @@ class PastRun:
     """A run as the files of its work directory describe it.
 
     settings are the content of experiment.json; name, metric, num_epochs and stalled_after are copied from them.
-    records are the lines of metrics.jsonl, and starts those of starts.json. silent is the number of seconds since the
-    run last wrote a file.
+    records are the lines of metrics.jsonl, or only those that `read_progress` returns, and starts those of starts.json.
+    silent is the number of seconds since the run last wrote a file.
     """
 
     folder: Path
@@ -77,20 +77,23 @@ class PastRun:
 
 
 def find_runs(folder: Path) -> Iterator[PastRun]:
-    """The runs whose work directory is `folder`, or a folder at most two levels below it.
+    """The runs whose work directory is `folder`, or a folder at most two levels below it, with few of their records.
 
     Damaged work directories are skipped, with a message.
     """
     for pattern in ("", "*/", "*/*/"):
         for file in folder.glob(pattern + SETTINGS):
             try:
-                yield read_run(file.parent)
+                yield read_run(file.parent, read_progress)
             except ValueError as error:
                 print(f"skipped: {error}")
 
 
-def read_run(folder: Path) -> PastRun:
-    """Read a work directory. Raises UserError if `folder` is not a work directory, or if its settings are damaged."""
+def read_run(folder: Path, read: Callable[[Path], list[dict[str, Any]]] = read_metrics) -> PastRun:
+    """Read a work directory, and its metrics.jsonl with `read`.
+
+    Raises UserError if `folder` is not a work directory, or if its settings are damaged.
+    """
     files = [folder / METRICS, folder / LOG, folder / SETTINGS]
     try:
         settings = json.loads(files[-1].read_bytes())
@@ -101,7 +104,7 @@ def read_run(folder: Path) -> PastRun:
             num_epochs=settings["optim"]["num_epochs"],
             stalled_after=settings["stalled_after"],
             settings=settings,
-            records=read_metrics(files[0]) if files[0].exists() else [],
+            records=read(files[0]) if files[0].exists() else [],
             starts=read_starts(folder),
             silent=max(0.0, time.time() - max(file.stat().st_mtime for file in files if file.exists())),
         )
