@@ -53,7 +53,12 @@ NOT_HERE = {
 # Sentences that another test follows.
 SPOILED = "tests/trainer/test_checks.py::test_a_spoiled_data_set_is_named_by_verify_and_by_training"
 TUNE = "tests/trainer/test_tune.py::test_mistakes_are_told_in_one_sentence"
+CONTRADICTING = "tests/pipelines/test_pose_formats.py::test_files_that_contradict_each_other_are_refused"
+REFUSED = "tests/pipelines/test_pose_formats.py::test_other_content_is_refused_with_the_reason"
 ELSEWHERE = {
+    **dict.fromkeys(("write pose_landmarks", "write the 2-D poses (pose_keypoints_2d)", "use --model_pose"), REFUSED),
+    **dict.fromkeys(("write the poses of all videos in the same way", "keep those of one"), CONTRADICTING),
+    **dict.fromkeys(("the file ends within a frame; get it again", "so these are labels of a detector"), REFUSED),
     "look whether the estimator fills in joints": SPOILED,
     "mean the same clip twice; leave one": SPOILED,
     "leave this setting out, or use a new process": "tests/trainer/test_tune.py::"

@@ -9,7 +9,7 @@ from rich.console import Console
 from kernels.names import printable
 from kernels.program import UserError
 from pipelines.annotate.labels import read_labels
-from pipelines.annotate.make import advice, annotate, estimated_poses, poses_from_files, write
+from pipelines.annotate.make import FilePoses, advice, annotate, estimated_poses, poses_from_files, write
 from pipelines.videos.turn import Rotation
 
 
@@ -29,8 +29,8 @@ def main(
         videos: folder of the videos
         labels: CSV file with one line `video,label` or `video,label,split` per video; the split is train or val
         out: annotation file to write, a pickle
-        poses: folder with the joints of each video in NAME.json or NAME.npz (default: estimate them, which needs the
-            extra `pose`)
+        poses: folder with the joints of each video, such as NAME.json, NAME.npz or the files of a pose estimator
+            (docs/custom_data.md; default: estimate the joints, which needs the extra `pose`)
         people: maximum number of people per clip
         rotation: whether the skeletons in --poses belong to frames as players show them, turned like those of a phone,
             or as the files store them; the annotation file records it
@@ -44,6 +44,9 @@ def main(
     label_table = read_labels(labels)
     stored = out.with_name(f"{out.stem}_poses")
     source = poses_from_files(poses, people, rotation) if poses else estimated_poses(stored, people)
+    names = label_table.class_names
+    kind = f"{len(names)} words, such as {names[0]}" if names else f"numbers from 0 to {max(label_table.labels)}"
+    console.print(f"labels: {kind}", markup=False, highlight=False, soft_wrap=True)
     clips = annotate(videos, label_table, source, console, follow_links)
     splits = write(out, clips, label_table, rotation)
     usable = [clip for clip in clips if isinstance(clip, dict)]
@@ -53,4 +56,5 @@ def main(
     for reason in clips:
         if isinstance(reason, str):
             print(f"left out: {printable(reason)}")
-    print(advice(out, videos, label_table, usable[0]["keypoint"].shape[2]))
+    layout = source.folder.layout if isinstance(source, FilePoses) else ""
+    print(advice(out, videos, label_table, usable[0]["keypoint"].shape[2], layout))

@@ -61,4 +61,5 @@ class PoseEstimator:
         if not len(boxes):  # without boxes, the pose model would treat the whole frame as a person
             return []
         joints, score = self.body.pose_model(frame, bboxes=boxes)
+        score = np.clip(score, 0, 1)  # the peaks from which RTMPose reads its scores may be a little higher than 1
         return [Person(np.concatenate([xy, s[:, None]], axis=1)) for xy, s in zip(joints, score, strict=True)]

@@ -1,20 +1,14 @@
-"""Reads and writes files with the joints of a video.
+"""Reads and writes files with the joints of a video: .npz files and annotation pickles.
 
-Three kinds of file are supported: an .npz file and an annotation pickle, which contain the joints of all frames, and
-the JSON file of a pose estimator, which contains one entry per person and frame in COCO's format for results.
+folder.py reads the files of pose estimators.
 """
 
-import json
-import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from kernels.program import UserError
-from pipelines.annotate.tracking import Person
 from pipelines.annotations.schema import AnnotationError, parse_clip, rotation_of
 from pipelines.annotations.table import open_table
 from pipelines.packs.format import is_clip, original_name
@@ -136,94 +130,17 @@ def read_npz(file: Path, size: tuple[int, int], rotation: Rotation = "shown") ->
     return Poses(clip["joints"], clip["height"], clip["width"], rotation)
 
 
-def write_poses(file: Path, poses: Poses) -> None:
-    """Write poses as an .npz that `read_poses` and `read_npz` can read."""
+def write_poses(file: Path, poses: Poses, video: str = "") -> None:
+    """Write poses as an .npz that `read_poses` and `read_npz` can read. `video`: the digest of the video's content."""
     keypoint, score = poses.joints[..., :2], poses.joints[..., 2]
-    image = {"img_shape": [poses.height, poses.width], "rotation": poses.rotation}
+    image = {"img_shape": [poses.height, poses.width], "rotation": poses.rotation, "video": video}
     np.savez_compressed(file, keypoint=keypoint, keypoint_score=score, **image)
 
 
-FRAME_KEYS = ("frame", "frame_id", "image_id")
-JSON_FORMAT = "a list of {frame or image_id, keypoints [x, y, score, ...], score}"
-
-
-def read_people(file: Path, num_frames: int) -> tuple[list[list[Person]], int]:
-    """Read the JSON of a pose estimator: the people in each of the video's frames, and the number of joints V.
-
-    An entry gives its frame as a number, as the name of an image that ends in a number, or as the id of an image in the
-    list `images` of a whole COCO file. Frames count from 0, or from
-    1 if there is an entry for frame `num_frames` and none for frame 0. If any joint's score is above 1, all scores are
-    treated as COCO's visibility flags, and the flags 1 and 2 become score 1. Raises UserError.
-    """
+def video_of(file: Path) -> str:
+    """The digest of the video for which `write_poses` wrote this file, or '' if the file does not say it."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{file} cannot be opened ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON ({error}); it should be {JSON_FORMAT}") from None
-    entries = content.get("annotations") if isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        raise UserError(f"{file} should be {JSON_FORMAT}")
-    files = files_of_images(content)
-    numbers, joints, scores = [], [], []
-    for position, entry in enumerate(entries):
-        try:
-            number, person, score = _parse_entry(entry, files)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{file}, entry {position}: {error}; the file should be {JSON_FORMAT}") from None
-        numbers.append(number)
-        joints.append(person)
-        scores.append(score)
-    counts = sorted({len(person) for person in joints})
-    if len(counts) > 1:
-        raise UserError(
-            f"{file} has people with {' and '.join(map(str, counts))} joints; all must have the same number"
-        )
-    first_number = 1 if numbers and min(numbers) > 0 and max(numbers) == num_frames else 0
-    frames: list[list[Person]] = [[] for _ in range(num_frames)]
-    has_flags = bool(joints) and max(person[:, 2].max() for person in joints) > 1
-    for number, person, score in zip(numbers, joints, scores, strict=True):
-        if not first_number <= number < first_number + num_frames:
-            raise UserError(
-                f"{file} has people in frame {number}, but its video has {num_frames} frames; give the file that was "
-                "made from this video"
-            )
-        if has_flags:
-            person[:, 2] = person[:, 2] > 0
-        frames[number - first_number].append(Person(person, score))
-    return frames, len(joints[0]) if joints else 0
-
-
-def files_of_images(content: Any) -> dict[str, Any]:
-    """The name of each image's file by the id of the image, from the list `images` of a whole COCO file."""
-    images = content.get("images") if isinstance(content, dict) else None
-    listed = images if isinstance(images, list) else []
-    return {str(image.get("id")): image.get("file_name") for image in listed if isinstance(image, dict)}
-
-
-def _parse_entry(entry: Any, files: dict[str, Any]) -> tuple[int, np.ndarray, float | None]:
-    """Frame number, joints [V, 3] float32 (x, y, score), and the person's score or None. Raises UserError.
-
-    files: the name of the file of each image, if the whole file lists them; its number is then that of the frame.
-    """
-    if not isinstance(entry, dict) or "keypoints" not in entry:
-        raise UserError("there are no keypoints")
-    frames = [entry[key] for key in FRAME_KEYS if key in entry]
-    if not frames:
-        raise UserError("there is neither frame nor image_id")
-    values = np.asarray(entry["keypoints"], np.float64).ravel()
-    if not values.size or values.size % 3:
-        raise UserError(f"keypoints has {values.size} numbers, but should have three per joint")
-    score = entry.get("score")
-    joints = np.nan_to_num(values.reshape(-1, 3), nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
-    return _parse_frame(files.get(str(frames[0]), frames[0])), joints, None if score is None else float(score)
-
-
-def _parse_frame(value: Any) -> int:
-    """The frame number: 12 for 12, '12' or 'frame_000012.jpg'. Raises UserError."""
-    match = re.search(r"(\d+)(\.\w+)?$", str(value)) if isinstance(value, str) else None
-    if match:
-        return int(match[1])
-    if not isinstance(value, int | float) or isinstance(value, bool) or value != int(value):
-        raise UserError(f"frame is {value!r}, which is not a frame number")
-    return int(value)
+        with np.load(file, allow_pickle=False) as content:
+            return str(content["video"]) if "video" in content.files else ""
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return ""

@@ -6,6 +6,7 @@ A first line with the names of the columns is optional.
 import csv
 import io
 import os
+import re
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from kernels.program import UserError
 
 SPLITS = ("train", "val")
 FORMAT = "CSV with one line `video,label` or `video,label,split` per video"
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 EVERY = 5  # without a column for the split, one in five videos of each class is used for validation
 
 
@@ -33,6 +35,9 @@ class Labels:
 
 def read_labels(file: Path) -> Labels:
     """Read a CSV file of labels. A label is a whole number from 0, or a word; words are numbered alphabetically.
+
+    Whether labels are numbers or words is decided for the whole column; `0.0` and `1.0`, as pandas writes a column of
+    numbers that had a gap, are numbers.
 
     Raises UserError, which names the line that cannot be used.
     """
@@ -77,9 +82,12 @@ def _lines(file: Path, text: str) -> list[tuple[int, list[str]]]:
 
 def _numbers(file: Path, words: list[str]) -> tuple[list[int], tuple[str, ...]]:
     """The labels as numbers; and, if they are words, the words in the order of their numbers."""
-    whole = [word for word in words if word.isascii() and word.isdecimal()]
-    if len(whole) == len(words):
-        labels = [int(word) for word in words]
+    numbers = [word for word in words if NUMBER.fullmatch(word)]
+    if len(numbers) == len(words):
+        odd = next((word for word in words if float(word) < 0 or float(word) % 1), None)
+        if odd is not None:
+            raise UserError(f"{file} has the label {odd}; number the classes with whole numbers from 0")
+        labels = [int(float(word)) for word in words]
         for expected, label in enumerate(sorted(set(labels))):
             if label != expected:
                 raise UserError(
@@ -87,9 +95,9 @@ def _numbers(file: Path, words: list[str]) -> tuple[list[int], tuple[str, ...]]:
                     "without a gap"
                 )
         return labels, ()
-    if whole:
-        odd = next(word for word in words if word not in whole)
-        raise UserError(f"{file} has both numbers and words as labels, {whole[0]!r} and {odd!r}; use only one kind")
+    if numbers:
+        odd = next(word for word in words if not NUMBER.fullmatch(word))
+        raise UserError(f"{file} has both numbers and words as labels, {numbers[0]!r} and {odd!r}; use only one kind")
     names = sorted(set(words))
     place = {name: number for number, name in enumerate(names)}
     return [place[word] for word in words], tuple(names)

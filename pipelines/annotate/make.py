@@ -1,16 +1,17 @@
 """Makes an annotation file, in the published form, for your own videos (`python -m pipelines.annotate`).
 
-Skeletons are read from the folder --poses, with a NAME.json or NAME.npz for each video (keypoints.py). Without --poses
+Skeletons are read from the folder --poses, which has files of a pose estimator (folder.py). Without --poses
 they are estimated (estimator.py) and stored in the folder OUT_poses, so that an interrupted run can continue.
 """
 
 import os
 import pickle
 import shlex
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -18,10 +19,11 @@ from rich.console import Console
 from kernels.names import SHORT, printable
 from kernels.program import UserError
 from pipelines.annotate.estimator import JOINTS, PoseEstimator
-from pipelines.annotate.keypoints import Poses, header_of, read_npz, read_people, write_poses
+from pipelines.annotate.folder import PoseFolder
+from pipelines.annotate.keypoints import Poses, header_of, read_npz, video_of, write_poses
 from pipelines.annotate.labels import SPLITS, Labels
-from pipelines.annotate.tracking import follow
 from pipelines.annotations.schema import class_names_of, fits_only_swapped, parse_clip
+from pipelines.prepare.content import digest_of_video
 from pipelines.progress import Progress
 from pipelines.skeleton import fitting
 from pipelines.videos.container import VideoError
@@ -30,7 +32,17 @@ from pipelines.videos.header import Header
 from pipelines.videos.turn import Rotation, Turn
 
 SPLIT = "own"  # the annotation file has the splits own_train and own_val
-PoseSource = Callable[[str, str, Header], Poses]  # (name of the clip, path of the video, its header) -> skeletons
+
+
+class PoseSource(Protocol):
+    """Where the skeletons of videos come from."""
+
+    def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
+        """Look at all videos, by name, before the skeletons of the first one are wanted."""
+
+    def poses(self, name: str, video: str, header: Header) -> Poses:
+        """The skeletons of the video with this name and path."""
+        ...
 
 
 def annotate(
@@ -46,12 +58,23 @@ def annotate(
             raise UserError(f"the labels list {name}, but there is no usable video for it in {videos}: {video}")
         if files.count(video) > 1:
             raise UserError(f"two lines of the labels, one of them {name}, refer to the video {video}; leave one out")
+    names = [os.path.splitext(os.path.relpath(video, videos))[0].replace(os.sep, "/") for video in files]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"two videos have the name {twice[0]} and different extensions; rename one of them")
+    headers, reasons = {}, {}
+    for name, video in zip(names, files, strict=True):
+        try:
+            headers[name] = header_of(video)
+        except VideoError as error:
+            reasons[name] = f"{name}: {error}"
+    poses.survey(headers, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
     clips: list[dict[str, Any] | str] = []
     with Progress(console, "annotating", len(files)) as progress:
-        for video, label in zip(files, labels.labels, strict=True):
-            name = os.path.splitext(os.path.relpath(video, videos))[0].replace(os.sep, "/")
+        for name, video, label in zip(names, files, labels.labels, strict=True):
             try:
-                clips.append(annotation(name, label, poses(name, video, header_of(video))))
+                header = headers.get(name)
+                clips.append(annotation(name, label, poses.poses(name, video, header)) if header else reasons[name])
             except VideoError as error:
                 clips.append(f"{printable(name, SHORT)}: {error}")
             progress.advance()
@@ -76,29 +99,29 @@ def annotation(name: str, label: int, poses: Poses) -> dict[str, Any]:
     return clip
 
 
-def poses_from_files(folder: Path, max_people: int, rotation: Rotation = "shown") -> PoseSource:
-    """A source that reads skeletons from .json and .npz files in `folder`. Raises UserError if there is no `folder`.
+@dataclass
+class FilePoses:
+    """A source that reads skeletons from a folder of files (folder.py)."""
+
+    folder: PoseFolder
+
+    def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
+        """Read the files of all videos, and say what they are. Raises UserError."""
+        self.folder.survey(headers, say)
+
+    def poses(self, name: str, video: str, header: Header) -> Poses:
+        """The skeletons of a video."""
+        file, poses = self.folder.poses(name, header)
+        check_rotation(file, header, poses, self.folder.rotation)
+        return poses if file.suffix == ".npz" else with_square_pixels(poses, header)
+
+
+def poses_from_files(folder: Path, max_people: int, rotation: Rotation = "shown") -> FilePoses:
+    """A source that reads skeletons from files in `folder`. Raises UserError if there is no `folder`.
 
     rotation: whether the skeletons belong to frames as players show them or as the files store them.
     """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; give --poses a folder with NAME.json or NAME.npz for each video")
-
-    def source(name: str, video: str, header: Header) -> Poses:
-        width, height = (header.width, header.height) if rotation == "shown" else header.stored
-        for stem in (folder / name, folder / Path(name).name):
-            file = stem.with_name(f"{stem.name}.npz")
-            if file.exists():
-                return check_rotation(file, header, read_npz(file, (height, width), rotation), rotation)
-            file = stem.with_name(f"{stem.name}.json")
-            if file.exists():
-                frames, num_joints = read_people(file, header.frames)
-                joints = follow(frames, max_people, num_joints or JOINTS)
-                poses = check_rotation(file, header, Poses(joints, height, width, rotation), rotation)
-                return with_square_pixels(poses, header)
-        raise UserError(f"{folder} has neither {name}.json nor {name}.npz; leave out --poses to estimate skeletons")
-
-    return source
+    return FilePoses(PoseFolder(folder, max_people, rotation))
 
 
 def check_rotation(file: Path, header: Header, poses: Poses, rotation: Rotation) -> Poses:
@@ -126,23 +149,32 @@ def with_square_pixels(poses: Poses, header: Header) -> Poses:
     return replace(poses, joints=poses.joints * scale, width=width)
 
 
-def estimated_poses(folder: Path, max_people: int) -> PoseSource:
-    """A source that estimates skeletons and stores them in `folder`. Skeletons that were stored earlier are read."""
-    estimator = PoseEstimator(JOINTS, "give the folder of your skeletons with --poses")
+@dataclass
+class EstimatedPoses:
+    """A source that estimates skeletons and stores them in `folder`, from which those of the same video are read."""
 
-    def source(name: str, video: str, header: Header) -> Poses:
-        file = (folder / name).with_name(f"{Path(name).name}.npz")
-        if file.exists():
-            # Files of earlier versions do not say their rotation: these versions did not turn frames.
-            poses = read_npz(file, (header.height, header.width), "stored")
-            if poses.rotation == "shown" or not header.turn:
-                return poses
-        poses = estimator.estimate(video, header, max_people, lambda: None)
+    folder: Path
+    max_people: int
+    estimator: PoseEstimator
+
+    def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
+        """Nothing has to be known before the first video."""
+
+    def poses(self, name: str, video: str, header: Header) -> Poses:
+        """The skeletons of a video, estimated now or earlier."""
+        file = (self.folder / name).with_name(f"{Path(name).name}.npz")
+        digest, _ = digest_of_video(video)
+        if file.exists() and video_of(file) == digest:
+            return read_npz(file, (header.height, header.width))
+        poses = self.estimator.estimate(video, header, self.max_people, lambda: None)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_poses(file, poses)
+        write_poses(file, poses, digest)
         return poses
 
-    return source
+
+def estimated_poses(folder: Path, max_people: int) -> EstimatedPoses:
+    """A source that estimates skeletons. Raises UserError if no skeletons can be estimated here."""
+    return EstimatedPoses(folder, max_people, PoseEstimator(JOINTS, "give the folder of your skeletons with --poses"))
 
 
 def write(
@@ -173,10 +205,12 @@ def write(
     return splits
 
 
-def advice(out: Path, videos: Path, labels: Labels, num_joints: int) -> str:
-    """A sentence with the command that trains on the annotation file."""
+def advice(out: Path, videos: Path, labels: Labels, num_joints: int, layout: str = "") -> str:
+    """A sentence with the command that trains on the annotation file. `layout`: that of the joints, if it is known."""
     settings = [f"data.annotations={out}", f"data.videos={videos}", f"data.num_classes={max(labels.labels) + 1}"]
     words = ["python -m trainer --exp custom", *(f"--set {shlex.quote(setting)}" for setting in settings)]
-    if num_joints != JOINTS:
+    if num_joints != JOINTS and layout:
+        words.append(f"--set clip.skeleton={layout}")
+    elif num_joints != JOINTS:
         return f"train with: {' '.join(words)} --set clip.skeleton=NAME, where NAME is {fitting(num_joints)}"
     return f"train with: {' '.join(words)}"

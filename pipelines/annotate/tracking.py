@@ -14,10 +14,12 @@ class Person:
 
     joints: [V, 3] (x, y, score) in pixels.
     score: the score of the whole person; None stands for the mean of the scores of the joints.
+    track: the name of the person, if the estimator followed people itself.
     """
 
     joints: np.ndarray
     score: float | None = None
+    track: str | None = None
 
     def weight(self) -> float:
         """The confidence that there is a person: `score`, or the mean of the scores of the joints."""
@@ -34,8 +36,10 @@ class Track:
     """One person over the frames of a video.
 
     people: the person in each frame, by frame number. box: the person's box in the last of these frames.
+    name: the name of the person, if the estimator followed people itself.
     """
 
+    name: str | None = None
     people: dict[int, Person] = field(default_factory=dict)
     box: np.ndarray = field(default_factory=lambda: np.zeros(4))
 
@@ -79,8 +83,15 @@ def _match(tracks: list[Track], number: int, people: Sequence[Person]) -> None:
     """Add each person in frame `number` to the track whose last box overlaps most with the person's box.
 
     Pairs of a track and a person are matched in order of overlap, largest first. A person without a match starts a new
-    track.
+    track. A person with a name continues the track of this name instead.
     """
+    for person in (person for person in people if person.track is not None):
+        track = next((t for t in tracks if t.name == person.track and number not in t.people), None)
+        if track is None:
+            track = Track(person.track)
+            tracks.append(track)
+        track.add(number, person)
+    people = [person for person in people if person.track is None]
     boxes = [person.box() for person in people]
     pairs = [(overlap(track.box, box), t, p) for t, track in enumerate(tracks) for p, box in enumerate(boxes)]
     matched_people: set[int] = set()

@@ -12,12 +12,14 @@ import pytest
 
 from kernels.program import UserError
 from models.weights.files import load
-from pipelines.annotate.keypoints import Poses, read_npz, read_people, write_poses
+from pipelines.annotate.folder import PoseFolder
+from pipelines.annotate.keypoints import Poses, read_npz, write_poses
 from pipelines.annotate.labels import read_labels
 from pipelines.annotate.tracking import Person, follow
 from pipelines.annotations.table import open_table
 from pipelines.demo import clip as demo_clip
 from pipelines.demo.classes import DemoConfig, clip_ids
+from pipelines.videos.header import Header
 from tests.programs import run
 from trainer.cli import run_command
 from trainer.data import with_class_names
@@ -65,6 +67,12 @@ def test_one_in_five_of_each_class_is_validation(tmp_path):
     assert all(old[video] == split for video, split in zip(again.videos[1:-1], again.splits[1:-1], strict=True))
 
 
+def test_numbers_of_pandas_are_numbers(tmp_path):
+    lines = [f"v{number},{number}.0" for number in range(11)] + [f"w{number},{number}.0" for number in range(11)]
+    found = labels_in(tmp_path, "\n".join(lines))
+    assert (found.labels, found.class_names) == ([*range(11), *range(11)], ())
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -76,6 +84,9 @@ def test_one_in_five_of_each_class_is_validation(tmp_path):
         ("a,0,train\nb,0,test", "line 2: the split is 'test'; write train or val"),
         ("a,0,train\nb,0,train", "leaves no video for val"),
         ("a,0\na,1", "lines 1 and 2 name the same video"),
+        ("a,0\nb,1.5", "has the label 1.5; number the classes with whole numbers from 0"),
+        ("a,-1\nb,0", "has the label -1; number the classes"),
+        ("a,1.0\nb,nan", "numbers and words as labels, '1.0' and 'nan'"),
         ("a,0\nb,wave", "numbers and words as labels, '0' and 'wave'"),
         ("a,1\nb,2\nc,2", "has labels up to 2, but none of them is 0"),
         ("a,0\nb,99999999", "has labels up to 99999999, but none of them is 1"),
@@ -126,9 +137,12 @@ def test_a_person_who_comes_back_elsewhere_takes_the_free_place():
     assert len(follow(way, 5, 4)) == 2
 
 
-def entries_in(folder: Path, entries: object, frames: int = 3):
+def entries_in(folder: Path, entries: object, frames: int = 3) -> np.ndarray:
+    """The joints [M, T, V, 3] of a video that a.json describes."""
     (folder / "a.json").write_text(entries if isinstance(entries, str) else json.dumps(entries))
-    return read_people(folder / "a.json", frames)
+    poses, header = PoseFolder(folder, 1), Header(width=64, height=48, frames=frames)
+    poses.survey({"a": header}, lambda _: None)
+    return poses.poses("a", header)[1].joints
 
 
 ONE = [1.0, 2.0, 0.5] * 17
@@ -146,21 +160,19 @@ ONE = [1.0, 2.0, 0.5] * 17
     ],
 )
 def test_frames_of_keypoints(tmp_path, key, values, places):
-    frames, joints = entries_in(tmp_path, [{key: value, "keypoints": ONE} for value in values])
-    assert (joints, [number for number, people in enumerate(frames) if people]) == (17, places)
+    joints = entries_in(tmp_path, [{key: value, "keypoints": ONE} for value in values])
+    assert (joints.shape[2], np.flatnonzero(joints.any(axis=(0, 2, 3))).tolist()) == (17, places)
 
 
 def test_keypoints_of_coco(tmp_path):
     flags = [10.0, 20.0, 2, 30.0, 40.0, 1, 0, 0, 0]
-    frames, _ = entries_in(tmp_path, {"annotations": [{"image_id": 0, "keypoints": flags, "score": 3.5}]})
-    assert frames[0][0].joints.tolist() == [[10, 20, 1], [30, 40, 1], [0, 0, 0]]
-    assert frames[0][0].weight() == 3.5
-    frames, _ = entries_in(tmp_path, '[{"frame": 0, "keypoints": [NaN, 1, 0.5]}]')
-    assert frames[0][0].joints.tolist() == [[0, 1, 0.5]]
-    assert entries_in(tmp_path, []) == ([[], [], []], 0)
+    joints = entries_in(tmp_path, {"annotations": [{"image_id": 0, "keypoints": flags, "score": 3.5}]})
+    assert joints[0, 0].tolist() == [[10, 20, 1], [30, 40, 1], [0, 0, 0]]
+    assert entries_in(tmp_path, '[{"frame": 0, "keypoints": [NaN, 1, 0.5]}]')[0, 0].tolist() == [[0, 1, 0.5]]
+    assert not entries_in(tmp_path, []).any()
     images = [{"id": 900 + number, "file_name": f"a_{number:06}.jpg"} for number in range(3)] + [None, {}]
     whole = {"images": images, "annotations": [{"image_id": 902, "keypoints": ONE}]}
-    assert list(map(len, entries_in(tmp_path, whole)[0])) == [0, 0, 1]
+    assert entries_in(tmp_path, whole).any(axis=(0, 2, 3)).tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +180,8 @@ def test_keypoints_of_coco(tmp_path):
     [
         ("{", "a.json is not JSON"),
         ("[" * 100_000, "a.json is not JSON"),
-        ("3", "a.json should be a list"),
-        ([3], "entry 0: there are no keypoints"),
+        ("3", "a.json is in no format that is known here"),
+        ([3], "a.json is in no format that is known here"),
         ([{"keypoints": ONE}], "entry 0: there is neither frame nor image_id"),
         ([{"frame": 0, "keypoints": ONE[:4]}], "entry 0: keypoints has 4 numbers"),
         ([{"frame": 0, "keypoints": ["x"] * 3}], "entry 0: could not convert"),

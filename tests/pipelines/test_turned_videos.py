@@ -123,6 +123,7 @@ def test_skeletons_of_stored_frames_keep_them_stored(tmp_path):
         shape = np.broadcast_to(np.linspace(5, 43, 17, dtype=np.float32)[:, None], (1, 9, 17, 2))
         arrays = {"keypoint": shape, "keypoint_score": np.ones((1, 9, 17)), "img_shape": (48, 64)}
         np.savez(tmp_path / "poses" / f"{name}.npz", **arrays)
+        (tmp_path / "poses" / f"{name}.json").unlink()
     annotations = work.annotate("stored")
     facts, said = work.verify(annotations, "shown")  # the annotation file decides
     assert facts["rotation"] == {"stored": 2}
@@ -205,8 +206,8 @@ def test_estimates_of_an_earlier_version_are_made_again_for_turned_videos(tmp_pa
     arrays = {"keypoint": np.ones((1, 9, 17, 2)), "keypoint_score": np.ones((1, 9, 17)), "img_shape": (48, 64)}
     np.savez(tmp_path / "poses" / "half.npz", **arrays)  # without a rotation
     source = estimated_poses(tmp_path / "poses", 1)
-    assert source("half", video, header).rotation == "shown"
-    assert source("half", video, header).rotation == "shown"
+    assert source.poses("half", video, header).rotation == "shown"
+    assert source.poses("half", video, header).rotation == "shown"
     assert len(calls) == 1
     write_poses(tmp_path / "plain.npz", read_npz(tmp_path / "poses" / "half.npz", (1, 1), "stored"))
     assert read_npz(tmp_path / "plain.npz", (1, 1)).rotation == "shown"

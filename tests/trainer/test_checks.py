@@ -118,6 +118,11 @@ def as_float(clip: dict) -> np.ndarray:
     return clip["keypoint"].astype(np.float32)
 
 
+def upwards(clip: dict) -> np.ndarray:
+    keypoint = as_float(clip)
+    return np.where(keypoint.any(axis=-1, keepdims=True), (size_of(clip) * (0, 1) - keypoint) * (-1, 1), 0)
+
+
 def centred(clip: dict, rng: np.random.Generator) -> dict:
     keypoint = as_float(clip)
     axes = [(1, 2), (2,)][rng.integers(2)]  # about the whole clip, or about the person in each frame
@@ -160,7 +165,7 @@ WAYS: dict[str, tuple[Callable[[dict, np.random.Generator], None], str]] = {
     "outside": (moved, "outside the image"),
     "swapped axes": (each_clip(lambda clip, _: {"keypoint": clip["keypoint"][..., ::-1]}), "swapped"),
     "upwards": (
-        each_clip(lambda clip, _: {"keypoint": (size_of(clip) * (0, 1) - as_float(clip)) * (-1, 1)}),
+        each_clip(lambda clip, _: {"keypoint": upwards(clip)}),
         "counted upwards",
     ),
     "constant": (each_clip(constant), "constant"),

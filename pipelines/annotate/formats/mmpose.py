@@ -1,0 +1,30 @@
+"""MMPose's predictions: a list of frames with `instances`, alone or as `instance_info` beside `meta_info`.
+
+Source: docs/sources.md, "Formats of poses". The demo scripts count frames from 1 and the inferencer from 0, so the
+numbers decide (settle.py). For a single image the inferencer writes the list of instances alone.
+"""
+
+from typing import Any
+
+from pipelines.annotate.formats.recording import Recording, frame_number, layout_of, of_dicts, pairs_with_scores
+
+LAYOUTS = ("coco17", "halpe26", "coco133body", "openpose28")
+
+
+def read(content: Any, number: int | None) -> Recording | None:
+    """The poses in the content of a JSON file, or None if it has another format. See coco.py for `number`."""
+    frames = content.get("instance_info") if isinstance(content, dict) else content
+    if of_dicts(frames, "keypoint_scores"):
+        frames = [{"frame_id": number, "instances": frames}]
+    if not isinstance(frames, list) or not of_dicts(frames, "instances"):
+        return None
+    recording = Recording("MMPose", complete=True)
+    for frame in frames:
+        place = frame_number(frame.get("frame_id", number))
+        recording.frames.add(place)
+        for person in frame["instances"]:
+            joints = pairs_with_scores(person["keypoints"], person.get("keypoint_scores"))
+            score, track = person.get("bbox_score"), person.get("track_id")
+            recording.add(place, joints, score if isinstance(score, float) else None, str(track) if track else None)
+    recording.layout = layout_of(next(iter(recording.num_joints()), 0), LAYOUTS)
+    return recording
