@@ -43,14 +43,19 @@ LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # PR_SET_PDEATHSIG is 1 in linux/
 # Narrower terminals are treated as if they had this many columns. With five columns, tyro would never finish laying out
 # the help, and would use up all memory.
 NARROWEST = 40
+LONGEST_SENTENCE = 2000
 
 
 class UserError(ValueError):
     """Wrong input, or something missing on this machine. The message is one sentence that also says what to do.
 
     Every program prints the sentence and ends with exit code 2. Any other exception is a bug in Duet and ends in a
-    traceback.
+    traceback. The message may contain text from a stranger's file: control characters become escapes, and a message of
+    more than LONGEST_SENTENCE characters is cut in its middle.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, LONGEST_SENTENCE))
 
 
 def run_program(
@@ -88,7 +93,7 @@ def exit_code(
         print(interrupt_message, file=sys.stderr)
         return 130
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] in PACKAGES:

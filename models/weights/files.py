@@ -1,10 +1,12 @@
 """Reads checkpoint files without running any code that they contain, and writes files completely or not at all."""
 
 import hashlib
+import json
 import os
 import shutil
 import struct
 import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -14,12 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kernels.files import check_regular
 from kernels.program import UserError
 from models.weights.renaming import State, listed
+from models.weights.scan import scan
 
 WEIGHTS, AVERAGES = "model", "averages"
 """Keys of a snapshot for the weights of a network and for their EMA, which may be None."""
 
+MAX_HEADER = 10 << 20  # bytes of the header of a safetensors file
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", WEIGHTS)
 """Keys under which tensors are stored: by mmengine, by EPAM-Net, by SlowFast and pytorchvideo, and by our snapshots."""
 
@@ -59,14 +64,16 @@ def read_file(path: Path, averaged: bool = False) -> State:
     With `averaged`, read the EMA of a snapshot instead of its weights. Raises WeightsError if the file cannot be read,
     or if `averaged` is set and the file has no EMA.
     """
+    check_regular(path, WeightsError)
     if not path.is_file():
         raise WeightsError(f"there is no file {path}: pass a checkpoint (.pth, .pt, .pyth, .safetensors)")
     if path.suffix == ".safetensors":
         if averaged:
             raise without_averages(path)
         try:
+            check_header(path)
             return load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
             raise WeightsError(
                 f"{path} is not a complete safetensors file ({first_line(error)}): download or copy it again"
             ) from None
@@ -75,21 +82,47 @@ def read_file(path: Path, averaged: bool = False) -> State:
             raise WeightsError(
                 f"{path} is damaged: its bytes do not match the digest in it; copy it again, or use another file"
             )
-    try:
-        with torch.serialization.safe_globals([(Skipped, name) for name in LOG_TYPES]):
-            return tensors_of(torch.load(path, map_location="cpu", weights_only=True), path, averaged)
-    except UnpicklingError as error:
-        reason = first_line(error) if "Unsupported" not in str(error) else unsupported(error)
-        raise WeightsError(
-            f"{path} is not a checkpoint of tensors ({reason}): with the program that wrote it,"
-            " save only its state_dict"
-        ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, WeightsError):
+        try:
+            return tensors_of(read_torch(file, LOG_TYPES), path, averaged)
+        except UnpicklingError as error:
+            raise WeightsError(
+                f"{path} is not a checkpoint of tensors ({first_line(error)}): with the program that wrote it,"
+                " save only its state_dict"
+            ) from None
+        except WeightsError:
             raise
-        raise WeightsError(
-            f"{path} is damaged or not a checkpoint ({first_line(error)}): download or copy it again"
-        ) from None
+        except Exception as error:  # a hostile or damaged file can make torch raise any exception
+            raise WeightsError(
+                f"{path} is damaged or not a checkpoint ({first_line(error)}): download or copy it again"
+            ) from None
+
+
+def read_torch(file: BinaryIO, skipped: Collection[str] = ()) -> Any:
+    """Read a file that torch.save wrote, to the CPU. `scan` looks through it first, and no code in it runs.
+
+    skipped: names of types whose objects are read as `Skipped`. Raises UnpicklingError if the file contains anything
+    but these, tensors, numbers and text. A damaged file can raise any exception.
+    """
+    scan(file, skipped)
+    with torch.serialization.safe_globals([(Skipped, name) for name in skipped]):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def check_header(path: Path) -> None:
+    """Raise ValueError if the header of a safetensors file is too large, or names a tensor twice."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise ValueError(f"its header has {length:,} bytes, more than {MAX_HEADER:,}")
+        text = file.read(length)
+    json.loads(text, object_pairs_hook=_without_duplicates)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("its header has the same name twice")
+    return content
 
 
 def tensors_of(content: Any, path: Path, averaged: bool) -> State:
@@ -102,7 +135,7 @@ def tensors_of(content: Any, path: Path, averaged: bool) -> State:
             break
     tensors = {}
     for name, value in content.items() if isinstance(content, dict) else ():
-        if isinstance(name, str) and isinstance(value, Tensor):
+        if isinstance(name, str) and isinstance(value, Tensor) and not value.is_complex():
             tensors[name.replace("_orig_mod.", "").removeprefix("module.")] = value
     if not tensors:
         raise WeightsError(f"{path} contains no named tensors: pass a checkpoint with a state_dict")
@@ -135,13 +168,11 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().partition("\n")[0]
 
 
-def unsupported(error: Exception) -> str:
-    """Name the types that torch's safe unpickler refused."""
-    words = [word.strip("`.,") for word in str(error).split()]
-    types = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "GLOBAL"]
-    return (
-        f"it contains objects of {listed(sorted(set(types)))}" if types else "it contains objects that are not tensors"
-    )
+def not_finite(state: Mapping[str, Any]) -> str:
+    """How many tensors contain NaN or infinity, with the names of a few of them. Empty if none does."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    names = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    return f"{len(names)} of {len(tensors)} tensors contain NaN or infinity: {listed(names, 3)}" if names else ""
 
 
 TRAILER = struct.Struct("<8sQ32s")  # magic bytes, length of the archive, digest of the archive
@@ -197,21 +228,30 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a snapshot to the CPU. Its digest is verified before anything is parsed, and no code in the file runs.
 
-    Raises SnapshotError if the file is missing, damaged, or not a snapshot.
+    Raises SnapshotError if the file is missing, damaged, or not a snapshot, or if its weights are not finite.
     """
+    check_regular(path, SnapshotError)
     try:
         with open(path, "rb") as file:
             _verify(path, file)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            state = read_torch(file)
     except SnapshotError:
         raise
     except Exception as error:  # a hostile file may have a correct digest and make torch raise anything
         reason = str(error).partition("\n")[0]
         raise SnapshotError(f"{path} cannot be read as a snapshot: {reason}") from error
+    if not isinstance(state, dict):
+        raise SnapshotError(f"{path} is not a snapshot of this program")
+    for key in (WEIGHTS, AVERAGES):
+        if isinstance(state.get(key), dict) and (problem := not_finite(state[key])):
+            raise SnapshotError(f"{path} was saved after its training had diverged ({problem})")
+    return state
 
 
 def is_sealed(path: Path) -> bool:
     """Whether a file ends with the trailer that `save` writes. The digest in the trailer is not checked."""
+    if not path.is_file():  # opening a pipe would wait for somebody to write into it
+        return False
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TRAILER.size))
@@ -243,7 +283,6 @@ def _verify(path: Path, file: BinaryIO) -> None:
     # A malicious file may have a correct digest. So we also refuse archives that unpack to more than the file's size.
     if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
         raise SnapshotError(f"{path} is not a snapshot of this program: it unpacks to more than its {size} bytes")
-    file.seek(0)
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from models.config import RGBPoseConfig, SingleStreamConfig, X3DStreamConfig
 from models.weights import published, resnet50, x3d_m
 from models.weights.comparing import Comparison, compare
-from models.weights.files import WeightsError, read_file
+from models.weights.files import WeightsError, not_finite, read_file
 from models.weights.nets import config_of, shapes_of
 from models.weights.renaming import Rules, State, listed
 
@@ -127,9 +127,13 @@ def read_weights(path: Path, averaged: bool = False) -> Weights:
     """Read a file of any known layout, ours or published. Only tensors are read, and no code in the file runs.
 
     With `averaged`, read the EMA of a snapshot instead of its weights. Raises WeightsError for a file that cannot be
-    read, or whose layout is unknown.
+    read, whose numbers are not finite, or whose layout is unknown.
     """
     state = read_file(path, averaged)
+    if problem := not_finite(state):
+        raise WeightsError(
+            f"in {path}, {problem}: its training had diverged, so use a checkpoint that was saved earlier"
+        )
     for layout in LAYOUTS:
         if state.keys() >= set(layout.markers) and state[layout.markers[0]].ndim == layout.axes:
             ours, unknown = layout.read(state)

@@ -4,6 +4,8 @@ import re
 
 from torch import Tensor
 
+from kernels.names import LONGEST, printable
+
 State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
 """Pairs (published, ours) of templates: {stream} is rgb or pose, {rest} is any text, any other {name} is a number."""
@@ -38,4 +40,4 @@ def turned(rules: Rules) -> Rules:
 def listed(names: list[str], most: int = 6) -> str:
     """Join the first `most` names with commas, and add how many names are left out."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(printable(name, LONGEST) for name in names[:most]) + more

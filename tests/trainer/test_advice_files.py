@@ -7,6 +7,7 @@ are as in `places`.
 
 import contextlib
 import json
+import os
 import pickle
 import re
 import shlex
@@ -158,6 +159,7 @@ ROWS = [
     ("weights {dir}/w.pth", "w.pth", half, "download or copy it again$", WEIGHTS),
     ("weights {dir}/w.pth", "w.pth", {"model": TINY}, "save only its state_dict$", TINY.state_dict()),
     ("weights {dir}/w.pth", "w.pth", {"epoch": 1}, "pass a checkpoint with a state_dict$", WEIGHTS),
+    ("weights {dir}/w.pth", "w.pth", os.mkfifo, "copy what it contains into a file, and name that$", WEIGHTS),
     ("weights {dir}/w.pth", "w.pth", None, r"pass a checkpoint \(", WEIGHTS),
     ("weights {dir}/sealed.pth", "sealed.pth", damaged, "copy it again, or use another file$", sealed),
     ("scores {dir}/s.npz", "s.npz", None, "name the scores.npz that python -m trainer eval wrote$", arrays()),
