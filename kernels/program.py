@@ -10,7 +10,6 @@ import errno
 import gc
 import importlib.metadata
 import importlib.util
-import io
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from kernels.console import lost_output, open_console
 from kernels.names import printable
 
 PACKAGES = ("kernels", "pipelines", "models", "trainer")
@@ -78,12 +78,11 @@ def exit_code(
 
     If `main` raises UserError, ImportError for a package of others, or OSError because a disk is full or read-only, one
     sentence is printed to stderr and the exit code is 2. Ctrl-C prints `interrupt_message`, and the exit code is 130.
+    Output that cannot be written does not change the exit code (kernels/console.py); a sentence on stderr tells of it.
     """
     if shutil.get_terminal_size().columns < NARROWEST:
         os.environ["COLUMNS"] = str(NARROWEST)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may contain bytes that are no UTF-8
+    open_console()
     try:
         check_origin()
         check_packages(needs)
@@ -109,6 +108,10 @@ def exit_code(
             file=sys.stderr,
         )
         return 2
+    finally:
+        if lost := lost_output():
+            what = "standard output cannot be written"
+            print(f"{what} ({lost.strerror}), so what was printed is incomplete", file=sys.stderr)
 
 
 def _not_importable(error: ImportError) -> str:

@@ -135,7 +135,7 @@ def test_prepare_takes_an_experiment(tiny, environment):
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.soak), (signal.SIGINT, 130)],
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.soak), (signal.SIGHUP, 129)],
 )
 def test_a_signal_ends_a_run_with_a_snapshot(tiny, environment, tmp_path, number, code):
     run = tmp_path / "run"

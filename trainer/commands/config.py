@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from kernels.console import lost_output
 from kernels.limits import ranges
 from kernels.meanings import as_text, default_of, meanings
 from pipelines.skeleton import Skeleton
@@ -51,7 +52,7 @@ def config(options: ConfigOptions) -> int:
     experiment = experiment_of(options)
     if options.json:
         print(json.dumps(to_settings(experiment), indent=1))
-        return 0
+        return 2 if lost_output() else 0  # a program that reads half of the JSON must not take it for the whole
     console = Console(highlight=False)
     console.width = min(console.width, WIDEST)
     settings = list(settings_of(experiment))

@@ -210,8 +210,7 @@ class Journal:
                 self.wandb.log(titled, cursor.total_clips)
 
     def _print(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a closed pipe or a lost terminal must not stop a run
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def _writable(self) -> Iterator[None]:
@@ -260,8 +259,7 @@ class Journal:
     def _hide(self) -> None:
         if self._progress is not None:
             progress, self._progress = self._progress, None
-            with contextlib.suppress(OSError):
-                progress.stop()
+            progress.stop()
 
 
 def _pairs(values: Mapping[str, float]) -> list[str]:

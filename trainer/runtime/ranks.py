@@ -24,7 +24,7 @@ from kernels.driver import why_no_gpu
 from kernels.program import UserError
 from trainer.runtime.faults import first_line
 from trainer.runtime.follow import LAUNCHER
-from trainer.runtime.signals import EXIT_CODES
+from trainer.runtime.signals import EXIT_CODES, handled
 
 # How long a rank waits for the others. Rank 0 may prepare videos for hours while the other ranks wait in `in_turn`.
 # In a stuck step, our own watchdog (stalled_after) acts before PATIENCE_FOR_STEP is over, and writes stacks.
@@ -239,7 +239,7 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=max_restarts,
         monitor_interval=1.0,
-        signals_to_handle=",".join(number.name for number in EXIT_CODES),
+        signals_to_handle=",".join(number.name for number in handled()),
     )
     os.environ[LAUNCHER] = str(os.getpid())
     for name in ("agent.server.api", "multiprocessing.api"):  # these loggers would print three warnings for each signal

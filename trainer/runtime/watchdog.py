@@ -22,6 +22,9 @@ class Watchdog:
     Before the first beat, when torch may compile, the limit is five times as long. The process that notices the stall
     sends SIGUSR2 to every process of the run on this machine, which then appends its stacks to
     <work_dir>/stalled_rank<R>.txt. SIGCONT follows, so that suspended processes write theirs too.
+
+    If this process itself was suspended (Ctrl-Z, SIGSTOP by a scheduler), the watchdog did not wake up in time either.
+    The time that it missed does not count.
     """
 
     def __init__(self, work_dir: Path, ranks: Ranks, patience: float) -> None:
@@ -52,8 +55,11 @@ class Watchdog:
         self._deadline = time.monotonic() + self._patience
 
     def _watch(self) -> None:
-        while not self._end_of_run.wait(min(1.0, self._patience / 10)):
-            if time.monotonic() > self._deadline:
+        tick, now = min(1.0, self._patience / 10), time.monotonic()
+        while not self._end_of_run.wait(tick):
+            before, now = now, time.monotonic()
+            self._deadline += max(0.0, now - before - 2 * tick)
+            if now > self._deadline:
                 self._end()
 
     def _end(self) -> None:

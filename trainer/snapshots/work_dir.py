@@ -102,8 +102,7 @@ class _Own:
             work_dir.rename(new_name)
             work_dir.mkdir()
             self._lock.enter_context(locked(work_dir))
-        with contextlib.suppress(OSError):  # stdout may be a file on a full disk
-            print(f"{work_dir} contained an earlier run, which is now {new_name} (--resume would have continued it)")
+        print(f"{work_dir} contained an earlier run, which is now {new_name} (--resume would have continued it)")
 
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OSError):  # another run may have begun to use the folders
