@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 
 MIN_SCORE = 1e-4  # joints with a lower score are not drawn (kernels/heatmap)
-CHUNK = 1 << 18  # rows of the table's joints (one person in one frame each) that are processed at a time
+CHUNK = 1 << 15  # rows of the table's joints (one person in one frame each) that are processed at a time
 
 # One entry for each clip. A joint counts as placed if it is not at (0, 0), and as drawn if it is placed and its score
 # is at least MIN_SCORE. Positions are in pixels of the annotated image.
@@ -59,36 +59,36 @@ def _measure(stored: np.ndarray, per_clip: np.ndarray, height: np.ndarray, width
     some = np.flatnonzero(per_clip)  # reduceat cannot sum over no rows at all
     starts = np.cumsum(per_clip)[some] - per_clip[some]
     clip = np.repeat(np.arange(len(per_clip)), per_clip)
-    joints = stored.astype(np.float32)
-    xy, score = joints[..., :2], joints[..., 2]
-    placed = (xy[..., 0] != 0) | (xy[..., 1] != 0)
+    x, y, score = np.ascontiguousarray(stored.T, np.float32)  # [V, rows] each; NumPy reduces the first axis fastest
+    placed = (x != 0) | (y != 0)
     drawn = placed & (score >= MIN_SCORE)
-    size = np.stack([width, height], axis=1)[clip, None]
+    right, bottom = width[clip], height[clip]
+    negative = drawn & (x < 0), drawn & (y < 0)
 
     def count(mask: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(mask.reshape(len(mask), -1).sum(axis=1), starts)
+        return np.add.reduceat(np.count_nonzero(mask, axis=0), starts)
 
-    def out_of(box: np.ndarray) -> np.ndarray:
-        return np.logical_and(drawn, np.any((xy < 0) | (xy >= box), axis=-1))
-
-    part["joints"] = per_clip * stored.shape[1]
+    part["joints"] = per_clip * len(x)
     part["placed"][some], part["drawn"][some] = count(placed), count(drawn)
-    part["outside"][some], part["outside_swapped"][some] = count(out_of(size)), count(out_of(size[..., ::-1]))
-    for axis in (0, 1):
-        part["negative"][some, axis] = count(drawn & (xy[..., axis] < 0))
-    small = np.where(drawn[..., None], xy, np.float32(np.inf))
-    large = np.where(drawn[..., None], xy, np.float32(-np.inf))
-    low, high = np.minimum.reduceat(small, starts), np.maximum.reduceat(large, starts)  # [clips, V, 2]
-    part["low"][some], part["high"][some] = low.min(axis=1), high.max(axis=1)
-    times = np.add.reduceat(drawn.astype(np.int64), starts)
-    moves = np.any(low != high, axis=-1)
-    part["still"][some] = ((times > 1) & ~moves).sum(axis=1)
-    part["moving"][some] = ((times > 1) & moves).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        sides = np.where(np.any(drawn, axis=1)[:, None], large.max(axis=1) - small.min(axis=1), 0)
-    part["size"][some] = np.maximum.reduceat(sides.max(axis=1), starts)
-    part["score_low"][some] = np.minimum.reduceat(score.min(axis=1), starts)
-    part["score_high"][some] = np.maximum.reduceat(score.max(axis=1), starts)
+    for name, limits in (("outside", (right, bottom)), ("outside_swapped", (bottom, right))):
+        beyond = drawn & ((x >= limits[0]) | (y >= limits[1]))
+        part[name][some] = count(negative[0] | negative[1] | beyond)
+    moves = np.zeros((len(x), len(some)), bool)
+    sides = []
+    for axis, place in enumerate((x, y)):
+        part["negative"][some, axis] = count(negative[axis])
+        small = np.where(drawn, place, np.float32(np.inf))
+        large = np.where(drawn, place, np.float32(-np.inf))
+        low, high = np.minimum.reduceat(small, starts, axis=1), np.maximum.reduceat(large, starts, axis=1)  # [V, clips]
+        part["low"][some, axis], part["high"][some, axis] = low.min(axis=0), high.max(axis=0)
+        moves |= low != high
+        sides.append(large.max(axis=0) - small.min(axis=0))  # -inf in a row without a drawn joint
+    often = np.add.reduceat(drawn, starts, axis=1, dtype=np.int32) > 1
+    part["still"][some] = np.count_nonzero(often & ~moves, axis=0)
+    part["moving"][some] = np.count_nonzero(often & moves, axis=0)
+    part["size"][some] = np.maximum.reduceat(np.maximum(*sides), starts).clip(0)
+    part["score_low"][some] = np.minimum.reduceat(score.min(axis=0), starts)
+    part["score_high"][some] = np.maximum.reduceat(score.max(axis=0), starts)
     part["rounded"][some] = count((score > 1) & (score <= ROUNDED))
     ends = np.append(starts[1:], len(stored))
     for row, begin, end in zip(some.tolist(), starts.tolist(), ends.tolist(), strict=True):
