@@ -185,7 +185,8 @@ def results_table(records: Path) -> str:
             if value is None or record.get("toy") or record.get("part") != part:
                 continue
             where = record["provenance"]
-            lines.append(f"| {what} | {_cell(value)} {unit} | {where['device']} | {where['commit']} |")
+            machine = ", ".join([where["device"], *record.get("set", ())])
+            lines.append(f"| {what} | {_cell(value)} {unit} | {machine} | {where['commit']} |")
     head = ["| what | median (quartiles, n) | machine | commit |", "|---|---|---|---|"]
     measured = [*head, *lines] if lines else ["Nothing has been measured yet."]
     return "\n".join([*measured, *_counted(records / "bytes.json")]) + "\n"

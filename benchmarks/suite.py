@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.harness import GUIDE, Result, Skipped, Target
 from benchmarks.records import is_done, provenance, slug, write_record
-from trainer.settings import Choice, experiment_of
+from trainer.settings import Choice, experiment_of, names_set
 
 SHORT = 470  # seconds of a part, by default
 DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
@@ -34,7 +34,8 @@ DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 class Part:
     """One part of a benchmark: a function that yields results as soon as they are known.
 
-    The function takes a Target and, if there is a `choice`, the experiment that it chooses. Compiling included, the
+    The function takes a Target and, if there is a `choice`, the experiment that it chooses, and the names of the
+    settings that it fixes, which tuned settings must not change. Compiling included, the
     part is stopped after `seconds`; by default it then fits into the ten minutes that a cluster's test queue may give.
     Its module is imported only when the part begins, so that the other parts run where DALI is missing.
     """
@@ -68,7 +69,8 @@ def parts_of(name: str) -> tuple[Part, ...]:
         needs_dali=True,
         choice=choice,
     )
-    return look, replace(headspace_of(choice), seconds=SHORT)
+    tuning = Part(name=f"tune_{name}", module="benchmarks.step.tuning", needs_dali=True, choice=choice)
+    return look, tuning, replace(headspace_of(choice), seconds=SHORT)
 
 
 STEP = Part(name="step", module="benchmarks.step.step")
@@ -203,7 +205,9 @@ def load(part: Part) -> Callable[[Target], Iterator[Result]]:
         except ImportError as error:
             raise Skipped(f"DALI cannot be imported here ({error})") from None
     function = getattr(importlib.import_module(part.module), part.function)
-    return function if part.choice is None else partial(function, experiment=experiment_of(part.choice))
+    if part.choice is None:
+        return function
+    return partial(function, experiment=experiment_of(part.choice), fixed=names_set(part.choice))
 
 
 def brief(values: dict) -> str:

@@ -25,6 +25,7 @@ from trainer.run import Run, build_run
 from trainer.runtime.allocator import keep_freed_memory
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.signals import Interrupt
+from trainer.runtime.threads import use_threads
 from trainer.snapshots.writer import NoWriter
 from trainer.step import train_step
 
@@ -36,7 +37,7 @@ MIN_ROUNDS, MAX_ROUNDS, TOY_ROUNDS = 5, 15, 2
 NUM_BATCHES = 2000  # in an epoch of made clips; no sample needs more
 
 
-def measure(target: Target, experiment: Experiment) -> Iterator[Result]:
+def measure(target: Target, experiment: Experiment, fixed: frozenset[str]) -> Iterator[Result]:
     """Measure an experiment on made clips. Without DALI, only the step on a batch in memory is measured."""
     experiment = tiny(experiment) if target.toy else experiment
     if why := why_no_dali():
@@ -46,22 +47,27 @@ def measure(target: Target, experiment: Experiment) -> Iterator[Result]:
         return
     from benchmarks.data.clips import on_made_clips
 
-    yield from _with_loader(on_made_clips(experiment, target), target, "made for this benchmark")
+    yield from _with_loader(on_made_clips(experiment, target), fixed, target, "made for this benchmark")
 
 
-def measure_on_own_data(target: Target, experiment: Experiment) -> Iterator[Result]:
+def measure_on_own_data(target: Target, experiment: Experiment, fixed: frozenset[str]) -> Iterator[Result]:
     """Measure an experiment on its own data. Packs that are missing are made first."""
-    yield from _with_loader(experiment, target, experiment.data.annotations)
+    yield from _with_loader(experiment, fixed, target, experiment.data.annotations)
 
 
-def _with_loader(experiment: Experiment, target: Target, clips: str) -> Iterator[Result]:
+def _with_loader(experiment: Experiment, fixed: frozenset[str], target: Target, clips: str) -> Iterator[Result]:
+    """Measure an experiment with the settings that `tune` has found, except those named in `fixed`."""
+    from trainer.runtime.tuning.choice import Lookup
+
+    experiment, told = Lookup(fixed, "").settings_for(experiment, _ranks(target))
     run = _first_step(experiment, target)
     loader = run.train_loader
     batch = next(loader.epoch(0))
-    yield "headspace", {"clips": clips, **_headspace(run, batch, loader, target)}
+    settings = told or "not tuned for this machine"
+    yield "headspace", {"clips": clips, "settings": settings, **_headspace(run, batch, loader, target)}
 
 
-def measure_first_look(target: Target, experiment: Experiment) -> Iterator[Result]:
+def measure_first_look(target: Target, experiment: Experiment, fixed: frozenset[str]) -> Iterator[Result]:
     """Take the first look at the device, as a run does at its first step, and tell its decisions."""
     from benchmarks.data.clips import on_made_clips
 
@@ -84,6 +90,7 @@ def _first_step(experiment: Experiment, target: Target) -> Run:
     from benchmarks.data.clips import long_loader
     from trainer.session import look_at_data, set_up_steps
 
+    use_threads(experiment)
     run = _run(experiment, target, long_loader(experiment, _ranks(target), NUM_BATCHES))
     set_up_steps(run, None, target.scratch)
     look_at_data(run)

@@ -67,8 +67,9 @@ def test_a_mistake_takes_a_sentence(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", words)
     assert exit_code(main) == 2
     assert capsys.readouterr().err == (
-        "error: --only stpe: there is no such part, choose from first_look_ntu60_x3d, headspace_ntu60_x3d, "
-        "first_look_ntu60, headspace_ntu60, first_look_ma52, headspace_ma52, limits, data_alone, step\n"
+        "error: --only stpe: there is no such part, choose from first_look_ntu60_x3d, tune_ntu60_x3d, "
+        "headspace_ntu60_x3d, first_look_ntu60, tune_ntu60, headspace_ntu60, first_look_ma52, tune_ma52, "
+        "headspace_ma52, limits, data_alone, step\n"
     )
 
 

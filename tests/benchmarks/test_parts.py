@@ -42,6 +42,13 @@ def test_first_look_and_headspace(name, results):
     assert measured["loader_alone_clips_per_s"]["median"] > measured["loader_clips_per_s"]["median"] > 0
 
 
+def test_tune(results):
+    measured = results("tune_ntu60_x3d")
+    assert measured["tune"]["finished"]
+    assert measured["tune"]["default_clips_per_s"] > 0
+    assert measured["threads=1"]["verdict"] in ("chosen", "no faster")
+
+
 def test_headspace_without_dali_is_the_step_alone(results, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pipelines.dali", None)
     assert results("headspace_ntu60")["headspace"].keys() == {"batch", "steps_a_sample", "cached_clips_per_s"}

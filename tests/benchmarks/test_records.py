@@ -128,7 +128,7 @@ def test_what_is_no_record_is_named(tmp_path, content):
 
 
 def test_a_table_of_what_was_measured(tmp_path, capsys):
-    write(tmp_path / "headspace_ntu60_a_card.json", {"headspace": {"loader_clips_per_s": SPREAD}})
+    write(tmp_path / "headspace_ntu60_a_card.json", {"headspace": {"loader_clips_per_s": SPREAD}}, set=["threads=1"])
     write(tmp_path / "step_a.json", {"ma52": {"speedup": 1.25}})
     write(tmp_path / "headspace_ntu60_a_toy.json", {"headspace": {"loader_clips_per_s": SPREAD}}, toy=True)
     readme = tmp_path / "README.md"
@@ -137,7 +137,7 @@ def test_a_table_of_what_was_measured(tmp_path, capsys):
     assert readme.read_text() == (
         f"before\n{BEGIN}\n"
         "| what | median (quartiles, n) | machine | commit |\n|---|---|---|---|\n"
-        "| training step of `ntu60`, data included | 20 (19 to 22, n 7) clips/s | a card | 0123 |\n"
+        "| training step of `ntu60`, data included | 20 (19 to 22, n 7) clips/s | a card, threads=1 | 0123 |\n"
         "| step of `ma52`: speedup of compiled 2-D over 3-D layers | 1.25 times | a card | 0123 |\n"
         f"{END}\nafter\n"
     )

@@ -49,7 +49,8 @@ def hangs_in_a_known_process(target):
     time.sleep(600)
 
 
-def names_its_experiment(target, experiment):
+def names_its_experiment(target, experiment, fixed):
+    assert fixed == {"optim.lr"}
     yield "one", {"lr": experiment.optim.lr}
 
 
@@ -139,7 +140,7 @@ def test_the_parts_of_the_guides_experiments_come_first_and_each_is_short():
     assert max(part.seconds for part in suite.GPU_PARTS) < 8 * 60
 
 
-PARTS_OF_EXPERIMENTS = ("first_look", "headspace")
+PARTS_OF_EXPERIMENTS = ("first_look", "tune", "headspace")
 ALL_PARTS = (*suite.GPU_PARTS, suite.DATA_ALONE, suite.DATA_BESIDE_PEER, suite.STEP_ON_CPU, *suite.SNAPSHOT_PARTS)
 
 
