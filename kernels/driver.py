@@ -61,8 +61,8 @@ def find_driver() -> Driver | None:
 def version_of_driver() -> str:
     """The version that nvidia-smi prints for the first card, or "" if nvidia-smi does not answer.
 
-    A card with a fault makes nvidia-smi print warnings around the version and exit with an error, so a line that is a
-    version counts in any case.
+    A faulty card makes nvidia-smi print warnings around the version and exit with an error. So the exit code is
+    ignored, and the line that is a version is returned.
     """
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     nothing = subprocess.DEVNULL
@@ -75,7 +75,7 @@ def version_of_driver() -> str:
     try:
         output, _ = process.communicate(timeout=SECONDS_FOR_NVIDIA_SMI)
     except subprocess.TimeoutExpired:
-        process.kill()  # without waiting for its end, because a broken driver may never let it end
+        process.kill()  # do not wait for the process to end, which a broken driver may prevent
         return ""
     version = re.search(r"^\s*(\d+(\.\d+)+)\s*$", output, re.MULTILINE)
     return version[1] if version else ""
@@ -147,7 +147,7 @@ def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[st
     if driver is None:
         if installed:
             return installed, f"as in .venv before; {here}"
-        return "cu13", f"{here}; if the compute nodes have one older than {DRIVER_FOR_CUDA_13}, run make CUDA=cu12"
+        return "cu13", f"{here}; if the compute nodes have a driver older than {DRIVER_FOR_CUDA_13}, run make CUDA=cu12"
     if newest is None:
         way_out = f"update it to {DRIVER_FOR_CUDA_12} or newer, or run make CUDA=cpu"
         raise UserError(f"{driver} is too old for CUDA 12: {way_out}")

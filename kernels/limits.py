@@ -40,9 +40,9 @@ def check_ranges(settings: Any, section: str) -> None:
             if limit is None or number is None or limit.low <= number <= limit.high:
                 continue
             name = f"{section}.{field.name}" if section else field.name
-            told = explain(type(settings), field.name, name)
+            meaning = explain(type(settings), field.name, name)
             low, high = as_text(limit.low), as_text(limit.high)
-            raise UserError(f"{name}={as_text(number)} is not between {low} and {high}; {told}")
+            raise UserError(f"{name}={as_text(number)} is not between {low} and {high}; {meaning}")
 
 
 def _metadata(hint: Any) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""What the fields of a settings dataclass mean, for messages: the docstring under each field, and values as text."""
+"""Describes the fields of a settings dataclass for messages: the docstring under each field, and values as text."""
 
 import ast
 import functools

@@ -1,24 +1,24 @@
 """Names of files, clips and classes as text that a terminal shows as it is, and as names for new files.
 
 Names come from strangers. They may contain control characters, which could erase or forge lines on a terminal, bytes
-that are no UTF-8, and more bytes than a file system allows once a suffix is added.
+that are not UTF-8, and more bytes than a file system allows once a suffix is added.
 """
 
 import hashlib
 import os
 from pathlib import Path
 
-SHORT = 60  # characters of a name in a list of names
-LONGEST = 120  # bytes of one part of a safe name; file systems allow 255, with suffixes
-JOINER = "\u200d"  # part of some emoji
-SPACES = "\u00a0\u3000"  # spaces that str.isprintable refuses
+SHORT = 60  # maximum number of characters of a name in a list
+LONGEST = 120  # maximum number of bytes in one part of a safe name; file systems allow 255, including suffixes
+JOINER = "\u200d"  # joins the characters of some emoji
+SPACES = "\u00a0\u3000"  # spaces that we print, although str.isprintable() is false for them
 UNSAFE = frozenset("\"'\\:*?<>|")
 
 
 def printable(text: str, longest: int | None = None) -> str:
-    """The text on one line, with control characters, changes of direction and stray bytes written as escapes.
+    """Return the text on one line. Control characters, also those for text direction, and stray bytes are escaped.
 
-    longest: of a longer text, only the beginning and the end are returned, with three dots in between.
+    A text with more than `longest` characters is shortened to its beginning and its end, with three dots in between.
     """
     text = "".join(char if char.isprintable() or char in JOINER + SPACES else _escaped(char) for char in text)
     if longest is None or len(text) <= longest:
@@ -28,16 +28,16 @@ def printable(text: str, longest: int | None = None) -> str:
 
 
 def _escaped(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":  # a byte that is no UTF-8, as Python represents it in names of files
+    if "\udc80" <= char <= "\udcff":  # how Python represents a byte of a file name that is not UTF-8
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()
 
 
 def safe_name(name: str) -> str:
-    """A name for a new file, made of `name`, with the same folders. A plain name stays as it is.
+    """Make a name for a new file from `name`, in the same folders. A plain name stays as it is.
 
     Characters that shells, terminals or other file systems treat specially become underscores, and long parts are cut.
-    So two names may become the same.
+    Two different names may therefore become equal.
     """
     parts = (_safe_part(part) for part in name.split("/") if part not in ("", ".", ".."))
     return "/".join(parts) or "_"
@@ -50,11 +50,11 @@ def _safe_part(part: str) -> str:
 
 
 def safe_stem(path: Path) -> str:
-    """The stem of `path` for new files beside each other. If it is not safe, it gets a digest that makes it unique."""
+    """The stem of `path` for a new file. If unsafe characters had to be replaced, a digest makes it unique again."""
     safe = safe_name(path.stem)
     return safe if safe == path.stem else f"{safe}.{hashlib.sha256(os.fsencode(path.stem)).hexdigest()[:8]}"
 
 
 def temporary(path: Path) -> Path:
-    """Where this process writes a file until it is complete, in the folder of `path`. The name is never too long."""
+    """The path, beside `path`, to which this process writes a file until it is complete. Its name is never too long."""
     return path.with_name(f"{safe_stem(path)}.{os.getpid()}.tmp")

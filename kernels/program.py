@@ -23,7 +23,7 @@ from kernels.names import printable
 
 PACKAGES = ("kernels", "pipelines", "models", "trainer")
 OLDEST_TORCH = (2, 11)
-# Name of the module for `import` -> name of the package for pip. A test checks that setup.py lists the same packages.
+# Maps the name of each module for `import` to its package for pip. A test checks that setup.py lists the same packages.
 REQUIREMENTS = {
     "torch": "torch",
     "numpy": "numpy",
@@ -66,7 +66,7 @@ def run_program(
     `needs` lists the modules that the program imports. `main` must import them inside its body, because the
     installation is checked just before `main` is called.
     """
-    # At its end Python would look for garbage among all objects of torch, which takes over a second.
+    # On exit, Python would run a garbage collection over all objects of torch. This would take over a second.
     atexit.register(gc.freeze)
     sys.exit(exit_code(main, interrupt_message, needs))
 
@@ -76,9 +76,10 @@ def exit_code(
 ) -> int:
     """Check the installation, run `main`, and return the program's exit code.
 
-    If `main` raises UserError, ImportError for a package of others, or OSError because a disk is full or read-only, one
-    sentence is printed to stderr and the exit code is 2. Ctrl-C prints `interrupt_message`, and the exit code is 130.
-    Output that cannot be written does not change the exit code (kernels/console.py); a sentence on stderr tells of it.
+    If `main` raises UserError, ImportError for a third-party package, or OSError because a disk is full or read-only,
+    one sentence is printed to stderr and the exit code is 2. After Ctrl-C, `interrupt_message` is printed and the exit
+    code is 130. Output that cannot be written does not change the exit code (kernels/console.py), but a sentence on
+    stderr reports it.
     """
     if shutil.get_terminal_size().columns < NARROWEST:
         os.environ["COLUMNS"] = str(NARROWEST)

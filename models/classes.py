@@ -39,9 +39,9 @@ def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: in
     if len(coarse_map) != num_classes:
         maps = [name for name, known in COARSE_MAPS.items() if len(known) == num_classes]
         raise UserError(
-            f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: name with --coarse-map "
-            f"{' or '.join([*maps, 'a text file'])} with {num_classes} numbers, or have no coarse classes, --set "
-            "data.coarse_map=()"
+            f"the coarse map has {len(coarse_map)} entries for {num_classes} classes: choose --coarse-map "
+            f"{' or '.join([*maps, 'a text file'])} with {num_classes} numbers, or leave out coarse classes with "
+            "--set data.coarse_map=()"
         )
     for fine, coarse in enumerate(coarse_map):
         if not 0 <= coarse < num_coarse:
@@ -49,7 +49,9 @@ def check_coarse_map(coarse_map: Sequence[int], num_classes: int, num_coarse: in
                 f"the coarse map assigns class {fine} to coarse class {coarse}: use numbers from 0 to {num_coarse - 1}"
             )
     if empty := sorted(set(range(num_coarse)) - set(coarse_map)):
-        raise UserError(f"the coarse map assigns no class to coarse class {empty[0]}: number them from 0, with no gap")
+        raise UserError(
+            f"the coarse map assigns no class to coarse class {empty[0]}: number coarse classes from 0, with no gap"
+        )
     return tuple(coarse_map)
 
 

@@ -38,7 +38,7 @@ class X3DStreamConfig:
     stem_stride: Annotated[int, Range(1, 16)]
     """Stride of the first convolution."""
     shift_divisor: Count
-    """A block takes 1 / shift_divisor of its input channels from the next frame, and equally many from the previous."""
+    """A block reads 1 / shift_divisor of its channels from the next frame, and as many from the previous frame."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.STREAM")
@@ -97,12 +97,12 @@ RESNET_POSE = ResNetPathConfig(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PcanConfig:
-    """PCAN's head, with tree loss and prototype contrast (docs/sources.md, "PCAN head")."""
+    """PCAN's head, with the tree loss and prototype contrast (docs/sources.md, "PCAN head")."""
 
     coarse_map: tuple[int, ...] = ()
     """The coarse class of every fine class. An experiment fills in the map of its data."""
     diversity: Literal["live", "published"] = "live"
-    """Whether the loss term that drives fine prototypes apart has a gradient: "live" yes, "published" no."""
+    """With "live", the loss term that drives fine prototypes apart has a gradient; with "published", it has none."""
     fine_width: Count = 256
     """Length of the prototypes of fine classes."""
     coarse_width: Count = 128
@@ -130,7 +130,7 @@ class TwoStreamConfig:
     loss_weights: Annotated[LossWeights, Range(0, 1e38)] = (1.0, 1.0, 1.0, 1.0)
     """Weights of the cross-entropies of rgb, pose, rgb_coarse and pose_coarse."""
     dropout: Share = 0.5
-    """Share of the features that training sets to zero before the heads."""
+    """Fraction of the features that training sets to zero before the heads."""
     pcan: PcanConfig | None = None
     """PCAN's head and losses. None: the plain head, whose only losses are cross-entropies."""
 
@@ -144,7 +144,7 @@ class TwoStreamConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class X3DPairConfig(TwoStreamConfig):
-    """The two-stream X3D: two temporal-shift X3D networks, RGB and pose. Only their probabilities are combined."""
+    """The two-stream X3D: one temporal-shift X3D for RGB and one for pose. Only their probabilities are combined."""
 
     rgb: X3DStreamConfig = X3D_RGB
     """The RGB stream."""
@@ -173,7 +173,7 @@ class RGBPoseConfig(TwoStreamConfig):
     interaction: bool = False
     """Whether the network has PCAN's FeatureInteraction at both fusion points."""
     drop_path: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
-    """Two probabilities that a training batch drops laterals: those into the RGB path, and those into the pose path."""
+    """Probabilities that a training batch drops the laterals into the RGB path, and those into the pose path."""
     rgb: ResNetPathConfig = RESNET_RGB
     """The RGB path."""
     pose: ResNetPathConfig = RESNET_POSE
@@ -196,7 +196,7 @@ class SingleStreamConfig:
     path: ResNetPathConfig | X3DStreamConfig
     """The layers: a path of RGBPoseConv3D or a stream of the two-stream X3D."""
     dropout: Share = 0.5
-    """Share of the features that training sets to zero before the head."""
+    """Fraction of the features that training sets to zero before the head."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")

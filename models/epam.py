@@ -28,7 +28,7 @@ class PoseAttention(nn.Module):
         self.temporal = nn.Conv1d(1, 1, 7, padding=3, bias=False)
 
     def forward(self, pose: Tensor, num_frames: int) -> Tensor:
-        """Return the map [N*T, 1, H, W] for pose features [N*3T, C, H, W] of clips with 3T = `num_frames` frames.
+        """Return the map [N*T, 1, H, W] for pose features [N*3T, C, H, W] of clips with `num_frames` = 3T frames.
 
         Raises UserError unless the number of frames is divisible by three.
         """

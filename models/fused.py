@@ -2,7 +2,7 @@
 
 `fuse` changes the Python classes of modules in a built network. The parameters, buffers and names of these modules stay
 the same, and so do the results, up to rounding. Only training uses the kernels: in evaluation a norm is just a scale
-and a shift, which the compiler fuses by itself. Tensors are [N*T, C, H, W] channels_last. See kernels/blocks/README.md.
+and a shift, which the compiler fuses anyway. Tensors are [N*T, C, H, W] channels_last. See kernels/blocks/README.md.
 """
 
 from collections.abc import Iterable
@@ -66,7 +66,7 @@ class BlockEnd(NamedTuple):
 
 
 def materialise(x: Tensor | BlockEnd) -> Tensor:
-    """Compute the output of a block from a BlockEnd. A tensor is returned unchanged."""
+    """Compute the output of a block from a BlockEnd. If `x` is a tensor, return it unchanged."""
     if isinstance(x, Tensor):
         return x
     shortcut = x.shortcut if x.shortcut_scale is None else x.shortcut * x.shortcut_scale[:, None, None]
@@ -180,7 +180,7 @@ def scaled_relu(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def values_per_channel(x: Tensor) -> int:
     """Return the number of values in each channel of [F, C, H, W].
 
-    Raises UserError if there is only one; torch's BatchNorm raises an error then, too.
+    Raises UserError if a channel has only one value. torch's BatchNorm would raise an error as well.
     """
     count = x.numel() // x.shape[1]
     if count == 1:

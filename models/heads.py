@@ -24,7 +24,7 @@ class TwoStreamHead(nn.Module):
     """Global average pooling, dropout, and one linear layer for each stream and label level.
 
     The heads are named rgb, pose, rgb_coarse and pose_coarse; the last two exist only if num_coarse > 0.
-    Cross-entropies are computed at least in float32. `adjust_logits` sets `log_prior`.
+    Cross-entropies are computed in float32, or in float64 if the logits are float64. `adjust_logits` sets `log_prior`.
     """
 
     log_prior: Tensor | None
@@ -78,7 +78,7 @@ class TwoStreamHead(nn.Module):
 
 
 def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:
-    """Favour rare classes in training: fine cross-entropies add strength * log(share of a class) to the class's logit.
+    """Favour rare classes in training: fine cross-entropies add strength * log(frequency of a class) to its logit.
 
     counts: [K] number of training clips of each class; a class without clips counts as having one. Evaluation
     does not adjust its logits, and therefore predicts rare classes more often.
@@ -91,7 +91,7 @@ def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:
 
 
 def linear(in_channels: int, out_channels: int) -> nn.Linear:
-    """A linear layer for a classifier: weights from a normal distribution with deviation 0.01, biases 0."""
+    """A linear layer for a classifier: weights from a normal distribution with standard deviation 0.01, biases 0."""
     layer = nn.Linear(in_channels, out_channels)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)

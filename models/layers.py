@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Norm(nn.BatchNorm2d):
     """Batch norm over [N*T, C, H, W]. If there is a shortcut, it is added; then an activation may follow.
 
-    A Norm does not update num_batches_tracked, because each update would need a launch. `networks.count_batch` updates
-    these counters for all norms of a network at once.
+    A Norm does not update num_batches_tracked, because each update would need a kernel launch. `networks.count_batch`
+    updates these counters for all norms of a network at once.
     """
 
     def forward(self, y: Tensor, activation: str = "none", shortcut: Tensor | None = None) -> Tensor:
@@ -44,7 +44,7 @@ class ConvBn(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """A convolution over time alone, followed by batch norm if `norm` is set.
+    """A convolution over time only, followed by batch norm if `norm` is set.
 
     It views [N*T, C, H, W] as images of T rows and H*W columns, without copying. It divides the number of frames by
     `stride`, or multiplies it by `stride` if `transposed` is set.
@@ -156,7 +156,7 @@ def clip_mean(x: Tensor, num_frames: int) -> Tensor:
 def initialise(module: nn.Module) -> None:
     """Initialise convolutions and squeeze-excite as the published networks do: Kaiming normal by fan out, biases 0."""
     if next(module.parameters()).is_meta:
-        return  # only the shapes of the tensors are asked for
+        return  # tensors on the meta device have no values
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

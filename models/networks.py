@@ -23,7 +23,7 @@ from models.x3d_shift import X3DTemporalShift
 
 
 class TwoStream(nn.Module):
-    """Base class of the two-stream networks. Each network defines `features`, whose results `cls_head` classifies."""
+    """Base class of the two-stream networks. A network implements `features`, and `cls_head` classifies the result."""
 
     cls_head: TwoStreamHead
 
@@ -143,7 +143,7 @@ class SingleStream(nn.Module):
 
 @torch.no_grad()
 def count_batch(network: nn.Module) -> None:
-    """Add 1 to the batch counter of every BatchNorm that is in training mode, with a single launch."""
+    """Add 1 to the batch counter of every BatchNorm that is in training mode, with a single kernel launch."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:
@@ -175,7 +175,7 @@ STD = (58.395, 57.12, 57.375)
 
 
 class FoldRGB(nn.Module):
-    """Folds RGB frames into the batch, and normalises them if they are uint8. torch.compile fuses the two steps.
+    """Folds RGB frames into the batch axis, and normalises them if they are uint8. torch.compile fuses the two steps.
 
     rgb: [N, T, H, W, 3], uint8 in RGB order, or floats that are normalised already. Returns [N*T, 3, H, W].
     """

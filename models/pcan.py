@@ -14,7 +14,7 @@ from models.config import TwoStreamConfig
 from models.heads import STREAMS, Output, TwoStreamHead, full_precision
 from models.layers import clip_mean, pixels
 
-ALPHA = 0.125  # scales the change that each kind of error makes to the score of a sample's own class
+ALPHA = 0.125  # factor of the change that PrototypeContrast.contrast makes to the score of a sample's class
 TAU = 0.125  # temperature of the scores
 MOMENTUM = 0.9  # weight of the old value when a prototype moves towards the mean of its class
 
@@ -46,13 +46,14 @@ class PrototypeContrast(nn.Module):
         return cosines(self.cl_fc(feature), self.prototypes)
 
     def contrast(self, feature: Tensor, logits: Tensor, label: Tensor, parent_right: Tensor | None) -> Contrast:
-        """Update the prototypes from this batch, and score its samples against them.
+        """Update the prototypes with this batch, and compute the scores of its samples.
 
-        `parent_right` [N] says for each sample whether its coarse class is predicted correctly. With coarse labels, it
-        is None. A sample is a true positive if its label has the highest logit and `parent_right`, if passed, is true.
-        The list of scores has one entry for each kind of false negative, then one for false positives. With
-        `parent_right`, there are three kinds of false negatives: only the fine class is wrong, only the coarse class is
-        wrong, or both are wrong. Gradients flow through the returned prototypes, not through the stored ones.
+        If the labels are fine, `parent_right` [N] says for each sample whether its coarse class is predicted correctly.
+        If they are coarse, it is None. A sample is a true positive if its label has the highest logit and
+        `parent_right`, if passed, is true. The list of scores has one entry for each kind of false negative, and a last
+        one for false positives. With `parent_right`, there are three kinds of false negatives: only the fine class is
+        wrong, only the coarse class is wrong, or both are wrong. Gradients flow through the returned prototypes, not
+        through the stored ones.
         """
         z = self.cl_fc(feature)
         predicted = logits.argmax(1)
@@ -110,7 +111,7 @@ def over_ranks(x: Tensor) -> Tensor:
     return _sum_over_ranks(x) if dist.is_initialized() else x
 
 
-# The sum is an operator of its own, so that a rank can run the same compiled code with and without the other ranks.
+# The sum is a custom operator, so that a rank can run the same compiled code with and without the other ranks.
 @torch.library.custom_op("duet::sum_over_ranks", mutates_args=())
 def _sum_over_ranks(x: Tensor) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)
@@ -148,7 +149,7 @@ def step_towards_means(prototypes: Tensor, sums: Tensor, counts: Tensor) -> Tens
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Return the cosine of every row of a with every row of b: [len(a), len(b)]."""
+    """Return the cosine [len(a), len(b)] of every row of `a` with every row of `b`."""
     return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
 
 
@@ -170,7 +171,7 @@ def tree_loss(fine: Tensor, coarse: Tensor, label: Tensor, coarse_map: Tensor) -
     return (states.logsumexp(1) - leaves.gather(1, label[:, None]).squeeze(1)).mean()
 
 
-# Factors of the scores (not of the losses), for the kinds of error in the order of `PrototypeContrast.contrast`.
+# Factors of the scores (not of the losses), in the order in which `PrototypeContrast.contrast` returns the scores.
 FINE_SCALES = (1.0, 0.1, 0.5, 1.0)
 COARSE_SCALES = (1.0, 1.0)
 INFERENCE_WEIGHTS = {"rgb": 5.0, "pose": 1.0}  # weights of the cosines that are added to the fine logits
@@ -233,7 +234,7 @@ class PcanHead(TwoStreamHead):
     def stream_losses(
         self, stream: str, peak: Tensor, logits: dict[str, Tensor], label: Tensor, coarse_label: Tensor
     ) -> dict[str, Tensor]:
-        """Return the tree loss of one stream, and its fine and coarse contrast losses times contrast_weight."""
+        """Return a stream's tree loss, and its fine and coarse contrast losses multiplied by `contrast_weight`."""
         fine, coarse = logits[stream], logits[f"{stream}_coarse"]
         coarse_right = coarse.argmax(1) == coarse_label
         scores, _ = self.contrast(f"contrast_{stream}_coarse").contrast(peak, coarse, coarse_label, None)

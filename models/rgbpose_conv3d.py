@@ -12,8 +12,8 @@ from models.layers import TemporalConv, initialise, pixels, time_rows
 from models.resnet_path import ResNetPath
 
 SPEED_RATIO = RGBPoseConfig.frame_ratio or 1  # number of pose frames for each RGB frame
-# RGB stage after which the paths are fused -> RGB stages that run before this fusion and after the previous one. At the
-# fusion after RGB stage s, the pose path has finished its stage s - 1.
+# Maps each RGB stage after which the paths are fused to the RGB stages that run between this fusion and the previous
+# one. At the fusion after RGB stage s, the pose path has finished its stage s - 1.
 FUSIONS = {2: (1, 2), 3: (3,)}
 
 
@@ -111,7 +111,7 @@ class CrossAttention(nn.Module):
 
 
 class FeatureInteraction(nn.Module):
-    """Scales the frames of each stream by 1 + a. The gates a come from attention to the time steps of the other stream.
+    """Scales each frame of a stream by 1 + its gate. The gates come from attention to the other stream's time steps.
 
     RGB attends to pose, then pose attends to the result, as in the published code. A time step is one RGB frame and
     `ratio` pose frames. The published networks have 8 steps, but any number works.
@@ -136,7 +136,7 @@ class FeatureInteraction(nn.Module):
         return scale_frames(rgb, rgb_gate), scale_frames(pose, pose_gate)
 
     def gates(self, rgb: Tensor, pose: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Return the gates a of both streams: [N, C, T, 1] for RGB and [N, C', ratio*T, 1] for pose."""
+        """Return the gates of both streams: [N, C, T, 1] for RGB and [N, C', ratio*T, 1] for pose."""
         rgb_line = pixels(self.conv1(rgb), 1).amax(1).unflatten(0, (-1, num_frames))  # [N, T, hidden]
         pose_line = self.conv2(time_rows(pose, self.ratio * num_frames)).permute(0, 2, 3, 1).amax(2)
         rgb_line = self.rgb_cross_attn(rgb_line, pose_line)
@@ -145,7 +145,7 @@ class FeatureInteraction(nn.Module):
 
 
 def column(line: Tensor) -> Tensor:
-    """View [N, T, C] as images [N, C, T, 1] of T rows and one column."""
+    """View [N, T, C] as images [N, C, T, 1], which have T rows and one column."""
     return line.transpose(1, 2).unsqueeze(-1)
 
 

@@ -21,7 +21,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # otherwise Inducto
 CACHE = tempfile.TemporaryDirectory(prefix="duet-tests-")
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / f"duet-tests-matplotlib-{os.getuid()}"))
-torch.set_num_threads(1)  # `make test` runs two pytest workers on two cores; results do not depend on the threads
+torch.set_num_threads(1)  # `make test` runs two workers on two cores; the number of threads changes no result
 
 # On a CPU the test files named in OPERATORS run Triton's interpreter inside operators of torch, which needs torch 2.13.
 INTERPRETED = torch.cuda.is_available() or torch.__version__ >= (2, 13)
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # garbage collections skip the objects of modules that are imported by now, which tests do not free
+    gc.freeze()  # tests do not free the objects of imported modules, so garbage collections can skip them
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter about twice as fast, without any change of what a kernel computes."""
+"""Makes Triton's interpreter about twice as fast, without changing what a kernel computes."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ def speed_up() -> None:
 
 
 def remember_by_name(dtype_of: DtypeOf) -> DtypeOf:
-    """Return `dtype_of` with a memory. Not all of Triton's types can be keys of a dictionary, so their names are."""
+    """Return `dtype_of` with a cache. The keys are names of types, because not all of Triton's types are hashable."""
     known: dict[str, np.dtype] = {}
 
     def remembered(kind: Any) -> np.dtype:
@@ -39,7 +39,7 @@ def remember_by_name(dtype_of: DtypeOf) -> DtypeOf:
 
 
 def broadcast_unless_equal(broadcast: Broadcast) -> Broadcast:
-    """Return `broadcast`, the function that gives two blocks the same shape, with a short way for equal shapes."""
+    """Return a function that gives two blocks the same shape, and calls `broadcast` only if their shapes differ."""
 
     def broadcast_if_needed(lhs: Any, rhs: Any) -> tuple[Any, Any]:
         if lhs.type.is_block() and rhs.type.is_block() and lhs.handle.data.shape == rhs.handle.data.shape:
@@ -50,15 +50,15 @@ def broadcast_unless_equal(broadcast: Broadcast) -> Broadcast:
 
 
 class PatchOnce:
-    """The interpreter's `_patch_lang`, which gives the functions of triton.language their meaning for a launch.
+    """Replaces the interpreter's `_patch_lang`, which patches the functions of triton.language for a launch.
 
-    The original goes through all these functions again for each call of a kernel's helper. This class does it once for
-    a launch and once for each module that the helpers need in addition.
+    The original patches all these functions again for each call of a kernel's helper. This class patches them once per
+    launch, and once for each further module that a helper uses.
     """
 
     def __init__(self) -> None:
         self._patch = interpreter._patch_lang
-        self._patched: set[str] = set()  # names of the modules that have their meaning for the present launch
+        self._patched: set[str] = set()  # names of the modules that are patched for the current launch
         self._names = functools.cache(names_of_languages)
 
     def __call__(self, function: FunctionType) -> interpreter._LangPatchScope:
@@ -79,6 +79,6 @@ class PatchOnce:
 
 
 def names_of_languages(function: FunctionType) -> frozenset[str]:
-    """Return the names of the modules with Triton's language that the function's module imports."""
+    """Return which modules of triton.language the function's module imports, by name."""
     values = function.__globals__.values()
     return frozenset(value.__name__ for value in values if inspect.ismodule(value) and value in (tl, tl.core))

@@ -1,10 +1,10 @@
-"""Runs programs for tests, each in a process of its own. All these processes end with the tests, even if those crash.
+"""Runs programs for tests, each in a process of its own. These processes end with the tests, even if the tests crash.
 
 `run` and `start` take the words that follow `python` on a command line and start a new interpreter, whose imports of
 torch and of our packages take 2 to 4 seconds. `Fork`, `run_forked` and `run_ranks` save this time: the process of
 tests/starter.py has done the imports, and a fork of that process becomes the program. Signals and exit codes are those
 of a real process. `run_here` costs least: it runs a program that only prints something in the process of the tests.
-None but `run` and `start` can test how a program starts, so at least one test of each program uses a new interpreter.
+Only `run` and `start` can test how a program starts, so at least one test of each program uses a new interpreter.
 All forks have the same seed for Python's string hashes: if a test compares two runs, let one of them use a new
 interpreter.
 """

@@ -1,8 +1,8 @@
 """Runs programs for tests/programs.py as forks of one process, in which the slow imports are already done.
 
-The arguments are the file descriptor of a socket and the modules to import. Each message on the socket says what to
-run, and carries the file descriptors for stdout, stderr and the exit code; the answer is the number of the new process.
-When the socket closes, this process ends, and all its forks end too.
+The arguments are the file descriptor of a socket and the modules to import. Each message on the socket names the
+program, and carries the file descriptors for stdout, stderr and the exit code. The answer is the number of the new
+process. When the socket closes, this process ends, and all its forks end too.
 """
 
 import gc
@@ -24,7 +24,7 @@ from kernels.program import die_with_parent
 
 def serve(requests: socket.socket) -> dict[str, Any]:
     """Fork a process for each message until the socket closes. Only the forks return from here, with their message."""
-    exit_codes: dict[int, int] = {}  # process number -> file descriptor to which its exit code is written
+    exit_codes: dict[int, int] = {}  # maps the number of each process to the file descriptor for its exit code
     own_pid = os.getpid()
     woken, waker = os.pipe()
     os.set_blocking(waker, False)

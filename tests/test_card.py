@@ -25,7 +25,7 @@ from trainer.snapshots.writer import NoWriter, Writer, newest_valid
 from trainer.step import train_step
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
-STEPS, CLIPS = 7, 8  # steps of an epoch, clips of a step
+STEPS, CLIPS = 7, 8  # steps per epoch, clips per step
 SMALL = (
     *("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)"),
     *("clip.rgb_frames=4", "clip.pose_frames=8", "clip.rgb_size=48", "clip.rgb_size_val=48", "clip.heatmap_size=12"),

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES.append(ROOT / "kernels" / "blocks" / "README.md")
 TRAINER = {word: place[:2] for word, place in COMMANDS.items()}
-# The first words of indented lines that are not commands: comments, paths, "files -> ...", a line of options.
+# Beginnings of indented lines that are not commands: comments, paths, "files -> ...", and lines of options.
 NO_COMMAND = re.compile(r"#|data/|files$|labels.csv|-")
 # Programs that are not part of Duet. The tests do not check how these are called.
 FOREIGN = {"git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
@@ -98,7 +98,7 @@ def parse_trainer(arguments: list[str]) -> None:
     parsed = tyro.cli(options, args=arguments)
     if getattr(parsed, "profile", None):
         steps_of(parsed.profile)
-    if getattr(parsed, "exp", None) and ".py:" not in parsed.exp:  # tests/trainer/test_own_experiments.py runs these
+    if getattr(parsed, "exp", None) and ".py:" not in parsed.exp:  # test_own_experiments.py tests those in files
         experiment_of(parsed)
 
 

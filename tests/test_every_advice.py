@@ -1,4 +1,4 @@
-"""Every sentence of the five packages that gives advice is followed by a test, or stands here with the reason why not.
+"""A test follows the advice of every sentence in the five packages, or this file lists the reason why none does.
 
 A sentence gives advice if an imperative follows a comma, a colon, a semicolon, `or`, `and` or `then`, as in `; set
 data.split=xsub`. A row of tests/trainer/test_advice*.py follows it if their longest common words are long enough.
@@ -19,10 +19,10 @@ VERBS = (
     "repair|run|save|see|set|start|store|train|try|turn|update|use|wait|write|zip"
 )
 ADVICE = re.compile(rf"(?:[;:,]|\bor|\band|\bthen)\s+(?:or |so |then |first |not )*(?:{VERBS})\b")
-ENOUGH = 12  # characters in a row that a row's expression and a sentence must have in common
+ENOUGH = 12  # number of consecutive characters that a row's expression and a sentence must share
 GAP = "\0"  # stands for a value in a text
 
-# Sentences whose advice no test can follow, by what that would need. Some words of each sentence.
+# Some words of each sentence whose advice no test can follow, grouped by what a test would need.
 NOT_HERE = {
     "a GPU, its driver, or another version of torch": (
         *("start the container with", "or run make CUDA=cpu", "run make CUDA=cu12", "make CUDA=cu13 replaces them"),
@@ -50,7 +50,7 @@ NOT_HERE = {
         "see what python -m trainer doctor says",
     ),
 }
-# Sentences that another test follows.
+# Some words of each sentence whose advice is followed by a test outside of the rows, and that test.
 SPOILED = "tests/trainer/test_checks.py::test_a_spoiled_data_set_is_named_by_verify_and_by_training"
 TUNE = "tests/trainer/test_tune.py::test_mistakes_are_told_in_one_sentence"
 CONTRADICTING = "tests/pipelines/test_pose_formats.py::test_files_that_contradict_each_other_are_refused"
@@ -75,7 +75,7 @@ ELSEWHERE = {
 
 
 def sentences() -> Iterator[tuple[str, str]]:
-    """Place and text of each sentence with advice, where GAP stands for each value that is filled in."""
+    """Yield the place and the text of each sentence with advice. GAP stands for each value that is filled in."""
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
             tree = ast.parse(file.read_text())
@@ -102,7 +102,7 @@ def text_of(node: ast.expr) -> str:
 
 
 def runs_of(text: str) -> set[str]:
-    """All runs of ENOUGH characters in a text, without those in which a value is filled in."""
+    """Return all substrings of ENOUGH characters, except those that contain a value."""
     runs = {text[at : at + ENOUGH] for at in range(len(text) - ENOUGH + 1)}
     return {run for run in runs if GAP not in run}
 

@@ -23,13 +23,14 @@ from trainer.experiments import EXPERIMENTS
 
 FRAMES = {"S001C001P001R001A001": 103, "ntu_sample": 72}
 WIDTH, HEIGHT = 1920, 1080
-# Name -> label, and for each person (x at the start, x at the end, y of the top of the head, y of the soles) in pixels.
+# Maps each video to its label and its people. Each person has x at the start, x at the end, y of the top of the head,
+# and y of the soles, in pixels.
 PEOPLE = {
     "S001C001P001R001A001": (0, [(1050, 1055, 290, 740)]),  # drinks
     "ntu_sample": (54, [(1025, 990, 250, 865), (725, 850, 280, 905)]),  # hug
 }
-# The COCO joints of a body that faces the camera, in units of its height: x to the body's left, y down from the top of
-# the head.
+# The COCO joints of a body that faces the camera, in units of its height. x grows towards the body's left, and y
+# downwards from the top of the head.
 BODY = np.array(
     [(0, 0.07), (0.015, 0.055), (-0.015, 0.055), (0.03, 0.065), (-0.03, 0.065)]
     + [(side * x, y) for x, y in ((0.085, 0.18), (0.11, 0.33), (0.095, 0.46)) for side in (1, -1)]
@@ -99,7 +100,7 @@ def test_every_frame_in_the_decoders_order(pack, real_videos, name):
     source = originals(video, pack.region[row], pack.frame_size[row])
     assert source.shape == packed.shape
     difference = np.abs(source - packed)
-    # In grey levels. The frames differ because of JPEG, and because prepare resizes with another filter.
+    # Both limits are grey levels. The frames differ because of JPEG and because prepare resizes with another filter.
     assert difference.mean(axis=(1, 2)).max() < 1.5
     assert np.quantile(difference, 0.999) < 16
     # Each packed frame resembles its own source frame more than any other, in the middle, where people move.

@@ -32,7 +32,7 @@ Summary = dict[str, dict[str, dict]]  # architecture -> kernel -> numbers
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """A launch that a call makes on an architecture, and the resources that ptxas and Triton report for it."""
+    """A launch that a call makes on one GPU architecture, and the resources that ptxas and Triton report for it."""
 
     arch: int
     call: Call
@@ -41,7 +41,7 @@ class Launch:
 
 
 def write_registers(folder: Path, every: int = 1) -> bool:
-    """Compile every call, and print and record each kernel's largest use of each resource.
+    """Compile every call, and print and record each kernel's maximum use of each resource.
 
     Returns True if no launch spills registers.
 

@@ -1,8 +1,8 @@
 """Counts the bytes per clip that our kernels move, and the bytes that ideally fused operators of torch would move.
 
-A launch runs at a toy size in Triton's interpreter, where we count what share of each tensor it reads and writes. This
-share is multiplied by the size of the tensor in the experiment. For the gradients of weights, partial sums are also
-read and added up after the launch; these reads are not counted, because they are below 2 % of all bytes.
+A launch runs at a toy size in Triton's interpreter, where we count what fraction of each tensor it reads and writes.
+This fraction is multiplied by the size of the tensor in the experiment. For the gradients of weights, partial sums are
+also read and added up after the launch. These reads are not counted, because they are below 2 % of all bytes.
 TRITON_INTERPRET must be set before this module is imported.
 """
 
@@ -56,8 +56,8 @@ def write_bytes(path: Path) -> None:
 def whole_step(experiment: Experiment, launches: list[dict]) -> dict[str, float]:
     """Return the GB per clip that an ideal training step moves, and two counts of launches.
 
-    These are the launches of our kernels, and those of an uncompiled step of the published 3-D network. The launches
-    and bytes of compiled steps are counted in tests/planner/compiled.py.
+    The counts are the number of launches of our kernels, and the number of launches in an uncompiled step of the
+    published 3-D network. The launches and bytes of compiled steps are counted in tests/planner/compiled.py.
     """
     config = experiment.model
     assert isinstance(config, X3DPairConfig | RGBPoseConfig)
@@ -77,11 +77,11 @@ def whole_step(experiment: Experiment, launches: list[dict]) -> dict[str, float]
 def saved_by_dense_kernel(experiment: Experiment) -> float:
     """Estimate the GB per clip that a kernel for the 3x3 convolutions of bottlenecks would save (we have none).
 
-    The kernel would apply the norm before it to its input x while it loads x, and compute the statistics of its result
-    y while it stores y. Forward, that saves a read and a write of x and a read of y. The backward pass would read the
-    gradient of y, y and x, and write the gradient of x, all of them once: 2 y + 2 x. Without the kernel, the gradients
-    of input and weight (2 y + 2 x), the relu and the norm before (5 x), and the sum of the two gradients of y (3 y) are
-    computed in passes of their own.
+    Let x be the input of a convolution, and y its result. The kernel would apply the previous norm while it loads x,
+    and compute the statistics of y while it stores y. In the forward pass, this saves one read and one write of x, and
+    one read of y. The backward kernel would read y, its gradient and x once each, and write the gradient of x once.
+    This moves 2 y + 2 x. Without the kernel, separate passes compute the gradients of the input and the weight (these
+    move 2 y + 2 x), the gradients of the relu and the previous norm (5 x), and the sum of the two gradients of y (3 y).
     """
     config = experiment.model
     few = replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS))

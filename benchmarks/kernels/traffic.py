@@ -34,7 +34,7 @@ class Argument:
 
 @dataclass(slots=True)
 class Launch:
-    """The traffic of one launch. In `asked`, a byte counts each time that it is loaded or stored."""
+    """The traffic of one launch. `asked` counts each byte as often as it is loaded or stored."""
 
     kernel: str
     arguments: dict[str, Argument] = field(default_factory=dict)

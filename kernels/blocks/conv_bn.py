@@ -19,7 +19,7 @@ from kernels.blocks.conv_bn_reference import WIDEST
 from kernels.blocks.rows import activate, load, merge, part, through
 
 BLOCK_M = 64  # with 128, a thread needs up to 159 registers, and some registers spill
-BLOCK_N = 64  # columns of a block; for a narrower result, its width rounded up to a power of two, at least 16
+BLOCK_N = 64  # columns of a block; fewer if the result is narrower, but a power of two and at least 16
 BLOCK_K = 32
 GRAD_TILE = 8192  # elements of each loaded block of the result's gradient; a block spans all columns
 GRAD_SUMS = 16384  # elements of the weight's gradient that a program sums: 64 per thread
@@ -178,7 +178,7 @@ def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.co
 def store_tile(result, partial, total, first, rows_left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
     """Store the first `rows_left` rows of the block `total`, their mean and their summed squared deviations.
 
-    `total` must be 0 in all other rows. The block is the split with index `number`, out of `count` splits.
+    `total` must be 0 in all other rows. `number` is the index of the block among `count` splits.
     """
     local = tl.arange(0, BLOCK_M)
     owned, known = (local < rows_left)[:, None], column < O

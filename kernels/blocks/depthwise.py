@@ -19,7 +19,7 @@ from torch.library import triton_op, wrap_triton
 
 from kernels.blocks.rows import activate, load, through
 
-TILE = 128  # channels times lanes of a program, which has TILE / 2 threads
+TILE = 128  # channels of a program times its lanes; a program has TILE / 2 threads
 SPAN = 4  # columns per lane: of the result in the forward pass, of the images' gradient in the backward pass
 ROWS = 32  # maximum number of rows of a strip
 PROGRAMS = 2048  # a launch has about this many programs
@@ -238,7 +238,7 @@ def _forward(
         index = group.to(tl.int64) * group_images + image
         source = images + ((index * (SOURCE_H * SOURCE_W * C) + column * (STRIDE * C))[:, None] + channel[None, :])
         target = result + ((index * (H * W * C) + column * C)[:, None] + channel[None, :])
-        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # for the next row to store and for the rows below it
+        sums = (nothing,) * ((4 - STRIDE) * SPAN)  # sums for the next row to store and for the rows below it
         for down in range(ROWS + 3 - STRIDE):
             row = first + down + STRIDE - 3
             for r in tl.static_range(STRIDE):

@@ -44,7 +44,7 @@ def depthwise_conv(
 def conv_bn(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A 1x1 convolution, after norm and activation if scale is passed; also returns the statistics of the result."""
+    """A 1x1 convolution, after norm and activation if `scale` is passed; also returns the statistics of the result."""
     if x.is_cuda:
         from kernels.blocks import conv_bn as module
     else:

@@ -108,7 +108,10 @@ def _grad_rows(
     activation: str,
     eps: float,
 ) -> Tensor:
-    """Return the gradient of the rows. shares [2, C]: gradients of bias and weight, divided by the number of rows."""
+    """Return the gradient of the rows.
+
+    shares: [2, C], the gradients of bias and weight, divided by the number of rows.
+    """
     result = rows.new_empty(rows.shape)
     programs, shape, options = split_rows(rows, _groups(gate), summed=False)
     wrap_triton(_backward_rows)[(programs,)](

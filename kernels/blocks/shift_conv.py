@@ -210,9 +210,9 @@ def _store_shifted(
     tl.store(target, gradient, inside & (channel >= moved)[None, :])
     if FOLD:
         # The gradient of an element that was read from the next frame is stored in the next frame. The last frame of a
-        # clip has no next frame. It stores zeros in the clip's first frame instead, which is not the next frame of any
-        # frame and would otherwise stay unwritten. Elements from the previous frame are treated in the same way, with
-        # first and last exchanged.
+        # clip has no next frame. It stores zeros in the clip's first frame instead, which follows no frame and would
+        # otherwise stay unwritten. Elements from the previous frame are treated in the same way, with the roles of the
+        # first and the last frame exchanged.
         later = (channel < FOLD)[None, :]
         earlier = ((channel >= FOLD) & (channel < 2 * FOLD))[None, :]
         leaves = (later & (frame == num_frames - 1)) | (earlier & (frame == 0))

@@ -47,7 +47,7 @@ def render_heatmaps(
         return fused.render_heatmaps(joints, size, sigma, **options)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # the many kinds that Triton, the C compiler, ptxas and the driver raise
+    except Exception as error:  # Triton, the C compiler, ptxas and the driver raise many kinds of exceptions
         raise KernelError(_reason(error)) from error
 
 

@@ -156,10 +156,10 @@ def _place(joint, placement, clip, is_flipped, W: tl.constexpr, MIN_SCORE: tl.co
 
 @triton.jit
 def _within(pixel, a, b, REACH: tl.constexpr):
-    """Whether each pixel is inside the window that extends from min(a, b) - REACH to max(a, b) + REACH.
+    """Whether each pixel is inside the window from min(a, b) - REACH to max(a, b) + REACH.
 
-    `pixel`, a and b are positions on one axis. As in the published code, the window's edges are computed in float64 and
-    truncated toward zero.
+    `pixel`, `a` and `b` are positions on one axis. As in the published code, the window's edges are computed in float64
+    and truncated toward zero.
     """
     first = (tl.minimum(a, b).to(tl.float64) - REACH).to(tl.int32)
     last = (tl.maximum(a, b).to(tl.float64) + REACH).to(tl.int32)

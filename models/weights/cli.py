@@ -62,7 +62,7 @@ def convert(file: File, out: Out, to: To = None) -> int:
 def merge_streams(rgb: File, pose: File, out: Out, to: To = None) -> int:
     """Merge two streams into one network: python -m models.weights merge rgb.pth pose.pth init.safetensors
 
-    In the merged network, each stream computes the same as it did alone.
+    In the merged network, each stream computes the same as before the merge.
 
     Two SlowOnly streams become RGBPoseConv3D. Two temporal-shift X3D streams become the two-stream X3D, which
     can also initialise EPAM-Net. The RGB stream of the two-stream X3D can also be X3D-M trained on Kinetics.

@@ -16,7 +16,7 @@ MAY_BE_ABSENT = (
     (r"attention", "only EPAM-Net has the attention"),
     (r"(rgb|pose)_backbone", "the file has only the other stream"),
 )
-"""(pattern, reason) for each part of a network that a file may lack, but only as a whole. Users see the reason."""
+"""Parts of a network that a file may lack, but only as a whole: a pattern for names, and the reason that users see."""
 
 REPLACED = re.compile(r"cls_head\.\w+")
 """Parts that may have other shapes in a file from which training starts: heads for other classes."""
@@ -26,7 +26,7 @@ REPLACED = re.compile(r"cls_head\.\w+")
 class Comparison:
     """The names of tensors, grouped by what is wrong with them.
 
-    `absent` contains the parts that the file lacks and may lack. It maps each part to the reason why it may be absent.
+    `absent` maps each part that the file lacks, and is allowed to lack, to the reason why it may be absent.
     """
 
     unknown: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Comparison:
         return [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
     def insist(self, source: object) -> None:
-        """If there are complaints, raise a WeightsError with them and the name `source`."""
+        """If there are complaints, raise a WeightsError that lists them. `source` names the file in the message."""
         if complaints := self.complaints():
             raise WeightsError(
                 f"{source} does not fit: {'; '.join(complaints)}; see `python -m models.weights inspect`"

@@ -22,7 +22,7 @@ from models.weights.renaming import State, listed
 from models.weights.scan import scan
 
 WEIGHTS, AVERAGES = "model", "averages"
-"""Keys of a snapshot for the weights of a network and for their EMA, which may be None."""
+"""Keys under which a snapshot stores the weights of a network and their EMA. The EMA may be None."""
 
 MAX_HEADER = 10 << 20  # bytes of the header of a safetensors file
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", WEIGHTS)
@@ -237,7 +237,7 @@ def load(path: Path) -> dict[str, Any]:
             state = read_torch(file)
     except SnapshotError:
         raise
-    except Exception as error:  # a hostile file may have a correct digest and make torch raise anything
+    except Exception as error:  # a hostile file may have a correct digest and make torch raise any exception
         reason = str(error).partition("\n")[0]
         raise SnapshotError(f"{path} cannot be read as a snapshot: {reason}") from error
     if not isinstance(state, dict):
@@ -263,7 +263,7 @@ def is_sealed(path: Path) -> bool:
 def _write_synced(tmp: Path, state: dict[str, Any]) -> None:
     torch.save(state, tmp)
     with open(tmp, "rb+") as file:
-        # A zip without a comment ends with the length of the comment, 0, in two bytes. The trailer becomes the comment.
+        # A zip file ends with the length of its comment in two bytes, and the comment. We add the trailer as a comment.
         file.seek(-2, os.SEEK_END)
         file.write(struct.pack("<H", TRAILER.size))
         length = file.tell()

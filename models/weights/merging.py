@@ -21,8 +21,8 @@ STREAMS = ("rgb", "pose")
 def merge(rgb: Weights, pose: Weights) -> Weights:
     """Merge two SlowOnly streams into RGBPoseConv3D, or two X3D streams into the two-stream X3D.
 
-    In the result each stream computes the same as it did alone, and there are no tensors of laterals. X3D-M trained on
-    Kinetics, and a file of the two-stream X3D that has only one stream, each count as an X3D stream. Raises
+    In the result, each stream computes the same as before the merge, and there are no tensors of laterals. An X3D
+    stream may also be X3D-M trained on Kinetics, or a file of the two-stream X3D that has only one stream. Raises
     WeightsError for streams that do not fit together.
     """
     kinds, merged = [], {}

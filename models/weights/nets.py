@@ -23,7 +23,7 @@ from models.weights.renaming import State
 
 
 def config_of(state: State) -> ModelConfig:
-    """Return the config of the network, as far as its tensors determine it.
+    """Return the config of the network, with all settings that its tensors determine.
 
     Strides, loss weights and the coarse map do not follow from tensors. Raises WeightsError if tensors are missing.
     """

@@ -8,7 +8,7 @@ from kernels.names import LONGEST, printable
 
 State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
-"""Pairs (published, ours) of templates: {stream} is rgb or pose, {rest} is any text, any other {name} is a number."""
+"""Pairs (published, ours) of templates: {stream} matches rgb or pose, {rest} any text, and {other} a number."""
 
 PARTS = {"stream": "rgb|pose", "rest": ".+"}
 
@@ -38,6 +38,6 @@ def turned(rules: Rules) -> Rules:
 
 
 def listed(names: list[str], most: int = 6) -> str:
-    """Join the first `most` names with commas, and add how many names are left out."""
+    """Join the first `most` names with commas, and add the number of names that are left out."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(printable(name, LONGEST) for name in names[:most]) + more

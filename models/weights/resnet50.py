@@ -48,8 +48,8 @@ def inflated(name: str) -> bool:
 def inflate(weight: Tensor) -> Tensor:
     """Spread [O, I, 1, 1] over three frames, as [O, I, 3, 1]. The sum over the frames is exactly `weight`.
 
-    The first and the last frame get a rounded third. The middle frame gets the remainder, which may differ in the last
-    bit from the rounded third that the published code gives to this frame too.
+    The first and the last frame get a rounded third, and the middle frame gets the remainder. The published code gives
+    a rounded third to the middle frame as well, so its weight may differ from ours in the last bit.
     """
     third = weight / 3
     return torch.cat([third, weight - 2 * third, third], 2)

@@ -12,7 +12,7 @@ from models.weights.folding import folded
 from models.weights.renaming import Rules, State, renamed, turned
 
 STAGES = (1, 2, 3, 4)
-BARE = "backbone.layer1.0.downsample"  # has no batch norm in pytorchvideo, because its input is as wide as its output
+BARE = "backbone.layer1.0.downsample"  # has no batch norm in pytorchvideo, as input and output have equal widths
 
 MMACTION2: Rules = (
     ("backbone.{rest}", "backbone.{rest}"),
@@ -112,8 +112,8 @@ def to_temporal_shift(state: State) -> State:
     """Convert to the RGB stream of the two-stream X3D, under our names.
 
     The depthwise kernels are summed over time, and the norm of conv1_t moves to conv1_s. The convolution conv1_t and
-    the classifier are dropped. The result needs fine-tuning, also because X3D-M was trained on pixels normalised
-    with mean 114.75 and deviation 57.38.
+    the classifier are dropped. The result needs fine-tuning. One reason is that X3D-M was trained on pixels
+    normalised with mean 114.75 and standard deviation 57.38.
     """
     stream = {}
     for name, tensor in state.items():

@@ -34,7 +34,7 @@ def test_rounds_interleave_and_change_who_begins(monkeypatch):
     candidates = {name: lambda name=name: calls.append(name) for name in "abc"}
     samples = time_rounds(candidates, Target(CPU, False, Path()), seconds=0, warmup=2)
     assert {name: len(values) for name, values in samples.items()} == {"a": 5, "b": 5, "c": 5}
-    warm = 3 * (2 + 1)  # each candidate: two warm-up calls, and one that sets the repeats
+    warm = 3 * (2 + 1)  # for each candidate, two warm-up calls and one that sets the number of repeats
     rounds = ["".join(calls[first : first + 3]) for first in range(warm, len(calls), 3)]
     assert rounds == ["abc", "bca", "cab", "abc", "bca"]
 

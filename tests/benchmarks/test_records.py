@@ -179,13 +179,13 @@ def test_without_records_and_without_marks(tmp_path):
         table(tmp_path / "README.md", tmp_path)
 
 
-# Duet's speed relative to MMAction2's in the record of the data path, when somebody last looked at it.
+# Duet's speed divided by MMAction2's, from the record of the data path that was reviewed last.
 LAST_RATIOS = {"ratio_8_32": 10.2, "ratio_16_48": 6.66}
 
 
 @pytest.mark.parametrize("name", LAST_RATIOS)
 def test_the_recorded_data_path_has_not_become_slower_unnoticed(name):
-    """Compares two records and times nothing. A new record that is much faster or slower asks for a new LAST_RATIOS."""
+    """Compares recorded speeds and times nothing. Update LAST_RATIOS if a new record is much faster or slower."""
     (file,) = (file for file in RECORDS.glob("data_*.json") if read_record(file).get("part") == "data")
     now, last = read_record(file)["results"][name]["median"], LAST_RATIOS[name]
     assert now >= 0.9 * last, f"{name} fell from {last} to {now}: find out why, or say in LOG.md why this is right"

@@ -31,7 +31,10 @@ def fenced(poisoned):
 
 @pytest.fixture
 def rounding(monkeypatch):
-    """Make the interpreter treat bfloat16 as a GPU does. Triton 3.7 truncates, and tl.dot multiplies bit patterns."""
+    """Make the interpreter handle bfloat16 like a GPU.
+
+    In Triton 3.7 it truncates float32 to bfloat16, and its tl.dot multiplies bit patterns instead of numbers.
+    """
     cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
 
     def to_nearest(self, source, target):

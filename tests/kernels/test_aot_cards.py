@@ -33,7 +33,7 @@ print(json.dumps(made))
 
 
 def calls(every: bool) -> list[HeatmapCall]:
-    """Return the heatmap calls of README's experiments and of one with limbs; without `every`, only two of them."""
+    """Return the heatmap calls of README's experiments and of an experiment with limbs, or only two without `every`."""
     with_limbs = replace(DEMO, clip=replace(DEMO.clip, limbs=True))
     made = []
     for experiment in (NTU60_X3D, with_limbs, DEMO, MA52_RUN, NTU60) if every else (NTU60_X3D, with_limbs):

@@ -1,4 +1,4 @@
-"""A compiler is tried by compiling with it. Messages name what is missing, and the doctor and a run say the same."""
+"""Compilers are checked by compiling a file. `doctor` and a run print the same message about what is missing."""
 
 import sysconfig
 from dataclasses import replace

@@ -10,7 +10,7 @@ from tests.fake_driver import NEWEST_CUDA, machine_with
 from tests.programs import ROOT, run
 
 INDEX = "https://download.pytorch.org/whl"
-# For each choice: what pip is told to install.
+# The arguments of pip for each choice of wheels.
 COMMANDS = {
     "cu13": ("install -q torch -c constraints.txt", "install -q -e '.[cu13,test]' -c constraints.txt"),
     "cu12": (
@@ -22,7 +22,7 @@ COMMANDS = {
         "install -q -e '.[cu13,test]' -c constraints.txt",
     ),
 }
-# For each choice: packages that it installs in .venv.
+# The packages that each choice of wheels installs in .venv.
 INSTALLED = {
     "cu13": ("torch-2.13.0", "nvidia_dali_cuda130-2.4.0", "nvidia_cudnn_cu13-9.20", "cuda_toolkit-13.0.3"),
     "cu12": ("torch-2.13.0+cu126", "nvidia_dali_cuda120-2.4.0", "nvidia_cudnn_cu12-9.10.2"),
@@ -88,7 +88,7 @@ def test_the_driver_decides_which_wheels_are_installed(tmp_path, checkout, versi
         assert commands[0].startswith("uninstall -q -y ")
         assert {*commands[0].split()[3:]} == removed
     if not version and not installed:
-        assert line.endswith("if the compute nodes have one older than 580, run make CUDA=cu12")
+        assert line.endswith("if the compute nodes have a driver older than 580, run make CUDA=cu12")
 
 
 @pytest.mark.parametrize(

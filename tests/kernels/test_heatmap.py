@@ -32,7 +32,7 @@ CASES = {
 
 
 def make_case(num_people, num_joints, size, sigma, *, placed=False, flipped=False, **options):
-    """Return joints that cover every clause of the contract, and the keyword arguments that go with them."""
+    """Return joints to which every rule of the reference's docstring applies, and the keyword arguments for them."""
     generator = torch.Generator().manual_seed(num_people * 100 + num_joints)
     shape = (2, 3, num_people, num_joints)
     x = torch.rand(shape, generator=generator) * (size[1] + 12) - 6
@@ -40,7 +40,7 @@ def make_case(num_people, num_joints, size, sigma, *, placed=False, flipped=Fals
     joints = torch.stack([x, y, torch.rand(shape, generator=generator)], -1)
     joints[1, 1:, 1:, :, :2] = joints[1, 1:, :1, :, :2] + 0.3  # people who overlap
     joints[0, :, :, 1] = joints[0, :, :, 0] + torch.tensor([0.5, 0.4, 0.0])  # a limb shorter than a pixel
-    joints[0, :, :, 1, 2] *= 0.5  # so that this limb's start has the higher score, which counts
+    joints[0, :, :, 1, 2] *= 0.5  # the start of this limb has the higher score, which is used
     joints[1, :, :, 3] = joints[1, :, :, 2]  # a limb without length
     joints[0, 0, :, 5] = joints[0, 0, :, 4] + torch.tensor([1.0, 0.0, 0.0])  # a limb of one pixel
     joints[0, 1, :, 6, :2] = torch.tensor([3.0, 3.0])
@@ -60,13 +60,13 @@ def make_case(num_people, num_joints, size, sigma, *, placed=False, flipped=Fals
         options["placement"] = torch.tensor([[0.25, -1.0, 0.5, 2.0], [0.3, 0.7, 0.2, -0.4]])
         a, b = options["placement"][:, None, None, None, 0::2], options["placement"][:, None, None, None, 1::2]
         joints[..., :2] = (joints[..., :2] - b) / a
-        joints[:, 1, 0, 11:13, :2] = 0.0  # missing, though their score says otherwise
+        joints[:, 1, 0, 11:13, :2] = 0.0  # missing joints, although they have a score
         joints[:, 1, 0, 12, 0] = 0.5 if num_people > 1 else 0.0  # 0 on one axis only: not missing
     return joints, {"size": size, "sigma": sigma, **options}
 
 
 def oracle(joints, size, sigma, placement=None, flip=None, partner=None, limbs=(), joint_channels=True, dtype=None):
-    """Compute the contract with loops over clips, frames, people, channels and the pixels of a window."""
+    """Draw the heatmaps with loops over clips, frames, people, channels and the pixels of a window."""
     num_clips, num_frames, num_people, num_joints, _ = joints.shape
     pairs = [(v, v) for v in range(num_joints) if joint_channels] + list(limbs)
     volume = np.zeros((num_clips, num_frames, len(pairs), *size))
@@ -223,7 +223,7 @@ def test_mutants_die(name, tmp_path, poisoned):
         expected = reference.render_heatmaps(joints, **options)
         try:
             drawn = draw_fused(mutant, joints, options)
-        except InterpreterError:  # from NumPy's warning that a NaN is cast to an integer
+        except InterpreterError:  # NumPy warns that a NaN is cast to an integer
             return
         if not torch.allclose(drawn, expected, atol=TOLERANCE[expected.dtype], rtol=0):
             return

@@ -1,4 +1,4 @@
-"""Names of strangers neither fool a terminal nor lead to files that cannot be made."""
+"""Names from strangers neither fool a terminal nor become names of files that cannot be created."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A package that is missing although no list of ours names it ends a program in one sentence."""
+"""A program ends with one sentence if a package that one of our packages needs is missing."""
 
 import sys
 

@@ -35,9 +35,9 @@ def broken_below(
     new: str,
     folder: Path,
 ) -> tuple[ModuleType, ModuleType]:
-    """Return the broken copy of `module`, and a copy of the last of `modules` that uses it.
+    """Return a broken copy of `module`, and a copy of the last module in `modules` that uses the broken copy.
 
-    Each of `modules` imports the ones before it.
+    Each module in `modules` imports the ones before it.
     """
     mutant = top = broken(module, old, new, folder)
     for below, above in itertools.pairwise(modules[modules.index(module) :]):
@@ -47,7 +47,7 @@ def broken_below(
 
 
 def dies(checks: Iterable[Callable[[], list[str]]]) -> bool:
-    """Return whether one of the checks reports a failure or makes an access outside of the tensors."""
+    """Return whether one of the checks reports a failure or accesses memory outside of the tensors."""
     for check in checks:
         try:
             if check():
@@ -60,9 +60,9 @@ def dies(checks: Iterable[Callable[[], list[str]]]) -> bool:
 
 
 def a_share(names: Iterable[str], every: int = 4, slow: Collection[str] = ()) -> list:
-    """Return the names as parameters of a test. `make test` runs one out of `every`, but no name in `slow`.
+    """Return the names as parameters of a test.
 
-    `make soak` runs the others.
+    `make test` runs every n-th name (n is `every`) unless it is in `slow`. `make soak` runs the others.
     """
     return [
         name if i % every == 0 and name not in slow else pytest.param(name, marks=pytest.mark.soak)

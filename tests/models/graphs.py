@@ -16,7 +16,7 @@ READERS = (
     aten.max_pool2d_with_indices.default,
     aten.max_pool2d_with_indices_backward.default,
 )
-"""Operators that copy a feature map, unseen, unless it is channels_last."""
+"""Operators that silently copy a feature map if it is not channels_last."""
 
 
 class Graphs:

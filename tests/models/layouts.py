@@ -30,7 +30,7 @@ SMALL_X3D_M = X3DPairConfig(
 
 
 def filled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the deterministic weights of the fixtures for these names and shapes."""
+    """Return weights of these names and shapes, filled by the formula of the fixtures."""
     return {name: det_tensor(name, tuple(tensor.shape)) for name, tensor in state.items()}
 
 

@@ -1,4 +1,4 @@
-"""Small nets and batches for tests: every kind of block, odd sizes."""
+"""Small networks and batches for tests, with every kind of block and odd sizes."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Every kind of network, in bf16: training and evaluation are one graph each, never retraced, without a layout copy."""
+"""Every kind of network in bf16: training and evaluation are one graph each, traced once and without layout copies."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""One block of each kind, compiled by Inductor, has the same outputs, gradients and buffers as uncompiled."""
+"""One block of each kind, compiled by Inductor, has the same outputs, gradients and buffers as without compilation."""
 
 import shutil
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def outcome(called: Callable, net: nn.Module, inputs: tuple) -> dict[str, Tensor
     return found | {name: b.clone() for name, b in net.named_buffers()}
 
 
-# `make test` compiles the block that torch once compiled wrongly. Other tests there compile whole networks.
+# `make test` compiles only the block that torch once compiled wrongly. Its other tests compile whole networks.
 @pytest.mark.parametrize("kind", a_share(BLOCKS, slow=BLOCKS.keys() - {"PCAN's contrast"}, every=1))
 def test_compiled_block_equals_eager(kind):
     torch._dynamo.reset()

@@ -37,7 +37,7 @@ def test_compiled_relu_keeps_nothing_of_its_result():
     y = graph(bn, x)
     assert type(y.grad_fn).__name__ == "WhereBackward0"
     assert type(bn(x, "relu").grad_fn).__name__ == "ReluBackward0"
-    assert type(graph(bn.eval(), x).grad_fn).__name__ == "ReluBackward0"  # in evaluation, and so in an export
+    assert type(graph(bn.eval(), x).grad_fn).__name__ == "ReluBackward0"  # relu in evaluation, and so in an export
 
 
 def test_of_four_dimensions_are_images_alone():

@@ -34,9 +34,9 @@ def network() -> nn.Module:
 
 
 def batches(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield batches of CLIPS clips. About half of the fine and of the coarse labels are what the network predicts.
+    """Yield batches of CLIPS clips. The network predicts about half of the fine and coarse labels correctly.
 
-    So the batches contain every kind of error.
+    The batches therefore contain every kind of error.
     """
     for step in range(STEPS):
         inputs = batch(seed=step, clips=CLIPS, frames=(2, 8))

@@ -1,4 +1,4 @@
-"""Fixtures that find published outputs. Facts that are not in $DUET_FIXTURES come from the default folder."""
+"""Fixtures that find published outputs. Files that describe cases may also come from the default folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.parity.published import load_json
 
 @pytest.fixture(scope="session")
 def located(fixtures: Path) -> Callable[[str], Path]:
-    """A function that finds a file of facts about cases (shapes, labels, keys, inputs), or skips the test."""
+    """A function that finds a file that describes cases (shapes, labels, keys, inputs), or else skips the test."""
 
     def find(name: str) -> Path:
         for folder in (fixtures, SHARED / "fixtures"):
@@ -24,7 +24,7 @@ def located(fixtures: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def facts(located: Callable[[str], Path]) -> Callable[[str], dict]:
-    """A function that reads a JSON file of facts about cases."""
+    """A function that reads a JSON file that describes cases."""
     return lambda name: load_json(located(name))
 
 

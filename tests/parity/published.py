@@ -1,4 +1,4 @@
-"""Remakes weights and inputs of the fixtures from their names (fixtures/README.md, "Weight fill"); compares tensors."""
+"""Computes the fixtures' weights and inputs from names (fixtures/README.md, "Weight fill"), and compares tensors."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from models.weights.renaming import Rules
 
 
 def det_u01(name: str, count: int) -> np.ndarray:
-    """Return `count` float64 numbers in [0, 1), which SplitMix64 makes from the name."""
+    """Return `count` float64 numbers in [0, 1), which SplitMix64 generates from the name."""
     seed = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], "<u8")[0]
     with np.errstate(over="ignore"):
         z = seed + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -23,7 +23,7 @@ def det_u01(name: str, count: int) -> np.ndarray:
 
 
 def det_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return the weight published under `name`, in float32. The counter of a batch norm is 0 in int64."""
+    """Return the weight published under `name`, in float32. The counter of a batch norm is an int64 zero."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros((), dtype=torch.int64)
     u = det_u01(name, int(np.prod(shape))).reshape(shape)
@@ -45,7 +45,7 @@ def det_input(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def fill(model: nn.Module, rules: Rules, prefix: str = "") -> None:
-    """Fill a network with published weights. models/weights maps `prefix` + our name to the published name."""
+    """Fill a network with published weights. `rules` translate `prefix` + our name to the published name."""
     own = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     names, left = layout.write(own, rules)
     filled, _ = layout.read({name: det_tensor(name, tuple(t.shape)) for name, t in names.items()}, rules)
@@ -102,7 +102,7 @@ def assert_close(ours: Tensor, published: np.ndarray | Tensor, tolerance: float)
 
 
 def sample(tensor: Tensor, count: int) -> Tensor:
-    """Return the values at flat positions floor(j * n / count) in C order, or all n values if n <= count."""
+    """Return `count` of the n values, at flat positions floor(j * n / count) in C order, or all if n <= count."""
     flat = tensor.reshape(-1)
     if flat.numel() <= count:
         return flat

@@ -35,7 +35,7 @@ def attended(net: PoseAttention, clip: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_attention_equals_the_published(cases, facts, case):
     about = facts("epam_attention.json")[f"cbam_{case}"]
-    channels = 216  # of the pose stream; the files contain only the map
+    channels = 216  # channels of the pose stream; the files contain only the map
     for path in cases("epam_attention.npz"):
         published = np.load(path)
         expected = published[f"cbam_{case}"]
@@ -104,7 +104,7 @@ def test_recognisers_attention_has_the_published_spread(facts, recogniser):
 
 
 def test_recogniser_gradients_equal_the_published(facts, recogniser):
-    """Compares gradient norms of the sum of both losses, and mean, deviation and largest value of the logits."""
+    """Compares gradient norms of the sum of both losses, and mean, standard deviation and maximum of the logits."""
     about = facts("epam_attention.json")["recognizer"]
     recogniser.zero_grad()
     output = recogniser(**recogniser_inputs(facts), label=torch.tensor([17]))

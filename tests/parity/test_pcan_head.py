@@ -32,7 +32,7 @@ OURS = {
 class Case(NamedTuple):
     head: PcanHead
     x: dict[str, Tensor]
-    """Features [N, C, T, H, W] by stream, leaves."""
+    """The features [N, C, T, H, W] of each stream, which are leaves of the autograd graph."""
     label: Tensor
     coarse_label: Tensor
 
@@ -138,7 +138,7 @@ def test_score_matrices_equal_the_published(fixtures, facts):
     for path in paths(".npz", fixtures):
         made, arrays, terms = case_of(path, facts), np.load(path.with_suffix(".npz")), load_json(path)["terms_f64"]
         logits = made.head(*made.inputs()).logits
-        fresh = case_of(path, facts).head  # with the prototypes before the step
+        fresh = case_of(path, facts).head  # a head with the prototypes before the step
         for stream, x in made.x.items():
             peak = peak_of_time_mean(folded(x), x.shape[2])
             right = logits[f"{stream}_coarse"].argmax(1) == made.coarse_label

@@ -7,7 +7,7 @@ from tests.parity.published import det_input, det_u01
 
 TOLD = {
     "input.imgs.tsm": [0.7747946528249058, 0.8239951666329061, 0.06913549486927517, 0.6634685489349165],
-    # Without the README's fourth value: it differs from the result of the formula, which we computed in three ways.
+    # We leave out the README's fourth value. It contradicts the formula, which we evaluated in three ways.
     "rgb_backbone.conv1_s.conv.weight": [0.8019084538854452, 0.027732634070940065, 0.6005018463240284],
 }
 

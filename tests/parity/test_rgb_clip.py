@@ -35,7 +35,7 @@ PLACES = {
     "tall": (1500, 60, 1900, 1050),
 }
 LEAST = 36.0  # PSNR in dB
-MOST = 1.5  # grey levels, on average
+MOST = 1.5  # largest mean difference, in grey levels
 # The border between the image and the black is jagged in the published code, but smooth in a pack, which has been
 # scaled down. Pixels closer than EDGE to this border are therefore measured separately.
 EDGE = 3

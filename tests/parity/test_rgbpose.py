@@ -91,7 +91,7 @@ def test_features_equal_the_published(cases, kind, stream):
 
 @pytest.mark.parametrize("joints", [17, 28])
 def test_features_have_the_published_spread(facts, joints):
-    """Compares mean, deviation and largest value, which are published for both numbers of joints."""
+    """Compares mean, standard deviation and maximum, which are published for both numbers of joints."""
     about = facts("pcan_backbone_info.json")[f"V{joints}"]
     model = network(joints, True).eval()
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_scores_equal_the_published(cases):
 
 
 def test_two_views_are_averaged_as_published(cases):
-    """Averages probabilities over a batch of two, as two views of one clip. Other rules differ by 1e-4 or more."""
+    """Averages the probabilities of a batch of two as those of two views of a clip. Other averages differ by 1e-4."""
     paths, logits = cases("rgbpose_scores.npz"), scores(2, torch.float64)
     clip = torch.zeros(1, dtype=torch.int64)
     views = [
@@ -127,7 +127,7 @@ def test_two_views_are_averaged_as_published(cases):
             ours = mean[stream_of(key)]
             if ours.shape == published.shape and probabilities(published):
                 error = np.abs(ours.numpy() - published).max() / published.max()
-                if error < 5e-3:  # the file also has clips that we cannot remake; they differ by over 1e-2
+                if error < 5e-3:  # the file also has clips whose inputs we lack; their scores differ by over 1e-2
                     assert_close(ours, published, 1e-5)
                     compared += 1
     if not compared:

@@ -46,7 +46,7 @@ class Trajectory:
         return tuple(clips(name + suffix, shape, self.dtype) for name, shape in shapes.items())
 
     def step(self, number: int, clip_norm: float, last: bool) -> dict[str, float]:
-        """Return the losses of a step. Unless `last`, also take the step, and return the norm before clipping."""
+        """Return the losses of a step. Unless `last`, also update the weights, and return the norm before clipping."""
         label = torch.tensor(self.about["labels"][number])
         losses = self.model(*self.inputs(f".traj.{number}"), label).losses
         values = {name: loss.item() for name, loss in losses.items()}
@@ -100,7 +100,7 @@ def test_all_steps_equal_the_published_in_float64(cases):
 
 
 def compare_end(run: Trajectory, path: Path) -> None:
-    """Compare weights, their total change and running statistics after the last step, and the final scores."""
+    """Compare weights, their total change, and running statistics after the last step. Also compare final scores."""
     final = path.with_name(f"{path.stem}_final.json")
     if final.exists():
         expected = load_json(final)["f64"]

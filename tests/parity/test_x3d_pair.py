@@ -77,7 +77,7 @@ def test_features_of_odd_sizes_equal_the_published(cases, facts, stream_net, str
         assert match, path
         with torch.no_grad():
             feature = stream_net(stream).eval()(folded(det_input(f"{name}.odd", tuple(inputs))), inputs[2])
-        for published in match:  # in float32 or float64
+        for published in match:  # one in float32, one in float64
             assert_close(unfolded(feature, inputs[2]), published, 1e-5)
 
 

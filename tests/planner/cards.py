@@ -1,4 +1,4 @@
-"""GPUs for which a training step can be planned on a machine without them: one per architecture, oldest first."""
+"""GPUs for which a machine without a GPU can plan a training step: one per architecture, the oldest first."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Card:
     """The properties of a GPU, named as in torch.cuda.get_device_properties, on which Inductor and Triton depend.
 
     Sizes are in bytes. Threads, registers and shared memory follow from the compute capability (CUDA C++ Programming
-    Guide, "Technical Specifications per Compute Capability"); name, multiprocessors and memory belong to the product.
+    Guide, "Technical Specifications per Compute Capability"); name, multiprocessors and memory depend on the product.
     """
 
     name: str
@@ -20,14 +20,14 @@ class Card:
     max_threads_per_multi_processor: int
     shared_memory_per_multiprocessor: int
     shared_memory_per_block_optin: int
-    """The most that a block can have."""
+    """The largest amount of shared memory that a block can have."""
     total_memory: int
     shared_memory_per_block: int = 48 * KIB
-    """What a block has unless its kernel asks for more."""
+    """The shared memory that a block has unless its kernel asks for more."""
     regs_per_multiprocessor: int = 65536
     max_threads_per_block: int = 1024
     warp_size: int = 32
-    gcnArchName: str = ""  # of AMD's GPUs; a torch built without CUDA reads it
+    gcnArchName: str = ""  # for AMD's GPUs; read by a torch built without CUDA
 
     @property
     def arch(self) -> int:

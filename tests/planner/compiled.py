@@ -3,10 +3,12 @@
 A network with its losses is compiled as in training, by Dynamo, AOTAutograd and Inductor, for a GPU that is not there.
 The inputs are fake tensors with the batch size of the experiment. Compilation stops with the generated code, because
 nothing can run. Operations outside of the compiled graph are not counted: the sum of the losses, clipping, SGD, and the
-input. Heads are plain. Matrix products are not padded, because Inductor decides about padding by timing them.
+preparation of the input. Heads are plain. Matrix products are not padded, because Inductor decides about padding by
+timing them.
 
 `python -m tests.planner.compiled NAME [--card sm_90] PARTS...` prints the counts of an experiment whose PARTS run
-through our kernels. This takes some minutes. The counts need a process of their own, which changes torch for good.
+through our kernels. This takes some minutes. Counting changes torch permanently, so each count runs in a process of its
+own.
 """
 
 import argparse
@@ -51,7 +53,7 @@ LAUNCH = re.compile(r"^ *(?!#).*?(\b\w+\.run|extern_kernels\.\w+|torch\.ops\.[\w
 
 
 def counted(name: str, parts: tuple[FusedPart, ...], card: Card = H200) -> Counts:
-    """Return the `counts` of an experiment of EXPERIMENTS on a card of CARDS, computed in a process of its own."""
+    """Run `counts` in a process of its own, for an experiment of EXPERIMENTS and a card of CARDS."""
     surroundings = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     words = ("-m", "tests.planner.compiled", name, "--card", f"sm_{card.arch}", *parts)
     process = run(*words, environment=surroundings | {"CUDA_VISIBLE_DEVICES": ""}, timeout=None)
@@ -62,9 +64,9 @@ def counted(name: str, parts: tuple[FusedPart, ...], card: Card = H200) -> Count
 def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
     """Return the launches of one step, and the GB per clip that they read and write, in three groups.
 
-    ours: kernels of this repository, which compute `parts`; generated: kernels that Inductor generates; extern:
-    convolutions, matrix products and other operators. In the backward pass a convolution has one launch for each of its
-    two gradients, and both launches read the gradient of the result.
+    The group `ours` contains the kernels of this repository, which compute `parts`; `generated` contains the kernels
+    that Inductor generates; `extern` contains convolutions, matrix products and other operators. In the backward pass,
+    a convolution has one launch for each of its two gradients, and both launches read the gradient of the result.
     """
     totals: Counts = {whose: {"launches": 0, "gb": 0.0} for whose in ("ours", "generated", "extern")}
 
@@ -94,7 +96,7 @@ def described(node: BaseSchedulerNode) -> tuple[str, int, int]:
         return "generated", size, 0
     operator: Any = node.node
     if isinstance(operator, UserDefinedTritonKernel):
-        return "ours", node.get_read_buffer_sizes(), 0  # these include the buffers that it writes
+        return "ours", node.get_read_buffer_sizes(), 0  # includes the buffers that the kernel writes
     backward = getattr(operator, "op_overload", None) is torch.ops.aten.convolution_backward.default
     if not backward or not all(operator.constant_args[-3:-1]):
         return "extern", size, 0

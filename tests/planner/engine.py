@@ -1,4 +1,4 @@
-"""torch.autograd.grad in Python, because torch's own function needs the streams of a GPU that is there.
+"""torch.autograd.grad in Python, because torch's own function needs the streams of a real GPU.
 
 Like torch's engine, it sums gradients over broadcast dimensions, casts them and adds them up.
 """
@@ -13,7 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 Slots = dict[int, Tensor]
-"""Gradients of a node's outputs, by the output's number."""
+"""Maps the number of each output of a node to the gradient of this output."""
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def grad(
 
 
 def consumers(roots: list[Node]) -> Counter[Node]:
-    """Return every node that can be reached from the roots, with the number of gradients that it waits for."""
+    """Return every node that can be reached from the roots, and the number of gradients that each node waits for."""
     counts, left = Counter(dict.fromkeys(roots, 0)), list(dict.fromkeys(roots))
     while left:
         for following, _ in left.pop().next_functions:

@@ -1,4 +1,4 @@
-"""Answers all that torch asks about a GPU while it compiles a training step, for a GPU that is not there."""
+"""Answers every question that torch asks about a GPU while it compiles a training step, without such a GPU."""
 
 import ctypes
 from functools import partial
@@ -19,8 +19,8 @@ CUDA, META, DEVICE_TYPES = 1, 14, 21  # values of c10::DeviceType
 def stand_in_for_torch(card: Card) -> None:
     """Make torch accept fake tensors on the card, and generate code for networks that are compiled for the card.
 
-    This cannot be undone, so it needs a process of its own. Torch is told that cuDNN computes the convolutions, in
-    channels_last.
+    This cannot be undone, so it needs a process of its own. Torch then assumes that cuDNN computes the convolutions,
+    in channels_last.
     """
     stand_in(card.arch)
     answers = {
@@ -31,7 +31,8 @@ def stand_in_for_torch(card: Card) -> None:
         (torch.cuda, "get_device_properties"): card,
         (torch.cuda.amp.common, "amp_definitely_not_available"): False,
         (CudaInterface, "get_device_properties"): card,
-        (CudaInterface, "is_available"): True,  # not in torch.cuda, where Dynamo would ask for random states
+        # torch.cuda.is_available stays false. Otherwise Dynamo would ask the GPU for its random state.
+        (CudaInterface, "is_available"): True,
         (torch._C, "_select_conv_backend"): torch._C._ConvBackend.Cudnn,  # pyright: ignore[reportAttributeAccessIssue]
         (torch._C, "_conv_determine_backend_memory_format"): torch.channels_last,
     }

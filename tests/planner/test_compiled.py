@@ -1,4 +1,4 @@
-"""Launches of a compiled step: for a small network they follow from its layers and its calls of kernels; the record."""
+"""Checks the launches of compiled steps: those of small networks against their layers, and those in the record."""
 
 import json
 from dataclasses import replace
@@ -57,7 +57,7 @@ class Two(torch.autograd.Function):
 
 
 def test_gradients_that_the_engine_changes():
-    """Gradients with another type than their tensor, gradients of a broadcast, and gradients of an unused output."""
+    """Tests gradients that are cast to another type, gradients of a broadcast, and gradients of an unused output."""
     x, half = torch.randn(3, 4, requires_grad=True), torch.randn(4, requires_grad=True, dtype=torch.bfloat16)
     y = Two.apply(x)[0] * half + Two.apply(x[0])[1]
     given = torch.randn(3, 4)
@@ -80,7 +80,7 @@ def products():
 
 @pytest.mark.soak
 def test_a_small_step_through_kernels():
-    """Launches and bytes of our kernels equal a second count, from the network's calls and the sizes of arguments."""
+    """Compares launches and bytes of our kernels with a second count, from the network's calls and argument sizes."""
     counts, launches, gigabytes = counted("toy", PARTS), 0, 0.0
     for call, times in calls_of(TOY, train=True).items():
         if call.kernel != "heatmap":
@@ -133,7 +133,8 @@ def test_whole_networks_for_a_card_without_bf16(name):
 def test_a_small_step_compiled_for_every_card(arch):
     counts = counted("toy", (), CARDS[arch])
     assert counts["ours"] == {"launches": 0, "gb": 0}
-    # Each layer has a forward launch and two for gradients, except that the two inputs have none; dropout has one.
+    # Each layer has one launch forward and two for its gradients, but the two stems compute no gradient of their input.
+    # Dropout has one launch.
     assert counts["extern"]["launches"] == 3 * products() - 2 + 1
     assert counts["generated"]["launches"] > 4 * layers(nn.BatchNorm2d)  # statistics and norm, forward and backward
 

@@ -102,12 +102,12 @@ SETTINGS = [
         f"{CONFIG} --set model.num_classes=5",
         (r"computed from (data), clip and --coarse-map: change these", f"{CONFIG} --set {{0}}.num_classes=5"),
         (r"none with (--set \S+)$", "{before} {0}"),
-        (r"no coarse classes, (--set \S+)$", "{before} {0}"),
+        (r"leave out coarse classes with (--set \S+)$", "{before} {0}"),
         (r"set (model.num_coarse=0),", "{before} --set {0}"),
     ),
     (
         "trainer config --exp ntu60_pose --set data.num_classes=5 --set data.class_names=()",
-        (r"no coarse classes, (--set \S+)$", "{before} {0}"),
+        (r"leave out coarse classes with (--set \S+)$", "{before} {0}"),
     ),
     (
         f"{CONFIG} --set data.num_classes=5 --set data.class_names=()",
@@ -117,7 +117,7 @@ SETTINGS = [
     ("trainer config --exp ntu60 --coarse-map none.txt", (r"(\w+) \(60 classes\)", "{before} --coarse-map {0}")),
     (
         f"{CONFIG} --coarse-map {{dir}}/gap.txt",
-        (r"coarse class 1: (number them from 0, with no gap)$", "{before}", "close_the_gap"),
+        (r"coarse class 1: (number coarse classes from 0, with no gap)$", "{before}", "close_the_gap"),
     ),
     (f"{CONFIG} --set clip.skeleton=coco", (r": use one of (\w+),", f"{CONFIG} --set clip.skeleton={{0}}")),
     (

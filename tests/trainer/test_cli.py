@@ -196,12 +196,13 @@ def test_foreign_data(capsys, tmp_path, tiny):
 
 def test_wrong_coarse_map(capsys, tmp_path):
     assert "cannot read a coarse map from nonsense" in told(capsys, "--exp", "ntu60", "--coarse-map", "nonsense")
-    assert "52 entries for 60 classes: name with --coarse-map semantic8 or" in told(
+    assert "52 entries for 60 classes: choose --coarse-map semantic8 or" in told(
         capsys, "--exp", "ntu60", "--coarse-map", "ma52"
     )
     (tmp_path / "map.txt").write_text("0 1 1\n0,0,3, 1 1 1 1 1 1\n")
     line = told(capsys, "--exp", "demo", "--coarse-map", str(tmp_path / "map.txt"))
-    assert line.endswith("map.txt: the coarse map assigns no class to coarse class 2: number them from 0, with no gap")
+    problem = "map.txt: the coarse map assigns no class to coarse class 2"
+    assert line.endswith(f"{problem}: number coarse classes from 0, with no gap")
 
 
 def test_a_bug_of_ours_raises(monkeypatch):

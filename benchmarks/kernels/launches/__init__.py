@@ -57,7 +57,7 @@ CALLS = (HeatmapCall, ShiftConvCall, DepthwiseCall, NormActCall, MomentsCall, Co
 
 
 def calls_of(experiment: Experiment, train: bool, parts: tuple[FusedPart, ...] = PARTS) -> Counter[Call]:
-    """Count how often each call is made in a training step, or without `train` in a validation batch.
+    """Count how often each call is made in a training step or, without `train`, in a validation batch.
 
     `parts` are the parts of the network that run through kernels.
     """

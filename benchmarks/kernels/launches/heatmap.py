@@ -28,7 +28,7 @@ class HeatmapCall:
         yield cls(
             clips=seen.clips,
             frames=clip.pose_frames,
-            people=2 if clip.skeleton is COCO_17 else 1,  # NTU films up to two people, MA-52 one
+            people=2 if clip.skeleton is COCO_17 else 1,  # NTU videos show up to two people, MA-52 videos one
             skeleton=clip.skeleton,
             side=clip.heatmap_size,
             sigma=clip.sigma,

@@ -1,4 +1,4 @@
-"""Bytes that the kernels move: a small kernel counted by hand, then the committed record and its limits."""
+"""Bytes that the kernels move: a small kernel is counted by hand, and the committed record is current."""
 
 import json
 from collections import Counter
@@ -78,7 +78,7 @@ def test_the_record_has_every_call_and_launch(name):
 
 @pytest.mark.parametrize("name", a_share(EXPERIMENTS, slow=("ntu60_x3d",), every=1))
 def test_the_record_is_current(name):
-    """Counts each kernel's call that moves the most bytes. `make soak` counts all calls."""
+    """Counts only the call of each kernel that moves the most bytes. `make soak` counts all calls."""
     kernels = {kernel: values for kernel, values in RECORD["per_clip"][name].items() if "heaviest" in values}
     calls = {(call.kernel, describe(call)): call for call in calls_of(EXPERIMENTS[name], train=True)}
     for kernel, values in kernels.items():
@@ -124,7 +124,7 @@ def test_depthwise_moves_as_much_as_the_compiled_convolution_alone():
 
 @pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.53), ("ma52", 0.78)])
 def test_blocks_through_kernels_are_near_the_ideal(name, share):
-    """A whole step moves less, too. ma52 gains little, because no kernel of ours computes its 3x3 convolutions."""
+    """A whole step also moves fewer bytes. ma52 gains little, because our kernels do not compute 3x3 convolutions."""
     blocks, plans = RECORD["per_clip"][name]["blocks"], RECORD["compiled"][name]
     assert blocks["gb"] <= 1.25 * blocks["ideal_gb"]
     ours, plain = (sum(group["gb"] for group in plans[how].values()) for how in ("through_kernels", "plain"))
@@ -132,13 +132,13 @@ def test_blocks_through_kernels_are_near_the_ideal(name, share):
 
 
 def test_what_a_kernel_for_dense_convolutions_would_save():
-    """It would save an eighth of the 4.19 GB of ma52 (README), which has 29 bottlenecks. ntu60_x3d has none."""
+    """The kernel would save an eighth of the 4.19 GB that ma52 moves, in its 29 bottlenecks. ntu60_x3d has none."""
     assert saved_by_dense_kernel(MA52_RUN) == pytest.approx(0.498, abs=0.001)
     assert saved_by_dense_kernel(NTU60_X3D) == 0
 
 
 @pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.12), ("ma52", 0.24)])
 def test_less_than_a_quarter_of_the_launches_of_an_eager_step(name, share):
-    """The eager step is that of the published 3-D network (docs/sources.md, "Bytes of a training step")."""
+    """The eager step is a step of the published 3-D network (docs/sources.md, "Bytes of a training step")."""
     step = RECORD["step"][name]
     assert step["launches"] <= share * step["published_eager_launches"]

@@ -1,6 +1,7 @@
 """Compiles the kernels as Inductor passes them to Triton. test_one_graph.py runs this without TRITON_INTERPRET.
 
-Inductor's signatures differ from those of a direct launch: a Python float is fp64, but fp32 in a direct launch.
+Inductor's signatures differ from those of a direct launch: Inductor passes a Python float as fp64, and a direct launch
+passes it as fp32.
 """
 
 import json
@@ -25,7 +26,7 @@ WIDE = re.compile(r"\b(?:mul|fma)\.\S*f64")  # arithmetic in float64, not only a
 
 
 def handed(name: str) -> list[dict]:
-    """Compile every launch, forward and backward, for sm_80 and sm_90. Returns its resources and use of float64."""
+    """Compile every launch of a function, forward and backward, for sm_80 and sm_90. Returns one dict per launch."""
     function, inputs = FUNCTIONS[name]
     codes: list[str] = []
 

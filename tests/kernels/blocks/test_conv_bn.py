@@ -14,7 +14,7 @@ from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
 from tests.kernels.variants import a_share, broken, dies, in_turn
 
 CASES = {
-    # name: (images, height, width, channels, outputs, rows of scale and shift (0: without them), activation)
+    # name: (images, height, width, channels, outputs, rows of scale and shift or 0 without them, activation)
     "as it is": (4, 5, 7, 24, 54, 0, "none"),
     "relu": (3, 9, 7, 54, 24, 1, "relu"),
     "silu, three clips": (6, 5, 7, 54, 24, 3, "silu"),
@@ -59,7 +59,7 @@ class Rounded(torch.autograd.Function):
 
 
 def eager(x, weight, scale=None, shift=None, activation="none"):
-    """Compute the contract as two operators that round their outputs: norm with activation, then convolution."""
+    """Replace conv_bn by two operators that round their outputs: norm with activation, then convolution."""
     if scale is not None:
         factor, addend = (t.repeat_interleave(len(x) // len(t), 0)[..., None, None] for t in (scale, shift))
         z = x * factor + addend
@@ -69,7 +69,7 @@ def eager(x, weight, scale=None, shift=None, activation="none"):
 
 
 def run(function, inputs, ways, dtype=None):
-    """Return results and gradients by name. The loss contains the results named in `ways`, with similar influence."""
+    """Return results and gradients by name. The results named in `ways` have a similar influence on the loss."""
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     found = dict(zip((*WAYS, "sum"), function(*leaves), strict=False))
     generator = torch.Generator().manual_seed(1)

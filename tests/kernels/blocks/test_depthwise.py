@@ -71,7 +71,7 @@ class Rounded(torch.autograd.Function):
 
 
 def eager(x, weight, stride, scale, shift, activation, groups):
-    """Compute the contract as two operators that round their outputs: norm with activation, then convolution."""
+    """Replace depthwise_conv by two operators that round their outputs: norm with activation, then convolution."""
     if scale is not None:
         z = x * scale[:, None, None] + shift[:, None, None]
         x = Rounded.apply({"none": nn.Identity(), "relu": nn.ReLU(), "silu": nn.SiLU()}[activation](z))
@@ -85,7 +85,7 @@ def statistics(y, groups):
 
 
 def run(function, inputs, settings, dtype=None, by=RESULTS):
-    """Return results and gradients by name. The loss contains the results named in `by`, with similar influence."""
+    """Return results and gradients by name. The results named in `by` have a similar influence on the loss."""
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     results = dict(zip(RESULTS, call(function, leaves, settings), strict=True))
     generator = torch.Generator().manual_seed(1)
@@ -203,7 +203,8 @@ def test_statistics_of_a_mean_far_from_zero(dtype, rounding):
 
 def test_what_is_convolved_is_rounded(rounding):
     (x, weight, scale, shift), _ = make_case("65 channels", torch.bfloat16)
-    weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0  # a single product, so no order of sums
+    # Each sum then has a single product, so the order of summation cannot matter.
+    weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0
     found = fused.depthwise_conv(x, weight, 1, scale, shift, "silu")[0]
     z = x * scale[:, None, None] + shift[:, None, None]
     assert torch.equal(found, F.silu(z).bfloat16() * weight[:, 0, 1, 1, None, None])

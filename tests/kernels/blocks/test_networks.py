@@ -1,4 +1,4 @@
-"""Networks with parts that our kernels run: the same results and gradients as in plain torch, still in one graph."""
+"""Networks with parts that run through our kernels have the same results as in plain torch, and are still one graph."""
 
 import json
 import os
@@ -33,7 +33,7 @@ CALLS = {
     "inflated bottlenecks": {"residual_conv", "moments", "conv_bn"},
     "stages": {"residual_conv", "moments", "conv_bn"},
 }
-OTHER_NORMS = {"X3D", "inflated bottlenecks", "stages"}  # networks with norms that no kernel of a block computes
+OTHER_NORMS = {"X3D", "inflated bottlenecks", "stages"}  # networks with norms that belong to no block
 
 
 @pytest.fixture
@@ -176,9 +176,9 @@ def graphs(tmp_path_factory):
 
 @pytest.mark.soak
 def test_one_graph_with_all_parts_and_no_layout_copy(graphs):
-    """In each direction, a block's kernels have one launch each and other norms two. Backward, moments has none."""
+    """A block launches each kernel once in each direction, but moments only forward. Other norms launch two kernels."""
     forward, backward = graphs["X3D"]
-    norms = 2 + 2  # of the stem, of the end, and of two shortcuts that change the shape
+    norms = 2 + 2  # norms of the stem, of the end, and of two shortcuts that change the shape
     assert forward["launches"] == backward["launches"] == 3 * 3 + norms * 2
     assert forward["copies"] == backward["copies"] == []
     forward, backward = graphs["stages"]
@@ -186,5 +186,6 @@ def test_one_graph_with_all_parts_and_no_layout_copy(graphs):
     by_convolutions = blocks * 2 + 2  # two in each block, two in shortcuts that change the shape
     assert forward["launches"] == by_convolutions + blocks + norms * 2  # `moments` follows each 3x3 convolution
     assert backward["launches"] == by_convolutions + norms * 2
-    assert [copy.partition(":")[0] for copy in forward["copies"]] == ["clone"]  # pixels that a strided shortcut reads
+    # The only copy collects the pixels that a strided shortcut reads.
+    assert [copy.partition(":")[0] for copy in forward["copies"]] == ["clone"]
     assert not backward["copies"]

@@ -14,7 +14,7 @@ from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
 from tests.kernels.variants import a_share, broken_below, dies, in_turn
 
 CASES = {
-    # name: (images, height, width, channels, gates or 0, residual, activation)
+    # name: (images, height, width, channels, rows of the gate or 0 without it, residual, activation)
     "plain": (4, 9, 7, 24, 0, False, "none"),
     "relu": (3, 9, 7, 54, 0, False, "relu"),
     "silu": (2, 7, 5, 96, 0, False, "silu"),
@@ -47,7 +47,7 @@ def make_case(case, dtype=torch.float32):
 
     x, residual = (random(images, channels, height, width).to(dtype) for _ in range(2))
     x = x * 3 + random(channels, 1, 1) * 5
-    x[:, 0] /= 100  # so small a variance that eps matters
+    x[:, 0] /= 100  # a variance so small that eps matters
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     weight, bias, gate = 1 + random(channels) / 2, random(channels), random(max(gates, 1), channels).sigmoid().to(dtype)
     return (x, weight, bias, residual if has_residual else None, gate if gates else None), activation
@@ -56,7 +56,7 @@ def make_case(case, dtype=torch.float32):
 def run(module, inputs, activation, dtype=None, rounded=None):
     """Return result, statistics and gradients by name, computed in `dtype`.
 
-    The result and the gradients of x, residual and gate are then converted to the type `rounded`, if it is given.
+    The result and the gradients of x, residual and gate are then converted to the type `rounded`, if it is passed.
     """
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     result, mean, var = module.norm_act(*leaves, activation)

@@ -13,27 +13,27 @@ ROOT = Path(__file__).resolve().parents[3]
 COPIES = ("clone", "_to_copy", "contiguous", "permute_copy")
 
 
-def told(module, tmp_path_factory):
+def printed_by(module, tmp_path_factory):
     """Run a module of these tests without TRITON_INTERPRET, and return the JSON that it prints."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     command = [sys.executable, "-m", f"tests.kernels.blocks.{module}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "Encountered an exception" not in done.stderr  # after one, torch copies all of a kernel's arguments
+    assert "Encountered an exception" not in done.stderr  # after this warning, torch copies all arguments of a kernel
     return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
-    return told("traced", tmp_path_factory)
+    return printed_by("traced", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory):
     if torch.cuda.is_available():
         pytest.skip("the stand-in is for where there is no card")
-    return told("handed", tmp_path_factory)
+    return printed_by("handed", tmp_path_factory)
 
 
 LAUNCHES = {"shift_conv": 1, "depthwise": 1, "conv_bn": 1, "norm_act": 2, "residual_conv": 1}

@@ -38,7 +38,7 @@ WAYS = ("result", "mean", "var", "sum")
 
 
 def make_case(case, dtype=torch.float32):
-    """Return the tensors of a case (a scaled shortcut adds a sixth) and its number of frames."""
+    """Return the tensors of a case, with shortcut_scale last if the shortcut is scaled, and its number of frames."""
     clips, frames, height, width, channels, outputs, taps, *scaled = CASES[case]
     generator = torch.Generator().manual_seed(0)
 
@@ -53,7 +53,7 @@ def make_case(case, dtype=torch.float32):
 
 
 def eager(y, weight, scale, shift, shortcut, num_frames, shortcut_scale=None):
-    """Compute the contract as two operators that round their outputs, and in backward their gradients."""
+    """Replace residual_conv by two operators that round their outputs and, in the backward pass, their gradients."""
     if shortcut_scale is not None:
         shortcut = shortcut * shortcut_scale[:, None, None]
     x = Rounded.apply((y * scale[:, None, None] + shift[:, None, None] + shortcut).relu())
@@ -192,7 +192,7 @@ def test_a_nan_stays_in_its_pixel_and_its_statistics(fenced):
     (y, weight, scale, shift, shortcut), frames = make_case("inflated")
     y[0, 0, 2, 3] = float("nan")
     result, mean, var, x = fused.residual_conv(y, weight, scale, shift, shortcut, frames)
-    assert result.isnan()[:2, :, 2, 3].all()  # the frame of the NaN and the next frame
+    assert result.isnan()[:2, :, 2, 3].all()  # the NaN is in frame 0, and reaches frame 1
     assert result.isnan().sum() == 2 * len(weight)
     assert x.isnan().sum() == 1
     assert mean.isnan().all()

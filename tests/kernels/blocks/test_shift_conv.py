@@ -50,7 +50,7 @@ def bind(function, options):
 
 
 def eager(x, weight, num_frames, fold):
-    """Compute the contract with a rounded result and, in backward, a rounded gradient of the result."""
+    """Run the reference, but round its result and, in the backward pass, the gradient of the result."""
     y, *_ = reference.shift_conv(x, weight, num_frames, fold)
     y = Rounded.apply(y)
     return y, y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)
