@@ -101,7 +101,7 @@ class Run:
         digest, mine = self.task.settings.digest(), set(self.task.rows)
         alike = self.finished["settings"] == digest
         facts = zip(*(self.finished[key][alike].tolist() for key in ("bad", "num_frames", "clip_bytes")), strict=True)
-        lines = [dict(zip(("bad", "num_frames", "clip_bytes"), values, strict=True)) for values in facts]
+        lines: list[dict] = [dict(zip(("bad", "num_frames", "clip_bytes"), values, strict=True)) for values in facts]
         lines += [line for line in self.lines.values() if line["settings"] == digest]
         theirs = [
             row for row, joints in enumerate(self.task.joints) if row not in mine and joints not in self.todo.packed
