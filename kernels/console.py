@@ -1,6 +1,6 @@
-"""Standard output and standard error that never end a program.
+"""Keeps a program running when its standard output or standard error cannot be written.
 
-Their reader may go away (`| head`, a dropped ssh), the disk behind them may be full, and their encoding may lack the
+The reader may go away (`| head`, a dropped ssh), the disk behind the output may be full, and the encoding may lack the
 characters of a name. Text that cannot be written is then lost, and the program goes on.
 """
 
@@ -16,7 +16,7 @@ READER_LEFT = (errno.EPIPE, errno.EIO)  # a pipe without a reader, and a termina
 
 
 class Forgiving(io.FileIO):
-    """A file that drops what cannot be written. `error` is the first reason, or None."""
+    """A file that drops what cannot be written. `error` is the first error that occurred, or None."""
 
     error: OSError | None = None
 
@@ -33,12 +33,12 @@ class Forgiving(io.FileIO):
 def open_console() -> None:
     """Replace sys.stdout and sys.stderr by streams that drop what cannot be written and escape what cannot be encoded.
 
-    Streams that do not belong to this process's own console, as in tests and notebooks, only learn to escape.
+    Streams that replace those of this process, as in tests and notebooks, are only set to escape.
     """
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file to be opened, such as a snapshot, would become the program's output
+        except OSError:  # closed: the next file that is opened, such as a snapshot, would receive the output
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = _forgiving(sys.stdout, sys.__stdout__)
     sys.stderr = _forgiving(sys.stderr, sys.__stderr__)

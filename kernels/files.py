@@ -1,4 +1,4 @@
-"""Looks at files that strangers may have written, before a reader opens them or takes memory for their content."""
+"""Checks files that strangers may have written, before a reader opens them or allocates memory for their content."""
 
 import json
 import os
@@ -24,8 +24,8 @@ KINDS: dict[str, Callable[[int], bool]] = {
 def check_regular(path: str | Path, kind: type[UserError] = UserError) -> None:
     """Raise an error of the given kind if `path` is a folder, a pipe, a socket or a device.
 
-    Opening a pipe would wait until somebody writes into it, and a device may never end. If there is nothing at `path`,
-    no error is raised, because the caller knows better what to say about a missing file.
+    Opening a pipe would wait until somebody writes into it, and a device may never end. If `path` does not exist,
+    no error is raised, because the caller can report a missing file better.
     """
     try:
         mode = os.stat(path).st_mode
@@ -38,7 +38,7 @@ def check_regular(path: str | Path, kind: type[UserError] = UserError) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises UserError, or OSError if the file cannot be opened."""
+    """Return the content of a JSON file. Raises UserError if it cannot be used, or OSError if it cannot be opened."""
     check_regular(path)
     size = path.stat().st_size
     if size > MAX_JSON:
@@ -52,10 +52,10 @@ def read_json(path: Path) -> Any:
 
 
 def archive_entries(file: BinaryIO, small: int) -> list[zipfile.ZipInfo]:
-    """The entries of a zip file, after a look at their names, places and sizes. Nothing is unpacked.
+    """Check the names, positions and sizes of the entries of a zip file, and return the entries. Nothing is unpacked.
 
-    small: bytes that the archive may unpack to in any case. Raises ValueError or zipfile.BadZipFile with the reason why
-    the archive is refused.
+    small: number of bytes to which any archive may unpack, however small it is. Raises ValueError or
+    zipfile.BadZipFile with the reason why the archive is refused.
     """
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:

@@ -64,9 +64,9 @@ def test_only_one_module_knows_of_the_kernels_of_blocks():
 
 
 def test_what_modules_do_not_import():
-    """Networks load without DALI and Triton, fused ones too, and commands start without the modules of torch.compile.
+    """Networks, even fused ones, load without DALI and Triton. Commands start without the modules of torch.compile.
 
-    Importing those takes a second, so only commands that compile or train import them.
+    Importing the modules of torch.compile takes a second, so only commands that compile or train import them.
     """
     code = """
 import importlib, sys

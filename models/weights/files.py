@@ -98,10 +98,10 @@ def read_file(path: Path, averaged: bool = False) -> State:
 
 
 def read_torch(file: BinaryIO, skipped: Collection[str] = ()) -> Any:
-    """Read a file that torch.save wrote, to the CPU. `scan` looks through it first, and no code in it runs.
+    """Read a file that torch.save wrote, to the CPU. `scan` checks the file first, and no code in it runs.
 
-    skipped: names of types whose objects are read as `Skipped`. Raises UnpicklingError if the file contains anything
-    but these, tensors, numbers and text. A damaged file can raise any exception.
+    skipped: names of types whose objects are read as `Skipped`. Raises UnpicklingError if the file contains objects of
+    any other type, except for tensors, numbers and text. A damaged file can raise any exception.
     """
     scan(file, skipped)
     with torch.serialization.safe_globals([(Skipped, name) for name in skipped]):
@@ -169,7 +169,7 @@ def first_line(error: Exception) -> str:
 
 
 def not_finite(state: Mapping[str, Any]) -> str:
-    """How many tensors contain NaN or infinity, with the names of a few of them. Empty if none does."""
+    """Say how many tensors contain NaN or infinity, and name a few of them. Returns "" if there is none."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
     names = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     return f"{len(names)} of {len(tensors)} tensors contain NaN or infinity: {listed(names, 3)}" if names else ""
@@ -250,7 +250,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def is_sealed(path: Path) -> bool:
     """Whether a file ends with the trailer that `save` writes. The digest in the trailer is not checked."""
-    if not path.is_file():  # opening a pipe would wait for somebody to write into it
+    if not path.is_file():  # opening a pipe would wait until somebody writes into it
         return False
     try:
         with open(path, "rb") as file:

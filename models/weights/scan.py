@@ -1,9 +1,9 @@
-"""Looks through a torch checkpoint before torch reads it: no code, and no tensor larger than the bytes stored for it.
+"""Checks a torch checkpoint before torch reads it. It must not contain code, or tensors larger than their stored bytes.
 
-torch's own safe reader runs no code either. But a file of a few hundred bytes can make it take any amount of memory or
-time: by an archive that unpacks to far more, by a tensor that repeats one number with a stride of 0, by a storage that
-claims more than the file contains, or by a key whose hash never ends. So this scan follows the same opcodes with
-stand-ins for all objects: it builds no tensor, hashes no key, and calls nothing.
+The safe reader of torch runs no code either, but a file of a few hundred bytes can make it use any amount of memory or
+time. Such a file may be an archive that unpacks to far more bytes, or contain a tensor that repeats one number with a
+stride of 0, a storage that claims more bytes than the file has, or a key whose hash takes forever to compute. This scan
+follows the same opcodes with placeholders for all objects: it builds no tensor, hashes no key, and calls nothing.
 """
 
 import os
@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 from kernels.files import archive_entries
 from models.weights.renaming import listed
 
-MAX_OPCODES = 1_000_000  # a snapshot of the largest network has 60,000
-MAX_PICKLE = 256 << 20  # bytes of the pickle, which contains no numbers of tensors
-SMALL = 1 << 20  # bytes that any file may unpack to
-MAX_SHARING = 8  # tensors may share storages, but together they may not be larger than the file by this factor
-LEGACY = 0x1950A86A20F9469CFC6C  # the first number of a checkpoint of torch before 1.6, which is no zip
+MAX_OPCODES = 1_000_000  # the snapshot of our largest network has 60,000
+MAX_PICKLE = 256 << 20  # bytes of the pickle, which does not include the content of tensors
+SMALL = 1 << 20  # bytes to which any file may unpack, however small it is
+MAX_SHARING = 8  # tensors may share storages; together they may be at most this many times as large as the file
+LEGACY = 0x1950A86A20F9469CFC6C  # the first number in a checkpoint of torch before 1.6, which is not a zip file
 BYTES = {
     **dict.fromkeys(("Byte", "Char", "Bool", "QInt8", "QUInt8", "Untyped"), 1),
     **dict.fromkeys(("Short", "Half", "BFloat16"), 2),
@@ -29,14 +29,14 @@ BYTES = {
     **dict.fromkeys(("Long", "Double", "ComplexFloat"), 8),
     "ComplexDouble": 16,
 }
-"""Size of an element in bytes, by the name of the storage without its ending `Storage`."""
+"""Maps the name of a storage, without its ending `Storage`, to the size of an element in bytes."""
 
 REBUILD = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 PARAMETER = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
 DICTS = ("collections.OrderedDict", "collections.Counter")
 PLAIN = ("_codecs.encode", "torch.device")
-TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")  # as arguments only
+TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")  # may only be arguments
 ALLOWED = frozenset((*REBUILD, *PARAMETER, WITH_ATTRIBUTES, *DICTS, *PLAIN, *TYPES, "torch.Size"))
 OF_TENSORS = {
     "torch._utils._rebuild_sparse_tensor": "sparse tensors",
@@ -46,7 +46,7 @@ OF_TENSORS = {
     "torch._utils._rebuild_nested_tensor": "nested tensors",
     "torch._utils._rebuild_tensor_v3": "tensors of a number type that Duet does not use",
 }
-"""Kinds of tensors that torch would read, and for which no network of Duet has a use."""
+"""Functions for kinds of tensors that torch would read, but that no network of Duet uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Numbers that are stored for tensors: how many, and the size of each in bytes (1 for an untyped storage)."""
+    """A storage of tensors: the count of its numbers, and the size of each in bytes (1 in an untyped storage)."""
 
     key: str
     count: int
@@ -66,7 +66,7 @@ class Storage:
 
 
 class _Object:
-    """Stands in for a dict, a tensor, or an object of the log."""
+    """A placeholder for a dict, a tensor, or an object of the training log."""
 
 
 DICT, TENSOR, OTHER, MARK = _Object(), _Object(), _Object(), _Object()
@@ -78,7 +78,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 def scan(file: BinaryIO, skipped: Collection[str] = ()) -> None:
     """Raise UnpicklingError, ValueError, EOFError or zipfile.BadZipFile if torch must not read the file. Rewinds it.
 
-    skipped: names of types that the file may contain beside tensors, numbers and text.
+    skipped: names of types that the file may contain in addition to tensors, numbers and text.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -112,7 +112,7 @@ def _scan_legacy(file: BinaryIO, size: int, skipped: Collection[str]) -> None:
     file.seek(0)
     if first and (first[:1] != b"\x80" or pickle.run(file) != LEGACY):
         raise UnpicklingError("it is something else")
-    for _ in range(3):  # the version, facts about the machine, and the content
+    for _ in range(3):  # the version, a description of the machine, and the content
         pickle.run(file)
     pickle.settle(size)
     claimed = sum(storage.count * storage.item for storage in pickle.storages.values())
@@ -121,13 +121,16 @@ def _scan_legacy(file: BinaryIO, size: int, skipped: Collection[str]) -> None:
 
 
 class _Scan:
-    """Follows the opcodes of pickles. `stored`: bytes by the key of a storage, or None if the file is no archive."""
+    """Follows the opcodes of pickles.
+
+    `stored` maps the key of each storage to its number of bytes. It is None if the file is not an archive.
+    """
 
     def __init__(self, stored: dict[str, int] | None, skipped: Collection[str]) -> None:
         self.stored, self.skipped = stored, skipped
         self.storages: dict[str, Storage] = {}
-        self.foreign: set[str] = set()  # names that the pickle may not ask for
-        self.total = 0  # bytes of all tensors, if each were copied
+        self.foreign: set[str] = set()  # names in the pickle that are not allowed
+        self.total = 0  # bytes that all tensors would have if they shared no storage
         self.count = 0  # opcodes so far
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -135,7 +138,7 @@ class _Scan:
     def settle(self, size: int) -> None:
         """Raise UnpicklingError for foreign names, and ValueError if the tensors together are far larger than the file.
 
-        size: bytes of the file, or of what it unpacks to.
+        size: number of bytes of the file, or of its unpacked content.
         """
         if self.foreign:
             tensors = sorted({OF_TENSORS[name] for name in self.foreign if name in OF_TENSORS})
@@ -201,14 +204,14 @@ class _Scan:
             raise UnpicklingError(f"it has the opcode {name}, which torch never writes")
 
     def pop_mark(self) -> list[Any]:
-        """Remove the values above the last mark from the stack, and the mark. Returns the values."""
+        """Remove the last mark and the values above it from the stack, and return the values."""
         values = []
         while (value := self.stack.pop()) is not MARK:
             values.append(value)
         return values[::-1]
 
     def named(self, name: str) -> Named:
-        """A function or type that the pickle names. A name that is not allowed is remembered as foreign."""
+        """Return the function or type of this name. If the name is not allowed, remember it as foreign."""
         name = name.replace("__builtin__.", "builtins.")
         module, _, last = name.rpartition(".")
         allowed = name in ALLOWED or name in self.skipped
@@ -219,7 +222,7 @@ class _Scan:
         return Named(name)
 
     def storage(self, pid: Any) -> Storage:
-        """The storage that a persistent id names. Raises ValueError if it claims more than is stored for it."""
+        """Return the storage of a persistent id. Raises ValueError if it claims more bytes than are stored for it."""
         match pid:
             case ("storage", Named(name), str(key), str(), int(count), *_) if count >= 0:
                 item = BYTES[name.rpartition(".")[2].removesuffix("Storage")]
@@ -230,7 +233,7 @@ class _Scan:
         return self.storages.setdefault(key, Storage(key, count, item))
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """What a call would return. Nothing is called."""
+        """Return a placeholder for the result of a call, without calling anything."""
         if not isinstance(function, Named) or not isinstance(arguments, tuple):
             raise UnpicklingError("it calls something that is not a function")
         name = function.name
@@ -267,6 +270,6 @@ class _Scan:
 
 
 def check_key(key: Any) -> None:
-    """Raise UnpicklingError unless the key of a dict is text or a number, whose hash costs nothing."""
+    """Raise UnpicklingError unless the key of a dict is text or a number, which can be hashed quickly."""
     if not isinstance(key, str | float | None) and not (isinstance(key, int) and abs(key) < 1 << 60):
         raise UnpicklingError("it contains a dict with a key that is neither text nor a number")

@@ -1,4 +1,4 @@
-"""Lets networks whose parts are fused run our kernels in Triton's interpreter on a CPU, not the references."""
+"""Makes fused networks on a CPU run our kernels in Triton's interpreter instead of the references."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ def interprets() -> bool:
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """Inside this context, fused networks on a CPU run the kernels in Triton's interpreter, not the references."""
+    """Inside this context, fused networks on a CPU run the kernels in Triton's interpreter, and no references."""
     dispatched = {name: getattr(models.fused, name) for name in KERNELS}
     try:
         for name, kernel in KERNELS.items():

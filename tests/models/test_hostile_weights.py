@@ -38,7 +38,7 @@ def write(path: Path, content: dict[str, bytes], method: int = zipfile.ZIP_STORE
 
 
 class Storage:
-    """Stands for the storage of a tensor in a forged pickle."""
+    """A placeholder for the storage of a tensor in a forged pickle."""
 
 
 class Tensor:
@@ -92,7 +92,10 @@ PICKLES = {
 
 
 def refusal(path: Path) -> str:
-    """Assert that both readers refuse a file, whose digest is right for the second, and return the first sentence."""
+    """Assert that both readers refuse a file, and return the message of the first.
+
+    Before the second reader reads the file, it gets a trailer with the right digest.
+    """
     with pytest.raises(WeightsError, match=path.name) as refused:
         read_file(path)
     archive = path.read_bytes()

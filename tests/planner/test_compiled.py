@@ -26,7 +26,7 @@ from tests.planner.compiled import counted
 
 @pytest.mark.parametrize("parts", [(), pytest.param(PARTS, marks=pytest.mark.soak)])
 def test_gradients_are_those_of_torch(parts):
-    """The network is eager and has PCAN's heads. Some outputs are unused, and some backward functions are in Python."""
+    """The network is eager and has PCAN's heads. It has unused outputs, and backward functions that are in Python."""
     if parts and not interprets():
         pytest.skip("torch 2.11 cannot run kernels in Triton's interpreter")
     batch, found = random_batch(TOY, torch.device("cpu")), []

@@ -442,7 +442,7 @@ def mutant_of(old, new, folder):
     return mutant
 
 
-# With these mutants several large cases pass before one fails, so `make test` leaves them out.
+# With these mutants, several large cases pass before one fails, so `make test` leaves these mutants out.
 SLOW = ("deviations from several", "last lanes left out", "splits weigh the same", "splits across strips")
 
 
