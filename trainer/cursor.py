@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.forms import fits, hints_of, misfit
+
 SAVED = ("epoch", "clips", "best", "best_file", "bad_steps", "validations", "usual_loss", "rollbacks")
 
 
@@ -81,6 +83,19 @@ class Cursor:
         bad = (~ok).long()
         self.bad_steps += bad
         self.bad_steps[1] *= bad
+
+    @classmethod
+    def misfit(cls, state: Any) -> str:
+        """What is wrong with a `state` that `load_state_dict` should read, or an empty string."""
+        problem = misfit(state, cls, {*hints_of(cls)} - {"epoch"})
+        if problem:
+            return problem
+        numbers = [state["epoch"], state.get("clips", state.get("step")), state.get("rollbacks", 0)]
+        if not all(fits(number, int) and number >= 0 for number in numbers):
+            return f"epoch, clips and rollbacks are {numbers}"
+        if not all(fits(validation.get("epoch"), int) for validation in state.get("validations", ())):
+            return "a validation has no epoch"
+        return "bad_steps are not two" if state.get("bad_steps", torch.zeros(2)).shape != (2,) else ""
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SAVED}

@@ -19,6 +19,7 @@ from trainer.runtime.decisions import Decisions
 from trainer.runtime.forward import Way
 from trainer.runtime.ranks import average_statistics
 from trainer.snapshots.data_record import former_clips
+from trainer.snapshots.state import REMOVE
 from trainer.snapshots.writer import Snapshot, SnapshotError
 from trainer.stored import changes_told, differences, from_json, shortened, to_settings
 
@@ -168,6 +169,23 @@ def exact_under(run: Run) -> dict[str, Any]:
         "compiled": run.forward.way is Way.COMPILED,
         "precision": run.precision.name,
     }
+
+
+def check_tensors(run: Run, snapshot: Snapshot) -> None:
+    """Raise SnapshotError unless the weights, averages and momenta of a snapshot fit the network of the run."""
+    path, state = snapshot
+    own = {name: tensor.shape for name, tensor in run.network.state_dict().items()}
+    for part in (WEIGHTS, AVERAGES):
+        if state.get(part) and {name: tensor.shape for name, tensor in state[part].items()} != own:
+            raise SnapshotError(
+                f"{path} has tensors in `{part}` that its network does not have, or in other shapes: {REMOVE}"
+            )
+    saved = state["optimizer"]["state"]
+    for index, parameter in enumerate(run.network.parameters()):
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            other = saved.get(index, {}).get(key, value)
+            if isinstance(value, Tensor) and (not isinstance(other, Tensor) or other.shape != value.shape):
+                raise SnapshotError(f"{path} has {key} of another shape than weight {index} of its network: {REMOVE}")
 
 
 def check_same(snapshot: Snapshot, experiment: Experiment, say: Callable[[str], None]) -> None:

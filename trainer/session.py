@@ -20,7 +20,7 @@ from trainer.loop import fit
 from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
 from trainer.report.contact_sheet import contact_sheet
 from trainer.report.curves import write_report
-from trainer.resume import check_same, take_up
+from trainer.resume import check_same, check_tensors, take_up
 from trainer.run import Run, build_run
 from trainer.runtime.allocator import keep_freed_memory
 from trainer.runtime.cuda_graph import Replay, rate_on_device
@@ -35,6 +35,7 @@ from trainer.runtime.tuning.choice import Lookup, executed_with, execution_of
 from trainer.runtime.watchdog import Watchdog
 from trainer.snapshots.choice import of_leader
 from trainer.snapshots.data_record import check_data, records_before_packing, records_of, way_back
+from trainer.snapshots.state import check_state
 from trainer.snapshots.work_dir import claim, write_settings
 from trainer.snapshots.writer import NoWriter, Snapshot, Writer, newest_to_resume
 from trainer.stored import from_json
@@ -105,6 +106,7 @@ def train_here(
             with begun(run, start, snapshot), Watchdog(work_dir, ranks, experiment.stalled_after) as watchdog:
                 run.beat = watchdog.beat
                 if snapshot:
+                    check_tensors(run, snapshot)
                     take_up(run, snapshot.state, changed)
                 else:  # drops the records of an earlier run that saved no snapshot
                     journal.continue_from(run.cursor, run.cursor.batch_size)
@@ -149,11 +151,13 @@ def begun(run: Run, start: dict[str, Any], snapshot: Snapshot | None) -> Iterato
 def last_snapshot(work_dir: Path, ranks: Ranks) -> Snapshot | None:
     """The snapshot to resume from. Rank 0 chooses it, because on NFS the other ranks may see new files late.
 
-    Raises SnapshotError if the folder has snapshots, but only damaged ones.
+    Raises SnapshotError if the folder has snapshots, but only damaged ones, or if the newest is of another program.
     """
     snapshot = newest_to_resume(work_dir, print) if ranks.leads else None
     name = ranks.from_leader(snapshot.path.name if snapshot else None)
-    return snapshot if name is None or ranks.leads else Snapshot(work_dir / name, load(work_dir / name))
+    if name is not None and not ranks.leads:
+        snapshot = Snapshot(work_dir / name, load(work_dir / name))
+    return snapshot and check_state(snapshot)
 
 
 def check_clips(

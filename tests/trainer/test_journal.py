@@ -257,7 +257,7 @@ print("done")
 def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
     ran = programs.run("-c", FULL_DISK, tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("the log cannot be written (File too large): training goes on without it") == 1
+    assert len(re.findall(r"the log cannot be written \(.+\): training goes on without it", ran.stdout)) == 1
     assert ran.stdout.endswith("done\n")
     for name in (LOG, METRICS):
         data = (tmp_path / name).read_bytes()

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kernels.names import printable
 from kernels.program import UserError
-from trainer.commands.runs import WIDE
+from trainer.commands.runs import WIDE, plain
 from trainer.journal.provenance import code_of
 from trainer.report.curves import COLORS, draw, write_png
 from trainer.report.past_run import PastRun, names, read_run
@@ -68,7 +69,7 @@ def bests(past_runs: Sequence[PastRun]) -> Table:
         speeds = [record.get("clips_per_second") for record in run.records if record["kind"] == "train"]
         speed = as_text(float(np.median([speed for speed in speeds if speed is not None] or [np.nan])))
         epochs = f"{run.epochs():.1f}"
-        table.add_row(escape(name), run.state(), epochs, *scores, run.metric, speed)
+        table.add_row(*map(plain, (name, run.state(), epochs, *scores, run.metric, speed)))
     return table
 
 
@@ -77,12 +78,12 @@ def differences(past_runs: Sequence[PastRun]) -> Table:
 
     A setting that an older version did not have is shown as its default.
     """
-    table = Table("setting", *map(escape, names(past_runs)))
+    table = Table("setting", *(escape(printable(name)) for name in names(past_runs)))
     flat = [flattened(complete_settings(run)) | where(run) for run in past_runs]
     for name in dict.fromkeys(name for settings in flat for name in settings):
         values = [settings.get(name, "") for settings in flat]
         if any(value != values[0] for value in values):
-            table.add_row(name, *(escape(shortened(value)) for value in values))
+            table.add_row(plain(name), *(plain(shortened(value)) for value in values))
     return table
 
 

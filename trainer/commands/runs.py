@@ -6,9 +6,10 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from kernels.names import printable
 from kernels.program import UserError
 from trainer.journal.provenance import code_of, sentences
 from trainer.report.past_run import PastRun, find_runs
@@ -36,7 +37,7 @@ def runs(options: RunsOptions, console: Console | None = None) -> int:
         console.width = WIDE
     table = Table(
         *("run", "experiment", "state", "epoch", "best", "at epoch", "metric", "commit", "card", "last write"),
-        title=str(options.folder),
+        title=plain(options.folder),
     )
     for run in past_runs:
         best = run.best()
@@ -46,7 +47,7 @@ def runs(options: RunsOptions, console: Console | None = None) -> int:
         progress = f"step {saved[1]} of epoch {saved[0]}" if nothing_logged else f"{run.epochs():.1f}"
         progress += f" of {run.num_epochs}"
         cells = (
-            escape(str(run.folder.relative_to(options.folder))),
+            str(run.folder.relative_to(options.folder)),
             run.name,
             run.state(),
             progress,
@@ -55,13 +56,13 @@ def runs(options: RunsOptions, console: Console | None = None) -> int:
             run.metric,
             *origin(run),
         )
-        table.add_row(*cells, f"{span(run.silent)} ago")
+        table.add_row(*map(plain, cells), f"{span(run.silent)} ago")
     console.print(table)
     for run in past_runs if options.starts else ():
         for start in run.starts:
             end = f"ended {start['end']}" if start["end"] else "without an end, because it was killed or still runs"
             lines = [f"{run.folder}: started {start['start']}, {end}", *sentences(start)]
-            console.print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
+            console.print("\n  ".join(map(printable, lines)), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -70,7 +71,12 @@ def origin(run: PastRun) -> tuple[str, str]:
     if not run.starts:
         return "", ""
     start = run.starts[-1]
-    return code_of(start), escape(f"{start['ranks']} x {start['card']}")
+    return code_of(start), f"{start['ranks']} x {start['card']}"
+
+
+def plain(text: object) -> Text:
+    """A text from a file as a cell of a table, without markup and control characters."""
+    return Text(printable(str(text)))
 
 
 def span(seconds: float) -> str:

@@ -205,7 +205,7 @@ class Journal:
             self._metrics.append(json.dumps({"kind": kind, **position, "epoch_clips": cursor.epoch_clips, **finite}))
             if self._tensorboard is not None:
                 for name, value in titled.items():
-                    self._tensorboard.add_scalar(name, value, cursor.total_clips)
+                    self._tensorboard.add(name, value, cursor.total_clips)
             if self.wandb is not None:
                 self.wandb.log(titled, cursor.total_clips)
 
@@ -232,11 +232,10 @@ class Journal:
 
     def _open_tensorboard(self, cursor: Cursor) -> None:
         if self._tensorboard is None:
-            from torch.utils.tensorboard.writer import SummaryWriter  # not at the top: slow, and only rank 0 needs it
+            from trainer.journal.events import Events  # not at the top: slow, and only rank 0 needs it
 
             with self._tolerated():
-                folder = str(self.work_dir / TENSORBOARD)
-                self._tensorboard = SummaryWriter(folder, purge_step=cursor.total_clips + 1, flush_secs=30)
+                self._tensorboard = Events(self.work_dir / TENSORBOARD, cursor.total_clips + 1)
 
     def _show(self, title: str, done: int, total: int) -> None:
         """Show a progress bar on a terminal. If the output is not a terminal, the logged lines show the progress."""

@@ -7,14 +7,17 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
+
+from kernels.forms import fits, misfit
+from kernels.names import temporary
 
 LOG, METRICS = "train.log", "metrics.jsonl"  # names of files in a work directory
 VALIDATION = b'"kind": "val"'  # part of each line of metrics.jsonl about a validation
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in order. Incomplete lines, left by a kill or a full disk, are skipped.
+    """The records of a metrics.jsonl, in order. Lines that are incomplete or of other programs are skipped.
 
     Each record has kind ("train" or "val"), epoch (from 1), step and clips (finished in that epoch), epoch_clips (clips
     in a whole epoch), and the metrics, where None stands for NaN or infinity. Records of older versions lack clips and
@@ -41,12 +44,26 @@ def read_progress(path: Path) -> list[dict[str, Any]]:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record in a line of metrics.jsonl, or None if the line is incomplete."""
-    with contextlib.suppress(ValueError):
+    """The record in a line of metrics.jsonl, or None if the line is incomplete or of another program."""
+    try:
         record = json.loads(line)
-        if isinstance(record, dict):
-            return record
-    return None
+    except (ValueError, RecursionError):
+        return None
+    if misfit(record, Place, ("clips", "epoch_clips")) or ("clips" in record) != ("epoch_clips" in record):
+        return None
+    counts = (record["epoch"] - 1, record["step"], record.get("clips", 0), record.get("epoch_clips", 1) - 1)
+    is_whole = min(counts) >= 0 and all(fits(value, float | None) for name, value in record.items() if name != "kind")
+    return record if is_whole else None
+
+
+class Place(TypedDict):
+    """The fields of a record that are no metrics."""
+
+    kind: Literal["train", "val"]
+    epoch: int
+    step: int
+    clips: int
+    epoch_clips: int
 
 
 def epochs_of(records: Sequence[dict[str, Any]], log: Path) -> list[float]:
@@ -66,7 +83,7 @@ def epochs_of(records: Sequence[dict[str, Any]], log: Path) -> list[float]:
 
 def steps_in_epoch(log: Path) -> int:
     """The number of steps in an epoch, from the last line about training in a train.log. 1 if there is no such line."""
-    text = log.read_text(errors="replace") if log.exists() else ""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     counts = re.findall(r"Epoch\(train\) \[\d+\]\[ *\d+/(\d+)\]", text)
     return int(counts[-1]) if counts else 1
 
@@ -90,17 +107,18 @@ def keep_until(path: Path, epoch: int, clips: int, *, batch_size: int, epoch_cli
             is_past = record["epoch"] < epoch
         if is_past:
             lines.append(json.dumps(record) + "\n")
-    content = "".join(lines)
-    if content.encode() != path.read_bytes():
+    content = "".join(lines).encode()
+    if content != path.read_bytes():
         replace_file(path, content)
 
 
-def replace_file(path: Path, content: str) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file, under a temporary name until it is complete. Raises OSError, and then the file stays as it was."""
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = temporary(path)
     try:
-        with open(tmp, "wb") as file:
-            file.write(content.encode())
+        tmp.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody has planted
+        with open(tmp, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(tmp, path)
@@ -113,6 +131,8 @@ class Lines:
     """A text file to which whole lines are appended. A line that does not fit on the disk is removed completely."""
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and path.stat().st_nlink > 1:  # `cp -al` and rsync make backups of hard links
+            replace_file(path, path.read_bytes())
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115
         size = self._file.seek(0, os.SEEK_END)
         if size:  # after a kill, the last line may lack its newline: add it, so that the next line is separate
@@ -126,8 +146,11 @@ class Lines:
 
     def append(self, line: str) -> None:
         """Append a line in one write. If that fails, the file stays as it was, and OSError is raised."""
+        self.write(line.encode() + b"\n")
+
+    def write(self, data: bytes) -> None:
+        """Append bytes as `append` does."""
         start = self._file.seek(0, os.SEEK_END)
-        data = line.encode() + b"\n"
         try:
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

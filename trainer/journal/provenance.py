@@ -13,14 +13,33 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from kernels.driver import find_driver
+from kernels.forms import misfit
 from trainer.journal.lines import replace_file
 
 STARTS = "starts.json"  # name of the file in a work directory
 ROOT = Path(__file__).resolve().parents[2]  # the checkout
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+
+
+class Start(TypedDict):
+    """An entry of starts.json. `describe_start` explains the fields."""
+
+    start: str
+    end: str | None
+    command: str
+    commit: str | None
+    clean: bool | None
+    python: str
+    torch: str
+    triton: str | None
+    dali: str | None
+    host: str
+    card: str
+    driver: str | None
+    ranks: int
 
 
 def describe_start(arguments: Sequence[str], device: str, num_ranks: int) -> dict[str, Any]:
@@ -77,22 +96,29 @@ def recorded(work_dir: Path, start: dict[str, Any]) -> Iterator[None]:
     Raises OSError if the file cannot be written at the start.
     """
     starts = [*read_starts(work_dir), start]
-    replace_file(work_dir / STARTS, json.dumps(starts, indent=1) + "\n")
+    _write_starts(work_dir, starts)
     try:
         yield
     finally:
         start["end"] = now()
         with contextlib.suppress(OSError):  # the snapshot, which is more important, reports a full disk
-            replace_file(work_dir / STARTS, json.dumps(starts, indent=1) + "\n")
+            _write_starts(work_dir, starts)
+
+
+def _write_starts(work_dir: Path, starts: list[dict[str, Any]]) -> None:
+    replace_file(work_dir / STARTS, (json.dumps(starts, indent=1) + "\n").encode())
 
 
 def read_starts(work_dir: Path) -> list[dict[str, Any]]:
-    """The entries of starts.json, oldest first. Empty for runs of older versions, and if the file is damaged."""
+    """The entries of starts.json, oldest first. Empty for runs of older versions, and if the file is damaged.
+
+    Entries that another program has written are left out.
+    """
     try:
         starts = json.loads((work_dir / STARTS).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
-    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+    return [start for start in starts if not misfit(start, Start)] if isinstance(starts, list) else []
 
 
 def now() -> str:

@@ -45,9 +45,12 @@ def write_report(
 def write_png(figure: Figure, path: Path) -> Path:
     """Write the figure as a PNG file, under a temporary name until it is complete. Returns `path`."""
     tmp = temporary(path)
-    with plain_text(figure):
-        FigureCanvasAgg(figure).print_png(tmp, metadata={"Software": None})
-    os.replace(tmp, path)
+    try:
+        with plain_text(figure):
+            FigureCanvasAgg(figure).print_png(tmp, metadata={"Software": None})
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
     return path
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kernels.forms import misfit
+from kernels.names import printable
 from kernels.program import UserError
 from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics, read_progress
 from trainer.journal.provenance import read_starts
@@ -22,7 +24,8 @@ TAIL = 8192  # bytes at the end of train.log that are read for its last lines
 class PastRun:
     """A run as the files of its work directory describe it.
 
-    settings are the content of experiment.json; name, metric, num_epochs and stalled_after are copied from them.
+    settings are the content of experiment.json; name, metric, num_epochs, batch_size and stalled_after are copied from
+    them.
     records are the lines of metrics.jsonl, or only those that `read_progress` returns, and starts those of starts.json.
     silent is the number of seconds since the run last wrote a file.
     """
@@ -31,6 +34,7 @@ class PastRun:
     name: str
     metric: str
     num_epochs: int
+    batch_size: int
     stalled_after: float
     settings: dict[str, Any]
     records: list[dict[str, Any]]
@@ -44,7 +48,7 @@ class PastRun:
         clips = next((record["epoch_clips"] for record in reversed(self.records) if "epoch_clips" in record), None)
         if not epoch or clips is None:
             return logged
-        return max(logged, epoch - 1 + min(1.0, step * self.settings["optim"]["batch_size"] / clips))
+        return max(logged, epoch - 1 + min(1.0, step * self.batch_size / clips))
 
     def saved(self) -> tuple[int, int]:
         """Epoch (from 1) and step of the newest snapshot, by the names of the files, or (0, 0) if there is none."""
@@ -86,7 +90,7 @@ def find_runs(folder: Path) -> Iterator[PastRun]:
             try:
                 yield read_run(file.parent, read_progress)
             except ValueError as error:
-                print(f"skipped: {error}")
+                print(f"skipped: {printable(str(error))}")
 
 
 def read_run(folder: Path, read: Callable[[Path], list[dict[str, Any]]] = read_metrics) -> PastRun:
@@ -97,23 +101,27 @@ def read_run(folder: Path, read: Callable[[Path], list[dict[str, Any]]] = read_m
     files = [folder / METRICS, folder / LOG, folder / SETTINGS]
     try:
         settings = json.loads(files[-1].read_bytes())
-        return PastRun(
-            folder=folder,
-            name=settings["name"],
-            metric=settings["val"]["metric"],
-            num_epochs=settings["optim"]["num_epochs"],
-            stalled_after=settings["stalled_after"],
-            settings=settings,
-            records=read(files[0]) if files[0].exists() else [],
-            starts=read_starts(folder),
-            silent=max(0.0, time.time() - max(file.stat().st_mtime for file in files if file.exists())),
-        )
+        values = {
+            "folder": folder,
+            "name": settings["name"],
+            "metric": settings["val"]["metric"],
+            "num_epochs": settings["optim"]["num_epochs"],
+            "batch_size": settings["optim"]["batch_size"],
+            "stalled_after": settings["stalled_after"],
+            "settings": settings,
+            "records": read(files[0]) if files[0].is_file() else [],
+            "starts": read_starts(folder),
+            "silent": max(0.0, time.time() - max(file.stat().st_mtime for file in files if file.exists())),
+        }
+        if misfit(values, PastRun):
+            raise ValueError
+        return PastRun(**values)
     except OSError as error:
         raise UserError(
             f"{folder} is not a work directory: its {SETTINGS} cannot be read ({error.strerror}); choose the "
             "--work-dir of a run"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"{folder / SETTINGS} is damaged: continue the run with --resume, which writes this file again"
         ) from None
@@ -121,7 +129,7 @@ def read_run(folder: Path, read: Callable[[Path], list[dict[str, Any]]] = read_m
 
 def last_lines(log: Path) -> list[str]:
     """The last lines of a train.log, without the time and level that start each line. Empty if there is no log."""
-    if not log.exists():
+    if not log.is_file():
         return []
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL))

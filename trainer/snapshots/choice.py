@@ -25,6 +25,7 @@ from trainer.experiments import EXPERIMENTS
 from trainer.runtime.ranks import Ranks
 from trainer.settings import SETTINGS, Choice, changed, experiment_named, experiment_of
 from trainer.snapshots.names import is_snapshot_name
+from trainer.snapshots.state import check_state
 from trainer.snapshots.writer import Snapshot, best_files, newest_valid
 from trainer.stored import changes_told, differences, from_json, shortened, to_settings
 
@@ -101,7 +102,8 @@ def snapshot_in(folder: Path, latest: bool, say: Callable[[str], None]) -> tuple
     if latest:
         say(f"{folder}: the newest snapshot is used, {newest.path.name}")
         return newest
-    best = Path(newest.state.get("cursor", {}).get("best_file", "")).name
+    cursor = newest.state.get("cursor")
+    best = Path(str(cursor.get("best_file", "")) if isinstance(cursor, dict) else "").name
     others = ", ".join(path.name for path in best_files(folder) if path.name not in (best, newest.path.name))
     if others:
         say(f"{folder}: {others} is ignored, because {newest.path.name} does not name it as the best snapshot")
@@ -190,7 +192,7 @@ def experiment_to_resume(options: Choice, work_dir: Path) -> Experiment | None:
     """
     snapshot, file = newest_valid(work_dir, lambda _: None), work_dir / SETTINGS
     if snapshot is not None:
-        stored = from_json(snapshot.state.get("experiment", ""), snapshot.path, lambda _: None)
+        stored = from_json(check_state(snapshot).state["experiment"], snapshot.path, lambda _: None)
     elif file.is_file():
         stored = from_json(file.read_bytes(), file, print)
     else:

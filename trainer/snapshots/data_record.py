@@ -5,10 +5,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from kernels.forms import misfit
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.loader import Loader
@@ -52,6 +54,14 @@ class DataRecord:
             frames=table.total_frames[rows].tolist(),
             joints=[digest[:DIGITS] for digest in joints.tolist()],
         )
+
+    @classmethod
+    def misfit(cls, values: Any) -> str:
+        """What is wrong with the content of a record, or an empty string."""
+        problem = misfit(values, cls)
+        columns = ("names", "labels", "frames", "joints")
+        lengths = set() if problem else {len(values[name]) for name in columns}
+        return problem or ("it has columns of several lengths" if len(lengths) > 1 else "")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -11,6 +11,7 @@ from pathlib import Path
 from kernels.program import UserError
 from models.weights.files import is_sealed
 from trainer.config import Experiment
+from trainer.journal.lines import replace_file
 from trainer.runtime.ranks import Ranks, restarts_done, restarts_left
 from trainer.settings import SETTINGS
 from trainer.snapshots.lock import LOCK, locked
@@ -124,20 +125,19 @@ class _Own:
 
 
 def write_settings(work_dir: Path, experiment: Experiment) -> None:
-    """Write experiment.json, under a temporary name until it is complete. Raises UserError if it cannot be written."""
-    part = work_dir / f"{SETTINGS}.tmp"
+    """Write experiment.json. Raises UserError if it cannot be written."""
     try:
-        part.write_text(json.dumps(to_settings(experiment), indent=1) + "\n")
-        part.replace(work_dir / SETTINGS)
+        replace_file(work_dir / SETTINGS, (json.dumps(to_settings(experiment), indent=1) + "\n").encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f"{work_dir / SETTINGS} cannot be written ({error.strerror}): free some space, or choose another --work-dir"
         ) from None
 
 
 def check(work_dir: Path) -> None:
-    """Raise UserError if `work_dir` is the current folder or a parent of it, or has checkpoints of another program."""
+    """Raise UserError if `work_dir` is the current folder or a parent of it, has checkpoints of another program, or
+    contains a link through which a run would write to another place.
+    """
     if work_dir.resolve() in (current := Path.cwd(), *current.parents):
         raise UserError(
             f"--work-dir {work_dir} is the current folder or one above it: choose a folder that is only for the run"
@@ -148,3 +148,10 @@ def check(work_dir: Path) -> None:
             f"{work_dir} contains checkpoints that this program did not write, such as {checkpoints[0].name}: choose "
             "another --work-dir (--init loads the weights of such a file)"
         )
+    for path in work_dir.iterdir() if work_dir.is_dir() else ():
+        # Snapshots are renamed into place, so links with their names, such as latest.pth, are only ever replaced.
+        if path.is_symlink() and path.suffix != ".pth" and not path.resolve().is_relative_to(work_dir.resolve()):
+            raise UserError(
+                f"{path} is a link to a place outside of {work_dir}, where a run would write: remove this link, or "
+                "choose another --work-dir"
+            )

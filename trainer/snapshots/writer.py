@@ -122,7 +122,7 @@ class Writer:
 
     def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.pth.tmp"):
+        for leftover in folder.glob("*.tmp"):
             leftover.unlink()
         self.folder = folder
         self._good = [resumed_from.resolve().name] if resumed_from is not None else []

@@ -153,7 +153,7 @@ def write(tuned: Tuned) -> Path:
     """Write the file of the cache, under a temporary name until it is complete. Raises OSError."""
     path = file_of(tuned.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(asdict(tuned), indent=1) + "\n")
+    replace_file(path, (json.dumps(asdict(tuned), indent=1) + "\n").encode())
     return path
 
 

@@ -1,0 +1,43 @@
+"""Writes event files, which TensorBoard shows. A full disk leaves the events before it readable.
+
+tensorboard's own writer works in a thread, which a full disk ends with a traceback. Here each event is one write, in
+the thread that asks for it, and an event that does not fit on the disk is removed completely.
+"""
+
+import os
+import platform
+import time
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from trainer.journal.lines import Lines
+
+VERSION = "brain.Event:2"  # of the format of event files
+
+
+class Events:
+    """A new event file in `folder`. TensorBoard hides events at `first_step` and later in older files of the folder.
+
+    Raises OSError if the file cannot be written, as all methods do.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = Lines(folder / f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}")
+        self._records = RecordWriter(self._lines)
+        self._write(Event(file_version=VERSION))
+        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """Add a point to the curve `name`."""
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)])))
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())

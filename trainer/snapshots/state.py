@@ -1,0 +1,65 @@
+"""The form of the state in a snapshot. A right digest proves that no bytes have changed, but not who wrote them."""
+
+import json
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+from kernels.forms import misfit
+from trainer.cursor import Cursor
+from trainer.runtime.decisions import Decisions
+from trainer.snapshots.data_record import DataRecord
+from trainer.snapshots.writer import Snapshot, SnapshotError
+
+REMOVE = "remove this file, so that --resume takes an older one"
+Plain = str | int | float | bool | None
+
+
+class State(TypedDict):
+    """What trainer/resume.py saves and restores."""
+
+    format: int
+    experiment: str
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    stopping: dict[str, float]
+    cursor: dict[str, Any]
+    exact_under: dict[str, Plain]
+    scale: dict[str, Tensor] | None
+    first_look: str
+    averages: dict[str, Tensor] | None
+    data: dict[str, str]
+
+
+LATER = ("exact_under", "scale", "first_look", "averages", "data")  # parts that the first versions did not save
+
+
+class OptimizerState(TypedDict):
+    """What torch's optimizers save: for each weight, by its number, its momentum or averages."""
+
+    state: dict[int, dict[str, Tensor | float | None]]
+
+
+def check_state(snapshot: Snapshot) -> Snapshot:
+    """Return the snapshot. Raises SnapshotError if its state does not have the form that `State` describes."""
+    path, state = snapshot
+    problem = misfit(state, State, LATER) or _misfit_of_parts(state)
+    if problem:
+        raise SnapshotError(f"{path} is undamaged, but this program did not write it ({problem}): {REMOVE}")
+    return snapshot
+
+
+def _misfit_of_parts(state: dict[str, Any]) -> str:
+    if problem := misfit(state["optimizer"], OptimizerState):
+        return f"optimizer: {problem}"
+    if problem := Cursor.misfit(state["cursor"]):
+        return f"cursor: {problem}"
+    try:
+        if problem := misfit(json.loads(state.get("first_look", "{}")), Decisions, Decisions.__slots__):
+            return f"first_look: {problem}"
+        for kind, text in state.get("data", {}).items():
+            if problem := DataRecord.misfit(json.loads(text)):
+                return f"data of {kind}: {problem}"
+    except (ValueError, RecursionError):
+        return "a part of it is not JSON"
+    return "stopping has no score" if not {"best", "waited"} <= state["stopping"].keys() else ""
