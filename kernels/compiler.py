@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 Language = Literal["C", "C++"]
-# For each language, the environment variable that names the compiler, and the compilers that Triton or torch tries in
-# turn if the variable is not set.
+# For each language, the environment variable that names the compiler, and the compilers that Triton or torch tries one
+# after the other if the variable is not set.
 COMPILERS: dict[Language, tuple[str, tuple[str, ...]]] = {"C": ("CC", ("gcc", "clang")), "C++": ("CXX", ("g++",))}
 STUB = "#include <Python.h>\nPyMODINIT_FUNC PyInit_stub(void) { return NULL; }\n"
 

@@ -124,7 +124,7 @@ def newest_wheels(driver: Driver) -> str | None:
 
 
 def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[str, str]:
-    """Return the wheels that `make` installs into .venv (cu13, cu12 or cpu), and a phrase that gives the reason.
+    """Return the wheels that `make` installs into .venv (cu13, cu12 or cpu), and the reason as a phrase.
 
     Installed wheels stay if they run with the driver. Machines with old and new drivers can thus share a .venv with the
     wheels for CUDA 12: `make` on one machine does not replace wheels that programs on another machine are using.

@@ -50,8 +50,8 @@ class UserError(ValueError):
     """Wrong input, or something missing on this machine. The message is one sentence that also says what to do.
 
     Every program prints the sentence and ends with exit code 2. Any other exception is a bug in Duet and ends in a
-    traceback. The message may contain text from a stranger's file: control characters become escapes, and a message of
-    more than LONGEST_SENTENCE characters is cut in its middle.
+    traceback. The message may contain text from a stranger's file. So control characters are escaped, and the middle of
+    a message of more than LONGEST_SENTENCE characters is left out.
     """
 
     def __init__(self, message: str) -> None:

@@ -182,7 +182,7 @@ class RGBPoseConfig(TwoStreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SingleStreamConfig:
-    """One stream by itself, for training in stages: a path of RGBPoseConv3D (SlowOnly) or a temporal-shift X3D.
+    """One stream without the other, for training in stages: a path of RGBPoseConv3D (SlowOnly) or a temporal-shift X3D.
 
     Source: docs/sources.md, "Staged recipe" and "EPAM-Net".
     """

@@ -46,7 +46,7 @@ class PoseAttention(nn.Module):
 
 
 def attend(rgb: Tensor, attention: Tensor) -> Tensor:
-    """Return rgb * (1 + attention) for rgb [N*T, C, H, W] and a map [N*T, 1, H, W] of the same frames and size.
+    """Return rgb * (1 + attention) for rgb [N*T, C, H, W] and a map [N*T, 1, H, W] for the same frames.
 
     Raises UserError if the map has a different number of frames or a different size.
     """

@@ -1,6 +1,6 @@
 """Layers for N clips of T frames, which are folded into one batch axis: [N*T, C, H, W], channels_last.
 
-No convolution of these networks spans time and space at once, so 2-D layers compute exactly what the published 3-D
+No convolution of these networks spans both time and space, so 2-D layers compute exactly what the published 3-D
 layers do. cuDNN and Inductor handle 2-D convolutions best (docs/sources.md, "Convolutions on a GPU").
 """
 

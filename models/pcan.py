@@ -48,7 +48,7 @@ class PrototypeContrast(nn.Module):
     def contrast(self, feature: Tensor, logits: Tensor, label: Tensor, parent_right: Tensor | None) -> Contrast:
         """Update the prototypes with this batch, and compute the scores of its samples.
 
-        If the labels are fine, `parent_right` [N] says for each sample whether its coarse class is predicted correctly.
+        If the labels are fine, `parent_right` [N] is true for samples whose coarse class is predicted correctly.
         If they are coarse, it is None. A sample is a true positive if its label has the highest logit and
         `parent_right`, if passed, is true. The list of scores has one entry for each kind of false negative, and a last
         one for false positives. With `parent_right`, there are three kinds of false negatives: only the fine class is
@@ -101,7 +101,7 @@ def class_sums(z: Tensor, groups: Tensor, classes: Tensor, num_classes: int) -> 
     Returns the sums [S, K, D] and the counts [S, K]. Gradients of the sums reach z on every rank.
     """
     members = F.one_hot(classes, num_classes).to(z.dtype) * groups[:, :, None]  # [S, N, K]
-    with_ones = torch.cat([z, torch.ones_like(z[:, :1])], 1)  # the column of ones sums to the count
+    with_ones = torch.cat([z, torch.ones_like(z[:, :1])], 1)  # the sum of the column of ones is the count
     total = over_ranks(members.transpose(1, 2) @ with_ones)
     return total[..., :-1], total[..., -1].detach()
 

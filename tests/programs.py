@@ -91,7 +91,7 @@ def run_here(*words: object) -> subprocess.CompletedProcess[str]:
 def run_forked(
     *words: object, environment: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float = 280
 ) -> subprocess.CompletedProcess[str]:
-    """Do the same as `run`, with a fork in place of a new interpreter."""
+    """Do the same as `run`, but in a fork instead of a new interpreter."""
     with Fork(words, environment, cwd) as process:
         code = process.wait(timeout)
         return subprocess.CompletedProcess(process.words, code, process.stdout, process.stderr)

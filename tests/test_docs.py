@@ -24,7 +24,7 @@ PAGES.append(ROOT / "kernels" / "blocks" / "README.md")
 TRAINER = {word: place[:2] for word, place in COMMANDS.items()}
 # Beginnings of indented lines that are not commands: comments, paths, "files -> ...", and lines of options.
 NO_COMMAND = re.compile(r"#|data/|files$|labels.csv|-")
-# Programs that are not part of Duet. The tests do not check how these are called.
+# Programs that are not part of Duet. The tests do not check the arguments of these programs.
 FOREIGN = {"git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
 
 

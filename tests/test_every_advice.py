@@ -1,7 +1,8 @@
 """A test follows the advice of every sentence in the five packages, or this file lists the reason why none does.
 
 A sentence gives advice if an imperative follows a comma, a colon, a semicolon, `or`, `and` or `then`, as in `; set
-data.split=xsub`. A row of tests/trainer/test_advice*.py follows it if their longest common words are long enough.
+data.split=xsub`. A row of tests/trainer/test_advice*.py follows the advice if the row's expression and the sentence
+have ENOUGH consecutive characters in common.
 """
 
 import ast
@@ -20,7 +21,7 @@ VERBS = (
 )
 ADVICE = re.compile(rf"(?:[;:,]|\bor|\band|\bthen)\s+(?:or |so |then |first |not )*(?:{VERBS})\b")
 ENOUGH = 12  # number of consecutive characters that a row's expression and a sentence must share
-GAP = "\0"  # stands for a value in a text
+GAP = "\0"  # replaces each value in a text
 
 # Some words of each sentence whose advice no test can follow, grouped by what a test would need.
 NOT_HERE = {

@@ -142,7 +142,7 @@ def _grads(
     activation: str,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of the images, of the weight [C, 9] and, unless these are None, of scale and shift [C].
+    """Return the gradients of the images, of the weight [C, 9], and of scale and shift [C] if they are not None.
 
     level [N, C] or [1, C] and slope [C] come from `spread_over_pixels`.
     """
@@ -283,7 +283,7 @@ def _forward(
 @triton.jit
 def _gradients(
     grad_images,  # [F, SOURCE_H, SOURCE_W, C]
-    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and shift unless these are None
+    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and shift if they are not None
     grad,  # [F, H, W, C]
     result,  # [F, H, W, C]
     mean,  # [C]

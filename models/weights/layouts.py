@@ -1,4 +1,4 @@
-"""All layouts of weights that Duet knows, and how to recognise, read and write each of them."""
+"""All supported layouts of weights, and how to recognise, read and write each of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,8 +105,8 @@ class Weights:
     def published(self, target: Target | None) -> tuple[State, list[str]]:
         """Convert the tensors to the layout `target`. Also return the names of tensors that this layout lacks.
 
-        None stands for the layout of the published code of this network. Raises WeightsError if this network cannot be
-        written in the layout `target`.
+        If `target` is None, use the layout of the published code of this network. Raises WeightsError if this network
+        cannot be written in the layout `target`.
         """
         name = target or self.home()
         for layout in LAYOUTS:

@@ -34,7 +34,7 @@ RATES = ("cached_clips_per_s", "loader_clips_per_s", "loader_alone_clips_per_s",
 
 @pytest.mark.parametrize("name", ["ma52", pytest.param("ntu60_x3d", marks=pytest.mark.soak)])
 def test_first_look_and_headspace(name, results):
-    """The joints of ma52 are not those of the demo, from which its clips are made."""
+    """The clips for ma52 are made from clips of the demo, although ma52 has other joints."""
     assert results(f"first_look_{name}")["first_look"]["seconds"] > 0
     measured = results(f"headspace_{name}")["headspace"]
     assert measured["clips"] == "made for this benchmark"

@@ -35,7 +35,7 @@ def interprets() -> bool:
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """Inside this context, fused networks on a CPU run the kernels in Triton's interpreter, and no references."""
+    """Inside this context, fused networks on a CPU run the kernels in Triton's interpreter."""
     dispatched = {name: getattr(models.fused, name) for name in KERNELS}
     try:
         for name, kernel in KERNELS.items():

@@ -39,7 +39,7 @@ def test_old_torch_is_refused(version):
 
 
 def without(missing: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a program with all packages of this environment except `missing` ("all": without any packages)."""
+    """Run a program with all packages of this environment except `missing`. If that is "all", there are no packages."""
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         hidden = missing == "all" or entry.name.startswith((missing, "__editable__")) or entry.suffix == ".pth"
         if not hidden:

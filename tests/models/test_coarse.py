@@ -40,7 +40,7 @@ def test_semantic8_means_what_its_groups_are_called():
 
 
 def test_semantic8_of_ntu120_keeps_the_official_division():
-    """Liu et al.: daily A1-40 and A61-102, medical A41-49 and A103-105, mutual A50-60 and A106-120."""
+    """Division of Liu et al.: daily A1-40 and A61-102, medical A41-49 and A103-105, mutual A50-60 and A106-120."""
     groups = COARSE_MAPS["semantic8_ntu120"]
     assert groups[:60] == COARSE_MAPS["semantic8"]
     assert sizes("semantic8_ntu120") == [9, 12, 29, 10, 22, 12, 11, 15]

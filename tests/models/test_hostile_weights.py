@@ -173,7 +173,7 @@ def test_entries_with_the_same_name_or_place_are_refused(tmp_path):
     content = write(tmp_path / "b.pth", {**entries(), "archive/data/1": bytes(16)}).read_bytes()
     first = content.index(b"PK\x01\x02")
     places = [place for place in range(first, len(content)) if content[place : place + 4] == b"PK\x01\x02"]
-    offset = slice(places[1] + 42, places[1] + 46)  # where the second entry says that it lies
+    offset = slice(places[1] + 42, places[1] + 46)  # the offset that the second entry claims
     (tmp_path / "b.pth").write_bytes(content[: offset.start] + bytes(4) + content[offset.stop :])
     assert "overlap" in refusal(tmp_path / "b.pth")
 

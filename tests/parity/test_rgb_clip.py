@@ -1,4 +1,4 @@
-"""The pixels of training clips, which DALI decodes from a pack, equal those of the published steps.
+"""The pixels of training clips, which DALI decodes from a pack, equal the pixels that the published steps make.
 
 The steps are black padding, crop, bilinear resize to 256, crop, bilinear resize to 224, and mirror (docs/sources.md,
 "Training samples"). The clips are made of a real NTU video, with boxes inside the image and beyond it.

@@ -114,7 +114,7 @@ def test_scores_equal_the_published(cases):
 
 
 def test_two_views_are_averaged_as_published(cases):
-    """Averages the probabilities of a batch of two as those of two views of a clip. Other averages differ by 1e-4."""
+    """Treats a batch of two as two views of a clip, and averages their probabilities. Other averages differ by 1e-4."""
     paths, logits = cases("rgbpose_scores.npz"), scores(2, torch.float64)
     clip = torch.zeros(1, dtype=torch.int64)
     views = [

@@ -1,4 +1,4 @@
-"""Twelve steps of SGD against the published ones (traj_*): losses, gradient norms, and final weights."""
+"""Twelve steps of SGD against the published steps (traj_*): losses, gradient norms, and final weights."""
 
 import re
 from pathlib import Path

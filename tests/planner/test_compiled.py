@@ -114,7 +114,7 @@ with planning({}) as backend:
 
 
 def test_heatmaps_for_a_card_without_bf16():
-    """Heatmaps are fp16, which Inductor accepts. Inductor refuses bf16 for such a card, even for a stand-in."""
+    """Heatmaps are fp16, which Inductor accepts. Inductor refuses bf16 for this card, even as a stand-in."""
     done = programs.run_forked("-c", HEATMAPS, timeout=900)
     assert "fp16" in done.stdout
     assert "BF16 is not supported" in done.stderr

@@ -38,7 +38,7 @@ OTHER_NORMS = {"X3D", "inflated bottlenecks", "stages"}  # networks with norms t
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Make fused networks run the kernels in Triton's interpreter. Returns a list that collects the kernels called."""
+    """Make fused networks run the kernels in Triton's interpreter. Returns a list that collects the called kernels."""
     made = []
 
     def noted(name, function):
@@ -183,7 +183,7 @@ def test_one_graph_with_all_parts_and_no_layout_copy(graphs):
     assert forward["copies"] == backward["copies"] == []
     forward, backward = graphs["stages"]
     blocks, norms = 5, 1  # five blocks in two stages, one norm in the stem
-    by_convolutions = blocks * 2 + 2  # two in each block, two in shortcuts that change the shape
+    by_convolutions = blocks * 2 + 2  # two in each block, and two in shortcuts that change the shape
     assert forward["launches"] == by_convolutions + blocks + norms * 2  # `moments` follows each 3x3 convolution
     assert backward["launches"] == by_convolutions + norms * 2
     # The only copy collects the pixels that a strided shortcut reads.

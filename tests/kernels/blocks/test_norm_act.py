@@ -91,7 +91,7 @@ def failures(module, inputs, activation) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Limit the kernels that sum to few programs, so that each of them adds up several blocks of rows."""
+    """Give each summing kernel only few programs, so that a program adds up several blocks of rows."""
     monkeypatch.setattr(rows, "SUM_PROGRAMS", 2)
     monkeypatch.setattr(rows, "SUM_TILE", 1024)
 

@@ -73,7 +73,7 @@ def failures_of(module, inputs, num_frames, ways=WAYS) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Limit the backward kernel to few programs, so that each of them processes several blocks of rows."""
+    """Give the backward kernel only few programs, so that each program processes several blocks of rows."""
     monkeypatch.setattr(conv_bn, "GRAD_PARTIAL", 4096)
 
 
