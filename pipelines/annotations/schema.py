@@ -4,6 +4,7 @@ docs/data.md, "Annotation files", lists the fields of an annotation.
 """
 
 import collections
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -12,10 +13,20 @@ from typing import Any, get_args
 
 import numpy as np
 
+from kernels.files import check_regular
+from kernels.names import SHORT, printable
 from kernels.program import UserError
 from pipelines.annotations import safe_pickle
 from pipelines.annotations.measures import THIRD_IS_SCORE, THIRD_IS_UNUSED
 from pipelines.videos.turn import Rotation
+
+SCALARS = (str, int, float, np.number, np.bool_)
+# Larger values occur in no data set, and would take far more memory than the file.
+MAX_NAME = 1000  # characters of a name
+MAX_FRAMES = 1 << 20
+MAX_JOINTS = 1000
+MAX_SIDE = 1 << 16  # pixels
+MAX_AXES = 4
 
 
 class AnnotationError(UserError):
@@ -24,6 +35,7 @@ class AnnotationError(UserError):
 
 def read_pickle(path: Path) -> Any:
     """Load numbers, text and plain arrays from a pickle without running any code from it. Raises AnnotationError."""
+    check_regular(path, AnnotationError)
     try:
         with open(path, "rb") as file:
             return safe_pickle.load(file)
@@ -90,11 +102,12 @@ def rotation_of(path: Path, content: Any) -> Rotation | None:
     Raises AnnotationError.
     """
     rotation = content.get("rotation") if isinstance(content, dict) else None
-    if rotation not in (None, *get_args(Rotation)):
-        raise AnnotationError(
-            f"rotation in {path} is {str(rotation)[:60]!r}; write 'shown' or 'stored', or leave it out"
-        )
-    return rotation
+    for known in get_args(Rotation):
+        if isinstance(rotation, str) and rotation == known:
+            return known
+    if rotation is not None:
+        raise AnnotationError(f"rotation in {path} is {told(rotation)}; write 'shown' or 'stored', or leave it out")
+    return None
 
 
 def _all_dicts(clips: list) -> bool:
@@ -110,7 +123,7 @@ def split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> 
         raise AnnotationError(
             f"split '{split}' of {path} is not a list of names; see \"Annotation files\" in docs/data.md"
         )
-    names = [str(name) for name in members]
+    names = [text_of(f"a name in split '{split}' of {path}", name) for name in members]
     duplicates = [name for name, count in collections.Counter(names).items() if count > 1]
     if duplicates:
         raise AnnotationError(
@@ -120,20 +133,28 @@ def split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> 
     return [row_of[name] for name in names if name in row_of], [name for name in names if name not in row_of]
 
 
-def columns_of_clips(path: Path, clips: list[Any]) -> dict[str, Any]:
+def columns_of_clips(path: Path, clips: list[Any], most_bytes: float = math.inf) -> dict[str, Any]:
     """Check all annotations and convert them to columns: one array per field, and a list of joints [M, T, V, 3].
 
-    Annotations are removed from `clips` once they are converted, to save memory. Raises UserError.
+    Annotations are removed from `clips` once they are converted, to save memory. Raises UserError, also if the joints
+    take more than `most_bytes` bytes.
     """
-    checked_clips = []
+    checked_clips, num_bytes = [], 0
     for number, clip in enumerate(clips):
         try:
             checked_clips.append(parse_clip(clip))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             name = clip.get("filename", clip.get("frame_dir", "?"))
+            name = printable(name, SHORT) if isinstance(name, str) else told(name)
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
             raise AnnotationError(f"{path}, clip {number} ({name}): {reason}") from None
         clips[number] = None
+        num_bytes += checked_clips[-1]["joints"].nbytes
+        if num_bytes > most_bytes:
+            raise AnnotationError(
+                f"{path} has joints of more than {num_bytes / 1e6:.0f} MB, far more than its size, because its clips "
+                "share arrays; write the joints of each clip as arrays of its own"
+            )
     joints = [clip["joints"] for clip in checked_clips]
     check_image_shapes(path, checked_clips)
     num_joints = collections.Counter(j.shape[2] for j in joints).most_common()
@@ -161,8 +182,8 @@ def parse_clip(clip: dict) -> dict[str, Any]:
     If there are no scores, every joint gets score 1, as in the published loader. Raises UserError, or KeyError,
     TypeError, ValueError or IndexError for content of the wrong kind.
     """
-    name = clip["filename"] if "filename" in clip else clip["frame_dir"]
-    keypoint = np.asarray(clip["keypoint"])
+    name = text_of("its name", clip["filename"] if "filename" in clip else clip["frame_dir"])
+    keypoint = _numbers("keypoint", clip["keypoint"])
     if keypoint.ndim == 4 and keypoint.shape[3] == 3 and "img_shape" not in clip:
         raise UserError("its skeleton is 3-D; use 2-D skeletons, for NTU those of ntu60_2d.pkl (or ntu60_hrnet.pkl)")
     if keypoint.ndim != 4 or keypoint.shape[2] < 1 or keypoint.shape[3] not in (2, 3):
@@ -172,28 +193,30 @@ def parse_clip(clip: dict) -> dict[str, Any]:
         order = "; write the axes of keypoint in the order (people, frames, joints, 2)"
         hint = order if frames in (keypoint.shape[0], keypoint.shape[2]) else ""
         raise UserError(f"total_frames is {frames}, but the skeleton has {keypoint.shape[1]} frames{hint}")
+    if frames > MAX_FRAMES or keypoint.shape[2] > MAX_JOINTS:
+        raise UserError(
+            f"keypoint has shape {keypoint.shape}, with more than {MAX_FRAMES:,} frames or {MAX_JOINTS} joints"
+        )
     frames = min(frames, keypoint.shape[1])
     dtype = np.float16 if keypoint.dtype == np.float16 else np.float32
     score, has_third = clip.get("keypoint_score"), keypoint.shape[-1] == 3
     third = 0 if not has_third else THIRD_IS_SCORE if score is None else THIRD_IS_UNUSED
     if score is None:
         score = keypoint[..., 2] if has_third else np.ones(keypoint.shape[:3], dtype)
-    score = np.asarray(score)
+    score = _numbers("keypoint_score", score)
     if score.shape not in (keypoint.shape[:3], (*keypoint.shape[:3], 1)):
         raise UserError(f"keypoint_score has shape {score.shape}, but keypoint has {keypoint.shape}")
-    size = np.asarray(clip["img_shape"])
-    if size.shape != (2,) or not (size >= 1).all():
-        raise UserError(f"img_shape is {clip['img_shape']}, not (height, width)")
+    height, width = _size("img_shape", clip["img_shape"])
     joints = np.concatenate([keypoint[..., :2], score.reshape(*keypoint.shape[:3], 1)], axis=-1)
     if third == THIRD_IS_UNUSED and np.allclose(joints[..., 2], keypoint[..., 2], rtol=1e-3, atol=1e-3, equal_nan=True):
         third = 0  # the third number repeats the score
     joints = joints[:, :frames].astype(dtype)
     return {
-        "names": _safe_name(str(name)),
+        "names": _safe_name(name),
         "label": _whole("label", clip["label"]),
         "total_frames": frames,
-        "height": _whole("height", size[0]),
-        "width": _whole("width", size[1]),
+        "height": height,
+        "width": width,
         "num_persons": keypoint.shape[0],
         "not_a_number": int((~np.isfinite(joints[..., :2])).sum()),
         "third": third,
@@ -204,10 +227,62 @@ def parse_clip(clip: dict) -> dict[str, Any]:
 
 def _whole(field: str, value: Any) -> int:
     """Convert a value to an integer that fits into an int32 column. Raises UserError."""
-    number = np.asarray(value)
-    if number.size != 1 or number.dtype.kind not in "biuf" or not abs(number.item()) < 1 << 31 or number.item() % 1:
-        raise UserError(f"{field} is {textwrap.shorten(repr(value), 60)}, not a whole number")
-    return int(number.item())
+    while isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, int | float) or not abs(value) < 1 << 31 or value % 1:
+        raise UserError(f"{field} is {told(value)}, not a whole number")
+    return int(value)
+
+
+def _size(field: str, value: Any) -> tuple[int, int]:
+    """Convert a value to (height, width). Raises UserError."""
+    sides = value.tolist() if isinstance(value, np.ndarray) and value.shape == (2,) else value
+    if not isinstance(sides, list | tuple) or len(sides) != 2:
+        raise UserError(f"{field} is {told(value)}, not (height, width)")
+    height, width = _whole("height", sides[0]), _whole("width", sides[1])
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise UserError(f"{field} is {told(value)}, not (height, width)")
+    return height, width
+
+
+def _numbers(field: str, value: Any) -> np.ndarray:
+    """Convert a value to an array of numbers. Raises UserError.
+
+    A list is looked at before NumPy converts it: lists that contain one other list many times may be of any size.
+    """
+    first = value
+    for _ in range(MAX_AXES):
+        if isinstance(first, list | tuple) and first:
+            first = first[0]
+    if isinstance(first, list | tuple) and first:
+        raise UserError(f"{field} is nested more than {MAX_AXES} deep")
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "biuf":
+        raise UserError(f"{field} contains something else than numbers")
+    return numbers
+
+
+def text_of(field: str, value: Any) -> str:
+    """Convert a name to text; data sets may number their clips. Raises UserError."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if not isinstance(value, str | int | np.integer):
+        raise UserError(f"{field} is {told(value)}, not text")
+    if len(text := str(value)) > MAX_NAME:
+        raise UserError(f"{field} has {len(text):,} characters, more than {MAX_NAME:,}: {text[:SHORT]}")
+    return text
+
+
+def told(value: Any) -> str:
+    """A value as it is shown in a message. Only scalars and short rows of them are printed."""
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    row = value if isinstance(value, list | tuple) and len(value) <= 4 else (value,)
+    if all(each is None or isinstance(each, SCALARS) for each in row):
+        return textwrap.shorten(repr(value), SHORT, placeholder="...")
+    return f"a {type(value).__name__}"
 
 
 DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")  # of Windows

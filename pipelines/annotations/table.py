@@ -5,30 +5,20 @@ only map the stored table: this takes milliseconds, and all ranks on a machine s
 docs/sources.md, "Annotation files", describes the pickles.
 """
 
-import collections
 import contextlib
 import fcntl
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from kernels.files import check_regular
+from pipelines.annotations.build import build_in_child
 from pipelines.annotations.file_digest import digest_of
-from pipelines.annotations.measures import MEASURES, measure
-from pipelines.annotations.schema import (
-    AnnotationError,
-    class_names_of,
-    clips_and_splits,
-    columns_of_clips,
-    not_opened,
-    read_pickle,
-    rotation_of,
-    split_rows,
-)
+from pipelines.annotations.measures import MEASURES
+from pipelines.annotations.schema import AnnotationError, not_opened
 from pipelines.annotations.splits import find_split, pair_name, pairs_of
 from pipelines.videos.turn import AnnotatedImage, Rotation
 
@@ -118,6 +108,7 @@ def open_table(path: Path, cache: Path) -> ClipTable:
 
     If the folder `cache` contains no such table, or a damaged one, the table is built. Raises AnnotationError.
     """
+    check_regular(path, AnnotationError)
     try:
         digest = digest_of(path, cache)
     except OSError as error:
@@ -127,7 +118,7 @@ def open_table(path: Path, cache: Path) -> ClipTable:
     if table is None:
         with _lock(cache):
             if _load(folder, digest) is None:  # another process may have built the table while this one waited
-                _build(path, folder)
+                build_in_child(path, folder)
         table = _load(folder, digest)
         assert table is not None
     return table
@@ -162,64 +153,3 @@ def _lock(cache: Path) -> Iterator[None]:
         raise AnnotationError(
             f"{cache} cannot be written ({error.strerror or error}); set data.cache (--cache) to another folder"
         ) from None
-
-
-def _build(path: Path, folder: Path) -> None:
-    """Build in `folder` the table of the annotation pickle `path`.
-
-    The files are written to a temporary folder, which is renamed at the end: a killed process leaves no partial table.
-    """
-    content = read_pickle(path)
-    clips, splits = clips_and_splits(path, content)
-    columns = columns_of_clips(path, clips)
-    class_names = class_names_of(path, content, int(columns["label"].max()) + 1)
-    row_of = {name: row for row, name in enumerate(columns["names"].tolist())}
-    if len(row_of) != len(clips):
-        duplicates = [name for name, count in collections.Counter(columns["names"].tolist()).items() if count > 1]
-        raise AnnotationError(
-            f"{path} lists clips twice ({len(duplicates)} in all, the first is {duplicates[0]}); remove the duplicates"
-        )
-    rows, absent = {}, {}
-    for name, members in splits.items():
-        rows[str(name)], missing = split_rows(path, str(name), members, row_of)
-        if missing:
-            absent[str(name)] = len(missing), missing[0]
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    for leftover in (temporary, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-    _save_joints(temporary / "joints.npy", columns.pop("joints"))
-    columns["measures"] = _measured(np.load(temporary / "joints.npy", mmap_mode="r"), columns)
-    for name, column in columns.items():
-        np.save(temporary / f"{name}.npy", column)
-    (temporary / "splits.json").write_text(json.dumps(rows))
-    (temporary / "absent.json").write_text(json.dumps(absent))
-    (temporary / "class_names.json").write_text(json.dumps(class_names))
-    (temporary / "rotation.json").write_text(json.dumps(rotation_of(path, content)))
-    for file in temporary.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    temporary.rename(folder)
-
-
-def _measured(joints: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """The column `measures`. Removes from `columns` the two facts that only the annotation file contains."""
-    per_clip = columns["num_persons"].astype(np.int64) * columns["total_frames"]
-    measures = measure(joints, per_clip, columns["height"], columns["width"], columns["first_row"])
-    for name in ("not_a_number", "third"):
-        measures[name] = columns.pop(name)
-    return measures
-
-
-def _save_joints(path: Path, joints: list[np.ndarray]) -> None:
-    """Write the joints of all clips, each [M, T, V, 3], as one array [sum of M*T, V, 3].
-
-    The clips are written one after another, because joining them first would need twice the memory.
-    """
-    dtype = np.dtype(np.float16 if all(clip.dtype == np.float16 for clip in joints) else np.float32)
-    shape = (sum(clip.shape[0] * clip.shape[1] for clip in joints), *joints[0].shape[2:])
-    with open(path, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for clip in joints:
-            file.write(np.ascontiguousarray(clip, dtype).tobytes())

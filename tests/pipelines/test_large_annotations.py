@@ -71,7 +71,7 @@ def read_twice_and_by_four(folder, count):
 
 def test_a_small_one(tmp_path):
     first, second, _ = read_twice_and_by_four(tmp_path, 300)
-    assert second["private_gb"] <= first["private_gb"]
+    assert second["private_gb"] <= first["private_gb"] + 0.01  # another process reads the pickle
 
 
 @pytest.mark.soak

@@ -61,6 +61,8 @@ LABELS = "a.mp4,0,train\nb.mp4,1,val\n"
 PERSON = '[{{"frame": {}, "keypoints": [9, 9, 1]}}]'
 TABLE = "table {dir}/x.pkl {dir}/cache"
 TWO = {"split": {"s_train": ["a", "b"]}, "annotations": [clip("a", label=0), clip("b", label=1)]}
+LONG = np.zeros((1, 30_000, 17, 2), np.float32)
+SHARED = [clip(str(number), keypoint=LONG, keypoint_score=None, total_frames=30_000) for number in range(60)]
 NAMED = TWO | {"class_names": ["x", "y"]}
 WIDE = [clip(name, img_shape=(200, 900), keypoint=np.full((1, 6, 17, 2), (800.0, 100.0))) for name in "abc"]
 TURNED = [each | {"img_shape": (900, 200)} for each in WIDE]
@@ -117,6 +119,7 @@ ROWS = [
      f"{LABELS}broken.mp4,1,val\n"),
     (ANNOTATE, "poses/b.json", PERSON.format(9999), "give the file that was made from this video$", PERSON.format(3)),
     (TABLE, "x.pkl", b"\x80", "get the published skeleton pickle again$", TWO),
+    (TABLE, "x.pkl", SHARED, "write the joints of each clip as arrays of its own$", TWO),
     (TABLE, "x.pkl", {"annotations": []}, '"Annotation files" in docs/data.md$', TWO),
     (TABLE, "x.pkl", TWO | {"split": {"s_train": 3}}, '"Annotation files" in docs/data.md$', TWO),
     (TABLE, "x.pkl", TWO | {"class_names": [1, 2]}, "write one name for each class$", NAMED),

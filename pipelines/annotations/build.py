@@ -1,0 +1,176 @@
+"""Builds the table of an annotation pickle, in a child process with limits on its memory and time.
+
+Pickles may come from strangers. The reader runs no code from them (safe_pickle.py), but a small file can still describe
+content that takes any amount of memory, or a key whose hash never ends. The limits grow with the size of the file.
+"""
+
+import collections
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from kernels.program import UserError, die_with_parent
+from pipelines.annotations.measures import measure
+from pipelines.annotations.schema import (
+    AnnotationError,
+    class_names_of,
+    clips_and_splits,
+    columns_of_clips,
+    read_pickle,
+    rotation_of,
+    split_rows,
+    text_of,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS, SECONDS_PER_GB = 1.5, 150  # of processor time; NTU-60's pickle of 1.1 GB takes 20 to 50
+MEMORY, MEMORY_PER_BYTE = 1 << 30, 8  # bytes of address space
+# The joints of a table may take at most this many times the bytes of the pickle, and a few more bytes. Clips whose
+# arrays the pickle stores only once would take more.
+MAX_GROWTH, SMALL = 8, 16 << 20
+# More threads of NumPy would only reserve memory, which counts towards the limit.
+THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+AGAIN = "get the published skeleton pickle again"
+
+
+def build_in_child(path: Path, folder: Path) -> None:
+    """Call `build` in a process of its own. Raises AnnotationError, or OSError if the table cannot be written."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.annotations.build", path.absolute(), folder.absolute(), str(os.getpid())],
+        cwd=ROOT,
+        env=os.environ | THREADS,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        process_group=0,  # Ctrl-C stops this process, which kills the child
+        check=False,
+    )
+    if done.returncode == -signal.SIGXCPU:
+        raise AnnotationError(
+            f"{path} takes more than {seconds_for(path):.0f} s to read, which no annotations of its size need; {AGAIN}"
+        )
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise AnnotationError(
+            f"the process that read {path} was ended by {name}; run the same command again, or {AGAIN}"
+        )
+    if done.returncode:
+        raise RuntimeError(f"the process that reads annotations failed: {done.stderr.decode(errors='replace')}")
+    answer = json.loads(done.stdout)
+    if "errno" in answer:
+        raise OSError(answer["errno"], answer["reason"])
+    if "refused" in answer:
+        raise AnnotationError(answer["refused"])
+
+
+def seconds_for(path: Path) -> float:
+    """Processor time that reading a pickle may take."""
+    return SECONDS + SECONDS_PER_GB * path.stat().st_size / 1e9
+
+
+def main() -> None:
+    """The program of the child. It prints what went wrong as JSON, or an empty JSON object."""
+    path, folder, parent = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    die_with_parent(parent)
+    memory = MEMORY + MEMORY_PER_BYTE * path.stat().st_size
+    seconds = math.ceil(time.process_time() + seconds_for(path))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    print(json.dumps(_answer(path, folder, memory)), flush=True)
+    os._exit(0)  # content that is nested deep could take long to free
+
+
+def _answer(path: Path, folder: Path, memory: int) -> dict[str, str | int]:
+    try:
+        build(path, folder)
+    except UserError as error:
+        return {"refused": str(error)}
+    except OSError as error:
+        return {"errno": error.errno or 0, "reason": error.strerror or str(error)}
+    except MemoryError:
+        return {
+            "refused": f"{path} takes more than {memory / 1e9:.1f} GB of memory to read, which no annotations of its "
+            f"size need; {AGAIN}"
+        }
+    except Exception as error:  # hostile content can raise any exception
+        return {"refused": str(AnnotationError(f"{path} cannot be read: {type(error).__name__}: {error}; {AGAIN}"))}
+    return {}
+
+
+def build(path: Path, folder: Path) -> None:
+    """Build in `folder` the table of the annotation pickle `path`.
+
+    The files are written to a temporary folder, which is renamed at the end: a killed process leaves no partial table.
+    Raises AnnotationError, or OSError if the table cannot be written.
+    """
+    content = read_pickle(path)
+    clips, splits = clips_and_splits(path, content)
+    columns = columns_of_clips(path, clips, MAX_GROWTH * path.stat().st_size + SMALL)
+    rotation = rotation_of(path, content)
+    class_names = class_names_of(path, content, int(columns["label"].max()) + 1)
+    row_of = {name: row for row, name in enumerate(columns["names"].tolist())}
+    if len(row_of) != len(clips):
+        duplicates = [name for name, count in collections.Counter(columns["names"].tolist()).items() if count > 1]
+        raise AnnotationError(
+            f"{path} lists clips twice ({len(duplicates)} in all, the first is {duplicates[0]}); remove the duplicates"
+        )
+    rows, absent = {}, {}
+    for key, members in splits.items():
+        name = text_of(f"the name of a split of {path}", key)
+        if name in rows:
+            raise AnnotationError(f"{path} has two splits with the name {name}; rename one of them")
+        rows[name], missing = split_rows(path, name, members, row_of)
+        if missing:
+            absent[name] = len(missing), missing[0]
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    for leftover in (temporary, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    _save_joints(temporary / "joints.npy", columns.pop("joints"))
+    columns["measures"] = _measured(np.load(temporary / "joints.npy", mmap_mode="r"), columns)
+    for name, column in columns.items():
+        np.save(temporary / f"{name}.npy", column)
+    (temporary / "splits.json").write_text(json.dumps(rows))
+    (temporary / "absent.json").write_text(json.dumps(absent))
+    (temporary / "class_names.json").write_text(json.dumps(class_names))
+    (temporary / "rotation.json").write_text(json.dumps(rotation))
+    for file in temporary.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    temporary.rename(folder)
+
+
+def _measured(joints: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """The column `measures`. Removes from `columns` the two facts that only the annotation file contains."""
+    per_clip = columns["num_persons"].astype(np.int64) * columns["total_frames"]
+    measures = measure(joints, per_clip, columns["height"], columns["width"], columns["first_row"])
+    for name in ("not_a_number", "third"):
+        measures[name] = columns.pop(name)
+    return measures
+
+
+def _save_joints(path: Path, joints: list[np.ndarray]) -> None:
+    """Write the joints of all clips, each [M, T, V, 3], as one array [sum of M*T, V, 3].
+
+    The clips are written one after another, because joining them first would need twice the memory.
+    """
+    dtype = np.dtype(np.float16 if all(clip.dtype == np.float16 for clip in joints) else np.float32)
+    shape = (sum(clip.shape[0] * clip.shape[1] for clip in joints), *joints[0].shape[2:])
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for clip in joints:
+            file.write(np.ascontiguousarray(clip, dtype).tobytes())
+
+
+if __name__ == "__main__":
+    main()
