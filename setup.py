@@ -35,6 +35,8 @@ setup(
         "tensorboard>=2.18",
         "matplotlib>=3.9",
         "nvtx>=0.2.10",
+        # Resizes the frames that a CPU decodes. Where there is no wheel, DALI does it (pipelines/dali.py).
+        "cykooz-resizer>=4,<5; platform_machine == 'x86_64'",
     ],
     extras_require={
         "cu13": [f"nvidia-dali-cuda130=={DALI}"],

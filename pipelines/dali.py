@@ -1,9 +1,10 @@
-"""The DALI graph for clip packs: decodes JPEG packets (one per frame), crops a region of each, resizes all to one size.
+"""Decodes clip packs: JPEG packets (one per frame) become images, of which a region each is resized to one size.
 
-Only this file and videos/dali.py import DALI. The same graph runs on a GPU, where `fn.decoders.image` uses the JPEG
-engine (`mixed`), and on the CPU, with libjpeg-turbo (`cpu`). docs/sources.md, "DALI", lists limits of DALI.
+A DALI graph does this on a GPU, with the JPEG engine (`mixed`). On the CPU cpu_decoder.py does it, or the same graph
+(`cpu`) where cykooz-resizer has no wheel, as on aarch64. docs/sources.md, "DALI", lists limits of DALI.
 """
 
+import importlib.util
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +19,9 @@ Step = tuple[list[np.ndarray], np.ndarray, np.ndarray]
 
 
 def resize_regions(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the arguments roi_start and roi_end, [N, 2] float32 (y, x), with which fn.resize crops to boxes [N, 4].
+    """Return the start and the end, [N, 2] float32 (y, x), of the regions that crop to boxes [N, 4].
+
+    They are the arguments roi_start and roi_end of fn.resize, and part of a Step.
 
     Where `flip` [N] is True, the x of the start and the x of the end are swapped, which mirrors the image.
     """
@@ -51,10 +54,10 @@ class FrameDecoder:
     ):
         self.source, self.device, self.backends = source, device, backends
         self.size = size
-        self.options = {"batch_size": num_images, "num_threads": threads, "prefetch_queue_depth": prefetch}
-        self.decoder = ""  # the decoder of `pipeline`; empty until the pipeline is built
+        self.num_images, self.threads, self.prefetch = num_images, threads, prefetch
+        self.decoder = ""  # the decoder of which `decoded` returns frames; empty until the first step
         self.step = 0  # the step that `next` returns next
-        self.inputs: dict[int, Step] = {}  # inputs of steps that DALI has asked for and `next` has not returned yet
+        self.inputs: dict[int, Step] = {}  # inputs that a decoder has asked for and `next` has not returned yet
 
     def next(self) -> torch.Tensor:
         """Return the frames of the next step, uint8 [N*T, size, size, 3]. The tensor may share DALI's memory."""
@@ -72,27 +75,36 @@ class FrameDecoder:
     def _run(self) -> torch.Tensor:
         if self.decoder != self.backends.decoder:
             self._start()
-        (frames,) = self.pipeline.run()
-        tensor = torch.from_dlpack(frames.as_tensor())
+        tensor = self.decoded()
         if tensor.device.type == self.device.type:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _start(self) -> None:
-        """Build a pipeline that begins at the step `self.step`."""
+        """Make a decoder that begins at the step `self.step`."""
         first, self.decoder = self.step, self.backends.decoder
-        self.pipeline = _graph(
+        if self.decoder == "cpu" and importlib.util.find_spec("cykooz_resizer"):
+            from pipelines.cpu_decoder import CpuDecoder
+
+            self.decoded = CpuDecoder(
+                lambda step: self._input(first + step), self.size, threads=self.threads, prefetch=self.prefetch
+            ).next
+            return
+        pipeline = _graph(
             lambda info: self._input(first + info.iteration),
             self.size,
             self.decoder,
             self.backends.hw_decoder_load,
+            batch_size=self.num_images,
+            num_threads=self.threads,
+            prefetch_queue_depth=self.prefetch,
             device_id=(self.device.index or 0) if self.decoder == "mixed" else None,
-            **self.options,
         )
-        self.pipeline.build()
+        pipeline.build()
+        self.decoded = lambda: torch.from_dlpack(pipeline.run()[0].as_tensor())
 
     def _input(self, step: int) -> Step:
-        """The input of a step. It is kept, because a new pipeline asks again for inputs that the old one had taken."""
+        """The input of a step. It is kept, because a new decoder asks again for inputs that the old one had taken."""
         if step not in self.inputs:
             self.inputs[step] = self.source(step)
         return self.inputs[step]

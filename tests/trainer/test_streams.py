@@ -46,7 +46,7 @@ def data(tiny) -> Path:
 
 def test_a_pose_network_trains_from_the_pickle_alone(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(av, "open", refuse)
-    monkeypatch.setattr(pipelines.dali, "_graph", refuse)
+    monkeypatch.setattr(pipelines.dali.FrameDecoder, "__init__", refuse)
     settings, run = settings_in(tmp_path, data), tmp_path / "run"
     chosen = ["--exp", "ntu60_pose", *words(settings)]
     assert dispatch([*chosen, "--work-dir", str(run), "--max-steps", "2"]) == 0
