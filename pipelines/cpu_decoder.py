@@ -5,8 +5,8 @@ nvImageCodec, with which DALI decodes too, decodes only the part around a region
 CPU operator takes. The pixels differ from DALI's by at most one level, because rows and columns are rounded separately.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# nvImageCodec is an extension module without type stubs.
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+# nvImageCodec is an extension module without type stubs, and cykooz-resizer is not installed everywhere.
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -121,10 +121,12 @@ class Peer:
 def verdict(records: Path) -> str:
     """Return the line to print last: our speed relative to the peer's for 8 frames and 32 heatmaps, and the parity.
 
+    The speeds are in clips per second of CPU time, so that other programs on the machine hardly change their ratio.
+
     The parity is ok if both programs make the same clips in all cases.
     """
     record = json.loads((records / f"data_{slug(device_name(torch.device('cpu')))}.json").read_text())
     results = record["results"]
     green = all(results.get(f"parity_{case}", {}).get("ok") for case in CASES)
-    value = results.get("ratio_8_32", {}).get("median")
+    value = results.get("ratio_cpu_time_8_32", {}).get("median")
     return f"ratio {'none' if value is None else f'{value:.2f}'} parity {'ok' if green else 'red'}"

@@ -53,7 +53,7 @@ def test_beside_mmaction2(tmp_path, monkeypatch, capfd):
 )
 def test_the_last_line_is_red_unless_both_cases_agree(agree, ratio, line, tmp_path):
     results = {f"parity_{case}": {"ok": ok} for case, ok in zip(CASES, agree, strict=False)}
-    results |= {} if ratio is None else {"ratio_8_32": {"median": ratio}}
+    results |= {} if ratio is None else {"ratio_cpu_time_8_32": {"median": ratio}}
     name = slug(device_name(torch.device("cpu")))
     (tmp_path / f"data_{name}.json").write_text(json.dumps({"results": results}))
     assert verdict(tmp_path) == line
