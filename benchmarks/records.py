@@ -40,7 +40,12 @@ ROWS = (
     ("data", "ours_8_32.clips_per_cpu_s", "data path, 8 frames + 32 heatmaps", "clips per CPU second"),
     ("data", "ratio_cpu_time_8_32", "speed of this data path relative to MMAction2's, by CPU time", "times"),
     ("data", "heatmap_8_32", "speed of drawing its heatmaps relative to MMAction2's", "times"),
-    ("data", "ratio_cpu_time_16_48", "speed of the data path relative to MMAction2's, 16 frames + 48 heatmaps", "times"),
+    (
+        "data",
+        "ratio_cpu_time_16_48",
+        "speed of the data path relative to MMAction2's, 16 frames + 48 heatmaps",
+        "times",
+    ),
     *(
         row
         for name in ("ntu60_x3d", "ma52")
