@@ -30,7 +30,7 @@ class DataConfig:
     val_annotations: str | None = None
     """Annotation file of the validation clips, for data with one file per split. None: annotations has both."""
     split: str | None = None
-    """Which pair of splits counts: xsub means xsub_train and xsub_val (or xsub_test), train1 means train1 and test1.
+    """The pair of splits to use: xsub means xsub_train and xsub_val (or xsub_test), train1 means train1 and test1.
     None: all clips of each file.
     """
     train_split: str | None = None
@@ -38,7 +38,7 @@ class DataConfig:
     val_split: str | None = None
     """Name of the validation split, if data.split does not name it. None: that of data.split."""
     max_absent: Share = 0.5
-    """Share of the clips that a split lists and the annotation file lacks. If more are lacking, a run stops."""
+    """Largest share of a split's clips that may be missing in the annotation file. If more are missing, a run stops."""
     follow_links: bool = False
     """Whether links that lead out of the folder of the videos are followed. Only for a folder that you trust."""
     packs: str = "data/packs"
@@ -46,13 +46,13 @@ class DataConfig:
     cache: str = "data/cache"
     """Folder of the tables that are made from annotation files."""
     rotation: Rotation = "shown"
-    """Whether skeletons belong to frames as players show them or as files store them, where img_shape cannot tell."""
+    """Whether skeletons belong to frames as players show them or as files store them, if img_shape does not decide."""
     source: Literal["packs", "video"] = "packs"
     """Where frames come from. video: there are no packs, and a GPU decodes the videos at every step."""
     balance: Share = 0.0
     """0: each clip once per epoch; 1: each class equally often; or a value between."""
     max_bad: Share = 0.01
-    """Share of clips that may lack a usable video. If more do, preparing the data fails."""
+    """Largest share of clips that may lack a usable video. If more do, preparing the data fails."""
     demo: DemoConfig | None = None
     """Settings of the demo's data, which are generated if they are missing. None: the data exist."""
 

@@ -35,8 +35,7 @@ class FrameDecoder:
     """Decodes and resizes `num_images` packets per step, working up to `prefetch` steps ahead of `next`.
 
     `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
-    calls `source` in the same thread, but for a step that comes up to `prefetch` steps after the step that `next`
-    returns.
+    calls `source` in its own thread, for a step up to `prefetch` steps ahead of the one that it returns.
 
     If the JPEG engine fails in a step, the CPU decodes this step and all later steps (`Backends.decode_on_cpu`).
     """

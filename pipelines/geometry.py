@@ -89,7 +89,7 @@ class StoredRegion:
     """The part of a clip's image that a pack must store. Lengths are in pixels of the annotation.
 
     region: (left, top, right, bottom). It contains the box of every sample of at least `fewest` pose frames.
-    side: of the smallest box that a sample of at least 32 pose frames can have.
+    side: the side of the smallest box that a sample of at least 32 pose frames can have.
     """
 
     region: tuple[int, int, int, int]
@@ -97,17 +97,17 @@ class StoredRegion:
     fewest: int
 
 
-FEWEST, USUAL = 8, 32  # pose frames per sample: the fewest for which packs are made, and those of published experiments
+FEWEST, USUAL = 8, 32  # pose frames per sample: the smallest number for which packs are made, and the published one
 
 
 def crop_region(joints: np.ndarray, height: int, width: int, fewest: int = FEWEST) -> StoredRegion:
-    """The region for all samples of at least `fewest` pose frames. It does not depend on an experiment's own number.
+    """The region for all samples of at least `fewest` pose frames, whatever number of them an experiment uses.
 
     joints: [M, T, V, >=2] (x, y, ...) of the whole clip. height, width: of the image in pixels.
 
     If the joints of the clip extend over W x H pixels, no box reaches further than max(W/8, 5H/8) to the left and right
     of them, or max(H/8, 5W/8) above and below. The box of a sample in which nobody is visible is the whole image, so if
-    there may be such a sample, the region includes the whole image. If no frame is without a person, no sample is,
+    there may be such a sample, the region includes the whole image. If every frame shows a person, every sample does,
     however few frames it has, and the result's `fewest` is 1.
     """
     (left, right), (top, bottom) = (_span(joints[..., axis]) for axis in (0, 1))
@@ -149,8 +149,8 @@ def _min_span(extents: np.ndarray, whole: float, count: int) -> float:
 
     A clip of at most `count` frames is sampled whole. If there are fewer than two frames for each sampled one, the
     sample never skips two neighbouring frames. Otherwise it contains one frame of each of `count` or more spans of at
-    most ceil(T / count) frames, hence one of any 2 * ceil(T / count) - 1 neighbouring frames. The joints of a sample
-    extend at least as far as in the narrowest of such neighbouring frames, wherever these are in the clip.
+    most ceil(T / count) frames, hence one of any 2 * ceil(T / count) - 1 neighbouring frames. So for every such group
+    of neighbouring frames, the joints of a sample extend at least as far as in the group's narrowest frame.
     """
     total = len(extents)
     if total <= count:

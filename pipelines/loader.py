@@ -24,7 +24,7 @@ from pipelines.read_ahead import reader_threads
 
 
 def decode_threads(cores: int) -> int:
-    """The number of threads that decode frames by default, in a process that may use so many cores."""
+    """The default number of decoder threads, for a process that may use this many cores."""
     return max(1, min(8, cores - 1))
 
 

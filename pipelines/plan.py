@@ -105,7 +105,8 @@ def plan_eval(
 
 
 def _different(frames: np.ndarray) -> np.ndarray:
-    """The frame numbers that occur in each row of `frames` [N, F]: [N, at most F], with repetitions where need be.
+    """The different frame numbers in each row of `frames` [N, F]: [N, at most F]. Shorter rows are padded with
+    repetitions.
 
     Ten samples of a clip contain most of its frames several times.
     """
@@ -230,7 +231,7 @@ def random_crops(side: int, numbers: np.ndarray) -> np.ndarray:
 TEST_SEED = 255  # the published code resets its random seed to this value for each stream of each clip
 
 
-@cache  # a data set has clips of a few hundred lengths, and seeding a generator takes longer than all the rest
+@cache  # clips have only a few hundred different lengths, and seeding a generator is the slowest part
 def eval_frames(total: int, count: int, num_samples: int) -> np.ndarray:
     """The frames that the published code takes from a clip of `total` frames in testing: [num_samples, count] int64.
 

@@ -1,6 +1,6 @@
 """One clip as arrays: the input of the networks, and the clip's joints in pixels of the RGB input.
 
-`python -m pipelines.view` starts `python -m trainer view`, which knows the experiments and draws the picture.
+`python -m pipelines.view` starts `python -m trainer view`, which can import the experiments and draws the picture.
 """
 
 import os

@@ -33,14 +33,14 @@ def main(
             (docs/custom_data.md; default: estimate the joints, which needs the extra `pose`)
         people: maximum number of people per clip
         rotation: whether the skeletons in --poses belong to frames as players show them, turned like those of a phone,
-            or as the files store them; the annotation file records it
+            or as the files store them; the annotation file records this choice
         follow_links: follow links that lead out of the folder of the videos; only for a folder that you trust
     """
     console = Console(stderr=True)
     if people < 1:
         raise UserError(f"--people {people}: the number must be 1 or more")
     if rotation != "shown" and poses is None:
-        raise UserError(f"--rotation {rotation} is about skeletons from files: add --poses, or leave --rotation out")
+        raise UserError(f"--rotation {rotation} is for skeletons from files: add --poses, or leave --rotation out")
     label_table = read_labels(labels)
     stored = out.with_name(f"{out.stem}_poses")
     source = poses_from_files(poses, people, rotation) if poses else estimated_poses(stored, people)

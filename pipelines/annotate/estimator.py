@@ -24,7 +24,7 @@ INSTALL = "install the pose estimator with: .venv/bin/python -m pip install -e '
 class PoseEstimator:
     """Finds the people in a video and their joints.
 
-    alternative: a clause for error messages, which says what the user can do if poses cannot be estimated.
+    alternative: a clause for error messages that says what the user can do if poses cannot be estimated.
     Raises UserError if `num_joints` is not 17, or if rtmlib or its weights cannot be loaded.
     """
 

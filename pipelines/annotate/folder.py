@@ -26,14 +26,14 @@ from pipelines.videos.header import Header
 from pipelines.videos.turn import Rotation, same_shape
 
 FRAME = re.compile(r"(.+?)[_-]?\d+(_keypoints)?")  # the name of a file or image of one frame
-WITHOUT_PEOPLE = 17  # number of joints of a video in which nobody was detected, if no other video tells
+WITHOUT_PEOPLE = 17  # number of joints if nobody was detected in any video
 
 
 @dataclass
 class PoseFolder:
     """The skeletons in a folder. `survey` must be called once, before `poses`.
 
-    max_people: maximum number of people in a video. rotation: of the frames to which the skeletons belong.
+    max_people: maximum number of people in a video. rotation: that of the skeletons (AnnotatedImage).
     layout: the joint layout of the skeletons, or '' if it is not known.
     """
 
@@ -52,7 +52,7 @@ class PoseFolder:
             )
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Find and read the files of all videos, by name, and say in a few lines what they are. Raises UserError."""
+        """Find and read the files of all videos, by name, and report their formats in a few lines. Raises UserError."""
         files = find_files(self.folder, list(headers))
         for name, own in files.items():
             if own[0].suffix == ".npz":
@@ -89,7 +89,7 @@ class PoseFolder:
             people = [detection.joints for r in self.recordings.values() for detection in r.detections]
             self.layout = likely_layout(np.stack(people[:5000]))
             if self.layout:
-                say(f"by the length of limbs the {self.num_joints} joints, which have no names, are {self.layout}")
+                say(f"the {self.num_joints} joints have no names; by the lengths of limbs, they are {self.layout}")
         elif len(layouts) == 1:
             self.layout = layouts.pop()
 
@@ -138,7 +138,8 @@ class PoseFolder:
 def find_files(folder: Path, names: list[str]) -> dict[str, list[Path]]:
     """The files of each video by its name; videos without files are left out. Raises UserError.
 
-    A name with its folders counts first, and then the name alone. No two videos share a file.
+    Files are looked up by the video's name with its folders first, and then by the name alone. No two videos share a
+    file.
     """
     exact: dict[str, list[Path]] = defaultdict(list)
     frames: dict[str, list[Path]] = defaultdict(list)
@@ -170,7 +171,7 @@ def find_files(folder: Path, names: list[str]) -> dict[str, list[Path]]:
 
 
 def _own(name: str, key: str, exact: dict[str, list[Path]], frames: dict[str, list[Path]]) -> list[Path]:
-    """The files of the video `name`, which is looked for as `key`. An empty list if there are none."""
+    """The files that `key` refers to, for the video `name`. An empty list if there are none."""
     deep = [place for place in exact if "/" not in key and place.endswith(f"/{key}")]
     for places, each_frame in ((exact, False), (frames, True)):
         found = [places[place] for place in dict.fromkeys((key, *deep, f"labels/{key}")) if place in places]
@@ -185,7 +186,7 @@ def _own(name: str, key: str, exact: dict[str, list[Path]], frames: dict[str, li
 
 
 def videos_of_images(images: list[str], names: list[str]) -> dict[str, str]:
-    """For each image of a data set, the video it comes from: that of its folder, or of its name without the number."""
+    """The video of each image of a data set, found by the image's folder, or by its name without the frame number."""
     video_of = {clip_name(name): name for name in names}
     by_file: dict[str, list[str]] = defaultdict(list)
     for name in names:

@@ -55,7 +55,7 @@ def read_poses(file: Path, video: Path, header: Header, cache: Path, rotation: R
     """Read the skeleton of `video` from an .npz file, or from an annotation pickle that contains the video's name.
 
     If an .npz file contains no image size, its joints are taken to be in pixels of the video's frames.
-    rotation: that of the poses, if the file does not say it.
+    rotation: that of the poses (AnnotatedImage), if the file does not contain it.
     cache: folder in which Duet keeps the table that it makes from an annotation pickle.
     Raises AnnotationError if the file cannot be used, or if its joints do not belong to the frames of this video.
     """
@@ -138,7 +138,7 @@ def write_poses(file: Path, poses: Poses, video: str = "") -> None:
 
 
 def video_of(file: Path) -> str:
-    """The digest of the video for which `write_poses` wrote this file, or '' if the file does not say it."""
+    """The digest of the video for which `write_poses` wrote this file, or '' if the file does not contain it."""
     try:
         with np.load(file, allow_pickle=False) as content:
             return str(content["video"]) if "video" in content.files else ""

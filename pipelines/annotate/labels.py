@@ -36,13 +36,13 @@ class Labels:
 def read_labels(file: Path) -> Labels:
     """Read a CSV file of labels. A label is a whole number from 0, or a word; words are numbered alphabetically.
 
-    Whether labels are numbers or words is decided for the whole column; `0.0` and `1.0`, as pandas writes a column of
-    numbers that had a gap, are numbers.
+    All labels must be numbers, or all must be words. `0.0` and `1.0` count as numbers, because pandas writes a column
+    of whole numbers in this form if a value was missing.
 
     Raises UserError, which names the line that cannot be used.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # names of files may be no UTF-8
+        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names may not be UTF-8
     except OSError as error:
         raise UserError(f"{file} cannot be opened ({error.strerror}); it should be {FORMAT}") from None
     rows = [(number, line) for number, line in _lines(file, text) if any(line)]

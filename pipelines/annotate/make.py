@@ -38,7 +38,7 @@ class PoseSource(Protocol):
     """Where the skeletons of videos come from."""
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Look at all videos, by name, before the skeletons of the first one are wanted."""
+        """Prepare for all videos, by name. This is called before the skeletons of the first video are requested."""
 
     def poses(self, name: str, video: str, header: Header) -> Poses:
         """The skeletons of the video with this name and path."""
@@ -125,7 +125,7 @@ def poses_from_files(folder: Path, max_people: int, rotation: Rotation = "shown"
 
 
 def check_rotation(file: Path, header: Header, poses: Poses, rotation: Rotation) -> Poses:
-    """The poses, unless they are clearly of the other rotation than `rotation`. In this case, raises UserError."""
+    """Return the poses. Raises UserError if they clearly have the other rotation, not `rotation`."""
     fits_other = Turn.of_code(header.turn).swap and fits_only_swapped(poses.joints, poses.height, poses.width)
     if header.turn and (fits_other or poses.rotation != rotation):
         here, other = ("shown", "stored") if rotation == "shown" else ("stored", "shown")
@@ -139,7 +139,7 @@ def check_rotation(file: Path, header: Header, poses: Poses, rotation: Rotation)
 def with_square_pixels(poses: Poses, header: Header) -> Poses:
     """Convert poses to the size at which a video is shown, if the pixels of its frames are not square.
 
-    So boxes and heatmaps show people in their true shape.
+    With this size, boxes and heatmaps show people in their true shape.
     """
     frames = header.frames_for(poses.image())
     if frames.pixel == 1:
@@ -151,14 +151,14 @@ def with_square_pixels(poses: Poses, header: Header) -> Poses:
 
 @dataclass
 class EstimatedPoses:
-    """A source that estimates skeletons and stores them in `folder`, from which those of the same video are read."""
+    """A source that estimates skeletons and stores them in `folder`. Those that are in `folder` already are read."""
 
     folder: Path
     max_people: int
     estimator: PoseEstimator
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Nothing has to be known before the first video."""
+        """Do nothing: estimating needs no preparation."""
 
     def poses(self, name: str, video: str, header: Header) -> Poses:
         """The skeletons of a video, estimated now or earlier."""
@@ -206,7 +206,7 @@ def write(
 
 
 def advice(out: Path, videos: Path, labels: Labels, num_joints: int, layout: str = "") -> str:
-    """A sentence with the command that trains on the annotation file. `layout`: that of the joints, if it is known."""
+    """A sentence with the command that trains on the annotation file. `layout`: the joint layout, if it is known."""
     settings = [f"data.annotations={out}", f"data.videos={videos}", f"data.num_classes={max(labels.labels) + 1}"]
     words = ["python -m trainer --exp custom", *(f"--set {shlex.quote(setting)}" for setting in settings)]
     if num_joints != JOINTS and layout:

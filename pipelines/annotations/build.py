@@ -150,7 +150,7 @@ def build(path: Path, folder: Path) -> None:
 
 
 def _measured(joints: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """The column `measures`. Removes from `columns` the two facts that only the annotation file contains."""
+    """The column `measures`. Removes `not_a_number` and `third` from `columns`, and copies them."""
     per_clip = columns["num_persons"].astype(np.int64) * columns["total_frames"]
     measures = measure(joints, per_clip, columns["height"], columns["width"], columns["first_row"])
     for name in ("not_a_number", "third"):

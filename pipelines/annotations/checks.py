@@ -1,4 +1,4 @@
-"""Judges what the annotations of a data set say: joints, scores, labels and splits.
+"""Checks the annotations of a data set: joints, scores, labels and splits.
 
 `python -m pipelines.verify` and every training run make the same checks. They read the measures of the table
 (measures.py) and no joints, except for a few clips in `posture`.
@@ -15,18 +15,18 @@ from pipelines.annotations.table import ClipTable
 from pipelines.skeleton import SKELETONS, Skeleton
 from pipelines.videos.find import clip_name
 
-SHARE = 0.1  # a fault of the joints ends a run if it is in more than this share of the clips with people
+SHARE = 0.1  # a fault of the joints is fatal in more than this share of the clips with people
 MOST = 0.5  # share of the joints of a clip, or of the clips of a data set, that counts as most of them
 NEAR_CORNER = 0.05  # share of the image's sides; joints that never leave this corner are not in pixels
-FEW_PIXELS = 10.0  # joints in metres or in shares of the image stay below this
-SMALLEST_IMAGE = 64  # side in pixels from which FEW_PIXELS are few
-NEGATIVE = 0.2  # share of negative x, and of negative y, from which joints are taken to be centred at 0
-FAR = 3.0  # joints that reach this many times as far as the image are scaled
+FEW_PIXELS = 10.0  # joints in metres, or as fractions of the image size, stay below this
+SMALLEST_IMAGE = 64  # FEW_PIXELS is only used for images whose sides have at least this many pixels
+NEGATIVE = 0.2  # joints are centred at 0 if this share of x, and of y, is negative
+FAR = 3.0  # joints that extend to this many times the image's size are scaled up
 OVERSHOOT = 1.5  # estimators that read scores from heatmaps write scores a little above 1, but never above this
 STRAY = 0.02  # share of the joints of a good clip that may be outside the image
-POSTURES = 500  # number of clips whose posture is looked at
+POSTURES = 500  # number of clips whose posture is checked
 NAMED = 5  # classes that a sentence names
-TRIAL = 3  # with fewer validation clips, somebody tries the program out, and classes may be missing in training
+TRIAL = 3  # with fewer validation clips, a user is only trying things out, and classes may be missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Finding:
     """Something in the annotations that is wrong or suspicious.
 
     kind: a word for the kind of the finding. clips: the names of the affected clips. text: a sentence with the number
-    of clips, an example and what to do. fatal: whether training on this data would be in vain.
+    of clips, an example and what to do. fatal: whether training on these data would be pointless.
     """
 
     kind: str
@@ -85,7 +85,8 @@ def split_findings(train: ClipTable, train_rows: np.ndarray, val: ClipTable, val
         twin = train_rows[np.flatnonzero(digests == val.measures["digest"][val_rows[copies][0]])[0]]
         text = (
             f"{len(names)} of the {len(val_rows)} validation clips have exactly the skeleton of a training clip, such "
-            f"as {names[0]} that of {train.names[twin]}: they are the same clip twice; leave one of the two out"
+            f"as {names[0]}, which has that of {train.names[twin]}: they are one clip, listed twice; leave one of the "
+            "two out"
         )
         findings.append(Finding("overlap", names, text, False))
     unseen = ~np.isin(val.label[val_rows], train.label[train_rows])
@@ -111,7 +112,7 @@ def absent_findings(splits: Sequence[tuple[ClipTable, str]], max_absent: float, 
     counts = [table.absent.get(split, (0, "")) for table, split in splits]
     totals = [absent + len(table.splits[split]) for (absent, _), (table, split) in zip(counts, splits, strict=True)]
     shares = [absent / max(1, total) for (absent, _), total in zip(counts, totals, strict=True)]
-    # The option allows the share of every split whose other clips can be used, rounded up to two digits.
+    # The suggested value allows for every split that still has usable clips, and is rounded up to two digits.
     allowed = int(np.ceil(100 * max((share for share in shares if share < 1), default=0))) / 100
     findings = []
     for (_, split), (absent, first), total, share in zip(splits, counts, totals, shares, strict=True):
@@ -141,7 +142,7 @@ def _names(table: ClipTable, rows: np.ndarray) -> np.ndarray:
 
 
 def _finding(kind: str, table: ClipTable, affected: np.ndarray, text: str, *, fatal: bool) -> Finding:
-    """A finding about the rows of the mask `affected` [n], with their number and an example before the text."""
+    """A finding about the rows in the mask `affected` [n]. Their number and an example precede `text`."""
     names = [str(name) for name in table.names[affected]]
     return Finding(kind, names, f"in {len(names)} of {len(table)} clips, such as {names[0]}, {text}", fatal)
 
@@ -152,7 +153,7 @@ def _most(table: ClipTable, affected: np.ndarray, share: float = SHARE) -> bool:
 
 
 def _scale(table: ClipTable) -> Iterator[Finding]:
-    """Joints that are not in pixels of the image. A clip counts for the first kind that it fits."""
+    """Joints that are not in pixels of the image. A clip counts only for the first kind that applies to it."""
     measures, size = table.measures, np.stack([table.width, table.height], axis=1)
     drawn = np.maximum(measures["drawn"], 1)
     some = measures["size"] > 0
@@ -192,8 +193,8 @@ def _image(table: ClipTable, row: int) -> str:
 
 def _in_shares(table: ClipTable, row: int) -> str:
     return (
-        f"all joints lie between 0 and 1 ({_extent(table, row)}), so they are shares of the image, but must be in "
-        f"pixels: multiply x by the width and y by the height of img_shape ({_image(table, row)})"
+        f"all joints lie between 0 and 1 ({_extent(table, row)}), so they are fractions of the image size, but must be "
+        f"in pixels: multiply x by the width and y by the height of img_shape ({_image(table, row)})"
     )
 
 
@@ -338,7 +339,7 @@ def _other_joints(table: ClipTable) -> Iterator[Finding]:
 
 
 def _posture(table: ClipTable, skeleton: Skeleton | None) -> Iterator[Finding]:
-    """Whether people lie or stand on their heads in most clips, which swapped or reversed axes make them do."""
+    """Whether people lie down or stand on their heads in most clips, which suggests swapped or reversed axes."""
     layouts = [skeleton] if skeleton else [each for each in SKELETONS.values() if each.num_joints == table.num_joints]
     rows = np.flatnonzero((table.measures["drawn"] > 0) & (table.measures["size"] > 0))
     rows = rows[:: -(-len(rows) // POSTURES)] if len(rows) else rows
@@ -355,12 +356,12 @@ def _posture(table: ClipTable, skeleton: Skeleton | None) -> Iterator[Finding]:
         for posture in postures:
             value = np.abs(posture[:, 0]) if axis == 0 else sign * posture[:, 1]
             masks.append((value >= 0.5) & (np.abs(posture[:, 1 - axis]) <= 0.5 * value))
-        # If the layout is not certain, people have to lie in each of the layouts that are possible.
+        # If several layouts are possible, the posture must be wrong in each of them.
         affected = np.zeros(len(table), bool)
         affected[rows[np.all(masks, axis=0)]] = True
         if affected.sum() > MOST * len(rows):
             names = [str(name) for name in table.names[affected]]
-            text = f"in {len(names)} of {len(rows)} clips that were looked at, such as {names[0]}, {what}"
+            text = f"in {len(names)} of {len(rows)} clips that were checked, such as {names[0]}, {what}"
             yield Finding(kind, names, text, False)
 
 
@@ -392,7 +393,7 @@ def _mean(points: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def _twice(table: ClipTable) -> Iterator[Finding]:
-    """Clips under two names: names that mean the same video, or names of clips with the same skeletons."""
+    """Duplicate clips: several names that mean the same video, or several clips with the same skeletons."""
     digests = table.measures["digest"]
     people = np.flatnonzero(table.measures["drawn"] > 0)
     order = people[np.argsort(digests[people], kind="stable")]
@@ -402,7 +403,8 @@ def _twice(table: ClipTable) -> Iterator[Finding]:
         names = [str(name) for name in table.names[order[1:][same]]]
         text = (
             f"{len(names)} of {len(table)} clips have exactly the skeleton of another clip, such as "
-            f"{table.names[second]} that of {table.names[first]}: the same clip is there twice; leave one of them out"
+            f"{table.names[second]}, which has that of {table.names[first]}: they are one clip, listed twice; "
+            "leave one of them out"
         )
         yield Finding("twice", names, text, False)
     clips = [clip_name(name) for name in table.names.tolist()]

@@ -29,13 +29,13 @@ MEASURES = np.dtype(
         ("score_low", np.float32),
         ("score_high", np.float32),
         ("rounded", np.int64),  # scores above 1 that rounding explains
-        ("digest", np.uint64),  # of joints and scores
+        ("digest", np.uint64),  # digest of joints and scores
         ("not_a_number", np.int64),  # coordinates that are NaN or infinite in the annotation file
         ("third", np.int8),  # THIRD_IS_SCORE, THIRD_IS_UNUSED, or 0 if a joint has two numbers
     ]
 )
 THIRD_IS_SCORE, THIRD_IS_UNUSED = 1, 2
-ROUNDED = 1.01  # scores above 1 and up to this value are taken for 1 that was rounded
+ROUNDED = 1.01  # scores between 1 and this value are 1 with a rounding error
 
 
 def measure(

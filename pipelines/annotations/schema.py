@@ -75,7 +75,7 @@ LONGEST_NAME = 200  # characters of the name of a class
 def class_names_of(path: Path, content: Any, num_classes: int) -> tuple[str, ...]:
     """The names under the key 'class_names' of an annotation file, or an empty tuple if there are none.
 
-    num_classes: how many classes the labels of the clips need at least. Raises AnnotationError.
+    num_classes: the number of classes that the labels of the clips require at least. Raises AnnotationError.
     """
     names = content.get("class_names", ()) if isinstance(content, dict) else ()
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):

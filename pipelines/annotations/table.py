@@ -35,7 +35,7 @@ class ClipTable:
     first_row: [n] int64, where the joints of each clip start in `joints`.
     splits: for the name of each split, the rows of its clips; empty if the file is a plain list.
     class_names: the name of each class, or empty if the file does not name its classes.
-    rotation: see AnnotatedImage; None if the file does not say it.
+    rotation: see AnnotatedImage; None if the file contains none.
     measures: [n] of dtype MEASURES, the measures of each clip's joints; empty for a table that no file was read for.
     absent: for each split that lists clips without an annotation, how many these are and the name of the first.
     """
@@ -69,7 +69,7 @@ class ClipTable:
         return rows.reshape(persons, frames, self.num_joints, 3)
 
     def image(self, row: int, rotation: Rotation) -> AnnotatedImage:
-        """The annotated image of a clip. `rotation` counts if the annotation file does not say it."""
+        """The annotated image of a clip. `rotation` is used if the annotation file contains none."""
         return AnnotatedImage(int(self.width[row]), int(self.height[row]), self.rotation or rotation)
 
     def rows_in_split(self, split: str | None) -> np.ndarray:

@@ -53,8 +53,8 @@ class PackSettings:
     quality: quality of the JPEG frames, from 2 (best) to 31 (worst).
     count: pose frames per sample. Clips can be used with 8 pose frames or any larger number, so `count` is not part of
         a clip's identity. Only for a smaller `count` are some clips made again (geometry.crop_region).
-    rotation: how frames are stored for which neither the annotation nor its shape says how they are turned
-        (AnnotatedImage). Only the identity of these clips depends on it.
+    rotation: how the frames of a clip are turned if neither the annotation file nor `img_shape` decides it
+        (AnnotatedImage). Only the identities of such clips depend on it.
     """
 
     box_pixels: int = 256
@@ -80,7 +80,7 @@ def digest_of(content: dict[str, Any]) -> str:
 def clip_id(source: str, joints: str, settings: str, rotation: str = "") -> str:
     """The identity of a clip, from the digests of its video, of its joints, and of the settings: 20 hex digits.
 
-    rotation: as in COLUMNS. A clip whose frames are as they are stored has the identity that earlier versions gave it.
+    rotation: as in COLUMNS. A clip whose frames are not turned has the same identity as in earlier versions.
     """
     turned = " shown" if rotation == "shown" else ""
     return hashlib.sha256(f"{source} {joints} {settings}{turned}".encode()).hexdigest()[:20]
@@ -103,7 +103,7 @@ COLUMNS = {
     "first": np.int64,  # offset of the first packet in the clip's file, in bytes
     "file": np.str_,  # the clip's file, relative to the folder of the pack or absolute
     "bad": np.str_,  # why the clip could not be made; "" for a good clip
-    # "shown" or "stored", if only that decided how the frames are turned (AnnotatedImage), and otherwise "". UNKNOWN in
+    # "shown" or "stored" if only AnnotatedImage.rotation decided how the frames are turned, otherwise "". UNKNOWN in
     # packs of earlier versions, which turned no frames.
     "rotation": np.str_,
 }
@@ -155,7 +155,7 @@ def is_clip(video: Path) -> bool:
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a pack, memory-mapped. If the index on disk is not current, one is built from the manifest.
+    """The index of a pack, memory-mapped. If the index on disk is out of date, a new one is built from the manifest.
 
     A folder without a pack has an empty index.
     """
@@ -275,7 +275,7 @@ def _add_to_index(folder: Path, parts: list[Path]) -> bool:
     kept = np.flatnonzero(~np.isin(old.columns["clip"], added.columns["clip"]))
     columns = {key: np.concatenate([old.columns[key][kept], added.columns[key]]) for key in COLUMNS}
     order = np.argsort(columns["clip"])
-    sources = np.concatenate([kept, -1 - np.arange(len(new))])[order]  # a row of `old`, or -1 - a row of `added`
+    sources = np.concatenate([kept, -1 - np.arange(len(new))])[order]  # row i of `old` is i, row i of `added` -1 - i
     manifest, packets = [], []
     # Rows that are neighbours in the old index stay together, so that few pieces have to be copied.
     for run in np.split(sources, np.flatnonzero((np.diff(sources) != 1) | (sources[1:] <= 0)) + 1):
@@ -306,7 +306,7 @@ def _starts_of_lines(text: np.ndarray, clips: list[str]) -> list[int] | None:
 
 
 def _narrow(column: np.ndarray) -> np.ndarray:
-    """A column of texts in the narrowest type that has room for them; other columns stay as they are."""
+    """Convert a column of texts to the narrowest type that has room for them. Other columns stay as they are."""
     if column.dtype.kind != "U":
         return column
     return column.astype(f"U{max(1, np.char.str_len(column).max(initial=0))}", copy=False)

@@ -57,9 +57,10 @@ def main(
         videos: folder of the videos, which may lie in subfolders and have any video extension and the suffix `_rgb`
         out: make the pack in this folder; a note in the folder --packs tells training where it is
         count: pose frames per sample, if these are fewer than 8
-        box_pixels: pixels per side of the smallest box of 32 frames, if the video has enough pixels
-        quality: JPEG quality from 2 (best) to 31; on NTU, 3 has 46 dB PSNR at 0.067 bytes per pixel, 6 has 42 at 0.046
-        rotation: whether skeletons belong to frames as shown or as stored, where no file tells (data.rotation)
+        box_pixels: side in pixels of the smallest box of a sample of 32 frames, if the video has enough pixels
+        quality: JPEG quality from 2 (best) to 31; on NTU, quality 3 gives a PSNR of 46 dB and 0.067 bytes per pixel,
+            and quality 6 gives 42 dB and 0.046 bytes
+        rotation: whether skeletons belong to frames as shown or as stored, if no file says it (data.rotation)
         workers: number of processes that encode (default: one per core)
         max_bad: the largest share of clips that may lack a usable video
         shard: make only part I of N, as I/N with I from 0 to N-1 (docs/clusters.md)

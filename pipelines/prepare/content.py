@@ -1,4 +1,4 @@
-"""Tells whether a video is the one from which a clip was made.
+"""Decides whether a video is the one from which a clip was made.
 
 The quick answer is the video's stamp. If the stamp has changed, the whole content decides.
 """

@@ -40,7 +40,7 @@ Line = dict[str, Any]
 
 
 def note(packs: Path, out: Path) -> None:
-    """Note in the folder `packs` that there is a pack in `out`, so that training looks there as well."""
+    """Record in the folder `packs` that there is a pack in `out`, so that training looks there as well."""
     folder = str(out.resolve())
     folders = others(packs)
     if folder not in folders and out.resolve() != packs.resolve():
@@ -53,7 +53,7 @@ def note(packs: Path, out: Path) -> None:
 
 
 def others(packs: Path) -> list[str]:
-    """The folders that `note` has noted in `packs`."""
+    """The folders of packs that `note` has recorded in the folder `packs`."""
     try:
         return json.loads((packs / OTHERS).read_text())
     except (OSError, ValueError):
@@ -79,9 +79,9 @@ def forget(packs: Path, out: Path, only_say: bool = False) -> str:
 
 
 def is_gone(folder: str, files: np.ndarray) -> bool:
-    """Whether the pack in `folder`, made with --out, is not there. files: the clips' files in the pack `packs`.
+    """Whether the pack in `folder`, made with --out, is gone. files: the clips' files that the pack `packs` records.
 
-    Where a disk is not mounted, the folder may be there, but without the pack that these files are in.
+    If a disk is not mounted, its mount point may exist, but without the pack that contains these files.
     """
     if not Path(folder).is_dir():
         return True
@@ -94,7 +94,7 @@ def look_elsewhere(
 ) -> None:
     """Look in other packs for the clips of `rows` that the pack in `out` lacks, and note in `todo` what was found.
 
-    Raises UserError if clips are lacking, and a pack in which they may be is not there any more.
+    Raises UserError if clips are missing, and a pack that may contain them no longer exists.
     """
     if todo.stale:
         _check_that_none_is_gone(out, len(todo.stale))
@@ -116,7 +116,7 @@ def look_elsewhere(
             todo.clips[row] = clip
             todo.stale.pop(row, None)
             todo.bad.pop(names[row], None)
-            if lines[clip]["bad"]:  # its video was tried there, and is not tried again
+            if lines[clip]["bad"]:  # decoding its video failed there, so it is not tried again
                 todo.bad[names[row]] = lines[clip]["bad"]
         reasons = {row: reason for row, reason in found.stale.items() if row in todo.stale and reason != NEW}
         todo.stale |= reasons
@@ -162,7 +162,7 @@ def _earlier(
     lines = {}
     for line in earlier_lines(place):
         row, count = wanted.get(line["joints"]), counts.get(line["settings"])
-        if row is None or count is None or line["source_bytes"] < 0:  # the last: there was no video
+        if row is None or count is None or line["source_bytes"] < 0:  # a negative size means that there was no video
             continue
         fewest = 0 if line["bad"] else _fewest(line, table, row, settings, count)
         if fewest is None:
@@ -181,7 +181,7 @@ def _earlier_digest(count: int, settings: PackSettings) -> str:
 
 
 TOLERANCE = 2  # pixels of the video by which a region may be too small; regions are rounded to even pixels
-ENOUGH = 0.9  # share of a new clip's scale that an earlier clip must have
+ENOUGH = 0.9  # an earlier clip must have at least this share of the scale of a new clip
 
 
 def _fewest(line: Line, table: ClipTable, row: int, settings: PackSettings, count: int) -> int | None:

@@ -95,7 +95,7 @@ def encode_clip(job: Job) -> EncodedClip:
 
     Raises VideoError if the video cannot be used, and OSError if the clip cannot be written.
     """
-    source, stamp = digest_of_video(job.video)  # the content is then decoded from the cache of the operating system
+    source, stamp = digest_of_video(job.video)  # this also brings the file into the page cache, for decoding
     frames = FrameReader(job.video, job.num_frames + SLACK, job.image())
     try:
         first = next(frames)

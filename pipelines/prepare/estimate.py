@@ -23,7 +23,7 @@ from pipelines.prepare.survey import Survey
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds (with all workers together) and bytes that a frame takes. basis: says what they were measured on."""
+    """Seconds (with all workers together) and bytes per frame. basis: a clause that says what was measured."""
 
     seconds: float
     bytes: float
@@ -66,7 +66,7 @@ def _speed_file(out: Path) -> Path:
     return out / f"speed-{platform.node() or 'unknown'}.json"
 
 
-# A run's speed counts if the run has made this many clips. In a shorter one the start takes too much of the time.
+# The speed of a run is recorded only if it made this many clips. In a shorter run, starting takes too much of the time.
 LONG = 100
 
 
@@ -97,7 +97,8 @@ def _recorded(task: Task, workers: int) -> Pace | None:
 def _measured(task: Task, todo: Survey, rows: list[int], workers: int) -> Pace | None:
     """The pace at which a few of the clips are made in a temporary folder.
 
-    None if all were tried, none can be made, and so few may be left out. Raises UserError if too many cannot be made.
+    Returns None if all clips were tried, none can be made, and that many may be left out. Raises UserError if too many
+    cannot be made.
     """
     few = rows[: max(FEW, 2 * workers)]
     with tempfile.TemporaryDirectory() as folder:

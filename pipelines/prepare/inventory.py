@@ -79,9 +79,9 @@ def uses_of(pack: Path, lines: Iterable[Line], cache: Path) -> list[TableUse]:
 
 
 def _clips_of_table(folder: Path, table: str, clips_for: dict[tuple[str, str], set[str]]) -> set[str]:
-    """The clips that a table used last, and for joints that none of these clips has, all clips with these joints.
+    """The clips that a table used last. For joints that none of these clips has, all clips with these joints are added.
 
-    So clips made by a run that was killed count as well.
+    Clips that were made by a run that was killed are therefore included.
     """
     last, settings = set(clips_of(folder).tolist()), folder.name.partition("-")[2]
     used = last.copy()

@@ -84,9 +84,9 @@ def look_for_clips(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def if_alone(path: Path) -> Iterator[bool | None]:
-    """A context that tells whether no other run holds the lock of this file. If none does, none gets it meanwhile.
+    """A context whose value is True if no other run holds the lock of this file; no other run can then get it.
 
-    On a file system without locks this is not known, and the answer is None.
+    On a file system without locks this is not known, and the value is None.
     """
     with _opened(path) as file:
         try:

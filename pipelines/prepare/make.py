@@ -164,12 +164,12 @@ def _open(task: Task, todo: Survey, in_use: list[IO[str]], user: User | None) ->
 def _merge(out: Path, without_locks: bool = False) -> bool:
     """Merge what this and other runs have made, unless another run is still making clips. Returns whether it merges.
 
-    without_locks: also merge if other runs cannot be noticed, because the file system has no locks.
+    without_locks: also merge if the file system has no locks, so that other runs cannot be noticed.
     """
     with if_alone(out / "lock") as alone:
         may = alone or (alone is None and without_locks)
         if may:
-            for leftover in (out / "clips").rglob("*.tmp"):  # of a run that was killed
+            for leftover in (out / "clips").rglob("*.tmp"):  # left behind by a run that was killed
                 leftover.unlink(missing_ok=True)
         if may and not index_is_current(out):
             merge_parts(out)

@@ -166,7 +166,7 @@ class Run:
         if bad:
             self._say(f"{printable(job.name, SHORT)}: {bad}; left out")
             self.todo.bad[job.name] = bad
-        elif clip in self.made:  # another row has the same joints, and its video the same content
+        elif clip in self.made:  # another row has the same joints, and a video with the same content
             os.unlink(job.target)
             line = self.lines[clip] | {"stamps": Stamp(*encoded["stamps"][0]).before(self.lines[clip]["stamps"])}
         else:

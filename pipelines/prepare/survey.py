@@ -25,7 +25,7 @@ NEW, SETTINGS, JOINTS, REGION, TURN, VIDEO, ENDS_ONLY, LOST = (
     "made with other settings",
     "whose skeleton changed",
     "made for samples of more pose frames",
-    "whose frames have to be turned otherwise",
+    "whose frames have to be turned differently",
     "whose video changed",
     "whose video has another date than in the record of an earlier version, which knew only its two ends",
     "whose file in the pack is missing or has a different size",
@@ -166,7 +166,7 @@ def _match_at_a_glance(
     usable = (columns["settings"] == settings.digest()) & (columns["fewest"] <= settings.count)
     usable &= np.isin(columns["rotation"], ["", settings.rotation, UNKNOWN])
     usable = np.flatnonzero(usable & (columns["num_frames"] > 0))
-    # Of two clips with the same joints, the dict below keeps the last one: rather one whose rotation is known.
+    # Of two clips with the same joints, the dict below keeps the last one. Clips whose rotation is known come last.
     usable = usable[np.argsort(columns["rotation"][usable] != UNKNOWN, kind="stable")]
     record_of = dict(zip(columns["joints"][usable].tolist(), usable.tolist(), strict=True))
     if result.videos is None or not record_of:

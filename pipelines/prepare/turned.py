@@ -15,7 +15,7 @@ from pipelines.packs.format import write_durably
 from pipelines.videos.header import read_headers
 from pipelines.videos.turn import AnnotatedImage
 
-LOOKED = "looked.npy"  # in the folder users/ of a pack: identities of the clips that need not be looked at again
+LOOKED = "looked.npy"  # in the folder users/ of a pack: identities of the clips that need not be checked again
 
 
 def wrongly_stored(
@@ -48,7 +48,7 @@ def wrongly_stored(
     right = {clips[row] for row in rows} - {clips[row] for row in wrong}
     content = io.BytesIO()
     np.save(content, np.union1d(looked, np.array(sorted(right), "U20")))
-    with contextlib.suppress(OSError):  # the pack may belong to another user; then the next run looks again
+    with contextlib.suppress(OSError):  # the pack may belong to another user; then the next run checks again
         file.parent.mkdir(parents=True, exist_ok=True)
         write_durably(file, content.getvalue())
     return wrong

@@ -37,8 +37,8 @@ def main(
         max_bad: maximum share of clips without a usable video; if it is exceeded, the check fails
         max_absent: maximum share of a split's clips without an annotation; if it is exceeded, the check fails
         follow_links: follow links that lead out of the folder of the videos; only for a folder that you trust
-        rotation: whether skeletons belong to frames as players show them or as files store them, where neither the
-            annotation file nor img_shape tells (data.rotation)
+        rotation: whether skeletons belong to frames as players show them or as files store them, if neither the
+            annotation file nor img_shape decides it (data.rotation)
         cache: folder in which tables of annotation files are stored
     """
     console = Console()

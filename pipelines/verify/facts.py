@@ -23,8 +23,8 @@ NTU60_CAMERAS = {2, 3}  # cameras in the train split of xview
 # Subjects in the train split of NTU-120's xsub. The train split of xset has the even setups.
 NTU120_SUBJECTS = NTU60_SUBJECTS | {45, 46, 47, 49, 50, *range(52, 60), 70, 74, 78, *range(80, 87), 89}
 NTU120_SUBJECTS |= {*range(91, 96), 97, 98, 100, 103}
-NTU_RULES = {60: ("xsub", "xview"), 120: ("xsub", "xset")}  # for each number of classes, the splits with a rule
-NTU_CLIPS = {60: 56578, 120: 113945}  # in both splits of a pair together
+NTU_RULES = {60: ("xsub", "xview"), 120: ("xsub", "xset")}  # pairs of splits that a rule defines, by number of classes
+NTU_CLIPS = {60: 56578, 120: 113945}  # clips in both splits of a pair together
 MA52_FILES = {11250: "train", 5586: "val or test"}
 
 

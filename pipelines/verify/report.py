@@ -102,7 +102,7 @@ def unusable(facts: dict[str, Any]) -> dict[str, str]:
 def _usable_text(facts: dict[str, Any]) -> str:
     bad = len(unusable(facts))
     left_out = f"; training leaves {bad} out" if bad else ""
-    without = "; no videos were checked, which only networks that read skeletons alone can do without"
+    without = "; no videos were checked, so only networks that read nothing but skeletons can use the data"
     note = without if facts["videos"] is None else left_out
     return f"usable: {facts['clips'] - bad} of {facts['clips']} clips{note}"
 
@@ -199,8 +199,8 @@ def _rotation_lines(turns: dict[str, int]) -> list[tuple[str, str]]:
     text = {
         "shown": "annotated as they are shown",
         "stored": "annotated as they are stored",
-        "assumed shown": "taken as they are shown, because img_shape cannot tell (data.rotation=stored changes this)",
-        "assumed stored": "taken as they are stored, because img_shape cannot tell",
+        "assumed shown": "taken as they are shown, because img_shape does not decide (or set data.rotation=stored)",
+        "assumed stored": "taken as they are stored, because img_shape does not decide",
     }
     counts = ", ".join(f"{turns[key]} {meaning}" for key, meaning in text.items() if key in turns)
     return [("videos that players turn or mirror", f"{sum(turns.values())}: {counts}")]

@@ -1,7 +1,6 @@
-"""What a container says about its video: which stream the video is, and how players show its frames.
+"""Reads from a container which of its streams is the video, and how players show the frames.
 
-Every program reads these facts here. Videos may come from strangers, so files that no data set should contain are
-refused.
+All programs use this code. Videos may come from strangers, so files that no data set should contain are refused.
 """
 
 import contextlib
@@ -41,7 +40,7 @@ class Display:
     stored: (width, height) of stored frames in pixels. turn: how players turn them.
     pixel: width of a stored pixel divided by its height. 1 for almost all videos.
     interlaced: whether a frame consists of two fields of different times. Frames are never deinterlaced.
-    full_range: whether black is 0 and white is 255, and not 16 and 235.
+    full_range: whether black is 0 and white is 255, instead of 16 and 235.
     """
 
     stored: Size
@@ -121,7 +120,7 @@ def turn_of(frame: av.VideoFrame) -> Turn:
         matrix = np.frombuffer(memoryview(data["DISPLAYMATRIX"]), np.int32).reshape(3, 3)[:2, :2]
     except KeyError:
         return NO_TURN
-    except ValueError:  # PyAV cannot read side data of a kind that it does not know, but it still tells the angle
+    except ValueError:  # PyAV cannot read side data of an unknown kind, but it still provides the angle
         angle = np.radians(frame.rotation)
         matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     # A stored pixel (x, y) is shown at (a * x + c * y, b * x + d * y).

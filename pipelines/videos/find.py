@@ -123,7 +123,7 @@ def _without_extension(path: str) -> str:
 
 
 def places_of(name: str, names: Sequence[str]) -> list[int]:
-    """The positions in `names` of the clips that `name` means. Folders count only if that leaves any clip."""
+    """The positions in `names` of the clips that `name` means. If none matches with its folders, they are ignored."""
     clips, clip = [clip_name(each) for each in names], clip_name(name)
     files, file = [each.rpartition("/")[2] for each in clips], clip.rpartition("/")[2]
     return [i for i, each in enumerate(clips) if each == clip] or [i for i, each in enumerate(files) if each == file]

@@ -174,8 +174,8 @@ def read_headers(videos: list[str], console: Console) -> list[Header]:
 def shape_of(header: Header, width: int, height: int) -> str:
     """Compare a video with an annotated image of (width, height) in pixels.
 
-    Returns "same", "scaled" (same ratio of width to height), "turned" (by 90 degrees), or "other shape". Frames count
-    in the form that fits: as they are shown or as they are stored, with or without the shape of their pixels.
+    Returns "same", "scaled" (same ratio of width to height), "turned" (by 90 degrees), or "other shape". The frames are
+    compared as `decode` returns them for this image, with and without the shape of their pixels.
     """
     frames = header.frames_for(AnnotatedImage(width, height))
     frame, display = frames.size, (round(frames.size[0] * frames.pixel), frames.size[1])

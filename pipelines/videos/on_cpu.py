@@ -39,7 +39,7 @@ def decode_clip(
 
 
 def _cut_out(image: np.ndarray, corner: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Cut the part with this upper left corner (y, x) and this shape (y, x) out of an image. Outside it is black."""
+    """Cut the part with this upper left corner (y, x) and this shape (y, x) out of an image; outside it, use black."""
     part = np.zeros((*shape, 3), np.uint8)
     low, high = np.maximum(corner, 0), np.minimum(corner + shape, image.shape[:2])
     if (low < high).all():
@@ -49,7 +49,7 @@ def _cut_out(image: np.ndarray, corner: np.ndarray, shape: np.ndarray) -> np.nda
 
 
 def _resize(part: np.ndarray, start: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
-    """Resize the region from `start` to `end`, (y, x) in pixels, to a square. A start at its right end mirrors it."""
+    """Resize the region from `start` to `end`, (y, x) in pixels, to a square; mirror it if `start` is on the right."""
     low, high = np.minimum(start, end), np.maximum(start, end)
     (top, left), (bottom, right) = low.clip(0, part.shape[:2]).tolist(), high.clip(0, part.shape[:2]).tolist()
     box = (left, top, right, bottom)

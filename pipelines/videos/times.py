@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.videos.container import open_video
 
-USUAL_RATE = 30  # frames per second of NTU and MA-52, for a video that gives no times
+USUAL_RATE = 30  # frames per second of NTU and MA-52, for a video without times
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def frame_times(video: str) -> FrameTimes:
     times: list[tuple[int, int]] = []  # of each packet: when its frame is shown, and for how long
     with open_video(video) as (container, stream):
         rate, unit = stream.average_rate or Fraction(USUAL_RATE), stream.time_base or 1 / Fraction(USUAL_RATE)
-        is_avi = container.format.name == "avi"  # such a file tells only when frames are decoded
+        is_avi = container.format.name == "avi"  # an .avi contains only the times at which frames are decoded
         packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
         for packet in packets:
             time = packet.dts if is_avi or packet.pts is None else packet.pts
@@ -54,7 +54,7 @@ def frame_times(video: str) -> FrameTimes:
                 times.append((0 if time is None else time, packet.duration or 0))
     times.sort()
     start = np.array([time for time, _ in times] or [0], np.int64)
-    if len(np.unique(start)) <= len(start) // 2:  # the container gives no times
+    if len(np.unique(start)) <= len(start) // 2:  # the container has no usable times
         start, unit, times = np.arange(len(start), dtype=np.int64), 1 / rate, [(0, 1)]
     length = times[-1][1] if times else 0
     usual_length = int(np.median(np.diff(start))) if len(start) > 1 else round(1 / rate / unit)

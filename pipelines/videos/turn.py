@@ -12,7 +12,7 @@ import numpy as np
 Rotation = Literal["shown", "stored"]
 Size = tuple[int, int]  # (width, height) in pixels
 
-SAME_SHAPE = 0.02  # shapes count as the same if their ratios of width to height differ by at most this share
+SAME_SHAPE = 0.02  # shapes are the same if their ratios of width to height differ by at most this fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ NO_TURN = Turn()
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """The image to which an annotation's joints belong: its size in pixels, and what decides if the size does not.
+    """The image to which an annotation's joints belong: its size in pixels, and its rotation.
 
     rotation: shown if the image is a frame as players show it, stored if it is a frame as the file stores it. It
         decides only if frames have the same shape shown and stored (turned by 180 degrees, mirrored, square).
@@ -91,7 +91,7 @@ def wanted_turn(turn: Turn, stored: Size, pixel: float, image: AnnotatedImage | 
 
 
 def _fits(image: Size, frame: Size, pixel: float) -> int:
-    """2 if an image has the size of a frame, 1 if it has its shape, and 0 if it has another shape.
+    """Return 2 if an image has the size of a frame, 1 if it has the same shape, and 0 if it has another shape.
 
     pixel: width of the frame's pixels divided by their height.
     """

@@ -96,7 +96,7 @@ class Film:
 
 
 class Scene:
-    """A folder of videos with annotations, all of `size` (width, height), of which tests make packs."""
+    """A folder of videos with annotations, from which tests make packs. All videos have `size` (width, height)."""
 
     size = (160, 120)
     settings = PackSettings(count=8, box_pixels=64)

@@ -1,7 +1,7 @@
-"""Makes tiny videos whose containers say something special about them, with marks in every frame.
+"""Makes tiny videos with unusual metadata, such as turns and edit lists, and with marks in every frame.
 
-The marks belong to the frame as players show it: each corner has a colour of its own, and a row of black and white
-fields in the middle gives the frame's number.
+The marks are where players show them: each corner has a different colour, and a row of black and white fields in
+the middle encodes the frame number.
 """
 
 import struct
@@ -23,7 +23,7 @@ CORNER = 12  # pixels of the side of a corner mark
 CORNERS = {(0, 0): (235, 235, 235), (0, 1): (220, 30, 30), (1, 0): (30, 200, 30), (1, 1): (40, 40, 230)}
 GREY, BORDER = 64, (128, 0, 128)  # level of the background, and colour of what cropping hides
 EDGE = 16  # pixels that cropping hides on each side
-UNIT = Fraction(1, 600)  # unit of the times below, in seconds: a fifth of a hundredth of the usual 1/30 s a frame
+UNIT = Fraction(1, 600)  # unit of the times below, in seconds; a frame usually takes 20 units, 1/30 s
 
 TIMES: dict[str, Callable[[int], int]] = {
     "even": lambda number: 20 * number,

@@ -27,7 +27,7 @@ def test_a_known_pickle_is_not_read_again(tmp_path):
     again = table_of(tmp_path, [clip("a"), clip("b", 2)])
     assert files(tmp_path / "cache") == made
     assert again.digest == table.digest
-    (tmp_path / "poses.pkl").rename(tmp_path / "renamed.pkl")  # the content counts, not the name
+    (tmp_path / "poses.pkl").rename(tmp_path / "renamed.pkl")  # the table is found by the content, not by the name
     np.save(folder / "label.npy", np.array([7, 8], np.int32))  # a change that shows that the cache is read
     assert open_table(tmp_path / "renamed.pkl", tmp_path / "cache").label.tolist() == [7, 8]
     other = table_of(tmp_path, [clip("a"), clip("b", 2, label=4)])

@@ -286,4 +286,4 @@ def test_exchanged_image_shapes_are_told(tmp_path, upright):
         table_of(tmp_path, clips)
     assert len(table_of(tmp_path, [{**each, "img_shape": right} for each in clips])) == 4
     odd = [clip(f"d{number}", keypoint=keypoint, img_shape=right) for number in range(30)]
-    assert len(table_of(tmp_path, [*odd, *clips[:2]])) == 32  # in only 2 of 32 clips, it may be the joints
+    assert len(table_of(tmp_path, [*odd, *clips[:2]])) == 32  # in only 2 of 32 clips, the joints may be wrong instead

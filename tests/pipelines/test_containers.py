@@ -1,4 +1,4 @@
-"""What a container says about its video is read everywhere alike: frames, sizes, times and turns.
+"""All programs read the same frames, sizes, times and turns from a container.
 
 Every video is made by the test, with marks in its frames (made_videos.py).
 """

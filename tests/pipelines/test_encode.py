@@ -58,7 +58,7 @@ def place(encoded: EncodedClip, box) -> np.ndarray:
         ((160, 120), 40, "mp4", "libx264"),
         ((160, 120), 12, "avi", "libx264"),
         ((160, 120), 12, "avi", "mpeg4"),
-        ((112, 130), 12, "mkv", "libx264"),  # portrait, height no multiple of 16
+        ((112, 130), 12, "mkv", "libx264"),  # portrait; the height is not a multiple of 16
         ((322, 242), 1, "mov", "libx264"),
     ],
 )

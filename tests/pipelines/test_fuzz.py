@@ -190,7 +190,7 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
     work = Fuzzed(film, tmp_path, good=200, bad=0)
     table = work.table()
     pack, _ = packed(work, table)
-    config, rows = replace(CONFIG, rgb_frames=FRAMES), np.arange(200)  # every frame of a clip is read
+    config, rows = replace(CONFIG, rgb_frames=FRAMES), np.arange(200)  # so that every frame of a clip is read
     whole = {
         int(row): rgb.clone() for row, rgb in clips(loader(table, PackFrames(table, pack), rows, config=config), 0)
     }
@@ -211,7 +211,7 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
             expected[frame] = expected[frame - 1 if frame else 1]
         assert torch.equal(rgb, expected), row
     assert seen == 200
-    assert sum(1 for _ in clips(running, 1)) == 200  # the second epoch names nothing again
+    assert sum(1 for _ in clips(running, 1)) == 200  # the second epoch reports no frame again
     names = {(str(table.names[row]), frame) for row, frame in damaged.items()}
     assert frames.damaged == names
     assert sorted(said) == sorted(

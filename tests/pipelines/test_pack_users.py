@@ -83,7 +83,7 @@ def test_a_living_run_keeps_its_clips(data):
     assert "every clip is used" in said_by(drop, data)
     assert "(gone or changed)" in said_by(show, data)
     assert "(being read now)" in said_by(show, data)
-    for file in pack.in_use:  # as when the run ends
+    for file in pack.in_use:  # releases the locks, as the end of the run does
         file.close()
     assert "24 clips and 0 other files" in said_by(drop, data)
     assert clips_in(data) == 0

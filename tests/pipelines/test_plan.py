@@ -286,7 +286,7 @@ def test_region_of_the_published_rule():
     assert crop_region(joints, HEIGHT, WIDTH) == StoredRegion(region, side, fewest=1)
     joints[:, 0] = 0  # one frame without people: every sample of eight frames contains others
     assert crop_region(joints, HEIGHT, WIDTH) == StoredRegion(region, side, fewest=8)
-    whole = crop_region(joints, HEIGHT, WIDTH, fewest=1)  # a sample of one frame may be this frame
+    whole = crop_region(joints, HEIGHT, WIDTH, fewest=1)  # a sample of one frame may contain only this frame
     assert whole == StoredRegion((0, 0, WIDTH, HEIGHT), side, fewest=1)
     joints[:, 1:49] = 0
     assert crop_region(joints, HEIGHT, WIDTH).region == (0, 0, WIDTH, HEIGHT)

@@ -116,7 +116,7 @@ def test_two_copies_of_a_data_set_can_be_used_in_turn(data, tmp_path):
     for number in range(4):
         data.videos = copies[number % 2]
         said = data.pack(data.clips)[1]
-        assert said.count("comparing videos 24/24") == (number < 2)  # they are read once
+        assert said.count("comparing videos 24/24") == (number < 2)  # the videos are read once
         assert "packing" not in said
 
 

@@ -124,7 +124,7 @@ def test_a_wrong_file_is_one_sentence(tmp_path, change, sentence):
         override(EXPERIMENTS["ntu60"], f"clip.skeleton={tmp_path}/own.json")
     assert str(error.value).startswith(f"--set clip.skeleton={tmp_path}/own.json: ")
     assert str(error.value).count("own.json") == 1
-    assert ";" not in str(error.value)  # no meaning of the setting follows
+    assert ";" not in str(error.value)  # the meaning of the setting is left out
     assert sentence in str(error.value)
 
 

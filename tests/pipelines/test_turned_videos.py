@@ -125,7 +125,7 @@ def test_skeletons_of_stored_frames_keep_them_stored(tmp_path):
         np.savez(tmp_path / "poses" / f"{name}.npz", **arrays)
         (tmp_path / "poses" / f"{name}.json").unlink()
     annotations = work.annotate("stored")
-    facts, said = work.verify(annotations, "shown")  # the annotation file decides
+    facts, said = work.verify(annotations, "shown")  # `rotation` in the annotation file decides
     assert facts["rotation"] == {"stored": 2}
     assert "2: 2 annotated as they are stored" in said
     pack, _ = work.prepare(annotations)
@@ -139,11 +139,11 @@ def test_the_setting_decides_for_files_of_others_and_makes_other_clips(tmp_path)
     assert work.verify(annotations)[0]["rotation"] == {"shown": 1, "assumed shown": 1}
     facts, said = work.verify(annotations, "stored")
     assert facts["rotation"] == {"shown": 1, "assumed stored": 1}
-    assert "because img_shape cannot tell" in said
+    assert "because img_shape does not decide" in said
     shown, _ = work.prepare(annotations)
     assert first_number(shown, "half") == 0
     stored, said = work.prepare(annotations, "stored")
-    assert "packing 1 of 3 clips: 1 whose frames have to be turned otherwise" in said
+    assert "packing 1 of 3 clips: 1 whose frames have to be turned differently" in said
     assert (first_number(stored, "half"), first_number(stored, "turned")) == (None, 0)
     again, said = work.prepare(annotations)
     assert (said, first_number(again, "half")) == ("", 0)
@@ -168,7 +168,7 @@ def test_clips_of_earlier_versions_are_made_again_only_if_their_frames_have_to_b
     as_earlier(tmp_path / "pack", ["plain", "half"])
     pack, said = work.prepare(annotations)
     assert "packing 2 of 3 clips: 1 " in said
-    assert "1 whose frames have to be turned otherwise" in said
+    assert "1 whose frames have to be turned differently" in said
     assert first_number(pack, "half") == 0
     now = {name: clip for name, clip in zip(*_clips(pack), strict=True)}
     assert [now[name] == names[name] for name in ("plain", "turned", "half")] == [True, True, False]

@@ -67,7 +67,7 @@ def test_demo_as_it_comes(data):
     train, val = facts["splits"]
     assert (train["clips"], val["clips"], facts["clips"]) == (24, 12, 36)
     assert (train["classes"], train["fewest"], train["median"], train["most"], train["absent"]) == (12, 2, 2.0, 2, [])
-    assert train["published"] is None  # twelve classes are not NTU's
+    assert train["published"] is None  # no published split has twelve classes
     assert facts["findings"] == []
     assert facts["persons"] == {"0": 0, "1": 27, "2": 9, ">2": 0}
     assert list(facts["videos"]["broken"]) == [data.names[CUT]]
@@ -238,7 +238,7 @@ def test_frames_are_counted_where_the_header_is_silent(film, tmp_path):
 
 def test_a_file_that_was_cut_short_is_told_by_its_header(tmp_path, film):
     whole = film.write(tmp_path / "whole.mp4", film.frames(20, 96, 64))
-    streamed = tmp_path / "streamed.mp4"  # can be opened even if it is cut short
+    streamed = tmp_path / "streamed.mp4"  # this file can be opened even if it is cut short
     with av.open(whole) as source, av.open(streamed, "w", options={"movflags": "faststart"}) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):

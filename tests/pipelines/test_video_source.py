@@ -98,7 +98,7 @@ def close_to_pack(data: Set, film, device: torch.device, backends: Backends | No
                 assert one.rgb.shape == other.rgb.shape
                 first, second = one.rgb.cpu().float(), other.rgb.float()
                 error = (first - second).abs()
-                assert error.mean(dim=(2, 3, 4)).max() < 8  # per frame; another frame differs by 15 or more
+                assert error.mean(dim=(2, 3, 4)).max() < 8  # mean of each frame; other frames differ by 15 or more
                 dark = second.amax(dim=-1) < 8
                 outside = dark.all(dim=2, keepdim=True).expand_as(dark)  # whole columns
                 black += int(outside.sum())

@@ -243,6 +243,7 @@ def test_two_hundred_spoiled_data_sets(tmp_path):
 @pytest.mark.parametrize("seed", range(5))
 def test_a_good_data_set_is_told_nothing(tmp_path, seed):
     assert spoiled(tmp_path, seed, "") == (
-        "usable: 24 of 24 clips; no videos were checked, which only networks that read skeletons alone can do without",
+        "usable: 24 of 24 clips; no videos were checked, so only networks that read nothing but skeletons can use "
+        "the data",
         "",
     )

@@ -1,1 +1,1 @@
-"""One reader for each format of poses that people have; `recognise.py` chooses the reader by the content of a file."""
+"""One reader for each supported format of poses; `recognise.py` chooses the reader by the content of a file."""

@@ -17,7 +17,7 @@ FRAME_KEYS = ("frame", "frame_id", "image_id")
 def read(content: Any, number: int | None) -> Recording | None:
     """The poses in the content of a JSON file about one video, or None if it has another format.
 
-    number: the number of the frame that the file is about, for entries that do not say it. Raises UserError.
+    number: the frame number of entries that contain none themselves. Raises UserError.
     """
     entries = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(entries, list):
@@ -62,7 +62,7 @@ def _add(recording: Recording, entry: Any, images: dict[str, Any], number: int |
 
 
 def names_of_images(content: Any) -> dict[str, Any]:
-    """The name of each image's file by the id of the image, from the list `images` of a data set."""
+    """The file name of each image, by the image's id, from the list `images` of a data set."""
     images = content.get("images") if isinstance(content, dict) else None
     listed = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
     return {str(image["id"]): image.get("file_name") for image in listed if "id" in image}
@@ -78,9 +78,9 @@ def size_of_images(content: Any) -> tuple[int, int] | None:
 
 
 def parts_of(content: Any, video_of: dict[str, str]) -> dict[str, dict]:
-    """A data set of several videos, as one data set for each video.
+    """Split a data set of several videos into one data set for each video.
 
-    video_of: for the name of each image's file, the name of the video; images of other videos are left out.
+    video_of: the video of each image, by the image's file name. Images without an entry are left out.
     """
     images = names_of_images(content)
     parts: dict[str, dict] = defaultdict(lambda: {"images": [], "annotations": []})

@@ -1,4 +1,4 @@
-"""Reads JSON files of others with limits, because such a file may be damaged or hostile."""
+"""Reads JSON files with limits on size and depth, because a file from a stranger may be damaged or hostile."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def load_json(file: Path) -> Any:
 
 
 def _depth(text: bytes) -> int:
-    """The largest number of open brackets. Brackets within texts count too."""
+    """The largest number of brackets that are open at once. Brackets within strings count too."""
     step = np.zeros(256, np.int32)
     step[list(b"[{")], step[list(b"]}")] = 1, -1
     deepest = level = 0

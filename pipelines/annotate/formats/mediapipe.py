@@ -1,8 +1,8 @@
 """MediaPipe's pose landmarks, dumped as JSON: for each frame 33 landmarks with x, y, z and visibility.
 
-Source: docs/sources.md, "Formats of poses". x and y are shares of the width and height of the image, and z is a depth
-that is not used. People write the frames as a list, or as a dict by frame number; a frame is a list of 33 landmarks, a
-list of such lists (one for each person), or a dict that contains one of these.
+Source: docs/sources.md, "Formats of poses". x and y are fractions of the width and height of the image, and z is a
+depth that is not used. There are files with a list of frames, and files with a dict of frames by frame number; a frame
+is a list of 33 landmarks, a list of such lists (one for each person), or a dict that contains one of these.
 """
 
 from typing import Any

@@ -1,7 +1,8 @@
 """MMPose's predictions: a list of frames with `instances`, alone or as `instance_info` beside `meta_info`.
 
-Source: docs/sources.md, "Formats of poses". The demo scripts count frames from 1 and the inferencer from 0, so the
-numbers decide (settle.py). For a single image the inferencer writes the list of instances alone.
+Source: docs/sources.md, "Formats of poses". The demo scripts count frames from 1 and the inferencer from 0, so
+settle.py infers from the numbers which of the two was used. For a single image the inferencer writes the list of
+instances alone.
 """
 
 from typing import Any

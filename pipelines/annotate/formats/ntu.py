@@ -1,4 +1,4 @@
-"""NTU RGB+D's own .skeleton files: 25 joints of the Kinect, of which the place in the colour image is used.
+"""NTU RGB+D's own .skeleton files: 25 joints of the Kinect, with their places in the colour image.
 
 Source: docs/sources.md, "Formats of poses". The score of a joint is 1 if the Kinect tracked it, 0.5 if it inferred the
 place, and 0 if it did not see the joint.
@@ -17,7 +17,7 @@ SCORES = {0: 0.0, 1: 0.5, 2: 1.0}
 
 
 def read(text: str) -> Recording | None:
-    """The poses in the text of a .skeleton file, or None if it has another format. Raises UserError if it is cut."""
+    """The poses in the text of a .skeleton file, or None for another format. Raises UserError if it is cut off."""
     words = iter(text.split())
     recording = Recording("NTU .skeleton, colour coordinates", "ntu25", complete=True, size=SIZE)
     try:

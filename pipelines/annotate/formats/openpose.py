@@ -1,4 +1,4 @@
-"""OpenPose's JSON, one file for each frame: `people` with `pose_keypoints_2d`. AlphaPose's --format open and cmu too.
+"""OpenPose's JSON, one file for each frame: `people` with `pose_keypoints_2d`. AlphaPose can write it too.
 
 Source: docs/sources.md, "Formats of poses". BODY_25 has 25 joints. The 18 joints of the model COCO become COCO's 17:
 the neck is left out and the others change their order.
@@ -10,7 +10,7 @@ from pipelines.annotate.formats.recording import OtherFormat, Recording, frame_n
 
 # For each of COCO's 17 joints, its place among OpenPose's 18.
 FROM_18 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
-KEYS = ("pose_keypoints_2d", "pose_keypoints", "joints")  # the second in old versions, the third in AlphaPose's cmu
+KEYS = ("pose_keypoints_2d", "pose_keypoints", "joints")  # old versions: the second; AlphaPose's cmu: the third
 
 
 def read(content: Any, number: int | None) -> Recording | None:

@@ -1,4 +1,4 @@
-"""Recognises the format of files of poses by their content, and reads them."""
+"""Recognises the format of pose files by their content, and reads the files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ EXTENSIONS = (".json", ".txt", ".skeleton", ".npz")
 def read_recording(files: Sequence[Path], video: str) -> Recording:
     """The poses of one video from its only file, or from one file for each frame. Raises UserError.
 
-    Of several files, the number at the end of each name is the number of its frame.
+    If there are several files, the number at the end of a file's name is its frame number.
     """
     numbers = [frame_number(file.stem) for file in files] if len(files) > 1 else [None]
     parts = [read_file(file, number) for file, number in zip(files, numbers, strict=True)]
@@ -43,7 +43,7 @@ def read_recording(files: Sequence[Path], video: str) -> Recording:
 
 
 def read_file(file: Path, number: int | None) -> Recording:
-    """The poses in a file, which is about the frame with this number, or about a whole video. Raises UserError."""
+    """The poses in a file about frame `number`, or about a whole video if `number` is None. Raises UserError."""
     try:
         recording = _read(file, number)
     except (UserError, KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:

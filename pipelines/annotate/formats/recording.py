@@ -1,4 +1,4 @@
-"""What the files of poses of one video say, in whatever format, before frame numbers and scores are settled."""
+"""The poses of one video as its files contain them, in any format. settle.py then settles frame numbers and scores."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class OtherFormat(UserError):
 class Detection:
     """One person in one frame.
 
-    frame: the number of the frame as the file counts. joints: [V, 3] float64 (x, y, score).
+    frame: the frame number in the file. joints: [V, 3] float64 (x, y, score).
     score: that of the person, or None. track: the name of the person in a format that follows people, or None.
     """
 
@@ -33,12 +33,12 @@ class Recording:
     """The poses of one video.
 
     format: name of the format, for messages. layout: the name of the joint layout in SKELETONS, or '' if the format
-    does not say it. frames: the numbers of all frames that the files mention, with and without people.
+    does not define it. frames: the numbers of all frames that the files mention, with and without people.
     complete: whether the format lists every frame of the video.
-    unit: whether x and y are in pixels, or shares of the width and height of the image.
+    unit: whether x and y are in pixels, or fractions of the width and height of the image.
     size: (height, width) of the image in pixels, or None for that of the video.
     clip_scores: whether scores above 1 are usual in this format and mean a certain joint.
-    usual_first: the number of the first frame, if nothing else tells it.
+    usual_first: the number of the first frame, if it does not follow from the numbers.
     file: the file, or the first of the files, for messages.
     """
 

@@ -1,6 +1,6 @@
-"""Settles for all videos together what files of poses leave open: the number of the first frame and what scores mean.
+"""Settles what pose files leave open, for all videos together: the number of the first frame, and what scores mean.
 
-A single video cannot tell: if nobody is in its first frame, numbers from 0 look like numbers from 1.
+One video alone is not enough: if nobody is in its first frame, numbers from 0 look like numbers from 1.
 """
 
 from collections import defaultdict
@@ -17,10 +17,10 @@ SLIGHT = 1.1  # scores up to this value are a little above 1 by rounding or inte
 
 
 def settle(recordings: dict[str, Recording], num_frames: dict[str, int], say: Callable[[str], None]) -> None:
-    """Let frames count from 0 and scores lie between 0 and 1 in all recordings, by name of the video.
+    """Number the frames of all recordings from 0, and bring their scores between 0 and 1.
 
-    num_frames: the number of frames of each video. `say` is called with a sentence for what was guessed. Raises
-    UserError.
+    recordings, num_frames: the poses and the number of frames of each video, by its name. `say` is called with a
+    sentence about each guess. Raises UserError.
     """
     groups: dict[str, dict[str, Recording]] = defaultdict(dict)
     for name, recording in recordings.items():
@@ -44,7 +44,7 @@ def first_number(group: dict[str, Recording], num_frames: dict[str, int]) -> tup
     if from_0 and other:
         raise UserError(
             f"the frames of {group[from_0[0]].file} are numbered from 0, but those of {group[other[0]].file} up to "
-            f"{num_frames[other[0]]}, which is the number of its frames; write the poses of all videos in the same way"
+            f"{num_frames[other[0]]}, the length of the video, so from 1; write the poses of all videos in the same way"
         )
     if from_0:
         return 0, ""

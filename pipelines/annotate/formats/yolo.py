@@ -1,7 +1,8 @@
 """YOLO-pose labels of Ultralytics, one .txt for each frame: class, box, joints, and perhaps confidence and track.
 
-Source: docs/sources.md, "Formats of poses". All coordinates are shares of the width and height of the image. A joint is
-x, y and a visibility or score, or x and y alone. 17 joints are looked for first, then any number.
+Source: docs/sources.md, "Formats of poses". All coordinates are fractions of the width and height of the image. A joint
+is x, y and a visibility or score, or x and y alone. A line is read as 17 joints if possible, and otherwise as any
+number of joints.
 """
 
 import numpy as np
@@ -32,7 +33,7 @@ def read(text: str, number: int) -> Recording | None:
 
 
 def _joints(values: list[float]) -> tuple[np.ndarray, list[float]]:
-    """The joints [V, 3] of a line, and the numbers behind them."""
+    """The joints [V, 3] of a line, and the numbers that follow them."""
     count = len(values) - BOX
     if count <= EXTRA:
         raise OtherFormat("its lines have a box and no joints, so these are labels of a detector; use a pose model")
