@@ -233,12 +233,12 @@ def renew_table(readme: Path, records: Path) -> bool:
 
     Raises RecordError if the page has no such marks.
     """
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
         raise RecordError(f"{readme} has no marks for the table: add the lines '{BEGIN}' and '{END}'")
     renewed = f"{head}{BEGIN}\n{results_table(records)}{END}{tail}"
     if renewed != text:
-        readme.write_text(renewed)
+        readme.write_text(renewed, encoding="utf-8")
     return renewed != text

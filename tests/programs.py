@@ -73,6 +73,7 @@ def run_here(*words: object) -> subprocess.CompletedProcess[str]:
     """Do the same as `run` for the words `-m MODULE ...`, but in this process. For programs that only print and end."""
     option, module, *arguments = map(str, words)
     assert option == "-m"
+    sys.modules.pop(f"{module}.__main__", None)  # a test may have imported it, of which runpy would warn
     before, sys.argv = sys.argv, [module, *arguments]
     try:
         with (

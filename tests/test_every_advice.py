@@ -31,7 +31,7 @@ NOT_HERE = {
     ),
     "a network, an account or another user": (
         *("check the network, or", "run `wandb login`", "ask its owner to do this", "can reach a package index"),
-        *("to reinstall it", "in the checkout, which installs it"),
+        *("to reinstall it", "in the checkout, which installs it", "start it (ip link set lo up)"),
     ),
     "a file system without locks": ("start no other one, except for shards",),
     "the program ffmpeg": ("write an upright copy with ffmpeg",),
@@ -56,7 +56,9 @@ SPOILED = "tests/trainer/test_checks.py::test_a_spoiled_data_set_is_named_by_ver
 TUNE = "tests/trainer/test_tune.py::test_mistakes_are_told_in_one_sentence"
 CONTRADICTING = "tests/pipelines/test_pose_formats.py::test_files_that_contradict_each_other_are_refused"
 REFUSED = "tests/pipelines/test_pose_formats.py::test_other_content_is_refused_with_the_reason"
+BEHIND_A_LINK = "tests/pipelines/test_foreign_packs.py::test_what_lies_behind_a_link_is_not_removed"
 ELSEWHERE = {
+    **dict.fromkeys(("check the pack that it is in", "move what is there to"), BEHIND_A_LINK),
     **dict.fromkeys(("write pose_landmarks", "write the 2-D poses (pose_keypoints_2d)", "use --model_pose"), REFUSED),
     **dict.fromkeys(("write the poses of all videos in the same way", "keep those of one"), CONTRADICTING),
     **dict.fromkeys(("the file ends within a frame; get it again", "so these are labels of a detector"), REFUSED),

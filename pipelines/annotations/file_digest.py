@@ -49,7 +49,7 @@ def _traits(file: Any) -> list[Any]:
 def _read(note: Path) -> dict[str, Any]:
     """The content of a note, or an empty dict if there is no valid note."""
     try:
-        content = json.loads(note.read_text())
+        content = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) and isinstance(content.get("digest"), str) else {}
@@ -59,7 +59,7 @@ def _write(note: Path, content: dict[str, Any]) -> None:
     part = note.with_name(f"{note.name}.{os.getpid()}.tmp")
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content))
+        part.write_text(json.dumps(content), encoding="utf-8")
         part.replace(note)
     except OSError:
         with contextlib.suppress(OSError):

@@ -166,5 +166,5 @@ def write_own(root: Path, config: DemoConfig) -> Path:
         poses = annotate(config, clip)
         keypoint, score = np.asarray(poses["keypoint"]), np.asarray(poses["keypoint_score"])
         np.savez(root / KEYPOINTS / f"{clip.name}.npz", keypoint=keypoint, keypoint_score=score)
-    (root / LABELS).write_text("\n".join(lines) + "\n")
+    (root / LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root / LABELS

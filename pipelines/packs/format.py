@@ -35,6 +35,7 @@ from kernels.names import safe_name
 from kernels.program import UserError
 from pipelines.config import ClipConfig
 from pipelines.geometry import FEWEST
+from pipelines.packs.lines import is_clip, is_line, leads_out
 from pipelines.videos.turn import Rotation
 
 FORMAT = 3  # raise this number if the crop rule or the encoder changes, so that all clips are made again
@@ -145,15 +146,6 @@ def original_name(video: Path) -> str:
     return re.sub(r"\.[0-9a-f]{8}(?=\.mov$)", "", video.name) if is_clip(video) else video.name
 
 
-def is_clip(video: Path) -> bool:
-    """Whether the file `video` is a clip of a pack. Such a clip shows only a part of the original video."""
-    above = video.resolve().parents
-    return any(
-        folder.name == "clips" and ((folder.parent / "manifest.jsonl").is_file() or (folder.parent / "parts").is_dir())
-        for folder in above
-    )
-
-
 def read_index(folder: Path) -> Index:
     """The index of a pack, memory-mapped. If the index on disk is out of date, a new one is built from the manifest.
 
@@ -164,7 +156,8 @@ def read_index(folder: Path) -> Index:
         before = place.stat().st_ino
         if index_is_current(folder):
             index = _stored_index(folder)
-            if place.stat().st_ino == before:  # no other run has replaced the index meanwhile
+            unchanged = place.stat().st_ino == before  # no other run has replaced the index meanwhile
+            if unchanged and not leads_out(index.columns["file"].tolist()):
                 return index
     return index_of(read_manifest(folder).values())
 
@@ -205,17 +198,22 @@ def state_of(folder: Path) -> list[tuple[str, int, int]]:
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """All lines of the manifest and its parts. A line that was cut off by a kill is left out."""
+    """All lines of the manifest and its parts. A line that was cut off, or that `is_line` refuses, is left out."""
     return [line for path in [folder / "manifest.jsonl", *parts_of(folder)] for line in _lines_of(path)]
 
 
 def _lines_of(path: Path) -> list[dict[str, Any]]:
     """The lines of the manifest or of a part; none if there is no such file."""
     lines = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(path, encoding="utf-8") as file:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        open(path, encoding="utf-8", errors="replace") as file,
+    ):
         for text in file:
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(text))
+            with contextlib.suppress(json.JSONDecodeError, RecursionError):
+                line = json.loads(text)
+                if is_line(line):
+                    lines.append(line)
     return lines
 
 
@@ -233,9 +231,8 @@ EARLIER = "manifest-2.jsonl"  # an earlier version's lines, in a folder where th
 def earlier_lines(folder: Path) -> list[dict[str, Any]]:
     """The last line of each clip that an earlier version made in this folder."""
     lines = {line["name"]: line for line in read_lines(folder) if "clip" not in line}
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(folder / EARLIER, encoding="utf-8") as file:
-        lines = {line["name"]: line for line in map(json.loads, file)} | lines
-    return list(lines.values())
+    former = {line["name"]: line for line in _lines_of(folder / EARLIER) if "clip" not in line}
+    return list((former | lines).values())
 
 
 def merge_parts(folder: Path) -> None:

@@ -115,19 +115,25 @@ def packs_main(
         free(packs, cache, Console(), only_say=dry_run, days=unused_days)
 
 
-def check_main(check: Path) -> int:
+def check_main(check: Path, null: Annotated[bool, tyro.conf.arg(aliases=["-0"])] = False) -> int:
     """Check the files of a pack: python -m pipelines.prepare --check data/packs
 
     The paths of damaged files go to stdout and the reasons to stderr. The exit code is 2 if any file is damaged.
 
     Args:
         check: folder of the pack
+        null: end each path with a zero byte, for xargs -0; otherwise paths are lines, with control characters escaped
     """
     count = 0
     for name, file, fault in check_pack(check, Console(stderr=True)):
         count += 1
         print(f"{printable(name, SHORT)}: {fault}", file=sys.stderr)
-        print(file, flush=True)
+        if not file.parent.resolve().is_relative_to(check.resolve()):
+            print(f"{printable(str(file))} is outside of {check}: check the pack that it is in", file=sys.stderr)
+        elif null:
+            print(file, end="\0", flush=True)
+        else:
+            print(printable(str(file)), flush=True)
     total = int((open_pack(check).num_frames > 0).sum())
     if count:
         print(

@@ -55,7 +55,7 @@ def note(packs: Path, out: Path) -> None:
 def others(packs: Path) -> list[str]:
     """The folders of packs that `note` has recorded in the folder `packs`."""
     try:
-        return json.loads((packs / OTHERS).read_text())
+        return json.loads((packs / OTHERS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
 

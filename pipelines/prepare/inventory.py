@@ -20,7 +20,7 @@ from kernels.program import UserError
 from pipelines.annotations.file_digest import digest_of
 from pipelines.packs.format import EARLIER, earlier_lines, parts_of, read_manifest, write_index
 from pipelines.prepare.elsewhere import earlier_packs, is_gone, others
-from pipelines.prepare.locks import PLAIN, if_alone
+from pipelines.prepare.locks import PLAIN, check_links, if_alone
 from pipelines.prepare.room import size_text
 from pipelines.prepare.users import TIME, clips_of, note_of
 
@@ -56,7 +56,7 @@ def uses_of(pack: Path, lines: Iterable[Line], cache: Path) -> list[TableUse]:
     clips_for: dict[tuple[str, str], set[str]] = {}
     for line in lines:
         clips_for.setdefault((line["joints"], line["settings"]), set()).add(line["clip"])
-    folders = sorted(path for path in (pack / "users").glob("*-*") if path.is_dir())
+    folders = sorted(path for path in (pack / "users").glob("*-*") if path.is_dir() and not path.is_symlink())
     tables_of: dict[str, set[str]] = {}
     notes = {folder: note_of(folder) for folder in folders}
     for note in notes.values():
@@ -155,6 +155,7 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
     """
     if not (pack / "lock").exists():
         raise UserError(f"there is no pack in {pack}; name its folder with --packs of python -m pipelines.prepare")
+    check_links(pack)
     with if_alone(pack / "lock") as alone:
         if not alone:
             why = "another run is working on it" if alone is False else "its file system has no locks"
@@ -169,7 +170,7 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
         _say_what_is_freed(pack, dead, idle, stray, console)
         if only_say or not (idle or stray or dead):
             return
-        for file in [*(pack / line["file"] for line in idle if _is_inside(line)), *stray]:
+        for file in [*(pack / line["file"] for line in idle if _is_inside(pack, line)), *stray]:
             file.unlink(missing_ok=True)
         gone = {line["clip"] for line in idle}
         _keep(pack, {clip: line for clip, line in lines.items() if clip not in gone})
@@ -181,9 +182,10 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
         console.print(f"{pack}: freed", **PLAIN)
 
 
-def _is_inside(line: Line) -> bool:
-    """Whether the clip has a file in the folder of the pack."""
-    return bool(line["file"]) and not Path(line["file"]).is_absolute()
+def _is_inside(pack: Path, line: Line) -> bool:
+    """Whether the clip has a file in the folder of the pack, and not behind a link."""
+    file = pack / line["file"]
+    return bool(line["file"]) and file.parent.resolve().is_relative_to(pack.resolve())
 
 
 def _stray_files(pack: Path, lines: Iterable[Line]) -> list[Path]:
@@ -194,7 +196,7 @@ def _stray_files(pack: Path, lines: Iterable[Line]) -> list[Path]:
 
 
 def _say_what_is_freed(pack: Path, dead: list[TableUse], idle: list[Line], stray: list[Path], console: Console) -> None:
-    own = [line for line in idle if _is_inside(line)]
+    own = [line for line in idle if _is_inside(pack, line)]
     freed = sum(line["clip_bytes"] for line in own) + sum(path.stat().st_size for path in stray)
     text = f"{len(own)} clips and {len(stray)} other files, {size_text(freed)}, are used by nothing"
     console.print(f"{pack}: {text if idle or stray else 'every clip is used'}", **PLAIN)

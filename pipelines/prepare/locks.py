@@ -31,6 +31,7 @@ def make_clips(out: Path, key: str, console: Console, kind: int = fcntl.LOCK_EX)
 
     key: names the table and the settings.
     """
+    check_links(out, key)
     try:
         for folder in (out / "clips", out / "parts", out / "users" / key):
             folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +42,16 @@ def make_clips(out: Path, key: str, console: Console, kind: int = fcntl.LOCK_EX)
         _locked(out / "lock", out, fcntl.LOCK_SH, console),
     ):
         yield
+
+
+def check_links(out: Path, key: str = "") -> None:
+    """Raise UserError if a folder of the pack is a link to another place, where files would be written and removed."""
+    for folder in (out / "clips", out / "parts", out / "index", out / "users", out / "users" / key):
+        if folder.is_symlink() and not folder.resolve().is_relative_to(out.resolve()):
+            raise UserError(
+                f"{folder} is a link to a place outside of the pack, where files would be written and removed: move "
+                f"what is there to {folder}; {out} itself may be a link"
+            )
 
 
 @contextlib.contextmanager

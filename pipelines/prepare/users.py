@@ -103,7 +103,7 @@ def clips_of(folder: Path) -> np.ndarray:
 def note_of(folder: Path) -> dict[str, Any]:
     """The content of user.json, with empty entries if there is no such file or it is damaged."""
     try:
-        content = json.loads((folder / "user.json").read_text())
+        content = json.loads((folder / "user.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = {}
     return {"table": folder.name.partition("-")[0], "annotations": {}, "experiments": {}} | content

@@ -185,7 +185,7 @@ def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], co
     fused = confusion_matrix(main_scores(scores), scores.label)
     streams = [name for name in ("rgb", "pose") if name in scores.probability]
     counts = {name: confusion_matrix(scores.probability[name], scores.label) for name in streams}
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["class", "name", "coarse_class", "clips", "recall", "precision", "f1", *(f"recall_{s}" for s in streams)]

@@ -57,8 +57,9 @@ class Journal:
             return
         with self._writable():
             self.work_dir.mkdir(parents=True, exist_ok=True)
-            self._log = Lines(self.work_dir / LOG)
+            log = Lines(self.work_dir / LOG)
             self._metrics = Lines(self.work_dir / METRICS)
+        self._log = log
         with self._tolerated():
             for line in self._waiting:
                 self._log.append(line)

@@ -85,7 +85,7 @@ class Forward(nn.Module):
         way = Way.WITHOUT_CUDNN if is_from_cudnn(error) else Way.DIRECT
         if way <= self.way:
             raise error
-        with contextlib.suppress(OSError), open(self._report, "a") as file:
+        with contextlib.suppress(OSError), open(self._report, "a", encoding="utf-8") as file:
             file.write("".join(traceback.format_exception(error)) + "\n")
         self.use(way, first_line(error), f"; the full text is in {self._report}")
 

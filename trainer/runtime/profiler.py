@@ -48,7 +48,7 @@ class Profile:
         trace.export_chrome_trace(str(self._path))
         key = "self_device_time_total" if torch.cuda.is_initialized() else "self_cpu_time_total"
         table = trace.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=80)
-        self._path.with_suffix(".txt").write_text(table)
+        self._path.with_suffix(".txt").write_text(table, encoding="utf-8")
         self._say(
             f"profile of steps {self._first} to {self._last}: {self._path} (open it in ui.perfetto.dev), and a table "
             f"in {self._path.with_suffix('.txt').name}"

@@ -6,6 +6,7 @@ A run in a single process has no process group.
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import uuid
@@ -30,6 +31,7 @@ from trainer.runtime.signals import EXIT_CODES, handled
 # In a stuck step, our own watchdog (stalled_after) acts before PATIENCE_FOR_STEP is over, and writes stacks.
 PATIENCE_FOR_DATA = timedelta(days=3)
 PATIENCE_FOR_STEP = timedelta(minutes=30)
+PATIENCE_FOR_LOOPBACK = 5.0  # seconds
 LATER = 5.0  # other ranks wait this many seconds longer for a connection, so that only rank 0 says what to do
 
 
@@ -230,6 +232,7 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    check_loopback()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -260,6 +263,18 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
     finally:
         del os.environ[LAUNCHER]
     return 0
+
+
+def check_loopback() -> None:
+    """Raise UserError if processes of this machine cannot connect to each other."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), PATIENCE_FOR_LOOPBACK).close()
+    except OSError as error:
+        raise UserError(
+            f"the loopback interface does not work here ({error.strerror or error}), and ranks need it to reach each "
+            "other: start it (ip link set lo up), or use --ranks 1 without --max-restarts"
+        ) from None
 
 
 def how_it_ended(exit_code: int) -> str:

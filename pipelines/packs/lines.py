@@ -1,0 +1,85 @@
+"""The form of a manifest's lines. A pack may come from strangers, so other lines are passed over.
+
+Passed over as well are lines whose file lies outside of the pack, except for clips of other packs, because a program
+that frees or repairs a pack would remove the file, whatever it is.
+"""
+
+import base64
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from kernels.forms import fits, misfit
+
+LENGTHS = {"region": 4, "source_size": 2, "frame_size": 2}
+LARGEST = 1 << 31  # the index stores most numbers in 32 bits
+
+
+class EarlierLine(TypedDict):
+    """What lines of all versions have. format.py explains the fields (COLUMNS)."""
+
+    name: str
+    settings: str
+    joints: str
+    source: str
+    source_size: list[int]
+    region: list[float]
+    frame_size: list[int]
+    num_frames: int
+    clip_bytes: int
+    first: int
+    bad: str
+    packets: str
+
+
+class Line(EarlierLine):
+    """A line of today's form."""
+
+    clip: str
+    stamps: list[list[int]]
+    fewest: int
+    file: str
+    rotation: str
+
+
+def is_line(line: Any) -> bool:
+    """Whether `line` is a whole line of a manifest, of today's form or that of an earlier version."""
+    today = isinstance(line, dict) and "clip" in line
+    if misfit(line, Line if today else EarlierLine, ("rotation",)):
+        return False
+    if any(len(line[key]) != length for key, length in LENGTHS.items()):
+        return False
+    numbers = [line["num_frames"], line.get("fewest", 0), *line["source_size"], *line["frame_size"]]
+    if not all(0 <= number < LARGEST for number in numbers):
+        return False
+    try:
+        whole = len(base64.b64decode(line["packets"], validate=True)) % 8 == 0
+    except ValueError:
+        return False
+    if not today:
+        return whole and all(fits(line.get(key), int) for key in ("source_bytes", "source_time"))
+    stamps = [len(stamp) for stamp in line["stamps"]] == [3] * 4
+    return whole and stamps and not leads_out([line["file"]])
+
+
+def leads_out(files: Iterable[str]) -> bool:
+    """Whether one of these files, which are relative to a pack or absolute, lies neither in it nor in another pack."""
+    return any(_is_outside(file) for file in files)
+
+
+def _is_outside(file: str) -> bool:
+    if not file:  # a clip that could not be made
+        return False
+    if "\0" in file or os.path.normpath(file) != file or file.startswith("../"):
+        return True
+    return os.path.isabs(file) and os.path.exists(file) and not is_clip(Path(file))
+
+
+def is_clip(video: Path) -> bool:
+    """Whether the file `video` is a clip of a pack. Such a clip shows only a part of the original video."""
+    above = video.resolve().parents
+    return any(
+        folder.name == "clips" and ((folder.parent / "manifest.jsonl").is_file() or (folder.parent / "parts").is_dir())
+        for folder in above
+    )
