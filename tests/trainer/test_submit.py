@@ -52,6 +52,11 @@ def test_a_submission_read_back(tmp_path, capsys):
     [
         ({"actions": 60, "bodies": 8}, "has 60 classes and 8 coarse classes, but MA-52 has 52 and 7"),
         ({"pose_coarse": None}, "does not contain fine and coarse scores of both streams"),
+        ({"rgb": np.zeros(4, np.float32)}, "does not contain fine and coarse scores of both streams"),
+        ({"pose": np.zeros((4, 51), np.float32)}, "does not contain fine and coarse scores of both streams"),
+        ({"rgb_coarse": np.full((4, 7), "x")}, "does not contain fine and coarse scores of both streams"),
+        ({"name": np.array(["one"])}, "does not contain fine and coarse scores of both streams"),
+        ({"count": 0}, "does not contain fine and coarse scores of both streams"),
         ({"name": np.array(["a/x.mp4", "b/x.mp4", "c", "d"])}, "1 videos have the same file name as another"),
     ],
 )

@@ -8,6 +8,7 @@ import csv
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -70,6 +71,7 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         with np.load(path) as file:
             arrays = {name: file[name] for name in ("name", "rgb", "pose", "rgb_coarse", "pose_coarse")}
             settings = str(file["settings"]) if "settings" in file else None  # scores of older versions have none
+        check_form(arrays)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}): name the scores.npz that python -m trainer eval wrote"
@@ -78,7 +80,7 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         raise UserError(
             f"{path} is damaged or incomplete ({error}): write it again with python -m trainer eval"
         ) from None
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError):  # the last: an .npy file, which contains a single array
         raise UserError(
             f"{path} does not contain fine and coarse scores of both streams: name the scores.npz of ma52 or ma52_pcan"
         ) from None
@@ -100,6 +102,18 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
             "evaluate only the test videos, each of them once"
         )
     return names, action / 2, body / 2
+
+
+def check_form(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError unless there is a name [N] of each video, N >= 1, and numbers [N, classes] for it."""
+    names = arrays["name"]
+    for key, array in arrays.items():
+        if array.ndim != (1 if key == "name" else 2) or array.dtype.kind not in ("U" if key == "name" else "f"):
+            raise ValueError
+        if len(array) != len(names) or array.shape[1:] != arrays[key.replace("pose", "rgb")].shape[1:]:
+            raise ValueError
+    if not len(names):
+        raise ValueError
 
 
 def check_origin(run: Path, scores: Path) -> None:
