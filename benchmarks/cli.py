@@ -44,8 +44,8 @@ def gpu(
 ) -> int:
     """Measure everything on one GPU, the most important parts first: python -m benchmarks gpu --only limits step
 
-    Each part takes less than eight minutes. A part is left out if its record says that it is done, and code, GPU and
-    versions are still the same, so an interrupted command is continued by the same command.
+    Each part takes less than eight minutes. A part is left out if its record is complete, and was made with the
+    same code, GPU and versions. So the same command continues after an interruption.
 
     Args:
         device: where to measure; cpu needs --toy.
@@ -135,7 +135,7 @@ def kernels(count: Literal["registers", "bytes"], every: int = 1, records: Path 
     Args:
         count: registers compiles every launch without a GPU, and counts its registers, shared memory and spills; bytes
             counts the bytes that the launches of a training step move.
-        every: count registers only for every n-th call, and for the calls that the committed record calls heaviest.
+        every: count registers only for every n-th call, and for those that are heaviest in the committed record.
         records: folder for the records.
     """
     # Triton reads the variable TRITON_INTERPRET when a kernel is defined, so the variable is removed or set before the

@@ -26,7 +26,7 @@ from benchmarks.harness import GUIDE, Result, Skipped, Target
 from benchmarks.records import is_done, provenance, slug, write_record
 from trainer.settings import Choice, experiment_of, names_set
 
-SHORT = 470  # seconds of a part, by default
+SHORT = 470  # default time limit of a part, in seconds
 DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 
 
@@ -34,10 +34,10 @@ DONE, SKIPPED, FAILED, RUNNING = "done", "skipped", "failed", "running"
 class Part:
     """One part of a benchmark: a function that yields results as soon as they are known.
 
-    The function takes a Target and, if there is a `choice`, the experiment that it chooses, and the names of the
-    settings that it fixes, which tuned settings must not change. Compiling included, the
-    part is stopped after `seconds`; by default it then fits into the ten minutes that a cluster's test queue may give.
-    Its module is imported only when the part begins, so that the other parts run where DALI is missing.
+    The function takes a Target. If there is a `choice`, it also takes the chosen experiment, and the names of the
+    settings that the choice fixes, which tuned settings must not change. The part is stopped after `seconds`, in which
+    compiling is included. The default fits into the ten minutes that a cluster's test queue may give. The module is
+    imported only when the part begins, so that the other parts run where DALI is missing.
     """
 
     name: str
@@ -83,7 +83,7 @@ SNAPSHOT_PARTS = (
     Part(name="snapshot", module="benchmarks.step.snapshot", function="measure_snapshot", needs_dali=True),
     Part(name="resume", module="benchmarks.step.snapshot", function="measure_resume", needs_dali=True),
 )
-# First what a user gets, then what explains it.
+# First the speeds that a user gets, then the measurements that explain them.
 GPU_PARTS = (
     *(part for name in GUIDE for part in parts_of(name)),
     Part(name="limits", module="benchmarks.harness", function="measure_limits"),
@@ -198,7 +198,7 @@ def _end_with_suite() -> None:
 
 
 def load(part: Part) -> Callable[[Target], Iterator[Result]]:
-    """Return the function of a part, which takes the target. Raises Skipped if it needs DALI and there is none."""
+    """Return the function of a part, which takes the target. Raises Skipped if it needs DALI and DALI is missing."""
     if part.needs_dali:
         try:
             importlib.import_module("pipelines.dali")

@@ -34,8 +34,8 @@ COMMANDS = {
     "tune": ("trainer.commands.tune", "TuneOptions", "tune_command"),
     "view": ("trainer.commands.view", "ViewOptions", "view"),
 }
-TRAIN = ("trainer.commands.train", "Options", "train")  # runs if the command line names no command
-# Words of other programs for what Duet does, and how to do it here.
+TRAIN = ("trainer.commands.train", "Options", "train")  # the default, if the command line names no command
+# Commands that users may know from other programs, and how to do the same with Duet.
 OTHER_WORDS = {"train": "leave this word out, because `python -m trainer --exp NAME` trains"}
 OTHER_WORDS |= dict.fromkeys(("test", "val", "validate"), "`python -m trainer eval` scores a checkpoint")
 # Commands that may start ranks (None is training). Their functions also take the command line, to pass it to the ranks.
@@ -104,7 +104,7 @@ def run_command(arguments: list[str]) -> int:
 
 
 def check_device(arguments: list[str]) -> None:
-    """Raise UserError if --device names a single GPU as torch does, which no command of this program takes."""
+    """Raise UserError if --device names a single GPU, such as cuda:1, which torch accepts but Duet does not."""
     for option, value in pairwise(part for word in arguments for part in word.split("=", 1)):
         number = re.fullmatch(r"(?:cuda:)?(\d+)", value) if option == "--device" else None
         if number is not None:

@@ -60,8 +60,8 @@ class OptimConfig:
     betas: Annotated[tuple[float, float], Range(0, 0.9999999)] = (0.9, 0.999)
     """Decay of AdamW's moving averages of the gradients and of their squares."""
     weight_decay: Rate = 1e-4
-    """Share of each weight, norms and biases included, that SGD adds to its gradient, and by which AdamW, times lr,
-    shrinks the weight.
+    """SGD adds this share of each weight to its gradient; AdamW shrinks each weight by this share times lr. Norms and
+    biases are included.
     """
     clip_norm: Annotated[float, Range(1e-3, 1e9)] | None = 40.0
     """Largest 2-norm of all gradients together; longer gradients are scaled down. None: no limit."""
@@ -74,7 +74,7 @@ class OptimConfig:
     impl: Impl = "auto"
     """Whose code computes the update: that of torch (auto, torch) or of NVIDIA's apex."""
     accumulate: Count = 1
-    """Number of equal parts into which the clips of a rank are divided; they go through the network one by one."""
+    """Number of equal parts into which the clips of a rank are divided; the parts go through the network one by one."""
     logit_adjustment: Rate | None = None
     """Training adds this many times the log frequency of a class to its logit; usually 1. None: nothing is added."""
     ema: Annotated[float, Range(0, 0.9999999)] | None = None
@@ -123,7 +123,7 @@ class ValidationConfig:
     patience: Count | None = None
     """Training ends after this many validations in a row without a better score. None: it never ends early."""
     min_delta: Share = 0.0
-    """What must be added to the best score for a new score to count as better for patience."""
+    """How far a score must exceed the best score to count as better for `patience`."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "val")
@@ -157,7 +157,7 @@ class Experiment:
     log_every: Count = 20
     """Steps from one line of the log to the next."""
     snapshot_every: Count = 500
-    """Steps from one snapshot to the next. There is also one at the end of every epoch."""
+    """Steps from one snapshot to the next. A snapshot is also saved at the end of every epoch."""
     compile: bool | None = None
     """Whether torch.compile compiles the network. None: on a GPU only, because on a CPU this takes minutes."""
     combine_launches: bool = False
@@ -169,7 +169,7 @@ class Experiment:
     align_channels: bool = False
     """Whether X3D's inner channels are padded to multiples of eight. This changes no result."""
     cudnn_benchmark: bool | None = None
-    """Whether cuDNN times its algorithms for each convolution. None: the first look at a GPU decides."""
+    """Whether cuDNN times its algorithms for each convolution. None: a run on a GPU times both choices at its start."""
     threads: Threads | None = None
     """Threads of each rank that compute on the CPU. None: as many as torch takes by default."""
     interop_threads: Threads | None = None
@@ -179,7 +179,7 @@ class Experiment:
     decode_threads: Threads | None = None
     """Threads of each rank that decode frames. None: one fewer than the cores of the process, at most eight."""
     jpeg_load: Share | None = None
-    """Share of the frames that a GPU's JPEG engine decodes. None: the first look at a GPU decides."""
+    """Share of the frames that a GPU's JPEG engine decodes. None: a run measures the fastest share at its start."""
     stalled_after: Annotated[float, Range(1e-3, 1e9)] = 600.0
     """Seconds without a batch after which the run ends."""
     wandb: bool = False

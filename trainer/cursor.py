@@ -19,8 +19,8 @@ class Cursor:
     After the last clip of an epoch comes its validation. The last batch of an epoch is filled up with clips from the
     start of the epoch, which are not counted again. Only this class converts between clips and steps.
 
-    batch_size is the number of clips in a step on all ranks together. bad_steps [2] int64, on the device, contains two
-    numbers of steps without finite gradients: in the whole run, and since the last step with finite gradients.
+    `batch_size` is the number of clips in a step on all ranks together. `bad_steps` [2] int64, on the device, counts
+    steps without finite gradients: first those of the whole run, then those since the last step with finite gradients.
     """
 
     batch_size: int
@@ -71,7 +71,7 @@ class Cursor:
         self.epoch, self.clips = self.epoch + 1, 0
 
     def keep_share(self, epoch_clips: int) -> None:
-        """Move to the same share of the epoch, if an epoch had `epoch_clips` clips and now has another number.
+        """Keep the finished share of the epoch, although the number of clips in it was `epoch_clips` and has changed.
 
         A finished epoch stays finished, and no other epoch becomes finished.
         """

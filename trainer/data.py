@@ -101,7 +101,7 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
 
 
 def check_place(experiment: Experiment) -> None:
-    """Raise UserError outside the checkout, unless a folder for data is there, so that none is made by mistake."""
+    """Raise UserError if the program would make a folder for data outside the checkout, probably by mistake."""
     file = Path(experiment.data.annotations)
     if not (file.is_absolute() or Path(file.parts[0]).exists() or Path.cwd() == ROOT):
         raise UserError(
@@ -124,7 +124,7 @@ def make_shard(experiment: Experiment, shard: Shard, console: Console) -> None:
 
 
 def _limits(experiment: Experiment, console: Console) -> dict[str, Any]:
-    """Arguments of `prepare` and `open_videos` that say which videos are taken, and where messages go."""
+    """Arguments of `prepare` and `open_videos` that say which videos are accepted, and where messages go."""
     data = experiment.data
     return {"max_bad": data.max_bad, "follow_links": data.follow_links, "console": console}
 
@@ -207,7 +207,7 @@ def check_table(experiment: Experiment, annotations: Path, table: ClipTable) -> 
 
 
 def split_of(experiment: Experiment, table: ClipTable, train: bool) -> str | None:
-    """The split of `table` with the training or the validation clips. None: all clips, as in one of two plain lists."""
+    """The split of `table` with the training or the validation clips. None means all clips of a file without splits."""
     data = experiment.data
     return None if data.val_annotations is not None and not table.splits else data.split_for(train)
 
@@ -273,7 +273,8 @@ def setting_classes(experiment: Experiment, count: int) -> str:
 def with_class_names(experiment: Experiment, table: ClipTable, say: Callable[[str], None]) -> Experiment:
     """The experiment with the class names of its annotation file, unless it has class names already.
 
-    If these differ from the names in the file, one sentence says for how many classes, and names the first.
+    If some of its class names differ from those in the file, `say` gets a sentence with their number and the first of
+    them.
     """
     data = experiment.data
     if not data.class_names:
@@ -283,7 +284,8 @@ def with_class_names(experiment: Experiment, table: ClipTable, say: Callable[[st
     if others:
         number, own, other = others[0]
         count = f"{len(others)} of {data.num_classes} classes have other names in {data.annotations}"
-        say(f"{count} than in data.class_names, which are used; the first is class {number}: {other!r}, not {own!r}")
+        first = f"class {number}: {other!r}, not {own!r}"
+        say(f"{count} than in data.class_names, whose names are used; the first is {first}")
     return experiment
 
 

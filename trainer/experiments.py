@@ -187,7 +187,7 @@ NTU60_EPAM = Experiment(
     val=ValidationConfig(batch_size=24, metric="acc/sum_top1"),
 )
 
-# NTU-120 with the recipes of NTU-60, whose values no paper gives for NTU-120.
+# NTU-120 with the recipes of NTU-60, because no paper gives values for NTU-120.
 NTU120, NTU120_X3D, NTU120_RGB, NTU120_POSE, NTU120_RGBPOSE = (
     replace(experiment, name=experiment.name.replace("ntu60", "ntu120"), data=NTU120_DATA)
     for experiment in (NTU60, NTU60_X3D, NTU60_RGB, NTU60_POSE, NTU60_RGBPOSE)

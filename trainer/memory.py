@@ -1,4 +1,4 @@
-"""Computes gradients without a step. Gives advice if a step does not fit into the GPU's memory."""
+"""Computes gradients without changing weights, and gives advice if a step does not fit into the GPU's memory."""
 
 import torch
 from torch import Tensor, nn

@@ -74,8 +74,8 @@ def build_adamw(
 ) -> torch.optim.AdamW:
     """Torch's fused AdamW for all `parameters` in one group. Weight decay also applies to biases and norms.
 
-    As with SGD, the averages and the number of steps exist from the start, so that a snapshot can be copied into them
-    and a first step that is skipped leaves them at zero. Source: Loshchilov and Hutter, ICLR 2019.
+    As in `build_sgd`, the averages and the number of steps are created here. So a snapshot can be copied into them, and
+    they remain zero if the first step is skipped. Source: Loshchilov and Hutter, ICLR 2019.
     """
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
     for group in optimizer.param_groups:
@@ -175,11 +175,11 @@ def learning_rate(
 ) -> float:
     """Learning rate of step `step` (from 0) of epoch `epoch` (from 0). It does not depend on earlier steps.
 
-    During warm-up, base_lr is multiplied by a factor that rises linearly from 0.1 to 1, once per epoch (5 epochs: .1
-    .325 .55 .775 1), as in mmengine's LinearLR(start_factor=.1, by_epoch). Afterwards `cosine` lowers the rate from
-    base_lr to eta_min over the remaining epochs, once per epoch; `cosine_per_step` lowers it at every step.
-    `multistep` multiplies the rate by GAMMA at the start of each epoch in `milestones`.
-    Source: docs/sources.md, "Schedules", "Staged recipe" and "Guide recipes".
+    During warm-up, base_lr is multiplied by a factor that rises linearly from 0.1 to 1, once per epoch (for 5 epochs:
+    0.1, 0.325, 0.55, 0.775 and 1), as in mmengine's LinearLR(start_factor=0.1, by_epoch=True). Afterwards `cosine`
+    lowers the rate from base_lr to eta_min over the remaining epochs, once per epoch; `cosine_per_step` lowers it at
+    every step. `multistep` multiplies the rate by GAMMA at the start of each epoch in `milestones`. Source:
+    docs/sources.md, "Schedules", "Staged recipe" and "Guide recipes".
     """
     if epoch < warmup_epochs:
         return base_lr * (0.1 + 0.9 * epoch / max(warmup_epochs - 1, 1))
@@ -193,7 +193,7 @@ def learning_rate(
 
 @dataclass(kw_only=True, slots=True)
 class EarlyStopping:
-    """Says when to end training: after `patience` validations in a row that did not reach best + min_delta.
+    """Decides when to end training: after `patience` validations in a row that did not reach best + min_delta.
 
     This is MMEngine's rule, except that a score of NaN counts as no improvement (docs/sources.md, "Schedules").
     """

@@ -105,8 +105,8 @@ def go_on_with_other_clips(run: Run, epoch_clips: int) -> None:
     if finished and not done:
         run.journal.say(
             f"{finished} of {epoch_clips} clips of epoch {cursor.epoch + 1} were finished: the epoch continues after "
-            f"{cursor.clips} of {cursor.epoch_clips}, the same share, so the learning rate goes on from where it was, "
-            "but some clips may come twice in this epoch and others not at all"
+            f"{cursor.clips} of {cursor.epoch_clips}, the same share, so the learning rate goes on from where it was; "
+            "some clips may come twice in this epoch, and others not at all"
         )
 
 
@@ -146,7 +146,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
 
 def parts_of(state: Mapping[Any, dict[str, Any]]) -> set[str]:
-    """What an optimizer keeps for a weight, such as momentum_buffer, from the state of the optimizer by weight."""
+    """The names of the values that an optimizer keeps for its weights, such as momentum_buffer."""
     return {key for kept in state.values() for key in kept}
 
 

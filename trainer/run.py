@@ -94,15 +94,15 @@ class Run:
     ema: Ema | NoEma
     execute: Execute = field(default_factory=Eager)  # runs the device's part of a step, directly or as a graph
     decisions: Decisions = field(default_factory=Decisions)  # made by the first look, or read from the snapshot
-    profile: AbstractContextManager = field(default_factory=nullcontext)  # is entered at each step
+    profile: AbstractContextManager = field(default_factory=nullcontext)  # a context that is entered at each step
     meter: Meter = field(default_factory=Meter)
-    records: dict[str, str] = field(default_factory=dict)  # identify the clips in snapshots
+    records: dict[str, str] = field(default_factory=dict)  # of the training and validation clips, for snapshots
     num_batches: int = 0  # batches of training and validation so far; should_stop counts them
 
     def should_stop(self) -> bool:
         """Whether a signal has asked any rank to stop. All ranks call this after each batch and get the same answer.
 
-        On this occasion, all ranks also begin to compute in the slowest way that one of them has had to choose.
+        If a rank has had to change to a slower way of computing, this call also changes all other ranks to that way.
         """
         self.beat()
         self.num_batches += 1

@@ -130,7 +130,7 @@ def train_here(
 
 @contextmanager
 def begun(run: Run, start: dict[str, Any], snapshot: Snapshot | None) -> Iterator[None]:
-    """A context for a run that nothing can refuse any more: only from here on, files are written into its folder.
+    """A context for a run that has passed all checks. Files are written into its folder only within this context.
 
     The `start` is recorded in starts.json. Signals ask the run to stop.
     """
@@ -170,9 +170,9 @@ def check_clips(
 
 
 def check_before_packing(snapshot: Snapshot, experiment: Experiment, ranks: Ranks) -> None:
-    """Raise UserError if it can be foreseen that the clips will not be those of the snapshot.
+    """Raise UserError if it is clear before packs are made that the clips are not those of the snapshot.
 
-    This takes seconds, and making packs for other clips can take hours.
+    This check takes seconds, whereas making packs for other clips can take hours.
     """
     with ranks.in_turn():
         tables, console = open_tables(experiment), Console(stderr=True, quiet=not ranks.leads)

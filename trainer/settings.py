@@ -88,7 +88,7 @@ def experiment_named(options: Choice) -> Experiment:
 
 @functools.cache
 def own_experiment(choice: str) -> Experiment:
-    """The user's own experiment that `choice`, FILE.py:NAME, names. Runs the file. Raises UserError."""
+    """The user's own experiment. `choice` has the form FILE.py:NAME. Runs the file. Raises UserError."""
     file, colon, name = choice.rpartition(":")
     if not colon or not name:
         raise UserError(f"--exp {choice} names no experiment in the file: write it as --exp my_experiments.py:MINE")
@@ -164,9 +164,9 @@ def parse_assignments(experiment: Experiment, assignments: Sequence[str]) -> dic
         try:
             changes[key] = parse_value(text, hint)
         except UserError as error:
-            # What is wrong with a skeleton lies in its file, so the meaning of the setting does not help.
-            told = "" if hint is Skeleton else f"; {explain(part, key.rpartition('.')[2], key)}"
-            raise UserError(f"--set {assignment}: {error}{told}") from None
+            # A mistake in a skeleton is in its file, so explaining the setting would not help.
+            meaning = "" if hint is Skeleton else f"; {explain(part, key.rpartition('.')[2], key)}"
+            raise UserError(f"--set {assignment}: {error}{meaning}") from None
     return changes
 
 
@@ -330,7 +330,7 @@ EXAMPLES = {int: "(10,20)", float: "(0.5,0.8)", bool: "(true,false)", str: "(wal
 def check_division(experiment: Experiment, world_size: int) -> None:
     """Raise UserError unless each batch can be divided equally among the ranks.
 
-    A rank's clips of a training batch must also be divisible into optim.accumulate equal parts.
+    The clips of a training batch that one rank gets must also be divisible into optim.accumulate equal parts.
     """
     for part, clips in (("optim", experiment.optim.batch_size), ("val", experiment.val.batch_size)):
         if clips % world_size:

@@ -52,8 +52,8 @@ def gradients_of_batch(run: Run, parts: list[Batch]) -> list[dict[str, Tensor]]:
     """Compute the gradients of a batch. Returns the loss terms and accuracies of each of its parts.
 
     If compiled code or cuDNN fails, the gradients are computed again in a slower way (trainer/runtime/forward.py). This
-    is possible only without other ranks, because these would not exchange their values again, and not while a CUDA
-    graph is recorded (trainer/runtime/cuda_graph.py).
+    is not possible with several ranks, because the other ranks would not exchange their values again. Nor is it
+    possible while a CUDA graph is recorded (trainer/runtime/cuda_graph.py).
     """
     on_gpu = run.ranks.device.type == "cuda"
     while True:
@@ -131,7 +131,7 @@ def seed_step(run: Run) -> None:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of dropout for a step. Computed from the step number, so that snapshots need no state of a generator."""
+    """Seed of dropout for a step. It follows from the step number, so snapshots need no state of a generator."""
     return ((seed << 40) + (step << 12) + rank) & ((1 << 63) - 1)
 
 

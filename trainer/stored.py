@@ -18,7 +18,7 @@ from trainer.settings import describe_type, match_type
 
 TYPE = "type"  # names the dataclass of a part that can be one of several, such as the model
 LONGEST = 60  # characters of a value in a sentence; longer values are cut
-# Changes of these settings, or of a part of them, give the scores of a run another meaning.
+# If one of these settings, or a part of it, changes, the scores of a run can no longer be compared with earlier ones.
 MEANING = ("model", "data.split", "data.val_split", "data.num_classes", "data.coarse_map", "clip", "align_channels")
 
 
@@ -46,9 +46,9 @@ def from_json(text: str | bytes, source: object, say: Callable[[str], None]) -> 
 def from_settings(settings: Any, source: object, say: Callable[[str], None]) -> Experiment:
     """The experiment that `to_settings` described, perhaps in another version of Duet.
 
-    A missing setting has its default, as if nothing had been set. If this version does not know some of the settings,
-    `say` is called with a sentence that names these and begins with `source`, the name of the file. Raises UserError,
-    which names `source` too, if a setting without a default is missing, or if the experiment refuses a value.
+    A missing setting gets its default. If this version does not know some of the settings, `say` is called with a
+    sentence that names them and begins with `source`, the name of the file. Raises UserError, which names `source` too,
+    if a setting without a default is missing, or if the experiment refuses a value.
     """
     unknown: list[str] = []
     try:
@@ -105,7 +105,7 @@ def read_value(value: Any, hint: Any, at: str, unknown: list[str]) -> Any:
 
 
 def type_of(settings: dict[str, Any], kinds: list[Any], at: str) -> Any:
-    """The dataclass that the settings name. Settings of older versions name none, so their fields decide."""
+    """The dataclass that the settings name. If they name none, the one with the most similar fields."""
     name = settings.get(TYPE)
     if name is None:
         return min(kinds, key=lambda kind: (len(names_of(kind) ^ settings.keys()), len(kind.__mro__)))
@@ -141,16 +141,16 @@ def differences(before: Any, after: Any, at: str = "") -> Iterator[tuple[str, An
 
 
 def changes_told(before: Experiment, after: Experiment, source: str) -> Iterator[str]:
-    """A sentence for each setting that was changed. It also says if the results mean something else because of that."""
+    """A sentence for each setting that was changed. It also says if the results can no longer be compared."""
     for key, was, now in differences(before, after):
         sentence = f"{key} was {shortened(was)} in {source} and is now {shortened(now)}"
         if changes_meaning(key):
-            sentence += ": the results mean something else than those of that run"
+            sentence += ": the results cannot be compared with those of that run"
         yield sentence
 
 
 def changes_meaning(key: str) -> bool:
-    """Whether the scores of a run mean something else if the setting `key` changes."""
+    """Whether scores from before and after a change of the setting `key` have different meanings."""
     return any(f"{key}.".startswith(f"{part}.") for part in MEANING)
 
 

@@ -20,7 +20,7 @@ from trainer.data import build_loader, open_sources
 from trainer.runtime.ranks import Ranks
 
 FULL = DemoConfig(size=(640, 480))
-MADE = "made_for_benchmarks_"  # begins the name of the annotation file, to which the number of joints is added
+MADE = "made_for_benchmarks_"  # first part of the annotation file's name, before the number of joints
 TOY = DemoConfig(size=(128, 96), num_frames=(12, 16))
 
 
@@ -57,7 +57,7 @@ def _with_joints(annotations: Path, count: int) -> Path:
 def long_loader(experiment: Experiment, ranks: Ranks, num_batches: int) -> Loader:
     """Build a training loader whose epoch repeats the clips until it has `num_batches` batches.
 
-    Packs that are missing are made first, as by training.
+    Packs that are missing are made first, as in training.
     """
     made = Path(experiment.data.annotations).name.startswith(MADE)
     source, _ = open_sources(experiment, Console(stderr=True, quiet=made), ranks.device)

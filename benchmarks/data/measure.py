@@ -47,7 +47,7 @@ def _measure(target: Target, python: Path | None) -> Iterator[Result]:
     configs = {case: sized(EXPERIMENTS[name].clip, target.toy) for case, name in CASES.items()}
     packs = {case: videos.pack(files, config, folder) for case, config in configs.items()}
     if target.device.type == "cpu":
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # threads and processes of later use this core too
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # later threads and processes inherit this
         torch.set_num_threads(1)
         keep_freed_memory()  # as training on a CPU does
     for case, frames in packs.items():

@@ -70,7 +70,7 @@ def _differences(
 
 
 def _frames(peer: Peer, loader: Loader, order: list[int]) -> int:
-    """Count the pairs of clip and seed for which the peer and we draw different frames."""
+    """Count the pairs of clip and seed for which the peer and Duet draw different frames."""
     differ, config = 0, loader.config
     for row, clip in enumerate(order):
         for seed in SEEDS:

@@ -1,7 +1,7 @@
 """Compares the training step on a batch that stays in memory with the same step on the batches of the loader.
 
-The share of the first speed that the second reaches says whether loading data slows training down: 1 means that the
-network never waits. Both ways, and the loader without a network, take turns.
+The second speed divided by the first shows whether loading data slows training down: 1 means that the network never
+waits. Both ways, and the loader without a network, are timed in turn.
 """
 
 import importlib
@@ -31,7 +31,7 @@ from trainer.step import train_step
 
 # Steps before the first sample. On a GPU they include those that are needed to record a CUDA graph.
 FIRST_STEPS = {"cpu": 1, "cuda": 8}
-SAMPLE_S = 3.0  # a sample of a way has as many steps as take about this time
+SAMPLE_S = 3.0  # a sample has as many steps as fit into about this many seconds
 SECONDS = 180.0  # after this time no round begins
 MIN_ROUNDS, MAX_ROUNDS, TOY_ROUNDS = 5, 15, 2
 NUM_BATCHES = 2000  # in an epoch of made clips; no sample needs more
@@ -68,7 +68,7 @@ def _with_loader(experiment: Experiment, fixed: frozenset[str], target: Target, 
 
 
 def measure_first_look(target: Target, experiment: Experiment, fixed: frozenset[str]) -> Iterator[Result]:
-    """Take the first look at the device, as a run does at its first step, and tell its decisions."""
+    """Take the first look at the device, as a run does at its first step, and yield its decisions."""
     from benchmarks.data.clips import on_made_clips
 
     start = time.perf_counter()

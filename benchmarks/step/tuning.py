@@ -1,6 +1,6 @@
-"""Runs `python -m trainer tune` for an experiment, and records what was tried and what is the fastest step.
+"""Runs `python -m trainer tune` for an experiment, and records the changes that were tried and the fastest step.
 
-The result is also kept in the user's cache, so `headspace` and later runs use it.
+The result is also saved in the user's cache, so `headspace` and later runs use it.
 """
 
 import os
@@ -15,7 +15,7 @@ from trainer.config import Experiment
 from trainer.runtime.tuning import Row, tune
 from trainer.runtime.tuning.choice import in_words
 
-MINUTES = 5.0  # of measuring; starting and compiling come on top
+MINUTES = 5.0  # for measuring; starting and compiling take extra time
 LAST_MOMENT = 420.0  # seconds after which the search ends as if by Ctrl-C, because the part is stopped a little later
 
 

@@ -309,8 +309,8 @@ def test_names_that_do_not_fit_the_experiment_are_told(annotated, tmp_path, caps
     table = open_table(annotated[0], tmp_path)
     assert with_class_names(other, table, said.append) == other
     assert said == [
-        "2 of 5 classes have other names in data/custom/annotations.pkl than in data.class_names, which are used; the "
-        "first is class 1: 'lift, red', not 'push'"
+        "2 of 5 classes have other names in data/custom/annotations.pkl than in data.class_names, whose names are "
+        "used; the first is class 1: 'lift, red', not 'push'"
     ]
 
 

@@ -133,7 +133,7 @@ def test_settings_on_top_are_told(resumed, tmp_path, capsys):
     told = [line for line in capsys.readouterr().err.splitlines() if " is now " in line]
     best = load(resumed / "latest.pth")["cursor"]["best_file"]
     assert told == [
-        f"clip.sigma was 0.9 in {best} and is now 0.7: the results mean something else than those of that run",
+        f"clip.sigma was 0.9 in {best} and is now 0.7: the results cannot be compared with those of that run",
         f"val.batch_size was 6 in {best} and is now 12",
     ]
 

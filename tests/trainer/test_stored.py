@@ -79,4 +79,4 @@ def test_changes_are_told_and_what_they_mean():
     starts = ("data.split was xsub", "clip.skeleton", "clip.sigma was")
     for sentence, start in zip(told[:3], starts, strict=True):
         assert sentence.startswith(start)
-        assert sentence.endswith("the results mean something else than those of that run")
+        assert sentence.endswith("the results cannot be compared with those of that run")

@@ -87,9 +87,9 @@ def test_the_default_stands_if_nothing_is_faster():
 
 def test_what_was_chosen_one_by_one_is_measured_together():
     result = search("faster", "fastest")
-    assert [row.change for row in result.rows] == ["", FORMS["faster"], FORMS["fastest"], "all that was chosen"]
+    assert [row.change for row in result.rows] == ["", FORMS["faster"], FORMS["fastest"], "all chosen changes"]
     assert result.gain == pytest.approx(2.5, rel=0.01)
-    assert read_back().sentence().endswith(": prefetch 5; 2.50 times the plain uncompiled step")
+    assert read_back().sentence().endswith(": prefetch 5; 2.50 times as fast as the plain uncompiled step")
 
 
 def test_a_change_of_a_fixed_setting_is_not_tried():
@@ -99,7 +99,7 @@ def test_a_change_of_a_fixed_setting_is_not_tried():
 def test_no_time_is_left(monkeypatch):
     monkeypatch.setattr("trainer.runtime.tuning.search.FEWEST", 3)
     result = tune(DEMO, device="cpu", minutes=1e-9, changes=[lambda _: FORMS["faster"]], worker=FORM)
-    assert [(row.verdict, row.reason) for row in result.rows[1:]] == [("not tried", "the time is over")]
+    assert [(row.verdict, row.reason) for row in result.rows[1:]] == [("not tried", "the time was used up")]
 
 
 def read_back(experiment=DEMO) -> Tuned:
@@ -213,7 +213,8 @@ def test_the_command_line_wins():
     assert experiment == override(DEMO, "threads=2", "align_channels=true")
     assert sentence is not None
     assert sentence.endswith(
-        ": aligned channels, threads 1; 1.31 times the plain uncompiled step (but threads as the command line says)"
+        ": aligned channels, threads 1; 1.31 times as fast as the plain uncompiled step (but threads as set on the "
+        "command line)"
     )
 
 
@@ -234,7 +235,7 @@ def test_a_run_uses_the_settings_and_its_snapshot_wins_on_resume(tiny, tmp_path,
     keep(experiment, "align_channels=true", "prefetch=3")
     arguments = [*tiny, "--work-dir", str(tmp_path / "run")]
     assert dispatch([*arguments, "--max-steps", "1"]) == 0
-    assert "aligned channels, prefetch 3; 1.31 times the plain uncompiled step" in capsys.readouterr().out
+    assert "aligned channels, prefetch 3; 1.31 times as fast as the plain uncompiled step" in capsys.readouterr().out
     keep(experiment, "prefetch=4")
     assert dispatch([*arguments, "--resume", "--max-steps", "2"]) == 0  # refused if the channels were not aligned
     assert "tuned" not in capsys.readouterr().out

@@ -31,14 +31,14 @@ class ConfigOptions(Choice):
     """Options of `config`: the experiment, and what is printed about it. --ranks and --device have no effect here."""
 
     diff: bool = False
-    """Print only settings that differ: from the experiment as it ships if something is changed, else from defaults."""
+    """Print only settings that differ from the experiment as it ships or, if none does, from the defaults."""
     json: bool = False
     """Print the experiment as JSON, which --config reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting. `default` is MISSING if there is none. `part` says which part of the experiment it belongs to."""
+    """One setting. `kind` describes its type in words. `default` is MISSING if there is none."""
 
     name: str
     value: Any
@@ -52,7 +52,7 @@ def config(options: ConfigOptions) -> int:
     experiment = experiment_of(options)
     if options.json:
         print(json.dumps(to_settings(experiment), indent=1))
-        return 2 if lost_output() else 0  # a program that reads half of the JSON must not take it for the whole
+        return 2 if lost_output() else 0  # so that a program that reads half of the JSON notices that it is incomplete
     console = Console(highlight=False)
     console.width = min(console.width, WIDEST)
     settings = list(settings_of(experiment))

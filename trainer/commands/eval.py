@@ -165,9 +165,9 @@ def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
 
 
 def write_scores(path: Path, scores: Scores, names: Sequence[str], experiment: Experiment, checkpoint: str) -> None:
-    """Write an npz file with the arrays name [N] (text), label and coarse_label [N] int64, and for each stream an array
-    of probabilities [N, K] float32. The array settings contains the experiment as JSON, and the array checkpoint the
-    name of the file with the weights.
+    """Write an npz file with the arrays `name` [N] (text), `label` and `coarse_label` [N] int64, and for each stream an
+    array of probabilities [N, K] float32. The array `settings` contains the experiment as JSON, and the array
+    `checkpoint` contains the name of the file with the weights.
     """
     arrays: dict[str, Any] = {stream: probability.numpy() for stream, probability in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy()}

@@ -54,7 +54,7 @@ class PredictOptions(CheckpointChoice):
     """Name the actions in videos: python -m trainer predict a.mp4 --checkpoint work_dirs/ntu60 --pose FILE"""
 
     videos: tyro.conf.Positional[tuple[Path, ...]]
-    """Videos of any length, or folders of videos. Also a run's folder, in place of --checkpoint."""
+    """Videos of any length, or folders of videos. A run's folder among them replaces --checkpoint."""
     pose: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Skeletons: an annotation pickle with entries for the videos, or the .npz of one video. Default: they are
     estimated."""
@@ -121,7 +121,7 @@ def predict(options: PredictOptions) -> int:
 
 
 def with_run(options: PredictOptions) -> PredictOptions:
-    """The options, with the run's folder or snapshot among `videos`, if there is one, as the checkpoint.
+    """If a run's folder or a snapshot is among `videos`, make it the checkpoint.
 
     Raises UserError if several checkpoints are named.
     """

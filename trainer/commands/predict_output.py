@@ -155,8 +155,8 @@ BAR, TEXT, FAINT = "#14213d", "#ffffff", "#b8c4d6"
 class AnnotatedVideo:
     """Writes an H.264 video to `path`, under a temporary name until it is complete.
 
-    The copy has the resolution of the video as players show it, and each of its frames has the time of the video's
-    frame. Pass each frame to `show`, which keeps it in memory. `write` then writes the kept frames with a caption.
+    The copy has the resolution at which players show the video, and its frames have the times of the video's frames.
+    Pass each frame to `show`, which keeps it in memory. `write` then writes the kept frames with a caption.
 
     poses: the skeletons to draw, or None. size: (width, height) at which to draw the frames; None keeps their size.
     turn: how the frames are turned for the copy, after skeletons are drawn on them.

@@ -19,22 +19,23 @@ class PrepareOptions(Choice):
     """Options of `prepare`: the experiment whose packs are made. --ranks and --device have no effect here."""
 
     shard: str | None = None
-    """Make only part I of N of each pack, as I/N with I from 0 to N-1, while other machines make the other parts."""
+    """Make only part I of the N parts of each pack, as I/N with I from 0 to N-1. Other machines make the other parts.
+    """
     out: Path | None = None
-    """Make the pack in this folder instead of data.packs, where a note of it is kept, so that training finds it.
-    With --drop: free nothing, but forget the pack that was made in this folder."""
+    """Make the pack in this folder. Training finds it by a note in data.packs. With --drop: free nothing, but forget
+    the pack that was made in this folder."""
     dry_run: bool = False
-    """Make nothing; only say how many clips would be made (with --drop: freed), how long that takes, and the space."""
+    """Make nothing; only say how many clips would be made (with --drop: freed), and the time and space for that."""
     list: bool = False
     """Show what the pack contains, and which annotation files and experiments use it. Needs no --exp."""
     drop: bool = False
     """Free the clips that no annotation file and no running program uses any more. Needs no --exp."""
     unused_days: int | None = None
-    """With --drop: also free the clips of annotation files that were not used for so many days."""
+    """With --drop: also free the clips of annotation files that were not used for this many days."""
 
 
 def prepare(options: PrepareOptions) -> int:
-    """Make the clips of an experiment, say what that takes, or show and free what is there.
+    """Make the packs of an experiment, estimate the time and space for that, or list or free existing clips.
 
     For the demo, its videos are made first.
     """

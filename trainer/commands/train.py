@@ -40,7 +40,7 @@ class Options(Choice):
     max_steps: int | None = None
     """Save a snapshot and stop when the run has done this many steps in all."""
     init: Path | None = None
-    """File of weights to start from, native or published. Heads for other classes start with random weights."""
+    """File of weights to start from, Duet's or published. Heads for other classes start with random weights."""
     max_restarts: int = 0
     """If a process fails, restart all processes from the newest snapshot, at most this many times."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None
@@ -101,12 +101,12 @@ def train(options: Options, arguments: list[str]) -> int:
 
 
 def tuning_command(options: Options) -> str:
-    """The command that tunes the run that the options describe."""
+    """The command line that tunes the run described by the options."""
     return shlex.join(["python", "-m", "trainer", "tune", *options.words()])
 
 
 def folder_of(options: Options) -> Path:
-    """The work directory: --work-dir, or by default the folder work_dirs/NAME, where NAME is that of the experiment."""
+    """The work directory: --work-dir, or by default work_dirs/NAME, where NAME is the name of the experiment."""
     if options.work_dir is not None:
         return options.work_dir
     if options.resume and not options.named:

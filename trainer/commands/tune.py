@@ -20,20 +20,21 @@ from trainer.settings import Choice, check_division, check_source, experiment_of
 DESCRIPTION = """Find the fastest way to compute an experiment's training steps on this machine:
   python -m trainer tune --exp ntu60_x3d
   python -m trainer tune --exp demo --minutes 5
- Later runs on the same kind of machine use what was found, and say so. --set wins over it; --no-tuned ignores it."""
-COLORS = {"default": BOTH, "chosen": POSE, "no faster": GREY}  # of a bar, by verdict; all others are red
+ Later runs on the same kind of machine use these settings, and say so.
+ --set overrides them, and --no-tuned ignores them."""
+COLORS = {"default": BOTH, "chosen": POSE, "no faster": GREY}  # colours of bars by verdict; all other bars are red
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TuneOptions(Choice):
-    """Options of `tune`: the experiment, whose settings given with --set are not changed, and the time."""
+    """Options of `tune`. The search does not change the settings that --set names."""
 
     minutes: float = 10.0
-    """Time for measuring. Starting and compiling come on top: minutes for each change that compiles anew."""
+    """Time for measuring. Starting and compiling take extra time: minutes for each change that compiles again."""
 
 
 def tune_command(options: TuneOptions, console: Console | None = None) -> int:
-    """Tune, print a table of what was tried, and draw it. Returns 0, or the code of the signal that ended it."""
+    """Tune, then print and draw a table of the changes. Returns 0, or the code of the signal that ended tuning."""
     if not 0 < options.minutes < 1e6:
         raise UserError(f"--minutes {options.minutes:g}: the time must be positive, as in --minutes 10")
     experiment = experiment_of(options)
@@ -43,7 +44,9 @@ def tune_command(options: TuneOptions, console: Console | None = None) -> int:
     from trainer.runtime.ranks import device_of, started_by_launcher
 
     if started_by_launcher():
-        raise UserError("tune measures one process: start it without torchrun or srun, with --ranks as in the run")
+        raise UserError(
+            "tune measures a single process: start it without torchrun or srun, and with the --ranks of the run"
+        )
     device = device_of(options.device)
     num_ranks = world_size_of(experiment, options.ranks, device)
     check_division(experiment, num_ranks)
@@ -63,7 +66,7 @@ def tune_command(options: TuneOptions, console: Console | None = None) -> int:
 
 @contextmanager
 def shown(console: Console) -> Iterator[Show]:
-    """A context with a progress bar. Without a terminal, each new step of the search is a line."""
+    """A context with a progress bar. Without a terminal, each new step of the search is printed as a line."""
     if not console.is_terminal:
         yield lambda text, _: None if ", round " in text else console.print(escape(text), highlight=False)
         return
@@ -74,8 +77,8 @@ def shown(console: Console) -> Iterator[Show]:
 
 
 def table_of(result: Result) -> Table:
-    """What was tried, one row for each change."""
-    table = Table("change", "clips/s", "times the fastest before (quartiles, n)", "memory", "verdict")
+    """A table with one row for each change that was tried."""
+    table = Table("change", "clips/s", "speed relative to the fastest before (quartiles, n)", "memory", "verdict")
     for row in result.rows:
         speed = "" if row.clips_per_s is None else f"{row.clips_per_s:.4g}"
         memory = "" if row.gb is None else f"{row.gb:.2f} GB"
@@ -100,10 +103,10 @@ def summary(result: Result, options: TuneOptions) -> Iterator[str]:
     if changes:
         yield f"{state}the fastest is {changes}: {result.gain:.2f} times as fast as the default"
     else:
-        yield f"{state}the default stands: nothing that was tried is faster by 2 % or more"
+        yield f"{state}the default remains: no change that was tried is faster by 2 % or more"
     if result.path is None:
         return
-    yield f"kept in {result.path}, which runs on this kind of machine use from now on"
+    yield f"saved in {result.path}; runs on this kind of machine use it from now on"
     if any(row.clips_per_s for row in result.rows):
         picture = result.path.with_suffix(".png")
         yield f"picture: {write_png(draw(result.rows, experiment_of(options).name), picture)}"

@@ -15,7 +15,7 @@ from trainer.report.text import class_names_in_pictures
 MOST_NUMBERED = 20  # with more classes the cells are too small for numbers
 NUM_PAIRS = 10  # confused pairs that are listed beside the matrix
 CELL, SMALLEST = 0.2, 5.0  # smallest side of a cell, and of the matrix, in inches
-TYPE = 8.5  # points of the names of classes; a cell has room for them
+TYPE = 8.5  # font size of the class names in points, which fits a cell
 GROUP = "#c8553d"  # colour of the groups
 LONGEST = 32  # characters of a class's name
 PAIRS = 3.6  # width of the list of pairs in inches
@@ -57,7 +57,7 @@ def draw_confusion(
 
 
 def _width(text: str) -> float:
-    """About how many inches a text is wide. Chinese characters are twice as wide as Latin ones."""
+    """The approximate width of a text in inches. Chinese characters are twice as wide as Latin ones."""
     return sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.56 for char in text) * TYPE / 72
 
 

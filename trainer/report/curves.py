@@ -55,7 +55,7 @@ def write_png(figure: Figure, path: Path) -> Path:
 
 
 def draw_curves(records: Records, log: Path) -> Figure:
-    """Draw losses, accuracies, learning rate, gradient norm and speed of a run over its epochs. log: its train.log."""
+    """Draw losses, accuracies, learning rate, gradient norm and speed of a run over its epochs. `log`: train.log."""
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=(5, 3))
     records = with_epochs(records, log)

@@ -24,10 +24,9 @@ TAIL = 8192  # bytes at the end of train.log that are read for its last lines
 class PastRun:
     """A run as the files of its work directory describe it.
 
-    settings are the content of experiment.json; name, metric, num_epochs, batch_size and stalled_after are copied from
-    them.
-    records are the lines of metrics.jsonl, or only those that `read_progress` returns, and starts those of starts.json.
-    silent is the number of seconds since the run last wrote a file.
+    `settings` are the content of experiment.json; `name`, `metric`, `num_epochs`, `batch_size` and `stalled_after` are
+    copied from them. `records` are the lines of metrics.jsonl, or only those that `read_progress` returns. `starts` are
+    the entries of starts.json. `silent` is the number of seconds since the run last wrote a file.
     """
 
     folder: Path
@@ -81,7 +80,7 @@ class PastRun:
 
 
 def find_runs(folder: Path) -> Iterator[PastRun]:
-    """The runs whose work directory is `folder`, or a folder at most two levels below it, with few of their records.
+    """The runs whose work directory is `folder`, or a folder at most two levels below it, with few records.
 
     Damaged work directories are skipped, with a message.
     """

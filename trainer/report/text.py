@@ -137,7 +137,7 @@ def drawable_lines(text: str) -> str:
 def draw_line(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, size: int, colour: str) -> None:
     """Draw one line of text at `place`, the left upper corner, in type of `size` pixels.
 
-    If the line is wider than `width` pixels, the type is smaller, and what still does not fit is cut off.
+    If the line is wider than `width` pixels, the type is smaller, and characters that still do not fit are cut off.
     """
     text = drawable(text)
     runs = _runs(text)
@@ -155,7 +155,7 @@ def draw_line(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, widt
 
 
 def _runs(text: str) -> list[tuple[str, Path]]:
-    """The text in parts that one font can draw, each with this font."""
+    """The text in parts, each with a font that can draw it."""
     chosen, runs = fonts_for(text), []
     for char in text:
         font = next((font for font in chosen if ord(char) in characters(font)), chosen[0])

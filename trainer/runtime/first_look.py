@@ -77,9 +77,9 @@ def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
 
 
 def look_at_data(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
-    """Check the heatmap kernel and the GPU's JPEG decoder on the first batch, and time the JPEG engine by itself.
+    """Check the heatmap kernel and the GPU's JPEG decoder on the first batch, and time the JPEG engine.
 
-    Must be called before the run makes batches. All ranks call this together.
+    Nothing else runs during the timing. Must be called before the run makes batches. All ranks call this together.
     """
     loader, backends = run.train_loader, run.train_loader.backends
     streams = run.experiment.streams
@@ -182,7 +182,7 @@ def choose_benchmark(run: Run, part: Batch, clock: Callable[[], float]) -> str:
     if own is not None or earlier is not None:
         choice = bool(earlier if own is None else own)
         torch.backends.cudnn.benchmark = choice
-        source = "as in the snapshot" if own is None else "as cudnn_benchmark says"
+        source = "as in the snapshot" if own is None else "as set by cudnn_benchmark"
         return f"cuDNN's benchmark mode is {'on' if choice else 'off'}, {source}"
     if run.ranks.device.type != "cuda" or run.forward.way is Way.WITHOUT_CUDNN:
         return ""
@@ -211,9 +211,9 @@ def fastest(
 ) -> tuple[Choice, float]:
     """The choice with which `run` is fastest, and its gain over the default, which is the first choice.
 
-    Choices take turns: `run` is called with each choice once to warm up, and then ROUNDS times to be timed. In each
-    round the gain is the default's time divided by the choice's time; the lower quartile over the rounds counts. If no
-    gain reaches GAIN, returns the default and the largest gain of the other choices.
+    The choices alternate: `run` is called with each choice once to warm up, and then ROUNDS times to be timed. In each
+    round the gain is the default's time divided by the choice's time. A choice's gain is the lower quartile over the
+    rounds. If no gain reaches GAIN, returns the default and the largest gain of the other choices.
     """
     seconds: list[list[float]] = [[] for _ in choices]
     for _ in range(1 + ROUNDS):

@@ -62,6 +62,6 @@ def advice_for_all(experiment: Experiment, ranks: int | None, device: str, world
     if experiment.val.batch_size % num_gpus:
         changes.append(f"val.batch_size={batch_size}")
     return (
-        f"{world_size} of {num_gpus} GPUs are used, because more would not get {CLIPS_PER_RANK} clips each of a batch "
-        f"of {optim.batch_size}; all would be used with --set {' --set '.join(changes)}"
+        f"{world_size} of {num_gpus} GPUs are used, because with more, each would get fewer than {CLIPS_PER_RANK} "
+        f"clips of a batch of {optim.batch_size}; all would be used with --set {' --set '.join(changes)}"
     )

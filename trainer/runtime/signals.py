@@ -8,7 +8,7 @@ EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signa
 
 
 def handled() -> list[signal.Signals]:
-    """The signals that ask a run to stop. SIGHUP, which a dropped connection sends, is left out below nohup."""
+    """The signals that ask a run to stop. SIGHUP, which a dropped connection sends, is left out under nohup."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in EXIT_CODES if number != signal.SIGHUP or not ignored]
 

@@ -20,6 +20,6 @@ def use_threads(experiment: Experiment) -> None:
         torch.set_num_interop_threads(wanted)
     except RuntimeError:  # torch allows one change, before the first operator that uses these threads
         raise UserError(
-            f"interop_threads={wanted} comes too late, because this process has used "
-            f"{torch.get_num_interop_threads()} of these threads already: leave this setting out, or use a new process"
+            f"interop_threads={wanted} cannot take effect, because this process has already used "
+            f"{torch.get_num_interop_threads()} of these threads: leave this setting out, or use a new process"
         ) from None

@@ -9,17 +9,18 @@ from pipelines.loader import decode_threads
 from pipelines.trial import LOADS
 from trainer.config import Experiment
 
-# Given the fastest experiment so far: one assignment such as `threads=2`, or None if it would change nothing.
+# A function of the fastest experiment so far. It returns an assignment such as `threads=2`, or None if that would
+# change nothing.
 Change = Callable[[Experiment], str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the candidates depend on.
+    """The properties of a machine and a run on which the candidates depend.
 
-    device: cpu or cuda. cores: cores that a rank may use. threads, interop_threads: numbers that torch takes by
-    default. precision: the name of the number format in which the default step computes. alone: whether the run has
-    one rank only.
+    device: cpu or cuda. cores: cores that a rank may use. threads, interop_threads: the numbers of threads that torch
+    uses by default. precision: the name of the number format in which the default step computes. alone: whether the run
+    has one rank only.
     """
 
     device: str
@@ -31,7 +32,7 @@ class Machine:
 
 
 def of_the_step(machine: Machine) -> list[Change]:
-    """Changes of how a step computes. Those that compile anew, which takes minutes, come late."""
+    """Changes of how a step is computed. Those that need compiling again, which takes minutes, come late."""
     if machine.device == "cpu":
         counts = dict.fromkeys(filter(None, (machine.cores, machine.cores // 2, machine.cores // 4)))
         changes = [number("threads", count, machine.threads) for count in counts]
@@ -51,7 +52,7 @@ def of_the_loader(machine: Machine) -> list[Change]:
 
 
 def number(name: str, value: float, default: float) -> Change:
-    """Set a number. `default` is what None means in the experiment."""
+    """A change that sets a number. `default` is the number that None stands for in the experiment."""
 
     def change(experiment: Experiment) -> str | None:
         now = getattr(experiment, name)
@@ -61,7 +62,7 @@ def number(name: str, value: float, default: float) -> Change:
 
 
 def flag(name: str) -> Change:
-    """Turn a setting on. What only matters in compiled code, or for the blocks of X3D, is not tried elsewhere."""
+    """A change that turns a setting on. It is None where the setting has no effect, as in uncompiled code."""
 
     def change(experiment: Experiment) -> str | None:
         if getattr(experiment, name) or (name == "combine_launches" and not is_compiled(experiment)):
@@ -74,7 +75,7 @@ def flag(name: str) -> Change:
 
 
 def fuse(position: int) -> Change:
-    """Let our kernels compute one more part of the network."""
+    """A change that lets our kernels compute one more part of the network."""
 
     def change(experiment: Experiment) -> str | None:
         part = fusible_parts(experiment.model)[position]
@@ -84,11 +85,11 @@ def fuse(position: int) -> Change:
 
 
 def half_precision(machine: Machine) -> Change:
-    """Compute in fp16 in place of bf16, if the user leaves the precision to us. fp16 has more digits, but overflows."""
+    """A change from bf16 to fp16, if optim.precision is auto. fp16 has more digits, but can overflow."""
 
     def change(experiment: Experiment) -> str | None:
-        may = experiment.optim.precision == "auto" and machine.precision == "bf16" and not experiment.fused
-        return "optim.precision=fp16" if may else None
+        is_possible = experiment.optim.precision == "auto" and machine.precision == "bf16" and not experiment.fused
+        return "optim.precision=fp16" if is_possible else None
 
     return change
 
@@ -99,7 +100,7 @@ def is_compiled(experiment: Experiment) -> bool:
 
 
 def allowed(changes: Sequence[Change], fixed: frozenset[str]) -> list[Change]:
-    """The changes without those of settings that the command line fixes."""
+    """The changes, except those of settings that the command line fixes."""
 
     def within(change: Change) -> Change:
         def permitted(experiment: Experiment) -> str | None:

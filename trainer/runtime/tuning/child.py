@@ -22,7 +22,7 @@ WORKER = ("-m", "trainer.runtime.tuning.trial")
 
 
 class Lost(Exception):
-    """A child cannot go on. The message says why, and `verdict` of which kind the reason is."""
+    """Raised if a child cannot go on. The message is the reason, and `verdict` is the kind of reason."""
 
     def __init__(self, reason: str, verdict: Literal["failed", "hung", "no memory"] = "failed") -> None:
         super().__init__(reason)
@@ -36,7 +36,8 @@ class Interrupted(Exception):
 class Child:
     """A process that runs the step of an experiment. It ends with this process at the latest.
 
-    `task` is the rest of the first request, `patience` the seconds that an answer may take, and `worker` the program.
+    The first request consists of the experiment's settings and `task`. `patience` is the number of seconds that an
+    answer may take, and `worker` is the program.
     """
 
     def __init__(

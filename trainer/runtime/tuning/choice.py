@@ -1,7 +1,7 @@
 """The user's cache of tuned settings: what `tune` has found, and how a run uses it.
 
-Each file, $XDG_CACHE_HOME/duet/tuned/KEY.json (by default in ~/.cache), is for one card or CPU, driver, set of
-versions, kind of step, and number of clips on a rank.
+Each file, $XDG_CACHE_HOME/duet/tuned/KEY.json (by default in ~/.cache), is for one combination of card or CPU,
+driver, versions, kind of step, and number of clips on a rank.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from trainer.settings import value_at
 from trainer.stored import differences, from_settings, shortened, to_settings
 
 FORMAT = 1
-LONG = 100_000  # clips of a whole run on a CPU, from which on tuning saves more time than it takes
+LONG = 100_000  # a run on a CPU with this many clips or more saves more time by tuning than tuning takes
 WORDS: dict[str, dict[Any, str]] = {
     "compile": {True: "compiled", False: "uncompiled"},
     "cuda_graph": {True: "CUDA graph"},
@@ -38,11 +38,12 @@ WORDS: dict[str, dict[Any, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What `tune` knows about a step.
+    """The result of `tune` for a step.
 
     key: what the step is and where it runs (`key_of`). settings: the fastest execution settings, as JSON values. told:
-    these in words; empty if the default is the fastest. gain: how many times as fast as the default step. default: the
-    default step in words. tried, of: numbers of candidates. finished: whether tuning came to its end. rows: the table.
+    the settings in words; empty if the default is the fastest. gain: how many times as fast as the default step.
+    default: the default step in words. tried, of: `tried` of `of` candidates were tried. finished: whether tuning was
+    not interrupted. rows: the table.
     """
 
     key: dict[str, Any]
@@ -57,13 +58,13 @@ class Tuned:
     format: int = FORMAT
 
     def sentence(self) -> str:
-        """What a run says about its settings."""
+        """A sentence about the settings for the log of a run."""
         where = f"tuned on {self.key['device']}"
         if not self.finished:
             where += f" ({self.tried} of {self.of} candidates, then tuning was interrupted)"
         if not self.told:
             return f"{where}: {self.default} is the fastest"
-        return f"{where}: {self.told}; {self.gain:.2f} times {self.default}"
+        return f"{where}: {self.told}; {self.gain:.2f} times as fast as {self.default}"
 
 
 def execution_of(experiment: Experiment) -> dict[str, Any]:
@@ -94,9 +95,10 @@ def in_words(before: Experiment, after: Experiment) -> str:
 
 
 def key_of(experiment: Experiment, device: str, clips: int, alone: bool, cores: int) -> dict[str, Any]:
-    """What a choice depends on. Two runs with equal keys compute the same step on the same hardware.
+    """What the fastest settings depend on. Two runs with equal keys compute the same step on the same hardware.
 
-    device: cpu or cuda. clips: of a step on one rank. alone: whether the run has one rank only. cores: of one rank.
+    device: cpu or cuda. clips: number of clips in a step of one rank. alone: whether the run has one rank only.
+    cores: number of CPU cores of one rank.
     """
     driver, commit = find_driver() if device == "cuda" else None, commit_of(ROOT)
     changes = changes_in(ROOT, ":(exclude)benchmarks/records")
@@ -158,7 +160,7 @@ def write(tuned: Tuned) -> Path:
 
 
 def read(key: dict[str, Any]) -> Tuned | None:
-    """What the cache has for this key, or None. Raises UserError if the file is damaged or not one of Duet's."""
+    """The result that is cached for this key, or None. Raises UserError if the file is damaged or not one of Duet's."""
     path = file_of(key)
     try:
         content = json.loads(path.read_bytes())
@@ -175,7 +177,10 @@ def read(key: dict[str, Any]) -> Tuned | None:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """How a run uses the cache. fixed: settings that the command line fixes. command: what tunes for the run."""
+    """How a run uses the cache.
+
+    fixed: settings that the command line fixes. command: the command line that tunes the run.
+    """
 
     fixed: frozenset[str]
     command: str
@@ -183,8 +188,8 @@ class Lookup:
     def settings_for(self, experiment: Experiment, ranks: Ranks) -> tuple[Experiment, str | None]:
         """The experiment with its tuned settings on rank 0, and a sentence for the user, or None if there are none.
 
-        The experiment of the other ranks stays as it is. If their cards differ, so does that of rank 0. All ranks call
-        this together.
+        The experiment of the other ranks stays as it is. If the ranks have different cards, so does the experiment of
+        rank 0. All ranks call this together.
         """
         device = ranks.device.type
         cores = cores_of_rank(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -201,7 +206,7 @@ class Lookup:
                 return experiment, "the ranks have different cards, so settings tuned for one of them are not used"
             own, sentence = execution_of(experiment), tuned.sentence()
             if kept := [name for name in self.fixed & own.keys() if tuned.settings.get(name) != own[name]]:
-                sentence += f" (but {', '.join(sorted(kept))} as the command line says)"
+                sentence += f" (but {', '.join(sorted(kept))} as set on the command line)"
             try:
                 return executed_with(experiment, tuned.settings, self.fixed), sentence
             except UserError as error:
@@ -210,8 +215,8 @@ class Lookup:
             return experiment, str(error)
 
     def advice(self, device: str, num_clips: float) -> str | None:
-        """How to tune, for a run without tuned settings that trains on so many clips. None if it is too short."""
+        """Advice to tune, for a run of `num_clips` clips without tuned settings. None if the run is too short."""
         if device == "cpu" and num_clips < LONG:
             return None
-        took = "ten minutes, and some more to compile" if device == "cuda" else "ten minutes"
-        return f"not tuned for this machine: `{self.command}` looks once for faster settings, in about {took}"
+        took = "ten minutes plus the time to compile" if device == "cuda" else "ten minutes"
+        return f"not tuned for this machine: `{self.command}` searches for faster settings, once, in about {took}"

@@ -1,7 +1,7 @@
-"""The search of `tune`: tries changes of a run's execution settings one by one, and keeps each that is faster.
+"""The search of `tune`: tries changes of a run's execution settings one by one, and keeps those that make it faster.
 
-Each form of the step runs in a process of its own (child.py, trial.py). A change counts if its losses agree with those
-of the default step, and if it is faster than the fastest form so far, with which it takes turns.
+Each form of the step runs in a process of its own (child.py, trial.py). A form is chosen if its losses agree with those
+of the default step, and if it is faster than the fastest form so far. Both are timed in turn, to compare their speeds.
 """
 
 import statistics
@@ -22,24 +22,24 @@ from trainer.runtime.tuning.child import WORKER, Child, Interrupted, Lost
 from trainer.runtime.tuning.choice import Tuned, cores_of_rank, execution_of, file_of, in_words, key_of, read, write
 from trainer.settings import override
 
-GAIN = 1.02  # a change counts if the lower quartile of its speed is at least this many times the fastest form's
-FEWEST, MOST = 3, 40  # rounds in which two forms take turns
-TURN = 0.5  # seconds of a turn, or one step if that takes longer
+GAIN = 1.02  # a form is chosen if the lower quartile of its speed is at least this many times the fastest form's
+FEWEST, MOST = 3, 40  # smallest and largest number of rounds, in each of which two forms are timed
+TURN = 0.5  # seconds for which a form is timed in a round, or one step if that takes longer
 # Largest relative difference between the losses of two forms, and between their gradient norms, in the first steps.
 LOSS_BOUNDS = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
 NORM_BOUNDS = {"fp32": 0.05, "bf16": 0.3, "fp16": 0.3}
 PATIENCE = 1800.0  # seconds in which a form must be compiled and ready
 
 Verdict = Literal["default", "chosen", "no faster", "wrong", "failed", "hung", "no memory", "not tried"]
-Show = Callable[[str, float], None]  # what is being done, and the share of the time that is used up
+Show = Callable[[str, float], None]  # takes a text about the progress, and the share of the time that is used up
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was found about a change. An empty `change` is the default step.
+    """The result of trying a change. An empty `change` means the default step.
 
-    ratio: lower quartile, median and upper quartile of its speed divided by that of the form it took turns with.
-    clips_per_s: median, on one rank. gb: largest amount of memory. reason: a phrase for verdicts that need one.
+    ratio: lower quartile, median and upper quartile of its speed divided by that of the form to which it was compared.
+    clips_per_s: median on one rank. gb: largest amount of memory. reason: why it has this verdict, or empty.
     """
 
     change: str
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(slots=True)
 class Result:
-    """What a search knows.
+    """The results of a search so far.
 
     experiment: the fastest form so far. default: what a run does without tuning. gain: speed of `experiment` divided by
     that of `default`. finished: whether all changes were tried. path: the file of the cache.
@@ -81,14 +81,15 @@ def tune(
     worker: Sequence[str] = WORKER,
     patience: float = PATIENCE,
 ) -> Result:
-    """Find the fastest execution settings of an experiment on this machine's cpu or cuda, and write them to the cache.
+    """Find the fastest execution settings of an experiment on this machine's CPU or GPU, and write them to the cache.
 
-    minutes: time for measuring; starting and compiling come on top. num_ranks: the step has the clips of one of so many
-    ranks, and is measured alone. fixed: settings that must stay. changes: what is tried, by default everything that may
-    help. worker: the program of child.py. patience: seconds in which a form must be compiled and ready.
+    device: cpu or cuda. minutes: time for measuring; starting and compiling take extra time. num_ranks: number of ranks
+    of the run; the step of one rank is measured without the others. fixed: settings that must not change. changes: the
+    changes to try, by default all that may help. worker: the program of child.py. patience: seconds in which a form
+    must be compiled and ready.
 
-    A signal ends the search, and the result is what is known by then. Raises UserError if the default step fails, or if
-    the cache cannot be written.
+    A signal ends the search, and the result then contains what was measured before. Raises UserError if the default
+    step fails, or if the cache cannot be written.
     """
     # A KeyboardInterrupt could be lost: Python ignores exceptions in the functions that it calls around each fork.
     with Interrupt() as interrupt:
@@ -103,7 +104,7 @@ def tune(
 
 
 class Search:
-    """A search in progress. `result` is what is known."""
+    """A search in progress. `result` contains the results so far."""
 
     def __init__(
         self,
@@ -122,16 +123,16 @@ class Search:
         self._worker, self._patience, self._num_ranks, self._interrupt = worker, patience, num_ranks, interrupt
         self._clips, self._cores = experiment.optim.batch_size // num_ranks, cores_of_rank(num_ranks)
         self._key = key_of(experiment, device, self._clips, num_ranks == 1, self._cores)
-        self._losses: dict[bool, dict[str, Any]] = {}  # those of the first form, without and with the loader
+        self._losses: dict[bool, dict[str, Any]] = {}  # losses of the first form, without the loader and with it
         self._incumbent: Child | None = None  # runs the fastest form so far
-        self._challenger: Child | None = None  # runs the form that is tried
+        self._challenger: Child | None = None  # runs the form that is being tried
         self._tried = self._of = 0
         self._former: Tuned | None = None
         with suppress(UserError):
             self._former = read(self._key)
 
     def run(self, fixed: frozenset[str], changes: Sequence[Change] | None) -> None:
-        """Try all changes, and then the sum of those that were chosen against the default."""
+        """Try all changes. Then compare all chosen changes together with the default."""
         self._start_with_default()
         own = self._losses[False]
         machine = Machine(
@@ -163,7 +164,7 @@ class Search:
         self._incumbent = self._challenger = None
 
     def _start_with_default(self) -> None:
-        """Start the default step. If it cannot be compiled, a run falls back to the uncompiled step, and so do we."""
+        """Start the default step. If it cannot be compiled, start it uncompiled, because a run would do the same."""
         try:
             self._start_incumbent(self.result.default, with_loader=False)
         except Lost as lost:
@@ -182,7 +183,7 @@ class Search:
                 ) from None
 
     def _start_incumbent(self, experiment: Experiment, with_loader: bool) -> Child:
-        """The process of the fastest form so far. The first one also gives the losses that all others must have."""
+        """The process of the fastest form so far. The losses of the first one are compared with all others."""
         if self._incumbent is None:
             what = "the default step" if experiment == self.result.default else "the fastest step so far"
             self._show(f"{what} starts, compiles and computes losses")
@@ -206,7 +207,7 @@ class Search:
         for change in changes:
             best, assignment = self.result.experiment, change(self.result.experiment)
             if assignment is not None and self._used >= self._seconds:
-                self.result.rows.append(Row(assignment, "not tried", "the time is over", with_loader))
+                self.result.rows.append(Row(assignment, "not tried", "the time was used up", with_loader))
             elif assignment is not None:
                 experiment = override(best, assignment)
                 row = self._try(assignment, experiment, best, with_loader)
@@ -221,7 +222,7 @@ class Search:
         if len(chosen) > 1:
             self.end()
             together, default = self.result.experiment, self.result.default
-            row = self._try("all that was chosen", together, default, chosen[-1].with_loader)
+            row = self._try("all chosen changes", together, default, chosen[-1].with_loader)
             if row.ratio is not None:
                 self.result.gain = row.ratio[1]
             if row.verdict == "no faster":
@@ -252,7 +253,7 @@ class Search:
         return row
 
     def _race(self, row: Row, challenger: Child, incumbent: Child, budget: float) -> Row:
-        """Let both forms take turns for about `budget` seconds, and complete the row. Raises Lost.
+        """Time both forms in turn for about `budget` seconds, and return the completed row. Raises Lost.
 
         The race ends early once it is clear that the challenger does not win.
         """
@@ -277,7 +278,7 @@ class Search:
         )
 
     def _keep(self) -> None:
-        """Write what is known to the cache. A search that is not finished leaves the result of a finished one there."""
+        """Write the results to the cache. An unfinished search does not replace the results of a finished one."""
         result, former = self.result, self._former
         if not result.finished and former is not None and former.finished:
             return
@@ -306,17 +307,17 @@ class Search:
 
 
 def steps_of_turn(seconds: float) -> int:
-    """The number of steps of a turn, if a step takes so many seconds."""
+    """The number of steps for which a form is timed in a round, if a step takes `seconds`."""
     return max(1, round(TURN / seconds))
 
 
 def is_lost(ratios: list[float]) -> bool:
-    """Whether it is clear that the form is not faster by GAIN."""
+    """Whether it is clear already that the form is not faster by the factor GAIN."""
     return len(ratios) >= 2 * FEWEST and statistics.quantiles(ratios, n=4)[2] < GAIN
 
 
 def disagreement(expected: dict[str, Any], losses: dict[str, Any]) -> str | None:
-    """How losses or gradient norms of a form differ from those of the default step by more than the bounds, or None."""
+    """The first loss or gradient norm of a form that differs too much from the default step's, in words, or None."""
     for name, what, bounds in (("loss", "loss", LOSS_BOUNDS), ("grad_norm", "gradient norm", NORM_BOUNDS)):
         bound = max(bounds[expected["precision"]], bounds[losses["precision"]])
         for step, (ours, theirs) in enumerate(zip(losses[name], expected[name], strict=True), 1):
@@ -326,7 +327,7 @@ def disagreement(expected: dict[str, Any], losses: dict[str, Any]) -> str | None
 
 
 def why_no_loader(experiment: Experiment) -> str | None:
-    """Why batches cannot be read without making data first, or None if they can."""
+    """Why batches cannot be read before data are made, or None if they can be read."""
     missing = [file for file in annotation_files(experiment) if not file.is_file()]
     if missing:
         return f"{missing[0]} does not exist yet"

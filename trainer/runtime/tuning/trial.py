@@ -2,7 +2,8 @@
 
 `tune` (search.py) can end this process whatever happens in it. Requests come as lines of JSON on stdin, and answers go
 as lines of JSON to stdout. The first request describes the step. Two answers follow: the losses of the first steps,
-and, once the step is ready to be timed, its speed and memory. Every later request is timed: {"steps": 10}.
+and, once the step is ready to be timed, its speed and memory. Every later request, such as {"steps": 10}, is
+answered with the time of a step.
 """
 
 import itertools
@@ -41,7 +42,7 @@ from trainer.snapshots.writer import NoWriter
 from trainer.step import train_step
 from trainer.stored import from_settings
 
-LOSS_STEPS = 6  # compared steps; a CUDA graph is recorded in the fourth, so the last two are replayed
+LOSS_STEPS = 6  # steps whose losses are compared; a CUDA graph is recorded in the fourth, so the last two are replays
 NUM_STEPS = 100_000  # length of an epoch; no trial does as many steps
 
 
@@ -94,11 +95,11 @@ def answers_to(requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             trial.steps(trial.lead)
             yield {"seconds": trial.steps(request["steps"])}
             if device.type == "cuda":
-                torch.cuda.empty_cache()  # the step that takes turns with this one needs the memory
+                torch.cuda.empty_cache()  # the process that is timed in turn with this one needs the memory
 
 
-class Fussy(Journal):
-    """A journal that raises RuntimeError where a run would log a line, because then the step is not what was asked."""
+class StrictJournal(Journal):
+    """A journal that raises RuntimeError for each line, because a line says that a step is not done as requested."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, rank=1)
@@ -110,11 +111,12 @@ class Fussy(Journal):
 class Trial:
     """A run of one rank, with weights and batches that depend on the experiment's seed only.
 
-    `lead` is the number of steps before each measurement, in which batches are used up that were prepared meanwhile.
+    `lead` is the number of untimed steps before each measurement. They use up the batches that the loader has prepared
+    since the last measurement.
     """
 
     def __init__(self, experiment: Experiment, device: torch.device, with_loader: bool, folder: Path) -> None:
-        ranks, journal = Ranks(0, 0, 1, device), Fussy(folder)
+        ranks, journal = Ranks(0, 0, 1, device), StrictJournal(folder)
         torch.backends.cudnn.benchmark = bool(experiment.cudnn_benchmark)
         if with_loader:
             loader = endless_loader(experiment, ranks, journal)
@@ -134,7 +136,7 @@ class Trial:
         return values
 
     def steps(self, count: int) -> float:
-        """Do `count` steps. Returns the seconds of one step on average, until the device has finished the last."""
+        """Do `count` steps. Returns the mean seconds of a step, timed until the device has finished all steps."""
         start = time.perf_counter()
         for _ in range(count):
             self.step()
@@ -192,7 +194,7 @@ class MadeUpClips:
 
 
 def endless_loader(experiment: Experiment, ranks: Ranks, journal: Journal) -> Loader:
-    """The loader of the experiment's training clips, whose epoch repeats them."""
+    """A loader of the experiment's training clips, which repeats them in one long epoch."""
     source = open_sources(experiment, Console(stderr=True, quiet=True), ranks.device)[0]
     loader = build_loader(experiment, source, True, ranks, journal.say)
     loader.backends.hw_decoder_load = LOADS[0] if experiment.jpeg_load is None else experiment.jpeg_load
@@ -200,7 +202,7 @@ def endless_loader(experiment: Experiment, ranks: Ranks, journal: Journal) -> Lo
 
 
 def memory_gb(device: torch.device) -> float:
-    """The largest amount of memory so far: of the GPU's memory, or of the process on a CPU."""
+    """The largest amount of memory in GB that was used so far: on the GPU, or on a CPU by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
