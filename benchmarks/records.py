@@ -5,7 +5,6 @@ Two records can be compared. The table in README is made from the committed reco
 
 import hashlib
 import json
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from kernels.program import UserError
+from kernels.whole_files import write_whole
 from trainer.journal.provenance import DALI, changes_in, commit_of, output, version_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,9 +71,7 @@ class RecordError(UserError):
 def write_record(path: Path, record: dict) -> None:
     """Replace the file atomically: a reader sees the old record or the new record, never part of a record."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(part, path)
+    write_whole(path, json.dumps(record, indent=1) + "\n")
 
 
 def provenance(device: torch.device) -> dict:

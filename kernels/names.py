@@ -53,8 +53,3 @@ def safe_stem(path: Path) -> str:
     """The stem of `path` for a new file. If unsafe characters had to be replaced, a digest makes it unique again."""
     safe = safe_name(path.stem)
     return safe if safe == path.stem else f"{safe}.{hashlib.sha256(os.fsencode(path.stem)).hexdigest()[:8]}"
-
-
-def temporary(path: Path) -> Path:
-    """The path, beside `path`, to which this process writes a file until it is complete. Its name is never too long."""
-    return path.with_name(f"{safe_stem(path)}.{os.getpid()}.tmp")

@@ -127,9 +127,7 @@ def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
     M is the largest number of people in these clips. In a clip with m < M people, the joints from index m on are all 0.
     Scores that are above 1 by rounding become 1.
     """
-    joint_rows, exists = _joint_rows(table, plan.row, plan.pose_frames)
-    joints = np.zeros((*joint_rows.shape, table.num_joints, 3), np.float32)
-    joints[exists] = table.joints[joint_rows[exists]]
+    joints, _ = _joints_of_frames(table, plan.row, plan.pose_frames)
     score = joints[..., 2]
     score[(score > 1) & (score <= ROUNDED)] = 1
     return joints
@@ -137,9 +135,9 @@ def sampled_joints(table: ClipTable, plan: ClipPlan) -> np.ndarray:
 
 def _compact_boxes(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """The `compact_box` around the joints of each row's frames [N, T']: [N, 4] int64."""
-    joint_rows, exists = _joint_rows(table, rows, frames)
+    joints, exists = _joints_of_frames(table, rows, frames)
     # Joints are transposed to [2, V, people of all frames], because NumPy reduces the middle axis fastest.
-    joints = np.ascontiguousarray(table.joints[joint_rows[exists]][..., :2].T, np.float32)
+    joints = np.ascontiguousarray(joints[exists][..., :2].T)
     low, high = np.full((2, *exists.shape), np.inf, np.float32), np.full((2, *exists.shape), -np.inf, np.float32)
     missing = joints == 0
     low[:, exists] = np.where(missing, np.float32(np.inf), joints).min(axis=1)
@@ -150,17 +148,18 @@ def _compact_boxes(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> np
     return compact_boxes(low, high, table.height[rows], table.width[rows])
 
 
-def _joint_rows(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For frames [N, T'] of the rows: where each person's joints are in `table.joints`, and whether the person exists.
+def _joints_of_frames(table: ClipTable, rows: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The joints in frames [N, T'] of the rows, [N, T', M, V, 3] float32, and whether each person exists, [N, T', M].
 
-    Both results are [N, T', M], where M is the largest number of people in these clips.
+    M is the largest number of people in these clips. The joints of people that do not exist are 0.
     """
-    persons, total, first = (
-        column[rows].astype(np.int64) for column in (table.num_persons, table.total_frames, table.first_row)
-    )
+    persons = table.num_persons[rows]
     person = np.arange(max(1, persons.max(initial=0)))
-    joint_rows = (first[:, None] + person * total[:, None])[:, None] + frames[:, :, None]
-    return joint_rows, np.broadcast_to((person < persons[:, None])[:, None], joint_rows.shape)
+    exists = np.repeat((person < persons[:, None])[:, None], frames.shape[1], axis=1)
+    joints = np.zeros((*exists.shape, table.num_joints, 3), np.float32)
+    for number, row in enumerate(rows.tolist()):
+        joints[number, :, : persons[number]] = table.clip_joints(row)[:, frames[number]].swapaxes(0, 1)
+    return joints, exists
 
 
 TRIES = 10  # if this many random crops in a row do not fit into the square, the whole square is taken

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kernels.files import check_regular
 from kernels.program import UserError
+from kernels.whole_files import whole_file
 from models.weights.renaming import State, listed
 from models.weights.scan import scan
 
@@ -151,16 +152,14 @@ def write_file(path: Path, state: State) -> None:
 
     A crash leaves no incomplete file. Raises WeightsError if the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     try:
-        if path.suffix == ".safetensors":
-            save_file(state, partial, metadata={"format": "pt"})
-        else:
-            torch.save({"meta": {}, "state_dict": state}, partial)
-        os.replace(partial, path)
+        with whole_file(path) as part:
+            if path.suffix == ".safetensors":
+                save_file(state, part, metadata={"format": "pt"})
+            else:
+                torch.save({"meta": {}, "state_dict": state}, part)
     except (OSError, RuntimeError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise WeightsError(f"{path} could not be written ({first_line(error)}): choose another folder") from None
 
 
@@ -215,13 +214,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
     `state` contains tensors, numbers, strings and None in dicts, lists and tuples. Raises SnapshotError if the file
     cannot be written.
     """
-    tmp = path.with_name(path.name + ".tmp")
     try:
-        _write_synced(tmp, state)
-        os.replace(tmp, path)
-        sync_folder(path.parent)
+        with whole_file(path) as part:
+            _write_sealed(part, state)
     except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as RuntimeError
-        tmp.unlink(missing_ok=True)
         raise SnapshotError(_why_not_written(path, error)) from error
 
 
@@ -260,17 +256,15 @@ def is_sealed(path: Path) -> bool:
         return False
 
 
-def _write_synced(tmp: Path, state: dict[str, Any]) -> None:
-    torch.save(state, tmp)
-    with open(tmp, "rb+") as file:
+def _write_sealed(part: Path, state: dict[str, Any]) -> None:
+    torch.save(state, part)
+    with open(part, "rb+") as file:
         # A zip file ends with the length of its comment in two bytes, and the comment. We add the trailer as a comment.
         file.seek(-2, os.SEEK_END)
         file.write(struct.pack("<H", TRAILER.size))
         length = file.tell()
         file.seek(0)
         file.write(TRAILER.pack(MAGIC, length, digest_of(file, length)))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _verify(path: Path, file: BinaryIO) -> None:
@@ -283,14 +277,6 @@ def _verify(path: Path, file: BinaryIO) -> None:
     # A malicious file may have a correct digest. So we also refuse archives that unpack to more than the file's size.
     if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
         raise SnapshotError(f"{path} is not a snapshot of this program: it unpacks to more than its {size} bytes")
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _why_not_written(path: Path, error: Exception) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kernels.whole_files import whole_file
 from pipelines.annotations.schema import AnnotationError, parse_clip, rotation_of
 from pipelines.annotations.table import open_table
 from pipelines.packs.format import is_clip, original_name
@@ -134,7 +135,8 @@ def write_poses(file: Path, poses: Poses, video: str = "") -> None:
     """Write poses as an .npz that `read_poses` and `read_npz` can read. `video`: the digest of the video's content."""
     keypoint, score = poses.joints[..., :2], poses.joints[..., 2]
     image = {"img_shape": [poses.height, poses.width], "rotation": poses.rotation, "video": video}
-    np.savez_compressed(file, keypoint=keypoint, keypoint_score=score, **image)
+    with whole_file(file) as part, open(part, "wb") as archive:
+        np.savez_compressed(archive, keypoint=keypoint, keypoint_score=score, **image)
 
 
 def video_of(file: Path) -> str:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from kernels.names import SHORT, printable
 from kernels.program import UserError
+from kernels.whole_files import write_whole
 from pipelines.annotate.estimator import JOINTS, PoseEstimator
 from pipelines.annotate.folder import PoseFolder
 from pipelines.annotate.keypoints import Poses, header_of, read_npz, video_of, write_poses
@@ -196,10 +197,8 @@ def write(
     content = {"split": splits, "annotations": [clip for clip, _ in usable], "class_names": list(labels.class_names)}
     content["rotation"] = rotation
     class_names_of(out, content, max(labels.labels) + 1)
-    part = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
-        part.write_bytes(pickle.dumps(content, protocol=4))
-        part.replace(out)
+        write_whole(out, pickle.dumps(content, protocol=4))
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); name another file with --out") from None
     return splits

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from kernels.program import UserError, die_with_parent
+from kernels.whole_files import seal, sealed, whole_folder
 from pipelines.annotations.measures import measure
 from pipelines.annotations.schema import (
     AnnotationError,
@@ -30,6 +30,8 @@ from pipelines.annotations.schema import (
     split_rows,
     text_of,
 )
+from pipelines.annotations.stored_joints import StoredJoints
+from pipelines.sealed_arrays import array_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS, SECONDS_PER_GB = 1.5, 150  # of processor time; NTU-60's pickle of 1.1 GB takes 20 to 50
@@ -109,7 +111,7 @@ def _answer(path: Path, folder: Path, memory: int) -> dict[str, str | int]:
 def build(path: Path, folder: Path) -> None:
     """Build in `folder` the table of the annotation pickle `path`.
 
-    The files are written to a temporary folder, which is renamed at the end: a killed process leaves no partial table.
+    A process that is killed leaves no partial table (`whole_folder`).
     Raises AnnotationError, or OSError if the table cannot be written.
     """
     content = read_pickle(path)
@@ -131,25 +133,17 @@ def build(path: Path, folder: Path) -> None:
         rows[name], missing = split_rows(path, name, members, row_of)
         if missing:
             absent[name] = len(missing), missing[0]
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    for leftover in (temporary, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-    _save_joints(temporary / "joints.npy", columns.pop("joints"))
-    columns["measures"] = _measured(np.load(temporary / "joints.npy", mmap_mode="r"), columns)
-    for name, column in columns.items():
-        np.save(temporary / f"{name}.npy", column)
-    (temporary / "splits.json").write_text(json.dumps(rows))
-    (temporary / "absent.json").write_text(json.dumps(absent))
-    (temporary / "class_names.json").write_text(json.dumps(class_names))
-    (temporary / "rotation.json").write_text(json.dumps(rotation))
-    for file in temporary.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    temporary.rename(folder)
+    facts = {"splits": rows, "absent": absent, "class_names": class_names, "rotation": rotation}
+    with whole_folder(folder) as part:
+        _save_joints(part / "joints.npy", columns.pop("joints"))
+        columns["measures"] = _measured(StoredJoints(part / "joints.npy"), columns)
+        for name, column in columns.items():
+            (part / f"{name}.npy").write_bytes(array_file(column))
+        for name, fact in facts.items():
+            (part / f"{name}.json").write_bytes(sealed(json.dumps(fact).encode()))
 
 
-def _measured(joints: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+def _measured(joints: StoredJoints, columns: dict[str, np.ndarray]) -> np.ndarray:
     """The column `measures`. Removes `not_a_number` and `third` from `columns`, and copies them."""
     per_clip = columns["num_persons"].astype(np.int64) * columns["total_frames"]
     measures = measure(joints, per_clip, columns["height"], columns["width"], columns["first_row"])
@@ -159,7 +153,7 @@ def _measured(joints: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _save_joints(path: Path, joints: list[np.ndarray]) -> None:
-    """Write the joints of all clips, each [M, T, V, 3], as one array [sum of M*T, V, 3].
+    """Write the joints of all clips, each [M, T, V, 3], as one sealed array [sum of M*T, V, 3].
 
     The clips are written one after another, because joining them first would need twice the memory.
     """
@@ -170,6 +164,7 @@ def _save_joints(path: Path, joints: list[np.ndarray]) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         for clip in joints:
             file.write(np.ascontiguousarray(clip, dtype).tobytes())
+    seal(path)
 
 
 if __name__ == "__main__":

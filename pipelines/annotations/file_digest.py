@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kernels.whole_files import read_sealed, sealed, write_whole
+
 MEBIBYTE = 1 << 20
 
 
@@ -48,19 +50,10 @@ def _traits(file: Any) -> list[Any]:
 
 def _read(note: Path) -> dict[str, Any]:
     """The content of a note, or an empty dict if there is no valid note."""
-    try:
-        content = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and isinstance(content.get("digest"), str) else {}
+    return json.loads(read_sealed(note) or "{}")
 
 
 def _write(note: Path, content: dict[str, Any]) -> None:
-    part = note.with_name(f"{note.name}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content), encoding="utf-8")
-        part.replace(note)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        write_whole(note, sealed(json.dumps(content).encode()))

@@ -8,6 +8,8 @@ import itertools
 
 import numpy as np
 
+from pipelines.annotations.stored_joints import StoredJoints
+
 MIN_SCORE = 1e-4  # joints with a lower score are not drawn (kernels/heatmap)
 CHUNK = 1 << 15  # rows of the table's joints (one person in one frame each) that are processed at a time
 
@@ -39,16 +41,20 @@ ROUNDED = 1.01  # scores between 1 and this value are 1 with a rounding error
 
 
 def measure(
-    joints: np.ndarray, per_clip: np.ndarray, height: np.ndarray, width: np.ndarray, first_row: np.ndarray
+    joints: StoredJoints,
+    per_clip: np.ndarray,
+    height: np.ndarray,
+    width: np.ndarray,
+    first_row: np.ndarray,
 ) -> np.ndarray:
     """Measure all clips: [n] of dtype MEASURES, in which `not_a_number` and `third` are still 0.
 
-    joints: [rows, V, 3], as in a ClipTable. per_clip: [n], the number of rows of each clip. height, width: [n].
+    joints: [rows, V, 3]. per_clip: [n], the number of rows of each clip. height, width: [n].
     """
     measures = np.zeros(len(per_clip), MEASURES)
     for first, last in chunks(per_clip):
         some, start = slice(first, last), int(first_row[first])
-        stored = np.asarray(joints[start : start + int(per_clip[some].sum())])
+        stored = joints[start : start + int(per_clip[some].sum())]
         if len(stored):
             _measure(stored, per_clip[some], height[some], width[some], measures[some])
     return measures

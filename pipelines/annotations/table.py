@@ -1,7 +1,8 @@
-"""The annotation table: the content of a skeleton pickle as columns that are memory-mapped from disk.
+"""The annotation table: the content of a skeleton pickle as columns that are stored on the disk.
 
-`open_table` converts a pickle once and stores the table in a cache, under a digest of the pickle's content. Later calls
-only map the stored table: this takes milliseconds, and all ranks on a machine share one copy in memory.
+`open_table` converts a pickle once and stores the table in a cache, under a digest of the pickle's content. Every
+process checks the seals of the stored table once. The joints, which are nearly all of it, are read from the disk when
+they are needed, so that all ranks on a machine share one copy in the memory of the operating system.
 docs/sources.md, "Annotation files", describes the pickles.
 """
 
@@ -11,15 +12,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kernels.files import check_regular
+from kernels.whole_files import read_sealed
 from pipelines.annotations.build import build_in_child
 from pipelines.annotations.file_digest import digest_of
 from pipelines.annotations.measures import MEASURES
 from pipelines.annotations.schema import AnnotationError, not_opened
 from pipelines.annotations.splits import find_split, pair_name, pairs_of
+from pipelines.annotations.stored_joints import StoredJoints
+from pipelines.sealed_arrays import read_array
 from pipelines.videos.turn import AnnotatedImage, Rotation
 
 FORMAT = 4  # raise this number when the columns change, so that tables in the cache are built again
@@ -31,7 +36,8 @@ class ClipTable:
 
     digest: identifies the content of the annotation file.
     names: [n] str. label, total_frames, num_persons: [n] int32. height, width: [n] int32, of the image in pixels.
-    joints: [sum of M*T over all clips, V, 3] float16 or float32, (x, y, score) in pixels of the image.
+    joints: [sum of M*T over all clips, V, 3] float16 or float32, (x, y, score) in pixels of the image. Slices of its
+        first axis can be read.
     first_row: [n] int64, where the joints of each clip start in `joints`.
     splits: for the name of each split, the rows of its clips; empty if the file is a plain list.
     class_names: the name of each class, or empty if the file does not name its classes.
@@ -48,7 +54,7 @@ class ClipTable:
     width: np.ndarray
     num_persons: np.ndarray
     first_row: np.ndarray
-    joints: np.ndarray
+    joints: np.ndarray | StoredJoints
     splits: dict[str, np.ndarray]
     class_names: tuple[str, ...] = ()
     rotation: Rotation | None = None
@@ -63,7 +69,10 @@ class ClipTable:
         return self.joints.shape[1]
 
     def clip_joints(self, row: int) -> np.ndarray:
-        """The joints of the clip in row `row`: [M, T, V, 3] (x, y, score), a view of `joints`. M may be 0."""
+        """The joints of the clip in row `row`: [M, T, V, 3] (x, y, score). M may be 0.
+
+        Raises UserError if the table's file has been cut since it was opened.
+        """
         persons, frames, first = self.num_persons[row], self.total_frames[row], self.first_row[row]
         rows = self.joints[first : first + persons * frames]
         return rows.reshape(persons, frames, self.num_joints, 3)
@@ -124,21 +133,31 @@ def open_table(path: Path, cache: Path) -> ClipTable:
     return table
 
 
-_COLUMNS = ("names", "label", "total_frames", "height", "width", "num_persons", "first_row", "joints", "measures")
+_COLUMNS = ("names", "label", "total_frames", "height", "width", "num_persons", "first_row", "measures")
+_FACTS = ("splits.json", "absent.json", "class_names.json", "rotation.json")
 
 
 def _load(folder: Path, digest: str) -> ClipTable | None:
     """The table in a folder of the cache, or None if it is missing or damaged."""
+    columns: dict[str, Any] = {name: read_array(folder / f"{name}.npy") for name in _COLUMNS}
+    facts = [read_sealed(folder / name) for name in _FACTS]
     try:
-        columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
-        splits = json.loads((folder / "splits.json").read_text())
-        absent = {name: tuple(entry) for name, entry in json.loads((folder / "absent.json").read_text()).items()}
-        class_names = tuple(json.loads((folder / "class_names.json").read_text()))
-        rotation = json.loads((folder / "rotation.json").read_text())
-    except (OSError, ValueError, EOFError):
+        joints = StoredJoints(folder / "joints.npy")
+    except (OSError, ValueError):
         return None
+    if any(content is None for content in (*columns.values(), *facts)):
+        return None
+    splits, absent, class_names, rotation = (json.loads(fact) for fact in facts if fact is not None)
     rows = {name: np.asarray(rows, np.int64) for name, rows in splits.items()}
-    return ClipTable(digest=digest, splits=rows, class_names=class_names, rotation=rotation, absent=absent, **columns)
+    return ClipTable(
+        digest=digest,
+        joints=joints,
+        splits=rows,
+        class_names=tuple(class_names),
+        rotation=rotation,
+        absent={name: tuple(entry) for name, entry in absent.items()},
+        **columns,
+    )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 from av.video.plane import VideoPlane
 from PIL import Image
 
+from kernels.whole_files import whole_file
 from pipelines.demo import scene as demo_scene
 from pipelines.demo.classes import ClipId, DemoConfig, corrupt_video, missing_skeleton
 from pipelines.demo.motion import act
@@ -162,11 +163,10 @@ def write_clip(config: DemoConfig, clip: ClipId, folder: Path) -> str:
     target = folder / f"{clip.name}.mp4"
     if target.exists():
         return clip.name
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    encode(film(config, clip), temporary, config, generator(config, clip, 3))
-    if clip == corrupt_video(config):
-        os.truncate(temporary, temporary.stat().st_size // 2)
-    temporary.replace(target)
+    with whole_file(target) as part:
+        encode(film(config, clip), part, config, generator(config, clip, 3))
+        if clip == corrupt_video(config):
+            os.truncate(part, part.stat().st_size // 2)
     return clip.name
 
 

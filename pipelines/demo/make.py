@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from kernels.program import UserError
+from kernels.whole_files import whole_file, write_whole
 from pipelines.demo.classes import TRAIN, VAL, ClipId, DemoConfig, clip_ids
 from pipelines.demo.clip import annotate, write_clip
 from pipelines.progress import Progress
@@ -57,7 +58,7 @@ def make_missing(root: Path, config: DemoConfig, workers: int) -> None:
     clips, videos, annotations = clip_ids(config), root / VIDEOS, root / ANNOTATIONS
     missing = [clip for clip in clips if not (videos / f"{clip.name}.mp4").exists()]
     if missing:
-        for part in videos.glob("*.tmp"):  # left behind by a run that was killed
+        for part in videos.glob("*.tmp*"):  # left behind by a run that was killed
             part.unlink()
         write_videos(missing, config, videos, workers)
     if not annotations.exists():
@@ -114,13 +115,6 @@ def recorded_digest(record: Path) -> str | None:
         return None
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file in such a way that readers see either the old content or the new one, never a part of it."""
-    part = file.with_suffix(".tmp")
-    part.write_bytes(content)
-    part.replace(file)
-
-
 def write_videos(clips: list[ClipId], config: DemoConfig, videos: Path, workers: int) -> None:
     """Draw and encode the videos of `clips`, with a progress bar. If `workers` is 1, no other process is started."""
     job = partial(write_clip, config, folder=videos)
@@ -165,6 +159,7 @@ def write_own(root: Path, config: DemoConfig) -> Path:
         lines.append(f"{clip.name}.mp4,{clip.label},{'train' if clip.split == TRAIN else 'val'}")
         poses = annotate(config, clip)
         keypoint, score = np.asarray(poses["keypoint"]), np.asarray(poses["keypoint_score"])
-        np.savez(root / KEYPOINTS / f"{clip.name}.npz", keypoint=keypoint, keypoint_score=score)
-    (root / LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with whole_file(root / KEYPOINTS / f"{clip.name}.npz") as part, open(part, "wb") as file:
+            np.savez(file, keypoint=keypoint, keypoint_score=score)
+    write_whole(root / LABELS, "\n".join(lines) + "\n")
     return root / LABELS

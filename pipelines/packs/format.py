@@ -5,7 +5,7 @@
                        for the same clip, the last one counts.
     parts/*.jsonl      lines that are not merged into the manifest yet. Each run of `prepare` writes a file of its own,
                        so several machines can work on a pack at the same time.
-    index/*.npy        the content of the manifest as arrays that can be memory-mapped, written at the end of `prepare`
+    index/*.npy        the content of the manifest as sealed arrays, written at the end of `prepare`
     users/             which annotation files and experiments use which clips (prepare/users.py)
     others.json        the folders of further packs, which were made with --out
     speed-HOST.json    how fast the last long run on the machine HOST was
@@ -22,8 +22,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +31,11 @@ import numpy as np
 
 from kernels.names import safe_name
 from kernels.program import UserError
+from kernels.whole_files import sync, whole_file, whole_folder, write_whole
 from pipelines.config import ClipConfig
 from pipelines.geometry import FEWEST
 from pipelines.packs.lines import is_clip, is_line, leads_out
+from pipelines.sealed_arrays import array_file, read_array
 from pipelines.videos.turn import Rotation
 
 FORMAT = 3  # raise this number if the crop rule or the encoder changes, so that all clips are made again
@@ -147,28 +147,14 @@ def original_name(video: Path) -> str:
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a pack, memory-mapped. If the index on disk is out of date, a new one is built from the manifest.
+    """The index of a pack. If the one on disk is damaged or out of date, a new one is built from the manifest.
 
     A folder without a pack has an empty index.
     """
-    place = folder / "index"
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-        before = place.stat().st_ino
-        if index_is_current(folder):
-            index = _stored_index(folder)
-            unchanged = place.stat().st_ino == before  # no other run has replaced the index meanwhile
-            if unchanged and not leads_out(index.columns["file"].tolist()):
-                return index
-    return index_of(read_manifest(folder).values())
-
-
-def _stored_index(folder: Path) -> Index:
-    place = folder / "index"
-    columns = {key: np.load(place / f"{key}.npy", mmap_mode="r") for key in COLUMNS if key != "rotation"}
-    with contextlib.suppress(FileNotFoundError):
-        columns["rotation"] = np.load(place / "rotation.npy", mmap_mode="r")
-    columns.setdefault("rotation", np.full(len(columns["clip"]), UNKNOWN))
-    return Index.of(columns, np.load(place / "packets.npy", mmap_mode="r"))
+    index = None if parts_of(folder) else _stored_index(folder)
+    if index is None or leads_out(index.columns["file"].tolist()):
+        return index_of(read_manifest(folder).values())
+    return index
 
 
 def index_of(lines: Iterable[dict[str, Any]]) -> Index:
@@ -241,10 +227,11 @@ def merge_parts(folder: Path) -> None:
     Only one run at a time may merge, and no run may write a part meanwhile. A merge that was killed can be repeated.
     """
     parts = parts_of(folder)
+    for place, _, _ in os.walk(folder / "clips"):
+        sync(Path(place))  # the clips themselves were brought to the disk when they were made
     if not _add_to_index(folder, parts):
         if any("clip" not in line for line in read_lines(folder)):
-            earlier = "".join(json.dumps(line) + "\n" for line in earlier_lines(folder))
-            write_durably(folder / EARLIER, earlier.encode())
+            write_whole(folder / EARLIER, "".join(json.dumps(line) + "\n" for line in earlier_lines(folder)))
         write_index(folder, read_manifest(folder).values())
     for part in parts:
         part.unlink(missing_ok=True)
@@ -256,12 +243,10 @@ def _add_to_index(folder: Path, parts: list[Path]) -> bool:
     Returns False, and writes nothing, unless the old index describes the old manifest and all lines have today's form.
     """
     new = {line.get("clip", ""): line for part in parts for line in _lines_of(part)}
-    if "" in new or not _describes_manifest(folder):
-        return False
     old = _stored_index(folder)
-    if not len(old.columns["clip"]):
+    if "" in new or old is None or not len(old.columns["clip"]):
         return False
-    text = np.memmap(folder / "manifest.jsonl", np.uint8, "r")
+    text = np.fromfile(folder / "manifest.jsonl", np.uint8)
     starts = _starts_of_lines(text, old.columns["clip"].tolist())
     if starts is None:
         return False
@@ -323,17 +308,32 @@ def packets_of(text: str) -> np.ndarray:
 
 
 def index_is_current(folder: Path) -> bool:
-    """Whether the index matches the manifest, judging by the manifest's size, and no part waits to be merged."""
-    return not parts_of(folder) and _describes_manifest(folder)
+    """Whether the index is intact and matches the manifest, judging by its size, and no part waits to be merged."""
+    return not parts_of(folder) and _stored_index(folder) is not None
 
 
-def _describes_manifest(folder: Path) -> bool:
-    """Whether the index matches the manifest, judging by the manifest's size."""
+def _stored_index(folder: Path) -> Index | None:
+    """The index on disk, or None if it is damaged, or does not describe the manifest, judging by its size."""
+    place = folder / "index"
     try:
-        current = int(np.load(folder / "index" / "manifest_bytes.npy")) == (folder / "manifest.jsonl").stat().st_size
-        return current and (folder / "index" / "clip.npy").exists()  # an earlier version's index has no such file
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+        before = place.stat().st_ino
+        manifest_bytes = read_array(place / "manifest_bytes.npy")
+        # The arrays of earlier versions have no seals.
+        read = np.load if manifest_bytes is None else read_array
+        if read(place / "manifest_bytes.npy") != (folder / "manifest.jsonl").stat().st_size:
+            return None
+        columns: dict[str, Any] = {key: read(place / f"{key}.npy") for key in COLUMNS if key != "rotation"}
+        columns["packets"] = read(place / "packets.npy")
+        if read is np.load and not (place / "rotation.npy").exists():
+            columns["rotation"] = np.full(len(columns["clip"]), UNKNOWN)
+        else:
+            columns["rotation"] = read(place / "rotation.npy")
+        replaced = place.stat().st_ino != before  # another run has replaced the index meanwhile
+    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
+        return None
+    if replaced or any(column is None for column in columns.values()):
+        return None
+    return Index.of(columns, columns.pop("packets"))
 
 
 def write_index(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -349,24 +349,8 @@ def _text_of(line: dict[str, Any]) -> bytes:
 def _write(folder: Path, manifest: list[Any], content: Index) -> None:
     """Write a manifest, given as pieces of its text (bytes or uint8 arrays), and the index of its lines."""
     arrays = content.columns | {"packets": content.packets, "manifest_bytes": np.array(sum(map(len, manifest)))}
-    index, target = folder / "index.tmp", folder / "index"
-    shutil.rmtree(index, ignore_errors=True)
-    index.mkdir()
-    for key, array in arrays.items():
-        with open(index / f"{key}.npy", "wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-    shutil.rmtree(target, ignore_errors=True)
-    index.rename(target)
-    write_durably(folder / "manifest.jsonl", *manifest)
-
-
-def write_durably(path: Path, *pieces: Any) -> None:
-    """Write bytes to a file so that after a crash it has either its whole old content or its whole new content."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # other machines may write this file at the same time
-    with open(part, "wb") as file:
-        file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with whole_folder(folder / "index") as part:
+        for key, array in arrays.items():
+            (part / f"{key}.npy").write_bytes(array_file(array))
+    with whole_file(folder / "manifest.jsonl") as part, open(part, "wb") as file:
+        file.writelines(manifest)

@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from kernels.program import UserError
+from kernels.whole_files import write_whole
 from pipelines.annotations.table import ClipTable
 from pipelines.geometry import FEWEST, crop_region
 from pipelines.packs.format import (
@@ -29,7 +30,6 @@ from pipelines.packs.format import (
     index_of,
     read_index,
     read_manifest,
-    write_durably,
 )
 from pipelines.prepare.content import ENDS, Stamp
 from pipelines.prepare.locks import PLAIN
@@ -49,7 +49,7 @@ def note(packs: Path, out: Path) -> None:
                 place.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{place} cannot be written ({error.strerror}); choose another folder") from None
-        write_durably(packs / OTHERS, json.dumps([*folders, folder]).encode())
+        write_whole(packs / OTHERS, json.dumps([*folders, folder]).encode())
 
 
 def others(packs: Path) -> list[str]:
@@ -72,7 +72,7 @@ def forget(packs: Path, out: Path, only_say: bool = False) -> str:
     if only_say:
         return f"{packs}: the pack in {folder} would be forgotten"
     try:
-        write_durably(packs / OTHERS, json.dumps([other for other in folders if other != folder]).encode())
+        write_whole(packs / OTHERS, json.dumps([other for other in folders if other != folder]).encode())
     except OSError as error:
         raise UserError(f"{packs / OTHERS} cannot be written ({error.strerror}); ask its owner to do this") from None
     return f"{packs}: the pack in {folder} is forgotten; what is in that folder stays there"

@@ -6,7 +6,6 @@ Frames are numbered in the order in which the decoder returns them, because the 
 
 import io
 import itertools
-import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import av
 
+from kernels.whole_files import sync
 from pipelines.annotations.table import ClipTable
 from pipelines.geometry import FEWEST, crop_region
 from pipelines.packs.format import PackSettings
@@ -37,7 +37,7 @@ class Job:
 
     name: str  # name of the clip
     video: str  # path of the video
-    target: str  # path of the clip's file
+    target: str  # path of the clip's file until it is recorded in the pack
     region: tuple[float, float, float, float]  # (left, top, right, bottom) of the part of the image to store
     side: float  # side of the smallest box that a sample of 32 pose frames can have
     fewest: int  # the region suffices for samples of this many pose frames and more
@@ -91,7 +91,7 @@ class EncodedClip:
 
 
 def encode_clip(job: Job) -> EncodedClip:
-    """Make the clip of a job. A failure leaves no partial file.
+    """Make the clip of a job. When this returns, the clip is on the disk, under its temporary name `job.target`.
 
     Raises VideoError if the video cannot be used, and OSError if the clip cannot be written.
     """
@@ -107,10 +107,8 @@ def encode_clip(job: Job) -> EncodedClip:
         raise VideoError("the video has no frames") from None
     if len(packets) < job.num_frames - SLACK:
         raise VideoError(f"the video has {len(packets)} frames, but its skeleton has {job.num_frames}")
-    target = Path(job.target)
-    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")  # another machine may have the same process ID
-    part.write_bytes(content)
-    part.replace(target)
+    Path(job.target).write_bytes(content)
+    sync(Path(job.target))
     return EncodedClip(
         source=source,
         stamps=stamp.before([]),

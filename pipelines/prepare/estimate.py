@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernels.program import UserError
-from pipelines.packs.format import read_manifest, write_durably
+from kernels.whole_files import write_whole
+from pipelines.packs.format import read_manifest
 from pipelines.prepare.encode import Job
 from pipelines.prepare.locks import PLAIN
 from pipelines.prepare.pool import encode_all
@@ -76,7 +77,7 @@ def record_speed(task: Task, workers: int | None, clips: int, frames: int, secon
         workers = workers or len(os.sched_getaffinity(0))
         content = {"workers": workers, "clips": clips, "frames": frames, "seconds": seconds}
         content["settings"] = task.settings.digest()
-        write_durably(_speed_file(task.out), json.dumps(content).encode())
+        write_whole(_speed_file(task.out), json.dumps(content).encode())
 
 
 def _recorded(task: Task, workers: int) -> Pace | None:

@@ -169,7 +169,7 @@ def _merge(out: Path, without_locks: bool = False) -> bool:
     with if_alone(out / "lock") as alone:
         may = alone or (alone is None and without_locks)
         if may:
-            for leftover in (out / "clips").rglob("*.tmp"):  # left behind by a run that was killed
+            for leftover in (out / "clips").rglob("*.tmp*"):  # left behind by a run that was killed
                 leftover.unlink(missing_ok=True)
         if may and not index_is_current(out):
             merge_parts(out)

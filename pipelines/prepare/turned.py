@@ -4,14 +4,14 @@ Such a clip's record does not say whether its video asks for a turn, so the head
 """
 
 import contextlib
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from pipelines.packs.format import write_durably
+from kernels.whole_files import write_whole
+from pipelines.sealed_arrays import array_file, read_array
 from pipelines.videos.header import read_headers
 from pipelines.videos.turn import AnnotatedImage
 
@@ -32,10 +32,8 @@ def wrongly_stored(
     bad: the rows whose clips could not be made. If their videos ask for a turn, this may have been the reason.
     """
     file = out / "users" / LOOKED
-    looked = np.array([], "U20")
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        looked = np.load(file)
-    known = set(looked.tolist())
+    looked = read_array(file)
+    known = set() if looked is None else set(looked.tolist())
     rows = [row for row, clip in clips.items() if clip not in known]
     if not rows:
         return []
@@ -46,9 +44,7 @@ def wrongly_stored(
         if (row in bad and header.turn) or header.frames_for(images[row]).turn
     ]
     right = {clips[row] for row in rows} - {clips[row] for row in wrong}
-    content = io.BytesIO()
-    np.save(content, np.union1d(looked, np.array(sorted(right), "U20")))
     with contextlib.suppress(OSError):  # the pack may belong to another user; then the next run checks again
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(file, content.getvalue())
+        write_whole(file, array_file(np.array(sorted(known | right), "U20")))
     return wrong

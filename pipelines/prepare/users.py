@@ -10,7 +10,6 @@ users/DIGEST.npy stores the digests of the joints of a table's clips, so that th
 """
 
 import contextlib
-import io
 import json
 import time
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from kernels.whole_files import write_whole
 from pipelines.annotations.table import ClipTable
-from pipelines.packs.format import PackSettings, write_durably
+from pipelines.packs.format import PackSettings
 from pipelines.prepare.locks import hold
 from pipelines.prepare.run import Task
 from pipelines.prepare.survey import Survey, joints_digest
+from pipelines.sealed_arrays import array_file, read_array
 
 TIME = "%Y-%m-%d %H:%M"  # the form of times in user.json
 
@@ -44,15 +45,14 @@ def key_of(table: ClipTable, settings: PackSettings) -> str:
 def table_joints(table: ClipTable, out: Path, store: bool = True) -> list[str]:
     """The `joints_digest` of each clip of a table. The digests are computed once and stored in the pack."""
     file = out / "users" / f"{table.digest}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        stored = np.load(file)
-        if len(stored) == len(table):
-            return stored.tolist()
+    stored = read_array(file)
+    if stored is not None and len(stored) == len(table):
+        return stored.tolist()
     digests = [joints_digest(table, row) for row in range(len(table))]
     if store:
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            _save(file, np.array(digests))
+            write_whole(file, array_file(np.array(digests)))
     return digests
 
 
@@ -70,7 +70,7 @@ def register(task: Task, todo: Survey, user: User | None) -> list[IO[str]]:
         lock = hold(folder / "reading")
         used = np.unique(todo.identities())
         if not np.array_equal(clips_of(folder), used):
-            _save(folder / "clips.npy", used)
+            write_whole(folder / "clips.npy", array_file(used))
     except OSError:
         with contextlib.suppress(OSError):
             return [hold(task.out / "lock")]
@@ -89,7 +89,7 @@ def note_user(task: Task, user: User | None) -> None:
     if user.experiment:
         content["experiments"][user.experiment] = now
     content |= {"box_pixels": task.settings.box_pixels, "quality": task.settings.quality}
-    write_durably(folder / "user.json", json.dumps(content).encode())
+    write_whole(folder / "user.json", json.dumps(content).encode())
 
 
 def clips_of(folder: Path) -> np.ndarray:
@@ -107,9 +107,3 @@ def note_of(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         content = {}
     return {"table": folder.name.partition("-")[0], "annotations": {}, "experiments": {}} | content
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    content = io.BytesIO()
-    np.save(content, array)
-    write_durably(path, content.getvalue())

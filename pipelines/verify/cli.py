@@ -9,6 +9,7 @@ from rich.console import Console
 
 from kernels.names import printable
 from kernels.program import UserError
+from kernels.whole_files import write_whole
 from pipelines.verify.report import PLAIN, show, verify
 from pipelines.videos.turn import Rotation
 
@@ -60,6 +61,6 @@ def main(
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
     try:
-        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(facts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name another file with --json") from None

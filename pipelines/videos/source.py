@@ -18,6 +18,7 @@ from rich.console import Console
 
 from kernels.names import SHORT, printable
 from kernels.program import UserError
+from kernels.whole_files import read_sealed, sealed, write_whole
 from pipelines.annotations.table import ClipTable
 from pipelines.dali import resize_regions
 from pipelines.frame_source import Decoding
@@ -234,17 +235,12 @@ def _headers(videos: list[str], cache_file: Path, console: Console) -> list[Head
         if not isinstance(video, MissingVideo):
             stat = os.stat(video)
             stamps[video] = [stat.st_size, stat.st_mtime_ns]
-    try:
-        entries = json.loads(cache_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        entries = {}
+    entries = json.loads(read_sealed(cache_file) or "{}")
     new = [video for video, stamp in stamps.items() if video not in entries or entries[video]["stamp"] != stamp]
     if new:
         for video, header in zip(new, read_headers(new, console), strict=True):
             entries[video] = {"stamp": stamps[video], "header": asdict(header)}
-        part = cache_file.with_name(f"{cache_file.name}.{os.getpid()}.tmp")
-        part.write_text(json.dumps({video: entries[video] for video in stamps}), encoding="utf-8")
-        part.replace(cache_file)
+        write_whole(cache_file, sealed(json.dumps({video: entries[video] for video in stamps}).encode()))
     return [Header(**entries[video]["header"]) if video in stamps else Header() for video in videos]
 
 

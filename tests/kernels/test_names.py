@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels.names import LONGEST, printable, safe_name, safe_stem, temporary
+from kernels.names import LONGEST, printable, safe_name, safe_stem
+from kernels.whole_files import temporary
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""The table of a pickle is built once and memory-mapped from then on. If it is damaged, it is built again."""
+"""The table of a pickle is built once and read from the cache from then on. If it is damaged, it is built again."""
 
-import json
+import os
 import pickle
 import subprocess
 from pathlib import Path
@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels.program import UserError
+from kernels.whole_files import read_sealed
 from pipelines.annotations.schema import AnnotationError
+from pipelines.annotations.stored_joints import StoredJoints
 from pipelines.annotations.table import open_table
+from pipelines.sealed_arrays import array_file
 from tests.pipelines.annotated import clip, table_of
 from tests.programs import start
 
@@ -20,34 +24,39 @@ def files(folder: Path) -> dict[Path, int]:
 
 def test_a_known_pickle_is_not_read_again(tmp_path):
     table = table_of(tmp_path, [clip("a"), clip("b", 2)])
-    assert isinstance(table.joints, np.memmap)
-    assert not table.joints.flags.writeable
+    assert isinstance(table.joints, StoredJoints)
+    assert not table.clip_joints(0).flags.writeable
     made = files(tmp_path / "cache")
     (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     again = table_of(tmp_path, [clip("a"), clip("b", 2)])
     assert files(tmp_path / "cache") == made
     assert again.digest == table.digest
     (tmp_path / "poses.pkl").rename(tmp_path / "renamed.pkl")  # the table is found by the content, not by the name
-    np.save(folder / "label.npy", np.array([7, 8], np.int32))  # a change that shows that the cache is read
+    changed = array_file(np.array([7, 8], np.int32))  # a change that shows that the cache is read
+    (folder / "label.npy").write_bytes(changed)
     assert open_table(tmp_path / "renamed.pkl", tmp_path / "cache").label.tolist() == [7, 8]
     other = table_of(tmp_path, [clip("a"), clip("b", 2, label=4)])
     assert other.digest != table.digest
     assert other.label.tolist() == [3, 4]
 
 
-@pytest.mark.parametrize("damage", ["lost", "empty", "cut", "garbage"])
-@pytest.mark.parametrize("file", ["joints.npy", "splits.json", "class_names.json"])
+@pytest.mark.parametrize("damage", ["lost", "empty", "cut", "garbage", "bit"])
+@pytest.mark.parametrize("file", ["joints.npy", "label.npy", "measures.npy", "splits.json", "class_names.json"])
 def test_a_damaged_cache_is_made_anew(tmp_path, file, damage):
     content = {"split": {"val": ["b"]}, "annotations": [clip("a"), clip("b", 2)], "class_names": list("abcd")}
     table = table_of(tmp_path, content)
+    joints = table.joints[:]
     (path,) = tmp_path.rglob(file)
     whole = path.read_bytes()
     path.unlink()
     if damage != "lost":
-        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "garbage": b"\xff" * len(whole)}[damage])
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 16]) + whole[middle + 1 :]
+        damages = {"empty": b"", "cut": whole[:middle], "garbage": b"\xff" * len(whole), "bit": flipped}
+        path.write_bytes(damages[damage])
     again = table_of(tmp_path, content)
     assert path.read_bytes() == whole
-    np.testing.assert_array_equal(again.joints, table.joints)
+    np.testing.assert_array_equal(again.joints[:], joints)
     assert again.names.tolist() == ["a", "b"]
     assert again.rows_in_split("val").tolist() == [1]
     assert again.class_names == table.class_names == ("a", "b", "c", "d")
@@ -71,7 +80,7 @@ from pipelines.annotations.table import open_table
 print("ready", flush=True)
 sys.stdin.readline()
 table = open_table(Path(sys.argv[1]), Path(sys.argv[2]))
-print(len(table), int(table.label.sum()), float(table.joints[..., 2].astype("f8").sum()))
+print(len(table), int(table.label.sum()), float(table.joints[:][..., 2].astype("f8").sum()))
 """
 
 
@@ -93,7 +102,7 @@ def test_processes_at_once_share_one_cache(tmp_path):
     assert len({out for out, _ in shown}) == 1
     assert shown[0][0].startswith(f"300 {sum(range(300))} ")
     assert len([entry for entry in cache.iterdir() if entry.is_dir()]) == 1
-    assert json.loads(next(cache.rglob("splits.json")).read_text()) == {}
+    assert read_sealed(next(cache.rglob("splits.json"))) == b"{}"
 
 
 def test_places_that_cannot_be_used(tmp_path):
@@ -106,3 +115,14 @@ def test_places_that_cannot_be_used(tmp_path):
     for cache in (Path("/proc/cache"), path / "cache"):
         with pytest.raises(AnnotationError, match=rf"{cache} cannot be written \(.*\); set data.cache"):
             open_table(path, cache)
+
+
+def test_a_table_that_is_cut_while_it_is_in_use_ends_in_a_sentence(tmp_path):
+    """A file that is memory-mapped would kill the process with SIGBUS."""
+    table = table_of(tmp_path, [clip("a", frames=300), clip("b", frames=300)])
+    (path,) = tmp_path.rglob("joints.npy")
+    os.truncate(path, 4096)
+    assert len(table.joints[0:10]) == 10
+    with pytest.raises(UserError, match=rf"{path} was cut by another program while it was in use; start again"):
+        table.clip_joints(1)
+    assert table_of(tmp_path, [clip("a", frames=300), clip("b", frames=300)]).clip_joints(1).shape == (1, 300, 17, 3)

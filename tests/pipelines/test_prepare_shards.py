@@ -118,7 +118,7 @@ def test_two_shards_at_once_of_which_one_is_killed_make_the_pack_of_an_unbroken_
     assert again.stdout.strip() == str(work.out)
     assert "shard 0/2 is complete, 3 of its 5 clips were made in" in again.stderr
     assert "; the pack has 10 of 10 clips" in again.stderr
-    for leftover in (work.out / "clips").glob("*.tmp"):  # from the worker of the killed run
+    for leftover in (work.out / "clips").glob("*.tmp*"):  # from the worker of the killed run
         leftover.unlink()
     assert digests(work.out) == digests(expected)
     assert work.prepare()[1] == ""

@@ -50,7 +50,7 @@ def test_a_report_is_whole_png_files_and_the_same_each_time(tmp_path: Path) -> N
         assert image.std() > 0.05
     report.write_report(tmp_path, counts, ("a", "b", "c"), (0, 1, 0))
     assert [path.read_bytes() for path in paths] == first
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.tmp*"))
 
 
 def test_curves_show_every_loss_term_over_epochs(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from kernels.forms import fits, misfit
+from kernels.whole_files import write_whole
 from models.weights.files import load, save
 from trainer.cli import run_command
-from trainer.journal.lines import LOG, METRICS, Lines, read_metrics, replace_file
+from trainer.journal.lines import LOG, METRICS, Lines, read_metrics
 from trainer.journal.provenance import STARTS
 from trainer.report.past_run import read_run
 from trainer.settings import SETTINGS
@@ -142,9 +143,10 @@ def test_a_run_writes_through_no_link(stopped, tmp_path, capsys):
             kept.rename(run / name)
     assert [path.read_text() for path in precious.iterdir()] == ["precious\n"]
     assert read_run(run).state() == "stopped"
-    planted = run / f"starts.{os.getpid()}.tmp"
-    planted.symlink_to(precious / "file")
-    replace_file(run / STARTS, b"[]")
+    (run / STARTS).unlink()
+    (run / STARTS).symlink_to(precious / "file")
+    write_whole(run / STARTS, "[]")
+    assert not (run / STARTS).is_symlink()
     os.link(precious / "file", run / "hard")
     lines = Lines(run / "hard")
     lines.append("more")

@@ -119,7 +119,7 @@ def test_files_of_a_video_in_windows(tiny, trained, paths, annotation, tmp_path,
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.average_rate) == ("h264", 30)
         assert sum(1 for _ in container.decode(stream)) == total
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.tmp*"))
 
 
 def test_skeleton_is_drawn_on_the_person(tmp_path):

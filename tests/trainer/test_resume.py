@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny, environment, tmp_path
     code, shown = train(tiny, environment, log, run, "none", "--resume")
     assert code == 0, shown
     assert_unbroken(log, run, unbroken)
-    assert not list(run.glob("*.tmp"))
+    assert not list(run.glob("*.tmp*"))
 
 
 def test_a_second_run_is_the_first_again(tiny, environment, tmp_path, unbroken):

@@ -229,7 +229,7 @@ def test_a_write_that_fails_is_told_at_the_next_save(tmp_path: Path) -> None:
     ):
         writer.save({"place": 3}, 1, 3)
     assert load(tmp_path / LATEST) == {"place": [1, 1]}
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.tmp*"))
 
 
 ENDLESS = """

@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from kernels.program import UserError
+from kernels.whole_files import whole_file, write_whole
 from models.classes import coarse_names
 from models.networks import build_model
 from models.weights.loading import load_weights
@@ -161,7 +162,7 @@ def make_folder(out: Path) -> None:
 
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
-    path.write_text(json.dumps(dict(metrics), indent=1) + "\n")
+    write_whole(path, json.dumps(dict(metrics), indent=1) + "\n")
 
 
 def write_scores(path: Path, scores: Scores, names: Sequence[str], experiment: Experiment, checkpoint: str) -> None:
@@ -172,7 +173,8 @@ def write_scores(path: Path, scores: Scores, names: Sequence[str], experiment: E
     arrays: dict[str, Any] = {stream: probability.numpy() for stream, probability in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy()}
     arrays |= {"settings": json.dumps(to_settings(experiment)), "checkpoint": checkpoint}
-    np.savez_compressed(path, name=np.array(names), **arrays)
+    with whole_file(path) as part, open(part, "wb") as file:
+        np.savez_compressed(file, name=np.array(names), **arrays)
 
 
 def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], coarse_map: Sequence[int]) -> None:
@@ -185,7 +187,7 @@ def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], co
     fused = confusion_matrix(main_scores(scores), scores.label)
     streams = [name for name in ("rgb", "pose") if name in scores.probability]
     counts = {name: confusion_matrix(scores.probability[name], scores.label) for name in streams}
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["class", "name", "coarse_class", "clips", "recall", "precision", "f1", *(f"recall_{s}" for s in streams)]

@@ -6,7 +6,6 @@ outputs are compared with those of the original network.
 """
 
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 
 from kernels.heatmap import render_heatmaps
 from kernels.program import UserError
+from kernels.whole_files import put
 from models.networks import build_model
 from models.weights.loading import load_weights
 from trainer.commands.export_formats import (
@@ -63,7 +63,7 @@ def export(options: ExportOptions) -> int:
     try:
         score = write(options.format, checkpoint, scorer, partial)
         difference = compare(experiment, scorer, score, out)
-        os.replace(partial, out)
+        put(partial, out)
     except (OSError, SafetensorError) as error:
         raise unwritable(out, error) from None
     finally:

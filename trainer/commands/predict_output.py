@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from kernels.names import SHORT, printable, temporary
+from kernels.names import SHORT, printable
+from kernels.whole_files import put, temporary, write_whole
 from pipelines.annotate.keypoints import Poses
 from pipelines.batch import Batch
 from pipelines.skeleton import Skeleton
@@ -99,7 +100,7 @@ def write_json(path: Path, prediction: Prediction, experiment: Experiment, check
         "whole": _entry(prediction.whole(), prediction),
         "windows": [_entry(window, prediction) for window in prediction.windows],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def _entry(window: Window, prediction: Prediction) -> dict[str, Any]:
@@ -189,7 +190,7 @@ class AnnotatedVideo:
                 self.container.mux(self.stream.encode())
             self.container.close()
             if kind is None:
-                self.part.replace(self.path)
+                put(self.part, self.path)
         finally:
             self.part.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ import tyro
 
 from kernels.names import SHORT, printable
 from kernels.program import UserError
+from kernels.whole_files import whole_file
 from models.classes import MA52
 from trainer.settings import SETTINGS
 from trainer.stored import changes_meaning, differences, from_json, shortened
@@ -53,7 +54,7 @@ def submit(options: SubmitOptions) -> int:
         for name, a, b in zip(names, best(action), best(body), strict=True)
     ]
     try:
-        with zipfile.ZipFile(options.out, "w", zipfile.ZIP_DEFLATED) as archive:
+        with whole_file(options.out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(MEMBER, as_csv(lines).encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None

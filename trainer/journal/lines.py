@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from kernels.forms import fits, misfit
-from kernels.names import temporary
+from kernels.whole_files import write_whole
 
 LOG, METRICS = "train.log", "metrics.jsonl"  # names of files in a work directory
 VALIDATION = b'"kind": "val"'  # part of each line of metrics.jsonl about a validation
@@ -109,22 +109,7 @@ def keep_until(path: Path, epoch: int, clips: int, *, batch_size: int, epoch_cli
             lines.append(json.dumps(record) + "\n")
     content = "".join(lines).encode()
     if content != path.read_bytes():
-        replace_file(path, content)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file, under a temporary name until it is complete. Raises OSError, and then the file stays as it was."""
-    tmp = temporary(path)
-    try:
-        tmp.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody has planted
-        with open(tmp, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-    except OSError:
-        tmp.unlink(missing_ok=True)
-        raise
+        write_whole(path, content)
 
 
 class Lines:
@@ -132,7 +117,7 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         if path.exists() and path.stat().st_nlink > 1:  # `cp -al` and rsync make backups of hard links
-            replace_file(path, path.read_bytes())
+            write_whole(path, path.read_bytes())
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115
         size = self._file.seek(0, os.SEEK_END)
         if size:  # after a kill, the last line may lack its newline: add it, so that the next line is separate

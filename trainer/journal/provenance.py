@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 from kernels.driver import find_driver
 from kernels.forms import misfit
-from trainer.journal.lines import replace_file
+from kernels.whole_files import write_whole
 
 STARTS = "starts.json"  # name of the file in a work directory
 ROOT = Path(__file__).resolve().parents[2]  # the checkout
@@ -106,7 +106,7 @@ def recorded(work_dir: Path, start: dict[str, Any]) -> Iterator[None]:
 
 
 def _write_starts(work_dir: Path, starts: list[dict[str, Any]]) -> None:
-    replace_file(work_dir / STARTS, (json.dumps(starts, indent=1) + "\n").encode())
+    write_whole(work_dir / STARTS, json.dumps(starts, indent=1) + "\n")
 
 
 def read_starts(work_dir: Path) -> list[dict[str, Any]]:

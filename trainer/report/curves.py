@@ -1,6 +1,5 @@
 """Draws the curves of one run or several runs from their metrics.jsonl, and writes curves.png and confusion.png."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kernels.names import temporary
+from kernels.whole_files import whole_file
 from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics
 from trainer.report.confusion import draw_confusion
 from trainer.report.past_run import PastRun, names
@@ -44,13 +43,8 @@ def write_report(
 
 def write_png(figure: Figure, path: Path) -> Path:
     """Write the figure as a PNG file, under a temporary name until it is complete. Returns `path`."""
-    tmp = temporary(path)
-    try:
-        with plain_text(figure):
-            FigureCanvasAgg(figure).print_png(tmp, metadata={"Software": None})
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+    with whole_file(path) as part, plain_text(figure):
+        FigureCanvasAgg(figure).print_png(part, metadata={"Software": None})
     return path
 
 

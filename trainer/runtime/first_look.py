@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from kernels.whole_files import write_whole
 from models.pcan import without_other_ranks
 from pipelines.batch import Batch
 from pipelines.trial import LOADS, decoding_alone, why_not_kernel, why_not_mixed
@@ -73,7 +74,7 @@ def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
     run.journal.say(f"first look: {'; '.join(sentence for sentence in sentences if sentence)}")
     if run.ranks.leads:
         with suppress(OSError):  # the file is only for people, and a full disk is reported with the next snapshot
-            (run.journal.work_dir / FILE).write_text(run.decisions.to_json() + "\n")
+            write_whole(run.journal.work_dir / FILE, run.decisions.to_json() + "\n")
 
 
 def look_at_data(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernels.program import UserError
+from kernels.whole_files import write_whole
 from models.weights.files import is_sealed
 from trainer.config import Experiment
-from trainer.journal.lines import replace_file
 from trainer.runtime.ranks import Ranks, restarts_done, restarts_left
 from trainer.settings import SETTINGS
 from trainer.snapshots.lock import LOCK, locked
@@ -127,7 +127,7 @@ class _Own:
 def write_settings(work_dir: Path, experiment: Experiment) -> None:
     """Write experiment.json. Raises UserError if it cannot be written."""
     try:
-        replace_file(work_dir / SETTINGS, (json.dumps(to_settings(experiment), indent=1) + "\n").encode())
+        write_whole(work_dir / SETTINGS, json.dumps(to_settings(experiment), indent=1) + "\n")
     except OSError as error:
         raise UserError(
             f"{work_dir / SETTINGS} cannot be written ({error.strerror}): free some space, or choose another --work-dir"

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.weights.files import SnapshotError, is_sealed, load, save, sync_folder
+from kernels.whole_files import remove_leftovers, sync, temporary
+from models.weights.files import SnapshotError, is_sealed, load, save
 from trainer.snapshots.names import BEST, LATEST, ROLLING, is_snapshot_name, rolling_name
 
 
@@ -122,7 +123,8 @@ class Writer:
 
     def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.tmp"):
+        remove_leftovers(folder)
+        for leftover in folder.glob("*.tmp"):  # of earlier versions
             leftover.unlink()
         self.folder = folder
         self._good = [resumed_from.resolve().name] if resumed_from is not None else []
@@ -305,8 +307,7 @@ def _newest_first(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
 
 def _point_latest(folder: Path, name: str) -> None:
     """Make latest.pth a relative link to `name`. Its old target is removed only later, so the link never dangles."""
-    tmp = folder / f"{LATEST}.tmp"
-    tmp.unlink(missing_ok=True)
+    tmp = temporary(folder / LATEST)
     tmp.symlink_to(name)
     os.replace(tmp, folder / LATEST)
-    sync_folder(folder)
+    sync(folder)

@@ -18,8 +18,8 @@ import torch
 
 from kernels.driver import find_driver
 from kernels.program import UserError
+from kernels.whole_files import write_whole
 from trainer.config import EXECUTION, Experiment
-from trainer.journal.lines import replace_file
 from trainer.journal.provenance import DALI, ROOT, changes_in, commit_of, version_of
 from trainer.runtime.ranks import Ranks
 from trainer.settings import value_at
@@ -155,7 +155,7 @@ def write(tuned: Tuned) -> Path:
     """Write the file of the cache, under a temporary name until it is complete. Raises OSError."""
     path = file_of(tuned.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(asdict(tuned), indent=1) + "\n").encode())
+    write_whole(path, json.dumps(asdict(tuned), indent=1) + "\n")
     return path
 
 
