@@ -27,7 +27,7 @@ SMALL_NETS = (
 
 
 def arguments_in(root: Path) -> list[str]:
-    """Arguments of `python -m trainer` for two epochs of five steps on a tiny demo, whose data lie under `root`."""
+    """Arguments of `python -m trainer` for two epochs of five steps on a tiny demo, with its data under `root`."""
     settings = (
         f"data.annotations={root}/demo/annotations.pkl",
         f"data.videos={root}/demo/videos",
@@ -42,7 +42,7 @@ def arguments_in(root: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, worker_id) -> list[str]:
-    """`arguments_in` of a folder that all test processes share and that contains all data."""
+    """The arguments from `arguments_in` for a folder that contains all data and that all test processes share."""
     base = tmp_path_factory.getbasetemp()
     root: Path = (base if worker_id == "master" else base.parent) / "tiny"
     root.mkdir(exist_ok=True)
@@ -54,7 +54,8 @@ def tiny(tmp_path_factory, worker_id) -> list[str]:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """Environment variables of subprocesses: one thread, so that load does not slow or change runs, and no GPU.
+    """Environment variables of subprocesses: one thread, so that other processes do not slow runs down or change them,
+    and no GPU.
 
     A machine may have fewer GPUs than a test has ranks; test_card.py is for GPUs.
     """

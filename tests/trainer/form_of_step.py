@@ -1,6 +1,6 @@
 """Takes the place of trainer/runtime/tuning/trial.py in tests: answers as that program does, but computes nothing.
 
-The experiment's `prefetch` says how it behaves; FORMS lists the changes. Programs that hang, crash or are killed do so.
+The experiment's `prefetch` chooses how it behaves; FORMS lists the choices. It really hangs, crashes or kills itself.
 """
 
 import json
@@ -13,7 +13,7 @@ FORMS = {name: f"prefetch={number}" for number, name in enumerate(
     ("default", "slower", "faster", "fastest", "wrong", "nan", "wrong gradients", "raises", "no memory", "killed",
      "crashes", "hangs", "hangs in a turn", "as fast"), 2
 )}  # fmt: skip
-SECONDS = {"slower": 0.02, "faster": 0.008, "fastest": 0.004}  # of a step; 0.01 for all other forms
+SECONDS = {"slower": 0.02, "faster": 0.008, "fastest": 0.004}  # seconds of a step; other forms take 0.01
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def die() -> None:
 
 
 def before(module, name, action):
-    """Call `action` with the same arguments whenever `module.name` is called, just before it."""
+    """Call `action` before each call of `module.name`, with the arguments of that call."""
     original = getattr(module, name)
 
     def wrapped(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""Messages name a way out that works: each row is refused, follows the words of the message, and is refused no more.
+"""Messages name a way out that works: each row runs a command that is refused, and then follows the message's advice.
 
 A row is a command line that is refused, and one or more steps: a regular expression that finds the advice in the
 message, and the command line that follows it. `{0}` and `{1}` are the groups of the expression, `{before}` is the
@@ -45,7 +45,7 @@ PREPARE = "prepare {annotations} --videos {videos} --packs {packs} --cache {cach
 PREPARE += " --dry-run"
 LABELS = "annotate {videos} {dir}/labels.csv --out {dir}/my.pkl --poses {files}/poses"
 
-# Settings of an experiment: refused before anything is read.
+# Settings of an experiment, which are refused before any data are read.
 SETTINGS = [
     ("trainer config --exp dmo", (r"did you mean (\w+)\?", "trainer config --exp {0}")),
     ("trainer config", (r"--exp is missing; the experiments are (\w+),", "trainer config --exp {0}")),
@@ -149,7 +149,7 @@ SETTINGS = [
     ),
 ]  # fmt: skip
 
-# Data: annotation files, splits, videos and packs.
+# Messages about data: annotation files, splits, videos and packs.
 DATA = [
     (f"{POSE_DATA}/none.pkl", (r"set (data.annotations) to the skeleton pickle$", f"{POSE_DATA}/body.pkl")),
     (
@@ -228,7 +228,7 @@ WRONG = "--set data.source=video --set cuda_graph=true --init {dir}/none.pth"
 SCORE = "trainer eval {run} --out {dir}/eval"
 PREDICT = "trainer predict {video} --checkpoint {run} --pose {annotations} --out {dir}/predictions"
 
-# Runs, snapshots and files of weights.
+# Messages about runs, snapshots and files of weights.
 RUNS = [
     (
         f"trainer train {{tiny}} --work-dir {{dir}}/new --max-steps -1 --profile 5 --device cuda --ranks 0 {WRONG}",
@@ -419,7 +419,7 @@ def shared(tiny, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def places(shared, tmp_path) -> dict[str, str]:
-    """The places of `shared`, and an own folder with the files that a row may change."""
+    """The places of `shared`, and a new folder with the files that a row may change."""
     videos = sorted(Path(shared["videos"]).iterdir())[:2]
     lines = [
         f"{video.name},{number},{split}" for number, video, split in zip((1, 2), videos, ("train", "val"), strict=True)

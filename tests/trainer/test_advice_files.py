@@ -1,4 +1,4 @@
-"""Messages about a file that cannot be used name a way out that works: the file is mended as they say, and accepted.
+"""Messages about a file that cannot be used name a way out that works: a file that is mended as they say is accepted.
 
 A row is a command, the file that it reads, the wrong content of this file, a regular expression that finds the advice
 in the message, and the content after following the advice. None stands for a file that is not there. All other files
@@ -238,7 +238,7 @@ COMMANDS = [
 
 
 def put(file: Path, content: Any) -> None:
-    """Write the content in the form that the file's name calls for. None removes the file."""
+    """Write `content` in the format that belongs to the file's name. None removes the file."""
     file.unlink(missing_ok=True)
     if callable(content):
         content(file)

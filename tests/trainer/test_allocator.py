@@ -34,4 +34,4 @@ def test_a_second_step_takes_no_new_pages():
         return int(done.stdout)
 
     assert faults("kept") < 1000
-    assert faults("plain") > 10_000  # otherwise the setting is not needed any more
+    assert faults("plain") > 10_000  # if there are fewer faults, the setting is no longer needed

@@ -39,7 +39,7 @@ def small_disk(tmp_path):
 
 
 def fill(disk):
-    """Fill all of the disk but 8 KB, and return the file that takes the room."""
+    """Fill the disk up to 8 KB, and return the file that fills it."""
     with open(disk / "filling", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 8192)
     return disk / "filling"
@@ -92,7 +92,7 @@ ONE_BLOCK = (
 
 
 def test_an_export_that_finds_no_room_is_one_sentence(environment, tmp_path, small_disk):
-    """Runs in a process of its own, which torch's file writer could end with SIGABRT."""
+    """Runs in a separate process, because torch's file writer could end the process with SIGABRT."""
     write_file(tmp_path / "net.pth", build_model(override(EXPERIMENTS["ntu60_pose"], *ONE_BLOCK).model).state_dict())
     fill(small_disk)
     settings = [part for setting in ONE_BLOCK for part in ("--set", setting)]

@@ -22,7 +22,7 @@ def test_each_class_gets_its_share(balance):
     share = COUNTS ** (1 - balance) / (COUNTS ** (1 - balance)).sum() * len(ROWS)
     drawn = np.bincount(CLASSES[order - 1000], minlength=5)
     assert (abs(drawn - share) <= 1 + 1e-6).all()
-    for label in range(5):  # clips take turns, so their counts differ by 1 at most
+    for label in range(5):  # within a class, the numbers of repetitions differ by 1 at most
         times = np.bincount(order[CLASSES[order - 1000] == label] - 1000, minlength=len(ROWS))[label == CLASSES]
         assert times.max() - times.min() <= 1
     assert (order[:-1] > order[1:]).mean() == pytest.approx(0.5, abs=0.05)  # the order is random

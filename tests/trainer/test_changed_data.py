@@ -1,4 +1,4 @@
-"""A resume notices that the clips are not those of the snapshot, says what has changed, and goes on only if told to."""
+"""A resume notices that the clips are not those of the snapshot, says what has changed, and goes on only if allowed."""
 
 import pickle
 import re
@@ -114,7 +114,7 @@ def new_clip(content):
     ],
 )
 def test_changed_clips_are_refused_before_packs_are_made(begun, tiny, tmp_path, capsys, change, without, sentence):
-    """Clips are gone from the annotations, clips are new, or the video of a clip is gone."""
+    """Clips were removed from the annotations or added to them, or the video of a clip was removed."""
     (shared,) = (Path(word.partition("=")[2]) for word in tiny if word.startswith("data.videos="))
     videos, packs = shutil.copytree(shared, tmp_path / "videos"), tmp_path / "other packs"
     some = next(file for file in videos.iterdir() if file.stat().st_size)
@@ -151,7 +151,7 @@ def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_p
     assert places == [(1, 8, 39), (1, 16, 39), (1, 16, 20), (1, 20, 20), (2, 8, 20)]
     assert "may come twice" in log
     assert records[2]["lr"] == pytest.approx(records[1]["lr"], rel=0.2)
-    assert resume(begun, tmp_path, halve, "--max-steps", "5")[0] == 0  # the snapshot knows the clips now
+    assert resume(begun, tmp_path, halve, "--max-steps", "5")[0] == 0  # the newest snapshot contains the changed clips
 
 
 def test_the_best_score_on_former_validation_clips_is_told(begun, tmp_path):

@@ -1,4 +1,4 @@
-"""A good data set is spoiled in one of many ways: verify names the way, and training refuses the data or warns."""
+"""A good data set is spoiled in one of many ways: verify names the fault, and training refuses the data or warns."""
 
 import copy
 import itertools
@@ -25,7 +25,7 @@ CLASSES, CLIPS = 4, 24
 
 
 def good_data(rng: np.random.Generator) -> dict:
-    """24 clips of people who sway and walk a little, all of one image size and of one type of number."""
+    """24 clips of people who sway and walk a little, all with the same image size and the same number type."""
     width, height = SIZES[rng.integers(len(SIZES))]
     dtype = [np.float16, np.float32, np.float64][rng.integers(3)]
     clips = []
@@ -38,7 +38,7 @@ def good_data(rng: np.random.Generator) -> dict:
             place = rng.uniform((0.25 * width, 0.25 * height), (0.65 * width, 0.29 * height))
             path = np.linspace(0, rng.uniform(-0.05, 0.05) * width, frames)[:, None, None] * (1, 0)
             person[:] = body * scale + place + path + rng.normal(0, 0.004 * scale, body.shape)
-        keypoint[rng.random(keypoint.shape[:3]) < 0.02] = 0  # a few joints are not found
+        keypoint[rng.random(keypoint.shape[:3]) < 0.02] = 0  # a few joints that the estimator did not find
         score = rng.uniform(0.3, 1, keypoint.shape[:3])
         clips.append(
             {
@@ -56,7 +56,7 @@ def good_data(rng: np.random.Generator) -> dict:
 
 
 def each_clip(change: Callable[[dict, np.random.Generator], dict]) -> Callable[[dict, np.random.Generator], None]:
-    """A way to spoil a data set that changes fields in every clip."""
+    """A function that spoils a data set by changing the fields of every clip with `change`."""
 
     def spoil(data: dict, rng: np.random.Generator) -> None:
         for clip in data["annotations"]:
@@ -125,7 +125,7 @@ def upwards(clip: dict) -> np.ndarray:
 
 def centred(clip: dict, rng: np.random.Generator) -> dict:
     keypoint = as_float(clip)
-    axes = [(1, 2), (2,)][rng.integers(2)]  # about the whole clip, or about the person in each frame
+    axes = [(1, 2), (2,)][rng.integers(2)]  # centred on the whole clip, or on the person in each frame
     return {"keypoint": keypoint - keypoint.mean(axis=axes, keepdims=True)}
 
 

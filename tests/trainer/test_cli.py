@@ -120,7 +120,7 @@ def test_help_names_every_command(capsys):
 
 
 def test_outside_the_checkout(tmp_path):
-    """In a new interpreter, because the tests' own path of imports begins with the checkout that they are in."""
+    """Runs in a new interpreter, because the import path of the tests begins with their checkout."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for words in (["--exp", "demo"], ["--exp", "demo", "--resume"], ["prepare", "--exp", "demo"]):
         done = run_forked("-m", "trainer", *words, environment=environment, cwd=tmp_path)
@@ -190,7 +190,7 @@ def test_foreign_data(capsys, tmp_path, tiny):
     assert "has labels 0 to 11, but experiment demo has classes 0 to 4; set data.num_classes" in told(
         capsys, *tiny, *more
     )
-    assert "contains no run to resume" in told(capsys, "--resume", *more[-2:])  # the refused settings are not kept
+    assert "contains no run to resume" in told(capsys, "--resume", *more[-2:])  # the refused run has saved no settings
     assert not (tmp_path / "run").exists()
 
 

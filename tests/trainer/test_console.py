@@ -82,7 +82,7 @@ with Watchdog(pathlib.Path(sys.argv[1]), Ranks(0, 0, 1, torch.device("cpu")), 0.
 
 @pytest.mark.parametrize(("state", "code"), [("healthy", 0), ("stalled", 75)])
 def test_a_run_that_was_suspended_has_not_stalled(environment, tmp_path, state, code):
-    """But after it, the watchdog still notices a stall."""
+    """A suspended run is not ended, but if it stalls after that, the watchdog notices."""
     with Fork(("-c", STEPPING, tmp_path, state), environment) as process:
         while "started" not in process.stdout:
             assert process.poll() is None, process.stderr

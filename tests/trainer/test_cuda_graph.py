@@ -45,7 +45,7 @@ def test_on_a_cpu_it_says_so(tiny, capsys):
 class StandIn:
     """Replaces torch.cuda's graphs without a GPU: a recording changes nothing, and a replay does what was recorded.
 
-    The first `failures` recordings are invalidated. As with a real GPU, this raises an exception at their end.
+    The first `failures` recordings fail: as on a real GPU, an exception is raised when they end.
     """
 
     def __init__(self, run, failures, monkeypatch):
@@ -73,7 +73,7 @@ class StandIn:
         if self.left:
             self.left -= 1
             weight = next(iter(self.run.network.parameters()))
-            weight.grad = torch.full_like(weight, float("nan"))  # undefined memory of the recording
+            weight.grad = torch.full_like(weight, float("nan"))  # a recording leaves memory undefined
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nand more")
 
     def forget(self, device, pool):

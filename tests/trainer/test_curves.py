@@ -1,4 +1,4 @@
-"""The pictures of a run: what they show, and that the files are complete and always the same."""
+"""The pictures of a run show the right values, and their files are complete and always the same."""
 
 import io
 import re

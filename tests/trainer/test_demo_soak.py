@@ -1,6 +1,6 @@
 """Limits for the demo, trained as by `make demo`: accuracies on three seeds, CPU time, and two controls.
 
-Three runs of the demo and a control run: about 45 minutes on two cores. The data are those of `make demo`.
+Three runs of the demo and one control run take about 45 minutes on two cores. The data are those of `make demo`.
 """
 
 import json
@@ -112,7 +112,7 @@ def scores_of(work_dir: Path, experiment) -> Scores:
 
 
 def within_pairs(scores: Scores, stream: str, pairs) -> float:
-    """Return the share of clips of these pairs of classes to which a stream gives the right class of the pair."""
+    """Return the share of clips whose class has a higher score than the other class of its pair."""
     right = [
         (scores.probability[stream][of_pair][:, pair].argmax(dim=1) == (scores.label[of_pair] == pair[1])).float()
         for pair in map(list, pairs)

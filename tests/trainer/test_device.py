@@ -1,4 +1,4 @@
-"""If there is a driver but torch sees no GPU, --device auto and the doctor say so, and do not just take the CPU."""
+"""If there is a driver but torch sees no GPU, --device auto and the doctor say so. Runs do not silently use the CPU."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ FITS = torch.version.cuda is not None  # a torch that is built for CUDA fits som
 
 @pytest.fixture(params=NEWEST_CUDA)
 def version(request, tmp_path, monkeypatch) -> str:
-    """The version of a fake driver. This process finds only its nvidia-smi, because libcuda needs a new process."""
+    """The version of a fake driver. In this process only its nvidia-smi is found; libcuda is found in new processes."""
     monkeypatch.setenv("PATH", machine_with(tmp_path, request.param)["PATH"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return request.param

@@ -62,7 +62,7 @@ def test_the_log_has_the_published_form(first):
     assert re.match(head + rf"time: {NUMBER}  data_time: {NUMBER}  ", train_lines[0]), train_lines[0]
     for name in ("loss", "loss_rgb", "loss_pose", "loss_rgb_coarse", "loss_pose_coarse", "grad_norm"):
         assert re.search(rf"  {name}: {NUMBER}", train_lines[0]), train_lines[0]
-    assert len(train_lines) == 6  # steps 2, 4 and 5 of 5, twice
+    assert len(train_lines) == 6  # after steps 2, 4 and 5 of each of two epochs
     val_lines = [re.sub(STAMP, "", line) for line in lines if "Epoch(val)" in line]
     for name in (
         "acc/rgb_top1",
@@ -89,7 +89,7 @@ def test_files_of_a_run(first):
     assert json.loads((run / "experiment.json").read_text())["optim"]["batch_size"] == 8
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert "acc/RGBPose_1:1_top1" in events.Tags()["scalars"]
-    assert [event.step for event in events.Scalars("train/loss")] == [16, 32, 39, 55, 71, 78]  # clips since the start
+    assert [event.step for event in events.Scalars("train/loss")] == [16, 32, 39, 55, 71, 78]  # finished clips
     for name in ("clips.png", "curves.png", "confusion.png"):
         width, height = size_of_png(run / name)
         assert width > 400

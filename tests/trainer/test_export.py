@@ -95,7 +95,7 @@ def check_scores(experiment, checkpoint, score):
             assert found[name].shape == probability.shape
             assert (found[name] - probability).abs().max() <= 1e-4
         spread += [(probability[:1] - probability).abs().max() for probability in expected.values()]
-    assert max(spread) > 1e-3  # so exchanged clips would exceed the tolerance of 1e-4
+    assert max(spread) > 1e-3  # clips differ so much that exchanged clips would be noticed
     if "score_fused" in expected:
         assert (expected["score_fused"] - (expected["score_rgb"] + expected["score_pose"]) / 2).abs().max() < 1e-6
     assert all(score.sum(dim=1).sub(1).abs().max() < 1e-5 for score in expected.values())
@@ -200,7 +200,7 @@ def test_other_networks(name, tmp_path):
 
 
 def test_what_differs_from_the_network_is_not_written(checkpoint, tmp_path, capsys, monkeypatch):
-    """If the file contains other weights, the command says how much its scores differ, and leaves no file."""
+    """If the file contains different weights, the command reports how much its scores differ, and removes the file."""
     writes = exporting.write_tensors
 
     def broken(network, *rest):

@@ -90,7 +90,7 @@ def failing_when_called(graph, inputs):
 
 
 def later(compiler, instead):
-    """Return a compiler that uses `compiler` for the first graph, and `instead` for the others."""
+    """Return a compiler that uses `compiler` for the first graph, and `instead` for all others."""
     graphs = count()
     return lambda graph, inputs: (instead if next(graphs) else compiler)(graph, inputs)
 
@@ -123,7 +123,7 @@ def test_inductor_fails(build, undisturbed, tmp_path, monkeypatch):
 
 
 def test_a_compiled_backward_pass_fails(build, tmp_path, monkeypatch):
-    """When it fails, the forward pass has already changed the buffers and drawn dropout."""
+    """When the backward pass fails, the forward pass has already changed the buffers and drawn dropout."""
     compile_by(monkeypatch, bw_compiler=failing_when_called)
     run = trained(build, "compile=True", "optim.accumulate=2")
     assert_told(tmp_path, "the network")

@@ -1,4 +1,4 @@
-"""The first look before step 1 replaces what computes wrongly, and drops what is slower. Nothing else changes."""
+"""The first look before step 1 replaces what computes wrongly, and leaves out slower choices. Nothing else changes."""
 
 import json
 import time
@@ -214,7 +214,7 @@ def test_a_kernel_that_draws_wrongly_is_replaced(run_on_a_card, capsys, monkeypa
 
 
 def test_the_load_of_the_jpeg_engine_is_timed_once(run_on_a_card, monkeypatch):
-    """The CPU decodes with all loads alike, so the clock is faked: with the load 0.65, a batch takes half the time."""
+    """The CPU decodes equally fast with all loads, so the clock is faked: a batch with load 0.65 takes half as long."""
     backends, moments, tried = run_on_a_card.train_loader.backends, [0.0], []
     backends.decoder = "cpu"
     make = run_on_a_card.train_loader.frames.decode

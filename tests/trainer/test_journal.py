@@ -138,7 +138,7 @@ def test_records_that_count_steps_alone_get_their_clips(tmp_path: Path) -> None:
 def test_validations_of_a_snapshot_without_records_are_written(tmp_path: Path) -> None:
     cursor = cursor_at(3, 0)
     cursor.validations = [{"epoch": epoch, "acc/rgb_top1": epoch / 10} for epoch in (1, 2)]
-    for _ in range(2):  # the second time, the records exist
+    for _ in range(2):  # the second time, the records exist already
         open_journal(tmp_path, cursor).close()
         place = {"kind": "val", "step": 4, "clips": 64, "epoch_clips": 64}
         assert read_metrics(tmp_path / METRICS) == [place | validation for validation in cursor.validations]
@@ -275,7 +275,7 @@ def test_the_clock_forgets_the_first_step_and_the_pauses(monkeypatch: pytest.Mon
     for seconds, waited in ((90.0, 1.0), (2.0, 0.5), (2.0, 0.5)):  # the first step compiles
         now[0] += seconds
         clock.tick(16, waited)
-    now[0] += 600.0  # a validation takes this long
+    now[0] += 600.0  # seconds of a validation
     clock.start()
     now[0] += 2.0
     clock.tick(16, 0.5)

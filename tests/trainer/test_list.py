@@ -1,4 +1,4 @@
-"""The numbers that `python -m trainer --list` shows are those of the networks."""
+"""The sizes that `python -m trainer --list` prints are those of the networks."""
 
 from dataclasses import replace
 

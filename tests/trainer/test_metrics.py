@@ -1,4 +1,4 @@
-"""Metrics equal those of scikit-learn and torchmetrics (published numbers: tests/parity), also gathered over ranks."""
+"""Metrics equal those of scikit-learn and torchmetrics, on one rank or several. tests/parity has published numbers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def random_scores(seed: int, num_clips: int = 200, num_classes: int = 20, coarse
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 8))
 @settings(max_examples=60, deadline=None)
 def test_top_k_is_the_stable_sort(seed: int, num_classes: int, k: int) -> None:
-    """Scores have few distinct values, so that most rows contain ties."""
+    """The scores have few distinct values, so that most rows contain equal scores."""
     rng = np.random.default_rng(seed)
     score, label = rng.integers(0, 4, (30, num_classes)) / 4, rng.integers(0, num_classes, 30)
     best = np.argsort(score, axis=1, kind="stable")[:, -k:]

@@ -1,4 +1,4 @@
-"""Runs without a C compiler or without Python.h complete, with one line about each thing that they cannot use."""
+"""Runs without a C compiler or without Python.h complete, with one line about each feature that they cannot use."""
 
 import os
 import sysconfig
@@ -43,7 +43,7 @@ def train(tiny, environment, tmp_path):
 
 
 def test_runs_without_a_compiler_or_python_h(train, tmp_path):
-    log, expected = train("demo", "-m", "trainer")  # as `make demo` on a CPU, which needs no compiler
+    log, expected = train("demo", "-m", "trainer")  # like `make demo` on a CPU, which needs no compiler
     assert "slower" not in log
     on_a_card = ("-c", AS_ON_A_CARD)
     without_cc = train("cc", *on_a_card, INCLUDE, "--set", "compile=True")

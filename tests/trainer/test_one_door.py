@@ -112,7 +112,7 @@ def test_forward_and_backward_passes_need_no_door(tmp_path: Path) -> None:
 
 
 def test_a_new_caller_in_the_loop_that_goes_around_the_door_ends_the_run(build, tmp_path: Path) -> None:
-    """The new caller multiplies weights by 1 when an epoch starts, while a snapshot of the epoch before is written."""
+    """The caller multiplies weights by 1 at the start of an epoch, while the previous epoch's snapshot is written."""
     run = build()
     run.writer, run.journal = Writer(tmp_path / "run"), Journal(tmp_path / "run")
     batches = run.train_loader.epoch

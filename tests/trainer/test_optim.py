@@ -236,7 +236,7 @@ def test_warm_up_factors_are_the_published_ones() -> None:
     assert rates("constant", 3, base_lr=2.0, warmup_epochs=1) == pytest.approx([0.2, 2.0, 2.0])
 
 
-@pytest.mark.filterwarnings("ignore:The epoch parameter")  # from SequentialLR itself, in some versions of torch
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # raised by SequentialLR in some versions of torch
 def test_warm_up_and_cosine_are_torchs_in_sequence() -> None:
     """ntu60_x3d: LinearLR over epochs 0-4, then a cosine of 75 epochs to 1e-6 (docs/sources.md, "Schedules")."""
 
@@ -247,7 +247,7 @@ def test_warm_up_and_cosine_are_torchs_in_sequence() -> None:
     expected = torch_rates(0.012, 80, build)
     found = rates("cosine", 80, 7, base_lr=0.012, eta_min=1e-6, warmup_epochs=5)
     assert found[::7] == pytest.approx(expected, rel=1e-9)
-    assert found[6::7] == found[::7]  # the same all through an epoch
+    assert found[6::7] == found[::7]  # the rate is constant within an epoch
 
 
 def test_cosine_per_step_is_torchs_stepped_every_step() -> None:

@@ -1,4 +1,4 @@
-"""Each rank sees its own GPU as cuda:0, srun's tasks are ranks, and a run starts no more ranks than batches fill."""
+"""Each rank sees its own GPU as cuda:0, srun's tasks are ranks, and a run starts only as many ranks as it can fill."""
 
 import os
 from dataclasses import replace
@@ -24,7 +24,7 @@ def machine(monkeypatch):
 
     def make(num_gpus, visible=None, **variables):
         for name in (*RANK, *OTHERS):
-            monkeypatch.setenv(name, "")  # so that the test's end removes what the program sets
+            monkeypatch.setenv(name, "")  # so that variables that the program sets are removed after the test
             monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -41,7 +41,8 @@ def machine(monkeypatch):
         (4, None, ["0", "1", "2", "3"], "1", ["2", "3"]),
         (3, "5,2, 7", ["5", "2", "7"], "2", ["7"]),
         (2, "GPU-8f1c,GPU-97aa", ["GPU-8f1c", "GPU-97aa"], "GPU-97aa", []),
-        (1, "MIG-41aa, MIG-8c02,", ["MIG-41aa", "MIG-8c02"], "MIG-8c02", []),  # CUDA shows a process only the first
+        # CUDA shows a process only the first of several parts of a GPU.
+        (1, "MIG-41aa, MIG-8c02,", ["MIG-41aa", "MIG-8c02"], "MIG-8c02", []),
         (1, "3,-1,5", ["3"], "3,-1,5", []),  # a rank without a GPU: the run does not start
         (0, "NoDevFiles", [], "NoDevFiles", []),
         (0, "", [], "", []),

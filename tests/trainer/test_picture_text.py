@@ -44,7 +44,7 @@ def test_no_name_makes_a_library_complain(tmp_path: Path, names, said, some_font
 
 def test_names_that_no_font_has_become_class_numbers(monkeypatch, capsys) -> None:
     monkeypatch.setattr(report_text, "fonts", lambda: fonts()[:1])
-    report_text._say_missing.cache_clear()  # it says this once
+    report_text._say_missing.cache_clear()  # the message appears only once per process
     assert class_names_in_pictures(("wave", *CHINESE)) == ["wave", "class 1", "class 2", "class 3"]
     assert "no font on this machine has the characters" in capsys.readouterr().err
     bars = [np.asarray(draw_bar(300, [f"{name} 90 %"])) for name in CHINESE]

@@ -130,7 +130,7 @@ def test_a_card_that_cannot_run_is_told_before_data_are_looked_for(
         words = ["eval", str(file), *words]
     monkeypatch.chdir(tmp_path)
     plug_in(*cards, architectures=architectures)
-    assert run_command([*words, "--exp", "demo"]) == 2  # although the demo's data do not exist in this folder
+    assert run_command([*words, "--exp", "demo"]) == 2  # refused before the demo's data, which do not exist, are needed
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -86,7 +86,7 @@ def run(tiny, network, files, video: str, pose: str, out: Path) -> int:
     return run_command([*words, "--window", "128", "--out", str(out)])
 
 
-# (video, skeleton): the message about them
+# for each pair of a video and a skeleton file, the message about them
 BESIDE = {
     ("wide clip", "poses"): "an image of 160x120 pixels, but {video} has {size} and shows a part of that image",
     ("same clip", "poses"): "an image of 160x120 pixels, but {video} has 128x96 and shows a part of that image",

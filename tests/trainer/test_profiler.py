@@ -1,4 +1,4 @@
-"""--profile writes a trace of the given steps, and benchmarks/nsys_gaps.py finds the gaps in a trace of nsys."""
+"""--profile writes a trace of the chosen steps, and benchmarks/nsys_gaps.py finds the gaps in a trace of nsys."""
 
 import json
 

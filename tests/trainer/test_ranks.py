@@ -1,4 +1,4 @@
-"""Runs with one process or many have the same clips and one journal, with either launcher."""
+"""Runs with one process or several have the same clips and one journal, whoever started the processes."""
 
 import json
 import socket
@@ -38,7 +38,7 @@ def two_machines(environment, *arguments):
 
 
 def test_torchrun_on_two_machines_of_one_rank_each(tiny, environment, tmp_path):
-    """Only the machine of rank 0 writes."""
+    """Only the machine of rank 0 writes files."""
     own = (*tiny, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
     codes, (first, second) = two_machines(environment, own, own)
     assert codes == [0, 0], first + second
@@ -133,7 +133,7 @@ with join('cpu') as ranks:
 
 
 def test_statistics_are_averaged_over_ranks(environment, tmp_path):
-    """Two real gloo ranks with different running statistics end with their mean."""
+    """Two gloo ranks with different running statistics both end with the mean of these statistics."""
     for done in programs.run_ranks(*[("-c", AVERAGE)] * 2, environment=environment, cwd=tmp_path):
         shown_by(done)
     assert (tmp_path / "turns").read_text() == "01"

@@ -168,7 +168,7 @@ def norms(state: dict) -> dict[str, float]:
 
 
 def record() -> None:
-    """Write the file of recorded numbers, a step to a line."""
+    """Write the file of recorded numbers, with one line for each step."""
     with TemporaryDirectory() as folder:
         steps = [step for name in EXPERIMENTS for step in trajectory(name, Path(folder)).items()]
     lines = [f"{json.dumps(name)}: {json.dumps(numbers)}" for name, numbers in steps]

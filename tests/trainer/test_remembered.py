@@ -104,7 +104,7 @@ def test_export_and_submit_use_the_settings_of_the_run(resumed, tmp_path, capsys
     folder = tmp_path / "again"
     (resumed / "eval").mkdir()
     (resumed / "eval" / "scores.npz").touch()
-    for words in ([str(resumed)], [str(out), "--out", str(folder)]):  # an exported file has the settings too
+    for words in ([str(resumed)], [str(out), "--out", str(folder)]):  # an exported file also contains the settings
         assert run_command(["eval", *words]) == 0
     assert capsys.readouterr().err.count("has results of an earlier eval, which will be replaced") == 1
     one, two = np.load(resumed / "eval" / "scores.npz"), np.load(folder / "scores.npz")

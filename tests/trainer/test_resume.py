@@ -30,7 +30,7 @@ def train(arguments, environment, *rest, by=programs.run_forked):
 
 
 def steps(log):
-    """Return what each (epoch, step) was trained on. A step repeated after a kill must have seen the same."""
+    """Return the batch of each (epoch, step). A step that is repeated after a kill must have the same batch again."""
     seen = {}
     for line in log.read_text().splitlines():
         record = json.loads(line)
@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny, environment, tmp_path
 
 
 def test_a_second_run_is_the_first_again(tiny, environment, tmp_path, unbroken):
-    """The second run is in a new interpreter, which has other hashes of strings."""
+    """The second run is in a new interpreter, in which strings have different hashes."""
     code, shown = train(tiny, environment, tmp_path / "log", tmp_path / "run", by=programs.run)
     assert code == 0, shown
     assert_unbroken(tmp_path / "log", tmp_path / "run", unbroken)
@@ -218,7 +218,7 @@ def test_a_run_of_an_older_version_goes_on(build, tmp_path, batch_size):
     assert again.cursor.step == 24 // batch_size
     assert again.cursor.bad_steps.tolist() == [2, 0]
     assert_equal(again.ema.state_dict(), state["model"])
-    assert again.optimizer.param_groups[0]["weight_decay"] == 0.02  # the user's new setting counts
+    assert again.optimizer.param_groups[0]["weight_decay"] == 0.02  # the user's new setting is used
     records = read_metrics(tmp_path / "journal" / "metrics.jsonl")
     assert [(record["epoch"], record["clips"]) for record in records] == [
         *((1, clips) for clips in (8, 16, 24, 32, 39)),

@@ -1,4 +1,4 @@
-"""If the loss spikes, a run goes back to its last snapshot and skips the clips since then, alike on all ranks."""
+"""If the loss spikes, a run goes back to its last snapshot and skips the clips since then, equally on all ranks."""
 
 import pytest
 import torch

@@ -88,7 +88,7 @@ def test_runs(tmp_path, capsys):
 
 
 def test_progress_counts_the_newest_snapshot(tmp_path, capsys):
-    """Between two lines of the log, and before the first one."""
+    """This holds between two lines of the log, and before the first one."""
     for name, scores in (("logged", (0.25,)), ("fresh", ())):
         a_run(tmp_path / name, scores=scores)
         (tmp_path / name / rolling_name(2, 3)).touch()
@@ -115,7 +115,7 @@ def test_few_records_tell_what_all_records_tell(tmp_path):
 
 
 def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):
-    """Reads the files that training itself writes, not files made by a test."""
+    """The files are those of a real training run, not files that a test has written."""
     words = [*tiny, "--work-dir", str(tmp_path / "run")]
     assert run_command([*words, "--max-steps", "7"]) == 0
     assert read_run(tmp_path / "run").state() == "stopped"

@@ -118,7 +118,7 @@ def test_a_part_is_switched_on_and_changed_at_once():
 
 
 def test_the_order_of_settings_does_not_matter():
-    """Each setting alone is refused, because class names would not fit classes, or frames would not fit the ratio."""
+    """Each setting alone is refused, because class names do not fit the classes, or frames do not fit the ratio."""
     settings = [
         "data.num_classes=2",
         "data.class_names=a,b",
@@ -167,7 +167,7 @@ def test_pcan_needs_coarse_heads():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_advice_about_another_number_of_classes_works(name):
-    """It names all settings that have to change together, also those that the user has just set."""
+    """The advice names all settings that have to change together, including those that the user has just set."""
     names = ",".join(f"c{i}" for i in range(14))
     typed = ["data.num_classes=14", f"data.class_names={names}", "data.coarse_map=(0,1,0,1,0,1,0,1,0,1,0,1,0,1)"]
     for experiment in (EXPERIMENTS[name], override(EXPERIMENTS[name], *typed)):

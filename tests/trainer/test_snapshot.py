@@ -82,7 +82,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path) -> N
     said: list[str] = []
     flip_bit(tmp_path / "epoch_2_step_0.pth")
     assert newest_valid(tmp_path, said.append) == (tmp_path / "epoch_1_step_50.pth", {"place": [1, 50]})
-    assert len(said) == 1  # latest.pth is the same file
+    assert len(said) == 1  # latest.pth is a link to the same file, which is reported once
     assert "epoch_2_step_0.pth is damaged" in said[0]
     flip_bit(tmp_path / "epoch_1_step_50.pth")
     assert newest_valid(tmp_path, said.append) == (tmp_path / "best_acc_epoch_1.pth", {"place": "best"})
@@ -195,7 +195,7 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
     wide += 1
     second, _ = stage(state, buffers)
     assert {at: buffer.data_ptr() for at, buffer in buffers.items()} == places
-    for staged in (first, second):  # both use the same memory
+    for staged in (first, second):  # both use the same buffers
         torch.testing.assert_close(staged["a.b"], wide.T)
         torch.testing.assert_close(staged["a"]["b"], wide[:, 1])
         assert staged["c"][0].tolist() == [1, 1, 1]
@@ -206,7 +206,7 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
 
 
 def test_what_is_steady_is_copied_beside_the_loop_and_changes_within_the_door(tmp_path: Path) -> None:
-    """All other tensors may change as soon as `save` returns."""
+    """Tensors that are not steady may change as soon as `save` returns."""
     weight, mean, writer = torch.zeros(3_000_000), torch.zeros(1000), Writer(tmp_path)
     for step in range(20):
         weight.fill_(step)

@@ -1,4 +1,4 @@
-"""Splits under the names that files have: the setting data.split, splits by name, plain lists, and eval --split."""
+"""Splits: the names in annotation files, the settings that choose them, plain lists without them, and eval --split."""
 
 import json
 import pickle
@@ -31,7 +31,7 @@ def clips(names: list[str], joints: int = 17, label: int = 0) -> list[dict]:
 
 
 def loaded(experiment: Experiment) -> tuple[list[str], list[str], str]:
-    """The names of the training and of the validation clips, and what is said about them."""
+    """The names of the training clips and of the validation clips, and the messages about them."""
     said: list[str] = []
     train, val = build_loaders(experiment, ALONE, said.append)
     return *(loader.table.names[loader.rows].tolist() for loader in (train, val)), "\n".join(said)

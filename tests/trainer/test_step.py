@@ -23,7 +23,7 @@ SGD = OptimConfig(batch_size=8, num_epochs=1, lr=0.1, schedule="constant", weigh
 
 
 def frozen(run):
-    """Put a run into eval mode. Without batch statistics and dropout, a batch computes the same as its parts."""
+    """Put a run into eval mode. Without batch statistics and dropout, a batch gives the same gradients as its parts."""
     run.network.eval()
     return run
 
@@ -55,7 +55,7 @@ def test_accumulated_steps_equal_whole_ones(build):
 def test_averages_are_those_of_torch(build):
     run = build("optim.ema=0.9")
     oracle = AveragedModel(run.network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    oracle.n_averaged += 1  # torch's average copies the first update, ours starts as a copy
+    oracle.n_averaged += 1  # torch's average copies the weights at the first update; ours is a copy from the start
     for batch in batches(run, 3):
         train_step(run, batch)
         oracle.update_parameters(run.network)

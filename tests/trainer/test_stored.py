@@ -1,4 +1,4 @@
-"""Settings are stored as JSON and read back, also settings that another version of Duet wrote."""
+"""Settings are stored as JSON and read back, including settings that another version of Duet wrote."""
 
 import json
 from dataclasses import asdict

@@ -51,7 +51,7 @@ def test_a_pose_network_trains_from_the_pickle_alone(data, tmp_path, monkeypatch
     chosen = ["--exp", "ntu60_pose", *words(settings)]
     assert dispatch([*chosen, "--work-dir", str(run), "--max-steps", "2"]) == 0
     assert dispatch([*chosen, "--work-dir", str(run), "--resume"]) == 0
-    assert "Epoch(val) [1][24/24]" in (run / "train.log").read_text()  # also the clip with a broken video
+    assert "Epoch(val) [1][24/24]" in (run / "train.log").read_text()  # includes the clip with a broken video
     snapshot = newest_valid(run, pytest.fail)
     assert snapshot is not None
     assert dispatch(["eval", *chosen, "--checkpoint", str(snapshot.path)]) == 0
@@ -83,7 +83,7 @@ def test_an_rgb_network_draws_no_heatmaps(data, tmp_path, monkeypatch):
 
 
 def test_validation_on_training_clips_is_told(build, capsys):
-    """Without a split, all clips count for both. The video of one of the 64 clips is unusable."""
+    """Without a split, all clips are used for training and validation. The video of one of the 64 clips is unusable."""
     build()
     assert "training clips too" not in capsys.readouterr().out
     build("data.split=none")

@@ -1,4 +1,4 @@
-"""MA-52's submission: what is in the zip, and what is refused."""
+"""The content of the zip with MA-52's predictions, and scores that are refused."""
 
 import csv
 import io
@@ -68,7 +68,7 @@ def test_scores_that_cannot_be_submitted(tmp_path, capsys, changes, sentence):
 
 
 def test_scores_in_a_run_of_other_settings_or_another_snapshot_are_refused(tmp_path, capsys):
-    """The annotations of the test videos are another file than the run's, which is no mistake."""
+    """The test videos have another annotation file than the run. That is not a mistake."""
     run, best, out = tmp_path / "run", "best_acc_epoch_3.pth", ["--out", str(tmp_path / "s.zip")]
     (run / "eval").mkdir(parents=True)
     (run / best).touch()

@@ -1,4 +1,4 @@
-"""`tune` keeps a change of the settings only if it is faster and computes the same; runs use what was kept."""
+"""`tune` keeps a change of settings only if the step becomes faster and computes the same; runs use the result."""
 
 import json
 import os
@@ -237,7 +237,8 @@ def test_a_run_uses_the_settings_and_its_snapshot_wins_on_resume(tiny, tmp_path,
     assert dispatch([*arguments, "--max-steps", "1"]) == 0
     assert "aligned channels, prefetch 3; 1.31 times as fast as the plain uncompiled step" in capsys.readouterr().out
     keep(experiment, "prefetch=4")
-    assert dispatch([*arguments, "--resume", "--max-steps", "2"]) == 0  # refused if the channels were not aligned
+    # The resume would be refused if the channels were not aligned.
+    assert dispatch([*arguments, "--resume", "--max-steps", "2"]) == 0
     assert "tuned" not in capsys.readouterr().out
     stored = json.loads((tmp_path / "run" / "experiment.json").read_text())
     assert (stored["align_channels"], stored["prefetch"]) == (True, 3)

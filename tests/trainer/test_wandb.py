@@ -1,4 +1,4 @@
-"""Weights & Biases gets the numbers of metrics.jsonl; without the package a sentence says how to get it."""
+"""Weights & Biases gets the numbers of metrics.jsonl; without the package, a message says how to install it."""
 
 import importlib.util
 import sys

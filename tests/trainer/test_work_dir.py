@@ -84,7 +84,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def wrong_weights(tmp_path_factory) -> Path:
-    """Weights that can be read, but whose network does not fit the tiny demo, as is noticed when they are loaded."""
+    """Weights that can be read, but do not fit the network of the tiny demo. This is noticed when they are loaded."""
     file = tmp_path_factory.mktemp("wrong") / "rgb.pth"
     tensors = {name: torch.zeros(shape) for name, shape in shapes_of(EXPERIMENTS["ntu60_rgbpose"].model).items()}
     torch.save({"state_dict": tensors}, file)
@@ -93,7 +93,7 @@ def wrong_weights(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("earlier", [True, False])
 def test_a_refused_start_moves_nothing_and_leaves_nothing(tiny, wrong_weights, tmp_path, capsys, earlier):
-    """Also if it is refused after the data are prepared."""
+    """This also holds if the start is refused after the data are prepared."""
     run = tmp_path / "runs" / "run"
     if earlier:
         run.mkdir(parents=True)
