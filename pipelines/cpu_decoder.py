@@ -28,7 +28,8 @@ BILINEAR = RustResizeOptions().set_resize_alg(Algorithm.interpolation.value, Fil
 
 
 class CpuDecoder:
-    """Decodes and resizes the packets of each step in `threads` threads. `prefetch` steps are in work at once.
+    """Decodes and resizes the packets of each step in `threads` threads. Up to `prefetch` steps are worked on at the
+    same time.
 
     `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
     calls `source` in the same thread. The result does not depend on the number of threads.

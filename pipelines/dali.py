@@ -1,4 +1,4 @@
-"""Decodes clip packs: JPEG packets (one per frame) become images, of which a region each is resized to one size.
+"""Decodes clip packs: JPEG packets (one per frame) become images, and a region of each is resized to one common size.
 
 A DALI graph does this on a GPU, with the JPEG engine (`mixed`). On the CPU cpu_decoder.py does it, or the same graph
 (`cpu`) where cykooz-resizer has no wheel, as on aarch64. docs/sources.md, "DALI", lists limits of DALI.

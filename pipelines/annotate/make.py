@@ -152,7 +152,7 @@ def with_square_pixels(poses: Poses, header: Header) -> Poses:
 
 @dataclass
 class EstimatedPoses:
-    """A source that estimates skeletons and stores them in `folder`. Those that are in `folder` already are read."""
+    """A source that estimates skeletons and stores them in `folder`. Stored skeletons are not estimated again."""
 
     folder: Path
     max_people: int

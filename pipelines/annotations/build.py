@@ -1,7 +1,8 @@
 """Builds the table of an annotation pickle, in a child process with limits on its memory and time.
 
 Pickles may come from strangers. The reader runs no code from them (safe_pickle.py), but a small file can still describe
-content that takes any amount of memory, or a key whose hash never ends. The limits grow with the size of the file.
+content that takes any amount of memory, or keys that take forever to put into a dict. The limits grow with the size of
+the file.
 """
 
 import collections
@@ -34,10 +35,10 @@ from pipelines.annotations.stored_joints import StoredJoints
 from pipelines.sealed_arrays import array_file
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS, SECONDS_PER_GB = 1.5, 150  # of processor time; NTU-60's pickle of 1.1 GB takes 20 to 50
+SECONDS, SECONDS_PER_GB = 1.5, 150  # of processor time; NTU-60's pickle of 1.1 GB takes 20 to 50 s
 MEMORY, MEMORY_PER_BYTE = 1 << 30, 8  # bytes of address space
-# The joints of a table may take at most this many times the bytes of the pickle, and a few more bytes. Clips whose
-# arrays the pickle stores only once would take more.
+# The joints of a table may take at most MAX_GROWTH times the bytes of the pickle, plus SMALL. More is possible only if
+# the pickle stores an array once and several clips refer to it.
 MAX_GROWTH, SMALL = 8, 16 << 20
 # More threads of NumPy would only reserve memory, which counts towards the limit.
 THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -88,7 +89,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     print(json.dumps(_answer(path, folder, memory)), flush=True)
-    os._exit(0)  # content that is nested deep could take long to free
+    os._exit(0)  # deeply nested content could take long to free
 
 
 def _answer(path: Path, folder: Path, memory: int) -> dict[str, str | int]:

@@ -15,7 +15,7 @@ from pipelines.annotations.table import ClipTable
 from pipelines.skeleton import SKELETONS, Skeleton
 from pipelines.videos.find import clip_name
 
-SHARE = 0.1  # a fault of the joints is fatal in more than this share of the clips with people
+SHARE = 0.1  # a fault of the joints is fatal if more than this share of the clips with people have it
 MOST = 0.5  # share of the joints of a clip, or of the clips of a data set, that counts as most of them
 NEAR_CORNER = 0.05  # share of the image's sides; joints that never leave this corner are not in pixels
 FEW_PIXELS = 10.0  # joints in metres, or as fractions of the image size, stay below this

@@ -250,7 +250,8 @@ def _size(field: str, value: Any) -> tuple[int, int]:
 def _numbers(field: str, value: Any) -> np.ndarray:
     """Convert a value to an array of numbers. Raises UserError.
 
-    A list is looked at before NumPy converts it: lists that contain one other list many times may be of any size.
+    A list is checked before NumPy converts it: a small pickle can describe a huge list, which contains the same list
+    many times.
     """
     first = value
     for _ in range(MAX_AXES):
@@ -260,7 +261,7 @@ def _numbers(field: str, value: Any) -> np.ndarray:
         raise UserError(f"{field} is nested more than {MAX_AXES} deep")
     numbers = np.asarray(value)
     if numbers.dtype.kind not in "biuf":
-        raise UserError(f"{field} contains something else than numbers")
+        raise UserError(f"{field} contains something other than numbers")
     return numbers
 
 

@@ -108,7 +108,7 @@ def _measured(task: Task, todo: Survey, rows: list[int], workers: int) -> Pace |
 
         def jobs() -> Iterator[Job]:
             nonlocal start
-            start = time.monotonic()  # the workers have started
+            start = time.monotonic()  # by now, the workers have started
             yield from map(run.job, few)
 
         frames, size, clips = 0, 0, 0

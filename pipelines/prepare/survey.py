@@ -217,7 +217,7 @@ def _match_records(
             result.stale[row] = REGION if any(record.settings == digest for record in like) else SETTINGS
         elif not usable:
             result.stale[row] = JOINTS if names[row] in packed_names else NEW
-        elif video is None or isinstance(video, MissingVideo):  # a good clip is kept even if its video is gone
+        elif video is None or isinstance(video, MissingVideo):  # a good clip stays in use even if its video is gone
             matches[row] = max(good or usable, key=lambda record: record.name == names[row])
         else:
             stamp = stamp_of(video)

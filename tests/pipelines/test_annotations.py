@@ -230,7 +230,7 @@ SHAPE = "not (people, frames, joints, 2)"
         ({"keypoint": np.zeros((1, 6, 0, 2))}, f"keypoint has shape (1, 6, 0, 2), {SHAPE}"),
         ({"keypoint": np.zeros(0)}, f"keypoint has shape (0,), {SHAPE}"),
         ({"keypoint": [[1], [1, 2]]}, "inhomogeneous"),
-        ({"keypoint": np.full((1, 6, 17, 2), "left")}, "keypoint contains something else than numbers"),
+        ({"keypoint": np.full((1, 6, 17, 2), "left")}, "keypoint contains something other than numbers"),
         ({"total_frames": 9}, "total_frames is 9, but the skeleton has 6 frames"),
         ({"total_frames": 3}, "total_frames is 3, but the skeleton has 6 frames"),
         ({"total_frames": 0}, "total_frames is 0, but"),

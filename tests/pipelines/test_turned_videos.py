@@ -89,7 +89,7 @@ class Videos:
 
 
 def first_number(pack, name: str) -> int | None:
-    """The number in the first frame of a packed clip, or None if the frame is not as it is shown."""
+    """The number in the first frame of a packed clip, or None if the frame is not as players show it."""
     row = pack.names.tolist().index(name)
     (packet,), _ = pack.read_frames(row, [0])
     left, top, right, bottom = pack.region[row].astype(int).tolist()

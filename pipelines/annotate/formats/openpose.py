@@ -10,7 +10,8 @@ from pipelines.annotate.formats.recording import OtherFormat, Recording, frame_n
 
 # For each of COCO's 17 joints, its place among OpenPose's 18.
 FROM_18 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
-KEYS = ("pose_keypoints_2d", "pose_keypoints", "joints")  # old versions: the second; AlphaPose's cmu: the third
+# Old versions of OpenPose write `pose_keypoints`, and AlphaPose's format cmu has `joints`.
+KEYS = ("pose_keypoints_2d", "pose_keypoints", "joints")
 
 
 def read(content: Any, number: int | None) -> Recording | None:

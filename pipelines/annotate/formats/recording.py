@@ -11,7 +11,7 @@ from kernels.program import UserError
 
 
 class OtherFormat(UserError):
-    """The content is recognised, but contains no 2-D poses that can be used; the message is the reason."""
+    """The content is recognised, but contains no 2-D poses that can be used. The message says why."""
 
 
 @dataclass(slots=True)
