@@ -27,7 +27,8 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=2",
         # PyAV 19 lacks `metadata_errors`, without which a video whose metadata are not UTF-8 does not open.
-        "av>=14,<19",
+        # FFmpeg before 8.1.2, which PyAV before 18.1 contains, has known holes (CVE-2026-8461, CVE-2026-40962).
+        "av>=18.1,<19",
         "pillow>=11",
         "safetensors>=0.5",
         "tyro>=0.9",

@@ -62,6 +62,8 @@ ELSEWHERE = {
     **dict.fromkeys(("write pose_landmarks", "write the 2-D poses (pose_keypoints_2d)", "use --model_pose"), REFUSED),
     **dict.fromkeys(("write the poses of all videos in the same way", "keep those of one"), CONTRADICTING),
     **dict.fromkeys(("the file ends within a frame; get it again", "so these are labels of a detector"), REFUSED),
+    "trust the video and set the environment variable": "tests/pipelines/test_hostile_videos.py::"
+    "test_a_rare_codec_is_refused_by_name_until_it_is_allowed",
     "look whether the estimator fills in joints": SPOILED,
     "mean the same clip twice; leave one": SPOILED,
     "leave this setting out, or use a new process": "tests/trainer/test_tune.py::"

@@ -5,7 +5,7 @@ All programs use this code. Videos may come from strangers, so files that no dat
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import cast
@@ -17,11 +17,34 @@ from av.codec.context import Flags
 from av.sidedata.sidedata import SideDataContainer
 from av.stream import Disposition
 
+from kernels.files import check_regular
 from kernels.program import UserError
 from pipelines.videos.turn import NO_TURN, Size, Turn
 
 MAX_PIXELS = 8192 * 8192
 MAX_FRAMES = 1 << 20
+# Codecs of the videos that people train with. FFmpeg has 200 more decoders, most of them rarely used.
+CODECS = (
+    *("h264", "hevc", "av1", "libdav1d", "vp8", "libvpx", "vp9", "libvpx-vp9", "mpeg4", "mpeg1video", "mpeg2video"),
+    *("mpegvideo", "mjpeg", "h263", "h263p", "flv", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "wmv1", "wmv2", "wmv3", "vc1"),
+    *("prores", "dnxhd", "ffv1", "huffyuv", "ffvhuff", "rawvideo"),
+)
+# Codecs of sound. FFmpeg decodes some of it when it opens a file; otherwise it would look for more of it in vain.
+SOUND = (
+    "aac",
+    "mp3float",
+    "mp3",
+    "mp2float",
+    "mp2",
+    "ac3",
+    "opus",
+    "vorbis",
+    "flac",
+    "pcm_s16le",
+    "pcm_s16be",
+    "pcm_u8",
+)
+MORE_CODECS = "DUET_CODECS"  # environment variable with the names of further codecs, separated by commas
 # Options that keep FFmpeg from opening network addresses and playlists, to which a hostile file could refer.
 CONTAINERS = {"protocol_whitelist": "file", "format_whitelist": "avi,mov,mp4,matroska,webm,mpeg,mpegts"}
 FULL = 2  # AVColorRange of full range; videos without a tag count as limited, except those in JPEG's pixel formats
@@ -57,26 +80,35 @@ def open_video(path: str, timeout: float | None = None) -> Iterator[tuple[av.con
     timeout: seconds after which reading gives up. Raises VideoError for a file that cannot be opened, and for errors of
     FFmpeg inside the `with` block.
     """
+    check_regular(path, VideoError)
+    codecs = (*CODECS, *filter(None, os.environ.get(MORE_CODECS, "").split(",")))
+    options = CONTAINERS | {"codec_whitelist": ",".join((*codecs, *SOUND))}
     try:
         # Without "file:", FFmpeg would take a name like "10:30 a.mp4" for an address on a network.
         url = f"file:{os.path.abspath(path)}"
-        with av.open(url, options=CONTAINERS, metadata_errors="replace", timeout=timeout) as container:
-            stream = _stream(container)
+        with av.open(url, options=options, metadata_errors="replace", timeout=timeout) as container:
+            stream = _stream(container, codecs)
             stream.codec_context.thread_count = 1
             # Without this flag, FFmpeg would crop less at the left than H.264 says, so that rows are aligned in memory.
             stream.codec_context.flags |= Flags.unaligned
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "codec_whitelist": ",".join(codecs)}
             yield container, stream
     except VideoError:
         raise
+    except av.ArgumentError as error:
+        formats = CONTAINERS["format_whitelist"]
+        raise VideoError(f"the video cannot be decoded ({error.strerror}); containers that are: {formats}") from None
     except av.FFmpegError as error:
         raise VideoError(f"the video cannot be decoded ({error.strerror})") from None
     except (ValueError, OverflowError) as error:  # PyAV raises these if the file contains invalid numbers or text
         raise VideoError(f"the video cannot be decoded ({error})") from None
 
 
-def _stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The default video stream, or the first one. Pictures of a cover are not the video. Raises VideoError."""
+def _stream(container: av.container.InputContainer, codecs: Collection[str]) -> av.VideoStream:
+    """The default video stream, or the first one. Pictures of a cover are not the video.
+
+    codecs: names of the codecs that may be decoded. Raises VideoError.
+    """
     streams = [stream for stream in container.streams.video if not stream.disposition & STILL]
     if not streams:
         attached = " apart from an attached picture" if container.streams.video else ""
@@ -85,6 +117,11 @@ def _stream(container: av.container.InputContainer) -> av.VideoStream:
     stream = (defaults or streams)[0]
     if stream.codec_context is None:
         raise VideoError("the video has a codec that FFmpeg does not know")
+    if (codec := stream.codec_context.name) not in codecs:
+        raise VideoError(
+            f"the video has the codec {codec}, which is not decoded unless you trust the video and set the environment "
+            f"variable {MORE_CODECS}={codec}; otherwise write a copy with ffmpeg -i VIDEO -c:v libx264 COPY.mp4"
+        )
     if not stream.width or not stream.height:  # FFmpeg also reports 0 for a size beyond its own limits
         raise VideoError("the header contains no usable frame size")
     if stream.width * stream.height > MAX_PIXELS:

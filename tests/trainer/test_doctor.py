@@ -8,7 +8,7 @@ from tests.programs import ROOT
 from tests.trainer.conftest import arguments_in
 from trainer.cli import run_command
 from trainer.commands import doctor as module
-from trainer.commands.doctor import Finding, check_data, doctor, machine, space
+from trainer.commands.doctor import Finding, check_data, doctor, ffmpeg, machine, space
 from trainer.experiments import EXPERIMENTS
 
 
@@ -77,6 +77,14 @@ def test_data_and_packs_in_place(tiny, tmp_path):
     code, shown = said([*there, "--set", f"data.annotations={tmp_path}/damaged.pkl"])
     assert code == 2
     assert "fix these first: annotations" in shown
+
+
+def test_an_old_ffmpeg_is_named():
+    for version in ("8.1.2", "n8.1.3-static", "8.2", "9.0.1"):
+        assert ffmpeg(version).state == "ok"
+    for version in ("8.1.1", "8.1", "n7.1.3", "4.4.2-0ubuntu0.22.04.1", "N-118000-gabcdef", ""):
+        assert ffmpeg(version).state == "note"
+        assert "CVE-2026-8461" in ffmpeg(version).details
 
 
 def test_as_a_command(capsys, tmp_path):

@@ -4,12 +4,14 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import av
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -53,6 +55,7 @@ PUBLISHED_WEIGHTS = {
     "ntu120_x3d": X3D_M,
     "custom": X3D_M,
 }
+SAFE_FFMPEG = (8, 1, 2)
 DALI = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}  # the major version of CUDA that each package needs
 
 
@@ -97,6 +100,7 @@ def machine(device: str = "auto") -> Iterator[Finding]:
     yield from gpus(device, driver)
     yield torch_version()
     yield dali(driver, sees_gpu())
+    yield ffmpeg(getattr(av, "ffmpeg_version_info", ""))
     yield compiler(sees_gpu())
     yield apex()
     yield extras()
@@ -161,6 +165,15 @@ def dali(driver: Driver | None, on_gpu: bool) -> Finding:
         fix = f"run make CUDA={newest_wheels(driver)} in the checkout"
         return Finding("DALI", "bad", f"{version} for CUDA {DALI[name]}, but this machine has {driver}", fix)
     return Finding("DALI", "ok", f"{version}, decodes {'JPEG and video on the GPU' if on_gpu else 'JPEG on the CPU'}")
+
+
+def ffmpeg(version: str) -> Finding:
+    """Report the version of FFmpeg in PyAV, which opens videos of strangers, and whether it is one with known holes."""
+    numbers = re.match(r"n?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    if numbers is not None and tuple(int(number or 0) for number in numbers.groups()) >= SAFE_FFMPEG:
+        return Finding("FFmpeg", "ok", f"{version}, decodes video on the CPU")
+    details = f"{version or 'of unknown version'}, a video can exploit it (CVE-2026-8461, CVE-2026-40962)"
+    return Finding("FFmpeg", "note", details, "pip install 'av>=18.1,<19', or decode only videos that you trust")
 
 
 def cpu(cores: int, num_gpus: int) -> Finding:
