@@ -60,12 +60,16 @@ def decoding_alone(loader: Loader) -> Iterator[Callable[[float], None]]:
     """Yield a function decode(load) that decodes BATCHES batches, for measurements of its speed.
 
     load: share of the frames that the JPEG engine decodes, one of LOADS.
+
+    The batches are the same in all calls. Otherwise the load that comes first would read each batch from the storage,
+    and the others would find it in memory.
     """
+    count = min(BATCHES, loader.num_batches)
     with reader_threads() as readers:
         decoding = loader.decoding(readers)
         decoders = {
             load: loader.frames.decode(
-                lambda step: loader.plan(0, step % loader.num_batches),
+                lambda step: loader.plan(0, step % count),
                 replace(decoding, backends=replace(loader.backends, hw_decoder_load=load)),
             )
             for load in LOADS

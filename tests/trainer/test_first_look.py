@@ -11,6 +11,7 @@ import torch
 from torch._functorch.aot_autograd import make_boxed_func
 
 from kernels.heatmap import fused
+from pipelines.trial import BATCHES
 from tests.planner.cards import T4
 from tests.programs import run_ranks
 from tests.trainer.test_fallbacks import ONE_BLOCK, assert_same, compile_by, lines, trained
@@ -221,6 +222,7 @@ def test_the_load_of_the_jpeg_engine_is_timed_once(run_on_a_card, monkeypatch):
 
     def decode(plans, decoding):
         tried.append(decoding.backends.hw_decoder_load)
+        assert len({tuple(plans(step).row) for step in range(10)}) == BATCHES  # so that no load reads new files
         decoder, load = make(plans, decoding), decoding.backends.hw_decoder_load
         real = decoder.next
 
