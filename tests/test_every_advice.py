@@ -57,7 +57,9 @@ TUNE = "tests/trainer/test_tune.py::test_mistakes_are_told_in_one_sentence"
 CONTRADICTING = "tests/pipelines/test_pose_formats.py::test_files_that_contradict_each_other_are_refused"
 REFUSED = "tests/pipelines/test_pose_formats.py::test_other_content_is_refused_with_the_reason"
 BEHIND_A_LINK = "tests/pipelines/test_foreign_packs.py::test_what_lies_behind_a_link_is_not_removed"
+THROUGH_A_LINK = "tests/trainer/test_odd_state.py::test_a_run_writes_through_no_link"
 ELSEWHERE = {
+    "where files would be written: remove this": THROUGH_A_LINK,
     **dict.fromkeys(("check the pack that it is in", "move what is there to"), BEHIND_A_LINK),
     **dict.fromkeys(("write pose_landmarks", "write the 2-D poses (pose_keypoints_2d)", "use --model_pose"), REFUSED),
     **dict.fromkeys(("write the poses of all videos in the same way", "keep those of one"), CONTRADICTING),

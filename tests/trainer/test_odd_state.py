@@ -141,6 +141,14 @@ def test_a_run_writes_through_no_link(stopped, tmp_path, capsys):
         (run / name).unlink()
         if exists:
             kept.rename(run / name)
+    assert run_command(["--resume", "--work-dir", str(run), "--max-steps", "0"]) == 0
+    (run / "eval").mkdir()
+    for link in (run / "eval" / "metrics.json", run / "predict"):
+        link.symlink_to(precious / "file")
+        command = ["eval", str(run)] if link.name == "metrics.json" else ["predict", "a.mp4", "--checkpoint", str(run)]
+        assert run_command(command) == 2
+        assert f"error: {link} is a link to a place outside of " in capsys.readouterr().err
+    (run / "predict").unlink()
     assert [path.read_text() for path in precious.iterdir()] == ["precious\n"]
     assert read_run(run).state() == "stopped"
     (run / STARTS).unlink()

@@ -37,6 +37,7 @@ from trainer.runtime.wrap import compiled
 from trainer.scoring import score_clips
 from trainer.settings import check_division, check_source
 from trainer.snapshots.choice import RunChoice, checkpoint_of, of_leader, tell
+from trainer.snapshots.work_dir import refuse_links_in
 from trainer.stored import to_settings
 
 SCORES = "scores.npz"
@@ -77,6 +78,8 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
         out = options.out or path.parent / "eval"
         if ranks.leads:
             tell(checkpoint)
+            if options.out is None:
+                refuse_links_in(out)
             if options.out is None and (out / SCORES).exists():
                 print(f"{out} has results of an earlier eval, which will be replaced", file=sys.stderr)
             make_folder(out)  # so that a folder without write permission is reported now, and not after scoring

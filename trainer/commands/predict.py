@@ -44,6 +44,7 @@ from trainer.runtime.ranks import Ranks, device_of
 from trainer.runtime.wrap import compiled
 from trainer.settings import SETTINGS
 from trainer.snapshots.choice import CheckpointChoice, checkpoint_of, tell
+from trainer.snapshots.work_dir import refuse_links_in
 
 WIDTH = 120  # width of the table in characters when the output is not a terminal
 LONGEST = 512  # maximum number of frames in a window; their scaled copies stay in memory until the window is scored
@@ -78,6 +79,8 @@ def predict(options: PredictOptions) -> int:
     tell(checkpoint)
     experiment = checkpoint.experiment
     out = options.out or checkpoint.path.parent / "predict"
+    if options.out is None:
+        refuse_links_in(out)
     options = replace(options, videos=tuple(video for path in options.videos for video in videos_at(path)))
     check(options, out)
     check_cards(experiment.optim.precision, device.type, 1)

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,10 +148,24 @@ def check(work_dir: Path) -> None:
             f"{work_dir} contains checkpoints that this program did not write, such as {checkpoints[0].name}: choose "
             "another --work-dir (--init loads the weights of such a file)"
         )
-    for path in work_dir.iterdir() if work_dir.is_dir() else ():
-        # Snapshots are renamed into place, so links with their names, such as latest.pth, are only ever replaced.
-        if path.is_symlink() and path.suffix != ".pth" and not path.resolve().is_relative_to(work_dir.resolve()):
+    # Snapshots are renamed into place, so links with their names, such as latest.pth, are only ever replaced.
+    refuse_links((path for path in _inside(work_dir) if path.suffix != ".pth"), "choose another --work-dir")
+
+
+def refuse_links_in(results: Path) -> None:
+    """Raise UserError if the folder of the results of a command is a link that leads elsewhere, or contains one."""
+    refuse_links([results, *_inside(results)], "name another folder with --out")
+
+
+def refuse_links(paths: Iterable[Path], way_out: str) -> None:
+    """Raise UserError if one of the paths is a link to a place outside of its folder. `way_out`: what else to do."""
+    for path in paths:
+        if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
             raise UserError(
-                f"{path} is a link to a place outside of {work_dir}, where a run would write: remove this link, or "
-                "choose another --work-dir"
+                f"{path} is a link to a place outside of {path.parent}, where files would be written: remove this "
+                f"link, or {way_out}"
             )
+
+
+def _inside(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
