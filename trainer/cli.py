@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import NoReturn
 
 from kernels.program import UserError, exit_code
-from trainer.runtime.follow import follow_launcher
+from trainer.runtime.follow import end_after_mistake, follow_launcher, note_mistake
 from trainer.runtime.own_card import see_own_card
 from trainer.runtime.srun import describe_task
 
@@ -51,6 +51,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     launched = "TORCHELASTIC_RUN_ID" in os.environ
     if launched:
+        end_after_mistake()
         follow_launcher()
     try:
         code = run_command(sys.argv[1:])
@@ -64,6 +65,8 @@ def main() -> None:
             time.sleep(PATIENCE_FOR_END)
         traceback.print_exc()
         code = 1
+    if launched and code == 2:
+        note_mistake()
     if launched and code in (1, 2):
         leave(code)
     sys.exit(code)

@@ -141,6 +141,8 @@ def test_a_run_writes_through_no_link(stopped, tmp_path, capsys):
         (run / name).unlink()
         if exists:
             kept.rename(run / name)
+    (run / ".lock").unlink()
+    (run / ".lock").symlink_to(precious / "dangling")
     assert run_command(["--resume", "--work-dir", str(run), "--max-steps", "0"]) == 0
     (run / "eval").mkdir()
     for link in (run / "eval" / "metrics.json", run / "predict"):

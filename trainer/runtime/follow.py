@@ -1,11 +1,14 @@
 """Ends ranks whose launcher is gone: a launcher that is killed, or interrupted at startup, cannot end its ranks."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 LAUNCHER = "DUET_LAUNCHER"  # environment variable with the process ID of the launcher
+MISTAKE = "DUET_MISTAKE"  # environment variable with a file that a rank makes when it ends because of a user's mistake
 EVERY = 1.0  # seconds between two checks
 PATIENCE = 60.0  # seconds for the current step and the snapshot, before a second SIGTERM
 
@@ -26,3 +29,21 @@ def _watch(launcher: int) -> None:
     while True:  # the second signal ends a rank that waits in vain for other ranks
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)
+
+
+def note_mistake() -> None:
+    """Note for restarted ranks that the run has ended because of a user's mistake, which no restart mends."""
+    if MISTAKE in os.environ:
+        with contextlib.suppress(OSError):
+            Path(os.environ[MISTAKE]).touch()
+
+
+def end_after_mistake() -> None:
+    """End this rank at once, with the exit code of a mistake, if it was restarted although `note_mistake` was called.
+
+    The launcher cannot be told to restart only after some failures. It ends the other ranks, and names only rank 0.
+    """
+    if MISTAKE in os.environ and Path(os.environ[MISTAKE]).exists():
+        if os.environ["RANK"] != "0":
+            time.sleep(PATIENCE)
+        os._exit(2)

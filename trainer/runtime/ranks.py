@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import uuid
 import warnings
@@ -24,7 +25,7 @@ from torch import nn
 from kernels.driver import why_no_gpu
 from kernels.program import UserError
 from trainer.runtime.faults import first_line
-from trainer.runtime.follow import LAUNCHER
+from trainer.runtime.follow import LAUNCHER, MISTAKE
 from trainer.runtime.signals import EXIT_CODES, handled
 
 # How long a rank waits for the others. Rank 0 may prepare videos for hours while the other ranks wait in `in_turn`.
@@ -247,6 +248,8 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
     os.environ[LAUNCHER] = str(os.getpid())
     for name in ("agent.server.api", "multiprocessing.api"):  # these loggers would print three warnings for each signal
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
+    notes = tempfile.TemporaryDirectory()
+    os.environ[MISTAKE] = f"{notes.name}/mistake"
     try:
         elastic_launch(config, sys.executable)("-m", "trainer", *arguments)
     except ChildFailedError as error:
@@ -261,7 +264,8 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
     except SignalException as exception:
         return EXIT_CODES[exception.sigval]
     finally:
-        del os.environ[LAUNCHER]
+        del os.environ[LAUNCHER], os.environ[MISTAKE]
+        notes.cleanup()
     return 0
 
 

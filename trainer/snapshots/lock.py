@@ -22,6 +22,8 @@ def locked(work_dir: Path) -> Iterator[None]:
     file systems without locks, nothing is locked.
     """
     path = work_dir / LOCK
+    if path.is_symlink():  # no lock of ours: opening it could make a file somewhere else
+        path.unlink()
     with open(path, "a") as file:
         if not _lock(file, path):
             time.sleep(PATIENCE)
