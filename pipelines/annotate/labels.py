@@ -42,7 +42,7 @@ def read_labels(file: Path) -> Labels:
     Raises UserError, which names the line that cannot be used.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names may not be UTF-8
+        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names need not be UTF-8
     except OSError as error:
         raise UserError(f"{file} cannot be opened ({error.strerror}); it should be {FORMAT}") from None
     rows = [(number, line) for number, line in _lines(file, text) if any(line)]
