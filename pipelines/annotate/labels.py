@@ -45,6 +45,8 @@ def read_labels(file: Path) -> Labels:
         text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names need not be UTF-8
     except OSError as error:
         raise UserError(f"{file} cannot be opened ({error.strerror}); it should be {FORMAT}") from None
+    if "\0" in text:  # as in UTF-16
+        raise UserError(f"{file} is not UTF-8 text; save it as CSV in UTF-8")
     rows = [(number, line) for number, line in _lines(file, text) if any(line)]
     if rows and rows[0][1][:2] == ["video", "label"]:
         del rows[0]
