@@ -101,6 +101,11 @@ COURSES = {
 }
 
 
+def test_the_courses_kill_at_least_ten_times():
+    """Each of these kills is checked by the exit code of its process."""
+    assert sum(not isinstance(point, int) for course in COURSES.values() for point in course) >= 10
+
+
 @pytest.mark.parametrize("course", COURSES)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny, environment, tmp_path, unbroken, course):
     log, run = tmp_path / "log", tmp_path / "run"
@@ -143,6 +148,7 @@ def test_fifty_kills_at_any_moment(tiny, environment, tmp_path, unbroken):
         code, shown = train(tiny, environment, log, run, "none", "--resume")
         assert code == 0, shown
         assert_unbroken(log, run, unbroken)
+    assert kills >= 50
 
 
 @pytest.mark.soak
