@@ -100,7 +100,7 @@ class OptimConfig:
                     f"optim.{other} instead, and optim.{name}={as_text(default)}"
                 )
         if self.kind == "adamw" and self.impl == "apex":
-            raise UserError("optim.impl=apex has SGD only: set optim.impl=torch, or optim.kind=sgd")
+            raise UserError("optim.impl=apex supports SGD only: set optim.impl=torch, or optim.kind=sgd")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"optim.batch_size={self.batch_size} cannot be divided into optim.accumulate={self.accumulate} equal "

@@ -314,7 +314,7 @@ def describe_type(hint: Any) -> str:
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
         if get_origin(kinds[0]) is Literal:
-            return f"a list of names out of {', '.join(map(str, get_args(kinds[0])))}"
+            return f"a list of names from {', '.join(map(str, get_args(kinds[0])))}"
         count = "a list of" if kinds[-1] is Ellipsis else str(len(kinds))
         plural = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}.get(kinds[0], "lists")
         return f"{count} {plural} such as {EXAMPLES.get(kinds[0], '((1,2),(3,4))')}"

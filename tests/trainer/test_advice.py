@@ -81,7 +81,7 @@ SETTINGS = [
         (r"multiple of (log_every)=\d+.*change one of the two", "{before} --set {0}=11"),
     ),
     (f"{CONFIG} --set fused=bottlenecks", (r"only (\w+) and (\w+)$", f"{CONFIG} --set fused={{0}},{{1}}")),
-    (f"{CONFIG} --set fused=heat", (r"names out of (\w+),", f"{CONFIG} --set fused={{0}}")),
+    (f"{CONFIG} --set fused=heat", (r"names from (\w+),", f"{CONFIG} --set fused={{0}}")),
     (f"{CONFIG} --set val.metric=acc/RGBPose_top1", (r"mean (\S+)\?", f"{CONFIG} --set val.metric={{0}}")),
     ("trainer config --exp ntu60 --set clip.pose_frames=30", (r"(--set clip.pose_frames=\d+)$", "{before} {0}")),
     (

@@ -75,7 +75,7 @@ def origin(run: PastRun) -> tuple[str, str]:
 
 
 def plain(text: object) -> Text:
-    """A text from a file as a cell of a table, without markup and control characters."""
+    """A text that was read from a file, as a table cell without markup and control characters."""
     return Text(printable(str(text)))
 
 

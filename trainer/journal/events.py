@@ -1,7 +1,7 @@
-"""Writes event files, which TensorBoard shows. A full disk leaves the events before it readable.
+"""Writes event files for TensorBoard. If the disk becomes full, earlier events remain readable.
 
-tensorboard's own writer works in a thread, which a full disk ends with a traceback. Here each event is one write, in
-the thread that asks for it, and an event that does not fit on the disk is removed completely.
+The writer in the package tensorboard uses a thread, which ends with a traceback when the disk is full. Here the thread
+that adds an event also writes it, in one write. An event that does not fit on the disk is removed completely.
 """
 
 import os
@@ -15,13 +15,13 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from trainer.journal.lines import Lines
 
-VERSION = "brain.Event:2"  # of the format of event files
+VERSION = "brain.Event:2"  # version of the format of event files
 
 
 class Events:
     """A new event file in `folder`. TensorBoard hides events at `first_step` and later in older files of the folder.
 
-    Raises OSError if the file cannot be written, as all methods do.
+    All methods raise OSError if the file cannot be written.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:

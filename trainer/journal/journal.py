@@ -31,7 +31,7 @@ class Journal:
     Weights & Biases is the number of clips since the start of the run, so that curves stay comparable when the batch
     size changes. If the disk is full, this is reported once on the console, and the run continues.
 
-    With `later`, files are written only when `open` is called, and the lines until then are kept in memory.
+    With `later`, files are written only after `open` is called. Earlier lines are kept in memory until then.
     """
 
     def __init__(self, work_dir: Path, rank: int = 0, console: Console | None = None, later: bool = False) -> None:

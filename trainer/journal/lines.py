@@ -27,10 +27,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl that tell how far a run is and how good: all validations, and the last record.
+    """The records of a metrics.jsonl that show progress and scores: all validations, and the last record.
 
-    The other lines are not parsed, which takes most of the time of `read_metrics`. Where one of them is of an older
-    version, all records are returned, because `epochs_of` needs them.
+    The other lines are not parsed, because parsing takes most of the time of `read_metrics`. If a line was written by
+    an older version, all records are returned, because `epochs_of` needs them.
     """
     lines = [line for line in path.read_bytes().split(b"\n") if line]
     if not all(b'"clips": ' in line for line in lines):
@@ -57,7 +57,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 class Place(TypedDict):
-    """The fields of a record that are no metrics."""
+    """The fields of a record that are not metrics."""
 
     kind: Literal["train", "val"]
     epoch: int
@@ -69,8 +69,8 @@ class Place(TypedDict):
 def epochs_of(records: Sequence[dict[str, Any]], log: Path) -> list[float]:
     """For each record, its position in epochs since the start of the run. Positions do not depend on the batch size.
 
-    Records of older versions count steps instead of clips. How many steps an epoch has is in the train.log `log` of
-    the run.
+    Records of older versions count steps instead of clips. The number of steps in an epoch is then
+    read from `log`, the run's train.log.
     """
     is_old = any("clips" not in record for record in records)
     num_steps = max([record["step"] for record in records] + [steps_in_epoch(log)]) if is_old else 1
@@ -116,7 +116,7 @@ class Lines:
     """A text file to which whole lines are appended. A line that does not fit on the disk is removed completely."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and path.stat().st_nlink > 1:  # `cp -al` and rsync make backups of hard links
+        if path.exists() and path.stat().st_nlink > 1:  # `cp -al` and rsync make backups by hard links
             write_whole(path, path.read_bytes())
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115
         size = self._file.seek(0, os.SEEK_END)
@@ -134,7 +134,7 @@ class Lines:
         self.write(line.encode() + b"\n")
 
     def write(self, data: bytes) -> None:
-        """Append bytes as `append` does."""
+        """Append bytes in one write, as `append` does."""
         start = self._file.seek(0, os.SEEK_END)
         try:
             if self._file.write(data) != len(data):

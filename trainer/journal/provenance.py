@@ -43,7 +43,7 @@ class Start(TypedDict):
 
 
 def describe_start(arguments: Sequence[str], device: str, num_ranks: int) -> dict[str, Any]:
-    """Describe a start of a run now, as an entry of starts.json.
+    """Describe a start of a run at this moment, as an entry of starts.json.
 
     start, end: local time with its offset; the end is None until the run ends, and remains None if it is killed.
     command: the command line. commit: 12 digits, or None if it is unknown. clean: whether no file has been changed
@@ -91,7 +91,7 @@ def code_of(start: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def recorded(work_dir: Path, start: dict[str, Any]) -> Iterator[None]:
-    """A context for a run. Adds `start` to starts.json in the run's folder. At the end of the context, adds the time.
+    """A context for a run. Adds `start` to starts.json in the run's folder. At its end, adds the end time.
 
     Raises OSError if the file cannot be written at the start.
     """

@@ -13,7 +13,7 @@ from trainer.config import Experiment
 
 
 def log_in() -> None:
-    """Raise UserError if the package wandb is not installed, or if it needs an account and knows none."""
+    """Raise UserError if the package wandb is not installed, or if it needs an account but none is logged in."""
     wandb = installed()
     if os.environ.get("WANDB_MODE", "online") == "online":
         with told(wandb):

@@ -91,7 +91,7 @@ class Forward(nn.Module):
 
     def agree(self, ranks: Ranks) -> None:
         """Use the slowest way that any rank uses. All ranks call this together."""
-        self.use(Way(ranks.largest(self.way)), "on another rank, which has a file of its own")
+        self.use(Way(ranks.largest(self.way)), "on another rank, which has its own file about it")
 
     def use(self, way: Way, reason: str, where: str = "") -> None:
         """Use this way from now on, unless a slower one is in use. In evaluation mode this does not affect training."""

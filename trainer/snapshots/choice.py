@@ -34,7 +34,7 @@ METADATA = "duet"  # the key of our metadata in an exported file; the metadata c
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointChoice(Choice):
-    """Options that choose a checkpoint, whose own settings are used. Only files of other programs need --exp."""
+    """Options that choose a checkpoint. Its own settings are used; only files of other programs need --exp."""
 
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A run's folder (its best snapshot), a snapshot, an exported .safetensors, or a published file (with --exp)."""
@@ -151,7 +151,7 @@ def experiment_for(path: Path, options: CheckpointChoice, averaged: bool) -> Exp
         weights = read_weights(path, averaged)
     except WeightsError:
         if other := way_out(path):
-            raise UserError(f"{path} is no intact snapshot of the run in its folder; {other}") from None
+            raise UserError(f"{path} is not an intact snapshot of the run in its folder; {other}") from None
         raise
     if options.named:
         experiment = experiment_of(options)
@@ -165,7 +165,7 @@ def experiment_for(path: Path, options: CheckpointChoice, averaged: bool) -> Exp
     if fitting:
         raise UserError(f"{problem}; its network is {weights.nets}: use --exp {' or --exp '.join(fitting)}")
     raise UserError(
-        f"{problem}; its network is {weights.nets}, and as shipped no experiment has the same tensors: name one with "
+        f"{problem}; its network is {weights.nets}, and no experiment as shipped has the same tensors: name one with "
         f"--exp and change it with --set (`python -m models.weights inspect {path}` lists the tensors)"
     )
 

@@ -19,9 +19,9 @@ from trainer.config import Experiment
 from trainer.data import split_of, usable_before_packing
 from trainer.stored import differences
 
-NAMED = 3  # clips of each kind that a sentence names
+NAMED = 3  # how many clips of each kind a sentence names
 BRING_BACK = "bring the former data back"
-# Settings that choose files, and other settings that choose clips out of them.
+# Settings that choose files, and settings that choose clips from these files.
 FILES = ("data.annotations", "data.val_annotations", "data.videos", "data.demo")
 CHOOSING = ("data.split", "data.train_split", "data.val_split", "data.follow_links", "data.source")
 DIGITS = 8  # stored digits of a digest; they are enough to notice a change
@@ -32,7 +32,8 @@ class DataRecord:
     """The usable clips of a split, in order: name, label, number of frames, and a digest of the joints of each clip.
 
     table: digest of the annotation file.
-    rows: digest of the clips' row numbers in that file. In training these decide the random frames, crops and flips.
+    rows: digest of the clips' row numbers in that file. In training, they determine the random frames,
+        crops and flips.
     """
 
     table: str
@@ -61,7 +62,7 @@ class DataRecord:
         problem = misfit(values, cls)
         columns = ("names", "labels", "frames", "joints")
         lengths = set() if problem else {len(values[name]) for name in columns}
-        return problem or ("it has columns of several lengths" if len(lengths) > 1 else "")
+        return problem or ("its columns have different lengths" if len(lengths) > 1 else "")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -77,7 +78,7 @@ def records_of(loaders: tuple[Loader, Loader], cache: Path) -> dict[str, str]:
 def records_before_packing(
     experiment: Experiment, tables: list[ClipTable], former: dict[str, str], console: Console
 ) -> dict[str, str]:
-    """Like `records_of`, but foreseen from annotations and videos, so that the packs need not exist yet.
+    """Like `records_of`, but predicted from annotations and videos, so that the packs need not exist yet.
 
     `former` are the records of the snapshot, whose clips had usable videos.
     """
@@ -128,7 +129,7 @@ def check_data(
 
 
 def way_back(saved: Experiment, experiment: Experiment) -> str:
-    """What to do for the clips of the `saved` experiment, if --set may have made those of `experiment` other ones."""
+    """Advice that leads back to the clips of the `saved` experiment. Names settings that may have changed the clips."""
     keys = [key for key, _, _ in differences(saved, experiment) if key.startswith((*FILES, *CHOOSING))]
     if not keys:
         return BRING_BACK
@@ -137,7 +138,7 @@ def way_back(saved: Experiment, experiment: Experiment) -> str:
 
 
 def changes_between(before: DataRecord, after: DataRecord) -> Iterator[str]:
-    """A clause for each kind of change, with the number of clips and the names of a few."""
+    """For each kind of change, a clause with the number of clips and the names of a few."""
     old, new = ({name: i for i, name in enumerate(record.names)} for record in (before, after))
     stay = [name for name in before.names if name in new]
     kinds = {

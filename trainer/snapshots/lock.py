@@ -1,4 +1,4 @@
-"""The lock of a work directory, which tells whether a run is alive. This module does not need torch."""
+"""The lock of a work directory, which shows whether a run is alive. This module does not need torch."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,7 @@ from typing import TextIO
 from kernels.program import UserError
 
 LOCK = ".lock"  # name of the file in a work directory
-PATIENCE = 0.2  # seconds until a second try, because `is_locked` in another process has the lock for a moment
+PATIENCE = 0.2  # seconds until a second try, because `is_locked` in another process may hold the lock for a moment
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def is_locked(work_dir: Path) -> bool | None:
 
 
 def _lock(file: TextIO, path: Path) -> bool:
-    """Lock the open file at `path`. Returns False if another process has locked it, or has moved it away since."""
+    """Lock the open file at `path`. Returns False if another process has locked it, or has just moved it away."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

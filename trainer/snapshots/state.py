@@ -1,4 +1,4 @@
-"""The form of the state in a snapshot. A right digest proves that no bytes have changed, but not who wrote them."""
+"""Checks the form of the state in a snapshot. The file's digest proves only that its bytes have not changed since."""
 
 import json
 from typing import Any, TypedDict
@@ -35,7 +35,7 @@ LATER = ("exact_under", "scale", "first_look", "averages", "data")  # parts that
 
 
 class OptimizerState(TypedDict):
-    """What torch's optimizers save: for each weight, by its number, its momentum or averages."""
+    """What torch's optimizers save: a dict from the number of each weight to its momentum or averages."""
 
     state: dict[int, dict[str, Tensor | float | None]]
 
@@ -61,5 +61,5 @@ def _misfit_of_parts(state: dict[str, Any]) -> str:
             if problem := DataRecord.misfit(json.loads(text)):
                 return f"data of {kind}: {problem}"
     except (ValueError, RecursionError):
-        return "a part of it is not JSON"
-    return "stopping has no score" if not {"best", "waited"} <= state["stopping"].keys() else ""
+        return "`first_look` or `data` is not JSON"
+    return "`stopping` has no score" if not {"best", "waited"} <= state["stopping"].keys() else ""

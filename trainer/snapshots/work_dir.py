@@ -20,15 +20,16 @@ from trainer.stored import to_settings
 ROOM = 1 << 16  # bytes that must be free for the run's settings and the start of its log
 
 
-BEFORE_START = ".before_start"  # is in a work directory while a run without --resume, which may restart, is prepared
+BEFORE_START = ".before_start"  # this file marks a folder in which a run that may be restarted has not begun yet
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A work directory that belongs to this run.
 
-    resume: whether the run continues the one in the directory: it should, or it has begun there and was restarted.
-    begin: all ranks call this together when nothing can refuse the run any more. If `resume` is false, it renames the
+    resume: whether the run continues the one in the directory, because of --resume or because the launcher
+        has restarted a run that had begun there.
+    begin: all ranks call this together when the run has passed all checks. If `resume` is false, it renames the
         directory of an earlier run. If it is never called, the directory stays as it was.
     """
 
@@ -67,7 +68,7 @@ class _Own:
     def __init__(self, work_dir: Path) -> None:
         self._work_dir = work_dir
         self._lock = contextlib.ExitStack()
-        self._made: list[Path] = []  # the folders that were made for this run, the deepest first
+        self._made: list[Path] = []  # the folders that were made for this run, deepest first
 
     def __enter__(self) -> "_Own":
         work_dir = self._work_dir

@@ -50,7 +50,8 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
 def newest_to_resume(folder: Path, say: Callable[[str], None]) -> Snapshot | None:
     """The newest intact snapshot, or None if there is no snapshot at all. See `newest_valid`.
 
-    Raises SnapshotError if there are snapshots but none is intact: a run that starts over would write over their run.
+    Raises SnapshotError if there are snapshots but none is intact: a run that starts over would overwrite the run in
+    the folder.
     """
     snapshot = newest_valid(folder, say)
     names = sorted(path.name for path in folder.glob("*.pth") if is_snapshot_name(path.name))
