@@ -2,7 +2,7 @@
 
 A row is a command line that is refused, and one or more steps: a regular expression that finds the advice in the
 message, and the command line that follows it. `{0}` and `{1}` are the groups of the expression, `{before}` is the
-command line before, and the other names are those of `Places`. The last command must succeed. Where the advice is to
+previous command line, and the other names are those of `Places`. The last command must succeed. Where the advice is to
 change a file, the row names the function of CHANGES that does it between the two commands.
 """
 
