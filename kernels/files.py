@@ -1,18 +1,21 @@
 """Checks files that strangers may have written, before a reader opens them or allocates memory for their content."""
 
-import json
+import math
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+from numpy.lib import format as npy
 
 from kernels.program import UserError
 
 MAX_RATIO = 100  # a zip that unpacks to more than this many times its size is refused
 LOCAL_HEADER = 30  # bytes of the header before an entry of a zip, without the entry's name
-MAX_JSON = 512 << 20  # bytes
+SMALL_ARRAYS = 64 << 20  # bytes that any .npz may unpack to
 KINDS: dict[str, Callable[[int], bool]] = {
     "a folder": stat.S_ISDIR,
     "a pipe": stat.S_ISFIFO,
@@ -37,18 +40,33 @@ def check_regular(path: str | Path, kind: type[UserError] = UserError) -> None:
             raise kind(f"{path} is {what}, not a file; {advice}")
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raises UserError if it cannot be used, or OSError if it cannot be opened."""
-    check_regular(path)
-    size = path.stat().st_size
-    if size > MAX_JSON:
-        raise UserError(f"{path} has {size >> 20} MB, and JSON of more than {MAX_JSON >> 20} MB is not read; split it")
+def check_arrays(path: Path, kind: type[UserError] = UserError) -> None:
+    """Raise an error of the given kind if arrays in an .npz file have shapes that need more bytes than are stored.
+
+    A file that is missing or damaged raises nothing here, because numpy.load says what is wrong with it.
+    """
+    check_regular(path, kind)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except RecursionError:
-        raise UserError(f"{path} has lists inside lists that are nested too deep; write it again") from None
+        with open(path, "rb") as file:
+            entries = archive_entries(file, SMALL_ARRAYS)
+            with zipfile.ZipFile(file) as archive:
+                problem = next(filter(None, (_misfit(archive, entry) for entry in entries)), None)
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); write it again") from None
+        problem = str(error)
+    if problem:
+        raise kind(f"{path} is damaged or hostile ({problem}); write it again")
+
+
+def _misfit(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str | None:
+    """What is wrong with the header of an array in an .npz file; None if it fits the stored bytes."""
+    with archive.open(entry) as stream:
+        version = npy.read_magic(stream)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        needed = math.prod(shape) * dtype.itemsize + stream.tell()
+    return None if needed == entry.file_size else f"{entry.filename} of {shape} does not have that many numbers"
 
 
 def archive_entries(file: BinaryIO, small: int) -> list[zipfile.ZipInfo]:

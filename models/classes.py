@@ -6,6 +6,7 @@ Source: docs/sources.md, "Classes" and "Coarse classes".
 from collections.abc import Sequence
 from pathlib import Path
 
+from kernels.files import check_regular
 from kernels.program import UserError
 
 MA52 = (0,) * 5 + (1,) * 6 + (2,) * 13 + (3,) * 8 + (4,) * 6 + (5,) * 10 + (6,) * 4
@@ -70,6 +71,7 @@ def read_coarse_map(source: str | Path, num_classes: int) -> tuple[int, ...]:
 
 def parse_numbers(path: Path) -> list[int]:
     """Read the integers of a text file. Raises UserError if the file is unreadable or empty, or contains other text."""
+    check_regular(path)
     try:
         words = path.read_bytes().decode("ascii", "replace").replace(",", " ").split()
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.files import check_regular
 from kernels.program import UserError
 
 Edges = tuple[tuple[int, int], ...]
@@ -90,6 +91,7 @@ def read_skeleton(text: str) -> Skeleton:
     path = Path(text)
     if path.suffix != ".json":
         raise UserError(f"there is no such skeleton: use one of {', '.join(SKELETONS)}, or name a .json file")
+    check_regular(path)
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.weights.files import AVERAGES, WEIGHTS
+from kernels.program import UserError
+from models.weights.files import AVERAGES, WEIGHTS, not_finite
 from trainer.config import Experiment
 from trainer.run import Run
 from trainer.runtime.decisions import Decisions
@@ -29,10 +30,18 @@ FORMAT = 3
 
 
 def save(run: Run, best: str | None = None) -> None:
-    """Save a snapshot of the run in the background. `best`, if not None, is the file name of a second copy."""
+    """Save a snapshot of the run in the background. `best`, if not None, is the file name of a second copy.
+
+    Raises UserError if the weights are not finite, so that the last good snapshot stays the newest.
+    """
     with nvtx.annotate("snapshot"):
         for network in (run.network, *run.ema.networks()):
             average_statistics(network, run.ranks)
+        if problem := not_finite(run.network.state_dict()):
+            raise UserError(
+                f"after step {run.cursor.total_steps}, {problem}, so the run has diverged; the snapshots before it are "
+                "intact: lower optim.lr or set optim.clip_norm, then go on with --resume"
+            )
         cursor = run.cursor
         run.writer.save(state_of(run), cursor.epoch + 1, cursor.step, best, steady=changed_by_update(run))
 

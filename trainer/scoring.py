@@ -50,7 +50,14 @@ def score_clips(
             output = forward(batch.rgb, batch.heatmap)
         parts.append(score_batch(batch, output.logits))
         after_batch()
-    return gather(parts, loader.rows)
+    scores = gather(parts, loader.rows)
+    for stream, probability in scores.probability.items():
+        if bad := int((~probability.isfinite().all(dim=1)).sum()):
+            raise UserError(
+                f"the network computes no finite {stream} scores for {bad} of {len(probability)} clips, so its weights "
+                "are useless: use an earlier snapshot, or train again with a lower optim.lr"
+            )
+    return scores
 
 
 @contextmanager

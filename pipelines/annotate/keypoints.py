@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kernels.files import check_arrays
 from kernels.whole_files import whole_file
 from pipelines.annotations.schema import AnnotationError, parse_clip, rotation_of
 from pipelines.annotations.table import open_table
@@ -114,6 +115,7 @@ def read_npz(file: Path, size: tuple[int, int], rotation: Rotation = "shown") ->
 
     `size` (height, width) is used if the file has no img_shape, and `rotation` if `write_poses` did not write the file.
     """
+    check_arrays(file, AnnotationError)
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}

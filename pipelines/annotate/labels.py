@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.files import check_regular
 from kernels.program import UserError
 
 SPLITS = ("train", "val")
@@ -41,6 +42,7 @@ def read_labels(file: Path) -> Labels:
 
     Raises UserError, which names the line that cannot be used.
     """
+    check_regular(file)
     try:
         text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names need not be UTF-8
     except OSError as error:

@@ -165,6 +165,7 @@ ROWS = [
     ("weights {dir}/w.pth", "w.pth", os.mkfifo, "copy what it contains into a file, and name that$", WEIGHTS),
     ("weights {dir}/w.pth", "w.pth", None, r"pass a checkpoint \(", WEIGHTS),
     ("weights {dir}/sealed.pth", "sealed.pth", damaged, "copy it again, or use another file$", sealed),
+    ("scores {dir}/s.npz", "s.npz", arrays(rgb=np.full((2, 52), np.nan)), "evaluate an earlier snapshot$", arrays()),
     ("scores {dir}/s.npz", "s.npz", None, "name the scores.npz that python -m trainer eval wrote$", arrays()),
     ("scores {dir}/s.npz", "s.npz", b"PK\x03\x04", "write it again with python -m trainer eval$", arrays()),
     ("scores {dir}/s.npz", "s.npz", arrays(rgb_coarse=None), "name the scores.npz of ma52 or ma52_pcan$", arrays()),

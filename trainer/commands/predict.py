@@ -289,6 +289,8 @@ class Predictor:
         with self.precision():
             output = self.forward(batch.rgb, batch.heatmap)
         scores = score_batch(batch, output.logits).probability
+        if not all(bool(score.isfinite().all()) for score in scores.values()):
+            raise UserError("the network computes no finite scores for this video: name another file with --checkpoint")
         streams = {name: scores[name] for name in ("rgb", "pose", "sum") if name in scores}
         if {"rgb", "pose"} <= streams.keys():
             streams = {"fused": fused_scores(streams["rgb"], streams["pose"], (0.5, 0.5))} | streams

@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from kernels.files import check_arrays
 from kernels.names import SHORT, printable
 from kernels.program import UserError
 from kernels.whole_files import whole_file
@@ -68,6 +69,7 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Read the names [N] of the videos, and the scores of actions [N, 52] and of body parts [N, 7], which are means
     over both streams. Raises UserError for scores that cannot be submitted.
     """
+    check_arrays(path)
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in ("name", "rgb", "pose", "rgb_coarse", "pose_coarse")}
@@ -85,6 +87,9 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         raise UserError(
             f"{path} does not contain fine and coarse scores of both streams: name the scores.npz of ma52 or ma52_pcan"
         ) from None
+    for name in ("rgb", "pose", "rgb_coarse", "pose_coarse"):
+        if not np.isfinite(arrays[name]).all():
+            raise UserError(f"{path} has {name} scores that are not finite: evaluate an earlier snapshot")
     action, body = (arrays[f"rgb{level}"] + arrays[f"pose{level}"] for level in ("", "_coarse"))
     if (action.shape[1], body.shape[1]) != tuple(CLASSES.values()):
         raise UserError(

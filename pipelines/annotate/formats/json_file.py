@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.files import check_regular
 from kernels.program import UserError
 
 MAX_BYTES = 1 << 30
@@ -15,6 +16,7 @@ BLOCK = 1 << 20
 
 def load_json(file: Path) -> Any:
     """The content of a JSON file of at most MAX_BYTES, nested at most MAX_DEPTH deep. Raises UserError."""
+    check_regular(file)
     try:
         if file.stat().st_size > MAX_BYTES:
             raise UserError(f"{file} is larger than {MAX_BYTES >> 30} GiB; split it into one file for each video")
