@@ -93,21 +93,26 @@ def headspace(
     return _run([suite.headspace_of(choice, own)], device, toy, records)
 
 
-def data(peer: Literal["mmaction2"] | None = None, toy: bool = False, records: Path | None = None) -> int:
+def data(
+    peer: Literal["mmaction2", "torchcodec", "spdl"] | None = None, toy: bool = False, records: Path | None = None
+) -> int:
     """Measure the whole data path and its stages on one core: python -m benchmarks data --peer mmaction2
 
     Args:
         peer: a program whose published pipeline is measured on the same clips, in an environment of its own. The last
-            printed line is then `ratio R parity ok|red`: Duet's speed relative to the peer's, and whether both make
-            the same clips.
+            printed line for mmaction2 is then `ratio R parity ok|red`: Duet's speed relative to the peer's, and whether
+            both make the same clips. torchcodec and spdl only read frames; they need FFmpeg's libraries.
         toy: use tiny sizes, only to test that the benchmark runs.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """
-    from benchmarks.data.peer import environment, verdict
+    from benchmarks.data.peer import DECODERS, MMACTION2, environment, verdict
 
     if peer is None:
         return _run([suite.DATA_ALONE], "cpu", toy, records)
-    environment()
+    if peer in DECODERS:
+        environment(DECODERS[peer])
+        return _run([suite.BESIDE_DECODER[peer]], "cpu", toy, records)
+    environment(MMACTION2)
     with tempfile.TemporaryDirectory() as scratch:
         folder = records or (Path(scratch) if toy else RECORDS)
         code = _run([suite.DATA_BESIDE_PEER], "cpu", toy, folder)

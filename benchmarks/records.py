@@ -47,6 +47,16 @@ ROWS = (
         "times",
     ),
     *(
+        (
+            f"data_{name}",
+            f"ratio_cpu_time_{case}",
+            f"speed of the data path relative to {title}, which only reads {count} frames",
+            "times",
+        )
+        for name, title in {"torchcodec": "TorchCodec", "spdl": "SPDL"}.items()
+        for case, count in {"8_32": 8, "16_48": 16}.items()
+    ),
+    *(
         row
         for name in ("ntu60_x3d", "ma52")
         for row in (

@@ -79,6 +79,10 @@ DATA_ALONE = Part(
     name="data_alone", module="benchmarks.data.measure", function="measure_alone", seconds=900, needs_dali=True
 )
 DATA_BESIDE_PEER = replace(DATA_ALONE, name="data", function="measure_beside_peer", seconds=1500)
+BESIDE_DECODER = {
+    name: replace(DATA_BESIDE_PEER, name=f"data_{name}", module="benchmarks.data.decoders", function=f"measure_{name}")
+    for name in ("torchcodec", "spdl")
+}
 SNAPSHOT_PARTS = (
     Part(name="snapshot", module="benchmarks.step.snapshot", function="measure_snapshot", needs_dali=True),
     Part(name="resume", module="benchmarks.step.snapshot", function="measure_resume", needs_dali=True),

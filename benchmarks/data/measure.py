@@ -18,7 +18,7 @@ import torch
 from benchmarks.data import videos
 from benchmarks.data.parity import parity
 from benchmarks.data.path import Pass, heatmaps, loader_of, run_epoch, sized, time_stages
-from benchmarks.data.peer import CASES, Peer, environment
+from benchmarks.data.peer import CASES, MMACTION2, Peer, environment
 from benchmarks.data.peer_mmaction2 import HEATMAP
 from benchmarks.harness import Result, Target, ratio, spread
 from pipelines.loader import Loader
@@ -36,7 +36,7 @@ def measure_alone(target: Target) -> Iterator[Result]:
 
 def measure_beside_peer(target: Target) -> Iterator[Result]:
     """Measure both data paths, after checking that they make the same clips."""
-    yield from _measure(target, environment())
+    yield from _measure(target, environment(MMACTION2))
 
 
 def _measure(target: Target, python: Path | None) -> Iterator[Result]:
@@ -54,9 +54,9 @@ def _measure(target: Target, python: Path | None) -> Iterator[Result]:
         loader = loader_of(frames, configs[case], target.device, *((3, 2) if target.toy else (BATCH, BATCHES)))
         if python is None:
             passes = [run_epoch(loader, number) for number in range(_rounds(target))]
-            yield f"ours_{case}", _speeds(passes[1:])
+            yield f"ours_{case}", speeds(passes[1:])
         else:
-            with Peer(python, target.scratch / "peer.log") as peer:
+            with Peer(MMACTION2, python, target.scratch / "peer.log") as peer:
                 yield from _beside_peer(case, peer, files, loader, target)
         yield f"stages_{case}", time_stages(loader, frames, target)
 
@@ -89,10 +89,10 @@ def _beside_peer(case: str, peer: Peer, files: videos.Files, loader: Loader, tar
         answer = peer.ask("run", clips=list(range(len(clips))), seed=number)
         theirs.append(Pass(len(clips), answer["seconds"], answer["cpu_seconds"]))
         stages.append(answer["stages"])
-    yield f"ours_{case}", _speeds(ours[1:])
+    yield f"ours_{case}", speeds(ours[1:])
     per_clip = {stage: np.array([times[stage] for times in stages[1:]]) / len(clips) for stage in stages[0]}
     milliseconds = {f"{stage}_ms": spread(seconds * 1e3) for stage, seconds in per_clip.items()}
-    yield f"mmaction2_{case}", _speeds(theirs[1:]) | milliseconds
+    yield f"mmaction2_{case}", speeds(theirs[1:]) | milliseconds
     (heatmap,) = (seconds for stage, seconds in per_clip.items() if stage.endswith(HEATMAP))
     yield f"heatmap_{case}", ratio(np.array(drawing[1:]), heatmap)
     for name, time in {"ratio_cpu_time": "cpu_seconds", "ratio": "seconds"}.items():
@@ -102,7 +102,7 @@ def _beside_peer(case: str, peer: Peer, files: videos.Files, loader: Loader, tar
         )
 
 
-def _speeds(passes: list[Pass]) -> dict[str, dict]:
+def speeds(passes: list[Pass]) -> dict[str, dict]:
     """Return the clips per second of wall-clock time and of CPU time."""
     return {
         "clips_per_s": spread(np.array([p.clips / p.seconds for p in passes])),

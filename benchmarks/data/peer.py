@@ -1,4 +1,4 @@
-"""Installs MMAction2 in an environment of its own, and runs its pipeline in another process."""
+"""Installs MMAction2, TorchCodec or SPDL in an environment of its own, and runs it in another process."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,7 @@ import torch
 from benchmarks.records import ROOT, device_name, slug
 from kernels.program import UserError, die_with_parent
 
-SCRIPT = Path(__file__).with_name("peer_mmaction2.py")
 CACHE = ROOT / "work_dirs" / "peer"
-NAME = "mmaction2"
 CASES = {"8_32": "ntu60", "16_48": "ntu60_x3d"}
 """The compared cases, named after their numbers of RGB and pose frames, and the experiments that use such clips."""
 # MMAction2 1.2 and the packages that it needs to run, among them NumPy 1. pip installs exactly this list, without
@@ -34,37 +33,61 @@ PACKAGES = (
 PATCHED = "mmaction/models/localizers/__init__.py"
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program beside which Duet is measured: its name, the server that runs it, and the packages that it needs."""
+
+    name: str
+    script: Path
+    packages: tuple[str, ...]
+
+
+MMACTION2 = Program("mmaction2", Path(__file__).with_name("peer_mmaction2.py"), PACKAGES)
+# TorchCodec 0.13 is for torch 2.13. Both libraries use the FFmpeg of the system.
+DECODERS = {
+    name: Program(name, Path(__file__).with_name("peer_decoders.py"), ("numpy==2.4.6", *packages))
+    for name, packages in {
+        "torchcodec": ("torchcodec==0.13.0",),
+        "spdl": ("spdl-core==0.8.0", "spdl-io==0.8.0"),
+    }.items()
+}
+
+
 class PeerError(UserError):
-    """The peer (MMAction2) cannot be installed or does not answer. The message says what to do about it."""
+    """A peer cannot be installed or does not answer. The message says what to do about it."""
 
 
-def environment() -> Path:
+def environment(program: Program) -> Path:
     """Return the Python interpreter of the peer's environment, and make that environment first if it is missing.
 
     Raises PeerError if this fails.
     """
-    folder = CACHE / NAME
+    folder = CACHE / program.name
     python = folder / "bin" / "python"
-    contents = "\n".join([sys.version, TORCH, *PACKAGES])
+    contents = "\n".join([sys.version, TORCH, *program.packages])
     mark = folder / "installed"
     if mark.exists() and mark.read_text() == contents:
         return python
-    print(f"making the environment of {NAME} in {folder}; this is only needed once and takes some minutes", flush=True)
+    print(
+        f"making the environment of {program.name} in {folder}; this is only needed once and takes some minutes",
+        flush=True,
+    )
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    _install(python, TORCH)
-    _install(python, "--no-deps", *PACKAGES)
-    _patch(folder)
+    _install(program, python, TORCH)
+    _install(program, python, "--no-deps", *program.packages)
+    if program is MMACTION2:
+        _patch(folder)
     mark.write_text(contents)
     return python
 
 
-def _install(python: Path, *what: str) -> None:
+def _install(program: Program, python: Path, *what: str) -> None:
     command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *what]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PeerError(f"{NAME} cannot be installed ({reason}); check that pip can reach a package index")
+        raise PeerError(f"{program.name} cannot be installed ({reason}); check that pip can reach a package index")
 
 
 def _patch(folder: Path) -> None:
@@ -74,16 +97,16 @@ def _patch(folder: Path) -> None:
 
 
 class Peer:
-    """The process that runs peer_mmaction2.py, on the same cores as this process.
+    """The process that runs a program's script, on the same cores as this process.
 
     `ask("run", clips=[0], seed=0)` calls the method `run` of the class Peer in peer_mmaction2.py.
     """
 
-    def __init__(self, python: Path, log: Path):
+    def __init__(self, program: Program, python: Path, log: Path):
         variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         # -P keeps the folder of the script off sys.path, because our modules there would hide installed modules of the
         # same name.
-        command, self.log = [str(python), "-P", str(SCRIPT)], log
+        command, self.log, self.name = [str(python), "-P", str(program.script)], log, program.name
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
                 command,
@@ -107,7 +130,10 @@ class Peer:
         if not answer:
             self.process.wait()
             reason = (self.log.read_text().strip().splitlines() or ["no reason given"])[-1]
-            raise PeerError(f"{NAME} ended during the request {do!r} ({reason}); remove {CACHE / NAME} to reinstall it")
+            way_out = f"remove {CACHE / self.name} to reinstall it"
+            if self.name in DECODERS:
+                way_out += ", and install the libraries of FFmpeg (4 to 8), for example with apt-get install ffmpeg"
+            raise PeerError(f"{self.name} ended during the request {do!r} ({reason}); {way_out}")
         return json.loads(answer)
 
     def __enter__(self) -> "Peer":
