@@ -94,7 +94,10 @@ def headspace(
 
 
 def data(
-    peer: Literal["mmaction2", "torchcodec", "spdl"] | None = None, toy: bool = False, records: Path | None = None
+    peer: Literal["mmaction2", "torchcodec", "spdl"] | None = None,
+    host: bool = False,
+    toy: bool = False,
+    records: Path | None = None,
 ) -> int:
     """Measure the whole data path and its stages on one core: python -m benchmarks data --peer mmaction2
 
@@ -102,13 +105,14 @@ def data(
         peer: a program whose published pipeline is measured on the same clips, in an environment of its own. The last
             printed line for mmaction2 is then `ratio R parity ok|red`: Duet's speed relative to the peer's, and whether
             both make the same clips. torchcodec and spdl only read frames; they need FFmpeg's libraries.
+        host: measure instead the work that one process does for a whole data set, beside plainer code.
         toy: use tiny sizes, only to test that the benchmark runs.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """
     from benchmarks.data.peer import DECODERS, MMACTION2, environment, verdict
 
     if peer is None:
-        return _run([suite.DATA_ALONE], "cpu", toy, records)
+        return _run([suite.HOST if host else suite.DATA_ALONE], "cpu", toy, records)
     if peer in DECODERS:
         environment(DECODERS[peer])
         return _run([suite.BESIDE_DECODER[peer]], "cpu", toy, records)

@@ -79,6 +79,7 @@ DATA_ALONE = Part(
     name="data_alone", module="benchmarks.data.measure", function="measure_alone", seconds=900, needs_dali=True
 )
 DATA_BESIDE_PEER = replace(DATA_ALONE, name="data", function="measure_beside_peer", seconds=1500)
+HOST = Part(name="host", module="benchmarks.data.host", needs_dali=True)
 BESIDE_DECODER = {
     name: replace(DATA_BESIDE_PEER, name=f"data_{name}", module="benchmarks.data.decoders", function=f"measure_{name}")
     for name in ("torchcodec", "spdl")

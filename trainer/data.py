@@ -24,7 +24,7 @@ from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings, read_index
 from pipelines.packs.source import PackFrames
 from pipelines.prepare.foresee import foresee
-from pipelines.prepare.make import dry_run, prepare, prepare_shard
+from pipelines.prepare.make import dry_run, open_again, prepare, prepare_shard
 from pipelines.prepare.shard import Shard
 from pipelines.prepare.users import User, table_joints
 from pipelines.skeleton import fitting
@@ -291,12 +291,33 @@ def with_class_names(experiment: Experiment, table: ClipTable, say: Callable[[st
 
 def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Loader, Loader]:
     """The loaders of this rank for training and for validation. Both loaders use the same backends."""
+    sources, uses_packs = None, "rgb" in experiment.streams and experiment.data.source == "packs"
     with ranks.in_turn():
-        train, val = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
+        if ranks.local_rank == 0 or not uses_packs:
+            sources = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
+    train, val = _shared(experiment, sources, ranks) if uses_packs or sources is None else sources
     loader = build_loader(experiment, train, True, ranks, say)
     val_loader = replace(build_loader(experiment, val, False, ranks, say), backends=loader.backends)
     warn(experiment, (loader, val_loader), say)
     return loader, val_loader
+
+
+def _shared(experiment: Experiment, sources: tuple[Source, Source] | None, ranks: Ranks) -> tuple[Source, Source]:
+    """The sources of an experiment that reads packs. Only the first rank of a machine passes `sources`.
+
+    The others take its word for which clips are usable: looking at all files takes seconds, or minutes on a network
+    file system.
+    """
+    packs = [source.frames.pack for source in sources or () if isinstance(source.frames, PackFrames)]
+    words = ranks.from_machine([(pack.clips, pack.bad) for pack in packs])
+    if sources is not None:
+        return sources
+    tables, out = open_tables(experiment), Path(experiment.data.packs)
+    train, *val = [
+        Source(table, PackFrames(table, open_again(table, out, *word)))
+        for table, word in zip(tables, words if len(tables) > 1 else words[:1], strict=True)
+    ]
+    return train, val[0] if val else train
 
 
 def build_loader(

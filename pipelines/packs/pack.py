@@ -48,6 +48,11 @@ class Pack:
         return cls(folder, columns, packets, first, bad)
 
     @property
+    def clips(self) -> np.ndarray:
+        """The identity of each row's clip: [n] str, "" for a row without frames."""
+        return np.where(self.num_frames > 0, self.columns["clip"], "")
+
+    @property
     def names(self) -> np.ndarray:
         return self.columns["name"]
 

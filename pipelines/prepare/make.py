@@ -85,6 +85,17 @@ def prepare(
     return _open(task, todo, in_use, user)
 
 
+def open_again(table: ClipTable, out: Path, clips: np.ndarray, bad: dict[str, str]) -> Pack:
+    """Open a pack as another process of this machine has just opened it, which still holds the pack's locks.
+
+    clips, bad: those of the other process's Pack. No file of a clip or of a video is looked at.
+    """
+    index = read_index(out)
+    rows = index.rows_of(clips)
+    assert ((rows >= 0) == (clips != "")).all(), f"the index of {out} lacks clips that another process has just read"
+    return Pack.of(out, index, rows, table.names, bad)
+
+
 def prepare_shard(
     table: ClipTable,
     videos: Path,

@@ -28,6 +28,24 @@ def test_our_path_alone(tmp_path, monkeypatch):
         assert record["results"][f"stages_{case}"].keys() == {f"{stage}_ms" for stage in STAGES}
 
 
+def test_work_for_a_whole_data_set(tmp_path, monkeypatch):
+    code, record = measure(tmp_path, monkeypatch, "--host")
+    assert (code, record["part"], record["status"]) == (0, "host", "done"), record
+    assert record["results"].keys() == {"plan_eval", "region", "read_log", "merge", "open_pack"}
+    assert all(result["speedup"]["median"] > 0 for result in record["results"].values())
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("library", ["torchcodec", "spdl"])
+def test_beside_a_library_that_reads_frames(tmp_path, monkeypatch, library):
+    code, record = measure(tmp_path, monkeypatch, "--peer", library)
+    assert (code, record["part"], record["status"]) == (0, f"data_{library}", "done"), record
+    for case in CASES:
+        assert record["results"][f"frames_{case}"]["wrong"] == 0
+        assert record["results"][f"ratio_cpu_time_{case}"]["n"] >= 1
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_beside_mmaction2(tmp_path, monkeypatch, capfd):

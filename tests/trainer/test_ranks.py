@@ -129,6 +129,7 @@ with join('cpu') as ranks:
     assert ranks.any(ranks.rank == 1)
     with ranks.in_turn():
         open('turns', 'a').write(str(ranks.rank))
+    assert ranks.from_machine(f"of rank {ranks.rank}") == "of rank 0"
 """
 
 

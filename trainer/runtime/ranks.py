@@ -5,6 +5,7 @@ A run in a single process has no process group.
 
 import logging
 import os
+import platform
 import signal
 import socket
 import sys
@@ -75,6 +76,20 @@ class Ranks:
         if self.hosts is not None:
             dist.broadcast_object_list(texts, 0, self.hosts)
         return texts[0]
+
+    def from_machine(self, word: Any) -> Any:
+        """Return the `word` that the first rank of this machine passed. All ranks call this together.
+
+        SLURM may deal its tasks out to the machines in turn, so the first rank is found by the machine's name.
+        """
+        if self.hosts is None:
+            return word
+        words: list[Any] = [None] * self.world_size
+        own = platform.node(), word if self.local_rank == 0 else None, self.local_rank == 0
+        dist.all_gather_object(words, own, self.hosts)
+        # Containers on different machines may have the same name. Their ranks are numbered one machine after another.
+        firsts = [rank for rank, (node, _, is_first) in enumerate(words) if is_first and node == own[0]]
+        return words[max((rank for rank in firsts if rank <= self.rank), default=firsts[0])][1]
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank. All ranks call this together and get the same answer."""
