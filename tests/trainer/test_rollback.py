@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from kernels.program import UserError
 from tests.programs import run_ranks
 from trainer.journal.journal import Journal
 from trainer.loop import fit
-from trainer.resume import changed_by_update, go_back, state_of
+from trainer.resume import changed_by_update, go_back, save, state_of
 from trainer.snapshots.writer import Writer, newest_valid
 from trainer.step import train_step
 
@@ -121,3 +122,19 @@ def test_all_ranks_go_back(tiny, environment, tmp_path):
     first, second = run_ranks(words, words, environment=environment)
     assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stderr
     assert "and the clips since then are skipped" in first.stdout
+
+
+def test_weights_that_are_not_finite_are_never_saved_over_good_ones(build, tmp_path):
+    run = build()
+    run.writer = Writer(tmp_path)
+    save(run)
+    run.writer.wait()
+    good = newest_valid(tmp_path, print)
+    with torch.no_grad(), run.writer.changing_weights():
+        next(run.network.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"1 of \d+ tensors contain NaN.* lower optim\.lr or set optim\.clip_norm"):
+        save(run)
+    run.writer.wait()
+    newest = newest_valid(tmp_path, print)
+    assert good is not None and newest is not None
+    assert newest.path == good.path
