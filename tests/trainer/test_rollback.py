@@ -136,5 +136,6 @@ def test_weights_that_are_not_finite_are_never_saved_over_good_ones(build, tmp_p
         save(run)
     run.writer.wait()
     newest = newest_valid(tmp_path, print)
-    assert good is not None and newest is not None
+    assert good is not None
+    assert newest is not None
     assert newest.path == good.path
