@@ -34,7 +34,7 @@ ROWS = (
                 f"training step of `{name}`, data included",
                 "clips/s",
             ),
-            (f"headspace_{name}", "headspace.share", "speed of this step relative to a batch in memory", "times"),
+            (f"headspace_{name}", "headspace.share", "the same, relative to steps on a batch in memory", "times"),
         )
     ),
     ("data", "ours_8_32.clips_per_cpu_s", "data path, 8 frames + 32 heatmaps", "clips per CPU second"),

@@ -46,7 +46,9 @@ class DataConfig:
     cache: str = "data/cache"
     """Folder of the tables that are made from annotation files."""
     rotation: Rotation = "shown"
-    """Whether skeletons belong to frames as players show them or as files store them, if img_shape does not decide."""
+    """Whether joints are in pixels of frames as players show them (rotated) or as files store them. It is used only if
+    img_shape fits both.
+    """
     source: Literal["packs", "video"] = "packs"
     """Where frames come from. video: there are no packs, and a GPU decodes the videos at every step."""
     balance: Share = 0.0

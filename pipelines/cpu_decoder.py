@@ -97,7 +97,7 @@ class CpuDecoder:
     def _resized(self, image: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Resize the region from `low` to `high` (y, x) of an image [H, W, 3] to [size, size] pixels of three bytes."""
         beyond = np.maximum(np.ceil([-low, high - image.shape[:2]]), 0).astype(int)
-        if beyond.any():  # by rounding errors, unless the pack was made for other boxes: then repeat the edge
+        if beyond.any():  # because of rounding errors, or because the pack was made for other boxes
             image = np.pad(image, [*beyond.T.tolist(), (0, 0)], "edge")
             low, high = low + beyond[0], high + beyond[0]
         height, width, _ = image.shape

@@ -60,8 +60,8 @@ class OptimConfig:
     betas: Annotated[tuple[float, float], Range(0, 0.9999999)] = (0.9, 0.999)
     """Decay of AdamW's moving averages of the gradients and of their squares."""
     weight_decay: Rate = 1e-4
-    """SGD adds this share of each weight to its gradient; AdamW shrinks each weight by this share times lr. Norms and
-    biases are included.
+    """SGD adds weight_decay * weight to the gradient; AdamW subtracts lr * weight_decay * weight from the weight. This
+    also holds for norms and biases.
     """
     clip_norm: Annotated[float, Range(1e-3, 1e9)] | None = 40.0
     """Largest 2-norm of all gradients together; longer gradients are scaled down. None: no limit."""

@@ -107,7 +107,7 @@ def training_launches(experiment: Experiment) -> Iterator[dict]:
 
 
 def moved(call: Call) -> dict:
-    """Return the megabytes per clip of one call, and its number of launches."""
+    """Return how many megabytes one call reads and writes per clip, and how many kernels it launches."""
     toys = toy_launches(call)
     with Traffic(dry=True) as real:
         call.run()

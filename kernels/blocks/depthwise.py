@@ -312,9 +312,9 @@ def _gradients(
 ):
     """Each pixel of the result corresponds to STRIDE by STRIDE pixels of the images.
 
-    The gradients of these pixels depend on that pixel of the result and on its neighbours. Each step down loads a row
-    of the result's gradient into a window of three rows. It then stores the gradients of the STRIDE rows of the images
-    that correspond to the middle row of the window.
+    The gradients of these pixels depend on the gradient of the corresponding pixel and of its neighbours. The program
+    moves down the result row by row. At each step it loads one row of the result's gradient into a window of three
+    rows, and stores the gradients of the STRIDE rows of the images that correspond to the middle row of the window.
     """
     first, lane, column = _place(W, ROWS, LANES, SPAN, BLOCK_I)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -84,9 +84,8 @@ def split_findings(train: ClipTable, train_rows: np.ndarray, val: ClipTable, val
         names = [str(name) for name in val.names[val_rows[copies]]]
         twin = train_rows[np.flatnonzero(digests == val.measures["digest"][val_rows[copies][0]])[0]]
         text = (
-            f"{len(names)} of the {len(val_rows)} validation clips have exactly the skeleton of a training clip, such "
-            f"as {names[0]}, which has that of {train.names[twin]}: they are one clip, listed twice; leave one of the "
-            "two out"
+            f"{len(names)} of the {len(val_rows)} validation clips have exactly the same skeleton as a training clip; "
+            f"for example, {names[0]} and {train.names[twin]} are one clip, listed twice: leave one of the two out"
         )
         findings.append(Finding("overlap", names, text, False))
     unseen = ~np.isin(val.label[val_rows], train.label[train_rows])

@@ -26,7 +26,7 @@ MEASURES = np.dtype(
         ("low", np.float32, (2,)),  # smallest x and y of the drawn joints
         ("high", np.float32, (2,)),  # largest x and y of the drawn joints
         ("still", np.int64),  # joints of the layout that are drawn at least twice, and always at one place
-        ("moving", np.int64),  # joints of the layout that are drawn at several places
+        ("moving", np.int64),  # joints of the layout that are drawn at least twice, and not always at one place
         ("size", np.float32),  # longer side of the box around a person's drawn joints, the largest of all frames
         ("score_low", np.float32),
         ("score_high", np.float32),

@@ -156,7 +156,11 @@ def _made_elsewhere(place: Path, wanted: dict[str, int]) -> dict[str, Line]:
 def _earlier(
     place: Path, wanted: dict[str, int], table: ClipTable, out: Path, settings: PackSettings
 ) -> dict[str, Line]:
-    """The usable lines for the `wanted` joints in an earlier version's pack, by clip, in today's form."""
+    """Read the manifest of a pack that an earlier version of Duet made.
+
+    Returns, for each clip, its line converted to the current format. Lines for joints that are not `wanted`, and lines
+    that cannot be used, are left out.
+    """
     counts = {_earlier_digest(count, settings): count for count in range(1, 1025)}
     within = "" if place == out else f"{place.name}/"
     lines = {}

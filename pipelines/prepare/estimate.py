@@ -98,8 +98,8 @@ def _recorded(task: Task, workers: int) -> Pace | None:
 def _measured(task: Task, todo: Survey, rows: list[int], workers: int) -> Pace | None:
     """The pace at which a few of the clips are made in a temporary folder.
 
-    Returns None if all clips were tried, none can be made, and that many may be left out. Raises UserError if too many
-    cannot be made.
+    Returns None if all clips were tried, none could be made, and the limit on missing clips allows this. Raises
+    UserError if more clips fail than the limit allows.
     """
     few = rows[: max(FEW, 2 * workers)]
     with tempfile.TemporaryDirectory() as folder:

@@ -88,7 +88,7 @@ MAX_ABSENT = "--max-absent {0} (in training: --set data.max_absent={0})"
 
 
 def split_problems(table: ClipTable, max_absent: float) -> list[Finding]:
-    """What is wrong with the splits of a table: each pair of a training and a validation split, and each list alone."""
+    """What is wrong with the splits of a table. Checks each split, and each training split with its validation."""
     findings = []
     for train, val in pairs_of(table.splits):
         for finding in split_findings(table, table.splits[train], table, table.splits[val]):

@@ -58,7 +58,7 @@ def decode(video: str, max_frames: int, image: AnnotatedImage | None = None) -> 
 
 
 class Turner:
-    """Turns frames. Frames of a video without a turn stay as they are."""
+    """Rotates and mirrors frames as the video asks. If it asks for neither, frames are returned unchanged."""
 
     def __init__(self, turn: Turn):
         self.turn, self.shape = turn, ()
@@ -68,7 +68,7 @@ class Turner:
         if not self.turn:
             return frame
         shape = (frame.width, frame.height, frame.format.name)
-        if shape != self.shape:  # also in the middle of a video; the caller decides whether it accepts that
+        if shape != self.shape:  # the size can change within a video; the caller decides whether to accept this
             self.shape, self.graph = shape, filter_graph(frame, self.turn.filters())
         self.graph.push(frame)
         turned = self.graph.pull()

@@ -98,7 +98,7 @@ class _Index:
     def find(self, name: str) -> str:
         """The path of the video for `name`, or a MissingVideo."""
         key = clip_name(name)
-        # The name may also be that of a file with a backslash, which `clip_name` takes for the slash of another system.
+        # A file name may contain a backslash, which `clip_name` mistakes for a path separator of Windows.
         videos = self.at_place.get(_without_extension(name)) or self.at_place.get(key)
         videos = videos or self.anywhere.get(key.rpartition("/")[2], [])
         if len(videos) == 1:

@@ -24,7 +24,7 @@ SHIFTING = X3DStreamConfig(widths=(16,), blocks=(1,), stem_stride=1, shift_divis
 
 
 class Contrast(nn.Module):
-    """PCAN's contrast: the scores for each kind of error, and the diversity of the prototypes."""
+    """PCAN's contrastive module: scores of false positives and of false negatives, and the prototypes' diversity."""
 
     def __init__(self) -> None:
         super().__init__()

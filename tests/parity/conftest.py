@@ -24,7 +24,7 @@ def located(fixtures: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def facts(located: Callable[[str], Path]) -> Callable[[str], dict]:
-    """A function that reads a JSON file that describes cases."""
+    """A function that reads a JSON file of inputs and of the published code's outputs."""
     return lambda name: load_json(located(name))
 
 

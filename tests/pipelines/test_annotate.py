@@ -214,7 +214,7 @@ WORDS = {0: "raise", 2: "wave", 6: "lift, red", 9: "give", 11: "push"}
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory) -> Path:
-    """A folder with ten videos, whose names contain spaces, their labels, and JSON keypoints in random order."""
+    """A folder with ten videos, their labels, and JSON keypoints in random order. Names of videos contain spaces."""
     root = tmp_path_factory.mktemp("own")
     (root / "my videos").mkdir()
     (root / "keypoints").mkdir()

@@ -226,7 +226,7 @@ def flock_of_lustre(flock):
 @pytest.mark.parametrize("kind", [flock_of_nfs, flock_of_lustre])
 def test_network_file_systems(scene, monkeypatch, kind):
     work = scene(8, 9, 10)
-    work.table()  # built before locks are replaced, and only read later
+    work.table()  # build the table now, because without locks it can be read, but not built
     monkeypatch.setattr(fcntl, "flock", kind(fcntl.flock))
     said = pack_shard(work, "0/3") + pack_shard(work, "1/3")
     pack, last = work.prepare()

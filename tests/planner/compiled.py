@@ -3,8 +3,8 @@
 A network with its losses is compiled as in training, by Dynamo, AOTAutograd and Inductor, for a GPU that is not there.
 The inputs are fake tensors with the batch size of the experiment. Compilation stops with the generated code, because
 nothing can run. Operations outside of the compiled graph are not counted: the sum of the losses, clipping, SGD, and the
-preparation of the input. Heads are plain. Matrix products are not padded, because Inductor decides about padding by
-timing them.
+preparation of the input. The networks have linear heads in place of PCAN. Matrix products are not padded, because
+Inductor decides about padding by timing them.
 
 `python -m tests.planner.compiled NAME [--card sm_90] PARTS...` prints the counts of an experiment whose PARTS run
 through our kernels. This takes some minutes. Counting changes torch permanently, so each count runs in a process of its

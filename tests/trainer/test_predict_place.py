@@ -17,7 +17,8 @@ from trainer.cli import run_command
 from trainer.commands.train import Options
 from trainer.settings import experiment_of
 
-WIDE, SAME = "S001C001P021R001A001", "S001C001P021R001A010"  # packed as 96x96, and as 128x96, which is 4:3 like videos
+# WIDE is packed as a square of 96x96, and SAME as 128x96, which is 4:3 like its video.
+WIDE, SAME = "S001C001P021R001A001", "S001C001P021R001A010"
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def check_form(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError unless there is a name [N] of each video, N >= 1, and numbers [N, classes] for it."""
+    """Raise ValueError unless the arrays are the names of the videos, [N] with N >= 1, and scores, [N, classes]."""
     names = arrays["name"]
     for key, array in arrays.items():
         if array.ndim != (1 if key == "name" else 2) or array.dtype.kind not in ("U" if key == "name" else "f"):

@@ -101,7 +101,7 @@ def recorded(work_dir: Path, start: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         start["end"] = now()
-        with contextlib.suppress(OSError):  # the snapshot, which is more important, reports a full disk
+        with contextlib.suppress(OSError):  # saving the snapshot has already reported a full disk
             _write_starts(work_dir, starts)
 
 

@@ -44,7 +44,7 @@ class CheckpointChoice(Choice):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunChoice(CheckpointChoice):
-    """Options of a command that takes a checkpoint, and to which a run's folder can be passed without --checkpoint."""
+    """Options of a command that takes a checkpoint. The name of a run's folder is enough, without --checkpoint."""
 
     run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="RUN")] = None
     """The same as --checkpoint RUN."""

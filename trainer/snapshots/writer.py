@@ -236,7 +236,7 @@ class Writer:
             self._error = error
 
     def _copy(self, copies: Copies) -> None:
-        """Copy the steady tensors. `_release` waits until all copies are made, or on a GPU, until they are queued.
+        """Copy tensors that keep their memory during the run. `_release` waits until all are copied (on a GPU: queued).
 
         On a GPU it is enough to queue the copies: updates are queued on the same stream, and so run after the copies.
         """

@@ -33,10 +33,10 @@ CONTRACTS: dict[str, tuple[ModuleType, str]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """The calls that the network of an experiment makes on a batch of CLIPS clips.
+    """The kernel calls of an experiment's network, recorded on a small batch of CLIPS clips.
 
-    `calls` lists, for each kernel, the arguments of its calls in order. `clips` is the batch size of the experiment.
-    With `train`, image sizes and batch size are those of training, otherwise those of validation.
+    `calls` lists the arguments of each kernel's calls, in order. `clips` is the real batch size of the experiment. With
+    `train`, image sizes and `clips` are those of training, otherwise those of validation.
     """
 
     experiment: Experiment

@@ -40,10 +40,11 @@ WORDS: dict[str, dict[Any, str]] = {
 class Tuned:
     """The result of `tune` for a step.
 
-    key: what the step is and where it runs (`key_of`). settings: the fastest execution settings, as JSON values. told:
-    the settings in words; empty if the default is the fastest. gain: how many times as fast as the default step.
-    default: the default step in words. tried, of: `tried` of `of` candidates were tried. finished: whether tuning was
-    not interrupted. rows: the table.
+    key: what the step is and where it runs (`key_of`). settings: the fastest execution settings, as JSON values.
+    told: a description of these settings; empty if the default is the fastest.
+    gain: the speed of the step with these settings, divided by that of the default step.
+    default: a description of the default step. tried: the number of candidates that were tried.
+    of: the number of all candidates. finished: False if tuning was interrupted. rows: the table that was printed.
     """
 
     key: dict[str, Any]

@@ -38,8 +38,9 @@ Show = Callable[[str, float], None]  # takes a text about the progress, and the 
 class Row:
     """The result of trying a change. An empty `change` means the default step.
 
-    ratio: lower quartile, median and upper quartile of its speed divided by that of the form to which it was compared.
-    clips_per_s: median on one rank. gb: largest amount of memory. reason: why it has this verdict, or empty.
+    ratio: the speed of the step with the change, divided by the speed of the step with which it was compared: lower
+    quartile, median and upper quartile. clips_per_s: the median speed of one rank. gb: the largest amount of memory.
+    reason: why the change got its verdict, or empty.
     """
 
     change: str
