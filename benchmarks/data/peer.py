@@ -130,10 +130,11 @@ class Peer:
         if not answer:
             self.process.wait()
             reason = (self.log.read_text().strip().splitlines() or ["no reason given"])[-1]
-            way_out = f"remove {CACHE / self.name} to reinstall it"
-            if self.name in DECODERS:
-                way_out += ", and install the libraries of FFmpeg (4 to 8), for example with apt-get install ffmpeg"
-            raise PeerError(f"{self.name} ended during the request {do!r} ({reason}); {way_out}")
+            libraries = ", and install the libraries of FFmpeg (4 to 8), for example with apt-get install ffmpeg"
+            raise PeerError(
+                f"{self.name} ended during the request {do!r} ({reason}); remove {CACHE / self.name} to reinstall it"
+                f"{libraries if self.name in DECODERS else ''}"
+            )
         return json.loads(answer)
 
     def __enter__(self) -> "Peer":
