@@ -57,7 +57,7 @@ def counted(name: str, parts: tuple[FusedPart, ...], card: Card = H200) -> Count
     surroundings = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     words = ("-m", "tests.planner.compiled", name, "--card", f"sm_{card.arch}", *parts)
     process = run(*words, environment=surroundings | {"CUDA_VISIBLE_DEVICES": ""}, timeout=None)
-    process.check_returncode()
+    assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 
 
