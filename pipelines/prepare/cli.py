@@ -58,9 +58,8 @@ def main(
         out: make the pack in this folder; a note in the folder --packs tells training where it is
         count: pose frames per sample, if these are fewer than 8
         box_pixels: side in pixels of the smallest box of a sample of 32 frames, if the video has enough pixels
-        quality: JPEG quality from 2 (best) to 31; on NTU, quality 3 gives a PSNR of 46 dB and 0.067 bytes per pixel,
-            and quality 6 gives 42 dB and 0.046 bytes
-        rotation: whether skeletons belong to frames as shown or as stored, if no file says it (data.rotation)
+        quality: JPEG quality from 2 (best) to 31; 3 gives a PSNR of 46 dB on NTU, with 0.067 bytes per pixel
+        rotation: whether joints are in pixels of frames as shown or as stored (data.rotation)
         workers: number of processes that encode (default: one per core)
         max_bad: the largest share of clips that may lack a usable video
         shard: make only part I of N, as I/N with I from 0 to N-1 (docs/clusters.md)
