@@ -13,7 +13,7 @@ setup(
     version="0.1.0",
     description=(
         "A trainer for RGB + skeleton action recognition: "
-        "twenty times MMAction2's data path on one CPU core, GPU speed not measured yet"
+        "nineteen times MMAction2's data path on one CPU core, GPU speed not measured yet"
     ),
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",

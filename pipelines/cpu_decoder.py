@@ -39,7 +39,7 @@ class CpuDecoder:
         self._source, self._size, self._prefetch = source, size, prefetch
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decoder")
         self._tools = threading.local()  # a decoder and a resizer for each thread
-        self._begun: list[tuple[np.ndarray, list[Future[None]]]] = []  # steps that `next` has not returned yet
+        self._begun: list[tuple[torch.Tensor, list[Future[None]]]] = []  # steps that `next` has not returned yet
         self._step = 0  # the step to begin next
 
     def next(self) -> torch.Tensor:
@@ -59,23 +59,23 @@ class CpuDecoder:
         pixels, tasks = self._begun.pop(0)
         for task in tasks:
             task.result()
-        return torch.from_numpy(pixels.view(np.uint8).reshape(*pixels.shape, 3))
+        return pixels
 
     def _begin(
         self, packets: list[np.ndarray], start: np.ndarray, end: np.ndarray
-    ) -> tuple[np.ndarray, list[Future[None]]]:
-        pixels = np.empty((len(packets), self._size, self._size), "V3")  # one element for the three bytes of a pixel
+    ) -> tuple[torch.Tensor, list[Future[None]]]:
+        pixels = torch.empty(len(packets), self._size, self._size, 3, dtype=torch.uint8)
         groups = [slice(first, first + TOGETHER) for first in range(0, len(packets), TOGETHER)]
         arguments = ((packets[group], start[group], end[group], pixels[group]) for group in groups)
         return pixels, [self._pool.submit(self._decode, *some) for some in arguments]
 
-    def _decode(self, packets: list[np.ndarray], start: np.ndarray, end: np.ndarray, pixels: np.ndarray) -> None:
-        """Decode a few packets, and write their regions into `pixels` [n, size, size]."""
+    def _decode(self, packets: list[np.ndarray], start: np.ndarray, end: np.ndarray, pixels: torch.Tensor) -> None:
+        """Decode a few packets, and write their regions into `pixels`, uint8 [n, size, size, 3]."""
         if not hasattr(self._tools, "decoder"):
             backends = [nvimgcodec.Backend(nvimgcodec.CPU_ONLY)]
             device = nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY
             self._tools.decoder = nvimgcodec.Decoder(device, max_num_cpu_threads=1, backends=backends, options=OPTIONS)
-            self._tools.resizer = RustResizer()
+            self._tools.resizer, self._tools.target = RustResizer(), ImageData(self._size, self._size, PixelType.U8x3)
         low, high = np.minimum(start, end), np.maximum(start, end)
         try:
             streams = [nvimgcodec.CodeStream(packet) for packet in packets]
@@ -92,10 +92,12 @@ class CpuDecoder:
             if image is None:
                 raise RuntimeError(f"nvImageCodec cannot decode a JPEG packet of {len(packets[number])} bytes")
             resized = self._resized(np.asarray(image), low[number] - first[number], high[number] - first[number])
-            pixels[number] = resized[:, ::-1] if start[number, 1] > end[number, 1] else resized
+            pixels[number].numpy()[:] = resized
+            if start[number, 1] > end[number, 1]:
+                pixels[number] = pixels[number].flip(1)  # with torch, because NumPy takes five times as long
 
     def _resized(self, image: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Resize the region from `low` to `high` (y, x) of an image [H, W, 3] to [size, size] pixels of three bytes."""
+        """Resize the region from `low` to `high` (y, x) of an image [H, W, 3]: uint8 [size, size, 3]."""
         beyond = np.maximum(np.ceil([-low, high - image.shape[:2]]), 0).astype(int)
         if beyond.any():  # because of rounding errors, or because the pack was made for other boxes
             image = np.pad(image, [*beyond.T.tolist(), (0, 0)], "edge")
@@ -103,7 +105,6 @@ class CpuDecoder:
         height, width, _ = image.shape
         (top, left), (tall, wide) = low.tolist(), (high - low).tolist()
         source = ImageData(width, height, PixelType.U8x3, image.tobytes())
-        target = ImageData(self._size, self._size, PixelType.U8x3)
-        options = BILINEAR.set_crop_box(left, top, wide, tall)
+        options, target = BILINEAR.set_crop_box(left, top, wide, tall), self._tools.target
         self._tools.resizer.resize(source.rust_image, target.rust_image, options)
-        return np.frombuffer(target.get_buffer(), "V3").reshape(self._size, self._size)
+        return np.frombuffer(target.get_buffer(), np.uint8).reshape(self._size, self._size, 3)

@@ -180,7 +180,7 @@ def test_without_records_and_without_marks(tmp_path):
 
 
 # Duet's speed divided by MMAction2's, from the record of the data path that was reviewed last.
-LAST_RATIOS = {"ratio_cpu_time_8_32": 20.9, "ratio_cpu_time_16_48": 13.6}
+LAST_RATIOS = {"ratio_cpu_time_8_32": 19.7, "ratio_cpu_time_16_48": 12.1}
 
 
 @pytest.mark.parametrize("name", LAST_RATIOS)
