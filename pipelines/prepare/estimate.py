@@ -40,7 +40,7 @@ def estimate(task: Task, todo: Survey, workers: int | None) -> None:
     if todo.elsewhere:
         say(f"{len(todo.elsewhere)} clips of other packs are used where they are", **PLAIN)
     if todo.bad:
-        say(f"{len(todo.bad)} clips have no usable video", **PLAIN)
+        say(f"clips without a usable video: {len(todo.bad)}", **PLAIN)
     if not rows:
         return
     pace = _recorded(task, workers) or _measured(task, todo, rows, workers)
