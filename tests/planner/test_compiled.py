@@ -1,4 +1,8 @@
-"""Checks the launches of compiled steps: those of small networks against their layers, and those in the record."""
+"""Checks the planner's counts of launches and bytes in compiled training steps.
+
+The counts of small networks must match a second count from the networks' layers. The numbers of launches in the record
+bytes.json must match each other.
+"""
 
 import json
 from dataclasses import replace
