@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 
 from kernels.program import UserError
-from pipelines.annotations.checks import absent_findings, joint_findings, label_findings, split_findings
+from pipelines.annotations.checks import absent_findings, label_findings, split_findings
+from pipelines.annotations.joint_checks import joint_findings
 from pipelines.annotations.schema import AnnotationError
 from pipelines.annotations.splits import find_split
 from pipelines.annotations.table import ClipTable, open_table

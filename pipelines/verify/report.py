@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from kernels.names import SHORT, printable
-from pipelines.annotations.checks import joint_findings, label_findings
+from pipelines.annotations.checks import label_findings
+from pipelines.annotations.joint_checks import joint_findings
 from pipelines.annotations.table import ClipTable, open_table
 from pipelines.verify.facts import joint_facts, person_facts, split_facts, split_problems
 from pipelines.verify.videos import video_facts

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from kernels.names import printable
-from kernels.program import UserError
 from trainer.cursor import Cursor
 from trainer.journal.lines import LOG, METRICS, Lines, keep_until
 from trainer.journal.wandb import WandbLog
+from trainer.snapshots.work_dir import writable
 
 TENSORBOARD = "tensorboard"
 
@@ -55,7 +55,7 @@ class Journal:
         """Start to write train.log and metrics.jsonl. Raises UserError if that is not possible."""
         if not self.active:
             return
-        with self._writable():
+        with writable(self.work_dir):
             self.work_dir.mkdir(parents=True, exist_ok=True)
             log = Lines(self.work_dir / LOG)
             self._metrics = Lines(self.work_dir / METRICS)
@@ -101,7 +101,7 @@ class Journal:
         if not self.active:
             return
         self._metrics.close()
-        with self._writable():
+        with writable(self.work_dir):
             keep_until(
                 self.work_dir / METRICS,
                 cursor.epoch + 1,
@@ -212,15 +212,6 @@ class Journal:
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    @contextlib.contextmanager
-    def _writable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self.work_dir} cannot be written ({error.strerror}): choose another --work-dir"
-            ) from error
 
     @contextlib.contextmanager
     def _tolerated(self) -> Iterator[None]:

@@ -73,7 +73,7 @@ class _Own:
     def __enter__(self) -> "_Own":
         work_dir = self._work_dir
         check(work_dir)
-        with self._writable():
+        with writable(self._work_dir):
             self._made = [folder for folder in (work_dir, *work_dir.parents) if not folder.exists()]
             work_dir.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=work_dir):
@@ -96,7 +96,7 @@ class _Own:
         (work_dir / BEFORE_START).unlink(missing_ok=True)
         if resume or not any(work_dir.glob("*.pth")):
             return
-        with self._writable(), self._lock.pop_all():  # the lock of the earlier run
+        with writable(self._work_dir), self._lock.pop_all():  # the lock of the earlier run
             with tempfile.TemporaryFile(dir=work_dir) as file:
                 file.write(bytes(ROOM))
                 file.flush()
@@ -115,14 +115,14 @@ class _Own:
                     folder.rmdir()
         self._lock.close()
 
-    @contextlib.contextmanager
-    def _writable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self._work_dir} cannot be written ({error.strerror}): choose another --work-dir"
-            ) from None
+
+@contextlib.contextmanager
+def writable(work_dir: Path) -> Iterator[None]:
+    """A context for writing to a run's folder. Raises UserError in place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{work_dir} cannot be written ({error.strerror}): choose another --work-dir") from error
 
 
 def write_settings(work_dir: Path, experiment: Experiment) -> None:
