@@ -29,7 +29,7 @@ from pipelines.prepare.make import dry_run, open_again, prepare, prepare_shard
 from pipelines.prepare.shard import Shard
 from pipelines.prepare.users import User, table_joints
 from pipelines.skeleton import fitting
-from pipelines.videos.source import open_videos
+from pipelines.videos.source import VideoFrames, open_videos
 from trainer.config import Experiment, no_coarse_heads
 from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks
@@ -292,11 +292,11 @@ def with_class_names(experiment: Experiment, table: ClipTable, say: Callable[[st
 
 def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], None]) -> tuple[Loader, Loader]:
     """The loaders of this rank for training and for validation. Both loaders use the same backends."""
-    sources, uses_packs = None, "rgb" in experiment.streams and experiment.data.source == "packs"
+    sources = None
     with ranks.in_turn():
-        if ranks.local_rank == 0 or not uses_packs:
+        if ranks.local_rank == 0:
             sources = open_sources(experiment, Console(stderr=True, quiet=not ranks.leads), ranks.device)
-    train, val = _shared(experiment, sources, ranks) if uses_packs or sources is None else sources
+    train, val = _shared(experiment, sources, ranks)
     loader = build_loader(experiment, train, True, ranks, say)
     val_loader = replace(build_loader(experiment, val, False, ranks, say), backends=loader.backends)
     warn(experiment, (loader, val_loader), say)
@@ -304,21 +304,38 @@ def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], Non
 
 
 def _shared(experiment: Experiment, sources: tuple[Source, Source] | None, ranks: Ranks) -> tuple[Source, Source]:
-    """The sources of an experiment that reads packs. Only the first rank of a machine passes `sources`.
+    """The sources of an experiment. Only the first rank of a machine passes `sources`.
 
-    The others take its word for which clips are usable: looking at all files takes seconds, or minutes on a network
-    file system.
+    The first rank tells the others which clips are usable, because looking at all files takes seconds, or minutes on a
+    network file system.
     """
-    packs = [source.frames.pack for source in sources or () if isinstance(source.frames, PackFrames)]
-    words = ranks.from_machine([(pack.clips, pack.bad) for pack in packs])
+    surveys = ranks.from_machine([_survey(source.frames) for source in sources or ()])
     if sources is not None:
         return sources
     tables, out = open_tables(experiment), Path(experiment.data.packs)
     train, *val = [
-        Source(table, PackFrames(table, open_again(table, out, *word)))
-        for table, word in zip(tables, words if len(tables) > 1 else words[:1], strict=True)
+        Source(table, _surveyed(experiment, table, survey, out))
+        for table, survey in zip(tables, surveys[: len(tables)], strict=True)
     ]
     return train, val[0] if val else train
+
+
+def _survey(frames: FrameSource) -> tuple:
+    """What the first rank of a machine learned about the files of all clips."""
+    if isinstance(frames, PackFrames):
+        return frames.pack.clips, frames.pack.bad
+    if isinstance(frames, VideoFrames):
+        return frames.videos, frames.sizes, frames.lengths, frames.fault
+    return ()
+
+
+def _surveyed(experiment: Experiment, table: ClipTable, survey: tuple, packs: Path) -> FrameSource:
+    """The frames of a table on a rank that got the `survey` of its machine's first rank."""
+    if "rgb" not in experiment.streams:
+        return NoFrames(len(table))
+    if experiment.data.source == "video":
+        return VideoFrames(table, *survey)
+    return PackFrames(table, open_again(table, packs, *survey))
 
 
 def build_loader(
