@@ -27,8 +27,8 @@ from pipelines.skeleton import Skeleton
 from pipelines.videos.times import FrameTimes
 from pipelines.videos.turn import NO_TURN, Size, Turn
 from trainer.config import Experiment
-from trainer.report.clip_views import LEFT, MIDDLE, RIGHT
 from trainer.report.contact_sheet import contact_sheet
+from trainer.report.skeleton_drawing import draw_skeletons
 from trainer.report.text import class_names_in_pictures, draw_line
 
 TOP = 5  # number of classes that are listed for each window
@@ -222,7 +222,7 @@ class AnnotatedVideo:
             return
         joints = self.poses.joints[:, self.num_written].astype(np.float64)
         joints[..., :2] *= np.array(picture.size) / (self.poses.width, self.poses.height)
-        draw_skeletons(picture, joints, self.skeleton)
+        draw_skeletons(picture, joints, self.skeleton, MIN_SCORE)
 
     def _open(self, width: int, height: int) -> av.container.OutputContainer:
         self.container = av.open(self.part, "w", format="mp4")
@@ -261,21 +261,3 @@ def draw_bar(width: int, lines: Sequence[str]) -> Image.Image:
         draw_line(draw, (PAD, top), line, width - 2 * PAD, size, TEXT if number == 0 else FAINT)
         top += height
     return bar
-
-
-def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton) -> None:
-    """Draw the limbs and joints of M people.
-
-    `joints` [M, V, 3] contains x and y in pixels of the picture, and a score. Limbs of the left side, the right side
-    and the middle of a person have different colours.
-    """
-    draw, line = ImageDraw.Draw(picture), max(2, min(picture.size) // 180)
-    left, right = {pair[0] for pair in skeleton.pairs}, {pair[1] for pair in skeleton.pairs}
-    for person in joints:
-        is_visible = person[:, 2] >= MIN_SCORE
-        for limb in skeleton.limbs:
-            if is_visible[list(limb)].all():
-                colour = LEFT if left.issuperset(limb) else RIGHT if right.issuperset(limb) else MIDDLE
-                draw.line([*person[limb[0], :2], *person[limb[1], :2]], colour, line)
-        for x, y, _ in person[is_visible]:
-            draw.ellipse((x - line, y - line, x + line, y + line), MIDDLE)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from pipelines.skeleton import Skeleton
 from pipelines.view import ClipView
+from trainer.report.skeleton_drawing import HEATMAP, MIDDLE, coloured_limbs
 
 MOMENTS, SIDE, DPI = 4, 2.24, 100  # frames of each view, side of each picture in inches, pixels per inch
 TOP, ROOM = 0.75, 0.25  # inches for the title of the figure, and for the title of each picture
-LEFT, RIGHT, MIDDLE = "#4cc9f0", "#ff8fab", "#ffffff"  # colours of a person's left side, right side and middle
-JOINT = np.array([255, 214, 10]) / 255  # colour of the heatmap value 1
 
 
 def draw_views(views: Sequence[ClipView], names: Sequence[str], title: str, skeleton: Skeleton) -> Figure:
@@ -63,13 +63,9 @@ def _draw_frame(axes: Axes, view: ClipView, moment: int, skeleton: Skeleton) -> 
     assert view.rgb is not None
     _show(axes, view.rgb[moment], view.side)
     axes.set_title(f"frame {view.rgb_frames[moment]}", fontsize=8, pad=2, loc="left")
-    left, right = {pair[0] for pair in skeleton.pairs}, {pair[1] for pair in skeleton.pairs}
     for person in view.rgb_joints[moment]:
-        for limb in skeleton.limbs:
-            ends = person[list(limb)]
-            if (ends[:, 2] > 0).all():
-                side = LEFT if left.issuperset(limb) else RIGHT if right.issuperset(limb) else MIDDLE
-                axes.plot(ends[:, 0], ends[:, 1], color=side, linewidth=1.3)
+        for ends, colour in coloured_limbs(person, skeleton):
+            axes.plot(ends[:, 0], ends[:, 1], color=colour, linewidth=1.3)
         visible = person[person[:, 2] > 0]
         axes.plot(visible[:, 0], visible[:, 1], ".", color=MIDDLE, markersize=3, markeredgewidth=0)
 
@@ -81,7 +77,7 @@ def _draw_heatmap(axes: Axes, view: ClipView, moment: int, _: Skeleton) -> None:
     _show(axes, np.repeat(dimmed, 3, axis=-1).astype(np.uint8), side)
     assert view.heatmap is not None
     joints = view.heatmap[at].max(axis=0).clip(0, 1)[..., None]
-    _show(axes, np.concatenate([np.broadcast_to(JOINT, (*joints.shape[:2], 3)), joints], axis=-1), side)
+    _show(axes, np.concatenate([np.broadcast_to(to_rgb(HEATMAP), (*joints.shape[:2], 3)), joints], axis=-1), side)
     axes.set_title(f"heatmap of frame {view.pose_frames[at]} over {frame}", fontsize=8, pad=2, loc="left")
     people_joints = view.pose_joints[at].reshape(-1, 3)
     visible = people_joints[people_joints[:, 2] > 0]

@@ -1,0 +1,89 @@
+"""Grad-CAM: which parts of the frames and of the heatmaps made a network favour a class.
+
+Source: Selvaraju et al., Grad-CAM: Visual explanations from deep networks via gradient-based localization, ICCV 2017.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.colors import to_rgb
+from torch import Tensor, nn
+
+from models.networks import SingleStream
+from pipelines.batch import Batch
+
+COLOURS = {"rgb": "#ff5400", "pose": "#80ed99"}  # of the parts that mattered in each stream
+STRONGEST = 0.65  # share of the colour in a pixel where the map is 1
+
+
+def where_it_looked(network: nn.Module, batch: Batch, classes: Tensor) -> dict[str, Tensor]:
+    """For each stream, how much each pixel of its input speaks for a class: [N, T, H, W] float32 from 0 to 1.
+
+    network: any network of models/networks.py, uncompiled and in evaluation mode. classes: [N] int64, one class for
+    each clip of the batch. T, H and W are those of the stream's input: of the RGB frames for "rgb", and of the heatmaps
+    for "pose".
+
+    The maps come from the features of the stream's last stage. A channel counts by the mean of its gradient, the
+    gradient of the stream's own logit of the class. The largest value of a clip is 1; the map of a clip in which
+    nothing speaks for the class is 0.
+    """
+    assert not network.training, "Grad-CAM needs a network in evaluation mode"
+    with torch.no_grad(), last_features(network) as features:
+        logits = network(batch.rgb, batch.heatmap).logits
+    chosen = sum(logits[stream].gather(1, classes[:, None].to(logits[stream].device)).sum() for stream in features)
+    gradients = torch.autograd.grad(chosen, list(features.values()))
+    sizes = {}
+    if batch.rgb is not None:
+        sizes["rgb"] = tuple(batch.rgb.shape[1:4])
+    if batch.heatmap is not None:
+        sizes["pose"] = (batch.heatmap.shape[1], *batch.heatmap.shape[3:])
+    return {
+        stream: _maps(feature.detach().float(), gradient.float(), *sizes[stream])
+        for (stream, feature), gradient in zip(features.items(), gradients, strict=True)
+    }
+
+
+@contextlib.contextmanager
+def last_features(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """A context in which a forward pass of `network` stores the features [N*T, C, h, w] of each stream's last stage.
+
+    Autograd records what the network does with these features, even inside of torch.no_grad(), but nothing before them.
+    """
+    stored: dict[str, Tensor] = {}
+
+    def from_here(stream: str, feature: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)  # torch.no_grad() of the caller restores its own mode
+        stored[stream] = feature.detach().requires_grad_()
+        return stored[stream]
+
+    def before_head(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        features, *others = arguments
+        return {stream: from_here(stream, feature) for stream, feature in features.items()}, *others
+
+    if isinstance(network, SingleStream):
+        hook = network.backbone.register_forward_hook(lambda _, __, feature: from_here(network.stream, feature))
+    else:
+        hook = network.get_submodule("cls_head").register_forward_pre_hook(before_head)
+    try:
+        yield stored
+    finally:
+        hook.remove()
+
+
+def _maps(feature: Tensor, gradient: Tensor, num_frames: int, height: int, width: int) -> Tensor:
+    """The maps [N, T, H, W] of one stream, from its features and their gradient, both [N*T, C, h, w]."""
+    feature, gradient = (tensor.unflatten(0, (-1, num_frames)) for tensor in (feature, gradient))
+    weight = gradient.mean(dim=(1, 3, 4), keepdim=True)  # [N, 1, C, 1, 1]
+    maps = (weight * feature).sum(dim=2).relu()  # [N, T, h, w]
+    maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
+    return maps / maps.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
+
+
+def overlay(picture: np.ndarray, looked: np.ndarray, stream: str) -> np.ndarray:
+    """A picture [H, W, 3] uint8 that is tinted where the map `looked` [H, W] of a stream is high: uint8 [H, W, 3]."""
+    share = STRONGEST * looked[..., None]
+    return (picture * (1 - share) + 255 * np.array(to_rgb(COLOURS[stream])) * share).round().astype(np.uint8)
