@@ -236,7 +236,8 @@ def draw_clips(run: Run, work_dir: Path) -> None:
     """Draw the first training clips as the networks see them, to make wrong crops and flips visible at a glance."""
     path = work_dir / "clips.png"
     if not path.exists():
-        contact_sheet(path, next(run.train_loader.epoch(0)), run.experiment.data.class_names)
+        batch, plan = next(run.train_loader.epoch(0)), run.train_loader.plan(0, 0)
+        contact_sheet(path, batch, plan, run.experiment.data.class_names)
 
 
 def report(run: Run, work_dir: Path, scores: Scores | None) -> None:

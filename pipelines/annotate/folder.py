@@ -143,20 +143,28 @@ def find_files(folder: Path, names: list[str]) -> dict[str, list[Path]]:
     """
     exact: dict[str, list[Path]] = defaultdict(list)
     frames: dict[str, list[Path]] = defaultdict(list)
-    keys = {clip_name(name) for name in names} | {clip_name(name).rpartition("/")[2] for name in names}
-    for file in sorted(folder.rglob("*")):
-        if file.suffix in EXTENSIONS and file.is_file():
-            place = file.relative_to(folder)
-            key = clip_name(place.with_suffix("").as_posix())
-            exact[key].append(file)
-            match = FRAME.fullmatch(place.stem)
-            if match and key not in keys and place.stem not in keys:
-                frames[(place.parent / match[1]).as_posix()].append(file)
-            frames[place.parent.as_posix()].append(file)
+    videos = {clip_name(name) for name in names}
+    keys = videos | {name.rpartition("/")[2] for name in videos}
+    own_files = [file for file in sorted(folder.rglob("*")) if file.suffix in EXTENSIONS and file.is_file()]
+    stems = [file.relative_to(folder).with_suffix("").as_posix() for file in own_files]
+    # NAME.mp4.json belongs to the video NAME.mp4 if all files are named like this, and otherwise to NAME.mp4.mp4.
+    with_extension = all(clip_name(stem) != stem for stem in stems)
+    likely = [clip_name(stem) if with_extension else stem for stem in stems]
+    likely_keys = set(likely)
+    for file, stem, key in zip(own_files, stems, likely, strict=True):
+        place = file.relative_to(folder)
+        exact[key].append(file)
+        other = stem if with_extension else clip_name(stem)
+        if other not in likely_keys:
+            exact[other].append(file)
+        match = FRAME.fullmatch(place.stem)
+        if match and clip_name(stem) not in keys and place.stem not in keys:
+            frames[(place.parent / match[1]).as_posix()].append(file)
+        frames[place.parent.as_posix()].append(file)
     files = {}
     for name in names:
         for key in (clip_name(name), clip_name(name).rpartition("/")[2]):
-            own = _own(name, key, exact, frames)
+            own = _own(name, key, exact, frames, videos)
             if own:
                 files[name] = own
                 break
@@ -170,9 +178,14 @@ def find_files(folder: Path, names: list[str]) -> dict[str, list[Path]]:
     return files
 
 
-def _own(name: str, key: str, exact: dict[str, list[Path]], frames: dict[str, list[Path]]) -> list[Path]:
-    """The files that `key` refers to, for the video `name`. An empty list if there are none."""
-    deep = [place for place in exact if "/" not in key and place.endswith(f"/{key}")]
+def _own(
+    name: str, key: str, exact: dict[str, list[Path]], frames: dict[str, list[Path]], videos: set[str]
+) -> list[Path]:
+    """The files that `key` refers to, for the video `name`. An empty list if there are none.
+
+    Files in a sub-folder belong to this video only if no other of the `videos` is in a sub-folder of that name.
+    """
+    deep = [place for place in exact if "/" not in key and place.endswith(f"/{key}") and place not in videos]
     for places, each_frame in ((exact, False), (frames, True)):
         found = [places[place] for place in dict.fromkeys((key, *deep, f"labels/{key}")) if place in places]
         if each_frame and not found:

@@ -15,7 +15,7 @@ from pipelines.annotations.schema import AnnotationError, parse_clip, rotation_o
 from pipelines.annotations.table import open_table
 from pipelines.packs.format import is_clip, original_name
 from pipelines.videos.container import VideoError
-from pipelines.videos.find import clip_name, places_of
+from pipelines.videos.find import rows_of_video
 from pipelines.videos.header import Header, read_header, shape_of
 from pipelines.videos.turn import AnnotatedImage, Rotation
 
@@ -75,8 +75,8 @@ def _read_poses(file: Path, video: Path, header: Header, cache: Path, rotation: 
     if file.suffix not in (".pkl", ".pickle"):
         raise AnnotationError(f"{file} is not a skeleton file; give --pose {FORMATS}")
     table = open_table(file, cache)
-    own = clip_name(original_name(video)).rpartition("/")[2]
-    rows = places_of(own, table.names.tolist())
+    own = original_name(video)
+    rows = rows_of_video(video.with_name(own), table.names.tolist())
     if len(rows) != 1:
         count = "no clip" if not rows else f"{len(rows)} clips"
         raise AnnotationError(

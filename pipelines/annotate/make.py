@@ -4,7 +4,6 @@ Skeletons are read from the folder --poses, which has files of a pose estimator 
 they are estimated (estimator.py) and stored in the folder OUT_poses, so that an interrupted run can continue.
 """
 
-import os
 import pickle
 import shlex
 from collections import Counter
@@ -28,7 +27,7 @@ from pipelines.prepare.content import digest_of_video
 from pipelines.progress import Progress
 from pipelines.skeleton import fitting
 from pipelines.videos.container import VideoError
-from pipelines.videos.find import MissingVideo, find_videos
+from pipelines.videos.find import MissingVideo, clip_name, find_videos, names_for
 from pipelines.videos.header import Header
 from pipelines.videos.turn import Rotation, Turn
 
@@ -59,8 +58,8 @@ def annotate(
             raise UserError(f"the labels list {name}, but there is no usable video for it in {videos}: {video}")
         if files.count(video) > 1:
             raise UserError(f"two lines of the labels, one of them {name}, refer to the video {video}; leave one out")
-    names = [os.path.splitext(os.path.relpath(video, videos))[0].replace(os.sep, "/") for video in files]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    names = names_for(videos, files, follow_links)
+    twice = [name for name, count in Counter(clip_name(name) for name in names).items() if count > 1]
     if twice:
         raise UserError(f"two videos have the name {twice[0]} and different extensions; rename one of them")
     headers, reasons = {}, {}

@@ -14,10 +14,11 @@ from rich.console import Console
 from pipelines.annotations.table import ClipTable
 from pipelines.packs.format import UNKNOWN, PackSettings, read_index
 from pipelines.prepare.content import ENDS, Stamp, digest_of_video, stamp_of
+from pipelines.prepare.locks import PLAIN
 from pipelines.prepare.turned import wrongly_stored
 from pipelines.progress import Progress
 from pipelines.videos.container import VideoError
-from pipelines.videos.find import MissingVideo, find_videos
+from pipelines.videos.find import MissingVideo, clips_on_one_file, find_videos
 
 # The reasons why clips have to be made, as parts of a message: "packing 5 clips: 3 whose video changed, ..."
 NEW, SETTINGS, JOINTS, REGION, TURN, VIDEO, ENDS_ONLY, LOST = (
@@ -102,6 +103,8 @@ def survey(
     """
     names = table.names.tolist()
     result = Survey(find_videos(folder, names, follow_links) if folder.is_dir() else None, joints)
+    if result.videos and (warning := clips_on_one_file(names, result.videos)):
+        console.print(f"warning: {warning}", **PLAIN)
     match(result, rows, read_index(out).columns, out, table, settings, console)
     return result
 

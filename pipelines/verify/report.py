@@ -115,9 +115,11 @@ def show(facts: dict[str, Any], console: Console) -> None:
     for name, text in _lines(facts):
         table.add_row(name, escape(text))
     console.print(table)
-    for finding in facts["findings"]:
-        if not finding["fatal"]:
-            console.print(f"warning: {printable(finding['text'])}", **PLAIN)
+    warnings = [printable(finding["text"]) for finding in facts["findings"] if not finding["fatal"]]
+    if facts["videos"] is not None and facts["videos"]["shared"]:
+        warnings.append(facts["videos"]["shared"])
+    for warning in warnings:
+        console.print(f"warning: {warning}", **PLAIN)
 
 
 def _split_table(facts: dict[str, Any]) -> Table:

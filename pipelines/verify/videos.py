@@ -11,7 +11,7 @@ from rich.console import Console
 from pipelines.annotations.table import ClipTable
 from pipelines.verify.facts import histogram
 from pipelines.videos.decode import SLACK
-from pipelines.videos.find import MissingVideo, find_videos
+from pipelines.videos.find import MissingVideo, clips_on_one_file, find_videos
 from pipelines.videos.header import Header, read_headers, shape_of
 from pipelines.videos.turn import Rotation
 
@@ -37,6 +37,7 @@ def video_facts(
 
     found: number of clips that have a video.
     missing, ambiguous, broken: clips without a usable video, with the reason for each, by name.
+    shared: a sentence about clips that share a video with another clip, or '' if there are none.
 
     With `quick`, no video is opened, and the following are left out:
     size: how many videos have the size of the annotation, how many have another size of the same shape, how many have
@@ -59,6 +60,7 @@ def video_facts(
         "ambiguous": ambiguous,
         "broken": {},
         "found": len(names) - len(reasons),
+        "shared": clips_on_one_file(names, videos),
     }
     rows = [row for row, video in enumerate(videos) if not isinstance(video, MissingVideo)]
     if rows and not quick:

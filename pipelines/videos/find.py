@@ -23,10 +23,11 @@ class MissingVideo(str):
 def find_videos(folder: Path, names: Sequence[str], follow_links: bool = False) -> list[str]:
     """Find the video of each name in `folder`: its path, or a MissingVideo.
 
-    A name may contain folders and an extension. The file may have any video extension, and NTU's suffix `_rgb`. The
-    name is first taken as a path in `folder`. If there is no file at that path, a file of that name in any subfolder is
-    used (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that a downloaded data set
-    cannot make Duet read other files, unless `follow_links` is set: the user's own folder may consist of links.
+    A name may contain folders and an extension. A file of exactly this path in `folder` is used first. Otherwise the
+    file may have any video extension, and NTU's suffix `_rgb`; and if there is no such file at the path, a file of that
+    name in any subfolder is used (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that
+    a downloaded data set cannot make Duet read other files, unless `follow_links` is set: the user's own folder may
+    consist of links.
 
     Raises UserError if the folder does not exist or contains no video.
     """
@@ -52,11 +53,15 @@ LINKS = (
 
 @dataclass
 class _Index:
-    """All videos of a folder, and the links that lead out of it. Keys have no extension and no suffix `_rgb`."""
+    """All videos of a folder, and the links that lead out of it.
+
+    The keys of `at_place` and `anywhere` have no extension and no suffix `_rgb`.
+    """
 
     folder: Path
     real: str  # the folder's path with all links resolved
     follow_links: bool  # whether links that lead out of the folder are followed
+    exactly: dict[str, str] = field(default_factory=dict)  # each video by its path in the folder, with its extension
     at_place: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # videos by path in the folder
     anywhere: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # videos by file name
     outside: list[str] = field(default_factory=list)  # links that lead out of the folder
@@ -92,11 +97,14 @@ class _Index:
         stem, _, extension = file.rpartition(".")
         if f".{extension.lower()}" in EXTENSIONS and stem:
             name = stem.removesuffix("_rgb")
+            self.exactly[within + file] = path
             self.at_place[within + name].append(path)
             self.anywhere[name].append(path)
 
     def find(self, name: str) -> str:
         """The path of the video for `name`, or a MissingVideo."""
+        if name in self.exactly:
+            return self.exactly[name]
         key = clip_name(name)
         # A file name may contain a backslash, which `clip_name` mistakes for a path separator of Windows.
         videos = self.at_place.get(_without_extension(name)) or self.at_place.get(key)
@@ -120,6 +128,58 @@ def clip_name(name: str) -> str:
 def _without_extension(path: str) -> str:
     stem, _, extension = path.rpartition(".")
     return (stem if f".{extension.lower()}" in EXTENSIONS else path).removesuffix("_rgb")
+
+
+def clips_on_one_file(names: Sequence[str], videos: Sequence[str]) -> str:
+    """A sentence that says which clips share a video with another clip, or '' if none do. `videos`: of `find_videos`.
+
+    Such clips are usually one clip that is listed twice, or a name that means another file than it should.
+    """
+    clips_of: dict[str, list[str]] = defaultdict(list)
+    for name, video in zip(names, videos, strict=True):
+        if not isinstance(video, MissingVideo):
+            clips_of[video].append(name)
+    shared = [(video, clips) for video, clips in clips_of.items() if len(clips) > 1]
+    if not shared:
+        return ""
+    video, clips = shared[0]
+    examples = f"{printable(clips[0], SHORT)} and {printable(clips[1], SHORT)}"
+    return (
+        f"{sum(len(clips) for _, clips in shared)} clips share their video with another clip; for example, {examples} "
+        f"both mean {printable(video)}: leave one of the two out, or rename the videos"
+    )
+
+
+def names_for(folder: Path, videos: Sequence[str], follow_links: bool = False) -> list[str]:
+    """Names with which `find_videos` finds these videos of `folder` again: paths in `folder` without an extension.
+
+    If such a name means no video or another one, as `A.mp4` does for the video `A.mp4.mp4`, the extension is kept.
+    """
+    places = [os.path.relpath(video, folder).replace(os.sep, "/") for video in videos]
+    short = [os.path.splitext(place)[0] for place in places]
+    found = find_videos(folder, short, follow_links)
+    return [
+        name if again == video else place
+        for name, place, again, video in zip(short, places, found, videos, strict=True)
+    ]
+
+
+def rows_of_video(video: Path, names: Sequence[str]) -> list[int]:
+    """The positions in `names` of the clips whose name is that of this video.
+
+    A name with the folders and the extension of the video comes first, then one with its folders, then one with as many
+    of its folders as possible. If no name has its folders, the file name alone decides.
+    """
+    path = Path(os.path.abspath(video)).as_posix()
+    key = clip_name(path)
+    ends = [[i for i, name in enumerate(names) if f"/{path}".endswith(f"/{name}")]]
+    ends += [[i for i, name in enumerate(names) if f"/{key}".endswith(f"/{clip_name(name)}")]]
+    for rows in ends:
+        if rows:
+            depth = max(names[row].count("/") for row in rows)
+            return [row for row in rows if names[row].count("/") == depth]
+    file = key.rpartition("/")[2]
+    return [i for i, name in enumerate(names) if clip_name(name).rpartition("/")[2] == file]
 
 
 def places_of(name: str, names: Sequence[str]) -> list[int]:

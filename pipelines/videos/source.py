@@ -27,7 +27,7 @@ from pipelines.read_ahead import Content, ReadAhead
 from pipelines.videos.container import VideoError
 from pipelines.videos.dali import VideoDecodeError, VideoDecoder, VideoStep, decode_frames
 from pipelines.videos.decode import SLACK, decode, in_rgb
-from pipelines.videos.find import MissingVideo, find_videos
+from pipelines.videos.find import MissingVideo, clips_on_one_file, find_videos
 from pipelines.videos.header import Header, read_header, read_headers
 from pipelines.videos.on_cpu import decode_clip
 from pipelines.videos.turn import AnnotatedImage, Rotation
@@ -162,6 +162,8 @@ def open_videos(
     Raises UserError if this share is exceeded, or if neither DALI nor PyAV can decode the videos as they are meant.
     """
     videos = find_videos(folder, table.names.tolist(), follow_links)
+    if warning := clips_on_one_file(table.names.tolist(), videos):
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     headers = _headers(videos, cache / f"headers-{table.digest}.json", console)
     reasons = {}
     for row, (video, header) in enumerate(zip(videos, headers, strict=True)):

@@ -1,17 +1,22 @@
 """The contact sheet shows frames at their places, below them the same frames with joints, and no padding."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from pipelines.batch import Batch
+from pipelines.plan import ClipPlan
 from trainer.report import contact_sheet as sheet
 from trainer.report.contact_sheet import contact_sheet
 
 SIDE, GAP, TITLE, MARGIN = sheet.SIDE, sheet.GAP, sheet.TITLE, sheet.MARGIN
+NUMBER = 20  # pixels at the top of each picture that its frame number may cover
 
 
 def batch_of(num_clips: int = 3, num_valid: int = 2, frames: int = 4, size: int = 32) -> Batch:
@@ -30,6 +35,20 @@ def batch_of(num_clips: int = 3, num_valid: int = 2, frames: int = 4, size: int 
     return Batch(rgb, heatmap.permute(0, 1, 4, 2, 3), index, index, index + 70, index < num_valid)
 
 
+def plan_of(batch: Batch) -> ClipPlan:
+    """A plan in which RGB frame t and the heatmaps 2 * t and 2 * t + 1 of `batch` have the frame numbers 10 * t, 10 * t
+    and 10 * t + 5.
+    """
+    assert batch.rgb is not None
+    num_clips, frames = batch.rgb.shape[:2]
+    rgb, pose = (np.tile(np.arange(count) * step, (num_clips, 1)) for count, step in ((frames, 10), (2 * frames, 5)))
+    return ClipPlan(batch.index.numpy(), rgb, pose, np.zeros((num_clips, 4)), np.zeros(num_clips, bool))
+
+
+def draw(path: Path, batch: Batch, labels: Sequence[str] = (), what: str = "clip") -> Path:
+    return contact_sheet(path, batch, plan_of(batch), labels, what)
+
+
 def cell(image: np.ndarray, clip: int, strip: int, time: int) -> np.ndarray:
     top = clip * (TITLE + 2 * SIDE + GAP + MARGIN) + TITLE + MARGIN // 2 + strip * (SIDE + GAP)
     left = MARGIN + time * (SIDE + GAP)
@@ -37,23 +56,41 @@ def cell(image: np.ndarray, clip: int, strip: int, time: int) -> np.ndarray:
 
 
 def test_frames_lie_above_their_heatmaps(tmp_path: Path) -> None:
-    image = imread(contact_sheet(tmp_path / "sheet.png", batch_of(), ("one", "two", "three")))
+    image = imread(draw(tmp_path / "sheet.png", batch_of(), ("one", "two", "three")))
     block = TITLE + 2 * SIDE + GAP + MARGIN
     assert image.shape[:2] == (MARGIN + 2 * block, 2 * MARGIN + 4 * (SIDE + GAP) - GAP)  # the third clip is padding
     for clip in range(2):
         for time in range(4):
             color = np.array([40 * clip, 50 * time, 90])
-            np.testing.assert_array_equal(cell(image, clip, 0, time), np.broadcast_to(color, (SIDE, SIDE, 3)))
+            below_number = cell(image, clip, 0, time)[NUMBER:]
+            np.testing.assert_array_equal(below_number, np.broadcast_to(color, below_number.shape))
             overlaid = cell(image, clip, 1, time)
             joint, rest = overlaid[:, : SIDE // 3], overlaid[:, -SIDE // 3 :]
             joint, rest = (joint, rest) if clip + time < 2 else (rest, joint)
-            np.testing.assert_array_equal(joint[5, 5], sheet.JOINT.numpy())
-            np.testing.assert_allclose(rest[5, 5], color.mean() * 0.45, atol=1)
+            np.testing.assert_array_equal(joint[NUMBER, 5], sheet.JOINT.numpy())
+            np.testing.assert_allclose(rest[NUMBER, 5], color.mean() * 0.45, atol=1)
+
+
+def test_a_frame_lies_above_the_heatmap_of_the_nearest_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pose stream sampled other frames than the RGB stream, and in a part of the clip only."""
+    batch, texts = batch_of(1, 1), []
+    plan = replace(
+        plan_of(batch), rgb_frames=np.array([[3, 20, 41, 60]]), pose_frames=np.array([[0, 1, 2, 4, 22, 39, 44, 45]])
+    )
+    monkeypatch.setattr(Figure, "text", lambda self, x, y, text, **_: texts.append(text))
+    image = imread(contact_sheet(tmp_path / "sheet.png", batch, plan))
+    numbers = [int(text.split()[1]) for text in texts if text.startswith("frame")]
+    assert numbers == [3, 20, 41, 60, 2, 22, 39, 45]
+    # The heatmaps 2, 4, 5 and 7 show frames 1, 2, 2 and 3 of `batch_of`, whose joints are left, right, right and right.
+    for time, is_left in enumerate((True, False, False, False)):
+        overlaid = cell(image, 0, 1, time)
+        joint = overlaid[NUMBER, 5 if is_left else -5]
+        np.testing.assert_array_equal(joint, sheet.JOINT.numpy())
 
 
 def test_titles_name_clip_and_class(tmp_path: Path) -> None:
-    named = imread(contact_sheet(tmp_path / "a.png", batch_of(), ("one", "two", "three")))
-    numbered = imread(contact_sheet(tmp_path / "b.png", batch_of()))
+    named = imread(draw(tmp_path / "a.png", batch_of(), ("one", "two", "three")))
+    numbered = imread(draw(tmp_path / "b.png", batch_of()))
     title = slice(0, TITLE + MARGIN // 2)
     assert named[title].min() < 0.5
     assert not np.array_equal(named[title], numbered[title])
@@ -63,8 +100,8 @@ def test_titles_name_clip_and_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "frames"), [(96, 16), (20, 1)])
 def test_any_size_makes_a_handful_of_moments(tmp_path: Path, size: int, frames: int) -> None:
-    first = contact_sheet(tmp_path / "a.png", batch_of(9, 9, frames, size)).read_bytes()
+    first = draw(tmp_path / "a.png", batch_of(9, 9, frames, size)).read_bytes()
     image = imread(tmp_path / "a.png")
     assert image.shape[0] == MARGIN + 6 * (TITLE + 2 * SIDE + GAP + MARGIN)
     assert image.shape[1] == 2 * MARGIN + min(frames, 8) * (SIDE + GAP) - GAP
-    assert contact_sheet(tmp_path / "a.png", batch_of(9, 9, frames, size)).read_bytes() == first
+    assert draw(tmp_path / "a.png", batch_of(9, 9, frames, size)).read_bytes() == first

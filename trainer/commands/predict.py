@@ -24,6 +24,7 @@ from pipelines.annotate.keypoints import Poses, header_of, read_poses, write_pos
 from pipelines.batch import Batch
 from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings
+from pipelines.plan import plan_eval
 from pipelines.progress import Progress
 from pipelines.videos.container import VideoError
 from pipelines.videos.decode import SLACK
@@ -266,7 +267,8 @@ class Predictor:
                 annotated.write(caption_end, captions(windows[-1], names, times))
                 progress.advance()
         prediction = Prediction(video, total, times, self.experiment.data.class_names, windows)
-        write_sheet(out / f"{stem}.png", sheet_batches, prediction)
+        plan = plan_eval(table, np.array(sorted(sheet_numbers)), self.experiment.clip)
+        write_sheet(out / f"{stem}.png", sheet_batches, plan, prediction)
         return prediction
 
     def _loader(self, frames: WindowFrames) -> Loader:

@@ -23,6 +23,7 @@ from kernels.names import SHORT, printable
 from kernels.whole_files import put, temporary, write_whole
 from pipelines.annotate.keypoints import Poses
 from pipelines.batch import Batch
+from pipelines.plan import ClipPlan
 from pipelines.skeleton import Skeleton
 from pipelines.videos.times import FrameTimes
 from pipelines.videos.turn import NO_TURN, Size, Turn
@@ -137,15 +138,20 @@ def _add(table: Table, title: str, window: Window, times: FrameTimes, names: Seq
         table.add_row(*place, *cells, end_section=line == len(columns[0]) - 1)
 
 
-def write_sheet(path: Path, batches: Sequence[Batch], prediction: Prediction) -> None:
-    """Write a PNG of the windows in `batches`, as the networks see them. Titles give the best class and the frames."""
+def write_sheet(path: Path, batches: Sequence[Batch], plan: ClipPlan, prediction: Prediction) -> None:
+    """Write a PNG of the windows in `batches`, as the networks see them. Titles give the best class and the frames.
+
+    plan: that of these windows, whose frame numbers count from the start of each window.
+    """
     columns = [batch.tensors() for batch in batches]
     parts = {name: torch.cat([tensors[name] for tensors in columns]) for name in columns[0]}
     windows = [prediction.windows[row] for row in parts["index"].tolist()]
     names = class_names_in_pictures(prediction.class_names)
     lines = [captions(window, names, prediction.times) for window in windows]
     batch = replace(batches[0], **parts | {"label": torch.arange(len(windows))})
-    contact_sheet(path, batch, [f"{line[0]}, {line[-1]}" for line in lines], "window")
+    start = np.array([window.start for window in windows])[:, None]
+    numbered = replace(plan, rgb_frames=plan.rgb_frames + start, pose_frames=plan.pose_frames + start)
+    contact_sheet(path, batch, numbered, [f"{line[0]}, {line[-1]}" for line in lines], "window")
 
 
 MIN_SCORE = 0.2  # a joint is drawn if it has at least this score

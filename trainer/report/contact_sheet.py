@@ -1,4 +1,7 @@
-"""Draws several clips of a batch in one picture, as the network sees them: RGB frames, and below them the heatmaps."""
+"""Draws several clips of a batch in one picture, as the network sees them: RGB frames, and below them the heatmaps.
+
+Each picture of a frame or of a heatmap shows the number of its own frame.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,39 +10,50 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from pipelines.batch import Batch
+from pipelines.plan import ClipPlan
 from trainer.report.curves import write_png
 from trainer.report.text import class_names_in_pictures
 
 SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # all in pixels, except DPI in pixels per inch
 NUM_CLIPS, NUM_FRAMES = 6, 8  # the maximum numbers of clips in a picture, and of frames per clip
 JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1
+OUTLINE = withStroke(linewidth=2, foreground="black")  # around the white number of a frame
 
 
-def contact_sheet(path: Path, batch: Batch, labels: Sequence[str] = (), what: str = "clip") -> Path:
+def contact_sheet(path: Path, batch: Batch, plan: ClipPlan, labels: Sequence[str] = (), what: str = "clip") -> Path:
     """Write a PNG of up to six clips of `batch`, with up to eight frames each, and return its path.
 
-    `labels` are the names of the fine classes. `what` is the word before the clip's number in each title.
+    `plan` is the plan of the batch, from which the numbers of the frames are taken. `labels` are the names of the fine
+    classes. `what` is the word before the clip's number in each title.
 
     The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
-    over all heatmap channels. The streams may sample the clip independently, so a heatmap can belong to a moment a
-    few frames before or after the RGB frame that it overlays. A difference in box or flip between the streams is
-    still easy to see. The strip of a stream that the network does not read is left out.
+    over all heatmap channels. The streams may sample the clip independently, so each RGB frame is overlaid with the
+    heatmap of the nearest frame that the pose stream has sampled. The strip of a stream that the network does not read
+    is left out.
     """
     labels = class_names_in_pictures(labels)
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
     rgb, heatmap = (None if tensor is None else tensor[clips].cpu() for tensor in (batch.rgb, batch.heatmap))
-    strips = _strips(rgb, heatmap)
+    rgb_frames, pose_frames = (torch.from_numpy(frames)[clips] for frames in (plan.rgb_frames, plan.pose_frames))
+    rgb_at, pose_at = _moments(None if rgb is None else rgb_frames, pose_frames)
+    strips = _strips(rgb, heatmap, rgb_at, pose_at)
+    numbers = [] if rgb is None else [rgb_frames.gather(1, rgb_at)]
+    numbers += [] if heatmap is None else [pose_frames.gather(1, pose_at)]
     num_clips, num_strips, height, width, _ = strips.shape
     block = TITLE + num_strips * (height + GAP) - GAP + MARGIN
     canvas = np.full((MARGIN + num_clips * block, width + 2 * MARGIN, 3), 255, np.uint8)
     figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
     for place, clip in enumerate(clips.tolist()):
         top = place * block + TITLE + MARGIN // 2
-        for strip in strips[place]:
+        for strip, frames in zip(strips[place], numbers, strict=True):
             canvas[top : top + height, MARGIN : MARGIN + width] = strip.numpy()
+            for column, frame in enumerate(frames[place].tolist()):
+                at = (MARGIN + column * (SIDE + GAP) + 4) / canvas.shape[1], 1 - (top + 4) / canvas.shape[0]
+                figure.text(*at, f"frame {frame}", fontsize=7, va="top", color="white", path_effects=[OUTLINE])
             top += height + GAP
         title_at = 1 - (place * block + TITLE / 2 + MARGIN // 2) / canvas.shape[0]
         figure.text(MARGIN / canvas.shape[1], title_at, title_of(batch, clip, labels, what), va="center", fontsize=9)
@@ -52,18 +66,30 @@ def title_of(batch: Batch, clip: int, labels: Sequence[str], what: str) -> str:
     return f"{what} {int(batch.index[clip])}: {labels[label] if labels else f'class {label}'}"
 
 
-def _strips(rgb: Tensor | None, heatmap: Tensor | None) -> Tensor:
-    """The strips of each clip, one for each input: rgb [n, T, H, W, 3] uint8, heatmap [n, T', C, H', W'] ->
-    [n, 1 or 2, SIDE, width, 3] uint8.
+def _moments(rgb_frames: Tensor | None, pose_frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose up to NUM_FRAMES frames of each clip: indices into the numbers of the RGB frames and into those of the
+    pose frames, each [n, t].
+
+    The RGB frames are spread evenly over the clip, and the pose frames are those with the nearest numbers. If the
+    network reads no RGB frames, the pose frames are spread evenly.
     """
-    lengths = [tensor.shape[1] for tensor in (rgb, heatmap) if tensor is not None]
-    num_frames, strips, dimmed = min(NUM_FRAMES, lengths[0]), [], torch.zeros(())
-    moments = (torch.arange(num_frames) + 0.5) / num_frames
+    frames = pose_frames if rgb_frames is None else rgb_frames
+    count = min(NUM_FRAMES, frames.shape[1])
+    spread = ((torch.arange(count) + 0.5) / count * frames.shape[1]).long().expand(len(frames), count)
+    distance = (pose_frames[:, None] - frames.gather(1, spread)[..., None]).abs()
+    return spread, distance.argmin(dim=2)
+
+
+def _strips(rgb: Tensor | None, heatmap: Tensor | None, rgb_at: Tensor, pose_at: Tensor) -> Tensor:
+    """The strips of each clip, one for each input: rgb [n, T, H, W, 3] uint8, heatmap [n, T', C, H', W'], and the
+    indices of the frames to show, each [n, t] -> [n, 1 or 2, SIDE, width, 3] uint8.
+    """
+    strips, dimmed, clip = [], torch.zeros(()), torch.arange(len(rgb_at))[:, None]
     if rgb is not None:
-        frames = _resized(rgb[:, (moments * rgb.shape[1]).long()].permute(0, 1, 4, 2, 3).float())
+        frames = _resized(rgb[clip, rgb_at].permute(0, 1, 4, 2, 3).float())
         strips, dimmed = [frames], frames.mean(dim=2, keepdim=True) * 0.45
     if heatmap is not None:
-        joints = _resized(heatmap[:, (moments * heatmap.shape[1]).long()].float().amax(dim=2, keepdim=True)).clamp(0, 1)
+        joints = _resized(heatmap[clip, pose_at].float().amax(dim=2, keepdim=True)).clamp(0, 1)
         strips.append(dimmed * (1 - joints) + JOINT.view(3, 1, 1) * joints)
     padded = F.pad(torch.stack(strips, dim=1), (0, GAP), value=255)  # [n, 1 or 2, t, 3, SIDE, SIDE + GAP]
     strip = padded.permute(0, 1, 4, 2, 5, 3).flatten(3, 4)[:, :, :, :-GAP]
