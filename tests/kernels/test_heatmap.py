@@ -187,30 +187,36 @@ def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
 
 
 MUTANTS = {
-    "sum of people": (
+    "adds people instead of taking the largest value": (
         "tl.maximum(brightest, tl.where(in_window, value, 0.0))",
         "brightest + tl.where(in_window, value, 0.0)",
     ),
-    "last person": ("tl.maximum(brightest, tl.where(in_window, value, 0.0))", "tl.where(in_window, value, 0.0)"),
-    "no window": ("tl.where(in_window, value, 0.0)", "value"),
-    "window floors": (".to(tl.int32)", ".to(tl.int32) - 1"),
-    "float32 edges": ("tl.float64) - REACH", "tl.float32) - (REACH + 1e-5)"),
-    "x and y swapped": ("(pixel % W)[:, None], (pixel // W)[:, None]", "(pixel // W)[:, None], (pixel % W)[:, None]"),
-    "channels first": (") * C + channel[None, :]", ") + channel[None, :] * (H * W)"),
-    "tail unwritten": ("(pixel < H * W)", "(pixel < H * W - 1)"),
-    "mirror off by one": ("W - x", "W - 1 - x"),
-    "partner ignored": ("tl.load(partner + start)", "start"),
-    "limb partner ignored": ("tl.load(partner + end)", "end"),
-    "zero joint drawn": ("(x != 0) | (y != 0)", "score > 0"),
-    "zero on one axis": ("(x != 0) | (y != 0)", "(x != 0) & (y != 0)"),
-    "lower score dropped": ("tl.where(is_point & (lower_score > 0), score, lower_score)", "score"),
-    "short limb, lower score": ("tl.where(is_point & (lower_score > 0), score, lower_score)", "lower_score"),
-    "a pixel is short": ("(ay - by) < 1", "(ay - by) <= 1"),
-    "limb without end": ("tl.minimum(tl.maximum(position, 0.0), 1.0)", "tl.maximum(position, 0.0)"),
-    "score off": (") * score[None, :]", ")"),
-    "any score": ("- MIN_SCORE >= 0", "> 0"),
-    "far joints": ("(tl.abs(x) < FAR) & ", ""),
-    "first clip places all": ("placement + clip * 4)", "placement)"),
+    "draws only the last person": (
+        "tl.maximum(brightest, tl.where(in_window, value, 0.0))",
+        "tl.where(in_window, value, 0.0)",
+    ),
+    "draws outside the window": ("tl.where(in_window, value, 0.0)", "value"),
+    "the window's edges are rounded down": (".to(tl.int32)", ".to(tl.int32) - 1"),
+    "the window's edges are computed in float32": ("tl.float64) - REACH", "tl.float32) - (REACH + 1e-5)"),
+    "x and y are exchanged": (
+        "(pixel % W)[:, None], (pixel // W)[:, None]",
+        "(pixel // W)[:, None], (pixel % W)[:, None]",
+    ),
+    "the result is channels-first": (") * C + channel[None, :]", ") + channel[None, :] * (H * W)"),
+    "does not write the last pixel": ("(pixel < H * W)", "(pixel < H * W - 1)"),
+    "the mirrored position is off by one": ("W - x", "W - 1 - x"),
+    "mirroring ignores the partners of joints": ("tl.load(partner + start)", "start"),
+    "mirroring ignores the partner of a limb's end": ("tl.load(partner + end)", "end"),
+    "draws missing joints": ("(x != 0) | (y != 0)", "score > 0"),
+    "a joint with one coordinate 0 counts as missing": ("(x != 0) | (y != 0)", "(x != 0) & (y != 0)"),
+    "a limb has the score of its first joint": ("tl.where(is_point & (lower_score > 0), score, lower_score)", "score"),
+    "a short limb has the lower score": ("tl.where(is_point & (lower_score > 0), score, lower_score)", "lower_score"),
+    "a limb of one pixel counts as short": ("(ay - by) < 1", "(ay - by) <= 1"),
+    "limbs extend past their end": ("tl.minimum(tl.maximum(position, 0.0), 1.0)", "tl.maximum(position, 0.0)"),
+    "ignores the score": (") * score[None, :]", ")"),
+    "draws joints with tiny scores": ("- MIN_SCORE >= 0", "> 0"),
+    "draws joints that are very far away": ("(tl.abs(x) < FAR) & ", ""),
+    "every clip uses the placement of the first clip": ("placement + clip * 4)", "placement)"),
 }
 
 

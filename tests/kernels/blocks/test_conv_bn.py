@@ -232,60 +232,90 @@ def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
 
 
 MUTANTS = {
-    "rows beyond the group loaded": (
+    "loads a row of the next group": (
         "inside = (local < rows_left)[:, None]",
         "inside = (local < rows_left + 1)[:, None]",
     ),
-    "last row unwritten": (
+    "does not write the last row": (
         "owned, known = (local < rows_left)[:, None]",
         "owned, known = (local < rows_left - 1)[:, None]",
     ),
-    "statistics with rows beyond": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "activate(z, ACTIVATION)"),
-    "deviations with rows beyond": ("tl.where(owned, value - mean[None, :], 0.0)", "value - mean[None, :]"),
-    "statistics of what is not stored": ("value = stored.to(tl.float32)", "value = total"),
-    "mean of whole blocks": ("tl.minimum(rows_left, BLOCK_M)", "BLOCK_M"),
-    "unactivated": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "tl.where(inside, z, 0.0)"),
-    "shift forgotten": ("load(shift, place, known)[None, :]", "0 * load(shift, place, known)[None, :]"),
-    "first group's scale": ("place, known = group * C + channel", "place, known = channel"),
-    "channels beyond the row": ("group * C + channel, channel < C", "group * C + channel, channel < C + 1"),
-    "gradient of the mean forgotten": ("load(level, column, known) + load", "load"),
-    "gradient of the variance forgotten": (" + load(slope, column, known) * value", ""),
-    "variance around 0": (
+    "statistics include rows outside the group": (
+        "tl.where(inside, activate(z, ACTIVATION), 0.0)",
+        "activate(z, ACTIVATION)",
+    ),
+    "deviations include rows outside the group": (
+        "tl.where(owned, value - mean[None, :], 0.0)",
+        "value - mean[None, :]",
+    ),
+    "statistics of the values before rounding": ("value = stored.to(tl.float32)", "value = total"),
+    "the mean divides by the size of a whole block": ("tl.minimum(rows_left, BLOCK_M)", "BLOCK_M"),
+    "no activation": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "tl.where(inside, z, 0.0)"),
+    "no shift": ("load(shift, place, known)[None, :]", "0 * load(shift, place, known)[None, :]"),
+    "every group uses the scale of the first group": ("place, known = group * C + channel", "place, known = channel"),
+    "reads the scale of a channel that does not exist": (
+        "group * C + channel, channel < C",
+        "group * C + channel, channel < C + 1",
+    ),
+    "no gradient through the mean": ("load(level, column, known) + load", "load"),
+    "no gradient through the variance": (" + load(slope, column, known) * value", ""),
+    "gradient of the variance uses values instead of deviations": (
         "value = load(result, place, inside) - load(mean, column, known)",
         "value = load(result, place, inside)",
     ),
-    "gradient of rows beyond": (
+    "gradient of rows outside the group is not 0": (
         "tl.where(inside, load(grad, place, inside) + added, 0.0)",
         "load(grad, place, inside) + added",
     ),
-    "half the variance": ("grad_var * (2 / num_rows)", "grad_var / num_rows"),
-    "activation not derived": (
+    "gradient of the variance is halved": ("grad_var * (2 / num_rows)", "grad_var / num_rows"),
+    "backward ignores the activation": (
         "gradient = through(gradient, value * factor + addend, ACTIVATION)",
         "gradient = gradient",
     ),
-    "derived without shift": (
+    "backward evaluates the activation without the shift": (
         "through(gradient, value * factor + addend, ACTIVATION)",
         "through(gradient, value * factor, ACTIVATION)",
     ),
-    "gradient without scale": ("                gradient *= factor\n", ""),
-    "scale's gradient of scaled": ("tl.sum(gradient * value, 0)", "tl.sum(gradient * value * factor, 0)"),
-    "scale's gradient of the last step": ("of_scale += tl.sum", "of_scale = tl.sum"),
-    "scale and shift exchanged": (
+    "gradient of the rows lacks the scale": ("                gradient *= factor\n", ""),
+    "gradient of the scale is multiplied by the scale": (
+        "tl.sum(gradient * value, 0)",
+        "tl.sum(gradient * value * factor, 0)",
+    ),
+    "gradient of the scale comes from the last block only": ("of_scale += tl.sum", "of_scale = tl.sum"),
+    "scale and shift are exchanged": (
         "scale, shift = scale.float().contiguous(), shift.float().contiguous()",
         "scale, shift = shift.float().contiguous(), scale.float().contiguous()",
     ),
-    "last row's gradient unwritten": ("        owned = (local < rows_left)", "        owned = (local < rows_left - 1)"),
-    "last block of rows unwritten": ("if rows_left > 0", "if rows_left > BLOCK_M"),
-    "rows of the first step": ("        first += BLOCK_M\n", ""),
-    "rows beyond the group given": ("        rows_left -= BLOCK_M\n", ""),
-    "weight's gradient of the last step": ("inputs, total, input", "inputs, 0 * total, input"),
-    "weight's gradient unactivated": ("inside, ACTIVATION)\n        inner", "inside, 'none')\n        inner"),
-    "one split's sums alone": ("of_weight + number * (O * C)", "of_weight + 0 * number * (O * C)"),
-    "one split's scale alone": ("of_affine + channel * count + number", "of_affine + channel * count"),
-    "one split's statistics alone": ("partial + column * count + number", "partial + column * count"),
-    "shift's gradient where the scale's is": ("target + C * count, of_shift", "target, of_shift"),
-    "gradients of one group": ("(sums.sum(-1).T for sums", "(sums.sum(-1)[:, :1].T.expand(groups, -1) for sums"),
-    "sums of the second channels where the first's are": (
+    "does not write the gradient of the last row": (
+        "        owned = (local < rows_left)",
+        "        owned = (local < rows_left - 1)",
+    ),
+    "does not write the last block of gradients": ("if rows_left > 0", "if rows_left > BLOCK_M"),
+    "every step reads the rows of the first step": ("        first += BLOCK_M\n", ""),
+    "reads rows after the end of the group": ("        rows_left -= BLOCK_M\n", ""),
+    "gradient of the weight comes from the last step only": ("inputs, total, input", "inputs, 0 * total, input"),
+    "gradient of the weight uses inputs without activation": (
+        "inside, ACTIVATION)\n        inner",
+        "inside, 'none')\n        inner",
+    ),
+    "all splits write their weight gradients to the same place": (
+        "of_weight + number * (O * C)",
+        "of_weight + 0 * number * (O * C)",
+    ),
+    "all splits write their scale gradients to the same place": (
+        "of_affine + channel * count + number",
+        "of_affine + channel * count",
+    ),
+    "all splits write their statistics to the same place": (
+        "partial + column * count + number",
+        "partial + column * count",
+    ),
+    "gradient of the shift overwrites that of the scale": ("target + C * count, of_shift", "target, of_shift"),
+    "every group gets the gradients of the first group": (
+        "(sums.sum(-1).T for sums",
+        "(sums.sum(-1)[:, :1].T.expand(groups, -1) for sums",
+    ),
+    "the second block of channels overwrites the first": (
         "(O * C) + cell, total",
         "(O * C) + cell - channel[None, :] // BLOCK_C * BLOCK_C, total",
     ),

@@ -81,18 +81,26 @@ def test_operator_is_registered_as_torch_wants():
 
 
 MUTANTS = {
-    "biased the other way": (
+    "the variance is unbiased": (
         rows,
         "deviations).sum((1, 2)) / (groups * group_rows)",
         "deviations).sum((1, 2)) / (groups * group_rows - 1)",
     ),
-    "gradient of the mean": (fused, "+ grad_mean / len(rows)", "+ 0 * grad_mean"),
-    "gradient of the variance": (fused, "grad_var * (2 / len(rows))", "grad_var / len(rows)"),
-    "variance around 0": (fused, "(rows.float() - mean)", "rows.float()"),
-    "splits on one another": (fused, "channel * splits + split", "channel * splits"),
-    "means of whole splits": (rows, "(counts * means).sum((1, 2)) / (groups * group_rows)", "means.mean((1, 2))"),
-    "between splits nothing": (rows, "counts * deviations", "0 * deviations"),
-    "around the first split": (rows, "means - mean[:, None, None]", "means - means[:, :1, :1]"),
+    "no gradient through the mean": (fused, "+ grad_mean / len(rows)", "+ 0 * grad_mean"),
+    "gradient of the variance is halved": (fused, "grad_var * (2 / len(rows))", "grad_var / len(rows)"),
+    "gradient of the variance uses values instead of deviations": (fused, "(rows.float() - mean)", "rows.float()"),
+    "all splits write to the same place": (fused, "channel * splits + split", "channel * splits"),
+    "all splits have the same weight": (
+        rows,
+        "(counts * means).sum((1, 2)) / (groups * group_rows)",
+        "means.mean((1, 2))",
+    ),
+    "ignores the differences between the means of splits": (rows, "counts * deviations", "0 * deviations"),
+    "deviations are taken from the first split's mean": (
+        rows,
+        "means - mean[:, None, None]",
+        "means - means[:, :1, :1]",
+    ),
 }
 
 

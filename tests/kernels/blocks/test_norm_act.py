@@ -205,77 +205,101 @@ def test_operators_are_registered_as_torch_wants(case):
 
 
 MUTANTS = {
-    "unbiased": (
+    "the variance is unbiased": (
         rows,
         "/ (groups * group_rows)",
         "/ (groups * group_rows - 1)",
     ),
-    "between splits nothing": (rows, "counts * deviations", "0 * counts"),
-    "last split counts as whole": (rows, ".clamp(max=span)", ".clamp(min=span, max=span)"),
-    "rows beyond the split": (moments, "tl.where(inside, value - mean, 0.0)", "value - mean"),
-    "every row as often": (
+    "ignores the differences between the means of splits": (rows, "counts * deviations", "0 * counts"),
+    "the last split counts as if it were complete": (rows, ".clamp(max=span)", ".clamp(min=span, max=span)"),
+    "statistics include rows outside the split": (moments, "tl.where(inside, value - mean, 0.0)", "value - mean"),
+    "every position counts the same number of rows": (
         moments,
         "(rows_left - local + BLOCK_R - 1) // BLOCK_R",
         "(rows_left + BLOCK_R - 1) // BLOCK_R + 0 * local",
     ),
-    "between rows nothing": (moments, "squares + count * delta * delta", "squares"),
-    "deviation from the old mean": (moments, "delta * (value - mean)", "delta * delta"),
-    "first block again": (moments, "        first += BLOCK_R\n", ""),
-    "group's rows forgotten": (rows, "group.to(tl.int64) * group_rows + skipped", "skipped.to(tl.int64)"),
-    "biased by eps": (
+    "ignores the differences between rows": (moments, "squares + count * delta * delta", "squares"),
+    "multiplies two deviations from the old mean": (moments, "delta * (value - mean)", "delta * delta"),
+    "every step reads the first block": (moments, "        first += BLOCK_R\n", ""),
+    "every group reads the rows of the first group": (
+        rows,
+        "group.to(tl.int64) * group_rows + skipped",
+        "skipped.to(tl.int64)",
+    ),
+    "adds eps after the square root": (
         fused,
         "tl.rsqrt((_row(var, channel, C) + eps).to(tl.float32))",
         "1 / (tl.sqrt(_row(var, channel, C)) + eps)",
     ),
-    "activation before the residual": (
+    "activates before adding the residual": (
         fused,
         "        z += load(residual, place, inside)\n    tl.store",
         "        z = tl.where(z <= 0, 0.0, z) + load(residual, place, inside)\n    tl.store",
     ),
-    "gate on what is added": (
+    "the gate also multiplies the residual": (
         fused,
         "load(residual, place, inside)\n    tl.store",
         "load(residual, place, inside) * (1.0 if gate is None else _row(gate + group * C, channel, C))\n    tl.store",
     ),
-    "first gate for all": (fused, "gate + group * C", "gate"),
-    "rows beyond the group": (
+    "every group uses the gate of the first group": (fused, "gate + group * C", "gate"),
+    "reads a row of the next group": (
         fused,
         "inside = (local < rows_left)[:, None] & (channel < C)[None, :]",
         "inside = (local < rows_left + 1)[:, None] & (channel < C)[None, :]",
     ),
-    "last row unwritten": (fused, "inside = (local < rows_left)[:, None]", "inside = (local < rows_left - 1)[:, None]"),
-    "channels beyond the row": (
+    "does not write the last row": (
+        fused,
+        "inside = (local < rows_left)[:, None]",
+        "inside = (local < rows_left - 1)[:, None]",
+    ),
+    "stores a channel that does not exist": (
         fused,
         "inside = (local < rows_left)[:, None] & (channel < C)[None, :]",
         "inside = (local < rows_left)[:, None] & (channel < C + 1)[None, :]",
     ),
-    "gradient of relu at 0 is 1": (rows, "tl.where(z <= 0, 0.0, grad)", "tl.where(z < 0, 0.0, grad)"),
-    "gradient of silu is the sigmoid": (rows, "grad * share * (1 + z * (1 - share))", "grad * share"),
-    "activation derived without gate": (
+    "relu has the gradient 1 at 0": (rows, "tl.where(z <= 0, 0.0, grad)", "tl.where(z < 0, 0.0, grad)"),
+    "gradient of silu is only the sigmoid": (rows, "grad * share * (1 + z * (1 - share))", "grad * share"),
+    "backward evaluates the activation without the gate": (
         fused,
         "    z *= factor\n",
         "",
     ),
-    "gradient without gate": (
+    "gradient of the rows lacks the gate": (
         fused,
         "through(gradient, z, ACTIVATION) * factor",
         "through(gradient, z, ACTIVATION)",
     ),
-    "sums without gate": (fused, "(sums if gate is None else sums * gate).sum(1)", "sums.sum(1)"),
-    "gate's gradient without bias": (fused, "sums[0] * bias + sums[1] * weight", "sums[1] * weight"),
-    "mean is a constant": (fused, "gradient - _row(shares, channel, C) - value", "gradient - value"),
-    "variance is a constant": (fused, " - value * _row(shares + C, channel, C))", ")"),
-    "residual's gradient is the result's": (
+    "gradients of weight and bias lack the gate": (
+        fused,
+        "(sums if gate is None else sums * gate).sum(1)",
+        "sums.sum(1)",
+    ),
+    "gradient of the gate lacks the bias": (fused, "sums[0] * bias + sums[1] * weight", "sums[1] * weight"),
+    "no gradient through the mean": (fused, "gradient - _row(shares, channel, C) - value", "gradient - value"),
+    "no gradient through the variance": (fused, " - value * _row(shares + C, channel, C))", ")"),
+    "gradient of the residual ignores the activation": (
         fused,
         "tl.store(inner + place, gradient.to",
         "tl.store(inner + place, load(grad, place, inside).to",
     ),
-    "residual twice": (fused, "through if ctx.has_residual else None", "grad if ctx.has_residual else None"),
-    "silu's residual dropped": (fused, 'activation == "relu" and', 'activation != "none" and'),
-    "splits in rows": (fused, "(group * C + channel) * splits + split", "(group * splits + split) * C + channel"),
-    "weight's share is bias's": (fused, "_row(shares + C, channel, C)", "_row(shares, channel, C)"),
-    "sums of the first step": (fused, "        plain += gradient\n", "        plain = gradient\n"),
-    "weight and bias exchanged": (
+    "the second pass ignores the stored gradient": (
+        fused,
+        "through if ctx.has_residual else None",
+        "grad if ctx.has_residual else None",
+    ),
+    "silu's backward uses a gradient that is exact for relu only": (
+        fused,
+        'activation == "relu" and',
+        'activation != "none" and',
+    ),
+    "partial sums have their axes exchanged": (
+        fused,
+        "(group * C + channel) * splits + split",
+        "(group * splits + split) * C + channel",
+    ),
+    "uses the gradient of the bias for the weight": (fused, "_row(shares + C, channel, C)", "_row(shares, channel, C)"),
+    "sums contain the last step only": (fused, "        plain += gradient\n", "        plain = gradient\n"),
+    "gradients of weight and bias are exchanged": (
         fused,
         "totals[0].to(bias.dtype), totals[1].to(weight.dtype)",
         "totals[1].to(bias.dtype), totals[0].to(weight.dtype)",
@@ -288,7 +312,7 @@ def test_mutants_die(name, tmp_path, monkeypatch, fenced, rounding):
     module, old, new = MUTANTS[name]
     changed, mutant = broken_below(monkeypatch, (rows, moments, fused), module, old, new, tmp_path)
     changed.SUM_PROGRAMS, changed.SUM_TILE = 2, 1024
-    if name == "gradient of relu at 0 is 1":
+    if name == "relu has the gradient 1 at 0":
         monkeypatch.setattr(sys.modules[__name__], "fused", mutant)
         with pytest.raises(AssertionError):
             test_zero_is_where_relu_has_no_gradient()

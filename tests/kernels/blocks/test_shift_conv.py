@@ -189,48 +189,75 @@ def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
 
 
 MUTANTS = {
-    "both ways exchanged": ("source + step, inside & in_later", "source - step, inside & in_later"),
-    "next frame beyond the clip": (" & (frame < num_frames - 1)", ""),
-    "last but one frame zeroed": ("(frame < num_frames - 1)", "(frame < num_frames - 2)"),
-    "earlier frame beyond the clip": ("in_earlier & (frame > 0)", "in_earlier"),
-    "frames not of a clip": ("// frame_rows % num_frames", "// frame_rows"),
-    "frames of the first split": ("(row % (num_frames * frame_rows))", "(row - row)"),
-    "fold rounded up": ("(channel < FOLD)[None, :], later", "(channel < to_later)[None, :], later"),
-    "second fold rounded down": ("channel < 2 * FOLD)[None, :], earlier", "channel < from_same)[None, :], earlier"),
-    "a block without its shift": ("FOLD if start < 2 * FOLD else 0", "FOLD if start < FOLD else 0"),
-    "rows beyond the matrix": (
+    "the next and the previous frame are exchanged": (
+        "source + step, inside & in_later",
+        "source - step, inside & in_later",
+    ),
+    "reads a frame after the clip": (" & (frame < num_frames - 1)", ""),
+    "the frame before the last reads zeros": ("(frame < num_frames - 1)", "(frame < num_frames - 2)"),
+    "reads a frame before the clip": ("in_earlier & (frame > 0)", "in_earlier"),
+    "counts frames over all clips": ("// frame_rows % num_frames", "// frame_rows"),
+    "every split uses the frame numbers of the first split": ("(row % (num_frames * frame_rows))", "(row - row)"),
+    "shifts too many channels from the next frame": (
+        "(channel < FOLD)[None, :], later",
+        "(channel < to_later)[None, :], later",
+    ),
+    "shifts too few channels from the previous frame": (
+        "channel < 2 * FOLD)[None, :], earlier",
+        "channel < from_same)[None, :], earlier",
+    ),
+    "does not shift the second block of channels": ("FOLD if start < 2 * FOLD else 0", "FOLD if start < FOLD else 0"),
+    "reads a row after the last one": (
         "    owned = (local < rows_left)[:, None]",
         "    owned = (local < rows_left + 1)[:, None]",
     ),
-    "last row unread": ("    owned = (local < rows_left)[:, None]", "    owned = (local < rows_left - 1)[:, None]"),
-    "channels beyond the row": ("real = (channel < C)[:, None] & ", "real = "),
-    "statistics of some rows": ("merge(partial, len(rows), BLOCK_M)", "merge(partial, len(rows), BLOCK_M - 1)"),
-    "gradient of the mean dropped": ("spread(grad_mean,", "spread(0 * grad_mean,"),
-    "gradient of the variance dropped": ("grad_var, len(rows))", "0 * grad_var, len(rows))"),
-    "mean of the gradients in place of the values": ("statistics = mean, *spread", "statistics = grad_mean, *spread"),
-    "given the wrong way": (
+    "does not read the last row": (
+        "    owned = (local < rows_left)[:, None]",
+        "    owned = (local < rows_left - 1)[:, None]",
+    ),
+    "reads a channel that does not exist": ("real = (channel < C)[:, None] & ", "real = "),
+    "the statistics divide by the wrong number of rows": (
+        "merge(partial, len(rows), BLOCK_M)",
+        "merge(partial, len(rows), BLOCK_M - 1)",
+    ),
+    "no gradient through the mean": ("spread(grad_mean,", "spread(0 * grad_mean,"),
+    "no gradient through the variance": ("grad_var, len(rows))", "0 * grad_var, len(rows))"),
+    "uses the gradient of the mean instead of the mean": (
+        "statistics = mean, *spread",
+        "statistics = grad_mean, *spread",
+    ),
+    "gradients move in the wrong direction": (
         "tl.where(later, offset, tl.where(earlier, -offset",
         "tl.where(later, -offset, tl.where(earlier, offset",
     ),
-    "not given at all": ("tl.store(target + offset,", "tl.store(target,"),
-    "ends of the clip unwritten": ("(1 - num_frames) * step, step", "0, step"),
-    "ends of the clip kept": ("tl.where(leaves, 0.0, gradient)", "gradient"),
-    "unmoved channels given": ("tl.where(earlier, -offset, 0)", "tl.where(earlier, -offset, offset)"),
-    "gradient of moved channels only": ("& (channel >= moved)[None, :]", "& (channel >= 2 * moved)[None, :]"),
-    "last row's gradient unwritten": ("        owned = (local < rows_left)", "        owned = (local < rows_left - 1)"),
-    "last block of rows unwritten": ("if rows_left > 0", "if rows_left > BLOCK_M"),
-    "rows of the first step": ("        first += BLOCK_M\n", ""),
-    "rows beyond the last given": ("        rows_left -= BLOCK_M\n", ""),
-    "weight's gradient unshifted": (
+    "gradients do not move": ("tl.store(target + offset,", "tl.store(target,"),
+    "does not write zeros at the ends of a clip": ("(1 - num_frames) * step, step", "0, step"),
+    "gradients at the ends of a clip are not 0": ("tl.where(leaves, 0.0, gradient)", "gradient"),
+    "gradients of channels that are not shifted move": (
+        "tl.where(earlier, -offset, 0)",
+        "tl.where(earlier, -offset, offset)",
+    ),
+    "some channels get no gradient": ("& (channel >= moved)[None, :]", "& (channel >= 2 * moved)[None, :]"),
+    "does not write the gradient of the last row": (
+        "        owned = (local < rows_left)",
+        "        owned = (local < rows_left - 1)",
+    ),
+    "does not write the last block of gradients": ("if rows_left > 0", "if rows_left > BLOCK_M"),
+    "every step reads the rows of the first step": ("        first += BLOCK_M\n", ""),
+    "reads rows after the last one": ("        rows_left -= BLOCK_M\n", ""),
+    "gradient of the weight uses inputs that are not shifted": (
         "frame_rows * C, C, FOLD, VECTOR)\n        inside",
         "0, C, FOLD, VECTOR)\n        inside",
     ),
-    "weight's gradient of the last step": (
+    "gradient of the weight comes from the last step only": (
         "tl.trans(whole), inputs, total,",
         "tl.trans(whole), inputs, 0 * total,",
     ),
-    "one split's sums alone": ("split.to(tl.int64) * (O * C)", "0 * split.to(tl.int64) * (O * C)"),
-    "sums of the second channels where the first's are": (
+    "all splits write their weight gradients to the same place": (
+        "split.to(tl.int64) * (O * C)",
+        "0 * split.to(tl.int64) * (O * C)",
+    ),
+    "the second block of channels overwrites the first": (
         "(O * C) + cell, total",
         "(O * C) + cell - channel[None, :] // BLOCK_C * BLOCK_C, total",
     ),
