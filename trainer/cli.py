@@ -27,6 +27,7 @@ COMMANDS = {
     "doctor": ("trainer.commands.doctor", "DoctorOptions", "doctor"),
     "eval": ("trainer.commands.eval", "EvalOptions", "evaluate"),
     "export": ("trainer.commands.export", "ExportOptions", "export"),
+    "fuse": ("trainer.commands.fuse", "FuseOptions", "fuse"),
     "predict": ("trainer.commands.predict", "PredictOptions", "predict"),
     "prepare": ("trainer.commands.prepare", "PrepareOptions", "prepare"),
     "runs": ("trainer.commands.runs", "RunsOptions", "runs"),

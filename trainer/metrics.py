@@ -14,6 +14,9 @@ from torch import Tensor
 from pipelines.batch import Batch
 from trainer.config import FUSIONS
 
+# "sum" is EPAM-Net's sum of the logits of both streams, and "fused" comes from `python -m trainer fuse`.
+STREAMS = ("rgb", "pose", "sum", "fused")
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -130,14 +133,46 @@ def mean_class_accuracy(score: Tensor, label: Tensor) -> float:
     As in the published code, a class that occurs only as a prediction has recall 0. If several classes share the
     highest score of a clip, the prediction is the class with the lowest number.
     """
-    counts = confusion_matrix(score, label)
-    recall = counts.diagonal() / counts.sum(dim=1).clamp(min=1)
-    return recall[_occurs(counts)].double().mean().item()
+    return mean_recall(confusion_matrix(score, label))
 
 
 def macro_f1(score: Tensor, label: Tensor) -> float:
     """Mean F1 over all classes that occur at least once as a label or a prediction."""
+    return mean_f1(confusion_matrix(score, label))
+
+
+def balanced_accuracy(score: Tensor, label: Tensor) -> float:
+    """Mean recall over the classes that have at least one clip, as scikit-learn's `balanced_accuracy_score`.
+
+    Unlike `mean_class_accuracy`, it leaves out classes that occur only as predictions.
+    """
     counts = confusion_matrix(score, label)
+    clips = counts.sum(dim=1)
+    return (counts.diagonal() / clips)[clips > 0].mean().item()
+
+
+def calibration_error(probability: Tensor, label: Tensor, num_bins: int = 15) -> float:
+    """Expected calibration error: how far the probability of the predicted class is from the share of right clips.
+
+    The clips are divided into `num_bins` bins of equal width by the probability of their predicted class. The result is
+    the mean over all clips of |share of right clips in the bin - mean probability in the bin| (Guo et al., ICML 2017).
+    `probability` is [N, K], and its rows sum to 1.
+    """
+    confidence, prediction = probability.double().max(dim=1)
+    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    gap = torch.zeros(num_bins, dtype=torch.float64)
+    gap.index_add_(0, bins, (prediction == label).double() - confidence)
+    return gap.abs().sum().item() / len(label)
+
+
+def mean_recall(counts: Tensor) -> float:
+    """`mean_class_accuracy`, from the confusion matrix [K, K]."""
+    recall = counts.diagonal() / counts.sum(dim=1).clamp(min=1)
+    return recall[_occurs(counts)].double().mean().item()
+
+
+def mean_f1(counts: Tensor) -> float:
+    """`macro_f1`, from the confusion matrix [K, K]."""
     f1 = 2 * counts.diagonal() / (counts.sum(dim=0) + counts.sum(dim=1))
     return f1[_occurs(counts)].double().mean().item()
 
@@ -150,11 +185,11 @@ def confusion_matrix(score: Tensor, label: Tensor) -> Tensor:
 
 
 def _all_scores(scores: Scores, suffix: str) -> dict[str, Tensor]:
-    """All scores by name: weighted sums of the streams, each stream, and "sum" for EPAM-Net's sum of logits.
+    """All scores by name: weighted sums of the streams, and each of STREAMS.
 
     `suffix` is "_coarse" for the scores of coarse classes, and "" for those of fine classes.
     """
-    names = [name + suffix for name in ("rgb", "pose", "sum") if name + suffix in scores.probability]
+    names = [name + suffix for name in STREAMS if name + suffix in scores.probability]
     streams = {name: scores.probability[name] for name in names}
     if len(streams) < 2:
         return streams

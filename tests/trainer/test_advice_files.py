@@ -46,11 +46,12 @@ from tests.pipelines.annotated import clip
 from tests.trainer.test_profiler import TRACE
 from trainer.cli import dispatch
 from trainer.commands.predict import PredictOptions, Skeletons, check
-from trainer.commands.submit import read_scores
+from trainer.commands.submit import best_scores
 from trainer.commands.view import ViewOptions, find_clip, settings_file
 from trainer.data import check_place, open_sources, open_tables
 from trainer.experiments import DEMO, EXPERIMENTS
 from trainer.resume import check_same
+from trainer.scores.files import read_scores
 from trainer.settings import SETTINGS, override
 from trainer.snapshots.choice import CheckpointChoice, experiment_for, settings_in
 from trainer.snapshots.writer import Snapshot
@@ -60,6 +61,9 @@ ANNOTATE = "annotate {videos} {dir}/labels.csv --out {dir}/my.pkl --poses {dir}/
 LABELS = "a.mp4,0,train\nb.mp4,1,val\n"
 PERSON = '[{{"frame": {}, "keypoints": [9, 9, 1]}}]'
 TABLE = "table {dir}/x.pkl {dir}/cache"
+FUSE = "trainer fuse {dir}/two.npz {dir}/s.npz --out {dir}/fused"
+TWICE = "trainer fuse {dir}/two.npz {dir}/two.npz --out {dir}/fused"
+HIDDEN = "trainer fuse {dir}/hidden.npz {dir}/hidden.npz --out {dir}/fused"
 TWO = {"split": {"s_train": ["a", "b"]}, "annotations": [clip("a", label=0), clip("b", label=1)]}
 LONG = np.zeros((1, 30_000, 17, 2), np.float32)
 SHARED = [clip(str(number), keypoint=LONG, keypoint_score=None, total_frames=30_000) for number in range(60)]
@@ -73,6 +77,11 @@ def arrays(**changes: Any) -> dict[str, Any]:
     sizes = {"": 52, "_coarse": 7}
     scores = {f"{stream}{level}": np.ones((2, n)) for stream in ("rgb", "pose") for level, n in sizes.items()}
     return {key: value for key, value in ({"name": ["a", "b"]} | scores | changes).items() if value is not None}
+
+
+def two_clips(**changes: Any) -> dict[str, Any]:
+    """The arrays of a scores.npz of two clips of two classes."""
+    return {"name": ["a", "b"], "label": [0, 1], "rgb": np.array([[0.7, 0.3], [0.4, 0.6]])} | changes
 
 
 def skeleton(**changes: Any) -> dict[str, Any]:
@@ -168,11 +177,20 @@ ROWS = [
     ("scores {dir}/s.npz", "s.npz", arrays(rgb=np.full((2, 52), np.nan)), "evaluate an earlier snapshot$", arrays()),
     ("scores {dir}/s.npz", "s.npz", None, "name the scores.npz that python -m trainer eval wrote$", arrays()),
     ("scores {dir}/s.npz", "s.npz", b"PK\x03\x04", "write it again with python -m trainer eval$", arrays()),
-    ("scores {dir}/s.npz", "s.npz", arrays(rgb_coarse=None), "name the scores.npz of ma52 or ma52_pcan$", arrays()),
+    ("scores {dir}/s.npz", "s.npz", arrays(rgb_coarse=None, pose_coarse=None),
+     "name the scores.npz of ma52 or ma52_pcan, or fuse scores$", arrays()),
     ("scores {dir}/s.npz", "s.npz", arrays(rgb=np.ones((2, 60)), pose=np.ones((2, 60))), "name the scores.npz of ma52",
      arrays()),
     ("scores {dir}/s.npz", "s.npz", arrays(name=["x/a", "y/a"]), "evaluate only the test videos, each of them once$",
      arrays(name=["x/a", "y/b"])),
+    ("scores {dir}/s.npz", "s.npz", arrays(name=[1, 2]), "name the scores.npz that eval or fuse wrote$", arrays()),
+    ("scores {dir}/s.npz", "s.npz", arrays(name=["a", "a"]), "the clip a: evaluate each clip once$", arrays()),
+    (FUSE, "s.npz", two_clips(name=["a", "c"]), "such as c: evaluate all checkpoints on the same clips$", two_clips()),
+    (FUSE, "s.npz", two_clips(label=[1, 0]), "evaluate both with the same annotation file$", two_clips()),
+    (FUSE, "s.npz", two_clips(rgb=np.full((2, 3), 1 / 3)), "name networks of one data set$", two_clips()),
+    (FUSE, "s.npz", two_clips(rgb=np.ones((2, 2))), "apply softmax to these scores before you fuse them$", two_clips()),
+    (f"{TWICE} --fit {{dir}}/v.npz {{dir}}/v.npz", "v.npz", two_clips(name=["c", "d"], label=[0, 0]),
+     "have no labels to fit weights: name other scores with --fit$", two_clips(name=["c", "d"])),
     ("video {dir}/v.mp4", "v.mp4", None, "check its path$", b"any"),
     (TABLE, "x.pkl", [{"frame_dir": "a", "label": 0, "total_frames": 6, "keypoint": np.ones((1, 6, 25, 3))}],
      r"3-D; use 2-D skeletons, for NTU those of ntu60_2d.pkl \(or ntu60_hrnet.pkl\)$", [clip("a")]),
@@ -220,6 +238,15 @@ COMMANDS = [
     ("find {dir}/folders.pkl a", "means 2 clips, such as (x/a) and y/a: name its folder", "find {dir}/folders.pkl {0}"),
     ("view {dir}/some", "write, for example, python -m trainer view work_dirs", "view {dir}/run"),
     ("write {dir}/no/x.pth", "could not be written .*: choose another folder$", "write {dir}/x.pth"),
+    ("trainer fuse {dir}/two.npz --out {dir}/fused", "more members: write, for example, python -m trainer fuse", TWICE),
+    (f"{TWICE} --weights 1 2 --fit half", "leave out (--weights) or --fit$", f"{TWICE} {{0}} 1 2"),
+    (f"{TWICE} --metric f1_mean", "use (--metric top1)$", f"{TWICE} {{0}}"),
+    (f"{TWICE} --weights 1", "give (2) numbers, one for each member, that are 0 or more", f"{TWICE} --weights 1 {{0}}"),
+    (f"{TWICE} --fit {{dir}}/two.npz", "name scores for each member, or use (--fit half)$", f"{TWICE} {{0}}"),
+    (f"{TWICE} --fit {{dir}}/two.npz {{dir}}/two.npz", r"use --fit half, or (--fit same) to accept", f"{TWICE} {{0}}"),
+    (f"{HIDDEN} --fit half", "give the weights with (--weights)$", f"{HIDDEN} {{0}} 1 2"),
+    ("trainer fuse {dir}/two.npz:pose {dir}/two.npz --out {dir}/fused", r"no scores of pose: name one of (\w+)$",
+     "trainer fuse {dir}/two.npz:{0} {dir}/two.npz --out {dir}/fused"),
     ("averaged {dir}/w.pth", "or leave out --averaged$", "weights {dir}/w.pth"),
     ("merge {weights}/pose.pth {weights}/rgb.pth", "pass the file of the RGB stream first, then that", MERGE),
     ("merge {weights}/rgb120.pth {weights}/pose.pth", "merge networks of one data set$", MERGE),
@@ -298,6 +325,8 @@ def places(video, weights, tmp_path) -> dict[str, str]:
     put(tmp_path / "w.pth", WEIGHTS)
     sealed(tmp_path / "sealed.pth")
     damaged(tmp_path / "run" / "epoch_1_step_1.pth")
+    put(tmp_path / "two.npz", two_clips())
+    put(tmp_path / "hidden.npz", two_clips(label=[0, 0]))
     put(tmp_path / "x.pkl", TWO)
     put(tmp_path / "twelve.pkl", TWELVE)
     put(tmp_path / "folders.pkl", [clip("x/a"), clip("y/a")])
@@ -362,7 +391,7 @@ PROGRAMS: dict[str, Callable[[list[str]], object]] = {
     "skeleton": lambda words: read_skeleton(words[0]),
     "coarse": lambda words: read_coarse_map(words[0], int(words[1])),
     "weights": lambda words: read_file(Path(words[0])),
-    "scores": lambda words: read_scores(Path(words[0])),
+    "scores": lambda words: best_scores(read_scores(Path(words[0]))),
     "video": lambda words: check(tyro.cli(PredictOptions, args=words), Path(words[0]).parent / "predict"),
     "trainer": dispatch,
     "tables": open_both,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix, f1_score
-from torchmetrics.functional.classification import multiclass_accuracy
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from pipelines.batch import Batch
 from tests.programs import run_ranks
@@ -61,6 +61,21 @@ def test_macro_f1_over_classes_that_occur() -> None:
     score, label = torch.eye(9)[[0, 1, 5, 5, 7]], torch.tensor([0, 1, 5, 2, 2])
     expected = f1_score(label, score.argmax(1), average="macro", zero_division=0.0)
     assert metrics.macro_f1(score, label) == pytest.approx(expected)
+
+
+def test_balanced_accuracy_and_calibration_error() -> None:
+    """The label 0 does not occur, but is predicted: balanced accuracy leaves the class out."""
+    scores = random_scores(3)
+    score, label = scores.probability["rgb"], scores.label.clamp(min=1)
+    assert 0 in score.argmax(1)
+    with pytest.warns(UserWarning, match="classes not in y_true"):
+        expected = balanced_accuracy_score(label, score.argmax(1))
+    assert metrics.balanced_accuracy(score, label) == pytest.approx(expected)
+    assert metrics.mean_class_accuracy(score, label) < expected
+    error = multiclass_calibration_error(score, label, num_classes=20, n_bins=15, norm="l1").item()
+    assert metrics.calibration_error(score, label) == pytest.approx(error, abs=1e-6)
+    sure = torch.eye(3)[[0, 1, 2, 0]]
+    assert metrics.calibration_error(sure, torch.tensor([0, 1, 2, 1])) == pytest.approx(0.25)
 
 
 def test_coarse_heads_add_their_accuracies_and_f1() -> None:

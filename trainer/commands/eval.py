@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -34,13 +32,11 @@ from trainer.runtime.num_ranks import world_size_of
 from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks, device_of, join, launch, started_by_launcher
 from trainer.runtime.wrap import compiled
+from trainer.scores.files import SCORES, write_scores
 from trainer.scoring import score_clips
 from trainer.settings import check_division, check_source
 from trainer.snapshots.choice import RunChoice, checkpoint_of, of_leader, tell
 from trainer.snapshots.work_dir import refuse_links_in
-from trainer.stored import to_settings
-
-SCORES = "scores.npz"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,18 +162,6 @@ def make_folder(out: Path) -> None:
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     write_whole(path, json.dumps(dict(metrics), indent=1) + "\n")
-
-
-def write_scores(path: Path, scores: Scores, names: Sequence[str], experiment: Experiment, checkpoint: str) -> None:
-    """Write an npz file with the arrays `name` [N] (text), `label` and `coarse_label` [N] int64, and for each stream an
-    array of probabilities [N, K] float32. The array `settings` contains the experiment as JSON, and the array
-    `checkpoint` contains the name of the file with the weights.
-    """
-    arrays: dict[str, Any] = {stream: probability.numpy() for stream, probability in scores.probability.items()}
-    arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy()}
-    arrays |= {"settings": json.dumps(to_settings(experiment)), "checkpoint": checkpoint}
-    with whole_file(path) as part, open(part, "wb") as file:
-        np.savez_compressed(file, name=np.array(names), **arrays)
 
 
 def write_class_table(path: Path, scores: Scores, class_names: Sequence[str], coarse_map: Sequence[int]) -> None:

@@ -7,8 +7,6 @@ best of 7 body parts (docs/sources.md, "MA-52").
 import csv
 import io
 import zipfile
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -16,11 +14,11 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from kernels.files import check_arrays
 from kernels.names import SHORT, printable
 from kernels.program import UserError
 from kernels.whole_files import whole_file
 from models.classes import MA52
+from trainer.scores.files import COARSE, StoredScores, mean_of_streams, read_scores, scores_in
 from trainer.settings import SETTINGS
 from trainer.stored import changes_meaning, differences, from_json, shortened
 
@@ -39,20 +37,20 @@ class SubmitOptions:
     """
 
     scores: tyro.conf.Positional[Path]
-    """A run's folder, or the scores.npz that `python -m trainer eval` wrote."""
+    """A run's folder, or the scores.npz that `python -m trainer eval` or `fuse` wrote, or its folder."""
     out: Annotated[Path, tyro.conf.arg(metavar="ZIP")] = Path("submission.zip")
     """File to write."""
 
 
 def submit(options: SubmitOptions) -> int:
     """Write the zip, read it back, and print a summary. Raises UserError for scores that cannot be submitted."""
-    scores = options.scores / "eval" / "scores.npz" if options.scores.is_dir() else options.scores
-    names, action, body = read_scores(scores)
-    if options.scores.is_dir():
-        check_origin(options.scores, scores)
+    stored = read_scores(scores_in(options.scores))
+    action, body = best_scores(stored)
+    if (options.scores / SETTINGS).is_file():
+        check_origin(options.scores, stored)
     lines = [
         [PurePosixPath(name).name, *map(int, a), *map(int, b)]
-        for name, a, b in zip(names, best(action), best(body), strict=True)
+        for name, a, b in zip(stored.names, best(action), best(body), strict=True)
     ]
     try:
         with whole_file(options.out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -65,79 +63,47 @@ def submit(options: SubmitOptions) -> int:
     return 0
 
 
-def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Read the names [N] of the videos, and the scores of actions [N, 52] and of body parts [N, 7], which are means
-    over both streams. Raises UserError for scores that cannot be submitted.
-    """
-    check_arrays(path)
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in ("name", "rgb", "pose", "rgb_coarse", "pose_coarse")}
-            settings = str(file["settings"]) if "settings" in file else None  # scores of older versions have none
-        check_form(arrays)
-    except OSError as error:
+def best_scores(stored: StoredScores) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of actions [N, 52] and of body parts [N, 7]. Raises UserError for scores that cannot be submitted."""
+    path, probability = stored.path, stored.scores.probability
+    if not any(name.endswith(COARSE) for name in probability):
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}): name the scores.npz that python -m trainer eval wrote"
-        ) from None
-    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path} is damaged or incomplete ({error}): write it again with python -m trainer eval"
-        ) from None
-    except (KeyError, ValueError, TypeError):  # the last: an .npy file, which contains a single array
-        raise UserError(
-            f"{path} does not contain fine and coarse scores of both streams: name the scores.npz of ma52 or ma52_pcan"
-        ) from None
-    for name in ("rgb", "pose", "rgb_coarse", "pose_coarse"):
-        if not np.isfinite(arrays[name]).all():
-            raise UserError(f"{path} has {name} scores that are not finite: evaluate an earlier snapshot")
-    action, body = (arrays[f"rgb{level}"] + arrays[f"pose{level}"] for level in ("", "_coarse"))
+            f"{path} does not contain fine and coarse scores: name the scores.npz of ma52 or ma52_pcan, or fuse scores"
+        )
+    action, body = (mean_of_streams(stored.scores, coarse).numpy() for coarse in (False, True))
     if (action.shape[1], body.shape[1]) != tuple(CLASSES.values()):
         raise UserError(
             f"{path} has {action.shape[1]} classes and {body.shape[1]} coarse classes, but MA-52 has 52 and 7: name "
             "the scores.npz of ma52 or ma52_pcan"
         )
-    if settings is not None and from_json(settings, path, print).data.coarse_map != MA52:
+    if stored.experiment is not None and stored.experiment.data.coarse_map != MA52:
         raise UserError(
             f"{path} has scores of other coarse classes than MA-52's body parts: train with --coarse-map ma52"
         )
-    names = [str(name) for name in arrays["name"]]
-    num_duplicates = len(names) - len({PurePosixPath(name).name for name in names})
+    num_duplicates = len(stored.names) - len({PurePosixPath(name).name for name in stored.names})
     if num_duplicates:
         raise UserError(
             f"{path}: {num_duplicates} videos have the same file name as another video, and Codabench ignores folders: "
             "evaluate only the test videos, each of them once"
         )
-    return names, action / 2, body / 2
+    return action, body
 
 
-def check_form(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError unless the arrays are the names of the videos, [N] with N >= 1, and scores, [N, classes]."""
-    names = arrays["name"]
-    for key, array in arrays.items():
-        if array.ndim != (1 if key == "name" else 2) or array.dtype.kind not in ("U" if key == "name" else "f"):
-            raise ValueError
-        if len(array) != len(names) or array.shape[1:] != arrays[key.replace("pose", "rgb")].shape[1:]:
-            raise ValueError
-    if not len(names):
-        raise ValueError
-
-
-def check_origin(run: Path, scores: Path) -> None:
+def check_origin(run: Path, stored: StoredScores) -> None:
     """Raise UserError if the scores in a run's folder come from other settings than the run's, or not from its best
     snapshot. Scores of older versions do not say from which snapshot they come.
     """
-    with np.load(scores) as file:
-        settings, checkpoint = (str(file[key]) if key in file else "" for key in ("settings", "checkpoint"))
-    way_out = f"run python -m trainer eval {run} without these changes, or name {scores} to submit them as they are"
+    path, checkpoint = stored.path, stored.checkpoint
+    way_out = f"run python -m trainer eval {run} without these changes, or name {path} to submit them as they are"
     best_names = [path.name for path in run.glob("best_*.pth")]
     if checkpoint and best_names and checkpoint not in best_names:
-        raise UserError(f"{scores} has scores of {checkpoint}, not of the best snapshot {best_names[0]}: {way_out}")
-    if settings and (run / SETTINGS).is_file():
+        raise UserError(f"{path} has scores of {checkpoint}, not of the best snapshot {best_names[0]}: {way_out}")
+    if stored.experiment is not None:
         own = from_json((run / SETTINGS).read_bytes(), run / SETTINGS, print)
-        for key, was, now in differences(own, from_json(settings, scores, print)):
+        for key, was, now in differences(own, stored.experiment):
             if changes_meaning(key):
                 raise UserError(
-                    f"{scores} was computed with {key}={shortened(now)}, but the run has {shortened(was)}: {way_out}"
+                    f"{path} was computed with {key}={shortened(now)}, but the run has {shortened(was)}: {way_out}"
                 )
 
 

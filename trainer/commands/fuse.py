@@ -1,0 +1,217 @@
+"""`python -m trainer fuse`: a weighted sum of the scores of several networks, which are matched by the names of clips.
+
+The weights are given, or fitted on clips with labels. How much each member contributes is reported with intervals.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from kernels.names import printable
+from kernels.program import UserError
+from kernels.whole_files import write_whole
+from models.classes import MA52
+from trainer.commands.eval import make_folder, write_class_table, write_metrics
+from trainer.commands.runs import plain
+from trainer.metrics import Scores, summarize
+from trainer.scores.files import COARSE, SCORES, write_scores
+from trainer.scores.fusion import fit_weights, halves, without
+from trainer.scores.members import MemberFile, Members, join_members, read_members
+from trainer.scores.outcome import Metric, interval, resampled
+
+FUSION = "fusion.json"
+TITLES: dict[Metric, str] = {"top1": "top-1", "mean1": "mean class accuracy", "f1_mean": "F1 mean"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FuseOptions:
+    """Fuse scores of eval: python -m trainer fuse work_dirs/rgb work_dirs/pose --fit half
+
+    Clips are matched by name. RUN means RUN/eval/scores.npz. PATH:rgb, PATH:pose and PATH:sum are single streams;
+    without such an ending, a member is the mean of its streams.
+    """
+
+    scores: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SCORES")]
+    """Two or more members: a run's folder, a folder of results, or scores.npz."""
+    weights: tuple[float, ...] = ()
+    """A weight for each member. Default: equal weights."""
+    fit: Annotated[tuple[str, ...], tyro.conf.arg(metavar="half|val|same|SCORES")] = ()
+    """Fit the weights. half: on half of the clips, reporting the other half. val: on the members' validation scores, in
+    eval/ of their runs. same: on the reported clips. Or scores of each member."""
+    metric: Metric | None = None
+    """What to maximise and report. Default: f1_mean for MA-52, otherwise top1."""
+    out: Path = Path("fused")
+    """Folder of the results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Weights, the positions of the reported clips, and a sentence that says where the weights come from."""
+
+    weights: tuple[float, ...]
+    rows: Tensor
+    sentence: str
+
+
+def fuse(options: FuseOptions) -> int:
+    """Fuse the scores, print what each member contributes, and write the results. Raises UserError."""
+    if len(options.scores) < 2:
+        raise UserError("fuse needs two or more members: write, for example, python -m trainer fuse RUN_A RUN_B")
+    if options.weights and options.fit:
+        raise UserError("weights are either given or fitted: leave out --weights or --fit")
+    files = read_members(options.scores)
+    first = files[0].stored
+    metric = options.metric or default_metric(files)
+    members = join_members(files)
+    if metric == "f1_mean" and members.coarse is None:
+        raise UserError("--metric f1_mean needs coarse classes, but these scores have none: use --metric top1")
+    fit = fit_of(options, files, members, metric)
+    members = members.at(fit.rows)
+    make_folder(options.out)
+    console = Console()
+    console.print(f"weights {shown(fit.weights)}: {fit.sentence}", markup=False, highlight=False, soft_wrap=True)
+    report: dict[str, Any] = {"members": options.scores, "weights": fit.weights, "fit": fit.sentence}
+    if first.has_labels:
+        report |= contributions(options.scores, members, fit.weights, metric, console)
+    else:
+        console.print("the clips have no labels, so there are no metrics")
+    write(options.out, report, scores_of(members, fit.weights), [first.names[row] for row in fit.rows.tolist()], files)
+    return 0
+
+
+def default_metric(files: Sequence[MemberFile]) -> Metric:
+    """The metric by which papers compare networks on the data set of these scores."""
+    is_ma52 = any(file.stored.experiment and file.stored.experiment.data.coarse_map == MA52 for file in files)
+    return "f1_mean" if is_ma52 else "top1"
+
+
+def fit_of(options: FuseOptions, files: Sequence[MemberFile], members: Members, metric: Metric) -> Fit:
+    """The weights that the options give or ask to fit. Raises UserError."""
+    first = files[0].stored
+    everything = torch.arange(len(first.names))
+    if not options.fit:
+        return Fit(given_weights(options, len(files)), everything, "given" if options.weights else "equal")
+    if not first.has_labels and options.fit in (("half",), ("same",)):
+        raise UserError("these clips have no labels on which weights can be fitted: give the weights with --weights")
+    if options.fit == ("half",):
+        some, others = halves(first.names, members.label)
+        sentence = f"fitted on {len(some)} of {len(everything)} clips; the results are those of the other {len(others)}"
+        return Fit(fit_weights(members.at(some), metric), others, sentence)
+    if options.fit == ("same",):
+        sentence = "fitted on the clips of the results, which therefore look better than results of other clips"
+        return Fit(fit_weights(members, metric), everything, sentence)
+    elsewhere = scores_to_fit(options, files)
+    return Fit(
+        fit_weights(join_members(elsewhere), metric),
+        everything,
+        f"fitted on {len(elsewhere[0].stored.names)} other clips, those of {elsewhere[0].stored.path}",
+    )
+
+
+def scores_to_fit(options: FuseOptions, files: Sequence[MemberFile]) -> list[MemberFile]:
+    """The scores that --fit names, with the streams of the members.
+
+    Raises UserError if there is not one file for each member, or if they contain clips of the results.
+    """
+    if options.fit == ("val",):
+        places = [str(file.stored.path.parent.parent / "eval") for file in files]
+    else:
+        places = list(options.fit)
+    if len(places) != len(files):
+        raise UserError(
+            f"--fit has {len(places)} values for {len(files)} members: name scores for each member, or use --fit half"
+        )
+    endings = [f":{file.stream}" if file.stream and options.fit == ("val",) else "" for file in files]
+    elsewhere = read_members([place + ending for place, ending in zip(places, endings, strict=True)])
+    stored, names = elsewhere[0].stored, set(files[0].stored.names)
+    if common := sum(name in names for name in stored.names):
+        raise UserError(
+            f"{common} clips of {stored.path}, on which weights would be fitted, are also clips of the results: use "
+            "--fit half, or --fit same to accept that"
+        )
+    if not stored.has_labels:
+        raise UserError(f"the clips of {stored.path} have no labels to fit weights: name other scores with --fit")
+    return elsewhere
+
+
+def given_weights(options: FuseOptions, num_members: int) -> tuple[float, ...]:
+    """The weights of --weights, or equal ones, scaled to the sum 1."""
+    weights = options.weights or (1.0,) * num_members
+    if len(weights) != num_members or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        raise UserError(
+            f"--weights {shown(weights)}: give {num_members} numbers, one for each member, that are 0 or more and not "
+            "all 0"
+        )
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def shown(weights: Sequence[float]) -> str:
+    return " ".join(f"{weight:.4g}" for weight in weights)
+
+
+def contributions(
+    places: Sequence[str], members: Members, weights: tuple[float, ...], metric: Metric, console: Console
+) -> dict[str, Any]:
+    """Print and return the metric of the fused scores, that of each member alone, and the gain of each member.
+
+    The gain is by how much the metric is better than that of a fusion without the member. Intervals are those of a
+    bootstrap over the clips, and contain 95 % of its samples.
+    """
+    count = len(weights)
+    table = Table("member", "weight", TITLES[metric], "gain", "95 % interval of the gain")
+    rows: list[dict[str, Any]] = []
+    fused = members.outcome(weights)
+    value = fused.measure(metric)
+    for member, place in enumerate(places):
+        alone = members.outcome([float(number == member) for number in range(count)]).measure(metric)
+        rows.append({"member": place, "weight": weights[member], "alone": alone})
+        cells = [f"{weights[member]:.4g}", f"{alone:.4f}", "", ""]
+        if others := without(weights, member):
+            lesser = members.outcome(others)
+            draws = resampled([fused, lesser], metric)
+            gain, limits = value - lesser.measure(metric), interval(draws[:, 0] - draws[:, 1])
+            rows[-1] |= {"gain": gain, "gain_interval": limits}
+            cells[2:] = [f"{gain:+.4f}", f"{limits[0]:+.4f} to {limits[1]:+.4f}"]
+        table.add_row(plain(place), *cells)
+    low, high = interval(resampled([fused], metric)[:, 0])
+    console.print(table)
+    console.print(f"fused {TITLES[metric]}: {value:.4f}, 95 % interval {low:.4f} to {high:.4f}", highlight=False)
+    return {"metric": metric, "fused": value, "interval": (low, high), "contributions": rows}
+
+
+def scores_of(members: Members, weights: tuple[float, ...]) -> Scores:
+    """The fused scores, as those of a stream with the name `fused`."""
+    fine, coarse = members.fused(weights)
+    probability = {"fused": fine} | ({} if coarse is None else {f"fused{COARSE}": coarse})
+    return Scores(torch.arange(len(fine)), members.label, members.coarse_label, probability)
+
+
+def write(
+    folder: Path, report: dict[str, Any], scores: Scores, names: Sequence[str], files: Sequence[MemberFile]
+) -> None:
+    """Write fusion.json, scores.npz and, if the clips have labels, metrics.json and classes.csv. Raises UserError."""
+    experiment = next((file.stored.experiment for file in files if file.stored.experiment), None)
+    class_names, coarse_map = (experiment.data.class_names, experiment.data.coarse_map) if experiment else ((), ())
+    written = [FUSION, SCORES]
+    try:
+        write_whole(folder / FUSION, json.dumps(report, indent=1) + "\n")
+        write_scores(folder / SCORES, scores, names, experiment, "")
+        if files[0].stored.has_labels:
+            written += ["metrics.json", "classes.csv"]
+            write_metrics(folder / "metrics.json", summarize(scores))
+            write_class_table(folder / "classes.csv", scores, class_names, coarse_map)
+    except OSError as error:
+        raise UserError(
+            f"the results cannot be written to {folder} ({error.strerror or error}); name another folder with --out"
+        ) from None
+    print(f"{printable(str(folder))}: {', '.join(written)}")
+    if coarse_map == MA52:
+        print(f"for Codabench: python -m trainer submit {printable(str(folder))}")
