@@ -115,8 +115,18 @@ class PcanConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TwoStreamConfig:
-    """Settings that all two-stream networks have: classes, joints, loss weights, and dropout before the heads."""
+class HeadConfig:
+    """Settings of the classifiers that all networks have."""
+
+    dropout: Share = 0.5
+    """Fraction of the features that training sets to zero before the classifiers."""
+    label_smoothing: Share = 0.0
+    """Share of the target that a training loss spreads evenly over all classes; 0.1 is usual."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TwoStreamConfig(HeadConfig):
+    """Settings that all two-stream networks have: classes, joints and loss weights."""
 
     streams: ClassVar[tuple[Stream, ...]] = ("rgb", "pose")
     frame_ratio: ClassVar[int | None] = None
@@ -129,8 +139,6 @@ class TwoStreamConfig:
     """Number of heatmap channels. An experiment takes it from its skeleton."""
     loss_weights: Annotated[LossWeights, Range(0, 1e38)] = (1.0, 1.0, 1.0, 1.0)
     """Weights of the cross-entropies of rgb, pose, rgb_coarse and pose_coarse."""
-    dropout: Share = 0.5
-    """Fraction of the features that training sets to zero before the heads."""
     pcan: PcanConfig | None = None
     """PCAN's head and losses. None: the plain head, whose only losses are cross-entropies."""
 
@@ -181,7 +189,7 @@ class RGBPoseConfig(TwoStreamConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SingleStreamConfig:
+class SingleStreamConfig(HeadConfig):
     """One stream without the other, for training in stages: a path of RGBPoseConv3D (SlowOnly) or a temporal-shift X3D.
 
     Source: docs/sources.md, "Staged recipe" and "EPAM-Net".
@@ -195,8 +203,6 @@ class SingleStreamConfig:
     """Number of input channels: 3 for frames, and for heatmaps as many as the skeleton has joints."""
     path: ResNetPathConfig | X3DStreamConfig
     """The layers: a path of RGBPoseConv3D or a stream of the two-stream X3D."""
-    dropout: Share = 0.5
-    """Fraction of the features that training sets to zero before the head."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")

@@ -32,7 +32,7 @@ class TwoStreamHead(nn.Module):
     def __init__(self, config: TwoStreamConfig, channels: tuple[int, int]) -> None:
         super().__init__()
         self.weights: dict[str, float] = dict(zip(HEADS, config.loss_weights, strict=True))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.label_smoothing = nn.Dropout(config.dropout), config.label_smoothing
         self.register_buffer("log_prior", None, persistent=False)
         self.suffixes = ("", "_coarse") if config.num_coarse else ("",)
         for suffix in self.suffixes:
@@ -70,11 +70,24 @@ class TwoStreamHead(nn.Module):
         for name, scores in logits.items():
             target = coarse_label if name.endswith("_coarse") else label
             assert target is not None, "a model with coarse heads needs coarse labels"
-            scores = full_precision(scores)
-            if self.training and self.log_prior is not None and not name.endswith("_coarse"):
-                scores = scores + self.log_prior
-            losses[f"loss_{name}"] = self.weights[name] * F.cross_entropy(scores, target)
+            prior = None if name.endswith("_coarse") else self.log_prior
+            smoothing = self.label_smoothing if self.training else 0.0
+            loss = classification_loss(scores, target, prior if self.training else None, smoothing)
+            losses[f"loss_{name}"] = self.weights[name] * loss
         return losses
+
+
+def classification_loss(logits: Tensor, label: Tensor, log_prior: Tensor | None, label_smoothing: float) -> Tensor:
+    """The mean cross-entropy of N clips, in float32, or in float64 if the logits [N, K] are float64.
+
+    log_prior: [K], which is added to the logits (`adjust_logits`), or None.
+    label_smoothing: the share of each target that is spread evenly over all K classes. Source: Szegedy et al.,
+        Rethinking the Inception architecture for computer vision, CVPR 2016, section 7.
+    """
+    scores = full_precision(logits)
+    if log_prior is not None:
+        scores = scores + log_prior
+    return F.cross_entropy(scores, label, label_smoothing=label_smoothing)
 
 
 def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:

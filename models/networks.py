@@ -1,7 +1,6 @@
 """Whole networks: they fold a batch to [N*T, C, H, W] channels_last and pass it through backbones and a head."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import (
@@ -14,7 +13,7 @@ from models.config import (
     X3DStreamConfig,
 )
 from models.epam import PoseAttention, attend
-from models.heads import Output, TwoStreamHead, full_precision, linear
+from models.heads import Output, TwoStreamHead, classification_loss, linear
 from models.layers import clip_mean
 from models.pcan import PcanHead
 from models.resnet_path import ResNetPath
@@ -112,7 +111,7 @@ class SingleStream(nn.Module):
         self.fold_rgb = FoldRGB()
         self.backbone = build_backbone(config.path, config.in_channels)
         self.cls_head = nn.ModuleDict({"fc_cls": linear(config.path.out_channels, config.num_classes)})
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.label_smoothing = nn.Dropout(config.dropout), config.label_smoothing
         self.register_buffer("log_prior", None, persistent=False)
 
     def forward(
@@ -135,10 +134,9 @@ class SingleStream(nn.Module):
         logits = self.cls_head["fc_cls"](self.dropout(pooled))
         if label is None:
             return Output({self.stream: logits}, {})
-        scores = full_precision(logits)
-        if self.training and self.log_prior is not None:
-            scores = scores + self.log_prior
-        return Output({self.stream: logits}, {f"loss_{self.stream}": F.cross_entropy(scores, label)})
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss = classification_loss(logits, label, self.log_prior if self.training else None, smoothing)
+        return Output({self.stream: logits}, {f"loss_{self.stream}": loss})
 
 
 @torch.no_grad()

@@ -107,6 +107,15 @@ class ClipConfig:
     """Probability that a training clip is mirrored."""
     crop: bool = True
     """Whether training crops the box around the people at random. false: the whole box."""
+    color_jitter: Share = 0.0
+    """How far training changes brightness, contrast and saturation of a clip at random. 0.4: by factors of 0.6 to 1.4.
+    """
+    erasing: Share = 0.0
+    """Probability that training covers a random rectangle in all RGB frames of a clip."""
+    joint_noise: Annotated[float, Range(0, 100)] = 0.0
+    """Standard deviation of the noise that training adds to the position of each joint, in heatmap pixels."""
+    joint_drop: Share = 0.0
+    """Probability that training leaves out a joint of a person in all frames of a clip."""
     aligned: bool = False
     """Whether the RGB frames are every n-th pose frame. false: each stream draws its own frames."""
     box_pixels: Pixels = 256

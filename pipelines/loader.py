@@ -15,6 +15,7 @@ import torch
 from kernels.heatmap import KernelError, render_heatmaps
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
+from pipelines.augment import augment_frames, augment_joints
 from pipelines.backends import Backends
 from pipelines.batch import Batch
 from pipelines.config import ClipConfig
@@ -86,14 +87,14 @@ class Loader:
             if first + step >= self.num_batches:
                 raise StopIteration
             plan = self.plan(epoch, first + step)
-            planned[step] = plan, sampled_joints(self.table, plan) if "pose" in self.streams else None
+            planned[step] = plan, self.joints(plan, epoch) if "pose" in self.streams else None
             return plan
 
         with reader_threads() as readers:
             decoder = self.frames.decode(next_plan, self.decoding(readers))
             for step in range(self.num_batches - first):
                 rgb = decoder.next()
-                yield self.batch(*planned.pop(step), first + step, rgb)
+                yield self.batch(*planned.pop(step), epoch, first + step, rgb)
 
     def decoding(self, readers: Executor) -> Decoding:
         """The options with which the decoder of an epoch is created."""
@@ -117,6 +118,11 @@ class Loader:
         positions = np.minimum(self._positions(step), len(self.rows) - 1)
         return plan_eval(self.table, self.rows[positions], self.config, self.sample, self.num_samples)
 
+    def joints(self, plan: ClipPlan, epoch: int) -> np.ndarray:
+        """The joints of a plan (`sampled_joints`), which training changes at random (`augment_joints`)."""
+        joints = sampled_joints(self.table, plan)
+        return augment_joints(joints, plan, self.config, self.seed, epoch) if self.train else joints
+
     def clips_by_class(self) -> torch.Tensor:
         """Number of clips of each of the K classes in this split: [K] int64."""
         return torch.from_numpy(np.bincount(self.table.label[self.rows], minlength=len(self.coarse_map)))
@@ -132,15 +138,20 @@ class Loader:
     def _positions(self, step: int) -> np.ndarray:
         return np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
 
-    def batch(self, plan: ClipPlan, joints: np.ndarray | None, step: int, rgb: torch.Tensor | None) -> Batch:
-        """Build batch number `step`.
+    def batch(
+        self, plan: ClipPlan, joints: np.ndarray | None, epoch: int, step: int, rgb: torch.Tensor | None
+    ) -> Batch:
+        """Build batch number `step` of an epoch.
 
-        joints: those of the plan (`sampled_joints`), or None if the network reads no skeletons.
-        rgb: [N*T, size, size, 3] uint8, or None if the network reads no frames.
+        joints: those of the plan (`joints`), or None if the network reads no skeletons.
+        rgb: [N*T, size, size, 3] uint8 as decoded, or None if the network reads no frames.
         """
+        if rgb is not None:
+            rgb = rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:])
+            rgb = augment_frames(rgb, plan, self.config, self.seed, epoch) if self.train else rgb
         label = self._to_device(self.table.label[plan.row].astype(np.int64))
         return Batch(
-            rgb=None if rgb is None else rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:]),
+            rgb=rgb,
             heatmap=None if joints is None else self._drawn(plan, joints),
             label=label,
             coarse_label=self.coarse[label],

@@ -167,13 +167,14 @@ CROP_DRAWS = 2 * TRIES + 2  # random numbers for a crop: an area and an aspect r
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def uniforms(seed: int, epoch: int, rows: np.ndarray, count: int) -> np.ndarray:
+def uniforms(seed: int, epoch: int, rows: np.ndarray, count: int, purpose: int = 0) -> np.ndarray:
     """Uniform random numbers in [0, 1): [N, count] float64.
 
-    Each row's numbers are the first `count` outputs of a SplitMix64 generator that is seeded by (seed, epoch, row).
+    Each row's numbers are the first `count` outputs of a SplitMix64 generator that is seeded by (seed, epoch, row) and
+    by the purpose of the numbers: 0 for plans, and the numbers in augment.py for the changes of clips.
     Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
     """
-    state = _mix(_mix(np.array([seed], np.uint64)) ^ np.uint64(epoch))
+    state = _mix(_mix(np.array([seed], np.uint64)) ^ np.uint64(epoch) ^ np.uint64(purpose << 48))
     state = _mix(state ^ rows.astype(np.uint64))
     bits = _mix(state[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
     return (bits >> np.uint64(11)) * 2.0**-53

@@ -189,6 +189,7 @@ class Experiment:
         check_ranges(self, "")
         object.__setattr__(self, "model", fit_to_data(self.model, self.data, self.clip))
         check_frames(self.model, self.clip)
+        check_augmentation(self.clip, self.streams)
         if self.optim.rollbacks and self.snapshot_every % self.log_every:
             raise UserError(
                 f"snapshot_every={self.snapshot_every} is not a multiple of log_every={self.log_every}, but "
@@ -260,6 +261,18 @@ def check_frames(model: ModelConfig, clip: ClipConfig) -> None:
             f"clip.pose_frames={clip.pose_frames} and clip.rgb_frames={clip.rgb_frames}: --set "
             f"clip.pose_frames={ratio * clip.rgb_frames}"
         )
+
+
+def check_augmentation(clip: ClipConfig, streams: tuple[Stream, ...]) -> None:
+    """Raise UserError if a random change of training clips is set for a stream that the network does not read."""
+    settings = {"color_jitter": "rgb", "erasing": "rgb", "joint_noise": "pose", "joint_drop": "pose"}
+    for name, stream in settings.items():
+        if getattr(clip, name) and stream not in streams:
+            inputs = "frames" if stream == "rgb" else "skeletons"
+            raise UserError(
+                f"clip.{name}={getattr(clip, name)} has no effect, because this network reads no {inputs}: turn "
+                f"it off with --set clip.{name}=0"
+            )
 
 
 def metric_names(model: ModelConfig, averaged: bool) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.augment import ERASED_COLOR
 from pipelines.config import ClipConfig
 from pipelines.loader import Loader
 from pipelines.packs.format import PackError
@@ -18,6 +19,8 @@ from pipelines.skeleton import COCO_17
 CONFIG = ClipConfig(
     skeleton=COCO_17, rgb_frames=3, pose_frames=8, rgb_size=48, rgb_size_val=64, heatmap_size=16, heatmap_size_val=16
 )
+AUGMENTED = replace(CONFIG, color_jitter=0.4, erasing=0.7, joint_noise=1.0, joint_drop=0.3)
+KINDS = [(True, CONFIG), (True, AUGMENTED), (False, AUGMENTED)]
 COARSE = (1, 0, 1, 2)
 
 
@@ -47,21 +50,23 @@ def same(one, other) -> bool:
     )
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_no_depth_thread_or_start_changes_a_batch(shared, train):
-    plain = list(loader(*shared, train=train, prefetch=1).epoch(3))
+@pytest.mark.parametrize(("train", "config"), KINDS)
+def test_no_depth_thread_or_start_changes_a_batch(shared, train, config):
+    kind = {"train": train, "config": config}
+    plain = list(loader(*shared, **kind, prefetch=1).epoch(3))
     assert len(plain) == 2
     for changes in ({"prefetch": 2}, {"prefetch": 5}, {"threads": 3}):
-        assert same(list(loader(*shared, train=train, **changes).epoch(3)), plain), changes
-    assert same(list(loader(*shared, train=train).epoch(3, first=1)), plain[1:])
-    assert list(loader(*shared, train=train).epoch(3, first=2)) == []
+        assert same(list(loader(*shared, **kind, **changes).epoch(3)), plain), changes
+    assert same(list(loader(*shared, **kind).epoch(3, first=1)), plain[1:])
+    assert list(loader(*shared, **kind).epoch(3, first=2)) == []
 
 
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("train", "config"), KINDS)
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_the_same_global_batches(shared, train, world):
-    whole = list(loader(*shared, train=train).epoch(1))
-    ranks = [list(loader(*shared, train=train, rank=r, world_size=world).epoch(1)) for r in range(world)]
+def test_ranks_share_the_same_global_batches(shared, train, config, world):
+    kind = {"train": train, "config": config}
+    whole = list(loader(*shared, **kind).epoch(1))
+    ranks = [list(loader(*shared, **kind, rank=r, world_size=world).epoch(1)) for r in range(world)]
     for step, batch in enumerate(whole):
         for rank in range(world):
             part = ranks[rank][step]
@@ -86,6 +91,20 @@ def test_evaluation_counts_every_clip_once(shared, batch_size, world):
         seen += [index for batch in batches for index in batch.index[batch.valid].tolist()]
         assert all(len(batch.index) == batch_size // world for batch in batches)
     assert sorted(seen) == sorted(rows.tolist())
+
+
+def test_augmentation_changes_training_and_nothing_else(shared):
+    """Evaluation and the plans of training stay as they are. Each setting changes only its own stream."""
+    for train in (True, False):
+        plain, augmented = (loader(*shared, train=train, config=config) for config in (CONFIG, AUGMENTED))
+        boxes = [work.plan(0, 0).box for work in (plain, augmented)]
+        assert np.array_equal(*boxes)
+        assert same(list(plain.epoch(0)), list(augmented.epoch(0))) is not train
+    (plain, *_) = loader(*shared).epoch(0)
+    for setting, changes_frames in (("color_jitter", True), ("erasing", True), ("joint_noise", False)):
+        (batch, *_) = loader(*shared, config=replace(CONFIG, **{setting: 1.0})).epoch(0)
+        assert torch.equal(batch.rgb, plain.rgb) is not changes_frames
+        assert torch.equal(batch.heatmap, plain.heatmap) is changes_frames
 
 
 def test_training_sees_every_clip_in_every_epoch(shared):
@@ -152,8 +171,15 @@ def resized(packet: bytes, box, size: int, flip: bool) -> torch.Tensor:
 NOSE, LEFT, RIGHT = 0, 5, 6  # joints drawn as white, red and blue dots
 
 
-@pytest.mark.parametrize("annotated", [(240, 180), (480, 270)])  # the video's own size, and a different one
-def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated):
+@pytest.mark.parametrize(
+    ("annotated", "changes"),
+    [
+        ((240, 180), {}),  # the video's own size
+        ((480, 270), {}),  # a different size
+        ((480, 270), {"color_jitter": 0.2, "erasing": 0.5, "joint_drop": 0.3}),
+    ],
+)
+def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated, changes):
     """The dot drawn at each joint lies at the peak of its heatmap. A flip exchanges the left and the right shoulder."""
     width, height, total = 240, 180, 8
     joints = film.person(total, width, height, seed=3)
@@ -168,7 +194,7 @@ def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated):
     joints[..., :2] *= np.array(annotated) / (width, height)
     table = film.table(tmp_path, [film.annotation("clip", joints, *annotated)])
     pack = film.prepare(table, tmp_path, count=total, box_pixels=200)
-    config = replace(CONFIG, rgb_frames=total, pose_frames=total, rgb_size=96, heatmap_size=96)
+    config = replace(CONFIG, rgb_frames=total, pose_frames=total, rgb_size=96, heatmap_size=96, **changes)
     work = loader(table, pack, config=config, batch_size=1)
     seen = {True: 0, False: 0}
     for epoch in range(12):
@@ -177,14 +203,17 @@ def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated):
         rgb, heatmap = batch.rgb[0].float(), batch.heatmap[0]
         white, red = rgb.amin(dim=-1), rgb[..., 0] - rgb[..., 1]
         blue = rgb[..., 2] - rgb[..., 1]
+        erased = (batch.rgb[0] == torch.tensor(ERASED_COLOR)).all(dim=-1)
         for dots, joint in ((white, NOSE), (red, RIGHT if flip else LEFT), (blue, LEFT if flip else RIGHT)):
             for frame in range(total):
                 mass = (dots[frame] > 128).nonzero().float()
                 peak = heatmap[frame, joint]
-                # Skip a dot that is cut off, or a joint at the edge of the crop.
+                # Skip a dot that is cut off, and a joint that is dropped or at the edge of the crop.
                 if len(mass) < 60 or peak.max() < 0.5:
                     continue
                 y, x = divmod(int(peak.argmax()), 96)
+                if erased[frame, max(0, y - 12) : y + 13, max(0, x - 12) : x + 13].any():
+                    continue
                 distance = (mass.mean(dim=0) - torch.tensor([y, x])).abs().max()
                 assert distance < 2.5, (epoch, flip, frame, joint)
                 seen[flip] += 1

@@ -73,6 +73,10 @@ SETTINGS = [
     ),
     (f"{CONFIG} --set optim.kind=adamw --set optim.impl=apex", (r"set (optim.impl=\w+),", "{before} --set {0}")),
     (f"{CONFIG} --set optim.kind=adamw --set optim.impl=apex", (r"or (optim.kind=\w+)$", "{before} --set {0}")),
+    (
+        "trainer config --exp ntu60_pose --set clip.erasing=0.5",
+        (r"turn it off with --set (clip.erasing=0)$", "{before} --set {0}"),
+    ),
     (f"{CONFIG} --set cuda_graph=true --set optim.impl=apex", (r"set (optim.impl=\w+)$", "{before} --set {0}")),
     (f"{CONFIG} --set optim.accumulate=3", (r"(optim.batch_size)=16.*change one of", "{before} --set {0}=12")),
     (f"{CONFIG} --set optim.accumulate=3", (r"(optim.accumulate)=3 .*change one of", "{before} --set {0}=4")),
