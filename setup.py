@@ -36,6 +36,7 @@ setup(
         "tensorboard>=2.18",
         "matplotlib>=3.9",
         "nvtx>=0.2.10",
+        "nvidia-ml-py>=12",  # torch asks it for the load and the memory of a GPU
         # Resizes the frames that a CPU decodes. Where there is no wheel, DALI does it (pipelines/dali.py).
         "cykooz-resizer>=4,<5; platform_machine == 'x86_64'",
     ],

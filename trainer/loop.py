@@ -9,6 +9,7 @@ import nvtx
 from torch import Tensor
 
 from kernels.program import UserError
+from models.classes import MA52
 from pipelines.batch import Batch
 from trainer.memory import advice
 from trainer.metrics import Scores, summarize, worse_than_a_stream
@@ -153,7 +154,9 @@ def validate(run: Run) -> tuple[Scores, str | None]:
     with run.writer.changing_weights():
         averaged = run.ema.measured(run.network, lambda: summarize(score_split(run)))
     metrics = summarize(scores) | averaged
-    journal.validation(cursor, num_clips, metrics)
+    best = max(cursor.validations, key=lambda validation: validation.get(val.metric, -math.inf), default={})
+    with_f1 = run.experiment.data.coarse_map == MA52 or val.metric.startswith("f1/")
+    journal.validation(cursor, num_clips, metrics, best, val.metric, with_f1)
     cursor.validations.append({"epoch": epoch, **metrics})
     if warning := worse_than_a_stream(metrics):
         journal.say(warning)

@@ -3,21 +3,22 @@
 import contextlib
 import json
 import math
-import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from kernels.names import printable
 from trainer.cursor import Cursor
+from trainer.journal.clock import Clock
 from trainer.journal.lines import LOG, METRICS, Lines, keep_until
+from trainer.journal.screen import PlainLines, Screen
+from trainer.journal.validation_table import validation_table
 from trainer.journal.wandb import WandbLog
 from trainer.snapshots.work_dir import writable
 
@@ -40,12 +41,12 @@ class Journal:
         self.clock = Clock()
         if not self.active:
             return
-        self._console = console or Console()
+        console = console or Console()
+        self._view = Screen(console) if console.is_terminal else PlainLines(console)
         self._has_warned = False
         self._num_epochs = 0
         self._tensorboard = None
         self.wandb: WandbLog | None = None
-        self._progress: Progress | None = None
         self._waiting: list[str] = []  # lines for train.log, until there is a file for them
         self._log: Lines | None = None
         if not later:
@@ -117,19 +118,18 @@ class Journal:
                 self._record("val", end, values)
 
     def start_epoch(self, cursor: Cursor, num_epochs: int) -> None:
-        """Start the clock and the progress bar for the cursor's epoch, which may have been begun before a resume."""
+        """Start the clock and show the cursor's epoch, which may have been begun before a resume."""
         self.clock.start()
         if self.active:
             self._num_epochs = num_epochs
             self._open_tensorboard(cursor)
-            self._show(f"epoch {cursor.epoch + 1}/{num_epochs}", cursor.step, cursor.num_steps)
+            self._view.start_epoch(cursor, num_epochs, self.clock)
 
     def step(self, num_clips: int, waited: float) -> None:
         """Count one step of `num_clips` clips on all ranks together. The host waited `waited` seconds for the data."""
         self.clock.tick(num_clips, waited)
         if self.active:
-            note = f"{self.clock.clips_per_second:.1f} clips/s  waiting for data {self.clock.data_share:.0%}"
-            self._advance(1, note)
+            self._view.step()
 
     def train(self, cursor: Cursor, values: Mapping[str, float]) -> None:
         """Log the progress of training: a line in train.log, and a record in metrics.jsonl, TensorBoard and wandb.
@@ -149,24 +149,38 @@ class Journal:
         rest = {name: value for name, value in values.items() if name not in rates}
         head = f"Epoch(train) [{cursor.epoch + 1}][{cursor.step:>{len(str(num_steps))}}/{num_steps}]"
         line = "  ".join([head, *_pairs(rates), f"eta: {eta}", *_pairs(timing), *_pairs(rest)])
-        self._write(line, on_console=not self._console.is_terminal)
+        self._view.train(self._write(line, on_console=False), cursor, values, eta)
         self._record("train", cursor, rates | rest | timing)
 
     def start_validation(self, epoch: int, num_clips: int) -> None:
         if self.active:
-            self._show(f"validation {epoch}", 0, num_clips)
+            self._view.start_validation(epoch, num_clips)
 
     def advance_validation(self, num_clips: int) -> None:
-        """Advance the progress bar of a validation by `num_clips` clips."""
+        """Count `num_clips` clips of a validation as done."""
         if self.active:
-            self._advance(num_clips, "")
+            self._view.advance_validation(num_clips)
 
-    def validation(self, cursor: Cursor, num_clips: int, metrics: Mapping[str, float]) -> None:
-        """Log the `metrics` of the validation of `num_clips` clips after the cursor's epoch, as a line and a record."""
+    def validation(
+        self,
+        cursor: Cursor,
+        num_clips: int,
+        metrics: Mapping[str, float],
+        best: Mapping[str, float] = MappingProxyType({}),
+        selects: str = "",
+        with_f1: bool = False,
+    ) -> None:
+        """Log the `metrics` of the validation of `num_clips` clips after the cursor's epoch, as a line and a record.
+
+        On a terminal they are a table: see validation_table, also for `best`, `selects` and `with_f1`.
+        """
         if not self.active:
             return
-        self._hide()
-        self._write("  ".join([f"Epoch(val) [{cursor.epoch + 1}][{num_clips}/{num_clips}]", *_pairs(metrics)]))
+        head = f"Epoch(val) [{cursor.epoch + 1}][{num_clips}/{num_clips}]"
+        line = self._write("  ".join([head, *_pairs(metrics)]), on_console=False)
+        since = f", and change since the best, epoch {best['epoch']}" if best else ""
+        title = f"validation after epoch {cursor.epoch + 1}: % of {num_clips} clips{since}"
+        self._view.validation(line, validation_table(title, metrics, best, selects, with_f1))
         self._record("val", cursor, metrics)
 
     def best(self, epoch: int, metric: str, score: float, file_name: str) -> None:
@@ -175,7 +189,7 @@ class Journal:
     def close(self) -> None:
         if not self.active:
             return
-        self._hide()
+        self._view.hide()
         with self._tolerated():
             if self._tensorboard is not None:
                 self._tensorboard.close()
@@ -185,16 +199,18 @@ class Journal:
             self._log.close()
             self._metrics.close()
 
-    def _write(self, text: str, on_console: bool = True) -> None:
+    def _write(self, text: str, on_console: bool = True) -> str:
+        """Write one line of text to the log and, with `on_console`, to the console. Returns the line in the log."""
         text = printable(text)
         stamped = f"{datetime.now():%Y/%m/%d %H:%M:%S} - duet - INFO - {text}"
         if on_console:
-            self._print(text if self._console.is_terminal else stamped)
+            self._view.say(text, stamped)
         if self._log is None:
             self._waiting.append(stamped)
-            return
-        with self._tolerated():
-            self._log.append(stamped)
+        else:
+            with self._tolerated():
+                self._log.append(stamped)
+        return stamped
 
     def _record(self, kind: Literal["train", "val"], cursor: Cursor, values: Mapping[str, float]) -> None:
         """Write `values` to metrics.jsonl (fields: see lines.read_metrics), TensorBoard and Weights & Biases."""
@@ -210,9 +226,6 @@ class Journal:
             if self.wandb is not None:
                 self.wandb.log(titled, cursor.total_clips)
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     @contextlib.contextmanager
     def _tolerated(self) -> Iterator[None]:
         try:
@@ -220,7 +233,8 @@ class Journal:
         except OSError as error:
             if not self._has_warned:
                 self._has_warned = True
-                self._print(f"the log cannot be written ({error.strerror}): training goes on without it")
+                text = f"the log cannot be written ({error.strerror}): training goes on without it"
+                self._view.say(text, text)
 
     def _open_tensorboard(self, cursor: Cursor) -> None:
         if self._tensorboard is None:
@@ -228,29 +242,6 @@ class Journal:
 
             with self._tolerated():
                 self._tensorboard = Events(self.work_dir / TENSORBOARD, cursor.total_clips + 1)
-
-    def _show(self, title: str, done: int, total: int) -> None:
-        """Show a progress bar on a terminal. If the output is not a terminal, the logged lines show the progress."""
-        self._hide()
-        if self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            self._progress = Progress(*columns, console=self._console, transient=True)
-            self._progress.add_task(title, completed=done, total=total, note="")
-            self._progress.start()
-
-    def _advance(self, amount: int, note: str) -> None:
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], advance=amount, note=note)
-
-    def _hide(self) -> None:
-        if self._progress is not None:
-            progress, self._progress = self._progress, None
-            progress.stop()
 
 
 def _pairs(values: Mapping[str, float]) -> list[str]:
@@ -263,45 +254,3 @@ def _pairs(values: Mapping[str, float]) -> list[str]:
         for name, value in values.items()
     }
     return [f"{name}: {value:{formats[name]}}" for name, value in values.items()]
-
-
-class Clock:
-    """Measures the speed of the last 100 steps. A process's first step is left out, as it includes compilation."""
-
-    def __init__(self) -> None:
-        # For each step: its duration in seconds, the seconds that the host waited for data, and the number of clips.
-        self._steps: deque[tuple[float, float, int]] = deque(maxlen=100)
-        self._last = time.perf_counter()
-        self._warm = False
-
-    def start(self) -> None:
-        """Start timing the next step now, so that a validation since the last step is not counted."""
-        self._last = time.perf_counter()
-
-    def tick(self, num_clips: int, waited: float) -> None:
-        now = time.perf_counter()
-        if len(self._steps) == 1 and not self._warm:
-            self._steps.clear()
-            self._warm = True
-        self._steps.append((now - self._last, waited, num_clips))
-        self._last = now
-
-    @property
-    def seconds_per_step(self) -> float:
-        return self._sum(0) / max(len(self._steps), 1)
-
-    @property
-    def waited_per_step(self) -> float:
-        return self._sum(1) / max(len(self._steps), 1)
-
-    @property
-    def clips_per_second(self) -> float:
-        return self._sum(2) / max(self._sum(0), 1e-9)
-
-    @property
-    def data_share(self) -> float:
-        """Share of the time, from 0 to 1, that the host spent waiting for data."""
-        return min(self._sum(1) / max(self._sum(0), 1e-9), 1.0)
-
-    def _sum(self, column: int) -> float:
-        return sum(step[column] for step in self._steps)
