@@ -5,8 +5,8 @@ from setuptools import find_packages, setup
 # DALI has one wheel for each CUDA version. Both wheels also run on a machine without a GPU.
 DALI = "2.4.0"
 
-# For `python -m trainer export --format onnx`: torch's exporter writes the file, onnxruntime checks it.
-EXPORT = ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.31"]
+# For `python -m trainer export --format onnx`: torch's exporter writes the file.
+EXPORT = ["onnx>=1.23", "onnxscript>=0.7"]
 
 setup(
     name="duet-har",
@@ -19,6 +19,7 @@ setup(
     python_requires=">=3.11,<3.14",
     # Tests and benchmarks run from the checkout and are not installed.
     packages=find_packages(include=["pipelines*", "kernels*", "models*", "trainer*"]),
+    package_data={"pipelines.annotate.blazepose": ["*.onnx", "LICENSE", "NOTICE"]},
     install_requires=[
         # The whole suite passed with 2.11 and 2.13. With 2.14.1 and triton 3.8, the tests of kernels, benchmarks and
         # networks and those of fall-backs passed, over 600 in all; the other tests have not run. Older versions
@@ -37,6 +38,8 @@ setup(
         "matplotlib>=3.9",
         "nvtx>=0.2.10",
         "nvidia-ml-py>=12",  # torch asks it for the load and the memory of a GPU
+        # Estimates skeletons for videos that have none, and checks what `export --format onnx` wrote.
+        "onnxruntime>=1.31",
         # Resizes the frames that a CPU decodes. Where there is no wheel, DALI does it (pipelines/dali.py).
         "cykooz-resizer>=4,<5; platform_machine == 'x86_64'",
     ],
@@ -45,8 +48,8 @@ setup(
         "cu12": [f"nvidia-dali-cuda120=={DALI}"],
         # NVIDIA publishes no apex wheels, and PyPI's "apex" is a different program. README.md says how to build apex.
         "apex": [],
-        # rtmlib estimates skeletons for videos that have none. It downloads its weights at the first use.
-        "pose": ["rtmlib>=0.0.16", "onnxruntime>=1.17"],
+        # rtmlib estimates skeletons better than the built-in BlazePose. It downloads its weights at the first use.
+        "pose": ["rtmlib>=0.0.16"],
         "export": EXPORT,
         # Sends the curves to Weights & Biases as well: --set wandb=true.
         "wandb": ["wandb>=0.31"],

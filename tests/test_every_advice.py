@@ -30,7 +30,8 @@ NOT_HERE = {
         *("or leave CUDA out", "install 2.11 or later", "then uses fp16", "run on a GPU machine", "use a larger GPU"),
     ),
     "a network, an account or another user": (
-        *("check the network, or", "run `wandb login`", "ask its owner to do this", "can reach a package index"),
+        *("put end2end.onnx of each into", "unpack end2end.onnx from there"),
+        *("run `wandb login`", "ask its owner to do this", "can reach a package index"),
         *("to reinstall it", "in the checkout, which installs it", "start it (ip link set lo up)"),
     ),
     "a file system without locks": ("start no other one, except for shards",),

@@ -1,5 +1,6 @@
 """The command line of `python -m pipelines.annotate`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from kernels.names import printable
 from kernels.program import UserError
+from pipelines.annotate.estimator import DEFAULT, EstimatorOptions
 from pipelines.annotate.labels import read_labels
 from pipelines.annotate.make import FilePoses, advice, annotate, estimated_poses, poses_from_files, write
 from pipelines.videos.turn import Rotation
@@ -19,6 +21,7 @@ def main(
     /,
     out: Path,
     poses: Path | None = None,
+    estimation: tyro.conf.OmitArgPrefixes[EstimatorOptions] = DEFAULT,
     people: int = 2,
     rotation: Rotation = "shown",
     follow_links: bool = False,
@@ -30,23 +33,26 @@ def main(
         labels: CSV file with one line `video,label` or `video,label,split` per video; the split is train or val
         out: annotation file to write, a pickle
         poses: folder with the joints of each video, such as NAME.json, NAME.npz or the files of a pose estimator
-            (docs/custom_data.md; default: estimate the joints, which needs the extra `pose`)
+            (docs/custom_data.md; default: estimate the joints)
         people: maximum number of people per clip
         rotation: whether the skeletons in --poses belong to frames as players show them, turned like those of a phone,
             or as the files store them; the annotation file records this choice
         follow_links: follow links that lead out of the folder of the videos; only for a folder that you trust
     """
     console = Console(stderr=True)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     if people < 1:
         raise UserError(f"--people {people}: the number must be 1 or more")
     if rotation != "shown" and poses is None:
         raise UserError(f"--rotation {rotation} is for skeletons from files: add --poses, or leave --rotation out")
+    if poses is not None:
+        estimation.refuse_beside("--poses")
     label_table = read_labels(labels)
     stored = out.with_name(f"{out.stem}_poses")
-    source = poses_from_files(poses, people, rotation) if poses else estimated_poses(stored, people)
+    source = poses_from_files(poses, people, rotation) if poses else estimated_poses(stored, people, estimation, say)
     names = label_table.class_names
     kind = f"{len(names)} words, such as {names[0]}" if names else f"numbers from 0 to {max(label_table.labels)}"
-    console.print(f"labels: {kind}", markup=False, highlight=False, soft_wrap=True)
+    say(f"labels: {kind}")
     clips = annotate(videos, label_table, source, console, follow_links)
     splits = write(out, clips, label_table, rotation)
     usable = [clip for clip in clips if isinstance(clip, dict)]

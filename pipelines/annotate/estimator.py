@@ -1,65 +1,144 @@
-"""Estimates skeletons with rtmlib, which the extra `pose` installs.
+"""Estimates the skeletons of people in videos.
 
-YOLOX finds the people in each frame, and RTMPose finds the 17 COCO joints of each person. Both models run in ONNX
-Runtime on the CPU. rtmlib downloads their weights when it is first used, and keeps them in a cache of its own.
+There are two estimators: BlazePose is built in (blazepose/); rtmlib, which is better, can be installed (rtmpose.py).
 """
 
-import importlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
+import tyro
 
+from kernels.names import printable
 from kernels.program import UserError
+from pipelines.annotate.blazepose.estimator import BlazePose
 from pipelines.annotate.keypoints import Poses
+from pipelines.annotate.rtmpose import RtmPose, why_not
 from pipelines.annotate.tracking import Person, follow
 from pipelines.videos.decode import decode
 from pipelines.videos.header import Header
 
 JOINTS = 17
 MAX_FRAMES = 1 << 22  # maximum number of frames in a video
-INSTALL = "install the pose estimator with: .venv/bin/python -m pip install -e '.[pose]'"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EstimatorOptions:
+    """How skeletons are estimated: options of annotate and predict."""
+
+    estimator: Literal["auto", "rtmlib", "blazepose"] = "auto"
+    """What estimates skeletons. auto is rtmlib if its weights are on this machine, else the built-in blazepose."""
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of rtmlib's weights. Default: the folder into which rtmlib downloads them."""
+    every: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Estimate skeletons in every N-th frame, and interpolate between these frames."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"--every {self.every}: choose 1 for all frames, 2 for every second frame, and so on")
+        if self.weights is not None and self.estimator == "blazepose":
+            raise UserError(f"--weights {self.weights} is for rtmlib: leave it out, or use --estimator rtmlib")
+
+    def refuse_beside(self, option: str) -> None:
+        """Raise UserError if any option is set, because `option` names files with skeletons."""
+        if self != DEFAULT:
+            raise UserError(
+                f"--estimator, --weights and --every are for estimated skeletons: leave them out, or leave out {option}"
+            )
+
+
+DEFAULT = EstimatorOptions()
+
+
+class Estimator(Protocol):
+    """Finds the people in the pictures of a video."""
+
+    name: str
+
+    def people(self, picture: np.ndarray) -> list[Person]:
+        """The people in a picture [H, W, 3] uint8 RGB, each with 17 COCO joints in pixels of the picture.
+
+        The pictures of a video come in order, because an estimator may look near the people of the last picture.
+        """
+        ...
+
+    def restart(self) -> None:
+        """Forget the last picture, because the next one belongs to another video."""
+
+
+def choose_estimator(options: EstimatorOptions, say: Callable[[str], None]) -> Estimator:
+    """The estimator that the options name. `auto` is rtmlib if it can be used without a download, or else BlazePose.
+
+    say: is called with a sentence about the choice. Raises UserError if the estimator cannot be used.
+    """
+    is_open = options.estimator == "auto" and options.weights is None
+    reason = why_not(options.weights) if is_open else ""
+    if options.estimator != "blazepose" and not reason:
+        estimator = RtmPose(options.weights)
+        say("skeletons are estimated with rtmlib")
+        return estimator
+    because = f", because {printable(reason)}" if reason else ""
+    say(
+        f"skeletons are estimated with the built-in BlazePose{because}. BlazePose is good for one person near the "
+        "camera, and poor for groups and for people far away; rtmlib is better there (docs/custom_data.md)"
+    )
+    return BlazePose()
 
 
 class PoseEstimator:
-    """Finds the people in a video and their joints.
+    """Finds the people in videos and follows them.
 
-    alternative: a clause for error messages that says what the user can do if poses cannot be estimated.
-    Raises UserError if `num_joints` is not 17, or if rtmlib or its weights cannot be loaded.
+    alternative: a clause for error messages that says what the user can do if skeletons cannot be estimated.
+    Raises UserError if `num_joints` is not 17, or if the estimator cannot be used.
     """
 
-    def __init__(self, num_joints: int, alternative: str):
+    def __init__(
+        self,
+        num_joints: int,
+        alternative: str,
+        options: EstimatorOptions = DEFAULT,
+        say: Callable[[str], None] = print,
+    ):
         if num_joints != JOINTS:
             raise UserError(f"only skeletons of {JOINTS} joints can be estimated, not of {num_joints}; {alternative}")
-        try:
-            rtmlib: Any = importlib.import_module("rtmlib")
-        except ImportError as error:
-            text = f"there is no skeleton, and rtmlib, which could estimate it, is not installed ({error})"
-            raise UserError(f"{text}; {alternative}, or {INSTALL}") from None
-        try:
-            self.body: Any = rtmlib.Body(mode="balanced", backend="onnxruntime", device="cpu")
-        except Exception as error:  # urllib, zipfile and onnxruntime raise exceptions of different classes
-            text = f"rtmlib could not load its weights ({error}); check the network, or {alternative}"
-            raise UserError(text) from None
+        self.estimator, self.every = choose_estimator(options, say), options.every
+
+    def __str__(self) -> str:
+        """What decides the skeletons of a video, such as `rtmlib, every 1`."""
+        return f"{self.estimator.name}, every {self.every}"
 
     def estimate(self, video: str, header: Header, max_people: int, advance: Callable[[], None]) -> Poses:
         """Estimate the joints of up to `max_people` people in a video, and follow each person through the frames.
 
-        The joints are in pixels of the frames as players show them.
+        The joints are in pixels of the frames as players show them. One frame is in memory at a time.
 
         advance: a function that is called after each frame. Raises VideoError if the video cannot be decoded.
         """
         width, height = header.display
-        frames = []
+        self.estimator.restart()
+        frames, total = [], 0
         for frame in decode(video, MAX_FRAMES):
-            frames.append(self._people(frame.to_ndarray(width=width, height=height, format="bgr24")))
+            if total % self.every == 0:
+                frames.append(self.estimator.people(frame.to_ndarray(width=width, height=height, format="rgb24")))
+            total += 1
             advance()
-        return Poses(follow(frames, max_people, JOINTS), height, width)
+        return Poses(interpolated(follow(frames, max_people, JOINTS), self.every, total), height, width)
 
-    def _people(self, frame: np.ndarray) -> Sequence[Person]:
-        boxes = self.body.det_model(frame)
-        if not len(boxes):  # without boxes, the pose model would treat the whole frame as a person
-            return []
-        joints, score = self.body.pose_model(frame, bboxes=boxes)
-        score = np.clip(score, 0, 1)  # the peaks from which RTMPose reads its scores may be a little higher than 1
-        return [Person(np.concatenate([xy, s[:, None]], axis=1)) for xy, s in zip(joints, score, strict=True)]
+
+def interpolated(joints: np.ndarray, every: int, total: int) -> np.ndarray:
+    """The joints [M, `total`, V, 3] of all frames, from those of the frames 0, `every`, 2 * `every`, ...
+
+    A person who is in only one of the two frames around a frame is not in that frame. Frames after the last estimated
+    one have its joints.
+    """
+    if every == 1:
+        return joints
+    numbers = np.arange(total)
+    before = numbers // every
+    after = np.minimum(before + 1, joints.shape[1] - 1)
+    share = (numbers % every / every).astype(np.float32)[:, None, None]
+    first, second = joints[:, before], joints[:, after]
+    both = np.logical_and(first[..., 2].any(axis=-1), second[..., 2].any(axis=-1))[..., None, None]
+    return np.where(both | (share == 0), first + share * (second - first), 0)

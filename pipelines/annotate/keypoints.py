@@ -133,18 +133,21 @@ def read_npz(file: Path, size: tuple[int, int], rotation: Rotation = "shown") ->
     return Poses(clip["joints"], clip["height"], clip["width"], rotation)
 
 
-def write_poses(file: Path, poses: Poses, video: str = "") -> None:
-    """Write poses as an .npz that `read_poses` and `read_npz` can read. `video`: the digest of the video's content."""
+def write_poses(file: Path, poses: Poses, origin: str = "") -> None:
+    """Write poses as an .npz that `read_poses` and `read_npz` can read.
+
+    origin: what the poses were made from, so that `origin_of` tells whether they have to be made again.
+    """
     keypoint, score = poses.joints[..., :2], poses.joints[..., 2]
-    image = {"img_shape": [poses.height, poses.width], "rotation": poses.rotation, "video": video}
+    image = {"img_shape": [poses.height, poses.width], "rotation": poses.rotation, "origin": origin}
     with whole_file(file) as part, open(part, "wb") as archive:
         np.savez_compressed(archive, keypoint=keypoint, keypoint_score=score, **image)
 
 
-def video_of(file: Path) -> str:
-    """The digest of the video for which `write_poses` wrote this file, or '' if the file does not contain it."""
+def origin_of(file: Path) -> str:
+    """The `origin` with which `write_poses` wrote this file, or '' if the file does not contain it."""
     try:
         with np.load(file, allow_pickle=False) as content:
-            return str(content["video"]) if "video" in content.files else ""
+            return str(content["origin"]) if "origin" in content.files else ""
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return ""

@@ -18,9 +18,9 @@ from rich.console import Console
 from kernels.names import SHORT, printable
 from kernels.program import UserError
 from kernels.whole_files import write_whole
-from pipelines.annotate.estimator import JOINTS, PoseEstimator
+from pipelines.annotate.estimator import JOINTS, EstimatorOptions, PoseEstimator
 from pipelines.annotate.folder import PoseFolder
-from pipelines.annotate.keypoints import Poses, header_of, read_npz, video_of, write_poses
+from pipelines.annotate.keypoints import Poses, header_of, origin_of, read_npz, write_poses
 from pipelines.annotate.labels import SPLITS, Labels
 from pipelines.annotations.schema import class_names_of, fits_only_swapped, parse_clip
 from pipelines.prepare.content import digest_of_video
@@ -163,18 +163,21 @@ class EstimatedPoses:
     def poses(self, name: str, video: str, header: Header) -> Poses:
         """The skeletons of a video, estimated now or earlier."""
         file = (self.folder / name).with_name(f"{Path(name).name}.npz")
-        digest, _ = digest_of_video(video)
-        if file.exists() and video_of(file) == digest:
+        origin = f"{digest_of_video(video)[0]}, {self.estimator}"
+        if file.exists() and origin_of(file) == origin:
             return read_npz(file, (header.height, header.width))
         poses = self.estimator.estimate(video, header, self.max_people, lambda: None)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_poses(file, poses, digest)
+        write_poses(file, poses, origin)
         return poses
 
 
-def estimated_poses(folder: Path, max_people: int) -> EstimatedPoses:
-    """A source that estimates skeletons. Raises UserError if no skeletons can be estimated here."""
-    return EstimatedPoses(folder, max_people, PoseEstimator(JOINTS, "give the folder of your skeletons with --poses"))
+def estimated_poses(
+    folder: Path, max_people: int, options: EstimatorOptions, say: Callable[[str], None]
+) -> EstimatedPoses:
+    """A source that estimates skeletons (PoseEstimator). Raises UserError if the estimator cannot be used."""
+    alternative = "give the folder of your skeletons with --poses"
+    return EstimatedPoses(folder, max_people, PoseEstimator(JOINTS, alternative, options, say))
 
 
 def write(

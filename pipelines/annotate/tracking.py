@@ -92,11 +92,11 @@ def _match(tracks: list[Track], number: int, people: Sequence[Person]) -> None:
             tracks.append(track)
         track.add(number, person)
     people = [person for person in people if person.track is None]
-    boxes = [person.box() for person in people]
-    pairs = [(overlap(track.box, box), t, p) for t, track in enumerate(tracks) for p, box in enumerate(boxes)]
+    shares = overlaps(np.array([track.box for track in tracks]), np.array([person.box() for person in people]))
+    pairs = [(shares[t, p], t, p) for t, p in np.argwhere(shares >= OVERLAP).tolist()]
     matched_people: set[int] = set()
-    for share, t, p in sorted(pairs, key=lambda pair: -pair[0]):
-        if share >= OVERLAP and p not in matched_people and number not in tracks[t].people:
+    for _, t, p in sorted(pairs, key=lambda pair: -pair[0]):
+        if p not in matched_people and number not in tracks[t].people:
             tracks[t].add(number, people[p])
             matched_people.add(p)
     for p, person in enumerate(people):
@@ -105,9 +105,10 @@ def _match(tracks: list[Track], number: int, people: Sequence[Person]) -> None:
             tracks[-1].add(number, person)
 
 
-def overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Intersection over union of two boxes [4]."""
-    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
-    intersection = float((high - low).clip(0).prod())
-    areas = [float((box[2:] - box[:2]).prod()) for box in (first, second)]
-    return intersection / max(sum(areas) - intersection, 1e-9)
+def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union [A, B] of each of the boxes [A, 4] with each of the boxes [B, 4]."""
+    first, second = first.reshape(-1, 1, 4), second.reshape(1, -1, 4)
+    low, high = np.maximum(first[..., :2], second[..., :2]), np.minimum(first[..., 2:], second[..., 2:])
+    intersection = (high - low).clip(0).prod(axis=-1)
+    areas = (first[..., 2:] - first[..., :2]).prod(axis=-1) + (second[..., 2:] - second[..., :2]).prod(axis=-1)
+    return intersection / np.maximum(areas - intersection, 1e-9)

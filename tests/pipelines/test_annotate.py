@@ -319,7 +319,7 @@ def test_names_that_do_not_fit_the_experiment_are_told(annotated, tmp_path, caps
 RTMLIB = """
 import numpy as np
 class Body:
-    def __init__(self, mode, backend, device):
+    def __init__(self, mode, backend, device, pose_input_size, det=None, pose=None):
         self.frames = 0
     def det_model(self, picture):
         assert picture.dtype == np.uint8 and picture.shape[2] == 3
@@ -333,7 +333,8 @@ class Body:
 
 def test_estimated_poses_are_kept(own, tmp_path):
     (tmp_path / "rtmlib.py").write_text(RTMLIB)
-    words = ("pipelines.annotate", own / "my videos", own / "labels.csv", "--out", tmp_path / "my.pkl")
+    files = (own / "my videos", own / "labels.csv", "--out", tmp_path / "my.pkl")
+    words = ("pipelines.annotate", *files, "--estimator", "rtmlib")
     code, _, error = command(*words, PYTHONPATH=str(tmp_path))
     assert code == 0, error
     first = pickle.loads((tmp_path / "my.pkl").read_bytes())["annotations"][0]
@@ -345,7 +346,7 @@ def test_estimated_poses_are_kept(own, tmp_path):
     (tmp_path / "rtmlib.py").write_text(RTMLIB.replace("self.frames = 0", "raise OSError('no network')"))
     code, _, error = command(*words, PYTHONPATH=str(tmp_path))
     assert code == 2
-    assert error.startswith("error: rtmlib could not load its weights (no network); check the network, or give the")
+    assert error.startswith("error: rtmlib could not load its weights (no network): MMPose publishes them as yolox_m")
 
 
 @pytest.mark.parametrize(

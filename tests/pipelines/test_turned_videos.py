@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from kernels.program import UserError
+from pipelines.annotate.estimator import DEFAULT
 from pipelines.annotate.keypoints import header_of, read_npz, write_poses
 from pipelines.annotate.labels import read_labels
 from pipelines.annotate.make import annotate, estimated_poses, poses_from_files, write
@@ -205,7 +206,7 @@ def test_estimates_of_an_earlier_version_are_made_again_for_turned_videos(tmp_pa
     (tmp_path / "poses").mkdir()
     arrays = {"keypoint": np.ones((1, 9, 17, 2)), "keypoint_score": np.ones((1, 9, 17)), "img_shape": (48, 64)}
     np.savez(tmp_path / "poses" / "half.npz", **arrays)  # without a rotation
-    source = estimated_poses(tmp_path / "poses", 1)
+    source = estimated_poses(tmp_path / "poses", 1, DEFAULT, print)
     assert source.poses("half", video, header).rotation == "shown"
     assert source.poses("half", video, header).rotation == "shown"
     assert len(calls) == 1

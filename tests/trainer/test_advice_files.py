@@ -12,6 +12,7 @@ import pickle
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from models.weights.layouts import read_weights
 from models.weights.merging import merge
 from models.weights.nets import shapes_of
 from pipelines.annotate.cli import main as annotate
+from pipelines.annotate.estimator import EstimatorOptions, choose_estimator
 from pipelines.annotate.keypoints import header_of, read_poses
 from pipelines.annotations.table import open_table
 from pipelines.demo.classes import DemoConfig
@@ -231,6 +233,12 @@ COMMANDS = [
      ANNOTATE),
     ("annotate {videos} {dir}/labels.csv --out {dir}/my.pkl --rotation stored",
      r"add (--poses), or leave --rotation out$", "{before} {0} {dir}/poses"),
+    ("annotate {videos} {dir}/labels.csv --out {dir}/my.pkl --poses {dir}/poses --every 2",
+     "and --every are for estimated skeletons: leave them out, or leave out --poses", ANNOTATE),
+    ("rtmlib --estimator rtmlib", "; use (--estimator blazepose), or install the pose", "rtmlib {0}"),
+    ("options --every 0", "choose (1) for all frames", "options --every {0}"),
+    ("options --estimator blazepose --weights {dir}", "leave it out, or use (--estimator rtmlib)$",
+     "options {0} --weights {dir}"),
     ("video {videos}/a.mp4 {dir}/some/a.mp4", "predict them in separate commands, each", "video {videos}/a.mp4"),
     ("video {videos}/a.mp4 {videos}/b.mp4 --pose {dir}/one.npz", "predict them in separate commands$",
      "video {videos}/a.mp4 --pose {dir}/one.npz"),
@@ -383,11 +391,19 @@ def find_skeletons(words: list[str]) -> None:
     Skeletons(options, DEMO, Console(quiet=True)).of(path, header_of(str(path)), path.parent)
 
 
+def choose_without_rtmlib(words: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "rtmlib", None)
+        choose_estimator(tyro.cli(EstimatorOptions, args=words), print)
+
+
 PROGRAMS: dict[str, Callable[[list[str]], object]] = {
     "annotate": lambda words: tyro.cli(annotate, args=words),
     "table": lambda words: open_table(Path(words[0]), Path(words[1])),
     "poses": lambda words: read_poses(Path(words[0]), Path(words[1]), header_of(words[1]), Path(words[2])),
     "skeletons": find_skeletons,
+    "rtmlib": choose_without_rtmlib,
+    "options": lambda words: tyro.cli(EstimatorOptions, args=words),
     "skeleton": lambda words: read_skeleton(words[0]),
     "coarse": lambda words: read_coarse_map(words[0], int(words[1])),
     "weights": lambda words: read_file(Path(words[0])),

@@ -227,7 +227,6 @@ def test_rgb_alone_needs_no_pose(tiny, paths, tmp_path):
 MISTAKES = {
     "no video": ("{videos}/nobody.mp4 --pose {poses}", "there is no video"),
     "no videos": ("--pose {poses}", "no video is named"),
-    "no pose": ("{video}", "there is no skeleton, and rtmlib, which could estimate it, is not installed"),
     "no pose file": ("{video} --pose {tmp}/none.pkl", "there is no file"),
     "other pose file": ("{video} --pose {tmp}/notes.txt", "notes.txt is not a skeleton file"),
     "no such clip": ("{tmp}/stranger.mp4 --pose {poses}", "has no clip named stranger"),

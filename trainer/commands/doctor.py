@@ -29,7 +29,7 @@ from trainer.settings import Choice, experiment_of
 State = Literal["ok", "note", "bad"]
 SPACE = 40  # GB of free disk space: the packs of NTU-60 take about 35 GB
 SHARED_MEMORY = 1  # GB of free shared memory, which NCCL and worker processes need
-EXTRAS = {"export": "onnxruntime", "pose": "rtmlib", "wandb": "wandb"}  # for each extra, one of its packages
+EXTRAS = {"export": "onnxscript", "pose": "rtmlib", "wandb": "wandb"}  # for each extra, one of its packages
 CORES = 4  # CPU cores that read, decode and plan the batches of one GPU
 # For the first word of an experiment's name: the published names of its annotation files and of its videos.
 PUBLISHED_DATA = {

@@ -1,0 +1,96 @@
+"""The built-in pose estimator computes what LiteRT computes from the published files, and needs no internet.
+
+blazepose_litert.npz contains LiteRT's outputs for a picture of the demo. `write_litert` wrote it; it needs the packages
+tflite and ai-edge-litert, and the npm package that convert.py names.
+"""
+
+import socket
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.annotate.blazepose.estimator import (
+    DETECTOR_SIDE,
+    LANDMARKS_SIDE,
+    BlazePose,
+    Square,
+    crop,
+    run,
+    session,
+)
+from pipelines.demo.classes import DemoConfig, clip_ids
+from pipelines.demo.clip import film, stage
+
+EXPECTED = Path(__file__).with_name("blazepose_litert.npz")
+CONFIG = DemoConfig(num_train=12, num_val=1)
+CLIP = clip_ids(CONFIG)[0]
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return film(CONFIG, CLIP)[0].convert("RGB")
+
+
+def inputs(picture: Image.Image) -> dict[str, np.ndarray]:
+    """The inputs of both networks. The second one shows a part of the picture that is turned."""
+    whole = Square(picture.width / 2, picture.height / 2, max(picture.size))
+    part = Square(picture.width / 2, picture.height / 2, picture.height, 0.3)
+    return {
+        "detector": crop(picture, whole, DETECTOR_SIDE) * 2 - 1,
+        "landmarks": crop(picture, part, LANDMARKS_SIDE),
+    }
+
+
+def excerpt(outputs: list[np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a network, but only a tenth of the larger ones, because the file should be small."""
+    return [output if output.size < 5000 else output.ravel()[:: max(10, output.size // 5000)] for output in outputs]
+
+
+def test_the_networks_compute_what_litert_computes(picture):
+    expected = np.load(EXPECTED)
+    for name, values in inputs(picture).items():
+        for number, output in enumerate(excerpt(run(session(name), values))):
+            reference = expected[f"{name}{number}"]
+            assert np.abs(output - reference).max() <= 1e-3 * max(1, np.abs(reference).max())
+            assert np.abs(reference).max() > 0.1
+
+
+def write_litert(package: str) -> None:
+    from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
+
+    from pipelines.annotate.blazepose.convert import NETWORKS
+
+    expected: dict[str, Any] = {}
+    for name, values in inputs(film(CONFIG, CLIP)[0].convert("RGB")).items():
+        member, names = NETWORKS[name]
+        with tarfile.open(package) as archive:
+            network = Interpreter(model_content=archive.extractfile(member).read())
+        network.allocate_tensors()
+        network.set_tensor(network.get_input_details()[0]["index"], values)
+        network.invoke()
+        places = {output["name"]: output["index"] for output in network.get_output_details()}
+        outputs = excerpt([network.get_tensor(places[key]) for key in names])
+        expected |= {f"{name}{number}": output for number, output in enumerate(outputs)}
+    np.savez_compressed(EXPECTED, **expected)
+
+
+def test_people_are_found_without_the_internet(picture, monkeypatch):
+    def refuse(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    estimator = BlazePose()
+    (person,) = estimator.people(np.asarray(picture))
+    points = stage(CONFIG, CLIP).points[0, 0]
+    diagonal = np.linalg.norm(np.ptp(points, axis=0))
+    errors = np.linalg.norm(person.joints[:, :2] - points, axis=1) / diagonal
+    assert np.median(errors) < 0.03
+
+
+if __name__ == "__main__":
+    write_litert(sys.argv[1])
