@@ -35,7 +35,8 @@ class EstimatorOptions:
     every: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Estimate skeletons in every N-th frame, and interpolate between these frames."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise UserError if the options contradict each other."""
         if self.every < 1:
             raise UserError(f"--every {self.every}: choose 1 for all frames, 2 for every second frame, and so on")
         if self.weights is not None and self.estimator == "blazepose":
@@ -103,6 +104,7 @@ class PoseEstimator:
     ):
         if num_joints != JOINTS:
             raise UserError(f"only skeletons of {JOINTS} joints can be estimated, not of {num_joints}; {alternative}")
+        options.check()
         self.estimator, self.every = choose_estimator(options, say), options.every
 
     def __str__(self) -> str:

@@ -403,7 +403,7 @@ PROGRAMS: dict[str, Callable[[list[str]], object]] = {
     "poses": lambda words: read_poses(Path(words[0]), Path(words[1]), header_of(words[1]), Path(words[2])),
     "skeletons": find_skeletons,
     "rtmlib": choose_without_rtmlib,
-    "options": lambda words: tyro.cli(EstimatorOptions, args=words),
+    "options": lambda words: tyro.cli(EstimatorOptions, args=words).check(),
     "skeleton": lambda words: read_skeleton(words[0]),
     "coarse": lambda words: read_coarse_map(words[0], int(words[1])),
     "weights": lambda words: read_file(Path(words[0])),
