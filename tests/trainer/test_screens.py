@@ -1,4 +1,4 @@
-"""What a run shows on terminals of 80, 110 and 200 columns is the recorded text, and fits the terminal.
+"""What a run and `--list` show on terminals of 80, 110 and 200 columns is the recorded text, and fits the terminal.
 
 For a change that is meant to alter the screens, record them anew, and look at them:
 
@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from tests.trainer.test_journal import cursor_at
+from trainer.commands.list import list_experiments
 from trainer.journal import screen
 from trainer.journal.card_use import _measured, card_use
 from trainer.journal.clock import Clock
@@ -94,6 +95,22 @@ def test_a_run_shows_the_recorded_screens(width: int, tmp_path: Path, steady_tim
     assert "…" not in shown
 
 
+def listed(width: int) -> str:
+    """Return what `--list` prints on a terminal."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    list_experiments(console)
+    assert isinstance(console.file, io.StringIO)
+    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_list_of_experiments_is_the_recorded_one(width: int) -> None:
+    shown = listed(width)
+    assert shown == (RECORDED / f"list_{width}.txt").read_text()
+    assert max(map(len, shown.splitlines())) <= min(width, 100)
+    assert "…" not in shown
+
+
 @pytest.mark.parametrize("width", [20, 80])
 def test_a_fact_is_divided_only_if_it_is_longer_than_a_line(width: int) -> None:
     facts = ["loss 4.2134", "pose top-1 56.3%", "waiting for data 3%", "x" * 30]
@@ -145,6 +162,7 @@ def record() -> None:
         patch.setattr(screen.time, "monotonic", lambda: 100.0)
         for width in WIDTHS:
             (RECORDED / f"run_{width}.txt").write_text(screens(width, Path(folder) / str(width)))
+            (RECORDED / f"list_{width}.txt").write_text(listed(width))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from kernels.names import printable
 from kernels.program import UserError
-from trainer.commands.runs import WIDE, plain
+from trainer.commands.tables import new_table, plain, print_table
 from trainer.journal.provenance import code_of
 from trainer.report.curves import COLORS, draw, write_png
 from trainer.report.past_run import PastRun, names, read_run
@@ -52,17 +52,15 @@ def compare(options: CompareOptions, console: Console | None = None) -> int:
     except OSError as error:
         raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
     console = console or Console()
-    if not console.is_terminal:
-        console.width = WIDE
-    console.print(bests(past_runs))
-    console.print(differences(past_runs))
+    print_table(bests(past_runs), console)
+    print_table(differences(past_runs), console)
     console.print(f"{options.out}", markup=False, soft_wrap=True)
     return 0
 
 
 def bests(past_runs: Sequence[PastRun]) -> Table:
     """A table with one row for each run: its best validation, with the top-1 of each stream, and its speed."""
-    table = Table("run", "state", "epoch", "best", "at epoch", "rgb", "pose", "metric", "clips/s")
+    table = new_table("run", "state", "epoch", "best", "at epoch", "rgb", "pose", "metric", "clips/s")
     for run, name in zip(past_runs, names(past_runs), strict=True):
         best = run.best() or {}
         scores = [as_text(best.get(name)) for name in (run.metric, "epoch", "acc/rgb_top1", "acc/pose_top1")]
@@ -78,7 +76,7 @@ def differences(past_runs: Sequence[PastRun]) -> Table:
 
     A setting that an older version did not have is shown as its default.
     """
-    table = Table("setting", *(escape(printable(name)) for name in names(past_runs)))
+    table = new_table("setting", *(escape(printable(name)) for name in names(past_runs)))
     flat = [flattened(complete_settings(run)) | where(run) for run in past_runs]
     for name in dict.fromkeys(name for settings in flat for name in settings):
         values = [settings.get(name, "") for settings in flat]

@@ -15,11 +15,11 @@ import av
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from kernels.compiler import why_no_compiler
 from kernels.driver import Driver, find_driver, newest_wheels, why_no_gpu
 from pipelines.annotations.table import ClipTable, open_table
+from trainer.commands.tables import new_table, print_table
 from trainer.config import Experiment
 from trainer.data import check_table, num_packed
 from trainer.runtime.cards import card_name, computes_in_bf16, why_no_code
@@ -81,14 +81,12 @@ def doctor(options: DoctorOptions, console: Console | None = None) -> int:
     """Print a table with one line for each finding. Returns 0 if training can start, 2 if something must be fixed."""
     findings = [*machine(options.device), *(check_data(experiment_of(options)) if options.named else ())]
     console = console or Console()
-    if not console.is_terminal:
-        console.width = 150
-    table = Table("what", "", "details", "what to do")
+    table = new_table("what", "", "details", "what to do")
     colours = {"ok": "green", "note": "yellow", "bad": "red"}
     for finding in findings:
         state = f"[{colours[finding.state]}]{finding.state}[/]"
         table.add_row(finding.what, state, escape(finding.details), escape(finding.fix))
-    console.print(table)
+    print_table(table, console)
     bad = dict.fromkeys(finding.what for finding in findings if finding.state == "bad")
     console.print(f"fix these first: {', '.join(bad)}" if bad else "training can start", highlight=False)
     return 2 if bad else 0

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from kernels.program import UserError
@@ -22,6 +21,7 @@ from models.classes import coarse_names
 from models.networks import build_model
 from models.weights.loading import load_weights
 from pipelines.progress import Progress
+from trainer.commands.tables import new_table
 from trainer.config import Experiment
 from trainer.data import build_loaders, validating_on, with_class_names
 from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, summarize, worse_than_a_stream
@@ -116,7 +116,7 @@ def score(
 def show(experiment: Experiment, num_clips: int, metrics: dict[str, float]) -> None:
     """Print the metrics as a table."""
     console = Console()
-    table = Table("metric", "value", title=f"{experiment.name}: {num_clips} clips")
+    table = new_table("metric", "value", title=f"{experiment.name}: {num_clips} clips")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)

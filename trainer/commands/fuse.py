@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from kernels.names import printable
@@ -20,7 +19,7 @@ from kernels.program import UserError
 from kernels.whole_files import write_whole
 from models.classes import MA52
 from trainer.commands.eval import make_folder, write_class_table, write_metrics
-from trainer.commands.runs import plain
+from trainer.commands.tables import new_table, plain
 from trainer.metrics import Scores, summarize
 from trainer.scores.files import COARSE, SCORES, write_scores
 from trainer.scores.fusion import fit_weights, halves, without
@@ -166,7 +165,7 @@ def contributions(
     bootstrap over the clips, and contain 95 % of its samples.
     """
     count = len(weights)
-    table = Table("member", "weight", TITLES[metric], "gain", "95 % interval of the gain")
+    table = new_table("member", "weight", TITLES[metric], "gain", "95 % interval of the gain")
     rows: list[dict[str, Any]] = []
     fused = members.outcome(weights)
     value = fused.measure(metric)

@@ -1,16 +1,37 @@
-"""`python -m trainer --list`: prints a table of all experiments.
+"""`python -m trainer --list`: prints a table of all experiments, says for whom each of them is, and where to start."""
 
-The table shows their data, network, number of parameters, multiply-adds, batch size and schedule.
-"""
-
-from pathlib import Path
-
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from trainer.commands.tables import new_table
 from trainer.experiments import EXPERIMENTS
 
-WIDE = 150  # width of the table in characters when the output is not a terminal, so that no number is cut off
+WIDTH = 100  # characters; the table is at most this wide
+# For each experiment: for whom it is, the published top-1 that it aims at, and the weights for --init. Scores on NTU
+# are those of the cross-subject split with one sample of each clip (docs/sources.md, "Training").
+ABOUT = {
+    "ma52": ("the guide's experiment 1: PCAN", "80-85 % (guide)", ""),
+    "ma52_pcan": ("PCAN exactly as published", "66.7 % (PCAN)", "merged streams"),
+    "ntu60": ("the guide's experiment 2: PCAN", "85-87 % (guide)", ""),
+    "ntu60_x3d": ("the guide's experiment 3: fast", "90.4 % (guide)", ""),
+    "ntu60_x3d_tuned": ("ntu60_x3d, other settings", "", ""),
+    "ntu60_rgb": ("MMAction2's recipe: RGB alone", "94.9 % (MMAction2)", ""),
+    "ntu60_pose": ("MMAction2's recipe: pose alone", "93.1 % (MMAction2)", ""),
+    "ntu60_rgbpose": ("MMAction2's recipe: both", "96.6 % (MMAction2)", "merged streams"),
+    "ntu60_epam": ("EPAM-Net: pose guides RGB", "96.1 % (EPAM-Net)", "ntu60_x3d"),
+    "ntu120": ("ntu60 for 120 classes", "", ""),
+    "ntu120_x3d": ("ntu60_x3d for 120 classes", "", ""),
+    "ntu120_rgb": ("ntu60_rgb for 120 classes", "", ""),
+    "ntu120_pose": ("ntu60_pose for 120 classes", "", ""),
+    "ntu120_rgbpose": ("ntu60_rgbpose for 120 classes", "", "merged streams"),
+    "custom": ("your own videos", "", "ntu60_x3d"),
+    "demo": ("a first try: no data, no GPU", "96 % (ours)", ""),
+}
+START = (
+    "The guide's scores have not been reproduced; those of ma52 are probably scores of body parts.\n"
+    "Where to start: demo if you have no data yet, ntu60_x3d for NTU RGB+D, ma52 for MA-52, custom for your own "
+    "videos. `python -m trainer config --exp NAME` explains all settings of an experiment."
+)
 # For each experiment, the number of parameters (including PCAN's fine prototypes), and the multiply-adds of a forward
 # pass of one clip at the frame size of training. tests/trainer/test_list.py compares these numbers with the networks.
 SIZES = {
@@ -34,24 +55,15 @@ SIZES = {
 
 
 def list_experiments(console: Console) -> None:
-    """Print the table of all experiments."""
-    table = Table("experiment", "data", "classes", "net", "parameters", "GMAC", "RGB", "pose", "batch", "schedule")
-    for name, experiment in EXPERIMENTS.items():
+    """Print the table of all experiments, with a line between different data, and below it where to start."""
+    console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
+    headers = ("experiment", "for", "published top-1", "--init with", "params", "GMAC")
+    table = new_table(*headers, box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.columns[0].no_wrap = True
+    annotations = [experiment.data.annotations for experiment in EXPERIMENTS.values()]
+    for name, own, following in zip(EXPERIMENTS, annotations, [*annotations[1:], ""], strict=True):
         num_parameters, multiply_adds = SIZES[name]
-        data, clip, optim = experiment.data, experiment.clip, experiment.optim
-        stop = "" if experiment.val.patience is None else f", patience {experiment.val.patience}"
-        table.add_row(
-            name,
-            Path(data.annotations).stem,
-            f"{data.num_classes} + {len(set(data.coarse_map))}",
-            type(experiment.model).__name__.removesuffix("Config"),
-            f"{num_parameters:,}",
-            f"{multiply_adds / 1e9:.2f}",
-            f"{clip.rgb_frames}x{clip.rgb_size}",
-            f"{clip.pose_frames}x{clip.heatmap_size}",
-            str(optim.batch_size),
-            f"{optim.schedule} {optim.lr:g}, {optim.num_epochs} epochs{stop}",
-        )
-    if not console.is_terminal:
-        console.width = WIDE
+        sizes = f"{num_parameters / 1e6:.1f} M", f"{multiply_adds / 1e9:.1f}"
+        table.add_row(name, *ABOUT[name], *sizes, end_section=own != following)
     console.print(table)
+    console.print(START, highlight=False)

@@ -27,6 +27,7 @@ from pipelines.plan import ClipPlan
 from pipelines.skeleton import Skeleton
 from pipelines.videos.times import FrameTimes
 from pipelines.videos.turn import NO_TURN, Size, Turn
+from trainer.commands.tables import new_table
 from trainer.config import Experiment
 from trainer.report.contact_sheet import contact_sheet
 from trainer.report.skeleton_drawing import draw_skeletons
@@ -122,7 +123,9 @@ def show(prediction: Prediction, console: Console) -> None:
     windows, names = prediction.windows, prediction.class_names
     depth = TOP if len(windows) <= IN_FULL else 1
     streams = list(windows[0].probability)
-    table = Table("frames", "seconds", *streams, title=escape(printable(prediction.video.name, SHORT)), box=SIMPLE_HEAD)
+    table = new_table(
+        "frames", "seconds", *streams, title=escape(printable(prediction.video.name, SHORT)), box=SIMPLE_HEAD
+    )
     for window in windows:
         _add(table, f"{window.start} to {window.end - 1}", window, prediction.times, names, depth)
     if len(windows) > 1:

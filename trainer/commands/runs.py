@@ -6,15 +6,12 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from kernels.names import printable
 from kernels.program import UserError
+from trainer.commands.tables import new_table, plain, print_table
 from trainer.journal.provenance import code_of, sentences
 from trainer.report.past_run import PastRun, find_runs
-
-WIDE = 150  # width of the table in characters when the output is not a terminal, so that nothing is cut off
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,9 +30,7 @@ def runs(options: RunsOptions, console: Console | None = None) -> int:
     if not past_runs:
         raise UserError(f"{options.folder} contains no run: name the folder of your work directories")
     console = console or Console()
-    if not console.is_terminal:
-        console.width = WIDE
-    table = Table(
+    table = new_table(
         *("run", "experiment", "state", "epoch", "best", "at epoch", "metric", "commit", "card", "last write"),
         title=plain(options.folder),
     )
@@ -57,7 +52,7 @@ def runs(options: RunsOptions, console: Console | None = None) -> int:
             *origin(run),
         )
         table.add_row(*map(plain, cells), f"{span(run.silent)} ago")
-    console.print(table)
+    print_table(table, console)
     for run in past_runs if options.starts else ():
         for start in run.starts:
             end = f"ended {start['end']}" if start["end"] else "without an end, because it was killed or still runs"
@@ -72,11 +67,6 @@ def origin(run: PastRun) -> tuple[str, str]:
         return "", ""
     start = run.starts[-1]
     return code_of(start), f"{start['ranks']} x {start['card']}"
-
-
-def plain(text: object) -> Text:
-    """A text that was read from a file, as a table cell without markup and control characters."""
-    return Text(printable(str(text)))
 
 
 def span(seconds: float) -> str:

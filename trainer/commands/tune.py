@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from kernels.program import UserError
-from trainer.commands.runs import WIDE
+from trainer.commands.tables import new_table, print_table
 from trainer.report.curves import BOTH, GREY, POSE, RGB, write_png
 from trainer.runtime.tuning import Result, Row, tune
 from trainer.runtime.tuning.search import Show
@@ -56,9 +56,7 @@ def tune_command(options: TuneOptions, console: Console | None = None) -> int:
     with shown(console) as show:
         fixed, minutes = names_set(options), options.minutes
         result = tune(experiment, device=device, minutes=minutes, progress=show, num_ranks=num_ranks, fixed=fixed)
-    if not console.is_terminal:
-        console.width = max(WIDE, console.width)
-    console.print(table_of(result))
+    print_table(table_of(result), console)
     for line in summary(result, options):
         console.print(escape(line), soft_wrap=True, highlight=False)
     return result.exit_code
@@ -78,7 +76,7 @@ def shown(console: Console) -> Iterator[Show]:
 
 def table_of(result: Result) -> Table:
     """A table with one row for each change that was tried."""
-    table = Table("change", "clips/s", "speed relative to the fastest before (quartiles, n)", "memory", "verdict")
+    table = new_table("change", "clips/s", "speed relative to the fastest before (quartiles, n)", "memory", "verdict")
     for row in result.rows:
         speed = "" if row.clips_per_s is None else f"{row.clips_per_s:.4g}"
         memory = "" if row.gb is None else f"{row.gb:.2f} GB"
