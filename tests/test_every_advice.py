@@ -74,6 +74,8 @@ ELSEWHERE = {
     **dict.fromkeys(
         ("optim.accumulate=2, or lower", "set the environment variable XDG_CACHE_HOME", "start it without"), TUNE
     ),
+    "leave the column `split` out": "tests/pipelines/test_copies.py::"
+    "test_a_given_split_with_copies_on_both_sides_is_told",
     "run the same command again": "tests/pipelines/test_prepare.py::test_killed_runs_go_on_to_the_same_bytes",
     "try again when no run uses this pack": "tests/pipelines/test_pack_users.py::"
     "test_nothing_is_dropped_while_clips_are_made",

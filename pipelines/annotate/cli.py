@@ -9,9 +9,13 @@ from rich.console import Console
 
 from kernels.names import printable
 from kernels.program import UserError
+from pipelines.annotate.copies import Copies, find_copies
 from pipelines.annotate.estimator import DEFAULT, EstimatorOptions
-from pipelines.annotate.labels import read_labels
+from pipelines.annotate.labels import Labels, read_labels
 from pipelines.annotate.make import FilePoses, advice, annotate, estimated_poses, poses_from_files, write
+from pipelines.annotate.splitting import split_labels
+from pipelines.progress import Progress
+from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.turn import Rotation
 
 
@@ -24,19 +28,22 @@ def main(
     estimation: tyro.conf.OmitArgPrefixes[EstimatorOptions] = DEFAULT,
     people: int = 2,
     rotation: Rotation = "shown",
+    copies: bool = True,
     follow_links: bool = False,
 ) -> None:
     """Make an annotation file for your own videos: python -m pipelines.annotate videos/ labels.csv --out my.pkl
 
     Args:
         videos: folder of the videos
-        labels: CSV file with one line `video,label` or `video,label,split` per video; the split is train or val
+        labels: CSV file with one line `video,label` or `video,label,split` per video; the split is train or val; a
+            first line with names of columns may add the columns group (or subject, camera, source) and coarse
         out: annotation file to write, a pickle
         poses: folder with the joints of each video, such as NAME.json, NAME.npz or the files of a pose estimator
             (docs/custom_data.md; default: estimate the joints)
         people: maximum number of people per clip
         rotation: whether the skeletons in --poses belong to frames as players show them, turned like those of a phone,
             or as the files store them; the annotation file records this choice
+        copies: look for copies and mirror images among the videos, so that the split keeps them together
         follow_links: follow links that lead out of the folder of the videos; only for a folder that you trust
     """
     console = Console(stderr=True)
@@ -53,6 +60,8 @@ def main(
     names = label_table.class_names
     kind = f"{len(names)} words, such as {names[0]}" if names else f"numbers from 0 to {max(label_table.labels)}"
     say(f"labels: {kind}")
+    pairs = copies_of(videos, label_table, console, follow_links) if copies and not label_table.groups else []
+    label_table = split_labels(label_table, pairs, say)
     clips = annotate(videos, label_table, source, console, follow_links)
     splits = write(out, clips, label_table, rotation)
     usable = [clip for clip in clips if isinstance(clip, dict)]
@@ -64,3 +73,12 @@ def main(
             print(f"left out: {printable(reason)}")
     layout = source.folder.layout if isinstance(source, FilePoses) else ""
     print(advice(out, videos, label_table, usable[0]["keypoint"].shape[2], layout))
+
+
+def copies_of(videos: Path, labels: Labels, console: Console, follow_links: bool) -> Copies:
+    """The copies among the videos of the labels. No video is read if one of them is missing, which `annotate` tells."""
+    files = find_videos(videos, labels.videos, follow_links)
+    if any(isinstance(file, MissingVideo) for file in files):
+        return []
+    with Progress(console, "looking for copies", len(files)) as progress:
+        return find_copies(files, progress.advance)

@@ -1,15 +1,13 @@
-"""Reads the labels of your own data set: a CSV file with one line `video,label` or `video,label,split` per video.
+"""Reads the labels of your own data set: a CSV file with one line for each video.
 
-A first line with the names of the columns is optional.
+Without a first line that names the columns, these are `video,label` or `video,label,split`. With such a line, there may
+also be a column for the group of a video, such as its subject, and one for the coarse class of its label.
 """
 
 import csv
 import io
-import os
 import re
-import zlib
-from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kernels.files import check_regular
@@ -18,20 +16,25 @@ from kernels.program import UserError
 SPLITS = ("train", "val")
 FORMAT = "CSV with one line `video,label` or `video,label,split` per video"
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
-EVERY = 5  # without a column for the split, one in five videos of each class is used for validation
+GROUPS = ("group", "subject", "camera", "source")  # the names that the column with the group of each video may have
+COLUMNS = ("video", "label", "split", *GROUPS, "coarse")
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """For each line of a CSV file, the video, the number of the label, and the split.
+    """For each line of a CSV file, the video, the number of the label, the split and the group.
 
+    splits: empty if the file has no column for the split; groups: empty if it has none for the group.
     class_names: the labels in the order of their numbers, if the labels in the file are words; otherwise empty.
+    coarse_map: the number of each class's coarse class, if the file has a column for it; otherwise empty.
     """
 
     videos: list[str]
     labels: list[int]
     splits: list[str]
     class_names: tuple[str, ...]
+    groups: list[str] = field(default_factory=list)
+    coarse_map: tuple[int, ...] = ()
 
 
 def read_labels(file: Path) -> Labels:
@@ -50,30 +53,63 @@ def read_labels(file: Path) -> Labels:
     if "\0" in text:  # as in UTF-16
         raise UserError(f"{file} is not UTF-8 text; save it as CSV in UTF-8")
     rows = [(number, line) for number, line in _lines(file, text) if any(line)]
+    columns = list(COLUMNS[:3])
     if rows and rows[0][1][:2] == ["video", "label"]:
-        del rows[0]
+        columns = _columns(file, rows.pop(0)[1])
     if not rows:
         raise UserError(f"{file} lists no video; it should be {FORMAT}")
-    columns = {len(line) for _, line in rows}
+    width = len(rows[0][1])
+    if columns == list(COLUMNS[:3]) and width == 2:
+        columns = columns[:2]
+    shape = ",".join(columns) if set(columns) - set(COLUMNS[:3]) else "video,label` or `video,label,split"
     for number, line in rows:
-        if len(line) not in (2, 3) or len(columns) > 1 or not all(line):
-            raise UserError(f"{file}, line {number}: {','.join(line)!r} is not `video,label` or `video,label,split`")
-        if len(line) == 3 and line[2] not in SPLITS:
-            raise UserError(f"{file}, line {number}: the split is {line[2]!r}; write train or val")
+        if len(line) != len(columns) or not all(line):
+            raise UserError(f"{file}, line {number}: {','.join(line)!r} is not `{shape}`")
         if not all(cell.isprintable() for cell in line[1:]):
             raise UserError(f"{file}, line {number}: {line[1]!r} is not UTF-8 text; save the file as CSV in UTF-8")
-    videos, words = [line[0] for _, line in rows], [line[1] for _, line in rows]
+    cells = {name: [line[place] for _, line in rows] for place, name in enumerate(columns)}
+    for (number, _), split in zip(rows, cells.get("split", ()), strict=False):
+        if split not in SPLITS:
+            raise UserError(f"{file}, line {number}: the split is {split!r}; write train or val")
+    videos = cells["video"]
     repeated = [number for number, line in rows if videos.count(line[0]) > 1] if len(set(videos)) < len(videos) else []
     if repeated:
         raise UserError(f"{file}: lines {repeated[0]} and {repeated[1]} name the same video; leave one of them out")
-    labels, class_names = _numbers(file, words)
-    splits = [line[2] for _, line in rows] if columns == {3} else _split(videos, labels)
+    labels, class_names = _numbers(file, cells["label"])
+    splits = cells.get("split", [])
     for split in SPLITS:
-        if split not in splits:
-            if columns == {3}:
-                raise UserError(f"{file} leaves no video for {split}; write {split} into the third column of a line")
-            raise UserError(f"{file} leaves no video for {split}; add a third column with train or val")
-    return Labels(videos, labels, splits, class_names)
+        if splits and split not in splits:
+            raise UserError(f"{file} leaves no video for {split}; write {split} into the column split of a line")
+    groups = next((cells[name] for name in GROUPS if name in cells), [])
+    return Labels(videos, labels, splits, class_names, groups, _coarse_map(file, labels, cells.get("coarse", [])))
+
+
+def _columns(file: Path, names: list[str]) -> list[str]:
+    """The names of the columns in the first line of the file. Raises UserError if a name is unknown or occurs twice."""
+    unknown = [name for name in names if name not in COLUMNS]
+    if unknown:
+        raise UserError(f"{file} has a column {unknown[0]!r}; the columns may be {', '.join(COLUMNS)}")
+    groups = [name for name in names if name in GROUPS]
+    if len(groups) > 1:
+        raise UserError(f"{file} has the columns {groups[0]} and {groups[1]}; keep one of them")
+    if len(set(names)) < len(names):
+        raise UserError(f"{file} has two columns of the same name; rename one of them")
+    return names
+
+
+def _coarse_map(file: Path, labels: list[int], words: list[str]) -> tuple[int, ...]:
+    """The number of the coarse class of each class, or () if the file has no coarse classes.
+
+    Coarse classes are numbered in the order of their names. Raises UserError if a class has two coarse classes.
+    """
+    word_of: dict[int, str] = {}
+    for label, word in zip(labels, words, strict=False):
+        if word_of.setdefault(label, word) != word:
+            raise UserError(
+                f"{file} puts the same label into the coarse classes {word_of[label]!r} and {word!r}; write one of them"
+            )
+    numbers = {word: number for number, word in enumerate(sorted(set(words)))}
+    return tuple(numbers[word_of[label]] for label in sorted(word_of))
 
 
 def _lines(file: Path, text: str) -> list[tuple[int, list[str]]]:
@@ -105,18 +141,3 @@ def _numbers(file: Path, words: list[str]) -> tuple[list[int], tuple[str, ...]]:
     names = sorted(set(words))
     place = {name: number for number, name in enumerate(names)}
     return [place[word] for word in words], tuple(names)
-
-
-def _split(videos: list[str], labels: list[int]) -> list[str]:
-    """Choose a split for each video: in each class, one video in five is for validation, but at least one video.
-
-    The choice depends only on the names of the videos in the class. If a class has a single video, it is for training.
-    """
-    members: dict[int, list[str]] = defaultdict(list)
-    for video, label in zip(videos, labels, strict=True):
-        members[label].append(video)
-    validation: set[str] = set()
-    for group in members.values():
-        shuffled = sorted(group, key=lambda video: (zlib.crc32(os.fsencode(video)), video))
-        validation.update(shuffled[1 : 1 + max(1, len(group) // EVERY)])
-    return ["val" if video in validation else "train" for video in videos]

@@ -15,6 +15,7 @@ from models.weights.files import load
 from pipelines.annotate.folder import PoseFolder
 from pipelines.annotate.keypoints import Poses, read_npz, write_poses
 from pipelines.annotate.labels import read_labels
+from pipelines.annotate.splitting import split_labels
 from pipelines.annotate.tracking import Person, follow
 from pipelines.annotations.table import open_table
 from pipelines.demo import clip as demo_clip
@@ -57,12 +58,12 @@ def test_words_as_labels(tmp_path):
 
 def test_one_in_five_of_each_class_is_validation(tmp_path):
     text = "\n".join([f"{label}-{take},{label}" for label in range(4) for take in range(10 * label + 1)])
-    found = labels_in(tmp_path, text)
+    found = split_labels(labels_in(tmp_path, text), [], print)
     pairs = list(zip(found.labels, found.splits, strict=True))
     counts = [pairs.count((label, "val")) for label in range(4)]
     assert counts == [0, 2, 4, 6]  # class 0 has a single clip, which is in train
-    assert labels_in(tmp_path, text) == found
-    again = labels_in(tmp_path, text + "\n0-new,0")
+    assert split_labels(labels_in(tmp_path, text), [], print) == found
+    again = split_labels(labels_in(tmp_path, text + "\n0-new,0"), [], print)
     old = dict(zip(found.videos, found.splits, strict=True))
     assert all(old[video] == split for video, split in zip(again.videos[1:-1], again.splits[1:-1], strict=True))
 
@@ -79,7 +80,7 @@ def test_numbers_of_pandas_are_numbers(tmp_path):
         ("", "lists no video"),
         ("video,label\n", "lists no video"),
         ("a;1\nb;2", "line 1: 'a;1' is not `video,label`"),
-        ("a,1\nb,0,val", "line 1: 'a,1' is not"),
+        ("a,1\nb,0,val", "line 2: 'b,0,val' is not"),
         ("a,0\nb,", "line 2: 'b,' is not"),
         ("a,0,train\nb,0,test", "line 2: the split is 'test'; write train or val"),
         ("a,0,train\nb,0,train", "leaves no video for val"),

@@ -121,7 +121,7 @@ ROWS = [
     (ANNOTATE, "labels.csv", LABELS.encode("utf-16"), "save it as CSV in UTF-8$", LABELS),
     (ANNOTATE, "labels.csv", LABELS.replace("val", "test"), "write train or val$", LABELS),
     (ANNOTATE, "labels.csv", "a.mp4,0\nb.mp4,1\n", "add a third column with train or val$", LABELS),
-    (ANNOTATE, "labels.csv", LABELS.replace("val", "train"), "write val into the third column of a line$", LABELS),
+    (ANNOTATE, "labels.csv", LABELS.replace("val", "train"), "write val into the column split of a line$", LABELS),
     (ANNOTATE, "labels.csv", f"{LABELS}{'x' * 200_000},0,val", "save it as CSV with commas$", LABELS),
     (ANNOTATE, "labels.csv", LABELS.replace("1", "walk"), "use only one kind$", LABELS),
     (ANNOTATE, "labels.csv", f"{LABELS}b.mp4,1,val\n", "leave one of them out$", LABELS),
