@@ -9,13 +9,17 @@ import collections
 import math
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import NoneType
 from typing import Any, BinaryIO
 
 import numpy as np
 
 # Type codes of plain arrays: booleans, integers, floats, bytes and text.
 PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
+
+KEYS = (str, bytes, int, float, NoneType, np.generic)  # types of keys that can be hashed quickly
+MAX_KEY = 1 << 60  # integers below this have different hashes
 
 
 class _Dtype:
@@ -91,6 +95,27 @@ def _no_bytes() -> bytes:
     return b""
 
 
+def _ordered_dict(pairs: Any = ()) -> collections.OrderedDict:
+    """Create a dict. Pickles of protocols below 2 pass the items of an OrderedDict as a list of pairs."""
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise pickle.UnpicklingError("the pickle contains a dict of an unknown form")
+    _check_keys(key for key, _ in pairs)
+    return collections.OrderedDict(pairs)
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Refuse keys of dicts, or members of sets, that are neither text nor numbers.
+
+    Python computes the hash of a key. The hash of a tuple that contains itself many times over takes forever, and large
+    integers can be chosen so that all of them have the same hash.
+    """
+    for key in keys:
+        if type(key) is str:
+            continue
+        if not isinstance(key, KEYS) or (isinstance(key, int) and abs(key) >= MAX_KEY):
+            raise pickle.UnpicklingError(f"the pickle contains a key that is a {type(key).__name__}")
+
+
 class _SafeFunction:
     """Wraps a function that a pickle may call, because a pickle could change the attributes of a bare function."""
 
@@ -112,7 +137,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _SafeFunction(_Dtype),
     ("_codecs", "encode"): _SafeFunction(_encode),
     ("__builtin__", "bytes"): _SafeFunction(_no_bytes),
-    ("collections", "OrderedDict"): _SafeFunction(collections.OrderedDict),
+    ("collections", "OrderedDict"): _SafeFunction(_ordered_dict),
 }
 
 
@@ -122,7 +147,12 @@ for core in ("numpy.core", "numpy._core"):
     ALLOWED[f"{core}.numeric", "_frombuffer"] = _SafeFunction(_from_buffer)
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The unpickler of the standard library that is written in Python.
+
+    The faster one, which is written in C, computes the hash of a key before any code of ours can see the key.
+    """
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             name_text = f"{module}.{name}".encode("unicode_escape").decode()
@@ -131,6 +161,39 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError("the pickle contains a persistent id")
+
+    def load_item(self) -> None:
+        """Set an item of a dict. The key and the value are the last two objects on the stack."""
+        _check_keys(self.stack[-2:-1])
+        self.load_setitem()
+
+    def load_items(self) -> None:
+        """Set items of a dict. The stack contains the keys and the values in turn."""
+        _check_keys(self.stack[::2])
+        self.load_setitems()
+
+    def load_dict_of_items(self) -> None:
+        """Create a dict. The stack contains its keys and values in turn."""
+        _check_keys(self.stack[::2])
+        self.load_dict()
+
+    def load_members(self) -> None:
+        """Add the objects on the stack to a set."""
+        _check_keys(self.stack)
+        self.load_additems()
+
+    def load_set_of_members(self) -> None:
+        """Create a frozenset of the objects on the stack."""
+        _check_keys(self.stack)
+        self.load_frozenset()
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.SETITEM[0]: load_item,
+        pickle.SETITEMS[0]: load_items,
+        pickle.DICT[0]: load_dict_of_items,
+        pickle.ADDITEMS[0]: load_members,
+        pickle.FROZENSET[0]: load_set_of_members,
+    }
 
 
 def load(file: BinaryIO) -> Any:
