@@ -3,7 +3,6 @@
 Sources: docs/sources.md, "Joint layouts".
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.files import check_regular
+from kernels.json_files import read_json
 from kernels.program import UserError
 
 Edges = tuple[tuple[int, int], ...]
@@ -91,12 +90,13 @@ def read_skeleton(text: str) -> Skeleton:
     path = Path(text)
     if path.suffix != ".json":
         raise UserError(f"there is no such skeleton: use one of {', '.join(SKELETONS)}, or name a .json file")
-    check_regular(path)
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except OSError as error:
         raise UserError(f"the file cannot be read ({error.strerror}): name a readable .json file") from None
-    except (ValueError, RecursionError):
+    except UserError:  # it is a folder or a pipe
+        raise
+    except ValueError:
         raise UserError(f"the file is not JSON: {FORM}") from None
     return skeleton_of(content)
 

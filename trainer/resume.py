@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels.program import UserError
-from models.weights.files import AVERAGES, WEIGHTS, not_finite
+from models.weights.files import AVERAGES, OPTIMIZER, WEIGHTS, divergence
 from trainer.config import Experiment
 from trainer.run import Run
 from trainer.runtime.decisions import Decisions
@@ -32,18 +32,19 @@ FORMAT = 3
 def save(run: Run, best: str | None = None) -> None:
     """Save a snapshot of the run in the background. `best`, if not None, is the file name of a second copy.
 
-    Raises UserError if the weights are not finite, so that the last good snapshot stays the newest.
+    Raises UserError if weights, averages or momenta are not finite, so that the last good snapshot stays the newest.
     """
     with nvtx.annotate("snapshot"):
         for network in (run.network, *run.ema.networks()):
             average_statistics(network, run.ranks)
-        if problem := not_finite(run.network.state_dict()):
+        state = state_of(run)
+        if problem := divergence(state):
             raise UserError(
                 f"after step {run.cursor.total_steps}, {problem}, so the run has diverged; the snapshots before it are "
                 "intact: lower optim.lr or set optim.clip_norm, then go on with --resume"
             )
         cursor = run.cursor
-        run.writer.save(state_of(run), cursor.epoch + 1, cursor.step, best, steady=changed_by_update(run))
+        run.writer.save(state, cursor.epoch + 1, cursor.step, best, steady=changed_by_update(run))
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "format": FORMAT,
         "experiment": json.dumps(to_settings(run.experiment)),
         WEIGHTS: run.network.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
+        OPTIMIZER: run.optimizer.state_dict(),
         "stopping": run.stopping.state_dict(),
         "cursor": run.cursor.state_dict(),
         "exact_under": exact_under(run),
@@ -72,7 +73,7 @@ def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> N
     snapshot without some part of `state`, that part starts as in a new run.
     """
     restore(run, state)
-    if parts_of(run.optimizer.state) - parts_of(state["optimizer"]["state"]):
+    if parts_of(run.optimizer.state) - parts_of(state[OPTIMIZER]["state"]):
         adamw = run.experiment.optim.kind == "adamw"
         own = "averages of AdamW, which start" if adamw else "momentum of SGD, which starts"
         run.journal.say(f"the snapshot contains no {own} from zero")
@@ -144,7 +145,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     has no averages, the averages are set to the snapshot's weights. If the snapshot has no momentum, momentum stays as
     it is.
     """
-    saved = state["optimizer"]["state"]
+    saved = state[OPTIMIZER]["state"]
     with run.writer.changing_weights():
         run.network.load_state_dict(state[WEIGHTS])
         run.ema.load_state_dict(state.get(AVERAGES) or state[WEIGHTS])
@@ -189,7 +190,7 @@ def check_tensors(run: Run, snapshot: Snapshot) -> None:
             raise SnapshotError(
                 f"{path} has tensors in `{part}` that its network does not have, or in other shapes: {REMOVE}"
             )
-    saved = state["optimizer"]["state"]
+    saved = state[OPTIMIZER]["state"]
     for index, parameter in enumerate(run.network.parameters()):
         for key, value in run.optimizer.state.get(parameter, {}).items():
             other = saved.get(index, {}).get(key, value)

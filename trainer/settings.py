@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
-from kernels.files import check_regular
 from kernels.meanings import explain
 from kernels.program import UserError
 from models.classes import read_coarse_map
@@ -78,9 +77,8 @@ def experiment_named(options: Choice) -> Experiment:
     # Imported here, because trainer/stored.py itself imports this file.
     from trainer.stored import from_json
 
-    check_regular(options.config)
     try:
-        return from_json(options.config.read_bytes(), options.config, lambda text: print(text, file=sys.stderr))
+        return from_json(options.config, options.config, lambda text: print(text, file=sys.stderr))
     except OSError as error:
         raise UserError(
             f"--config {options.config} cannot be read ({error.strerror}): name a file that "

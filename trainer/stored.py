@@ -3,12 +3,13 @@
 Snapshots, experiment.json, exported files and `config --json` contain such settings.
 """
 
-import json
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from kernels.json_files import parse_json, read_json
 from kernels.meanings import as_text
 from kernels.program import UserError
 from pipelines.skeleton import Skeleton
@@ -34,11 +35,16 @@ def to_settings(part: Any) -> dict[str, Any]:
     return settings
 
 
-def from_json(text: str | bytes, source: object, say: Callable[[str], None]) -> Experiment:
-    """The experiment that `to_settings` described in the JSON `text`. See `from_settings`."""
+def from_json(text: str | Path, source: object, say: Callable[[str], None]) -> Experiment:
+    """The experiment that `to_settings` described in JSON, which is given as text or as a file. See `from_settings`.
+
+    Raises OSError if the file cannot be read.
+    """
     try:
-        settings = json.loads(text)
-    except (ValueError, TypeError, RecursionError):
+        settings = read_json(text) if isinstance(text, Path) else parse_json(text)
+    except UserError:  # the file is a folder or a pipe
+        raise
+    except (ValueError, TypeError):
         raise UserError(f"the settings in {source} are not JSON: use another file") from None
     return from_settings(settings, source, say)
 

@@ -22,8 +22,8 @@ from kernels.whole_files import whole_file
 from models.weights.renaming import State, listed
 from models.weights.scan import scan
 
-WEIGHTS, AVERAGES = "model", "averages"
-"""Keys under which a snapshot stores the weights of a network and their EMA. The EMA may be None."""
+WEIGHTS, AVERAGES, OPTIMIZER = "model", "averages", "optimizer"
+"""Keys under which a snapshot stores the weights of a network, their EMA, which may be None, and their momentum."""
 
 MAX_HEADER = 10 << 20  # bytes of the header of a safetensors file
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", WEIGHTS)
@@ -177,6 +177,20 @@ def not_finite(state: Mapping[str, Any]) -> str:
     return f"{len(names)} of {len(tensors)} tensors contain NaN or infinity: {listed(names, 3)}" if names else ""
 
 
+def divergence(state: Mapping[str, Any]) -> str:
+    """Say which weights, averages or momenta in the state of a snapshot contain NaN or infinity, as `not_finite` does.
+
+    The state may have any form. Returns "" if all numbers are finite.
+    """
+    parts = [state.get(WEIGHTS), state.get(AVERAGES)]
+    optimizer = state.get(OPTIMIZER)
+    momenta = optimizer.get("state") if isinstance(optimizer, dict) else None
+    for number, values in momenta.items() if isinstance(momenta, dict) else ():
+        if isinstance(values, dict):
+            parts.append({f"{key} of weight {number}": value for key, value in values.items()})
+    return next(filter(None, (not_finite(part) for part in parts if isinstance(part, dict))), "")
+
+
 TRAILER = struct.Struct("<8sQ32s")  # magic bytes, length of the archive, digest of the archive
 MAGIC = b"DUETSNAP"
 
@@ -241,9 +255,8 @@ def load(path: Path) -> dict[str, Any]:
         raise SnapshotError(f"{path} cannot be read as a snapshot: {reason}") from error
     if not isinstance(state, dict):
         raise SnapshotError(f"{path} is not a snapshot of this program")
-    for key in (WEIGHTS, AVERAGES):
-        if isinstance(state.get(key), dict) and (problem := not_finite(state[key])):
-            raise SnapshotError(f"{path} was saved after its training had diverged ({problem})")
+    if problem := divergence(state):
+        raise SnapshotError(f"{path} was saved after its training had diverged ({problem})")
     return state
 
 

@@ -147,7 +147,10 @@ for core in ("numpy.core", "numpy._core"):
     ALLOWED[f"{core}.numeric", "_frombuffer"] = _SafeFunction(_from_buffer)
 
 
-class _Unpickler(pickle._Unpickler):
+WRITTEN_IN_PYTHON: Any = pickle._Unpickler  # `Any`, because type checkers do not know its methods
+
+
+class _Unpickler(WRITTEN_IN_PYTHON):
     """The unpickler of the standard library that is written in Python.
 
     The faster one, which is written in C, computes the hash of a key before any code of ours can see the key.
@@ -187,7 +190,7 @@ class _Unpickler(pickle._Unpickler):
         _check_keys(self.stack)
         self.load_frozenset()
 
-    dispatch = pickle._Unpickler.dispatch | {
+    dispatch = WRITTEN_IN_PYTHON.dispatch | {
         pickle.SETITEM[0]: load_item,
         pickle.SETITEMS[0]: load_items,
         pickle.DICT[0]: load_dict_of_items,

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from kernels.json_files import read_json
 from kernels.program import UserError
 from kernels.whole_files import whole_file, write_whole
 from pipelines.demo.classes import TRAIN, VAL, ClipId, DemoConfig, clip_ids
@@ -110,7 +111,7 @@ def claim(root: Path, config: DemoConfig) -> None:
 def recorded_digest(record: Path) -> str | None:
     """The digest in the file demo.json, or None if there is no file with a digest."""
     try:
-        return str(json.loads(record.read_text())["digest"])
+        return str(read_json(record)["digest"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.json_files import parse_json
 from kernels.names import safe_name
 from kernels.program import UserError
 from kernels.whole_files import sync, whole_file, whole_folder, write_whole
@@ -196,8 +197,8 @@ def _lines_of(path: Path) -> list[dict[str, Any]]:
         open(path, encoding="utf-8", errors="replace") as file,
     ):
         for text in file:
-            with contextlib.suppress(json.JSONDecodeError, RecursionError):
-                line = json.loads(text)
+            with contextlib.suppress(ValueError):
+                line = parse_json(text)
                 if is_line(line):
                     lines.append(line)
     return lines

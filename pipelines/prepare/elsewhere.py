@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from kernels.forms import fits
+from kernels.json_files import read_json
 from kernels.program import UserError
 from kernels.whole_files import write_whole
 from pipelines.annotations.table import ClipTable
@@ -55,9 +57,10 @@ def note(packs: Path, out: Path) -> None:
 def others(packs: Path) -> list[str]:
     """The folders of packs that `note` has recorded in the folder `packs`."""
     try:
-        return json.loads((packs / OTHERS).read_text(encoding="utf-8"))
+        folders = read_json(packs / OTHERS)
     except (OSError, ValueError):
         return []
+    return folders if fits(folders, list[str]) else []
 
 
 def forget(packs: Path, out: Path, only_say: bool = False) -> str:

@@ -10,7 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
+from kernels.forms import misfit
+from kernels.json_files import read_json
 from kernels.program import UserError
 from kernels.whole_files import write_whole
 from pipelines.packs.format import read_manifest
@@ -71,24 +74,34 @@ def _speed_file(out: Path) -> Path:
 LONG = 100
 
 
+class Speed(TypedDict):
+    """How long a run took for its clips, and with how many workers. settings: digest of the encoder's settings."""
+
+    workers: int
+    clips: int
+    frames: int
+    seconds: float
+    settings: str
+
+
 def record_speed(task: Task, workers: int | None, clips: int, frames: int, seconds: float) -> None:
     """Store how long this run took, for the estimates of later runs on this machine."""
     if clips >= LONG:
         workers = workers or len(os.sched_getaffinity(0))
-        content = {"workers": workers, "clips": clips, "frames": frames, "seconds": seconds}
-        content["settings"] = task.settings.digest()
+        settings = task.settings.digest()
+        content = Speed(workers=workers, clips=clips, frames=frames, seconds=seconds, settings=settings)
         write_whole(_speed_file(task.out), json.dumps(content).encode())
 
 
 def _recorded(task: Task, workers: int) -> Pace | None:
     """The pace of the last run on this machine with the same settings, if there was one."""
     try:
-        speed = json.loads(_speed_file(task.out).read_text())
+        speed = read_json(_speed_file(task.out))
     except (OSError, ValueError):
         return None
     digest = task.settings.digest()
     lines = [line for line in read_manifest(task.out).values() if line["settings"] == digest and not line["bad"]]
-    if speed["settings"] != digest or not lines:
+    if misfit(speed, Speed) or speed["settings"] != digest or not lines or not speed["frames"]:
         return None
     per_frame = sum(line["clip_bytes"] for line in lines) / sum(line["num_frames"] for line in lines)
     seconds = speed["seconds"] / speed["frames"] * speed["workers"] / workers

@@ -5,7 +5,6 @@ content has changed, the file still uses the clips of its former content until i
 folder of a file is missing too, the file may lie on a disk that is not mounted here, so it counts as existing.
 """
 
-import contextlib
 import shutil
 import time
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from pipelines.prepare.elsewhere import earlier_packs, is_gone, others
 from pipelines.prepare.locks import PLAIN, check_links, if_alone
 from pipelines.prepare.room import size_text
 from pipelines.prepare.users import TIME, clips_of, note_of
+from pipelines.sealed_arrays import read_array
 
 Line = dict[str, Any]
 
@@ -85,10 +85,10 @@ def _clips_of_table(folder: Path, table: str, clips_for: dict[tuple[str, str], s
     """
     last, settings = set(clips_of(folder).tolist()), folder.name.partition("-")[2]
     used = last.copy()
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        for joints in np.load(folder.parent / f"{table}.npy").tolist():
-            clips = clips_for.get((joints, settings), set())
-            used |= clips if not clips & last else set()
+    digests = read_array(folder.parent / f"{table}.npy")
+    for joints in [] if digests is None else digests.tolist():
+        clips = clips_for.get((joints, settings), set())
+        used |= clips if not clips & last else set()
     return used
 
 

@@ -14,10 +14,12 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 import numpy as np
 
+from kernels.forms import misfit
+from kernels.json_files import read_json
 from kernels.whole_files import write_whole
 from pipelines.annotations.table import ClipTable
 from pipelines.packs.format import PackSettings
@@ -94,16 +96,23 @@ def note_user(task: Task, user: User | None) -> None:
 
 def clips_of(folder: Path) -> np.ndarray:
     """The identities of the clips that a table uses, sorted: [n] str."""
-    try:
-        return np.load(folder / "clips.npy")
-    except (OSError, ValueError, EOFError):
-        return np.array([], "U20")
+    stored = read_array(folder / "clips.npy")
+    return np.array([], "U20") if stored is None else stored
+
+
+class Note(TypedDict):
+    """The content of user.json: the digest of the table, and when which files and experiments used its clips last."""
+
+    table: str
+    annotations: dict[str, str]
+    experiments: dict[str, str]
 
 
 def note_of(folder: Path) -> dict[str, Any]:
     """The content of user.json, with empty entries if there is no such file or it is damaged."""
+    note = {"table": folder.name.partition("-")[0], "annotations": {}, "experiments": {}}
     try:
-        content = json.loads((folder / "user.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "user.json")
     except (OSError, ValueError):
-        content = {}
-    return {"table": folder.name.partition("-")[0], "annotations": {}, "experiments": {}} | content
+        return note
+    return note if misfit(content, Note, ("table", "annotations", "experiments")) else note | content

@@ -226,10 +226,13 @@ def test_weights_that_are_not_finite_are_named(tmp_path, capsys, ending, number)
 
 def test_a_snapshot_that_is_not_finite_is_refused(tmp_path):
     good, bad = {"w": torch.ones(3), "n": torch.tensor(3)}, {"w": torch.tensor([1, float("nan")])}
-    save(tmp_path / "a.pth", {"model": good, "averages": None})
-    load(tmp_path / "a.pth")
-    for state in ({"model": bad, "averages": good}, {"model": good, "averages": bad}):
+    momenta = [{"state": {0: {"momentum_buffer": state["w"]}}} for state in (good, bad)]
+    whole = {"model": good, "averages": None, "optimizer": momenta[0]}
+    for state in (whole, whole | {"optimizer": {"state": [1]}}, whole | {"optimizer": {"state": {0: 5}}}):
         save(tmp_path / "a.pth", state)
+        load(tmp_path / "a.pth")
+    for change in ({"model": bad}, {"averages": bad}, {"optimizer": momenta[1]}):
+        save(tmp_path / "a.pth", whole | change)
         with pytest.raises(SnapshotError, match=r"training had diverged \(1 of 1 tensors"):
             load(tmp_path / "a.pth")
 

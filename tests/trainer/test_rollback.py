@@ -124,14 +124,17 @@ def test_all_ranks_go_back(tiny, environment, tmp_path):
     assert "and the clips since then are skipped" in first.stdout
 
 
-def test_weights_that_are_not_finite_are_never_saved_over_good_ones(build, tmp_path):
-    run = build()
+@pytest.mark.parametrize("part", ["weights", "averages", "momenta"])
+def test_numbers_that_are_not_finite_are_never_saved_over_good_ones(build, tmp_path, part):
+    run = build("optim.ema=0.9")
     run.writer = Writer(tmp_path)
     save(run)
     run.writer.wait()
     good = newest_valid(tmp_path, print)
     with torch.no_grad(), run.writer.changing_weights():
-        next(run.network.parameters()).fill_(float("nan"))
+        momentum = next(iter(run.optimizer.state.values()))["momentum_buffer"]
+        weights, averages = (next(network.parameters()) for network in (run.network, *run.ema.networks()))
+        {"weights": weights, "averages": averages, "momenta": momentum}[part].fill_(float("nan"))
     with pytest.raises(UserError, match=r"1 of \d+ tensors contain NaN.* lower optim\.lr or set optim\.clip_norm"):
         save(run)
     run.writer.wait()

@@ -56,6 +56,7 @@ def test_a_submission_read_back(tmp_path, capsys):
         ({"pose": np.zeros((4, 51), np.float32)}, "does not contain names and scores of clips that belong together"),
         ({"rgb_coarse": np.full((4, 7), "x")}, "does not contain names and scores of clips that belong together"),
         ({"name": np.array(["one"])}, "does not contain names and scores of clips that belong together"),
+        ({"pose": np.full((4, 52), np.inf, np.float32)}, "not finite"),
         ({"count": 0}, "does not contain names and scores of clips that belong together"),
         ({"name": np.array(["a/x.mp4", "b/x.mp4", "c", "d"])}, "1 videos have the same file name as another"),
     ],

@@ -13,6 +13,7 @@ import torch
 import tyro
 
 from kernels.program import UserError
+from kernels.whole_files import SEAL_BYTES, sealed
 from models.networks import build_model
 from tests.programs import Fork, run, run_ranks, wait_for_end
 from tests.trainer.form_of_step import FORMS
@@ -173,9 +174,12 @@ def broken(experiment):
         lambda text: "[" * 100_000,
     ],
 )
-def test_a_damaged_or_foreign_file_is_ignored_with_a_line(damage):
+@pytest.mark.parametrize("seals_again", [True, False])
+def test_a_damaged_or_foreign_file_is_ignored_with_a_line(damage, seals_again):
+    """Without its seal, a file is ignored whatever it contains."""
     path = search("faster").path
-    path.write_text(damage(path.read_text()))
+    content = damage(path.read_bytes()[:-SEAL_BYTES].decode()).encode()
+    path.write_bytes(sealed(content) if seals_again else content)
     experiment, sentence = Lookup(frozenset(), "tune").settings_for(DEMO, CPU)
     assert experiment == DEMO
     assert sentence is not None

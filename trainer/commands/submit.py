@@ -99,7 +99,7 @@ def check_origin(run: Path, stored: StoredScores) -> None:
     if checkpoint and best_names and checkpoint not in best_names:
         raise UserError(f"{path} has scores of {checkpoint}, not of the best snapshot {best_names[0]}: {way_out}")
     if stored.experiment is not None:
-        own = from_json((run / SETTINGS).read_bytes(), run / SETTINGS, print)
+        own = from_json(run / SETTINGS, run / SETTINGS, print)
         for key, was, now in differences(own, stored.experiment):
             if changes_meaning(key):
                 raise UserError(

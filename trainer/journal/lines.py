@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from kernels.forms import fits, misfit
+from kernels.json_files import parse_json
 from kernels.whole_files import write_whole
 
 LOG, METRICS = "train.log", "metrics.jsonl"  # names of files in a work directory
@@ -46,8 +47,8 @@ def read_progress(path: Path) -> list[dict[str, Any]]:
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record in a line of metrics.jsonl, or None if the line is incomplete or of another program."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
     if misfit(record, Place, ("clips", "epoch_clips")) or ("clips" in record) != ("epoch_clips" in record):
         return None

@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 
 from kernels.driver import find_driver
 from kernels.forms import misfit
+from kernels.json_files import read_json
 from kernels.whole_files import write_whole
 
 STARTS = "starts.json"  # name of the file in a work directory
@@ -115,8 +116,8 @@ def read_starts(work_dir: Path) -> list[dict[str, Any]]:
     Entries that another program has written are left out.
     """
     try:
-        starts = json.loads((work_dir / STARTS).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        starts = read_json(work_dir / STARTS)
+    except (OSError, ValueError):
         return []
     return [start for start in starts if not misfit(start, Start)] if isinstance(starts, list) else []
 

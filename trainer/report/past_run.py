@@ -1,6 +1,5 @@
 """Reads the settings, the records and the state of a run from its work directory."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.forms import misfit
+from kernels.json_files import read_json
 from kernels.names import printable
 from kernels.program import UserError
 from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics, read_progress
@@ -99,7 +99,7 @@ def read_run(folder: Path, read: Callable[[Path], list[dict[str, Any]]] = read_m
     """
     files = [folder / METRICS, folder / LOG, folder / SETTINGS]
     try:
-        settings = json.loads(files[-1].read_bytes())
+        settings = read_json(files[-1])
         values = {
             "folder": folder,
             "name": settings["name"],
@@ -120,7 +120,7 @@ def read_run(folder: Path, read: Callable[[Path], list[dict[str, Any]]] = read_m
             f"{folder} is not a work directory: its {SETTINGS} cannot be read ({error.strerror}); choose the "
             "--work-dir of a run"
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{folder / SETTINGS} is damaged: continue the run with --resume, which writes this file again"
         ) from None

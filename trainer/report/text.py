@@ -84,6 +84,7 @@ def drawable(text: str) -> str:
 
 def class_names_in_pictures(names: Sequence[str]) -> list[str]:
     """The names of classes as pictures show them. If a name cannot be drawn, the class's number takes its place."""
+    names = [printable(name) for name in names]
     missing = set(missing_in_fonts("".join(names)))
     if missing:
         _say_missing("".join(sorted(missing)[:10]))

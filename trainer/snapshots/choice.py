@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 from safetensors import SafetensorError, safe_open
 
+from kernels.json_files import parse_json
 from kernels.program import UserError
 from models.weights.comparing import Comparison
 from models.weights.files import SnapshotError, WeightsError, is_sealed, load
@@ -128,9 +129,9 @@ def settings_in(path: Path) -> str | None:
     if path.suffix == ".safetensors" and path.is_file():
         try:
             with safe_open(path, "pt") as file:
-                settings = json.loads((file.metadata() or {}).get(METADATA, "{}")).get("settings")
+                settings = parse_json((file.metadata() or {}).get(METADATA, "{}")).get("settings")
                 return settings and json.dumps(settings)
-        except (SafetensorError, OSError, ValueError, AttributeError, RecursionError):
+        except (SafetensorError, OSError, ValueError, AttributeError):
             return None  # read_weights, which reads the file next, says what is wrong with it
     if not is_sealed(path):
         return None
@@ -194,7 +195,7 @@ def experiment_to_resume(options: Choice, work_dir: Path) -> Experiment | None:
     if snapshot is not None:
         stored = from_json(check_state(snapshot).state["experiment"], snapshot.path, lambda _: None)
     elif file.is_file():
-        stored = from_json(file.read_bytes(), file, print)
+        stored = from_json(file, file, print)
     else:
         return None
     check_name(options, stored, work_dir, f"leave out --exp and write --work-dir {shlex.quote(str(work_dir))}")

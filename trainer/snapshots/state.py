@@ -1,17 +1,18 @@
 """Checks the form of the state in a snapshot. The file's digest proves only that its bytes have not changed since."""
 
-import json
 from typing import Any, TypedDict
 
 from torch import Tensor
 
 from kernels.forms import misfit
+from kernels.json_files import parse_json
 from trainer.cursor import Cursor
 from trainer.runtime.decisions import Decisions
 from trainer.snapshots.data_record import DataRecord
 from trainer.snapshots.writer import Snapshot, SnapshotError
 
 REMOVE = "remove this file, so that --resume takes an older one"
+MAX_RECORD = 256 << 20  # bytes of the names, labels and lengths of a data set's clips
 Plain = str | int | float | bool | None
 
 
@@ -55,11 +56,11 @@ def _misfit_of_parts(state: dict[str, Any]) -> str:
     if problem := Cursor.misfit(state["cursor"]):
         return f"cursor: {problem}"
     try:
-        if problem := misfit(json.loads(state.get("first_look", "{}")), Decisions, Decisions.__slots__):
+        if problem := misfit(parse_json(state.get("first_look", "{}")), Decisions, Decisions.__slots__):
             return f"first_look: {problem}"
         for kind, text in state.get("data", {}).items():
-            if problem := DataRecord.misfit(json.loads(text)):
+            if problem := DataRecord.misfit(parse_json(text, MAX_RECORD)):
                 return f"data of {kind}: {problem}"
-    except (ValueError, RecursionError):
+    except ValueError:
         return "`first_look` or `data` is not JSON"
     return "`stopping` has no score" if not {"best", "waited"} <= state["stopping"].keys() else ""

@@ -1,7 +1,7 @@
 """The user's cache of tuned settings: what `tune` has found, and how a run uses it.
 
 Each file, $XDG_CACHE_HOME/duet/tuned/KEY.json (by default in ~/.cache), is for one combination of card or CPU,
-driver, versions, kind of step, and number of clips on a rank.
+driver, versions, kind of step, and number of clips on a rank. It is JSON with a seal (kernels/whole_files.py).
 """
 
 import hashlib
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from kernels.driver import find_driver
+from kernels.json_files import parse_json
 from kernels.program import UserError
-from kernels.whole_files import write_whole
+from kernels.whole_files import read_sealed, sealed, write_whole
 from trainer.config import EXECUTION, Experiment
 from trainer.journal.provenance import DALI, ROOT, changes_in, commit_of, version_of
 from trainer.runtime.ranks import Ranks
@@ -156,7 +157,7 @@ def write(tuned: Tuned) -> Path:
     """Write the file of the cache, under a temporary name until it is complete. Raises OSError."""
     path = file_of(tuned.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(asdict(tuned), indent=1) + "\n")
+    write_whole(path, sealed(json.dumps(asdict(tuned), indent=1).encode()))
     return path
 
 
@@ -164,15 +165,14 @@ def read(key: dict[str, Any]) -> Tuned | None:
     """The result that is cached for this key, or None. Raises UserError if the file is damaged or not one of Duet's."""
     path = file_of(key)
     try:
-        content = json.loads(path.read_bytes())
-        tuned = Tuned(**content)
+        if not path.exists():
+            return None
+        tuned = Tuned(**parse_json(read_sealed(path) or b""))
         if (tuned.format, tuned.key) != (FORMAT, key) or not isinstance(tuned.settings, dict):
             raise ValueError
         tuned.sentence()
         return tuned
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{path} is ignored, because it is damaged or from another version: tune again") from None
 
 

@@ -1,0 +1,77 @@
+"""Weights, averages and momenta with NaN or infinity are refused by every command that reads them."""
+
+import pytest
+
+from models.weights.files import load, save, write_file
+from trainer.cli import run_command
+
+NAN, INFINITY = float("nan"), float("inf")
+EMA = ("--set", "optim.ema=0.9", "--set", "optim.num_epochs=1")
+
+
+@pytest.fixture(scope="module")
+def state(tiny, tmp_path_factory):
+    """The state of a run with EMA after two steps."""
+    folder = tmp_path_factory.mktemp("finite") / "run"
+    assert run_command([*tiny, *EMA, "--work-dir", str(folder), "--max-steps", "2"]) == 0
+    return load(folder / "latest.pth")
+
+
+def spoiled(state, part):
+    """A copy of the state in which one number of the part is not finite."""
+    momenta = state["optimizer"]["state"]
+    copy = {key: {**values} for key, values in {"model": state["model"], "averages": state["averages"]}.items()}
+    if part == "momenta":
+        momentum = {**momenta[0], "momentum_buffer": with_one(momenta[0]["momentum_buffer"], INFINITY)}
+        return state | {"optimizer": {**state["optimizer"], "state": momenta | {0: momentum}}}
+    name = next(name for name, tensor in copy[part].items() if tensor.is_floating_point())
+    copy[part][name] = with_one(copy[part][name], NAN)
+    return state | copy
+
+
+def with_one(tensor, number):
+    changed = tensor.clone()
+    changed[(0,) * changed.ndim] = number
+    return changed
+
+
+@pytest.fixture(scope="module", params=["weights.pth", "weights.safetensors", "model", "averages", "momenta"])
+def file(request, state, tmp_path_factory):
+    """A checkpoint or a snapshot with numbers that are not finite."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    if request.param.startswith("weights"):
+        write_file(folder / request.param, spoiled(state, "model")["model"])
+        return folder / request.param
+    save(folder / "snapshot.pth", spoiled(state, request.param))
+    return folder / "snapshot.pth"
+
+
+@pytest.mark.parametrize("command", ["--init", "eval", "predict", "export"])
+def test_commands_refuse_the_file_in_one_sentence(tiny, tmp_path, capsys, file, command):
+    videos = next(word.partition("=")[2] for word in tiny if word.startswith("data.videos="))
+    words = {
+        "--init": [*tiny, "--init", file, "--work-dir", tmp_path / "out"],
+        "eval": ["eval", *tiny, *EMA, "--checkpoint", file, "--out", tmp_path / "out"],
+        "predict": ["predict", *tiny, *EMA, "--checkpoint", file, videos, "--out", tmp_path / "out"],
+        "export": ["export", *tiny, *EMA, "--checkpoint", file, "--out", tmp_path / "out.safetensors"],
+    }[command]
+    assert run_command(list(map(str, words))) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(file) in error
+    assert "contain NaN or infinity" in error
+    written = {path.suffix for path in tmp_path.rglob("*")}
+    assert not written & {".pth", ".npz", ".safetensors"}
+
+
+@pytest.mark.parametrize("part", ["model", "averages", "momenta"])
+def test_a_resume_passes_over_snapshots_that_are_not_finite(tiny, tmp_path, capsys, state, part):
+    """It goes on from the snapshot before them, and refuses to go on if there is none."""
+    save(tmp_path / "epoch_1_step_2.pth", spoiled(state, part))
+    words = [*tiny, *EMA, "--work-dir", str(tmp_path), "--resume", "--max-steps", "3"]
+    assert run_command(words) == 2
+    assert "no snapshot of the run" in capsys.readouterr().err
+    save(tmp_path / "epoch_1_step_1.pth", state)
+    assert run_command(words) == 0
+    told = capsys.readouterr().out
+    assert "epoch_1_step_2.pth was saved after its training had diverged" in told
+    assert "resuming from" in told
