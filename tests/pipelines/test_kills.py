@@ -1,0 +1,84 @@
+"""`prepare` and `annotate` are killed with SIGKILL, and make the same files when they are run again.
+
+The tests count their kills, and fail if a process ended in another way.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import programs
+from tests.pipelines.test_annotate import RTMLIB
+from tests.pipelines.test_prepare import digests, words_of
+
+DRIVER = Path(__file__).with_name("killed_at_call.py")
+
+
+def run(words, point=0, environment=None):
+    return programs.run_forked(DRIVER, point, *words, environment=environment)
+
+
+def kill_at_points(words, expected, state, environment=None, count=3):
+    """Kill a program at `count` points, each in a folder of its own, and run it again, until its end.
+
+    words: the words of the program, depending on the name of a folder. state: what it has made there, likewise.
+    expected: what an unbroken run makes. Returns the number of kills.
+    """
+    whole = run(words("whole"), 0, environment)
+    assert whole.returncode == 0, whole.stderr
+    assert state("whole") == expected
+    calls, kills = int(whole.stdout.splitlines()[-1]), 0
+    assert calls >= count
+    for point in np.linspace(1, calls, count).astype(int).tolist():
+        killed = run(words(f"killed{point}"), point, environment)
+        kills += killed.returncode == -signal.SIGKILL
+        again = run(words(f"killed{point}"), 0, environment)
+        assert again.returncode == 0, again.stderr
+        assert state(f"killed{point}") == expected, point
+    return kills
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.soak)])
+def test_a_prepare_that_is_killed_makes_the_same_pack(scene, count):
+    work = scene(8, 9, 10, 11)
+    work.prepare(work.folder / "unbroken")
+    first, second, *rest = words_of(work, "--workers", "1")
+    place = rest.index("--out") + 1
+
+    def words(name):
+        return [second, *rest[:place], work.folder / name, *rest[place + 1 :]]
+
+    assert first == "-m"
+    expected = digests(work.folder / "unbroken")
+    assert kill_at_points(words, expected, lambda name: digests(work.folder / name), count=count) == count
+
+
+def arrays_of(path):
+    """The arrays in an .npz file, whose bytes also contain the time at which it was written."""
+    with np.load(path) as content:
+        return {name: (content[name].shape, content[name].tobytes()) for name in content.files}
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(12, marks=pytest.mark.soak)])
+def test_an_annotate_that_is_killed_makes_the_same_file(scene, tmp_path, count):
+    work = scene(8, 9, 10, 11)
+    (tmp_path / "rtmlib.py").write_text(RTMLIB.replace("if self.frames % 13 != 4 else", "if True else"))
+    lines = [f"{name}.mp4,{number % 2},{'train' if number < 2 else 'val'}" for number, name in enumerate(work.names)]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+    def words(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        return ["pipelines.annotate", work.videos, tmp_path / "labels.csv", "--out", tmp_path / name / "my.pkl"]
+
+    def made(name):
+        poses = {path.name: arrays_of(path) for path in (tmp_path / name / "my_poses").glob("*.npz")}
+        return poses | {"my.pkl": (tmp_path / name / "my.pkl").read_bytes()}
+
+    assert run(words("unbroken"), 0, environment).returncode == 0
+    expected = made("unbroken")
+    assert len(expected) == 5
+    assert kill_at_points(words, expected, made, environment, count) == count
