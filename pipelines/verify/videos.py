@@ -17,6 +17,7 @@ from pipelines.videos.turn import Rotation
 
 SPECIAL: dict[str, Callable[[Header], bool]] = {
     "with frames that an edit list hides": lambda header: header.hides_frames,
+    "with edges that the container hides (frames are used whole)": lambda header: header.hides_edges,
     "with pixels that are not square": lambda header: header.pixel[0] != header.pixel[1],
     "interlaced (frames are used as they are)": lambda header: header.interlaced,
     "with levels of full range": lambda header: header.full_range,
@@ -46,8 +47,8 @@ def video_facts(
     sizes, codecs: the most frequent frame sizes and codecs, with the number of their videos.
     rotation: of the videos that players turn or mirror, how many are annotated as shown, how many as stored, and how
         many are taken to be so only because of the annotation file's `rotation` or of the argument.
-    special: how many videos have frames that an edit list hides, pixels that are not square, interlaced frames, levels
-        of full range, or other pictures beside the video.
+    special: how many videos have frames that an edit list hides, edges that the container hides, pixels that are not
+        square, interlaced frames, levels of full range, or other pictures beside the video.
 
     Raises UserError if the folder does not exist or contains no video.
     """

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pipelines.progress import Progress
 from pipelines.videos.container import Display, VideoError, display_of, open_video
+from pipelines.videos.hidden_edges import hides_edges
 from pipelines.videos.turn import AnnotatedImage, Size, Turn, same_shape, wanted_turn
 
 PATIENCE = 30.0  # seconds that reading a header may take
@@ -28,6 +29,7 @@ class Header:
     pixel: (width, height) of a pixel of these frames; (1, 1) for almost all videos.
     frames: number of frames that are shown. hides_frames: whether an edit list hides some of the stored frames.
     has_more_streams: whether the file has other pictures, such as a cover, beside the video.
+    hides_edges: whether the container asks players to hide edges of the frames, which are used whole (hidden_edges.py).
     interlaced, full_range: see `Display`. reason: empty for a good header.
     """
 
@@ -39,6 +41,7 @@ class Header:
     turn: str = ""
     pixel: Sequence[int] = (1, 1)
     hides_frames: bool = False
+    hides_edges: bool = False
     has_more_streams: bool = False
     interlaced: bool = False
     full_range: bool = False
@@ -106,6 +109,7 @@ def read_header(video: str) -> Header:
         turn=display.turn.code,
         pixel=(pixel.numerator, pixel.denominator),
         hides_frames=hidden > 0,
+        hides_edges=hides_edges(video),
         has_more_streams=more,
         interlaced=display.interlaced,
         full_range=display.full_range,

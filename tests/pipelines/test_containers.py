@@ -17,6 +17,7 @@ from PIL import Image
 from pipelines.prepare.encode import Job, encode_clip
 from pipelines.videos.decode import decode
 from pipelines.videos.header import Header, read_header, shape_of
+from pipelines.videos.hidden_edges import hides_edges
 from pipelines.videos.times import frame_times
 from pipelines.videos.turn import NO_TURN, AnnotatedImage, Turn, wanted_turn
 from tests.pipelines.made_videos import EDGE, TURNS, Made, make, number_of
@@ -193,3 +194,45 @@ def test_shapes_of_wide_pixels_fit_with_and_without_them():
         (500, 500): "other shape",
     }
     assert {size: shape_of(header, *size) for size in sizes} == sizes
+
+
+def clean_aperture(video: Path, width: int) -> None:
+    """Add a `clap` box with this width, and the height of the frames, to the description of the track of an .mp4."""
+    data, entry = bytearray(video.read_bytes()), 0
+    box = b"".join(number.to_bytes(4) for number in (width, 1, 48, 1, 0, 1, 0, 1))
+    box = (8 + len(box)).to_bytes(4) + b"clap" + box
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        entry = data.index(name, entry) - 4
+        size = int.from_bytes(data[entry : entry + 4])
+        data[entry : entry + 4] = (size + len(box)).to_bytes(4)
+    data[entry + size : entry + size] = box
+    video.write_bytes(data)
+
+
+def test_edges_that_an_mp4_hides_are_noticed_and_not_hidden(tmp_path):
+    video = make(tmp_path, Made())
+    assert not read_header(str(video)).hides_edges
+    clean_aperture(video, 64)
+    assert not read_header(str(video)).hides_edges  # it is as large as the frames
+    video = make(tmp_path, Made(file="b.mp4", turn=CLOCKWISE))
+    clean_aperture(video, 60)
+    header = read_header(str(video))
+    assert header.hides_edges
+    assert (header.width, header.height, header.frames) == (48, 64, 9)
+    assert [number_of(frame.to_ndarray(format="rgb24")) for frame in decode(str(video), 99)] == list(range(9))
+
+
+def test_edges_that_an_mkv_hides_are_noticed(tmp_path):
+    """Only the elements around PixelCropLeft are made, with lengths of one, two and eight bytes and of unknown size."""
+    crop = {left: b"\x54\xcc\x81" + bytes([left]) for left in (0, 2)}
+    for left, element in crop.items():
+        picture = b"\xb0\x81\x40" + element
+        track = b"\x16\x54\xae\x6b\x40\x0b" + b"\xae\x89" + b"\xe0\x87" + picture
+        head, segment = b"\x1a\x45\xdf\xa3\x01" + bytes(7), b"\x18\x53\x80\x67"
+        for length in (b"\x01" + b"\xff" * 7, b"\x01" + len(track).to_bytes(7)):
+            (tmp_path / "a.mkv").write_bytes(head + segment + length + track)
+            assert hides_edges(str(tmp_path / "a.mkv")) == (left > 0)
+    assert not hides_edges(str(make(tmp_path, Made(file="b.mkv"))))
+    for content in (b"", b"\x1a\x45\xdf\xa3" + b"\xff" * 20, b"\x1a\x45\xdf\xa3" + bytes(100), bytes(4) + b"moov" * 9):
+        (tmp_path / "a.mkv").write_bytes(content)
+        assert not hides_edges(str(tmp_path / "a.mkv"))
