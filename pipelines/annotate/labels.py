@@ -113,9 +113,13 @@ def _coarse_map(file: Path, labels: list[int], words: list[str]) -> tuple[int, .
 
 
 def _lines(file: Path, text: str) -> list[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""))
+    """The number and the cells of each line. A name of a video may begin with spaces if it is in quotes."""
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
-        return [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
+        return [
+            (reader.line_num, [cell.strip() if place else cell.rstrip() for place, cell in enumerate(line)])
+            for line in reader
+        ]
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: {error}; save it as CSV with commas") from None
 

@@ -51,6 +51,11 @@ def test_labels_as_spreadsheets_write_them(tmp_path):
                 assert (found.videos, found.labels, found.splits, found.class_names) == expected
 
 
+def test_spaces_around_cells_do_not_count_except_at_the_start_of_a_quoted_name(tmp_path):
+    found = labels_in(tmp_path, '" a.mp4" ,0 , train\n  b.mp4, 1,val \n"c, d.mp4",0,val')
+    assert (found.videos, found.labels) == ([" a.mp4", "b.mp4", "c, d.mp4"], [0, 1, 0])
+
+
 def test_words_as_labels(tmp_path):
     found = labels_in(tmp_path, "video,label,split\na,wave,train\nb,hop,train\nc,wave,val")
     assert (found.labels, found.class_names) == ([1, 0, 1], ("hop", "wave"))

@@ -12,6 +12,7 @@ import pytest
 
 from kernels.program import UserError
 from pipelines.annotate.folder import PoseFolder, find_files
+from pipelines.annotate.formats import yolo as yolo_format
 from pipelines.annotate.formats.settle import likely_layout
 from pipelines.skeleton import SKELETONS
 from pipelines.videos.header import Header
@@ -328,3 +329,12 @@ def test_people_keep_the_tracks_of_the_estimator(tmp_path):
     joints = folder.poses("a", HEADER)[1].joints
     assert joints[0, :, 0, 0].tolist() == [50] * 6 + [90] * 6
     assert joints[1, :, 0, 0].tolist() == [90] * 6 + [50] * 6
+
+
+def test_yolo_writes_the_confidence_the_track_both_or_neither():
+    joints = " ".join(["0", *["0.5"] * 4, *["0.25", "0.5", "0.9"] * 17])
+    kinds = {"": (None, None), " 0.8": (0.8, None), " 3": (None, "3"), " 0.8 3": (0.8, "3"), " 1 3": (None, "3")}
+    for end, expected in kinds.items():
+        recording = yolo_format.read(joints + end, 1)
+        assert recording is not None
+        assert [(person.score, person.track) for person in recording.detections] == [expected]

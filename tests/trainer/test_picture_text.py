@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.image import imread
 
 from models.classes import MA52, MA52_NAMES, NTU60_NAMES, NTU60_SEMANTIC8, coarse_names
@@ -52,11 +54,51 @@ def test_names_that_no_font_has_become_class_numbers(monkeypatch, capsys) -> Non
     assert drawable("喝水 90 %") == "U+559D U+6C34  90 %"
 
 
-def test_a_font_of_this_machine_draws_chinese() -> None:
-    if missing_in_fonts("喝水"):
-        pytest.skip("this machine has no font with Chinese characters")
+@pytest.fixture
+def chinese_font(tmp_path: Path, monkeypatch) -> Path:
+    """A font in which each Chinese character is a box of its own height. It stands for one that a user installs."""
+    characters = sorted(set("".join(CHINESE)))
+    glyphs = {".notdef": (0, 0)} | {f"box{number}": (100, 200 + 100 * number) for number in range(len(characters))}
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder(list(glyphs))
+    builder.setupCharacterMap({ord(char): f"box{number}" for number, char in enumerate(characters)})
+    outlines = {}
+    for name, (low, high) in glyphs.items():
+        pen = TTGlyphPen(None)
+        pen.moveTo((50, low))
+        for corner in ((50, high), (950, high), (950, low)):
+            pen.lineTo(corner)
+        pen.closePath()
+        outlines[name] = pen.glyph()
+    builder.setupGlyf(outlines)
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 50)))
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Boxes", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "boxes.ttf")
+    own = fonts()[0]
+    monkeypatch.setattr(report_text, "fonts", lambda: (own, tmp_path / "boxes.ttf"))
+    return tmp_path / "boxes.ttf"
+
+
+def test_an_installed_font_draws_chinese(tmp_path: Path, chinese_font, said) -> None:
+    assert not missing_in_fonts("喝水")
     assert class_names_in_pictures(CHINESE) == list(CHINESE)
-    assert len(fonts_for("drink 喝水")) == 2
+    assert fonts_for("drink 喝水") == [fonts()[0], chinese_font]
+    bars = [np.asarray(draw_bar(300, [f"{name} 90 %"])) for name in CHINESE]
+    assert not np.array_equal(bars[0], bars[1])
+    pictures = []
+    for names in (CHINESE, CHINESE[::-1]):
+        write_png(draw_confusion(np.eye(3), names), tmp_path / "a.png")
+        pictures.append(imread(tmp_path / "a.png"))
+    assert pictures[0].shape != pictures[1].shape or not np.array_equal(*pictures)
+    assert said() == []
+
+
+def test_control_characters_in_names_are_shown_as_their_codes(capsys) -> None:
+    assert class_names_in_pictures(("a\nb", "\x1b[2J")) == ["a\\nb", "\\x1b[2J"]
+    assert capsys.readouterr().err == ""
 
 
 def test_markup_is_drawn_as_it_is(tmp_path: Path) -> None:

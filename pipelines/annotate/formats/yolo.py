@@ -25,8 +25,9 @@ def read(text: str, number: int) -> Recording | None:
             return None
         if values:
             joints, extra = _joints(values)
-            score = extra[0] if extra else None
-            track = str(int(extra[1])) if len(extra) > 1 else None
+            # A confidence is below 1 and comes first; a track is a whole number from 1.
+            score = extra[0] if extra and extra[0] < 1 else None
+            track = str(int(extra[-1])) if extra and extra[-1] >= 1 else None
             recording.add(number, joints, score, track)
     recording.layout = layout_of(next(iter(recording.num_joints()), 0), ("coco17",))
     return recording
