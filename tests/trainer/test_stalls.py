@@ -122,3 +122,20 @@ def test_a_mistake_that_one_rank_meets_is_one_sentence(tiny, environment, tmp_pa
 def test_how_a_rank_ended():
     assert how_it_ended(3) == "ended with exit code 3"
     assert how_it_ended(-9) == "was killed by SIGKILL"
+
+
+@pytest.mark.soak
+def test_ranks_that_are_suspended_longer_than_a_stall_go_on(tiny, environment, tmp_path):
+    """Both ranks and their launcher are suspended, as by a scheduler or when a laptop sleeps."""
+    work_dir = tmp_path / "run"
+    sets = ("--set", "stalled_after=5", "--set", "log_every=1", "--max-steps", "8")
+    process = start(environment, *tiny, *LONG, *sets, "--work-dir", work_dir)
+    wait_for_log(process, work_dir, "Epoch(train) [1][2/5]")
+    processes = [process.pid, *children(process.pid).values()]
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in processes:
+            os.kill(pid, number)
+        time.sleep(15 if number == signal.SIGSTOP else 0)
+    shown = shown_by(process, 120)
+    assert process.returncode == 0, shown
+    assert "stopped: 8 steps are done" in shown

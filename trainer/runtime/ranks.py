@@ -29,10 +29,11 @@ from trainer.runtime.faults import first_line
 from trainer.runtime.follow import LAUNCHER, MISTAKE
 from trainer.runtime.signals import EXIT_CODES, handled
 
-# How long a rank waits for the others. Rank 0 may prepare videos for hours while the other ranks wait in `in_turn`.
-# In a stuck step, our own watchdog (stalled_after) acts before PATIENCE_FOR_STEP is over, and writes stacks.
+# How long a rank waits for the others to start, and then for each exchange of data. Rank 0 may prepare videos for hours
+# while the other ranks wait in `in_turn`. A run may also be suspended for days, and gloo and NCCL may count that time as
+# waiting. A stuck step is ended by our own watchdog (stalled_after), which does not count it.
+PATIENCE_FOR_START = timedelta(minutes=30)
 PATIENCE_FOR_DATA = timedelta(days=3)
-PATIENCE_FOR_STEP = timedelta(minutes=30)
 PATIENCE_FOR_LOOPBACK = 5.0  # seconds
 LATER = 5.0  # other ranks wait this many seconds longer for a connection, so that only rank 0 says what to do
 
@@ -155,7 +156,7 @@ def join(device: str, limit: float = 90.0) -> Iterator[Ranks]:
         return
     if place.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
-    store, *_ = next(dist.rendezvous("env://", rank, world_size, timeout=PATIENCE_FOR_STEP))
+    store, *_ = next(dist.rendezvous("env://", rank, world_size, timeout=PATIENCE_FOR_START))
     # Each restart has its own prefix, because the store still contains the addresses of the processes that failed.
     attempt = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     check_devices(attempt, place.type, rank, world_size)
@@ -190,7 +191,7 @@ def connect(store: dist.Store, place: torch.device, rank: int, world_size: int, 
             if place.type == "cuda":
                 torch.cuda.set_device(place)  # each thread has a current device of its own
             backend = "nccl" if place.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE_FOR_STEP)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE_FOR_DATA)
             number = torch.ones(1, device=place)
             dist.all_reduce(number)
             number.item()  # waits for the GPU
