@@ -35,32 +35,38 @@ def with_one(tensor, number):
     return changed
 
 
-@pytest.fixture(scope="module", params=["weights.pth", "weights.safetensors", "model", "averages", "momenta"])
-def file(request, state, tmp_path_factory):
-    """A checkpoint or a snapshot with numbers that are not finite."""
+@pytest.fixture(scope="module")
+def files(state, tmp_path_factory):
+    """Checkpoints, and snapshots, with numbers that are not finite."""
     folder = tmp_path_factory.mktemp("spoiled")
-    if request.param.startswith("weights"):
-        write_file(folder / request.param, spoiled(state, "model")["model"])
-        return folder / request.param
-    save(folder / "snapshot.pth", spoiled(state, request.param))
-    return folder / "snapshot.pth"
+    for name in ("weights.pth", "weights.safetensors"):
+        write_file(folder / name, spoiled(state, "model")["model"])
+    for part in ("model", "averages", "momenta"):
+        save(folder / f"{part}.pth", spoiled(state, part))
+    return folder
 
 
-@pytest.mark.parametrize("command", ["--init", "eval", "predict", "export"])
-def test_commands_refuse_the_file_in_one_sentence(tiny, tmp_path, capsys, file, command):
+WEIGHTS = ("weights.pth", "weights.safetensors", "model.pth")
+ALL = (*WEIGHTS, "averages.pth", "momenta.pth")
+READERS = {"--init": WEIGHTS, "eval": ALL, "predict": ALL, "export": ALL}  # --init reads nothing but weights
+
+
+@pytest.mark.parametrize(("command", "name"), [(command, name) for command, names in READERS.items() for name in names])
+def test_commands_refuse_the_file_in_one_sentence(tiny, tmp_path, capsys, files, command, name):
+    file = files / name
     videos = next(word.partition("=")[2] for word in tiny if word.startswith("data.videos="))
     words = {
         "--init": [*tiny, "--init", file, "--work-dir", tmp_path / "out"],
         "eval": ["eval", *tiny, *EMA, "--checkpoint", file, "--out", tmp_path / "out"],
         "predict": ["predict", *tiny, *EMA, "--checkpoint", file, videos, "--out", tmp_path / "out"],
-        "export": ["export", *tiny, *EMA, "--checkpoint", file, "--out", tmp_path / "out.safetensors"],
+        "export": ["export", *tiny, *EMA, "--checkpoint", file, "--format", "pt2", "--out", tmp_path / "out.pt2"],
     }[command]
     assert run_command(list(map(str, words))) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert str(file) in error
     assert "contain NaN or infinity" in error
     written = {path.suffix for path in tmp_path.rglob("*")}
-    assert not written & {".pth", ".npz", ".safetensors"}
+    assert not written & {".pth", ".npz", ".pt2"}
 
 
 @pytest.mark.parametrize("part", ["model", "averages", "momenta"])
