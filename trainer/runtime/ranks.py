@@ -30,8 +30,8 @@ from trainer.runtime.follow import LAUNCHER, MISTAKE
 from trainer.runtime.signals import EXIT_CODES, handled
 
 # How long a rank waits for the others to start, and then for each exchange of data. Rank 0 may prepare videos for hours
-# while the other ranks wait in `in_turn`. A run may also be suspended for days, and gloo and NCCL may count that time as
-# waiting. A stuck step is ended by our own watchdog (stalled_after), which does not count it.
+# while the other ranks wait in `in_turn`. A run may also be suspended for days, and gloo and NCCL may count that time
+# as waiting. A stuck step is ended by our own watchdog (stalled_after), which does not count it.
 PATIENCE_FOR_START = timedelta(minutes=30)
 PATIENCE_FOR_DATA = timedelta(days=3)
 PATIENCE_FOR_LOOPBACK = 5.0  # seconds
