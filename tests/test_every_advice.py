@@ -59,7 +59,11 @@ CONTRADICTING = "tests/pipelines/test_pose_formats.py::test_files_that_contradic
 REFUSED = "tests/pipelines/test_pose_formats.py::test_other_content_is_refused_with_the_reason"
 BEHIND_A_LINK = "tests/pipelines/test_foreign_packs.py::test_what_lies_behind_a_link_is_not_removed"
 THROUGH_A_LINK = "tests/trainer/test_odd_state.py::test_a_run_writes_through_no_link"
+BEGUN = "tests/trainer/test_recipe.py::test_a_folder_that_was_begun_with_other_settings_is_refused"
 ELSEWHERE = {
+    **dict.fromkeys(("give the same settings as before, or choose", "other --use: give the same as before"), BEGUN),
+    "was made from an earlier": "tests/trainer/test_recipe.py::test_only_what_is_missing_or_outdated_is_made_again",
+    "start it without torchrun": "tests/trainer/test_recipe.py::test_torchrun_does_not_start_a_recipe",
     "where files would be written: remove this": THROUGH_A_LINK,
     **dict.fromkeys(("check the pack that it is in", "move what is there to"), BEHIND_A_LINK),
     **dict.fromkeys(("write pose_landmarks", "write the 2-D poses (pose_keypoints_2d)", "use --model_pose"), REFUSED),

@@ -30,6 +30,7 @@ COMMANDS = {
     "fuse": ("trainer.commands.fuse", "FuseOptions", "fuse"),
     "predict": ("trainer.commands.predict", "PredictOptions", "predict"),
     "prepare": ("trainer.commands.prepare", "PrepareOptions", "prepare"),
+    "recipe": ("trainer.commands.recipe", "RecipeOptions", "recipe"),
     "runs": ("trainer.commands.runs", "RunsOptions", "runs"),
     "submit": ("trainer.commands.submit", "SubmitOptions", "submit"),
     "tune": ("trainer.commands.tune", "TuneOptions", "tune_command"),

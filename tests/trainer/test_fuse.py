@@ -14,8 +14,10 @@ from trainer.scores.files import read_scores
 from trainer.scores.fusion import fit_weights, grid, halves, neighbours, without
 from trainer.scores.members import Members, join_members, read_members
 from trainer.scores.outcome import interval, mcnemar, outcome_of, resampled
+from trainer.settings import override
 from trainer.stored import to_settings
 
+FAR = override(EXPERIMENTS["custom"], "data.num_classes=5", "data.coarse_map=(0,1,2,3,999999999999)")
 NAMES = np.array([f"clip{number:02}" for number in range(40)])
 
 
@@ -201,6 +203,8 @@ def test_a_fusion_for_ma52_is_submitted(tmp_path, capsys):
         ({"rgb": np.full((40, 5), 3.0)}, "the clip clip00 have the sum 15: apply softmax"),
         ({"label": np.arange(40) % 4}, "the clip clip04 has label 4 in"),
         ({"rgb": np.full((40, 6), 1 / 6)}, "has 5 classes, but"),
+        ({"settings": json.dumps(to_settings(EXPERIMENTS["demo"]))}, "are for other classes than its scores: write it"),
+        ({"settings": json.dumps(to_settings(FAR))}, "are for other classes than its scores: write it"),
         ({"name": np.array(NAMES, object)}, "is damaged or hostile (name.npy of (40,)"),
     ],
 )

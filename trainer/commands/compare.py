@@ -1,6 +1,7 @@
 """`python -m trainer compare`: draws the curves of several runs in one picture.
 
-It also prints the best validation of each run, and the settings in which the runs differ.
+It also prints the best validation of each run, the settings in which the runs differ, and a comparison of their scores
+clip by clip. Scores alone can be compared, too.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ from trainer.commands.tables import new_table, plain, print_table
 from trainer.journal.provenance import code_of
 from trainer.report.curves import COLORS, draw, write_png
 from trainer.report.past_run import PastRun, names, read_run
+from trainer.scores.files import SCORES, StoredScores, read_scores, scores_in
+from trainer.scores.pairs import paired_table
+from trainer.scores.reported import Result, all_metrics, paper_tables
 from trainer.settings import SETTINGS, flattened
 from trainer.stored import from_settings, to_settings
 
@@ -29,7 +33,7 @@ class CompareOptions:
     """Compare runs in one picture: python -m trainer compare work_dirs/ntu60 work_dirs/ntu60_x3d"""
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
-    """Two or more work directories."""
+    """Two or more work directories, or two or more results of eval or fuse (scores.npz or its folder)."""
     out: Path = Path("compare.png")
     """File of the picture (PNG)."""
 
@@ -41,6 +45,10 @@ def compare(options: CompareOptions, console: Console | None = None) -> int:
             f"compare takes 2 to {len(COLORS)} work directories, not {len(options.runs)}: write, for example, "
             "python -m trainer compare work_dirs/ntu60 work_dirs/ntu60_x3d"
         )
+    console = console or Console()
+    if all(place.suffix == ".npz" or (place / SCORES).exists() for place in options.runs):
+        compare_scores([scores_in(place) for place in options.runs], [str(place) for place in options.runs], console)
+        return 0
     past_runs = [read_run(folder) for folder in options.runs]
     for run in past_runs:
         if not run.records:
@@ -51,11 +59,42 @@ def compare(options: CompareOptions, console: Console | None = None) -> int:
         write_png(draw(past_runs), options.out)
     except OSError as error:
         raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
-    console = console or Console()
     print_table(bests(past_runs), console)
     print_table(differences(past_runs), console)
+    files = [scores_in(folder) for folder in options.runs]
+    if all(file.exists() for file in files):
+        try:
+            compare_scores(files, names(past_runs), console)
+        except UserError as error:
+            console.print(f"the scores are not compared clip by clip: {error}", markup=False, soft_wrap=True)
     console.print(f"{options.out}", markup=False, soft_wrap=True)
     return 0
+
+
+def compare_scores(files: Sequence[Path], names: Sequence[str], console: Console) -> None:
+    """Print what papers report about the scores in these files, and compare the scores clip by clip.
+
+    Raises UserError, which names a clip, if the files do not have the same clips.
+    """
+    scores = [read_scores(file) for file in files]
+    for table in paper_tables(results_of(scores, names)):
+        print_table(table, console)
+    print_table(paired_table(scores, names), console)
+
+
+def results_of(scores: Sequence[StoredScores], names: Sequence[str]) -> list[Result]:
+    """The metrics of scores that have labels and settings.
+
+    If an experiment was run on several splits, such as cross-subject and cross-view, its name stands for all its runs.
+    """
+    known = [(each, name) for each, name in zip(scores, names, strict=True) if each.experiment and each.has_labels]
+    splits = [each.experiment.data.split_for(train=False) for each, _ in known if each.experiment]
+    one_each = len(set(splits)) == len(splits) > 1
+    return [
+        Result(each.experiment.name if one_each else name, each.experiment, all_metrics(each.scores))
+        for each, name in known
+        if each.experiment
+    ]
 
 
 def bests(past_runs: Sequence[PastRun]) -> Table:

@@ -21,10 +21,10 @@ from models.classes import coarse_names
 from models.networks import build_model
 from models.weights.loading import load_weights
 from pipelines.progress import Progress
-from trainer.commands.tables import new_table
+from trainer.commands.tables import new_table, print_table
 from trainer.config import Experiment
 from trainer.data import build_loaders, validating_on, with_class_names
-from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, summarize, worse_than_a_stream
+from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, worse_than_a_stream
 from trainer.report.confusion import draw_confusion
 from trainer.report.curves import write_png
 from trainer.runtime.cards import check_cards
@@ -33,6 +33,7 @@ from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks, device_of, join, launch, started_by_launcher
 from trainer.runtime.wrap import compiled
 from trainer.scores.files import SCORES, write_scores
+from trainer.scores.reported import Result, all_metrics, paper_tables
 from trainer.scoring import score_clips
 from trainer.settings import check_division, check_source
 from trainer.snapshots.choice import RunChoice, checkpoint_of, of_leader, tell
@@ -81,7 +82,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
             make_folder(out)  # so that a folder without write permission is reported now, and not after scoring
         scores, names, experiment = score(experiment, network.to(ranks.device).eval(), ranks, options.clips, out)
         if ranks.leads:
-            metrics = summarize(scores)
+            metrics = all_metrics(scores)
             show(experiment, len(names), metrics)
             write(out, experiment, path.name, metrics, scores, names)
     return 0
@@ -114,12 +115,14 @@ def score(
 
 
 def show(experiment: Experiment, num_clips: int, metrics: dict[str, float]) -> None:
-    """Print the metrics as a table."""
+    """Print what papers on the data set report, and then all metrics."""
     console = Console()
+    for table in paper_tables([Result(experiment.name, experiment, metrics)]):
+        print_table(table, console)
     table = new_table("metric", "value", title=f"{experiment.name}: {num_clips} clips")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
-    console.print(table)
+    print_table(table, console)
     if warning := worse_than_a_stream(metrics):
         console.print(warning)
 

@@ -19,12 +19,13 @@ from kernels.program import UserError
 from kernels.whole_files import write_whole
 from models.classes import MA52
 from trainer.commands.eval import make_folder, write_class_table, write_metrics
-from trainer.commands.tables import new_table, plain
-from trainer.metrics import Scores, summarize
+from trainer.commands.tables import new_table, plain, print_table
+from trainer.metrics import Scores
 from trainer.scores.files import COARSE, SCORES, write_scores
 from trainer.scores.fusion import fit_weights, halves, without
 from trainer.scores.members import MemberFile, Members, join_members, read_members
 from trainer.scores.outcome import Metric, interval, resampled
+from trainer.scores.reported import all_metrics
 
 FUSION = "fusion.json"
 TITLES: dict[Metric, str] = {"top1": "top-1", "mean1": "mean class accuracy", "f1_mean": "F1 mean"}
@@ -75,13 +76,10 @@ def fuse(options: FuseOptions) -> int:
     fit = fit_of(options, files, members, metric)
     members = members.at(fit.rows)
     make_folder(options.out)
-    console = Console()
-    console.print(f"weights {shown(fit.weights)}: {fit.sentence}", markup=False, highlight=False, soft_wrap=True)
-    report: dict[str, Any] = {"members": options.scores, "weights": fit.weights, "fit": fit.sentence}
+    report: dict[str, Any] = {"weights": fit.weights, "fit": fit.sentence}
     if first.has_labels:
-        report |= contributions(options.scores, members, fit.weights, metric, console)
-    else:
-        console.print("the clips have no labels, so there are no metrics")
+        report |= contributions(options.scores, members, fit.weights, metric)
+    show(report, Console())
     write(options.out, report, scores_of(members, fit.weights), [first.names[row] for row in fit.rows.tolist()], files)
     return 0
 
@@ -157,33 +155,45 @@ def shown(weights: Sequence[float]) -> str:
 
 
 def contributions(
-    places: Sequence[str], members: Members, weights: tuple[float, ...], metric: Metric, console: Console
+    places: Sequence[str], members: Members, weights: tuple[float, ...], metric: Metric
 ) -> dict[str, Any]:
-    """Print and return the metric of the fused scores, that of each member alone, and the gain of each member.
+    """The metric of the fused scores, that of each member alone, and the gain of each member, for fusion.json.
 
     The gain is by how much the metric is better than that of a fusion without the member. Intervals are those of a
     bootstrap over the clips, and contain 95 % of its samples.
     """
-    count = len(weights)
-    table = new_table("member", "weight", TITLES[metric], "gain", "95 % interval of the gain")
-    rows: list[dict[str, Any]] = []
+    count, rows = len(weights), []
     fused = members.outcome(weights)
     value = fused.measure(metric)
     for member, place in enumerate(places):
         alone = members.outcome([float(number == member) for number in range(count)]).measure(metric)
-        rows.append({"member": place, "weight": weights[member], "alone": alone})
-        cells = [f"{weights[member]:.4g}", f"{alone:.4f}", "", ""]
+        row: dict[str, Any] = {"member": place, "weight": weights[member], "alone": alone}
         if others := without(weights, member):
             lesser = members.outcome(others)
             draws = resampled([fused, lesser], metric)
-            gain, limits = value - lesser.measure(metric), interval(draws[:, 0] - draws[:, 1])
-            rows[-1] |= {"gain": gain, "gain_interval": limits}
-            cells[2:] = [f"{gain:+.4f}", f"{limits[0]:+.4f} to {limits[1]:+.4f}"]
-        table.add_row(plain(place), *cells)
-    low, high = interval(resampled([fused], metric)[:, 0])
-    console.print(table)
-    console.print(f"fused {TITLES[metric]}: {value:.4f}, 95 % interval {low:.4f} to {high:.4f}", highlight=False)
-    return {"metric": metric, "fused": value, "interval": (low, high), "contributions": rows}
+            row |= {"gain": value - lesser.measure(metric), "gain_interval": interval(draws[:, 0] - draws[:, 1])}
+        rows.append(row)
+    limits = interval(resampled([fused], metric)[:, 0])
+    return {"metric": metric, "fused": value, "interval": limits, "contributions": rows}
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print what fusion.json contains."""
+    console.print(f"weights {shown(report['weights'])}: {report['fit']}", markup=False, highlight=False, soft_wrap=True)
+    if "fused" not in report:
+        console.print("the clips have no labels, so there are no metrics")
+        return
+    title = TITLES[report["metric"]]
+    table = new_table("member", "weight", title, "gain", "95 % interval of the gain")
+    for row in report["contributions"]:
+        cells = [f"{row['weight']:.4g}", f"{row['alone']:.4f}"]
+        if "gain" in row:
+            low, high = row["gain_interval"]
+            cells += [f"{row['gain']:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+        table.add_row(plain(row["member"]), *cells)
+    low, high = report["interval"]
+    print_table(table, console)
+    console.print(f"fused {title}: {report['fused']:.4f}, 95 % interval {low:.4f} to {high:.4f}", highlight=False)
 
 
 def scores_of(members: Members, weights: tuple[float, ...]) -> Scores:
@@ -205,7 +215,7 @@ def write(
         write_scores(folder / SCORES, scores, names, experiment, "")
         if files[0].stored.has_labels:
             written += ["metrics.json", "classes.csv"]
-            write_metrics(folder / "metrics.json", summarize(scores))
+            write_metrics(folder / "metrics.json", all_metrics(scores))
             write_class_table(folder / "classes.csv", scores, class_names, coarse_map)
     except OSError as error:
         raise UserError(

@@ -24,7 +24,7 @@ DESCRIPTION = """Train an experiment:
   runs     list runs and their state         compare  draw runs in one picture
   doctor   check this machine                view     draw a clip as the networks see it
   config   explain an experiment's settings  submit   zip MA-52's predictions
-  fuse     fuse scores of several networks   tune     find the fastest settings"""
+  tune     find the fastest settings         recipe   train in stages    fuse     fuse scores"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -110,6 +110,10 @@ def read_scores(path: Path) -> StoredScores:
         raise UserError(f"{path} has {count} scores of the clip {printable(name, SHORT)}: evaluate each clip once")
     settings = str(arrays["settings"]) if "settings" in arrays else None
     experiment = None if settings is None else from_json(settings, path, print)
+    if experiment is not None and not _fits(scores, experiment):
+        raise UserError(
+            f"the settings in {path} are for other classes than its scores: write it again with python -m trainer eval"
+        )
     return StoredScores(path, names, scores, experiment, str(arrays.get("checkpoint", "")))
 
 
@@ -159,6 +163,13 @@ def _check_form(arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError
         if sizes[level] and label.max() >= max(sizes[level]):
             raise ValueError
+
+
+def _fits(scores: Scores, experiment: Experiment) -> bool:
+    """Whether the settings have as many classes as the scores, and a coarse class for each of them."""
+    num_classes, coarse_map = main_scores(scores).shape[1], experiment.data.coarse_map
+    has_map = len(coarse_map) == num_classes and all(0 <= coarse < num_classes for coarse in coarse_map)
+    return experiment.data.num_classes == num_classes and (has_map or not coarse_map)
 
 
 def _as_scores(arrays: Mapping[str, np.ndarray]) -> Scores:

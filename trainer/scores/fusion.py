@@ -1,5 +1,6 @@
 """Late fusion: a weighted sum of the scores of several networks, and the search for the best weights."""
 
+import functools
 import hashlib
 import itertools
 import math
@@ -25,6 +26,7 @@ def fit_weights(members: Members, metric: Metric) -> tuple[float, ...]:
     """
     own = members.fine.gather(2, members.label.expand(len(members.fine), -1)[..., None])[..., 0]  # [M, N]
 
+    @functools.cache
     def quality(weights: tuple[float, ...]) -> tuple[float, float]:
         likelihood = torch.tensor(weights, dtype=torch.float64) @ own
         return members.outcome(weights).measure(metric), likelihood.clamp(min=1e-12).log().mean().item()

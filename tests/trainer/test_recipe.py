@@ -1,0 +1,241 @@
+"""`python -m trainer recipe demo_staged`: killed in each stage and resumed, with stand-ins, and refused."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from models.weights.comparing import compare
+from models.weights.layouts import Weights
+from models.weights.merging import merge
+from models.weights.nets import shapes_of
+from tests.programs import Fork, run_forked
+from tests.trainer.test_end_to_end import wait_for
+from trainer.cli import run_command
+from trainer.recipes.follow import command_of
+from trainer.recipes.place import Place
+from trainer.recipes.shipped import RECIPES
+from trainer.recipes.stages import Merge
+from trainer.scores.files import read_scores
+from trainer.scores.fusion import halves
+from trainer.scores.members import join_members, read_members
+
+ONLY_IN_THE_PAIR = ("model.",)
+NOT_IN_ALL = ("optim.num_epochs", "optim.warmup_epochs", "log_every")
+STREAM = ("model.path.widths=(8,16)", "model.path.blocks=(1,1)")
+# At this file the program of the stage is killed: a train run has then saved a snapshot within its epoch, and an
+# evaluation has written its metrics, but not its scores.
+POINTS = ["rgb:6", "rgb/eval:2", "pose:6", "pose/eval:2", "merged:1", "finetuned:6", "finetuned/eval:2", "fused:2"]
+
+
+@pytest.fixture(scope="module")
+def words(tiny):
+    """The arguments of a recipe for one epoch of each run on the tiny demo, without --work-dir."""
+    settings = [word for word in tiny if "=" in word]
+    common = [word for word in settings if not word.startswith(ONLY_IN_THE_PAIR + NOT_IN_ALL)]
+    common += ["optim.num_epochs=1", "optim.warmup_epochs=0"]
+    common += [f"finetuned:{word}" for word in settings if word.startswith(ONLY_IN_THE_PAIR)]
+    common += [f"{stage}:{word}" for stage in ("rgb", "pose") for word in STREAM]
+    return ["recipe", "demo_staged", *(part for word in common for part in ("--set", word))]
+
+
+def follow(point, words, folder, environment):
+    return run_forked("tests/trainer/killed_recipe.py", point, *words, "--work-dir", folder, environment=environment)
+
+
+@pytest.fixture(scope="module")
+def whole(words, environment, tmp_path_factory):
+    """A recipe that ran without an interruption: its output and its folder."""
+    folder = tmp_path_factory.mktemp("recipe") / "whole"
+    done = follow("none", words, folder, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, folder
+
+
+def scores_in(folder):
+    return {
+        name: np.load(folder / name / "scores.npz") for name in ("rgb/eval", "pose/eval", "finetuned/eval", "fused")
+    }
+
+
+def test_a_recipe_killed_in_each_stage_ends_in_the_same_scores(words, whole, environment, tmp_path):
+    for number, point in enumerate(POINTS):
+        killed = follow(point, words, tmp_path, environment)
+        assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+        stage = point.partition(":")[0]
+        assert killed.stdout.count(": done\n") == max(number - 1, 0), "only the stage before is continued"
+        assert f"stage {number + 1} of 8, {stage}: python -m" in killed.stdout
+        assert "finished" not in json.loads((tmp_path / stage / "stage.json").read_text())
+    done = follow("none", words, tmp_path, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": done\n") == 7
+    for name, expected in scores_in(whole[1]).items():
+        scores = scores_in(tmp_path)[name]
+        assert set(scores) == set(expected)
+        for key in expected:
+            if key != "settings":  # the folders differ
+                np.testing.assert_array_equal(scores[key], expected[key], err_msg=f"{name}: {key}")
+    for name in ("rgb", "pose", "finetuned"):
+        assert "resuming from" in (tmp_path / name / "train.log").read_text()
+
+
+def test_the_tables_at_the_end_show_all_runs_and_the_fusion(whole):
+    shown, folder = whole
+    end = shown.rpartition("demo_staged")[2]
+    for name in ("demo_rgb", "demo_pose", "demo_finetuned", "fused, 12 of the clips", "balanced accuracy"):
+        assert name in end
+    report = json.loads((folder / "fused" / "fusion.json").read_text())
+    low, high = report["interval"]
+    assert f"fused top-1: {report['fused']:.4f}, 95 % interval {low:.4f} to {high:.4f}" in end
+    places = [str(folder / stage / "eval") for stage in ("rgb", "pose", "finetuned")]
+    members = join_members(read_members(places))
+    some, others = halves(read_scores(folder / "rgb" / "eval" / "scores.npz").names, members.label)
+    assert len(some) == len(others) == 12
+    on_fitted = members.at(some)
+    alone = [on_fitted.outcome(corner).measure("top1") for corner in np.eye(3).tolist()]
+    assert on_fitted.outcome(report["weights"]).measure("top1") >= max(alone)
+    assert members.at(others).outcome(report["weights"]).measure("top1") == report["fused"]
+
+
+def test_only_what_is_missing_or_outdated_is_made_again(words, whole, tmp_path, capfd):
+    """The stage runs in a new interpreter, like that of a user's recipe."""
+    folder = tmp_path / "copy"
+    shutil.copytree(whole[1], folder, symlinks=True)
+    note = folder / "finetuned" / "eval" / "stage.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"finished": "later"}))
+    command = [*words, "--work-dir", str(folder)]
+    assert run_command(command) == 2
+    error = capfd.readouterr().err
+    assert f"{folder}/fused was made from an earlier finetuned/eval: remove {folder}/fused, and start the same" in error
+    shutil.rmtree(folder / "fused")
+    assert run_command([*command, "--dry-run"]) == 0
+    assert capfd.readouterr().out.count("│ done") == 7
+    assert run_command(command) == 0
+    shown = capfd.readouterr().out
+    assert shown.count(": done\n") == 7
+    assert f"stage 8 of 8, fused: python -m trainer fuse {folder}/rgb/eval" in shown
+    assert np.array_equal(scores_in(folder)["fused"]["fused"], scores_in(whole[1])["fused"]["fused"])
+
+
+def test_a_signal_stops_the_stage_with_a_snapshot(words, environment, tmp_path):
+    command = ["tests/trainer/killed_recipe.py", "none", *words, "--set", "rgb:optim.num_epochs=500"]
+    with Fork([*command, "--work-dir", tmp_path], environment) as process:
+        wait_for(lambda: list((tmp_path / "rgb").glob("epoch_*.pth")), process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143, process.stderr
+    assert "stopped: by a signal" in process.stdout
+    assert "rgb: ended before it was done; the same command continues here" in process.stdout
+
+
+def test_weights_that_stand_in_for_a_stage(words, whole, tmp_path, capsys):
+    """A file without settings is evaluated with those of the stage; a later stage starts from the file."""
+    folder = whole[1]
+    (best,) = (folder / "rgb").glob("best_*.pth")
+    weights = tmp_path / "rgb.pth"
+    torch.save({"state_dict": torch.load(best, weights_only=True)["model"]}, weights)
+    recipe = RECIPES["demo_staged"]
+    place = Place(folder, recipe, {"rgb": weights})
+    stages = {stage.name: stage for stage in recipe.stages}
+    score = command_of(place, stages["rgb/eval"], ["--device", "cpu"]).words
+    assert score[:6] == ("-m", "trainer", "eval", str(weights), "--config", str(folder / "rgb.json"))
+    out = tmp_path / "eval"
+    assert run_command([str(out) if word == str(folder / "rgb" / "eval") else word for word in score[2:]]) == 0
+    np.testing.assert_array_equal(np.load(out / "scores.npz")["rgb"], scores_in(folder)["rgb/eval"]["rgb"])
+    assert command_of(place, stages["merged"], []).words[3] == str(weights)
+    assert place.weights_of(("rgb",)) == weights
+    with_run = Place(folder, recipe, {"rgb": folder / "rgb"})
+    assert with_run.weights_of(("rgb",)) == best
+    assert "--config" not in command_of(with_run, stages["rgb/eval"], []).words
+
+
+def test_a_stage_starts_from_the_best_snapshot_of_those_that_it_names(whole, tmp_path):
+    """Of two copies of a run, one gets another score of its best validation."""
+    from models.weights.files import load, save
+
+    folder = tmp_path / "copy"
+    shutil.copytree(whole[1], folder, symlinks=True)
+    place = Place(folder, RECIPES["demo_staged"], {"pose": folder / "rgb.better"})
+    shutil.copytree(folder / "rgb", folder / "rgb.better", symlinks=True)
+    for path in (folder / "rgb.better").glob("*.pth"):
+        if not path.is_symlink():
+            state = load(path)
+            state["cursor"]["best"] = 2.0
+            save(path, state)
+    assert place.weights_of(("rgb", "pose")).parent == folder / "rgb.better"
+    assert place.weights_of(("pose", "rgb")).parent == folder / "rgb.better"
+    assert place.weights_of(("rgb",)).parent == folder / "rgb"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_merged_streams_of_every_recipe_fit_the_network_that_starts_from_them(name):
+    recipe = RECIPES[name]
+    (merging,) = [stage for stage in recipe.stages if isinstance(stage, Merge)]
+    streams = []
+    for (stage,) in (merging.rgb, merging.pose):
+        model = recipe.trained[stage].experiment.model
+        state = {key: torch.empty(shape, device="meta") for key, shape in shapes_of(model).items()}
+        streams.append(Weights(layout=None, nets=kind_of(model), state=state, unknown=[]))
+    merged = merge(*streams).native()
+    (tuned,) = [stage for stage in recipe.trained.values() if stage.start == (merging.name,)]
+    assert not compare(merged, shapes_of(tuned.experiment.model), []).complaints()
+
+
+def kind_of(model):
+    return "SlowOnly" if type(model.path).__name__ == "ResNetPathConfig" else "X3D stream"
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["recipe", "ntu60_stagd"], "there is no recipe 'ntu60_stagd'; did you mean ntu60_staged?"),
+        (["recipe", "demo_staged", "--set", "rbg:seed=1"], "there is no run 'rbg'; name one of rgb, pose, finetuned"),
+        (
+            ["recipe", "demo_staged", "--set", "model.path.dropout=1"],
+            "in the run rgb: --set model.path.dropout=1: X3DStr",
+        ),
+        (["recipe", "demo_staged", "--use", "fused=x"], "write STAGE=PATH, where STAGE is one of rgb, pose, merged"),
+        (["recipe", "demo_staged", "--use", "rgb=no.pth"], "there is nothing at no.pth; name a file of weights"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(more, sentence, tmp_path, capsys):
+    assert run_command([*more, "--work-dir", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_was_begun_with_other_settings_is_refused(words, whole, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole[1], folder, symlinks=True)
+    assert run_command([*words, "--set", "pose:seed=5", "--work-dir", str(folder)]) == 2
+    assert f"the run pose in {folder} was begun with seed=0, not with 5: give the same" in capsys.readouterr().err
+    assert run_command([*words, "--use", f"rgb={folder}", "--work-dir", str(folder)]) == 2
+    assert f"{folder}/recipe.json has another recipe or other --use: give the same" in capsys.readouterr().err
+    assert run_command([*words, "--work-dir", str(folder)]) == 0
+
+
+def test_torchrun_does_not_start_a_recipe(monkeypatch, capsys):
+    with monkeypatch.context() as torchrun:
+        torchrun.setenv("TORCHELASTIC_RUN_ID", "1")
+        assert run_command(["recipe", "demo_staged", "--dry-run", "--ranks", "2"]) == 2
+    assert "start it without torchrun, with --ranks" in capsys.readouterr().err
+    assert run_command(["recipe", "demo_staged", "--dry-run", "--ranks", "2"]) == 0
+
+
+def test_two_networks_are_compared_clip_by_clip(whole, monkeypatch, capsys):
+    monkeypatch.chdir(whole[1])
+    assert run_command(["compare", "rgb/eval", "pose/eval", "finetuned/eval"]) == 0
+    shown = capsys.readouterr().out
+    first, second = (np.load(f"{name}/eval/scores.npz") for name in ("rgb", "pose"))
+    label = first["label"]
+    is_first, is_second = first["rgb"].argmax(axis=1) == label, second["pose"].argmax(axis=1) == label
+    (row,) = [line for line in shown.splitlines() if "pose/eval " in line and " to " in line]
+    cells = [cell.strip() for cell in row.split("│")[2:-1]]
+    assert cells[0] == f"{is_second.mean():.4f}"
+    assert cells[1:3] == [str((is_second & ~is_first).sum()), str((is_first & ~is_second).sum())]
+    assert cells[3] == f"{is_second.mean() - is_first.mean():+.4f}"
+    assert run_command(["compare", "rgb/eval", "fused"]) == 2
+    assert "has no scores of 12 of 24 clips" in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""The tables of results in the form of papers: NTU's protocols side by side, and the four parts of MA-52's F1 mean."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from tests.trainer.test_metrics import random_scores
+from trainer.experiments import EXPERIMENTS
+from trainer.metrics import Scores
+from trainer.scores.reported import Result, all_metrics, paper_tables
+from trainer.settings import override
+
+
+def rows_of(results):
+    """The titles of all tables, and the cells of their rows as texts."""
+    text, titles = io.StringIO(), []
+    for table in paper_tables(results):
+        titles.append(table.title)
+        Console(width=150, file=text).print(table)
+    lines = [line for line in text.getvalue().splitlines() if line.startswith("│")]
+    return titles, [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+
+
+def test_both_protocols_of_ntu_share_a_row():
+    xsub, metrics = EXPERIMENTS["ntu60_x3d"], all_metrics(random_scores(0))
+    other = metrics | {"acc/rgb_top1": 0.5}
+    results = [Result("x3d", xsub, metrics), Result("x3d", override(xsub, "data.split=xview"), other)]
+    titles, rows = rows_of(results)
+    assert titles == ["NTU RGB+D 60, top-1 in %"]
+    assert [row[:2] for row in rows] == [["x3d", "RGB"], ["x3d", "pose"], ["x3d", "RGB + pose"]]
+    assert rows[0][2:] == [f"{100 * metrics['acc/rgb_top1']:.2f}", "50.00"]
+    (table,) = paper_tables(results)
+    assert [column.header for column in table.columns] == ["", "input", "cross-subject", "cross-view"]
+    (table,) = paper_tables([Result("x3d", override(EXPERIMENTS["ntu120_x3d"], "data.split=xset"), metrics)])
+    assert [column.header for column in table.columns][2:] == ["cross-setup"]
+
+
+def test_ma52_reports_the_f1_mean_and_its_parts_first():
+    metrics = all_metrics(random_scores(0, coarse=True))
+    titles, (row,) = rows_of([Result("net", EXPERIMENTS["ma52"], metrics)])
+    assert titles == ["MA-52, in %"]
+    assert row[0] == "net"
+    values = [float(cell) for cell in row[1:]]
+    assert values[0] == pytest.approx(100 * metrics["f1/mean"], abs=0.005)
+    assert values[0] == pytest.approx(sum(values[1:]) / 4, abs=0.01)
+
+
+def test_other_data_report_balanced_accuracy_and_calibration():
+    label = torch.tensor([0, 1, 1, 1])
+    sure = torch.eye(2)[[0, 1, 1, 0]]
+    metrics = all_metrics(Scores(torch.arange(4), label, label, {"pose": sure}))
+    result = Result("mine", replace(EXPERIMENTS["custom"], name="mine"), metrics)
+    _, (row,) = rows_of([result])
+    assert row == ["mine", "75.00", "83.33", "25.00"]

@@ -1,0 +1,112 @@
+"""Runs the stages of a recipe one after the other, each as a program of its own that can be killed and resumed."""
+
+import functools
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from kernels.program import die_with_parent
+from trainer.recipes.place import MERGED, Place
+from trainer.recipes.stages import Evaluate, Fuse, Merge, Stage, Train
+from trainer.report.past_run import read_run
+from trainer.runtime.signals import EXIT_CODES, handled
+from trainer.settings import SETTINGS
+from trainer.snapshots.choice import settings_in
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The command of a stage: the words after `python`."""
+
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join(["python", *self.words])
+
+
+def follow(place: Place, more: Sequence[str], say: Callable[[str], None]) -> int:
+    """Run all stages that are not done yet, with the options `more` for the runs. Returns an exit code.
+
+    The code is 0 if all stages are done. Otherwise it is that of the stage that failed or was stopped.
+    """
+    stages = place.recipe.stages
+    for number, stage in enumerate(stages, start=1):
+        head = f"stage {number} of {len(stages)}, {stage.name}"
+        if stage.name in place.stand_ins:
+            say(f"{head}: {place.stand_ins[stage.name]} is used")
+            continue
+        if place.is_done(stage):
+            say(f"{head}: done")
+            continue
+        place.note(stage, done=False)
+        command = command_of(place, stage, more)
+        say(f"{head}: {command}")
+        code, stopped = run_program(command.words)
+        if stopped or code or (isinstance(stage, Train) and read_run(place.of(stage.name)).state() == "stopped"):
+            say(f"{head}: ended before it was done; the same command continues here")
+            return code
+        place.note(stage, done=True)
+    return 0
+
+
+def command_of(place: Place, stage: Stage, more: Sequence[str]) -> Command:
+    """The command that runs a stage, or continues it."""
+    folder = place.of(stage.name)
+    match stage:
+        case Train():
+            # A run that has begun has its settings in its folder: those of --config, and those that `tune` has found.
+            named = () if (folder / SETTINGS).is_file() else ("--config", str(place.settings_of(stage.name)))
+            start = ("--init", str(place.weights_of(stage.start))) if stage.start else ()
+            words = ("trainer", *named, "--work-dir", str(folder), "--resume", *start, *more)
+        case Merge():
+            streams = (str(place.weights_of(names)) for names in (stage.rgb, stage.pose))
+            words = ("models.weights", "merge", *streams, str(folder / MERGED))
+        case Evaluate():
+            path = place.stand_ins.get(stage.of, place.of(stage.of))
+            named = () if path.is_dir() or settings_in(path) else ("--config", str(place.settings_of(stage.of)))
+            words = ("trainer", "eval", str(path), *named, "--clips", str(stage.clips), "--out", str(folder), *more)
+        case Fuse():
+            members = (str(place.of(name)) for name in stage.inputs)
+            words = ("trainer", "fuse", *members, "--fit", stage.fit, "--out", str(folder))
+    return Command(("-m", *words))
+
+
+def run_program(words: Sequence[str]) -> tuple[int, bool]:
+    """Run `python WORDS` until it ends. Returns its exit code, and whether a signal has asked this process to stop.
+
+    SIGTERM, SIGHUP and SIGUSR1 are passed on to the program, which stops as it would without this process. On Ctrl-C
+    the terminal sends SIGINT to both. If this process is killed, the program is killed too.
+    """
+    process = start(words)
+    with passing_on(process) as received:
+        code = process.wait()
+    if received:
+        return EXIT_CODES[received[0]], True
+    return (code if code >= 0 else 128 - code), False
+
+
+def start(words: Sequence[str]) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, *words], preexec_fn=functools.partial(die_with_parent, os.getpid()))
+
+
+@contextmanager
+def passing_on(process: subprocess.Popen) -> Iterator[list[signal.Signals]]:
+    """A context in which signals that ask a run to stop are passed on to the process. Yields those received so far."""
+    received: list[signal.Signals] = []
+
+    def pass_on(number: int, _: object) -> None:
+        received.append(signal.Signals(number))
+        if number != signal.SIGINT:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in handled()}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
