@@ -29,6 +29,7 @@ def main() -> int:
         "step": step,
         "kernels": kernels,
         "snapshot": snapshot,
+        "estimator": estimator,
         "compare": compare,
         "table": table,
     }
@@ -171,6 +172,20 @@ def snapshot(device: Device = "cpu", toy: bool = False, records: Path | None = N
     """
     _need(device, "leave --device cuda out")
     return _run(suite.SNAPSHOT_PARTS, device, toy, records)
+
+
+def estimator(data: Path | None = None, records: Path = RECORDS) -> int:
+    """Measure the built-in pose estimator on the CPU: python -m benchmarks estimator --data own/
+
+    Args:
+        data: a folder with videos in videos/ and their joints in keypoints/. By default only the demo's pictures are
+            used.
+        records: folder for the record.
+    """
+    from benchmarks.estimator import write_estimator
+
+    write_estimator(records / "estimator_cpu_x86_64.json", data)
+    return 0
 
 
 def compare(before: Annotated[Path, tyro.conf.Positional], after: Annotated[Path, tyro.conf.Positional], /) -> int:

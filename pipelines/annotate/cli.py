@@ -14,6 +14,7 @@ from pipelines.annotate.estimator import DEFAULT, EstimatorOptions
 from pipelines.annotate.labels import Labels, read_labels
 from pipelines.annotate.make import FilePoses, advice, annotate, estimated_poses, poses_from_files, write
 from pipelines.annotate.splitting import split_labels
+from pipelines.annotations.quality import SkeletonQuality
 from pipelines.progress import Progress
 from pipelines.videos.find import MissingVideo, find_videos
 from pipelines.videos.turn import Rotation
@@ -68,6 +69,8 @@ def main(
     empty = sum(not clip["keypoint_score"].any() for clip in usable)
     counts = ", ".join(f"{len(members)} in {name}" for name, members in splits.items())
     print(f"{printable(str(out))}: {counts}, {max(label_table.labels) + 1} classes; clips without a person: {empty}")
+    for name, text in SkeletonQuality.of_clips(usable).lines():
+        print(f"{name}: {text}")
     for reason in clips:
         if isinstance(reason, str):
             print(f"left out: {printable(reason)}")

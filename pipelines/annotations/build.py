@@ -147,7 +147,9 @@ def build(path: Path, folder: Path) -> None:
 def _measured(joints: StoredJoints, columns: dict[str, np.ndarray]) -> np.ndarray:
     """The column `measures`. Removes `not_a_number` and `third` from `columns`, and copies them."""
     per_clip = columns["num_persons"].astype(np.int64) * columns["total_frames"]
-    measures = measure(joints, per_clip, columns["height"], columns["width"], columns["first_row"])
+    measures = measure(
+        joints, per_clip, columns["height"], columns["width"], columns["first_row"], columns["total_frames"]
+    )
     for name in ("not_a_number", "third"):
         measures[name] = columns.pop(name)
     return measures

@@ -11,6 +11,9 @@ import numpy as np
 from pipelines.annotations.stored_joints import StoredJoints
 
 MIN_SCORE = 1e-4  # joints with a lower score are not drawn (kernels/heatmap)
+# A person jumps if the joints move from one frame to the next by more than this share of the diagonal of the person's
+# box, on average. At 10 frames a second, a running person moves by a quarter of the diagonal.
+JUMP = 0.35
 CHUNK = 1 << 15  # rows of the table's joints (one person in one frame each) that are processed at a time
 
 # One entry for each clip. A joint counts as placed if it is not at (0, 0), and as drawn if it is placed and its score
@@ -27,6 +30,10 @@ MEASURES = np.dtype(
         ("high", np.float32, (2,)),  # largest x and y of the drawn joints
         ("still", np.int64),  # joints of the layout that are drawn at least twice, and always at one place
         ("moving", np.int64),  # joints of the layout that are drawn at least twice, and not always at one place
+        ("nobody", np.int64),  # frames in which no person has a drawn joint
+        ("people", np.int64),  # people with a drawn joint, counted in each frame
+        ("steps", np.int64),  # people with a drawn joint in a frame and in the next one
+        ("jumps", np.int64),  # steps in which a person moves farther than JUMP allows
         ("size", np.float32),  # longer side of the box around a person's drawn joints, the largest of all frames
         ("score_low", np.float32),
         ("score_high", np.float32),
@@ -41,22 +48,25 @@ ROUNDED = 1.01  # scores between 1 and this value are 1 with a rounding error
 
 
 def measure(
-    joints: StoredJoints,
+    joints: np.ndarray | StoredJoints,
     per_clip: np.ndarray,
     height: np.ndarray,
     width: np.ndarray,
     first_row: np.ndarray,
+    total_frames: np.ndarray,
 ) -> np.ndarray:
     """Measure all clips: [n] of dtype MEASURES, in which `not_a_number` and `third` are still 0.
 
-    joints: [rows, V, 3]. per_clip: [n], the number of rows of each clip. height, width: [n].
+    joints: [rows, V, 3]. per_clip: [n], the number of rows of each clip. height, width, total_frames: [n].
     """
     measures = np.zeros(len(per_clip), MEASURES)
+    measures["nobody"] = total_frames
     for first, last in chunks(per_clip):
         some, start = slice(first, last), int(first_row[first])
         stored = joints[start : start + int(per_clip[some].sum())]
         if len(stored):
             _measure(stored, per_clip[some], height[some], width[some], measures[some])
+            _measure_motion(stored, per_clip[some], total_frames[some], measures[some])
     return measures
 
 
@@ -100,6 +110,26 @@ def _measure(stored: np.ndarray, per_clip: np.ndarray, height: np.ndarray, width
     for row, begin, end in zip(some.tolist(), starts.tolist(), ends.tolist(), strict=True):
         digest = hashlib.blake2b(stored[begin:end].tobytes(), digest_size=8).digest()
         part["digest"][row] = int.from_bytes(digest)
+
+
+def _measure_motion(stored: np.ndarray, per_clip: np.ndarray, total_frames: np.ndarray, part: np.ndarray) -> None:
+    """Fill in where nobody is, and how people move from frame to frame. The rows of a clip are [people, frames]."""
+    clip = np.repeat(np.arange(len(per_clip)), per_clip)
+    frame = (np.arange(len(stored)) - np.repeat(np.cumsum(per_clip) - per_clip, per_clip)) % total_frames[clip]
+    x, y, score = np.ascontiguousarray(stored.T, np.float32)  # [V, rows] each
+    drawn = ((x != 0) | (y != 0)) & (score >= MIN_SCORE)
+    present = drawn.any(axis=0)
+    part["people"] = np.bincount(clip[present], minlength=len(part))
+    occupied = np.zeros(total_frames.sum(), bool)  # each frame of each clip
+    occupied[((np.cumsum(total_frames) - total_frames)[clip] + frame)[present]] = True
+    part["nobody"] -= np.bincount(np.repeat(np.arange(len(part)), total_frames)[occupied], minlength=len(part))
+    both = drawn[:, 1:] & drawn[:, :-1] & (frame[1:] > 0)  # a row with frame 0 is another person or another clip
+    count = both.sum(axis=0)
+    moved = (np.hypot(np.diff(x), np.diff(y)) * both).sum(axis=0) / np.maximum(count, 1)
+    sides = [np.where(drawn, v, -np.inf).max(axis=0) - np.where(drawn, v, np.inf).min(axis=0) for v in (x, y)]
+    jumps = (count > 0) & (moved > JUMP * np.hypot(*sides)[1:])
+    part["steps"] = np.bincount(clip[1:][count > 0], minlength=len(part))
+    part["jumps"] = np.bincount(clip[1:][jumps], minlength=len(part))
 
 
 def chunks(per_clip: np.ndarray) -> list[tuple[int, int]]:

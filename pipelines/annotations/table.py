@@ -27,7 +27,7 @@ from pipelines.annotations.stored_joints import StoredJoints
 from pipelines.sealed_arrays import read_array
 from pipelines.videos.turn import AnnotatedImage, Rotation
 
-FORMAT = 4  # raise this number when the columns change, so that tables in the cache are built again
+FORMAT = 5  # raise this number when the columns change, so that tables in the cache are built again
 
 
 @dataclass(frozen=True, slots=True)

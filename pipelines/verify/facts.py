@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.annotations.checks import Finding, absent_findings, split_findings
+from pipelines.annotations.quality import SkeletonQuality
 from pipelines.annotations.splits import pairs_of
 from pipelines.annotations.table import ClipTable
 
@@ -105,6 +106,22 @@ def histogram(values: list[int]) -> dict[str, int]:
     """How many of the values are 0, 1, 2, and larger: keys '0', '1', '2', '>2'."""
     counts = Counter(str(value) if value <= 2 else ">2" for value in values)
     return {key: counts.get(key, 0) for key in ("0", "1", "2", ">2")}
+
+
+def quality_facts(table: ClipTable) -> dict[str, Any]:
+    """How good the skeletons are (SkeletonQuality).
+
+    lines: what `show` prints. clips: for each clip with a fault, by name, its share of frames without a person, of
+    missing joints and of jumps.
+    """
+    quality = SkeletonQuality.of_table(table)
+    clips = {
+        quality.names[clip]: [
+            round(float(share[clip]), 4) for share in (quality.nobody, quality.missing, quality.jumps)
+        ]
+        for clip in quality.worst(len(table))
+    }
+    return {"lines": quality.lines(), "clips": clips}
 
 
 def joint_facts(table: ClipTable) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from kernels.names import SHORT, printable
 from pipelines.annotations.checks import label_findings
 from pipelines.annotations.joint_checks import joint_findings
 from pipelines.annotations.table import ClipTable, open_table
-from pipelines.verify.facts import joint_facts, person_facts, split_facts, split_problems
+from pipelines.verify.facts import joint_facts, person_facts, quality_facts, split_facts, split_problems
 from pipelines.verify.videos import video_facts
 from pipelines.videos.turn import Rotation
 
@@ -58,6 +58,7 @@ def verify(
         "splits": split_facts(table, num_classes),
         "persons": person_facts(table),
         "joints": joint_facts(table),
+        "quality": quality_facts(table),
         "findings": [
             asdict(finding)
             for finding in (
@@ -154,6 +155,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("people per clip", _counts(facts["persons"])),
         ("joints per person", str(facts["joints_a_person"])),
         *_joint_lines(facts["joints"]),
+        *facts["quality"]["lines"],
     ]
     for split in facts["splits"]:
         if split.get("matches"):

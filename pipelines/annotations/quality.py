@@ -1,0 +1,98 @@
+"""How good skeletons are: frames without a person, missing joints, and people who jump from frame to frame.
+
+`python -m pipelines.annotate` and `python -m pipelines.verify` tell it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels.names import SHORT, printable
+from pipelines.annotations.measures import JUMP, MEASURES, measure
+from pipelines.annotations.table import ClipTable
+
+NAMED = 3  # clips that a line names
+
+
+@dataclass(frozen=True, slots=True)
+class SkeletonQuality:
+    """The quality of the skeletons of N clips.
+
+    names: [N]. nobody: [N], the share of a clip's frames without a person. missing: [N], the share of the joints of its
+    people that are missing, in frames in which they have any. jumps: [N], the share of the steps from frame to frame in
+    which a person jumps (measures.py). frames, joints, steps: [N], the numbers of which these are the shares.
+    """
+
+    names: Sequence[str]
+    nobody: np.ndarray
+    missing: np.ndarray
+    jumps: np.ndarray
+    frames: np.ndarray
+    joints: np.ndarray
+    steps: np.ndarray
+
+    @staticmethod
+    def of_table(table: ClipTable) -> "SkeletonQuality":
+        return _quality(table.names.tolist(), table.measures, table.total_frames, table.num_joints)
+
+    @staticmethod
+    def of_clips(clips: Sequence[dict[str, Any]]) -> "SkeletonQuality":
+        """The quality of annotations in the published form (docs/sources.md, "Annotation files")."""
+        measures = np.zeros(len(clips), MEASURES)
+        for number, clip in enumerate(clips):
+            people, frames, num_joints, _ = clip["keypoint"].shape
+            joints = np.concatenate([clip["keypoint"], clip["keypoint_score"][..., None]], axis=-1, dtype=np.float32)
+            sizes = ([people * frames], *([side] for side in clip["img_shape"]), [0], [frames])
+            measures[number] = measure(joints.reshape(-1, num_joints, 3), *map(np.array, sizes))[0]
+        frames = np.array([clip["total_frames"] for clip in clips])
+        return _quality([clip["frame_dir"] for clip in clips], measures, frames, clips[0]["keypoint"].shape[2])
+
+    def worst(self, count: int) -> list[int]:
+        """The numbers of the clips with the largest sum of the three shares, without clips in which it is 0."""
+        faults = self.nobody + self.missing + self.jumps
+        return [int(clip) for clip in np.argsort(-faults, kind="stable")[:count] if faults[clip] > 0]
+
+    def describe(self, clip: int) -> str:
+        """The faults of one clip, such as `95% of the frames without a person`."""
+        shares = {
+            "of the frames without a person": self.nobody[clip],
+            "of the joints missing": self.missing[clip],
+            "of the steps are jumps": self.jumps[clip],
+        }
+        return ", ".join(f"{percent(share)} {what}" for what, share in shares.items() if share > 0) or "no fault"
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What to tell a user: a name and a sentence for each fact."""
+        nobody, missing, jumps = (
+            float((share * count).sum() / max(1, count.sum()))
+            for share, count in ((self.nobody, self.frames), (self.missing, self.joints), (self.jumps, self.steps))
+        )
+        lines = [
+            ("frames without a person", percent(nobody)),
+            ("missing joints of the people", percent(missing)),
+            ("jumps from frame to frame", f"{percent(jumps)} (by more than {JUMP:.0%} of the person's size)"),
+        ]
+        if worst := self.worst(NAMED):
+            text = "; ".join(f"{printable(self.names[clip], SHORT)}: {self.describe(clip)}" for clip in worst)
+            lines.append(("worst skeletons", text))
+        return lines
+
+
+def percent(share: float) -> str:
+    """A share as text, so that a small one is not shown as zero."""
+    return "less than 0.1%" if 0 < share < 0.001 else f"{share:.{0 if share >= 0.1 or share == 0 else 1}%}"
+
+
+def _quality(names: Sequence[str], measures: np.ndarray, frames: np.ndarray, num_joints: int) -> SkeletonQuality:
+    joints = measures["people"] * num_joints
+    return SkeletonQuality(
+        names=names,
+        nobody=measures["nobody"] / np.maximum(frames, 1),
+        missing=(joints - measures["drawn"]) / np.maximum(joints, 1),
+        jumps=measures["jumps"] / np.maximum(measures["steps"], 1),
+        frames=frames,
+        joints=joints,
+        steps=measures["steps"],
+    )
