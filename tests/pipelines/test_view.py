@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from pipelines.config import ClipConfig
@@ -20,6 +21,8 @@ from trainer.cli import dispatch
 from trainer.commands.train import Options
 from trainer.report.clip_views import DPI, MOMENTS, ROOM, SIDE, TOP, draw_views
 from trainer.report.curves import write_png
+from trainer.report.skeleton_drawing import LEFT
+from trainer.report.worst_clips import FRAMES, HEIGHT, TITLE, WIDTH
 from trainer.settings import experiment_of
 from trainer.snapshots.work_dir import write_settings
 
@@ -125,6 +128,18 @@ def test_clip_by_name_is_the_clip_by_place(demo, tmp_path, monkeypatch):
         assert dispatch(["view", *choice, *words, "--out", str(tmp_path / f"{words[0]}.png")]) == 0
     assert titles[0] == titles[1] == f"S001C001P021R001A007 (clip 30): {FINE_NAMES[6]}; joints: coco17"
     assert (tmp_path / "--index.png").read_bytes() == (tmp_path / "--clip.png").read_bytes()
+
+
+def test_the_worst_skeletons_are_drawn(demo, tmp_path):
+    out = ["--out", str(tmp_path / "worst.png")]
+    with pytest.raises(ValueError, match="--worst draws several clips: write 1 or more, and leave --index and --clip"):
+        dispatch(["view", *demo, "--worst", "3", "--index", "1", *out])
+    assert dispatch(["view", *demo, "--worst", "3", *out]) == 0
+    picture = imread(tmp_path / "worst.png")[..., :3]
+    assert picture.shape[:2] == (3 * (HEIGHT + TITLE), FRAMES * WIDTH)
+    left_side = (np.abs(picture - to_rgb(LEFT)) < 0.25).all(axis=-1).reshape(3, -1).sum(axis=1)
+    assert left_side[0] == 0  # the estimator found nobody in one clip of the demo
+    assert (left_side[1:] > 0).all()  # in the others, joints are missing
 
 
 @pytest.mark.parametrize(

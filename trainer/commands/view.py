@@ -9,21 +9,24 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from kernels.names import SHORT, printable
 from kernels.program import UserError
+from pipelines.annotations.quality import SkeletonQuality
 from pipelines.annotations.table import ClipTable
 from pipelines.frame_source import NoFrames
 from pipelines.packs.format import PackSettings
 from pipelines.packs.source import PackFrames
 from pipelines.prepare.make import prepare
-from pipelines.videos.find import places_of
+from pipelines.videos.find import MissingVideo, find_videos, places_of
 from pipelines.view import view_clip
 from trainer.config import Experiment
 from trainer.data import Source, loader_of, open_tables, with_class_names
 from trainer.report.clip_views import draw_views
 from trainer.report.curves import write_png
+from trainer.report.worst_clips import draw_clips
 from trainer.runtime.cards import check_cards
 from trainer.runtime.ranks import Ranks, device_of
 from trainer.settings import SETTINGS, Choice, experiment_of
@@ -39,6 +42,8 @@ class ViewOptions(Choice):
     """Position of the clip in the annotation file, from 0."""
     clip: str | None = None
     """Name of the clip or of its video, instead of --index. Folders, extension and suffix _rgb make no difference."""
+    worst: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Draw the N clips of the annotation file with the worst skeletons, instead of one clip."""
     epoch: int = 0
     """Draw the frames, crop and flip that training chooses at random in this epoch (counted from 0)."""
     out: Path = Path("clip.png")
@@ -54,7 +59,10 @@ def view(options: ViewOptions) -> int:
         options = replace(options, config=settings_file(options))
     experiment, device = experiment_of(options), torch.device(device_of(options.device))
     check_cards(experiment.optim.precision, device.type, 1)
-    table, row = find_clip(open_tables(experiment), options)
+    tables = open_tables(experiment)
+    if options.worst is not None:
+        return view_worst(options, experiment, tables[0])
+    table, row = find_clip(tables, options)
     with tempfile.TemporaryDirectory() as folder:
         source = pack_clip(experiment, table, row, Path(folder))
         ranks = Ranks(0, 0, 1, device)
@@ -64,11 +72,32 @@ def view(options: ViewOptions) -> int:
     names = with_class_names(experiment, table, print).data.class_names
     title = f"{printable(str(table.names[row]), SHORT)} (clip {row}): {names[label] if names else f'class {label}'}"
     title += f"; joints: {experiment.clip.skeleton}"
+    return write(options.out, draw_views(views, ("training", "validation"), title, experiment.clip.skeleton))
+
+
+def view_worst(options: ViewOptions, experiment: Experiment, table: ClipTable) -> int:
+    """Draw the clips with the worst skeletons. If the network reads no videos and there are none, frames are black."""
+    quality, data = SkeletonQuality.of_table(table), experiment.data
+    if options.worst is None or options.worst < 1 or (options.index, options.clip) != (None, None):
+        raise UserError("--worst draws several clips: write 1 or more, and leave --index and --clip out")
+    rows = quality.worst(options.worst)
+    if not rows:
+        print("no clip has a fault in its skeletons")
+        return 0
+    names = table.names[rows].tolist()
+    if "rgb" in experiment.streams or Path(data.videos).is_dir():
+        videos = find_videos(Path(data.videos), names, data.follow_links)
+    else:
+        videos = [MissingVideo("there are no videos")] * len(rows)
+    return write(options.out, draw_clips(table, rows, videos, quality, experiment.clip.skeleton, data.rotation))
+
+
+def write(path: Path, figure: Figure) -> int:
     try:
-        write_png(draw_views(views, ("training", "validation"), title, experiment.clip.skeleton), options.out)
+        write_png(figure, path)
     except OSError as error:
-        raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
-    print(printable(str(options.out)))
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file with --out") from None
+    print(printable(str(path)))
     return 0
 
 
