@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kernels.names import SHORT, printable
-from pipelines.annotations.measures import JUMP, MEASURES, measure
+from pipelines.annotations.measures import MEASURES, measure
 from pipelines.annotations.table import ClipTable
 
 NAMED = 3  # clips that a line names
@@ -55,29 +55,23 @@ class SkeletonQuality:
         return [int(clip) for clip in np.argsort(-faults, kind="stable")[:count] if faults[clip] > 0]
 
     def describe(self, clip: int) -> str:
-        """The faults of one clip, such as `95% of the frames without a person`."""
-        shares = {
-            "of the frames without a person": self.nobody[clip],
-            "of the joints missing": self.missing[clip],
-            "of the steps are jumps": self.jumps[clip],
-        }
-        return ", ".join(f"{percent(share)} {what}" for what, share in shares.items() if share > 0) or "no fault"
+        """The faults of one clip, such as `95% of frames without a person, 2% jumps`."""
+        return _sentence(float(self.nobody[clip]), float(self.missing[clip]), float(self.jumps[clip])) or "no fault"
 
     def lines(self) -> list[tuple[str, str]]:
-        """What to tell a user: a name and a sentence for each fact."""
-        nobody, missing, jumps = (
-            float((share * count).sum() / max(1, count.sum()))
-            for share, count in ((self.nobody, self.frames), (self.missing, self.joints), (self.jumps, self.steps))
-        )
-        lines = [
-            ("frames without a person", percent(nobody)),
-            ("missing joints of the people", percent(missing)),
-            ("jumps from frame to frame", f"{percent(jumps)} (by more than {JUMP:.0%} of the person's size)"),
-        ]
+        """What to tell a user: a name and a text for each fact."""
+        pairs = ((self.nobody, self.frames), (self.missing, self.joints), (self.jumps, self.steps))
+        shares = [float((share * count).sum() / max(1, count.sum())) for share, count in pairs]
+        lines = [("skeletons", _sentence(*shares) or "a person in every frame, no missing joint, no jump")]
         if worst := self.worst(NAMED):
             text = "; ".join(f"{printable(self.names[clip], SHORT)}: {self.describe(clip)}" for clip in worst)
             lines.append(("worst skeletons", text))
         return lines
+
+
+def _sentence(nobody: float, missing: float, jumps: float) -> str:
+    shares = {"of frames without a person": nobody, "of joints missing": missing, "jumps": jumps}
+    return ", ".join(f"{percent(share)} {what}" for what, share in shares.items() if share > 0)
 
 
 def percent(share: float) -> str:

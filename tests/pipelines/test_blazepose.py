@@ -17,6 +17,7 @@ from PIL import Image
 from pipelines.annotate.blazepose.estimator import (
     DETECTOR_SIDE,
     LANDMARKS_SIDE,
+    LOOK_EVERY,
     BlazePose,
     Square,
     crop,
@@ -58,6 +59,54 @@ def test_the_networks_compute_what_litert_computes(picture):
             reference = expected[f"{name}{number}"]
             assert np.abs(output - reference).max() <= 1e-3 * max(1, np.abs(reference).max())
             assert np.abs(reference).max() > 0.1
+
+
+def test_a_person_is_followed_and_a_new_video_starts_afresh(picture):
+    frame, estimator = np.asarray(picture), BlazePose()
+    (person,) = estimator.people(frame)
+    runs = count_runs(estimator)
+    (again,) = estimator.people(frame)
+    assert runs == {"detector": 0, "landmarks": 1}  # the person is followed without the detector
+    diagonal = np.linalg.norm(np.ptp(person.joints[:, :2], axis=0))
+    assert np.abs(again.joints - person.joints)[:, :2].max() < 0.03 * diagonal
+    estimator.restart()
+    assert np.array_equal(estimator.people(frame)[0].joints, person.joints)
+    assert runs["detector"] == 1
+
+
+def test_a_person_who_leaves_is_forgotten_and_one_who_comes_is_found(picture):
+    frame, estimator = np.asarray(picture), BlazePose()
+    grey = np.full_like(frame, 120)
+    assert [len(estimator.people(image)) for image in (grey, frame, grey, frame)] == [0, 1, 0, 1]
+
+
+def test_a_second_person_is_found_while_the_first_is_followed(picture):
+    middle = round(stage(CONFIG, CLIP).points[0, 0, :, 0].mean())
+    person = np.asarray(picture.crop((middle - 60, 0, middle + 60, picture.height)))
+    one, two = (np.concatenate([person, other], axis=1) for other in (np.full_like(person, 120), person))
+    estimator = BlazePose()
+    counts = [len(estimator.people(image)) for image in [one, *[two] * LOOK_EVERY]]
+    assert counts == [1] * LOOK_EVERY + [2]
+
+
+def count_runs(estimator: BlazePose) -> dict[str, int]:
+    """Count from now on how often each network of the estimator runs."""
+    counts = {"detector": 0, "landmarks": 0}
+
+    class Counted:
+        def __init__(self, name: str):
+            self.name, self.network = name, getattr(estimator, name)
+
+        def run(self, *arguments):
+            counts[self.name] += 1
+            return self.network.run(*arguments)
+
+        def get_inputs(self):
+            return self.network.get_inputs()
+
+    for name in counts:
+        setattr(estimator, name, Counted(name))
+    return counts
 
 
 def write_litert(package: str) -> None:

@@ -58,12 +58,14 @@ def test_each_fault_is_counted(clips, tmp_path):
         shares = np.stack([quality.nobody, quality.missing, quality.jumps], axis=1)
         np.testing.assert_allclose(shares, list(EXPECTED.values()))
         assert quality.worst(9) == [1, 4, 3]
-        assert quality.describe(1) == "40% of the frames without a person"
+        assert quality.describe(1) == "40% of frames without a person"
+        missing, jumps = percent(15 / (59 * 17)), percent(1 / 52)  # of the people's joints, and of their steps
         lines = dict(quality.lines())
-        assert lines["frames without a person"] == percent(4 / 59)
-        assert lines["worst skeletons"].startswith(
-            "empty: 40% of the frames without a person; jumping: 10% of the steps"
+        assert (
+            lines["skeletons"]
+            == f"{percent(4 / 59)} of frames without a person, {missing} of joints missing, {jumps} jumps"
         )
+        assert lines["worst skeletons"].startswith("empty: 40% of frames without a person; jumping: 10% jumps; holes: ")
 
 
 def test_verify_tells_the_quality(clips, tmp_path, capsys):
