@@ -27,6 +27,10 @@ class DataConfig:
     """The coarse class of each fine class. (): there are no coarse classes, so model.num_coarse must be 0."""
     class_names: tuple[str, ...] = ()
     """The name of each fine class. Empty: the classes are numbered."""
+    classes_from_file: bool = False
+    """Whether num_classes, coarse_map, split and the skeleton are those of the annotation file. The values of these
+    settings count only until the file is read, unless you set them.
+    """
     val_annotations: str | None = None
     """Annotation file of the validation clips, for data with one file per split. None: annotations has both."""
     split: str | None = None

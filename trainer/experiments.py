@@ -119,8 +119,8 @@ NTU60_X3D_TUNED = replace(
     val=replace(NTU60_X3D.val, patience=8),
 )
 
-# The networks of ntu60_x3d for your own videos; `python -m pipelines.annotate` makes their annotations. There are no
-# coarse classes, and therefore no PCAN losses. Start training with --init from a checkpoint of ntu60_x3d.
+# The networks of ntu60_x3d for your own videos, whose annotations `python -m pipelines.annotate` makes. Start training
+# with --init from a checkpoint of ntu60_x3d.
 CUSTOM = Experiment(
     name="custom",
     data=DataConfig(
@@ -129,6 +129,8 @@ CUSTOM = Experiment(
         split="own",
         num_classes=2,
         coarse_map=(),
+        classes_from_file=True,
+        balance=0.5,
     ),
     clip=NTU60_X3D.clip,
     model=X3DPairConfig(num_coarse=0),
@@ -236,9 +238,22 @@ DEMO = Experiment(
     snapshot_every=20,
 )
 
+# The demo's networks for 30 to 500 videos of your own, on a CPU or a small GPU. From so few clips, a network easily
+# learns the clothes and the rooms, so training changes colours and joints at random.
+CUSTOM_SMALL = replace(
+    DEMO,
+    name="custom_small",
+    data=CUSTOM.data,
+    clip=replace(DEMO.clip, color_jitter=0.3, joint_noise=0.5, joint_drop=0.05),
+    model=replace(DEMO.model, num_coarse=0, loss_weights=(1.0, 1.0, 1.0, 1.0)),
+    optim=replace(DEMO.optim, num_epochs=200),
+    val=replace(DEMO.val, every=10),
+    snapshot_every=500,
+)
+
 ALL = (
     *(MA52_RUN, MA52_PCAN, NTU60, NTU60_X3D, NTU60_X3D_TUNED),
     *(NTU60_RGB, NTU60_POSE, NTU60_RGBPOSE, NTU60_EPAM),
-    *(NTU120, NTU120_X3D, NTU120_RGB, NTU120_POSE, NTU120_RGBPOSE, CUSTOM, DEMO),
+    *(NTU120, NTU120_X3D, NTU120_RGB, NTU120_POSE, NTU120_RGBPOSE, CUSTOM, CUSTOM_SMALL, DEMO),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in ALL}

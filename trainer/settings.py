@@ -6,7 +6,8 @@ import runpy
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +18,8 @@ import tyro
 from kernels.meanings import explain
 from kernels.program import UserError
 from models.classes import read_coarse_map
+from models.config import FROM_DATA, SingleStreamConfig
+from pipelines.annotations.splits import find_split, pair_name, pairs_of
 from pipelines.skeleton import SKELETONS, Skeleton, read_skeleton
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
@@ -132,6 +135,8 @@ def changed(experiment: Experiment, options: Choice) -> Experiment:
         num_classes = changes.get("data.num_classes", experiment.data.num_classes)
         changes["data.coarse_map"] = read_coarse_map(options.coarse_map, num_classes)
     result = changed_by(experiment, changes)
+    if result.data.classes_from_file:
+        result = with_classes_of_file(result, changes.keys())
     for key, value in changes.items():
         if key.startswith("model.") and not is_dataclass(value) and value_at(result, key) != value:
             raise UserError(
@@ -139,6 +144,44 @@ def changed(experiment: Experiment, options: Choice) -> Experiment:
                 "instead"
             )
     return result
+
+
+def with_classes_of_file(experiment: Experiment, settings: AbstractSet[str]) -> Experiment:
+    """The experiment with the values of its annotation file. The names in `settings` are those that the user has set,
+    which stay as they are.
+
+    If there is no annotation file yet, the experiment stays as it is. Raises AnnotationError if the file cannot be
+    used.
+    """
+    # Imported here, because only this function reads annotations.
+    from pipelines.annotations.table import open_table
+
+    data, clip, model = experiment.data, experiment.clip, experiment.model
+    if not Path(data.annotations).exists():
+        return experiment
+    table = open_table(Path(data.annotations), Path(data.cache))
+    if "data.num_classes" not in settings:
+        data = replace(data, num_classes=max(1, len(table.class_names) or int(table.label.max()) + 1))
+        if "data.coarse_map" not in settings:
+            data = replace(data, coarse_map=table.coarse_map)
+            if not isinstance(model, SingleStreamConfig) and "model.num_coarse" not in settings:
+                model = replace(model, num_coarse=FROM_DATA if table.coarse_map else 0)
+    if not settings & {"data.split", "data.train_split", "data.val_split", "data.val_annotations"}:
+        data = replace(data, split=split_of_file(table.splits, data.split))
+    if table.skeleton and "clip.skeleton" not in settings:
+        clip = replace(clip, skeleton=SKELETONS[table.skeleton])
+    return replace(experiment, data=data, clip=clip, model=model)
+
+
+def split_of_file(splits: Collection[str], preferred: str | None) -> str | None:
+    """The pair of splits to use: the preferred one if it is among the `splits` of a file, or else their only pair.
+
+    If there is neither, the preferred pair is returned, and the run will say which splits there are.
+    """
+    if preferred is None or find_split(splits, f"{preferred}_train"):
+        return preferred
+    pairs = [pair_name(train) or train for train, _ in pairs_of(splits)]
+    return pairs[0] if len(pairs) == 1 else preferred
 
 
 def override(experiment: Experiment, *assignments: str) -> Experiment:

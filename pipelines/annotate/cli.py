@@ -9,10 +9,11 @@ from rich.console import Console
 
 from kernels.names import printable
 from kernels.program import UserError
+from pipelines.annotate.advice import training_advice
 from pipelines.annotate.copies import Copies, find_copies
 from pipelines.annotate.estimator import DEFAULT, EstimatorOptions
 from pipelines.annotate.labels import Labels, read_labels
-from pipelines.annotate.make import FilePoses, advice, annotate, estimated_poses, poses_from_files, write
+from pipelines.annotate.make import FilePoses, annotate, estimated_poses, poses_from_files, write
 from pipelines.annotate.splitting import split_labels
 from pipelines.annotations.quality import SkeletonQuality
 from pipelines.progress import Progress
@@ -25,7 +26,7 @@ def main(
     labels: Annotated[Path, tyro.conf.Positional],
     /,
     out: Path,
-    poses: Path | None = None,
+    poses: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     estimation: tyro.conf.OmitArgPrefixes[EstimatorOptions] = DEFAULT,
     people: int = 2,
     rotation: Rotation = "shown",
@@ -36,15 +37,13 @@ def main(
 
     Args:
         videos: folder of the videos
-        labels: CSV file with one line `video,label` or `video,label,split` per video; the split is train or val; a
-            first line with names of columns may add the columns group (or subject, camera, source) and coarse
+        labels: CSV file with a line `video,label` or `video,label,split` per video, or with other columns that its
+            first line names: group, subject, camera, source, coarse
         out: annotation file to write, a pickle
-        poses: folder with the joints of each video, such as NAME.json, NAME.npz or the files of a pose estimator
-            (docs/custom_data.md; default: estimate the joints)
+        poses: folder with the joints of each video (docs/custom_data.md; default: estimate the joints)
         people: maximum number of people per clip
-        rotation: whether the skeletons in --poses belong to frames as players show them, turned like those of a phone,
-            or as the files store them; the annotation file records this choice
-        copies: look for copies and mirror images among the videos, so that the split keeps them together
+        rotation: whether skeletons in --poses belong to frames as players show them or as the files store them
+        copies: look for copies and mirror images of videos, so that the split keeps them together
         follow_links: follow links that lead out of the folder of the videos; only for a folder that you trust
     """
     console = Console(stderr=True)
@@ -64,7 +63,8 @@ def main(
     pairs = copies_of(videos, label_table, console, follow_links) if copies and not label_table.groups else []
     label_table = split_labels(label_table, pairs, say)
     clips = annotate(videos, label_table, source, console, follow_links)
-    splits = write(out, clips, label_table, rotation)
+    layout = source.folder.layout if isinstance(source, FilePoses) else "coco17"
+    splits = write(out, clips, label_table, rotation, layout)
     usable = [clip for clip in clips if isinstance(clip, dict)]
     empty = sum(not clip["keypoint_score"].any() for clip in usable)
     counts = ", ".join(f"{len(members)} in {name}" for name, members in splits.items())
@@ -74,8 +74,7 @@ def main(
     for reason in clips:
         if isinstance(reason, str):
             print(f"left out: {printable(reason)}")
-    layout = source.folder.layout if isinstance(source, FilePoses) else ""
-    print(advice(out, videos, label_table, usable[0]["keypoint"].shape[2], layout))
+    print(training_advice(out, videos, len(splits["own_train"]), usable[0]["keypoint"].shape[2], layout))
 
 
 def copies_of(videos: Path, labels: Labels, console: Console, follow_links: bool) -> Copies:

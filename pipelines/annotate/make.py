@@ -5,7 +5,6 @@ they are estimated (estimator.py) and stored in the folder OUT_poses, so that an
 """
 
 import pickle
-import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from pipelines.annotate.labels import SPLITS, Labels
 from pipelines.annotations.schema import class_names_of, fits_only_swapped, parse_clip
 from pipelines.prepare.content import digest_of_video
 from pipelines.progress import Progress
-from pipelines.skeleton import fitting
+from pipelines.skeleton import SKELETONS
 from pipelines.videos.container import VideoError
 from pipelines.videos.find import MissingVideo, clip_name, find_videos, names_for
 from pipelines.videos.header import Header
@@ -181,11 +180,12 @@ def estimated_poses(
 
 
 def write(
-    out: Path, clips: list[dict[str, Any] | str], labels: Labels, rotation: Rotation = "shown"
+    out: Path, clips: list[dict[str, Any] | str], labels: Labels, rotation: Rotation = "shown", layout: str = ""
 ) -> dict[str, list[str]]:
-    """Write the annotations of all usable videos and the names of the classes to the pickle `out`. Returns the names of
-    the clips in each split.
+    """Write the annotations of all usable videos, and what training must know about the classes and the joints, to the
+    pickle `out`. Returns the names of the clips in each split.
 
+    layout: the name of the joint layout, or '' if it is not known.
     A failure leaves no partial file. Raises UserError if a split is empty or the file cannot be written.
     """
     usable = [(clip, split) for clip, split in zip(clips, labels.splits, strict=True) if isinstance(clip, dict)]
@@ -197,21 +197,12 @@ def write(
         if not members:
             raise UserError(f"no usable video is left for the split {name}; add videos to the labels")
     content = {"split": splits, "annotations": [clip for clip, _ in usable], "class_names": list(labels.class_names)}
-    content["rotation"] = rotation
+    content |= {"coarse_map": list(labels.coarse_map), "rotation": rotation}
+    if layout in SKELETONS:
+        content["skeleton"] = layout
     class_names_of(out, content, max(labels.labels) + 1)
     try:
         write_whole(out, pickle.dumps(content, protocol=4))
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); name another file with --out") from None
     return splits
-
-
-def advice(out: Path, videos: Path, labels: Labels, num_joints: int, layout: str = "") -> str:
-    """A sentence with the command that trains on the annotation file. `layout`: the joint layout, if it is known."""
-    settings = [f"data.annotations={out}", f"data.videos={videos}", f"data.num_classes={max(labels.labels) + 1}"]
-    words = ["python -m trainer --exp custom", *(f"--set {shlex.quote(setting)}" for setting in settings)]
-    if num_joints != JOINTS and layout:
-        words.append(f"--set clip.skeleton={layout}")
-    elif num_joints != JOINTS:
-        return f"train with: {' '.join(words)} --set clip.skeleton=NAME, where NAME is {fitting(num_joints)}"
-    return f"train with: {' '.join(words)}"

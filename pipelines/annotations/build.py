@@ -25,7 +25,9 @@ from pipelines.annotations.schema import (
     AnnotationError,
     class_names_of,
     clips_and_splits,
+    coarse_map_of,
     columns_of_clips,
+    layout_of,
     read_pickle,
     rotation_of,
     split_rows,
@@ -119,7 +121,9 @@ def build(path: Path, folder: Path) -> None:
     clips, splits = clips_and_splits(path, content)
     columns = columns_of_clips(path, clips, MAX_GROWTH * path.stat().st_size + SMALL)
     rotation = rotation_of(path, content)
-    class_names = class_names_of(path, content, int(columns["label"].max()) + 1)
+    num_classes = int(columns["label"].max()) + 1
+    class_names = class_names_of(path, content, num_classes)
+    coarse_map = coarse_map_of(path, content, len(class_names) or num_classes)
     row_of = {name: row for row, name in enumerate(columns["names"].tolist())}
     if len(row_of) != len(clips):
         duplicates = [name for name, count in collections.Counter(columns["names"].tolist()).items() if count > 1]
@@ -135,6 +139,7 @@ def build(path: Path, folder: Path) -> None:
         if missing:
             absent[name] = len(missing), missing[0]
     facts = {"splits": rows, "absent": absent, "class_names": class_names, "rotation": rotation}
+    facts |= {"coarse_map": coarse_map, "skeleton": layout_of(path, content)}
     with whole_folder(folder) as part:
         _save_joints(part / "joints.npy", columns.pop("joints"))
         columns["measures"] = _measured(StoredJoints(part / "joints.npy"), columns)

@@ -18,6 +18,7 @@ from kernels.names import SHORT, printable
 from kernels.program import UserError
 from pipelines.annotations import safe_pickle
 from pipelines.annotations.measures import THIRD_IS_SCORE, THIRD_IS_UNUSED
+from pipelines.skeleton import SKELETONS
 from pipelines.videos.turn import Rotation
 
 SCALARS = (str, int, float, np.number, np.bool_)
@@ -108,6 +109,35 @@ def rotation_of(path: Path, content: Any) -> Rotation | None:
     if rotation is not None:
         raise AnnotationError(f"rotation in {path} is {told(rotation)}; write 'shown' or 'stored', or leave it out")
     return None
+
+
+def coarse_map_of(path: Path, content: Any, num_classes: int) -> tuple[int, ...]:
+    """The coarse class of each class, under the key 'coarse_map' of an annotation file, or an empty tuple.
+
+    num_classes: the number of classes of the file. Raises AnnotationError.
+    """
+    numbers = content.get("coarse_map", ()) if isinstance(content, dict) else ()
+    if not isinstance(numbers, list | tuple) or not all(type(number) is int for number in numbers):
+        raise AnnotationError(f"coarse_map in {path} is not a list of whole numbers; write one number for each class")
+    if numbers and (len(numbers) != num_classes or sorted(set(numbers)) != list(range(max(numbers) + 1))):
+        raise AnnotationError(
+            f"coarse_map in {path} does not fit its {num_classes} classes; write one number for each class, and use "
+            "all numbers from 0 on"
+        )
+    return tuple(numbers)
+
+
+def layout_of(path: Path, content: Any) -> str:
+    """The name of the joint layout, under the key 'skeleton' of an annotation file, or '' if the file names none.
+
+    Raises AnnotationError if there is no layout of this name.
+    """
+    name = content.get("skeleton", "") if isinstance(content, dict) else ""
+    if not isinstance(name, str) or (name and name not in SKELETONS):
+        raise AnnotationError(
+            f"skeleton in {path} is {told(name)}; write one of {', '.join(SKELETONS)}, or leave it out"
+        )
+    return str(name)
 
 
 def _all_dicts(clips: list) -> bool:

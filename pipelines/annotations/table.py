@@ -41,6 +41,8 @@ class ClipTable:
     first_row: [n] int64, where the joints of each clip start in `joints`.
     splits: for the name of each split, the rows of its clips; empty if the file is a plain list.
     class_names: the name of each class, or empty if the file does not name its classes.
+    coarse_map: the coarse class of each class, or empty if the file has no coarse classes.
+    skeleton: the name of the joint layout, or '' if the file names none.
     rotation: see AnnotatedImage; None if the file contains none.
     measures: [n] of dtype MEASURES, the measures of each clip's joints; empty for a table that no file was read for.
     absent: for each split that lists clips without an annotation, how many these are and the name of the first.
@@ -57,6 +59,8 @@ class ClipTable:
     joints: np.ndarray | StoredJoints
     splits: dict[str, np.ndarray]
     class_names: tuple[str, ...] = ()
+    coarse_map: tuple[int, ...] = ()
+    skeleton: str = ""
     rotation: Rotation | None = None
     measures: np.ndarray = field(default_factory=lambda: np.zeros(0, MEASURES))
     absent: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -134,7 +138,7 @@ def open_table(path: Path, cache: Path) -> ClipTable:
 
 
 _COLUMNS = ("names", "label", "total_frames", "height", "width", "num_persons", "first_row", "measures")
-_FACTS = ("splits.json", "absent.json", "class_names.json", "rotation.json")
+_FACTS = ("splits.json", "absent.json", "class_names.json", "rotation.json", "coarse_map.json", "skeleton.json")
 
 
 def _load(folder: Path, digest: str) -> ClipTable | None:
@@ -147,13 +151,17 @@ def _load(folder: Path, digest: str) -> ClipTable | None:
         return None
     if any(content is None for content in (*columns.values(), *facts)):
         return None
-    splits, absent, class_names, rotation = (json.loads(fact) for fact in facts if fact is not None)
+    splits, absent, class_names, rotation, coarse_map, skeleton = (
+        json.loads(fact) for fact in facts if fact is not None
+    )
     rows = {name: np.asarray(rows, np.int64) for name, rows in splits.items()}
     return ClipTable(
         digest=digest,
         joints=joints,
         splits=rows,
         class_names=tuple(class_names),
+        coarse_map=tuple(coarse_map),
+        skeleton=skeleton,
         rotation=rotation,
         absent={name: tuple(entry) for name, entry in absent.items()},
         **columns,

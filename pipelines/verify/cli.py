@@ -10,6 +10,7 @@ from rich.console import Console
 from kernels.names import printable
 from kernels.program import UserError
 from kernels.whole_files import write_whole
+from pipelines.annotate.advice import training_advice
 from pipelines.verify.report import PLAIN, show, verify
 from pipelines.videos.turn import Rotation
 
@@ -56,6 +57,10 @@ def main(
         write_json(json, facts)
     show(facts, console)
     console.print(printable(facts["verdict"]), **PLAIN)
+    own = next((split for split in facts["splits"] if split["split"] == "own_train"), None)
+    if facts["usable"] and videos is not None and own is not None:
+        advice = training_advice(annotations, videos, own["clips"], facts["joints_a_person"], facts["skeleton"])
+        console.print(printable(advice), **PLAIN)
     return 0 if facts["usable"] else 2
 
 

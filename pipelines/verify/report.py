@@ -54,6 +54,7 @@ def verify(
         "annotations": str(annotations),
         "clips": len(table),
         "joints_a_person": table.num_joints,
+        "skeleton": table.skeleton,
         "labels": labels,
         "splits": split_facts(table, num_classes),
         "persons": person_facts(table),

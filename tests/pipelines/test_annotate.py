@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import shlex
 from pathlib import Path
 
@@ -274,8 +275,9 @@ def test_pickle_holds_what_was_annotated(annotated, tmp_path):
 
 def test_it_trains_by_the_command_that_is_advised(annotated, own, tmp_path):
     _, shown = annotated
-    advised = shown.strip().splitlines()[-1]
-    assert advised.startswith("train with: python -m trainer --exp custom --set ")
+    advised, _, reason = shown.strip().splitlines()[-1].partition(" (")
+    assert advised.startswith("train with: python -m trainer --exp custom_small --set ")
+    assert re.fullmatch(r"about 1 min on \d+ CPU cores for 5 training clips; custom is for GPUs\)", reason)
     settings = (
         *("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)"),
         *("clip.rgb_frames=2", "clip.pose_frames=4", "clip.rgb_size=32", "clip.rgb_size_val=32", "clip.box_pixels=32"),
@@ -290,7 +292,7 @@ def test_it_trains_by_the_command_that_is_advised(annotated, own, tmp_path):
     )
     more = "".join(f" --set '{setting}'" for setting in settings)
     words = shlex.split(advised)[5:]
-    assert words[:2] == ["--exp", "custom"]
+    assert words[:2] == ["--exp", "custom_small"]
     more = [word for setting in settings for word in ("--set", setting)]
     assert run_command([*words, *more, "--work-dir", str(tmp_path / "run"), "--max-steps", "2"]) == 0
     assert "lift" not in advised  # class names come from the annotation file
@@ -308,6 +310,7 @@ def test_it_trains_by_the_command_that_is_advised(annotated, own, tmp_path):
 
 def test_names_that_do_not_fit_the_experiment_are_told(annotated, tmp_path, capsys):
     words = ["--exp", "custom", "--set", f"data.annotations={annotated[0]}", "--set", f"data.cache={tmp_path}"]
+    words += ["--set", "data.num_classes=2"]
     assert run_command(["prepare", *words]) == 2
     assert "my.pkl names 5 classes, but experiment custom has 2; set data.num_classes=5" in capsys.readouterr().err
     other = override(EXPERIMENTS["custom"], "data.num_classes=5", "data.class_names=give,push,lift,raise,wave")

@@ -24,13 +24,14 @@ ABOUT = {
     "ntu120_rgb": ("ntu60_rgb for 120 classes", "", ""),
     "ntu120_pose": ("ntu60_pose for 120 classes", "", ""),
     "ntu120_rgbpose": ("ntu60_rgbpose for 120 classes", "", "merged streams"),
-    "custom": ("your own videos", "", "ntu60_x3d"),
+    "custom": ("your own videos, on a GPU", "", "ntu60_x3d"),
+    "custom_small": ("30 to 500 videos, in minutes", "", ""),
     "demo": ("a first try: no data, no GPU", "96 % (ours)", ""),
 }
 START = (
     "The guide's scores have not been reproduced; those of ma52 are probably scores of body parts.\n"
-    "Where to start: demo if you have no data yet, ntu60_x3d for NTU RGB+D, ma52 for MA-52, custom for your own "
-    "videos. `python -m trainer config --exp NAME` explains all settings of an experiment."
+    "Where to start: demo if you have no data yet, ntu60_x3d for NTU RGB+D, ma52 for MA-52, custom_small for "
+    "your own videos. `python -m trainer config --exp NAME` explains all settings of an experiment."
 )
 # For each experiment, the number of parameters (including PCAN's fine prototypes), and the multiply-adds of a forward
 # pass of one clip at the frame size of training. tests/trainer/test_list.py compares these numbers with the networks.
@@ -50,6 +51,7 @@ SIZES = {
     "ntu120_pose": (2_055_640, 11_332_612_096),
     "ntu120_rgbpose": (36_301_648, 58_005_368_832),
     "custom": (2_500_910, 7_617_715_344),
+    "custom_small": (135_940, 107_688_168),
     "demo": (140_504, 107_692_704),
 }
 

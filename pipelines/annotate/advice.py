@@ -1,0 +1,38 @@
+"""Says how to train on an annotation file: which of the two experiments for own videos fits, and how long it takes."""
+
+import os
+import shlex
+from pathlib import Path
+
+from kernels.driver import find_driver
+from pipelines.skeleton import COCO_17, fitting
+
+DEFAULT = ("data/custom/annotations.pkl", "data/custom/videos")  # where both experiments look for data
+MANY = 500  # from this number of training clips on, the large networks of `custom` learn more than the small ones
+EPOCHS = 200  # of custom_small; a test compares this number with the experiment
+RATE = 60  # clips a second that custom_small trains on one core (benchmarks/records, headspace of the demo)
+
+
+def training_advice(annotations: Path, videos: Path, num_clips: int, num_joints: int, layout: str = "") -> str:
+    """A line with the command that trains on an annotation file, and the reason why it is this one.
+
+    num_clips: the number of training clips. layout: the joint layout that the file names, or ''.
+    """
+    has_gpu, cores = find_driver() is not None, len(os.sched_getaffinity(0))
+    minutes = max(1, round(num_clips * EPOCHS / RATE / cores / 60))
+    name = "custom" if has_gpu and num_clips >= MANY else "custom_small"
+    if name == "custom":
+        why = f"{num_clips} training clips and a GPU are enough for large networks; custom_small is done in minutes"
+    elif has_gpu:
+        why = f"small networks suit {num_clips} training clips; custom suits more, or a start from weights (--init)"
+    else:
+        why = f"about {minutes} min on {cores} CPU cores for {num_clips} training clips; custom is for GPUs"
+    settings = [] if (str(annotations), str(videos)) == DEFAULT else _settings(annotations, videos)
+    if num_joints != COCO_17.num_joints and not layout:
+        settings += ["--set clip.skeleton=NAME"]
+        why = f"NAME is {fitting(num_joints)}; {why}"
+    return f"train with: {' '.join([f'python -m trainer --exp {name}', *settings])} ({why})"
+
+
+def _settings(annotations: Path, videos: Path) -> list[str]:
+    return [f"--set {shlex.quote(setting)}" for setting in (f"data.annotations={annotations}", f"data.videos={videos}")]

@@ -1,0 +1,68 @@
+"""The experiments for own videos take classes, coarse classes, split and joints from the annotation file."""
+
+import pickle
+
+import pytest
+
+from models.config import TwoStreamConfig
+from pipelines.annotate.advice import DEFAULT, EPOCHS, training_advice
+from pipelines.skeleton import BODY_25, COCO_17
+from tests.pipelines.annotated import clip
+from trainer.experiments import CUSTOM, CUSTOM_SMALL
+from trainer.settings import Choice, experiment_of
+
+FILE = {
+    "split": {"own_train": ["a", "b"], "own_val": ["c"]},
+    "annotations": [clip("a", label=0), clip("b", label=2), clip("c", label=1)],
+    "class_names": ["hop", "nod", "run"],
+    "coarse_map": [0, 1, 0],
+    "skeleton": "coco17",
+}
+
+
+def own(folder, content, *settings, exp="custom_small"):
+    (folder / "my.pkl").write_bytes(pickle.dumps(content))
+    places = (f"data.annotations={folder}/my.pkl", f"data.cache={folder}/cache")
+    return experiment_of(Choice(exp=exp, set=(*places, *settings)))
+
+
+@pytest.mark.parametrize("exp", ["custom", "custom_small"])
+def test_nothing_about_the_classes_is_typed(tmp_path, exp):
+    experiment = own(tmp_path, FILE, exp=exp)
+    model = experiment.model
+    assert isinstance(model, TwoStreamConfig)
+    assert (experiment.data.num_classes, experiment.data.coarse_map, experiment.data.split) == (3, (0, 1, 0), "own")
+    assert (model.num_classes, model.num_coarse, experiment.clip.skeleton) == (3, 2, COCO_17)
+    plain = own(tmp_path, FILE | {"coarse_map": []}, exp=exp).model
+    assert isinstance(plain, TwoStreamConfig)
+    assert (plain.num_classes, plain.num_coarse) == (3, 0)
+
+
+def test_without_names_the_labels_are_counted_and_without_a_file_nothing_changes(tmp_path):
+    assert own(tmp_path, FILE["annotations"]).data.num_classes == 3
+    assert experiment_of(Choice(exp="custom", set=(f"data.annotations={tmp_path}/none.pkl",))).model == CUSTOM.model
+
+
+def test_what_is_typed_wins(tmp_path):
+    assert own(tmp_path, FILE, "data.num_classes=7").data.num_classes == 7
+    assert own(tmp_path, FILE, "data.split=none", "data.val_annotations=x.pkl").data.split is None
+    assert own(tmp_path, FILE, "clip.skeleton=body25").clip.skeleton == BODY_25
+
+
+def test_the_only_pair_of_splits_is_used(tmp_path):
+    lists = {"xsub_train": ["a", "b"], "xsub_val": ["c"]}
+    assert own(tmp_path, FILE | {"split": lists}).data.split == "xsub"
+    two = lists | {"xview_train": ["a"], "xview_val": ["b"]}
+    assert own(tmp_path, FILE | {"split": two}).data.split == "own"  # the run will say which splits there are
+
+
+def test_the_advice_knows_the_experiments(tmp_path):
+    assert DEFAULT == (CUSTOM.data.annotations, CUSTOM.data.videos) == (CUSTOM_SMALL.data.annotations, DEFAULT[1])
+    assert CUSTOM_SMALL.optim.num_epochs == EPOCHS
+    text = training_advice(*map(type(tmp_path), DEFAULT), 70, 17)
+    assert text.startswith("train with: python -m trainer --exp custom_small (")
+    text = training_advice(tmp_path / "a b.pkl", tmp_path, 70, 25)
+    assert (
+        f"--set 'data.annotations={tmp_path}/a b.pkl' --set data.videos={tmp_path} --set clip.skeleton=NAME (" in text
+    )
+    assert "NAME is" in text
