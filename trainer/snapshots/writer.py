@@ -4,6 +4,7 @@ An old snapshot is removed only when a newer one is durable on the disk. So ther
 whenever the process is killed. models/weights/files.py writes the files; trainer/resume.py decides what they contain.
 """
 
+import contextlib
 import os
 import re
 import threading
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from kernels.whole_files import remove_leftovers, sync, temporary
 from models.weights.files import SnapshotError, is_sealed, load, save
+from trainer.journal.lines import LOG, METRICS
 from trainer.snapshots.names import BEST, LATEST, ROLLING, is_snapshot_name, rolling_name
 
 
@@ -227,6 +229,7 @@ class Writer:
     def _write(self, staged: dict[str, Any], copies: Copies, name: str, best: str | None) -> None:
         try:
             self._copy(copies)
+            self._sync_records()
             if best is not None:  # written first, because the rolling snapshot contains the name of the best one
                 save(self.folder / best, staged)
             save(self.folder / name, staged)
@@ -234,6 +237,14 @@ class Writer:
             self._remove_old(name, best)
         except Exception as error:  # handed to the training thread by wait()
             self._error = error
+
+    def _sync_records(self) -> None:
+        """Bring the log and the records to the disk, so that after a power loss they reach up to the snapshot."""
+        with contextlib.suppress(OSError):  # the snapshot is more important, and reports a full disk itself
+            for file in (self.folder / LOG, self.folder / METRICS):
+                if file.is_file():
+                    sync(file)
+            sync(self.folder)
 
     def _copy(self, copies: Copies) -> None:
         """Copy tensors that keep their memory during the run. `_release` waits until all are copied (on a GPU: queued).
