@@ -72,6 +72,8 @@ ELSEWHERE = {
     "trust the video and set the environment variable": "tests/pipelines/test_hostile_videos.py::"
     "test_a_rare_codec_is_refused_by_name_until_it_is_allowed",
     "write 1 or more, and leave --index": "tests/pipelines/test_view.py::test_the_worst_skeletons_are_drawn",
+    "trust the source and set the environment variable": "tests/trainer/test_predict_live.py::"
+    "test_an_address_is_opened_only_if_its_protocols_are_allowed",
     "look whether the estimator fills in joints": SPOILED,
     "mean the same clip twice; leave one": SPOILED,
     "leave this setting out, or use a new process": "tests/trainer/test_tune.py::"

@@ -37,12 +37,12 @@ class Choice:
     """JSON file with all settings, in place of --exp."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Change one setting, as in --set optim.lr=0.004."""
-    coarse_map: str | None = None
+    coarse_map: Annotated[str | None, tyro.conf.arg(metavar="MAP")] = None
     """Coarse classes: the name of a map, such as semantic8, or a text file with one number for each fine class."""
-    ranks: int | None = None
+    ranks: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Processes to start here. Default: one for each GPU that gets 8 clips or more; on the CPU one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto uses the GPUs, or the CPU if there is neither an NVIDIA driver nor a card."""
+    """auto: the GPUs, or the CPU if there is no driver and no card."""
 
     @property
     def named(self) -> bool:

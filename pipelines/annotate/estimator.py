@@ -29,11 +29,11 @@ class EstimatorOptions:
     """How skeletons are estimated: options of annotate and predict."""
 
     estimator: Literal["auto", "rtmlib", "blazepose"] = "auto"
-    """What estimates skeletons. auto is rtmlib if its weights are on this machine, else the built-in blazepose."""
-    weights: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of rtmlib's weights. Default: the folder into which rtmlib downloads them."""
+    """auto: rtmlib if its weights are here, else the built-in blazepose."""
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder of rtmlib's weights. Default: the one into which rtmlib downloads them."""
     every: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """Estimate skeletons in every N-th frame, and interpolate between these frames."""
+    """Estimate every N-th frame, and interpolate the others."""
 
     def check(self) -> None:
         """Raise UserError if the options contradict each other."""

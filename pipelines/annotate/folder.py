@@ -1,8 +1,8 @@
-"""Skeletons of many videos from a folder of files, in any format of formats/.
+"""Skeletons of videos from a folder of files, or from one file, in any format of formats/.
 
-The files of a video are found by name: NAME.json, .npz, .txt or .skeleton; a folder NAME with one file, or with one for
-each frame; files NAME_000012.json for each frame; or a COCO data set whose images lie in a folder NAME or are called
-NAME_000012.jpg.
+In a folder, the files of a video are found by name: NAME.json, .npz, .txt or .skeleton; a folder NAME with one file,
+or with one for each frame; files NAME_000012.json for each frame; or a COCO data set whose images lie in a folder NAME
+or are called NAME_000012.jpg.
 """
 
 import re
@@ -31,8 +31,9 @@ WITHOUT_PEOPLE = 17  # number of joints if nobody was detected in any video
 
 @dataclass
 class PoseFolder:
-    """The skeletons in a folder. `survey` must be called once, before `poses`.
+    """The skeletons in a folder or in one file. `survey` must be called once, before `poses`.
 
+    folder: the folder; or a file with the skeletons of one video, or with a COCO data set of several videos.
     max_people: maximum number of people in a video. rotation: that of the skeletons (AnnotatedImage).
     layout: the joint layout of the skeletons, or '' if it is not known.
     """
@@ -46,14 +47,15 @@ class PoseFolder:
     num_joints: int = WITHOUT_PEOPLE
 
     def __post_init__(self) -> None:
-        if not self.folder.is_dir():
+        if not self.folder.exists():
             raise UserError(
-                f"there is no folder {self.folder}; give --poses a folder with NAME.json or NAME.npz for each video"
+                f"there is neither a folder nor a file {self.folder}; give --poses a folder with NAME.json or NAME.npz "
+                "for each video"
             )
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
         """Find and read the files of all videos, by name, and report their formats in a few lines. Raises UserError."""
-        files = find_files(self.folder, list(headers))
+        files = find_files(self.folder, list(headers)) if self.folder.is_dir() else self._only_file(list(headers))
         for name, own in files.items():
             if own[0].suffix == ".npz":
                 self.arrays[name] = own[0]
@@ -83,6 +85,10 @@ class PoseFolder:
         self.num_joints = next(iter(counts.values()), WITHOUT_PEOPLE)
         self._name_layout(say)
 
+    def _only_file(self, names: list[str]) -> dict[str, list[Path]]:
+        """The only file as that of the only video, unless it is a data set that names its videos."""
+        return {names[0]: [self.folder]} if len(names) == 1 and not self._data_sets(names, set()) else {}
+
     def _name_layout(self, say: Callable[[str], None]) -> None:
         layouts = {recording.layout for recording in self.recordings.values() if recording.detections}
         if layouts == {""}:
@@ -96,8 +102,8 @@ class PoseFolder:
     def _data_sets(self, names: list[str], used: set[Path]) -> dict[str, Recording]:
         """The recordings of these videos from COCO data sets that contain several videos."""
         recordings: dict[str, Recording] = {}
-        for file in sorted(self.folder.rglob("*.json")):
-            content = load_json(file) if file not in used else None
+        for file in sorted(self.folder.rglob("*.json")) if self.folder.is_dir() else [self.folder]:
+            content = load_json(file) if file not in used and file.suffix == ".json" else None
             if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
                 continue
             if not isinstance(content.get("images"), list):

@@ -62,7 +62,7 @@ def read_poses(file: Path, video: Path, header: Header, cache: Path, rotation: R
     Raises AnnotationError if the file cannot be used, or if its joints do not belong to the frames of this video.
     """
     poses = _read_poses(file, video, header, cache, rotation)
-    _check_place(file, poses, video, header)
+    check_place(file, poses, video, header)
     return poses
 
 
@@ -87,7 +87,7 @@ def _read_poses(file: Path, video: Path, header: Header, cache: Path, rotation: 
     return Poses(np.asarray(table.clip_joints(rows[0])), image.height, image.width, image.rotation)
 
 
-def _check_place(file: Path, poses: Poses, video: Path, header: Header) -> None:
+def check_place(file: Path, poses: Poses, video: Path, header: Header) -> None:
     """Raise AnnotationError if the video is cropped, turned or distorted compared with the annotated image.
 
     The same error is raised if most joints lie outside the image.

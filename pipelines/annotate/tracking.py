@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 OVERLAP = 0.3  # boxes of one person in neighbouring frames have at least this intersection over union
+SHORTEST = 5  # `separate_people` leaves out people who are visible in fewer frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,26 @@ def follow(frames: Sequence[Sequence[Person]], max_people: int, num_joints: int)
         for number, person in slot.items():
             joints[row, number] = person.joints
     return joints
+
+
+def separate_people(joints: np.ndarray) -> np.ndarray:
+    """Give each person an index of their own along M: [M, T, V, 3] -> [M', T, V, 3], with 0 where a person is missing.
+
+    Two people who are not in the same frame may share an index (`follow`). They are told apart by their boxes, as in
+    `follow`. People who are visible in fewer than SHORTEST frames are left out.
+    """
+    people = []
+    located = joints * (joints[..., :2] != 0).any(axis=-1, keepdims=True)  # a joint at (0, 0) is missing
+    for shared, body in zip(joints, located, strict=True):
+        tracks: list[Track] = []
+        for number in np.nonzero((body[..., 2] > 0).any(axis=1))[0].tolist():
+            _match(tracks, number, [Person(body[number])])
+        for track in tracks:
+            if len(track.people) >= min(SHORTEST, len(shared)):
+                own = np.zeros_like(shared)
+                own[list(track.people)] = shared[list(track.people)]
+                people.append(own)
+    return np.stack(people) if people else np.zeros((0, *joints.shape[1:]), joints.dtype)
 
 
 def _match(tracks: list[Track], number: int, people: Sequence[Person]) -> None:

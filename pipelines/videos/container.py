@@ -81,12 +81,23 @@ def open_video(path: str, timeout: float | None = None) -> Iterator[tuple[av.con
     FFmpeg inside the `with` block.
     """
     check_regular(path, VideoError)
+    # Without "file:", FFmpeg would take a name like "10:30 a.mp4" for an address on a network.
+    with open_source(f"file:{os.path.abspath(path)}", CONTAINERS, timeout) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def open_source(
+    url: str, options: dict[str, str], timeout: float | None = None, device: str | None = None
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Like `open_video`, for any address of FFmpeg. `options` must restrict the protocols and the containers.
+
+    device: the name of the driver, if the address is that of a device.
+    """
     codecs = (*CODECS, *filter(None, os.environ.get(MORE_CODECS, "").split(",")))
-    options = CONTAINERS | {"codec_whitelist": ",".join((*codecs, *SOUND))}
+    options = options | {"codec_whitelist": ",".join((*codecs, *SOUND))}
     try:
-        # Without "file:", FFmpeg would take a name like "10:30 a.mp4" for an address on a network.
-        url = f"file:{os.path.abspath(path)}"
-        with av.open(url, options=options, metadata_errors="replace", timeout=timeout) as container:
+        with av.open(url, options=options, format=device, metadata_errors="replace", timeout=timeout) as container:
             stream = _stream(container, codecs)
             stream.codec_context.thread_count = 1
             # Without this flag, FFmpeg would crop less at the left than H.264 says, so that rows are aligned in memory.
@@ -96,7 +107,7 @@ def open_video(path: str, timeout: float | None = None) -> Iterator[tuple[av.con
     except VideoError:
         raise
     except av.ArgumentError as error:
-        formats = CONTAINERS["format_whitelist"]
+        formats = options["format_whitelist"]
         raise VideoError(f"the video cannot be decoded ({error.strerror}); containers that are: {formats}") from None
     except av.FFmpegError as error:
         raise VideoError(f"the video cannot be decoded ({error.strerror})") from None

@@ -5,7 +5,7 @@ through the same steps as the frames of a pack (crop, JPEG compression, the DALI
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -21,7 +21,7 @@ from pipelines.packs.source import packet_boxes
 from pipelines.plan import ClipPlan
 from pipelines.prepare.encode import Crop, Job, write_jpegs
 from pipelines.videos.container import VideoError
-from pipelines.videos.decode import SLACK, decode
+from pipelines.videos.decode import SLACK
 from pipelines.videos.turn import AnnotatedImage
 
 Windows = list[tuple[int, int]]  # for each window, its first frame and the frame after its last one
@@ -36,14 +36,20 @@ def windows_of(total: int, window: int, stride: int) -> Windows:
     return [(start, min(start + window, total)) for start in range(0, num_more * stride + 1, stride)]
 
 
-def window_table(joints: np.ndarray, image: AnnotatedImage, windows: Windows) -> ClipTable:
+def window_table(
+    joints: np.ndarray, image: AnnotatedImage, windows: Windows, people: Sequence[slice] | None = None
+) -> ClipTable:
     """An annotation table with one row per window.
 
     joints: [M, T, V, 3] (x, y, score) of the whole video, in pixels of `image`. If M is 0, each row gets one person
         whose joints are all missing.
+    people: for each window, the people of its row; None stands for all people in every row.
     """
     joints = joints if len(joints) else np.zeros((1, *joints.shape[1:]), np.float32)
-    parts = [joints[:, start:end].reshape(-1, *joints.shape[2:]) for start, end in windows]
+    chosen = [joints[each] for each in people or [slice(None)] * len(windows)]
+    parts = [
+        own[:, start:end].reshape(-1, *joints.shape[2:]) for own, (start, end) in zip(chosen, windows, strict=True)
+    ]
     rows = np.array([len(part) for part in parts], np.int64)
     ones = np.ones(len(windows), np.int32)
     return ClipTable(
@@ -53,7 +59,7 @@ def window_table(joints: np.ndarray, image: AnnotatedImage, windows: Windows) ->
         total_frames=np.array([end - start for start, end in windows], np.int32),
         height=image.height * ones,
         width=image.width * ones,
-        num_persons=len(joints) * ones,
+        num_persons=np.array([len(own) for own in chosen], np.int32),
         first_row=np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(np.int64),
         joints=np.concatenate(parts),
         splits={},
@@ -63,13 +69,14 @@ def window_table(joints: np.ndarray, image: AnnotatedImage, windows: Windows) ->
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowFrames:
-    """Reads the frames of a `window_table` from the video. Each batch is one window, and windows come in order.
+    """Reads the frames of a `window_table`. Each batch is one row, and rows come in the order of their ends.
 
+    frames: the decoded frames of the video, turned as the annotation asks. windows: the window of each row.
     settings: the frames are cropped and compressed as in a pack with these settings.
     each: a function that is called with every decoded frame of the video.
     """
 
-    video: str
+    frames: Iterator[av.VideoFrame]
     table: ClipTable
     windows: Windows
     settings: PackSettings
@@ -84,7 +91,7 @@ class WindowFrames:
 
     def job(self, row: int) -> Job:
         """The encoding job that `prepare` would create if this window were a clip, but without a file to write to."""
-        return Job.of(self.table, row, self.settings, self.video, target="")
+        return Job.of(self.table, row, self.settings, video="", target="")
 
 
 def _all_plans(plans: Callable[[int], ClipPlan]) -> Iterator[ClipPlan]:
@@ -107,8 +114,6 @@ class WindowDecoder:
         self.frames_in_memory: dict[int, av.VideoFrame] = {}
         self.last_frame: av.VideoFrame
         self.num_read = 0
-        image = frames.table.image(0, frames.settings.rotation)
-        self.decoded_frames = decode(frames.video, self.total + SLACK, image)
         # With prefetch=1, DALI does not ask for later windows in advance, so fewer frames are in memory.
         shape = (decoding.num_frames, decoding.size, decoding.device, decoding.backends)
         self.decoder = FrameDecoder(self._read, *shape, threads=decoding.threads, prefetch=1)
@@ -142,7 +147,7 @@ class WindowDecoder:
     def _read_to(self, end: int) -> None:
         """Decode frames up to `end`. If `end` is the end of the last window, continue to the end of the video."""
         while self.num_read < end or end == self.total:
-            frame = next(self.decoded_frames, None)
+            frame = next(self.frames.frames, None)
             if frame is None:
                 self._fill_up()
                 return

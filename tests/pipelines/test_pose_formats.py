@@ -222,6 +222,30 @@ def test_each_format_gives_the_same_skeleton_within_a_pixel(tmp_path, kind):
         assert any("are numbered from 1" in line for line in said), said
 
 
+@pytest.mark.parametrize("kind", ["COCO results", "MMPose", "AlphaPose", "MediaPipe", "COCO data set", "npz"])
+def test_a_single_file_has_the_skeletons_of_the_only_video(tmp_path, kind):
+    FORMATS[kind][0](tmp_path / "poses", "walk0", body(0))
+    (file,) = (path for path in (tmp_path / "poses").rglob("*") if path.is_file())
+    file = file.rename(tmp_path / f"any name{file.suffix}")
+    whole, single = PoseFolder(tmp_path / "poses", 1), PoseFolder(file, 1)
+    FORMATS[kind][0](tmp_path / "poses", "walk0", body(0))
+    for folder in (whole, single):
+        folder.survey({"walk0": HEADER}, lambda _: None)
+    np.testing.assert_array_equal(whole.poses("walk0", HEADER)[1].joints, single.poses("walk0", HEADER)[1].joints)
+
+
+def test_a_single_data_set_has_the_skeletons_of_several_videos(tmp_path):
+    for number in range(2):
+        coco_data_set(tmp_path, f"walk{number}", body(number))
+    file = tmp_path / "person_keypoints.json"
+    for names in (["walk0", "walk1"], ["walk1"]):
+        folder = PoseFolder(file, 1)
+        folder.survey(dict.fromkeys(names, HEADER), lambda _: None)
+        for name in names:
+            found = folder.poses(name, HEADER)[1].joints[0, 3, :, :2]
+            assert np.abs(found - of_layout(body(int(name[-1])), COCO, 3)).max() < 0.01
+
+
 def test_numbers_of_frames_are_guessed_for_the_whole_folder(tmp_path):
     """Nobody is in the last frame of b. Alone, its frames from 1 on would look like frames from 0 on."""
     joints = body(0)

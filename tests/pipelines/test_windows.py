@@ -14,6 +14,7 @@ from pipelines.packs.source import PackFrames
 from pipelines.read_ahead import reader_threads
 from pipelines.skeleton import COCO_17
 from pipelines.videos.container import VideoError
+from pipelines.videos.decode import SLACK, decode
 from pipelines.videos.turn import AnnotatedImage
 from pipelines.videos.windows import WindowFrames, window_table, windows_of
 
@@ -37,7 +38,11 @@ def test_windows_cover_every_frame(total, window, stride):
 def loader_of(video: Path, joints: np.ndarray, windows, seen: list) -> Loader:
     table = window_table(joints, AnnotatedImage(*SIZE), windows)
     frames = WindowFrames(
-        video=str(video), table=table, windows=windows, settings=PackSettings.of(CONFIG), each=seen.append
+        frames=decode(str(video), windows[-1][1] + SLACK, AnnotatedImage(*SIZE)),
+        table=table,
+        windows=windows,
+        settings=PackSettings.of(CONFIG),
+        each=seen.append,
     )
     return loader_on(table, frames)
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 import tyro
 
+from models.networks import build_model
+from models.weights.loading import load_weights
+from tests.trainer.predicting import VIDEO, save_weights
 from trainer.cli import dispatch
 from trainer.commands.train import Options
 from trainer.data import build_loaders
@@ -76,3 +80,32 @@ def build(tiny, tmp_path) -> Iterator[Callable[..., Run]]:
             return build_run(experiment, ranks, loaders, journal, NoWriter(), interrupt)
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory) -> Path:
+    """Weights after a few steps. The last layers are multiplied by 100, so that clips differ in their probabilities.
+
+    The snapshot latest.pth of these steps lies in the same folder.
+    """
+    work_dir = tmp_path_factory.mktemp("predict")
+    assert dispatch([*tiny, "--work-dir", str(work_dir), "--max-steps", "4"]) == 0
+    network = build_model(experiment_of(tyro.cli(Options, args=tiny)).model)
+    load_weights(network, work_dir / "latest.pth")
+    state = {name: tensor * (100 if "cls_head.fc" in name else 1) for name, tensor in network.state_dict().items()}
+    save_weights(state, work_dir / "net.safetensors")
+    return work_dir / "net.safetensors"
+
+
+@pytest.fixture(scope="session")
+def paths(tiny) -> tuple[Path, Path]:
+    """The tiny demo's folder of videos and its annotations."""
+    settings = dict(word.split("=", 1) for word in tiny if "=" in word)
+    return Path(settings["data.videos"]), Path(settings["data.annotations"])
+
+
+@pytest.fixture(scope="session")
+def annotation(paths) -> dict:
+    """The annotation of the video VIDEO of the tiny demo."""
+    content = pickle.loads(paths[1].read_bytes())
+    return next(clip for clip in content["annotations"] if clip["frame_dir"] == VIDEO)

@@ -47,11 +47,12 @@ from pipelines.videos.find import videos_in
 from tests.pipelines.annotated import clip
 from tests.trainer.test_profiler import TRACE
 from trainer.cli import dispatch
-from trainer.commands.predict import PredictOptions, Skeletons, check
+from trainer.commands.predict import PredictOptions, check, check_live
 from trainer.commands.submit import best_scores
 from trainer.commands.view import ViewOptions, find_clip, settings_file
 from trainer.data import check_place, open_sources, open_tables
 from trainer.experiments import DEMO, EXPERIMENTS
+from trainer.predict.skeletons import Skeletons
 from trainer.resume import check_same
 from trainer.scores.files import read_scores
 from trainer.settings import SETTINGS, override
@@ -227,6 +228,10 @@ COMMANDS = [
      "{before} {0} {dir}/sixty.txt"),
     ("trainer config --exp ntu60 --set model.num_coarse=0", r"set (model.pcan=none)$",
      "{before} --set {0}"),
+    ("live --live a.mp4 b.mp4", "are both named: leave one of them out$", "live --live a.mp4"),
+    ("live --live a.mp4 --pose p.pkl", "are estimated: leave out --pose$", "live --live a.mp4"),
+    ("live --live a.mp4 --per-person", "in video files only: leave out --per-person$", "live --live a.mp4"),
+    ("live --live a.mp4 --max-delay 0", "choose a number of seconds above 0$", "live --live a.mp4 --max-delay 1"),
     ("folder {dir}", "name the folder in which the videos are$", "folder {videos}"),
     ("verify {dir}/x.pkl --num-classes 1 --cache {dir}/cache", r"correct the labels or (--num-classes)$",
      "verify {dir}/x.pkl {0} 2 --cache {dir}/cache"),
@@ -403,7 +408,9 @@ def lock(words: list[str]) -> None:
 def find_skeletons(words: list[str]) -> None:
     options = tyro.cli(PredictOptions, args=words)
     (path,) = options.videos
-    Skeletons(options, DEMO, Console(quiet=True)).of(path, header_of(str(path)), path.parent)
+    skeletons, header = Skeletons(options.pose, options.people, DEMO, Console(quiet=True)), header_of(str(path))
+    skeletons.survey({path: header})
+    skeletons.of(path, header, path.parent)
 
 
 def choose_without_rtmlib(words: list[str]) -> None:
@@ -424,6 +431,7 @@ PROGRAMS: dict[str, Callable[[list[str]], object]] = {
     "weights": lambda words: read_file(Path(words[0])),
     "scores": lambda words: best_scores(read_scores(Path(words[0]))),
     "video": lambda words: check(tyro.cli(PredictOptions, args=words), Path(words[0]).parent / "predict"),
+    "live": lambda words: check_live(tyro.cli(PredictOptions, args=words)),
     "trainer": dispatch,
     "tables": open_both,
     "settings": lambda words: settings_in(Path(words[0])),

@@ -3,23 +3,36 @@
 import itertools
 import logging
 import warnings
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.image import imread
+from PIL import Image
 
 from models.classes import MA52, MA52_NAMES, NTU60_NAMES, NTU60_SEMANTIC8, coarse_names
-from trainer.commands.predict_output import draw_bar
+from pipelines.videos.times import FrameTimes
+from trainer.predict.panel import panel_of
+from trainer.predict.result import Window
 from trainer.report import text as report_text
 from trainer.report.confusion import draw_confusion
 from trainer.report.curves import write_png
 from trainer.report.text import class_names_in_pictures, drawable, fonts, fonts_for, missing_in_fonts
 
 CHINESE = ("喝水", "吃饭", "刷牙")
+TIMES = FrameTimes(np.arange(5), Fraction(1, 30))
 MARKUP = ("a$b$c", r"$\frac{1}{$", "x_{1}^2", "100 %", "<b>&amp;</b>", "[red]")
+
+
+def panel(names: Sequence[str], width: int) -> Image.Image:
+    """The panel of an annotated video of this width, with a bar for each class."""
+    window = Window(0, 4, {"fused": torch.linspace(1, 0, len(names) + 1)[:-1]})
+    return panel_of((width, width), [window], names, TIMES, [])
 
 
 @pytest.fixture
@@ -40,7 +53,7 @@ def some_fonts(request, monkeypatch):
 def test_no_name_makes_a_library_complain(tmp_path: Path, names, said, some_fonts) -> None:
     counts = np.eye(len(names)) + 1
     write_png(draw_confusion(counts, names, tuple(range(len(names)))), tmp_path / "a.png")
-    draw_bar(200, [f"{name} 90 %" for name in names])
+    panel(names, 200)
     assert said() == []
 
 
@@ -49,8 +62,8 @@ def test_names_that_no_font_has_become_class_numbers(monkeypatch, capsys) -> Non
     report_text._say_missing.cache_clear()  # the message appears only once per process
     assert class_names_in_pictures(("wave", *CHINESE)) == ["wave", "class 1", "class 2", "class 3"]
     assert "no font on this machine has the characters" in capsys.readouterr().err
-    bars = [np.asarray(draw_bar(300, [f"{name} 90 %"])) for name in CHINESE]
-    assert not np.array_equal(bars[0], bars[1])
+    panels = [np.asarray(panel((name,), 300)) for name in CHINESE]
+    assert not np.array_equal(panels[0], panels[1])
     assert drawable("喝水 90 %") == "U+559D U+6C34  90 %"
 
 
@@ -86,8 +99,8 @@ def test_an_installed_font_draws_chinese(tmp_path: Path, chinese_font, said) -> 
     assert not missing_in_fonts("喝水")
     assert class_names_in_pictures(CHINESE) == list(CHINESE)
     assert fonts_for("drink 喝水") == [fonts()[0], chinese_font]
-    bars = [np.asarray(draw_bar(300, [f"{name} 90 %"])) for name in CHINESE]
-    assert not np.array_equal(bars[0], bars[1])
+    panels = [np.asarray(panel((name,), 300)) for name in CHINESE]
+    assert not np.array_equal(panels[0], panels[1])
     pictures = []
     for names in (CHINESE, CHINESE[::-1]):
         write_png(draw_confusion(np.eye(3), names), tmp_path / "a.png")
@@ -129,6 +142,5 @@ def test_long_lists_of_names_do_not_overlap_and_groups_are_named(tmp_path: Path,
     assert right < figure.axes[1].get_window_extent().x0
 
 
-def test_bars_of_a_video_have_the_same_height() -> None:
-    heights = {draw_bar(160, [f"{name}  90%", "frames 0 to 3"]).height for name in ("a", "long name " * 20, *CHINESE)}
-    assert len(heights) == 1
+def test_panels_of_a_video_have_the_same_size() -> None:
+    assert len({panel((name, "b", "c"), 160).size for name in ("a", "long name " * 20, *CHINESE)}) == 1

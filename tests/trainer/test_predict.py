@@ -2,10 +2,8 @@
 
 import json
 import os
-import pickle
 import shutil
 import sys
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,12 +11,9 @@ import av
 import numpy as np
 import pytest
 import torch
-import tyro
-from safetensors.torch import save_file
+from PIL import ImageColor
 
 from kernels.names import safe_stem
-from models.networks import build_model
-from models.weights.loading import load_weights
 from pipelines.annotate.keypoints import Poses
 from pipelines.skeleton import COCO_17
 from pipelines.videos.decode import decode
@@ -27,59 +22,26 @@ from pipelines.videos.times import FrameTimes, frame_times
 from pipelines.videos.turn import NO_TURN, Turn
 from tests.pipelines.made_videos import Made, make, number_of
 from tests.programs import run_forked
+from tests.trainer.predicting import VIDEO, predicted, rgb_network
 from tests.trainer.test_end_to_end import size_of_png
 from trainer.cli import run_command
-from trainer.commands.predict_output import AnnotatedVideo, draw_bar
-from trainer.commands.train import Options
-from trainer.experiments import EXPERIMENTS
-from trainer.settings import experiment_of
+from trainer.predict.panel import class_colour
+from trainer.predict.result import Window
+from trainer.predict.video import AnnotatedVideo, Explanation
 
-VIDEO = "S001C001P021R001A001"
 EVEN = FrameTimes(np.arange(7), Fraction(1, 30))
+NAMES = ("wave", "kick", "red", "jump")
 
 
-def settings_of(tiny: list[str]) -> dict[str, str]:
-    return dict(word.split("=", 1) for word in tiny if "=" in word)
-
-
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory) -> Path:
-    """Weights after a few steps. The last layers are multiplied by 100, so that clips differ in their probabilities."""
-    work_dir = tmp_path_factory.mktemp("predict")
-    assert run_command([*tiny, "--work-dir", str(work_dir), "--max-steps", "4"]) == 0
-    network = build_model(experiment_of(tyro.cli(Options, args=tiny)).model)
-    load_weights(network, work_dir / "latest.pth")
-    state = {name: tensor * (100 if "cls_head.fc" in name else 1) for name, tensor in network.state_dict().items()}
-    save_weights(state, work_dir / "net.safetensors")
-    return work_dir / "net.safetensors"
-
-
-def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+def window(label: int) -> Window:
+    """A window whose best class is `label`, with 70 %."""
+    return Window(0, 6, {"fused": torch.full((4,), 0.1).index_fill(0, torch.tensor([label]), 0.7)})
 
 
 @pytest.fixture(scope="module")
 def scores(tiny, trained):
     assert run_command(["eval", *tiny, "--checkpoint", str(trained)]) == 0
     return np.load(trained.parent / "eval" / "scores.npz")
-
-
-@pytest.fixture(scope="module")
-def paths(tiny) -> tuple[Path, Path]:
-    """The tiny demo's folder of videos and its annotations."""
-    settings = settings_of(tiny)
-    return Path(settings["data.videos"]), Path(settings["data.annotations"])
-
-
-@pytest.fixture(scope="module")
-def annotation(paths) -> dict:
-    content = pickle.loads(paths[1].read_bytes())
-    return next(clip for clip in content["annotations"] if clip["frame_dir"] == VIDEO)
-
-
-def predicted(tiny, trained, out: Path, *words: object) -> dict[str, dict]:
-    assert run_command(["predict", *tiny, "--checkpoint", str(trained), "--out", str(out), *map(str, words)]) == 0
-    return {file.stem: json.loads(file.read_text()) for file in out.glob("*.json")}
 
 
 def test_one_window_says_what_eval_says(tiny, trained, scores, paths, annotation, tmp_path):
@@ -120,34 +82,64 @@ def test_files_of_a_video_in_windows(tiny, trained, paths, annotation, tmp_path,
         assert (stream.codec_context.name, stream.average_rate) == ("h264", 30)
         assert sum(1 for _ in container.decode(stream)) == total
     assert not list(tmp_path.glob("*.tmp*"))
+    words = (video, "--pose", paths[1], "--window", 24, "--stride", 16, "--explain")
+    assert predicted(tiny, trained, tmp_path / "explained", *words)[VIDEO] == found  # only the pictures change
+    for suffix in (".png", ".mp4"):
+        files = [folder / f"{VIDEO}{suffix}" for folder in (tmp_path, tmp_path / "explained")]
+        assert files[0].read_bytes() != files[1].read_bytes()
+
+
+def test_a_map_is_drawn_in_the_box_that_the_network_saw():
+    maps = np.zeros((2, 4, 4))
+    maps[1, 2:, :2] = 1  # the lower left quarter of the box, in the second sampled frame
+    explanation = Explanation({"rgb": maps}, {"rgb": np.array([10, 20])}, (0.5, -0.2, 1.3, 0.6))
+    picture = np.full((100, 200, 3), 90, np.uint8)
+    assert np.array_equal(explanation.draw(picture, 14), picture)
+    rows, columns = np.nonzero((explanation.draw(picture, 16) != picture).any(axis=-1))
+    # The box covers columns 100 to 259 and rows -20 to 59; the quarter's edges are blurred by 20 columns and 10 rows.
+    np.testing.assert_allclose([rows.min(), rows.max()], [20, 59], atol=10)
+    np.testing.assert_allclose([columns.min(), columns.max()], [100, 180], atol=20)
+    assert np.array_equal(picture, np.full((100, 200, 3), 90))
 
 
 def test_skeleton_is_drawn_on_the_person(tmp_path):
     """Drawing a single limb changes each frame only around the joints of this frame."""
     joints = np.zeros((1, 6, 17, 3))
-    joints[0, :, 5] = [(20 + 10 * t, 30, 1) for t in range(6)]  # left shoulder
-    joints[0, :, 7] = [(20 + 10 * t, 90, 1) for t in range(6)]  # left elbow
+    joints[0, :, 5] = [(20 + 10 * t, 55, 1) for t in range(6)]  # left shoulder
+    joints[0, :, 7] = [(20 + 10 * t, 105, 1) for t in range(6)]  # left elbow
     joints[0, :, 9] = (100, 100, 0.01)  # a score too low to be drawn
     pictures = {}
     for name, poses in (("drawn", Poses(joints, 120, 160)), ("bare", None)):
-        with AnnotatedVideo(tmp_path / f"{name}.mp4", EVEN, poses, COCO_17) as annotated:
+        path = tmp_path / f"{name}.mp4"
+        with AnnotatedVideo(path, EVEN, poses, COCO_17, class_names=NAMES, num_frames=6) as annotated:
             for _ in range(6):
                 annotated.show(av.VideoFrame.from_ndarray(np.full((120, 160, 3), 90, np.uint8), format="rgb24"))
-            annotated.write(3, ["wave 90%"])
-            annotated.write(6, ["kick 80%"])
+            annotated.write(3, [window(0)])
+            annotated.write(6, [window(1)])
         with av.open(tmp_path / f"{name}.mp4") as container:
             pictures[name] = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    bar = draw_bar(160, ["wave 90%"]).height
-    assert pictures["drawn"].shape == (6, 120 + bar, 160, 3)
+    assert pictures["drawn"].shape == (6, 120, 160, 3)
     changed = np.abs(pictures["drawn"].astype(int) - pictures["bare"]).max(axis=-1) > 40
-    assert not changed[:, : bar - 4].any()
     for number in range(6):
-        rows, columns = np.nonzero(changed[number])
-        found = [columns.min(), rows.min() - bar, columns.max(), rows.max() - bar]
+        rows, columns = np.nonzero(changed[number, :110])  # below there is the timeline
+        found = [columns.min(), rows.min(), columns.max(), rows.max()]
         x = 20 + 10 * number
-        np.testing.assert_allclose(np.array(found), [x, 30, x, 90], atol=4)
-    captions = pictures["bare"][:, :bar].astype(int)
-    assert np.abs(captions[2] - captions[0]).max() < 40 < np.abs(captions[3] - captions[2]).max()
+        np.testing.assert_allclose(np.array(found), [x, 55, x, 105], atol=5)
+    bars = pictures["bare"][:, :40].astype(int)
+    assert np.abs(bars[2] - bars[0]).max() < 40 < np.abs(bars[3] - bars[2]).max()
+
+
+def test_the_timeline_shows_each_window_in_its_place(tmp_path):
+    with AnnotatedVideo(tmp_path / "a.mp4", EVEN, None, COCO_17, class_names=NAMES, num_frames=6) as annotated:
+        for _ in range(6):
+            annotated.show(av.VideoFrame.from_ndarray(np.full((240, 320, 3), 90, np.uint8), format="rgb24"))
+        annotated.write(3, [window(0)])
+        annotated.write(6, [window(3)])
+    with av.open(tmp_path / "a.mp4") as container:
+        last = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][-1]
+    assert last.shape == (240, 320, 3)
+    for x, label in ((80, 0), (200, 3)):
+        np.testing.assert_allclose(last[236, x], ImageColor.getrgb(class_colour(label)), atol=40)
 
 
 @pytest.mark.parametrize("stem", ["10:30 \x1b[31m'x' 😀", "-rf\n", "x" * 248, os.fsdecode(b"\xff\xe9")])
@@ -170,11 +162,11 @@ def test_the_copy_keeps_the_times_of_the_video(tmp_path, unit):
     with AnnotatedVideo(tmp_path / "a.mp4", times, None, COCO_17) as annotated:
         for _ in range(6):
             annotated.show(av.VideoFrame.from_ndarray(np.full((31, 45, 3), 90, np.uint8), format="rgb24"))
-        annotated.write(6, ["wave"])
+        annotated.write(6, [window(0)])
     copy = frame_times(str(tmp_path / "a.mp4"))
     assert [copy.start[n] * copy.unit for n in range(6)] == [int(times.start[n]) * unit for n in range(6)]
     header = read_header(str(tmp_path / "a.mp4"))
-    assert (header.width, header.height) == (46, 32 + draw_bar(46, ["wave"]).height)  # H.264 needs even sides
+    assert (header.width, header.height) == (46, 32)  # H.264 needs even sides
 
 
 def test_the_copy_of_a_turned_video_is_upright_even_if_the_skeleton_belongs_to_stored_frames(tmp_path):
@@ -185,7 +177,7 @@ def test_the_copy_of_a_turned_video_is_upright_even_if_the_skeleton_belongs_to_s
         with AnnotatedVideo(tmp_path / "copy.mp4", frame_times(video), poses, COCO_17, size, turn) as annotated:
             for frame in decode(video, 99, image):
                 annotated.show(frame)
-            annotated.write(9, ["wave"])
+            annotated.write(9, [])
         with av.open(tmp_path / "copy.mp4") as container:
             picture = next(container.decode(video=0)).to_image()
         width, height = turn.size(*size)
@@ -196,7 +188,7 @@ def test_the_copy_of_a_turned_video_is_upright_even_if_the_skeleton_belongs_to_s
 def test_colours_stay(tmp_path):
     with AnnotatedVideo(tmp_path / "red.mp4", EVEN, None, COCO_17) as annotated:
         annotated.show(av.VideoFrame.from_ndarray(np.full((480, 640, 3), (200, 30, 60), np.uint8), format="rgb24"))
-        annotated.write(1, ["red"])
+        annotated.write(1, [window(2)])
     with av.open(tmp_path / "red.mp4") as container:
         (frame,) = container.decode(video=0)
         assert frame.colorspace == 1  # tagged as BT.709
@@ -204,18 +196,7 @@ def test_colours_stay(tmp_path):
 
 
 def test_rgb_alone_needs_no_pose(tiny, paths, tmp_path):
-    settings = [
-        *("data.num_classes=12", "data.class_names=()", f"data.coarse_map={(0,) * 12}"),
-        *("clip.rgb_size_val=64", "clip.box_pixels=64"),
-        *("model.path.base_channels=8", "model.path.blocks=(1,1,1,1)", f"data.cache={tmp_path}/cache"),
-    ]
-    experiment = EXPERIMENTS["ntu60_rgb"]
-    path = replace(experiment.model.path, base_channels=8, blocks=(1, 1, 1, 1))
-    data = replace(experiment.data, num_classes=12, class_names=(), coarse_map=(0,) * 12)
-    experiment = replace(experiment, data=data, model=replace(experiment.model, path=path))
-    torch.manual_seed(0)
-    save_weights(build_model(experiment.model).state_dict(), tmp_path / "net.safetensors")
-    words = ["--exp", "ntu60_rgb", *(part for setting in settings for part in ("--set", setting))]
+    words, _ = rgb_network(tmp_path)
     video = paths[0] / f"{VIDEO}.mp4"
     bare = predicted(words, tmp_path / "net.safetensors", tmp_path / "bare", video)[VIDEO]
     boxed = predicted(words, tmp_path / "net.safetensors", tmp_path / "boxed", video, "--pose", paths[1])[VIDEO]
@@ -227,8 +208,8 @@ def test_rgb_alone_needs_no_pose(tiny, paths, tmp_path):
 MISTAKES = {
     "no video": ("{videos}/nobody.mp4 --pose {poses}", "there is no video"),
     "no videos": ("--pose {poses}", "no video is named"),
-    "no pose file": ("{video} --pose {tmp}/none.pkl", "there is no file"),
-    "other pose file": ("{video} --pose {tmp}/notes.txt", "notes.txt is not a skeleton file"),
+    "no pose file": ("{video} --pose {tmp}/none.json", "there is neither a folder nor a file"),
+    "other pose file": ("{video} --pose {tmp}/notes.txt", "notes.txt is in no format that is known here"),
     "no such clip": ("{tmp}/stranger.mp4 --pose {poses}", "has no clip named stranger"),
     "evil pickle": ("{video} --pose {tmp}/evil.pkl", "evil.pkl cannot be read"),
     "wrong npz": ("{video} --pose {tmp}/wrong.npz", "wrong.npz: 'keypoint' is missing"),
@@ -241,6 +222,8 @@ MISTAKES = {
     "broken video": ("{tmp}/broken.mp4 --pose {tmp}/short.npz", "broken.mp4: the video "),
     "long window": ("{video} --pose {poses} --window 1000", "1 <= stride <= window <= 512"),
     "long stride": ("{video} --pose {poses} --window 8 --stride 9", "1 <= stride <= window"),
+    "nobody": ("{video} --pose {tmp}/nobody.npz --per-person", "shows nobody for long enough to get a label"),
+    "no people": ("{video} --pose {poses} --people 0", "--people 0: the number must be 1 or more"),
     "twice": ("{video} {tmp}/{name}.mp4 --pose {poses}", "two videos have the name"),
     "one npz": ("{video} {tmp}/broken.mp4 --pose {tmp}/short.npz", "of one video, but 2 videos are named"),
     "onto itself": ("{tmp}/{name}.mp4 --pose {poses} --out {tmp}", "the result would replace"),
@@ -285,6 +268,7 @@ def test_mistakes_are_one_sentence(tiny, trained, paths, annotation, tmp_path, c
     (tmp_path / "broken.mp4").write_bytes(video.read_bytes()[:2000])
     np.savez(tmp_path / "wrong.npz", joints=np.zeros((1, 5, 17, 2)))
     np.savez(tmp_path / "joints.npz", keypoint=np.ones((1, annotation["total_frames"], 28, 2)))
+    np.savez(tmp_path / "nobody.npz", keypoint=annotation["keypoint"] * 0)
     np.savez(tmp_path / "short.npz", keypoint=annotation["keypoint"][:, :5])
     words = words.format(videos=paths[0], video=video, poses=paths[1], tmp=tmp_path, name=VIDEO).split()
     rest = [] if "--checkpoint" in words else ["--checkpoint", str(trained)]

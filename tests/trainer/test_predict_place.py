@@ -135,7 +135,8 @@ def test_a_scaled_videos_skeleton_is_drawn_on_the_person(tiny, network, files, t
             with av.open(tmp_path / video / poses / f"{WIDE}.mp4") as container:
                 frame = next(container.decode(video=0))
             assert frame.width == height * 4 // 3
-            pictures.append(frame.to_ndarray(format="rgb24")[-height:].astype(int))
+            # The upper part of the picture has bars, whose text depends on the skeleton too; the lower edge a timeline.
+            pictures.append(frame.to_ndarray(format="rgb24")[height * 2 // 5 : -height // 10].astype(int))
         rows, columns = np.nonzero(np.abs(pictures[0] - pictures[1]).max(axis=-1) > 60)
         places.append(np.array([rows.min(), rows.max(), columns.min(), columns.max()]) * 120 / height)
     np.testing.assert_allclose(*places, atol=8)

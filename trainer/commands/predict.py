@@ -1,6 +1,6 @@
-"""`python -m trainer predict`: names the action in each window of a video.
+"""`python -m trainer predict`: names the action in each window of a video, or of a live source.
 
-It prints a table, and writes JSON, a picture of some windows, and a copy of the video with captions.
+It prints a table, and writes JSON, a picture of some windows, and a copy of the video with skeletons and labels.
 """
 
 from dataclasses import dataclass, replace
@@ -8,65 +8,66 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.markup import escape
-from torch import nn
 
-from kernels.names import SHORT, printable, safe_stem
+from kernels.names import printable, safe_stem
 from kernels.program import UserError
 from models.networks import build_model
 from models.weights.loading import load_weights
-from pipelines.annotate.estimator import PoseEstimator
-from pipelines.annotate.keypoints import Poses, header_of, read_poses, write_poses
-from pipelines.batch import Batch
-from pipelines.loader import Loader
-from pipelines.packs.format import PackSettings
-from pipelines.plan import plan_eval
-from pipelines.progress import Progress
+from pipelines.annotate.estimator import DEFAULT, EstimatorOptions
+from pipelines.annotate.keypoints import header_of
 from pipelines.videos.container import VideoError
-from pipelines.videos.decode import SLACK
 from pipelines.videos.find import videos_in
 from pipelines.videos.header import Header
-from pipelines.videos.times import frame_times
-from pipelines.videos.turn import NO_TURN, AnnotatedImage, Turn
-from pipelines.videos.windows import WindowFrames, window_table, windows_of
+from pipelines.videos.live import LiveSource
 from trainer.commands.eval import make_folder
-from trainer.commands.predict_output import AnnotatedVideo, Prediction, Window, captions, show, write_json, write_sheet
-from trainer.config import Experiment
-from trainer.metrics import fused_scores, score_batch
-from trainer.report.contact_sheet import NUM_CLIPS
-from trainer.report.text import class_names_in_pictures
+from trainer.predict.file import FilePredictor
+from trainer.predict.live import LivePredictor
+from trainer.predict.result import show, write_json
+from trainer.predict.scorer import Scorer
+from trainer.predict.skeletons import PICKLES, Skeletons
+from trainer.predict.window_choice import choose_windows
 from trainer.runtime.cards import check_cards
-from trainer.runtime.precision import Precision, precision_of
+from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks, device_of
 from trainer.runtime.wrap import compiled
 from trainer.settings import SETTINGS
-from trainer.snapshots.choice import CheckpointChoice, checkpoint_of, tell
+from trainer.snapshots.choice import Checkpoint, CheckpointChoice, checkpoint_of, tell
 from trainer.snapshots.work_dir import refuse_links_in
 
+SEVERAL = (*PICKLES, ".json")  # files that can have the skeletons of several videos
 WIDTH = 120  # width of the table in characters when the output is not a terminal
-LONGEST = 512  # maximum number of frames in a window; their scaled copies stay in memory until the window is scored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictOptions(CheckpointChoice):
     """Name the actions in videos: python -m trainer predict a.mp4 --checkpoint work_dirs/ntu60 --pose FILE"""
 
-    videos: tyro.conf.Positional[tuple[Path, ...]]
-    """Videos of any length, or folders of videos. A run's folder among them replaces --checkpoint."""
-    pose: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Skeletons: an annotation pickle with entries for the videos, or the .npz of one video. Default: they are
-    estimated."""
-    window: int = 64
-    """Number of frames that are classified together. A shorter video is one window."""
-    stride: int = 32
-    """Number of frames from the start of one window to the start of the next."""
-    people: int = 2
-    """Without --pose: the largest number of people whose skeletons are estimated."""
-    out: Path | None = None
+    config: tyro.conf.Suppress[Path | None] = None  # these three are seldom useful here, so the help leaves them out
+    coarse_map: tyro.conf.Suppress[str | None] = None
+    ranks: tyro.conf.Suppress[int | None] = None
+    videos: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="")]
+    """Videos, or folders of videos. A run's folder here replaces --checkpoint."""
+    live: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
+    """Predict a stream, a camera (/dev/video0), or a file at its own speed."""
+    max_delay: Annotated[float, tyro.conf.arg(metavar="S")] = 1.0
+    """With --live: drop frames that have waited this many seconds."""
+    pose: Annotated[Path | None, tyro.conf.arg(metavar="PATH", aliases=["--poses"], help_behavior_hint="")] = None
+    """Skeletons: a pickle, or a file or folder as for annotate. Default: estimated."""
+    window: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Frames of a window. Default: as many as a clip of the training has."""
+    stride: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Frames between the starts of two windows. Default: half a window."""
+    per_person: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Give each person a label of their own."""
+    explain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show where the network looked (Grad-CAM)."""
+    estimation: tyro.conf.OmitArgPrefixes[EstimatorOptions] = DEFAULT
+    people: Annotated[int, tyro.conf.arg(metavar="N")] = 2
+    """Most people whose skeletons are estimated, or read from files."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of the results. Default: predict/ beside the checkpoint."""
 
 
@@ -78,50 +79,115 @@ def predict(options: PredictOptions) -> int:
     options = with_run(options)
     device, checkpoint = torch.device(device_of(options.device)), checkpoint_of(options)
     tell(checkpoint)
-    experiment = checkpoint.experiment
     out = options.out or checkpoint.path.parent / "predict"
     if options.out is None:
         refuse_links_in(out)
     options = replace(options, videos=tuple(video for path in options.videos for video in videos_at(path)))
-    check(options, out)
-    check_cards(experiment.optim.precision, device.type, 1)
-    network = build_model(experiment.model)
-    load_weights(network, checkpoint.path)
+    if options.live is None:
+        check(options, out)
+    else:
+        check_live(options)
     console, printer = Console(stderr=True), Console()
     if not printer.is_terminal:
         printer.width = WIDTH
-    precision = precision_of(experiment.optim.precision, Ranks(0, 0, 1, device))
-    say, report = partial(console.print, markup=False), out / "fallbacks_rank0.txt"
-    forward = compiled(network.to(device).eval(), experiment, device, say, report)
-    skeletons = Skeletons(options, experiment, console)
+    choice = choose_windows(options.window, options.stride, checkpoint.path)
+    if choice.reason:
+        console.print(choice.reason, markup=False, highlight=False, soft_wrap=True)
+    scorer = scorer_of(checkpoint, device, options.explain, out, console)
+    skeletons = Skeletons(options.pose, options.people, checkpoint.experiment, console, options.estimation)
     make_folder(out)
+    if options.live is not None:
+        return predict_live(options.live, options, checkpoint, LivePredictor(scorer, choice, skeletons, console), out)
+    predictor = FilePredictor(scorer, choice, options.per_person, out, console)
     bad: dict[Path, VideoError] = {}
-    for video in options.videos:
+    headers = headers_of(options.videos, bad)
+    skeletons.survey(headers)
+    for video, header in headers.items():
         try:
-            header = header_of(str(video))
-            poses = skeletons.of(video, header, out)
-            predictor = Predictor(experiment, forward, precision, options.window, options.stride)
-            prediction = predictor.run(video, header, poses, out, console)
-            write_json(out / f"{safe_stem(video)}.json", prediction, experiment, checkpoint.path)
+            prediction = predictor.run(video, header, skeletons.of(video, header, out))
+            write_json(out / f"{safe_stem(video)}.json", prediction, checkpoint.experiment, checkpoint.path)
         except VideoError as error:
             bad[video] = error
-            console.print(
-                f"{printable(str(video))} has no result: {error}", markup=False, highlight=False, soft_wrap=True
-            )
             continue
         except OSError as error:
-            raise UserError(
-                f"the results of {video} cannot be written to {out} ({error.strerror or error}); name another folder "
-                "with --out"
-            ) from None
+            raise not_written(video, out, error) from None
         show(prediction, printer)
         stem = safe_stem(video)
         print(f"{printable(str(out))}: {stem}.mp4, {stem}.json, {stem}.png")
+    complain(bad, len(options.videos), console)
+    return 0
+
+
+def predict_live(
+    address: str, options: PredictOptions, checkpoint: Checkpoint, predictor: LivePredictor, out: Path
+) -> int:
+    """Predict a live source until it ends. Raises UserError if it cannot be read or results cannot be written."""
+    name = address.rpartition("/")[2].partition("?")[0] or "live"
+    stem = f"{safe_stem(Path(name))}_live"
+    try:
+        prediction = predictor.run(LiveSource(address, options.max_delay), out / f"{stem}.mp4")
+        write_json(out / f"{stem}.json", prediction, checkpoint.experiment, checkpoint.path)
+    except VideoError as error:
+        raise UserError(f"{address}: {error}") from None
+    except OSError as error:
+        raise not_written(address, out, error) from None
+    print(f"{printable(str(out))}: {stem}.mp4, {stem}.json")
+    return 0
+
+
+def not_written(video: Path | str, out: Path, error: OSError) -> UserError:
+    """The error for the user if results cannot be written."""
+    return UserError(
+        f"the results of {video} cannot be written to {out} ({error.strerror or error}); name another folder with --out"
+    )
+
+
+def check_live(options: PredictOptions) -> None:
+    """Raise UserError for options that do not fit a live source."""
+    if options.videos:
+        raise UserError(
+            f"--live {options.live} and the video {options.videos[0]} are both named: leave one of them out"
+        )
+    if options.pose is not None:
+        raise UserError("the skeletons of a live source are estimated: leave out --pose")
+    if options.per_person:
+        raise UserError("people have labels of their own in video files only: leave out --per-person")
+    if not options.max_delay > 0:
+        raise UserError(f"--max-delay {options.max_delay}: choose a number of seconds above 0")
+
+
+def scorer_of(checkpoint: Checkpoint, device: torch.device, explains: bool, out: Path, console: Console) -> Scorer:
+    """The network of a checkpoint, ready to score windows. `out`: the folder for a report if it cannot be compiled."""
+    experiment = checkpoint.experiment
+    check_cards(experiment.optim.precision, device.type, 1)
+    network = build_model(experiment.model)
+    load_weights(network, checkpoint.path)
+    network = network.to(device).eval()
+    say, report = partial(console.print, markup=False), out / "fallbacks_rank0.txt"
+    forward = compiled(network, experiment, device, say, report)
+    precision = precision_of(experiment.optim.precision, Ranks(0, 0, 1, device))
+    return Scorer(experiment, network, forward, precision, explains)
+
+
+def headers_of(videos: tuple[Path, ...], bad: dict[Path, VideoError]) -> dict[Path, Header]:
+    """The headers of all videos that can be read. The reasons for the others are added to `bad`."""
+    headers = {}
+    for video in videos:
+        try:
+            headers[video] = header_of(str(video))
+        except VideoError as error:
+            bad[video] = error
+    return headers
+
+
+def complain(bad: dict[Path, VideoError], total: int, console: Console) -> None:
+    """Say which of `total` videos have no result, and why. Raises UserError if there are any."""
+    for video, error in bad.items():
+        console.print(f"{printable(str(video))} has no result: {error}", markup=False, highlight=False, soft_wrap=True)
     if bad:
-        (video, error), total = next(iter(bad.items())), len(options.videos)
+        video, error = next(iter(bad.items()))
         count = f"{len(bad)} of {total} videos have no result, such as " if total > 1 else ""
         raise UserError(f"{count}{video}: {error}")
-    return 0
 
 
 def with_run(options: PredictOptions) -> PredictOptions:
@@ -153,11 +219,8 @@ def check(options: PredictOptions, out: Path) -> None:
     """Raise UserError for mistakes in the options, before anything is computed."""
     if not options.videos:
         raise UserError("no video is named; write python -m trainer predict VIDEO.mp4 --checkpoint work_dirs/NAME")
-    if not 1 <= options.stride <= options.window <= LONGEST:
-        raise UserError(
-            f"--window {options.window} --stride {options.stride}: choose them so that 1 <= stride <= window <= "
-            f"{LONGEST}"
-        )
+    if options.people < 1:
+        raise UserError(f"--people {options.people}: the number must be 1 or more")
     stems = [safe_stem(video) for video in options.videos]
     for video in options.videos:
         if not video.is_file():
@@ -168,137 +231,9 @@ def check(options: PredictOptions, out: Path) -> None:
             )
         if (out / f"{safe_stem(video)}.mp4").resolve() == video.resolve():
             raise UserError(f"the result would replace {video}; name another folder with --out")
-    if options.pose is not None and options.pose.suffix == ".npz" and len(stems) > 1:
+    of_one_video = options.pose is not None and options.pose.is_file() and options.pose.suffix not in SEVERAL
+    if of_one_video and len(stems) > 1:
         raise UserError(
             f"{options.pose} has the skeletons of one video, but {len(stems)} videos are named: predict them in "
             "separate commands"
         )
-
-
-class Skeletons:
-    """Reads the skeletons of videos from the file of --pose. Without --pose, estimates them."""
-
-    def __init__(self, options: PredictOptions, experiment: Experiment, console: Console):
-        self.options, self.console, self.experiment = options, console, experiment
-        self.needed = "pose" in experiment.streams
-        self.estimator: PoseEstimator | None = None
-        if self.needed and options.pose is None:
-            joints = experiment.clip.skeleton.num_joints
-            self.estimator = PoseEstimator(joints, "name a file of skeletons with --pose")
-
-    def of(self, video: Path, header: Header, out: Path) -> Poses | None:
-        """The skeletons of a video, or None if the experiment does not need them and --pose is not given.
-
-        Estimated skeletons are written to `out` as STEM.npz (`safe_stem`).
-        """
-        if self.options.pose is not None:
-            cache = Path(self.experiment.data.cache)
-            rotation = self.experiment.data.rotation
-            return self._checked(read_poses(self.options.pose, video, header, cache, rotation))
-        if self.estimator is None:
-            self.console.print(
-                f"{printable(str(video))}: without --pose, frames are not cropped to the people before the network "
-                "gets them",
-                markup=False,
-            )
-            return None
-        with Progress(self.console, "estimating poses", header.frames) as progress:
-            poses = self.estimator.estimate(str(video), header, self.options.people, progress.advance)
-        write_poses(out / f"{safe_stem(video)}.npz", poses)
-        return poses
-
-    def _checked(self, poses: Poses) -> Poses:
-        num_joints, expected = poses.joints.shape[2], self.experiment.clip.skeleton.num_joints
-        if num_joints != expected:
-            raise UserError(
-                f"{self.options.pose} has {num_joints} joints per person, but experiment {self.experiment.name} needs "
-                f"{expected} ({self.experiment.clip.skeleton}): name a file with {expected} joints, or a checkpoint "
-                f"for {num_joints}"
-            )
-        return poses
-
-
-@dataclass(frozen=True, slots=True)
-class Predictor:
-    """Scores the windows of videos with a network. `window` and `stride` are in frames."""
-
-    experiment: Experiment
-    forward: nn.Module
-    precision: Precision
-    window: int
-    stride: int
-
-    def run(self, video: Path, header: Header, poses: Poses | None, out: Path, console: Console) -> Prediction:
-        """Score all windows of a video.
-
-        Writes an annotated copy of the video (STEM.mp4) and a picture of some windows (STEM.png) to the folder `out`.
-        STEM is the name of the video without its suffix.
-        """
-        total, times = header.frames, frame_times(str(video))
-        joints = torch.zeros(0, total, self.experiment.clip.skeleton.num_joints, 3).numpy()
-        image = AnnotatedImage(*header.display)
-        if poses is not None:
-            joints, image = poses.joints, poses.image()
-            total = joints.shape[1]
-        frames = header.frames_for(image)
-        size = round(frames.size[0] * frames.pixel), frames.size[1]
-        turn = NO_TURN if frames.turn else Turn.of_code(header.turn)
-        stem = safe_stem(video)
-        spans = windows_of(total, self.window, self.stride)
-        table = window_table(joints, image, spans)
-        windows: list[Window] = []
-        sheet_batches: list[Batch] = []
-        sheet_numbers = {round(i * (len(spans) - 1) / (NUM_CLIPS - 1)) for i in range(NUM_CLIPS)}
-        names = class_names_in_pictures(self.experiment.data.class_names)
-        skeleton, settings = self.experiment.clip.skeleton, PackSettings.of(self.experiment.clip)
-        with (
-            AnnotatedVideo(out / f"{stem}.mp4", times, poses, skeleton, size, turn) as annotated,
-            Progress(console, f"{escape(printable(video.name, SHORT))}: windows", len(spans)) as progress,
-        ):
-            frames = WindowFrames(video=str(video), table=table, windows=spans, settings=settings, each=annotated.show)
-            for number, batch in enumerate(self._loader(frames).epoch(0)):
-                start, end = spans[number]
-                windows.append(Window(start, end, self._score(batch)))
-                if number in sheet_numbers:
-                    sheet_batches.append(on_cpu(batch))
-                is_last = number == len(spans) - 1
-                # Each frame gets the caption of the window whose middle is nearest to it.
-                caption_end = total + SLACK if is_last else (start + end + sum(spans[number + 1])) // 4
-                annotated.write(caption_end, captions(windows[-1], names, times))
-                progress.advance()
-        prediction = Prediction(video, total, times, self.experiment.data.class_names, windows)
-        plan = plan_eval(table, np.array(sorted(sheet_numbers)), self.experiment.clip)
-        write_sheet(out / f"{stem}.png", sheet_batches, plan, prediction)
-        return prediction
-
-    def _loader(self, frames: WindowFrames) -> Loader:
-        return Loader(
-            table=frames.table,
-            frames=frames,
-            rows=np.arange(len(frames.table)),
-            config=self.experiment.clip,
-            coarse_map=(0,),  # a map of one class is enough, because labels are not known and all windows have label 0
-            train=False,
-            batch_size=1,
-            device=self.precision.device,
-            dtype=self.precision.dtype,
-            streams=self.experiment.streams,
-        )
-
-    @torch.no_grad()
-    def _score(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Probabilities [K] of each stream, on the CPU. `fused` is the mean of the RGB and pose probabilities."""
-        with self.precision():
-            output = self.forward(batch.rgb, batch.heatmap)
-        scores = score_batch(batch, output.logits).probability
-        if not all(bool(score.isfinite().all()) for score in scores.values()):
-            raise UserError("the network computes no finite scores for this video: name another file with --checkpoint")
-        streams = {name: scores[name] for name in ("rgb", "pose", "sum") if name in scores}
-        if {"rgb", "pose"} <= streams.keys():
-            streams = {"fused": fused_scores(streams["rgb"], streams["pose"], (0.5, 0.5))} | streams
-        return {name: score[0].float().cpu() for name, score in streams.items()}
-
-
-def on_cpu(batch: Batch) -> Batch:
-    """A copy of the batch on the CPU, which is needed because the decoder reuses the batch's memory."""
-    return replace(batch, **{name: tensor.to("cpu", copy=True) for name, tensor in batch.tensors().items()})

@@ -28,13 +28,13 @@ def where_it_looked(network: nn.Module, batch: Batch, classes: Tensor) -> dict[s
     for "pose".
 
     The maps come from the features of the stream's last stage. A channel counts by the mean of its gradient, the
-    gradient of the stream's own logit of the class. The largest value of a clip is 1; the map of a clip in which
-    nothing speaks for the class is 0.
+    gradient of the stream's own logit of the class. The lowest value of a clip becomes 0 and the highest 1; if nothing
+    in a clip speaks for the class, its map is 0.
     """
     assert not network.training, "Grad-CAM needs a network in evaluation mode"
     with torch.no_grad(), last_features(network) as features:
         logits = network(batch.rgb, batch.heatmap).logits
-    chosen = sum(logits[stream].gather(1, classes[:, None].to(logits[stream].device)).sum() for stream in features)
+    chosen = [logits[stream].gather(1, classes[:, None].to(logits[stream].device)).sum() for stream in features]
     gradients = torch.autograd.grad(chosen, list(features.values()))
     sizes = {}
     if batch.rgb is not None:
@@ -64,8 +64,11 @@ def last_features(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         features, *others = arguments
         return {stream: from_here(stream, feature) for stream, feature in features.items()}, *others
 
+    def after_backbone(_: nn.Module, __: tuple[Any, ...], feature: Any) -> Tensor:
+        return from_here(str(network.stream), feature)
+
     if isinstance(network, SingleStream):
-        hook = network.backbone.register_forward_hook(lambda _, __, feature: from_here(network.stream, feature))
+        hook = network.backbone.register_forward_hook(after_backbone)
     else:
         hook = network.get_submodule("cls_head").register_forward_pre_hook(before_head)
     try:
@@ -80,10 +83,14 @@ def _maps(feature: Tensor, gradient: Tensor, num_frames: int, height: int, width
     weight = gradient.mean(dim=(1, 3, 4), keepdim=True)  # [N, 1, C, 1, 1]
     maps = (weight * feature).sum(dim=2).relu()  # [N, T, h, w]
     maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
+    maps = maps - maps.amin(dim=(1, 2, 3), keepdim=True)
     return maps / maps.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
 
 
 def overlay(picture: np.ndarray, looked: np.ndarray, stream: str) -> np.ndarray:
-    """A picture [H, W, 3] uint8 that is tinted where the map `looked` [H, W] of a stream is high: uint8 [H, W, 3]."""
-    share = STRONGEST * looked[..., None]
+    """A picture [H, W, 3] uint8 that is tinted where the map `looked` [H, W] of a stream is high: uint8 [H, W, 3].
+
+    The map is squared, so that the picture stays visible where the map is low.
+    """
+    share = STRONGEST * np.square(looked)[..., None]
     return (picture * (1 - share) + 255 * np.array(to_rgb(COLOURS[stream])) * share).round().astype(np.uint8)

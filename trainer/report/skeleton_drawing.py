@@ -48,7 +48,7 @@ def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton,
     """
     zoom = ZOOM if max(picture.size) <= SMALL else 1
     large = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-    draw, width = ImageDraw.Draw(large), max(2, round(min(large.size) / 180))
+    draw, width = ImageDraw.Draw(large), max(2 * zoom, round(min(large.size) / 180))
     for person in joints * (zoom, zoom, 1):
         limbs, dots = coloured_limbs(person, skeleton, min_score), person[is_visible(person, min_score), :2]
         for ends, _ in limbs:

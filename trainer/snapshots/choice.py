@@ -40,7 +40,7 @@ class CheckpointChoice(Choice):
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A run's folder (its best snapshot), a snapshot, an exported .safetensors, or a published file (with --exp)."""
     latest: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Take the newest snapshot of the run's folder, not the best one."""
+    """Take the newest snapshot of the run, not the best one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

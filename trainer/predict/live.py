@@ -1,0 +1,181 @@
+"""Predicts a live source: names the action of the last seconds again and again, and never falls behind by much."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from kernels.names import SHORT, printable
+from pipelines.annotate.tracking import Person, follow
+from pipelines.packs.format import PackSettings
+from pipelines.videos.container import VideoError
+from pipelines.videos.live import LiveFrame, LiveSource
+from pipelines.videos.turn import AnnotatedImage
+from pipelines.videos.windows import WindowFrames, window_table
+from trainer.predict.result import Prediction, Window, top
+from trainer.predict.scorer import Scorer
+from trainer.predict.skeletons import Skeletons
+from trainer.predict.video import AnnotatedVideo, Explanation
+from trainer.predict.window_choice import WindowChoice
+from trainer.report.text import class_names_in_pictures
+
+REACH = 30.0  # seconds that the timeline of the annotated video shows
+EVERY = 5.0  # seconds between two lines if the output is not a terminal
+RECENT = 60  # the rate is measured over this many frames
+
+
+@dataclass
+class LivePredictor:
+    """Predicts a live source until it ends, or until Ctrl-C.
+
+    skeletons: finds the people in each frame, if the network needs them.
+    """
+
+    scorer: Scorer
+    choice: WindowChoice
+    skeletons: Skeletons
+    console: Console
+    recent: deque[tuple[LiveFrame, Sequence[Person]]] = field(default_factory=deque)
+    windows: list[Window] = field(default_factory=list)
+    delays: list[float] = field(default_factory=list)  # of each window: from its last frame's arrival to its scores
+    waits: list[float] = field(default_factory=list)  # the part of each delay in which its last frame waited
+    finished: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # when frames were processed
+
+    def run(self, source: LiveSource, copy: Path) -> Prediction:
+        """Predict the source, and write its annotated copy to the file `copy`.
+
+        Raises VideoError if the source cannot be read before there is a result.
+        """
+        names = self.scorer.experiment.data.class_names
+        annotated = AnnotatedVideo(
+            copy,
+            source.times,
+            None,
+            self.scorer.experiment.clip.skeleton,
+            class_names=class_names_in_pictures(names),
+            reach=REACH,
+        )
+        with source, annotated, Screen(self, source) as screen:
+            try:
+                self._follow(source, annotated, screen)
+            except KeyboardInterrupt:
+                self.console.print("stopped; the results so far are written")
+            except VideoError as error:
+                if self.windows:
+                    text = f"the source has ended ({error}); the results so far are written"
+                    self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                else:
+                    raise
+            if not self.windows:
+                raise VideoError("the source has ended before there was a result")
+        live = {"dropped_frames": source.dropped, "largest_delay_s": round(max(self.delays, default=0.0), 3)}
+        rate = float(source.times.rate())
+        return Prediction(source.address, source.arrived, rate, source.times, names, self.windows, live)
+
+    def _follow(self, source: LiveSource, annotated: AnnotatedVideo, screen: "Screen") -> None:
+        """Score a window whenever another `stride` of the source has arrived, and once more at the end."""
+        next_end, last = 0.0, None
+        while (frame := source.next()) is not None:
+            began, shown = time.monotonic(), source.times.seconds(frame.number)
+            stride, length = (count / float(source.times.rate()) for count in (self.choice.stride, self.choice.window))
+            next_end = next_end or shown + length
+            people = self.skeletons.people(frame.frame)
+            self.recent.append((frame, people))
+            annotated.show(frame.frame, frame.number, bodies(people, self.scorer.experiment.clip.skeleton.num_joints))
+            while source.times.seconds(self.recent[0][0].number) <= shown - length + 1e-6:
+                self.recent.popleft()
+            last = frame
+            # The window ends with the last frame before the time at which the next one would end.
+            if shown + 1 / float(source.times.rate()) >= next_end - 1e-6:
+                self._score(annotated, began - frame.arrived)
+                next_end, last = max(next_end + stride, shown + stride / 2), None
+            self.finished.append(time.monotonic())
+            screen.refresh()
+        if last is not None:
+            self._score(annotated, time.monotonic() - last.arrived)
+            screen.refresh()
+
+    def rate(self) -> float:
+        """Frames per second that are processed at present."""
+        return (len(self.finished) - 1) / max(self.finished[-1] - self.finished[0], 1e-6) if self.finished else 0.0
+
+    def _score(self, annotated: AnnotatedVideo, waited: float) -> None:
+        """Score the recent frames as one window, and write the frames of the copy that wait for it."""
+        frames, people = zip(*self.recent, strict=True)
+        clip = self.scorer.experiment.clip
+        numbers = np.array([frame.number for frame in frames])
+        joints = np.zeros((0, len(frames), clip.skeleton.num_joints, 3), np.float32)
+        if any(people):
+            joints = follow(people, self.skeletons.max_people, clip.skeleton.num_joints)
+        image, span = AnnotatedImage(frames[0].frame.width, frames[0].frame.height), [(0, len(frames))]
+        source = WindowFrames(
+            frames=iter([frame.frame for frame in frames]),
+            table=window_table(joints, image, span),
+            windows=span,
+            settings=PackSettings.of(clip),
+            each=lambda _: None,
+        )
+        loader = self.scorer.loader(source)
+        (batch,) = loader.epoch(0)
+        scores = self.scorer.score(batch)
+        seen = self.scorer.explain(batch, loader.plan(0, 0), 0, (image.width, image.height), scores)
+        if seen is not None:
+            seen = replace(seen, frames={stream: numbers[places] for stream, places in seen.frames.items()})
+        self._tell(Window(int(numbers[0]), int(numbers[-1]) + 1, scores), seen, annotated, frames[-1], waited)
+
+    def _tell(
+        self, window: Window, seen: Explanation | None, annotated: AnnotatedVideo, last: LiveFrame, waited: float
+    ) -> None:
+        self.delays.append(time.monotonic() - last.arrived)
+        self.waits.append(waited)
+        self.windows.append(window)
+        annotated.write(window.end, [window], seen)
+
+
+def bodies(people: Sequence[Person], num_joints: int) -> np.ndarray:
+    """The joints of people, [M, V, 3]."""
+    return np.stack([person.joints for person in people]) if people else np.zeros((0, num_joints, 3))
+
+
+class Screen:
+    """Shows the last result, frames per second and the delay: one line that changes, or a line now and then."""
+
+    def __init__(self, predictor: LivePredictor, source: LiveSource):
+        self.predictor, self.source = predictor, source
+        self.is_live = predictor.console.is_terminal
+        self.display = Live(console=predictor.console, get_renderable=self.line, refresh_per_second=8)
+        self.shown_at, self.num_shown = 0.0, 0
+
+    def __enter__(self) -> "Screen":
+        if self.is_live:
+            self.display.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.display.stop()
+
+    def refresh(self) -> None:
+        """Off a terminal, print a line if there is a new result and the last line is EVERY seconds old."""
+        has_news = len(self.predictor.windows) > self.num_shown
+        if not self.is_live and has_news and time.monotonic() - self.shown_at > EVERY:
+            self.shown_at, self.num_shown = time.monotonic(), len(self.predictor.windows)
+            self.predictor.console.print(self.line(), soft_wrap=True)
+
+    def line(self) -> Text:
+        """One line about the present state."""
+        predictor, names = self.predictor, self.predictor.scorer.experiment.data.class_names
+        if not predictor.windows:
+            return Text(f"{printable(self.source.address, SHORT)}: waiting for the first window")
+        window = predictor.windows[-1]
+        best = top(next(iter(window.probability.values())), names, 3)
+        guesses = ", ".join(f"{printable(name)} {share:.0%}" for _, name, share in best)
+        facts = (
+            f"{predictor.rate():.1f} frames/s, {predictor.delays[-1]:.2f} s delay, {self.source.dropped} frames dropped"
+        )
+        return Text(f"{self.source.times.seconds(window.end):.1f} s  {guesses}  ({facts})")
