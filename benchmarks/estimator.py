@@ -44,6 +44,7 @@ def measure_real(folder: Path) -> Iterator[Result]:
     expected.survey(headers, print)
     estimates: dict[int, list[np.ndarray]] = {every: [] for every in (1, *EVERY)}
     seconds: list[float] = []
+    cpu_seconds = 0.0
     for path in videos_in(folder / "videos"):
         for every, joints in estimates.items():
             times = [time.perf_counter()]
@@ -51,10 +52,13 @@ def measure_real(folder: Path) -> Iterator[Result]:
             def stop(times: list[float] = times) -> None:
                 times.append(time.perf_counter())
 
-            joints.append(estimator_for(every).estimate(str(path), headers[path.stem], PEOPLE, stop).joints)
-            seconds += np.diff(times).tolist() if every == 1 else []
+            estimator, before = estimator_for(every), time.process_time()
+            joints.append(estimator.estimate(str(path), headers[path.stem], PEOPLE, stop).joints)
+            if every == 1:
+                seconds += np.diff(times).tolist()
+                cpu_seconds += time.process_time() - before
     truth = [expected.poses(name, header)[1].joints for name, header in headers.items()]
-    yield "picture", {"ms": spread(1000 * np.array(seconds))}
+    yield "picture", {"ms": spread(1000 * np.array(seconds)), "cpu_ms": 1000 * cpu_seconds / len(seconds)}
     yield "real", compared(estimates[1], truth)
     for every in EVERY:
         yield f"every_{every}", compared(estimates[every], estimates[1])

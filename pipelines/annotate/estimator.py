@@ -132,8 +132,8 @@ class PoseEstimator:
 def interpolated(joints: np.ndarray, every: int, total: int) -> np.ndarray:
     """The joints [M, `total`, V, 3] of all frames, from those of the frames 0, `every`, 2 * `every`, ...
 
-    A person who is in only one of the two frames around a frame is not in that frame. Frames after the last estimated
-    one have its joints.
+    If only one of the two estimated frames around a frame has the person, the frame takes the person's joints from it,
+    unless the other one is nearer. Frames after the last estimated one have its joints.
     """
     if every == 1:
         return joints
@@ -142,5 +142,6 @@ def interpolated(joints: np.ndarray, every: int, total: int) -> np.ndarray:
     after = np.minimum(before + 1, joints.shape[1] - 1)
     share = (numbers % every / every).astype(np.float32)[:, None, None]
     first, second = joints[:, before], joints[:, after]
-    both = np.logical_and(first[..., 2].any(axis=-1), second[..., 2].any(axis=-1))[..., None, None]
-    return np.where(both | (share == 0), first + share * (second - first), 0)
+    in_first, in_second = (side[..., 2].any(axis=-1)[..., None, None] for side in (first, second))
+    cases = [in_first & in_second, in_first & (share <= 0.5), in_second & (share >= 0.5)]
+    return np.select(cases, [first + share * (second - first), first, second], 0)

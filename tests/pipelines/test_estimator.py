@@ -79,6 +79,7 @@ def test_joints_between_estimated_frames_are_interpolated():
     joints = np.zeros((1, 3, 2, 3), np.float32)  # the frames 0, 2 and 4 of six frames
     joints[0, :, 0] = [[10, 0, 1], [14, 8, 0.5], [0, 0, 0]]
     whole = interpolated(joints, 2, 6)
-    assert whole[0, :, 0].tolist() == [[10, 0, 1], [12, 4, 0.75], [14, 8, 0.5], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert whole[0, :, 0].tolist() == [[10, 0, 1], [12, 4, 0.75], [14, 8, 0.5], [14, 8, 0.5], [0, 0, 0], [0, 0, 0]]
     assert interpolated(joints[:, :2], 2, 4)[0, 3, 0].tolist() == [14, 8, 0.5]  # the last estimated frame is held
+    assert interpolated(joints, 4, 12)[0, 5:8, 0, 2].tolist() == [0.5, 0.5, 0]  # the nearer frame decides
     assert interpolated(joints, 1, 3) is joints
