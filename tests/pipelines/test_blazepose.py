@@ -4,6 +4,9 @@ blazepose_litert.npz contains LiteRT's outputs for a picture of the demo. `write
 tflite and ai-edge-litert, and the npm package that convert.py names.
 """
 
+import itertools
+import json
+import os
 import socket
 import sys
 import tarfile
@@ -26,6 +29,7 @@ from pipelines.annotate.blazepose.estimator import (
 )
 from pipelines.demo.classes import DemoConfig, clip_ids
 from pipelines.demo.clip import film, stage
+from pipelines.videos.decode import decode
 
 EXPECTED = Path(__file__).with_name("blazepose_litert.npz")
 CONFIG = DemoConfig(num_train=12, num_val=1)
@@ -59,6 +63,21 @@ def test_the_networks_compute_what_litert_computes(picture):
             reference = expected[f"{name}{number}"]
             assert np.abs(output - reference).max() <= 1e-3 * max(1, np.abs(reference).max())
             assert np.abs(reference).max() > 0.1
+
+
+def test_joints_on_a_real_video_are_those_that_were_published_with_it():
+    """The keypoints beside the videos were made by BlazePose too."""
+    folder = Path(os.environ.get("DUET_REAL", "")) / "fight"
+    if "DUET_REAL" not in os.environ or not folder.is_dir():
+        pytest.skip("the real videos are not here: $DUET_REAL names no folder with fight/")
+    expected = json.loads((folder / "keypoints" / "nofi121.json").read_text())
+    people = {entry["frame"]: np.array(entry["keypoints"]).reshape(17, 3) for entry in expected}
+    estimator, errors = BlazePose(), []
+    for number, frame in enumerate(itertools.islice(decode(str(folder / "videos" / "nofi121.mp4"), 1000), 6)):
+        (person,) = estimator.people(frame.to_ndarray(format="rgb24"))
+        diagonal = np.linalg.norm(np.ptp(people[number][:, :2], axis=0))
+        errors.append(np.linalg.norm((person.joints - people[number])[:, :2], axis=1) / diagonal)
+    assert np.median(errors) < 0.005
 
 
 def test_a_person_is_followed_and_a_new_video_starts_afresh(picture):
@@ -128,16 +147,18 @@ def write_litert(package: str) -> None:
     np.savez_compressed(EXPECTED, **expected)
 
 
-def test_people_are_found_without_the_internet(picture, monkeypatch):
+@pytest.mark.parametrize("turned", [False, True], ids=["standing", "lying"])
+def test_people_are_found_without_the_internet(picture, monkeypatch, turned):
     def refuse(*_):
         raise OSError("no network")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    estimator = BlazePose()
-    (person,) = estimator.people(np.asarray(picture))
     points = stage(CONFIG, CLIP).points[0, 0]
-    diagonal = np.linalg.norm(np.ptp(points, axis=0))
-    errors = np.linalg.norm(person.joints[:, :2] - points, axis=1) / diagonal
+    if turned:
+        points = np.stack([points[:, 1], picture.width - points[:, 0]], axis=1)
+        picture = picture.transpose(Image.Transpose.ROTATE_90)
+    (person,) = BlazePose().people(np.asarray(picture))
+    errors = np.linalg.norm(person.joints[:, :2] - points, axis=1) / np.linalg.norm(np.ptp(points, axis=0))
     assert np.median(errors) < 0.03
 
 
