@@ -28,49 +28,56 @@ ROWS = (
         row
         for name in ("demo", "ntu60_x3d", "ntu60", "ma52")
         for row in (
+            (f"headspace_{name}", "headspace.loader_clips_per_s", f"training `{name}`", "clips a second"),
             (
                 f"headspace_{name}",
-                "headspace.loader_clips_per_s",
-                f"training step of `{name}`, data included",
-                "clips/s",
+                "headspace.share",
+                f"speed of training `{name}`, relative to training on one batch in memory",
+                "times",
             ),
-            (f"headspace_{name}", "headspace.share", "the same, relative to steps on a batch in memory", "times"),
         )
     ),
-    ("data", "ours_8_32.clips_per_cpu_s", "data path, 8 frames + 32 heatmaps", "clips per CPU second"),
-    ("data", "ratio_cpu_time_8_32", "speed of this data path relative to MMAction2's, by CPU time", "times"),
-    ("data", "heatmap_8_32", "speed of drawing its heatmaps relative to MMAction2's", "times"),
+    ("data", "ours_8_32.clips_per_cpu_s", "reading clips of 8 frames and 32 heatmaps", "clips per second of one core"),
+    (
+        "data",
+        "ratio_cpu_time_8_32",
+        "reading clips of 8 frames and 32 heatmaps, relative to MMAction2",
+        "times as fast",
+    ),
     (
         "data",
         "ratio_cpu_time_16_48",
-        "speed of the data path relative to MMAction2's, 16 frames + 48 heatmaps",
-        "times",
+        "reading clips of 16 frames and 48 heatmaps, relative to MMAction2",
+        "times as fast",
     ),
+    ("data", "heatmap_8_32", "drawing 32 heatmaps, relative to MMAction2", "times as fast"),
     *(
         (
             f"data_{name}",
             f"ratio_cpu_time_{case}",
-            f"speed of the data path relative to {title}, which only reads {count} frames",
-            "times",
+            f"reading clips of {count} frames, relative to {title}, which does not crop and draws no heatmaps",
+            "times as fast",
         )
         for name, title in {"torchcodec": "TorchCodec", "spdl": "SPDL"}.items()
         for case, count in {"8_32": 8, "16_48": 16}.items()
     ),
     *(
-        row
-        for name in ("ntu60_x3d", "ma52")
-        for row in (
-            ("step", f"{name}.speedup", f"step of `{name}`: speedup of compiled 2-D over 3-D layers", "times"),
-            (
-                "step",
-                f"{name}.speedup_of_folding",
-                f"step of `{name}`: speedup of uncompiled 2-D over 3-D layers",
-                "times",
-            ),
+        (
+            "step",
+            f"{name}.{key}",
+            f"a training step of `{name}`{how}, relative to the published 3-D layers",
+            "times as fast",
         )
+        for name in ("ntu60_x3d", "ma52")
+        for key, how in {"speedup": ", compiled", "speedup_of_folding": ""}.items()
     ),
-    ("snapshot", "snapshot.share_lost", "training time lost to a snapshot, as a share of its writing time", "share"),
-    ("resume", "resume.more_s", "extra time to the first batch after a resume at 90 % of an NTU-60 epoch", "s"),
+    (
+        "snapshot",
+        "snapshot.share_lost",
+        "training time lost while a snapshot is written, relative to the time of writing",
+        "times",
+    ),
+    ("resume", "resume.more_s", "extra time to the first batch if a run resumes inside an epoch", "seconds"),
 )
 
 
@@ -189,7 +196,7 @@ def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def results_table(records: Path) -> str:
-    """Return Markdown tables of the numbers in ROWS, with a line per machine, and of numbers counted without a GPU."""
+    """Return a Markdown table of the numbers in ROWS, with a line for each machine."""
     lines = []
     for part, path, what, unit in ROWS:
         for file in sorted(records.glob(f"{part}_*.json")):
@@ -199,28 +206,9 @@ def results_table(records: Path) -> str:
                 continue
             where = record["provenance"]
             machine = ", ".join([where["device"], *record.get("set", ())])
-            lines.append(f"| {what} | {_cell(value)} {unit} | {machine} | {where['commit']} |")
-    head = ["| what | median (quartiles, n) | machine | commit |", "|---|---|---|---|"]
-    measured = [*head, *lines] if lines else ["Nothing has been measured yet."]
-    return "\n".join([*measured, *_counted(records / "bytes.json")]) + "\n"
-
-
-def _counted(file: Path) -> list[str]:
-    """Return the lines of a table of the bytes counted in compiled steps, or no lines if `file` does not exist."""
-    if not file.exists():
-        return []
-    record = read_record(file, "compiled")
-    head = "| counted, not measured: a training step compiled for an H200 | our kernels | no kernels | ideal | commit |"
-    return ["", head, "|---|---|---|---|---|"] + [
-        f"| `{name}` | {_planned(plans['through_kernels'])} | {_planned(plans['plain'])}"
-        f" | {record['step'][name]['ideal_gb']:.2f} GB | {record['commit']} |"
-        for name, plans in record["compiled"].items()
-    ]
-
-
-def _planned(plan: dict[str, dict[str, float]]) -> str:
-    gigabytes, launches = (sum(count[key] for count in plan.values()) for key in ("gb", "launches"))
-    return f"{gigabytes:.2f} GB a clip, {launches:.0f} launches"
+            lines.append(f"| {what} | {_cell(value, unit)} | {machine} | {where['commit']} |")
+    head = ["| what was measured | median (quartiles; n repetitions) | machine | commit |", "|---|---|---|---|"]
+    return "\n".join([*head, *lines] if lines else ["Nothing has been measured yet."]) + "\n"
 
 
 def _value_at(results: dict[str, Any], path: str) -> Any:
@@ -230,10 +218,10 @@ def _value_at(results: dict[str, Any], path: str) -> Any:
     return value if not rest or value is None else value.get(rest)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, unit: str) -> str:
     if isinstance(value, dict):
-        return f"{value['median']:.3g} ({value['p25']:.3g} to {value['p75']:.3g}, n {value['n']})"
-    return f"{value:.3g}"
+        return f"{value['median']:.3g} {unit} ({value['p25']:.3g} to {value['p75']:.3g}; n {value['n']})"
+    return f"{value:.3g} {unit}"
 
 
 def renew_table(readme: Path, records: Path) -> bool:

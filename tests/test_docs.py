@@ -19,7 +19,11 @@ from trainer.commands.train import Options, steps_of
 from trainer.settings import experiment_of
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CHINESE = {  # the Chinese translation of each page that has one
+    ROOT / "README.md": ROOT / "README.zh-CN.md",
+    **{ROOT / "docs" / page.name: page for page in sorted((ROOT / "docs" / "zh-CN").glob("*.md"))},
+}
+PAGES = [*CHINESE.values(), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES.append(ROOT / "kernels" / "blocks" / "README.md")
 TRAINER = {word: place[:2] for word, place in COMMANDS.items()}
 # Beginnings of indented lines that are not commands: comments, paths, "files -> ...", and lines of options.
@@ -102,7 +106,7 @@ def parse_trainer(arguments: list[str]) -> None:
         experiment_of(parsed)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_is_one(page):
     for words in commands(page):
         try:
@@ -131,11 +135,28 @@ def test_a_stale_command_is_found():
             parse(shlex.split(stale))
 
 
-def test_both_readmes_have_the_same_commands():
-    english, chinese = blocks(ROOT / "README.md"), blocks(ROOT / "README.zh-CN.md")
+def without_comments(block: str) -> list[str]:
+    """The lines of a block of commands, or of a list of files, without their comments and descriptions."""
+    return [re.split(r"\s+# |(?<=\S)\s{2,}(?=\S)", line.rstrip())[0] for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_chinese_page_has_the_same_commands_and_headings(page):
+    english, chinese = ([without_comments(block) for block in blocks(each)] for each in (page, CHINESE[page]))
     assert english == chinese
+    levels = [re.findall(r"^#+(?= )", each.read_text(), re.MULTILINE) for each in (page, CHINESE[page])]
+    assert levels[0] == levels[1]
+
+
+def test_a_changed_command_or_comment_in_a_translation():
+    english = "    make demo     # makes .venv\n    data/videos/   sub-folders too\n"
+    assert without_comments(english) == without_comments("    make demo  # 安装\n    data/videos/   也查找子文件夹\n")
+    assert without_comments(english) != without_comments("    make test  # 安装\n    data/videos/   也查找子文件夹\n")
+
+
+def test_the_readme_is_short():
     before, _, rest = (ROOT / "README.md").read_text().partition(BEGIN)
-    assert len((before + rest.partition(END)[2]).splitlines()) < 140  # without the tables, which grow with the records
+    assert len((before + rest.partition(END)[2]).splitlines()) < 130  # without the tables, which grow with the records
 
 
 def test_the_recipe_of_apptainer():

@@ -136,40 +136,13 @@ def test_a_table_of_what_was_measured(tmp_path, capsys):
     assert table(readme, tmp_path) == table(readme, tmp_path) == 0
     assert readme.read_text() == (
         f"before\n{BEGIN}\n"
-        "| what | median (quartiles, n) | machine | commit |\n|---|---|---|---|\n"
-        "| training step of `ntu60`, data included | 20 (19 to 22, n 7) clips/s | a card, threads=1 | 0123 |\n"
-        "| step of `ma52`: speedup of compiled 2-D over 3-D layers | 1.25 times | a card | 0123 |\n"
+        "| what was measured | median (quartiles; n repetitions) | machine | commit |\n|---|---|---|---|\n"
+        "| training `ntu60` | 20 clips a second (19 to 22; n 7) | a card, threads=1 | 0123 |\n"
+        "| a training step of `ma52`, compiled, relative to the published 3-D layers | 1.25 times as fast | a card |"
+        " 0123 |\n"
         f"{END}\nafter\n"
     )
     assert capsys.readouterr().out.splitlines()[-1] == f"{readme} is up to date"
-
-
-def test_what_was_counted_comes_after_what_was_measured(tmp_path):
-    def plan(gigabytes, launches):
-        shares = zip(("ours", "generated", "extern"), (0.5, 0.25, 0.25), strict=True)
-        return {whose: {"gb": gigabytes * share, "launches": launches * share} for whose, share in shares}
-
-    record = {
-        "commit": "4567",
-        "step": {"ntu60_x3d": {"ideal_gb": 2.19}, "some_more": {"ideal_gb": 0.5}},
-        "compiled": {
-            "ntu60_x3d": {"through_kernels": plan(2.6057, 2000), "plain": plan(4.559, 3000)},
-            "some_more": {"through_kernels": plan(1, 4), "plain": plan(2.5, 8)},
-        },
-    }
-    (tmp_path / "bytes.json").write_text(json.dumps(record))
-    counted = (
-        "| counted, not measured: a training step compiled for an H200 | our kernels | no kernels | ideal | commit |\n"
-        "|---|---|---|---|---|\n"
-        "| `ntu60_x3d` | 2.61 GB a clip, 2000 launches | 4.56 GB a clip, 3000 launches | 2.19 GB | 4567 |\n"
-        "| `some_more` | 1.00 GB a clip, 4 launches | 2.50 GB a clip, 8 launches | 0.50 GB | 4567 |\n"
-    )
-    assert results_table(tmp_path) == f"Nothing has been measured yet.\n\n{counted}"
-    write(tmp_path / "step_a.json", {"ma52": {"speedup": 1.25}})
-    assert results_table(tmp_path).endswith(f"| 1.25 times | a card | 0123 |\n\n{counted}")
-    (tmp_path / "bytes.json").write_text("{}")
-    with pytest.raises(UserError, match=r"bytes\.json is not a record"):
-        table(None, tmp_path)
 
 
 def test_without_records_and_without_marks(tmp_path):
