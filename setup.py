@@ -46,7 +46,7 @@ setup(
     extras_require={
         "cu13": [f"nvidia-dali-cuda130=={DALI}"],
         "cu12": [f"nvidia-dali-cuda120=={DALI}"],
-        # NVIDIA publishes no apex wheels, and PyPI's "apex" is a different program. docs/training.md says how to build apex.
+        # NVIDIA publishes no wheels of apex, and PyPI's "apex" is a different program: see docs/training.md.
         "apex": [],
         # rtmlib estimates skeletons better than the built-in BlazePose. It downloads its weights at the first use.
         "pose": ["rtmlib>=0.0.16"],
