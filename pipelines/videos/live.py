@@ -33,6 +33,7 @@ NEEDED = {
 STREAMS = f"{CONTAINERS['format_whitelist']},flv,rtsp,mpjpeg,mjpeg"
 PACED = ("http", "https")  # a file behind such an address arrives faster than it should be played
 PATIENCE = 10.0  # seconds without any data after which a source has ended
+SLOWEST, FASTEST = 1, 240  # frames per second; a source that claims another rate is taken to have USUAL_RATE
 UNIT = Fraction(1, 90_000)
 
 
@@ -134,7 +135,8 @@ class LiveSource:
         turner: Turner | None = None
         start, first = time.monotonic(), None
         with self._open() as (container, stream):
-            self.times.usual = stream.average_rate or self.times.usual
+            rate = stream.average_rate
+            self.times.usual = rate if rate and SLOWEST <= rate <= FASTEST else self.times.usual
             for number, frame in enumerate(container.decode(stream)):
                 turner = turner or Turner(display_of(stream, frame).turn)
                 now = time.monotonic() - start

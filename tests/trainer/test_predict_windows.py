@@ -1,15 +1,20 @@
 """`predict` chooses windows like the clips of the training, and can give each person labels of their own."""
 
+import json
 import pickle
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from kernels.program import UserError
+from pipelines.annotate.keypoints import header_of
 from pipelines.annotate.tracking import separate_people
 from tests.trainer.predicting import VIDEO, predicted
+from trainer.experiments import EXPERIMENTS
+from trainer.predict.skeletons import Skeletons
 from trainer.predict.window_choice import LONGEST, choose_windows, training_lengths
 
 
@@ -87,3 +92,24 @@ def test_people_who_share_an_index_are_told_apart():
     assert [np.nonzero(own)[0][[0, -1]].tolist() for own in visible] == [[0, 9], [12, 29], [0, 29]]
     assert visible.sum() == 10 + 18 + 28
     np.testing.assert_array_equal(people[2], joints[1])
+
+
+def test_pose_takes_files_of_pose_estimators(paths, annotation, tmp_path):
+    """The same skeleton as .npz, as JSON of one video, and in a folder with JSON for several videos."""
+    other = paths[0] / "S001C001P022R001A012.mp4"
+    headers = {path: header_of(str(path)) for path in (paths[0] / f"{VIDEO}.mp4", other)}
+    joints = np.concatenate([annotation["keypoint"], np.full_like(annotation["keypoint"][..., :1], 0.5)], axis=-1)[0]
+    people = [{"image_id": t, "keypoints": body.ravel().tolist()} for t, body in enumerate(joints.astype(float))]
+    for name in (VIDEO, other.stem):
+        (tmp_path / "poses").mkdir(exist_ok=True)
+        (tmp_path / "poses" / f"{name}.json").write_text(json.dumps(people[: headers[other].frames]))
+    (tmp_path / "any name.json").write_text(json.dumps(people))
+    np.savez(tmp_path / "own.npz", keypoint=joints[None, ..., :2], keypoint_score=joints[None, ..., 2])
+    frames = headers[other].frames
+    for file, count in (("own.npz", len(joints)), ("any name.json", len(joints)), ("poses", frames)):
+        chosen = dict(list(headers.items())[: 2 if file == "poses" else 1])
+        skeletons = Skeletons(tmp_path / file, 2, EXPERIMENTS["demo"], Console(quiet=True))
+        skeletons.survey(chosen)
+        for video, header in chosen.items():
+            poses = skeletons.of(video, header, tmp_path)
+            np.testing.assert_allclose(poses.joints[0, : min(count, frames)], joints[: min(count, frames)], atol=0.1)

@@ -27,6 +27,7 @@ from trainer.report.text import class_names_in_pictures
 
 REACH = 30.0  # seconds that the timeline of the annotated video shows
 EVERY = 5.0  # seconds between two lines if the output is not a terminal
+MARGIN = 2  # a window has at most this many times the frames that it should have
 RECENT = 60  # the rate is measured over this many frames
 
 
@@ -88,11 +89,13 @@ class LivePredictor:
             people = self.skeletons.people(frame.frame)
             self.recent.append((frame, people))
             annotated.show(frame.frame, frame.number, bodies(people, self.scorer.experiment.clip.skeleton.num_joints))
-            while source.times.seconds(self.recent[0][0].number) <= shown - length + 1e-6:
+            # A source whose frame rate or times are wrong must not fill the memory, so the number of frames counts too.
+            most = MARGIN * self.choice.window
+            while source.times.seconds(self.recent[0][0].number) <= shown - length + 1e-6 or len(self.recent) > most:
                 self.recent.popleft()
             last = frame
             # The window ends with the last frame before the time at which the next one would end.
-            if shown + 1 / float(source.times.rate()) >= next_end - 1e-6:
+            if shown + 1 / float(source.times.rate()) >= next_end - 1e-6 or len(annotated.waiting) >= most:
                 self._score(annotated, began - frame.arrived)
                 next_end, last = max(next_end + stride, shown + stride / 2), None
             self.finished.append(time.monotonic())

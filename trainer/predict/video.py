@@ -137,6 +137,8 @@ class AnnotatedVideo:
         There is one window or, if people have windows of their own, one for each person; none if nobody is there.
         """
         begin = self.spans[-1].end if self.spans else 0.0
+        if self.reach is not None:  # a live source may run for days
+            self.spans = [span for span in self.spans if span.end > begin - 2 * self.reach]
         self.spans.append(Span(begin, self.times.seconds(end), list(windows)))
         panel: Image.Image | None = None
         while self.waiting and self.waiting[0][0] < end:
