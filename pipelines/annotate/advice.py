@@ -34,5 +34,12 @@ def training_advice(annotations: Path, videos: Path, num_clips: int, num_joints:
     return f"train with: {' '.join([f'python -m trainer --exp {name}', *settings])} ({why})"
 
 
+def viewing_advice(annotations: Path, videos: Path) -> str:
+    """A line with the command that draws the clips with the worst skeletons."""
+    settings = [] if (str(annotations), str(videos)) == DEFAULT else _settings(annotations, videos)
+    words = ["python -m pipelines.view --exp custom_small", *settings, "--worst 12 --out worst.png"]
+    return f"look at the worst skeletons with: {' '.join(words)}"
+
+
 def _settings(annotations: Path, videos: Path) -> list[str]:
     return [f"--set {shlex.quote(setting)}" for setting in (f"data.annotations={annotations}", f"data.videos={videos}")]

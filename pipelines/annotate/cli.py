@@ -9,7 +9,7 @@ from rich.console import Console
 
 from kernels.names import printable
 from kernels.program import UserError
-from pipelines.annotate.advice import training_advice
+from pipelines.annotate.advice import training_advice, viewing_advice
 from pipelines.annotate.copies import Copies, find_copies
 from pipelines.annotate.estimator import DEFAULT, EstimatorOptions
 from pipelines.annotate.labels import Labels, read_labels
@@ -69,8 +69,11 @@ def main(
     empty = sum(not clip["keypoint_score"].any() for clip in usable)
     counts = ", ".join(f"{len(members)} in {name}" for name, members in splits.items())
     print(f"{printable(str(out))}: {counts}, {max(label_table.labels) + 1} classes; clips without a person: {empty}")
-    for name, text in SkeletonQuality.of_clips(usable).lines():
+    quality = SkeletonQuality.of_clips(usable)
+    for name, text in quality.lines():
         print(f"{name}: {text}")
+    if quality.worst(1):
+        print(viewing_advice(out, videos))
     for reason in clips:
         if isinstance(reason, str):
             print(f"left out: {printable(reason)}")

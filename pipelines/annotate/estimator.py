@@ -13,7 +13,7 @@ import tyro
 
 from kernels.names import printable
 from kernels.program import UserError
-from pipelines.annotate.blazepose.estimator import BlazePose
+from pipelines.annotate.blazepose.estimator import BlazePose, providers
 from pipelines.annotate.keypoints import Poses
 from pipelines.annotate.rtmpose import RtmPose, why_not
 from pipelines.annotate.tracking import Person, follow
@@ -78,14 +78,18 @@ def choose_estimator(options: EstimatorOptions, say: Callable[[str], None]) -> E
     reason = why_not(options.weights) if is_open else ""
     if options.estimator != "blazepose" and not reason:
         estimator = RtmPose(options.weights)
-        say("skeletons are estimated with rtmlib")
+        say(f"skeletons are estimated with rtmlib on {device()}")
         return estimator
     because = f", because {printable(reason)}" if reason else ""
     say(
-        f"skeletons are estimated with the built-in BlazePose{because}. BlazePose is good for one person near the "
-        "camera, and poor for groups and for people far away; rtmlib is better there (docs/custom_data.md)"
+        f"skeletons are estimated with the built-in BlazePose on {device()}{because}. BlazePose is good for one person "
+        "near the camera, and poor for groups and for people far away; rtmlib is better there (docs/custom_data.md)"
     )
     return BlazePose()
+
+
+def device() -> str:
+    return "a GPU" if "CUDAExecutionProvider" in providers() else "the CPU"
 
 
 class PoseEstimator:
@@ -142,6 +146,6 @@ def interpolated(joints: np.ndarray, every: int, total: int) -> np.ndarray:
     after = np.minimum(before + 1, joints.shape[1] - 1)
     share = (numbers % every / every).astype(np.float32)[:, None, None]
     first, second = joints[:, before], joints[:, after]
-    in_first, in_second = (side[..., 2].any(axis=-1)[..., None, None] for side in (first, second))
+    in_first, in_second = (np.any(side[..., 2:] != 0, axis=-2, keepdims=True) for side in (first, second))
     cases = [in_first & in_second, in_first & (share <= 0.5), in_second & (share >= 0.5)]
     return np.select(cases, [first + share * (second - first), first, second], 0)

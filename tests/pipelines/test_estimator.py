@@ -39,10 +39,10 @@ def put_weights(folder: Path) -> None:
 def test_auto_takes_rtmlib_where_its_weights_are(rtmlib, tmp_path):
     said: list[str] = []
     assert isinstance(choose_estimator(EstimatorOptions(), said.append), BlazePose)
-    assert f"BlazePose, because {weights_folder(None)} has no {DETECTOR}.onnx for rtmlib. " in said[0]
+    assert f"BlazePose on the CPU, because {weights_folder(None)} has no {DETECTOR}.onnx for rtmlib. " in said[0]
     put_weights(tmp_path / "cache" / "hub" / "checkpoints")
     assert isinstance(choose_estimator(EstimatorOptions(), said.append), RtmPose)
-    assert said[1:] == ["skeletons are estimated with rtmlib"]
+    assert said[1:] == ["skeletons are estimated with rtmlib on the CPU"]
 
 
 def test_auto_without_rtmlib_says_so(monkeypatch):
