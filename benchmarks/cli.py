@@ -184,7 +184,7 @@ def estimator(data: Path | None = None, records: Path = RECORDS) -> int:
     """
     from benchmarks.estimator import write_estimator
 
-    write_estimator(records / "estimator_cpu_x86_64.json", data)
+    write_estimator(records, data)
     return 0
 
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.harness import Result, spread
-from benchmarks.records import provenance, write_record
+from benchmarks.records import device_name, provenance, slug, write_record
 from pipelines.annotate.estimator import EstimatorOptions, PoseEstimator
 from pipelines.annotate.folder import PoseFolder
 from pipelines.annotate.keypoints import header_of
@@ -92,12 +92,13 @@ def errors_of(estimated: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return (nearest[:, 0] / diagonal[:, None]).ravel()
 
 
-def write_estimator(path: Path, folder: Path | None) -> None:
-    """Measure, print each result, and write the record."""
+def write_estimator(records: Path, folder: Path | None) -> None:
+    """Measure, print each result, and write the record to the folder `records`."""
     results = dict([measure_generated()])
     for key, values in measure_real(folder) if folder else ():
         results[key] = values
     for key, values in results.items():
         Console().print(key, values)
+    cpu = torch.device("cpu")
     record = {"part": "estimator", "toy": False, "status": "done", "results": results}
-    write_record(path, record | {"provenance": provenance(torch.device("cpu"))})
+    write_record(records / f"estimator_{slug(device_name(cpu))}.json", record | {"provenance": provenance(cpu)})

@@ -84,7 +84,7 @@ HELP = (
     *("pipelines.annotate", "pipelines.demo", "pipelines.prepare", "pipelines.verify", "pipelines.prepare --check x"),
     *("models.weights", "models.weights inspect", "models.weights convert", "models.weights merge"),
     *("benchmarks", "benchmarks gpu", "benchmarks data", "benchmarks headspace", "benchmarks step"),
-    *("benchmarks kernels", "benchmarks snapshot", "benchmarks compare", "benchmarks table"),
+    *("benchmarks kernels", "benchmarks snapshot", "benchmarks estimator", "benchmarks compare", "benchmarks table"),
 )
 
 
