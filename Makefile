@@ -53,6 +53,7 @@ python:
 
 demo: install
 	$(PY) -m trainer --exp demo $(if $(filter cpu,$(CUDA)),--device cpu)
+	@cat docs/after_demo.txt
 
 test: install
 	$(PY) -m ruff check .

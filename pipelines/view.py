@@ -11,6 +11,7 @@ import numpy as np
 
 from kernels.heatmap.reference import MIN_SCORE
 from pipelines.loader import Loader
+from pipelines.plan import ClipPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,24 +48,29 @@ def view_clip(loader: Loader, row: int, epoch: int) -> ClipView:
     """The clip in row `row` as the loader delivers it. In training, its frames, crop and flip depend on `epoch`."""
     single = replace(loader, rows=np.array([row]), batch_size=1, rank=0, world_size=1)
     (batch,), plan = single.epoch(epoch), single.plan(epoch, 0)
-    side, box, flip = single.config.sizes(single.train)[0], plan.box[0], bool(plan.flip[0])
-    joints = loader.table.clip_joints(row).astype(np.float64)
-    partner = loader.config.skeleton.partner() if flip else np.arange(loader.table.num_joints)
-
-    def joints_in(frames: np.ndarray) -> np.ndarray:
-        return place_joints(joints[:, frames].swapaxes(0, 1)[:, :, partner], box, flip, side)
-
+    side = single.config.sizes(single.train)[0]
     return ClipView(
         rgb=None if batch.rgb is None else batch.rgb[0].cpu().numpy(),
         rgb_frames=plan.rgb_frames[0],
-        rgb_joints=joints_in(plan.rgb_frames[0]),
+        rgb_joints=joints_in(loader, plan, 0, plan.rgb_frames[0], side),
         heatmap=None if batch.heatmap is None else batch.heatmap[0].float().cpu().numpy(),
         pose_frames=plan.pose_frames[0],
-        pose_joints=joints_in(plan.pose_frames[0]),
-        box=box,
-        flip=flip,
+        pose_joints=joints_in(loader, plan, 0, plan.pose_frames[0], side),
+        box=plan.box[0],
+        flip=bool(plan.flip[0]),
         side=side,
     )
+
+
+def joints_in(loader: Loader, plan: ClipPlan, place: int, frames: np.ndarray, side: int) -> np.ndarray:
+    """The joints [T, M, V, 3] (x, y, score) of the clip at `place` of a plan in T frames, as `place_joints` gives them.
+
+    If the clip is mirrored, left and right joints change places.
+    """
+    flip, skeleton = bool(plan.flip[place]), loader.config.skeleton
+    joints = loader.table.clip_joints(int(plan.row[place])).astype(np.float64)[:, frames].swapaxes(0, 1)
+    partner = skeleton.partner() if flip else np.arange(loader.table.num_joints)
+    return place_joints(joints[:, :, partner], plan.box[place], flip, side)
 
 
 def place_joints(joints: np.ndarray, box: np.ndarray, flip: bool, side: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import tyro
 from benchmarks import cli as benchmarks
 from benchmarks.records import BEGIN, END
 from models.weights import cli as weights
+from pipelines.demo.classes import VAL, DemoConfig, clip_ids
 from trainer.cli import COMMANDS
 from trainer.commands.train import Options, steps_of
 from trainer.settings import experiment_of
@@ -24,12 +25,12 @@ CHINESE = {  # the Chinese translation of each page that has one
     **{ROOT / "docs" / page.name: page for page in sorted((ROOT / "docs" / "zh-CN").glob("*.md"))},
 }
 PAGES = [*CHINESE.values(), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES.append(ROOT / "kernels" / "blocks" / "README.md")
+PAGES += [ROOT / "kernels" / "blocks" / "README.md", ROOT / "docs" / "after_demo.txt"]
 TRAINER = {word: place[:2] for word, place in COMMANDS.items()}
 # Beginnings of indented lines that are not commands: comments, paths, "files -> ...", and lines of options.
 NO_COMMAND = re.compile(r"#|data/|files$|labels.csv|-")
 # Programs that are not part of Duet. The tests do not check the arguments of these programs.
-FOREIGN = {"git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
+FOREIGN = {".", "git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
 
 
 def blocks(page: Path) -> list[str]:
@@ -113,6 +114,11 @@ def test_every_command_is_one(page):
             parse(words)
         except SystemExit as error:
             pytest.fail(f"{page.name}: {shlex.join(words)} ends with exit code {error.code}")
+
+
+def test_the_video_to_predict_after_the_demo_is_a_validation_clip_of_the_demo():
+    (name,) = re.findall(r"videos/(\w+)\.mp4", (ROOT / "docs" / "after_demo.txt").read_text())
+    assert name in [clip.name for clip in clip_ids(DemoConfig()) if clip.split == VAL]
 
 
 def test_the_pages_have_commands():

@@ -18,7 +18,7 @@ from trainer.journal.provenance import describe_start, recorded, sentences
 from trainer.journal.wandb import WandbLog, log_in
 from trainer.loop import fit
 from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
-from trainer.report.contact_sheet import contact_sheet
+from trainer.report.contact_sheet import contact_sheet, with_skeletons
 from trainer.report.curves import write_report
 from trainer.resume import check_same, check_tensors, take_up
 from trainer.run import Run, build_run
@@ -121,10 +121,12 @@ def train_here(
                 if ranks.leads:
                     with pictures(run):
                         draw_clips(run, work_dir)
+                        journal.pictures(run.cursor, work_dir / "clips.png")
                 scores = fit(run, math.inf if max_steps is None else max_steps)
                 if ranks.leads:
                     with pictures(run):
                         report(run, work_dir, scores)
+                        journal.pictures(run.cursor, work_dir / "confusion.png")
     return run.interrupt.exit_code
 
 
@@ -236,8 +238,10 @@ def draw_clips(run: Run, work_dir: Path) -> None:
     """Draw the first training clips as the networks see them, to make wrong crops and flips visible at a glance."""
     path = work_dir / "clips.png"
     if not path.exists():
-        batch, plan = next(run.train_loader.epoch(0)), run.train_loader.plan(0, 0)
-        contact_sheet(path, batch, plan, run.experiment.data.class_names)
+        loader, data = run.train_loader, run.experiment.data
+        batch, plan = next(loader.epoch(0)), loader.plan(0, 0)
+        what = f"{data.split_for(True) or 'training'}, clip"
+        contact_sheet(path, with_skeletons(batch, plan, loader), plan, data.class_names, what)
 
 
 def report(run: Run, work_dir: Path, scores: Scores | None) -> None:

@@ -9,13 +9,16 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import ImageColor
 
 from pipelines.batch import Batch
 from pipelines.plan import ClipPlan
+from pipelines.view import joints_in
 from trainer.report import contact_sheet as sheet
-from trainer.report.contact_sheet import contact_sheet
+from trainer.report.contact_sheet import contact_sheet, with_skeletons
+from trainer.report.skeleton_drawing import LEFT, RIGHT, coloured_limbs
 
-SIDE, GAP, TITLE, MARGIN = sheet.SIDE, sheet.GAP, sheet.TITLE, sheet.MARGIN
+SIDE, GAP, TITLE, MARGIN, LEGEND = sheet.SIDE, sheet.GAP, sheet.TITLE, sheet.MARGIN, sheet.LEGEND_HEIGHT
 NUMBER = 20  # pixels at the top of each picture that its frame number may cover
 
 
@@ -58,7 +61,10 @@ def cell(image: np.ndarray, clip: int, strip: int, time: int) -> np.ndarray:
 def test_frames_lie_above_their_heatmaps(tmp_path: Path) -> None:
     image = imread(draw(tmp_path / "sheet.png", batch_of(), ("one", "two", "three")))
     block = TITLE + 2 * SIDE + GAP + MARGIN
-    assert image.shape[:2] == (MARGIN + 2 * block, 2 * MARGIN + 4 * (SIDE + GAP) - GAP)  # the third clip is padding
+    assert image.shape[:2] == (
+        MARGIN + 2 * block + LEGEND,
+        2 * MARGIN + 4 * (SIDE + GAP) - GAP,
+    )
     for clip in range(2):
         for time in range(4):
             color = np.array([40 * clip, 50 * time, 90])
@@ -102,6 +108,28 @@ def test_titles_name_clip_and_class(tmp_path: Path) -> None:
 def test_any_size_makes_a_handful_of_moments(tmp_path: Path, size: int, frames: int) -> None:
     first = draw(tmp_path / "a.png", batch_of(9, 9, frames, size)).read_bytes()
     image = imread(tmp_path / "a.png")
-    assert image.shape[0] == MARGIN + 6 * (TITLE + 2 * SIDE + GAP + MARGIN)
+    assert image.shape[0] == MARGIN + 6 * (TITLE + 2 * SIDE + GAP + MARGIN) + LEGEND
     assert image.shape[1] == 2 * MARGIN + min(frames, 8) * (SIDE + GAP) - GAP
     assert draw(tmp_path / "a.png", batch_of(9, 9, frames, size)).read_bytes() == first
+
+
+def test_skeletons_of_training_clips_lie_on_their_frames(build) -> None:
+    """In most limbs, the pixel in the middle has the colour of the limb's side. Other limbs cover the rest."""
+    loader = build().train_loader
+    batch, plan = next(loader.epoch(0)), loader.plan(0, 0)
+    drawn = with_skeletons(batch, plan, loader)
+    assert drawn.rgb.shape[1:] == (4, SIDE, SIDE, 3)
+    hits = []
+    for place in range(len(drawn.rgb)):
+        for picture, people in zip(
+            drawn.rgb[place].numpy(), joints_in(loader, plan, place, plan.rgb_frames[place], SIDE), strict=True
+        ):
+            for person in people:
+                for ends, colour in coloured_limbs(person, loader.config.skeleton):
+                    x, y = ends.mean(axis=0).astype(int)
+                    if colour in (LEFT, RIGHT) and min(x, y) > 1 and max(x, y) < SIDE - 2:
+                        near = picture[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).astype(int)
+                        hits.append(np.abs(near - np.array(ImageColor.getrgb(colour))).max(axis=1).min() < 40)
+    assert len(hits) > 100
+    assert np.mean(hits) > 0.8
+    assert torch.equal(drawn.heatmap, batch.heatmap[: len(drawn.rgb)])

@@ -146,3 +146,22 @@ def test_the_legend_tells_coarse_lines_from_fine_ones(tmp_path: Path) -> None:
     assert (coarse.get_linestyle(), fine.get_linestyle()) == ("--", "-")
     dashes = np.ptp(coarse.get_xdata()) / coarse.get_linewidth()  # dashes of 3.7 line widths, gaps of 1.6
     assert dashes > 2 * (3.7 + 1.6) + coarse.get_markersize() / coarse.get_linewidth()
+
+
+@pytest.mark.parametrize(("num_classes", "page"), [(52, (11.7, 8.3)), (60, (11.7, 8.3)), (120, (16.5, 11.7))])
+def test_class_names_can_be_read_where_the_matrix_fills_a_page(num_classes: int, page: tuple[float, float]) -> None:
+    """Pages of 52 and 60 classes are A4, and those of 120 classes are A3. The names have at least 5 points there."""
+    names = [f"{'a class with a long' if number == 7 else 'some'} name {number}" for number in range(num_classes)]
+    figure = draw_confusion(np.eye(num_classes), names, [number % 8 for number in range(num_classes)])
+    shrink = min(1.0, *(side / own for side, own in zip(page, figure.get_size_inches(), strict=True)))
+    label = figure.axes[0].get_yticklabels()[0]
+    assert label.get_fontsize() * shrink >= 5
+    rows = figure.axes[0].get_position().height * figure.get_size_inches()[1] * 72 / num_classes  # points of a row
+    assert rows >= label.get_fontsize()
+
+
+def test_curves_have_ticks_at_whole_epochs(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    figure = report.draw_curves(read_metrics(tmp_path / METRICS), tmp_path / LOG)
+    for axes in figure.axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())

@@ -90,6 +90,10 @@ def test_files_of_a_run(first):
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert "acc/RGBPose_1:1_top1" in events.Tags()["scalars"]
     assert [event.step for event in events.Scalars("train/loss")] == [16, 32, 39, 55, 71, 78]  # finished clips
+    for name in ("clips", "confusion"):
+        (picture,) = events.Images(name)
+        assert picture.encoded_image_string == (run / f"{name}.png").read_bytes()
+        assert (picture.width, picture.height) == size_of_png(run / f"{name}.png")
     for name in ("clips.png", "curves.png", "confusion.png"):
         width, height = size_of_png(run / name)
         assert width > 400

@@ -13,7 +13,7 @@ import pipelines.loader
 from trainer.cli import dispatch
 from trainer.commands.doctor import check_data
 from trainer.experiments import EXPERIMENTS
-from trainer.report.contact_sheet import MARGIN, NUM_CLIPS, SIDE, TITLE
+from trainer.report.contact_sheet import LEGEND_HEIGHT, MARGIN, NUM_CLIPS, SIDE, TITLE
 from trainer.settings import override
 from trainer.snapshots.writer import newest_valid
 
@@ -22,7 +22,7 @@ CLIP = ("rgb_frames=4", "pose_frames=8", "rgb_size=48", "rgb_size_val=56", "box_
 CLIP += ("heatmap_size=12", "heatmap_size_val=14")
 SMALL = (*(f"model.path.{each}" for each in PATH), *(f"clip.{each}" for each in CLIP))
 SMALL += ("optim.batch_size=8", "optim.num_epochs=1", "val.batch_size=8", "log_every=1", "optim.accumulate=2")
-ONE_STRIP = MARGIN + NUM_CLIPS * (TITLE + SIDE + MARGIN)  # height of a contact sheet with one strip per clip
+ONE_STRIP = MARGIN + NUM_CLIPS * (TITLE + SIDE + MARGIN) + LEGEND_HEIGHT  # height of a sheet with one strip
 
 
 def refuse(*_: object, **__: object) -> None:

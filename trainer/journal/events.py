@@ -6,6 +6,7 @@ that adds an event also writes it, in one write. An event that does not fit on t
 
 import os
 import platform
+import struct
 import time
 from pathlib import Path
 
@@ -34,6 +35,12 @@ class Events:
     def add(self, name: str, value: float, step: int) -> None:
         """Add a point to the curve `name`."""
         self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)])))
+
+    def add_picture(self, name: str, png: bytes, step: int) -> None:
+        """Add a picture, the content of a PNG file, under `name`."""
+        width, height = struct.unpack(">II", png[16:24])  # every PNG file begins with these after its first 16 bytes
+        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 
     def close(self) -> None:
         self._lines.close()

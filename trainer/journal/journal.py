@@ -186,6 +186,16 @@ class Journal:
     def best(self, epoch: int, metric: str, score: float, file_name: str) -> None:
         self.say(f"The best checkpoint with {score:.4f} {metric} at {epoch} epoch is saved to {file_name}.")
 
+    def pictures(self, cursor: Cursor, *paths: Path) -> None:
+        """Add PNG files to TensorBoard, under the stems of their names. Files that do not exist are left out."""
+        if not self.active:
+            return
+        self._open_tensorboard(cursor)
+        with self._tolerated():
+            for path in paths:
+                if self._tensorboard is not None and path.exists():
+                    self._tensorboard.add_picture(path.stem, path.read_bytes(), cursor.total_clips)
+
     def close(self) -> None:
         if not self.active:
             return

@@ -4,6 +4,7 @@ Each picture of a frame or of a heatmap shows the number of its own frame.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,21 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pipelines.batch import Batch
+from pipelines.loader import Loader
 from pipelines.plan import ClipPlan
+from pipelines.view import joints_in
 from trainer.report.curves import write_png
+from trainer.report.skeleton_drawing import HEATMAP, LEGEND, draw_legend, draw_skeletons
 from trainer.report.text import class_names_in_pictures
 
 SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # all in pixels, except DPI in pixels per inch
+LEGEND_HEIGHT = 20  # pixels at the bottom of the picture
 NUM_CLIPS, NUM_FRAMES = 6, 8  # the maximum numbers of clips in a picture, and of frames per clip
-JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1
+JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1, which is HEATMAP
 OUTLINE = withStroke(linewidth=2, foreground="black")  # around the white number of a frame
 
 
@@ -33,7 +39,7 @@ def contact_sheet(path: Path, batch: Batch, plan: ClipPlan, labels: Sequence[str
     The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
     over all heatmap channels. The streams may sample the clip independently, so each RGB frame is overlaid with the
     heatmap of the nearest frame that the pose stream has sampled. The strip of a stream that the network does not read
-    is left out.
+    is left out. A legend at the bottom explains the colours; the skeletons themselves are part of the batch's frames.
     """
     labels = class_names_in_pictures(labels)
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
@@ -45,7 +51,8 @@ def contact_sheet(path: Path, batch: Batch, plan: ClipPlan, labels: Sequence[str
     numbers += [] if heatmap is None else [pose_frames.gather(1, pose_at)]
     num_clips, num_strips, height, width, _ = strips.shape
     block = TITLE + num_strips * (height + GAP) - GAP + MARGIN
-    canvas = np.full((MARGIN + num_clips * block, width + 2 * MARGIN, 3), 255, np.uint8)
+    canvas = np.full((MARGIN + num_clips * block + LEGEND_HEIGHT, width + 2 * MARGIN, 3), 255, np.uint8)
+    canvas[-LEGEND_HEIGHT:] = _legend(canvas.shape[1], rgb is not None, heatmap is not None)
     figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
     for place, clip in enumerate(clips.tolist()):
         top = place * block + TITLE + MARGIN // 2
@@ -59,6 +66,32 @@ def contact_sheet(path: Path, batch: Batch, plan: ClipPlan, labels: Sequence[str
         figure.text(MARGIN / canvas.shape[1], title_at, title_of(batch, clip, labels, what), va="center", fontsize=9)
     figure.figimage(canvas)
     return write_png(figure, path)
+
+
+def with_skeletons(batch: Batch, plan: ClipPlan, loader: Loader) -> Batch:
+    """The first clips of a batch, whose RGB frames are resized to SIDE and show the skeletons that their plan samples.
+
+    plan: that of the batch, by `loader`. Without RGB frames, the clips stay as they are.
+    """
+    tensors = {name: tensor[:NUM_CLIPS].cpu() for name, tensor in batch.tensors().items()}
+    if "rgb" not in tensors:
+        return replace(batch, **tensors)
+    clips = []
+    for place, frames in enumerate(tensors["rgb"].numpy()):
+        pictures = [Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for frame in frames]
+        people = joints_in(loader, plan, place, plan.rgb_frames[place], SIDE)
+        for picture, joints in zip(pictures, people, strict=True):
+            draw_skeletons(picture, joints, loader.config.skeleton)
+        clips.append(np.stack(pictures))
+    return replace(batch, **tensors | {"rgb": torch.from_numpy(np.stack(clips))})
+
+
+def _legend(width: int, has_rgb: bool, has_heatmap: bool) -> np.ndarray:
+    """A strip [LEGEND_HEIGHT, width, 3] uint8 that explains the colours."""
+    strip = Image.new("RGB", (width, LEGEND_HEIGHT), "#ffffff")
+    entries = (*(LEGEND if has_rgb else ()), *((("heatmap", HEATMAP),) if has_heatmap else ()))
+    draw_legend(ImageDraw.Draw(strip), (MARGIN, 0), 11, entries)
+    return np.asarray(strip)
 
 
 def title_of(batch: Batch, clip: int, labels: Sequence[str], what: str) -> str:

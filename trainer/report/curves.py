@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from kernels.whole_files import whole_file
@@ -119,6 +120,7 @@ def _finish(axes: Axes, title: str, legend: bool = True) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if legend and axes.lines:
         columns = 1 + (len(axes.lines) > 6)
         # The line samples in the legend are long, so that dashes are visible beside the dot.
@@ -143,6 +145,7 @@ def draw(runs: Sequence[PastRun]) -> Figure:
             line(axes, run, kind, name or run.metric, label, color)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("epoch", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
