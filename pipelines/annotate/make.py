@@ -16,7 +16,7 @@ from rich.console import Console
 
 from kernels.names import SHORT, printable
 from kernels.program import UserError
-from kernels.whole_files import write_whole
+from kernels.whole_files import remove_leftovers, write_whole
 from pipelines.annotate.estimator import JOINTS, EstimatorOptions, PoseEstimator
 from pipelines.annotate.folder import PoseFolder
 from pipelines.annotate.keypoints import Poses, header_of, origin_of, read_npz, write_poses
@@ -157,7 +157,9 @@ class EstimatedPoses:
     estimator: PoseEstimator
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Do nothing: estimating needs no preparation."""
+        """Remove the temporary files of runs that were killed."""
+        for place in {(self.folder / name).parent for name in headers}:
+            remove_leftovers(place)
 
     def poses(self, name: str, video: str, header: Header) -> Poses:
         """The skeletons of a video, estimated now or earlier."""

@@ -75,7 +75,9 @@ def test_an_annotate_that_is_killed_makes_the_same_file(scene, tmp_path, count):
         return ["pipelines.annotate", work.videos, tmp_path / "labels.csv", "--out", tmp_path / name / "my.pkl"]
 
     def made(name):
-        poses = {path.name: arrays_of(path) for path in (tmp_path / name / "my_poses").glob("*.npz")}
+        folder = tmp_path / name / "my_poses"
+        assert not list(folder.glob("*.tmp*"))
+        poses = {path.name: arrays_of(path) for path in folder.glob("*.npz")}
         return poses | {"my.pkl": (tmp_path / name / "my.pkl").read_bytes()}
 
     assert run(words("unbroken"), 0, environment).returncode == 0
