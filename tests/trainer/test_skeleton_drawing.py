@@ -12,6 +12,7 @@ def person() -> np.ndarray:
     joints = np.zeros((17, 3))
     joints[[5, 7, 9]] = (70, 20, 0.9), (70, 50, 0.9), (70, 80, 0.1)  # the left wrist has a low score
     joints[[6, 8]] = (30, 20, 0.9), (30, 50, 0.9)
+    joints[10] = 0, 0, 1  # the right wrist is missing, in a file that has no scores
     return joints
 
 
@@ -27,7 +28,8 @@ def test_lines_are_drawn_between_the_joints_and_nothing_else_changes():
     for side, shift in ((100, 0), (640, 270)):  # a small picture, whose lines are smoothed, and a large one
         picture = Image.effect_noise((side, side), 60).convert("RGB")
         before = np.asarray(picture).astype(int)
-        draw_skeletons(picture, person()[None] + (shift, shift, 0), COCO_17, 0.2)
+        joints = person()[None]
+        draw_skeletons(picture, joints + (shift, shift, 0) * joints[..., :2].any(axis=-1, keepdims=True), COCO_17, 0.2)
         after = np.asarray(picture).astype(int)
         for x, colour in ((70, LEFT), (30, RIGHT)):
             np.testing.assert_allclose(after[35 + shift, x + shift], ImageColor.getrgb(colour), atol=90)

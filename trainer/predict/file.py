@@ -22,7 +22,7 @@ from pipelines.videos.windows import WindowFrames, Windows, window_table
 from trainer.predict.result import Prediction, Window
 from trainer.predict.scorer import Scorer, on_cpu
 from trainer.predict.sheet import SheetColumn, write_sheet
-from trainer.predict.video import AnnotatedVideo
+from trainer.predict.video import AnnotatedVideo, Explanation
 from trainer.predict.window_choice import WindowChoice
 from trainer.report.contact_sheet import NUM_CLIPS
 from trainer.report.text import class_names_in_pictures
@@ -120,21 +120,21 @@ class FilePredictor:
         columns: list[SheetColumn] = []
         of_span: list[Window] = []
         image = frames.table.image(0, "shown")
-        explanation = None
+        explanations: list[Explanation] = []
         for number, batch in enumerate(loader.epoch(0)):
             row, plan, scores = rows[number], loader.plan(0, number), self.scorer.score(batch)
             window = Window(row.start, row.end, scores, row.person)
             own = self.scorer.explain(batch, plan, row.start, (image.width, image.height), scores)
             windows.append(window)
             of_span.append(window)
-            explanation = explanation or own
+            explanations += [own] if own is not None else []
             if number in in_sheet:
                 columns.append(SheetColumn(window, on_cpu(batch), plan, own, frames.table.clip_joints(number)))
             following = rows[number + 1] if number + 1 < len(rows) else None
             if following is None or following.start != row.start:
                 # Each frame gets the labels of the window whose middle is nearest to it.
                 middle = (row.start + row.end + following.start + following.end) // 4 if following else total + SLACK
-                annotated.write(middle, of_span, explanation)
-                of_span, explanation = [], None
+                annotated.write(middle, of_span, explanations)
+                of_span, explanations = [], []
             progress.advance()
         return windows, columns

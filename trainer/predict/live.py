@@ -138,7 +138,7 @@ class LivePredictor:
         self.delays.append(time.monotonic() - last.arrived)
         self.waits.append(waited)
         self.windows.append(window)
-        annotated.write(window.end, [window], seen)
+        annotated.write(window.end, [window], [seen] if seen is not None else [])
 
 
 def bodies(people: Sequence[Person], num_joints: int) -> np.ndarray:

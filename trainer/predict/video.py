@@ -20,7 +20,7 @@ from pipelines.videos.turn import NO_TURN, Size, Turn
 from trainer.predict.panel import Span, best_of, class_colour, draw_tag, panel_of, timeline
 from trainer.predict.result import Times, Window
 from trainer.report.grad_cam import overlay
-from trainer.report.skeleton_drawing import draw_skeletons
+from trainer.report.skeleton_drawing import draw_skeletons, is_visible
 
 MIN_SCORE = 0.2  # a joint is drawn if it has at least this score
 
@@ -131,7 +131,7 @@ class AnnotatedVideo:
         self.waiting.append((self.num_shown, frame, joints))
         self.num_shown += 1
 
-    def write(self, end: int, windows: Sequence[Window], explanation: Explanation | None = None) -> None:
+    def write(self, end: int, windows: Sequence[Window], explanations: Sequence[Explanation] = ()) -> None:
         """Write the waiting frames up to frame `end` - 1, with the scores of these windows.
 
         There is one window or, if people have windows of their own, one for each person; none if nobody is there.
@@ -145,17 +145,17 @@ class AnnotatedVideo:
             number, frame, joints = self.waiting.popleft()
             width, height = self.size or (frame.width, frame.height)
             picture = frame.to_image(width=width, height=height)
-            if explanation is not None:
+            for explanation in explanations:
                 picture = Image.fromarray(explanation.draw(np.asarray(picture), number))
             joints = self._joints(number, picture.size) if joints is None else joints
             if len(joints):
                 draw_skeletons(picture, joints, self.skeleton, MIN_SCORE)
             picture = Image.fromarray(np.ascontiguousarray(self.turn.apply(np.asarray(picture))))
             if windows:
-                explained = list(explanation.maps) if explanation is not None else []
+                explained = list(explanations[0].maps) if explanations else []
                 panel = panel or panel_of(picture.size, windows, self.class_names, self.times, explained)
-                picture.paste(panel, (0, 0), panel)
                 self._draw_tags(picture, number, (width, height))
+                picture.paste(panel, (0, 0), panel)
             if self.num_frames or self.reach:
                 self._draw_timeline(picture, number)
             self._encode(picture, number)
@@ -176,7 +176,7 @@ class AnnotatedVideo:
         for window, (person, label, name, share) in zip(people, rows, strict=False):
             assert window.person is not None
             body = joints[window.person] if window.person < len(joints) else joints[:0].reshape(0, 3)
-            points = body[body[:, 2] >= MIN_SCORE, :2]
+            points = body[is_visible(body, MIN_SCORE), :2]
             if len(points):
                 shown = self._turned(points, size)
                 place = (shown[:, 0].min() + shown[:, 0].max()) / 2, shown[:, 1].min() - 4

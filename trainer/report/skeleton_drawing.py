@@ -36,8 +36,8 @@ def coloured_limbs(person: np.ndarray, skeleton: Skeleton, min_score: float = 0.
 
 
 def is_visible(person: np.ndarray, min_score: float) -> np.ndarray:
-    """Which joints of a person [V, 3] are drawn: [V] bool."""
-    return (person[:, 2] > 0) & (person[:, 2] >= min_score)
+    """Which joints of a person [V, 3] are drawn: [V] bool. A joint at (0, 0) is missing, whatever its score is."""
+    return (person[:, 2] > 0) & (person[:, 2] >= min_score) & (person[:, :2] != 0).any(axis=1)
 
 
 def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton, min_score: float = 0.0) -> None:
