@@ -16,6 +16,7 @@ from pipelines.view import place_joints
 from trainer.predict.result import Prediction, Window, seconds_of, top
 from trainer.predict.video import Explanation
 from trainer.report.contact_sheet import SIDE, contact_sheet
+from trainer.report.grad_cam import COLOURS
 from trainer.report.skeleton_drawing import draw_skeletons
 from trainer.report.text import class_names_in_pictures
 
@@ -45,7 +46,9 @@ def write_sheet(path: Path, columns: Sequence[SheetColumn], prediction: Predicti
         for name in ("rgb_frames", "pose_frames")
     }
     titles = [_title(column.window, names, prediction) for column in columns]
-    contact_sheet(path, batch, ClipPlan(**plans, **frames), titles, "window")
+    explained = columns[0].explanation.maps if columns[0].explanation else ()
+    legend = [(f"Grad-CAM, {stream}", COLOURS[stream]) for stream in explained]
+    contact_sheet(path, batch, ClipPlan(**plans, **frames), titles, "window", legend)
 
 
 def _title(window: Window, names: Sequence[str], prediction: Prediction) -> str:

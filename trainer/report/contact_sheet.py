@@ -30,11 +30,19 @@ JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1, whi
 OUTLINE = withStroke(linewidth=2, foreground="black")  # around the white number of a frame
 
 
-def contact_sheet(path: Path, batch: Batch, plan: ClipPlan, labels: Sequence[str] = (), what: str = "clip") -> Path:
+def contact_sheet(
+    path: Path,
+    batch: Batch,
+    plan: ClipPlan,
+    labels: Sequence[str] = (),
+    what: str = "clip",
+    legend: Sequence[tuple[str, str]] = (),
+) -> Path:
     """Write a PNG of up to six clips of `batch`, with up to eight frames each, and return its path.
 
     `plan` is the plan of the batch, from which the numbers of the frames are taken. `labels` are the names of the fine
-    classes. `what` is the word before the clip's number in each title.
+    classes. `what` is the word before the clip's number in each title. `legend` has further entries of the legend: a
+    text and its colour.
 
     The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
     over all heatmap channels. The streams may sample the clip independently, so each RGB frame is overlaid with the
@@ -52,7 +60,7 @@ def contact_sheet(path: Path, batch: Batch, plan: ClipPlan, labels: Sequence[str
     num_clips, num_strips, height, width, _ = strips.shape
     block = TITLE + num_strips * (height + GAP) - GAP + MARGIN
     canvas = np.full((MARGIN + num_clips * block + LEGEND_HEIGHT, width + 2 * MARGIN, 3), 255, np.uint8)
-    canvas[-LEGEND_HEIGHT:] = _legend(canvas.shape[1], rgb is not None, heatmap is not None)
+    canvas[-LEGEND_HEIGHT:] = _legend(canvas.shape[1], rgb is not None, heatmap is not None, legend)
     figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
     for place, clip in enumerate(clips.tolist()):
         top = place * block + TITLE + MARGIN // 2
@@ -86,11 +94,11 @@ def with_skeletons(batch: Batch, plan: ClipPlan, loader: Loader) -> Batch:
     return replace(batch, **tensors | {"rgb": torch.from_numpy(np.stack(clips))})
 
 
-def _legend(width: int, has_rgb: bool, has_heatmap: bool) -> np.ndarray:
+def _legend(width: int, has_rgb: bool, has_heatmap: bool, more: Sequence[tuple[str, str]]) -> np.ndarray:
     """A strip [LEGEND_HEIGHT, width, 3] uint8 that explains the colours."""
     strip = Image.new("RGB", (width, LEGEND_HEIGHT), "#ffffff")
-    entries = (*(LEGEND if has_rgb else ()), *((("heatmap", HEATMAP),) if has_heatmap else ()))
-    draw_legend(ImageDraw.Draw(strip), (MARGIN, 0), 11, entries)
+    entries = (*(LEGEND if has_rgb else ()), *((("heatmap", HEATMAP),) if has_heatmap else ()), *more)
+    draw_legend(ImageDraw.Draw(strip), (MARGIN, 0), 11 if width > 100 * len(entries) else 9, entries)
     return np.asarray(strip)
 
 
