@@ -9,7 +9,8 @@ from pipelines.skeleton import COCO_17, fitting
 
 DEFAULT = ("data/custom/annotations.pkl", "data/custom/videos")  # where both experiments look for data
 MANY = 500  # from this number of training clips on, the large networks of `custom` learn more than the small ones
-EPOCHS = 200  # of custom_small; a test compares this number with the experiment
+EPOCHS = 250  # of custom_small; a test compares this number with the experiment
+FEWEST_EPOCHS, ENOUGH = 60, 20_000  # more clips need fewer epochs: training is good after this many clips in all
 RATE = 60  # clips a second that custom_small trains on one core (benchmarks/records, headspace of the demo)
 
 
@@ -19,7 +20,8 @@ def training_advice(annotations: Path, videos: Path, num_clips: int, num_joints:
     num_clips: the number of training clips. layout: the joint layout that the file names, or ''.
     """
     has_gpu, cores = find_driver() is not None, len(os.sched_getaffinity(0))
-    minutes = max(1, round(num_clips * EPOCHS / RATE / cores / 60))
+    epochs = min(EPOCHS, max(FEWEST_EPOCHS, 10 * round(ENOUGH / max(1, num_clips) / 10)))
+    minutes = max(1, round(num_clips * epochs / RATE / cores / 60))
     name = "custom" if has_gpu and num_clips >= MANY else "custom_small"
     if name == "custom":
         why = f"{num_clips} training clips and a GPU are enough for large networks; custom_small is done in minutes"
@@ -28,6 +30,8 @@ def training_advice(annotations: Path, videos: Path, num_clips: int, num_joints:
     else:
         why = f"about {minutes} min on {cores} CPU cores for {num_clips} training clips; custom is for GPUs"
     settings = [] if (str(annotations), str(videos)) == DEFAULT else _settings(annotations, videos)
+    if name == "custom_small" and epochs < EPOCHS:
+        settings.append(f"--set optim.num_epochs={epochs}")
     if num_joints != COCO_17.num_joints and not layout:
         settings += ["--set clip.skeleton=NAME"]
         why = f"NAME is {fitting(num_joints)}; {why}"

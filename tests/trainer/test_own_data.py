@@ -66,3 +66,6 @@ def test_the_advice_knows_the_experiments(tmp_path):
         f"--set 'data.annotations={tmp_path}/a b.pkl' --set data.videos={tmp_path} --set clip.skeleton=NAME (" in text
     )
     assert "NAME is" in text
+    assert "optim" not in text
+    assert "--set optim.num_epochs=100 (" in training_advice(tmp_path, tmp_path, 200, 17)
+    assert "--set optim.num_epochs=60 (" in training_advice(tmp_path, tmp_path, 2000, 17)
