@@ -19,7 +19,10 @@ setup(
     python_requires=">=3.11,<3.14",
     # Tests and benchmarks run from the checkout and are not installed.
     packages=find_packages(include=["pipelines*", "kernels*", "models*", "trainer*"]),
-    package_data={"pipelines.annotate.blazepose": ["*.onnx", "LICENSE", "NOTICE"]},
+    package_data={
+        "pipelines.annotate.blazepose": ["*.onnx", "LICENSE", "NOTICE"],
+        "trainer.report.page": ["page.html", "page.css", "*.js"],
+    },
     install_requires=[
         # The whole suite passed with 2.11 and 2.13. With 2.14.1 and triton 3.8, the tests of kernels, benchmarks and
         # networks and those of fall-backs passed, over 600 in all; the other tests have not run. Older versions
@@ -40,6 +43,7 @@ setup(
         "nvidia-ml-py>=12",  # torch asks it for the load and the memory of a GPU
         # Estimates skeletons for videos that have none, and checks what `export --format onnx` wrote.
         "onnxruntime>=1.31",
+        "jinja2>=3.1",
         # Resizes the frames that a CPU decodes. Where there is no wheel, DALI does it (pipelines/dali.py).
         "cykooz-resizer>=4,<5; platform_machine == 'x86_64'",
     ],

@@ -35,6 +35,7 @@ REQUIREMENTS = {
     "matplotlib": "matplotlib",
     "tensorboard": "tensorboard",
     "nvtx": "nvtx",
+    "jinja2": "jinja2",
     "nvidia.dali": "nvidia-dali-cuda130",
 }
 # Errors that the user can fix: disk full or over quota, read-only disk, no permission, failing hardware.

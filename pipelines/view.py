@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kernels.heatmap.reference import MIN_SCORE
+from pipelines.batch import Batch
 from pipelines.loader import Loader
 from pipelines.plan import ClipPlan
 
@@ -47,19 +48,28 @@ class ClipView:
 def view_clip(loader: Loader, row: int, epoch: int) -> ClipView:
     """The clip in row `row` as the loader delivers it. In training, its frames, crop and flip depend on `epoch`."""
     single = replace(loader, rows=np.array([row]), batch_size=1, rank=0, world_size=1)
-    (batch,), plan = single.epoch(epoch), single.plan(epoch, 0)
-    side = single.config.sizes(single.train)[0]
-    return ClipView(
-        rgb=None if batch.rgb is None else batch.rgb[0].cpu().numpy(),
-        rgb_frames=plan.rgb_frames[0],
-        rgb_joints=joints_in(loader, plan, 0, plan.rgb_frames[0], side),
-        heatmap=None if batch.heatmap is None else batch.heatmap[0].float().cpu().numpy(),
-        pose_frames=plan.pose_frames[0],
-        pose_joints=joints_in(loader, plan, 0, plan.pose_frames[0], side),
-        box=plan.box[0],
-        flip=bool(plan.flip[0]),
-        side=side,
-    )
+    (batch,) = single.epoch(epoch)
+    (view,) = views_of(single, batch, single.plan(epoch, 0))
+    return view
+
+
+def views_of(loader: Loader, batch: Batch, plan: ClipPlan) -> list[ClipView]:
+    """The clips of a batch, which the loader has made for this plan."""
+    side = loader.config.sizes(loader.train)[0]
+    return [
+        ClipView(
+            rgb=None if batch.rgb is None else batch.rgb[place].cpu().numpy(),
+            rgb_frames=plan.rgb_frames[place],
+            rgb_joints=joints_in(loader, plan, place, plan.rgb_frames[place], side),
+            heatmap=None if batch.heatmap is None else batch.heatmap[place].float().cpu().numpy(),
+            pose_frames=plan.pose_frames[place],
+            pose_joints=joints_in(loader, plan, place, plan.pose_frames[place], side),
+            box=plan.box[place],
+            flip=bool(plan.flip[place]),
+            side=side,
+        )
+        for place in range(len(plan.row))
+    ]
 
 
 def joints_in(loader: Loader, plan: ClipPlan, place: int, frames: np.ndarray, side: int) -> np.ndarray:

@@ -64,6 +64,8 @@ ELSEWHERE = {
     **dict.fromkeys(("give the same settings as before, or choose", "other --use: give the same as before"), BEGUN),
     "was made from an earlier": "tests/trainer/test_recipe.py::test_only_what_is_missing_or_outdated_is_made_again",
     "start it without torchrun": "tests/trainer/test_recipe.py::test_torchrun_does_not_start_a_recipe",
+    "wrong clips are not shown: run": "tests/trainer/test_report_page.py::"
+    "test_a_run_without_scores_says_how_to_get_them",
     "where files would be written: remove this": THROUGH_A_LINK,
     **dict.fromkeys(("check the pack that it is in", "move what is there to"), BEHIND_A_LINK),
     **dict.fromkeys(("write pose_landmarks", "write the 2-D poses (pose_keypoints_2d)", "use --model_pose"), REFUSED),

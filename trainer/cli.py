@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": ("trainer.commands.predict", "PredictOptions", "predict"),
     "prepare": ("trainer.commands.prepare", "PrepareOptions", "prepare"),
     "recipe": ("trainer.commands.recipe", "RecipeOptions", "recipe"),
+    "report": ("trainer.commands.report", "ReportOptions", "report"),
     "runs": ("trainer.commands.runs", "RunsOptions", "runs"),
     "submit": ("trainer.commands.submit", "SubmitOptions", "submit"),
     "tune": ("trainer.commands.tune", "TuneOptions", "tune_command"),

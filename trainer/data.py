@@ -23,10 +23,12 @@ from pipelines.demo.make import ANNOTATIONS, make_demo
 from pipelines.frame_source import FrameSource, NoFrames
 from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings, read_index
+from pipelines.packs.pack import Pack
 from pipelines.packs.source import PackFrames
 from pipelines.prepare.foresee import foresee
 from pipelines.prepare.make import dry_run, open_again, prepare, prepare_shard
 from pipelines.prepare.shard import Shard
+from pipelines.prepare.survey import joints_digest
 from pipelines.prepare.users import User, table_joints
 from pipelines.skeleton import fitting
 from pipelines.videos.source import VideoFrames, open_videos
@@ -137,6 +139,21 @@ def num_packed(experiment: Experiment, table: ClipTable) -> int:
     clips = read_index(packs).columns
     good = set(clips["joints"][(clips["settings"] == digest) & (clips["num_frames"] > 0)].tolist())
     return sum(joints in good for joints in table_joints(table, packs)) if good else 0
+
+
+def open_packed(experiment: Experiment, table: ClipTable, rows: np.ndarray) -> Source:
+    """A source for these `rows` of a table that makes no packs: clips that are not in the packs yet have no frames."""
+    data = experiment.data
+    if "rgb" not in experiment.streams:
+        return Source(table, NoFrames(len(table)))
+    if data.source == "video":
+        return _unpacked(experiment, table, CPU, Console(quiet=True))
+    index, digest = read_index(Path(data.packs)), PackSettings.of(experiment.clip, data.rotation).digest()
+    usable = (index.columns["settings"] == digest) & (index.columns["num_frames"] > 0)
+    places = dict(zip(index.columns["joints"][usable].tolist(), np.flatnonzero(usable).tolist(), strict=True))
+    in_index = np.full(len(table), -1)
+    in_index[rows] = [places.get(joints_digest(table, row), -1) for row in rows.tolist()]
+    return Source(table, PackFrames(table, Pack.of(Path(data.packs), index, in_index, table.names, {})))
 
 
 def estimate_packs(experiment: Experiment, console: Console) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 
-from models.classes import coarse_names
 from models.weights.files import load
 from models.weights.loading import initialise_from
 from trainer.config import Experiment
@@ -17,9 +16,8 @@ from trainer.journal.journal import Journal
 from trainer.journal.provenance import describe_start, recorded, sentences
 from trainer.journal.wandb import WandbLog, log_in
 from trainer.loop import fit
-from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
 from trainer.report.contact_sheet import contact_sheet, with_skeletons
-from trainer.report.curves import write_report
+from trainer.report.end_of_run import report
 from trainer.resume import check_same, check_tensors, take_up
 from trainer.run import Run, build_run
 from trainer.runtime.allocator import keep_freed_memory
@@ -242,18 +240,3 @@ def draw_clips(run: Run, work_dir: Path) -> None:
         batch, plan = next(loader.epoch(0)), loader.plan(0, 0)
         what = f"{data.split_for(True) or 'training'}, clip"
         contact_sheet(path, with_skeletons(batch, plan, loader), plan, data.class_names, what)
-
-
-def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
-    """Draw the curves of the whole run. If `scores` of the best validation are passed, also log their top-1 and draw
-    their confusion matrix.
-    """
-    data = run.experiment.data
-    counts = None if scores is None else confusion_matrix(main_scores(scores), scores.label)
-    paths = write_report(work_dir, counts, data.class_names, data.coarse_map, coarse_names(data.coarse_map))
-    if scores is not None:
-        metrics = summarize(scores)
-        fine = [name for name in metrics if name.endswith("_top1") and "coarse" not in name]
-        table = ", ".join(f"{name[4:-5]} {metrics[name]:.2%}" for name in fine)
-        run.journal.say(f"top-1 of the best validation: {table}")
-    run.journal.say(f"pictures: {', '.join(str(picture) for picture in [work_dir / 'clips.png', *paths])}")

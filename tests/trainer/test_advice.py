@@ -274,6 +274,7 @@ RUNS = [
         (r"1 <= (stride) <= (window)", f"{PREDICT} --{{0}} 16 --{{1}} 16"),
     ),
     ("trainer runs {dir}/empty", (r"name (the folder of your work directories)$", "trainer runs {run}/..")),
+    ("trainer report --out {dir}/r.html", (r"for example, python -m (trainer report) work_dirs/ntu60$", "{0} {run}")),
     (
         "trainer compare {run} --out {dir}/c.png",
         (r"takes (2) to", "trainer compare {run} {dir}/empty --out {dir}/c.png"),

@@ -18,14 +18,11 @@ from rich.table import Table
 from kernels.names import printable
 from kernels.program import UserError
 from trainer.commands.tables import new_table, plain, print_table
-from trainer.journal.provenance import code_of
 from trainer.report.curves import COLORS, draw, write_png
-from trainer.report.past_run import PastRun, names, read_run
+from trainer.report.past_run import PastRun, differing, names, read_run
 from trainer.scores.files import SCORES, StoredScores, read_scores, scores_in
 from trainer.scores.pairs import paired_table
 from trainer.scores.reported import Result, all_metrics, paper_tables
-from trainer.settings import SETTINGS, flattened
-from trainer.stored import from_settings, to_settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,31 +107,15 @@ def bests(past_runs: Sequence[PastRun]) -> Table:
     return table
 
 
-def differences(past_runs: Sequence[PastRun]) -> Table:
+def differences(runs: Sequence[PastRun]) -> Table:
     """A table of what the runs differ in: settings, and the code, versions and machine of their last starts.
 
     A setting that an older version did not have is shown as its default.
     """
-    table = new_table("setting", *(escape(printable(name)) for name in names(past_runs)))
-    flat = [flattened(complete_settings(run)) | where(run) for run in past_runs]
-    for name in dict.fromkeys(name for settings in flat for name in settings):
-        values = [settings.get(name, "") for settings in flat]
-        if any(value != values[0] for value in values):
-            table.add_row(plain(name), *(plain(shortened(value)) for value in values))
+    table = new_table("setting", *(escape(printable(name)) for name in names(runs)))
+    for name, values in differing(runs):
+        table.add_row(plain(name), *(plain(shortened(value)) for value in values))
     return table
-
-
-def where(run: PastRun) -> dict[str, Any]:
-    """The code, versions and machine of the run's last start. Empty for runs of older versions."""
-    if not run.starts:
-        return {}
-    start = run.starts[-1]
-    names = ("python", "torch", "triton", "dali", "host", "card", "driver", "ranks")
-    return {"commit": code_of(start)} | {name: start[name] or "" for name in names}
-
-
-def complete_settings(run: PastRun) -> dict[str, Any]:
-    return to_settings(from_settings(run.settings, run.folder / SETTINGS, print))
 
 
 def shortened(value: Any) -> str:

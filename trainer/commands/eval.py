@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
+from kernels.names import printable
 from kernels.program import UserError
 from kernels.whole_files import whole_file, write_whole
 from models.classes import coarse_names
@@ -27,6 +28,8 @@ from trainer.data import build_loaders, validating_on, with_class_names
 from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, worse_than_a_stream
 from trainer.report.confusion import draw_confusion
 from trainer.report.curves import write_png
+from trainer.report.page.make import PAGE
+from trainer.report.page.reading import try_to_write
 from trainer.runtime.cards import check_cards
 from trainer.runtime.num_ranks import world_size_of
 from trainer.runtime.precision import precision_of
@@ -35,7 +38,7 @@ from trainer.runtime.wrap import compiled
 from trainer.scores.files import SCORES, write_scores
 from trainer.scores.reported import Result, all_metrics, paper_tables
 from trainer.scoring import score_clips
-from trainer.settings import check_division, check_source
+from trainer.settings import SETTINGS, check_division, check_source
 from trainer.snapshots.choice import RunChoice, checkpoint_of, of_leader, tell
 from trainer.snapshots.work_dir import refuse_links_in
 
@@ -85,6 +88,10 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
             metrics = all_metrics(scores)
             show(experiment, len(names), metrics)
             write(out, experiment, path.name, metrics, scores, names)
+            if (path.parent / SETTINGS).is_file():
+                page = (path.parent if options.out is None else out) / PAGE
+                for written in try_to_write(page, path.parent, ranks.device.type, print, out / SCORES):
+                    print(f"the run as a page for a browser: {printable(str(written))}")
     return 0
 
 

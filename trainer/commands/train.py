@@ -21,10 +21,11 @@ DESCRIPTION = """Train an experiment:
  Other commands, each with --help:
   prepare  make clip packs before training   eval     score a checkpoint
   predict  name the actions in videos        export   write ONNX, pt2 or safetensors
-  runs     list runs and their state         compare  draw runs in one picture
-  doctor   check this machine                view     draw a clip as the networks see it
-  config   explain an experiment's settings  submit   zip MA-52's predictions
-  tune     find the fastest settings         recipe   train in stages    fuse     fuse scores"""
+  report   make a page about runs            compare  draw runs in one picture
+  runs     list runs and their state         view     draw a clip as the networks see it
+  doctor   check this machine                submit   zip MA-52's predictions
+  config   explain an experiment's settings  tune     find the fastest settings
+  recipe   train in stages                   fuse     fuse scores of several networks"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

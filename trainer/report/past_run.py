@@ -12,10 +12,11 @@ from kernels.json_files import read_json
 from kernels.names import printable
 from kernels.program import UserError
 from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics, read_progress
-from trainer.journal.provenance import read_starts
-from trainer.settings import SETTINGS
+from trainer.journal.provenance import code_of, read_starts
+from trainer.settings import SETTINGS, flattened
 from trainer.snapshots.lock import is_locked
 from trainer.snapshots.names import ROLLING
+from trainer.stored import from_settings, to_settings
 
 TAIL = 8192  # bytes at the end of train.log that are read for its last lines
 
@@ -73,7 +74,7 @@ class PastRun:
         if lines and lines[-1].startswith(("failed: ", "stopped: ")):
             return lines[-1].partition(":")[0]
         if lines and lines[-1].startswith("pictures: "):  # the last line of a run that was not killed
-            return "stopped" if any(line.startswith("stopped: ") for line in lines[-3:]) else "finished"
+            return "stopped" if any(line.startswith("stopped: ") for line in lines[-4:]) else "finished"
         if any(file.stat().st_size for file in self.folder.glob("stalled_rank*.txt")):
             return "stalled"
         return "running" if is_alive is None and self.silent < self.stalled_after else "cut off"
@@ -124,6 +125,30 @@ def read_run(folder: Path, read: Callable[[Path], list[dict[str, Any]]] = read_m
         raise UserError(
             f"{folder / SETTINGS} is damaged: continue the run with --resume, which writes this file again"
         ) from None
+
+
+def differing(runs: Sequence[PastRun]) -> list[tuple[str, list[Any]]]:
+    """What the runs differ in, with a value for each run: settings, and code, versions and machine of the last starts.
+
+    A setting that an older version did not have has its default. Raises UserError if settings cannot be used.
+    """
+    flat = [flattened(_complete_settings(run)) | _origin(run) for run in runs]
+    names = dict.fromkeys(name for settings in flat for name in settings)
+    rows = [(name, [settings.get(name, "") for settings in flat]) for name in names]
+    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
+
+
+def _complete_settings(run: PastRun) -> dict[str, Any]:
+    return to_settings(from_settings(run.settings, run.folder / SETTINGS, print))
+
+
+def _origin(run: PastRun) -> dict[str, Any]:
+    """The code, versions and machine of the run's last start. Empty for runs of older versions."""
+    if not run.starts:
+        return {}
+    start = run.starts[-1]
+    names = ("python", "torch", "triton", "dali", "host", "card", "driver", "ranks")
+    return {"commit": code_of(start)} | {name: start[name] or "" for name in names}
 
 
 def last_lines(log: Path) -> list[str]:

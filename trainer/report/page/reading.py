@@ -1,0 +1,145 @@
+"""Reads what the page shows about a run: its folder, its newest scores, and the frames of its most wrong clips.
+
+The page is also made from a folder in which files are missing, damaged or of other programs. It then says so.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.names import printable
+from kernels.program import UserError
+from models.networks import build_model
+from models.weights.loading import load_weights
+from pipelines.annotations.table import ClipTable, open_table
+from pipelines.batch import Batch
+from trainer.config import Experiment
+from trainer.data import annotation_files, loader_of, open_packed
+from trainer.journal.lines import METRICS, read_metrics
+from trainer.journal.provenance import read_starts
+from trainer.report.grad_cam import where_it_looked
+from trainer.report.page.evaluation import Evaluation, most_wrong, read_evaluation
+from trainer.report.page.gallery import NUM_CLIPS, gallery_of
+from trainer.report.page.make import Shown, write_page
+from trainer.report.past_run import PastRun, read_run
+from trainer.runtime.precision import precision_of
+from trainer.runtime.ranks import Ranks
+from trainer.scores.files import SCORES
+from trainer.settings import SETTINGS
+
+VALIDATION = "validation"  # the folder with the scores of a run's best validation
+RESULTS = ("eval", VALIDATION)  # folders in a run's folder that contain scores
+
+
+def read_shown(folder: Path, device: str, with_frames: bool = True, scores: Path | None = None) -> Shown:
+    """What the page shows about the run in `folder`. What is missing or damaged there becomes a sentence on the page.
+
+    device: where the network says where it looked. scores: a file of scores; by default the newest in the run's folder.
+    Raises UserError if `folder` is not that of a run.
+    """
+    missing: list[str] = []
+    run, evaluation, gallery = read_run_anyway(folder, missing), None, []
+    scores = scores or newest_scores(folder)
+    if scores is None:
+        missing.append(
+            "there are no scores, so classes, confusions and wrong clips are not shown: run "
+            f"python -m trainer eval {folder}"
+        )
+        return Shown(run=run, missing=missing)
+    try:
+        evaluation = read_evaluation(scores)
+        gallery = read_gallery(evaluation, folder, device, with_frames, missing)
+    except Exception as error:  # whatever a damaged file leads to: the rest of the page is still worth reading
+        what = "the wrong clips are not shown" if evaluation else "classes and confusions are not shown"
+        missing.append(f"{what}: {reason(error)}")
+    return Shown(run=run, evaluation=evaluation, gallery=gallery, missing=missing)
+
+
+def reason(error: Exception) -> str:
+    """An error as part of a sentence. That of an error which is not the user's begins with the name of its type."""
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return printable(text, 300)
+
+
+def read_run_anyway(folder: Path, missing: list[str]) -> PastRun:
+    """The run in a folder. If its settings are damaged, they are left out, and a sentence is added to `missing`."""
+    try:
+        return read_run(folder)
+    except UserError as error:
+        if not (folder / SETTINGS).exists():
+            raise
+        missing.append(str(error))
+    records = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else []
+    values: dict[str, Any] = {"folder": folder, "name": folder.name, "metric": "", "num_epochs": 0, "batch_size": 1}
+    return PastRun(**values, stalled_after=0, settings={}, records=records, starts=read_starts(folder), silent=0)
+
+
+def newest_scores(folder: Path) -> Path | None:
+    """The newest file of scores in a run's folder, or None."""
+    files = [folder / results / SCORES for results in RESULTS if (folder / results / SCORES).is_file()]
+    return max(files, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def read_gallery(
+    evaluation: Evaluation, folder: Path, device: str, with_frames: bool, missing: list[str]
+) -> list[dict[str, Any]]:
+    """The gallery, from the annotations, the packs and the weights of the run in `folder`. Raises various errors."""
+    experiment, ranks = evaluation.experiment, Ranks(0, 0, 1, torch.device(device))
+    table = open_table(annotation_files(experiment)[-1], Path(experiment.data.cache))
+    rows = rows_of(table, [evaluation.names[clip.number] for clip in most_wrong(evaluation.scores, NUM_CLIPS)])
+    if not len(rows):
+        return []
+    source = open_packed(experiment, table, rows)
+    if with_frames and "rgb" in experiment.streams and not source.frames.has_frames()[rows].all():
+        missing.append(
+            f"the frames of some wrong clips are not in {experiment.data.packs}, so only skeletons are shown"
+        )
+        with_frames = False
+    loader = loader_of(experiment, source, rows, False, ranks, lambda _: None)
+    looked = None
+    if with_frames:
+        try:
+            looked = explanation(experiment, folder / evaluation.checkpoint, ranks)
+        except UserError as error:
+            missing.append(f"where the network looked is not shown: {error}")
+    return gallery_of(evaluation, loader, with_frames, looked)
+
+
+def rows_of(table: ClipTable, names: list[str]) -> np.ndarray:
+    """The rows of the clips with these names, as far as the table has them."""
+    places = {str(name): row for row, name in enumerate(table.names)}
+    return np.array([places[name] for name in names if name in places], np.int64)
+
+
+def explanation(experiment: Experiment, checkpoint: Path, ranks: Ranks) -> Callable[[Batch, Tensor], dict[str, Tensor]]:
+    """A function that says for a batch and a class of each clip where the network looked (grad_cam.py)."""
+    network = build_model(experiment.model)
+    load_weights(network, checkpoint)
+    network = network.to(ranks.device).eval()
+    precision = precision_of(experiment.optim.precision, ranks)
+
+    def looked(batch: Batch, classes: Tensor) -> dict[str, Tensor]:
+        with precision():
+            return where_it_looked(network, batch, classes)
+
+    return looked
+
+
+def try_to_write(
+    path: Path, folder: Path, device: str, say: Callable[[str], None], scores: Path | None = None, state: str = ""
+) -> list[Path]:
+    """Write the page about the run in `folder`, and return its path in a list.
+
+    Whatever goes wrong is said in one line, raises nothing, and makes the list empty. device, scores: those of
+    `read_shown`. state: the state of a run that is just ending.
+    """
+    try:
+        return [write_page(path, [replace(read_shown(folder, device, scores=scores), state=state)])]
+    except Exception as error:  # a page that cannot be made must not end a run
+        say(f"{printable(str(path))} could not be made ({reason(error)}): nothing else is affected")
+        return []
