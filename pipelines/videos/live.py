@@ -109,17 +109,23 @@ class LiveSource:
         """Wait for the next frame. None if the source has ended. Raises VideoError if it ended with an error."""
         with self._changed:
             while True:
-                while self._waiting:
-                    frame = self._waiting.popleft()
-                    is_last = self._ended and not self._waiting
-                    if time.monotonic() - frame.arrived <= self.max_delay or is_last:
-                        return frame
-                    self.dropped += 1
+                self.drop_old()
+                if self._waiting:
+                    return self._waiting.popleft()
                 if self._ended:
                     if self._error is not None:
                         raise self._error
                     return None
                 self._changed.wait()
+
+    def drop_old(self) -> None:
+        """Drop frames that have waited for more than `max_delay` seconds, but not the last frame of the source."""
+        with self._changed:
+            while self._waiting and time.monotonic() - self._waiting[0].arrived > self.max_delay:
+                if self._ended and len(self._waiting) == 1:
+                    return
+                self._waiting.popleft()
+                self.dropped += 1
 
     def _read(self) -> None:
         error = None

@@ -83,7 +83,7 @@ def test_a_network_slower_than_the_video_loses_frames_and_does_not_fall_behind(s
     source, predictor = LiveSource(str(paths[0] / f"{VIDEO}.mp4"), 0.2), live(slow, WindowChoice(10, 5, 10))
     found = predictor.run(source, tmp_path / "live.mp4")
     written = len(list(decode(str(tmp_path / "live.mp4"), 999)))
-    assert source.dropped > 20
+    assert source.dropped > 5
     assert found.live is not None
     assert (found.frames - source.dropped, found.live["dropped_frames"]) == (written, source.dropped)
     assert max(predictor.waits) < 4  # --max-delay, and much room for a busy machine

@@ -96,8 +96,12 @@ class LivePredictor:
             last = frame
             # The window ends with the last frame before the time at which the next one would end.
             if shown + 1 / float(source.times.rate()) >= next_end - 1e-6 or len(annotated.waiting) >= most:
+                before, started = source.dropped, time.monotonic()
                 self._score(annotated, began - frame.arrived)
                 next_end, last = max(next_end + stride, shown + stride / 2), None
+                source.drop_old()
+                if source.dropped > before:  # a slow network gets half of the time, so that windows have enough frames
+                    next_end = max(next_end, shown + 2 * (time.monotonic() - started))
             self.finished.append(time.monotonic())
             screen.refresh()
         if last is not None:
@@ -161,7 +165,8 @@ class Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.display.stop()
+        if self.is_live:
+            self.display.stop()
 
     def refresh(self) -> None:
         """Off a terminal, print a line if there is a new result and the last line is EVERY seconds old."""
