@@ -27,7 +27,7 @@ EVERY = (2,)  # distances in frames between the estimated frames that are compar
 
 def measure_generated() -> Result:
     """The errors on one frame of each class of the demo. The expected joints are those that were drawn."""
-    config, errors = DemoConfig(num_train=12, num_val=1), []
+    config, errors = DemoConfig(num_train=12, num_val=1, num_frames=(40, 90), rate=30), []
     estimator = estimator_for(1).estimator
     for clip in clip_ids(config)[:12]:
         estimator.restart()

@@ -19,7 +19,7 @@ from trainer.config import Experiment
 from trainer.data import build_loader, open_sources
 from trainer.runtime.ranks import Ranks
 
-FULL = DemoConfig(size=(640, 480))
+FULL = DemoConfig(size=(640, 480), num_frames=(40, 90), rate=30)
 MADE = "made_for_benchmarks_"  # first part of the annotation file's name, before the number of joints
 TOY = DemoConfig(size=(128, 96), num_frames=(12, 16))
 

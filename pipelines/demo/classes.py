@@ -35,8 +35,10 @@ class DemoConfig:
     """Number of validation clips."""
     size: Annotated[tuple[int, int], Range(16, 8192)] = (320, 240)
     """Width and height of the videos in pixels, both even."""
-    num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (40, 90)
+    num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (20, 45)
     """Frames of the shortest and of the longest clip."""
+    rate: Annotated[int, Range(1, 240)] = 15
+    """Frames per second of the videos."""
     crf: Annotated[int, Range(0, 51)] = 23
     """x264's constant rate factor: 0 is lossless, 51 the smallest file."""
     hide_people: bool = False

@@ -15,7 +15,7 @@ from pipelines.demo.classes import ClipId, DemoConfig, corrupt_video, missing_sk
 from pipelines.demo.motion import act
 
 MARGIN = 4  # pixels; detected joints are at least this far from the edge of the image
-NOISE_FRAMES = 8  # number of noise images; a randomly chosen one is added to each frame
+NOISE_FRAMES = 4  # number of noise images; a randomly chosen one is added to each frame
 
 
 class View(NamedTuple):
@@ -171,7 +171,7 @@ def write_clip(config: DemoConfig, clip: ClipId, folder: Path) -> str:
 
 
 def encode(frames: list[Image.Image], file: Path, config: DemoConfig, rng: np.random.Generator) -> None:
-    """Add noise to the frames and write them as H.264 in MP4, at 30 frames per second, with one key frame and B-frames.
+    """Add noise to the frames and write them as H.264 in MP4, with one key frame and B-frames.
 
     Two options make the output reproducible with the same version of x264: a single encoder thread, and no macroblock
     tree, because the AVX-512 code of the macroblock tree reads uninitialised memory.
@@ -183,7 +183,7 @@ def encode(frames: list[Image.Image], file: Path, config: DemoConfig, rng: np.ra
     noise_numbers = rng.integers(NOISE_FRAMES, size=len(frames))
     with av.open(file, "w", format="mp4") as container:
         options = {"preset": "veryfast", "crf": str(config.crf), "x264-params": "no-mbtree=1"}
-        stream = container.add_stream("libx264", rate=30, options=options)
+        stream = container.add_stream("libx264", rate=config.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
         for image, noise_number in zip(frames, noise_numbers, strict=True):

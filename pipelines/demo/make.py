@@ -30,7 +30,7 @@ from pipelines.demo.classes import TRAIN, VAL, ClipId, DemoConfig, clip_ids
 from pipelines.demo.clip import annotate, write_clip
 from pipelines.progress import Progress
 
-GENERATOR = 3  # raise this number when the same DemoConfig produces different data, so that old folders are replaced
+GENERATOR = 4  # raise this number when the same DemoConfig produces different data, so that old folders are replaced
 RECORD, ANNOTATIONS, VIDEOS = "demo.json", "annotations.pkl", "videos"
 
 

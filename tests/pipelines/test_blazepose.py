@@ -32,7 +32,7 @@ from pipelines.demo.clip import film, stage
 from pipelines.videos.decode import decode
 
 EXPECTED = Path(__file__).with_name("blazepose_litert.npz")
-CONFIG = DemoConfig(num_train=12, num_val=1)
+CONFIG = DemoConfig(num_train=12, num_val=1, num_frames=(40, 90))
 CLIP = clip_ids(CONFIG)[0]
 
 

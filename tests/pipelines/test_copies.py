@@ -17,7 +17,7 @@ from pipelines.annotate.splitting import choose, split_labels
 from pipelines.demo.classes import DemoConfig, clip_ids
 from pipelines.demo.clip import write_clip
 
-CONFIG = DemoConfig(num_train=12, num_val=1, size=(160, 120), num_frames=(20, 24))
+CONFIG = DemoConfig(num_train=12, num_val=1, size=(160, 120), num_frames=(20, 24), rate=30)
 
 
 def rewritten(source: Path, target: Path, size=(160, 120), *, mirrored=False, first=0, last=None, crf=23) -> Path:

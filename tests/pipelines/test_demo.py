@@ -65,7 +65,7 @@ def test_counts_of_the_shipped_set():
     assert missing_skeleton(SHIPPED) != corrupt_video(SHIPPED)
     assert min(SHIPPED.size) >= 240
     assert max(SHIPPED.size) >= 320
-    assert SHIPPED.num_frames == (40, 90)
+    assert SHIPPED.num_frames == (20, 45)
 
 
 def test_schema_is_the_published_one(sample):
@@ -100,11 +100,11 @@ def test_videos_are_real(sample):
             continue
         with av.open(path) as container:
             (stream,) = container.streams
-            assert (stream.codec_context.name, stream.average_rate) == ("h264", 30)
+            assert (stream.codec_context.name, stream.average_rate) == ("h264", SAMPLE.rate)
             assert (stream.width, stream.height, stream.pix_fmt) == (320, 240, "yuv420p")
         frames = decoded(path)
         assert len(frames) == clip["total_frames"]
-        assert 40 <= len(frames) <= 90
+        assert 20 <= len(frames) <= 45
         assert sum(frame.key_frame for frame in frames) == 1
         assert {frame.pict_type for frame in frames} >= {av.video.frame.PictureType.B}
         lengths.add(len(frames))
@@ -130,7 +130,7 @@ def test_joints_lie_on_the_people(sample):
         keypoint = annotate(SAMPLE, clip)["keypoint"].astype(np.float32)
         left, top, right, bottom = person_box(stage(SAMPLE, clip).points)
         for time_, frame in enumerate(decoded(sample / "videos" / f"{clip.name}.mp4")):
-            if time_ % 6:
+            if time_ % 3:
                 continue
             changed = np.abs(planes(frame) - plate).max(axis=-1) > 14
             seen = keypoint[:, time_][keypoint[:, time_, :, 0] > 0].round().astype(int)
@@ -160,7 +160,7 @@ def test_detections_have_holes():
         missing.append(hole.mean())
         longest.append(hole.mean(axis=1).max())
     assert 0.02 < np.mean(missing) < 0.04
-    assert 0.1 < np.mean(np.array(longest) > 0.3) < 0.5
+    assert 0.1 < np.mean(np.array(longest) > 0.29) < 0.5
     nobody = annotate(SHIPPED, missing_skeleton(SHIPPED))
     assert nobody["keypoint"].shape[0] == 1
     assert not nobody["keypoint"].any()

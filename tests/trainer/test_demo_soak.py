@@ -1,6 +1,6 @@
 """Limits for the demo, trained as by `make demo`: accuracies on three seeds, CPU time, and two controls.
 
-Three runs of the demo and one control run take about 45 minutes on two cores. The data are those of `make demo`.
+Three runs of the demo and one control run take about 25 minutes on two cores. The data are those of `make demo`.
 """
 
 import json
@@ -25,7 +25,7 @@ from trainer.runtime.signals import Interrupt
 from trainer.scoring import score_split
 from trainer.snapshots.writer import NoWriter
 
-CORE_MINUTES = 12
+CORE_MINUTES = 6
 SEEDS = (0, 1, 2)
 # With 40 clips in each of two pairs, guesses get more than two thirds right with a probability of 0.001.
 CHANCE = 2 / 3
