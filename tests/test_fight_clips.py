@@ -1,4 +1,4 @@
-"""Real surveillance clips go the whole way of own videos: from labels to predictions, with the built-in estimator."""
+"""Real surveillance clips go the whole way of own videos: from labels to a report, with the built-in estimator."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ def fight(real_videos) -> Path:
 
 
 @pytest.mark.parametrize("files", [FEW, pytest.param(None, marks=pytest.mark.soak)], ids=["few", "all"])
-def test_from_labels_to_predictions(fight, files, tmp_path):
+def test_from_labels_to_a_report(fight, files, tmp_path):
     def run(*words: object) -> str:
         done = run_forked("-m", *map(str, words), cwd=tmp_path)
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
@@ -66,3 +66,5 @@ def test_from_labels_to_predictions(fight, files, tmp_path):
         assert len(list(container.decode(video=0))) == len(list(original.decode(video=0)))
     windows = json.loads(out.with_suffix(".json").read_text())["windows"]
     assert {entry["label"] for entry in windows[0]["fused"]} == {"fight", "noFight"}
+    run("trainer", "report", "work_dirs/custom_small")
+    assert "noFight" in (tmp_path / "work_dirs/custom_small/report.html").read_text()
