@@ -90,7 +90,7 @@ def with_skeletons(batch: Batch, plan: ClipPlan, loader: Loader) -> Batch:
         people = joints_in(loader, plan, place, plan.rgb_frames[place], SIDE)
         for picture, joints in zip(pictures, people, strict=True):
             draw_skeletons(picture, joints, loader.config.skeleton)
-        clips.append(np.stack(pictures))
+        clips.append(np.stack([np.asarray(picture) for picture in pictures]))
     return replace(batch, **tensors | {"rgb": torch.from_numpy(np.stack(clips))})
 
 
