@@ -63,6 +63,14 @@ def test_only_weights_between_known_limits_are_right_for_every_clip():
     assert members.outcome(weights).measure("top1") == 1
 
 
+def test_small_steps_find_weights_between_the_points_of_the_grid():
+    """The clips need a first weight above 0.1, 0.2 and 0.31, and below 0.34 and 0.5. The grid has 0.3 and 0.35."""
+    above, below = [(1 - limit, -limit) for limit in (0.1, 0.2, 0.31)], [(limit - 1, limit) for limit in (0.34, 0.5)]
+    zeros = torch.zeros(5, dtype=torch.int64)
+    weights = fit_weights(Members(margins(*above, *below), None, zeros, zeros), "top1")
+    assert 0.31 < weights[0] < 0.34
+
+
 @pytest.mark.parametrize("metric", ["top1", "mean1", "f1_mean"])
 def test_fitted_weights_are_as_good_as_a_plain_grid_search(metric):
     """The oracle tries every weight that is a multiple of 1/20, and computes the metric with scikit-learn or numpy."""

@@ -76,6 +76,8 @@ def test_balanced_accuracy_and_calibration_error() -> None:
     assert metrics.calibration_error(score, label) == pytest.approx(error, abs=1e-6)
     sure = torch.eye(3)[[0, 1, 2, 0]]
     assert metrics.calibration_error(sure, torch.tensor([0, 1, 2, 1])) == pytest.approx(0.25)
+    unsure = torch.tensor([[0.6, 0.4], [0.9, 0.1]])  # 0.4 too unsure of a right class, and 0.9 too sure of a wrong one
+    assert metrics.calibration_error(unsure, torch.tensor([0, 1])) == pytest.approx(0.65)
 
 
 def test_coarse_heads_add_their_accuracies_and_f1() -> None:

@@ -1,6 +1,5 @@
 """`python -m trainer recipe NAME`: trains in stages, each a run of its own under one folder, and fuses all scores."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from kernels.json_files import read_json
 from kernels.program import UserError
 from trainer.commands.fuse import FUSION
 from trainer.commands.fuse import show as show_fusion
@@ -68,9 +68,9 @@ def recipe(options: RecipeOptions, console: Console | None = None) -> int:
         with locked(place.folder):
             place.begin()
             code = follow(place, more, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-    if code == 0:
+    if code is None:
         summary(place, console)
-    return code
+    return code or 0
 
 
 def recipe_named(name: str) -> Recipe:
@@ -123,7 +123,7 @@ def summary(place: Place, console: Console) -> None:
         print_table(table, console)
     for stage in place.recipe.stages:
         if isinstance(stage, Fuse):
-            show_fusion(json.loads((place.of(stage.name) / FUSION).read_bytes()), console)
+            show_fusion(read_json(place.of(stage.name) / FUSION), console)
 
 
 def run_table(place: Place) -> Table:

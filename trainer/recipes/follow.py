@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from kernels.program import die_with_parent
 from trainer.recipes.place import MERGED, Place
@@ -19,20 +18,11 @@ from trainer.settings import SETTINGS
 from trainer.snapshots.choice import settings_in
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """The command of a stage: the words after `python`."""
+def follow(place: Place, more: Sequence[str], say: Callable[[str], None]) -> int | None:
+    """Run all stages that are not done yet, with the options `more` for the runs.
 
-    words: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return shlex.join(["python", *self.words])
-
-
-def follow(place: Place, more: Sequence[str], say: Callable[[str], None]) -> int:
-    """Run all stages that are not done yet, with the options `more` for the runs. Returns an exit code.
-
-    The code is 0 if all stages are done. Otherwise it is that of the stage that failed or was stopped.
+    Returns None if all stages are done, and otherwise the exit code of the stage that failed or was stopped. A run that
+    SIGUSR1 has stopped has the exit code 0.
     """
     stages = place.recipe.stages
     for number, stage in enumerate(stages, start=1):
@@ -44,18 +34,18 @@ def follow(place: Place, more: Sequence[str], say: Callable[[str], None]) -> int
             say(f"{head}: done")
             continue
         place.note(stage, done=False)
-        command = command_of(place, stage, more)
-        say(f"{head}: {command}")
-        code, stopped = run_program(command.words)
+        words = command_of(place, stage, more)
+        say(f"{head}: {shlex.join(['python', *words])}")
+        code, stopped = run_program(words)
         if stopped or code or (isinstance(stage, Train) and read_run(place.of(stage.name)).state() == "stopped"):
             say(f"{head}: ended before it was done; the same command continues here")
             return code
         place.note(stage, done=True)
-    return 0
+    return None
 
 
-def command_of(place: Place, stage: Stage, more: Sequence[str]) -> Command:
-    """The command that runs a stage, or continues it."""
+def command_of(place: Place, stage: Stage, more: Sequence[str]) -> list[str]:
+    """The command that runs a stage, or continues it: the words after `python`."""
     folder = place.of(stage.name)
     match stage:
         case Train():
@@ -73,7 +63,7 @@ def command_of(place: Place, stage: Stage, more: Sequence[str]) -> Command:
         case Fuse():
             members = (str(place.of(name)) for name in stage.inputs)
             words = ("trainer", "fuse", *members, "--fit", stage.fit, "--out", str(folder))
-    return Command(("-m", *words))
+    return ["-m", *words]
 
 
 def run_program(words: Sequence[str]) -> tuple[int, bool]:

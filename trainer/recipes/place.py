@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from kernels.json_files import read_json
 from kernels.program import UserError
 from kernels.whole_files import write_whole
 from trainer.recipes.stages import Merge, Recipe, Stage
@@ -38,7 +39,7 @@ class Place:
         """Write the settings of all runs. Raises UserError if the folder was begun with other settings."""
         for name, stage in self.recipe.trained.items():
             file = self.settings_of(name)
-            stored = from_json(file.read_bytes(), file, print) if file.is_file() else stage.experiment
+            stored = from_json(file, file, print) if file.is_file() else stage.experiment
             if change := next(differences(stored, stage.experiment), None):
                 key, was, now = change
                 raise UserError(
@@ -101,7 +102,7 @@ class Place:
 def _read(file: Path) -> dict[str, Any] | None:
     """The content of a file that a recipe wrote, or None if there is none, or if it is damaged."""
     try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(file)
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
