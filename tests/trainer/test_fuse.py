@@ -64,9 +64,9 @@ def test_only_weights_between_known_limits_are_right_for_every_clip():
 
 
 def test_small_steps_find_weights_between_the_points_of_the_grid():
-    """The clips need a first weight above 0.1, 0.2 and 0.31, and below 0.34 and 0.5. The grid has 0.3 and 0.35."""
-    above, below = [(1 - limit, -limit) for limit in (0.1, 0.2, 0.31)], [(limit - 1, limit) for limit in (0.34, 0.5)]
-    zeros = torch.zeros(5, dtype=torch.int64)
+    """The clips need a first weight above 0.29 and 0.31, and below 0.34 and 0.36. The grid has 0.3 and 0.35."""
+    above, below = [(1 - limit, -limit) for limit in (0.29, 0.31)], [(limit - 1, limit) for limit in (0.34, 0.36)]
+    zeros = torch.zeros(4, dtype=torch.int64)
     weights = fit_weights(Members(margins(*above, *below), None, zeros, zeros), "top1")
     assert 0.31 < weights[0] < 0.34
 
