@@ -108,7 +108,9 @@ def test_a_table_in_the_cache(tmp_path: Path, most: int):
     assert counts.before > 1
 
 
-@pytest.mark.parametrize(("most", "share"), [(3, 0.1), pytest.param(40, 1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("most", "share"), [(3, 0.1), pytest.param(40, 1, marks=(pytest.mark.soak, pytest.mark.timeout(1800)))]
+)
 def test_a_pack(tmp_path: Path, monkeypatch, most: int, share: float):
     """The clips are encoded in this process, because the recorder does not see the calls of other processes."""
     made = []
