@@ -122,6 +122,12 @@ class HeadConfig:
     """Fraction of the features that training sets to zero before the classifiers."""
     label_smoothing: Share = 0.0
     """Share of the target that a training loss spreads evenly over all classes; 0.1 is usual."""
+    f1_weight: Weight = 0.0
+    """Weight of the soft F1 loss that training adds to each cross-entropy; 1 is published. 0: it is not added."""
+    frame_weight: Weight = 0.0
+    """Weight of the losses of classifiers for single frames, which only training uses; 0.5 is published. 0: there are
+    no such classifiers.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +154,10 @@ class TwoStreamConfig(HeadConfig):
             raise UserError(
                 f"model.loss_weights={self.loss_weights}: set four weights, for rgb, pose, rgb_coarse and pose_coarse"
             )
+
+    def head_weights(self) -> dict[str, float]:
+        """The weight of the loss of each classifier."""
+        return dict(zip(("rgb", "pose", "rgb_coarse", "pose_coarse"), self.loss_weights, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,6 +209,10 @@ class SingleStreamConfig(HeadConfig):
     """What the network sees: frames or heatmaps."""
     num_classes: int = FROM_DATA
     """Number of classes. An experiment takes it from its data."""
+    coarse_weight: Weight = 0.0
+    """Weight of the loss of a second classifier, for the coarse classes; 0.5 is published. 0: there is none."""
+    num_coarse: int = 0
+    """Number of coarse classes. An experiment takes it from its data if coarse_weight is not 0."""
     in_channels: int = FROM_DATA
     """Number of input channels: 3 for frames, and for heatmaps as many as the skeleton has joints."""
     path: ResNetPathConfig | X3DStreamConfig
@@ -210,6 +224,10 @@ class SingleStreamConfig(HeadConfig):
     @property
     def streams(self) -> tuple[Stream, ...]:
         return (self.stream,)
+
+    def head_weights(self) -> dict[str, float]:
+        """The weight of the loss of each classifier."""
+        return {self.stream: 1.0, f"{self.stream}_coarse": self.coarse_weight}
 
 
 ModelConfig = EpamConfig | X3DPairConfig | RGBPoseConfig | SingleStreamConfig

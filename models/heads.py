@@ -2,44 +2,50 @@
 
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import TwoStreamConfig
+from models.config import SingleStreamConfig, TwoStreamConfig
 from models.layers import clip_mean
+from models.losses import ClassifierLosses
 
 STREAMS = ("rgb", "pose")
-HEADS = ("rgb", "pose", "rgb_coarse", "pose_coarse")
 
 
 class Output(NamedTuple):
-    """What a network returns: logits [N, K] by the name of the head, and weighted losses (empty without labels)."""
+    """What a network returns: logits [N, K] by name of the classifier, and weighted losses (empty without labels)."""
 
     logits: dict[str, Tensor]
     losses: dict[str, Tensor]
 
 
-class TwoStreamHead(nn.Module):
+class ClassifierHead(nn.Module):
     """Global average pooling, dropout, and one linear layer for each stream and label level.
 
-    The heads are named rgb, pose, rgb_coarse and pose_coarse; the last two exist only if num_coarse > 0.
-    Cross-entropies are computed in float32, or in float64 if the logits are float64. `adjust_logits` sets `log_prior`.
+    The classifiers are named rgb, pose, rgb_coarse and pose_coarse; the last two exist only if num_coarse > 0, and a
+    network with one stream has only the classifiers of this stream. With frame_weight, each classifier has a second one
+    for single frames, whose loss is added in training.
     """
 
-    log_prior: Tensor | None
-
-    def __init__(self, config: TwoStreamConfig, channels: tuple[int, int]) -> None:
+    def __init__(self, config: TwoStreamConfig | SingleStreamConfig, channels: tuple[int, ...]) -> None:
+        """channels: those of the features of each stream, in the order of config.streams."""
         super().__init__()
-        self.weights: dict[str, float] = dict(zip(HEADS, config.loss_weights, strict=True))
-        self.dropout, self.label_smoothing = nn.Dropout(config.dropout), config.label_smoothing
-        self.register_buffer("log_prior", None, persistent=False)
+        self.streams = config.streams
+        self.weights, self.frame_weight = config.head_weights(), config.frame_weight
+        self.dropout, self.losses_of = nn.Dropout(config.dropout), ClassifierLosses(config)
         self.suffixes = ("", "_coarse") if config.num_coarse else ("",)
-        for suffix in self.suffixes:
-            for stream, width in zip(STREAMS, channels, strict=True):
-                self.add_module(
-                    f"fc_{stream}{suffix}", linear(width, config.num_coarse if suffix else config.num_classes)
-                )
+        sizes = {
+            stream + suffix: (width, config.num_coarse if suffix else config.num_classes)
+            for suffix in self.suffixes
+            for stream, width in zip(self.streams, channels, strict=True)
+        }
+        for name, size in sizes.items():
+            self.add_module(self.layer(name), linear(*size))
+        for name, size in sizes.items() if self.frame_weight else ():
+            self.add_module(f"frames_{name}", FrameClassifier(*size))
+
+    def layer(self, name: str) -> str:
+        """The name of the linear layer of a classifier. Published files call the layer of a single stream fc_cls."""
+        return "fc_cls" if self.streams == (name,) else f"fc_{name}"
 
     def forward(
         self,
@@ -52,55 +58,47 @@ class TwoStreamHead(nn.Module):
 
         features: [N*T, C, H, W] by stream; num_frames: T by stream; label, coarse_label: [N] int64.
         """
-        pooled = {stream: self.dropout(clip_mean(features[stream], num_frames[stream])) for stream in STREAMS}
+        pooled = {stream: self.dropout(clip_mean(features[stream], num_frames[stream])) for stream in self.streams}
         logits = {
-            stream + suffix: self.get_submodule(f"fc_{stream}{suffix}")(pooled[stream])
+            stream + suffix: self.get_submodule(self.layer(stream + suffix))(pooled[stream])
             for suffix in self.suffixes
-            for stream in STREAMS
+            for stream in self.streams
         }
         if label is None:
             return Output(logits, {})
-        return Output(logits, self.cross_entropies(logits, label, coarse_label))
-
-    def cross_entropies(
-        self, logits: dict[str, Tensor], label: Tensor, coarse_label: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Return the weighted cross-entropy of every head under the name loss_<head>."""
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for name, scores in logits.items():
             target = coarse_label if name.endswith("_coarse") else label
-            assert target is not None, "a model with coarse heads needs coarse labels"
-            prior = None if name.endswith("_coarse") else self.log_prior
-            smoothing = self.label_smoothing if self.training else 0.0
-            loss = classification_loss(scores, target, prior if self.training else None, smoothing)
-            losses[f"loss_{name}"] = self.weights[name] * loss
-        return losses
+            assert target is not None, "a model with coarse classifiers needs coarse labels"
+            losses |= self.losses_of(name, scores, target, self.weights[name])
+            if self.training and self.frame_weight:
+                stream = name.removesuffix("_coarse")
+                losses |= self.frame_losses(name, features[stream], num_frames[stream], target)
+        return Output(logits, losses)
+
+    def frame_losses(self, name: str, feature: Tensor, num_frames: int, label: Tensor) -> dict[str, Tensor]:
+        """The losses of the classifier for single frames. Each of the T frames of a clip has the label of the clip."""
+        logits = self.get_submodule(f"frames_{name}")(feature)
+        weight = self.frame_weight * self.weights[name]
+        return self.losses_of(f"frames_{name}", logits, label.repeat_interleave(num_frames), weight)
 
 
-def classification_loss(logits: Tensor, label: Tensor, log_prior: Tensor | None, label_smoothing: float) -> Tensor:
-    """The mean cross-entropy of N clips, in float32, or in float64 if the logits [N, K] are float64.
+class FrameClassifier(nn.Module):
+    """Classifies single frames: the mean over pixels, a bottleneck with a sigmoid, and a linear layer.
 
-    log_prior: [K], which is added to the logits (`adjust_logits`), or None.
-    label_smoothing: the share of each target that is spread evenly over all K classes. Source: Szegedy et al.,
-        Rethinking the Inception architecture for computer vision, CVPR 2016, section 7.
+    As in the published code, the linear layer reads the output of the sigmoid alone; a squeeze-and-excitation block
+    would multiply the features by it. Source: docs/sources.md, "Losses for MA-52".
     """
-    scores = full_precision(logits)
-    if log_prior is not None:
-        scores = scores + log_prior
-    return F.cross_entropy(scores, label, label_smoothing=label_smoothing)
 
+    def __init__(self, in_channels: int, num_classes: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(in_channels, max(1, in_channels // reduction), bias=False)
+        self.excite = nn.Linear(self.squeeze.out_features, in_channels, bias=False)
+        self.fc = linear(in_channels, num_classes)
 
-def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:
-    """Favour rare classes in training: fine cross-entropies add strength * log(frequency of a class) to its logit.
-
-    counts: [K] number of training clips of each class; a class without clips counts as having one. Evaluation
-    does not adjust its logits, and therefore predicts rare classes more often.
-    Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021, eq. 10.
-    """
-    share = counts.clamp(min=1).double() / counts.clamp(min=1).sum()
-    for module in network.modules():
-        if hasattr(module, "log_prior"):
-            module.log_prior = (strength * share.log()).float()
+    def forward(self, feature: Tensor) -> Tensor:
+        """Classify frames: features [N*T, C, H, W] become logits [N*T, K]."""
+        return self.fc(self.excite(self.squeeze(clip_mean(feature, 1)).relu()).sigmoid())
 
 
 def linear(in_channels: int, out_channels: int) -> nn.Linear:
@@ -109,8 +107,3 @@ def linear(in_channels: int, out_channels: int) -> nn.Linear:
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Convert 16-bit floats to float32, and leave wider types as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -13,8 +13,7 @@ from models.config import (
     X3DStreamConfig,
 )
 from models.epam import PoseAttention, attend
-from models.heads import Output, TwoStreamHead, classification_loss, linear
-from models.layers import clip_mean
+from models.heads import ClassifierHead, Output
 from models.pcan import PcanHead
 from models.resnet_path import ResNetPath
 from models.rgbpose_conv3d import RGBPoseConv3D
@@ -24,7 +23,7 @@ from models.x3d_shift import X3DTemporalShift
 class TwoStream(nn.Module):
     """Base class of the two-stream networks. A network implements `features`, and `cls_head` classifies the result."""
 
-    cls_head: TwoStreamHead
+    cls_head: ClassifierHead
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,25 +93,21 @@ class RGBPose(TwoStream):
         return self.backbone(frames, maps, num_frames)
 
 
-def build_head(config: X3DPairConfig | RGBPoseConfig) -> TwoStreamHead:
+def build_head(config: X3DPairConfig | RGBPoseConfig) -> ClassifierHead:
     """Build PCAN's head if the config has settings for it, otherwise the plain head."""
     channels = (config.rgb.out_channels, config.pose.out_channels)
-    return PcanHead(config, channels) if config.pcan else TwoStreamHead(config, channels)
+    return PcanHead(config, channels) if config.pcan else ClassifierHead(config, channels)
 
 
 class SingleStream(nn.Module):
     """One stream with its classifier. The input of the other stream is ignored and may be None."""
-
-    log_prior: Tensor | None
 
     def __init__(self, config: SingleStreamConfig) -> None:
         super().__init__()
         self.stream = config.stream
         self.fold_rgb = FoldRGB()
         self.backbone = build_backbone(config.path, config.in_channels)
-        self.cls_head = nn.ModuleDict({"fc_cls": linear(config.path.out_channels, config.num_classes)})
-        self.dropout, self.label_smoothing = nn.Dropout(config.dropout), config.label_smoothing
-        self.register_buffer("log_prior", None, persistent=False)
+        self.cls_head = ClassifierHead(config, (config.path.out_channels,))
 
     def forward(
         self,
@@ -121,7 +116,7 @@ class SingleStream(nn.Module):
         label: Tensor | None = None,
         coarse_label: Tensor | None = None,
     ) -> Output:
-        """Return the logits and, with labels, the loss of this stream. Coarse labels are ignored."""
+        """Return the logits and, with labels, the losses of this stream."""
         if self.stream == "rgb":
             assert rgb is not None
             folded, num_frames = self.fold_rgb(rgb), rgb.shape[1]
@@ -130,13 +125,7 @@ class SingleStream(nn.Module):
             folded, num_frames = fold_heatmap(heatmap, compute_dtype(self.fold_rgb.mean)), heatmap.shape[1]
         feature = self.backbone(folded, num_frames)
         count_batch(self)
-        pooled = clip_mean(feature, num_frames)
-        logits = self.cls_head["fc_cls"](self.dropout(pooled))
-        if label is None:
-            return Output({self.stream: logits}, {})
-        smoothing = self.label_smoothing if self.training else 0.0
-        loss = classification_loss(logits, label, self.log_prior if self.training else None, smoothing)
-        return Output({self.stream: logits}, {f"loss_{self.stream}": loss})
+        return self.cls_head({self.stream: feature}, {self.stream: num_frames}, label, coarse_label)
 
 
 @torch.no_grad()

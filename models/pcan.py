@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from models.classes import check_coarse_map
 from models.config import TwoStreamConfig
-from models.heads import STREAMS, Output, TwoStreamHead, full_precision
+from models.heads import STREAMS, ClassifierHead, Output
 from models.layers import clip_mean, pixels
+from models.losses import full_precision
 
 ALPHA = 0.125  # factor of the change that PrototypeContrast.contrast makes to the score of a sample's class
 TAU = 0.125  # temperature of the scores
@@ -177,7 +178,7 @@ COARSE_SCALES = (1.0, 1.0)
 INFERENCE_WEIGHTS = {"rgb": 5.0, "pose": 1.0}  # weights of the cosines that are added to the fine logits
 
 
-class PcanHead(TwoStreamHead):
+class PcanHead(ClassifierHead):
     """PCAN's head as published: classifiers and losses of both streams and both label levels.
 
     Source: docs/sources.md, "PCAN head".

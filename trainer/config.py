@@ -221,14 +221,15 @@ def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> Model
     Raises UserError if the coarse map does not fit the classes, or if the model has coarse heads but there is no map.
     """
     num_channels = clip.num_channels()
-    if isinstance(model, SingleStreamConfig):
-        check_map(data)
-        return replace(model, num_classes=data.num_classes, in_channels=3 if model.stream == "rgb" else num_channels)
     if not data.coarse_map and (settings := no_coarse_heads(model)):
         raise UserError(
             f"data.coarse_map=() gives no coarse classes, but this network has coarse heads: set "
             f"{' and '.join(settings)}, or name with --coarse-map a text file with {data.num_classes} numbers"
         )
+    if isinstance(model, SingleStreamConfig):
+        num_coarse, in_channels = check_map(data), 3 if model.stream == "rgb" else num_channels
+        num_coarse = num_coarse if model.coarse_weight else 0
+        return replace(model, num_classes=data.num_classes, num_coarse=num_coarse, in_channels=in_channels)
     if model.pcan and not model.num_coarse:
         raise UserError("model.num_coarse=0 leaves no coarse heads, but model.pcan needs them: set model.pcan=none")
     num_coarse = check_map(data) if model.num_coarse else 0
@@ -239,7 +240,7 @@ def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> Model
 def no_coarse_heads(model: ModelConfig) -> list[str]:
     """The settings that remove the coarse heads of a network, and PCAN, which needs them."""
     if isinstance(model, SingleStreamConfig):
-        return []
+        return ["model.coarse_weight=0"] if model.coarse_weight else []
     return [*(["model.num_coarse=0"] if model.num_coarse else []), *(["model.pcan=none"] if model.pcan else [])]
 
 
@@ -282,6 +283,9 @@ def metric_names(model: ModelConfig, averaged: bool) -> list[str]:
     """
     if isinstance(model, SingleStreamConfig):
         names = _accuracies([model.stream], "top1", "top5", "mean1")
+        if model.num_coarse:
+            names += _accuracies([f"{model.stream}_coarse"], "top1", "mean1")
+            names += [f"f1/{name}" for name in F1]
     else:
         sums = [f"RGBPose_{rgb}:{pose}" for rgb, pose in FUSIONS]
         single = ["rgb", "pose", *(["sum"] if isinstance(model, EpamConfig) else [])]

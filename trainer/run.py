@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.alignment import align_channels
 from models.fused import fuse
-from models.heads import adjust_logits
+from models.losses import adjust_logits
 from models.networks import build_model
 from pipelines.loader import Loader
 from trainer.config import Experiment

@@ -50,9 +50,12 @@ def config_of(state: State) -> ModelConfig:
 
 def single_stream(state: State, channels: int, *, x3d: bool) -> SingleStreamConfig:
     stream, default = ("rgb", X3D_RGB) if channels == 3 else ("pose", X3D_POSE)
+    coarse = f"cls_head.fc_{stream}_coarse.weight"
     return SingleStreamConfig(
         stream=stream,
         num_classes=rows(state, "cls_head.fc_cls.weight"),
+        num_coarse=rows(state, coarse) if coarse in state else 0,
+        frame_weight=frame_weight_of(state),
         in_channels=channels,
         path=x3d_of(state, "backbone.", default) if x3d else resnet_of(state, "backbone."),
     )
@@ -70,7 +73,7 @@ def head_of(state: State) -> dict:
     stream = "rgb" if "cls_head.fc_rgb.weight" in state else "pose"
     classes, coarse = rows(state, f"cls_head.fc_{stream}.weight"), f"cls_head.fc_{stream}_coarse.weight"
     groups = rows(state, coarse) if coarse in state else 0
-    head = {"num_classes": classes, "num_coarse": groups, "pcan": None}
+    head = {"num_classes": classes, "num_coarse": groups, "frame_weight": frame_weight_of(state), "pcan": None}
     widths = [f"cls_head.contrast_{stream}{suffix}.cl_fc.weight" for suffix in ("", "_coarse")]
     if groups and all(name in state for name in widths):
         fine_width, coarse_width = (rows(state, name) for name in widths)
@@ -78,6 +81,11 @@ def head_of(state: State) -> dict:
         any_map = tuple(min(fine, groups - 1) for fine in range(classes))
         head["pcan"] = PcanConfig(coarse_map=any_map, fine_width=fine_width, coarse_width=coarse_width)
     return head
+
+
+def frame_weight_of(state: State) -> float:
+    """Return 1 if the head has classifiers for single frames, which exist if the weight of their losses is not 0."""
+    return float(any(name.startswith("cls_head.frames_") for name in state))
 
 
 def resnet_of(state: State, prefix: str) -> ResNetPathConfig:

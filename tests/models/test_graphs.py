@@ -14,8 +14,8 @@ from tests.models.small import SMALL_EPAM, SMALL_PATHS, SMALL_PCAN, batch, epam_
 
 KINDS = {
     "two-stream X3D with EPAM's attention": (SMALL_EPAM, epam_batch),
-    "RGBPoseConv3D with interaction, PCAN's head, drop-path": (
-        replace(SMALL_PCAN, drop_path=(0.3, 0.3), dropout=0.5),
+    "RGBPoseConv3D with interaction, PCAN's head, drop-path, all losses": (
+        replace(SMALL_PCAN, drop_path=(0.3, 0.3), dropout=0.5, f1_weight=1.0, frame_weight=0.5, label_smoothing=0.1),
         lambda seed: batch(seed=seed, frames=(2, 8)),
     ),
     "single stream": (
@@ -26,7 +26,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    "kind", a_share(KINDS, 1, KINDS.keys() - {"RGBPoseConv3D with interaction, PCAN's head, drop-path"})
+    "kind", a_share(KINDS, 1, KINDS.keys() - {"RGBPoseConv3D with interaction, PCAN's head, drop-path, all losses"})
 )
 def test_one_graph_to_train_one_to_evaluate_and_no_layout_copy(kind):
     torch._dynamo.reset()

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from matplotlib.colors import to_rgb
 from torch import Tensor, nn
 
-from models.networks import SingleStream
 from pipelines.batch import Batch
 
 COLOURS = {"rgb": "#ff5400", "pose": "#80ed99"}  # of the parts that mattered in each stream
@@ -64,13 +63,7 @@ def last_features(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         features, *others = arguments
         return {stream: from_here(stream, feature) for stream, feature in features.items()}, *others
 
-    def after_backbone(_: nn.Module, __: tuple[Any, ...], feature: Any) -> Tensor:
-        return from_here(str(network.stream), feature)
-
-    if isinstance(network, SingleStream):
-        hook = network.backbone.register_forward_hook(after_backbone)
-    else:
-        hook = network.get_submodule("cls_head").register_forward_pre_hook(before_head)
+    hook = network.get_submodule("cls_head").register_forward_pre_hook(before_head)
     try:
         yield stored
     finally:
