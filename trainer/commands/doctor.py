@@ -43,6 +43,7 @@ X3D_M = "x3d_m_16x5x1_facebook-kinetics400-rgb_20201027-3f42382a.pth of MMAction
 PUBLISHED_WEIGHTS = {
     "ma52": "rgbpose_conv3d_init.pth of PCAN",
     "ma52_pcan": "rgbpose_conv3d_init.pth of PCAN",
+    "ma52_best": "rgbpose_conv3d_init.pth of PCAN",
     "ntu60": NTU60_STREAMS,
     "ntu60_rgbpose": NTU60_STREAMS,
     "ntu120": NTU60_STREAMS,
