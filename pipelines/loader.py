@@ -20,7 +20,7 @@ from pipelines.backends import Backends
 from pipelines.batch import Batch
 from pipelines.config import ClipConfig
 from pipelines.frame_source import Decoding, FrameSource
-from pipelines.plan import ClipPlan, batch_rows, epoch_order, plan_eval, plan_train, sampled_joints
+from pipelines.plan import CROP_SHARE, ClipPlan, batch_rows, epoch_order, plan_eval, plan_train, sampled_joints
 from pipelines.read_ahead import reader_threads
 
 
@@ -59,6 +59,8 @@ class Loader:
     balance: float = 0.0  # how much training balances the classes, see epoch_order
     sample: int = 0  # evaluation uses sample number `sample` of the `num_samples` test samples of each clip
     num_samples: int = 1
+    crop: int | None = None  # evaluation uses this one of THREE_CROPS, or the whole box
+    mirrored: bool = False  # whether evaluation mirrors each clip
     prefetch: int = 2
     threads: int = field(default_factory=lambda: decode_threads(len(os.sched_getaffinity(0))))
     say: Callable[[str], None] = print
@@ -78,6 +80,12 @@ class Loader:
     @property
     def num_batches(self) -> int:
         return -(-len(self.rows) // self.batch_size)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Side of the RGB frames and side of the heatmaps in pixels. A crop has the scale of the whole box."""
+        rgb, heatmap = self.config.sizes(self.train)
+        return (rgb, heatmap) if self.crop is None else (round(rgb * CROP_SHARE), round(heatmap * CROP_SHARE))
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, starting with batch number `first`."""
@@ -101,7 +109,7 @@ class Loader:
         return Decoding(
             num_clips=self.batch_size // self.world_size,
             num_frames=self.config.rgb_frames,
-            size=self.config.sizes(self.train)[0],
+            size=self.sizes[0],
             device=self.device,
             threads=self.threads,
             prefetch=self.prefetch,
@@ -116,7 +124,8 @@ class Loader:
             rows = batch_rows(self._order(epoch), step, self.batch_size, self.rank, self.world_size)
             return plan_train(self.table, rows, self.config, self.seed, epoch)
         positions = np.minimum(self._positions(step), len(self.rows) - 1)
-        return plan_eval(self.table, self.rows[positions], self.config, self.sample, self.num_samples)
+        options = {"crop": self.crop, "flip": self.mirrored}
+        return plan_eval(self.table, self.rows[positions], self.config, self.sample, self.num_samples, **options)
 
     def joints(self, plan: ClipPlan, epoch: int) -> np.ndarray:
         """The joints of a plan (`sampled_joints`), which training changes at random (`augment_joints`)."""
@@ -170,7 +179,7 @@ class Loader:
 
     def heatmaps(self, plan: ClipPlan, joints: np.ndarray, *, by_kernel: bool) -> torch.Tensor:
         """Draw the joints of a plan, by the Triton kernel or by plain torch: [N, T', C, H', W']. Raises KernelError."""
-        size = self.config.sizes(self.train)[1]
+        size = self.sizes[1]
         scale = size / (plan.box[:, 2:] - plan.box[:, :2])
         shift = -plan.box[:, :2] * scale
         placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)  # (ax, bx, ay, by)

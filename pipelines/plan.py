@@ -84,13 +84,26 @@ def plan_train(table: ClipTable, rows: np.ndarray, config: ClipConfig, seed: int
     return ClipPlan(rows, rgb, pose, box, flip[:, 0] < config.flip)
 
 
+# Squares of 224 in the box resized to 256 x 256, at the left, in the middle and at the right (docs/sources.md, "Crop
+# around the poses").
+THREE_CROPS = np.array([(0, 16, 224, 240), (16, 16, 240, 240), (32, 16, 256, 240)])
+CROP_SHARE = 224 / RESIZED  # side of these squares, as a share of the side of the box
+
+
 def plan_eval(
-    table: ClipTable, rows: np.ndarray, config: ClipConfig, sample: int = 0, num_samples: int = 1
+    table: ClipTable,
+    rows: np.ndarray,
+    config: ClipConfig,
+    sample: int = 0,
+    num_samples: int = 1,
+    *,
+    crop: int | None = None,
+    flip: bool = False,
 ) -> ClipPlan:
     """Plan each row for evaluation, with the frames that the published code takes in testing.
 
-    The crop is the whole `compact_box`, and clips are not mirrored.
     sample: number of the sample, out of `num_samples` samples of each clip.
+    crop: number of one of THREE_CROPS, or None for the whole `compact_box`. flip: whether to mirror the clips.
     """
     rows, lengths = np.asarray(rows), table.total_frames[rows].tolist()
     samples = np.stack([eval_frames(length, config.pose_frames, num_samples) for length in lengths])
@@ -101,7 +114,9 @@ def plan_eval(
         rgb = np.stack([eval_frames(length, config.rgb_frames, num_samples)[sample] for length in lengths])
     # The box contains the joints of all samples, because the published code crops all samples of a clip to one box.
     box = _compact_boxes(table, rows, _different(samples.reshape(len(rows), -1))).astype(np.float64)
-    return ClipPlan(rows, rgb, pose, box, np.zeros(len(rows), bool))
+    if crop is not None:
+        box = crops_within(box, THREE_CROPS[[crop]])
+    return ClipPlan(rows, rgb, pose, box, np.full(len(rows), flip))
 
 
 def _different(frames: np.ndarray) -> np.ndarray:

@@ -168,6 +168,7 @@ def resized(packet: bytes, box, size: int, flip: bool) -> torch.Tensor:
     return frames[0].permute(1, 2, 0)
 
 
+VIEWED = {"rgb_size_val": 112, "heatmap_size_val": 112}  # a crop of evaluation has 98 pixels a side
 NOSE, LEFT, RIGHT = 0, 5, 6  # joints drawn as white, red and blue dots
 
 
@@ -194,12 +195,16 @@ def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated, chang
     joints[..., :2] *= np.array(annotated) / (width, height)
     table = film.table(tmp_path, [film.annotation("clip", joints, *annotated)])
     pack = film.prepare(table, tmp_path, count=total, box_pixels=200)
-    config = replace(CONFIG, rgb_frames=total, pose_frames=total, rgb_size=96, heatmap_size=96, **changes)
-    work = loader(table, pack, config=config, batch_size=1)
+    config = replace(CONFIG, rgb_frames=total, pose_frames=total, rgb_size=96, heatmap_size=96, **VIEWED, **changes)
+    training = loader(table, pack, config=config, batch_size=1)
+    views = [
+        replace(training, train=False, crop=crop, mirrored=flip) for crop in (None, 0, 2) for flip in (False, True)
+    ]
     seen = {True: 0, False: 0}
-    for epoch in range(12):
+    for work, epoch in [*((training, epoch) for epoch in range(12)), *((view, 0) for view in views)]:
         (batch,) = work.epoch(epoch)
-        flip = bool(work.plan(epoch, 0).flip[0])
+        flip, side = bool(work.plan(epoch, 0).flip[0]), batch.heatmap.shape[-1]
+        assert batch.rgb.shape[2:4] == (side, side)
         rgb, heatmap = batch.rgb[0].float(), batch.heatmap[0]
         white, red = rgb.amin(dim=-1), rgb[..., 0] - rgb[..., 1]
         blue = rgb[..., 2] - rgb[..., 1]
@@ -211,7 +216,7 @@ def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated, chang
                 # Skip a dot that is cut off, and a joint that is dropped or at the edge of the crop.
                 if len(mass) < 60 or peak.max() < 0.5:
                     continue
-                y, x = divmod(int(peak.argmax()), 96)
+                y, x = divmod(int(peak.argmax()), side)
                 if erased[frame, max(0, y - 12) : y + 13, max(0, x - 12) : x + 13].any():
                     continue
                 distance = (mass.mean(dim=0) - torch.tensor([y, x])).abs().max()

@@ -150,6 +150,23 @@ def test_evaluation_is_fixed():
     assert around[2] - around[0] >= plan.box[6, 2] - plan.box[6, 0]
 
 
+def test_three_crops_and_mirroring_of_evaluation():
+    """The crops are 7/8 as wide and high as the box. They touch its left edge, no edge, and its right edge."""
+    whole = plan_eval(TABLE, ROWS, CONFIG)
+    crops = [plan_eval(TABLE, ROWS, CONFIG, crop=crop) for crop in range(3)]
+    side = whole.box[:, 2:] - whole.box[:, :2]
+    for number, plan in enumerate(crops):
+        left = whole.box[:, 0] + side[:, 0] * number / 16
+        top = whole.box[:, 1] + side[:, 1] / 16
+        expected = np.stack([left, top, left + side[:, 0] * 7 / 8, top + side[:, 1] * 7 / 8], axis=1)
+        np.testing.assert_allclose(plan.box, expected, rtol=0, atol=1e-9)
+        np.testing.assert_array_equal(plan.rgb_frames, whole.rgb_frames)
+    np.testing.assert_allclose(crops[2].box[:, 2], whole.box[:, 2])
+    mirrored = plan_eval(TABLE, ROWS, CONFIG, flip=True)
+    assert mirrored.flip.all()
+    assert same(replace(mirrored, flip=whole.flip), whole)
+
+
 @pytest.mark.parametrize(("sample", "num_samples"), [(0, 1), (0, 10), (7, 10)])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_evaluation_of_a_batch_is_that_of_each_clip(sample, num_samples, aligned):

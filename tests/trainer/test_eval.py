@@ -1,6 +1,7 @@
 """`python -m trainer eval` with one process or two, one view or ten, weights or averages, and the files it writes."""
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -13,6 +14,8 @@ from tests.trainer.test_end_to_end import size_of_png
 from trainer.cli import run_command
 from trainer.commands.eval import write_class_table
 from trainer.metrics import Scores
+from trainer.scores.files import read_scores
+from trainer.scores.views import Views
 
 
 def run(environment, *arguments):
@@ -100,6 +103,30 @@ def test_ten_views_are_averaged(tiny, trained, evaluated, tmp_path, capsys):
     assert one["name"].tolist() == ten["name"].tolist()
     assert not np.allclose(one["rgb"], ten["rgb"], atol=1e-4)
     np.testing.assert_allclose(ten["rgb"].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_views_of_each_clip_are_averaged_and_named(tiny, trained, evaluated, tmp_path, capsys):
+    """Mirror images and three crops change the scores. The file and the table say what was averaged."""
+    checkpoint, scores = ["--checkpoint", str(trained / "latest.pth")], {}
+    for number, (words, views) in enumerate(
+        [
+            (["--flip"], Views(flip=True)),
+            (["--crops", "3"], Views(crops=3)),
+            (["--clips", "2", "--crops", "3", "--flip"], Views(clips=2, crops=3, flip=True)),
+        ]
+    ):
+        out = tmp_path / str(number)
+        assert run_command(["eval", *tiny, *checkpoint, "--out", str(out), *words]) == 0
+        assert str(views) in " ".join(capsys.readouterr().out.split())
+        stored = read_scores(out / "scores.npz")
+        assert stored.views == views
+        scores[len(views)] = stored.scores.probability["rgb"]
+        torch.testing.assert_close(scores[len(views)].sum(dim=1), torch.ones(24))
+    plain = read_scores(evaluated[0] / "scores.npz")
+    assert plain.views == Views()
+    assert str(plain.views) == "1 sample"
+    different = [plain.scores.probability["rgb"], *scores.values()]
+    assert all(not torch.allclose(a, b, atol=1e-5) for a, b in itertools.combinations(different, 2))
 
 
 def test_averaged_weights(tiny, trained, evaluated, tmp_path, capsys):

@@ -14,6 +14,7 @@ from trainer.scores.files import read_scores
 from trainer.scores.fusion import fit_weights, grid, halves, neighbours, without
 from trainer.scores.members import Members, join_members, read_members
 from trainer.scores.outcome import interval, mcnemar, outcome_of, resampled
+from trainer.scores.views import Views
 from trainer.settings import override
 from trainer.stored import to_settings
 
@@ -45,6 +46,28 @@ def fuse(*words, out):
 
 def report_in(folder):
     return json.loads((folder / "fusion.json").read_text())
+
+
+def test_members_that_were_scored_in_different_ways_are_named(tmp_path, capsys):
+    ten = store(tmp_path / "ten" / "scores.npz", views='{"clips": 10, "crops": 1, "flip": true}')
+    one = store(tmp_path / "one" / "scores.npz", views='{"clips": 1}')
+    foreign = store(tmp_path / "foreign" / "scores.npz")
+    assert fuse(ten, one, foreign, out=tmp_path / "mixed") == 0
+    shown = capsys.readouterr().out
+    for words in ("not scored in the same way", "10 samples, mirrored too", "1 sample;", "unknown views"):
+        assert words in shown
+    assert read_scores(tmp_path / "mixed" / "scores.npz").views is None
+    assert fuse(ten, ten, out=tmp_path / "same") == 0
+    assert "same way" not in capsys.readouterr().out
+    assert read_scores(tmp_path / "same" / "scores.npz").views == Views(clips=10, flip=True)
+
+
+@pytest.mark.parametrize(
+    "views", ['{"clips": "x"}', '{"crops": 2}', '{"flip": 3}', '{"rows": 1}', "[1]", "{", "[" * 5000]
+)
+def test_views_that_cannot_be_are_refused(tmp_path, capsys, views):
+    assert fuse(store(tmp_path / "a" / "scores.npz", views=views), "b.npz", out=tmp_path) == 2
+    assert "does not contain names and scores of clips that belong together" in capsys.readouterr().err
 
 
 def margins(*pairs):

@@ -8,9 +8,10 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from torch import nn
@@ -37,6 +38,7 @@ from trainer.runtime.ranks import Ranks, device_of, join, launch, started_by_lau
 from trainer.runtime.wrap import compiled
 from trainer.scores.files import SCORES, write_scores
 from trainer.scores.reported import Result, all_metrics, paper_tables
+from trainer.scores.views import Views
 from trainer.scoring import score_clips
 from trainer.settings import SETTINGS, check_division, check_source
 from trainer.snapshots.choice import RunChoice, checkpoint_of, of_leader, tell
@@ -51,6 +53,10 @@ class EvalOptions(RunChoice):
     """Score this split of the annotation file instead, such as test or xsub_train."""
     clips: int = 1
     """Number of samples of each clip, whose scores are averaged. Published results use 1 or 10."""
+    crops: Literal[1, 3] = 1
+    """3: score squares at the left, in the middle and at the right of the box, and average them."""
+    flip: bool = False
+    """Score each clip mirrored as well, with left and right joints swapped, and average both."""
     averaged: bool = False
     """Use the moving average of the weights (EMA), which runs with optim.ema save."""
     out: Path | None = None
@@ -61,6 +67,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     """Score the validation split, with one process for each GPU. Rank 0 prints and writes the results."""
     if options.clips < 1:
         raise UserError(f"--clips {options.clips}: at least 1 sample of each clip is needed")
+    views = Views(clips=options.clips, crops=options.crops, flip=options.flip)
     device, checkpoint = device_of(options.device), checkpoint_of(options, options.averaged)
     experiment = checkpoint.experiment
     world_size = world_size_of(experiment, options.ranks, device, fewest_clips=1)
@@ -83,11 +90,11 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
             if options.out is None and (out / SCORES).exists():
                 print(f"{out} has results of an earlier eval, which will be replaced", file=sys.stderr)
             make_folder(out)  # so that a folder without write permission is reported now, and not after scoring
-        scores, names, experiment = score(experiment, network.to(ranks.device).eval(), ranks, options.clips, out)
+        scores, names, experiment = score(experiment, network.to(ranks.device).eval(), ranks, views, out)
         if ranks.leads:
             metrics = all_metrics(scores)
-            show(experiment, len(names), metrics)
-            write(out, experiment, path.name, metrics, scores, names)
+            show(experiment, len(names), metrics, views)
+            write(out, experiment, path.name, metrics, scores, names, views)
             if (path.parent / SETTINGS).is_file():
                 page = (path.parent if options.out is None else out) / PAGE
                 for written in try_to_write(page, path.parent, ranks.device.type, print, out / SCORES):
@@ -96,11 +103,11 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
 
 
 def score(
-    experiment: Experiment, network: nn.Module, ranks: Ranks, num_samples: int, out: Path
+    experiment: Experiment, network: nn.Module, ranks: Ranks, views: Views, out: Path
 ) -> tuple[Scores, Sequence[str], Experiment]:
     """Score the validation split. Returns scores, names of clips in the same order, and the experiment.
 
-    The scores of a clip are means over `num_samples` samples. If the experiment has no class names, the returned
+    The scores of a clip are means over its `views`. If the experiment has no class names, the returned
     experiment has those of the annotation file.
     """
     console = Console(stderr=True, quiet=not ranks.leads)
@@ -110,23 +117,21 @@ def score(
     report = out / f"fallbacks_rank{ranks.rank}.txt"
     forward = compiled(network, experiment, ranks.device, say, report)
     precision = precision_of(experiment.optim.precision, ranks)
-    samples = []
-    with Progress(console, "scoring", num_samples * loader.num_batches * loader.batch_size) as progress:
-        for number in range(num_samples):
-            one_sample = replace(loader, sample=number, num_samples=num_samples)
-            samples.append(
-                score_clips(forward, one_sample, ranks, precision, lambda: progress.advance(loader.batch_size))
-            )
-    scores = mean_of(samples)
+    with Progress(console, "scoring", len(views) * loader.num_batches * loader.batch_size) as progress:
+        each = [
+            score_clips(forward, view, ranks, precision, lambda: progress.advance(loader.batch_size))
+            for view in views.loaders(loader)
+        ]
+    scores = mean_of(each)
     return scores, [str(loader.table.names[row]) for row in scores.index.tolist()], experiment
 
 
-def show(experiment: Experiment, num_clips: int, metrics: dict[str, float]) -> None:
-    """Print what papers on the data set report, and then all metrics."""
+def show(experiment: Experiment, num_clips: int, metrics: dict[str, float], views: Views) -> None:
+    """Print what papers on the data set report, and then all metrics, with the views of each clip that were scored."""
     console = Console()
     for table in paper_tables([Result(experiment.name, experiment, metrics)]):
         print_table(table, console)
-    table = new_table("metric", "value", title=f"{experiment.name}: {num_clips} clips")
+    table = new_table("metric", "value", title=f"{experiment.name}: {num_clips} clips, {views}")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     print_table(table, console)
@@ -141,6 +146,7 @@ def write(
     metrics: dict[str, float],
     scores: Scores,
     names: Sequence[str],
+    views: Views,
 ) -> None:
     """Write metrics.json, scores.npz, classes.csv and confusion.png to `folder`. Raises UserError if that fails.
 
@@ -150,7 +156,7 @@ def write(
     counts = confusion_matrix(main_scores(scores), scores.label)
     try:
         write_metrics(folder / "metrics.json", metrics)
-        write_scores(folder / SCORES, scores, names, experiment, checkpoint)
+        write_scores(folder / SCORES, scores, names, experiment, checkpoint, views)
         write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
         picture = draw_confusion(counts.numpy(), data.class_names, data.coarse_map, coarse_names(data.coarse_map))
         write_png(picture, folder / "confusion.png")

@@ -76,12 +76,23 @@ def fuse(options: FuseOptions) -> int:
     fit = fit_of(options, files, members, metric)
     members = members.at(fit.rows)
     make_folder(options.out)
+    if warning := different_views(files):
+        print(warning)
     report: dict[str, Any] = {"weights": fit.weights, "fit": fit.sentence}
     if first.has_labels:
         report |= contributions(options.scores, members, fit.weights, metric)
     show(report, Console())
     write(options.out, report, scores_of(members, fit.weights), [first.names[row] for row in fit.rows.tolist()], files)
     return 0
+
+
+def different_views(files: Sequence[MemberFile]) -> str | None:
+    """A warning if the scores of the members are not means over the same views of each clip; otherwise None."""
+    views = {file.stored.path: str(file.stored.views or "unknown views") for file in files}
+    if len(set(views.values())) == 1:
+        return None
+    each = "; ".join(f"{printable(str(path))}: {what}" for path, what in views.items())
+    return f"warning: the members were not scored in the same way ({each})"
 
 
 def default_metric(files: Sequence[MemberFile]) -> Metric:
@@ -212,7 +223,8 @@ def write(
     written = [FUSION, SCORES]
     try:
         write_whole(folder / FUSION, json.dumps(report, indent=1) + "\n")
-        write_scores(folder / SCORES, scores, names, experiment, "")
+        views = files[0].stored.views if different_views(files) is None else None
+        write_scores(folder / SCORES, scores, names, experiment, "", views)
         if files[0].stored.has_labels:
             written += ["metrics.json", "classes.csv"]
             write_metrics(folder / "metrics.json", all_metrics(scores))

@@ -59,6 +59,7 @@ def submit(options: SubmitOptions) -> int:
         raise UserError(f"{options.out} cannot be written ({error.strerror}); name another file with --out") from None
     check(options.out, len(lines))
     first = printable(str(lines[0][0]), SHORT)
+    print(f"scores of each video: {stored.views or 'the file does not say what they are'}")
     print(f"{options.out}: {MEMBER} with {len(lines)} videos, the first {first}; ready for Codabench")
     return 0
 

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from kernels.files import check_arrays
+from kernels.json_files import parse_json
 from kernels.names import SHORT, printable
 from kernels.program import UserError
 from kernels.whole_files import whole_file
 from trainer.config import Experiment
 from trainer.metrics import STREAMS, Scores, main_scores
+from trainer.scores.views import Views
 from trainer.stored import from_json, to_settings
 
 SCORES = "scores.npz"
@@ -36,6 +38,7 @@ class StoredScores:
     names: the name of each clip, all different. A clip's index in `scores` is its position in this list.
     experiment: the settings with which the scores were computed. None for files of other programs.
     checkpoint: the name of the file with the weights. Empty for files of other programs.
+    views: the views of each clip whose scores were averaged. None if the file does not say so.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class StoredScores:
     scores: Scores
     experiment: Experiment | None
     checkpoint: str
+    views: Views | None = None
 
     @property
     def has_labels(self) -> bool:
@@ -84,9 +88,10 @@ def read_scores(path: Path) -> StoredScores:
     check_arrays(path)
     try:
         with np.load(path) as file:
-            known = {"name", "label", "coarse_label", "settings", "checkpoint", *_streams(file)}
+            known = {"name", "label", "coarse_label", "settings", "checkpoint", "views", *_streams(file)}
             arrays = {name: file[name] for name in known if name in file}
         _check_form(arrays)
+        views = Views(**parse_json(str(arrays["views"]))) if "views" in arrays else None
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}): name the scores.npz that python -m trainer eval wrote"
@@ -114,18 +119,25 @@ def read_scores(path: Path) -> StoredScores:
         raise UserError(
             f"the settings in {path} are for other classes than its scores: write it again with python -m trainer eval"
         )
-    return StoredScores(path, names, scores, experiment, str(arrays.get("checkpoint", "")))
+    return StoredScores(path, names, scores, experiment, str(arrays.get("checkpoint", "")), views)
 
 
 def write_scores(
-    path: Path, scores: Scores, names: Sequence[str], experiment: Experiment | None, checkpoint: str
+    path: Path,
+    scores: Scores,
+    names: Sequence[str],
+    experiment: Experiment | None,
+    checkpoint: str,
+    views: Views | None,
 ) -> None:
     """Write an npz file with the arrays `name` [N] (text), `label` and `coarse_label` [N] int64, and for each stream an
     array of probabilities [N, K] float32. The array `settings` contains the experiment as JSON, and the array
-    `checkpoint` contains the name of the file with the weights.
+    `checkpoint` contains the name of the file with the weights, and the array `views` what was averaged, as JSON.
     """
     arrays: dict[str, Any] = {stream: score.float().numpy() for stream, score in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy(), "checkpoint": checkpoint}
+    if views is not None:
+        arrays["views"] = json.dumps(asdict(views))
     if experiment is not None:
         arrays["settings"] = json.dumps(to_settings(experiment))
     with whole_file(path) as part, open(part, "wb") as file:
