@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from kernels.limits import Count, Range, Share, check_ranges
 from kernels.program import UserError
 from pipelines.demo.classes import DemoConfig
-from pipelines.skeleton import Skeleton
+from pipelines.skeleton import Edges, Skeleton
 from pipelines.videos.turn import Rotation
 
 
@@ -105,8 +105,10 @@ class ClipConfig:
     """Side of the heatmaps in validation, in pixels."""
     sigma: Annotated[float, Range(1e-3, 1e9)] = 0.6
     """Standard deviation of a heatmap's Gaussians, in heatmap pixels."""
+    joints: bool = True
+    """Whether the heatmaps have a channel for each joint."""
     limbs: bool = False
-    """Whether the heatmaps have a channel for each limb behind those of the joints."""
+    """Whether the heatmaps have a channel for each limb, behind those of the joints."""
     flip: Share = 0.5
     """Probability that a training clip is mirrored."""
     crop: bool = True
@@ -135,9 +137,19 @@ class ClipConfig:
                 f"not a multiple of clip.rgb_frames={self.rgb_frames}: change one of the two, or set clip.aligned=false"
             )
 
+        if not self.num_channels():
+            raise UserError(
+                "clip.joints=false leaves the heatmaps without channels, because no limbs are drawn: set "
+                "clip.limbs=true and a clip.skeleton that has limbs, or set clip.joints=true"
+            )
+
+    def drawn_limbs(self) -> Edges:
+        """The limbs that have a heatmap channel."""
+        return self.skeleton.limbs if self.limbs else ()
+
     def num_channels(self) -> int:
-        """Number of heatmap channels: one per joint and, with `limbs`, one per limb."""
-        return self.skeleton.num_joints + len(self.skeleton.limbs) * self.limbs
+        """Number of heatmap channels: one for each joint with `joints`, and one for each limb with `limbs`."""
+        return self.skeleton.num_joints * self.joints + len(self.drawn_limbs())
 
     def sizes(self, train: bool) -> tuple[int, int]:
         """Side of the RGB frames and side of the heatmaps in pixels, for training or for validation."""

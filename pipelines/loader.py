@@ -190,7 +190,8 @@ class Loader:
             placement=self._to_device(placement),
             flip=self._to_device(plan.flip),
             partner=self.partner,
-            limbs=self.config.skeleton.limbs if self.config.limbs else (),
+            limbs=self.config.drawn_limbs(),
+            joint_channels=self.config.joints,
             dtype=self.dtype,
             by_kernel=by_kernel,
         )

@@ -161,6 +161,15 @@ COCO_17 = layout(
 )
 
 # 28 joints: OpenPose's 18 body joints, then five finger joints at the left wrist (7) and five at the right wrist (4).
+# The limbs of PoseC3D in their published order, which is that of the channels in published weights. They add the limb
+# from hip to hip to those of COCO_17. SKELETONS does not contain it, because an annotation file cannot tell the two.
+COCO_17_POSEC3D = replace(
+    COCO_17,
+    limbs=(
+        *((0, 5), (0, 6), (5, 7), (7, 9), (6, 8), (8, 10), (5, 11), (11, 13), (13, 15), (6, 12), (12, 14), (14, 16)),
+        *((0, 1), (0, 2), (1, 3), (2, 4), (11, 12)),
+    ),
+)
 OPENPOSE_28 = layout(
     "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip right_knee "
     "right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear "

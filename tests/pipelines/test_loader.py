@@ -107,6 +107,19 @@ def test_augmentation_changes_training_and_nothing_else(shared):
         assert torch.equal(batch.heatmap, plain.heatmap) is changes_frames
 
 
+def test_limbs_can_have_channels_behind_those_of_the_joints_or_alone(shared):
+    """In mirrored clips, too, the channels of the limbs are the same in both cases."""
+    both, alone = (replace(CONFIG, limbs=True, joints=joints) for joints in (True, False))
+    assert (both.num_channels(), alone.num_channels()) == (17 + 16, 16)
+    flips = set()
+    for epoch in range(3):
+        one, other = (next(iter(loader(*shared, config=config).epoch(epoch))) for config in (both, alone))
+        assert torch.equal(one.heatmap[:, :, 17:], other.heatmap)
+        assert other.heatmap.amax() > 0.3
+        flips |= set(loader(*shared).plan(epoch, 0).flip.tolist())
+    assert flips == {True, False}
+
+
 def test_training_sees_every_clip_in_every_epoch(shared):
     batches = list(loader(*shared, batch_size=2).epoch(0))
     order = torch.cat([batch.index for batch in batches]).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.program import UserError
-from pipelines.skeleton import OPENPOSE_28_PUBLISHED, SKELETONS, Skeleton, fitting, read_skeleton
+from pipelines.skeleton import COCO_17_POSEC3D, OPENPOSE_28_PUBLISHED, SKELETONS, Skeleton, fitting, read_skeleton
 from trainer.experiments import EXPERIMENTS
 from trainer.settings import override
 
@@ -142,3 +142,15 @@ def test_a_file_that_is_missing_or_no_json_is_told(tmp_path):
 def test_a_layout_is_proposed_by_its_number_of_joints():
     assert fitting(25) == "body25 or ntu25"
     assert fitting(3) == "a .json file that describes your 3 joints (docs/settings.md)"
+
+
+def test_the_limbs_of_posec3d_are_the_published_and_fit_mirrored_clips():
+    """A mirrored limb is one of the limbs, so that its channel exists."""
+    partner = COCO_17_POSEC3D.partner()
+    limbs = {frozenset(limb) for limb in COCO_17_POSEC3D.limbs}
+    assert {frozenset(int(partner[joint]) for joint in limb) for limb in limbs} == limbs
+    assert limbs - {frozenset(limb) for limb in SKELETONS["coco17"].limbs} == {frozenset((11, 12))}
+    # The published indices of left and right limbs (docs/sources.md, "Limb streams").
+    sides = [COCO_17_POSEC3D.limbs[number] for number in (0, 2, 3, 6, 7, 8, 12, 14)]
+    others = [COCO_17_POSEC3D.limbs[number] for number in (1, 4, 5, 9, 10, 11, 13, 15)]
+    assert [tuple(partner[list(limb)]) for limb in sides] == others

@@ -74,6 +74,11 @@ SETTINGS = [
     (f"{CONFIG} --set optim.kind=adamw --set optim.impl=apex", (r"set (optim.impl=\w+),", "{before} --set {0}")),
     (f"{CONFIG} --set optim.kind=adamw --set optim.impl=apex", (r"or (optim.kind=\w+)$", "{before} --set {0}")),
     (
+        f"{CONFIG} --set clip.joints=false",
+        (r"no limbs are drawn: set (clip.limbs=true) and", "{before} --set {0}"),
+    ),
+    (f"{CONFIG} --set clip.joints=false", (r"or set (clip.joints=true)$", f"{CONFIG} --set {{0}}")),
+    (
         "trainer config --exp ntu60_pose --set clip.erasing=0.5",
         (r"turn it off with --set (clip.erasing=0)$", "{before} --set {0}"),
     ),

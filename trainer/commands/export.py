@@ -145,9 +145,9 @@ def example(experiment: Experiment, num_clips: int, train: bool) -> Inputs:
     frames = (num_clips, clip.rgb_frames, frame_side, frame_side, 3)
     joints = torch.rand(num_clips, clip.pose_frames, 1, clip.skeleton.num_joints, 3, generator=generator)
     joints *= torch.tensor([side, side, 1.0])
-    limbs = clip.skeleton.limbs if clip.limbs else ()
+    channels = {"limbs": clip.drawn_limbs(), "joint_channels": clip.joints}
     inputs: Inputs = {
         "rgb": torch.randint(0, 256, frames, dtype=torch.uint8, generator=generator),
-        "heatmap": render_heatmaps(joints, (side, side), clip.sigma, limbs=limbs, dtype=PRECISION.dtype).contiguous(),
+        "heatmap": render_heatmaps(joints, (side, side), clip.sigma, **channels, dtype=PRECISION.dtype).contiguous(),
     }
     return {INPUTS[stream]: inputs[INPUTS[stream]] for stream in experiment.streams}

@@ -41,6 +41,8 @@ LIMBS = (
     "pixel, joint a is drawn instead."
 )
 
+ONLY_LIMBS = " Only the limbs have channels, in the order of `limbs`; those of the joints are left out."
+
 
 def recipe(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
     """The metadata as a dict that can be written as JSON: inputs, outputs, classes and versions."""
@@ -83,8 +85,8 @@ def describe_heatmap(clip: ClipConfig) -> dict[str, Any]:
         "sigma": clip.sigma,
         "min_score": MIN_SCORE,
         "num_joints": clip.skeleton.num_joints,
-        "limbs": clip.skeleton.limbs if clip.limbs else (),
-        "pixels": JOINTS + (LIMBS if clip.limbs else ""),
+        "limbs": clip.drawn_limbs(),
+        "pixels": JOINTS + LIMBS * clip.limbs + ONLY_LIMBS * (not clip.joints),
         "normalisation": None,
     }
 

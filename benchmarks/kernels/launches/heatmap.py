@@ -20,6 +20,7 @@ class HeatmapCall:
     skeleton: Skeleton
     side: int
     sigma: float
+    joints: bool
     limbs: bool
 
     @classmethod
@@ -28,10 +29,11 @@ class HeatmapCall:
         yield cls(
             clips=seen.clips,
             frames=clip.pose_frames,
-            people=2 if clip.skeleton is COCO_17 else 1,  # NTU videos show up to two people, MA-52 videos one
+            people=2 if clip.skeleton.pairs == COCO_17.pairs else 1,  # NTU videos show up to two people, MA-52's one
             skeleton=clip.skeleton,
             side=clip.heatmap_size,
             sigma=clip.sigma,
+            joints=clip.joints,
             limbs=clip.limbs,
         )
 
@@ -51,5 +53,6 @@ class HeatmapCall:
             flip=torch.zeros(self.clips, dtype=torch.bool),
             partner=torch.from_numpy(self.skeleton.partner()),
             limbs=self.skeleton.limbs if self.limbs else (),
+            joint_channels=self.joints,
             dtype=dtype,
         )
