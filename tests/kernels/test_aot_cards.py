@@ -11,7 +11,7 @@ from benchmarks.kernels.launches.seen import Seen
 from benchmarks.synthetic import TOY
 from tests import programs
 from tests.planner.cards import CARDS
-from trainer.experiments import DEMO, MA52_RUN, NTU60, NTU60_X3D
+from trainer.experiments import DEMO, MA52_POSE_LIMB, MA52_RUN, NTU60, NTU60_POSE_LIMB, NTU60_X3D
 
 PROGRAM = """
 import json, sys
@@ -33,10 +33,11 @@ print(json.dumps(made))
 
 
 def calls(every: bool) -> list[HeatmapCall]:
-    """Return the heatmap calls of README's experiments and of an experiment with limbs, or only two without `every`."""
+    """Return the heatmap calls of README's experiments and of those with limbs, or only two without `every`."""
     with_limbs = replace(DEMO, clip=replace(DEMO.clip, limbs=True))
+    others = (DEMO, MA52_RUN, NTU60, NTU60_POSE_LIMB, MA52_POSE_LIMB) if every else ()
     made = []
-    for experiment in (NTU60_X3D, with_limbs, DEMO, MA52_RUN, NTU60) if every else (NTU60_X3D, with_limbs):
+    for experiment in (NTU60_X3D, with_limbs, *others):
         for train in (True, False) if every else (True,):
             sized = replace(experiment, clip=replace(experiment.clip, heatmap_size=experiment.clip.sizes(train)[1]))
             made += HeatmapCall.find(Seen(experiment=sized, calls={}, clips=1, train=train))
