@@ -9,6 +9,7 @@ from trainer.report.page.make import PAGE
 from trainer.report.page.reading import VALIDATION, try_to_write
 from trainer.run import Run
 from trainer.scores.files import SCORES, write_scores
+from trainer.scores.views import Views
 
 
 def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
@@ -36,4 +37,4 @@ def store(run: Run, folder: Path, scores: Scores) -> None:
     """Write the scores of the best validation, in the form of those that `eval` writes."""
     folder.mkdir(exist_ok=True)
     names = [str(run.val_loader.table.names[row]) for row in scores.index.tolist()]
-    write_scores(folder / SCORES, scores, names, run.experiment, run.cursor.best_file)
+    write_scores(folder / SCORES, scores, names, run.experiment, run.cursor.best_file, Views())
