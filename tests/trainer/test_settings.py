@@ -44,7 +44,7 @@ from trainer.settings import override, value_at
         ("--set optim.kind=adamw --set optim.momentum=0.8", "optim.momentum=0.8 has no effect with optim.kind=adamw"),
         ("--set optim.betas=(0.8,0.9)", "optim.betas=(0.8,0.9) has no effect with optim.kind=sgd: set optim.momentum"),
         ("--set optim.kind=adamw --set optim.impl=apex", "optim.impl=apex supports SGD only"),
-        ("--set optim.warmup_epochs=100", "optim.warmup_epochs=100 is more than optim.num_epochs=18"),
+        ("--set optim.warmup_epochs=100", "optim.warmup_epochs=100 is more than optim.num_epochs=14"),
         ("--set model.pcan.fine_width=9", "model.pcan is None in this experiment; add --set model.pcan=default"),
         ("--max-steps -1", "--max-steps -1: the number cannot be negative"),
         ("--max-restarts -1", "--max-restarts -1: the number cannot be negative"),
