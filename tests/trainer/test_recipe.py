@@ -87,6 +87,7 @@ def test_the_tables_at_the_end_show_all_runs_and_the_fusion(whole):
     end = shown.rpartition("demo_staged")[2]
     for name in ("demo_rgb", "demo_pose", "demo_finetuned", "fused, 12 of the clips", "balanced accuracy"):
         assert name in end
+    assert (folder / "report.html").read_text().count('data-tab="run-') == 3
     report = json.loads((folder / "fused" / "fusion.json").read_text())
     low, high = report["interval"]
     assert f"fused top-1: {report['fused']:.4f}, 95 % interval {low:.4f} to {high:.4f}" in end

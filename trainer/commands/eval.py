@@ -97,7 +97,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
             write(out, experiment, path.name, metrics, scores, names, views)
             if (path.parent / SETTINGS).is_file():
                 page = (path.parent if options.out is None else out) / PAGE
-                for written in try_to_write(page, path.parent, ranks.device.type, print, out / SCORES):
+                for written in try_to_write(page, {path.parent: out / SCORES}, ranks.device.type, print):
                     print(f"the run as a page for a browser: {printable(str(written))}")
     return 0
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels.json_files import read_json
+from kernels.names import printable
 from kernels.program import UserError
 from trainer.commands.fuse import FUSION
 from trainer.commands.fuse import show as show_fusion
@@ -19,8 +20,10 @@ from trainer.recipes.follow import follow
 from trainer.recipes.place import Place
 from trainer.recipes.shipped import RECIPES
 from trainer.recipes.stages import Evaluate, Fuse, Merge, Recipe, Train, changed_recipe
+from trainer.report.page.make import PAGE
+from trainer.report.page.reading import try_to_write
 from trainer.report.past_run import read_run
-from trainer.runtime.ranks import started_by_launcher
+from trainer.runtime.ranks import device_of, started_by_launcher
 from trainer.scores.files import SCORES, read_scores
 from trainer.scores.reported import Result, all_metrics, paper_tables
 from trainer.snapshots.lock import locked
@@ -70,6 +73,7 @@ def recipe(options: RecipeOptions, console: Console | None = None) -> int:
             code = follow(place, more, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
     if code is None:
         summary(place, console)
+        make_page(place, device_of(options.device))
     return code or 0
 
 
@@ -124,6 +128,14 @@ def summary(place: Place, console: Console) -> None:
     for stage in place.recipe.stages:
         if isinstance(stage, Fuse):
             show_fusion(read_json(place.of(stage.name) / FUSION), console)
+
+
+def make_page(place: Place, device: str) -> None:
+    """Make the page of all runs beside each other. If that fails, one line says so."""
+    scores = {stage.of: place.of(stage.name) / SCORES for stage in place.recipe.stages if isinstance(stage, Evaluate)}
+    runs = {place.of(name): scores.get(name) for name in place.recipe.trained if name not in place.stand_ins}
+    for page in try_to_write(place.folder / PAGE, runs, device, print) if runs else ():
+        print(f"all runs as a page for a browser: {printable(str(page))}")
 
 
 def run_table(place: Place) -> Table:

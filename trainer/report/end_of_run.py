@@ -29,7 +29,7 @@ def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
     if not run.interrupt.exit_code:
         is_finished = run.stopping.due or run.cursor.epoch >= run.experiment.optim.num_epochs
         state, device = "finished" if is_finished else "stopped", run.ranks.device.type
-        paths += try_to_write(work_dir / PAGE, work_dir, device, run.journal.say, state=state)
+        paths += try_to_write(work_dir / PAGE, {work_dir: None}, device, run.journal.say, state)
     run.journal.say(f"pictures: {', '.join(str(picture) for picture in [work_dir / 'clips.png', *paths])}")
 
 

@@ -3,7 +3,7 @@
 The page is also made from a folder in which files are missing, damaged or of other programs. It then says so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,15 +131,16 @@ def explanation(experiment: Experiment, checkpoint: Path, ranks: Ranks) -> Calla
 
 
 def try_to_write(
-    path: Path, folder: Path, device: str, say: Callable[[str], None], scores: Path | None = None, state: str = ""
+    path: Path, runs: Mapping[Path, Path | None], device: str, say: Callable[[str], None], state: str = ""
 ) -> list[Path]:
-    """Write the page about the run in `folder`, and return its path in a list.
+    """Write the page about runs, and return its path in a list.
 
-    Whatever goes wrong is said in one line, raises nothing, and makes the list empty. device, scores: those of
-    `read_shown`. state: the state of a run that is just ending.
+    Whatever goes wrong is said in one line, raises nothing, and makes the list empty. runs: the folder of each run, and
+    its file of scores or None (see `read_shown`). state: the state of a run that is just ending.
     """
     try:
-        return [write_page(path, [replace(read_shown(folder, device, scores=scores), state=state)])]
+        shown = [read_shown(folder, device, scores=scores) for folder, scores in runs.items()]
+        return [write_page(path, [replace(each, state=state) for each in shown])]
     except Exception as error:  # a page that cannot be made must not end a run
         say(f"{printable(str(path))} could not be made ({reason(error)}): nothing else is affected")
         return []
