@@ -216,11 +216,11 @@ def test_a_batch_does_not_wait_for_the_steps_before_it(make):
     loader = make("cuda", "compile=False", f"optim.batch_size={CLIPS}").train_loader
     plan, rgb = loader.plan(0, 0), next(loader.epoch(0)).rgb.flatten(0, 1)
     joints = sampled_joints(loader.table, plan)
-    first, busy = loader.batch(plan, joints, 0, rgb), torch.cuda.Event()  # the first call compiles and allocates
+    first, busy = loader.batch(plan, joints, 0, 0, rgb), torch.cuda.Event()  # the first call compiles and allocates
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # cycles, about a second
     busy.record()
-    second = loader.batch(plan, joints, 0, rgb)
+    second = loader.batch(plan, joints, 0, 0, rgb)
     assert not busy.query()
     for field in fields(first):
         assert torch.equal(getattr(first, field.name), getattr(second, field.name))

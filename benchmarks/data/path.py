@@ -104,7 +104,7 @@ def time_stages(loader: Loader, frames: PackFrames, target: Target) -> dict[str,
         "plan": _ms(lambda: loader.plan(0, 1), target),
         "joints": _ms(lambda: sampled_joints(loader.table, plan), target),
         "heatmap": _ms(heatmaps(loader), target),
-        "hand_over_and_heatmap": _ms(lambda: loader.batch(plan, joints, 0, rgb), target),
+        "hand_over_and_heatmap": _ms(lambda: loader.batch(plan, joints, 0, 0, rgb), target),
     }
     resize = times["decode_and_resize"] - np.median(times["decode"])
     hand_over = times["hand_over_and_heatmap"] - np.median(times["heatmap"])
