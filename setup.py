@@ -13,7 +13,7 @@ setup(
     version="0.1.0",
     description=(
         "A trainer for RGB + skeleton action recognition: "
-        "nineteen times MMAction2's data path on one CPU core, GPU speed not measured yet"
+        "up to nineteen times MMAction2's data path on one CPU core, GPU speed not measured yet"
     ),
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
@@ -39,11 +39,11 @@ setup(
         "rich>=13",
         "tensorboard>=2.18",
         "matplotlib>=3.9",
+        "jinja2>=3.1",
         "nvtx>=0.2.10",
         "nvidia-ml-py>=12",  # torch asks it for the load and the memory of a GPU
         # Estimates skeletons for videos that have none, and checks what `export --format onnx` wrote.
         "onnxruntime>=1.31",
-        "jinja2>=3.1",
         # Resizes the frames that a CPU decodes. Where there is no wheel, DALI does it (pipelines/dali.py).
         "cykooz-resizer>=4,<5; platform_machine == 'x86_64'",
     ],

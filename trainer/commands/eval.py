@@ -56,7 +56,7 @@ class EvalOptions(RunChoice):
     crops: Literal[1, 3] = 1
     """3: score squares at the left, in the middle and at the right of the box, and average them."""
     flip: bool = False
-    """Score each clip mirrored as well, with left and right joints swapped, and average both."""
+    """Also score mirrored clips, with left and right joints swapped."""
     averaged: bool = False
     """Use the moving average of the weights (EMA), which runs with optim.ema save."""
     out: Path | None = None

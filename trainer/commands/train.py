@@ -37,7 +37,7 @@ class Options(Choice):
     resume: bool = False
     """Continue from the newest intact snapshot of the run."""
     accept_changed_data: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Resume although the clips or their order have changed."""
+    """Resume although clips or their order changed."""
     max_steps: int | None = None
     """Save a snapshot and stop when the run has done this many steps in all."""
     init: Path | None = None
@@ -45,7 +45,7 @@ class Options(Choice):
     max_restarts: int = 0
     """If a process fails, restart all processes from the newest snapshot, at most this many times."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None
-    """Profile these steps: writes a torch trace, or marks them for Nsight Systems (benchmarks/nsys.sh)."""
+    """Trace these steps with torch, or for Nsight Systems with benchmarks/nsys.sh."""
     no_tuned: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Ignore the settings that `tune` has found."""
     list: bool = False
