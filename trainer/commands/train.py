@@ -45,7 +45,7 @@ class Options(Choice):
     max_restarts: int = 0
     """If a process fails, restart all processes from the newest snapshot, at most this many times."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None
-    """Trace these steps with torch, or for Nsight Systems with benchmarks/nsys.sh."""
+    """Trace these steps (see docs/profiling.md)."""
     no_tuned: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Ignore the settings that `tune` has found."""
     list: bool = False
