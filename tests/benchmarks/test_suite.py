@@ -1,4 +1,4 @@
-"""A part that fails does not stop the others, and the results that it measured before are kept."""
+"""If a part fails, the other parts still run, and the results that the part measured before are kept."""
 
 import json
 import os

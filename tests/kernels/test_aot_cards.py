@@ -1,4 +1,4 @@
-"""A default run needs only the heatmap kernel. This kernel compiles for every card, within the card's shared memory."""
+"""A default run needs only the heatmap kernel, which compiles for every card and fits into the card's shared memory."""
 
 import json
 import os
@@ -33,7 +33,10 @@ print(json.dumps(made))
 
 
 def calls(every: bool) -> list[HeatmapCall]:
-    """Return the heatmap calls of README's experiments and of an experiment with limbs, or only two without `every`."""
+    """Return the heatmap calls of README's experiments and of an experiment with limbs, or only two of them.
+
+    every: whether to return all of them.
+    """
     with_limbs = replace(DEMO, clip=replace(DEMO.clip, limbs=True))
     made = []
     for experiment in (NTU60_X3D, with_limbs, DEMO, MA52_RUN, NTU60) if every else (NTU60_X3D, with_limbs):

@@ -1,4 +1,4 @@
-"""Fused networks, with references in place of kernels: parameters, names and results equal those of plain networks."""
+"""Fused networks that run references instead of kernels have the same parameters, names and results as plain ones."""
 
 from copy import deepcopy
 
@@ -58,7 +58,10 @@ def test_a_fused_network_has_the_same_parameters_and_results(kind):
 
 @pytest.mark.parametrize("kind", a_share(NETWORKS, 1, ("PCAN",)))
 def test_a_copy_and_a_compiled_network_are_fused_as_well(kind):
-    """Training copies the network for the moving average of its weights, and compiles the network as one graph."""
+    """A copy of a fused network, and the compiled network, are fused too.
+
+    Training copies the network for the EMA of its weights, and compiles the network as one graph.
+    """
     torch._dynamo.reset()
     expected = step(network_of(kind, PARTS), kind)
     copy = deepcopy(network_of(kind, PARTS))

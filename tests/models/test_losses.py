@@ -1,4 +1,4 @@
-"""Losses of the classifiers, against their definitions in float64."""
+"""Compares the losses of the classifiers with their definitions in float64."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ SMALL_SINGLE = SingleStreamConfig(stream="pose", num_classes=11, in_channels=5, 
 
 
 def test_label_smoothing_is_its_definition():
-    """The target has 1 - s at the label, and s / K at each of the K classes."""
+    """The target is s / K for each of the K classes, plus 1 - s for the label."""
     logits, label = torch.randn(6, 11, dtype=torch.float64, requires_grad=True), torch.arange(6)
     target = torch.nn.functional.one_hot(label, 11).double() * 0.9 + 0.1 / 11
     expected = -(target * logits.log_softmax(1)).sum(1).mean()

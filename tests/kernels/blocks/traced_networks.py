@@ -17,7 +17,7 @@ from tests.models.graphs import layout_copies
 
 
 def traced(name: str) -> list[dict]:
-    """Return the number of launches and the layout copies in each graph of a step in bfloat16."""
+    """Return the number of launches and the layout copies in each graph of a training step in bfloat16."""
     network, x = built(name)
     fuse(network, PARTS)
     graphs, backend = kept()
