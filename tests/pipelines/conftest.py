@@ -26,8 +26,7 @@ class Film:
 
     @staticmethod
     def frames(count: int, width: int, height: int, seed: int = 0) -> list[np.ndarray]:
-        """Return RGB frames of a moving texture. In the top left quarter, 8 black or white columns encode their number.
-        """
+        """Return RGB frames of a moving texture. 8 black or white columns in the top left encode the frame number."""
         rng = np.random.default_rng(seed)
         blocks = rng.integers(60, 200, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
         texture = np.kron(blocks, np.ones((16, 16, 1), np.uint8))

@@ -19,8 +19,7 @@ from pipelines.videos.header import Header
 
 WIDTH, HEIGHT, FRAMES = 640, 480, 12
 HEADER = Header(width=WIDTH, height=HEIGHT, frames=FRAMES)
-# Where OpenPose's 18 joints are among the names of its BODY_25 layout, in which joint 1 is the neck and joint 8 the
-# hip.
+# The names of the 18 joints in OpenPose's COCO layout, in their order.
 OPENPOSE_18 = [SKELETONS["openpose28"].names[joint] for joint in range(18)]
 # a function of (folder, name of the video, joints by name [T, 2]), which writes the files
 Write = Callable[[Path, str, dict], None]
@@ -161,8 +160,7 @@ def mediapipe(folder, name, joints):
 
 
 def ntu(folder, name, joints):
-    """Write joints in pixels of NTU RGB+D's colour image: 1920x1080, which is 2.25 times the size of the test's video.
-    """
+    """Write joints scaled from the test's video by 2.25, to the 1920x1080 pixels of NTU RGB+D's colour images."""
     lines = [str(FRAMES)]
     for t in range(FRAMES):
         lines.append("1" if t in SEEN[name] else "0")

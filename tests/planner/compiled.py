@@ -90,8 +90,7 @@ def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
 
 
 def described(node: BaseSchedulerNode) -> tuple[str, int, int]:
-    """Return the group of a node, its bytes read and written, and the number of its launches that are not in the code.
-    """
+    """Return the group of a node, its bytes read and written, and the number of its launches not shown by the code."""
     size = node.get_read_write_buffers_sizes()
     if not isinstance(node, ExternKernelSchedulerNode):
         return "generated", size, 0

@@ -1,4 +1,4 @@
-"""`python -m trainer config`, and the meanings of settings, which this command and errors about --set show."""
+"""Tests `python -m trainer config`, and the meanings of settings, which this command and errors about --set show."""
 
 import json
 from collections.abc import Iterator

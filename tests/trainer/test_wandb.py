@@ -1,4 +1,4 @@
-"""Weights & Biases gets the numbers of metrics.jsonl; without the package, a message says how to install it."""
+"""Weights & Biases gets the numbers in metrics.jsonl. Without the package, a message says how to install it."""
 
 import importlib.util
 import sys
