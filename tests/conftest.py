@@ -15,7 +15,7 @@ hide_gpus_unless_selected(sys.argv[1:])  # must be set before torch looks for GP
 if not torch.cuda.is_available():
     # Triton reads this variable when a @triton.jit function is defined, so it is set before any kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
-# otherwise Inductor starts extra processes, each of which imports torch
+# without this setting, Inductor starts extra processes, each of which imports torch
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Tests must not use settings that `tune` has found for this machine, so they get their own cache folder. Matplotlib's
 # font cache would lie in the same folder and takes seconds to make, so it gets a folder that stays.

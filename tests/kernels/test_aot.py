@@ -1,4 +1,4 @@
-"""Compiles kernels for sm_80 and sm_90 without a GPU: no kernel spills registers, and the stored record is current."""
+"""Kernels for sm_80 and sm_90, compiled without a GPU, spill no registers, and the committed record is current."""
 
 import json
 import os
@@ -24,7 +24,7 @@ RECOUNT = "python -m benchmarks kernels --count registers"
 
 
 def record_of_now(folder: Path, every: int) -> dict[str, dict]:
-    """Compile the heaviest call of each kernel and every n-th other call (n is `every`).
+    """Compile every n-th call (n is `every`) and the calls that the committed record names as heaviest.
 
     Returns the used resources by architecture and kernel.
     """

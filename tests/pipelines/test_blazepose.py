@@ -52,7 +52,7 @@ def inputs(picture: Image.Image) -> dict[str, np.ndarray]:
 
 
 def excerpt(outputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Return the outputs of a network, but only about 5,000 numbers of each large one, to keep the file small."""
+    """Return the outputs of a network, but at most a tenth of the numbers of a large output, to keep the file small."""
     return [output if output.size < 5000 else output.ravel()[:: max(10, output.size // 5000)] for output in outputs]
 
 

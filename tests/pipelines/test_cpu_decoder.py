@@ -1,4 +1,4 @@
-"""The CPU's decoder and DALI's operators agree to within one level, for any region and any number of threads."""
+"""The CPU's decoder and DALI's operators differ by at most one level, for any region and any number of threads."""
 
 import io
 

@@ -191,7 +191,7 @@ def respelled(content: bytes, old: str, new: str) -> bytes:
             part = b"\x8c" + bytes([len(text)]) + text
         elif code.name == "GLOBAL":
             part = part.replace(old.encode(), new.encode())
-        # leaves out opcodes FRAME, because they would state wrong lengths
+        # FRAME opcodes are left out, because they would state wrong lengths
         parts += b"" if code.name == "FRAME" else part
     return bytes(parts)
 

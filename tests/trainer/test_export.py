@@ -114,7 +114,7 @@ def test_pt2(tiny_demo, checkpoint, tmp_path, capsys):
         assert [file.file_size < 2000 for file in archive.infolist() if "sample_inputs" in file.filename] == [True]
 
 
-# A network of one stream is traced five times as fast as one of two.
+# A network of one stream is traced five times as fast as a network of two streams.
 POSE = (
     *("model.path.base_channels=4", "model.path.blocks=(2,)", "model.path.inflate=(true,)", "model.path.strides=(2,)"),
     *("model.path.stem_stride=1", "clip.pose_frames=16", "clip.heatmap_size=16", "clip.heatmap_size_val=20"),

@@ -241,7 +241,10 @@ def test_warm_up_factors_are_the_published_ones() -> None:
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # some versions of torch give this warning in SequentialLR
 def test_warm_up_and_cosine_are_torchs_in_sequence() -> None:
-    """ntu60_x3d: LinearLR over epochs 0-4, then a cosine of 75 epochs to 1e-6 (docs/sources.md, "Schedules")."""
+    """The schedule of ntu60_x3d is LinearLR over epochs 0-4, then a cosine of 75 epochs to 1e-6.
+
+    The source is docs/sources.md, "Schedules".
+    """
 
     def build(optimizer: torch.optim.Optimizer) -> SequentialLR:
         parts = [LinearLR(optimizer, 0.1, total_iters=4), CosineAnnealingLR(optimizer, 75, 1e-6)]

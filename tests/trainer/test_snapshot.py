@@ -92,8 +92,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path) -> N
 
 
 def test_the_last_one_is_the_newest_after_a_resume_with_a_larger_batch(tmp_path: Path) -> None:
-    """First, 120 clips were trained in 30 steps of 4. The resumed run has trained 200 clips, which are 5 steps of 40.
-    """
+    """After 120 clips in 30 steps of 4, the resumed run has trained 200 clips, which are 5 steps of 40."""
     writer = saved(tmp_path, (2, 30))
     writer.save({"place": [2, 5]}, 2, 5)
     writer.close()

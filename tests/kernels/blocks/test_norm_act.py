@@ -14,7 +14,7 @@ from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
 from tests.kernels.variants import a_share, broken_below, dies, in_turn
 
 CASES = {
-    # name: (images, height, width, channels, rows of the gate or 0 without it, residual, activation)
+    # name: (images, height, width, channels, rows of the gate (0 if there is none), residual, activation)
     "plain": (4, 9, 7, 24, 0, False, "none"),
     "relu": (3, 9, 7, 54, 0, False, "relu"),
     "silu": (2, 7, 5, 96, 0, False, "silu"),

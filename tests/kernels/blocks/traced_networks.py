@@ -1,6 +1,6 @@
 """Prints what the graphs of networks with our kernels contain. test_networks.py runs this without TRITON_INTERPRET.
 
-Nothing is launched.
+No kernel is launched.
 """
 
 import json
