@@ -27,7 +27,7 @@ def program() -> str:
     """Return the path of a Chromium program. Skips the test if there is none."""
     path = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if path is None:
-        pytest.skip("there is no Chromium: apt-get install chromium")
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
     return path
 
 

@@ -41,7 +41,7 @@ def library(cuda: int) -> bytes:
     """
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("needs cc")
+        pytest.skip("there is no C compiler (cc)")
     with tempfile.NamedTemporaryFile() as file:
         command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", f"-DCUDA={cuda}", "-x", "c", "-"]
         subprocess.run([*command, "-o", file.name], input=LIBRARY, text=True, check=True)

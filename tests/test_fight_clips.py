@@ -19,7 +19,7 @@ FEW = ("fi031.mp4", "fi136.mp4", "nofi076.mp4", "nofi091.mp4")  # short clips, w
 def fight(real_videos) -> Path:
     folder = real_videos / "fight"
     if not folder.is_dir():
-        pytest.skip(f"needs the fight clips in {folder}")
+        pytest.skip(f"the fight clips are not in {folder}")
     return folder
 
 

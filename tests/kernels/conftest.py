@@ -24,7 +24,7 @@ def poisoned(monkeypatch):
 def fenced(poisoned):
     """Make loads and stores outside the tensors of a launch raise an exception, so that a missing mask is noticed."""
     if torch.cuda.is_available():
-        pytest.skip("for Triton's interpreter; pytest -m gpu has the tests for a card")
+        pytest.skip("this test is for Triton's interpreter; on a GPU, pytest -m gpu runs other tests")
     with Traffic():
         yield
 

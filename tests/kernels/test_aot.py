@@ -69,6 +69,6 @@ def test_every_experiment_on_both_architectures_with_both_versions(kernel):
 
 @pytest.mark.soak
 @pytest.mark.timeout(1000)
-@pytest.mark.skipif(triton.__version__ not in RECORD, reason="no record of this version of Triton")
+@pytest.mark.skipif(triton.__version__ not in RECORD, reason="there is no record for this version of Triton")
 def test_the_record_is_complete(tmp_path):
     assert record_of_now(tmp_path, every=1) == without_commit(RECORD[triton.__version__]), RECOUNT

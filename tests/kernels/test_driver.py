@@ -195,7 +195,7 @@ def test_cards_that_an_environment_variable_hides(tmp_path):
     assert "look at CUDA_VISIBLE_DEVICES=NoDevFiles" in said
 
 
-@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a card")
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="this machine has an NVIDIA GPU")
 def test_without_driver_and_card_nobody_expects_a_gpu(tmp_path):
     assert why_no_gpu(machine_with(tmp_path), "13.0") == "None"
 

@@ -49,7 +49,7 @@ def without(missing: str, folder: Path, *words: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs an environment above a bare interpreter")
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="the tests do not run in a virtual environment")
 @pytest.mark.parametrize(
     ("missing", "words"),
     [

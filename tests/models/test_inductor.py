@@ -18,7 +18,9 @@ from tests.models.small import stir
 from tests.parity.published import without_dropout
 from trainer.runtime.wrap import INDUCTOR
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: Inductor cannot be tried")
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="there is no C++ compiler, so Inductor cannot be tested"
+)
 
 SHIFTING = X3DStreamConfig(widths=(16,), blocks=(1,), stem_stride=1, shift_divisor=4)
 

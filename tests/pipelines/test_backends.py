@@ -28,7 +28,7 @@ NO_ENGINE = "the GPU cannot decode JPEG frames ({}), so the CPU decodes them, wh
 NO_KERNEL = "the heatmap kernel cannot be used ({}), so plain torch draws the heatmaps, which is slower"
 
 if torch.cuda.is_available():
-    pytest.skip("injects faults into a machine without a GPU", allow_module_level=True)
+    pytest.skip("these tests simulate faults, for which the machine must have no GPU", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_joints_on_a_real_video_are_those_that_were_published_with_it():
     """The keypoints that were published with the videos were also made by BlazePose."""
     folder = Path(os.environ.get("DUET_REAL", "")) / "fight"
     if "DUET_REAL" not in os.environ or not folder.is_dir():
-        pytest.skip("the real videos are not here: $DUET_REAL names no folder with fight/")
+        pytest.skip("there are no real videos: $DUET_REAL names no folder that contains fight/")
     expected = json.loads((folder / "keypoints" / "nofi121.json").read_text())
     people = {entry["frame"]: np.array(entry["keypoints"]).reshape(17, 3) for entry in expected}
     estimator, errors = BlazePose(), []

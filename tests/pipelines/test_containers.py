@@ -133,7 +133,9 @@ def test_every_container_is_taken_at_its_word(tmp_path, made):
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the program ffmpeg, a second opinion, is not installed")
+@pytest.mark.skipif(
+    shutil.which("ffmpeg") is None, reason="the program ffmpeg, with which frames are compared, is not installed"
+)
 @pytest.mark.parametrize("made", (FEW | MORE).values(), ids=FEW | MORE)
 def test_the_program_ffmpeg_shows_the_same_frames(tmp_path, made):
     video, shown = make(tmp_path, made), list(made.shown())

@@ -82,7 +82,7 @@ def test_killed_runs_go_on_to_the_same_bytes_even_two_at_once(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
-        assert time.monotonic() < deadline, "workers outlive their run"
+        assert time.monotonic() < deadline, "workers are still running after their run has ended"
         time.sleep(0.01)
     assert not (root / "annotations.pkl").exists()
     assert len(list(videos.glob("*.mp4"))) < 16

@@ -181,7 +181,7 @@ def test_killed_runs_go_on_to_the_same_bytes(scene):
         made.append(len(read_manifest(work.out)))
         deadline = time.monotonic() + 20
         while any(Path(f"/proc/{worker}").exists() for worker in workers):
-            assert time.monotonic() < deadline, "workers outlive their run"
+            assert time.monotonic() < deadline, "workers are still running after their run has ended"
             time.sleep(0.01)
     (work.out / "clips" / "torn.mov.123.tmp").write_bytes(b"half a clip")
     with open(work.out / "manifest.jsonl", "a") as manifest:

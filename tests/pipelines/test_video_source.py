@@ -298,7 +298,7 @@ def test_guard_refuses_colours_that_dali_does_not_know(tmp_path):
         check_videos([(str(paths["ITU709"]), 4)], CPU)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.parametrize("command", ["--work-dir", "eval"])
 def test_without_a_gpu_the_command_names_prepare(tmp_path, tmp_path_factory, command):
     weights = tmp_path_factory.mktemp("weights") / "net.pth"

@@ -72,7 +72,9 @@ def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
 
     def stop(graph: GraphLowering) -> SimpleNamespace:
         whole = graph.codegen()[0].value
-        assert precision().name == "bf16" or not BF16.search(whole), "this card has no bf16"
+        assert precision().name == "bf16" or not BF16.search(whole), (
+            "the code contains bf16, which this card does not have"
+        )
         code = whole.partition("class Runner")[2]
         for line in LAUNCH.finditer(code):
             name, _, method = line[1].rpartition(".")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 if torch.cuda.is_available():
-    pytest.skip("the stand-in is for where there is no card", allow_module_level=True)
+    pytest.skip("the stand-in for a GPU is tested only on a machine without one", allow_module_level=True)
 
 from benchmarks.kernels.launches import calls_of
 from benchmarks.kernels.traffic import Traffic

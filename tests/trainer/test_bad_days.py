@@ -33,7 +33,7 @@ def small_disk(tmp_path):
         ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"this machine lets nobody mount a tmpfs: {mounted.stderr.strip()}")
+        pytest.skip(f"this machine does not allow mounting a tmpfs: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 

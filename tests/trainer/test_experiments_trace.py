@@ -58,7 +58,7 @@ def test_one_graph_to_train_one_to_validate(name):
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: Inductor cannot be tried")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler, so Inductor cannot be tested")
 @pytest.mark.parametrize("name", ["ma52", "ntu60_x3d", "ntu60_epam"])
 def test_compiled_network_equals_eager_in_float64(name):
     """Compares losses, logits, gradients and buffers of a training step. All cases take nine minutes on one core."""

@@ -66,7 +66,9 @@ def test_a_recipe_killed_in_each_stage_ends_in_the_same_scores(words, whole, env
         killed = follow(point, words, tmp_path, environment)
         assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
         stage = point.partition(":")[0]
-        assert killed.stdout.count(": done\n") == max(number - 1, 0), "only the stage before is continued"
+        assert killed.stdout.count(": done\n") == max(number - 1, 0), (
+            "the recipe did not continue with the killed stage"
+        )
         assert f"stage {number + 1} of 8, {stage}: python -m" in killed.stdout
         assert "finished" not in json.loads((tmp_path / stage / "stage.json").read_text())
     done = follow("none", words, tmp_path, environment)

@@ -154,7 +154,7 @@ def test_fifty_kills_at_any_moment(tiny, environment, tmp_path, unbroken):
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_a_killed_compiled_run_goes_on_bit_for_bit(tiny, environment, tmp_path):
     compiled = [*tiny, "--set", "compile=True"]
     ends = []

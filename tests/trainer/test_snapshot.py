@@ -22,7 +22,7 @@ def names(folder: Path) -> list[str]:
 
 
 def silent(text: str) -> None:
-    raise AssertionError(f"nothing is damaged here, but: {text}")
+    raise AssertionError(f"no file is damaged, but the program reports: {text}")
 
 
 def flip_bit(path: Path) -> None:

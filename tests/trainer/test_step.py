@@ -206,7 +206,7 @@ def test_apex_without_its_extension_is_told():
 
 @pytest.mark.gpu
 def test_apex_makes_the_steps_of_torch():
-    pytest.importorskip("amp_C", reason="NVIDIA's apex is not built here")
+    pytest.importorskip("amp_C", reason="NVIDIA's apex is not installed")
     results = []
     for impl in ("torch", "apex"):
         torch.manual_seed(0)

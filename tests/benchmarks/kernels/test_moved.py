@@ -10,7 +10,9 @@ import triton.language as tl
 from triton.runtime.errors import InterpreterError
 
 if torch.cuda.is_available():
-    pytest.skip("the interpreter counts, and a GPU is here: TRITON_INTERPRET is unset", allow_module_level=True)
+    pytest.skip(
+        "Triton's interpreter counts the bytes, and it is not used on a machine with a GPU", allow_module_level=True
+    )
 
 from benchmarks.kernels.launches import CALLS, calls_of, describe
 from benchmarks.kernels.moved import moved, saved_by_dense_kernel, totals, toy_launches, training_launches

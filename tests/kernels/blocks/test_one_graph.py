@@ -33,7 +33,7 @@ def graphs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory):
     if torch.cuda.is_available():
-        pytest.skip("the stand-in is for where there is no card")
+        pytest.skip("the stand-in for a GPU is tested only on a machine without one")
     return printed_by("handed", tmp_path_factory)
 
 
