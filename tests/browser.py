@@ -1,4 +1,4 @@
-"""Drives headless Chromium for tests through its DevTools protocol, over a pipe, so that no further package is needed.
+"""Drives headless Chromium for tests through its DevTools protocol, over a pipe. This needs no further package.
 
 Chromium reads JSON messages from file descriptor 3 and writes JSON messages to file descriptor 4, each with a zero byte
 at its end (`--remote-debugging-pipe`). Source: the Chrome DevTools Protocol, domains Page, Runtime, Input, Emulation.
@@ -24,15 +24,18 @@ COMPLAINTS = ("Runtime.exceptionThrown", "Log.entryAdded")  # events about error
 
 
 def program() -> str:
-    """The browser's program. Skips the test if there is none."""
+    """Return the path of a Chromium program. Skips the test if there is none."""
     path = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if path is None:
-        pytest.skip("there is no Chromium: apt-get install chromium")
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
     return path
 
 
 class Browser:
-    """A headless browser with one page. `complaints` are the errors of the page, `requests` what it has loaded."""
+    """A headless browser with one page.
+
+    complaints: the errors of the page. requests: the addresses that the page has loaded.
+    """
 
     def __init__(self, profile: Path) -> None:
         to_browser, self._write = os.pipe()
@@ -56,7 +59,7 @@ class Browser:
             self.send(f"{domain}.enable")
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and return its result. Events that arrive before the answer are noted."""
+        """Call a method of the protocol and return its result. Events that arrive before the answer are recorded."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         message |= {"sessionId": self._session} if self._session else {}
@@ -67,7 +70,7 @@ class Browser:
         return answer["result"]
 
     def _next(self) -> dict[str, Any]:
-        """The next message, which is also noted if it is an event about an error or a request."""
+        """Return the next message. If it is an event about an error or a request, it is also recorded."""
         while b"\0" not in self._received:
             block = os.read(self._read, 1 << 20)
             assert block, "the browser has ended"
@@ -84,7 +87,7 @@ class Browser:
         return message
 
     def open(self, path: Path, width: int = 1440, height: int = 900, dark: bool = False) -> None:
-        """Open a file in a window of this size and wait until it is loaded."""
+        """Open a file in a window of the given size, and wait until the file is loaded."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -94,18 +97,18 @@ class Browser:
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression in the page. A promise is awaited."""
+        """Return the value of a JavaScript expression in the page. If the value is a promise, wait for its result."""
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def click(self, selector: str, number: int = 0) -> None:
-        """Click on the middle of element `number` among those that fit the selector."""
+        """Click on the middle of element `number` among the elements that match the selector."""
         for kind in ("mousePressed", "mouseReleased"):
             self.mouse(kind, *self.middle(selector, number), button="left", clickCount=1)
 
     def middle(self, selector: str, number: int = 0) -> tuple[float, float]:
-        """The middle of an element in the window, after scrolling it into view."""
+        """Return the middle of an element, in coordinates of the window, after scrolling the element into view."""
         element = f"document.querySelectorAll({json.dumps(selector)})[{number}]"
         self.run(f"{element}.scrollIntoView({{block: 'center'}})")
         box = self.run(f"{element}.getBoundingClientRect().toJSON()")
@@ -115,14 +118,14 @@ class Browser:
         self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
     def type(self, selector: str, text: str) -> None:
-        """Replace the text of a field by `text`, as a user would type it."""
+        """Replace the text of a field with `text`, as if a user had typed it."""
         self.run(f"document.querySelector({json.dumps(selector)}).select()")
         self.click(selector)
         self.run(f"document.querySelector({json.dumps(selector)}).select()")
         self.send("Input.insertText", text=text)
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
-        """Write a PNG of the window, or of the whole page."""
+        """Write a PNG of the window, or of the whole page if requested."""
         picture = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(picture["data"]))
 
@@ -134,16 +137,16 @@ class Browser:
 
 
 def connect(to_browser: int, from_browser: int, parent: int) -> None:
-    """In the browser's process before it starts: make the pipes its file descriptors 3 and 4."""
+    """Prepare the browser's process before it runs Chromium: the pipes become file descriptors 3 and 4."""
     die_with_parent(parent)
-    ends = os.dup(to_browser), os.dup(from_browser)  # copies, because 3 or 4 may be in use
+    ends = os.dup(to_browser), os.dup(from_browser)  # copies, because the pipes may already use 3 or 4
     for end, number in zip(ends, (3, 4), strict=True):
         os.dup2(end, number)
 
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """A context with a browser that keeps its files in the folder `profile`."""
+    """A context that provides a browser. The browser keeps its files in the folder `profile`."""
     opened = Browser(profile)
     try:
         yield opened

@@ -1,4 +1,4 @@
-"""Settings that must be made before our modules are imported, and the fixtures that tests of several packages use."""
+"""Settings that must be made before our modules are imported, and fixtures that the tests of several packages use."""
 
 import gc
 import os
@@ -11,19 +11,20 @@ import torch
 
 from tests.gpus import hide_gpus_unless_selected
 
-hide_gpus_unless_selected(sys.argv[1:])  # before torch looks for GPUs
+hide_gpus_unless_selected(sys.argv[1:])  # must be set before torch looks for GPUs
 if not torch.cuda.is_available():
     # Triton reads this variable when a @triton.jit function is defined, so it is set before any kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # otherwise Inductor starts processes that import torch
-# Settings that `tune` has found for this machine must not change the runs of tests. Matplotlib's cache of fonts, which
-# would lie in the same folder, takes seconds to make.
+# without this setting, Inductor starts extra processes, each of which imports torch
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Tests must not use settings that `tune` has found for this machine, so they get their own cache folder. Matplotlib's
+# font cache would lie in the same folder and takes seconds to make, so it gets a folder that stays.
 CACHE = tempfile.TemporaryDirectory(prefix="duet-tests-")
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / f"duet-tests-matplotlib-{os.getuid()}"))
-torch.set_num_threads(1)  # `make test` runs two workers on two cores; the number of threads changes no result
+torch.set_num_threads(1)  # `make test` runs two workers on two cores; the number of threads does not change results
 
-# On a CPU the test files named in OPERATORS run Triton's interpreter inside operators of torch, which needs torch 2.13.
+# On a CPU, the test files in OPERATORS run Triton's interpreter inside operators of torch, which needs torch 2.13.
 INTERPRETED = torch.cuda.is_available() or torch.__version__ >= (2, 13)
 OPERATORS = {f"test_{name}" for name in ("conv_bn", "depthwise", "moments", "norm_act", "residual_conv", "shift_conv")}
 OPERATORS |= {"test_networks", "test_moved"}
@@ -34,7 +35,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if INTERPRETED:
         if not torch.cuda.is_available():
-            from tests.interpreter import speed_up  # imports Triton, so only after TRITON_INTERPRET is set
+            from tests.interpreter import speed_up  # this import loads Triton, so TRITON_INTERPRET must be set first
 
             speed_up()
         return

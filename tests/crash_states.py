@@ -1,9 +1,10 @@
 """Records how a program changes a folder, and makes every state that a disk may show after a power loss.
 
-The idea is that of ALICE (Pillai et al., OSDI 2014) and LazyFS. `recorded` looks at the folder after each system call
-that the writer makes, and so also sees files that a library writes in C++. The model of a file system is weak: names
-reach the disk when their folder is synced, and before that any of them may be missing; content reaches the disk when
-its file is synced, and before that it may be old, whole, cut, or partly zeros.
+The idea comes from ALICE (Pillai et al., OSDI 2014) and LazyFS. `recorded` looks at the folder before and after each
+system call that the writer makes, so it also sees files that a library writes in C++. The model of a file system gives
+weak guarantees. Names reach the disk when their folder is synced; before that, any of them may be missing. Content
+reaches the disk when its file is synced; before that, the file may have its old content, its new content, a part of it,
+or zeros in some places.
 """
 
 import itertools
@@ -17,16 +18,17 @@ from pathlib import Path
 from unittest.mock import patch
 
 CALLS = ("replace", "rename", "unlink", "remove", "mkdir", "rmdir", "symlink", "truncate", "open", "close")
-Entry = tuple[int, str]  # inode of a folder, and a name in it
+Entry = tuple[int, str]  # the inode of a folder, and a name in that folder
 
 
 @dataclass
 class Disk:
-    """What is certainly on the disk, and what may be there: changes of names, and contents of files.
+    """The entries and contents that are certainly on the disk, and the later changes that may be there.
 
-    names: the entries on the disk. changes: later changes of entries, each of which is made whole or not at all; an
-    entry with the inode 0 is removed. contents: for each inode, the content on the disk, then later contents. Folders
-    have the content None, and links have their target as text.
+    names: the entries that are certainly on the disk. changes: later changes of entries. The disk has each change
+    completely or not at all, and inode 0 means that the entry is removed. contents: for each inode, the content that is
+    on the disk, followed by later contents. The content of a folder is None, and the content of a link is its target as
+    text.
     """
 
     names: dict[Entry, int] = field(default_factory=dict)
@@ -39,7 +41,7 @@ class Disk:
 
 
 class Recorder:
-    """The states of a folder's disk after each operation of a writer, in `disks`."""
+    """Records the possible states of a folder's disk after each operation of a writer, in the list `disks`."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.top = root, root.stat().st_ino
@@ -61,7 +63,7 @@ class Recorder:
         return names, contents
 
     def observe(self, synced: int | None = None) -> None:
-        """Note what has changed since the last call. `synced`: the inode that has been synced just now."""
+        """Record what has changed since the last call. `synced` is the inode that has just been synced."""
         names, contents = self._look()
         change = {
             entry: names.get(entry, 0)
@@ -96,7 +98,7 @@ def recorded(root: Path) -> Iterator[Recorder]:
 
     def wrapped(call: Callable) -> Callable:
         def wrapper(*args, **kwargs):
-            recorder.observe()  # what was written before this call
+            recorder.observe()  # records what was written before this call
             answer = call(*args, **kwargs)
             recorder.observe()
             return answer
@@ -115,7 +117,7 @@ def recorded(root: Path) -> Iterator[Recorder]:
 
 
 def torn(old: bytes, new: bytes) -> list[bytes]:
-    """Contents that a disk may have while it changes from `old` to `new`."""
+    """Return the contents that a file on disk may have while it changes from `old` to `new`."""
     half = len(new) // 2
     return [old, new, new[:half], new[:half] + bytes(len(new) - half), bytes(half) + new[half:]]
 
@@ -123,7 +125,7 @@ def torn(old: bytes, new: bytes) -> list[bytes]:
 def states(
     disk: Disk, luck: random.Random, most: int
 ) -> Iterator[tuple[dict[Entry, int], dict[int, bytes | str | None]]]:
-    """At most about `most` legal states of a disk: all of them where they are few, and otherwise a sample."""
+    """Yield the legal states of a disk. If there are more than about `most`, yield only a sample of about that many."""
     count = len(disk.changes)
     if 2**count <= most:
         subsets = [list(kept) for size in range(count + 1) for kept in itertools.combinations(range(count), size)]
@@ -148,7 +150,7 @@ def states(
 
 
 def make(root: Path, top: int, names: dict[Entry, int], contents: dict[int, bytes | str | None]) -> None:
-    """Make the folder `root` as a state shows it."""
+    """Recreate the folder `root` with the names and contents of a state."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     for (folder, name), inode in names.items():
@@ -175,9 +177,9 @@ class Counts:
 
 
 def try_all(recorder: Recorder, place: Path, read: Callable[[Path], bool], most: int, share: float = 1) -> Counts:
-    """Open every state with `read`, which returns whether it got the newest content, and fails if it got a wrong one.
+    """Open every state with `read`. It returns whether it found the newest content, and fails if the content is wrong.
 
-    At the end of the recording, only the newest content is right. share: of the states that are opened.
+    After the last recorded operation, only the newest content is right. share: the share of the states that is opened.
     """
     luck, seen, counts = random.Random(0), set(), Counts(operations=len(recorder.disks))
     for number, disk in enumerate(reversed(recorder.disks)):

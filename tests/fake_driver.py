@@ -1,4 +1,4 @@
-"""Fakes NVIDIA drivers: nvidia-smi is a shell script, and libcuda is a library with one function."""
+"""Makes fake NVIDIA drivers: nvidia-smi is a shell script, and libcuda is a library with a single function."""
 
 import functools
 import os
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-LIBRARY = "int cuDriverGetVersion(int *version) { *version = CUDA; return CUDA ? 0 : 34; }"  # 34: error STUB_LIBRARY
+# 34 is CUDA's error STUB_LIBRARY
+LIBRARY = "int cuDriverGetVersion(int *version) { *version = CUDA; return CUDA ? 0 : 34; }"
 FAILURE = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
 NEWEST_CUDA = {"535.161.08": 12020, "550.54.15": 12040, "580.65.06": 13000}
 
 
 def machine_with(folder: Path, version: str = "", cuda: int = 0) -> dict[str, str]:
-    """Return the environment of a process that finds this driver and no other.
+    """Return the environment variables of a process that finds only this fake driver.
 
     Args:
         folder: where nvidia-smi and libcuda are made.
@@ -34,10 +35,13 @@ def machine_with(folder: Path, version: str = "", cuda: int = 0) -> dict[str, st
 
 @functools.cache
 def library(cuda: int) -> bytes:
-    """Compile a libcuda that returns this version. A process that has loaded its file also finds it as libcuda.so.1."""
+    """Compile a libcuda that reports this CUDA version.
+
+    A process that has loaded the file also finds it under the name libcuda.so.1.
+    """
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("needs cc")
+        pytest.skip("there is no C compiler (cc)")
     with tempfile.NamedTemporaryFile() as file:
         command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", f"-DCUDA={cuda}", "-x", "c", "-"]
         subprocess.run([*command, "-o", file.name], input=LIBRARY, text=True, check=True)

@@ -16,9 +16,10 @@ Broadcast = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def speed_up() -> None:
-    """Leave out work that Triton's interpreter repeats for each operation, each call and each program of a launch."""
+    """Make Triton's interpreter skip work that it repeats for each operation, call and program of a launch."""
     builder = interpreter.interpreter_builder
-    # The interpreter would compute every integer sum a second time in 64 bits, and drop the result if debug is off.
+    # Without this, the interpreter computes every integer sum a second time in 64 bits, and drops the result if debug
+    # is off.
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
     interpreter._get_np_dtype = remember_by_name(interpreter._get_np_dtype)
     interpreter._patch_lang = PatchOnce()
@@ -79,6 +80,6 @@ class PatchOnce:
 
 
 def names_of_languages(function: FunctionType) -> frozenset[str]:
-    """Return which modules of triton.language the function's module imports, by name."""
+    """Return the full names of the modules of triton.language that the function's module imports."""
     values = function.__globals__.values()
     return frozenset(value.__name__ for value in values if inspect.ismodule(value) and value in (tl, tl.core))

@@ -1,12 +1,12 @@
-"""Runs programs for tests, each in a process of its own. These processes end with the tests, even if the tests crash.
+"""Runs programs for tests, each in a separate process. These processes end with the tests, even if the tests crash.
 
 `run` and `start` take the words that follow `python` on a command line and start a new interpreter, whose imports of
 torch and of our packages take 2 to 4 seconds. `Fork`, `run_forked` and `run_ranks` save this time: the process of
 tests/starter.py has done the imports, and a fork of that process becomes the program. Signals and exit codes are those
-of a real process. `run_here` costs least: it runs a program that only prints something in the process of the tests.
-Only `run` and `start` can test how a program starts, so at least one test of each program uses a new interpreter.
-All forks have the same seed for Python's string hashes: if a test compares two runs, let one of them use a new
-interpreter.
+of a real process. `run_here` is the fastest: it runs a program in the process of the tests. It is for programs that
+only print something. Only `run` and `start` can test how a program starts, so at least one test of each program uses a
+new interpreter. All forks have the same seed for Python's string hashes. If a test compares two runs, one of them
+should therefore use a new interpreter.
 """
 
 import atexit
@@ -37,14 +37,14 @@ IMPORTED = ("torch._dynamo", "trainer.session", "trainer.commands.eval", "traine
 
 
 def variables(environment: Mapping[str, str] | None) -> dict[str, str]:
-    """Return `environment`, or by default that of the tests, with OMP_NUM_THREADS=1 if the variable is not set."""
+    """Return `environment`, or by default the environment of the tests. Sets OMP_NUM_THREADS=1 if it is not set."""
     return {"OMP_NUM_THREADS": "1", **(os.environ if environment is None else environment)}
 
 
 def start(
     *words: object, environment: Mapping[str, str] | None = None, cwd: Path = ROOT, **more: Any
 ) -> subprocess.Popen:
-    """Start `python WORDS` in a new interpreter. `more` are arguments of subprocess.Popen; stderr goes to stdout."""
+    """Start `python WORDS` in a new interpreter. `more` are arguments of subprocess.Popen. stderr goes to stdout."""
     pipes = {
         "env": variables(environment),
         "stdout": subprocess.PIPE,
@@ -58,7 +58,7 @@ def start(
 def run(
     *words: object, environment: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float | None = 280
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python WORDS` in a new interpreter until it ends. Returns exit code, stdout and stderr."""
+    """Run `python WORDS` in a new interpreter until it ends. Returns the exit code, stdout and stderr."""
     process = start(*words, environment=environment, cwd=cwd, stderr=subprocess.PIPE)
     with process:
         try:
@@ -70,10 +70,13 @@ def run(
 
 
 def run_here(*words: object) -> subprocess.CompletedProcess[str]:
-    """Do the same as `run` for the words `-m MODULE ...`, but in this process. For programs that only print and end."""
+    """Do the same as `run` for the words `-m MODULE ...`, but in this process.
+
+    Only programs that print something and end can be run in this way.
+    """
     option, module, *arguments = map(str, words)
     assert option == "-m"
-    sys.modules.pop(f"{module}.__main__", None)  # a test may have imported it, of which runpy would warn
+    sys.modules.pop(f"{module}.__main__", None)  # runpy would warn about a module that a test has already imported
     before, sys.argv = sys.argv, [module, *arguments]
     try:
         with (
@@ -107,8 +110,8 @@ def run_ranks(
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run each of `programs` (the words after `python`) as a fork. The forks are the ranks of one run.
 
-    They get the environment variables that torchrun would set on this number of machines. Unlike under torchrun, the
-    other ranks go on when one fails.
+    The forks get the environment variables that torchrun would set on this number of machines. When one rank fails, the
+    other ranks go on, which torchrun would not allow.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -133,7 +136,7 @@ def run_ranks(
 class Fork:
     """A process that runs `python WORDS` as a fork of tests/starter.py. Its methods are those of subprocess.Popen.
 
-    stdout and stderr can be read at any time and contain all that has been written so far.
+    stdout and stderr can be read at any time, and contain all that the process has written so far.
     """
 
     def __init__(self, words: Sequence[object], environment: Mapping[str, str] | None = None, cwd: Path = ROOT):
@@ -159,7 +162,7 @@ class Fork:
     def poll(self) -> int | None:
         """Return the exit code if the process has ended (-N after signal N), or None while it runs."""
         if self.returncode is None and select.select([self._exit_code], [], [], 0)[0]:
-            # Nothing can be read if the process of tests/starter.py was killed, which kills its forks.
+            # If the process of tests/starter.py was killed, its forks were killed too, and wrote no exit code.
             self.returncode = int(os.read(self._exit_code, 16) or -signal.SIGKILL)
             os.close(self._exit_code)
         return self.returncode
@@ -188,7 +191,7 @@ class Fork:
 
 
 def is_running(pid: int) -> bool:
-    """Return whether the process runs. A zombie, which has ended but was not reaped by its parent, does not run."""
+    """Return whether the process is running. A zombie (a process that has ended but was not reaped) is not running."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -196,7 +199,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_for_end(*pids: int) -> None:
-    """Wait until none of these processes is running. Fails after a minute."""
+    """Wait until all of these processes have ended. Fails after a minute."""
     deadline = time.monotonic() + 60
     while alive := [pid for pid in pids if is_running(pid)]:
         assert time.monotonic() < deadline, f"still running: {alive}"
@@ -204,7 +207,7 @@ def wait_for_end(*pids: int) -> None:
 
 
 def read(file: IO[bytes]) -> str:
-    """Read the whole file. This does not move the position at which a process may be writing to it."""
+    """Read the whole file, without moving the position at which a process may be writing to it."""
     return os.pread(file.fileno(), 1 << 26, 0).decode()
 
 
@@ -226,7 +229,7 @@ class Starter:
         atexit.register(self.close)
 
     def start(self, request: dict[str, Any], files: list[int]) -> int:
-        """Start a fork and return its process number. `files` receive its stdout, stderr and exit code."""
+        """Start a fork and return its process ID. `files` receive its stdout, stderr and exit code."""
         socket.send_fds(self._socket, [json.dumps(request).encode()], files)
         answer = self._socket.recv(16)
         if not answer:

@@ -1,8 +1,8 @@
 """Runs programs for tests/programs.py as forks of one process, in which the slow imports are already done.
 
 The arguments are the file descriptor of a socket and the modules to import. Each message on the socket names the
-program, and carries the file descriptors for stdout, stderr and the exit code. The answer is the number of the new
-process. When the socket closes, this process ends, and all its forks end too.
+program, and carries the file descriptors for stdout, stderr and the exit code. The answer is the ID of the new process.
+When the socket closes, this process and all its forks end.
 """
 
 import gc
@@ -23,14 +23,17 @@ from kernels.program import die_with_parent
 
 
 def serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork a process for each message until the socket closes. Only the forks return from here, with their message."""
-    exit_codes: dict[int, int] = {}  # maps the number of each process to the file descriptor for its exit code
+    """Fork a process for each message until the socket closes. Only the forks return from this function.
+
+    A fork gets its message as the returned value.
+    """
+    exit_codes: dict[int, int] = {}  # maps the ID of each process to the file descriptor for its exit code
     own_pid = os.getpid()
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # with a handler, the end of a fork wakes the selector
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C pytest closes the socket, which ends this process
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # this handler makes the end of a fork wake the selector
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, pytest closes the socket, and then this process ends
     with selectors.DefaultSelector() as selector:
         selector.register(requests, selectors.EVENT_READ)
         selector.register(woken, selectors.EVENT_READ)
@@ -57,7 +60,7 @@ def serve(requests: socket.socket) -> dict[str, Any]:
 
 
 def report_ends(exit_codes: dict[int, int]) -> None:
-    """For each fork that has ended, write its exit code to the file descriptor that `exit_codes` has for the fork."""
+    """Write the exit code of each fork that has ended to the fork's file descriptor in `exit_codes`."""
     for pid in list(exit_codes):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -79,7 +82,7 @@ def prepare(message: dict[str, Any], files: list[int]) -> dict[str, Any]:
     os.environ.clear()
     os.environ.update(message["environment"])
     os.chdir(message["cwd"])
-    random.seed()  # otherwise all forks would draw the same random numbers
+    random.seed()  # without this, all forks would draw the same random numbers
     np.random.seed()
     return message
 
@@ -100,5 +103,5 @@ def become(words: list[str]) -> None:
 if __name__ == "__main__":
     for name in sys.argv[2:]:
         importlib.import_module(name)
-    gc.freeze()  # otherwise each fork would go through all objects of the imported modules when it ends
+    gc.freeze()  # without this, each fork would go through all objects of the imported modules when it ends
     become(serve(socket.socket(fileno=int(sys.argv[1])))["words"])

@@ -1,6 +1,6 @@
-"""Tests the training loop, its steps and snapshots on a GPU machine without DALI and PyAV. The frames are noise.
+"""Tests the training loop, its steps and snapshots on a GPU machine. The frames are noise, so DALI is not needed.
 
-Some of the tests also run on a CPU. On a GPU run `pytest -m gpu tests/test_card.py`.
+PyAV is not needed either. Some of the tests also run on a CPU. On a GPU run `pytest -m gpu tests/test_card.py`.
 """
 
 from dataclasses import dataclass, fields
@@ -25,7 +25,7 @@ from trainer.snapshots.writer import NoWriter, Writer, newest_valid
 from trainer.step import train_step
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
-STEPS, CLIPS = 7, 8  # steps per epoch, clips per step
+STEPS, CLIPS = 7, 8  # number of steps per epoch and of clips per step
 SMALL = (
     *("model.rgb.widths=(8,16)", "model.rgb.blocks=(1,1)", "model.pose.widths=(8,16)", "model.pose.blocks=(1,1)"),
     *("clip.rgb_frames=4", "clip.pose_frames=8", "clip.rgb_size=48", "clip.rgb_size_val=48", "clip.heatmap_size=12"),
@@ -36,7 +36,7 @@ SMALL = (
 
 @dataclass
 class Noise:
-    """A source of frames: uint8 noise on the device, which is always the same for the same clips."""
+    """A source of frames, which are uint8 noise on the device. The same clips always get the same noise."""
 
     device: torch.device
 
@@ -76,18 +76,22 @@ def experiment_of(*settings):
 
 @pytest.fixture
 def make(tmp_path):
-    """A function that makes a run, always with the same weights. With `folder` the run writes snapshots there."""
+    """Return a function that makes a run, always with the same initial weights.
+
+    With `folder`, the run writes its snapshots there.
+    """
 
     def run_of(device, *settings, folder=None, graph=False):
         experiment, device = experiment_of(*settings), torch.device(device)
         common = {"config": experiment.clip, "coarse_map": experiment.data.coarse_map, "device": device}
         common |= {"batch_size": CLIPS, "frames": Noise(device)}
-        train, val = table_of(STEPS * CLIPS - 3), table_of(CLIPS + 3)  # in both, the last batch is incomplete
+        train, val = table_of(STEPS * CLIPS - 3), table_of(CLIPS + 3)  # in both tables, the last batch is incomplete
         loaders = (
             Loader(table=train, rows=np.arange(len(train)), train=True, **common),
             Loader(table=val, rows=np.arange(len(val)), train=False, **common),
         )
-        ranks, journal = Ranks(0, 0, 1, device), Journal(tmp_path, rank=1)  # a journal of rank 1 writes no files
+        # rank 1 is used because its journal writes no files
+        ranks, journal = Ranks(0, 0, 1, device), Journal(tmp_path, rank=1)
         writer = Writer(tmp_path / folder) if folder else NoWriter()
         run = build_run(experiment, ranks, loaders, journal, writer, Interrupt())
         if graph:
@@ -146,7 +150,7 @@ def test_a_whole_training_and_its_resume(make, tmp_path, device):
 def test_a_snapshot_is_the_state_at_the_save(make, tmp_path, device):
     run = make(device, "optim.ema=0.9", "compile=False", folder="run")
     batches = first_batches(run, 6)
-    for epoch, batch in enumerate(batches[:3]):  # a second save reuses the memory of the first
+    for epoch, batch in enumerate(batches[:3]):  # from the second save on, the memory of the first save is reused
         run_steps(run, [batch])
         before = weights(run)
         steady = [*run.network.parameters(), *(state["momentum_buffer"] for state in run.optimizer.state.values())]
@@ -200,7 +204,7 @@ def test_a_replayed_step_that_is_not_finite_changes_no_bit(make):
 def test_nothing_waits_for_the_card_between_two_logs(make, graph):
     run = make("cuda", "optim.ema=0.9", graph=graph)
     batches = first_batches(run, 6)
-    for value in run_steps(run, batches):  # the first steps compile, allocate and record
+    for value in run_steps(run, batches):  # the first steps compile code, allocate memory and record graphs
         run.meter.add(value)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -218,7 +222,7 @@ def test_a_batch_does_not_wait_for_the_steps_before_it(make):
     joints = sampled_joints(loader.table, plan)
     first, busy = loader.batch(plan, joints, 0, 0, rgb), torch.cuda.Event()  # the first call compiles and allocates
     torch.cuda.synchronize()
-    torch.cuda._sleep(2_000_000_000)  # cycles, about a second
+    torch.cuda._sleep(2_000_000_000)  # clock cycles, which take about a second
     busy.record()
     second = loader.batch(plan, joints, 0, 0, rgb)
     assert not busy.query()

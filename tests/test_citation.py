@@ -1,4 +1,4 @@
-"""CITATION.cff is complete and names the papers of all networks and data sets; licence and version match setup.py."""
+"""CITATION.cff is complete and names the papers of all networks and data sets. Licence and version match setup.py."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def citation() -> dict:
 
 
 def test_it_is_a_citation_file(citation):
-    """It has the keys that Citation File Format 1.2.0 requires, and every reference has what a bibliography needs."""
+    """The file has the keys that Citation File Format 1.2.0 requires. Each reference has what a bibliography needs."""
     assert citation["cff-version"] == "1.2.0"
     assert all(citation[key] for key in ("message", "title", "authors"))
     for paper in citation["references"]:

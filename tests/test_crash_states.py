@@ -1,4 +1,4 @@
-"""Whatever a disk shows after a power loss, the newest whole state is read, or the one before."""
+"""Whatever a disk shows after a power loss, readers get the newest complete state or the one before it."""
 
 import json
 import pickle
@@ -73,7 +73,8 @@ def test_the_records_before_a_snapshot(tmp_path: Path, most: int):
     def read(folder: Path) -> bool:
         newest = newest_valid(folder, print)
         step, file = newest.state["step"] if newest else 0, folder / METRICS
-        # The recorder also tears the first bytes of a file, which an append never changes. Such states are left out.
+        # The recorder also makes states in which the first bytes of a file are torn. An append never changes these
+        # bytes, so such states are left out.
         if step and not (file.exists() and file.read_bytes().startswith(b"\0")):
             assert [record["step"] for record in read_metrics(file)][:step] == list(range(1, step + 1))
         return step == 2
@@ -142,7 +143,7 @@ def test_a_pack(tmp_path: Path, monkeypatch, most: int, share: float):
 
 
 def test_a_missing_fsync_is_noticed(tmp_path: Path, monkeypatch):
-    """Whether the other tests of this file could fail."""
+    """Checks that another test in this file fails if files are not synced."""
     monkeypatch.setattr("kernels.whole_files.sync", lambda _: None)
     with pytest.raises(AssertionError, match="what had been saved is lost"):
         test_a_snapshot(tmp_path, False, 12)

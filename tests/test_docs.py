@@ -1,4 +1,4 @@
-"""The programs accept every command in the README files and in docs/, and both READMEs contain the same commands."""
+"""The programs accept every command in the README files and in docs/. Both README files contain the same commands."""
 
 import functools
 import importlib
@@ -20,27 +20,27 @@ from trainer.commands.train import Options, steps_of
 from trainer.settings import experiment_of
 
 ROOT = Path(__file__).resolve().parents[1]
-CHINESE = {  # the Chinese translation of each page that has one
+CHINESE = {  # maps each page to its Chinese translation, if there is one
     ROOT / "README.md": ROOT / "README.zh-CN.md",
     **{ROOT / "docs" / page.name: page for page in sorted((ROOT / "docs" / "zh-CN").glob("*.md"))},
 }
 PAGES = [*CHINESE.values(), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [ROOT / "kernels" / "blocks" / "README.md", ROOT / "docs" / "after_demo.txt"]
 TRAINER = {word: place[:2] for word, place in COMMANDS.items()}
-# Beginnings of indented lines that are not commands: comments, paths, "files -> ...", and lines of options.
+# Beginnings of indented lines that are not commands. Such lines are comments, paths, "files -> ...", or options.
 NO_COMMAND = re.compile(r"#|data/|files$|labels.csv|-")
 # Programs that are not part of Duet. The tests do not check the arguments of these programs.
 FOREIGN = {".", "git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
 
 
 def blocks(page: Path) -> list[str]:
-    """Return the indented blocks of a page. Blocks between ``` are not commands."""
+    """Return the indented blocks of a page. They are not commands if they lie between ``` lines."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the words of each command of a page, from its indented blocks and from `...` in its text and tables."""
+    """Return the words of each command on a page, from its indented blocks and from `...` in texts and tables."""
     lines = [line.strip() for block in blocks(page) for line in block.splitlines()]
     lines += re.findall(r"`((?:python -m|nohup python|CUDA_VISIBLE_DEVICES=\d python) [^`]+)`", page.read_text())
     words = [shlex.split(line.replace("--exp X", "--exp demo"), comments=True) for line in lines]
@@ -48,7 +48,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def parse(words: list[str]) -> None:
-    """Check that the named program accepts the words. Raises an exception or SystemExit if not."""
+    """Check that the named program accepts the words. If not, raise an exception or SystemExit."""
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]) or words[0] in ("nohup", "cd"):
         words = words[1:]
     if words[0] == "srun":
@@ -91,7 +91,7 @@ def parse_module(module: str, arguments: list[str]) -> None:
 
 
 def parse_call(function: Callable, arguments: list[str]) -> None:
-    """Parse the arguments of a command without running it."""
+    """Parse the arguments of a command without running the command."""
     tyro.cli(functools.wraps(function)(lambda *args, **kwargs: None), args=arguments)
 
 
@@ -103,7 +103,8 @@ def parse_trainer(arguments: list[str]) -> None:
     parsed = tyro.cli(options, args=arguments)
     if getattr(parsed, "profile", None):
         steps_of(parsed.profile)
-    if getattr(parsed, "exp", None) and ".py:" not in parsed.exp:  # test_own_experiments.py tests those in files
+    # test_own_experiments.py tests experiments that are in files
+    if getattr(parsed, "exp", None) and ".py:" not in parsed.exp:
         experiment_of(parsed)
 
 
@@ -142,7 +143,7 @@ def test_a_stale_command_is_found():
 
 
 def without_comments(block: str) -> list[str]:
-    """The lines of a block of commands, or of a list of files, without their comments and descriptions."""
+    """Return the lines of a block of commands or of a list of files, without comments and descriptions."""
     return [re.split(r"\s+# |(?<=\S)\s{2,}(?=\S)", line.rstrip())[0] for line in block.splitlines()]
 
 
@@ -162,7 +163,8 @@ def test_a_changed_command_or_comment_in_a_translation():
 
 def test_the_readme_is_short():
     before, _, rest = (ROOT / "README.md").read_text().partition(BEGIN)
-    assert len((before + rest.partition(END)[2]).splitlines()) < 130  # without the tables, which grow with the records
+    # the tables are not counted, because they grow with the records
+    assert len((before + rest.partition(END)[2]).splitlines()) < 130
 
 
 def test_the_recipe_of_apptainer():

@@ -1,4 +1,4 @@
-"""A test follows the advice of every sentence in the five packages, or this file lists the reason why none does.
+"""For every sentence with advice in the five packages, a test follows the advice, or this file says why no test does.
 
 A sentence gives advice if an imperative follows a comma, a colon, a semicolon, `or`, `and` or `then`, as in `; set
 data.split=xsub`. A row of tests/trainer/test_advice*.py follows the advice if the row's expression and the sentence
@@ -20,10 +20,10 @@ VERBS = (
     "repair|run|save|see|set|start|store|train|try|turn|update|use|wait|write|zip"
 )
 ADVICE = re.compile(rf"(?:[;:,]|\bor|\band|\bthen)\s+(?:or |so |then |first |not )*(?:{VERBS})\b")
-ENOUGH = 12  # number of consecutive characters that a row's expression and a sentence must share
-GAP = "\0"  # replaces each value in a text
+ENOUGH = 12  # number of consecutive characters that the expression of a row and a sentence must have in common
+GAP = "\0"  # stands for each value that a program fills in
 
-# Some words of each sentence whose advice no test can follow, grouped by what a test would need.
+# Sentences whose advice no test can follow, grouped by what a test would need. Some words identify each sentence.
 NOT_HERE = {
     "a GPU, its driver, or another version of torch": (
         *("start the container with", "or run make CUDA=cpu", "run make CUDA=cu12", "make CUDA=cu13 replaces them"),
@@ -52,7 +52,7 @@ NOT_HERE = {
         "see what python -m trainer doctor says",
     ),
 }
-# Some words of each sentence whose advice is followed by a test outside of the rows, and that test.
+# Sentences whose advice is followed by a test that has no rows, with that test. Some words identify each sentence.
 SPOILED = "tests/trainer/test_checks.py::test_a_spoiled_data_set_is_named_by_verify_and_by_training"
 TUNE = "tests/trainer/test_tune.py::test_mistakes_are_told_in_one_sentence"
 CONTRADICTING = "tests/pipelines/test_pose_formats.py::test_files_that_contradict_each_other_are_refused"
@@ -121,7 +121,7 @@ def text_of(node: ast.expr) -> str:
 
 
 def runs_of(text: str) -> set[str]:
-    """Return all substrings of ENOUGH characters, except those that contain a value."""
+    """Return all substrings of ENOUGH characters, except those that contain GAP."""
     runs = {text[at : at + ENOUGH] for at in range(len(text) - ENOUGH + 1)}
     return {run for run in runs if GAP not in run}
 

@@ -1,4 +1,4 @@
-"""Real surveillance clips go the whole way of own videos: from labels to a report, with the built-in estimator."""
+"""Real surveillance clips go through all steps for own videos: from labels to a report, with the built-in estimator."""
 
 import csv
 import json
@@ -12,14 +12,14 @@ from matplotlib.image import imread
 from pipelines.annotations.table import open_table
 from tests.programs import run_forked
 
-FEW = ("fi031.mp4", "fi136.mp4", "nofi076.mp4", "nofi091.mp4")  # short clips: 147 frames in all
+FEW = ("fi031.mp4", "fi136.mp4", "nofi076.mp4", "nofi091.mp4")  # short clips, with 147 frames in all
 
 
 @pytest.fixture
 def fight(real_videos) -> Path:
     folder = real_videos / "fight"
     if not folder.is_dir():
-        pytest.skip(f"needs the fight clips in {folder}")
+        pytest.skip(f"the fight clips are not in {folder}")
     return folder
 
 

@@ -26,5 +26,5 @@ def test_gpus_are_hidden_from_this_process_and_its_children(monkeypatch):
         hide_gpus_unless_selected(arguments)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == devices
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-        hide_gpus_unless_selected([])  # as in a worker of pytest-xdist
+        hide_gpus_unless_selected([])  # a worker of pytest-xdist does not get the arguments
         assert os.environ["CUDA_VISIBLE_DEVICES"] == devices

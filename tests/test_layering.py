@@ -1,4 +1,4 @@
-"""Packages import only in the direction trainer -> {pipelines, models} -> kernels; few files import DALI or Triton."""
+"""Packages import only in the direction trainer -> {pipelines, models} -> kernels. Few files import DALI or Triton."""
 
 import ast
 import functools
@@ -27,7 +27,7 @@ FILES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*
 
 @functools.cache
 def imported(path: Path) -> set[str]:
-    """Return the modules that a file imports anywhere, also inside functions."""
+    """Return the modules that a file imports anywhere, including imports inside functions."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -65,7 +65,7 @@ def test_only_one_module_knows_of_the_kernels_of_blocks():
 
 
 def test_what_modules_do_not_import():
-    """Networks, even fused ones, load without DALI and Triton. Commands start without the modules of torch.compile.
+    """Networks (also fused ones) load without DALI and Triton. Commands start without the modules of torch.compile.
 
     Importing the modules of torch.compile takes a second, so only commands that compile or train import them.
     """
@@ -99,7 +99,7 @@ print([m for m in ("torch", "nvidia.dali", "matplotlib") if m in sys.modules])""
 
 
 def modules_of(path: Path) -> set[str]:
-    """Return our modules that a file imports by statements at its top level, which run when it is imported."""
+    """Return our modules that a file imports at its top level. These imports run when the file is imported."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):

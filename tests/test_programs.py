@@ -1,4 +1,4 @@
-"""Processes that tests start end with the tests, and a fork of tests/starter.py behaves like a new interpreter."""
+"""Processes that tests start end with the tests. A fork of tests/starter.py behaves like a new interpreter."""
 
 import signal
 import time

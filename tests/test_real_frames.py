@@ -1,4 +1,4 @@
-"""Packs real NTU videos, whose timestamps are wrong, in the decoder's order, and trains an epoch on them at full size.
+"""Packs real NTU videos, whose timestamps are wrong, in the decoder's order. Then trains an epoch on them at full size.
 
 There are no skeletons for these videos, so the tests generate skeletons of standing people near the real people.
 """
@@ -23,14 +23,14 @@ from trainer.experiments import EXPERIMENTS
 
 FRAMES = {"S001C001P001R001A001": 103, "ntu_sample": 72}
 WIDTH, HEIGHT = 1920, 1080
-# Maps each video to its label and its people. Each person has x at the start, x at the end, y of the top of the head,
-# and y of the soles, in pixels.
+# Maps each video to its label and its people. For each person there are four numbers in pixels: x at the start, x at
+# the end, y of the top of the head, and y of the soles.
 PEOPLE = {
     "S001C001P001R001A001": (0, [(1050, 1055, 290, 740)]),  # drinks
     "ntu_sample": (54, [(1025, 990, 250, 865), (725, 850, 280, 905)]),  # hug
 }
-# The COCO joints of a body that faces the camera, in units of its height. x grows towards the body's left, and y
-# downwards from the top of the head.
+# The COCO joints of a body that faces the camera, in units of the body's height. x grows towards the left side of the
+# body, and y grows downwards from the top of the head.
 BODY = np.array(
     [(0, 0.07), (0.015, 0.055), (-0.015, 0.055), (0.03, 0.065), (-0.03, 0.065)]
     + [(side * x, y) for x, y in ((0.085, 0.18), (0.11, 0.33), (0.095, 0.46)) for side in (1, -1)]
@@ -39,7 +39,7 @@ BODY = np.array(
 
 
 def standing(frames: int, start: float, end: float, top: float, soles: float, seed: int) -> np.ndarray:
-    """Return the joints [frames, 17, 2] of a standing person who sways and moves the hands a little."""
+    """Return joints [frames, 17, 2] of a standing person who sways and moves the hands a little."""
     t, rng = np.linspace(0, 1, frames), np.random.default_rng(seed)
     joints = np.stack([start + (end - start) * t, np.full(frames, top)], axis=-1)[:, None] + BODY * (soles - top)
     joints[..., 0] += 6 * np.sin(4 * np.pi * t)[:, None] * (1 - BODY[:, 1])
@@ -71,14 +71,14 @@ def annotations(tmp_path_factory, real_videos) -> Path:
 
 @pytest.fixture(scope="module")
 def pack(annotations, real_videos) -> Pack:
-    """Make the pack in the folder in which training looks for it."""
+    """Make the pack in the folder where training looks for it."""
     settings = PackSettings.of(EXPERIMENTS["ntu60_x3d"].clip)
     table = open_table(annotations, annotations.parent / "cache")
     return prepare(table, real_videos, annotations.parent / "packs", settings, workers=1, console=Console(quiet=True))
 
 
 def originals(video: Path, region: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return the luma [T, H, W], 0 to 255, of a region, in the decoder's order. Outside the picture it is black."""
+    """Return the luma [T, H, W] (0 to 255) of a region, in the decoder's order. It is black outside the picture."""
     pictures = []
     with av.open(video) as container:
         for frame in container.decode(video=0):
@@ -100,10 +100,12 @@ def test_every_frame_in_the_decoders_order(pack, real_videos, name):
     source = originals(video, pack.region[row], pack.frame_size[row])
     assert source.shape == packed.shape
     difference = np.abs(source - packed)
-    # Both limits are grey levels. The frames differ because of JPEG and because prepare resizes with another filter.
+    # Both limits are in grey levels. The frames differ because JPEG loses details and because `prepare` resizes with
+    # another filter.
     assert difference.mean(axis=(1, 2)).max() < 1.5
     assert np.quantile(difference, 0.999) < 16
-    # Each packed frame resembles its own source frame more than any other, in the middle, where people move.
+    # In the middle of the picture, where people move, each packed frame resembles its own source frame more than any
+    # other.
     height, width = packed.shape[1:]
     middle = np.s_[:, height // 4 : -height // 4, width // 4 : -width // 4]
     error = np.stack([np.abs(source[middle] - picture).mean(axis=(1, 2)) for picture in packed[middle]])
@@ -113,7 +115,10 @@ def test_every_frame_in_the_decoders_order(pack, real_videos, name):
 
 @pytest.mark.soak
 def test_an_epoch_at_full_size(pack, annotations, real_videos, tmp_path):
-    """The unchanged network of ntu60_x3d trains on a CPU: RGB 16x224 px (256 in validation), heatmaps 48x56 px."""
+    """The unchanged network of ntu60_x3d trains on a CPU.
+
+    RGB is 16x224 px (256 px in validation), and heatmaps are 48x56 px.
+    """
     root = annotations.parent
     changes = (
         *(f"data.annotations={annotations}", f"data.videos={real_videos}"),
@@ -124,13 +129,13 @@ def test_an_epoch_at_full_size(pack, annotations, real_videos, tmp_path):
     words = ("-m", "trainer", "--exp", "ntu60_x3d", "--device", "cpu", *settings, "--work-dir", tmp_path / "run")
     done = run_forked(*words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "packing" not in done.stderr  # because training finds the pack of the fixture
+    assert "packing" not in done.stderr  # nothing is packed, because training finds the pack of the fixture
     log = (tmp_path / "run" / "train.log").read_text()
     (line,) = [line for line in log.splitlines() if "Epoch(train)" in line]
     assert "[1][1/1]" in line
     losses = dict(re.findall(r"(loss\w*|grad_norm): (\S+)", line))
     assert {"loss", "loss_rgb", "loss_pose", "loss_rgb_coarse", "loss_pose_coarse", "grad_norm"} <= losses.keys()
-    assert 2 < float(losses["loss_rgb"]) < 10  # a guess among 60 classes has the loss ln 60 = 4.1
+    assert 2 < float(losses["loss_rgb"]) < 10  # guesses among 60 classes have the loss ln 60 = 4.1
     assert float(losses["grad_norm"]) > 0
     assert re.search(r"Epoch\(val\) \[1\]\[2/2\]  acc/\S+: [01]\.", log)
     assert "is saved to best_acc_RGBPose_1:1_top1_epoch_1.pth" in log

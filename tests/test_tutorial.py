@@ -1,4 +1,4 @@
-"""Runs the commands for own videos in docs/custom_data.md as they are printed, on ten generated videos."""
+"""Runs the commands for own videos in docs/custom_data.md exactly as they are printed, on ten generated videos."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""`python -m benchmarks` as a user types it: toy sizes on a CPU, mistakes, a machine without a GPU."""
+"""Runs `python -m benchmarks` as a user does: at toy size on a CPU, with mistakes, and on a machine without a GPU."""
 
 import json
 import os
@@ -49,13 +49,13 @@ def test_ctrl_c_leaves_one_line(tmp_path):
 
     def listen() -> None:
         die_with_parent(tests)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes background programs ignore SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes its background programs ignore SIGINT
 
     more = {"stderr": subprocess.PIPE, "start_new_session": True, "preexec_fn": listen}
     with start("-u", "-m", "benchmarks", "snapshot", "--toy", "--records", tmp_path, **more) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        os.killpg(process.pid, signal.SIGINT)  # a terminal signals the measuring process, too
+        os.killpg(process.pid, signal.SIGINT)  # on Ctrl-C a terminal also sends the signal to the measuring process
         _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert error.splitlines()[-1] == "interrupted; the results so far are in the records"

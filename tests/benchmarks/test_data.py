@@ -1,4 +1,4 @@
-"""`python -m benchmarks data` at toy size. Only `make soak` compares with MMAction2, which must be installed."""
+"""Runs `python -m benchmarks data` at toy size. Only `make soak` compares with MMAction2, which must be installed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark of the pose estimator counts errors and lost frames as its first lines say."""
+"""The benchmark of the pose estimator counts errors and lost frames as the first lines of its module say."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from benchmarks.estimator import compared, errors_of
 
 def test_an_error_is_that_of_the_nearest_person_relative_to_the_size():
     expected = np.zeros((1, 17, 2))
-    expected[0, 1] = 30, 40  # the diagonal of the box is 50 pixels
+    expected[0, 1] = 30, 40  # the diagonal of the person's box is 50 pixels long
     near, far = np.ones((17, 3)), np.ones((17, 3))
     near[:, :2], far[:, :2] = expected[0] + (3, 4), expected[0] + (300, 400)
     np.testing.assert_allclose(errors_of(np.stack([far, near]), expected), 0.1)

@@ -1,4 +1,4 @@
-"""Timing in rounds, spreads, and the limits of a machine."""
+"""Checks how the benchmarks time functions in rounds, compute spreads, and state the limits of a machine."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_rounds_interleave_and_change_who_begins(monkeypatch):
     candidates = {name: lambda name=name: calls.append(name) for name in "abc"}
     samples = time_rounds(candidates, Target(CPU, False, Path()), seconds=0, warmup=2)
     assert {name: len(values) for name, values in samples.items()} == {"a": 5, "b": 5, "c": 5}
-    warm = 3 * (2 + 1)  # for each candidate, two warm-up calls and one that sets the number of repeats
+    warm = 3 * (2 + 1)  # each candidate has two warm-up calls, and one call that sets the number of repeats
     rounds = ["".join(calls[first : first + 3]) for first in range(warm, len(calls), 3)]
     assert rounds == ["abc", "bca", "cab", "abc", "bca"]
 
@@ -45,14 +45,14 @@ def test_short_calls_are_repeated_and_divided(monkeypatch):
     monkeypatch.setattr(harness, "SHORTEST", 2.0)
     calls = []
     samples = time_rounds({"a": lambda: calls.append(1)}, Target(CPU, False, Path()), seconds=0, warmup=0)
-    # On this clock a call lasts half a second, so a sample of two seconds takes four calls.
+    # On this clock a call takes half a second, so a sample of two seconds needs four calls.
     assert len(calls) == 1 + 4 * 5
     assert samples["a"].tolist() == [0.5 / 4] * 5
 
 
 def test_spread_and_ratio():
     assert spread(np.array([4.0, 1.0, 3.0, 2.0, 5.0])) == {"median": 3.0, "p25": 2.0, "p75": 4.0, "n": 5}
-    # The ratio is taken in each round, so a slow moment that affects both candidates does not change it.
+    # The ratio is computed for each round, so a slow moment that affects both candidates does not change it.
     assert ratio(np.array([1.0, 10.0, 2.0]), np.array([3.0, 30.0, 6.0])) == {
         "median": 3.0,
         "p25": 3.0,
@@ -73,7 +73,10 @@ def test_limits_divide_the_machines_rates_by_the_cost_of_a_step(tmp_path):
 
 @pytest.mark.parametrize("name", GUIDE)
 def test_the_arithmetic_of_a_step_is_that_of_the_network(name):
-    """Counts a forward pass and multiplies by 3, because torch miscounts the backward of grouped convolutions."""
+    """The harness counts a forward pass and multiplies by 3.
+
+    It does not count the backward pass, because torch miscounts that of grouped convolutions.
+    """
     experiment, clips = EXPERIMENTS[name], 2
     network = build_model(replace(experiment.model, pcan=None)).to("meta")
     batch = random_batch(replace(experiment, optim=replace(experiment.optim, batch_size=clips)), CPU)

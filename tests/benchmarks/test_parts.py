@@ -1,4 +1,4 @@
-"""Every part of the benchmarks at toy size on a CPU runs to its end and names its results as the tables expect."""
+"""Every part of the benchmarks runs to its end at toy size on a CPU, and names its results as the tables expect."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ RATES = ("cached_clips_per_s", "loader_clips_per_s", "loader_alone_clips_per_s",
 
 @pytest.mark.parametrize("name", ["ma52", pytest.param("ntu60_x3d", marks=pytest.mark.soak)])
 def test_first_look_and_headspace(name, results):
-    """The clips for ma52 are made from clips of the demo, although ma52 has other joints."""
+    """The benchmark makes clips for ma52 from clips of the demo, although ma52 has other joints."""
     assert results(f"first_look_{name}")["first_look"]["seconds"] > 0
     measured = results(f"headspace_{name}")["headspace"]
     assert measured["clips"] == "made for this benchmark"
@@ -56,7 +56,7 @@ def test_headspace_without_dali_is_the_step_alone(results, monkeypatch, capsys):
 
 
 def test_a_sample_measures_only_its_last_batches(monkeypatch, tmp_path):
-    """On this clock each batch takes a second to make, and each step takes two."""
+    """On the faked clock, making a batch takes one second, and a step takes two seconds."""
     clock = [0.0]
     monkeypatch.setattr(headspace.time, "perf_counter", lambda: clock[0])
 
@@ -97,7 +97,7 @@ print(json.dumps(dict(suite.load(suite.STEP_ON_CPU)(Target(torch.device("cpu"), 
 
 @pytest.mark.soak
 def test_a_step_on_one_core(tmp_path):
-    """Runs in a process of its own, because it changes how its process allocates memory."""
+    """Runs in its own process, because it changes how the process allocates memory."""
     done = run_forked("-c", ALONE, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["ntu60_x3d"]["loss_difference"] < 1e-5

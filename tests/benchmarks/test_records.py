@@ -1,4 +1,4 @@
-"""Records are complete or absent, can be compared, and make the table in README."""
+"""Records are complete or absent, can be compared, and produce the table in README."""
 
 import json
 import math
@@ -152,13 +152,13 @@ def test_without_records_and_without_marks(tmp_path):
         table(tmp_path / "README.md", tmp_path)
 
 
-# Duet's speed divided by MMAction2's, from the record of the data path that was reviewed last.
+# Duet's speed divided by MMAction2's speed, copied from the record of the data path that was reviewed last.
 LAST_RATIOS = {"ratio_cpu_time_8_32": 19.7, "ratio_cpu_time_16_48": 12.1}
 
 
 @pytest.mark.parametrize("name", LAST_RATIOS)
 def test_the_recorded_data_path_has_not_become_slower_unnoticed(name):
-    """Compares recorded speeds and times nothing. Update LAST_RATIOS if a new record is much faster or slower."""
+    """Compares recorded speeds and measures nothing. Update LAST_RATIOS when a new record is much faster or slower."""
     (file,) = (file for file in RECORDS.glob("data_*.json") if read_record(file).get("part") == "data")
     now, last = read_record(file)["results"][name]["median"], LAST_RATIOS[name]
     assert now >= 0.9 * last, f"{name} fell from {last} to {now}: find out why, or say in LOG.md why this is right"

@@ -1,4 +1,4 @@
-"""A part that fails does not stop the others, and the results that it measured before are kept."""
+"""If a part fails, the other parts still run, and the results that the part measured before are kept."""
 
 import json
 import os
@@ -93,7 +93,9 @@ def record_of(function, folder):
     return json.loads(path.read_text())
 
 
-@pytest.mark.skipif(commit() is None, reason="neither a .git nor DUET_COMMIT says which code this is")
+@pytest.mark.skipif(
+    commit() is None, reason="the commit of the code is unknown: there is neither a .git folder nor DUET_COMMIT"
+)
 def test_a_part_that_is_done_is_left_out_unless_its_settings_change(tmp_path, capsys):
     runs = (("0.5", False, False), ("0.5", False, True), ("0.25", False, False), ("0.25", True, False))
     for rate, again, is_left_out in runs:

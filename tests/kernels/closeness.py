@@ -1,12 +1,13 @@
-"""Compares a kernel's error against the float64 reference with the error that rounding alone would cause."""
+"""Compares a kernel's error against the float64 reference with the error that comes from rounding alone."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-FLOAT32 = 1e-5  # relative error, in the L2 norm
-BFLOAT16, BFLOAT16_GRAD = 1.2, 1.5  # multiples of the error of float32 arithmetic that is rounded once at the end
+FLOAT32 = 1e-5  # allowed relative error, in the L2 norm
+# allowed multiples of the error that float32 arithmetic has if only its result is rounded
+BFLOAT16, BFLOAT16_GRAD = 1.2, 1.5
 
 Function = Callable[..., Tensor]
 
@@ -21,7 +22,7 @@ def run(function: Function, inputs: Sequence[Tensor], dtype: torch.dtype, rounde
 
 
 def failures(fused: Function, reference: Function, inputs: Sequence[Tensor]) -> list[str]:
-    """Return one line for each result or gradient whose error against float64 is larger than allowed."""
+    """Return one line for each result or gradient whose error against float64 is too large."""
     dtype = inputs[0].dtype
     exact = run(reference, inputs, torch.float64, torch.float64)
     found = run(fused, inputs, dtype, dtype)

@@ -1,4 +1,4 @@
-"""Fixtures for kernels on a CPU: memory full of NaN, checks of each access, and rounding like a GPU's."""
+"""Fixtures for kernels on a CPU: they fill memory with NaN, check each access, and round as a GPU does."""
 
 import math
 
@@ -14,7 +14,7 @@ from benchmarks.kernels.traffic import Traffic
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Fill new memory with NaN, so that an element that the kernel does not write is noticed."""
+    """Fill new memory with NaN, so that the test notices an element that the kernel does not write."""
     new_empty, empty_like = Tensor.new_empty, torch.empty_like
     monkeypatch.setattr(Tensor, "new_empty", lambda *sizes, **options: new_empty(*sizes, **options).fill_(math.nan))
     monkeypatch.setattr(torch, "empty_like", lambda *like, **options: empty_like(*like, **options).fill_(math.nan))
@@ -24,16 +24,17 @@ def poisoned(monkeypatch):
 def fenced(poisoned):
     """Make loads and stores outside the tensors of a launch raise an exception, so that a missing mask is noticed."""
     if torch.cuda.is_available():
-        pytest.skip("for Triton's interpreter; pytest -m gpu has the tests for a card")
+        pytest.skip("this test is for Triton's interpreter; on a GPU, pytest -m gpu runs other tests")
     with Traffic():
         yield
 
 
 @pytest.fixture
 def rounding(monkeypatch):
-    """Make the interpreter handle bfloat16 like a GPU.
+    """Make the interpreter handle bfloat16 as a GPU does.
 
-    In Triton 3.7 it truncates float32 to bfloat16, and its tl.dot multiplies bit patterns instead of numbers.
+    The interpreter of Triton 3.7 truncates float32 to bfloat16, and its tl.dot multiplies bit patterns instead of
+    numbers.
     """
     cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
 

@@ -1,4 +1,4 @@
-"""Kernels compiled for sm_80 and sm_90 without a GPU: no registers spill, and the committed record is current."""
+"""Kernels for sm_80 and sm_90, compiled without a GPU, spill no registers, and the committed record is current."""
 
 import json
 import os
@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORD = json.loads((ROOT / "benchmarks" / "records" / "registers.json").read_text())["triton"]
 ARCHS = ("sm_80", "sm_90")
 KERNELS = ("conv_bn", "depthwise", "heatmap", "moments", "norm_act", "residual_conv", "shift_conv")
-SHARED = 163 << 10  # bytes of shared memory for a program on sm_80; sm_90 has more
-# Limits on registers per thread. With these, an SM holds at least six blocks of heatmap (128 threads each), two of
-# norm_act (256 threads each), and one of the backward pass of a matrix product (256 threads).
+SHARED = 163 << 10  # bytes of shared memory that a program can use on sm_80; sm_90 has more
+# Limits on registers per thread. Within these limits, an SM has room for at least six blocks of heatmap (128 threads
+# each), two of norm_act (256 threads each), and one of the backward pass of a matrix product (256 threads).
 REGISTERS = {"heatmap": 80, "depthwise": 168, "norm_act": 96, "moments": 56}
 REGISTERS |= dict.fromkeys(("shift_conv", "conv_bn", "residual_conv"), 254)
 ONLY_OF = dict.fromkeys(("depthwise", "shift_conv"), ("ntu60_x3d",))
@@ -24,7 +24,10 @@ RECOUNT = "python -m benchmarks kernels --count registers"
 
 
 def record_of_now(folder: Path, every: int) -> dict[str, dict]:
-    """Compile the heaviest calls and every n-th call (n is `every`). Returns resources by architecture and kernel."""
+    """Compile every n-th call (n is `every`) and the calls that the committed record names as heaviest.
+
+    Returns the used resources by architecture and kernel.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", *RECOUNT.split()[2:], "--records", str(folder), "--every", str(every)],
@@ -66,6 +69,6 @@ def test_every_experiment_on_both_architectures_with_both_versions(kernel):
 
 @pytest.mark.soak
 @pytest.mark.timeout(1000)
-@pytest.mark.skipif(triton.__version__ not in RECORD, reason="no record of this version of Triton")
+@pytest.mark.skipif(triton.__version__ not in RECORD, reason="there is no record for this version of Triton")
 def test_the_record_is_complete(tmp_path):
     assert record_of_now(tmp_path, every=1) == without_commit(RECORD[triton.__version__]), RECOUNT

@@ -1,4 +1,4 @@
-"""A default run needs only the heatmap kernel. This kernel compiles for every card, within the card's shared memory."""
+"""A default run needs only the heatmap kernel, which compiles for every card and fits into the card's shared memory."""
 
 import json
 import os

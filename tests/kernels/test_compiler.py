@@ -1,4 +1,4 @@
-"""Compilers are checked by compiling a file. `doctor` and a run print the same message about what is missing."""
+"""A compiler is checked by compiling a file. `doctor` and a run print the same message about what is missing."""
 
 import sysconfig
 from dataclasses import replace

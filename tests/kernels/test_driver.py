@@ -1,4 +1,4 @@
-"""Which wheels `make` installs for which driver, and the message if torch does not fit the driver."""
+"""Checks which wheels `make` installs for which driver, and the message that appears if torch and driver do not fit."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def install(checkout: Path, wheels: str, stamp: str) -> None:
 
 
 def which(checkout: Path, environment: dict[str, str], *words: str) -> tuple[str, list[str]]:
-    """Run `make which`. Returns its line about the driver, and the words after `pip` of each command that it prints."""
+    """Run `make which`. Returns the line about the driver, and the words after `pip` of each command that it prints."""
     before = sorted(checkout.rglob("*"))
     # The `make` that runs the tests passes its own options and variables on to every other `make`.
     environment = {name: value for name, value in environment.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
@@ -68,7 +68,7 @@ def which(checkout: Path, environment: dict[str, str], *words: str) -> tuple[str
         ("550.54.15", "cpu", "cu12"),
         ("550.54.15", "cu12", "cu12"),
         ("580.65.06", "cpu", "cu13"),
-        # Installed wheels stay if they run with the driver, or if there is no driver.
+        # Installed wheels are kept if the driver can run them, or if there is no driver.
         ("580.65.06", "cu12", "cu12"),
         ("", "cu12", "cu12"),
         ("", "cpu", "cpu"),
@@ -195,7 +195,7 @@ def test_cards_that_an_environment_variable_hides(tmp_path):
     assert "look at CUDA_VISIBLE_DEVICES=NoDevFiles" in said
 
 
-@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a card")
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="this machine has an NVIDIA GPU")
 def test_without_driver_and_card_nobody_expects_a_gpu(tmp_path):
     assert why_no_gpu(machine_with(tmp_path), "13.0") == "None"
 

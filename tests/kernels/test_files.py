@@ -1,4 +1,4 @@
-"""Files of strangers are looked at before they are opened and before memory is taken for their content."""
+"""Files of unknown origin are examined before they are opened, and before memory is allocated for their content."""
 
 import io
 import os

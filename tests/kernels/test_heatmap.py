@@ -1,4 +1,7 @@
-"""Nested loops check the heatmaps of the reference and of the kernel. tests/parity compares with the published code."""
+"""Nested loops check the heatmaps of the reference and of the kernel.
+
+tests/parity compares the heatmaps with those of the published code.
+"""
 
 import math
 
@@ -14,7 +17,8 @@ from tests.kernels.variants import broken
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LIMBS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (1, 0), (3, 10), (11, 12), (13, 14))
-# float32: errors of exp, and of positions on limbs that end far off the map. bfloat16: spacing of the values below 1.
+# The float32 tolerance covers errors of exp, and of positions on limbs that end far outside the map. The bfloat16
+# tolerance is the distance between neighbouring bfloat16 values just below 1.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 
 CASES = {
@@ -32,24 +36,24 @@ CASES = {
 
 
 def make_case(num_people, num_joints, size, sigma, *, placed=False, flipped=False, **options):
-    """Return joints to which every rule of the reference's docstring applies, and the keyword arguments for them."""
+    """Return joints that exercise every rule in the reference's docstring, and the matching keyword arguments."""
     generator = torch.Generator().manual_seed(num_people * 100 + num_joints)
     shape = (2, 3, num_people, num_joints)
     x = torch.rand(shape, generator=generator) * (size[1] + 12) - 6
     y = torch.rand(shape, generator=generator) * (size[0] + 12) - 6
     joints = torch.stack([x, y, torch.rand(shape, generator=generator)], -1)
     joints[1, 1:, 1:, :, :2] = joints[1, 1:, :1, :, :2] + 0.3  # people who overlap
-    joints[0, :, :, 1] = joints[0, :, :, 0] + torch.tensor([0.5, 0.4, 0.0])  # a limb shorter than a pixel
-    joints[0, :, :, 1, 2] *= 0.5  # the start of this limb has the higher score, which is used
-    joints[1, :, :, 3] = joints[1, :, :, 2]  # a limb without length
-    joints[0, 0, :, 5] = joints[0, 0, :, 4] + torch.tensor([1.0, 0.0, 0.0])  # a limb of one pixel
+    joints[0, :, :, 1] = joints[0, :, :, 0] + torch.tensor([0.5, 0.4, 0.0])  # a limb that is shorter than a pixel
+    joints[0, :, :, 1, 2] *= 0.5  # the start of this limb now has the higher score, and the higher score is used
+    joints[1, :, :, 3] = joints[1, :, :, 2]  # a limb of length 0
+    joints[0, 0, :, 5] = joints[0, 0, :, 4] + torch.tensor([1.0, 0.0, 0.0])  # a limb that is one pixel long
     joints[0, 1, :, 6, :2] = torch.tensor([3.0, 3.0])
-    joints[0, 1, :, 7, :2] = torch.tensor([30.0, 4.0])  # a limb that leaves the map
+    joints[0, 1, :, 7, :2] = torch.tensor([30.0, 4.0])  # a limb that ends outside the map
     for joint, score in enumerate((0.0, 0.9e-4, 1.1e-4, 1e-4, -1.0, float("nan")), start=8):
         joints[1, 0, :, joint, 2] = score
     joints[0, 2, 0, :6, 0] = torch.tensor([float("nan"), math.inf, -math.inf, 2e6, -2e6, 1.0])
     joints[0, 2, 0, 6, 1] = float("nan")
-    edge = 3 * sigma  # window edges on both sides of an integer
+    edge = 3 * sigma  # puts the edges of windows just below and just above an integer
     joints[1, 2, 0, :6, 0] = torch.tensor([edge, -edge, -edge - 0.99, 1 + edge, 4 - edge, size[1] + edge])
     joints[1, 2, 0, :6, 1] = size[0] / 2
     if flipped:
@@ -60,8 +64,8 @@ def make_case(num_people, num_joints, size, sigma, *, placed=False, flipped=Fals
         options["placement"] = torch.tensor([[0.25, -1.0, 0.5, 2.0], [0.3, 0.7, 0.2, -0.4]])
         a, b = options["placement"][:, None, None, None, 0::2], options["placement"][:, None, None, None, 1::2]
         joints[..., :2] = (joints[..., :2] - b) / a
-        joints[:, 1, 0, 11:13, :2] = 0.0  # missing joints, although they have a score
-        joints[:, 1, 0, 12, 0] = 0.5 if num_people > 1 else 0.0  # 0 on one axis only: not missing
+        joints[:, 1, 0, 11:13, :2] = 0.0  # joints at (0, 0) are missing, even if they have a score
+        joints[:, 1, 0, 12, 0] = 0.5 if num_people > 1 else 0.0  # a joint with 0 on one axis only is not missing
     return joints, {"size": size, "sigma": sigma, **options}
 
 
@@ -116,7 +120,7 @@ def draw_fused(module, joints, options) -> Tensor:
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Fill new memory with NaN, so that an element that the kernel does not write is noticed."""
+    """Fill new memory with NaN, so that the test notices an element that the kernel does not write."""
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(math.nan))
 
@@ -132,7 +136,8 @@ def test_reference_follows_the_contract(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_kernel_follows_the_contract(case, poisoned, monkeypatch):
-    monkeypatch.setattr(fused, "TILE", 1 << 12)  # several programs per frame, but few: the interpreter is slow
+    # several programs per frame, but only a few, because the interpreter is slow
+    monkeypatch.setattr(fused, "TILE", 1 << 12)
     *arguments, extra = CASES[case]
     joints, options = make_case(*arguments, **extra)
     expected, drawn = oracle(joints, **options), draw_fused(fused, joints, options)
@@ -229,7 +234,7 @@ def test_mutants_die(name, tmp_path, poisoned):
         expected = reference.render_heatmaps(joints, **options)
         try:
             drawn = draw_fused(mutant, joints, options)
-        except InterpreterError:  # NumPy warns that a NaN is cast to an integer
+        except InterpreterError:  # NumPy warns when a NaN is cast to an integer
             return
         if not torch.allclose(drawn, expected, atol=TOLERANCE[expected.dtype], rtol=0):
             return

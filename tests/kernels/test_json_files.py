@@ -1,4 +1,4 @@
-"""JSON from strangers is read within limits on its size and depth."""
+"""JSON of unknown origin is read only within limits on its size and depth."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_text_that_is_too_deep_or_no_json_is_refused(text):
 
 def test_large_files_and_folders_are_refused_before_they_are_read(tmp_path):
     with open(tmp_path / "a.json", "wb") as file:
-        file.truncate(1 << 40)  # takes no space on the disk, but reading it would fill the memory
+        file.truncate(1 << 40)  # a sparse file takes no space on the disk, but reading it would fill the memory
     with pytest.raises(ValueError, match=f"it has more than {MAX_BYTES / 1e6:.0f} MB"):
         read_json(tmp_path / "a.json")
     with pytest.raises(ValueError, match="more than 0 MB"):

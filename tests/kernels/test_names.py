@@ -1,4 +1,4 @@
-"""Names from strangers neither fool a terminal nor become names of files that cannot be created."""
+"""Names of unknown origin send no control codes to a terminal, and never become file names that cannot be created."""
 
 import os
 from pathlib import Path

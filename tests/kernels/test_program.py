@@ -1,4 +1,4 @@
-"""What every program checks before it starts: where its packages come from, and whether all are installed."""
+"""Every program checks before it starts where its packages come from, and whether all of them are installed."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def test_old_torch_is_refused(version):
 
 
 def without(missing: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a program with all packages of this environment except `missing`. If that is "all", there are no packages."""
+    """Run a program with all packages of this environment except `missing`. If `missing` is "all", all are absent."""
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         hidden = missing == "all" or entry.name.startswith((missing, "__editable__")) or entry.suffix == ".pth"
         if not hidden:
@@ -49,7 +49,7 @@ def without(missing: str, folder: Path, *words: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs an environment above a bare interpreter")
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="the tests do not run in a virtual environment")
 @pytest.mark.parametrize(
     ("missing", "words"),
     [

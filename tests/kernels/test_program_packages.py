@@ -9,7 +9,7 @@ from kernels.program import exit_code
 
 @pytest.mark.parametrize("missing", ["kiwisolver", "docstring_parser"])
 def test_a_missing_package_of_a_package_is_one_sentence(missing, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, missing, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, missing, None)  # makes the import fail as if the package were not installed
     assert exit_code(lambda: __import__(missing), needs=()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {missing} cannot be imported (")

@@ -1,4 +1,4 @@
-"""Mutants of kernels (copies of a module, broken on purpose), and which parametrised cases `make test` runs."""
+"""Makes mutants of kernels (copies of a module, broken on purpose), and chooses which cases `make test` runs."""
 
 import importlib.util
 import itertools
@@ -35,9 +35,9 @@ def broken_below(
     new: str,
     folder: Path,
 ) -> tuple[ModuleType, ModuleType]:
-    """Return a broken copy of `module`, and a copy of the last module in `modules` that uses the broken copy.
+    """Return a broken copy of `module`, and a copy of the last of `modules` that uses this broken copy.
 
-    Each module in `modules` imports the ones before it.
+    Each module in `modules` imports the modules before it.
     """
     mutant = top = broken(module, old, new, folder)
     for below, above in itertools.pairwise(modules[modules.index(module) :]):

@@ -5,5 +5,5 @@ from models.weights import cli
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit code. A mistake of the user is reported on stderr."""
+    """Run the command and return its exit code. A user's mistake is reported on stderr."""
     return exit_code(lambda: cli.main(arguments))

@@ -35,7 +35,7 @@ class Graphs:
 
 
 def layout_copies(graph: fx.GraphModule) -> list[str]:
-    """Return the nodes that copy a feature map to another layout, or read one that is not channels_last."""
+    """Return the nodes that copy a feature map into another layout, or read a feature map that is not channels_last."""
     found = []
     for node in graph.graph.nodes:
         if "_cross_attn(" in node.meta.get("stack_trace", ""):

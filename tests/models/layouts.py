@@ -1,4 +1,4 @@
-"""Small networks' weights in every published layout, for the tests of models/weights."""
+"""Weights of small networks in every published layout, for the tests of models/weights."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +30,7 @@ SMALL_X3D_M = X3DPairConfig(
 
 
 def filled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights of these names and shapes, filled by the formula of the fixtures."""
+    """Return weights with these names and shapes, filled by the formula of the fixtures."""
     return {name: det_tensor(name, tuple(tensor.shape)) for name, tensor in state.items()}
 
 

@@ -1,6 +1,6 @@
 """Two-stream X3D with plain 3-D layers on [N, C, T, H, W]. Tests and benchmarks compare it with our folded network.
 
-The parameters have the same names as in the folded network. `load_folded` copies its weights.
+The parameters have the same names as in the folded network, and `load_folded` copies the folded network's weights.
 """
 
 import torch
@@ -12,7 +12,7 @@ from models.networks import MEAN, STD
 
 
 def load_folded(plain: nn.Module, folded: nn.Module) -> None:
-    """Copy the weights of `folded` to `plain` by name. Shapes of the same name differ only in axes of size 1."""
+    """Copy the weights of `folded` to `plain` by name. The two shapes of a name differ only in axes of size 1."""
     own = plain.state_dict()
     plain.load_state_dict({name: value.reshape(own[name].shape) for name, value in folded.state_dict().items()})
 
@@ -74,7 +74,7 @@ class X3DBlock5d(nn.Module):
 
 
 class X3D5d(nn.Module):
-    """Computes features [N, C', T, H', W'] of a clip [N, C, T, H, W]."""
+    """X3D with 5-D layers. It computes features [N, C', T, H', W'] of a clip [N, C, T, H, W]."""
 
     SQUEEZED = {54: 8, 108: 8, 216: 16, 432: 32}  # noqa: RUF012 (docs/sources.md, "Temporal-shift X3D")
 
@@ -140,7 +140,7 @@ class X3DPair5d(nn.Module):
 
 
 def clip_first(rgb: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert [N, T, H, W, 3] to contiguous [N, 3, T, H, W]. Bytes are normalised."""
+    """Convert [N, T, H, W, 3] to contiguous [N, 3, T, H, W]. If the values are bytes, normalise them."""
     clip = rgb.permute(0, 4, 1, 2, 3)
     if not rgb.is_floating_point():
         mean, std = (torch.tensor(values, dtype=dtype, device=rgb.device).view(1, 3, 1, 1, 1) for values in (MEAN, STD))

@@ -54,7 +54,7 @@ class Bottleneck5d(nn.Module):
 
 
 def path5d(config: ResNetPathConfig, in_channels: int, extra: tuple[int, ...]) -> Any:
-    """Return a module with a stem, called conv1, and stages, called layer1, layer2 and so on."""
+    """Return a module whose stem is named conv1, and whose stages are named layer1, layer2 and so on."""
     path: Any = nn.Module()
     stride = config.stem_stride
     path.conv1 = Conv5d(in_channels, config.base_channels, (1, 7, 7), (1, stride, stride))

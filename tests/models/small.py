@@ -55,7 +55,10 @@ SMALL_PCAN = replace(
 
 
 def batch(seed: int = 0, clips: int = 3, joints: int = 5, frames: tuple[int, int] = (3, 5)) -> dict[str, Tensor]:
-    """Return a batch of images 37x29 and heatmaps 10x7, for 11 classes and 3 coarse classes. `frames`: (RGB, pose)."""
+    """Return a batch of images 37x29 and heatmaps 10x7, for 11 classes and 3 coarse classes.
+
+    frames: the number of RGB frames and of pose frames.
+    """
     draw = torch.Generator().manual_seed(seed)
     return {
         "rgb": torch.randint(0, 256, (clips, frames[0], 37, 29, 3), generator=draw, dtype=torch.uint8),
@@ -66,7 +69,7 @@ def batch(seed: int = 0, clips: int = 3, joints: int = 5, frames: tuple[int, int
 
 
 def epam_batch(seed: int = 0, frames: tuple[int, int] = (3, 9)) -> dict[str, Tensor]:
-    """Return a `batch` whose heatmaps are as large as the images, as SMALL_EPAM requires."""
+    """Return a batch whose heatmaps are as large as the images, as SMALL_EPAM requires."""
     inputs = batch(seed=seed, frames=frames)
     shape = (3, frames[1], 37, 29, 5)
     heatmap = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).permute(0, 1, 4, 2, 3)
@@ -74,7 +77,7 @@ def epam_batch(seed: int = 0, frames: tuple[int, int] = (3, 9)) -> dict[str, Ten
 
 
 def stir(net: nn.Module) -> nn.Module:
-    """Give every batch norm random scales, offsets and statistics, so that no block outputs zeros."""
+    """Give every batch norm random scales, offsets and statistics, so that no block outputs only zeros."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1)
@@ -85,7 +88,7 @@ def stir(net: nn.Module) -> nn.Module:
 
 
 def assert_same_training(folded: nn.Module, plain: nn.Module) -> None:
-    """Assert that all gradients and running statistics are equal, after a backward pass in float64."""
+    """Assert that all gradients and running statistics are equal, after a backward pass of both networks in float64."""
     gradients = {name: p.grad for name, p in folded.named_parameters()}
     for name, parameter in plain.named_parameters():
         reference = parameter.grad.reshape(gradients[name].shape)

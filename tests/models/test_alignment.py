@@ -1,4 +1,4 @@
-"""Aligned channels: the network computes the same, the added channels stay zero, and files have published shapes."""
+"""With aligned channels, networks compute the same results, added channels stay 0, and files keep published shapes."""
 
 from copy import deepcopy
 
@@ -47,7 +47,7 @@ def test_training_is_the_same_and_the_added_channels_stay_zero(config):
         inner, width = block.conv3.conv.in_channels, block.conv1.conv.out_channels
         assert inner == width == block.conv2.conv.groups == block.conv2.bn.num_features
         assert inner % 8 == 0
-        real = inner // 8 * 8 - {24: 6, 40: 4}[inner]  # 18 or 36
+        real = inner // 8 * 8 - {24: 6, 40: 4}[inner]  # the number of published channels, 18 or 36
         for added in (
             block.conv1.conv.weight[real:],
             block.conv2.conv.weight[real:],

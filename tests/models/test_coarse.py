@@ -1,4 +1,4 @@
-"""Coarse maps and class names."""
+"""Checks the coarse maps, which assign each class to a coarse class, and the names of classes."""
 
 from collections import Counter
 
@@ -40,7 +40,10 @@ def test_semantic8_means_what_its_groups_are_called():
 
 
 def test_semantic8_of_ntu120_keeps_the_official_division():
-    """Division of Liu et al.: daily A1-40 and A61-102, medical A41-49 and A103-105, mutual A50-60 and A106-120."""
+    """Checks the division of Liu et al. into three kinds of actions.
+
+    Daily actions are A1-40 and A61-102, medical ones A41-49 and A103-105, mutual ones A50-60 and A106-120.
+    """
     groups = COARSE_MAPS["semantic8_ntu120"]
     assert groups[:60] == COARSE_MAPS["semantic8"]
     assert sizes("semantic8_ntu120") == [9, 12, 29, 10, 22, 12, 11, 15]

@@ -1,4 +1,4 @@
-"""BatchNorm's num_batches_tracked: in every kind of network, each forward pass in training adds 1."""
+"""In every kind of network, each forward pass in training adds 1 to BatchNorm's num_batches_tracked."""
 
 from dataclasses import replace
 

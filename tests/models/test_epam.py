@@ -1,4 +1,4 @@
-"""EPAM-Net: the attention equals the 5-D form and passes gradients to the pose stream; sizes must match."""
+"""EPAM-Net: the attention equals its 5-D form and passes gradients to the pose stream. Mismatched sizes are refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Fused networks, with references in place of kernels: parameters, names and results equal those of plain networks."""
+"""Fused networks that run references instead of kernels have the same parameters, names and results as plain ones."""
 
 from copy import deepcopy
 
@@ -58,7 +58,10 @@ def test_a_fused_network_has_the_same_parameters_and_results(kind):
 
 @pytest.mark.parametrize("kind", a_share(NETWORKS, 1, ("PCAN",)))
 def test_a_copy_and_a_compiled_network_are_fused_as_well(kind):
-    """Training copies the network for the moving average of its weights, and compiles the network as one graph."""
+    """A copy of a fused network, and the compiled network, are fused too.
+
+    Training copies the network for the EMA of its weights, and compiles the network as one graph.
+    """
     torch._dynamo.reset()
     expected = step(network_of(kind, PARTS), kind)
     copy = deepcopy(network_of(kind, PARTS))
@@ -70,7 +73,7 @@ def test_a_copy_and_a_compiled_network_are_fused_as_well(kind):
 
 def test_a_plain_network_knows_nothing_of_it(monkeypatch):
     def called(*arguments):
-        raise AssertionError("a kernel is called")
+        raise AssertionError("a plain network has called a kernel")
 
     for name in ("shift_conv", "depthwise_conv", "conv_bn", "residual_conv", "moments", "norm_act"):
         monkeypatch.setattr(fused, name, called)

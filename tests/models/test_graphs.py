@@ -1,4 +1,4 @@
-"""Every kind of network in bf16: training and evaluation are one graph each, traced once and without layout copies."""
+"""In bf16, each kind of network makes one training and one evaluation graph, traced once and without layout copies."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def test_one_graph_to_train_one_to_evaluate_and_no_layout_copy(kind):
             losses = compiled(**make_batch(seed)).losses
             assert {loss.dtype for loss in losses.values()} == {torch.float32}
             sum(losses.values()).backward()
-        assert len(graphs.kept) == 2  # forward and backward
+        assert len(graphs.kept) == 2  # one graph forward and one graph backward
         model.eval()
         for seed in range(2):
             with torch.no_grad():

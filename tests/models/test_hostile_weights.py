@@ -1,4 +1,4 @@
-"""Checkpoints that would take far more memory or time than their size, or whose numbers are not finite, are refused."""
+"""Checkpoints are refused if they need far more memory or time than their size suggests, or contain NaN or infinity."""
 
 import collections
 import io
@@ -23,7 +23,7 @@ from tests.trainer.test_snapshot_files import seal
 
 
 def entries() -> dict[str, bytes]:
-    """The entries of a checkpoint with one tensor of four numbers."""
+    """Return the zip entries of a checkpoint with one tensor of four numbers."""
     file = io.BytesIO()
     torch.save({"state_dict": {"w": torch.ones(4)}}, file)
     with zipfile.ZipFile(file) as archive:
@@ -50,7 +50,7 @@ class Tensor:
 
 
 def forged(path: Path, content: object, count: int = 4) -> Path:
-    """A checkpoint whose pickle is `content`, in which each Storage claims `count` numbers."""
+    """Write a checkpoint whose pickle is `content`, and in which each Storage claims to have `count` numbers."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj):
@@ -92,9 +92,9 @@ PICKLES = {
 
 
 def refusal(path: Path) -> str:
-    """Assert that both readers refuse a file, and return the message of the first.
+    """Assert that both readers refuse a file, and return the message of the first reader.
 
-    Before the second reader reads the file, it gets a trailer with the right digest.
+    The second reader accepts only files with a trailer, so a trailer with the right digest is appended for it.
     """
     with pytest.raises(WeightsError, match=path.name) as refused:
         read_file(path)
@@ -173,7 +173,7 @@ def test_entries_with_the_same_name_or_place_are_refused(tmp_path):
     content = write(tmp_path / "b.pth", {**entries(), "archive/data/1": bytes(16)}).read_bytes()
     first = content.index(b"PK\x01\x02")
     places = [place for place in range(first, len(content)) if content[place : place + 4] == b"PK\x01\x02"]
-    offset = slice(places[1] + 42, places[1] + 46)  # the offset that the second entry claims
+    offset = slice(places[1] + 42, places[1] + 46)  # bytes of the field in which the second entry claims its offset
     (tmp_path / "b.pth").write_bytes(content[: offset.start] + bytes(4) + content[offset.stop :])
     assert "overlap" in refusal(tmp_path / "b.pth")
 

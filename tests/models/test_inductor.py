@@ -18,7 +18,9 @@ from tests.models.small import stir
 from tests.parity.published import without_dropout
 from trainer.runtime.wrap import INDUCTOR
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: Inductor cannot be tried")
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="there is no C++ compiler, so Inductor cannot be tested"
+)
 
 SHIFTING = X3DStreamConfig(widths=(16,), blocks=(1,), stem_stride=1, shift_divisor=4)
 
@@ -36,7 +38,7 @@ class Contrast(nn.Module):
 
 
 def draw(*shape: int) -> Tensor:
-    """Return a leaf of random numbers. With four dimensions, it is a feature map in channels_last."""
+    """Return random numbers as a leaf tensor. With four dimensions, the tensor is a feature map in channels_last."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
     return (x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x).requires_grad_()
 
@@ -54,7 +56,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple]] = {
 
 
 def outcome(called: Callable, net: nn.Module, inputs: tuple) -> dict[str, Tensor]:
-    """Run forward and backward. Returns outputs, buffers, and the gradients of all inputs and parameters."""
+    """Run forward and backward. Returns the outputs, the buffers, and the gradients of all inputs and parameters."""
     leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
     for tensor in (*leaves, *net.parameters()):
         tensor.grad = None
@@ -67,7 +69,8 @@ def outcome(called: Callable, net: nn.Module, inputs: tuple) -> dict[str, Tensor
     return found | {name: b.clone() for name, b in net.named_buffers()}
 
 
-# `make test` compiles only the block that torch once compiled wrongly. Its other tests compile whole networks.
+# `make test` compiles only the block that torch once compiled wrongly, because other tests of `make test` compile whole
+# networks.
 @pytest.mark.parametrize("kind", a_share(BLOCKS, slow=BLOCKS.keys() - {"PCAN's contrast"}, every=1))
 def test_compiled_block_equals_eager(kind):
     torch._dynamo.reset()

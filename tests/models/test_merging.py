@@ -1,4 +1,4 @@
-"""Two single streams merged into one network: each stream computes the same logits as before."""
+"""When two single streams are merged into one network, each stream computes the same logits as before."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_halves_of_a_pair_merge_into_what_they_were(tmp_path, name, rules):
 
 @pytest.mark.parametrize("out", ["init.safetensors", "init.pth"])
 def test_x3d_streams_merge_into_epam(tmp_path, out):
-    """The pose stream's logits stay the same, and so do the RGB stream's if its features skip the attention."""
+    """The pose stream's logits stay the same. So do the RGB stream's logits, if its features bypass the attention."""
     streams = trained(X3D_SINGLE)
     model = build_model(EPAM).eval()
     fresh = initialise_from(model, merged(streams, tmp_path / out))

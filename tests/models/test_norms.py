@@ -1,4 +1,4 @@
-"""A norm with relu, eager and compiled, and the shift of channels in time before a block."""
+"""A norm with relu, both eager and compiled, and the shift of channels in time before a block."""
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -26,22 +26,23 @@ def test_compiled_and_eager_relu_are_the_same():
         assert torch.equal(one, other)
     bn, x = Norm(2), torch.randn(2, 2, 3, 3)
     x[0, 0] = float("nan")
-    assert compiled(bn, x)[:, 0].isnan().all()  # relu does not turn a NaN into 0
+    assert compiled(bn, x)[:, 0].isnan().all()  # relu must not turn a NaN into 0
     assert not compiled(bn, x)[:, 1].isnan().any()
 
 
 def test_compiled_relu_keeps_nothing_of_its_result():
-    """The compiler can recompute all that relu's gradient needs from the tensors that the norm stores."""
+    """The compiler can recompute what relu's gradient needs from the tensors that the norm stores anyway."""
     graph = torch.compile(lambda bn, x: bn(x, "relu"), backend="eager", fullgraph=True)
     bn, x = Norm(5), torch.randn(4, 5, 3, 7, requires_grad=True)
     y = graph(bn, x)
     assert type(y.grad_fn).__name__ == "WhereBackward0"
     assert type(bn(x, "relu").grad_fn).__name__ == "ReluBackward0"
-    assert type(graph(bn.eval(), x).grad_fn).__name__ == "ReluBackward0"  # relu in evaluation, and so in an export
+    # in evaluation, and so in an export, the norm uses torch's own relu
+    assert type(graph(bn.eval(), x).grad_fn).__name__ == "ReluBackward0"
 
 
 def test_of_four_dimensions_are_images_alone():
-    """Before a convolution, Inductor makes all tensors of four dimensions channels_last, so they must be images."""
+    """Only images have four dimensions, because Inductor makes all such tensors channels_last before a convolution."""
     images = torch.randn(6, 8, 5, 7).contiguous(memory_format=torch.channels_last)
     graph = make_fx(lambda x: shift_frames(x, 3, 2))(images)
     values = [node.meta.get("val") for node in graph.graph.nodes]

@@ -45,7 +45,8 @@ def test_prototypes_move_by_a_tenth_towards_the_mean_and_only_where_something_wa
     contrast = PrototypeContrast(6, 4, 3)
     before = contrast.prototypes.clone()
     feature, label = torch.randn(3, 6), torch.tensor([0, 0, 1])
-    logits = torch.tensor([[9.0, 0, 0], [8, 0, 0], [7, 0, 0]])  # the third clip is wrongly predicted as class 0
+    # the third clip has label 1, but the logits predict class 0
+    logits = torch.tensor([[9.0, 0, 0], [8, 0, 0], [7, 0, 0]])
     contrast.contrast(feature, logits, label, None)
     mean = contrast.cl_fc(feature[:2]).mean(0)
     torch.testing.assert_close(contrast.prototypes[0], 0.9 * before[0] + 0.1 * mean)

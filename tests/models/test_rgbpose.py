@@ -1,4 +1,4 @@
-"""RGBPoseConv3D: the folded network equals the 5-D form; also frame counts, drop-path and single streams."""
+"""RGBPoseConv3D: the folded network equals the 5-D form. Also tests frame counts, drop-path and single streams."""
 
 from dataclasses import replace
 
@@ -87,5 +87,5 @@ def test_single_streams_have_the_published_size():
         pose = build_model(SingleStreamConfig(stream="pose", num_classes=60, in_channels=17, path=RESNET_POSE))
     assert rgb.backbone.layer4[0].conv1.conv.weight.shape == (512, 1024, 3, 1)
     assert pose.backbone.layer3[0].conv1.conv.weight.shape == (128, 256, 3, 1)
-    # 2.0 M in MMAction2's table, too (docs/sources.md, "RGBPoseConv3D")
+    # MMAction2's table also says 2.0 M (docs/sources.md, "RGBPoseConv3D")
     assert round(sum(p.numel() for p in pose.parameters()) / 1e6, 1) == 2.0

@@ -1,4 +1,4 @@
-"""Two ranks under DDP (gloo) and one rank compute the same on one global batch, for a network with PCAN's head."""
+"""On one global batch, a network with PCAN's head has the same results on one rank as on two under DDP (gloo)."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.programs import run_ranks
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[dict, list[dict]]:
-    """The results of one rank with the whole batch, and the results of each of two ranks with half of it."""
+    """Return the results of one rank with the whole batch, and of two ranks with half of the batch each."""
     folder = tmp_path_factory.mktemp("ranks")
     for done in run_ranks(*[("-m", "tests.models.two_ranks", folder)] * 2):
         assert done.returncode == 0, done.stderr

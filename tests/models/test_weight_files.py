@@ -1,4 +1,4 @@
-"""Files of weights that are hostile, broken, or of another network are refused in one sentence and run no code."""
+"""Weight files that are hostile, broken, or made for another network are refused in one sentence and run no code."""
 
 import sys
 import types
@@ -14,7 +14,7 @@ from tests.models.layouts import LAYOUTS, assert_byte_equal, filled, save
 
 
 class Bomb:
-    """An object that creates a file when it is unpickled without restrictions."""
+    """An object that creates a file if it is unpickled without restrictions."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +49,7 @@ def test_the_log_in_a_trainers_checkpoint_is_skipped(tmp_path, monkeypatch):
 
 
 def broken(path: Path, kind: str) -> Path:
-    """Return the path of a file that cannot be used, for the reason `kind`."""
+    """Return the path of a file that cannot be used. `kind` names the reason."""
     state = filled(LAYOUTS["SlowOnly pose"]())
     file = path / f"{kind}.pth"
     match kind:

@@ -1,4 +1,4 @@
-"""Reading and writing weights: every layout is byte-equal after a round trip, and networks start from weights."""
+"""Reading and writing weights: a round trip keeps every byte of every layout, and networks can start from weights."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from tests.parity.published import det_tensor
 def test_a_round_trip_is_byte_equal(tmp_path, layout):
     source = filled(LAYOUTS[layout]())
     torch.save({"meta": {"epoch": 3}, "state_dict": source}, tmp_path / "in.pth")
-    if "X3D-M" in layout:  # only renamed, because no network of ours is X3D-M
+    if "X3D-M" in layout:  # the weights are only renamed, because no network of ours is X3D-M
         target = layout.split()[0].lower()
         assert main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "mid.pth"), "--to", "mmaction2"]) == 0
         assert main(["convert", str(tmp_path / "mid.pth"), str(tmp_path / "out.pth"), "--to", target]) == 0

@@ -1,4 +1,4 @@
-"""The two-stream X3D: the folded network equals the 5-D form; also losses, logits, initial weights and one graph."""
+"""The two-stream X3D: the folded network equals the 5-D form. Also tests losses, logits, initial weights and graphs."""
 
 from dataclasses import replace
 

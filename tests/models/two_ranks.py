@@ -1,4 +1,4 @@
-"""Runs a network on half of each batch, as one of two ranks under DDP. test_two_ranks.py runs a process per rank.
+"""Runs a network on half of each batch, as one of two ranks under DDP. test_two_ranks.py starts one process per rank.
 
 The argument is the folder to which the ranks write their results, 0.pt and 1.pt.
 """
@@ -34,7 +34,7 @@ def network() -> nn.Module:
 
 
 def batches(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield batches of CLIPS clips. The network predicts about half of the fine and coarse labels correctly.
+    """Yield batches of CLIPS clips, for which the network predicts about half of the fine and coarse labels correctly.
 
     The batches therefore contain every kind of error.
     """
@@ -52,7 +52,7 @@ def batches(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def results(first: int, last: int, ranks: int) -> dict[str, Tensor]:
-    """Return each step's losses on clips [first, last), and the summed gradients and the prototypes after all steps."""
+    """Return the losses of each step on clips [first, last), and summed gradients and prototypes after all steps."""
     model = network()
     found: dict[str, Tensor] = {}
     parts = list(batches(network()))

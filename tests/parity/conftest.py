@@ -11,7 +11,10 @@ from tests.parity.published import load_json
 
 @pytest.fixture(scope="session")
 def located(fixtures: Path) -> Callable[[str], Path]:
-    """A function that finds a file that describes cases (shapes, labels, keys, inputs), or else skips the test."""
+    """Return a function that finds a file by its name. It skips the test if the file is missing.
+
+    Such a file describes cases: their shapes, labels, keys and inputs.
+    """
 
     def find(name: str) -> Path:
         for folder in (fixtures, SHARED / "fixtures"):
@@ -24,13 +27,13 @@ def located(fixtures: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def facts(located: Callable[[str], Path]) -> Callable[[str], dict]:
-    """A function that reads a JSON file of inputs and of the published code's outputs."""
+    """Return a function that reads a JSON file of inputs and of the published code's outputs."""
     return lambda name: load_json(located(name))
 
 
 @pytest.fixture(scope="session")
 def cases(fixtures: Path) -> Callable[[str], list[Path]]:
-    """A function that returns all case files that match a pattern. If there is none, the test is skipped."""
+    """Return a function that lists all case files that match a pattern. It skips the test if there are none."""
 
     def find(pattern: str) -> list[Path]:
         found = sorted(fixtures.glob(pattern))

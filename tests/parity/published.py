@@ -13,7 +13,7 @@ from models.weights.renaming import Rules
 
 
 def det_u01(name: str, count: int) -> np.ndarray:
-    """Return `count` float64 numbers in [0, 1), which SplitMix64 generates from the name."""
+    """Return `count` float64 numbers in [0, 1), which SplitMix64 generates from a hash of the name."""
     seed = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], "<u8")[0]
     with np.errstate(over="ignore"):
         z = seed + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -45,11 +45,11 @@ def det_input(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def fill(model: nn.Module, rules: Rules, prefix: str = "") -> None:
-    """Fill a network with published weights. `rules` translate `prefix` + our name to the published name."""
+    """Fill a network with published weights. `rules` translate `prefix` + our name into the published name."""
     own = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     names, left = layout.write(own, rules)
     filled, _ = layout.read({name: det_tensor(name, tuple(t.shape)) for name, t in names.items()}, rules)
-    for name in left:  # prototypes that the published code does not save, with names in its style
+    for name in left:  # the published code does not save these prototypes, so their names follow its naming style
         published = name.replace("contrast_", "fr_coarse_").replace("_coarse.prototypes", ".spatio_cl_net.avg_f")
         filled[name] = det_tensor(published, tuple(own[name].shape[::-1])).T
     model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in filled.items()})
@@ -102,7 +102,10 @@ def assert_close(ours: Tensor, published: np.ndarray | Tensor, tolerance: float)
 
 
 def sample(tensor: Tensor, count: int) -> Tensor:
-    """Return `count` of the n values, at flat positions floor(j * n / count) in C order, or all if n <= count."""
+    """Return at most `count` of the n values of a tensor.
+
+    If n > count, the values are at the flat positions floor(j * n / count) in C order.
+    """
     flat = tensor.reshape(-1)
     if flat.numel() <= count:
         return flat

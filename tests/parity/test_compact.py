@@ -1,4 +1,4 @@
-"""The compact box against MMCompact, number for number."""
+"""The compact box equals the box of MMCompact, number for number."""
 
 import json
 

@@ -1,7 +1,7 @@
 """EPAM-Net against the published code: the attention map, and the whole recogniser (epam_*).
 
-The files also hold `st_*`, the other attention of the published code. It works for 16 frames only and no published
-weights use it, so Duet does not have it (docs/sources.md, "EPAM-Net").
+The files also contain `st_*`, outputs of a second attention in the published code. That attention works for 16 frames
+only, and no published weights use it, so Duet does not have it (docs/sources.md, "EPAM-Net").
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def attended(net: PoseAttention, clip: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_attention_equals_the_published(cases, facts, case):
     about = facts("epam_attention.json")[f"cbam_{case}"]
-    channels = 216  # channels of the pose stream; the files contain only the map
+    channels = 216  # channels of the pose stream, which the files do not state because they contain only the map
     for path in cases("epam_attention.npz"):
         published = np.load(path)
         expected = published[f"cbam_{case}"]
@@ -57,7 +57,10 @@ def test_attention_equals_the_published(cases, facts, case):
 
 @pytest.fixture(scope="module")
 def recogniser(facts):
-    """The whole network with the published weights, in eval mode. Its keys and shapes equal the published ones."""
+    """Return the whole network with the published weights, in eval mode.
+
+    Its keys and shapes must equal the published ones.
+    """
     model = build_model(EpamConfig(num_classes=60, num_coarse=0, dropout=0.0)).eval()
     assert published_keys(model, RULES) == sorted(key[:2] for key in facts("epam_recognizer_state_dict.json"))
     assert sum(p.numel() for p in model.parameters()) == facts("epam_attention.json")["recognizer"]["count"]["params"]
@@ -104,7 +107,7 @@ def test_recognisers_attention_has_the_published_spread(facts, recogniser):
 
 
 def test_recogniser_gradients_equal_the_published(facts, recogniser):
-    """Compares gradient norms of the sum of both losses, and mean, standard deviation and maximum of the logits."""
+    """Compares the gradient norms of the sum of both losses, and the mean, deviation and maximum of the logits."""
     about = facts("epam_attention.json")["recognizer"]
     recogniser.zero_grad()
     output = recogniser(**recogniser_inputs(facts), label=torch.tensor([17]))

@@ -1,4 +1,4 @@
-"""Heatmaps of the reference and of the kernel against the published GeneratePoseTarget (heatmap/*)."""
+"""Compares heatmaps of the reference and of the kernel with the published GeneratePoseTarget (heatmap/*)."""
 
 import json
 
@@ -13,7 +13,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def published(module, case) -> Tensor:
-    """Draw the heatmaps [T, C, H, W] of one file of fixtures/heatmap, with the oddities of the published code."""
+    """Draw the heatmaps [T, C, H, W] of one file of fixtures/heatmap, including the oddities of the published code."""
     settings = json.loads(str(case["params"]))
     points = torch.from_numpy(case["keypoint"].astype(np.float32) * np.float32(settings["scaling"]))
     scored = settings["use_score"] and "keypoint_score" in case

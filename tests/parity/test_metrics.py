@@ -1,4 +1,4 @@
-"""Validation metrics against the published AccMetric (metrics*)."""
+"""Compares validation metrics with the published AccMetric (metrics*)."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""PCAN's head against the published code, in float64: every pcan_head_<case>.json, for any number of classes."""
+"""Compares PCAN's head with the published code in float64: every pcan_head_<case>.json, for any number of classes."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -42,20 +42,20 @@ class Case(NamedTuple):
 
 
 def published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of the head by their published names."""
+    """Return the head's tensors by their published names."""
     named, _ = layout.write({f"cls_head.{name}": tensor for name, tensor in tensors.items()}, layout.MMACTION2)
     return {name.removeprefix("cls_head."): tensor for name, tensor in named.items()}
 
 
 def case_of(path: Path, facts) -> Case:
-    """Make the case of a file pcan_head_<case>.json. The logits in its .npz file give the numbers of classes."""
+    """Make the case of a file pcan_head_<case>.json. The logits in its .npz file show the numbers of classes."""
     arrays = np.load(path.with_suffix(".npz"))
     classes = arrays["logit_rgb"].shape[1], arrays["logit_rgb_coarse"].shape[1]
     return make_case(path.stem.removeprefix("pcan_head_"), classes, facts)
 
 
 def make_case(name: str, classes: tuple[int, int], facts) -> Case:
-    """Make head, features and labels of a case from its name, by the formulas in the fixtures' README."""
+    """Make the head, features and labels of a case from its name, by the formulas in the fixtures' README."""
     formula = facts("pcan_head_info.json")["formula"]
     case = formula["cases"][name]
     coarse_map = MAPS[classes]
@@ -92,7 +92,7 @@ def paths(kind: str, fixtures: Path) -> list[Path]:
 
 
 def beside(path: Path, kind: str) -> Path:
-    """Return the path of another file of the same case."""
+    """Return the path of another file of the same case. `kind` is the end of its name."""
     return path.with_name(f"{path.stem}{kind}")
 
 
@@ -116,7 +116,7 @@ def test_losses_logits_and_prototypes_equal_the_published(fixtures, facts):
 
 
 def test_losses_of_every_described_case_equal_the_published(facts):
-    """In the case `b5`, five clips belong to four coarse classes, and one stream makes no mistake."""
+    """Case `b5` is special: its five clips belong to four coarse classes, and one of its streams makes no mistake."""
     about, classes = facts("pcan_head_info.json"), classes_of(facts)
     described = [name for name in about["formula"]["cases"] if name in about]
     assert described
@@ -129,7 +129,7 @@ def test_losses_of_every_described_case_equal_the_published(facts):
 
 
 def classes_of(facts) -> tuple[int, int]:
-    """Return the numbers of fine and of coarse classes of the published head."""
+    """Return the numbers of fine and coarse classes of the published head."""
     keys = {key: shape for key, shape, _ in facts("pcan_head_state_dict.json")["state_dict"]}
     return keys["cls_head.fc_rgb.weight"][0], keys["cls_head.fc_rgb_coarse.weight"][0]
 
@@ -138,7 +138,7 @@ def test_score_matrices_equal_the_published(fixtures, facts):
     for path in paths(".npz", fixtures):
         made, arrays, terms = case_of(path, facts), np.load(path.with_suffix(".npz")), load_json(path)["terms_f64"]
         logits = made.head(*made.inputs()).logits
-        fresh = case_of(path, facts).head  # a head with the prototypes before the step
+        fresh = case_of(path, facts).head  # a new head, which still has the prototypes from before the step
         for stream, x in made.x.items():
             peak = peak_of_time_mean(folded(x), x.shape[2])
             right = logits[f"{stream}_coarse"].argmax(1) == made.coarse_label
@@ -171,7 +171,8 @@ def test_gradients_equal_the_published(fixtures, facts):
                     assert_close(sample(gradient, 256), grads[f"{theirs}|{name}"], 1e-4)
                     compared.add(f"{theirs}|{name}")
             for stream, gradient in zip(made.x, got, strict=False):
-                # The published code has two equal leaves where we have one feature, so their gradients are added.
+                # The published code has two equal leaves where we have one feature, so the gradients of both leaves are
+                # added.
                 keys = {f"{theirs}|{leaf}_{stream}" for leaf in ("x", "aux")} & set(grads.files)
                 if keys:
                     assert_close(sample(gradient, 256), sum(grads[key] for key in keys), 1e-4)

@@ -1,4 +1,4 @@
-"""The formula that fills weights and inputs, compared with the values in fixtures/README.md and in the fixtures."""
+"""Compares the formula that fills weights and inputs with the values in fixtures/README.md and in the fixtures."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
-"""The pixels of training clips, which DALI decodes from a pack, equal the pixels that the published steps make.
+"""DALI decodes training clips from a pack into the same pixels that the published steps make.
 
 The steps are black padding, crop, bilinear resize to 256, crop, bilinear resize to 224, and mirror (docs/sources.md,
-"Training samples"). The clips are made of a real NTU video, with boxes inside the image and beyond it.
+"Training samples"). The clips are made from a real NTU video, with boxes inside the image and beyond it.
 """
 
 import pickle
@@ -26,18 +26,19 @@ from pipelines.skeleton import COCO_17
 
 VIDEO, FRAMES, WIDTH, HEIGHT = "S001C001P001R001A001_rgb.avi", 103, 1920, 1080
 CONFIG = ClipConfig(skeleton=COCO_17, rgb_frames=8, pose_frames=32, sigma=0.7)
-# Where the joints are: on the person of the video; at the right border, with a box that leaves the image; on a small
-# area, with a box that is enlarged; over the whole height, with a box of 1240 px that leaves the image on three sides.
+# The box [left, top, right, bottom] of the joints in each case: "inside" is on the person of the video; "beyond" is at
+# the right border, so the crop leaves the image; "small" is so small that the crop is enlarged; "tall" covers the whole
+# height, so a crop of 1240 px leaves the image on three sides.
 PLACES = {
     "inside": (900, 250, 1150, 750),
     "beyond": (1600, 300, 1800, 850),
     "small": (1000, 300, 1090, 450),
     "tall": (1500, 60, 1900, 1050),
 }
-LEAST = 36.0  # PSNR in dB
-MOST = 1.5  # largest mean difference, in grey levels
-# The border between the image and the black is jagged in the published code, but smooth in a pack, which has been
-# scaled down. Pixels closer than EDGE to this border are therefore measured separately.
+LEAST = 36.0  # smallest allowed PSNR in dB
+MOST = 1.5  # largest allowed mean difference, in grey levels
+# The border between the image and the black padding is jagged in the published code, but smooth in a pack, whose frames
+# are scaled down. Pixels closer than EDGE to this border are therefore measured separately.
 EDGE = 3
 
 
@@ -51,7 +52,7 @@ def annotation(name: str, left: int, top: int, right: int, bottom: int) -> dict:
 
 
 def training_clips(folder: Path, real_videos: Path, settings: PackSettings):
-    """Return the table, the pack, and one (plan, batch) of each of three epochs."""
+    """Return the table, the pack, and one (plan, batch) for each of three epochs."""
     (folder / "videos").mkdir(exist_ok=True)
     for name in PLACES:
         shutil.copy(real_videos / VIDEO, folder / "videos" / f"{name}.avi")
@@ -66,7 +67,7 @@ def training_clips(folder: Path, real_videos: Path, settings: PackSettings):
 
 
 def decoded(video: Path) -> list[np.ndarray]:
-    """Decode RGB frames with FFmpeg's accurate rounding. Its fast conversion would be wrong by 1.2 grey levels."""
+    """Decode RGB frames with FFmpeg's accurate rounding. FFmpeg's fast conversion would be wrong by 1.2 grey levels."""
     graph, frames = av.filter.Graph(), []
     with av.open(video) as container:
         source = graph.add_buffer(template=container.streams.video[0])
@@ -89,7 +90,7 @@ def bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def published(picture: np.ndarray, box: tuple[int, int, int, int], crop: np.ndarray, flip: bool) -> torch.Tensor:
-    """Apply MMCompact, Resize, RandomResizedCrop, Resize and Flip to a frame, with given random numbers."""
+    """Apply MMCompact, Resize, RandomResizedCrop, Resize and Flip to a frame, with the given random numbers."""
     left, top, right, bottom = box
     padded = np.zeros((bottom - top, right - left, 3), np.uint8)
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, WIDTH), min(bottom, HEIGHT)
@@ -115,7 +116,7 @@ def psnr(error: torch.Tensor) -> float:
 
 
 def near_edge(box: np.ndarray, flip: bool) -> torch.Tensor:
-    """Return [224, 224] bool, true for the pixels of a clip that are near the border of the image."""
+    """Return a bool mask [224, 224] of the pixels of a clip that are near the border of the image."""
     size, near = CONFIG.rgb_size, []
     for low, high, length in ((box[1], box[3], HEIGHT), (box[0], box[2], WIDTH)):
         scale = size / (high - low)

@@ -1,4 +1,4 @@
-"""RGBPoseConv3D, with and without PCAN's interaction, against outputs of the published code (rgbpose_*, pcan_*)."""
+"""Compares RGBPoseConv3D, with and without PCAN's interaction, with the published outputs (rgbpose_*, pcan_*)."""
 
 import re
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ def test_features_equal_the_published(cases, kind, stream):
 
 @pytest.mark.parametrize("joints", [17, 28])
 def test_features_have_the_published_spread(facts, joints):
-    """Compares mean, standard deviation and maximum, which are published for both numbers of joints."""
+    """Compares the mean, standard deviation and maximum, which are published for 17 and for 28 joints."""
     about = facts("pcan_backbone_info.json")[f"V{joints}"]
     model = network(joints, True).eval()
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_features_have_the_published_spread(facts, joints):
 
 
 def test_scores_equal_the_published(cases):
-    """Compares logits of the single clip and of the batch of two, in float32 and in float64."""
+    """Compares the logits of the single clip and of the batch of two clips, in float32 and in float64."""
     for path in cases("rgbpose_scores.npz"):
         for key, published in np.load(path).items():
             if published.ndim != 2 or probabilities(published):
@@ -114,7 +114,10 @@ def test_scores_equal_the_published(cases):
 
 
 def test_two_views_are_averaged_as_published(cases):
-    """Treats a batch of two as two views of a clip, and averages their probabilities. Other averages differ by 1e-4."""
+    """Treats a batch of two clips as two views of one clip, and averages their probabilities.
+
+    Any other way of averaging would differ by 1e-4.
+    """
     paths, logits = cases("rgbpose_scores.npz"), scores(2, torch.float64)
     clip = torch.zeros(1, dtype=torch.int64)
     views = [
@@ -127,7 +130,7 @@ def test_two_views_are_averaged_as_published(cases):
             ours = mean[stream_of(key)]
             if ours.shape == published.shape and probabilities(published):
                 error = np.abs(ours.numpy() - published).max() / published.max()
-                if error < 5e-3:  # the file also has clips whose inputs we lack; their scores differ by over 1e-2
+                if error < 5e-3:  # the file also has scores of clips whose inputs we lack, which differ by over 1e-2
                     assert_close(ours, published, 1e-5)
                     compared += 1
     if not compared:
@@ -143,14 +146,14 @@ def probabilities(rows: np.ndarray) -> bool:
 
 
 def scores(clip_count: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the logits of the single clip, or of the batch of two."""
+    """Return the logits of the single clip or of the batch of two clips."""
     rgb, heatmap = inputs(clip_count, ".b2" if clip_count == 2 else "", 17, dtype)
     with torch.no_grad():
         return network(17, False).to(dtype).eval()(rgb, heatmap).logits
 
 
 def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, fixtures):
-    """Compares a step in float32 with the numbers in the fixtures' README and, if it exists, with the file of norms."""
+    """Compares a float32 step with numbers in the fixtures' README and, if there is one, a file of gradient norms."""
     facts("rgbpose_state_dict.json")
     model = network(17, False).train()
     losses = model(*inputs(2, ".b2", 17), torch.tensor([3, 17])).losses
@@ -160,7 +163,7 @@ def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, 
     assert losses["loss_pose"].item() == pytest.approx(3.95422, rel=1e-5)
     assert total == pytest.approx(23.003, rel=1e-3)
     if (path := fixtures / "rgbpose_train_step.json").exists():
-        # Both sides are computed in float32, so the sign of a ReLU's input may differ.
+        # Both sides are computed in float32, so a ReLU's input close to 0 may be positive on one side only.
         gradients = {
             name: pytest.approx(norm, rel=1e-2, abs=1e-5 * total) for name, norm in norms(model, RULES).items()
         }
@@ -172,7 +175,7 @@ def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, 
 
 
 def compared(content: dict, ours: dict) -> Iterator[dict]:
-    """Yield each table in a JSON value with the same names as `ours`, and assert that it equals `ours`.
+    """Find the tables in a JSON value that have the same names as `ours`, assert that each equals `ours`, and yield it.
 
     A prefix "backbone." of names is ignored.
     """
@@ -185,7 +188,7 @@ def compared(content: dict, ours: dict) -> Iterator[dict]:
 
 
 def tables_of(value: object) -> list[dict]:
-    """Return a JSON value and all values within it that are dicts."""
+    """Return all dicts of a JSON value: the value itself, and the dicts at any depth within it."""
     if not isinstance(value, dict):
         return []
     return [value, *(table for part in value.values() for table in tables_of(part))]
@@ -205,7 +208,7 @@ def test_interacting_gradients_equal_the_published_in_float64(cases):
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_interaction_equals_the_published(fixtures, facts, stage):
-    """Compares gradient norms, and, if the file of this stage exists, also gates, sequences and outputs."""
+    """Compares gradient norms. If the file of this stage exists, also compares gates, sequences and outputs."""
     about = facts("pcan_backbone_info.json")[f"fi{stage}"]
     shapes = {stream: tuple(about[stream]) for stream in ("rgb", "skt")}
     ratio = shapes["skt"][2] // shapes["rgb"][2]

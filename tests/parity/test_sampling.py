@@ -1,4 +1,4 @@
-"""Frame sampling against the published transforms, number for number."""
+"""Compares frame sampling with the published transforms, number for number."""
 
 import json
 
@@ -17,7 +17,7 @@ def load(fixtures, kind):
 
 
 def drawn(total: int, count: int, num_clips: int, rng: np.random.RandomState) -> np.ndarray:
-    """Draw the samples of a clip one after another from the same generator, as the published transform does."""
+    """Draw several samples of a clip, one after another from the same generator, as the published transform does."""
     return np.concatenate([train_frames(total, count, rng) for _ in range(num_clips)])
 
 

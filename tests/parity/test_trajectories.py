@@ -1,4 +1,4 @@
-"""Twelve steps of SGD against the published steps (traj_*): losses, gradient norms, and final weights."""
+"""Compares twelve steps of SGD with the published steps (traj_*): losses, gradient norms, and final weights."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ BLOCKS = {40: "{}", 5: "clip5_4steps_{}"}
 
 
 class Trajectory:
-    """Repeats a published run with the same network, optimizer and inputs of each step."""
+    """Repeats a published run: it uses the same network, optimizer and inputs for each step."""
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         self.about = load_json(path)
@@ -46,7 +46,10 @@ class Trajectory:
         return tuple(clips(name + suffix, shape, self.dtype) for name, shape in shapes.items())
 
     def step(self, number: int, clip_norm: float, last: bool) -> dict[str, float]:
-        """Return the losses of a step. Unless `last`, also update the weights, and return the norm before clipping."""
+        """Return the losses of a step.
+
+        Unless `last`, also update the weights, and return the gradient norm before clipping.
+        """
         label = torch.tensor(self.about["labels"][number])
         losses = self.model(*self.inputs(f".traj.{number}"), label).losses
         values = {name: loss.item() for name, loss in losses.items()}
@@ -59,12 +62,12 @@ class Trajectory:
         return values | {"grad_norm": norm.item()}
 
     def follow(self, steps: int, clip_norm: float, tolerance: float, *, to_the_end: bool) -> None:
-        """Run `steps` steps and compare each with the published float64 run."""
+        """Run `steps` steps and compare each of them with the published float64 run."""
         published = self.about[BLOCKS[int(clip_norm)].format("f64")]
         for number in range(steps):
             got = self.step(number, clip_norm, number == steps - 1 and not to_the_end)
             expected = {name: published[number][name] for name in got}
-            # The error of the gradient norm is ten times that of the losses (fixtures' README).
+            # The gradient norm has ten times the error of the losses (fixtures' README).
             close = {
                 name: pytest.approx(value, rel=tolerance * (10 if "norm" in name else 1))
                 for name, value in expected.items()
@@ -100,7 +103,7 @@ def test_all_steps_equal_the_published_in_float64(cases):
 
 
 def compare_end(run: Trajectory, path: Path) -> None:
-    """Compare weights, their total change, and running statistics after the last step. Also compare final scores."""
+    """Compare the weights, their total change, the running statistics and the scores after the last step."""
     final = path.with_name(f"{path.stem}_final.json")
     if final.exists():
         expected = load_json(final)["f64"]

@@ -1,6 +1,6 @@
 """MMAction2's X3D-M for Kinetics (x3d_m*): all published keys are read, and a plain network computes the same scores.
 
-No network of ours is X3D-M, so the plain network in this file shows that each weight gets the right name.
+Duet has no X3D-M network, so the plain network in this file shows that each weight gets the right name.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Temporal-shift X3D against outputs of the published code (x3dts_*)."""
+"""Compares temporal-shift X3D with outputs of the published code (x3dts_*)."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,10 @@ STREAMS = ("rgb", "pose")
 
 @pytest.fixture(scope="module")
 def pair(facts):
-    """The two-stream network with the published weights, in float32. `stream_net` copies the weights of one stream."""
+    """Return the two-stream network with the published weights, in float32.
+
+    `stream_net` copies the weights of one stream.
+    """
     joints = facts("x3dts_info.json")["pose"]["input"][1][1]
     model = build_model(X3DPairConfig(num_classes=60, num_coarse=0, pose_channels=joints))
     fill(model, layout.EPAM)
@@ -77,7 +80,7 @@ def test_features_of_odd_sizes_equal_the_published(cases, facts, stream_net, str
         assert match, path
         with torch.no_grad():
             feature = stream_net(stream).eval()(folded(det_input(f"{name}.odd", tuple(inputs))), inputs[2])
-        for published in match:  # one in float32, one in float64
+        for published in match:  # the published outputs are one in float32 and one in float64
             assert_close(unfolded(feature, inputs[2]), published, 1e-5)
 
 
@@ -104,7 +107,7 @@ def test_gradients_equal_the_published_in_float64(cases, stream_net, stream, los
 
 
 def test_loss_and_gradient_norm_of_the_pose_stream_equal_the_published(facts, stream_net):
-    """Compares the loss and the total gradient norm. The file with the norm of each parameter is not needed."""
+    """Compares the loss and the total gradient norm. The test needs no file with the norm of each parameter."""
     about = facts("x3dts_info.json")["pose"]
     name, (_, *shape) = about["input"]
     net = stream_net("pose").double().train()

@@ -9,9 +9,9 @@ from pipelines.annotations.table import ClipTable, open_table
 
 
 def clip(name: str = "S001C001P001R001A001", persons: int = 1, frames: int = 6, joints: int = 17, **changes) -> dict:
-    """One annotation, whose keypoints and scores are random. `changes` replace fields, and None removes a field.
+    """Return an annotation with random keypoints and scores. `changes` replace fields; the value None removes a field.
 
-    Fields: docs/sources.md, "Annotation files".
+    docs/sources.md, "Annotation files", describes the fields.
     """
     rng = np.random.default_rng([*name.encode(), persons, frames])
     whole = {

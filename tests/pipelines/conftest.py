@@ -22,11 +22,11 @@ BITS = 8
 
 
 class Film:
-    """Makes videos in whose frames the number of the frame is drawn, and reads the number from decoded frames."""
+    """Makes videos with the frame number drawn into each frame, and reads this number from decoded frames."""
 
     @staticmethod
     def frames(count: int, width: int, height: int, seed: int = 0) -> list[np.ndarray]:
-        """RGB frames of a moving texture. In the top left quarter, 8 black or white columns encode the frame number."""
+        """Return RGB frames of a moving texture. 8 black or white columns in the top left encode the frame number."""
         rng = np.random.default_rng(seed)
         blocks = rng.integers(60, 200, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
         texture = np.kron(blocks, np.ones((16, 16, 1), np.uint8))
@@ -41,7 +41,10 @@ class Film:
 
     @staticmethod
     def number(picture: np.ndarray, box: tuple[float, float, float, float]) -> int:
-        """The frame number that is drawn in `picture` [H, W, 3]. `box`: the area of `picture` that the frame covers."""
+        """Return the frame number that is drawn in `picture` [H, W, 3].
+
+        box: the area of `picture` that the frame covers.
+        """
         left, top, right, bottom = box
         row = picture[int(top + (bottom - top) / 4)].mean(axis=1)
         centres = left + (np.arange(BITS) + 0.5) * (right - left) / 2 / BITS
@@ -65,7 +68,7 @@ class Film:
 
     @staticmethod
     def person(count: int, width: int, height: int, seed: int = 0) -> np.ndarray:
-        """Joints [1, count, 17, 3] (x, y, score) of a person-sized cloud of points that moves through the frames."""
+        """Return joints [1, count, 17, 3] (x, y, score): a cloud of points, as large as a person, that moves."""
         rng = np.random.default_rng(seed)
         shape = rng.uniform(-0.5, 0.5, (17, 2)) * (0.15 * width, 0.6 * height)
         path = np.linspace(rng.uniform(0.3, 0.7, 2), rng.uniform(0.3, 0.7, 2), count) * (width, height)
@@ -117,12 +120,12 @@ class Scene:
         return Film.table(self.folder, self.clips)
 
     def clip(self, number: int, out: Path | None = None) -> Path:
-        """Return the file of a clip in the pack."""
+        """Return the packed file of a clip."""
         (file,) = ((out or self.out) / "clips").glob(f"{self.names[number]}.*.mov")
         return file
 
     def prepare(self, out: Path | None = None, settings: PackSettings | None = None, **options) -> tuple[Pack, str]:
-        """Make a pack of the videos. Returns the pack, and the messages that were printed."""
+        """Make a pack of the videos. Returns the pack and the messages that were printed."""
         said = io.StringIO()
         options = {"workers": 1, "max_bad": 0.5, "console": Console(file=said)} | options
         pack = prepare(self.table(), self.videos, out or self.out, settings or self.settings, **options)
@@ -136,7 +139,7 @@ def film() -> type[Film]:
 
 @pytest.fixture
 def scene(tmp_path) -> Callable[..., Scene]:
-    """A function that makes a Scene. Its arguments are the lengths of the videos in frames."""
+    """Return a function that makes a Scene. Its arguments are the lengths of the videos in frames."""
     return lambda *lengths: Scene(tmp_path, list(lengths))
 
 
@@ -146,7 +149,7 @@ def scene_class() -> type[Scene]:
 
 
 class Data:
-    """A folder of 24 tiny videos with annotations, and a pack."""
+    """A folder with 24 tiny videos, their annotations, and a pack."""
 
     settings = PackSettings(box_pixels=64, count=48)
 
@@ -164,14 +167,17 @@ class Data:
         return open_table(self.folder / name, self.folder / "cache")
 
     def pack(self, content, name: str = "annotations.pkl", **options) -> tuple[Pack, str]:
-        """Make the pack. Returns it, and the printed messages. `options`: those of `prepare`, `out` and `settings`."""
+        """Make the pack. Returns the pack and the messages that were printed.
+
+        `options`, `out` and `settings` are those of `prepare`.
+        """
         said, table = io.StringIO(), self.table(content, name)
         options = {"workers": 1, "console": Console(file=said), "user": User(self.folder / name)} | options
         out, settings = options.pop("out", self.packs), options.pop("settings", self.settings)
         return prepare(table, self.videos, out, settings, **options), said.getvalue()
 
     def encoded(self, content, *more, **options) -> int:
-        """Make the pack, and return how many clips were encoded for it."""
+        """Make the pack, and return the number of clips that were encoded for it."""
         before = len(list(self.packs.rglob("*.mov")))
         pack, said = self.pack(content, *more, **options)
         new = len(list(self.packs.rglob("*.mov"))) - before
@@ -189,7 +195,7 @@ def packed_data(tmp_path_factory) -> Data:
 
 @pytest.fixture
 def data(packed_data, tmp_path) -> Data:
-    """A copy of the annotations and the pack of `packed_data`, with the same video files."""
+    """Return a copy of the annotations and the pack of `packed_data`. The video files are shared."""
     own = Data(tmp_path, 0)
     own.clips, own.videos = [dict(clip) for clip in packed_data.clips], packed_data.videos
     shutil.copytree(packed_data.packs, own.packs, ignore=shutil.ignore_patterns("users"))

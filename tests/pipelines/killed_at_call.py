@@ -1,7 +1,7 @@
 """Runs a program of pipelines, and kills it with SIGKILL just before one of its system calls that change files.
 
-Arguments: the number of the call from 1 (0: none), the module, and the arguments of the program. At the end, the number
-of all calls is printed as the last line.
+Arguments: the number of the call (counted from 1; 0 means no kill), the module, and the arguments of the program. If
+the program is not killed, the last line that it prints is the number of all calls.
 """
 
 import importlib
@@ -13,7 +13,7 @@ CALLS = ("open", "fsync", "replace", "rename", "unlink", "mkdir")
 
 
 def count(name: str) -> None:
-    """Count the calls of a function of the module os from now on."""
+    """Replace a function of the module os, so that its calls are counted from now on."""
     original = getattr(os, name)
 
     def call(*args, **kwargs):
@@ -27,7 +27,7 @@ def count(name: str) -> None:
 
 
 calls, point = 0, int(sys.argv[1])
-sys.path[:0] = filter(None, [os.environ.get("PYTHONPATH")])  # this process may be a fork, which has not read it
+sys.path[:0] = filter(None, [os.environ.get("PYTHONPATH")])  # a fork does not read this variable by itself
 start = importlib.import_module(f"{sys.argv[2]}.__main__").start
 sys.argv = sys.argv[2:]
 for name in CALLS:

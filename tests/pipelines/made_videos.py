@@ -1,7 +1,7 @@
-"""Makes tiny videos with unusual metadata, such as turns and edit lists, and with marks in every frame.
+"""Makes tiny videos with unusual metadata, such as rotations and edit lists, and with marks in every frame.
 
-The marks are where players show them: each corner has a different colour, and a row of black and white fields in
-the middle encodes the frame number.
+The marks show how a player has to display the frame: each corner has a different colour, and a row of black and white
+fields in the middle encodes the frame number.
 """
 
 import struct
@@ -18,30 +18,31 @@ from av.stream import Disposition
 
 from pipelines.videos.turn import NO_TURN, Turn
 
-BITS, FIELD = 6, 8  # fields in the row of marks, and pixels of a field's side
-CORNER = 12  # pixels of the side of a corner mark
+BITS, FIELD = 6, 8  # number of fields in the row of marks, and side of a field in pixels
+CORNER = 12  # side of a corner mark in pixels
 CORNERS = {(0, 0): (235, 235, 235), (0, 1): (220, 30, 30), (1, 0): (30, 200, 30), (1, 1): (40, 40, 230)}
-GREY, BORDER = 64, (128, 0, 128)  # level of the background, and colour of what cropping hides
-EDGE = 16  # pixels that cropping hides on each side
-UNIT = Fraction(1, 600)  # unit of the times below, in seconds; a frame usually takes 20 units, 1/30 s
+GREY, BORDER = 64, (128, 0, 128)  # grey level of the background, and colour of the border that cropping hides
+EDGE = 16  # width in pixels of the border that cropping hides on each side
+UNIT = Fraction(1, 600)  # unit of the times below, in seconds; a frame usually lasts 20 units, which is 1/30 s
 
 TIMES: dict[str, Callable[[int], int]] = {
     "even": lambda number: 20 * number,
     "uneven": lambda number: 20 * number + 7 * (number % 3) + 100 * (number > 4),
     "late": lambda number: 20 * number + 900,
 }
-FINE = (".mp4", ".mov", ".mkv", ".webm")  # containers that store the time of each frame; others have 30 frames a second
+# containers that store the time of each frame; in other containers, videos have 30 frames a second
+FINE = (".mp4", ".mov", ".mkv", ".webm")
 TURNS = {f"{code:03b}": Turn.of_code(f"{code:03b}") for code in range(8)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """How a video is made.
+    """Describes how a video is made.
 
-    turn: how players have to turn its frames; `by_stream`: an SEI message says so, and not the container.
-    size: (width, height) of the frames as they are stored. pixel: width of a stored pixel divided by its height.
-    hide: how many frames an edit list hides at the start and at the end. cropped: whether the stream hides EDGE pixels
-    on each side.
+    turn: how players have to turn its frames. by_stream: an SEI message in the stream describes the turn, and the
+    container does not. size: (width, height) of the frames as they are stored. pixel: width of a stored pixel divided
+    by its height. hide: how many frames an edit list hides at the start and at the end. cropped: whether the stream
+    hides EDGE pixels on each side.
     """
 
     file: str = "a.mp4"
@@ -61,11 +62,11 @@ class Made:
     count: int = 9
 
     def shown(self) -> range:
-        """The numbers of the frames that are shown."""
+        """Return the numbers of the frames that players show."""
         return range(self.hide[0], self.count - self.hide[1])
 
     def times(self) -> list[float]:
-        """The times in seconds at which these frames are shown, after the first of them."""
+        """Return the times in seconds at which players show the frames, measured from the first shown frame."""
         times = [float(TIMES[self.time](number) * UNIT) for number in self.shown()]
         return [time - times[0] for time in times]
 
@@ -80,7 +81,7 @@ BY_STREAM = {
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:
-    """Frame `number` as players show it: [height, width, 3] uint8."""
+    """Return frame `number` as players show it: [height, width, 3] uint8."""
     pixels = np.full((height, width, 3), GREY, np.uint8)
     for (row, column), colour in CORNERS.items():
         top, left = row * (height - CORNER), column * (width - CORNER)
@@ -92,7 +93,7 @@ def picture(number: int, width: int, height: int) -> np.ndarray:
 
 
 def number_of(pixels: np.ndarray) -> int | None:
-    """The number of a frame, or None unless every mark is where players show it and has its colour."""
+    """Return the number of a frame, or None unless all marks have the places and colours that players show."""
     height, width = pixels.shape[:2]
     half = CORNER // 2
     for (row, column), colour in CORNERS.items():
@@ -166,14 +167,20 @@ def _encode(path: Path, made: Made) -> None:
 
 
 def matrix(turn: Turn) -> list[int]:
-    """The display matrix of a turn, as containers store it: a stored pixel (x, y) is shown at (ax + cy, bx + dy)."""
+    """Return the display matrix of a turn as containers store it.
+
+    A player shows a stored pixel (x, y) at (ax + cy, bx + dy).
+    """
     x, y = (-1 if flip else 1 for flip in (turn.flip_x, turn.flip_y))
     a, b, c, d = (0, y, x, 0) if turn.swap else (x, 0, 0, y)
     return [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
 
 
 def _metadata(made: Made) -> str:
-    """A filter that writes into the H.264 stream what the container does not say, or ""."""
+    """Return an FFmpeg filter that writes metadata into the H.264 stream.
+
+    The filter writes what the container does not say. It is "" if there is nothing to write.
+    """
     parts = []
     if made.by_stream:
         parts += [BY_STREAM[made.turn.code], "display_orientation=insert"]
@@ -196,7 +203,10 @@ def _copy(source: Path, target: Path, filters: str) -> None:
 
 
 def _box(data: bytes, *names: bytes) -> tuple[int, int]:
-    """Where a box of an .mp4 file begins and ends. names: the boxes around it, from the outside in, and its own."""
+    """Return where a box of an .mp4 file begins and ends.
+
+    names: the names of the boxes around it, from the outside in, and the name of the box itself.
+    """
     start, end = 0, len(data)
     for depth, name in enumerate(names):
         at = start if depth == 0 else start + 8
@@ -208,12 +218,12 @@ def _box(data: bytes, *names: bytes) -> tuple[int, int]:
 
 
 def _with_edit_list(data: bytes, made: Made) -> bytes:
-    """Change the edit list, so that it hides frames."""
+    """Change the edit list so that it hides frames."""
     start, end = _box(data, b"moov", b"trak", b"edts", b"elst")
     head, _ = _box(data, b"moov", b"mvhd")
     movie_scale = int.from_bytes(data[head + 20 : head + 24])
     first, last = TIMES[made.time](made.hide[0]), TIMES[made.time](made.count - made.hide[1])
-    assert int.from_bytes(data[start + 12 : start + 16]) == 1  # entries in the list
+    assert int.from_bytes(data[start + 12 : start + 16]) == 1  # the number of entries in the list
     shift = int.from_bytes(data[start + 20 : start + 24])  # the time at which the first frame is stored
     length = round((last - first) * UNIT * movie_scale)
     entry = struct.pack(">II", length, shift + first - TIMES[made.time](0))
@@ -221,9 +231,9 @@ def _with_edit_list(data: bytes, made: Made) -> bytes:
 
 
 def _with_cover_first(data: bytes) -> bytes:
-    """Move the box of an .mp4 file that contains the cover in front of the video's, so that it is the first stream."""
+    """Move the box with the cover of an .mp4 file before the box with the video, so that the cover comes first."""
     start, end = _box(data, b"moov")
     cover_start, cover_end = _box(data, b"moov", b"udta")
     track, _ = _box(data, b"moov", b"trak")
-    assert data.index(b"mdat") < start  # the frames come first, so none of them moves
+    assert data.index(b"mdat") < start  # the frames come before these boxes in the file, so no frame moves
     return data[:track] + data[cover_start:cover_end] + data[track:cover_start] + data[cover_end:end] + data[end:]

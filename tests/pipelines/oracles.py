@@ -1,4 +1,4 @@
-"""Sampling, cropping and regions for one clip or frame at a time, with which tests compare the batched code."""
+"""Sampling, cropping and regions, computed for one clip or frame at a time. Tests compare batched code with them."""
 
 import math
 
@@ -11,18 +11,19 @@ from pipelines.plan import ClipPlan, aligned_rgb_frames, eval_frames, spread_fra
 
 
 def train_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:
-    """`count` frame numbers of a clip of `total` frames, one in each of `count` equal spans; short clips are repeated.
+    """Return `count` frame numbers of a clip of `total` frames, one in each of `count` equal spans.
 
-    Returns [count] int64 in [0, total).
+    Short clips are repeated. Returns [count] int64 in [0, total).
     """
     frames = rng.randint(0, total) + np.arange(count) if total < count else spread_frames(total, count, rng)
     return np.mod(frames, total)
 
 
 def random_crop(rng: np.random.RandomState, side: int = RESIZED) -> tuple[int, int, int, int]:
-    """A random box (left, top, right, bottom) of 56-100 % area and 3:4 to 4:3 aspect in a square of `side` pixels.
+    """Return a random box (left, top, right, bottom) in a square of `side` pixels.
 
-    This is the published code for one clip. `random_crops` in plan.py draws the crops of a whole batch instead.
+    The box has 56-100 % of the square's area and an aspect of 3:4 to 4:3. This is the published code for one clip.
+    `random_crops` in plan.py draws the crops of a whole batch instead.
     """
     aspect = np.exp(rng.uniform(np.log(CROP_ASPECT[0]), np.log(CROP_ASPECT[1]), size=10))
     area = rng.uniform(*CROP_AREA, size=10) * side * side
@@ -38,7 +39,7 @@ def random_crop(rng: np.random.RandomState, side: int = RESIZED) -> tuple[int, i
 def eval_plan(
     table: ClipTable, rows: np.ndarray, config: ClipConfig, sample: int = 0, num_samples: int = 1
 ) -> ClipPlan:
-    """`plan_eval`, one clip at a time, without reusing the frames of an earlier clip of the same length."""
+    """Compute `plan_eval` one clip at a time, without reusing the frames of an earlier clip of the same length."""
     rgb, pose, box = [], [], []
     for row in rows:
         total = int(table.total_frames[row])
@@ -52,10 +53,10 @@ def eval_plan(
 
 
 def least_extent(coordinates: np.ndarray, count: int) -> float:
-    """A lower bound for the joints' extent on one axis in any sample of `count` frames, one frame at a time.
+    """Return a lower bound for the joints' extent on one axis in any sample of `count` frames.
 
-    coordinates: [M, T, V], x or y of the joints; 0 where a joint is missing. `_min_span` in geometry.py gives the
-    reasons.
+    The frames are examined one at a time. coordinates: [M, T, V], x or y of the joints, and 0 where a joint is missing.
+    `_min_span` in geometry.py gives the reasons.
     """
     total = coordinates.shape[1]
     extents = []

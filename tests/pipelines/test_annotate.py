@@ -1,4 +1,4 @@
-"""`python -m pipelines.annotate` reads all forms of labels, keypoints and people, and training takes its output."""
+"""`python -m pipelines.annotate` reads all forms of labels, keypoints and people, and training accepts its output."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(*words: object, **environment: str) -> tuple[int, str, str]:
-    """Run `python -m WORDS` with more environment variables. Returns exit code, stdout and stderr."""
+    """Run `python -m WORDS` with additional environment variables. Returns the exit code, stdout and stderr."""
     done = run("-m", *words, environment=os.environ | environment)
     return done.returncode, done.stdout, done.stderr
 
@@ -67,7 +67,7 @@ def test_one_in_five_of_each_class_is_validation(tmp_path):
     found = split_labels(labels_in(tmp_path, text), [], print)
     pairs = list(zip(found.labels, found.splits, strict=True))
     counts = [pairs.count((label, "val")) for label in range(4)]
-    assert counts == [0, 2, 4, 6]  # class 0 has a single clip, which is in train
+    assert counts == [0, 2, 4, 6]  # class 0 has a single clip, which is in the training split
     assert split_labels(labels_in(tmp_path, text), [], print) == found
     again = split_labels(labels_in(tmp_path, text + "\n0-new,0"), [], print)
     old = dict(zip(found.videos, found.splits, strict=True))
@@ -112,7 +112,7 @@ def person(x: float, score: float = 1.0, size: float = 20) -> Person:
 
 
 def middle(joints: np.ndarray) -> np.ndarray:
-    """Return the mean x of each person's joints, [M, T]. It is 0 in frames without the person."""
+    """Return the mean x of each person's joints, [M, T]. It is 0 in frames in which the person is missing."""
     return np.round(joints[..., 0].mean(axis=-1), 3)
 
 
@@ -145,7 +145,7 @@ def test_a_person_who_comes_back_elsewhere_takes_the_free_place():
 
 
 def entries_in(folder: Path, entries: object, frames: int = 3) -> np.ndarray:
-    """The joints [M, T, V, 3] of a video that a.json describes."""
+    """Return the joints [M, T, V, 3] of a video whose poses the file a.json describes."""
     (folder / "a.json").write_text(entries if isinstance(entries, str) else json.dumps(entries))
     poses, header = PoseFolder(folder, 1), Header(width=64, height=48, frames=frames)
     poses.survey({"a": header}, lambda _: None)
@@ -159,7 +159,7 @@ ONE = [1.0, 2.0, 0.5] * 17
     ("key", "values", "places"),
     [
         ("frame", [0, 1], [0, 1]),
-        ("frame", [1, 3], [0, 2]),  # frame 3 of three frames: numbers start at 1
+        ("frame", [1, 3], [0, 2]),  # the video has three frames and the file names frame 3, so numbers start at 1
         ("frame", [1, 2], [1, 2]),
         ("frame_id", ["0", "2"], [0, 2]),
         ("image_id", ["clip2/000000.jpg", "clip2/000001.jpg"], [0, 1]),
@@ -221,7 +221,7 @@ WORDS = {0: "raise", 2: "wave", 6: "lift, red", 9: "give", 11: "push"}
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory) -> Path:
-    """A folder with ten videos, their labels, and JSON keypoints in random order. Names of videos contain spaces."""
+    """Make a folder with ten videos whose names contain spaces, their labels, and JSON keypoints in random order."""
     root = tmp_path_factory.mktemp("own")
     (root / "my videos").mkdir()
     (root / "keypoints").mkdir()
@@ -235,7 +235,7 @@ def own(tmp_path_factory) -> Path:
         for keypoint, scores in zip(annotation["keypoint"], annotation["keypoint_score"], strict=True):
             for frame, (xy, score) in enumerate(zip(keypoint, scores, strict=True)):
                 values = np.c_[xy, score].ravel().tolist()
-                if frame != 3:  # frame 3 has no people
+                if frame != 3:  # frame 3 has no people, so the file has no entries for it
                     entries.append({"image_id": f"{frame:06}.jpg", "keypoints": values, "score": float(score.mean())})
         shuffled = [entries[place] for place in rng.permutation(len(entries))]
         (root / "keypoints" / f"{name}.json").write_text(json.dumps(shuffled))
@@ -268,7 +268,7 @@ def test_pickle_holds_what_was_annotated(annotated, tmp_path):
         assert len(joints) == len(expected["keypoint"])
         assert not joints[:, 3].any()
         given = np.concatenate([expected["keypoint"], expected["keypoint_score"][..., None]], axis=-1)
-        for frame in {*range(joints.shape[1])} - {3}:  # the same people, in any order
+        for frame in {*range(joints.shape[1])} - {3}:  # each frame has the same people, in any order
             people = [sorted(each[:, frame].tolist()) for each in (joints, given.astype(np.float32))]
             assert people[0] == people[1]
 
@@ -295,7 +295,7 @@ def test_it_trains_by_the_command_that_is_advised(annotated, own, tmp_path):
     assert words[:2] == ["--exp", "custom_small"]
     more = [word for setting in settings for word in ("--set", setting)]
     assert run_command([*words, *more, "--work-dir", str(tmp_path / "run"), "--max-steps", "2"]) == 0
-    assert "lift" not in advised  # class names come from the annotation file
+    assert "lift" not in advised  # class names come from the annotation file, so the advised command does not list them
     names = sorted(WORDS.values())
     for settings in (
         (tmp_path / "run" / "experiment.json").read_text(),
@@ -323,8 +323,8 @@ def test_names_that_do_not_fit_the_experiment_are_told(annotated, tmp_path, caps
     ]
 
 
-# Replaces rtmlib 0.0.16, so that PoseEstimator is also tested where the extra is not installed. It finds one person,
-# always at the same place, but nobody in the fourth frame.
+# A fake rtmlib 0.0.16, so that PoseEstimator is also tested where the extra is not installed. It finds one person,
+# always at the same place, but no person in the fourth frame.
 RTMLIB = """
 import numpy as np
 class Body:
@@ -351,7 +351,7 @@ def test_estimated_poses_are_kept(own, tmp_path):
     assert (first["keypoint"][0, 4] == 7).all()
     assert len(list((tmp_path / "my_poses").glob("*.npz"))) == 10
     (tmp_path / "rtmlib.py").write_text(RTMLIB.replace("self.frames += 1", "raise SystemError"))
-    assert command(*words, PYTHONPATH=str(tmp_path))[0] == 0  # nothing is estimated twice
+    assert command(*words, PYTHONPATH=str(tmp_path))[0] == 0  # no video is estimated a second time
     (tmp_path / "rtmlib.py").write_text(RTMLIB.replace("self.frames = 0", "raise OSError('no network')"))
     code, _, error = command(*words, PYTHONPATH=str(tmp_path))
     assert code == 2

@@ -1,4 +1,4 @@
-"""The table of a pickle is built once and read from the cache from then on. If it is damaged, it is built again."""
+"""The table of a pickle is built once and then read from the cache. A damaged table is built again."""
 
 import os
 import pickle
@@ -31,8 +31,10 @@ def test_a_known_pickle_is_not_read_again(tmp_path):
     again = table_of(tmp_path, [clip("a"), clip("b", 2)])
     assert files(tmp_path / "cache") == made
     assert again.digest == table.digest
-    (tmp_path / "poses.pkl").rename(tmp_path / "renamed.pkl")  # the table is found by the content, not by the name
-    changed = array_file(np.array([7, 8], np.int32))  # a change that shows that the cache is read
+    # the cache finds the table by the content of the pickle, not by its name
+    (tmp_path / "poses.pkl").rename(tmp_path / "renamed.pkl")
+    # changes the cached table, so that the test sees whether the cache is read
+    changed = array_file(np.array([7, 8], np.int32))
     (folder / "label.npy").write_bytes(changed)
     assert open_table(tmp_path / "renamed.pkl", tmp_path / "cache").label.tolist() == [7, 8]
     other = table_of(tmp_path, [clip("a"), clip("b", 2, label=4)])
@@ -118,7 +120,7 @@ def test_places_that_cannot_be_used(tmp_path):
 
 
 def test_a_table_that_is_cut_while_it_is_in_use_ends_in_a_sentence(tmp_path):
-    """A file that is memory-mapped would kill the process with SIGBUS."""
+    """If the file were memory-mapped, cutting it would kill the process with SIGBUS."""
     table = table_of(tmp_path, [clip("a", frames=300), clip("b", frames=300)])
     (path,) = tmp_path.rglob("joints.npy")
     os.truncate(path, 4096)

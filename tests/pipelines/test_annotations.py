@@ -1,4 +1,4 @@
-"""Published annotations become a table: both forms of a file are read, and every field is checked."""
+"""Published annotations become a table: both forms of annotation files are read, and every field is checked."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def expected(clip: dict) -> np.ndarray:
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_split_and_annotations(tmp_path, protocol):
-    """Like NTU-60: splits that list names, clips with two people, one or none, and float16 numbers."""
+    """The file has the form of NTU-60: splits that list names, clips with two, one or no people, float16 numbers."""
     clips = [clip("a", 1, 9), clip("b", 2, 6, label=59), clip("c", 0, 4), clip("d", 1, 1, img_shape=(540, 960))]
     content = {"split": {"xsub_train": ["d", "a"], "xsub_val": ["b"], "none": []}, "annotations": clips}
     table = table_of(tmp_path, content, protocol)
@@ -50,7 +50,7 @@ def test_split_and_annotations(tmp_path, protocol):
 
 
 def test_plain_list(tmp_path):
-    """Like MA-52: no splits, 28 joints, file names with extension, and numbers of NumPy's types."""
+    """The file has the form of MA-52: no splits, 28 joints, file names with extension, and NumPy's number types."""
     names = ["train/0003_01_0001.mp4", "0003_01_0002.mp4"]
     clips = [clip(name, joints=28, label=np.int64(51), img_shape=np.array([1296, 1080])) for name in names]
     clips[1]["filename"] = clips[1].pop("frame_dir")
@@ -70,7 +70,7 @@ def test_plain_list(tmp_path):
         (("xsub_train", "xsub_val"), "xsub", "xsub_train", "xsub_val"),
         (("train1", "test1", "train2", "test2"), "train2", "train2", "test2"),  # UCF101, HMDB51
         (("train1", "test1", "train2", "test2"), "1", "train1", "test1"),
-        (("train", "val", "test"), "train", "train", "val"),  # FineGYM: train and val
+        (("train", "val", "test"), "train", "train", "val"),  # FineGYM names its splits train and val
         (("train", "test"), "train", "train", "test"),
         (("sub_train", "sub_test"), "sub", "sub_train", "sub_test"),
         (("Training", "Validation"), "Training", "Training", "Validation"),
@@ -125,7 +125,10 @@ def test_other_numbers_become_float32(tmp_path, dtype):
 
 
 def test_scores(tmp_path):
-    """Without scores, the third number of each joint is its score, or else 1. [M, T, V, 1] counts as [M, T, V]."""
+    """Without scores, the third number of each joint is its score. Without a third number, the score is 1.
+
+    Scores of shape [M, T, V, 1] are read like scores of shape [M, T, V].
+    """
     bare, third, column = (clip(name, persons=2, keypoint_score=None) for name in "abc")
     third["keypoint"] = np.concatenate([third["keypoint"], np.full((2, 6, 17, 1), 0.25, np.float16)], axis=-1)
     column["keypoint_score"] = np.full((2, 6, 17, 1), 0.75, np.float16)
@@ -275,7 +278,7 @@ def test_names_that_stay_inside_are_kept(tmp_path, name):
 
 @pytest.mark.parametrize("upright", [True, False])
 def test_exchanged_image_shapes_are_told(tmp_path, upright):
-    """Joints at x = 1900 (y = 1900 in upright videos) show that img_shape is (width, height), which is wrong."""
+    """Joints at x = 1900 (in upright videos, y = 1900) show that img_shape contains (width, height), which is wrong."""
     keypoint = np.full((1, 6, 17, 2), 500.0, np.float32)
     keypoint[0, 0, 0] = (500, 1900) if upright else (1900, 500)
     right, wrong = ((1920, 1080), (1080, 1920)) if upright else ((1080, 1920), (1920, 1080))
@@ -286,4 +289,5 @@ def test_exchanged_image_shapes_are_told(tmp_path, upright):
         table_of(tmp_path, clips)
     assert len(table_of(tmp_path, [{**each, "img_shape": right} for each in clips])) == 4
     odd = [clip(f"d{number}", keypoint=keypoint, img_shape=right) for number in range(30)]
-    assert len(table_of(tmp_path, [*odd, *clips[:2]])) == 32  # in only 2 of 32 clips, the joints may be wrong instead
+    # only 2 of 32 clips seem exchanged, so the joints of these clips may be wrong instead
+    assert len(table_of(tmp_path, [*odd, *clips[:2]])) == 32

@@ -1,4 +1,4 @@
-"""Colour jitter, random erasing, joint noise and joint drop: their values, their distributions and their limits."""
+"""Checks the values, distributions and limits of colour jitter, random erasing, joint noise and joint drop."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def plan_of(rows: np.ndarray, box: tuple[float, ...] = (10, 20, 42, 52)) -> Clip
 
 @pytest.mark.parametrize("factors", [(1.3, 0.8, 0.6), (0.7, 1.4, 1.4), (1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1.2, 1)])
 def test_colors_are_those_of_dali(factors):
-    """DALI rounds intermediate values in another way, so a level may differ by one."""
+    """The colours equal those of DALI to within one level, because DALI rounds intermediate values differently."""
     frames = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
 
     options = {"batch_size": 1, "num_threads": 1, "device_id": None}
@@ -84,7 +84,7 @@ def test_a_clip_loses_one_rectangle_in_all_frames():
 
 
 def test_noise_has_the_given_size_in_heatmap_pixels_and_leaves_missing_joints_alone():
-    """The box of 32 pixels becomes a heatmap of 16, so a heatmap pixel is 2 pixels of the annotation."""
+    """The box of 32 pixels becomes a heatmap of 16 pixels, so a heatmap pixel is 2 pixels of the annotation."""
     joints = np.full((500, 4, 2, 17, 3), 30, np.float32)
     joints[..., 3, :2] = 0
     moved = augment_joints(joints, plan_of(np.arange(500)), replace(CONFIG, joint_noise=0.75), 1, 2)
@@ -94,7 +94,7 @@ def test_noise_has_the_given_size_in_heatmap_pixels_and_leaves_missing_joints_al
     assert abs(noise.std() - 1.5) < 0.02
     assert abs(noise.mean()) < 0.02
     assert np.abs(np.corrcoef(noise.reshape(-1, 2).T) - np.eye(2)).max() < 0.02
-    assert len(np.unique(noise[0])) == noise[0].size  # each joint of each frame moves on its own
+    assert len(np.unique(noise[0])) == noise[0].size  # each joint moves on its own in each frame
     assert np.array_equal(moved[..., 2], joints[..., 2])
     assert augment_joints(joints, plan_of(np.arange(500)), CONFIG, 1, 2) is joints
 
@@ -110,7 +110,7 @@ def test_a_dropped_joint_is_missing_in_all_frames_of_one_person():
 
 
 def test_the_change_of_a_person_does_not_depend_on_the_people_in_other_clips():
-    """The joints of a batch are padded to its largest number of people, which differs between ranks."""
+    """The joints of a batch are padded to the largest number of people in it, which differs between ranks."""
     config = replace(CONFIG, joint_noise=1.0, joint_drop=0.3)
     joints = np.random.default_rng(0).random((3, 4, 2, 17, 3), np.float32) + 30
     plan = plan_of(np.array([4, 7, 9]))

@@ -1,4 +1,4 @@
-"""If the JPEG engine or the heatmap kernel fails, at once or later, one line says so, and batches stay the same."""
+"""If the JPEG engine or the heatmap kernel fails, at once or later, one line reports it, and batches stay the same."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ NO_ENGINE = "the GPU cannot decode JPEG frames ({}), so the CPU decodes them, wh
 NO_KERNEL = "the heatmap kernel cannot be used ({}), so plain torch draws the heatmaps, which is slower"
 
 if torch.cuda.is_available():
-    pytest.skip("injects faults into a machine without a GPU", allow_module_level=True)
+    pytest.skip("these tests simulate faults, for which the machine must have no GPU", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def shared(tmp_path_factory, scene_class):
 
 
 class StandIn:
-    """Takes the place of DALI's pipeline: the CPU decodes, and the frames are passed through `fault(frames, step)`."""
+    """Replaces DALI's pipeline: the CPU decodes the frames, and `fault(frames, step)` returns the pipeline's result."""
 
     def __init__(self, fault, source, size, *, batch_size, num_threads, prefetch_queue_depth):
         self.decoder = dali.FrameDecoder(
@@ -59,7 +59,7 @@ class StandIn:
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Replaces the JPEG engine by the CPU's decoder, whose frames are passed through `fault(frames, step)`."""
+    """Replace the JPEG engine by the CPU's decoder, and pass its frames through `fault(frames, step)`."""
     graph = dali._graph
 
     def install(fault):
@@ -83,12 +83,12 @@ def crash_at(step):
 
 
 def darker(frames, _):
-    """Return frames in which full-range colours were converted to the limited range, as a wrong decoder does."""
+    """Return frames whose full-range colours were converted to the limited range, as a wrong decoder does."""
     return frames.float().mul(219 / 255).add(16).round().to(torch.uint8)
 
 
 def test_a_jpeg_engine_that_does_not_start(shared):
-    """DALI refuses because this machine has no JPEG engine. The second loader does not try again."""
+    """DALI raises an error because this machine has no JPEG engine. The second loader does not try the engine again."""
     said = []
     backends = Backends("mixed", "reference", said.append)
     for train in (True, False):
@@ -115,7 +115,7 @@ def test_a_jpeg_engine_that_fails_later(shared, engine, monkeypatch, step):
 
 
 def test_an_epoch_follows_a_switch_at_once(shared, engine):
-    """The first look may switch the decoder after a batch has already been decoded."""
+    """The decoder is switched after the first batch of the epoch. The first look before training may do this."""
     expected = list(loader(*shared, batch_size=2).epoch(0))
     engine(crash_at(2))
     said = []
@@ -142,7 +142,7 @@ def small(shared, **changes):
 
 
 class Draw:
-    """The kernel in Triton's interpreter. It raises `error` if it is launched for heatmaps of `side` pixels."""
+    """The heatmap kernel in Triton's interpreter. It raises `error` if it is launched for heatmaps of `side` pixels."""
 
     def __init__(self, side, error):
         self.kernel, self.side, self.error = fused._draw, side, error

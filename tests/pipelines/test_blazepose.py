@@ -42,7 +42,7 @@ def picture() -> Image.Image:
 
 
 def inputs(picture: Image.Image) -> dict[str, np.ndarray]:
-    """The inputs of both networks. The second one shows a part of the picture that is turned."""
+    """Return the inputs of both networks. The input of the second network is a rotated part of the picture."""
     whole = Square(picture.width / 2, picture.height / 2, max(picture.size))
     part = Square(picture.width / 2, picture.height / 2, picture.height, 0.3)
     return {
@@ -52,7 +52,7 @@ def inputs(picture: Image.Image) -> dict[str, np.ndarray]:
 
 
 def excerpt(outputs: list[np.ndarray]) -> list[np.ndarray]:
-    """The outputs of a network, but only a tenth of the larger ones, because the file should be small."""
+    """Return the outputs of a network, but at most a tenth of the numbers of a large output, to keep the file small."""
     return [output if output.size < 5000 else output.ravel()[:: max(10, output.size // 5000)] for output in outputs]
 
 
@@ -66,10 +66,10 @@ def test_the_networks_compute_what_litert_computes(picture):
 
 
 def test_joints_on_a_real_video_are_those_that_were_published_with_it():
-    """The keypoints beside the videos were made by BlazePose too."""
+    """The keypoints that were published with the videos were also made by BlazePose."""
     folder = Path(os.environ.get("DUET_REAL", "")) / "fight"
     if "DUET_REAL" not in os.environ or not folder.is_dir():
-        pytest.skip("the real videos are not here: $DUET_REAL names no folder with fight/")
+        pytest.skip("there are no real videos: $DUET_REAL names no folder that contains fight/")
     expected = json.loads((folder / "keypoints" / "nofi121.json").read_text())
     people = {entry["frame"]: np.array(entry["keypoints"]).reshape(17, 3) for entry in expected}
     estimator, errors = BlazePose(), []
@@ -85,7 +85,7 @@ def test_a_person_is_followed_and_a_new_video_starts_afresh(picture):
     (person,) = estimator.people(frame)
     runs = count_runs(estimator)
     (again,) = estimator.people(frame)
-    assert runs == {"detector": 0, "landmarks": 1}  # the person is followed without the detector
+    assert runs == {"detector": 0, "landmarks": 1}  # the estimator follows the person without running the detector
     diagonal = np.linalg.norm(np.ptp(person.joints[:, :2], axis=0))
     assert np.abs(again.joints - person.joints)[:, :2].max() < 0.03 * diagonal
     estimator.restart()
@@ -109,7 +109,7 @@ def test_a_second_person_is_found_while_the_first_is_followed(picture):
 
 
 def count_runs(estimator: BlazePose) -> dict[str, int]:
-    """Count from now on how often each network of the estimator runs."""
+    """Count, from now on, how often each network of the estimator runs."""
     counts = {"detector": 0, "landmarks": 0}
 
     class Counted:

@@ -15,7 +15,7 @@ from pipelines.prepare.encode import Job, encode_clip
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How a video is written. `time` names an entry of TIMES, and `first` is the number of the first frame shown."""
+    """Describes how a video is written. `time` is a key of TIMES; `first` is the number of the first frame shown."""
 
     file: str
     codec: str
@@ -28,12 +28,12 @@ class Kind:
     first: int = 0
 
 
-# Functions from the number of a frame to its time in 1/30 s.
+# Each function maps the number of a frame to its time in units of 1/30 s.
 TIMES = {
     "even": lambda number: number,
-    "uneven": lambda number: 2 * number + (number % 5 == 0) + 20 * (number > 10),  # variable frame rate and a gap
+    "uneven": lambda number: 2 * number + (number % 5 == 0) + 20 * (number > 10),  # a variable frame rate and a gap
     "late": lambda number: number + 30,
-    "early": lambda number: number - 10,  # the edit list of an .mp4 hides frames before time 0
+    "early": lambda number: number - 10,  # the edit list of an .mp4 file hides frames before time 0
 }
 B = {"bf": "2", "g": "250"}
 OPEN = {"x264-params": "open-gop=1:keyint=10:min-keyint=10:bframes=3:b-adapt=0"}
@@ -90,7 +90,7 @@ def write(path: Path, kind: Kind, frames: list[np.ndarray]) -> Path:
 
 
 def prepared(folder: Path, film, kind: Kind, count: int) -> list[int]:
-    """Write and pack a video, and return the numbers that are drawn in the frames of the packed clip."""
+    """Write and pack a video, and return the frame numbers that are drawn in the packed clip."""
     video = write(folder / kind.file, kind, film.frames(count, *kind.size))
     width, height = kind.size
     job = Job(
@@ -124,7 +124,7 @@ def test_every_frame_of_every_codec(tmp_path, film, kind):
 
 
 def test_ntus_timestamps_do_lie(tmp_path, film):
-    """The decoder returns the frames of such an .avi in order, but sorting them by timestamp would change the order."""
+    """The decoder returns the frames of such an .avi file in order, but the order of their timestamps is different."""
     video = write(tmp_path / "a.avi", FEW["NTU: H.264 with B-frames in .avi"], film.frames(33, 160, 120))
     with av.open(video) as container:
         frames = list(container.decode(video=0))

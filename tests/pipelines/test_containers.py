@@ -84,7 +84,7 @@ MORE = {
 
 
 def check(folder: Path, made: Made) -> None:
-    """Compare a video with what is drawn in it: header, decoded frames, times, and the frames of a pack."""
+    """Compare the header, the decoded frames, the times and the packed frames of a video with what is drawn in it."""
     video, shown = str(make(folder, made)), list(made.shown())
     edge = 2 * EDGE * made.cropped
     size = made.turn.size(made.size[0] - edge, made.size[1] - edge)
@@ -104,7 +104,7 @@ def check(folder: Path, made: Made) -> None:
 
 
 def packed_numbers(folder: Path, video: str, size: tuple[int, int], count: int) -> list[int | None]:
-    """The numbers of the frames in a packed clip of the video."""
+    """Return the frame numbers that are drawn in a packed clip of the video."""
     width, height = size
     job = Job(
         **{"name": "a", "video": video, "target": str(folder / "clip.mov"), "num_frames": count, "quality": 2},
@@ -133,17 +133,20 @@ def test_every_container_is_taken_at_its_word(tmp_path, made):
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the program ffmpeg, a second opinion, is not installed")
+@pytest.mark.skipif(
+    shutil.which("ffmpeg") is None, reason="the program ffmpeg, with which frames are compared, is not installed"
+)
 @pytest.mark.parametrize("made", (FEW | MORE).values(), ids=FEW | MORE)
 def test_the_program_ffmpeg_shows_the_same_frames(tmp_path, made):
     video, shown = make(tmp_path, made), list(made.shown())
     header = read_header(str(video))
-    whole = ("-flags", "unaligned")  # without this option, ffmpeg crops less at the left than H.264 says
+    whole = ("-flags", "unaligned")  # without this option, ffmpeg crops fewer columns on the left than H.264 requires
     to_pixels = ("-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "-")
     command = ["ffmpeg", "-v", "error", *whole, "-i", video, *to_pixels]
     pixels = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8)
     frames = pixels.reshape(-1, header.height, header.width, 3)
-    if made.by_stream:  # ffmpeg 5.1 turns only frames that carry the message; H.264 says that it counts until the next
+    # ffmpeg 5.1 turns only frames that carry the message, but by H.264 a message holds until the next one
+    if made.by_stream:
         frames, shown = frames[:1], shown[:1]
     assert [number_of(frame) for frame in frames] == shown
 
@@ -156,9 +159,10 @@ WIDE_STORED = (64, 48)
     [
         (CLOCKWISE, AnnotatedImage(48, 64, "stored"), (CLOCKWISE, False)),
         (CLOCKWISE, AnnotatedImage(64, 48, "shown"), (NO_TURN, False)),
-        (CLOCKWISE, AnnotatedImage(480, 640), (CLOCKWISE, False)),  # the annotation of a larger copy
+        # the annotation describes a larger copy of the video
+        (CLOCKWISE, AnnotatedImage(480, 640), (CLOCKWISE, False)),
         (CLOCKWISE, AnnotatedImage(640, 480), (NO_TURN, False)),
-        (CLOCKWISE, AnnotatedImage(50, 50), (CLOCKWISE, True)),  # neither shape fits
+        (CLOCKWISE, AnnotatedImage(50, 50), (CLOCKWISE, True)),  # neither the shown nor the stored shape fits
         (HALF, AnnotatedImage(64, 48, "shown"), (HALF, True)),
         (HALF, AnnotatedImage(64, 48, "stored"), (NO_TURN, True)),
         (MIRRORED, AnnotatedImage(64, 48, "stored"), (NO_TURN, True)),
@@ -188,7 +192,7 @@ def test_shapes_of_wide_pixels_fit_with_and_without_them():
 
 
 def clean_aperture(video: Path, width: int) -> None:
-    """Add a `clap` box with this width, and the height of the frames, to the description of the track of an .mp4."""
+    """Add a `clap` box to the track's description in an .mp4 file. It has this width, and the height of the frames."""
     data, entry = bytearray(video.read_bytes()), 0
     box = b"".join(number.to_bytes(4) for number in (width, 1, 48, 1, 0, 1, 0, 1))
     box = (8 + len(box)).to_bytes(4) + b"clap" + box
@@ -204,7 +208,7 @@ def test_edges_that_an_mp4_hides_are_noticed_and_not_hidden(tmp_path):
     video = make(tmp_path, Made())
     assert not read_header(str(video)).hides_edges
     clean_aperture(video, 64)
-    assert not read_header(str(video)).hides_edges  # it is as large as the frames
+    assert not read_header(str(video)).hides_edges  # the clean aperture is as large as the frames
     video = make(tmp_path, Made(file="b.mp4", turn=CLOCKWISE))
     clean_aperture(video, 60)
     header = read_header(str(video))
@@ -214,7 +218,7 @@ def test_edges_that_an_mp4_hides_are_noticed_and_not_hidden(tmp_path):
 
 
 def test_edges_that_an_mkv_hides_are_noticed(tmp_path):
-    """Only the elements around PixelCropLeft are made, with lengths of one, two and eight bytes and of unknown size."""
+    """Tests only the elements around PixelCropLeft, with lengths of one, two and eight bytes and of unknown size."""
     crop = {left: b"\x54\xcc\x81" + bytes([left]) for left in (0, 2)}
     for left, element in crop.items():
         picture = b"\xb0\x81\x40" + element

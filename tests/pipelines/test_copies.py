@@ -1,4 +1,4 @@
-"""Copies of a recording are found in any form, and the default split keeps groups and copies whole."""
+"""Copies of a recording are found in any form, and the default split does not divide groups or copies."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ CONFIG = DemoConfig(num_train=12, num_val=1, size=(160, 120), num_frames=(20, 24
 
 
 def rewritten(source: Path, target: Path, size=(160, 120), *, mirrored=False, first=0, last=None, crf=23) -> Path:
-    """Decode a video, change its frames, and encode it again."""
+    """Decode a video, change its frames, and encode the video again."""
     with av.open(source) as container:
         frames = [
             frame.to_ndarray(width=size[0], height=size[1], format="rgb24") for frame in container.decode(video=0)
@@ -38,9 +38,10 @@ def rewritten(source: Path, target: Path, size=(160, 120), *, mirrored=False, fi
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> list[str]:
-    """Six different videos of the demo, and then copies of the first two."""
+    """Return six different videos of the demo, followed by copies of the first two."""
     folder = tmp_path_factory.mktemp("videos")
-    clips = [clip for clip in clip_ids(CONFIG) if clip.label != 8][:6]  # the file of the clip of class 8 is cut off
+    # leaves out class 8, because the file of its clip is cut off
+    clips = [clip for clip in clip_ids(CONFIG) if clip.label != 8][:6]
     one, two, *others = [folder / f"{write_clip(CONFIG, clip, folder)}.mp4" for clip in clips]
     copies = [
         Path(shutil.copy(one, folder / "copy.mp4")),
@@ -69,7 +70,7 @@ def test_a_video_that_cannot_be_decoded_has_no_copies(videos, tmp_path):
 
 @pytest.mark.parametrize("name", ["group", "subject", "camera", "source"])
 def test_groups_of_the_labels_stay_whole(tmp_path, name):
-    """Sixteen subjects who show six classes once: three of them are for validation."""
+    """Sixteen subjects show each of six classes once. The default split puts three subjects into validation."""
     lines = [
         f"video,label,{name}",
         *(f"s{who}-{what}.mp4,class {what},s{who}" for who in range(16) for what in range(6)),
@@ -104,7 +105,7 @@ def test_a_given_split_with_copies_on_both_sides_is_told(videos):
     without = split_labels(replace(labels, splits=[]), pairs, said.append)
     assert split_labels(without, pairs, said.append) == without
     assert "have a copy" not in said[1]
-    assert len(said) == 2  # no warning about the new split
+    assert len(said) == 2  # the second message is not a warning about the new split
     grouped = Labels(["a", "b", "c"], [0, 0, 0], ["train", "val", "val"], (), ["x", "x", "y"])
     split_labels(grouped, [], said.append)
     assert "1 of 2 validation videos, such as b, have videos of their group in training" in said[2]
@@ -113,7 +114,7 @@ def test_a_given_split_with_copies_on_both_sides_is_told(videos):
 def test_few_groups_and_rare_classes():
     names = [str(number) for number in range(40)]
     two = choose(names, [number % 2 for number in range(40)], [number < 15 for number in range(40)])
-    assert Counter(two) == {"train": 25, "val": 15}  # the smaller of two groups
+    assert Counter(two) == {"train": 25, "val": 15}  # the smaller of the two groups is for validation
     assert set(choose(names, [0] * 40, [0] * 40)) == {"train"}
     rare = choose(names, [0] * 39 + [1], list(range(40)))
     assert rare[39] == "train"

@@ -1,4 +1,4 @@
-"""The CPU's decoder and DALI's operators agree to within one level, for any region and any number of threads."""
+"""The CPU's decoder and DALI's operators differ by at most one level, for any region and any number of threads."""
 
 import io
 
@@ -17,7 +17,10 @@ SIDES = [(96, 128), (64, 64), (63, 81), (33, 200)]  # (height, width) of picture
 
 
 def packet(height: int, width: int, rng: np.random.Generator, subsampling: int = 2) -> np.ndarray:
-    """Encode a smooth random picture with sharp edges as JPEG; `subsampling` 2 halves the resolution of chroma."""
+    """Encode a smooth random picture with sharp edges as JPEG.
+
+    With `subsampling` 2, chroma has half the resolution.
+    """
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
@@ -55,7 +58,7 @@ def decoded(*steps, threads: int = 1, prefetch: int = 1) -> list[torch.Tensor]:
 
 
 def by_dali(packets, start, end) -> torch.Tensor:
-    """Decode and resize by DALI's operators."""
+    """Decode and resize with DALI's operators."""
     options = {"num_threads": 1, "device_id": None, "prefetch_queue_depth": 1}
     pipeline = dali._graph(lambda _: (packets, start, end), SIZE, "cpu", 0.0, batch_size=len(packets), **options)
     pipeline.build()
@@ -91,7 +94,8 @@ def test_frames_stay_valid_while_they_are_held():
 @pytest.mark.parametrize("damage", ["no header", "no picture"])
 def test_a_packet_that_is_no_jpeg_is_an_error(damage):
     packets, start, end = step(3, 0)
-    length = 20 if damage == "no header" else packets[1].tobytes().index(b"\xff\xda")  # where the picture begins
+    # position of the marker after which the image data begin
+    length = 20 if damage == "no header" else packets[1].tobytes().index(b"\xff\xda")
     packets[1] = packets[1][:length]
     with pytest.raises(RuntimeError, match=r"nvImageCodec cannot (read the header|decode)"):
         decoded((packets, start, end))

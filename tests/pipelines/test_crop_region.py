@@ -1,4 +1,4 @@
-"""A pack contains every box that training or evaluation may need, for any skeleton. Outside the image it is black."""
+"""A pack contains every box that training or evaluation may need, for any skeleton. It is black outside the image."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def skeleton(rng: np.random.RandomState, kind: str, total: int, persons: int, he
         start = edges[rng.randint(6, size=persons)].reshape(persons, 1, 1, 2)
     if kind == "far outside":
         start = start + rng.choice([-1, 1], (persons, 1, 1, 2)) * (width, height)
-    if kind == "jumps":  # as if the detector found another person
+    if kind == "jumps":  # the joints jump as if the detector had found another person
         start = np.where(rng.random_sample((persons, total, 1, 1)) < 0.2, start, rng.uniform(0, height, 2))
     joints = start + walk + shape + rng.randn(persons, total, 17, 2) * rng.uniform(0, 3)
     joints[rng.random_sample(joints.shape[:3]) < rng.choice([0, 0.1, 0.7])] = 0
@@ -52,7 +52,10 @@ SIZES = [(1080, 1920), (1296, 1080), (240, 320), (540, 960)]
 
 
 def boxes_inside(film, folder, seeds: range, most_frames: int, count: int) -> int:
-    """Draw boxes of training and evaluation for random skeletons, assert that regions contain them, and count them."""
+    """Draw boxes of training and evaluation for random skeletons.
+
+    Asserts that the regions contain all boxes, and returns the number of boxes.
+    """
     clips = []
     for seed in seeds:
         rng = np.random.RandomState(seed)
@@ -99,7 +102,7 @@ def test_every_box_of_6000_skeletons(tmp_path, film, count):
     print(sum(boxes_inside(film, tmp_path, range(seed, seed + 500), 300, count) for seed in chunks), "boxes inside")
 
 
-EDGE = 8  # pixels around the image's border: one JPEG block, which may show ringing
+EDGE = 8  # pixels on each side of the image's border: one JPEG block, which may show ringing
 
 
 def test_outside_the_image_is_black_in_training(tmp_path, film):

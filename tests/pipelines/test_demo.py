@@ -1,4 +1,4 @@
-"""The demo's data set resembles the published ones: files, schema, missing joints and damaged videos."""
+"""The demo's data set resembles the published data sets in its files, schema, missing joints and damaged videos."""
 
 import pickle
 import re
@@ -29,7 +29,7 @@ from pipelines.demo.make import make_demo
 from pipelines.demo.scene import room
 
 SHIPPED = DemoConfig()
-SAMPLE = DemoConfig(num_train=12, num_val=1)  # a clip of each class, at the shipped size
+SAMPLE = DemoConfig(num_train=12, num_val=1)  # a clip of each class at the size of the shipped demo
 KEYS = {"frame_dir", "label", "img_shape", "original_shape", "total_frames", "keypoint", "keypoint_score"}
 
 
@@ -121,7 +121,7 @@ def planes(frame: av.VideoFrame) -> np.ndarray:
 
 
 def test_joints_lie_on_the_people(sample):
-    """The video differs from the empty room at nearly all joints, and less often 48 px to the right of them."""
+    """The video differs from the empty room at nearly all joints. It differs less often 48 px to the right of them."""
     on, beside, far = [], [], []
     for clip in clip_ids(SAMPLE):
         if clip in (missing_skeleton(SAMPLE), corrupt_video(SAMPLE)):
@@ -146,7 +146,10 @@ def test_joints_lie_on_the_people(sample):
 
 
 def test_detections_have_holes():
-    """2 to 4 % of the joints are missing, in some clips the same joint for long. A missing joint is (0, 0), score 0."""
+    """2 to 4 % of the joints are missing. In some clips the same joint is missing in many frames.
+
+    A missing joint is at (0, 0) and has score 0.
+    """
     missing, longest = [], []
     for clip in clip_ids(SHIPPED)[:96]:
         found = annotate(SHIPPED, clip)
@@ -174,7 +177,7 @@ def test_a_clip_depends_on_no_other_clip():
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("label", [6, 9])  # with a ball, with a box
+@pytest.mark.parametrize("label", [6, 9])  # class 6 has a ball, and class 9 has a box
 def test_the_control_hides_all_of_the_people(label):
     clip = clip_ids(SHIPPED)[label]
     shown, hidden = film(SHIPPED, clip), film(replace(SHIPPED, hide_people=True), clip)
@@ -188,5 +191,5 @@ def test_the_control_hides_all_of_the_people(label):
         changed[max(0, top) : bottom, max(0, left) : right] = False
         assert not changed.any()
     rest = [np.asarray(frame) for frame in hidden]
-    assert all(np.array_equal(frame, rest[0]) for frame in rest)  # nothing that moves is left
+    assert all(np.array_equal(frame, rest[0]) for frame in rest)  # nothing that moves is visible
     assert isinstance(shown[0], Image.Image)

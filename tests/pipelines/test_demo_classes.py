@@ -1,4 +1,4 @@
-"""Some of the demo's pairs of classes differ only in motion and some only in colour, so that fused scores are best."""
+"""Some pairs of the demo's classes differ only in motion and some only in colour, so fused scores are the best."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ NUM_FRAMES = 60
 
 
 def perform(label: int, luck: int):
-    """Return a scene of the class, and the next random number of the generator that made it."""
+    """Return a scene of the class, and the next random number of the generator that has made the scene."""
     rng = np.random.default_rng(luck)
     scene = act(label, NUM_FRAMES, rng)
     return scene, rng.random()
@@ -19,7 +19,7 @@ def perform(label: int, luck: int):
 
 @pytest.mark.parametrize("pair", COLOUR_ONLY)
 def test_only_the_object_differs(pair):
-    """Equal random numbers give equal joints and paths, so the skeletons of both classes have the same distribution."""
+    """With equal random numbers, both classes have equal joints and paths, so skeletons have the same distribution."""
     for luck in range(20):
         (one, next_one), (other, next_other) = (perform(label, luck) for label in pair)
         np.testing.assert_array_equal(one.joints, other.joints)
@@ -31,7 +31,7 @@ def test_only_the_object_differs(pair):
 
 
 def quantiles(label: int) -> np.ndarray:
-    """Return quantiles [9, 17, 3] of each joint's position over frames of many clips."""
+    """Return quantiles [9, 17, 3] of each joint's position, over the frames of many clips."""
     frames = np.concatenate([perform(label, luck)[0].joints[0, luck % 7 :: 7] for luck in range(600)])
     return np.quantile(frames, np.linspace(0.1, 0.9, 9), axis=0)
 
@@ -39,7 +39,7 @@ def quantiles(label: int) -> np.ndarray:
 @pytest.mark.parametrize("pair", MOTION_ONLY)
 def test_single_frames_are_alike(pair):
     one, other = (quantiles(label) for label in pair)
-    assert np.abs(one - other).max() < 0.045  # in body heights
+    assert np.abs(one - other).max() < 0.045  # differences are in units of the body's height
     assert np.abs(one - quantiles(FINE_NAMES.index("kick"))).max() > 0.15
     for luck in range(20):
         (first, next_first), (second, next_second) = (perform(label, luck) for label in pair)
@@ -49,7 +49,7 @@ def test_single_frames_are_alike(pair):
 
 
 def test_order_tells_raising_from_lowering():
-    """With equal random numbers, lowering is raising played backwards, except for the sway of the body."""
+    """With equal random numbers, lowering is raising played backwards, apart from the sway of the body."""
     for luck in range(20):
         up, down = (perform(label, luck)[0].joints[0] for label in MOTION_ONLY[0])
         up, down = (joints[:, WRISTS] - joints[:, SHOULDERS] for joints in (up, down))
@@ -74,7 +74,7 @@ def turning_points(height: np.ndarray) -> int:
 
 
 def test_all_classes_are_bodies():
-    """Limbs keep their length, all joints are above the floor, and the head is at a height of about 1."""
+    """Limbs keep their length, all joints are above the floor, and the height of the head is about 1."""
     for label in range(len(FINE_NAMES)):
         joints = perform(label, label)[0].joints
         assert joints.shape[0] == (2 if label >= 9 else 1)

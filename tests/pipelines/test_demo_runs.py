@@ -1,4 +1,4 @@
-"""The demo's data set is always the same, for any number of processes and after any kill. Foreign files are kept."""
+"""The demo's data set is the same for any number of processes and after any kill. Files of the user are kept."""
 
 import hashlib
 import os
@@ -42,7 +42,10 @@ LONGER = replace(TINY, num_frames=(30, 40))
 
 
 def test_bytes_depend_on_nothing_left_in_memory(tmp_path):
-    """x264's macroblock tree reads uninitialised memory (AVX-512), which shows when one process encodes eight clips."""
+    """x264's macroblock tree reads uninitialised memory (with AVX-512).
+
+    The effect appears when one process encodes eight clips.
+    """
     clips = clip_ids(LONGER)[:8]
     made: list[set[bytes]] = [set() for _ in clips]
     for _ in range(5):
@@ -70,7 +73,8 @@ def test_killed_runs_go_on_to_the_same_bytes_even_two_at_once(tmp_path):
     root = tmp_path / "killed"
     videos, deadline = root / "videos", time.monotonic() + 60
     process = making(root)
-    while not (len(list(videos.glob("*.mp4"))) >= 2 and list(videos.glob("*.tmp*"))):  # in the middle of a clip
+    # waits until a worker is writing a clip
+    while not (len(list(videos.glob("*.mp4"))) >= 2 and list(videos.glob("*.tmp*"))):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -78,7 +82,7 @@ def test_killed_runs_go_on_to_the_same_bytes_even_two_at_once(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
-        assert time.monotonic() < deadline, "workers outlive their run"
+        assert time.monotonic() < deadline, "workers are still running after their run has ended"
         time.sleep(0.01)
     assert not (root / "annotations.pkl").exists()
     assert len(list(videos.glob("*.mp4"))) < 16
@@ -122,7 +126,7 @@ def test_foreign_videos_are_refused_and_kept(tmp_path):
 
 @pytest.mark.parametrize("file", ["annotations.pkl", "labels.csv"])
 def test_files_of_ones_own_are_refused_and_kept(tmp_path, file):
-    """A user may give a folder of their own by `--exp demo --set data.annotations=mine/annotations.pkl`."""
+    """A user may name their own folder, as in `--exp demo --set data.annotations=mine/annotations.pkl`."""
     mine = tmp_path / file
     mine.write_bytes(b"mine")
     with pytest.raises(ValueError, match=f"{mine} was not made by the demo"):
@@ -144,7 +148,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_command_line(tmp_path):
-    """A complete folder is left as it is, with exit code 0. A mistake is one sentence, with exit code 2."""
+    """A complete folder is not changed, and the exit code is 0. A mistake gives one sentence and exit code 2."""
     root = tmp_path / "demo"
     claim(root, SHIPPED)
     for clip in clip_ids(SHIPPED):

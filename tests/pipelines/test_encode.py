@@ -1,4 +1,4 @@
-"""A packed clip contains all frames of its video, in order, at the right place and in the right colours."""
+"""A packed clip contains all frames of its video, in order, with every pixel at the right place in the right colour."""
 
 import io
 import itertools
@@ -47,7 +47,7 @@ def pictures(encoded: EncodedClip, folder) -> list[np.ndarray]:
 
 
 def place(encoded: EncodedClip, box) -> np.ndarray:
-    """Convert a box from pixels of the video to pixels of the packed frames."""
+    """Convert a box from pixels of the video into pixels of the packed frames."""
     region = np.array(encoded.region, float)
     return (np.array(box) - region[[0, 1, 0, 1]]) * np.tile(encoded.frame_size / (region[2:] - region[:2]), 2)
 
@@ -58,7 +58,7 @@ def place(encoded: EncodedClip, box) -> np.ndarray:
         ((160, 120), 40, "mp4", "libx264"),
         ((160, 120), 12, "avi", "libx264"),
         ((160, 120), 12, "avi", "mpeg4"),
-        ((112, 130), 12, "mkv", "libx264"),  # portrait; the height is not a multiple of 16
+        ((112, 130), 12, "mkv", "libx264"),  # a portrait video whose height is not a multiple of 16
         ((322, 242), 1, "mov", "libx264"),
     ],
 )
@@ -101,7 +101,7 @@ def test_outside_is_black(tmp_path, film, side):
     video = film.write(tmp_path / "video.mp4", [np.full((120, 160, 3), 200, np.uint8)] * 2)
     encoded = encode_clip(job(video, tmp_path, (160, 120), 2, region=(-50, -30, 200, 160), side=side))
     left, top, right, bottom = np.rint(place(encoded, (0, 0, 160, 120))).astype(int)
-    margin = 8  # pixels, a JPEG block, which may show ringing
+    margin = 8  # pixels of one JPEG block, which may show ringing
     for picture in pictures(encoded, tmp_path):
         inside = picture[top + margin : bottom - margin, left + margin : right - margin]
         assert abs(inside.astype(int) - 200).max() <= 4
@@ -115,7 +115,7 @@ MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.262
 
 
 def coloured(path, matrix: str, full: bool, tag: int, color_range: int, codec: str = "libx264"):
-    """Write a video of eight patches, converted to YUV by `matrix` and tagged with `tag` and `color_range`."""
+    """Write a video of eight colour patches, converted to YUV by `matrix` and tagged with `tag` and `color_range`."""
     red, blue = MATRICES[matrix]
     r, g, b = COLOURS.T / 255
     y = red * r + (1 - red - blue) * g + blue * b
@@ -142,13 +142,13 @@ def coloured(path, matrix: str, full: bool, tag: int, color_range: int, codec: s
 @pytest.mark.parametrize(
     ("matrix", "full", "tag", "color_range", "codec"),
     [
-        ("bt601", False, 2, 0, "libx264"),  # NTU: no tags at all
+        ("bt601", False, 2, 0, "libx264"),  # NTU's videos have no tags at all
         ("bt709", False, 1, 1, "libx264"),  # MA-52
         ("bt601", False, 6, 1, "libx264"),
         ("bt601", True, 5, 2, "libx264"),
         ("bt709", True, 1, 2, "libx264"),
         ("bt2020", False, 9, 1, "libx264"),
-        ("bt709", True, 1, 2, "libvpx-vp9"),  # full range in the tag only, not in the pixel format
+        ("bt709", True, 1, 2, "libvpx-vp9"),  # only the tag says full range; the pixel format does not
         ("bt709", False, 1, 1, "libvpx-vp9"),
     ],
 )
@@ -182,7 +182,8 @@ def test_odd_sides_lose_at_most_their_last_pixel(tmp_path, film):
     encoded = encode_clip(job(path, tmp_path, (161, 121), 2))
     left, top, right, bottom = place(encoded, (0, 0, 160, 120)).astype(int)
     assert encoded.source_size == [161, 121]
-    inside = pictures(encoded, tmp_path)[0][top + 16 : bottom - 16, left + 16 : right - 16]  # not near the border
+    # leaves out pixels near the border
+    inside = pictures(encoded, tmp_path)[0][top + 16 : bottom - 16, left + 16 : right - 16]
     assert abs(inside.astype(int) - 180).max() <= 4
 
 
@@ -199,7 +200,7 @@ def test_crop_holds_its_region_at_the_promised_scale(corner, extent, side, video
     region = (*corner, *np.add(corner, extent))
     try:
         crop = Crop.of(job("", Path(), annotated, 1, region=region, side=side, box_pixels=box_pixels), *video)
-    except VideoError:  # refused, as the picture seems to be turned by 90 degrees
+    except VideoError:  # the video is refused because its picture seems to be turned by 90 degrees
         assert abs(video[0] * annotated[0] / video[1] / annotated[1] - 1) < 0.02
         return
     for axis in (0, 1):
@@ -234,7 +235,7 @@ def test_picture_on_its_side_is_refused(tmp_path, film):
         VideoError, match="the video is turned: it is 160x120, but its skeleton belongs to an image of 120x160"
     ):
         encode_clip(job(video, tmp_path, (120, 160), 3))
-    encode_clip(job(video, tmp_path, (320, 180), 3))  # another aspect ratio is allowed, as some data sets need
+    encode_clip(job(video, tmp_path, (320, 180), 3))  # another aspect ratio is allowed, because some data sets need it
 
 
 def test_skeleton_elsewhere_is_refused(tmp_path, film):
@@ -244,7 +245,7 @@ def test_skeleton_elsewhere_is_refused(tmp_path, film):
 
 
 def test_a_joint_far_off_is_the_skeletons_fault(tmp_path, film):
-    """FFmpeg's filters refuse such a size too, but with a message that the video cannot be decoded."""
+    """The message blames the skeleton. FFmpeg's filters also refuse such a size, but their message blames the video."""
     video = film.write(tmp_path / "video.mp4", film.frames(3, 160, 120))
     with pytest.raises(
         VideoError, match=r"skeleton extends over 1[\d,]+x4[\d,]+ pixels, but the frames have 160x120: at least"
@@ -280,7 +281,7 @@ def test_unusable_files_are_refused(tmp_path, film, damage):
     ("name", "count"), [("S001C001P001R001A001_rgb.avi", 103), ("ntu_sample.avi", 72), ("test.avi", 164)]
 )
 def test_real_videos(tmp_path, real_videos, name, count):
-    """Each packed frame resembles the decoded frame of the same number more than any other frame of the video."""
+    """Each packed frame resembles the decoded frame with its number more than any other frame of the video."""
     video = real_videos / name
     with av.open(video) as container:
         size = (container.streams.video[0].width, container.streams.video[0].height)

@@ -1,4 +1,7 @@
-"""The choice between the pose estimators, and which frames are estimated. rtmlib is replaced, as it may be missing."""
+"""Checks which pose estimator is chosen, and which frames are estimated.
+
+The tests replace rtmlib, because it may not be installed.
+"""
 
 import sys
 from pathlib import Path
@@ -17,7 +20,7 @@ from tests.pipelines.made_videos import Made, make
 
 @pytest.fixture
 def rtmlib(monkeypatch, tmp_path) -> list[dict]:
-    """Replaces rtmlib. The list gets the arguments with which its class Body is made."""
+    """Replace rtmlib. Returns a list of the arguments with which its class Body was called."""
     made: list[dict] = []
 
     class Body:
@@ -76,10 +79,12 @@ def test_only_every_third_frame_is_estimated(tmp_path):
 
 
 def test_joints_between_estimated_frames_are_interpolated():
-    joints = np.zeros((1, 3, 2, 3), np.float32)  # the frames 0, 2 and 4 of six frames
+    joints = np.zeros((1, 3, 2, 3), np.float32)  # the estimates for frames 0, 2 and 4 of six frames
     joints[0, :, 0] = [[10, 0, 1], [14, 8, 0.5], [0, 0, 0]]
     whole = interpolated(joints, 2, 6)
     assert whole[0, :, 0].tolist() == [[10, 0, 1], [12, 4, 0.75], [14, 8, 0.5], [14, 8, 0.5], [0, 0, 0], [0, 0, 0]]
-    assert interpolated(joints[:, :2], 2, 4)[0, 3, 0].tolist() == [14, 8, 0.5]  # the last estimated frame is held
-    assert interpolated(joints, 4, 12)[0, 5:8, 0, 2].tolist() == [0.5, 0.5, 0]  # the nearer frame decides
+    # frames after the last estimated frame get its joints
+    assert interpolated(joints[:, :2], 2, 4)[0, 3, 0].tolist() == [14, 8, 0.5]
+    # the nearer estimated frame decides whether a joint is missing
+    assert interpolated(joints, 4, 12)[0, 5:8, 0, 2].tolist() == [0.5, 0.5, 0]
     assert interpolated(joints, 1, 3) is joints

@@ -15,7 +15,7 @@ def sha(path):
 
 @pytest.fixture
 def hashed(monkeypatch):
-    """A list to which each reading of a whole file adds the file's name."""
+    """Return a list to which each reading of a whole file adds the file's name."""
     calls = []
     whole = hashlib.file_digest
 
@@ -47,7 +47,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
         if place is not None:
             content[place] ^= 1
         path.write_bytes(content)
-        os.utime(path, ns=(1, 1))  # mtime stays the same, and only ctime changes
+        os.utime(path, ns=(1, 1))  # mtime stays the same, so only ctime shows the change
         assert digest_of(path, tmp_path / "cache") == sha(path)
         seen.add(sha(path))
     assert len(seen) == 4

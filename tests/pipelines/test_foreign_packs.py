@@ -1,4 +1,4 @@
-"""A pack that strangers have made or changed: no line of its manifest leads a program out of it, and no link does."""
+"""Strangers may have made or changed a pack: no line of its manifest and no link leads a program out of the pack."""
 
 import io
 import json
@@ -42,7 +42,10 @@ OUT = (
 
 @pytest.mark.parametrize("file", OUT)
 def test_no_line_leads_out_of_the_pack(pack, tmp_path, file):
-    """Neither in the manifest nor in the index. The clip counts as missing, and what it names stays."""
+    """A line that leads out is ignored in the manifest and in the index.
+
+    Its clip counts as missing, and the file that the line names is kept.
+    """
     file = file.format(above=tmp_path)
     good, bad = lines_of(pack)
     write(pack, [good, bad | {"file": file}])

@@ -1,4 +1,4 @@
-"""Broken videos among good ones, and packs that are damaged during training.
+"""Broken videos among good videos, and packs that are damaged during training.
 
 Each bad clip is named once, the good clips keep their order in training, and nothing hangs.
 """
@@ -56,7 +56,7 @@ def shuffled(content: bytes, rng: random.Random) -> bytes:
 
 
 def headed(content: bytes, rng: random.Random) -> bytes:
-    """Overwrite some numbers in the header, which may be sizes, counts or lengths."""
+    """Overwrite some numbers in the header. They may be sizes, counts or lengths."""
     changed = bytearray(content)
     for _ in range(rng.randrange(1, 8)):
         start = rng.randrange(min(600, len(changed) - 4))
@@ -87,7 +87,7 @@ NEVER_GOOD = ("empty", "noise", "text")
 
 
 class Fuzzed:
-    """A folder with `good` intact videos and `bad` fuzzed ones, in random order."""
+    """A folder with `good` intact videos and `bad` fuzzed videos, in random order."""
 
     def __init__(self, film, folder: Path, good: int, bad: int, seed: int = 0):
         self.film, self.folder, self.rng = film, folder, random.Random(seed)
@@ -106,7 +106,8 @@ class Fuzzed:
             if kind == "good":
                 os.link(original, self.videos / (name + original.suffix))
                 continue
-            suffix = self.rng.choice([original.suffix, ".avi", ".mp4", ".ts"])  # often the wrong extension
+            # often the wrong extension for the content
+            suffix = self.rng.choice([original.suffix, ".avi", ".mp4", ".ts"])
             (self.videos / (name + suffix)).write_bytes(FUZZ[kind](original.read_bytes(), self.rng))
         self.clips = [
             film.annotation(name, film.person(FRAMES, *SIZE, seed=number), *SIZE)
@@ -120,7 +121,7 @@ class Fuzzed:
 
 
 def order_of(table, pack, epoch: int) -> list[str]:
-    """Return the names of the clips in the order in which training sees them."""
+    """Return the names of the clips in the order in which training gets them."""
     frames = PackFrames(table, pack)
     rows = np.flatnonzero(frames.has_frames())
     work = loader(table, frames, rows)
@@ -135,7 +136,7 @@ def loader(table, frames: PackFrames, rows: np.ndarray, **changes) -> Loader:
 
 
 def survive(film, folder: Path, monkeypatch, good: int, bad: int, seed: int = 0) -> str:
-    """Prepare a fuzzed folder, check the pack and its use in training, and return a sentence about the result."""
+    """Prepare a fuzzed folder, check the pack and train on it. Returns a sentence about the result."""
     work = Fuzzed(film, folder, good, bad, seed)
     monkeypatch.setattr(prepare_pool, "time_limit", lambda job: 10.0)
     start = time.monotonic()
@@ -158,7 +159,7 @@ def survive(film, folder: Path, monkeypatch, good: int, bad: int, seed: int = 0)
     work_loader = loader(table, frames, np.flatnonzero(frames.has_frames()))
     assert sum(1 for _ in work_loader.epoch(0)) == work_loader.num_batches
     assert frames.damaged == set()
-    assert "left out: " in packed(work, table)[1]  # a second run tries no bad video again
+    assert "left out: " in packed(work, table)[1]  # a second run does not try bad videos again
     died = said.count("the decoder was killed")
     return f"{len(named)} of {bad} fuzzed videos bad, {died} decoders died, {seconds:.0f} s for {good + bad}"
 
@@ -190,7 +191,7 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
     work = Fuzzed(film, tmp_path, good=200, bad=0)
     table = work.table()
     pack, _ = packed(work, table)
-    config, rows = replace(CONFIG, rgb_frames=FRAMES), np.arange(200)  # so that every frame of a clip is read
+    config, rows = replace(CONFIG, rgb_frames=FRAMES), np.arange(200)  # reads every frame of a clip
     whole = {
         int(row): rgb.clone() for row, rgb in clips(loader(table, PackFrames(table, pack), rows, config=config), 0)
     }
@@ -211,7 +212,7 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
             expected[frame] = expected[frame - 1 if frame else 1]
         assert torch.equal(rgb, expected), row
     assert seen == 200
-    assert sum(1 for _ in clips(running, 1)) == 200  # the second epoch reports no frame again
+    assert sum(1 for _ in clips(running, 1)) == 200  # the second epoch does not report a frame again
     names = {(str(table.names[row]), frame) for row, frame in damaged.items()}
     assert frames.damaged == names
     assert sorted(said) == sorted(
@@ -221,7 +222,7 @@ def test_packs_damaged_under_a_running_training(tmp_path, film):
 
 
 def clips(work: Loader, epoch: int):
-    """Yield (row, frames) of each clip of an epoch."""
+    """Yield (row, frames) for each clip of an epoch."""
     for batch in work.epoch(epoch):
         yield from zip(batch.index.tolist(), batch.rgb, strict=True)
 

@@ -1,4 +1,4 @@
-"""Crops lie inside their boxes. tests/parity/test_compact.py compares the boxes with the published ones."""
+"""Crops lie inside their boxes. tests/parity/test_compact.py compares the boxes with the published boxes."""
 
 import numpy as np
 

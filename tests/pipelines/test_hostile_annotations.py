@@ -16,23 +16,23 @@ from pipelines.annotations.table import open_table
 from tests.pipelines import annotated
 from tests.programs import run
 
-PLACE = "@@"  # the value in a clip that `deep` replaces
+PLACE = "@@"  # a placeholder in a clip, which `deep` replaces
 
 
 def clip(name: Any, **fields: Any) -> dict[str, Any]:
-    """A clip with any values in its fields."""
+    """Return a clip whose fields may have any values."""
     return annotated.clip("a") | {"frame_dir": name} | fields
 
 
 def nested(value: Any, times: int) -> list:
-    """A list that contains the value 2^times times, from only `times` lists."""
+    """Return nested lists that contain the value 2^times times, although there are only `times` lists."""
     for _ in range(times):
         value = [value, value]
     return value
 
 
 def deep(field: str, depth: int = 100_000) -> bytes:
-    """A pickle of a clip whose field contains lists nested `depth` deep, which pickle.dumps could not write."""
+    """Return the pickle of a clip with lists nested `depth` deep in one field. pickle.dumps could not write it."""
     content = pickle.dumps([clip("a") | {field: PLACE}], 2)
     token = b"X\x02\x00\x00\x00@@"
     assert content.count(token) == 1
@@ -66,12 +66,12 @@ CASES: dict[str, Any] = {
     "bytes of a terabyte": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x.",
     "bytearray of 4 GB": b"\x80\x05\x96" + struct.pack("<Q", 1 << 32) + b"x.",
 }
-BUSY = (  # encodes a long text 100,000 times, which takes about a minute
+BUSY = (  # the pickle encodes a long text 100,000 times, which would take about a minute
     b"\x80\x04\x8c\x07_codecs\x8c\x06encode\x93\x94X\x40\x42\x0f\x00" + b"x" * 1_000_000 + b"\x8c\x06latin1\x86\x94"
     b"00" + b"h\x00h\x01R0" * 100_000 + b"N."
 )
 
-MAKERS = {  # pickles that put a key into a dict, or a member into a set
+MAKERS = {  # each of these pickles puts a key into a dict, or a member into a set
     "item of a dict": b"\x80\x04}%bNs.",
     "items of a dict": b"\x80\x04}(K\x05N%bNu.",
     "dict": b"\x80\x04(K\x05N%bNd.",
@@ -101,7 +101,7 @@ def test_content_of_any_size_in_a_small_file_is_refused(tmp_path, case):
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_keys_that_take_long_to_hash_are_refused_before_they_are_hashed(tmp_path, make):
-    """A tuple whose hash would take years, and integers that all have the same hash, as keys and as members of sets."""
+    """The keys and set members are a tuple whose hash would take years, and integers that all have the same hash."""
     for key in (b"K\x01" + b"2\x86" * 45, b"\x8a\x10" + (1 << 100).to_bytes(16, "little"), b"(K\x01\x91"):
         assert "contains a key that is a" in refusal(tmp_path, MAKERS[make] % key)
     for key in (b"K\x01", b"\x8c\x01a", b"N", b"G" + struct.pack(">d", 2.5)):
@@ -117,7 +117,7 @@ def test_annotations_with_numbers_as_keys_are_read(tmp_path):
 
 
 def test_reading_that_takes_too_long_is_ended(tmp_path):
-    """The child is ended after half a second of processor time here, so that the test is short."""
+    """In this test the child process may use only half a second of processor time, so that the test is short."""
     (tmp_path / "a.pkl").write_bytes(BUSY)
     program = "from pipelines.annotations import build; build.SECONDS = 0.5; build.main()"
     assert run("-c", program, tmp_path / "a.pkl", tmp_path / "table", os.getpid()).returncode == -signal.SIGXCPU

@@ -1,4 +1,4 @@
-"""Only files in common containers and codecs are opened, before any decoder of them runs."""
+"""Only files with common containers and codecs are opened. Other files are refused before any decoder runs."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ def test_a_rare_codec_is_refused_by_name_until_it_is_allowed(tmp_path, monkeypat
 
 
 def test_no_decoder_of_a_rare_codec_is_opened(tmp_path):
-    """FFmpeg already decodes frames when it opens a file whose header lacks facts, so it has to know the list."""
+    """FFmpeg needs the list of codecs, because it decodes frames when it opens a file whose header is incomplete."""
     video = film(tmp_path / "a.avi", "magicyuv", "yuv444p")
     av.logging.set_level(av.logging.VERBOSE)
     try:
@@ -54,7 +54,7 @@ def test_common_codecs_are_read(tmp_path, codec, file):
 
 
 def test_playlists_and_other_containers_are_refused(tmp_path):
-    """A playlist could make FFmpeg open other files, or addresses on a network."""
+    """A playlist could make FFmpeg open other files or network addresses."""
     film(tmp_path / "good.mp4", "libx264", "yuv420p")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)

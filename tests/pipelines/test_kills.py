@@ -1,6 +1,6 @@
-"""`prepare` and `annotate` are killed with SIGKILL, and make the same files when they are run again.
+"""`prepare` and `annotate` are killed with SIGKILL. When they run again, they make the same files as an unbroken run.
 
-The tests count their kills, and fail if a process ended in another way.
+The tests count their kills, and fail if a process ends in another way.
 """
 
 import os
@@ -22,10 +22,10 @@ def run(words, point=0, environment=None):
 
 
 def kill_at_points(words, expected, state, environment=None, count=3):
-    """Kill a program at `count` points, each in a folder of its own, and run it again, until its end.
+    """Kill a program at `count` points, each time in a new folder, then run it again until it ends.
 
-    words: the words of the program, depending on the name of a folder. state: what it has made there, likewise.
-    expected: what an unbroken run makes. Returns the number of kills.
+    words: returns the program's command line for a folder. state: returns what the program has made in a folder.
+    expected: the state after a run that was not killed. Returns the number of kills.
     """
     whole = run(words("whole"), 0, environment)
     assert whole.returncode == 0, whole.stderr
@@ -57,7 +57,7 @@ def test_a_prepare_that_is_killed_makes_the_same_pack(scene, count):
 
 
 def arrays_of(path):
-    """The arrays in an .npz file, whose bytes also contain the time at which it was written."""
+    """Return the arrays of an .npz file. Its bytes cannot be compared, because they contain the time of writing."""
     with np.load(path) as content:
         return {name: (content[name].shape, content[name].tobytes()) for name in content.files}
 

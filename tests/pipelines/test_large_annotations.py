@@ -1,4 +1,4 @@
-"""A pickle as large as NTU-60's: time and memory when it is read first, when it is read again, and by four ranks."""
+"""Measures time and memory for a pickle as large as NTU-60's: at the first reading, later, and in four ranks."""
 
 import json
 
@@ -68,7 +68,8 @@ def read_twice_and_by_four(folder, count):
 
 def test_a_small_one(tmp_path):
     first, second, _ = read_twice_and_by_four(tmp_path, 300)
-    assert second["private_gb"] <= first["private_gb"] + 0.01  # another process reads the pickle
+    # even at the first reading, it is another process that reads the pickle
+    assert second["private_gb"] <= first["private_gb"] + 0.01
 
 
 @pytest.mark.soak
@@ -77,6 +78,6 @@ def test_as_large_as_ntu60(tmp_path):
     first, second, ranks = read_twice_and_by_four(tmp_path, 56_578)
     assert first["seconds"] <= 90
     assert first["peak_gb"] <= 3
-    assert second["seconds"] <= 3  # 1.1 GB are compared with their seals
+    assert second["seconds"] <= 3  # 1.1 GB of arrays are compared with their seals
     for rank in ranks:
-        assert rank["private_gb"] < 0.2  # the table's 1.1 GB are memory that all ranks share
+        assert rank["private_gb"] < 0.2  # all ranks share the memory of the table's 1.1 GB

@@ -1,4 +1,4 @@
-"""Batches do not depend on ranks, prefetching or the first step; streams share a crop; damaged frames are replaced."""
+"""Batches do not depend on ranks, prefetching or the first step. Streams share a crop. Damaged frames are replaced."""
 
 import io
 import threading
@@ -26,7 +26,10 @@ COARSE = (1, 0, 1, 2)
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, scene_class):
-    """Seven clips, one with two people and one without any. Tests that damage a pack make a pack of their own."""
+    """Return seven clips in a pack: one clip has two people and one has none.
+
+    Tests that damage a pack make their own pack.
+    """
     work = scene_class(tmp_path_factory.mktemp("loader"), [8, 9, 10, 11, 12, 20, 5])
     for clip, people in ((work.clips[3], [0, 0]), (work.clips[4], [])):
         clip["keypoint"] = clip["keypoint"][people] + np.arange(len(people), dtype=np.float16).reshape(-1, 1, 1, 1) * 9
@@ -94,7 +97,7 @@ def test_evaluation_counts_every_clip_once(shared, batch_size, world):
 
 
 def test_augmentation_changes_training_and_nothing_else(shared):
-    """Evaluation and the plans of training stay as they are. Each setting changes only its own stream."""
+    """Evaluation and the plans of training stay as they are. Each setting changes only the stream that it is for."""
     for train in (True, False):
         plain, augmented = (loader(*shared, train=train, config=config) for config in (CONFIG, AUGMENTED))
         boxes = [work.plan(0, 0).box for work in (plain, augmented)]
@@ -124,7 +127,7 @@ def test_training_sees_every_clip_in_every_epoch(shared):
     batches = list(loader(*shared, batch_size=2).epoch(0))
     order = torch.cat([batch.index for batch in batches]).tolist()
     assert sorted(order[:7]) == list(range(7))
-    assert order[7] == order[0]  # the last batch is filled up with the first clips
+    assert order[7] == order[0]  # the first clips are repeated to fill up the last batch
     assert all(batch.valid.all() for batch in batches)
 
 
@@ -148,7 +151,7 @@ def test_batches_stay_valid_while_held(shared):
 
 
 def test_pixels_are_the_planned_box_resized(shared):
-    """Compares with torch's bilinear sampling of the decoded packets, also in flipped clips."""
+    """Compares the frames with torch's bilinear sampling of the decoded packets, including mirrored clips."""
     table, pack = shared
     work = loader(table, pack, config=replace(CONFIG, flip=0.5))
     flips = set()
@@ -188,13 +191,16 @@ NOSE, LEFT, RIGHT = 0, 5, 6  # joints drawn as white, red and blue dots
 @pytest.mark.parametrize(
     ("annotated", "changes"),
     [
-        ((240, 180), {}),  # the video's own size
-        ((480, 270), {}),  # a different size
+        ((240, 180), {}),  # the annotations have the size of the video
+        ((480, 270), {}),  # the annotations have another size than the video
         ((480, 270), {"color_jitter": 0.2, "erasing": 0.5, "joint_drop": 0.3}),
     ],
 )
 def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated, changes):
-    """The dot drawn at each joint lies at the peak of its heatmap. A flip exchanges the left and the right shoulder."""
+    """The dot that is drawn at each joint lies at the peak of the joint's heatmap.
+
+    A flip exchanges the left and the right shoulder.
+    """
     width, height, total = 240, 180, 8
     joints = film.person(total, width, height, seed=3)
     joints[0, :, NOSE, :2] += np.linspace(0, 30, total)[:, None]
@@ -240,7 +246,7 @@ def test_both_streams_see_one_crop_and_one_flip(tmp_path, film, annotated, chang
 
 @pytest.fixture
 def damaged(scene):
-    """The table and the pack of a scene, and a function that destroys a packet of the pack."""
+    """Return the table and the pack of a scene, and a function that destroys a packet of the pack."""
     work = scene(10, 12)
     table, pack = work.table(), work.prepare()[0]
 
@@ -257,7 +263,7 @@ def damaged(scene):
 
 def test_damaged_packet_is_named_once_and_its_neighbour_takes_its_place(damaged):
     table, pack, destroy = damaged
-    config = replace(CONFIG, rgb_frames=10)  # clip 0 has 10 frames: all are read
+    config = replace(CONFIG, rgb_frames=10)  # clip 0 has only 10 frames, so all of them are read
     whole = list(loader(table, pack, config=config, train=False, batch_size=2).epoch(0))
     destroy(0, 4)
     said, threads = [], set()
@@ -275,7 +281,8 @@ def test_damaged_packet_is_named_once_and_its_neighbour_takes_its_place(damaged)
             assert torch.equal(batch.rgb[0, frame], expected), frame
     assert said == [f"{pack.names[0]}: frame 4 in the pack is damaged, so the nearest good frame is used instead"]
     assert work.frames.damaged == {(str(pack.names[0]), 4)}
-    assert threads == {threading.current_thread()}  # a journal can be used by one thread only
+    # a journal can be used by one thread only, so the damage must be reported in this thread
+    assert threads == {threading.current_thread()}
 
 
 def test_clip_without_a_good_frame_stops_with_its_name(damaged):

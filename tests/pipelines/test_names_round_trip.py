@@ -1,6 +1,6 @@
-"""The names that `annotate` writes mean the same video everywhere, however similar the names of two videos are.
+"""The names that `annotate` writes mean the same video in every program, even if two videos have similar names.
 
-Every video has its own number of frames, so a mix-up of two videos is noticed by their lengths.
+Every video has a different number of frames, so the tests notice if two videos are mixed up.
 """
 
 import csv
@@ -29,7 +29,7 @@ VIDEOS = (
 
 @pytest.fixture
 def own(tmp_path) -> Path:
-    """A folder with the videos, and with a skeleton beside each of them in `poses`. Video number n has 6 + n frames."""
+    """Make a folder with the videos, and a skeleton for each of them in `poses`. Video number n has 6 + n frames."""
     tmp_path.joinpath("made").mkdir()
     lines = []
     for number, file in enumerate(VIDEOS):
@@ -51,12 +51,12 @@ def test_every_program_finds_the_video_that_was_annotated(own, capsys):
     table = open_table(out, cache)
     files = [own / "videos" / file for file in VIDEOS]
     assert find_videos(own / "videos", table.names.tolist()) == [str(file) for file in files]
-    assert verify(out, videos=own / "videos", cache=cache) == 0  # compares the lengths of videos and skeletons
+    assert verify(out, videos=own / "videos", cache=cache) == 0  # `verify` compares the lengths of videos and skeletons
     prepare(out, videos=own / "videos", packs=packs, cache=cache, workers=1)
     pack = open_pack(packs)
     frames = dict(zip(pack.names.tolist(), pack.num_frames.tolist(), strict=True))
     assert [frames[name] for name in table.names.tolist()] == [6 + number for number in range(len(VIDEOS))]
-    for number, file in enumerate(files):  # as `predict --pose my.pkl` reads them
+    for number, file in enumerate(files):  # `predict --pose my.pkl` reads the skeletons in this way
         assert read_poses(out, file, header_of(str(file)), cache).joints.shape[1] == 6 + number
     assert "share their video" not in "".join(capsys.readouterr())
 
@@ -73,7 +73,8 @@ def test_a_pose_file_may_keep_the_extension_of_its_video(own):
 
 def test_two_videos_that_differ_in_their_extension_alone_cannot_both_be_annotated(own):
     shutil.copy(own / "videos/walk.mp4", own / "videos/walk.mkv")
-    annotate(own / "videos", own / "labels.csv", out=own / "my.pkl", poses=own / "poses")  # the labels name walk.mp4
+    # the labels list walk.mp4, but not walk.mkv
+    annotate(own / "videos", own / "labels.csv", out=own / "my.pkl", poses=own / "poses")
     assert find_videos(own / "videos", ["walk.mp4"]) == [str(own / "videos/walk.mp4")]
     with open(own / "labels.csv", "a") as labels:
         labels.write("walk.mkv,0,train\n")

@@ -1,4 +1,4 @@
-"""Videos of any name that a file system allows are annotated, checked, packed and named without fooling a terminal."""
+"""Programs handle videos with any file name, and no name sends control codes to a terminal."""
 
 import json
 import os

@@ -76,7 +76,7 @@ def test_an_index_that_is_not_the_manifests(work, column):
     array = np.load(path)
     array.flat[0] = "X" if column == "name" else array.flat[0] + 1
     np.save(path, array)
-    seal(path)  # without a seal, the index would be built again from the manifest
+    seal(path)  # without a valid seal, the program would build the index again from the manifest
     with pytest.raises(PackError, match=f"the index differs from manifest.jsonl in {column}; remove .*index and run"):
         faults(work.out)
     done = command(work.out)

@@ -1,4 +1,4 @@
-"""`prepare` lists the users of a pack, deletes only clips that nothing uses, and estimates its work beforehand."""
+"""`prepare` lists the users of a pack, deletes only clips that nobody uses, and estimates its work beforehand."""
 
 import fcntl
 import io
@@ -83,7 +83,7 @@ def test_a_living_run_keeps_its_clips(data):
     assert "every clip is used" in said_by(drop, data)
     assert "(gone or changed)" in said_by(show, data)
     assert "(being read now)" in said_by(show, data)
-    for file in pack.in_use:  # releases the locks, as the end of the run does
+    for file in pack.in_use:  # closing the files releases the locks, as the end of a run does
         file.close()
     assert "24 clips and 0 other files" in said_by(drop, data)
     assert clips_in(data) == 0
@@ -91,7 +91,7 @@ def test_a_living_run_keeps_its_clips(data):
 
 def test_a_file_that_changed_keeps_its_clips_until_it_is_prepared_anew(data):
     data.pack(data.clips)
-    data.table(data.clips[:20])  # overwrites the annotation file
+    data.table(data.clips[:20])  # overwrites the annotation file that uses the pack
     assert "every clip is used" in said_by(drop, data)
     assert data.encoded(data.clips[:20]) == 0
     assert "4 clips and 0 other files" in said_by(drop, data)
@@ -155,7 +155,7 @@ def test_nothing_is_dropped_while_clips_are_made(data):
         said_by(drop, data)
     with pytest.raises(UserError, match="there is no pack in "):
         drop(data.folder, data.folder, Console(quiet=True))
-    said_by(drop, data)  # the other run has ended
+    said_by(drop, data)  # works now, because the other run has ended
 
 
 def test_a_file_on_a_disk_that_is_not_mounted_keeps_its_clips(data):
@@ -164,7 +164,7 @@ def test_a_file_on_a_disk_that_is_not_mounted_keeps_its_clips(data):
     data.pack(data.clips, "disk/annotations.pkl")
     disk.rename(data.folder / "away")
     assert "every clip is used" in said_by(drop, data)
-    disk.mkdir()  # it is mounted again, and the file is gone
+    disk.mkdir()  # the disk is mounted again, and the file is not there
     assert "24 clips and 0 other files" in said_by(drop, data)
 
 
@@ -194,7 +194,7 @@ def test_a_pack_of_an_earlier_version_goes_with_its_last_clip(data):
     assert "made by an earlier version, 20 of its 24 clips are part of this pack" in said_by(show, data)
     (data.folder / "annotations.pkl").unlink()
     assert "20 clips and 0 other files" in said_by(drop, data)
-    assert len(list(data.packs.rglob("*.mov"))) == 4  # their users are unknown
+    assert len(list(data.packs.rglob("*.mov"))) == 4  # these clips are kept, because their users are unknown
     data.pack(data.clips[20:])
     (data.folder / "annotations.pkl").unlink()
     said_by(drop, data)

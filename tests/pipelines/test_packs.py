@@ -1,4 +1,4 @@
-"""Frames of a pack are read one by one, and damaged frames are named before any decoder gets them."""
+"""Frames of a pack are read one by one, and damaged frames are reported before any decoder gets them."""
 
 import contextlib
 import hashlib
@@ -141,7 +141,10 @@ def test_index_depends_on_no_order(made, tmp_path):
 
 
 def merged(folder, written, *parts, damage=lambda folder: None) -> dict[str, bytes]:
-    """Write a pack with the lines `written`, merge parts with further lines, and return the content of all files."""
+    """Write a pack whose manifest has the lines `written`, then merge parts with further lines.
+
+    Returns the content of all files.
+    """
     (folder / "parts").mkdir(parents=True)
     write_index(folder, written)
     for number, lines in enumerate(parts):
@@ -165,7 +168,10 @@ def a_line(number: int, seed: int = 0, **changes) -> dict:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_merging_adds_lines_as_if_all_were_written_at_once(tmp_path, seed, monkeypatch):
-    """Lines of new clips and newer lines of known clips, in several parts, some of them cut off."""
+    """A merge gives the same manifest and index as writing all lines at once.
+
+    The parts contain lines of new clips and newer lines of known clips. Some lines are cut off.
+    """
     rng = np.random.default_rng(seed)
     written = [a_line(number) for number in range(int(rng.integers(1, 40)))]
     parts = []

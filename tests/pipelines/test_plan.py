@@ -1,4 +1,4 @@
-"""A plan is a pure function of (seed, epoch, row): the same in any order, process, batch and rank."""
+"""A plan depends only on (seed, epoch, row): it is the same in any order, process, batch and rank."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ WIDTH, HEIGHT = 320, 240
 
 
 def table(lengths, persons=(1, 2), seed=0) -> ClipTable:
-    """Return a table of clips with moving people. The clips have `persons` people, in turn."""
+    """Return a table of clips with moving people. Clip number i has persons[i % len(persons)] people."""
     rng = np.random.default_rng(seed)
     total = np.array(lengths, np.int32)
     num_persons = np.resize(np.array(persons, np.int32), len(total))
@@ -53,7 +53,7 @@ def same(one: ClipPlan, other: ClipPlan) -> bool:
 
 
 def digest(plan: ClipPlan) -> str:
-    """Return a digest of a plan: row and frame numbers, flips, and boxes rounded to a millionth of a pixel."""
+    """Return a digest of a plan: its row and frame numbers, flips, and boxes rounded to a millionth of a pixel."""
     parts = [np.round(part * 1e6).astype("<i8").tobytes() for part in map(np.asarray, columns(plan))]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -65,7 +65,7 @@ def test_same_in_any_order_and_company():
         luck = np.random.random()
         np.random.seed(5)
         plan = plan_train(TABLE, order, CONFIG, 3, 7)
-        assert np.random.random() == luck  # NumPy's global generator was not used
+        assert np.random.random() == luck  # the plan did not use NumPy's global generator
         for expected, found in zip(whole, columns(plan), strict=True):
             np.testing.assert_array_equal(expected[order], found)
 
@@ -96,7 +96,8 @@ def test_same_in_another_process():
     assert done.stdout.split(maxsplit=1) == [expected[0], f"{expected[1]}\n"]
 
 
-# If these change, training draws other random numbers, and older runs cannot be resumed: CHANGELOG.md must say so.
+# If these digests change, training draws other random numbers and older runs cannot be resumed. CHANGELOG.md must then
+# say so.
 GOLDEN_TRAIN = "6609e9f52c8560eae0d83027ae45dc0bd0f5fe27e29d767e604869f05764c36c"
 GOLDEN_EVAL = "df1eada605a9d058faaf4168edec4371f5a4de9c357d56649eeb834923a2242f"
 GOLDEN_ORDER = [5, 7, 3, 4, 1, 0, 9, 8, 2, 6]
@@ -139,7 +140,7 @@ def test_evaluation_is_fixed():
     assert same(plan, plan_eval(TABLE, ROWS, CONFIG))
     assert not plan.flip.any()
     assert same(plan_eval(TABLE, ROWS[4:6], CONFIG), ClipPlan(*[part[4:6] for part in columns(plan)]))
-    for row in ROWS:  # the box is the whole compact box around the sampled joints
+    for row in ROWS:  # the box is the whole compact box around the joints of the sampled frames
         joints = TABLE.clip_joints(int(row))[:, plan.pose_frames[row]]
         assert tuple(plan.box[row]) == compact_box(joints, HEIGHT, WIDTH)
     ten = [plan_eval(TABLE, ROWS, CONFIG, clip, 10) for clip in range(10)]
@@ -223,7 +224,7 @@ def test_frames_are_in_range_and_in_order(count):
                 assert chosen.max() < total
                 if total >= count:
                     assert (np.diff(chosen) > 0).all()
-                else:  # short clips wrap around
+                else:  # short clips start again from their first frame
                     assert (np.diff(chosen) % total == 1 % total).all()
     if count > 1:
         assert (train.rgb_frames != train.pose_frames).any()  # each stream samples its own frames, as published
@@ -236,7 +237,7 @@ def test_aligned_frames_are_pose_frames(plan):
     np.testing.assert_array_equal(found.rgb_frames, found.pose_frames[:, ::3])
     free = plan(TABLE, ROWS, CONFIG, *more)
     for one, other in ((found.pose_frames, free.pose_frames), (found.box, free.box), (found.flip, free.flip)):
-        np.testing.assert_array_equal(one, other)  # all other random numbers are the same
+        np.testing.assert_array_equal(one, other)  # all other random numbers are the same as without this setting
 
 
 def test_without_crops_the_whole_box_is_seen():
@@ -264,7 +265,7 @@ def test_sampled_joints_are_those_of_the_plan():
 
 @st.composite
 def skeletons(draw) -> np.ndarray:
-    """Draw joints [M, T, V, 2], also outside the picture. Coordinates, joints, frames or people may be missing."""
+    """Draw joints [M, T, V, 2], some outside the picture. Coordinates, joints, frames or people may be missing."""
     rng = np.random.RandomState(draw(st.integers(0, 1 << 31)))
     total, persons = draw(st.integers(1, 60)), draw(st.integers(0, 2))
     spread = np.array([draw(st.sampled_from([0, 1, 4, 9, 30, 200])) for _ in "xy"])
@@ -301,9 +302,10 @@ def test_region_of_the_published_rule():
     joints[..., 0], joints[..., 1] = np.linspace(100, 140, 17), np.linspace(60, 180, 17)
     region, side = (100 - 75 - 1, 60 - 25 - 1, 140 + 75 + 1, 180 + 25 + 1), 120 * (1 + COMPACT.padding)
     assert crop_region(joints, HEIGHT, WIDTH) == StoredRegion(region, side, fewest=1)
-    joints[:, 0] = 0  # one frame without people: every sample of eight frames contains others
+    joints[:, 0] = 0  # one frame has no people, but every sample of eight frames also contains other frames
     assert crop_region(joints, HEIGHT, WIDTH) == StoredRegion(region, side, fewest=8)
-    whole = crop_region(joints, HEIGHT, WIDTH, fewest=1)  # a sample of one frame may contain only this frame
+    # a sample of a single frame may be just the frame without people
+    whole = crop_region(joints, HEIGHT, WIDTH, fewest=1)
     assert whole == StoredRegion((0, 0, WIDTH, HEIGHT), side, fewest=1)
     joints[:, 1:49] = 0
     assert crop_region(joints, HEIGHT, WIDTH).region == (0, 0, WIDTH, HEIGHT)
@@ -312,7 +314,7 @@ def test_region_of_the_published_rule():
 
 @pytest.mark.parametrize(("total", "side"), [(20, 200), (32, 200), (33, 40), (47, 40), (64, 40), (90, 40)])
 def test_smallest_box_where_one_frame_is_wide(total, side):
-    """A sample of 32 frames is sure to contain the wide frame only if the clip has at most 32 frames."""
+    """A sample of 32 frames must contain the wide frame only if the clip has at most 32 frames."""
     joints = np.zeros((1, total, 17, 2), np.float32)
     joints[..., 0] = joints[..., 1] = np.linspace(20, 60, 17)
     joints[:, 10] = np.linspace(20, 220, 17)[:, None]

@@ -1,4 +1,4 @@
-"""Random numbers of a training batch: reproducible, uniform, and distributed like those of the published functions."""
+"""Random numbers of a training batch are reproducible, uniform, and distributed as in the published functions."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,8 @@ def test_numbers_are_even_and_do_not_know_their_neighbours():
     assert luck.max() < 1
     counts = np.histogram(luck, bins=100, range=(0, 1))[0]
     expected = luck.size / 100
-    assert ((counts - expected) ** 2 / expected).sum() < 160  # chi-square, 99 degrees of freedom, p = 1e-4
+    # critical value of chi-square for 99 degrees of freedom and p = 1e-4
+    assert ((counts - expected) ** 2 / expected).sum() < 160
     shifted = uniforms(0, 1, ROWS, 50)
     for one, other in ((luck[1:], luck[:-1]), (luck[:, 1:], luck[:, :-1]), (luck, shifted)):
         correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
@@ -38,7 +39,7 @@ def test_frames_are_distributed_as_published(total):
     rng = np.random.RandomState(0)
     theirs = np.stack([train_frames(total, 8, rng) for _ in range(N)])
     assert ours.shape == theirs.shape
-    for frame in range(total):  # how often each frame stands at each place
+    for frame in range(total):  # compares how often each frame is drawn at each position of a sample
         share, published = (ours == frame).mean(axis=0), (theirs == frame).mean(axis=0)
         spread = np.sqrt(2 * np.maximum(published * (1 - published), 1 / N) / N)
         assert (abs(share - published) < 5 * spread).all(), frame
@@ -59,7 +60,8 @@ def test_crops_are_distributed_as_published():
 
 
 def test_a_crop_that_never_fits_is_the_whole():
-    luck = np.full((1, CROP_DRAWS), 1 - 2.0**-53)  # each draw has area 1 and aspect 4:3, which does not fit
+    # each draw has an area of 1 and an aspect of 4:3, which does not fit into a square
+    luck = np.full((1, CROP_DRAWS), 1 - 2.0**-53)
     assert random_crops(256, luck).tolist() == [[0, 0, 256, 256]]
     assert random_crop(AlwaysHigh()) == (0, 0, 256, 256)
 

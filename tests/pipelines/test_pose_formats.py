@@ -1,4 +1,4 @@
-"""Files of poses in the formats that estimators write, made here from their descriptions, give the same skeletons.
+"""Pose files give the same skeletons in every format that estimators write. The tests make the files from descriptions.
 
 Source of the descriptions: docs/sources.md, "Formats of poses".
 """
@@ -19,13 +19,14 @@ from pipelines.videos.header import Header
 
 WIDTH, HEIGHT, FRAMES = 640, 480, 12
 HEADER = Header(width=WIDTH, height=HEIGHT, frames=FRAMES)
-# The numbers of OpenPose's 18 joints among the names of its BODY_25, in which the neck is joint 1 and the hip joint 8.
+# The names of the 18 joints in OpenPose's COCO layout, in their order.
 OPENPOSE_18 = [SKELETONS["openpose28"].names[joint] for joint in range(18)]
-Write = Callable[[Path, str, dict], None]  # (folder, name of the video, joints by name [T, 2]) -> writes the files
+# a function of (folder, name of the video, joints by name [T, 2]), which writes the files
+Write = Callable[[Path, str, dict], None]
 
 
 def body(seed: int) -> dict[str, np.ndarray]:
-    """The place [T, 2] in pixels of every joint that any layout names, for a person who walks."""
+    """Return the positions [T, 2] in pixels of every joint that any layout names, for a walking person."""
     rng = np.random.default_rng(seed)
     names = sorted({name for layout in SKELETONS.values() for name in layout.names})
     path = np.array([200, 160]) + np.arange(FRAMES)[:, None] * (8, 1)
@@ -46,7 +47,7 @@ def put(file: Path, content) -> None:
 
 
 COCO = SKELETONS["coco17"].names
-# The frames with the person. Nobody is in the last frame, and in the second video nobody is in the first frame.
+# The frames that show the person: the last frame shows nobody, and in the second video the first frame shows nobody.
 SEEN = {"walk0": range(FRAMES - 1), "walk1": range(1, FRAMES - 1)}
 
 
@@ -70,7 +71,7 @@ def coco_each_frame(folder, name, joints):
 
 
 def coco_data_set(folder, name, joints):
-    """All videos in one file, with flags in place of scores."""
+    """Write all videos into one file, with visibility flags instead of scores."""
     file = folder / "person_keypoints.json"
     whole = json.loads(file.read_text()) if file.exists() else {"images": [], "annotations": []}
     for t in range(FRAMES):
@@ -159,7 +160,7 @@ def mediapipe(folder, name, joints):
 
 
 def ntu(folder, name, joints):
-    """Joints are scaled by 2.25, from the test's video to the 1920x1080 pixels of NTU RGB+D's colour image."""
+    """Write joints scaled from the test's video by 2.25, to the 1920x1080 pixels of NTU RGB+D's colour images."""
     lines = [str(FRAMES)]
     for t in range(FRAMES):
         lines.append("1" if t in SEEN[name] else "0")
@@ -247,7 +248,10 @@ def test_a_single_data_set_has_the_skeletons_of_several_videos(tmp_path):
 
 
 def test_numbers_of_frames_are_guessed_for_the_whole_folder(tmp_path):
-    """Nobody is in the last frame of b. Alone, its frames from 1 on would look like frames from 0 on."""
+    """Nobody is in the last frame of b.
+
+    Without the other files, its frame numbers from 1 on would look like numbers from 0 on.
+    """
     joints = body(0)
     for name, last in (("a", FRAMES), ("b", FRAMES - 1)):
         people = [{"image_id": f"{t + 1}.jpg", "keypoints": scored(of_layout(joints, COCO, t))} for t in range(last)]
@@ -341,7 +345,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path):
 
 
 def test_people_keep_the_tracks_of_the_estimator(tmp_path):
-    """Two people change places from one frame to the next. Matching by the overlap of boxes would confuse them."""
+    """Two people exchange their places between two frames. Matching people by overlapping boxes would confuse them."""
     left, right = np.full((17, 2), 50.0) + np.arange(17)[:, None], np.full((17, 2), 90.0) + np.arange(17)[:, None]
     people = []
     for t in range(FRAMES):

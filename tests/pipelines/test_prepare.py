@@ -1,4 +1,4 @@
-"""`prepare` makes the same pack after any interruption, does nothing twice, and names bad videos."""
+"""`prepare` makes the same pack after any interruption, does no work twice, and reports bad videos by name."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ from tests import programs
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return the digest of each file of a pack by path, without the lock and the folder `users`."""
+    """Return the digest of each file of a pack by its path, except the lock and the folder `users`."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     files = [path for path in files if folder / "users" not in path.parents]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -103,7 +103,7 @@ def test_new_time_of_an_old_video_costs_nothing(scene):
 
 
 def test_a_pack_takes_in_a_second_table(scene):
-    """MA-52 has one annotation file per split."""
+    """MA-52 has one annotation file per split, so a pack must accept clips from a second table."""
     work = scene(8, 9)
     both = work.clips
     for clips in (both[:1], both[1:], both):
@@ -181,11 +181,11 @@ def test_killed_runs_go_on_to_the_same_bytes(scene):
         made.append(len(read_manifest(work.out)))
         deadline = time.monotonic() + 20
         while any(Path(f"/proc/{worker}").exists() for worker in workers):
-            assert time.monotonic() < deadline, "workers outlive their run"
+            assert time.monotonic() < deadline, "workers are still running after their run has ended"
             time.sleep(0.01)
     (work.out / "clips" / "torn.mov.123.tmp").write_bytes(b"half a clip")
     with open(work.out / "manifest.jsonl", "a") as manifest:
-        manifest.write('{"name": "S001C0')  # a line that a kill cut off
+        manifest.write('{"name": "S001C0')  # a line that was cut off by a kill
     finished = run(work)
     assert finished.returncode == 0, finished.stderr
     assert made == sorted(made)
@@ -194,7 +194,7 @@ def test_killed_runs_go_on_to_the_same_bytes(scene):
 
 
 def test_crashed_and_hung_decoders_cost_one_clip_each(scene, monkeypatch):
-    """Workers are sent SIGKILL or SIGSTOP during a job, which stands for a decoder that crashes or hangs."""
+    """Workers get SIGKILL or SIGSTOP during a job. This simulates a decoder that crashes or hangs."""
     work = scene(8, 9, 10, 11)
     start = prepare_pool.Worker.start
     strike = {work.names[0]: signal.SIGKILL, work.names[2]: signal.SIGSTOP}
@@ -245,7 +245,7 @@ CONFIG = ClipConfig(skeleton=COCO_17, rgb_frames=4, pose_frames=12)
 def joints_with_holes(
     rng: np.random.RandomState, total: int, persons: int, spread: float, missing: float
 ) -> np.ndarray:
-    """Return joints of people who move, partly outside the 320x240 picture. Some joints and frames are missing."""
+    """Return joints of moving people, some of them outside the 320x240 picture. Some joints and frames are missing."""
     walk = np.cumsum(rng.randn(persons, total, 1, 2) * spread / 10, axis=1)
     shape = rng.randn(persons, 1, 17, 2) * spread
     joints = rng.uniform(-20, 340, (persons, 1, 1, 2)) + walk + shape

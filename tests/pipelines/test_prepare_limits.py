@@ -1,7 +1,7 @@
-"""Limits on what a hostile or broken video can cost, and on the cost of a run with nothing to do.
+"""A hostile or broken video can cost only limited resources, and a run with nothing to do is fast.
 
-A video is not decoded if its header shows that it is too large. It cannot make a worker open other files, and a worker
-has a limit on its memory.
+A video is not decoded if its header shows that it is too large. A video cannot make a worker open other files. A
+worker's memory is limited.
 """
 
 import json
@@ -44,7 +44,7 @@ def job(video: Path, folder: Path, frames: int = 20) -> Job:
 
 
 def claiming(path: Path, width: int, height: int) -> Path:
-    """Write twenty Motion JPEG frames of 160x120. The header of the file and of each frame claims another size."""
+    """Write twenty Motion JPEG frames of 160x120. The headers of the file and of each frame claim another size."""
     with av.open(path, "w") as container:
         stream = container.add_stream("mjpeg", rate=30)
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuvj420p"
@@ -55,7 +55,8 @@ def claiming(path: Path, width: int, height: int) -> Path:
     content = path.read_bytes()
     at = content.index(b"strf") + 12
     content = content[:at] + struct.pack("<ii", width, height) + content[at + 8 :]
-    start_of_frame = b"\xff\xc0\x00\x11\x08"  # marker, length, bits; height and width follow
+    # the marker, its length and the bits per sample; then follow height and width
+    start_of_frame = b"\xff\xc0\x00\x11\x08"
     parts = content.split(start_of_frame)
     size = struct.pack(">HH", height, width)
     path.write_bytes(start_of_frame.join([parts[0], *(size + part[4:] for part in parts[1:])]))
@@ -65,7 +66,7 @@ def claiming(path: Path, width: int, height: int) -> Path:
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((30000, 30000), "the header contains no usable frame size"),  # FFmpeg's own limit
+        ((30000, 30000), "the header contains no usable frame size"),  # this is FFmpeg's own limit
         ((12000, 12000), "the header claims 12000x12000 pixels, more than 67,108,864"),
         ((160, 120), None),
     ],
@@ -83,10 +84,10 @@ def test_a_huge_size_is_refused_from_the_header(tmp_path, size, expected):
 
 
 def test_a_huge_number_of_frames_is_refused_from_the_header(tmp_path, film):
-    """A small file can claim any number of frames, for example an .mp4 whose frames all have the same size."""
+    """A small file can claim any number of frames. An example is an .mp4 file whose frames all have the same size."""
     video = film.write(tmp_path / "a.avi", film.frames(20, 160, 120), "mpeg4")
     content = video.read_bytes()
-    at = content.index(b"strh") + 8 + 32  # dwLength of the stream's header
+    at = content.index(b"strh") + 8 + 32  # dwLength in the header of the stream
     assert struct.unpack_from("<I", content, at) == (20,)
     video.write_bytes(content[:at] + struct.pack("<I", 50_000_000) + content[at + 4 :])
     with pytest.raises(VideoError, match="the header claims 50,000,000 frames, more than 1,048,576"):
@@ -94,7 +95,7 @@ def test_a_huge_number_of_frames_is_refused_from_the_header(tmp_path, film):
 
 
 def test_texts_that_are_no_utf8_do_no_harm(tmp_path, film):
-    """A camera may write titles in the local encoding of its country."""
+    """A camera may write titles in the local encoding of its country instead of UTF-8."""
     video = tmp_path / "a.mkv"
     with av.open(video, "w") as container:
         container.metadata["title"] = "XXXXXXXX"
@@ -171,7 +172,7 @@ def test_a_worker_keeps_to_its_memory():
 
 @pytest.mark.soak
 def test_a_run_with_nothing_to_do_takes_seconds_with_114000_clips(tmp_path):
-    """Videos and clips are tiny stand-in files, but manifest and index are complete, as a second run finds them."""
+    """Tiny files stand in for videos and clips. Manifest and index are complete, as a second run would find them."""
     settings, count = PackSettings(count=8), 114_000
     videos, out = tmp_path / "videos", tmp_path / "pack"
     videos.mkdir()

@@ -1,4 +1,7 @@
-"""A disk that is too small for a pack is reported after the first clips, which are kept. Tests mount a small disk."""
+"""If a disk is too small for a pack, the program reports it after the first clips and keeps them.
+
+The tests mount a small disk.
+"""
 
 import shutil
 import subprocess
@@ -14,20 +17,23 @@ from pipelines.prepare.shard import Shard
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of its own with 4 MB."""
+    """Return a folder on a separate disk of 4 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"this machine lets nobody mount a tmpfs: {mounted.stderr.strip()}")
+        pytest.skip(f"this machine does not allow mounting a tmpfs: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_too_small_a_disk_is_told_before_it_is_full(scene, small_disk, monkeypatch):
-    """Sixty clips of about 90 KB do not fit into 4 MB: a run stops after about sixteen clips, and the next at once."""
+    """Sixty clips of about 90 KB do not fit into 4 MB.
+
+    The first run stops after about sixteen clips. The next run stops at once.
+    """
     work = scene(*[26] * 60)
     for number in range(1, 60):
         shutil.copy(work.video(0), work.video(number))
@@ -49,7 +55,7 @@ def test_too_small_a_disk_is_told_before_it_is_full(scene, small_disk, monkeypat
 
 
 def test_a_shard_leaves_room_for_the_others(scene, small_disk, monkeypatch):
-    """The twenty clips of one shard would fit on the disk, but not all sixty."""
+    """The twenty clips of one shard would fit on the disk, but the sixty clips of all shards would not."""
     work = scene(*[26] * 60)
     for number in range(1, 60):
         shutil.copy(work.video(0), work.video(number))
@@ -70,7 +76,7 @@ def test_the_estimate_is_right(scene):
 
 
 def test_a_full_disk_in_the_middle_of_a_clip_is_one_sentence(scene, small_disk):
-    """There are too few clips for an estimate, so the write of a clip fails."""
+    """There are too few clips for an estimate, so the run goes on until it fails to write a clip."""
     work = scene(8, 9, 10)
     filling = small_disk / "filling"
     filling.write_bytes(bytes(shutil.disk_usage(small_disk).free - (40 << 10)))

@@ -1,4 +1,4 @@
-"""Several machines can pack parts of one data set at the same time: nothing is lost, and nothing is made twice."""
+"""Several machines can pack parts of one data set at the same time. No clip is lost, and no clip is made twice."""
 
 import errno
 import fcntl
@@ -25,7 +25,7 @@ QUIET = Console(quiet=True)
 
 
 def another_shard(work):
-    """The locks of a run that makes another shard of the scene's pack."""
+    """Hold the locks that a run holds while it makes another shard of the scene's pack."""
     return make_clips(work.out, key_of(work.table(), work.settings), QUIET, fcntl.LOCK_SH)
 
 
@@ -71,7 +71,7 @@ def test_commands_refuse_such_a_shard(scene):
 
 
 # Runs `pipelines.prepare` with the arguments after the first three. After its second clip, the run waits until the
-# other shard has made two clips as well, and then kills itself if it is shard 0/2.
+# other shard has two clips as well. Then the run for shard 0/2 kills itself.
 MEETING = """
 import os, signal, sys, time
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_two_shards_at_once_of_which_one_is_killed_make_the_pack_of_an_unbroken_
     assert again.stdout.strip() == str(work.out)
     assert "shard 0/2 is complete, 3 of its 5 clips were made in" in again.stderr
     assert "; the pack has 10 of 10 clips" in again.stderr
-    for leftover in (work.out / "clips").glob("*.tmp*"):  # from the worker of the killed run
+    for leftover in (work.out / "clips").glob("*.tmp*"):  # the worker of the killed run left this file
         leftover.unlink()
     assert digests(work.out) == digests(expected)
     assert work.prepare()[1] == ""
@@ -126,7 +126,7 @@ def test_two_shards_at_once_of_which_one_is_killed_make_the_pack_of_an_unbroken_
 
 def test_the_last_of_the_runs_merges_the_parts_of_all(scene):
     work = scene(8, 9, 10)
-    with another_shard(work):  # stands for a shard on another machine
+    with another_shard(work):  # simulates a shard that another machine is making
         said = pack_shard(work, "0/2")
         assert said.endswith("s\n")
         assert "the pack has" not in said
@@ -167,7 +167,7 @@ def test_parts_of_killed_runs_are_merged_by_the_next_run(scene, monkeypatch):
     monkeypatch.undo()
     assert len(parts_of(work.out)) == 2
     with open(parts_of(work.out)[0], "a") as part:
-        part.write('{"name": "S001C0')  # a line that a kill cut off
+        part.write('{"name": "S001C0')  # a line that was cut off by a kill
     assert not index_is_current(work.out)
     pack, said = work.prepare()
     assert "3 of 3 clips; 0 made" in said
@@ -176,7 +176,7 @@ def test_parts_of_killed_runs_are_merged_by_the_next_run(scene, monkeypatch):
 
 
 def test_the_newest_line_of_a_clip_counts(scene, film):
-    """An older part of the manifest, left unmerged by a kill, must not hide the clips that a later run has made."""
+    """A kill has left an older part of the manifest unmerged. It must not hide the clips that a later run has made."""
     work = scene(8, 9)
     with another_shard(work):
         pack_shard(work, "0/1")
@@ -196,14 +196,14 @@ def test_the_allowance_for_bad_videos_is_that_of_the_whole_pack(scene):
     work.video(0).write_bytes(b"\0" * 1000)
     work.prepare(work.folder / "whole", max_bad=0.1)
     assert "1 of its 1 clips were made" in pack_shard(work, "0/10", max_bad=0.1)
-    for number in (1, 2):  # videos of other shards
+    for number in (1, 2):  # these videos belong to other shards
         work.video(number).unlink()
     with pytest.raises(UserError, match=r"2 of 10 clips have no usable video, and at most 10\.0% may lack one"):
         pack_shard(work, "5/10", max_bad=0.1)
 
 
 def flock_of_nfs(flock):
-    """On NFS, a shared lock needs a file open for reading, and an exclusive lock needs a file open for writing."""
+    """On NFS, a shared lock needs a file that is open for reading, and an exclusive lock a file open for writing."""
 
     def on_nfs(file, operation: int) -> None:
         mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
@@ -215,7 +215,7 @@ def flock_of_nfs(flock):
 
 
 def flock_of_lustre(flock):
-    """On Lustre mounted without the option flock, locking fails."""
+    """On Lustre, if it is mounted without the option flock, locking fails."""
 
     def without_locks(file, operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -226,7 +226,7 @@ def flock_of_lustre(flock):
 @pytest.mark.parametrize("kind", [flock_of_nfs, flock_of_lustre])
 def test_network_file_systems(scene, monkeypatch, kind):
     work = scene(8, 9, 10)
-    work.table()  # build the table now, because without locks it can be read, but not built
+    work.table()  # builds the table now: without locks, a program can read a table but cannot build one
     monkeypatch.setattr(fcntl, "flock", kind(fcntl.flock))
     said = pack_shard(work, "0/3") + pack_shard(work, "1/3")
     pack, last = work.prepare()

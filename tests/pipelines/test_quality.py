@@ -1,4 +1,4 @@
-"""The quality of skeletons: annotate and verify count frames without a person, missing joints and jumps."""
+"""Checks the quality of skeletons: annotate and verify count frames without a person, missing joints and jumps."""
 
 import pickle
 
@@ -13,7 +13,7 @@ from tests.pipelines.annotated import clip
 
 
 def person(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A person [frames, 17, 2] of 60 x 60 pixels who moves by one pixel a frame."""
+    """Return a person [frames, 17, 2] of 60 x 60 pixels who moves by one pixel per frame."""
     pose = np.concatenate([[[20.0, 20.0], [80.0, 80.0]], rng.uniform(20, 80, (15, 2))])
     return pose + np.arange(frames)[:, None, None]
 
@@ -31,7 +31,7 @@ def clips() -> list[dict]:
     good = of("good", person(20, rng))
     empty = of("empty", person(10, rng))
     empty["keypoint_score"][:, 2:6] = 0
-    turns = of("turns", person(8, rng), person(8, rng))  # two people of whom one leaves: no frame is empty
+    turns = of("turns", person(8, rng), person(8, rng))  # one of two people leaves, so no frame is without a person
     turns["keypoint_score"][1, 4:] = 0
     holes = of("holes", person(10, rng))
     holes["keypoint_score"][0, :, 3] = 0
@@ -59,7 +59,8 @@ def test_each_fault_is_counted(clips, tmp_path):
         np.testing.assert_allclose(shares, list(EXPECTED.values()))
         assert quality.worst(9) == [1, 4, 3]
         assert quality.describe(1) == "40% of frames without a person"
-        missing, jumps = percent(15 / (59 * 17)), percent(1 / 52)  # of the people's joints, and of their steps
+        # shares of all joints of people, and of all steps from frame to frame
+        missing, jumps = percent(15 / (59 * 17)), percent(1 / 52)
         lines = dict(quality.lines())
         assert (
             lines["skeletons"]

@@ -20,8 +20,8 @@ from pipelines.skeleton import COCO_17
 CONFIG = ClipConfig(
     skeleton=COCO_17, rgb_frames=2, pose_frames=8, rgb_size=32, rgb_size_val=32, heatmap_size=8, heatmap_size_val=8
 )
-PREFETCH, BATCHES, CLIPS = 2, 12, 2  # batches to decode ahead, batches of an epoch, clips of a batch
-AHEAD = (1 + PREFETCH + 1) * CLIPS  # files of the first batch and of those that are read ahead of it
+PREFETCH, BATCHES, CLIPS = 2, 12, 2  # number of batches to decode ahead, batches of an epoch, clips of a batch
+AHEAD = (1 + PREFETCH + 1) * CLIPS  # number of files in the first batch and in the batches that are read ahead
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def loader(shared) -> Loader:
 
 
 class Opener:
-    """Replaces os.open. Opening a clip waits until `gate` is set, as on a slow file system."""
+    """Replaces os.open. Opening a clip waits until `gate` is set, which simulates a slow file system."""
 
     def __init__(self, monkeypatch):
         self.gate, self.threads, self.open = threading.Event(), [], os.open
@@ -61,7 +61,7 @@ class Opener:
         return self.open(path, *more, **options)
 
     def wait_for(self, count: int) -> None:
-        """Return as soon as `count` calls to open a file have begun."""
+        """Wait until `count` calls to open a file have begun."""
         deadline = time.monotonic() + 100
         while len(self.threads) < count:
             if time.monotonic() > deadline:
@@ -83,7 +83,7 @@ def test_files_are_opened_side_by_side_and_a_bounded_number_ahead(loader, monkey
     opener, epoch, batches = Opener(monkeypatch), loader.epoch(0), []
     waiting = threading.Thread(target=lambda: batches.append(next(epoch)))
     waiting.start()
-    opener.wait_for(AHEAD)  # none of these calls has returned, so all of them wait at the same time
+    opener.wait_for(AHEAD)  # none of these calls has returned yet, so all of them wait at the same time
     time.sleep(0.05)
     assert len(opener.threads) == AHEAD
     opener.gate.set()
@@ -153,7 +153,7 @@ def test_an_error_of_planning_has_its_own_message(loader, monkeypatch):
 
 
 def test_signals_are_handled_while_a_batch_is_awaited(loader, monkeypatch):
-    """The signal handler sets the gate, so the batch would never arrive if the handler did not run."""
+    """The signal handler sets the gate. Without the handler, the batch would never arrive."""
     opener = Opener(monkeypatch)
     before = signal.signal(signal.SIGUSR1, lambda number, frame: opener.gate.set())
     try:

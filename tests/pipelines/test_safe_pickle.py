@@ -1,4 +1,4 @@
-"""A pickle can contain numbers, text and plain arrays. Anything else is refused in one sentence, and no code runs."""
+"""A pickle may contain numbers, text and plain arrays. All else is refused in one sentence, and no code runs."""
 
 import builtins
 import collections
@@ -21,7 +21,7 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
 class Calls:
-    """An object whose pickle calls `function` with `arguments`, and passes `state` to the result."""
+    """An object whose pickle calls `function` with `arguments` and passes `state` to the result."""
 
     def __init__(self, function, *arguments, state=None):
         self.result = (function, arguments) if state is None else (function, arguments, state)
@@ -31,7 +31,7 @@ class Calls:
 
 
 class Raw:
-    """An object whose pickle makes the dtype '|O', in the form that the state of an array contains."""
+    """An object whose pickle makes the dtype '|O' in the form that NumPy uses in the state of an array."""
 
     def __reduce__(self):
         return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 63)
@@ -53,7 +53,7 @@ def put(folder: Path, content: bytes) -> Path:
 
 
 def refusal(folder: Path, content: bytes) -> str:
-    """Assert that reading a pickle is refused in one sentence, and return the sentence."""
+    """Assert that a pickle is refused in one sentence, and return this sentence."""
     path = put(folder, content)
     with pytest.raises(AnnotationError) as refused:
         read_pickle(path)
@@ -96,7 +96,7 @@ def test_no_module_is_imported_for_a_pickle(tmp_path):
     for content in (b"cantigravity\ngeohash\n.", b"\x80\x04\x8c\x0bantigravity\x8c\x07geohash\x93."):
         assert "antigravity.geohash," in refusal(tmp_path, content)
     assert "antigravity" not in sys.modules
-    assert "os.system," in refusal(tmp_path, b"(S'true'\nios\nsystem\n.")  # protocol 0's INST
+    assert "os.system," in refusal(tmp_path, b"(S'true'\nios\nsystem\n.")  # INST is an opcode of protocol 0
     assert "numpy.ndarray.tofile," in refusal(tmp_path, b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.")
 
 
@@ -107,7 +107,7 @@ def test_a_name_cannot_draw_on_the_terminal(tmp_path):
 @pytest.mark.parametrize(
     "attack",
     [
-        # Object arrays made of raw bytes would contain any pointers that an attacker chooses.
+        # An array of objects that is made of raw bytes could contain any pointers that an attacker chooses.
         Calls(np.ndarray, (1,), "O", b"AAAAAAAA"),
         Calls(multiarray._reconstruct, np.ndarray, (3,), "O", state=(1, (1,), Raw(), False, b"AAAAAAAA")),
         Calls(numeric._frombuffer, b"AAAAAAAA", "O", (1,), "C"),
@@ -116,7 +116,7 @@ def test_a_name_cannot_draw_on_the_terminal(tmp_path):
         np.zeros(2, [("x", np.float32), ("who", object)]),
         np.array(["2020-01-01"], "M8[D]"),
         np.zeros(2, np.complex64),
-        # The content, type and shape of these do not agree.
+        # In each of these, the content does not fit the type and the shape.
         Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (9,), np.dtype("f4"), False, b"1234")),
         Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (-1,), np.dtype("f4"), False, b"1234")),
         Calls(multiarray._reconstruct, np.ndarray, (0,), b"b", state=(1, (1 << 62, 4), np.dtype("f4"), False, b"")),
@@ -125,7 +125,7 @@ def test_a_name_cannot_draw_on_the_terminal(tmp_path):
         Calls(multiarray._reconstruct, np.memmap, (0,), b"b"),
         Calls(np.dtype, "f4", False, True, state=(3, "|", ("O", (1,)), None, None, 8, 8, 63)),
         Calls(np.dtype, "S4", False, True, state=(3, "?", None, None, None, 8, 8, 63)),
-        # These make a view of an array that the pickle could free.
+        # The first two of these make a view of an array that the pickle could then free.
         Calls(numeric._frombuffer, np.zeros(4), np.dtype("f8"), (4,), "C"),
         Calls(multiarray.scalar, np.dtype("f8"), np.zeros(4)),
         Calls(collections.OrderedDict, 3),
@@ -137,7 +137,7 @@ def test_arrays_that_are_not_plain_are_refused(tmp_path, attack):
 
 
 def test_no_function_of_ours_is_changed(tmp_path):
-    """The opcode BUILD could set attributes of a function, and so change it for all later pickles."""
+    """The opcode BUILD could set attributes of a function, and so change the function for all later pickles."""
     attack = b"\x80\x04\x8c\x07_codecs\x8c\x06encode\x93N}\x8c\x0c__defaults__)s\x86b."
     assert "tries to change a function" in refusal(tmp_path, attack)
     assert "encoding 'idna'" in refusal(tmp_path, b"c_codecs\nencode\n(Va\nVidna\ntR.")
@@ -150,7 +150,7 @@ def test_persistent_ids_extensions_and_other_files_are_refused(tmp_path):
     for content in (b"\x80\x04\x82\x01.", b"", b"\x80\x63.", b"\x89PNG\r\n\x1a\n", b"[1, 2]", b"\0" * 1000):
         refusal(tmp_path, content)
     refusal(tmp_path, b"\x80\x04" + b"(" * 100_000)
-    refusal(tmp_path, b"\x80\x04\x8e" + (1 << 60).to_bytes(8, "little") + b"x.")  # asks for 2^60 bytes
+    refusal(tmp_path, b"\x80\x04\x8e" + (1 << 60).to_bytes(8, "little") + b"x.")  # asks for an array of 2^60 bytes
 
 
 def test_a_file_cut_anywhere_is_one_sentence(tmp_path):
@@ -180,7 +180,7 @@ PLAIN = [
 
 
 def respelled(content: bytes, old: str, new: str) -> bytes:
-    """Return the pickle with `new` in place of `old` in every name, as another version of NumPy writes it."""
+    """Return the pickle with `old` replaced by `new` in every name, as another version of NumPy would write it."""
     parts = bytearray()
     found = list(pickletools.genops(content))
     ends = [place for *_, place in found[1:]] + [len(content)]
@@ -191,7 +191,8 @@ def respelled(content: bytes, old: str, new: str) -> bytes:
             part = b"\x8c" + bytes([len(text)]) + text
         elif code.name == "GLOBAL":
             part = part.replace(old.encode(), new.encode())
-        parts += b"" if code.name == "FRAME" else part  # frames would have wrong lengths
+        # FRAME opcodes are left out, because they would state wrong lengths
+        parts += b"" if code.name == "FRAME" else part
     return bytes(parts)
 
 
@@ -233,7 +234,7 @@ print("read", read)
 
 
 def mangled(count: int):
-    """Yield real pickles with a few bytes altered, cut out or doubled."""
+    """Yield real pickles in which a few bytes are altered, removed or doubled."""
     clip = {"frame_dir": "a", "keypoint": np.ones((1, 2, 17, 2), np.float16), "total_frames": np.int64(2)}
     whole, rng = [dump([clip], protocol) for protocol in PROTOCOLS], random.Random(0)
     for number in range(count):

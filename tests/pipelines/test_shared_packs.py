@@ -1,4 +1,4 @@
-"""A clip is packed once for all annotation files and experiments, and packs of earlier versions are used."""
+"""A clip is packed only once for all annotation files and experiments. Packs of earlier versions are used as well."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from trainer.experiments import EXPERIMENTS
 
 
 def test_nothing_but_a_changed_clip_is_encoded_again(data):
-    """Other splits, orders, frame counts, annotation files and experiments use the clips that are in the pack."""
+    """Other splits, orders, frame counts, annotation files and experiments use clips that are already in the pack."""
     clips, names = data.clips, [clip["frame_dir"] for clip in data.clips]
     reverse = list(reversed(clips))
     splits = {"xsub_train": names[:16], "xsub_val": names[16:], "mine_train": names[:3], "mine_val": names[3:]}
@@ -93,7 +93,7 @@ def test_the_whole_content_of_a_video_counts(tmp_path):
 
 @pytest.mark.parametrize("mended", [True, False])
 def test_a_video_that_was_replaced_under_the_same_size_and_time(data, film, tmp_path, mended):
-    """The inode shows that the file was replaced. The content shows whether the video has changed."""
+    """The file's inode shows that the file was replaced, and its content shows whether the video has changed."""
     data.videos = shutil.copytree(data.videos, tmp_path / "copy")
     assert data.encoded(data.clips) == 0
     video = data.videos / f"{data.clips[0]['frame_dir']}.mp4"
@@ -116,7 +116,7 @@ def test_two_copies_of_a_data_set_can_be_used_in_turn(data, tmp_path):
     for number in range(4):
         data.videos = copies[number % 2]
         said = data.pack(data.clips)[1]
-        assert said.count("comparing videos 24/24") == (number < 2)  # the videos are read once
+        assert said.count("comparing videos 24/24") == (number < 2)  # only the first run on each copy reads the videos
         assert "packing" not in said
 
 
@@ -137,14 +137,14 @@ def test_runs_for_different_tables_do_not_wait_for_one_another(data):
         pack, said = data.pack(more)
         assert "3 of 3 clips; 3 made" in said
         assert pack.num_frames.tolist() == [8, 9, 10]
-        assert len(parts_of(data.packs)) == 1  # the last run to end merges this part
+        assert len(parts_of(data.packs)) == 1  # the last of the runs to end merges this part
     assert "3 of 3 clips; 0 made" in data.pack(more)[1]
     assert parts_of(data.packs) == []
     assert data.pack(more)[1] == ""
 
 
 def as_format_2(data, folder: Path, count: int) -> None:
-    """Move the pack to `folder` and turn it into one that an earlier version made for `count` pose frames."""
+    """Move the pack to `folder`, and convert it to the form in which an earlier version packed `count` pose frames."""
     settings = digest_of({"format": 2, "count": count, "box_pixels": 64, "quality": 3})
     (folder / "clips").mkdir(parents=True)
     (folder / "index").mkdir()

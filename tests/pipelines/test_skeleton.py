@@ -1,4 +1,4 @@
-"""Joint layouts: the named ones, and layouts that users describe in a file."""
+"""Joint layouts: layouts that Duet knows by name, and layouts that users describe in a file."""
 
 import json
 
@@ -34,7 +34,10 @@ def test_left_and_right_swap_and_nothing_else_does(name):
 
 @pytest.mark.parametrize("name", SKELETONS)
 def test_limbs_are_those_of_a_mirror_image_too(name):
-    """A mirrored skeleton has the same limbs, except that the published 28 joints do not swap the fingers."""
+    """A mirrored skeleton has the same limbs.
+
+    The published layout with 28 joints is an exception, because a flip does not swap its fingers.
+    """
     skeleton = SKELETONS[name]
     partner = skeleton.partner()
     limbs = {frozenset(limb) for limb in skeleton.limbs}
@@ -44,7 +47,10 @@ def test_limbs_are_those_of_a_mirror_image_too(name):
 
 @pytest.mark.parametrize("name", SKELETONS)
 def test_a_layout_without_names_is_recognised(name):
-    """Snapshots from before layouts had names contain only pairs. In MA-52's body the pairs were (right, left)."""
+    """Snapshots from before layouts had names contain only the pairs that a flip swaps.
+
+    In those snapshots, the pairs of MA-52's body were (right, left).
+    """
     known = SKELETONS[name]
     pairs = tuple((right, left) for left, right in known.pairs)
     assert Skeleton(num_joints=known.num_joints, pairs=pairs, limbs=known.limbs) == known
@@ -52,7 +58,7 @@ def test_a_layout_without_names_is_recognised(name):
     assert (other.names, other.joint(0)) == ((), "joint 0")
 
 
-# Joints of each layout, from the sources in docs/sources.md, "Joint layouts": number and name.
+# The number of joints and the name of each joint, by layout. The sources are in docs/sources.md, "Joint layouts".
 SPOT_CHECKS = {
     "coco17": {0: "nose", 5: "left_shoulder", 10: "right_wrist", 16: "right_ankle"},
     "openpose28": {1: "neck", 4: "right_wrist", 7: "left_wrist", 14: "right_eye", 18: "left_finger1"},
@@ -124,7 +130,7 @@ def test_a_wrong_file_is_one_sentence(tmp_path, change, sentence):
         override(EXPERIMENTS["ntu60"], f"clip.skeleton={tmp_path}/own.json")
     assert str(error.value).startswith(f"--set clip.skeleton={tmp_path}/own.json: ")
     assert str(error.value).count("own.json") == 1
-    assert ";" not in str(error.value)  # the meaning of the setting is left out
+    assert ";" not in str(error.value)  # the message leaves out the meaning of the setting
     assert sentence in str(error.value)
 
 

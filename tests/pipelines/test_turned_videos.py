@@ -1,4 +1,4 @@
-"""Videos that players turn: annotated, verified, packed and trained on as they are shown, or as they are stored."""
+"""Videos that players turn are annotated, verified, packed and trained on, either as shown or as stored."""
 
 import io
 import json
@@ -37,7 +37,7 @@ PLAIN, TURNED, UPSIDE_DOWN = (
 
 
 class Videos:
-    """A folder of videos, with a skeleton for each, in pixels of the frames as they are shown."""
+    """A folder of videos with a skeleton for each video, in pixels of the frames as they are shown."""
 
     def __init__(self, folder: Path, *videos: Made):
         self.folder = folder
@@ -65,7 +65,7 @@ class Videos:
         return out
 
     def of_others(self, annotations: Path) -> Path:
-        """The annotation file as another program would write it, which does not say how frames are turned."""
+        """Rewrite the annotation file in the form of another program, which does not say how frames are turned."""
         content = pickle.loads(annotations.read_bytes())
         del content["rotation"]
         annotations.write_bytes(pickle.dumps(content))
@@ -75,7 +75,7 @@ class Videos:
         return open_table(annotations, self.folder / "cache")
 
     def prepare(self, annotations: Path, rotation="shown"):
-        """Make the pack. Returns it, and the messages."""
+        """Make the pack. Returns the pack and the messages."""
         said, settings = io.StringIO(), PackSettings(count=8, rotation=rotation)
         places = (self.folder / "videos", self.folder / "pack")
         options = {"workers": 1, "max_bad": 0.5, "console": Console(file=said, width=1000)}
@@ -90,7 +90,7 @@ class Videos:
 
 
 def first_number(pack, name: str) -> int | None:
-    """The number in the first frame of a packed clip, or None if the frame is not as players show it."""
+    """Return the number in the first frame of a packed clip, or None if the frame does not look as players show it."""
     row = pack.names.tolist().index(name)
     (packet,), _ = pack.read_frames(row, [0])
     left, top, right, bottom = pack.region[row].astype(int).tolist()
@@ -120,13 +120,13 @@ def test_skeletons_of_shown_frames_belong_to_them_in_every_program(tmp_path):
 
 def test_skeletons_of_stored_frames_keep_them_stored(tmp_path):
     work = Videos(tmp_path, replace(TURNED, size=(64, 48)), UPSIDE_DOWN)
-    for name in ("turned", "half"):  # what a program that does not turn frames writes
+    for name in ("turned", "half"):  # these are the files of a program that does not turn frames
         shape = np.broadcast_to(np.linspace(5, 43, 17, dtype=np.float32)[:, None], (1, 9, 17, 2))
         arrays = {"keypoint": shape, "keypoint_score": np.ones((1, 9, 17)), "img_shape": (48, 64)}
         np.savez(tmp_path / "poses" / f"{name}.npz", **arrays)
         (tmp_path / "poses" / f"{name}.json").unlink()
     annotations = work.annotate("stored")
-    facts, said = work.verify(annotations, "shown")  # `rotation` in the annotation file decides
+    facts, said = work.verify(annotations, "shown")  # the field `rotation` of the annotation file decides
     assert facts["rotation"] == {"stored": 2}
     assert "2: 2 annotated as they are stored" in said
     pack, _ = work.prepare(annotations)
@@ -151,7 +151,7 @@ def test_the_setting_decides_for_files_of_others_and_makes_other_clips(tmp_path)
 
 
 def as_earlier(pack: Path, keep: list[str]) -> None:
-    """Turn a pack into one of an earlier version, which did not record rotations."""
+    """Convert a pack into the form of an earlier version, which did not record rotations."""
     lines = [json.loads(line) for line in (pack / "manifest.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["name"] in keep]
     for line in lines:
@@ -205,7 +205,7 @@ def test_estimates_of_an_earlier_version_are_made_again_for_turned_videos(tmp_pa
     monkeypatch.setattr("pipelines.annotate.make.PoseEstimator", Estimator)
     (tmp_path / "poses").mkdir()
     arrays = {"keypoint": np.ones((1, 9, 17, 2)), "keypoint_score": np.ones((1, 9, 17)), "img_shape": (48, 64)}
-    np.savez(tmp_path / "poses" / "half.npz", **arrays)  # without a rotation
+    np.savez(tmp_path / "poses" / "half.npz", **arrays)  # the file does not contain a rotation
     source = estimated_poses(tmp_path / "poses", 1, DEFAULT, print)
     assert source.poses("half", video, header).rotation == "shown"
     assert source.poses("half", video, header).rotation == "shown"

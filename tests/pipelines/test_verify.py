@@ -1,4 +1,4 @@
-"""`python -m pipelines.verify` on the demo's data: every defect is counted and named, and can change the verdict."""
+"""`python -m pipelines.verify` on the demo's data: every defect is counted and named, and may change the verdict."""
 
 import json
 import pickle
@@ -31,7 +31,7 @@ def demo(tmp_path_factory) -> Path:
 
 
 class DataSet:
-    """A copy of the demo's data in which tests make defects."""
+    """A copy of the demo's data, in which tests make defects."""
 
     def __init__(self, demo: Path, folder: Path):
         self.folder, self.videos = folder, folder / "videos"
@@ -155,7 +155,7 @@ def test_a_clip_on_both_sides_is_counted(data):
 
 
 def ntu_names() -> dict[str, list[str]]:
-    """Make up names of clips for NTU-60's subject splits, as many as are published for each split."""
+    """Make up clip names for NTU-60's subject splits. There are as many names in each split as are published."""
     sides = {"xsub_train": (1, 2), "xsub_val": (3, 6)}
     counts = {"xsub_train": 40091, "xsub_val": 16487}
     names = {}
@@ -169,7 +169,7 @@ def ntu_names() -> dict[str, list[str]]:
 
 
 class Bare:
-    """A table with only those columns that are needed to count clips."""
+    """A table that has only the columns that are needed to count clips."""
 
     class_names = ()
 
@@ -190,17 +190,17 @@ def test_published_counts_of_ntu60():
     train, val = split_facts(table, None)
     assert (train["published"], val["published"]) == (train["clips"], val["clips"]) == (40091, 16487)
     assert train["wrong_side"] == val["wrong_side"] == 0
-    table.splits["xsub_val"] = np.append(table.splits["xsub_val"], 0)  # a clip of a training subject
+    table.splits["xsub_val"] = np.append(table.splits["xsub_val"], 0)  # adds a clip of a training subject
     _, val = split_facts(table, 60)
     assert (val["clips"], val["published"], val["wrong_side"]) == (16488, 16487, 1)
     swapped = Bare(ntu_names())
-    swapped.splits = {"xview_train": np.arange(300)}  # cameras 1 and 2
+    swapped.splits = {"xview_train": np.arange(300)}  # the first 300 clips, from cameras 1 and 2
     (train,) = split_facts(swapped, 60)
     assert (train["published"], train["wrong_side"]) == (37646, 240)
 
 
 def test_splits_of_ntu120_follow_its_rules():
-    """Subject 45 and setup 2 are for training; subject 60 and setup 1 are not."""
+    """Subject 45 and setup 2 are for training. Subject 60 and setup 1 are not."""
     names = [
         f"S{setup:03}C001P{person:03}R001A{action:03}" for setup in (1, 2) for person in (45, 60) for action in (1, 120)
     ]
@@ -238,7 +238,7 @@ def test_frames_are_counted_where_the_header_is_silent(film, tmp_path):
 
 def test_a_file_that_was_cut_short_is_told_by_its_header(tmp_path, film):
     whole = film.write(tmp_path / "whole.mp4", film.frames(20, 96, 64))
-    streamed = tmp_path / "streamed.mp4"  # this file can be opened even if it is cut short
+    streamed = tmp_path / "streamed.mp4"  # this file can be opened even if its end is missing
     with av.open(whole) as source, av.open(streamed, "w", options={"movflags": "faststart"}) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):

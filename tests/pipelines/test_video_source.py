@@ -1,6 +1,7 @@
-"""Frames that are decoded directly from videos equal those of a pack: DALI's, or PyAV's if DALI fails.
+"""Frames that are decoded directly from videos equal the frames of a pack, whether DALI or PyAV decodes them.
 
-In place of a GPU, DALI's CPU decoder reads Motion JPEG and VP9. On a GPU the same tests run with H.264 (`-m gpu`).
+PyAV is used if DALI fails. In place of a GPU, DALI's CPU decoder reads Motion JPEG and VP9. On a GPU the same tests run
+with H.264 (`-m gpu`).
 """
 
 import contextlib
@@ -53,7 +54,7 @@ def write(film, path: Path, frames: list[np.ndarray], codec: str, **options: str
 
 
 class Set:
-    """Three clips of one codec. The annotations are for images twice as wide and high as the videos."""
+    """Three clips with the same codec. The annotations are for images that are twice as wide and high as the videos."""
 
     def __init__(self, film, folder: Path, codec: str):
         extension, options = CODECS.get(codec, (".mp4", {}))
@@ -61,7 +62,7 @@ class Set:
         for number, length in enumerate(LENGTHS):
             name, frames = f"clip{number}", film.frames(length, WIDTH, HEIGHT, seed=number)
             self.videos.append(write(film, folder / "videos" / f"{name}{extension}", frames, codec, **options))
-            # Joints near the left edge, so that boxes leave the picture.
+            # Joints lie near the left edge, so that boxes extend beyond the picture.
             joints = film.person(length, 2 * WIDTH, 2 * HEIGHT, seed=number)
             joints[..., 0] -= joints[..., 0].min() - 2
             clips.append(film.annotation(name, joints, 2 * WIDTH, 2 * HEIGHT, label=number))
@@ -85,7 +86,10 @@ def videos(request, film, tmp_path_factory) -> Set:
 
 
 def close_to_pack(data: Set, film, device: torch.device, backends: Backends | None = None) -> None:
-    """Assert that batches nearly equal those of a pack: same frames, boxes and flips, and black outside the image."""
+    """Assert that batches nearly equal those of a pack.
+
+    They must have the same frames, boxes and flips, and be black outside the image.
+    """
     changes = {"backends": backends} if backends else {}
     pack = PackFrames(data.table, film.prepare(data.table, data.folder, CONFIG.pose_frames, 400))
     flips, black = set(), 0
@@ -98,7 +102,8 @@ def close_to_pack(data: Set, film, device: torch.device, backends: Backends | No
                 assert one.rgb.shape == other.rgb.shape
                 first, second = one.rgb.cpu().float(), other.rgb.float()
                 error = (first - second).abs()
-                assert error.mean(dim=(2, 3, 4)).max() < 8  # mean of each frame; other frames differ by 15 or more
+                # mean difference of each frame; for wrong frames it would be 15 or more
+                assert error.mean(dim=(2, 3, 4)).max() < 8
                 dark = second.amax(dim=-1) < 8
                 outside = dark.all(dim=2, keepdim=True).expand_as(dark)  # whole columns
                 black += int(outside.sum())
@@ -113,7 +118,7 @@ def test_batches_are_those_of_a_pack(videos, film):
 
 
 def test_pyav_decodes_h264_which_dali_refuses_here(film, tmp_path):
-    """This is what happens on a GPU whose video engine is missing, or cannot decode a codec. One line says so."""
+    """On a GPU, this happens if the video engine is missing or cannot decode a codec. One line reports it."""
     said = []
     close_to_pack(Set(film, tmp_path, "libx264"), film, CPU, Backends("mixed", "reference", said.append))
     (line,) = said
@@ -175,7 +180,7 @@ def test_headers_are_read_once(videos, monkeypatch, film):
 
 @pytest.fixture
 def own(film, tmp_path) -> Set:
-    """A set of videos that the test may damage."""
+    """Return a set of videos that the test may damage."""
     return Set(film, tmp_path, "mjpeg")
 
 
@@ -243,7 +248,7 @@ ORDERS = {
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_guard_refuses_frames_out_of_order(film, order):
-    right = np.stack(film.frames(12, 96, 64)).astype(np.float32) * 0.06  # neighbouring frames differ little
+    right = np.stack(film.frames(12, 96, 64)).astype(np.float32) * 0.06  # small differences between neighbouring frames
     noise = np.random.default_rng(0).normal(0, 3, right.shape)
     compare("clip.avi", right, right + noise, np.arange(12))
     found = (right + noise)[ORDERS[order]]
@@ -259,7 +264,7 @@ def test_guard_puts_up_with_still_scenes_but_not_with_other_colours(film):
 
 
 def test_graph_for_the_gpu_is_a_graph(own):
-    """Without a GPU, the pipeline of DALI can be serialised, but not built."""
+    """Without a GPU, a DALI pipeline for the GPU can be serialised but not built."""
     frames = own.open()
     plan = own.loader(frames).plan(0, 0)
     step = frames.step(plan, [frames.read(plan, clip) for clip in range(len(plan.row))])
@@ -270,7 +275,10 @@ def test_graph_for_the_gpu_is_a_graph(own):
 
 
 def test_guard_refuses_colours_that_dali_does_not_know(tmp_path):
-    """DALI decodes BT.709, the tag of MA-52's videos, as BT.601. The error is large only for strong colours."""
+    """DALI decodes BT.709, the tag of MA-52's videos, as BT.601.
+
+    The error is large only for strong colours.
+    """
     blocks = np.random.default_rng(0).integers(0, 2, (4, 5, 3), dtype=np.uint8) * 200 + 20
     pixels = np.kron(blocks, np.ones((32, 32, 1), np.uint8))
     paths = {space: tmp_path / f"{space}.webm" for space in ("ITU601", "ITU709")}
@@ -290,14 +298,14 @@ def test_guard_refuses_colours_that_dali_does_not_know(tmp_path):
         check_videos([(str(paths["ITU709"]), 4)], CPU)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.parametrize("command", ["--work-dir", "eval"])
 def test_without_a_gpu_the_command_names_prepare(tmp_path, tmp_path_factory, command):
     weights = tmp_path_factory.mktemp("weights") / "net.pth"
     torch.save(build_model(EXPERIMENTS["demo"].model).state_dict(), weights)
     own = {"--work-dir": ("--work-dir", "run"), "eval": ("eval", weights)}[command]
     words = ("-m", "trainer", *own, "--exp", "demo", "--set", "data.source=video")
-    done = run_forked(*words, cwd=tmp_path)  # in another folder, so that a failure leaves the checkout clean
+    done = run_forked(*words, cwd=tmp_path)  # writes into another folder, so that a failure leaves the checkout clean
     assert done.returncode == 2
     assert done.stderr == (
         "error: data.source=video decodes videos on a GPU, and this run has none: leave this setting out to use "

@@ -1,4 +1,4 @@
-"""Videos are found under the names that they have in the data sets, without renaming."""
+"""Videos are found under the names that they have in the data sets, without being renamed."""
 
 import pytest
 
@@ -14,9 +14,9 @@ def put(folder, *files):
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("S001C001P001R001A001", "S001C001P001R001A001_rgb.avi"),  # NTU's original name
+        ("S001C001P001R001A001", "S001C001P001R001A001_rgb.avi"),  # NTU's original file name
         ("S001C001P001R001A001", "S001C001P001R001A001.avi"),
-        ("S001C001P001R001A001", "S001C001P001R001A001.mp4"),  # NTU as the guides re-encode it
+        ("S001C001P001R001A001", "S001C001P001R001A001.mp4"),  # the file name after re-encoding by the guides' commands
         ("S001C001P001R001A001_rgb", "S001C001P001R001A001.mp4"),
         ("S001C001P001R001A001", "nturgb+d_rgb/S001C001P001R001A001_rgb.avi"),
         ("0003_01_0001.mp4", "0003_01_0001.mp4"),  # MA-52
@@ -59,12 +59,12 @@ def test_spaces_and_signs_in_names(tmp_path):
 
 
 def test_split_folders_of_either_side(tmp_path):
-    """Either the names or the videos may lack the folder of the split. The nearest match is taken."""
+    """The folder of the split may be missing in the names or in the paths of the videos. The nearest match is used."""
     put(tmp_path, "a.mp4", "val/b_rgb.avi", "train/c.mp4", "test/c.mp4", "c.avi")
     names = ["train/a", "b", "test/c.mp4", "c", "val/c"]
     a, b, test_c, c, val_c = find_videos(tmp_path, names)
     assert [a, b, test_c, c] == [str(tmp_path / file) for file in ("a.mp4", "val/b_rgb.avi", "test/c.mp4", "c.avi")]
-    assert val_c.startswith("3 videos match the name")  # there is no val/c, but three other videos are called c
+    assert val_c.startswith("3 videos match the name")  # there is no val/c, but three other videos are named c
 
 
 def test_links_within_the_folder_are_followed_once(tmp_path):

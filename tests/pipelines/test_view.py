@@ -35,7 +35,7 @@ PICTURE = (round((TOP + 2 * (SIDE + ROOM)) * DPI), round(2 * MOMENTS * SIDE * DP
 @pytest.fixture(scope="module")
 def loader(tmp_path_factory, scene_class) -> Loader:
     work = scene_class(tmp_path_factory.mktemp("view"), [12, 10])
-    work.clips[1]["keypoint"][0, :, 4] = 0  # a missing joint
+    work.clips[1]["keypoint"][0, :, 4] = 0  # this joint is missing
     table, (pack, _) = work.table(), work.prepare()
     values = {"rows": np.arange(2), "config": CONFIG, "coarse_map": (0, 0), "batch_size": 2, "threads": 1}
     return Loader(table=table, frames=PackFrames(table, pack), train=True, device=torch.device("cpu"), **values)
@@ -139,7 +139,7 @@ def test_the_worst_skeletons_are_drawn(demo, tmp_path):
     assert picture.shape[:2] == (3 * (HEIGHT + TITLE), FRAMES * WIDTH)
     left_side = (np.abs(picture - to_rgb(LEFT)) < 0.25).all(axis=-1).reshape(3, -1).sum(axis=1)
     assert left_side[0] == 0  # the estimator found nobody in one clip of the demo
-    assert (left_side[1:] > 0).all()  # in the others, joints are missing
+    assert (left_side[1:] > 0).all()  # in the other clips, some joints are missing
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,8 @@ def test_the_worst_skeletons_are_drawn(demo, tmp_path):
             ["--clip", "nobody"],
             "there is no clip nobody; the first clip of the annotation file is S001C001P001R001A001",
         ),
-        (["--index", "16"], "S001C001P002R001A005 cannot be drawn: the video cannot be decoded"),  # a broken video
+        # a video that cannot be decoded
+        (["--index", "16"], "S001C001P002R001A005 cannot be drawn: the video cannot be decoded"),
         (["--index", "0", "--out", "/nowhere/clip.png"], "/nowhere/clip.png cannot be written"),
     ],
 )

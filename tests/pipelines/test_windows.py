@@ -1,4 +1,4 @@
-"""Windows of a video: their places, the frames and joints that each of them gets, and videos that do not fit."""
+"""Windows of a video: where they begin, which frames and joints each window gets, and videos that do not fit."""
 
 from pathlib import Path
 
@@ -55,13 +55,14 @@ def loader_on(table, frames) -> Loader:
 def test_each_window_samples_its_own_frames(film, tmp_path):
     video = film.write(tmp_path / "film.mp4", film.frames(50, *SIZE), preset="ultrafast", crf="10")
     windows, seen = windows_of(50, 20, 12), []
-    loader = loader_of(video, np.zeros((0, 50, 17, 3)), windows, seen)  # no people: the whole picture
+    # without people, the network sees the whole picture
+    loader = loader_of(video, np.zeros((0, 50, 17, 3)), windows, seen)
     starts = set()
     for step, batch in enumerate(loader.epoch(0)):
         start, end = windows[step]
         numbers = [film.number(picture, (0, 0, 96, 96)) for picture in batch.rgb[0].numpy()]
         assert numbers == (start + loader.plan(0, step).rgb_frames[0]).tolist()
-        assert len(seen) == end  # frames after the window are not yet decoded
+        assert len(seen) == end  # frames after the end of the window have not been decoded yet
         starts.add(start)
         assert not batch.heatmap.any()
     assert starts == {0, 12, 24, 36}
@@ -90,7 +91,7 @@ def test_each_window_has_its_own_joints(film, tmp_path):
 
 
 class NoFrames:
-    """A source of black frames, for a test that looks only at heatmaps."""
+    """A source that returns only black frames, for a test that looks only at heatmaps."""
 
     def decode(self, plans, decoding):
         plans(0)
@@ -102,7 +103,7 @@ class NoFrames:
 
 def test_videos_and_skeletons_of_other_lengths(film, tmp_path):
     video = film.write(tmp_path / "film.mp4", film.frames(30, *SIZE), preset="ultrafast")
-    for length in (28, 32):  # two frames more or fewer are allowed
+    for length in (28, 32):  # the skeleton may have up to two frames more or fewer than the video
         assert len(list(loader_of(video, film.person(length, *SIZE), windows_of(length, 16, 8), []).epoch(0))) == 3
     for length, sentence in ((33, "the video ends after 30 of 33 frames"), (27, "the video has more than 29 frames")):
         with pytest.raises(VideoError, match=sentence):

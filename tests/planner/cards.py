@@ -1,4 +1,4 @@
-"""GPUs for which a machine without a GPU can plan a training step: one per architecture, the oldest first."""
+"""GPUs for which a machine without a GPU can plan a training step: one GPU per architecture, the oldest first."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,11 @@ KIB = 1 << 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """The properties of a GPU, named as in torch.cuda.get_device_properties, on which Inductor and Triton depend.
+    """The properties of a GPU on which Inductor and Triton depend, named as in torch.cuda.get_device_properties.
 
     Sizes are in bytes. Threads, registers and shared memory follow from the compute capability (CUDA C++ Programming
-    Guide, "Technical Specifications per Compute Capability"); name, multiprocessors and memory depend on the product.
+    Guide, "Technical Specifications per Compute Capability"). The name, the number of multiprocessors and the memory
+    depend on the product.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Card:
     regs_per_multiprocessor: int = 65536
     max_threads_per_block: int = 1024
     warp_size: int = 32
-    gcnArchName: str = ""  # for AMD's GPUs; read by a torch built without CUDA
+    gcnArchName: str = ""  # meant for AMD's GPUs, but read by a torch that is built without CUDA
 
     @property
     def arch(self) -> int:

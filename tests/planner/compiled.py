@@ -1,14 +1,14 @@
 """Counts the launches of a compiled training step and the bytes that they move, without a GPU.
 
-A network with its losses is compiled as in training, by Dynamo, AOTAutograd and Inductor, for a GPU that is not there.
-The inputs are fake tensors with the batch size of the experiment. Compilation stops with the generated code, because
-nothing can run. Operations outside of the compiled graph are not counted: the sum of the losses, clipping, SGD, and the
-preparation of the input. The networks have linear heads in place of PCAN. Matrix products are not padded, because
-Inductor decides about padding by timing them.
+Dynamo, AOTAutograd and Inductor compile a network with its losses as in training, for a GPU that the machine does not
+have. The inputs are fake tensors with the batch size of the experiment. Compilation stops with the generated code,
+because nothing can run. Operations outside of the compiled graph are not counted: the sum of the losses, clipping, SGD,
+and the preparation of the input. The networks have linear heads in place of PCAN. Matrix products are not padded,
+because Inductor decides about padding by timing them.
 
 `python -m tests.planner.compiled NAME [--card sm_90] PARTS...` prints the counts of an experiment whose PARTS run
-through our kernels. This takes some minutes. Counting changes torch permanently, so each count runs in a process of its
-own.
+through our kernels. This takes some minutes. Counting changes torch permanently, so each count runs in a separate
+process.
 """
 
 import argparse
@@ -53,7 +53,7 @@ LAUNCH = re.compile(r"^ *(?!#).*?(\b\w+\.run|extern_kernels\.\w+|torch\.ops\.[\w
 
 
 def counted(name: str, parts: tuple[FusedPart, ...], card: Card = H200) -> Counts:
-    """Run `counts` in a process of its own, for an experiment of EXPERIMENTS and a card of CARDS."""
+    """Run `counts` in a separate process, for an experiment of EXPERIMENTS and a card of CARDS."""
     surroundings = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     words = ("-m", "tests.planner.compiled", name, "--card", f"sm_{card.arch}", *parts)
     process = run(*words, environment=surroundings | {"CUDA_VISIBLE_DEVICES": ""}, timeout=None)
@@ -62,7 +62,7 @@ def counted(name: str, parts: tuple[FusedPart, ...], card: Card = H200) -> Count
 
 
 def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
-    """Return the launches of one step, and the GB per clip that they read and write, in three groups.
+    """Return the launches of one training step and the GB per clip that they read and write, for three groups of nodes.
 
     The group `ours` contains the kernels of this repository, which compute `parts`; `generated` contains the kernels
     that Inductor generates; `extern` contains convolutions, matrix products and other operators. In the backward pass,
@@ -72,7 +72,9 @@ def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
 
     def stop(graph: GraphLowering) -> SimpleNamespace:
         whole = graph.codegen()[0].value
-        assert precision().name == "bf16" or not BF16.search(whole), "this card has no bf16"
+        assert precision().name == "bf16" or not BF16.search(whole), (
+            "the code contains bf16, which this card does not have"
+        )
         code = whole.partition("class Runner")[2]
         for line in LAUNCH.finditer(code):
             name, _, method = line[1].rpartition(".")
@@ -82,7 +84,7 @@ def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
             whose, size, more = described(node)
             totals[whose]["launches"] += more
             totals[whose]["gb"] += size / experiment.optim.batch_size / 1e9
-        return SimpleNamespace(call=stop)  # never called, but torch 2.11 asserts that it is there
+        return SimpleNamespace(call=stop)  # torch 2.11 requires this attribute, but never calls it
 
     GraphLowering.compile_to_module = stop  # pyright: ignore[reportAttributeAccessIssue]
     compile_step(experiment, parts)
@@ -90,7 +92,7 @@ def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
 
 
 def described(node: BaseSchedulerNode) -> tuple[str, int, int]:
-    """Return the group of a node, the bytes that it reads and writes, and its launches that the code does not show."""
+    """Return the group of a node, its bytes read and written, and the number of its launches not shown by the code."""
     size = node.get_read_write_buffers_sizes()
     if not isinstance(node, ExternKernelSchedulerNode):
         return "generated", size, 0
@@ -105,7 +107,7 @@ def described(node: BaseSchedulerNode) -> tuple[str, int, int]:
 
 
 def compile_step(experiment: Experiment, parts: tuple[FusedPart, ...]) -> None:
-    """Fuse and compile the network as training does, forward and backward, without running it."""
+    """Fuse the network and compile it as in training, forward and backward, without running it."""
     model = experiment.model
     with torch.device("meta"):
         network = build_model(replace(model, pcan=None) if hasattr(model, "pcan") else model)

@@ -1,4 +1,4 @@
-"""torch.autograd.grad in Python, because torch's own function needs the streams of a real GPU.
+"""Implements torch.autograd.grad in Python, because torch's own function needs the streams of a real GPU.
 
 Like torch's engine, it sums gradients over broadcast dimensions, casts them and adds them up.
 """
@@ -29,7 +29,7 @@ def grad(
     missing = consumers([root.node for root in roots])
     ready, results = [node for node, count in missing.items() if not count], {}
     while ready:
-        ready.sort(key=lambda node: node._sequence_nr())  # pop() takes the node that the forward pass made last
+        ready.sort(key=lambda node: node._sequence_nr())  # pop() takes the node that the forward pass created last
         node = ready.pop()
         gradients = sums.pop(node, {})
         results |= {
@@ -47,7 +47,7 @@ def grad(
 
 
 def consumers(roots: list[Node]) -> Counter[Node]:
-    """Return every node that can be reached from the roots, and the number of gradients that each node waits for."""
+    """Return every node that can be reached from the roots, with the number of gradients for which the node waits."""
     counts, left = Counter(dict.fromkeys(roots, 0)), list(dict.fromkeys(roots))
     while left:
         for following, _ in left.pop().next_functions:
@@ -71,7 +71,7 @@ def accumulate(sums: dict[Node, Slots], node: Node, slot: int, gradient: Tensor 
 
 
 def backward(node: Node, gradients: Slots) -> tuple[Tensor | None, ...]:
-    """Call the node's backward function. A function written in Python gets zeros for gradients that are missing."""
+    """Call the node's backward function. If it is written in Python, it gets zeros in place of missing gradients."""
     arguments: list[Any] = [gradients.get(slot) for slot in range(len(node._input_metadata))]
     if isinstance(node, BackwardCFunction):
         for slot, meta in enumerate(node._input_metadata):

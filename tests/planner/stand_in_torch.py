@@ -13,14 +13,14 @@ from benchmarks.kernels.stand_in import stand_in
 from tests.planner import engine
 from tests.planner.cards import Card
 
-CUDA, META, DEVICE_TYPES = 1, 14, 21  # values of c10::DeviceType
+CUDA, META, DEVICE_TYPES = 1, 14, 21  # values of the enum c10::DeviceType
 
 
 def stand_in_for_torch(card: Card) -> None:
-    """Make torch accept fake tensors on the card, and generate code for networks that are compiled for the card.
+    """Make torch accept fake tensors on the card, and generate code for this card when it compiles networks.
 
-    This cannot be undone, so it needs a process of its own. Torch then assumes that cuDNN computes the convolutions,
-    in channels_last.
+    This cannot be undone, so it must be done in a separate process. Torch then assumes that cuDNN computes the
+    convolutions, in channels_last.
     """
     stand_in(card.arch)
     answers = {
@@ -40,8 +40,9 @@ def stand_in_for_torch(card: Card) -> None:
         setattr(owner, name, staticmethod(partial(_answer, value)))
     torch.cuda.is_bf16_supported = partial(_is_bf16_supported, card)
     CudaInterface.is_bf16_supported = staticmethod(torch.cuda.is_bf16_supported)
-    torch.autograd.grad = engine.grad  # torch's own function needs streams
-    # Autograd needs a device guard, which a torch without CUDA lacks. The guard of the meta device does nothing.
+    torch.autograd.grad = engine.grad  # torch's own function needs the streams of a real GPU
+    # Autograd needs a device guard, which is missing in a torch without CUDA. The guard of the meta device does
+    # nothing.
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * DEVICE_TYPES).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     guards[CUDA] = guards[CUDA] or guards[META]

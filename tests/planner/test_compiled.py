@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 if torch.cuda.is_available():
-    pytest.skip("the stand-in is for where there is no card", allow_module_level=True)
+    pytest.skip("the stand-in for a GPU is tested only on a machine without one", allow_module_level=True)
 
 from benchmarks.kernels.launches import calls_of
 from benchmarks.kernels.traffic import Traffic
@@ -30,7 +30,7 @@ from tests.planner.compiled import counted
 
 @pytest.mark.parametrize("parts", [(), pytest.param(PARTS, marks=pytest.mark.soak)])
 def test_gradients_are_those_of_torch(parts):
-    """The network is eager and has PCAN's heads. It has unused outputs, and backward functions that are in Python."""
+    """The network is not compiled. It has PCAN's heads, unused outputs, and backward functions written in Python."""
     if parts and not interprets():
         pytest.skip("torch 2.11 cannot run kernels in Triton's interpreter")
     batch, found = random_batch(TOY, torch.device("cpu")), []
@@ -78,7 +78,7 @@ def layers(*kinds):
 
 
 def products():
-    """Count the layers that libraries compute. For the two layers of squeeze-excite, Inductor generates code."""
+    """Count the layers that libraries compute. Inductor generates the code for the two layers of squeeze-excite."""
     return layers(nn.Conv2d, nn.Linear) - 2 * layers(SqueezeExcite)
 
 
@@ -94,7 +94,7 @@ def test_a_small_step_through_kernels():
             gigabytes += times * sum(sum(launch.sizes.values()) for launch in made.launches) / call.clips / 1e9
     assert counts["ours"]["launches"] == launches > 0
     assert counts["ours"]["gb"] == pytest.approx(gigabytes, rel=0.01)
-    in_blocks = 6  # convolutions that our kernels compute, forward and backward
+    in_blocks = 6  # these convolutions are computed by our kernels, forward and backward
     assert counts["extern"]["launches"] == 3 * (products() - in_blocks) - 2 + 1
     assert counts["generated"]["launches"] > launches
 
@@ -128,7 +128,7 @@ def test_heatmaps_for_a_card_without_bf16():
 @pytest.mark.timeout(2 * 3600)
 @pytest.mark.parametrize("name", ["demo", "ntu60_x3d", "ma52"])
 def test_whole_networks_for_a_card_without_bf16(name):
-    """The planner itself asserts that the code does not contain bf16. All three take six minutes of CPU time."""
+    """The planner asserts that the code does not contain bf16. The three networks take six minutes of CPU time."""
     assert counted(name, (), T4)["generated"]["launches"] > 300
 
 
@@ -137,10 +137,11 @@ def test_whole_networks_for_a_card_without_bf16(name):
 def test_a_small_step_compiled_for_every_card(arch):
     counts = counted("toy", (), CARDS[arch])
     assert counts["ours"] == {"launches": 0, "gb": 0}
-    # Each layer has one launch forward and two for its gradients, but the two stems compute no gradient of their input.
-    # Dropout has one launch.
+    # Each layer has one launch forward and two launches for its gradients, but the two stems compute no gradient of
+    # their input. Dropout has one launch.
     assert counts["extern"]["launches"] == 3 * products() - 2 + 1
-    assert counts["generated"]["launches"] > 4 * layers(nn.BatchNorm2d)  # statistics and norm, forward and backward
+    # one launch for the statistics and one for the norm, forward and backward
+    assert counts["generated"]["launches"] > 4 * layers(nn.BatchNorm2d)
 
 
 @pytest.mark.parametrize("name", ["ntu60_x3d", "ma52"])

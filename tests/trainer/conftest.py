@@ -1,4 +1,4 @@
-"""A demo data set of 40 + 24 clips, made and packed once for all test processes, and the arguments that train on it."""
+"""Makes and packs a demo data set of 40 + 24 clips once for all test processes. Provides arguments that train on it."""
 
 import fcntl
 import os
@@ -31,7 +31,10 @@ SMALL_NETS = (
 
 
 def arguments_in(root: Path) -> list[str]:
-    """Arguments of `python -m trainer` for two epochs of five steps on a tiny demo, with its data under `root`."""
+    """Return arguments of `python -m trainer` for two epochs of five steps on a tiny demo.
+
+    All data are under `root`.
+    """
     settings = (
         f"data.annotations={root}/demo/annotations.pkl",
         f"data.videos={root}/demo/videos",
@@ -47,7 +50,7 @@ def arguments_in(root: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, worker_id) -> list[str]:
-    """The arguments from `arguments_in` for a folder that contains all data and that all test processes share."""
+    """Return the arguments from `arguments_in` for a folder with all data. All test processes share this folder."""
     base = tmp_path_factory.getbasetemp()
     root: Path = (base if worker_id == "master" else base.parent) / "tiny"
     root.mkdir(exist_ok=True)
@@ -59,17 +62,20 @@ def tiny(tmp_path_factory, worker_id) -> list[str]:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """Environment variables of subprocesses: one thread, so that other processes do not slow runs down or change them,
-    and no GPU.
+    """Return environment variables for subprocesses, which get one thread and no GPU.
 
-    A machine may have fewer GPUs than a test has ranks; test_card.py is for GPUs.
+    With one thread, other processes do not slow runs down or change their results. A machine may have fewer GPUs than a
+    test has ranks, so only test_card.py uses GPUs.
     """
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture
 def build(tiny, tmp_path) -> Iterator[Callable[..., Run]]:
-    """A function that makes a run of the tiny demo in this process, with more settings and always the same weights."""
+    """Return a function that makes a run of the tiny demo in this process.
+
+    The function takes more settings. The initial weights are always the same.
+    """
     with ExitStack() as stack:
 
         def make(*assignments: str, on: str = "cpu") -> Run:
@@ -85,9 +91,10 @@ def build(tiny, tmp_path) -> Iterator[Callable[..., Run]]:
 
 @pytest.fixture(scope="session")
 def trained(tiny, tmp_path_factory) -> Path:
-    """Weights after a few steps. The last layers are multiplied by 100, so that clips differ in their probabilities.
+    """Return weights after a few steps.
 
-    The snapshot latest.pth of these steps lies in the same folder.
+    The last layers are multiplied by 100, so that probabilities differ between clips. The snapshot latest.pth of these
+    steps lies in the same folder.
     """
     work_dir = tmp_path_factory.mktemp("predict")
     assert dispatch([*tiny, "--work-dir", str(work_dir), "--max-steps", "4"]) == 0
@@ -100,13 +107,13 @@ def trained(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def paths(tiny) -> tuple[Path, Path]:
-    """The tiny demo's folder of videos and its annotations."""
+    """Return the paths of the tiny demo's folder of videos and of its annotations."""
     settings = dict(word.split("=", 1) for word in tiny if "=" in word)
     return Path(settings["data.videos"]), Path(settings["data.annotations"])
 
 
 @pytest.fixture(scope="session")
 def annotation(paths) -> dict:
-    """The annotation of the video VIDEO of the tiny demo."""
+    """Return the annotation of the tiny demo's video VIDEO."""
     content = pickle.loads(paths[1].read_bytes())
     return next(clip for clip in content["annotations"] if clip["frame_dir"] == VIDEO)

@@ -1,6 +1,7 @@
-"""Takes the place of trainer/runtime/tuning/trial.py in tests: answers as that program does, but computes nothing.
+"""Replaces trainer/runtime/tuning/trial.py in tests: it answers as that program does, but computes nothing.
 
-The experiment's `prefetch` chooses how it behaves; FORMS lists the choices. It really hangs, crashes or kills itself.
+The experiment's `prefetch` chooses its behaviour, and FORMS lists the choices. If the behaviour is to hang, to crash or
+to be killed, this really happens.
 """
 
 import json
@@ -13,7 +14,7 @@ FORMS = {name: f"prefetch={number}" for number, name in enumerate(
     ("default", "slower", "faster", "fastest", "wrong", "nan", "wrong gradients", "raises", "no memory", "killed",
      "crashes", "hangs", "hangs in a turn", "as fast"), 2
 )}  # fmt: skip
-SECONDS = {"slower": 0.02, "faster": 0.008, "fastest": 0.004}  # seconds of a step; other forms take 0.01
+SECONDS = {"slower": 0.02, "faster": 0.008, "fastest": 0.004}  # seconds of a step; a step of another form takes 0.01
 
 
 def main() -> None:

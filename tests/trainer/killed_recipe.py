@@ -1,7 +1,8 @@
 """`python -m trainer recipe` that kills itself and the program of its stage with SIGKILL at a given point.
 
-Arguments: the point, and the arguments of the trainer. The point `rgb:2` means: in the stage rgb, when its program
-gives the second file its name. Programs of stages are forks of this process, because new interpreters start slowly.
+The arguments are the point and the arguments of the trainer. At the point `rgb:2`, the stage is rgb and its program is
+about to rename the second file to its final name. Programs of stages are forks of this process, because new
+interpreters start slowly.
 """
 
 import os
@@ -37,7 +38,7 @@ class Program:
 
 
 def folder_of(words):
-    """The folder of the stage whose command has these words."""
+    """Return the folder of the stage whose command has these words."""
     option = next((word for word in ("--work-dir", "--out") if word in words), None)
     return words[words.index(option) + 1] if option else os.path.dirname(words[-1])
 

@@ -1,8 +1,8 @@
 """A training run like `python -m trainer`, which also logs its batches and kills itself with SIGKILL at a given point.
 
-Arguments: the log file, the point, and the arguments of the trainer. The points are: none; step:N, in the Nth step of
-this process, before the weights change; validation:begin, validation:inside and validation:end; snapshot:N, in the Nth
-write, when the temporary file is complete but not yet renamed.
+The arguments are the log file, the point, and the arguments of the trainer. The point is one of these: `none`;
+`step:N`, which is in the Nth step of this process, before the weights change; `validation:begin`, `validation:inside`
+or `validation:end`; `snapshot:N`, which is in the Nth write, when the temporary file is complete but not yet renamed.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the tests of `python -m trainer predict` share; the fixtures that they share are in conftest.py."""
+"""Code that several tests of `python -m trainer predict` use. Their shared fixtures are in conftest.py."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
 def rgb_network(folder: Path) -> tuple[list[str], Experiment]:
     """Write the weights of a small RGB network to net.safetensors in `folder`.
 
-    Returns the words of a command line that describe the network, and its experiment.
+    Returns the words of a command line that describe the network, and the network's experiment.
     """
     settings = [
         *("data.num_classes=12", "data.class_names=()", f"data.coarse_map={(0,) * 12}"),

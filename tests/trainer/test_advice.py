@@ -1,9 +1,9 @@
-"""Messages name a way out that works: each row runs a command that is refused, and then follows the message's advice.
+"""The advice in messages works: each row runs a command that is refused, and then follows the message's advice.
 
 A row is a command line that is refused, and one or more steps: a regular expression that finds the advice in the
 message, and the command line that follows it. `{0}` and `{1}` are the groups of the expression, `{before}` is the
-previous command line, and the other names are those of `Places`. The last command must succeed. Where the advice is to
-change a file, the row names the function of CHANGES that does it between the two commands.
+previous command line, and the other names are those of `Places`. The last command must succeed. If the advice is to
+change a file, the row names a function of CHANGES, which changes the file between the two commands.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ PREPARE = "prepare {annotations} --videos {videos} --packs {packs} --cache {cach
 PREPARE += " --dry-run"
 LABELS = "annotate {videos} {dir}/labels.csv --out {dir}/my.pkl --poses {files}/poses"
 
-# Settings of an experiment, which are refused before any data are read.
+# Messages about settings of an experiment. Such settings are refused before any data are read.
 SETTINGS = [
     ("trainer config --exp dmo", (r"did you mean (\w+)\?", "trainer config --exp {0}")),
     ("trainer config", (r"--exp is missing; the experiments are (\w+),", "trainer config --exp {0}")),
@@ -376,7 +376,7 @@ from trainer.experiments import DEMO
 
 @pytest.fixture(scope="module")
 def shared(tiny, tmp_path_factory) -> dict[str, str]:
-    """The places that no row changes: the tiny demo, a run of one step on it, and files that do not fit it."""
+    """Return the places that no row changes: the tiny demo, a run of one step on it, and files that do not fit it."""
     files = tmp_path_factory.mktemp("files")
     settings = dict(word.split("=", 1) for word in tiny if "=" in word)
     annotations, videos = Path(settings["data.annotations"]), Path(settings["data.videos"])
@@ -429,7 +429,7 @@ def shared(tiny, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def places(shared, tmp_path) -> dict[str, str]:
-    """The places of `shared`, and a new folder with the files that a row may change."""
+    """Return the places of `shared`, and a new folder with the files that a row may change."""
     videos = sorted(Path(shared["videos"]).iterdir())[:2]
     lines = [
         f"{video.name},{number},{split}" for number, video, split in zip((1, 2), videos, ("train", "val"), strict=True)

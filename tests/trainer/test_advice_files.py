@@ -1,8 +1,8 @@
-"""Messages about a file that cannot be used name a way out that works: a file that is mended as they say is accepted.
+"""Messages about unusable files give advice that works: a file that is changed as the message says is accepted.
 
-A row is a command, the file that it reads, the wrong content of this file, a regular expression that finds the advice
-in the message, and the content after following the advice. None stands for a file that is not there. All other files
-are as in `places`.
+A row is a command, the file that the command reads, the wrong content of this file, a regular expression that finds the
+advice in the message, and the content after following the advice. None means that the file does not exist. All other
+files are those of `places`.
 """
 
 import contextlib
@@ -76,14 +76,14 @@ TURNED = [each | {"img_shape": (900, 200)} for each in WIDE]
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
-    """The arrays of a scores.npz of two videos of MA-52."""
+    """Return the arrays of a scores.npz of two videos of MA-52."""
     sizes = {"": 52, "_coarse": 7}
     scores = {f"{stream}{level}": np.ones((2, n)) for stream in ("rgb", "pose") for level, n in sizes.items()}
     return {key: value for key, value in ({"name": ["a", "b"]} | scores | changes).items() if value is not None}
 
 
 def two_clips(**changes: Any) -> dict[str, Any]:
-    """The arrays of a scores.npz of two clips of two classes."""
+    """Return the arrays of a scores.npz of two clips and two classes."""
     return {"name": ["a", "b"], "label": [0, 1], "rgb": np.array([[0.7, 0.3], [0.4, 0.6]])} | changes
 
 
@@ -218,7 +218,8 @@ ROWS = [
     ("gaps {dir}/t.csv", "t.csv", "\n".join(TRACE.splitlines()[:2]), "run benchmarks/nsys.sh again, and let it", TRACE),
 ]  # fmt: skip
 
-# Commands that are refused, the advice, and the commands that follow it; {0} is the group of the expression.
+# Each row is a command that is refused, the advice in its message, and the command that follows the advice. {0} is the
+# group of the expression that finds the advice.
 MERGE = "merge {weights}/rgb.pth {weights}/pose.pth"
 COMMANDS = [
     ("trainer config --exp {dir}/no.py:X", "name an existing file, as in --exp", "trainer config --exp {dir}/own.py:X"),
@@ -294,7 +295,7 @@ COMMANDS = [
 
 
 def put(file: Path, content: Any) -> None:
-    """Write `content` in the format that belongs to the file's name. None removes the file."""
+    """Write `content` in the format that the file's name asks for. The content None removes the file."""
     file.unlink(missing_ok=True)
     if callable(content):
         content(file)
@@ -312,14 +313,14 @@ def put(file: Path, content: Any) -> None:
 
 @pytest.fixture(scope="module")
 def video(tiny) -> Path:
-    """A small video that can be decoded."""
+    """Return the path of a small video that can be decoded."""
     (videos,) = (Path(word.partition("=")[2]) for word in tiny if word.startswith("data.videos="))
     return next(file for file in sorted(videos.iterdir()) if file.stat().st_size)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A folder with streams of X3D for 60 and for 120 classes, and with the network of a small demo."""
+    """Make a folder with X3D streams for 60 classes and for 120 classes, and with the network of a small demo."""
     folder = tmp_path_factory.mktemp("weights")
     small = override(DEMO, *SMALL).model
     for name, model, part in (

@@ -1,4 +1,4 @@
-"""A run with aligned channels can be stopped and resumed, and its snapshots have the published shapes."""
+"""A run with aligned channels can be stopped and resumed. Its snapshots have the published shapes."""
 
 import pytest
 

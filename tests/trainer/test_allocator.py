@@ -1,4 +1,4 @@
-"""The memory of freed activations stays in the process, so later steps take no new pages from the operating system."""
+"""The process keeps the memory of freed activations, so later steps need no new pages from the operating system."""
 
 import pytest
 
@@ -34,4 +34,4 @@ def test_a_second_step_takes_no_new_pages():
         return int(done.stdout)
 
     assert faults("kept") < 1000
-    assert faults("plain") > 10_000  # if there are fewer faults, the setting is no longer needed
+    assert faults("plain") > 10_000  # if there are few page faults without the setting, the setting is no longer needed

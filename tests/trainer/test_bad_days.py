@@ -1,4 +1,4 @@
-"""A full disk, broken gradients and a loss that spikes are reported in one sentence each, and nothing is lost."""
+"""A full disk, broken gradients and a loss that spikes are each reported in one sentence, and no data are lost."""
 
 import os
 import shutil
@@ -26,20 +26,20 @@ def train(environment, *arguments):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder with a file system of its own, which has 8 MB."""
+    """Return a folder on a separate file system of 8 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"this machine lets nobody mount a tmpfs: {mounted.stderr.strip()}")
+        pytest.skip(f"this machine does not allow mounting a tmpfs: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(disk):
-    """Fill the disk up to 8 KB, and return the file that fills it."""
+    """Fill the disk so that 8 KB remain free. Returns the file that fills it."""
     with open(disk / "filling", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 8192)
     return disk / "filling"
@@ -92,7 +92,7 @@ ONE_BLOCK = (
 
 
 def test_an_export_that_finds_no_room_is_one_sentence(environment, tmp_path, small_disk):
-    """Runs in a separate process, because torch's file writer could end the process with SIGABRT."""
+    """The export runs in a separate process, because torch's file writer could end the process with SIGABRT."""
     write_file(tmp_path / "net.pth", build_model(override(EXPERIMENTS["ntu60_pose"], *ONE_BLOCK).model).state_dict())
     fill(small_disk)
     settings = [part for setting in ONE_BLOCK for part in ("--set", setting)]
@@ -102,7 +102,7 @@ def test_an_export_that_finds_no_room_is_one_sentence(environment, tmp_path, sma
 
 
 def test_gradients_that_stay_broken_end_the_run(tiny, tmp_path, capsys):
-    """An extreme learning rate breaks the weights after one step."""
+    """An extreme learning rate makes the weights not finite after one step."""
     settings = ["--set", "optim.lr=1e30", "--set", "optim.max_bad_steps=2", "--set", "optim.warmup_epochs=0"]
     assert run_command([*tiny, *settings, "--work-dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err

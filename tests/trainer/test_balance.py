@@ -1,4 +1,4 @@
-"""Rare classes: balanced epochs, logit adjustment, and a run with both."""
+"""Tests what Duet does for rare classes: balanced epochs, logit adjustment, and a run that uses both."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from pipelines.plan import epoch_order
 from trainer.cli import run_command
 from trainer.step import train_step
 
-# As in MA-52, whose largest class has 214 times the clips of its smallest.
+# The largest class has 214 times as many clips as the smallest, as in MA-52.
 COUNTS = np.array([6, 1284, 40, 300, 90])
 CLASSES = np.repeat(np.arange(5), COUNTS)
 ROWS = np.arange(len(CLASSES)) + 1000
@@ -22,10 +22,10 @@ def test_each_class_gets_its_share(balance):
     share = COUNTS ** (1 - balance) / (COUNTS ** (1 - balance)).sum() * len(ROWS)
     drawn = np.bincount(CLASSES[order - 1000], minlength=5)
     assert (abs(drawn - share) <= 1 + 1e-6).all()
-    for label in range(5):  # within a class, the numbers of repetitions differ by 1 at most
+    for label in range(5):  # within a class, the numbers of repetitions of two clips differ by at most 1
         times = np.bincount(order[CLASSES[order - 1000] == label] - 1000, minlength=len(ROWS))[label == CLASSES]
         assert times.max() - times.min() <= 1
-    assert (order[:-1] > order[1:]).mean() == pytest.approx(0.5, abs=0.05)  # the order is random
+    assert (order[:-1] > order[1:]).mean() == pytest.approx(0.5, abs=0.05)  # the order of the clips is random
 
 
 def test_a_balanced_order_is_pure_and_new_each_epoch():

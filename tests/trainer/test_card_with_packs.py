@@ -1,7 +1,7 @@
 """Compares the default path on a GPU with a CPU: frames that DALI decodes from packs, steps, and a resume.
 
-The tests that need a GPU are marked `gpu` and have not run yet, because none was available. The same test bodies run on
-a CPU with the number formats of a GPU. tests/test_card.py tests what needs no DALI.
+The tests that need a GPU are marked `gpu`. They have not run yet, because no GPU was available. The same tests also run
+on a CPU with the number formats of a GPU. tests/test_card.py has the tests that do not need DALI.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def batches(run):
 
 
 def losses(run, source):
-    """Train on the batches of `source`, a run on the CPU, and return the loss of each step."""
+    """Train on batches of the CPU run `source`, and return the loss of each step."""
     values = []
     for epoch, batch in batches(source):
         run.cursor.epoch, run.cursor.clips = epoch, len(values) % 5 * 8
@@ -50,12 +50,12 @@ def test_frames_are_those_that_the_cpu_decodes(build, device):
         difference = far(one.rgb, other.rgb)
         assert difference.mean < 2
         assert difference.share < 0.01
-        mirrored = far(one.rgb, other.rgb.flip(3))  # what a wrong frame would look like
+        mirrored = far(one.rgb, other.rgb.flip(3))  # stands for a wrong frame, which must differ more
         assert mirrored.mean > 2 or mirrored.share > 0.01
 
 
-# Measured on a CPU, relative to float32: bf16 changes the losses by up to 5e-4, weights that start 0.1 % off by up to
-# 8e-4, and a learning rate of 0.005 in place of 0.1 by up to 9e-2.
+# Differences from float32, measured on a CPU: bf16 changes the losses by up to 5e-4, weights that start 0.1 % off by up
+# to 8e-4, and a learning rate of 0.005 instead of 0.1 by up to 9e-2.
 @pytest.mark.parametrize(
     ("device", "precision", "bound"),
     [
@@ -83,7 +83,7 @@ def test_the_precision_of_a_t4_by_setting(build, device):
     values = losses(run, build("model.dropout=0.0"))
     assert values.isfinite().all()
     total, in_a_row = run.cursor.bad_steps.tolist()
-    assert total < STEPS / 2  # the scale of the loss begins too high, and each overflow halves it
+    assert total < STEPS / 2  # the loss scale starts too high, and each overflow halves it
     assert in_a_row == 0
     assert all(parameter.isfinite().all() for parameter in run.network.parameters())
 

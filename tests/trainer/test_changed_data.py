@@ -1,4 +1,4 @@
-"""A resume notices that the clips are not those of the snapshot, says what has changed, and goes on only if allowed."""
+"""A resume notices that its clips differ from those of the snapshot, says what has changed, and goes on if allowed."""
 
 import pickle
 import re
@@ -23,7 +23,7 @@ from trainer.snapshots.data_record import DataRecord, changes_between, way_back
 
 @pytest.fixture(scope="module")
 def begun(tiny, tmp_path_factory):
-    """A folder with a run that has trained on 16 of 39 clips, in two steps, and the content of its annotation file."""
+    """Return a folder with a run that trained on 16 of 39 clips in two steps, and the content of its annotations."""
     root = tmp_path_factory.mktemp("changed")
     settings = dict(word.split("=", 1) for word in tiny if "=" in word)
     content = pickle.loads(Path(settings["data.annotations"]).read_bytes())
@@ -37,7 +37,7 @@ def begun(tiny, tmp_path_factory):
 
 
 def resume(begun, tmp_path, change, *more):
-    """Exit code and work directory of a resume, after `change` was applied to the annotations."""
+    """Apply `change` to the annotations and resume. Returns the exit code and the work directory."""
     root, content = begun
     content = pickle.loads(pickle.dumps(content))
     change(content)
@@ -151,11 +151,12 @@ def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_p
     assert places == [(1, 8, 39), (1, 16, 39), (1, 16, 20), (1, 20, 20), (2, 8, 20)]
     assert "may come twice" in log
     assert records[2]["lr"] == pytest.approx(records[1]["lr"], rel=0.2)
-    assert resume(begun, tmp_path, halve, "--max-steps", "5")[0] == 0  # the newest snapshot contains the changed clips
+    # the newest snapshot is of the changed clips, so this resume is not refused
+    assert resume(begun, tmp_path, halve, "--max-steps", "5")[0] == 0
 
 
 def test_the_best_score_on_former_validation_clips_is_told(begun, tmp_path):
-    """Training goes on to a validation with the former clips, and then with other clips."""
+    """The run is first resumed until a validation on the former clips, and then with other validation clips."""
     assert resume(begun, tmp_path, lambda content: None, "--max-steps", "6")[0] == 0
     code, run = resume(begun, tmp_path, change_validation, "--max-steps", "7", "--accept-changed-data")
     assert code == 0

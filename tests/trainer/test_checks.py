@@ -1,4 +1,4 @@
-"""A good data set is spoiled in one of many ways: verify names the fault, and training refuses the data or warns."""
+"""A good data set is spoiled in one of many ways. Verify names the fault, and training refuses the data or warns."""
 
 import copy
 import itertools
@@ -25,7 +25,7 @@ CLASSES, CLIPS = 4, 24
 
 
 def good_data(rng: np.random.Generator) -> dict:
-    """24 clips of people who sway and walk a little, all with the same image size and the same number type."""
+    """Return 24 clips of people who sway and walk a little, all with the same image size and the same number type."""
     width, height = SIZES[rng.integers(len(SIZES))]
     dtype = [np.float16, np.float32, np.float64][rng.integers(3)]
     clips = []
@@ -38,7 +38,7 @@ def good_data(rng: np.random.Generator) -> dict:
             place = rng.uniform((0.25 * width, 0.25 * height), (0.65 * width, 0.29 * height))
             path = np.linspace(0, rng.uniform(-0.05, 0.05) * width, frames)[:, None, None] * (1, 0)
             person[:] = body * scale + place + path + rng.normal(0, 0.004 * scale, body.shape)
-        keypoint[rng.random(keypoint.shape[:3]) < 0.02] = 0  # a few joints that the estimator did not find
+        keypoint[rng.random(keypoint.shape[:3]) < 0.02] = 0  # joints that the estimator did not find
         score = rng.uniform(0.3, 1, keypoint.shape[:3])
         clips.append(
             {
@@ -56,7 +56,7 @@ def good_data(rng: np.random.Generator) -> dict:
 
 
 def each_clip(change: Callable[[dict, np.random.Generator], dict]) -> Callable[[dict, np.random.Generator], None]:
-    """A function that spoils a data set by changing the fields of every clip with `change`."""
+    """Return a function that spoils a data set by applying `change` to the fields of every clip."""
 
     def spoil(data: dict, rng: np.random.Generator) -> None:
         for clip in data["annotations"]:
@@ -70,7 +70,7 @@ def size_of(clip: dict) -> np.ndarray:
 
 
 def moved(data: dict, rng: np.random.Generator) -> None:
-    """Most joints are outside the image, as if the joints belonged to a larger picture."""
+    """Move most joints outside the image, as if the joints belonged to a larger picture."""
     for clip in data["annotations"]:
         clip["keypoint"] = clip["keypoint"].astype(np.float32) + size_of(clip) * rng.uniform(0.7, 1.2)
 
@@ -125,7 +125,8 @@ def upwards(clip: dict) -> np.ndarray:
 
 def centred(clip: dict, rng: np.random.Generator) -> dict:
     keypoint = as_float(clip)
-    axes = [(1, 2), (2,)][rng.integers(2)]  # centred on the whole clip, or on the person in each frame
+    # subtracts the mean of the whole clip, or the mean of each person in each frame
+    axes = [(1, 2), (2,)][rng.integers(2)]
     return {"keypoint": keypoint - keypoint.mean(axis=axes, keepdims=True)}
 
 
@@ -142,7 +143,8 @@ def one_point(clip: dict, rng: np.random.Generator) -> dict:
     return {"keypoint": np.full_like(as_float(clip), rng.uniform(5, 100))}
 
 
-# For each way: what spoils the data set, and a word of the sentence that names the way.
+# Maps each way of spoiling to the function that spoils the data set, and to a word of the sentence that names the
+# fault.
 WAYS: dict[str, tuple[Callable[[dict, np.random.Generator], None], str]] = {
     "joints in 0..1": (each_clip(lambda clip, _: {"keypoint": as_float(clip) / size_of(clip)}), "between 0 and 1"),
     "metres": (each_clip(metres), "in metres"),
@@ -181,7 +183,7 @@ WAYS: dict[str, tuple[Callable[[dict, np.random.Generator], None], str]] = {
 
 
 def told_by_verify(file: Path, cache: Path) -> str:
-    """The warnings and the verdict of verify, or the sentence with which it refuses the file."""
+    """Return the warnings and the verdict of `verify`, or the sentence with which it refuses the file."""
     try:
         facts = verify(file, None, cache=cache, console=Console(quiet=True))
     except UserError as error:
@@ -190,7 +192,7 @@ def told_by_verify(file: Path, cache: Path) -> str:
 
 
 def told_by_training(file: Path, cache: Path) -> str:
-    """What a run says about its data before it trains, or the sentence with which it refuses them."""
+    """Return what a run says about its data before it trains, or the sentence with which it refuses them."""
     said: list[str] = []
     experiment = override(
         EXPERIMENTS["ntu60_pose"],
@@ -206,7 +208,10 @@ def told_by_training(file: Path, cache: Path) -> str:
 
 
 def spoiled(folder: Path, seed: int, way: str) -> tuple[str, str]:
-    """What verify and what training say about the data set with this seed, spoiled in this way ('' leaves it good)."""
+    """Return what `verify` and training say about a data set that is spoiled in this way.
+
+    `seed` makes the data set, and the way '' leaves it good.
+    """
     rng = np.random.default_rng(seed)
     data = good_data(rng)
     if way:

@@ -104,7 +104,7 @@ def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):
 
 
 def test_help_in_a_terminal_of_five_columns():
-    """Runs in a process limited to 8 GiB, because tyro by itself takes all memory for so few columns."""
+    """Runs in a process that is limited to 8 GiB. In such a narrow terminal, tyro by itself takes all the memory."""
     limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); "
     code = limit + "runpy.run_module('trainer', run_name='__main__')"
     done = run("-c", code, "--help", environment={**os.environ, "COLUMNS": "5"}, timeout=60)
@@ -190,7 +190,8 @@ def test_foreign_data(capsys, tmp_path, tiny):
     assert "has labels 0 to 11, but experiment demo has classes 0 to 4; set data.num_classes" in told(
         capsys, *tiny, *more
     )
-    assert "contains no run to resume" in told(capsys, "--resume", *more[-2:])  # the refused run has saved no settings
+    # the refused run has not saved its settings
+    assert "contains no run to resume" in told(capsys, "--resume", *more[-2:])
     assert not (tmp_path / "run").exists()
 
 
@@ -213,7 +214,8 @@ def test_a_bug_of_ours_raises(monkeypatch):
         run_command([])
 
 
-NEVER = "import threading; threading.Thread(target=threading.Event().wait).start()"  # like torch's wait for other ranks
+# simulates torch, which waits for other ranks
+NEVER = "import threading; threading.Thread(target=threading.Event().wait).start()"
 SNAPSHOT = """import time
 threading.Thread(target=lambda: (time.sleep(2), print('written', flush=True)), name='snapshot').start()"""
 
@@ -262,5 +264,5 @@ def test_list_shows_every_experiment_in_100_columns(capsys):
     published = {"ma52": "39.1 M", "ntu60": "39.2 M", "ntu60_x3d": "2.8 M", "ntu60_rgbpose": "36.1 M"}
     for name, num_parameters in published.items():
         assert num_parameters in rows[name]
-    assert " 58.0 " in rows["ntu60_rgbpose"]  # GMAC, as counted on the published net
+    assert " 58.0 " in rows["ntu60_rgbpose"]  # GMAC (billions of multiply-adds), as counted for the published network
     assert max(map(len, lines)) <= 100

@@ -117,7 +117,7 @@ def rehearsed(environment, folder, word):
 
 
 def test_the_first_rank_compiles_and_the_other_finds_its_code(environment, tmp_path):
-    """The rehearsal changes no state, and the steps under DDP run the graph that the rehearsal has compiled."""
+    """The rehearsal does not change the state of the run. The steps under DDP use the graph that it has compiled."""
     assert rehearsed(environment, tmp_path, "works") == ["COMPILED, miss, False: ", "COMPILED, hit, False: "]
 
 

@@ -1,4 +1,4 @@
-"""`python -m trainer config`, and the meanings of settings, which this command and errors about --set show."""
+"""Tests `python -m trainer config`, and the meanings of settings, which this command and errors about --set show."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from trainer.settings import Choice, experiment_of, override
 
 
 def dataclasses_in(kind: type) -> Iterator[type]:
-    """Yield the dataclass `kind` and the dataclasses of its fields, including all types of a field that has several."""
+    """Yield the dataclass `kind` and the dataclasses of its fields. If a field has several types, all are included."""
     yield kind
     for hint in get_type_hints(kind).values():
         for part in (hint, *get_args(hint)):

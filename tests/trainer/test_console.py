@@ -1,4 +1,4 @@
-"""Whatever happens to the console, a program does its work: training, preparing and predicting write whole files."""
+"""Whatever happens to the console, a program does its work: training, packing and predicting write complete files."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from models.weights.files import load
 from tests.programs import Fork, run_forked
 from trainer.runtime.signals import Interrupt, handled
 
-# What happens to standard output (1) and standard error (2) before the program starts.
+# What happens to standard output (file descriptor 1) and standard error (2) before the program starts.
 CONSOLES = {
     "its reader has gone": "r, w = os.pipe(); os.close(r); os.dup2(w, 1); os.dup2(w, 2)",
     "its disk is full": "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)",
@@ -55,7 +55,7 @@ def test_a_second_hangup_does_not_end_the_run_before_its_snapshot(monkeypatch):
             os.kill(os.getpid(), signal.SIGHUP)
         assert interrupt.received == signal.SIGHUP
         assert interrupt.exit_code == 129
-    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup also does this
     try:
         assert signal.SIGHUP not in handled()
         with Interrupt() as interrupt:
@@ -82,7 +82,7 @@ with Watchdog(pathlib.Path(sys.argv[1]), Ranks(0, 0, 1, torch.device("cpu")), 0.
 
 @pytest.mark.parametrize(("state", "code"), [("healthy", 0), ("stalled", 75)])
 def test_a_run_that_was_suspended_has_not_stalled(environment, tmp_path, state, code):
-    """A suspended run is not ended, but if it stalls after that, the watchdog notices."""
+    """The suspension itself does not end the run. If the run then stalls, the watchdog notices it."""
     with Fork(("-c", STEPPING, tmp_path, state), environment) as process:
         while "started" not in process.stdout:
             assert process.poll() is None, process.stderr

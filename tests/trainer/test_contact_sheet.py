@@ -1,4 +1,4 @@
-"""The contact sheet shows frames at their places, below them the same frames with joints, and no padding."""
+"""The contact sheet shows frames at their places, and below them the same frames with joints. It shows no padding."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from trainer.report.contact_sheet import contact_sheet, with_skeletons
 from trainer.report.skeleton_drawing import LEFT, RIGHT, coloured_limbs
 
 SIDE, GAP, TITLE, MARGIN, LEGEND = sheet.SIDE, sheet.GAP, sheet.TITLE, sheet.MARGIN, sheet.LEGEND_HEIGHT
-NUMBER = 20  # pixels at the top of each picture that its frame number may cover
+NUMBER = 20  # height in pixels of the part at the top of each picture that its frame number may cover
 
 
 def batch_of(num_clips: int = 3, num_valid: int = 2, frames: int = 4, size: int = 32) -> Batch:
@@ -39,8 +39,9 @@ def batch_of(num_clips: int = 3, num_valid: int = 2, frames: int = 4, size: int 
 
 
 def plan_of(batch: Batch) -> ClipPlan:
-    """A plan in which RGB frame t and the heatmaps 2 * t and 2 * t + 1 of `batch` have the frame numbers 10 * t, 10 * t
-    and 10 * t + 5.
+    """Return a plan for `batch`.
+
+    RGB frame t and heatmap 2 * t have the frame number 10 * t, and heatmap 2 * t + 1 has the frame number 10 * t + 5.
     """
     assert batch.rgb is not None
     num_clips, frames = batch.rgb.shape[:2]
@@ -78,7 +79,7 @@ def test_frames_lie_above_their_heatmaps(tmp_path: Path) -> None:
 
 
 def test_a_frame_lies_above_the_heatmap_of_the_nearest_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pose stream sampled other frames than the RGB stream, and in a part of the clip only."""
+    """The frames of the pose stream differ from those of the RGB stream, and are from only a part of the clip."""
     batch, texts = batch_of(1, 1), []
     plan = replace(
         plan_of(batch), rgb_frames=np.array([[3, 20, 41, 60]]), pose_frames=np.array([[0, 1, 2, 4, 22, 39, 44, 45]])
@@ -87,7 +88,8 @@ def test_a_frame_lies_above_the_heatmap_of_the_nearest_frame(tmp_path: Path, mon
     image = imread(contact_sheet(tmp_path / "sheet.png", batch, plan))
     numbers = [int(text.split()[1]) for text in texts if text.startswith("frame")]
     assert numbers == [3, 20, 41, 60, 2, 22, 39, 45]
-    # The heatmaps 2, 4, 5 and 7 show frames 1, 2, 2 and 3 of `batch_of`, whose joints are left, right, right and right.
+    # The heatmaps 2, 4, 5 and 7 show frames 1, 2, 2 and 3 of `batch_of`. The joints of these frames are on the left,
+    # right, right and right.
     for time, is_left in enumerate((True, False, False, False)):
         overlaid = cell(image, 0, 1, time)
         joint = overlaid[NUMBER, 5 if is_left else -5]
@@ -114,7 +116,7 @@ def test_any_size_makes_a_handful_of_moments(tmp_path: Path, size: int, frames: 
 
 
 def test_skeletons_of_training_clips_lie_on_their_frames(build) -> None:
-    """In most limbs, the pixel in the middle has the colour of the limb's side. Other limbs cover the rest."""
+    """In most limbs, the pixel in the middle has the colour of the limb's side. In the rest, other limbs cover it."""
     loader = build().train_loader
     batch, plan = next(loader.epoch(0)), loader.plan(0, 0)
     drawn = with_skeletons(batch, plan, loader)

@@ -1,4 +1,4 @@
-"""Steps with a learning rate that is on the device, and (on a GPU) steps that are replayed as one CUDA graph."""
+"""Tests steps with a learning rate that is on the device, and (on a GPU) steps that are replayed as one CUDA graph."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -43,9 +43,9 @@ def test_on_a_cpu_it_says_so(tiny, capsys):
 
 
 class StandIn:
-    """Replaces torch.cuda's graphs without a GPU: a recording changes nothing, and a replay does what was recorded.
+    """Replaces torch.cuda's graphs without a GPU: recording changes nothing, and a replay repeats what was recorded.
 
-    The first `failures` recordings fail: as on a real GPU, an exception is raised when they end.
+    The first `failures` recordings fail: an exception is raised when they end, as on a real GPU.
     """
 
     def __init__(self, run, failures, monkeypatch):
@@ -73,7 +73,7 @@ class StandIn:
         if self.left:
             self.left -= 1
             weight = next(iter(self.run.network.parameters()))
-            weight.grad = torch.full_like(weight, float("nan"))  # a recording leaves memory undefined
+            weight.grad = torch.full_like(weight, float("nan"))  # a recording leaves undefined values in memory
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nand more")
 
     def forget(self, device, pool):

@@ -39,7 +39,8 @@ def test_another_batch_size_skips_no_clip_and_repeats_less_than_a_step() -> None
                 continue
             assert 0 <= first.clips - second.step * after < after
             second.finish_step()
-            assert first.clips < second.clips <= EPOCH  # the next record is after those before the snapshot
+            # the next record comes after all records from before the snapshot
+            assert first.clips < second.clips <= EPOCH
 
 
 def test_what_a_snapshot_holds_comes_back_and_is_a_copy() -> None:
@@ -50,7 +51,7 @@ def test_what_a_snapshot_holds_comes_back_and_is_a_copy() -> None:
     memory = again.bad_steps.data_ptr()
     again.load_state_dict(cursor.state_dict(), 8, EPOCH)
     assert again.bad_steps.tolist() == [1, 1]
-    assert again.bad_steps.data_ptr() == memory  # a CUDA graph may use this address
+    assert again.bad_steps.data_ptr() == memory  # the address must not change, because a CUDA graph may use it
     assert (again.epoch, again.clips, again.best, again.best_file, again.rollbacks) == (1, 16, 0.5, "best.pth", 2)
     cursor.count_bad(torch.tensor(True))
     cursor.validations.append({"epoch": 2, "acc": 0.6})

@@ -1,4 +1,4 @@
-"""The pictures of a run show the right values, and their files are complete and always the same."""
+"""The pictures of a run show the right values. Their files are complete and do not change between runs."""
 
 import io
 import re
@@ -144,19 +144,21 @@ def test_the_legend_tells_coarse_lines_from_fine_ones(tmp_path: Path) -> None:
     handles = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
     coarse, fine = handles["RGBPose_coarse_1:1"], handles["RGBPose_1:1"]
     assert (coarse.get_linestyle(), fine.get_linestyle()) == ("--", "-")
-    dashes = np.ptp(coarse.get_xdata()) / coarse.get_linewidth()  # dashes of 3.7 line widths, gaps of 1.6
+    # dashes are 3.7 line widths long, and gaps 1.6 line widths
+    dashes = np.ptp(coarse.get_xdata()) / coarse.get_linewidth()
     assert dashes > 2 * (3.7 + 1.6) + coarse.get_markersize() / coarse.get_linewidth()
 
 
 @pytest.mark.parametrize(("num_classes", "page"), [(52, (11.7, 8.3)), (60, (11.7, 8.3)), (120, (16.5, 11.7))])
 def test_class_names_can_be_read_where_the_matrix_fills_a_page(num_classes: int, page: tuple[float, float]) -> None:
-    """Pages of 52 and 60 classes are A4, and those of 120 classes are A3. The names have at least 5 points there."""
+    """The pages of 52 and 60 classes are A4, and those of 120 classes are A3. Names have at least 5 points there."""
     names = [f"{'a class with a long' if number == 7 else 'some'} name {number}" for number in range(num_classes)]
     figure = draw_confusion(np.eye(num_classes), names, [number % 8 for number in range(num_classes)])
     shrink = min(1.0, *(side / own for side, own in zip(page, figure.get_size_inches(), strict=True)))
     label = figure.axes[0].get_yticklabels()[0]
     assert label.get_fontsize() * shrink >= 5
-    rows = figure.axes[0].get_position().height * figure.get_size_inches()[1] * 72 / num_classes  # points of a row
+    # height of a row in points
+    rows = figure.axes[0].get_position().height * figure.get_size_inches()[1] * 72 / num_classes
     assert rows >= label.get_fontsize()
 
 

@@ -27,7 +27,7 @@ from trainer.snapshots.writer import NoWriter
 
 CORE_MINUTES = 6
 SEEDS = (0, 1, 2)
-# With 40 clips in each of two pairs, guesses get more than two thirds right with a probability of 0.001.
+# With 40 clips in each of two pairs, random guesses get more than two thirds right with a probability of 0.001.
 CHANCE = 2 / 3
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
@@ -43,19 +43,19 @@ def train(work_dir: Path, *arguments: str) -> float:
 
 
 def best(work_dir: Path) -> dict[str, float]:
-    """Return the metrics of the validation whose snapshot is kept as the best."""
+    """Return the metrics of the validation whose snapshot is kept as the best one."""
     records = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
     return max((r for r in records if r["kind"] == "val"), key=lambda record: record["acc/RGBPose_1:1_top1"])
 
 
 def lead(metrics: dict[str, float]) -> float:
-    """Return by how many percentage points the fused accuracy is above that of the better stream."""
+    """Return by how many percentage points the fused accuracy exceeds the accuracy of the better stream."""
     return 100 * (metrics["acc/RGBPose_1:1_top1"] - max(metrics["acc/rgb_top1"], metrics["acc/pose_top1"]))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[Path]:
-    """The work directories of the demo, one for each seed."""
+    """Return the work directories of the demo's runs, one for each seed."""
     prepared = run("-m", "trainer", "prepare", "--exp", "demo", timeout=None)
     assert prepared.returncode == 0, prepared.stdout + prepared.stderr
     folders = [tmp_path_factory.mktemp("demo") / f"seed{seed}" for seed in SEEDS]
@@ -85,7 +85,7 @@ def test_the_pose_net_cannot_see_colours(runs):
 
 
 def test_the_rgb_net_needs_the_person_for_motion(tmp_path):
-    """People are hidden behind a grey box. The rest of the frames does not show which class of a pair it is."""
+    """People are hidden behind a grey box. The rest of the frame does not show which class of a pair it is."""
     data = replace(
         DEMO.data,
         annotations=str(tmp_path / "hidden" / "annotations.pkl"),

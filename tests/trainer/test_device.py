@@ -1,4 +1,4 @@
-"""If there is a driver but torch sees no GPU, --device auto and the doctor say so. Runs do not silently use the CPU."""
+"""If there is a driver but torch sees no GPU, --device auto and `doctor` say so. Runs do not silently use the CPU."""
 
 import pytest
 import torch
@@ -11,12 +11,15 @@ from trainer.commands.doctor import cpu, dali
 from trainer.runtime.ranks import device_of
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU")
-FITS = torch.version.cuda is not None  # a torch that is built for CUDA fits some of these drivers
+FITS = torch.version.cuda is not None  # a torch that is built for CUDA works with some of these drivers
 
 
 @pytest.fixture(params=NEWEST_CUDA)
 def version(request, tmp_path, monkeypatch) -> str:
-    """The version of a fake driver. In this process only its nvidia-smi is found; libcuda is found in new processes."""
+    """Return the version of a fake driver.
+
+    In this process, only the fake nvidia-smi is found. New processes also find the fake libcuda.
+    """
     monkeypatch.setenv("PATH", machine_with(tmp_path, request.param)["PATH"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return request.param

@@ -1,4 +1,4 @@
-"""What the doctor finds on this machine, with data and without."""
+"""Checks what `doctor` reports about this machine, with data and without."""
 
 import io
 

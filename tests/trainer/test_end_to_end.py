@@ -1,4 +1,4 @@
-"""`python -m trainer` as a user runs it: from nothing to a trained network and its reports, or stopped by signals."""
+"""Runs `python -m trainer` as a user does: from nothing to a trained network and its reports, or stopped by signals."""
 
 import json
 import re
@@ -32,13 +32,13 @@ def size_of_png(path):
 
 
 def times(folder):
-    """Return the time at which each video and packed clip in a folder was written."""
+    """Return the time at which each video and each packed clip in a folder was written."""
     return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.suffix in (".mp4", ".mov")}
 
 
 @pytest.fixture(scope="module")
 def first(environment, tmp_path_factory):
-    """The output and the folder of a run that starts without any data."""
+    """Return the output and the folder of a run that starts without any data."""
     root = tmp_path_factory.mktemp("end_to_end")
     return train(environment, *arguments_in(root), "--work-dir", root / "run", by=programs.run), root
 
@@ -62,7 +62,7 @@ def test_the_log_has_the_published_form(first):
     assert re.match(head + rf"time: {NUMBER}  data_time: {NUMBER}  ", train_lines[0]), train_lines[0]
     for name in ("loss", "loss_rgb", "loss_pose", "loss_rgb_coarse", "loss_pose_coarse", "grad_norm"):
         assert re.search(rf"  {name}: {NUMBER}", train_lines[0]), train_lines[0]
-    assert len(train_lines) == 6  # after steps 2, 4 and 5 of each of two epochs
+    assert len(train_lines) == 6  # the lines after steps 2, 4 and 5 of two epochs
     val_lines = [re.sub(STAMP, "", line) for line in lines if "Epoch(val)" in line]
     for name in (
         "acc/rgb_top1",
@@ -105,7 +105,7 @@ def test_files_of_a_run(first):
 def test_a_second_run_reuses_data_and_packs(first, environment):
     _, root = first
     made = times(root)
-    assert len(made) > 120  # videos and packed clips
+    assert len(made) > 120  # the files of all videos and packed clips
     shown = train(environment, *arguments_in(root), "--work-dir", root / "run", "--max-steps", "1")
     assert times(root) == made
     assert "packing clips" not in shown

@@ -1,4 +1,4 @@
-"""`python -m trainer eval` with one process or two, one view or ten, weights or averages, and the files it writes."""
+"""`python -m trainer eval` with one or two processes, one or ten views, weights or averages. Also checks its files."""
 
 import csv
 import itertools
@@ -47,7 +47,7 @@ def test_metrics_are_those_of_the_validation_in_training(trained, evaluated):
     folder, shown = evaluated
     metrics = json.loads((folder / "metrics.json").read_text())
     logged = validations(trained)[2]
-    assert metrics.keys() - logged.keys() == {"acc/balanced", "ece"}  # only evaluations have these
+    assert metrics.keys() - logged.keys() == {"acc/balanced", "ece"}  # these metrics are in evaluations only
     assert metrics == {name: logged.get(name, value) for name, value in metrics.items()}
     assert f"{metrics['acc/RGBPose_1:1_top1']:.4f}" in shown
 

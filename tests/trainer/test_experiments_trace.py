@@ -1,4 +1,4 @@
-"""The full network of every experiment is one graph in training and one in validation; Inductor compiles some."""
+"""The full network of every experiment is one graph in training and one in validation. Inductor compiles some."""
 
 import shutil
 
@@ -13,12 +13,15 @@ from tests.parity.published import without_dropout
 from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 
-SOAK = (pytest.mark.soak, pytest.mark.timeout(600))  # nine networks take three to four minutes on one thread
-SHRINK = 7  # divides the sides of frames and heatmaps: 224 and 256 px become 32 and 36
+SOAK = (pytest.mark.soak, pytest.mark.timeout(600))  # tracing nine networks takes three to four minutes on one thread
+SHRINK = 7  # divisor of the sides of frames and heatmaps: 224 and 256 px become 32 and 36 px
 
 
 def batch(experiment: Experiment, train: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return random clips in the layout of the loader: two clips for training, or three of another size."""
+    """Return random clips in the loader's layout.
+
+    For training there are two clips. For validation there are three clips of another size.
+    """
     clip, data, clips = experiment.clip, experiment.data, 2 if train else 3
     frame, heatmap = (max(side // SHRINK, 4) for side in clip.sizes(train))
     draw = torch.Generator().manual_seed(seed)
@@ -55,10 +58,10 @@ def test_one_graph_to_train_one_to_validate(name):
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: Inductor cannot be tried")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler, so Inductor cannot be tested")
 @pytest.mark.parametrize("name", ["ma52", "ntu60_x3d", "ntu60_epam"])
 def test_compiled_network_equals_eager_in_float64(name):
-    """Compares losses, logits, gradients and buffers of a training step. Takes nine minutes in all on one core."""
+    """Compares losses, logits, gradients and buffers of a training step. All cases take nine minutes on one core."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     experiment = EXPERIMENTS[name]

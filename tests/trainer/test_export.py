@@ -1,4 +1,4 @@
-"""`python -m trainer export`: files give the network's scores at both sizes, and contain all that a user must know."""
+"""`python -m trainer export`: files give the network's scores at both sizes, and contain all that users must know."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ NAMES = {
     "ntu60_epam": ["fused", "rgb", "pose", "sum"],
     "ma52": ["fused", "rgb", "pose", "rgb_coarse", "pose_coarse"],
 }
-# Tracing takes most of the time of these tests, in proportion to the number of layers.
+# Most of the time of these tests is spent on tracing, which takes longer the more layers a network has.
 ONE_STAGE = (
     *SMALL_NETS,
     *("model.rgb.widths=(8,)", "model.rgb.blocks=(1,)", "model.pose.widths=(8,)", "model.pose.blocks=(1,)"),
@@ -52,7 +52,7 @@ def tiny_demo() -> Experiment:
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_demo, tmp_path_factory):
-    """Weights whose probabilities are far from equal, and differ from clip to clip."""
+    """Return weights whose probabilities are far from equal, and differ from clip to clip."""
     file = tmp_path_factory.mktemp("export") / "net.safetensors"
     write_file(file, lively(tiny_demo).state_dict())
     return file
@@ -83,7 +83,7 @@ def scorer_of(experiment, checkpoint) -> Scorer:
 
 
 def check_scores(experiment, checkpoint, score):
-    """Assert that `score` equals the network at both sizes, on other clips than those that export itself compares."""
+    """Assert that `score` equals the network at both sizes, on other clips than those that `export` compares."""
     scorer = scorer_of(experiment, checkpoint)
     spread = []
     for num_clips, train in ((1, False), (5, True), (4, False)):
@@ -95,7 +95,7 @@ def check_scores(experiment, checkpoint, score):
             assert found[name].shape == probability.shape
             assert (found[name] - probability).abs().max() <= 1e-4
         spread += [(probability[:1] - probability).abs().max() for probability in expected.values()]
-    assert max(spread) > 1e-3  # clips differ so much that exchanged clips would be noticed
+    assert max(spread) > 1e-3  # scores of clips differ so much that an exchange of clips would be noticed
     if "score_fused" in expected:
         assert (expected["score_fused"] - (expected["score_rgb"] + expected["score_pose"]) / 2).abs().max() < 1e-6
     assert all(score.sum(dim=1).sub(1).abs().max() < 1e-5 for score in expected.values())
@@ -110,11 +110,11 @@ def test_pt2(tiny_demo, checkpoint, tmp_path, capsys):
     assert json.loads(told["duet.json"])["experiment"] == "demo"
     check_scores(tiny_demo, checkpoint, read_pt2(out))
     assert [file.name for file in tmp_path.iterdir()] == ["net.pt2"]
-    with ZipFile(out) as archive:  # the clips for tracing are not in the file
+    with ZipFile(out) as archive:  # the file does not contain the clips that were used for tracing
         assert [file.file_size < 2000 for file in archive.infolist() if "sample_inputs" in file.filename] == [True]
 
 
-# A network of one stream is traced five times as fast as one of two.
+# A network of one stream is traced five times as fast as a network of two streams.
 POSE = (
     *("model.path.base_channels=4", "model.path.blocks=(2,)", "model.path.inflate=(true,)", "model.path.strides=(2,)"),
     *("model.path.stem_stride=1", "clip.pose_frames=16", "clip.heatmap_size=16", "clip.heatmap_size_val=20"),
@@ -153,7 +153,7 @@ def test_safetensors(tiny_demo, checkpoint, tmp_path):
 
 
 def test_a_snapshot_and_its_averages(build, tiny, tmp_path, monkeypatch):
-    """A snapshot of training can be exported, and --averaged exports its averaged weights."""
+    """`export` accepts a snapshot of training. With --averaged it exports the snapshot's EMA weights."""
     from models.weights.files import save
     from trainer.resume import state_of
 
@@ -190,7 +190,7 @@ SHORT_PATH = ResNetPathConfig(base_channels=4, blocks=(2,), inflate=(True,), str
 
 @pytest.mark.parametrize("name", a_share(NAMES, slow=("ntu60_epam", "ma52"), every=1))
 def test_other_networks(name, tmp_path):
-    """Single streams need only their own input, EPAM-Net has its published score, and any number of clips works."""
+    """Single streams need only their own input. EPAM-Net has its published score. Any number of clips works."""
     experiment = small(name)
     scorer = Scorer(lively(experiment))
     score = traced(scorer, example(experiment, 2, True), len(sizes_of(experiment.clip)) > 1).module()
@@ -200,7 +200,7 @@ def test_other_networks(name, tmp_path):
 
 
 def test_what_differs_from_the_network_is_not_written(checkpoint, tmp_path, capsys, monkeypatch):
-    """If the file contains different weights, the command reports how much its scores differ, and removes the file."""
+    """If the weights in the file differ, the command reports by how much the scores differ, and removes the file."""
     writes = exporting.write_tensors
 
     def broken(network, *rest):
@@ -241,7 +241,7 @@ def test_onnx_without_its_packages(checkpoint, tmp_path, capsys, monkeypatch):
 
 
 def test_the_recipe_draws_the_heatmap(tiny_demo):
-    """The recipe's numbers, followed pixel by pixel, give the same heatmap as in training."""
+    """When the numbers of the recipe are applied pixel by pixel, they give the same heatmap as in training."""
     told = json.loads(json.dumps(recipe(tiny_demo, Path("latest.pth"))))["inputs"]["heatmap"]
     sigma, least, size = told["sigma"], told["min_score"], told["sizes"][0]
     luck = np.random.default_rng(0)

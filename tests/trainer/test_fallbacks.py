@@ -1,4 +1,4 @@
-"""If a compiler or cuDNN fails, one line says so, the full text is in a file, and the weights stay the same."""
+"""If a compiler or cuDNN fails, one line says so, a file has the full text, and the weights stay the same."""
 
 from dataclasses import replace
 from itertools import count
@@ -90,13 +90,13 @@ def failing_when_called(graph, inputs):
 
 
 def later(compiler, instead):
-    """Return a compiler that uses `compiler` for the first graph, and `instead` for all others."""
+    """Return a compiler that compiles the first graph with `compiler`, and all other graphs with `instead`."""
     graphs = count()
     return lambda graph, inputs: (instead if next(graphs) else compiler)(graph, inputs)
 
 
 def calls_failing_from(first):
-    """Return a compiler whose compiled code fails from its call number `first` on, counted from 0."""
+    """Return a compiler whose compiled code fails from call number `first` on. Calls are counted from 0."""
     calls = count()
 
     def compiler(graph, inputs):
@@ -131,7 +131,10 @@ def test_a_compiled_backward_pass_fails(build, tmp_path, monkeypatch):
 
 
 def test_a_smaller_batch_fails_to_compile(build, tmp_path, monkeypatch):
-    """First the backward pass fails to compile, then torch refuses to compile more shapes."""
+    """In the first run, the backward pass for the smaller batch fails to compile.
+
+    In the second run, torch refuses to compile the network for another shape.
+    """
     undisturbed = trained(build, "compile=False", last_clips=4)
     compile_by(monkeypatch, bw_compiler=later(as_it_is, fail))
     run = trained(build, "compile=True", last_clips=4)
@@ -146,7 +149,10 @@ def test_a_smaller_batch_fails_to_compile(build, tmp_path, monkeypatch):
 
 
 def test_compiled_code_fails_in_a_later_step(build, tmp_path, monkeypatch):
-    """The first look calls the backward pass twice, the first step twice. The second part of the second step fails."""
+    """The code fails in the second part of the second step.
+
+    Before that, the first look has called the backward pass twice, and so has the first step.
+    """
     undisturbed = trained(build, "compile=False", "optim.accumulate=2")
     compile_by(monkeypatch, bw_compiler=calls_failing_from(5))
     run = trained(build, "compile=True", "optim.accumulate=2")
@@ -202,7 +208,7 @@ with join("cpu") as ranks, Interrupt() as interrupt:
 
 @pytest.mark.timeout(900)  # each rank traces the network several times, which takes minutes on a busy machine
 def test_one_of_two_ranks_fails_later(tiny, environment, tmp_path):
-    """Validation, and later a smaller batch, fail to compile on one rank. The other rank does not wait for ever."""
+    """First validation, then a smaller batch, fails to compile on one rank. The other rank does not wait forever."""
     program = ("-c", TWO_RANKS, tmp_path / "run", *tiny)
     for done in run_ranks(program, program, environment=environment, timeout=840):
         assert done.returncode == 0, done.stdout + done.stderr
@@ -223,7 +229,7 @@ def test_validation_fails_to_compile(build, undisturbed, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_cudnn_has_no_plan(build, undisturbed, tmp_path, monkeypatch, training):
-    """The third convolution fails. In training, the steps before it have already changed the buffers."""
+    """The third convolution fails. In training, the layers before it have already changed the buffers."""
     real, calls, modes = nn.functional.conv2d, [], []
 
     def conv2d(*arguments, **more):
@@ -260,7 +266,10 @@ def test_cudnn_has_no_plan_in_benchmark_mode(build, tmp_path):
 
 
 def test_the_plainest_way_raises_its_own_error(build, monkeypatch):
-    """Errors from bugs, mistakes of the user and too little memory are raised unchanged: no fallback can help."""
+    """Errors that no fallback can help are raised unchanged.
+
+    They come from bugs, from mistakes of the user, or from too little memory.
+    """
     run = build(*ONE_BLOCK, "compile=False")
     for error in (KeyError("a bug"), UserError("a mistake"), torch.OutOfMemoryError("CUDA out of memory")):
         with pytest.raises(type(error)):

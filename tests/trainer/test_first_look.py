@@ -1,4 +1,4 @@
-"""The first look before step 1 replaces what computes wrongly, and leaves out slower choices. Nothing else changes."""
+"""The first look before step 1 replaces what computes wrong results, and drops slower choices. Nothing else changes."""
 
 import json
 import time
@@ -31,7 +31,7 @@ def new_compiler():
 
 
 def wrong_by(share):
-    """Return a compiler whose backward pass returns gradients that are too large by this share."""
+    """Return a compiler whose backward pass returns gradients that are too large by the given share."""
 
     def compiler(graph, inputs):
         def backward(*values):
@@ -89,7 +89,7 @@ def test_a_resumed_run_keeps_what_was_timed(build, tmp_path, monkeypatch):
     ],
 )
 def test_the_fastest_choice(seconds, expected):
-    """The first run of each choice, which takes long, is not counted."""
+    """The first run of each choice is not counted, because it takes long."""
     rounds = zip(*([100, *samples] for samples in seconds.values()), strict=True)
     times = iter(accumulate(value for turn in rounds for sample in turn for value in (0, sample)))
     done = []
@@ -148,7 +148,7 @@ def test_two_ranks_that_disagree_decide_alike(tiny, environment, tmp_path):
 
 @pytest.fixture
 def build_on_t4(build, monkeypatch):
-    """A function that makes a run on the CPU whose precision is decided, and whose loader starts, as on a T4."""
+    """Return a function that makes a run on the CPU, in which precision and loader are chosen as on a T4."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (T4.major, T4.minor))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: T4.name)
 
@@ -189,7 +189,10 @@ def test_a_first_look_on_a_t4(build_on_t4, tmp_path, monkeypatch, share, way):
 
 @pytest.fixture
 def run_on_a_card(build):
-    """A run on the CPU whose loader starts as on a GPU: with the heatmap kernel (interpreted) and the JPEG engine."""
+    """Return a run on the CPU whose loader starts as on a GPU.
+
+    The loader uses the heatmap kernel (interpreted) and the JPEG engine.
+    """
     run = build(*ONE_BLOCK, "compile=False")
     backends = run.train_loader.backends
     backends.renderer, backends.decoder = "kernel", "mixed"
@@ -215,14 +218,17 @@ def test_a_kernel_that_draws_wrongly_is_replaced(run_on_a_card, capsys, monkeypa
 
 
 def test_the_load_of_the_jpeg_engine_is_timed_once(run_on_a_card, monkeypatch):
-    """The CPU decodes equally fast with all loads, so the clock is faked: a batch with load 0.65 takes half as long."""
+    """With a load of 0.65, a batch takes half as long.
+
+    The clock is faked, because the CPU decodes equally fast with all loads.
+    """
     backends, moments, tried = run_on_a_card.train_loader.backends, [0.0], []
     backends.decoder = "cpu"
     make = run_on_a_card.train_loader.frames.decode
 
     def decode(plans, decoding):
         tried.append(decoding.backends.hw_decoder_load)
-        assert len({tuple(plans(step).row) for step in range(10)}) == BATCHES  # so that no load reads new files
+        assert len({tuple(plans(step).row) for step in range(10)}) == BATCHES  # so that no load has to read new files
         decoder, load = make(plans, decoding), decoding.backends.hw_decoder_load
         real = decoder.next
 

@@ -1,4 +1,4 @@
-"""The guide's three experiments at full size on a CPU, as a user starts them: two steps and a validation."""
+"""The guide's three experiments at full size on a CPU, as a user starts them: two training steps and a validation."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from pipelines.demo.classes import DemoConfig
 from pipelines.demo.make import make_demo
 from tests.programs import run
 
-# Two minutes on one core for all three: 224 px frames through networks of up to 60 GMAC a clip.
+# All three take two minutes on one core: frames of 224 px go through networks of up to 60 GMAC per clip.
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 OPENPOSE_FROM_COCO = [0, 6, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3, *([9] * 5), *([10] * 5)]
@@ -19,7 +19,10 @@ OPENPOSE_FROM_COCO = [0, 6, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Path:
-    """Five clips for training, of which one is corrupt and one has no skeleton, and two clips for validation."""
+    """Return a demo with five clips for training and two for validation.
+
+    Of the clips for training, one is corrupt and one has no skeleton.
+    """
     root = tmp_path_factory.mktemp("demo")
     make_demo(root, DemoConfig(num_train=5, num_val=2))
     return root
@@ -33,7 +36,8 @@ def written(path: Path, content: object) -> Path:
 def annotations(demo: Path, folder: Path, name: str) -> list[str]:
     """Write the demo's clips as annotations of an experiment, with labels spread over its classes. Returns settings.
 
-    The demo's annotations have the form of NTU-60. MA-52 has 28 joints, and one file per split with a plain list.
+    The demo's annotations have the form of NTU-60's. MA-52's annotations have 28 joints, and one file per split with a
+    plain list.
     """
     content = pickle.loads((demo / "annotations.pkl").read_bytes())
     for clip in content["annotations"]:
@@ -65,7 +69,8 @@ def test_two_steps_and_a_validation(demo, environment, tmp_path, name):
     ]
     command = ["-m", "trainer", "--exp", name, "--work-dir", tmp_path / "run"]
     command += [part for setting in settings for part in ("--set", setting)]
-    for more in (["--max-steps", "2"], ["--resume"]):  # the epoch has two steps, so only validation is left
+    # the two steps complete the epoch, so only the validation is left to do
+    for more in (["--max-steps", "2"], ["--resume"]):
         done = run(*command, *more, environment=environment, timeout=None)
         assert done.returncode == 0, done.stdout + done.stderr
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

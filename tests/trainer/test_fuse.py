@@ -1,4 +1,4 @@
-"""`python -m trainer fuse`: members matched by name, weights that a plain grid search confirms, and refused files."""
+"""`python -m trainer fuse`: members matched by name, fitted weights as good as a grid search's, and refused files."""
 
 import itertools
 import json
@@ -23,14 +23,14 @@ NAMES = np.array([f"clip{number:02}" for number in range(40)])
 
 
 def probabilities(seed, label, num_classes, strength):
-    """Scores [N, K] whose rows sum to 1 and which favour the label the more, the larger `strength` is."""
+    """Return scores [N, K] whose rows sum to 1. The label gets a higher score the larger `strength` is."""
     logits = np.random.default_rng(seed).normal(size=(len(label), num_classes))
     logits[np.arange(len(label)), label] += strength
     return (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def store(path, order=None, **changes):
-    """Write scores of 40 clips of five classes, in the order of the positions `order`."""
+    """Write the scores of 40 clips of five classes. `order` gives the order of the clips in the file."""
     label = np.arange(len(NAMES)) % 5
     arrays = {"name": NAMES, "label": label, "rgb": probabilities(0, label, 5, 1.0)} | changes
     order = np.arange(len(NAMES)) if order is None else order
@@ -71,13 +71,16 @@ def test_views_that_cannot_be_are_refused(tmp_path, capsys, views):
 
 
 def margins(*pairs):
-    """Two members [2, N, 2] with these differences between the score of class 0, the label, and that of class 1."""
+    """Return two members [2, N, 2] of scores for two classes. The label is class 0.
+
+    Each pair is for one clip. For each of the two members, it contains the score of class 0 minus that of class 1.
+    """
     halved = torch.tensor(pairs, dtype=torch.float64).T / 2
     return torch.stack([0.5 + halved, 0.5 - halved], dim=2)
 
 
 def test_only_weights_between_known_limits_are_right_for_every_clip():
-    """The first clip needs a first weight above 0.28, and the second clip one below 0.32."""
+    """The first clip needs a first weight above 0.28. The second clip needs a first weight below 0.32."""
     zeros = torch.zeros(2, dtype=torch.int64)
     members = Members(margins((0.72, -0.28), (-0.68, 0.32)), None, zeros, zeros)
     weights = fit_weights(members, "top1")
@@ -87,7 +90,10 @@ def test_only_weights_between_known_limits_are_right_for_every_clip():
 
 
 def test_small_steps_find_weights_between_the_points_of_the_grid():
-    """The clips need a first weight above 0.29 and 0.31, and below 0.34 and 0.36. The grid has 0.3 and 0.35."""
+    """Two clips need a first weight above 0.29 and 0.31, and two clips one below 0.34 and 0.36.
+
+    The grid has the points 0.3 and 0.35.
+    """
     above, below = [(1 - limit, -limit) for limit in (0.29, 0.31)], [(limit - 1, limit) for limit in (0.34, 0.36)]
     zeros = torch.zeros(4, dtype=torch.int64)
     weights = fit_weights(Members(margins(*above, *below), None, zeros, zeros), "top1")
@@ -96,7 +102,7 @@ def test_small_steps_find_weights_between_the_points_of_the_grid():
 
 @pytest.mark.parametrize("metric", ["top1", "mean1", "f1_mean"])
 def test_fitted_weights_are_as_good_as_a_plain_grid_search(metric):
-    """The oracle tries every weight that is a multiple of 1/20, and computes the metric with scikit-learn or numpy."""
+    """The grid search tries every multiple of 1/20 as a weight, and computes the metric with scikit-learn or NumPy."""
     from sklearn.metrics import balanced_accuracy_score, f1_score
 
     label = np.random.default_rng(1).integers(0, 6, 150)
@@ -169,7 +175,7 @@ def test_weights_fitted_on_half_of_the_clips_and_the_result_on_the_other_half(tm
     assert report["interval"][0] <= report["fused"] <= report["interval"][1]
     low, high = report["interval"]
     assert f"fused top-1: {report['fused']:.4f}, 95 % interval {low:.4f} to {high:.4f}" in shown
-    # The halves do not depend on the order of the clips.
+    # The two halves do not depend on the order of the clips.
     order = np.random.default_rng(0).permutation(40)
     again, _ = halves(NAMES[order].tolist(), members.label[order])
     assert set(NAMES[order][again]) == set(NAMES[some])
@@ -201,7 +207,7 @@ def test_clips_without_labels_are_fused_and_not_judged(tmp_path, capsys):
 
 
 def test_a_fusion_for_ma52_is_submitted(tmp_path, capsys):
-    """A pose network without coarse heads gets the coarse scores that follow from its fine scores."""
+    """A pose network without coarse heads gets coarse scores that are computed from its fine scores."""
     label, settings = np.arange(40) % 52, json.dumps(to_settings(EXPERIMENTS["ma52"]))
     rgb = {"rgb": probabilities(0, label, 52, 2.0), "rgb_coarse": probabilities(1, label % 7, 7, 1.0)}
     pose = {"pose": probabilities(2, label, 52, 2.0), "pose_coarse": probabilities(3, label % 7, 7, 1.0)}

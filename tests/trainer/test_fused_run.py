@@ -1,4 +1,4 @@
-"""A run with fused parts can be resumed without them, and the other way round. Its log says so."""
+"""A run with fused parts can be resumed without them, and a run without fused parts with them. The log says so."""
 
 from trainer.cli import dispatch
 from trainer.snapshots.writer import newest_valid

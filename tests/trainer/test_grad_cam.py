@@ -16,16 +16,16 @@ SIDE, FRAMES, PATCH = 32, 4, 8
 
 
 def batch_of(**columns: torch.Tensor | None) -> Batch:
-    """A batch with these columns. The columns that a network does not read are empty."""
+    """Return a batch with these columns. The columns that a network does not read are empty."""
     empty = torch.zeros(0)
     return Batch(**{"label": empty, "coarse_label": empty, "index": empty, "valid": empty, **columns})
 
 
 def clips(draw: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Noise with a bright patch that is red in class 0 and green in class 1.
+    """Return clips of noise with a bright patch, which is red in class 0 and green in class 1.
 
-    Returns clips [count, FRAMES, SIDE, SIDE, 3] uint8, labels, and for each clip the frame, top and left of its patch.
-    The patch is in one frame only.
+    The clips are [count, FRAMES, SIDE, SIDE, 3] uint8. Also returns the labels, and for each clip the frame, top and
+    left of its patch. The patch is in one frame only.
     """
     rgb = draw.integers(90, 130, (count, FRAMES, SIDE, SIDE, 3), np.uint8)
     label = draw.integers(0, 2, count)
@@ -51,8 +51,10 @@ def test_the_map_of_a_trained_network_is_highest_on_what_tells_the_classes_apart
     maps = where_it_looked(network.eval(), batch, label)["rgb"]
     assert maps.shape == (32, FRAMES, SIDE, SIDE)
     assert on_patch(maps, place) >= 28
-    assert on_patch(where_it_looked(network, batch, 1 - label)["rgb"], place) <= 16  # the patch speaks against these
-    assert all(parameter.grad is not None for parameter in network.parameters())  # those of the training
+    # the patch is evidence against these labels
+    assert on_patch(where_it_looked(network, batch, 1 - label)["rgb"], place) <= 16
+    # the gradients are those of the training
+    assert all(parameter.grad is not None for parameter in network.parameters())
     assert not network.backbone._forward_hooks
 
 
@@ -60,7 +62,7 @@ RESNET = ResNetPathConfig(base_channels=4, blocks=(1, 1), inflate=(False, True),
 
 
 def on_patch(maps: torch.Tensor, place: np.ndarray) -> int:
-    """The number of clips whose map is highest on the patch, or next to it."""
+    """Return the number of clips whose map has its maximum on the patch or next to it."""
     count = 0
     for looked, (frame, top, left) in zip(maps, place, strict=True):
         at, y, x = np.unravel_index(int(looked.argmax()), looked.shape)

@@ -1,4 +1,4 @@
-"""What a run writes: lines in the published form, and one record of each step, even after kills and on full disks."""
+"""What a run writes: lines in the published form and one record of each step, even after kills and on full disks."""
 
 import io
 import json
@@ -19,13 +19,13 @@ STAMP = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - duet - INFO - "
 
 
 def cursor_at(epoch: int, step: int, num_steps: int = 4, batch_size: int = 16) -> Cursor:
-    """Return a cursor after `step` of `num_steps` steps of `epoch` (counted from 1)."""
+    """Return a cursor after `step` of the `num_steps` steps of `epoch`, which is counted from 1."""
     clips = {"clips": step * batch_size, "epoch_clips": num_steps * batch_size}
     return Cursor(batch_size=batch_size, epoch=epoch - 1, **clips)
 
 
 def open_journal(work_dir: Path, at: Cursor | None = None, terminal: bool = False) -> Journal:
-    """Return a journal that continues at a cursor, or at the start of a run."""
+    """Return a journal that continues at a cursor. Without a cursor, it begins at the start of a run."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     journal = Journal(work_dir, console=console)
     journal.continue_from(at or cursor_at(1, 0), 16)
@@ -83,7 +83,7 @@ def test_lines_read_as_mmengine_writes_them(tmp_path: Path) -> None:
     [
         (1, 0, None),
         (2, 3, ("train", 2, 3)),
-        (2, 4, ("train", 2, 4)),  # the snapshot before validation 2, which will be repeated
+        (2, 4, ("train", 2, 4)),  # the snapshot before validation 2, so the validation will be repeated
         (3, 0, ("val", 2, 4)),  # the snapshot after validation 2
     ],
 )
@@ -100,7 +100,10 @@ def test_resume_drops_what_will_be_written_again(tmp_path: Path, epoch, step, la
 
 @pytest.mark.parametrize("batch_size", [4, 16, 20, 160])
 def test_records_are_dropped_by_clips_whatever_the_batch_size_is(tmp_path: Path, batch_size: int) -> None:
-    """A run with epochs of 64 clips in steps of 16 goes on with another step size after 32 clips of its third epoch."""
+    """A run has epochs of 64 clips in steps of 16 clips.
+
+    After 32 clips of its third epoch, it goes on with another size of step.
+    """
     run(open_journal(tmp_path), range(1, 5))
     whole = read_metrics(tmp_path / METRICS)
     at = Cursor(batch_size=batch_size, epoch_clips=64, epoch=2, clips=32)
@@ -110,7 +113,7 @@ def test_records_are_dropped_by_clips_whatever_the_batch_size_is(tmp_path: Path,
 
 
 def test_a_second_resume_leaves_the_records_of_every_batch_size(tmp_path: Path) -> None:
-    """Eight steps of 4 clips are followed by two steps of 16 clips. The snapshot was made between these two."""
+    """Eight steps of 4 clips are followed by two steps of 16 clips. The snapshot is from between the last two steps."""
     journal = open_journal(tmp_path)
     for batch_size, steps in ((4, range(1, 9)), (16, (3, 4))):
         for step in steps:
@@ -122,7 +125,10 @@ def test_a_second_resume_leaves_the_records_of_every_batch_size(tmp_path: Path) 
 
 
 def test_records_that_count_steps_alone_get_their_clips(tmp_path: Path) -> None:
-    """Older versions counted only steps. An epoch has 39 clips, so the last of its five steps of 8 has 7 new clips."""
+    """Older versions recorded only steps.
+
+    An epoch has 39 clips, so the last of its five steps of 8 clips has only 7 new clips.
+    """
     old = [{"kind": "train", "epoch": epoch, "step": step, "loss": 1.0} for epoch in (1, 2) for step in range(1, 6)]
     old.insert(5, {"kind": "val", "epoch": 1, "step": 5, "acc/rgb_top1": 0.5})
     (tmp_path / METRICS).write_text("".join(json.dumps(record) + "\n" for record in old))
@@ -139,7 +145,7 @@ def test_records_that_count_steps_alone_get_their_clips(tmp_path: Path) -> None:
 def test_validations_of_a_snapshot_without_records_are_written(tmp_path: Path) -> None:
     cursor = cursor_at(3, 0)
     cursor.validations = [{"epoch": epoch, "acc/rgb_top1": epoch / 10} for epoch in (1, 2)]
-    for _ in range(2):  # the second time, the records exist already
+    for _ in range(2):  # in the second round, the records exist already
         open_journal(tmp_path, cursor).close()
         place = {"kind": "val", "step": 4, "clips": 64, "epoch_clips": 64}
         assert read_metrics(tmp_path / METRICS) == [place | validation for validation in cursor.validations]
@@ -203,7 +209,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_off_a_terminal_stamped_lines_of_the_log_are_shown(tmp_path: Path) -> None:
-    """Lines about training are shown at most every half minute, the other lines always."""
+    """Lines about training are shown at most once every half minute. All other lines are always shown."""
     journal = open_journal(tmp_path)
     journal.say("words")
     run(journal, range(1, 3))
@@ -278,7 +284,7 @@ def test_the_clock_forgets_the_first_step_and_the_pauses(monkeypatch: pytest.Mon
     clock = Clock()
     assert (clock.clips_per_second, clock.seconds_per_step, clock.data_share) == (0.0, 0.0, 0.0)
     clock.start()
-    for seconds, waited in ((90.0, 1.0), (2.0, 0.5), (2.0, 0.5)):  # the first step compiles
+    for seconds, waited in ((90.0, 1.0), (2.0, 0.5), (2.0, 0.5)):  # the first step is slow because it compiles
         now[0] += seconds
         clock.tick(16, waited)
     now[0] += 600.0  # seconds of a validation

@@ -1,4 +1,4 @@
-"""The sizes that `python -m trainer --list` prints are those of the networks."""
+"""The sizes that `python -m trainer --list` prints are the real sizes of the networks."""
 
 from dataclasses import replace
 
@@ -16,8 +16,9 @@ from trainer.experiments import EXPERIMENTS
 def counted(experiment: Experiment) -> tuple[int, int]:
     """Return the parameters of a network, and the multiply-adds of a forward pass of one clip at the training size.
 
-    PCAN's fine prototypes count as parameters, which they are in the published networks. Not counted are PCAN's
-    projections of pooled features (under a million multiply-adds) and squeeze-excite's sums (200 thousand).
+    PCAN's fine prototypes are counted as parameters, because they are parameters in the published networks. The count
+    leaves out PCAN's projections of pooled features (under a million multiply-adds) and squeeze-excite's sums (200
+    thousand).
     """
     clip, model = experiment.clip, experiment.model
     with torch.device("meta"):
@@ -33,7 +34,8 @@ def counted(experiment: Experiment) -> tuple[int, int]:
     return sum(tensor.numel() for tensor in [*network.parameters(), *fine]), counter.get_total_flops() // 2
 
 
-SOAK = ("ntu120_x3d", "ntu120_rgb", "ntu120_pose", "ntu120_rgbpose")  # the networks of NTU-60 with larger heads
+# these networks are those of NTU-60 with larger heads
+SOAK = ("ntu120_x3d", "ntu120_rgb", "ntu120_pose", "ntu120_rgbpose")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""If a step does not fit into memory, the message says what fits, and nothing is lost. (The tests inject the error.)"""
+"""If a step does not fit into memory, the message says what fits, and nothing is lost. The tests inject the error."""
 
 import pytest
 import torch

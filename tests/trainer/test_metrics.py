@@ -1,4 +1,7 @@
-"""Metrics equal those of scikit-learn and torchmetrics, on one rank or several. tests/parity has published numbers."""
+"""Metrics equal those of scikit-learn and torchmetrics, on one rank or several.
+
+tests/parity compares metrics with published numbers.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +67,7 @@ def test_macro_f1_over_classes_that_occur() -> None:
 
 
 def test_balanced_accuracy_and_calibration_error() -> None:
-    """The label 0 does not occur, but is predicted: balanced accuracy leaves the class out."""
+    """The label 0 does not occur, but is predicted. Balanced accuracy leaves this class out."""
     scores = random_scores(3)
     score, label = scores.probability["rgb"], scores.label.clamp(min=1)
     assert 0 in score.argmax(1)
@@ -76,7 +79,8 @@ def test_balanced_accuracy_and_calibration_error() -> None:
     assert metrics.calibration_error(score, label) == pytest.approx(error, abs=1e-6)
     sure = torch.eye(3)[[0, 1, 2, 0]]
     assert metrics.calibration_error(sure, torch.tensor([0, 1, 2, 1])) == pytest.approx(0.25)
-    unsure = torch.tensor([[0.6, 0.4], [0.9, 0.1]])  # 0.4 too unsure of a right class, and 0.9 too sure of a wrong one
+    # a right prediction is too unsure by 0.4, and a wrong prediction is too sure by 0.9
+    unsure = torch.tensor([[0.6, 0.4], [0.9, 0.1]])
     assert metrics.calibration_error(unsure, torch.tensor([0, 1])) == pytest.approx(0.65)
 
 

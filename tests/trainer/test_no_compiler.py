@@ -1,4 +1,4 @@
-"""Runs without a C compiler or without Python.h complete, with one line about each feature that they cannot use."""
+"""Without a C compiler or without Python.h, runs still complete. One line reports each feature that they cannot use."""
 
 import os
 import sysconfig
@@ -9,7 +9,7 @@ from tests import programs
 from tests.trainer.test_resume import assert_equal
 from trainer.snapshots.writer import newest_valid
 
-# A run on a CPU that acts as on a GPU: Triton builds its launcher, and DALI looks for the JPEG engine.
+# A run on a CPU that behaves as on a GPU: Triton builds its launcher, and DALI looks for the JPEG engine.
 AS_ON_A_CARD = """
 import sys, sysconfig
 from triton.backends.nvidia.driver import CudaDriver
@@ -27,7 +27,7 @@ INCLUDE = sysconfig.get_paths()["include"]
 
 @pytest.fixture
 def train(tiny, environment, tmp_path):
-    """A function that trains two steps by `python WORDS`, and returns the log and the state in the snapshot."""
+    """Return a function that trains two steps by `python WORDS`, and returns the log and the snapshot's state."""
 
     def run(name, *words, path=tmp_path):
         hidden = {"PATH": str(path), "TRITON_CACHE_DIR": str(tmp_path / "cache"), "TRITON_LIBCUDA_PATH": str(tmp_path)}
@@ -43,7 +43,7 @@ def train(tiny, environment, tmp_path):
 
 
 def test_runs_without_a_compiler_or_python_h(train, tmp_path):
-    log, expected = train("demo", "-m", "trainer")  # like `make demo` on a CPU, which needs no compiler
+    log, expected = train("demo", "-m", "trainer")  # `make demo` on a CPU has these settings and needs no compiler
     assert "slower" not in log
     on_a_card = ("-c", AS_ON_A_CARD)
     without_cc = train("cc", *on_a_card, INCLUDE, "--set", "compile=True")

@@ -1,4 +1,4 @@
-"""Weights, averages and momenta with NaN or infinity are refused by every command that reads them."""
+"""Weights, EMA weights and momenta with NaN or infinity are refused by every command that reads them."""
 
 import pytest
 
@@ -11,14 +11,14 @@ EMA = ("--set", "optim.ema=0.9", "--set", "optim.num_epochs=1")
 
 @pytest.fixture(scope="module")
 def state(tiny, tmp_path_factory):
-    """The state of a run with EMA after two steps."""
+    """Return the state of a run with EMA after two steps."""
     folder = tmp_path_factory.mktemp("finite") / "run"
     assert run_command([*tiny, *EMA, "--work-dir", str(folder), "--max-steps", "2"]) == 0
     return load(folder / "latest.pth")
 
 
 def spoiled(state, part):
-    """A copy of the state in which one number of the part is not finite."""
+    """Return a copy of the state in which one number of `part` is NaN or infinite."""
     momenta = state["optimizer"]["state"]
     copy = {key: {**values} for key, values in {"model": state["model"], "averages": state["averages"]}.items()}
     if part == "momenta":
@@ -37,7 +37,7 @@ def with_one(tensor, number):
 
 @pytest.fixture(scope="module")
 def files(state, tmp_path_factory):
-    """Checkpoints, and snapshots, with numbers that are not finite."""
+    """Return a folder with checkpoints and snapshots that contain NaN or infinity."""
     folder = tmp_path_factory.mktemp("spoiled")
     for name in ("weights.pth", "weights.safetensors"):
         write_file(folder / name, spoiled(state, "model")["model"])
@@ -48,7 +48,7 @@ def files(state, tmp_path_factory):
 
 WEIGHTS = ("weights.pth", "weights.safetensors", "model.pth")
 ALL = (*WEIGHTS, "averages.pth", "momenta.pth")
-READERS = {"--init": WEIGHTS, "eval": ALL, "predict": ALL, "export": ALL}  # --init reads nothing but weights
+READERS = {"--init": WEIGHTS, "eval": ALL, "predict": ALL, "export": ALL}  # --init reads only weights
 
 
 @pytest.mark.parametrize(("command", "name"), [(command, name) for command, names in READERS.items() for name in names])
@@ -71,7 +71,7 @@ def test_commands_refuse_the_file_in_one_sentence(tiny, tmp_path, capsys, files,
 
 @pytest.mark.parametrize("part", ["model", "averages", "momenta"])
 def test_a_resume_passes_over_snapshots_that_are_not_finite(tiny, tmp_path, capsys, state, part):
-    """It goes on from the snapshot before them, and refuses to go on if there is none."""
+    """The resume uses an older snapshot, and is refused if there is none."""
     save(tmp_path / "epoch_1_step_2.pth", spoiled(state, part))
     words = [*tiny, *EMA, "--work-dir", str(tmp_path), "--resume", "--max-steps", "3"]
     assert run_command(words) == 2

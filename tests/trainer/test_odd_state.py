@@ -1,4 +1,4 @@
-"""State that this program did not write is told in one sentence or passed over: snapshots, records, settings, links."""
+"""Snapshots, records, settings and links that another program wrote are reported in one sentence or ignored."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from trainer.snapshots.writer import Snapshot, SnapshotError, newest_valid
 
 @pytest.fixture(scope="module")
 def stopped(tiny, tmp_path_factory) -> Path:
-    """The folder of a run that was stopped after two steps."""
+    """Return the folder of a run that was stopped after two steps."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     assert run_command([*tiny, "--work-dir", str(folder), "--max-steps", "2"]) == 0
     return folder
@@ -79,7 +79,7 @@ def test_tensors_of_another_network_are_refused_and_removing_the_file_helps(stop
     told = capsys.readouterr().err
     assert f"error: {run}/epoch_1_step_2.pth has " in told
     assert "remove this file" in told
-    if kind == "model":  # the same for all kinds
+    if kind == "model":  # checked for one kind only, because it is the same for all kinds
         (run / "epoch_1_step_2.pth").unlink()
         assert run_command(words) == 0
 

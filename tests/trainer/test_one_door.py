@@ -1,4 +1,4 @@
-"""Weights and momentum change only in Writer.changing_weights() (the door). Changes elsewhere are caught."""
+"""Weights and momenta change only in Writer.changing_weights() (the door). A change anywhere else is detected."""
 
 import copy
 import time
@@ -17,7 +17,7 @@ from trainer.snapshots.writer import Writer, newest_valid
 
 
 class Parts:
-    """A small network, its optimizer and the writer of their snapshots."""
+    """A small network, its optimizer, and the writer of their snapshots."""
 
     def __init__(self, folder: Path) -> None:
         torch.manual_seed(0)
@@ -90,7 +90,7 @@ def test_a_change_around_the_door_is_caught_and_its_snapshot_removed(
 
 
 def test_it_is_caught_however_fast_the_copy_was(tmp_path: Path) -> None:
-    """A change is also noticed if the copy was complete before it."""
+    """A change is also noticed if the snapshot's copy was complete before the change."""
     parts = Parts(tmp_path)
     parts.save(1)
     while parts.writer.busy():
@@ -112,7 +112,10 @@ def test_forward_and_backward_passes_need_no_door(tmp_path: Path) -> None:
 
 
 def test_a_new_caller_in_the_loop_that_goes_around_the_door_ends_the_run(build, tmp_path: Path) -> None:
-    """The caller multiplies weights by 1 at the start of an epoch, while the previous epoch's snapshot is written."""
+    """The new code multiplies weights by 1 at the start of an epoch.
+
+    At this time, the snapshot of the previous epoch is being written.
+    """
     run = build()
     run.writer, run.journal = Writer(tmp_path / "run"), Journal(tmp_path / "run")
     batches = run.train_loader.epoch

@@ -1,4 +1,4 @@
-"""Optimizer steps that can be skipped, clipping, learning rates against torch's schedulers, early stopping."""
+"""Compares optimizer steps, clipping and learning rates with torch's. Also tests skipped steps and early stopping."""
 
 import copy
 import math
@@ -58,7 +58,10 @@ def step(
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_steps_are_those_of_plain_torch(kind: str) -> None:
-    """Our fused, masked steps, which start with zero state, equal torch's single-tensor optimizer and clipping."""
+    """Our steps equal those of torch's single-tensor optimizer and clipping.
+
+    Our steps are fused, can be masked, and start with zero state.
+    """
     ours, theirs = network(), network()
     if kind == "adamw":
         optimizer = build_adamw(ours.parameters(), 0.1, (0.8, 0.95), 1e-2)
@@ -74,7 +77,7 @@ def test_steps_are_those_of_plain_torch(kind: str) -> None:
         backward(theirs, seed)
         nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         plain.step()
-    # A bias before BatchNorm has a gradient of mere rounding errors, which AdamW scales up.
+    # The gradient of a bias before BatchNorm consists only of rounding errors, which AdamW scales up.
     rounding = ("0.bias", "1.running_mean") if kind == "adamw" else ()
     expected = theirs.state_dict()
     for name, mine in ours.state_dict().items():
@@ -88,7 +91,7 @@ def test_steps_are_those_of_plain_torch(kind: str) -> None:
     "build", [lambda p: build_sgd(p, 0.1, 0.9, 1e-2), lambda p: build_adamw(p, 0.1, (0.9, 0.9), 1e-2)]
 )
 def test_a_bad_step_changes_no_bit_and_the_next_ones_go_on(poison: float, bad: int, build) -> None:
-    """A gradient of 3e38 is finite, but its norm is not. With bad = 0, the very first step is bad."""
+    """A gradient of 3e38 is finite, but its norm is not. If `bad` is 0, the very first step is bad."""
     net = network()
     optimizer, guard = build(net.parameters()), BufferGuard(net.buffers())
     unbroken = copy.deepcopy(net)
@@ -194,7 +197,7 @@ def test_a_buffer_under_two_names_is_guarded_once() -> None:
 
 
 def test_the_guard_sees_what_a_compiled_module_does_to_its_buffers() -> None:
-    """The backend aot_eager needs no compiler. Modules compiled with it copy new contents into their buffers."""
+    """The backend aot_eager needs no compiler. A module compiled by it copies new contents into its buffers."""
     net = network()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     optimizer, guard = build_sgd(net.parameters(), 0.1, 0.9, 0.0), BufferGuard(net.buffers())
@@ -236,9 +239,12 @@ def test_warm_up_factors_are_the_published_ones() -> None:
     assert rates("constant", 3, base_lr=2.0, warmup_epochs=1) == pytest.approx([0.2, 2.0, 2.0])
 
 
-@pytest.mark.filterwarnings("ignore:The epoch parameter")  # raised by SequentialLR in some versions of torch
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # some versions of torch give this warning in SequentialLR
 def test_warm_up_and_cosine_are_torchs_in_sequence() -> None:
-    """ntu60_x3d: LinearLR over epochs 0-4, then a cosine of 75 epochs to 1e-6 (docs/sources.md, "Schedules")."""
+    """The schedule of ntu60_x3d is LinearLR over epochs 0-4, then a cosine of 75 epochs to 1e-6.
+
+    The source is docs/sources.md, "Schedules".
+    """
 
     def build(optimizer: torch.optim.Optimizer) -> SequentialLR:
         parts = [LinearLR(optimizer, 0.1, total_iters=4), CosineAnnealingLR(optimizer, 75, 1e-6)]
@@ -247,7 +253,7 @@ def test_warm_up_and_cosine_are_torchs_in_sequence() -> None:
     expected = torch_rates(0.012, 80, build)
     found = rates("cosine", 80, 7, base_lr=0.012, eta_min=1e-6, warmup_epochs=5)
     assert found[::7] == pytest.approx(expected, rel=1e-9)
-    assert found[6::7] == found[::7]  # the rate is constant within an epoch
+    assert found[6::7] == found[::7]  # the learning rate is constant within an epoch
 
 
 def test_cosine_per_step_is_torchs_stepped_every_step() -> None:

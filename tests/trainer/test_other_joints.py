@@ -1,4 +1,4 @@
-"""A run on 25 joints and 120 classes. It sets clip.skeleton, as a message advises, to a name and to a file."""
+"""A run on 25 joints and 120 classes. As a message advises, it sets clip.skeleton to a name or to a file."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ from trainer.stored import from_json
 
 @pytest.fixture
 def kinect(tmp_path) -> list[str]:
-    """Settings of ntu120_pose for nine clips in the split xset, with 25 joints and labels 0 to 119."""
+    """Return settings of ntu120_pose for nine clips of the split xset with 25 joints and labels from 0 to 119."""
     names = [f"S{i % 2 + 1:03}C001P001R001A{i * 15 + 1 - (i == 8):03}" for i in range(9)]
     clips = [clip(name, frames=9, joints=25, label=int(name[-3:]) - 1) for name in names]
     splits = {f"xset_{side}": names for side in ("train", "val")}

@@ -1,4 +1,4 @@
-"""Each rank sees its own GPU as cuda:0, srun's tasks are ranks, and a run starts only as many ranks as it can fill."""
+"""Each rank sees its own GPU as cuda:0, tasks of srun are ranks, and a run starts only as many ranks as it can use."""
 
 import os
 from dataclasses import replace
@@ -20,11 +20,12 @@ OTHERS += ("TORCHELASTIC_RESTART_COUNT",)
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A function that makes torch see `num_gpus` GPUs, and replaces the environment variables of the tests."""
+    """Return a function that makes torch see `num_gpus` GPUs, and replaces the environment variables of the tests."""
 
     def make(num_gpus, visible=None, **variables):
         for name in (*RANK, *OTHERS):
-            monkeypatch.setenv(name, "")  # so that variables that the program sets are removed after the test
+            # registers the variables that the program sets, so that they are removed after the test
+            monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -41,9 +42,9 @@ def machine(monkeypatch):
         (4, None, ["0", "1", "2", "3"], "1", ["2", "3"]),
         (3, "5,2, 7", ["5", "2", "7"], "2", ["7"]),
         (2, "GPU-8f1c,GPU-97aa", ["GPU-8f1c", "GPU-97aa"], "GPU-97aa", []),
-        # CUDA shows a process only the first of several parts of a GPU.
+        # If several parts of a GPU are visible, CUDA shows only the first part to a process.
         (1, "MIG-41aa, MIG-8c02,", ["MIG-41aa", "MIG-8c02"], "MIG-8c02", []),
-        (1, "3,-1,5", ["3"], "3,-1,5", []),  # a rank without a GPU: the run does not start
+        (1, "3,-1,5", ["3"], "3,-1,5", []),  # one rank would have no GPU, so the run does not start
         (0, "NoDevFiles", [], "NoDevFiles", []),
         (0, "", [], "", []),
     ],
@@ -76,7 +77,7 @@ def test_as_many_ranks_as_have_eight_clips(machine):
     assert world_size_of(MA52_RUN, 8, "cuda") == 8
     assert world_size_of(MA52_RUN, None, "cuda", fewest_clips=1) == 8
     assert world_size_of(MA52_RUN, None, "cpu") == 1
-    assert fitting_ranks(NTU60_X3D, 3, 8) == 2  # 32 clips cannot be divided among three
+    assert fitting_ranks(NTU60_X3D, 3, 8) == 2  # 32 clips cannot be divided among three ranks
     assert fitting_ranks(replace(NTU60_X3D, optim=replace(NTU60_X3D.optim, accumulate=16)), 4, 8) == 2
     assert fitting_ranks(replace(NTU60_X3D, optim=replace(NTU60_X3D.optim, batch_size=7)), 4, 8) == 1
     for experiment in EXPERIMENTS.values():
@@ -99,7 +100,8 @@ def test_what_would_use_all_cards(machine):
     assert advice_for_all(MA52_RUN, None, "cuda", 6) == ""
     assert advice_for_all(MA52_RUN, None, "cpu", 1) == ""
     machine(8, **RANK)
-    assert advice_for_all(MA52_RUN, None, "cuda", 2) == ""  # torchrun has chosen the number
+    # no advice, because the user of torchrun has chosen the number of ranks
+    assert advice_for_all(MA52_RUN, None, "cuda", 2) == ""
     machine(8, **RANK | {"DUET_LAUNCHER": "1"})
     assert "2 of 8 GPUs are used" in advice_for_all(MA52_RUN, None, "cuda", 2)
 
@@ -119,7 +121,7 @@ def test_the_tasks_of_srun_are_ranks(machine):
     see_own_card()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     assert idle_cards() == ["2", "3"]
-    machine(1, "2", MASTER_ADDR="login", **TASK)  # as with --gpus-per-task=1
+    machine(1, "2", MASTER_ADDR="login", **TASK)  # srun sets this with --gpus-per-task=1
     describe_task()
     see_own_card()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"

@@ -1,4 +1,4 @@
-"""The experiments for own videos take classes, coarse classes, split and joints from the annotation file."""
+"""The experiments for own videos take their classes, coarse classes, split and joints from the annotation file."""
 
 import pickle
 
@@ -53,7 +53,7 @@ def test_the_only_pair_of_splits_is_used(tmp_path):
     lists = {"xsub_train": ["a", "b"], "xsub_val": ["c"]}
     assert own(tmp_path, FILE | {"split": lists}).data.split == "xsub"
     two = lists | {"xview_train": ["a"], "xview_val": ["b"]}
-    assert own(tmp_path, FILE | {"split": two}).data.split == "own"  # the run will say which splits there are
+    assert own(tmp_path, FILE | {"split": two}).data.split == "own"  # the run will report which splits the file has
 
 
 def test_the_advice_knows_the_experiments(tmp_path):

@@ -1,4 +1,4 @@
-"""`--exp FILE.py:NAME`: the example in docs/settings.md trains, its snapshot needs no file; mistakes are reported."""
+"""`--exp FILE.py:NAME`: the example in docs/settings.md trains, snapshots need no file, and mistakes are reported."""
 
 import json
 import re

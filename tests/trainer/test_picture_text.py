@@ -1,4 +1,4 @@
-"""Text in pictures can be read: any characters that a font here has, no markup, no warnings, and 120 names."""
+"""Text in pictures can be read: all characters of an installed font, up to 120 names, no markup and no warnings."""
 
 import itertools
 import logging
@@ -30,14 +30,14 @@ MARKUP = ("a$b$c", r"$\frac{1}{$", "x_{1}^2", "100 %", "<b>&amp;</b>", "[red]")
 
 
 def panel(names: Sequence[str], width: int) -> Image.Image:
-    """The panel of an annotated video of this width, with a bar for each class."""
+    """Return the panel of an annotated video of this width. It has a bar for each class."""
     window = Window(0, 4, {"fused": torch.linspace(1, 0, len(names) + 1)[:-1]})
     return panel_of((width, width), [window], names, TIMES, [])
 
 
 @pytest.fixture
 def said(caplog):
-    """Collects what libraries would print: warnings and log lines."""
+    """Yield a function that returns what libraries would print: warnings and log lines."""
     with warnings.catch_warnings(record=True) as seen, caplog.at_level(logging.WARNING):
         warnings.simplefilter("always")
         yield lambda: [str(warning.message) for warning in seen] + caplog.messages
@@ -69,7 +69,7 @@ def test_names_that_no_font_has_become_class_numbers(monkeypatch, capsys) -> Non
 
 @pytest.fixture
 def chinese_font(tmp_path: Path, monkeypatch) -> Path:
-    """A font in which each Chinese character is a box of its own height. It stands for one that a user installs."""
+    """Return a font in which each Chinese character is a box of its own height, in place of a font of the user."""
     characters = sorted(set("".join(CHINESE)))
     glyphs = {".notdef": (0, 0)} | {f"box{number}": (100, 200 + 100 * number) for number in range(len(characters))}
     builder = FontBuilder(1000)

@@ -1,4 +1,4 @@
-"""The precision of a run follows from its cards, and its heatmaps, kernels and loss scale follow from the precision."""
+"""The precision of a run depends on its GPUs. Its heatmaps, kernels and loss scale depend on the precision."""
 
 from dataclasses import replace
 
@@ -19,16 +19,16 @@ from trainer.session import introduce
 
 CUDA = torch.device("cuda", 0)
 V100 = replace(T4, name="Tesla V100-SXM2-32GB", major=7, minor=0)
-CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # in torch's wheels
+CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # architectures in torch's wheels
 CUDA_12 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 
 
 @pytest.fixture
 def plug_in(monkeypatch):
-    """A function that makes torch see these cards, as if they were in the machine."""
+    """Return a function that makes torch see these cards, as if the machine had them."""
 
     def plug(*cards: Card, architectures=CUDA_13):
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # tests/conftest.py hides the cards of the machine
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # tests/conftest.py hides the machine's GPUs
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: cards[index].name)
@@ -130,7 +130,8 @@ def test_a_card_that_cannot_run_is_told_before_data_are_looked_for(
         words = ["eval", str(file), *words]
     monkeypatch.chdir(tmp_path)
     plug_in(*cards, architectures=architectures)
-    assert run_command([*words, "--exp", "demo"]) == 2  # refused before the demo's data, which do not exist, are needed
+    # the run is refused before it needs the demo's data, which do not exist
+    assert run_command([*words, "--exp", "demo"]) == 2
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

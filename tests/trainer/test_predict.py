@@ -1,4 +1,4 @@
-"""`python -m trainer predict` gives the scores of `eval` for each window, writes files, and needs bounded memory."""
+"""`python -m trainer predict` gives the scores of `eval` for each window, writes files, and needs limited memory."""
 
 import json
 import os
@@ -34,7 +34,7 @@ NAMES = ("wave", "kick", "red", "jump")
 
 
 def window(label: int) -> Window:
-    """A window whose best class is `label`, with 70 %."""
+    """Return a window whose best class is `label`, with a probability of 70 %."""
     return Window(0, 6, {"fused": torch.full((4,), 0.1).index_fill(0, torch.tensor([label]), 0.7)})
 
 
@@ -63,7 +63,7 @@ def test_one_window_says_what_eval_says(tiny, trained, scores, paths, annotation
             values = [guess["probability"] for guess in guesses]
             np.testing.assert_allclose(values, np.sort(probability)[:-6:-1], atol=1e-5)
     spread = [np.ptp(scores[stream][list(rows.values())], axis=0).max() for stream in ("rgb", "pose")]
-    assert min(spread) > 1e-2  # the scores of clips differ, so exchanged scores would be noticed
+    assert min(spread) > 1e-2  # the scores of different clips differ, so an exchange would be noticed
 
 
 def test_files_of_a_video_in_windows(tiny, trained, paths, annotation, tmp_path, capsys):
@@ -83,7 +83,8 @@ def test_files_of_a_video_in_windows(tiny, trained, paths, annotation, tmp_path,
         assert sum(1 for _ in container.decode(stream)) == total
     assert not list(tmp_path.glob("*.tmp*"))
     words = (video, "--pose", paths[1], "--window", 24, "--stride", 16, "--explain")
-    assert predicted(tiny, trained, tmp_path / "explained", *words)[VIDEO] == found  # only the pictures change
+    # --explain changes only the pictures
+    assert predicted(tiny, trained, tmp_path / "explained", *words)[VIDEO] == found
     for suffix in (".png", ".mp4"):
         files = [folder / f"{VIDEO}{suffix}" for folder in (tmp_path, tmp_path / "explained")]
         assert files[0].read_bytes() != files[1].read_bytes()
@@ -96,18 +97,19 @@ def test_a_map_is_drawn_in_the_box_that_the_network_saw():
     picture = np.full((100, 200, 3), 90, np.uint8)
     assert np.array_equal(explanation.draw(picture, 14), picture)
     rows, columns = np.nonzero((explanation.draw(picture, 16) != picture).any(axis=-1))
-    # The box covers columns 100 to 259 and rows -20 to 59; the quarter's edges are blurred by 20 columns and 10 rows.
+    # The box covers columns 100 to 259 and rows -20 to 59. The edges of its quarter are blurred by 20 columns and 10
+    # rows.
     np.testing.assert_allclose([rows.min(), rows.max()], [20, 59], atol=10)
     np.testing.assert_allclose([columns.min(), columns.max()], [100, 180], atol=20)
     assert np.array_equal(picture, np.full((100, 200, 3), 90))
 
 
 def test_skeleton_is_drawn_on_the_person(tmp_path):
-    """Drawing a single limb changes each frame only around the joints of this frame."""
+    """A single limb is drawn. In each frame, only the pixels around the limb's joints change."""
     joints = np.zeros((1, 6, 17, 3))
     joints[0, :, 5] = [(20 + 10 * t, 55, 1) for t in range(6)]  # left shoulder
     joints[0, :, 7] = [(20 + 10 * t, 105, 1) for t in range(6)]  # left elbow
-    joints[0, :, 9] = (100, 100, 0.01)  # a score too low to be drawn
+    joints[0, :, 9] = (100, 100, 0.01)  # this score is too low for the joint to be drawn
     pictures = {}
     for name, poses in (("drawn", Poses(joints, 120, 160)), ("bare", None)):
         path = tmp_path / f"{name}.mp4"
@@ -121,7 +123,7 @@ def test_skeleton_is_drawn_on_the_person(tmp_path):
     assert pictures["drawn"].shape == (6, 120, 160, 3)
     changed = np.abs(pictures["drawn"].astype(int) - pictures["bare"]).max(axis=-1) > 40
     for number in range(6):
-        rows, columns = np.nonzero(changed[number, :110])  # below there is the timeline
+        rows, columns = np.nonzero(changed[number, :110])  # the timeline is below these rows
         found = [columns.min(), rows.min(), columns.max(), rows.max()]
         x = 20 + 10 * number
         np.testing.assert_allclose(np.array(found), [x, 55, x, 105], atol=5)
@@ -166,7 +168,7 @@ def test_the_copy_keeps_the_times_of_the_video(tmp_path, unit):
     copy = frame_times(str(tmp_path / "a.mp4"))
     assert [copy.start[n] * copy.unit for n in range(6)] == [int(times.start[n]) * unit for n in range(6)]
     header = read_header(str(tmp_path / "a.mp4"))
-    assert (header.width, header.height) == (46, 32)  # H.264 needs even sides
+    assert (header.width, header.height) == (46, 32)  # H.264 needs an even width and an even height
 
 
 def test_the_copy_of_a_turned_video_is_upright_even_if_the_skeleton_belongs_to_stored_frames(tmp_path):
@@ -191,7 +193,7 @@ def test_colours_stay(tmp_path):
         annotated.write(1, [window(2)])
     with av.open(tmp_path / "red.mp4") as container:
         (frame,) = container.decode(video=0)
-        assert frame.colorspace == 1  # tagged as BT.709
+        assert frame.colorspace == 1  # the video is tagged as BT.709
         np.testing.assert_allclose(frame.to_ndarray(format="rgb24")[300, 300], (200, 30, 60), atol=6)
 
 
@@ -202,7 +204,8 @@ def test_rgb_alone_needs_no_pose(tiny, paths, tmp_path):
     boxed = predicted(words, tmp_path / "net.safetensors", tmp_path / "boxed", video, "--pose", paths[1])[VIDEO]
     assert bare["windows"][0].keys() >= {"rgb"}
     assert not bare["windows"][0].keys() & {"pose", "fused"}
-    assert bare["windows"][0]["rgb"] != boxed["windows"][0]["rgb"]  # with a skeleton, RGB is the person's box
+    # with a skeleton, the RGB frames show the box around the person
+    assert bare["windows"][0]["rgb"] != boxed["windows"][0]["rgb"]
 
 
 MISTAKES = {
@@ -257,7 +260,7 @@ def test_names_that_mean_something_to_rich(tiny, trained, paths, annotation, tmp
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_one_sentence(tiny, trained, paths, annotation, tmp_path, capsys, monkeypatch, mistake):
-    monkeypatch.setitem(sys.modules, "rtmlib", None)  # as where the extra is not installed
+    monkeypatch.setitem(sys.modules, "rtmlib", None)  # makes the import fail as if the extra were not installed
     words, sentence = MISTAKES[mistake]
     video = paths[0] / f"{VIDEO}.mp4"
     (tmp_path / "notes.txt").write_text("no skeleton")
@@ -281,7 +284,7 @@ def test_mistakes_are_one_sentence(tiny, trained, paths, annotation, tmp_path, c
 
 
 def long_video(path: Path, frames: int) -> Path:
-    """Write a 1080p video that repeats one second, and an .npz with the skeletons of two people."""
+    """Write a 1080p video that repeats the same second, and an .npz file with the skeletons of two people."""
     second, pixels = 30, np.kron(np.random.default_rng(0).integers(60, 200, (27, 48, 3)), np.ones((40, 40, 1)))
     part = path.with_name("second.mp4")
     with av.open(part, "w") as container:
@@ -308,7 +311,7 @@ def long_video(path: Path, frames: int) -> Path:
 
 
 def peak_of(tiny, trained, environment, video: Path) -> int:
-    """Return the peak of resident memory of `predict` on a video, in MiB."""
+    """Return the peak of the resident memory of `predict` on a video, in MiB."""
     words = ["--checkpoint", str(trained), "--pose", str(video.with_suffix(".npz")), "--out", str(video.parent / "out")]
     code = "import resource, sys; from trainer.cli import run_command; code = run_command(sys.argv[1:]); "
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"

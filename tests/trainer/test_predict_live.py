@@ -1,4 +1,4 @@
-"""`predict --live` keeps up with a source at its own speed by dropping frames, and opens only allowed addresses."""
+"""`predict --live` keeps up with a source by dropping frames, and opens only allowed addresses."""
 
 import functools
 import http.server
@@ -78,7 +78,7 @@ def test_a_file_at_its_own_speed_has_the_windows_of_the_file(scorer, paths, tmp_
 
 
 def test_a_network_slower_than_the_video_loses_frames_and_does_not_fall_behind(scorer, paths, tmp_path):
-    """Without dropping, the 17 windows of this video of 3 s would take 8 s, so the last frames would wait for 5 s."""
+    """Without dropping, the 17 windows of this 3 s video would take 8 s, so the last frames would wait for 5 s."""
     slow = Scorer(scorer.experiment, scorer.network, Slow(scorer.network, 0.5), scorer.precision)
     source, predictor = LiveSource(str(paths[0] / f"{VIDEO}.mp4"), 0.2), live(slow, WindowChoice(10, 5, 10))
     found = predictor.run(source, tmp_path / "live.mp4")
@@ -86,7 +86,7 @@ def test_a_network_slower_than_the_video_loses_frames_and_does_not_fall_behind(s
     assert source.dropped > 5
     assert found.live is not None
     assert (found.frames - source.dropped, found.live["dropped_frames"]) == (written, source.dropped)
-    assert max(predictor.waits) < 4  # --max-delay, and much room for a busy machine
+    assert max(predictor.waits) < 4  # --max-delay, plus much time for a busy machine
     times = [found.times.seconds(window.end) for window in found.windows]
     assert times == sorted(times)
     assert found.windows[-1].end == found.frames
@@ -94,7 +94,7 @@ def test_a_network_slower_than_the_video_loses_frames_and_does_not_fall_behind(s
 
 @pytest.fixture
 def server(paths, tmp_path) -> Iterator[tuple[str, Path]]:
-    """The address and the folder of an HTTP server with a stream of the tiny demo's video, stream.ts."""
+    """Return the address and the folder of an HTTP server. It streams the tiny demo's video as stream.ts."""
     folder = tmp_path / "web"
     folder.mkdir()
     with av.open(str(paths[0] / f"{VIDEO}.mp4")) as source, av.open(str(folder / "stream.ts"), "w") as target:
@@ -125,7 +125,8 @@ def test_an_address_is_opened_only_if_its_protocols_are_allowed(server, paths, t
     assert found["windows"][0]["last_frame"] == 19
     assert (tmp_path / "out" / "stream_live.mp4").exists()
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:3,\nfile://{folder}/stream.ts\n#EXT-X-ENDLIST\n"
-    (folder / "list.m3u8").write_text(playlist)  # a playlist could read a local file, so playlists are not opened
+    # playlists are not opened, because a playlist could make the program read a local file
+    (folder / "list.m3u8").write_text(playlist)
     for name, setting in (("list.m3u8", "http,tcp"), ("list.m3u8", "http,tcp,file"), ("stream.ts", "http")):
         monkeypatch.setenv("DUET_PROTOCOLS", setting)
         assert run_command([*command, "--live", f"{address}/{name}"]) == 2
@@ -144,7 +145,7 @@ def test_times_of_frames_increase_even_if_the_source_repeats_them():
 
 
 def test_a_source_with_wrong_times_keeps_few_frames(scorer, tmp_path):
-    """All frames of this video are shown within a millisecond, so a window of 10 frames would never be full."""
+    """All frames of this video are shown within one millisecond, so a window of 10 frames could never be full."""
     with av.open(str(tmp_path / "fast.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.codec_context.time_base = 96, 64, Fraction(1, 90_000)

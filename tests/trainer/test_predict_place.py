@@ -1,4 +1,4 @@
-"""`python -m trainer predict` draws a skeleton at its place in the picture, or says why that is not possible."""
+"""`python -m trainer predict` draws a skeleton at its place in the picture, or says why this is not possible."""
 
 import pickle
 import shutil
@@ -17,7 +17,7 @@ from trainer.cli import run_command
 from trainer.commands.train import Options
 from trainer.settings import experiment_of
 
-# WIDE is packed as a square of 96x96, and SAME as 128x96, which is 4:3 like its video.
+# WIDE is packed as a square of 96x96. SAME is packed as 128x96, which is 4:3 like its video.
 WIDE, SAME = "S001C001P021R001A001", "S001C001P021R001A010"
 
 
@@ -32,7 +32,10 @@ def network(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def files(tiny, tmp_path) -> dict[str, Path]:
-    """Files by name: the tiny demo's annotations, videos, clips of its pack, .npz skeletons with or without size."""
+    """Return files by name: annotations and videos of the tiny demo, clips of its pack, and .npz skeletons.
+
+    Some of the skeletons have the size of their image, and some do not.
+    """
     settings = dict(word.split("=", 1) for word in tiny if "=" in word)
     files = {"poses": Path(settings["data.annotations"])}
     for name, clip in (("wide", WIDE), ("same", SAME)):
@@ -48,7 +51,8 @@ def files(tiny, tmp_path) -> dict[str, Path]:
     below = keypoint.copy()
     below[:, :, 11:, 1] += 120  # hips, knees and ankles
     far = np.zeros_like(keypoint)
-    far[:, ::3] = 9 * keypoint[:, ::3]  # far outside in every third frame, missing in the others
+    # these joints are far outside in every third frame, and missing in all other frames
+    far[:, ::3] = 9 * keypoint[:, ::3]
     arrays = {
         "unsized": {"keypoint": keypoint},
         "sized": {"keypoint": keypoint, "img_shape": (120, 160)},
@@ -87,7 +91,7 @@ def run(tiny, network, files, video: str, pose: str, out: Path) -> int:
     return run_command([*words, "--window", "128", "--out", str(out)])
 
 
-# for each pair of a video and a skeleton file, the message about them
+# Maps each pair of a video and a skeleton file to the message about the pair.
 BESIDE = {
     ("wide clip", "poses"): "an image of 160x120 pixels, but {video} has {size} and shows a part of that image",
     ("same clip", "poses"): "an image of 160x120 pixels, but {video} has 128x96 and shows a part of that image",
@@ -114,7 +118,7 @@ def test_a_skeleton_beside_the_person_is_one_sentence(tiny, network, files, tmp_
 @pytest.mark.parametrize(
     ("video", "pose"),
     [
-        ("half", "poses"),  # the file says from which size the video was scaled
+        ("half", "poses"),  # the file contains the size from which the video was scaled
         ("half", "sized"),
         ("wide clip", "of clip"),
         ("wide", "sitting"),
@@ -126,7 +130,7 @@ def test_what_fits_goes_on_working(tiny, network, files, tmp_path, video, pose):
 
 
 def test_a_scaled_videos_skeleton_is_drawn_on_the_person(tiny, network, files, tmp_path):
-    """The copies of the original and of the scaled video have the bones at the same places."""
+    """The copies of the original video and of the scaled video have the bones at the same places."""
     places = []
     for video, pose, height in (("wide", "unsized", 120), ("half", "sized", 60)):
         pictures = []
@@ -135,7 +139,8 @@ def test_a_scaled_videos_skeleton_is_drawn_on_the_person(tiny, network, files, t
             with av.open(tmp_path / video / poses / f"{WIDE}.mp4") as container:
                 frame = next(container.decode(video=0))
             assert frame.width == height * 4 // 3
-            # The upper part of the picture has bars, whose text depends on the skeleton too; the lower edge a timeline.
+            # Only the middle is compared: the upper part has bars, whose text depends on the skeleton too, and the
+            # lower edge has a timeline.
             pictures.append(frame.to_ndarray(format="rgb24")[height * 2 // 5 : -height // 10].astype(int))
         rows, columns = np.nonzero(np.abs(pictures[0] - pictures[1]).max(axis=-1) > 60)
         places.append(np.array([rows.min(), rows.max(), columns.min(), columns.max()]) * 120 / height)

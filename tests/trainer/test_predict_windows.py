@@ -1,4 +1,4 @@
-"""`predict` chooses windows like the clips of the training, and can give each person labels of their own."""
+"""`predict` chooses windows as long as the training clips, and can label each person separately."""
 
 import json
 import pickle
@@ -25,7 +25,7 @@ def test_windows_are_as_long_as_the_clips_of_the_training(trained, paths):
     snapshot = trained.parent / "latest.pth"
     used = training_lengths(snapshot)
     assert Counter(used) < Counter(lengths)
-    assert len(used) == len(lengths) - 1  # one clip has a broken video
+    assert len(used) == len(lengths) - 1  # one clip is not used, because its video is broken
     choice = choose_windows(None, None, snapshot)
     assert choice.window == round(float(np.median(used)))
     assert choice.whole <= max(lengths) < LONGEST
@@ -37,7 +37,7 @@ def test_windows_are_as_long_as_the_clips_of_the_training(trained, paths):
 def test_what_the_user_chooses_counts(trained):
     assert replace(choose_windows(16, None, trained), reason="").of(40) == [(0, 16), (8, 24), (16, 32), (24, 40)]
     assert choose_windows(16, 4, trained).reason == ""
-    unknown = choose_windows(None, None, trained)  # the file has weights alone
+    unknown = choose_windows(None, None, trained)  # the file contains only weights, but no settings
     assert (unknown.window, unknown.stride, unknown.whole) == (64, 32, 64)
     assert "net.safetensors does not say how long the clips of its training were" in unknown.reason
     for window, stride in ((8, 9), (0, 1), (LONGEST + 1, 1), (None, 65)):
@@ -54,8 +54,8 @@ def test_a_whole_clip_is_one_window_by_default(tiny, trained, paths, tmp_path, c
 
 def test_each_person_has_the_labels_of_this_person_alone(tiny, trained, paths, annotation, tmp_path):
     video, one = paths[0] / f"{VIDEO}.mp4", annotation["keypoint"][:1]
-    other = (one * 0.5 + (60, 20)) * one.any(axis=-1, keepdims=True)  # missing joints stay at (0, 0)
-    other[:, 40:] = 0  # leaves before the second window
+    other = (one * 0.5 + (60, 20)) * one.any(axis=-1, keepdims=True)  # joints that are missing stay at (0, 0)
+    other[:, 40:] = 0  # the second person leaves before the second window
     for name, people in (("one", [one]), ("other", [other]), ("both", [one, other])):
         np.savez(tmp_path / f"{name}.npz", keypoint=np.concatenate(people))
     window = ("--window", 40, "--stride", 40)
@@ -95,7 +95,7 @@ def test_people_who_share_an_index_are_told_apart():
 
 
 def test_pose_takes_files_of_pose_estimators(paths, annotation, tmp_path):
-    """The same skeleton as .npz, as JSON of one video, and in a folder with JSON for several videos."""
+    """The skeleton is given as an .npz file, as JSON of one video, and as a folder with JSON for several videos."""
     other = paths[0] / "S001C001P022R001A012.mp4"
     headers = {path: header_of(str(path)) for path in (paths[0] / f"{VIDEO}.mp4", other)}
     joints = np.concatenate([annotation["keypoint"], np.full_like(annotation["keypoint"][..., :1], 0.5)], axis=-1)[0]

@@ -1,4 +1,4 @@
-"""Runs with one process or several have the same clips and one journal, whoever started the processes."""
+"""Runs with any number of processes have the same clips and one journal, whatever program started the processes."""
 
 import json
 import socket
@@ -23,7 +23,7 @@ def validations(work_dir):
 
 
 def two_machines(environment, *arguments):
-    """Run torchrun twice, as on two nodes, each time with its own arguments. Returns the exit codes and the outputs."""
+    """Run torchrun twice, as on two nodes, each time with different arguments. Returns exit codes and outputs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -73,7 +73,7 @@ def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path,
 
 @pytest.mark.soak
 def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, tmp_path):
-    """One rank resumes a run of two ranks, with the batches that two ranks would have had."""
+    """One rank resumes a run of two ranks, and gets the batches that two ranks would get."""
     work_dir = tmp_path / "run"
     words = ("-m", "trainer", *tiny, "--work-dir", work_dir)
     two = shown_by(programs.run_forked(*words, "--ranks", "2", "--max-steps", "3", environment=environment))
@@ -90,7 +90,7 @@ def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, t
 
 @pytest.mark.parametrize("several", [[(1, 2), (2, 8)], pytest.param([(1, 2), (4, 5), (2, 8)], marks=pytest.mark.soak)])
 def test_the_order_of_clips_is_the_same_through_any_change_of_ranks(tiny, environment, tmp_path, several):
-    """Eight steps are run by several numbers of ranks in turn. Each global batch equals that of one unbroken rank."""
+    """Eight steps are run by different numbers of ranks in turn. Each global batch equals that of one unbroken rank."""
     orders = []
     for name, course in (("one", [(1, 8)]), ("many", several)):
         log = tmp_path / f"{name}.log"
@@ -134,7 +134,7 @@ with join('cpu') as ranks:
 
 
 def test_statistics_are_averaged_over_ranks(environment, tmp_path):
-    """Two gloo ranks with different running statistics both end with the mean of these statistics."""
+    """Two gloo ranks start with different running statistics. Both end with the mean of these statistics."""
     for done in programs.run_ranks(*[("-c", AVERAGE)] * 2, environment=environment, cwd=tmp_path):
         shown_by(done)
     assert (tmp_path / "turns").read_text() == "01"

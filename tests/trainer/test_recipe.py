@@ -1,4 +1,4 @@
-"""`python -m trainer recipe demo_staged`: killed in each stage and resumed, with stand-ins, and refused."""
+"""`python -m trainer recipe demo_staged` is killed in each stage and resumed, used with other weights, and refused."""
 
 import json
 import shutil
@@ -26,14 +26,14 @@ from trainer.scores.members import join_members, read_members
 ONLY_IN_THE_PAIR = ("model.",)
 NOT_IN_ALL = ("optim.num_epochs", "optim.warmup_epochs", "log_every")
 STREAM = ("model.path.widths=(8,16)", "model.path.blocks=(1,1)")
-# At this file the program of the stage is killed: a train run has then saved a snapshot within its epoch, and an
-# evaluation has written its metrics, but not its scores.
+# Each point is a stage and the number of a file at which the stage's program is killed. At this file, a training run
+# has saved a snapshot within its epoch. An evaluation has written its metrics, but not its scores.
 POINTS = ["rgb:6", "rgb/eval:2", "pose:6", "pose/eval:2", "merged:1", "finetuned:6", "finetuned/eval:2", "fused:2"]
 
 
 @pytest.fixture(scope="module")
 def words(tiny):
-    """The arguments of a recipe for one epoch of each run on the tiny demo, without --work-dir."""
+    """Return the arguments of a recipe on the tiny demo, with one epoch for each run, and without --work-dir."""
     settings = [word for word in tiny if "=" in word]
     common = [word for word in settings if not word.startswith(ONLY_IN_THE_PAIR + NOT_IN_ALL)]
     common += ["optim.num_epochs=1", "optim.warmup_epochs=0"]
@@ -48,7 +48,7 @@ def follow(point, words, folder, environment):
 
 @pytest.fixture(scope="module")
 def whole(words, environment, tmp_path_factory):
-    """A recipe that ran without an interruption: its output and its folder."""
+    """Return the output and the folder of a recipe that ran without an interruption."""
     folder = tmp_path_factory.mktemp("recipe") / "whole"
     done = follow("none", words, folder, environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -67,7 +67,9 @@ def test_a_recipe_killed_in_each_stage_ends_in_the_same_scores(words, whole, env
         killed = follow(point, words, tmp_path, environment)
         assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
         stage = point.partition(":")[0]
-        assert killed.stdout.count(": done\n") == max(number - 1, 0), "only the stage before is continued"
+        assert killed.stdout.count(": done\n") == max(number - 1, 0), (
+            "the recipe did not continue with the killed stage"
+        )
         assert f"stage {number + 1} of 8, {stage}: python -m" in killed.stdout
         assert "finished" not in json.loads((tmp_path / stage / "stage.json").read_text())
     done = follow("none", words, tmp_path, environment)
@@ -77,7 +79,7 @@ def test_a_recipe_killed_in_each_stage_ends_in_the_same_scores(words, whole, env
         scores = scores_in(tmp_path)[name]
         assert set(scores) == set(expected)
         for key in expected:
-            if key != "settings":  # the folders differ
+            if key != "settings":  # settings are not compared, because they contain the folders, which differ
                 np.testing.assert_array_equal(scores[key], expected[key], err_msg=f"{name}: {key}")
     for name in ("rgb", "pose", "finetuned"):
         assert "resuming from" in (tmp_path / name / "train.log").read_text()
@@ -103,7 +105,7 @@ def test_the_tables_at_the_end_show_all_runs_and_the_fusion(whole):
 
 
 def test_only_what_is_missing_or_outdated_is_made_again(words, whole, tmp_path, capfd):
-    """The stage runs in a new interpreter, like that of a user's recipe."""
+    """The stage runs in a new interpreter, as in a recipe that a user starts."""
     folder = tmp_path / "copy"
     shutil.copytree(whole[1], folder, symlinks=True)
     note = folder / "finetuned" / "eval" / "stage.json"
@@ -123,7 +125,7 @@ def test_only_what_is_missing_or_outdated_is_made_again(words, whole, tmp_path, 
 
 
 def test_a_signal_stops_the_stage_with_a_snapshot(words, environment, tmp_path):
-    """After SIGUSR1 the exit code is 0, so that a scheduler starts the recipe again, but the stage is not done."""
+    """After SIGUSR1 the exit code is 0 although the stage is not done, so that a scheduler starts the recipe again."""
     command = ["tests/trainer/killed_recipe.py", "none", *words, "--set", "rgb:optim.num_epochs=500"]
     with Fork([*command, "--work-dir", tmp_path], environment) as process:
         wait_for(lambda: list((tmp_path / "rgb").glob("epoch_*.pth")), process)
@@ -135,7 +137,7 @@ def test_a_signal_stops_the_stage_with_a_snapshot(words, environment, tmp_path):
 
 
 def test_weights_that_stand_in_for_a_stage(words, whole, tmp_path, capsys):
-    """A file without settings is evaluated with those of the stage; a later stage starts from the file."""
+    """A file without settings is evaluated with the stage's settings. A later stage starts from the file."""
     folder = whole[1]
     (best,) = (folder / "rgb").glob("best_*.pth")
     weights = tmp_path / "rgb.pth"
@@ -156,7 +158,7 @@ def test_weights_that_stand_in_for_a_stage(words, whole, tmp_path, capsys):
 
 
 def test_a_stage_starts_from_the_best_snapshot_of_those_that_it_names(whole, tmp_path):
-    """Of two copies of a run, one gets another score of its best validation."""
+    """The two runs are copies, except that one of them has another score for its best validation."""
     from models.weights.files import load, save
 
     folder = tmp_path / "copy"

@@ -1,4 +1,4 @@
-"""Twelve steps of training of three small networks, compared with the numbers that were recorded for them.
+"""Compares twelve training steps of three small networks with the numbers that were recorded for them.
 
 A change that only moves or renames code must leave every number as it is. For a change that is meant to alter results,
 record the numbers anew, and say in the commit why they differ:
@@ -36,16 +36,16 @@ from trainer.snapshots.writer import NoWriter
 from trainer.step import train_step
 
 RECORDED = Path(__file__).with_name("recorded_trajectories.json")
-NUM_EPOCHS, NUM_BATCHES = 4, 3  # twelve steps; every epoch shows the same three batches
+NUM_EPOCHS, NUM_BATCHES = 4, 3  # each run has twelve steps, and every epoch has the same three batches
 TOLERANCE = 1e-7  # relative
 
 EXPERIMENTS = {
-    # The demo's own networks, on smaller and fewer frames, with a warm-up, a cosine and a moving average.
+    # the demo's own networks with smaller and fewer frames, a warm-up, a cosine schedule and EMA
     "demo": (
         *("clip.rgb_frames=2", "clip.pose_frames=4", "clip.rgb_size=48", "clip.heatmap_size=16"),
         *("optim.batch_size=4", "optim.warmup_epochs=2", "optim.lr=0.02", "optim.ema=0.9"),
     ),
-    # RGBPoseConv3D with interaction, drop path and PCAN's head; batches in two parts, large gradients clipped.
+    # RGBPoseConv3D with interaction, drop-path and PCAN's head; batches have two parts, and large gradients are clipped
     "ma52": (
         *("clip.rgb_frames=2", "clip.pose_frames=8", "clip.rgb_size=64", "clip.heatmap_size=16"),
         *("model.rgb.base_channels=16", "model.rgb.blocks=(1,1,1,1)"),
@@ -54,7 +54,7 @@ EXPERIMENTS = {
         *("optim.batch_size=8", "optim.accumulate=2", "optim.lr=0.01", "optim.clip_norm=20.0"),
         *("optim.schedule=multistep", "optim.milestones=(2,)"),
     ),
-    # EPAM-Net with logit adjustment and a cosine that falls with every step.
+    # EPAM-Net with logit adjustment, and a cosine schedule whose learning rate falls with every step
     "ntu60_epam": (
         *("clip.rgb_frames=2", "clip.pose_frames=6", "clip.rgb_size=32", "clip.heatmap_size=8"),
         *("model.rgb.widths=(8,16,16,16)", "model.rgb.blocks=(1,1,2,1)"),
@@ -81,9 +81,10 @@ def test_fused_networks_give_the_same_numbers(name, tmp_path):
 
 
 def trajectory(name: str, folder: Path, *more: str) -> dict[str, dict[str, float]]:
-    """Return the loss terms, accuracies and gradient norm of each step, and after steps 6 and 12 also the `norms`.
+    """Return the loss terms, accuracies and gradient norm of each step.
 
-    `folder` is for the run's log. `more` are settings in addition to those in EXPERIMENTS.
+    Steps 6 and 12 also have the `norms`. `folder` is for the run's log. `more` are settings in addition to those in
+    EXPERIMENTS.
     """
     settings = (f"optim.num_epochs={NUM_EPOCHS}", "optim.precision=fp32", *EXPERIMENTS[name], *more)
     experiment = experiment_of(Choice(exp=name, set=settings))
@@ -104,7 +105,10 @@ def trajectory(name: str, folder: Path, *more: str) -> dict[str, dict[str, float
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Make new networks float64, and torch use one thread. With optim.precision=fp32, a run keeps float64."""
+    """Make new networks use float64, and make torch use one thread.
+
+    With optim.precision=fp32, a run does not convert float64.
+    """
     num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -123,11 +127,11 @@ class MadeUpBatches:
 
     @property
     def rows(self) -> range:
-        """The row numbers of the clips of an epoch."""
+        """Return the row numbers of the clips of an epoch."""
         return range(NUM_BATCHES * self.experiment.optim.batch_size)
 
     def batch(self, step: int) -> Batch:
-        """Return a batch of clips of three classes, which differ in the brightness of their frames and heatmaps."""
+        """Return a batch of clips of three classes. The brightness of frames and heatmaps depends on the class."""
         data, clip, num_clips = self.experiment.data, self.experiment.clip, self.experiment.optim.batch_size
         kind = torch.arange(num_clips).add(step) % 3
         label = kind * (data.num_classes // 3)
@@ -155,7 +159,7 @@ def noise(shape: tuple[int, ...], key: int) -> Tensor:
 
 
 def norms(state: dict) -> dict[str, float]:
-    """Return the norms of all tensors in a snapshot's state that training changes, in a few groups."""
+    """Return the norms of all tensors in a snapshot's state that training changes, summed up in a few groups."""
     groups: dict[str, list[Tensor]] = {}
     for prefix, tensors in (("", state["model"]), ("ema_", state["averages"] or {})):
         for name, tensor in tensors.items():

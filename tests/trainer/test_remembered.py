@@ -1,4 +1,4 @@
-"""A run remembers its settings: resume, eval, predict, export and submit use them without --exp and --set."""
+"""A run stores its settings: resume, eval, predict, export and submit use them without --exp and --set."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ SIX = (
 
 @pytest.fixture(scope="module")
 def data(tiny, tmp_path_factory):
-    """The tiny demo's annotations with another split: 16 clips for training, and 12 for validation."""
+    """Return annotations of the tiny demo with another split: 16 clips for training and 12 for validation."""
     folder = tmp_path_factory.mktemp("mine")
     settings = dict(word.split("=", 1) for word in tiny if "=" in word)
     content = pickle.loads(Path(settings["data.annotations"]).read_bytes())
@@ -48,7 +48,7 @@ def data(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def work_dir(tiny, data, environment, tmp_path_factory):
-    """The work directory of a run with the settings SIX, which was stopped after three steps."""
+    """Return the work directory of a run with the settings SIX. The run was stopped after three steps."""
     folder = tmp_path_factory.mktemp("remembered") / "run"
     sets = [*SIX, "data.class_names=()", f"data.annotations={data}", "data.demo=none"]
     words = [*tiny, *(part for each in sets for part in ("--set", each)), "--coarse-map", "ma52"]
@@ -195,7 +195,7 @@ def test_a_run_whose_snapshots_are_all_damaged_is_not_written_over(work_dir, tmp
     error = capsys.readouterr().err
     assert f"no snapshot of the run in {run} is intact ({snapshots[0].name}, latest.pth): choose another" in error
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
-    snapshots[0].unlink()  # latest.pth still says that there was a snapshot
+    snapshots[0].unlink()  # latest.pth still points to the removed snapshot
     assert run_command(["--resume", "--work-dir", str(run), *named]) == 2
     assert f"no snapshot of the run in {run} is intact (latest.pth)" in capsys.readouterr().err
 

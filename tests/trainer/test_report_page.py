@@ -1,4 +1,4 @@
-"""report.html shows the numbers of the run's files in a real browser, and is also made from damaged folders."""
+"""In a real browser, report.html shows the numbers of the run's files. It is also made for damaged folders."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ DEMO = EXPERIMENTS["demo"]
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
-    """The folder of a run that was trained and evaluated, which makes its report.html."""
+    """Return the folder of a run that was trained and evaluated, which makes its report.html."""
     run = tmp_path_factory.mktemp("page") / "first"
     assert run_command([*tiny, "--work-dir", str(run)]) == 0
     at_the_end = (run / "report.html").read_text()
@@ -42,7 +42,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def page(chromium):
-    """The browser. Fails if a page had an error or loaded anything but itself."""
+    """Yield the browser. Fails if a page had an error or loaded any file besides itself."""
     chromium.complaints.clear()
     chromium.requests.clear()
     yield chromium
@@ -175,7 +175,7 @@ def test_a_run_without_scores_says_how_to_get_them(trained, tmp_path, capsys):
     assert "Confusions" not in (run / "report.html").read_text()
     assert run_command(advice.split()) == 0
     assert "Confusions" in (run / "report.html").read_text()
-    stored = np.load(io.BytesIO(at_the_end))  # the run's best validation gave the same scores as `eval`
+    stored = np.load(io.BytesIO(at_the_end))  # `eval` gives the same scores as the best validation of the run
     np.testing.assert_array_equal(stored["rgb"], np.load(run / "eval" / "scores.npz")["rgb"])
 
 

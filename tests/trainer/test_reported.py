@@ -1,4 +1,4 @@
-"""The tables of results in the form of papers: NTU's protocols side by side, and the four parts of MA-52's F1 mean."""
+"""Tables of results have the form of papers' tables: NTU's protocols side by side, four parts of MA-52's F1 mean."""
 
 import io
 from dataclasses import replace
@@ -15,7 +15,7 @@ from trainer.settings import override
 
 
 def rows_of(results):
-    """The titles of all tables, and the cells of their rows as texts."""
+    """Return the titles of all tables, and the rows of all tables as lists of texts."""
     text, titles = io.StringIO(), []
     for table in paper_tables(results):
         titles.append(table.title)

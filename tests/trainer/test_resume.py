@@ -1,4 +1,4 @@
-"""After kill -9 at any time, --resume gives the same batches and rates, and on the CPU the same weights bit for bit."""
+"""After kill -9 at any time, --resume gives the same batches and rates, and on the CPU exactly the same weights."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def train(arguments, environment, *rest, by=programs.run_forked):
 
 
 def steps(log):
-    """Return the batch of each (epoch, step). A step that is repeated after a kill must have the same batch again."""
+    """Return the batch of each (epoch, step). If a step is repeated after a kill, its batch must be the same."""
     seen = {}
     for line in log.read_text().splitlines():
         record = json.loads(line)
@@ -62,7 +62,7 @@ def assert_equal(a, b, at=""):
 
 @pytest.fixture(scope="module")
 def whole(tiny, environment, tmp_path_factory):
-    """The log and the work directory of a run that is not interrupted."""
+    """Return the log and the work directory of a run that is not interrupted."""
     folder = tmp_path_factory.mktemp("unbroken")
     code, shown = train(tiny, environment, folder / "log", folder / "run")
     assert code == 0, shown
@@ -88,21 +88,22 @@ def assert_unbroken(log, run, unbroken):
     assert metrics_of(run) == metrics
 
 
-# Runs of two epochs of five steps, with snapshots after steps 2, 4 and 5 of an epoch and after its validation. Each
-# process resumes the run of the process before it. In `step:N` and `snapshot:N`, N counts the steps or writes of one
-# process from 1. A plain number is the value of `--max-steps`, which counts the steps of the whole run.
+# Each course is a list of processes, and each process resumes the run of the process before it. The run has two epochs
+# of five steps. It saves snapshots after steps 2, 4 and 5 of an epoch and after its validation. In `step:N` and
+# `snapshot:N`, N counts the steps or writes of one process from 1. A plain number is the value of `--max-steps`, which
+# counts the steps of the whole run.
 COURSES = {
-    # Kills in steps 1, 4 and 3 of the first epoch and in step 1 of the second (the last two resume from one snapshot),
-    # a stop after step 2 of the second epoch, and a kill in its last step.
+    # Kills in steps 1, 4 and 3 of the first epoch, and in step 1 of the second epoch. The last two of these processes
+    # resume from the same snapshot. Then a stop after step 2 of the second epoch, and a kill in its last step.
     "steps": ["step:1", "step:4", "step:1", "step:4", 7, "step:3"],
     "validation": ["validation:begin", "validation:inside", "validation:end"],
-    # Kills during the writes of the first snapshot, of the link to it, and of the link to the second snapshot.
+    # Kills while writing the first snapshot, the link to it, and the link to the second snapshot.
     "snapshots": ["snapshot:1", "snapshot:2", "snapshot:2"],
 }
 
 
 def test_the_courses_kill_at_least_ten_times():
-    """Each of these kills is checked by the exit code of its process."""
+    """The exit code of each process shows whether it was killed."""
     assert sum(not isinstance(point, int) for course in COURSES.values() for point in course) >= 10
 
 
@@ -132,7 +133,7 @@ def test_a_second_run_is_the_first_again(tiny, environment, tmp_path, unbroken):
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_fifty_kills_at_any_moment(tiny, environment, tmp_path, unbroken):
-    """Kills runs fifty times at random moments, up to five times each, also during data loading and writes."""
+    """Runs are killed fifty times in all, each up to five times, at random moments that include loading and writing."""
     luck = random.Random(0)
     kills = 0
     while kills < 50:
@@ -153,7 +154,7 @@ def test_fifty_kills_at_any_moment(tiny, environment, tmp_path, unbroken):
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_a_killed_compiled_run_goes_on_bit_for_bit(tiny, environment, tmp_path):
     compiled = [*tiny, "--set", "compile=True"]
     ends = []
@@ -182,7 +183,7 @@ ONE_EPOCH = ("--set", "optim.num_epochs=1", "--set", "log_every=1")
 
 @pytest.fixture(scope="module")
 def begun(tiny, tmp_path_factory):
-    """The work directory of a run with three steps of 8 clips, and a snapshot after two. The epoch has 39 clips."""
+    """Return the work directory of a run with three steps of 8 of 39 clips, and a snapshot after two steps."""
     run = tmp_path_factory.mktemp("begun") / "run"
     assert run_command([*tiny, *ONE_EPOCH, "--work-dir", str(run), "--max-steps", "3"]) == 0
     (run / "epoch_1_step_3.pth").unlink()
@@ -224,7 +225,7 @@ def test_a_run_of_an_older_version_goes_on(build, tmp_path, batch_size):
     assert again.cursor.step == 24 // batch_size
     assert again.cursor.bad_steps.tolist() == [2, 0]
     assert_equal(again.ema.state_dict(), state["model"])
-    assert again.optimizer.param_groups[0]["weight_decay"] == 0.02  # the user's new setting is used
+    assert again.optimizer.param_groups[0]["weight_decay"] == 0.02  # the resumed run uses the user's new setting
     records = read_metrics(tmp_path / "journal" / "metrics.jsonl")
     assert [(record["epoch"], record["clips"]) for record in records] == [
         *((1, clips) for clips in (8, 16, 24, 32, 39)),

@@ -1,4 +1,4 @@
-"""If the loss spikes, a run goes back to its last snapshot and skips the clips since then, equally on all ranks."""
+"""If the loss spikes, all ranks of a run go back to its last snapshot and skip the clips that came after it."""
 
 import pytest
 import torch
@@ -48,7 +48,10 @@ with join("cpu") as ranks, Interrupt() as interrupt:
 
 
 def spiking_run(build, folder, *settings):
-    """Return a run whose classifiers' weights grow a thousandfold before the sixth step. It saves every two steps."""
+    """Return a run in which the weights of the classifiers grow a thousandfold before the sixth step.
+
+    The run saves a snapshot after every second step.
+    """
     run = build("optim.rollbacks=1", *settings)
     run.writer = Writer(folder)
     run.journal = Journal(folder)

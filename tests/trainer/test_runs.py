@@ -1,4 +1,4 @@
-"""`python -m trainer runs` and `compare` read work directories of runs that are finished, damaged or under way."""
+"""`python -m trainer runs` and `compare` read the work directories of finished, damaged and unfinished runs."""
 
 import io
 import json
@@ -31,7 +31,10 @@ DEMO = EXPERIMENTS["demo"]
 
 
 def a_run(folder, scores=(0.25, 0.75, 0.5), experiment=DEMO, ends=()):
-    """Write a work directory with an epoch of four steps for each of `scores`. `ends` are the last lines of its log."""
+    """Write a work directory with one epoch of four steps for each item of `scores`.
+
+    `ends` are the last lines of its log.
+    """
     journal = Journal(folder, console=Console(file=io.StringIO()))
     for epoch, score in enumerate(scores, start=1):
         journal.start_epoch(cursor_at(epoch, 0), experiment.optim.num_epochs)
@@ -54,7 +57,10 @@ def silent_for(folder, seconds):
 
 
 def table_of(capsys, *words) -> dict[str, list[str]]:
-    """Run a command, and return the other cells of each line of its table by the first cell."""
+    """Run a command, and return a dict of the lines of its table.
+
+    The key is the text in the first cell, and the value is the list of texts in the other cells.
+    """
     assert run_command(list(words)) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
@@ -88,7 +94,7 @@ def test_runs(tmp_path, capsys):
 
 
 def test_progress_counts_the_newest_snapshot(tmp_path, capsys):
-    """This holds between two lines of the log, and before the first one."""
+    """The progress is right between two lines of the log, and before the first line."""
     for name, scores in (("logged", (0.25,)), ("fresh", ())):
         a_run(tmp_path / name, scores=scores)
         (tmp_path / name / rolling_name(2, 3)).touch()
@@ -115,11 +121,11 @@ def test_few_records_tell_what_all_records_tell(tmp_path):
 
 
 def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):
-    """The files are those of a real training run, not files that a test has written."""
+    """The files come from a real training run, and not from a test."""
     words = [*tiny, "--work-dir", str(tmp_path / "run")]
     assert run_command([*words, "--max-steps", "7"]) == 0
     assert read_run(tmp_path / "run").state() == "stopped"
-    assert read_run(tmp_path / "run").epochs() == pytest.approx(1 + 16 / 39)  # 39 of 40 videos are readable
+    assert read_run(tmp_path / "run").epochs() == pytest.approx(1 + 16 / 39)  # one of the 40 videos cannot be read
     assert run_command([*words, "--resume"]) == 0
     assert read_run(tmp_path / "run").state() == "finished"
     first, second = read_run(tmp_path / "run").starts
@@ -196,7 +202,7 @@ def test_a_run_that_failed_says_so_once(tiny, tmp_path, capsys):
 
 
 def test_broken_numbers(tmp_path):
-    """A line cut off by a kill and a score that is NaN do not affect other numbers."""
+    """A line that was cut off by a kill, and a score that is NaN, do not affect other numbers."""
     folder = a_run(tmp_path / "run", scores=(0.5, float("nan"), 0.25))
     with open(folder / METRICS, "a") as file:
         file.write('{"kind": "val", "ep')

@@ -1,4 +1,4 @@
-"""What a run and `--list` show on terminals of 80, 110 and 200 columns is the recorded text, and fits the terminal.
+"""On terminals of 80, 110 and 200 columns, a run and `--list` show the recorded text, which fits the terminal.
 
 For a change that is meant to alter the screens, record them anew, and look at them:
 
@@ -31,18 +31,18 @@ STREAMS = ("RGBPose{}_1:1", "RGBPose{}_2:1", "RGBPose{}_1:2", "rgb{}", "pose{}")
 
 
 class SteadyClock(Clock):
-    """A clock that always shows 32 clips/s and 3 % of waiting."""
+    """A clock that always shows 32 clips/s and 3 % of the time spent waiting."""
 
     def __init__(self) -> None:
         super().__init__()
         self._steps.append((0.5, 0.015, 16))
 
     def tick(self, num_clips: int, waited: float) -> None:
-        """Do not measure this step."""
+        """Do nothing: steps are not measured."""
 
 
 def validation(score: float) -> dict[str, float]:
-    """Return the metrics of a validation of two streams with coarse classes: `score`, and lower ones."""
+    """Return made-up metrics of a validation of two streams with coarse classes. All are derived from `score`."""
     metrics: dict[str, float] = {}
     for place, stream in enumerate(STREAMS):
         for kind in ("top1", "top5", "mean1"):
@@ -53,8 +53,9 @@ def validation(score: float) -> dict[str, float]:
 
 
 def screens(width: int, folder: Path) -> str:
-    """Return what a run shows on a terminal: its lines, and its block at four moments."""
-    console = Console(file=io.StringIO(), width=width)  # not a terminal: no colours, and no live block in between
+    """Return what a run shows on a terminal: its lines, and its live block at four moments."""
+    # this is no terminal, so there are no colours and no live blocks between the lines
+    console = Console(file=io.StringIO(), width=width)
     journal = Journal(folder, console=console)
     journal.clock, journal._view = SteadyClock(), (view := Screen(console))
     journal.say("1 x 16 clips a step (global batch 16), fp32 on cpu, uncompiled, SGD from torch")
@@ -125,7 +126,7 @@ def test_a_screen_that_is_very_narrow_loses_nothing(tmp_path: Path) -> None:
 
 
 def lines_after(pauses: Iterator[float], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return which lines about training are printed off a terminal if `pauses` seconds pass before each line."""
+    """Return the printed lines about training when there is no terminal. `pauses` are the seconds before each line."""
     console, now = Console(file=io.StringIO(), width=80), 0.0
     view = PlainLines(console)
     for number, pause in enumerate(pauses):

@@ -118,7 +118,7 @@ def test_a_part_is_switched_on_and_changed_at_once():
 
 
 def test_the_order_of_settings_does_not_matter():
-    """Each setting alone is refused, because class names do not fit the classes, or frames do not fit the ratio."""
+    """Each of these settings alone is refused, because names do not fit the classes or frames do not fit the ratio."""
     settings = [
         "data.num_classes=2",
         "data.class_names=a,b",
@@ -149,7 +149,7 @@ def test_frames_and_epochs_that_do_not_fit_are_refused_before_anything_is_read(n
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_advice_about_coarse_classes_works(name):
-    """Without a map, each network says which settings remove its coarse heads, until there are none left."""
+    """Without a coarse map, the message names settings that remove all coarse heads of the network."""
     settings = ["data.coarse_map=()"]
     if no_coarse_heads(EXPERIMENTS[name].model):
         with pytest.raises(UserError, match="has coarse heads") as error:
@@ -167,7 +167,7 @@ def test_pcan_needs_coarse_heads():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_advice_about_another_number_of_classes_works(name):
-    """The advice names all settings that have to change together, including those that the user has just set."""
+    """The advice names all settings that must change together, including settings that the user has just set."""
     names = ",".join(f"c{i}" for i in range(14))
     typed = ["data.num_classes=14", f"data.class_names={names}", "data.coarse_map=(0,1,0,1,0,1,0,1,0,1,0,1,0,1)"]
     for experiment in (EXPERIMENTS[name], override(EXPERIMENTS[name], *typed)):

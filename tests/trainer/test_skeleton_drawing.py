@@ -1,4 +1,4 @@
-"""Skeletons are drawn as lines whose colours tell the left side from the right side."""
+"""Skeletons are drawn as lines, and their colours distinguish the left side from the right side."""
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
@@ -8,11 +8,11 @@ from trainer.report.skeleton_drawing import LEFT, LEGEND, MIDDLE, RIGHT, coloure
 
 
 def person() -> np.ndarray:
-    """A person with two visible arms, [17, 3]: the left one at x = 70, the right one at x = 30."""
+    """Return a person [17, 3] with two visible arms: the left arm at x = 70, and the right arm at x = 30."""
     joints = np.zeros((17, 3))
     joints[[5, 7, 9]] = (70, 20, 0.9), (70, 50, 0.9), (70, 80, 0.1)  # the left wrist has a low score
     joints[[6, 8]] = (30, 20, 0.9), (30, 50, 0.9)
-    joints[10] = 0, 0, 1  # the right wrist is missing, in a file that has no scores
+    joints[10] = 0, 0, 1  # the right wrist is missing, but has score 1, as in a file without scores
     return joints
 
 
@@ -25,7 +25,7 @@ def test_limbs_have_the_colour_of_their_side():
 
 
 def test_lines_are_drawn_between_the_joints_and_nothing_else_changes():
-    for side, shift in ((100, 0), (640, 270)):  # a small picture, whose lines are smoothed, and a large one
+    for side, shift in ((100, 0), (640, 270)):  # a small picture, in which lines are smoothed, and a large picture
         picture = Image.effect_noise((side, side), 60).convert("RGB")
         before = np.asarray(picture).astype(int)
         joints = person()[None]

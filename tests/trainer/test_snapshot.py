@@ -1,4 +1,4 @@
-"""Which snapshots a run keeps, and which exist after a kill at any time."""
+"""Checks which snapshots a run keeps, and which snapshots exist after a kill at any time."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ def names(folder: Path) -> list[str]:
 
 
 def silent(text: str) -> None:
-    raise AssertionError(f"nothing is damaged here, but: {text}")
+    raise AssertionError(f"no file is damaged, but the program reports: {text}")
 
 
 def flip_bit(path: Path) -> None:
@@ -32,7 +32,7 @@ def flip_bit(path: Path) -> None:
 
 
 def in_the_way(path: Path) -> None:
-    """Make a folder that is not empty, so that no file can replace it."""
+    """Make a folder that is not empty at this path, so that no file can replace it."""
     path.mkdir()
     (path / "file").touch()
 
@@ -59,7 +59,7 @@ def test_the_newest_two_and_the_best_one_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_best_one_is_durable_before_a_resume_can_rely_on_it(tmp_path: Path) -> None:
-    """A rolling snapshot says that the best file exists, so the best file must be written before it."""
+    """A rolling snapshot says that the best file exists, so the best file must be written before this snapshot."""
     writer = saved(tmp_path, (1, 0))
     in_the_way(tmp_path / "best_acc_epoch_2.pth")
     writer.save({"place": "later"}, 2, 0, "best_acc_epoch_2.pth")
@@ -82,7 +82,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path) -> N
     said: list[str] = []
     flip_bit(tmp_path / "epoch_2_step_0.pth")
     assert newest_valid(tmp_path, said.append) == (tmp_path / "epoch_1_step_50.pth", {"place": [1, 50]})
-    assert len(said) == 1  # latest.pth is a link to the same file, which is reported once
+    assert len(said) == 1  # latest.pth is a link to the damaged file, which is reported only once
     assert "epoch_2_step_0.pth is damaged" in said[0]
     flip_bit(tmp_path / "epoch_1_step_50.pth")
     assert newest_valid(tmp_path, said.append) == (tmp_path / "best_acc_epoch_1.pth", {"place": "best"})
@@ -92,7 +92,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path) -> N
 
 
 def test_the_last_one_is_the_newest_after_a_resume_with_a_larger_batch(tmp_path: Path) -> None:
-    """120 clips were trained in 30 steps of 4. The resumed run is at 200 clips, which are 5 steps of 40."""
+    """After 120 clips in 30 steps of 4, the resumed run has trained 200 clips, which are 5 steps of 40."""
     writer = saved(tmp_path, (2, 30))
     writer.save({"place": [2, 5]}, 2, 5)
     writer.close()
@@ -195,7 +195,7 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
     wide += 1
     second, _ = stage(state, buffers)
     assert {at: buffer.data_ptr() for at, buffer in buffers.items()} == places
-    for staged in (first, second):  # both use the same buffers
+    for staged in (first, second):  # both snapshots use the same buffers
         torch.testing.assert_close(staged["a.b"], wide.T)
         torch.testing.assert_close(staged["a"]["b"], wide[:, 1])
         assert staged["c"][0].tolist() == [1, 1, 1]
@@ -206,7 +206,7 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
 
 
 def test_what_is_steady_is_copied_beside_the_loop_and_changes_within_the_door(tmp_path: Path) -> None:
-    """Tensors that are not steady may change as soon as `save` returns."""
+    """Tensors that are passed as `steady` may change only inside the door. Others may change once `save` returns."""
     weight, mean, writer = torch.zeros(3_000_000), torch.zeros(1000), Writer(tmp_path)
     for step in range(20):
         weight.fill_(step)
@@ -251,7 +251,7 @@ while True:
 
 
 def test_kill_9_at_any_time_leaves_one_to_load(tmp_path: Path) -> None:
-    """Kills two runs in one folder. At most the snapshot that is being written and the one that waits are lost."""
+    """Two runs in one folder are killed. At most the snapshot that is being written and the waiting one are lost."""
     rng, reached = np.random.default_rng(0), 0
     for _ in range(2):
         with Fork(("-c", ENDLESS, tmp_path)) as process:

@@ -1,4 +1,4 @@
-"""Snapshot files are complete or absent, damage is always found, and code in them never runs."""
+"""Snapshot files are complete or absent, damage is always found, and code in the files never runs."""
 
 import hashlib
 import os
@@ -46,7 +46,7 @@ def assert_equal(found, expected) -> None:
 
 
 def seal(path: Path, archive: bytes) -> None:
-    """Write `archive` with a correct trailer, as an attacker who knows the format could do."""
+    """Write `archive` with a correct trailer, as an attacker who knows the format could."""
     length = len(archive)
     archive = archive[:-2] + struct.pack("<H", TRAILER.size)
     path.write_bytes(archive + TRAILER.pack(MAGIC, length, hashlib.sha256(archive).digest()))
@@ -65,7 +65,7 @@ def test_torch_and_zip_read_the_file_as_it_is(tmp_path: Path) -> None:
 
 
 def test_every_single_bit_flip_is_found(tmp_path: Path) -> None:
-    """Flips each bit of the first 30 bytes and of the last 80 (with all of the trailer), and 200 random bits."""
+    """Flips each bit of the first 30 bytes and of the last 80 bytes (which include the trailer), and 200 other bits."""
     path = tmp_path / "a.pth"
     save(path, state())
     whole = path.read_bytes()
@@ -95,7 +95,7 @@ def test_every_truncation_and_every_tail_is_found(tmp_path: Path) -> None:
 
 
 def test_a_zeroed_block_is_found(tmp_path: Path) -> None:
-    """A power loss leaves zeros if the length of a file has reached the disk before its content."""
+    """A power loss leaves zeros if the disk has the new length of a file, but not yet its content."""
     path = tmp_path / "a.pth"
     save(path, state())
     whole = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Splits: the names in annotation files, the settings that choose them, plain lists without them, and eval --split."""
+"""Splits: names in annotation files, settings that choose splits, lists without splits, and eval --split."""
 
 import json
 import pickle
@@ -31,7 +31,7 @@ def clips(names: list[str], joints: int = 17, label: int = 0) -> list[dict]:
 
 
 def loaded(experiment: Experiment) -> tuple[list[str], list[str], str]:
-    """The names of the training clips and of the validation clips, and the messages about them."""
+    """Return the names of the training clips, the names of the validation clips, and the messages about them."""
     said: list[str] = []
     train, val = build_loaders(experiment, ALONE, said.append)
     return *(loader.table.names[loader.rows].tolist() for loader in (train, val)), "\n".join(said)
@@ -122,5 +122,5 @@ def test_eval_scores_another_split(tiny, tmp_path):
     assert run_command([*tiny, "--work-dir", str(run), "--max-steps", "1"]) == 0
     assert run_command(["eval", str(run), "--split", "xsub_train", "--out", str(tmp_path / "eval")]) == 0
     scores = np.load(tmp_path / "eval" / "scores.npz")
-    assert len(scores["name"]) == 39  # of the 40 training clips, one has a broken video
+    assert len(scores["name"]) == 39  # one of the 40 training clips has a broken video
     assert json.loads(str(scores["settings"]))["data"]["val_split"] == "xsub_train"

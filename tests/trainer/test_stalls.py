@@ -1,4 +1,4 @@
-"""Two ranks: signals reach both, a rank that hangs is noticed, and a rank that was killed is started again."""
+"""Signals reach both of two ranks, a rank that hangs is noticed, and a rank that was killed is started again."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def wait_for_log(process, work_dir, text):
 
 
 def children(pid):
-    """Return the process number of each rank."""
+    """Return the process ID of each rank."""
     found = {}
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         settings = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
@@ -48,7 +48,7 @@ def children(pid):
 LONG = ("--set", "optim.num_epochs=50")
 
 
-# SIGTERM is passed on in the same way. test_end_to_end.py tests what a rank does when it gets a signal.
+# SIGTERM is passed on in the same way. test_end_to_end.py tests how a rank reacts to a signal.
 @pytest.mark.parametrize(
     ("number", "code"), [pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.soak), (signal.SIGINT, 130)]
 )
@@ -60,13 +60,13 @@ def test_a_signal_to_the_launcher_ends_all_ranks_with_a_snapshot(tiny, environme
     shown = shown_by(process, 60)
     assert process.returncode == code, shown
     assert len(re.findall("stopped: by a signal.*; go on with --resume", shown)) == 1, shown
-    assert "closing signal" not in shown  # the launcher's own lines are not shown
+    assert "closing signal" not in shown  # lines of the launcher itself are not shown
     assert newest_valid(work_dir, print) is not None
 
 
 @pytest.mark.parametrize("text", [pytest.param("Epoch(train) [1][2/5]", marks=pytest.mark.soak), None])
 def test_no_rank_outlives_its_launcher(tiny, environment, tmp_path, text):
-    """The launcher is killed during training, or as soon as its ranks exist and wait for it at their rendezvous."""
+    """The launcher is killed either during training or when its ranks wait for it at their rendezvous."""
     work_dir = tmp_path / "run"
     process = programs.start(*words_of(*tiny, *LONG, "--work-dir", work_dir), environment=environment)
     if text:
@@ -74,7 +74,7 @@ def test_no_rank_outlives_its_launcher(tiny, environment, tmp_path, text):
     while len(children(process.pid)) < 2:
         time.sleep(0.01)
     process.kill()
-    process.communicate(timeout=60)  # returns when the ranks have closed their ends of the pipe, too
+    process.communicate(timeout=60)  # returns only when the ranks have also closed their ends of the pipe
     if text:
         assert newest_valid(work_dir, print) is not None
 

@@ -1,4 +1,4 @@
-"""One step: accumulation, the moving average, loss scaling, and steps that are not finite, which change nothing."""
+"""Tests one step: accumulation, the EMA of the weights and loss scaling. A step that is not finite changes nothing."""
 
 import re
 from dataclasses import replace
@@ -23,7 +23,7 @@ SGD = OptimConfig(batch_size=8, num_epochs=1, lr=0.1, schedule="constant", weigh
 
 
 def frozen(run):
-    """Put a run into eval mode. Without batch statistics and dropout, a batch gives the same gradients as its parts."""
+    """Put a run into eval mode. Without batch statistics and dropout, a batch has the same gradients as its parts."""
     run.network.eval()
     return run
 
@@ -55,7 +55,7 @@ def test_accumulated_steps_equal_whole_ones(build):
 def test_averages_are_those_of_torch(build):
     run = build("optim.ema=0.9")
     oracle = AveragedModel(run.network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    oracle.n_averaged += 1  # torch's average copies the weights at the first update; ours is a copy from the start
+    oracle.n_averaged += 1  # at its first update, torch's average copies the weights; ours is a copy from the start
     for batch in batches(run, 3):
         train_step(run, batch)
         oracle.update_parameters(run.network)
@@ -206,7 +206,7 @@ def test_apex_without_its_extension_is_told():
 
 @pytest.mark.gpu
 def test_apex_makes_the_steps_of_torch():
-    pytest.importorskip("amp_C", reason="NVIDIA's apex is not built here")
+    pytest.importorskip("amp_C", reason="NVIDIA's apex is not installed")
     results = []
     for impl in ("torch", "apex"):
         torch.manual_seed(0)
@@ -224,7 +224,7 @@ ASKS_THE_DEVICE = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "mas
 
 
 class Questions(TorchDispatchMode):
-    """Records operators that make the host wait for a GPU. (It cannot recognise copies to the host.)"""
+    """Records operators that make the host wait for a GPU. It cannot recognise copies to the host."""
 
     def __init__(self):
         super().__init__()
@@ -256,7 +256,7 @@ def test_a_step_asks_nothing_of_the_device(build, settings):
 def test_nothing_waits_for_the_gpu_between_two_logs(build):
     run = build("optim.ema=0.9", on="cuda")
     kept = batches(run, 3)
-    for batch in kept:  # the first steps compile and allocate
+    for batch in kept:  # the first steps compile code and allocate memory
         run.meter.add(train_step(run, batch))
     torch.cuda.set_sync_debug_mode("error")
     try:

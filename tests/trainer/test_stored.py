@@ -1,4 +1,4 @@
-"""Settings are stored as JSON and read back, including settings that another version of Duet wrote."""
+"""Settings are stored as JSON and read back, including settings that another version of Duet has stored."""
 
 import json
 from dataclasses import asdict
@@ -21,7 +21,7 @@ def as_json(experiment) -> dict:
 def test_an_experiment_comes_back_from_json(name):
     changed = override(EXPERIMENTS[name], *CHANGES)
     assert from_json(json.dumps(to_settings(changed)), "x.json", pytest.fail) == changed
-    old = json.loads(json.dumps(asdict(changed)))  # settings of older versions do not name the type of the network
+    old = json.loads(json.dumps(asdict(changed)))  # older versions did not store the type of the network
     assert from_settings(old, "x.json", pytest.fail) == changed
 
 

@@ -1,4 +1,4 @@
-"""A network needs only the data that it reads: a pose network needs no videos, an RGB network no heatmaps."""
+"""A network needs only the data that it reads: a pose network needs no videos, and an RGB network no heatmaps."""
 
 import re
 import shutil
@@ -22,7 +22,8 @@ CLIP = ("rgb_frames=4", "pose_frames=8", "rgb_size=48", "rgb_size_val=56", "box_
 CLIP += ("heatmap_size=12", "heatmap_size_val=14")
 SMALL = (*(f"model.path.{each}" for each in PATH), *(f"clip.{each}" for each in CLIP))
 SMALL += ("optim.batch_size=8", "optim.num_epochs=1", "val.batch_size=8", "log_every=1", "optim.accumulate=2")
-ONE_STRIP = MARGIN + NUM_CLIPS * (TITLE + SIDE + MARGIN) + LEGEND_HEIGHT  # height of a sheet with one strip
+# height of a contact sheet with one strip per clip
+ONE_STRIP = MARGIN + NUM_CLIPS * (TITLE + SIDE + MARGIN) + LEGEND_HEIGHT
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -40,7 +41,7 @@ def words(settings: list[str]) -> list[str]:
 
 @pytest.fixture
 def data(tiny) -> Path:
-    """The folder of the tiny demo's data."""
+    """Return the folder of the tiny demo's data."""
     return Path(next(word for word in tiny if word.startswith("data.packs=")).removeprefix("data.packs=")).parent
 
 
@@ -51,7 +52,8 @@ def test_a_pose_network_trains_from_the_pickle_alone(data, tmp_path, monkeypatch
     chosen = ["--exp", "ntu60_pose", *words(settings)]
     assert dispatch([*chosen, "--work-dir", str(run), "--max-steps", "2"]) == 0
     assert dispatch([*chosen, "--work-dir", str(run), "--resume"]) == 0
-    assert "Epoch(val) [1][24/24]" in (run / "train.log").read_text()  # includes the clip with a broken video
+    # the number includes the clip with a broken video
+    assert "Epoch(val) [1][24/24]" in (run / "train.log").read_text()
     snapshot = newest_valid(run, pytest.fail)
     assert snapshot is not None
     assert dispatch(["eval", *chosen, "--checkpoint", str(snapshot.path)]) == 0
@@ -83,7 +85,7 @@ def test_an_rgb_network_draws_no_heatmaps(data, tmp_path, monkeypatch):
 
 
 def test_validation_on_training_clips_is_told(build, capsys):
-    """Without a split, all clips are used for training and validation. The video of one of the 64 clips is unusable."""
+    """Without a split, all clips are used for training and validation. One of the 64 clips has an unusable video."""
     build()
     assert "training clips too" not in capsys.readouterr().out
     build("data.split=none")

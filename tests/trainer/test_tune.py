@@ -1,4 +1,4 @@
-"""`tune` keeps a change of settings only if the step becomes faster and computes the same; runs use the result."""
+"""`tune` keeps a change of settings only if steps become faster and compute the same. Runs use the result."""
 
 import json
 import os
@@ -176,7 +176,7 @@ def broken(experiment):
 )
 @pytest.mark.parametrize("seals_again", [True, False])
 def test_a_damaged_or_foreign_file_is_ignored_with_a_line(damage, seals_again):
-    """Without its seal, a file is ignored whatever it contains."""
+    """A file without a valid seal is ignored, whatever it contains."""
     path = search("faster").path
     content = damage(path.read_bytes()[:-SEAL_BYTES].decode()).encode()
     path.write_bytes(sealed(content) if seals_again else content)
@@ -241,7 +241,7 @@ def test_a_run_uses_the_settings_and_its_snapshot_wins_on_resume(tiny, tmp_path,
     assert dispatch([*arguments, "--max-steps", "1"]) == 0
     assert "aligned channels, prefetch 3; 1.31 times as fast as the plain uncompiled step" in capsys.readouterr().out
     keep(experiment, "prefetch=4")
-    # The resume would be refused if the channels were not aligned.
+    # Without aligned channels, the resume would be refused.
     assert dispatch([*arguments, "--resume", "--max-steps", "2"]) == 0
     assert "tuned" not in capsys.readouterr().out
     stored = json.loads((tmp_path / "run" / "experiment.json").read_text())
@@ -405,10 +405,10 @@ def test_every_change_is_one_of_a_setting_that_is_stored():
 
 def test_threads_for_operators_can_only_be_set_in_time():
     use_threads(replace(DEMO, interop_threads=torch.get_num_interop_threads()))
-    with suppress(UserError):  # raised if an earlier test has used the threads
+    with suppress(UserError):  # an error is raised if an earlier test has already used the threads
         use_threads(replace(DEMO, interop_threads=3))
     with pytest.raises(UserError, match="leave this setting out, or use a new process"):
-        use_threads(replace(DEMO, interop_threads=4))  # torch allows one change
+        use_threads(replace(DEMO, interop_threads=4))  # torch allows only one change
     use_threads(DEMO)
 
 
@@ -439,7 +439,7 @@ def test_mistakes_are_told_in_one_sentence(tiny, monkeypatch, capsys, tmp_path):
 
 
 def test_the_command_prints_a_table_and_a_run_uses_the_result(tiny, tmp_path):
-    """Only align_channels is left to try, because starting a process for each change takes its time."""
+    """Only align_channels is tried, because each change that is tried starts a process, which takes time."""
     fixed = [word for name, value in FIXED.items() for word in ("--set", f"{name}={value}")]
     done = run("-m", "trainer", "tune", *tiny, *fixed, "--minutes", "0.02")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Two ranks have the same losses as one rank in twenty steps on the same global batches."""
+"""In twenty steps on the same global batches, two ranks have the same losses as one rank."""
 
 import json
 import os
@@ -130,7 +130,10 @@ def test_losses_of_two_processes_of_torchrun_are_those_of_one(tiny, tmp_path):
 
 
 def losses_of_torchrun(tiny, tmp_path, device, bound):
-    """Compare losses and weights of two ranks with those of one, in new processes, because CUDA forbids forks."""
+    """Compare the losses and weights of two ranks with those of one rank.
+
+    The ranks are new processes, because CUDA cannot be used in forks.
+    """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     frozen = ("--set", "model.dropout=0.0", "--set", "optim.precision=fp32")

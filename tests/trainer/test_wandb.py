@@ -1,4 +1,4 @@
-"""Weights & Biases gets the numbers of metrics.jsonl; without the package, a message says how to install it."""
+"""Weights & Biases gets the numbers in metrics.jsonl. Without the package, a message says how to install it."""
 
 import importlib.util
 import sys
@@ -12,7 +12,9 @@ from trainer.journal.lines import METRICS, read_metrics
 INSTALLED = importlib.util.find_spec("wandb") is not None
 
 
-@pytest.mark.skipif(not INSTALLED, reason="the extra `wandb` is not installed (100 MB, so not with the tests')")
+@pytest.mark.skipif(
+    not INSTALLED, reason="the extra `wandb` is not installed (it has 100 MB, so the tests' packages leave it out)"
+)
 def test_offline(tiny, tmp_path, environment):
     words = ("-m", "trainer", *tiny, "--work-dir", tmp_path, "--set", "wandb=true")
     done = run(*words, environment=environment | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"})

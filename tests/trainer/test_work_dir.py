@@ -1,4 +1,4 @@
-"""A work directory belongs to one run at a time, and files of other programs in it are kept."""
+"""A work directory belongs to one run at a time. Files of other programs in it are kept."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def test_checkpoints_of_another_program_are_refused_and_kept(tiny, tmp_path, cap
 
 
 def test_a_new_best_one_removes_none_of_another_program(tmp_path):
-    """A run writes its snapshots into a folder with checkpoints of another program."""
+    """The folder has a best checkpoint of another program. A run that saves two best snapshots there keeps it."""
     (best, _) = mmengine(tmp_path / "run")
     Writer(tmp_path / "run").close()
     writer = Writer(tmp_path / "run")
@@ -84,7 +84,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def wrong_weights(tmp_path_factory) -> Path:
-    """Weights that can be read, but do not fit the network of the tiny demo. This is noticed when they are loaded."""
+    """Return weights that can be read, but do not fit the tiny demo's network. Only loading them shows this."""
     file = tmp_path_factory.mktemp("wrong") / "rgb.pth"
     tensors = {name: torch.zeros(shape) for name, shape in shapes_of(EXPERIMENTS["ntu60_rgbpose"].model).items()}
     torch.save({"state_dict": tensors}, file)
@@ -93,7 +93,7 @@ def wrong_weights(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("earlier", [True, False])
 def test_a_refused_start_moves_nothing_and_leaves_nothing(tiny, wrong_weights, tmp_path, capsys, earlier):
-    """This also holds if the start is refused after the data are prepared."""
+    """The folder stays as it was, even if the start is refused only after the data are prepared."""
     run = tmp_path / "runs" / "run"
     if earlier:
         run.mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tiny, tmp_path, capsys):
 
 
 def test_a_run_that_is_restarted_continues_only_if_it_had_begun(tmp_path, monkeypatch):
-    """A crash before the first step must not make the restarted run continue the earlier run in the folder."""
+    """After a crash before its first step, a restarted run must not continue the earlier run in the folder."""
     run = tmp_path / "run"
     run.mkdir()
     save(run / rolling_name(1, 2), {"place": [1, 2]})
@@ -142,7 +142,7 @@ def test_a_run_that_is_restarted_continues_only_if_it_had_begun(tmp_path, monkey
 
 @pytest.mark.parametrize("work_dir", ["", ".", ".."])
 def test_the_current_folder_is_no_work_directory(tiny, tmp_path, capsys, monkeypatch, work_dir):
-    """A script may pass an empty variable. A new run would then move the current folder aside."""
+    """If a script passes an empty variable as --work-dir, a new run would move the current folder aside."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert run_command([*tiny, "--work-dir", work_dir]) == 2

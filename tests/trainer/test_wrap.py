@@ -1,4 +1,4 @@
-"""When torch.compile is used. tests/kernels/test_compiler.py tests machines without a compiler."""
+"""Tests when torch.compile is used. tests/kernels/test_compiler.py tests machines without a compiler."""
 
 from dataclasses import replace
 from pathlib import Path

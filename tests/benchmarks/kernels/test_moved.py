@@ -1,4 +1,4 @@
-"""Bytes that the kernels move: a small kernel is counted by hand, and the committed record is current."""
+"""Checks the bytes that kernels move: a small kernel is counted by hand, and the committed record is current."""
 
 import json
 from collections import Counter
@@ -10,7 +10,9 @@ import triton.language as tl
 from triton.runtime.errors import InterpreterError
 
 if torch.cuda.is_available():
-    pytest.skip("the interpreter counts, and a GPU is here: TRITON_INTERPRET is unset", allow_module_level=True)
+    pytest.skip(
+        "Triton's interpreter counts the bytes, and it is not used on a machine with a GPU", allow_module_level=True
+    )
 
 from benchmarks.kernels.launches import CALLS, calls_of, describe
 from benchmarks.kernels.moved import moved, saved_by_dense_kernel, totals, toy_launches, training_launches
@@ -78,7 +80,7 @@ def test_the_record_has_every_call_and_launch(name):
 
 @pytest.mark.parametrize("name", a_share(EXPERIMENTS, slow=("ntu60_x3d",), every=1))
 def test_the_record_is_current(name):
-    """Counts only the call of each kernel that moves the most bytes. `make soak` counts all calls."""
+    """This test counts only the call of each kernel that moves the most bytes. `make soak` counts all calls."""
     kernels = {kernel: values for kernel, values in RECORD["per_clip"][name].items() if "heaviest" in values}
     calls = {(call.kernel, describe(call)): call for call in calls_of(EXPERIMENTS[name], train=True)}
     for kernel, values in kernels.items():
@@ -94,7 +96,8 @@ def test_the_whole_record_is_current(name):
 def test_more_bytes_are_seen(monkeypatch):
     call = next(call for call in calls_of(NTU60_X3D, train=True) if call.kernel == "shift_conv")
     before = moved(call)
-    monkeypatch.setattr(conv_bn, "GRAD_PARTIAL", 1 << 26)  # more partial sums of the weight's gradient
+    # makes the kernel write more partial sums of the weight's gradient
+    monkeypatch.setattr(conv_bn, "GRAD_PARTIAL", 1 << 26)
     after = moved(call)
     assert after["mb"] > 1.04 * before["mb"]
     backward = shift_conv._shift_conv_grad
@@ -114,17 +117,20 @@ def test_every_kernel_is_in_the_record():
     } - {"blocks", "networks"}
 
 
-DEPTHWISE = 0.75  # GB for each clip (docs/sources.md, "Bytes of a training step")
+DEPTHWISE = 0.75  # GB per clip that the compiled convolution moves (docs/sources.md, "Bytes of a training step")
 
 
 def test_depthwise_moves_as_much_as_the_compiled_convolution_alone():
-    """Our kernel also applies the norm before the convolution."""
+    """Our kernel moves no more bytes than the compiled convolution, although it also applies the norm before it."""
     assert RECORD["per_clip"]["ntu60_x3d"]["depthwise"]["gb"] == pytest.approx(DEPTHWISE, rel=0.03)
 
 
 @pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.53), ("ma52", 0.78)])
 def test_blocks_through_kernels_are_near_the_ideal(name, share):
-    """A whole step also moves fewer bytes. ma52 gains little, because our kernels do not compute 3x3 convolutions."""
+    """Blocks move at most 1.25 times the ideal bytes, and a whole step moves fewer bytes than without our kernels.
+
+    The gain is small for ma52, because our kernels do not compute its 3x3 convolutions.
+    """
     blocks, plans = RECORD["per_clip"][name]["blocks"], RECORD["compiled"][name]
     assert blocks["gb"] <= 1.25 * blocks["ideal_gb"]
     ours, plain = (sum(group["gb"] for group in plans[how].values()) for how in ("through_kernels", "plain"))
@@ -132,13 +138,16 @@ def test_blocks_through_kernels_are_near_the_ideal(name, share):
 
 
 def test_what_a_kernel_for_dense_convolutions_would_save():
-    """The kernel would save an eighth of the 4.19 GB that ma52 moves, in its 29 bottlenecks. ntu60_x3d has none."""
+    """The kernel would save 0.498 GB of the 4.19 GB that ma52 moves. It would save nothing in ntu60_x3d.
+
+    The savings are in the 29 bottlenecks of ma52. ntu60_x3d has no such bottlenecks.
+    """
     assert saved_by_dense_kernel(MA52_RUN) == pytest.approx(0.498, abs=0.001)
     assert saved_by_dense_kernel(NTU60_X3D) == 0
 
 
 @pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.12), ("ma52", 0.24)])
 def test_less_than_a_quarter_of_the_launches_of_an_eager_step(name, share):
-    """The eager step is a step of the published 3-D network (docs/sources.md, "Bytes of a training step")."""
+    """The eager step is a training step of the published 3-D network (docs/sources.md, "Bytes of a training step")."""
     step = RECORD["step"][name]
     assert step["launches"] <= share * step["published_eager_launches"]

@@ -1,4 +1,4 @@
-"""The table of kernels/blocks/README.md shows the numbers of the records."""
+"""The table in kernels/blocks/README.md shows the numbers of the committed records."""
 
 from benchmarks.kernels.table import blocks_table
 from benchmarks.records import RECORDS, ROOT

@@ -22,17 +22,20 @@ from tests.planner.compiled import on_card, planning
 from tests.planner.stand_in_torch import stand_in_for_torch
 
 KERNEL = re.compile(r"async_compile\.triton\('(\w+)', '''(.*?)''', device_str", re.DOTALL)
-WIDE = re.compile(r"\b(?:mul|fma)\.\S*f64")  # arithmetic in float64, not only a conversion to float32
+WIDE = re.compile(r"\b(?:mul|fma)\.\S*f64")  # matches float64 arithmetic, but not mere conversions to float32
 
 
 def handed(name: str) -> list[dict]:
-    """Compile every launch of a function, forward and backward, for sm_80 and sm_90. Returns one dict per launch."""
+    """Compile every kernel launch of a function, forward and backward, for sm_80 and sm_90.
+
+    Returns one dict per launch.
+    """
     function, inputs = FUNCTIONS[name]
     codes: list[str] = []
 
     def stop(graph: GraphLowering) -> SimpleNamespace:
         codes.append(graph.codegen()[0].value)
-        return SimpleNamespace(call=stop)  # never called, but torch 2.11 asserts that it is there
+        return SimpleNamespace(call=stop)  # torch 2.11 requires this attribute, but never calls it
 
     GraphLowering.compile_to_module = stop  # pyright: ignore[reportAttributeAccessIssue]
     with planning({}) as backend:
@@ -43,7 +46,7 @@ def handed(name: str) -> list[dict]:
 
 
 def compiled(name: str, source: str, architecture: int) -> dict:
-    """Compile Inductor's copy of our kernel, with all that the kernel calls, as torch's CachingAutotuner does."""
+    """Compile Inductor's copy of our kernel and the functions that it calls, as torch's CachingAutotuner does."""
     tuner = getattr(PyCodeCache.load(source), name)
     meta, (config,) = tuner.triton_meta, tuner.configs
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}

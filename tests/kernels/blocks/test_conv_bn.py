@@ -1,4 +1,4 @@
-"""conv_bn: the float64 reference checks the kernel and its gradients, also those that flow through the statistics."""
+"""conv_bn: the float64 reference checks the kernel and its gradients, including those that come from the statistics."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
 from tests.kernels.variants import a_share, broken, dies, in_turn
 
 CASES = {
-    # name: (images, height, width, channels, outputs, rows of scale and shift or 0 without them, activation)
+    # name: (images, height, width, channels, outputs, rows of scale and shift (0 if there are none), activation)
     "as it is": (4, 5, 7, 24, 54, 0, "none"),
     "relu": (3, 9, 7, 54, 24, 1, "relu"),
     "silu, three clips": (6, 5, 7, 54, 24, 3, "silu"),
@@ -47,7 +47,7 @@ def make_case(case, dtype=torch.float32):
 
 
 class Rounded(torch.autograd.Function):
-    """Rounds a tensor between two operators to bfloat16, and its gradient in the backward pass."""
+    """Rounds a tensor between two operators to bfloat16. In the backward pass, also rounds its gradient."""
 
     @staticmethod
     def forward(ctx, x):
@@ -59,7 +59,7 @@ class Rounded(torch.autograd.Function):
 
 
 def eager(x, weight, scale=None, shift=None, activation="none"):
-    """Replace conv_bn by two operators that round their outputs: norm with activation, then convolution."""
+    """Compute conv_bn by two operators that round their outputs: a norm with activation, then a convolution."""
     if scale is not None:
         factor, addend = (t.repeat_interleave(len(x) // len(t), 0)[..., None, None] for t in (scale, shift))
         z = x * factor + addend
@@ -69,7 +69,7 @@ def eager(x, weight, scale=None, shift=None, activation="none"):
 
 
 def run(function, inputs, ways, dtype=None):
-    """Return results and gradients by name. The results named in `ways` have a similar influence on the loss."""
+    """Return results and gradients by name. The loss depends on the results named in `ways`, about equally on each."""
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     found = dict(zip((*WAYS, "sum"), function(*leaves), strict=False))
     generator = torch.Generator().manual_seed(1)
@@ -82,7 +82,7 @@ def run(function, inputs, ways, dtype=None):
 
 
 def failures(function, reference, eager, inputs, ways=WAYS) -> list[str]:
-    """Return one line for each result, statistic or gradient whose error is larger than allowed."""
+    """Return one line for each result, statistic or gradient whose error is too large."""
     half = inputs[0].dtype == torch.bfloat16
     exact = run(reference, inputs, ways, torch.float64)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -109,7 +109,7 @@ def failures_of(module, inputs, activation, ways=WAYS) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Give the backward kernel only few programs, so that each program processes several blocks of rows."""
+    """Limit the backward kernel to few programs, so that each program processes several blocks of rows."""
     monkeypatch.setattr(fused, "GRAD_PARTIAL", 4096)
 
 

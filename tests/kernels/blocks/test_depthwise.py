@@ -59,7 +59,7 @@ def call(function, inputs, settings):
 
 
 class Rounded(torch.autograd.Function):
-    """Rounds a tensor between two operators to bfloat16, and its gradient in the backward pass."""
+    """Rounds a tensor between two operators to bfloat16. In the backward pass, also rounds its gradient."""
 
     @staticmethod
     def forward(ctx, x):
@@ -71,7 +71,7 @@ class Rounded(torch.autograd.Function):
 
 
 def eager(x, weight, stride, scale, shift, activation, groups):
-    """Replace depthwise_conv by two operators that round their outputs: norm with activation, then convolution."""
+    """Compute depthwise_conv by two operators that round their outputs: a norm with activation, then a convolution."""
     if scale is not None:
         z = x * scale[:, None, None] + shift[:, None, None]
         x = Rounded.apply({"none": nn.Identity(), "relu": nn.ReLU(), "silu": nn.SiLU()}[activation](z))
@@ -85,7 +85,7 @@ def statistics(y, groups):
 
 
 def run(function, inputs, settings, dtype=None, by=RESULTS):
-    """Return results and gradients by name. The results named in `by` have a similar influence on the loss."""
+    """Return results and gradients by name. The loss depends on the results named in `by`, about equally on each."""
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     results = dict(zip(RESULTS, call(function, leaves, settings), strict=True))
     generator = torch.Generator().manual_seed(1)
@@ -100,7 +100,7 @@ def run(function, inputs, settings, dtype=None, by=RESULTS):
 
 
 def failures(function, inputs, settings, by=RESULTS) -> list[str]:
-    """Return one line for each result or gradient whose error is larger than allowed."""
+    """Return one line for each result or gradient whose error is too large."""
     half = inputs[0].dtype == torch.bfloat16
     exact = run(reference.depthwise_conv, inputs, settings, torch.float64, by)
     plain = run(eager, inputs, settings, torch.float32, by) if half else exact
@@ -119,10 +119,11 @@ def failures(function, inputs, settings, by=RESULTS) -> list[str]:
 
 
 def far_from_zero(function, dtype) -> list[str]:
-    """Return the statistics that are inaccurate if the mean is many standard deviations away from 0."""
+    """Return the statistics that are inaccurate when the mean is many standard deviations away from 0."""
     (x, weight, *_), _ = make_case("strips across and down")
     weight = weight.abs() + 0.1
-    weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0  # so that padding changes nothing
+    # with these weights, padding does not change the result
+    weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0
     x = (x / 10 + 10).to(dtype)
     y, *found = function(x, weight.to(dtype), num_groups=2)
     exact = statistics(y.double(), 2)
@@ -134,7 +135,7 @@ def far_from_zero(function, dtype) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def small_strips(monkeypatch):
-    """Make strips small: several across and down an image, one or two lanes wide, with several images per program."""
+    """Make strips small: one or two lanes wide, several across and down an image, and several images per program."""
     for name, value in SMALL_STRIPS.items():
         monkeypatch.setattr(fused, name, value)
 
@@ -203,7 +204,7 @@ def test_statistics_of_a_mean_far_from_zero(dtype, rounding):
 
 def test_what_is_convolved_is_rounded(rounding):
     (x, weight, scale, shift), _ = make_case("65 channels", torch.bfloat16)
-    # Each sum then has a single product, so the order of summation cannot matter.
+    # Each sum then consists of a single product, so the order of summation cannot matter.
     weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0
     found = fused.depthwise_conv(x, weight, 1, scale, shift, "silu")[0]
     z = x * scale[:, None, None] + shift[:, None, None]
@@ -472,7 +473,7 @@ def mutant_of(old, new, folder):
     return mutant
 
 
-# With these mutants, several large cases pass before one fails, so `make test` leaves these mutants out.
+# Each of these mutants passes several large cases before a case fails. This is slow, so `make test` leaves them out.
 SLOW = (
     "the pivot changes with every image",
     "leaves out the last lanes",

@@ -26,7 +26,7 @@ NAMES = ("mean", "var", "x")
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Give each summing kernel only few programs, so that a program adds up several blocks of rows."""
+    """Limit each summing kernel to few programs, so that each program adds up several blocks of rows."""
     monkeypatch.setattr(rows, "SUM_PROGRAMS", 2)
     monkeypatch.setattr(rows, "SUM_TILE", 512)
 
@@ -114,7 +114,7 @@ def test_mutants_die(name, tmp_path, monkeypatch, fenced):
 
 @pytest.mark.parametrize("far", [0.1, 1, 10])
 def test_a_first_split_that_is_unlike_the_rest(far):
-    """The variance stays accurate if the first split is unlike the others, for example a dark corner of a picture."""
+    """The variance stays accurate if the first split is unlike the other splits, as in a dark corner of a picture."""
     generator = torch.Generator().manual_seed(0)
     splits = torch.randn(1000, 64, 8, generator=generator, dtype=torch.float64) + 3
     splits[0] += far
@@ -129,6 +129,6 @@ def test_a_first_split_that_is_unlike_the_rest(far):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", [*CASES, "training"])
 def test_kernel_on_a_gpu(case, dtype, monkeypatch):
-    monkeypatch.undo()  # as many programs as in training
+    monkeypatch.undo()  # the kernels use as many programs as in training
     monkeypatch.setitem(CASES, "training", (96, 56, 56, 54))
     assert not failures(fused, make_case(case, dtype).cuda())

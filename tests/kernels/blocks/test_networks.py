@@ -1,4 +1,4 @@
-"""Networks with parts that run through our kernels have the same results as in plain torch, and are still one graph."""
+"""Networks with parts that run through our kernels give the same results as plain torch, and remain one graph."""
 
 import json
 import os
@@ -33,7 +33,7 @@ CALLS = {
     "inflated bottlenecks": {"residual_conv", "moments", "conv_bn"},
     "stages": {"residual_conv", "moments", "conv_bn"},
 }
-OTHER_NORMS = {"X3D", "inflated bottlenecks", "stages"}  # networks with norms that belong to no block
+OTHER_NORMS = {"X3D", "inflated bottlenecks", "stages"}  # networks that also have norms outside of blocks
 
 
 @pytest.fixture
@@ -62,7 +62,10 @@ def built(name):
 
 
 def results(name, parts=(), train=True, device="cpu", run=lambda network: network):
-    """Return the feature map and buffers after two forward passes and, with `train`, all gradients of the second."""
+    """Return the feature map and the buffers after two forward passes.
+
+    With `train`, also return all gradients of the second pass.
+    """
     network, x = built(name)
     network.train(train).to(device)
     fuse(network, parts)
@@ -176,14 +179,18 @@ def graphs(tmp_path_factory):
 
 @pytest.mark.soak
 def test_one_graph_with_all_parts_and_no_layout_copy(graphs):
-    """A block launches each kernel once in each direction, but moments only forward. Other norms launch two kernels."""
+    """Each block launches each of its kernels once forward and once backward, but `moments` only forward.
+
+    Each other norm launches two kernels forward and two kernels backward.
+    """
     forward, backward = graphs["X3D"]
-    norms = 2 + 2  # norms of the stem, of the end, and of two shortcuts that change the shape
+    norms = 2 + 2  # one norm in the stem, one at the end, and one in each of two shortcuts that change the shape
     assert forward["launches"] == backward["launches"] == 3 * 3 + norms * 2
     assert forward["copies"] == backward["copies"] == []
     forward, backward = graphs["stages"]
-    blocks, norms = 5, 1  # five blocks in two stages, one norm in the stem
-    by_convolutions = blocks * 2 + 2  # two in each block, and two in shortcuts that change the shape
+    blocks, norms = 5, 1  # two stages have five blocks in all, and the stem has one norm
+    # two convolutions in each block, and one in each of two shortcuts that change the shape
+    by_convolutions = blocks * 2 + 2
     assert forward["launches"] == by_convolutions + blocks + norms * 2  # `moments` follows each 3x3 convolution
     assert backward["launches"] == by_convolutions + norms * 2
     # The only copy collects the pixels that a strided shortcut reads.

@@ -14,7 +14,7 @@ from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
 from tests.kernels.variants import a_share, broken_below, dies, in_turn
 
 CASES = {
-    # name: (images, height, width, channels, rows of the gate or 0 without it, residual, activation)
+    # name: (images, height, width, channels, rows of the gate (0 if there is none), residual, activation)
     "plain": (4, 9, 7, 24, 0, False, "none"),
     "relu": (3, 9, 7, 54, 0, False, "relu"),
     "silu": (2, 7, 5, 96, 0, False, "silu"),
@@ -47,16 +47,16 @@ def make_case(case, dtype=torch.float32):
 
     x, residual = (random(images, channels, height, width).to(dtype) for _ in range(2))
     x = x * 3 + random(channels, 1, 1) * 5
-    x[:, 0] /= 100  # a variance so small that eps matters
+    x[:, 0] /= 100  # a variance so small that eps changes the result
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     weight, bias, gate = 1 + random(channels) / 2, random(channels), random(max(gates, 1), channels).sigmoid().to(dtype)
     return (x, weight, bias, residual if has_residual else None, gate if gates else None), activation
 
 
 def run(module, inputs, activation, dtype=None, rounded=None):
-    """Return result, statistics and gradients by name, computed in `dtype`.
+    """Return the result, statistics and gradients by name, computed in `dtype`.
 
-    The result and the gradients of x, residual and gate are then converted to the type `rounded`, if it is passed.
+    If `rounded` is passed, the result and the gradients of x, residual and gate are then converted to this type.
     """
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     result, mean, var = module.norm_act(*leaves, activation)
@@ -72,7 +72,7 @@ def run(module, inputs, activation, dtype=None, rounded=None):
 
 
 def failures(module, inputs, activation) -> list[str]:
-    """Return one line for each result, statistic or gradient whose error against float64 is larger than allowed."""
+    """Return one line for each result, statistic or gradient whose error against float64 is too large."""
     dtype = inputs[0].dtype
     exact = run(reference, inputs, activation, torch.float64)
     found = run(module, inputs, activation)
@@ -91,7 +91,7 @@ def failures(module, inputs, activation) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Give each summing kernel only few programs, so that a program adds up several blocks of rows."""
+    """Limit each summing kernel to few programs, so that each program adds up several blocks of rows."""
     monkeypatch.setattr(rows, "SUM_PROGRAMS", 2)
     monkeypatch.setattr(rows, "SUM_TILE", 1024)
 
@@ -325,7 +325,7 @@ def test_mutants_die(name, tmp_path, monkeypatch, fenced, rounding):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", [*CASES, "training"])
 def test_kernel_on_a_gpu(case, dtype, monkeypatch):
-    monkeypatch.undo()  # as many programs as in training
+    monkeypatch.undo()  # the kernels use as many programs as in training
     monkeypatch.setitem(CASES, "training", (96, 56, 56, 54, 6, True, "silu"))
     inputs, activation = make_case(case, dtype)
     assert not failures(fused, [None if t is None else t.cuda() for t in inputs], activation)

@@ -1,4 +1,4 @@
-"""torch.compile puts the kernels into its graphs: one graph forward, one backward, and no copy of an activation."""
+"""torch.compile puts the kernels into one forward and one backward graph, and does not copy activations."""
 
 import json
 import os
@@ -20,7 +20,8 @@ def printed_by(module, tmp_path_factory):
     command = [sys.executable, "-m", f"tests.kernels.blocks.{module}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "Encountered an exception" not in done.stderr  # after this warning, torch copies all arguments of a kernel
+    # torch gives this warning before it copies all arguments of a kernel
+    assert "Encountered an exception" not in done.stderr
     return json.loads(done.stdout)
 
 
@@ -32,7 +33,7 @@ def graphs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory):
     if torch.cuda.is_available():
-        pytest.skip("the stand-in is for where there is no card")
+        pytest.skip("the stand-in for a GPU is tested only on a machine without one")
     return printed_by("handed", tmp_path_factory)
 
 
@@ -50,7 +51,7 @@ def test_one_graph_and_few_launches_each_way(graphs, name):
 @pytest.mark.soak
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_what_the_compiler_hands_to_triton_compiles(launches, name):
-    """As in a direct launch, the kernels spill no registers and compute nothing in float64."""
+    """Kernels that Inductor compiles spill no registers and compute nothing in float64, as in a direct launch."""
     assert len(launches[name]) == 2 * 2 * LAUNCHES[name]
     for launch in launches[name]:
         assert not launch["float64"], launch

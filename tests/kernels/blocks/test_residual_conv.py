@@ -15,7 +15,7 @@ from tests.kernels.closeness import distance
 from tests.kernels.variants import a_share, broken, dies, in_turn
 
 CASES = {
-    # name: (clips, frames, height, width, channels, outputs, taps), and whether the shortcut has a scale
+    # name: (clips, frames, height, width, channels, outputs, taps), followed by True if the shortcut has a scale
     "bottleneck": (2, 2, 5, 7, 64, 16, 1),
     "inflated": (2, 3, 3, 5, 64, 16, 3),
     "frames as large as a block": (1, 3, 8, 8, 16, 16, 3),
@@ -38,7 +38,7 @@ WAYS = ("result", "mean", "var", "sum")
 
 
 def make_case(case, dtype=torch.float32):
-    """Return the tensors of a case, with shortcut_scale last if the shortcut is scaled, and its number of frames."""
+    """Return the tensors of a case and its number of frames. If the shortcut has a scale, shortcut_scale comes last."""
     clips, frames, height, width, channels, outputs, taps, *scaled = CASES[case]
     generator = torch.Generator().manual_seed(0)
 
@@ -53,7 +53,7 @@ def make_case(case, dtype=torch.float32):
 
 
 def eager(y, weight, scale, shift, shortcut, num_frames, shortcut_scale=None):
-    """Replace residual_conv by two operators that round their outputs and, in the backward pass, their gradients."""
+    """Compute residual_conv by two operators that round their outputs and, in the backward pass, their gradients."""
     if shortcut_scale is not None:
         shortcut = shortcut * shortcut_scale[:, None, None]
     x = Rounded.apply((y * scale[:, None, None] + shift[:, None, None] + shortcut).relu())
@@ -73,7 +73,7 @@ def failures_of(module, inputs, num_frames, ways=WAYS) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Give the backward kernel only few programs, so that each program processes several blocks of rows."""
+    """Limit the backward kernel to few programs, so that each program processes several blocks of rows."""
     monkeypatch.setattr(conv_bn, "GRAD_PARTIAL", 4096)
 
 
@@ -192,7 +192,7 @@ def test_a_nan_stays_in_its_pixel_and_its_statistics(fenced):
     (y, weight, scale, shift, shortcut), frames = make_case("inflated")
     y[0, 0, 2, 3] = float("nan")
     result, mean, var, x = fused.residual_conv(y, weight, scale, shift, shortcut, frames)
-    assert result.isnan()[:2, :, 2, 3].all()  # the NaN is in frame 0, and reaches frame 1
+    assert result.isnan()[:2, :, 2, 3].all()  # the NaN is in frame 0, and the convolution spreads it to frame 1
     assert result.isnan().sum() == 2 * len(weight)
     assert x.isnan().sum() == 1
     assert mean.isnan().all()

@@ -50,7 +50,7 @@ def bind(function, options):
 
 
 def eager(x, weight, num_frames, fold):
-    """Run the reference, but round its result and, in the backward pass, the gradient of the result."""
+    """Run the reference and round its result. In the backward pass, also round the result's gradient."""
     y, *_ = reference.shift_conv(x, weight, num_frames, fold)
     y = Rounded.apply(y)
     return y, y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)
@@ -63,7 +63,7 @@ def failures_of(module, inputs, options, ways=WAYS) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Give the backward kernel only few programs, so that each program processes several blocks of rows."""
+    """Limit the backward kernel to few programs, so that each program processes several blocks of rows."""
     monkeypatch.setattr(conv_bn, "GRAD_PARTIAL", 4096)
 
 

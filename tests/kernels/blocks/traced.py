@@ -1,6 +1,7 @@
-"""Prints the graphs that torch.compile makes of the kernels. test_one_graph.py runs this without TRITON_INTERPRET.
+"""Prints the graphs that torch.compile makes of the kernels.
 
-Nothing is launched: the backend keeps the graphs, and the compiled functions return empty tensors.
+test_one_graph.py runs this program without TRITON_INTERPRET. Nothing is launched: the backend keeps the graphs, and the
+compiled functions return empty tensors.
 """
 
 import json
@@ -45,7 +46,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]
 
 
 def trace(function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]) -> list[list[str]]:
-    """Compile the function, followed by a multiplication by 2. Returns the calls in each graph: forward, backward."""
+    """Compile the function, followed by a multiplication by 2. Returns the calls in the forward and backward graphs."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     graphs, backend = kept()
 
@@ -58,7 +59,7 @@ def trace(function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...
 
 
 def kept() -> tuple[list[fx.GraphModule], Callable]:
-    """Return an empty list, and a backend of torch.compile that appends every graph to the list."""
+    """Return an empty list, and a backend of torch.compile that appends every graph to this list."""
     graphs = []
 
     def keep(graph: fx.GraphModule, _) -> object:

@@ -1,6 +1,6 @@
 """Prints what the graphs of networks with our kernels contain. test_networks.py runs this without TRITON_INTERPRET.
 
-Nothing is launched.
+No kernel is launched.
 """
 
 import json
@@ -17,7 +17,7 @@ from tests.models.graphs import layout_copies
 
 
 def traced(name: str) -> list[dict]:
-    """Return the number of launches and the layout copies in each graph of a step in bfloat16."""
+    """Return the number of launches and the layout copies in each graph of a training step in bfloat16."""
     network, x = built(name)
     fuse(network, PARTS)
     graphs, backend = kept()
