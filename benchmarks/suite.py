@@ -181,7 +181,7 @@ def _work(part: Part, target: Target, connection: Connection) -> None:
         if target.toy:
             torch.set_num_threads(1)
         connection.send(("provenance", provenance(target.device)))
-        connection.recv()  # the suite ends this process here if it leaves the part out
+        connection.recv()  # if the part is to be left out, the suite ends this process while it waits here
         for result in load(part)(target):
             connection.send(("result", result))
         connection.send((DONE, ""))

@@ -15,7 +15,7 @@ from models.heads import STREAMS, ClassifierHead, Output
 from models.layers import clip_mean, pixels
 from models.losses import full_precision
 
-ALPHA = 0.125  # factor of the change that PrototypeContrast.contrast makes to the score of a sample's class
+ALPHA = 0.125  # PrototypeContrast.contrast multiplies its change to the score of a sample's class by this factor
 TAU = 0.125  # temperature of the scores
 MOMENTUM = 0.9  # weight of the old value when a prototype moves towards the mean of its class
 

@@ -34,8 +34,8 @@ class Loader:
     """Batches of one split for one rank.
 
     rows: the rows of the table that belong to the split, the same array on every rank.
-    streams: what the network reads. Heatmaps are drawn only if "pose" is among these. Without "rgb", `frames` is a
-        NoFrames.
+    streams: what the network reads. Heatmaps are drawn only if "pose" is among these. If "rgb" is not among these,
+        `frames` is a NoFrames.
     batch_size: number of clips in a batch, summed over all ranks.
 
     Training shuffles the rows anew for each epoch, and fills up the last batch with the epoch's first clips. Evaluation
@@ -51,15 +51,15 @@ class Loader:
     train: bool
     batch_size: int
     device: torch.device
-    dtype: torch.dtype = torch.float32  # of the heatmaps
+    dtype: torch.dtype = torch.float32  # type of the heatmaps
     streams: tuple[str, ...] = ("rgb", "pose")
     rank: int = 0
     world_size: int = 1
     seed: int = 0
-    balance: float = 0.0  # how much training balances the classes, see epoch_order
+    balance: float = 0.0  # how much training balances the classes (see epoch_order)
     sample: int = 0  # evaluation uses sample number `sample` of the `num_samples` test samples of each clip
     num_samples: int = 1
-    crop: int | None = None  # evaluation uses this one of THREE_CROPS, or the whole box
+    crop: int | None = None  # evaluation crops to this entry of THREE_CROPS; None: to the whole box
     mirrored: bool = False  # whether evaluation mirrors each clip
     prefetch: int = 2
     threads: int = field(default_factory=lambda: decode_threads(len(os.sched_getaffinity(0))))

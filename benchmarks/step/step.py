@@ -24,8 +24,8 @@ from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.wrap import settings
 
-CLIPS = {"cpu": 2, "cuda": 8}  # in a step
-SECONDS = {"cpu": 60, "cuda": 15}  # for all rounds of a network
+CLIPS = {"cpu": 2, "cuda": 8}  # clips in a step
+SECONDS = {"cpu": 60, "cuda": 15}  # seconds for all rounds of a network
 # Largest relative difference between the losses of two forms.
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.03, torch.float16: 0.03}
 

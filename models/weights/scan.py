@@ -36,7 +36,7 @@ PARAMETER = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter
 WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
 DICTS = ("collections.OrderedDict", "collections.Counter")
 PLAIN = ("_codecs.encode", "torch.device")
-TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")  # may only be arguments
+TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")  # these types may be passed to functions, but not called
 ALLOWED = frozenset((*REBUILD, *PARAMETER, WITH_ATTRIBUTES, *DICTS, *PLAIN, *TYPES, "torch.Size"))
 OF_TENSORS = {
     "torch._utils._rebuild_sparse_tensor": "sparse tensors",

@@ -1,7 +1,7 @@
 """The motions of the demo's classes: the joints of one or two people, and the path of the object that they hold.
 
-Lengths are in body heights, and the axes are those of body.py. `t` [T] runs from 0 to 1 over the clip. In array shapes,
-T is the number of frames and M the number of people.
+The unit of length is the height of the body, and the axes are those of body.py. `t` [T] runs from 0 to 1 over the clip.
+In array shapes, T is the number of frames and M the number of people.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""The form of a manifest's lines. A pack may come from strangers, so other lines are passed over.
+"""The form of a manifest's lines. A pack may come from strangers, so lines of any other form are skipped.
 
-Passed over as well are lines whose file lies outside of the pack, except for clips of other packs, because a program
-that frees or repairs a pack would remove the file, whatever it is.
+Lines whose file lies outside of the pack are skipped, too, unless the file is a clip of another pack: a program that
+frees or repairs a pack would remove the file, whatever it is.
 """
 
 import base64
@@ -17,7 +17,7 @@ LARGEST = 1 << 31  # the index stores most numbers in 32 bits
 
 
 class EarlierLine(TypedDict):
-    """What lines of all versions have. format.py explains the fields (COLUMNS)."""
+    """The keys that lines of all versions have. format.py explains the fields (COLUMNS)."""
 
     name: str
     settings: str
