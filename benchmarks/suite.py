@@ -35,9 +35,9 @@ class Part:
     """One part of a benchmark: a function that yields results as soon as they are known.
 
     The function takes a Target. If there is a `choice`, it also takes the chosen experiment, and the names of the
-    settings that the choice fixes, which tuned settings must not change. The part is stopped after `seconds`, in which
-    compiling is included. The default fits into the ten minutes that a cluster's test queue may give. The module is
-    imported only when the part begins, so that the other parts run where DALI is missing.
+    settings that the choice fixes. Tuning must not change these settings. The part is stopped after `seconds`, which
+    include the time for compiling. The default fits into the ten minutes that a cluster's test queue may give. The
+    module is imported only when the part begins, so that the other parts run where DALI is missing.
     """
 
     name: str
@@ -174,7 +174,7 @@ def _end(record: dict[str, Any], status: str, text: str) -> None:
 
 
 def _work(part: Part, target: Target, connection: Connection) -> None:
-    """Run a part in its own process. Sends the results one by one, and then how the part ended."""
+    """Run a part in its own process. Sends the results one by one, and then a message that says how the part ended."""
     threading.Thread(target=_end_with_suite, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the suite ends this process
     try:

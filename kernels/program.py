@@ -171,7 +171,7 @@ def die_with_parent(parent: int) -> None:
     """Ask Linux to kill this process as soon as its parent process ends for any reason, even by SIGKILL.
 
     Call this at the start of a child process, for example as `preexec_fn` of subprocess.Popen. Pass the process number
-    of the parent. The parent may have ended before this call, and only its number reveals that.
+    of the parent. The parent may have ended before this call, and only the parent's number reveals that.
     """
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -44,7 +44,9 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A context with a temporary path. What is written there becomes the file `path` when the context ends.
+    """A context with a temporary path.
+
+    The file that is written at this path becomes the file `path` when the context ends.
 
     If the context ends with an error, `path` stays as it was. Raises OSError.
     """
@@ -140,7 +142,10 @@ def matches_seal(file: int) -> bool:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether `path` is a device, a pipe, or a name of an open file such as /dev/stdout. No file may take its place."""
+    """Whether `path` is a device, a pipe, or a name of an open file such as /dev/stdout.
+
+    It must not be replaced by a file.
+    """
     place = os.path.abspath(path)
     if os.path.dirname(place) == "/dev" or place.startswith(("/dev/fd/", "/proc/")):
         return True

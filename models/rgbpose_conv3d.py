@@ -61,7 +61,7 @@ class RGBPoseConv3D(nn.Module):
     def fuse(
         self, stage: int, rgb: Tensor, pose: Tensor, num_frames: dict[str, int], dropped: list[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        """Append to the channels of each path [N*T, C, H, W] the output of a lateral that reads the other path."""
+        """Append the output of a lateral, which reads the other path, to the channels of each path [N*T, C, H, W]."""
         into_rgb = self.rgb_path.get_submodule(f"layer{stage}_lateral")(pose, num_frames["pose"])
         into_pose = self.pose_path.get_submodule(f"layer{stage - 1}_lateral")(rgb, num_frames["rgb"]).relu()
         if self.interaction:

@@ -83,7 +83,10 @@ class Loader:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Side of the RGB frames and side of the heatmaps in pixels. A crop has the scale of the whole box."""
+        """Side of the RGB frames and side of the heatmaps in pixels.
+
+        They are smaller with `crop`, so the scale is the same.
+        """
         rgb, heatmap = self.config.sizes(self.train)
         return (rgb, heatmap) if self.crop is None else (round(rgb * CROP_SHARE), round(heatmap * CROP_SHARE))
 
@@ -169,7 +172,7 @@ class Loader:
         )
 
     def _drawn(self, plan: ClipPlan, joints: np.ndarray) -> torch.Tensor:
-        """The heatmaps of a plan. If the kernel fails, plain torch draws these and all later ones."""
+        """The heatmaps of a plan. If the kernel fails, plain torch draws these and all later heatmaps."""
         with nvtx.annotate("heatmap"):
             try:
                 return self.heatmaps(plan, joints, by_kernel=self.backends.renderer == "kernel")

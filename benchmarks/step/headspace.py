@@ -112,7 +112,7 @@ def _ranks(target: Target) -> Ranks:
 
 
 def _without_clips(experiment: Experiment, target: Target) -> Loader:
-    """Build a loader that only tells the run how many batches an epoch has."""
+    """Build a loader that delivers nothing, and only tells the run how many batches an epoch has."""
     num_clips = NUM_BATCHES * experiment.optim.batch_size
     return Loader(
         table=None,  # pyright: ignore[reportArgumentType]
@@ -169,7 +169,10 @@ def _headspace(run: Run, cached: Batch, loader: Loader | None, target: Target) -
 
 
 def _in_turns(ways: dict[str, Callable[[int], float]], target: Target) -> dict[str, np.ndarray]:
-    """Measure one sample of each way in every round. Each call gets its own number, so that loaders read new clips."""
+    """Measure each of the functions in `ways` once per round.
+
+    Each call gets a new number, so that loaders read new clips.
+    """
     samples: dict[str, list[float]] = {way: [] for way in ways}
     names, end = list(ways), time.monotonic() + SECONDS
     for number in range(TOY_ROUNDS if target.toy else MAX_ROUNDS):

@@ -58,7 +58,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A storage of tensors: the count of its numbers, and the size of each in bytes (1 in an untyped storage)."""
+    """A storage of tensors. count: how many numbers it has. item: bytes per number (1 in an untyped storage)."""
 
     key: str
     count: int

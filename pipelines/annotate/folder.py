@@ -34,7 +34,7 @@ class PoseFolder:
     """The skeletons in a folder or in one file. `survey` must be called once, before `poses`.
 
     folder: the folder; or a file with the skeletons of one video, or with a COCO data set of several videos.
-    max_people: maximum number of people in a video. rotation: that of the skeletons (AnnotatedImage).
+    max_people: maximum number of people in a video. rotation: how the annotated images are turned (AnnotatedImage).
     layout: the joint layout of the skeletons, or '' if it is not known.
     """
 
@@ -86,7 +86,10 @@ class PoseFolder:
         self._name_layout(say)
 
     def _only_file(self, names: list[str]) -> dict[str, list[Path]]:
-        """The only file as that of the only video, unless it is a data set that names its videos."""
+        """Assign the only file to the only video.
+
+        Returns an empty dict if there are several videos, or if the file is a data set that names its videos.
+        """
         return {names[0]: [self.folder]} if len(names) == 1 and not self._data_sets(names, set()) else {}
 
     def _name_layout(self, say: Callable[[str], None]) -> None:

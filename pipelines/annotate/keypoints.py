@@ -136,7 +136,8 @@ def read_npz(file: Path, size: tuple[int, int], rotation: Rotation = "shown") ->
 def write_poses(file: Path, poses: Poses, origin: str = "") -> None:
     """Write poses as an .npz that `read_poses` and `read_npz` can read.
 
-    origin: what the poses were made from, so that `origin_of` tells whether they have to be made again.
+    origin: a text that says what the poses were made from. `origin_of` returns it, so that a later run can decide
+    whether the poses have to be made again.
     """
     keypoint, score = poses.joints[..., :2], poses.joints[..., 2]
     image = {"img_shape": [poses.height, poses.width], "rotation": poses.rotation, "origin": origin}

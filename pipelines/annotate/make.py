@@ -37,7 +37,7 @@ class PoseSource(Protocol):
     """Where the skeletons of videos come from."""
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Prepare for all videos, by name. This is called before the skeletons of the first video are requested."""
+        """Prepare for the skeletons of all videos; `headers` maps their names to headers. Called before `poses`."""
 
     def poses(self, name: str, video: str, header: Header) -> Poses:
         """The skeletons of the video with this name and path."""
@@ -105,7 +105,7 @@ class FilePoses:
     folder: PoseFolder
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Read the files of all videos, and say what they are. Raises UserError."""
+        """Read the files of all videos, and report their formats. Raises UserError."""
         self.folder.survey(headers, say)
 
     def poses(self, name: str, video: str, header: Header) -> Poses:

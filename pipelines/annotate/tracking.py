@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 OVERLAP = 0.3  # boxes of one person in neighbouring frames have at least this intersection over union
-SHORTEST = 5  # `separate_people` leaves out people who are visible in fewer frames
+SHORTEST = 5  # `separate_people` leaves out people who are visible in fewer frames than this
 
 
 @dataclass(frozen=True, slots=True)

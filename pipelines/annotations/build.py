@@ -37,7 +37,7 @@ from pipelines.annotations.stored_joints import StoredJoints
 from pipelines.sealed_arrays import array_file
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS, SECONDS_PER_GB = 5, 60  # of processor time; NTU-60's pickle of 1.1 GB takes 20 to 50 s
+SECONDS, SECONDS_PER_GB = 5, 60  # seconds of processor time; NTU-60's pickle of 1.1 GB takes 20 to 50 s
 MEMORY, MEMORY_PER_BYTE = 1 << 30, 8  # bytes of address space
 # The joints of a table may take at most MAX_GROWTH times the bytes of the pickle, plus SMALL. More is possible only if
 # the pickle stores an array once and several clips refer to it.

@@ -28,8 +28,8 @@ MEASURES = np.dtype(
         ("negative", np.int64, (2,)),  # drawn joints with x below 0, and with y below 0
         ("low", np.float32, (2,)),  # smallest x and y of the drawn joints
         ("high", np.float32, (2,)),  # largest x and y of the drawn joints
-        ("still", np.int64),  # joints of the layout that are drawn at least twice, and always at one place
-        ("moving", np.int64),  # joints of the layout that are drawn at least twice, and not always at one place
+        ("still", np.int64),  # joints of the layout that are drawn at least twice, and always at the same place
+        ("moving", np.int64),  # joints of the layout that are drawn at least twice, at more than one place
         ("nobody", np.int64),  # frames in which no person has a drawn joint
         ("people", np.int64),  # people with a drawn joint, counted in each frame
         ("steps", np.int64),  # people with a drawn joint in a frame and in the next one
@@ -113,7 +113,7 @@ def _measure(stored: np.ndarray, per_clip: np.ndarray, height: np.ndarray, width
 
 
 def _measure_motion(stored: np.ndarray, per_clip: np.ndarray, total_frames: np.ndarray, part: np.ndarray) -> None:
-    """Fill in where nobody is, and how people move from frame to frame. The rows of a clip are [people, frames]."""
+    """Fill in `people`, `nobody`, `steps` and `jumps`. The rows of a clip are [people, frames]."""
     clip = np.repeat(np.arange(len(per_clip)), per_clip)
     frame = (np.arange(len(stored)) - np.repeat(np.cumsum(per_clip) - per_clip, per_clip)) % total_frames[clip]
     x, y, score = np.ascontiguousarray(stored.T, np.float32)  # [V, rows] each

@@ -1,8 +1,8 @@
 """The annotation table: the content of a skeleton pickle as columns that are stored on the disk.
 
 `open_table` converts a pickle once and stores the table in a cache, under a digest of the pickle's content. Every
-process checks the seals of the stored table once. The joints, which are nearly all of it, are read from the disk when
-they are needed, so that all ranks on a machine share one copy in the memory of the operating system.
+process checks the seals of the stored table once. The joints, which take up nearly the whole table, are read from the
+disk when they are needed, so that all ranks on a machine share one copy in the memory of the operating system.
 docs/sources.md, "Annotation files", describes the pickles.
 """
 
@@ -36,8 +36,8 @@ class ClipTable:
 
     digest: identifies the content of the annotation file.
     names: [n] str. label, total_frames, num_persons: [n] int32. height, width: [n] int32, of the image in pixels.
-    joints: [sum of M*T over all clips, V, 3] float16 or float32, (x, y, score) in pixels of the image. Slices of its
-        first axis can be read.
+        joints: [sum of M*T over all clips, V, 3] float16 or float32, (x, y, score) in pixels of the image. Slices of
+        its first axis can be read.
     first_row: [n] int64, where the joints of each clip start in `joints`.
     splits: for the name of each split, the rows of its clips; empty if the file is a plain list.
     class_names: the name of each class, or empty if the file does not name its classes.
@@ -45,7 +45,7 @@ class ClipTable:
     skeleton: the name of the joint layout, or '' if the file names none.
     rotation: see AnnotatedImage; None if the file contains none.
     measures: [n] of dtype MEASURES, the measures of each clip's joints; empty for a table that no file was read for.
-    absent: for each split that lists clips without an annotation, how many these are and the name of the first.
+    absent: for each split that lists clips without an annotation, the number of these clips and the name of the first.
     """
 
     digest: str

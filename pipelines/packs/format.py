@@ -258,7 +258,8 @@ def _add_to_index(folder: Path, parts: list[Path]) -> bool:
     kept = np.flatnonzero(~np.isin(old.columns["clip"], added.columns["clip"]))
     columns = {key: np.concatenate([old.columns[key][kept], added.columns[key]]) for key in COLUMNS}
     order = np.argsort(columns["clip"])
-    sources = np.concatenate([kept, -1 - np.arange(len(new))])[order]  # row i of `old` is i, row i of `added` -1 - i
+    # Row i of `old` gets the number i, and row i of `added` the number -1 - i.
+    sources = np.concatenate([kept, -1 - np.arange(len(new))])[order]
     manifest, packets = [], []
     # Rows that are neighbours in the old index stay together, so that few pieces have to be copied.
     for run in np.split(sources, np.flatnonzero((np.diff(sources) != 1) | (sources[1:] <= 0)) + 1):
@@ -309,12 +310,12 @@ def packets_of(text: str) -> np.ndarray:
 
 
 def index_is_current(folder: Path) -> bool:
-    """Whether the index is intact and matches the manifest, judging by its size, and no part waits to be merged."""
+    """Whether the index is intact, was made from a manifest of the same size, and no part waits to be merged."""
     return not parts_of(folder) and _stored_index(folder) is not None
 
 
 def _stored_index(folder: Path) -> Index | None:
-    """The index on disk, or None if it is damaged, or does not describe the manifest, judging by its size."""
+    """The index on disk, or None if it is damaged, or was made from a manifest of another size."""
     place = folder / "index"
     try:
         before = place.stat().st_ino

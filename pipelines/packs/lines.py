@@ -64,7 +64,10 @@ def is_line(line: Any) -> bool:
 
 
 def leads_out(files: Iterable[str]) -> bool:
-    """Whether one of these files, which are relative to a pack or absolute, lies neither in it nor in another pack."""
+    """Whether one of these files lies outside of the pack and is no clip of another pack.
+
+    A path is relative to the pack or absolute.
+    """
     return any(_is_outside(file) for file in files)
 
 

@@ -37,7 +37,7 @@ from pipelines.prepare.content import ENDS, Stamp
 from pipelines.prepare.locks import PLAIN
 from pipelines.prepare.survey import LOST, NEW, Survey, match
 
-OTHERS = "others.json"  # in a pack: the folders of packs that the user made elsewhere with --out
+OTHERS = "others.json"  # this file in a pack lists the folders of packs that the user made elsewhere with --out
 Line = dict[str, Any]
 
 

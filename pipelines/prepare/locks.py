@@ -27,7 +27,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of network f
 
 @contextlib.contextmanager
 def make_clips(out: Path, key: str, console: Console, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """A context in which no other run makes clips of a table. LOCK_SH admits runs that make its other shards.
+    """A context in which no other run makes clips of a table.
+
+    With LOCK_SH, other runs may make other shards of the table.
 
     key: names the table and the settings.
     """
@@ -112,7 +114,10 @@ def if_alone(path: Path) -> Iterator[bool | None]:
 
 
 def hold(path: Path) -> IO[str]:
-    """Hold a shared lock until the returned file is closed or garbage. Raises OSError if the file cannot be opened."""
+    """Hold a shared lock until the returned file is closed or garbage collected.
+
+    Raises OSError if the file cannot be opened.
+    """
     file = _opened(path)
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH)

@@ -86,9 +86,9 @@ def prepare(
 
 
 def open_again(table: ClipTable, out: Path, clips: np.ndarray, bad: dict[str, str]) -> Pack:
-    """Open a pack as another process of this machine has just opened it, which still holds the pack's locks.
+    """Open a pack that another process of this machine has just opened. That process still holds the pack's locks.
 
-    clips, bad: those of the other process's Pack. No file of a clip or of a video is looked at.
+    clips, bad: the values of these fields in the other process's Pack. No file of a clip or of a video is looked at.
     """
     index = read_index(out)
     rows = index.rows_of(clips)

@@ -143,7 +143,7 @@ class Run:
         return self.todo.videos[row]
 
     def job(self, row: int) -> Job:
-        """The job of making the clip in `row`. Its file gets its name when the clip's identity is known."""
+        """The job of making the clip in `row`. Until the clip's identity is known, its file has a temporary name."""
         target = self.out / "clips" / f"{row}.{self.part.stem}.tmp"
         target.parent.mkdir(parents=True, exist_ok=True)
         return Job.of(self.table, row, self.task.settings, os.path.abspath(self._video(row)), str(target.absolute()))

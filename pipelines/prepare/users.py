@@ -59,7 +59,7 @@ def table_joints(table: ClipTable, out: Path, store: bool = True) -> list[str]:
 
 
 def register(task: Task, todo: Survey, user: User | None) -> list[IO[str]]:
-    """Note in the pack that a table uses these clips, and hold a lock that says that a living run reads them.
+    """Note in the pack that a table uses these clips, and hold a lock that shows that a run reads them.
 
     Returns a list with the file that holds the lock while it is open. If the pack belongs to another user, nothing can
     be noted, and the lock is on the whole pack. Without a `user`, nothing is noted, and the list is empty.

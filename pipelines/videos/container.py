@@ -29,7 +29,8 @@ CODECS = (
     *("mpegvideo", "mjpeg", "h263", "h263p", "flv", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "wmv1", "wmv2", "wmv3", "vc1"),
     *("prores", "dnxhd", "ffv1", "huffyuv", "ffvhuff", "rawvideo"),
 )
-# Codecs of sound. FFmpeg decodes some of it when it opens a file; otherwise it would look for more of it in vain.
+# Codecs of sound. FFmpeg decodes some sound when it opens a file. Without these codecs, FFmpeg would read on in search
+# of sound that it can decode.
 SOUND = (
     "aac",
     "mp3float",

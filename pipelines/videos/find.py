@@ -131,9 +131,9 @@ def _without_extension(path: str) -> str:
 
 
 def clips_on_one_file(names: Sequence[str], videos: Sequence[str]) -> str:
-    """A sentence that says which clips share a video with another clip, or '' if none do. `videos`: of `find_videos`.
+    """A sentence that says which clips share a video with another clip, or '' if none do.
 
-    Such clips are usually one clip that is listed twice, or a name that means another file than it should.
+    Usually, such a clip is listed twice, or its name matches the wrong file. videos: the result of `find_videos`.
     """
     clips_of: dict[str, list[str]] = defaultdict(list)
     for name, video in zip(names, videos, strict=True):

@@ -1,7 +1,7 @@
 """Frames of a live source: a stream on a network, a camera, or a file that is played at its own speed.
 
-A thread reads the source. Whoever is slower than the source loses the oldest frames, and never falls behind by more
-than a limit.
+A thread reads the source. If a program is slower than the source, the oldest frames are dropped, so its delay never
+exceeds a limit.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ NEEDED = {
 # Containers of streams. Playlists (HLS, DASH, SDP) are not among them, because they refer to other addresses and files.
 STREAMS = f"{CONTAINERS['format_whitelist']},flv,rtsp,mpjpeg,mjpeg"
 PACED = ("http", "https")  # a file behind such an address arrives faster than it should be played
-PATIENCE = 10.0  # seconds without any data after which a source has ended
+PATIENCE = 10.0  # a source that sends nothing for this many seconds has ended
 SLOWEST, FASTEST = 1, 240  # frames per second; a source that claims another rate is taken to have USUAL_RATE
 UNIT = Fraction(1, 90_000)
 
 
 @dataclass(frozen=True, slots=True)
 class LiveFrame:
-    """A frame, its number in the source from 0, and the time.monotonic() at which it was there."""
+    """A frame, its number in the source from 0, and the time at which it arrived, according to time.monotonic()."""
 
     number: int
     arrived: float
@@ -47,16 +47,19 @@ class LiveFrame:
 
 
 class LiveTimes:
-    """When the frames of a live source are shown, as far as they have arrived. Its methods are those of FrameTimes."""
+    """The times at which the frames of a live source are shown. This class has the methods of FrameTimes."""
 
     def __init__(self) -> None:
-        self.shown: list[float] = []  # seconds of each frame after the first one
+        self.shown: list[float] = []  # when each frame that has arrived is shown, in seconds after the first frame
         self.usual = Fraction(USUAL_RATE)  # frames per second, as the source says
 
     unit = UNIT
 
     def seconds(self, frame: int) -> float:
-        """When a frame is shown, in seconds after the first one. A frame that has not arrived yet follows evenly."""
+        """When a frame is shown, in seconds after the first one.
+
+        For frames that have not arrived yet, an even rate is assumed.
+        """
         if frame < len(self.shown):
             return self.shown[frame]
         past = frame - len(self.shown) + 1

@@ -138,7 +138,7 @@ class SwitchingDecoder:
         return run
 
     def _read_ahead(self, read: Callable[[ClipPlan, int], Content]) -> ReadAhead[Content]:
-        """Plan and read the batches from the step `self.step` on, which becomes number 0."""
+        """Plan and read batches in advance, from step `self.step` on. The result numbers the steps from 0."""
         first, depth = self.step, self.decoding.prefetch + 1
         return ReadAhead(self.decoding.readers, lambda step: self.plans(first + step), read, depth=depth)
 
@@ -159,7 +159,7 @@ def open_videos(
     cache: folder in which headers are stored. device: where DALI will decode.
     max_bad: maximum share of clips without a usable video; clips without one are left out.
     rotation: see AnnotatedImage.
-    Raises UserError if this share is exceeded, or if neither DALI nor PyAV can decode the videos as they are meant.
+    Raises UserError if this share is exceeded, or if neither DALI nor PyAV can decode the videos correctly.
     """
     videos = find_videos(folder, table.names.tolist(), follow_links)
     if warning := clips_on_one_file(table.names.tolist(), videos):
@@ -248,7 +248,7 @@ def _headers(videos: list[str], cache_file: Path, console: Console) -> list[Head
 
 USE_PACKS = "train with data.source=packs instead; python -m pipelines.prepare makes the packs"
 MAX_COMPARED = 32  # frames of each video that are compared: half at its start, half at its end
-COMPARED_WIDTH = 160  # before frames are compared, rows are thinned out to about this many pixels
+COMPARED_WIDTH = 160  # frames are compared after their rows are reduced to about this many pixels
 # A frame that DALI returns counts as wrong if its difference from the requested frame exceeds this factor times its
 # difference from the most similar frame. The factor is above 1 because in scenes without motion all frames are similar.
 ALIKE = 1.02

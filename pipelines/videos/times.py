@@ -23,7 +23,10 @@ class FrameTimes:
     unit: Fraction
 
     def at(self, frame: int) -> int:
-        """The time at which frame number `frame` is shown, in units. Further frames follow the last one evenly."""
+        """The time at which frame number `frame` is shown, in units.
+
+        Frames beyond the end of the video are assumed to follow at even intervals.
+        """
         past = max(0, frame - (len(self.start) - 1))
         return int(self.start[frame - past]) + past * max(1, int(self.start[-1]) // max(1, len(self.start) - 1))
 

@@ -69,7 +69,9 @@ def window_table(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowFrames:
-    """Reads the frames of a `window_table`. Each batch is one row, and rows come in the order of their ends.
+    """Reads the frames of a `window_table`.
+
+    Each batch is one row, and the rows come in the order in which their windows end.
 
     frames: the decoded frames of the video, turned as the annotation asks. windows: the window of each row.
     settings: the frames are cropped and compressed as in a pack with these settings.

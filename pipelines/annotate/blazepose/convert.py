@@ -1,6 +1,6 @@
 """Converts BlazePose's two networks from TensorFlow Lite to ONNX: detector.onnx and landmarks.onnx beside this file.
 
-The repository contains the results, so only somebody who doubts them needs this program. It needs two packages:
+The repository contains both converted networks, so this program is needed only to check them. It needs two packages:
 
     npm pack @mediapipe/pose@0.5.1675469404
     python -m pip install tflite==2.18.0 onnx
@@ -39,14 +39,18 @@ TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 class Converter:
-    """Converts the only graph of a .tflite file. Each method for a kind of operator appends nodes that compute it."""
+    """Converts the only graph of a .tflite file.
+
+    It has a method for each kind of operator, which appends ONNX nodes.
+    """
 
     def __init__(self, content: bytes):
         self.model = tflite.Model.GetRootAsModel(content, 0)
         self.graph = self.model.Subgraphs(0)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
-        self.folded: dict[int, np.ndarray] = {}  # results of DENSIFY and DEQUANTIZE by the number of the tensor
+        # Constant results of DENSIFY and DEQUANTIZE, by the number of the tensor.
+        self.folded: dict[int, np.ndarray] = {}
 
     def convert(self, name: str, outputs: tuple[str, ...]) -> onnx.ModelProto:
         """The ONNX model that computes these outputs of the graph."""
@@ -174,7 +178,7 @@ class Converter:
         return number in self.folded or self.model.Buffers(self.graph.Tensors(number).Buffer()).DataLength() > 0
 
     def constant(self, number: int) -> np.ndarray:
-        """The value of a constant tensor, which is dense."""
+        """The value of a constant tensor as a dense array."""
         if number in self.folded:
             return self.folded[number]
         tensor = self.graph.Tensors(number)
@@ -182,7 +186,7 @@ class Converter:
         return values.reshape(self.shape(number)) if tensor.Sparsity() is None else self.dense(tensor, values)
 
     def dense(self, tensor: Any, values: np.ndarray) -> np.ndarray:
-        """A sparse tensor of which all axes but the last are dense: compressed sparse rows."""
+        """Convert a sparse tensor (compressed sparse rows: all axes but the last are dense) to a dense array."""
         sparsity, shape = tensor.Sparsity(), tensor.ShapeAsNumpy()
         assert sparsity.BlockMapLength() == 0
         assert sparsity.TraversalOrderAsNumpy().tolist() == list(range(len(shape)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.annotate.formats.recording import OtherFormat, Recording, frame_number, layout_of, triples
 
-# For each of COCO's 17 joints, its place among OpenPose's 18.
+# For each of COCO's 17 joints, its number among OpenPose's 18 joints.
 FROM_18 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
 # Old versions of OpenPose write `pose_keypoints`, and AlphaPose's format cmu has `joints`.
 KEYS = ("pose_keypoints_2d", "pose_keypoints", "joints")

@@ -1,4 +1,4 @@
-"""Settles what pose files leave open, for all videos together: the number of the first frame, and what scores mean.
+"""Determines what pose files do not say, from all videos together: the number of the first frame, and what scores mean.
 
 One video alone is not enough: if nobody is in its first frame, numbers from 0 look like numbers from 1.
 """
@@ -12,7 +12,7 @@ from kernels.program import UserError
 from pipelines.annotate.formats.recording import Recording
 from pipelines.skeleton import SKELETONS, Skeleton
 
-SLACK = 2  # frames by which poses and video may differ in length
+SLACK = 2  # poses and video may differ in length by this many frames
 SLIGHT = 1.1  # scores up to this value are a little above 1 by rounding or interpolation
 
 

@@ -11,7 +11,7 @@ from kernels.program import UserError
 from pipelines.annotate.formats.recording import OtherFormat, Recording, layout_of
 
 BOX = 5  # numbers before the joints: class, x and y of the centre, width, height
-EXTRA = 2  # at most this many numbers after the joints: confidence and track
+EXTRA = 2  # there are at most this many numbers after the joints: confidence and track
 COCO = 17
 
 
