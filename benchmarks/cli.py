@@ -106,7 +106,7 @@ def data(
         peer: a program whose published pipeline is measured on the same clips, in an environment of its own. The last
             printed line for mmaction2 is then `ratio R parity ok|red`: Duet's speed relative to the peer's, and whether
             both make the same clips. torchcodec and spdl only read frames; they need FFmpeg's libraries.
-        host: measure instead the work that one process does for a whole data set, beside plainer code.
+        host: instead, compare code that one process runs for a whole data set with simpler code.
         toy: use tiny sizes, only to test that the benchmark runs.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """

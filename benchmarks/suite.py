@@ -88,7 +88,7 @@ SNAPSHOT_PARTS = (
     Part(name="snapshot", module="benchmarks.step.snapshot", function="measure_snapshot", needs_dali=True),
     Part(name="resume", module="benchmarks.step.snapshot", function="measure_resume", needs_dali=True),
 )
-# First the speeds that a user gets, then the measurements that explain them.
+# The first parts measure the speeds that a user gets. The later parts explain these speeds.
 GPU_PARTS = (
     *(part for name in GUIDE for part in parts_of(name)),
     Part(name="limits", module="benchmarks.harness", function="measure_limits"),

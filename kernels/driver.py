@@ -18,7 +18,7 @@ from kernels.program import UserError
 WHEELS = {"cu13": "CUDA 13", "cu12": "CUDA 12", "cpu": "the CPU"}
 # The oldest drivers that can run CUDA 13 and CUDA 12, from NVIDIA's release notes.
 DRIVER_FOR_CUDA_13, DRIVER_FOR_CUDA_12 = 580, 525
-SECONDS_FOR_NVIDIA_SMI = 60  # some machines with many cards need half a minute
+SECONDS_FOR_NVIDIA_SMI = 60  # seconds; nvidia-smi needs half a minute on some machines with many cards
 HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES with which a user asks for the CPU
 
 

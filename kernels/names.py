@@ -30,7 +30,7 @@ def printable(text: str, longest: int | None = None) -> str:
 
 
 def _escaped(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":  # how Python represents a byte of a file name that is not UTF-8
+    if "\udc80" <= char <= "\udcff":  # Python represents each byte of a file name that is not UTF-8 by such a character
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()
 

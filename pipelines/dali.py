@@ -54,15 +54,15 @@ class FrameDecoder:
         self.source, self.device, self.backends = source, device, backends
         self.size = size
         self.num_images, self.threads, self.prefetch = num_images, threads, prefetch
-        self.decoder = ""  # the decoder of which `decoded` returns frames; empty until the first step
-        self.step = 0  # the step that `next` returns next
+        self.decoder = ""  # the name of the decoder in use; empty until the first step
+        self.step = 0  # the step whose frames the next call of `next` returns
         self.inputs: dict[int, Step] = {}  # inputs that a decoder has asked for and `next` has not returned yet
 
     def next(self) -> torch.Tensor:
         """Return the frames of the next step, uint8 [N*T, size, size, 3]. The tensor may share DALI's memory."""
         try:
             frames = self._run()
-        except RuntimeError as error:  # exceptions of `source` have other types
+        except RuntimeError as error:  # a decoder's errors have this type; exceptions of `source` have other types
             if self.backends.decoder == "cpu":
                 raise
             self.backends.decode_on_cpu(_reason(error))

@@ -60,7 +60,8 @@ def compact_boxes(
         half[:, 1] = np.maximum(rule.ratio[0] * half[:, 0], half[:, 1])
         half[:, 0] = np.maximum(1 / rule.ratio[1] * half[:, 1], half[:, 0])
     image = np.stack([width * 0, height * 0, width, height], axis=1).astype(np.int64)
-    box = np.concatenate([center - half, center + half], axis=1).astype(np.int64)  # truncates toward zero
+    # This conversion truncates toward zero.
+    box = np.concatenate([center - half, center + half], axis=1).astype(np.int64)
     if not rule.pad:
         box = np.concatenate([np.maximum(box[:, :2], 0), np.minimum(box[:, 2:], image[:, 2:])], axis=1)
     has_person = np.all(high - low >= rule.threshold, axis=1)
@@ -97,7 +98,7 @@ class StoredRegion:
     fewest: int
 
 
-FEWEST, USUAL = 8, 32  # pose frames per sample: the smallest number for which packs are made, and the published one
+FEWEST, USUAL = 8, 32  # pose frames per sample: the smallest number for which packs are made, and the published number
 
 
 def crop_region(joints: np.ndarray, height: int, width: int, fewest: int = FEWEST) -> StoredRegion:

@@ -140,7 +140,7 @@ class Loader:
         return torch.from_numpy(np.bincount(self.table.label[self.rows], minlength=len(self.coarse_map)))
 
     def _order(self, epoch: int) -> np.ndarray:
-        epoch_rows = self._epoch_rows  # a local name, because threads of another epoch may replace the attribute
+        epoch_rows = self._epoch_rows  # a local variable, because threads of another epoch may replace the attribute
         if epoch_rows is None or epoch_rows[0] != epoch:
             classes = self.table.label[self.rows]
             epoch_rows = epoch, epoch_order(self.rows, self.seed, epoch, classes, self.balance)

@@ -20,7 +20,7 @@ from kernels.names import SHORT, printable
 from pipelines.videos.container import VideoError
 from pipelines.videos.decode import decode
 
-SIDE = 16  # pixels of a side of the tiny pictures
+SIDE = 16  # width and height of the tiny pictures in pixels
 MAX_FRAMES = 900  # only this many frames at the start of a video are compared
 MOMENTS = 8  # number of frames of one video that are compared with frames of the other video
 MAX_SHIFT = 0.33  # share of the longer video that the other video may lack at the start or the end

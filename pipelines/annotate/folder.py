@@ -26,7 +26,7 @@ from pipelines.videos.header import Header
 from pipelines.videos.turn import Rotation, same_shape
 
 FRAME = re.compile(r"(.+?)[_-]?\d+(_keypoints)?")  # the name of a file or image of one frame
-WITHOUT_PEOPLE = 17  # number of joints if nobody was detected in any video
+WITHOUT_PEOPLE = 17  # the number of joints that is used if nobody was detected in any video
 
 
 @dataclass
@@ -43,7 +43,7 @@ class PoseFolder:
     rotation: Rotation = "shown"
     layout: str = ""
     recordings: dict[str, Recording] = field(default_factory=dict)
-    arrays: dict[str, Path] = field(default_factory=dict)  # the .npz file of a video
+    arrays: dict[str, Path] = field(default_factory=dict)  # the .npz file of each video, by the name of the video
     num_joints: int = WITHOUT_PEOPLE
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ def read_labels(file: Path) -> Labels:
         text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names need not be UTF-8
     except OSError as error:
         raise UserError(f"{file} cannot be opened ({error.strerror}); it should be {FORMAT}") from None
-    if "\0" in text:  # as in UTF-16
+    if "\0" in text:  # UTF-16 text contains zero bytes, for example
         raise UserError(f"{file} is not UTF-8 text; save it as CSV in UTF-8")
     rows = [(number, line) for number, line in _lines(file, text) if any(line)]
     columns = list(COLUMNS[:3])

@@ -72,8 +72,8 @@ def choose(videos: Sequence[str], labels: Sequence[int], groups: Sequence[Hashab
     for place in sorted(range(len(videos)), key=lambda place: (zlib.crc32(os.fsencode(videos[place])), videos[place])):
         members[groups[place]].append(place)
     counts = np.array([np.bincount(np.take(labels, places), minlength=max(labels) + 1) for places in members.values()])
-    missing = np.maximum(1, counts.sum(axis=0) // EVERY)  # videos of each class that validation still lacks
-    training = counts.sum(axis=0)  # videos of each class that are left for training
+    missing = np.maximum(1, counts.sum(axis=0) // EVERY)  # how many videos of each class validation still needs
+    training = counts.sum(axis=0)  # how many videos of each class are left for training
     chosen = np.zeros(len(counts), bool)
     # These groups are considered last, so each class usually keeps one in training.
     first_of_class = (counts > 0).argmax(axis=0)

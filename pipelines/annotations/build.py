@@ -38,7 +38,7 @@ from pipelines.sealed_arrays import array_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS, SECONDS_PER_GB = 5, 60  # seconds of processor time; NTU-60's pickle of 1.1 GB takes 20 to 50 s
-MEMORY, MEMORY_PER_BYTE = 1 << 30, 8  # bytes of address space
+MEMORY, MEMORY_PER_BYTE = 1 << 30, 8  # limits of the address space in bytes
 # The joints of a table may take at most MAX_GROWTH times the bytes of the pickle, plus SMALL. More is possible only if
 # the pickle stores an array once and several clips refer to it.
 MAX_GROWTH, SMALL = 8, 16 << 20
@@ -91,7 +91,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     print(json.dumps(_answer(path, folder, memory)), flush=True)
-    os._exit(0)  # deeply nested content could take long to free
+    os._exit(0)  # if the content is deeply nested, freeing its memory could take long
 
 
 def _answer(path: Path, folder: Path, memory: int) -> dict[str, str | int]:

@@ -11,8 +11,8 @@ import numpy as np
 from pipelines.annotations.table import ClipTable
 from pipelines.videos.find import clip_name
 
-NAMED = 5  # classes that a sentence names
-TRIAL = 3  # with fewer validation clips, a user is only trying things out, and classes may be missing
+NAMED = 5  # number of classes that a sentence names
+TRIAL = 3  # with fewer validation clips than this, a user is only trying things out, and classes may be missing
 
 
 @dataclass(frozen=True, slots=True)

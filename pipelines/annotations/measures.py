@@ -34,10 +34,11 @@ MEASURES = np.dtype(
         ("people", np.int64),  # people with a drawn joint, counted in each frame
         ("steps", np.int64),  # people with a drawn joint in a frame and in the next one
         ("jumps", np.int64),  # steps in which a person moves farther than JUMP allows
-        ("size", np.float32),  # longer side of the box around a person's drawn joints, the largest of all frames
+        # Longer side of the box around a person's drawn joints; the largest value of all people and frames.
+        ("size", np.float32),
         ("score_low", np.float32),
         ("score_high", np.float32),
-        ("rounded", np.int64),  # scores above 1 that rounding explains
+        ("rounded", np.int64),  # scores that are above 1 because of rounding
         ("digest", np.uint64),  # digest of joints and scores
         ("not_a_number", np.int64),  # coordinates that are NaN or infinite in the annotation file
         ("third", np.int8),  # THIRD_IS_SCORE, THIRD_IS_UNUSED, or 0 if a joint has two numbers
@@ -120,7 +121,7 @@ def _measure_motion(stored: np.ndarray, per_clip: np.ndarray, total_frames: np.n
     drawn = ((x != 0) | (y != 0)) & (score >= MIN_SCORE)
     present = drawn.any(axis=0)
     part["people"] = np.bincount(clip[present], minlength=len(part))
-    occupied = np.zeros(total_frames.sum(), bool)  # each frame of each clip
+    occupied = np.zeros(total_frames.sum(), bool)  # one entry for each frame of each clip
     occupied[((np.cumsum(total_frames) - total_frames)[clip] + frame)[present]] = True
     part["nobody"] -= np.bincount(np.repeat(np.arange(len(part)), total_frames)[occupied], minlength=len(part))
     both = drawn[:, 1:] & drawn[:, :-1] & (frame[1:] > 0)  # a row with frame 0 is another person or another clip

@@ -23,7 +23,7 @@ from pipelines.videos.turn import Rotation
 
 SCALARS = (str, int, float, np.number, np.bool_)
 # Larger values occur in no data set, and would take far more memory than the file.
-MAX_NAME = 1000  # characters of a name
+MAX_NAME = 1000  # maximum number of characters of a name
 MAX_FRAMES = 1 << 20
 MAX_JOINTS = 1000
 MAX_SIDE = 1 << 16  # pixels
@@ -70,7 +70,7 @@ def clips_and_splits(path: Path, content: Any) -> tuple[list[dict], dict]:
     return clips, splits
 
 
-LONGEST_NAME = 200  # characters of the name of a class
+LONGEST_NAME = 200  # maximum number of characters of the name of a class
 
 
 def class_names_of(path: Path, content: Any, num_classes: int) -> tuple[str, ...]:

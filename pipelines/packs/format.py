@@ -95,7 +95,8 @@ COLUMNS = {
     "settings": np.str_,  # digest of the PackSettings
     "joints": np.str_,  # digest of the clip's joints and of the size of the annotated image
     "source": np.str_,  # digest of the video
-    "stamps": np.int64,  # [4, 3] size, modification time in ns and inode of the last four files with this content
+    # [4, 3] size, modification time in ns and inode of the last four files that had the content of the video.
+    "stamps": np.int64,
     "source_size": np.int32,  # [2] (width, height) of the video in pixels
     "region": np.float64,  # [4] (left, top, right, bottom) of the stored region, in pixels of the video
     "frame_size": np.int32,  # [2] (width, height) of the stored frames in pixels
@@ -212,7 +213,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return {line["clip"]: line for line in read_lines(folder) if "clip" in line}
 
 
-EARLIER = "manifest-2.jsonl"  # an earlier version's lines, in a folder where that version made a pack
+EARLIER = "manifest-2.jsonl"  # lines of an earlier version, if the folder contains a pack of that version
 
 
 def earlier_lines(folder: Path) -> list[dict[str, Any]]:

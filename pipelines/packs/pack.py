@@ -34,7 +34,10 @@ class Pack:
 
     @classmethod
     def of(cls, folder: Path, index: Index, rows: np.ndarray, names: np.ndarray, bad: dict[str, str]) -> "Pack":
-        """Open the clips in `rows` of an index under the table's `names` for them. Row -1 is a clip without frames."""
+        """Open the clips in these `rows` of an index; `names` are their names in the table.
+
+        Row -1: a clip without frames.
+        """
         absent, some = rows < 0, np.maximum(rows, 0)
         if len(index.columns["clip"]):
             columns = {key: np.array(column[some]) for key, column in index.columns.items()}

@@ -187,7 +187,7 @@ def _earlier_digest(count: int, settings: PackSettings) -> str:
     return digest_of({"format": 2, "count": count, "box_pixels": settings.box_pixels, "quality": settings.quality})
 
 
-TOLERANCE = 2  # pixels of the video by which a region may be too small; regions are rounded to even pixels
+TOLERANCE = 2  # a region may be too small by this many pixels of the video, because regions are rounded to even pixels
 ENOUGH = 0.9  # an earlier clip must have at least this share of the scale of a new clip
 
 

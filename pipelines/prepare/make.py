@@ -156,7 +156,8 @@ def look(task: Task) -> Survey:
     todo = survey(task.table, task.joints, task.rows, *places)
     look_elsewhere(todo, task.rows, task.table, task.out, task.settings, task.console)
     if todo.videos is None and todo.stale:
-        find_videos(task.videos, task.table.names.tolist())  # raises an error that says what is wrong with the folder
+        # This call raises an error that says what is wrong with the folder.
+        find_videos(task.videos, task.table.names.tolist())
     return todo
 
 

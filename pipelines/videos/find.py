@@ -183,7 +183,10 @@ def rows_of_video(video: Path, names: Sequence[str]) -> list[int]:
 
 
 def places_of(name: str, names: Sequence[str]) -> list[int]:
-    """The positions in `names` of the clips that `name` means. If none matches with its folders, they are ignored."""
+    """The positions in `names` of the clips that `name` means.
+
+    If no name matches together with the folders of `name`, the folders are ignored.
+    """
     clips, clip = [clip_name(each) for each in names], clip_name(name)
     files, file = [each.rpartition("/")[2] for each in clips], clip.rpartition("/")[2]
     return [i for i, each in enumerate(clips) if each == clip] or [i for i, each in enumerate(files) if each == file]

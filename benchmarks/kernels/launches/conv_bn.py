@@ -74,7 +74,7 @@ class ConvBnCall:
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
         weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)
-        if device == "meta":  # on the meta device, operators need tensors of one dtype
+        if device == "meta":  # on the meta device, all tensors of an operator must have one dtype
             weight = weight.bfloat16()
         affine = [torch.empty(self.norms, self.channels, device=device) for _ in range(2 * (self.norms > 0))]
         return [tensor.requires_grad_() for tensor in (x, weight, *affine)]

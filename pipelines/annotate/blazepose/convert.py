@@ -97,7 +97,8 @@ class Converter:
             self.add("Add", inputs, output, self.options(operator, tflite.AddOptions))
         elif kind == "CONCATENATION":
             options = self.options(operator, tflite.ConcatenationOptions)
-            assert len(self.shape(output)) == 3  # with four axes, the axis would have to be converted to NCHW
+            # If there were four axes, the number of the axis would have to be converted to NCHW.
+            assert len(self.shape(output)) == 3
             self.add("Concat", inputs, output, options, axis=options.Axis())
         elif kind == "LOGISTIC":
             self.add("Sigmoid", inputs, output)
@@ -115,7 +116,7 @@ class Converter:
             self.add("Pad", [inputs[0], pads], output)
         elif kind == "RESHAPE":
             flat, shape = inputs[0], self.store(output, "shape", np.array(self.shape(output), np.int64))
-            if len(self.shape(flat)) == 4:  # the order of the values is that of NHWC
+            if len(self.shape(flat)) == 4:  # the values are in the order of NHWC
                 self.nodes.append(helper.make_node("Transpose", [self.name(flat)], [f"{flat}/nhwc"], perm=TO_NHWC))
                 flat = f"{flat}/nhwc"
             self.add("Reshape", [flat, shape], output)

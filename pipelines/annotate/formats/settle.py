@@ -13,7 +13,7 @@ from pipelines.annotate.formats.recording import Recording
 from pipelines.skeleton import SKELETONS, Skeleton
 
 SLACK = 2  # poses and video may differ in length by this many frames
-SLIGHT = 1.1  # scores up to this value are a little above 1 by rounding or interpolation
+SLIGHT = 1.1  # scores between 1 and this value come from rounding or interpolation
 
 
 def settle(recordings: dict[str, Recording], num_frames: dict[str, int], say: Callable[[str], None]) -> None:
