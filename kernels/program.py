@@ -117,7 +117,7 @@ def exit_code(
 
 
 def _not_importable(error: ImportError) -> str:
-    """What to do about a package that is missing or broken, although the packages that need it are installed."""
+    """The message for a package that cannot be imported, although `check_packages` has not reported it."""
     name = error.name or "a package"
     return f"{name} cannot be imported ({printable(str(error))}): run `make install` in the checkout, which installs it"
 

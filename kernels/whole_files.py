@@ -95,7 +95,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def sync(place: Path) -> None:
-    """Bring the content of a file, or the names in a folder, to the disk."""
+    """Make sure that the content of a file, or the names in a folder, are on the disk."""
     handle = os.open(place, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -154,7 +154,7 @@ def clip_mean(x: Tensor, num_frames: int) -> Tensor:
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialise convolutions and squeeze-excite as the published networks do: Kaiming normal by fan out, biases 0."""
+    """Initialise convolutions and squeeze-excite as the published networks do: Kaiming normal (fan out), biases 0."""
     if next(module.parameters()).is_meta:
         return  # tensors on the meta device have no values
     for layer in module.modules():

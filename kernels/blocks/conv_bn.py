@@ -30,7 +30,7 @@ GRAD_PARTIAL = 1 << 22
 def conv_bn(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Same contract as `conv_bn_reference.conv_bn`."""
+    """The arguments and results are those of `conv_bn_reference.conv_bn`."""
     assert activation in ("none", "relu", "silu")
     assert (scale is None) == (shift is None)
     assert len(weight) <= WIDEST

@@ -34,7 +34,7 @@ def depthwise_conv(
     activation: str = "none",
     num_groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Same contract as `depthwise_reference.depthwise_conv`."""
+    """The arguments and results are those of `depthwise_reference.depthwise_conv`."""
     assert stride in (1, 2)
     assert activation in ("none", "relu", "silu")
     assert len(x) % num_groups == 0

@@ -40,7 +40,10 @@ class Comparison:
         return [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
     def insist(self, source: object) -> None:
-        """If there are complaints, raise a WeightsError that lists them. `source` names the file in the message."""
+        """Raise a WeightsError that lists the complaints, if there are any.
+
+        `source` is the name of the file for the message.
+        """
         if complaints := self.complaints():
             raise WeightsError(
                 f"{source} does not fit: {'; '.join(complaints)}; see `python -m models.weights inspect`"

@@ -164,7 +164,7 @@ class _Scan:
         raise ValueError("its pickle is damaged")
 
     def step(self, name: str, argument: Any) -> None:
-        """Follow one opcode."""
+        """Do what one opcode says, with placeholders for all objects."""
         stack = self.stack
         if name in SCALARS:
             stack.append(argument)

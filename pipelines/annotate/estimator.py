@@ -26,7 +26,7 @@ MAX_FRAMES = 1 << 22  # maximum number of frames in a video
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EstimatorOptions:
-    """How skeletons are estimated: options of annotate and predict."""
+    """Options of annotate and predict that say how skeletons are estimated."""
 
     estimator: Literal["auto", "rtmlib", "blazepose"] = "auto"
     """auto: rtmlib if its weights are here, else the built-in blazepose."""

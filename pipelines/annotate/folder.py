@@ -54,7 +54,10 @@ class PoseFolder:
             )
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Find and read the files of all videos, by name, and report their formats in a few lines. Raises UserError."""
+        """Find and read the files of all videos, and report their formats. Raises UserError.
+
+        headers: the header of each video, by name.
+        """
         files = find_files(self.folder, list(headers)) if self.folder.is_dir() else self._only_file(list(headers))
         for name, own in files.items():
             if own[0].suffix == ".npz":

@@ -57,7 +57,7 @@ def read_poses(file: Path, video: Path, header: Header, cache: Path, rotation: R
     """Read the skeleton of `video` from an .npz file, or from an annotation pickle that contains the video's name.
 
     If an .npz file contains no image size, its joints are taken to be in pixels of the video's frames.
-    rotation: that of the poses (AnnotatedImage), if the file does not contain it.
+    rotation: how the annotated images are turned (AnnotatedImage), if the file does not say it.
     cache: folder in which Duet keeps the table that it makes from an annotation pickle.
     Raises AnnotationError if the file cannot be used, or if its joints do not belong to the frames of this video.
     """

@@ -37,7 +37,10 @@ class PoseSource(Protocol):
     """Where the skeletons of videos come from."""
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Prepare for the skeletons of all videos; `headers` maps their names to headers. Called before `poses`."""
+        """Prepare the skeletons of all videos. Called once before `poses`.
+
+        headers: the header of each video, by name.
+        """
 
     def poses(self, name: str, video: str, header: Header) -> Poses:
         """The skeletons of the video with this name and path."""

@@ -62,7 +62,7 @@ def _crossing(labels: Labels, copies: Copies) -> tuple[list[str], str]:
 
 
 def choose(videos: Sequence[str], labels: Sequence[int], groups: Sequence[Hashable]) -> list[str]:
-    """Choose a split for each video, train or val, so that all videos of a group have the same one.
+    """Choose a split for each video, train or val, so that all videos of a group have the same split.
 
     In each class, about one video in five is for validation, but at least one if the class has several groups. The
     choice depends only on the names, labels and groups of the videos. If there is only one group, all videos are for

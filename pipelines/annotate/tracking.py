@@ -81,7 +81,7 @@ def follow(frames: Sequence[Sequence[Person]], max_people: int, num_joints: int)
 
 
 def separate_people(joints: np.ndarray) -> np.ndarray:
-    """Give each person an index of their own along M: [M, T, V, 3] -> [M', T, V, 3], with 0 where a person is missing.
+    """Give each person a separate index along M: [M, T, V, 3] -> [M', T, V, 3], with 0 where a person is missing.
 
     Two people who are not in the same frame may share an index (`follow`). They are told apart by their boxes, as in
     `follow`. People who are visible in fewer than SHORTEST frames are left out.

@@ -32,7 +32,7 @@ def joint_findings(table: ClipTable, skeleton: Skeleton | None = None) -> list[F
 
 
 def _most(table: ClipTable, affected: np.ndarray, share: float = SHARE) -> bool:
-    """Whether more than this share of the clips that have joints at all is affected."""
+    """Whether more than `share` of the clips that have joints is affected."""
     return bool(affected.sum() > share * max(1, (table.measures["placed"] > 0).sum()))
 
 

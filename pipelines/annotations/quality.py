@@ -20,8 +20,8 @@ NAMED = 3  # number of clips that the line "worst skeletons" names
 class SkeletonQuality:
     """The quality of the skeletons of N clips.
 
-    names: [N]. nobody: [N], the share of a clip's frames without a person. missing: [N], the share of the joints of its
-    people that are missing, in frames in which they have any. jumps: [N], the share of the steps from frame to frame in
+    names: [N]. nobody: [N], the share of a clip's frames without a person. missing: [N], the share of missing joints;
+    only people with at least one joint in a frame count. jumps: [N], the share of the steps from frame to frame in
     which a person jumps (measures.py). frames, joints, steps: [N], the number of frames, joints and steps of each clip,
     to which these three shares refer.
     """

@@ -180,7 +180,10 @@ class Run:
         return line
 
     def _unusable(self, row: int) -> dict[str, Any]:
-        """Digest and stamp of a video that cannot be used. It is tried again only after its content has changed."""
+        """The digest and the stamp of a video that cannot be used.
+
+        It is tried again only after its content has changed.
+        """
         try:
             source, stamp = digest_of_video(self._video(row))
         except VideoError:

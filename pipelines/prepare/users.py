@@ -28,7 +28,7 @@ from pipelines.prepare.run import Task
 from pipelines.prepare.survey import Survey, joints_digest
 from pipelines.sealed_arrays import array_file, read_array
 
-TIME = "%Y-%m-%d %H:%M"  # the form of times in user.json
+TIME = "%Y-%m-%d %H:%M"  # the format of times in user.json
 
 
 @dataclass(frozen=True, slots=True)

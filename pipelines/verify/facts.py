@@ -24,8 +24,9 @@ NTU60_CAMERAS = {2, 3}  # cameras in the train split of xview
 # Subjects in the train split of NTU-120's xsub. The train split of xset has the even setups.
 NTU120_SUBJECTS = NTU60_SUBJECTS | {45, 46, 47, 49, 50, *range(52, 60), 70, 74, 78, *range(80, 87), 89}
 NTU120_SUBJECTS |= {*range(91, 96), 97, 98, 100, 103}
-NTU_RULES = {60: ("xsub", "xview"), 120: ("xsub", "xset")}  # pairs of splits that a rule defines, by number of classes
-NTU_CLIPS = {60: 56578, 120: 113945}  # clips in both splits of a pair together
+# By number of classes: the pairs of splits that follow a rule.
+NTU_RULES = {60: ("xsub", "xview"), 120: ("xsub", "xset")}
+NTU_CLIPS = {60: 56578, 120: 113945}  # total number of clips in the two splits of a pair
 MA52_FILES = {11250: "train", 5586: "val or test"}
 
 

@@ -112,7 +112,8 @@ def open_source(
         raise VideoError(f"the video cannot be decoded ({error.strerror}); containers that are: {formats}") from None
     except av.FFmpegError as error:
         raise VideoError(f"the video cannot be decoded ({error.strerror})") from None
-    except (ValueError, OverflowError) as error:  # PyAV raises these if the file contains invalid numbers or text
+    # PyAV raises these exceptions if the file contains invalid numbers or text.
+    except (ValueError, OverflowError) as error:
         raise VideoError(f"the video cannot be decoded ({error})") from None
 
 
@@ -165,7 +166,7 @@ def turn_of(frame: av.VideoFrame) -> Turn:
     Raises VideoError if the matrix asks for another angle than a multiple of 90 degrees.
     """
     try:
-        data = cast(SideDataContainer, frame.side_data)  # PyAV declares another type
+        data = cast(SideDataContainer, frame.side_data)  # PyAV declares another type for this value
         matrix = np.frombuffer(memoryview(data["DISPLAYMATRIX"]), np.int32).reshape(3, 3)[:2, :2]
     except KeyError:
         return NO_TURN

@@ -73,12 +73,13 @@ class _Index:
         within: the path from `self.folder` to `place`, ending in a slash; empty if they are the same.
         """
         real = os.path.realpath(place)
-        if real in self.folders_read:  # a link led to a folder that has been read before
+        if real in self.folders_read:  # a link led to a folder whose content has been read already
             return
         self.folders_read.add(real)
         sorted_entries: list[os.DirEntry[str]] = []
         with (
-            contextlib.suppress(PermissionError),  # for example, only root has permission to read lost+found
+            # Folders that this user must not read are skipped, for example lost+found.
+            contextlib.suppress(PermissionError),
             os.scandir(place) as entries,
         ):
             sorted_entries = sorted(entries, key=lambda entry: entry.name)
@@ -87,7 +88,7 @@ class _Index:
                 self.outside.append(entry.path)
             elif entry.is_dir():
                 self.fill(entry.path, f"{within}{entry.name}/")
-            elif entry.is_file():  # false for a link to a file that does not exist
+            elif entry.is_file():  # this is false for a link to a file that does not exist
                 self._add(entry.path, within, entry.name)
 
     def _inside(self, link: str) -> bool:
@@ -204,7 +205,7 @@ def videos_in(folder: Path) -> list[Path]:
 
 
 def summary(reasons: Iterable[tuple[str, str]], limit: int = 3) -> str:
-    """Sum up (name, reason) pairs in one line: how often each reason occurs, with a few names."""
+    """Summarise pairs (name, reason) in one line: how often each reason occurs, with a few names."""
     names_of: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons:
         names_of["several videos match the name" if "match the name" in reason else reason].append(name)

@@ -33,7 +33,7 @@ NEEDED = {
 STREAMS = f"{CONTAINERS['format_whitelist']},flv,rtsp,mpjpeg,mjpeg"
 PACED = ("http", "https")  # a file behind such an address arrives faster than it should be played
 PATIENCE = 10.0  # a source that sends nothing for this many seconds has ended
-SLOWEST, FASTEST = 1, 240  # frames per second; a source that claims another rate is taken to have USUAL_RATE
+SLOWEST, FASTEST = 1, 240  # frames per second; if a source claims a rate outside these limits, USUAL_RATE is assumed
 UNIT = Fraction(1, 90_000)
 
 
@@ -66,7 +66,7 @@ class LiveTimes:
         return (self.shown[-1] if self.shown else 0.0) + past / float(self.usual)
 
     def at(self, frame: int) -> int:
-        """When a frame is shown, in units."""
+        """The time at which a frame is shown, in units."""
         return round(self.seconds(frame) / UNIT)
 
     def rate(self) -> Fraction:

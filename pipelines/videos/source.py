@@ -97,9 +97,10 @@ class SwitchingDecoder:
 
     def __init__(self, frames: VideoFrames, plans: Callable[[int], ClipPlan], decoding: Decoding):
         self.frames, self.plans, self.decoding = frames, plans, decoding
-        self.step = 0  # the step that `next` returns next
-        self.run: Callable[[], torch.Tensor] | None = None  # returns the frames of `step`; None before the first step
-        self.in_use = ""  # the decoder that `run` uses
+        self.step = 0  # the step whose frames the next call of `next` returns
+        # A function that returns the frames of `step`; None before the first step.
+        self.run: Callable[[], torch.Tensor] | None = None
+        self.in_use = ""  # the name of the decoder that `run` uses
         if frames.fault and decoding.backends.decoder == "mixed":
             decoding.backends.decode_videos_on_cpu(frames.fault)
 
@@ -306,7 +307,7 @@ def compare(video: str, reference: np.ndarray, decoded: np.ndarray, numbers: np.
 
 
 def _frames_in_order(video: str, num_frames: int) -> np.ndarray:
-    """All frames as PyAV decodes them, with the colours of a pack, thinned out by `_sparse`: [T, h, w, 3] float32."""
+    """All frames as PyAV decodes them, with the colours of a pack, reduced by `_sparse`: [T, h, w, 3] float32."""
     frames = []
     try:
         as_stored = AnnotatedImage(*read_header(video).stored, "stored")  # DALI does not turn frames either

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.videos.container import open_video
 
-USUAL_RATE = 30  # frames per second of NTU and MA-52, for a video without times
+USUAL_RATE = 30  # frames per second of NTU and MA-52, which is assumed for a video without times
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def frame_times(video: str) -> FrameTimes:
     The times are sorted. For almost all videos, this changes nothing; in NTU's .avi files, the decoder returns frames
     in the right order, but with the times of other frames (docs/sources.md, "NTU RGB+D 60").
     """
-    times: list[tuple[int, int]] = []  # of each packet: when its frame is shown, and for how long
+    times: list[tuple[int, int]] = []  # for each packet, when its frame is shown, and for how long
     with open_video(video) as (container, stream):
         rate, unit = stream.average_rate or Fraction(USUAL_RATE), stream.time_base or 1 / Fraction(USUAL_RATE)
         is_avi = container.format.name == "avi"  # an .avi contains only the times at which frames are decoded

@@ -111,7 +111,7 @@ class WindowDecoder:
         self.frames, self.plans = frames, plans
         self.total = frames.windows[-1][1]
         self.numbers = [self._numbers(plan) for plan in plans]
-        # For each sampled frame, the number of windows that have yet to use it.
+        # For each sampled frame, the number of windows that still need it.
         self.uses_left = Counter(number for numbers in self.numbers for number in set(numbers))
         self.frames_in_memory: dict[int, av.VideoFrame] = {}
         self.last_frame: av.VideoFrame

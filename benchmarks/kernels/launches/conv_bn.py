@@ -32,7 +32,7 @@ class ConvBnCall:
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        """List the calls. The shape of a call's output shows whether a residual_conv takes this output as shortcut."""
+        """List the calls. The shape of an output shows whether a residual_conv uses this output as its shortcut."""
         users = seen.calls["residual_conv"]
         shortcuts = Counter(shortcut.shape for *_, shortcut, _, shortcut_scale in users if shortcut_scale is not None)
         for x, weight, scale, _, activation in seen.calls["conv_bn"]:

@@ -1,4 +1,4 @@
-"""The call that draws the heatmaps of a batch, as pipelines/loader.py makes it."""
+"""The call with which pipelines/loader.py draws the heatmaps of a batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -53,7 +53,7 @@ class Converter:
         self.folded: dict[int, np.ndarray] = {}
 
     def convert(self, name: str, outputs: tuple[str, ...]) -> onnx.ModelProto:
-        """The ONNX model that computes these outputs of the graph."""
+        """Build the ONNX model that computes these outputs of the graph."""
         source, names = self.graph.Inputs(0), {self.name(number): number for number in self.graph.OutputsAsNumpy()}
         image = self.name(source)
         self.nodes.append(helper.make_node("Transpose", [f"{image}_nhwc"], [image], perm=TO_NCHW))

@@ -126,7 +126,7 @@ def session(name: str) -> Any:
 
 
 def run(network: Any, picture: np.ndarray) -> list[np.ndarray]:
-    """The outputs of a network for its only input, a picture [1, H, W, 3]."""
+    """Run a network, whose only input is a picture [1, H, W, 3], and return its outputs."""
     return network.run(None, {network.get_inputs()[0].name: picture})
 
 

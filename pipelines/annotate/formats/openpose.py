@@ -1,7 +1,7 @@
 """OpenPose's JSON, one file for each frame: `people` with `pose_keypoints_2d`. AlphaPose can write it too.
 
-Source: docs/sources.md, "Formats of poses". BODY_25 has 25 joints. The 18 joints of the model COCO become COCO's 17:
-the neck is left out and the others change their order.
+Source: docs/sources.md, "Formats of poses". BODY_25 has 25 joints. The 18 joints of the model COCO are converted to
+COCO's 17 joints: the neck is left out, and the other joints are reordered.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ KEYS = ("pose_keypoints_2d", "pose_keypoints", "joints")
 def read(content: Any, number: int | None) -> Recording | None:
     """The poses in the content of a JSON file, or None if it has another format. See coco.py for `number`.
 
-    A dict of such contents by the name of the image, as AlphaPose writes it, is read too.
+    A dict that maps names of images to such contents, as AlphaPose writes it, is read too.
     """
     if not isinstance(content, dict):
         return None
