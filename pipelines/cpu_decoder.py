@@ -1,8 +1,8 @@
 """Decodes JPEG packets on the CPU and resizes a region of each, as the DALI graph in dali.py does on a GPU.
 
-nvImageCodec, with which DALI decodes too, decodes only the part around a region, with libjpeg-turbo. cykooz-resizer
-(the crate fast_image_resize in Python) resizes this part with SIMD instructions, in a quarter of the time that DALI's
-CPU operator takes. The pixels differ from DALI's by at most one level, because rows and columns are rounded separately.
+nvImageCodec, which DALI uses as well, decodes only the part around a region, with libjpeg-turbo. cykooz-resizer (the
+crate fast_image_resize in Python) resizes this part with SIMD instructions, in a quarter of the time that DALI's CPU
+operator takes. The pixels differ from DALI's by at most one level, because rows and columns are rounded separately.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportMissingImports=false

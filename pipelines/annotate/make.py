@@ -1,7 +1,7 @@
 """Makes an annotation file, in the published form, for your own videos (`python -m pipelines.annotate`).
 
-Skeletons are read from the folder --poses, which has files of a pose estimator (folder.py). Without --poses
-they are estimated (estimator.py) and stored in the folder OUT_poses, so that an interrupted run can continue.
+Skeletons are read from the folder --poses, which has files of a pose estimator (folder.py). Without --poses,
+the skeletons are estimated (estimator.py) and stored in the folder OUT_poses, so that an interrupted run can continue.
 """
 
 import pickle

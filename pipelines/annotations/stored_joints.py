@@ -13,9 +13,9 @@ from kernels.whole_files import matches_seal
 class StoredJoints:
     """A sealed .npy file with an array [rows, V, 3], of which slices of rows can be read, from several threads.
 
-    The file is read and not memory-mapped, because a process is killed if another one cuts a file that it has mapped.
-    Each process checks the seal once, which takes about half a second for each GB that the operating system has cached.
-    Raises OSError if the file cannot be opened, and ValueError if it is damaged.
+    The file is read and not memory-mapped, because a process that has mapped a file is killed if another process cuts
+    the file. Each process checks the seal once, which takes about half a second for each GB that the operating system
+    has cached. Raises OSError if the file cannot be opened, and ValueError if it is damaged.
     """
 
     def __init__(self, path: Path) -> None:

@@ -44,8 +44,9 @@ class ClipTable:
     coarse_map: the coarse class of each class, or empty if the file has no coarse classes.
     skeleton: the name of the joint layout, or '' if the file names none.
     rotation: see AnnotatedImage; None if the file contains none.
-    measures: [n] of dtype MEASURES, the measures of each clip's joints; empty for a table that no file was read for.
-    absent: for each split that lists clips without an annotation, the number of these clips and the name of the first.
+    measures: [n] of dtype MEASURES, the measures of each clip's joints; empty for a table that was not read from a
+    file. absent: for each split that lists clips without an annotation, the number of these clips and the name of the
+    first.
     """
 
     digest: str

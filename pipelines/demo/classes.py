@@ -62,7 +62,7 @@ class ClipId:
 
     @property
     def name(self) -> str:
-        """The name of the clip, in NTU's pattern SsssCcccPpppRrrrAaaa. The splits have no subject P in common."""
+        """The name of the clip, in NTU's pattern SsssCcccPpppRrrrAaaa. No subject (P) is in both splits."""
         subjects = NUM_TRAIN_SUBJECTS if self.split == TRAIN else NUM_VAL_SUBJECTS
         first = 1 if self.split == TRAIN else 1 + NUM_TRAIN_SUBJECTS
         rest, subject = divmod(self.take, subjects)

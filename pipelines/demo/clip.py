@@ -80,7 +80,7 @@ def place(config: DemoConfig, joints: np.ndarray, rng: np.random.Generator) -> V
 
 
 def project(joints: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Project points [..., 3] of the scene: pixels [..., 2] and depths [...]. The camera looks slightly down."""
+    """Project points [..., 3] of the scene to pixels [..., 2] and depths [...]. The camera looks slightly down."""
     x, y, z = joints[..., 0], joints[..., 1], joints[..., 2]
     y = y - 0.12 * z
     c, s = np.cos(view.roll), np.sin(view.roll)

@@ -38,7 +38,7 @@ def ramp(t: np.ndarray, start: float, end: float) -> np.ndarray:
 
 
 def between(low: np.ndarray | list[float], high: np.ndarray | list[float], p: np.ndarray) -> np.ndarray:
-    """A path [T, 3] from `low` to `high`, as p [T] goes from 0 to 1."""
+    """A path [T, 3] that goes from `low` to `high` while p [T] goes from 0 to 1."""
     return np.asarray(low) + (np.asarray(high) - np.asarray(low)) * p[:, None]
 
 
@@ -162,7 +162,7 @@ def give(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
 
 
 def between_paths(first: np.ndarray, second: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """A path [T, 3] that changes from `first` [T, 3] to `second` [T, 3] as p [T] goes from 0 to 1."""
+    """A path [T, 3] that changes from `first` [T, 3] to `second` [T, 3] while p [T] goes from 0 to 1."""
     return first + (second - first) * p[:, None]
 
 

@@ -1,4 +1,4 @@
-"""Draws a textured room, and in it the demo's people, made of shaded capsules, with objects in their hands.
+"""Draws the scenes of the demo: a textured room, and people made of shaded capsules with objects in their hands.
 
 Shapes are drawn at twice the size, and the image is then halved. Colours are rounded before they are converted and
 drawn, and all later arithmetic is in integers, so that every machine produces the same pixels. Images have Pillow's

@@ -8,7 +8,7 @@
     index/*.npy        the content of the manifest as sealed arrays, written at the end of `prepare`
     users/             which annotation files and experiments use which clips (prepare/users.py)
     others.json        the folders of further packs, which were made with --out
-    speed-HOST.json    how fast the last long run on the machine HOST was
+    speed-HOST.json    the speed of the last long run on the machine HOST
 
 A clip is identified by its joints, the content of its video, and the encoder's settings. So all annotation files and
 experiments share one pack, and a clip that two of them have in common is made once. A clip's file may also lie in a
@@ -82,7 +82,7 @@ def digest_of(content: dict[str, Any]) -> str:
 def clip_id(source: str, joints: str, settings: str, rotation: str = "") -> str:
     """The identity of a clip, from the digests of its video, of its joints, and of the settings: 20 hex digits.
 
-    rotation: as in COLUMNS. A clip whose frames are not turned has the same identity as in earlier versions.
+    rotation: see COLUMNS. A clip whose frames are not turned has the same identity as in earlier versions.
     """
     turned = " shown" if rotation == "shown" else ""
     return hashlib.sha256(f"{source} {joints} {settings}{turned}".encode()).hexdigest()[:20]
@@ -160,14 +160,14 @@ def read_index(folder: Path) -> Index:
 
 
 def index_of(lines: Iterable[dict[str, Any]]) -> Index:
-    """The lines of a manifest as an index."""
+    """Build an index from the lines of a manifest."""
     sorted_lines = [{"rotation": UNKNOWN} | line for line in sorted(lines, key=lambda line: line["clip"])]
     columns = {key: np.array([line[key] for line in sorted_lines], dtype) for key, dtype in COLUMNS.items()}
     return Index.of(columns, np.concatenate([NO_PACKETS, *(packets_of(line["packets"]) for line in sorted_lines)]))
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The files with lines that are not merged into the manifest yet, in the order of their last change."""
+    """The files with lines that are not merged into the manifest yet, sorted by the time of their last change."""
     times = {}
     for part in (folder / "parts").glob("*.jsonl"):
         with contextlib.suppress(FileNotFoundError):  # another run has merged it just now
@@ -226,7 +226,8 @@ def earlier_lines(folder: Path) -> list[dict[str, Any]]:
 def merge_parts(folder: Path) -> None:
     """Write the manifest and the index from the manifest and its parts, and remove the parts.
 
-    Only one run at a time may merge, and no run may write a part meanwhile. A merge that was killed can be repeated.
+    Only one run at a time may merge, and no run may write a part during the merge. A merge that was killed can be
+    repeated.
     """
     parts = parts_of(folder)
     for place, _, _ in os.walk(folder / "clips"):

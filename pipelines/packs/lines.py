@@ -34,7 +34,7 @@ class EarlierLine(TypedDict):
 
 
 class Line(EarlierLine):
-    """A line of today's form."""
+    """A line of the current form."""
 
     clip: str
     stamps: list[list[int]]
@@ -44,7 +44,7 @@ class Line(EarlierLine):
 
 
 def is_line(line: Any) -> bool:
-    """Whether `line` is a whole line of a manifest, of today's form or that of an earlier version."""
+    """Whether `line` is a whole line of a manifest, in the current form or that of an earlier version."""
     today = isinstance(line, dict) and "clip" in line
     if misfit(line, Line if today else EarlierLine, ("rotation",)):
         return False

@@ -15,8 +15,9 @@ from pipelines.packs.format import Index, PackError, earlier_lines, read_index
 class Pack:
     """A pack that is open for reading, with one row per clip. Several threads may read at once.
 
-    The rows are those of an annotation table. `open_pack` gives all clips of the pack a row instead. Everything that
-    is read from the index is in memory, because another machine may replace the index during a long run.
+    The rows are those of an annotation table. Only a Pack from `open_pack` has one row for each clip of the pack.
+    Everything that is read from the index is in memory, because another machine may replace the index during a long
+    run.
 
     columns: arrays of n rows each (see COLUMNS in format.py). A row whose `num_frames` is 0 has no frames.
     packets: [sum of num_frames, 2] uint32, size in bytes and CRC-32 of each packet.

@@ -1,6 +1,6 @@
 """Decides whether a video is the one from which a clip was made.
 
-The quick answer is the video's stamp. If the stamp has changed, the whole content decides.
+A video counts as unchanged if the stamp of its file is unchanged. Otherwise, its whole content decides.
 """
 
 import hashlib

@@ -214,7 +214,7 @@ def _empty_packs(pack: Path) -> list[Path]:
 
 
 def _keep(pack: Path, lines: dict[str, Line]) -> None:
-    """Write the manifest and the index anew, with these lines only."""
+    """Rewrite the manifest and the index with only these lines."""
     parts = parts_of(pack)
     write_index(pack, lines.values())
     for part in parts:

@@ -74,7 +74,7 @@ def _locked(path: Path, out: Path, kind: int, console: Console) -> Iterator[None
 
 
 def _opened(path: Path) -> IO[str]:
-    """Open a lock's file, and make it if it is missing. On NFS an exclusive lock needs a file open for writing."""
+    """Open a lock's file for writing, as exclusive locks on NFS require, and make it if it is missing."""
     try:
         return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
     except PermissionError:  # the pack belongs to another user; this file suffices for a shared lock
@@ -97,7 +97,7 @@ def look_for_clips(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def if_alone(path: Path) -> Iterator[bool | None]:
-    """A context whose value is True if no other run holds the lock of this file; no other run can then get it.
+    """A context whose value is True if no other run holds the lock of this file. No other run can then take the lock.
 
     On a file system without locks this is not known, and the value is None.
     """

@@ -1,8 +1,8 @@
 """Makes a clip pack from videos (`python -m pipelines.prepare ANNOTATIONS --videos DIR`, or `--exp NAME`).
 
 A run continues where an earlier run stopped or was killed, and returns at once if there is nothing to do. A clip is
-made again if its video, its skeleton or the encoder's settings change. With `--shard I/N` a run makes a part of the
-clips, while runs on other machines make the other parts. `--check PACK` lists the damaged clips of a pack (check.py).
+made again if its video, its skeleton or the encoder's settings change. With `--shard I/N`, a run makes one part of the
+clips, and runs on other machines can make the other parts. `--check PACK` lists the damaged clips of a pack (check.py).
 """
 
 import contextlib

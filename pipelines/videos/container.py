@@ -118,7 +118,7 @@ def open_source(
 
 
 def _stream(container: av.container.InputContainer, codecs: Collection[str]) -> av.VideoStream:
-    """The default video stream, or the first one. Pictures of a cover are not the video.
+    """The default video stream, or the first one. Cover pictures do not count as video.
 
     codecs: names of the codecs that may be decoded. Raises VideoError.
     """
@@ -163,7 +163,7 @@ def has_full_range(frame: av.VideoFrame) -> bool:
 def turn_of(frame: av.VideoFrame) -> Turn:
     """The turn that the display matrix of a decoded frame asks for; none without a matrix.
 
-    Raises VideoError if the matrix asks for another angle than a multiple of 90 degrees.
+    Raises VideoError if the angle is not a multiple of 90 degrees.
     """
     try:
         data = cast(SideDataContainer, frame.side_data)  # PyAV declares another type for this value

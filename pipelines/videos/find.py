@@ -23,8 +23,8 @@ class MissingVideo(str):
 def find_videos(folder: Path, names: Sequence[str], follow_links: bool = False) -> list[str]:
     """Find the video of each name in `folder`: its path, or a MissingVideo.
 
-    A name may contain folders and an extension. A file of exactly this path in `folder` is used first. Otherwise the
-    file may have any video extension, and NTU's suffix `_rgb`; and if there is no such file at the path, a file of that
+    A name may contain folders and an extension. A file with exactly this path in `folder` is preferred. Otherwise, the
+    file may have any video extension and NTU's suffix `_rgb`. If there is no such file at this path, a file of this
     name in any subfolder is used (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that
     a downloaded data set cannot make Duet read other files, unless `follow_links` is set: the user's own folder may
     consist of links.
@@ -154,7 +154,8 @@ def clips_on_one_file(names: Sequence[str], videos: Sequence[str]) -> str:
 def names_for(folder: Path, videos: Sequence[str], follow_links: bool = False) -> list[str]:
     """Names with which `find_videos` finds these videos of `folder` again: paths in `folder` without an extension.
 
-    If such a name means no video or another one, as `A.mp4` does for the video `A.mp4.mp4`, the extension is kept.
+    The extension is kept if the name without it means no video or another video, as `A.mp4` does for the video
+    `A.mp4.mp4`.
     """
     places = [os.path.relpath(video, folder).replace(os.sep, "/") for video in videos]
     short = [os.path.splitext(place)[0] for place in places]
@@ -168,8 +169,8 @@ def names_for(folder: Path, videos: Sequence[str], follow_links: bool = False) -
 def rows_of_video(video: Path, names: Sequence[str]) -> list[int]:
     """The positions in `names` of the clips whose name is that of this video.
 
-    A name with the folders and the extension of the video comes first, then one with its folders, then one with as many
-    of its folders as possible. If no name has its folders, the file name alone decides.
+    Names with the folders and the extension of the video are preferred, then names with its folders, then names with as
+    many of its folders as possible. If no name has its folders, the file name alone decides.
     """
     path = Path(os.path.abspath(video)).as_posix()
     key = clip_name(path)

@@ -1,7 +1,7 @@
 """Whether a container asks players to hide the edges of the frames: `clap` in .mp4 and .mov, PixelCrop in .mkv.
 
 FFmpeg's libraries and OpenCV ignore this, and so do we: annotations that were made with them belong to whole frames.
-`verify` says how many videos are concerned. Edges that the stream itself hides are never decoded.
+`verify` says how many videos have hidden edges. Edges that the stream itself hides are never decoded.
 """
 
 from collections.abc import Iterator
@@ -87,8 +87,10 @@ def _elements(data: bytes, parents: tuple[int, ...]) -> Iterator[tuple[int, byte
 
 
 def _number(data: bytes, position: int, keep_length: bool) -> tuple[int, int]:
-    """A number of variable length, and the position after it. The leading zero bits of its first byte say how long it
-    is. keep_length: whether the bit after them belongs to the number. A length of ones only stands for the whole rest.
+    """A number of variable length, and the position after it.
+
+    The leading zero bits of the first byte say how long the number is. keep_length: whether the bit after these zeros
+    belongs to the number. A length whose bits are all ones means that the element extends to the end.
     """
     first = data[position] if position < len(data) else 0
     length = 9 - first.bit_length()
