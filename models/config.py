@@ -191,7 +191,7 @@ class RGBPoseConfig(TwoStreamConfig):
     interaction: bool = False
     """Whether the network has PCAN's FeatureInteraction at both fusion points."""
     drop_path: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
-    """Probabilities that a training batch drops the laterals into the RGB path, and those into the pose path."""
+    """Probability that a training batch drops the laterals into the RGB path, and the same for the pose path."""
     rgb: ResNetPathConfig = RESNET_RGB
     """The RGB path."""
     pose: ResNetPathConfig = RESNET_POSE

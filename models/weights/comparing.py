@@ -16,7 +16,7 @@ MAY_BE_ABSENT = (
     (r"attention", "only EPAM-Net has the attention"),
     (r"(rgb|pose)_backbone", "the file has only the other stream"),
 )
-"""Parts of a network that a file may lack, but only as a whole: a pattern for names, and the reason that users see."""
+"""Parts of a network that a file may lack as a whole: a pattern for names of tensors, and the reason for users."""
 
 REPLACED = re.compile(r"cls_head\.\w+")
 """Parts that may have other shapes in a file from which training starts: heads for other classes."""

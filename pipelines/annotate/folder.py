@@ -101,7 +101,7 @@ class PoseFolder:
             people = [detection.joints for r in self.recordings.values() for detection in r.detections]
             self.layout = likely_layout(np.stack(people[:5000]))
             if self.layout:
-                say(f"the {self.num_joints} joints have no names; by the lengths of limbs, they are {self.layout}")
+                say(f"the {self.num_joints} joints have no names; the lengths of limbs suggest {self.layout}")
         elif len(layouts) == 1:
             self.layout = layouts.pop()
 

@@ -43,8 +43,8 @@ def first_number(group: dict[str, Recording], num_frames: dict[str, int]) -> tup
     other = [name for name in to_last if name not in from_0]
     if from_0 and other:
         raise UserError(
-            f"the frames of {group[from_0[0]].file} are numbered from 0, but those of {group[other[0]].file} up to "
-            f"{num_frames[other[0]]}, the length of the video, so from 1; write the poses of all videos in the same way"
+            f"the frames of {group[from_0[0]].file} are numbered from 0, but those of {group[other[0]].file} from 1 to "
+            f"{num_frames[other[0]]}, the length of the video; write the poses of all videos in the same way"
         )
     if from_0:
         return 0, ""
