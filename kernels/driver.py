@@ -126,8 +126,8 @@ def newest_wheels(driver: Driver) -> str | None:
 def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[str, str]:
     """Return the wheels that `make` installs into .venv (cu13, cu12 or cpu), and the reason as a phrase.
 
-    Installed wheels stay if they run with the driver. Machines with old and new drivers can thus share a .venv with the
-    wheels for CUDA 12: `make` on one machine does not replace wheels that programs on another machine are using.
+    Installed wheels are kept if they run with the driver. So machines with old and new drivers can share a .venv with
+    the wheels for CUDA 12: `make` on one machine does not replace wheels that programs on another machine are using.
 
     Args:
         asked: the value of CUDA=... on the command line, or "".

@@ -172,7 +172,7 @@ class X3DPairConfig(TwoStreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpamConfig(X3DPairConfig):
-    """EPAM-Net: the two-stream X3D, with RGB features that are scaled by a map computed from the pose features.
+    """EPAM-Net: the two-stream X3D in which a map, computed from the pose features, scales the RGB features.
 
     The score is the sum of both streams' logits (docs/sources.md, "EPAM-Net").
     """
@@ -200,7 +200,7 @@ class RGBPoseConfig(TwoStreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SingleStreamConfig(HeadConfig):
-    """One stream without the other, for training in stages: a path of RGBPoseConv3D (SlowOnly) or a temporal-shift X3D.
+    """A network with one stream, for training in stages: a path of RGBPoseConv3D (SlowOnly) or a temporal-shift X3D.
 
     Source: docs/sources.md, "Staged recipe" and "EPAM-Net".
     """

@@ -27,8 +27,7 @@ class ClassifierLosses(nn.Module):
     def forward(self, name: str, logits: Tensor, label: Tensor, weight: float) -> dict[str, Tensor]:
         """The losses of logits [N, K] for labels [N], multiplied by `weight`: loss_NAME, perhaps with loss_f1_NAME.
 
-        name: name of the classifier. If it ends in _coarse, `log_prior` is not added, because it belongs to fine
-        classes.
+        name: name of the classifier. If it ends in _coarse, `log_prior` is not added, because it is for fine classes.
         """
         scores = full_precision(logits)
         if not self.training:
@@ -70,8 +69,9 @@ def soft_f1_loss(logits: Tensor, label: Tensor) -> Tensor:
 def f1_of(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
     """Compute F1 scores. All three arguments have the same shape, with one entry for each score.
 
-    right: number of samples that are correctly predicted as the class. predicted: number of samples that are predicted
-    as the class. actual: number of samples whose label is the class.
+    right: number of samples of a class that are predicted correctly.
+    predicted: number of samples that are predicted as this class.
+    actual: number of samples whose label is this class.
     """
     precision, recall = right / (predicted + EPSILON), right / (actual + EPSILON)
     return 2 * precision * recall / (precision + recall + EPSILON)

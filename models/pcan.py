@@ -50,10 +50,10 @@ class PrototypeContrast(nn.Module):
         """Update the prototypes with this batch, and compute the scores of its samples.
 
         If the labels are fine, `parent_right` [N] is true for samples whose coarse class is predicted correctly.
-        If they are coarse, it is None. A sample is a true positive if its label has the highest logit and
-        `parent_right`, if passed, is true. The list of scores has one entry for each kind of false negative, and a last
-        one for false positives. With `parent_right`, there are three kinds of false negatives: only the fine class is
-        wrong, only the coarse class is wrong, or both are wrong. Gradients flow through the returned prototypes, not
+        If they are coarse, it is None. A sample is a true positive if its label has the highest logit, and if
+        `parent_right` is None or true for it. The list of scores has one entry for each kind of false negative, and a
+        last one for false positives. With `parent_right`, there are three kinds of false negatives: only the fine class
+        is wrong, only the coarse class is wrong, or both are wrong. Gradients flow through the returned prototypes, not
         through the stored ones.
         """
         z = self.cl_fc(feature)

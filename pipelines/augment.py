@@ -59,9 +59,9 @@ def random_colors(rows: np.ndarray, jitter: float, seed: int, epoch: int) -> np.
 def random_rectangles(rows: np.ndarray, side: int, chance: float, seed: int, epoch: int) -> np.ndarray:
     """Draw the rectangle that each of N clips loses: [N, 4] int64 (left, top, right, bottom) in pixels of the frame.
 
-    side: height and width of the frames. chance: the share of clips that lose a rectangle; the rectangles of other
-    clips are empty. Source: Zhong et al., Random erasing data augmentation, AAAI 2020 (docs/sources.md,
-    "Augmentation").
+    side: height and width of the frames.
+    chance: the share of clips that lose a rectangle; the rectangles of other clips are empty.
+    Source: Zhong et al., Random erasing data augmentation, AAAI 2020 (docs/sources.md, "Augmentation").
     """
     draws = uniforms(seed, epoch, rows, 5, RECTANGLES)
     area = ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * draws[:, 1]

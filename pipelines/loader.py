@@ -155,8 +155,8 @@ class Loader:
     ) -> Batch:
         """Build batch number `step` of an epoch.
 
-        joints: those of the plan (`joints`), or None if the network reads no skeletons.
-        rgb: [N*T, size, size, 3] uint8 as decoded, or None if the network reads no frames.
+        joints: what `joints` returned for the plan, or None if the network reads no skeletons.
+        rgb: the decoded frames, [N*T, size, size, 3] uint8, or None if the network reads no frames.
         """
         if rgb is not None:
             rgb = rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:])

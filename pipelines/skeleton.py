@@ -1,4 +1,4 @@
-"""Joint layouts: those of published data sets and pose estimators by name, and the reader of a user's own.
+"""Joint layouts: the named layouts of data sets and pose estimators, and a reader for the user's own layouts.
 
 Sources: docs/sources.md, "Joint layouts".
 """

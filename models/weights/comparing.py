@@ -26,7 +26,8 @@ REPLACED = re.compile(r"cls_head\.\w+")
 class Comparison:
     """The names of tensors, grouped by what is wrong with them.
 
-    `absent` maps each part that the file lacks, and is allowed to lack, to the reason why it may be absent.
+    `absent` has the parts that are missing and may be missing. It maps each of them to the reason why it may be
+    missing.
     """
 
     unknown: list[str] = field(default_factory=list)

@@ -15,7 +15,9 @@ class StoredJoints:
 
     The file is read and not memory-mapped, because a process that has mapped a file is killed if another process cuts
     the file. Each process checks the seal once, which takes about half a second for each GB that the operating system
-    has cached. Raises OSError if the file cannot be opened, and ValueError if it is damaged.
+    has cached.
+
+    Raises OSError if the file cannot be opened, and ValueError if it is damaged.
     """
 
     def __init__(self, path: Path) -> None:

@@ -36,17 +36,16 @@ class ClipTable:
 
     digest: identifies the content of the annotation file.
     names: [n] str. label, total_frames, num_persons: [n] int32. height, width: [n] int32, of the image in pixels.
-        joints: [sum of M*T over all clips, V, 3] float16 or float32, (x, y, score) in pixels of the image. Slices of
-        its first axis can be read.
+    joints: [sum of M*T over all clips, V, 3] float16 or float32, (x, y, score) in pixels of the image. Slices of its
+        first axis can be read.
     first_row: [n] int64, where the joints of each clip start in `joints`.
     splits: for the name of each split, the rows of its clips; empty if the file is a plain list.
     class_names: the name of each class, or empty if the file does not name its classes.
     coarse_map: the coarse class of each class, or empty if the file has no coarse classes.
     skeleton: the name of the joint layout, or '' if the file names none.
     rotation: see AnnotatedImage; None if the file contains none.
-    measures: [n] of dtype MEASURES, the measures of each clip's joints; empty for a table that was not read from a
-    file. absent: for each split that lists clips without an annotation, the number of these clips and the name of the
-    first.
+    measures: [n] of dtype MEASURES, the measures of each clip's joints; empty if the table was not read from a file.
+    absent: for each split that lists clips without an annotation, the number of these clips and the name of the first.
     """
 
     digest: str

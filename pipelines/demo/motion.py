@@ -16,7 +16,7 @@ RED, BLUE, PLAIN, STRIPED = "red ball", "blue ball", "plain box", "striped box"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """The people of a clip and their object.
+    """The people of a clip and the object that they hold.
 
     joints: [M, T, 17, 3]. held: the name of the object in the hands, or "". path: [T, 3] centre of the object, or None.
     """

@@ -52,7 +52,7 @@ class Task:
 
 
 class Run:
-    """A run that makes the clips in `todo`, and completes `todo` with what it made.
+    """A run that makes the clips in `todo`, and adds the results to `todo`.
 
     finished: what the pack recorded when the run began. lines: the lines that the run has added, by clip.
     """
@@ -122,7 +122,7 @@ class Run:
             self._say(f"{self.out}: packing {len(self.todo.stale)} of {len(self.task.rows)} clips: {parts}")
 
     def _check_missing(self) -> None:
-        """Report the clips that have no video. If there are too many, a single UserError reports all of them.
+        """Report the clips that have no video. If too many clips have no video, a single UserError reports all of them.
 
         Missing videos of other shards' clips count as well, so that even the smallest shard notices a wrong folder.
         """

@@ -39,8 +39,8 @@ class Survey:
 
     clips: the identities of clips that need not be made, by row, including bad clips.
     stale: rows of the table whose clips have to be made, with the reason.
-    touched: the new stamp of each video that is another file than before but has the same content, by row.
-    elsewhere: lines of clips that other packs contain, by row. These lines are to be added to the pack.
+    touched: by row, the new stamp of each video whose file has changed but whose content is the same.
+    elsewhere: by row, the manifest lines of clips that other packs contain. These lines are to be added to the pack.
     bad: names of clips that cannot be made, with the reason.
     videos: the video of each row, or a MissingVideo; None if the folder of the videos does not exist.
     joints: the digest of each row's joints.

@@ -80,8 +80,8 @@ class Frames(NamedTuple):
 def read_header(video: str) -> Header:
     """Read the header of a video. As in `prepare`, only local files in the formats of CONTAINERS are opened.
 
-    If the header does not contain the number of frames, the packets are counted. If the file has an index but is too
-    short for what the index lists, the header is returned with a `reason`.
+    If the header does not contain the number of frames, the packets are counted. If the file is shorter than its index
+    says, the header is returned with a `reason`.
     """
     try:
         with open_video(video, PATIENCE) as (container, stream):

@@ -43,7 +43,7 @@ class FrameTimes:
 def frame_times(video: str) -> FrameTimes:
     """Read the times of a video's frames from its packets, without decoding. Raises VideoError.
 
-    The times are sorted. For almost all videos, this changes nothing; in NTU's .avi files, the decoder returns frames
+    The times are sorted. Sorting changes nothing for almost all videos. In NTU's .avi files, the decoder returns frames
     in the right order, but with the times of other frames (docs/sources.md, "NTU RGB+D 60").
     """
     times: list[tuple[int, int]] = []  # for each packet, when its frame is shown, and for how long
