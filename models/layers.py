@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm over [N*T, C, H, W]. If there is a shortcut, it is added; then an activation may follow.
+    """Batch norm over [N*T, C, H, W], which can also add a shortcut and then apply an activation.
 
     A Norm does not update num_batches_tracked, because each update would need a kernel launch. `networks.count_batch`
     updates these counters for all norms of a network at once.

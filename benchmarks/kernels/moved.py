@@ -134,7 +134,7 @@ def toy_launches(call: Call) -> list[Launch]:
 
 
 def totals(launches: list[dict]) -> dict[str, dict]:
-    """Add up the GB per clip, the calls and the launches of each kernel and of groups of kernels.
+    """Sum the GB per clip, the calls and the launches for each kernel and for groups of kernels.
 
     `gb` is what our kernels move, and `ideal_gb` what ideal code moves for the same computation. The group `blocks`
     contains the kernels that replace whole blocks. Only this group has `over_ideal` (`gb` / `ideal_gb`), because the

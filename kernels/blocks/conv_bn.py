@@ -163,7 +163,7 @@ def _normalised(value, factor, addend, inside, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.constexpr):  # noqa: E741
-    """Return the gradient of the result, including the part that comes through its statistics.
+    """Return the gradient of the result, including the gradient that comes through the statistics of the result.
 
     The returned gradient is 0 where `inside` is false. `column` must broadcast to the shape of `place`.
     """

@@ -37,7 +37,10 @@ def _most(table: ClipTable, affected: np.ndarray, share: float = SHARE) -> bool:
 
 
 def _scale(table: ClipTable) -> Iterator[Finding]:
-    """Joints that are not in pixels of the image. A clip counts only for the first kind that applies to it."""
+    """Find joints that are not in pixels of the image.
+
+    A clip counts only for the first kind of fault that applies to it.
+    """
     measures, size = table.measures, np.stack([table.width, table.height], axis=1)
     drawn = np.maximum(measures["drawn"], 1)
     some = measures["size"] > 0
@@ -277,7 +280,7 @@ def _mean(points: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def _twice(table: ClipTable) -> Iterator[Finding]:
-    """Duplicate clips: several names that mean the same video, or several clips with the same skeletons."""
+    """Find duplicate clips: several names that mean the same video, or several clips with the same skeletons."""
     digests = table.measures["digest"]
     people = np.flatnonzero(table.measures["drawn"] > 0)
     order = people[np.argsort(digests[people], kind="stable")]

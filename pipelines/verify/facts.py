@@ -36,8 +36,8 @@ def split_facts(table: ClipTable, num_classes: int | None) -> list[dict[str, Any
     clips: number of clips. published: the published number of clips, None if unknown.
     wrong_side: number of clips that NTU's rule puts into the other split.
     classes: number of classes that have clips. absent: the classes that have none.
-    fewest, median, most: statistics of the clips per class, without the classes that have no clips. ratio: `most`
-    divided by `fewest`.
+    fewest, median, most: statistics of the clips per class, without classes that have no clips.
+    ratio: `most` divided by `fewest`.
     matches: for a plain list, the name of the published file with the same number of clips, or None.
     expected: for a plain list, the numbers of clips of all published files.
     """

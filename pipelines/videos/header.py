@@ -117,7 +117,7 @@ def read_header(video: str) -> Header:
 
 
 def _display(container: av.container.InputContainer, stream: av.VideoStream) -> Display | None:
-    """How the frames are shown, from the first packet alone; None if the decoder returns no frame for it."""
+    """How the frames are shown, according to the first packet. None if the decoder returns no frame for this packet."""
     packet = next((packet for packet in container.demux(stream) if packet.is_keyframe), None)
     if packet is None or packet.is_discard:
         return None

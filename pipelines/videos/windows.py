@@ -74,7 +74,7 @@ class WindowFrames:
     Each batch is one row, and the rows come in the order in which their windows end.
 
     frames: the decoded frames of the video, turned as the annotation asks. windows: the window of each row.
-    settings: those of a pack; the frames are cropped and compressed as in this pack.
+    settings: the settings of a pack. Frames are cropped and compressed as in such a pack.
     each: a function that is called with every decoded frame of the video.
     """
 

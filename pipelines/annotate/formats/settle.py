@@ -76,7 +76,7 @@ def _renumber(recording: Recording, first: int, num_frames: int) -> None:
 
 
 def settle_scores(kind: str, group: dict[str, Recording], say: Callable[[str], None]) -> None:
-    """Convert flags of COCO to scores and clip scores that are slightly off. Raises UserError for other scales."""
+    """Convert COCO's flags to scores, and clip scores slightly outside 0 to 1. Raises UserError for other scales."""
     people = [detection for recording in group.values() for detection in recording.detections]
     for detection in people:
         detection.joints = np.nan_to_num(detection.joints, nan=0.0, posinf=0.0, neginf=0.0)
