@@ -145,7 +145,7 @@ def kernels(count: Literal["registers", "bytes"], every: int = 1, records: Path 
     Args:
         count: registers compiles every launch without a GPU, and counts its registers, shared memory and spills; bytes
             counts the bytes that the launches of a training step move.
-        every: count registers only for every n-th call, and for those that are heaviest in the committed record.
+        every: count registers only for every n-th call, and for the heaviest calls of the committed record.
         records: folder for the records.
     """
     # Triton reads the variable TRITON_INTERPRET when a kernel is defined, so the variable is removed or set before the

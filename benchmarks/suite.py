@@ -1,6 +1,6 @@
 """Runs the parts of a benchmark one after another, each in its own process.
 
-If a part crashes or hangs, the others still run. Every result is written to the record of the part,
+If a part crashes or hangs, the other parts still run. Every result is written to the record of the part,
 `<part>_<device>.json`, as soon as it is known. A later run of the suite leaves out the parts that are done.
 """
 

@@ -1,7 +1,7 @@
 """Says whether values from a file have the types that a dataclass or TypedDict declares.
 
-JSON and snapshots may come from other programs and other versions. Nothing is converted here, so that a value of
-another type is noticed, and not read as something else.
+JSON and snapshots may come from other programs and other versions. Nothing is converted here, so a value of a
+wrong type is always noticed.
 """
 
 import functools

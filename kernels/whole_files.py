@@ -1,4 +1,4 @@
-"""Writes files so that a crash or a power loss leaves each of them whole, and seals files that are derived from others.
+"""Writes files so that a crash or a power loss leaves each of them whole, and marks derived files with a seal.
 
 A file is written under a temporary name. Then its content is brought to the disk, the file gets its name, and the name
 is brought to the disk. At any moment, the disk has the whole old file or the whole new one.

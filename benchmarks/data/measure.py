@@ -1,4 +1,4 @@
-"""Measures our whole data path alone, or compares it with MMAction2's data path on the same clips and one core.
+"""Measures our whole data path alone, or beside MMAction2's data path on the same clips and the same core.
 
 Our path reads clip packs; MMAction2 reads the 960x540 H.264 files from which the packs were made. Both run with one
 thread and take turns: in a round, our path runs a whole epoch and MMAction2's path runs once over all clips.

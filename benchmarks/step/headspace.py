@@ -1,7 +1,7 @@
 """Compares the training step on a batch that stays in memory with the same step on the batches of the loader.
 
 The second speed divided by the first shows whether loading data slows training down: 1 means that the network never
-waits. Both ways, and the loader without a network, are timed in turn.
+waits. Both speeds, and the speed of the loader without a network, are measured in turn.
 """
 
 import importlib

@@ -3,7 +3,8 @@
 The safe reader of torch runs no code either, but a file of a few hundred bytes can make it use any amount of memory or
 time. Such a file may be an archive that unpacks to far more bytes, or contain a tensor that repeats one number with a
 stride of 0, a storage that claims more bytes than the file has, or a key whose hash takes forever to compute. This scan
-follows the same opcodes with placeholders for all objects: it builds no tensor, hashes no key, and calls nothing.
+follows the opcodes of the pickle with placeholders for all objects: it builds no tensor, hashes no key, and calls
+nothing.
 """
 
 import os

@@ -210,7 +210,7 @@ def parse_clip(clip: dict) -> dict[str, Any]:
     """Check one annotation and convert it to a dict with the columns of the table.
 
     If there are no scores, every joint gets score 1, as in the published loader. Raises UserError, or KeyError,
-    TypeError, ValueError or IndexError for content of the wrong kind.
+    TypeError, ValueError or IndexError for content of a wrong type.
     """
     name = text_of("its name", clip["filename"] if "filename" in clip else clip["frame_dir"])
     keypoint = _numbers("keypoint", clip["keypoint"])
