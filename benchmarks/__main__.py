@@ -1,4 +1,4 @@
-"""Starts `python -m benchmarks`. The commands of this program are in cli.py."""
+"""Starts the program `python -m benchmarks`, whose commands are in cli.py."""
 
 from kernels.program import run_program
 

@@ -1,4 +1,4 @@
-"""Measures the built-in pose estimator: its time for a picture, its errors, and what estimating fewer frames costs.
+"""Measures the time and the errors of the built-in pose estimator, and the additional errors if frames are skipped.
 
 An error is the distance between an estimated joint and the expected one, divided by the diagonal of the box around the
 expected person. Each expected person is compared with the nearest person that was estimated in the same frame.
@@ -22,11 +22,11 @@ from pipelines.demo.clip import film, stage
 from pipelines.videos.find import videos_in
 
 PEOPLE = 2  # the number of people that `annotate` looks for by default
-EVERY = (2,)  # distances in frames between the estimated frames that are compared with estimating every frame
+EVERY = (2,)  # values of --every that are compared with estimating every frame
 
 
 def measure_generated() -> Result:
-    """The errors on one frame of each class of the demo. The expected joints are those that were drawn."""
+    """Measure the errors on one frame of each class of the demo. The frame is drawn from the expected joints."""
     config, errors = DemoConfig(num_train=12, num_val=1, num_frames=(40, 90), rate=30), []
     estimator = estimator_for(1).estimator
     for clip in clip_ids(config)[:12]:
@@ -38,7 +38,10 @@ def measure_generated() -> Result:
 
 
 def measure_real(folder: Path) -> Iterator[Result]:
-    """The time for each picture, and the errors on the videos in `folder`/videos against `folder`/keypoints."""
+    """Measure the time per picture, and the errors on the videos in `folder`/videos.
+
+    The expected joints are those in `folder`/keypoints.
+    """
     headers = {path.stem: header_of(str(path)) for path in videos_in(folder / "videos")}
     expected = PoseFolder(folder / "keypoints", PEOPLE)
     expected.survey(headers, print)
@@ -70,7 +73,7 @@ def estimator_for(every: int) -> PoseEstimator:
 
 
 def compared(estimated: list[np.ndarray], expected: list[np.ndarray]) -> dict[str, object]:
-    """The errors in frames where both have people, and in how many frames only one of both has any."""
+    """Return the errors in frames with both estimated and expected people, and count the frames with only one kind."""
     errors, both, lost, new = [], 0, 0, 0
     for ours, theirs in zip(estimated, expected, strict=True):
         for frame in range(theirs.shape[1]):
@@ -83,7 +86,7 @@ def compared(estimated: list[np.ndarray], expected: list[np.ndarray]) -> dict[st
 
 
 def errors_of(estimated: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """The error of each joint of the expected people [N, V, 2], or nothing if nobody was estimated: [n] float."""
+    """Return the error of each joint of the expected people [N, V, 2]: [n] float, empty if nobody was estimated."""
     if not len(estimated) or not len(expected):
         return np.zeros(0)
     distances = np.linalg.norm(estimated[None, :, :, :2] - expected[:, None], axis=-1)  # [expected, estimated, V]

@@ -15,7 +15,7 @@ LONGEST = 10
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Time without work between two kernels or copies, whose names are `before` and `after`."""
+    """A time without work on the GPU. `before` and `after` are the names of the kernels or copies around it."""
 
     nanoseconds: int
     before: str

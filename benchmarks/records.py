@@ -148,7 +148,7 @@ def read_record(path: Path, key: str = "results") -> dict[str, Any]:
 
 
 def is_done(path: Path, record: dict[str, Any]) -> bool:
-    """Return whether the record at `path` is complete, with size, settings, device, versions and code of `record`."""
+    """Whether the record at `path` is complete and matches `record` in size, settings, device, versions and code."""
     try:
         earlier = read_record(path)
     except RecordError:

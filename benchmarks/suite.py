@@ -1,6 +1,6 @@
 """Runs the parts of a benchmark one after another, each in its own process.
 
-If a part crashes or hangs, the others still run. Every result is written to the record of the part,
+If a part crashes or hangs, the other parts still run. Every result is written to the record of the part,
 `<part>_<device>.json`, as soon as it is known. A later run of the suite leaves out the parts that are done.
 """
 
@@ -35,9 +35,9 @@ class Part:
     """One part of a benchmark: a function that yields results as soon as they are known.
 
     The function takes a Target. If there is a `choice`, it also takes the chosen experiment, and the names of the
-    settings that the choice fixes, which tuned settings must not change. The part is stopped after `seconds`, in which
-    compiling is included. The default fits into the ten minutes that a cluster's test queue may give. The module is
-    imported only when the part begins, so that the other parts run where DALI is missing.
+    settings that the choice fixes. Tuning must not change these settings. The part is stopped after `seconds`, which
+    include the time for compiling. The default fits into the ten minutes that a cluster's test queue may give. The
+    module is imported only when the part begins, so that the other parts run where DALI is missing.
     """
 
     name: str
@@ -88,7 +88,7 @@ SNAPSHOT_PARTS = (
     Part(name="snapshot", module="benchmarks.step.snapshot", function="measure_snapshot", needs_dali=True),
     Part(name="resume", module="benchmarks.step.snapshot", function="measure_resume", needs_dali=True),
 )
-# First the speeds that a user gets, then the measurements that explain them.
+# The first parts measure the speeds that a user gets. The later parts explain these speeds.
 GPU_PARTS = (
     *(part for name in GUIDE for part in parts_of(name)),
     Part(name="limits", module="benchmarks.harness", function="measure_limits"),
@@ -174,14 +174,14 @@ def _end(record: dict[str, Any], status: str, text: str) -> None:
 
 
 def _work(part: Part, target: Target, connection: Connection) -> None:
-    """Run a part in its own process. Sends the results one by one, and then how the part ended."""
+    """Run a part in its own process. Sends the results one by one, and then a message that says how the part ended."""
     threading.Thread(target=_end_with_suite, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the suite ends this process
     try:
         if target.toy:
             torch.set_num_threads(1)
         connection.send(("provenance", provenance(target.device)))
-        connection.recv()  # the suite ends this process here if it leaves the part out
+        connection.recv()  # if the part is to be left out, the suite ends this process while it waits here
         for result in load(part)(target):
             connection.send(("result", result))
         connection.send((DONE, ""))

@@ -1,4 +1,4 @@
-"""Random batches for an experiment, and small forms of experiments, with which toy runs and tests take seconds."""
+"""Makes random batches for an experiment, and small versions of experiments for toy runs and tests."""
 
 from dataclasses import replace
 

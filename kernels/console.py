@@ -16,13 +16,13 @@ READER_LEFT = (errno.EPIPE, errno.EIO)  # a pipe without a reader, and a termina
 
 
 class Forgiving(io.FileIO):
-    """A file that drops what cannot be written. `error` is the first error that occurred, or None."""
+    """A file that drops data that cannot be written. `error` is the first error that occurred, or None."""
 
     error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         try:
-            while (count := super().write(data)) is None:  # a pipe that does not block is full
+            while (count := super().write(data)) is None:  # None means that a non-blocking pipe is full
                 select.select([], [self], [])
             return count
         except OSError as error:
@@ -33,12 +33,14 @@ class Forgiving(io.FileIO):
 def open_console() -> None:
     """Replace sys.stdout and sys.stderr by streams that drop what cannot be written and escape what cannot be encoded.
 
-    Streams that replace those of this process, as in tests and notebooks, are only set to escape.
+    A stream that other code has put in the place of the original one, as tests and notebooks do, is not replaced. It is
+    only configured to escape characters that it cannot encode.
     """
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file that is opened, such as a snapshot, would receive the output
+        except OSError:
+            # The stream is closed, so the next file that is opened, such as a snapshot, would receive the output.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = _forgiving(sys.stdout, sys.__stdout__)
     sys.stderr = _forgiving(sys.stderr, sys.__stderr__)
@@ -64,7 +66,7 @@ def _forgiving(stream: TextIO | None, own: TextIO | None) -> TextIO:
 
 
 def lost_output() -> OSError | None:
-    """Why text for standard output could not be written. None if all was written, or if its reader went away."""
+    """The error because of which standard output lost text. None if nothing was lost, or if the reader went away."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     error = raw.error if isinstance(raw, Forgiving) else None

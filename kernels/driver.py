@@ -18,7 +18,7 @@ from kernels.program import UserError
 WHEELS = {"cu13": "CUDA 13", "cu12": "CUDA 12", "cpu": "the CPU"}
 # The oldest drivers that can run CUDA 13 and CUDA 12, from NVIDIA's release notes.
 DRIVER_FOR_CUDA_13, DRIVER_FOR_CUDA_12 = 580, 525
-SECONDS_FOR_NVIDIA_SMI = 60  # some machines with many cards need half a minute
+SECONDS_FOR_NVIDIA_SMI = 60  # seconds; nvidia-smi needs half a minute on some machines with many cards
 HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES with which a user asks for the CPU
 
 
@@ -126,8 +126,8 @@ def newest_wheels(driver: Driver) -> str | None:
 def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[str, str]:
     """Return the wheels that `make` installs into .venv (cu13, cu12 or cpu), and the reason as a phrase.
 
-    Installed wheels stay if they run with the driver. Machines with old and new drivers can thus share a .venv with the
-    wheels for CUDA 12: `make` on one machine does not replace wheels that programs on another machine are using.
+    Installed wheels are kept if they run with the driver. So machines with old and new drivers can share a .venv with
+    the wheels for CUDA 12: `make` on one machine does not replace wheels that programs on another machine are using.
 
     Args:
         asked: the value of CUDA=... on the command line, or "".

@@ -15,7 +15,7 @@ from kernels.program import UserError
 
 MAX_RATIO = 100  # a zip that unpacks to more than this many times its size is refused
 LOCAL_HEADER = 30  # bytes of the header before an entry of a zip, without the entry's name
-SMALL_ARRAYS = 64 << 20  # bytes that any .npz may unpack to
+SMALL_ARRAYS = 64 << 20  # even the smallest .npz may unpack to this many bytes
 KINDS: dict[str, Callable[[int], bool]] = {
     "a folder": stat.S_ISDIR,
     "a pipe": stat.S_ISFIFO,

@@ -1,7 +1,7 @@
 """Says whether values from a file have the types that a dataclass or TypedDict declares.
 
-JSON and snapshots may come from other programs and other versions. Nothing is converted here, so that a value of
-another type is noticed, and not read as something else.
+JSON and snapshots may come from other programs and other versions. Nothing is converted here, so a value of a
+wrong type is always noticed.
 """
 
 import functools
@@ -25,7 +25,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
     if kind is dict:
         return isinstance(value, dict) and all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
-    if type(value) is int:  # isinstance would take True for a number
+    if type(value) is int:  # isinstance would accept True as a number
         return hint in (int, float) and abs(value) < LARGEST
     return isinstance(value, hint) and not (isinstance(value, bool) and hint is int)
 
@@ -34,7 +34,7 @@ hints_of = functools.cache(get_type_hints)
 
 
 def misfit(values: Any, form: type, optional: Iterable[str] = ()) -> str:
-    """What is wrong with a dict that should have the fields of `form`, or an empty string. More keys are no fault.
+    """What is wrong with a dict that should have the fields of `form`, or an empty string. Extra keys are allowed.
 
     optional: names of fields that may be missing.
     """

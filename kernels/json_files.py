@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.files import check_regular
 
-MAX_BYTES = 16 << 20  # for settings, scores and records, which have a few KB; a caller can allow more
+MAX_BYTES = 16 << 20  # enough for settings, scores and records, which have a few KB; a caller can allow more
 MAX_DEPTH = 64  # brackets that are open at the same time; no file of Duet and no format of poses needs more than ten
 BLOCK = 1 << 20
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
@@ -39,7 +39,7 @@ def parse_json(text: bytes | str, limit: int = MAX_BYTES) -> Any:
 
 def _may_be_deep(text: bytes) -> bool:
     """Whether more than MAX_DEPTH brackets are open at once. Brackets within strings count too."""
-    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:  # counting is much faster than what follows
+    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:  # this count is much faster than the code below
         return False
     step = np.zeros(256, np.int32)
     step[list(b"[{")], step[list(b"]}")] = 1, -1

@@ -1,4 +1,4 @@
-"""Names of files, clips and classes as text that a terminal shows as it is, and as names for new files.
+"""Converts names of files, clips and classes to text that is safe to print, and to names for new files.
 
 Names come from strangers. They may contain control characters, which could erase or forge lines on a terminal, bytes
 that are not UTF-8, and more bytes than a file system allows once a suffix is added.
@@ -16,7 +16,9 @@ UNSAFE = frozenset("\"'\\:*?<>|")
 
 
 def printable(text: str, longest: int | None = None) -> str:
-    """Return the text on one line. Control characters, also those for text direction, and stray bytes are escaped.
+    """Return the text on one line.
+
+    Control characters, including those that change the direction of text, and bytes that are not UTF-8 are escaped.
 
     A text with more than `longest` characters is shortened to its beginning and its end, with three dots in between.
     """
@@ -28,7 +30,7 @@ def printable(text: str, longest: int | None = None) -> str:
 
 
 def _escaped(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":  # how Python represents a byte of a file name that is not UTF-8
+    if "\udc80" <= char <= "\udcff":  # Python represents each byte of a file name that is not UTF-8 by such a character
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()
 

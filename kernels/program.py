@@ -117,7 +117,7 @@ def exit_code(
 
 
 def _not_importable(error: ImportError) -> str:
-    """What to do about a package that is missing or broken, although the packages that need it are installed."""
+    """The message for a package that cannot be imported, although `check_packages` has not reported it."""
     name = error.name or "a package"
     return f"{name} cannot be imported ({printable(str(error))}): run `make install` in the checkout, which installs it"
 
@@ -171,7 +171,7 @@ def die_with_parent(parent: int) -> None:
     """Ask Linux to kill this process as soon as its parent process ends for any reason, even by SIGKILL.
 
     Call this at the start of a child process, for example as `preexec_fn` of subprocess.Popen. Pass the process number
-    of the parent. The parent may have ended before this call, and only its number reveals that.
+    of the parent. The parent may have ended before this call, and only the parent's number reveals that.
     """
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

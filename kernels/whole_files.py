@@ -1,4 +1,4 @@
-"""Writes files so that a crash or a power loss leaves each of them whole, and seals files that are derived from others.
+"""Writes files so that a crash or a power loss leaves each of them whole, and marks derived files with a seal.
 
 A file is written under a temporary name. Then its content is brought to the disk, the file gets its name, and the name
 is brought to the disk. At any moment, the disk has the whole old file or the whole new one.
@@ -30,7 +30,7 @@ def temporary(path: Path) -> Path:
     """A new name for a file until it is complete, in the folder of `path`. The name is never too long.
 
     It is random, because two machines that share the folder may write the same file at the same time. Only the suffix
-    is, because torch writes the name without its suffix into its files.
+    is random, because torch writes the name of a file without its suffix into the file.
     """
     return path.with_name(f"{safe_stem(path)}.tmp{uuid.uuid4().hex[:12]}")
 
@@ -44,7 +44,9 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A context with a temporary path. What is written there becomes the file `path` when the context ends.
+    """A context with a temporary path.
+
+    The file that is written at this path becomes the file `path` when the context ends.
 
     If the context ends with an error, `path` stays as it was. Raises OSError.
     """
@@ -67,7 +69,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def put(part: Path, path: Path) -> None:
-    """Give the complete file `part` the name `path`, in the same folder. Both are on the disk when this returns."""
+    """Rename the complete file `part` to `path`, in the same folder. Content and name are then on the disk."""
     sync(part)
     os.replace(part, path)
     sync(path.parent)
@@ -77,8 +79,8 @@ def put(part: Path, path: Path) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A context with an empty temporary folder, whose files become the folder `path` when the context ends.
 
-    The caller holds a lock, so that no other process writes the same folder. A folder that was there is removed first:
-    after a crash, `path` may be absent, and parts of the old folder may be missing.
+    The caller must hold a lock, so that no other process writes the same folder. An existing folder `path` is removed
+    first: after a crash, `path` may be absent, and parts of the old folder may be missing.
     """
     part = path.with_name(f"{path.name}.tmp")
     shutil.rmtree(part, ignore_errors=True)
@@ -93,7 +95,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def sync(place: Path) -> None:
-    """Bring the content of a file, or the names in a folder, to the disk."""
+    """Make sure that the content of a file, or the names in a folder, are on the disk."""
     handle = os.open(place, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -131,7 +133,7 @@ def read_sealed(path: Path) -> bytes | None:
 def matches_seal(file: int) -> bool:
     """Whether the content of an open file (a file descriptor) matches the seal at its end.
 
-    Reads the file in blocks, which takes about half a second for each GB that is in memory.
+    Reads the file in blocks, which takes about half a second for each GB that the operating system has cached.
     """
     length, crc = os.fstat(file).st_size - SEAL_BYTES, 0
     for start in range(0, length, BLOCK):
@@ -140,7 +142,10 @@ def matches_seal(file: int) -> bool:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether `path` is a device, a pipe, or a name of an open file such as /dev/stdout. No file may take its place."""
+    """Whether `path` is a device, a pipe, or a name of an open file such as /dev/stdout.
+
+    It must not be replaced by a file.
+    """
     place = os.path.abspath(path)
     if os.path.dirname(place) == "/dev" or place.startswith(("/dev/fd/", "/proc/")):
         return True

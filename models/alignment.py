@@ -36,7 +36,10 @@ def _widen(block: X3DBlock, extra: int) -> None:
 
 
 def _grow(layer: nn.Module, axis: int, extra: int) -> None:
-    """Append `extra` zeros along `axis`: 0 adds outputs to all tensors of the layer, 1 adds inputs to its weight."""
+    """Append `extra` zeros along `axis`.
+
+    Axis 0 adds outputs to all tensors of the layer, axis 1 adds inputs to its weight.
+    """
     added = {}
     for name, tensor in layer.state_dict(keep_vars=True).items():
         if tensor.dim() and (axis == 0 or name == "weight"):

@@ -172,7 +172,7 @@ class X3DPairConfig(TwoStreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpamConfig(X3DPairConfig):
-    """EPAM-Net: the two-stream X3D, with RGB features that are scaled by a map computed from the pose features.
+    """EPAM-Net: the two-stream X3D in which a map, computed from the pose features, scales the RGB features.
 
     The score is the sum of both streams' logits (docs/sources.md, "EPAM-Net").
     """
@@ -191,7 +191,7 @@ class RGBPoseConfig(TwoStreamConfig):
     interaction: bool = False
     """Whether the network has PCAN's FeatureInteraction at both fusion points."""
     drop_path: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
-    """Probabilities that a training batch drops the laterals into the RGB path, and those into the pose path."""
+    """Probability that a training batch drops the laterals into the RGB path, and the same for the pose path."""
     rgb: ResNetPathConfig = RESNET_RGB
     """The RGB path."""
     pose: ResNetPathConfig = RESNET_POSE
@@ -200,7 +200,7 @@ class RGBPoseConfig(TwoStreamConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SingleStreamConfig(HeadConfig):
-    """One stream without the other, for training in stages: a path of RGBPoseConv3D (SlowOnly) or a temporal-shift X3D.
+    """A network with one stream, for training in stages: a path of RGBPoseConv3D (SlowOnly) or a temporal-shift X3D.
 
     Source: docs/sources.md, "Staged recipe" and "EPAM-Net".
     """

@@ -158,7 +158,7 @@ def has_kernels_for(x: Tensor) -> bool:
 
 
 def in_training(block: nn.Module) -> bool:
-    """Whether every norm of the block uses the statistics of the batch. The kernels support nothing else."""
+    """Whether every norm of the block uses the statistics of the batch, as the kernels require."""
     return all(module.training for module in block.modules() if isinstance(module, nn.BatchNorm2d))
 
 

@@ -27,7 +27,7 @@ class ClassifierHead(nn.Module):
     """
 
     def __init__(self, config: TwoStreamConfig | SingleStreamConfig, channels: tuple[int, ...]) -> None:
-        """channels: those of the features of each stream, in the order of config.streams."""
+        """channels: number of feature channels of each stream, in the order of config.streams."""
         super().__init__()
         self.streams = config.streams
         self.weights, self.frame_weight = config.head_weights(), config.frame_weight

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm over [N*T, C, H, W]. If there is a shortcut, it is added; then an activation may follow.
+    """Batch norm over [N*T, C, H, W], which can also add a shortcut and then apply an activation.
 
     A Norm does not update num_batches_tracked, because each update would need a kernel launch. `networks.count_batch`
     updates these counters for all norms of a network at once.
@@ -154,7 +154,7 @@ def clip_mean(x: Tensor, num_frames: int) -> Tensor:
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialise convolutions and squeeze-excite as the published networks do: Kaiming normal by fan out, biases 0."""
+    """Initialise convolutions and squeeze-excite as the published networks do: Kaiming normal (fan out), biases 0."""
     if next(module.parameters()).is_meta:
         return  # tensors on the meta device have no values
     for layer in module.modules():

@@ -25,9 +25,9 @@ class ClassifierLosses(nn.Module):
         self.register_buffer("log_prior", None, persistent=False)
 
     def forward(self, name: str, logits: Tensor, label: Tensor, weight: float) -> dict[str, Tensor]:
-        """The losses of logits [N, K] for labels [N], multiplied by `weight`: loss_NAME and, if it is on, loss_f1_NAME.
+        """The losses of logits [N, K] for labels [N], multiplied by `weight`: loss_NAME and perhaps loss_f1_NAME.
 
-        name: of the classifier. If it ends in _coarse, `log_prior` is not added, because it is for the fine classes.
+        name: name of the classifier. If it ends in _coarse, `log_prior` is not added, because it is for fine classes.
         """
         scores = full_precision(logits)
         if not self.training:
@@ -56,8 +56,8 @@ def adjust_logits(network: nn.Module, counts: Tensor, strength: float) -> None:
 def soft_f1_loss(logits: Tensor, label: Tensor) -> Tensor:
     """(1 - macro F1) + (1 - micro F1) of N samples, with probabilities in place of predictions: a scalar.
 
-    A class that is no label of these samples counts with an F1 of 0, so the loss is 0 only if each of the K classes
-    occurs. Source: docs/sources.md, "Losses for MA-52".
+    A class that is the label of none of these samples counts with an F1 of 0, so the loss is 0 only if each of the K
+    classes occurs. Source: docs/sources.md, "Losses for MA-52".
     """
     probability, target = logits.softmax(1), F.one_hot(label, logits.shape[1]).to(logits.dtype)
     right, predicted, actual = (probability * target).sum(0), probability.sum(0), target.sum(0)
@@ -67,7 +67,12 @@ def soft_f1_loss(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def f1_of(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-    """F1 from the numbers of samples that are right, that are predicted, and that have the label; of equal shapes."""
+    """Compute F1 scores. All three arguments have the same shape, with one entry for each score.
+
+    right: number of samples of a class that are predicted correctly.
+    predicted: number of samples that are predicted as this class.
+    actual: number of samples whose label is this class.
+    """
     precision, recall = right / (predicted + EPSILON), right / (actual + EPSILON)
     return 2 * precision * recall / (precision + recall + EPSILON)
 

@@ -15,7 +15,7 @@ from models.heads import STREAMS, ClassifierHead, Output
 from models.layers import clip_mean, pixels
 from models.losses import full_precision
 
-ALPHA = 0.125  # factor of the change that PrototypeContrast.contrast makes to the score of a sample's class
+ALPHA = 0.125  # PrototypeContrast.contrast multiplies its change to the score of a sample's class by this factor
 TAU = 0.125  # temperature of the scores
 MOMENTUM = 0.9  # weight of the old value when a prototype moves towards the mean of its class
 
@@ -50,10 +50,10 @@ class PrototypeContrast(nn.Module):
         """Update the prototypes with this batch, and compute the scores of its samples.
 
         If the labels are fine, `parent_right` [N] is true for samples whose coarse class is predicted correctly.
-        If they are coarse, it is None. A sample is a true positive if its label has the highest logit and
-        `parent_right`, if passed, is true. The list of scores has one entry for each kind of false negative, and a last
-        one for false positives. With `parent_right`, there are three kinds of false negatives: only the fine class is
-        wrong, only the coarse class is wrong, or both are wrong. Gradients flow through the returned prototypes, not
+        If they are coarse, it is None. A sample is a true positive if its label has the highest logit, and if
+        `parent_right` is None or true for it. The list of scores has one entry for each kind of false negative, and a
+        last one for false positives. With `parent_right`, there are three kinds of false negatives: only the fine class
+        is wrong, only the coarse class is wrong, or both are wrong. Gradients flow through the returned prototypes, not
         through the stored ones.
         """
         z = self.cl_fc(feature)

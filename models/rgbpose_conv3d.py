@@ -12,8 +12,8 @@ from models.layers import TemporalConv, initialise, pixels, time_rows
 from models.resnet_path import ResNetPath
 
 SPEED_RATIO = RGBPoseConfig.frame_ratio or 1  # number of pose frames for each RGB frame
-# Maps each RGB stage after which the paths are fused to the RGB stages that run between this fusion and the previous
-# one. At the fusion after RGB stage s, the pose path has finished its stage s - 1.
+# The paths are fused after each of these RGB stages. The value lists the RGB stages that run between the previous
+# fusion and this fusion. At the fusion after RGB stage s, the pose path has finished its stage s - 1.
 FUSIONS = {2: (1, 2), 3: (3,)}
 
 
@@ -61,7 +61,7 @@ class RGBPoseConv3D(nn.Module):
     def fuse(
         self, stage: int, rgb: Tensor, pose: Tensor, num_frames: dict[str, int], dropped: list[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        """Append to the channels of each path [N*T, C, H, W] the output of a lateral that reads the other path."""
+        """Append the output of a lateral, which reads the other path, to the channels of each path [N*T, C, H, W]."""
         into_rgb = self.rgb_path.get_submodule(f"layer{stage}_lateral")(pose, num_frames["pose"])
         into_pose = self.pose_path.get_submodule(f"layer{stage - 1}_lateral")(rgb, num_frames["rgb"]).relu()
         if self.interaction:

@@ -1,7 +1,7 @@
 """Random changes of training clips: colour jitter and random erasing of frames, and noise and drops of joints.
 
-The random numbers come from the generator of the plans, so they depend only on (seed, epoch, row). Frames are changed
-by plain torch on the device of the batch, whatever decoded them.
+The random numbers come from the generator of the plans, so they depend only on (seed, epoch, row). Plain torch changes
+the frames on the device of the batch, whichever decoder they come from.
 """
 
 import numpy as np
@@ -23,8 +23,8 @@ COLORS, RECTANGLES, DROPS, NOISE = 1, 2, 3, 4
 def augment_frames(rgb: Tensor, plan: ClipPlan, config: ClipConfig, seed: int, epoch: int) -> Tensor:
     """Apply colour jitter and random erasing to the frames of a batch: [N, T, H, W, 3] uint8.
 
-    All frames of a clip get the same colours, and lose the same rectangle. Without both settings, `rgb` itself is
-    returned.
+    All frames of a clip get the same change of colours, and lose the same rectangle. If both changes are off, `rgb`
+    itself is returned.
     """
     if not (config.color_jitter or config.erasing):
         return rgb
@@ -40,7 +40,7 @@ def augment_frames(rgb: Tensor, plan: ClipPlan, config: ClipConfig, seed: int, e
 
 
 def recolored(pixels: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
-    """Multiply saturation, contrast and brightness of pixels [..., 3] uint8 by these factors: uint8.
+    """Multiply saturation, contrast and brightness of pixels [..., 3] uint8 by these factors. Returns uint8.
 
     A saturation of 0 leaves each pixel's gray level, a contrast of 0 leaves the middle gray, and a brightness of 0
     leaves black. Source: DALI's color_twist (docs/sources.md, "Augmentation").
@@ -59,7 +59,8 @@ def random_colors(rows: np.ndarray, jitter: float, seed: int, epoch: int) -> np.
 def random_rectangles(rows: np.ndarray, side: int, chance: float, seed: int, epoch: int) -> np.ndarray:
     """Draw the rectangle that each of N clips loses: [N, 4] int64 (left, top, right, bottom) in pixels of the frame.
 
-    side: height and width of the frames. chance: the share of clips that lose a rectangle; for other clips it is empty.
+    side: height and width of the frames.
+    chance: the share of clips that lose a rectangle; the rectangles of other clips are empty.
     Source: Zhong et al., Random erasing data augmentation, AAAI 2020 (docs/sources.md, "Augmentation").
     """
     draws = uniforms(seed, epoch, rows, 5, RECTANGLES)
@@ -76,7 +77,7 @@ def augment_joints(joints: np.ndarray, plan: ClipPlan, config: ClipConfig, seed:
     """Move joints by Gaussian noise, and drop joints: [N, T', M, V, 3] float32, in pixels of the annotation.
 
     A dropped joint is missing in all frames of its clip. The plan's crop stays where it was, so the frames do not
-    change. Without both settings, `joints` itself is returned.
+    change. If both changes are off, `joints` itself is returned.
     """
     count, num_frames, num_people, num_joints, _ = joints.shape
     if config.joint_noise:

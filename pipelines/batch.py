@@ -13,7 +13,7 @@ class Batch:
     heatmap: [N, T', C, H', W'], a view of channels-last memory, or None if the network reads no skeletons.
     label, coarse_label: [N] int64.
     index: [N] int64, the row of each clip in the annotation table.
-    valid: [N] bool. In evaluation, False marks the copies that fill up the last batch.
+    valid: [N] bool. It is False for the copies that fill up the last batch in evaluation.
     """
 
     rgb: Tensor | None

@@ -32,15 +32,15 @@ class DataConfig:
     settings count only until the file is read, unless you set them.
     """
     val_annotations: str | None = None
-    """Annotation file of the validation clips, for data with one file per split. None: annotations has both."""
+    """Annotation file of the validation clips, for data with one file per split. None: data.annotations has them."""
     split: str | None = None
     """The pair of splits to use: xsub means xsub_train and xsub_val (or xsub_test), train1 means train1 and test1.
     None: all clips of each file.
     """
     train_split: str | None = None
-    """Name of the training split, if data.split does not name it. None: that of data.split."""
+    """Name of the training split, if data.split does not name it. None: the training split of data.split."""
     val_split: str | None = None
-    """Name of the validation split, if data.split does not name it. None: that of data.split."""
+    """Name of the validation split, if data.split does not name it. None: the validation split of data.split."""
     max_absent: Share = 0.5
     """Largest share of a split's clips that may be missing in the annotation file. If more are missing, a run stops."""
     follow_links: bool = False
@@ -56,9 +56,9 @@ class DataConfig:
     source: Literal["packs", "video"] = "packs"
     """Where frames come from. video: there are no packs, and a GPU decodes the videos at every step."""
     balance: Share = 0.0
-    """0: each clip once per epoch; 1: each class equally often; or a value between."""
+    """How much training balances the classes, from 0 (each clip once per epoch) to 1 (each class equally often)."""
     max_bad: Share = 0.01
-    """Largest share of clips that may lack a usable video. If more do, preparing the data fails."""
+    """Largest share of clips that may lack a usable video. If more clips lack one, preparing the data fails."""
     demo: DemoConfig | None = None
     """Settings of the demo's data, which are generated if they are missing. None: the data exist."""
 
@@ -112,7 +112,7 @@ class ClipConfig:
     flip: Share = 0.5
     """Probability that a training clip is mirrored."""
     crop: bool = True
-    """Whether training crops the box around the people at random. false: the whole box."""
+    """Whether training crops the box around the people at random. false: it uses the whole box."""
     color_jitter: Share = 0.0
     """How far training changes brightness, contrast and saturation of a clip at random. 0.4: by factors of 0.6 to 1.4.
     """

@@ -1,8 +1,8 @@
 """Decodes JPEG packets on the CPU and resizes a region of each, as the DALI graph in dali.py does on a GPU.
 
-nvImageCodec, with which DALI decodes too, decodes only the part around a region, with libjpeg-turbo. cykooz-resizer
-(the crate fast_image_resize in Python) resizes this part with SIMD instructions, in a quarter of the time that DALI's
-CPU operator takes. The pixels differ from DALI's by at most one level, because rows and columns are rounded separately.
+nvImageCodec, which DALI uses as well, decodes only the part around a region, with libjpeg-turbo. cykooz-resizer (the
+crate fast_image_resize in Python) resizes this part with SIMD instructions, in a quarter of the time that DALI's CPU
+operator takes. The pixels differ from DALI's by at most one level, because rows and columns are rounded separately.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportMissingImports=false
@@ -40,7 +40,7 @@ class CpuDecoder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decoder")
         self._tools = threading.local()  # a decoder and a resizer for each thread
         self._begun: list[tuple[torch.Tensor, list[Future[None]]]] = []  # steps that `next` has not returned yet
-        self._step = 0  # the step to begin next
+        self._step = 0  # the next step to begin
 
     def next(self) -> torch.Tensor:
         """Return the frames of the next step, uint8 [N*T, size, size, 3].
@@ -94,12 +94,13 @@ class CpuDecoder:
             resized = self._resized(np.asarray(image), low[number] - first[number], high[number] - first[number])
             pixels[number].numpy()[:] = resized
             if start[number, 1] > end[number, 1]:
-                pixels[number] = pixels[number].flip(1)  # with torch, because NumPy takes five times as long
+                pixels[number] = pixels[number].flip(1)  # this is done by torch, because NumPy takes five times as long
 
     def _resized(self, image: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Resize the region from `low` to `high` (y, x) of an image [H, W, 3]: uint8 [size, size, 3]."""
         beyond = np.maximum(np.ceil([-low, high - image.shape[:2]]), 0).astype(int)
-        if beyond.any():  # because of rounding errors, or because the pack was made for other boxes
+        # A region may end beyond the image because of rounding errors, or because the pack was made for other boxes.
+        if beyond.any():
             image = np.pad(image, [*beyond.T.tolist(), (0, 0)], "edge")
             low, high = low + beyond[0], high + beyond[0]
         height, width, _ = image.shape

@@ -1,7 +1,8 @@
 """Decodes clip packs: JPEG packets (one per frame) become images, and a region of each is resized to one common size.
 
-A DALI graph does this on a GPU, with the JPEG engine (`mixed`). On the CPU cpu_decoder.py does it, or the same graph
-(`cpu`) where cykooz-resizer has no wheel, as on aarch64. docs/sources.md, "DALI", lists limits of DALI.
+A DALI graph does this on a GPU, with the JPEG engine (`mixed`). On the CPU, cpu_decoder.py does the same. Where
+cykooz-resizer has no wheel, as on aarch64, the DALI graph also runs on the CPU (`cpu`). docs/sources.md, "DALI", lists
+limits of DALI.
 """
 
 import importlib.util
@@ -21,7 +22,7 @@ Step = tuple[list[np.ndarray], np.ndarray, np.ndarray]
 def resize_regions(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the start and the end, [N, 2] float32 (y, x), of the regions that crop to boxes [N, 4].
 
-    They are the arguments roi_start and roi_end of fn.resize, and part of a Step.
+    Both are part of a Step, and arguments of fn.resize (roi_start and roi_end).
 
     Where `flip` [N] is True, the x of the start and the x of the end are swapped, which mirrors the image.
     """
@@ -54,15 +55,15 @@ class FrameDecoder:
         self.source, self.device, self.backends = source, device, backends
         self.size = size
         self.num_images, self.threads, self.prefetch = num_images, threads, prefetch
-        self.decoder = ""  # the decoder of which `decoded` returns frames; empty until the first step
-        self.step = 0  # the step that `next` returns next
+        self.decoder = ""  # the name of the decoder in use; empty until the first step
+        self.step = 0  # the step whose frames the next call of `next` returns
         self.inputs: dict[int, Step] = {}  # inputs that a decoder has asked for and `next` has not returned yet
 
     def next(self) -> torch.Tensor:
         """Return the frames of the next step, uint8 [N*T, size, size, 3]. The tensor may share DALI's memory."""
         try:
             frames = self._run()
-        except RuntimeError as error:  # exceptions of `source` have other types
+        except RuntimeError as error:  # a decoder's errors have this type; exceptions of `source` have other types
             if self.backends.decoder == "cpu":
                 raise
             self.backends.decode_on_cpu(_reason(error))
@@ -103,7 +104,10 @@ class FrameDecoder:
         self.decoded = lambda: torch.from_dlpack(pipeline.run()[0].as_tensor())
 
     def _input(self, step: int) -> Step:
-        """The input of a step. It is kept, because a new decoder asks again for inputs that the old one had taken."""
+        """The input of a step.
+
+        It is stored, because a new decoder asks again for inputs that the old decoder has read.
+        """
         if step not in self.inputs:
             self.inputs[step] = self.source(step)
         return self.inputs[step]

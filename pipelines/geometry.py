@@ -34,7 +34,7 @@ COMPACT = CompactRule()
 
 
 def compact_box(joints: np.ndarray, height: int, width: int, rule: CompactRule = COMPACT) -> tuple[int, int, int, int]:
-    """The box around all joints of a sample, as in MMCompact: by default a square, a quarter larger than their extent.
+    """The box around all joints of a sample, as in MMCompact: by default a square, a quarter larger than the joints.
 
     joints: [..., >=2] (x, y, ...); a coordinate of exactly 0 or NaN counts as missing.
     height, width: of the image in pixels.
@@ -60,7 +60,8 @@ def compact_boxes(
         half[:, 1] = np.maximum(rule.ratio[0] * half[:, 0], half[:, 1])
         half[:, 0] = np.maximum(1 / rule.ratio[1] * half[:, 1], half[:, 0])
     image = np.stack([width * 0, height * 0, width, height], axis=1).astype(np.int64)
-    box = np.concatenate([center - half, center + half], axis=1).astype(np.int64)  # truncates toward zero
+    # This conversion truncates toward zero.
+    box = np.concatenate([center - half, center + half], axis=1).astype(np.int64)
     if not rule.pad:
         box = np.concatenate([np.maximum(box[:, :2], 0), np.minimum(box[:, 2:], image[:, 2:])], axis=1)
     has_person = np.all(high - low >= rule.threshold, axis=1)
@@ -97,7 +98,7 @@ class StoredRegion:
     fewest: int
 
 
-FEWEST, USUAL = 8, 32  # pose frames per sample: the smallest number for which packs are made, and the published one
+FEWEST, USUAL = 8, 32  # pose frames per sample: the smallest number for which packs are made, and the published number
 
 
 def crop_region(joints: np.ndarray, height: int, width: int, fewest: int = FEWEST) -> StoredRegion:
@@ -107,8 +108,8 @@ def crop_region(joints: np.ndarray, height: int, width: int, fewest: int = FEWES
 
     If the joints of the clip extend over W x H pixels, no box reaches further than max(W/8, 5H/8) to the left and right
     of them, or max(H/8, 5W/8) above and below. The box of a sample in which nobody is visible is the whole image, so if
-    there may be such a sample, the region includes the whole image. If every frame shows a person, every sample does,
-    however few frames it has, and the result's `fewest` is 1.
+    there may be such a sample, the region includes the whole image. If every frame shows a person, so does every
+    sample, whatever its number of frames. The result's `fewest` is then 1.
     """
     (left, right), (top, bottom) = (_span(joints[..., axis]) for axis in (0, 1))
     wide, high = float(right - left), float(bottom - top)

@@ -34,8 +34,8 @@ class Loader:
     """Batches of one split for one rank.
 
     rows: the rows of the table that belong to the split, the same array on every rank.
-    streams: what the network reads. Heatmaps are drawn only if "pose" is among these. Without "rgb", `frames` is a
-        NoFrames.
+    streams: what the network reads. Heatmaps are drawn only if "pose" is among these. If "rgb" is not among these,
+        `frames` is a NoFrames.
     batch_size: number of clips in a batch, summed over all ranks.
 
     Training shuffles the rows anew for each epoch, and fills up the last batch with the epoch's first clips. Evaluation
@@ -51,15 +51,15 @@ class Loader:
     train: bool
     batch_size: int
     device: torch.device
-    dtype: torch.dtype = torch.float32  # of the heatmaps
+    dtype: torch.dtype = torch.float32  # type of the heatmaps
     streams: tuple[str, ...] = ("rgb", "pose")
     rank: int = 0
     world_size: int = 1
     seed: int = 0
-    balance: float = 0.0  # how much training balances the classes, see epoch_order
+    balance: float = 0.0  # how much training balances the classes (see epoch_order)
     sample: int = 0  # evaluation uses sample number `sample` of the `num_samples` test samples of each clip
     num_samples: int = 1
-    crop: int | None = None  # evaluation uses this one of THREE_CROPS, or the whole box
+    crop: int | None = None  # evaluation crops to this entry of THREE_CROPS; None: to the whole box
     mirrored: bool = False  # whether evaluation mirrors each clip
     prefetch: int = 2
     threads: int = field(default_factory=lambda: decode_threads(len(os.sched_getaffinity(0))))
@@ -83,7 +83,10 @@ class Loader:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Side of the RGB frames and side of the heatmaps in pixels. A crop has the scale of the whole box."""
+        """Side of the RGB frames and side of the heatmaps in pixels.
+
+        They are smaller with `crop`, so the scale is the same.
+        """
         rgb, heatmap = self.config.sizes(self.train)
         return (rgb, heatmap) if self.crop is None else (round(rgb * CROP_SHARE), round(heatmap * CROP_SHARE))
 
@@ -137,7 +140,7 @@ class Loader:
         return torch.from_numpy(np.bincount(self.table.label[self.rows], minlength=len(self.coarse_map)))
 
     def _order(self, epoch: int) -> np.ndarray:
-        epoch_rows = self._epoch_rows  # a local name, because threads of another epoch may replace the attribute
+        epoch_rows = self._epoch_rows  # a local variable, because threads of another epoch may replace the attribute
         if epoch_rows is None or epoch_rows[0] != epoch:
             classes = self.table.label[self.rows]
             epoch_rows = epoch, epoch_order(self.rows, self.seed, epoch, classes, self.balance)
@@ -152,8 +155,8 @@ class Loader:
     ) -> Batch:
         """Build batch number `step` of an epoch.
 
-        joints: those of the plan (`joints`), or None if the network reads no skeletons.
-        rgb: [N*T, size, size, 3] uint8 as decoded, or None if the network reads no frames.
+        joints: what `joints` returned for the plan, or None if the network reads no skeletons.
+        rgb: the decoded frames, [N*T, size, size, 3] uint8, or None if the network reads no frames.
         """
         if rgb is not None:
             rgb = rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:])
@@ -169,7 +172,7 @@ class Loader:
         )
 
     def _drawn(self, plan: ClipPlan, joints: np.ndarray) -> torch.Tensor:
-        """The heatmaps of a plan. If the kernel fails, plain torch draws these and all later ones."""
+        """The heatmaps of a plan. If the kernel fails, plain torch draws these and all later heatmaps."""
         with nvtx.annotate("heatmap"):
             try:
                 return self.heatmaps(plan, joints, by_kernel=self.backends.renderer == "kernel")

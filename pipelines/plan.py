@@ -37,7 +37,7 @@ class ClipPlan:
 def epoch_order(
     rows: np.ndarray, seed: int, epoch: int, classes: np.ndarray | None = None, balance: float = 0.0
 ) -> np.ndarray:
-    """Shuffle the rows for an epoch. The order is the same on every rank and every machine.
+    """Shuffle the rows for an epoch. All ranks and machines get the same order.
 
     classes: [N], the class of each row; needed if `balance` is not 0.
     balance: if it is not 0, a class of n clips gets a share of the epoch proportional to n ** (1 - balance), to within
@@ -120,10 +120,9 @@ def plan_eval(
 
 
 def _different(frames: np.ndarray) -> np.ndarray:
-    """The different frame numbers in each row of `frames` [N, F]: [N, at most F]. Shorter rows are padded with
-    repetitions.
+    """Remove repeated frame numbers from each row of `frames` [N, F]: [N, at most F].
 
-    Ten samples of a clip contain most of its frames several times.
+    Shorter rows are padded with repetitions. Ten samples of a clip contain most of its frames several times.
     """
     occurs = np.zeros((len(frames), frames.max() + 1), bool)
     occurs[np.arange(len(frames))[:, None], frames] = True
@@ -207,7 +206,7 @@ def random_frames(total: np.ndarray, count: int, numbers: np.ndarray) -> np.ndar
 
     total: [N] frames of each clip. numbers: [N, count + 1] uniform random numbers.
 
-    A clip of fewer than `count` frames is repeated, and read from a random frame on. In a clip of `count` to
+    A clip of fewer than `count` frames is repeated, and the sample starts at a random frame. In a clip of `count` to
     2 * count - 1 frames, total - count random frames are skipped, and no two skipped frames are adjacent. A longer clip
     is cut into `count` spans, and one frame of each span is drawn.
     """

@@ -41,7 +41,7 @@ class ReadAhead(Generic[Content]):
         self._begun: dict[int, Future[tuple[ClipPlan, list[Future[Content]]]]] = {}
 
     def take(self, step: int) -> tuple[ClipPlan, list[Content]]:
-        """Wait for batch number `step`, and return its plan and what was read for each of its clips.
+        """Wait for batch number `step`, and return its plan and the content that was read for each of its clips.
 
         Steps are taken in order. Raises what `plans` or `read` raised for this batch.
         """

@@ -1,4 +1,4 @@
-"""Joint layouts: those of published data sets and pose estimators by name, and the reader of a user's own.
+"""Joint layouts: the named layouts of data sets and pose estimators, and a reader for the user's own layouts.
 
 Sources: docs/sources.md, "Joint layouts".
 """
@@ -160,9 +160,9 @@ COCO_17 = layout(
     ),
 )
 
-# 28 joints: OpenPose's 18 body joints, then five finger joints at the left wrist (7) and five at the right wrist (4).
-# The limbs of PoseC3D in their published order, which is that of the channels in published weights. They add the limb
-# from hip to hip to those of COCO_17. SKELETONS does not contain it, because an annotation file cannot tell the two.
+# The limbs of PoseC3D in their published order, which is the order of the channels in published weights. They are the
+# limbs of COCO_17 and a limb from hip to hip. SKELETONS does not contain this layout, because an annotation file does
+# not show which of the two layouts it has.
 COCO_17_POSEC3D = replace(
     COCO_17,
     limbs=(
@@ -170,6 +170,7 @@ COCO_17_POSEC3D = replace(
         *((0, 1), (0, 2), (1, 3), (2, 4), (11, 12)),
     ),
 )
+# 28 joints: OpenPose's 18 body joints, then five finger joints at the left wrist (7) and five at the right wrist (4).
 OPENPOSE_28 = layout(
     "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip right_knee "
     "right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear "

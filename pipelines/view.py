@@ -73,7 +73,7 @@ def views_of(loader: Loader, batch: Batch, plan: ClipPlan) -> list[ClipView]:
 
 
 def joints_in(loader: Loader, plan: ClipPlan, place: int, frames: np.ndarray, side: int) -> np.ndarray:
-    """The joints [T, M, V, 3] (x, y, score) of the clip at `place` of a plan in T frames, as `place_joints` gives them.
+    """The joints [T, M, V, 3] (x, y, score) in T frames of the clip at index `place` of a plan, as from `place_joints`.
 
     If the clip is mirrored, left and right joints change places.
     """

@@ -20,12 +20,12 @@ from trainer.data import build_loader, open_sources
 from trainer.runtime.ranks import Ranks
 
 FULL = DemoConfig(size=(640, 480), num_frames=(40, 90), rate=30)
-MADE = "made_for_benchmarks_"  # first part of the annotation file's name, before the number of joints
+MADE = "made_for_benchmarks_"  # how the annotation file's name begins; the number of joints follows
 TOY = DemoConfig(size=(128, 96), num_frames=(12, 16))
 
 
 def on_made_clips(experiment: Experiment, target: Target) -> Experiment:
-    """Return the experiment with clips of the demo as its data. Makes the videos first if they are missing."""
+    """Return a copy of the experiment that reads clips of the demo. Makes the videos first if they are missing."""
     root, few = target.scratch / "demo", 12 if target.toy else 96
     config = replace(TOY if target.toy else experiment.data.demo or FULL, num_train=few, num_val=12)
     annotations = make_demo(root, config, workers=len(os.sched_getaffinity(0)))
@@ -38,13 +38,16 @@ def on_made_clips(experiment: Experiment, target: Target) -> Experiment:
         packs=str(target.scratch / "packs"),
         cache=str(target.scratch / "cache"),
         demo=None,
-        max_bad=1.0,  # the demo has few videos, and one of them is corrupt
+        max_bad=1.0,  # allows the demo's corrupt video, which is a large share of so few videos
     )
     return replace(experiment, data=data)
 
 
 def _with_joints(annotations: Path, count: int) -> Path:
-    """Return an annotation file whose skeletons have `count` joints: the demo's joints, repeated if they are fewer."""
+    """Return an annotation file with `count` joints per skeleton.
+
+    The demo's joints are repeated if they are too few.
+    """
     content = pickle.loads(annotations.read_bytes())
     for clip in content["annotations"]:
         order = np.arange(count) % clip["keypoint"].shape[2]

@@ -1,7 +1,9 @@
-"""Measures our whole data path on one core, alternating with a library that reads frames of videos by their numbers.
+"""Compares our whole data path on one core with a library that reads single frames of videos by their numbers.
 
 The libraries do less than we do: they scale whole frames to one size, do not crop or mirror them, and draw no heatmaps.
-They read the videos from which our packs were made. Needs DALI.
+They read the videos from which our packs were made.
+
+Our path and the library take turns. Needs DALI.
 """
 
 import os
@@ -24,7 +26,7 @@ from trainer.runtime.allocator import keep_freed_memory
 
 
 def measure(library: str, target: Target) -> Iterator[Result]:
-    """Measure us and a library ("torchcodec" or "spdl"), after checking that it returns the frames it is asked for."""
+    """Measure our path and a library ("torchcodec" or "spdl"), after checking that it returns the requested frames."""
     folder, sizes = target.scratch / "data", videos.TOY if target.toy else videos.Videos()
     files = videos.make_videos(sizes, folder)
     configs = {case: sized(EXPERIMENTS[name].clip, target.toy) for case, name in CASES.items()}
@@ -58,7 +60,7 @@ measure_torchcodec, measure_spdl = partial(measure, "torchcodec"), partial(measu
 def _agreement(peer: Peer, paths: list[Path], side: int, file: Path) -> dict[str, float]:
     """Compare every third frame of the first three videos with those of PyAV, scaled by torch with antialiasing.
 
-    `wrong`: how many frames are more similar to another frame of the video than to the one with their number.
+    `wrong` is the number of frames that are more similar to another frame of the video than to the requested one.
     """
     wrong, levels = 0, []
     for number, path in enumerate(paths[:3]):

@@ -1,7 +1,7 @@
-"""Measures work that one process does for a whole data set, beside plainer code that does the same.
+"""Compares code that one process runs for a whole data set with simpler code that does the same.
 
-The data set has as many clips as NTU-60, but no pictures. Each result has the milliseconds of our code and its speed
-relative to the plain code. Tests compare the results of both.
+The data set has as many clips as NTU-60, but no pictures. Each result has the milliseconds that our code takes and its
+speed relative to the simple code. Tests check that both give equal results.
 """
 
 import json
@@ -75,7 +75,7 @@ def _compared(name: str, ours, plain, target: Target) -> Result:
 
 
 def _table(clips: int) -> ClipTable:
-    """Return a table of people who stand still, each in a place of its own."""
+    """Return an annotation table with one person per clip, who moves as a whole to a random place in every frame."""
     rng = np.random.default_rng(0)
     total = rng.integers(50, 120, clips).astype(np.int32)
     first = np.cumsum(total, dtype=np.int64) - total
@@ -96,7 +96,7 @@ def _record(number: int) -> str:
 
 
 def _make_pack(table: ClipTable, videos: Path, pack: Path) -> None:
-    """Write what a complete run of `prepare` leaves, with clips and videos of a few bytes."""
+    """Write the files that a complete run of `prepare` leaves behind, with clips and videos of a few bytes."""
     for folder in (videos, pack / "clips"):
         folder.mkdir(parents=True)
     settings, lines, rng = PackSettings().digest(), [], np.random.default_rng(0)

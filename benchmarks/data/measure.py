@@ -1,8 +1,7 @@
-"""Measures our whole data path alone, or on one core alternating with MMAction2's data path on the same clips.
+"""Measures our whole data path alone, or beside MMAction2's data path on the same clips and the same core.
 
 Our path reads clip packs; MMAction2 reads the 960x540 H.264 files from which the packs were made. Both run with one
-thread on the same core, and take turns: in a round, our path runs a whole epoch and MMAction2's path runs once over
-all clips.
+thread and take turns: in a round, our path runs a whole epoch and MMAction2's path runs once over all clips.
 
 Needs DALI.
 """
@@ -30,7 +29,7 @@ BATCH, BATCHES = 24, 16
 
 
 def measure_alone(target: Target) -> Iterator[Result]:
-    """Measure our data path alone: on one core, or on a GPU that decodes and draws."""
+    """Measure our data path alone, on one core or on a GPU that decodes frames and draws heatmaps."""
     yield from _measure(target, None)
 
 
@@ -47,9 +46,9 @@ def _measure(target: Target, python: Path | None) -> Iterator[Result]:
     configs = {case: sized(EXPERIMENTS[name].clip, target.toy) for case, name in CASES.items()}
     packs = {case: videos.pack(files, config, folder) for case, config in configs.items()}
     if target.device.type == "cpu":
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # later threads and processes inherit this
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # later threads and processes stay on this core
         torch.set_num_threads(1)
-        keep_freed_memory()  # as training on a CPU does
+        keep_freed_memory()  # training on a CPU does this, too
     for case, frames in packs.items():
         loader = loader_of(frames, configs[case], target.device, *((3, 2) if target.toy else (BATCH, BATCHES)))
         if python is None:

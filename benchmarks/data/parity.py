@@ -30,7 +30,9 @@ SEEDS = range(5)
 
 
 def parity(peer: Peer, loader: Loader, order: list[int], scratch: Path) -> dict[str, float | bool]:
-    """Return the differences over the first batch of an epoch. order: [N], the peer's clip number for each row.
+    """Return the differences over the first batch of an epoch.
+
+    order: [N], for each row of the table, the number of the clip in the peer's list.
 
     `ok` is true if both programs draw the same frames for the same RandomState(seed), and if all differences in pixels
     and heatmaps are within the limits at the top of this file.

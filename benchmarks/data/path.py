@@ -122,7 +122,7 @@ def _forget(frames: PackFrames) -> None:
 
 
 def _ms(call: Callable[[], object], target: Target, first: Callable[[], object] = lambda: None) -> np.ndarray:
-    """Measure the milliseconds per call, without the time of `first`, which runs before each call."""
+    """Measure the milliseconds per call. `first` runs before each call, and its time is not counted."""
     samples = []
     for number in range(3 if target.toy else 14):
         first()

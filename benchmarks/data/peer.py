@@ -125,7 +125,7 @@ class Peer:
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # the process has ended; the lines below report it
+            pass  # the process has ended, which the code below reports
         answer = self.process.stdout.readline()
         if not answer:
             self.process.wait()

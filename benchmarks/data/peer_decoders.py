@@ -24,7 +24,7 @@ def torchcodec(video: str, numbers: list[int], side: int) -> np.ndarray:
 
 
 def spdl(video: str, numbers: list[int], side: int) -> np.ndarray:
-    """Read frames as SPDL's documentation advises: only the stretches of packets with these frames are decoded."""
+    """Read frames as SPDL's documentation advises: decode only the parts of the video that contain these frames."""
     io = import_module("spdl.io")
     scale = io.get_video_filter_desc(scale_width=side, scale_height=side, scale_mode=None, pix_fmt="rgb24")
     config = io.decode_config(decoder_options={"threads": "1"})
@@ -41,7 +41,7 @@ class Peer:
         return {}
 
     def run(self, frames: list[list[int]]) -> dict:
-        """Read the frames with these numbers of each video. Returns wall-clock seconds and CPU seconds."""
+        """Read the frames with these numbers from each video. Returns wall-clock seconds and CPU seconds."""
         before = time.perf_counter(), time.process_time()
         for video, numbers in zip(self.videos, frames, strict=True):
             self.read(video, numbers, self.side)

@@ -19,8 +19,8 @@ from pipelines.prepare.make import prepare
 
 SPLIT = "xsub_train"
 ALONE = 9  # the first nine classes of the demo show a single person
-# Standard deviation of the noise in luma, in grey levels. With it, a frame has as many bytes as one of NTU (1.15 kB,
-# according to ROSE Lab).
+# Standard deviation of the noise in luma, in grey levels. With this noise, a frame has as many bytes as a frame of NTU
+# (1.15 kB, according to ROSE Lab).
 NOISE = 1.3
 
 

@@ -27,7 +27,7 @@ from benchmarks.records import RECORDS, commit, write_record
 ARCHS = (80, 90)
 RECORD = "registers.json"
 RESOURCES = ("registers", "shared_bytes", "spilled_bytes", "stack_bytes")
-Summary = dict[str, dict[str, dict]]  # architecture -> kernel -> numbers
+Summary = dict[str, dict[str, dict]]  # for each architecture and each kernel, the numbers that `summarised` returns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

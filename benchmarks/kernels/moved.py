@@ -134,13 +134,13 @@ def toy_launches(call: Call) -> list[Launch]:
 
 
 def totals(launches: list[dict]) -> dict[str, dict]:
-    """Add up the GB per clip, the calls and the launches of each kernel and of groups of kernels.
+    """Sum the GB per clip, the calls and the launches for each kernel and for groups of kernels.
 
-    `gb` is what our kernels move, and `ideal_gb` what ideal code moves for the same computation. The group `blocks`
-    contains the kernels that replace whole blocks. Only this group has `over_ideal` (`gb` / `ideal_gb`), because the
-    ideal is only known for whole blocks. norm_act is not in this group: it makes as many passes over memory as compiled
-    code. `heaviest` is each kernel's call that moves the most bytes. To save time, `make test` repeats the count for
-    these calls only.
+    `gb` counts the bytes that our kernels move, and `ideal_gb` the bytes that ideal code moves for the same
+    computation. The group `blocks` contains the kernels that replace whole blocks. Only this group has `over_ideal`
+    (`gb` / `ideal_gb`), because the ideal is only known for whole blocks. norm_act is not in this group: it makes as
+    many passes over memory as compiled code. `heaviest` is each kernel's call that moves the most bytes. To save time,
+    `make test` repeats the count for these calls only.
     """
     sums: dict[str, dict] = {}
     heaviest: dict[str, dict] = {}

@@ -1,7 +1,7 @@
 """Counts the bytes that torch's own operators would move in a training step.
 
 A step runs on torch's meta device, operator by operator, with two bytes for each element of an activation. We count
-what ideal operators would move (docs/sources.md, "Bytes of a training step"). There, a convolution computes the
+what ideal operators would move (docs/sources.md, "Bytes of a training step"). In this ideal, a convolution computes the
 statistics of the next norm while it writes, and the next convolution applies that norm while it reads. The backward
 pass of a norm reads the input of the norm once more. For a shortcut, three tensors are counted: the shortcut is read,
 the sum is written, and the gradient of the sum is read. What compiled operators move is counted in

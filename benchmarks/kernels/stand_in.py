@@ -7,7 +7,7 @@ from triton.backends.compiler import GPUTarget
 
 
 def stand_in(arch: int) -> None:
-    """Let Triton compile for `sm_<arch>` from now on. Kernels cannot be launched any more."""
+    """Make Triton compile for `sm_<arch>` from now on. Kernels can no longer be launched after this call."""
     driver = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", arch, 32),
         get_current_device=lambda: 0,

@@ -38,7 +38,7 @@ class Launch:
 
     kernel: str
     arguments: dict[str, Argument] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each tensor argument
+    sizes: dict[str, int] = field(default_factory=dict)  # number of bytes of each tensor argument
     asked: int = 0
 
     def touched(self) -> int:

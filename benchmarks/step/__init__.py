@@ -1,1 +1,1 @@
-"""Benchmarks of the training step: what 2-D layers gain, whether the data bound it, and what snapshots cost."""
+"""Benchmarks of the training step: how much 2-D layers, loading data and snapshots change its speed."""

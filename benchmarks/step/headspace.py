@@ -1,7 +1,7 @@
 """Compares the training step on a batch that stays in memory with the same step on the batches of the loader.
 
 The second speed divided by the first shows whether loading data slows training down: 1 means that the network never
-waits. Both ways, and the loader without a network, are timed in turn.
+waits. Both speeds, and the speed of the loader without a network, are measured in turn.
 """
 
 import importlib
@@ -32,13 +32,13 @@ from trainer.step import train_step
 # Steps before the first sample. On a GPU they include those that are needed to record a CUDA graph.
 FIRST_STEPS = {"cpu": 1, "cuda": 8}
 SAMPLE_S = 3.0  # a sample has as many steps as fit into about this many seconds
-SECONDS = 180.0  # after this time no round begins
+SECONDS = 180.0  # no round begins after this time in seconds
 MIN_ROUNDS, MAX_ROUNDS, TOY_ROUNDS = 5, 15, 2
-NUM_BATCHES = 2000  # in an epoch of made clips; no sample needs more
+NUM_BATCHES = 2000  # batches in an epoch that repeats clips of the demo; no sample needs more
 
 
 def measure(target: Target, experiment: Experiment, fixed: frozenset[str]) -> Iterator[Result]:
-    """Measure an experiment on made clips. Without DALI, only the step on a batch in memory is measured."""
+    """Measure an experiment on clips of the demo. Without DALI, only the step on a batch in memory is measured."""
     experiment = tiny(experiment) if target.toy else experiment
     if why := why_no_dali():
         print(f"{why}: only the step on a batch in memory is measured")
@@ -68,7 +68,7 @@ def _with_loader(experiment: Experiment, fixed: frozenset[str], target: Target, 
 
 
 def measure_first_look(target: Target, experiment: Experiment, fixed: frozenset[str]) -> Iterator[Result]:
-    """Take the first look at the device, as a run does at its first step, and yield its decisions."""
+    """Run the checks of the device that training runs before its first step, and yield the decisions."""
     from benchmarks.data.clips import on_made_clips
 
     start = time.perf_counter()
@@ -77,7 +77,7 @@ def measure_first_look(target: Target, experiment: Experiment, fixed: frozenset[
 
 
 def why_no_dali() -> str:
-    """Return why loaders cannot be used here, or an empty string."""
+    """Return the reason why loaders cannot be used on this machine, or an empty string if they can."""
     try:
         importlib.import_module("pipelines.dali")
     except ImportError as error:
@@ -86,7 +86,7 @@ def why_no_dali() -> str:
 
 
 def _first_step(experiment: Experiment, target: Target) -> Run:
-    """Build a run as training does, and do its first step, with the first look before it."""
+    """Build a run as training does, and do its first step, which includes the checks of the data and the device."""
     from benchmarks.data.clips import long_loader
     from trainer.session import look_at_data, set_up_steps
 
@@ -112,7 +112,7 @@ def _ranks(target: Target) -> Ranks:
 
 
 def _without_clips(experiment: Experiment, target: Target) -> Loader:
-    """Build a loader that only tells the run how many batches an epoch has."""
+    """Build a loader that delivers nothing, and only tells the run how many batches an epoch has."""
     num_clips = NUM_BATCHES * experiment.optim.batch_size
     return Loader(
         table=None,  # pyright: ignore[reportArgumentType]
@@ -132,7 +132,10 @@ def _random(experiment: Experiment, target: Target) -> Batch:
 
 
 def _headspace(run: Run, cached: Batch, loader: Loader | None, target: Target) -> dict:
-    """Measure the ways in turns, and return their clips per second. Without a loader, there is only one way."""
+    """Measure the step with each source of batches in turn, and return the clips per second of each.
+
+    Without a loader, the only source is the batch in memory.
+    """
 
     def again() -> Iterator[Batch]:
         while True:
@@ -166,7 +169,10 @@ def _headspace(run: Run, cached: Batch, loader: Loader | None, target: Target) -
 
 
 def _in_turns(ways: dict[str, Callable[[int], float]], target: Target) -> dict[str, np.ndarray]:
-    """Measure one sample of each way in every round. Each call gets its own number, so that loaders read new clips."""
+    """Measure each of the functions in `ways` once per round.
+
+    Each call gets a new number, so that loaders read new clips.
+    """
     samples: dict[str, list[float]] = {way: [] for way in ways}
     names, end = list(ways), time.monotonic() + SECONDS
     for number in range(TOY_ROUNDS if target.toy else MAX_ROUNDS):

@@ -1,4 +1,6 @@
-"""Measures what the training step gains by 2-D layers: our networks beside the published ones, without loading data.
+"""Measures how much 2-D layers speed up the training step: compares our networks with the published ones.
+
+No data are loaded.
 
 The form `plain_5d` is the network as published, with 3-D layers on [N, C, T, H, W]. The form `folded` is our network
 with the same weights, with 2-D layers on [N*T, C, H, W]. `python -m trainer tune` compares ways to run the folded form.
@@ -24,8 +26,8 @@ from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.wrap import settings
 
-CLIPS = {"cpu": 2, "cuda": 8}  # in a step
-SECONDS = {"cpu": 60, "cuda": 15}  # for all rounds of a network
+CLIPS = {"cpu": 2, "cuda": 8}  # clips in a step
+SECONDS = {"cpu": 60, "cuda": 15}  # seconds for all rounds of a network
 # Largest relative difference between the losses of two forms.
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.03, torch.float16: 0.03}
 

@@ -15,7 +15,7 @@ from trainer.config import Experiment
 from trainer.runtime.tuning import Row, tune
 from trainer.runtime.tuning.choice import in_words
 
-MINUTES = 5.0  # for measuring; starting and compiling take extra time
+MINUTES = 5.0  # time for measuring; starting and compiling take extra time
 LAST_MOMENT = 420.0  # seconds after which the search ends as if by Ctrl-C, because the part is stopped a little later
 
 

@@ -30,7 +30,7 @@ GRAD_PARTIAL = 1 << 22
 def conv_bn(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Same contract as `conv_bn_reference.conv_bn`."""
+    """The arguments and results are those of `conv_bn_reference.conv_bn`."""
     assert activation in ("none", "relu", "silu")
     assert (scale is None) == (shift is None)
     assert len(weight) <= WIDEST
@@ -163,7 +163,7 @@ def _normalised(value, factor, addend, inside, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.constexpr):  # noqa: E741
-    """Return the gradient of the result, including the part that comes through its statistics.
+    """Return the gradient of the result, including the gradient that comes through the statistics of the result.
 
     The returned gradient is 0 where `inside` is false. `column` must broadcast to the shape of `place`.
     """

@@ -19,7 +19,7 @@ from torch.library import triton_op, wrap_triton
 
 from kernels.blocks.rows import activate, load, through
 
-TILE = 128  # channels of a program times its lanes; a program has TILE / 2 threads
+TILE = 128  # number of channels of a program times number of its lanes; a program has TILE / 2 threads
 SPAN = 4  # columns per lane: of the result in the forward pass, of the images' gradient in the backward pass
 ROWS = 32  # maximum number of rows of a strip
 PROGRAMS = 2048  # a launch has about this many programs
@@ -34,7 +34,7 @@ def depthwise_conv(
     activation: str = "none",
     num_groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Same contract as `depthwise_reference.depthwise_conv`."""
+    """The arguments and results are those of `depthwise_reference.depthwise_conv`."""
     assert stride in (1, 2)
     assert activation in ("none", "relu", "silu")
     assert len(x) % num_groups == 0
@@ -159,7 +159,8 @@ def _grads(
 def _keep(ctx, inputs, output) -> None:
     images, weight, scale, shift, *ctx.options = inputs
     ctx.save_for_backward(images, weight, scale, shift, *output[:2])
-    ctx.set_materialize_grads(False)  # otherwise torch would make a gradient of zeros for each unused statistic
+    # Without this line, torch would make a gradient of zeros for each unused statistic.
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad: Tensor | None, *of_statistics: Tensor | None):

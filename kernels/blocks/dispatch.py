@@ -16,7 +16,7 @@ from kernels.blocks import (
 
 
 def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Temporal shift and 1x1 convolution; also returns the statistics of the result."""
+    """Apply the temporal shift and a 1x1 convolution. Also return the statistics of the result."""
     if x.is_cuda:
         from kernels.blocks import shift_conv as module
     else:
@@ -33,7 +33,7 @@ def depthwise_conv(
     activation: str = "none",
     num_groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Norm, activation and depthwise 3x3 convolution; also returns the statistics of the result."""
+    """Apply norm, activation and a depthwise 3x3 convolution. Also return the statistics of the result."""
     if x.is_cuda:
         from kernels.blocks import depthwise as module
     else:
@@ -44,7 +44,10 @@ def depthwise_conv(
 def conv_bn(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A 1x1 convolution, after norm and activation if `scale` is passed; also returns the statistics of the result."""
+    """Apply norm and activation if `scale` is passed, then a 1x1 convolution.
+
+    Also return the statistics of the result.
+    """
     if x.is_cuda:
         from kernels.blocks import conv_bn as module
     else:
@@ -61,7 +64,10 @@ def residual_conv(
     num_frames: int,
     shortcut_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """End of a residual block and first convolution of the next one; also returns the statistics of the convolution."""
+    """Compute the end of a residual block and the first convolution of the next block.
+
+    Also return the statistics of the convolution's result.
+    """
     if y.is_cuda:
         from kernels.blocks import residual_conv as module
     else:
@@ -87,7 +93,7 @@ def norm_act(
     activation: str = "none",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm in training mode, with gate, residual and activation; also returns the statistics of x."""
+    """Apply BatchNorm in training mode, then gate, residual and activation. Also return the statistics of x."""
     if x.is_cuda:
         from kernels.blocks import norm_act as module
     else:

@@ -10,7 +10,7 @@ from kernels.blocks.rows import load, merge, part, split_rows
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Same contract as `moments_reference.moments`."""
+    """The arguments and results are those of `moments_reference.moments`."""
     return _moments(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous())
 
 

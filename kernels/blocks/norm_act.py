@@ -23,7 +23,7 @@ def norm_act(
     activation: str = "none",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Same contract as `norm_act_reference.norm_act`."""
+    """The arguments and results are those of `norm_act_reference.norm_act`."""
     num_images, channels, height, width = x.shape
     assert activation in ("none", "relu", "silu")
     assert gate is None or num_images % len(gate) == 0

@@ -30,7 +30,7 @@ def residual_conv(
     num_frames: int,
     shortcut_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Same contract as `residual_conv_reference.residual_conv`."""
+    """The arguments and results are those of `residual_conv_reference.residual_conv`."""
     outputs, _, taps, _ = weight.shape
     assert taps % 2
     assert taps * outputs <= WIDEST

@@ -20,7 +20,7 @@ VECTOR = 8  # channels of a 16-byte load; within one load all elements must have
 
 
 def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Same contract as `shift_conv_reference.shift_conv`."""
+    """The arguments and results are those of `shift_conv_reference.shift_conv`."""
     assert len(weight) <= WIDEST
     device = x.device.type
     if torch.is_autocast_enabled(device):

@@ -52,7 +52,7 @@ def render_heatmaps(
 
 
 def _reason(error: Exception) -> str:
-    """Why the kernel failed: a problem of the C compiler, or otherwise the first line of the exception."""
+    """Why the kernel failed: what is wrong with the C compiler, or if it works, the first line of the exception."""
     no_compiler = why_no_compiler("C")
     if no_compiler is not None:
         problem, way_out = no_compiler

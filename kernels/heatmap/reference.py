@@ -27,7 +27,7 @@ def render_heatmaps(
 ) -> Tensor:
     """Draw each joint and each limb of N clips as a Gaussian, multiplied by its score, in a channel of its own.
 
-    Where several people overlap in a channel, the largest value counts.
+    Where several people overlap in a channel, the pixel gets the largest value.
 
     joints: [N, T, M, V, 3] of (x, y, score) for M people with V joints each. x and y are in pixels of the annotation
         if `placement` is passed, otherwise in heatmap pixels.

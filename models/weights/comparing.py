@@ -16,7 +16,7 @@ MAY_BE_ABSENT = (
     (r"attention", "only EPAM-Net has the attention"),
     (r"(rgb|pose)_backbone", "the file has only the other stream"),
 )
-"""Parts of a network that a file may lack, but only as a whole: a pattern for names, and the reason that users see."""
+"""Parts of a network that a file may lack as a whole: a pattern for names of tensors, and the reason for users."""
 
 REPLACED = re.compile(r"cls_head\.\w+")
 """Parts that may have other shapes in a file from which training starts: heads for other classes."""
@@ -26,7 +26,8 @@ REPLACED = re.compile(r"cls_head\.\w+")
 class Comparison:
     """The names of tensors, grouped by what is wrong with them.
 
-    `absent` maps each part that the file lacks, and is allowed to lack, to the reason why it may be absent.
+    `absent` has the parts that are missing and may be missing. It maps each of them to the reason why it may be
+    missing.
     """
 
     unknown: list[str] = field(default_factory=list)
@@ -40,7 +41,10 @@ class Comparison:
         return [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
     def insist(self, source: object) -> None:
-        """If there are complaints, raise a WeightsError that lists them. `source` names the file in the message."""
+        """Raise a WeightsError that lists the complaints, if there are any.
+
+        `source` is the name of the file for the message.
+        """
         if complaints := self.complaints():
             raise WeightsError(
                 f"{source} does not fit: {'; '.join(complaints)}; see `python -m models.weights inspect`"

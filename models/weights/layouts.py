@@ -85,7 +85,8 @@ class Weights:
     """The content of a file.
 
     `state` has our names and shapes, except that X3D-M, which is not a network of ours, keeps mmaction2's names and
-    shapes. `layout` is None for a native file. `unknown` lists the tensors in the file that its layout does not have.
+    shapes. `layout` is None for a native file. `unknown` lists the tensors in the file that do not belong to its
+    layout.
     """
 
     layout: Layout | None

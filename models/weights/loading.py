@@ -13,8 +13,8 @@ def load_weights(model: nn.Module, path: Path, averaged: bool = False) -> None:
     """Load the weights of a whole network, from a native or a published file, into `model`.
 
     Raises WeightsError unless the file and the model have the same tensors. Only coarse prototypes may be absent, since
-    PCAN does not save them; `model` then keeps its own. With `averaged`, load the EMA of a snapshot, and raise
-    WeightsError if the file has none.
+    PCAN does not save them; `model` then keeps its own coarse prototypes. With `averaged`, load the EMA of a snapshot,
+    and raise WeightsError if the file has none.
     """
     weights = read_weights(path, averaged)
     compare_whole(weights, shapes(model)).insist(path)

@@ -13,7 +13,7 @@ from models.weights.layouts import Weights
 from models.weights.nets import config_of
 from models.weights.renaming import State
 
-LATERAL_RATIO = 16  # a lateral that reads the RGB path has 1/16 of the channels of the stage that it reads
+LATERAL_RATIO = 16  # a lateral that reads a stage of the RGB path has 1/16 of the channels of that stage
 TOGETHER = {"SlowOnly": "RGBPoseConv3D", "X3D stream": "two-stream X3D"}
 STREAMS = ("rgb", "pose")
 

@@ -77,7 +77,8 @@ def head_of(state: State) -> dict:
     widths = [f"cls_head.contrast_{stream}{suffix}.cl_fc.weight" for suffix in ("", "_coarse")]
     if groups and all(name in state for name in widths):
         fine_width, coarse_width = (rows(state, name) for name in widths)
-        # PcanConfig needs a coarse map, which the tensors do not determine. Any map onto all coarse classes will do.
+        # PcanConfig needs a coarse map, which the tensors do not determine. Any map that uses all coarse classes is
+        # good enough here.
         any_map = tuple(min(fine, groups - 1) for fine in range(classes))
         head["pcan"] = PcanConfig(coarse_map=any_map, fine_width=fine_width, coarse_width=coarse_width)
     return head

@@ -3,7 +3,8 @@
 The safe reader of torch runs no code either, but a file of a few hundred bytes can make it use any amount of memory or
 time. Such a file may be an archive that unpacks to far more bytes, or contain a tensor that repeats one number with a
 stride of 0, a storage that claims more bytes than the file has, or a key whose hash takes forever to compute. This scan
-follows the same opcodes with placeholders for all objects: it builds no tensor, hashes no key, and calls nothing.
+follows the opcodes of the pickle with placeholders for all objects: it builds no tensor, hashes no key, and calls
+nothing.
 """
 
 import os
@@ -18,7 +19,7 @@ from kernels.files import archive_entries
 from models.weights.renaming import listed
 
 MAX_OPCODES = 1_000_000  # the snapshot of our largest network has 60,000
-MAX_PICKLE = 256 << 20  # bytes of the pickle, which does not include the content of tensors
+MAX_PICKLE = 256 << 20  # maximum number of bytes of the pickle, which does not include the content of tensors
 SMALL = 1 << 20  # bytes to which any file may unpack, however small it is
 MAX_SHARING = 8  # tensors may share storages; together they may be at most this many times as large as the file
 LEGACY = 0x1950A86A20F9469CFC6C  # the first number in a checkpoint of torch before 1.6, which is not a zip file
@@ -36,7 +37,7 @@ PARAMETER = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter
 WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
 DICTS = ("collections.OrderedDict", "collections.Counter")
 PLAIN = ("_codecs.encode", "torch.device")
-TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")  # may only be arguments
+TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")  # these types may be passed to functions, but not called
 ALLOWED = frozenset((*REBUILD, *PARAMETER, WITH_ATTRIBUTES, *DICTS, *PLAIN, *TYPES, "torch.Size"))
 OF_TENSORS = {
     "torch._utils._rebuild_sparse_tensor": "sparse tensors",
@@ -58,7 +59,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A storage of tensors: the count of its numbers, and the size of each in bytes (1 in an untyped storage)."""
+    """A storage of tensors. count: how many numbers it has. item: bytes per number (1 in an untyped storage)."""
 
     key: str
     count: int
@@ -164,7 +165,7 @@ class _Scan:
         raise ValueError("its pickle is damaged")
 
     def step(self, name: str, argument: Any) -> None:
-        """Follow one opcode."""
+        """Do what one opcode says, with placeholders for all objects."""
         stack = self.stack
         if name in SCALARS:
             stack.append(argument)

@@ -12,7 +12,8 @@ from models.weights.folding import folded
 from models.weights.renaming import Rules, State, renamed, turned
 
 STAGES = (1, 2, 3, 4)
-BARE = "backbone.layer1.0.downsample"  # has no batch norm in pytorchvideo, as input and output have equal widths
+# This layer has no batch norm in pytorchvideo, because its input and output have equal widths.
+BARE = "backbone.layer1.0.downsample"
 
 MMACTION2: Rules = (
     ("backbone.{rest}", "backbone.{rest}"),

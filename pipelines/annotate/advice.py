@@ -1,4 +1,4 @@
-"""Says how to train on an annotation file: which of the two experiments for own videos fits, and how long it takes."""
+"""Says which of the two experiments for your own videos suits an annotation file, and how long training takes."""
 
 import os
 import shlex
@@ -7,15 +7,17 @@ from pathlib import Path
 from kernels.driver import find_driver
 from pipelines.skeleton import COCO_17, fitting
 
-DEFAULT = ("data/custom/annotations.pkl", "data/custom/videos")  # where both experiments look for data
+# Where the experiments custom and custom_small look for data by default.
+DEFAULT = ("data/custom/annotations.pkl", "data/custom/videos")
 MANY = 500  # from this number of training clips on, the large networks of `custom` learn more than the small ones
-EPOCHS = 250  # of custom_small; a test compares this number with the experiment
-FEWEST_EPOCHS, ENOUGH = 60, 20_000  # more clips need fewer epochs: training is good after this many clips in all
-RATE = 60  # clips a second that custom_small trains on one core (benchmarks/records, headspace of the demo)
+EPOCHS = 250  # epochs of custom_small; a test compares this number with the experiment
+# Training needs at least FEWEST_EPOCHS epochs, and ENOUGH clips in all epochs together.
+FEWEST_EPOCHS, ENOUGH = 60, 20_000
+RATE = 60  # training clips per second of custom_small on one core (benchmarks/records, headspace of the demo)
 
 
 def training_advice(annotations: Path, videos: Path, num_clips: int, num_joints: int, layout: str = "") -> str:
-    """A line with the command that trains on an annotation file, and the reason why it is this one.
+    """A line with the command that trains on an annotation file, and the reason for the choice of the experiment.
 
     num_clips: the number of training clips. layout: the joint layout that the file names, or ''.
     """

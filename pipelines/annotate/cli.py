@@ -81,7 +81,7 @@ def main(
 
 
 def copies_of(videos: Path, labels: Labels, console: Console, follow_links: bool) -> Copies:
-    """The copies among the videos of the labels. No video is read if one of them is missing, which `annotate` tells."""
+    """The copies among the videos of the labels; none if a video is missing, because `annotate` then stops anyway."""
     files = find_videos(videos, labels.videos, follow_links)
     if any(isinstance(file, MissingVideo) for file in files):
         return []

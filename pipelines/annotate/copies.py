@@ -1,11 +1,11 @@
-"""Finds videos that show the same recording: copies, copies of another size or quality, trimmed ones and mirror images.
+"""Finds videos that show the same recording: exact, resized, recompressed or trimmed copies, and mirror images.
 
 If one copy is used for training and another one for validation, the network has seen its validation clips, and the
 scores say nothing about new videos. So the default split keeps copies together.
 
 Each video is reduced to a tiny grey picture of every frame. Two videos are copies if these pictures, or the mirror
-images of one side, agree everywhere in the image and at all times, after one video has been shifted in time. Videos of
-another take by the same camera agree in the background, but not where people are.
+images of one video's pictures, agree everywhere in the image and at all times, after one video has been shifted in
+time. Videos of another take by the same camera agree in the background, but not where people are.
 """
 
 import os
@@ -20,16 +20,17 @@ from kernels.names import SHORT, printable
 from pipelines.videos.container import VideoError
 from pipelines.videos.decode import decode
 
-SIDE = 16  # pixels of a side of the tiny pictures
-MAX_FRAMES = 900  # frames of a video that are looked at
-MOMENTS = 8  # frames of one video that are compared with those of the other
-MAX_SHIFT = 0.33  # how much of the longer video's start or end the other one may lack
+SIDE = 16  # width and height of the tiny pictures in pixels
+MAX_FRAMES = 900  # only this many frames at the start of a video are compared
+MOMENTS = 8  # number of frames of one video that are compared with frames of the other video
+MAX_SHIFT = 0.33  # share of the longer video that the other video may lack at the start or the end
 # Differences in the grey level of one place, as shares of the standard deviation of all levels in both videos. Copies
 # differ by CLOSE at most in the place where they differ most, and by ALIKE at most on average over all places.
 CLOSE, ALIKE = 0.35, 0.1
 LIKELY = 0.8  # videos are compared only if no place differs by more than this in the mean over time
 
-Copies = list[tuple[int, int, bool]]  # pairs of videos that show the same: the numbers of both, and whether mirrored
+# For each pair of copies, the numbers of the two videos, and whether one is mirrored.
+Copies = list[tuple[int, int, bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,10 @@ def find_copies(videos: Sequence[str], advance: Callable[[], None]) -> Copies:
 
 
 def _likely_pairs(thumbnails: list[Thumbnails | None]) -> Iterator[tuple[int, int, bool]]:
-    """Pairs of videos whose pictures agree in the mean over time. Such a pair costs little to find among thousands."""
+    """Pairs of videos whose pictures agree in the mean over time.
+
+    This comparison is fast even for thousands of videos.
+    """
     numbers = [number for number, each in enumerate(thumbnails) if each is not None]
     if not numbers:
         return
@@ -94,7 +98,7 @@ def _normalised(levels: np.ndarray) -> np.ndarray:
 
 
 def _are_copies(first: Thumbnails, second: Thumbnails, mirrored: bool) -> bool:
-    """Whether the pictures of two videos agree, after a shift in time that makes them agree best."""
+    """Whether the pictures of two videos agree, after one video is shifted in time so that they agree best."""
     short, long = sorted((first, second), key=lambda each: each.times[-1])
     spare = max(0.0, long.times[-1] - short.times[-1])
     reach = MAX_SHIFT * max(long.times[-1], 1e-3)

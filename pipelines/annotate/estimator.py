@@ -26,12 +26,12 @@ MAX_FRAMES = 1 << 22  # maximum number of frames in a video
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EstimatorOptions:
-    """How skeletons are estimated: options of annotate and predict."""
+    """Options of annotate and predict that say how skeletons are estimated."""
 
     estimator: Literal["auto", "rtmlib", "blazepose"] = "auto"
     """auto: rtmlib if its weights are here, else the built-in blazepose."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of rtmlib's weights. Default: the one into which rtmlib downloads them."""
+    """Folder of rtmlib's weights. Default: the folder into which rtmlib downloads them."""
     every: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Estimate every N-th frame, and interpolate the others."""
 
@@ -43,7 +43,7 @@ class EstimatorOptions:
             raise UserError(f"--weights {self.weights} is for rtmlib: leave it out, or use --estimator rtmlib")
 
     def refuse_beside(self, option: str) -> None:
-        """Raise UserError if any option is set, because `option` names files with skeletons."""
+        """Raise UserError if any of these options is set beside `option`, which names files with skeletons."""
         if self != DEFAULT:
             raise UserError(
                 f"--estimator, --weights and --every are for estimated skeletons: leave them out, or leave out {option}"
@@ -112,7 +112,7 @@ class PoseEstimator:
         self.estimator, self.every = choose_estimator(options, say), options.every
 
     def __str__(self) -> str:
-        """What decides the skeletons of a video, such as `rtmlib, every 1`."""
+        """The settings that affect the skeletons of a video, such as `rtmlib, every 1`."""
         return f"{self.estimator.name}, every {self.every}"
 
     def estimate(self, video: str, header: Header, max_people: int, advance: Callable[[], None]) -> Poses:
@@ -136,8 +136,9 @@ class PoseEstimator:
 def interpolated(joints: np.ndarray, every: int, total: int) -> np.ndarray:
     """The joints [M, `total`, V, 3] of all frames, from those of the frames 0, `every`, 2 * `every`, ...
 
-    If only one of the two estimated frames around a frame has the person, the frame takes the person's joints from it,
-    unless the other one is nearer. Frames after the last estimated one have its joints.
+    If only one of the two estimated frames around a frame shows the person, the joints of that estimated frame are
+    used, unless the other estimated frame is nearer; then the person is missing. Frames after the last estimated frame
+    get its joints.
     """
     if every == 1:
         return joints

@@ -26,7 +26,7 @@ from pipelines.videos.header import Header
 from pipelines.videos.turn import Rotation, same_shape
 
 FRAME = re.compile(r"(.+?)[_-]?\d+(_keypoints)?")  # the name of a file or image of one frame
-WITHOUT_PEOPLE = 17  # number of joints if nobody was detected in any video
+WITHOUT_PEOPLE = 17  # the number of joints that is used if nobody was detected in any video
 
 
 @dataclass
@@ -34,7 +34,7 @@ class PoseFolder:
     """The skeletons in a folder or in one file. `survey` must be called once, before `poses`.
 
     folder: the folder; or a file with the skeletons of one video, or with a COCO data set of several videos.
-    max_people: maximum number of people in a video. rotation: that of the skeletons (AnnotatedImage).
+    max_people: maximum number of people in a video. rotation: how the annotated images are turned (AnnotatedImage).
     layout: the joint layout of the skeletons, or '' if it is not known.
     """
 
@@ -43,7 +43,7 @@ class PoseFolder:
     rotation: Rotation = "shown"
     layout: str = ""
     recordings: dict[str, Recording] = field(default_factory=dict)
-    arrays: dict[str, Path] = field(default_factory=dict)  # the .npz file of a video
+    arrays: dict[str, Path] = field(default_factory=dict)  # the .npz file of each video, by the name of the video
     num_joints: int = WITHOUT_PEOPLE
 
     def __post_init__(self) -> None:
@@ -54,7 +54,10 @@ class PoseFolder:
             )
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Find and read the files of all videos, by name, and report their formats in a few lines. Raises UserError."""
+        """Find and read the files of all videos, and report their formats. Raises UserError.
+
+        headers: the header of each video, by name.
+        """
         files = find_files(self.folder, list(headers)) if self.folder.is_dir() else self._only_file(list(headers))
         for name, own in files.items():
             if own[0].suffix == ".npz":
@@ -86,7 +89,10 @@ class PoseFolder:
         self._name_layout(say)
 
     def _only_file(self, names: list[str]) -> dict[str, list[Path]]:
-        """The only file as that of the only video, unless it is a data set that names its videos."""
+        """Assign the only file to the only video.
+
+        Returns an empty dict if there are several videos, or if the file is a data set that names its videos.
+        """
         return {names[0]: [self.folder]} if len(names) == 1 and not self._data_sets(names, set()) else {}
 
     def _name_layout(self, say: Callable[[str], None]) -> None:
@@ -95,7 +101,7 @@ class PoseFolder:
             people = [detection.joints for r in self.recordings.values() for detection in r.detections]
             self.layout = likely_layout(np.stack(people[:5000]))
             if self.layout:
-                say(f"the {self.num_joints} joints have no names; by the lengths of limbs, they are {self.layout}")
+                say(f"the {self.num_joints} joints have no names; the lengths of limbs suggest {self.layout}")
         elif len(layouts) == 1:
             self.layout = layouts.pop()
 

@@ -57,7 +57,7 @@ def read_poses(file: Path, video: Path, header: Header, cache: Path, rotation: R
     """Read the skeleton of `video` from an .npz file, or from an annotation pickle that contains the video's name.
 
     If an .npz file contains no image size, its joints are taken to be in pixels of the video's frames.
-    rotation: that of the poses (AnnotatedImage), if the file does not contain it.
+    rotation: how the annotated images are turned (AnnotatedImage), if the file does not say it.
     cache: folder in which Duet keeps the table that it makes from an annotation pickle.
     Raises AnnotationError if the file cannot be used, or if its joints do not belong to the frames of this video.
     """
@@ -136,7 +136,8 @@ def read_npz(file: Path, size: tuple[int, int], rotation: Rotation = "shown") ->
 def write_poses(file: Path, poses: Poses, origin: str = "") -> None:
     """Write poses as an .npz that `read_poses` and `read_npz` can read.
 
-    origin: what the poses were made from, so that `origin_of` tells whether they have to be made again.
+    origin: a text that says what the poses were made from. `origin_of` returns it, so that a later run can decide
+    whether the poses have to be made again.
     """
     keypoint, score = poses.joints[..., :2], poses.joints[..., 2]
     image = {"img_shape": [poses.height, poses.width], "rotation": poses.rotation, "origin": origin}

@@ -1,7 +1,8 @@
 """Reads the labels of your own data set: a CSV file with one line for each video.
 
-Without a first line that names the columns, these are `video,label` or `video,label,split`. With such a line, there may
-also be a column for the group of a video, such as its subject, and one for the coarse class of its label.
+If the first line does not name the columns, they are `video,label` or `video,label,split`. A file that names its
+columns may also have a column for the group of a video, such as its subject, and a column for the coarse class of its
+label.
 """
 
 import csv
@@ -24,7 +25,7 @@ COLUMNS = ("video", "label", "split", *GROUPS, "coarse")
 class Labels:
     """For each line of a CSV file, the video, the number of the label, the split and the group.
 
-    splits: empty if the file has no column for the split; groups: empty if it has none for the group.
+    splits: empty if the file has no column for the split. groups: empty if the file has no column for the group.
     class_names: the labels in the order of their numbers, if the labels in the file are words; otherwise empty.
     coarse_map: the number of each class's coarse class, if the file has a column for it; otherwise empty.
     """
@@ -50,7 +51,7 @@ def read_labels(file: Path) -> Labels:
         text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names need not be UTF-8
     except OSError as error:
         raise UserError(f"{file} cannot be opened ({error.strerror}); it should be {FORMAT}") from None
-    if "\0" in text:  # as in UTF-16
+    if "\0" in text:  # UTF-16 text contains zero bytes, for example
         raise UserError(f"{file} is not UTF-8 text; save it as CSV in UTF-8")
     rows = [(number, line) for number, line in _lines(file, text) if any(line)]
     columns = list(COLUMNS[:3])
@@ -125,7 +126,7 @@ def _lines(file: Path, text: str) -> list[tuple[int, list[str]]]:
 
 
 def _numbers(file: Path, words: list[str]) -> tuple[list[int], tuple[str, ...]]:
-    """The labels as numbers; and, if they are words, the words in the order of their numbers."""
+    """The labels as numbers. If the labels are words, also the words in the order of their numbers."""
     numbers = [word for word in words if NUMBER.fullmatch(word)]
     if len(numbers) == len(words):
         odd = next((word for word in words if float(word) < 0 or float(word) % 1), None)

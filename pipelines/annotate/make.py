@@ -1,7 +1,7 @@
 """Makes an annotation file, in the published form, for your own videos (`python -m pipelines.annotate`).
 
-Skeletons are read from the folder --poses, which has files of a pose estimator (folder.py). Without --poses
-they are estimated (estimator.py) and stored in the folder OUT_poses, so that an interrupted run can continue.
+Skeletons are read from the folder --poses, which has files of a pose estimator (folder.py). Without --poses,
+the skeletons are estimated (estimator.py) and stored in the folder OUT_poses, so that an interrupted run can continue.
 """
 
 import pickle
@@ -37,7 +37,10 @@ class PoseSource(Protocol):
     """Where the skeletons of videos come from."""
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Prepare for all videos, by name. This is called before the skeletons of the first video are requested."""
+        """Prepare the skeletons of all videos. Called once before `poses`.
+
+        headers: the header of each video, by name.
+        """
 
     def poses(self, name: str, video: str, header: Header) -> Poses:
         """The skeletons of the video with this name and path."""
@@ -105,7 +108,7 @@ class FilePoses:
     folder: PoseFolder
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Read the files of all videos, and say what they are. Raises UserError."""
+        """Read the files of all videos, and report their formats. Raises UserError."""
         self.folder.survey(headers, say)
 
     def poses(self, name: str, video: str, header: Header) -> Poses:

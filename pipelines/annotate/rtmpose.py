@@ -64,7 +64,7 @@ class RtmPose:
         return [Person(np.concatenate([xy, s[:, None]], axis=1)) for xy, s in zip(joints, score, strict=True)]
 
     def restart(self) -> None:
-        """Do nothing, because each picture is looked at by itself."""
+        """Do nothing, because this estimator treats each picture independently."""
 
 
 def why_not(weights: Path | None) -> str:

@@ -1,7 +1,8 @@
-"""Chooses the validation videos of your own data set, if the labels do not choose them.
+"""Chooses the validation videos of your own data set, if the file of labels has no column for the split.
 
-Videos of one group (a subject, a camera, a source, or copies of one recording) are never on both sides: a network would
-recognise the person, the room or the recording, and the scores would say nothing about new ones.
+Videos of one group (a subject, a camera, a source, or copies of one recording) are never in both splits: a network
+would recognise the person, the room or the recording, and the scores would say nothing about new people, rooms and
+recordings.
 """
 
 import os
@@ -52,7 +53,7 @@ def split_labels(labels: Labels, copies: Copies, say: Callable[[str], None]) -> 
 
 
 def _crossing(labels: Labels, copies: Copies) -> tuple[list[str], str]:
-    """The validation videos of which training has a copy or, if the labels have groups, videos of the same group."""
+    """The validation videos that have a copy in training, or a video of the same group if the labels have groups."""
     groups: Sequence[Hashable] = labels.groups or groups_of(len(labels.videos), copies)
     lines = list(zip(labels.videos, groups, labels.splits, strict=True))
     trained = {group for _, group, split in lines if split == "train"}
@@ -61,19 +62,21 @@ def _crossing(labels: Labels, copies: Copies) -> tuple[list[str], str]:
 
 
 def choose(videos: Sequence[str], labels: Sequence[int], groups: Sequence[Hashable]) -> list[str]:
-    """Choose a split for each video, train or val, so that all videos of a group have the same one.
+    """Choose a split for each video, train or val, so that all videos of a group have the same split.
 
     In each class, about one video in five is for validation, but at least one if the class has several groups. The
-    choice depends only on the names, labels and groups of the videos. If there is a single group, all is for training.
+    choice depends only on the names, labels and groups of the videos. If there is only one group, all videos are for
+    training.
     """
     members: dict[Hashable, list[int]] = defaultdict(list)
     for place in sorted(range(len(videos)), key=lambda place: (zlib.crc32(os.fsencode(videos[place])), videos[place])):
         members[groups[place]].append(place)
     counts = np.array([np.bincount(np.take(labels, places), minlength=max(labels) + 1) for places in members.values()])
-    missing = np.maximum(1, counts.sum(axis=0) // EVERY)  # videos of each class that validation still lacks
-    training = counts.sum(axis=0)  # videos of each class that are left for training
+    missing = np.maximum(1, counts.sum(axis=0) // EVERY)  # how many videos of each class validation still needs
+    training = counts.sum(axis=0)  # how many videos of each class are left for training
     chosen = np.zeros(len(counts), bool)
-    first_of_class = (counts > 0).argmax(axis=0)  # these groups stay in training, unless validation would be too small
+    # These groups are considered last, so each class usually keeps one in training.
+    first_of_class = (counts > 0).argmax(axis=0)
     for number in [*np.setdiff1d(np.arange(len(counts)), first_of_class), *np.unique(first_of_class)]:
         useful = np.minimum(counts[number], missing.clip(0)).sum()
         if 2 * useful > counts[number].sum() and ((training > counts[number]) | (counts[number] == 0)).all():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 OVERLAP = 0.3  # boxes of one person in neighbouring frames have at least this intersection over union
-SHORTEST = 5  # `separate_people` leaves out people who are visible in fewer frames
+SHORTEST = 5  # `separate_people` leaves out people who are visible in fewer frames than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def follow(frames: Sequence[Sequence[Person]], max_people: int, num_joints: int)
 
 
 def separate_people(joints: np.ndarray) -> np.ndarray:
-    """Give each person an index of their own along M: [M, T, V, 3] -> [M', T, V, 3], with 0 where a person is missing.
+    """Give each person a separate index along M: [M, T, V, 3] -> [M', T, V, 3], with 0 where a person is missing.
 
     Two people who are not in the same frame may share an index (`follow`). They are told apart by their boxes, as in
     `follow`. People who are visible in fewer than SHORTEST frames are left out.

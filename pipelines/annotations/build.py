@@ -37,8 +37,8 @@ from pipelines.annotations.stored_joints import StoredJoints
 from pipelines.sealed_arrays import array_file
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS, SECONDS_PER_GB = 5, 60  # of processor time; NTU-60's pickle of 1.1 GB takes 20 to 50 s
-MEMORY, MEMORY_PER_BYTE = 1 << 30, 8  # bytes of address space
+SECONDS, SECONDS_PER_GB = 5, 60  # limits of processor time; NTU-60's pickle of 1.1 GB takes 20 to 50 s
+MEMORY, MEMORY_PER_BYTE = 1 << 30, 8  # bytes of address space: MEMORY, and MEMORY_PER_BYTE for each byte of the pickle
 # The joints of a table may take at most MAX_GROWTH times the bytes of the pickle, plus SMALL. More is possible only if
 # the pickle stores an array once and several clips refer to it.
 MAX_GROWTH, SMALL = 8, 16 << 20
@@ -82,7 +82,7 @@ def seconds_for(path: Path) -> float:
 
 
 def main() -> None:
-    """The program of the child. It prints what went wrong as JSON, or an empty JSON object."""
+    """The program of the child process. It prints an error as JSON, or an empty JSON object if there was none."""
     path, folder, parent = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     die_with_parent(parent)
     memory = MEMORY + MEMORY_PER_BYTE * path.stat().st_size
@@ -91,7 +91,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     print(json.dumps(_answer(path, folder, memory)), flush=True)
-    os._exit(0)  # deeply nested content could take long to free
+    os._exit(0)  # if the content is deeply nested, freeing its memory could take long
 
 
 def _answer(path: Path, folder: Path, memory: int) -> dict[str, str | int]:
@@ -150,7 +150,7 @@ def build(path: Path, folder: Path) -> None:
 
 
 def _measured(joints: StoredJoints, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """The column `measures`. Removes `not_a_number` and `third` from `columns`, and copies them."""
+    """Build the column `measures`. The columns `not_a_number` and `third` are moved into it."""
     per_clip = columns["num_persons"].astype(np.int64) * columns["total_frames"]
     measures = measure(
         joints, per_clip, columns["height"], columns["width"], columns["first_row"], columns["total_frames"]

@@ -11,8 +11,8 @@ import numpy as np
 from pipelines.annotations.table import ClipTable
 from pipelines.videos.find import clip_name
 
-NAMED = 5  # classes that a sentence names
-TRIAL = 3  # with fewer validation clips, a user is only trying things out, and classes may be missing
+NAMED = 5  # number of classes that a sentence names
+TRIAL = 3  # with fewer validation clips than this, a user is only trying things out, and classes may be missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,6 @@ def _names(table: ClipTable, rows: np.ndarray) -> np.ndarray:
 
 
 def clip_finding(kind: str, table: ClipTable, affected: np.ndarray, text: str, *, fatal: bool) -> Finding:
-    """A finding about the rows in the mask `affected` [n]. Their number and an example precede `text`."""
+    """A finding about the rows in the mask `affected` [n]. Its text begins with their number and an example."""
     names = [str(name) for name in table.names[affected]]
     return Finding(kind, names, f"in {len(names)} of {len(table)} clips, such as {names[0]}, {text}", fatal)

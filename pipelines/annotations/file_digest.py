@@ -1,7 +1,7 @@
 """The digest of a large file, computed once.
 
-A small file in the cache, the note, stores the digest together with the size, the times and other traits of the large
-file. As long as those traits are unchanged, the digest is taken from the note.
+The digest is stored in a small file in the cache, the note, together with the size, the times and other traits of the
+large file. As long as these traits are unchanged, the digest is read from the note.
 """
 
 import contextlib

@@ -16,11 +16,11 @@ from pipelines.videos.find import clip_name
 
 SHARE = 0.1  # a fault of the joints is fatal if more than this share of the clips with people have it
 MOST = 0.5  # share of the joints of a clip, or of the clips of a data set, that counts as most of them
-NEAR_CORNER = 0.05  # share of the image's sides; joints that never leave this corner are not in pixels
+NEAR_CORNER = 0.05  # joints that stay this close to (0, 0), as a share of the image's sides, are not in pixels
 FEW_PIXELS = 10.0  # joints in metres, or as fractions of the image size, stay below this
 SMALLEST_IMAGE = 64  # FEW_PIXELS is only used for images whose sides have at least this many pixels
-NEGATIVE = 0.2  # joints are centred at 0 if this share of x, and of y, is negative
-FAR = 3.0  # joints that extend to this many times the image's size are scaled up
+NEGATIVE = 0.2  # joints count as centred at 0 if this share of the x, and this share of the y, is negative
+FAR = 3.0  # joints that extend to this many times the image's size count as scaled up
 OVERSHOOT = 1.5  # estimators that read scores from heatmaps write scores a little above 1, but never above this
 STRAY = 0.02  # share of the joints of a good clip that may be outside the image
 POSTURES = 500  # number of clips whose posture is checked
@@ -32,12 +32,15 @@ def joint_findings(table: ClipTable, skeleton: Skeleton | None = None) -> list[F
 
 
 def _most(table: ClipTable, affected: np.ndarray, share: float = SHARE) -> bool:
-    """Whether more than this share of the clips that have joints at all is affected."""
+    """Whether more than `share` of the clips that have joints is affected."""
     return bool(affected.sum() > share * max(1, (table.measures["placed"] > 0).sum()))
 
 
 def _scale(table: ClipTable) -> Iterator[Finding]:
-    """Joints that are not in pixels of the image. A clip counts only for the first kind that applies to it."""
+    """Find joints that are not in pixels of the image.
+
+    A clip counts only for the first kind of fault that applies to it.
+    """
     measures, size = table.measures, np.stack([table.width, table.height], axis=1)
     drawn = np.maximum(measures["drawn"], 1)
     some = measures["size"] > 0
@@ -277,7 +280,7 @@ def _mean(points: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def _twice(table: ClipTable) -> Iterator[Finding]:
-    """Duplicate clips: several names that mean the same video, or several clips with the same skeletons."""
+    """Find duplicate clips: several names that mean the same video, or several clips with the same skeletons."""
     digests = table.measures["digest"]
     people = np.flatnonzero(table.measures["drawn"] > 0)
     order = people[np.argsort(digests[people], kind="stable")]

@@ -28,16 +28,17 @@ MEASURES = np.dtype(
         ("negative", np.int64, (2,)),  # drawn joints with x below 0, and with y below 0
         ("low", np.float32, (2,)),  # smallest x and y of the drawn joints
         ("high", np.float32, (2,)),  # largest x and y of the drawn joints
-        ("still", np.int64),  # joints of the layout that are drawn at least twice, and always at one place
-        ("moving", np.int64),  # joints of the layout that are drawn at least twice, and not always at one place
+        ("still", np.int64),  # joints of the layout that are drawn at least twice, and always at the same place
+        ("moving", np.int64),  # joints of the layout that are drawn at least twice, at more than one place
         ("nobody", np.int64),  # frames in which no person has a drawn joint
         ("people", np.int64),  # people with a drawn joint, counted in each frame
         ("steps", np.int64),  # people with a drawn joint in a frame and in the next one
         ("jumps", np.int64),  # steps in which a person moves farther than JUMP allows
-        ("size", np.float32),  # longer side of the box around a person's drawn joints, the largest of all frames
+        # Longer side of the box around a person's drawn joints; the largest value of all people and frames.
+        ("size", np.float32),
         ("score_low", np.float32),
         ("score_high", np.float32),
-        ("rounded", np.int64),  # scores above 1 that rounding explains
+        ("rounded", np.int64),  # scores that are above 1 because of rounding
         ("digest", np.uint64),  # digest of joints and scores
         ("not_a_number", np.int64),  # coordinates that are NaN or infinite in the annotation file
         ("third", np.int8),  # THIRD_IS_SCORE, THIRD_IS_UNUSED, or 0 if a joint has two numbers
@@ -113,14 +114,14 @@ def _measure(stored: np.ndarray, per_clip: np.ndarray, height: np.ndarray, width
 
 
 def _measure_motion(stored: np.ndarray, per_clip: np.ndarray, total_frames: np.ndarray, part: np.ndarray) -> None:
-    """Fill in where nobody is, and how people move from frame to frame. The rows of a clip are [people, frames]."""
+    """Fill in `people`, `nobody`, `steps` and `jumps`. The rows of a clip are [people, frames]."""
     clip = np.repeat(np.arange(len(per_clip)), per_clip)
     frame = (np.arange(len(stored)) - np.repeat(np.cumsum(per_clip) - per_clip, per_clip)) % total_frames[clip]
     x, y, score = np.ascontiguousarray(stored.T, np.float32)  # [V, rows] each
     drawn = ((x != 0) | (y != 0)) & (score >= MIN_SCORE)
     present = drawn.any(axis=0)
     part["people"] = np.bincount(clip[present], minlength=len(part))
-    occupied = np.zeros(total_frames.sum(), bool)  # each frame of each clip
+    occupied = np.zeros(total_frames.sum(), bool)  # one entry for each frame of each clip
     occupied[((np.cumsum(total_frames) - total_frames)[clip] + frame)[present]] = True
     part["nobody"] -= np.bincount(np.repeat(np.arange(len(part)), total_frames)[occupied], minlength=len(part))
     both = drawn[:, 1:] & drawn[:, :-1] & (frame[1:] > 0)  # a row with frame 0 is another person or another clip

@@ -1,6 +1,6 @@
 """How good skeletons are: frames without a person, missing joints, and people who jump from frame to frame.
 
-`python -m pipelines.annotate` and `python -m pipelines.verify` tell it.
+`python -m pipelines.annotate` and `python -m pipelines.verify` print this.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,17 @@ from kernels.names import SHORT, printable
 from pipelines.annotations.measures import MEASURES, measure
 from pipelines.annotations.table import ClipTable
 
-NAMED = 3  # clips that a line names
+NAMED = 3  # number of clips that the line "worst skeletons" names
 
 
 @dataclass(frozen=True, slots=True)
 class SkeletonQuality:
     """The quality of the skeletons of N clips.
 
-    names: [N]. nobody: [N], the share of a clip's frames without a person. missing: [N], the share of the joints of its
-    people that are missing, in frames in which they have any. jumps: [N], the share of the steps from frame to frame in
-    which a person jumps (measures.py). frames, joints, steps: [N], the numbers of which these are the shares.
+    names: [N]. nobody: [N], the share of a clip's frames without a person. missing: [N], the share of missing joints;
+    only people with at least one joint in a frame count. jumps: [N], the share of the steps from frame to frame in
+    which a person jumps (measures.py). frames, joints, steps: [N], the number of frames, joints and steps of each clip,
+    to which these three shares refer.
     """
 
     names: Sequence[str]
@@ -50,7 +51,7 @@ class SkeletonQuality:
         return _quality([clip["frame_dir"] for clip in clips], measures, frames, clips[0]["keypoint"].shape[2])
 
     def worst(self, count: int) -> list[int]:
-        """The numbers of the clips with the largest sum of the three shares, without clips in which it is 0."""
+        """The numbers of the clips with the largest sums of the three shares. Clips without a fault are left out."""
         faults = self.nobody + self.missing + self.jumps
         return [int(clip) for clip in np.argsort(-faults, kind="stable")[:count] if faults[clip] > 0]
 
@@ -59,7 +60,7 @@ class SkeletonQuality:
         return _sentence(float(self.nobody[clip]), float(self.missing[clip]), float(self.jumps[clip])) or "no fault"
 
     def lines(self) -> list[tuple[str, str]]:
-        """What to tell a user: a name and a text for each fact."""
+        """What users are told about the skeletons: a name and a text for each fact."""
         pairs = ((self.nobody, self.frames), (self.missing, self.joints), (self.jumps, self.steps))
         shares = [float((share * count).sum() / max(1, count.sum())) for share, count in pairs]
         lines = [("skeletons", _sentence(*shares) or "a person in every frame, no missing joint, no jump")]
@@ -75,7 +76,7 @@ def _sentence(nobody: float, missing: float, jumps: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as text, so that a small one is not shown as zero."""
+    """A share in per cent, as text. A small share is never shown as 0%."""
     return "less than 0.1%" if 0 < share < 0.001 else f"{share:.{0 if share >= 0.1 or share == 0 else 1}%}"
 
 

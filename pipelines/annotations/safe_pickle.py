@@ -19,7 +19,7 @@ import numpy as np
 PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
 
 KEYS = (str, bytes, int, float, NoneType, np.generic)  # types of keys that can be hashed quickly
-MAX_KEY = 1 << 60  # integers below this have different hashes
+MAX_KEY = 1 << 60  # different integers below this have different hashes
 
 
 class _Dtype:

@@ -23,7 +23,7 @@ from pipelines.videos.turn import Rotation
 
 SCALARS = (str, int, float, np.number, np.bool_)
 # Larger values occur in no data set, and would take far more memory than the file.
-MAX_NAME = 1000  # characters of a name
+MAX_NAME = 1000  # maximum number of characters of a name
 MAX_FRAMES = 1 << 20
 MAX_JOINTS = 1000
 MAX_SIDE = 1 << 16  # pixels
@@ -70,13 +70,13 @@ def clips_and_splits(path: Path, content: Any) -> tuple[list[dict], dict]:
     return clips, splits
 
 
-LONGEST_NAME = 200  # characters of the name of a class
+LONGEST_NAME = 200  # maximum number of characters of the name of a class
 
 
 def class_names_of(path: Path, content: Any, num_classes: int) -> tuple[str, ...]:
     """The names under the key 'class_names' of an annotation file, or an empty tuple if there are none.
 
-    num_classes: the number of classes that the labels of the clips require at least. Raises AnnotationError.
+    num_classes: the smallest number of classes that the labels of the clips allow. Raises AnnotationError.
     """
     names = content.get("class_names", ()) if isinstance(content, dict) else ()
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
@@ -166,8 +166,8 @@ def split_rows(path: Path, split: str, members: Any, row_of: dict[str, int]) -> 
 def columns_of_clips(path: Path, clips: list[Any], most_bytes: float = math.inf) -> dict[str, Any]:
     """Check all annotations and convert them to columns: one array per field, and a list of joints [M, T, V, 3].
 
-    Annotations are removed from `clips` once they are converted, to save memory. Raises UserError, also if the joints
-    take more than `most_bytes` bytes.
+    Annotations are removed from `clips` once they are converted, to save memory. Raises UserError if an annotation is
+    wrong, or if the joints take more than `most_bytes` bytes.
     """
     checked_clips, num_bytes = [], 0
     for number, clip in enumerate(clips):
@@ -210,7 +210,7 @@ def parse_clip(clip: dict) -> dict[str, Any]:
     """Check one annotation and convert it to a dict with the columns of the table.
 
     If there are no scores, every joint gets score 1, as in the published loader. Raises UserError, or KeyError,
-    TypeError, ValueError or IndexError for content of the wrong kind.
+    TypeError, ValueError or IndexError for content of a wrong type.
     """
     name = text_of("its name", clip["filename"] if "filename" in clip else clip["frame_dir"])
     keypoint = _numbers("keypoint", clip["keypoint"])
@@ -307,7 +307,7 @@ def text_of(field: str, value: Any) -> str:
 
 
 def told(value: Any) -> str:
-    """A value as it is shown in a message. Only scalars and short rows of them are printed."""
+    """A value as text for a message. Only scalars and short rows of scalars are shown in full."""
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape}"
     row = value if isinstance(value, list | tuple) and len(value) <= 4 else (value,)

@@ -8,15 +8,15 @@ import re
 from collections.abc import Collection, Iterable
 
 TRAIN = re.compile("train(ing)?", re.IGNORECASE)
-# What replaces `train` in the name of the validation split, the preferred word first.
+# The words that may replace `train` in the name of the validation split, the preferred word first.
 VALIDATION = ("val", "validation", "valid", "dev", "test", "testing", "eval")
 
 
 def find_split(splits: Collection[str], name: str) -> str | None:
-    """The split that `name` means: itself, or PAIR_train or PAIR_val of a pair of splits. None if there is none.
+    """The split that `name` means, or None. `name` is that of a split, or PAIR_train or PAIR_val of a pair of splits.
 
-    A pair goes by the name of its training split, or by that name without the word train: train1 and test1 are the
-    pair `train1` or `1`, and xsub_train and xsub_val the pair `xsub`. The pair train and val has the name `train`.
+    A pair has the name of its training split, or this name without the word train: the pair train1 and test1 is called
+    `train1` or `1`, and the pair xsub_train and xsub_val is called `xsub`. The pair train and val is called `train`.
     """
     if name in splits:
         return name

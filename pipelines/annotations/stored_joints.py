@@ -1,4 +1,4 @@
-"""The joints of a table in the cache, of which parts are read from the disk when they are needed."""
+"""The joints of a table in the cache. Parts of them are read from the disk when they are needed."""
 
 import functools
 import os
@@ -13,8 +13,10 @@ from kernels.whole_files import matches_seal
 class StoredJoints:
     """A sealed .npy file with an array [rows, V, 3], of which slices of rows can be read, from several threads.
 
-    The file is read and not memory-mapped, because a process is killed if another one cuts a file that it has mapped.
-    Each process checks the seal once, which takes about half a second for each GB that is in memory.
+    The file is read and not memory-mapped, because a process that has mapped a file is killed if another process cuts
+    the file. Each process checks the seal once, which takes about half a second for each GB that the operating system
+    has cached.
+
     Raises OSError if the file cannot be opened, and ValueError if it is damaged.
     """
 
@@ -47,6 +49,9 @@ class StoredJoints:
 
 @functools.lru_cache
 def _is_whole(path: Path, *_: int) -> bool:
-    """Whether the file matches its seal. The other arguments identify the content, which is not checked twice."""
+    """Whether the file matches its seal.
+
+    The other arguments identify the content, so that the same content is not checked twice.
+    """
     with open(path, "rb") as file:
         return matches_seal(file.fileno())

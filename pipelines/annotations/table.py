@@ -1,8 +1,8 @@
 """The annotation table: the content of a skeleton pickle as columns that are stored on the disk.
 
 `open_table` converts a pickle once and stores the table in a cache, under a digest of the pickle's content. Every
-process checks the seals of the stored table once. The joints, which are nearly all of it, are read from the disk when
-they are needed, so that all ranks on a machine share one copy in the memory of the operating system.
+process checks the seals of the stored table once. The joints, which take up nearly the whole table, are read from the
+disk when they are needed, so that all ranks on a machine share one copy in the memory of the operating system.
 docs/sources.md, "Annotation files", describes the pickles.
 """
 
@@ -44,8 +44,8 @@ class ClipTable:
     coarse_map: the coarse class of each class, or empty if the file has no coarse classes.
     skeleton: the name of the joint layout, or '' if the file names none.
     rotation: see AnnotatedImage; None if the file contains none.
-    measures: [n] of dtype MEASURES, the measures of each clip's joints; empty for a table that no file was read for.
-    absent: for each split that lists clips without an annotation, how many these are and the name of the first.
+    measures: [n] of dtype MEASURES, the measures of each clip's joints; empty if the table was not read from a file.
+    absent: for each split that lists clips without an annotation, the number of these clips and the name of the first.
     """
 
     digest: str

@@ -1,8 +1,9 @@
 """The body of a person in the demo: computes 17 COCO joints in three dimensions from hands, feet and hips.
 
-Lengths are in body heights. x points to the person's left (to the viewer's right, if the person faces the camera), y
-points up, and z points to the camera. `Pose` gives the positions of hands, feet and hips; the positions of elbows and
-knees follow from the lengths of arms and legs (two-bone inverse kinematics). In shapes, T is the number of frames.
+The unit of length is the height of the body. x points to the person's left (to the viewer's right, if the person faces
+the camera), y points up, and z points to the camera. `Pose` gives the positions of hands, feet and hips; the positions
+of elbows and knees follow from the lengths of arms and legs (two-bone inverse kinematics). In shapes, T is the number
+of frames.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ SHOULDER, HIP = (0.105, 0.065)  # half widths
 TORSO, NECK = (0.30, 0.075)  # heights
 ANKLE = 0.035  # height of the ankle above the floor
 STAND = ANKLE + (THIGH + SHIN) * 0.995  # height of the hips of a person who stands
-SIDES = np.array([1.0, -1.0])  # left, right; the axis of length 2 of arrays [..., 2, 3] has the same order
+SIDES = np.array([1.0, -1.0])  # left, then right; the axis of length 2 of arrays [..., 2, 3] has the same order
 # Positions of nose, eyes and ears relative to the centre of the head, left before right.
 FACE = np.array([[0, -0.005, 0.06], [0.022, 0.014, 0.05], [-0.022, 0.014, 0.05], [0.045, 0, 0], [-0.045, 0, 0]])
 

@@ -42,8 +42,8 @@ class DemoConfig:
     crf: Annotated[int, Range(0, 51)] = 23
     """x264's constant rate factor: 0 is lossless, 51 the smallest file."""
     hide_people: bool = False
-    """For a control experiment: whether a fixed grey box covers the whole area in which people and objects move. Then
-    frames do not reveal the class, if it differs from another class in its motion only."""
+    """For a control experiment: whether a fixed grey box covers the whole area in which people and objects move. A
+    single frame then does not reveal a class that differs from another class only in its motion."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.demo")
@@ -62,7 +62,7 @@ class ClipId:
 
     @property
     def name(self) -> str:
-        """The name of the clip, in NTU's pattern SsssCcccPpppRrrrAaaa. The splits have no subject P in common."""
+        """The name of the clip, in NTU's pattern SsssCcccPpppRrrrAaaa. No subject (P) is in both splits."""
         subjects = NUM_TRAIN_SUBJECTS if self.split == TRAIN else NUM_VAL_SUBJECTS
         first = 1 if self.split == TRAIN else 1 + NUM_TRAIN_SUBJECTS
         rest, subject = divmod(self.take, subjects)

@@ -21,7 +21,7 @@ NOISE_FRAMES = 4  # number of noise images; a randomly chosen one is added to ea
 class View(NamedTuple):
     """The view of the camera.
 
-    scale: pixels per body height. x, y: pixel at which the origin of the scene, on the floor, appears.
+    scale: height of a person's body in pixels. x, y: pixel at which the origin of the scene, on the floor, appears.
     roll: rotation of the camera in radians.
     """
 
@@ -35,11 +35,12 @@ class Clip(NamedTuple):
     """The data from which the frames of a clip are drawn, for M people in T frames."""
 
     points: np.ndarray  # [M, T, 17, 2] joints in pixels
-    depth: np.ndarray  # [M, T, 17] distance of the joints from the origin towards the camera, in body heights
+    # [M, T, 17] distance of the joints from the origin towards the camera; the unit is a body's height
+    depth: np.ndarray
     held: str  # the object in the hands, or ""
     path: np.ndarray  # [T, 2] centre of the object in pixels; [0, 2] if there is no object
     path_depth: np.ndarray  # [T] distance of the object, as in `depth`
-    scale: float  # pixels per body height
+    scale: float  # height of a person's body in pixels
     floor: float  # row of pixels at which the floor begins
 
 
@@ -79,7 +80,7 @@ def place(config: DemoConfig, joints: np.ndarray, rng: np.random.Generator) -> V
 
 
 def project(joints: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Project points [..., 3] of the scene: pixels [..., 2] and depths [...]. The camera looks slightly down."""
+    """Project points [..., 3] of the scene to pixels [..., 2] and depths [...]. The camera looks slightly down."""
     x, y, z = joints[..., 0], joints[..., 1], joints[..., 2]
     y = y - 0.12 * z
     c, s = np.cos(view.roll), np.sin(view.roll)

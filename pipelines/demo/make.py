@@ -140,7 +140,10 @@ def die_with_parent() -> None:
 
 
 def watch(names: Iterable[str], total: int) -> None:
-    """Consume `names`, which makes each clip just before it yields the clip's name. Show progress towards `total`."""
+    """Show progress while `names` is consumed. It makes each clip before it yields the clip's name.
+
+    total: number of clips.
+    """
     with Progress(Console(stderr=True), "demo videos", total) as progress:
         for _ in names:
             progress.advance()

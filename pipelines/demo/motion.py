@@ -1,7 +1,7 @@
 """The motions of the demo's classes: the joints of one or two people, and the path of the object that they hold.
 
-Lengths are in body heights, and the axes are those of body.py. `t` [T] runs from 0 to 1 over the clip. In array shapes,
-T is the number of frames and M the number of people.
+The unit of length is the height of the body, and the axes are those of body.py. `t` [T] runs from 0 to 1 over the clip.
+In array shapes, T is the number of frames and M the number of people.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ RED, BLUE, PLAIN, STRIPED = "red ball", "blue ball", "plain box", "striped box"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """The people of a clip and their object.
+    """The people of a clip and the object that they hold.
 
     joints: [M, T, 17, 3]. held: the name of the object in the hands, or "". path: [T, 3] centre of the object, or None.
     """
@@ -38,7 +38,7 @@ def ramp(t: np.ndarray, start: float, end: float) -> np.ndarray:
 
 
 def between(low: np.ndarray | list[float], high: np.ndarray | list[float], p: np.ndarray) -> np.ndarray:
-    """A path [T, 3] from `low` to `high`, as p [T] goes from 0 to 1."""
+    """A path [T, 3] that goes from `low` to `high` while p [T] goes from 0 to 1."""
     return np.asarray(low) + (np.asarray(high) - np.asarray(low)) * p[:, None]
 
 
@@ -162,7 +162,7 @@ def give(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
 
 
 def between_paths(first: np.ndarray, second: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """A path [T, 3] that changes from `first` [T, 3] to `second` [T, 3] as p [T] goes from 0 to 1."""
+    """A path [T, 3] that changes from `first` [T, 3] to `second` [T, 3] while p [T] goes from 0 to 1."""
     return first + (second - first) * p[:, None]
 
 

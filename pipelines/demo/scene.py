@@ -1,4 +1,4 @@
-"""Draws a textured room, and in it the demo's people, made of shaded capsules, with objects in their hands.
+"""Draws the scenes of the demo: a textured room, and people made of shaded capsules with objects in their hands.
 
 Shapes are drawn at twice the size, and the image is then halved. Colours are rounded before they are converted and
 drawn, and all later arithmetic is in integers, so that every machine produces the same pixels. Images have Pillow's
@@ -16,7 +16,7 @@ LIGHT = np.array([-0.45, -0.55])  # direction to the light, in the image's axes
 SKIN = ((236, 205, 180), (214, 170, 135), (170, 120, 85), (120, 80, 55), (90, 60, 45))
 HAIR = ((30, 25, 22), (70, 45, 25), (120, 85, 45), (175, 145, 90), (120, 118, 115))
 RED, BLUE, YELLOW, BLACK = (225, 25, 30), (25, 60, 225), (245, 205, 20), (25, 20, 20)
-# Radii of limbs at the (near end, far end), and of objects, in body heights.
+# Radii of limbs at their (near end, far end), and radii of objects. The unit is the height of the body.
 ARM_R, FOREARM_R, THIGH_R, SHIN_R = (0.036, 0.029), (0.029, 0.021), (0.058, 0.042), (0.041, 0.027)
 BALL_R, BOX_R = 0.085, 0.1
 
@@ -96,7 +96,7 @@ def shaded_capsule(
 def body_shapes(points: np.ndarray, depth: np.ndarray, scale: float, look: Look) -> list[Shape]:
     """The shapes of a dressed body around 17 COCO joints.
 
-    points: [T, 17, 2] joints in pixels. depth: [T, 17]. scale: pixels per body height.
+    points: [T, 17, 2] joints in pixels. depth: [T, 17]. scale: height of the body in pixels.
     """
     shapes: list[Shape] = []
 

@@ -8,7 +8,7 @@
     index/*.npy        the content of the manifest as sealed arrays, written at the end of `prepare`
     users/             which annotation files and experiments use which clips (prepare/users.py)
     others.json        the folders of further packs, which were made with --out
-    speed-HOST.json    how fast the last long run on the machine HOST was
+    speed-HOST.json    the speed of the last long run on the machine HOST
 
 A clip is identified by its joints, the content of its video, and the encoder's settings. So all annotation files and
 experiments share one pack, and a clip that two of them have in common is made once. A clip's file may also lie in a
@@ -82,7 +82,7 @@ def digest_of(content: dict[str, Any]) -> str:
 def clip_id(source: str, joints: str, settings: str, rotation: str = "") -> str:
     """The identity of a clip, from the digests of its video, of its joints, and of the settings: 20 hex digits.
 
-    rotation: as in COLUMNS. A clip whose frames are not turned has the same identity as in earlier versions.
+    rotation: see COLUMNS. A clip whose frames are not turned has the same identity as in earlier versions.
     """
     turned = " shown" if rotation == "shown" else ""
     return hashlib.sha256(f"{source} {joints} {settings}{turned}".encode()).hexdigest()[:20]
@@ -95,7 +95,8 @@ COLUMNS = {
     "settings": np.str_,  # digest of the PackSettings
     "joints": np.str_,  # digest of the clip's joints and of the size of the annotated image
     "source": np.str_,  # digest of the video
-    "stamps": np.int64,  # [4, 3] size, modification time in ns and inode of the last four files with this content
+    # [4, 3] size, modification time in ns and inode of the last four files that had the content of the video.
+    "stamps": np.int64,
     "source_size": np.int32,  # [2] (width, height) of the video in pixels
     "region": np.float64,  # [4] (left, top, right, bottom) of the stored region, in pixels of the video
     "frame_size": np.int32,  # [2] (width, height) of the stored frames in pixels
@@ -159,14 +160,14 @@ def read_index(folder: Path) -> Index:
 
 
 def index_of(lines: Iterable[dict[str, Any]]) -> Index:
-    """The lines of a manifest as an index."""
+    """Build an index from the lines of a manifest."""
     sorted_lines = [{"rotation": UNKNOWN} | line for line in sorted(lines, key=lambda line: line["clip"])]
     columns = {key: np.array([line[key] for line in sorted_lines], dtype) for key, dtype in COLUMNS.items()}
     return Index.of(columns, np.concatenate([NO_PACKETS, *(packets_of(line["packets"]) for line in sorted_lines)]))
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The files with lines that are not merged into the manifest yet, in the order of their last change."""
+    """The files with lines that are not merged into the manifest yet, sorted by the time of their last change."""
     times = {}
     for part in (folder / "parts").glob("*.jsonl"):
         with contextlib.suppress(FileNotFoundError):  # another run has merged it just now
@@ -212,7 +213,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return {line["clip"]: line for line in read_lines(folder) if "clip" in line}
 
 
-EARLIER = "manifest-2.jsonl"  # an earlier version's lines, in a folder where that version made a pack
+EARLIER = "manifest-2.jsonl"  # lines of an earlier version, if the folder contains a pack of that version
 
 
 def earlier_lines(folder: Path) -> list[dict[str, Any]]:
@@ -225,7 +226,8 @@ def earlier_lines(folder: Path) -> list[dict[str, Any]]:
 def merge_parts(folder: Path) -> None:
     """Write the manifest and the index from the manifest and its parts, and remove the parts.
 
-    Only one run at a time may merge, and no run may write a part meanwhile. A merge that was killed can be repeated.
+    Only one run at a time may merge, and no run may write a part during the merge. A merge that was killed can be
+    repeated.
     """
     parts = parts_of(folder)
     for place, _, _ in os.walk(folder / "clips"):
@@ -258,7 +260,8 @@ def _add_to_index(folder: Path, parts: list[Path]) -> bool:
     kept = np.flatnonzero(~np.isin(old.columns["clip"], added.columns["clip"]))
     columns = {key: np.concatenate([old.columns[key][kept], added.columns[key]]) for key in COLUMNS}
     order = np.argsort(columns["clip"])
-    sources = np.concatenate([kept, -1 - np.arange(len(new))])[order]  # row i of `old` is i, row i of `added` -1 - i
+    # Row i of `old` gets the number i, and row i of `added` the number -1 - i.
+    sources = np.concatenate([kept, -1 - np.arange(len(new))])[order]
     manifest, packets = [], []
     # Rows that are neighbours in the old index stay together, so that few pieces have to be copied.
     for run in np.split(sources, np.flatnonzero((np.diff(sources) != 1) | (sources[1:] <= 0)) + 1):
@@ -309,12 +312,12 @@ def packets_of(text: str) -> np.ndarray:
 
 
 def index_is_current(folder: Path) -> bool:
-    """Whether the index is intact and matches the manifest, judging by its size, and no part waits to be merged."""
+    """Whether the index is intact, was made from a manifest of the same size, and no part waits to be merged."""
     return not parts_of(folder) and _stored_index(folder) is not None
 
 
 def _stored_index(folder: Path) -> Index | None:
-    """The index on disk, or None if it is damaged, or does not describe the manifest, judging by its size."""
+    """The index on disk, or None if it is damaged, or was made from a manifest of another size."""
     place = folder / "index"
     try:
         before = place.stat().st_ino

@@ -1,7 +1,7 @@
-"""The form of a manifest's lines. A pack may come from strangers, so other lines are passed over.
+"""The form of a manifest's lines. A pack may come from strangers, so lines of any other form are skipped.
 
-Passed over as well are lines whose file lies outside of the pack, except for clips of other packs, because a program
-that frees or repairs a pack would remove the file, whatever it is.
+Lines whose file lies outside of the pack are skipped, too, unless the file is a clip of another pack: a program that
+frees or repairs a pack would remove the file, whatever it is.
 """
 
 import base64
@@ -17,7 +17,7 @@ LARGEST = 1 << 31  # the index stores most numbers in 32 bits
 
 
 class EarlierLine(TypedDict):
-    """What lines of all versions have. format.py explains the fields (COLUMNS)."""
+    """The keys that lines of all versions have. format.py explains the fields (COLUMNS)."""
 
     name: str
     settings: str
@@ -34,7 +34,7 @@ class EarlierLine(TypedDict):
 
 
 class Line(EarlierLine):
-    """A line of today's form."""
+    """A line of the current form."""
 
     clip: str
     stamps: list[list[int]]
@@ -44,7 +44,7 @@ class Line(EarlierLine):
 
 
 def is_line(line: Any) -> bool:
-    """Whether `line` is a whole line of a manifest, of today's form or that of an earlier version."""
+    """Whether `line` is a whole line of a manifest, in the current form or that of an earlier version."""
     today = isinstance(line, dict) and "clip" in line
     if misfit(line, Line if today else EarlierLine, ("rotation",)):
         return False
@@ -64,7 +64,10 @@ def is_line(line: Any) -> bool:
 
 
 def leads_out(files: Iterable[str]) -> bool:
-    """Whether one of these files, which are relative to a pack or absolute, lies neither in it nor in another pack."""
+    """Whether one of these files lies outside of the pack and is no clip of another pack.
+
+    A path is relative to the pack or absolute.
+    """
     return any(_is_outside(file) for file in files)
 
 

@@ -15,8 +15,9 @@ from pipelines.packs.format import Index, PackError, earlier_lines, read_index
 class Pack:
     """A pack that is open for reading, with one row per clip. Several threads may read at once.
 
-    The rows are those of an annotation table. `open_pack` gives all clips of the pack a row instead. Everything that
-    is read from the index is in memory, because another machine may replace the index during a long run.
+    The rows are those of an annotation table. Only a Pack from `open_pack` has one row for each clip of the pack.
+    Everything that is read from the index is in memory, because another machine may replace the index during a long
+    run.
 
     columns: arrays of n rows each (see COLUMNS in format.py). A row whose `num_frames` is 0 has no frames.
     packets: [sum of num_frames, 2] uint32, size in bytes and CRC-32 of each packet.
@@ -34,7 +35,10 @@ class Pack:
 
     @classmethod
     def of(cls, folder: Path, index: Index, rows: np.ndarray, names: np.ndarray, bad: dict[str, str]) -> "Pack":
-        """Open the clips in `rows` of an index under the table's `names` for them. Row -1 is a clip without frames."""
+        """Open the clips in these `rows` of an index; `names` are their names in the table.
+
+        Row -1: a clip without frames.
+        """
         absent, some = rows < 0, np.maximum(rows, 0)
         if len(index.columns["clip"]):
             columns = {key: np.array(column[some]) for key, column in index.columns.items()}

@@ -1,8 +1,8 @@
 """Checks whether the files of a pack are as they were written (`python -m pipelines.prepare --check PACK`).
 
-The check reads every byte that training could read. The paths of damaged files go to stdout and the reasons to stderr,
-so a pack can be repaired with `... --check PACK -0 | xargs -0 rm --` and another run of `prepare`. Only files in the
-folder of the pack are printed, because whoever wrote the manifest must not choose which other files are removed.
+The check reads all bytes that training reads. The paths of damaged files go to stdout and the reasons to stderr, so a
+pack can be repaired with `... --check PACK -0 | xargs -0 rm --` and another run of `prepare`. Only files in the folder
+of the pack are printed, because whoever wrote the manifest must not choose which other files are removed.
 """
 
 import os

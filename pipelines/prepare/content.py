@@ -1,6 +1,6 @@
 """Decides whether a video is the one from which a clip was made.
 
-The quick answer is the video's stamp. If the stamp has changed, the whole content decides.
+A video counts as unchanged if the stamp of its file is unchanged. Otherwise, its whole content decides.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ ENDS = "ends:"  # prefix of an earlier version's digests, which cover only the s
 
 
 class Stamp(NamedTuple):
-    """What changes when a file is written or replaced: size in bytes, modification time in ns, and inode.
+    """Properties of a file that change when it is written or replaced: size in bytes, modification time in ns, inode.
 
     The inode is 0 if it is not known, and -1 if the stamp stands for no file.
     """
@@ -23,7 +23,7 @@ class Stamp(NamedTuple):
     inode: int
 
     def before(self, stamps: list[list[int]]) -> list[list[int]]:
-        """This stamp, then the first three of `stamps` that differ from it.
+        """A list of this stamp and the first three of `stamps` that differ from it.
 
         Several stamps are kept because copies of a data set may be used in turn.
         """

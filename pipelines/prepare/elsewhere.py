@@ -1,10 +1,11 @@
 """Finds clips in packs of earlier versions and of `prepare --out`, so that these clips need not be made again.
 
-The clips stay where they are. The pack only records where their files lie, so nothing is copied, and a kill does no
-harm.
+The clips stay where they are. The pack only records where their files lie, so nothing is copied, and a run can be
+killed at any time.
 
-Earlier versions made a pack for each annotation file and number of pose frames. Each of these packs has a folder of its
-own, within the folder of all packs. A clip in it is used as it is if its region is large enough and has enough pixels.
+Earlier versions made a pack for each annotation file and number of pose frames. Each of these packs has its own folder
+within the folder of all packs. A clip of such a pack is used unchanged if its region is large enough and has enough
+pixels.
 """
 
 import json
@@ -37,7 +38,7 @@ from pipelines.prepare.content import ENDS, Stamp
 from pipelines.prepare.locks import PLAIN
 from pipelines.prepare.survey import LOST, NEW, Survey, match
 
-OTHERS = "others.json"  # in a pack: the folders of packs that the user made elsewhere with --out
+OTHERS = "others.json"  # this file in a pack lists the folders of packs that the user made elsewhere with --out
 Line = dict[str, Any]
 
 
@@ -148,7 +149,7 @@ def _check_that_none_is_gone(packs: Path, number: int) -> None:
 
 
 def _made_elsewhere(place: Path, wanted: dict[str, int]) -> dict[str, Line]:
-    """The lines for the `wanted` joints in a pack that was made with --out, by clip."""
+    """The manifest lines, by clip, for the `wanted` joints in a pack that was made with --out."""
     return {
         clip: line | {"file": str(place / line["file"]) if line["file"] else ""}
         for clip, line in read_manifest(place).items()
@@ -187,7 +188,7 @@ def _earlier_digest(count: int, settings: PackSettings) -> str:
     return digest_of({"format": 2, "count": count, "box_pixels": settings.box_pixels, "quality": settings.quality})
 
 
-TOLERANCE = 2  # pixels of the video by which a region may be too small; regions are rounded to even pixels
+TOLERANCE = 2  # a region may be too small by this many pixels of the video, because regions are rounded to even pixels
 ENOUGH = 0.9  # an earlier clip must have at least this share of the scale of a new clip
 
 

@@ -126,7 +126,7 @@ def encode_clip(job: Job) -> EncodedClip:
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """Which part of the video to store, and at which size."""
+    """The part of the video to store, and the size at which it is stored."""
 
     # (left, top, right, bottom) in pixels of the video, all even; the region may extend beyond the frame
     region: tuple[int, int, int, int]

@@ -62,7 +62,7 @@ def estimate(task: Task, todo: Survey, workers: int | None) -> None:
 
 
 def _above(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """The folder itself, or the nearest folder above it that exists."""
     return next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
 
 

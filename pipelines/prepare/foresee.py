@@ -31,9 +31,9 @@ def foresee(
 
     joints: the `joints_digest` of each row. known: [rows of the table] bool, whether the clip was usable before.
 
-    A clip counts as usable if the pack in `out` or another pack has it, or if it is `known` and its video is there.
-    Clips that no pack has are tried one after another, if they have a video, until one can be made. This clip and those
-    after it count as usable. If the pack has a record of all clips, this takes a moment.
+    A clip counts as usable if the pack in `out` or another pack has it, or if it was usable before (`known`) and its
+    video exists. Clips that no pack has are tried one after another, if they have a video, until one can be made. This
+    clip and those after it count as usable. If the pack has a record of all clips, this is done in a moment.
     """
     columns = read_index(out).columns
     suits = (columns["settings"] == settings.digest()) & (columns["fewest"] <= settings.count)

@@ -79,9 +79,10 @@ def uses_of(pack: Path, lines: Iterable[Line], cache: Path) -> list[TableUse]:
 
 
 def _clips_of_table(folder: Path, table: str, clips_for: dict[tuple[str, str], set[str]]) -> set[str]:
-    """The clips that a table used last. For joints that none of these clips has, all clips with these joints are added.
+    """The clips that a table used last, and clips that a killed run made for it.
 
-    Clips that were made by a run that was killed are therefore included.
+    A killed run does not record its clips for the table. So if none of the recorded clips has some joints of the table,
+    all clips with these joints are added.
     """
     last, settings = set(clips_of(folder).tolist()), folder.name.partition("-")[2]
     used = last.copy()
@@ -213,7 +214,7 @@ def _empty_packs(pack: Path) -> list[Path]:
 
 
 def _keep(pack: Path, lines: dict[str, Line]) -> None:
-    """Write the manifest and the index anew, with these lines only."""
+    """Rewrite the manifest and the index with only these lines."""
     parts = parts_of(pack)
     write_index(pack, lines.values())
     for part in parts:

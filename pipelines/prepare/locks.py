@@ -27,7 +27,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of network f
 
 @contextlib.contextmanager
 def make_clips(out: Path, key: str, console: Console, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """A context in which no other run makes clips of a table. LOCK_SH admits runs that make its other shards.
+    """A context in which no other run makes clips of a table.
+
+    With LOCK_SH, other runs may make other shards of the table.
 
     key: names the table and the settings.
     """
@@ -72,7 +74,7 @@ def _locked(path: Path, out: Path, kind: int, console: Console) -> Iterator[None
 
 
 def _opened(path: Path) -> IO[str]:
-    """Open a lock's file, and make it if it is missing. On NFS an exclusive lock needs a file open for writing."""
+    """Open a lock's file for writing, as exclusive locks on NFS require, and make it if it is missing."""
     try:
         return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
     except PermissionError:  # the pack belongs to another user; this file suffices for a shared lock
@@ -95,7 +97,7 @@ def look_for_clips(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def if_alone(path: Path) -> Iterator[bool | None]:
-    """A context whose value is True if no other run holds the lock of this file; no other run can then get it.
+    """A context whose value is True if no other run holds the lock of this file. No other run can then take the lock.
 
     On a file system without locks this is not known, and the value is None.
     """
@@ -112,7 +114,10 @@ def if_alone(path: Path) -> Iterator[bool | None]:
 
 
 def hold(path: Path) -> IO[str]:
-    """Hold a shared lock until the returned file is closed or garbage. Raises OSError if the file cannot be opened."""
+    """Hold a shared lock until the returned file is closed or garbage collected.
+
+    Raises OSError if the file cannot be opened.
+    """
     file = _opened(path)
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH)

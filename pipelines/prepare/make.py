@@ -1,8 +1,8 @@
 """Makes a clip pack from videos (`python -m pipelines.prepare ANNOTATIONS --videos DIR`, or `--exp NAME`).
 
 A run continues where an earlier run stopped or was killed, and returns at once if there is nothing to do. A clip is
-made again if its video, its skeleton or the encoder's settings change. With `--shard I/N` a run makes a part of the
-clips, while runs on other machines make the other parts. `--check PACK` lists the damaged clips of a pack (check.py).
+made again if its video, its skeleton or the encoder's settings change. With `--shard I/N`, a run makes one part of the
+clips, and runs on other machines can make the other parts. `--check PACK` lists the damaged clips of a pack (check.py).
 """
 
 import contextlib
@@ -86,9 +86,9 @@ def prepare(
 
 
 def open_again(table: ClipTable, out: Path, clips: np.ndarray, bad: dict[str, str]) -> Pack:
-    """Open a pack as another process of this machine has just opened it, which still holds the pack's locks.
+    """Open a pack that another process of this machine has just opened. That process still holds the pack's locks.
 
-    clips, bad: those of the other process's Pack. No file of a clip or of a video is looked at.
+    clips, bad: the values of these fields in the other process's Pack. No file of a clip or of a video is looked at.
     """
     index = read_index(out)
     rows = index.rows_of(clips)
@@ -156,7 +156,8 @@ def look(task: Task) -> Survey:
     todo = survey(task.table, task.joints, task.rows, *places)
     look_elsewhere(todo, task.rows, task.table, task.out, task.settings, task.console)
     if todo.videos is None and todo.stale:
-        find_videos(task.videos, task.table.names.tolist())  # raises an error that says what is wrong with the folder
+        # This call raises an error that says what is wrong with the folder.
+        find_videos(task.videos, task.table.names.tolist())
     return todo
 
 

@@ -56,7 +56,7 @@ class Worker:
             self.process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
-        """Read the answer to the job. If the job killed the worker, the answer is that the video is bad."""
+        """Read the answer to the job. If the worker died during the job, the answer is that the video is bad."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if line.endswith("\n"):

@@ -12,7 +12,7 @@ SPARE = 64 << 20  # bytes of the disk that must remain free
 
 
 def spread_first(rows: list[int]) -> list[int]:
-    """Reorder rows: first a few from all parts of the list, then the others.
+    """Move a few rows from all parts of the list to its start.
 
     Clips next to each other in a table often show the same place or class, so the first few would not be typical.
     """

@@ -52,7 +52,7 @@ class Task:
 
 
 class Run:
-    """A run that makes the clips in `todo`, and completes `todo` with what it made.
+    """A run that makes the clips in `todo`, and adds the results to `todo`.
 
     finished: what the pack recorded when the run began. lines: the lines that the run has added, by clip.
     """
@@ -122,7 +122,7 @@ class Run:
             self._say(f"{self.out}: packing {len(self.todo.stale)} of {len(self.task.rows)} clips: {parts}")
 
     def _check_missing(self) -> None:
-        """Report the clips that have no video. If there are too many, a single UserError reports all of them.
+        """Report the clips that have no video. If too many clips have no video, a single UserError reports all of them.
 
         Missing videos of other shards' clips count as well, so that even the smallest shard notices a wrong folder.
         """
@@ -143,7 +143,7 @@ class Run:
         return self.todo.videos[row]
 
     def job(self, row: int) -> Job:
-        """The job of making the clip in `row`. Its file gets its name when the clip's identity is known."""
+        """The job of making the clip in `row`. Until the clip's identity is known, its file has a temporary name."""
         target = self.out / "clips" / f"{row}.{self.part.stem}.tmp"
         target.parent.mkdir(parents=True, exist_ok=True)
         return Job.of(self.table, row, self.task.settings, os.path.abspath(self._video(row)), str(target.absolute()))
@@ -180,7 +180,10 @@ class Run:
         return line
 
     def _unusable(self, row: int) -> dict[str, Any]:
-        """Digest and stamp of a video that cannot be used. It is tried again only after its content has changed."""
+        """The digest and the stamp of a video that cannot be used.
+
+        It is tried again only after its content has changed.
+        """
         try:
             source, stamp = digest_of_video(self._video(row))
         except VideoError:

@@ -8,7 +8,7 @@ from kernels.program import UserError
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Shard number `index`, counted from 0, of `count` shards. Each clip belongs to exactly one shard."""
+    """One of `count` shards; `index` is its number, counted from 0. Each clip belongs to exactly one shard."""
 
     index: int
     count: int

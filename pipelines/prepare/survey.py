@@ -39,8 +39,8 @@ class Survey:
 
     clips: the identities of clips that need not be made, by row, including bad clips.
     stale: rows of the table whose clips have to be made, with the reason.
-    touched: the new stamp of each video that is another file than before but has the same content, by row.
-    elsewhere: lines of clips that other packs contain, by row. These lines are to be added to the pack.
+    touched: by row, the new stamp of each video whose file has changed but whose content is the same.
+    elsewhere: by row, the manifest lines of clips that other packs contain. These lines are to be added to the pack.
     bad: names of clips that cannot be made, with the reason.
     videos: the video of each row, or a MissingVideo; None if the folder of the videos does not exist.
     joints: the digest of each row's joints.
@@ -165,7 +165,10 @@ def _match(
 def _match_at_a_glance(
     result: Survey, rows: Sequence[int], columns: dict[str, np.ndarray], out: Path, settings: PackSettings
 ) -> list[int]:
-    """Match the rows whose video is unchanged and whose clip is there, all at once. Returns the other rows."""
+    """Match all rows whose video is unchanged and whose clip is there, in one step.
+
+    Returns the rows without a match.
+    """
     usable = (columns["settings"] == settings.digest()) & (columns["fewest"] <= settings.count)
     usable &= np.isin(columns["rotation"], ["", settings.rotation, UNKNOWN])
     usable = np.flatnonzero(usable & (columns["num_frames"] > 0))
@@ -256,7 +259,7 @@ def _match_contents(result: Survey, unknown: dict[int, list[Record]], console: C
 
 
 def _content(video: str) -> tuple[str, Stamp]:
-    """Digest and stamp of a video; the digest of a video that cannot be read is empty."""
+    """The digest and the stamp of a video. The digest is empty if the video cannot be read."""
     try:
         return digest_of_video(video)
     except VideoError:

@@ -15,7 +15,8 @@ from pipelines.sealed_arrays import array_file, read_array
 from pipelines.videos.header import read_headers
 from pipelines.videos.turn import AnnotatedImage
 
-LOOKED = "looked.npy"  # in the folder users/ of a pack: identities of the clips that need not be checked again
+# This file in the folder users/ of a pack has the identities of the clips that need not be checked again.
+LOOKED = "looked.npy"
 
 
 def wrongly_stored(

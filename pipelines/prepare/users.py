@@ -28,7 +28,7 @@ from pipelines.prepare.run import Task
 from pipelines.prepare.survey import Survey, joints_digest
 from pipelines.sealed_arrays import array_file, read_array
 
-TIME = "%Y-%m-%d %H:%M"  # the form of times in user.json
+TIME = "%Y-%m-%d %H:%M"  # the format of times in user.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def table_joints(table: ClipTable, out: Path, store: bool = True) -> list[str]:
 
 
 def register(task: Task, todo: Survey, user: User | None) -> list[IO[str]]:
-    """Note in the pack that a table uses these clips, and hold a lock that says that a living run reads them.
+    """Note in the pack that a table uses these clips, and hold a lock that shows that a run reads them.
 
     Returns a list with the file that holds the lock while it is open. If the pack belongs to another user, nothing can
     be noted, and the lock is on the whole pack. Without a `user`, nothing is noted, and the list is empty.

@@ -24,8 +24,9 @@ NTU60_CAMERAS = {2, 3}  # cameras in the train split of xview
 # Subjects in the train split of NTU-120's xsub. The train split of xset has the even setups.
 NTU120_SUBJECTS = NTU60_SUBJECTS | {45, 46, 47, 49, 50, *range(52, 60), 70, 74, 78, *range(80, 87), 89}
 NTU120_SUBJECTS |= {*range(91, 96), 97, 98, 100, 103}
-NTU_RULES = {60: ("xsub", "xview"), 120: ("xsub", "xset")}  # pairs of splits that a rule defines, by number of classes
-NTU_CLIPS = {60: 56578, 120: 113945}  # clips in both splits of a pair together
+# By number of classes: the pairs of splits that follow a rule.
+NTU_RULES = {60: ("xsub", "xview"), 120: ("xsub", "xset")}
+NTU_CLIPS = {60: 56578, 120: 113945}  # total number of clips in the two splits of a pair
 MA52_FILES = {11250: "train", 5586: "val or test"}
 
 
@@ -35,7 +36,8 @@ def split_facts(table: ClipTable, num_classes: int | None) -> list[dict[str, Any
     clips: number of clips. published: the published number of clips, None if unknown.
     wrong_side: number of clips that NTU's rule puts into the other split.
     classes: number of classes that have clips. absent: the classes that have none.
-    fewest, median, most: clips per class, over the classes that have clips. ratio: `most` divided by `fewest`.
+    fewest, median, most: statistics of the clips per class, without classes that have no clips.
+    ratio: `most` divided by `fewest`.
     matches: for a plain list, the name of the published file with the same number of clips, or None.
     expected: for a plain list, the numbers of clips of all published files.
     """

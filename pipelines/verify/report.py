@@ -231,6 +231,6 @@ def _counts(histogram: dict[str, int]) -> str:
 
 
 def _shortened(items: list[str], separator: str = ", ", limit: int = 3) -> str:
-    """The first few items, and the number of the others."""
+    """The first few items, and how many more there are."""
     rest = [f"{len(items) - limit} more"] if len(items) > limit else []
     return separator.join(items[:limit] + rest)

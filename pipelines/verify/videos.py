@@ -43,10 +43,10 @@ def video_facts(
     With `quick`, no video is opened, and the following are left out:
     size: how many videos have the size of the annotation, how many have another size of the same shape, how many have
         another shape, and how many are turned by 90 degrees.
-    length: by how many frames videos and skeletons differ in length, as a histogram.
+    length: a histogram of the differences in frames between the lengths of videos and skeletons.
     sizes, codecs: the most frequent frame sizes and codecs, with the number of their videos.
-    rotation: of the videos that players turn or mirror, how many are annotated as shown, how many as stored, and how
-        many are taken to be so only because of the annotation file's `rotation` or of the argument.
+    rotation: of the videos that players turn or mirror, how many are annotated as shown, how many as stored, and for
+        how many this was decided only by the `rotation` of the annotation file or by the argument.
     special: how many videos have frames that an edit list hides, edges that the container hides, pixels that are not
         square, interlaced frames, levels of full range, or other pictures beside the video.
 

@@ -29,7 +29,8 @@ CODECS = (
     *("mpegvideo", "mjpeg", "h263", "h263p", "flv", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "wmv1", "wmv2", "wmv3", "vc1"),
     *("prores", "dnxhd", "ffv1", "huffyuv", "ffvhuff", "rawvideo"),
 )
-# Codecs of sound. FFmpeg decodes some of it when it opens a file; otherwise it would look for more of it in vain.
+# Codecs of sound. FFmpeg decodes some sound when it opens a file. Without these codecs, FFmpeg would read on in search
+# of sound that it can decode.
 SOUND = (
     "aac",
     "mp3float",
@@ -111,12 +112,13 @@ def open_source(
         raise VideoError(f"the video cannot be decoded ({error.strerror}); containers that are: {formats}") from None
     except av.FFmpegError as error:
         raise VideoError(f"the video cannot be decoded ({error.strerror})") from None
-    except (ValueError, OverflowError) as error:  # PyAV raises these if the file contains invalid numbers or text
+    # PyAV raises these exceptions if the file contains invalid numbers or text.
+    except (ValueError, OverflowError) as error:
         raise VideoError(f"the video cannot be decoded ({error})") from None
 
 
 def _stream(container: av.container.InputContainer, codecs: Collection[str]) -> av.VideoStream:
-    """The default video stream, or the first one. Pictures of a cover are not the video.
+    """The default video stream, or the first one. Cover pictures do not count as video.
 
     codecs: names of the codecs that may be decoded. Raises VideoError.
     """
@@ -161,10 +163,10 @@ def has_full_range(frame: av.VideoFrame) -> bool:
 def turn_of(frame: av.VideoFrame) -> Turn:
     """The turn that the display matrix of a decoded frame asks for; none without a matrix.
 
-    Raises VideoError if the matrix asks for another angle than a multiple of 90 degrees.
+    Raises VideoError if the angle is not a multiple of 90 degrees.
     """
     try:
-        data = cast(SideDataContainer, frame.side_data)  # PyAV declares another type
+        data = cast(SideDataContainer, frame.side_data)  # PyAV declares another type for this value
         matrix = np.frombuffer(memoryview(data["DISPLAYMATRIX"]), np.int32).reshape(3, 3)[:2, :2]
     except KeyError:
         return NO_TURN

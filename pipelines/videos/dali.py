@@ -67,7 +67,7 @@ def decode_frames(video: np.ndarray, frames: np.ndarray, device: torch.device) -
 
 def _run(pipeline):
     try:
-        pipeline.build()  # does nothing if the pipeline is built already
+        pipeline.build()  # this call does nothing if the pipeline is built already
         (frames,) = pipeline.run()
     except RuntimeError as error:
         reasons = [line for line in str(error).splitlines() if line.startswith("Assert on") or "rror" in line[:40]]

@@ -1,4 +1,7 @@
-"""Decodes videos with PyAV. Frames come as players show them: turned, and without what an edit list hides."""
+"""Decodes videos with PyAV.
+
+Frames are returned as players show them: turned, and without frames that an edit list hides.
+"""
 
 from collections.abc import Iterator
 from fractions import Fraction

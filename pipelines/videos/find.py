@@ -23,8 +23,8 @@ class MissingVideo(str):
 def find_videos(folder: Path, names: Sequence[str], follow_links: bool = False) -> list[str]:
     """Find the video of each name in `folder`: its path, or a MissingVideo.
 
-    A name may contain folders and an extension. A file of exactly this path in `folder` is used first. Otherwise the
-    file may have any video extension, and NTU's suffix `_rgb`; and if there is no such file at the path, a file of that
+    A name may contain folders and an extension. A file with exactly this path in `folder` is preferred. Otherwise, the
+    file may have any video extension and NTU's suffix `_rgb`. If there is no such file at this path, a file of this
     name in any subfolder is used (docs/sources.md, "MA-52"). Links that lead out of `folder` are not followed, so that
     a downloaded data set cannot make Duet read other files, unless `follow_links` is set: the user's own folder may
     consist of links.
@@ -73,12 +73,13 @@ class _Index:
         within: the path from `self.folder` to `place`, ending in a slash; empty if they are the same.
         """
         real = os.path.realpath(place)
-        if real in self.folders_read:  # a link led to a folder that has been read before
+        if real in self.folders_read:  # a link led to a folder whose content has been read already
             return
         self.folders_read.add(real)
         sorted_entries: list[os.DirEntry[str]] = []
         with (
-            contextlib.suppress(PermissionError),  # for example, only root has permission to read lost+found
+            # Folders that this user must not read are skipped, for example lost+found.
+            contextlib.suppress(PermissionError),
             os.scandir(place) as entries,
         ):
             sorted_entries = sorted(entries, key=lambda entry: entry.name)
@@ -87,7 +88,7 @@ class _Index:
                 self.outside.append(entry.path)
             elif entry.is_dir():
                 self.fill(entry.path, f"{within}{entry.name}/")
-            elif entry.is_file():  # false for a link to a file that does not exist
+            elif entry.is_file():  # this is false for a link to a file that does not exist
                 self._add(entry.path, within, entry.name)
 
     def _inside(self, link: str) -> bool:
@@ -131,9 +132,9 @@ def _without_extension(path: str) -> str:
 
 
 def clips_on_one_file(names: Sequence[str], videos: Sequence[str]) -> str:
-    """A sentence that says which clips share a video with another clip, or '' if none do. `videos`: of `find_videos`.
+    """A sentence that says which clips share a video with another clip, or '' if none do.
 
-    Such clips are usually one clip that is listed twice, or a name that means another file than it should.
+    Usually, such a clip is listed twice, or its name matches the wrong file. videos: the result of `find_videos`.
     """
     clips_of: dict[str, list[str]] = defaultdict(list)
     for name, video in zip(names, videos, strict=True):
@@ -153,7 +154,8 @@ def clips_on_one_file(names: Sequence[str], videos: Sequence[str]) -> str:
 def names_for(folder: Path, videos: Sequence[str], follow_links: bool = False) -> list[str]:
     """Names with which `find_videos` finds these videos of `folder` again: paths in `folder` without an extension.
 
-    If such a name means no video or another one, as `A.mp4` does for the video `A.mp4.mp4`, the extension is kept.
+    The extension is kept if the name without it means no video or another video, as `A.mp4` does for the video
+    `A.mp4.mp4`.
     """
     places = [os.path.relpath(video, folder).replace(os.sep, "/") for video in videos]
     short = [os.path.splitext(place)[0] for place in places]
@@ -167,8 +169,8 @@ def names_for(folder: Path, videos: Sequence[str], follow_links: bool = False) -
 def rows_of_video(video: Path, names: Sequence[str]) -> list[int]:
     """The positions in `names` of the clips whose name is that of this video.
 
-    A name with the folders and the extension of the video comes first, then one with its folders, then one with as many
-    of its folders as possible. If no name has its folders, the file name alone decides.
+    Names with the folders and the extension of the video are preferred, then names with its folders, then names with as
+    many of its folders as possible. If no name has its folders, the file name alone decides.
     """
     path = Path(os.path.abspath(video)).as_posix()
     key = clip_name(path)
@@ -183,7 +185,10 @@ def rows_of_video(video: Path, names: Sequence[str]) -> list[int]:
 
 
 def places_of(name: str, names: Sequence[str]) -> list[int]:
-    """The positions in `names` of the clips that `name` means. If none matches with its folders, they are ignored."""
+    """The positions in `names` of the clips that `name` means.
+
+    If no name matches together with the folders of `name`, the folders are ignored.
+    """
     clips, clip = [clip_name(each) for each in names], clip_name(name)
     files, file = [each.rpartition("/")[2] for each in clips], clip.rpartition("/")[2]
     return [i for i, each in enumerate(clips) if each == clip] or [i for i, each in enumerate(files) if each == file]
@@ -201,7 +206,7 @@ def videos_in(folder: Path) -> list[Path]:
 
 
 def summary(reasons: Iterable[tuple[str, str]], limit: int = 3) -> str:
-    """Sum up (name, reason) pairs in one line: how often each reason occurs, with a few names."""
+    """Summarise pairs (name, reason) in one line: how often each reason occurs, with a few names."""
     names_of: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons:
         names_of["several videos match the name" if "match the name" in reason else reason].append(name)

@@ -80,8 +80,8 @@ class Frames(NamedTuple):
 def read_header(video: str) -> Header:
     """Read the header of a video. As in `prepare`, only local files in the formats of CONTAINERS are opened.
 
-    If the header does not contain the number of frames, the packets are counted. If the file has an index but is too
-    short for what the index lists, the header is returned with a `reason`.
+    If the header does not contain the number of frames, the packets are counted. If the file is shorter than its index
+    says, the header is returned with a `reason`.
     """
     try:
         with open_video(video, PATIENCE) as (container, stream):
@@ -117,7 +117,7 @@ def read_header(video: str) -> Header:
 
 
 def _display(container: av.container.InputContainer, stream: av.VideoStream) -> Display | None:
-    """How the frames are shown, from the first packet alone; None if the decoder returns no frame for it."""
+    """How the frames are shown, according to the first packet. None if the decoder returns no frame for this packet."""
     packet = next((packet for packet in container.demux(stream) if packet.is_keyframe), None)
     if packet is None or packet.is_discard:
         return None

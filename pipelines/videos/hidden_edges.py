@@ -1,17 +1,17 @@
 """Whether a container asks players to hide the edges of the frames: `clap` in .mp4 and .mov, PixelCrop in .mkv.
 
 FFmpeg's libraries and OpenCV ignore this, and so do we: annotations that were made with them belong to whole frames.
-`verify` says how many videos are concerned. Edges that the stream itself hides are never decoded.
+`verify` says how many videos have hidden edges. Edges that the stream itself hides are never decoded.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
 IN_MP4 = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")  # the boxes around the description of a track
-SAMPLE_ENTRY = 86  # bytes of a sample entry for video, with its own header, before the boxes that it contains
+SAMPLE_ENTRY = 86  # number of bytes in a sample entry for video before the boxes that it contains, including the header
 IN_MKV = (0x18538067, 0x1654AE6B, 0xAE, 0xE0)  # Segment, Tracks, TrackEntry, Video
 PIXEL_CROPS = (0x54AA, 0x54BB, 0x54CC, 0x54DD)  # PixelCropBottom, PixelCropTop, PixelCropLeft, PixelCropRight
-MAX_MP4, MAX_MKV = 64 << 20, 1 << 20  # at most this many bytes are read, which describe the tracks
+MAX_MP4, MAX_MKV = 64 << 20, 1 << 20  # at most this many bytes of the description of the tracks are read
 
 
 def hides_edges(video: str) -> bool:
@@ -40,7 +40,10 @@ def _in_mp4(video: Path) -> bool:
 
 
 def _boxes(data: bytes, names: tuple[bytes, ...]) -> Iterator[bytes]:
-    """The contents of all boxes `names[-1]` within boxes of the names before it, from the outside in."""
+    """The contents of all boxes with the name `names[-1]`.
+
+    The other names are those of the enclosing boxes, outermost first.
+    """
     position = 0
     while position + 8 <= len(data):
         size = int.from_bytes(data[position : position + 4])
@@ -70,7 +73,7 @@ def _in_mkv(video: Path) -> bool:
 
 
 def _elements(data: bytes, parents: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:
-    """The numbers and contents of all elements within elements of these numbers, from the outside in."""
+    """The numbers and contents of all elements inside the elements `parents`, which are nested, outermost first."""
     position = 0
     while position < len(data):
         number, position = _number(data, position, keep_length=True)
@@ -84,8 +87,10 @@ def _elements(data: bytes, parents: tuple[int, ...]) -> Iterator[tuple[int, byte
 
 
 def _number(data: bytes, position: int, keep_length: bool) -> tuple[int, int]:
-    """A number of variable length, and the position after it. The leading zero bits of its first byte say how long it
-    is. keep_length: whether the bit after them belongs to the number. A length of ones only stands for the whole rest.
+    """A number of variable length, and the position after it.
+
+    The leading zero bits of the first byte say how long the number is. keep_length: whether the bit after these zeros
+    belongs to the number. A length whose bits are all ones means that the element extends to the end.
     """
     first = data[position] if position < len(data) else 0
     length = 9 - first.bit_length()

@@ -1,7 +1,7 @@
 """Frames of a live source: a stream on a network, a camera, or a file that is played at its own speed.
 
-A thread reads the source. Whoever is slower than the source loses the oldest frames, and never falls behind by more
-than a limit.
+A thread reads the source. If a program is slower than the source, the oldest frames are dropped, so its delay never
+exceeds a limit.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ NEEDED = {
 # Containers of streams. Playlists (HLS, DASH, SDP) are not among them, because they refer to other addresses and files.
 STREAMS = f"{CONTAINERS['format_whitelist']},flv,rtsp,mpjpeg,mjpeg"
 PACED = ("http", "https")  # a file behind such an address arrives faster than it should be played
-PATIENCE = 10.0  # seconds without any data after which a source has ended
-SLOWEST, FASTEST = 1, 240  # frames per second; a source that claims another rate is taken to have USUAL_RATE
+PATIENCE = 10.0  # a source that sends nothing for this many seconds has ended
+SLOWEST, FASTEST = 1, 240  # frames per second; if a source claims a rate outside these limits, USUAL_RATE is assumed
 UNIT = Fraction(1, 90_000)
 
 
 @dataclass(frozen=True, slots=True)
 class LiveFrame:
-    """A frame, its number in the source from 0, and the time.monotonic() at which it was there."""
+    """A frame, its number in the source from 0, and the time at which it arrived, according to time.monotonic()."""
 
     number: int
     arrived: float
@@ -47,23 +47,26 @@ class LiveFrame:
 
 
 class LiveTimes:
-    """When the frames of a live source are shown, as far as they have arrived. Its methods are those of FrameTimes."""
+    """The times at which the frames of a live source are shown. This class has the methods of FrameTimes."""
 
     def __init__(self) -> None:
-        self.shown: list[float] = []  # seconds of each frame after the first one
+        self.shown: list[float] = []  # when each frame that has arrived is shown, in seconds after the first frame
         self.usual = Fraction(USUAL_RATE)  # frames per second, as the source says
 
     unit = UNIT
 
     def seconds(self, frame: int) -> float:
-        """When a frame is shown, in seconds after the first one. A frame that has not arrived yet follows evenly."""
+        """When a frame is shown, in seconds after the first one.
+
+        For frames that have not arrived yet, an even rate is assumed.
+        """
         if frame < len(self.shown):
             return self.shown[frame]
         past = frame - len(self.shown) + 1
         return (self.shown[-1] if self.shown else 0.0) + past / float(self.usual)
 
     def at(self, frame: int) -> int:
-        """When a frame is shown, in units."""
+        """The time at which a frame is shown, in units."""
         return round(self.seconds(frame) / UNIT)
 
     def rate(self) -> Fraction:
@@ -76,7 +79,7 @@ class LiveSource:
 
     address: an address such as rtsp://camera/1, a camera's device file, or a video file.
     max_delay: frames that arrived more than this many seconds ago are dropped.
-    Raises VideoError for a source that must not or cannot be opened.
+    Raises VideoError for a source that cannot be opened, or that the user does not allow.
     """
 
     def __init__(self, address: str, max_delay: float):

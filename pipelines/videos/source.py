@@ -97,9 +97,10 @@ class SwitchingDecoder:
 
     def __init__(self, frames: VideoFrames, plans: Callable[[int], ClipPlan], decoding: Decoding):
         self.frames, self.plans, self.decoding = frames, plans, decoding
-        self.step = 0  # the step that `next` returns next
-        self.run: Callable[[], torch.Tensor] | None = None  # returns the frames of `step`; None before the first step
-        self.in_use = ""  # the decoder that `run` uses
+        self.step = 0  # the step whose frames the next call of `next` returns
+        # A function that returns the frames of `step`; None before the first step.
+        self.run: Callable[[], torch.Tensor] | None = None
+        self.in_use = ""  # the name of the decoder that `run` uses
         if frames.fault and decoding.backends.decoder == "mixed":
             decoding.backends.decode_videos_on_cpu(frames.fault)
 
@@ -138,7 +139,7 @@ class SwitchingDecoder:
         return run
 
     def _read_ahead(self, read: Callable[[ClipPlan, int], Content]) -> ReadAhead[Content]:
-        """Plan and read the batches from the step `self.step` on, which becomes number 0."""
+        """Plan and read batches in advance, from step `self.step` on. The result numbers the steps from 0."""
         first, depth = self.step, self.decoding.prefetch + 1
         return ReadAhead(self.decoding.readers, lambda step: self.plans(first + step), read, depth=depth)
 
@@ -159,7 +160,7 @@ def open_videos(
     cache: folder in which headers are stored. device: where DALI will decode.
     max_bad: maximum share of clips without a usable video; clips without one are left out.
     rotation: see AnnotatedImage.
-    Raises UserError if this share is exceeded, or if neither DALI nor PyAV can decode the videos as they are meant.
+    Raises UserError if this share is exceeded, or if neither DALI nor PyAV can decode the videos correctly.
     """
     videos = find_videos(folder, table.names.tolist(), follow_links)
     if warning := clips_on_one_file(table.names.tolist(), videos):
@@ -248,7 +249,7 @@ def _headers(videos: list[str], cache_file: Path, console: Console) -> list[Head
 
 USE_PACKS = "train with data.source=packs instead; python -m pipelines.prepare makes the packs"
 MAX_COMPARED = 32  # frames of each video that are compared: half at its start, half at its end
-COMPARED_WIDTH = 160  # before frames are compared, rows are thinned out to about this many pixels
+COMPARED_WIDTH = 160  # frames are compared after their rows are reduced to about this many pixels
 # A frame that DALI returns counts as wrong if its difference from the requested frame exceeds this factor times its
 # difference from the most similar frame. The factor is above 1 because in scenes without motion all frames are similar.
 ALIKE = 1.02
@@ -306,7 +307,7 @@ def compare(video: str, reference: np.ndarray, decoded: np.ndarray, numbers: np.
 
 
 def _frames_in_order(video: str, num_frames: int) -> np.ndarray:
-    """All frames as PyAV decodes them, with the colours of a pack, thinned out by `_sparse`: [T, h, w, 3] float32."""
+    """All frames as PyAV decodes them, with the colours of a pack, reduced by `_sparse`: [T, h, w, 3] float32."""
     frames = []
     try:
         as_stored = AnnotatedImage(*read_header(video).stored, "stored")  # DALI does not turn frames either

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.videos.container import open_video
 
-USUAL_RATE = 30  # frames per second of NTU and MA-52, for a video without times
+USUAL_RATE = 30  # frames per second of NTU and MA-52, which is assumed for a video without times
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,10 @@ class FrameTimes:
     unit: Fraction
 
     def at(self, frame: int) -> int:
-        """The time at which frame number `frame` is shown, in units. Further frames follow the last one evenly."""
+        """The time at which frame number `frame` is shown, in units.
+
+        Frames beyond the end of the video are assumed to follow at even intervals.
+        """
         past = max(0, frame - (len(self.start) - 1))
         return int(self.start[frame - past]) + past * max(1, int(self.start[-1]) // max(1, len(self.start) - 1))
 
@@ -40,10 +43,10 @@ class FrameTimes:
 def frame_times(video: str) -> FrameTimes:
     """Read the times of a video's frames from its packets, without decoding. Raises VideoError.
 
-    The times are sorted. For almost all videos, this changes nothing; in NTU's .avi files, the decoder returns frames
+    The times are sorted. Sorting changes nothing for almost all videos. In NTU's .avi files, the decoder returns frames
     in the right order, but with the times of other frames (docs/sources.md, "NTU RGB+D 60").
     """
-    times: list[tuple[int, int]] = []  # of each packet: when its frame is shown, and for how long
+    times: list[tuple[int, int]] = []  # for each packet, when its frame is shown, and for how long
     with open_video(video) as (container, stream):
         rate, unit = stream.average_rate or Fraction(USUAL_RATE), stream.time_base or 1 / Fraction(USUAL_RATE)
         is_avi = container.format.name == "avi"  # an .avi contains only the times at which frames are decoded

@@ -60,7 +60,8 @@ class AnnotatedImage:
     """The image to which an annotation's joints belong: its size in pixels, and its rotation.
 
     rotation: shown if the image is a frame as players show it, stored if it is a frame as the file stores it. It
-        decides only if frames have the same shape shown and stored (turned by 180 degrees, mirrored, square).
+        matters only if shown and stored frames have the same shape, because they are mirrored, square, or turned by 180
+        degrees.
     """
 
     width: int

@@ -69,10 +69,12 @@ def window_table(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowFrames:
-    """Reads the frames of a `window_table`. Each batch is one row, and rows come in the order of their ends.
+    """Reads the frames of a `window_table`.
+
+    Each batch is one row, and the rows come in the order in which their windows end.
 
     frames: the decoded frames of the video, turned as the annotation asks. windows: the window of each row.
-    settings: the frames are cropped and compressed as in a pack with these settings.
+    settings: the settings of a pack. Frames are cropped and compressed as in such a pack.
     each: a function that is called with every decoded frame of the video.
     """
 
@@ -109,7 +111,7 @@ class WindowDecoder:
         self.frames, self.plans = frames, plans
         self.total = frames.windows[-1][1]
         self.numbers = [self._numbers(plan) for plan in plans]
-        # For each sampled frame, the number of windows that have yet to use it.
+        # For each sampled frame, the number of windows that still need it.
         self.uses_left = Counter(number for numbers in self.numbers for number in set(numbers))
         self.frames_in_memory: dict[int, av.VideoFrame] = {}
         self.last_frame: av.VideoFrame

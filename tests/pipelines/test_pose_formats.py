@@ -333,7 +333,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path):
         people = [{"frame": t + first, "keypoints": scored(of_layout(joints, COCO, t))} for t in range(FRAMES)]
         put(tmp_path / f"{name}.json", people)
     with pytest.raises(
-        UserError, match=r"a\.json are numbered from 0, but those of .*b\.json up to 12, .* in the same way"
+        UserError, match=r"a\.json are numbered from 0, but those of .*b\.json from 1 to 12, .* in the same way"
     ):
         PoseFolder(tmp_path, 1).survey({"a": HEADER, "b": HEADER}, lambda _: None)
     openpose_of(SKELETONS["body25"].names)(tmp_path, "walk0", joints)

@@ -32,7 +32,7 @@ LISTED = (NTU60_X3D, NTU60, MA52_RUN, WITH_LIMBS)
 
 
 class Call(Protocol):
-    """One call of the function of a kernel. Equal calls launch the same kernels on tensors of equal sizes."""
+    """One call of a function that launches kernels. Equal calls launch the same kernels on tensors of equal sizes."""
 
     kernel: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -32,7 +32,7 @@ class ConvBnCall:
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        """List the calls. The shape of a call's output shows whether a residual_conv takes this output as shortcut."""
+        """List the calls. The shape of an output shows whether a residual_conv uses this output as its shortcut."""
         users = seen.calls["residual_conv"]
         shortcuts = Counter(shortcut.shape for *_, shortcut, _, shortcut_scale in users if shortcut_scale is not None)
         for x, weight, scale, _, activation in seen.calls["conv_bn"]:
@@ -74,7 +74,7 @@ class ConvBnCall:
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
         weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)
-        if device == "meta":  # on the meta device, operators need tensors of one dtype
+        if device == "meta":  # on the meta device, all tensors of an operator must have one dtype
             weight = weight.bfloat16()
         affine = [torch.empty(self.norms, self.channels, device=device) for _ in range(2 * (self.norms > 0))]
         return [tensor.requires_grad_() for tensor in (x, weight, *affine)]

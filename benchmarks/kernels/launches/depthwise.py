@@ -21,7 +21,7 @@ class DepthwiseCall:
     width: int
     channels: int
     stride: int
-    squeezed: bool  # whether squeeze-excite follows, which reads the mean of each clip
+    squeezed: bool  # whether squeeze-excite, which reads the mean of each clip, follows the convolution
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
@@ -51,7 +51,7 @@ class DepthwiseCall:
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
         weight = torch.empty(self.channels, 1, 3, 3, device=device)
-        if device == "meta":  # on the meta device, operators need tensors of one dtype
+        if device == "meta":  # on the meta device, all tensors of an operator must have one dtype
             weight = weight.bfloat16()
         scale, shift = (torch.empty(self.channels, device=device, requires_grad=True) for _ in range(2))
         return x, weight.requires_grad_(), scale, shift

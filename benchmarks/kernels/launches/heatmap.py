@@ -1,4 +1,4 @@
-"""The call that draws the heatmaps of a batch, as pipelines/loader.py makes it."""
+"""The call with which pipelines/loader.py draws the heatmaps of a batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ class HeatmapCall:
         yield cls(
             clips=seen.clips,
             frames=clip.pose_frames,
-            people=2 if clip.skeleton.pairs == COCO_17.pairs else 1,  # NTU videos show up to two people, MA-52's one
+            people=2 if clip.skeleton.pairs == COCO_17.pairs else 1,  # NTU has up to two people, MA-52 one
             skeleton=clip.skeleton,
             side=clip.heatmap_size,
             sigma=clip.sigma,

@@ -19,7 +19,7 @@ from kernels.blocks import (
 )
 from trainer.config import Experiment
 
-# Clips per batch. With only one clip, a tensor with one row per clip would look like a tensor with a single row.
+# Clips per batch. If there were only one clip, a tensor with one row per clip would look like one with a single row.
 CLIPS = 2
 CONTRACTS: dict[str, tuple[ModuleType, str]] = {
     "shift_conv": (shift_conv_reference, "shift_conv"),

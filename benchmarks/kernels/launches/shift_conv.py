@@ -47,6 +47,6 @@ class ShiftConvCall:
         size = self.clips * self.frames, self.height, self.width, self.channels
         x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
         weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)
-        if device == "meta":  # on the meta device, operators need tensors of one dtype
+        if device == "meta":  # on the meta device, all tensors of an operator must have one dtype
             weight = weight.bfloat16()
         return x, weight.requires_grad_()

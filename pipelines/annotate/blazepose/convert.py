@@ -1,6 +1,6 @@
 """Converts BlazePose's two networks from TensorFlow Lite to ONNX: detector.onnx and landmarks.onnx beside this file.
 
-The repository contains the results, so only somebody who doubts them needs this program. It needs two packages:
+The repository contains both converted networks, so this program is needed only to check them. It needs two packages:
 
     npm pack @mediapipe/pose@0.5.1675469404
     python -m pip install tflite==2.18.0 onnx
@@ -39,17 +39,21 @@ TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 class Converter:
-    """Converts the only graph of a .tflite file. Each method for a kind of operator appends nodes that compute it."""
+    """Converts the only graph of a .tflite file.
+
+    It has a method for each kind of operator, which appends ONNX nodes.
+    """
 
     def __init__(self, content: bytes):
         self.model = tflite.Model.GetRootAsModel(content, 0)
         self.graph = self.model.Subgraphs(0)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
-        self.folded: dict[int, np.ndarray] = {}  # results of DENSIFY and DEQUANTIZE by the number of the tensor
+        # Constant results of DENSIFY and DEQUANTIZE, by the number of the tensor.
+        self.folded: dict[int, np.ndarray] = {}
 
     def convert(self, name: str, outputs: tuple[str, ...]) -> onnx.ModelProto:
-        """The ONNX model that computes these outputs of the graph."""
+        """Build the ONNX model that computes these outputs of the graph."""
         source, names = self.graph.Inputs(0), {self.name(number): number for number in self.graph.OutputsAsNumpy()}
         image = self.name(source)
         self.nodes.append(helper.make_node("Transpose", [f"{image}_nhwc"], [image], perm=TO_NCHW))
@@ -93,7 +97,8 @@ class Converter:
             self.add("Add", inputs, output, self.options(operator, tflite.AddOptions))
         elif kind == "CONCATENATION":
             options = self.options(operator, tflite.ConcatenationOptions)
-            assert len(self.shape(output)) == 3  # with four axes, the axis would have to be converted to NCHW
+            # If there were four axes, the number of the axis would have to be converted to NCHW.
+            assert len(self.shape(output)) == 3
             self.add("Concat", inputs, output, options, axis=options.Axis())
         elif kind == "LOGISTIC":
             self.add("Sigmoid", inputs, output)
@@ -111,7 +116,7 @@ class Converter:
             self.add("Pad", [inputs[0], pads], output)
         elif kind == "RESHAPE":
             flat, shape = inputs[0], self.store(output, "shape", np.array(self.shape(output), np.int64))
-            if len(self.shape(flat)) == 4:  # the order of the values is that of NHWC
+            if len(self.shape(flat)) == 4:  # the values are in the order of NHWC
                 self.nodes.append(helper.make_node("Transpose", [self.name(flat)], [f"{flat}/nhwc"], perm=TO_NHWC))
                 flat = f"{flat}/nhwc"
             self.add("Reshape", [flat, shape], output)
@@ -174,7 +179,7 @@ class Converter:
         return number in self.folded or self.model.Buffers(self.graph.Tensors(number).Buffer()).DataLength() > 0
 
     def constant(self, number: int) -> np.ndarray:
-        """The value of a constant tensor, which is dense."""
+        """The value of a constant tensor as a dense array."""
         if number in self.folded:
             return self.folded[number]
         tensor = self.graph.Tensors(number)
@@ -182,7 +187,7 @@ class Converter:
         return values.reshape(self.shape(number)) if tensor.Sparsity() is None else self.dense(tensor, values)
 
     def dense(self, tensor: Any, values: np.ndarray) -> np.ndarray:
-        """A sparse tensor of which all axes but the last are dense: compressed sparse rows."""
+        """Convert a sparse tensor (compressed sparse rows: all axes but the last are dense) to a dense array."""
         sparsity, shape = tensor.Sparsity(), tensor.ShapeAsNumpy()
         assert sparsity.BlockMapLength() == 0
         assert sparsity.TraversalOrderAsNumpy().tolist() == list(range(len(shape)))

@@ -1,4 +1,4 @@
-"""BlazePose (full), the built-in pose estimator: it needs no network, and its weights lie beside this file.
+"""BlazePose (full), the built-in pose estimator. It downloads nothing, because its weights lie beside this file.
 
 Source: docs/sources.md, "BlazePose". A detector finds people in the whole picture. A second network finds 33 landmarks
 in a square around each person, which is turned so that the person stands upright. Both work best for one person who
@@ -18,12 +18,12 @@ from pipelines.skeleton import COCO_17, MEDIAPIPE_33
 
 DETECTOR_SIDE, LANDMARKS_SIDE = 224, 256  # sides of the networks' square inputs in pixels
 GRIDS = ((28, 2), (14, 2), (7, 6))  # the detector's grids: cells per side, and boxes per cell
-LEAST = 0.5  # the probability of a person from which a box of the detector or a set of landmarks counts
+LEAST = 0.5  # boxes of the detector and sets of landmarks need at least this probability of a person
 SAME_PERSON = 0.3  # boxes with at least this intersection over union belong to the same person
-NEAR = 0.15  # squares show the same person if their centres are nearer than this share of their side
+NEAR = 0.15  # two squares show the same person if their centres are closer than this share of their side
 MARGIN = 1.25  # the side of the landmarks' square, divided by the diameter of the circle around the person
-WINDOW = 3  # a landmark is moved to the centre of its heatmap within this number of cells
-LOOK_EVERY = 5  # new people are looked for in one of this number of pictures, and in each one without people
+WINDOW = 3  # a landmark is refined by the cells of its heatmap that are at most this many cells away
+LOOK_EVERY = 5  # one picture in this many is searched for new people, and so is a picture after one without people
 # The numbers of the landmarks that are used: the COCO joints, the middle of the hips, and a point on the rim of the
 # circle around the person.
 USED = [*(MEDIAPIPE_33.names.index(name) for name in COCO_17.names), 33, 34]
@@ -43,13 +43,17 @@ class Square:
         return bool(np.hypot(self.x - other.x, self.y - other.y) < NEAR * max(self.side, other.side))
 
     def to_picture(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 2] in the picture in pixels, from shares of the width and height of this square."""
+        """Convert points [..., 2] from shares of the width and height of this square to pixels of the picture."""
         cos, sin = self.side * np.cos(self.angle), self.side * np.sin(self.angle)
         return (points - 0.5) @ np.array([[cos, sin], [-sin, cos]]) + (self.x, self.y)
 
 
 class BlazePose:
-    """Finds the people in a picture: those of the last picture near the same place, and from time to time new ones."""
+    """Finds the people in the pictures of a video.
+
+    The people of the last picture are expected near the same place. From time to time, the whole picture is searched
+    for new people.
+    """
 
     name = "blazepose"
 
@@ -87,7 +91,8 @@ class BlazePose:
         score = sigmoid(logits[0, :, 0])
         chosen = np.flatnonzero(score >= LEAST)
         score = score[chosen]
-        # The centre and the size of the box, the middle of the hips, a point on the rim, and two points of no use.
+        # The centre and the size of the box, the middle of the hips, a point on the rim, and two points that are not
+        # used.
         points = boxes[0, chosen].reshape(-1, 6, 2) / DETECTOR_SIDE
         points[:, [0, 2, 3]] += self.anchors[chosen, None]
         corners = np.concatenate([points[:, 0] - points[:, 1] / 2, points[:, 0] + points[:, 1] / 2], axis=1)
@@ -106,7 +111,7 @@ class BlazePose:
 
 
 def providers() -> list[str]:
-    """What onnxruntime computes with: a GPU if the package for GPUs is installed and finds one, and the CPU."""
+    """The names of onnxruntime's backends: a GPU if the package for GPUs is installed and finds one, and the CPU."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
@@ -121,12 +126,12 @@ def session(name: str) -> Any:
 
 
 def run(network: Any, picture: np.ndarray) -> list[np.ndarray]:
-    """The outputs of a network for its only input, a picture [1, H, W, 3]."""
+    """Run a network, whose only input is a picture [1, H, W, 3], and return its outputs."""
     return network.run(None, {network.get_inputs()[0].name: picture})
 
 
 def anchors() -> np.ndarray:
-    """The place [2254, 2] to which each box of the detector is relative, as shares of the width and height."""
+    """The point [2254, 2] to which each box of the detector is relative, as shares of the width and height."""
     places = []
     for cells, boxes in GRIDS:
         y, x = np.divmod(np.arange(cells * cells), cells)
@@ -145,7 +150,7 @@ def crop(image: Image.Image, square: Square, side: int) -> np.ndarray:
 
 
 def groups(boxes: np.ndarray, score: np.ndarray) -> Iterator[np.ndarray]:
-    """The numbers of the boxes [N, 4] of each person, in order of the highest score."""
+    """Group overlapping boxes [N, 4]. Yields the indices of the boxes of each person, the most certain person first."""
     left = np.argsort(-score, kind="stable")
     while len(left):
         same = overlaps(boxes[left[:1]], boxes[left])[0] >= SAME_PERSON
@@ -161,7 +166,10 @@ def around(hips: np.ndarray, rim: np.ndarray) -> Square:
 
 
 def refined(points: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
-    """Move each of V points [V, 2] to the centre of its heatmap [H, W, V] around it, if the heatmap is certain."""
+    """Move each of V points [V, 2] to the mean position of its heatmap [H, W, V] in a window around the point.
+
+    A point stays where it is if no value in the window reaches LEAST.
+    """
     height, width, _ = heatmaps.shape
     result = points.copy()
     for number, (x, y) in enumerate(points):

@@ -17,7 +17,7 @@ FRAME_KEYS = ("frame", "frame_id", "image_id")
 def read(content: Any, number: int | None) -> Recording | None:
     """The poses in the content of a JSON file about one video, or None if it has another format.
 
-    number: the frame number of entries that contain none themselves. Raises UserError.
+    number: the frame number for entries that do not contain one. Raises UserError.
     """
     entries = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(entries, list):

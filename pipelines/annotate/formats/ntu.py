@@ -11,8 +11,8 @@ from pipelines.annotate.formats.recording import Recording
 
 SIZE = (1080, 1920)  # (height, width) of the colour image
 JOINTS = 25
-BODY = 10  # numbers of a body: its id, six whole numbers, lean in x and y, tracking state
-JOINT = 12  # numbers of a joint; colour x and y are the sixth and seventh, the tracking state is the last
+BODY = 10  # how many numbers a body has: its id, six whole numbers, lean in x and y, tracking state
+JOINT = 12  # how many numbers a joint has; colour x and y are the sixth and seventh, the tracking state is the last
 SCORES = {0: 0.0, 1: 0.5, 2: 1.0}
 
 

@@ -1,14 +1,14 @@
 """OpenPose's JSON, one file for each frame: `people` with `pose_keypoints_2d`. AlphaPose can write it too.
 
-Source: docs/sources.md, "Formats of poses". BODY_25 has 25 joints. The 18 joints of the model COCO become COCO's 17:
-the neck is left out and the others change their order.
+Source: docs/sources.md, "Formats of poses". BODY_25 has 25 joints. The 18 joints of the model COCO are converted to
+COCO's 17 joints: the neck is left out, and the other joints are reordered.
 """
 
 from typing import Any
 
 from pipelines.annotate.formats.recording import OtherFormat, Recording, frame_number, layout_of, triples
 
-# For each of COCO's 17 joints, its place among OpenPose's 18.
+# For each of COCO's 17 joints, its number among OpenPose's 18 joints.
 FROM_18 = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
 # Old versions of OpenPose write `pose_keypoints`, and AlphaPose's format cmu has `joints`.
 KEYS = ("pose_keypoints_2d", "pose_keypoints", "joints")
@@ -17,7 +17,7 @@ KEYS = ("pose_keypoints_2d", "pose_keypoints", "joints")
 def read(content: Any, number: int | None) -> Recording | None:
     """The poses in the content of a JSON file, or None if it has another format. See coco.py for `number`.
 
-    A dict of such contents by the name of the image, as AlphaPose writes it, is read too.
+    A dict that maps names of images to such contents, as AlphaPose writes it, is read too.
     """
     if not isinstance(content, dict):
         return None

@@ -19,7 +19,7 @@ class Detection:
     """One person in one frame.
 
     frame: the frame number in the file. joints: [V, 3] float64 (x, y, score).
-    score: that of the person, or None. track: the name of the person in a format that follows people, or None.
+    score: the score of the person, or None. track: the name of the person in a format that follows people, or None.
     """
 
     frame: int
@@ -36,9 +36,9 @@ class Recording:
     does not define it. frames: the numbers of all frames that the files mention, with and without people.
     complete: whether the format lists every frame of the video.
     unit: whether x and y are in pixels, or fractions of the width and height of the image.
-    size: (height, width) of the image in pixels, or None for that of the video.
+    size: (height, width) of the image in pixels, or None if it has the size of the video.
     clip_scores: whether scores above 1 are usual in this format and mean a certain joint.
-    usual_first: the number of the first frame, if it does not follow from the numbers.
+    usual_first: the number that this format usually gives the first frame, for files whose numbers do not decide it.
     file: the file, or the first of the files, for messages.
     """
 
@@ -59,7 +59,7 @@ class Recording:
         self.detections.append(Detection(frame, joints, score, track))
 
     def num_joints(self) -> set[int]:
-        """The different numbers of joints of the people."""
+        """The set of the numbers of joints that people in this recording have."""
         return {len(detection.joints) for detection in self.detections}
 
 

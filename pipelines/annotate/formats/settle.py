@@ -1,4 +1,4 @@
-"""Settles what pose files leave open, for all videos together: the number of the first frame, and what scores mean.
+"""Determines what pose files do not say, from all videos together: the number of the first frame, and what scores mean.
 
 One video alone is not enough: if nobody is in its first frame, numbers from 0 look like numbers from 1.
 """
@@ -12,8 +12,8 @@ from kernels.program import UserError
 from pipelines.annotate.formats.recording import Recording
 from pipelines.skeleton import SKELETONS, Skeleton
 
-SLACK = 2  # frames by which poses and video may differ in length
-SLIGHT = 1.1  # scores up to this value are a little above 1 by rounding or interpolation
+SLACK = 2  # poses and video may differ in length by this many frames
+SLIGHT = 1.1  # scores between 1 and this value come from rounding or interpolation
 
 
 def settle(recordings: dict[str, Recording], num_frames: dict[str, int], say: Callable[[str], None]) -> None:
@@ -43,8 +43,8 @@ def first_number(group: dict[str, Recording], num_frames: dict[str, int]) -> tup
     other = [name for name in to_last if name not in from_0]
     if from_0 and other:
         raise UserError(
-            f"the frames of {group[from_0[0]].file} are numbered from 0, but those of {group[other[0]].file} up to "
-            f"{num_frames[other[0]]}, the length of the video, so from 1; write the poses of all videos in the same way"
+            f"the frames of {group[from_0[0]].file} are numbered from 0, but those of {group[other[0]].file} from 1 to "
+            f"{num_frames[other[0]]}, the length of the video; write the poses of all videos in the same way"
         )
     if from_0:
         return 0, ""
@@ -76,7 +76,7 @@ def _renumber(recording: Recording, first: int, num_frames: int) -> None:
 
 
 def settle_scores(kind: str, group: dict[str, Recording], say: Callable[[str], None]) -> None:
-    """Convert flags of COCO to scores and clip scores that are slightly off. Raises UserError for other scales."""
+    """Convert COCO's flags to scores, and clip scores slightly outside 0 to 1. Raises UserError for other scales."""
     people = [detection for recording in group.values() for detection in recording.detections]
     for detection in people:
         detection.joints = np.nan_to_num(detection.joints, nan=0.0, posinf=0.0, neginf=0.0)

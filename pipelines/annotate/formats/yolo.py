@@ -10,8 +10,8 @@ import numpy as np
 from kernels.program import UserError
 from pipelines.annotate.formats.recording import OtherFormat, Recording, layout_of
 
-BOX = 5  # numbers before the joints: class, x and y of the centre, width, height
-EXTRA = 2  # at most this many numbers after the joints: confidence and track
+BOX = 5  # how many numbers precede the joints: class, x and y of the centre, width, height
+EXTRA = 2  # there are at most this many numbers after the joints: confidence and track
 COCO = 17
 
 
