@@ -238,7 +238,7 @@ def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> Model
 
 
 def no_coarse_heads(model: ModelConfig) -> list[str]:
-    """The settings that remove the coarse heads of a network, and PCAN, which needs them."""
+    """The --set options that remove the coarse heads of a network, and also PCAN, which needs coarse heads."""
     if isinstance(model, SingleStreamConfig):
         return ["model.coarse_weight=0"] if model.coarse_weight else []
     return [*(["model.num_coarse=0"] if model.num_coarse else []), *(["model.pcan=none"] if model.pcan else [])]

@@ -31,7 +31,7 @@ class Cursor:
     best: float = -math.inf
     best_file: str = ""
     validations: list[dict[str, float]] = field(default_factory=list)  # epoch (from 1) and metrics of each validation
-    usual_loss: float = math.inf  # the next logged loss is compared with this loss (trainer/loop.py)
+    usual_loss: float = math.inf  # the loss with which the next logged loss is compared (trainer/loop.py)
     rollbacks: int = 0
 
     @property
@@ -71,9 +71,9 @@ class Cursor:
         self.epoch, self.clips = self.epoch + 1, 0
 
     def keep_share(self, epoch_clips: int) -> None:
-        """Keep the finished share of the epoch, although the number of clips in it was `epoch_clips` and has changed.
+        """Keep the finished share of the epoch after its number of clips has changed.
 
-        A finished epoch stays finished, and no other epoch becomes finished.
+        The number was `epoch_clips` before. A finished epoch stays finished, and no other epoch becomes finished.
         """
         done = self.clips >= epoch_clips
         self.clips = self.epoch_clips if done else self.clips * self.epoch_clips // epoch_clips

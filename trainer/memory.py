@@ -48,7 +48,7 @@ def advice(run: Run, batch: Batch) -> str:
 
 
 def fits(run: Run, part: Batch) -> bool:
-    """Whether the memory suffices for a forward and a backward pass of `part`. Leaves the run as it was."""
+    """Whether the memory suffices for a forward and a backward pass of `part`. Does not change the run."""
     try:
         gradients(run, run.network, part)
     except RuntimeError as error:

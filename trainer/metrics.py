@@ -166,13 +166,13 @@ def calibration_error(probability: Tensor, label: Tensor, num_bins: int = 15) ->
 
 
 def mean_recall(counts: Tensor) -> float:
-    """`mean_class_accuracy`, from the confusion matrix [K, K]."""
+    """`mean_class_accuracy`, computed from the confusion matrix [K, K]."""
     recall = counts.diagonal() / counts.sum(dim=1).clamp(min=1)
     return recall[_occurs(counts)].double().mean().item()
 
 
 def mean_f1(counts: Tensor) -> float:
-    """`macro_f1`, from the confusion matrix [K, K]."""
+    """`macro_f1`, computed from the confusion matrix [K, K]."""
     f1 = 2 * counts.diagonal() / (counts.sum(dim=0) + counts.sum(dim=1))
     return f1[_occurs(counts)].double().mean().item()
 

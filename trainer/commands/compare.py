@@ -80,9 +80,9 @@ def compare_scores(files: Sequence[Path], names: Sequence[str], console: Console
 
 
 def results_of(scores: Sequence[StoredScores], names: Sequence[str]) -> list[Result]:
-    """The metrics of scores that have labels and settings.
+    """The metrics of all scores that have labels and settings.
 
-    If an experiment was run on several splits, such as cross-subject and cross-view, its name stands for all its runs.
+    If an experiment was run on several splits, such as cross-subject and cross-view, its name is used for all its runs.
     """
     known = [(each, name) for each, name in zip(scores, names, strict=True) if each.experiment and each.has_labels]
     splits = [each.experiment.data.split_for(train=False) for each, _ in known if each.experiment]

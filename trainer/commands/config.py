@@ -52,7 +52,8 @@ def config(options: ConfigOptions) -> int:
     experiment = experiment_of(options)
     if options.json:
         print(json.dumps(to_settings(experiment), indent=1))
-        return 2 if lost_output() else 0  # so that a program that reads half of the JSON notices that it is incomplete
+        # so that a program that reads only a part of the JSON notices that it is incomplete
+        return 2 if lost_output() else 0
     console = Console(highlight=False)
     console.width = min(console.width, WIDEST)
     settings = list(settings_of(experiment))
@@ -104,10 +105,10 @@ def settings_of(part: Any, prefix: str = "", defaults: Any = None) -> Iterator[S
 
 
 def base_of(options: ConfigOptions, experiment: Experiment, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
-    """What --diff compares with, in words and as values.
+    """The settings with which --diff compares: their name in words, and their values.
 
-    This is the experiment as it ships, or a user's own experiment as its file defines it. If `experiment` does not
-    differ from that, --diff compares with the defaults.
+    They are those of the shipped experiment, or of a user's own experiment as its file defines it. If `experiment` has
+    exactly these settings, --diff compares with the defaults instead.
     """
     shipped, named = EXPERIMENTS.get(experiment.name), experiment_named(options)
     for told, base in (("the experiment as it ships", shipped), (f"{options.exp or options.config}", named)):

@@ -37,7 +37,7 @@ from trainer.settings import SETTINGS
 from trainer.snapshots.choice import Checkpoint, CheckpointChoice, checkpoint_of, tell
 from trainer.snapshots.work_dir import refuse_links_in
 
-SEVERAL = (*PICKLES, ".json")  # files that can have the skeletons of several videos
+SEVERAL = (*PICKLES, ".json")  # extensions of files that can contain the skeletons of several videos
 WIDTH = 120  # width of the table in characters when the output is not a terminal
 
 
@@ -157,7 +157,10 @@ def check_live(options: PredictOptions) -> None:
 
 
 def scorer_of(checkpoint: Checkpoint, device: torch.device, explains: bool, out: Path, console: Console) -> Scorer:
-    """The network of a checkpoint, ready to score windows. `out`: the folder for a report if it cannot be compiled."""
+    """The network of a checkpoint, ready to score windows.
+
+    `out`: the folder for a report if the network cannot be compiled.
+    """
     experiment = checkpoint.experiment
     check_cards(experiment.optim.precision, device.type, 1)
     network = build_model(experiment.model)
@@ -170,7 +173,7 @@ def scorer_of(checkpoint: Checkpoint, device: torch.device, explains: bool, out:
 
 
 def headers_of(videos: tuple[Path, ...], bad: dict[Path, VideoError]) -> dict[Path, Header]:
-    """The headers of all videos that can be read. The reasons for the others are added to `bad`."""
+    """The headers of all videos that can be read. For each unreadable video, the reason is added to `bad`."""
     headers = {}
     for video in videos:
         try:

@@ -248,7 +248,8 @@ class Journal:
 
     def _open_tensorboard(self, cursor: Cursor) -> None:
         if self._tensorboard is None:
-            from trainer.journal.events import Events  # not at the top: slow, and only rank 0 needs it
+            # imported here because the import is slow, and only rank 0 needs it
+            from trainer.journal.events import Events
 
             with self._tolerated():
                 self._tensorboard = Events(self.work_dir / TENSORBOARD, cursor.total_clips + 1)

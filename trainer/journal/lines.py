@@ -117,7 +117,8 @@ class Lines:
     """A text file to which whole lines are appended. A line that does not fit on the disk is removed completely."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and path.stat().st_nlink > 1:  # `cp -al` and rsync make backups by hard links
+        # `cp -al` and rsync make backups with hard links, which must not change
+        if path.exists() and path.stat().st_nlink > 1:
             write_whole(path, path.read_bytes())
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115
         size = self._file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Predicts a video file: scores its windows while the video is decoded once, and writes its copy and its sheet."""
+"""Predicts a video file: decodes it once, scores its windows, and writes an annotated copy and a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class FilePredictor:
-    """Predicts video files. per_person: whether each person gets labels of their own."""
+    """Predicts video files. per_person: whether each person is labelled separately."""
 
     scorer: Scorer
     choice: WindowChoice
@@ -53,8 +53,8 @@ class FilePredictor:
         """Score all windows of a video.
 
         Writes an annotated copy of the video (STEM.mp4) and a picture of some windows (STEM.png) to the folder `out`
-        (`safe_stem`). Raises VideoError if the video cannot be decoded, and UserError if it shows no person, but each
-        person should get a label.
+        (`safe_stem`). Raises VideoError if the video cannot be decoded, and UserError if each person should get a label
+        but nobody is visible.
         """
         clip, names = self.scorer.experiment.clip, self.scorer.experiment.data.class_names
         if poses is not None and self.per_person:

@@ -57,11 +57,11 @@ class Prediction:
     live: dict[str, float] | None = None
 
     def people(self) -> list[int]:
-        """The numbers of the people who have windows of their own."""
+        """The numbers of the people who are labelled separately."""
         return sorted({window.person for window in self.windows if window.person is not None})
 
     def whole(self, person: int | None = None) -> Window:
-        """A window that spans the whole video, with the mean probabilities of all windows, or of those of a person."""
+        """A window that spans the whole video, with mean probabilities: of all windows, or of the windows of a person."""
         windows = [window for window in self.windows if window.person == person]
         mean = {
             stream: torch.stack([window.probability[stream] for window in windows]).mean(dim=0)
@@ -87,7 +87,7 @@ def seconds_of(window: Window, times: Times) -> str:
 def write_json(path: Path, prediction: Prediction, experiment: Experiment, checkpoint: Path) -> None:
     """Write JSON with each stream's five best classes, for every window and for the mean over all windows.
 
-    If people have windows of their own, there is a mean for each person.
+    If each person is labelled separately, there is a mean for each person.
     """
     content = {
         "video": prediction.video,

@@ -64,8 +64,9 @@ class Scorer:
     ) -> Explanation | None:
         """Where the network looked to choose the best class of a window, or None without --explain.
 
-        plan: that of the window, whose first frame is frame `start` of the video. size: (width, height) of the image to
-        which its box belongs. scores: those of `score`.
+        plan: the plan of the batch that contains the window. start: the number of the window's first frame in the
+        video. size: (width, height) of the image to which the plan's box belongs. scores: what `score` has returned for
+        the window.
         """
         if not self.explains:
             return None

@@ -1,4 +1,4 @@
-"""The sheet of `predict`: a picture of some windows as the networks see them, with skeletons and Grad-CAM maps."""
+"""The sheet of `predict`, NAME.png: some windows as the networks see them, with skeletons and Grad-CAM maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from trainer.report.text import class_names_in_pictures
 
 @dataclass(frozen=True, slots=True)
 class SheetColumn:
-    """A window in the sheet. batch: on the CPU. joints: [M, T, V, 3] of the window, in pixels of the annotation."""
+    """A window in the sheet. batch: the window's inputs, on the CPU. joints: [M, T, V, 3], in pixels of the annotation."""
 
     window: Window
     batch: Batch

@@ -37,7 +37,8 @@ class Skeletons:
     estimation: EstimatorOptions = DEFAULT
     files: PoseFolder | None = None
     estimator: PoseEstimator | None = None
-    names: dict[Path, str] = field(default_factory=dict)  # the name of each video, by which its files are found
+    # for each video, the name by which its files of skeletons are found
+    names: dict[Path, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         joints, rotation = self.experiment.clip.skeleton.num_joints, self.experiment.data.rotation
@@ -51,7 +52,7 @@ class Skeletons:
             self.files = PoseFolder(self.file, self.max_people, rotation)
 
     def survey(self, headers: dict[Path, Header]) -> None:
-        """Find the files of all videos, by name, and say in which formats they are. Raises UserError."""
+        """Find the files with the skeletons of all videos by name, and say in which formats they are. Raises UserError."""
         self.names = {video: original_name(video) for video in headers}
         if self.files is not None:
             self.files.survey({self.names[video]: header for video, header in headers.items()}, self._say)
