@@ -127,7 +127,7 @@ def score(
 
 
 def show(experiment: Experiment, num_clips: int, metrics: dict[str, float], views: Views) -> None:
-    """Print the numbers that papers on the data set report, then all metrics, and which views of each clip were scored."""
+    """Print what papers on the data set report, then all metrics, and which views of each clip were scored."""
     console = Console()
     for table in paper_tables([Result(experiment.name, experiment, metrics)]):
         print_table(table, console)

@@ -171,7 +171,7 @@ def contributions(
 ) -> dict[str, Any]:
     """The content of fusion.json: the metric of the fused scores and of each member alone, and the gain of each member.
 
-    The gain is the difference between the metric of the fusion and the metric of a fusion without the member. The 95 %
+    The gain of a member is the metric of the fusion minus the metric of a fusion without this member. The 95 %
     intervals come from a bootstrap over the clips.
     """
     count, rows = len(weights), []

@@ -74,7 +74,10 @@ class Screen:
         self._epoch = Means()
 
     def say(self, text: str, stamped: str) -> None:
-        """Print a line above the block. `stamped`, the same line with the time, is for outputs that are not terminals."""
+        """Print a line above the block.
+
+        `stamped`, the same line with the time, is for outputs that are not terminals.
+        """
         _print(self._console, text)
 
     def start_epoch(self, cursor: Cursor, num_epochs: int, clock: Clock) -> None:

@@ -27,7 +27,8 @@ from trainer.predict.window_choice import WindowChoice
 from trainer.report.contact_sheet import NUM_CLIPS
 from trainer.report.text import class_names_in_pictures
 
-PRESENT = 0.25  # a person gets a label in a window if the person is visible in at least this share of its frames
+# a person gets a label in a window if the person is visible in at least this share of the window's frames
+PRESENT = 0.25
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,9 +174,8 @@ class Screen:
             self.display.stop()
 
     def refresh(self) -> None:
-        """Update the line on a terminal.
-
-        For other outputs, print a line if there is a new result and the last line is EVERY seconds old.
+        """Unless the output is a terminal, print a line if there is a new result and the last line is EVERY seconds
+        old.
         """
         has_news = len(self.predictor.windows) > self.num_shown
         if not self.is_live and has_news and time.monotonic() - self.shown_at > EVERY:

@@ -61,7 +61,9 @@ class Prediction:
         return sorted({window.person for window in self.windows if window.person is not None})
 
     def whole(self, person: int | None = None) -> Window:
-        """A window that spans the whole video, with mean probabilities: of all windows, or of the windows of a person."""
+        """A window that spans the whole video, with the means of all windows or, with `person`, of the person's
+        windows.
+        """
         windows = [window for window in self.windows if window.person == person]
         mean = {
             stream: torch.stack([window.probability[stream] for window in windows]).mean(dim=0)

@@ -23,7 +23,10 @@ from trainer.report.text import class_names_in_pictures
 
 @dataclass(frozen=True, slots=True)
 class SheetColumn:
-    """A window in the sheet. batch: the window's inputs, on the CPU. joints: [M, T, V, 3], in pixels of the annotation."""
+    """A window in the sheet. batch: the window's inputs, on the CPU.
+
+    joints: [M, T, V, 3], in pixels of the annotation.
+    """
 
     window: Window
     batch: Batch

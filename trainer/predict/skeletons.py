@@ -52,7 +52,10 @@ class Skeletons:
             self.files = PoseFolder(self.file, self.max_people, rotation)
 
     def survey(self, headers: dict[Path, Header]) -> None:
-        """Find the files with the skeletons of all videos by name, and say in which formats they are. Raises UserError."""
+        """Find the files with the skeletons of all videos by name, and say in which formats they are.
+
+        Raises UserError.
+        """
         self.names = {video: original_name(video) for video in headers}
         if self.files is not None:
             self.files.survey({self.names[video]: header for video, header in headers.items()}, self._say)

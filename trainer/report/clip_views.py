@@ -1,6 +1,6 @@
 """Draws one clip as the networks see it: frames with skeletons, and below each frame the nearest heatmap.
 
-The row of a stream that the network does not read is left out.
+If the network does not read a stream, the row of this stream is left out.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Draws several clips of a batch in one picture, as the network sees them: RGB frames, and below them the heatmaps.
 
-Each picture of a frame or of a heatmap shows the number of its own frame.
+Each picture shows the number of the frame from which it was made.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from trainer.report.curves import write_png
 from trainer.report.skeleton_drawing import HEATMAP, LEGEND, draw_legend, draw_skeletons
 from trainer.report.text import class_names_in_pictures
 
-SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # all in pixels, except DPI in pixels per inch
-LEGEND_HEIGHT = 20  # pixels at the bottom of the picture
-NUM_CLIPS, NUM_FRAMES = 6, 8  # the maximum numbers of clips in a picture, and of frames per clip
+SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # in pixels, except DPI, which is in pixels per inch
+LEGEND_HEIGHT = 20  # height in pixels of the legend at the bottom
+NUM_CLIPS, NUM_FRAMES = 6, 8  # maximum number of clips in a picture, and of frames of each clip
 JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1, which is HEATMAP
-OUTLINE = withStroke(linewidth=2, foreground="black")  # around the white number of a frame
+OUTLINE = withStroke(linewidth=2, foreground="black")  # colour of the edge around the white number of a frame
 
 
 def contact_sheet(
@@ -77,9 +77,9 @@ def contact_sheet(
 
 
 def with_skeletons(batch: Batch, plan: ClipPlan, loader: Loader) -> Batch:
-    """The first clips of a batch, whose RGB frames are resized to SIDE and show the skeletons that their plan samples.
+    """The first clips of a batch, with their RGB frames resized to SIDE and with the skeletons drawn on the frames.
 
-    plan: that of the batch, by `loader`. Without RGB frames, the clips stay as they are.
+    plan: the plan of the batch, made by `loader`. If the batch has no RGB frames, the clips stay unchanged.
     """
     tensors = {name: tensor[:NUM_CLIPS].cpu() for name, tensor in batch.tensors().items()}
     if "rgb" not in tensors:
@@ -108,11 +108,11 @@ def title_of(batch: Batch, clip: int, labels: Sequence[str], what: str) -> str:
 
 
 def _moments(rgb_frames: Tensor | None, pose_frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Choose up to NUM_FRAMES frames of each clip: indices into the numbers of the RGB frames and into those of the
-    pose frames, each [n, t].
+    """Choose up to NUM_FRAMES frames of each clip.
 
-    The RGB frames are spread evenly over the clip, and the pose frames are those with the nearest numbers. If the
-    network reads no RGB frames, the pose frames are spread evenly.
+    Returns indices of RGB frames and indices of pose frames, each [n, t]. The RGB frames are spread evenly over the
+    clip, and the pose frames are those with the nearest numbers. If the network reads no RGB frames, the pose frames
+    are spread evenly.
     """
     frames = pose_frames if rgb_frames is None else rgb_frames
     count = min(NUM_FRAMES, frames.shape[1])

@@ -128,7 +128,7 @@ def _finish(axes: Axes, title: str, legend: bool = True) -> None:
 
 
 COLORS = ("#2a6f97", "#c8553d", "#3a7d44", "#8e5ea2", "#b8860b", "#555555")
-PANELS = (  # kind of record, metric (None: the metric that selects the best snapshot), title
+PANELS = (  # for each panel: kind of record, metric (None: the metric that selects the best snapshot), title
     ("val", None, "validation, metric that selects the best snapshot"),
     ("train", "loss", "training loss"),
     ("val", "acc/rgb_top1", "validation, rgb top-1"),

@@ -18,7 +18,7 @@ from trainer.snapshots.lock import is_locked
 from trainer.snapshots.names import ROLLING
 from trainer.stored import from_settings, to_settings
 
-TAIL = 8192  # bytes at the end of train.log that are read for its last lines
+TAIL = 8192  # number of bytes at the end of train.log that are read to find its last lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from PIL import ImageDraw, ImageFont
 
 from kernels.names import printable
 
-# Parts of the names of fonts with Chinese characters, best first. Fonts without these are searched last.
+# Parts of the names of fonts with Chinese characters, best first. Fonts with other names are searched last.
 PREFERRED = (
     "notosanscjk",
     "notosanssc",
@@ -30,7 +30,7 @@ PREFERRED = (
     "notoserifcjk",
     "arphic",
 )
-SMALLEST = 9  # pixels of the smallest type in a caption
+SMALLEST = 9  # smallest size of the type in a caption, in pixels
 
 
 @cache
@@ -103,7 +103,8 @@ def _say_missing(examples: str) -> None:
 @contextlib.contextmanager
 def plain_text(figure: Figure) -> Iterator[None]:
     """A context in which a figure is drawn with literal text, in fonts that have its characters, without warnings."""
-    log = logging.getLogger("matplotlib.font_manager")  # it would tell that a font has no light or bold variant
+    # drops matplotlib's warnings that a font has no light or bold variant
+    log = logging.getLogger("matplotlib.font_manager")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
