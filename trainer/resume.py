@@ -69,8 +69,8 @@ def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> N
 
     `changed` says which clips are not the same as those of the snapshot: "training", "validation" or both.
 
-    Learning rate, momentum factor and weight decay come from the experiment of `run`. If an older version wrote the
-    snapshot without some part of `state`, that part starts as in a new run.
+    Learning rate, momentum factor and weight decay come from the experiment of `run`. If a snapshot of an older version
+    lacks a part of `state`, this part starts as in a new run.
     """
     restore(run, state)
     if parts_of(run.optimizer.state) - parts_of(state[OPTIMIZER]["state"]):
@@ -167,9 +167,9 @@ def changed_by_update(run: Run) -> list[Tensor]:
 
 
 def exact_under(run: Run) -> dict[str, Any]:
-    """The conditions that must stay the same for bit-exact results.
+    """The conditions on which bit-exact results depend.
 
-    If a condition has changed when a run resumes, its results are not bit-identical to those of an uninterrupted run.
+    If one of them has changed when a run resumes, its results are not bit-identical to those of an uninterrupted run.
     """
     return {
         "torch": str(torch.__version__),

@@ -108,7 +108,7 @@ def bests(past_runs: Sequence[PastRun]) -> Table:
 
 
 def differences(runs: Sequence[PastRun]) -> Table:
-    """A table of what the runs differ in: settings, and the code, versions and machine of their last starts.
+    """A table of what differs between the runs: settings, and the code, versions and machine of their last starts.
 
     A setting that an older version did not have is shown as its default.
     """

@@ -174,7 +174,7 @@ class Screen:
             self.display.stop()
 
     def refresh(self) -> None:
-        """Unless the output is a terminal, print a line if there is a new result and the last line is EVERY seconds
+        """Print a line after a new result, unless the output is a terminal or the last line is less than EVERY seconds
         old.
         """
         has_news = len(self.predictor.windows) > self.num_shown

@@ -61,8 +61,8 @@ class Prediction:
         return sorted({window.person for window in self.windows if window.person is not None})
 
     def whole(self, person: int | None = None) -> Window:
-        """A window that spans the whole video, with the means of all windows or, with `person`, of the person's
-        windows.
+        """A window that spans the whole video, with the mean probabilities of all windows or, with `person`, of one
+        person's.
         """
         windows = [window for window in self.windows if window.person == person]
         mean = {

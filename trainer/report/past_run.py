@@ -128,7 +128,8 @@ def read_run(folder: Path, read: Callable[[Path], list[dict[str, Any]]] = read_m
 
 
 def differing(runs: Sequence[PastRun]) -> list[tuple[str, list[Any]]]:
-    """What the runs differ in, with a value for each run: settings, and code, versions and machine of the last starts.
+    """What differs between the runs, with a value for each run: settings, and code, versions and machine of the last
+    starts.
 
     A setting that an older version did not have has its default. Raises UserError if settings cannot be used.
     """

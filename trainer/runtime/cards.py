@@ -7,7 +7,7 @@ import torch
 
 from kernels.program import UserError
 
-FIRST_WITH_BF16 = 8  # major number of the compute capability of Ampere
+FIRST_WITH_BF16 = 8  # major number of Ampere's compute capability
 
 
 def card_name(index: int) -> str:

@@ -69,7 +69,7 @@ class Replay:
     ) -> None:
         self._changing_weights, self._optimizer, self._say = changing_weights, optimizer, say
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._failed: list[torch.cuda.CUDAGraph] = []  # kept, because torch's allocator still refers to them
+        self._failed: list[torch.cuda.CUDAGraph] = []  # kept here, because torch's allocator still refers to them
         self._num_warm_up = 0
         self._stream = torch.cuda.Stream()
 

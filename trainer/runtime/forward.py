@@ -20,7 +20,8 @@ class Way(IntEnum):
 
     COMPILED = 0
     DIRECT = 1
-    WITHOUT_CUDNN = 2  # not compiled either, because compiled code expects the memory layout of cuDNN's results
+    # without cuDNN and uncompiled, because compiled code expects the memory layout of cuDNN's results
+    WITHOUT_CUDNN = 2
 
 
 LINES = {
@@ -45,7 +46,7 @@ class Forward(nn.Module):
         super().__init__()
         self.network = network
         self._compiled = [compiled]  # in a list, so that torch does not register the weights a second time
-        self._ways = {True: way, False: way}  # in training mode, and in evaluation mode
+        self._ways = {True: way, False: way}  # the ways in training mode (True) and in evaluation mode (False)
         self._say, self._report = say, report
 
     @property
@@ -71,7 +72,7 @@ class Forward(nn.Module):
             return self.network(*inputs)
 
     def fall_back(self, error: Exception) -> None:
-        """After a call that failed with `error`: choose a slower way, and say so. Raises `error` if there is none.
+        """After a call that failed with `error`: choose a slower way, and say so. Raises `error` if no way is slower.
 
         Also raises `error` if it means too little memory, for which trainer/memory.py has advice, or if it is an error
         of CUDA, after which a process can no longer use the GPU.
@@ -94,7 +95,7 @@ class Forward(nn.Module):
         self.use(Way(ranks.largest(self.way)), "on another rank, which has its own file about it")
 
     def use(self, way: Way, reason: str, where: str = "") -> None:
-        """Use this way from now on, unless a slower one is in use. In evaluation mode this does not affect training."""
+        """Use this way from now on, unless a slower way is in use. In evaluation mode this does not affect training."""
         if way <= self.way:
             return
         training = self.network.training

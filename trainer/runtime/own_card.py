@@ -23,7 +23,7 @@ def cards() -> list[str]:
     names = [name.strip() for name in os.environ[VISIBLE].split(",")] if VISIBLE in os.environ else None
     if names and names[0].startswith("MIG-"):
         return list(filter(None, names))
-    import torch  # only here, because the entry point of the commands imports this file
+    import torch  # imported only here, because the entry point of the commands imports this file and must start quickly
 
     count = torch.cuda.device_count()
     return ([str(number) for number in range(count)] if names is None else names)[:count]
@@ -35,7 +35,7 @@ def see_own_card() -> None:
     if len(machine) == 1 and os.environ["TORCHELASTIC_RUN_ID"].startswith(RUN_ID):
         machine *= int(os.environ["LOCAL_WORLD_SIZE"])  # SLURM shows each task only the GPU that it has bound to it
     os.environ[ALL] = ",".join(machine)
-    if number < len(machine):  # otherwise world_size_of in num_ranks.py raises UserError
+    if number < len(machine):  # if there are too few GPUs, world_size_of in num_ranks.py raises UserError
         os.environ[VISIBLE] = machine[number]
 
 

@@ -43,12 +43,12 @@ from trainer.step import train_step
 from trainer.stored import from_settings
 
 LOSS_STEPS = 6  # steps whose losses are compared; a CUDA graph is recorded in the fourth, so the last two are replays
-NUM_STEPS = 100_000  # length of an epoch; no trial does as many steps
+NUM_STEPS = 100_000  # steps in an epoch: more than any trial does
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else this process prints must not look like an answer
+    os.dup2(2, 1)  # everything else that this process prints goes to stderr, so that it cannot look like an answer
     requests = map(json.loads, sys.stdin)
     try:
         for answer in answers_to(requests):
@@ -95,11 +95,11 @@ def answers_to(requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             trial.steps(trial.lead)
             yield {"seconds": trial.steps(request["steps"])}
             if device.type == "cuda":
-                torch.cuda.empty_cache()  # the process that is timed in turn with this one needs the memory
+                torch.cuda.empty_cache()  # free memory for the process that is timed in turn with this process
 
 
 class StrictJournal(Journal):
-    """A journal that raises RuntimeError for each line, because a line says that a step is not done as requested."""
+    """A journal that raises RuntimeError for each line, because each line means that a step is not done as requested."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, rank=1)
@@ -111,8 +111,8 @@ class StrictJournal(Journal):
 class Trial:
     """A run of one rank, with weights and batches that depend on the experiment's seed only.
 
-    `lead` is the number of untimed steps before each measurement. They use up the batches that the loader has prepared
-    since the last measurement.
+    `lead` is the number of untimed steps before each measurement. The untimed steps use up the batches that the loader
+    has prepared since the last measurement.
     """
 
     def __init__(self, experiment: Experiment, device: torch.device, with_loader: bool, folder: Path) -> None:
