@@ -106,7 +106,7 @@ def train_here(
                 if snapshot:
                     check_tensors(run, snapshot)
                     take_up(run, snapshot.state, changed)
-                else:  # drops the records of an earlier run that saved no snapshot
+                else:  # starts at step 0, and drops the records of an earlier run that saved no snapshot
                     journal.continue_from(run.cursor, run.cursor.batch_size)
                 set_up_steps(run, profile, work_dir)
                 introduce(run)
@@ -130,9 +130,9 @@ def train_here(
 
 @contextmanager
 def begun(run: Run, start: dict[str, Any], snapshot: Snapshot | None) -> Iterator[None]:
-    """A context for a run that has passed all checks. Files are written into its folder only within this context.
+    """A context for a run that has passed all checks. Files are written into the run's folder only within this context.
 
-    The `start` is recorded in starts.json. Signals ask the run to stop.
+    On entry, `start` is recorded in starts.json. Within the context, signals ask the run to stop instead of ending it.
     """
     run.journal.open()
     if not run.ranks.leads:
@@ -151,7 +151,7 @@ def begun(run: Run, start: dict[str, Any], snapshot: Snapshot | None) -> Iterato
 def last_snapshot(work_dir: Path, ranks: Ranks) -> Snapshot | None:
     """The snapshot to resume from. Rank 0 chooses it, because on NFS the other ranks may see new files late.
 
-    Raises SnapshotError if the folder has snapshots, but only damaged ones, or if the newest is of another program.
+    Raises SnapshotError if all snapshots in the folder are damaged, or if another program wrote the newest snapshot.
     """
     snapshot = newest_to_resume(work_dir, print) if ranks.leads else None
     name = ranks.from_leader(snapshot.path.name if snapshot else None)
@@ -194,8 +194,10 @@ def set_up_steps(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> N
 
 
 def introduce(run: Run) -> None:
-    """Log batch size, precision, device, compilation and optimizer in one line. Also log why the precision is not the
-    usual one, and warnings if there are fewer clips than a batch needs or BatchNorm sees very few clips.
+    """Log batch size, precision, device, compilation and optimizer in one line.
+
+    If the precision is unusual, also log the reason. Log warnings if there are fewer clips than a batch needs or
+    BatchNorm sees very few clips.
     """
     optim, world_size = run.experiment.optim, run.ranks.world_size
     share = optim.batch_size // world_size // optim.accumulate

@@ -174,9 +174,7 @@ class Screen:
             self.display.stop()
 
     def refresh(self) -> None:
-        """Print a line after a new result, unless the output is a terminal or the last line is less than EVERY seconds
-        old.
-        """
+        """If the output is not a terminal, print each new result, but at most one line in EVERY seconds."""
         has_news = len(self.predictor.windows) > self.num_shown
         if not self.is_live and has_news and time.monotonic() - self.shown_at > EVERY:
             self.shown_at, self.num_shown = time.monotonic(), len(self.predictor.windows)

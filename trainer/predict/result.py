@@ -61,8 +61,9 @@ class Prediction:
         return sorted({window.person for window in self.windows if window.person is not None})
 
     def whole(self, person: int | None = None) -> Window:
-        """A window that spans the whole video, with the mean probabilities of all windows or, with `person`, of one
-        person's.
+        """A window that spans the whole video, with mean probabilities.
+
+        They are the means over all windows or, with `person`, over the windows of this person.
         """
         windows = [window for window in self.windows if window.person == person]
         mean = {

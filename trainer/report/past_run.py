@@ -128,10 +128,10 @@ def read_run(folder: Path, read: Callable[[Path], list[dict[str, Any]]] = read_m
 
 
 def differing(runs: Sequence[PastRun]) -> list[tuple[str, list[Any]]]:
-    """What differs between the runs, with a value for each run: settings, and code, versions and machine of the last
-    starts.
+    """What differs between the runs: settings, and code, versions and machine of their last starts.
 
-    A setting that an older version did not have has its default. Raises UserError if settings cannot be used.
+    Each difference comes with a value for each run. A setting that an older version did not have has its default.
+    Raises UserError if settings cannot be used.
     """
     flat = [flattened(_complete_settings(run)) | _origin(run) for run in runs]
     names = dict.fromkeys(name for settings in flat for name in settings)

@@ -1,6 +1,4 @@
-"""Ends ranks whose launcher is gone, because a launcher that is killed, or interrupted at startup, cannot end its
-ranks.
-"""
+"""Ends ranks whose launcher is gone: a launcher that was killed, or interrupted at startup, cannot end its ranks."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What the papers on a data set report: NTU's protocols side by side, MA-52's F1 mean with its four parts."""
+"""Tables of what papers on a data set report: NTU's protocols side by side, MA-52's F1 mean and its parts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ F1 = {
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The metrics of an evaluation, with a name for it."""
+    """The metrics of an evaluation, and a name for the evaluation."""
 
     name: str
     experiment: Experiment

@@ -11,7 +11,7 @@ from pipelines.plan import THREE_CROPS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Views:
-    """How many views of each clip are scored. Raises ValueError for values that cannot be."""
+    """How many views of each clip are scored. Raises ValueError for impossible values."""
 
     clips: int = 1
     """Number of samples of the frames."""
@@ -26,7 +26,7 @@ class Views:
             raise ValueError(f"no such views of a clip: {self.clips!r}, {self.crops!r}, {self.flip!r}")
 
     def __str__(self) -> str:
-        """Such as `10 samples, 3 crops, mirrored too`."""
+        """The views in words, such as `10 samples, 3 crops, mirrored too`."""
         samples = f"{self.clips} sample{'s' * (self.clips > 1)}"
         return samples + ", 3 crops" * (self.crops == 3) + ", mirrored too" * self.flip
 

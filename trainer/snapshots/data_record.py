@@ -19,7 +19,7 @@ from trainer.config import Experiment
 from trainer.data import split_of, usable_before_packing
 from trainer.stored import differences
 
-NAMED = 3  # how many clips of each kind a sentence names
+NAMED = 3  # maximum number of clips that a sentence names for each kind of change
 BRING_BACK = "bring the former data back"
 # Settings that choose files, and settings that choose clips from these files.
 FILES = ("data.annotations", "data.val_annotations", "data.videos", "data.demo")
@@ -129,7 +129,10 @@ def check_data(
 
 
 def way_back(saved: Experiment, experiment: Experiment) -> str:
-    """Advice that leads back to the clips of the `saved` experiment. Names settings that may have changed the clips."""
+    """Advice on how to get the clips of the `saved` experiment back.
+
+    It names settings that may have changed the clips.
+    """
     keys = [key for key, _, _ in differences(saved, experiment) if key.startswith((*FILES, *CHOOSING))]
     if not keys:
         return BRING_BACK
@@ -138,7 +141,7 @@ def way_back(saved: Experiment, experiment: Experiment) -> str:
 
 
 def changes_between(before: DataRecord, after: DataRecord) -> Iterator[str]:
-    """For each kind of change, a clause with the number of clips and the names of a few."""
+    """For each kind of change, a clause with the number of clips and the names of some of them."""
     old, new = ({name: i for i, name in enumerate(record.names)} for record in (before, after))
     stay = [name for name in before.names if name in new]
     kinds = {

@@ -32,7 +32,8 @@ class State(TypedDict):
     data: dict[str, str]
 
 
-LATER = ("exact_under", "scale", "first_look", "averages", "data")  # parts that the first versions did not save
+# the first versions of Duet did not save these parts
+LATER = ("exact_under", "scale", "first_look", "averages", "data")
 
 
 class OptimizerState(TypedDict):

@@ -1,7 +1,8 @@
-"""Writes the snapshots of a run in the background. Keeps the newest two, a link to the newest, and the best one.
+"""Writes the snapshots of a run in the background.
 
-An old snapshot is removed only when a newer one is durable on the disk. So there is always a snapshot to resume from,
-whenever the process is killed. models/weights/files.py writes the files; trainer/resume.py decides what they contain.
+Keeps the newest two snapshots, a link to the newest, and the best snapshot. An old snapshot is removed only when a
+newer snapshot is durable on the disk. So there is always a snapshot to resume from, whenever the process is killed.
+models/weights/files.py writes the files; trainer/resume.py decides what they contain.
 """
 
 import contextlib
@@ -70,7 +71,7 @@ def best_files(folder: Path) -> list[Path]:
     return _newest_first(folder, BEST)
 
 
-Copies = list[tuple[Tensor, Tensor]]  # pairs (target, source)
+Copies = list[tuple[Tensor, Tensor]]  # pairs (target, source) of tensors that still have to be copied
 
 
 def stage(
@@ -127,7 +128,7 @@ class Writer:
     def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        for leftover in folder.glob("*.tmp"):  # of earlier versions
+        for leftover in folder.glob("*.tmp"):  # left by earlier versions
             leftover.unlink()
         self.folder = folder
         self._good = [resumed_from.resolve().name] if resumed_from is not None else []
@@ -230,17 +231,17 @@ class Writer:
         try:
             self._copy(copies)
             self._sync_records()
-            if best is not None:  # written first, because the rolling snapshot contains the name of the best one
+            if best is not None:  # the best snapshot is written first, because the rolling snapshot contains its name
                 save(self.folder / best, staged)
             save(self.folder / name, staged)
             _point_latest(self.folder, name)
             self._remove_old(name, best)
-        except Exception as error:  # handed to the training thread by wait()
+        except Exception as error:  # `wait` raises the error in the training thread
             self._error = error
 
     def _sync_records(self) -> None:
         """Bring the log and the records to the disk, so that after a power loss they reach up to the snapshot."""
-        with contextlib.suppress(OSError):  # the snapshot is more important, and reports a full disk itself
+        with contextlib.suppress(OSError):  # the snapshot is more important, and writing it reports a full disk
             for file in (self.folder / LOG, self.folder / METRICS):
                 if file.is_file():
                     sync(file)
@@ -265,7 +266,7 @@ class Writer:
         for path in self.folder.iterdir():
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
             old_best = best is not None and BEST.fullmatch(path.name) and path.name != best
-            # mmengine names its best checkpoints like ours, but does not seal them. They are not ours to delete.
+            # mmengine names its best checkpoints like ours, but does not seal them. So they must not be deleted here.
             if old_rolling or (old_best and is_sealed(path)):
                 path.unlink(missing_ok=True)
 

@@ -99,7 +99,7 @@ def answers_to(requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 class StrictJournal(Journal):
-    """A journal that raises RuntimeError for each line, because each line means that a step is not done as requested."""
+    """A journal that raises RuntimeError for each line, because a line means that a step is not done as requested."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, rank=1)
