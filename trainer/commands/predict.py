@@ -45,7 +45,8 @@ WIDTH = 120  # width of the table in characters when the output is not a termina
 class PredictOptions(CheckpointChoice):
     """Name the actions in videos: python -m trainer predict a.mp4 --checkpoint work_dirs/ntu60 --pose FILE"""
 
-    config: tyro.conf.Suppress[Path | None] = None  # these three are seldom useful here, so the help leaves them out
+    # the help leaves these three options out, because they are seldom useful here
+    config: tyro.conf.Suppress[Path | None] = None
     coarse_map: tyro.conf.Suppress[str | None] = None
     ranks: tyro.conf.Suppress[int | None] = None
     videos: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="")]
@@ -53,20 +54,20 @@ class PredictOptions(CheckpointChoice):
     live: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
     """Predict a stream, a camera (/dev/video0), or a file at its own speed."""
     max_delay: Annotated[float, tyro.conf.arg(metavar="S")] = 1.0
-    """With --live: drop frames that have waited this many seconds."""
+    """With --live: drop frames that have waited longer than this many seconds."""
     pose: Annotated[Path | None, tyro.conf.arg(metavar="PATH", aliases=["--poses"], help_behavior_hint="")] = None
     """Skeletons: a pickle, or a file or folder as for annotate. Default: estimated."""
     window: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Frames of a window. Default: as many as a clip of the training has."""
+    """Frames of a window. Default: as many as a training clip has."""
     stride: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Frames between the starts of two windows. Default: half a window."""
     per_person: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Give each person a label of their own."""
+    """Label each person separately."""
     explain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show where the network looked (Grad-CAM)."""
     estimation: tyro.conf.OmitArgPrefixes[EstimatorOptions] = DEFAULT
     people: Annotated[int, tyro.conf.arg(metavar="N")] = 2
-    """Most people whose skeletons are estimated, or read from files."""
+    """Maximum number of people whose skeletons are estimated, or read from files."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of the results. Default: predict/ beside the checkpoint."""
 

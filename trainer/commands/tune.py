@@ -30,7 +30,8 @@ class TuneOptions(Choice):
     """Options of `tune`. The search does not change the settings that --set names."""
 
     minutes: float = 10.0
-    """Time for measuring. Starting and compiling take extra time: minutes for each change that compiles again."""
+    """Time for measuring. Starting and compiling take extra time: minutes for each change that needs compiling again.
+    """
 
 
 def tune_command(options: TuneOptions, console: Console | None = None) -> int:

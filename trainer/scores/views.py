@@ -18,7 +18,7 @@ class Views:
     crops: Literal[1, 3] = 1
     """1: the whole box. 3: squares at its left, in its middle and at its right."""
     flip: bool = False
-    """Whether each of these is scored mirrored as well."""
+    """Whether each sample and crop is also scored as a mirror image."""
 
     def __post_init__(self) -> None:
         is_count = type(self.clips) is int and self.clips >= 1
