@@ -1,6 +1,6 @@
-"""The entry point of `python -m trainer`: picks the command, runs it, and returns its exit code.
+"""The entry point of `python -m trainer`: chooses the command, runs it, and returns its exit code.
 
-Mistakes of the user are printed as one sentence, without a traceback.
+A mistake of the user is reported in one sentence, without a traceback.
 """
 
 import importlib
@@ -62,8 +62,8 @@ def main() -> None:
         if not launched:
             raise
         end_snapshot()
-        # This error may only be a consequence of the failure of another rank. In that case the launcher ends this rank
-        # during the sleep, so only the message of the other rank is printed.
+        # Perhaps this rank failed only because another rank failed first. In that case the launcher ends this rank
+        # during the sleep, so only the other rank prints a message.
         if isinstance(error, RuntimeError):
             time.sleep(PATIENCE_FOR_END)
         traceback.print_exc()

@@ -16,11 +16,12 @@ SAVED = ("epoch", "clips", "best", "best_file", "bad_steps", "validations", "usu
 class Cursor:
     """The position of a run: in `epoch` (counted from 0), `clips` of the `epoch_clips` clips are finished.
 
-    After the last clip of an epoch comes its validation. The last batch of an epoch is filled up with clips from the
+    The validation of an epoch follows after its last clip. The last batch of an epoch is filled up with clips from the
     start of the epoch, which are not counted again. Only this class converts between clips and steps.
 
     `batch_size` is the number of clips in a step on all ranks together. `bad_steps` [2] int64, on the device, counts
-    steps without finite gradients: first those of the whole run, then those since the last step with finite gradients.
+    steps without finite gradients: the first number is for the whole run, and the second is for the steps since the
+    last step with finite gradients.
     """
 
     batch_size: int

@@ -29,7 +29,7 @@ NTU60_DATA = DataConfig(
     coarse_map=NTU60_SEMANTIC8,
     class_names=NTU60_NAMES,
 )
-# The splits are xsub and xset. The videos of NTU-60 are part of NTU-120, and both lie in one folder.
+# The splits are xsub and xset. The videos of NTU-60 are part of NTU-120, and all videos are in one folder.
 NTU120_DATA = DataConfig(
     annotations="data/skeleton/ntu120_2d.pkl",
     videos="data/nturgbd_videos",
@@ -178,8 +178,8 @@ NTU60_POSE = Experiment(
     optim=OptimConfig(batch_size=128, num_epochs=180, lr=0.2, schedule="cosine_per_step", weight_decay=3e-4),
     val=ValidationConfig(batch_size=128, begin=10, every=10, metric="acc/pose_top1"),
 )
-# PoseC3D's stream of limbs, whose scores `fuse` adds to those of ntu60_pose or of both streams (docs/sources.md,
-# "Limb streams"). Published networks halve the number of frames in their last stage; ours do not.
+# PoseC3D's stream of limbs, whose scores `fuse` adds to those of ntu60_pose or of both streams (docs/sources.md, "Limb
+# streams"). Published networks halve the number of frames in their last stage; our networks do not.
 NTU60_POSE_LIMB = replace(
     NTU60_POSE,
     name="ntu60_pose_limb",

@@ -80,7 +80,7 @@ def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
             raise
     # Recover only after the `except` block, because inside it the error's traceback keeps the activations in memory.
     recover(run)
-    # with several ranks nothing is saved, because all ranks must save together, but the others are still in their step
+    # with several ranks nothing is saved, because all ranks must save together, and other ranks are still in their step
     if run.ranks.world_size == 1:
         save(run)
         run.writer.wait()

@@ -58,7 +58,7 @@ def train_here(
     """Train in this process. Returns the exit code: 0, or the code of the signal that stopped the run (EXIT_CODES).
 
     `advice` is logged after the first line about the run, unless it is empty. `arguments` is the command line. With
-    `lookup` the run uses the settings that `tune` has found, or those of the snapshot from which it is restarted.
+    `lookup` the run uses the settings that `tune` has found, or, after a restart, the settings of its snapshot.
 
     While the data are prepared, a signal ends the process immediately; clips that are already prepared are kept.
     """
@@ -170,7 +170,7 @@ def check_clips(
 
 
 def check_before_packing(snapshot: Snapshot, experiment: Experiment, ranks: Ranks) -> None:
-    """Raise UserError if it is clear before packs are made that the clips are not those of the snapshot.
+    """Raise UserError if the clips are not the clips of the snapshot, as far as this is clear before packs are made.
 
     This check takes seconds, whereas making packs for other clips can take hours.
     """

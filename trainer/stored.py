@@ -19,7 +19,7 @@ from trainer.settings import describe_type, match_type
 
 TYPE = "type"  # key with the name of a part's dataclass, if the part can be one of several, such as the model
 LONGEST = 60  # maximum number of characters of a value in a sentence; longer values are cut
-# If one of these settings, or a part of it, changes, the scores of a run can no longer be compared with earlier ones.
+# If one of these settings, or a part of it, changes, the scores of a run can no longer be compared with earlier scores.
 MEANING = ("model", "data.split", "data.val_split", "data.num_classes", "data.coarse_map", "clip", "align_channels")
 
 
@@ -111,7 +111,7 @@ def read_value(value: Any, hint: Any, at: str, unknown: list[str]) -> Any:
 
 
 def type_of(settings: dict[str, Any], kinds: list[Any], at: str) -> Any:
-    """The dataclass that the settings name. If they name none, the one with the most similar fields."""
+    """The dataclass that the settings name. If they name none, the dataclass with the most similar fields."""
     name = settings.get(TYPE)
     if name is None:
         return min(kinds, key=lambda kind: (len(names_of(kind) ^ settings.keys()), len(kind.__mro__)))
@@ -131,7 +131,7 @@ def dataclasses_in(hint: Any) -> list[Any]:
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
-    """The types that a field can have: those of a union, or the only one."""
+    """The types that a field can have: the types in a union, or the only type."""
     return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
 
 

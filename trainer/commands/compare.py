@@ -1,7 +1,7 @@
 """`python -m trainer compare`: draws the curves of several runs in one picture.
 
 It also prints the best validation of each run, the settings in which the runs differ, and a comparison of their scores
-clip by clip. Scores alone can be compared, too.
+clip by clip. It can also compare files of scores without runs.
 """
 
 from collections.abc import Sequence
@@ -126,7 +126,8 @@ def shortened(value: Any) -> str:
 def as_text(value: float | None) -> str:
     """Format a value for a cell of a table.
 
-    Integers stay as they are. Floats up to 1 get four decimals, and larger floats get one. None and NaN become "".
+    Integers stay as they are. Floats up to 1 get four decimals, and larger floats get one decimal. None and NaN become
+    "".
     """
     if value is None or value != value:
         return ""

@@ -177,7 +177,7 @@ def ffmpeg(version: str) -> Finding:
 
 
 def cpu(cores: int, num_gpus: int) -> Finding:
-    """Check whether the process may use enough cores to keep its GPUs busy."""
+    """Check whether this process may use enough CPU cores to keep its GPUs busy."""
     details = f"{cores} cores, {_memory_gb():.0f} GB of memory"
     if cores < CORES * num_gpus:
         fix = f"use {CORES} cores for each GPU (SLURM: --cpus-per-task, and srun -c)"

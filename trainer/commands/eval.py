@@ -107,8 +107,8 @@ def score(
 ) -> tuple[Scores, Sequence[str], Experiment]:
     """Score the validation split. Returns scores, names of clips in the same order, and the experiment.
 
-    The scores of a clip are means over its `views`. If the experiment has no class names, the returned
-    experiment has those of the annotation file.
+    The scores of a clip are means over its `views`. If the experiment has no class names, the returned experiment has
+    the class names of the annotation file.
     """
     console = Console(stderr=True, quiet=not ranks.leads)
     say = partial(console.print, markup=False)

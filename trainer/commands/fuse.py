@@ -128,7 +128,7 @@ def fit_of(options: FuseOptions, files: Sequence[MemberFile], members: Members, 
 def scores_to_fit(options: FuseOptions, files: Sequence[MemberFile]) -> list[MemberFile]:
     """The scores in the files that --fit names, for the same streams as those of the members.
 
-    Raises UserError if there is not one file for each member, or if they contain clips of the results.
+    Raises UserError unless there is one file for each member, or if the files contain clips of the results.
     """
     if options.fit == ("val",):
         places = [str(file.stored.path.parent.parent / "eval") for file in files]

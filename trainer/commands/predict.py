@@ -210,7 +210,7 @@ def with_run(options: PredictOptions) -> PredictOptions:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether this is the path of a checkpoint or of a run's folder, and not that of a video."""
+    """Whether this is the path of a checkpoint or of a run's folder, and not the path of a video."""
     return path.suffix in (".pth", ".safetensors") or (path / SETTINGS).is_file() or any(path.glob("*.pth"))
 
 

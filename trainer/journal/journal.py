@@ -172,7 +172,7 @@ class Journal:
     ) -> None:
         """Log the `metrics` of the validation of `num_clips` clips after the cursor's epoch, as a line and a record.
 
-        On a terminal they are a table: see validation_table, also for `best`, `selects` and `with_f1`.
+        A terminal shows them as a table. validation_table explains the table, `best`, `selects` and `with_f1`.
         """
         if not self.active:
             return

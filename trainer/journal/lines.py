@@ -132,7 +132,7 @@ class Lines:
         return self._file.seek(0, os.SEEK_END)
 
     def append(self, line: str) -> None:
-        """Append a line in one write. If that fails, the file stays as it was, and OSError is raised."""
+        """Append a line in one write. If that fails, the file does not change, and OSError is raised."""
         self.write(line.encode() + b"\n")
 
     def write(self, data: bytes) -> None:

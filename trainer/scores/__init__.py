@@ -1,1 +1,3 @@
-"""Scores of clips in files: reading and writing them, fusing those of several networks, and comparing them."""
+"""Files with the scores of clips: reading and writing them, fusing the scores of several networks, and comparing
+scores.
+"""

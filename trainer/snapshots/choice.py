@@ -189,8 +189,8 @@ def comparison_with(experiment: Experiment, weights: Weights) -> Comparison:
 def experiment_to_resume(options: Choice, work_dir: Path) -> Experiment | None:
     """The experiment of the run in `work_dir`, with --set applied; None if the folder contains no run yet.
 
-    The settings are those of the newest intact snapshot or, if there is no snapshot yet, those in experiment.json. If
-    --set changes settings of a snapshot, trainer/resume.py says so.
+    The settings are those of the newest intact snapshot or, if there is no snapshot yet, the settings in
+    experiment.json. If --set changes settings of a snapshot, trainer/resume.py says so.
     """
     snapshot, file = newest_valid(work_dir, lambda _: None), work_dir / SETTINGS
     if snapshot is not None:
@@ -214,7 +214,7 @@ def of_leader(experiment: Experiment, ranks: Ranks) -> Experiment:
 
 
 def check_name(options: Choice, stored: Experiment, place: Path, way_out: str) -> None:
-    """Raise UserError if --exp names another experiment than the stored one, whose settings would be used.
+    """Raise UserError if --exp names another experiment than the stored experiment, whose settings would be used.
 
     Also raises UserError if --config names a file with other settings, because these settings would have no effect.
     """

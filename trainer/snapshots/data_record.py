@@ -100,11 +100,12 @@ def check_data(
     say: Callable[[str], None],
     way_back: str = BRING_BACK,
 ) -> set[str]:
-    """Say what has changed between the records of a snapshot, called `source`, and those of the run that resumes it.
+    """Say what has changed between the records of a snapshot, called `source`, and the records of the run that resumes
+    from it.
 
     Returns a set that contains "training" if the training clips have changed, and "validation" if the validation clips
     have changed, that is, their names, order, labels, lengths or joints. Unless `accept` is set, raises UserError
-    instead, which advises the `way_back` to the former clips. Snapshots of older versions have no records, so for them
+    instead, whose message contains the advice of `way_back`. Snapshots of older versions have no records, so for them
     nothing is checked.
     """
     changed = set()

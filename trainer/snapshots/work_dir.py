@@ -27,10 +27,10 @@ BEFORE_START = ".before_start"  # this file marks a folder in which a run that m
 class Claim:
     """A work directory that belongs to this run.
 
-    resume: whether the run continues the one in the directory, because of --resume or because the launcher
-        has restarted a run that had begun there.
-    begin: all ranks call this together when the run has passed all checks. If `resume` is false, it renames the
-        directory of an earlier run. If it is never called, the directory stays as it was.
+    resume: whether this run continues the run in the directory, because of --resume or because the launcher has
+    restarted a run that had begun there. begin: all ranks call this together when the run has passed all checks. If
+    `resume` is false, `begin` renames the directory of an earlier run. If `begin` is never called, the directory does
+    not change.
     """
 
     resume: bool

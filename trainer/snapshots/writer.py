@@ -67,7 +67,10 @@ def newest_to_resume(folder: Path, say: Callable[[str], None]) -> Snapshot | Non
 
 
 def best_files(folder: Path) -> list[Path]:
-    """The best snapshots in `folder`, newest first. A run keeps one, but others may have been copied there."""
+    """The best snapshots in `folder`, newest first.
+
+    A run keeps one best snapshot, but other best snapshots may have been copied there.
+    """
     return _newest_first(folder, BEST)
 
 
@@ -114,15 +117,13 @@ def _stage(state: Any, buffers: dict[str, Tensor], at: str, copies: Copies) -> A
 
 
 class Writer:
-    """Writes the snapshots of a run in a thread while training continues. Keeps the newest two and the best one.
+    """Writes the snapshots of a run in a thread while training continues.
 
-    Only rank 0 has a Writer. `resumed_from` is the snapshot from which the run resumed; it is kept until two newer
-    snapshots are durable. The first save removes all other rolling snapshots, which are damaged or newer than
-    `resumed_from`.
-
-    The thread copies weights and momentum during the next forward and backward pass. If the weights changed during the
-    copy, the snapshot would be half old and half new. `changing_weights` prevents this, and `_release` detects code
-    that changes weights outside of `changing_weights`.
+    Keeps the newest two snapshots and the best snapshot. Only rank 0 has a Writer. `resumed_from` is the snapshot from
+    which the run resumed; it is kept until two newer snapshots are durable. The first save removes all other rolling
+    snapshots, which are damaged or newer than `resumed_from`. The thread copies weights and momentum during the next
+    forward and backward pass. If the weights changed during the copy, the snapshot would be half old and half new.
+    `changing_weights` prevents this, and `_release` detects code that changes weights outside of `changing_weights`.
     """
 
     def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
@@ -150,8 +151,9 @@ class Writer:
     ) -> None:
         """Write `state` in the background as epoch_E_step_S.pth and, if `best` is a file name, also to that file.
 
-        The tensors in `steady` (weights and momentum) may only be changed within `changing_weights`; all others may
-        change as soon as `save` returns. Waits for the previous write first. Raises SnapshotError if that write failed.
+        The tensors in `steady` (weights and momentum) may only be changed within `changing_weights`; all other tensors
+        may change as soon as `save` returns. Waits for the previous write first. Raises SnapshotError if that write
+        failed.
         """
         self.wait()
         staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
@@ -261,7 +263,7 @@ class Writer:
             torch.cuda.current_stream().synchronize()
 
     def _remove_old(self, name: str, best: str | None) -> None:
-        """Remove old snapshots once `name` and `best` are durable, except the last intact one before `name`."""
+        """Remove old snapshots once `name` and `best` are durable. The last intact snapshot before `name` is kept."""
         self._good = [*(good for good in self._good if good != name), name][-2:]
         for path in self.folder.iterdir():
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good

@@ -103,7 +103,7 @@ def is_compiled(experiment: Experiment) -> bool:
 
 
 def allowed(changes: Sequence[Change], fixed: frozenset[str]) -> list[Change]:
-    """The changes, except those of settings that the command line fixes."""
+    """The changes, without changes of settings that the command line fixes."""
 
     def within(change: Change) -> Change:
         def permitted(experiment: Experiment) -> str | None:

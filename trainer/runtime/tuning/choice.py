@@ -43,9 +43,9 @@ class Tuned:
 
     key: a description of the step and of where it runs (`key_of`). settings: the fastest execution settings, as JSON
     values. told: a description of these settings; empty if the default is the fastest. gain: the speed of the step with
-    these settings, divided by that of the default step. default: a description of the default step. tried: the number
-    of candidates that were tried. of: the number of all candidates. finished: False if tuning was interrupted. rows:
-    the table that was printed.
+    these settings, divided by the speed of the default step. default: a description of the default step. tried: the
+    number of candidates that were tried. of: the number of all candidates. finished: False if tuning was interrupted.
+    rows: the table that was printed.
     """
 
     key: dict[str, Any]
@@ -163,7 +163,10 @@ def write(tuned: Tuned) -> Path:
 
 
 def read(key: dict[str, Any]) -> Tuned | None:
-    """The result that is cached for this key, or None. Raises UserError if the file is damaged or not one of Duet's."""
+    """The result that is cached for this key, or None.
+
+    Raises UserError if the file is damaged or was not written by Duet.
+    """
     path = file_of(key)
     try:
         if not path.exists():

@@ -1,4 +1,5 @@
-"""The search of `tune`: tries changes of a run's execution settings one by one, and keeps those that make it faster.
+"""The search of `tune`: tries changes of a run's execution settings one by one, and keeps the changes that make the run
+faster.
 
 Each form of the step runs in a separate process (child.py, trial.py). A form is chosen if its losses agree with those
 of the default step, and if it is faster than the fastest form so far. To compare the speeds of two forms, they are
@@ -59,8 +60,8 @@ class Row:
 class Result:
     """The results of a search so far.
 
-    experiment: the fastest form so far. default: what a run does without tuning. gain: speed of `experiment` divided by
-    that of `default`. finished: whether all changes were tried. path: the file of the cache.
+    experiment: the fastest form so far. default: what a run does without tuning. gain: the speed of `experiment`
+    divided by the speed of `default`. finished: whether all changes were tried. path: the file of the cache.
     """
 
     experiment: Experiment
@@ -88,11 +89,11 @@ def tune(
 
     device: cpu or cuda. minutes: time for measuring; starting and compiling take extra time. num_ranks: number of ranks
     of the run; the step of one rank is measured without the others. fixed: settings that must not change. changes: the
-    changes to try, by default all that may help. worker: the program of child.py. patience: seconds in which a form
-    must be compiled and ready.
+    changes to try, by default all changes that may help. worker: the program of child.py. patience: seconds in which a
+    form must be compiled and ready.
 
-    A signal ends the search, and the result then contains what was measured before. Raises UserError if the default
-    step fails, or if the cache cannot be written.
+    A signal ends the search, and the result then contains everything that was measured before the signal. Raises
+    UserError if the default step fails, or if the cache cannot be written.
     """
     # A KeyboardInterrupt could be lost: Python ignores exceptions in the functions that it calls around each fork.
     with Interrupt() as interrupt:

@@ -1,9 +1,9 @@
 """The process in which `tune` tries one form of the training step: `python -m trainer.runtime.tuning.trial`.
 
-`tune` (search.py) can end this process whatever happens in it. Requests come as lines of JSON on stdin, and answers go
-as lines of JSON to stdout. The first request describes the step. Two answers follow: the losses of the first steps,
-and, once the step is ready to be timed, its speed and memory. Every later request, such as {"steps": 10}, is
-answered with the time of a step.
+`tune` (search.py) can end this process at any time. Requests come as lines of JSON on stdin, and answers go as lines of
+JSON to stdout. The first request describes the step. Two answers follow: the losses of the first steps, and, once the
+step is ready to be timed, its speed and memory. Every later request, such as {"steps": 10}, is answered with the time
+of a step.
 """
 
 import itertools
@@ -64,7 +64,7 @@ def needs_more_memory(error: Exception) -> bool:
 
 
 def answers_to(requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Build the step that the first request describes, and answer this request and the following ones.
+    """Build the step that the first request describes, and answer this request and all later requests.
 
     The losses are computed without dropout and drop path, and the speed is measured with them.
     """
@@ -194,7 +194,7 @@ class MadeUpClips:
 
 
 def endless_loader(experiment: Experiment, ranks: Ranks, journal: Journal) -> Loader:
-    """A loader of the experiment's training clips, which repeats them in one long epoch."""
+    """A loader that repeats the experiment's training clips in one long epoch."""
     source = open_sources(experiment, Console(stderr=True, quiet=True), ranks.device)[0]
     loader = build_loader(experiment, source, True, ranks, journal.say)
     loader.backends.hw_decoder_load = LOADS[0] if experiment.jpeg_load is None else experiment.jpeg_load
