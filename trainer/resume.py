@@ -67,7 +67,7 @@ def state_of(run: Run) -> dict[str, Any]:
 def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> None:
     """Continue a new run from the `state` of a snapshot. Logs a line if the run will not be bit-exact from here on.
 
-    `changed` says which clips are not the same as those of the snapshot: "training", "validation" or both.
+    `changed` says which clips differ from the clips of the snapshot: "training", "validation" or both.
 
     Learning rate, momentum factor and weight decay come from the experiment of `run`. If a snapshot of an older version
     lacks a part of `state`, this part starts as in a new run.
@@ -142,8 +142,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     """Copy weights, buffers, momentum and averages of a snapshot into the tensors of the run.
 
     The tensors stay at their addresses, because a CUDA graph and the BufferGuard use these addresses. If the snapshot
-    has no averages, the averages are set to the snapshot's weights. If the snapshot has no momentum, momentum stays as
-    it is.
+    has no averages, the averages are set to the snapshot's weights. If the snapshot has no momentum, the run's momentum
+    does not change.
     """
     saved = state[OPTIMIZER]["state"]
     with run.writer.changing_weights():
@@ -169,7 +169,8 @@ def changed_by_update(run: Run) -> list[Tensor]:
 def exact_under(run: Run) -> dict[str, Any]:
     """The conditions on which bit-exact results depend.
 
-    If one of them has changed when a run resumes, its results are not bit-identical to those of an uninterrupted run.
+    If a condition has changed when a run resumes, the results of the run are not bit-identical to those of an
+    uninterrupted run.
     """
     return {
         "torch": str(torch.__version__),

@@ -173,8 +173,7 @@ def with_classes_of_file(experiment: Experiment, settings: AbstractSet[str]) -> 
 
 
 def split_of_file(splits: Collection[str], preferred: str | None) -> str | None:
-    """The pair of splits to use: the preferred one if it is among the `splits` of a file, or else the only pair of
-    splits in the file.
+    """The pair of splits to use: the preferred pair if it is among a file's `splits`, or else the file's only pair.
 
     If there is neither, the preferred pair is returned, and the run will say which splits the file has.
     """
@@ -273,8 +272,9 @@ def changed_by(config: Any, changes: dict[str, Any]) -> Any:
 
 
 def value_at(config: Any, key: str) -> Any:
-    """The value of a field such as model.pcan.fine_width, or None if a part in the field's name, such as model.pcan, is
-    None.
+    """The value of a field such as model.pcan.fine_width.
+
+    None if a part in the field's name, such as model.pcan, is None.
     """
     for name in key.split("."):
         config = getattr(config, name, None)

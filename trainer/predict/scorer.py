@@ -29,13 +29,14 @@ class Scorer:
     explains: bool = False
 
     def loader(self, frames: WindowFrames) -> Loader:
-        """A loader that delivers the rows of `frames.table`, one in each batch."""
+        """A loader whose batches contain one row of `frames.table` each."""
         return Loader(
             table=frames.table,
             frames=frames,
             rows=np.arange(len(frames.table)),
             config=self.experiment.clip,
-            coarse_map=(0,),  # a map of one class is enough, because labels are not known and all windows have label 0
+            # a coarse map with one class is enough, because the labels of windows are unknown and set to 0
+            coarse_map=(0,),
             train=False,
             batch_size=1,
             device=self.precision.device,

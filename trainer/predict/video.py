@@ -130,7 +130,7 @@ class AnnotatedVideo:
         self.num_shown += 1
 
     def write(self, end: int, windows: Sequence[Window], explanations: Sequence[Explanation] = ()) -> None:
-        """Write the waiting frames up to frame `end` - 1, with the scores of these windows.
+        """Write the waiting frames up to frame `end` - 1, with the scores of the `windows`.
 
         There is one window for all people, or one window for each person; no window if nobody is visible.
         """

@@ -61,8 +61,8 @@ def fine_tuned(pair: Experiment, num_epochs: int) -> Experiment:
     return replace(pair, name=f"{pair.name}_finetuned", optim=optim)
 
 
-# PCAN starts from single streams that were trained on MA-52, but its recipe for them is not published. The values below
-# are those of NTU-60's single streams, with MA-52's data and as many epochs as PCAN.
+# PCAN starts from single streams that were trained on MA-52, but the recipe for these streams is not published. The
+# values below are those of NTU-60's single streams, with MA-52's data and as many epochs as PCAN.
 MA52_RGB, MA52_POSE = (
     replace(
         single,

@@ -122,8 +122,10 @@ def _moments(rgb_frames: Tensor | None, pose_frames: Tensor) -> tuple[Tensor, Te
 
 
 def _strips(rgb: Tensor | None, heatmap: Tensor | None, rgb_at: Tensor, pose_at: Tensor) -> Tensor:
-    """The strips of each clip, one for each input: rgb [n, T, H, W, 3] uint8, heatmap [n, T', C, H', W'], and the
-    indices of the frames to show, each [n, t] -> [n, 1 or 2, SIDE, width, 3] uint8.
+    """The strips of each clip, one strip for each stream: [n, 1 or 2, SIDE, width, 3] uint8.
+
+    Inputs are rgb [n, T, H, W, 3] uint8, heatmap [n, T', C, H', W'], and for each the indices of the frames to show,
+    [n, t].
     """
     strips, dimmed, clip = [], torch.zeros(()), torch.arange(len(rgb_at))[:, None]
     if rgb is not None:

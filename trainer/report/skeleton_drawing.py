@@ -63,9 +63,10 @@ def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton,
 def draw_legend(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], size: int, entries: Sequence[tuple[str, str]] = LEGEND
 ) -> None:
-    """Draw one line that explains colours: for each entry (text, colour) a dark box with a stroke, and the text.
+    """Draw one line that explains colours.
 
-    place: the left upper corner. size: that of the type in pixels.
+    Each entry (text, colour) is drawn as a dark box with a stroke of the colour, and the text. place: the left upper
+    corner. size: the size of the type in pixels.
     """
     (x, y), face = place, ImageFont.truetype(str(fonts()[0]), size)
     for text, colour in entries:

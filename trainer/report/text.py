@@ -139,7 +139,8 @@ def drawable_lines(text: str) -> str:
 def draw_line(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, size: int, colour: str) -> None:
     """Draw one line of text at `place`, the left upper corner, in type of `size` pixels.
 
-    If the line is wider than `width` pixels, the type is smaller, and characters that still do not fit are cut off.
+    If the line is wider than `width` pixels, it is drawn in smaller type, and characters that still do not fit are cut
+    off.
     """
     text = drawable(text)
     runs = _runs(text)

@@ -95,7 +95,7 @@ class Replay:
         except Exception as error:
             reason = first_line(error)
         self._failed.append(graph)
-        torch.cuda.set_stream(stream)  # otherwise the recording's own stream would remain the current one
+        torch.cuda.set_stream(stream)  # otherwise the stream of the recording would remain the current stream
         forget_recording(stream.device, pool)
         self._optimizer.zero_grad()
         if len(self._failed) == ATTEMPTS:

@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_from_cudnn(error: BaseException) -> bool:
-    """Whether cuDNN has no plan for a convolution, or failed while computing one."""
+    """Whether cuDNN has no plan for a convolution, or failed while it computed a convolution."""
     text = str(error)
     return not is_out_of_memory(error) and bool(NO_PLAN.search(text) or CUDNN.search(text))
 

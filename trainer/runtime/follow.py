@@ -42,7 +42,8 @@ def note_mistake() -> None:
 def end_after_mistake() -> None:
     """End this rank at once, with the exit code of a mistake, if it was restarted although `note_mistake` was called.
 
-    The launcher cannot be told to restart only after some failures. It ends the other ranks, and names only rank 0.
+    This is needed because the launcher restarts ranks after every failure. Rank 0 ends first, so the launcher ends the
+    other ranks and names only rank 0.
     """
     if MISTAKE in os.environ and Path(os.environ[MISTAKE]).exists():
         if os.environ["RANK"] != "0":

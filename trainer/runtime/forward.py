@@ -1,4 +1,4 @@
-"""The network as training and validation call it, and the slower ways to compute it when the fastest one fails."""
+"""The network as training and validation call it, and slower ways to compute it if the fastest way fails."""
 
 import contextlib
 import traceback
@@ -32,7 +32,7 @@ LINES = {
 
 
 class Forward(nn.Module):
-    """Calls `compiled`, or `network` itself. Both have the same weights. `way` is the first way to be used.
+    """Calls `compiled`, or `network` itself. Both have the same weights. `way` is the way that is used first.
 
     If a call without gradients fails, or if compiling fails, the call is repeated in a slower way. Other failed calls
     with gradients may have changed buffers, so their callers have to undo the step and call `fall_back`

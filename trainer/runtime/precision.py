@@ -68,7 +68,7 @@ def precision_of(setting: PrecisionSetting, ranks: Ranks) -> Precision:
 class LossScale:
     """Scales the loss so that fp16 gradients do not become zero.
 
-    The scale is halved after a step with an overflow and doubled after 2000 steps in a row without one, as in
+    The scale is halved after a step with an overflow, and doubled after 2000 steps in a row without an overflow, as in
     torch.amp.GradScaler. Unlike GradScaler, this class does not check the gradients: the caller checks them and passes
     the result to `settle` as a tensor, so the host does not wait for the device.
     """

@@ -15,7 +15,7 @@ def handled() -> list[signal.Signals]:
 
 
 class Interrupt:
-    """A context in which the first signal is only recorded, and a second one ends the process immediately.
+    """A context in which the first signal is only recorded, and a second signal ends the process immediately.
 
     When a connection drops, the shell and the kernel may both send SIGHUP, so a second SIGHUP is ignored.
     """

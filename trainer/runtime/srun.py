@@ -9,7 +9,7 @@ RUN_ID = "srun "  # prefix of the IDs of runs that were started by srun
 def describe_task() -> None:
     """If srun has started this process as one of several tasks, make it a rank of a run with that many ranks.
 
-    MASTER_ADDR and MASTER_PORT stay as they are if the user has set them. srun's manual page describes SLURM's
+    MASTER_ADDR and MASTER_PORT keep their values if the user has set them. srun's manual page describes SLURM's
     variables under "OUTPUT ENVIRONMENT VARIABLES".
     """
     task = os.environ

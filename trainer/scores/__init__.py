@@ -1,3 +1,1 @@
-"""Files with the scores of clips: reading and writing them, fusing the scores of several networks, and comparing
-scores.
-"""
+"""Scores of clips: reads and writes files of scores, fuses scores of several networks, and compares scores."""

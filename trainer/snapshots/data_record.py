@@ -100,8 +100,7 @@ def check_data(
     say: Callable[[str], None],
     way_back: str = BRING_BACK,
 ) -> set[str]:
-    """Say what has changed between the records of a snapshot, called `source`, and the records of the run that resumes
-    from it.
+    """Say what has changed between the records of a snapshot, whose name is `source`, and those of the resuming run.
 
     Returns a set that contains "training" if the training clips have changed, and "validation" if the validation clips
     have changed, that is, their names, order, labels, lengths or joints. Unless `accept` is set, raises UserError

@@ -80,7 +80,7 @@ def line(kind: str, name: str, label: str, colour: str = "", **more: Any) -> dic
 
 
 def loss_lines(train: Iterable[str]) -> list[dict[str, Any]]:
-    """The lines of the loss and of its terms, each in a colour of its own."""
+    """The lines of the loss and of its terms, each in a different colour."""
     return [line("train", name, name.replace("_", " ")) for name in train if name.startswith("loss")]
 
 

@@ -36,8 +36,8 @@ class Evaluation:
 class WrongClip:
     """A clip whose class was not recognised.
 
-    number: its place in the scores. label and guess: the true class, and the class with the highest score.
-    margin: by how much the score of the guess exceeds that of the label, from 0 to 1.
+    number: the position of the clip in the scores. label and guess: the true class, and the class with the highest
+    score. margin: the score of the guess minus the score of the label, from 0 to 1.
     """
 
     number: int
@@ -79,7 +79,7 @@ def levels_of(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The levels of classes: fine classes and, if there are any, coarse classes, with the confusions of each stream.
 
     Each level has a title; classes with name, coarse class and number of clips; and for each stream a list of (true
-    class, predicted class, number of clips), without those of zero clips.
+    class, predicted class, number of clips), without pairs that have no clips.
     """
     scores, data = evaluation.scores, evaluation.experiment.data
     groups = coarse_names(data.coarse_map) or [f"group {group}" for group in range(len(set(data.coarse_map)))]

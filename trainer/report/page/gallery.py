@@ -123,7 +123,7 @@ def jpeg(frame: np.ndarray) -> str:
 
 
 def overlay(values: np.ndarray, colour: str) -> str:
-    """A map [H, W] of values from 0 to 1 as a data URL of a picture in one colour, opaque where the value is 1."""
+    """A map [H, W] of values from 0 to 1 as a data URL: a picture in one colour, opaque where the value is 1."""
     alpha = Image.fromarray((values.clip(0, 1) * 255).astype(np.uint8))
     alpha.thumbnail((OVERLAY, OVERLAY), Image.Resampling.BOX)
     picture = Image.new("RGB", alpha.size, ImageColor.getrgb(colour))

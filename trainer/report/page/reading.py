@@ -37,10 +37,11 @@ RESULTS = ("eval", VALIDATION)  # folders in a run's folder that contain scores
 
 
 def read_shown(folder: Path, device: str, with_frames: bool = True, scores: Path | None = None) -> Shown:
-    """What the page shows about the run in `folder`. What is missing or damaged there becomes a sentence on the page.
+    """What the page shows about the run in `folder`.
 
-    device: the device on which the network computes where it looked. scores: a file of scores; by default the newest in
-    the run's folder. Raises UserError if `folder` is not that of a run.
+    For each file that is missing or damaged, the page gets a sentence. device: the device on which the network computes
+    where it looked. scores: a file of scores; by default the newest in the run's folder. Raises UserError if `folder`
+    is not a run's folder.
     """
     missing: list[str] = []
     run, evaluation, gallery = read_run_anyway(folder, missing), None, []

@@ -1,5 +1,4 @@
-"""The search of `tune`: tries changes of a run's execution settings one by one, and keeps the changes that make the run
-faster.
+"""The search of `tune`: tries changes of execution settings one by one, and keeps those that make a run faster.
 
 Each form of the step runs in a separate process (child.py, trial.py). A form is chosen if its losses agree with those
 of the default step, and if it is faster than the fastest form so far. To compare the speeds of two forms, they are
