@@ -127,7 +127,7 @@ def make_shard(experiment: Experiment, shard: Shard, console: Console) -> None:
 
 
 def _limits(experiment: Experiment, console: Console) -> dict[str, Any]:
-    """Arguments of `prepare` and `open_videos` that say which videos are accepted, and where messages go."""
+    """Arguments of `prepare` and `open_videos`: which videos are accepted, and which console shows messages."""
     data = experiment.data
     return {"max_bad": data.max_bad, "follow_links": data.follow_links, "console": console}
 

@@ -140,7 +140,7 @@ class BufferGuard:
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
         integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        # For each integer type: the live buffers viewed as that type, and their backups.
+        # For each integer type: the buffers of the network viewed as that type, and backups of these buffers.
         self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         # a buffer that has two names counts once
         for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():

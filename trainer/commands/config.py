@@ -38,7 +38,7 @@ class ConfigOptions(Choice):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting. `kind` describes its type in words. `default` is MISSING if there is none."""
+    """One setting. `kind` describes its type in words. `default` is MISSING if the setting has no default."""
 
     name: str
     value: Any
@@ -52,7 +52,7 @@ def config(options: ConfigOptions) -> int:
     experiment = experiment_of(options)
     if options.json:
         print(json.dumps(to_settings(experiment), indent=1))
-        # so that a program that reads only a part of the JSON notices that it is incomplete
+        # exit code 2 says that output was lost, so that a program does not mistake a part of the JSON for the whole
         return 2 if lost_output() else 0
     console = Console(highlight=False)
     console.width = min(console.width, WIDEST)

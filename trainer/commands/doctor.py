@@ -222,7 +222,7 @@ def space(what: str, path: Path, needed: float, fix: str) -> Finding:
 def check_data(experiment: Experiment) -> Iterator[Finding]:
     """Check annotations, videos and packs of an experiment, and name a published file with which training can start.
 
-    The demo passes, because it makes its own data.
+    The demo always passes this check, because it makes its own data.
     """
     data = experiment.data
     if data.demo is not None:

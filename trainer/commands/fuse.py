@@ -1,4 +1,4 @@
-"""`python -m trainer fuse`: a weighted sum of the scores of several networks, which are matched by the names of clips.
+"""`python -m trainer fuse`: adds up the scores of several networks with weights, and matches the scores by clip names.
 
 The user gives the weights, or they are fitted on clips with labels. The report says with an interval how much each
 member contributes.

@@ -185,7 +185,7 @@ def headers_of(videos: tuple[Path, ...], bad: dict[Path, VideoError]) -> dict[Pa
 
 
 def complain(bad: dict[Path, VideoError], total: int, console: Console) -> None:
-    """Say which of `total` videos have no result, and why. Raises UserError if there are any."""
+    """Say which of `total` videos have no result, and why. Raises UserError if there are such videos."""
     for video, error in bad.items():
         console.print(f"{printable(str(video))} has no result: {error}", markup=False, highlight=False, soft_wrap=True)
     if bad:

@@ -47,7 +47,7 @@ class Journal:
         self._num_epochs = 0
         self._tensorboard = None
         self.wandb: WandbLog | None = None
-        self._waiting: list[str] = []  # lines for train.log, until there is a file for them
+        self._waiting: list[str] = []  # lines that will be written to train.log once the file is open
         self._log: Lines | None = None
         if not later:
             self.open()

@@ -117,7 +117,7 @@ class Lines:
     """A text file to which whole lines are appended. A line that does not fit on the disk is removed completely."""
 
     def __init__(self, path: Path) -> None:
-        # `cp -al` and rsync make backups with hard links, which must not change
+        # backups that `cp -al` or rsync has made with hard links must not change, so the file is copied first
         if path.exists() and path.stat().st_nlink > 1:
             write_whole(path, path.read_bytes())
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115

@@ -86,7 +86,7 @@ NAMES = {"Python": "python", "torch": "torch", "triton": "triton", "DALI": "dali
 
 
 def code_of(start: dict[str, Any]) -> str:
-    """The commit of a start; + marks a checkout whose files had been changed since that commit."""
+    """The commit of a start. A + after it means that files of the checkout had been changed since that commit."""
     return "unknown" if start["commit"] is None else start["commit"] + "+" * (start["clean"] is False)
 
 

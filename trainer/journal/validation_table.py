@@ -73,6 +73,6 @@ def _score(name: str, metrics: Mapping[str, float], best: Mapping[str, float], s
     text = Text(f"{100 * metrics[name]:.2f}", style="bold" if name == selects else "")
     if name in best:
         change = 100 * (metrics[name] - best[name])
-        digits = 2 if abs(change) < 10 else 1  # so that a column is no wider than 12 characters
+        digits = 2 if abs(change) < 10 else 1  # keeps the column at most 12 characters wide
         text.append(f" {change:+.{digits}f}", style="green" if change > 0 else "red" if change < 0 else "dim")
     return text

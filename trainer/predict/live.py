@@ -35,7 +35,7 @@ RECENT = 60  # the rate is measured over this many frames
 class LivePredictor:
     """Predicts a live source until it ends, or until Ctrl-C.
 
-    skeletons: finds the people in each frame, if the network needs them.
+    skeletons: finds the people in each frame, if the network needs skeletons.
     """
 
     scorer: Scorer

@@ -11,7 +11,7 @@ from trainer.report.text import draw_line
 
 BARS = 3  # number of classes with a bar, if they fit
 ROOM = 0.4  # largest share of the picture's height that the panel may cover
-MOST_PEOPLE = 4  # if there are more people, the panel and the timeline show only the first of them
+MOST_PEOPLE = 4  # the panel and the timeline show at most this many people
 DARK, TEXT, FAINT, TRACK = "#14213d", "#ffffff", "#b8c4d6", "#3d4a66"
 OPACITY = 190  # opacity of the panel, from 0 to 255
 CLASS_COLOURS = ("#fca311", "#2a9d8f", "#e76f51", "#9b5de5", "#00bbf9", "#90be6d", "#f15bb5", "#c9ada7")

@@ -1,4 +1,4 @@
-"""Scores windows of a video with a network, and finds where the network looked in them."""
+"""Scores windows of a video with a network, and computes where in a window the network looked."""
 
 from dataclasses import dataclass, replace
 
@@ -84,5 +84,5 @@ class Scorer:
 
 
 def on_cpu(batch: Batch) -> Batch:
-    """A copy of the batch on the CPU, which is needed because the decoder reuses the batch's memory."""
+    """A copy of the batch on the CPU. A copy is needed because the decoder reuses the batch's memory."""
     return replace(batch, **{name: tensor.to("cpu", copy=True) for name, tensor in batch.tensors().items()})

@@ -62,7 +62,10 @@ def _title(window: Window, names: Sequence[str], prediction: Prediction) -> str:
 
 
 def _drawn(column: SheetColumn, skeleton: Skeleton) -> Tensor:
-    """The RGB frames of a window, [1, T, SIDE, SIDE, 3] uint8, with skeletons. Black frames, if there is no RGB."""
+    """The RGB frames of a window, [1, T, SIDE, SIDE, 3] uint8, with skeletons.
+
+    If the batch has no RGB frames, the frames are black.
+    """
     plan, rgb = column.plan, column.batch.rgb
     joints = column.joints[:, plan.rgb_frames[0]].swapaxes(0, 1).astype(np.float64)  # [T, M, V, 3]
     placed = place_joints(joints, plan.box[0], bool(plan.flip[0]), SIDE)

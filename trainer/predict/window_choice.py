@@ -36,7 +36,7 @@ class WindowChoice:
 
 
 def choose_windows(window: int | None, stride: int | None, checkpoint: Path) -> WindowChoice:
-    """The windows that --window and --stride ask for, or else those that fit the clips on which a run was trained.
+    """The windows that --window and --stride ask for, or else windows that are as long as the run's training clips.
 
     Raises UserError if the options contradict each other.
     """

@@ -1,4 +1,4 @@
-"""The folder of a recipe: which stages are done, and from which results each of them was made."""
+"""The folder of a recipe: which stages are done, and from which results each stage was made."""
 
 import json
 from collections.abc import Mapping

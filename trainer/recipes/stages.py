@@ -13,8 +13,8 @@ from trainer.settings import override
 class Train:
     """Train an experiment. start: the stages whose weights the run may start from.
 
-    If there are several, the stage with the best score is used. If `start` is empty, the network starts with random
-    weights.
+    If there are several stages, the one with the best score is used. If `start` is empty, the network starts with
+    random weights.
     """
 
     name: str

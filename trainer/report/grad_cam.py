@@ -84,7 +84,7 @@ def _maps(feature: Tensor, gradient: Tensor, num_frames: int, height: int, width
 def overlay(picture: np.ndarray, looked: np.ndarray, stream: str) -> np.ndarray:
     """Tint a picture [H, W, 3] uint8 where the map `looked` [H, W] of a stream is high. Returns uint8 [H, W, 3].
 
-    The map is squared, so that the picture stays visible where the map is low.
+    The values of the map are squared, so that the picture stays visible where they are low.
     """
     share = STRONGEST * np.square(looked)[..., None]
     return (picture * (1 - share) + 255 * np.array(to_rgb(COLOURS[stream])) * share).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The curves of a run as data for chart.js: the values of all records, and which of them each chart shows."""
+"""The curves of a run as data for chart.js: the values of all records, and which values each chart shows."""
 
 import re
 from collections.abc import Iterable, Sequence

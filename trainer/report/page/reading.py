@@ -112,7 +112,7 @@ def read_gallery(
 
 
 def rows_of(table: ClipTable, names: list[str]) -> np.ndarray:
-    """The rows of the clips with these names, as far as the table has them."""
+    """The rows of the clips with these names. Names that the table does not have are left out."""
     places = {str(name): row for row, name in enumerate(table.names)}
     return np.array([places[name] for name in names if name in places], np.int64)
 
