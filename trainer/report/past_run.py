@@ -51,9 +51,7 @@ class PastRun:
         return max(logged, epoch - 1 + min(1.0, step * self.batch_size / clips))
 
     def saved(self) -> tuple[int, int]:
-        """Epoch (from 1) and step of the newest snapshot according to the names of files; (0, 0) if there is no
-        snapshot.
-        """
+        """Epoch (from 1) and step of the newest snapshot, read from file names; (0, 0) if there is no snapshot."""
         found = [ROLLING.fullmatch(path.name) for path in self.folder.glob("epoch_*.pth")]
         return max(((int(name[1]), int(name[2])) for name in found if name), default=(0, 0))
 
