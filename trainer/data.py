@@ -339,7 +339,7 @@ def _shared(experiment: Experiment, sources: tuple[Source, Source] | None, ranks
 
 
 def _survey(frames: FrameSource) -> tuple:
-    """What the first rank of a machine learned about the files of all clips."""
+    """The facts about the files of all clips that the first rank of a machine sends to the machine's other ranks."""
     if isinstance(frames, PackFrames):
         return frames.pack.clips, frames.pack.bad
     if isinstance(frames, VideoFrames):
@@ -359,7 +359,7 @@ def _surveyed(experiment: Experiment, table: ClipTable, survey: tuple, packs: Pa
 def build_loader(
     experiment: Experiment, source: Source, train: bool, ranks: Ranks, say: Callable[[str], None]
 ) -> Loader:
-    """A loader of the experiment's training or validation split."""
+    """A loader for the experiment's training or validation split."""
     rows = source.usable_rows(split_of(experiment, source.table, train))
     return loader_of(experiment, source, rows, train, ranks, say)
 

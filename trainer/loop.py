@@ -52,7 +52,7 @@ def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
 
 
 def train_epoch(run: Run, max_steps: float) -> None:
-    """Do the remaining steps of the epoch at the run's cursor."""
+    """Do the remaining steps of the current epoch, starting at the run's cursor."""
     cursor, experiment = run.cursor, run.experiment
     batches = run.train_loader.epoch(cursor.epoch, cursor.step)
     run.journal.start_epoch(cursor, experiment.optim.num_epochs)

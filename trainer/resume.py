@@ -209,7 +209,8 @@ def check_same(snapshot: Snapshot, experiment: Experiment, say: Callable[[str], 
         )
     saved = from_json(state["experiment"], path, say)
     for key, before, after in differences(saved, experiment):
-        if key.startswith("model") or key == "align_channels":  # the snapshot's tensors may not fit the network
+        # these settings change the network, so the snapshot's tensors may not fit
+        if key.startswith("model") or key == "align_channels":
             raise SnapshotError(
                 f"{path} was trained with {key}={shortened(before)}, not {shortened(after)}; choose another --work-dir"
             )

@@ -300,7 +300,8 @@ def parse_value(text: str, hint: Any) -> Any:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
     kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    for kind in sorted(kinds, key=lambda kind: kind is not type(None)):  # try None first, as "none" is also a valid str
+    # try None first, because the text "none" would also be a valid str
+    for kind in sorted(kinds, key=lambda kind: kind is not type(None)):
         matches, result = match_type(value, text, kind)
         if matches:
             return result

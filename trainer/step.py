@@ -103,7 +103,7 @@ def exchange_if(last: bool, parallel: torch.nn.Module) -> AbstractContextManager
 
 
 def split(batch: Batch, count: int) -> list[Batch]:
-    """Divide a batch into `count` equal parts. They share the memory of the batch."""
+    """Divide a batch into `count` equal parts, which share the memory of the batch."""
     if count == 1:
         return [batch]
     columns = {name: tensor.chunk(count) for name, tensor in batch.tensors().items()}

@@ -22,8 +22,8 @@ DESCRIPTION = """Print the settings of an experiment:
   python -m trainer config --exp ntu60_x3d
   python -m trainer config --exp ntu60_x3d --set optim.lr=0.004 --diff
   python -m trainer config --exp ntu60_x3d --json > mine.json"""
-WIDEST = 110  # columns; longer lines are hard to read
-LONGEST = 160  # characters of a value; longer values are cut
+WIDEST = 110  # maximum width in columns; longer lines are hard to read
+LONGEST = 160  # maximum number of characters of a value; longer values are cut
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,8 @@ def settings_of(part: Any, prefix: str = "", defaults: Any = None) -> Iterator[S
         name, value = prefix + field.name, getattr(part, field.name)
         default = default_of(type(part), field.name) if defaults is None else getattr(defaults, field.name)
         if is_dataclass(value) and not isinstance(value, Skeleton):
-            if sum(map(is_dataclass, get_args(hints[field.name]))) > 1:  # the experiment chose one of several types
+            # the experiment has chosen one of the field's several types
+            if sum(map(is_dataclass, get_args(hints[field.name]))) > 1:
                 name_of_type = type(value).__name__
                 yield Setting(name, name_of_type, MISSING, "chosen by the experiment, not by --set", texts[field.name])
             yield from settings_of(value, f"{name}.", default if type(default) is type(value) else None)

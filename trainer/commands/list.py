@@ -6,7 +6,7 @@ from rich.console import Console
 from trainer.commands.tables import new_table
 from trainer.experiments import EXPERIMENTS
 
-WIDTH = 100  # characters; the table is at most this wide
+WIDTH = 100  # maximum width of the table in characters
 # For each experiment: for whom it is, the published top-1 that it aims at, and the weights for --init. Scores on NTU
 # are for the cross-subject split and one sample of each clip (docs/sources.md, "Training").
 ABOUT = {

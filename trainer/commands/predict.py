@@ -137,14 +137,14 @@ def predict_live(
 
 
 def not_written(video: Path | str, out: Path, error: OSError) -> UserError:
-    """The error for the user if results cannot be written."""
+    """The UserError that says why the results of a video cannot be written."""
     return UserError(
         f"the results of {video} cannot be written to {out} ({error.strerror or error}); name another folder with --out"
     )
 
 
 def check_live(options: PredictOptions) -> None:
-    """Raise UserError for options that do not fit a live source."""
+    """Raise UserError if an option cannot be used with a live source."""
     if options.videos:
         raise UserError(
             f"--live {options.live} and the video {options.videos[0]} are both named: leave one of them out"

@@ -157,7 +157,7 @@ class Journal:
             self._view.start_validation(epoch, num_clips)
 
     def advance_validation(self, num_clips: int) -> None:
-        """Count `num_clips` clips of a validation as done."""
+        """Count `num_clips` more clips of a validation as done."""
         if self.active:
             self._view.advance_validation(num_clips)
 

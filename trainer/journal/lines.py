@@ -14,7 +14,7 @@ from kernels.json_files import parse_json
 from kernels.whole_files import write_whole
 
 LOG, METRICS = "train.log", "metrics.jsonl"  # names of files in a work directory
-VALIDATION = b'"kind": "val"'  # part of each line of metrics.jsonl about a validation
+VALIDATION = b'"kind": "val"'  # every line of metrics.jsonl about a validation contains this text
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

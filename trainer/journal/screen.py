@@ -43,7 +43,7 @@ class PlainLines:
             _print(self._console, stamped)
 
     def start_validation(self, epoch: int, num_clips: int) -> None:
-        """Do nothing: a line follows when the validation has ended."""
+        """Do nothing: a line is printed when the validation has ended."""
 
     def advance_validation(self, num_clips: int) -> None:
         """Do nothing."""
@@ -68,7 +68,7 @@ class Screen:
         self._live: Live | None = None
         self._title, self._unit, self._done, self._total = "", "", 0, 1
         self._num_epochs = 0
-        self._clock: Clock | None = None  # None during a validation
+        self._clock: Clock | None = None  # is None during a validation
         self._values: Mapping[str, float] = {}
         self._eta = ""
         self._epoch = Means()

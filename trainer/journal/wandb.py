@@ -30,7 +30,7 @@ def installed() -> Any:
 
 @contextmanager
 def told(wandb: Any) -> Iterator[None]:
-    """A context in which an error of wandb becomes a UserError."""
+    """A context that turns an error of wandb into a UserError."""
     try:
         yield
     except wandb.Error as error:

@@ -43,7 +43,7 @@ def panel_of(
     """
     width, height = size
     line = max(11, height // 26)
-    room = max(1, int(ROOM * height / line))  # lines of the panel
+    room = max(1, int(ROOM * height / line))  # number of lines in the panel
     panel_width = min(width, max(110, round(0.42 * width)))
     window = windows[0]
     rows = (_person_rows(windows, names) if window.person is not None else _class_rows(window, names))[:room]

@@ -26,7 +26,7 @@ class Times(Protocol):
     """The times of a video's frames (pipelines/videos/times.py), or of a live source (live.py)."""
 
     def seconds(self, frame: int) -> float:
-        """When this frame is shown, in seconds after the first one."""
+        """The time at which this frame is shown, in seconds after the first frame."""
         ...
 
 

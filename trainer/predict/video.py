@@ -30,11 +30,11 @@ class Clock(Times, Protocol):
 
     @property
     def unit(self) -> Fraction:
-        """The unit in seconds."""
+        """The length of the unit in seconds."""
         ...
 
     def at(self, frame: int) -> int:
-        """The time at which a frame is shown, in units."""
+        """The time at which a frame is shown, as a number of units."""
         ...
 
     def rate(self) -> Fraction:

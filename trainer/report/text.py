@@ -125,7 +125,8 @@ def _prepare_text(figure: Figure) -> None:
     families = []
     for font in fonts_for("".join(text.get_text() for text in texts)):
         if str(font) not in {entry.fname for entry in font_manager.fontManager.ttflist}:
-            font_manager.fontManager.addfont(str(font))  # a font that was installed after matplotlib made its list
+            # adds a font that was installed after matplotlib made its list of fonts
+            font_manager.fontManager.addfont(str(font))
         families.append(font_manager.FontProperties(fname=str(font)).get_name())
     for text in texts:
         text.set_fontfamily(families)
@@ -158,7 +159,7 @@ def draw_line(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, widt
 
 
 def _runs(text: str) -> list[tuple[str, Path]]:
-    """The text in parts, each with a font that can draw it."""
+    """The text in parts, each with a font that can draw this part."""
     chosen, runs = fonts_for(text), []
     for char in text:
         font = next((font for font in chosen if ord(char) in characters(font)), chosen[0])

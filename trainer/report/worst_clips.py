@@ -16,7 +16,7 @@ from pipelines.videos.find import MissingVideo
 from pipelines.videos.turn import AnnotatedImage, Rotation
 from trainer.report.skeleton_drawing import draw_skeletons
 
-FRAMES, DPI = 6, 100  # frames of a clip, and pixels per inch
+FRAMES, DPI = 6, 100  # number of frames of a clip, and pixels per inch
 # in pixels: height and width of a frame, the gap beside it, and the height of a title
 HEIGHT, WIDTH, GAP, TITLE = 150, 210, 4, 24
 

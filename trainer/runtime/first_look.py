@@ -133,7 +133,7 @@ def compare(run: Run, part: Batch) -> str:
         return "the network runs uncompiled"
     direct = gradients_of(run, run.network, part)
     if run.ranks.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # so that `memory` reports what a compiled step needs
+        torch.cuda.reset_peak_memory_stats()  # `memory` then reports how much memory a compiled step needs
     compiled = gradients_of(run, run.forward, part)
     # All ranks return together; otherwise a rank with enough memory would wait for the others in `largest` below.
     if run.ranks.any(direct is None or compiled is None) or direct is None or compiled is None:

@@ -16,7 +16,7 @@ from trainer.runtime.ranks import Ranks
 
 
 class Way(IntEnum):
-    """How a network is computed, fastest first."""
+    """The ways to compute a network, fastest first."""
 
     COMPILED = 0
     DIRECT = 1
@@ -101,6 +101,7 @@ class Forward(nn.Module):
         training = self.network.training
         self._ways = {True: way if training else self._ways[True], False: max(way, self._ways[False])}
         if training and way is Way.WITHOUT_CUDNN:
-            torch.backends.cudnn.enabled = False  # also for the backward pass, which runs outside of `_call`
+            # set here because the backward pass, which runs outside of `_call`, needs it too
+            torch.backends.cudnn.enabled = False
         what = "the network" if training else "validation"
         self._say(LINES[way].format(reason=reason, what=what) + where)

@@ -41,5 +41,5 @@ def see_own_card() -> None:
 
 
 def idle_cards() -> list[str]:
-    """The GPUs of this machine that the run does not use."""
+    """The GPUs of this machine that the run leaves idle."""
     return cards()[int(os.environ.get("LOCAL_WORLD_SIZE", "1")) :]

@@ -65,7 +65,7 @@ class StoredScores:
         return self.at(torch.tensor([position[name] for name in names]))
 
     def at(self, rows: Tensor) -> "StoredScores":
-        """The scores of the clips at these positions."""
+        """The scores of the clips at the positions `rows`."""
         scores = self.scores
         selected = Scores(
             torch.arange(len(rows)),
@@ -158,7 +158,7 @@ def mean_of_streams(scores: Scores, coarse: bool = False) -> Tensor:
 
 
 def _streams(arrays: Any) -> list[str]:
-    """The names of the arrays with scores among the arrays of a file."""
+    """The names of those arrays of a file that contain scores."""
     return [stream + level for level in ("", COARSE) for stream in STREAMS if stream + level in arrays]
 
 

@@ -24,7 +24,7 @@ BRING_BACK = "bring the former data back"
 # Settings that choose files, and settings that choose clips from these files.
 FILES = ("data.annotations", "data.val_annotations", "data.videos", "data.demo")
 CHOOSING = ("data.split", "data.train_split", "data.val_split", "data.follow_links", "data.source")
-DIGITS = 8  # stored digits of a digest; they are enough to notice a change
+DIGITS = 8  # number of stored digits of a digest, which are enough to notice a change
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,7 +303,7 @@ class NoWriter:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """The files that `newest_valid` tries, in this order."""
+    """The files that `newest_valid` tries, in the order in which it tries them."""
 
     if not folder.is_dir():
         return []

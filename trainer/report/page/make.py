@@ -82,7 +82,7 @@ def render(shown: Sequence[Shown]) -> str:
 
 
 def data_of(each: Shown, section: RunSection) -> dict[str, Any]:
-    """What the scripts read about a run."""
+    """The data about a run that the scripts of the page read."""
     evaluation = each.evaluation
     return {
         "name": section.name,

@@ -30,7 +30,7 @@ class Lost(Exception):
 
 
 class Interrupted(Exception):
-    """A signal has asked to stop."""
+    """Raised if a signal has asked the search to stop."""
 
 
 class Child:

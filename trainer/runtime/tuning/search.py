@@ -320,7 +320,7 @@ def steps_of_turn(seconds: float) -> int:
 
 
 def is_lost(ratios: list[float]) -> bool:
-    """Whether it is clear already that the form is not faster by the factor GAIN."""
+    """Whether the results so far show that the form is not faster by the factor GAIN."""
     return len(ratios) >= 2 * FEWEST and statistics.quantiles(ratios, n=4)[2] < GAIN
 
 

@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def needs_more_memory(error: Exception) -> bool:
-    """Whether the memory of the GPU or of the machine did not suffice."""
+    """Whether the error means that the memory of the GPU or of the machine did not suffice."""
     return exceeds_memory(error) or isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
