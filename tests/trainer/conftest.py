@@ -39,7 +39,7 @@ def arguments_in(root: Path) -> list[str]:
         f"data.cache={root}/cache",
         *("data.demo.num_train=40", "data.demo.num_val=24", "data.demo.size=(160,120)", "data.max_bad=0.05"),
         *("data.demo.num_frames=(40,90)", "data.demo.rate=30"),
-        *("optim.num_epochs=2", "optim.batch_size=8", "val.batch_size=8", "val.every=1"),
+        *("optim.num_epochs=2", "optim.batch_size=8", "val.batch_size=8", "val.begin=1", "val.every=1"),
         *("log_every=2", "snapshot_every=2", "optim.warmup_epochs=1", *SMALL_NETS),
     )
     return ["--exp", "demo", *(part for setting in settings for part in ("--set", setting))]

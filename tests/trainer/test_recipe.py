@@ -61,6 +61,7 @@ def scores_in(folder):
     }
 
 
+@pytest.mark.timeout(900)  # nine recipes run one after the other, which a busy machine does not do in five minutes
 def test_a_recipe_killed_in_each_stage_ends_in_the_same_scores(words, whole, environment, tmp_path):
     for number, point in enumerate(POINTS):
         killed = follow(point, words, tmp_path, environment)
