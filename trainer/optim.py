@@ -134,8 +134,8 @@ class BufferGuard:
     """Restores buffers that a forward pass has changed (BatchNorm statistics, prototypes) if gradients are not finite.
 
     Call `hold()` before the forward pass and `settle(ok)` after the gradients have been checked. The host does not wait
-    for the device: `settle` multiplies the new and the old contents by 1 or 0 and adds them. It does so on integer
-    views of the buffers, because in floating point NaN times 0 is NaN.
+    for the device: `settle` multiplies the new and the old contents by 1 or 0 and adds the products. It computes on
+    integer views of the buffers, because in floating point NaN times 0 is NaN.
     """
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:

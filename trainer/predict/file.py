@@ -53,9 +53,9 @@ class FilePredictor:
     def run(self, video: Path, header: Header, poses: Poses | None) -> Prediction:
         """Score all windows of a video.
 
-        Writes an annotated copy of the video (STEM.mp4) and a picture of some windows (STEM.png) to the folder `out`
-        (`safe_stem`). Raises VideoError if the video cannot be decoded, and UserError if each person should get a label
-        but nobody is visible.
+        Writes an annotated copy of the video (STEM.mp4) and a picture of some windows (STEM.png) to the folder `out`.
+        STEM is the `safe_stem` of the video. Raises VideoError if the video cannot be decoded, and UserError if each
+        person should get a label but nobody is visible.
         """
         clip, names = self.scorer.experiment.clip, self.scorer.experiment.data.class_names
         if poses is not None and self.per_person:

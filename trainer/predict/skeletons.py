@@ -26,8 +26,8 @@ PICKLES = (".pkl", ".pickle")
 class Skeletons:
     """The skeletons of videos for an experiment. `survey` must be called once, before `of`.
 
-    file: a file or a folder of skeletons, or None to estimate them if the experiment needs them.
-    max_people: the largest number of people in a video whose skeletons are estimated or come from a pose estimator.
+    file: a file or a folder of skeletons, or None to estimate them if the experiment needs them. max_people: the
+    maximum number of people in a video, if their skeletons are estimated or come from files of a pose estimator.
     """
 
     file: Path | None
@@ -63,7 +63,8 @@ class Skeletons:
     def of(self, video: Path, header: Header, out: Path) -> Poses | None:
         """The skeletons of a video, or None if the experiment does not need them and --pose is not given.
 
-        Estimated skeletons are written to `out` as STEM.npz (`safe_stem`). Raises UserError.
+        Estimated skeletons are written to `out` as STEM.npz, where STEM is the `safe_stem` of the video. Raises
+        UserError.
         """
         if self.file is not None:
             return self._checked(self._from_file(self.file, video, header))

@@ -30,8 +30,8 @@ class Train:
 class Merge:
     """Merge an RGB network and a pose network into one file of weights, from which a two-stream network can start.
 
-    rgb, pose: the stages that trained the RGB and the pose network. If there are several, the stage with the best score
-    is used.
+    rgb, pose: the stages that trained the RGB and the pose network. If there are several stages for a network, the one
+    with the best score is used.
     """
 
     name: str

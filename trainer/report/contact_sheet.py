@@ -47,7 +47,8 @@ def contact_sheet(
     The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
     over all heatmap channels. The streams may sample the clip independently, so each RGB frame is overlaid with the
     heatmap of the nearest frame that the pose stream has sampled. The strip of a stream that the network does not read
-    is left out. A legend at the bottom explains the colours; the skeletons themselves are part of the batch's frames.
+    is left out. A legend at the bottom explains the colours. This function draws no skeletons: `with_skeletons` draws
+    them on the batch's frames.
     """
     labels = class_names_in_pictures(labels)
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]

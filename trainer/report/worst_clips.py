@@ -29,7 +29,7 @@ def draw_clips(
     skeleton: Skeleton,
     rotation: Rotation,
 ) -> Figure:
-    """A line of pictures for each of the `rows` of the table: frames that are spread evenly over the clip.
+    """Draw one line of pictures for each of the table's `rows`: frames that are spread evenly over the clip.
 
     videos: the path of the video of each row, or a MissingVideo, whose frames are black. quality: the quality of the
     table's skeletons. rotation: see AnnotatedImage.

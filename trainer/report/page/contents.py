@@ -107,9 +107,10 @@ def facts_of(run: PastRun) -> list[tuple[str, str]]:
 
 
 def changed_settings(run: PastRun, missing: list[str]) -> tuple[str, list[tuple[str, str, str]]]:
-    """The preset's name, and the settings that differ from it. The name is empty if the run's experiment is no preset.
+    """The preset's name, and the settings that differ from it.
 
-    If the settings cannot be read, a sentence is added to `missing`.
+    The name is empty if the run's experiment is not a preset. If the settings cannot be read, a sentence is added to
+    `missing`.
     """
     preset = EXPERIMENTS.get(run.name)
     if preset is None:
