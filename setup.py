@@ -30,8 +30,8 @@ setup(
         "torch>=2.11,<2.15",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=2",
-        # PyAV 19 lacks `metadata_errors`, without which a video whose metadata are not UTF-8 does not open.
-        # FFmpeg before 8.1.2, which PyAV before 18.1 contains, has known holes (CVE-2026-8461, CVE-2026-40962).
+        # PyAV 19 lacks `metadata_errors`, without which a video whose metadata are not UTF-8 does not open. FFmpeg
+        # before 8.1.2, which PyAV before 18.1 contains, has known security holes (CVE-2026-8461, CVE-2026-40962).
         "av>=18.1,<19",
         "pillow>=11",
         "safetensors>=0.5",
@@ -41,7 +41,7 @@ setup(
         "matplotlib>=3.9",
         "jinja2>=3.1",
         "nvtx>=0.2.10",
-        "nvidia-ml-py>=12",  # torch asks it for the load and the memory of a GPU
+        "nvidia-ml-py>=12",  # torch asks this package for the load and the memory of a GPU
         # Estimates skeletons for videos that have none, and checks what `export --format onnx` wrote.
         "onnxruntime>=1.31",
         # Resizes the frames that a CPU decodes. Where there is no wheel, DALI does it (pipelines/dali.py).
@@ -55,7 +55,7 @@ setup(
         # rtmlib estimates skeletons better than the built-in BlazePose. It downloads its weights at the first use.
         "pose": ["rtmlib>=0.0.16"],
         "export": EXPORT,
-        # Sends the curves to Weights & Biases as well: --set wandb=true.
+        # With --set wandb=true, sends the curves to Weights & Biases as well.
         "wandb": ["wandb>=0.31"],
         "test": [
             *EXPORT,

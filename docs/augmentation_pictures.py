@@ -2,7 +2,7 @@
 
     python docs/augmentation_pictures.py docs/pictures
 
-Each picture shows a frame or its heatmaps without the change, and then with the change in five epochs.
+Each picture shows a frame or its heatmaps without the change, and then with the changes of five epochs.
 """
 
 import sys

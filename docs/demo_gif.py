@@ -26,9 +26,9 @@ from trainer.report.skeleton_drawing import draw_skeletons
 from trainer.report.text import fonts
 from trainer.scores.files import read_scores, scores_in
 
-NUM_CLIPS, NUM_FRAMES = 4, 16  # clips in the picture, and frames of each clip
+NUM_CLIPS, NUM_FRAMES = 4, 16  # number of clips in the picture, and of frames of each clip
 SIDE, BARS, TITLE = 192, 210, 24  # pixels: height of a frame, width of the scores, height of the titles
-MILLISECONDS = 110  # for which a frame is shown
+MILLISECONDS = 110  # time for which a frame is shown
 DARK, BRIGHT, RIGHT, WRONG = "#101418", "#f4f5f7", "#4cc9f0", "#ff8fab"
 
 
@@ -42,7 +42,7 @@ def heatmap_of(joints: np.ndarray, width: int, height: int) -> Image.Image:
 
 
 def draw_scores(scores: np.ndarray, label: int, names: tuple[str, ...]) -> Image.Image:
-    """Bars for the three highest scores [K]. The bar of the right class is blue, the others are pink."""
+    """Bars for the three highest scores [K]. The bar of the right class is blue, and all other bars are pink."""
     picture = Image.new("RGB", (BARS, SIDE), DARK)
     draw, face = ImageDraw.Draw(picture), ImageFont.truetype(str(fonts()[0]), 14)
     for place, fine in enumerate(scores.argsort()[::-1][:3].tolist()):
@@ -85,7 +85,7 @@ def main(run: Path, out: Path) -> None:
         shown.setdefault(label, number)
     pictures = []
     for label, number in list(shown.items())[:: max(1, len(shown) // NUM_CLIPS)][:NUM_CLIPS]:
-        share = scores[number] / scores[number].sum()  # the main scores of two streams add up to 2
+        share = scores[number] / scores[number].sum()  # the main scores are sums of two streams, so they add up to 2
         bars = draw_scores(share.numpy(), label, data.class_names)
         video = Path(data.videos) / f"{stored.names[number]}.mp4"
         skeleton = stored.experiment.clip.skeleton

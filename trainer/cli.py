@@ -1,6 +1,6 @@
-"""The entry point of `python -m trainer`: picks the command, runs it, and returns its exit code.
+"""The entry point of `python -m trainer`: chooses the command, runs it, and returns its exit code.
 
-Mistakes of the user are printed as one sentence, without a traceback.
+A mistake of the user is reported in one sentence, without a traceback.
 """
 
 import importlib
@@ -37,8 +37,8 @@ COMMANDS = {
     "tune": ("trainer.commands.tune", "TuneOptions", "tune_command"),
     "view": ("trainer.commands.view", "ViewOptions", "view"),
 }
-TRAIN = ("trainer.commands.train", "Options", "train")  # the default, if the command line names no command
-# Commands that users may know from other programs, and how to do the same with Duet.
+TRAIN = ("trainer.commands.train", "Options", "train")  # the command to run if the command line names none
+# Commands that users may know from other programs, and what to type in Duet instead.
 OTHER_WORDS = {"train": "leave this word out, because `python -m trainer --exp NAME` trains"}
 OTHER_WORDS |= dict.fromkeys(("test", "val", "validate"), "`python -m trainer eval` scores a checkpoint")
 # Commands that may start ranks (None is training). Their functions also take the command line, to pass it to the ranks.
@@ -62,8 +62,8 @@ def main() -> None:
         if not launched:
             raise
         end_snapshot()
-        # This error may only be a consequence of the failure of another rank. In that case the launcher ends this rank
-        # during the sleep, so only the message of the other rank is printed.
+        # Perhaps this rank failed only because another rank failed first. In that case the launcher ends this rank
+        # during the sleep, so only the other rank prints a message.
         if isinstance(error, RuntimeError):
             time.sleep(PATIENCE_FOR_END)
         traceback.print_exc()
@@ -78,7 +78,7 @@ def main() -> None:
 def leave(code: int) -> NoReturn:
     """Exit without Python's usual cleanup, after this rank has failed. The launcher then ends or restarts all ranks.
 
-    A normal exit would hang: torch would wait for collectives that the other ranks never join.
+    A normal exit would hang, because torch would wait for collectives that the other ranks never join.
     """
     end_snapshot()
     sys.stdout.flush()

@@ -68,11 +68,11 @@ class OptimConfig:
     max_bad_steps: Count = 20
     """The run ends after this many steps in a row without finite gradients."""
     rollbacks: Epochs = 0
-    """How many times a run may return to its last snapshot after a loss spike. 0: a spike is only logged."""
+    """How many times a run may return to its last snapshot after a loss spike. 0: spikes are only logged."""
     precision: PrecisionSetting = "auto"
-    """Number format of networks and heatmaps. auto: bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
+    """Number format of networks and heatmaps. auto: bf16 on GPUs that have it, fp16 on other GPUs, fp32 on a CPU."""
     impl: Impl = "auto"
-    """Whose code computes the update: that of torch (auto, torch) or of NVIDIA's apex."""
+    """The package that computes the update: torch (auto, torch) or NVIDIA's apex."""
     accumulate: Count = 1
     """Number of equal parts into which the clips of a rank are divided; the parts go through the network one by one."""
     logit_adjustment: Rate | None = None
@@ -238,7 +238,7 @@ def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> Model
 
 
 def no_coarse_heads(model: ModelConfig) -> list[str]:
-    """The settings that remove the coarse heads of a network, and PCAN, which needs them."""
+    """The --set options that remove the coarse heads of a network, and also PCAN, which needs coarse heads."""
     if isinstance(model, SingleStreamConfig):
         return ["model.coarse_weight=0"] if model.coarse_weight else []
     return [*(["model.num_coarse=0"] if model.num_coarse else []), *(["model.pcan=none"] if model.pcan else [])]

@@ -16,11 +16,12 @@ SAVED = ("epoch", "clips", "best", "best_file", "bad_steps", "validations", "usu
 class Cursor:
     """The position of a run: in `epoch` (counted from 0), `clips` of the `epoch_clips` clips are finished.
 
-    After the last clip of an epoch comes its validation. The last batch of an epoch is filled up with clips from the
+    The validation of an epoch follows after its last clip. The last batch of an epoch is filled up with clips from the
     start of the epoch, which are not counted again. Only this class converts between clips and steps.
 
     `batch_size` is the number of clips in a step on all ranks together. `bad_steps` [2] int64, on the device, counts
-    steps without finite gradients: first those of the whole run, then those since the last step with finite gradients.
+    steps without finite gradients: the first number is for the whole run, and the second is for the steps since the
+    last step with finite gradients.
     """
 
     batch_size: int
@@ -31,7 +32,7 @@ class Cursor:
     best: float = -math.inf
     best_file: str = ""
     validations: list[dict[str, float]] = field(default_factory=list)  # epoch (from 1) and metrics of each validation
-    usual_loss: float = math.inf  # the next logged loss is compared with this loss (trainer/loop.py)
+    usual_loss: float = math.inf  # the loss with which the next logged loss is compared (trainer/loop.py)
     rollbacks: int = 0
 
     @property
@@ -71,9 +72,9 @@ class Cursor:
         self.epoch, self.clips = self.epoch + 1, 0
 
     def keep_share(self, epoch_clips: int) -> None:
-        """Keep the finished share of the epoch, although the number of clips in it was `epoch_clips` and has changed.
+        """Keep the finished share of the epoch after its number of clips has changed.
 
-        A finished epoch stays finished, and no other epoch becomes finished.
+        The number was `epoch_clips` before. A finished epoch stays finished, and no other epoch becomes finished.
         """
         done = self.clips >= epoch_clips
         self.clips = self.epoch_clips if done else self.clips * self.epoch_clips // epoch_clips

@@ -127,7 +127,7 @@ def make_shard(experiment: Experiment, shard: Shard, console: Console) -> None:
 
 
 def _limits(experiment: Experiment, console: Console) -> dict[str, Any]:
-    """Arguments of `prepare` and `open_videos` that say which videos are accepted, and where messages go."""
+    """Arguments of `prepare` and `open_videos`: which videos are accepted, and which console shows messages."""
     data = experiment.data
     return {"max_bad": data.max_bad, "follow_links": data.follow_links, "console": console}
 
@@ -166,7 +166,7 @@ def estimate_packs(experiment: Experiment, console: Console) -> None:
 def usable_before_packing(
     experiment: Experiment, table: ClipTable, rows: np.ndarray, known: np.ndarray, console: Console
 ) -> np.ndarray:
-    """Which clips in `rows` of a table will be usable, before packs are made: [rows of the table] bool.
+    """Which clips in `rows` of a table will be usable once packs are made: [rows of the table] bool.
 
     `known`, of the same shape, says which clips were usable before. If videos are decoded without packs, new clips are
     left out.
@@ -233,7 +233,7 @@ def split_of(experiment: Experiment, table: ClipTable, train: bool) -> str | Non
 def warn(experiment: Experiment, loaders: tuple[Loader, Loader], say: Callable[[str], None]) -> None:
     """Say what is suspicious about the clips of the training and of the validation loader.
 
-    Raises AnnotationError if training would be in vain, or if a split lacks more annotations than data.max_absent.
+    Raises AnnotationError if training would be useless, or if a split lacks more annotations than data.max_absent.
     """
     data, tables = experiment.data, [loader.table for loader in loaders]
     findings = split_findings(tables[0], loaders[0].rows, tables[1], loaders[1].rows)
@@ -255,9 +255,10 @@ def warn(experiment: Experiment, loaders: tuple[Loader, Loader], say: Callable[[
 
 
 def validating_on(experiment: Experiment, split: str) -> Experiment:
-    """The experiment with `split` as its validation split, in whichever of its annotation files this split is.
+    """The experiment with `split` as its validation split, taken from the annotation file that contains this split.
 
-    If there are two files without splits, `train` and `val` mean all clips of one of them. Raises AnnotationError.
+    If there are two files without splits, `train` means all clips of the first file, and `val` all clips of the second.
+    Raises AnnotationError.
     """
     files, data = annotation_files(experiment), experiment.data
     tables = [open_table(file, Path(data.cache)) for file in files]
@@ -291,8 +292,8 @@ def setting_classes(experiment: Experiment, count: int) -> str:
 def with_class_names(experiment: Experiment, table: ClipTable, say: Callable[[str], None]) -> Experiment:
     """The experiment with the class names of its annotation file, unless it has class names already.
 
-    If some of its class names differ from those in the file, `say` gets a sentence with their number and the first of
-    them.
+    If some of its class names differ from those in the file, `say` gets a sentence with the number of different names
+    and the first of them.
     """
     data = experiment.data
     if not data.class_names:
@@ -323,8 +324,8 @@ def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], Non
 def _shared(experiment: Experiment, sources: tuple[Source, Source] | None, ranks: Ranks) -> tuple[Source, Source]:
     """The sources of an experiment. Only the first rank of a machine passes `sources`.
 
-    The first rank tells the others which clips are usable, because looking at all files takes seconds, or minutes on a
-    network file system.
+    It tells the machine's other ranks which clips are usable, because looking at all files takes seconds, or minutes on
+    a network file system.
     """
     surveys = ranks.from_machine([_survey(source.frames) for source in sources or ()])
     if sources is not None:
@@ -338,7 +339,7 @@ def _shared(experiment: Experiment, sources: tuple[Source, Source] | None, ranks
 
 
 def _survey(frames: FrameSource) -> tuple:
-    """What the first rank of a machine learned about the files of all clips."""
+    """The facts about the files of all clips that the first rank of a machine sends to the machine's other ranks."""
     if isinstance(frames, PackFrames):
         return frames.pack.clips, frames.pack.bad
     if isinstance(frames, VideoFrames):
@@ -358,7 +359,7 @@ def _surveyed(experiment: Experiment, table: ClipTable, survey: tuple, packs: Pa
 def build_loader(
     experiment: Experiment, source: Source, train: bool, ranks: Ranks, say: Callable[[str], None]
 ) -> Loader:
-    """A loader of the experiment's training or validation split."""
+    """A loader for the experiment's training or validation split."""
     rows = source.usable_rows(split_of(experiment, source.table, train))
     return loader_of(experiment, source, rows, train, ranks, say)
 

@@ -29,7 +29,7 @@ NTU60_DATA = DataConfig(
     coarse_map=NTU60_SEMANTIC8,
     class_names=NTU60_NAMES,
 )
-# The splits are xsub and xset. The videos of NTU-60 are part of NTU-120, and both lie in one folder.
+# The splits are xsub and xset. The videos of NTU-60 are part of NTU-120, and all videos are in one folder.
 NTU120_DATA = DataConfig(
     annotations="data/skeleton/ntu120_2d.pkl",
     videos="data/nturgbd_videos",
@@ -78,7 +78,7 @@ MA52_PCAN = replace(
     val=ValidationConfig(batch_size=10, begin=3),
 )
 
-# Everything that helped others on MA-52 or is meant for rare classes, in one run (docs/training.md, "What won on
+# All methods that helped other teams on MA-52 or are meant for rare classes, in one run (docs/training.md, "What won on
 # MA-52"): the losses and heads of the winner of the challenge in 2024, with its weights; a balanced epoch and logit
 # adjustment, each at a quarter, because half of F1 mean rewards frequent classes; EMA, label smoothing and
 # augmentation. The network and the schedule are those of PCAN. Start training with --init, as for ma52_pcan.
@@ -178,8 +178,8 @@ NTU60_POSE = Experiment(
     optim=OptimConfig(batch_size=128, num_epochs=180, lr=0.2, schedule="cosine_per_step", weight_decay=3e-4),
     val=ValidationConfig(batch_size=128, begin=10, every=10, metric="acc/pose_top1"),
 )
-# PoseC3D's stream of limbs, whose scores `fuse` adds to those of ntu60_pose or of both streams (docs/sources.md,
-# "Limb streams"). Published networks halve the number of frames in their last stage; ours do not.
+# PoseC3D's stream of limbs, whose scores `fuse` adds to those of ntu60_pose or of both streams (docs/sources.md, "Limb
+# streams"). Published networks halve the number of frames in their last stage; our networks do not.
 NTU60_POSE_LIMB = replace(
     NTU60_POSE,
     name="ntu60_pose_limb",
@@ -232,7 +232,7 @@ NTU120, NTU120_X3D, NTU120_RGB, NTU120_POSE, NTU120_RGBPOSE = (
     for experiment in (NTU60, NTU60_X3D, NTU60_RGB, NTU60_POSE, NTU60_RGBPOSE)
 )
 
-# Runs the same code as the large experiments on generated data, and takes minutes on two CPU cores.
+# The demo runs the same code as the large experiments on generated data, and takes minutes on two CPU cores.
 DEMO = Experiment(
     name="demo",
     data=DataConfig(
@@ -276,9 +276,9 @@ DEMO = Experiment(
 )
 
 # The demo's networks for 30 to 500 videos of your own, on a CPU or a small GPU. From so few clips, a network easily
-# learns the clothes and the rooms, so training changes colours and joints at random. Only the end of training is
-# validated: the pose stream soon recognises all clips of a small data set, and of equal scores, the first is the best,
-# although the RGB stream goes on learning.
+# learns the clothes and the rooms, so training changes colours and joints at random. Only the last part of training is
+# validated. On a small data set, the pose stream soon recognises all clips, and among equal scores the first one counts
+# as the best. The best snapshot would then come from an early epoch, although the RGB stream goes on learning.
 CUSTOM_SMALL = replace(
     DEMO,
     name="custom_small",

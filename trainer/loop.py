@@ -36,7 +36,7 @@ def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
             train_epoch(run, max_steps)
             best = None
             if experiment.val.due(cursor.epoch + 1, experiment.optim.num_epochs):
-                save(run)  # so that a run which is killed during the validation only has to repeat the validation
+                save(run)  # if a run is killed during the validation, it then has to repeat only the validation
                 latest, best = validate(run)
                 scores = latest if best else scores or latest
             cursor.start_next_epoch()
@@ -52,7 +52,7 @@ def fit(run: Run, max_steps: float = math.inf) -> Scores | None:
 
 
 def train_epoch(run: Run, max_steps: float) -> None:
-    """Do the remaining steps of the epoch at the run's cursor."""
+    """Do the remaining steps of the current epoch, starting at the run's cursor."""
     cursor, experiment = run.cursor, run.experiment
     batches = run.train_loader.epoch(cursor.epoch, cursor.step)
     run.journal.start_epoch(cursor, experiment.optim.num_epochs)
@@ -80,7 +80,8 @@ def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
             raise
     # Recover only after the `except` block, because inside it the error's traceback keeps the activations in memory.
     recover(run)
-    if run.ranks.world_size == 1:  # several ranks must save together, but the other ranks are still in their step
+    # with several ranks nothing is saved, because all ranks must save together, and other ranks are still in their step
+    if run.ranks.world_size == 1:
         save(run)
         run.writer.wait()
     raise UserError(advice(run, batch))

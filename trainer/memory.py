@@ -24,7 +24,7 @@ def gradients(run: Run, network: nn.Module, part: Batch) -> list[Tensor]:
 def advice(run: Run, batch: Batch) -> str:
     """A sentence that says how many clips fit into memory, and which setting to use.
 
-    With a single rank, half of the clips are run to find out whether they fit.
+    With a single rank, this function tries whether half of the clips fit.
     """
     optim = run.experiment.optim
     at_once = len(batch.label) // optim.accumulate
@@ -48,7 +48,7 @@ def advice(run: Run, batch: Batch) -> str:
 
 
 def fits(run: Run, part: Batch) -> bool:
-    """Whether the memory suffices for a forward and a backward pass of `part`. Leaves the run as it was."""
+    """Whether the memory suffices for a forward and a backward pass of `part`. Does not change the run."""
     try:
         gradients(run, run.network, part)
     except RuntimeError as error:

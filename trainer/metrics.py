@@ -117,8 +117,8 @@ def top_k(score: Tensor, label: Tensor, k: int) -> float:
     """Share of clips whose label [N] is among the k classes with the highest `score` [N, K].
 
     If scores are equal, the class with the higher number comes first. The published code sorts with NumPy's unstable
-    sort, whose order of equal scores is not defined. Our order is the one that NumPy produces for up to 16 classes on a
-    CPU without AVX-512. A label whose score is NaN never counts as a hit.
+    sort, whose order of equal scores is not defined. Our order is the order that NumPy produces for up to 16 classes on
+    a CPU without AVX-512. A label whose score is NaN never counts as a hit.
     """
     own_score = score.gather(1, label[:, None])
     is_higher_class = torch.arange(score.shape[1]) > label[:, None]
@@ -166,13 +166,13 @@ def calibration_error(probability: Tensor, label: Tensor, num_bins: int = 15) ->
 
 
 def mean_recall(counts: Tensor) -> float:
-    """`mean_class_accuracy`, from the confusion matrix [K, K]."""
+    """`mean_class_accuracy`, computed from the confusion matrix [K, K]."""
     recall = counts.diagonal() / counts.sum(dim=1).clamp(min=1)
     return recall[_occurs(counts)].double().mean().item()
 
 
 def mean_f1(counts: Tensor) -> float:
-    """`macro_f1`, from the confusion matrix [K, K]."""
+    """`macro_f1`, computed from the confusion matrix [K, K]."""
     f1 = 2 * counts.diagonal() / (counts.sum(dim=0) + counts.sum(dim=1))
     return f1[_occurs(counts)].double().mean().item()
 
@@ -187,7 +187,7 @@ def confusion_matrix(score: Tensor, label: Tensor) -> Tensor:
 def _all_scores(scores: Scores, suffix: str) -> dict[str, Tensor]:
     """All scores by name: weighted sums of the streams, and each of STREAMS.
 
-    `suffix` is "_coarse" for the scores of coarse classes, and "" for those of fine classes.
+    `suffix` is "_coarse" for the scores of coarse classes, and "" for the scores of fine classes.
     """
     names = [name + suffix for name in STREAMS if name + suffix in scores.probability]
     streams = {name: scores.probability[name] for name in names}

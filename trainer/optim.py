@@ -74,8 +74,8 @@ def build_adamw(
 ) -> torch.optim.AdamW:
     """Torch's fused AdamW for all `parameters` in one group. Weight decay also applies to biases and norms.
 
-    As in `build_sgd`, the averages and the number of steps are created here. So a snapshot can be copied into them, and
-    they remain zero if the first step is skipped. Source: Loshchilov and Hutter, ICLR 2019.
+    As in `build_sgd`, the averages and the number of steps are created here. So a snapshot can be copied into these
+    tensors, and they remain zero if the first step is skipped. Source: Loshchilov and Hutter, ICLR 2019.
     """
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
     for group in optimizer.param_groups:
@@ -134,15 +134,16 @@ class BufferGuard:
     """Restores buffers that a forward pass has changed (BatchNorm statistics, prototypes) if gradients are not finite.
 
     Call `hold()` before the forward pass and `settle(ok)` after the gradients have been checked. The host does not wait
-    for the device: `settle` multiplies the new and the old contents by 1 or 0 and adds them. It does so on integer
-    views of the buffers, because in floating point NaN times 0 is NaN.
+    for the device: `settle` multiplies the new and the old contents by 1 or 0 and adds the products. It computes on
+    integer views of the buffers, because in floating point NaN times 0 is NaN.
     """
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
         integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        # For each integer type: the live buffers viewed as that type, and their backups.
+        # For each integer type: the buffers of the network viewed as that type, and backups of these buffers.
         self._groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():  # a buffer with two names counts once
+        # a buffer that has two names counts once
+        for buffer in {buffer.data_ptr(): buffer for buffer in buffers}.values():
             bits = buffer.detach().view(integers[buffer.itemsize])
             live, backups = self._groups.setdefault(bits.dtype, ([], []))
             live.append(bits)
@@ -209,7 +210,7 @@ class EarlyStopping:
         return self.waited >= self.patience
 
     def update(self, score: float) -> None:
-        """Take the score of one more validation into account."""
+        """Count one more validation, which had this score."""
         if score >= self.best + self.min_delta:
             self.best = score
             self.waited = 0

@@ -67,10 +67,10 @@ def state_of(run: Run) -> dict[str, Any]:
 def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> None:
     """Continue a new run from the `state` of a snapshot. Logs a line if the run will not be bit-exact from here on.
 
-    `changed` says which clips are not the same as those of the snapshot: "training", "validation" or both.
+    `changed` says which clips differ from the clips of the snapshot: "training", "validation" or both.
 
-    Learning rate, momentum factor and weight decay come from the experiment of `run`. If an older version wrote the
-    snapshot without some part of `state`, that part starts as in a new run.
+    Learning rate, momentum factor and weight decay come from the experiment of `run`. If a snapshot of an older version
+    lacks a part of `state`, this part starts as in a new run.
     """
     restore(run, state)
     if parts_of(run.optimizer.state) - parts_of(state[OPTIMIZER]["state"]):
@@ -142,8 +142,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     """Copy weights, buffers, momentum and averages of a snapshot into the tensors of the run.
 
     The tensors stay at their addresses, because a CUDA graph and the BufferGuard use these addresses. If the snapshot
-    has no averages, the averages are set to the snapshot's weights. If the snapshot has no momentum, momentum stays as
-    it is.
+    has no averages, the averages are set to the snapshot's weights. If the snapshot has no momentum, the run's momentum
+    does not change.
     """
     saved = state[OPTIMIZER]["state"]
     with run.writer.changing_weights():
@@ -167,9 +167,10 @@ def changed_by_update(run: Run) -> list[Tensor]:
 
 
 def exact_under(run: Run) -> dict[str, Any]:
-    """The conditions that must stay the same for bit-exact results.
+    """The conditions on which bit-exact results depend.
 
-    If a condition has changed when a run resumes, its results are not bit-identical to those of an uninterrupted run.
+    If a condition has changed when a run resumes, the results of the run are not bit-identical to those of an
+    uninterrupted run.
     """
     return {
         "torch": str(torch.__version__),
@@ -208,7 +209,8 @@ def check_same(snapshot: Snapshot, experiment: Experiment, say: Callable[[str], 
         )
     saved = from_json(state["experiment"], path, say)
     for key, before, after in differences(saved, experiment):
-        if key.startswith("model") or key == "align_channels":  # the snapshot's tensors may not fit the network
+        # these settings change the network, so the snapshot's tensors may not fit
+        if key.startswith("model") or key == "align_channels":
             raise SnapshotError(
                 f"{path} was trained with {key}={shortened(before)}, not {shortened(after)}; choose another --work-dir"
             )

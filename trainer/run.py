@@ -88,21 +88,23 @@ class Run:
     journal: Journal
     writer: Writer | NoWriter
     interrupt: Interrupt
-    beat: Callable[[], None]  # called after each batch, to tell the watchdog that the run is alive
+    beat: Callable[[], None]  # is called after each batch, to tell the watchdog that the run is alive
     precision: Precision
     scale: LossScale | NoLossScale
     ema: Ema | NoEma
-    execute: Execute = field(default_factory=Eager)  # runs the device's part of a step, directly or as a graph
-    decisions: Decisions = field(default_factory=Decisions)  # made by the first look, or read from the snapshot
-    profile: AbstractContextManager = field(default_factory=nullcontext)  # a context that is entered at each step
+    # runs the part of a step that the device computes, directly or as a CUDA graph
+    execute: Execute = field(default_factory=Eager)
+    # decisions made by the first look, or read from the snapshot
+    decisions: Decisions = field(default_factory=Decisions)
+    profile: AbstractContextManager = field(default_factory=nullcontext)  # a context that each step enters
     meter: Meter = field(default_factory=Meter)
-    records: dict[str, str] = field(default_factory=dict)  # of the training and validation clips, for snapshots
-    num_batches: int = 0  # batches of training and validation so far; should_stop counts them
+    records: dict[str, str] = field(default_factory=dict)  # records of the training and validation clips, for snapshots
+    num_batches: int = 0  # number of training and validation batches so far, counted by should_stop
 
     def should_stop(self) -> bool:
         """Whether a signal has asked any rank to stop. All ranks call this after each batch and get the same answer.
 
-        If a rank has had to change to a slower way of computing, this call also changes all other ranks to that way.
+        If a rank had to switch to a slower way of computing, this call switches all other ranks to the same way.
         """
         self.beat()
         self.num_batches += 1

@@ -41,7 +41,7 @@ def score_clips(
 
     One rank of each machine scores its first batch before the others, which then find the compiled code in the cache.
     """
-    forward.agree(ranks)  # otherwise some ranks would take turns and the others would not
+    forward.agree(ranks)  # all ranks must agree: otherwise some ranks would take turns while other ranks would not
     parts = []
     for number, batch in enumerate(loader.epoch(0)):
         compiles = number == 0 and forward.way is Way.COMPILED

@@ -58,7 +58,7 @@ def train_here(
     """Train in this process. Returns the exit code: 0, or the code of the signal that stopped the run (EXIT_CODES).
 
     `advice` is logged after the first line about the run, unless it is empty. `arguments` is the command line. With
-    `lookup` the run uses the settings that `tune` has found, or those of the snapshot from which it is restarted.
+    `lookup` the run uses the settings that `tune` has found, or, after a restart, the settings of its snapshot.
 
     While the data are prepared, a signal ends the process immediately; clips that are already prepared are kept.
     """
@@ -67,7 +67,7 @@ def train_here(
     with join(device) as ranks, claim(work_dir, resume, ranks) as claimed:
         snapshot = last_snapshot(work_dir, ranks) if claimed.resume else None
         told = None
-        if lookup is not None and snapshot:  # the launcher has restarted the run
+        if lookup is not None and snapshot:  # true if the launcher has restarted the run
             stored = from_json(snapshot.state["experiment"], snapshot.path, lambda _: None)
             experiment = executed_with(experiment, execution_of(stored), lookup.fixed)
         elif lookup is not None:
@@ -106,7 +106,7 @@ def train_here(
                 if snapshot:
                     check_tensors(run, snapshot)
                     take_up(run, snapshot.state, changed)
-                else:  # drops the records of an earlier run that saved no snapshot
+                else:  # starts at step 0, and drops the records of an earlier run that saved no snapshot
                     journal.continue_from(run.cursor, run.cursor.batch_size)
                 set_up_steps(run, profile, work_dir)
                 introduce(run)
@@ -130,9 +130,9 @@ def train_here(
 
 @contextmanager
 def begun(run: Run, start: dict[str, Any], snapshot: Snapshot | None) -> Iterator[None]:
-    """A context for a run that has passed all checks. Files are written into its folder only within this context.
+    """A context for a run that has passed all checks. Files are written into the run's folder only within this context.
 
-    The `start` is recorded in starts.json. Signals ask the run to stop.
+    On entry, `start` is recorded in starts.json. Within the context, signals ask the run to stop instead of ending it.
     """
     run.journal.open()
     if not run.ranks.leads:
@@ -151,7 +151,7 @@ def begun(run: Run, start: dict[str, Any], snapshot: Snapshot | None) -> Iterato
 def last_snapshot(work_dir: Path, ranks: Ranks) -> Snapshot | None:
     """The snapshot to resume from. Rank 0 chooses it, because on NFS the other ranks may see new files late.
 
-    Raises SnapshotError if the folder has snapshots, but only damaged ones, or if the newest is of another program.
+    Raises SnapshotError if all snapshots in the folder are damaged, or if another program wrote the newest snapshot.
     """
     snapshot = newest_to_resume(work_dir, print) if ranks.leads else None
     name = ranks.from_leader(snapshot.path.name if snapshot else None)
@@ -170,7 +170,7 @@ def check_clips(
 
 
 def check_before_packing(snapshot: Snapshot, experiment: Experiment, ranks: Ranks) -> None:
-    """Raise UserError if it is clear before packs are made that the clips are not those of the snapshot.
+    """Raise UserError if the clips are not the clips of the snapshot, as far as this is clear before packs are made.
 
     This check takes seconds, whereas making packs for other clips can take hours.
     """
@@ -194,8 +194,10 @@ def set_up_steps(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> N
 
 
 def introduce(run: Run) -> None:
-    """Log batch size, precision, device, compilation and optimizer in one line. Also log why the precision is not the
-    usual one, and warnings if there are fewer clips than a batch needs or BatchNorm sees very few clips.
+    """Log batch size, precision, device, compilation and optimizer in one line.
+
+    If the precision is unusual, also log the reason. Log warnings if there are fewer clips than a batch needs or
+    BatchNorm sees very few clips.
     """
     optim, world_size = run.experiment.optim, run.ranks.world_size
     share = optim.batch_size // world_size // optim.accumulate

@@ -101,7 +101,7 @@ def own_experiment(choice: str) -> Experiment:
         )
     try:
         content = runpy.run_path(file, run_name="own_experiments")
-    except (Exception, SystemExit) as error:  # a user's file can raise anything
+    except (Exception, SystemExit) as error:  # a user's file can raise any exception
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
         reason = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
@@ -147,11 +147,10 @@ def changed(experiment: Experiment, options: Choice) -> Experiment:
 
 
 def with_classes_of_file(experiment: Experiment, settings: AbstractSet[str]) -> Experiment:
-    """The experiment with the values of its annotation file. The names in `settings` are those that the user has set,
-    which stay as they are.
+    """The experiment with the values of its annotation file.
 
-    If there is no annotation file yet, the experiment stays as it is. Raises AnnotationError if the file cannot be
-    used.
+    Values that the user has set, whose names are in `settings`, do not change. If there is no annotation file yet,
+    nothing changes. Raises AnnotationError if the file cannot be used.
     """
     # Imported here, because only this function reads annotations.
     from pipelines.annotations.table import open_table
@@ -174,9 +173,9 @@ def with_classes_of_file(experiment: Experiment, settings: AbstractSet[str]) -> 
 
 
 def split_of_file(splits: Collection[str], preferred: str | None) -> str | None:
-    """The pair of splits to use: the preferred one if it is among the `splits` of a file, or else their only pair.
+    """The pair of splits to use: the preferred pair if it is among a file's `splits`, or else the file's only pair.
 
-    If there is neither, the preferred pair is returned, and the run will say which splits there are.
+    If there is neither, the preferred pair is returned, and the run will say which splits the file has.
     """
     if preferred is None or find_split(splits, f"{preferred}_train"):
         return preferred
@@ -207,7 +206,7 @@ def parse_assignments(experiment: Experiment, assignments: Sequence[str]) -> dic
         try:
             changes[key] = parse_value(text, hint)
         except UserError as error:
-            # A mistake in a skeleton is in its file, so explaining the setting would not help.
+            # If a skeleton is wrong, the mistake is in its file, so explaining the setting would not help.
             meaning = "" if hint is Skeleton else f"; {explain(part, key.rpartition('.')[2], key)}"
             raise UserError(f"--set {assignment}: {error}{meaning}") from None
     return changes
@@ -267,13 +266,16 @@ def changed_by(config: Any, changes: dict[str, Any]) -> Any:
     parts = {
         name: changed_by(part, rest)
         for name, rest in nested.items()
-        if (part := own.get(name, getattr(config, name))) is not None  # a part that --set has made None stays None
+        if (part := own.get(name, getattr(config, name))) is not None  # if --set has made the part None, it stays None
     }
     return replace(config, **own | parts) if own or parts else config
 
 
 def value_at(config: Any, key: str) -> Any:
-    """The value of a field such as model.pcan.fine_width, or None if one of the parts in its name is None."""
+    """The value of a field such as model.pcan.fine_width.
+
+    None if a part in the field's name, such as model.pcan, is None.
+    """
     for name in key.split("."):
         config = getattr(config, name, None)
     return config
@@ -298,7 +300,8 @@ def parse_value(text: str, hint: Any) -> Any:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
     kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    for kind in sorted(kinds, key=lambda kind: kind is not type(None)):  # try None first, as "none" is also a valid str
+    # try None first, because the text "none" would also be a valid str
+    for kind in sorted(kinds, key=lambda kind: kind is not type(None)):
         matches, result = match_type(value, text, kind)
         if matches:
             return result
@@ -333,7 +336,8 @@ def match_type(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
 
 def match_tuple(value: Any, text: str, kinds: tuple[Any, ...]) -> tuple[bool, Any]:
     """Like `match_type`, for the types tuple[kind, ...] and tuple[kind, kind]. A single value counts as a tuple."""
-    if isinstance(value, str) and text == value:  # not a Python literal, so one or several names without quotes
+    # `text` is not a Python literal, so it is one name or several names without quotes
+    if isinstance(value, str) and text == value:
         value = tuple(part.strip() for part in text.strip("()[]").removesuffix(",").split(",")) if text else ()
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
     if kinds[-1] is Ellipsis:

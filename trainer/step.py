@@ -49,11 +49,11 @@ def update(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 
 def gradients_of_batch(run: Run, parts: list[Batch]) -> list[dict[str, Tensor]]:
-    """Compute the gradients of a batch. Returns the loss terms and accuracies of each of its parts.
+    """Compute the gradients of a batch. Returns the loss terms and accuracies of each part of the batch.
 
     If compiled code or cuDNN fails, the gradients are computed again in a slower way (trainer/runtime/forward.py). This
-    is not possible with several ranks, because the other ranks would not exchange their values again. Nor is it
-    possible while a CUDA graph is recorded (trainer/runtime/cuda_graph.py).
+    is not possible with several ranks, because the other ranks would not exchange their values again. It is not
+    possible either while a CUDA graph is recorded (trainer/runtime/cuda_graph.py).
     """
     on_gpu = run.ranks.device.type == "cuda"
     while True:
@@ -103,7 +103,7 @@ def exchange_if(last: bool, parallel: torch.nn.Module) -> AbstractContextManager
 
 
 def split(batch: Batch, count: int) -> list[Batch]:
-    """Divide a batch into `count` equal parts. They share the memory of the batch."""
+    """Divide a batch into `count` equal parts, which share the memory of the batch."""
     if count == 1:
         return [batch]
     columns = {name: tensor.chunk(count) for name, tensor in batch.tensors().items()}

@@ -1,4 +1,4 @@
-"""Converts an experiment to settings that JSON can hold, and back, and says in which settings two experiments differ.
+"""Converts an experiment to JSON settings and back, and lists the settings in which two experiments differ.
 
 Snapshots, experiment.json, exported files and `config --json` contain such settings.
 """
@@ -17,9 +17,9 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.settings import describe_type, match_type
 
-TYPE = "type"  # names the dataclass of a part that can be one of several, such as the model
-LONGEST = 60  # characters of a value in a sentence; longer values are cut
-# If one of these settings, or a part of it, changes, the scores of a run can no longer be compared with earlier ones.
+TYPE = "type"  # key with the name of a part's dataclass, if the part can be one of several, such as the model
+LONGEST = 60  # maximum number of characters of a value in a sentence; longer values are cut
+# If one of these settings, or a part of it, changes, the scores of a run can no longer be compared with earlier scores.
 MEANING = ("model", "data.split", "data.val_split", "data.num_classes", "data.coarse_map", "clip", "align_channels")
 
 
@@ -42,7 +42,7 @@ def from_json(text: str | Path, source: object, say: Callable[[str], None]) -> E
     """
     try:
         settings = read_json(text) if isinstance(text, Path) else parse_json(text)
-    except UserError:  # the file is a folder or a pipe
+    except UserError:  # `file` is a folder or a pipe
         raise
     except (ValueError, TypeError):
         raise UserError(f"the settings in {source} are not JSON: use another file") from None
@@ -111,7 +111,7 @@ def read_value(value: Any, hint: Any, at: str, unknown: list[str]) -> Any:
 
 
 def type_of(settings: dict[str, Any], kinds: list[Any], at: str) -> Any:
-    """The dataclass that the settings name. If they name none, the one with the most similar fields."""
+    """The dataclass that the settings name. If they name none, the dataclass with the most similar fields."""
     name = settings.get(TYPE)
     if name is None:
         return min(kinds, key=lambda kind: (len(names_of(kind) ^ settings.keys()), len(kind.__mro__)))
@@ -131,7 +131,7 @@ def dataclasses_in(hint: Any) -> list[Any]:
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
-    """The types that a field can have: those of a union, or the only one."""
+    """The types that a field can have: the types in a union, or the only type."""
     return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
 
 

@@ -1,1 +1,1 @@
-"""The commands of `python -m trainer`, one file for each."""
+"""The commands of `python -m trainer`. Each command has its own file."""

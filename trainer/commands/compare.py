@@ -1,7 +1,7 @@
 """`python -m trainer compare`: draws the curves of several runs in one picture.
 
 It also prints the best validation of each run, the settings in which the runs differ, and a comparison of their scores
-clip by clip. Scores alone can be compared, too.
+clip by clip. It can also compare files of scores without runs.
 """
 
 from collections.abc import Sequence
@@ -80,9 +80,9 @@ def compare_scores(files: Sequence[Path], names: Sequence[str], console: Console
 
 
 def results_of(scores: Sequence[StoredScores], names: Sequence[str]) -> list[Result]:
-    """The metrics of scores that have labels and settings.
+    """The metrics of all scores that have labels and settings.
 
-    If an experiment was run on several splits, such as cross-subject and cross-view, its name stands for all its runs.
+    If an experiment was run on several splits, such as cross-subject and cross-view, its name is used for all its runs.
     """
     known = [(each, name) for each, name in zip(scores, names, strict=True) if each.experiment and each.has_labels]
     splits = [each.experiment.data.split_for(train=False) for each, _ in known if each.experiment]
@@ -108,7 +108,7 @@ def bests(past_runs: Sequence[PastRun]) -> Table:
 
 
 def differences(runs: Sequence[PastRun]) -> Table:
-    """A table of what the runs differ in: settings, and the code, versions and machine of their last starts.
+    """A table of what differs between the runs: settings, and the code, versions and machine of their last starts.
 
     A setting that an older version did not have is shown as its default.
     """
@@ -126,7 +126,8 @@ def shortened(value: Any) -> str:
 def as_text(value: float | None) -> str:
     """Format a value for a cell of a table.
 
-    Integers stay as they are. Floats up to 1 get four decimals, and larger floats get one. None and NaN become "".
+    Integers stay as they are. Floats up to 1 get four decimals, and larger floats get one decimal. None and NaN become
+    "".
     """
     if value is None or value != value:
         return ""

@@ -22,8 +22,8 @@ DESCRIPTION = """Print the settings of an experiment:
   python -m trainer config --exp ntu60_x3d
   python -m trainer config --exp ntu60_x3d --set optim.lr=0.004 --diff
   python -m trainer config --exp ntu60_x3d --json > mine.json"""
-WIDEST = 110  # columns; longer lines are hard to read
-LONGEST = 160  # characters of a value; longer values are cut
+WIDEST = 110  # maximum width in columns; longer lines are hard to read
+LONGEST = 160  # maximum number of characters of a value; longer values are cut
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class ConfigOptions(Choice):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting. `kind` describes its type in words. `default` is MISSING if there is none."""
+    """One setting. `kind` describes its type in words. `default` is MISSING if the setting has no default."""
 
     name: str
     value: Any
@@ -52,7 +52,8 @@ def config(options: ConfigOptions) -> int:
     experiment = experiment_of(options)
     if options.json:
         print(json.dumps(to_settings(experiment), indent=1))
-        return 2 if lost_output() else 0  # so that a program that reads half of the JSON notices that it is incomplete
+        # exit code 2 says that output was lost, so that a program does not mistake a part of the JSON for the whole
+        return 2 if lost_output() else 0
     console = Console(highlight=False)
     console.width = min(console.width, WIDEST)
     settings = list(settings_of(experiment))
@@ -85,14 +86,16 @@ def show(setting: Setting, console: Console, note: str = "") -> None:
 def settings_of(part: Any, prefix: str = "", defaults: Any = None) -> Iterator[Setting]:
     """The settings of an experiment or of one of its parts, whose names start with `prefix`.
 
-    defaults: an object of the same type whose values are the defaults, or None if the defaults are those of the type.
+    defaults: an object of the same type whose values are the defaults, or None if the type of `config` defines the
+    defaults.
     """
     hints, limits, texts = get_type_hints(type(part)), ranges(type(part)), meanings(type(part))
     for field in fields(part):
         name, value = prefix + field.name, getattr(part, field.name)
         default = default_of(type(part), field.name) if defaults is None else getattr(defaults, field.name)
         if is_dataclass(value) and not isinstance(value, Skeleton):
-            if sum(map(is_dataclass, get_args(hints[field.name]))) > 1:  # the experiment chose one of several types
+            # the experiment has chosen one of the field's several types
+            if sum(map(is_dataclass, get_args(hints[field.name]))) > 1:
                 name_of_type = type(value).__name__
                 yield Setting(name, name_of_type, MISSING, "chosen by the experiment, not by --set", texts[field.name])
             yield from settings_of(value, f"{name}.", default if type(default) is type(value) else None)
@@ -104,10 +107,10 @@ def settings_of(part: Any, prefix: str = "", defaults: Any = None) -> Iterator[S
 
 
 def base_of(options: ConfigOptions, experiment: Experiment, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
-    """What --diff compares with, in words and as values.
+    """The settings with which --diff compares: their name in words, and their values.
 
-    This is the experiment as it ships, or a user's own experiment as its file defines it. If `experiment` does not
-    differ from that, --diff compares with the defaults.
+    They are those of the shipped experiment, or of a user's own experiment as its file defines it. If `experiment` has
+    exactly these settings, --diff compares with the defaults instead.
     """
     shipped, named = EXPERIMENTS.get(experiment.name), experiment_named(options)
     for told, base in (("the experiment as it ships", shipped), (f"{options.exp or options.config}", named)):

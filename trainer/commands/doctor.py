@@ -29,8 +29,9 @@ from trainer.settings import Choice, experiment_of
 State = Literal["ok", "note", "bad"]
 SPACE = 40  # GB of free disk space: the packs of NTU-60 take about 35 GB
 SHARED_MEMORY = 1  # GB of free shared memory, which NCCL and worker processes need
-EXTRAS = {"export": "onnxscript", "pose": "rtmlib", "wandb": "wandb"}  # for each extra, one of its packages
-CORES = 4  # CPU cores that read, decode and plan the batches of one GPU
+# for each optional extra of Duet, one of its packages
+EXTRAS = {"export": "onnxscript", "pose": "rtmlib", "wandb": "wandb"}
+CORES = 4  # number of CPU cores that a GPU needs, because they read, decode and plan its batches
 # For the first word of an experiment's name: the published names of its annotation files and of its videos.
 PUBLISHED_DATA = {
     "ntu60": ("ntu60_2d.pkl of MMAction2 (pyskl: ntu60_hrnet.pkl)", "NTU RGB+D 60"),
@@ -167,7 +168,7 @@ def dali(driver: Driver | None, on_gpu: bool) -> Finding:
 
 
 def ffmpeg(version: str) -> Finding:
-    """Report the version of FFmpeg in PyAV, which opens videos of strangers, and whether it is one with known holes."""
+    """Report the version of PyAV's FFmpeg, which opens strangers' videos, and whether it has known security holes."""
     numbers = re.match(r"n?(\d+)\.(\d+)(?:\.(\d+))?", version)
     if numbers is not None and tuple(int(number or 0) for number in numbers.groups()) >= SAFE_FFMPEG:
         return Finding("FFmpeg", "ok", f"{version}, decodes video on the CPU")
@@ -176,7 +177,7 @@ def ffmpeg(version: str) -> Finding:
 
 
 def cpu(cores: int, num_gpus: int) -> Finding:
-    """Check whether the process may use enough cores to keep its GPUs busy."""
+    """Check whether this process may use enough CPU cores to keep its GPUs busy."""
     details = f"{cores} cores, {_memory_gb():.0f} GB of memory"
     if cores < CORES * num_gpus:
         fix = f"use {CORES} cores for each GPU (SLURM: --cpus-per-task, and srun -c)"
@@ -221,7 +222,7 @@ def space(what: str, path: Path, needed: float, fix: str) -> Finding:
 def check_data(experiment: Experiment) -> Iterator[Finding]:
     """Check annotations, videos and packs of an experiment, and name a published file with which training can start.
 
-    The demo passes, because it makes its own data.
+    The demo always passes this check, because it makes its own data.
     """
     data = experiment.data
     if data.demo is not None:
@@ -263,7 +264,7 @@ def check_annotations(experiment: Experiment, file: Path) -> tuple[Finding, Clip
 
 
 def published_data(experiment: Experiment) -> tuple[str, str]:
-    """What the annotation files and the videos of an experiment are called where they are published."""
+    """The published names of an experiment's annotation files and videos."""
     return PUBLISHED_DATA.get(experiment.name.partition("_")[0], ("your annotation file", "your data set"))
 
 

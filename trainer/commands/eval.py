@@ -89,7 +89,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
                 refuse_links_in(out)
             if options.out is None and (out / SCORES).exists():
                 print(f"{out} has results of an earlier eval, which will be replaced", file=sys.stderr)
-            make_folder(out)  # so that a folder without write permission is reported now, and not after scoring
+            make_folder(out)  # so that a folder without write permission is reported before scoring, not after it
         scores, names, experiment = score(experiment, network.to(ranks.device).eval(), ranks, views, out)
         if ranks.leads:
             metrics = all_metrics(scores)
@@ -107,8 +107,8 @@ def score(
 ) -> tuple[Scores, Sequence[str], Experiment]:
     """Score the validation split. Returns scores, names of clips in the same order, and the experiment.
 
-    The scores of a clip are means over its `views`. If the experiment has no class names, the returned
-    experiment has those of the annotation file.
+    The scores of a clip are means over its `views`. If the experiment has no class names, the returned experiment has
+    the class names of the annotation file.
     """
     console = Console(stderr=True, quiet=not ranks.leads)
     say = partial(console.print, markup=False)
@@ -127,7 +127,7 @@ def score(
 
 
 def show(experiment: Experiment, num_clips: int, metrics: dict[str, float], views: Views) -> None:
-    """Print what papers on the data set report, and then all metrics, with the views of each clip that were scored."""
+    """Print what papers on the data set report, then all metrics, and which views of each clip were scored."""
     console = Console()
     for table in paper_tables([Result(experiment.name, experiment, metrics)]):
         print_table(table, console)

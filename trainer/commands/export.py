@@ -1,7 +1,7 @@
 """`python -m trainer export`: writes a checkpoint's network to a file that other programs can run.
 
-The exported network takes any number of clips. Frames and heatmaps may have the sizes used in training or those used
-in validation. Metadata in the file describe the inputs (export_recipe.py). Before the file gets its final name, its
+The exported network takes any number of clips. Frames and heatmaps may have the sizes of training or the sizes of
+validation. Metadata in the file describe the inputs (export_recipe.py). Before the file gets its final name, its
 outputs are compared with those of the original network.
 """
 
@@ -34,7 +34,8 @@ from trainer.commands.export_recipe import INPUTS, PRECISION, recipe, sizes_of
 from trainer.config import Experiment
 from trainer.snapshots.choice import Checkpoint, RunChoice, checkpoint_of, tell
 
-TOLERANCE = 1e-4  # largest accepted difference between a probability of the written file and that of the network
+# largest accepted difference between a probability from the written file and the same probability from the network
+TOLERANCE = 1e-4
 NUM_CLIPS = (1, 3)  # numbers of clips in the two comparisons; 2 is left out, because the network is traced with 2 clips
 
 

@@ -54,7 +54,7 @@ def check_extra(chosen: Format) -> None:
 
 def write_pt2(scorer: Scorer, inputs: Inputs, any_side: bool, metadata: str, path: Path) -> None:
     exported = traced(scorer, inputs, any_side)
-    exported.example_inputs = None  # do not save these: they can be twice as large as the network
+    exported.example_inputs = None  # not saved, because they can be twice as large as the network
     content = io.BytesIO()  # saved in memory first, because on a full disk torch's file writer would kill the process
     torch.export.save(exported, content, extra_files={f"{KEY}.json": metadata})
     path.write_bytes(content.getbuffer())

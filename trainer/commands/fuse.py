@@ -1,6 +1,7 @@
-"""`python -m trainer fuse`: a weighted sum of the scores of several networks, which are matched by the names of clips.
+"""`python -m trainer fuse`: adds up the scores of several networks with weights, and matches the scores by clip names.
 
-The weights are given, or fitted on clips with labels. How much each member contributes is reported with intervals.
+The user gives the weights, or they are fitted on clips with labels. The report says with an interval how much each
+member contributes.
 """
 
 import json
@@ -102,7 +103,7 @@ def default_metric(files: Sequence[MemberFile]) -> Metric:
 
 
 def fit_of(options: FuseOptions, files: Sequence[MemberFile], members: Members, metric: Metric) -> Fit:
-    """The weights that the options give or ask to fit. Raises UserError."""
+    """The weights of --weights, fitted weights if --fit asks for them, or equal weights. Raises UserError."""
     first = files[0].stored
     everything = torch.arange(len(first.names))
     if not options.fit:
@@ -125,9 +126,9 @@ def fit_of(options: FuseOptions, files: Sequence[MemberFile], members: Members, 
 
 
 def scores_to_fit(options: FuseOptions, files: Sequence[MemberFile]) -> list[MemberFile]:
-    """The scores that --fit names, with the streams of the members.
+    """The scores in the files that --fit names, for the same streams as those of the members.
 
-    Raises UserError if there is not one file for each member, or if they contain clips of the results.
+    Raises UserError unless there is one file for each member, or if the files contain clips of the results.
     """
     if options.fit == ("val",):
         places = [str(file.stored.path.parent.parent / "eval") for file in files]
@@ -151,7 +152,7 @@ def scores_to_fit(options: FuseOptions, files: Sequence[MemberFile]) -> list[Mem
 
 
 def given_weights(options: FuseOptions, num_members: int) -> tuple[float, ...]:
-    """The weights of --weights, or equal ones, scaled to the sum 1."""
+    """The weights of --weights, or equal weights, scaled so that their sum is 1."""
     weights = options.weights or (1.0,) * num_members
     if len(weights) != num_members or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
         raise UserError(
@@ -168,10 +169,10 @@ def shown(weights: Sequence[float]) -> str:
 def contributions(
     places: Sequence[str], members: Members, weights: tuple[float, ...], metric: Metric
 ) -> dict[str, Any]:
-    """The metric of the fused scores, that of each member alone, and the gain of each member, for fusion.json.
+    """The content of fusion.json: the metric of the fused scores and of each member alone, and the gain of each member.
 
-    The gain is by how much the metric is better than that of a fusion without the member. Intervals are those of a
-    bootstrap over the clips, and contain 95 % of its samples.
+    The gain of a member is the metric of the fusion minus the metric of a fusion without this member. The 95 %
+    intervals come from a bootstrap over the clips.
     """
     count, rows = len(weights), []
     fused = members.outcome(weights)
@@ -208,7 +209,7 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 
 def scores_of(members: Members, weights: tuple[float, ...]) -> Scores:
-    """The fused scores, as those of a stream with the name `fused`."""
+    """The fused scores, stored as the scores of a single stream that is called `fused`."""
     fine, coarse = members.fused(weights)
     probability = {"fused": fine} | ({} if coarse is None else {f"fused{COARSE}": coarse})
     return Scores(torch.arange(len(fine)), members.label, members.coarse_label, probability)

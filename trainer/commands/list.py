@@ -1,4 +1,4 @@
-"""`python -m trainer --list`: prints a table of all experiments, says for whom each of them is, and where to start."""
+"""`python -m trainer --list`: prints a table that says for whom each experiment is, and advice on where to start."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -6,9 +6,9 @@ from rich.console import Console
 from trainer.commands.tables import new_table
 from trainer.experiments import EXPERIMENTS
 
-WIDTH = 100  # characters; the table is at most this wide
+WIDTH = 100  # maximum width of the table in characters
 # For each experiment: for whom it is, the published top-1 that it aims at, and the weights for --init. Scores on NTU
-# are those of the cross-subject split with one sample of each clip (docs/sources.md, "Training").
+# are for the cross-subject split and one sample of each clip (docs/sources.md, "Training").
 ABOUT = {
     "ma52": ("the guide's experiment 1: PCAN", "80-85 % (guide)", ""),
     "ma52_pcan": ("PCAN exactly as published", "66.7 % (PCAN)", "merged streams"),
@@ -63,7 +63,7 @@ SIZES = {
 
 
 def list_experiments(console: Console) -> None:
-    """Print the table of all experiments, with a line between different data, and below it where to start."""
+    """Print the table of all experiments, with a line between the data sets, and then advice on where to start."""
     console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
     headers = ("experiment", "for", "published top-1", "--init with", "params", "GMAC")
     table = new_table(*headers, box=SIMPLE_HEAD, padding=(0, 0, 0, 1))

@@ -37,7 +37,7 @@ from trainer.settings import SETTINGS
 from trainer.snapshots.choice import Checkpoint, CheckpointChoice, checkpoint_of, tell
 from trainer.snapshots.work_dir import refuse_links_in
 
-SEVERAL = (*PICKLES, ".json")  # files that can have the skeletons of several videos
+SEVERAL = (*PICKLES, ".json")  # extensions of files that can contain the skeletons of several videos
 WIDTH = 120  # width of the table in characters when the output is not a terminal
 
 
@@ -45,7 +45,8 @@ WIDTH = 120  # width of the table in characters when the output is not a termina
 class PredictOptions(CheckpointChoice):
     """Name the actions in videos: python -m trainer predict a.mp4 --checkpoint work_dirs/ntu60 --pose FILE"""
 
-    config: tyro.conf.Suppress[Path | None] = None  # these three are seldom useful here, so the help leaves them out
+    # the help leaves these three options out, because they are seldom useful here
+    config: tyro.conf.Suppress[Path | None] = None
     coarse_map: tyro.conf.Suppress[str | None] = None
     ranks: tyro.conf.Suppress[int | None] = None
     videos: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="")]
@@ -53,20 +54,20 @@ class PredictOptions(CheckpointChoice):
     live: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
     """Predict a stream, a camera (/dev/video0), or a file at its own speed."""
     max_delay: Annotated[float, tyro.conf.arg(metavar="S")] = 1.0
-    """With --live: drop frames that have waited this many seconds."""
+    """With --live: drop frames that have waited longer than this many seconds."""
     pose: Annotated[Path | None, tyro.conf.arg(metavar="PATH", aliases=["--poses"], help_behavior_hint="")] = None
     """Skeletons: a pickle, or a file or folder as for annotate. Default: estimated."""
     window: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Frames of a window. Default: as many as a clip of the training has."""
+    """Frames of a window. Default: as many as a training clip has."""
     stride: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Frames between the starts of two windows. Default: half a window."""
     per_person: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Give each person a label of their own."""
+    """Label each person separately."""
     explain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show where the network looked (Grad-CAM)."""
     estimation: tyro.conf.OmitArgPrefixes[EstimatorOptions] = DEFAULT
     people: Annotated[int, tyro.conf.arg(metavar="N")] = 2
-    """Most people whose skeletons are estimated, or read from files."""
+    """Maximum number of people whose skeletons are estimated, or read from files."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of the results. Default: predict/ beside the checkpoint."""
 
@@ -136,14 +137,14 @@ def predict_live(
 
 
 def not_written(video: Path | str, out: Path, error: OSError) -> UserError:
-    """The error for the user if results cannot be written."""
+    """The UserError that says why the results of a video cannot be written."""
     return UserError(
         f"the results of {video} cannot be written to {out} ({error.strerror or error}); name another folder with --out"
     )
 
 
 def check_live(options: PredictOptions) -> None:
-    """Raise UserError for options that do not fit a live source."""
+    """Raise UserError if an option cannot be used with a live source."""
     if options.videos:
         raise UserError(
             f"--live {options.live} and the video {options.videos[0]} are both named: leave one of them out"
@@ -157,7 +158,10 @@ def check_live(options: PredictOptions) -> None:
 
 
 def scorer_of(checkpoint: Checkpoint, device: torch.device, explains: bool, out: Path, console: Console) -> Scorer:
-    """The network of a checkpoint, ready to score windows. `out`: the folder for a report if it cannot be compiled."""
+    """The network of a checkpoint, ready to score windows.
+
+    `out`: the folder for a report if the network cannot be compiled.
+    """
     experiment = checkpoint.experiment
     check_cards(experiment.optim.precision, device.type, 1)
     network = build_model(experiment.model)
@@ -170,7 +174,7 @@ def scorer_of(checkpoint: Checkpoint, device: torch.device, explains: bool, out:
 
 
 def headers_of(videos: tuple[Path, ...], bad: dict[Path, VideoError]) -> dict[Path, Header]:
-    """The headers of all videos that can be read. The reasons for the others are added to `bad`."""
+    """The headers of all videos that can be read. For each unreadable video, the reason is added to `bad`."""
     headers = {}
     for video in videos:
         try:
@@ -181,7 +185,7 @@ def headers_of(videos: tuple[Path, ...], bad: dict[Path, VideoError]) -> dict[Pa
 
 
 def complain(bad: dict[Path, VideoError], total: int, console: Console) -> None:
-    """Say which of `total` videos have no result, and why. Raises UserError if there are any."""
+    """Say which of `total` videos have no result, and why. Raises UserError if there are such videos."""
     for video, error in bad.items():
         console.print(f"{printable(str(video))} has no result: {error}", markup=False, highlight=False, soft_wrap=True)
     if bad:
@@ -206,7 +210,7 @@ def with_run(options: PredictOptions) -> PredictOptions:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether this is the path of a checkpoint or of a run's folder, and not that of a video."""
+    """Whether this is the path of a checkpoint or of a run's folder, and not the path of a video."""
     return path.suffix in (".pth", ".safetensors") or (path / SETTINGS).is_file() or any(path.glob("*.pth"))
 
 

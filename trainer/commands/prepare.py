@@ -35,7 +35,7 @@ class PrepareOptions(Choice):
 
 
 def prepare(options: PrepareOptions) -> int:
-    """Make the packs of an experiment, estimate the time and space for that, or list or free existing clips.
+    """Make the packs of an experiment, estimate their time and disk space, or list or free existing clips.
 
     For the demo, its videos are made first.
     """

@@ -1,4 +1,7 @@
-"""`python -m trainer recipe NAME`: trains in stages, each a run of its own under one folder, and fuses all scores."""
+"""`python -m trainer recipe NAME`: trains in stages and fuses all scores.
+
+Each stage is a separate run, and all runs are in one folder.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -101,7 +104,7 @@ def stand_ins_of(options: RecipeOptions, chosen: Recipe) -> dict[str, Path]:
 
 
 def stage_table(place: Place) -> Table:
-    """A table with what each stage does, and whether it is done."""
+    """A table that says what each stage does, and whether the stage is done."""
     table = new_table("stage", "what it does", "state", title=place.recipe.name)
     for stage in place.recipe.stages:
         match stage:
@@ -131,7 +134,7 @@ def summary(place: Place, console: Console) -> None:
 
 
 def make_page(place: Place, device: str) -> None:
-    """Make the page of all runs beside each other. If that fails, one line says so."""
+    """Make a page that shows all runs beside each other. If that fails, one line says so."""
     scores = {stage.of: place.of(stage.name) / SCORES for stage in place.recipe.stages if isinstance(stage, Evaluate)}
     runs = {place.of(name): scores.get(name) for name in place.recipe.trained if name not in place.stand_ins}
     for page in try_to_write(place.folder / PAGE, runs, device, print) if runs else ():
@@ -153,7 +156,7 @@ def run_table(place: Place) -> Table:
 
 
 def results(place: Place) -> Iterator[Result]:
-    """The metrics of each evaluated stage, and of the fused scores with the number of their clips."""
+    """The metrics of each evaluated stage and of the fused scores, whose name contains the number of clips."""
     for stage in place.recipe.stages:
         if isinstance(stage, Evaluate | Fuse):
             stored = read_scores(place.of(stage.name) / SCORES)

@@ -27,7 +27,7 @@ class ReportOptions:
     no_frames: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show only skeletons of the clips, so that the page contains no pictures from your data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network computes what it looked at in the clips that went wrong."""
+    """Device that computes where the network looked in wrongly predicted clips."""
 
 
 def report(options: ReportOptions) -> int:

@@ -91,8 +91,9 @@ def best_scores(stored: StoredScores) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_origin(run: Path, stored: StoredScores) -> None:
-    """Raise UserError if the scores in a run's folder come from other settings than the run's, or not from its best
-    snapshot. Scores of older versions do not say from which snapshot they come.
+    """Raise UserError if scores in a run's folder are not those of its own settings and its best snapshot.
+
+    Scores of older versions do not say from which snapshot they come.
     """
     path, checkpoint = stored.path, stored.checkpoint
     way_out = f"run python -m trainer eval {run} without these changes, or name {path} to submit them as they are"

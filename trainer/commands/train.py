@@ -83,7 +83,8 @@ def train(options: Options, arguments: list[str]) -> int:
     if experiment.cuda_graph:
         check_replay(device, world_size)
     if options.init is not None:
-        read_weights(options.init)  # so that a wrong file is reported now, and not after hours of preparation
+        # reports a wrong file before the data are prepared, because preparing may take hours
+        read_weights(options.init)
     if not started_by_launcher() and (world_size > 1 or options.max_restarts):
         return launch(world_size, arguments, options.max_restarts)
     return train_here(

@@ -30,7 +30,8 @@ class TuneOptions(Choice):
     """Options of `tune`. The search does not change the settings that --set names."""
 
     minutes: float = 10.0
-    """Time for measuring. Starting and compiling take extra time: minutes for each change that compiles again."""
+    """Time for measuring. Starting and compiling take extra time: minutes for each change that needs compiling again.
+    """
 
 
 def tune_command(options: TuneOptions, console: Console | None = None) -> int:
@@ -93,7 +94,7 @@ def name_of(row: Row) -> str:
 
 
 def summary(result: Result, options: TuneOptions) -> Iterator[str]:
-    """Sentences about the result, its files and how to use it. Draws the picture."""
+    """Draw the picture, and return sentences about the result, its files and how to use it."""
     from trainer.runtime.tuning.choice import in_words
 
     changes = in_words(result.default, result.experiment)
@@ -111,7 +112,7 @@ def summary(result: Result, options: TuneOptions) -> Iterator[str]:
 
 
 def draw(rows: list[Row], name: str) -> Figure:
-    """Bars of the clips per second of everything that was measured. Blue: chosen; grey: not faster."""
+    """Draw a bar with the clips per second of each form that was measured. Blue: chosen; grey: not faster."""
     measured = [row for row in rows if row.clips_per_s is not None]
     figure = Figure(figsize=(9, 1.2 + 0.35 * len(measured)), dpi=110, layout="constrained")
     axes = figure.subplots()

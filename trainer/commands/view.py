@@ -76,7 +76,10 @@ def view(options: ViewOptions) -> int:
 
 
 def view_worst(options: ViewOptions, experiment: Experiment, table: ClipTable) -> int:
-    """Draw the clips with the worst skeletons. If the network reads no videos and there are none, frames are black."""
+    """Draw the clips with the worst skeletons.
+
+    If the network reads no videos and a clip has none, its frames are black.
+    """
     quality, data = SkeletonQuality.of_table(table), experiment.data
     if options.worst is None or options.worst < 1 or (options.index, options.clip) != (None, None):
         raise UserError("--worst draws several clips: write 1 or more, and leave --index and --clip out")

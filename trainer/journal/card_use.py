@@ -10,9 +10,10 @@ import torch
 
 
 def card_use() -> list[str]:
-    """Two facts about the current GPU: "GPU memory 31.2 of 139.8 GB" and "GPU load 97%". Empty without a GPU.
+    """Two facts about the current GPU: "GPU memory 31.2 of 139.8 GB" and "GPU load 97%".
 
-    NVML is asked once a second at most. A fact that it does not know is left out, such as the load of a part of a card.
+    Without a GPU the list is empty. NVML is asked once a second at most. A fact that NVML does not know is left out,
+    such as the load of a part of a card.
     """
     return _measured(int(time.monotonic())) if torch.cuda.is_initialized() else []
 
@@ -23,7 +24,7 @@ def _measured(_second: int) -> list[str]:
     for measure in (_memory, _load):
         try:
             facts.append(measure())
-        except Exception:  # whatever NVML and torch raise, a run must not end because its display lacks a number
+        except Exception:  # whatever NVML and torch raise: a number that is missing on the display must not end a run
             continue
     return facts
 

@@ -38,7 +38,8 @@ class Events:
 
     def add_picture(self, name: str, png: bytes, step: int) -> None:
         """Add a picture, the content of a PNG file, under `name`."""
-        width, height = struct.unpack(">II", png[16:24])  # every PNG file begins with these after its first 16 bytes
+        # width and height, which follow the first 16 bytes of every PNG file
+        width, height = struct.unpack(">II", png[16:24])
         image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
         self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 

@@ -47,7 +47,7 @@ class Journal:
         self._num_epochs = 0
         self._tensorboard = None
         self.wandb: WandbLog | None = None
-        self._waiting: list[str] = []  # lines for train.log, until there is a file for them
+        self._waiting: list[str] = []  # lines that will be written to train.log once the file is open
         self._log: Lines | None = None
         if not later:
             self.open()
@@ -157,7 +157,7 @@ class Journal:
             self._view.start_validation(epoch, num_clips)
 
     def advance_validation(self, num_clips: int) -> None:
-        """Count `num_clips` clips of a validation as done."""
+        """Count `num_clips` more clips of a validation as done."""
         if self.active:
             self._view.advance_validation(num_clips)
 
@@ -172,7 +172,7 @@ class Journal:
     ) -> None:
         """Log the `metrics` of the validation of `num_clips` clips after the cursor's epoch, as a line and a record.
 
-        On a terminal they are a table: see validation_table, also for `best`, `selects` and `with_f1`.
+        A terminal shows them as a table. validation_table explains the table, `best`, `selects` and `with_f1`.
         """
         if not self.active:
             return
@@ -248,7 +248,8 @@ class Journal:
 
     def _open_tensorboard(self, cursor: Cursor) -> None:
         if self._tensorboard is None:
-            from trainer.journal.events import Events  # not at the top: slow, and only rank 0 needs it
+            # imported here because the import is slow, and only rank 0 needs it
+            from trainer.journal.events import Events
 
             with self._tolerated():
                 self._tensorboard = Events(self.work_dir / TENSORBOARD, cursor.total_clips + 1)

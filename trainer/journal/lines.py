@@ -14,7 +14,7 @@ from kernels.json_files import parse_json
 from kernels.whole_files import write_whole
 
 LOG, METRICS = "train.log", "metrics.jsonl"  # names of files in a work directory
-VALIDATION = b'"kind": "val"'  # part of each line of metrics.jsonl about a validation
+VALIDATION = b'"kind": "val"'  # every line of metrics.jsonl about a validation contains this text
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -117,7 +117,8 @@ class Lines:
     """A text file to which whole lines are appended. A line that does not fit on the disk is removed completely."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and path.stat().st_nlink > 1:  # `cp -al` and rsync make backups by hard links
+        # backups that `cp -al` or rsync has made with hard links must not change, so the file is copied first
+        if path.exists() and path.stat().st_nlink > 1:
             write_whole(path, path.read_bytes())
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115
         size = self._file.seek(0, os.SEEK_END)
@@ -131,7 +132,7 @@ class Lines:
         return self._file.seek(0, os.SEEK_END)
 
     def append(self, line: str) -> None:
-        """Append a line in one write. If that fails, the file stays as it was, and OSError is raised."""
+        """Append a line in one write. If that fails, the file does not change, and OSError is raised."""
         self.write(line.encode() + b"\n")
 
     def write(self, data: bytes) -> None:

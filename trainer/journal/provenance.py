@@ -86,7 +86,7 @@ NAMES = {"Python": "python", "torch": "torch", "triton": "triton", "DALI": "dali
 
 
 def code_of(start: dict[str, Any]) -> str:
-    """The commit of a start; + marks a checkout whose files had been changed since that commit."""
+    """The commit of a start. A + after it means that files of the checkout had been changed since that commit."""
     return "unknown" if start["commit"] is None else start["commit"] + "+" * (start["clean"] is False)
 
 
@@ -102,7 +102,7 @@ def recorded(work_dir: Path, start: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         start["end"] = now()
-        with contextlib.suppress(OSError):  # saving the snapshot has already reported a full disk
+        with contextlib.suppress(OSError):  # if the disk is full, saving the snapshot has already reported it
             _write_starts(work_dir, starts)
 
 
@@ -113,7 +113,7 @@ def _write_starts(work_dir: Path, starts: list[dict[str, Any]]) -> None:
 def read_starts(work_dir: Path) -> list[dict[str, Any]]:
     """The entries of starts.json, oldest first. Empty for runs of older versions, and if the file is damaged.
 
-    Entries that another program has written are left out.
+    Entries of other programs are left out.
     """
     try:
         starts = read_json(work_dir / STARTS)

@@ -16,7 +16,7 @@ from trainer.journal.clock import Clock
 
 PAUSE = 30.0  # seconds between two lines about training steps, if the output is not a terminal
 REFRESHES = 4  # how many times a second the block on a terminal is drawn
-GAP = "   "  # between two facts on a line
+GAP = "   "  # separates two facts on a line
 
 
 class PlainLines:
@@ -43,7 +43,7 @@ class PlainLines:
             _print(self._console, stamped)
 
     def start_validation(self, epoch: int, num_clips: int) -> None:
-        """Do nothing: a line follows when the validation has ended."""
+        """Do nothing: a line is printed when the validation has ended."""
 
     def advance_validation(self, num_clips: int) -> None:
         """Do nothing."""
@@ -68,13 +68,16 @@ class Screen:
         self._live: Live | None = None
         self._title, self._unit, self._done, self._total = "", "", 0, 1
         self._num_epochs = 0
-        self._clock: Clock | None = None  # None during a validation
+        self._clock: Clock | None = None  # is None during a validation
         self._values: Mapping[str, float] = {}
         self._eta = ""
         self._epoch = Means()
 
     def say(self, text: str, stamped: str) -> None:
-        """Print a line above the block. `stamped`, which has the time in addition, is for other outputs."""
+        """Print a line above the block.
+
+        `stamped`, the same line with the time, is for outputs that are not terminals.
+        """
         _print(self._console, text)
 
     def start_epoch(self, cursor: Cursor, num_epochs: int, clock: Clock) -> None:
@@ -85,9 +88,9 @@ class Screen:
         self._done += 1
 
     def train(self, stamped: str, cursor: Cursor, values: Mapping[str, float], eta: str) -> None:
-        """Take over the newest means. After the last step of an epoch, print a line about the epoch.
+        """Show the newest means in the block. After the last step of an epoch, print a line about the epoch.
 
-        `stamped`, the line of the log, is for other outputs.
+        `stamped`, the line of the log, is for outputs that are not terminals.
         """
         self._values, self._eta = values, eta
         self._epoch.add(values, cursor.step)
@@ -103,7 +106,7 @@ class Screen:
         self._done = min(self._done + num_clips, self._total)
 
     def validation(self, stamped: str, table: RenderableType) -> None:
-        """Print the table. `stamped`, the line of the log, is for other outputs."""
+        """Print the table. `stamped`, the line of the log, is for outputs that are not terminals."""
         self.hide()
         self._console.print(table)
 

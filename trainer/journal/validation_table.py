@@ -29,11 +29,12 @@ F1 = {
 def validation_table(
     title: str, metrics: Mapping[str, float], best: Mapping[str, float], selects: str, with_f1: bool = False
 ) -> Group:
-    """A table of percentages with a row for each stream. Beside each score is its change since the validation `best`.
+    """A table of percentages with a row for each stream.
 
-    `metrics` and `best` are the scores that metrics.summarize returns; `best` is empty for the first validation.
-    `selects` is the metric that selects the best snapshot, which is printed in bold type. Other weights than 1:1 have a
-    row only if `selects` is in it. With `with_f1`, a table of the F1 scores follows.
+    Beside each score stands its change since the validation `best`. `metrics` and `best` are the scores that
+    metrics.summarize returns; `best` is empty for the first validation. `selects` is the metric that selects the best
+    snapshot, which is printed in bold type. A sum with other weights than 1:1 has a row only if `selects` is one of its
+    metrics. With `with_f1`, a table of the F1 scores follows.
     """
     rows = {}
     for average in ("", "ema/"):
@@ -72,6 +73,6 @@ def _score(name: str, metrics: Mapping[str, float], best: Mapping[str, float], s
     text = Text(f"{100 * metrics[name]:.2f}", style="bold" if name == selects else "")
     if name in best:
         change = 100 * (metrics[name] - best[name])
-        digits = 2 if abs(change) < 10 else 1  # so that a column is no wider than 12 characters
+        digits = 2 if abs(change) < 10 else 1  # keeps the column at most 12 characters wide
         text.append(f" {change:+.{digits}f}", style="green" if change > 0 else "red" if change < 0 else "dim")
     return text

@@ -30,7 +30,7 @@ def installed() -> Any:
 
 @contextmanager
 def told(wandb: Any) -> Iterator[None]:
-    """A context in which an error of wandb becomes a UserError."""
+    """A context that turns an error of wandb into a UserError."""
     try:
         yield
     except wandb.Error as error:
@@ -54,7 +54,8 @@ class WandbLog:
                 config=asdict(experiment),
                 settings=wandb.Settings(console="off"),
             )
-        # Our own x axis, because wandb's step can only increase, but a run may go back to an earlier snapshot.
+        # We define our own x axis, because wandb's step can only increase, but a run may go back to an earlier
+        # snapshot.
         self._run.define_metric("*", step_metric="clips")
 
     def log(self, values: Mapping[str, float], clips: int) -> None:

@@ -1,1 +1,1 @@
-"""What `python -m trainer predict` does: it finds skeletons, scores windows, and writes JSON, a sheet and a video."""
+"""What `python -m trainer predict` does: it finds skeletons, scores windows, and writes JSON, a picture and a video."""

@@ -1,4 +1,4 @@
-"""Predicts a video file: scores its windows while the video is decoded once, and writes its copy and its sheet."""
+"""Predicts a video file: decodes it once, scores its windows, and writes an annotated copy and a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,8 @@ from trainer.predict.window_choice import WindowChoice
 from trainer.report.contact_sheet import NUM_CLIPS
 from trainer.report.text import class_names_in_pictures
 
-PRESENT = 0.25  # a person gets a label in a window if the person is visible in at least this share of its frames
+# a person gets a label in a window if the person is visible in at least this share of the window's frames
+PRESENT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class FilePredictor:
-    """Predicts video files. per_person: whether each person gets labels of their own."""
+    """Predicts video files. per_person: whether each person is labelled separately."""
 
     scorer: Scorer
     choice: WindowChoice
@@ -52,9 +53,9 @@ class FilePredictor:
     def run(self, video: Path, header: Header, poses: Poses | None) -> Prediction:
         """Score all windows of a video.
 
-        Writes an annotated copy of the video (STEM.mp4) and a picture of some windows (STEM.png) to the folder `out`
-        (`safe_stem`). Raises VideoError if the video cannot be decoded, and UserError if it shows no person, but each
-        person should get a label.
+        Writes an annotated copy of the video (STEM.mp4) and a picture of some windows (STEM.png) to the folder `out`.
+        STEM is the `safe_stem` of the video. Raises VideoError if the video cannot be decoded, and UserError if each
+        person should get a label but nobody is visible.
         """
         clip, names = self.scorer.experiment.clip, self.scorer.experiment.data.class_names
         if poses is not None and self.per_person:

@@ -1,4 +1,4 @@
-"""Predicts a live source: names the action of the last seconds again and again, and never falls behind by much."""
+"""Predicts a live source: names the action of the last seconds again and again, and drops frames if it falls behind."""
 
 import time
 from collections import deque
@@ -27,7 +27,7 @@ from trainer.report.text import class_names_in_pictures
 
 REACH = 30.0  # seconds that the timeline of the annotated video shows
 EVERY = 5.0  # seconds between two lines if the output is not a terminal
-MARGIN = 2  # a window has at most this many times the frames that it should have
+MARGIN = 2  # a window may have at most MARGIN times its usual number of frames
 RECENT = 60  # the rate is measured over this many frames
 
 
@@ -35,7 +35,7 @@ RECENT = 60  # the rate is measured over this many frames
 class LivePredictor:
     """Predicts a live source until it ends, or until Ctrl-C.
 
-    skeletons: finds the people in each frame, if the network needs them.
+    skeletons: finds the people in each frame, if the network needs skeletons.
     """
 
     scorer: Scorer
@@ -44,9 +44,11 @@ class LivePredictor:
     console: Console
     recent: deque[tuple[LiveFrame, Sequence[Person]]] = field(default_factory=deque)
     windows: list[Window] = field(default_factory=list)
-    delays: list[float] = field(default_factory=list)  # of each window: from its last frame's arrival to its scores
-    waits: list[float] = field(default_factory=list)  # the part of each delay in which its last frame waited
-    finished: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # when frames were processed
+    # for each window, seconds from the arrival of its last frame to its scores
+    delays: list[float] = field(default_factory=list)
+    # for each window, seconds that its last frame waited to be processed
+    waits: list[float] = field(default_factory=list)
+    finished: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # times at which frames were processed
 
     def run(self, source: LiveSource, copy: Path) -> Prediction:
         """Predict the source, and write its annotated copy to the file `copy`.
@@ -94,13 +96,13 @@ class LivePredictor:
             while source.times.seconds(self.recent[0][0].number) <= shown - length + 1e-6 or len(self.recent) > most:
                 self.recent.popleft()
             last = frame
-            # The window ends with the last frame before the time at which the next one would end.
+            # Score a window as soon as the next frame would lie beyond the end of the window.
             if shown + 1 / float(source.times.rate()) >= next_end - 1e-6 or len(annotated.waiting) >= most:
                 before, started = source.dropped, time.monotonic()
                 self._score(annotated, began - frame.arrived)
                 next_end, last = max(next_end + stride, shown + stride / 2), None
                 source.drop_old()
-                if source.dropped > before:  # a slow network gets half of the time, so that windows have enough frames
+                if source.dropped > before:  # scoring takes at most half of the time, so that windows get enough frames
                     next_end = max(next_end, shown + 2 * (time.monotonic() - started))
             self.finished.append(time.monotonic())
             screen.refresh()
@@ -151,7 +153,10 @@ def bodies(people: Sequence[Person], num_joints: int) -> np.ndarray:
 
 
 class Screen:
-    """Shows the last result, frames per second and the delay: one line that changes, or a line now and then."""
+    """Shows the last result, the frames per second and the delay. A terminal shows one line, which is updated.
+
+    Other outputs get a new line every few seconds.
+    """
 
     def __init__(self, predictor: LivePredictor, source: LiveSource):
         self.predictor, self.source = predictor, source
@@ -169,14 +174,14 @@ class Screen:
             self.display.stop()
 
     def refresh(self) -> None:
-        """Off a terminal, print a line if there is a new result and the last line is EVERY seconds old."""
+        """If the output is not a terminal, print each new result, but at most one line in EVERY seconds."""
         has_news = len(self.predictor.windows) > self.num_shown
         if not self.is_live and has_news and time.monotonic() - self.shown_at > EVERY:
             self.shown_at, self.num_shown = time.monotonic(), len(self.predictor.windows)
             self.predictor.console.print(self.line(), soft_wrap=True)
 
     def line(self) -> Text:
-        """One line about the present state."""
+        """The last result, the frames per second and the delay as one line."""
         predictor, names = self.predictor, self.predictor.scorer.experiment.data.class_names
         if not predictor.windows:
             return Text(f"{printable(self.source.address, SHORT)}: waiting for the first window")

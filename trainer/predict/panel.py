@@ -11,9 +11,9 @@ from trainer.report.text import draw_line
 
 BARS = 3  # number of classes with a bar, if they fit
 ROOM = 0.4  # largest share of the picture's height that the panel may cover
-MOST_PEOPLE = 4  # with more people, the panel and the timeline show the first ones
+MOST_PEOPLE = 4  # the panel and the timeline show at most this many people
 DARK, TEXT, FAINT, TRACK = "#14213d", "#ffffff", "#b8c4d6", "#3d4a66"
-OPACITY = 190  # of the panel, out of 255
+OPACITY = 190  # opacity of the panel, from 0 to 255
 CLASS_COLOURS = ("#fca311", "#2a9d8f", "#e76f51", "#9b5de5", "#00bbf9", "#90be6d", "#f15bb5", "#c9ada7")
 
 
@@ -26,7 +26,7 @@ def class_colour(label: int) -> str:
 class Span:
     """What an annotated video says from `begin` to `end`, in seconds: the windows that are scored for this time.
 
-    There is one window or, if people have windows of their own, one for each person.
+    There is one window for all people, or one window for each person.
     """
 
     begin: float
@@ -43,7 +43,7 @@ def panel_of(
     """
     width, height = size
     line = max(11, height // 26)
-    room = max(1, int(ROOM * height / line))  # lines of the panel
+    room = max(1, int(ROOM * height / line))  # number of lines in the panel
     panel_width = min(width, max(110, round(0.42 * width)))
     window = windows[0]
     rows = (_person_rows(windows, names) if window.person is not None else _class_rows(window, names))[:room]
@@ -87,15 +87,15 @@ def best_of(windows: Sequence[Window], names: Sequence[str]) -> list[tuple[int, 
 
 
 def _other_streams(window: Window, names: Sequence[str]) -> list[tuple[str, str, float]]:
-    """The best class by each score but the main one: (stream, name, probability)."""
+    """The best class of each stream except the main score: (stream, name, probability)."""
     streams = list(window.probability.items())[1:]
     return [(stream, *top(score, names, 1)[0][1:]) for stream, score in streams]
 
 
 def timeline(width: int, height: int, spans: Sequence[Span], now: float, reach: tuple[float, float]) -> Image.Image:
-    """A strip of `width` x `height` pixels that shows the best class of each span by its colour, and where `now` is.
+    """A strip of `width` x `height` pixels: colours show the best class of each span, and a mark shows the time `now`.
 
-    reach: the times, in seconds, of the left and of the right end of the strip. Each person has a line.
+    reach: the times, in seconds, at the left and at the right end of the strip. Each person has a line in the strip.
     """
     strip = Image.new("RGB", (width, height), DARK)
     draw, (left, right) = ImageDraw.Draw(strip), reach

@@ -26,7 +26,7 @@ class Times(Protocol):
     """The times of a video's frames (pipelines/videos/times.py), or of a live source (live.py)."""
 
     def seconds(self, frame: int) -> float:
-        """When this frame is shown, in seconds after the first one."""
+        """The time at which this frame is shown, in seconds after the first frame."""
         ...
 
 
@@ -57,11 +57,14 @@ class Prediction:
     live: dict[str, float] | None = None
 
     def people(self) -> list[int]:
-        """The numbers of the people who have windows of their own."""
+        """The numbers of the people who are labelled separately."""
         return sorted({window.person for window in self.windows if window.person is not None})
 
     def whole(self, person: int | None = None) -> Window:
-        """A window that spans the whole video, with the mean probabilities of all windows, or of those of a person."""
+        """A window that spans the whole video, with mean probabilities.
+
+        They are the means over all windows or, with `person`, over the windows of this person.
+        """
         windows = [window for window in self.windows if window.person == person]
         mean = {
             stream: torch.stack([window.probability[stream] for window in windows]).mean(dim=0)
@@ -87,7 +90,7 @@ def seconds_of(window: Window, times: Times) -> str:
 def write_json(path: Path, prediction: Prediction, experiment: Experiment, checkpoint: Path) -> None:
     """Write JSON with each stream's five best classes, for every window and for the mean over all windows.
 
-    If people have windows of their own, there is a mean for each person.
+    If each person is labelled separately, there is a mean for each person.
     """
     content = {
         "video": prediction.video,

@@ -1,4 +1,4 @@
-"""Scores windows of a video with a network, and finds where the network looked in them."""
+"""Scores windows of a video with a network, and computes where in a window the network looked."""
 
 from dataclasses import dataclass, replace
 
@@ -29,13 +29,14 @@ class Scorer:
     explains: bool = False
 
     def loader(self, frames: WindowFrames) -> Loader:
-        """A loader that delivers the rows of `frames.table`, one in each batch."""
+        """A loader whose batches contain one row of `frames.table` each."""
         return Loader(
             table=frames.table,
             frames=frames,
             rows=np.arange(len(frames.table)),
             config=self.experiment.clip,
-            coarse_map=(0,),  # a map of one class is enough, because labels are not known and all windows have label 0
+            # a coarse map with one class is enough, because the labels of windows are unknown and set to 0
+            coarse_map=(0,),
             train=False,
             batch_size=1,
             device=self.precision.device,
@@ -64,8 +65,9 @@ class Scorer:
     ) -> Explanation | None:
         """Where the network looked to choose the best class of a window, or None without --explain.
 
-        plan: that of the window, whose first frame is frame `start` of the video. size: (width, height) of the image to
-        which its box belongs. scores: those of `score`.
+        plan: the plan of the batch that contains the window. start: the number of the window's first frame in the
+        video. size: (width, height) of the image to which the plan's box belongs. scores: what `score` has returned for
+        the window.
         """
         if not self.explains:
             return None
@@ -82,5 +84,5 @@ class Scorer:
 
 
 def on_cpu(batch: Batch) -> Batch:
-    """A copy of the batch on the CPU, which is needed because the decoder reuses the batch's memory."""
+    """A copy of the batch on the CPU. A copy is needed because the decoder reuses the batch's memory."""
     return replace(batch, **{name: tensor.to("cpu", copy=True) for name, tensor in batch.tensors().items()})

@@ -1,4 +1,4 @@
-"""The sheet of `predict`: a picture of some windows as the networks see them, with skeletons and Grad-CAM maps."""
+"""The sheet of `predict`, NAME.png: some windows as the networks see them, with skeletons and Grad-CAM maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,10 @@ from trainer.report.text import class_names_in_pictures
 
 @dataclass(frozen=True, slots=True)
 class SheetColumn:
-    """A window in the sheet. batch: on the CPU. joints: [M, T, V, 3] of the window, in pixels of the annotation."""
+    """A window in the sheet. batch: the window's inputs, on the CPU.
+
+    joints: [M, T, V, 3], in pixels of the annotation.
+    """
 
     window: Window
     batch: Batch
@@ -59,7 +62,10 @@ def _title(window: Window, names: Sequence[str], prediction: Prediction) -> str:
 
 
 def _drawn(column: SheetColumn, skeleton: Skeleton) -> Tensor:
-    """The RGB frames of a window, [1, T, SIDE, SIDE, 3] uint8, with skeletons. Black frames, if there is no RGB."""
+    """The RGB frames of a window, [1, T, SIDE, SIDE, 3] uint8, with skeletons.
+
+    If the batch has no RGB frames, the frames are black.
+    """
     plan, rgb = column.plan, column.batch.rgb
     joints = column.joints[:, plan.rgb_frames[0]].swapaxes(0, 1).astype(np.float64)  # [T, M, V, 3]
     placed = place_joints(joints, plan.box[0], bool(plan.flip[0]), SIDE)

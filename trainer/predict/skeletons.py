@@ -26,8 +26,8 @@ PICKLES = (".pkl", ".pickle")
 class Skeletons:
     """The skeletons of videos for an experiment. `survey` must be called once, before `of`.
 
-    file: a file or a folder of skeletons, or None to estimate them if the experiment needs them.
-    max_people: the largest number of people in a video whose skeletons are estimated or come from a pose estimator.
+    file: a file or a folder of skeletons, or None to estimate them if the experiment needs them. max_people: the
+    maximum number of people in a video, if their skeletons are estimated or come from files of a pose estimator.
     """
 
     file: Path | None
@@ -37,7 +37,8 @@ class Skeletons:
     estimation: EstimatorOptions = DEFAULT
     files: PoseFolder | None = None
     estimator: PoseEstimator | None = None
-    names: dict[Path, str] = field(default_factory=dict)  # the name of each video, by which its files are found
+    # for each video, the name by which its files of skeletons are found
+    names: dict[Path, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         joints, rotation = self.experiment.clip.skeleton.num_joints, self.experiment.data.rotation
@@ -51,7 +52,10 @@ class Skeletons:
             self.files = PoseFolder(self.file, self.max_people, rotation)
 
     def survey(self, headers: dict[Path, Header]) -> None:
-        """Find the files of all videos, by name, and say in which formats they are. Raises UserError."""
+        """Find the files with the skeletons of all videos by name, and say in which formats they are.
+
+        Raises UserError.
+        """
         self.names = {video: original_name(video) for video in headers}
         if self.files is not None:
             self.files.survey({self.names[video]: header for video, header in headers.items()}, self._say)
@@ -59,7 +63,8 @@ class Skeletons:
     def of(self, video: Path, header: Header, out: Path) -> Poses | None:
         """The skeletons of a video, or None if the experiment does not need them and --pose is not given.
 
-        Estimated skeletons are written to `out` as STEM.npz (`safe_stem`). Raises UserError.
+        Estimated skeletons are written to `out` as STEM.npz, where STEM is the `safe_stem` of the video. Raises
+        UserError.
         """
         if self.file is not None:
             return self._checked(self._from_file(self.file, video, header))

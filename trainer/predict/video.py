@@ -30,11 +30,11 @@ class Clock(Times, Protocol):
 
     @property
     def unit(self) -> Fraction:
-        """The unit in seconds."""
+        """The length of the unit in seconds."""
         ...
 
     def at(self, frame: int) -> int:
-        """The time at which a frame is shown, in units."""
+        """The time at which a frame is shown, as a number of units."""
         ...
 
     def rate(self) -> Fraction:
@@ -46,9 +46,9 @@ class Clock(Times, Protocol):
 class Explanation:
     """Where the network looked in a window (trainer/report/grad_cam.py).
 
-    maps: the map of each stream, [T, H, W] from 0 to 1. frames: for each stream, the T numbers of the frames of the
-    video that it has sampled. box: (left, top, right, bottom) of the part of the picture to which the maps belong, as
-    shares of its width and height.
+    maps: the map of each stream, [T, H, W] from 0 to 1. frames: for each stream, the numbers of the T frames of the
+    video that the stream has sampled. box: (left, top, right, bottom) of the part of the picture to which the maps
+    belong, as shares of its width and height.
     """
 
     maps: dict[str, np.ndarray]
@@ -75,14 +75,12 @@ class AnnotatedVideo:
     """Writes an H.264 video to `path`, under a temporary name until it is complete.
 
     The copy has the resolution at which players show the video, and its frames have the times of the video's frames.
-    Pass each frame to `show`, which keeps it in memory. `write` then writes the kept frames with what was found in
-    them.
+    Pass each frame to `show`, which keeps it in memory. `write` then writes these frames with skeletons and results.
 
     poses: the skeletons to draw, or None. size: (width, height) at which to draw the frames; None keeps their size.
-    turn: how the frames are turned for the copy, after skeletons are drawn on them.
-    class_names: the names of the classes, as pictures can show them.
-    num_frames: the length of the timeline in frames; with 0, there is none. reach: instead, the number of seconds up to
-    the present that the timeline shows.
+    turn: how the frames are turned for the copy, after skeletons are drawn on them. class_names: the names of the
+    classes, as pictures can show them. num_frames: the length of the timeline in frames; with 0, there is no timeline.
+    reach: for a live source, the number of seconds up to the present that the timeline shows.
     """
 
     def __init__(
@@ -124,20 +122,20 @@ class AnnotatedVideo:
     def show(self, frame: av.VideoFrame, number: int | None = None, joints: np.ndarray | None = None) -> None:
         """Keep the next frame until `write` is called.
 
-        number: that of the frame, if frames are left out. joints: [M, V, 3] in pixels of the frame, to be drawn in
-        place of `poses`.
+        number: the number of the frame, needed if frames before it were left out. joints: [M, V, 3] in pixels of the
+        frame, to be drawn in place of `poses`.
         """
         self.num_shown = self.num_shown if number is None else number
         self.waiting.append((self.num_shown, frame, joints))
         self.num_shown += 1
 
     def write(self, end: int, windows: Sequence[Window], explanations: Sequence[Explanation] = ()) -> None:
-        """Write the waiting frames up to frame `end` - 1, with the scores of these windows.
+        """Write the waiting frames up to frame `end` - 1, with the scores of the `windows`.
 
-        There is one window or, if people have windows of their own, one for each person; none if nobody is there.
+        There is one window for all people, or one window for each person; no window if nobody is visible.
         """
         begin = self.spans[-1].end if self.spans else 0.0
-        if self.reach is not None:  # a live source may run for days
+        if self.reach is not None:  # a live source may run for days, so old spans are forgotten
             self.spans = [span for span in self.spans if span.end > begin - 2 * self.reach]
         self.spans.append(Span(begin, self.times.seconds(end), list(windows)))
         panel: Image.Image | None = None
@@ -169,7 +167,7 @@ class AnnotatedVideo:
         return joints
 
     def _draw_tags(self, picture: Image.Image, number: int, size: Size) -> None:
-        """Write the label of each person above the person. `size`: that of the picture before it was turned."""
+        """Write the label of each person above the person. `size`: the size of the picture before it was turned."""
         joints = self._joints(number, size)
         people = [window for window in self.spans[-1].windows if window.person is not None]
         rows = best_of(people, self.class_names)
@@ -183,7 +181,7 @@ class AnnotatedVideo:
                 draw_tag(picture, place, f"{person}: {name} {share:.0%}", class_colour(label))
 
     def _turned(self, points: np.ndarray, size: Size) -> np.ndarray:
-        """Points [n, 2] of a picture of `size` after the picture has been turned."""
+        """The positions of the points [n, 2] of a picture of `size` after the picture has been turned."""
         points, size = (points[:, ::-1], (size[1], size[0])) if self.turn.swap else (points, size)
         flipped = np.array([self.turn.flip_x, self.turn.flip_y])
         return np.where(flipped, np.array(size) - points, points)

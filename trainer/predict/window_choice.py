@@ -1,7 +1,7 @@
-"""How videos are cut into windows: as the user says, or so that a window is about as long as a clip of the training.
+"""Chooses how videos are cut into windows: as the user says, or so that a window is about as long as a training clip.
 
 Training samples its frames from the whole of each clip. A network therefore expects a window that shows one action from
-its start to its end, and a video that is as short as the clips of the training is best scored as a whole.
+its start to its end, and a video that is as short as the training clips is best scored as a whole.
 """
 
 import json
@@ -14,15 +14,15 @@ from kernels.program import UserError
 from models.weights.files import SnapshotError, is_sealed, load
 from pipelines.videos.windows import Windows, windows_of
 
-LONGEST = 512  # maximum number of frames in a window; those of an annotated video stay in memory until it is scored
-USUAL = 64  # frames of a window if the length of the clips of the training is not known
+LONGEST = 512  # maximum number of frames in a window; a window's frames stay in memory until it is scored
+USUAL = 64  # frames of a window if the lengths of the training clips are not known
 
 
 @dataclass(frozen=True, slots=True)
 class WindowChoice:
     """A video of up to `whole` frames is one window; a longer one has windows of `window` frames every `stride` frames.
 
-    reason: a sentence for the user that says why, or '' if the user has chosen the windows.
+    reason: a sentence that tells the user why these windows were chosen, or '' if the user has chosen them.
     """
 
     window: int
@@ -36,7 +36,7 @@ class WindowChoice:
 
 
 def choose_windows(window: int | None, stride: int | None, checkpoint: Path) -> WindowChoice:
-    """The windows that --window and --stride ask for, or else those that fit the clips on which a run was trained.
+    """The windows that --window and --stride ask for, or else windows that are as long as the run's training clips.
 
     Raises UserError if the options contradict each other.
     """
@@ -65,9 +65,9 @@ def choose_windows(window: int | None, stride: int | None, checkpoint: Path) -> 
 
 
 def training_lengths(checkpoint: Path) -> list[int] | None:
-    """The number of frames of each clip of the training, or None if the file does not contain them.
+    """The number of frames of each training clip, or None if the checkpoint does not contain these numbers.
 
-    Snapshots contain them; exported files and those of other programs do not.
+    Snapshots contain them, but exported files and files of other programs do not.
     """
     try:
         records = load(checkpoint).get("data", {}) if is_sealed(checkpoint) else {}

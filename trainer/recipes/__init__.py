@@ -1,1 +1,1 @@
-"""Recipes: several runs, each of which starts from the results of earlier ones, as one command that can be resumed."""
+"""Recipes: commands that do several runs, each starting from the results of earlier runs, and that can be resumed."""

@@ -1,4 +1,4 @@
-"""Runs the stages of a recipe one after the other, each as a program of its own that can be killed and resumed."""
+"""Runs the stages of a recipe one after the other, each as a separate program that can be killed and resumed."""
 
 import functools
 import os
@@ -49,7 +49,7 @@ def command_of(place: Place, stage: Stage, more: Sequence[str]) -> list[str]:
     folder = place.of(stage.name)
     match stage:
         case Train():
-            # A run that has begun has its settings in its folder: those of --config, and those that `tune` has found.
+            # The folder of a run that has begun contains its settings, including those of --config and of `tune`.
             named = () if (folder / SETTINGS).is_file() else ("--config", str(place.settings_of(stage.name)))
             start = ("--init", str(place.weights_of(stage.start))) if stage.start else ()
             words = ("trainer", *named, "--work-dir", str(folder), "--resume", *start, *more)
@@ -69,8 +69,8 @@ def command_of(place: Place, stage: Stage, more: Sequence[str]) -> list[str]:
 def run_program(words: Sequence[str]) -> tuple[int, bool]:
     """Run `python WORDS` until it ends. Returns its exit code, and whether a signal has asked this process to stop.
 
-    SIGTERM, SIGHUP and SIGUSR1 are passed on to the program, which stops as it would without this process. On Ctrl-C
-    the terminal sends SIGINT to both. If this process is killed, the program is killed too.
+    SIGTERM, SIGHUP and SIGUSR1 are passed on to the program, which stops as if it had received them directly. On Ctrl-C
+    the terminal sends SIGINT to both processes. If this process is killed, the program is killed too.
     """
     process = start(words)
     with passing_on(process) as received:
@@ -86,7 +86,10 @@ def start(words: Sequence[str]) -> subprocess.Popen:
 
 @contextmanager
 def passing_on(process: subprocess.Popen) -> Iterator[list[signal.Signals]]:
-    """A context in which signals that ask a run to stop are passed on to the process. Yields those received so far."""
+    """A context in which signals that ask a run to stop are passed on to the process.
+
+    Yields the list of signals received so far.
+    """
     received: list[signal.Signals] = []
 
     def pass_on(number: int, _: object) -> None:

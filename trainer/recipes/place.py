@@ -1,4 +1,4 @@
-"""The folder of a recipe: which stages are done, and from which results each of them was made."""
+"""The folder of a recipe: which stages are done, and from which results each stage was made."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ from trainer.snapshots.choice import snapshot_in
 from trainer.stored import differences, from_json, shortened, to_settings
 
 RECIPE = "recipe.json"
-STAGE = "stage.json"  # in the folder of each stage: from which results it was made, and when it was done
+# the file in each stage's folder that says from which results the stage was made, and when it was done
+STAGE = "stage.json"
 MERGED = "merged.safetensors"
 
 
@@ -70,7 +71,7 @@ class Place:
         return "finished" in note
 
     def note(self, stage: Stage, *, done: bool) -> None:
-        """Note in the folder of a stage from which results it is made, and that it is done if `done`."""
+        """Note in the folder of a stage from which results the stage is made and, with `done`, when it was done."""
         self.of(stage.name).mkdir(parents=True, exist_ok=True)
         note: dict[str, Any] = {"inputs": self._inputs(stage)}
         if done:
@@ -78,7 +79,7 @@ class Place:
         write_whole(self.of(stage.name) / STAGE, json.dumps(note, indent=1) + "\n")
 
     def weights_of(self, names: tuple[str, ...]) -> Path:
-        """The weights with which a later stage starts: the best snapshot of the stages, or a merged file."""
+        """The weights with which a later stage starts: the best snapshot of several stages, or a merged file."""
         return max((self._scored_weights(name) for name in names), key=lambda pair: pair[0])[1]
 
     def _scored_weights(self, name: str) -> tuple[float, Path]:
@@ -92,7 +93,7 @@ class Place:
         return float(cursor["best"]) if isinstance(cursor, dict) and "best" in cursor else float("-inf"), file
 
     def _inputs(self, stage: Stage) -> dict[str, str]:
-        """For each stage from whose results this stage is made, when it was done, or the path that stands in for it."""
+        """For each earlier stage whose results this stage uses: when it was done, or the path that stands in for it."""
         return {
             name: str(self.stand_ins.get(name) or (_read(self.of(name) / STAGE) or {}).get("finished"))
             for name in stage.inputs

@@ -1,6 +1,7 @@
-"""The recipes by name. Each trains the two streams alone, merges them, fine-tunes the result, and fuses all scores.
+"""The recipes by name.
 
-Source: docs/sources.md, "Staged recipe", "PCAN recipe" and "Merging streams".
+Each recipe trains the two streams alone, merges them, fine-tunes the result and fuses all scores. Source:
+docs/sources.md, "Staged recipe", "PCAN recipe" and "Merging streams".
 """
 
 from dataclasses import replace
@@ -40,7 +41,7 @@ def staged(name: str, rgb: Experiment, pose: Experiment, both: Experiment, clips
 
 
 def x3d_stream(pair: Experiment, stream: Stream) -> Experiment:
-    """The experiment of a two-stream X3D with one of its streams alone, and without coarse classes in its losses."""
+    """The experiment of a two-stream X3D reduced to one of its streams, and without coarse classes in its losses."""
     assert isinstance(pair.model, X3DPairConfig)
     path = pair.model.rgb if stream == "rgb" else pair.model.pose
     return replace(
@@ -52,13 +53,16 @@ def x3d_stream(pair: Experiment, stream: Stream) -> Experiment:
 
 
 def fine_tuned(pair: Experiment, num_epochs: int) -> Experiment:
-    """The experiment of a two-stream X3D that starts from trained streams: a tenth of the rate, and fewer epochs."""
+    """The experiment of a two-stream X3D that starts from trained streams.
+
+    It has a tenth of the learning rate, and fewer epochs.
+    """
     optim = replace(pair.optim, lr=pair.optim.lr / 10, num_epochs=num_epochs, warmup_epochs=0)
     return replace(pair, name=f"{pair.name}_finetuned", optim=optim)
 
 
-# PCAN starts from single streams that were trained on MA-52, but its recipe for them is not published. These are
-# NTU-60's values for single streams, with MA-52's data and with as many epochs as PCAN.
+# PCAN starts from single streams that were trained on MA-52, but the recipe for these streams is not published. The
+# values below are those of NTU-60's single streams, with MA-52's data and as many epochs as PCAN.
 MA52_RGB, MA52_POSE = (
     replace(
         single,

@@ -11,10 +11,10 @@ from trainer.settings import override
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Train:
-    """Train an experiment.
+    """Train an experiment. start: the stages whose weights the run may start from.
 
-    start: the stages from which the weights come. Of several stages, the one with the best snapshot is used. Empty: the
-        network starts with random weights.
+    If there are several stages, the one with the best score is used. If `start` is empty, the network starts with
+    random weights.
     """
 
     name: str
@@ -28,9 +28,10 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merge:
-    """Merge an RGB network and a pose network into one file of weights, from which a network of both can start.
+    """Merge an RGB network and a pose network into one file of weights, from which a two-stream network can start.
 
-    rgb, pose: the stages from which each comes. Of several stages, the one with the best snapshot is used.
+    rgb, pose: the stages that trained the RGB and the pose network. If there are several stages for a network, the one
+    with the best score is used.
     """
 
     name: str

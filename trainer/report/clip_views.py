@@ -1,6 +1,6 @@
 """Draws one clip as the networks see it: frames with skeletons, and below each frame the nearest heatmap.
 
-The row of a stream that the network does not read is left out.
+If the network does not read a stream, the row of this stream is left out.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pipelines.skeleton import Skeleton
 from pipelines.view import ClipView
 from trainer.report.skeleton_drawing import HEATMAP, MIDDLE, coloured_limbs
 
-MOMENTS, SIDE, DPI = 4, 2.24, 100  # frames of each view, side of each picture in inches, pixels per inch
+MOMENTS, SIDE, DPI = 4, 2.24, 100  # number of frames of each view, side of each picture in inches, pixels per inch
 TOP, ROOM = 0.75, 0.25  # inches for the title of the figure, and for the title of each picture
 
 

@@ -1,6 +1,6 @@
 """Draws several clips of a batch in one picture, as the network sees them: RGB frames, and below them the heatmaps.
 
-Each picture of a frame or of a heatmap shows the number of its own frame.
+Each picture shows the number of the frame from which it was made.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from trainer.report.curves import write_png
 from trainer.report.skeleton_drawing import HEATMAP, LEGEND, draw_legend, draw_skeletons
 from trainer.report.text import class_names_in_pictures
 
-SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # all in pixels, except DPI in pixels per inch
-LEGEND_HEIGHT = 20  # pixels at the bottom of the picture
-NUM_CLIPS, NUM_FRAMES = 6, 8  # the maximum numbers of clips in a picture, and of frames per clip
+SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # in pixels, except DPI, which is in pixels per inch
+LEGEND_HEIGHT = 20  # height in pixels of the legend at the bottom
+NUM_CLIPS, NUM_FRAMES = 6, 8  # maximum number of clips in a picture, and of frames of each clip
 JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1, which is HEATMAP
-OUTLINE = withStroke(linewidth=2, foreground="black")  # around the white number of a frame
+OUTLINE = withStroke(linewidth=2, foreground="black")  # colour of the edge around the white number of a frame
 
 
 def contact_sheet(
@@ -47,7 +47,8 @@ def contact_sheet(
     The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
     over all heatmap channels. The streams may sample the clip independently, so each RGB frame is overlaid with the
     heatmap of the nearest frame that the pose stream has sampled. The strip of a stream that the network does not read
-    is left out. A legend at the bottom explains the colours; the skeletons themselves are part of the batch's frames.
+    is left out. A legend at the bottom explains the colours. This function draws no skeletons: `with_skeletons` draws
+    them on the batch's frames.
     """
     labels = class_names_in_pictures(labels)
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
@@ -77,9 +78,9 @@ def contact_sheet(
 
 
 def with_skeletons(batch: Batch, plan: ClipPlan, loader: Loader) -> Batch:
-    """The first clips of a batch, whose RGB frames are resized to SIDE and show the skeletons that their plan samples.
+    """The first clips of a batch, with their RGB frames resized to SIDE and with the skeletons drawn on the frames.
 
-    plan: that of the batch, by `loader`. Without RGB frames, the clips stay as they are.
+    plan: the plan of the batch, made by `loader`. If the batch has no RGB frames, the clips stay unchanged.
     """
     tensors = {name: tensor[:NUM_CLIPS].cpu() for name, tensor in batch.tensors().items()}
     if "rgb" not in tensors:
@@ -108,11 +109,11 @@ def title_of(batch: Batch, clip: int, labels: Sequence[str], what: str) -> str:
 
 
 def _moments(rgb_frames: Tensor | None, pose_frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Choose up to NUM_FRAMES frames of each clip: indices into the numbers of the RGB frames and into those of the
-    pose frames, each [n, t].
+    """Choose up to NUM_FRAMES frames of each clip.
 
-    The RGB frames are spread evenly over the clip, and the pose frames are those with the nearest numbers. If the
-    network reads no RGB frames, the pose frames are spread evenly.
+    Returns indices of RGB frames and indices of pose frames, each [n, t]. The RGB frames are spread evenly over the
+    clip, and the pose frames are those with the nearest numbers. If the network reads no RGB frames, the pose frames
+    are spread evenly.
     """
     frames = pose_frames if rgb_frames is None else rgb_frames
     count = min(NUM_FRAMES, frames.shape[1])
@@ -122,8 +123,10 @@ def _moments(rgb_frames: Tensor | None, pose_frames: Tensor) -> tuple[Tensor, Te
 
 
 def _strips(rgb: Tensor | None, heatmap: Tensor | None, rgb_at: Tensor, pose_at: Tensor) -> Tensor:
-    """The strips of each clip, one for each input: rgb [n, T, H, W, 3] uint8, heatmap [n, T', C, H', W'], and the
-    indices of the frames to show, each [n, t] -> [n, 1 or 2, SIDE, width, 3] uint8.
+    """The strips of each clip, one strip for each stream: [n, 1 or 2, SIDE, width, 3] uint8.
+
+    Inputs are rgb [n, T, H, W, 3] uint8, heatmap [n, T', C, H', W'], and for each the indices of the frames to show,
+    [n, t].
     """
     strips, dimmed, clip = [], torch.zeros(()), torch.arange(len(rgb_at))[:, None]
     if rgb is not None:

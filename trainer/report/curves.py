@@ -123,12 +123,12 @@ def _finish(axes: Axes, title: str, legend: bool = True) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if legend and axes.lines:
         columns = 1 + (len(axes.lines) > 6)
-        # The line samples in the legend are long, so that dashes are visible beside the dot.
+        # The lines in the legend are long, so that dashes are visible beside the dot.
         axes.legend(fontsize=8, ncols=columns, handlelength=3.6, facecolor="white", edgecolor="none", framealpha=0.8)
 
 
 COLORS = ("#2a6f97", "#c8553d", "#3a7d44", "#8e5ea2", "#b8860b", "#555555")
-PANELS = (  # kind of record, metric (None: the metric that selects the best snapshot), title
+PANELS = (  # for each panel: kind of record, metric (None: the metric that selects the best snapshot), title
     ("val", None, "validation, metric that selects the best snapshot"),
     ("train", "loss", "training loss"),
     ("val", "acc/rgb_top1", "validation, rgb top-1"),

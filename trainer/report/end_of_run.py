@@ -13,8 +13,10 @@ from trainer.scores.views import Views
 
 
 def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
-    """Draw the curves of the whole run, and make its page. If `scores` of a validation are passed, also log their top-1
-    and draw their confusion matrix. After a signal there may be little time, so no page is made.
+    """Draw the curves of the whole run, and make its page.
+
+    If `scores` of a validation are passed, log their top-1 and draw their confusion matrix too. After a signal there
+    may be little time, so no page is made.
     """
     data = run.experiment.data
     counts = None if scores is None else confusion_matrix(main_scores(scores), scores.label)
@@ -34,7 +36,7 @@ def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
 
 
 def store(run: Run, folder: Path, scores: Scores) -> None:
-    """Write the scores of the best validation, in the form of those that `eval` writes."""
+    """Write the scores of the best validation, in the same form as `eval` writes scores."""
     folder.mkdir(exist_ok=True)
     names = [str(run.val_loader.table.names[row]) for row in scores.index.tolist()]
     write_scores(folder / SCORES, scores, names, run.experiment, run.cursor.best_file, Views())

@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from pipelines.batch import Batch
 
-COLOURS = {"rgb": "#ff5400", "pose": "#80ed99"}  # of the parts that mattered in each stream
-STRONGEST = 0.65  # share of the colour in a pixel where the map is 1
+COLOURS = {"rgb": "#ff5400", "pose": "#80ed99"}  # colour of the parts that mattered, for each stream
+STRONGEST = 0.65  # share of this colour in a pixel where the map is 1
 
 
 def where_it_looked(network: nn.Module, batch: Batch, classes: Tensor) -> dict[str, Tensor]:
-    """For each stream, how much each pixel of its input speaks for a class: [N, T, H, W] float32 from 0 to 1.
+    """For each stream, how much each pixel of its input contributes to a class: [N, T, H, W] float32 from 0 to 1.
 
     network: any network of models/networks.py, uncompiled and in evaluation mode. classes: [N] int64, one class for
-    each clip of the batch. T, H and W are those of the stream's input: of the RGB frames for "rgb", and of the heatmaps
-    for "pose".
+    each clip of the batch. T, H and W are the sizes of the stream's input: of the RGB frames for "rgb", and of the
+    heatmaps for "pose".
 
-    The maps come from the features of the stream's last stage. A channel counts by the mean of its gradient, the
-    gradient of the stream's own logit of the class. The lowest value of a clip becomes 0 and the highest 1; if nothing
-    in a clip speaks for the class, its map is 0.
+    The maps come from the features of the stream's last stage. Each channel is weighted by the mean gradient of the
+    stream's own logit of the class with respect to this channel. The lowest value of a clip becomes 0 and the highest
+    1. If nothing in a clip contributes to the class, its map is 0.
     """
     assert not network.training, "Grad-CAM needs a network in evaluation mode"
     with torch.no_grad(), last_features(network) as features:
@@ -50,12 +50,13 @@ def where_it_looked(network: nn.Module, batch: Batch, classes: Tensor) -> dict[s
 def last_features(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """A context in which a forward pass of `network` stores the features [N*T, C, h, w] of each stream's last stage.
 
-    Autograd records what the network does with these features, even inside of torch.no_grad(), but nothing before them.
+    Autograd records what the network computes from these features, even inside of torch.no_grad(), but not how it
+    computes the features.
     """
     stored: dict[str, Tensor] = {}
 
     def from_here(stream: str, feature: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)  # torch.no_grad() of the caller restores its own mode
+        torch.set_grad_enabled(True)  # not undone here, because torch.no_grad() of the caller restores the former mode
         stored[stream] = feature.detach().requires_grad_()
         return stored[stream]
 
@@ -81,9 +82,9 @@ def _maps(feature: Tensor, gradient: Tensor, num_frames: int, height: int, width
 
 
 def overlay(picture: np.ndarray, looked: np.ndarray, stream: str) -> np.ndarray:
-    """A picture [H, W, 3] uint8 that is tinted where the map `looked` [H, W] of a stream is high: uint8 [H, W, 3].
+    """Tint a picture [H, W, 3] uint8 where the map `looked` [H, W] of a stream is high. Returns uint8 [H, W, 3].
 
-    The map is squared, so that the picture stays visible where the map is low.
+    The values of the map are squared, so that the picture stays visible where they are low.
     """
     share = STRONGEST * np.square(looked)[..., None]
     return (picture * (1 - share) + 255 * np.array(to_rgb(COLOURS[stream])) * share).round().astype(np.uint8)

@@ -18,7 +18,7 @@ from trainer.snapshots.lock import is_locked
 from trainer.snapshots.names import ROLLING
 from trainer.stored import from_settings, to_settings
 
-TAIL = 8192  # bytes at the end of train.log that are read for its last lines
+TAIL = 8192  # number of bytes at the end of train.log that are read to find its last lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class PastRun:
         return max(logged, epoch - 1 + min(1.0, step * self.batch_size / clips))
 
     def saved(self) -> tuple[int, int]:
-        """Epoch (from 1) and step of the newest snapshot, by the names of the files, or (0, 0) if there is none."""
+        """Epoch (from 1) and step of the newest snapshot, read from file names; (0, 0) if there is no snapshot."""
         found = [ROLLING.fullmatch(path.name) for path in self.folder.glob("epoch_*.pth")]
         return max(((int(name[1]), int(name[2])) for name in found if name), default=(0, 0))
 
@@ -128,9 +128,10 @@ def read_run(folder: Path, read: Callable[[Path], list[dict[str, Any]]] = read_m
 
 
 def differing(runs: Sequence[PastRun]) -> list[tuple[str, list[Any]]]:
-    """What the runs differ in, with a value for each run: settings, and code, versions and machine of the last starts.
+    """What differs between the runs: settings, and code, versions and machine of their last starts.
 
-    A setting that an older version did not have has its default. Raises UserError if settings cannot be used.
+    Each difference comes with a value for each run. A setting that an older version did not have has its default.
+    Raises UserError if settings cannot be used.
     """
     flat = [flattened(_complete_settings(run)) | _origin(run) for run in runs]
     names = dict.fromkeys(name for settings in flat for name in settings)

@@ -23,8 +23,7 @@ ColouredLimb = tuple[np.ndarray, str]
 def coloured_limbs(person: np.ndarray, skeleton: Skeleton, min_score: float = 0.0) -> list[ColouredLimb]:
     """The limbs of a person to draw: for each limb, its ends [2, 2] (x, y) and its colour.
 
-    person: [V, 3] (x, y, score). A limb is left out unless both its joints have a score above 0 and of at least
-    `min_score`.
+    person: [V, 3] (x, y, score). A limb is left out if one of its joints has the score 0 or a score below `min_score`.
     """
     left, right = {pair[0] for pair in skeleton.pairs}, {pair[1] for pair in skeleton.pairs}
     visible = is_visible(person, min_score)
@@ -63,9 +62,10 @@ def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton,
 def draw_legend(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], size: int, entries: Sequence[tuple[str, str]] = LEGEND
 ) -> None:
-    """Draw one line that explains colours: for each entry (text, colour) a dark box with a stroke, and the text.
+    """Draw one line that explains colours.
 
-    place: the left upper corner. size: that of the type in pixels.
+    Each entry (text, colour) is drawn as a dark box with a stroke of the colour, and the text. place: the left upper
+    corner. size: the size of the type in pixels.
     """
     (x, y), face = place, ImageFont.truetype(str(fonts()[0]), size)
     for text, colour in entries:

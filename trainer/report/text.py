@@ -19,7 +19,7 @@ from PIL import ImageDraw, ImageFont
 
 from kernels.names import printable
 
-# Parts of the names of fonts with Chinese characters, best first. Fonts without these are searched last.
+# Parts of the names of fonts with Chinese characters, best first. Fonts with other names are searched last.
 PREFERRED = (
     "notosanscjk",
     "notosanssc",
@@ -30,7 +30,7 @@ PREFERRED = (
     "notoserifcjk",
     "arphic",
 )
-SMALLEST = 9  # pixels of the smallest type in a caption
+SMALLEST = 9  # smallest size of the type in a caption, in pixels
 
 
 @cache
@@ -103,7 +103,8 @@ def _say_missing(examples: str) -> None:
 @contextlib.contextmanager
 def plain_text(figure: Figure) -> Iterator[None]:
     """A context in which a figure is drawn with literal text, in fonts that have its characters, without warnings."""
-    log = logging.getLogger("matplotlib.font_manager")  # it would tell that a font has no light or bold variant
+    # drops matplotlib's warnings that a font has no light or bold variant
+    log = logging.getLogger("matplotlib.font_manager")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
@@ -124,7 +125,8 @@ def _prepare_text(figure: Figure) -> None:
     families = []
     for font in fonts_for("".join(text.get_text() for text in texts)):
         if str(font) not in {entry.fname for entry in font_manager.fontManager.ttflist}:
-            font_manager.fontManager.addfont(str(font))  # a font that was installed after matplotlib made its list
+            # adds a font that was installed after matplotlib made its list of fonts
+            font_manager.fontManager.addfont(str(font))
         families.append(font_manager.FontProperties(fname=str(font)).get_name())
     for text in texts:
         text.set_fontfamily(families)
@@ -138,7 +140,8 @@ def drawable_lines(text: str) -> str:
 def draw_line(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, size: int, colour: str) -> None:
     """Draw one line of text at `place`, the left upper corner, in type of `size` pixels.
 
-    If the line is wider than `width` pixels, the type is smaller, and characters that still do not fit are cut off.
+    If the line is wider than `width` pixels, it is drawn in smaller type, and characters that still do not fit are cut
+    off.
     """
     text = drawable(text)
     runs = _runs(text)
@@ -156,7 +159,7 @@ def draw_line(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, widt
 
 
 def _runs(text: str) -> list[tuple[str, Path]]:
-    """The text in parts, each with a font that can draw it."""
+    """The text in parts, each with a font that can draw this part."""
     chosen, runs = fonts_for(text), []
     for char in text:
         font = next((font for font in chosen if ord(char) in characters(font)), chosen[0])

@@ -1,4 +1,4 @@
-"""Draws clips in whole frames with their skeletons, to look at those in which a pose estimator did worst."""
+"""Draws whole frames of clips with their skeletons, to look at the clips with the worst skeletons."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,8 +16,9 @@ from pipelines.videos.find import MissingVideo
 from pipelines.videos.turn import AnnotatedImage, Rotation
 from trainer.report.skeleton_drawing import draw_skeletons
 
-FRAMES, DPI = 6, 100  # frames of a clip, and pixels per inch
-HEIGHT, WIDTH, GAP, TITLE = 150, 210, 4, 24  # in pixels: a frame and the gap beside it, and the title of a clip
+FRAMES, DPI = 6, 100  # number of frames of a clip, and pixels per inch
+# in pixels: height and width of a frame, the gap beside it, and the height of a title
+HEIGHT, WIDTH, GAP, TITLE = 150, 210, 4, 24
 
 
 def draw_clips(
@@ -28,10 +29,10 @@ def draw_clips(
     skeleton: Skeleton,
     rotation: Rotation,
 ) -> Figure:
-    """A line of pictures for each of the `rows` of the table: frames that are spread evenly over the clip.
+    """Draw one line of pictures for each of the table's `rows`: frames that are spread evenly over the clip.
 
-    videos: the path of the video of each row, or a MissingVideo, whose frames are black. quality: that of the table.
-    rotation: see AnnotatedImage.
+    videos: the path of the video of each row, or a MissingVideo, whose frames are black. quality: the quality of the
+    table's skeletons. rotation: see AnnotatedImage.
     """
     width, height = FRAMES * WIDTH, len(rows) * (HEIGHT + TITLE)
     canvas = np.full((height, width, 3), 255, np.uint8)

@@ -2,7 +2,7 @@
 
 import ctypes
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # the values of these constants in malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # values of glibc's constants in malloc.h
 
 
 def keep_freed_memory() -> None:

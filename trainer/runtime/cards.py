@@ -7,7 +7,7 @@ import torch
 
 from kernels.program import UserError
 
-FIRST_WITH_BF16 = 8  # major number of the compute capability of Ampere
+FIRST_WITH_BF16 = 8  # major number of Ampere's compute capability
 
 
 def card_name(index: int) -> str:
@@ -44,8 +44,8 @@ def parsed(architectures: Iterable[str]) -> list[tuple[str, int, int]]:
 def has_code(targets: Iterable[tuple[str, int, int]], capability: tuple[int, int]) -> bool:
     """Whether code for one of `targets` runs on a GPU of this compute capability.
 
-    Code for an sm target is machine code, which also runs on later GPUs of the same major number. Code for a compute
-    target is assembly, which the driver translates for every later GPU.
+    Code for an sm target is machine code, which also runs on later GPUs with the same major number. Code for a compute
+    target is assembly code, which the driver can translate for every later GPU.
     """
     return any(
         tuple(version) <= capability and (kind == "compute" or version[0] == capability[0])

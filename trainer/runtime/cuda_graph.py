@@ -69,7 +69,7 @@ class Replay:
     ) -> None:
         self._changing_weights, self._optimizer, self._say = changing_weights, optimizer, say
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._failed: list[torch.cuda.CUDAGraph] = []  # kept, because torch's allocator still refers to them
+        self._failed: list[torch.cuda.CUDAGraph] = []  # kept here, because torch's allocator still refers to them
         self._num_warm_up = 0
         self._stream = torch.cuda.Stream()
 
@@ -95,7 +95,7 @@ class Replay:
         except Exception as error:
             reason = first_line(error)
         self._failed.append(graph)
-        torch.cuda.set_stream(stream)  # otherwise the recording's own stream would remain the current one
+        torch.cuda.set_stream(stream)  # otherwise the stream of the recording would remain the current stream
         forget_recording(stream.device, pool)
         self._optimizer.zero_grad()
         if len(self._failed) == ATTEMPTS:

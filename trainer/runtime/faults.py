@@ -1,7 +1,7 @@
 """Recognises torch's exceptions: too little GPU memory, a convolution that cuDNN cannot compute, a failed compilation.
 
-Most of them are RuntimeErrors that differ only in their messages. The messages are those of torch, cuBLAS, cuDNN, NCCL,
-Triton and DALI, as users report them.
+Most of them are RuntimeErrors that differ only in their messages. The texts below come from messages of torch, cuBLAS,
+cuDNN, NCCL, Triton and DALI, as users reported them.
 """
 
 import re
@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_from_cudnn(error: BaseException) -> bool:
-    """Whether cuDNN has no plan for a convolution, or failed while computing one."""
+    """Whether cuDNN has no plan for a convolution, or failed while it computed a convolution."""
     text = str(error)
     return not is_out_of_memory(error) and bool(NO_PLAN.search(text) or CUDNN.search(text))
 
@@ -50,7 +50,8 @@ def exceeds_memory(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """The type of an exception and the first line of its message, at most 200 characters."""
-    error = getattr(error, "inner_exception", error)  # torch.compile's BackendCompilerFailed adds its own first line
+    # torch.compile's BackendCompilerFailed puts a line of its own first
+    error = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -33,8 +33,8 @@ FILE = "first_look.json"
 # direct step's gradients. For the experiments' networks, gradients in float32 and in half precision are up to 0.1
 # apart; a wrong kernel puts gradients about 1 apart.
 TOLERANCE = {"fp32": 0.01, "bf16": 0.3, "fp16": 0.3}
-GAIN = 1.02  # a choice must be faster by this factor, because a smaller gain may be chance
-ROUNDS = 5  # timed steps of each choice
+GAIN = 1.02  # a choice must be at least this many times as fast, because a smaller gain may be chance
+ROUNDS = 5  # number of timed steps of each choice
 
 
 class FirstLook:
@@ -60,7 +60,7 @@ def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
     """
     rehearse(run, part)
     on_gpu = [run.ranks.device] if run.ranks.device.type == "cuda" else []
-    # Without the other ranks, a rank whose memory does not suffice cannot make the others wait in PCAN's sums.
+    # PCAN's sums leave out the other ranks here, so a rank whose memory does not suffice cannot make other ranks wait.
     with torch.random.fork_rng(on_gpu), without_other_ranks():
         sentences = [data(run), compare(run, part), choose_benchmark(run, part, clock), memory(run)]
     backends = run.train_loader.backends
@@ -73,7 +73,7 @@ def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
     )
     run.journal.say(f"first look: {'; '.join(sentence for sentence in sentences if sentence)}")
     if run.ranks.leads:
-        with suppress(OSError):  # the file is only for people, and a full disk is reported with the next snapshot
+        with suppress(OSError):  # only people read the file, and the next snapshot reports a full disk
             write_whole(run.journal.work_dir / FILE, run.decisions.to_json() + "\n")
 
 
@@ -87,7 +87,7 @@ def look_at_data(run: Run, clock: Callable[[], float] = time.perf_counter) -> No
     uses_kernel = "pose" in streams and backends.renderer == "kernel"
     if uses_kernel and (reason := of_any_rank(run.ranks, why_not_kernel(loader))):
         backends.draw_by_reference(reason)
-    if "rgb" not in streams or run.experiment.data.source == "video":  # then no JPEG packets are decoded
+    if "rgb" not in streams or run.experiment.data.source == "video":  # no JPEG packets are decoded in these cases
         return
     if backends.decoder == "mixed" and (reason := of_any_rank(run.ranks, why_not_mixed(loader))):
         backends.decode_on_cpu(reason)
@@ -102,7 +102,7 @@ def of_any_rank(ranks: Ranks, reason: str | None) -> str | None:
 
 
 def fastest_load(run: Run, clock: Callable[[], float]) -> float:
-    """The share of the frames that the JPEG engine should decode, measured by rank 0 while nothing else runs."""
+    """The share of the frames that the JPEG engine should decode. Rank 0 measures it while nothing else runs."""
     load = None
     if run.ranks.leads:
         with decoding_alone(run.train_loader) as decode:
@@ -111,7 +111,7 @@ def fastest_load(run: Run, clock: Callable[[], float]) -> float:
 
 
 def data(run: Run) -> str:
-    """What draws the heatmaps and decodes the frames, as part of a sentence."""
+    """Part of a sentence that says what draws the heatmaps and what decodes the frames."""
     backends, experiment, parts = run.train_loader.backends, run.experiment, []
     if "pose" in experiment.streams:
         renderer = "the Triton kernel" if backends.renderer == "kernel" else "plain torch"
@@ -125,7 +125,7 @@ def data(run: Run) -> str:
 
 
 def compare(run: Run, part: Batch) -> str:
-    """Compare the compiled step with a direct one, and return the result as part of a sentence.
+    """Compare the compiled step with an uncompiled step, and return the result as part of a sentence.
 
     Both steps draw the same dropout, because torch.compile is called with `fallback_random` (trainer/runtime/wrap.py).
     """
@@ -133,7 +133,7 @@ def compare(run: Run, part: Batch) -> str:
         return "the network runs uncompiled"
     direct = gradients_of(run, run.network, part)
     if run.ranks.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # so that `memory` reports what a compiled step needs
+        torch.cuda.reset_peak_memory_stats()  # `memory` then reports how much memory a compiled step needs
     compiled = gradients_of(run, run.forward, part)
     # All ranks return together; otherwise a rank with enough memory would wait for the others in `largest` below.
     if run.ranks.any(direct is None or compiled is None) or direct is None or compiled is None:
@@ -149,7 +149,7 @@ def compare(run: Run, part: Batch) -> str:
 def gradients_of(run: Run, network: torch.nn.Module, part: Batch) -> list[Tensor] | None:
     """The gradients of a part of a batch. None if the memory does not suffice, or cuDNN fails (in benchmark mode).
 
-    All calls use the same random numbers. Buffers are restored.
+    All calls use the same random numbers, and restore the buffers.
     """
     torch.manual_seed(run.experiment.seed)
     run.guard.hold()

@@ -1,4 +1,4 @@
-"""Ends ranks whose launcher is gone: a launcher that is killed, or interrupted at startup, cannot end its ranks."""
+"""Ends ranks whose launcher is gone: a launcher that was killed, or interrupted at startup, cannot end its ranks."""
 
 import contextlib
 import os
@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 LAUNCHER = "DUET_LAUNCHER"  # environment variable with the process ID of the launcher
-MISTAKE = "DUET_MISTAKE"  # environment variable with a file that a rank makes when it ends because of a user's mistake
+# environment variable that names a file, which a rank makes when it ends because of a user's mistake
+MISTAKE = "DUET_MISTAKE"
 EVERY = 1.0  # seconds between two checks
-PATIENCE = 60.0  # seconds for the current step and the snapshot, before a second SIGTERM
+PATIENCE = 60.0  # seconds that the run gets to finish its step and save a snapshot, before a second SIGTERM
 
 
 def follow_launcher() -> None:
@@ -26,13 +27,13 @@ def follow_launcher() -> None:
 def _watch(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(EVERY)
-    while True:  # the second signal ends a rank that waits in vain for other ranks
+    while True:  # the second signal ends a rank that waits for other ranks, which are gone
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)
 
 
 def note_mistake() -> None:
-    """Note for restarted ranks that the run has ended because of a user's mistake, which no restart mends."""
+    """Tell restarted ranks that the run has ended because of a user's mistake, which a restart cannot mend."""
     if MISTAKE in os.environ:
         with contextlib.suppress(OSError):
             Path(os.environ[MISTAKE]).touch()
@@ -41,7 +42,8 @@ def note_mistake() -> None:
 def end_after_mistake() -> None:
     """End this rank at once, with the exit code of a mistake, if it was restarted although `note_mistake` was called.
 
-    The launcher cannot be told to restart only after some failures. It ends the other ranks, and names only rank 0.
+    This is needed because the launcher restarts ranks after every failure. Rank 0 ends first, so the launcher ends the
+    other ranks and names only rank 0.
     """
     if MISTAKE in os.environ and Path(os.environ[MISTAKE]).exists():
         if os.environ["RANK"] != "0":

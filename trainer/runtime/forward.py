@@ -1,4 +1,4 @@
-"""The network as training and validation call it, and the slower ways to compute it when the fastest one fails."""
+"""The network as training and validation call it, and slower ways to compute it if the fastest way fails."""
 
 import contextlib
 import traceback
@@ -16,11 +16,12 @@ from trainer.runtime.ranks import Ranks
 
 
 class Way(IntEnum):
-    """How a network is computed, fastest first."""
+    """The ways to compute a network, fastest first."""
 
     COMPILED = 0
     DIRECT = 1
-    WITHOUT_CUDNN = 2  # not compiled either, because compiled code expects the memory layout of cuDNN's results
+    # without cuDNN and uncompiled, because compiled code expects the memory layout of cuDNN's results
+    WITHOUT_CUDNN = 2
 
 
 LINES = {
@@ -31,7 +32,7 @@ LINES = {
 
 
 class Forward(nn.Module):
-    """Calls `compiled`, or `network` itself. Both have the same weights. `way` is the first way to be used.
+    """Calls `compiled`, or `network` itself. Both have the same weights. `way` is the way that is used first.
 
     If a call without gradients fails, or if compiling fails, the call is repeated in a slower way. Other failed calls
     with gradients may have changed buffers, so their callers have to undo the step and call `fall_back`
@@ -45,7 +46,7 @@ class Forward(nn.Module):
         super().__init__()
         self.network = network
         self._compiled = [compiled]  # in a list, so that torch does not register the weights a second time
-        self._ways = {True: way, False: way}  # in training mode, and in evaluation mode
+        self._ways = {True: way, False: way}  # the ways in training mode (True) and in evaluation mode (False)
         self._say, self._report = say, report
 
     @property
@@ -71,7 +72,7 @@ class Forward(nn.Module):
             return self.network(*inputs)
 
     def fall_back(self, error: Exception) -> None:
-        """After a call that failed with `error`: choose a slower way, and say so. Raises `error` if there is none.
+        """After a call that failed with `error`: choose a slower way, and say so. Raises `error` if no way is slower.
 
         Also raises `error` if it means too little memory, for which trainer/memory.py has advice, or if it is an error
         of CUDA, after which a process can no longer use the GPU.
@@ -94,12 +95,13 @@ class Forward(nn.Module):
         self.use(Way(ranks.largest(self.way)), "on another rank, which has its own file about it")
 
     def use(self, way: Way, reason: str, where: str = "") -> None:
-        """Use this way from now on, unless a slower one is in use. In evaluation mode this does not affect training."""
+        """Use this way from now on, unless a slower way is in use. In evaluation mode this does not affect training."""
         if way <= self.way:
             return
         training = self.network.training
         self._ways = {True: way if training else self._ways[True], False: max(way, self._ways[False])}
         if training and way is Way.WITHOUT_CUDNN:
-            torch.backends.cudnn.enabled = False  # also for the backward pass, which runs outside of `_call`
+            # set here because the backward pass, which runs outside of `_call`, needs it too
+            torch.backends.cudnn.enabled = False
         what = "the network" if training else "validation"
         self._say(LINES[way].format(reason=reason, what=what) + where)

@@ -1,4 +1,4 @@
-"""How many ranks a run has: as many as the launcher or --ranks says, or else as many as its batches keep busy."""
+"""How many ranks a run has: as many as the launcher or --ranks says, otherwise as many as its batches can keep busy."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The GPUs of this machine that a run may use, and the one that belongs to this rank.
+"""The GPUs of this machine that a run may use, and the GPU that belongs to this rank.
 
 Each rank sees only its own GPU, as cuda:0. Torch stores compiled code under the number of the device, so each rank
 would compile the network again if the ranks' devices had different numbers.
@@ -9,7 +9,8 @@ import os
 from trainer.runtime.srun import RUN_ID
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-ALL = "DUET_CARDS"  # environment variable of a rank: all GPUs of its machine; CUDA_VISIBLE_DEVICES names only one
+# environment variable of a rank that names all GPUs of its machine; CUDA_VISIBLE_DEVICES names only the rank's GPU
+ALL = "DUET_CARDS"
 
 
 def cards() -> list[str]:
@@ -23,22 +24,22 @@ def cards() -> list[str]:
     names = [name.strip() for name in os.environ[VISIBLE].split(",")] if VISIBLE in os.environ else None
     if names and names[0].startswith("MIG-"):
         return list(filter(None, names))
-    import torch  # only here, because the entry point of the commands imports this file
+    import torch  # imported only here, because the entry point of the commands imports this file and must start quickly
 
     count = torch.cuda.device_count()
     return ([str(number) for number in range(count)] if names is None else names)[:count]
 
 
 def see_own_card() -> None:
-    """In a rank: hide the GPUs of the other ranks. Must be called before anything uses CUDA."""
+    """Hide the GPUs of other ranks from this rank. Must be called before anything uses CUDA."""
     machine, number = cards(), int(os.environ["LOCAL_RANK"])
     if len(machine) == 1 and os.environ["TORCHELASTIC_RUN_ID"].startswith(RUN_ID):
         machine *= int(os.environ["LOCAL_WORLD_SIZE"])  # SLURM shows each task only the GPU that it has bound to it
     os.environ[ALL] = ",".join(machine)
-    if number < len(machine):  # otherwise world_size_of in num_ranks.py raises UserError
+    if number < len(machine):  # if there are too few GPUs, world_size_of in num_ranks.py raises UserError
         os.environ[VISIBLE] = machine[number]
 
 
 def idle_cards() -> list[str]:
-    """The GPUs of this machine that the run does not use."""
+    """The GPUs of this machine that the run leaves idle."""
     return cards()[int(os.environ.get("LOCAL_WORLD_SIZE", "1")) :]

@@ -1,4 +1,4 @@
-"""The number format in which a run computes, decided here once for its network, its heatmaps and its kernels."""
+"""The number format in which a run computes. It is decided here once for the network, the heatmaps and the kernels."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -38,7 +38,7 @@ class Precision:
         return nullcontext() if self.name == "fp32" else torch.autocast(self.device.type, self.dtype)
 
     def runnable(self, parts: tuple[FusedPart, ...]) -> tuple[FusedPart, ...]:
-        """The `parts` whose kernels compute in this format. On a GPU, kernels/blocks computes in bf16 only."""
+        """Those of the `parts` whose kernels compute in this format. On a GPU, kernels/blocks computes in bf16 only."""
         return parts if self.name == "bf16" or self.device.type != "cuda" else ()
 
     def loss_scale(self) -> "LossScale | NoLossScale":
@@ -68,7 +68,7 @@ def precision_of(setting: PrecisionSetting, ranks: Ranks) -> Precision:
 class LossScale:
     """Scales the loss so that fp16 gradients do not become zero.
 
-    The scale is halved after a step with an overflow and doubled after 2000 steps in a row without one, as in
+    The scale is halved after a step with an overflow, and doubled after 2000 steps in a row without an overflow, as in
     torch.amp.GradScaler. Unlike GradScaler, this class does not check the gradients: the caller checks them and passes
     the result to `settle` as a tensor, so the host does not wait for the device.
     """

@@ -29,13 +29,14 @@ from trainer.runtime.faults import first_line
 from trainer.runtime.follow import LAUNCHER, MISTAKE
 from trainer.runtime.signals import EXIT_CODES, handled
 
-# How long a rank waits for the others to start, and then for each exchange of data. Rank 0 may prepare videos for hours
-# while the other ranks wait in `in_turn`. A run may also be suspended for days, and gloo and NCCL may count that time
-# as waiting. A stuck step is ended by our own watchdog (stalled_after), which does not count it.
+# How long a rank waits until all other ranks have started, and later for each exchange of data. Rank 0 may prepare
+# videos for hours while the other ranks wait in `in_turn`. A run may also be suspended for days, and gloo and NCCL may
+# count that time as waiting. Our own watchdog ends a stuck step (stalled_after), and does not count the time of a
+# suspension.
 PATIENCE_FOR_START = timedelta(minutes=30)
 PATIENCE_FOR_DATA = timedelta(days=3)
 PATIENCE_FOR_LOOPBACK = 5.0  # seconds
-LATER = 5.0  # other ranks wait this many seconds longer for a connection, so that only rank 0 says what to do
+LATER = 5.0  # ranks other than 0 wait this many seconds longer for a connection, so that only rank 0 says what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Ranks:
     def from_machine(self, word: Any) -> Any:
         """Return the `word` that the first rank of this machine passed. All ranks call this together.
 
-        SLURM may deal its tasks out to the machines in turn, so the first rank is found by the machine's name.
+        SLURM may distribute its tasks over the machines in turn, so the first rank is found by the machine's name.
         """
         if self.hosts is None:
             return word
@@ -147,7 +148,8 @@ def join(device: str, limit: float = 90.0) -> Iterator[Ranks]:
     rank = int(os.environ["RANK"]) if started_by_launcher() else 0
     local_rank = int(os.environ["LOCAL_RANK"]) if started_by_launcher() else 0
     if device == "cuda":
-        place = torch.device("cuda", min(local_rank, torch.cuda.device_count() - 1))  # see_own_card leaves only cuda:0
+        # see_own_card has hidden all other GPUs from this rank
+        place = torch.device("cuda", min(local_rank, torch.cuda.device_count() - 1))
         torch.cuda.set_device(place)
     else:
         place = torch.device("cpu")
@@ -189,12 +191,12 @@ def connect(store: dist.Store, place: torch.device, rank: int, world_size: int, 
     def exchange() -> None:
         try:
             if place.type == "cuda":
-                torch.cuda.set_device(place)  # each thread has a current device of its own
+                torch.cuda.set_device(place)  # the current device is a property of each thread
             backend = "nccl" if place.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE_FOR_DATA)
             number = torch.ones(1, device=place)
             dist.all_reduce(number)
-            number.item()  # waits for the GPU
+            number.item()  # waits until the GPU has finished
             group: Any = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_DATA)
             dist.barrier(group)
             hosts.append(group)
@@ -242,8 +244,8 @@ def launch(num_ranks: int, arguments: list[str], max_restarts: int) -> int:
     """Run `python -m trainer ARGUMENTS` as `num_ranks` processes on this machine.
 
     Uses torch's elastic launcher, like torchrun: if a process fails, the launcher ends all processes, and restarts them
-    up to `max_restarts` times. Signals are passed on to all processes. Returns an exit code: that of a failed process,
-    that of the signal that stopped the run (EXIT_CODES), or else 0.
+    up to `max_restarts` times. Signals are passed on to all processes. Returns an exit code: the code of a failed
+    process, the code of the signal that stopped the run (EXIT_CODES), or 0.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

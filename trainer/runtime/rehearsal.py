@@ -16,11 +16,11 @@ from trainer.step import recover
 def rehearse(run: Run, part: Batch) -> None:
     """Find a way to compute the gradients of a part of a batch. All ranks call this together.
 
-    One rank of each machine goes first, and the others then find the compiled code in the cache. Meanwhile PCAN's sums
-    are those of a single rank, because a rank cannot wait for ranks whose turn comes later.
+    One rank of each machine goes first, and the others then find the compiled code in the cache. During the rehearsal,
+    PCAN sums over a single rank, because a rank cannot wait for ranks whose turn comes later.
 
-    Does not change weights, buffers or the state of the random generators. If the slowest way fails too, raises the
-    error of that way. If the memory does not suffice, raises torch's error.
+    Does not change weights, buffers or the state of the random generators. If the slowest way fails too, raises its
+    error. If the memory does not suffice, raises torch's error.
     """
     on_gpu = [run.ranks.device] if run.ranks.device.type == "cuda" else []
     turns = run.ranks.in_turn(machines_together=True)

@@ -3,7 +3,8 @@
 import signal
 from types import FrameType
 
-# Schedulers that requeue jobs send SIGUSR1, and start the job again if its exit code is 0.
+# The exit code for SIGUSR1 is 0: schedulers that requeue jobs send SIGUSR1, and start the job again if its exit code is
+# 0.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 0}
 
 
@@ -14,7 +15,7 @@ def handled() -> list[signal.Signals]:
 
 
 class Interrupt:
-    """A context in which the first signal is only recorded, and a second one ends the process immediately.
+    """A context in which the first signal is only recorded, and a second signal ends the process immediately.
 
     When a connection drops, the shell and the kernel may both send SIGHUP, so a second SIGHUP is ignored.
     """

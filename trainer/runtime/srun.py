@@ -3,13 +3,13 @@
 import os
 import re
 
-RUN_ID = "srun "  # prefix of the IDs of runs that srun has started
+RUN_ID = "srun "  # prefix of the IDs of runs that were started by srun
 
 
 def describe_task() -> None:
     """If srun has started this process as one of several tasks, make it a rank of a run with that many ranks.
 
-    MASTER_ADDR and MASTER_PORT stay as they are if the user has set them. srun's manual page describes SLURM's
+    MASTER_ADDR and MASTER_PORT keep their values if the user has set them. srun's manual page describes SLURM's
     variables under "OUTPUT ENVIRONMENT VARIABLES".
     """
     task = os.environ
@@ -24,7 +24,8 @@ def describe_task() -> None:
         "WORLD_SIZE": task["SLURM_STEP_NUM_TASKS"],
         "LOCAL_WORLD_SIZE": str(tasks_of_nodes(task["SLURM_STEP_TASKS_PER_NODE"])[int(task["SLURM_NODEID"])]),
         "MASTER_ADDR": first_host(task["SLURM_STEP_NODELIST"]),
-        "MASTER_PORT": str(10000 + (job + step) % 20000),  # the same on all nodes, and rarely that of another job
+        # a port that is the same on all nodes, and rarely the port of another job
+        "MASTER_PORT": str(10000 + (job + step) % 20000),
     }.items():
         if not (name.startswith("MASTER_") and name in task):
             task[name] = value

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from trainer.runtime.ranks import Ranks
 
-EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h: a temporary failure, so trying again makes sense
+EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h: a temporary failure, after which it makes sense to try again
 TIME_TO_DUMP = 2.0  # seconds that processes get to write their stacks
 
 
@@ -21,7 +21,7 @@ class Watchdog:
 
     Before the first beat, when torch may compile, the limit is five times as long. The process that notices the stall
     sends SIGUSR2 to every process of the run on this machine, which then appends its stacks to
-    <work_dir>/stalled_rank<R>.txt. SIGCONT follows, so that suspended processes write theirs too.
+    <work_dir>/stalled_rank<R>.txt. SIGCONT follows, so that suspended processes write their stacks too.
 
     If this process itself was suspended (Ctrl-Z, SIGSTOP by a scheduler), the watchdog did not wake up in time either.
     The time that it missed does not count.

@@ -81,5 +81,5 @@ def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
             broadcast_buffers=False,  # average_statistics makes the ranks' buffers equal before each snapshot
             gradient_as_bucket_view=True,
             static_graph=accumulate == 1,
-            bucket_cap_mb=1024,  # one bucket for all gradients but the first MB, because the networks are small
+            bucket_cap_mb=1024,  # one bucket holds all gradients except the first MB, because the networks are small
         )

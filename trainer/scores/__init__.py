@@ -1,1 +1,1 @@
-"""Scores of clips in files: reading and writing them, fusing those of several networks, and comparing them."""
+"""Scores of clips: reads and writes files of scores, fuses scores of several networks, and compares scores."""

@@ -65,7 +65,7 @@ class StoredScores:
         return self.at(torch.tensor([position[name] for name in names]))
 
     def at(self, rows: Tensor) -> "StoredScores":
-        """The scores of the clips at these positions."""
+        """The scores of the clips at the positions `rows`."""
         scores = self.scores
         selected = Scores(
             torch.arange(len(rows)),
@@ -77,7 +77,10 @@ class StoredScores:
 
 
 def scores_in(place: Path) -> Path:
-    """The file of scores that `place` means: a file, the folder of results of `eval` or `fuse`, or a run's folder."""
+    """The path of the scores that `place` names.
+
+    `place` is a file of scores, a folder with results of `eval` or `fuse`, or a run's folder.
+    """
     if not place.is_dir():
         return place
     return place / SCORES if (place / SCORES).exists() else place / "eval" / SCORES
@@ -100,7 +103,8 @@ def read_scores(path: Path) -> StoredScores:
         raise UserError(
             f"{path} is damaged or incomplete ({error}): write it again with python -m trainer eval"
         ) from None
-    except (KeyError, ValueError, TypeError, AttributeError):  # the last two: an .npy file, which has a single array
+    # TypeError and AttributeError come from an .npy file, which has a single array
+    except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(
             f"{path} does not contain names and scores of clips that belong together: name the scores.npz that eval or "
             "fuse wrote"
@@ -131,8 +135,10 @@ def write_scores(
     views: Views | None,
 ) -> None:
     """Write an npz file with the arrays `name` [N] (text), `label` and `coarse_label` [N] int64, and for each stream an
-    array of probabilities [N, K] float32. The array `settings` contains the experiment as JSON, and the array
-    `checkpoint` contains the name of the file with the weights, and the array `views` what was averaged, as JSON.
+    array of probabilities [N, K] float32.
+
+    The array `settings` contains the experiment as JSON, the array `checkpoint` the name of the file with the weights,
+    and the array `views` the views that were averaged, as JSON.
     """
     arrays: dict[str, Any] = {stream: score.float().numpy() for stream, score in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy(), "checkpoint": checkpoint}
@@ -145,14 +151,14 @@ def write_scores(
 
 
 def mean_of_streams(scores: Scores, coarse: bool = False) -> Tensor:
-    """The scores [N, K] float64 that decide the class: the mean of RGB and pose, or those of the only stream."""
+    """The scores [N, K] float64 that decide the class: the mean of RGB and pose, or the scores of the only stream."""
     level = COARSE if coarse else ""
     both = f"rgb{level}" in scores.probability and f"pose{level}" in scores.probability
     return main_scores(scores, coarse).double() / (2 if both else 1)
 
 
 def _streams(arrays: Any) -> list[str]:
-    """The names of the arrays with scores among the arrays of a file."""
+    """The names of those arrays of a file that contain scores."""
     return [stream + level for level in ("", COARSE) for stream in STREAMS if stream + level in arrays]
 
 

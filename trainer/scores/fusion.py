@@ -13,16 +13,17 @@ from trainer.scores.members import Members
 from trainer.scores.outcome import Metric
 
 DENOMINATORS = (20, 10, 8, 5, 4, 3, 2, 1)  # the first search tries weights that are multiples of 1 / denominator
-MOST_POINTS = 1000  # weights that the first search tries at most
+MOST_POINTS = 1000  # the first search tries at most this many combinations of weights
 FINEST = 1 / 160  # the smallest step of the later searches
 
 
 def fit_weights(members: Members, metric: Metric) -> tuple[float, ...]:
-    """The weights, one for each member with the sum 1, for which the metric of the fused scores is best.
+    """The weights for which the metric of the fused scores is best: one for each member, with the sum 1.
 
-    A grid over all weights comes first. From its best point, steps that move weight from one member to another follow,
-    and become smaller and smaller. Weights with equal metrics are compared by the mean logarithm of the probability of
-    the right class. The grid contains each member alone, so the result is never worse than the best member.
+    The search first tries a grid of weights. From the best point of the grid, it moves weight from one member to
+    another in smaller and smaller steps. Among weights with equal metrics, those with the highest mean logarithm of the
+    probability of the right class win. The grid contains each member alone, so the result is never worse than the best
+    member.
     """
     own = members.fine.gather(2, members.label.expand(len(members.fine), -1)[..., None])[..., 0]  # [M, N]
 
@@ -53,7 +54,7 @@ def grid(num_members: int, denominator: int) -> Iterator[tuple[float, ...]]:
 
 
 def neighbours(weights: tuple[float, ...], step: float) -> Iterator[tuple[float, ...]]:
-    """All weights that result if one member gives `step`, or all that it has, to another member."""
+    """All weights that result if one member gives `step` of its weight, or all of it, to another member."""
     for giver, taker in itertools.permutations(range(len(weights)), 2):
         moved = min(step, weights[giver])
         if moved > 0:
@@ -64,7 +65,10 @@ def neighbours(weights: tuple[float, ...], step: float) -> Iterator[tuple[float,
 
 
 def without(weights: Sequence[float], member: int) -> tuple[float, ...] | None:
-    """The weights if this member is left out and the others keep their proportions. None if no weight is left."""
+    """The weights if this member is left out and the other members keep their proportions.
+
+    None if no weight is left.
+    """
     rest = 1 - weights[member]
     if rest <= 1e-9:
         return None

@@ -34,7 +34,7 @@ class Members:
         return fine, None if self.coarse is None else torch.einsum("m,mnk->nk", factor, self.coarse)
 
     def outcome(self, weights: Sequence[float]) -> Outcome:
-        """What the weighted sums decide."""
+        """The predictions of the weighted sums."""
         fine, coarse = self.fused(weights)
         return outcome_of(fine, self.label, coarse, self.coarse_label)
 
@@ -46,7 +46,7 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class MemberFile:
-    """A file of scores, and the stream of it that is a member. None: the mean of its streams."""
+    """A file of scores, and which of its streams is the member. None means the mean of its streams."""
 
     stored: StoredScores
     stream: str | None
@@ -72,11 +72,11 @@ def read_members(places: Sequence[str]) -> list[MemberFile]:
 
 
 def matched(first: StoredScores, second: StoredScores) -> StoredScores:
-    """The second scores in the order of the clips of the first.
+    """The scores of `second` in the order of the clips of `first`.
 
     Raises UserError, which names a clip, unless both have the same clips with the same labels and the same classes.
     """
-    first.in_order_of(second.names)  # only to name a clip that the first lacks
+    first.in_order_of(second.names)  # called only to name a clip that the first file lacks
     second = second.in_order_of(first.names)
     sizes = [mean_of_streams(each.scores).shape[1] for each in (first, second)]
     if sizes[0] != sizes[1]:
@@ -121,9 +121,10 @@ def fine_of(file: MemberFile) -> Tensor:
 
 
 def coarse_of(file: MemberFile, fine: Tensor, coarse_map: Sequence[int]) -> Tensor | None:
-    """The coarse probabilities [N, C] of a member: those of its coarse heads or, if it has none, sums of its fine ones.
+    """The coarse probabilities [N, C] of a member.
 
-    None if the data have no coarse classes.
+    They come from its coarse heads or, if it has none, are sums of its fine probabilities. None if the data have no
+    coarse classes.
     """
     heads = file.stored.scores.probability
     if file.stream is not None and file.stream + COARSE in heads:

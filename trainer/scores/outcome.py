@@ -1,4 +1,4 @@
-"""What scores decide: the confusion matrices of a set of clips, metrics of them, and how sure these metrics are."""
+"""The predictions that follow from scores: their confusion matrices, metrics, and how certain the metrics are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.metrics import mean_f1, mean_recall
 
 Metric = Literal["top1", "mean1", "f1_mean"]
-DRAWS = 1000  # samples of the bootstrap
+DRAWS = 1000  # number of samples of the bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def resampled(outcomes: Sequence[Outcome], metric: Metric, draws: int = DRAWS) -
 
 
 def interval(values: Tensor) -> tuple[float, float]:
-    """The limits between which the middle 95 % of the values [draws] lie."""
+    """The interval that contains the middle 95 % of the values [draws]."""
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high
 
@@ -75,10 +75,8 @@ def mcnemar(first: Tensor, second: Tensor) -> tuple[int, int, float]:
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     count, fewer = only_first + only_second, min(only_first, only_second)
-    ways, total = (
-        1,
-        0,
-    )  # ways to choose `number` of `count` clips; integers, because floats overflow from 1,030 clips on
+    # `ways` is the number of ways to choose `number` of `count` clips. Floats would overflow from 1,030 clips on.
+    ways, total = 1, 0
     for number in range(fewer + 1):
         total += ways
         ways = ways * (count - number) // (number + 1)

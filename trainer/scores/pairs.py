@@ -1,4 +1,4 @@
-"""Compares two networks clip by clip: which clips only one of them gets right, and how sure the difference is."""
+"""Compares two networks clip by clip: which clips only one of them gets right, and how certain the difference is."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the papers on a data set report: NTU's protocols side by side, MA-52's F1 mean with its four parts."""
+"""Tables of what papers on a data set report: NTU's protocols side by side, MA-52's F1 mean and its parts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ F1 = {
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The metrics of an evaluation, with a name for it."""
+    """The metrics of an evaluation, and a name for the evaluation."""
 
     name: str
     experiment: Experiment
@@ -47,7 +47,7 @@ def all_metrics(scores: Scores) -> dict[str, float]:
 
 
 def paper_tables(results: Sequence[Result]) -> Iterator[Table]:
-    """Tables of the results in percent, one for each kind of data, in the form of the papers."""
+    """Tables of the results in percent, one table for each kind of data, in the form that papers use."""
     ma52 = [result for result in results if result.experiment.data.coarse_map == MA52 and "f1/mean" in result.metrics]
     if ma52:
         yield table_of("MA-52, in %", F1, ma52)
@@ -67,7 +67,7 @@ def paper_tables(results: Sequence[Result]) -> Iterator[Table]:
 
 
 def table_of(title: str, columns: Mapping[str, str], results: Sequence[Result]) -> Table:
-    """A table with a row for each result, and with those of the columns (title: metric) that have values."""
+    """A table with a row for each result. `columns` maps titles to metrics; columns without any value are left out."""
     used = {name: key for name, key in columns.items() if any(key in result.metrics for result in results)}
     table = new_table("", *used, title=title)
     for result in results:

@@ -11,14 +11,14 @@ from pipelines.plan import THREE_CROPS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Views:
-    """How many views of each clip are scored. Raises ValueError for values that cannot be."""
+    """How many views of each clip are scored. Raises ValueError for impossible values."""
 
     clips: int = 1
     """Number of samples of the frames."""
     crops: Literal[1, 3] = 1
     """1: the whole box. 3: squares at its left, in its middle and at its right."""
     flip: bool = False
-    """Whether each of these is scored mirrored as well."""
+    """Whether each sample and crop is also scored as a mirror image."""
 
     def __post_init__(self) -> None:
         is_count = type(self.clips) is int and self.clips >= 1
@@ -26,7 +26,7 @@ class Views:
             raise ValueError(f"no such views of a clip: {self.clips!r}, {self.crops!r}, {self.flip!r}")
 
     def __str__(self) -> str:
-        """Such as `10 samples, 3 crops, mirrored too`."""
+        """The views in words, such as `10 samples, 3 crops, mirrored too`."""
         samples = f"{self.clips} sample{'s' * (self.clips > 1)}"
         return samples + ", 3 crops" * (self.crops == 3) + ", mirrored too" * self.flip
 

@@ -92,10 +92,11 @@ def tell(checkpoint: Checkpoint) -> None:
 
 
 def snapshot_in(folder: Path, latest: bool, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """File and state of a run's best snapshot or, with `latest` or if there is no intact best one, of its newest.
+    """File and state of a run's best snapshot, whose name the newest snapshot contains.
 
-    The newest snapshot names the best one. Says which snapshot is used, why it is not the best one, and which other
-    files with names of best snapshots are ignored. Raises UserError if the folder has no intact snapshot.
+    With `latest`, or if the best snapshot is missing or damaged, file and state of the newest snapshot. Says which
+    snapshot is used, why it is not the best one, and which other files with names of best snapshots are ignored. Raises
+    UserError if the folder has no intact snapshot.
     """
     newest = newest_valid(folder, say)
     if newest is None:
@@ -132,7 +133,7 @@ def settings_in(path: Path) -> str | None:
                 settings = parse_json((file.metadata() or {}).get(METADATA, "{}")).get("settings")
                 return settings and json.dumps(settings)
         except (SafetensorError, OSError, ValueError, AttributeError):
-            return None  # read_weights, which reads the file next, says what is wrong with it
+            return None  # read_weights, which reads the file next, says what is wrong with the file
     if not is_sealed(path):
         return None
     try:
@@ -172,7 +173,7 @@ def experiment_for(path: Path, options: CheckpointChoice, averaged: bool) -> Exp
 
 
 def way_out(path: Path) -> str:
-    """What to use instead of a damaged snapshot in the folder of its run. Empty for other files."""
+    """Advice on what to use instead of a damaged snapshot in the folder of its run. Empty for other files."""
     if not (path.is_file() and is_snapshot_name(path.name) and (path.parent / SETTINGS).is_file()):
         return ""
     intact = newest_valid(path.parent, lambda _: None)
@@ -188,8 +189,8 @@ def comparison_with(experiment: Experiment, weights: Weights) -> Comparison:
 def experiment_to_resume(options: Choice, work_dir: Path) -> Experiment | None:
     """The experiment of the run in `work_dir`, with --set applied; None if the folder contains no run yet.
 
-    The settings are those of the newest intact snapshot or, if there is no snapshot yet, those in experiment.json. If
-    --set changes settings of a snapshot, trainer/resume.py says so.
+    The settings are those of the newest intact snapshot or, if there is no snapshot yet, the settings in
+    experiment.json. If --set changes settings of a snapshot, trainer/resume.py says so.
     """
     snapshot, file = newest_valid(work_dir, lambda _: None), work_dir / SETTINGS
     if snapshot is not None:
@@ -213,9 +214,9 @@ def of_leader(experiment: Experiment, ranks: Ranks) -> Experiment:
 
 
 def check_name(options: Choice, stored: Experiment, place: Path, way_out: str) -> None:
-    """Raise UserError if --exp names another experiment than the stored one, whose settings would be used.
+    """Raise UserError if --exp names another experiment than the stored experiment, whose settings would be used.
 
-    Also raises it if --config names a file with other settings, because these would have no effect.
+    Also raises UserError if --config names a file with other settings, because these settings would have no effect.
     """
     if not options.named or f"name={stored.name}" in options.set:
         return

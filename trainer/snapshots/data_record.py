@@ -19,12 +19,12 @@ from trainer.config import Experiment
 from trainer.data import split_of, usable_before_packing
 from trainer.stored import differences
 
-NAMED = 3  # how many clips of each kind a sentence names
+NAMED = 3  # maximum number of clips that a sentence names for each kind of change
 BRING_BACK = "bring the former data back"
 # Settings that choose files, and settings that choose clips from these files.
 FILES = ("data.annotations", "data.val_annotations", "data.videos", "data.demo")
 CHOOSING = ("data.split", "data.train_split", "data.val_split", "data.follow_links", "data.source")
-DIGITS = 8  # stored digits of a digest; they are enough to notice a change
+DIGITS = 8  # number of stored digits of a digest, which are enough to notice a change
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,11 @@ def check_data(
     say: Callable[[str], None],
     way_back: str = BRING_BACK,
 ) -> set[str]:
-    """Say what has changed between the records of a snapshot, called `source`, and those of the run that resumes it.
+    """Say what has changed between the records of a snapshot, whose name is `source`, and those of the resuming run.
 
     Returns a set that contains "training" if the training clips have changed, and "validation" if the validation clips
     have changed, that is, their names, order, labels, lengths or joints. Unless `accept` is set, raises UserError
-    instead, which advises the `way_back` to the former clips. Snapshots of older versions have no records, so for them
+    instead, whose message contains the advice of `way_back`. Snapshots of older versions have no records, so for them
     nothing is checked.
     """
     changed = set()
@@ -129,7 +129,10 @@ def check_data(
 
 
 def way_back(saved: Experiment, experiment: Experiment) -> str:
-    """Advice that leads back to the clips of the `saved` experiment. Names settings that may have changed the clips."""
+    """Advice on how to get the clips of the `saved` experiment back.
+
+    It names settings that may have changed the clips.
+    """
     keys = [key for key, _, _ in differences(saved, experiment) if key.startswith((*FILES, *CHOOSING))]
     if not keys:
         return BRING_BACK
@@ -138,7 +141,7 @@ def way_back(saved: Experiment, experiment: Experiment) -> str:
 
 
 def changes_between(before: DataRecord, after: DataRecord) -> Iterator[str]:
-    """For each kind of change, a clause with the number of clips and the names of a few."""
+    """For each kind of change, a clause with the number of clips and the names of some of them."""
     old, new = ({name: i for i, name in enumerate(record.names)} for record in (before, after))
     stay = [name for name in before.names if name in new]
     kinds = {

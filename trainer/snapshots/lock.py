@@ -22,7 +22,7 @@ def locked(work_dir: Path) -> Iterator[None]:
     file systems without locks, nothing is locked.
     """
     path = work_dir / LOCK
-    if path.is_symlink():  # no lock of ours: opening it could make a file somewhere else
+    if path.is_symlink():  # a link is not our lock, and opening it could make a file in another place
         path.unlink()
     with open(path, "a") as file:
         if not _lock(file, path):
@@ -41,7 +41,7 @@ def is_locked(work_dir: Path) -> bool | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # there is no such file, or its file system has no locks
+    except OSError:  # the file does not exist, or its file system has no locks
         return None
     return False
 

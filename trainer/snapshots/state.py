@@ -12,7 +12,7 @@ from trainer.snapshots.data_record import DataRecord
 from trainer.snapshots.writer import Snapshot, SnapshotError
 
 REMOVE = "remove this file, so that --resume takes an older one"
-MAX_RECORD = 256 << 20  # bytes of the names, labels and lengths of a data set's clips
+MAX_RECORD = 256 << 20  # limit in bytes for the names, labels and lengths of a data set's clips
 Plain = str | int | float | bool | None
 
 
@@ -32,7 +32,8 @@ class State(TypedDict):
     data: dict[str, str]
 
 
-LATER = ("exact_under", "scale", "first_look", "averages", "data")  # parts that the first versions did not save
+# the first versions of Duet did not save these parts
+LATER = ("exact_under", "scale", "first_look", "averages", "data")
 
 
 class OptimizerState(TypedDict):

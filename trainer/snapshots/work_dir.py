@@ -1,4 +1,4 @@
-"""Creates the work directory of a run, or takes over an existing one, and locks it so that no other run can use it."""
+"""Creates the work directory of a run, or reuses an existing one, and locks it so that no other run can use it."""
 
 import contextlib
 import itertools
@@ -27,10 +27,10 @@ BEFORE_START = ".before_start"  # this file marks a folder in which a run that m
 class Claim:
     """A work directory that belongs to this run.
 
-    resume: whether the run continues the one in the directory, because of --resume or because the launcher
-        has restarted a run that had begun there.
-    begin: all ranks call this together when the run has passed all checks. If `resume` is false, it renames the
-        directory of an earlier run. If it is never called, the directory stays as it was.
+    resume: whether this run continues the run in the directory, because of --resume or because the launcher has
+    restarted a run that had begun there. begin: all ranks call this together when the run has passed all checks. If
+    `resume` is false, `begin` renames the directory of an earlier run. If `begin` is never called, the directory does
+    not change.
     """
 
     resume: bool
@@ -91,12 +91,15 @@ class _Own:
         return False
 
     def begin(self, resume: bool) -> None:
-        """Keep the work directory. Without `resume`, rename that of an earlier run, and make and lock a new one."""
+        """Keep the work directory.
+
+        Without `resume`, rename the directory of an earlier run, and make and lock a new directory.
+        """
         work_dir, self._made = self._work_dir, []
         (work_dir / BEFORE_START).unlink(missing_ok=True)
         if resume or not any(work_dir.glob("*.pth")):
             return
-        with writable(self._work_dir), self._lock.pop_all():  # the lock of the earlier run
+        with writable(self._work_dir), self._lock.pop_all():  # releases the lock of the earlier run at the end
             with tempfile.TemporaryFile(dir=work_dir) as file:
                 file.write(bytes(ROOM))
                 file.flush()
@@ -107,7 +110,7 @@ class _Own:
         print(f"{work_dir} contained an earlier run, which is now {new_name} (--resume would have continued it)")
 
     def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(OSError):  # another run may have begun to use the folders
+        with contextlib.suppress(OSError):  # fails if another run has begun to use the folders
             if not restarts_left():
                 (self._work_dir / BEFORE_START).unlink(missing_ok=True)
                 for folder in self._made:
@@ -157,12 +160,15 @@ def check(work_dir: Path) -> None:
 
 
 def refuse_links_in(results: Path) -> None:
-    """Raise UserError if the folder of the results of a command is a link that leads elsewhere, or contains one."""
+    """Raise UserError if the folder for a command's results is, or contains, a link that leads to another place."""
     refuse_links([results, *_inside(results)], "name another folder with --out")
 
 
 def refuse_links(paths: Iterable[Path], way_out: str) -> None:
-    """Raise UserError if one of the paths is a link to a place outside of its folder. `way_out`: what else to do."""
+    """Raise UserError if one of the paths is a link to a place outside of its folder.
+
+    `way_out`: advice for the message.
+    """
     for path in paths:
         if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
             raise UserError(

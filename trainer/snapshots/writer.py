@@ -1,7 +1,8 @@
-"""Writes the snapshots of a run in the background. Keeps the newest two, a link to the newest, and the best one.
+"""Writes the snapshots of a run in the background.
 
-An old snapshot is removed only when a newer one is durable on the disk. So there is always a snapshot to resume from,
-whenever the process is killed. models/weights/files.py writes the files; trainer/resume.py decides what they contain.
+Keeps the newest two snapshots, a link to the newest, and the best snapshot. An old snapshot is removed only when a
+newer snapshot is durable on the disk. So there is always a snapshot to resume from, whenever the process is killed.
+models/weights/files.py writes the files; trainer/resume.py decides what they contain.
 """
 
 import contextlib
@@ -66,11 +67,14 @@ def newest_to_resume(folder: Path, say: Callable[[str], None]) -> Snapshot | Non
 
 
 def best_files(folder: Path) -> list[Path]:
-    """The best snapshots in `folder`, newest first. A run keeps one, but others may have been copied there."""
+    """The best snapshots in `folder`, newest first.
+
+    A run keeps one best snapshot, but other best snapshots may have been copied there.
+    """
     return _newest_first(folder, BEST)
 
 
-Copies = list[tuple[Tensor, Tensor]]  # pairs (target, source)
+Copies = list[tuple[Tensor, Tensor]]  # pairs (target, source) of tensors that still have to be copied
 
 
 def stage(
@@ -113,21 +117,19 @@ def _stage(state: Any, buffers: dict[str, Tensor], at: str, copies: Copies) -> A
 
 
 class Writer:
-    """Writes the snapshots of a run in a thread while training continues. Keeps the newest two and the best one.
+    """Writes the snapshots of a run in a thread while training continues.
 
-    Only rank 0 has a Writer. `resumed_from` is the snapshot from which the run resumed; it is kept until two newer
-    snapshots are durable. The first save removes all other rolling snapshots, which are damaged or newer than
-    `resumed_from`.
-
-    The thread copies weights and momentum during the next forward and backward pass. If the weights changed during the
-    copy, the snapshot would be half old and half new. `changing_weights` prevents this, and `_release` detects code
-    that changes weights outside of `changing_weights`.
+    Keeps the newest two snapshots and the best snapshot. Only rank 0 has a Writer. `resumed_from` is the snapshot from
+    which the run resumed; it is kept until two newer snapshots are durable. The first save removes all other rolling
+    snapshots, which are damaged or newer than `resumed_from`. The thread copies weights and momentum during the next
+    forward and backward pass. If the weights changed during the copy, the snapshot would be half old and half new.
+    `changing_weights` prevents this, and `_release` detects code that changes weights outside of `changing_weights`.
     """
 
     def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        for leftover in folder.glob("*.tmp"):  # of earlier versions
+        for leftover in folder.glob("*.tmp"):  # left by earlier versions
             leftover.unlink()
         self.folder = folder
         self._good = [resumed_from.resolve().name] if resumed_from is not None else []
@@ -149,8 +151,9 @@ class Writer:
     ) -> None:
         """Write `state` in the background as epoch_E_step_S.pth and, if `best` is a file name, also to that file.
 
-        The tensors in `steady` (weights and momentum) may only be changed within `changing_weights`; all others may
-        change as soon as `save` returns. Waits for the previous write first. Raises SnapshotError if that write failed.
+        The tensors in `steady` (weights and momentum) may only be changed within `changing_weights`; all other tensors
+        may change as soon as `save` returns. Waits for the previous write first. Raises SnapshotError if that write
+        failed.
         """
         self.wait()
         staged, copies = stage(state, self._buffers, frozenset(tensor.data_ptr() for tensor in steady))
@@ -230,17 +233,17 @@ class Writer:
         try:
             self._copy(copies)
             self._sync_records()
-            if best is not None:  # written first, because the rolling snapshot contains the name of the best one
+            if best is not None:  # the best snapshot is written first, because the rolling snapshot contains its name
                 save(self.folder / best, staged)
             save(self.folder / name, staged)
             _point_latest(self.folder, name)
             self._remove_old(name, best)
-        except Exception as error:  # handed to the training thread by wait()
+        except Exception as error:  # `wait` raises the error in the training thread
             self._error = error
 
     def _sync_records(self) -> None:
         """Bring the log and the records to the disk, so that after a power loss they reach up to the snapshot."""
-        with contextlib.suppress(OSError):  # the snapshot is more important, and reports a full disk itself
+        with contextlib.suppress(OSError):  # the snapshot is more important, and writing it reports a full disk
             for file in (self.folder / LOG, self.folder / METRICS):
                 if file.is_file():
                     sync(file)
@@ -260,12 +263,12 @@ class Writer:
             torch.cuda.current_stream().synchronize()
 
     def _remove_old(self, name: str, best: str | None) -> None:
-        """Remove old snapshots once `name` and `best` are durable, except the last intact one before `name`."""
+        """Remove old snapshots once `name` and `best` are durable. The last intact snapshot before `name` is kept."""
         self._good = [*(good for good in self._good if good != name), name][-2:]
         for path in self.folder.iterdir():
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
             old_best = best is not None and BEST.fullmatch(path.name) and path.name != best
-            # mmengine names its best checkpoints like ours, but does not seal them. They are not ours to delete.
+            # mmengine names its best checkpoints like ours, but does not seal them. So they must not be deleted here.
             if old_rolling or (old_best and is_sealed(path)):
                 path.unlink(missing_ok=True)
 
@@ -300,7 +303,7 @@ class NoWriter:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """The files that `newest_valid` tries, in this order."""
+    """The files that `newest_valid` tries, in the order in which it tries them."""
 
     if not folder.is_dir():
         return []

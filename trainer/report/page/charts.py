@@ -1,4 +1,4 @@
-"""The curves of a run as data for chart.js: the values of all records, and which of them each chart shows."""
+"""The curves of a run as data for chart.js: the values of all records, and which values each chart shows."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,13 @@ from kernels.names import printable
 from trainer.journal.lines import LOG, epochs_of
 from trainer.report.past_run import PastRun
 
-MOST_POINTS = 4000  # of a longer series, means over stretches of equal length are shown
+MOST_POINTS = 4000  # a longer series is cut into stretches of equal length, and their means are shown
 ACCURACY = re.compile(r"(ema/)?acc/(.+)_(top1|top5|mean1)")
-KINDS = {"top1": "top-1", "top5": "top-5", "mean1": "mean class"}  # of accuracies, in words
+KINDS = {"top1": "top-1", "top5": "top-5", "mean1": "mean class"}  # names of accuracies for readers
 FUSED = "RGBPose_1:1"
 NOT_METRICS = ("kind", "step", "clips", "epoch_clips")
 
-Records = dict[str, dict[str, list[float | None]]]  # for train and val: the values of each metric, in order
+Records = dict[str, dict[str, list[float | None]]]  # for the kinds train and val: the values of each metric, in order
 
 
 def series_of(run: PastRun) -> Records:
@@ -45,9 +45,9 @@ def thinned(column: Sequence[float | None]) -> list[float | None]:
 
 
 def charts_of(records: Records, metric: str) -> list[dict[str, Any]]:
-    """The charts of a run, each with its title, its kind of y axis and its series. Those without a series are left out.
+    """The charts of a run, each with its title, its kind of y axis and its series.
 
-    metric: the metric that selects the best snapshot, or empty.
+    Charts without a series are left out. metric: the metric that selects the best snapshot, or empty.
     """
     train, val = records["train"], records["val"]
     selects = f"dots are validations; {label_of(metric)} selects the best" if metric else ""
@@ -80,12 +80,12 @@ def line(kind: str, name: str, label: str, colour: str = "", **more: Any) -> dic
 
 
 def loss_lines(train: Iterable[str]) -> list[dict[str, Any]]:
-    """The lines of the loss and of its terms, each in a colour of its own."""
+    """The lines of the loss and of its terms, each in a different colour."""
     return [line("train", name, name.replace("_", " ")) for name in train if name.startswith("loss")]
 
 
 def accuracy_lines(train: Iterable[str], val: Iterable[str], kind: str) -> list[dict[str, Any]]:
-    """The lines of one kind of accuracy: validations of each stream and each sum, and training, which is faint."""
+    """The lines of one kind of accuracy: for each stream and each sum in validations, and faint lines for training."""
     lines = []
     for name in val:
         match = ACCURACY.fullmatch(name)
@@ -103,7 +103,10 @@ def stream_colour(name: str) -> str:
 
 
 def is_main(name: str) -> bool:
-    """Whether a metric is one of those that are shown at first: not of an uneven sum of streams, and not of the EMA."""
+    """Whether charts show this metric when the page is opened.
+
+    Metrics of uneven sums of streams and of the EMA are hidden.
+    """
     if name.startswith("f1/"):
         return True
     match = ACCURACY.fullmatch(name)
@@ -111,7 +114,7 @@ def is_main(name: str) -> bool:
 
 
 def label_of(name: str) -> str:
-    """A metric's name for people, such as `fused top-1` for acc/RGBPose_1:1_top1."""
+    """A metric's name for readers, such as `fused top-1` for acc/RGBPose_1:1_top1."""
     match = ACCURACY.fullmatch(name)
     if match is None:
         return printable(name.replace("f1/", "F1 ").replace("_", " "))

@@ -18,20 +18,20 @@ from trainer.report.past_run import PastRun
 from trainer.settings import SETTINGS, flattened
 from trainer.stored import differences, from_settings
 
-DECISIONS = ("first look: ", "tuned on ", "not tuned for ")  # how lines of train.log about decisions begin
-LOG_BYTES = 64 << 20  # of a larger train.log, only this many bytes are searched
-LONGEST_VALUE = 400  # characters of a setting's value
-BOUND, TOOK_PART = 0.2, 0.05  # shares of the time spent waiting for data
+DECISIONS = ("first look: ", "tuned on ", "not tuned for ")  # beginnings of the lines of train.log that tell decisions
+LOG_BYTES = 64 << 20  # if train.log is larger, only this many of its bytes are searched
+LONGEST_VALUE = 400  # longer values of settings are cut after this many characters
+BOUND, TOOK_PART = 0.2, 0.05  # limits for the share of the time spent waiting for data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSection:
     """The part of the page about one run.
 
-    facts: (what, value) of the numbers at the top. missing: sentences about what is not in the run's folder.
-    changed: (setting, value in the preset, value in the run). preset: the preset that the settings are compared with.
-    validations: rows of the table of all validations, below its `head`.
-    records, charts: the values of all records, and which of them chart.js draws (charts.py).
+    facts: name and value of each number at the top. missing: sentences about what is not in the run's folder. changed:
+    (setting, value in the preset, value in the run). preset: the preset that the settings are compared with.
+    validations: rows of the table of all validations, below its `head`. records, charts: the values of all records, and
+    which of them chart.js draws (charts.py).
     """
 
     name: str
@@ -107,9 +107,10 @@ def facts_of(run: PastRun) -> list[tuple[str, str]]:
 
 
 def changed_settings(run: PastRun, missing: list[str]) -> tuple[str, list[tuple[str, str, str]]]:
-    """The preset's name, and the settings that differ from it. The name is empty if the run's experiment is no preset.
+    """The preset's name, and the settings that differ from it.
 
-    If the settings cannot be read, a sentence is added to `missing`.
+    The name is empty if the run's experiment is not a preset. If the settings cannot be read, a sentence is added to
+    `missing`.
     """
     preset = EXPERIMENTS.get(run.name)
     if preset is None:
@@ -147,7 +148,7 @@ def decisions_of(log: Path) -> list[str]:
 
 
 def validation_table(run: PastRun) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table with the top-1, top-5 and mean class accuracy of each validation, and F1 where it is."""
+    """Head and rows of a table with each validation's top-1, top-5, mean class accuracy and, if there is any, F1."""
     vals = [record for record in run.records if record["kind"] == "val"]
     names = [name for name in dict.fromkeys(name for val in vals for name in val) if is_main(name)]
     rows = [[str(val["epoch"]), *(percent(val.get(name)) for name in names)] for val in vals]

@@ -14,15 +14,15 @@ from trainer.config import Experiment
 from trainer.metrics import STREAMS, Scores, confusion_matrix
 from trainer.scores.files import COARSE, mean_of_streams, read_scores
 
-TOP = 5  # classes that are listed for each stream of a clip
+TOP = 5  # number of classes that are listed for each stream of a clip
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """The scores of N clips, the names [N] of the clips, and the experiment.
 
-    checkpoint: the name of the file with the weights, or empty. source: the file with the scores, and the weights, in
-    words.
+    checkpoint: the name of the file with the weights, or empty. source: words that name the file with the scores and
+    the file with the weights.
     """
 
     scores: Scores
@@ -36,8 +36,8 @@ class Evaluation:
 class WrongClip:
     """A clip whose class was not recognised.
 
-    number: its place in the scores. label and guess: the true class, and the class with the highest score.
-    margin: by how much the score of the guess exceeds that of the label, from 0 to 1.
+    number: the position of the clip in the scores. label and guess: the true class, and the class with the highest
+    score. margin: the score of the guess minus the score of the label, from 0 to 1.
     """
 
     number: int
@@ -76,10 +76,10 @@ def class_names_of(experiment: Experiment) -> list[str]:
 
 
 def levels_of(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """For the fine and, if there are any, for the coarse classes: the classes and the confusions of each stream.
+    """The levels of classes: fine classes and, if there are any, coarse classes, with the confusions of each stream.
 
-    Each level has a title; classes with name, coarse class and number of clips; and for each stream a list of
-    (true class, predicted class, number of clips), without those of zero clips.
+    Each level has a title; classes with name, coarse class and number of clips; and for each stream a list of (true
+    class, predicted class, number of clips), without pairs that have no clips.
     """
     scores, data = evaluation.scores, evaluation.experiment.data
     groups = coarse_names(data.coarse_map) or [f"group {group}" for group in range(len(set(data.coarse_map)))]
@@ -107,7 +107,7 @@ def _level(title: str, classes: list[dict[str, Any]], streams: dict[str, Tensor]
 
 
 def most_wrong(scores: Scores, count: int) -> list[WrongClip]:
-    """The clips whose guess is wrong, at most `count`. The guess that beats the true class by most comes first."""
+    """At most `count` clips whose guess is wrong. The clip whose guess exceeds the true class by most comes first."""
     main = next(iter(streams_of(scores).values()))
     guess = main.argmax(dim=1)
     margin = (main.gather(1, guess[:, None]) - main.gather(1, scores.label[:, None]))[:, 0]

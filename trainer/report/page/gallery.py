@@ -1,4 +1,4 @@
-"""The gallery of the page: the clips that went most wrong, each with frames, skeletons, heatmaps and top classes."""
+"""The gallery of the page: clips with the worst predictions, and their frames, skeletons, heatmaps and top classes."""
 
 import base64
 import io
@@ -21,23 +21,23 @@ from trainer.report.grad_cam import COLOURS
 from trainer.report.page.evaluation import Evaluation, most_wrong, top_classes
 from trainer.report.skeleton_drawing import HEATMAP, coloured_limbs
 
-NUM_CLIPS = 24  # clips in the gallery of a run
-MOMENTS = 6  # frames of each clip
-SIDE = 176  # pixels of a picture's side
+NUM_CLIPS = 24  # number of clips in the gallery of a run
+MOMENTS = 6  # number of frames of each clip
+SIDE = 176  # side of a picture in pixels
 OVERLAY = 56  # pixels of the side of a heatmap and of a map, which the browser enlarges smoothly
-QUALITY = 80  # of the JPEG files
-BATCH = 4  # clips that are read at once
+QUALITY = 80  # quality of the JPEG files
+BATCH = 4  # number of clips that are read at once
 
-Looked = Callable[[Batch, Tensor], dict[str, Tensor]]  # as grad_cam.where_it_looked, without the network
+Looked = Callable[[Batch, Tensor], dict[str, Tensor]]  # grad_cam.where_it_looked for a fixed network
 
 
 def gallery_of(
     evaluation: Evaluation, loader: Loader, with_frames: bool, looked: Looked | None = None
 ) -> list[dict[str, Any]]:
-    """The clips that went most wrong, as gallery.js reads them.
+    """The clips with the worst predictions, in the form that gallery.js reads.
 
     loader: a loader of the validation clips; its table contains the evaluation's clips. Without `with_frames` there are
-    only skeletons, and no video is read. looked: says where the network looked when it took a clip for a wrong class.
+    only skeletons, and no video is read. looked: computes where the network looked when it predicted a wrong class.
     """
     places = {str(name): row for row, name in enumerate(loader.table.names)}
     wrong = [clip for clip in most_wrong(evaluation.scores, NUM_CLIPS) if evaluation.names[clip.number] in places]
@@ -64,14 +64,16 @@ def views_in(
 ) -> Iterator[tuple[ClipView, dict[str, np.ndarray]]]:
     """The clips in these rows of the loader's table, as the networks see them in a validation.
 
-    With each clip comes, for each stream, how much each pixel speaks for the clip's class in `classes`: [T, H, W].
+    Each clip comes with a map [T, H, W] for each stream: how much each pixel contributes to the clip's class in
+    `classes`.
     """
     batch_size = max(1, min(BATCH, len(rows)))
     single = replace(loader, rows=rows, batch_size=batch_size, rank=0, world_size=1, sample=0, num_samples=1)
     if not with_frames:
         single = replace(single, frames=NoFrames(len(loader.table)), streams=("pose",))
     for step, batch in enumerate(single.epoch(0) if len(rows) else ()):
-        numbers = (step * batch_size + torch.arange(batch_size)).clamp(max=len(rows) - 1)  # repeated as in the batch
+        # the last clip is repeated, as in the batch
+        numbers = (step * batch_size + torch.arange(batch_size)).clamp(max=len(rows) - 1)
         maps = looked(batch, classes[numbers]) if looked else {}
         for place, view in enumerate(views_of(single, batch, single.plan(0, step))):
             if batch.valid[place]:
@@ -83,8 +85,8 @@ def moments_of(
 ) -> list[dict[str, Any]]:
     """Up to MOMENTS frames of a clip, evenly spread: each with its number, its limbs and, with frames, its pictures.
 
-    The pictures are the frame, and as overlays the heatmap and the `maps` of both streams. Those of the pose stream are
-    of the nearest pose frame.
+    The pictures are the frame, and as overlays the heatmap and the `maps` of both streams. The heatmap and the map of
+    the pose stream belong to the nearest pose frame.
     """
     count = min(MOMENTS, len(view.rgb_frames))
     moments = []
@@ -121,7 +123,7 @@ def jpeg(frame: np.ndarray) -> str:
 
 
 def overlay(values: np.ndarray, colour: str) -> str:
-    """A map [H, W] of values from 0 to 1 as a data URL of a picture in one colour, opaque where the value is 1."""
+    """A map [H, W] of values from 0 to 1 as a data URL: a picture in one colour, opaque where the value is 1."""
     alpha = Image.fromarray((values.clip(0, 1) * 255).astype(np.uint8))
     alpha.thumbnail((OVERLAY, OVERLAY), Image.Resampling.BOX)
     picture = Image.new("RGB", alpha.size, ImageColor.getrgb(colour))

@@ -22,10 +22,10 @@ from trainer.report.skeleton_drawing import HEATMAP, LEFT, RIGHT
 PAGE = "report.html"
 HERE = Path(__file__).parent
 SCRIPTS = ("elements.js", "chart.js", "classes.js", "confusion.js", "gallery.js", "page.js")
-# The series that are shown with a line for each run when there are several runs.
+# If there are several runs, the page shows these series, with a line for each run.
 COMPARED = ("loss", "f1/mean", "lr", "clips_per_second")
 COMPARED += tuple(f"acc/{name}_top1" for name in (FUSED, "rgb", "pose", "sum", "RGBPose_coarse_1:1"))
-NUM_COLOURS = 10  # that page.css defines for lines, as c0 to c9
+NUM_COLOURS = 10  # number of colours for lines, which page.css defines as c0 to c9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,10 @@ def write_page(path: Path, shown: Sequence[Shown]) -> Path:
 
 
 def render(shown: Sequence[Shown]) -> str:
-    """The page as HTML. All texts of the runs are escaped: by Jinja in the page, and as JSON for the scripts."""
+    """The page as HTML.
+
+    All texts that come from runs are escaped: by Jinja in the page, and as JSON for the scripts.
+    """
     short = names([each.run for each in shown])
     sections = [section_of(each.run, name, each.state, each.missing) for each, name in zip(shown, short, strict=True)]
     compared = comparison_of(shown, sections) if len(shown) > 1 else None
@@ -79,7 +82,7 @@ def render(shown: Sequence[Shown]) -> str:
 
 
 def data_of(each: Shown, section: RunSection) -> dict[str, Any]:
-    """What the scripts read about a run."""
+    """The data about a run that the scripts of the page read."""
     evaluation = each.evaluation
     return {
         "name": section.name,
@@ -121,7 +124,10 @@ def compared_charts(sections: Sequence[RunSection]) -> list[dict[str, Any]]:
 
 
 def compared_levels(shown: Sequence[Shown], sections: Sequence[RunSection]) -> list[dict[str, Any]]:
-    """The fine classes with the main scores of each run in place of streams, if the runs have the same classes."""
+    """The fine classes, with the main scores of each run in place of streams.
+
+    Empty if the runs have different classes.
+    """
     levels = [
         (section.name, levels_of(each.evaluation)[0])
         for each, section in zip(shown, sections, strict=True)

@@ -1,6 +1,6 @@
-"""Reads what the page shows about a run: its folder, its newest scores, and the frames of its most wrong clips.
+"""Reads what the page shows about a run: its folder, its newest scores, and the frames of its worst clips.
 
-The page is also made from a folder in which files are missing, damaged or of other programs. It then says so.
+If files in the folder are missing, damaged or of other programs, the page is made all the same and says so.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,10 +37,11 @@ RESULTS = ("eval", VALIDATION)  # folders in a run's folder that contain scores
 
 
 def read_shown(folder: Path, device: str, with_frames: bool = True, scores: Path | None = None) -> Shown:
-    """What the page shows about the run in `folder`. What is missing or damaged there becomes a sentence on the page.
+    """What the page shows about the run in `folder`.
 
-    device: where the network says where it looked. scores: a file of scores; by default the newest in the run's folder.
-    Raises UserError if `folder` is not that of a run.
+    For each file that is missing or damaged, the page gets a sentence. device: the device on which the network computes
+    where it looked. scores: a file of scores; by default the newest in the run's folder. Raises UserError if `folder`
+    is not a run's folder.
     """
     missing: list[str] = []
     run, evaluation, gallery = read_run_anyway(folder, missing), None, []
@@ -54,14 +55,14 @@ def read_shown(folder: Path, device: str, with_frames: bool = True, scores: Path
     try:
         evaluation = read_evaluation(scores)
         gallery = read_gallery(evaluation, folder, device, with_frames, missing)
-    except Exception as error:  # whatever a damaged file leads to: the rest of the page is still worth reading
+    except Exception as error:  # whatever a damaged file causes: the rest of the page is still worth reading
         what = "the wrong clips are not shown" if evaluation else "classes and confusions are not shown"
         missing.append(f"{what}: {reason(error)}")
     return Shown(run=run, evaluation=evaluation, gallery=gallery, missing=missing)
 
 
 def reason(error: Exception) -> str:
-    """An error as part of a sentence. That of an error which is not the user's begins with the name of its type."""
+    """An error as part of a sentence. If the error is not a UserError, its type comes first."""
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return printable(text, 300)
 
@@ -111,13 +112,13 @@ def read_gallery(
 
 
 def rows_of(table: ClipTable, names: list[str]) -> np.ndarray:
-    """The rows of the clips with these names, as far as the table has them."""
+    """The rows of the clips with these names. Names that the table does not have are left out."""
     places = {str(name): row for row, name in enumerate(table.names)}
     return np.array([places[name] for name in names if name in places], np.int64)
 
 
 def explanation(experiment: Experiment, checkpoint: Path, ranks: Ranks) -> Callable[[Batch, Tensor], dict[str, Tensor]]:
-    """A function that says for a batch and a class of each clip where the network looked (grad_cam.py)."""
+    """A function that computes where the network looked (grad_cam.py), from a batch and a class for each clip."""
     network = build_model(experiment.model)
     load_weights(network, checkpoint)
     network = network.to(ranks.device).eval()
@@ -135,8 +136,8 @@ def try_to_write(
 ) -> list[Path]:
     """Write the page about runs, and return its path in a list.
 
-    Whatever goes wrong is said in one line, raises nothing, and makes the list empty. runs: the folder of each run, and
-    its file of scores or None (see `read_shown`). state: the state of a run that is just ending.
+    If anything goes wrong, one line says so, no error is raised, and the list is empty. runs: the folder of each run,
+    and its file of scores or None (see `read_shown`). state: the state of a run that is just ending.
     """
     try:
         shown = [read_shown(folder, device, scores=scores) for folder, scores in runs.items()]

@@ -32,7 +32,10 @@ class Machine:
 
 
 def of_the_step(machine: Machine) -> list[Change]:
-    """Changes of how a step is computed. Those that need compiling again, which takes minutes, come late."""
+    """Changes of how a step is computed.
+
+    Changes after which the step must be compiled again, which takes minutes, come late.
+    """
     if machine.device == "cpu":
         counts = dict.fromkeys(filter(None, (machine.cores, machine.cores // 2, machine.cores // 4)))
         changes = [number("threads", count, machine.threads) for count in counts]
@@ -62,7 +65,7 @@ def number(name: str, value: float, default: float) -> Change:
 
 
 def flag(name: str) -> Change:
-    """A change that turns a setting on. It is None where the setting has no effect, as in uncompiled code."""
+    """A change that turns a setting on. It returns None if the setting would have no effect, as in uncompiled code."""
 
     def change(experiment: Experiment) -> str | None:
         if getattr(experiment, name) or (name == "combine_launches" and not is_compiled(experiment)):
@@ -100,7 +103,7 @@ def is_compiled(experiment: Experiment) -> bool:
 
 
 def allowed(changes: Sequence[Change], fixed: frozenset[str]) -> list[Change]:
-    """The changes, except those of settings that the command line fixes."""
+    """The changes, without changes of settings that the command line fixes."""
 
     def within(change: Change) -> Change:
         def permitted(experiment: Experiment) -> str | None:

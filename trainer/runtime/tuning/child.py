@@ -1,4 +1,4 @@
-"""A child process of `tune` that runs one form of the training step (trial.py), and that can be ended at any time."""
+"""A child process of `tune` that runs one form of the training step (trial.py) and can be ended at any time."""
 
 import json
 import os
@@ -22,7 +22,7 @@ WORKER = ("-m", "trainer.runtime.tuning.trial")
 
 
 class Lost(Exception):
-    """Raised if a child cannot go on. The message is the reason, and `verdict` is the kind of reason."""
+    """Raised if a child process cannot go on. The message is the reason, and `verdict` is the kind of reason."""
 
     def __init__(self, reason: str, verdict: Literal["failed", "hung", "no memory"] = "failed") -> None:
         super().__init__(reason)
@@ -30,11 +30,11 @@ class Lost(Exception):
 
 
 class Interrupted(Exception):
-    """A signal has asked to stop."""
+    """Raised if a signal has asked the search to stop."""
 
 
 class Child:
-    """A process that runs the step of an experiment. It ends with this process at the latest.
+    """A process that runs the step of an experiment. It ends at the latest when this process ends.
 
     The first request consists of the experiment's settings and `task`. `patience` is the number of seconds that an
     answer may take, and `worker` is the program.
@@ -58,11 +58,11 @@ class Child:
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
         self._interrupt, self._patience, self._read = interrupt, patience, b""
-        with suppress(BrokenPipeError):  # then `answer` says how the process has ended
+        with suppress(BrokenPipeError):  # the process has ended; `answer` will say how
             self._send({"settings": to_settings(experiment), **task})
 
     def ask(self, steps: int) -> float:
-        """The seconds of a step, measured over `steps` steps. Raises Lost."""
+        """The seconds that a step takes, measured over `steps` steps. Raises Lost."""
         with suppress(BrokenPipeError):
             self._send({"steps": steps})
         return self.answer()["seconds"]
@@ -103,7 +103,7 @@ class Child:
         raise Lost(f"it ended with exit code {code}" + (f" ({lines[-1][:150]})" if lines else ""))
 
     def end(self) -> None:
-        """End the process, and those in which it compiles."""
+        """End the process and the processes in which it compiles."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -1,4 +1,4 @@
-"""The user's cache of tuned settings: what `tune` has found, and how a run uses it.
+"""The user's cache of tuned settings, which `tune` writes and runs read.
 
 Each file, $XDG_CACHE_HOME/duet/tuned/KEY.json (by default in ~/.cache), is for one combination of card or CPU,
 driver, versions, kind of step, and number of clips on a rank. It is JSON with a seal (kernels/whole_files.py).
@@ -41,11 +41,11 @@ WORDS: dict[str, dict[Any, str]] = {
 class Tuned:
     """The result of `tune` for a step.
 
-    key: what the step is and where it runs (`key_of`). settings: the fastest execution settings, as JSON values.
-    told: a description of these settings; empty if the default is the fastest.
-    gain: the speed of the step with these settings, divided by that of the default step.
-    default: a description of the default step. tried: the number of candidates that were tried.
-    of: the number of all candidates. finished: False if tuning was interrupted. rows: the table that was printed.
+    key: a description of the step and of where it runs (`key_of`). settings: the fastest execution settings, as JSON
+    values. told: a description of these settings; empty if the default is the fastest. gain: the speed of the step with
+    these settings, divided by the speed of the default step. default: a description of the default step. tried: the
+    number of candidates that were tried. of: the number of all candidates. finished: False if tuning was interrupted.
+    rows: the table that was printed.
     """
 
     key: dict[str, Any]
@@ -75,9 +75,10 @@ def execution_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def executed_with(experiment: Experiment, values: dict[str, Any], keep: Collection[str] = ()) -> Experiment:
-    """The experiment with these execution settings, except those named in `keep`. Other names have no effect.
+    """The experiment with these execution settings, except the settings named in `keep`.
 
-    Raises UserError if a value has the wrong type, or if the experiment refuses it.
+    Names that are not execution settings have no effect. Raises UserError if a value has the wrong type, or if the
+    experiment refuses it.
     """
     settings = to_settings(experiment)
     for name in EXECUTION:
@@ -88,7 +89,7 @@ def executed_with(experiment: Experiment, values: dict[str, Any], keep: Collecti
 
 
 def in_words(before: Experiment, after: Experiment) -> str:
-    """The execution settings that differ, in words, such as `fused x3d_block, CUDA graph`."""
+    """The execution settings that differ between two experiments, in words, such as `fused x3d_block, CUDA graph`."""
     changed = [(key, value) for key, _, value in differences(before, after) if key in EXECUTION]
     return ", ".join(
         WORDS.get(key, {}).get(value) or f"{key.rpartition('.')[2].replace('_', ' ')} {shortened(value).strip('(),')}"
@@ -119,7 +120,7 @@ def key_of(experiment: Experiment, device: str, clips: int, alone: bool, cores: 
 
 
 def step_digest(experiment: Experiment) -> str:
-    """Digest of the settings that decide what a step computes, and of none that decide how it is executed."""
+    """Digest of the settings that decide what a step computes, without the settings that decide how it is executed."""
     optim = experiment.optim
     parts = (to_settings(experiment.model), to_settings(experiment.clip), experiment.data.source)
     counts = (optim.kind, optim.impl, optim.accumulate, optim.clip_norm is None, optim.ema is None)
@@ -162,7 +163,10 @@ def write(tuned: Tuned) -> Path:
 
 
 def read(key: dict[str, Any]) -> Tuned | None:
-    """The result that is cached for this key, or None. Raises UserError if the file is damaged or not one of Duet's."""
+    """The result that is cached for this key, or None.
+
+    Raises UserError if the file is damaged or was not written by Duet.
+    """
     path = file_of(key)
     try:
         if not path.exists():
@@ -189,8 +193,8 @@ class Lookup:
     def settings_for(self, experiment: Experiment, ranks: Ranks) -> tuple[Experiment, str | None]:
         """The experiment with its tuned settings on rank 0, and a sentence for the user, or None if there are none.
 
-        The experiment of the other ranks stays as it is. If the ranks have different cards, so does the experiment of
-        rank 0. All ranks call this together.
+        The experiment of the other ranks does not change. If the ranks have different cards, the experiment of rank 0
+        does not change either. All ranks call this together.
         """
         device = ranks.device.type
         cores = cores_of_rank(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,7 +1,8 @@
-"""The search of `tune`: tries changes of a run's execution settings one by one, and keeps those that make it faster.
+"""The search of `tune`: tries changes of execution settings one by one, and keeps those that make a run faster.
 
-Each form of the step runs in a process of its own (child.py, trial.py). A form is chosen if its losses agree with those
-of the default step, and if it is faster than the fastest form so far. Both are timed in turn, to compare their speeds.
+Each form of the step runs in a separate process (child.py, trial.py). A form is chosen if its losses agree with those
+of the default step, and if it is faster than the fastest form so far. To compare the speeds of two forms, they are
+timed in turn.
 """
 
 import statistics
@@ -22,7 +23,8 @@ from trainer.runtime.tuning.child import WORKER, Child, Interrupted, Lost
 from trainer.runtime.tuning.choice import Tuned, cores_of_rank, execution_of, file_of, in_words, key_of, read, write
 from trainer.settings import override
 
-GAIN = 1.02  # a form is chosen if the lower quartile of its speed is at least this many times the fastest form's
+# a form is chosen if the lower quartile of its speed, divided by the fastest form's speed, is at least this
+GAIN = 1.02
 FEWEST, MOST = 3, 40  # smallest and largest number of rounds, in each of which two forms are timed
 TURN = 0.5  # seconds for which a form is timed in a round, or one step if that takes longer
 # Largest relative difference between the losses of two forms, and between their gradient norms, in the first steps.
@@ -38,8 +40,8 @@ Show = Callable[[str, float], None]  # takes a text about the progress, and the 
 class Row:
     """The result of trying a change. An empty `change` means the default step.
 
-    ratio: the speed of the step with the change, divided by the speed of the step with which it was compared: lower
-    quartile, median and upper quartile. clips_per_s: the median speed of one rank. gb: the largest amount of memory.
+    ratio: lower quartile, median and upper quartile of the speed of the step with the change, divided by the speed of
+    the step with which it was compared. clips_per_s: the median speed of one rank. gb: the largest amount of memory.
     reason: why the change got its verdict, or empty.
     """
 
@@ -57,8 +59,8 @@ class Row:
 class Result:
     """The results of a search so far.
 
-    experiment: the fastest form so far. default: what a run does without tuning. gain: speed of `experiment` divided by
-    that of `default`. finished: whether all changes were tried. path: the file of the cache.
+    experiment: the fastest form so far. default: what a run does without tuning. gain: the speed of `experiment`
+    divided by the speed of `default`. finished: whether all changes were tried. path: the file of the cache.
     """
 
     experiment: Experiment
@@ -66,7 +68,7 @@ class Result:
     rows: list[Row]
     gain: float = 1.0
     finished: bool = False
-    exit_code: int = 0  # that of the signal that ended the search (trainer/runtime/signals.py)
+    exit_code: int = 0  # exit code of the signal that ended the search (trainer/runtime/signals.py)
     path: Path | None = None
 
 
@@ -86,11 +88,11 @@ def tune(
 
     device: cpu or cuda. minutes: time for measuring; starting and compiling take extra time. num_ranks: number of ranks
     of the run; the step of one rank is measured without the others. fixed: settings that must not change. changes: the
-    changes to try, by default all that may help. worker: the program of child.py. patience: seconds in which a form
-    must be compiled and ready.
+    changes to try, by default all changes that may help. worker: the program of child.py. patience: seconds in which a
+    form must be compiled and ready.
 
-    A signal ends the search, and the result then contains what was measured before. Raises UserError if the default
-    step fails, or if the cache cannot be written.
+    A signal ends the search, and the result then contains everything that was measured before the signal. Raises
+    UserError if the default step fails, or if the cache cannot be written.
     """
     # A KeyboardInterrupt could be lost: Python ignores exceptions in the functions that it calls around each fork.
     with Interrupt() as interrupt:
@@ -124,7 +126,8 @@ class Search:
         self._worker, self._patience, self._num_ranks, self._interrupt = worker, patience, num_ranks, interrupt
         self._clips, self._cores = experiment.optim.batch_size // num_ranks, cores_of_rank(num_ranks)
         self._key = key_of(experiment, device, self._clips, num_ranks == 1, self._cores)
-        self._losses: dict[bool, dict[str, Any]] = {}  # losses of the first form, without the loader and with it
+        # losses of the first form that was started, without the loader (False) and with it (True)
+        self._losses: dict[bool, dict[str, Any]] = {}
         self._incumbent: Child | None = None  # runs the fastest form so far
         self._challenger: Child | None = None  # runs the form that is being tried
         self._tried = self._of = 0
@@ -158,7 +161,7 @@ class Search:
         self._keep()
 
     def end(self) -> None:
-        """End both processes. `_start_incumbent` starts the first again when it is needed."""
+        """End both processes. `_start_incumbent` starts the incumbent again when it is needed."""
         for child in (self._incumbent, self._challenger):
             if child is not None:
                 child.end()
@@ -184,7 +187,10 @@ class Search:
                 ) from None
 
     def _start_incumbent(self, experiment: Experiment, with_loader: bool) -> Child:
-        """The process of the fastest form so far. The losses of the first one are compared with all others."""
+        """The process of the fastest form so far.
+
+        The losses of the first form are those with which all later losses are compared.
+        """
         if self._incumbent is None:
             what = "the default step" if experiment == self.result.default else "the fastest step so far"
             self._show(f"{what} starts, compiles and computes losses")
@@ -200,7 +206,8 @@ class Search:
 
     def _child(self, experiment: Experiment, with_loader: bool) -> Child:
         of_rank = replace(experiment, optim=replace(experiment.optim, batch_size=self._clips))
-        threads = self._cores if self._num_ranks > 1 else 0  # as trainer/runtime/ranks.py sets them; 0: torch's default
+        # the number that trainer/runtime/ranks.py sets; 0 means torch's default
+        threads = self._cores if self._num_ranks > 1 else 0
         task = {"device": self._device, "with_loader": with_loader, "threads": threads}
         return Child(of_rank, task, self._interrupt, self._patience, self._worker)
 
@@ -230,7 +237,7 @@ class Search:
                 self.result.experiment, self.result.gain = default, 1.0
 
     def _try(self, name: str, experiment: Experiment, rival: Experiment, with_loader: bool) -> Row:
-        """Try a form of the step against its rival, the fastest form so far, and add a row."""
+        """Compare a form of the step with its `rival`, the fastest form so far, and add a row."""
         budget = (self._seconds - self._used) / max(1, self._of - self._tried)
         row = Row(name, "no faster", with_loader=with_loader)
         try:
@@ -244,7 +251,7 @@ class Search:
                 row = self._race(row, challenger, incumbent, budget)
         except Lost as lost:
             row = replace(row, verdict=lost.verdict, reason=str(lost))
-            self.end()  # it may be the incumbent that failed
+            self.end()  # the process that failed may be the incumbent
         if row.verdict == "chosen":
             self._incumbent, self._challenger = self._challenger, self._incumbent
         if self._challenger is not None:
@@ -254,7 +261,7 @@ class Search:
         return row
 
     def _race(self, row: Row, challenger: Child, incumbent: Child, budget: float) -> Row:
-        """Time both forms in turn for about `budget` seconds, and return the completed row. Raises Lost.
+        """Time both processes in turn for about `budget` seconds, and return the completed row. Raises Lost.
 
         The race ends early once it is clear that the challenger does not win.
         """
@@ -313,7 +320,7 @@ def steps_of_turn(seconds: float) -> int:
 
 
 def is_lost(ratios: list[float]) -> bool:
-    """Whether it is clear already that the form is not faster by the factor GAIN."""
+    """Whether the results so far show that the form is not faster by the factor GAIN."""
     return len(ratios) >= 2 * FEWEST and statistics.quantiles(ratios, n=4)[2] < GAIN
 
 
@@ -322,7 +329,7 @@ def disagreement(expected: dict[str, Any], losses: dict[str, Any]) -> str | None
     for name, what, bounds in (("loss", "loss", LOSS_BOUNDS), ("grad_norm", "gradient norm", NORM_BOUNDS)):
         bound = max(bounds[expected["precision"]], bounds[losses["precision"]])
         for step, (ours, theirs) in enumerate(zip(losses[name], expected[name], strict=True), 1):
-            if not abs(ours - theirs) <= bound * abs(theirs):  # also if a value is NaN
+            if not abs(ours - theirs) <= bound * abs(theirs):  # true also if a value is NaN
                 return f"its {what} in step {step} is {ours:.4g}, not {theirs:.4g}"
     return None
 

@@ -1,9 +1,9 @@
 """The process in which `tune` tries one form of the training step: `python -m trainer.runtime.tuning.trial`.
 
-`tune` (search.py) can end this process whatever happens in it. Requests come as lines of JSON on stdin, and answers go
-as lines of JSON to stdout. The first request describes the step. Two answers follow: the losses of the first steps,
-and, once the step is ready to be timed, its speed and memory. Every later request, such as {"steps": 10}, is
-answered with the time of a step.
+`tune` (search.py) can end this process at any time. Requests come as lines of JSON on stdin, and answers go as lines of
+JSON to stdout. The first request describes the step. Two answers follow: the losses of the first steps, and, once the
+step is ready to be timed, its speed and memory. Every later request, such as {"steps": 10}, is answered with the time
+of a step.
 """
 
 import itertools
@@ -43,12 +43,12 @@ from trainer.step import train_step
 from trainer.stored import from_settings
 
 LOSS_STEPS = 6  # steps whose losses are compared; a CUDA graph is recorded in the fourth, so the last two are replays
-NUM_STEPS = 100_000  # length of an epoch; no trial does as many steps
+NUM_STEPS = 100_000  # steps in an epoch: more than any trial does
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else this process prints must not look like an answer
+    os.dup2(2, 1)  # everything else that this process prints goes to stderr, so that it cannot look like an answer
     requests = map(json.loads, sys.stdin)
     try:
         for answer in answers_to(requests):
@@ -59,12 +59,12 @@ def main() -> None:
 
 
 def needs_more_memory(error: Exception) -> bool:
-    """Whether the memory of the GPU or of the machine did not suffice."""
+    """Whether the error means that the memory of the GPU or of the machine did not suffice."""
     return exceeds_memory(error) or isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def answers_to(requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Build the step that the first request describes, and answer this request and the following ones.
+    """Build the step that the first request describes, and answer this request and all later requests.
 
     The losses are computed without dropout and drop path, and the speed is measured with them.
     """
@@ -95,11 +95,11 @@ def answers_to(requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             trial.steps(trial.lead)
             yield {"seconds": trial.steps(request["steps"])}
             if device.type == "cuda":
-                torch.cuda.empty_cache()  # the process that is timed in turn with this one needs the memory
+                torch.cuda.empty_cache()  # free memory for the process that is timed in turn with this process
 
 
 class StrictJournal(Journal):
-    """A journal that raises RuntimeError for each line, because a line says that a step is not done as requested."""
+    """A journal that raises RuntimeError for each line, because a line means that a step is not done as requested."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, rank=1)
@@ -111,8 +111,8 @@ class StrictJournal(Journal):
 class Trial:
     """A run of one rank, with weights and batches that depend on the experiment's seed only.
 
-    `lead` is the number of untimed steps before each measurement. They use up the batches that the loader has prepared
-    since the last measurement.
+    `lead` is the number of untimed steps before each measurement. The untimed steps use up the batches that the loader
+    has prepared since the last measurement.
     """
 
     def __init__(self, experiment: Experiment, device: torch.device, with_loader: bool, folder: Path) -> None:
@@ -194,7 +194,7 @@ class MadeUpClips:
 
 
 def endless_loader(experiment: Experiment, ranks: Ranks, journal: Journal) -> Loader:
-    """A loader of the experiment's training clips, which repeats them in one long epoch."""
+    """A loader that repeats the experiment's training clips in one long epoch."""
     source = open_sources(experiment, Console(stderr=True, quiet=True), ranks.device)[0]
     loader = build_loader(experiment, source, True, ranks, journal.say)
     loader.backends.hw_decoder_load = LOADS[0] if experiment.jpeg_load is None else experiment.jpeg_load
