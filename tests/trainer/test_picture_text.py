@@ -40,6 +40,7 @@ def said(caplog):
     """Yield a function that returns what libraries would print: warnings and log lines."""
     with warnings.catch_warnings(record=True) as seen, caplog.at_level(logging.WARNING):
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)  # about files that earlier tests have left open
         yield lambda: [str(warning.message) for warning in seen] + caplog.messages
 
 
