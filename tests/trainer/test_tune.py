@@ -193,7 +193,7 @@ def test_the_key_is_about_the_step_and_not_about_its_execution():
     for same in ("compile=true", "threads=1", "optim.lr=0.5", "seed=4", "data.videos=x", "log_every=5"):
         assert key_here(override(DEMO, same)) == key
     for other in (
-        "clip.rgb_size=64",
+        "clip.rgb_size=72",
         "optim.batch_size=8",
         "model.dropout=0.4",
         "optim.precision=bf16",
