@@ -82,8 +82,8 @@ class Skeleton:
 def read_skeleton(text: str) -> Skeleton:
     """A layout of SKELETONS by its name, or the one in the JSON file `text` (docs/settings.md, "Skeletons").
 
-    Raises UserError if there is no such layout or file, or if the file does not describe a layout. The caller names
-    `text` in the message.
+    Raises UserError if there is no such layout or file, or if the file does not describe a layout. The message
+    does not contain `text`, so the caller adds it.
     """
     if text in SKELETONS:
         return SKELETONS[text]

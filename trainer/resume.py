@@ -90,8 +90,8 @@ def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> N
         run.journal.say(f"the best score so far, {cursor.best:.4f}, was reached on the former validation clips")
     if cursor.clips and cursor.batch_size != batch_size:
         run.journal.say(
-            f"{cursor.clips} clips of this epoch are finished, in steps of {batch_size}: the epoch continues after "
-            f"step {cursor.step} of {cursor.num_steps}, in steps of {cursor.batch_size}"
+            f"{cursor.clips} clips of this epoch are finished, in steps of {batch_size} clips. The steps now have "
+            f"{cursor.batch_size} clips: the epoch continues after step {cursor.step} of {cursor.num_steps}"
         )
     saved, current = state.get("exact_under", {}), exact_under(run)
     differences = [

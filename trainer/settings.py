@@ -40,7 +40,7 @@ class Choice:
     coarse_map: Annotated[str | None, tyro.conf.arg(metavar="MAP")] = None
     """Coarse classes: the name of a map, such as semantic8, or a text file with one number for each fine class."""
     ranks: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Processes to start here. Default: one for each GPU that gets 8 clips or more; on the CPU one."""
+    """Processes to start here. Default: one for each GPU, as long as each gets 8 clips; one on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPUs, or the CPU if there is no driver and no card."""
 

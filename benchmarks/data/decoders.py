@@ -1,4 +1,4 @@
-"""Compares our whole data path on one core with a library that reads single frames of videos by their numbers.
+"""Compares our whole data path on one core with a peer, a library that reads single frames of videos by their numbers.
 
 The libraries do less than we do: they scale whole frames to one size, do not crop or mirror them, and draw no heatmaps.
 They read the videos from which our packs were made.

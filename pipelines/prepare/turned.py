@@ -1,4 +1,4 @@
-"""Finds clips that an earlier version made, and whose frames it did not turn as players show them.
+"""Finds packed clips whose frames an earlier version did not rotate, although their video asks players to do so.
 
 Such a clip's record does not say whether its video asks for a turn, so the header of the video is read once.
 """

@@ -175,7 +175,7 @@ def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, 
 
 
 def compared(content: dict, ours: dict) -> Iterator[dict]:
-    """Find the tables in a JSON value that have the same names as `ours`, assert that each equals `ours`, and yield it.
+    """Yield each table in a JSON value that has the same names as `ours`, after asserting that it equals `ours`.
 
     A prefix "backbone." of names is ignored.
     """

@@ -130,7 +130,7 @@ def test_what_fits_goes_on_working(tiny, network, files, tmp_path, video, pose):
 
 
 def test_a_scaled_videos_skeleton_is_drawn_on_the_person(tiny, network, files, tmp_path):
-    """The copies of the original video and of the scaled video have the bones at the same places."""
+    """`predict` draws the bones at the same relative places in an original video and in its scaled copy."""
     places = []
     for video, pose, height in (("wide", "unsized", 120), ("half", "sized", 60)):
         pictures = []

@@ -241,7 +241,7 @@ def test_a_run_uses_the_settings_and_its_snapshot_wins_on_resume(tiny, tmp_path,
     assert dispatch([*arguments, "--max-steps", "1"]) == 0
     assert "aligned channels, prefetch 3; 1.31 times as fast as the plain uncompiled step" in capsys.readouterr().out
     keep(experiment, "prefetch=4")
-    # Without aligned channels, the resume would be refused.
+    # A resume without the setting align_channels, which is in the snapshot, would be refused.
     assert dispatch([*arguments, "--resume", "--max-steps", "2"]) == 0
     assert "tuned" not in capsys.readouterr().out
     stored = json.loads((tmp_path / "run" / "experiment.json").read_text())

@@ -69,7 +69,7 @@ def compare(options: CompareOptions, console: Console | None = None) -> int:
 
 
 def compare_scores(files: Sequence[Path], names: Sequence[str], console: Console) -> None:
-    """Print what papers report about the scores in these files, and compare the scores clip by clip.
+    """Print, for each file of scores, the metrics that papers report, and compare the scores clip by clip.
 
     Raises UserError, which names a clip, if the files do not have the same clips.
     """

@@ -40,7 +40,7 @@ def note_mistake() -> None:
 
 
 def end_after_mistake() -> None:
-    """End this rank at once, with the exit code of a mistake, if it was restarted although `note_mistake` was called.
+    """End this rank with the exit code of a mistake if the launcher restarted the rank after a mistake of the user.
 
     This is needed because the launcher restarts ranks after every failure. Rank 0 ends first, so the launcher ends the
     other ranks and names only rank 0.
