@@ -83,7 +83,7 @@ def views_in(
 def moments_of(
     view: ClipView, maps: dict[str, np.ndarray], skeleton: Skeleton, with_frames: bool
 ) -> list[dict[str, Any]]:
-    """Up to MOMENTS frames of a clip, evenly spread, each with its number and limbs, and with pictures if `with_frames`.
+    """Up to MOMENTS frames of a clip, evenly spread, each with its number and limbs, and pictures if `with_frames`.
 
     The pictures are the frame, and as overlays the heatmap and the `maps` of both streams. The heatmap and the map of
     the pose stream belong to the nearest pose frame.
