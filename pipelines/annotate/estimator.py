@@ -31,7 +31,7 @@ class EstimatorOptions:
     estimator: Literal["auto", "rtmlib", "blazepose"] = "auto"
     """auto: rtmlib if its weights are here, else the built-in blazepose."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of rtmlib's weights. Default: the folder into which rtmlib downloads them."""
+    """Folder of rtmlib's weights. Default: where rtmlib downloads them."""
     every: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Estimate every N-th frame, and interpolate the others."""
 

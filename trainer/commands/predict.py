@@ -54,7 +54,7 @@ class PredictOptions(CheckpointChoice):
     live: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
     """Predict a stream, a camera (/dev/video0), or a file at its own speed."""
     max_delay: Annotated[float, tyro.conf.arg(metavar="S")] = 1.0
-    """With --live: drop frames that have waited longer than this many seconds."""
+    """With --live: drop frames that have waited for more than S seconds."""
     pose: Annotated[Path | None, tyro.conf.arg(metavar="PATH", aliases=["--poses"], help_behavior_hint="")] = None
     """Skeletons: a pickle, or a file or folder as for annotate. Default: estimated."""
     window: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
@@ -67,7 +67,7 @@ class PredictOptions(CheckpointChoice):
     """Show where the network looked (Grad-CAM)."""
     estimation: tyro.conf.OmitArgPrefixes[EstimatorOptions] = DEFAULT
     people: Annotated[int, tyro.conf.arg(metavar="N")] = 2
-    """Maximum number of people whose skeletons are estimated, or read from files."""
+    """Maximum number of people, estimated or read from files."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of the results. Default: predict/ beside the checkpoint."""
 
