@@ -156,7 +156,7 @@ class TwoStreamConfig(HeadConfig):
             )
 
     def head_weights(self) -> dict[str, float]:
-        """The weight of the loss of each classifier."""
+        """The weight of each classifier's loss, by the name of the classifier."""
         return dict(zip(("rgb", "pose", "rgb_coarse", "pose_coarse"), self.loss_weights, strict=True))
 
 
@@ -226,7 +226,7 @@ class SingleStreamConfig(HeadConfig):
         return (self.stream,)
 
     def head_weights(self) -> dict[str, float]:
-        """The weight of the loss of each classifier."""
+        """The weight of each classifier's loss, by the name of the classifier."""
         return {self.stream: 1.0, f"{self.stream}_coarse": self.coarse_weight}
 
 

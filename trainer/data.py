@@ -142,7 +142,7 @@ def num_packed(experiment: Experiment, table: ClipTable) -> int:
 
 
 def open_packed(experiment: Experiment, table: ClipTable, rows: np.ndarray) -> Source:
-    """A source for these `rows` of a table that makes no packs: clips that are not in the packs yet have no frames."""
+    """The source of these `rows` of a table. No packs are made, so clips that are not packed yet have no frames."""
     data = experiment.data
     if "rgb" not in experiment.streams:
         return Source(table, NoFrames(len(table)))

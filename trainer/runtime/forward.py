@@ -95,7 +95,10 @@ class Forward(nn.Module):
         self.use(Way(ranks.largest(self.way)), "on another rank, which has its own file about it")
 
     def use(self, way: Way, reason: str, where: str = "") -> None:
-        """Use this way from now on, unless a slower way is in use. In evaluation mode this does not affect training."""
+        """Run the network in this way from now on, unless a slower way is in use already.
+
+        In evaluation mode, this does not change how training steps run.
+        """
         if way <= self.way:
             return
         training = self.network.training
