@@ -23,7 +23,9 @@ def fight(real_videos) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("files", [FEW, pytest.param(None, marks=pytest.mark.soak)], ids=["few", "all"])
+@pytest.mark.parametrize(
+    "files", [FEW, pytest.param(None, marks=(pytest.mark.soak, pytest.mark.timeout(3600)))], ids=["few", "all"]
+)
 def test_from_labels_to_a_report(fight, files, tmp_path):
     def run(*words: object) -> str:
         done = run_forked("-m", *map(str, words), cwd=tmp_path)

@@ -100,6 +100,49 @@ def separate_people(joints: np.ndarray) -> np.ndarray:
     return np.stack(people) if people else np.zeros((0, *joints.shape[1:]), joints.dtype)
 
 
+class StreamTracks:
+    """Follows people through a stream without an end. People are numbered from 0 in the order in which they appear.
+
+    A person who is not seen in any frame that is still remembered gets a new number when coming back.
+    """
+
+    def __init__(self) -> None:
+        self.tracks: dict[int, Track] = {}
+        self.num_people = 0
+
+    def add(self, frame: int, people: Sequence[Person]) -> dict[int, np.ndarray]:
+        """Follow the people into frame number `frame`. Returns the joints [V, 3] of each person, by number."""
+        tracks = list(self.tracks.values())
+        _match(tracks, frame, people)
+        for track in tracks[len(self.tracks) :]:
+            self.tracks[self.num_people] = track
+            self.num_people += 1
+        return {number: track.people[frame].joints for number, track in self.tracks.items() if frame in track.people}
+
+    def forget(self, before: int) -> None:
+        """Forget all frames with a smaller number than `before`, and the people who are in no other frame."""
+        for number, track in list(self.tracks.items()):
+            track.people = {frame: person for frame, person in track.people.items() if frame >= before}
+            if not track.people:
+                del self.tracks[number]
+
+    def most_visible(self, frames: Sequence[int], share: float, max_people: int) -> dict[int, np.ndarray]:
+        """The joints [T, V, 3] of up to `max_people` people in these T frames, by number; 0 where a person is missing.
+
+        People who are in less than this share of the frames are left out, and of the others, those with the highest
+        scores, summed over frames, are taken.
+        """
+        present = {number: track for number, track in self.tracks.items() if len(track.people) >= share * len(frames)}
+        ranked = sorted(present, key=lambda number: present[number].weight(), reverse=True)[:max_people]
+        joints = {}
+        for number in sorted(ranked):
+            people = present[number].people
+            shape = next(iter(people.values())).joints.shape
+            missing = np.zeros(shape, np.float32)
+            joints[number] = np.stack([people[f].joints if f in people else missing for f in frames])
+        return joints
+
+
 def _match(tracks: list[Track], number: int, people: Sequence[Person]) -> None:
     """Add each person in frame `number` to the track whose last box overlaps most with the person's box.
 

@@ -231,7 +231,6 @@ COMMANDS = [
      "{before} --set {0}"),
     ("live --live a.mp4 b.mp4", "are both named: leave one of them out$", "live --live a.mp4"),
     ("live --live a.mp4 --pose p.pkl", "are estimated: leave out --pose$", "live --live a.mp4"),
-    ("live --live a.mp4 --per-person", "in video files only: leave out --per-person$", "live --live a.mp4"),
     ("live --live a.mp4 --max-delay 0", "choose a number of seconds above 0$", "live --live a.mp4 --max-delay 1"),
     ("folder {dir}", "name the folder in which the videos are$", "folder {videos}"),
     ("verify {dir}/x.pkl --num-classes 1 --cache {dir}/cache", r"correct the labels or (--num-classes)$",

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +19,13 @@ from torch import nn
 
 from models.networks import build_model
 from models.weights.loading import load_weights
+from pipelines.annotate.tracking import Person, StreamTracks
+from pipelines.demo.classes import DemoConfig, clip_ids
+from pipelines.demo.clip import write_clip
 from pipelines.videos.decode import decode
 from pipelines.videos.header import read_header
 from pipelines.videos.live import LiveSource
-from tests.trainer.predicting import VIDEO, rgb_network
+from tests.trainer.predicting import VIDEO, predicted, rgb_network
 from trainer.cli import run_command
 from trainer.predict.file import FilePredictor
 from trainer.predict.live import LivePredictor
@@ -135,6 +139,70 @@ def test_an_address_is_opened_only_if_its_protocols_are_allowed(server, paths, t
         assert run_command([*command, "--live", wrong]) == 2
         assert "error: " in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["stream_live.json", "stream_live.mp4"]
+
+
+def test_a_stream_without_an_end_is_predicted_until_its_sender_stops(server, paths, tmp_path, monkeypatch):
+    """The sender is a program that writes MPEG-TS to a TCP connection and closes it in the middle of a frame."""
+    _, folder = server
+    stream = (folder / "stream.ts").read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def send() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                for start in range(0, len(stream) - 300, 4096):
+                    connection.sendall(stream[: len(stream) - 300][start : start + 4096])
+                    time.sleep(0.02)
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        words, _ = rgb_network(tmp_path)
+        monkeypatch.setenv("DUET_PROTOCOLS", "tcp")
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        command = ["predict", *words, "--checkpoint", str(tmp_path / "net.safetensors"), "--out", str(tmp_path / "out")]
+        assert run_command([*command, "--live", address, "--window", "20", "--max-delay", "600"]) == 0
+        sender.join()
+    (file,) = (tmp_path / "out").glob("*_live.json")
+    found = json.loads(file.read_text())
+    frames = read_header(str(paths[0] / f"{VIDEO}.mp4")).frames
+    assert frames - 5 <= found["frames"] <= frames
+    assert found["windows"][0]["last_frame"] == 19
+
+
+def test_each_person_of_a_live_source_has_a_label(tiny, trained, tmp_path):
+    """Two people push each other. Live and as a file, each of them gets the same label."""
+    config = DemoConfig(num_train=12, num_val=12, size=(640, 480), num_frames=(24, 24))
+    (pushing,) = (clip for clip in clip_ids(config) if clip.label == 11 and clip.split == "xsub_train")
+    video = tmp_path / f"{write_clip(config, pushing, tmp_path)}.mp4"
+    options = ("--per-person", "--window", "24", "--estimator", "blazepose")
+    (whole,) = predicted(tiny, trained, tmp_path / "file", video, *options).values()
+    (live,) = predicted(tiny, trained, tmp_path / "live", "--live", video, *options, "--max-delay", "600").values()
+    scores = [
+        sorted([guess["probability"] for guess in window["fused"]] for window in found["windows"])
+        for found in (whole, live)
+    ]
+    assert len(scores[0]) == 2
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+    assert [window["person"] for window in live["windows"]] == [1, 2]
+    assert [person["person"] for person in live["people"]] == [1, 2]
+
+
+def test_a_person_keeps_the_number_in_a_stream_until_nobody_remembers_the_person():
+    def person(x: float) -> Person:
+        return Person(np.concatenate([np.arange(34).reshape(17, 2) + np.array([x, 0]), np.ones((17, 1))], axis=1))
+
+    tracks = StreamTracks()
+    for number in range(10):
+        seen = tracks.add(number, [person(500 - number), *([person(number)] if number < 6 else [])])
+        assert seen[0][0, 0] == 500 - number
+    joints = tracks.most_visible(range(10), 0.25, 2)
+    assert list(joints) == [0, 1]
+    assert joints[1].shape == (10, 17, 3)
+    assert (joints[1][5, 0, 0], joints[1][6:].any()) == (5, False)
+    assert list(tracks.most_visible(range(10), 0.7, 2)) == list(tracks.most_visible(range(10), 0.25, 1)) == [0]
+    tracks.forget(before=6)
+    assert list(tracks.add(10, [person(6), person(490)])) == [0, 2]
+    assert list(tracks.most_visible(range(6, 11), 0.25, 9)) == [0]
 
 
 def test_times_of_frames_increase_even_if_the_source_repeats_them():

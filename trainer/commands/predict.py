@@ -98,7 +98,13 @@ def predict(options: PredictOptions) -> int:
     skeletons = Skeletons(options.pose, options.people, checkpoint.experiment, console, options.estimation)
     make_folder(out)
     if options.live is not None:
-        return predict_live(options.live, options, checkpoint, LivePredictor(scorer, choice, skeletons, console), out)
+        return predict_live(
+            options.live,
+            options,
+            checkpoint,
+            LivePredictor(scorer, choice, skeletons, console, options.per_person),
+            out,
+        )
     predictor = FilePredictor(scorer, choice, options.per_person, out, console)
     bad: dict[Path, VideoError] = {}
     headers = headers_of(options.videos, bad)
@@ -151,8 +157,6 @@ def check_live(options: PredictOptions) -> None:
         )
     if options.pose is not None:
         raise UserError("the skeletons of a live source are estimated: leave out --pose")
-    if options.per_person:
-        raise UserError("people have labels of their own in video files only: leave out --per-person")
     if not options.max_delay > 0:
         raise UserError(f"--max-delay {options.max_delay}: choose a number of seconds above 0")
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,16 +12,18 @@ from rich.live import Live
 from rich.text import Text
 
 from kernels.names import SHORT, printable
-from pipelines.annotate.tracking import Person, follow
+from pipelines.annotate.tracking import Person, StreamTracks, follow
 from pipelines.packs.format import PackSettings
 from pipelines.videos.container import VideoError
 from pipelines.videos.live import LiveFrame, LiveSource
 from pipelines.videos.turn import AnnotatedImage
 from pipelines.videos.windows import WindowFrames, window_table
+from trainer.predict.file import PRESENT
+from trainer.predict.panel import best_of
 from trainer.predict.result import Prediction, Window, top
 from trainer.predict.scorer import Scorer
 from trainer.predict.skeletons import Skeletons
-from trainer.predict.video import AnnotatedVideo, Explanation
+from trainer.predict.video import AnnotatedVideo
 from trainer.predict.window_choice import WindowChoice
 from trainer.report.text import class_names_in_pictures
 
@@ -35,13 +37,16 @@ RECENT = 60  # the rate is measured over this many frames
 class LivePredictor:
     """Predicts a live source until it ends, or until Ctrl-C.
 
-    skeletons: finds the people in each frame, if the network needs skeletons.
+    skeletons: finds the people in each frame, if the network needs skeletons. per_person: whether each person is
+    labelled separately.
     """
 
     scorer: Scorer
     choice: WindowChoice
     skeletons: Skeletons
     console: Console
+    per_person: bool = False
+    tracks: StreamTracks = field(default_factory=StreamTracks)  # used with `per_person` only
     recent: deque[tuple[LiveFrame, Sequence[Person]]] = field(default_factory=deque)
     windows: list[Window] = field(default_factory=list)
     # for each window, seconds from the arrival of its last frame to its scores
@@ -76,6 +81,8 @@ class LivePredictor:
                 else:
                     raise
             if not self.windows:
+                if self.per_person:
+                    raise VideoError("nobody was visible for long enough to get a label; leave out --per-person")
                 raise VideoError("the source has ended before there was a result")
         live = {"dropped_frames": source.dropped, "largest_delay_s": round(max(self.delays, default=0.0), 3)}
         rate = float(source.times.rate())
@@ -90,11 +97,12 @@ class LivePredictor:
             next_end = next_end or shown + length
             people = self.skeletons.people(frame.frame)
             self.recent.append((frame, people))
-            annotated.show(frame.frame, frame.number, bodies(people, self.scorer.experiment.clip.skeleton.num_joints))
+            annotated.show(frame.frame, frame.number, self._bodies(frame.number, people))
             # A source whose frame rate or times are wrong must not fill the memory, so the number of frames counts too.
             most = MARGIN * self.choice.window
             while source.times.seconds(self.recent[0][0].number) <= shown - length + 1e-6 or len(self.recent) > most:
                 self.recent.popleft()
+            self.tracks.forget(self.recent[0][0].number)
             last = frame
             # Score a window as soon as the next frame would lie beyond the end of the window.
             if shown + 1 / float(source.times.rate()) >= next_end - 1e-6 or len(annotated.waiting) >= most:
@@ -116,40 +124,53 @@ class LivePredictor:
 
     def _score(self, annotated: AnnotatedVideo, waited: float) -> None:
         """Score the recent frames as one window, and write the frames of the copy that wait for it."""
-        frames, people = zip(*self.recent, strict=True)
-        clip = self.scorer.experiment.clip
+        frames = [frame for frame, _ in self.recent]
         numbers = np.array([frame.number for frame in frames])
-        joints = np.zeros((0, len(frames), clip.skeleton.num_joints, 3), np.float32)
-        if any(people):
-            joints = follow(people, self.skeletons.max_people, clip.skeleton.num_joints)
-        image, span = AnnotatedImage(frames[0].frame.width, frames[0].frame.height), [(0, len(frames))]
-        source = WindowFrames(
-            frames=iter([frame.frame for frame in frames]),
-            table=window_table(joints, image, span),
-            windows=span,
-            settings=PackSettings.of(clip),
-            each=lambda _: None,
-        )
-        loader = self.scorer.loader(source)
-        (batch,) = loader.epoch(0)
-        scores = self.scorer.score(batch)
-        seen = self.scorer.explain(batch, loader.plan(0, 0), 0, (image.width, image.height), scores)
-        if seen is not None:
-            seen = replace(seen, frames={stream: numbers[places] for stream, places in seen.frames.items()})
-        self._tell(Window(int(numbers[0]), int(numbers[-1]) + 1, scores), seen, annotated, frames[-1], waited)
+        people, joints = self._rows(numbers.tolist())
+        windows, explanations = [], []
+        if people:
+            image = AnnotatedImage(frames[0].frame.width, frames[0].frame.height)
+            spans = [(0, len(frames))] * len(people)
+            slices = [slice(None) if person is None else slice(row, row + 1) for row, person in enumerate(people)]
+            source = WindowFrames(
+                frames=iter([frame.frame for frame in frames]),
+                table=window_table(joints, image, spans, slices),
+                windows=spans,
+                settings=PackSettings.of(self.scorer.experiment.clip),
+                each=lambda _: None,
+            )
+            loader = self.scorer.loader(source)
+            for row, batch in enumerate(loader.epoch(0)):
+                scores = self.scorer.score(batch)
+                windows.append(Window(int(numbers[0]), int(numbers[-1]) + 1, scores, people[row]))
+                seen = self.scorer.explain(batch, loader.plan(0, row), 0, (image.width, image.height), scores)
+                if seen is not None:
+                    places = {stream: numbers[places] for stream, places in seen.frames.items()}
+                    explanations.append(replace(seen, frames=places))
+            self.delays.append(time.monotonic() - frames[-1].arrived)
+            self.waits.append(waited)
+            self.windows += windows
+        annotated.write(int(numbers[-1]) + 1, windows, explanations)
 
-    def _tell(
-        self, window: Window, seen: Explanation | None, annotated: AnnotatedVideo, last: LiveFrame, waited: float
-    ) -> None:
-        self.delays.append(time.monotonic() - last.arrived)
-        self.waits.append(waited)
-        self.windows.append(window)
-        annotated.write(window.end, [window], [seen] if seen is not None else [])
+    def _rows(self, numbers: list[int]) -> tuple[list[int | None], np.ndarray]:
+        """What to score in the frames with these numbers.
 
+        Returns the numbers of the people who are labelled, or [None] if all people are labelled together, and the
+        joints [M, T, V, 3] of these people.
+        """
+        num_joints, most = self.scorer.experiment.clip.skeleton.num_joints, self.skeletons.max_people
+        if self.per_person:
+            visible = self.tracks.most_visible(numbers, PRESENT, most)
+            return list(visible), np.stack(list(visible.values())) if visible else np.zeros((0,))
+        people = [people for _, people in self.recent]
+        nobody = np.zeros((0, len(numbers), num_joints, 3), np.float32)
+        return [None], follow(people, most, num_joints) if any(people) else nobody
 
-def bodies(people: Sequence[Person], num_joints: int) -> np.ndarray:
-    """The joints of people, [M, V, 3]."""
-    return np.stack([person.joints for person in people]) if people else np.zeros((0, num_joints, 3))
+    def _bodies(self, number: int, people: Sequence[Person]) -> Mapping[int, np.ndarray]:
+        """The joints [V, 3] of the people in frame `number`, by the number of the person."""
+        if self.per_person:
+            return self.tracks.add(number, people)
+        return dict(enumerate(person.joints for person in people))
 
 
 class Screen:
@@ -186,8 +207,12 @@ class Screen:
         if not predictor.windows:
             return Text(f"{printable(self.source.address, SHORT)}: waiting for the first window")
         window = predictor.windows[-1]
-        best = top(next(iter(window.probability.values())), names, 3)
-        guesses = ", ".join(f"{printable(name)} {share:.0%}" for _, name, share in best)
+        if window.person is None:
+            best = [(name, share) for _, name, share in top(next(iter(window.probability.values())), names, 3)]
+        else:
+            latest = [each for each in predictor.windows[-predictor.skeletons.max_people :] if each.end == window.end]
+            best = [(f"{person}: {name}", share) for person, _, name, share in best_of(latest, names)]
+        guesses = ", ".join(f"{printable(name)} {share:.0%}" for name, share in best)
         facts = (
             f"{predictor.rate():.1f} frames/s, {predictor.delays[-1]:.2f} s delay, {self.source.dropped} frames dropped"
         )

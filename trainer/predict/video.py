@@ -1,7 +1,7 @@
 """Writes the annotated copy of a video: skeletons, the best classes, a timeline, and where the network looked."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -99,7 +99,7 @@ class AnnotatedVideo:
         self.size, self.turn, self.class_names = size, turn, class_names
         self.num_frames, self.reach = num_frames, reach
         self.part = temporary(path)
-        self.waiting: deque[tuple[int, av.VideoFrame, np.ndarray | None]] = deque()
+        self.waiting: deque[tuple[int, av.VideoFrame, Mapping[int, np.ndarray] | None]] = deque()
         self.num_shown = 0
         self.spans: list[Span] = []
         self.container: av.container.OutputContainer | None = None
@@ -119,14 +119,16 @@ class AnnotatedVideo:
         finally:
             self.part.unlink(missing_ok=True)
 
-    def show(self, frame: av.VideoFrame, number: int | None = None, joints: np.ndarray | None = None) -> None:
+    def show(
+        self, frame: av.VideoFrame, number: int | None = None, bodies: Mapping[int, np.ndarray] | None = None
+    ) -> None:
         """Keep the next frame until `write` is called.
 
-        number: the number of the frame, needed if frames before it were left out. joints: [M, V, 3] in pixels of the
-        frame, to be drawn in place of `poses`.
+        number: the number of the frame, needed if frames before it were left out. bodies: the joints [V, 3] of each
+        person by the person's number, in pixels of the frame, to be drawn in place of `poses`.
         """
         self.num_shown = self.num_shown if number is None else number
-        self.waiting.append((self.num_shown, frame, joints))
+        self.waiting.append((self.num_shown, frame, bodies))
         self.num_shown += 1
 
     def write(self, end: int, windows: Sequence[Window], explanations: Sequence[Explanation] = ()) -> None:
@@ -140,40 +142,39 @@ class AnnotatedVideo:
         self.spans.append(Span(begin, self.times.seconds(end), list(windows)))
         panel: Image.Image | None = None
         while self.waiting and self.waiting[0][0] < end:
-            number, frame, joints = self.waiting.popleft()
+            number, frame, bodies = self.waiting.popleft()
             width, height = self.size or (frame.width, frame.height)
             picture = frame.to_image(width=width, height=height)
             for explanation in explanations:
                 picture = Image.fromarray(explanation.draw(np.asarray(picture), number))
-            joints = self._joints(number, picture.size) if joints is None else joints
-            if len(joints):
-                draw_skeletons(picture, joints, self.skeleton, MIN_SCORE)
+            bodies = self._bodies(number, picture.size) if bodies is None else bodies
+            if bodies:
+                draw_skeletons(picture, np.stack(list(bodies.values())), self.skeleton, MIN_SCORE)
             picture = Image.fromarray(np.ascontiguousarray(self.turn.apply(np.asarray(picture))))
             if windows:
                 explained = list(explanations[0].maps) if explanations else []
                 panel = panel or panel_of(picture.size, windows, self.class_names, self.times, explained)
-                self._draw_tags(picture, number, (width, height))
+                self._draw_tags(picture, bodies, (width, height))
                 picture.paste(panel, (0, 0), panel)
             if self.num_frames or self.reach:
                 self._draw_timeline(picture, number)
             self._encode(picture, number)
 
-    def _joints(self, number: int, size: Size) -> np.ndarray:
-        """The joints [M, V, 3] in a frame, in pixels of a picture of `size`. M is 0 without skeletons."""
+    def _bodies(self, number: int, size: Size) -> Mapping[int, np.ndarray]:
+        """The joints [V, 3] of each person in a frame, in pixels of a picture of `size`. Empty without skeletons."""
         if self.poses is None or number >= self.poses.joints.shape[1]:
-            return np.zeros((0, self.skeleton.num_joints, 3))
+            return {}
         joints = self.poses.joints[:, number].astype(np.float64)
         joints[..., :2] *= np.array(size) / (self.poses.width, self.poses.height)
-        return joints
+        return dict(enumerate(joints))
 
-    def _draw_tags(self, picture: Image.Image, number: int, size: Size) -> None:
+    def _draw_tags(self, picture: Image.Image, bodies: Mapping[int, np.ndarray], size: Size) -> None:
         """Write the label of each person above the person. `size`: the size of the picture before it was turned."""
-        joints = self._joints(number, size)
         people = [window for window in self.spans[-1].windows if window.person is not None]
         rows = best_of(people, self.class_names)
         for window, (person, label, name, share) in zip(people, rows, strict=False):
             assert window.person is not None
-            body = joints[window.person] if window.person < len(joints) else joints[:0].reshape(0, 3)
+            body = bodies.get(window.person, np.zeros((0, 3)))
             points = body[is_visible(body, MIN_SCORE), :2]
             if len(points):
                 shown = self._turned(points, size)
