@@ -203,7 +203,7 @@ def _end_with_suite() -> None:
 
 
 def load(part: Part) -> Callable[[Target], Iterator[Result]]:
-    """Return the function of a part, which takes the target. Raises Skipped if it needs DALI and DALI is missing."""
+    """Return the function of a part, which takes the target. Raises Skipped if the part needs DALI and lacks it."""
     if part.needs_dali:
         try:
             importlib.import_module("pipelines.dali")

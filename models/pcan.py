@@ -21,7 +21,11 @@ MOMENTUM = 0.9  # weight of the old value when a prototype moves towards the mea
 
 
 class Contrast(NamedTuple):
-    """Scores [N, K] of the samples for each kind of error, and the prototypes [K, D] to which the scores refer."""
+    """The result of `PrototypeContrast.contrast`.
+
+    scores: [N, K] for each kind of false negative, and then for false positives.
+    prototypes: [K, D], the updated prototypes with which the scores compare the samples.
+    """
 
     scores: list[Tensor]
     prototypes: Tensor

@@ -81,7 +81,8 @@ def augment_joints(joints: np.ndarray, plan: ClipPlan, config: ClipConfig, seed:
     """
     count, num_frames, num_people, num_joints, _ = joints.shape
     if config.joint_noise:
-        # The people come first, so that a person's numbers do not depend on how many people other clips have.
+        # All random numbers of one person come before those of the next person. So a person's numbers do not change if
+        # other clips of the batch have more people.
         shape = (count, num_people, num_frames, num_joints, 2)
         draws = uniforms(seed, epoch, plan.row, int(np.prod(shape[1:])), NOISE).reshape(shape).swapaxes(1, 2)
         heatmap_pixel = (plan.box[:, 2:] - plan.box[:, :2]) / config.sizes(train=True)[1]

@@ -85,7 +85,7 @@ class Loader:
     def sizes(self) -> tuple[int, int]:
         """Side of the RGB frames and side of the heatmaps in pixels.
 
-        They are smaller with `crop`, so the scale is the same.
+        With `crop`, both sides are multiplied by CROP_SHARE, as the crop is, so the scale of the picture is the same.
         """
         rgb, heatmap = self.config.sizes(self.train)
         return (rgb, heatmap) if self.crop is None else (round(rgb * CROP_SHARE), round(heatmap * CROP_SHARE))

@@ -15,12 +15,12 @@ from pipelines.loader import Loader
 from pipelines.plan import sampled_joints
 from pipelines.read_ahead import reader_threads
 
-# Permitted difference, as a share of the largest value. Rounding may move the edge of a joint's window by a pixel, and
-# at this edge, a Gaussian has 0.011 of its peak.
+# Permitted difference between heatmaps from the kernel and from plain torch, as a share of the largest value. Rounding
+# may move the edge of a joint's window by a pixel, and at this edge, a Gaussian has 0.011 of its peak.
 HEATMAP_DIFFERENCE = 0.02
-# Permitted root mean square of the differences, in levels from 0 to 255. Two correct decoders may upsample chroma or
-# compute the inverse cosine transform in different ways, and then differ by at most 1.3. If one decoder uses a wrong
-# colour range, they differ by 3.3 or more (measured on frames of NTU and of the demo).
+# Permitted root mean square of the differences between frames from two decoders, in levels from 0 to 255. Two correct
+# decoders may upsample chroma or compute the inverse cosine transform in different ways, and then differ by at most
+# 1.3. If one decoder uses a wrong colour range, they differ by 3.3 or more (measured on frames of NTU and of the demo).
 FRAME_DIFFERENCE = 2.5
 
 

@@ -34,7 +34,7 @@ FOREIGN = {".", "git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "g
 
 
 def blocks(page: Path) -> list[str]:
-    """Return the indented blocks of a page. They are not commands if they lie between ``` lines."""
+    """Return the indented blocks of a page, but not those between ``` lines, which are not commands."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
 

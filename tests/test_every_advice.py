@@ -20,7 +20,7 @@ VERBS = (
     "repair|run|save|see|set|start|store|train|try|turn|update|use|wait|write|zip"
 )
 ADVICE = re.compile(rf"(?:[;:,]|\bor|\band|\bthen)\s+(?:or |so |then |first |not )*(?:{VERBS})\b")
-ENOUGH = 12  # number of consecutive characters that the expression of a row and a sentence must have in common
+ENOUGH = 12  # a row counts for a sentence if its expression and the sentence share this many consecutive characters
 GAP = "\0"  # stands for each value that a program fills in
 
 # Sentences whose advice no test can follow, grouped by what a test would need. Some words identify each sentence.

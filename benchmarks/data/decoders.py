@@ -58,8 +58,9 @@ measure_torchcodec, measure_spdl = partial(measure, "torchcodec"), partial(measu
 
 
 def _agreement(peer: Peer, paths: list[Path], side: int, file: Path) -> dict[str, float]:
-    """Compare every third frame of the first three videos with those of PyAV, scaled by torch with antialiasing.
+    """Compare every third frame that the peer reads from the first three videos with the same frame from PyAV.
 
+    torch resizes PyAV's frames, with antialiasing.
     `wrong` is the number of frames that are more similar to another frame of the video than to the requested one.
     """
     wrong, levels = 0, []

@@ -39,7 +39,7 @@ def measure_beside_peer(target: Target) -> Iterator[Result]:
 
 
 def _measure(target: Target, python: Path | None) -> Iterator[Result]:
-    """Measure our path. Also measure MMAction2's path if `python`, the interpreter of its environment, is not None."""
+    """Measure our data path, and MMAction2's if `python` is the interpreter of its environment and not None."""
     folder, sizes = target.scratch / "data", videos.TOY if target.toy else videos.Videos()
     files = videos.make_videos(sizes, folder)
     yield "videos", {"count": sizes.count, "size": sizes.size, "frames": sizes.frames, "kib": files.kib_per_video}

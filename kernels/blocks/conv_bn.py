@@ -233,7 +233,7 @@ def _forward(
 def _backward(
     grad_rows,  # [N*P, C]
     of_weight,  # [N*S, O, C]
-    of_affine,  # [2, C, N, S]: gradients of scale and shift; empty if these are None
+    of_affine,  # [2, C, N, S]: gradients of scale and shift; S is 0 if scale and shift are None
     grad,  # [N*P, O]
     result,  # [N*P, O]
     mean,  # [O]

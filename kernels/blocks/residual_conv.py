@@ -135,7 +135,7 @@ def _frame(first, local, num_frames, frame_rows):
 @triton.jit
 def _forward(
     result,  # [R, O]
-    total,  # [R, C]: the activated sums
+    total,  # [R, C]: the sums that end the previous block, after the activation
     partial,  # [2, O, S]: mean, then summed squared deviations
     rows,  # [R, C]
     weight,  # [O, K, C]

@@ -160,7 +160,7 @@ class EstimatedPoses:
     estimator: PoseEstimator
 
     def survey(self, headers: dict[str, Header], say: Callable[[str], None]) -> None:
-        """Remove the temporary files of runs that were killed."""
+        """Estimate nothing yet: `poses` does this. Only remove the temporary files that killed runs have left."""
         for place in {(self.folder / name).parent for name in headers}:
             remove_leftovers(place)
 
@@ -187,8 +187,9 @@ def estimated_poses(
 def write(
     out: Path, clips: list[dict[str, Any] | str], labels: Labels, rotation: Rotation = "shown", layout: str = ""
 ) -> dict[str, list[str]]:
-    """Write the annotations of all usable videos, and what training must know about the classes and the joints, to the
-    pickle `out`. Returns the names of the clips in each split.
+    """Write the pickle `out`: annotations of usable videos, and what training must know about classes and joints.
+
+    Returns the names of the clips in each split.
 
     layout: the name of the joint layout, or '' if it is not known.
     A failure leaves no partial file. Raises UserError if a split is empty or the file cannot be written.

@@ -120,7 +120,7 @@ def look_elsewhere(
             todo.clips[row] = clip
             todo.stale.pop(row, None)
             todo.bad.pop(names[row], None)
-            if lines[clip]["bad"]:  # decoding its video failed there, so it is not tried again
+            if lines[clip]["bad"]:  # the other pack records that decoding the video failed, so it is not tried again
                 todo.bad[names[row]] = lines[clip]["bad"]
         reasons = {row: reason for row, reason in found.stale.items() if row in todo.stale and reason != NEW}
         todo.stale |= reasons

@@ -182,7 +182,7 @@ class Run:
     def _unusable(self, row: int) -> dict[str, Any]:
         """The digest and the stamp of a video that cannot be used.
 
-        It is tried again only after its content has changed.
+        They are recorded, so that the video is tried again only after its content has changed.
         """
         try:
             source, stamp = digest_of_video(self._video(row))

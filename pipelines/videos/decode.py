@@ -92,7 +92,7 @@ def filter_graph(frame: av.VideoFrame, filters: list[tuple[str, str]]) -> av.fil
 
 
 def in_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """The pixels of a frame, with the colours of a pack: uint8 [H, W, 3]."""
+    """Convert a frame to RGB, with the same colours as in a pack: uint8 [H, W, 3]."""
     space = {"bt709": "ITU709"}.get(MATRICES.get(int(frame.colorspace), "bt601"), "ITU601")
     levels = "JPEG" if has_full_range(frame) else "MPEG"
     return frame.to_ndarray(format="rgb24", src_colorspace=space, src_color_range=levels)

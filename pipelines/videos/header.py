@@ -57,7 +57,7 @@ class Header:
         return round(self.width * self.pixel[0] / self.pixel[1]), self.height
 
     def frames_for(self, image: AnnotatedImage) -> "Frames":
-        """The frames of this video as `decode` returns them for the annotated `image`."""
+        """Turn, size and shape of pixels of the frames that `decode` returns if the joints belong to `image`."""
         turn, pixel = Turn.of_code(self.turn), self.pixel[0] / self.pixel[1]
         stored_pixel = 1 / pixel if turn.swap else pixel
         chosen, undecided = wanted_turn(turn, self.stored, stored_pixel, image)

@@ -56,7 +56,7 @@ def _boxes(data: bytes, names: tuple[bytes, ...]) -> Iterator[bytes]:
 
 
 def _is_smaller(descriptions: bytes) -> bool:
-    """Whether the clean aperture of the first sample entry of an `stsd` box is smaller than its frames."""
+    """Whether the frames are larger than the clean aperture in the first sample entry of an `stsd` box."""
     entry = descriptions[8:]
     size = [int.from_bytes(entry[at : at + 2]) for at in (32, 34)]
     for clap in _boxes(entry[SAMPLE_ENTRY : int.from_bytes(entry[:4])], (b"clap",)):

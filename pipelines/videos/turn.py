@@ -75,11 +75,11 @@ def same_shape(first: tuple[float, float], second: tuple[float, float]) -> bool:
 
 
 def wanted_turn(turn: Turn, stored: Size, pixel: float, image: AnnotatedImage | None) -> tuple[Turn, bool]:
-    """How to turn frames of the size `stored`, so that the joints of an annotation belong to them.
+    """How to turn frames of the size `stored`, so that they match the joints of an annotation.
 
     turn: how players turn the frames. pixel: width of a stored pixel divided by its height.
     image: the annotated image; None stands for frames as players show them.
-    Returns the turn, which is either `turn` or none, and whether only `image.rotation` could decide.
+    Returns `turn` or NO_TURN, and whether only `image.rotation` could decide between the two, and not the sizes.
     """
     if not turn or image is None:
         return turn, False

@@ -1,6 +1,6 @@
-"""Nested loops check the heatmaps of the reference and of the kernel.
+"""Compares the heatmaps of the reference and of the kernel with those of nested loops.
 
-tests/parity compares the heatmaps with those of the published code.
+tests/parity compares them with those of the published code.
 """
 
 import math
@@ -234,7 +234,7 @@ def test_mutants_die(name, tmp_path, poisoned):
         expected = reference.render_heatmaps(joints, **options)
         try:
             drawn = draw_fused(mutant, joints, options)
-        except InterpreterError:  # NumPy warns when a NaN is cast to an integer
+        except InterpreterError:  # the mutant casts a NaN to an integer: pytest makes NumPy's warning an error
             return
         if not torch.allclose(drawn, expected, atol=TOLERANCE[expected.dtype], rtol=0):
             return

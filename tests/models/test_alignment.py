@@ -1,4 +1,4 @@
-"""With aligned channels, networks compute the same results, added channels stay 0, and files keep published shapes."""
+"""`align_channels` adds channels that stay 0. They change no result, and files keep the published shapes."""
 
 from copy import deepcopy
 

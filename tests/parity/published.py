@@ -1,4 +1,7 @@
-"""Computes the fixtures' weights and inputs from names (fixtures/README.md, "Weight fill"), and compares tensors."""
+"""Computes weights and inputs of the fixtures from the names of tensors, and compares tensors.
+
+The formulas are in fixtures/README.md, "Weight fill".
+"""
 
 import hashlib
 import json

@@ -171,8 +171,8 @@ def test_gradients_equal_the_published(fixtures, facts):
                     assert_close(sample(gradient, 256), grads[f"{theirs}|{name}"], 1e-4)
                     compared.add(f"{theirs}|{name}")
             for stream, gradient in zip(made.x, got, strict=False):
-                # The published code has two equal leaves where we have one feature, so the gradients of both leaves are
-                # added.
+                # The published code has two equal leaf tensors, x and aux, where we have one feature, so we add
+                # the gradients of both.
                 keys = {f"{theirs}|{leaf}_{stream}" for leaf in ("x", "aux")} & set(grads.files)
                 if keys:
                     assert_close(sample(gradient, 256), sum(grads[key] for key in keys), 1e-4)

@@ -1,7 +1,7 @@
 """The built-in pose estimator computes what LiteRT computes from the published files, and needs no internet.
 
-blazepose_litert.npz contains LiteRT's outputs for a picture of the demo. `write_litert` wrote it; it needs the packages
-tflite and ai-edge-litert, and the npm package that convert.py names.
+blazepose_litert.npz contains LiteRT's outputs for a picture of the demo. The function `write_litert`, which wrote this
+file, needs the packages tflite and ai-edge-litert, and the npm package that convert.py names.
 """
 
 import itertools

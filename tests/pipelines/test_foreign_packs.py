@@ -42,9 +42,9 @@ OUT = (
 
 @pytest.mark.parametrize("file", OUT)
 def test_no_line_leads_out_of_the_pack(pack, tmp_path, file):
-    """A line that leads out is ignored in the manifest and in the index.
+    """A line of the manifest or of the index is ignored if it names a file outside the pack.
 
-    Its clip counts as missing, and the file that the line names is kept.
+    The clip of this line counts as missing, and the file outside the pack is kept.
     """
     file = file.format(above=tmp_path)
     good, bad = lines_of(pack)

@@ -265,7 +265,7 @@ def test_sampled_joints_are_those_of_the_plan():
 
 @st.composite
 def skeletons(draw) -> np.ndarray:
-    """Draw joints [M, T, V, 2], some outside the picture. Coordinates, joints, frames or people may be missing."""
+    """Generate joints [M, T, V, 2], some outside the picture. Coordinates, joints, frames or people may be missing."""
     rng = np.random.RandomState(draw(st.integers(0, 1 << 31)))
     total, persons = draw(st.integers(1, 60)), draw(st.integers(0, 2))
     spread = np.array([draw(st.sampled_from([0, 1, 4, 9, 30, 200])) for _ in "xy"])

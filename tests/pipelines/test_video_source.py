@@ -118,7 +118,10 @@ def test_batches_are_those_of_a_pack(videos, film):
 
 
 def test_pyav_decodes_h264_which_dali_refuses_here(film, tmp_path):
-    """On a GPU, this happens if the video engine is missing or cannot decode a codec. One line reports it."""
+    """DALI needs a GPU for H.264, so PyAV decodes it here, and one line says so.
+
+    On a machine with a GPU, PyAV decodes if the video engine is missing or does not know the codec.
+    """
     said = []
     close_to_pack(Set(film, tmp_path, "libx264"), film, CPU, Backends("mixed", "reference", said.append))
     (line,) = said

@@ -1,7 +1,7 @@
 """Checks the planner's counts of launches and bytes in compiled training steps.
 
-The counts of small networks must match a second count from the networks' layers. The numbers of launches in the record
-bytes.json must match each other.
+The counts of small networks must match a second count from the networks' layers. In the record bytes.json, our kernels
+must have as many launches in the compiled step (`compiled`) as in the count for each clip (`per_clip`).
 """
 
 import json

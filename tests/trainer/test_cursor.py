@@ -39,7 +39,7 @@ def test_another_batch_size_skips_no_clip_and_repeats_less_than_a_step() -> None
                 continue
             assert 0 <= first.clips - second.step * after < after
             second.finish_step()
-            # the next record comes after all records from before the snapshot
+            # the first record after the resume has more clips than every record from before it
             assert first.clips < second.clips <= EPOCH
 
 

@@ -1,4 +1,4 @@
-"""`python -m trainer eval` with one or two processes, one or ten views, weights or averages. Also checks its files."""
+"""Tests `python -m trainer eval`: its files, two processes, several views, averaged weights, and mistakes."""
 
 import csv
 import itertools

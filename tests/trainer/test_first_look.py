@@ -1,4 +1,7 @@
-"""The first look before step 1 replaces what computes wrong results, and drops slower choices. Nothing else changes."""
+"""The first look, before step 1, replaces code that gives wrong results, and keeps the fastest choices.
+
+It changes nothing else.
+"""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Tables of results have the form of papers' tables: NTU's protocols side by side, four parts of MA-52's F1 mean."""
+"""Tables of results look as in papers: NTU's protocols side by side, and MA-52's F1 mean with its four parts."""
 
 import io
 from dataclasses import replace

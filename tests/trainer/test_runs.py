@@ -94,7 +94,7 @@ def test_runs(tmp_path, capsys):
 
 
 def test_progress_counts_the_newest_snapshot(tmp_path, capsys):
-    """The progress is right between two lines of the log, and before the first line."""
+    """Progress includes the steps up to the newest snapshot, even if the log has no line about them, or no line yet."""
     for name, scores in (("logged", (0.25,)), ("fresh", ())):
         a_run(tmp_path / name, scores=scores)
         (tmp_path / name / rolling_name(2, 3)).touch()

@@ -176,7 +176,7 @@ def broken(experiment):
 )
 @pytest.mark.parametrize("seals_again", [True, False])
 def test_a_damaged_or_foreign_file_is_ignored_with_a_line(damage, seals_again):
-    """A file without a valid seal is ignored, whatever it contains."""
+    """With `seals_again`, the damaged text gets a valid seal, so that its content must be checked."""
     path = search("faster").path
     content = damage(path.read_bytes()[:-SEAL_BYTES].decode()).encode()
     path.write_bytes(sealed(content) if seals_again else content)

@@ -84,7 +84,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def wrong_weights(tmp_path_factory) -> Path:
-    """Return weights that can be read, but do not fit the tiny demo's network. Only loading them shows this."""
+    """Return a readable file with the weights of another network. A run notices this only when it loads the file."""
     file = tmp_path_factory.mktemp("wrong") / "rgb.pth"
     tensors = {name: torch.zeros(shape) for name, shape in shapes_of(EXPERIMENTS["ntu60_rgbpose"].model).items()}
     torch.save({"state_dict": tensors}, file)

@@ -36,7 +36,7 @@ class CompareOptions:
 
 
 def compare(options: CompareOptions, console: Console | None = None) -> int:
-    """Write the picture and print the tables. Raises UserError if a run has no records or the file is not writable."""
+    """Write the picture and print the tables. Raises UserError if a run has no records or `out` is not writable."""
     if not 2 <= len(options.runs) <= len(COLORS):
         raise UserError(
             f"compare takes 2 to {len(COLORS)} work directories, not {len(options.runs)}: write, for example, "

@@ -111,7 +111,7 @@ class Screen:
         self._console.print(table)
 
     def hide(self) -> None:
-        """Remove the block."""
+        """Remove the block with the progress from the terminal."""
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()

@@ -13,7 +13,10 @@ from trainer.config import Experiment
 
 
 def log_in() -> None:
-    """Raise UserError if the package wandb is not installed, or if it needs an account but none is logged in."""
+    """Log in to Weights & Biases, unless WANDB_MODE says that the run does not need an account.
+
+    Raises UserError if the package wandb is not installed, or if logging in fails.
+    """
     wandb = installed()
     if os.environ.get("WANDB_MODE", "online") == "online":
         with told(wandb):

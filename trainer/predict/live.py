@@ -58,7 +58,7 @@ class LivePredictor:
     def run(self, source: LiveSource, copy: Path) -> Prediction:
         """Predict the source, and write its annotated copy to the file `copy`.
 
-        Raises VideoError if the source cannot be read before there is a result.
+        Raises VideoError if the source fails or ends before the first result.
         """
         names = self.scorer.experiment.data.class_names
         annotated = AnnotatedVideo(

@@ -92,9 +92,9 @@ def tell(checkpoint: Checkpoint) -> None:
 
 
 def snapshot_in(folder: Path, latest: bool, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """File and state of a run's best snapshot, whose name the newest snapshot contains.
+    """The file and the state of a run's best snapshot. The newest snapshot contains the name of the best one.
 
-    With `latest`, or if the best snapshot is missing or damaged, file and state of the newest snapshot. Says which
+    With `latest`, or if the best snapshot is missing or damaged, returns the newest snapshot instead. Says which
     snapshot is used, why it is not the best one, and which other files with names of best snapshots are ignored. Raises
     UserError if the folder has no intact snapshot.
     """

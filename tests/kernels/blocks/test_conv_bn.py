@@ -1,4 +1,4 @@
-"""conv_bn: the float64 reference checks the kernel and its gradients, including those that come from the statistics."""
+"""Compares the kernels of conv_bn, also the gradients that come from the statistics, with a reference in float64."""
 
 from functools import partial
 

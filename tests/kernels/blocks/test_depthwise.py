@@ -1,4 +1,4 @@
-"""depthwise_conv: nested loops check the reference, and the float64 reference checks the kernel and its gradients."""
+"""Compares the kernels of depthwise_conv with a reference in float64, and the reference with nested loops."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""moments: the float64 reference checks the kernel and its gradient."""
+"""Compares the kernel `moments` and its gradient with a reference in float64."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""norm_act: torch's BatchNorm2d checks the reference, and the float64 reference checks the kernel and its gradients."""
+"""Compares the kernels of norm_act with a reference in float64, and the reference with torch's BatchNorm2d."""
 
 import sys
 from functools import partial

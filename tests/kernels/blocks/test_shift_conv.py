@@ -1,4 +1,4 @@
-"""shift_conv: loops check the reference, and the float64 reference checks the kernel and its gradients."""
+"""Compares the kernels of shift_conv with a reference in float64, and the reference with loops."""
 
 from functools import partial
 

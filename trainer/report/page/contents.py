@@ -54,7 +54,8 @@ class RunSection:
 def section_of(run: PastRun, name: str, state: str = "", missing: Iterable[str] = ()) -> RunSection:
     """The part of the page about `run`, under the short `name`.
 
-    state: the state of a run that is just ending. missing: sentences about other parts of the page.
+    state: the state of a run that is just ending. missing: sentences about what is missing for other
+    parts of the page; sentences about this part are added to them.
     """
     missing = list(missing)
     preset, changed = changed_settings(run, missing)

@@ -1,8 +1,8 @@
 """The search of `tune`: tries changes of execution settings one by one, and keeps those that make a run faster.
 
-Each form of the step runs in a separate process (child.py, trial.py). A form is chosen if its losses agree with those
-of the default step, and if it is faster than the fastest form so far. To compare the speeds of two forms, they are
-timed in turn.
+A form of the step is the training step with one choice of execution settings. Each form runs in a separate process
+(child.py, trial.py). A form is chosen if its losses agree with those of the default step, and if it is faster than the
+fastest form so far. To compare the speeds of two forms, they are timed in turn.
 """
 
 import statistics
@@ -23,11 +23,12 @@ from trainer.runtime.tuning.child import WORKER, Child, Interrupted, Lost
 from trainer.runtime.tuning.choice import Tuned, cores_of_rank, execution_of, file_of, in_words, key_of, read, write
 from trainer.settings import override
 
-# a form is chosen if the lower quartile of its speed, divided by the fastest form's speed, is at least this
+# A form of the step (one choice of execution settings) is chosen if its speed, divided by that of the fastest form so
+# far, has a lower quartile of at least GAIN.
 GAIN = 1.02
 FEWEST, MOST = 3, 40  # smallest and largest number of rounds, in each of which two forms are timed
 TURN = 0.5  # seconds for which a form is timed in a round, or one step if that takes longer
-# Largest relative difference between the losses of two forms, and between their gradient norms, in the first steps.
+# By how much the losses and the gradient norms of a form may differ from those of the default step, relative to them.
 LOSS_BOUNDS = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
 NORM_BOUNDS = {"fp32": 0.05, "bf16": 0.3, "fp16": 0.3}
 PATIENCE = 1800.0  # seconds in which a form must be compiled and ready
@@ -126,7 +127,7 @@ class Search:
         self._worker, self._patience, self._num_ranks, self._interrupt = worker, patience, num_ranks, interrupt
         self._clips, self._cores = experiment.optim.batch_size // num_ranks, cores_of_rank(num_ranks)
         self._key = key_of(experiment, device, self._clips, num_ranks == 1, self._cores)
-        # losses of the first form that was started, without the loader (False) and with it (True)
+        # the losses with which those of later forms are compared, without the loader (False) and with it (True)
         self._losses: dict[bool, dict[str, Any]] = {}
         self._incumbent: Child | None = None  # runs the fastest form so far
         self._challenger: Child | None = None  # runs the form that is being tried
