@@ -45,3 +45,13 @@ def why_no_compiler(language: Language) -> tuple[str, str] | None:
         [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
     )
     return f"the {language} compiler {compiler} fails ({errors[0].strip()})", other
+
+
+def why_kernel_failed(error: Exception) -> str:
+    """Why a GPU's kernel failed: what is wrong with the C compiler or, if it works, the first line of the exception."""
+    no_compiler = why_no_compiler("C")
+    if no_compiler is not None:
+        problem, way_out = no_compiler
+        return f"{problem}; {way_out}"
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}"[:200]

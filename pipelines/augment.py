@@ -1,8 +1,12 @@
 """Random changes of training clips: colour jitter and random erasing of frames, and noise and drops of joints.
 
-The random numbers come from the generator of the plans, so they depend only on (seed, epoch, row). Plain torch changes
-the frames on the device of the batch, whichever decoder they come from.
+The random numbers come from the generator of the plans, so they depend only on (seed, epoch, row). The frames of a
+batch are changed in one pass on the device of the batch, whichever decoder they come from. Joints are changed before
+they are copied to the device.
 """
+
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,6 +17,8 @@ from pipelines.plan import ClipPlan, uniforms
 
 GRAY = (0.299, 0.587, 0.114)  # shares of red, green and blue in the gray level of a pixel
 MIDDLE = 128.0  # the gray level that a change of contrast does not alter, as in DALI's color_twist
+SHIFT = 16  # colours are computed with this many binary digits after the point
+ONE = 1 << SHIFT
 ERASED_AREA = (0.02, 0.33)  # smallest and largest erased area, as a share of the frame
 ERASED_ASPECT = (0.3, 1 / 0.3)  # smallest and largest height / width of an erased rectangle
 ERASED_COLOR = (124, 116, 104)  # ImageNet's mean colour, which the networks normalise to about 0
@@ -20,35 +26,56 @@ ERASED_COLOR = (124, 116, 104)  # ImageNet's mean colour, which the networks nor
 COLORS, RECTANGLES, DROPS, NOISE = 1, 2, 3, 4
 
 
-def augment_frames(rgb: Tensor, plan: ClipPlan, config: ClipConfig, seed: int, epoch: int) -> Tensor:
-    """Apply colour jitter and random erasing to the frames of a batch: [N, T, H, W, 3] uint8.
+def frame_changes(plan: ClipPlan, config: ClipConfig, side: int, seed: int, epoch: int) -> np.ndarray | None:
+    """The numbers by which `change_frames` changes N clips, [N, 9] int32, or None if no frames are changed.
 
-    All frames of a clip get the same change of colours, and lose the same rectangle. If both changes are off, `rgb`
-    itself is returned.
+    side: height and width of the frames in pixels.
     """
     if not (config.color_jitter or config.erasing):
-        return rgb
-    colors = random_colors(plan.row, config.color_jitter, seed, epoch).tolist()
-    rectangles = random_rectangles(plan.row, rgb.shape[2], config.erasing, seed, epoch).tolist()
-    fill = torch.tensor(ERASED_COLOR, dtype=torch.uint8).to(rgb.device, non_blocking=True)
-    changed = torch.empty_like(rgb)
-    # One clip at a time, because the float32 copy of a whole batch would take four times the batch's memory.
-    for number, (left, top, right, bottom) in enumerate(rectangles):
-        changed[number] = recolored(rgb[number], *colors[number]) if config.color_jitter else rgb[number]
-        changed[number, :, top:bottom, left:right] = fill
-    return changed
+        return None
+    weights = color_weights(random_colors(plan.row, config.color_jitter, seed, epoch))
+    rectangles = random_rectangles(plan.row, side, config.erasing, seed, epoch)
+    return np.concatenate([weights, rectangles], axis=1).astype(np.int32)
 
 
-def recolored(pixels: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
-    """Multiply saturation, contrast and brightness of pixels [..., 3] uint8 by these factors. Returns uint8.
+def color_weights(factors: np.ndarray) -> np.ndarray:
+    """The weights in `change_frames` that change colours by factors of brightness, contrast and saturation.
 
-    A saturation of 0 leaves each pixel's gray level, a contrast of 0 leaves the middle gray, and a brightness of 0
-    leaves black. Source: DALI's color_twist (docs/sources.md, "Augmentation").
+    factors: [N, 3]. Returns [N, 5] int32. A saturation of 0 leaves each pixel's gray level, a contrast of 0 leaves the
+    middle gray, and a brightness of 0 leaves black. Source: DALI's color_twist (docs/sources.md, "Augmentation").
     """
-    levels = pixels.float()
-    gray = (levels * levels.new_tensor(GRAY)).sum(dim=-1, keepdim=True)
-    gray = gray.mul_(brightness * contrast * (1 - saturation)).add_(brightness * MIDDLE * (1 - contrast))
-    return levels.mul_(brightness * contrast * saturation).add_(gray).round_().clamp_(0, 255).to(torch.uint8)
+    brightness, contrast, saturation = factors.T
+    own, gray = brightness * contrast * saturation, brightness * contrast * (1 - saturation)
+    offset = brightness * MIDDLE * (1 - contrast) + 0.5  # the half rounds to the nearest level
+    return np.round(np.stack([own, *(gray * share for share in GRAY), offset], axis=1) * ONE).astype(np.int32)
+
+
+def change_frames(rgb: Tensor, changes: Tensor) -> Tensor:
+    """Apply colour jitter and random erasing to the frames of a batch: [N, T, H, W, 3] uint8.
+
+    changes: [N, 9] int32. The first five numbers are the weights, in units of 1 / ONE, of the level itself, of its
+        pixel's red, green and blue, and of 1; the new level is their weighted sum. The other four numbers are the left,
+        top, right and bottom edge of the erased rectangle.
+
+    All frames of a clip get the same changes. All operations are on integers, so a clip gets the same pixels on every
+    device, whether the code is compiled or not.
+    """
+    own, red, green, blue, offset, left, top, right, bottom = (each.view(-1, 1, 1, 1, 1) for each in changes.unbind(1))
+    levels = rgb.int()
+    gray = levels[..., :1] * red + levels[..., 1:2] * green + levels[..., 2:] * blue + offset
+    changed = ((levels * own + gray) >> SHIFT).clamp(0, 255)
+    row = torch.arange(rgb.shape[2], device=rgb.device).view(-1, 1, 1)
+    column = torch.arange(rgb.shape[3], device=rgb.device).view(-1, 1)
+    is_erased = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    fill = torch.tensor(ERASED_COLOR, dtype=torch.int32, device=rgb.device)
+    return torch.where(is_erased, fill, changed).to(torch.uint8)
+
+
+@cache
+def compiled_change() -> Callable[[Tensor, Tensor], Tensor]:
+    """`change_frames` as one kernel, which torch.compile generates at the first call."""
+    # Called in a function, because torch.compile imports its compiler, which takes a second.
+    return torch.compile(change_frames, fullgraph=True, dynamic=False)
 
 
 def random_colors(rows: np.ndarray, jitter: float, seed: int, epoch: int) -> np.ndarray:

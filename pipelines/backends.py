@@ -1,6 +1,6 @@
-"""Records which decoder and which renderer of heatmaps are in use.
+"""Records which decoder, renderer of heatmaps and code for changing frames are in use.
 
-On a GPU, loaders begin with the fastest decoder and renderer, and change to a slower one after a failure.
+On a GPU, loaders begin with the fastest ones, and change to a slower one after a failure.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,15 @@ import torch
 
 @dataclass
 class Backends:
-    """The decoder and the renderer in use. All loaders of a run share one object, so each failure is reported once.
+    """The decoder, the renderer and the code for changing frames that are in use.
+
+    All loaders of a run share one object, so each failure is reported once.
 
     decoder: `mixed` decodes JPEG packets with the GPU's JPEG engine; `cpu` decodes them with libjpeg-turbo and copies
         the frames to the device. With data.source=video, `mixed` means the GPU's video engine, and `cpu` means PyAV.
     renderer: `kernel` draws heatmaps with Triton, and `reference` with plain torch.
+    compiles: whether the random changes of frames are compiled to a single kernel. Without it, the same operations run
+        one after the other, with the same results.
     decoder_reason, renderer_reason: why the slower decoder or renderer was chosen; empty if it was not.
     hw_decoder_load: share of the frames that `mixed` gives to the JPEG engine. CUDA kernels decode the other frames.
     """
@@ -27,11 +31,12 @@ class Backends:
     decoder_reason: str = ""
     renderer_reason: str = ""
     hw_decoder_load: float = 0.75
+    compiles: bool = False
 
     @classmethod
     def fastest(cls, device: torch.device, say: Callable[[str], None]) -> "Backends":
-        """The fastest decoder and renderer for the device; loaders begin with these."""
-        return cls("mixed", "kernel", say) if device.type == "cuda" else cls("cpu", "reference", say)
+        """The fastest ways for the device; loaders begin with these."""
+        return cls("mixed", "kernel", say, compiles=True) if device.type == "cuda" else cls("cpu", "reference", say)
 
     def decode_on_cpu(self, reason: str) -> None:
         self.decoder, self.decoder_reason = "cpu", reason
@@ -47,3 +52,9 @@ class Backends:
     def draw_by_reference(self, reason: str) -> None:
         self.renderer, self.renderer_reason = "reference", reason
         self.say(f"the heatmap kernel cannot be used ({reason}), so plain torch draws the heatmaps, which is slower")
+
+    def change_frames_uncompiled(self, reason: str) -> None:
+        self.compiles = False
+        self.say(
+            f"the random changes of frames cannot be compiled ({reason}), so they take several kernels, which is slower"
+        )

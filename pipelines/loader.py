@@ -12,10 +12,11 @@ import numpy as np
 import nvtx
 import torch
 
+from kernels.compiler import why_kernel_failed
 from kernels.heatmap import KernelError, render_heatmaps
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
-from pipelines.augment import augment_frames, augment_joints
+from pipelines.augment import augment_joints, change_frames, compiled_change, frame_changes
 from pipelines.backends import Backends
 from pipelines.batch import Batch
 from pipelines.config import ClipConfig
@@ -160,7 +161,7 @@ class Loader:
         """
         if rgb is not None:
             rgb = rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:])
-            rgb = augment_frames(rgb, plan, self.config, self.seed, epoch) if self.train else rgb
+            rgb = self._changed(rgb, plan, epoch) if self.train else rgb
         label = self._to_device(self.table.label[plan.row].astype(np.int64))
         return Batch(
             rgb=rgb,
@@ -170,6 +171,24 @@ class Loader:
             index=self._to_device(plan.row.astype(np.int64)),
             valid=self._to_device(self._positions(step) < len(self.rows) if not self.train else plan.row >= 0),
         )
+
+    def _changed(self, rgb: torch.Tensor, plan: ClipPlan, epoch: int) -> torch.Tensor:
+        """The frames [N, T, H, W, 3] with the random changes of training.
+
+        If compiling the changes fails, plain torch makes these and all later changes.
+        """
+        changes = frame_changes(plan, self.config, rgb.shape[2], self.seed, epoch)
+        if changes is None:
+            return rgb
+        numbers = self._to_device(changes)
+        if self.backends.compiles:
+            try:
+                return compiled_change()(rgb, numbers)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # Inductor, Triton and the C compiler raise many kinds of exceptions
+                self.backends.change_frames_uncompiled(why_kernel_failed(error))
+        return change_frames(rgb, numbers)
 
     def _drawn(self, plan: ClipPlan, joints: np.ndarray) -> torch.Tensor:
         """The heatmaps of a plan. If the kernel fails, plain torch draws these and all later heatmaps."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.compiler import why_no_compiler
+from kernels.compiler import why_kernel_failed
 from kernels.heatmap import reference
 
 __all__ = ["KernelError", "render_heatmaps"]
@@ -48,14 +48,4 @@ def render_heatmaps(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Triton, the C compiler, ptxas and the driver raise many kinds of exceptions
-        raise KernelError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """Why the kernel failed: what is wrong with the C compiler, or if it works, the first line of the exception."""
-    no_compiler = why_no_compiler("C")
-    if no_compiler is not None:
-        problem, way_out = no_compiler
-        return f"{problem}; {way_out}"
-    first, *_ = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {first}"[:200]
+        raise KernelError(why_kernel_failed(error)) from error

@@ -1,19 +1,23 @@
 """Checks the values, distributions and limits of colour jitter, random erasing, joint noise and joint drop."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from nvidia.dali import fn, pipeline_def
+from torch._inductor import metrics
 
 from pipelines.augment import (
     ERASED_COLOR,
-    augment_frames,
     augment_joints,
+    change_frames,
+    color_weights,
+    compiled_change,
+    frame_changes,
     random_colors,
     random_rectangles,
-    recolored,
 )
 from pipelines.config import ClipConfig
 from pipelines.plan import ClipPlan, uniforms
@@ -32,7 +36,7 @@ def plan_of(rows: np.ndarray, box: tuple[float, ...] = (10, 20, 42, 52)) -> Clip
 @pytest.mark.parametrize("factors", [(1.3, 0.8, 0.6), (0.7, 1.4, 1.4), (1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1.2, 1)])
 def test_colors_are_those_of_dali(factors):
     """The colours equal those of DALI to within one level, because DALI rounds intermediate values differently."""
-    frames = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
 
     options = {"batch_size": 1, "num_threads": 1, "device_id": None}
 
@@ -43,7 +47,9 @@ def test_colors_are_those_of_dali(factors):
         return fn.color_twist(source, brightness=brightness, contrast=contrast, saturation=saturation)
 
     expected = torch.from_dlpack(graph(**options).run()[0].as_tensor())[0].int()
-    assert (recolored(torch.from_numpy(frames), *factors).int() - expected).abs().max() <= 1
+    changes = np.concatenate([color_weights(np.array([factors])), np.zeros((1, 4), np.int32)], axis=1)
+    changed = change_frames(torch.from_numpy(frames)[None, None], torch.from_numpy(changes))[0, 0]
+    assert (changed.int() - expected).abs().max() <= (0 if factors == (1, 1, 1) else 1)
 
 
 def test_factors_of_a_clip_lie_in_the_promised_range():
@@ -71,16 +77,51 @@ def test_erased_rectangles_lie_in_the_frame_and_have_the_published_sizes():
     assert abs(np.median(np.log(aspect))) < 0.1
 
 
+def changed_frames(frames, rows, config):
+    """Return the frames [N, T, S, S, 3] of the clips `rows` with the random changes of epoch 2."""
+    changes = frame_changes(plan_of(rows), config, frames.shape[2], 1, 2)
+    return change_frames(frames, torch.from_numpy(changes))
+
+
 def test_a_clip_loses_one_rectangle_in_all_frames():
     frames = torch.randint(0, 100, (8, 2, 32, 32, 3), dtype=torch.uint8)
-    plan = plan_of(np.arange(8))
-    changed = augment_frames(frames, plan, replace(CONFIG, erasing=0.5), 1, 2)
-    rectangles = random_rectangles(plan.row, 32, 0.5, 1, 2)
+    changed = changed_frames(frames, ROWS[:8], replace(CONFIG, erasing=0.5))
+    rectangles = random_rectangles(ROWS[:8], 32, 0.5, 1, 2)
     for clip, result, (left, top, right, bottom) in zip(frames, changed, rectangles.tolist(), strict=True):
         expected = clip.clone()
         expected[:, top:bottom, left:right] = torch.tensor(ERASED_COLOR, dtype=torch.uint8)
         assert torch.equal(result, expected)
-    assert augment_frames(frames, plan, CONFIG, 1, 2) is frames
+    assert frame_changes(plan_of(ROWS[:8]), CONFIG, 32, 1, 2) is None
+
+
+@pytest.mark.parametrize("jitter", [0.4, 1.0])
+def test_a_batch_is_changed_like_its_clips_one_by_one(jitter):
+    """The order of the clips in a batch and the other clips in it do not matter. A loop defines the pixels."""
+    config = replace(CONFIG, color_jitter=jitter, erasing=0.5)
+    frames = torch.randint(0, 256, (6, 2, 17, 17, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames[0], frames[1, 0] = 255, 0
+    rows = np.array([9, 4, 7, 0, 12, 5])
+    changed = changed_frames(frames, rows, config)
+    for clip, row, result in zip(frames, rows, changed, strict=True):
+        assert torch.equal(changed_frames(clip[None], np.array([row]), config)[0], result)
+        (brightness, contrast, saturation), *_ = random_colors(np.array([row]), jitter, 1, 2)
+        levels = clip.double()
+        gray = (levels * torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)).sum(-1, keepdim=True)
+        colored = saturation * levels + (1 - saturation) * gray
+        colored = brightness * (contrast * colored + (1 - contrast) * 128)
+        (left, top, right, bottom), *_ = random_rectangles(np.array([row]), 17, 0.5, 1, 2).tolist()
+        colored[:, top:bottom, left:right] = torch.tensor(ERASED_COLOR, dtype=torch.float64)
+        assert (result.double() - colored.clamp(0, 255)).abs().max() < 0.52
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler, so Inductor cannot be tested")
+def test_the_changes_are_compiled_to_one_kernel_with_the_same_pixels():
+    frames = torch.randint(0, 256, (3, 2, 17, 17, 3), dtype=torch.uint8)
+    changes = torch.from_numpy(frame_changes(plan_of(ROWS[:3]), replace(CONFIG, color_jitter=1, erasing=1), 17, 1, 2))
+    torch._dynamo.reset()
+    metrics.reset()
+    assert torch.equal(compiled_change()(frames, changes), change_frames(frames, changes))
+    assert metrics.generated_kernel_count == 1
 
 
 def test_noise_has_the_given_size_in_heatmap_pixels_and_leaves_missing_joints_alone():

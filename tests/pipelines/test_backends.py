@@ -1,4 +1,4 @@
-"""If the JPEG engine or the heatmap kernel fails, at once or later, one line reports it, and batches stay the same."""
+"""If a GPU's decoder, kernel or compiler fails, at once or later, one line reports it, and batches stay the same."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,13 +8,14 @@ import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
+import pipelines.loader
 from kernels.heatmap import fused
 from pipelines import dali
 from pipelines.backends import Backends
 from pipelines.packs.source import PackFrames
 from pipelines.trial import why_not_kernel, why_not_mixed
 from tests.kernels.variants import broken
-from tests.pipelines.test_loader import CONFIG, loader, same, tensors
+from tests.pipelines.test_loader import AUGMENTED, CONFIG, loader, same, tensors
 
 CRASH = """Critical error in pipeline:
 Error in MIXED operator `nvidia.dali.fn.decoders.image`,
@@ -168,6 +169,20 @@ def test_a_heatmap_kernel_that_fails_at_first_or_at_another_size(shared, monkeyp
                 torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     (line,) = said
     assert line.startswith("the heatmap kernel cannot be used (OutOfResources: out of resource: shared memory")
+
+
+def test_changes_of_frames_that_cannot_be_compiled(shared, monkeypatch):
+    def failing():
+        raise RuntimeError("backend='inductor' raised:\nmore")
+
+    monkeypatch.setattr(pipelines.loader, "compiled_change", failing)
+    said = []
+    backends = Backends("cpu", "reference", said.append, compiles=True)
+    work, plain = (loader(*shared, config=AUGMENTED, **more) for more in ({"backends": backends}, {}))
+    for epoch in range(2):
+        assert same(list(work.epoch(epoch)), list(plain.epoch(epoch)))
+    (line,) = said
+    assert line.startswith("the random changes of frames cannot be compiled (RuntimeError: backend='inductor' raised:)")
 
 
 def test_too_little_memory_is_no_fault_of_the_kernel(shared, monkeypatch):
