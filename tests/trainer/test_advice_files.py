@@ -66,6 +66,7 @@ PERSON = '[{{"frame": {}, "keypoints": [9, 9, 1]}}]'
 TABLE = "table {dir}/x.pkl {dir}/cache"
 FUSE = "trainer fuse {dir}/two.npz {dir}/s.npz --out {dir}/fused"
 TWICE = "trainer fuse {dir}/two.npz {dir}/two.npz --out {dir}/fused"
+MINE = "trainer fuse {dir}/mine.npz {dir}/mine.npz --out {dir}/fused --fit {dir}/v.npz {dir}/v.npz"
 HIDDEN = "trainer fuse {dir}/hidden.npz {dir}/hidden.npz --out {dir}/fused"
 TWO = {"split": {"s_train": ["a", "b"]}, "annotations": [clip("a", label=0), clip("b", label=1)]}
 LONG = np.zeros((1, 30_000, 17, 2), np.float32)
@@ -85,6 +86,12 @@ def arrays(**changes: Any) -> dict[str, Any]:
 def two_clips(**changes: Any) -> dict[str, Any]:
     """Return the arrays of a scores.npz of two clips and two classes."""
     return {"name": ["a", "b"], "label": [0, 1], "rgb": np.array([[0.7, 0.3], [0.4, 0.6]])} | changes
+
+
+def mine(**changes: Any) -> dict[str, Any]:
+    """Return the arrays of a scores.npz that `eval` wrote for two clips."""
+    settings = json.dumps(to_settings(EXPERIMENTS["custom"]))
+    return two_clips(settings=settings, checkpoint="best.pth", views='{"clips": 1}') | changes
 
 
 def skeleton(**changes: Any) -> dict[str, Any]:
@@ -201,6 +208,10 @@ ROWS = [
     (FUSE, "s.npz", two_clips(rgb=np.ones((2, 2))), "apply softmax to these scores before you fuse them$", two_clips()),
     (f"{TWICE} --fit {{dir}}/v.npz {{dir}}/v.npz", "v.npz", two_clips(name=["c", "d"], label=[0, 0]),
      "have no labels to fit weights: name other scores with --fit$", two_clips(name=["c", "d"])),
+    (MINE, "v.npz", mine(name=["c", "d"], checkpoint="epoch_9.pth"), "evaluate the same snapshot on both splits",
+     mine(name=["c", "d"])),
+    ("trainer fuse {dir}/mine.npz {dir}/s.npz --out {dir}/fused", "s.npz", mine(views='{"clips": 10}'),
+     "evaluate all checkpoints with the same --clips, --crops and --flip", mine()),
     ("video {dir}/v.mp4", "v.mp4", None, "check its path$", b"any"),
     (TABLE, "x.pkl", [{"frame_dir": "a", "label": 0, "total_frames": 6, "keypoint": np.ones((1, 6, 25, 3))}],
      r"3-D; use 2-D skeletons, for NTU those of ntu60_2d.pkl \(or ntu60_hrnet.pkl\)$", [clip("a")]),
@@ -265,6 +276,8 @@ COMMANDS = [
     (f"{TWICE} --fit {{dir}}/two.npz", "name scores for each member, or use (--fit half)$", f"{TWICE} {{0}}"),
     (f"{TWICE} --fit {{dir}}/two.npz {{dir}}/two.npz", r"use --fit half, or (--fit same) to accept", f"{TWICE} {{0}}"),
     (f"{HIDDEN} --fit half", "give the weights with (--weights)$", f"{HIDDEN} {{0}} 1 2"),
+    ("trainer fuse {dir}/mine.npz {dir}/ten.npz --out {dir}/fused", "the difference with (--mixed-views)$",
+     "{before} {0}"),
     ("trainer fuse {dir}/two.npz:pose {dir}/two.npz --out {dir}/fused", r"no scores of pose: name one of (\w+)$",
      "trainer fuse {dir}/two.npz:{0} {dir}/two.npz --out {dir}/fused"),
     ("trainer recipe demo_staged --dry-run --use rgb", r"write STAGE=PATH, where STAGE is one of (\w+)",
@@ -355,6 +368,8 @@ def places(video, weights, tmp_path) -> dict[str, str]:
     damaged(tmp_path / "run" / "epoch_1_step_1.pth")
     put(tmp_path / "two.npz", two_clips())
     put(tmp_path / "hidden.npz", two_clips(label=[0, 0]))
+    put(tmp_path / "mine.npz", mine())
+    put(tmp_path / "ten.npz", mine(views='{"clips": 10}'))
     put(tmp_path / "x.pkl", TWO)
     put(tmp_path / "twelve.pkl", TWELVE)
     put(tmp_path / "folders.pkl", [clip("x/a"), clip("y/a")])

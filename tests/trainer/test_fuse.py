@@ -18,6 +18,7 @@ from trainer.scores.views import Views
 from trainer.settings import override
 from trainer.stored import to_settings
 
+FIVE = override(EXPERIMENTS["custom"], "data.num_classes=5")
 FAR = override(EXPERIMENTS["custom"], "data.num_classes=5", "data.coarse_map=(0,1,2,3,999999999999)")
 NAMES = np.array([f"clip{number:02}" for number in range(40)])
 
@@ -48,18 +49,77 @@ def report_in(folder):
     return json.loads((folder / "fusion.json").read_text())
 
 
-def test_members_that_were_scored_in_different_ways_are_named(tmp_path, capsys):
-    ten = store(tmp_path / "ten" / "scores.npz", views='{"clips": 10, "crops": 1, "flip": true}')
-    one = store(tmp_path / "one" / "scores.npz", views='{"clips": 1}')
-    foreign = store(tmp_path / "foreign" / "scores.npz")
-    assert fuse(ten, one, foreign, out=tmp_path / "mixed") == 0
-    shown = capsys.readouterr().out
-    for words in ("not scored in the same way", "10 samples, mirrored too", "1 sample;", "unknown views"):
-        assert words in shown
+TEN, ONE = '{"clips": 10, "crops": 1, "flip": true}', '{"clips": 1}'
+
+
+def test_members_that_were_scored_in_different_ways_are_refused_unless_they_are_accepted(tmp_path, capsys):
+    ten, one = store(tmp_path / "ten" / "scores.npz", views=TEN), store(tmp_path / "one" / "scores.npz", views=ONE)
+    assert fuse(ten, one, out=tmp_path / "no") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{ten}: 10 samples, mirrored too; {one}: 1 sample): evaluate all checkpoints with the same" in line
+    assert not (tmp_path / "no").exists()
+    assert fuse(ten, one, "--mixed-views", out=tmp_path / "mixed") == 0
+    assert f"{ten}: 10 samples, mirrored too; {one}: 1 sample)" in capsys.readouterr().out
     assert read_scores(tmp_path / "mixed" / "scores.npz").views is None
     assert fuse(ten, ten, out=tmp_path / "same") == 0
     assert "same way" not in capsys.readouterr().out
     assert read_scores(tmp_path / "same" / "scores.npz").views == Views(clips=10, flip=True)
+
+
+def test_a_file_that_does_not_say_its_views_is_fused_and_named(tmp_path, capsys):
+    ten, foreign = store(tmp_path / "ten" / "scores.npz", views=TEN), store(tmp_path / "foreign" / "scores.npz")
+    assert fuse(ten, foreign, out=tmp_path / "fused") == 0
+    assert f"not computed in the same way ({ten}: 10 samples, mirrored too; {foreign}: unknown views)" in (
+        capsys.readouterr().out
+    )
+
+
+def test_weights_are_not_fitted_on_scores_of_other_views_or_other_networks(tmp_path, capsys):
+    """The weights of --fit val would then not be right for the scores of the results."""
+
+    def runs(name, **changes):
+        """Store validation and test scores of two runs, and return the folders of the test scores."""
+        for run in "ab":
+            origin = {"settings": json.dumps(to_settings(FIVE)), "checkpoint": f"best_{run}.pth", "views": ONE}
+            store(tmp_path / name / run / "eval" / "scores.npz", **origin)
+            tests = origin | {"name": np.char.add("t", NAMES)} | (changes if run == "b" else {})
+            store(tmp_path / name / run / "eval_test" / "scores.npz", **tests)
+        return [tmp_path / name / run / "eval_test" for run in "ab"]
+
+    assert fuse(*runs("good"), "--fit", "val", out=tmp_path / "out") == 0
+    later = runs("later", checkpoint="epoch_9.pth")
+    assert fuse(*later, "--fit", "val", out=tmp_path / "no") == 2
+    assert "scores of epoch_9.pth of custom, but " in (error := capsys.readouterr().err)
+    assert "has scores of best_b.pth of custom: evaluate the same snapshot" in error
+    exchanged = [tmp_path / "good" / run / "eval" for run in "ba"]
+    assert fuse(*runs("good"), "--fit", *exchanged, out=tmp_path / "no") == 2
+    assert "name the runs in the same order" in capsys.readouterr().err
+    a, b = runs("views", views=TEN)
+    assert fuse(a, b, "--mixed-views", "--fit", "val", out=tmp_path / "out") == 0
+    assert fuse(b, b, "--fit", "val", out=tmp_path / "no") == 2
+    assert "b/eval/scores.npz: 1 sample): evaluate all checkpoints with the same --clips" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_fusion_that_was_fitted_on_its_own_clips_says_so_wherever_it_is_used(tmp_path, capsys):
+    label = np.arange(len(NAMES)) % 5
+    places = [store(tmp_path / "a.npz"), store(tmp_path / "b.npz", rgb=probabilities(9, label, 5, 1.0))]
+    assert fuse(*places, "--fit", "same", out=tmp_path / "same") == 0
+    warning = f"the weights in {tmp_path / 'same' / 'scores.npz'} were fitted on the clips of the results"
+    capsys.readouterr()
+    for word in ("half", "same"):
+        assert fuse(tmp_path / "same", places[0], "--fit", word, out=tmp_path / "nested") == 0
+        assert warning in capsys.readouterr().out
+    assert run_command(["compare", str(tmp_path / "same"), places[0]]) == 0
+    assert warning in capsys.readouterr().out
+    assert run_command(["compare", str(tmp_path / "nested"), str(tmp_path / "same")]) == 0
+    assert "nested/scores.npz" in capsys.readouterr().out
+    assert fuse(*places, "--fit", "half", out=tmp_path / "half") == 0
+    assert fuse(*places, out=tmp_path / "equal") == 0
+    capsys.readouterr()
+    assert run_command(["compare", str(tmp_path / "equal"), places[0]]) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert not read_scores(tmp_path / "half" / "scores.npz").fitted_here
 
 
 @pytest.mark.parametrize(

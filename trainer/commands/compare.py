@@ -20,6 +20,7 @@ from kernels.program import UserError
 from trainer.commands.tables import new_table, plain, print_table
 from trainer.report.curves import COLORS, draw, write_png
 from trainer.report.past_run import PastRun, differing, names, read_run
+from trainer.scores.cautions import different_views, weights_fitted_here
 from trainer.scores.files import SCORES, StoredScores, read_scores, scores_in
 from trainer.scores.pairs import paired_table
 from trainer.scores.reported import Result, all_metrics, paper_tables
@@ -76,6 +77,10 @@ def compare_scores(files: Sequence[Path], names: Sequence[str], console: Console
     scores = [read_scores(file) for file in files]
     for table in paper_tables(results_of(scores, names)):
         print_table(table, console)
+    if note := different_views(scores):
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if warning := weights_fitted_here(scores):
+        console.print(warning, markup=False, highlight=False, soft_wrap=True)
     print_table(paired_table(scores, names), console)
 
 

@@ -22,7 +22,8 @@ from models.classes import MA52
 from trainer.commands.eval import make_folder, write_class_table, write_metrics
 from trainer.commands.tables import new_table, plain, print_table
 from trainer.metrics import Scores
-from trainer.scores.files import COARSE, SCORES, write_scores
+from trainer.scores.cautions import FITTED_HERE, differ_for_certain, different_views, weights_fitted_here
+from trainer.scores.files import COARSE, SCORES, StoredScores, write_scores
 from trainer.scores.fusion import fit_weights, halves, without
 from trainer.scores.members import MemberFile, Members, join_members, read_members
 from trainer.scores.outcome import Metric, interval, resampled
@@ -47,6 +48,8 @@ class FuseOptions:
     fit: Annotated[tuple[str, ...], tyro.conf.arg(metavar="half|val|same|SCORES")] = ()
     """Fit the weights. half: on half of the clips, reporting the other half. val: on the members' validation scores, in
     eval/ of their runs. same: on the reported clips. Or scores of each member."""
+    mixed_views: bool = False
+    """Accept members that were scored with different --clips, --crops or --flip."""
     metric: Metric | None = None
     """What to maximise and report. Default: f1_mean for MA-52, otherwise top1."""
     out: Path = Path("fused")
@@ -55,11 +58,15 @@ class FuseOptions:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Weights, the positions of the reported clips, and a sentence that says where the weights come from."""
+    """Weights, the positions of the reported clips, and a sentence that says where the weights come from.
+
+    is_here: whether the weights were fitted on the reported clips.
+    """
 
     weights: tuple[float, ...]
     rows: Tensor
     sentence: str
+    is_here: bool = False
 
 
 def fuse(options: FuseOptions) -> int:
@@ -69,7 +76,9 @@ def fuse(options: FuseOptions) -> int:
     if options.weights and options.fit:
         raise UserError("weights are either given or fitted: leave out --weights or --fit")
     files = read_members(options.scores)
-    first = files[0].stored
+    stored, first = [file.stored for file in files], files[0].stored
+    if not options.mixed_views:
+        refuse_different_views(stored)
     metric = options.metric or default_metric(files)
     members = join_members(files)
     if metric == "f1_mean" and members.coarse is None:
@@ -77,23 +86,27 @@ def fuse(options: FuseOptions) -> int:
     fit = fit_of(options, files, members, metric)
     members = members.at(fit.rows)
     make_folder(options.out)
-    if warning := different_views(files):
+    if note := different_views(stored):
+        print(f"note: {note}")
+    if warning := weights_fitted_here(stored):
         print(warning)
     report: dict[str, Any] = {"weights": fit.weights, "fit": fit.sentence}
     if first.has_labels:
         report |= contributions(options.scores, members, fit.weights, metric)
     show(report, Console())
-    write(options.out, report, scores_of(members, fit.weights), [first.names[row] for row in fit.rows.tolist()], files)
+    names = [first.names[row] for row in fit.rows.tolist()]
+    is_here = fit.is_here or any(each.fitted_here for each in stored)
+    write(options.out, report, scores_of(members, fit.weights), names, stored, is_here)
     return 0
 
 
-def different_views(files: Sequence[MemberFile]) -> str | None:
-    """A warning if the scores of the members are not means over the same views of each clip; otherwise None."""
-    views = {file.stored.path: str(file.stored.views or "unknown views") for file in files}
-    if len(set(views.values())) == 1:
-        return None
-    each = "; ".join(f"{printable(str(path))}: {what}" for path, what in views.items())
-    return f"warning: the members were not scored in the same way ({each})"
+def refuse_different_views(stored: Sequence[StoredScores]) -> None:
+    """Raise UserError if two files say that their scores are means over different views of a clip."""
+    if differ_for_certain(stored):
+        raise UserError(
+            f"{different_views(stored)}: evaluate all checkpoints with the same --clips, --crops and --flip, or accept "
+            "the difference with --mixed-views"
+        )
 
 
 def default_metric(files: Sequence[MemberFile]) -> Metric:
@@ -115,8 +128,7 @@ def fit_of(options: FuseOptions, files: Sequence[MemberFile], members: Members, 
         sentence = f"fitted on {len(some)} of {len(everything)} clips; the results are those of the other {len(others)}"
         return Fit(fit_weights(members.at(some), metric), others, sentence)
     if options.fit == ("same",):
-        sentence = "fitted on the clips of the results, which therefore look better than results of other clips"
-        return Fit(fit_weights(members, metric), everything, sentence)
+        return Fit(fit_weights(members, metric), everything, FITTED_HERE, is_here=True)
     elsewhere = scores_to_fit(options, files)
     return Fit(
         fit_weights(join_members(elsewhere), metric),
@@ -128,7 +140,8 @@ def fit_of(options: FuseOptions, files: Sequence[MemberFile], members: Members, 
 def scores_to_fit(options: FuseOptions, files: Sequence[MemberFile]) -> list[MemberFile]:
     """The scores in the files that --fit names, for the same streams as those of the members.
 
-    Raises UserError unless there is one file for each member, or if the files contain clips of the results.
+    Raises UserError unless there is one file for each member, or if the files contain clips of the results, or if their
+    scores come from other networks or other views than those of the members.
     """
     if options.fit == ("val",):
         places = [str(file.stored.path.parent.parent / "eval") for file in files]
@@ -146,9 +159,23 @@ def scores_to_fit(options: FuseOptions, files: Sequence[MemberFile]) -> list[Mem
             f"{common} clips of {stored.path}, on which weights would be fitted, are also clips of the results: use "
             "--fit half, or --fit same to accept that"
         )
+    for file, other in zip(files, elsewhere, strict=True):
+        refuse_another_network(file.stored, other.stored)
+        if not options.mixed_views:
+            refuse_different_views([file.stored, other.stored])
     if not stored.has_labels:
         raise UserError(f"the clips of {stored.path} have no labels to fit weights: name other scores with --fit")
     return elsewhere
+
+
+def refuse_another_network(member: StoredScores, fitted: StoredScores) -> None:
+    """Raise UserError if weights would be fitted on scores of another network than that of the member."""
+    origins = [f"{each.checkpoint} of {each.experiment.name}" for each in (member, fitted) if each.experiment]
+    if len(set(origins)) == 2:
+        raise UserError(
+            f"{member.path} has scores of {origins[0]}, but {fitted.path}, on which weights would be fitted, has "
+            f"scores of {origins[1]}: evaluate the same snapshot on both splits, and name the runs in the same order"
+        )
 
 
 def given_weights(options: FuseOptions, num_members: int) -> tuple[float, ...]:
@@ -216,17 +243,26 @@ def scores_of(members: Members, weights: tuple[float, ...]) -> Scores:
 
 
 def write(
-    folder: Path, report: dict[str, Any], scores: Scores, names: Sequence[str], files: Sequence[MemberFile]
+    folder: Path,
+    report: dict[str, Any],
+    scores: Scores,
+    names: Sequence[str],
+    stored: Sequence[StoredScores],
+    fitted_here: bool,
 ) -> None:
-    """Write fusion.json, scores.npz and, if the clips have labels, metrics.json and classes.csv. Raises UserError."""
-    experiment = next((file.stored.experiment for file in files if file.stored.experiment), None)
+    """Write fusion.json, scores.npz and, if the clips have labels, metrics.json and classes.csv. Raises UserError.
+
+    stored: the scores of the members.
+    fitted_here: whether weights were fitted on the clips `names`.
+    """
+    experiment = next((each.experiment for each in stored if each.experiment), None)
     class_names, coarse_map = (experiment.data.class_names, experiment.data.coarse_map) if experiment else ((), ())
     written = [FUSION, SCORES]
     try:
         write_whole(folder / FUSION, json.dumps(report, indent=1) + "\n")
-        views = files[0].stored.views if different_views(files) is None else None
-        write_scores(folder / SCORES, scores, names, experiment, "", views)
-        if files[0].stored.has_labels:
+        views = stored[0].views if different_views(stored) is None else None
+        write_scores(folder / SCORES, scores, names, experiment, "", views, fitted_here)
+        if stored[0].has_labels:
             written += ["metrics.json", "classes.csv"]
             write_metrics(folder / "metrics.json", all_metrics(scores))
             write_class_table(folder / "classes.csv", scores, class_names, coarse_map)

@@ -39,6 +39,7 @@ class StoredScores:
     experiment: the settings with which the scores were computed. None for files of other programs.
     checkpoint: the name of the file with the weights. Empty for files of other programs.
     views: the views of each clip whose scores were averaged. None if the file does not say so.
+    fitted_here: whether weights of a fusion were fitted on these clips, so that their metrics look too good.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class StoredScores:
     experiment: Experiment | None
     checkpoint: str
     views: Views | None = None
+    fitted_here: bool = False
 
     @property
     def has_labels(self) -> bool:
@@ -91,10 +93,11 @@ def read_scores(path: Path) -> StoredScores:
     check_arrays(path)
     try:
         with np.load(path) as file:
-            known = {"name", "label", "coarse_label", "settings", "checkpoint", "views", *_streams(file)}
+            known = {"name", "label", "coarse_label", "settings", "checkpoint", "views", "fitted_here", *_streams(file)}
             arrays = {name: file[name] for name in known if name in file}
         _check_form(arrays)
         views = Views(**parse_json(str(arrays["views"]))) if "views" in arrays else None
+        fitted_here = bool(arrays.get("fitted_here", False))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}): name the scores.npz that python -m trainer eval wrote"
@@ -123,7 +126,7 @@ def read_scores(path: Path) -> StoredScores:
         raise UserError(
             f"the settings in {path} are for other classes than its scores: write it again with python -m trainer eval"
         )
-    return StoredScores(path, names, scores, experiment, str(arrays.get("checkpoint", "")), views)
+    return StoredScores(path, names, scores, experiment, str(arrays.get("checkpoint", "")), views, fitted_here)
 
 
 def write_scores(
@@ -133,12 +136,14 @@ def write_scores(
     experiment: Experiment | None,
     checkpoint: str,
     views: Views | None,
+    fitted_here: bool = False,
 ) -> None:
     """Write an npz file with the arrays `name` [N] (text), `label` and `coarse_label` [N] int64, and for each stream an
     array of probabilities [N, K] float32.
 
     The array `settings` contains the experiment as JSON, the array `checkpoint` the name of the file with the weights,
-    and the array `views` the views that were averaged, as JSON.
+    and the array `views` the views that were averaged, as JSON. If weights of a fusion were fitted on these
+    clips, there is an array `fitted_here`.
     """
     arrays: dict[str, Any] = {stream: score.float().numpy() for stream, score in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy(), "checkpoint": checkpoint}
@@ -146,6 +151,8 @@ def write_scores(
         arrays["views"] = json.dumps(asdict(views))
     if experiment is not None:
         arrays["settings"] = json.dumps(to_settings(experiment))
+    if fitted_here:
+        arrays["fitted_here"] = True
     with whole_file(path) as part, open(part, "wb") as file:
         np.savez_compressed(file, name=np.array(names), **arrays)
 
