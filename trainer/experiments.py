@@ -227,9 +227,9 @@ NTU60_EPAM = Experiment(
 )
 
 # NTU-120 with the recipes of NTU-60, because no paper gives values for NTU-120.
-NTU120, NTU120_X3D, NTU120_RGB, NTU120_POSE, NTU120_RGBPOSE = (
+NTU120, NTU120_X3D, NTU120_RGB, NTU120_POSE, NTU120_POSE_LIMB, NTU120_RGBPOSE = (
     replace(experiment, name=experiment.name.replace("ntu60", "ntu120"), data=NTU120_DATA)
-    for experiment in (NTU60, NTU60_X3D, NTU60_RGB, NTU60_POSE, NTU60_RGBPOSE)
+    for experiment in (NTU60, NTU60_X3D, NTU60_RGB, NTU60_POSE, NTU60_POSE_LIMB, NTU60_RGBPOSE)
 )
 
 # The demo runs the same code as the large experiments on generated data, and takes minutes on two CPU cores.
@@ -303,6 +303,7 @@ CUSTOM_SMALL = replace(
 ALL = (
     *(MA52_RUN, MA52_PCAN, MA52_BEST, MA52_POSE_LIMB, NTU60, NTU60_X3D, NTU60_X3D_TUNED),
     *(NTU60_RGB, NTU60_POSE, NTU60_POSE_LIMB, NTU60_RGBPOSE, NTU60_EPAM),
-    *(NTU120, NTU120_X3D, NTU120_RGB, NTU120_POSE, NTU120_RGBPOSE, CUSTOM, CUSTOM_SMALL, DEMO),
+    *(NTU120, NTU120_X3D, NTU120_RGB, NTU120_POSE, NTU120_POSE_LIMB, NTU120_RGBPOSE),
+    *(CUSTOM, CUSTOM_SMALL, DEMO),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in ALL}

@@ -35,7 +35,7 @@ def counted(experiment: Experiment) -> tuple[int, int]:
 
 
 # these networks are those of NTU-60 with larger heads
-SOAK = ("ntu120_x3d", "ntu120_rgb", "ntu120_pose", "ntu120_rgbpose")
+SOAK = ("ntu120_x3d", "ntu120_rgb", "ntu120_pose", "ntu120_pose_limb", "ntu120_rgbpose")
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,13 @@ from trainer.scores.members import join_members, read_members
 
 ONLY_IN_THE_PAIR = ("model.",)
 NOT_IN_ALL = ("optim.num_epochs", "optim.warmup_epochs", "log_every")
+STREAMS_ALONE = {"rgb": "rgb", "pose": "pose", "limb": "pose"}
 STREAM = ("model.path.widths=(8,16)", "model.path.blocks=(1,1)")
 # Each point is a stage and the number of a file at which the stage's program is killed. At this file, a training run
 # has saved a snapshot within its epoch. An evaluation has written its metrics, but not its scores.
-POINTS = ["rgb:6", "rgb/eval:2", "pose:6", "pose/eval:2", "merged:1", "finetuned:6", "finetuned/eval:2", "fused:2"]
+POINTS = ["rgb:6", "rgb/eval:2", "pose:6", "pose/eval:2", "limb:6", "limb/eval:2"]
+POINTS += ["merged:1", "finetuned:6", "finetuned/eval:2", "late_fusion:2", "fused:2"]
+SCORED = ("rgb/eval", "pose/eval", "limb/eval", "finetuned/eval", "late_fusion", "fused")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def words(tiny):
     common = [word for word in settings if not word.startswith(ONLY_IN_THE_PAIR + NOT_IN_ALL)]
     common += ["optim.num_epochs=1", "optim.warmup_epochs=0"]
     common += [f"finetuned:{word}" for word in settings if word.startswith(ONLY_IN_THE_PAIR)]
-    common += [f"{stage}:{word}" for stage in ("rgb", "pose") for word in STREAM]
+    common += [f"{stage}:{word}" for stage in STREAMS_ALONE for word in STREAM]
     return ["recipe", "demo_staged", *(part for word in common for part in ("--set", word))]
 
 
@@ -56,12 +59,10 @@ def whole(words, environment, tmp_path_factory):
 
 
 def scores_in(folder):
-    return {
-        name: np.load(folder / name / "scores.npz") for name in ("rgb/eval", "pose/eval", "finetuned/eval", "fused")
-    }
+    return {name: np.load(folder / name / "scores.npz") for name in SCORED}
 
 
-@pytest.mark.timeout(900)  # nine recipes run one after the other, which a busy machine does not do in five minutes
+@pytest.mark.timeout(900)  # twelve recipes run one after the other, which a busy machine does not do in five minutes
 def test_a_recipe_killed_in_each_stage_ends_in_the_same_scores(words, whole, environment, tmp_path):
     for number, point in enumerate(POINTS):
         killed = follow(point, words, tmp_path, environment)
@@ -70,38 +71,48 @@ def test_a_recipe_killed_in_each_stage_ends_in_the_same_scores(words, whole, env
         assert killed.stdout.count(": done\n") == max(number - 1, 0), (
             "the recipe did not continue with the killed stage"
         )
-        assert f"stage {number + 1} of 8, {stage}: python -m" in killed.stdout
+        assert f"stage {number + 1} of 11, {stage}: python -m" in killed.stdout
         assert "finished" not in json.loads((tmp_path / stage / "stage.json").read_text())
     done = follow("none", words, tmp_path, environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(": done\n") == 7
+    assert done.stdout.count(": done\n") == 10
     for name, expected in scores_in(whole[1]).items():
         scores = scores_in(tmp_path)[name]
         assert set(scores) == set(expected)
         for key in expected:
             if key != "settings":  # settings are not compared, because they contain the folders, which differ
                 np.testing.assert_array_equal(scores[key], expected[key], err_msg=f"{name}: {key}")
-    for name in ("rgb", "pose", "finetuned"):
+    for name in ("rgb", "pose", "limb", "finetuned"):
         assert "resuming from" in (tmp_path / name / "train.log").read_text()
 
 
 def test_the_tables_at_the_end_show_all_runs_and_the_fusion(whole):
     shown, folder = whole
     end = shown.rpartition("demo_staged")[2]
-    for name in ("demo_rgb", "demo_pose", "demo_finetuned", "fused, 12 of the clips", "balanced accuracy"):
+    runs = ("demo_rgb", "demo_pose", "demo_pose_limb", "demo_finetuned")
+    for name in (*runs, "late_fusion, 24 of the clips", "fused, 12 of the clips", "balanced accuracy"):
         assert name in end
-    assert (folder / "report.html").read_text().count('data-tab="run-') == 3
+    assert (folder / "report.html").read_text().count('data-tab="run-') == len(runs)
     report = json.loads((folder / "fused" / "fusion.json").read_text())
     low, high = report["interval"]
     assert f"fused top-1: {report['fused']:.4f}, 95 % interval {low:.4f} to {high:.4f}" in end
-    places = [str(folder / stage / "eval") for stage in ("rgb", "pose", "finetuned")]
+    places = [str(folder / stage / "eval") for stage in ("rgb", "pose", "limb", "finetuned")]
     members = join_members(read_members(places))
     some, others = halves(read_scores(folder / "rgb" / "eval" / "scores.npz").names, members.label)
     assert len(some) == len(others) == 12
     on_fitted = members.at(some)
-    alone = [on_fitted.outcome(corner).measure("top1") for corner in np.eye(3).tolist()]
+    alone = [on_fitted.outcome(corner).measure("top1") for corner in np.eye(4).tolist()]
     assert on_fitted.outcome(report["weights"]).measure("top1") >= max(alone)
     assert members.at(others).outcome(report["weights"]).measure("top1") == report["fused"]
+
+
+def test_the_late_fusion_of_rgb_joints_and_limbs_is_the_mean_of_their_scores(whole):
+    """As published, all networks have the same weight, and the result is that of all clips."""
+    scores = scores_in(whole[1])
+    rgb, pose, limb = (scores[f"{name}/eval"][stream] for name, stream in STREAMS_ALONE.items())
+    np.testing.assert_allclose(scores["late_fusion"]["fused"], (rgb + pose + limb) / 3, rtol=1e-5)
+    assert not np.allclose(pose, limb, atol=1e-3)
+    assert json.loads((whole[1] / "late_fusion" / "fusion.json").read_text())["weights"] == pytest.approx([1 / 3] * 3)
 
 
 def test_only_what_is_missing_or_outdated_is_made_again(words, whole, tmp_path, capfd):
@@ -116,11 +127,11 @@ def test_only_what_is_missing_or_outdated_is_made_again(words, whole, tmp_path, 
     assert f"{folder}/fused was made from an earlier finetuned/eval: remove {folder}/fused, and start the same" in error
     shutil.rmtree(folder / "fused")
     assert run_command([*command, "--dry-run"]) == 0
-    assert capfd.readouterr().out.count("│ done") == 7
+    assert capfd.readouterr().out.count("│ done") == 10
     assert run_command(command) == 0
     shown = capfd.readouterr().out
-    assert shown.count(": done\n") == 7
-    assert f"stage 8 of 8, fused: python -m trainer fuse {folder}/rgb/eval" in shown
+    assert shown.count(": done\n") == 10
+    assert f"stage 11 of 11, fused: python -m trainer fuse {folder}/rgb/eval" in shown
     assert np.array_equal(scores_in(folder)["fused"]["fused"], scores_in(whole[1])["fused"]["fused"])
 
 
@@ -197,12 +208,18 @@ def kind_of(model):
     ("more", "sentence"),
     [
         (["recipe", "ntu60_stagd"], "there is no recipe 'ntu60_stagd'; did you mean ntu60_staged?"),
-        (["recipe", "demo_staged", "--set", "rbg:seed=1"], "there is no run 'rbg'; name one of rgb, pose, finetuned"),
+        (
+            ["recipe", "demo_staged", "--set", "rbg:seed=1"],
+            "there is no run 'rbg'; name one of rgb, pose, limb, finetuned",
+        ),
         (
             ["recipe", "demo_staged", "--set", "model.path.dropout=1"],
             "in the run rgb: --set model.path.dropout=1: X3DStr",
         ),
-        (["recipe", "demo_staged", "--use", "fused=x"], "write STAGE=PATH, where STAGE is one of rgb, pose, merged"),
+        (
+            ["recipe", "demo_staged", "--use", "fused=x"],
+            "write STAGE=PATH, where STAGE is one of rgb, pose, limb, merged",
+        ),
         (["recipe", "demo_staged", "--use", "rgb=no.pth"], "there is nothing at no.pth; name a file of weights"),
     ],
 )

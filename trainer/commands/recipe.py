@@ -37,7 +37,8 @@ from trainer.snapshots.work_dir import refuse_links_in, writable
 class RecipeOptions:
     """Train in stages: python -m trainer recipe ntu60_staged
 
-    Trains each stream, merges them, fine-tunes, evaluates and fuses. The same command continues after any interruption.
+    Trains each stream, merges RGB and pose, fine-tunes, evaluates and fuses. The same command continues after any
+    interruption.
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = ""
@@ -116,7 +117,8 @@ def stage_table(place: Place) -> Table:
             case Evaluate():
                 what = f"scores the validation clips, with --clips {stage.clips}"
             case Fuse():
-                what = f"fuses the scores of {', '.join(stage.members)}"
+                weights = "weights fitted on half of the clips" if stage.fit else "equal weights"
+                what = f"fuses the scores of {', '.join(stage.members)} with {weights}"
         stand_in = place.stand_ins.get(stage.name)
         state = f"{stand_in} is used" if stand_in else "done" if place.is_done(stage) else ""
         table.add_row(*map(plain, (stage.name, what, state)))

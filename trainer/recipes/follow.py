@@ -62,7 +62,8 @@ def command_of(place: Place, stage: Stage, more: Sequence[str]) -> list[str]:
             words = ("trainer", "eval", str(path), *named, "--clips", str(stage.clips), "--out", str(folder), *more)
         case Fuse():
             members = (str(place.of(name)) for name in stage.inputs)
-            words = ("trainer", "fuse", *members, "--fit", stage.fit, "--out", str(folder))
+            fit = ("--fit", stage.fit) if stage.fit else ()
+            words = ("trainer", "fuse", *members, *fit, "--out", str(folder))
     return ["-m", *words]
 
 

@@ -68,12 +68,13 @@ class Fuse:
     """Fuse the scores of several evaluated stages.
 
     members: the names of the stages that were evaluated.
-    fit: how `python -m trainer fuse` fits the weights.
+    fit: `half` fits the weights on half of the clips, and the results are those of the other half. None: all members
+        have the same weight, and the results are those of all clips.
     """
 
     name: str
     members: tuple[str, ...]
-    fit: Literal["half", "same"] = "half"
+    fit: Literal["half"] | None
 
     @property
     def inputs(self) -> tuple[str, ...]:
