@@ -93,10 +93,10 @@ class Cursor:
             return problem
         numbers = [state["epoch"], state.get("clips", state.get("step")), state.get("rollbacks", 0)]
         if not all(fits(number, int) and number >= 0 for number in numbers):
-            return f"epoch, clips and rollbacks are {numbers}"
+            return f"epoch, clips and rollbacks are {numbers}, but must be whole numbers that are not negative"
         if not all(fits(validation.get("epoch"), int) for validation in state.get("validations", ())):
             return "a validation has no epoch"
-        return "bad_steps are not two" if state.get("bad_steps", torch.zeros(2)).shape != (2,) else ""
+        return "bad_steps does not have two entries" if state.get("bad_steps", torch.zeros(2)).shape != (2,) else ""
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SAVED}

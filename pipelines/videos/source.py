@@ -212,7 +212,7 @@ def _check_container(
         if header.hides_frames:
             reasons.setdefault("have an edit list that hides frames", []).append(videos[row])
         if header.has_more_streams:
-            reasons.setdefault("contain more pictures than one video stream", []).append(videos[row])
+            reasons.setdefault("contain other pictures beside their video stream", []).append(videos[row])
     for reason, names in reasons.items():
         raise UserError(f"{len(names)} videos {reason}, which DALI ignores, such as {names[0]}; {USE_PACKS}")
 
@@ -307,10 +307,10 @@ def compare(video: str, reference: np.ndarray, decoded: np.ndarray, numbers: np.
 
 
 def _frames_in_order(video: str, num_frames: int) -> np.ndarray:
-    """All frames as PyAV decodes them, with the colours of a pack, reduced by `_sparse`: [T, h, w, 3] float32."""
+    """All frames as PyAV decodes them, in RGB with a pack's colours, reduced by `_sparse`: [T, h, w, 3] float32."""
     frames = []
     try:
-        as_stored = AnnotatedImage(*read_header(video).stored, "stored")  # DALI does not turn frames either
+        as_stored = AnnotatedImage(*read_header(video).stored, "stored")  # not turned, because DALI does not turn
         for frame in decode(video, num_frames, as_stored):
             frames.append(_sparse(in_rgb(frame)))
     except VideoError as error:

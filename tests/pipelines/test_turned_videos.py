@@ -218,7 +218,7 @@ def test_estimates_of_an_earlier_version_are_made_again_for_turned_videos(tmp_pa
     ("made", "reason"),
     [
         (Made(file="a.webm", codec="libvpx-vp9", turn=HALF), "1 videos are to be turned or mirrored"),
-        (Made(cover=True), "1 videos contain more pictures than one video stream"),
+        (Made(cover=True), "1 videos contain other pictures beside their video stream"),
         (Made(hide=(2, 0)), "1 videos have an edit list that hides frames"),
     ],
     ids=["turned", "cover", "trimmed"],

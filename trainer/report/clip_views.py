@@ -78,7 +78,7 @@ def _draw_heatmap(axes: Axes, view: ClipView, moment: int, _: Skeleton) -> None:
     assert view.heatmap is not None
     joints = view.heatmap[at].max(axis=0).clip(0, 1)[..., None]
     _show(axes, np.concatenate([np.broadcast_to(to_rgb(HEATMAP), (*joints.shape[:2], 3)), joints], axis=-1), side)
-    axes.set_title(f"heatmap of frame {view.pose_frames[at]} over {frame}", fontsize=8, pad=2, loc="left")
+    axes.set_title(f"heatmap of frame {view.pose_frames[at]} over frame {frame}", fontsize=8, pad=2, loc="left")
     people_joints = view.pose_joints[at].reshape(-1, 3)
     visible = people_joints[people_joints[:, 2] > 0]
     axes.plot(visible[:, 0], visible[:, 1], ".", color="#e63946", markersize=3.5, markeredgewidth=0)

@@ -112,7 +112,7 @@ def _stage(state: Any, buffers: dict[str, Tensor], at: str, copies: Copies) -> A
     if isinstance(state, list | tuple):
         items = [_stage(value, buffers, f"{at}[{i}]", copies) for i, value in enumerate(state)]
         return items if isinstance(state, list) else tuple(items)
-    assert state is None or type(state) in (bool, int, float, str), f"{at}: {type(state)} in a snapshot"
+    assert state is None or type(state) in (bool, int, float, str), f"{at}: a snapshot cannot contain {type(state)}"
     return state
 
 
