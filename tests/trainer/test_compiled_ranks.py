@@ -124,6 +124,7 @@ def test_the_first_rank_compiles_and_the_other_finds_its_code(environment, tmp_p
 def test_ranks_agree_when_one_cannot_compile(environment, tmp_path):
     first, second = rehearsed(environment, tmp_path, "fails")
     assert first.startswith(
-        "DIRECT, miss, False: torch.compile failed (on another rank, which has its own file about it)"
+        "DIRECT, miss, False: torch.compile failed (on another rank, whose file fallbacks_rank*.txt contains the full "
+        "text)"
     )
     assert second.startswith("DIRECT, miss, True: torch.compile failed (RuntimeError: no space left")

@@ -92,7 +92,7 @@ class Forward(nn.Module):
 
     def agree(self, ranks: Ranks) -> None:
         """Use the slowest way that any rank uses. All ranks call this together."""
-        self.use(Way(ranks.largest(self.way)), "on another rank, which has its own file about it")
+        self.use(Way(ranks.largest(self.way)), "on another rank, whose file fallbacks_rank*.txt contains the full text")
 
     def use(self, way: Way, reason: str, where: str = "") -> None:
         """Run the network in this way from now on, unless a slower way is in use already.
