@@ -55,7 +55,7 @@ def test_adjusted_losses_are_those_of_raised_logits(build):
     assert torch.isfinite(train_step(adjusted, batch)["loss"])
 
 
-def test_a_share_that_is_none_is_told(tiny, capsys):
+def test_a_balance_above_1_is_refused(tiny, capsys):
     assert run_command([*tiny, "--set", "data.balance=1.5"]) == 2
     assert "data.balance=1.5 is not between 0 and 1" in capsys.readouterr().err
 

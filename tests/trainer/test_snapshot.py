@@ -205,8 +205,8 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
         stage({"rng": np.zeros(3)}, buffers)
 
 
-def test_what_is_steady_is_copied_beside_the_loop_and_changes_within_the_door(tmp_path: Path) -> None:
-    """Tensors that are passed as `steady` may change only inside the door. Others may change once `save` returns."""
+def test_steady_tensors_are_copied_beside_the_loop_and_others_before_it_goes_on(tmp_path: Path) -> None:
+    """Steady tensors may change only within `changing_weights`. Other tensors may change once `save` returns."""
     weight, mean, writer = torch.zeros(3_000_000), torch.zeros(1000), Writer(tmp_path)
     for step in range(20):
         weight.fill_(step)

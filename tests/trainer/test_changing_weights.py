@@ -1,4 +1,4 @@
-"""Weights and momenta change only in Writer.changing_weights() (the door). A change anywhere else is detected."""
+"""Weights and momenta change only within Writer.changing_weights(). A change anywhere else is detected."""
 
 import copy
 import time
@@ -60,7 +60,7 @@ def a_state_dict(parts: Parts) -> None:
     parts.network.load_state_dict(copy.deepcopy(parts.network.state_dict()))
 
 
-def pass_the_door(parts: Parts) -> None:
+def enter_changing_weights(parts: Parts) -> None:
     with parts.writer.changing_weights():
         pass
 
@@ -69,13 +69,15 @@ CHANGES = [in_place, through_a_view, many_at_once, momentum, a_fused_step, a_sta
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("and_then", [pass_the_door, lambda parts: parts.save(3), lambda parts: parts.writer.close()])
-def test_a_change_around_the_door_is_caught_and_its_snapshot_removed(
+@pytest.mark.parametrize(
+    "and_then", [enter_changing_weights, lambda parts: parts.save(3), lambda parts: parts.writer.close()]
+)
+def test_a_change_elsewhere_is_detected_and_its_snapshot_removed(
     tmp_path: Path, change: Callable[[Parts], None], and_then: Callable[[Parts], None]
 ) -> None:
     parts = Parts(tmp_path)
     parts.save(1)
-    pass_the_door(parts)
+    enter_changing_weights(parts)
     change(parts)  # allowed, because no snapshot is being copied
     parts.save(2, "best_acc_epoch_1.pth")
     change(parts)
@@ -89,18 +91,18 @@ def test_a_change_around_the_door_is_caught_and_its_snapshot_removed(
     assert snapshot.path == tmp_path / "epoch_1_step_1.pth"
 
 
-def test_it_is_caught_however_fast_the_copy_was(tmp_path: Path) -> None:
-    """A change is also noticed if the snapshot's copy was complete before the change."""
+def test_a_change_elsewhere_is_detected_after_a_fast_copy_too(tmp_path: Path) -> None:
+    """The copy of the weights for the snapshot is complete before the weights change."""
     parts = Parts(tmp_path)
     parts.save(1)
     while parts.writer.busy():
         time.sleep(0.001)
     in_place(parts)
     with pytest.raises(AssertionError, match=r"state\['model'\]\['0\.weight'\] was changed .* because 1 of 8 tensors"):
-        pass_the_door(parts)
+        enter_changing_weights(parts)
 
 
-def test_forward_and_backward_passes_need_no_door(tmp_path: Path) -> None:
+def test_forward_and_backward_passes_are_allowed_elsewhere(tmp_path: Path) -> None:
     parts = Parts(tmp_path)
     for step in (1, 2, 3):
         parts.save(step)
@@ -111,7 +113,7 @@ def test_forward_and_backward_passes_need_no_door(tmp_path: Path) -> None:
     parts.writer.close()
 
 
-def test_a_new_caller_in_the_loop_that_goes_around_the_door_ends_the_run(build, tmp_path: Path) -> None:
+def test_new_code_in_the_loop_that_changes_weights_ends_the_run(build, tmp_path: Path) -> None:
     """The new code multiplies weights by 1 at the start of an epoch.
 
     At this time, the snapshot of the previous epoch is being written.
@@ -120,13 +122,13 @@ def test_a_new_caller_in_the_loop_that_goes_around_the_door_ends_the_run(build, 
     run.writer, run.journal = Writer(tmp_path / "run"), Journal(tmp_path / "run")
     batches = run.train_loader.epoch
 
-    def around_the_door(epoch: int, step: int):
+    def batches_that_change_weights(epoch: int, step: int):
         if epoch == 1:
             with torch.no_grad():
                 next(run.network.parameters()).mul_(1.0)
         yield from batches(epoch, step)
 
-    run.train_loader.epoch = around_the_door
+    run.train_loader.epoch = batches_that_change_weights
     with pytest.raises(AssertionError, match=r"changing_weights\(\) while it was copied for epoch_2_step_0\.pth"):
         fit(run)
     snapshot = newest_valid(tmp_path / "run", pytest.fail)
