@@ -71,8 +71,8 @@ class PoseFolder:
         missing = [name for name in missing if name not in self.recordings]
         if missing:
             raise UserError(
-                f"{self.folder} has neither {missing[0]}.json nor {missing[0]}.npz, nor other files of its poses "
-                f"({KNOWN}); leave out --poses to estimate skeletons"
+                f"{self.folder} has neither {missing[0]}.json nor {missing[0]}.npz, nor any other file with poses of "
+                f"{missing[0]} ({KNOWN}); leave out --poses to estimate skeletons"
             )
         settle(self.recordings, {name: header.frames for name, header in headers.items()}, say)
         if self.arrays:

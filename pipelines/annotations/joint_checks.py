@@ -89,7 +89,7 @@ def _too_small(table: ClipTable, row: int) -> str:
     centred = " and centred at 0" if (table.measures["low"][row] < 0).any() else ""
     return (
         f"the joints have {_extent(table, row)} in {_image(table, row)}, so they are in metres or scaled down"
-        f"{centred}, as three-dimensional skeletons are, but must be in pixels: convert them, or take the 2-D "
+        f"{centred} (as in three-dimensional skeletons), but must be in pixels: convert them, or take the 2-D "
         "skeletons of the data set (for NTU RGB+D ntu60_hrnet.pkl or ntu120_hrnet.pkl)"
     )
 
@@ -103,8 +103,8 @@ def _centred(table: ClipTable, row: int) -> str:
 
 def _swapped(table: ClipTable, row: int) -> str:
     return (
-        f"the joints ({_extent(table, row)}) leave {_image(table, row)}, but fit if height and width, or x and y, are "
-        "swapped: write img_shape as (height, width), and each joint as (x, y)"
+        f"the joints ({_extent(table, row)}) lie partly outside of {_image(table, row)}, but fit if height and width, "
+        "or x and y, are swapped: write img_shape as (height, width), and each joint as (x, y)"
     )
 
 
@@ -253,8 +253,8 @@ def _posture(table: ClipTable, skeleton: Skeleton | None) -> Iterator[Finding]:
 
 
 SIDEWAYS = (
-    "people lie on their side: if they stand in the videos, x and y are swapped, so write each joint as (x, y), or "
-    "the videos are turned"
+    "people lie on their side: if they stand in the videos, either x and y are swapped (write each joint as (x, y)), "
+    "or the videos contain a rotation that the skeletons ignore"
 )
 UPSIDE_DOWN = (
     "people stand on their heads: if they do not in the videos, y is counted upwards, but must be counted downwards "

@@ -126,7 +126,7 @@ def look_elsewhere(
         todo.stale |= reasons
         if reasons and not found.clips:
             parts = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons.values()).most_common())
-            console.print(f"{place} has these clips, but they cannot be used: {parts}", **PLAIN)
+            console.print(f"{place} contains clips of the same videos that cannot be used: {parts}", **PLAIN)
 
 
 def earlier_packs(out: Path) -> list[Path]:
@@ -142,7 +142,7 @@ def _check_that_none_is_gone(packs: Path, number: int) -> None:
     for folder in others(packs):
         if is_gone(folder, read_index(packs).columns["file"]):
             raise UserError(
-                f"the pack in {folder}, made with --out, is not there any more, and up to {number} clips would be made "
+                f"the pack in {folder}, made with --out, no longer exists, and up to {number} clips would be made "
                 "again: mount its disk or move the folder back, or forget this pack with `python -m pipelines.prepare "
                 f"--drop --packs {shlex.quote(str(packs))} --out {shlex.quote(folder)}`"
             )
@@ -193,7 +193,10 @@ ENOUGH = 0.9  # an earlier clip must have at least this share of the scale of a 
 
 
 def _fewest(line: Line, table: ClipTable, row: int, settings: PackSettings, count: int) -> int | None:
-    """The smallest number of pose frames for which a clip made for `count` can be used, or None if there is none."""
+    """The smallest number of pose frames for which an earlier clip can be used, or None if it cannot be used at all.
+
+    line: the manifest line of the clip. count: the number of pose frames for which the clip was made.
+    """
     joints = table.clip_joints(row)[..., :2]
     height, width = int(table.height[row]), int(table.width[row])
     (left, top, right, bottom), (across, down) = line["region"], line["source_size"]

@@ -138,7 +138,7 @@ def show(pack: Path, cache: Path, console: Console) -> None:
             console.print(f"  {folder}: {text}", **PLAIN)
     for folder in others(pack):
         gone = is_gone(folder, np.array([line["file"] for line in lines.values()], np.str_))
-        text = "is not there any more" if gone else "runs that use this pack also find its clips"
+        text = "it no longer exists" if gone else f"runs that use {pack} also find the clips in it"
         console.print(f"  {folder}: made with --out; {text}", **PLAIN)
 
 

@@ -28,7 +28,7 @@ NEW, SETTINGS, JOINTS, REGION, TURN, VIDEO, ENDS_ONLY, LOST = (
     "made for samples of more pose frames",
     "whose frames have to be turned differently",
     "whose video changed",
-    "whose video has another date than in the record of an earlier version, which knew only its two ends",
+    "whose video has a new date and may have changed (an earlier version recorded only its start and end)",
     "whose file in the pack is missing or has a different size",
 )
 

@@ -218,7 +218,7 @@ def test_training_finds_what_was_made_elsewhere(data, tmp_path):
     drop(out, data.folder / "cache", Console(file=said))
     assert "every clip is used" in said.getvalue()
     _, said = data.pack(data.clips, settings=PackSettings(box_pixels=32))
-    assert f"{out} has these clips, but they cannot be used: 24 made with other settings" in said
+    assert f"{out} contains clips of the same videos that cannot be used: 24 made with other settings" in said
 
 
 @pytest.mark.parametrize("place", ["known clips", "not mounted", "new clips"])
@@ -231,12 +231,12 @@ def test_a_pack_that_is_not_there_any_more_stops_the_run_until_it_is_forgotten(d
     out.rename(tmp_path / "away")
     if place == "not mounted":
         out.mkdir()
-    with pytest.raises(UserError, match=f"the pack in {out}, made with --out, is not there any more") as error:
+    with pytest.raises(UserError, match=f"the pack in {out}, made with --out, no longer exists") as error:
         data.pack(data.clips)
-    with pytest.raises(UserError, match="is not there any more"):
+    with pytest.raises(UserError, match="no longer exists"):
         dry_run(data.table(data.clips), data.videos, data.packs, data.settings)
     if place != "new clips":
-        assert f"{out}: made with --out; is not there any more" in said_by(show, data)
+        assert f"{out}: made with --out; it no longer exists" in said_by(show, data)
     command = shlex.split(str(error.value).split("`")[1])
     assert command[:3] == ["python", "-m", "pipelines.prepare"]
     monkeypatch.setattr(sys, "argv", command[2:])

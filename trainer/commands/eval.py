@@ -58,7 +58,7 @@ class EvalOptions(RunChoice):
     flip: bool = False
     """Also score mirrored clips, with left and right joints swapped."""
     averaged: bool = False
-    """Use the moving average of the weights (EMA), which runs with optim.ema save."""
+    """Use the moving average of the weights (EMA), which a run saves if optim.ema is set."""
     out: Path | None = None
     """Folder of the results. Default: eval/ beside the checkpoint."""
 

@@ -46,7 +46,7 @@ class ExportOptions(RunChoice):
     format: Format
     """onnx (extra `export`), pt2 (torch.export), or safetensors (the tensors alone)."""
     averaged: bool = False
-    """Use the moving average of the weights (EMA), which runs with optim.ema save."""
+    """Use the moving average of the weights (EMA), which a run saves if optim.ema is set."""
     out: Path | None = None
     """File to write. Default: beside the checkpoint, with the format as its suffix."""
 

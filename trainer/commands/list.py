@@ -12,7 +12,7 @@ WIDTH = 100  # maximum width of the table in characters
 ABOUT = {
     "ma52": ("the guide's experiment 1: PCAN", "80-85 % (guide)", ""),
     "ma52_pcan": ("PCAN exactly as published", "66.7 % (PCAN)", "merged streams"),
-    "ma52_best": ("PCAN and what won on MA-52", "", "merged streams"),
+    "ma52_best": ("PCAN and other teams' methods", "", "merged streams"),
     "ma52_pose_limb": ("limbs, to fuse with ma52", "", ""),
     "ntu60": ("the guide's experiment 2: PCAN", "85-87 % (guide)", ""),
     "ntu60_x3d": ("the guide's experiment 3: fast", "90.4 % (guide)", ""),
