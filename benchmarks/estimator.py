@@ -26,7 +26,10 @@ EVERY = (2,)  # values of --every that are compared with estimating every frame
 
 
 def measure_generated() -> Result:
-    """Measure the errors on one frame of each class of the demo. The frame is drawn from the expected joints."""
+    """Measure the errors on drawn people, with one frame of each class of the demo.
+
+    The expected joints are those from which the frame was drawn.
+    """
     config, errors = DemoConfig(num_train=12, num_val=1, num_frames=(40, 90), rate=30), []
     estimator = estimator_for(1).estimator
     for clip in clip_ids(config)[:12]:

@@ -24,7 +24,9 @@ from trainer.experiments import DEMO
 from trainer.runtime.ranks import Ranks
 
 CPU = Ranks(0, 0, 1, torch.device("cpu"))
-ROW, FRAME, SIDE, EPOCHS, GAP = 3, 2, 112, 5, 4  # pixels: height of a frame, and space between two frames
+ROW, FRAME = 3, 2  # row of the clip that is drawn, and position of the drawn frame among its RGB frames
+EPOCHS = 5  # number of epochs whose random changes are drawn
+SIDE, GAP = 112, 4  # side of a picture, and space between two pictures, in pixels
 CHANGES = {"color_jitter": 0.4, "erasing": 1.0, "joint_noise": 1.0, "joint_drop": 0.3}
 
 

@@ -60,7 +60,7 @@ class Loader:
     balance: float = 0.0  # how much training balances the classes (see epoch_order)
     sample: int = 0  # evaluation uses sample number `sample` of the `num_samples` test samples of each clip
     num_samples: int = 1
-    crop: int | None = None  # evaluation crops to this entry of THREE_CROPS; None: to the whole box
+    crop: int | None = None  # in evaluation, the number of a crop in THREE_CROPS; None: the whole box
     mirrored: bool = False  # whether evaluation mirrors each clip
     prefetch: int = 2
     threads: int = field(default_factory=lambda: decode_threads(len(os.sched_getaffinity(0))))

@@ -110,8 +110,8 @@ def run_ranks(
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run each of `programs` (the words after `python`) as a fork. The forks are the ranks of one run.
 
-    The forks get the environment variables that torchrun would set on this number of machines. When one rank fails, the
-    other ranks go on, which torchrun would not allow.
+    The forks get the environment variables that torchrun would set on `machines` machines with equally many ranks. When
+    one rank fails, the other ranks go on, which torchrun would not allow.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -40,7 +40,7 @@ def blocks(page: Path) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the words of each command on a page, from its indented blocks and from `...` in texts and tables."""
+    """Return the words of each command on a page, from indented blocks and from inline code in texts and tables."""
     lines = [line.strip() for block in blocks(page) for line in block.splitlines()]
     lines += re.findall(r"`((?:python -m|nohup python|CUDA_VISIBLE_DEVICES=\d python) [^`]+)`", page.read_text())
     words = [shlex.split(line.replace("--exp X", "--exp demo"), comments=True) for line in lines]

@@ -103,7 +103,7 @@ def write(state: State, rules: Rules) -> tuple[State, list[str]]:
 
 
 def identity_norm(channels: int) -> State:
-    """Return the tensors of a batch norm that changes nothing (up to eps), for BARE, which has none in pytorchvideo."""
+    """Return tensors of a batch norm for BARE that changes nothing (up to eps). BARE has no norm in pytorchvideo."""
     values = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
     norm = {f"{BARE}.bn.{name}": torch.full((channels,), value) for name, value in values.items()}
     return norm | {f"{BARE}.bn.num_batches_tracked": torch.tensor(0)}

@@ -27,7 +27,8 @@ MAX_SHIFT = 0.33  # share of the longer video that the other video may lack at t
 # Differences in the grey level of one place, as shares of the standard deviation of all levels in both videos. Copies
 # differ by CLOSE at most in the place where they differ most, and by ALIKE at most on average over all places.
 CLOSE, ALIKE = 0.35, 0.1
-LIKELY = 0.8  # videos are compared only if no place differs by more than this in the mean over time
+# Two videos are compared frame by frame only if, at every place, their mean pictures differ by less than this.
+LIKELY = 0.8
 
 # For each pair of copies, the numbers of the two videos, and whether one is mirrored.
 Copies = list[tuple[int, int, bool]]

@@ -1,7 +1,7 @@
 """The form of a manifest's lines. A pack may come from strangers, so lines of any other form are skipped.
 
-Lines whose file lies outside of the pack are skipped, too, unless the file is a clip of another pack: a program that
-frees or repairs a pack would remove the file, whatever it is.
+A line is also skipped if its file lies outside of the pack and is not a clip of another pack. If such lines were read,
+a hostile manifest could make programs that free or repair the pack remove any file.
 """
 
 import base64

@@ -22,8 +22,9 @@ MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 class FrameReader:
     """Iterates over the frames of a video, in the order in which the decoder returns them.
 
-    Frames are turned as players show them, unless an annotation's `image` is that of the stored frames. From the first
-    frame on, `undecided` says whether only `image.rotation` could decide.
+    Frames are turned as players turn them. But if `image`, the annotated image, belongs to the frames as they are
+    stored, they are not turned. After the first frame, `undecided` says whether the sizes left this open, so that
+    `image.rotation` had to decide.
     Raises VideoError if the video has more than `max_frames` frames or cannot be decoded.
     """
 

@@ -179,7 +179,8 @@ def shape_of(header: Header, width: int, height: int) -> str:
     """Compare a video with an annotated image of (width, height) in pixels.
 
     Returns "same", "scaled" (same ratio of width to height), "turned" (by 90 degrees), or "other shape". The frames are
-    compared as `decode` returns them for this image, with and without the shape of their pixels.
+    turned as `decode` turns them for this image. Their size in pixels and the size at which players show them, which
+    differs if the pixels are not square, are both compared.
     """
     frames = header.frames_for(AnnotatedImage(width, height))
     frame, display = frames.size, (round(frames.size[0] * frames.pixel), frames.size[1])

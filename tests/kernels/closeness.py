@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 FLOAT32 = 1e-5  # allowed relative error, in the L2 norm
-# allowed multiples of the error that float32 arithmetic has if only its result is rounded
+# In bfloat16, the error of a kernel may be this many times the error of a reference that computes in float32 and rounds
+# only its result to bfloat16. The first number is for results, the second for gradients.
 BFLOAT16, BFLOAT16_GRAD = 1.2, 1.5
 
 Function = Callable[..., Tensor]

@@ -1,4 +1,4 @@
-"""Losses and heads that experiments can turn on: definitions in float64, gradients, and when they apply."""
+"""Tests the values and gradients of losses and heads that experiments can turn on. They apply in training only."""
 
 from dataclasses import replace
 
@@ -53,7 +53,10 @@ def test_soft_f1_counts_an_error_in_a_rare_class_more():
 
 
 def test_gradients_of_soft_f1():
-    """Against finite differences, and in float32 against float64. bfloat16 logits are widened first."""
+    """Compares gradients with finite differences, and gradients in float32 with those in float64.
+
+    Logits in bfloat16 are converted to float32 before the loss is computed.
+    """
     logits = drawn().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: soft_f1_loss(x, LABEL), logits)
     (exact,) = torch.autograd.grad(soft_f1_loss(logits, LABEL), logits)

@@ -1,4 +1,4 @@
-"""Compares validation metrics with the published AccMetric (metrics*)."""
+"""Compares validation metrics with results of the published AccMetric, which are in the fixtures metrics*."""
 
 import re
 from collections.abc import Callable

@@ -147,7 +147,8 @@ def test_score_matrices_equal_the_published(fixtures, facts):
             coarse_scores = coarse.contrast(peak, logits[f"{stream}_coarse"], made.coarse_label, None).scores
             assert diversity(fine.prototypes).item() == pytest.approx(terms[stream]["div"], rel=1e-6)
             for kind, scale, score in zip(("FN1", "FN2", "FN3", "FP"), FINE_SCALES, fine.scores, strict=True):
-                # The stored scores of FN2 and FN3 include their factor, although the fixtures' README says otherwise.
+                # The stored scores of FN2 and FN3 are already multiplied by their scale (FINE_SCALES), although the
+                # fixtures' README says otherwise.
                 assert_close(scale * score, arrays[f"score_{stream}_{kind}"], 1e-5)
                 term = torch.nn.functional.cross_entropy(scale * score, made.label).item()
                 assert term == pytest.approx(terms[stream][kind], rel=1e-6)

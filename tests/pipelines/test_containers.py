@@ -145,7 +145,8 @@ def test_the_program_ffmpeg_shows_the_same_frames(tmp_path, made):
     command = ["ffmpeg", "-v", "error", *whole, "-i", video, *to_pixels]
     pixels = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8)
     frames = pixels.reshape(-1, header.height, header.width, 3)
-    # ffmpeg 5.1 turns only frames that carry the message, but by H.264 a message holds until the next one
+    # In H.264 a message about the rotation holds until the next such message, but ffmpeg 5.1 turns only the frames that
+    # carry a message.
     if made.by_stream:
         frames, shown = frames[:1], shown[:1]
     assert [number_of(frame) for frame in frames] == shown

@@ -1,4 +1,7 @@
-"""Copies of a recording are found in any form, and the default split does not divide groups or copies."""
+"""Copies of a recording are found even if they were scaled, mirrored, trimmed or encoded again.
+
+The default split puts all videos of a group, and all copies of a recording, on the same side.
+"""
 
 import os
 import shutil

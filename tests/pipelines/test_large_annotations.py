@@ -68,7 +68,7 @@ def read_twice_and_by_four(folder, count):
 
 def test_a_small_one(tmp_path):
     first, second, _ = read_twice_and_by_four(tmp_path, 300)
-    # even at the first reading, it is another process that reads the pickle
+    # A child process reads the pickle, so a later reading, from the cache, needs about as much memory as the first one.
     assert second["private_gb"] <= first["private_gb"] + 0.01
 
 

@@ -84,7 +84,7 @@ def test_a_huge_size_is_refused_from_the_header(tmp_path, size, expected):
 
 
 def test_a_huge_number_of_frames_is_refused_from_the_header(tmp_path, film):
-    """A small file can claim any number of frames. An example is an .mp4 file whose frames all have the same size."""
+    """The header of a small file can claim any number of frames."""
     video = film.write(tmp_path / "a.avi", film.frames(20, 160, 120), "mpeg4")
     content = video.read_bytes()
     at = content.index(b"strh") + 8 + 32  # dwLength in the header of the stream

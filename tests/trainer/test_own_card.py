@@ -20,7 +20,11 @@ OTHERS += ("TORCHELASTIC_RESTART_COUNT",)
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Return a function that makes torch see `num_gpus` GPUs, and replaces the environment variables of the tests."""
+    """Return a function that makes torch see `num_gpus` GPUs.
+
+    The function also removes the variables in RANK and OTHERS from the environment, and sets `variables` and, if
+    `visible` is passed, CUDA_VISIBLE_DEVICES.
+    """
 
     def make(num_gpus, visible=None, **variables):
         for name in (*RANK, *OTHERS):

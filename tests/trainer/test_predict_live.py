@@ -213,7 +213,10 @@ def test_times_of_frames_increase_even_if_the_source_repeats_them():
 
 
 def test_a_source_with_wrong_times_keeps_few_frames(scorer, tmp_path):
-    """All frames of this video are shown within one millisecond, so a window of 10 frames could never be full."""
+    """By their times, all frames of this video are shown within one millisecond, so no window could ever be full.
+
+    Nevertheless a window is scored after every 20 frames, so that the memory does not fill with frames.
+    """
     with av.open(str(tmp_path / "fast.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.codec_context.time_base = 96, 64, Fraction(1, 90_000)

@@ -158,7 +158,7 @@ def run_table(place: Place) -> Table:
 
 
 def results(place: Place) -> Iterator[Result]:
-    """The metrics of each evaluated stage and of the fused scores, whose name contains the number of clips."""
+    """The metrics of each evaluation and of each fusion. The name of a fusion says of how many clips it is."""
     for stage in place.recipe.stages:
         if isinstance(stage, Evaluate | Fuse):
             stored = read_scores(place.of(stage.name) / SCORES)

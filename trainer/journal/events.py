@@ -20,8 +20,9 @@ VERSION = "brain.Event:2"  # version of the format of event files
 
 
 class Events:
-    """A new event file in `folder`. TensorBoard hides events at `first_step` and later in older files of the folder.
+    """A new event file in `folder`, for the steps from `first_step` on.
 
+    TensorBoard no longer shows the events that older files of the folder contain for these steps.
     All methods raise OSError if the file cannot be written.
     """
 

@@ -89,7 +89,7 @@ class LivePredictor:
         return Prediction(source.address, source.arrived, rate, source.times, names, self.windows, live)
 
     def _follow(self, source: LiveSource, annotated: AnnotatedVideo, screen: "Screen") -> None:
-        """Score a window whenever another `stride` of the source has arrived, and once more at the end."""
+        """Score a window about every `choice.stride` frames of the source, and once more at the end."""
         next_end, last = 0.0, None
         while (frame := source.next()) is not None:
             began, shown = time.monotonic(), source.times.seconds(frame.number)

@@ -72,10 +72,11 @@ class Explanation:
 
 
 class AnnotatedVideo:
-    """Writes an H.264 video to `path`, under a temporary name until it is complete.
+    """Writes a copy of a video, with skeletons and results drawn on it, to `path` in H.264.
 
-    The copy has the resolution at which players show the video, and its frames have the times of the video's frames.
-    Pass each frame to `show`, which keeps it in memory. `write` then writes these frames with skeletons and results.
+    The file has a temporary name until it is complete. The copy has the resolution at which players show the original
+    video, and each frame is shown at the same time as in the original. Pass each frame to `show`, which keeps it in
+    memory. `write` then writes the frames in memory with skeletons and results.
 
     poses: the skeletons to draw, or None. size: (width, height) at which to draw the frames; None keeps their size.
     turn: how the frames are turned for the copy, after skeletons are drawn on them. class_names: the names of the

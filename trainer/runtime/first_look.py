@@ -38,7 +38,7 @@ ROUNDS = 5  # number of timed steps of each choice
 
 
 class FirstLook:
-    """Stands in for `run.execute` at the first step: takes the first look, then restores and calls the original.
+    """Stands in for `run.execute` at the first step: takes the first look, then puts the original back and calls it.
 
     `clock()` returns the seconds since a fixed moment.
     """

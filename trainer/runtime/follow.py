@@ -27,7 +27,8 @@ def follow_launcher() -> None:
 def _watch(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(EVERY)
-    while True:  # the second signal ends a rank that waits for other ranks, which are gone
+    # A rank may be waiting for other ranks that have ended already. Only a second signal ends such a rank.
+    while True:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)
 

@@ -250,9 +250,10 @@ class Writer:
             sync(self.folder)
 
     def _copy(self, copies: Copies) -> None:
-        """Copy tensors that keep their memory during the run. `_release` waits until all are copied (on a GPU: queued).
+        """Copy the steady tensors of the last save, and then let `_release` continue.
 
-        On a GPU it is enough to queue the copies: updates are queued on the same stream, and so run after the copies.
+        On a GPU `_release` continues as soon as all copies are queued. That is early enough, because updates are queued
+        on the same stream, and so run after the copies.
         """
         try:
             for target, source in copies:

@@ -80,7 +80,7 @@ def test_the_record_has_every_call_and_launch(name):
 
 @pytest.mark.parametrize("name", a_share(EXPERIMENTS, slow=("ntu60_x3d",), every=1))
 def test_the_record_is_current(name):
-    """This test counts only the call of each kernel that moves the most bytes. `make soak` counts all calls."""
+    """For each kernel, only the call that moves the most bytes is counted here. `make soak` counts all calls."""
     kernels = {kernel: values for kernel, values in RECORD["per_clip"][name].items() if "heaviest" in values}
     calls = {(call.kernel, describe(call)): call for call in calls_of(EXPERIMENTS[name], train=True)}
     for kernel, values in kernels.items():

@@ -59,7 +59,7 @@ def call(function, inputs, settings):
 
 
 class Rounded(torch.autograd.Function):
-    """Rounds a tensor between two operators to bfloat16. In the backward pass, also rounds its gradient."""
+    """Rounds the output of an operator to bfloat16. In the backward pass, also rounds the gradient of this output."""
 
     @staticmethod
     def forward(ctx, x):

@@ -83,10 +83,10 @@ def views_in(
 def moments_of(
     view: ClipView, maps: dict[str, np.ndarray], skeleton: Skeleton, with_frames: bool
 ) -> list[dict[str, Any]]:
-    """Up to MOMENTS frames of a clip, evenly spread, each with its number and limbs, and pictures if `with_frames`.
+    """Up to MOMENTS frames of a clip, evenly spread, each as a dict with its number, its limbs and its overlays.
 
-    The pictures are the frame, and as overlays the heatmap and the `maps` of both streams. The heatmap and the map of
-    the pose stream belong to the nearest pose frame.
+    The overlays are the maps of the streams in `maps`. With `with_frames`, the picture of the frame and the overlay of
+    the heatmap are added. The heatmap and the map of the pose stream are those of the nearest pose frame.
     """
     count = min(MOMENTS, len(view.rgb_frames))
     moments = []

@@ -66,7 +66,7 @@ def needs_more_memory(error: Exception) -> bool:
 def answers_to(requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Build the step that the first request describes, and answer this request and all later requests.
 
-    The losses are computed without dropout and drop path, and the speed is measured with them.
+    The losses are computed without dropout and drop path. The speed is measured with dropout and drop path.
     """
     task = next(requests)
     experiment = from_settings(task["settings"], "the request", lambda _: None)
