@@ -21,7 +21,7 @@ class Backends:
     renderer: `kernel` draws heatmaps with Triton, and `reference` with plain torch.
     compiles: whether the random changes of frames are compiled to a single kernel. Without it, the same operations run
         one after the other, with the same results.
-    decoder_reason, renderer_reason: why the slower decoder or renderer was chosen; empty if it was not.
+    decoder_reason: why the slower decoder was chosen; empty if it was not.
     hw_decoder_load: share of the frames that `mixed` gives to the JPEG engine. CUDA kernels decode the other frames.
     """
 
@@ -29,7 +29,6 @@ class Backends:
     renderer: Literal["kernel", "reference"]
     say: Callable[[str], None]
     decoder_reason: str = ""
-    renderer_reason: str = ""
     hw_decoder_load: float = 0.75
     compiles: bool = False
 
@@ -50,7 +49,7 @@ class Backends:
         )
 
     def draw_by_reference(self, reason: str) -> None:
-        self.renderer, self.renderer_reason = "reference", reason
+        self.renderer = "reference"
         self.say(f"the heatmap kernel cannot be used ({reason}), so plain torch draws the heatmaps, which is slower")
 
     def change_frames_uncompiled(self, reason: str) -> None:

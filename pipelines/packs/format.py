@@ -321,17 +321,9 @@ def _stored_index(folder: Path) -> Index | None:
     place = folder / "index"
     try:
         before = place.stat().st_ino
-        manifest_bytes = read_array(place / "manifest_bytes.npy")
-        # The arrays of earlier versions have no seals.
-        read = np.load if manifest_bytes is None else read_array
-        if read(place / "manifest_bytes.npy") != (folder / "manifest.jsonl").stat().st_size:
+        if read_array(place / "manifest_bytes.npy") != (folder / "manifest.jsonl").stat().st_size:
             return None
-        columns: dict[str, Any] = {key: read(place / f"{key}.npy") for key in COLUMNS if key != "rotation"}
-        columns["packets"] = read(place / "packets.npy")
-        if read is np.load and not (place / "rotation.npy").exists():
-            columns["rotation"] = np.full(len(columns["clip"]), UNKNOWN)
-        else:
-            columns["rotation"] = read(place / "rotation.npy")
+        columns: dict[str, Any] = {key: read_array(place / f"{key}.npy") for key in (*COLUMNS, "packets")}
         replaced = place.stat().st_ino != before  # another run has replaced the index meanwhile
     except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
         return None

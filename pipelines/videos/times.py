@@ -69,8 +69,3 @@ def _increasing(times: np.ndarray) -> np.ndarray:
     """The sorted times, with equal times moved by the smallest steps that make each larger than the one before."""
     numbers = np.arange(len(times))
     return np.maximum.accumulate(times - numbers) + numbers
-
-
-def frame_rate(video: str) -> Fraction:
-    """The mean number of frames per second of a video. Raises VideoError."""
-    return frame_times(video).rate()

@@ -12,6 +12,7 @@ from kernels.program import UserError
 from pipelines.packs.format import read_index, read_manifest
 from pipelines.packs.lines import leads_out
 from pipelines.prepare.inventory import drop
+from pipelines.sealed_arrays import array_file
 from tests.programs import run_here
 
 
@@ -53,8 +54,8 @@ def test_no_line_leads_out_of_the_pack(pack, tmp_path, file):
     assert leads_out([file])
     if "\0" not in file:
         index = pack / "index"
-        np.save(index / "file.npy", np.array([good["file"], file]))
-        np.save(index / "manifest_bytes.npy", np.array((pack / "manifest.jsonl").stat().st_size))
+        (index / "file.npy").write_bytes(array_file(np.array([good["file"], file])))
+        (index / "manifest_bytes.npy").write_bytes(array_file(np.array((pack / "manifest.jsonl").stat().st_size)))
     assert read_index(pack).columns["clip"].tolist() == [good["clip"]]
     done = run_here("-m", "pipelines.prepare", "--check", pack)
     assert done.stdout == ""
