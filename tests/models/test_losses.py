@@ -1,13 +1,16 @@
 """Tests the values and gradients of losses and heads that experiments can turn on. They apply in training only."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from models.config import SingleStreamConfig
-from models.losses import ClassifierLosses, full_precision, soft_f1_loss
+from models.heads import ClassifierHead, FrameClassifier
+from models.losses import ClassifierLosses, adjust_logits, full_precision, soft_f1_loss
 from models.networks import build_model
 from tests.models.small import SMALL_PAIR, SMALL_PCAN, SMALL_POSE, batch
 from trainer.metrics import macro_f1
@@ -116,3 +119,84 @@ def test_every_parameter_of_the_frame_classifiers_has_a_gradient():
     frames = {name: p for name, p in model.named_parameters() if ".frames_" in name}
     assert len(frames) == 4 * 4
     assert all(p.grad is not None for p in frames.values())
+
+
+def wave(*shape: int) -> torch.Tensor:
+    """Return numbers from -3 to 3 that look random and are the same with every version of torch."""
+    return (3 * torch.sin(torch.arange(1, math.prod(shape) + 1, dtype=torch.float64) ** 2)).reshape(shape)
+
+
+class Fixed(nn.Module):
+    """A layer that returns the same tensor for any input."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value)
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.value
+
+
+# The numbers in the four tests below were computed in float64 with published code, of which this repository has no copy:
+# by CombinedF1Loss, CrossEntropyF1LossFineACoarseDouble and FrameLevelPrediction of the winner at commit 372ab24
+# (docs/sources.md, "Losses for MA-52"), and by build_loss_fn of google-research/logit_adjustment.
+MA52_LABEL = torch.tensor([0, 7, 7, 30, 51])
+MA52_BODY = torch.tensor([0, 1, 1, 3, 6])
+
+
+def test_soft_f1_is_that_of_the_published_code():
+    logits = wave(5, 52).requires_grad_()
+    loss = soft_f1_loss(logits, MA52_LABEL)
+    assert loss.item() == pytest.approx(1.9836225135476238, rel=1e-9)
+    assert soft_f1_loss(wave(5, 7), MA52_BODY).item() == pytest.approx(1.7207058481500803, rel=1e-9)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    expected = (0.03125008568011226, -0.0014910875799876502, 2.2070969556510327e-05)
+    assert (gradient.abs().sum().item(), gradient[3, 30].item(), gradient[1, 8].item()) == pytest.approx(expected)
+
+
+def test_the_losses_of_all_heads_add_up_to_the_published_loss():
+    """Classifiers of clips and of three frames, fine and coarse, with F1 losses and the winner's weights."""
+    config = replace(
+        SMALL_SINGLE, num_classes=52, num_coarse=7, coarse_weight=0.5, frame_weight=0.5, f1_weight=1.0, dropout=0.5
+    )
+    head = ClassifierHead(config, (16,))
+    logits = {"fc_cls": wave(5, 52), "frames_pose": wave(15, 52) / 2}
+    logits |= {"fc_pose_coarse": wave(5, 7), "frames_pose_coarse": wave(15, 7) / 2}
+    for name, value in logits.items():
+        setattr(head, name, Fixed(value))
+    losses = head({"pose": torch.rand(15, 16, 2, 2)}, {"pose": 3}, MA52_LABEL, MA52_BODY).losses
+    total = torch.stack(list(losses.values())).sum()
+    assert total.item() == pytest.approx(14.298700373823765, rel=1e-9)
+    gradients = torch.autograd.grad(total, [head.get_submodule(name).value for name in logits])
+    expected = (2.003123229713937, 1.0016559182539824, 0.9271626844138372, 0.5123503787554752)
+    assert [gradient.abs().sum().item() for gradient in gradients] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_classifier_of_frames_is_that_of_the_published_code():
+    """The input is passed to the published code as [N, C, T, H, W], which it reshapes to these frames."""
+    classifier = FrameClassifier(32, 4).double()
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.copy_(wave(*parameter.shape))
+    expected = [-6.4098256672218445, 9.799866847967763, -2.406384013307962, 5.90599625542914, -2.07130725028226]
+    expected += [5.465983562655218, -1.9514399635201416, 5.364160387665277, -2.1611318201147753, 5.554849577942274]
+    expected += [-8.711363299115202, 7.527436039318526]
+    assert classifier(wave(6, 32, 2, 2))[:, :2].flatten().tolist() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("strength", "expected"),
+    [(0.0, 3.3766088718958303), (0.25, 3.551397468013877), (1.0, 4.359921966412825), (2.0, 6.439335292638719)],
+)
+def test_adjusted_logits_are_those_of_the_published_code(strength, expected):
+    """The published code adds 1e-12 to each frequency, so the losses differ by about 1e-9."""
+    losses = ClassifierLosses(SMALL_PAIR)
+    adjust_logits(losses, torch.tensor([100, 1, 30, 5]), strength)
+    logits = wave(5, 4).requires_grad_()
+    label = torch.tensor([0, 1, 1, 3, 2])
+    loss = losses("rgb", logits, label, 1.0)["loss_rgb"]
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert torch.autograd.gradcheck(lambda x: losses("rgb", x, label, 1.0)["loss_rgb"], logits)
+    plain = F.cross_entropy(logits, label)
+    assert losses("rgb_coarse", logits, label, 1.0)["loss_rgb_coarse"] == plain
+    assert losses.eval()("rgb", logits, label, 1.0)["loss_rgb"] == plain
