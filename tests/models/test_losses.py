@@ -137,8 +137,8 @@ class Fixed(nn.Module):
         return self.value
 
 
-# The numbers in the four tests below were computed in float64 with published code, of which this repository has no copy:
-# by CombinedF1Loss, CrossEntropyF1LossFineACoarseDouble and FrameLevelPrediction of the winner at commit 372ab24
+# The numbers in the four tests below were computed in float64 with published code, of which this repository has no
+# copy: by CombinedF1Loss, CrossEntropyF1LossFineACoarseDouble and FrameLevelPrediction of the winner at commit 372ab24
 # (docs/sources.md, "Losses for MA-52"), and by build_loss_fn of google-research/logit_adjustment.
 MA52_LABEL = torch.tensor([0, 7, 7, 30, 51])
 MA52_BODY = torch.tensor([0, 1, 1, 3, 6])
