@@ -214,7 +214,7 @@ class SingleStreamConfig(HeadConfig):
     num_coarse: int = 0
     """Number of coarse classes. An experiment takes it from its data if coarse_weight is not 0."""
     in_channels: int = FROM_DATA
-    """Number of input channels: 3 for frames, and for heatmaps as many as the skeleton has joints."""
+    """Number of input channels: 3 for frames, and for heatmaps one for each joint or limb that is drawn."""
     path: ResNetPathConfig | X3DStreamConfig
     """The layers: a path of RGBPoseConv3D or a stream of the two-stream X3D."""
 

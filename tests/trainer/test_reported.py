@@ -1,6 +1,7 @@
 """Tables of results look as in papers: NTU's protocols side by side, and MA-52's F1 mean with its four parts."""
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from rich.console import Console
 
 from tests.trainer.test_metrics import random_scores
+from trainer.commands.eval import show
 from trainer.experiments import EXPERIMENTS
 from trainer.metrics import Scores
 from trainer.scores.reported import Result, all_metrics, paper_tables
+from trainer.scores.views import Views
 from trainer.settings import override
 
 
@@ -46,6 +49,30 @@ def test_ma52_reports_the_f1_mean_and_its_parts_first():
     values = [float(cell) for cell in row[1:]]
     assert values[0] == pytest.approx(100 * metrics["f1/mean"], abs=0.005)
     assert values[0] == pytest.approx(sum(values[1:]) / 4, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "title", "column"),
+    [
+        ("ntu60_x3d", (), "NTU RGB+D 60, top-1 in %", "cross-subject"),
+        ("ntu60_rgbpose", ("data.split=xview",), "NTU RGB+D 60, top-1 in %", "cross-view"),
+        ("ntu120", (), "NTU RGB+D 120, top-1 in %", "cross-subject"),
+        ("ntu120_x3d", ("data.split=xset",), "NTU RGB+D 120, top-1 in %", "cross-setup"),
+        ("ma52", (), "MA-52, in %", "F1 mean"),
+        ("ma52_best", (), "MA-52, in %", "F1 mean"),
+        ("demo", (), "top-1, balanced accuracy and expected calibration error, in %", "calibration"),
+    ],
+)
+def test_eval_prints_first_what_the_papers_report(name, settings, title, column, capsys):
+    experiment, views = override(EXPERIMENTS[name], *settings), Views(clips=10, flip=True)
+    show(experiment, 20, all_metrics(random_scores(0, coarse=name.startswith("ma52"))), views)
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith(title)
+    (views_of_all,) = re.findall(f"{name}: 20 clips, 10 samples, mirrored too", words)
+    own, _, rest = words.partition(views_of_all)
+    assert column in own
+    assert "acc/balanced" in rest
+    assert "ece" in rest
 
 
 def test_other_data_report_balanced_accuracy_and_calibration():
