@@ -276,6 +276,8 @@ COMMANDS = [
     (f"{TWICE} --fit {{dir}}/two.npz", "name scores for each member, or use (--fit half)$", f"{TWICE} {{0}}"),
     (f"{TWICE} --fit {{dir}}/two.npz {{dir}}/two.npz", r"use --fit half, or (--fit same) to accept", f"{TWICE} {{0}}"),
     (f"{HIDDEN} --fit half", "give the weights with (--weights)$", f"{HIDDEN} {{0}} 1 2"),
+    ("trainer fuse {dir}/two.npz {dir}/member --out {dir}/member", "name a folder of its own with (--out)$",
+     "trainer fuse {dir}/two.npz {dir}/member {0} {dir}/fused"),
     ("trainer fuse {dir}/mine.npz {dir}/ten.npz --out {dir}/fused", "the difference with (--mixed-views)$",
      "{before} {0}"),
     ("trainer fuse {dir}/two.npz:pose {dir}/two.npz --out {dir}/fused", r"no scores of pose: name one of (\w+)$",
@@ -369,6 +371,8 @@ def places(video, weights, tmp_path) -> dict[str, str]:
     put(tmp_path / "two.npz", two_clips())
     put(tmp_path / "hidden.npz", two_clips(label=[0, 0]))
     put(tmp_path / "mine.npz", mine())
+    (tmp_path / "member").mkdir()
+    put(tmp_path / "member" / "scores.npz", two_clips())
     put(tmp_path / "ten.npz", mine(views='{"clips": 10}'))
     put(tmp_path / "x.pkl", TWO)
     put(tmp_path / "twelve.pkl", TWELVE)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,6 +253,19 @@ def test_weights_are_never_fitted_and_judged_on_the_same_clips_in_silence(tmp_pa
     tests = [store(tmp_path / run / "eval_test" / "scores.npz", name=np.char.add("t", NAMES)) for run in ("a", "b")]
     assert fuse(*tests, "--fit", "val", out=tmp_path / "out") == 0
     assert "fitted on 40 other clips" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("out", ["a", "a/eval", "b/../a/eval", "mine"])
+def test_the_scores_of_members_are_not_replaced(tmp_path, capsys, out):
+    """Fused scores in the folder of a run would be taken for those of the run."""
+    places = [store(tmp_path / folder / "scores.npz") for folder in ("a/eval", "mine")]
+    before = [Path(place).read_bytes() for place in places]
+    (tmp_path / "b").mkdir()
+    assert fuse(tmp_path / "a", tmp_path / "mine", out=tmp_path / out) == 2
+    assert "which the fused scores would replace or hide: name a folder of its own" in capsys.readouterr().err
+    assert [Path(place).read_bytes() for place in places] == before
+    assert not (tmp_path / "a" / "scores.npz").exists()
+    assert fuse(tmp_path / "a", tmp_path / "mine", out=tmp_path / "a" / "fused") == 0
 
 
 def test_clips_without_labels_are_fused_and_not_judged(tmp_path, capsys):

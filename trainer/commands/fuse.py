@@ -77,6 +77,7 @@ def fuse(options: FuseOptions) -> int:
         raise UserError("weights are either given or fitted: leave out --weights or --fit")
     files = read_members(options.scores)
     stored, first = [file.stored for file in files], files[0].stored
+    refuse_to_replace_members(options.out, stored)
     if not options.mixed_views:
         refuse_different_views(stored)
     metric = options.metric or default_metric(files)
@@ -98,6 +99,19 @@ def fuse(options: FuseOptions) -> int:
     is_here = fit.is_here or any(each.fitted_here for each in stored)
     write(options.out, report, scores_of(members, fit.weights), names, stored, is_here)
     return 0
+
+
+def refuse_to_replace_members(out: Path, stored: Sequence[StoredScores]) -> None:
+    """Raise UserError if the fused scores would replace those of a member, or hide those of a member's run."""
+    for each in stored:
+        folders = (
+            (each.path.parent, each.path.parent.parent) if each.path.parent.name == "eval" else (each.path.parent,)
+        )
+        if each.path.name == SCORES and out.resolve() in {folder.resolve() for folder in folders}:
+            raise UserError(
+                f"--out {out} has the scores of a member, {each.path}, which the fused scores would replace or hide: "
+                "name a folder of its own with --out"
+            )
 
 
 def refuse_different_views(stored: Sequence[StoredScores]) -> None:
