@@ -14,6 +14,7 @@ from tests.trainer.test_end_to_end import size_of_png
 from trainer.cli import run_command
 from trainer.commands.eval import write_class_table
 from trainer.metrics import Scores
+from trainer.report.page.reading import read_shown
 from trainer.scores.files import read_scores
 from trainer.scores.views import Views
 
@@ -134,6 +135,19 @@ def test_averaged_weights(tiny, trained, evaluated, tmp_path, capsys):
     assert run_command(["eval", *tiny, *arguments]) == 0
     metrics, logged = json.loads((tmp_path / "metrics.json").read_text()), validations(trained)[2]
     assert metrics == {name: logged.get(f"ema/{name}", value) for name, value in metrics.items()}
+
+
+def test_the_page_explains_the_weights_that_were_evaluated(tiny, trained, tmp_path):
+    arguments = ["--checkpoint", str(trained / "latest.pth"), "--out", str(tmp_path), "--averaged"]
+    assert run_command(["eval", *tiny, *arguments]) == 0
+    assert "with the moving average of the weights (EMA) of latest.pth" in (tmp_path / "report.html").read_text()
+    stored, plain = np.load(tmp_path / "scores.npz"), tmp_path / "plain.npz"
+    np.savez(plain, **{**stored, "averaged": False})
+    (of_ema, *_), (of_weights, *_) = (
+        read_shown(trained, "cpu", scores=file).gallery for file in (tmp_path / "scores.npz", plain)
+    )
+    assert of_ema["moments"][0]["picture"] == of_weights["moments"][0]["picture"]
+    assert of_ema["moments"][0]["rgb_map"] != of_weights["moments"][0]["rgb_map"]
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
         if ranks.leads:
             metrics = all_metrics(scores)
             show(experiment, len(names), metrics, views)
-            write(out, experiment, path.name, metrics, scores, names, views)
+            write(out, experiment, path.name, metrics, scores, names, views, options.averaged)
             if (path.parent / SETTINGS).is_file():
                 page = (path.parent if options.out is None else out) / PAGE
                 for written in try_to_write(page, {path.parent: out / SCORES}, ranks.device.type, print):
@@ -147,16 +147,17 @@ def write(
     scores: Scores,
     names: Sequence[str],
     views: Views,
+    averaged: bool,
 ) -> None:
     """Write metrics.json, scores.npz, classes.csv and confusion.png to `folder`. Raises UserError if that fails.
 
-    `checkpoint` is the name of the file with the weights.
+    `checkpoint` is the name of the file with the weights. `averaged`: whether their EMA was used.
     """
     data = experiment.data
     counts = confusion_matrix(main_scores(scores), scores.label)
     try:
         write_metrics(folder / "metrics.json", metrics)
-        write_scores(folder / SCORES, scores, names, experiment, checkpoint, views)
+        write_scores(folder / SCORES, scores, names, experiment, checkpoint, views, averaged=averaged)
         write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
         picture = draw_confusion(counts.numpy(), data.class_names, data.coarse_map, coarse_names(data.coarse_map))
         write_png(picture, folder / "confusion.png")

@@ -40,6 +40,7 @@ class StoredScores:
     checkpoint: the name of the file with the weights. Empty for files of other programs.
     views: the views of each clip whose scores were averaged. None if the file does not say so.
     fitted_here: whether weights of a fusion were fitted on these clips, so that their metrics look too good.
+    averaged: whether the scores are those of the moving average of the weights (EMA).
     """
 
     path: Path
@@ -49,6 +50,7 @@ class StoredScores:
     checkpoint: str
     views: Views | None = None
     fitted_here: bool = False
+    averaged: bool = False
 
     @property
     def has_labels(self) -> bool:
@@ -93,11 +95,11 @@ def read_scores(path: Path) -> StoredScores:
     check_arrays(path)
     try:
         with np.load(path) as file:
-            known = {"name", "label", "coarse_label", "settings", "checkpoint", "views", "fitted_here", *_streams(file)}
-            arrays = {name: file[name] for name in known if name in file}
+            known = {"name", "label", "coarse_label", "settings", "checkpoint", "views", "fitted_here", "averaged"}
+            arrays = {name: file[name] for name in (*known, *_streams(file)) if name in file}
         _check_form(arrays)
         views = Views(**parse_json(str(arrays["views"]))) if "views" in arrays else None
-        fitted_here = bool(arrays.get("fitted_here", False))
+        fitted_here, averaged = (bool(arrays.get(name, False)) for name in ("fitted_here", "averaged"))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}): name the scores.npz that python -m trainer eval wrote"
@@ -126,7 +128,8 @@ def read_scores(path: Path) -> StoredScores:
         raise UserError(
             f"the settings in {path} are for other classes than its scores: write it again with python -m trainer eval"
         )
-    return StoredScores(path, names, scores, experiment, str(arrays.get("checkpoint", "")), views, fitted_here)
+    checkpoint = str(arrays.get("checkpoint", ""))
+    return StoredScores(path, names, scores, experiment, checkpoint, views, fitted_here, averaged)
 
 
 def write_scores(
@@ -137,13 +140,14 @@ def write_scores(
     checkpoint: str,
     views: Views | None,
     fitted_here: bool = False,
+    averaged: bool = False,
 ) -> None:
     """Write an npz file with the arrays `name` [N] (text), `label` and `coarse_label` [N] int64, and for each stream an
     array of probabilities [N, K] float32.
 
     The array `settings` contains the experiment as JSON, the array `checkpoint` the name of the file with the weights,
     and the array `views` the views that were averaged, as JSON. If weights of a fusion were fitted on these
-    clips, there is an array `fitted_here`.
+    clips, there is an array `fitted_here`; if the scores are those of the EMA of the weights, an array `averaged`.
     """
     arrays: dict[str, Any] = {stream: score.float().numpy() for stream, score in scores.probability.items()}
     arrays |= {"label": scores.label.numpy(), "coarse_label": scores.coarse_label.numpy(), "checkpoint": checkpoint}
@@ -153,6 +157,8 @@ def write_scores(
         arrays["settings"] = json.dumps(to_settings(experiment))
     if fitted_here:
         arrays["fitted_here"] = True
+    if averaged:
+        arrays["averaged"] = True
     with whole_file(path) as part, open(part, "wb") as file:
         np.savez_compressed(file, name=np.array(names), **arrays)
 

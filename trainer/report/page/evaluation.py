@@ -22,7 +22,7 @@ class Evaluation:
     """The scores of N clips, the names [N] of the clips, and the experiment.
 
     checkpoint: the name of the file with the weights, or empty. source: words that name the file with the scores and
-    the file with the weights.
+    the file with the weights. averaged: whether the scores are those of the EMA of the weights.
     """
 
     scores: Scores
@@ -30,6 +30,7 @@ class Evaluation:
     experiment: Experiment
     checkpoint: str
     source: str
+    averaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,9 @@ def read_evaluation(path: Path) -> Evaluation:
         if score.shape[1] != counts[COARSE if stream.endswith(COARSE) else ""]:
             raise UserError(f"{path} has {stream} scores of {score.shape[1]} classes, which its settings do not have")
     checkpoint = Path(stored.checkpoint).name
-    source = printable(f"{path}, with the weights of {checkpoint or 'several files'}")
-    return Evaluation(stored.scores, stored.names, stored.experiment, checkpoint, source)
+    weights = "moving average of the weights (EMA)" if stored.averaged else "weights"
+    source = printable(f"{path}, with the {weights} of {checkpoint or 'several files'}")
+    return Evaluation(stored.scores, stored.names, stored.experiment, checkpoint, source, stored.averaged)
 
 
 def streams_of(scores: Scores, coarse: bool = False) -> dict[str, Tensor]:

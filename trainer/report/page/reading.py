@@ -105,7 +105,7 @@ def read_gallery(
     looked = None
     if with_frames:
         try:
-            looked = explanation(experiment, folder / evaluation.checkpoint, ranks)
+            looked = explanation(experiment, folder / evaluation.checkpoint, evaluation.averaged, ranks)
         except UserError as error:
             missing.append(f"where the network looked is not shown: {error}")
     return gallery_of(evaluation, loader, with_frames, looked)
@@ -117,10 +117,15 @@ def rows_of(table: ClipTable, names: list[str]) -> np.ndarray:
     return np.array([places[name] for name in names if name in places], np.int64)
 
 
-def explanation(experiment: Experiment, checkpoint: Path, ranks: Ranks) -> Callable[[Batch, Tensor], dict[str, Tensor]]:
-    """A function that computes where the network looked (grad_cam.py), from a batch and a class for each clip."""
+def explanation(
+    experiment: Experiment, checkpoint: Path, averaged: bool, ranks: Ranks
+) -> Callable[[Batch, Tensor], dict[str, Tensor]]:
+    """A function that computes where the network looked (grad_cam.py), from a batch and a class for each clip.
+
+    averaged: whether the network gets the EMA of the weights in the file `checkpoint`.
+    """
     network = build_model(experiment.model)
-    load_weights(network, checkpoint)
+    load_weights(network, checkpoint, averaged=averaged)
     network = network.to(ranks.device).eval()
     precision = precision_of(experiment.optim.precision, ranks)
 
