@@ -19,7 +19,7 @@ from pipelines.annotations.joint_checks import joint_findings
 from pipelines.annotations.schema import AnnotationError
 from pipelines.annotations.splits import find_split
 from pipelines.annotations.table import ClipTable, open_table
-from pipelines.demo.make import ANNOTATIONS, make_demo
+from pipelines.demo.make import ANNOTATIONS, VIDEOS, make_demo
 from pipelines.frame_source import FrameSource, NoFrames
 from pipelines.loader import Loader
 from pipelines.packs.format import PackSettings, read_index
@@ -88,6 +88,13 @@ def open_tables(experiment: Experiment) -> list[ClipTable]:
             raise UserError(
                 f"data.annotations={data.annotations}: {experiment.name} makes its own data, in a file that must be "
                 f"named {ANNOTATIONS}; to train on your own data use --exp custom, or add --set data.demo=None"
+            )
+        if Path(data.videos).resolve() != (Path(data.annotations).parent / VIDEOS).resolve():
+            raise UserError(
+                f"data.videos={data.videos}: {experiment.name} makes its videos in the folder {VIDEOS} beside "
+                f"data.annotations; to keep them in {data.videos}, use "
+                f"--set data.annotations={data.videos}/{ANNOTATIONS} --set data.videos={data.videos}/{VIDEOS}, and if "
+                "the demo's videos are there already, --set data.demo=None"
             )
         make_demo(Path(data.annotations).parent, data.demo, workers=len(os.sched_getaffinity(0)))
     tables = []

@@ -226,6 +226,14 @@ DATA = [
         "trainer prepare {tiny} --dry-run --set data.annotations={files}/from_0.pkl",
         (r"add --set (data.demo=None)$", "{before} --set {0}"),
     ),
+    (
+        "trainer prepare {tiny} --dry-run --set data.videos={dir}/disk",
+        (r"to keep them in \S+, use (--set \S+ --set \S+),", "{before} {0}"),
+    ),
+    (
+        "trainer prepare {tiny} --dry-run --set data.follow_links=true --set data.videos={files}/links",
+        (r"if the demo's videos are there already, (--set data.demo=None)$", "{before} {0}"),
+    ),
     (f"{POSE_DATA}/body.pkl --clip nobody", (r"clip of the annotation file is (\w+)$", "{before} --clip {0}")),
     (f"{POSE_DATA}/body.pkl --index 999", (r"the clips 0 to (\d+)$", "{before} --index {0}")),
     (LABELS, (r"(number the classes from 0 without a gap)$", "{before}", "labels_from_0")),
